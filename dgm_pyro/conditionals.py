@@ -1,0 +1,320 @@
+r"""The conditionals p(x | given): one Pyro distribution each, its parameters free, fixed, or computed by a network.
+
+A network maps ``given`` to P raw parameters per feature, ``(B, P, *event_shape)`` or flat ``(B, P * numel)`` with P
+first; each class states its P as `num_parameters`. Any `nn.Module` of that output size serves:
+
+>>> import torch, dgm_pyro as dgm
+>>> dgm.Normal(3, network=torch.nn.Linear(2, 6)).log_prob(torch.zeros(5, 3), given=torch.ones(5, 2)).shape
+torch.Size([5])
+
+Without a network the parameters are fixed (``learned=False``, the default) or free (``learned=True``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgm_pyro import distributions
+from dgm_pyro.program import Conditional, Shape, as_shape, call_network
+from dgm_pyro.registry import register
+
+
+class Parametric(Conditional):
+    """A `Conditional` whose features are independent given P raw parameters each; the base of those below.
+
+    Subclasses set `num_parameters` and give `initial`, the raw parameters of the standard member, and `univariate`.
+    """
+
+    num_parameters: int
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        num_parameters: int,
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        super().__init__()
+        self.event_shape = as_shape(event_shape) if event_shape != () else torch.Size()
+        self.num_parameters = num_parameters
+        self.network = network
+        self.conditional = network is not None
+        if network is not None:
+            if not isinstance(network, nn.Module):
+                raise TypeError(f"network must be a torch.nn.Module or None, got {type(network).__name__}")
+            if learned or parameters is not None:
+                raise ValueError("with a network, the parameters come from given: leave out learned and parameters")
+            self.given_shape = given_shape if given_shape is not None else getattr(network, "given_shape", None)
+            self.num_classes = getattr(network, "num_classes", None)
+        else:
+            shape = (num_parameters, *self.event_shape)
+            if parameters is None:
+                parameters = self.initial()
+            if tuple(parameters.shape) != shape:
+                raise ValueError(
+                    f"parameters has shape {tuple(parameters.shape)}, but {type(self).__name__} with event_shape "
+                    f"{tuple(self.event_shape)} needs (P, *event_shape) = {shape}"
+                )
+            if learned:
+                self.parameter = nn.Parameter(parameters.clone())
+            else:
+                self.register_buffer("parameter", parameters.clone())
+
+    def initial(self) -> Tensor:
+        """Raw parameters, ``(P, *event_shape)``, of the standard member of the family."""
+        return torch.zeros(self.num_parameters, *self.event_shape)
+
+    def univariate(self, raw: Tensor) -> dist.TorchDistribution:
+        """The distribution of single features: raw parameters ``(*batch, P)``, batch shape ``batch``, event shape ()."""
+        raise NotImplementedError
+
+    def raw_parameters(self, given: Any = None) -> Tensor:
+        """The raw parameters given ``given``, ``(*batch, P, *event_shape)``.
+
+        Raises:
+            ValueError: the network's output does not fit the event shape.
+        """
+        if self.network is None:
+            return self.parameter
+        batch, raw = call_network(self.network, given, self.given_shape)
+        shape = (self.num_parameters, *self.event_shape)
+        count, size = math.prod(batch), math.prod(shape)
+        if tuple(raw.shape) not in ((count, *shape), (count, size)):
+            raise ValueError(
+                f"the network of {type(self).__name__} returned shape {tuple(raw.shape)} for a batch of {count}, but "
+                f"event_shape {tuple(self.event_shape)} with {self.num_parameters} parameters per feature needs "
+                f"{(count, *shape)} or {(count, size)}"
+            )
+        return raw.reshape(*batch, *shape)
+
+    def forward(self, given: Any = None) -> dist.TorchDistribution:
+        event_dim = len(self.event_shape)
+        return self.univariate(self.raw_parameters(given).movedim(-1 - event_dim, -1)).to_event(event_dim)
+
+
+@register
+class Normal(Parametric):
+    r"""Diagonal Normal. P = 2: location, and a raw scale that softplus makes positive. Standard: N(0, I).
+
+    Args:
+        event_shape: shape of one x.
+        network: maps ``given`` to ``(B, 2, *event_shape)`` or flat ``(B, 2 * numel)``.
+        learned: without a network, whether the parameters are free.
+        parameters: without a network, raw parameters to start from, ``(2, *event_shape)``.
+        given_shape: shape of one ``given``, for a network that does not say.
+
+    >>> import dgm_pyro as dgm
+    >>> round(dgm.Normal(1).log_prob(torch.zeros(1, 1)).item(), 4)
+    -0.9189
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        super().__init__(
+            event_shape, 2, network, learned=learned, parameters=parameters, given_shape=given_shape
+        )
+
+    def initial(self) -> Tensor:
+        raw = torch.zeros(2, *self.event_shape)
+        raw[1] = inverse_softplus(1.0)
+        return raw
+
+    def univariate(self, raw: Tensor) -> dist.Normal:
+        loc, raw_scale = raw.unbind(-1)
+        return dist.Normal(loc, positive(raw_scale))
+
+
+@register
+class Bernoulli(Parametric):
+    """Independent bits. P = 1: logits. Standard: fair coins.
+
+    Args: as `Normal`, with ``(B, 1, *event_shape)`` from the network.
+    """
+
+    levels = 2
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        super().__init__(
+            event_shape, 1, network, learned=learned, parameters=parameters, given_shape=given_shape
+        )
+
+    def univariate(self, raw: Tensor) -> dist.Bernoulli:
+        return dist.Bernoulli(logits=raw.squeeze(-1))
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        # Pyro scores a Bernoulli on floats only; integer data stay integers everywhere else.
+        if value is not None and not value.is_floating_point():
+            value = value.to(torch.get_default_dtype())
+        return super().joint(name, value, given)
+
+
+@register
+class Categorical(Parametric):
+    """Independent integers 0 .. levels - 1. P = levels: logits. Standard: uniform.
+
+    Args:
+        event_shape: shape of one x; ``()`` for a single class label.
+        levels: how many integers.
+        network, learned, parameters, given_shape: as `Normal`, with ``(B, levels, *event_shape)`` from the network.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        levels: int,
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        self_levels = check_levels(levels)
+        super().__init__(
+            event_shape, self_levels, network, learned=learned, parameters=parameters, given_shape=given_shape
+        )
+        self.levels = self_levels
+
+    def univariate(self, raw: Tensor) -> dist.Categorical:
+        return dist.Categorical(logits=raw)
+
+
+@register
+class MixtureOfNormals(Parametric):
+    """Independent features, each a mixture of ``components`` Normals. P = 3 * components: logits, locations, raw scales.
+
+    Standard: unit-scale components spread evenly over [-2, 2].
+
+    Args:
+        event_shape: shape of one x.
+        components: how many Normals per feature.
+        network, learned, parameters, given_shape: as `Normal`, with ``(B, 3 * components, *event_shape)``.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        components: int,
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        check_components(components)
+        super().__init__(
+            event_shape,
+            3 * components,
+            network,
+            learned=learned,
+            parameters=parameters,
+            given_shape=given_shape,
+        )
+        self.components = components
+
+    def initial(self) -> Tensor:
+        components = self.num_parameters // 3
+        raw = torch.zeros(3, components, *self.event_shape)
+        spread = torch.linspace(-2, 2, components) if components > 1 else torch.zeros(1)
+        raw[1] = spread.reshape(-1, *(1,) * len(self.event_shape))
+        raw[2] = inverse_softplus(1.0)
+        return raw.flatten(0, 1)
+
+    def univariate(self, raw: Tensor) -> dist.MixtureSameFamily:
+        logits, loc, raw_scale = raw.unflatten(-1, (3, self.components)).unbind(-2)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, positive(raw_scale)))
+
+
+@register
+class DiscretizedLogistic(Parametric):
+    """Independent integers 0 .. levels - 1, each a mixture of discretized logistics with closed edge bins.
+
+    P = 3 * components: logits, locations (on the scale where the levels span [-1, 1]), raw scales.
+    Source: Salimans et al. 2017 (PixelCNN++), section 2.1.
+
+    Args:
+        event_shape: shape of one x.
+        levels: how many integers, at least 2.
+        components: how many logistics per feature.
+        network, learned, parameters, given_shape: as `Normal`, with ``(B, 3 * components, *event_shape)``.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        levels: int,
+        components: int = 5,
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        check_levels(levels)
+        check_components(components)
+        super().__init__(
+            event_shape,
+            3 * components,
+            network,
+            learned=learned,
+            parameters=parameters,
+            given_shape=given_shape,
+        )
+        self.levels, self.components = levels, components
+
+    def initial(self) -> Tensor:
+        components = self.num_parameters // 3
+        raw = torch.zeros(3, components, *self.event_shape)
+        spread = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(1)
+        raw[1] = spread.reshape(-1, *(1,) * len(self.event_shape))
+        return raw.flatten(0, 1)
+
+    def univariate(self, raw: Tensor) -> dist.MixtureSameFamily:
+        assert self.levels is not None
+        logits, loc, raw_scale = raw.unflatten(-1, (3, self.components)).unbind(-2)
+        logistic = distributions.DiscretizedLogistic(loc, positive(raw_scale), self.levels)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), logistic)
+
+
+def positive(raw: Tensor) -> Tensor:
+    """softplus, kept away from zero so that no scale underflows."""
+    return F.softplus(raw).clamp_min(1e-6)
+
+
+def inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))
+
+
+def check_levels(levels: int) -> int:
+    if not isinstance(levels, int) or isinstance(levels, bool) or levels < 2:
+        raise ValueError(f"levels must be an int of at least 2, got {levels!r}")
+    return levels
+
+
+def check_components(components: int) -> None:
+    if not isinstance(components, int) or isinstance(components, bool) or components < 1:
+        raise ValueError(f"components must be a positive int, got {components!r}")

@@ -1,0 +1,119 @@
+"""Multilayer perceptrons, and how networks take a context: a vector, an image, or a class label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dgm_pyro.registry import register
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+}
+
+
+def activation_named(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]()
+
+
+def to_unit(x: Tensor, levels: int | None) -> Tensor:
+    """Integers 0 .. levels - 1 to floats in [-1, 1]; reals (``levels=None``) as they are."""
+    if levels is None:
+        return x
+    return x.to(torch.get_default_dtype()) * (2 / (levels - 1)) - 1
+
+
+class Context(nn.Module):
+    """A context, ``(B, *shape)`` reals or ``(B,)`` class labels, to ``(B, features)``.
+
+    Args:
+        shape: shape of one context; ``()`` for labels.
+        num_classes: how many labels; needed for labels, and for them only.
+        features: output features.
+        levels: integers 0 .. levels - 1 in the context are scaled to [-1, 1].
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int | None, features: int, levels: int | None = None):
+        super().__init__()
+        self.levels = levels
+        if num_classes is not None:
+            if tuple(shape) != ():
+                raise ValueError(f"num_classes is for labels of shape (), but the context has shape {tuple(shape)}")
+            self.embed: nn.Module = nn.Embedding(num_classes, features)
+        else:
+            if tuple(shape) == ():
+                raise ValueError("a context of shape () is a class label: pass num_classes")
+            self.embed = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), features))
+        self.is_label = num_classes is not None
+
+    def forward(self, context: Tensor) -> Tensor:
+        if self.is_label:
+            return self.embed(context.long())
+        return self.embed(to_unit(context, self.levels))
+
+
+def given_shape_of(
+    in_shape: Sequence[int], context_shape: Sequence[int] | None, num_classes: int | None
+) -> tuple[torch.Size, torch.Size | None]:
+    """The main input's shape, and the context's: ``()`` for labels, None without one."""
+    if num_classes is not None and context_shape is None:
+        context_shape = ()
+    return torch.Size(in_shape), None if context_shape is None else torch.Size(context_shape)
+
+
+@register
+class MLP(nn.Module):
+    """``(B, *in_shape)`` to ``(B, out_features)``, with an optional context added to every hidden layer.
+
+    Args:
+        in_shape: shape of one input; ``()`` for a class label.
+        out_features: P * numel for a conditional's network.
+        hidden: widths of the hidden layers.
+        context_shape: shape of one context, for ``network(input, context)``.
+        num_classes: number of class labels; of the input if ``in_shape`` is ``()``, else of the context.
+        levels: the input takes integers 0 .. levels - 1, and is scaled to [-1, 1].
+        activation: one of relu, silu, gelu, tanh, elu.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_features: int,
+        hidden: Sequence[int] = (256, 256),
+        *,
+        context_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        levels: int | None = None,
+        activation: str = "silu",
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        label_in = tuple(in_shape) == ()
+        self.in_shape, self.context_shape = given_shape_of(
+            in_shape, context_shape, None if label_in else num_classes
+        )
+        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        widths = [*hidden, out_features]
+        self.first = Context(self.in_shape, num_classes if label_in else None, widths[0], levels)
+        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.contexts = nn.ModuleList()
+        if self.context_shape is not None:
+            self.contexts.extend(Context(self.context_shape, num_classes, width) for width in widths[:-1])
+        self.activation = activation_named(activation)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        h = self.first(x)
+        for i, layer in enumerate(self.rest):
+            if context is not None:
+                h = h + self.contexts[i](context)
+            h = layer(self.activation(h))
+        return h

@@ -1,0 +1,510 @@
+r"""The algebra: `pyro.sample` generalised from distributions to whole models.
+
+A `Program` is a deep generative model written as Pyro statements. Three methods say what it is:
+
+===========================================  ===================================================================
+``program.joint("z")``                        the statements of p(z, latents), with sites named after ``"z"``
+``program.joint("x", x, given=z)``            the same with x observed, conditioned on z: p(x, latents | z)
+``program.posterior("x", x, given=z)``        the statements of q(latents | x, z)
+===========================================  ===================================================================
+
+Because `joint` takes the name of the variable it states, programs nest as distributions do: a prior, a likelihood, an
+encoder and a whole model are all programs. `Program.model` and `Program.guide` are these statements inside the plate
+of independent data, as ordinary Pyro callables for `SVI`, `Predictive`, `poutine`, `AutoNormal`, `NUTS`.
+
+Shapes: data are ``(B, *event_shape)``. Inside particle or time plates a tensor may carry more batch dimensions on the
+left, and the networks never see them: `call_network` folds them away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.params import param_with_module_name
+from torch import Tensor, nn
+
+Shape = torch.Size | tuple[Any, ...]
+
+
+class IntractableError(RuntimeError):
+    """A density was asked of a program whose density is an integral without a closed form."""
+
+
+class Program(nn.Module):
+    """A deep generative model as Pyro statements.
+
+    Subclass it with `joint`, and with `posterior` if there are latents. Declare:
+
+    Attributes:
+        event_shape: shape of one x.
+        given_shape: shape of one ``given``; a tuple of shapes where ``given`` is a tuple; None if not conditional, or
+            if it is left open (then ``given`` has exactly one batch dimension).
+        conditional: whether `joint` takes a ``given``.
+        levels: x takes the integers 0 .. levels - 1, so that p(x) is a mass; None where p(x) is a density on reals.
+        num_classes: how many integer labels ``given`` may take; None where it is no label.
+        tractable: whether p(x) has a closed form, so that `log_prob` is exact.
+        variable: the name under which `model` and `guide` state the data.
+    """
+
+    event_shape: torch.Size
+    given_shape: Shape | None = None
+    conditional: bool = False
+    levels: int | None = None
+    num_classes: int | None = None
+    tractable: bool = False
+    variable: str = "x"
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        """State p(name, latents | given), observing ``value`` if there is one.
+
+        Returns:
+            ``value``, or the sample that stands for it, ``(B, *event_shape)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define joint(name, value=None, given=None)")
+
+    def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        """State q(latents | value, given). The default says that there are no latents."""
+
+    def latents(self, name: str) -> tuple[str, ...] | None:
+        """Names of the latent sites of ``joint(name)``; None if the program does not declare them."""
+        return () if type(self).posterior is Program.posterior else None
+
+    def unroll(self) -> Program:
+        """The same program, on the same parameters, with every chain written out one site per step."""
+        return self
+
+    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """How a datum x with label y enters the statements: (value, given, further observed sites)."""
+        return x, (y if self.conditional else None), {}
+
+    @property
+    def measure(self) -> str:
+        """``"mass"`` on integers or ``"density"`` on reals: numbers of different measure are not comparable."""
+        return "density" if self.levels is None else "mass"
+
+    @property
+    def model(self) -> Model:
+        """p as a Pyro callable ``model(x, given=None)``, an `nn.Module` over the program's parameters."""
+        return Model(self)
+
+    @property
+    def guide(self) -> Guide:
+        """q as a Pyro callable ``guide(x, given=None)``, an `nn.Module` over the program's parameters."""
+        return Guide(self)
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, given: Any = None) -> Tensor:
+        """Draw x from p(x), or from p(x | given) with one draw per row of ``given``.
+
+        Args:
+            num_samples: how many.
+            given: ``(num_samples, *given_shape)``, or one row, ``(1, *given_shape)``, for all draws.
+
+        Returns:
+            ``(num_samples, *event_shape)``.
+
+        Raises:
+            ValueError: ``num_samples`` is no positive integer, or ``given`` does not fit.
+        """
+        given = self.check_draws(num_samples, given)
+        with poutine.block(), pyro.plate("data", num_samples, dim=-1):
+            return self.joint(self.variable, given=given)
+
+    def log_prob(self, x: Tensor, given: Any = None) -> Tensor:
+        """Exact log p(x | given) in nats, ``(B,)``.
+
+        Args:
+            x: ``(B, *event_shape)``.
+            given: ``(B, *given_shape)`` for a conditional program.
+
+        Raises:
+            IntractableError: the program has latents that no sum or formula removes.
+            ValueError: a shape, type or value does not fit; the message names it.
+        """
+        if not self.tractable:
+            raise IntractableError(
+                f"{type(self).__name__} has latent variables, so log p(x) has no closed form: use "
+                "program.log_weights(x, num_particles=K), or dgm.evaluate(program, data, num_particles=K) for a bound"
+            )
+        self.check(x, given)
+        return self.exact_log_prob(x, given)
+
+    def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
+        """`log_prob` without its checks; x may carry further batch dimensions, ``(*batch, *event_shape)``."""
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        with poutine.block(), poutine.trace() as traced, plates(batch):
+            self.joint(self.variable, x, given)
+        return log_prob_sum(traced.trace, batch)
+
+    def log_weights(self, x: Tensor, given: Any = None, num_particles: int = 1) -> Tensor:
+        """log p(x, z_k | given) - log q(z_k | x, given) for K draws from the guide, in nats, ``(K, B)``.
+
+        Their mean over k bounds log p(x) from below (ELBO); so does, more tightly, their log-mean-exp (IWAE,
+        Burda et al. 2016, eq. 8). Chains are unrolled.
+
+        Raises:
+            ValueError: a shape, type or value does not fit; the message names it.
+        """
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+        self.check(x, given)
+        model, guide = traces(self.unroll(), x, given, num_particles=num_particles)
+        batch = (num_particles, len(x))
+        return log_prob_sum(model, batch) - log_prob_sum(guide, batch)
+
+    # -- checks ------------------------------------------------------------------------------------------------------
+
+    def check(self, x: Any, given: Any = None, *, values: bool = True) -> None:
+        """Raise a ValueError or TypeError that says what is wrong with ``x`` or ``given``, and what to do."""
+        check_tensor(x, self.event_shape, "x", "the program's event_shape")
+        if values:
+            check_values(x, self.levels, type(self).__name__)
+        self.check_given(given, len(x), values=values)
+
+    def check_given(self, given: Any, size: int, *, values: bool = True) -> None:
+        if not self.conditional:
+            if given is not None:
+                raise ValueError(f"given was passed, but this {type(self).__name__} is not conditional: leave it out")
+            return
+        if given is None:
+            raise ValueError(f"this {type(self).__name__} is conditional: pass given, {self._describe_given()}")
+        shapes = shapes_of(self.given_shape, given)
+        for part, shape in zip(parts_of(given), shapes, strict=True):
+            if shape is None:
+                if not isinstance(part, Tensor):
+                    raise TypeError(f"given must be a torch.Tensor, got {type(part).__name__}")
+            else:
+                check_tensor(part, shape, "given", "the program's given_shape")
+            if len(part) != size:
+                raise ValueError(f"given has {len(part)} rows, but x has {size}: pass one row per datum")
+            if values and part.is_floating_point() and not torch.isfinite(part).all():
+                raise ValueError("given holds NaN or infinite values: clean them or drop those rows")
+            if values and self.num_classes is not None and not part.is_floating_point() and part.dim() == 1:
+                low, high = int(part.min()), int(part.max())
+                if low < 0 or high >= self.num_classes:
+                    raise ValueError(
+                        f"given holds labels from {low} to {high}, but the program knows {self.num_classes} classes: "
+                        f"0 .. {self.num_classes - 1}"
+                    )
+
+    def check_draws(self, num_samples: Any, given: Any) -> Any:
+        """Check the arguments of `sample`, and repeat a single row of ``given``."""
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+        if self.conditional and isinstance(given, Tensor) and given.dim() > 0 and len(given) == 1:
+            given = given.expand(num_samples, *given.shape[1:])
+        self.check_given(given, num_samples)
+        return given
+
+    def _describe_given(self) -> str:
+        if self.num_classes is not None:
+            return f"one integer label in 0 .. {self.num_classes - 1} per datum"
+        return "one row per datum" if self.given_shape is None else f"of shape (B, *{tuple(self.given_shape)})"
+
+
+class Conditional(Program):
+    """A program without latents: it builds one Pyro distribution.
+
+    To write your own, set ``event_shape`` and return a distribution of that event shape from ``forward(given)``:
+
+    >>> import torch, pyro.distributions as dist, dgm_pyro as dgm
+    >>> class Laplace(dgm.Conditional):
+    ...     def __init__(self, features):
+    ...         super().__init__()
+    ...         self.event_shape = torch.Size((features,))
+    ...         self.loc = torch.nn.Parameter(torch.zeros(features))
+    ...     def forward(self, given=None):
+    ...         return dist.Laplace(self.loc, 1.0).to_event(1)
+    >>> Laplace(2).sample(5).shape
+    torch.Size([5, 2])
+    """
+
+    tractable = True
+
+    def forward(self, given: Any = None) -> TorchDistribution:
+        """The distribution of x given ``given``: event shape `event_shape`, batch shape that of ``given``."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(given=None)")
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        return pyro.sample(name, self(given), obs=value)
+
+
+# -- the views that Pyro sees ----------------------------------------------------------------------------------------
+
+_names: weakref.WeakKeyDictionary[Program, str] = weakref.WeakKeyDictionary()
+_counter: Iterator[int] = itertools.count()
+
+
+def store_name(program: Program) -> str:
+    """The name under which ``program`` registers in Pyro's param store: one per instance, copies included.
+
+    Two modules under one name would silently share the first one's parameters.
+    """
+    if program not in _names:
+        _names[program] = f"{type(program).__name__}_{next(_counter)}"
+    return _names[program]
+
+
+class _View(nn.Module):
+    def __init__(self, program: Program):
+        super().__init__()
+        self.program = program
+
+    def _enter(self, x: Tensor | int, given: Any) -> tuple[Tensor | None, int]:
+        if isinstance(x, int):
+            self.program.check_given(given, x, values=False)
+            value, size = None, x
+        else:
+            values = pyro.settings.get("validate_distributions_pyro")
+            self.program.check(x, given, values=values)
+            value, size = x, len(x)
+        # What pyro.module does, less its warning about parameters that the user froze.
+        for name, parameter in self.program.named_parameters():
+            if parameter.requires_grad:
+                pyro.param(param_with_module_name(store_name(self.program), name), parameter)
+        return value, size
+
+
+class Model(_View):
+    """p(x, latents | given) inside the plate of independent data."""
+
+    def forward(self, x: Tensor | int, given: Any = None) -> Tensor:
+        """State the model of ``x``: data ``(B, *event_shape)``, or an int B to leave B data unobserved."""
+        value, size = self._enter(x, given)
+        with pyro.plate("data", size, dim=-1):
+            return self.program.joint(self.program.variable, value, given)
+
+
+class Guide(_View):
+    """q(latents | x, given) inside the plate of independent data."""
+
+    def forward(self, x: Tensor, given: Any = None) -> None:
+        """State the guide for the data ``x``, ``(B, *event_shape)``."""
+        value, size = self._enter(x, given)
+        if value is None:
+            raise ValueError("the guide needs data: q(latents | x) is conditioned on x")
+        with poutine.trace() as traced, pyro.plate("data", size, dim=-1):
+            self.program.posterior(self.program.variable, value, given)
+        declared = self.program.latents(self.program.variable)
+        if declared is not None:
+            require_subset(latent_sites(traced.trace), declared)
+
+
+# -- traces ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def plates(batch: Sequence[int]) -> Iterator[None]:
+    """The plates of a batch shape: rightmost ``data``, left of it ``particles``, then unnamed further ones."""
+    with contextlib.ExitStack() as stack:
+        for i, size in enumerate(reversed(batch)):
+            name = ("data", "particles")[i] if i < 2 else f"batch_{i}"
+            stack.enter_context(pyro.plate(name, size, dim=-1 - i))
+        yield
+
+
+def traces(
+    program: Program,
+    x: Tensor,
+    given: Any = None,
+    *,
+    num_particles: int | None = None,
+    observed: dict[str, Tensor] | None = None,
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """The model and guide traces of ``program`` at data ``x``, the model replayed on the guide's latents.
+
+    Args:
+        num_particles: K, for log-probabilities of shape ``(K, B)``; None for ``(B,)``.
+        observed: further sites and their values, such as labels; they are no longer latent.
+
+    Raises:
+        ValueError: the guide has a site that the model lacks, or the model has a latent without a guide site.
+    """
+    observed = observed or {}
+    batch = (len(x),) if num_particles is None else (num_particles, len(x))
+    # condition() would leave an observed guide site in q; hiding it there keeps q a density of the latents alone.
+    with poutine.block(), poutine.condition(data=observed), poutine.trace() as guided, plates(batch):
+        program.posterior(program.variable, x, given)
+    guide = guided.trace
+    for name in [name for name, site in guide.nodes.items() if site["type"] == "sample" and site["is_observed"]]:
+        guide.remove_node(name)
+    with poutine.block(), poutine.condition(data=observed), poutine.trace() as modelled:
+        with poutine.replay(trace=guide), plates(batch):
+            program.joint(program.variable, x, given)
+    model = modelled.trace
+    require_subset(latent_sites(guide), latent_sites(model))
+    unguided = [name for name in latent_sites(model) if name not in guide.nodes]
+    if unguided:
+        raise ValueError(
+            f"the model samples {_quoted(unguided)}, which the guide lacks: state each latent in posterior(), "
+            f"which has {_quoted(latent_sites(guide)) or 'none'}"
+        )
+    return model, guide
+
+
+def latent_sites(trace: poutine.Trace) -> list[str]:
+    """Names of the unobserved sample sites, in the order stated; plates' own subsample sites are left out."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+    ]
+
+
+def require_subset(guide_names: Sequence[str], model_names: Sequence[str]) -> None:
+    extra = [name for name in guide_names if name not in model_names]
+    if extra:
+        raise ValueError(
+            f"the guide samples {_quoted(extra)}, which the model lacks; the model's latents are "
+            f"{_quoted(model_names) or 'none'}: give both the same name"
+        )
+
+
+def require_distinct(names: Sequence[str], owner: str) -> None:
+    """Raise if one name stands for two latents of ``owner``."""
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"two latents of {owner} are named {_quoted(twice)}: give one of them another name, "
+            "for example VAE(..., latent='z2')"
+        )
+
+
+def log_prob_sum(trace: poutine.Trace, batch: Sequence[int]) -> Tensor:
+    """Sum the (scaled) log-probabilities of all sites over everything but the batch dimensions; nats, ``batch``."""
+    trace.compute_log_prob()
+    terms = [
+        site_sum(site["log_prob"], batch)
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+    ]
+    return sum(terms[1:], terms[0]) if terms else torch.zeros(tuple(batch))
+
+
+def site_sum(log_prob: Tensor, batch: Sequence[int]) -> Tensor:
+    """Sum one site's log-probability over the plates left of the batch (such as time)."""
+    if log_prob.dim() < len(batch):
+        return log_prob.expand(tuple(batch))
+    return log_prob.sum_to_size(*log_prob.shape[-len(batch) :]).expand(tuple(batch)) if batch else log_prob.sum()
+
+
+# -- given, and the networks that read it ------------------------------------------------------------------------------
+
+
+def parts_of(given: Any) -> tuple[Any, ...]:
+    return given if isinstance(given, tuple) else (given,)
+
+
+def is_pair(shape: Shape | None) -> bool:
+    """Whether a given_shape is a tuple of shapes, for a tuple of givens."""
+    return shape is not None and len(shape) > 0 and isinstance(shape[0], tuple)
+
+
+def shapes_of(shape: Shape | None, given: Any) -> tuple[torch.Size | None, ...]:
+    """One shape per part of ``given``; None where it is left open."""
+    parts = parts_of(given)
+    if shape is None:
+        return (None,) * len(parts)
+    shapes = tuple(torch.Size(s) for s in shape) if is_pair(shape) else (torch.Size(shape),)
+    if len(shapes) != len(parts):
+        raise ValueError(
+            f"given has {len(parts)} part(s), but {len(shapes)} are expected, of shapes {tuple(map(tuple, shapes))}"
+        )
+    return shapes
+
+
+def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[torch.Size, Tensor]:
+    """Apply a network made for one batch dimension to ``given`` with any number of them.
+
+    Returns:
+        The batch shape, and the output with that shape folded into its first dimension, ``(N, ...)``.
+    """
+    parts = parts_of(given)
+    shapes = [part.shape[1:] if s is None else s for part, s in zip(parts, shapes_of(shape, given), strict=True)]
+    for part, s in zip(parts, shapes, strict=True):
+        if part.shape[part.dim() - len(s) :] != s:
+            raise ValueError(f"given has shape {tuple(part.shape)}, but the network expects (B, *{tuple(s)})")
+    batch = torch.broadcast_shapes(
+        *(part.shape[: part.dim() - len(s)] for part, s in zip(parts, shapes, strict=True))
+    )
+    folded = [
+        part.expand(*batch, *s).reshape(math.prod(batch), *s) for part, s in zip(parts, shapes, strict=True)
+    ]
+    return batch, network(*folded)
+
+
+def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:
+    """Tell ``child`` what it will be given, or raise if it was built for something else.
+
+    Args:
+        role: what the child is to its owner, for the message ("likelihood").
+        source: where the given comes from, for the message ("prior's event_shape").
+    """
+    if not child.conditional:
+        raise ValueError(
+            f"the {role} is given {source} {tuple(shape)}, but this {type(child).__name__} is not conditional: "
+            "build it with a network"
+        )
+    if child.given_shape is None:
+        child.given_shape = shape
+    elif tuple(child.given_shape) != tuple(shape):
+        raise ValueError(
+            f"the {role} expects given_shape {tuple(child.given_shape)}, but it is given {source} {tuple(shape)}"
+        )
+
+
+def as_shape(shape: int | Sequence[int], argument: str = "event_shape") -> torch.Size:
+    """An int or a sequence of positive ints as a torch.Size."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise ValueError(f"{argument} must be a positive int or a tuple of them, got {shape!r}")
+    return torch.Size(sizes)
+
+
+def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:
+    """Raise unless ``x`` is a non-empty tensor of shape ``(B, *shape)``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use torch.as_tensor({argument})")
+    if x.dim() != len(shape) + 1 or x.shape[1:] != torch.Size(shape):
+        raise ValueError(f"{argument} has shape {tuple(x.shape)}, but {owner} is {tuple(shape)}: pass (B, *{tuple(shape)})")
+    if len(x) == 0:
+        raise ValueError(f"{argument} is empty: it has shape {tuple(x.shape)}")
+
+
+def check_values(x: Tensor, levels: int | None, owner: str) -> None:
+    """Raise unless the values of ``x`` can be outcomes: finite, and integers below ``levels`` for a mass."""
+    if x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"x has dtype {x.dtype}: use x.to(torch.uint8) for binary data, x.real for complex data")
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        raise ValueError("x holds NaN or infinite values: clean them or drop those rows")
+    if levels is None:
+        if not x.is_floating_point():
+            raise TypeError(
+                f"x holds integers ({x.dtype}), but {owner} is a density on reals: wrap it in "
+                "dgm.Dequantized(flow, levels=...), or call x.float() if the values really are real"
+            )
+        return
+    if x.is_floating_point() and not torch.equal(x, x.round()):
+        odd = float(x[x != x.round()][0])
+        raise ValueError(
+            f"x holds {odd:.4g}, but {owner} is a mass on the integers 0 .. {levels - 1}: pass the integers themselves"
+        )
+    low, high = int(x.min()), int(x.max())
+    if low < 0 or high >= levels:
+        remedy = " For grey levels use Categorical or DiscretizedLogistic, or binarize the data." if levels == 2 else ""
+        raise ValueError(
+            f"x holds values from {low} to {high}, but {owner} has {levels} levels, 0 .. {levels - 1}.{remedy}"
+        )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,73 @@
+"""Names of the classes that a checkpoint may rebuild, and the arguments each object was made with.
+
+A checkpoint stores class names and constructor arguments, never code. ``register`` is what makes a class known to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, TypeVar
+
+import torch
+
+REGISTRY: dict[str, type] = {}
+
+T = TypeVar("T", bound=type)
+
+
+def register(cls: T) -> T:
+    """Class decorator: checkpoints may name ``cls``, and its instances remember their constructor arguments.
+
+    Use it on your own `Program` or network so that ``dgm.save`` and ``dgm.load`` can rebuild it:
+
+    >>> import torch, dgm_pyro as dgm
+    >>> @dgm.register
+    ... class Doubling(torch.nn.Module):
+    ...     def __init__(self, features):
+    ...         super().__init__()
+    ...         self.features = features
+    >>> dgm.registry.arguments_of(Doubling(3))
+    {'features': 3}
+
+    Raises:
+        ValueError: another class is registered under the same name.
+    """
+    other = REGISTRY.get(cls.__name__)
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"the name {cls.__name__!r} is registered for {other.__module__}.{other.__qualname__}: rename your class"
+        )
+    REGISTRY[cls.__name__] = cls
+    init = cls.__init__
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def recording_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        # The outermost constructor runs first, so the arguments kept are those the user wrote.
+        if "_arguments" not in self.__dict__:
+            bound = signature.bind(self, *args, **kwargs)
+            arguments = dict(list(bound.arguments.items())[1:])
+            for parameter in signature.parameters.values():
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                    arguments.update(arguments.pop(parameter.name, {}))
+            self.__dict__["_arguments"] = arguments
+        init(self, *args, **kwargs)
+
+    cls.__init__ = recording_init
+    return cls
+
+
+def arguments_of(module: torch.nn.Module) -> dict[str, Any]:
+    """The constructor arguments of an instance of a registered class, by name.
+
+    Raises:
+        TypeError: the class is not registered.
+    """
+    cls = type(module)
+    if REGISTRY.get(cls.__name__) is not cls:
+        raise TypeError(
+            f"{cls.__module__}.{cls.__qualname__} is not registered: put @dgm.register above the class, "
+            "so that a checkpoint can name it"
+        )
+    return dict(module.__dict__["_arguments"])
