@@ -1,0 +1,46 @@
+# `make` or `make help` lists the commands. A machine needs python3 with venv, and make; the rest goes into .venv.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help tour test check format tutorials clean
+# Two installs into one environment must not run side by side.
+.NOTPARALLEL:
+
+help:  ## list the commands
+	@echo 'usage: make COMMAND [ARGS="..."] [PYTHON=python3]'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+tour: $(VENV)/.installed  ## train and compare every family on real digits, write tour/report.html (ARGS=--quick)
+	$(BIN)/dgm tour $(ARGS)
+
+test: $(VENV)/.installed-test  ## run all tests (ARGS="-k vae")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev  ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## put the code into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tutorials: $(VENV)/.installed-test  ## run the tutorial scripts and write their notebooks
+	$(BIN)/python tutorials/execute.py $(ARGS)
+
+clean:  ## remove .venv, caches and build outputs; runs/ and tour/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp per set of dependencies: pip runs again only when what it would install has changed.
+$(VENV)/.installed: EXTRAS :=
+$(VENV)/.installed-test: EXTRAS := [test]
+$(VENV)/.installed-dev: EXTRAS := [dev]
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
+	@touch $@

@@ -1,0 +1,40 @@
+"""What every test stands on: seeds, no display, and no GPU tests where there is no GPU."""
+
+import matplotlib
+import pyro
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+matplotlib.use("Agg")
+
+# A slow machine must not fail a test, a failure must come back on the next run, and the fixtures here keep no state
+# between the examples of one test.
+settings.register_profile(
+    "dgm_pyro",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("dgm_pyro")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def fresh_start():
+    """Equal seeds and an empty param store, so that a test's outcome does not depend on those before it."""
+    pyro.set_rng_seed(0)  # torch's, numpy's and Python's
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def float64():
+    """Double precision by default, for identities that hold to rounding."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield torch.float64
+    torch.set_default_dtype(before)
