@@ -55,11 +55,16 @@ class Parametric(Conditional):
             if learned or parameters is not None:
                 raise ValueError("with a network, the parameters come from given: leave out learned and parameters")
             self.given_shape = given_shape if given_shape is not None else getattr(network, "given_shape", None)
-            self.num_classes = getattr(network, "num_classes", None)
+            self.num_classes = getattr(network, "num_classes", getattr(network, "num_embeddings", None))
         else:
             shape = (num_parameters, *self.event_shape)
             if parameters is None:
                 parameters = self.initial()
+            if not isinstance(parameters, Tensor) or not parameters.is_floating_point():
+                kind = parameters.dtype if isinstance(parameters, Tensor) else type(parameters).__name__
+                raise TypeError(f"parameters must be a tensor of floats, got {kind}")
+            if not torch.isfinite(parameters).all():
+                raise ValueError("parameters holds NaN or infinite values")
             if tuple(parameters.shape) != shape:
                 raise ValueError(
                     f"parameters has shape {tuple(parameters.shape)}, but {type(self).__name__} with event_shape "
@@ -75,7 +80,7 @@ class Parametric(Conditional):
         return torch.zeros(self.num_parameters, *self.event_shape)
 
     def univariate(self, raw: Tensor) -> dist.TorchDistribution:
-        """The distribution of single features: raw parameters ``(*batch, P)``, batch shape ``batch``, event shape ()."""
+        """The distribution of single features: from raw parameters ``(*batch, P)``, one of batch shape ``batch``."""
         raise NotImplementedError
 
     def raw_parameters(self, given: Any = None) -> Tensor:
@@ -127,9 +132,7 @@ class Normal(Parametric):
         parameters: Tensor | None = None,
         given_shape: Shape | None = None,
     ):
-        super().__init__(
-            event_shape, 2, network, learned=learned, parameters=parameters, given_shape=given_shape
-        )
+        super().__init__(event_shape, 2, network, learned=learned, parameters=parameters, given_shape=given_shape)
 
     def initial(self) -> Tensor:
         raw = torch.zeros(2, *self.event_shape)
@@ -159,18 +162,10 @@ class Bernoulli(Parametric):
         parameters: Tensor | None = None,
         given_shape: Shape | None = None,
     ):
-        super().__init__(
-            event_shape, 1, network, learned=learned, parameters=parameters, given_shape=given_shape
-        )
+        super().__init__(event_shape, 1, network, learned=learned, parameters=parameters, given_shape=given_shape)
 
     def univariate(self, raw: Tensor) -> dist.Bernoulli:
-        return dist.Bernoulli(logits=raw.squeeze(-1))
-
-    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        # Pyro scores a Bernoulli on floats only; integer data stay integers everywhere else.
-        if value is not None and not value.is_floating_point():
-            value = value.to(torch.get_default_dtype())
-        return super().joint(name, value, given)
+        return distributions.Bernoulli(logits=raw.squeeze(-1))
 
 
 @register
@@ -205,9 +200,9 @@ class Categorical(Parametric):
 
 @register
 class MixtureOfNormals(Parametric):
-    """Independent features, each a mixture of ``components`` Normals. P = 3 * components: logits, locations, raw scales.
+    """Independent features, each a mixture of ``components`` Normals.
 
-    Standard: unit-scale components spread evenly over [-2, 2].
+    P = 3 * components: logits, locations, raw scales. Standard: unit-scale components spread evenly over [-2, 2].
 
     Args:
         event_shape: shape of one x.

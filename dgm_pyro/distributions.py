@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
+
+
+class Bernoulli(dist.Bernoulli):
+    """Pyro's Bernoulli, which also scores integers: Pyro's own takes bits as floats only."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value.to(self.logits.dtype))
 
 
 class DiscretizedLogistic(TorchDistribution):
@@ -22,7 +33,7 @@ class DiscretizedLogistic(TorchDistribution):
         levels: how many integers.
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
     has_rsample = False
 
     def __init__(self, loc: Tensor, scale: Tensor, levels: int, validate_args: bool | None = None):
@@ -34,7 +45,7 @@ class DiscretizedLogistic(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self.levels - 1)
 
-    def expand(self, batch_shape: torch.Size, _instance: DiscretizedLogistic | None = None) -> DiscretizedLogistic:
+    def expand(self, batch_shape: Sequence[int], _instance: DiscretizedLogistic | None = None) -> DiscretizedLogistic:
         new = self._get_checked_instance(DiscretizedLogistic, _instance)
         new.loc, new.scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         new.levels = self.levels
@@ -59,9 +70,9 @@ class DiscretizedLogistic(TorchDistribution):
         return below + above + width
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Integers of dtype int64, ``sample_shape + batch_shape``."""
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
         tiny = torch.finfo(self.loc.dtype).tiny
         uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(min=tiny)
         logistic = self.loc + self.scale * (uniform.log() - torch.log1p(-uniform))

@@ -23,7 +23,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyro
 import torch
@@ -154,11 +154,10 @@ class Program(nn.Module):
         Raises:
             ValueError: a shape, type or value does not fit; the message names it.
         """
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+        check_count(num_particles, "num_particles")
         self.check(x, given)
-        model, guide = traces(self.unroll(), x, given, num_particles=num_particles)
         batch = (num_particles, len(x))
+        model, guide = traces(self.unroll(), x, given, batch=batch)
         return log_prob_sum(model, batch) - log_prob_sum(guide, batch)
 
     # -- checks ------------------------------------------------------------------------------------------------------
@@ -166,6 +165,7 @@ class Program(nn.Module):
     def check(self, x: Any, given: Any = None, *, values: bool = True) -> None:
         """Raise a ValueError or TypeError that says what is wrong with ``x`` or ``given``, and what to do."""
         check_tensor(x, self.event_shape, "x", "the program's event_shape")
+        check_place(x, "x", self, reals=self.levels is None)
         if values:
             check_values(x, self.levels, type(self).__name__)
         self.check_given(given, len(x), values=values)
@@ -182,13 +182,18 @@ class Program(nn.Module):
             if shape is None:
                 if not isinstance(part, Tensor):
                     raise TypeError(f"given must be a torch.Tensor, got {type(part).__name__}")
+                if part.dim() == 0:
+                    raise ValueError("given has shape (), but needs a batch dimension: pass one row per datum")
             else:
                 check_tensor(part, shape, "given", "the program's given_shape")
+            check_place(part, "given", self)
             if len(part) != size:
                 raise ValueError(f"given has {len(part)} rows, but x has {size}: pass one row per datum")
             if values and part.is_floating_point() and not torch.isfinite(part).all():
                 raise ValueError("given holds NaN or infinite values: clean them or drop those rows")
-            if values and self.num_classes is not None and not part.is_floating_point() and part.dim() == 1:
+            if values and self.num_classes is not None and part.dim() == 1:
+                if part.is_floating_point():
+                    raise TypeError(f"given holds class labels of dtype {part.dtype}: pass integers, given.long()")
                 low, high = int(part.min()), int(part.max())
                 if low < 0 or high >= self.num_classes:
                     raise ValueError(
@@ -198,8 +203,7 @@ class Program(nn.Module):
 
     def check_draws(self, num_samples: Any, given: Any) -> Any:
         """Check the arguments of `sample`, and repeat a single row of ``given``."""
-        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+        check_count(num_samples, "num_samples")
         if self.conditional and isinstance(given, Tensor) and given.dim() > 0 and len(given) == 1:
             given = given.expand(num_samples, *given.shape[1:])
         self.check_given(given, num_samples)
@@ -208,7 +212,11 @@ class Program(nn.Module):
     def _describe_given(self) -> str:
         if self.num_classes is not None:
             return f"one integer label in 0 .. {self.num_classes - 1} per datum"
-        return "one row per datum" if self.given_shape is None else f"of shape (B, *{tuple(self.given_shape)})"
+        if self.given_shape is None:
+            return "one row per datum"
+        if is_pair(self.given_shape):
+            return "a tuple of tensors of shapes " + ", ".join(f"(B, *{tuple(shape)})" for shape in self.given_shape)
+        return f"of shape (B, *{tuple(self.given_shape)})"
 
 
 class Conditional(Program):
@@ -235,7 +243,14 @@ class Conditional(Program):
         raise NotImplementedError(f"{type(self).__name__} must define forward(given=None)")
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        return pyro.sample(name, self(given), obs=value)
+        distribution = self(given)
+        if distribution.event_shape != torch.Size(self.event_shape):
+            raise ValueError(
+                f"forward() of {type(self).__name__} returned a distribution of event_shape "
+                f"{tuple(distribution.event_shape)}, but the program's event_shape is {tuple(self.event_shape)}: "
+                "use .to_event(n) to make the last n dimensions one event"
+            )
+        return pyro.sample(name, distribution, obs=value)
 
 
 # -- the views that Pyro sees ----------------------------------------------------------------------------------------
@@ -254,6 +269,20 @@ def store_name(program: Program) -> str:
     return _names[program]
 
 
+def register_parameters(program: Program) -> None:
+    """What `pyro.module` does, less its warning about frozen parameters and its two ways to train a stale copy."""
+    store = pyro.get_param_store()
+    for name, parameter in program.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        full_name = param_with_module_name(store_name(program), name)
+        if not parameter.is_contiguous():  # the store would keep a contiguous copy, and SVI would train the copy
+            parameter.data = parameter.data.contiguous()
+        if full_name in store and store[full_name] is not parameter:  # the user has put another one in its place
+            del store[full_name]
+        pyro.param(full_name, parameter)
+
+
 class _View(nn.Module):
     def __init__(self, program: Program):
         super().__init__()
@@ -261,16 +290,14 @@ class _View(nn.Module):
 
     def _enter(self, x: Tensor | int, given: Any) -> tuple[Tensor | None, int]:
         if isinstance(x, int):
+            check_count(x, "the number of data")
             self.program.check_given(given, x, values=False)
             value, size = None, x
         else:
             values = pyro.settings.get("validate_distributions_pyro")
             self.program.check(x, given, values=values)
             value, size = x, len(x)
-        # What pyro.module does, less its warning about parameters that the user froze.
-        for name, parameter in self.program.named_parameters():
-            if parameter.requires_grad:
-                pyro.param(param_with_module_name(store_name(self.program), name), parameter)
+        register_parameters(self.program)
         return value, size
 
 
@@ -317,29 +344,34 @@ def traces(
     x: Tensor,
     given: Any = None,
     *,
-    num_particles: int | None = None,
+    batch: Sequence[int] | None = None,
     observed: dict[str, Tensor] | None = None,
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """The model and guide traces of ``program`` at data ``x``, the model replayed on the guide's latents.
 
     Args:
-        num_particles: K, for log-probabilities of shape ``(K, B)``; None for ``(B,)``.
+        batch: batch shape of the log-probabilities, such as ``(K, B)`` for K particles; default ``(B,)``.
         observed: further sites and their values, such as labels; they are no longer latent.
 
     Raises:
         ValueError: the guide has a site that the model lacks, or the model has a latent without a guide site.
     """
     observed = observed or {}
-    batch = (len(x),) if num_particles is None else (num_particles, len(x))
+    batch = (len(x),) if batch is None else batch
     # condition() would leave an observed guide site in q; hiding it there keeps q a density of the latents alone.
     with poutine.block(), poutine.condition(data=observed), poutine.trace() as guided, plates(batch):
         program.posterior(program.variable, x, given)
     guide = guided.trace
     for name in [name for name, site in guide.nodes.items() if site["type"] == "sample" and site["is_observed"]]:
         guide.remove_node(name)
-    with poutine.block(), poutine.condition(data=observed), poutine.trace() as modelled:
-        with poutine.replay(trace=guide), plates(batch):
-            program.joint(program.variable, x, given)
+    with (
+        poutine.block(),
+        poutine.condition(data=observed),
+        poutine.trace() as modelled,
+        poutine.replay(trace=guide),
+        plates(batch),
+    ):
+        program.joint(program.variable, x, given)
     model = modelled.trace
     require_subset(latent_sites(guide), latent_sites(model))
     unguided = [name for name in latent_sites(model) if name not in guide.nodes]
@@ -404,7 +436,7 @@ def parts_of(given: Any) -> tuple[Any, ...]:
     return given if isinstance(given, tuple) else (given,)
 
 
-def is_pair(shape: Shape | None) -> bool:
+def is_pair(shape: Shape | None) -> TypeGuard[tuple[Sequence[int], ...]]:
     """Whether a given_shape is a tuple of shapes, for a tuple of givens."""
     return shape is not None and len(shape) > 0 and isinstance(shape[0], tuple)
 
@@ -433,12 +465,8 @@ def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[t
     for part, s in zip(parts, shapes, strict=True):
         if part.shape[part.dim() - len(s) :] != s:
             raise ValueError(f"given has shape {tuple(part.shape)}, but the network expects (B, *{tuple(s)})")
-    batch = torch.broadcast_shapes(
-        *(part.shape[: part.dim() - len(s)] for part, s in zip(parts, shapes, strict=True))
-    )
-    folded = [
-        part.expand(*batch, *s).reshape(math.prod(batch), *s) for part, s in zip(parts, shapes, strict=True)
-    ]
+    batch = torch.broadcast_shapes(*(part.shape[: part.dim() - len(s)] for part, s in zip(parts, shapes, strict=True)))
+    folded = [part.expand(*batch, *s).reshape(math.prod(batch), *s) for part, s in zip(parts, shapes, strict=True)]
     return batch, network(*folded)
 
 
@@ -464,10 +492,16 @@ def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:
 
 def as_shape(shape: int | Sequence[int], argument: str = "event_shape") -> torch.Size:
     """An int or a sequence of positive ints as a torch.Size."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise ValueError(f"{argument} must be a positive int or a tuple of them, got {shape!r}")
     return torch.Size(sizes)
+
+
+def check_count(count: Any, argument: str) -> int:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{argument} must be a positive integer, got {count!r}")
+    return count
 
 
 def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:
@@ -475,9 +509,28 @@ def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use torch.as_tensor({argument})")
     if x.dim() != len(shape) + 1 or x.shape[1:] != torch.Size(shape):
-        raise ValueError(f"{argument} has shape {tuple(x.shape)}, but {owner} is {tuple(shape)}: pass (B, *{tuple(shape)})")
+        raise ValueError(
+            f"{argument} has shape {tuple(x.shape)}, but {owner} is {tuple(shape)}: pass (B, *{tuple(shape)})"
+        )
     if len(x) == 0:
         raise ValueError(f"{argument} is empty: it has shape {tuple(x.shape)}")
+
+
+def check_place(x: Tensor, argument: str, program: Program, *, reals: bool = True) -> None:
+    """Raise if ``x`` is on another device, or if its reals have another precision, than the program's parameters."""
+    parameter = next(program.parameters(), None)
+    if parameter is None:
+        return
+    if x.device != parameter.device:
+        raise ValueError(
+            f"{argument} is on {x.device}, but the program on {parameter.device}: "
+            f"use {argument}.to({str(parameter.device)!r})"
+        )
+    if reals and x.is_floating_point() and x.dtype != parameter.dtype:
+        raise TypeError(
+            f"{argument} has dtype {x.dtype}, but the program's parameters {parameter.dtype}: "
+            f"use {argument}.to({parameter.dtype})"
+        )
 
 
 def check_values(x: Tensor, levels: int | None, owner: str) -> None:

@@ -52,6 +52,12 @@ class VAE(Program):
         for role, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
             if not isinstance(part, Program):
                 raise TypeError(f"the {role} must be a dgm_pyro.Program, got {type(part).__name__}")
+        if not isinstance(latent, str) or not latent:
+            raise ValueError(f"latent must be the name of a site, a non-empty string, got {latent!r}")
+        if encoder.latents(latent):
+            raise ValueError(
+                f"the encoder has latents of its own, {encoder.latents(latent)}: q(z | x) must be a program without any"
+            )
         if encoder.event_shape != prior.event_shape:
             raise ValueError(
                 f"the encoder's event_shape is {tuple(encoder.event_shape)}, but the prior's is "
@@ -59,14 +65,12 @@ class VAE(Program):
             )
         self.prior, self.likelihood, self.encoder, self.latent = prior, likelihood, encoder, latent
         self.event_shape, self.levels = likelihood.event_shape, likelihood.levels
-        context = next(
-            (s for s in (_context(likelihood), _context(encoder), prior.given_shape) if s is not None), None
-        )
+        context = next((s for s in (_context(likelihood), _context(encoder), prior.given_shape) if s is not None), None)
         self.conditional = prior.conditional or is_pair(likelihood.given_shape) or is_pair(encoder.given_shape)
         self.given_shape = context if self.conditional else None
-        self.num_classes = next(
-            (p.num_classes for p in (prior, likelihood, encoder) if p.num_classes is not None), None
-        )
+        if self.given_shape is not None and prior.conditional:
+            declare_given(prior, self.given_shape, "prior", "this VAE's given_shape")
+        self.num_classes = self._common_num_classes()
         self._declare(likelihood, prior.event_shape, "likelihood", "the prior's event_shape")
         self._declare(encoder, self.event_shape, "encoder", "the likelihood's event_shape")
         sites = self.latents(self.variable)
@@ -77,6 +81,19 @@ class VAE(Program):
         if is_pair(part.given_shape):
             shape = (shape, self.given_shape)
         declare_given(part, shape, role, source)
+
+    def _common_num_classes(self) -> int | None:
+        """How many labels the VAE's own given may take, by those of its parts that read it."""
+        if not self.conditional or self.given_shape not in (None, ()):
+            return None
+        parts = {
+            role: part.num_classes
+            for role, part in (("prior", self.prior), ("likelihood", self.likelihood), ("encoder", self.encoder))
+            if part.num_classes is not None and (role == "prior" or is_pair(part.given_shape))
+        }
+        if len(set(parts.values())) > 1:
+            raise ValueError(f"num_classes differs between the parts of this VAE, {parts}: all read the same label")
+        return next(iter(parts.values()), None)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         z = self.prior.joint(self.latent, given=given if self.prior.conditional else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -98,16 +99,17 @@ class MLP(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         label_in = tuple(in_shape) == ()
-        self.in_shape, self.context_shape = given_shape_of(
-            in_shape, context_shape, None if label_in else num_classes
-        )
+        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, None if label_in else num_classes)
         self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
         widths = [*hidden, out_features]
         self.first = Context(self.in_shape, num_classes if label_in else None, widths[0], levels)
-        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.contexts = nn.ModuleList()
         if self.context_shape is not None:
-            self.contexts.extend(Context(self.context_shape, num_classes, width) for width in widths[:-1])
+            if not hidden:
+                raise ValueError("a context enters the hidden layers: hidden must name at least one width")
+            labels = None if label_in else num_classes
+            self.contexts.extend(Context(self.context_shape, labels, width) for width in hidden)
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
