@@ -1,7 +1,13 @@
 """Deep generative models as probabilistic programs."""
 
-from dgm_pyro import networks, registry
+from dgm_pyro import data, networks, objectives, registry
 from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, MixtureOfNormals, Normal, Parametric
+from dgm_pyro.data import Data
+from dgm_pyro.diffusion import Diffusion, Schedule
+from dgm_pyro.evaluation import Evidence, evaluate
+from dgm_pyro.labelled import Discriminative, Labelled
+from dgm_pyro.objectives import ELBO, IWAE, SemiSupervised
 from dgm_pyro.program import Conditional, IntractableError, Program
 from dgm_pyro.registry import register
+from dgm_pyro.training import History, NonFiniteLossError, fit
 from dgm_pyro.vae import VAE

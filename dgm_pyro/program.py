@@ -358,10 +358,12 @@ def traces(
     """
     observed = observed or {}
     batch = (len(x),) if batch is None else batch
-    # condition() would leave an observed guide site in q; hiding it there keeps q a density of the latents alone.
     with poutine.block(), poutine.condition(data=observed), poutine.trace() as guided, plates(batch):
-        program.posterior(program.variable, x, given)
+        declared = program.latents(program.variable)
+        if declared is None or not set(declared) <= set(observed):
+            program.posterior(program.variable, x, given)
     guide = guided.trace
+    # An observed guide site is no latent: left in, it would count as part of q.
     for name in [name for name, site in guide.nodes.items() if site["type"] == "sample" and site["is_observed"]]:
         guide.remove_node(name)
     with (

@@ -1,0 +1,438 @@
+r"""Diffusion models: p(x_0) as an integral over a chain x_1 .. x_T that a fixed process noises and a learned one restores.
+
+The forward process is :math:`q(x_t \mid x_0) = N(\alpha_t x_0, \sigma_t^2)` with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+The model runs backwards,
+
+.. math::
+    p(x_{0:T}) = p(x_T) \Big[\prod_{t=2}^{T} p(x_{t-1} \mid x_t)\Big]\, p(x_0 \mid x_1), \qquad
+    p(x_{t-1} \mid x_t) = q(x_{t-1} \mid x_t, \hat x_0(x_t, t)),
+
+and its bound on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
+
+.. math::
+    E_q\Big[\log p(x_0 \mid x_1) - KL(q(x_T \mid x_0) \| p(x_T))
+    - \sum_{t=2}^{T} KL(q(x_{t-1} \mid x_t, x_0) \| p(x_{t-1} \mid x_t))\Big].
+
+Two forms of one model, on the same parameters. *Plated* (`Diffusion`): a plate over time, subsampled, states the
+sum. *Unrolled* (`Diffusion.unroll`): one site per step, ``x_1 .. x_T``, the definition that can be conditioned anywhere.
+
+Source: Sohl-Dickstein et al. 2015 (arXiv 1503.03585); Ho, Jain and Abbeel 2020 (arXiv 2006.11239).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from dgm_pyro import distributions
+from dgm_pyro.conditionals import check_levels, inverse_softplus, positive
+from dgm_pyro.networks.mlp import to_unit
+from dgm_pyro.program import Program, as_shape, call_network
+from dgm_pyro.registry import register
+
+
+@register
+class Schedule(nn.Module):
+    r"""How fast the signal fades: :math:`\alpha_t` and :math:`\sigma_t` for t = 0 .. T, :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+
+    Args:
+        alpha_bar: :math:`\bar\alpha_t = \alpha_t^2` for t = 1 .. T, strictly decreasing inside (0, 1), so that the
+            signal-to-noise ratio falls.
+
+    Attributes:
+        alpha, sigma: signal and noise scale, ``(T + 1,)``, with alpha_0 = 1.
+
+    Raises:
+        ValueError: ``alpha_bar`` is no such sequence.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    from_clean: Tensor
+    from_noisy: Tensor
+    spread: Tensor
+    weight: Tensor
+
+    def __init__(self, alpha_bar: Tensor | Sequence[float]):
+        super().__init__()
+        bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        if bar.dim() != 1 or len(bar) == 0:
+            raise ValueError(f"alpha_bar must be a non-empty sequence, got shape {tuple(bar.shape)}")
+        if not bool(((bar > 0) & (bar < 1)).all()):
+            raise ValueError("alpha_bar must lie strictly between 0 and 1 for t = 1 .. T")
+        if not bool((bar[1:] < bar[:-1]).all()):
+            t = int((bar[1:] >= bar[:-1]).nonzero()[0]) + 2
+            raise ValueError(f"alpha_bar must fall at every step (a falling signal-to-noise ratio): it does not at t={t}")
+        self.steps = len(bar)
+        bar = torch.cat([bar.new_ones(1), bar])
+        t = torch.arange(1, self.steps + 1)
+        s = t - 1
+        beta = 1 - bar[t] / bar[s]
+        variance = beta * (1 - bar[s]) / (1 - bar[t])
+        from_clean = bar[s].sqrt() * beta / (1 - bar[t])
+        self._constant("alpha", bar.sqrt())
+        self._constant("sigma", (1 - bar).sqrt())
+        # q(x_{t-1} | x_t, x_0) = N(from_clean x_0 + from_noisy x_t, spread^2): Ho et al. 2020, eq. 7. Index 0 is unused.
+        self._constant("from_clean", _after_zero(from_clean))
+        self._constant("from_noisy", _after_zero((bar[t] / bar[s]).sqrt() * (1 - bar[s]) / (1 - bar[t])))
+        self._constant("spread", _after_zero(variance.sqrt()))
+        # KL_t = weight |x_0 - x_0_hat|^2; t = 1 is the likelihood's.
+        weight = 0.5 * (bar[s] / (1 - bar[s]) - bar[t] / (1 - bar[t]))
+        weight[0] = 0
+        self._constant("weight", _after_zero(weight))
+
+    def _constant(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
+
+
+def _after_zero(value: Tensor) -> Tensor:
+    return torch.cat([value.new_zeros(1), value])
+
+
+def linear(steps: int) -> Schedule:
+    """Betas that rise linearly, 1e-4 to 0.02 at 1000 steps and in proportion otherwise (Ho et al. 2020, section 4)."""
+    check_steps(steps)
+    scale = 1000 / steps
+    beta = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64).clamp(max=0.999)
+    return Schedule((1 - beta).cumprod(0))
+
+
+def cosine(steps: int, offset: float = 0.008) -> Schedule:
+    """A squared cosine for alpha_bar, betas at most 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
+    check_steps(steps)
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    curve = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    beta = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
+    return Schedule((1 - beta).cumprod(0))
+
+
+SCHEDULES = {"linear": linear, "cosine": cosine}
+PREDICTIONS = ("noise", "x0", "v")
+SAMPLERS = {"ancestral": 1.0, "ddim": 0.0}
+
+
+def check_steps(steps: int) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"steps must be a positive int, got {steps!r}")
+
+
+@register
+class Diffusion(Program):
+    r"""A diffusion model, in its plated form.
+
+    The guide draws x_t ~ q(x_t | x_0) for a subsample of times; the model states the bound's terms there, and the
+    plate scales them to the whole sum. Each datum has its own times (the subsample, turned by a random shift).
+
+    Args:
+        event_shape: shape of one x.
+        denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x.
+        schedule: a `Schedule`, or one of "linear", "cosine".
+        steps: T, for a schedule given by name.
+        predict: what the network predicts: "noise", "x0", or "v" = alpha noise - sigma x_0 (Salimans and Ho 2022).
+        levels: x takes the integers 0 .. levels - 1 (scaled to [-1, 1] for the chain), and p(x_0 | x_1) is a
+            discretized logistic, so that the bound is on a mass; None for reals, where p(x_0 | x_1) is Normal.
+        subsample: how many times per datum a step of training looks at.
+        label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
+
+    Sites of ``joint("x")``: ``x``, and in the plated form ``x_shift``, ``x_t`` and the factors ``x_likelihood``,
+    ``x_kl``, ``x_T_kl``.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        denoiser: nn.Module,
+        schedule: Schedule | str = "cosine",
+        *,
+        steps: int = 100,
+        predict: str = "v",
+        levels: int | None = None,
+        subsample: int = 1,
+        label_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.event_shape = as_shape(event_shape)
+        if not isinstance(denoiser, nn.Module):
+            raise TypeError(f"denoiser must be a torch.nn.Module, got {type(denoiser).__name__}")
+        if isinstance(schedule, str):
+            if schedule not in SCHEDULES:
+                raise ValueError(f"schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {schedule!r}")
+            schedule = SCHEDULES[schedule](steps)
+        if predict not in PREDICTIONS:
+            raise ValueError(f"predict must be one of {', '.join(PREDICTIONS)}, got {predict!r}")
+        if not isinstance(subsample, int) or not 1 <= subsample <= schedule.steps:
+            raise ValueError(f"subsample must be an int from 1 to the {schedule.steps} steps, got {subsample!r}")
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"label_dropout must be a probability below 1, got {label_dropout}")
+        self.denoiser, self.schedule, self.predict = denoiser, schedule, predict
+        self.levels = None if levels is None else check_levels(levels)
+        self.subsample, self.label_dropout = subsample, label_dropout
+        self.num_classes = getattr(denoiser, "num_classes", None)
+        self.given_shape = getattr(denoiser, "context_shape", None)
+        self.conditional = self.given_shape is not None
+        if label_dropout > 0 and self.num_classes is None:
+            raise ValueError("label_dropout needs a denoiser with num_classes: only labels can be hidden")
+        start = float(schedule.sigma[1]) if levels is None else 1 / (levels - 1)
+        self.raw_scale = nn.Parameter(torch.full(tuple(self.event_shape), inverse_softplus(start)))
+
+    # -- the pieces of the equations -------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.schedule.steps
+
+    def clean(self, x: Tensor) -> Tensor:
+        """x as the chain's x_0: integers scaled to [-1, 1], reals as they are."""
+        return to_unit(x, self.levels)
+
+    def noised(self, x0: Tensor, t: Tensor) -> dist.TorchDistribution:
+        """q(x_t | x_0), for x_0 ``(*batch, *event_shape)`` and t in 1 .. T, ``(*batch,)``."""
+        loc = self._at("alpha", t) * x0
+        return dist.Normal(loc, self._at("sigma", t).expand_as(loc)).to_event(len(self.event_shape))
+
+    def denoise(self, x_t: Tensor, t: Tensor, given: Any = None, guidance: float = 0.0) -> Tensor:
+        """The network's x_0, from its prediction at x_t, ``(*batch, *event_shape)``, and t, ``(*batch,)``.
+
+        Args:
+            guidance: w in (1 + w) x_0(given) - w x_0(null) (Ho and Salimans 2021, eq. 6).
+        """
+        if guidance != 0.0:
+            null = torch.full_like(given, self._null(guidance))
+            told, untold = self.denoise(x_t, t, given), self.denoise(x_t, t, null)
+            return (1 + guidance) * told - guidance * untold
+        time = t.to(x_t.dtype) / self.steps
+        if self.training and self.label_dropout > 0:
+            hidden = torch.rand(given.shape, device=given.device) < self.label_dropout
+            given = torch.where(hidden, self._null(1.0), given)
+        inputs, shapes = (x_t, time), (self.event_shape, torch.Size())
+        if self.conditional:
+            inputs, shapes = (*inputs, given), (*shapes, self.given_shape)
+        batch, prediction = call_network(self.denoiser, inputs, shapes)
+        if prediction.shape[1:] != self.event_shape:
+            raise ValueError(
+                f"the denoiser returned shape {tuple(prediction.shape)}, but it must return "
+                f"(B, *{tuple(self.event_shape)}), the shape of x"
+            )
+        prediction = prediction.reshape(*batch, *self.event_shape)
+        alpha, sigma = self._at("alpha", t), self._at("sigma", t)
+        if self.predict == "noise":
+            return (x_t - sigma * prediction) / alpha
+        if self.predict == "v":
+            return alpha * x_t - sigma * prediction
+        return prediction
+
+    def likelihood(self, x0_hat: Tensor) -> dist.TorchDistribution:
+        """p(x_0 | x_1) around the denoised x_1; a mass on integers if there are `levels`."""
+        scale = positive(self.raw_scale)
+        event_dim = len(self.event_shape)
+        if self.levels is not None:
+            return distributions.DiscretizedLogistic(x0_hat, scale, self.levels).to_event(event_dim)
+        return dist.Normal(x0_hat, scale).to_event(event_dim)
+
+    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor) -> dist.TorchDistribution:
+        """q(x_{t-1} | x_t, x_0) for t in 2 .. T; with the denoised x_0 it is the model's p(x_{t-1} | x_t)."""
+        loc = self._at("from_clean", t) * x0 + self._at("from_noisy", t) * x_t
+        return dist.Normal(loc, self._at("spread", t).expand_as(loc)).to_event(len(self.event_shape))
+
+    def prior_kl(self, x0: Tensor) -> Tensor:
+        """KL(q(x_T | x_0) || N(0, I)) in nats, ``(*batch,)``."""
+        alpha, sigma = self.schedule.alpha[-1], self.schedule.sigma[-1]
+        kl = 0.5 * (sigma**2 + (alpha * x0) ** 2 - 1) - sigma.log()
+        return self._sum(kl)
+
+    def _at(self, name: str, t: Tensor) -> Tensor:
+        return getattr(self.schedule, name)[t].reshape(*t.shape, *(1,) * len(self.event_shape))
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return value.flatten(value.dim() - len(self.event_shape)).sum(-1)
+
+    def _null(self, guidance: float) -> int:
+        if self.num_classes is None:
+            raise ValueError(f"guidance={guidance} needs a denoiser with num_classes, trained with label_dropout")
+        return self.num_classes
+
+    # -- the statements ----------------------------------------------------------------------------------------------
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        x = pyro.sample(name, _Chain(self, given), obs=value)
+        x0 = self.clean(x)
+        pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
+        with self._noising(name, x0) as (t, x_t):
+            x0_hat = self.denoise(x_t, t, given)
+            zero = x0_hat.new_zeros(())
+            kl = self._at("weight", t) * (x0 - x0_hat) ** 2
+            pyro.factor(f"{name}_kl", -self._sum(kl))
+            last = self.likelihood(x0_hat).log_prob(x)
+            pyro.factor(f"{name}_likelihood", torch.where(t == 1, last, zero))
+        return x
+
+    def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        x0 = self.clean(value)
+        with self._noising(name, x0):
+            pass
+
+    def latents(self, name: str) -> tuple[str, ...]:
+        return (f"{name}_t",) if self.subsample == self.steps else (f"{name}_shift", f"{name}_t")
+
+    @contextlib.contextmanager
+    def _noising(self, name: str, x0: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Enter the plate over time and state x_t ~ q(x_t | x_0) there; yields (t, x_t)."""
+        shift: Tensor | int = 0
+        if self.subsample < self.steps:
+            # One subsample of times for the whole batch is noisy; turned by a shift per datum it stays uniform.
+            uniform = torch.ones(self.steps, device=x0.device, dtype=x0.dtype)
+            shift = pyro.sample(f"{name}_shift", dist.Categorical(uniform))
+        plate = pyro.plate(f"{name}_time", self.steps, subsample_size=self.subsample, device=x0.device)
+        with plate as indices:
+            t = (indices.reshape(-1, *(1,) * (-plate.dim - 1)) + shift) % self.steps + 1
+            batch = torch.broadcast_shapes(t.shape, x0.shape[: x0.dim() - len(self.event_shape)])
+            t = t.expand(batch)
+            yield t, pyro.sample(f"{name}_t", self.noised(x0, t))
+
+    def unroll(self) -> UnrolledDiffusion:
+        return UnrolledDiffusion(self)
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int,
+        given: Any = None,
+        *,
+        sampler: str = "ancestral",
+        steps: int | None = None,
+        guidance: float = 0.0,
+    ) -> Tensor:
+        """Draw x from p(x), or from p(x | given).
+
+        Args:
+            num_samples: how many.
+            given: ``(num_samples, *given_shape)``, or one row for all draws.
+            sampler: "ancestral" (the model itself) or "ddim" (deterministic after x_T; Song et al. 2021, eq. 12).
+            steps: evaluate the network at this many of the T times, evenly spread; default all.
+            guidance: strength w of classifier-free guidance; 0 is the model itself.
+
+        Returns:
+            ``(num_samples, *event_shape)``; int64 if there are `levels`.
+        """
+        given = self.check_draws(num_samples, given)
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        return self.run_chain(torch.Size((num_samples,)), given, SAMPLERS[sampler], steps, guidance)
+
+    def run_chain(
+        self, batch: torch.Size, given: Any = None, eta: float = 1.0, steps: int | None = None, guidance: float = 0.0
+    ) -> Tensor:
+        """x_T ~ N(0, I), then backwards through ``steps`` of the times; ``(*batch, *event_shape)``.
+
+        ``eta`` is DDIM's: 1 draws each step from p(x_s | x_t), 0 moves deterministically (Song et al. 2021, eq. 16).
+        """
+        alpha, sigma = self.schedule.alpha, self.schedule.sigma
+        x = torch.randn(*batch, *self.event_shape, dtype=alpha.dtype, device=alpha.device)
+        times = self._spread_times(steps)
+        for t, s in zip(times, [*times[1:], 0], strict=True):
+            t_batch = torch.full(tuple(batch), t, device=alpha.device)
+            x0_hat = self.denoise(x, t_batch, given, guidance)
+            if s == 0:
+                break
+            variance = (sigma[s] / sigma[t]) ** 2 * (1 - (alpha[t] / alpha[s]) ** 2)
+            noise_hat = (x - alpha[t] * x0_hat) / sigma[t]
+            x = alpha[s] * x0_hat + (sigma[s] ** 2 - eta**2 * variance).clamp_min(0).sqrt() * noise_hat
+            if eta > 0:
+                x = x + eta * variance.sqrt() * torch.randn_like(x)
+        if eta > 0:
+            return self.likelihood(x0_hat).sample()
+        if self.levels is None:
+            return x0_hat
+        return ((x0_hat + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
+
+    def _spread_times(self, steps: int | None) -> list[int]:
+        if steps is None:
+            steps = self.steps
+        if not isinstance(steps, int) or not 1 <= steps <= self.steps:
+            raise ValueError(f"steps must be an int from 1 to the {self.steps} of the schedule, got {steps!r}")
+        if steps == 1:
+            return [self.steps]
+        spread = torch.linspace(self.steps, 1, steps, dtype=torch.float64)
+        return [int(t) for t in spread.round()]
+
+
+class _Chain(TorchDistribution):
+    """The x_0 of the reverse chain: samples run it; the density is stated apart, by the factors of the bound."""
+
+    arg_constraints = {}
+    has_rsample = False
+
+    def __init__(self, diffusion: Diffusion, given: Any, batch_shape: torch.Size = torch.Size()):
+        self.diffusion, self.given = diffusion, given
+        super().__init__(batch_shape, diffusion.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        levels, event_dim = self.diffusion.levels, len(self.diffusion.event_shape)
+        base = constraints.real if levels is None else constraints.integer_interval(0, levels - 1)
+        return constraints.independent(base, event_dim)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> _Chain:
+        return _Chain(self.diffusion, self.given, torch.Size(batch_shape))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.diffusion.run_chain(torch.Size(sample_shape) + self.batch_shape, self.given)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        batch = value.shape[: value.dim() - self.event_dim]
+        return self.diffusion.schedule.alpha.new_zeros(torch.broadcast_shapes(batch, self.batch_shape))
+
+
+@register
+class UnrolledDiffusion(Program):
+    """The definition: p(x_T) p(x_{T-1} | x_T) .. p(x_0 | x_1), one site per step, named ``x_T .. x_1`` and ``x``.
+
+    The guide draws the same noising q(x_1 .. x_T | x_0) backwards, x_T first, so that each KL in time is analytic.
+
+    Args:
+        diffusion: the plated form, whose parameters it shares.
+    """
+
+    def __init__(self, diffusion: Diffusion):
+        super().__init__()
+        self.diffusion = diffusion
+        self.event_shape, self.levels = diffusion.event_shape, diffusion.levels
+        self.conditional, self.given_shape = diffusion.conditional, diffusion.given_shape
+        self.num_classes = diffusion.num_classes
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        p, steps = self.diffusion, self.diffusion.steps
+        zero = p.schedule.alpha.new_zeros(tuple(self.event_shape))
+        x_t = pyro.sample(f"{name}_{steps}", dist.Normal(zero, 1.0).to_event(zero.dim()))
+        for t in range(steps, 1, -1):
+            x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, *self._denoised(x_t, t, given)))
+        _, x0_hat = self._denoised(x_t, 1, given)
+        return pyro.sample(name, p.likelihood(x0_hat), obs=value)
+
+    def _denoised(self, x_t: Tensor, t: int, given: Any) -> tuple[Tensor, Tensor]:
+        times = torch.full(x_t.shape[: x_t.dim() - len(self.event_shape)], t, device=x_t.device)
+        return times, self.diffusion.denoise(x_t, times, given)
+
+    def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        p, x0 = self.diffusion, self.diffusion.clean(value)
+        t = torch.full(x0.shape[: x0.dim() - len(self.event_shape)], p.steps, device=x0.device)
+        x_t = pyro.sample(f"{name}_{p.steps}", p.noised(x0, t))
+        for step in range(p.steps, 1, -1):
+            t = torch.full(x_t.shape[: x_t.dim() - len(self.event_shape)], step, device=x0.device)
+            x_t = pyro.sample(f"{name}_{step - 1}", p.reverse(x_t, t, x0))
+
+    def latents(self, name: str) -> tuple[str, ...]:
+        return tuple(f"{name}_{t}" for t in range(self.diffusion.steps, 0, -1))

@@ -1,0 +1,246 @@
+r"""Evidence: how well a program explains data, with the units and the kind of the number kept next to it.
+
+Nats per datum are the mean of log p(x); bits per dimension are :math:`-\text{nats} / (D \ln 2)`. A *mass* on integers
+and a *density* on reals are different things, and so are an exact value and a bound: an `Evidence` knows which it is,
+and refuses to be compared with a number of another measure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dgm_pyro.data import Data
+from dgm_pyro.objectives import ELBO, Bound
+from dgm_pyro.program import Program, check_count
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """log p(x) of a data set under a program.
+
+    Attributes:
+        values: log p(x), or a bound on it, per datum in nats, ``(N,)``.
+        kind: "exact", "elbo", or "iwae-K".
+        measure: "mass" on integers, or "density" on reals.
+        num_dims: D, the number of features of one datum.
+        program, data: names.
+        reconstruction, kl: means over the data of the terms per site, in nats; values = reconstruction - kl for an ELBO.
+    """
+
+    values: Tensor
+    kind: str
+    measure: str
+    num_dims: int
+    program: str = ""
+    data: str = ""
+    reconstruction: dict[str, float] = field(default_factory=dict)
+    kl: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def nats(self) -> float:
+        """Mean log p(x) per datum, in nats."""
+        return self.values.mean().item()
+
+    @property
+    def nats_stderr(self) -> float:
+        """Standard error of `nats` over the data."""
+        return _stderr(self.values)
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Negative log p(x) per feature, in bits; lower is better."""
+        return -self.nats / (self.num_dims * math.log(2))
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `bits_per_dim` over the data."""
+        return self.nats_stderr / (self.num_dims * math.log(2))
+
+    def minus(self, other: Evidence) -> tuple[float, float]:
+        """Mean paired difference to another evidence on the same data, and its standard error, in nats per datum.
+
+        Raises:
+            ValueError: the two are not comparable: another measure, or other data.
+        """
+        if self.measure != other.measure:
+            raise ValueError(
+                f"a {self.measure} cannot be compared with a {other.measure}: "
+                "wrap the density in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
+            )
+        if (self.data, self.num_dims, len(self.values)) != (other.data, other.num_dims, len(other.values)):
+            raise ValueError(
+                f"the evidences are of different data: {len(self.values)} of {self.data or 'unnamed data'} and "
+                f"{len(other.values)} of {other.data or 'unnamed data'}: evaluate both on the same split"
+            )
+        difference = self.values - other.values
+        return difference.mean().item(), _stderr(difference)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers as plain Python, for JSON."""
+        return {
+            "program": self.program,
+            "data": self.data,
+            "kind": self.kind,
+            "measure": self.measure,
+            "nats": self.nats,
+            "nats_stderr": self.nats_stderr,
+            "bits_per_dim": self.bits_per_dim,
+            "stderr": self.stderr,
+            "num_data": len(self.values),
+            "num_dims": self.num_dims,
+            "reconstruction": self.reconstruction,
+            "kl": self.kl,
+        }
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.bits_per_dim:.4f} +- {self.stderr:.4f} bits/dim "
+            f"({self.nats:.3f} +- {self.nats_stderr:.3f} nats, {self.kind}, {self.measure})"
+        )
+        for label, terms in (("reconstruction", self.reconstruction), ("KL", self.kl)):
+            if self.kl and terms:
+                text += f"; {label} " + ", ".join(f"{site} {value:.3f}" for site, value in terms.items())
+        return text
+
+
+def _stderr(values: Tensor) -> float:
+    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
+
+
+def evaluate(
+    program: Program,
+    data: Data | Tensor,
+    *,
+    num_particles: int = 1,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> Evidence:
+    """The evidence of ``data``: exact where the program is tractable, else a bound.
+
+    Args:
+        program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it.
+        data: a `Data`, or a tensor ``(N, *event_shape)``.
+        num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
+        batch_size: data per batch; lower it if memory is short.
+        seed: of the guide's draws; the global random state is left as it was.
+        device: where to compute; default where the program is.
+        progress: whether to show a bar.
+
+    Returns:
+        An `Evidence`; ``kind`` is "exact", "elbo" or "iwae-K".
+
+    Raises:
+        ValueError, TypeError: shapes, values or measures do not fit; the message names the remedy.
+    """
+    check_count(num_particles, "num_particles")
+    check_count(batch_size, "batch_size")
+    data = as_data(program, data)
+    device = program_device(program) if device is None else torch.device(device)
+    program.to(device)
+    batches = range(0, len(data.x), batch_size)
+    bounds = []
+    with evaluating(program), seeded(seed, device), torch.no_grad():
+        for start in tqdm(batches, desc="evaluate", unit="batch", disable=not progress, leave=False):
+            rows = slice(start, start + batch_size)
+            x, y = data.x[rows].to(device), None if data.y is None else data.y[rows].to(device)
+            bounds.append(_bound(program, x, y, num_particles))
+    kind = "exact" if program.tractable else "elbo" if num_particles == 1 else f"iwae-{num_particles}"
+    return Evidence(
+        values=torch.cat([bound.value for bound in bounds]).double().cpu(),
+        kind=kind,
+        measure=program.measure,
+        num_dims=max(1, program.event_shape.numel()),
+        program=type(program).__name__,
+        data=data.name,
+        reconstruction=_site_means([bound.reconstruction for bound in bounds]),
+        kl=_site_means([bound.kl for bound in bounds]),
+    )
+
+
+def _bound(program: Program, x: Tensor, y: Tensor | None, num_particles: int) -> Bound:
+    value, given, _ = program.arguments(x, y)
+    if program.tractable or num_particles == 1:
+        return ELBO()(program, value, given)
+    weights = program.log_weights(value, given, num_particles)
+    iwae = weights.logsumexp(0) - math.log(num_particles)
+    return Bound(iwae, iwae)
+
+
+def _site_means(terms: list[dict[str, Tensor]]) -> dict[str, float]:
+    return {site: torch.cat([batch[site] for batch in terms]).double().mean().item() for site in terms[0]}
+
+
+def as_data(program: Program, data: Any, argument: str = "data") -> Data:
+    """``data`` as a `Data` that fits ``program``: shapes, values, levels and measure.
+
+    Raises:
+        ValueError, TypeError: it does not fit; the message names the remedy.
+    """
+    if isinstance(data, Tensor):
+        if program.variable != "x":
+            raise TypeError(f"{argument} must be a dgm.data.Data with x and y for a {type(program).__name__}")
+        program.check(data)
+        x = data.long() if program.levels is not None and data.is_floating_point() else data
+        return Data(x=x, levels=program.levels, name="tensor")
+    if not isinstance(data, Data):
+        raise TypeError(f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}")
+    if program.variable == "x":
+        if data.measure != program.measure:
+            raise ValueError(
+                f"{data.name} is integer data (a mass), but {type(program).__name__} is a density on reals: wrap it in "
+                "dgm.Dequantized(flow, levels=...), or use a discrete likelihood"
+                if data.measure == "mass"
+                else f"{data.name} is real data (a density), but {type(program).__name__} is a mass on the integers "
+                f"0 .. {(program.levels or 1) - 1}: use a continuous likelihood such as Normal"
+            )
+        if data.levels != program.levels:
+            raise ValueError(
+                f"{data.name} has {data.levels} levels, but {type(program).__name__} has {program.levels}: "
+                "use a Categorical or DiscretizedLogistic likelihood with levels=data.levels, "
+                "or the binarized data for a Bernoulli"
+            )
+    value, given, observed = program.arguments(data.x, data.y)
+    program.check(value, given)
+    for name, tensor in observed.items():
+        if len(tensor) != len(value):
+            raise ValueError(f"{argument} has {len(value)} rows of x, but {len(tensor)} of {name}")
+    return data
+
+
+def program_device(program: Program) -> torch.device:
+    """Where the program's parameters are; the CPU if it has none."""
+    tensor = next(iter([*program.parameters(), *program.buffers()]), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+@contextlib.contextmanager
+def evaluating(program: Program) -> Iterator[None]:
+    """Evaluation mode, with Pyro's checks off; ours have been made."""
+    modes = [(module, module.training) for module in program.modules()]
+    program.eval()
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A random state of its own: seeded inside, the caller's untouched outside."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,186 @@
+r"""Generative and discriminative classifiers: two factorisations of the joint p(x, y).
+
+.. math::
+    p(x, y) = p(x \mid y)\, p(y) = p(y \mid x)\, p(x)
+
+`Labelled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
+:math:`p(y \mid x) = p(x \mid y) p(y) / p(x)`. `Discriminative` models p(y | x) alone, and knows nothing of p(x).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from dgm_pyro.conditionals import Categorical
+from dgm_pyro.program import Conditional, Program, check_tensor, declare_given, require_distinct
+from dgm_pyro.registry import register
+
+
+@register
+class Labelled(Program):
+    """The generative classifier p(y) p(x | y), over any family.
+
+    The guide for y is the classifier q(y | x) if there is one; else Bayes' rule where p(x | y) is exact; else p(y).
+    Both state y with ``infer={"enumerate": "parallel"}``, so that `TraceEnum_ELBO` sums it out.
+
+    Args:
+        prior: p(y), a `Categorical` of event shape ``()``.
+        program: p(x | y), any program conditional on an integer label.
+        classifier: q(y | x), a `Categorical` of event shape ``()`` conditional on x.
+        label: the name of y.
+
+    Raises:
+        ValueError: the number of classes, or a shape, does not fit.
+    """
+
+    def __init__(
+        self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"
+    ):
+        super().__init__()
+        for role, part in (("prior", prior), ("classifier", classifier)):
+            if part is not None and (not isinstance(part, Categorical) or part.event_shape != ()):
+                raise TypeError(f"the {role} must be a Categorical of event_shape (), got {part!r}")
+        if not isinstance(program, Program):
+            raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
+        if classifier is not None and classifier.levels != prior.levels:
+            raise ValueError(f"the classifier has {classifier.levels} classes, but the prior has {prior.levels}")
+        if program.num_classes is not None and program.num_classes != prior.levels:
+            raise ValueError(f"the program knows {program.num_classes} classes, but the prior has {prior.levels}")
+        declare_given(program, torch.Size(), "program", "a label of shape")
+        if classifier is not None:
+            declare_given(classifier, program.event_shape, "classifier", "the program's event_shape")
+        self.prior, self.program, self.classifier, self.label = prior, program, classifier, label
+        self.event_shape, self.levels, self.tractable = program.event_shape, program.levels, program.tractable
+        sites = program.latents(self.variable)
+        if sites is not None:
+            require_distinct((self.variable, label, *sites), "this Labelled")
+
+    @property
+    def classes(self) -> int:
+        """How many values y takes."""
+        assert self.prior.levels is not None
+        return self.prior.levels
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        y = pyro.sample(self.label, self.prior(), infer={"enumerate": "parallel"})
+        return self.program.joint(name, value, given=y)
+
+    def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        y = pyro.sample(self.label, self._label_guide(value), infer={"enumerate": "parallel"})
+        self.program.posterior(name, value, given=y)
+
+    def _label_guide(self, x: Tensor) -> dist.TorchDistribution:
+        if self.classifier is not None:
+            return self.classifier(x)
+        return dist.Categorical(logits=self.log_joint(x).movedim(0, -1)) if self.tractable else self.prior()
+
+    def latents(self, name: str) -> tuple[str, ...] | None:
+        inner = self.program.latents(name)
+        return None if inner is None else (self.label, *inner)
+
+    def unroll(self) -> Labelled:
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        twin.program = self.program.unroll()
+        return twin
+
+    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        return x, None, ({} if y is None else {self.label: y})
+
+    def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
+        return self.log_joint(x).logsumexp(0)
+
+    def log_joint(self, x: Tensor, num_particles: int = 1) -> Tensor:
+        """log p(x | y) + log p(y) in nats for every class y, ``(classes, *batch)``.
+
+        Exact where p(x | y) is; else log p(x | y) is bounded from below with ``num_particles`` draws (IWAE; ELBO at 1).
+
+        Args:
+            x: ``(*batch, *event_shape)``; one batch dimension where p(x | y) is not exact.
+        """
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        labels = torch.arange(self.classes, device=x.device)
+        if self.tractable:
+            y = labels.reshape(-1, *(1,) * len(batch)).expand(-1, *batch)
+            log_likelihood = self.program.exact_log_prob(x.expand(self.classes, *x.shape), y)
+        else:
+            log_k = torch.tensor(num_particles, dtype=torch.float64).log().to(torch.get_default_dtype())
+            log_likelihood = torch.stack(
+                [self.program.log_weights(x, y.expand(len(x)), num_particles).logsumexp(0) - log_k for y in labels]
+            )
+        log_prior = self.prior().log_prob(labels)
+        return log_likelihood + log_prior.reshape(-1, *(1,) * len(batch))
+
+    @torch.no_grad()
+    def class_probabilities(self, x: Tensor, num_particles: int = 1) -> Tensor:
+        """p(y | x) by Bayes' rule, ``(B, classes)``; from bounds on p(x | y) where that is not exact.
+
+        Raises:
+            ValueError: ``x`` does not fit.
+        """
+        self.check(x)
+        return self.log_joint(x, num_particles).softmax(0).T
+
+    def classify(self, x: Tensor, num_particles: int = 1) -> Tensor:
+        """The most probable class of each x, ``(B,)``."""
+        return self.class_probabilities(x, num_particles).argmax(-1)
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, given: Any = None, **options: Any) -> Tensor:
+        """Draw x from p(x), or from p(x | y) for labels ``given``, ``(num_samples,)`` or ``(1,)``.
+
+        Further options (``guidance=``, ``sampler=``) go to the program's own `sample`.
+        """
+        if given is None:
+            self.check_draws(num_samples, None)
+            given = self.prior().sample((num_samples,))
+        return self.program.sample(num_samples, given, **options)
+
+
+@register
+class Discriminative(Conditional):
+    """The discriminative classifier p(y | x): its variable is the label, its ``given`` the x.
+
+    Args:
+        labels: p(y | x), a `Categorical` of event shape ``()`` conditional on x.
+    """
+
+    variable = "y"
+    conditional = True
+
+    def __init__(self, labels: Categorical):
+        super().__init__()
+        if not isinstance(labels, Categorical) or labels.event_shape != () or not labels.conditional:
+            raise TypeError(f"labels must be a Categorical of event_shape () with a network of x, got {labels!r}")
+        self.labels = labels
+        self.event_shape, self.levels = labels.event_shape, labels.levels
+        self.given_shape = labels.given_shape
+
+    def forward(self, given: Any = None) -> dist.TorchDistribution:
+        return self.labels(given)
+
+    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        if y is None:
+            raise ValueError("a discriminative program models labels, but the data have no y")
+        return y, x, {}
+
+    @torch.no_grad()
+    def class_probabilities(self, x: Tensor) -> Tensor:
+        """p(y | x), ``(B, classes)``.
+
+        Raises:
+            ValueError: ``x`` does not fit.
+        """
+        if self.given_shape is not None:
+            check_tensor(x, self.given_shape, "x", "the program's given_shape")
+        return self.labels(x).probs
+
+    def classify(self, x: Tensor) -> Tensor:
+        """The most probable class of each x, ``(B,)``."""
+        return self.class_probabilities(x).argmax(-1)

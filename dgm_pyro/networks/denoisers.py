@@ -1,0 +1,187 @@
+"""Denoisers: networks that see a noisy x_t and the time t, and predict noise, x_0 or v in the shape of x."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgm_pyro.networks.mlp import Context, activation_named
+from dgm_pyro.registry import register
+
+
+class TimeEmbedding(nn.Module):
+    """Time in [0, 1] to ``(B, features)``: sines and cosines of geometrically spaced frequencies, then two layers.
+
+    Source: Ho et al. 2020 (DDPM), appendix B; Vaswani et al. 2017, section 3.5.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, num_frequencies: int = 16, max_frequency: float = 1000.0):
+        super().__init__()
+        exponents = torch.linspace(0, 1, num_frequencies)
+        self.register_buffer("frequencies", math.pi / 2 * max_frequency**exponents)
+        self.layers = nn.Sequential(
+            nn.Linear(2 * num_frequencies, features), nn.SiLU(), nn.Linear(features, features)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.unsqueeze(-1) * self.frequencies
+        return self.layers(torch.cat([angles.sin(), angles.cos()], -1))
+
+
+class Denoiser(nn.Module):
+    """What denoisers share: the time and label embeddings.
+
+    A label may be the null label ``num_classes``, which stands for "not told" (classifier-free guidance,
+    Ho and Salimans 2021).
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        features: int,
+        context_shape: Sequence[int] | None,
+        num_classes: int | None,
+    ):
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.num_classes = num_classes
+        self.context_shape = torch.Size(()) if num_classes is not None else context_shape
+        if self.context_shape is not None:
+            self.context_shape = torch.Size(self.context_shape)
+        self.time = TimeEmbedding(features)
+        self.context: Context | None = None
+        if self.context_shape is not None:
+            self.context = Context(self.context_shape, None if num_classes is None else num_classes + 1, features)
+
+    def embed(self, t: Tensor, context: Tensor | None) -> Tensor:
+        embedded = self.time(t)
+        if self.context is not None and context is not None:
+            embedded = embedded + self.context(context)
+        return embedded
+
+
+@register
+class DenoisingMLP(Denoiser):
+    """Layers as wide as ``hidden``, an input and an output of the data's size; time enters every layer.
+
+    Args:
+        event_shape: shape of one x.
+        hidden: widths of the hidden layers.
+        context_shape: shape of one ``given``, for a conditional denoiser.
+        num_classes: number of labels, for ``given`` labels.
+        activation: one of relu, silu, gelu, tanh, elu.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        hidden: Sequence[int] = (256, 256, 256),
+        *,
+        context_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        activation: str = "silu",
+    ):
+        features = hidden[0]
+        super().__init__(event_shape, features, context_shape, num_classes)
+        numel = math.prod(self.event_shape)
+        widths = [numel, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.modulations = nn.ModuleList(nn.Linear(features, b) for b in hidden)
+        self.last = nn.Linear(widths[-1], numel)
+        self.activation = activation_named(activation)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to ``(B, *event_shape)``."""
+        embedded = self.activation(self.embed(t, context))
+        h = x.flatten(1)
+        for i, (layer, modulation) in enumerate(zip(self.layers, self.modulations, strict=True)):
+            new = self.activation(layer(h) + modulation(embedded))
+            h = new + h if i > 0 and new.shape == h.shape else new
+        return self.last(h).reshape(x.shape)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with group normalisation; the time embedding shifts between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, features: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(min(8, in_channels), in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.shift = nn.Linear(features, out_channels)
+        self.norm2 = nn.GroupNorm(min(8, out_channels), out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.shift(embedded)[:, :, None, None]
+        return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
+
+
+@register
+class DenoisingUNet(Denoiser):
+    """A small U-Net: residual blocks down, across and up, halving the resolution between entries of ``channels``.
+
+    Args:
+        event_shape: ``(C, H, W)``; H and W must be divisible by 2 ** (len(channels) - 1).
+        channels: width at each resolution, multiples of 8.
+        context_shape, num_classes: as in `DenoisingMLP`.
+        dropout: probability, inside the residual blocks.
+
+    Source: Ho et al. 2020 (DDPM), appendix B, without attention.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        channels: Sequence[int] = (48, 96),
+        *,
+        context_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+    ):
+        if len(event_shape) != 3:
+            raise ValueError(f"event_shape must be (C, H, W) for a U-Net, got {tuple(event_shape)}: use DenoisingMLP")
+        factor = 2 ** (len(channels) - 1)
+        if event_shape[1] % factor or event_shape[2] % factor:
+            raise ValueError(
+                f"event_shape {tuple(event_shape)} cannot be halved {len(channels) - 1} times: give fewer channels"
+            )
+        if any(width % 8 for width in channels):
+            raise ValueError(f"channels must be multiples of 8, got {tuple(channels)}")
+        features = 2 * channels[-1]
+        super().__init__(event_shape, features, context_shape, num_classes)
+        self.first = nn.Conv2d(event_shape[0], channels[0], 3, padding=1)
+        ins = [channels[0], *channels[:-1]]
+        self.down = nn.ModuleList(ResidualBlock(a, b, features, dropout) for a, b in zip(ins, channels, strict=True))
+        self.middle = ResidualBlock(channels[-1], channels[-1], features, dropout)
+        outs = [channels[0], *channels[:-1]]
+        self.up = nn.ModuleList(
+            ResidualBlock(2 * b, a, features, dropout) for a, b in zip(outs, channels, strict=True)
+        )
+        self.last = nn.Sequential(
+            nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], event_shape[0], 3, padding=1)
+        )
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``."""
+        embedded = F.silu(self.embed(t, context))
+        h = self.first(x)
+        kept = []
+        for i, block in enumerate(self.down):
+            h = block(F.avg_pool2d(h, 2) if i > 0 else h, embedded)
+            kept.append(h)
+        h = self.middle(h, embedded)
+        for i in reversed(range(len(self.up))):
+            h = self.up[i](torch.cat([h, kept[i]], 1), embedded)
+            if i > 0:
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+        return self.last(h)
