@@ -204,8 +204,11 @@ class Program(nn.Module):
     def check_draws(self, num_samples: Any, given: Any) -> Any:
         """Check the arguments of `sample`, and repeat a single row of ``given``."""
         check_count(num_samples, "num_samples")
-        if self.conditional and isinstance(given, Tensor) and given.dim() > 0 and len(given) == 1:
-            given = given.expand(num_samples, *given.shape[1:])
+        repeated = tuple(
+            part.expand(num_samples, *part.shape[1:]) if isinstance(part, Tensor) and part.shape[:1] == (1,) else part
+            for part in parts_of(given)
+        )
+        given = repeated if isinstance(given, tuple) else repeated[0]
         self.check_given(given, num_samples)
         return given
 

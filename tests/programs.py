@@ -1,0 +1,233 @@
+"""The registry of small programs that drives the tests: one line here is one program tested, everywhere.
+
+    CASES["my-family"] = Case(lambda: dgm.MyFamily(3))
+
+Example data are made from what the program declares: integers below its levels, or standard normal reals; and
+``given`` from its `num_classes` and `given_shape`. A program that leaves its `given_shape` open says what to give.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+import dgm_pyro as dgm
+from dgm_pyro.networks import MLP
+from dgm_pyro.program import latent_sites, log_prob_sum, plates
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to make a tiny program, with parameters moved off their symmetric start, and data for it.
+
+    Args:
+        make: the constructor.
+        given_shape: shape of one ``given``, where the program leaves it open; ``()`` for labels.
+        data: ``data(size)`` makes x, where a default does not fit.
+        jitter: standard deviation of the noise added to every parameter.
+        inert: parameters (prefixes of names) that no loss reaches, with the reason in a comment.
+    """
+
+    make: Callable[[], dgm.Program]
+    given_shape: tuple[int, ...] | None = None
+    data: Callable[[int], Tensor] | None = None
+    jitter: float = 0.2
+    inert: tuple[str, ...] = ()
+
+    def build(self, seed: int = 0, device: str = "cpu", dtype: torch.dtype | None = None) -> dgm.Program:
+        """The program, in the default dtype or in ``dtype``, its parameters a function of the seed."""
+        with precision(dtype or torch.get_default_dtype()), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            program = self.make()
+            with torch.no_grad():
+                for parameter in program.parameters():
+                    parameter.add_(self.jitter * torch.randn_like(parameter))
+        return program.to(device)
+
+    def draw(
+        self, program: dgm.Program, size: int, seed: int = 1, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Any]:
+        """Example data of ``program``: x, ``(size, *event_shape)``, and given."""
+        with precision(dtype or torch.get_default_dtype()), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            x = self.data(size) if self.data else outcomes(program, size)
+            given = self.contexts(program, size) if program.conditional else None
+        move = lambda part: tuple(map(move, part)) if isinstance(part, tuple) else part.to(device)  # noqa: E731
+        return x.to(device), None if given is None else move(given)
+
+    def contexts(self, program: dgm.Program, size: int) -> Any:
+        shape = program.given_shape if self.given_shape is None else self.given_shape
+        assert shape is not None, "the program leaves its given_shape open: name one in the Case"
+        if len(shape) > 0 and isinstance(shape[0], tuple):
+            return tuple(context(part, program.num_classes, size) for part in shape)
+        return context(shape, program.num_classes, size)
+
+
+def outcomes(program: dgm.Program, size: int) -> Tensor:
+    if program.levels is None:
+        return torch.randn(size, *program.event_shape)
+    return torch.randint(program.levels, (size, *program.event_shape), dtype=torch.uint8)
+
+
+def context(shape: Any, num_classes: int | None, size: int) -> Tensor:
+    return torch.randint(num_classes, (size,)) if tuple(shape) == () and num_classes else torch.randn(size, *shape)
+
+
+@contextlib.contextmanager
+def precision(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+# -- reading a program through plain Pyro ------------------------------------------------------------------------------
+
+
+def guide_latents(program: dgm.Program, x: Tensor, given: Any = None) -> dict[str, Tensor]:
+    """One draw of every latent from the guide."""
+    trace = poutine.trace(program.guide).get_trace(x, given)
+    return {name: trace.nodes[name]["value"].detach() for name in latent_sites(trace)}
+
+
+def model_latents(program: dgm.Program, x: Tensor, given: Any = None) -> dict[str, Any]:
+    """The latent sites of the model's own trace."""
+    trace = poutine.trace(program.model).get_trace(x, given)
+    return {name: trace.nodes[name] for name in latent_sites(trace)}
+
+
+def log_joint(program: dgm.Program, x: Tensor, given: Any, latents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """log p(x, latents | given) and log q(latents | x, given), each ``(B,)``, at the latents given."""
+    terms = []
+    for statements in (program.joint, program.posterior):
+        conditioned = poutine.condition(statements, data=latents)
+        with poutine.block(), poutine.trace() as traced, plates((len(x),)):
+            conditioned(program.variable, x, given)
+        terms.append(log_prob_sum(traced.trace, (len(x),)))
+    return terms[0], terms[1]
+
+
+def score(program: dgm.Program, x: Tensor, given: Any = None, *, num_particles: int = 1) -> Tensor:
+    """What a program is trained on: its log_prob if it has one, else the ELBO, ``(B,)``, in nats."""
+    if program.tractable:
+        return program.log_prob(x, given)
+    return program.log_weights(x, given, num_particles=num_particles).mean(0)
+
+
+def pyro_elbo(program: dgm.Program, x: Tensor, given: Any = None) -> float:
+    """Pyro's own estimate of the ELBO of the whole batch, in nats."""
+    return -pyro.infer.Trace_ELBO().loss(program.model, program.guide, x, given)
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------
+
+
+class _Squash(nn.Module):
+    """A linear map of integers 0 .. levels - 1, for networks that are not ours."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.to(self.linear.weight.dtype))
+
+
+def _mlp(inputs: tuple[int, ...], outputs: int, **options: Any) -> MLP:
+    return MLP(inputs, outputs, hidden=(6,), activation="tanh", **options)
+
+
+def vae(prior: dgm.Program, size: int = 2, latent: str = "z", **context: Any) -> dgm.VAE:
+    """A VAE of 2-D reals over a prior of ``size`` features."""
+    return dgm.VAE(
+        prior,
+        dgm.Normal(2, _mlp((size,), 4, **context)),
+        dgm.Normal(size, _mlp((2,), 2 * size, **context)),
+        latent,
+    )
+
+
+CASES: dict[str, Case] = {
+    # Conditionals
+    "normal": Case(lambda: dgm.Normal(3)),
+    "normal-learned": Case(lambda: dgm.Normal(2, learned=True)),
+    "normal-scalar": Case(lambda: dgm.Normal((), learned=True)),
+    "normal-image": Case(lambda: dgm.Normal((1, 2, 2), learned=True)),
+    "normal-given-vector": Case(lambda: dgm.Normal(3, nn.Linear(2, 6)), given_shape=(2,)),
+    "normal-given-label": Case(lambda: dgm.Normal(2, nn.Embedding(3, 4)), given_shape=()),
+    "normal-given-image": Case(lambda: dgm.Normal(2, _mlp((1, 3, 3), 4))),
+    "normal-given-pair": Case(lambda: dgm.Normal(2, _mlp((3,), 4, num_classes=4))),
+    "bernoulli": Case(lambda: dgm.Bernoulli(4)),
+    "bernoulli-learned": Case(lambda: dgm.Bernoulli((1, 2, 3), learned=True)),
+    "bernoulli-given-label": Case(lambda: dgm.Bernoulli(3, _mlp((), 3, num_classes=4))),
+    "categorical": Case(lambda: dgm.Categorical((), 5, learned=True)),
+    "categorical-image": Case(lambda: dgm.Categorical((1, 2, 2), 4, learned=True)),
+    "categorical-given-image": Case(lambda: dgm.Categorical(2, 3, _mlp((1, 2, 2), 6))),
+    "mixture": Case(lambda: dgm.MixtureOfNormals(2, 3, learned=True)),
+    "mixture-one-component": Case(lambda: dgm.MixtureOfNormals(2, 1, learned=True)),
+    "mixture-given-vector": Case(lambda: dgm.MixtureOfNormals(2, 2, _mlp((2,), 12))),
+    "logistic": Case(lambda: dgm.DiscretizedLogistic(2, 17, learned=True)),
+    "logistic-binary": Case(lambda: dgm.DiscretizedLogistic(3, 2, components=1, learned=True)),
+    "logistic-given-label": Case(lambda: dgm.DiscretizedLogistic((1, 2, 1), 8, 2, _mlp((), 12, num_classes=3))),
+    # Variational autoencoders: every part swapped in turn
+    "vae": Case(lambda: vae(dgm.Normal(2))),
+    "vae-linear": Case(lambda: dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)))),
+    "vae-learned-prior": Case(lambda: vae(dgm.Normal(2, learned=True))),
+    "vae-mixture-prior": Case(lambda: vae(dgm.MixtureOfNormals(2, 3, learned=True))),
+    "vae-bernoulli": Case(
+        lambda: dgm.VAE(dgm.Normal(2), dgm.Bernoulli(4, nn.Linear(2, 4)), dgm.Normal(2, _mlp((4,), 4, levels=2)))
+    ),
+    "vae-logistic": Case(
+        lambda: dgm.VAE(
+            dgm.Normal(2),
+            dgm.DiscretizedLogistic((1, 2, 1), 5, 2, _mlp((2,), 12)),
+            dgm.Normal(2, _mlp((1, 2, 1), 4, levels=5)),
+        )
+    ),
+    "vae-image-latent": Case(
+        lambda: dgm.VAE(dgm.Normal((1, 2, 2)), dgm.Normal(3, _mlp((1, 2, 2), 6)), dgm.Normal((1, 2, 2), _mlp((3,), 8)))
+    ),
+    "vae-bit-latent": Case(
+        lambda: dgm.VAE(
+            dgm.Bernoulli(3, learned=True), dgm.Normal(2, _mlp((3,), 4)), dgm.Bernoulli(3, _mlp((2,), 3))
+        )
+    ),
+    "vae-categorical-latent": Case(
+        lambda: dgm.VAE(
+            dgm.Categorical((), 3, learned=True),
+            dgm.Normal(2, _mlp((), 4, num_classes=3)),
+            dgm.Categorical((), 3, _mlp((2,), 3)),
+        )
+    ),
+    "vae-given-label": Case(lambda: vae(dgm.Normal(2), num_classes=3)),
+    "vae-given-vector": Case(lambda: vae(dgm.Normal(2, _mlp((3,), 4)), context_shape=(3,))),
+    "vae-conditional-prior": Case(lambda: vae(dgm.Normal(2, nn.Embedding(3, 4))), given_shape=()),
+    "vae-two-levels": Case(lambda: vae(vae(dgm.Normal(1), size=1, latent="z2"))),
+    "vae-three-levels": Case(lambda: vae(vae(vae(dgm.Normal(2), latent="z3"), latent="z2"))),
+    "vae-in-likelihood": Case(
+        lambda: dgm.VAE(
+            dgm.Normal(2),
+            dgm.VAE(
+                dgm.Normal(1, nn.Linear(2, 2)),
+                dgm.Normal(2, _mlp((1,), 4, context_shape=(2,))),
+                dgm.Normal(1, _mlp((2,), 2, context_shape=(2,))),
+                latent="u",
+            ),
+            dgm.Normal(2, nn.Linear(2, 4)),
+        )
+    ),
+    "vae-foreign-network": Case(
+        lambda: dgm.VAE(
+            dgm.Normal(2), dgm.Categorical(3, 4, nn.Linear(2, 12)), dgm.Normal(2, _Squash(3, 4))
+        )
+    ),
+}
