@@ -1,0 +1,428 @@
+"""Data sets: tensors that know how many levels they take, so that every number says what it measures.
+
+`load` finds one by name. Integers stay integers in ``x``, because a mass on integers and a density on reals are numbers
+of different units. Images are ``(1, H, W)``, points ``(D,)``.
+
+>>> import dgm_pyro as dgm
+>>> digits = dgm.data.load("digits")
+>>> digits
+Data('digits', x=(1437, 1, 8, 8) uint8 of 17 levels, y of 10 classes)
+>>> train, valid = digits.split(0.1)
+>>> len(train), len(valid), valid.measure
+(1293, 144, 'mass')
+
+Your own tensors: ``Data(x, y)`` for reals, ``Data(x, y, levels=2)`` for integers.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gzip
+import hashlib
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """Data x, with labels y where there are any.
+
+    Args:
+        x: ``(N, *event_shape)``: integers 0 .. levels - 1 of an integer dtype, or finite reals.
+        y: integer labels 0 .. num_classes - 1, ``(N,)``, kept as int64; None without labels.
+        levels: how many integers a feature takes; None for reals.
+        name: what reports call it.
+        num_classes: how many labels there are; if left out, the largest in y and one more.
+
+    Raises:
+        TypeError: x or y is no tensor, or of a dtype that contradicts ``levels``.
+        ValueError: a shape or a value does not fit; the message names it.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    levels: int | None = None
+    name: str = "data"
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_x(self.x, self.levels)
+        if self.y is None:
+            if self.num_classes is not None:
+                raise ValueError(f"num_classes is {self.num_classes}, but there are no labels y: pass both or neither")
+            return
+        _check_y(self.y, len(self.x))
+        classes = int(self.y.max()) + 1
+        if self.num_classes is not None and self.num_classes < classes:
+            raise ValueError(f"y holds the label {classes - 1}, but num_classes is {self.num_classes}")
+        vars(self).update(y=self.y.long(), num_classes=self.num_classes or classes)
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one x."""
+        return self.x.shape[1:]
+
+    @property
+    def measure(self) -> str:
+        """``"mass"`` on integers or ``"density"`` on reals."""
+        return "density" if self.levels is None else "mass"
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Any) -> Data:
+        """The subset at ``index``: a slice, a list, a tensor of positions or of booleans; an int gives one datum."""
+        if isinstance(index, int):
+            index = [index]
+        return self._on(self.x[index], None if self.y is None else self.y[index])
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Data, Data]:
+        """Two disjoint random parts, the second with ``fraction`` of the data: ``train, valid = data.split(0.1)``.
+
+        Raises:
+            ValueError: ``fraction`` leaves one part empty.
+        """
+        held_out = round(fraction * len(self)) if 0 < fraction < 1 else 0
+        if not 0 < held_out < len(self):
+            raise ValueError(
+                f"fraction must be between 0 and 1 and leave data on both sides, got {fraction} for {len(self)} data"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.x.device)
+        return self[order[held_out:]], self[order[:held_out]]
+
+    def to(self, device: str | torch.device) -> Data:
+        """The same data on ``device``."""
+        return self._on(self.x.to(device), None if self.y is None else self.y.to(device))
+
+    def __repr__(self) -> str:
+        values = "" if self.levels is None else f" of {self.levels} levels"
+        labels = "" if self.y is None else f", y of {self.num_classes} classes"
+        dtype = str(self.x.dtype).removeprefix("torch.")
+        return f"Data({self.name!r}, x={tuple(self.x.shape)} {dtype}{values}{labels})"
+
+    def _on(self, x: Tensor, y: Tensor | None) -> Data:
+        if len(x) == 0:
+            raise ValueError(f"the subset of {self!r} is empty")
+        # Parts of checked data need no second check, which would read every value once more.
+        part = copy.copy(self)
+        vars(part).update(x=x, y=y)
+        return part
+
+
+def _check_x(x: Any, levels: int | None) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}: use torch.as_tensor(x)")
+    if x.dim() < 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, but data are (N, *event_shape): for single features x[:, None]"
+        )
+    if x.numel() == 0:
+        raise ValueError(f"x is empty: it has shape {tuple(x.shape)}")
+    if levels is None:
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}: pass levels=... for integers, or x.float() if the values are real")
+        if not torch.isfinite(x).all():
+            raise ValueError("x holds NaN or infinite values: clean them or drop those rows")
+        return
+    if not isinstance(levels, int) or isinstance(levels, bool) or levels < 2:
+        raise ValueError(f"levels must be an int of at least 2, or None for reals, got {levels!r}")
+    if x.dtype not in INTEGERS:
+        raise TypeError(f"x has dtype {x.dtype}, but levels={levels} says integers: use x.to(torch.uint8) or x.long()")
+    low, high = int(x.min()), int(x.max())
+    if low < 0 or high >= levels:
+        raise ValueError(f"x holds values from {low} to {high}, but levels={levels} allows 0 .. {levels - 1}")
+
+
+def _check_y(y: Any, size: int) -> None:
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y must be a torch.Tensor or None, got {type(y).__name__}: use torch.as_tensor(y)")
+    if tuple(y.shape) != (size,):
+        raise ValueError(f"y has shape {tuple(y.shape)}, but x has {size} rows: pass one label per datum, ({size},)")
+    if y.dtype not in INTEGERS:
+        raise TypeError(f"y has dtype {y.dtype}: labels are integers, use y.long()")
+    if int(y.min()) < 0:
+        raise ValueError(f"y holds the label {int(y.min())}: labels count from 0")
+
+
+def load(
+    name: str,
+    split: str = "train",
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    num: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """The data set ``name``, one of `NAMES`.
+
+    Args:
+        name: "digits" and "digits-binary" come with scikit-learn; "moons", "rings", "checkerboard" and "pinwheel" are
+            generated; the others are read from ``data_dir``.
+        split: "train" or "test"; also "valid" where the set is published with one, and for generated ones.
+        data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``binary/`` and so on; by default the environment
+            variable ``DGM_DATA``.
+        num: how many data; generated sets have 5000 by default, of the others it takes a random subset.
+        seed: of the generated points, or of the random subset. Splits differ under one seed.
+
+    Raises:
+        ValueError: an unknown name or split, a ``num`` out of range, or a damaged or foreign file.
+        FileNotFoundError: the files are not there; the message lists the paths looked for.
+    """
+    if name not in _SETS:
+        raise ValueError(f"there is no data set {name!r}: choose one of {', '.join(NAMES)}")
+    chosen = _SETS[name]
+    if split not in chosen.splits:
+        raise ValueError(f"{name} has no split {split!r}: choose one of {', '.join(chosen.splits)}")
+    if num is not None and (not isinstance(num, int) or isinstance(num, bool) or num < 1):
+        raise ValueError(f"num must be a positive int, got {num!r}")
+    # One stream per seed and split, so that no test point is a training point.
+    random = np.random.default_rng((seed, ("train", "valid", "test").index(split)))
+    return chosen.make(name, split, data_dir, random, num)
+
+
+# -- with scikit-learn -------------------------------------------------------------------------------------------------
+
+
+def _digits(name: str, split: str, data_dir: Any) -> Data:
+    # Imported here because it takes a second, and few commands need it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
+    x, y = (torch.as_tensor(part) for part in (parts[0::2] if split == "train" else parts[1::2]))
+    x = x.to(torch.uint8).reshape(-1, 1, 8, 8)
+    if name == "digits-binary":
+        return Data((x >= 8).to(torch.uint8), y, levels=2, name=name, num_classes=10)
+    return Data(x, y, levels=17, name=name, num_classes=10)
+
+
+# -- generated, in the plane -------------------------------------------------------------------------------------------
+
+
+Points = tuple[np.ndarray, np.ndarray]
+
+
+def _moons(random: np.random.Generator, num: int) -> Points:
+    y = random.integers(2, size=num)
+    angle, sign = np.pi * random.random(num), 1 - 2 * y
+    arcs = np.stack([sign * np.cos(angle) + y, sign * np.sin(angle) + y / 2], axis=1)
+    return 2 * (arcs - (0.5, 0.25)) + 0.2 * random.standard_normal((num, 2)), y
+
+
+def _rings(random: np.random.Generator, num: int) -> Points:
+    y = random.integers(3, size=num)
+    angle = 2 * np.pi * random.random(num)
+    radius = y + 1 + 0.1 * random.standard_normal(num)
+    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), y
+
+
+def _checkerboard(random: np.random.Generator, num: int) -> Points:
+    y = random.integers(8, size=num)
+    column, row = y // 2, 2 * (y % 2) + (y // 2) % 2
+    return 2 * (np.stack([column, row], axis=1) + random.random((num, 2))) - 4, y
+
+
+def _pinwheel(random: np.random.Generator, num: int) -> Points:
+    y = random.integers(5, size=num)
+    along, across = 1 + 0.3 * random.standard_normal(num), 0.1 * random.standard_normal(num)
+    angle = 2 * np.pi * y / 5 + 0.25 * np.exp(along)
+    bent = [along * np.cos(angle) - across * np.sin(angle), along * np.sin(angle) + across * np.cos(angle)]
+    return 2 * np.stack(bent, axis=1), y
+
+
+# -- from files --------------------------------------------------------------------------------------------------------
+
+# md5 of the unpacked idx files, sha256 of the packed bits.
+CHECKSUMS: dict[str, dict[str, str]] = {
+    "mnist": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    "fashion-mnist": {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+    "binarized-mnist": {
+        "train": "727146c35424b019f3e350e1e69faa05644a0abaf787e3f4e1a9632220a13906",
+        "valid": "a256ac44ae26be720fad8616a05ed6ecfd1619930d9a208379bb2a4405df5b6d",
+        "test": "9fcd8da6f0fdf09b2ba30fe63a0bb784042a0de82563172530229b983e294ff2",
+    },
+    "nltcs": {
+        "train": "443230cccd53650e3465d88ecc71c165a03b8ea93e0d5efc8a0adee9a8c3261b",
+        "valid": "aa893aea35fc267dcd8c5ade1082667c9de65606aa1636a7bda7e10e9107542c",
+        "test": "2e7f41a762856c5358655546177ed76633343496f93dd9519d14c8dd7a8290af",
+    },
+    "plants": {
+        "train": "82b30416496b49b2b56e1f9762863de4068c16f509ae9b37019d03a04eff567e",
+        "valid": "17543413286463289f89499e16081dc8851f5587c5a4f13428d85ed16343de8d",
+        "test": "392a88032d7db8fba12cffb2cc9142af63cbf5e4af70967b84f419356ba5e771",
+    },
+    "mushrooms": {
+        "train": "b9b5e3b85f7fc3a6a7b15951f2974a0bafa2b9528001bcb8740f7187f2d7ff2b",
+        "valid": "c820fb1db5cc0918a66cac28324508eb29e73edabd540313c39bcf476757f5c4",
+        "test": "de4f74441a3f07d6acc13aaa572e67e6e101551d99bee7d668c340e5ce720256",
+    },
+    "dna": {
+        "train": "a79dc4e3cecb9b28cdaaa562146e0d1240b7a44e3a7a172cef1f7d1741b17987",
+        "valid": "538d89e0bd167d6538d7ae17e30a26a3dd1540e3c7b950f14a55768a5ed21f00",
+        "test": "1cf7544018e47407cf867662bf0d55f0de17b37d23cda5a74f445a97eecad8ce",
+    },
+    "nips": {
+        "train": "9f49e87ac456779f4a7f7a652f5e02101391379d0357ed62e05a8f112ed4c215",
+        "valid": "01dd37b289b5aaf5cdcd03559441e3b79b8f2a498a36584a3c87e86829391eca",
+        "test": "82db8901acd317bae38bf70b88e95387d9c63e6ae8b0838111342f7b8c5867f0",
+    },
+}
+
+
+def _find(name: str, data_dir: Any, folders: tuple[str, ...], files: tuple[str, ...]) -> Path:
+    places = " or ".join(f"{folder}/" for folder in folders)
+    remedy = f"pass data_dir (--data-dir), or set DGM_DATA, to the folder that holds {places}"
+    root = data_dir or os.environ.get("DGM_DATA")
+    if not root:
+        raise FileNotFoundError(f"{name} is read from files, and no folder is set: {remedy}")
+    paths = [Path(root).expanduser() / folder / file for folder in folders for file in files]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{name} was not found, looked for {', '.join(map(str, paths))}: {remedy}")
+
+
+def _check_sum(path: Path, name: str, algorithm: str, digest: str, expected: str) -> None:
+    if digest != expected:
+        raise ValueError(
+            f"{path} has the {algorithm} checksum {digest}, but {name} has {expected}: it is damaged or another data "
+            "set, copy it again"
+        )
+
+
+def _read_idx(path: Path, name: str, dims: int, checksum: str) -> np.ndarray:
+    """The array of an idx file of bytes: 0, 0, 8, dims, the sizes as big-endian uint32, then the values."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is truncated or no gzip file ({error}): copy it again") from error
+    magic, header = bytes((0, 0, 8, dims)), 4 + 4 * dims
+    if content[:4] != magic:
+        raise ValueError(
+            f"{path} starts with the bytes {content[:4].hex()}, but the magic number of a {dims}-dimensional idx file "
+            f"is {magic.hex()}: it is another kind of file"
+        )
+    shape = tuple(int(size) for size in np.frombuffer(content[4:header].ljust(4 * dims, b"\0"), ">u4"))
+    if len(content) != header + math.prod(shape):
+        raise ValueError(
+            f"{path} is truncated: it has {len(content)} bytes, but its header announces {header + math.prod(shape)}"
+        )
+    _check_sum(path, name, "md5", hashlib.md5(content, usedforsecurity=False).hexdigest(), checksum)
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+
+
+def _idx_images(name: str, split: str, data_dir: Any, folders: tuple[str, ...]) -> Data:
+    def part(kind: str, dims: int) -> Tensor:
+        file = f"{'train' if split == 'train' else 't10k'}-{kind}-idx{dims}-ubyte"
+        path = _find(name, data_dir, folders, (file, f"{file}.gz"))
+        return torch.from_numpy(_read_idx(path, name, dims, CHECKSUMS[name][file]))
+
+    return Data(part("images", 3).unsqueeze(1), part("labels", 1), levels=256, name=name, num_classes=10)
+
+
+def _packed_bits(name: str, split: str, data_dir: Any, folder: str, event_shape: tuple[int, ...]) -> Data:
+    path = _find(name, data_dir, (folder,), (f"{split}.npz",))
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            packed = archive["packed"]
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"{path} is truncated or no npz file with an array 'packed' ({error}): copy it again"
+        ) from error
+    _check_sum(path, name, "sha256", hashlib.sha256(packed.tobytes()).hexdigest(), CHECKSUMS[name][split])
+    bits = np.unpackbits(packed, axis=1, count=math.prod(event_shape))
+    return Data(torch.from_numpy(bits).reshape(-1, *event_shape), levels=2, name=name)
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Set:
+    description: str
+    splits: tuple[str, ...]
+    make: Callable[[str, str, Any, np.random.Generator, int | None], Data]
+
+
+def _generated(description: str, draw: Callable[[np.random.Generator, int], Points]) -> _Set:
+    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num: int | None) -> Data:
+        x, y = draw(random, num or 5000)
+        return Data(torch.as_tensor(x, dtype=torch.get_default_dtype()), torch.as_tensor(y), name=name)
+
+    return _Set(f"2-D points: {description}", ("train", "valid", "test"), make)
+
+
+def _stored(description: str, splits: tuple[str, ...], read: Callable[[str, str, Any], Data]) -> _Set:
+    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num: int | None) -> Data:
+        data = read(name, split, data_dir)
+        if num is None:
+            return data
+        if num > len(data):
+            raise ValueError(f"num is {num}, but {name} has {len(data)} data in its {split} split")
+        return data[torch.as_tensor(random.permutation(len(data))[:num])]
+
+    return _Set(description, splits, make)
+
+
+def _bits(description: str, folder: str, *event_shape: int) -> _Set:
+    read = functools.partial(_packed_bits, folder=folder, event_shape=event_shape)
+    return _stored(f"{description}; from files", ("train", "valid", "test"), read)
+
+
+def _idx(description: str, *folders: str) -> _Set:
+    read = functools.partial(_idx_images, folders=folders)
+    return _stored(f"{description}; from files", ("train", "test"), read)
+
+
+_SETS: dict[str, _Set] = {
+    "digits": _stored("8x8 digits, integers 0 .. 16, 10 classes", ("train", "test"), _digits),
+    "digits-binary": _stored("the same digits as bits: 1 where the integer is at least 8", ("train", "test"), _digits),
+    "moons": _generated("two interleaved half circles", _moons),
+    "rings": _generated("three concentric circles", _rings),
+    "checkerboard": _generated("uniform on the 8 dark squares of a 4x4 board, entropy log 32", _checkerboard),
+    "pinwheel": _generated("five bent arms", _pinwheel),
+    "mnist": _idx("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
+    "fashion-mnist": _idx("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
+    "binarized-mnist": _bits("28x28 digits as bits, Larochelle's split", "binarized-mnist", 1, 28, 28),
+    "nltcs": _bits("16 bits: disabilities in a survey of the elderly", "binary/nltcs", 16),
+    "plants": _bits("69 bits: regions where a plant grows", "binary/plants", 69),
+    "mushrooms": _bits("112 bits: features of mushrooms", "binary/mushrooms", 112),
+    "dna": _bits("180 bits: splice junctions", "binary/dna", 180),
+    "nips": _bits("500 bits: words in papers", "binary/nips", 500),
+}
+
+NAMES: dict[str, str] = {name: each.description for name, each in _SETS.items()}

@@ -1,0 +1,461 @@
+"""Data sets: what is known about them from outside, and what damaged or foreign input says."""
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies
+from scipy import stats
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import dgm_pyro as dgm
+from dgm_pyro.data import CHECKSUMS, NAMES, Data
+
+GENERATED = ("moons", "rings", "checkerboard", "pinwheel")
+DIGITS = ("digits", "digits-binary")
+IDX = {"mnist": ("mnist", "MNIST/raw"), "fashion-mnist": ("fashion-mnist", "FashionMNIST/raw")}
+BITS = {
+    "binarized-mnist": (1, 28, 28),
+    "nltcs": (16,),
+    "plants": (69,),
+    "mushrooms": (112,),
+    "dna": (180,),
+    "nips": (500,),
+}
+
+
+def test_names_describe_every_set():
+    assert set(NAMES) == {*GENERATED, *DIGITS, *IDX, *BITS}
+    assert all("\n" not in line and line for line in NAMES.values())
+
+
+# -- Data --------------------------------------------------------------------------------------------------------------
+
+
+def test_integers_are_a_mass_and_reals_a_density():
+    integers = Data(torch.tensor([[0, 3]]), levels=4, name="mine")
+    reals = Data(torch.zeros(2, 1, 3, 3))
+    assert (integers.measure, integers.levels, integers.event_shape, integers.name) == ("mass", 4, (2,), "mine")
+    assert (reals.measure, reals.levels, reals.event_shape, reals.y) == ("density", None, (1, 3, 3), None)
+
+
+def test_labels_are_int64_and_counted():
+    data = Data(torch.zeros(3, 1), torch.tensor([0, 2, 0], dtype=torch.uint8))
+    assert data.y.dtype == torch.int64
+    assert data.num_classes == 3
+    assert Data(data.x, data.y, num_classes=5).num_classes == 5
+
+
+def test_data_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Data(torch.zeros(1, 1)).x = torch.ones(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [
+        (slice(1, 3), [1, 2]),
+        ([2, 0], [2, 0]),
+        (torch.tensor([3, 3]), [3, 3]),
+        (torch.tensor([True, False, False, True]), [0, 3]),
+        (-1, [3]),
+    ],
+)
+def test_a_subset_keeps_rows_together_and_remembers_the_whole(index, rows):
+    data = Data(torch.arange(4)[:, None], torch.arange(4), levels=9, name="rows", num_classes=7)
+    part = data[index]
+    assert part.x[:, 0].tolist() == part.y.tolist() == rows
+    assert (part.levels, part.name, part.num_classes) == (9, "rows", 7)
+    assert len(data) == 4
+
+
+@given(size=strategies.integers(2, 50), fraction=strategies.floats(0.01, 0.99), seed=strategies.integers(0, 9))
+def test_split_is_a_partition_that_its_seed_fixes(size, fraction, seed):
+    data = Data(torch.arange(size)[:, None], torch.arange(size), levels=max(size, 2))
+    if not 0 < round(fraction * size) < size:
+        with pytest.raises(ValueError, match="fraction"):
+            data.split(fraction, seed)
+        return
+    rest, held_out = data.split(fraction, seed)
+    assert len(held_out) == round(fraction * size)
+    assert sorted([*rest.y.tolist(), *held_out.y.tolist()]) == list(range(size))
+    assert torch.equal(data.split(fraction, seed)[1].x, held_out.x)
+    assert torch.equal(held_out.x[:, 0], held_out.y)
+
+
+def test_repr_says_what_it_is():
+    data = Data(torch.zeros(2, 3, dtype=torch.uint8), torch.tensor([0, 1]), levels=2, name="bits")
+    assert repr(data) == "Data('bits', x=(2, 3) uint8 of 2 levels, y of 2 classes)"
+    assert repr(Data(torch.zeros(2, 3))) == "Data('data', x=(2, 3) float32)"
+
+
+@pytest.mark.gpu
+def test_to_moves_x_and_y():
+    data = dgm.data.load("moons", num=10).to("cuda")
+    assert data.x.device.type == data.y.device.type == "cuda"
+    assert data.split(0.5)[0].x.device.type == "cuda"
+
+
+X, BYTES = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.uint8)
+BAD_DATA = {
+    "x no tensor": (dict(x=[[1.0]]), TypeError, "x must be a torch.Tensor, got list"),
+    "x without features": (dict(x=torch.zeros(3)), ValueError, r"shape \(3,\).*x\[:, None\]"),
+    "x empty": (dict(x=torch.zeros(0, 2)), ValueError, r"x is empty.*\(0, 2\)"),
+    "integers without levels": (dict(x=BYTES), TypeError, "torch.uint8.*pass levels"),
+    "NaN": (dict(x=X / 0), ValueError, "x holds NaN"),
+    "infinite": (dict(x=X + math.inf), ValueError, "x holds NaN or infinite"),
+    "reals with levels": (dict(x=X, levels=2), TypeError, "torch.float32.*levels=2"),
+    "booleans": (dict(x=X > 0, levels=2), TypeError, r"torch.bool.*torch.uint8"),
+    "complex": (dict(x=X.to(torch.complex64)), TypeError, "torch.complex64"),
+    "levels 1": (dict(x=BYTES, levels=1), ValueError, "levels must be an int of at least 2.*got 1"),
+    "levels no int": (dict(x=BYTES, levels=2.0), ValueError, "levels.*got 2.0"),
+    "x too large": (dict(x=BYTES + 2, levels=2), ValueError, "from 2 to 2.*levels=2 allows 0 .. 1"),
+    "x negative": (dict(x=BYTES.long() - 1, levels=2), ValueError, "from -1 to -1"),
+    "y no tensor": (dict(x=X, y=[0, 1, 2]), TypeError, "y must be a torch.Tensor or None, got list"),
+    "y of another length": (dict(x=X, y=torch.zeros(2).long()), ValueError, r"y has shape \(2,\).*3 rows"),
+    "y one-hot": (dict(x=X, y=torch.zeros(3, 4).long()), ValueError, r"y has shape \(3, 4\)"),
+    "y real": (dict(x=X, y=torch.zeros(3)), TypeError, "y has dtype torch.float32"),
+    "y negative": (dict(x=X, y=torch.tensor([0, -1, 0])), ValueError, "label -1"),
+    "num_classes too small": (
+        dict(x=X, y=torch.tensor([0, 5, 0]), num_classes=5),
+        ValueError,
+        "label 5.*num_classes is 5",
+    ),
+    "num_classes without y": (dict(x=X, num_classes=5), ValueError, "num_classes is 5.*no labels"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_say_what_is_wrong(case):
+    arguments, error, message = BAD_DATA[case]
+    with pytest.raises(error, match=message):
+        Data(**arguments)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.001, math.nan])
+def test_a_split_that_leaves_nothing_is_refused(fraction):
+    with pytest.raises(ValueError, match="fraction must be between 0 and 1"):
+        dgm.data.load("moons", num=10).split(fraction)
+
+
+def test_an_empty_subset_is_refused():
+    with pytest.raises(ValueError, match=r"subset of Data.*empty"):
+        dgm.data.load("moons", num=10)[5:5]
+
+
+# -- digits ------------------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_of_scikit_learn():
+    images, labels = load_digits(return_X_y=True)
+    expected = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
+    for split, image, label in (("train", 0, 2), ("test", 1, 3)):
+        data = dgm.data.load("digits", split)
+        assert data.x.dtype == torch.uint8
+        assert data.event_shape == (1, 8, 8)
+        assert (data.levels, data.num_classes, data.measure) == (17, 10, "mass")
+        np.testing.assert_array_equal(data.x.flatten(1).numpy(), expected[image])
+        np.testing.assert_array_equal(data.y.numpy(), expected[label])
+
+
+def test_binary_digits_are_the_upper_half_of_the_levels():
+    grey, bits = dgm.data.load("digits", "test"), dgm.data.load("digits-binary", "test")
+    assert torch.equal(bits.x.bool(), grey.x >= 8)
+    assert torch.equal(bits.y, grey.y)
+    assert (bits.levels, bits.x.dtype) == (2, torch.uint8)
+
+
+def test_num_takes_a_random_subset_without_repetition():
+    whole, part = dgm.data.load("digits"), dgm.data.load("digits", num=200)
+    rows = {tuple(row) for row in whole.x.flatten(1).tolist()}
+    assert len(part) == 200
+    assert part.num_classes == 10
+    assert all(tuple(row) in rows for row in part.x.flatten(1).tolist())
+    assert len(torch.unique(part.x.flatten(1), dim=0)) == 200
+    assert not torch.equal(dgm.data.load("digits", num=200, seed=1).x, part.x)
+
+
+# -- generated ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_points_are_standardised_and_repeatable(name):
+    data = dgm.data.load(name, num=1000)
+    assert data.x.dtype == torch.float32
+    assert data.x.shape == (1000, 2)
+    assert data.measure == "density"
+    assert 1.4 < data.x.abs().max() < 5
+    assert data.num_classes == len(data.y.unique())
+    again, other = dgm.data.load(name, num=1000), dgm.data.load(name, num=1000, seed=1)
+    test = dgm.data.load(name, "test", num=1000)
+    assert torch.equal(again.x, data.x)
+    assert not torch.equal(other.x, data.x)
+    assert not torch.equal(test.x, data.x)
+
+
+def test_points_take_the_default_dtype(float64):
+    assert dgm.data.load("moons").x.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_components_are_equally_likely(name):
+    counts = np.bincount(dgm.data.load(name).y.numpy())
+    assert stats.chisquare(counts).pvalue > 0.001
+
+
+def normal(values, scale):
+    """Kolmogorov-Smirnov p-value against N(0, scale^2)."""
+    return stats.kstest(values, stats.norm(0, scale).cdf).pvalue
+
+
+def test_checkerboard_is_uniform_on_its_dark_squares():
+    data = dgm.data.load("checkerboard")
+    x = data.x.double().numpy()
+    cells = np.floor((x + 4) / 2).astype(int)
+    assert ((cells >= 0) & (cells < 4)).all()
+    assert (cells.sum(1) % 2 == 0).all()
+    inside = ((x + 4) / 2) % 1
+    assert all(stats.kstest(inside[:, i], "uniform").pvalue > 0.001 for i in range(2))
+    squares = {
+        (*cell, label) for cell, label in zip(cells.tolist(), data.y.tolist(), strict=True) for cell in [tuple(cell)]
+    }
+    assert len(squares) == 8  # one label per square
+
+
+def test_rings_have_radius_one_two_three():
+    data = dgm.data.load("rings")
+    x = data.x.double().numpy()
+    assert normal(np.hypot(*x.T) - (data.y.numpy() + 1), 0.1) > 0.001
+    assert stats.kstest(np.arctan2(*x.T) / (2 * np.pi) + 0.5, "uniform").pvalue > 0.001
+
+
+def test_moons_are_half_circles():
+    data = dgm.data.load("moons")
+    sign = 1 - 2 * data.y.numpy()[:, None]
+    # Each moon about its own centre, the lower one turned over.
+    x = sign * (data.x.double().numpy() - sign * (-1.0, -0.5))
+    radius = np.hypot(*x.T)
+    # A point on a circle of radius r with noise of scale s lies at r + s^2 / 2r on average, to first order.
+    standard_error = 0.2 / math.sqrt(len(x))
+    assert abs(radius.mean() - (2 + 0.2**2 / 4)) < 4 * standard_error
+    assert abs(radius.std() - 0.2) < 4 * standard_error / math.sqrt(2)
+    assert (x[:, 1] > -1).all()
+
+
+def test_pinwheel_arms_unbend_to_normals():
+    data = dgm.data.load("pinwheel")
+    point = torch.view_as_complex(data.x.double()).numpy() / 2
+    arm = 2 * np.pi * data.y.numpy() / 5
+    # The bend depends on the coordinate along the arm: a fixed point, contracting because arms are thin.
+    along = np.abs(point)
+    for _ in range(60):
+        straight = point * np.exp(-1j * (arm + 0.25 * np.exp(along)))
+        along = straight.real
+    assert normal(straight.real - 1, 0.3) > 0.001
+    assert normal(straight.imag, 0.1) > 0.001
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def idx(array):
+    """An array of bytes in the idx format."""
+    return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def no_default(monkeypatch):
+    monkeypatch.delenv("DGM_DATA", raising=False)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, no_default):
+    """A writer of small data sets whose checksums are declared: ``files(name, folder, zipped)`` returns its arrays."""
+
+    def write(name, folder, zipped=True):
+        random = np.random.default_rng(0)
+        (tmp_path / folder).mkdir(parents=True)
+        arrays, sums = {}, {}
+        if name in BITS:
+            for split in ("train", "valid", "test"):
+                bits = random.integers(2, size=(6, math.prod(BITS[name])), dtype=np.uint8)
+                packed = np.packbits(bits, axis=1)
+                np.savez(tmp_path / folder / f"{split}.npz", packed=packed, shape=bits.shape)
+                arrays[split], sums[split] = bits, hashlib.sha256(packed.tobytes()).hexdigest()
+        else:
+            for split, prefix in (("train", "train"), ("test", "t10k")):
+                images = random.integers(256, size=(5, 28, 28), dtype=np.uint8)
+                labels = random.integers(10, size=5, dtype=np.uint8)
+                arrays[split] = images, labels
+                for stem, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
+                    content = idx(array)
+                    sums[stem] = hashlib.md5(content).hexdigest()
+                    path = tmp_path / folder / (stem + ".gz" * zipped)
+                    path.write_bytes(gzip.compress(content) if zipped else content)
+        monkeypatch.setitem(CHECKSUMS, name, sums)
+        return arrays
+
+    write.path = tmp_path
+    return write
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("name", "folder"), [(name, folder) for name in IDX for folder in IDX[name]])
+def test_idx_files_are_read_from_every_layout(files, name, folder, zipped):
+    arrays = files(name, folder, zipped)
+    for split, (images, labels) in arrays.items():
+        data = dgm.data.load(name, split, data_dir=files.path)
+        np.testing.assert_array_equal(data.x.squeeze(1).numpy(), images)
+        np.testing.assert_array_equal(data.y.numpy(), labels)
+        assert (data.event_shape, data.levels, data.num_classes) == ((1, 28, 28), 256, 10)
+        assert data.x.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_packed_bits_are_read(files, name):
+    arrays = files(name, "binarized-mnist" if name == "binarized-mnist" else f"binary/{name}")
+    for split, bits in arrays.items():
+        data = dgm.data.load(name, split, data_dir=str(files.path))
+        np.testing.assert_array_equal(data.x.flatten(1).numpy(), bits)
+        assert (data.event_shape, data.levels, data.y) == (BITS[name], 2, None)
+
+
+def test_the_environment_names_the_folder(files, monkeypatch):
+    files("mnist", "mnist")
+    monkeypatch.setenv("DGM_DATA", str(files.path))
+    assert len(dgm.data.load("mnist", num=3)) == 3
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        dgm.data.load("mnist", data_dir="elsewhere")  # an argument goes before the environment
+
+
+def test_without_a_folder_the_message_says_how_to_set_one(no_default):
+    with pytest.raises(FileNotFoundError, match=r"mnist is read from files.*DGM_DATA.*mnist/ or MNIST/raw/"):
+        dgm.data.load("mnist")
+
+
+def test_missing_files_are_listed(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        dgm.data.load("fashion-mnist", "test", data_dir=tmp_path)
+    for place in ("fashion-mnist", "FashionMNIST/raw"):
+        for ending in ("", ".gz"):
+            assert str(tmp_path / place / f"t10k-images-idx3-ubyte{ending}") in str(error.value)
+    assert "DGM_DATA" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[-1] ^= 1
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+BAD_IDX = {
+    "truncated gzip": (cut, r"truncated or no gzip file.*copy it again"),
+    "no gzip": (lambda path: path.write_bytes(b"<html>not found</html>"), "truncated or no gzip file"),
+    "empty gzip": (lambda path: path.write_bytes(gzip.compress(b"")), "magic number of a 3-dimensional.* is 00000803"),
+    "labels for images": (
+        lambda path: path.write_bytes(gzip.compress(idx(np.zeros(5, np.uint8)))),
+        "starts with the bytes 00000801.*is 00000803",
+    ),
+    "header only": (lambda path: path.write_bytes(gzip.compress(b"\0\0\x08\x03\0\0")), "truncated"),
+    "too few values": (
+        lambda path: path.write_bytes(gzip.compress(idx(np.zeros((5, 28, 28), np.uint8))[:-1])),
+        "3935 bytes, but its header announces 3936",
+    ),
+    "one bit flipped": (flip, "md5 checksum .*mnist has"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IDX)
+def test_bad_idx_files_say_what_is_wrong(files, case):
+    files("mnist", "mnist")
+    path = files.path / "mnist" / "train-images-idx3-ubyte.gz"
+    damage, message = BAD_IDX[case]
+    damage(path)
+    with pytest.raises(ValueError, match=message) as error:
+        dgm.data.load("mnist", data_dir=files.path)
+    assert str(path) in str(error.value)
+    assert len(dgm.data.load("mnist", "test", data_dir=files.path)) == 5
+
+
+def save_one(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros((6, 2), np.uint8))
+
+
+BAD_NPZ = {
+    "truncated": (cut, "truncated or no npz file"),
+    "empty": (lambda path: path.write_bytes(b""), "truncated or no npz file"),
+    "text": (lambda path: path.write_text("0 1 1 0"), "truncated or no npz file"),
+    "another array": (
+        lambda path: np.savez(path, bits=np.zeros((6, 2), np.uint8)),
+        "no npz file with an array 'packed'",
+    ),
+    "one array": (save_one, "no npz file"),
+    "pickled": (lambda path: np.savez(path, packed=np.array([{}], dtype=object)), "no npz file"),
+    "other bits": (lambda path: np.savez(path, packed=np.zeros((6, 2), np.uint8)), "sha256 checksum .*nltcs has"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_NPZ)
+def test_bad_npz_files_say_what_is_wrong(files, case):
+    files("nltcs", "binary/nltcs")
+    path = files.path / "binary" / "nltcs" / "valid.npz"
+    damage, message = BAD_NPZ[case]
+    damage(path)
+    with pytest.raises(ValueError, match=message) as error:
+        dgm.data.load("nltcs", "valid", data_dir=files.path)
+    assert str(path) in str(error.value)
+
+
+BAD_CALLS = {
+    "unknown name": (dict(name="cifar"), "no data set 'cifar'.*digits, .*binarized-mnist"),
+    "unknown split": (dict(name="digits", split="valid"), "digits has no split 'valid': choose one of train, test"),
+    "num zero": (dict(name="moons", num=0), "num must be a positive int, got 0"),
+    "num real": (dict(name="moons", num=10.0), r"num.*got 10\.0"),
+    "num too large": (dict(name="digits", num=5000), "num is 5000, but digits has 1437 data in its train split"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_say_what_is_wrong(case):
+    arguments, message = BAD_CALLS[case]
+    with pytest.raises(ValueError, match=message):
+        dgm.data.load(**arguments)
+
+
+# -- the real files, where they are ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("DGM_DATA" not in os.environ, reason="DGM_DATA names no folder with the published files")
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("mnist", {"train": 60000, "test": 10000}),
+        ("fashion-mnist", {"train": 60000, "test": 10000}),
+        ("binarized-mnist", {"train": 50000, "valid": 10000, "test": 10000}),
+        ("nltcs", {"train": 16181, "valid": 2157, "test": 3236}),
+        ("plants", {"train": 17412, "valid": 2321, "test": 3482}),
+        ("mushrooms", {"train": 2000, "valid": 500, "test": 5624}),
+        ("dna", {"train": 1600, "valid": 400, "test": 1186}),
+        ("nips", {"train": 400, "valid": 100, "test": 1240}),
+    ],
+)
+def test_the_published_files(name, sizes):
+    for split, size in sizes.items():
+        data = dgm.data.load(name, split)
+        assert len(data) == size
+        if name == "binarized-mnist" and split == "test":
+            assert data.x.double().mean().item() == pytest.approx(0.13251224, abs=1e-8)
+        if name in IDX:
+            assert data.y.bincount().min() >= size // 12  # ten classes of nearly equal size
