@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -116,7 +117,7 @@ def cosine(steps: int, offset: float = 0.008) -> Schedule:
 
 
 SCHEDULES = {"linear": linear, "cosine": cosine}
-PREDICTIONS = ("noise", "x0", "v")
+PREDICTIONS = ("noise", "x0", "v", "levels")
 SAMPLERS = {"ancestral": 1.0, "ddim": 0.0}
 
 
@@ -137,9 +138,12 @@ class Diffusion(Program):
         denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x.
         schedule: a `Schedule`, or one of "linear", "cosine".
         steps: T, for a schedule given by name.
-        predict: what the network predicts: "noise", "x0", or "v" = alpha noise - sigma x_0 (Salimans and Ho 2022).
+        predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), or,
+            for integers, "levels": logits of a prior over the levels of each feature, ``(B, levels, *event_shape)``,
+            which Bayes' rule turns into p(x_0 | x_t) with the known noise; its mean is the denoised x_0.
         levels: x takes the integers 0 .. levels - 1 (scaled to [-1, 1] for the chain), and p(x_0 | x_1) is a
-            discretized logistic, so that the bound is on a mass; None for reals, where p(x_0 | x_1) is Normal.
+            discretized logistic (with "levels", that Categorical), so that the bound is on a mass; None for reals,
+            where p(x_0 | x_1) is Normal.
         subsample: how many times per datum a step of training looks at.
         label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
 
@@ -181,8 +185,13 @@ class Diffusion(Program):
         self.conditional = self.given_shape is not None
         if label_dropout > 0 and self.num_classes is None:
             raise ValueError("label_dropout needs a denoiser with num_classes: only labels can be hidden")
-        start = float(schedule.sigma[1]) if levels is None else 1 / (levels - 1)
-        self.raw_scale = nn.Parameter(torch.full(tuple(self.event_shape), inverse_softplus(start)))
+        if predict == "levels":
+            if levels is None:
+                raise ValueError("predict='levels' needs integer data: pass levels, or predict 'noise', 'x0' or 'v'")
+            self.register_buffer("grid", to_unit(torch.arange(levels), levels), persistent=False)
+        else:
+            start = float(schedule.sigma[1]) if levels is None else 1 / (levels - 1)
+            self.raw_scale = nn.Parameter(torch.full(tuple(self.event_shape), inverse_softplus(start)))
 
     # -- the pieces of the equations -------------------------------------------------------------------------------
 
@@ -200,44 +209,51 @@ class Diffusion(Program):
         loc = self._at("alpha", t) * x0
         return dist.Normal(loc, self._at("sigma", t).expand_as(loc)).to_event(len(self.event_shape))
 
-    def denoise(self, x_t: Tensor, t: Tensor, given: Any = None, guidance: float = 0.0) -> Tensor:
-        """The network's x_0, from its prediction at x_t, ``(*batch, *event_shape)``, and t, ``(*batch,)``.
+    def denoise(self, x_t: Tensor, t: Tensor, given: Any = None, guidance: float = 0.0) -> Denoised:
+        """What the network makes of x_t, ``(*batch, *event_shape)``, at t, ``(*batch,)``.
 
         Args:
-            guidance: w in (1 + w) x_0(given) - w x_0(null) (Ho and Salimans 2021, eq. 6).
+            guidance: w in (1 + w) f(given) - w f(null), f the network (Ho and Salimans 2021, eq. 6).
         """
-        if guidance != 0.0:
-            null = torch.full_like(given, self._null(guidance))
-            told, untold = self.denoise(x_t, t, given), self.denoise(x_t, t, null)
-            return (1 + guidance) * told - guidance * untold
-        time = t.to(x_t.dtype) / self.steps
         if self.training and self.label_dropout > 0:
             hidden = torch.rand(given.shape, device=given.device) < self.label_dropout
-            given = torch.where(hidden, self._null(1.0), given)
-        inputs, shapes = (x_t, time), (self.event_shape, torch.Size())
+            given = torch.where(hidden, self._null(), given)
+        prediction = self._predict(x_t, t, given)
+        if guidance != 0.0:
+            null = torch.full_like(given, self._null())
+            prediction = (1 + guidance) * prediction - guidance * self._predict(x_t, t, null)
+        alpha, sigma = self._at("alpha", t), self._at("sigma", t)
+        if self.predict == "levels":
+            distance = (x_t - alpha * self.grid.reshape(-1, *(1,) * x_t.dim())) / sigma
+            logits = prediction.movedim(-1 - len(self.event_shape), 0) - 0.5 * distance**2
+            probabilities = logits.softmax(0)
+            return Denoised((self.grid.reshape(-1, *(1,) * x_t.dim()) * probabilities).sum(0), logits.movedim(0, -1))
+        if self.predict == "noise":
+            return Denoised((x_t - sigma * prediction) / alpha)
+        return Denoised(alpha * x_t - sigma * prediction if self.predict == "v" else prediction)
+
+    def _predict(self, x_t: Tensor, t: Tensor, given: Any) -> Tensor:
+        inputs, shapes = (x_t, t.to(x_t.dtype) / self.steps), (self.event_shape, torch.Size())
         if self.conditional:
             inputs, shapes = (*inputs, given), (*shapes, self.given_shape)
         batch, prediction = call_network(self.denoiser, inputs, shapes)
-        if prediction.shape[1:] != self.event_shape:
+        shape = (self.levels, *self.event_shape) if self.predict == "levels" else tuple(self.event_shape)
+        if tuple(prediction.shape[1:]) != shape:
             raise ValueError(
-                f"the denoiser returned shape {tuple(prediction.shape)}, but it must return "
-                f"(B, *{tuple(self.event_shape)}), the shape of x"
+                f"the denoiser returned shape {tuple(prediction.shape)}, but to predict {self.predict!r} it must "
+                f"return (B, *{shape})"
             )
-        prediction = prediction.reshape(*batch, *self.event_shape)
-        alpha, sigma = self._at("alpha", t), self._at("sigma", t)
-        if self.predict == "noise":
-            return (x_t - sigma * prediction) / alpha
-        if self.predict == "v":
-            return alpha * x_t - sigma * prediction
-        return prediction
+        return prediction.reshape(*batch, *shape)
 
-    def likelihood(self, x0_hat: Tensor) -> dist.TorchDistribution:
+    def likelihood(self, denoised: Denoised) -> dist.TorchDistribution:
         """p(x_0 | x_1) around the denoised x_1; a mass on integers if there are `levels`."""
-        scale = positive(self.raw_scale)
         event_dim = len(self.event_shape)
+        if denoised.logits is not None:
+            return dist.Categorical(logits=denoised.logits).to_event(event_dim)
+        scale = positive(self.raw_scale)
         if self.levels is not None:
-            return distributions.DiscretizedLogistic(x0_hat, scale, self.levels).to_event(event_dim)
-        return dist.Normal(x0_hat, scale).to_event(event_dim)
+            return distributions.DiscretizedLogistic(denoised.x0, scale, self.levels).to_event(event_dim)
+        return dist.Normal(denoised.x0, scale).to_event(event_dim)
 
     def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor) -> dist.TorchDistribution:
         """q(x_{t-1} | x_t, x_0) for t in 2 .. T; with the denoised x_0 it is the model's p(x_{t-1} | x_t)."""
@@ -256,9 +272,9 @@ class Diffusion(Program):
     def _sum(self, value: Tensor) -> Tensor:
         return value.flatten(value.dim() - len(self.event_shape)).sum(-1)
 
-    def _null(self, guidance: float) -> int:
+    def _null(self) -> int:
         if self.num_classes is None:
-            raise ValueError(f"guidance={guidance} needs a denoiser with num_classes, trained with label_dropout")
+            raise ValueError("guidance needs a denoiser with num_classes, trained with label_dropout")
         return self.num_classes
 
     # -- the statements ----------------------------------------------------------------------------------------------
@@ -268,12 +284,11 @@ class Diffusion(Program):
         x0 = self.clean(x)
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         with self._noising(name, x0) as (t, x_t):
-            x0_hat = self.denoise(x_t, t, given)
-            zero = x0_hat.new_zeros(())
-            kl = self._at("weight", t) * (x0 - x0_hat) ** 2
+            denoised = self.denoise(x_t, t, given)
+            kl = self._at("weight", t) * (x0 - denoised.x0) ** 2
             pyro.factor(f"{name}_kl", -self._sum(kl))
-            last = self.likelihood(x0_hat).log_prob(x)
-            pyro.factor(f"{name}_likelihood", torch.where(t == 1, last, zero))
+            last = self.likelihood(denoised).log_prob(x)
+            pyro.factor(f"{name}_likelihood", torch.where(t == 1, last, torch.zeros_like(last)))
         return x
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
@@ -289,10 +304,12 @@ class Diffusion(Program):
         """Enter the plate over time and state x_t ~ q(x_t | x_0) there; yields (t, x_t)."""
         shift: Tensor | int = 0
         if self.subsample < self.steps:
-            # One subsample of times for the whole batch is noisy; turned by a shift per datum it stays uniform.
+            # One subsample of times for the whole batch would be noisy. Evenly spread and turned by a shift of each
+            # datum's own, every time is as likely as before (systematic sampling).
             uniform = torch.ones(self.steps, device=x0.device, dtype=x0.dtype)
             shift = pyro.sample(f"{name}_shift", dist.Categorical(uniform))
-        plate = pyro.plate(f"{name}_time", self.steps, subsample_size=self.subsample, device=x0.device)
+        spread = torch.arange(self.subsample, device=x0.device) * self.steps // self.subsample
+        plate = pyro.plate(f"{name}_time", self.steps, subsample=spread)
         with plate as indices:
             t = (indices.reshape(-1, *(1,) * (-plate.dim - 1)) + shift) % self.steps + 1
             batch = torch.broadcast_shapes(t.shape, x0.shape[: x0.dim() - len(self.event_shape)])
@@ -343,19 +360,20 @@ class Diffusion(Program):
         times = self._spread_times(steps)
         for t, s in zip(times, [*times[1:], 0], strict=True):
             t_batch = torch.full(tuple(batch), t, device=alpha.device)
-            x0_hat = self.denoise(x, t_batch, given, guidance)
+            denoised = self.denoise(x, t_batch, given, guidance)
             if s == 0:
                 break
+            x0_hat = denoised.x0
             variance = (sigma[s] / sigma[t]) ** 2 * (1 - (alpha[t] / alpha[s]) ** 2)
             noise_hat = (x - alpha[t] * x0_hat) / sigma[t]
             x = alpha[s] * x0_hat + (sigma[s] ** 2 - eta**2 * variance).clamp_min(0).sqrt() * noise_hat
             if eta > 0:
                 x = x + eta * variance.sqrt() * torch.randn_like(x)
         if eta > 0:
-            return self.likelihood(x0_hat).sample()
+            return self.likelihood(denoised).sample()
         if self.levels is None:
-            return x0_hat
-        return ((x0_hat + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
+            return denoised.x0
+        return ((denoised.x0 + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
 
     def _spread_times(self, steps: int | None) -> list[int]:
         if steps is None:
@@ -366,6 +384,14 @@ class Diffusion(Program):
             return [self.steps]
         spread = torch.linspace(self.steps, 1, steps, dtype=torch.float64)
         return [int(t) for t in spread.round()]
+
+
+@dataclass
+class Denoised:
+    """What a denoiser makes of x_t: its x_0, and where it predicts levels their logits, ``(*batch, *event, levels)``."""
+
+    x0: Tensor
+    logits: Tensor | None = None
 
 
 class _Chain(TorchDistribution):
@@ -418,21 +444,18 @@ class UnrolledDiffusion(Program):
         zero = p.schedule.alpha.new_zeros(tuple(self.event_shape))
         x_t = pyro.sample(f"{name}_{steps}", dist.Normal(zero, 1.0).to_event(zero.dim()))
         for t in range(steps, 1, -1):
-            x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, *self._denoised(x_t, t, given)))
-        _, x0_hat = self._denoised(x_t, 1, given)
-        return pyro.sample(name, p.likelihood(x0_hat), obs=value)
+            times = self._times(x_t, t)
+            x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, times, p.denoise(x_t, times, given).x0))
+        return pyro.sample(name, p.likelihood(p.denoise(x_t, self._times(x_t, 1), given)), obs=value)
 
-    def _denoised(self, x_t: Tensor, t: int, given: Any) -> tuple[Tensor, Tensor]:
-        times = torch.full(x_t.shape[: x_t.dim() - len(self.event_shape)], t, device=x_t.device)
-        return times, self.diffusion.denoise(x_t, times, given)
+    def _times(self, x: Tensor, t: int) -> Tensor:
+        return torch.full(x.shape[: x.dim() - len(self.event_shape)], t, device=x.device)
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         p, x0 = self.diffusion, self.diffusion.clean(value)
-        t = torch.full(x0.shape[: x0.dim() - len(self.event_shape)], p.steps, device=x0.device)
-        x_t = pyro.sample(f"{name}_{p.steps}", p.noised(x0, t))
-        for step in range(p.steps, 1, -1):
-            t = torch.full(x_t.shape[: x_t.dim() - len(self.event_shape)], step, device=x0.device)
-            x_t = pyro.sample(f"{name}_{step - 1}", p.reverse(x_t, t, x0))
+        x_t = pyro.sample(f"{name}_{p.steps}", p.noised(x0, self._times(x0, p.steps)))
+        for t in range(p.steps, 1, -1):
+            x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, self._times(x_t, t), x0))
 
     def latents(self, name: str) -> tuple[str, ...]:
         return tuple(f"{name}_{t}" for t in range(self.diffusion.steps, 0, -1))

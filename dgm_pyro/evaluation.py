@@ -121,6 +121,7 @@ def evaluate(
     data: Data | Tensor,
     *,
     num_particles: int = 1,
+    draws: int = 8,
     batch_size: int = 256,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -132,6 +133,7 @@ def evaluate(
         program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it.
         data: a `Data`, or a tensor ``(N, *event_shape)``.
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
+        draws: how many draws of an ELBO to average per datum: less noise, the same bound.
         batch_size: data per batch; lower it if memory is short.
         seed: of the guide's draws; the global random state is left as it was.
         device: where to compute; default where the program is.
@@ -144,6 +146,7 @@ def evaluate(
         ValueError, TypeError: shapes, values or measures do not fit; the message names the remedy.
     """
     check_count(num_particles, "num_particles")
+    check_count(draws, "draws")
     check_count(batch_size, "batch_size")
     data = as_data(program, data)
     device = program_device(program) if device is None else torch.device(device)
@@ -154,7 +157,7 @@ def evaluate(
         for start in tqdm(batches, desc="evaluate", unit="batch", disable=not progress, leave=False):
             rows = slice(start, start + batch_size)
             x, y = data.x[rows].to(device), None if data.y is None else data.y[rows].to(device)
-            bounds.append(_bound(program, x, y, num_particles))
+            bounds.append(_bound(program, x, y, num_particles, draws))
     kind = "exact" if program.tractable else "elbo" if num_particles == 1 else f"iwae-{num_particles}"
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
@@ -168,10 +171,10 @@ def evaluate(
     )
 
 
-def _bound(program: Program, x: Tensor, y: Tensor | None, num_particles: int) -> Bound:
+def _bound(program: Program, x: Tensor, y: Tensor | None, num_particles: int, draws: int) -> Bound:
     value, given, _ = program.arguments(x, y)
     if program.tractable or num_particles == 1:
-        return ELBO()(program, value, given)
+        return ELBO(num_particles=draws)(program, value, given)
     weights = program.log_weights(value, given, num_particles)
     iwae = weights.logsumexp(0) - math.log(num_particles)
     return Bound(iwae, iwae)

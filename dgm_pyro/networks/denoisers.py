@@ -47,9 +47,11 @@ class Denoiser(nn.Module):
         features: int,
         context_shape: Sequence[int] | None,
         num_classes: int | None,
+        outputs: int,
     ):
         super().__init__()
         self.event_shape = torch.Size(event_shape)
+        self.out_shape = self.event_shape if outputs == 1 else torch.Size((outputs, *event_shape))
         self.num_classes = num_classes
         self.context_shape = torch.Size(()) if num_classes is not None else context_shape
         if self.context_shape is not None:
@@ -75,6 +77,7 @@ class DenoisingMLP(Denoiser):
         hidden: widths of the hidden layers.
         context_shape: shape of one ``given``, for a conditional denoiser.
         num_classes: number of labels, for ``given`` labels.
+        outputs: values per feature; L for a diffusion that predicts L levels.
         activation: one of relu, silu, gelu, tanh, elu.
     """
 
@@ -85,25 +88,26 @@ class DenoisingMLP(Denoiser):
         *,
         context_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
+        outputs: int = 1,
         activation: str = "silu",
     ):
         features = hidden[0]
-        super().__init__(event_shape, features, context_shape, num_classes)
+        super().__init__(event_shape, features, context_shape, num_classes, outputs)
         numel = math.prod(self.event_shape)
         widths = [numel, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
         self.modulations = nn.ModuleList(nn.Linear(features, b) for b in hidden)
-        self.last = nn.Linear(widths[-1], numel)
+        self.last = nn.Linear(widths[-1], outputs * numel)
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to ``(B, *event_shape)``."""
+        """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to the shape of x; ``(B, outputs, *event_shape)`` if > 1."""
         embedded = self.activation(self.embed(t, context))
         h = x.flatten(1)
         for i, (layer, modulation) in enumerate(zip(self.layers, self.modulations, strict=True)):
             new = self.activation(layer(h) + modulation(embedded))
             h = new + h if i > 0 and new.shape == h.shape else new
-        return self.last(h).reshape(x.shape)
+        return self.last(h).reshape(-1, *self.out_shape)
 
 
 class ResidualBlock(nn.Module):
@@ -133,7 +137,7 @@ class DenoisingUNet(Denoiser):
     Args:
         event_shape: ``(C, H, W)``; H and W must be divisible by 2 ** (len(channels) - 1).
         channels: width at each resolution, multiples of 8.
-        context_shape, num_classes: as in `DenoisingMLP`.
+        context_shape, num_classes, outputs: as in `DenoisingMLP`.
         dropout: probability, inside the residual blocks.
 
     Source: Ho et al. 2020 (DDPM), appendix B, without attention.
@@ -146,6 +150,7 @@ class DenoisingUNet(Denoiser):
         *,
         context_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
+        outputs: int = 1,
         dropout: float = 0.0,
     ):
         if len(event_shape) != 3:
@@ -158,7 +163,7 @@ class DenoisingUNet(Denoiser):
         if any(width % 8 for width in channels):
             raise ValueError(f"channels must be multiples of 8, got {tuple(channels)}")
         features = 2 * channels[-1]
-        super().__init__(event_shape, features, context_shape, num_classes)
+        super().__init__(event_shape, features, context_shape, num_classes, outputs)
         self.first = nn.Conv2d(event_shape[0], channels[0], 3, padding=1)
         ins = [channels[0], *channels[:-1]]
         self.down = nn.ModuleList(ResidualBlock(a, b, features, dropout) for a, b in zip(ins, channels, strict=True))
@@ -168,11 +173,11 @@ class DenoisingUNet(Denoiser):
             ResidualBlock(2 * b, a, features, dropout) for a, b in zip(outs, channels, strict=True)
         )
         self.last = nn.Sequential(
-            nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], event_shape[0], 3, padding=1)
+            nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], outputs * event_shape[0], 3, padding=1)
         )
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``."""
+        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to the shape of x; ``(B, outputs, C, H, W)`` if > 1."""
         embedded = F.silu(self.embed(t, context))
         h = self.first(x)
         kept = []
@@ -184,4 +189,4 @@ class DenoisingUNet(Denoiser):
             h = self.up[i](torch.cat([h, kept[i]], 1), embedded)
             if i > 0:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-        return self.last(h)
+        return self.last(h).reshape(-1, *self.out_shape)
