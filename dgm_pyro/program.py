@@ -141,7 +141,8 @@ class Program(nn.Module):
     def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
         """`log_prob` without its checks; x may carry further batch dimensions, ``(*batch, *event_shape)``."""
         batch = x.shape[: x.dim() - len(self.event_shape)]
-        with poutine.block(), poutine.trace() as traced, plates(batch):
+        # No plates: the value has the whole batch, and a guide may call this inside plates of these names.
+        with poutine.block(), poutine.trace() as traced:
             self.joint(self.variable, x, given)
         return log_prob_sum(traced.trace, batch)
 

@@ -19,7 +19,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
-from dgm_pyro.networks import MLP
+from dgm_pyro.networks import MLP, DenoisingMLP, DenoisingUNet
 from dgm_pyro.program import latent_sites, log_prob_sum, plates
 
 
@@ -156,6 +156,14 @@ def vae(prior: dgm.Program, size: int = 2, latent: str = "z", **context: Any) ->
     )
 
 
+def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options: Any) -> dgm.Diffusion:
+    """A diffusion of few steps."""
+    network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
+    event_shape = (shape,) if isinstance(shape, int) else shape
+    denoiser = DenoisingMLP(event_shape, (8, 8), activation="tanh", **network)
+    return dgm.Diffusion(shape, denoiser, levels=levels, **{"steps": 4, **options})
+
+
 CASES: dict[str, Case] = {
     # Conditionals
     "normal": Case(lambda: dgm.Normal(3)),
@@ -197,9 +205,7 @@ CASES: dict[str, Case] = {
         lambda: dgm.VAE(dgm.Normal((1, 2, 2)), dgm.Normal(3, _mlp((1, 2, 2), 6)), dgm.Normal((1, 2, 2), _mlp((3,), 8)))
     ),
     "vae-bit-latent": Case(
-        lambda: dgm.VAE(
-            dgm.Bernoulli(3, learned=True), dgm.Normal(2, _mlp((3,), 4)), dgm.Bernoulli(3, _mlp((2,), 3))
-        )
+        lambda: dgm.VAE(dgm.Bernoulli(3, learned=True), dgm.Normal(2, _mlp((3,), 4)), dgm.Bernoulli(3, _mlp((2,), 3)))
     ),
     "vae-categorical-latent": Case(
         lambda: dgm.VAE(
@@ -226,8 +232,36 @@ CASES: dict[str, Case] = {
         )
     ),
     "vae-foreign-network": Case(
-        lambda: dgm.VAE(
-            dgm.Normal(2), dgm.Categorical(3, 4, nn.Linear(2, 12)), dgm.Normal(2, _Squash(3, 4))
+        lambda: dgm.VAE(dgm.Normal(2), dgm.Categorical(3, 4, nn.Linear(2, 12)), dgm.Normal(2, _Squash(3, 4)))
+    ),
+    # Diffusions
+    "diffusion": Case(lambda: diffusion(2)),
+    "diffusion-one-step": Case(lambda: diffusion(2, steps=1)),
+    "diffusion-all-times": Case(lambda: diffusion(2, subsample=4)),
+    "diffusion-linear": Case(lambda: diffusion(2, schedule="linear", steps=6, subsample=2)),
+    "diffusion-noise": Case(lambda: diffusion(2, schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
+    "diffusion-x0": Case(lambda: diffusion((1, 2, 1), predict="x0")),
+    "diffusion-integers": Case(lambda: diffusion(2, levels=5)),
+    "diffusion-given-label": Case(lambda: diffusion(2, num_classes=3)),
+    "diffusion-given-vector": Case(lambda: diffusion(2, context_shape=(3,))),
+    "diffusion-unet": Case(
+        lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), steps=3, levels=4)
+    ),
+    "vae-diffusion-prior": Case(lambda: vae(diffusion(2))),
+    # Classifiers
+    "labelled": Case(lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4)))),
+    "labelled-integers": Case(
+        lambda: dgm.Labelled(dgm.Categorical((), 3), dgm.Categorical(2, 4, _mlp((), 8, num_classes=3)))
+    ),
+    "labelled-vae": Case(
+        lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3)),
+        inert=("prior",),  # its guide is p(y) itself, so that only labels can teach it
+    ),
+    "labelled-diffusion": Case(lambda: dgm.Labelled(dgm.Categorical((), 3), diffusion(2, num_classes=3))),
+    "labelled-classifier": Case(
+        lambda: dgm.Labelled(
+            dgm.Categorical((), 3), vae(dgm.Normal(2), num_classes=3), dgm.Categorical((), 3, _mlp((2,), 3))
         )
     ),
+    "discriminative": Case(lambda: dgm.Discriminative(dgm.Categorical((), 3, _mlp((2,), 3)))),
 }

@@ -99,7 +99,7 @@ def test_exact_density_or_a_refusal_that_names_the_alternatives(case):
         return
     exact = program.log_prob(x, given)
     assert exact.shape == (BATCH,)
-    if program.latents("x") == ():
+    if program.latents(program.variable) == ():
         torch.testing.assert_close(program.log_weights(x, given, num_particles=3), exact.expand(3, -1))
     # further batch dimensions at the left
     twice = lambda part: part.expand(2, *part.shape)  # noqa: E731
@@ -145,7 +145,7 @@ def test_declared_latents_are_the_sites_of_model_and_guide(case):
         x, given = case.draw(program, BATCH)
         modelled, guided = model_latents(program, x, given), guide_latents(program, x, given)
         assert set(modelled) == set(guided)
-        declared = program.latents("x")
+        declared = program.latents(program.variable)
         if declared is not None:
             assert sorted(declared) == sorted(guided)
 
@@ -159,7 +159,7 @@ def test_a_program_nests_under_any_name(case):
     assert w.shape == (BATCH, *program.event_shape)
     sites = dgm.program.latent_sites(traced.trace)
     assert "w" in sites
-    assert "x" not in sites
+    assert program.variable not in sites
     declared = program.latents("w")
     if declared is not None:
         assert set(declared) <= set(sites)
@@ -291,8 +291,8 @@ def test_statements_agree_with_what_they_sample(name):
     given = repeated(given, n)
     with torch.no_grad():
         trace = poutine.trace(program.model).get_trace(n, given)
-        x_a = trace.nodes["x"]["value"]
-        z_a = {site: trace.nodes[site]["value"] for site in dgm.program.latent_sites(trace) if site != "x"}
+        x_a = trace.nodes[program.variable]["value"]
+        z_a = {site: trace.nodes[site]["value"] for site in dgm.program.latent_sites(trace) if site != program.variable}
         if program.levels is None:
             loc, scale = x_a.mean(0), x_a.std(0)
             proposal = torch.distributions.Normal(loc, scale)
@@ -320,7 +320,7 @@ def test_sample_draws_what_the_model_states(case):
     n = 2000
     _, given = case.draw(program, 1)
     given = repeated(given, n)
-    stated = poutine.trace(program.unroll().model).get_trace(n, given).nodes["x"]["value"].detach()
+    stated = poutine.trace(program.unroll().model).get_trace(n, given).nodes[program.variable]["value"].detach()
     drawn = program.sample(n, given)
     for moment in (1, 2):
         for a, b in zip(features(stated) ** moment, features(drawn) ** moment, strict=True):
