@@ -131,6 +131,7 @@ def pyro_elbo(program: dgm.Program, x: Tensor, given: Any = None) -> float:
 # -- the registry ------------------------------------------------------------------------------------------------------
 
 
+@dgm.register
 class _Squash(nn.Module):
     """A linear map of integers 0 .. levels - 1, for networks that are not ours."""
 

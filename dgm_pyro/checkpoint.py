@@ -1,0 +1,438 @@
+"""Checkpoints that cannot run code: a program is stored as names and numbers, and its constructors rebuild it.
+
+A checkpoint is one folder with two files:
+
+- ``program.json``: the format and its version, the versions of dgm_pyro, torch and pyro, every module as the name of
+  its class in the registry with its constructor arguments, and the size and sha256 of the weights;
+- ``weights-<start of that sha256>.safetensors``: parameters, buffers, and tensors among the constructor arguments.
+
+Loading looks names up in the registry and in a list of torch.nn layers, and calls constructors; it never unpickles
+and never imports. The weights are written first, under a name that their content gives, and ``program.json`` replaces
+its predecessor in one step: a save that is interrupted at any point leaves the old checkpoint whole.
+
+>>> import tempfile, torch, dgm_pyro as dgm
+>>> program = dgm.Normal(2, torch.nn.Linear(3, 4))
+>>> with tempfile.TemporaryDirectory() as folder:
+...     dgm.save(program, folder)
+...     loaded = dgm.load(folder)
+>>> x, given = torch.randn(5, 2), torch.randn(5, 3)
+>>> torch.equal(loaded.log_prob(x, given), program.log_prob(x, given))
+True
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dgm_pyro.program import Program
+from dgm_pyro.registry import REGISTRY, arguments_of
+
+FORMAT = "dgm_pyro program"
+FORMAT_VERSION = 1
+HEADER = "program.json"
+
+CONTAINERS: dict[str, type[nn.Module]] = {
+    f"torch.nn.{cls.__name__}": cls for cls in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+}
+
+# Layers whose attributes are their constructor arguments, and say all about them.
+LAYERS: dict[str, type[nn.Module]] = {
+    f"torch.nn.{cls.__name__}": cls
+    for cls in (
+        *(nn.Linear, nn.Bilinear, nn.Embedding, nn.Identity, nn.Flatten, nn.Unflatten),
+        *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.SiLU, nn.GELU, nn.Mish, nn.GLU),
+        *(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Softmax, nn.LogSoftmax, nn.Hardswish),
+        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+        *(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+        *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+        *(nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad1d, nn.ZeroPad2d),
+    )
+}
+
+DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or a program that cannot be stored in one."""
+
+
+def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> None:
+    """Store ``program`` in the folder ``path``, replacing an earlier checkpoint there.
+
+    Args:
+        program: of registered classes (``@dgm.register``) and common torch.nn layers.
+        path: a folder; it is made if need be, and may hold other files, which stay.
+        extra: numbers, strings, lists, tuples and dicts to keep beside the program; `read_extra` returns them.
+
+    Raises:
+        TypeError: a class is not registered, or an argument is nothing that a checkpoint can hold.
+        CheckpointError: the program was changed after it was built, so that its arguments no longer describe it; or
+            ``path`` is a file.
+    """
+    if not isinstance(program, Program):
+        raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
+    graph = _Graph()
+    graph.add(program, "program")
+    state = _state(program)
+    first: dict[int, str] = {}
+    tied = {name: first[id(tensor)] for name, tensor in state.items() if first.setdefault(id(tensor), name) != name}
+    weights = {name: tensor for name, tensor in state.items() if name not in tied} | graph.tensors
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "versions": {
+            "dgm_pyro": importlib.metadata.version("dgm_pyro"),
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+        },
+        "modules": graph.nodes,
+        "tied": tied,
+        "frozen": [name for name, parameter in program.named_parameters() if not parameter.requires_grad],
+        "evaluating": [name for name, module in program.named_modules() if not module.training],
+        "extra": _encode(extra, "extra", None),
+    }
+    # Better now, while the program is in memory, than when it is needed again.
+    difference = _difference(program, _rebuild(graph.nodes, graph.tensors))
+    if difference:
+        raise CheckpointError(
+            f"this {type(program).__name__} was changed after it was built: {difference}. Its constructor arguments no "
+            "longer describe it: build it with the parts it has now, then copy the weights with load_state_dict"
+        )
+    content = safetensors.torch.save({name: _plain(tensor) for name, tensor in weights.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    header["weights"] = {"sha256": digest, "bytes": len(content)}
+
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file, but a checkpoint is a folder: choose another path")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / _weights_name(digest), content)
+    _write(folder / HEADER, json.dumps(header, indent=1, allow_nan=False).encode())
+    for old in folder.glob("weights-*.safetensors"):
+        if old.name != _weights_name(digest):
+            old.unlink()
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Program:
+    """The program that `save` stored in the folder ``path``, on ``device``, with bit-equal weights.
+
+    Classes of your own must be imported before, so that ``@dgm.register`` has run.
+
+    Raises:
+        CheckpointError: the path is missing or no checkpoint, a file is truncated or damaged, the format is newer, or
+            a class is unknown or has changed. The message says which.
+    """
+    folder = Path(path)
+    header = _read_header(folder)
+    with _parsing(folder):
+        weights, tied = _read_weights(folder, header["weights"]), dict(header["tied"])
+        program = _rebuild(header["modules"], weights)
+        frozen, evaluating = set(header["frozen"]), set(header["evaluating"])
+    if not isinstance(program, Program):
+        raise _corrupted(folder, f"it describes a {type(program).__name__}, which is no Program")
+    state = _state(program)
+    stored = {name: weights[tied.get(name, name)] for name in state if tied.get(name, name) in weights}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if {name: tuple(tensor.shape) for name, tensor in stored.items()} != shapes:
+        name = next(name for name in shapes if name not in stored or tuple(stored[name].shape) != shapes[name])
+        there = f"has shape {tuple(stored[name].shape)}" if name in stored else "is missing"
+        raise CheckpointError(
+            f"{folder}: the classes or their arguments no longer fit the weights: {name} has shape {shapes[name]} in "
+            f"this {type(program).__name__}, but {there} in the checkpoint, written by dgm_pyro {_writer(header)}"
+        )
+    for name, tensor in state.items():
+        # The constructor's memory layout is kept, because the order of a sum is part of its last bits.
+        tensor.data = torch.empty_like(tensor, dtype=stored[name].dtype).copy_(stored[name])
+    for name, parameter in program.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    for name, module in program.named_modules():
+        module.training = name not in evaluating
+    return program.to(device)
+
+
+def read_extra(path: str | os.PathLike[str]) -> Any:
+    """What was passed to `save` as ``extra``.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    header = _read_header(Path(path))
+    with _parsing(Path(path)):
+        return _decode(header["extra"], [], {})
+
+
+# -- a program as a graph of names and numbers -------------------------------------------------------------------------
+
+
+class _Graph:
+    """Modules in the order in which they can be rebuilt, each once however often it is used, and their tensors."""
+
+    def __init__(self) -> None:
+        self.nodes: list[dict[str, Any]] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.index: dict[int, int] = {}
+
+    def add(self, module: nn.Module, where: str) -> int:
+        if id(module) not in self.index:
+            node = self.describe(module, where)
+            self.index[id(module)] = len(self.nodes)
+            self.nodes.append(node)
+        return self.index[id(module)]
+
+    def describe(self, module: nn.Module, where: str) -> dict[str, Any]:
+        name, cls = type(module).__name__, type(module)
+        if CONTAINERS.get(f"torch.nn.{name}") is cls:
+            # Not named_children, which leaves out the second use of one layer.
+            parts = {key: part for key, part in module._modules.items() if part is not None}
+            children = {key: self.add(part, f"{where}.{key}") for key, part in parts.items()}
+            return {"class": f"torch.nn.{name}", "children": children}
+        if LAYERS.get(f"torch.nn.{name}") is cls:
+            name, arguments = f"torch.nn.{name}", _layer_arguments(module)
+        else:
+            try:
+                arguments = arguments_of(module)
+            except TypeError as error:
+                raise TypeError(f"{where}: {error}") from None
+        return {
+            "class": name,
+            "arguments": {key: _encode(value, f"{key} of {name}", self) for key, value in arguments.items()},
+        }
+
+
+def _layer_arguments(module: nn.Module) -> dict[str, Any]:
+    arguments = {}
+    for name, parameter in inspect.signature(type(module)).parameters.items():
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and hasattr(module, name):
+            value = getattr(module, name)
+            value = value is not None if name == "bias" else value
+            # Defaults are left out: a version of torch without the argument can still read the rest.
+            if value != parameter.default:
+                arguments[name] = value
+    return arguments
+
+
+def _encode(value: Any, where: str, graph: _Graph | None) -> Any:
+    """JSON for a constructor argument; an object with one key that starts with $ stands for what JSON lacks."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    kind = type(value)
+    if value is None or kind in (bool, int, str) or (kind is float and math.isfinite(value)):
+        return value
+    if kind is float:
+        return {"$float": repr(value)}
+    if kind in (list, tuple, torch.Size):
+        items = [_encode(item, where, graph) for item in value]
+        return items if kind is list else {f"${kind.__name__.lower()}": items}
+    if kind is dict and all(type(key) is str for key in value):
+        return {"$dict": {key: _encode(item, where, graph) for key, item in value.items()}}
+    if kind is torch.dtype:
+        return {"$dtype": str(value)}
+    if graph is not None and isinstance(value, Tensor):
+        name = f"argument/{len(graph.tensors)}"
+        graph.tensors[name] = value
+        return {"$parameter" if isinstance(value, nn.Parameter) else "$tensor": name}
+    if graph is not None and isinstance(value, nn.Module):
+        return {"$module": graph.add(value, where)}
+    objects = "" if graph is None else ", tensors, modules"
+    raise TypeError(
+        f"{where} is or holds a {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot store: use numbers, "
+        f"strings, tuples, lists, dicts with str keys{objects}"
+    )
+
+
+def _decode(node: Any, modules: list[nn.Module], tensors: dict[str, Tensor]) -> Any:
+    if isinstance(node, list):
+        return [_decode(item, modules, tensors) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if len(node) != 1:
+        raise TypeError(f"an object with the keys {sorted(node)} is no value")
+    [(tag, content)] = node.items()
+    if tag == "$float":
+        return float(content)
+    if tag in ("$tuple", "$size"):
+        items = (_decode(item, modules, tensors) for item in content)
+        return tuple(items) if tag == "$tuple" else torch.Size(items)
+    if tag == "$dict":
+        return {key: _decode(item, modules, tensors) for key, item in content.items()}
+    if tag == "$dtype":
+        return DTYPES[content]
+    if tag == "$tensor":
+        return tensors[content].clone()
+    if tag == "$parameter":
+        return nn.Parameter(tensors[content].clone())
+    if tag == "$module":
+        return modules[content]
+    raise TypeError(f"{tag!r} is no kind of value")
+
+
+def _rebuild(nodes: list[dict[str, Any]], tensors: dict[str, Tensor]) -> nn.Module:
+    """The last of ``nodes``, with the weights that its constructors start from."""
+    modules: list[nn.Module] = []
+    # Constructors draw initial weights; neither saving nor loading may move the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        for node in nodes:
+            name = node["class"]
+            if name in CONTAINERS:
+                children = OrderedDict((key, modules[index]) for key, index in node["children"].items())
+                modules.append(CONTAINERS[name](children.values() if name == "torch.nn.ModuleList" else children))
+                continue
+            cls = LAYERS.get(name) or REGISTRY.get(name)
+            if cls is None:
+                raise CheckpointError(
+                    f"the checkpoint names the class {name!r}, which is not registered: import the module that defines "
+                    "it with @dgm.register before you call dgm.load"
+                )
+            arguments = {key: _decode(value, modules, tensors) for key, value in node["arguments"].items()}
+            try:
+                modules.append(_construct(cls, arguments))
+            except Exception as error:  # whatever a constructor raises, it means one thing here
+                raise CheckpointError(
+                    f"{name} can no longer be built with the checkpoint's arguments {', '.join(arguments)}: {error}"
+                ) from error
+    return modules[-1]
+
+
+def _construct(cls: type, arguments: dict[str, Any]) -> Any:
+    signature = inspect.signature(cls)
+    declared = [name for name, parameter in signature.parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    named = OrderedDict((name, arguments[name]) for name in declared if name in arguments)
+    bound = inspect.BoundArguments(signature, named)
+    return cls(*bound.args, **bound.kwargs, **{key: value for key, value in arguments.items() if key not in named})
+
+
+def _state(program: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under each of its names; also the buffers that a state_dict leaves out."""
+    foreign = [name for name, value in program.state_dict().items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise TypeError(
+            f"{foreign[0]} is extra state, which a checkpoint cannot store: make it a buffer or an argument"
+        )
+    return {
+        **dict(program.named_parameters(remove_duplicate=False)),
+        **dict(program.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _difference(program: nn.Module, rebuilt: nn.Module) -> str | None:
+    """The first place where two module trees differ in class, in shape, or in what shares memory; None if none does."""
+
+    def layout(module: nn.Module) -> dict[str, str]:
+        state, first = _state(module), dict[int, str]()
+        kinds = {name: type(part).__name__ for name, part in module.named_modules(remove_duplicate=False)}
+        for name, tensor in state.items():
+            shared = first.setdefault(id(tensor), name)
+            kinds[name] = f"{tuple(tensor.shape)}" + (f" shared with {shared}" if shared != name else "")
+        return kinds
+
+    is_now, was_built = layout(program), layout(rebuilt)
+    for name in {**was_built, **is_now}:
+        here, there = is_now.get(name, "missing"), was_built.get(name, "missing")
+        if here != there:
+            return f"{name or 'it'} is {here}, and was built as {there}"
+    return None
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    # A clone, because safetensors refuses tensors that share memory.
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _weights_name(digest: str) -> str:
+    return f"weights-{digest[:12]}.safetensors"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of ``content`` at ``path``, or the file that was there before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    if not folder.exists():
+        raise CheckpointError(f"there is no checkpoint at {folder}: no such folder")
+    path = folder / HEADER
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no checkpoint of dgm_pyro: it has no {HEADER}")
+    try:
+        header = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _corrupted(folder, error) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} is no checkpoint of dgm_pyro: its {HEADER} was written by another program")
+    version = header.get("format_version")
+    if not isinstance(version, int):
+        raise _corrupted(folder, f"its format version is {version!r}")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format version {version}, written by dgm_pyro {_writer(header)}, but dgm_pyro "
+            f"{importlib.metadata.version('dgm_pyro')} reads versions up to {FORMAT_VERSION}: upgrade dgm_pyro"
+        )
+    return header
+
+
+def _read_weights(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
+    digest, size = expected["sha256"], expected["bytes"]
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise _corrupted(folder, f"{digest!r} is no sha256")
+    path = folder / _weights_name(digest)
+    if not path.is_file():
+        raise CheckpointError(f"{folder} lacks its weights, {path.name}: copy the whole folder")
+    content = path.read_bytes()
+    if len(content) < size:
+        raise CheckpointError(f"{path} is truncated: it has {len(content)} of {size} bytes, copy it again")
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CheckpointError(f"{path} is damaged: its sha256 is not the one in {HEADER}, copy it again")
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+
+
+@contextlib.contextmanager
+def _parsing(folder: Path) -> Iterator[None]:
+    """Whatever a header of another structure trips over, it means that the header is corrupted."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _corrupted(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _corrupted(folder: Path, reason: object) -> CheckpointError:
+    return CheckpointError(f"{folder / HEADER} is corrupted ({reason}): copy it again")
+
+
+def _writer(header: dict[str, Any]) -> str:
+    versions = header.get("versions")
+    return str(versions.get("dgm_pyro", "unknown")) if isinstance(versions, dict) else "unknown"
