@@ -39,7 +39,7 @@ def register(cls: T) -> T:
             f"the name {cls.__name__!r} is registered for {other.__module__}.{other.__qualname__}: rename your class"
         )
     REGISTRY[cls.__name__] = cls
-    init = cls.__init__
+    init = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
 
     @functools.wraps(init)
@@ -54,7 +54,7 @@ def register(cls: T) -> T:
             self.__dict__["_arguments"] = arguments
         init(self, *args, **kwargs)
 
-    cls.__init__ = recording_init
+    cls.__init__ = recording_init  # type: ignore[misc]
     return cls
 
 
