@@ -12,3 +12,38 @@ from dgm_pyro.program import Conditional, IntractableError, Program
 from dgm_pyro.registry import register
 from dgm_pyro.training import History, NonFiniteLossError, fit
 from dgm_pyro.vae import VAE
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "VAE",
+    "Bernoulli",
+    "Categorical",
+    "CheckpointError",
+    "Conditional",
+    "Data",
+    "Diffusion",
+    "DiscretizedLogistic",
+    "Discriminative",
+    "Evidence",
+    "History",
+    "IntractableError",
+    "Labelled",
+    "MixtureOfNormals",
+    "NonFiniteLossError",
+    "Normal",
+    "Parametric",
+    "Program",
+    "Schedule",
+    "SemiSupervised",
+    "checkpoint",
+    "data",
+    "evaluate",
+    "fit",
+    "load",
+    "networks",
+    "objectives",
+    "register",
+    "registry",
+    "save",
+]
