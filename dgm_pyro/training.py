@@ -138,7 +138,7 @@ def fit(
     train, held_out = _validation(program, train, validation, seed)
     if early_stopping is not None and held_out is None:
         raise ValueError("early_stopping needs validation data: pass validation=0.1, or a Data")
-    where = _device(device)
+    where = find_device(device)
     parameters = {name: p for name, p in program.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(f"this {type(program).__name__} has no parameters that require a gradient")
@@ -353,7 +353,12 @@ def _check_options(
         raise ValueError(f"ema must be a decay between 0 and 1, got {ema!r}")
 
 
-def _device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of that name; "auto" is CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch does not know or does not see it.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,605 @@
+"""Pictures of programs and of what they say: each function takes tensors or results, and returns a matplotlib Figure.
+
+Figures are made for a narrow column, so that they stay readable on a phone, in a light and a dark theme, and without
+pyplot: nothing is global, nothing has to be closed.
+
+>>> import torch
+>>> from dgm_pyro import plots
+>>> with plots.theme("dark"):
+...     figure = plots.images(torch.randint(17, (12, 1, 8, 8)), levels=17, title="Noise")
+>>> len(figure.axes)
+1
+
+Series colours are those of Okabe and Ito (2008), classes those of Petroff (2021, arXiv 2107.02270): both can be told
+apart without full colour vision, and no picture rests on colour alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+import torch
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from torch import Tensor
+
+from dgm_pyro.evaluation import Evidence
+from dgm_pyro.training import History
+
+WIDTH = 4.8
+"""Width of every figure, in inches: at 360 pixels, the small print still has 9."""
+
+DPI = 180
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours: ``paper`` behind everything, ``ink`` for text, ``muted`` for axes, ``rule`` for grid lines."""
+
+    paper: str
+    ink: str
+    muted: str
+    rule: str
+    series: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def grey(self) -> Colormap:
+        """From paper (nothing) to ink (everything)."""
+        return LinearSegmentedColormap.from_list("grey", [self.paper, self.ink])
+
+    @property
+    def heat(self) -> Colormap:
+        """From paper (no density) to the first series colour, to ink."""
+        return LinearSegmentedColormap.from_list("heat", [self.paper, self.series[0], self.ink])
+
+    @property
+    def rc(self) -> Any:
+        """The settings of matplotlib."""
+        return {
+            "figure.facecolor": self.paper,
+            "savefig.facecolor": self.paper,
+            "axes.facecolor": self.paper,
+            "axes.edgecolor": self.muted,
+            "axes.labelcolor": self.ink,
+            "axes.prop_cycle": cycler(color=self.series),
+            "text.color": self.ink,
+            "xtick.color": self.muted,
+            "ytick.color": self.muted,
+            "xtick.labelcolor": self.ink,
+            "ytick.labelcolor": self.ink,
+            "grid.color": self.rule,
+        } | TYPOGRAPHY
+
+
+TYPOGRAPHY: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.4,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+}
+
+_PETROFF = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
+
+THEMES = {
+    "light": Theme(
+        paper="#ffffff",
+        ink="#1c2024",
+        muted="#697177",
+        rule="#e6e8eb",
+        series=("#0072b2", "#d55e00", "#009e73", "#b0588c", "#b77f00", "#3a95cf"),
+        classes=_PETROFF,
+    ),
+    "dark": Theme(
+        paper="#17191c",
+        ink="#e8eaed",
+        muted="#9ba1a6",
+        rule="#33373b",
+        series=("#56b4e9", "#ff8a3d", "#2bbf93", "#e29ac2", "#e6b13c", "#8fcbf0"),
+        classes=(
+            "#5aa5ea",
+            "#ffb636",
+            "#ef5b45",
+            "#a9b8b6",
+            "#b673e6",
+            "#c98b78",
+            "#ff8433",
+            "#cdc084",
+            "#9297a5",
+            "#92dadd",
+        ),
+    ),
+}
+
+_theme: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
+
+
+@contextlib.contextmanager
+def theme(name: str) -> Iterator[Theme]:
+    """Draw the figures made inside in the theme ``name``, "light" or "dark".
+
+    Raises:
+        ValueError: there is no such theme.
+    """
+    if name not in THEMES:
+        raise ValueError(f"theme must be one of {', '.join(THEMES)}, got {name!r}")
+    token = _theme.set(THEMES[name])
+    try:
+        yield THEMES[name]
+    finally:
+        _theme.reset(token)
+
+
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_theme.get().rc):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def images(
+    x: Tensor,
+    *,
+    levels: int | None = None,
+    columns: int | None = None,
+    title: str = "",
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+) -> Figure:
+    """Images side by side: value 0 is the paper, the highest is ink.
+
+    Args:
+        x: ``(N, 1, H, W)``; row after row.
+        levels: integers 0 .. levels - 1; None scales reals between their extremes.
+        columns: how many per row; by default about as many as rows, or one per column label.
+        row_labels, column_labels: at the left, and on top.
+
+    Raises:
+        ValueError: x is no batch of one-channel images.
+    """
+    if x.dim() != 4 or x.shape[1] != 1 or len(x) == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W), with N at least 1")
+    columns = columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
+    rows = math.ceil(len(x) / columns)
+    height, width = x.shape[2:]
+    gap = max(1, round(min(height, width) / 8))
+    values = x[:, 0].detach().cpu().double().numpy()
+    mosaic = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    for i, picture in enumerate(values):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        mosaic[top : top + height, left : left + width] = picture
+    low, high = (0, levels - 1) if levels else (values.min(), values.max())
+
+    margin = 0.075 * max((len(label) for label in row_labels), default=0)
+    across = WIDTH - margin - 0.1
+    down = across * mosaic.shape[0] / mosaic.shape[1]
+    head = 0.34 * bool(title) + 0.22 * bool(column_labels) + 0.05
+    figure = Figure(figsize=(WIDTH, down + head + 0.05))
+    total = down + head + 0.05
+    axes = figure.add_axes((margin / WIDTH + 0.01, 0.05 / total, across / WIDTH, down / total))
+    colours = _theme.get().grey.with_extremes(bad=_theme.get().paper)
+    # A frame of paper and ink: the outline shows where an image ends, also where it is blank.
+    axes.imshow(mosaic, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    for i in range(len(values)):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        axes.add_patch(
+            Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=_theme.get().rule, linewidth=0.6)
+        )
+    axes.set_axis_off()
+    for i, label in enumerate(row_labels):
+        axes.text(-gap, i * (height + gap) + height / 2 - 0.5, label, ha="right", va="center", size=8.5)
+    for i, label in enumerate(column_labels):
+        axes.text(i * (width + gap) + width / 2 - 0.5, -gap, label, ha="center", va="bottom", size=8.5)
+    if title:
+        figure.text(0.01, 1 - 0.06 / total, title, ha="left", va="top", weight="bold", size=9)
+    return figure
+
+
+@_styled
+def plane(
+    samples: Tensor | None = None,
+    *,
+    log_density: Callable[[Tensor], Tensor] | None = None,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
+    resolution: int = 150,
+) -> Figure:
+    """Points of the plane, over a density if there is one.
+
+    Args:
+        samples: ``(N, 2)``.
+        log_density: from points ``(M, 2)`` to log p in nats, ``(M,)``; a tractable program's `log_prob` serves.
+        limits: of both axes; by default those of the samples, or (-4, 4).
+
+    Raises:
+        ValueError: there is nothing to draw, or the samples are no points of the plane.
+    """
+    if samples is None and log_density is None:
+        raise ValueError("there is nothing to draw: pass samples, log_density, or both")
+    if samples is not None and (samples.dim() != 2 or samples.shape[1] != 2):
+        raise ValueError(f"samples has shape {tuple(samples.shape)}, but points of the plane are (N, 2)")
+    if limits is None:
+        extreme = 4.0 if samples is None else 1.1 * float(samples.abs().max())
+        limits = (-extreme, extreme)
+    figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
+    axes = figure.add_subplot(xlabel="$x_1$", ylabel="$x_2$", xlim=limits, ylim=limits, aspect="equal", title=title)
+    if log_density is not None:
+        axis = torch.linspace(*limits, resolution)
+        points = torch.cartesian_prod(axis, axis)
+        with torch.no_grad():
+            density = log_density(points).detach().cpu().double().exp().reshape(resolution, resolution).T
+        drawn = axes.imshow(density, cmap=_theme.get().heat, origin="lower", extent=(*limits, *limits), vmin=0)
+        axes.grid(False)
+        figure.colorbar(drawn, ax=axes, shrink=0.7, label="density p(x), per unit area").outline.set_visible(False)  # type: ignore[operator]
+    if samples is not None:
+        colour = _theme.get().ink if log_density is not None else _theme.get().series[0]
+        size, alpha = (3, 0.35) if log_density is not None else (5, 0.5)
+        across, up = samples.detach().cpu().T.numpy()
+        axes.scatter(across, up, s=size, color=colour, alpha=alpha, linewidths=0)
+    return figure
+
+
+@_styled
+def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
+    """Data of no particular geometry, one row each: ``(N, D)``."""
+    values = x.detach().cpu().double().flatten(1).numpy()
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes = figure.add_subplot(xlabel="feature", ylabel="datum", title=title)
+    bounds = (0, levels - 1) if levels else (values.min(), values.max())
+    drawn = axes.imshow(
+        values, cmap=_theme.get().grey, vmin=bounds[0], vmax=bounds[1], aspect="auto", interpolation="nearest"
+    )
+    axes.grid(False)
+    figure.colorbar(drawn, ax=axes, label="value").outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
+    """Samples in the form that suits their shape: images, points of the plane, or a table of features."""
+    if x.dim() == 4 and x.shape[1] == 1:
+        return images(x, levels=levels, title=title)
+    if x.dim() == 2 and x.shape[1] == 2 and levels is None:
+        return plane(x, title=title)
+    return table_of_features(x, levels=levels, title=title)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def learning_curves(history: History, *, title: str = "") -> Figure:
+    """Loss and validation loss; where there is a KL, its terms and the reconstruction apart, below.
+
+    Raises:
+        ValueError: the history is empty.
+    """
+    if not history.epochs:
+        raise ValueError("history holds no epochs: train first")
+    epochs = [each.epoch for each in history.epochs]
+    terms = {f"KL of {site}": [each.kl[site] for each in history.epochs] for site in history.epochs[0].kl}
+    if terms:
+        parts = {
+            f"reconstruction of {site}": [-each.reconstruction[site] for each in history.epochs]
+            for site in history.epochs[0].reconstruction
+        }
+        terms = parts | terms
+    panels = 2 if terms else 1
+    figure = Figure(figsize=(WIDTH, 2.1 * panels + 0.3), layout="constrained")
+    top, *rest = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+    top.plot(epochs, history.losses, label="training")
+    validation = [(each.epoch, each.validation) for each in history.epochs if each.validation is not None]
+    if validation:
+        top.plot(*zip(*validation, strict=True), label="validation")
+        top.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":")
+        top.legend()
+    top.set(ylabel="loss (nats per datum)", title=title)
+    for axes in rest:
+        for name, values in terms.items():
+            axes.plot(epochs, values, label=name)
+        axes.set(ylabel="nats per datum")
+        axes.legend()
+    _from_start(top, history.losses)
+    figure.axes[-1].set_xlabel("epoch")
+    figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _from_start(axes: Axes, losses: Sequence[float]) -> None:
+    """Leave out what lies far above the rest: the first steps, which would flatten all others."""
+    finite = sorted(losses)
+    low, high = finite[0], finite[min(len(finite) - 1, int(0.9 * len(finite)))]
+    if len(finite) >= 10 and finite[-1] > high + 1.5 * (high - low):
+        axes.set_ylim(top=high + 0.5 * (high - low))
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def bits_per_dim(
+    evidences: Mapping[str, Evidence], *, reference: float | None = None, reference_label: str = "", title: str = ""
+) -> Figure:
+    """Bits per dimension with bars of two standard errors: full dots are exact, open ones bounds.
+
+    Args:
+        evidences: by name, drawn from the top.
+        reference: a value to beat, drawn as a line.
+
+    Raises:
+        ValueError: masses and densities are mixed, or there is nothing to draw.
+    """
+    if not evidences:
+        raise ValueError("there is nothing to draw: evidences is empty")
+    measures = {evidence.measure for evidence in evidences.values()}
+    if len(measures) > 1:
+        raise ValueError("masses and densities are not comparable: draw them apart")
+    figure, axes = _rows(list(evidences))
+    colours = _theme.get()
+    for row, evidence in enumerate(evidences.values()):
+        exact = evidence.kind == "exact"
+        axes.errorbar(
+            evidence.bits_per_dim,
+            row,
+            xerr=2 * evidence.stderr,
+            fmt="o",
+            color=colours.series[0],
+            markerfacecolor=colours.series[0] if exact else colours.paper,
+            markersize=6,
+            elinewidth=1.4,
+        )
+        axes.annotate(
+            f"{evidence.bits_per_dim:.2f}", (evidence.bits_per_dim + 2 * evidence.stderr, row), (5, 0),
+            textcoords="offset points", va="center", size=8.5,
+        )  # fmt: skip
+    axes.margins(x=0.14)
+    if reference is not None:
+        axes.axvline(reference, color=colours.series[1], linewidth=1.2, linestyle="--", zorder=1)
+        left, right = axes.get_xlim()
+        side = "right" if reference > (left + right) / 2 else "left"
+        place = axes.get_xaxis_transform()
+        axes.text(
+            reference, 1.01, reference_label, transform=place, ha=side, va="bottom", size=8, color=colours.series[1]
+        )
+    bounds = any(evidence.kind != "exact" for evidence in evidences.values())
+    axes.set_xlabel("bits per dimension" + (" (open dots: upper bounds)" if bounds else ""))
+    axes.set_title(title, pad=18 if reference_label else None)
+    return figure
+
+
+@_styled
+def auroc(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
+    """Areas under the ROC curve, a row for each program, a mark for each kind of anomaly.
+
+    Args:
+        values: by program, then by kind of anomaly, in [0, 1].
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not values:
+        raise ValueError("there is nothing to draw: values is empty")
+    figure, axes = _rows(list(values))
+    kinds = list(dict.fromkeys(kind for each in values.values() for kind in each))
+    for kind, marker in zip(kinds, "osD^v"[: len(kinds)], strict=True):
+        rows = [row for row, each in enumerate(values.values()) if kind in each]
+        axes.plot([each[kind] for each in values.values() if kind in each], rows, marker, markersize=6, label=kind)
+    axes.axvline(0.5, color=_theme.get().muted, linewidth=1, linestyle=":")
+    axes.axvline(1.0, color=_theme.get().muted, linewidth=1, linestyle=":")
+    lowest = min(value for each in values.values() for value in each.values())
+    axes.set_xlim(min(0.45, lowest - 0.05), 1.03)
+    axes.set(xlabel="AUROC: 0.5 is guessing, 1 is never wrong")
+    figure.legend(loc="outside lower left", ncols=2)
+    axes.set_title(title)
+    return figure
+
+
+def _rows(names: list[str]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, 0.31 * len(names) + 1.15), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    return figure, axes
+
+
+@_styled
+def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int = 50) -> Figure:
+    """Histograms of log p(x), one for each set of data, on common bins.
+
+    Args:
+        scores: by data set, log p(x) or its bound in nats, ``(N,)``; the first is filled.
+
+    Raises:
+        ValueError: there is nothing to draw, or a score is not finite.
+    """
+    arrays = {name: values.detach().cpu().double().numpy() for name, values in scores.items()}
+    if not arrays or any(not len(values) for values in arrays.values()):
+        raise ValueError("there is nothing to draw: a set of scores is empty")
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"scores of {name!r} hold NaN or infinite values")
+    every = np.concatenate(list(arrays.values()))
+    # The far tail of an anomaly would squeeze all the rest into one bin.
+    low, high = np.quantile(every, 0.01), every.max()
+    edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
+    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+    axes = figure.add_subplot(xlabel="log p(x) (nats)", ylabel="share of the data", title=title)
+    for i, (name, values) in enumerate(arrays.items()):
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(
+            values.clip(low, high), edges.tolist(), weights=weights, label=name, color=_theme.get().series[i],
+            histtype="stepfilled" if i == 0 else "step", alpha=0.75 if i == 0 else 1.0, linewidth=1.5,
+            linestyle="-" if i < 2 else "--",
+        )  # fmt: skip
+    axes.legend()
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure
+
+
+# -- classifiers -------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def curves(
+    x: Sequence[float],
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    xlabel: str,
+    title: str = "",
+    percent: Sequence[str] = (),
+) -> Figure:
+    """Panels under one another, on one x axis, with a line for each name.
+
+    Args:
+        x: positions, in the units of ``xlabel``.
+        panels: by the label of the y axis, then by name, values at ``x``; one name has one colour throughout.
+        percent: panels whose values are shares, from 0 to 1.
+
+    Raises:
+        ValueError: a line has another length than ``x``.
+    """
+    for lines in panels.values():
+        for name, values in lines.items():
+            if len(values) != len(x):
+                raise ValueError(f"{name!r} has {len(values)} values, but x has {len(x)}")
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    figure = Figure(figsize=(WIDTH, 1.7 * len(panels) + 0.7), layout="constrained")
+    for axes, (label, lines) in zip(
+        figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True
+    ):
+        for name, values in lines.items():
+            i = names.index(name)
+            axes.plot(x, values, marker="osD^v"[i % 5], markersize=4.5, color=_theme.get().series[i], label=name)
+        axes.set_ylabel(label)
+        if label in percent:
+            axes.set_ylim(-0.04, 1.04)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.axes[0].set_title(title)
+    figure.axes[-1].set_xlabel(xlabel)
+    if len(names) > 1:
+        handles = {handle.get_label(): handle for axes in figure.axes for handle in axes.get_lines()}
+        figure.legend(handles=list(handles.values()), loc="outside lower left", ncols=2)
+    return figure
+
+
+@_styled
+def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = "", bins: int = 10) -> Figure:
+    """Accuracy against confidence: on the diagonal, a classifier is right as often as it says.
+
+    Args:
+        probabilities: by classifier, p(y | x), ``(N, classes)``.
+        y: true labels, ``(N,)``.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel="confidence: mean of the highest p(y | x)", ylabel="accuracy", title=title)
+    axes.plot([0, 1], [0, 1], color=_theme.get().muted, linewidth=1, linestyle=":")
+    for (name, each), marker in zip(probabilities.items(), "osD^v", strict=False):
+        if each.dim() != 2 or len(each) != len(y):
+            raise ValueError(f"{name!r} has shape {tuple(each.shape)}, but y has {len(y)} labels: pass (N, classes)")
+        confidence, guess = (part.cpu() for part in each.detach().double().max(-1))
+        right = (guess == y.cpu()).double()
+        bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+        count = torch.bincount(bin_of, minlength=bins).double()
+        filled = count > 0
+        mean = [
+            torch.bincount(bin_of, weights=part, minlength=bins)[filled] / count[filled] for part in (confidence, right)
+        ]
+        error = float(((mean[0] - mean[1]).abs() * count[filled]).sum() / len(y))
+        axes.plot(*mean, marker=marker, markersize=5, label=f"{name}: off by {100 * error:.1f} points on average")
+    percent = PercentFormatter(1.0)
+    axes.xaxis.set_major_formatter(percent)
+    axes.yaxis.set_major_formatter(percent)
+    axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03))
+    axes.legend(loc="upper left")
+    return figure
+
+
+@_styled
+def latent_map(z: Tensor, y: Tensor, *, title: str = "") -> Figure:
+    """Latents in the plane, coloured by label; more than two dimensions are projected on their principal components.
+
+    Args:
+        z: ``(N, ...)``, at least two features.
+        y: integer labels, ``(N,)``.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    flat = z.detach().cpu().double().flatten(1)
+    if len(flat) != len(y) or flat.shape[1] < 2:
+        raise ValueError(
+            f"z has shape {tuple(z.shape)} and y {tuple(y.shape)}: pass (N, D) with D at least 2, and (N,)"
+        )
+    labels = ["$z_1$", "$z_2$"]
+    if flat.shape[1] > 2:
+        flat = flat - flat.mean(0)
+        _, scale, axes_of = torch.linalg.svd(flat, full_matrices=False)
+        share = scale.square() / scale.square().sum()
+        flat = flat @ axes_of[:2].T
+        labels = [f"principal component {i + 1} ({100 * share[i]:.0f} % of the variance)" for i in range(2)]
+    figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
+    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1], title=title)
+    colours = _theme.get()
+    for label in y.unique().tolist():
+        points = flat[y.cpu() == label]
+        colour = colours.classes[label % len(colours.classes)]
+        across, up = points.T.numpy()
+        axes.scatter(across, up, s=9, color=colour, alpha=0.75, linewidths=0, label=str(label))
+        box = {"boxstyle": "circle,pad=0.25", "facecolor": colours.paper, "edgecolor": colour, "linewidth": 1.4}
+        centre = (float(points[:, 0].median()), float(points[:, 1].median()))
+        axes.annotate(str(label), centre, ha="center", va="center", weight="bold", size=9, bbox=box)
+    return figure

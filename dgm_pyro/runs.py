@@ -1,0 +1,93 @@
+"""Runs: one folder with a trained program (a checkpoint) and, in ``run.json``, how it came about.
+
+``dgm.load`` reads the program alone from the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgm_pyro import checkpoint
+from dgm_pyro.program import Program
+from dgm_pyro.training import History
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a program came about.
+
+    Attributes:
+        model: the name given to `dgm.build`.
+        data: the name given to `dgm.data.load`; data_dir: the folder that it read.
+        options: of the model and of the training, by name.
+        history: that of the training, as plain Python.
+    """
+
+    model: str
+    data: str
+    data_dir: str | None
+    options: dict[str, Any]
+    history: dict[str, Any]
+
+
+def reserve(folder: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """``folder`` as a path, if a run may be written there: before an hour of training, not after.
+
+    Raises:
+        FileExistsError: something is there, and ``force`` is not set.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, but a run is a folder: choose another --out")
+    if not force and path.exists() and any(path.iterdir()):
+        raise FileExistsError(f"{path} exists and is not empty: choose another --out, or overwrite it with --force")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
+    """Store a run in ``folder``; ``run.json`` comes last, so that a folder that has it is whole."""
+    checkpoint.save(program, folder)
+    write_json(Path(folder) / RECORD, asdict(record))
+
+
+def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Program, Record]:
+    """The program and the record that `write` stored in ``folder``.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        CheckpointError: its program cannot be read.
+        ValueError: its record is damaged.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run, it has no {RECORD}: train one with dgm train --out {folder}")
+    try:
+        record = Record(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): train the run again") from error
+    return checkpoint.load(folder, device), record
+
+
+def record_of(model: str, data: str, history: History, data_dir: str | None = None, **options: Any) -> Record:
+    """A record, less the options that were left at None."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return Record(model, data, data_dir, chosen, history.as_dict())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """All of ``content`` at ``path``, or the file that was there before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
