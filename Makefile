@@ -36,11 +36,14 @@ clean:  ## remove .venv, caches and build outputs; runs/ and tour/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp per set of dependencies: pip runs again only when what it would install has changed.
+# A stamp per set of dependencies: pip runs again only when what it would install has changed. Larger sets hold the
+# smaller ones.
 $(VENV)/.installed: EXTRAS :=
 $(VENV)/.installed-test: EXTRAS := [test]
+$(VENV)/.installed-test: SMALLER := $(VENV)/.installed
 $(VENV)/.installed-dev: EXTRAS := [dev]
+$(VENV)/.installed-dev: SMALLER := $(VENV)/.installed $(VENV)/.installed-test
 $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
-	@touch $@
+	@touch $(SMALLER) $@
