@@ -239,9 +239,9 @@ class MixtureOfNormals(Parametric):
         raw[2] = inverse_softplus(1.0)
         return raw.flatten(0, 1)
 
-    def univariate(self, raw: Tensor) -> dist.MixtureSameFamily:
+    def univariate(self, raw: Tensor) -> distributions.Mixture:
         logits, loc, raw_scale = raw.unflatten(-1, (3, self.components)).unbind(-2)
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, positive(raw_scale)))
+        return distributions.Mixture(dist.Categorical(logits=logits), dist.Normal(loc, positive(raw_scale)))
 
 
 @register
@@ -288,11 +288,11 @@ class DiscretizedLogistic(Parametric):
         raw[1] = spread.reshape(-1, *(1,) * len(self.event_shape))
         return raw.flatten(0, 1)
 
-    def univariate(self, raw: Tensor) -> dist.MixtureSameFamily:
+    def univariate(self, raw: Tensor) -> distributions.Mixture:
         assert self.levels is not None
         logits, loc, raw_scale = raw.unflatten(-1, (3, self.components)).unbind(-2)
         logistic = distributions.DiscretizedLogistic(loc, positive(raw_scale), self.levels)
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), logistic)
+        return distributions.Mixture(dist.Categorical(logits=logits), logistic)
 
 
 def positive(raw: Tensor) -> Tensor:

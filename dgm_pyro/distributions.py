@@ -21,6 +21,14 @@ class Bernoulli(dist.Bernoulli):
         return super().log_prob(value.to(self.logits.dtype))
 
 
+class Mixture(dist.MixtureSameFamily):
+    """Pyro's mixture, with the components' support, which it wraps in a constraint that autoguides and NUTS refuse."""
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return self.component_distribution.support
+
+
 class DiscretizedLogistic(TorchDistribution):
     r"""A logistic density integrated over the bins of the integers 0 .. levels - 1 (Salimans et al. 2017, eq. 2).
 

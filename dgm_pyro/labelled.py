@@ -27,7 +27,7 @@ class Labelled(Program):
     """The generative classifier p(y) p(x | y), over any family.
 
     The guide for y is the classifier q(y | x) if there is one; else Bayes' rule where p(x | y) is exact; else p(y).
-    Both state y with ``infer={"enumerate": "parallel"}``, so that `TraceEnum_ELBO` sums it out.
+    To sum y out in Pyro's `TraceEnum_ELBO`, wrap the guide: ``pyro.infer.config_enumerate(program.guide, "parallel")``.
 
     Args:
         prior: p(y), a `Categorical` of event shape ``()``.
@@ -68,11 +68,11 @@ class Labelled(Program):
         return self.prior.levels
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        y = pyro.sample(self.label, self.prior(), infer={"enumerate": "parallel"})
+        y = pyro.sample(self.label, self.prior())
         return self.program.joint(name, value, given=y)
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        y = pyro.sample(self.label, self._label_guide(value), infer={"enumerate": "parallel"})
+        y = pyro.sample(self.label, self._label_guide(value))
         self.program.posterior(name, value, given=y)
 
     def _label_guide(self, x: Tensor) -> dist.TorchDistribution:

@@ -246,7 +246,7 @@ CASES: dict[str, Case] = {
     "diffusion-given-label": Case(lambda: diffusion(2, num_classes=3)),
     "diffusion-given-vector": Case(lambda: diffusion(2, context_shape=(3,))),
     "diffusion-unet": Case(
-        lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), steps=3, levels=4)
+        lambda: dgm.Diffusion((1, 2, 2), DenoisingUNet((1, 2, 2), (8, 16), num_classes=3), steps=3, levels=4)
     ),
     "vae-diffusion-prior": Case(lambda: vae(diffusion(2))),
     # Classifiers

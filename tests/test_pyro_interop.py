@@ -1,0 +1,365 @@
+"""Programs are Pyro programs: plain Pyro works on every one of them, and none of its traps catches a user."""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import CASES, guide_latents, model_latents
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro.program import latent_sites, store_name
+
+BATCH = 12
+
+
+@pytest.fixture(params=CASES, name="case")
+def _case(request):
+    return CASES[request.param]
+
+
+def mean_loss(program, x, given, draws=20):
+    """Negative ELBO in nats, under the same random numbers on every call."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(7)
+        return sum(Trace_ELBO().loss(program.model, program.guide, x, given) for _ in range(draws)) / draws
+
+
+def values(program):
+    return [parameter.detach().clone() for parameter in program.parameters()]
+
+
+def changed(program, before):
+    return [not torch.equal(a, b) for a, b in zip(values(program), before, strict=True)]
+
+
+def train_by_svi(program, x, given=None, steps=25, lr=0.01):
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": lr}), Trace_ELBO())
+    for _ in range(steps):
+        loss = svi.step(x, given)
+        assert isinstance(loss, float)
+    return svi
+
+
+# -- inference ---------------------------------------------------------------------------------------------------------
+
+
+def test_svi_learns(case):
+    program = case.build()
+    x, given = case.draw(program, BATCH)
+    before, loss = values(program), mean_loss(program, x, given)
+    train_by_svi(program, x, given)
+    if before:
+        assert all(
+            c
+            for c, (n, _) in zip(changed(program, before), program.named_parameters(), strict=True)
+            if not n.startswith(case.inert or ("-",))
+        )
+        assert mean_loss(program, x, given) < loss
+
+
+def test_an_elbo_module_finds_the_parameters_and_learns(case):
+    program = case.build()
+    x, given = case.draw(program, BATCH)
+    elbo = Trace_ELBO()(program.model, program.guide)
+    assert {id(p) for p in elbo.parameters()} == {id(p) for p in program.parameters()}
+    if not list(program.parameters()):
+        return
+    before, loss = values(program), mean_loss(program, x, given)
+    optimizer = torch.optim.Adam(elbo.parameters(), lr=0.01)
+    for _ in range(25):
+        optimizer.zero_grad()
+        elbo(x, given).backward()
+        optimizer.step()
+    assert any(changed(program, before))
+    assert mean_loss(program, x, given) < loss
+
+
+def test_particles_estimate_what_log_weights_does(case):
+    """Looped and vectorized particles, plated and unrolled chains: one expectation, to within 5 standard errors."""
+    program = case.build().eval()
+    x, given = case.draw(program, 4)
+    with torch.no_grad():
+        ours = program.log_weights(x, given, num_particles=512).sum(-1)
+        elbo = Trace_ELBO(num_particles=64, vectorize_particles=True)
+        pyros = torch.tensor([-elbo.loss(program.model, program.guide, x, given) for _ in range(8)])
+        assert torch.isfinite(torch.tensor(Trace_ELBO(num_particles=2).loss(program.model, program.guide, x, given)))
+    error = (ours.var() / len(ours) + pyros.var() / len(pyros)).sqrt()
+    assert abs(ours.mean() - pyros.mean()) < 5 * error + 1e-5 * abs(ours.mean())
+
+
+# -- prediction and conditioning ---------------------------------------------------------------------------------------
+
+
+def assert_stacked(draws, program):
+    """Shape (3, BATCH, *event_shape); Predictive keeps a dimension for every plate, of size one outside it."""
+    shape = (BATCH, *program.event_shape)
+    assert draws.shape[draws.dim() - len(shape) :] == shape
+    assert draws.numel() == 3 * torch.Size(shape).numel()
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_prior_predictive(case, parallel):
+    program = case.build()
+    x, given = case.draw(program, BATCH)
+    for model, argument in ((program.model, BATCH), (poutine.uncondition(program.model), x)):
+        drawn = Predictive(model, num_samples=3, parallel=parallel)(argument, given)
+        assert_stacked(drawn[program.variable], program)
+        assert not torch.equal(drawn[program.variable].reshape(3, *x.shape).double(), x.double().expand(3, *x.shape))
+
+
+def test_posterior_predictive(case):
+    program = case.build()
+    x, given = case.draw(program, BATCH)
+    drawn = Predictive(poutine.uncondition(program.model), guide=program.guide, num_samples=3)(x, given)
+    assert_stacked(drawn[program.variable], program)
+    assert set(guide_latents(program, x, given)) | {program.variable} <= set(drawn)
+
+
+def test_conditioning_fixes_any_latent(case):
+    program = case.build().unroll()
+    x, given = case.draw(program, BATCH)
+    for name, value in guide_latents(program, x, given).items():
+        trace = poutine.trace(poutine.condition(program.model, data={name: value})).get_trace(x, given)
+        trace.compute_log_prob()
+        assert trace.nodes[name]["is_observed"]
+        assert torch.equal(trace.nodes[name]["value"], value)
+        assert torch.isfinite(trace.nodes[name]["log_prob_sum"])
+
+
+def test_the_model_can_be_conditioned_instead_of_called_with_data(case):
+    program = case.build().eval().unroll()
+    x, given = case.draw(program, BATCH)
+    latents = guide_latents(program, x, given)
+    called = poutine.trace(poutine.condition(program.model, data=latents)).get_trace(x, given)
+    data = {program.variable: x, **latents}
+    conditioned = poutine.trace(poutine.condition(program.model, data=data)).get_trace(BATCH, given)
+    torch.testing.assert_close(conditioned.log_prob_sum(), called.log_prob_sum())
+
+
+def has_continuous_latents(program, x, given):
+    sites = model_latents(program, x, given).values()
+    return bool(sites) and all(not site["fn"].support.is_discrete for site in sites)
+
+
+def test_autoguides_replace_the_guide(case):
+    program = case.build().unroll()
+    x, given = case.draw(program, BATCH)
+    if not has_continuous_latents(program, x, given):
+        return
+    guide = AutoNormal(program.model)
+    svi = SVI(program.model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
+    losses = [svi.step(x, given) for _ in range(40)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert set(guide(x, given)) == set(guide_latents(program, x, given))
+
+
+def test_models_render(case):
+    pytest.importorskip("graphviz")
+    program = case.build()
+    x, given = case.draw(program, 2)
+    source = pyro.render_model(program.model, model_args=(x, given), render_distributions=True, render_params=True)
+    for name in (program.variable, *model_latents(program, x, given)):
+        assert f"{name} [label={name} " in source.source
+    guide_source = pyro.render_model(program.guide, model_args=(x, given)).source
+    assert all(name in guide_source for name in guide_latents(program, x, given))
+
+
+# -- samplers, enumeration, other objectives ---------------------------------------------------------------------------
+
+
+def linear_gaussian_vae(loading, loc, scale):
+    """z ~ N(0, I), x | z ~ N(loading z + loc, diag(scale^2)), with any encoder."""
+    features, size = loading.shape
+    decoder = nn.Linear(size, 2 * features)
+    with torch.no_grad():
+        decoder.weight.copy_(torch.cat([loading, torch.zeros_like(loading)]))
+        decoder.bias.copy_(torch.cat([loc, torch.log(torch.expm1(scale))]))
+    return dgm.VAE(dgm.Normal(size), dgm.Normal(features, decoder), dgm.Normal(size, nn.Linear(features, 2 * size)))
+
+
+def test_nuts_finds_the_posterior_of_a_linear_gaussian_vae(float64):
+    """Conjugate: precision I + L' S^-1 L, mean = covariance L' S^-1 (x - loc)."""
+    loading = torch.tensor([[1.0, 0.5], [-0.4, 0.8], [0.3, -0.6]])
+    loc, scale = torch.tensor([0.2, -0.1, 0.4]), torch.tensor([0.5, 0.7, 0.6])
+    program = linear_gaussian_vae(loading, loc, scale)
+    x = torch.randn(2, 3)
+    mcmc = MCMC(NUTS(program.model), num_samples=400, warmup_steps=100, disable_progbar=True)
+    mcmc.run(x)
+    z = mcmc.get_samples()["z"]
+    assert z.shape == (400, 2, 2)
+    projected = loading.T / scale**2
+    covariance = torch.linalg.inv(torch.eye(2) + projected @ loading)
+    mean = (x - loc) @ (covariance @ projected).T
+    effective = pyro.ops.stats.effective_sample_size(z.unsqueeze(0), chain_dim=0, sample_dim=1)
+    error = (covariance.diagonal() / effective).sqrt()
+    assert ((z.mean(0) - mean).abs() < 4.5 * error).all()
+    n = effective.min()
+    for row in range(2):
+        empirical = torch.cov(z[:, row].T)
+        variance = covariance.diagonal()
+        spread = ((covariance**2 + variance.outer(variance)) / n).sqrt()
+        assert ((empirical - covariance).abs() < 4.5 * spread).all()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("labelled")])
+def test_enumeration_sums_labels_out(name):
+    """TraceEnum_ELBO with the label enumerated in the guide equals the sum over labels of q(y) times the rest."""
+    program = CASES[name].build().eval()
+    x, given = CASES[name].draw(program, 4)
+    guide = pyro.infer.config_enumerate(program.guide, "parallel")
+    elbo = TraceEnum_ELBO(max_plate_nesting=2 if "diffusion" in name else 1, num_particles=1)
+    with torch.no_grad():
+        if program.tractable:
+            enumerated = -elbo.loss(program.model, guide, x, given)
+            assert enumerated == pytest.approx(program.log_prob(x).sum().item(), rel=1e-5)
+            return
+        draws = torch.tensor([-elbo.loss(program.model, guide, x, given) for _ in range(150)])
+        ours = program.log_weights(x, given, num_particles=600).sum(-1)
+    error = (draws.var() / len(draws) + ours.var() / len(ours)).sqrt()
+    assert abs(draws.mean() - ours.mean()) < 4.5 * error
+
+
+# TraceMeanField_ELBO asks for reparameterised latents, stated in one order by model and guide: Pyro says so itself.
+@pytest.mark.parametrize(
+    ("elbo", "name"),
+    [
+        *(
+            (TraceMeanField_ELBO, name)
+            for name in ("normal-given-vector", "vae", "vae-bernoulli", "diffusion-all-times")
+        ),
+        *(
+            (TraceGraph_ELBO, name)
+            for name in ("normal-given-vector", "vae", "vae-two-levels", "vae-bit-latent", "diffusion")
+        ),
+    ],
+)
+def test_other_objectives_of_pyro(elbo, name):
+    program = CASES[name].build()
+    x, given = CASES[name].draw(program, BATCH)
+    before, loss = values(program), mean_loss(program, x, given)
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.01}), elbo())
+    for _ in range(25):
+        svi.step(x, given)
+    assert all(changed(program, before))
+    assert mean_loss(program, x, given) < loss
+
+
+# -- the param store ---------------------------------------------------------------------------------------------------
+
+
+def learns(program, x, given=None, **options):
+    before = values(program)
+    train_by_svi(program, x, given, steps=3, **options)
+    return all(changed(program, before))
+
+
+def test_two_instances_of_one_class_both_learn():
+    first, second = CASES["vae"].build(seed=0), CASES["vae"].build(seed=1)
+    x, _ = CASES["vae"].draw(first, BATCH)
+    assert store_name(first) != store_name(second)
+    assert learns(first, x)
+    kept = values(first)
+    assert learns(second, x)
+    assert not any(changed(first, kept))
+
+
+def test_a_copy_learns_apart_from_its_original():
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, BATCH)
+    assert learns(program, x)
+    twin, kept = copy.deepcopy(program), values(program)
+    assert learns(twin, x)
+    assert not any(changed(program, kept))
+    assert store_name(twin) != store_name(program)
+
+
+def test_training_resumes_in_a_second_svi_and_after_the_store_is_cleared():
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, BATCH)
+    assert learns(program, x)
+    assert learns(program, x)
+    pyro.clear_param_store()
+    assert learns(program, x)
+
+
+def test_the_store_holds_the_parameters_themselves():
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, BATCH)
+    train_by_svi(program, x, steps=1)
+    stored = {pyro.param(name).data_ptr() for name in pyro.get_param_store()}
+    assert stored == {parameter.data_ptr() for parameter in program.parameters()}
+
+
+@pytest.mark.parametrize("after_a_step", [False, True])
+def test_a_transposed_parameter_learns(after_a_step):
+    """The store keeps a contiguous copy of a parameter that is not contiguous; SVI would train the copy alone."""
+    program = dgm.Normal(3, nn.Linear(2, 6))
+    x, given = torch.randn(5, 3), torch.randn(5, 2)
+    if after_a_step:
+        train_by_svi(program, x, given, steps=1)
+    program.network.weight = nn.Parameter(torch.randn(2, 6).T)
+    value = program.network.weight.detach().clone()
+    assert program.log_prob(x, given).shape == (5,)
+    assert torch.equal(program.network.weight, value)
+    assert learns(program, x, given)
+
+
+def test_a_replaced_network_learns():
+    program = dgm.Normal(3, nn.Linear(2, 6))
+    x, given = torch.randn(5, 3), torch.randn(5, 2)
+    assert learns(program, x, given)
+    program.network = nn.Linear(2, 6)
+    assert learns(program, x, given)
+
+
+def test_frozen_parameters_stay_and_thaw():
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, BATCH)
+    program.likelihood.requires_grad_(False)
+    before = values(program)
+    train_by_svi(program, x, steps=3)
+    frozen = [name.startswith("likelihood") for name, _ in program.named_parameters()]
+    assert changed(program, before) == [not f for f in frozen]
+    program.likelihood.requires_grad_(True)
+    assert learns(program, x)
+
+
+def test_parameters_moved_to_another_precision_still_learn():
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, BATCH)
+    assert learns(program, x)
+    assert learns(program.double(), x.double())
+
+
+def test_the_views_share_parameters_and_follow_the_mode():
+    program = CASES["vae"].build()
+    ids = [id(parameter) for parameter in program.parameters()]
+    assert [id(parameter) for parameter in program.model.parameters()] == ids
+    assert [id(parameter) for parameter in program.guide.parameters()] == ids
+    program.eval()
+    assert not program.model.program.training
+    assert len({id(p) for p in program.model.parameters()}) == len(ids)
+
+
+def test_a_program_inside_a_users_own_model():
+    """p.joint is a statement like pyro.sample: here it states a prior inside a regression."""
+    prior = dgm.Normal(2, learned=True)
+    features, y = torch.randn(20, 2), torch.randn(20)
+
+    def model():
+        pyro.module("prior", prior)
+        weights = prior.joint("weights")
+        with pyro.plate("rows", 20):
+            pyro.sample("y", dist.Normal(features @ weights, 1.0), obs=y)
+
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    losses = [svi.step() for _ in range(60)]
+    assert losses[-1] < losses[0]
+    assert latent_sites(poutine.trace(model).get_trace()) == ["weights"]
