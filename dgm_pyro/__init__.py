@@ -1,6 +1,7 @@
 """Deep generative models as probabilistic programs."""
 
 from dgm_pyro import checkpoint, data, networks, objectives, registry
+from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.checkpoint import CheckpointError, load, save
 from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, MixtureOfNormals, Normal, Parametric
 from dgm_pyro.data import Data
@@ -17,6 +18,7 @@ __all__ = [
     "ELBO",
     "IWAE",
     "VAE",
+    "Autoregressive",
     "Bernoulli",
     "Categorical",
     "CheckpointError",

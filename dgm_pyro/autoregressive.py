@@ -1,0 +1,267 @@
+r"""Autoregressive models: p(x) by the chain rule over the features, in some order.
+
+.. math::
+    p(x) = \prod_{i=1}^{D} p(x_i \mid x_{<i}), \qquad
+    \log p(x) = \sum_{i=1}^{D} \log p(x_i \mid x_{<i})
+
+Each conditional is a univariate distribution, and one network computes the parameters of all D of them from x itself.
+The network is masked: the parameters of x_i depend on the features before x_i only. So one pass scores every feature,
+while sampling takes one pass per feature, because x_i must be drawn before x_{i+1} can be.
+
+Two forms on the same parameters: *plated*, `Autoregressive`, all features at once in a single site; *unrolled*,
+`Autoregressive.unroll`, the chain itself with one site per feature, ``x_1 .. x_D``, any of which can be conditioned.
+
+Source: Frey 1998, Larochelle and Murray 2011 (NADE), Germain et al. 2015 (MADE), van den Oord et al. 2016 (PixelCNN).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from dgm_pyro.conditionals import Parametric
+from dgm_pyro.networks.masked import check_order
+from dgm_pyro.program import Conditional, Program, is_pair
+from dgm_pyro.registry import register
+
+
+@register
+class Autoregressive(Conditional):
+    """The chain rule over the features of a conditional whose network reads x itself, masked.
+
+    Args:
+        features: p(x_i | x_<i): a `Bernoulli`, `Categorical`, `MixtureOfNormals`, ... whose network is masked in
+            some ``network.order`` of the features, such as `networks.MADE` or `networks.PixelCNN`. A network with a
+            context makes the program conditional: ``given`` is that context.
+
+    Raises:
+        TypeError: ``features`` is no conditional with parameters.
+        ValueError: its network is missing or not masked, or reads x of another shape.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> program = dgm.Autoregressive(dgm.Bernoulli(3, dgm.networks.MADE(3, 1, hidden=(8,))))
+    >>> every = torch.cartesian_prod(*[torch.arange(2)] * 3)
+    >>> round(program.log_prob(every).exp().sum().item(), 4)
+    1.0
+    """
+
+    def __init__(self, features: Parametric):
+        super().__init__()
+        if not isinstance(features, Parametric):
+            raise TypeError(
+                f"features must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(features).__name__}"
+            )
+        self.features = features
+        self.event_shape, self.levels, self.num_classes = features.event_shape, features.levels, features.num_classes
+        self.order = order_of(features)
+        if features.given_shape is None:
+            features.given_shape = self.event_shape
+        shapes: Any = features.given_shape
+        self.conditional = is_pair(shapes)
+        inputs, self.given_shape = shapes if self.conditional else (shapes, None)
+        if tuple(inputs) != tuple(self.event_shape):
+            raise ValueError(
+                f"the network of features reads x of shape {tuple(inputs)}, but the event_shape of this "
+                f"{type(features).__name__} is {tuple(self.event_shape)}: build both for the same shape"
+            )
+        standard = features.univariate(features.initial().flatten(1)[:, 0])
+        self.support = constraints.independent(standard.support, len(self.event_shape))
+        self.has_rsample = standard.has_rsample
+        check_masked(self)
+
+    def forward(self, given: Any = None) -> AutoregressiveDistribution:
+        """The distribution of x given ``given``: `log_prob` takes one pass of the network, `sample` one per feature."""
+        return AutoregressiveDistribution(self, given)
+
+    def raw_parameters(self, x: Tensor, given: Any = None) -> Tensor:
+        """The raw parameters of every p(x_i | x_<i, given) in one pass, ``(*batch, *event_shape, P)``.
+
+        Args:
+            x: ``(*batch, *event_shape)``.
+            given: ``(*batch, *given_shape)``; the two batch shapes broadcast.
+        """
+        raw = self.features.raw_parameters((x, given) if self.conditional else x)
+        return raw.movedim(-1 - len(self.event_shape), -1)
+
+    def at(self, i: int, raw: Tensor) -> TorchDistribution:
+        """p(x_i | x_<i, given) at place i = 1 .. D of the order, from `raw_parameters`; univariate, ``batch``."""
+        return self.features.univariate(raw.flatten(-1 - len(self.event_shape), -2)[..., self.order[i - 1], :])
+
+    def chain(self, draw: Callable[[int, TorchDistribution], Tensor], x: Tensor, given: Any = None) -> Tensor:
+        """Fill x, feature by feature in the order, with ``draw(i, p(x_i | x_<i, given))``."""
+        for i in range(1, len(self.order) + 1):
+            x = self.place(x, i, draw(i, self.at(i, self.raw_parameters(x, given))))
+        return x
+
+    def place(self, x: Tensor, i: int, value: Tensor) -> Tensor:
+        """x with ``value`` as its feature at place i; batch shapes broadcast and types promote."""
+        here = torch.arange(len(self.order), device=x.device).reshape(self.event_shape) == self.order[i - 1]
+        return torch.where(here, value.reshape(*value.shape, *(1,) * len(self.event_shape)), x)
+
+    def blank(self, batch: Sequence[int] = ()) -> Tensor:
+        """Zeros to start a chain from. Integers are of the smallest type, to be promoted to that of what is drawn."""
+        like = parameter_of(self)
+        dtype = like.dtype if self.levels is None else torch.uint8
+        return torch.zeros(*batch, *self.event_shape, dtype=dtype, device=like.device)
+
+    def unroll(self) -> UnrolledAutoregressive:
+        """The chain written out on the same parameters: one site per feature, ``x_1 .. x_D`` in the order."""
+        return UnrolledAutoregressive(self)
+
+
+class UnrolledAutoregressive(Program):
+    """The definition: p(x_1) p(x_2 | x_1) .. p(x_D | x_<D), one site per feature, ``x_1 .. x_D`` in the order.
+
+    Fix any of the sites with `poutine.condition` and the rest is drawn (or inferred) given it; x itself is stated
+    without a density of its own, as `pyro.deterministic`.
+
+    Args:
+        program: the plated form, whose parameters it shares.
+
+    >>> import pyro, torch, dgm_pyro as dgm
+    >>> program = dgm.Autoregressive(dgm.Bernoulli(3, dgm.networks.MADE(3, 1, hidden=(8,)))).unroll()
+    >>> second_is_one = pyro.poutine.condition(program.model, {"x_2": torch.ones(4)})
+    >>> second_is_one(4)[:, 1]
+    tensor([1., 1., 1., 1.])
+    """
+
+    tractable = True
+
+    def __init__(self, program: Autoregressive):
+        super().__init__()
+        self.program = program
+        self.event_shape, self.levels, self.variable = program.event_shape, program.levels, program.variable
+        self.conditional, self.given_shape = program.conditional, program.given_shape
+        self.num_classes = program.num_classes
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        p, event_dim = self.program, len(self.event_shape)
+        if value is None:
+            x = p.chain(lambda i, p_i: pyro.sample(f"{name}_{i}", p_i), p.blank(), given)
+        else:  # x_<i is known at every i, so that one pass serves them all
+            x, raw = value, p.raw_parameters(value, given)
+            for i, feature in enumerate(p.order, 1):
+                pyro.sample(f"{name}_{i}", p.at(i, raw), obs=x.flatten(-event_dim)[..., feature])
+        return pyro.deterministic(name, x, event_dim=event_dim)
+
+
+class AutoregressiveDistribution(TorchDistribution):
+    """What `Autoregressive` returns given ``given``.
+
+    Args:
+        program: whose parameters it has.
+        given: ``(*batch, *given_shape)``; its batch shape is the distribution's.
+    """
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, program: Autoregressive, given: Any = None, validate_args: bool | None = None):
+        self.program, self.given, self.has_rsample = program, given, program.has_rsample
+        batch = given.shape[: given.dim() - len(program.given_shape or ())] if program.conditional else ()
+        super().__init__(torch.Size(batch), program.event_shape, validate_args=validate_args)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return self.program.support
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: AutoregressiveDistribution | None = None
+    ) -> AutoregressiveDistribution:
+        new = self._get_checked_instance(AutoregressiveDistribution, _instance)
+        new.program, new.has_rsample = self.program, self.has_rsample
+        new.given = self.given  # left small: it broadcasts
+        super(AutoregressiveDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x | given) in nats, of the shape that the batches of ``value`` and of the distribution broadcast to."""
+        if self._validate_args:
+            self._validate_sample(value)
+        raw = self.program.raw_parameters(value, self.given)
+        log_prob = self.program.features.univariate(raw).to_event(len(self.event_shape)).log_prob(value)
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw x_1 .. x_D in turn, ``(*sample_shape, *batch_shape, *event_shape)``, differentiably."""
+        if not self.has_rsample:
+            raise NotImplementedError(f"{type(self.program.features).__name__} features have no rsample: use sample")
+        return self._chain(lambda i, p_i: p_i.rsample(), sample_shape)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw x_1 .. x_D in turn, ``(*sample_shape, *batch_shape, *event_shape)``."""
+        if self.has_rsample:
+            return self.rsample(sample_shape)
+        return self._chain(lambda i, p_i: p_i.sample(), sample_shape)
+
+    def _chain(self, draw: Callable[[int, TorchDistribution], Tensor], sample_shape: Sequence[int]) -> Tensor:
+        return self.program.chain(draw, self.program.blank((*sample_shape, *self.batch_shape)), self.given)
+
+
+def parameter_of(program: Program) -> Tensor:
+    """A parameter, for the type and device that computations on the program have."""
+    return next(program.parameters(), torch.zeros(()))
+
+
+def order_of(features: Parametric) -> tuple[int, ...]:
+    """The order in which the network of ``features`` is masked, as flat indices."""
+    order = getattr(features.network, "order", None)
+    if order is None:
+        what = "features has no network" if features.network is None else "the network of features has no .order"
+        raise ValueError(
+            f"{what}: an autoregressive model needs one that is masked in some order of the features, such as "
+            "dgm.networks.MADE or dgm.networks.PixelCNN"
+        )
+    return check_order(order, math.prod(features.event_shape))
+
+
+@torch.no_grad()
+def check_masked(program: Autoregressive, places: int = 16) -> None:
+    """Raise if parameters of some feature change when that feature and all after it do.
+
+    Args:
+        places: test at most so many places in the order, evenly spread.
+    """
+    size, order, like = len(program.order), torch.tensor(program.order), parameter_of(program)
+    tested = torch.linspace(0, size - 1, min(size, places)).round().long()
+    bits = torch.arange(size) % 2
+    later = torch.empty(size, dtype=torch.long).scatter_(0, order, torch.arange(size)) >= tested.unsqueeze(-1)
+    x = torch.cat([bits.unsqueeze(0), torch.where(later, 1 - bits, bits)]) * ((program.levels or 2) - 1)
+    x = x.reshape(-1, *program.event_shape).to(like.device, like.dtype if program.levels is None else torch.uint8)
+    given = None
+    if program.conditional:
+        dtype = like.dtype if program.num_classes is None else torch.long
+        given = torch.zeros(1, *program.given_shape or (), dtype=dtype, device=like.device)
+    with evaluating(program):
+        raw = program.raw_parameters(x, given).flatten(1, -2)
+    features = order[tested].to(raw.device)
+    change = (raw[1:] - raw[:1])[torch.arange(len(tested)), features].abs().amax(-1)
+    broken = (change > 1e-4 * (1 + raw.abs().max())).nonzero().flatten().tolist()  # far above rounding
+    if broken:
+        i = int(tested[broken[0]]) + 1
+        raise ValueError(
+            f"the network of features is not autoregressive in its order: the parameters of feature "
+            f"{program.order[i - 1]}, at place {i}, change with features at place {i} or later. Use dgm.networks.MADE "
+            "or dgm.networks.PixelCNN, or mask your network likewise"
+        )
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, then each submodule's own mode again."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode

@@ -1,0 +1,151 @@
+r"""Masked multilayer perceptrons: every output looks at some of the inputs only, because the other weights are masked.
+
+Number the features by their place in an order. A unit of *degree* m may depend on the first m features and on no
+others, which holds if it reads only units of at most its own degree:
+
+.. math::
+    W_{ab} = 0 \quad \text{unless} \quad m_b \le m_a
+
+The feature at place i = 1 .. D enters with degree i, and the parameters of its conditional :math:`p(x_i \mid x_{<i})`
+leave with degree i - 1. The hidden degrees are free; here they are spread evenly from 1 to D - 1, and from 0 if there
+is a context, so that some units carry the context to the first feature. Direct connections from the inputs to the
+outputs, under the same rule, make every allowed dependency possible however few the hidden units.
+
+Source: Germain et al. 2015 (MADE, arXiv 1502.03509), sections 3 and 4; residual blocks: Durkan and Nash 2019
+(Autoregressive energy machines, arXiv 1904.05626), section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgm_pyro.networks.mlp import Context, activation_named, given_shape_of, to_unit
+from dgm_pyro.registry import register
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer whose outputs read no input of a higher degree than their own.
+
+    Args:
+        degrees_in: degrees of the inputs, ``(in_features,)``.
+        degrees_out: degrees of the outputs, ``(out_features,)``.
+        bias: whether to add one.
+    """
+
+    mask: Tensor
+
+    def __init__(self, degrees_in: Tensor, degrees_out: Tensor, bias: bool = True):
+        super().__init__(len(degrees_in), len(degrees_out), bias)
+        self.register_buffer("mask", degrees_in <= degrees_out.unsqueeze(-1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+class MaskedBlock(nn.Module):
+    """``layer(activation(h)) + context``; residual: ``h + second(activation(layer(activation(h)) + context))``."""
+
+    def __init__(self, degrees_in: Tensor, degrees_out: Tensor, residual: bool, activation: nn.Module):
+        super().__init__()
+        self.activation = activation
+        self.layer = MaskedLinear(degrees_in, degrees_out)
+        self.second = MaskedLinear(degrees_out, degrees_out) if residual else None
+
+    def forward(self, h: Tensor, context: Tensor | float) -> Tensor:
+        inner = self.layer(self.activation(h)) + context
+        return inner if self.second is None else h + self.second(self.activation(inner))
+
+
+@register
+class MADE(nn.Module):
+    """``(B, *in_shape)`` to ``(B, P, *in_shape)``: the P parameters of each feature, from the features before it alone.
+
+    Args:
+        in_shape: shape of one x, of D features; an int D for vectors.
+        num_parameters: P, how many parameters a feature has.
+        hidden: widths of the hidden layers, at least one.
+        order: "natural" (row by row), or the D flat indices of the features, first to last.
+        residual: make every hidden layer but the first a residual block of two layers; all widths must be equal.
+        context_shape: shape of one context, for ``network(x, context)``; it is added to every hidden layer.
+        num_classes: number of class labels, for a context of labels.
+        levels: x takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
+        dropout: share of the hidden units that are dropped in training.
+        activation: one of relu, silu, gelu, tanh, elu.
+
+    Attributes:
+        order: the flat indices of the features, first to last.
+
+    Raises:
+        ValueError: the order is no permutation, there is no hidden layer, or the widths of residual blocks differ.
+
+    >>> MADE((3,), 2, hidden=(8,), order=(2, 0, 1))(torch.zeros(5, 3)).shape
+    torch.Size([5, 2, 3])
+    """
+
+    def __init__(
+        self,
+        in_shape: int | Sequence[int],
+        num_parameters: int,
+        hidden: Sequence[int] = (256, 256),
+        *,
+        order: str | Sequence[int] = "natural",
+        residual: bool = False,
+        context_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        levels: int | None = None,
+        dropout: float = 0.0,
+        activation: str = "relu",
+    ):
+        super().__init__()
+        in_shape = (in_shape,) if isinstance(in_shape, int) else in_shape
+        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
+        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        self.num_parameters, self.num_classes, self.levels = num_parameters, num_classes, levels
+        size = math.prod(self.in_shape)
+        self.order = check_order(order, size)
+        if len(hidden) == 0:
+            raise ValueError("hidden is empty: name the width of at least one hidden layer")
+        if residual and len(set(hidden)) > 1:
+            raise ValueError(f"residual blocks have one width, but hidden is {tuple(hidden)}: make all widths equal")
+
+        place = torch.empty(size, dtype=torch.long)
+        place[list(self.order)] = torch.arange(size)
+        inputs, outputs = place + 1, place.repeat(num_parameters)
+        lowest = min(1 if self.context_shape is None else 0, size - 1)
+        degrees = [torch.linspace(lowest, size - 1, width).round() for width in hidden]
+
+        self.activation = nn.Sequential(activation_named(activation), nn.Dropout(dropout))
+        self.first = MaskedLinear(inputs, degrees[0])
+        self.blocks = nn.ModuleList(MaskedBlock(a, b, residual, self.activation) for a, b in pairwise(degrees))
+        self.last = MaskedLinear(degrees[-1], outputs)
+        self.direct = MaskedLinear(inputs, outputs, bias=False)
+        self.contexts = nn.ModuleList()
+        if self.context_shape is not None:
+            self.contexts.extend(Context(self.context_shape, num_classes, width) for width in hidden)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = to_unit(x, self.levels).to(self.first.weight.dtype).flatten(1)
+        contexts = [embed(context) for embed in self.contexts] or [0.0] * (1 + len(self.blocks))
+        h = self.first(x) + contexts[0]
+        for block, c in zip(self.blocks, contexts[1:], strict=True):
+            h = block(h, c)
+        raw = self.last(self.activation(h)) + self.direct(x)
+        return raw.unflatten(-1, (self.num_parameters, *self.in_shape))
+
+
+def check_order(order: str | Sequence[int], size: int) -> tuple[int, ...]:
+    """The order as flat indices, first to last."""
+    if isinstance(order, str):
+        if order != "natural":
+            raise ValueError(f"order must be 'natural' or a sequence of indices, got {order!r}")
+        return tuple(range(size))
+    indices = tuple(int(i) for i in order)
+    if sorted(indices) != list(range(size)):
+        raise ValueError(f"order must name each of the {size} features 0 .. {size - 1} once, got {indices}")
+    return indices
