@@ -66,9 +66,10 @@ class DiscretizedLogistic(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         half = 1.0 / (self.levels - 1)
-        centre = value.to(self.loc.dtype) * (2 * half) - 1
-        upper = (centre + half - self.loc) / self.scale
-        lower = (centre - half - self.loc) / self.scale
+        # Neighbours compute their common edge alike, so that rounding moves mass between them and loses none.
+        value = value.to(self.loc.dtype)
+        upper = ((2 * value + 1) * half - 1 - self.loc) / self.scale
+        lower = ((2 * value - 1) * half - 1 - self.loc) / self.scale
         # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - exp(b - a)): exact where the difference itself would cancel.
         first, last = value == 0, value == self.levels - 1
         zero = torch.zeros_like(upper)
