@@ -82,7 +82,8 @@ class MADE(nn.Module):
         order: the flat indices of the features, first to last.
 
     Raises:
-        ValueError: the order is no permutation, there is no hidden layer, or the widths of residual blocks differ.
+        ValueError: the order is no permutation, a size is no positive integer, there is no hidden layer, or the widths
+            of residual blocks differ.
 
     >>> MADE((3,), 2, hidden=(8,), order=(2, 0, 1))(torch.zeros(5, 3)).shape
     torch.Size([5, 2, 3])
@@ -104,13 +105,12 @@ class MADE(nn.Module):
     ):
         super().__init__()
         in_shape = (in_shape,) if isinstance(in_shape, int) else in_shape
+        check_sizes(in_shape=in_shape, num_parameters=num_parameters, hidden=hidden)
         self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
         self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
         self.num_parameters, self.num_classes, self.levels = num_parameters, num_classes, levels
         size = math.prod(self.in_shape)
         self.order = check_order(order, size)
-        if len(hidden) == 0:
-            raise ValueError("hidden is empty: name the width of at least one hidden layer")
         if residual and len(set(hidden)) > 1:
             raise ValueError(f"residual blocks have one width, but hidden is {tuple(hidden)}: make all widths equal")
 
@@ -137,6 +137,14 @@ class MADE(nn.Module):
             h = block(h, c)
         raw = self.last(self.activation(h)) + self.direct(x)
         return raw.unflatten(-1, (self.num_parameters, *self.in_shape))
+
+
+def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Raise unless each argument is a positive integer, or a sequence of at least one."""
+    for argument, value in sizes.items():
+        numbers = (value,) if isinstance(value, int) else tuple(value)
+        if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
+            raise ValueError(f"{argument} must be a positive integer, or at least one of them, got {value!r}")
 
 
 def check_order(order: str | Sequence[int], size: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.networks.masked import check_sizes
 from dgm_pyro.networks.mlp import Context, given_shape_of, to_unit
 from dgm_pyro.registry import register
 
@@ -70,7 +71,7 @@ class PixelCNN(nn.Module):
         order: the flat indices of the pixels, first to last.
 
     Raises:
-        ValueError: the images have several channels, or the kernel size is even.
+        ValueError: the images have several channels, the kernel size is even, or a size is no positive integer.
 
     >>> PixelCNN((1, 4, 4), 3, channels=8, layers=2)(torch.zeros(5, 1, 4, 4)).shape
     torch.Size([5, 3, 1, 4, 4])
@@ -95,6 +96,7 @@ class PixelCNN(nn.Module):
                 f"in_shape is {tuple(in_shape)}, but PixelCNN models images of one channel, (1, H, W): "
                 "use MADE for other shapes"
             )
+        check_sizes(in_shape=in_shape, num_parameters=num_parameters, channels=channels, layers=layers)
         if kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}")
         self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)

@@ -1,0 +1,152 @@
+"""PixelCNN: which pixels each pixel sees, by Jacobians: all those before it, within reach, and no other."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd.functional import jacobian
+
+from dgm_pyro.networks import PixelCNN
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def dependencies(network, *context):
+    """Whether some parameter of each pixel moves with each pixel, ``(H, W, H, W)``."""
+    height, width = network.in_shape[1:]
+    seen = torch.zeros(())
+    for _ in range(3):  # three images, because a rectifier may be closed on one
+        moved = jacobian(lambda x: network(x, *context), torch.randn(1, 1, height, width))
+        seen = seen + moved.reshape(-1, height, width, height, width).abs().sum(0)
+    return seen != 0
+
+
+def grid(height, width):
+    """Rows and columns of a pixel and of another, ``(H, W, H, W)``."""
+    return torch.meshgrid(*(torch.arange(n) for n in (height, width, height, width)), indexing="ij")
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([3, 5]), st.integers(0, 2**31))
+@settings(max_examples=15)
+def test_each_pixel_sees_exactly_the_pixels_before_it(height, width, kernel_size, seed):
+    """No blind spot: with layers enough to reach everywhere, every dependency that the order allows is there."""
+    torch.manual_seed(seed)
+    layers = -(-max(height, width) // (kernel_size // 2))
+    network = PixelCNN((1, height, width), 2, channels=6, layers=layers, kernel_size=kernel_size)
+    row, column, other_row, other_column = grid(height, width)
+    assert torch.equal(dependencies(network), other_row * width + other_column < row * width + column)
+
+
+@pytest.mark.parametrize(("layers", "kernel_size"), [(1, 3), (2, 3), (1, 5), (3, 3)])
+def test_the_field_of_view_is_as_documented(layers, kernel_size):
+    size, reach = 9, layers * (kernel_size // 2)
+    network = PixelCNN((1, size, size), 1, channels=8, layers=layers, kernel_size=kernel_size)
+    row, column, other_row, other_column = grid(size, size)
+    up, left = row - other_row, column - other_column
+    above = (up >= 1) & (up <= 1 + reach) & (left.abs() <= reach)
+    beside = (up == 0) & (left >= 1) & (left <= 1 + reach)
+    assert torch.equal(dependencies(network), above | beside)
+
+
+@pytest.mark.parametrize("levels", [2, 17])
+def test_later_pixels_may_hold_anything(levels):
+    network = PixelCNN((1, 4, 4), 3, channels=8, layers=4, levels=levels)
+    x, other = torch.randint(levels, (2, 5, 1, 4, 4), dtype=torch.uint8)
+    index = torch.arange(16).reshape(4, 4)
+    for i in network.order:
+        mixed = torch.where(index < i, x, other)
+        torch.testing.assert_close(
+            network(mixed).flatten(2)[..., i], network(x).flatten(2)[..., i], rtol=1e-12, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("option", [{"num_classes": 3}, {"context_shape": (2,)}, {"context_shape": (1, 4, 4)}])
+def test_the_context_reaches_every_pixel_and_opens_no_other_way(option):
+    network = PixelCNN((1, 4, 4), 2, channels=6, layers=4, **option)
+    c = torch.tensor([0, 1]) if "num_classes" in option else torch.randn(2, *option["context_shape"])
+    x = torch.randn(1, 1, 4, 4).expand(2, 1, 4, 4)
+    a, b = network(x, c)
+    assert ((a - b).abs().amax(0) > 0).all()
+    row, column, other_row, other_column = grid(4, 4)
+    assert torch.equal(dependencies(network, c[:1]), other_row * 4 + other_column < row * 4 + column)
+
+
+def test_rows_of_a_batch_do_not_mix():
+    network = PixelCNN((1, 3, 5), 4, channels=6, layers=2, num_classes=3)
+    x, y = torch.randn(6, 1, 3, 5), torch.arange(6) % 3
+    each = torch.cat([network(x[i : i + 1], y[i : i + 1]) for i in range(6)])
+    assert each.shape == (6, 4, 1, 3, 5)
+    torch.testing.assert_close(network(x, y), each)
+
+
+def test_one_layer_by_hand():
+    """Gates and stacks pixel by pixel, from the weights (van den Oord et al. 2016, figure 2 and eq. 4)."""
+    network = PixelCNN((1, 3, 3), 1, channels=2, layers=1, num_classes=2)
+    layer = network.layers[0]
+    x, y = torch.randn(1, 1, 3, 3), torch.tensor([1])
+
+    def pixel(r, c):
+        inside = 0 <= r < 3 and 0 <= c < 3
+        return network.first.weight[:, 0, 0, 0] * x[0, 0, r, c] + network.first.bias if inside else torch.zeros(2)
+
+    _, bias = layer.context(y)[0].chunk(2)  # the vertical gate feeds a second layer only
+    for r in range(3):
+        for c in range(3):
+            a = layer.vertical.bias.clone()
+            for up in (0, 1):  # the vertical stack starts one row up
+                for side in (-1, 0, 1):
+                    inside = 0 <= c + side < 3 and r - up >= 0
+                    seen = pixel(r - up - 1, c + side) if inside else torch.zeros(2)
+                    a = a + layer.vertical.weight[:, :, 1 - up, 1 + side] @ seen
+            b = layer.horizontal.bias + layer.across.weight[..., 0, 0] @ a + layer.across.bias
+            for left in (0, 1):  # the horizontal stack one column to the left
+                seen = pixel(r, c - left - 1) if c - left >= 0 else torch.zeros(2)
+                b = b + layer.horizontal.weight[:, :, 0, 1 - left] @ seen
+            b = b + bias
+            gated = b[:2].tanh() * b[2:].sigmoid()
+            skip = (layer.out.weight[..., 0, 0] @ gated + layer.out.bias)[2:]
+            expected = network.last(skip.reshape(1, 2, 1, 1)).reshape(())
+            torch.testing.assert_close(network(x, y)[0, 0, 0, r, c], expected)
+
+
+def test_a_gradient_reaches_every_parameter():
+    network = PixelCNN((1, 4, 4), 3, channels=6, layers=3, num_classes=2)
+    network(torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 0, 1, 1])).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def test_integers_are_scaled_to_the_unit_interval():
+    integers, reals = (PixelCNN((1, 3, 3), 2, channels=4, layers=2, levels=levels) for levels in (17, None))
+    reals.load_state_dict(integers.state_dict())
+    x = torch.randint(17, (5, 1, 3, 3), dtype=torch.uint8)
+    torch.testing.assert_close(integers(x), reals(x / 8.0 - 1))
+
+
+def test_dropout_is_for_training_only():
+    network = PixelCNN((1, 3, 3), 1, channels=8, layers=2, dropout=0.5)
+    x = torch.randn(3, 1, 3, 3)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize(
+    ("in_shape", "options", "message"),
+    [
+        ((3, 8, 8), {}, r"in_shape is \(3, 8, 8\).*one channel"),
+        ((8, 8), {}, r"\(1, H, W\)"),
+        ((64,), {}, "use MADE"),
+        ((1, 0, 8), {}, "in_shape must be"),
+        ((1, 8, 8), {"kernel_size": 4}, "kernel_size must be odd"),
+        ((1, 8, 8), {"kernel_size": 1}, "kernel_size must be odd"),
+        ((1, 8, 8), {"channels": 0}, "channels must be"),
+        ((1, 8, 8), {"layers": 0}, "layers must be"),
+        ((1, 8, 8), {"num_parameters": 0}, "num_parameters must be"),
+        ((1, 8, 8), {"context_shape": ()}, "pass num_classes"),
+    ],
+)
+def test_bad_arguments(in_shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        PixelCNN(in_shape, **{"num_parameters": 2, **options})
