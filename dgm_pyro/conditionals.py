@@ -54,7 +54,7 @@ class Parametric(Conditional):
                 raise TypeError(f"network must be a torch.nn.Module or None, got {type(network).__name__}")
             if learned or parameters is not None:
                 raise ValueError("with a network, the parameters come from given: leave out learned and parameters")
-            self.given_shape = given_shape if given_shape is not None else getattr(network, "given_shape", None)
+            self.given_shape = given_shape if given_shape is not None else shape_read_by(network)
             self.num_classes = getattr(network, "num_classes", getattr(network, "num_embeddings", None))
         else:
             shape = (num_parameters, *self.event_shape)
@@ -293,6 +293,15 @@ class DiscretizedLogistic(Parametric):
         logits, loc, raw_scale = raw.unflatten(-1, (3, self.components)).unbind(-2)
         logistic = distributions.DiscretizedLogistic(loc, positive(raw_scale), self.levels)
         return distributions.Mixture(dist.Categorical(logits=logits), logistic)
+
+
+def shape_read_by(network: nn.Module) -> Shape | None:
+    """The shape that ``network`` says it takes, or None if it does not say."""
+    if isinstance(network, nn.Linear):
+        return torch.Size((network.in_features,))
+    if isinstance(network, nn.Embedding):
+        return torch.Size()
+    return getattr(network, "given_shape", None)
 
 
 def positive(raw: Tensor) -> Tensor:

@@ -261,6 +261,8 @@ class Conditional(Program):
 
 _names: weakref.WeakKeyDictionary[Program, str] = weakref.WeakKeyDictionary()
 _counter: Iterator[int] = itertools.count()
+# Latents of programs that do not declare them, read off a trace of the model when the guide is first used.
+_model_sites: weakref.WeakKeyDictionary[Program, list[str]] = weakref.WeakKeyDictionary()
 
 
 def store_name(program: Program) -> str:
@@ -325,9 +327,25 @@ class Guide(_View):
             raise ValueError("the guide needs data: q(latents | x) is conditioned on x")
         with poutine.trace() as traced, pyro.plate("data", size, dim=-1):
             self.program.posterior(self.program.variable, value, given)
-        declared = self.program.latents(self.program.variable)
+        self._require_in_model(latent_sites(traced.trace), value, given)
+
+    def _require_in_model(self, guided: Sequence[str], x: Tensor, given: Any) -> None:
+        """Raise if the guide has a site that the model lacks: Pyro would only warn, and train on a wrong bound."""
+        program = self.program
+        declared = program.latents(program.variable)
         if declared is not None:
-            require_subset(latent_sites(traced.trace), declared)
+            require_subset(guided, declared)
+        elif not set(guided) <= set(_model_sites.get(program, ())):
+            with (
+                torch.no_grad(),
+                torch.random.fork_rng(devices=[]),
+                poutine.block(),
+                poutine.trace() as traced,
+                plates((len(x),)),
+            ):
+                program.joint(program.variable, x, given)
+            require_subset(guided, latent_sites(traced.trace))
+            _model_sites[program] = latent_sites(traced.trace)
 
 
 # -- traces ------------------------------------------------------------------------------------------------------------

@@ -171,8 +171,9 @@ CASES: dict[str, Case] = {
     "normal-learned": Case(lambda: dgm.Normal(2, learned=True)),
     "normal-scalar": Case(lambda: dgm.Normal((), learned=True)),
     "normal-image": Case(lambda: dgm.Normal((1, 2, 2), learned=True)),
-    "normal-given-vector": Case(lambda: dgm.Normal(3, nn.Linear(2, 6)), given_shape=(2,)),
-    "normal-given-label": Case(lambda: dgm.Normal(2, nn.Embedding(3, 4)), given_shape=()),
+    "normal-given-vector": Case(lambda: dgm.Normal(3, nn.Linear(2, 6))),
+    "normal-given-open": Case(lambda: dgm.Normal(3, nn.Sequential(nn.Linear(2, 6))), given_shape=(2,)),
+    "normal-given-label": Case(lambda: dgm.Normal(2, nn.Embedding(3, 4))),
     "normal-given-image": Case(lambda: dgm.Normal(2, _mlp((1, 3, 3), 4))),
     "normal-given-pair": Case(lambda: dgm.Normal(2, _mlp((3,), 4, num_classes=4))),
     "bernoulli": Case(lambda: dgm.Bernoulli(4)),
@@ -217,7 +218,7 @@ CASES: dict[str, Case] = {
     ),
     "vae-given-label": Case(lambda: vae(dgm.Normal(2), num_classes=3)),
     "vae-given-vector": Case(lambda: vae(dgm.Normal(2, _mlp((3,), 4)), context_shape=(3,))),
-    "vae-conditional-prior": Case(lambda: vae(dgm.Normal(2, nn.Embedding(3, 4))), given_shape=()),
+    "vae-conditional-prior": Case(lambda: vae(dgm.Normal(2, nn.Embedding(3, 4)))),
     "vae-two-levels": Case(lambda: vae(vae(dgm.Normal(1), size=1, latent="z2"))),
     "vae-three-levels": Case(lambda: vae(vae(vae(dgm.Normal(2), latent="z3"), latent="z2"))),
     "vae-in-likelihood": Case(
@@ -246,7 +247,7 @@ CASES: dict[str, Case] = {
     "diffusion-given-label": Case(lambda: diffusion(2, num_classes=3)),
     "diffusion-given-vector": Case(lambda: diffusion(2, context_shape=(3,))),
     "diffusion-unet": Case(
-        lambda: dgm.Diffusion((1, 2, 2), DenoisingUNet((1, 2, 2), (8, 16), num_classes=3), steps=3, levels=4)
+        lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), steps=3, levels=4)
     ),
     "vae-diffusion-prior": Case(lambda: vae(diffusion(2))),
     # Classifiers
