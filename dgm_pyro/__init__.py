@@ -7,6 +7,7 @@ from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, M
 from dgm_pyro.data import Data
 from dgm_pyro.diffusion import Diffusion, Schedule
 from dgm_pyro.evaluation import Evidence, evaluate
+from dgm_pyro.flow import Dequantized, Flow
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.objectives import ELBO, IWAE, SemiSupervised
 from dgm_pyro.program import Conditional, IntractableError, Program
@@ -24,10 +25,12 @@ __all__ = [
     "CheckpointError",
     "Conditional",
     "Data",
+    "Dequantized",
     "Diffusion",
     "DiscretizedLogistic",
     "Discriminative",
     "Evidence",
+    "Flow",
     "History",
     "IntractableError",
     "Labelled",

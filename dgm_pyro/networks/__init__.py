@@ -1,8 +1,43 @@
 """Neural networks: tensors in, tensors out, no Pyro inside."""
 
+from dgm_pyro.networks.bijections import (
+    ActNorm,
+    Affine,
+    Bijection,
+    Coupling,
+    Elementwise,
+    Inverse,
+    LULinear,
+    MaskedAutoregressive,
+    NormalCDF,
+    Permutation,
+    RationalQuadraticSpline,
+    Sigmoid,
+    Univariate,
+)
 from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingUNet
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, Context
 from dgm_pyro.networks.pixelcnn import PixelCNN
 
-__all__ = ["MADE", "MLP", "Context", "DenoisingMLP", "DenoisingUNet", "PixelCNN"]
+__all__ = [
+    "MADE",
+    "MLP",
+    "ActNorm",
+    "Affine",
+    "Bijection",
+    "Context",
+    "Coupling",
+    "DenoisingMLP",
+    "DenoisingUNet",
+    "Elementwise",
+    "Inverse",
+    "LULinear",
+    "MaskedAutoregressive",
+    "NormalCDF",
+    "Permutation",
+    "PixelCNN",
+    "RationalQuadraticSpline",
+    "Sigmoid",
+    "Univariate",
+]

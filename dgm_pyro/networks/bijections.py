@@ -1,0 +1,526 @@
+r"""Bijections: the pieces x = f(z) that normalizing flows are stacked from.
+
+.. math::
+    \log p(x) = \log p(z) + \log \left| \det \frac{\partial z}{\partial x} \right|, \qquad z = f^{-1}(x)
+
+A `Bijection` acts on vectors: ``forward`` takes z to x, ``inverse`` takes x to z, and each returns the log-determinant
+of the map it has just made, so that the two have opposite signs. There are three kinds:
+
+- `Univariate` maps, monotone functions of one variable with P raw parameters: `Affine`, `RationalQuadraticSpline`;
+- bijections that apply any of them to single features, and say where its parameters come from: `Elementwise` (free, or
+  from a context), `Coupling` (from other features), `MaskedAutoregressive` (from the features before);
+- fixed and linear ones between them: `Permutation`, `LULinear`, `ActNorm`, and `NormalCDF` or `Sigmoid` at the end of
+  flows on the unit cube.
+
+`Inverse` turns any of them round. So RealNVP is `Coupling` with `Affine`, NSF is `Coupling` or `MaskedAutoregressive`
+with `RationalQuadraticSpline`, MAF is `MaskedAutoregressive` with `Affine`, and IAF is the inverse of MAF.
+
+Univariate maps are written from x to z, the direction of training: scoring evaluates them, sampling solves them. Zero
+parameters make the identity.
+
+Sources: Dinh et al. 2017 (RealNVP, arXiv 1605.08803); Papamakarios et al. 2017 (MAF, arXiv 1705.07057); Kingma et al.
+2016 (IAF, arXiv 1606.04934); Durkan et al. 2019 (NSF, arXiv 1906.04032); Kingma and Dhariwal 2018 (Glow, arXiv
+1807.03039).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgm_pyro.registry import register
+
+# -- univariate maps -------------------------------------------------------------------------------------------------
+
+
+class Univariate(nn.Module):
+    """A monotone map of one variable with ``num_parameters`` raw parameters, zeros making it the identity.
+
+    Attributes:
+        num_parameters: P.
+        unit: whether it maps the unit interval onto itself, rather than the real line.
+    """
+
+    num_parameters: int
+    unit: bool = False
+
+    def inverse(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """x to z, and log dz/dx: ``x`` is (N, D), ``raw`` is (N, P, D) or (P, D), both results are (N, D)."""
+        raise NotImplementedError
+
+    def forward(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """z to x, and log dx/dz; shapes as in `inverse`."""
+        raise NotImplementedError
+
+
+@register
+class Affine(Univariate):
+    r"""z = (x - t) exp(-s). P = 2: shift t, and a raw r that makes :math:`s = r / (1 + |r| / b)`.
+
+    Args:
+        bound: b; the log-scale s lies in (-b, b), whatever a network says.
+    """
+
+    num_parameters = 2
+
+    def __init__(self, bound: float = 5.0):
+        super().__init__()
+        if not bound > 0:
+            raise ValueError(f"bound must be positive, got {bound!r}")
+        self.bound = bound
+
+    def _shift_and_log_scale(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw_scale = raw.unbind(-2)
+        return shift, raw_scale / (1 + raw_scale.abs() / self.bound)
+
+    def inverse(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._shift_and_log_scale(raw)
+        return (x - shift) * torch.exp(-log_scale), (-log_scale).expand_as(x)
+
+    def forward(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._shift_and_log_scale(raw)
+        return z * torch.exp(log_scale) + shift, log_scale.expand_as(z)
+
+
+@register
+class RationalQuadraticSpline(Univariate):
+    r"""A monotone spline of rational quadratics that maps a box onto itself, and lines beyond (Durkan et al. 2019).
+
+    In a bin of width w, height h and slope s = h / w, with derivatives :math:`d_0, d_1` at its ends, t in [0, 1] the
+    place in it, and :math:`c = s + (d_0 + d_1 - 2 s)\, t (1 - t)`:
+
+    .. math::
+        z = z_0 + \frac{h}{c} \left( s t^2 + d_0\, t (1 - t) \right), \qquad
+        \frac{dz}{dx} = \frac{s^2}{c^2} \left( d_1 t^2 + 2 s\, t (1 - t) + d_0 (1 - t)^2 \right)
+
+    and from z to x, t is the root of a quadratic. Value and derivative are continuous everywhere.
+
+    Args:
+        bins: how many.
+        low, high: the box. With (0, 1), the map is one of the unit interval onto itself.
+        tails: "identity" beyond the box, P = 3 bins - 1 (widths, heights, inner derivatives); or "linear", which frees
+            the two outer derivatives and continues with them, P = 3 bins + 1.
+    """
+
+    SMALLEST = 1e-3  # a bin, as a part of the box, and a derivative (Durkan et al. 2019, their code)
+
+    def __init__(self, bins: int = 8, low: float = -5.0, high: float = 5.0, tails: str = "identity"):
+        super().__init__()
+        if not isinstance(bins, int) or isinstance(bins, bool) or not 2 <= bins <= 500:
+            raise ValueError(f"bins must be an int from 2 to 500, got {bins!r}")
+        if not low < high:
+            raise ValueError(f"low must be less than high, got low={low!r} and high={high!r}")
+        if tails not in ("identity", "linear"):
+            raise ValueError(f"tails must be 'identity' or 'linear', got {tails!r}")
+        self.bins, self.low, self.size, self.tails = bins, float(low), float(high - low), tails
+        self.num_parameters = 3 * bins - 1 if tails == "identity" else 3 * bins + 1
+        self.unit = (low, high) == (0, 1)
+
+    def inverse(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        place = (x - self.low) / self.size
+        inside = place.clamp(0, 1)
+        w, h, x0, z0, d0, d1 = self._bin(inside, raw, axis=0)
+        s, t = h / w, (inside - x0) / w
+        z = z0 + h * (s * t.square() + d0 * t * (1 - t)) / _c(s, t, d0, d1)
+        log_slope = _log_slope(s, t, d0, d1)
+        return self.low + self.size * (z + log_slope.exp() * (place - inside)), log_slope
+
+    def forward(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        place = (z - self.low) / self.size
+        inside = place.clamp(0, 1)
+        w, h, x0, z0, d0, d1 = self._bin(inside, raw, axis=1)
+        s, q = h / w, (inside - z0) / h
+        # a t^2 + b t - s q = 0, its root in [0, 1] without cancellation; if b < 0 then a > s > 0.
+        b = d0 - q * (d0 + d1 - 2 * s)
+        a = s - b
+        r = (b.square() + 4 * a * s * q).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
+        t = torch.where(b < 0, r - b, 2 * s * q) / torch.where(b < 0, 2 * a, r + b)
+        log_slope = -_log_slope(s, t, d0, d1)
+        return self.low + self.size * (x0 + w * t + log_slope.exp() * (place - inside)), log_slope
+
+    def _bin(self, inside: Tensor, raw: Tensor, axis: int) -> list[Tensor]:
+        """w, h, x0, z0, d0, d1 of the bins that hold ``inside``, along x (axis 0) or z (axis 1)."""
+        raw_sizes, raw_derivatives = raw.split((2 * self.bins, self.num_parameters - 2 * self.bins), -2)
+        sizes = torch.softmax(raw_sizes.unflatten(-2, (2, self.bins)), -2)
+        sizes = sizes * (1 - self.bins * self.SMALLEST) + self.SMALLEST
+        edges = F.pad(sizes.cumsum(-2)[..., :-1, :], (0, 0, 1, 0))
+        derivatives = F.softplus(raw_derivatives + math.log(math.expm1(1 - self.SMALLEST))) + self.SMALLEST
+        if self.tails == "identity":
+            derivatives = F.pad(derivatives, (0, 0, 1, 1), value=1.0)
+        index = (inside.unsqueeze(-2) >= edges[..., axis, 1:, :]).sum(-2, keepdim=True)
+        tables = (*sizes.unbind(-3), *edges.unbind(-3), derivatives[..., :-1, :], derivatives[..., 1:, :])
+        return [table.expand(len(inside), -1, -1).gather(-2, index).squeeze(-2) for table in tables]
+
+
+def _c(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+    return s * (1 - 2 * t * (1 - t)) + (d0 + d1) * t * (1 - t)
+
+
+def _log_slope(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+    top = d1 * t.square() + 2 * s * t * (1 - t) + d0 * (1 - t).square()
+    return 2 * (s / _c(s, t, d0, d1)).log() + top.log()
+
+
+# -- bijections ------------------------------------------------------------------------------------------------------
+
+
+class Bijection(nn.Module):
+    """An invertible map x = f(z) of vectors.
+
+    To write one, give `forward` and `inverse`, and set what applies:
+
+    Attributes:
+        features: D; None if any will do.
+        context_shape: shape of one context, ``()`` for class labels; None if the map takes none.
+        num_classes: how many labels the context may take; None where it is no label.
+        domain, codomain: "real" or "unit", where the features of z and of x lie: the real line or the unit interval;
+            "any" on both sides if the map works on either and stays there.
+    """
+
+    features: int | None = None
+    context_shape: torch.Size | None = None
+    num_classes: int | None = None
+    domain: str = "real"
+    codomain: str = "real"
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z, (N, D), to x = f(z), (N, D), and log|det dx/dz|, (N,). ``context`` is (N, *context_shape)."""
+        raise NotImplementedError
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x, (N, D), to z, (N, D), and log|det dz/dx|, (N,). ``context`` is (N, *context_shape)."""
+        raise NotImplementedError
+
+
+@register
+class Inverse(Bijection):
+    """Another bijection turned round: x is its z. ``Inverse(MaskedAutoregressive(...))`` is IAF."""
+
+    def __init__(self, bijection: Bijection):
+        super().__init__()
+        self.bijection = bijection
+        self.features, self.num_classes = bijection.features, bijection.num_classes
+        self.context_shape = bijection.context_shape
+        self.domain, self.codomain = bijection.codomain, bijection.domain
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse(z, context)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection(x, context)
+
+
+@register
+class Elementwise(Bijection):
+    """A univariate map of each feature, its parameters free or from the context.
+
+    Args:
+        features: D.
+        univariate: the map.
+        network: maps a context to ``(N, P, D)`` or flat ``(N, P * D)``; without one the parameters are free.
+    """
+
+    def __init__(self, features: int, univariate: Univariate, network: nn.Module | None = None):
+        super().__init__()
+        self.features, self.univariate, self.network = features, univariate, network
+        self.domain = self.codomain = "unit" if univariate.unit else "real"
+        if network is None:
+            self.raw = nn.Parameter(torch.zeros(univariate.num_parameters, features))
+        else:
+            self.context_shape = torch.Size(_declared(network, "given_shape", "the shape of one context"))
+            self.num_classes = getattr(network, "num_classes", None)
+
+    def _raw(self, value: Tensor, context: Tensor | None) -> Tensor:
+        if self.network is None:
+            return self.raw
+        return _parameters(self.network, (context,), len(value), self.univariate, value.shape[-1])
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_slope = self.univariate(z, self._raw(z, context))
+        return x, log_slope.sum(-1)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z, log_slope = self.univariate.inverse(x, self._raw(x, context))
+        return z, log_slope.sum(-1)
+
+
+@register
+class Coupling(Bijection):
+    r"""Some features pass unchanged, and decide how the others are mapped (Dinh et al. 2017, section 3.2).
+
+    .. math::
+        x_A = z_A, \qquad x_B = u(z_B; \mathrm{network}(z_A))
+
+    The Jacobian is triangular, so that its log-determinant is the sum of those of u.
+
+    Args:
+        passes: D booleans, True for the features A; some must be True and some False.
+        univariate: u.
+        network: maps ``(N, |A|)`` to ``(N, P, |B|)`` or flat ``(N, P * |B|)``; if its ``given_shape`` is a pair, it is
+            called with the context too.
+    """
+
+    passing: Tensor
+    moving: Tensor
+    places: Tensor
+
+    def __init__(self, passes: Sequence[bool], univariate: Univariate, network: nn.Module):
+        super().__init__()
+        mask = torch.as_tensor(passes)
+        if mask.dim() != 1 or mask.dtype != torch.bool or mask.all() or not mask.any():
+            raise ValueError(f"passes must be a sequence of booleans, some True and some False, got {passes!r}")
+        self.features, self.univariate, self.network = len(mask), univariate, network
+        self.domain = self.codomain = "unit" if univariate.unit else "real"
+        self.context_shape, self.num_classes = _second_input(network)
+        passing, moving = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
+        self.register_buffer("passing", passing, persistent=False)
+        self.register_buffer("moving", moving, persistent=False)
+        self.register_buffer("places", torch.cat((passing, moving)).argsort(), persistent=False)
+
+    def _map(self, value: Tensor, context: Tensor | None, univariate: Any) -> tuple[Tensor, Tensor]:
+        a, b = value.index_select(-1, self.passing), value.index_select(-1, self.moving)
+        inputs = (a,) if self.context_shape is None else (a, context)
+        b, log_slope = univariate(b, _parameters(self.network, inputs, len(b), self.univariate, b.shape[-1]))
+        return torch.cat((a, b), -1).index_select(-1, self.places), log_slope.sum(-1)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(z, context, self.univariate)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(x, context, self.univariate.inverse)
+
+
+@register
+class MaskedAutoregressive(Bijection):
+    r"""Each feature is mapped as the features of x before it say (Papamakarios et al. 2017, section 3.1).
+
+    .. math::
+        x_i = u(z_i; \mathrm{network}(x_{<i}))
+
+    From x to z all features go at once, from z to x one after the other, in D calls of the network. Its `Inverse` has
+    it the other way round: sampling in one call, which a VAE's encoder needs.
+
+    Args:
+        univariate: u.
+        network: a `MADE` with P parameters per feature, or any network with its ``in_shape`` and ``order``; if its
+            ``given_shape`` is a pair, it is called with the context too.
+    """
+
+    def __init__(self, univariate: Univariate, network: nn.Module):
+        super().__init__()
+        self.univariate, self.network = univariate, network
+        self.in_shape = torch.Size(_declared(network, "in_shape", "the shape of one x"))
+        self.order = tuple(_declared(network, "order", "the indices of the features, first to last"))
+        self.features = self.in_shape.numel()
+        self.domain = self.codomain = "unit" if univariate.unit else "real"
+        self.context_shape, self.num_classes = _second_input(network)
+
+    def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
+        image = x.reshape(-1, *self.in_shape)
+        inputs = (image,) if self.context_shape is None else (image, context)
+        return _parameters(self.network, inputs, len(x), self.univariate, x.shape[-1])
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z, log_slope = self.univariate.inverse(x, self._raw(x, context))
+        return z, log_slope.sum(-1)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_det = torch.zeros_like(z), z.new_zeros(len(z))
+        places = torch.arange(z.shape[-1], device=z.device)
+        for i in self.order:
+            one = slice(i, i + 1)
+            x_i, log_slope = self.univariate(z[:, one], self._raw(x, context)[..., one])
+            x, log_det = torch.where(places == i, x_i, x), log_det + log_slope.squeeze(-1)
+        return x, log_det
+
+
+@register
+class Permutation(Bijection):
+    """x_i = z_{order_i}: a new order of the features.
+
+    Args:
+        order: the D indices, each once.
+    """
+
+    domain = codomain = "any"
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Sequence[int]):
+        super().__init__()
+        indices = torch.as_tensor(order)
+        if indices.dim() != 1 or indices.is_floating_point() or sorted(indices.tolist()) != list(range(len(indices))):
+            raise ValueError(f"order must hold each index 0 .. D - 1 once, got {order!r}")
+        self.features = len(indices)
+        self.register_buffer("order", indices.long(), persistent=False)
+        self.register_buffer("back", indices.argsort(), persistent=False)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z.index_select(-1, self.order), z.new_zeros(len(z))
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x.index_select(-1, self.back), x.new_zeros(len(x))
+
+
+@register
+class LULinear(Bijection):
+    r"""z = L U x + b, L unit lower and U upper triangular: a learned linear map of the features, at first the identity.
+
+    The log-determinant is the sum of the log-diagonal of U (Kingma and Dhariwal 2018, section 3.2).
+
+    Args:
+        features: D.
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.features = features
+        self.weight = nn.Parameter(torch.zeros(features, features))  # L below the diagonal, log-diagonal, U above it
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        log_diagonal = self.weight.diagonal()
+        lower = self.weight.tril(-1) + torch.eye(len(self.weight), dtype=self.weight.dtype, device=self.weight.device)
+        return lower, self.weight.triu(1) + log_diagonal.exp().diag_embed(), log_diagonal.sum()
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper, log_det = self._factors()
+        return F.linear(x, lower @ upper, self.bias), log_det.expand(len(x))
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper, log_det = self._factors()
+        columns = torch.linalg.solve_triangular(lower, (z - self.bias).mT, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, columns, upper=True).mT, -log_det.expand(len(z))
+
+
+@register
+class ActNorm(Bijection):
+    r"""z = (x - location) / scale, started so that the features of z have mean 0 and variance 1.
+
+    It is the identity until `initialize`, which runs by itself on the first batch of more than one x that `inverse`
+    gets in training mode with gradients on; after that, location and scale are ordinary parameters. Evaluation never
+    initializes, nor does an exported or compiled pass: run an eager one, or `initialize`, before, and also before
+    making replicas that are to start alike. The buffer ``initialized`` keeps the state in checkpoints.
+
+    Source: Kingma and Dhariwal 2018, section 3.1.
+
+    Args:
+        features: D.
+    """
+
+    SMALLEST = 1e-4  # scale, for features that are constant in the first batch
+    initialized: Tensor
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.features = features
+        self.location = nn.Parameter(torch.zeros(features))
+        self.log_scale = nn.Parameter(torch.zeros(features))
+        self.register_buffer("initialized", torch.tensor(False))
+        self._waiting = True  # `initialized` for the host, which must not wait for the device at each step
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._waiting = not bool(self.initialized)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Set location and scale to those of ``x``, (N, D), N > 1."""
+        self.location.copy_(x.mean(0))
+        self.log_scale.copy_(x.std(0).clamp_min(self.SMALLEST).log())
+        self.initialized.fill_(True)
+        self._waiting = False
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if self._waiting and training and len(x) > 1:
+            self.initialize(x)
+        return (x - self.location) * torch.exp(-self.log_scale), -self.log_scale.sum().expand(len(x))
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z * self.log_scale.exp() + self.location, self.log_scale.sum().expand(len(z))
+
+
+@register
+class Sigmoid(Bijection):
+    r"""x = 1 / (1 + exp(-z)): the real line to the unit interval, the last piece of a flow on a cube.
+
+    Both ways x is kept inside by the rounding error of its type, so that no x of the closed cube scores an infinity.
+    """
+
+    codomain = "unit"
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _clamp_inside(torch.sigmoid(z)), (F.logsigmoid(z) + F.logsigmoid(-z)).sum(-1)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = _clamp_inside(x)
+        log_x, log_rest = x.log(), torch.log1p(-x)
+        return log_x - log_rest, -(log_x + log_rest).sum(-1)
+
+
+@register
+class NormalCDF(Bijection):
+    r"""x = Phi(z), the standard Normal distribution function: N(0, 1) becomes the uniform on the unit interval.
+
+    A flow that ends in it is the uniform on the cube while the rest is the identity, and no x of the cube is far out in
+    the tails of z. Both ways x is kept inside as in `Sigmoid`.
+    """
+
+    codomain = "unit"
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _clamp_inside(torch.special.ndtr(z)), _log_normal(z)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z = torch.special.ndtri(_clamp_inside(x))
+        return z, -_log_normal(z)
+
+
+def _log_normal(z: Tensor) -> Tensor:
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+
+def _clamp_inside(x: Tensor) -> Tensor:
+    eps = torch.finfo(x.dtype).eps
+    return x.clamp(eps, 1 - eps)
+
+
+def _parameters(
+    network: nn.Module, inputs: tuple[Any, ...], count: int, univariate: Univariate, features: int
+) -> Tensor:
+    """The network's raw parameters, (N, P, D).
+
+    Raises:
+        ValueError: its output has another size.
+    """
+    raw = network(*inputs)
+    p = univariate.num_parameters
+    if len(raw) != count or raw.numel() != count * p * features:
+        raise ValueError(
+            f"the network of a bijection returned shape {tuple(raw.shape)} for a batch of {count}, but "
+            f"{type(univariate).__name__} on {features} features needs {(count, p, features)} or "
+            f"{(count, p * features)}"
+        )
+    return raw.reshape(count, p, features)
+
+
+def _second_input(network: nn.Module) -> tuple[torch.Size | None, int | None]:
+    """The context's shape and number of classes of a network whose first input is x."""
+    shape: tuple[Any, ...] = getattr(network, "given_shape", ())
+    if len(shape) == 2 and isinstance(shape[1], tuple):
+        return torch.Size(shape[1]), getattr(network, "num_classes", None)
+    return None, None
+
+
+def _declared(network: nn.Module, attribute: str, meaning: str) -> Any:
+    if not hasattr(network, attribute):
+        raise ValueError(
+            f"the network {type(network).__name__} must have {attribute}, {meaning}: use a network of dgm_pyro"
+        )
+    return getattr(network, attribute)
