@@ -1,22 +1,25 @@
-r"""Diffusion models: p(x_0) as an integral over a chain x_1 .. x_T that a fixed process noises and a learned one restores.
+r"""Diffusion models: p(x_0) as an integral over a chain x_1 .. x_T that a fixed process noises, a learned one restores.
 
 The forward process is :math:`q(x_t \mid x_0) = N(\alpha_t x_0, \sigma_t^2)` with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 The model runs backwards,
 
 .. math::
     p(x_{0:T}) = p(x_T) \Big[\prod_{t=2}^{T} p(x_{t-1} \mid x_t)\Big]\, p(x_0 \mid x_1), \qquad
-    p(x_{t-1} \mid x_t) = q(x_{t-1} \mid x_t, \hat x_0(x_t, t)),
+    p(x_{t-1} \mid x_t) = \int q(x_{t-1} \mid x_t, x_0)\, N(x_0; \hat x_0, v)\, dx_0,
 
-and its bound on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
+where the network makes :math:`\hat x_0` of x_t, and v says how far off it may be. Without v (Ho et al. 2020 have v = 0)
+the steps back are too narrow, and the bound is loose unless they are very many (Bao et al. 2022, theorem 1). The bound
+on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
 
 .. math::
     E_q\Big[\log p(x_0 \mid x_1) - KL(q(x_T \mid x_0) \| p(x_T))
     - \sum_{t=2}^{T} KL(q(x_{t-1} \mid x_t, x_0) \| p(x_{t-1} \mid x_t))\Big].
 
 Two forms of one model, on the same parameters. *Plated* (`Diffusion`): a plate over time, subsampled, states the
-sum. *Unrolled* (`Diffusion.unroll`): one site per step, ``x_1 .. x_T``, the definition that can be conditioned anywhere.
+sum. *Unrolled* (`Diffusion.unroll`): one site per step, ``x_1 .. x_T``, the definition, to be conditioned anywhere.
 
-Source: Sohl-Dickstein et al. 2015 (arXiv 1503.03585); Ho, Jain and Abbeel 2020 (arXiv 2006.11239).
+Source: Sohl-Dickstein et al. 2015 (arXiv 1503.03585); Ho, Jain and Abbeel 2020 (arXiv 2006.11239); Bao et al. 2022
+(Analytic-DPM, arXiv 2201.06503).
 """
 
 from __future__ import annotations
@@ -25,17 +28,17 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 
 from dgm_pyro import distributions
-from dgm_pyro.conditionals import check_levels, inverse_softplus, positive
+from dgm_pyro.conditionals import check_levels, positive
 from dgm_pyro.networks.mlp import to_unit
 from dgm_pyro.program import Program, as_shape, call_network
 from dgm_pyro.registry import register
@@ -43,7 +46,7 @@ from dgm_pyro.registry import register
 
 @register
 class Schedule(nn.Module):
-    r"""How fast the signal fades: :math:`\alpha_t` and :math:`\sigma_t` for t = 0 .. T, :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+    r"""How fast the signal fades: :math:`\alpha_t, \sigma_t` for t = 0 .. T, with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 
     Args:
         alpha_bar: :math:`\bar\alpha_t = \alpha_t^2` for t = 1 .. T, strictly decreasing inside (0, 1), so that the
@@ -61,7 +64,6 @@ class Schedule(nn.Module):
     from_clean: Tensor
     from_noisy: Tensor
     spread: Tensor
-    weight: Tensor
 
     def __init__(self, alpha_bar: Tensor | Sequence[float]):
         super().__init__()
@@ -71,8 +73,10 @@ class Schedule(nn.Module):
         if not bool(((bar > 0) & (bar < 1)).all()):
             raise ValueError("alpha_bar must lie strictly between 0 and 1 for t = 1 .. T")
         if not bool((bar[1:] < bar[:-1]).all()):
-            t = int((bar[1:] >= bar[:-1]).nonzero()[0]) + 2
-            raise ValueError(f"alpha_bar must fall at every step (a falling signal-to-noise ratio): it does not at t={t}")
+            first = int((bar[1:] >= bar[:-1]).nonzero()[0]) + 2
+            raise ValueError(
+                f"alpha_bar must fall at every step (a falling signal-to-noise ratio), not so at t={first}"
+            )
         self.steps = len(bar)
         bar = torch.cat([bar.new_ones(1), bar])
         t = torch.arange(1, self.steps + 1)
@@ -82,14 +86,12 @@ class Schedule(nn.Module):
         from_clean = bar[s].sqrt() * beta / (1 - bar[t])
         self._constant("alpha", bar.sqrt())
         self._constant("sigma", (1 - bar).sqrt())
-        # q(x_{t-1} | x_t, x_0) = N(from_clean x_0 + from_noisy x_t, spread^2): Ho et al. 2020, eq. 7. Index 0 is unused.
+        # q(x_{t-1} | x_t, x_0) = N(from_clean x_0 + from_noisy x_t, spread^2) for t >= 2 (Ho et al. 2020, eq. 7). There
+        # is no such step from t = 1, where the spread would be 0; 1 keeps finite what is computed there and not used.
+        variance[0] = 1
         self._constant("from_clean", _after_zero(from_clean))
         self._constant("from_noisy", _after_zero((bar[t] / bar[s]).sqrt() * (1 - bar[s]) / (1 - bar[t])))
         self._constant("spread", _after_zero(variance.sqrt()))
-        # KL_t = weight |x_0 - x_0_hat|^2; t = 1 is the likelihood's.
-        weight = 0.5 * (bar[s] / (1 - bar[s]) - bar[t] / (1 - bar[t]))
-        weight[0] = 0
-        self._constant("weight", _after_zero(weight))
 
     def _constant(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
@@ -103,7 +105,8 @@ def linear(steps: int) -> Schedule:
     """Betas that rise linearly, 1e-4 to 0.02 at 1000 steps and in proportion otherwise (Ho et al. 2020, section 4)."""
     check_steps(steps)
     scale = 1000 / steps
-    beta = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64).clamp(max=0.999)
+    # From its end, so that a single step is the last one: it must reach noise.
+    beta = torch.linspace(0.02 * scale, 1e-4 * scale, steps, dtype=torch.float64).flip(0).clamp(max=0.999)
     return Schedule((1 - beta).cumprod(0))
 
 
@@ -122,7 +125,7 @@ def log_snr(steps: int, highest: float = 6.0, lowest: float = -6.0) -> Schedule:
     For integers it spreads the bound evenly over time, so that the estimate of it is far less noisy than with a cosine.
     """
     check_steps(steps)
-    return Schedule(torch.linspace(highest, lowest, steps, dtype=torch.float64).sigmoid())
+    return Schedule(torch.linspace(lowest, highest, steps, dtype=torch.float64).flip(0).sigmoid())
 
 
 SCHEDULES = {"linear": linear, "cosine": cosine, "log-snr": log_snr}
@@ -149,7 +152,8 @@ class Diffusion(Program):
         steps: T, for a schedule given by name.
         predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), or,
             for integers, "levels": logits of a prior over the levels of each feature, ``(B, levels, *event_shape)``,
-            which Bayes' rule turns into p(x_0 | x_t) with the known noise; its mean is the denoised x_0.
+            which Bayes' rule turns into p(x_0 | x_t) with the known noise; its mean is the denoised x_0, its variance
+            v.
         levels: x takes the integers 0 .. levels - 1 (scaled to [-1, 1] for the chain), and p(x_0 | x_1) is a
             discretized logistic (with "levels", that Categorical), so that the bound is on a mass; None for reals,
             where p(x_0 | x_1) is Normal.
@@ -159,6 +163,8 @@ class Diffusion(Program):
     Sites of ``joint("x")``: ``x``, and in the plated form ``x_shift``, ``x_t`` and the factors ``x_likelihood``,
     ``x_kl``, ``x_T_kl``.
     """
+
+    grid: Tensor
 
     def __init__(
         self,
@@ -180,9 +186,11 @@ class Diffusion(Program):
             if schedule not in SCHEDULES:
                 raise ValueError(f"schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {schedule!r}")
             schedule = SCHEDULES[schedule](steps)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule or a name, got {type(schedule).__name__}")
         if predict not in PREDICTIONS:
             raise ValueError(f"predict must be one of {', '.join(PREDICTIONS)}, got {predict!r}")
-        if not isinstance(subsample, int) or not 1 <= subsample <= schedule.steps:
+        if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= schedule.steps:
             raise ValueError(f"subsample must be an int from 1 to the {schedule.steps} steps, got {subsample!r}")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must be a probability below 1, got {label_dropout}")
@@ -199,8 +207,10 @@ class Diffusion(Program):
                 raise ValueError("predict='levels' needs integer data: pass levels, or predict 'noise', 'x0' or 'v'")
             self.register_buffer("grid", to_unit(torch.arange(levels), levels), persistent=False)
         else:
-            start = float(schedule.sigma[1]) if levels is None else 1 / (levels - 1)
-            self.raw_scale = nn.Parameter(torch.full(tuple(self.event_shape), inverse_softplus(start)))
+            # sqrt(v) per time and feature: at first, what it is for data of unit variance.
+            start = schedule.sigma[1:] if levels is None else schedule.sigma[1:].clamp_min(1 / (levels - 1))
+            start = start.expm1().log().reshape(-1, *(1,) * len(self.event_shape))
+            self.raw_scale = nn.Parameter(start.expand(-1, *self.event_shape).clone())
 
     # -- the pieces of the equations -------------------------------------------------------------------------------
 
@@ -224,25 +234,25 @@ class Diffusion(Program):
         Args:
             guidance: w in (1 + w) f(given) - w f(null), f the network (Ho and Salimans 2021, eq. 6).
         """
-        if self.training and self.label_dropout > 0:
-            hidden = torch.rand(given.shape, device=given.device) < self.label_dropout
-            given = torch.where(hidden, self._null(), given)
         prediction = self._predict(x_t, t, given)
         if guidance != 0.0:
             null = torch.full_like(given, self._null())
             prediction = (1 + guidance) * prediction - guidance * self._predict(x_t, t, null)
         alpha, sigma = self._at("alpha", t), self._at("sigma", t)
         if self.predict == "levels":
-            distance = (x_t - alpha * self.grid.reshape(-1, *(1,) * x_t.dim())) / sigma
-            logits = prediction.movedim(-1 - len(self.event_shape), 0) - 0.5 * distance**2
-            probabilities = logits.softmax(0)
-            return Denoised((self.grid.reshape(-1, *(1,) * x_t.dim()) * probabilities).sum(0), logits.movedim(0, -1))
+            distance = (x_t.unsqueeze(-1) - alpha.unsqueeze(-1) * self.grid) / sigma.unsqueeze(-1)
+            logits = prediction.movedim(-1 - len(self.event_shape), -1) - 0.5 * distance**2
+            probabilities = logits.softmax(-1)
+            mean = (probabilities * self.grid).sum(-1)
+            return Denoised(mean, (probabilities * (self.grid - mean.unsqueeze(-1)) ** 2).sum(-1), logits)
+        variance = positive(self.raw_scale[t - 1]) ** 2
         if self.predict == "noise":
-            return Denoised((x_t - sigma * prediction) / alpha)
-        return Denoised(alpha * x_t - sigma * prediction if self.predict == "v" else prediction)
+            return Denoised((x_t - sigma * prediction) / alpha, variance)
+        return Denoised(alpha * x_t - sigma * prediction if self.predict == "v" else prediction, variance)
 
     def _predict(self, x_t: Tensor, t: Tensor, given: Any) -> Tensor:
-        inputs, shapes = (x_t, t.to(x_t.dtype) / self.steps), (self.event_shape, torch.Size())
+        inputs: tuple[Any, ...] = (x_t, t.to(x_t.dtype) / self.steps)
+        shapes: tuple[Any, ...] = (self.event_shape, torch.Size())
         if self.conditional:
             inputs, shapes = (*inputs, given), (*shapes, self.given_shape)
         batch, prediction = call_network(self.denoiser, inputs, shapes)
@@ -259,15 +269,20 @@ class Diffusion(Program):
         event_dim = len(self.event_shape)
         if denoised.logits is not None:
             return dist.Categorical(logits=denoised.logits).to_event(event_dim)
-        scale = positive(self.raw_scale)
-        if self.levels is not None:
+        scale = denoised.variance.sqrt()
+        if self.levels is not None:  # the logistic of scale 1 has the variance pi^2 / 3
+            scale = scale * (math.sqrt(3) / math.pi)
             return distributions.DiscretizedLogistic(denoised.x0, scale, self.levels).to_event(event_dim)
         return dist.Normal(denoised.x0, scale).to_event(event_dim)
 
-    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor) -> dist.TorchDistribution:
-        """q(x_{t-1} | x_t, x_0) for t in 2 .. T; with the denoised x_0 it is the model's p(x_{t-1} | x_t)."""
-        loc = self._at("from_clean", t) * x0 + self._at("from_noisy", t) * x_t
-        return dist.Normal(loc, self._at("spread", t).expand_as(loc)).to_event(len(self.event_shape))
+    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor | Denoised) -> dist.TorchDistribution:
+        """q(x_{t-1} | x_t, x_0) for t in 2 .. T; for a denoised x_0, the model's p(x_{t-1} | x_t)."""
+        clean, scale = self._at("from_clean", t), self._at("spread", t)
+        if isinstance(x0, Denoised):
+            doubt, x0 = x0.variance, x0.x0
+            scale = (scale**2 + clean**2 * doubt).sqrt()
+        loc = clean * x0 + self._at("from_noisy", t) * x_t
+        return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
 
     def prior_kl(self, x0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) || N(0, I)) in nats, ``(*batch,)``."""
@@ -282,9 +297,18 @@ class Diffusion(Program):
         return value.flatten(value.dim() - len(self.event_shape)).sum(-1)
 
     def _null(self) -> int:
-        if self.num_classes is None:
+        if self.num_classes is None or self.label_dropout == 0:
             raise ValueError("guidance needs a denoiser with num_classes, trained with label_dropout")
         return self.num_classes
+
+    def _hide(self, given: Any, x: Tensor) -> Any:
+        """In training mode, ``given`` with each datum's label hidden by chance: for scoring x, never for drawing it."""
+        if not self.training or self.label_dropout == 0:
+            return given
+        # Enumerated labels have no data dimension of their own yet.
+        batch = torch.broadcast_shapes(given.shape, x.shape[: x.dim() - len(self.event_shape)])
+        hidden = torch.rand(batch, device=given.device) < self.label_dropout
+        return torch.where(hidden, self._null(), given)
 
     # -- the statements ----------------------------------------------------------------------------------------------
 
@@ -293,9 +317,9 @@ class Diffusion(Program):
         x0 = self.clean(x)
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         with self._noising(name, x0) as (t, x_t):
-            denoised = self.denoise(x_t, t, given)
-            kl = self._at("weight", t) * (x0 - denoised.x0) ** 2
-            pyro.factor(f"{name}_kl", -self._sum(kl))
+            denoised = self.denoise(x_t, t, self._hide(given, x_t))
+            kl = kl_divergence(self.reverse(x_t, t, x0), self.reverse(x_t, t, denoised))
+            pyro.factor(f"{name}_kl", torch.where(t > 1, -kl, torch.zeros_like(kl)))
             last = self.likelihood(denoised).log_prob(x)
             pyro.factor(f"{name}_likelihood", torch.where(t == 1, last, torch.zeros_like(last)))
         return x
@@ -316,9 +340,11 @@ class Diffusion(Program):
             # One subsample of times for the whole batch would be noisy. Evenly spread and turned by a shift of each
             # datum's own, every time is as likely as before (systematic sampling).
             uniform = torch.ones(self.steps, device=x0.device, dtype=x0.dtype)
-            shift = pyro.sample(f"{name}_shift", dist.Categorical(uniform))
+            # Who asks for labels to be enumerated does not mean the times.
+            once: Any = {"enumerate": None}
+            shift = pyro.sample(f"{name}_shift", dist.Categorical(uniform), infer=once)
         spread = torch.arange(self.subsample, device=x0.device) * self.steps // self.subsample
-        plate = pyro.plate(f"{name}_time", self.steps, subsample=spread)
+        plate: Any = pyro.plate(f"{name}_time", self.steps, subsample=spread)
         with plate as indices:
             t = (indices.reshape(-1, *(1,) * (-plate.dim - 1)) + shift) % self.steps + 1
             batch = torch.broadcast_shapes(t.shape, x0.shape[: x0.dim() - len(self.event_shape)])
@@ -355,6 +381,8 @@ class Diffusion(Program):
         given = self.check_draws(num_samples, given)
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}")
         return self.run_chain(torch.Size((num_samples,)), given, SAMPLERS[sampler], steps, guidance)
 
     def run_chain(
@@ -372,12 +400,13 @@ class Diffusion(Program):
             denoised = self.denoise(x, t_batch, given, guidance)
             if s == 0:
                 break
-            x0_hat = denoised.x0
-            variance = (sigma[s] / sigma[t]) ** 2 * (1 - (alpha[t] / alpha[s]) ** 2)
-            noise_hat = (x - alpha[t] * x0_hat) / sigma[t]
-            x = alpha[s] * x0_hat + (sigma[s] ** 2 - eta**2 * variance).clamp_min(0).sqrt() * noise_hat
+            beta = 1 - (alpha[t] / alpha[s]) ** 2
+            variance = (sigma[s] / sigma[t]) ** 2 * beta
+            noise_hat = (x - alpha[t] * denoised.x0) / sigma[t]
+            x = alpha[s] * denoised.x0 + (sigma[s] ** 2 - eta**2 * variance).clamp_min(0).sqrt() * noise_hat
             if eta > 0:
-                x = x + eta * variance.sqrt() * torch.randn_like(x)
+                doubt = (alpha[s] * beta / sigma[t] ** 2) ** 2 * denoised.variance
+                x = x + eta * (variance + doubt).sqrt() * torch.randn_like(x)
         if eta > 0:
             return self.likelihood(denoised).sample()
         if self.levels is None:
@@ -397,21 +426,22 @@ class Diffusion(Program):
 
 @dataclass
 class Denoised:
-    """What a denoiser makes of x_t: its x_0, and where it predicts levels their logits, ``(*batch, *event, levels)``."""
+    """What a denoiser makes of x_t: mean and variance of x_0; if it predicts levels, their logits, levels last."""
 
     x0: Tensor
+    variance: Tensor
     logits: Tensor | None = None
 
 
 class _Chain(TorchDistribution):
     """The x_0 of the reverse chain: samples run it; the density is stated apart, by the factors of the bound."""
 
-    arg_constraints = {}
+    arg_constraints: ClassVar = {}
     has_rsample = False
 
-    def __init__(self, diffusion: Diffusion, given: Any, batch_shape: torch.Size = torch.Size()):
+    def __init__(self, diffusion: Diffusion, given: Any, batch_shape: Sequence[int] = ()):
         self.diffusion, self.given = diffusion, given
-        super().__init__(batch_shape, diffusion.event_shape, validate_args=False)
+        super().__init__(torch.Size(batch_shape), diffusion.event_shape, validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -419,11 +449,11 @@ class _Chain(TorchDistribution):
         base = constraints.real if levels is None else constraints.integer_interval(0, levels - 1)
         return constraints.independent(base, event_dim)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> _Chain:
-        return _Chain(self.diffusion, self.given, torch.Size(batch_shape))
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _Chain:
+        return _Chain(self.diffusion, self.given, batch_shape)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.diffusion.run_chain(torch.Size(sample_shape) + self.batch_shape, self.given)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -452,9 +482,10 @@ class UnrolledDiffusion(Program):
         p, steps = self.diffusion, self.diffusion.steps
         zero = p.schedule.alpha.new_zeros(tuple(self.event_shape))
         x_t = pyro.sample(f"{name}_{steps}", dist.Normal(zero, 1.0).to_event(zero.dim()))
+        given = p._hide(given, x_t)
         for t in range(steps, 1, -1):
             times = self._times(x_t, t)
-            x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, times, p.denoise(x_t, times, given).x0))
+            x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, times, p.denoise(x_t, times, given)))
         return pyro.sample(name, p.likelihood(p.denoise(x_t, self._times(x_t, 1), given)), obs=value)
 
     def _times(self, x: Tensor, t: int) -> Tensor:
