@@ -61,9 +61,8 @@ class Autoregressive(Conditional):
             )
         self.features = features
         self.event_shape, self.levels, self.num_classes = features.event_shape, features.levels, features.num_classes
-        self.order = order_of(features)
         if features.given_shape is None:
-            features.given_shape = self.event_shape
+            features.given_shape = features.event_shape
         shapes: Any = features.given_shape
         self.conditional = is_pair(shapes)
         inputs, self.given_shape = shapes if self.conditional else (shapes, None)
@@ -72,6 +71,7 @@ class Autoregressive(Conditional):
                 f"the network of features reads x of shape {tuple(inputs)}, but the event_shape of this "
                 f"{type(features).__name__} is {tuple(self.event_shape)}: build both for the same shape"
             )
+        self.order = order_of(features)
         standard = features.univariate(features.initial().flatten(1)[:, 0])
         self.support = constraints.independent(standard.support, len(self.event_shape))
         self.has_rsample = standard.has_rsample
