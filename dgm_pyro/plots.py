@@ -270,7 +270,7 @@ def plane(
     if samples is not None and (samples.dim() != 2 or samples.shape[1] != 2):
         raise ValueError(f"samples has shape {tuple(samples.shape)}, but points of the plane are (N, 2)")
     if limits is None:
-        extreme = 4.0 if samples is None else 1.1 * float(samples.abs().max())
+        extreme = 4.0 if samples is None else 1.1 * float(samples.abs().max()) or 1.0
         limits = (-extreme, extreme)
     figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
     axes = figure.add_subplot(xlabel="$x_1$", ylabel="$x_2$", xlim=limits, ylim=limits, aspect="equal", title=title)
@@ -278,7 +278,7 @@ def plane(
         axis = torch.linspace(*limits, resolution)
         points = torch.cartesian_prod(axis, axis)
         with torch.no_grad():
-            density = log_density(points).detach().cpu().double().exp().reshape(resolution, resolution).T
+            density = log_density(points).detach().cpu().double().exp().reshape(resolution, resolution).T.numpy()
         drawn = axes.imshow(density, cmap=_theme.get().heat, origin="lower", extent=(*limits, *limits), vmin=0)
         axes.grid(False)
         figure.colorbar(drawn, ax=axes, shrink=0.7, label="density p(x), per unit area").outline.set_visible(False)  # type: ignore[operator]
@@ -559,7 +559,7 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
             torch.bincount(bin_of, weights=part, minlength=bins)[filled] / count[filled] for part in (confidence, right)
         ]
         error = float(((mean[0] - mean[1]).abs() * count[filled]).sum() / len(y))
-        axes.plot(*mean, marker=marker, markersize=5, label=f"{name}: off by {100 * error:.1f} points on average")
+        axes.plot(mean[0].numpy(), mean[1].numpy(), marker=marker, markersize=5, label=f"{name}: off by {100 * error:.1f} points on average")
     percent = PercentFormatter(1.0)
     axes.xaxis.set_major_formatter(percent)
     axes.yaxis.set_major_formatter(percent)
