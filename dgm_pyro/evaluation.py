@@ -33,7 +33,7 @@ class Evidence:
         measure: "mass" on integers, or "density" on reals.
         num_dims: D, the number of features of one datum.
         program, data: names.
-        reconstruction, kl: means over the data of the terms per site, in nats; values = reconstruction - kl for an ELBO.
+        reconstruction, kl: means over the data of an ELBO's terms per site, in nats; nats = reconstruction - kl.
     """
 
     values: Tensor

@@ -1,4 +1,4 @@
-r"""What to maximise: small callables ``objective(program, x, given=None, observed=None) -> Bound``, handed to `dgm.fit`.
+r"""What `dgm.fit` maximises: small callables ``objective(program, x, given=None, observed=None) -> Bound``.
 
 They are computed from the traces of the program's statements. For latents z and data x,
 
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -202,16 +201,15 @@ def elbo(
             continue
         # The closed form holds the model's earlier latents fixed, so the guide must have drawn them earlier too.
         ordered = set(before_p[: before_p.index(name)]) <= set(before_q[: before_q.index(name)])
-        q = guide.nodes[name]
+        q: Any = guide.nodes[name]
         divergence = _closed_form(q, site) if analytic_kl and ordered else None
-        log_q = None
-        if divergence is None or not q["fn"].has_rsample:
-            log_q = _log_prob(q)
         if divergence is None:
-            divergence = log_q - _log_prob(site)
+            divergence = _log_prob(q) - _log_prob(site)
         kl[name] = site_sum(divergence, batch)
-        if log_q is not None and not q["fn"].has_rsample and log_q.requires_grad:
-            score = site_sum(log_q, batch) + (0 if score is None else score)
+        if not q["fn"].has_rsample:
+            log_q = site_sum(_log_prob(q), batch)
+            if log_q.requires_grad:
+                score = log_q + (0 if score is None else score)
     value = sum(reconstruction.values(), torch.zeros(())) - sum(kl.values(), torch.zeros(()))
     surrogate = value if score is None else value + score * value.detach()
     return Bound(value, surrogate, reconstruction, kl, score)
@@ -222,11 +220,11 @@ def is_cost(site: str) -> bool:
     return site.endswith("_kl")
 
 
-def _log_prob(site: dict[str, Any]) -> Tensor:
+def _log_prob(site: Any) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
 
 
-def _closed_form(q: dict[str, Any], p: dict[str, Any]) -> Tensor | None:
+def _closed_form(q: Any, p: Any) -> Tensor | None:
     try:
         return scale_and_mask(kl_divergence(q["fn"], p["fn"]), q["scale"], q["mask"])
     except NotImplementedError:

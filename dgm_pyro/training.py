@@ -222,7 +222,7 @@ class _PyroObjective:
 
     def __init__(self, objective: PyroELBO):
         # A used ELBO object remembers the plate nesting of the pair it was used on.
-        self.objective = copy.copy(objective)
+        self.objective: Any = copy.copy(objective)
         self.objective.max_plate_nesting = math.inf
 
     def __call__(
@@ -331,7 +331,9 @@ def _validation(
         return train, None
     if isinstance(validation, float):
         if not 0 < validation < 1:
-            raise ValueError(f"validation must be a fraction between 0 and 1, a Data, a tensor or None, got {validation}")
+            raise ValueError(
+                f"validation must be a fraction between 0 and 1, a Data, a tensor or None, got {validation}"
+            )
         if len(train.x) < 2:
             raise ValueError("one datum cannot be split: pass validation=None, or validation data")
         return train.split(validation, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -25,9 +26,7 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         exponents = torch.linspace(0, 1, num_frequencies)
         self.register_buffer("frequencies", math.pi / 2 * max_frequency**exponents)
-        self.layers = nn.Sequential(
-            nn.Linear(2 * num_frequencies, features), nn.SiLU(), nn.Linear(features, features)
-        )
+        self.layers = nn.Sequential(nn.Linear(2 * num_frequencies, features), nn.SiLU(), nn.Linear(features, features))
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t.unsqueeze(-1) * self.frequencies
@@ -95,13 +94,13 @@ class DenoisingMLP(Denoiser):
         super().__init__(event_shape, features, context_shape, num_classes, outputs)
         numel = math.prod(self.event_shape)
         widths = [numel, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.modulations = nn.ModuleList(nn.Linear(features, b) for b in hidden)
         self.last = nn.Linear(widths[-1], outputs * numel)
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to the shape of x; ``(B, outputs, *event_shape)`` if > 1."""
+        """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to ``(B, *event_shape)`` or ``(B, outputs, *event_shape)``."""
         embedded = self.activation(self.embed(t, context))
         h = x.flatten(1)
         for i, (layer, modulation) in enumerate(zip(self.layers, self.modulations, strict=True)):
@@ -169,15 +168,13 @@ class DenoisingUNet(Denoiser):
         self.down = nn.ModuleList(ResidualBlock(a, b, features, dropout) for a, b in zip(ins, channels, strict=True))
         self.middle = ResidualBlock(channels[-1], channels[-1], features, dropout)
         outs = [channels[0], *channels[:-1]]
-        self.up = nn.ModuleList(
-            ResidualBlock(2 * b, a, features, dropout) for a, b in zip(outs, channels, strict=True)
-        )
+        self.up = nn.ModuleList(ResidualBlock(2 * b, a, features, dropout) for a, b in zip(outs, channels, strict=True))
         self.last = nn.Sequential(
             nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], outputs * event_shape[0], 3, padding=1)
         )
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to the shape of x; ``(B, outputs, C, H, W)`` if > 1."""
+        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)`` or ``(B, outputs, C, H, W)``."""
         embedded = F.silu(self.embed(t, context))
         h = self.first(x)
         kept = []
