@@ -19,7 +19,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
-from dgm_pyro.networks import MLP, DenoisingMLP, DenoisingUNet
+from dgm_pyro import flow, networks
+from dgm_pyro.networks import MADE, MLP, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.program import latent_sites, log_prob_sum, plates
 
 
@@ -132,6 +133,7 @@ def pyro_elbo(program: dgm.Program, x: Tensor, given: Any = None) -> float:
 
 
 @dgm.register
+@dgm.register
 class _Squash(nn.Module):
     """A linear map of integers 0 .. levels - 1, for networks that are not ours."""
 
@@ -163,6 +165,26 @@ def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options
     event_shape = (shape,) if isinstance(shape, int) else shape
     denoiser = DenoisingMLP(event_shape, (8, 8), activation="tanh", **network)
     return dgm.Diffusion(shape, denoiser, levels=levels, **{"steps": 4, **options})
+
+
+def made(family: Callable[..., dgm.Parametric], shape: int | tuple[int, ...], **options: Any) -> dgm.Autoregressive:
+    """An autoregressive model of the features of ``family`` on a small MADE."""
+    network = {
+        name: options.pop(name)
+        for name in ("order", "residual", "num_classes", "context_shape", "hidden")
+        if name in options
+    }
+    number = family(shape, **options).num_parameters
+    levels = 2 if family is dgm.Bernoulli else options.get("levels")
+    return dgm.Autoregressive(
+        family(shape, network=MADE(shape, number, levels=levels, **{"hidden": (8,), **network}), **options)
+    )
+
+
+def pixelcnn(levels: int, **context: Any) -> dgm.Autoregressive:
+    """A PixelCNN of 2x2 images."""
+    network = PixelCNN((1, 2, 2), levels, channels=4, layers=2, levels=levels, **context)
+    return dgm.Autoregressive(dgm.Categorical((1, 2, 2), levels, network))
 
 
 CASES: dict[str, Case] = {
@@ -236,6 +258,76 @@ CASES: dict[str, Case] = {
     "vae-foreign-network": Case(
         lambda: dgm.VAE(dgm.Normal(2), dgm.Categorical(3, 4, nn.Linear(2, 12)), dgm.Normal(2, _Squash(3, 4)))
     ),
+    # Autoregressive models
+    "made": Case(lambda: made(dgm.Bernoulli, 4)),
+    "made-order": Case(lambda: made(dgm.Bernoulli, (1, 2, 2), order=(2, 0, 3, 1), residual=True, hidden=(6, 6))),
+    "made-one-feature": Case(
+        lambda: made(dgm.Categorical, 1, levels=4),
+        inert=("features.network.first.weight", "features.network.direct.weight"),  # no feature comes before it
+    ),
+    "made-categorical": Case(lambda: made(dgm.Categorical, 3, levels=4)),
+    "made-normal": Case(lambda: made(dgm.Normal, 2)),
+    "made-mixture": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2)),
+    "made-logistic": Case(lambda: made(dgm.DiscretizedLogistic, 2, levels=6, components=2)),
+    "made-given-label": Case(lambda: made(dgm.Categorical, 2, levels=3, num_classes=3)),
+    "made-given-vector": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2, context_shape=(3,))),
+    "pixelcnn": Case(lambda: pixelcnn(2)),
+    "pixelcnn-given-label": Case(lambda: pixelcnn(3, num_classes=4)),
+    # Flows
+    "realnvp": Case(lambda: flow.realnvp(2, layers=2, hidden=(6,))),
+    "realnvp-image": Case(lambda: flow.realnvp((1, 2, 2), layers=2, hidden=(6,))),
+    "realnvp-given-label": Case(lambda: flow.realnvp(2, layers=2, hidden=(6,), num_classes=3)),
+    "maf": Case(lambda: flow.maf(3, layers=2, hidden=(6,)), jitter=0.05),
+    "maf-one-feature": Case(
+        lambda: flow.maf(1, layers=1, hidden=(4,)),
+        inert=("parts.0.network.first.weight", "parts.0.network.direct.weight"),  # likewise
+    ),
+    "iaf-given-vector": Case(lambda: flow.iaf(2, layers=2, hidden=(6,), context_shape=(3,))),
+    "nsf": Case(lambda: flow.nsf(2, layers=2, hidden=(6,), bins=4)),
+    "nsf-given-image": Case(lambda: flow.nsf_autoregressive(2, layers=1, hidden=(6,), bins=3, context_shape=(1, 2, 2))),
+    "flow-linear": Case(
+        lambda: dgm.Flow(
+            3, [networks.ActNorm(3), networks.LULinear(3), networks.Permutation((2, 0, 1))], dgm.Normal(3, learned=True)
+        )
+    ),
+    "flow-mixture-base": Case(
+        lambda: dgm.Flow(1, [networks.Elementwise(1, networks.Affine())], dgm.MixtureOfNormals(1, 2, learned=True))
+    ),
+    "dequantized": Case(lambda: dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit=True), levels=4)),
+    "dequantized-variational": Case(
+        lambda: dgm.Dequantized(
+            flow.maf(2, layers=2, hidden=(6,), unit=True),
+            levels=3,
+            guide=flow.realnvp(2, layers=1, hidden=(6,), context_shape=(2,), context_levels=3, unit=True),
+        )
+    ),
+    "dequantized-given-label": Case(
+        lambda: dgm.Dequantized(flow.nsf(2, layers=1, hidden=(6,), bins=3, num_classes=3, unit=True), levels=5)
+    ),
+    "vae-flow-prior": Case(lambda: vae(flow.nsf(2, layers=2, hidden=(6,), bins=4))),
+    "vae-autoregressive-prior": Case(lambda: vae(made(dgm.MixtureOfNormals, 2, components=2))),
+    "vae-discrete-autoregressive-prior": Case(
+        lambda: dgm.VAE(
+            made(dgm.Categorical, 2, levels=3),
+            dgm.Normal(2, _mlp((2,), 4, levels=3)),
+            dgm.Categorical(2, 3, _mlp((2,), 6)),
+        )
+    ),
+    "vae-flow-encoder": Case(
+        lambda: dgm.VAE(
+            dgm.Normal(2), dgm.Normal(3, _mlp((2,), 6)), flow.iaf(2, layers=2, hidden=(6,), context_shape=(3,))
+        )
+    ),
+    "pixelvae": Case(
+        lambda: dgm.VAE(dgm.Normal(2), pixelcnn(3, context_shape=(2,)), dgm.Normal(2, _mlp((1, 2, 2), 4, levels=3)))
+    ),
+    "vae-dequantized-likelihood": Case(
+        lambda: dgm.VAE(
+            dgm.Normal(2),
+            dgm.Dequantized(flow.maf(2, layers=1, hidden=(6,), context_shape=(2,), unit=True), levels=3),
+            dgm.Normal(2, _mlp((2,), 4, levels=3)),
+        )
+    ),
     # Diffusions
     "diffusion": Case(lambda: diffusion(2)),
     "diffusion-one-step": Case(lambda: diffusion(2, steps=1)),
@@ -254,6 +346,12 @@ CASES: dict[str, Case] = {
     "labelled": Case(lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4)))),
     "labelled-integers": Case(
         lambda: dgm.Labelled(dgm.Categorical((), 3), dgm.Categorical(2, 4, _mlp((), 8, num_classes=3)))
+    ),
+    "labelled-made": Case(
+        lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), made(dgm.Bernoulli, 3, num_classes=3))
+    ),
+    "labelled-flow": Case(
+        lambda: dgm.Labelled(dgm.Categorical((), 3), flow.realnvp(2, layers=1, hidden=(6,), num_classes=3))
     ),
     "labelled-vae": Case(
         lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3)),

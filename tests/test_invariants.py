@@ -225,6 +225,30 @@ def test_state_dict_carries_everything_that_was_learned(case):
     assert torch.equal(other.log_weights(x, given), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_checkpoint_gives_back_the_same_bits(case, dtype, tmp_path):
+    torch.set_default_dtype(dtype)
+    program = case.build()
+    dgm.save(program, tmp_path)
+    x, given = case.draw(program, BATCH)
+    torch.set_default_dtype(torch.float32)  # the reader's default is not the writer's
+    loaded = dgm.load(tmp_path)
+    torch.set_default_dtype(dtype)
+    assert type(loaded) is type(program)
+    assert (loaded.event_shape, loaded.levels, loaded.given_shape) == (
+        program.event_shape,
+        program.levels,
+        program.given_shape,
+    )
+    for use in (lambda p: p.log_weights(x, given, num_particles=2), lambda p: p.sample(BATCH, given)):
+        torch.manual_seed(0)
+        before = use(program)
+        torch.manual_seed(0)
+        after = use(loaded)
+        assert after.dtype == before.dtype
+        assert torch.equal(after, before)
+
+
 # -- samples against densities -----------------------------------------------------------------------------------------
 
 ENUMERABLE = 600
