@@ -128,9 +128,7 @@ def vae(
     )
 
 
-def _named(
-    choice: Program | str, table: dict[str, tuple[Callable[..., Program], str]], role: str, *args: Any
-) -> Program:
+def _named(choice: Program | str, table: Table, role: str, *args: Any) -> Program:
     if isinstance(choice, Program):
         return choice
     if choice not in table:

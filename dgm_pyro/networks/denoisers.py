@@ -100,7 +100,7 @@ class DenoisingMLP(Denoiser):
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to ``(B, *event_shape)`` or ``(B, outputs, *event_shape)``."""
+        """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to ``(B, *event_shape)``, outputs first if > 1."""
         embedded = self.activation(self.embed(t, context))
         h = x.flatten(1)
         for i, (layer, modulation) in enumerate(zip(self.layers, self.modulations, strict=True)):
@@ -174,7 +174,7 @@ class DenoisingUNet(Denoiser):
         )
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)`` or ``(B, outputs, C, H, W)``."""
+        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``, outputs first if > 1."""
         embedded = F.silu(self.embed(t, context))
         h = self.first(x)
         kept = []
