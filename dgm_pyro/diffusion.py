@@ -339,10 +339,7 @@ class Diffusion(Program):
         if self.subsample < self.steps:
             # One subsample of times for the whole batch would be noisy. Evenly spread and turned by a shift of each
             # datum's own, every time is as likely as before (systematic sampling).
-            uniform = torch.ones(self.steps, device=x0.device, dtype=x0.dtype)
-            # Who asks for labels to be enumerated does not mean the times.
-            once: Any = {"enumerate": None}
-            shift = pyro.sample(f"{name}_shift", dist.Categorical(uniform), infer=once)
+            shift = pyro.sample(f"{name}_shift", _Shift(self.steps, x0.device))
         spread = torch.arange(self.subsample, device=x0.device) * self.steps // self.subsample
         plate: Any = pyro.plate(f"{name}_time", self.steps, subsample=spread)
         with plate as indices:
@@ -431,6 +428,37 @@ class Denoised:
     x0: Tensor
     variance: Tensor
     logits: Tensor | None = None
+
+
+class _Shift(TorchDistribution):
+    """Uniform on 0 .. steps - 1 for each element, but evenly spread over the batch, particles of one datum first.
+
+    Source: Kingma et al. 2021 (VDM, arXiv 2107.00630), appendix I.1.
+    """
+
+    arg_constraints: ClassVar = {}
+    has_rsample = False
+
+    def __init__(self, steps: int, device: torch.device, batch_shape: Sequence[int] = ()):
+        self.steps, self.device = steps, device
+        super().__init__(torch.Size(batch_shape), validate_args=False)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        return constraints.integer_interval(0, self.steps - 1)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _Shift:
+        return _Shift(self.steps, self.device, batch_shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        even = torch.arange(shape.numel(), device=self.device) / max(1, shape.numel())
+        turned = (even + torch.rand((), device=self.device)) % 1
+        return (turned * self.steps).long().clamp(max=self.steps - 1).reshape(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        return torch.full(shape, -math.log(self.steps), device=value.device)
 
 
 class _Chain(TorchDistribution):
