@@ -120,11 +120,14 @@ class Autoregressive(Conditional):
 class UnrolledAutoregressive(Program):
     """The definition: p(x_1) p(x_2 | x_1) .. p(x_D | x_<D), one site per feature, ``x_1 .. x_D`` in the order.
 
-    Fix any of the sites with `poutine.condition` and the rest is drawn (or inferred) given it; x itself is stated
-    without a density of its own, as `pyro.deterministic`.
+    Fix any of the sites with `poutine.condition` and the rest is drawn given those before it. x as a whole is stated
+    too, as `pyro.deterministic`, so that it can be read but not conditioned.
 
     Args:
         program: the plated form, whose parameters it shares.
+
+    Raises:
+        ValueError: x as a whole is conditioned, on first use.
 
     >>> import pyro, torch, dgm_pyro as dgm
     >>> program = dgm.Autoregressive(dgm.Bernoulli(3, dgm.networks.MADE(3, 1, hidden=(8,)))).unroll()
@@ -150,7 +153,13 @@ class UnrolledAutoregressive(Program):
             x, raw = value, p.raw_parameters(value, given)
             for i, feature in enumerate(p.order, 1):
                 pyro.sample(f"{name}_{i}", p.at(i, raw), obs=x.flatten(-event_dim)[..., feature])
-        return pyro.deterministic(name, x, event_dim=event_dim)
+        stated = pyro.deterministic(name, x, event_dim=event_dim)
+        if stated is not x:
+            raise ValueError(
+                f"{name!r} is conditioned as a whole, but an unrolled chain states its features one by one: condition "
+                f"'{name}_1' .. '{name}_{len(p.order)}', or pass the value itself"
+            )
+        return x
 
 
 class AutoregressiveDistribution(TorchDistribution):

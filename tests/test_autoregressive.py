@@ -281,6 +281,13 @@ def test_some_features_fixed_out_of_order(fixed):
     assert chi_square(counts, expected) > 1e-4
 
 
+def test_the_chain_cannot_be_conditioned_as_a_whole():
+    """It would leave the features drawn, and their scores those of another x."""
+    program = dgm.Autoregressive(PROGRAMS["bits"]()).unroll()
+    with pytest.raises(ValueError, match=r"'x' is conditioned as a whole.*'x_1' \.\. 'x_5'"):
+        poutine.condition(program.model, data={"x": torch.zeros(3, 5)})(3)
+
+
 def test_a_fixed_number_serves_the_whole_batch():
     program = dgm.Autoregressive(PROGRAMS["levels"]())
     x = poutine.condition(program.unroll().model, data={"x_2": torch.tensor(2)})(5)
