@@ -33,6 +33,7 @@ class Case:
         given_shape: shape of one ``given``, where the program leaves it open; ``()`` for labels.
         data: ``data(size)`` makes x, where a default does not fit.
         jitter: standard deviation of the noise added to every parameter.
+        certain: x is a function of its latents, so that a guide which does not know x has no finite bound.
         inert: parameters (prefixes of names) that no loss reaches, with the reason in a comment.
     """
 
@@ -41,6 +42,7 @@ class Case:
     data: Callable[[int], Tensor] | None = None
     jitter: float = 0.2
     inert: tuple[str, ...] = ()
+    certain: bool = False
 
     def build(self, seed: int = 0, device: str = "cpu", dtype: torch.dtype | None = None) -> dgm.Program:
         """The program, in the default dtype or in ``dtype``, its parameters a function of the seed."""
@@ -293,16 +295,20 @@ CASES: dict[str, Case] = {
     "flow-mixture-base": Case(
         lambda: dgm.Flow(1, [networks.Elementwise(1, networks.Affine())], dgm.MixtureOfNormals(1, 2, learned=True))
     ),
-    "dequantized": Case(lambda: dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit=True), levels=4)),
+    "dequantized": Case(
+        lambda: dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit=True), levels=4), certain=True
+    ),
     "dequantized-variational": Case(
         lambda: dgm.Dequantized(
             flow.maf(2, layers=2, hidden=(6,), unit=True),
             levels=3,
             guide=flow.realnvp(2, layers=1, hidden=(6,), context_shape=(2,), context_levels=3, unit=True),
-        )
+        ),
+        certain=True,
     ),
     "dequantized-given-label": Case(
-        lambda: dgm.Dequantized(flow.nsf(2, layers=1, hidden=(6,), bins=3, num_classes=3, unit=True), levels=5)
+        lambda: dgm.Dequantized(flow.nsf(2, layers=1, hidden=(6,), bins=3, num_classes=3, unit=True), levels=5),
+        certain=True,
     ),
     "vae-flow-prior": Case(lambda: vae(flow.nsf(2, layers=2, hidden=(6,), bins=4))),
     "vae-autoregressive-prior": Case(lambda: vae(made(dgm.MixtureOfNormals, 2, components=2))),
@@ -326,7 +332,8 @@ CASES: dict[str, Case] = {
             dgm.Normal(2),
             dgm.Dequantized(flow.maf(2, layers=1, hidden=(6,), context_shape=(2,), unit=True), levels=3),
             dgm.Normal(2, _mlp((2,), 4, levels=3)),
-        )
+        ),
+        certain=True,
     ),
     # Diffusions
     "diffusion": Case(lambda: diffusion(2)),

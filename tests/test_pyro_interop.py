@@ -23,11 +23,12 @@ def _case(request):
     return CASES[request.param]
 
 
-def mean_loss(program, x, given, draws=20):
+def mean_loss(program, x, given, guide=None):
     """Negative ELBO in nats, under the same random numbers on every call."""
+    elbo = Trace_ELBO(num_particles=20, vectorize_particles=True)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(7)
-        return sum(Trace_ELBO().loss(program.model, program.guide, x, given) for _ in range(draws)) / draws
+        return elbo.loss(program.model, program.guide if guide is None else guide, x, given)
 
 
 def values(program):
@@ -38,7 +39,7 @@ def changed(program, before):
     return [not torch.equal(a, b) for a, b in zip(values(program), before, strict=True)]
 
 
-def train_by_svi(program, x, given=None, steps=25, lr=0.01):
+def train_by_svi(program, x, given=None, steps=15, lr=0.02):
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": lr}), Trace_ELBO())
     for _ in range(steps):
         loss = svi.step(x, given)
@@ -71,8 +72,8 @@ def test_an_elbo_module_finds_the_parameters_and_learns(case):
     if not list(program.parameters()):
         return
     before, loss = values(program), mean_loss(program, x, given)
-    optimizer = torch.optim.Adam(elbo.parameters(), lr=0.01)
-    for _ in range(25):
+    optimizer = torch.optim.Adam(elbo.parameters(), lr=0.02)
+    for _ in range(15):
         optimizer.zero_grad()
         elbo(x, given).backward()
         optimizer.step()
@@ -87,7 +88,7 @@ def test_particles_estimate_what_log_weights_does(case):
     with torch.no_grad():
         ours = program.log_weights(x, given, num_particles=512).sum(-1)
         elbo = Trace_ELBO(num_particles=64, vectorize_particles=True)
-        pyros = torch.tensor([-elbo.loss(program.model, program.guide, x, given) for _ in range(8)])
+        pyros = torch.tensor([-elbo.loss(program.model, program.guide, x, given) for _ in range(6)])
         assert torch.isfinite(torch.tensor(Trace_ELBO(num_particles=2).loss(program.model, program.guide, x, given)))
     error = (ours.var() / len(ours) + pyros.var() / len(pyros)).sqrt()
     assert abs(ours.mean() - pyros.mean()) < 5 * error + 1e-5 * abs(ours.mean())
@@ -133,11 +134,13 @@ def test_conditioning_fixes_any_latent(case):
 
 
 def test_the_model_can_be_conditioned_instead_of_called_with_data(case):
-    program = case.build().eval().unroll()
+    program = case.build().eval()
     x, given = case.draw(program, BATCH)
     latents = guide_latents(program, x, given)
-    called = poutine.trace(poutine.condition(program.model, data=latents)).get_trace(x, given)
     data = {program.variable: x, **latents}
+    pyro.set_rng_seed(0)  # of the times that a diffusion looks at
+    called = poutine.trace(poutine.condition(program.model, data=latents)).get_trace(x, given)
+    pyro.set_rng_seed(0)
     conditioned = poutine.trace(poutine.condition(program.model, data=data)).get_trace(BATCH, given)
     torch.testing.assert_close(conditioned.log_prob_sum(), called.log_prob_sum())
 
@@ -153,10 +156,15 @@ def test_autoguides_replace_the_guide(case):
     if not has_continuous_latents(program, x, given):
         return
     guide = AutoNormal(program.model)
-    svi = SVI(program.model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
-    losses = [svi.step(x, given) for _ in range(40)]
-    assert sum(losses[-10:]) < sum(losses[:10])
+    svi = SVI(program.model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    svi.step(x, given)
     assert set(guide(x, given)) == set(guide_latents(program, x, given))
+    if case.certain:
+        return
+    loss = mean_loss(program, x, given, guide)
+    for _ in range(15):
+        svi.step(x, given)
+    assert mean_loss(program, x, given, guide) < loss
 
 
 def test_models_render(case):
@@ -189,10 +197,10 @@ def test_nuts_finds_the_posterior_of_a_linear_gaussian_vae(float64):
     loc, scale = torch.tensor([0.2, -0.1, 0.4]), torch.tensor([0.5, 0.7, 0.6])
     program = linear_gaussian_vae(loading, loc, scale)
     x = torch.randn(2, 3)
-    mcmc = MCMC(NUTS(program.model), num_samples=400, warmup_steps=100, disable_progbar=True)
+    mcmc = MCMC(NUTS(program.model, max_tree_depth=5), num_samples=250, warmup_steps=60, disable_progbar=True)
     mcmc.run(x)
     z = mcmc.get_samples()["z"]
-    assert z.shape == (400, 2, 2)
+    assert z.shape == (250, 2, 2)
     projected = loading.T / scale**2
     covariance = torch.linalg.inv(torch.eye(2) + projected @ loading)
     mean = (x - loc) @ (covariance @ projected).T
@@ -219,7 +227,7 @@ def test_enumeration_sums_labels_out(name):
             enumerated = -elbo.loss(program.model, guide, x, given)
             assert enumerated == pytest.approx(program.log_prob(x).sum().item(), rel=1e-5)
             return
-        draws = torch.tensor([-elbo.loss(program.model, guide, x, given) for _ in range(150)])
+        draws = torch.tensor([-elbo.loss(program.model, guide, x, given) for _ in range(40)])
         ours = program.log_weights(x, given, num_particles=600).sum(-1)
     error = (draws.var() / len(draws) + ours.var() / len(ours)).sqrt()
     assert abs(draws.mean() - ours.mean()) < 4.5 * error
@@ -243,8 +251,8 @@ def test_other_objectives_of_pyro(elbo, name):
     program = CASES[name].build()
     x, given = CASES[name].draw(program, BATCH)
     before, loss = values(program), mean_loss(program, x, given)
-    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.01}), elbo())
-    for _ in range(25):
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.02}), elbo())
+    for _ in range(15):
         svi.step(x, given)
     assert all(changed(program, before))
     assert mean_loss(program, x, given) < loss
