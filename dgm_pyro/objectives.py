@@ -31,7 +31,7 @@ class Bound:
 
     Attributes:
         value: the bound's estimate, of shape ``batch``.
-        surrogate: of the same shape; the gradient of its mean estimates that of the expected ``value``.
+        surrogate: equal to ``value``, but its gradient estimates that of the expected ``value``.
         reconstruction: log-likelihood of the data, per site.
         kl: divergence of the guide from the prior and other costs, per site; value = sum(reconstruction) - sum(kl)
             for an ELBO.
@@ -103,7 +103,7 @@ class IWAE:
         batch = (self.num_particles, len(x))
         weights = elbo(program.unroll(), x, given, observed=observed, batch=batch, analytic_kl=False)
         value = weights.value.logsumexp(0) - math.log(self.num_particles)
-        surrogate = value if weights.score is None else value + weights.score.sum(0) * value.detach()
+        surrogate = value if weights.score is None else value + _nothing(weights.score.sum(0)) * value.detach()
         terms = _mean(weights)
         return Bound(value, surrogate, terms.reconstruction, terms.kl)
 
@@ -211,7 +211,7 @@ def elbo(
             if log_q.requires_grad:
                 score = log_q + (0 if score is None else score)
     value = sum(reconstruction.values(), torch.zeros(())) - sum(kl.values(), torch.zeros(()))
-    surrogate = value if score is None else value + score * value.detach()
+    surrogate = value if score is None else value + _nothing(score) * value.detach()
     return Bound(value, surrogate, reconstruction, kl, score)
 
 
@@ -222,6 +222,11 @@ def is_cost(site: str) -> bool:
 
 def _log_prob(site: Any) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+
+
+def _nothing(score: Tensor) -> Tensor:
+    """Zero, with the gradient of ``score``: so a surrogate has the bound's value, and may be weighted like it."""
+    return score - score.detach()
 
 
 def _closed_form(q: Any, p: Any) -> Tensor | None:

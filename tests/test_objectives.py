@@ -1,0 +1,505 @@
+"""Objectives: against Pyro's own on the same random numbers, against sums over every latent, against exact evidences.
+
+Statistical tests are seeded; z-scores are held to 4.5 standard errors, the largest of many to 5.5.
+"""
+
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import CASES
+from pyro import poutine
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+import dgm_pyro as dgm
+from dgm_pyro import ELBO, IWAE, SemiSupervised
+from dgm_pyro.networks import MLP
+from dgm_pyro.objectives import elbo
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+REPARAMETERISED = [
+    "vae",
+    "vae-linear",
+    "vae-bernoulli",
+    "vae-logistic",
+    "vae-image-latent",
+    "vae-learned-prior",
+    "vae-given-label",
+    "vae-conditional-prior",
+    "vae-two-levels",
+    "vae-three-levels",
+    "vae-in-likelihood",
+    "vae-diffusion-prior",
+    "diffusion",
+    "diffusion-integers",
+    "diffusion-given-label",
+]
+# Guides whose latents come in the model's order: there Pyro's mean-field ELBO is right, and ours must agree.
+IN_ORDER = ["vae", "vae-bernoulli", "vae-logistic", "vae-learned-prior", "vae-given-label", "vae-conditional-prior"]
+
+
+def gradients(program, loss):
+    program.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in program.named_parameters() if p.grad is not None}
+
+
+def flat_gradient(program, loss):
+    found = torch.autograd.grad(loss, [*program.parameters()], allow_unused=True)
+    return torch.cat(
+        [
+            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            for p, g in zip(program.parameters(), found, strict=True)
+        ]
+    )
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_zero_mean(draws, sigmas=5.5):
+    """Each column of ``draws``, ``(n, columns)``, has mean zero."""
+    z = draws.mean(0) / (draws.std(0) / len(draws) ** 0.5 + 1e-12)
+    assert z.abs().max() < sigmas, f"the largest of {z.numel()} z-scores is {z.abs().max():.1f}"
+
+
+# -- against Pyro ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unrolled", [False, True], ids=["as it is", "unrolled"])
+@pytest.mark.parametrize("name", REPARAMETERISED)
+def test_without_closed_forms_it_is_trace_elbo(name, unrolled):
+    case = CASES[name]
+    program = case.build().unroll() if unrolled else case.build()
+    x, given = case.draw(program, 4)
+    torch.manual_seed(3)
+    bound = ELBO(analytic_kl=False)(program, x, given)
+    ours = gradients(program, -bound.surrogate.mean())
+    torch.manual_seed(3)
+    loss = Trace_ELBO().differentiable_loss(program.model, program.guide, x, given) / 4
+    torch.testing.assert_close(-bound.value.mean(), loss, rtol=1e-10, atol=1e-10)
+    assert_same(ours, gradients(program, loss))
+
+
+@pytest.mark.parametrize("name", [*IN_ORDER, "diffusion", "diffusion-integers"])
+def test_with_closed_forms_it_is_the_mean_field_elbo(name):
+    case = CASES[name]
+    program = case.build().unroll()  # the plated diffusion has a discrete shift, which TraceMeanField_ELBO refuses
+    x, given = case.draw(program, 4)
+    torch.manual_seed(3)
+    bound = ELBO()(program, x, given)
+    ours = gradients(program, -bound.surrogate.mean())
+    torch.manual_seed(3)
+    loss = TraceMeanField_ELBO().differentiable_loss(program.model, program.guide, x, given) / 4
+    torch.testing.assert_close(-bound.value.mean(), loss, rtol=1e-10, atol=1e-10)
+    assert_same(ours, gradients(program, loss))
+
+
+def test_particles_are_trace_elbos_vectorized_particles():
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, 4)
+    torch.manual_seed(3)
+    ours = ELBO(5, analytic_kl=False)(program, x)
+    torch.manual_seed(3)
+    theirs = Trace_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    torch.testing.assert_close(
+        -ours.value.mean(), theirs.differentiable_loss(program.model, program.guide, x) / 4, rtol=1e-10, atol=1e-10
+    )
+
+
+def test_for_a_single_datum_iwae_is_pyros_renyi_elbo():
+    """Over several data RenyiELBO takes the logarithm of the mean of products, which is another bound."""
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, 1)
+    torch.manual_seed(3)
+    bound = IWAE(6)(program, x)
+    torch.manual_seed(3)
+    theirs = RenyiELBO(alpha=0, num_particles=6, vectorize_particles=True, max_plate_nesting=1)
+    assert -bound.value.item() == pytest.approx(theirs.loss(program.model, program.guide, x), rel=1e-10)
+
+
+class Weighted(dgm.VAE):
+    """Sites under poutine.scale and poutine.mask."""
+
+    def joint(self, name, value=None, given=None):
+        with poutine.scale(scale=0.3):
+            z = self.prior.joint(self.latent)
+        with poutine.mask(mask=torch.tensor([True, False, True, True])):
+            return self.likelihood.joint(name, value, given=z)
+
+    def posterior(self, name, value, given=None):
+        with poutine.scale(scale=0.3):
+            super().posterior(name, value, given)
+
+
+def test_scales_and_masks_are_obeyed():
+    program = Weighted(dgm.Normal(2), dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4)))
+    x = torch.randn(4, 2)
+    for ours, theirs in ((ELBO(analytic_kl=False), Trace_ELBO()), (ELBO(), TraceMeanField_ELBO())):
+        torch.manual_seed(3)
+        bound = ours(program, x)
+        torch.manual_seed(3)
+        assert -bound.value.sum().item() == pytest.approx(theirs.loss(program.model, program.guide, x), rel=1e-10)
+
+
+# -- what it holds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("analytic_kl", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_the_value_is_reconstruction_less_divergence(name, analytic_kl):
+    case = CASES[name]
+    program = case.build()
+    x, given = case.draw(program, 4)
+    for objective in (ELBO(analytic_kl=analytic_kl), ELBO(3, analytic_kl=analytic_kl)):
+        bound = objective(program, x, given)
+        terms = [*bound.reconstruction.values(), *(-kl for kl in bound.kl.values())]
+        assert all(term.shape == (4,) for term in terms)
+        assert bound.value.shape == bound.surrogate.shape == (4,)
+        torch.testing.assert_close(sum(terms), bound.value)
+        torch.testing.assert_close(bound.surrogate, bound.value)
+        if program.tractable:
+            torch.testing.assert_close(bound.value, program.log_prob(x, given))
+            assert not bound.kl
+
+
+def test_terms_are_named_after_their_sites():
+    program = CASES["vae-two-levels"].build()
+    x, _ = CASES["vae-two-levels"].draw(program, 4)
+    bound = ELBO()(program, x)
+    assert set(bound.reconstruction) == {"x"}
+    assert set(bound.kl) == {"z", "z2"}
+    assert (bound.kl["z2"] > 0).all()  # the top level has a closed form
+
+
+def test_nothing_is_tracked_without_gradients():
+    program = CASES["vae-bit-latent"].build()
+    x, _ = CASES["vae-bit-latent"].draw(program, 4)
+    with torch.no_grad():
+        for objective in (ELBO(), ELBO(2), IWAE(3)):
+            assert not objective(program, x).value.requires_grad
+
+
+@pytest.mark.parametrize("make", [lambda: ELBO(0), lambda: IWAE(0), lambda: ELBO(1.5), lambda: IWAE(True)])
+def test_particles_are_counted(make):
+    with pytest.raises(ValueError, match="num_particles must be a positive integer"):
+        make()
+
+
+# -- closed forms where the order of the guide allows them -------------------------------------------------------------
+
+
+def test_a_closed_form_holds_only_what_the_guide_has_drawn():
+    """A bottom-up guide draws z before z2, so that KL(q(z) || p(z | z2)) at the z2 drawn from z would be biased."""
+    program, _ = linear_gaussian()
+    n = 40000
+    x = torch.tensor([[0.7]]).expand(n, 1)
+    with torch.no_grad():
+        closed, sampled = ELBO()(program, x).value, ELBO(analytic_kl=False)(program, x).value
+        # The same, nested by hand.
+        z = program.encoder(x).sample()
+        inner = program.prior
+        z2 = inner.encoder(z).sample()
+        log_q = program.encoder(x).log_prob(z) + inner.encoder(z).log_prob(z2)
+        log_p = inner.prior().log_prob(z2) + inner.likelihood(z2).log_prob(z) + program.likelihood(z).log_prob(x)
+        by_hand = log_p - log_q
+        with pytest.warns(UserWarning, match="order"), pyro.validation_enabled(True):
+            biased = -TraceMeanField_ELBO().loss(program.model, program.guide, x) / n
+    assert_zero_mean((closed - sampled).unsqueeze(-1))
+    assert_zero_mean((closed - by_hand).unsqueeze(-1))
+    error = (closed.var() / n).sqrt().item()
+    assert abs(biased - closed.mean().item()) > 10 * error  # what the closed form would have given
+
+
+def linear_gaussian():
+    """z2 ~ N(0, 1), z | z2 ~ N(a z2, s^2), x | z ~ N(b z, r^2), and its exact evidence; the guide is not exact."""
+    top = dgm.VAE(normal(1), linear(0.8, 0.6), linear(0.3, 0.9), latent="z2")
+    return dgm.VAE(top, linear(1.2, 0.5), linear(0.5, 0.4)), MultivariateNormal(
+        torch.zeros(1), torch.tensor([[1.2**2 * (0.8**2 + 0.6**2) + 0.5**2]])
+    )
+
+
+def normal(features):
+    return dgm.Normal(features, learned=True)
+
+
+def linear(slope, scale):
+    network = nn.Linear(1, 2)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[slope], [0.0]]))
+        network.bias.copy_(torch.tensor([0.0, math.log(math.expm1(scale))]))
+    return dgm.Normal(1, network)
+
+
+def test_in_expectation_closed_forms_change_neither_value_nor_gradient():
+    program, evidence = linear_gaussian()
+    x = torch.tensor([[0.7]])
+    draws = {}
+    for objective in (ELBO(), ELBO(analytic_kl=False), ELBO(2)):
+        bounds = [objective(program, x.expand(200, 1)) for _ in range(100)]
+        draws[repr(objective)] = torch.stack(
+            [
+                torch.cat([b.value.mean().detach().reshape(1), flat_gradient(program, b.surrogate.mean())])
+                for b in bounds
+            ]
+        )
+    closed, sampled, particles = draws.values()
+    assert_zero_mean(closed - sampled)
+    assert_zero_mean(closed - particles)
+    assert (closed[:, 0].mean() < evidence.log_prob(x)).all()
+    assert closed.var(0).sum() < sampled.var(0).sum()
+
+
+class TopDown(dgm.Program):
+    """A guide in the model's own order, q(z2 | x) q(z | z2, x): both divergences have closed forms."""
+
+    def __init__(self):
+        super().__init__()
+        self.event_shape = torch.Size((1,))
+        self.network = MLP((1,), 2, hidden=(5,))
+        self.slope = nn.Parameter(torch.tensor(0.4))
+
+    def joint(self, name, value=None, given=None):
+        z2 = pyro.sample("z2", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        z = pyro.sample("z", dist.Normal(self.slope * z2, 0.7).to_event(1))
+        return pyro.sample(name, dist.Normal(z, 0.5).to_event(1), obs=value)
+
+    def posterior(self, name, value, given=None):
+        loc, raw = self.network(value).chunk(2, -1)
+        z2 = pyro.sample("z2", dist.Normal(loc, raw.exp()).to_event(1))
+        pyro.sample("z", dist.Normal(0.5 * z2 + 0.3 * value, 0.4).to_event(1))
+
+    def latents(self, name):
+        return ("z2", "z")
+
+
+def test_a_guide_in_the_models_order_gets_every_closed_form():
+    program = TopDown()
+    x = torch.tensor([[0.7]]).expand(20000, 1)
+    torch.manual_seed(3)
+    bound = ELBO()(program, x)
+    torch.manual_seed(3)
+    theirs = TraceMeanField_ELBO().loss(program.model, program.guide, x)
+    assert -bound.value.sum().item() == pytest.approx(theirs, rel=1e-10)
+    assert (bound.kl["z"] > 0).all()
+    assert (bound.kl["z2"] > 0).all()
+    assert_zero_mean((bound.value - ELBO(analytic_kl=False)(program, x).value).detach().unsqueeze(-1))
+
+
+# -- latents that cannot be reparameterised ----------------------------------------------------------------------------
+
+
+def every_latent(program, x):
+    """log p(x, z) and log q(z | x) for every z, each ``(outcomes, B)``."""
+    prior = program.prior
+    if prior.event_shape == ():
+        outcomes = torch.arange(prior.levels)
+    else:
+        outcomes = torch.tensor([*itertools.product((0, 1), repeat=prior.event_shape.numel())])
+    rows = []
+    for z in outcomes:
+        z = z.expand(len(x), *prior.event_shape)
+        log_p = prior().log_prob(z) + program.likelihood(z.double() if z.dim() > 1 else z).log_prob(x)
+        rows.append((log_p, program.encoder(x).log_prob(z)))
+    return [torch.stack(part) for part in zip(*rows, strict=True)]
+
+
+DISCRETE = ["vae-bit-latent", "vae-categorical-latent"]
+
+
+@pytest.mark.parametrize("objective", [ELBO(), ELBO(analytic_kl=False), ELBO(3)], ids=repr)
+@pytest.mark.parametrize("name", DISCRETE)
+def test_the_score_function_gradient_is_that_of_the_sum_over_every_latent(name, objective):
+    program = CASES[name].build()
+    x, _ = CASES[name].draw(program, 2)
+    log_p, log_q = every_latent(program, x)
+    exact = (log_q.exp() * (log_p - log_q)).sum(0).mean()
+    exact_gradient = flat_gradient(program, exact)
+    draws = []
+    for _ in range(150):
+        bound = objective(program, x.repeat(100, 1))
+        value = bound.value.mean().detach().reshape(1) - exact.detach()
+        draws.append(torch.cat([value, flat_gradient(program, bound.surrogate.mean()) - exact_gradient]))
+    assert_zero_mean(torch.stack(draws))
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_iwaes_score_function_gradient_is_that_of_the_sum_over_every_pair(name):
+    program = CASES[name].build()
+    x, _ = CASES[name].draw(program, 2)
+    log_p, log_q = every_latent(program, x)
+    log_w = log_p - log_q
+    pairs = torch.logaddexp(log_w.unsqueeze(0), log_w.unsqueeze(1)) - math.log(2)
+    exact = ((log_q.unsqueeze(0) + log_q.unsqueeze(1)).exp() * pairs).sum((0, 1)).mean()
+    exact_gradient = flat_gradient(program, exact)
+    draws = []
+    for _ in range(150):
+        bound = IWAE(2)(program, x.repeat(100, 1))
+        value = bound.value.mean().detach().reshape(1) - exact.detach()
+        draws.append(torch.cat([value, flat_gradient(program, bound.surrogate.mean()) - exact_gradient]))
+    assert_zero_mean(torch.stack(draws))
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_pyros_score_function_has_the_same_mean(name):
+    program = CASES[name].build()
+    x, _ = CASES[name].draw(program, 2)
+    x = x.repeat(100, 1)
+    draws = []
+    for _ in range(100):
+        ours = flat_gradient(program, ELBO(analytic_kl=False)(program, x).surrogate.mean())
+        theirs = flat_gradient(program, -Trace_ELBO().differentiable_loss(program.model, program.guide, x) / 200)
+        draws.append(ours - theirs)
+    assert_zero_mean(torch.stack(draws))
+
+
+def test_a_discrete_latent_above_a_continuous_one_passes_its_score_on():
+    """Labels drawn from a classifier, then z from an encoder that reads the label: against the sum over labels."""
+    case = CASES["labelled-classifier"]
+    program = case.build()
+    x, _ = case.draw(program, 2)
+    x = x.repeat(200, 1)
+    draws = []
+    for _ in range(150):
+        sampled = elbo(program, x)
+        summed = SemiSupervised()(program, x)
+        difference = (sampled.value.mean() - summed.value.mean()).detach().reshape(1)
+        gradient = flat_gradient(program, sampled.surrogate.mean()) - flat_gradient(program, summed.surrogate.mean())
+        draws.append(torch.cat([difference, gradient]))
+    assert_zero_mean(torch.stack(draws))
+
+
+def test_a_weighted_surrogate_keeps_the_right_gradient():
+    """A surrogate that had not the bound's value would leak into the gradient of q(y | x), which weighs it."""
+    inner = dgm.VAE(
+        dgm.Bernoulli(2, MLP((), 2, hidden=(4,), num_classes=2)),
+        dgm.Normal(2, MLP((2,), 4, hidden=(4,))),
+        dgm.Bernoulli(2, MLP((2,), 2, hidden=(4,), num_classes=2)),
+    )
+    program = dgm.Labelled(dgm.Categorical((), 2), inner, dgm.Categorical((), 2, MLP((2,), 2, hidden=(4,))))
+    x = torch.randn(2, 2)
+    log_q_y = program.classifier(x).logits
+    exact = 0
+    for label in range(2):
+        y = torch.full((2,), label)
+        q_z = inner.encoder((x, y))
+        bound = program.prior().log_prob(y) - log_q_y[:, label]
+        for bits in itertools.product((0.0, 1.0), repeat=2):
+            z = torch.tensor(bits).expand(2, 2)
+            log_p = inner.prior(y).log_prob(z) + inner.likelihood(z).log_prob(x)
+            bound = bound + q_z.log_prob(z).exp() * (log_p - q_z.log_prob(z))
+        exact = exact + (log_q_y[:, label].exp() * bound).mean()
+    exact_gradient = flat_gradient(program, exact)
+    draws = [
+        flat_gradient(program, SemiSupervised()(program, x.repeat(100, 1)).surrogate.mean()) - exact_gradient
+        for _ in range(150)
+    ]
+    assert_zero_mean(torch.stack(draws))
+
+
+# -- importance weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vae", "vae-two-levels", "diffusion", "vae-diffusion-prior"])
+def test_iwae_is_the_log_mean_of_the_weights(name):
+    """Value, and the gradient: each log weight's, weighted by its share (Burda et al. 2016, eq. 14)."""
+    case = CASES[name]
+    program = case.build()
+    x, given = case.draw(program, 3)
+    torch.manual_seed(3)
+    bound = IWAE(4)(program, x, given)
+    ours = gradients(program, bound.surrogate.mean())
+    torch.manual_seed(3)
+    log_w = program.log_weights(x, given, num_particles=4)
+    torch.testing.assert_close(bound.value, (log_w.exp().mean(0)).log())
+    shares = log_w.softmax(0).detach()
+    assert_same(ours, gradients(program, (shares * log_w).sum(0).mean()))
+
+
+def test_iwae_of_one_particle_is_the_elbo():
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, 3)
+    torch.manual_seed(3)
+    one = IWAE(1)(program, x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(one.value, ELBO(analytic_kl=False)(program, x).value)
+    torch.testing.assert_close(one.reconstruction["x"] - one.kl["z"], one.value)
+
+
+def test_iwae_rises_with_particles_towards_the_evidence():
+    program, evidence = linear_gaussian()
+    x = torch.tensor([[0.7]])
+    exact = evidence.log_prob(x).item()
+    with torch.no_grad():
+        bounds = {k: IWAE(k)(program, x.expand(20000 // k, 1)).value for k in (1, 4, 16, 64)}
+    means = [b.mean().item() for b in bounds.values()]
+    assert means == sorted(means)
+    assert means[0] < exact - 0.05
+    last = bounds[64]
+    assert abs(means[-1] - exact) < 0.01 + 4.5 * (last.std() / len(last) ** 0.5).item()
+
+
+# -- programs that are none --------------------------------------------------------------------------------------------
+
+
+class Unguided(TopDown):
+    def posterior(self, name, value, given=None):
+        pyro.sample("z2", dist.Normal(value, 1.0).to_event(1))
+
+    def latents(self, name):
+        return None
+
+
+class Overguided(TopDown):
+    def posterior(self, name, value, given=None):
+        super().posterior(name, value, given)
+        pyro.sample("w", dist.Normal(value, 1.0).to_event(1))
+
+    def latents(self, name):
+        return None
+
+
+@pytest.mark.parametrize("objective", [ELBO(), ELBO(3), IWAE(2)], ids=repr)
+def test_a_latent_without_a_guide_site_is_named(objective):
+    with pytest.raises(ValueError, match="the model samples 'z', which the guide lacks"):
+        objective(Unguided(), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("objective", [ELBO(), ELBO(3), IWAE(2)], ids=repr)
+def test_a_guide_site_without_a_latent_is_named(objective):
+    with pytest.raises(ValueError, match="the guide samples 'w', which the model lacks"):
+        objective(Overguided(), torch.zeros(2, 1))
+
+
+def test_semi_supervised_needs_a_classifier():
+    for name in ("vae", "labelled", "labelled-vae"):
+        program = CASES[name].build()
+        x, _ = CASES[name].draw(program, 2)
+        with pytest.raises(ValueError, match=r"SemiSupervised needs a Labelled program with a classifier"):
+            SemiSupervised()(program, x)
+
+
+def test_enumeration_by_pyro_is_the_same_bound():
+    """TraceEnum_ELBO on the one hand, every label tried on the other; z is drawn, so only in the mean."""
+    case = CASES["labelled-classifier"]
+    program = case.build()
+    x, _ = case.draw(program, 3)
+    x = x.repeat(300, 1)
+    draws = []
+    for _ in range(60):
+        guide = pyro.infer.config_enumerate(program.guide)
+        loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(program.model, guide, x) / 900
+        bound = SemiSupervised()(program, x)
+        difference = (loss + bound.value.mean()).detach().reshape(1)
+        gradient = flat_gradient(program, loss) + flat_gradient(program, bound.surrogate.mean())
+        draws.append(torch.cat([difference, gradient]))
+    assert_zero_mean(torch.stack(draws))
