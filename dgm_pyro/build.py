@@ -18,7 +18,7 @@ from dgm_pyro.diffusion import Diffusion
 from dgm_pyro.flow import Dequantized, Flow, iaf, maf, nsf, nsf_autoregressive, realnvp
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP, DenoisingUNet, PixelCNN
-from dgm_pyro.program import Program, is_pair
+from dgm_pyro.program import Program, is_pair, check_count
 from dgm_pyro.vae import VAE
 
 LATENT = 16
@@ -120,7 +120,7 @@ def vae(
     likelihood: Program | str = "independent",
     latent: int | None = None,
 ) -> Program:
-    latent = latent or (LATENT if is_image(data) else 2)
+    latent = (LATENT if is_image(data) else 2) if latent is None else check_count(latent, "latent")
     return VAE(
         prior=_named(prior, PRIORS, "prior", (latent,)),
         likelihood=_named(likelihood, LIKELIHOODS, "likelihood", data, latent, num_classes),
