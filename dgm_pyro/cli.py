@@ -1,0 +1,312 @@
+"""The command line: ``dgm tour``, ``train``, ``sample``, ``evaluate``, ``list``.
+
+Whatever is wrong with the input ends in one line on stderr and a non-zero exit; ``dgm --debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from dgm_pyro.program import Program
+
+# Modules that take long to import are imported by the commands that need them.
+
+app = typer.Typer(
+    name="dgm",
+    help="Deep generative models as probabilistic programs: train, question and compare them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+INTERRUPTED = 130
+
+Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda or cuda:N.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same machine: same result.")]
+DataDir = Annotated[
+    str | None, typer.Option(help="Folder of data sets read from files; default: the environment variable DGM_DATA.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by dgm train or dgm tour.")]
+
+
+@app.callback(invoke_without_command=True, epilog="Example: dgm tour --quick")
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; the environment variable DGM_DEBUG does, too.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["DGM_DEBUG"] = "1"
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"dgm_pyro {version_of('dgm_pyro')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(epilog="Example: dgm tour --quick --out tour")
+def tour(
+    quick: Annotated[bool, typer.Option("--quick", help="Train for under a minute; the numbers suffer.")] = False,
+    out: Annotated[Path, typer.Option(help="Where the report goes; an earlier tour there is replaced.")] = Path("tour"),
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Train every family on real digits, compare them, and write a report."""
+    from dgm_pyro.tour import run
+
+    failures = run(out, quick=quick, seed=seed, device=device)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
+def train(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as vae or pixelcnn: see dgm list.")],
+    data: Annotated[str, typer.Option(help="A data set: see dgm list.")] = "digits",
+    data_dir: DataDir = None,
+    num: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
+    prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
+    latent: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
+    labelled: Annotated[bool, typer.Option("--labelled", help="Build the generative classifier over MODEL.")] = False,
+    objective: Annotated[str | None, typer.Option(help="What to maximise: see dgm list.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0,
+    ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights, such as 0.99.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of the data held out for validation; 0 for none.")] = 0.1,
+    early_stopping: Annotated[int | None, typer.Option(help="Stop after this many epochs without gain.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/MODEL-DATA.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
+) -> None:
+    """Train a model and store the run: its program, options, history and learning curves."""
+    import dgm_pyro as dgm
+    from dgm_pyro import plots, runs
+    from dgm_pyro.build import build
+    from dgm_pyro.evaluation import seeded
+
+    points = dgm.data.load(data, data_dir=data_dir, num=num)
+    given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent": latent}
+    swaps = {name: choice for name, choice in given.items() if choice is not None}
+    with seeded(seed, cpu()):
+        program = build(model, points, labelled=labelled, **swaps)
+    name = f"{model}-{data}"
+    folder = runs.reserve(out or Path("runs") / name, force=force)
+    history = dgm.fit(
+        program,
+        points,
+        objective,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        seed=seed,
+        device=device,
+        validation=validation or None,
+        early_stopping=early_stopping,
+        ema=ema,
+    )
+    record = runs.record_of(
+        model,
+        data,
+        history,
+        data_dir,
+        **given,
+        labelled=labelled,
+        objective=objective,
+        num=num,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        ema=ema,
+        validation=validation,
+        early_stopping=early_stopping,
+        seed=seed,
+    )
+    runs.write(folder, program, record)
+    plots.learning_curves(history, title=f"{name}: {len(history.epochs)} epochs").savefig(
+        folder / "learning-curves.png"
+    )
+    best = history.epochs[history.best_epoch - 1]
+    loss = f"{best.loss:.3f}" if best.validation is None else f"{best.loss:.3f}, validation {best.validation:.3f}"
+    typer.echo(f"{folder}: epoch {history.best_epoch} of {len(history.epochs)}, loss {loss} nats per datum, "
+               f"{history.seconds:.1f} s")  # fmt: skip
+    typer.echo(f"next: dgm evaluate {folder}" + ("" if model == "classifier" else f"; dgm sample {folder} -n 64"))
+
+
+@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler ddim --steps 20")
+def sample(
+    run: RunFolder,
+    num: Annotated[int, typer.Option("--num", "-n", help="How many.")] = 64,
+    label: Annotated[int | None, typer.Option(help="Draw from p(x | this class); for runs trained --labelled.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="For diffusion: ancestral (the model itself) or ddim.")] = None,
+    steps: Annotated[int | None, typer.Option(help="For diffusion: use this many of its time steps.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="For diffusion trained --labelled: classifier-free guidance; 0 is the model.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/samples.png.")] = None,
+) -> None:
+    """Draw samples: a picture, and the numbers beside it in a .npy file."""
+    import numpy as np
+    import torch
+
+    from dgm_pyro import plots, runs
+    from dgm_pyro.evaluation import evaluating, seeded
+    from dgm_pyro.training import find_device
+
+    where = find_device(device)
+    picture = out or run / "samples.png"
+    if picture.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {picture}")
+    program, record = runs.read(run, where)
+    given = None if label is None else torch.tensor([label], device=where)
+    options = {"sampler": sampler, "steps": steps, "guidance": guidance}
+    options = {name: value for name, value in options.items() if value is not None}
+    _check_sampling(program, label, options)
+    with seeded(seed, where), evaluating(program):
+        x = program.sample(num, given, **options).cpu()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
+    plots.samples(x, levels=program.levels, title=f"{num} samples of {what}").savefig(picture)
+    np.save(picture.with_suffix(".npy"), x.numpy())
+    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} samples of {what}")
+
+
+def _check_sampling(program: Program, label: int | None, options: dict[str, Any]) -> None:
+    from dgm_pyro.diffusion import Diffusion
+    from dgm_pyro.labelled import Labelled
+
+    if program.variable != "x":
+        raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to sample")
+    labelled = isinstance(program, Labelled)
+    if label is not None and not labelled:
+        raise ValueError("--label needs a run with labels: train it with dgm train --labelled")
+    inner = program.program if isinstance(program, Labelled) else program
+    if options and not isinstance(inner, Diffusion):
+        names = ", ".join(f"--{name}" for name in options)
+        raise ValueError(f"{names} is for diffusion, but this run holds a {type(inner).__name__}: leave it out")
+    if "guidance" in options and not labelled:
+        raise ValueError("--guidance needs a run with labels: train it with dgm train diffusion --labelled")
+
+
+@app.command(epilog="Example: dgm evaluate runs/vae-digits --num-particles 64 --json")
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
+    num_particles: Annotated[
+        int, typer.Option(help="With latent variables: 1 for the ELBO, K for the tighter IWAE bound.")
+    ] = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the evidence: bits per dimension, exact or as a bound, and a classifier's accuracy."""
+    import json
+
+    import torch
+
+    import dgm_pyro as dgm
+    from dgm_pyro import runs
+    from dgm_pyro.training import find_device
+
+    where = find_device(device)
+    program, record = runs.read(run, where)
+    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)
+    evidence = dgm.evaluate(program, points, num_particles=num_particles, seed=seed, progress=sys.stderr.isatty())
+    numbers = {"run": str(run), "model": record.model, "split": split} | evidence.as_dict()
+    accuracy = None
+    if isinstance(program, (dgm.Labelled, dgm.Discriminative)):
+        guess = program.classify(points.x.to(where)).cpu()
+        accuracy = float(torch.eq(guess, torch.as_tensor(points.y)).double().mean())
+        numbers["accuracy"] = accuracy
+    if as_json:
+        typer.echo(json.dumps(numbers, indent=1))
+        return
+    typer.echo(f"{record.model} on {record.data} ({split}, {len(points)} data): {evidence}")
+    if accuracy is not None:
+        typer.echo(f"accuracy {accuracy:.4f}")
+
+
+@app.command("list", epilog="Example: dgm list")
+def list_names() -> None:
+    """List the models, data sets, priors, encoders, likelihoods and objectives, each with a line."""
+    from dgm_pyro import build, data
+    from dgm_pyro.objectives import OBJECTIVES
+
+    def lines(table: dict[str, tuple[Any, str]]) -> dict[str, str]:
+        return {name: line for name, (_, line) in table.items()}
+
+    sections = {
+        "models: dgm train MODEL": lines(build.MODELS),
+        "data sets: --data": data.NAMES,
+        "priors of a vae: --prior": lines(build.PRIORS),
+        "encoders of a vae: --encoder": lines(build.ENCODERS),
+        "likelihoods of a vae: --likelihood": lines(build.LIKELIHOODS),
+        "objectives: --objective": {
+            name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".") for name, each in OBJECTIVES.items()
+        },
+    }
+    for title, names in sections.items():
+        typer.echo(title)
+        for name, line in names.items():
+            typer.echo(f"  {name:<16}{line}")
+
+
+def cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``dgm``; its exit status."""
+    try:
+        status = app(args=None if arguments is None else list(arguments), prog_name="dgm", standalone_mode=False)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        return status if isinstance(status, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("DGM_DEBUG"):
+            raise
+        if hasattr(error, "format_message"):  # what typer has to say about the command line
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "dgm"
+            return _fail(f"{error.format_message()} (see {command} --help)", getattr(error, "exit_code", 2))
+        if not isinstance(error, _expected()):
+            raise
+        return _fail(str(error), 1)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """What bad input raises; anything else is a bug, and shows its traceback."""
+    from dgm_pyro.program import IntractableError
+    from dgm_pyro.training import NonFiniteLossError
+
+    return ValueError, TypeError, OSError, IntractableError, NonFiniteLossError
+
+
+def _fail(message: str, status: int) -> int:
+    typer.echo("dgm: " + " ".join(message.split()), err=True)
+    return status

@@ -1,0 +1,363 @@
+"""The command line: what it writes and prints, and how bad input ends: one line, a non-zero exit and no traceback."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dgm_pyro as dgm
+from dgm_pyro import build, cli, runs
+from dgm_pyro.objectives import OBJECTIVES
+
+FAST = ["--epochs", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def plain_help(monkeypatch):
+    """Help as wide as its lines, without colours, wherever the tests run."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("DGM_DEBUG", raising=False)
+
+
+def width_of(path):
+    with Image.open(path) as picture:
+        return picture.width
+
+
+def dgm_ok(*arguments):
+    assert cli.main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs, by name, each trained for an epoch."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipes = {
+        "vae": ["vae", "--latent", "4", "--num", "200"],
+        "points": ["made", "--data", "moons", "--num", "300"],
+        "labelled": ["pixels", "--labelled", "--num", "300", "--lr", "0.1"],
+        "classifier": ["classifier", "--num", "300"],
+        "diffusion": ["diffusion", "--data", "moons", "--num", "200", "--labelled"],
+    }
+    for name, recipe in recipes.items():
+        dgm_ok("train", *recipe, *FAST, "--out", folder / name)
+    return {name: folder / name for name in recipes}
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_holds_the_program_and_how_it_came_about(trained):
+    folder = trained["vae"]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["model"] == "vae"
+    assert record["data"] == "digits"
+    assert record["options"]["latent"] == 4
+    assert record["options"]["epochs"] == 1
+    assert "prior" not in record["options"]  # left at its default
+    assert len(record["history"]["epochs"]) == 1
+    assert set(record["history"]["epochs"][0]["kl"]) == {"z"}
+    program = dgm.load(folder)
+    assert isinstance(program, dgm.VAE)
+    assert program.prior.event_shape == (4,)
+    assert width_of(folder / "learning-curves.png") > 400
+
+
+def test_training_says_what_to_do_next(tmp_path, capsys):
+    dgm_ok("train", "pixels", "--num", "100", *FAST, "--out", tmp_path / "run")
+    out = capsys.readouterr().out
+    assert f"next: dgm evaluate {tmp_path / 'run'}" in out
+    assert "nats per datum" in out
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(17)  # the global random state must not matter
+        dgm_ok("train", "made", "--num", "100", *FAST, "--seed", seed, "--out", tmp_path / name)
+    a, b, c = (dgm.load(tmp_path / name).state_dict() for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_options_reach_the_training(tmp_path):
+    out = tmp_path / "run"
+    dgm_ok(
+        "train", "vae", "--prior", "vae", "--objective", "iwae", "--epochs", "3", "--batch-size", "50", "--lr", "0.01",
+        "--num", "100", "--validation", "0.2", "--early-stopping", "2", "--ema", "0.9", "--weight-decay", "0.1",
+        "--device", "cpu", "--out", out,
+    )  # fmt: skip
+    program, record = runs.read(out)
+    assert program.latents("x") == ("z", "z2")
+    assert record.options["objective"] == "iwae"
+    assert record.options["ema"] == 0.9
+    assert all(epoch["validation"] is not None for epoch in record.history["epochs"])
+
+
+def test_validation_zero_trains_on_everything(tmp_path):
+    dgm_ok("train", "pixels", "--num", "100", *FAST, "--validation", "0", "--out", tmp_path / "run")
+    assert runs.read(tmp_path / "run")[1].history["epochs"][0]["validation"] is None
+
+
+def test_a_run_is_overwritten_only_on_demand(tmp_path, capsys):
+    arguments = ["train", "pixels", "--num", "100", *FAST, "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    capsys.readouterr()
+    assert cli.main([*arguments, "--seed", "3"]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert cli.main([*arguments, "--seed", "3", "--force"]) == 0
+    assert (tmp_path / "run" / "run.json").read_bytes() != before
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_come_as_a_picture_and_as_numbers(trained, tmp_path, capsys):
+    out = tmp_path / "new" / "some.png"
+    dgm_ok("sample", trained["vae"], "-n", "9", "--out", out)
+    x = np.load(out.with_suffix(".npy"))
+    assert x.shape == (9, 1, 8, 8)
+    assert 0 <= x.min() <= x.max() <= 16
+    assert np.issubdtype(x.dtype, np.integer)
+    assert width_of(out) > 400
+    assert str(out) in capsys.readouterr().out
+
+
+def test_samples_go_into_the_run_by_default_and_follow_the_seed(trained):
+    numbers = trained["points"] / "samples.npy"
+    drawn = []
+    for seed in (0, 0, 1):
+        dgm_ok("sample", trained["points"], "-n", "20", "--seed", seed)
+        drawn.append(np.load(numbers))
+    assert drawn[0].shape == (20, 2)
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_a_label_is_what_samples_are_drawn_given(trained, tmp_path):
+    program = dgm.load(trained["labelled"])
+    dgm_ok("sample", trained["labelled"], "-n", "400", "--label", "3", "--out", tmp_path / "three.png")
+    x = torch.as_tensor(np.load(tmp_path / "three.npy")).double()
+    distribution = program.program(torch.tensor([3]))
+    probabilities = distribution.base_dist.probs[0].detach().double()
+    levels = torch.arange(17).double()
+    mean = (probabilities * levels).sum(-1)
+    error = ((probabilities * levels**2).sum(-1) - mean**2).sqrt() / 400**0.5
+    # 64 pixels at once: 5 standard errors.
+    assert ((x.mean(0) - mean).abs() < 5 * error).all()
+
+
+def test_a_diffusion_takes_its_sampler_steps_and_guidance(trained, tmp_path):
+    out = tmp_path / "points.png"
+    dgm_ok(
+        "sample", trained["diffusion"], "-n", "7", "--label", "1", "--sampler", "ddim", "--steps", "4",
+        "--guidance", "1.5", "--out", out,
+    )  # fmt: skip
+    x = np.load(out.with_suffix(".npy"))
+    program = dgm.load(trained["diffusion"])
+    torch.manual_seed(0)
+    expected = program.sample(7, torch.tensor([1]), sampler="ddim", steps=4, guidance=1.5)
+    assert np.array_equal(x, expected.numpy())
+
+
+# -- evaluating --------------------------------------------------------------------------------------------------------
+
+
+def test_the_evidence_is_that_of_the_library(trained, capsys):
+    capsys.readouterr()
+    dgm_ok("evaluate", trained["points"], "--json", "--device", "cpu")
+    numbers = json.loads(capsys.readouterr().out)
+    expected = dgm.evaluate(dgm.load(trained["points"]), dgm.data.load("moons", "test"))
+    assert numbers["nats"] == pytest.approx(expected.nats, abs=1e-12)
+    assert numbers["kind"] == "exact"
+    assert numbers["measure"] == "density"
+    assert numbers["num_data"] == 5000
+    assert "accuracy" not in numbers
+
+
+def test_more_particles_tighten_the_bound(trained, capsys):
+    def evaluate(*options):
+        capsys.readouterr()
+        dgm_ok("evaluate", trained["vae"], "--json", *options)
+        return json.loads(capsys.readouterr().out)
+
+    elbo, iwae = evaluate(), evaluate("--num-particles", "20")
+    assert (elbo["kind"], iwae["kind"]) == ("elbo", "iwae-20")
+    # Both are means over the same 360 digits, so that the gap is far larger than its own error.
+    assert iwae["bits_per_dim"] < elbo["bits_per_dim"]
+
+
+@pytest.mark.parametrize("name", ["labelled", "classifier"])
+def test_classifiers_have_an_accuracy(trained, name, capsys):
+    capsys.readouterr()
+    dgm_ok("evaluate", trained[name])
+    program, test = dgm.load(trained[name]), dgm.data.load("digits", "test")
+    right = (program.classify(test.x) == test.y).double().mean().item()
+    out = capsys.readouterr().out
+    assert f"accuracy {right:.4f}" in out
+    assert "digits (test, 360 data)" in out
+
+
+def test_the_split_is_chosen(trained, capsys):
+    capsys.readouterr()
+    dgm_ok("evaluate", trained["labelled"], "--split", "train", "--json")
+    assert json.loads(capsys.readouterr().out)["num_data"] == 1437
+
+
+# -- help, list, version -----------------------------------------------------------------------------------------------
+
+
+def test_the_list_names_everything_with_a_line(capsys):
+    dgm_ok("list")
+    sections = re.split(r"^(?=\S)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    tables = (build.MODELS, dgm.data.NAMES, build.PRIORS, build.ENCODERS, build.LIKELIHOODS, OBJECTIVES)
+    for section, table in zip(sections, tables, strict=True):
+        listed = dict(line.split(maxsplit=1) for line in section.splitlines()[1:])
+        assert list(listed) == list(table)
+        assert all(len(line) > 5 for line in listed.values())
+
+
+@pytest.mark.parametrize("command", ["tour", "train", "sample", "evaluate", "list"])
+def test_every_command_has_help_with_an_example_that_parses(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    example = re.search(rf"Example: (dgm {command}[^│╰]*)", text)[1].split()
+    known = set(re.findall(r"-{1,2}[a-z][a-z-]*", text.split("Options", 1)[1]))
+    assert {word for word in example if word.startswith("-")} <= known
+
+
+def test_without_a_command_there_is_help(capsys):
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    for command in ("tour", "train", "sample", "evaluate", "list"):
+        assert command in out
+
+
+def test_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"dgm_pyro \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_it_runs_as_a_module_and_shows_a_traceback_only_on_demand():
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "dgm_pyro", *arguments], capture_output=True, text=True, timeout=120, check=False
+        )
+
+    plain, debug = run("evaluate", "/nowhere"), run("--debug", "evaluate", "/nowhere")
+    assert (plain.returncode, debug.returncode) == (1, 1)
+    assert plain.stderr.startswith("dgm: /nowhere")
+    assert plain.stderr.count("\n") == 1
+    assert "Traceback" in debug.stderr
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+BAD = [
+    (["train"], 2, "MODEL"),
+    (["train", "gan"], 1, "the model must be one of"),
+    (["train", "vae", "--data", "cats"], 1, "no data set 'cats'"),
+    (["train", "vae", "--data", "mnist"], 1, "DGM_DATA"),
+    (["train", "vae", "--data", "mnist", "--data-dir", "/nowhere"], 1, "/nowhere"),
+    (["train", "vae", "--prior", "gaussian"], 1, "prior must be"),
+    (["train", "vae", "--encoder", "flow"], 1, "encoder must be"),
+    (["train", "vae", "--likelihood", "poisson"], 1, "likelihood must be"),
+    (["train", "vae", "--latent", "-3"], 1, "latent must be"),
+    (["train", "vae", "--latent", "0"], 1, "latent must be"),
+    (["train", "made", "--prior", "flow"], 1, "takes no prior"),
+    (["train", "pixelcnn", "--data", "moons"], 1, "needs images"),
+    (["train", "vae", "--objective", "mse"], 1, "objective must be one of"),
+    (["train", "vae", "--epochs", "0"], 1, "epochs"),
+    (["train", "vae", "--epochs", "many"], 2, "--epochs"),
+    (["train", "vae", "--batch-size", "-1"], 1, "batch_size"),
+    (["train", "vae", "--lr", "-1"], 1, "lr must be"),
+    (["train", "vae", "--lr", "nan"], 1, "lr must be"),
+    (["train", "vae", "--weight-decay", "-1"], 1, "weight_decay"),
+    (["train", "vae", "--ema", "1"], 1, "ema"),
+    (["train", "vae", "--validation", "1.5"], 1, "validation"),
+    (["train", "vae", "--early-stopping", "0"], 1, "early_stopping"),
+    (["train", "vae", "--early-stopping", "3", "--validation", "0"], 1, "early_stopping"),
+    (["train", "vae", "--num", "0"], 1, "num"),
+    (["train", "vae", "--device", "abacus"], 1, "device"),
+    (["train", "classifier", "--labelled"], 1, "discriminative"),
+    (["train", "vae", "--colour", "red"], 2, "--colour"),
+    (["sample", "/nowhere"], 1, "/nowhere"),
+    (["sample", "{vae}", "-n", "0"], 1, "num_samples"),
+    (["sample", "{vae}", "--label", "3"], 1, "--labelled"),
+    (["sample", "{labelled}", "--label", "12"], 1, "12"),
+    (["sample", "{vae}", "--sampler", "ddim"], 1, "diffusion"),
+    (["sample", "{diffusion}", "--sampler", "euler"], 1, "sampler must be"),
+    (["sample", "{diffusion}", "--steps", "100000"], 1, "steps must be"),
+    (["sample", "{classifier}"], 1, "discriminative"),
+    (["sample", "{vae}", "--out", "x.jpg"], 1, ".png"),
+    (["evaluate", "/nowhere"], 1, "/nowhere"),
+    (["evaluate", "{vae}", "--split", "holdout"], 1, "no split"),
+    (["evaluate", "{vae}", "--num-particles", "0"], 1, "num_particles"),
+    (["tour", "--device", "abacus"], 1, "device"),
+    (["tour", "--out", "{vae}"], 1, "no tour"),
+    (["dance"], 2, "dance"),
+    (["--loud"], 2, "--loud"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "words"), BAD, ids=[" ".join(case[0]) for case in BAD])
+def test_bad_input_is_one_line_and_a_status(arguments, status, words, trained, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DGM_DATA", raising=False)
+    capfd.readouterr()
+    assert cli.main([argument.format(**trained) for argument in arguments]) == status
+    out, err = capfd.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith("dgm: ")
+    assert words in line
+    assert "Traceback" not in out + err
+    assert not any(path.is_file() for path in tmp_path.rglob("*")), "bad input must leave no files"
+
+
+def test_a_damaged_run_is_one_line(trained, tmp_path, capfd):
+    import shutil
+
+    run = shutil.copytree(trained["vae"], tmp_path / "run")
+    (weights,) = run.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    capfd.readouterr()
+    assert cli.main(["sample", str(run)]) == 1
+    assert "truncated" in capfd.readouterr().err
+    (run / "run.json").write_text("{")
+    assert cli.main(["sample", str(run)]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "run.json is damaged" in line
+
+
+def test_a_loss_that_is_not_finite_is_one_line_after_the_bar(tmp_path, capfd):
+    arguments = ["train", "vae", "--data", "moons", "--num", "200", "--lr", "1e30", "--epochs", "5", "--device", "cpu"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 1
+    err = capfd.readouterr().err
+    assert err.splitlines()[-1].startswith("dgm: the ")
+    assert "not finite" in err
+    assert "Traceback" not in err
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capfd):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dgm.data, "load", interrupt)
+    assert cli.main(["train", "vae"]) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == "dgm: interrupted"
+
+
+def test_a_bug_shows_its_traceback(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(dgm.data, "load", fail)
+    with pytest.raises(AssertionError, match="a bug"):
+        cli.main(["train", "vae"])
