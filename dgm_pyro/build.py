@@ -18,7 +18,7 @@ from dgm_pyro.diffusion import Diffusion
 from dgm_pyro.flow import Dequantized, Flow, iaf, maf, nsf, nsf_autoregressive, realnvp
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP, DenoisingUNet, PixelCNN
-from dgm_pyro.program import Program, is_pair, check_count
+from dgm_pyro.program import Program, check_count, is_pair
 from dgm_pyro.vae import VAE
 
 LATENT = 16
