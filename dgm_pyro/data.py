@@ -42,7 +42,7 @@ class Data:
 
     Args:
         x: ``(N, *event_shape)``: integers 0 .. levels - 1 of an integer dtype, or finite reals.
-        y: integer labels 0 .. num_classes - 1, ``(N,)``, kept as int64; None without labels.
+        y: integer labels 0 .. num_classes - 1, ``(N,)``, kept as int64; -1 where one is unknown; None without labels.
         levels: how many integers a feature takes; None for reals.
         name: what reports call it.
         num_classes: how many labels there are; if left out, the largest in y and one more.
@@ -66,6 +66,8 @@ class Data:
             return
         _check_y(self.y, len(self.x))
         classes = int(self.y.max()) + 1
+        if classes == 0 and self.num_classes is None:
+            raise ValueError("y holds no known label: pass num_classes, or leave y out")
         if self.num_classes is not None and self.num_classes < classes:
             raise ValueError(f"y holds the label {classes - 1}, but num_classes is {self.num_classes}")
         vars(self).update(y=self.y.long(), num_classes=self.num_classes or classes)
@@ -153,8 +155,8 @@ def _check_y(y: Any, size: int) -> None:
         raise ValueError(f"y has shape {tuple(y.shape)}, but x has {size} rows: pass one label per datum, ({size},)")
     if y.dtype not in INTEGERS:
         raise TypeError(f"y has dtype {y.dtype}: labels are integers, use y.long()")
-    if int(y.min()) < 0:
-        raise ValueError(f"y holds the label {int(y.min())}: labels count from 0")
+    if int(y.min()) < -1:
+        raise ValueError(f"y holds the label {int(y.min())}: labels count from 0, and -1 stands for an unknown one")
 
 
 def load(

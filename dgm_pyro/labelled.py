@@ -39,13 +39,13 @@ class Labelled(Program):
         ValueError: the number of classes, or a shape, does not fit.
     """
 
-    def __init__(
-        self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"
-    ):
+    def __init__(self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"):
         super().__init__()
         for role, part in (("prior", prior), ("classifier", classifier)):
             if part is not None and (not isinstance(part, Categorical) or part.event_shape != ()):
                 raise TypeError(f"the {role} must be a Categorical of event_shape (), got {part!r}")
+        if prior.conditional:
+            raise ValueError("the prior is p(y), given nothing: build it without a network, learned or with parameters")
         if not isinstance(program, Program):
             raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
         if classifier is not None and classifier.levels != prior.levels:

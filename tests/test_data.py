@@ -121,7 +121,8 @@ BAD_DATA = {
     "y of another length": (dict(x=X, y=torch.zeros(2).long()), ValueError, r"y has shape \(2,\).*3 rows"),
     "y one-hot": (dict(x=X, y=torch.zeros(3, 4).long()), ValueError, r"y has shape \(3, 4\)"),
     "y real": (dict(x=X, y=torch.zeros(3)), TypeError, "y has dtype torch.float32"),
-    "y negative": (dict(x=X, y=torch.tensor([0, -1, 0])), ValueError, "label -1"),
+    "y negative": (dict(x=X, y=torch.tensor([0, -2, 0])), ValueError, "label -2.*-1 stands for an unknown one"),
+    "y unknown": (dict(x=X, y=torch.tensor([-1, -1, -1])), ValueError, "no known label: pass num_classes"),
     "num_classes too small": (
         dict(x=X, y=torch.tensor([0, 5, 0]), num_classes=5),
         ValueError,
