@@ -452,7 +452,8 @@ class _Shift(TorchDistribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
-        even = torch.arange(shape.numel(), device=self.device) / max(1, shape.numel())
+        count = math.prod(shape)  # not numel(), which would fix the batch size in an export
+        even = torch.arange(count, device=self.device) / max(1, count)
         turned = (even + torch.rand((), device=self.device)) % 1
         return (turned * self.steps).long().clamp(max=self.steps - 1).reshape(shape)
 

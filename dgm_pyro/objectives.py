@@ -78,7 +78,7 @@ class ELBO:
             return Bound(exact, exact, {program.variable: exact})
         if self.num_particles == 1:
             return elbo(program, x, given, observed=observed, analytic_kl=self.analytic_kl)
-        batch = (self.num_particles, len(x))
+        batch = (self.num_particles, x.shape[0])
         return _mean(elbo(program, x, given, observed=observed, batch=batch, analytic_kl=self.analytic_kl))
 
 
@@ -100,7 +100,7 @@ class IWAE:
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
-        batch = (self.num_particles, len(x))
+        batch = (self.num_particles, x.shape[0])
         weights = elbo(program.unroll(), x, given, observed=observed, batch=batch, analytic_kl=False)
         value = weights.value.logsumexp(0) - math.log(self.num_particles)
         surrogate = value if weights.score is None else value + _nothing(weights.score.sum(0)) * value.detach()
@@ -135,7 +135,7 @@ class SemiSupervised:
             raise ValueError(
                 f"SemiSupervised needs a Labelled program with a classifier q(y | x), got {type(program).__name__}"
             )
-        y = (observed or {}).get(label, torch.full((len(x),), -1, device=x.device))
+        y = (observed or {}).get(label, torch.full((x.shape[0],), -1, device=x.device))
         log_q = classifier(x).logits.log_softmax(-1)
         known, unknown = (y >= 0).nonzero().squeeze(-1), (y < 0).nonzero().squeeze(-1)
         value, surrogate = torch.zeros_like(log_q[:, 0]), torch.zeros_like(log_q[:, 0])
@@ -152,7 +152,7 @@ class SemiSupervised:
 
     def enumerated(self, program: Program, x: Tensor, log_q: Tensor) -> Bound:
         """The bound with every label tried, weighted by q(y | x)."""
-        batch = (log_q.shape[-1], len(x))
+        batch = (log_q.shape[-1], x.shape[0])
         every = torch.arange(batch[0], device=x.device).unsqueeze(-1).expand(batch)
         inner = elbo(
             program,
@@ -183,7 +183,7 @@ def elbo(
         x: ``(B, *event_shape)``, or with the further dimensions of ``batch``.
         batch: shape of the result, such as ``(K, B)``; default ``(B,)``.
     """
-    batch = (len(x),) if batch is None else batch
+    batch = (x.shape[0],) if batch is None else batch
     model, guide = traces(program, x, given, batch=batch, observed=observed)
     before_p, before_q = latent_sites(model), latent_sites(guide)
     reconstruction: dict[str, Tensor] = {}

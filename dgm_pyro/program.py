@@ -157,7 +157,7 @@ class Program(nn.Module):
         """
         check_count(num_particles, "num_particles")
         self.check(x, given)
-        batch = (num_particles, len(x))
+        batch = (num_particles, x.shape[0])
         model, guide = traces(self.unroll(), x, given, batch=batch)
         return log_prob_sum(model, batch) - log_prob_sum(guide, batch)
 
@@ -302,7 +302,7 @@ class _View(nn.Module):
         else:
             values = pyro.settings.get("validate_distributions_pyro")
             self.program.check(x, given, values=values)
-            value, size = x, len(x)
+            value, size = x, x.shape[0]
         register_parameters(self.program)
         return value, size
 
@@ -341,7 +341,7 @@ class Guide(_View):
                 torch.random.fork_rng(devices=[]),
                 poutine.block(),
                 poutine.trace() as traced,
-                plates((len(x),)),
+                plates((x.shape[0],)),
             ):
                 program.joint(program.variable, x, given)
             require_subset(guided, latent_sites(traced.trace))
@@ -379,7 +379,7 @@ def traces(
         ValueError: the guide has a site that the model lacks, or the model has a latent without a guide site.
     """
     observed = observed or {}
-    batch = (len(x),) if batch is None else batch
+    batch = (x.shape[0],) if batch is None else batch
     with poutine.block(), poutine.condition(data=observed), poutine.trace() as guided, plates(batch):
         declared = program.latents(program.variable)
         if declared is None or not set(declared) <= set(observed):

@@ -197,10 +197,10 @@ def test_nuts_finds_the_posterior_of_a_linear_gaussian_vae(float64):
     loc, scale = torch.tensor([0.2, -0.1, 0.4]), torch.tensor([0.5, 0.7, 0.6])
     program = linear_gaussian_vae(loading, loc, scale)
     x = torch.randn(2, 3)
-    mcmc = MCMC(NUTS(program.model, max_tree_depth=5), num_samples=250, warmup_steps=60, disable_progbar=True)
+    mcmc = MCMC(NUTS(program.model, max_tree_depth=5), num_samples=200, warmup_steps=50, disable_progbar=True)
     mcmc.run(x)
     z = mcmc.get_samples()["z"]
-    assert z.shape == (250, 2, 2)
+    assert z.shape == (200, 2, 2)
     projected = loading.T / scale**2
     covariance = torch.linalg.inv(torch.eye(2) + projected @ loading)
     mean = (x - loc) @ (covariance @ projected).T

@@ -154,7 +154,7 @@ class RationalQuadraticSpline(Univariate):
             derivatives = F.pad(derivatives, (0, 0, 1, 1), value=1.0)
         index = (inside.unsqueeze(-2) >= edges[..., axis, 1:, :]).sum(-2, keepdim=True)
         tables = (*sizes.unbind(-3), *edges.unbind(-3), derivatives[..., :-1, :], derivatives[..., 1:, :])
-        return [table.expand(len(inside), -1, -1).gather(-2, index).squeeze(-2) for table in tables]
+        return [table.expand(inside.shape[0], -1, -1).gather(-2, index).squeeze(-2) for table in tables]
 
 
 def _c(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class Elementwise(Bijection):
     def _raw(self, value: Tensor, context: Tensor | None) -> Tensor:
         if self.network is None:
             return self.raw
-        return _parameters(self.network, (context,), len(value), self.univariate, value.shape[-1])
+        return _parameters(self.network, (context,), value.shape[0], self.univariate, value.shape[-1])
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, log_slope = self.univariate(z, self._raw(z, context))
@@ -285,7 +285,7 @@ class Coupling(Bijection):
     def _map(self, value: Tensor, context: Tensor | None, univariate: Any) -> tuple[Tensor, Tensor]:
         a, b = value.index_select(-1, self.passing), value.index_select(-1, self.moving)
         inputs = (a,) if self.context_shape is None else (a, context)
-        b, log_slope = univariate(b, _parameters(self.network, inputs, len(b), self.univariate, b.shape[-1]))
+        b, log_slope = univariate(b, _parameters(self.network, inputs, b.shape[0], self.univariate, b.shape[-1]))
         return torch.cat((a, b), -1).index_select(-1, self.places), log_slope.sum(-1)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -323,14 +323,14 @@ class MaskedAutoregressive(Bijection):
     def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
         image = x.reshape(-1, *self.in_shape)
         inputs = (image,) if self.context_shape is None else (image, context)
-        return _parameters(self.network, inputs, len(x), self.univariate, x.shape[-1])
+        return _parameters(self.network, inputs, x.shape[0], self.univariate, x.shape[-1])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, log_slope = self.univariate.inverse(x, self._raw(x, context))
         return z, log_slope.sum(-1)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, log_det = torch.zeros_like(z), z.new_zeros(len(z))
+        x, log_det = torch.zeros_like(z), z.new_zeros(z.shape[0])
         places = torch.arange(z.shape[-1], device=z.device)
         for i in self.order:
             one = slice(i, i + 1)
@@ -361,10 +361,10 @@ class Permutation(Bijection):
         self.register_buffer("back", indices.argsort(), persistent=False)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return z.index_select(-1, self.order), z.new_zeros(len(z))
+        return z.index_select(-1, self.order), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x.index_select(-1, self.back), x.new_zeros(len(x))
+        return x.index_select(-1, self.back), x.new_zeros(x.shape[0])
 
 
 @register
@@ -390,12 +390,12 @@ class LULinear(Bijection):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper, log_det = self._factors()
-        return F.linear(x, lower @ upper, self.bias), log_det.expand(len(x))
+        return F.linear(x, lower @ upper, self.bias), log_det.expand(x.shape[0])
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper, log_det = self._factors()
         columns = torch.linalg.solve_triangular(lower, (z - self.bias).mT, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, columns, upper=True).mT, -log_det.expand(len(z))
+        return torch.linalg.solve_triangular(upper, columns, upper=True).mT, -log_det.expand(z.shape[0])
 
 
 @register
@@ -438,12 +438,12 @@ class ActNorm(Bijection):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if self._waiting and training and len(x) > 1:
+        if self._waiting and training and x.shape[0] > 1:
             self.initialize(x)
-        return (x - self.location) * torch.exp(-self.log_scale), -self.log_scale.sum().expand(len(x))
+        return (x - self.location) * torch.exp(-self.log_scale), -self.log_scale.sum().expand(x.shape[0])
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return z * self.log_scale.exp() + self.location, self.log_scale.sum().expand(len(z))
+        return z * self.log_scale.exp() + self.location, self.log_scale.sum().expand(z.shape[0])
 
 
 @register
@@ -501,7 +501,7 @@ def _parameters(
     """
     raw = network(*inputs)
     p = univariate.num_parameters
-    if len(raw) != count or raw.numel() != count * p * features:
+    if raw.shape[0] != count or raw.numel() != count * p * features:
         raise ValueError(
             f"the network of a bijection returned shape {tuple(raw.shape)} for a batch of {count}, but "
             f"{type(univariate).__name__} on {features} features needs {(count, p, features)} or "
