@@ -101,7 +101,7 @@ class MADE(nn.Module):
         num_classes: int | None = None,
         levels: int | None = None,
         dropout: float = 0.0,
-        activation: str = "relu",
+        activation: str = "silu",
     ):
         super().__init__()
         in_shape = (in_shape,) if isinstance(in_shape, int) else in_shape
