@@ -490,7 +490,7 @@ def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[t
         if part.shape[part.dim() - len(s) :] != s:
             raise ValueError(f"given has shape {tuple(part.shape)}, but the network expects (B, *{tuple(s)})")
     batch = torch.broadcast_shapes(*(part.shape[: part.dim() - len(s)] for part, s in zip(parts, shapes, strict=True)))
-    folded = [part.expand(*batch, *s).reshape(math.prod(batch), *s) for part, s in zip(parts, shapes, strict=True)]
+    folded = [part.expand((*batch, *s)).reshape(math.prod(batch), *s) for part, s in zip(parts, shapes, strict=True)]
     return batch, network(*folded)
 
 
