@@ -250,18 +250,19 @@ def evaluate(
 @app.command("list", epilog="Example: dgm list")
 def list_names() -> None:
     """List the models, data sets, priors, encoders, likelihoods and objectives, each with a line."""
-    from dgm_pyro import build, data
+    from dgm_pyro import data
+    from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS
     from dgm_pyro.objectives import OBJECTIVES
 
     def lines(table: dict[str, tuple[Any, str]]) -> dict[str, str]:
         return {name: line for name, (_, line) in table.items()}
 
     sections = {
-        "models: dgm train MODEL": lines(build.MODELS),
+        "models: dgm train MODEL": lines(MODELS),
         "data sets: --data": data.NAMES,
-        "priors of a vae: --prior": lines(build.PRIORS),
-        "encoders of a vae: --encoder": lines(build.ENCODERS),
-        "likelihoods of a vae: --likelihood": lines(build.LIKELIHOODS),
+        "priors of a vae: --prior": lines(PRIORS),
+        "encoders of a vae: --encoder": lines(ENCODERS),
+        "likelihoods of a vae: --likelihood": lines(LIKELIHOODS),
         "objectives: --objective": {
             name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".") for name, each in OBJECTIVES.items()
         },

@@ -1,0 +1,157 @@
+"""What generative models are for, as questions: is this like the rest, what is it, and how sure is the answer?
+
+Every question is a function of programs and data; `dgm_pyro.tour` asks them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgm_pyro.data import Data
+from dgm_pyro.evaluation import evaluating, program_device
+from dgm_pyro.flow import Dequantized
+from dgm_pyro.labelled import Discriminative, Labelled
+from dgm_pyro.program import Program
+from dgm_pyro.vae import VAE
+
+SHUFFLED, NOISY = "shuffled pixels", "additive noise"
+"""Two kinds of anomalies."""
+
+ANOMALY_NOISE = 0.5
+"""Standard deviation of the noise of the anomalies, in grey levels: rounded, it moves a third of the pixels by one."""
+
+NOISE = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)
+"""Standard deviations of the noise that the classifiers are shown, in grey levels."""
+
+FALSE_ALARMS = 0.05
+"""Share of the clean test digits that the alarm on p(x) may ring for."""
+
+
+def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
+    """Each image with its own random order of the pixels: the same grey levels, in other places."""
+    random = torch.Generator().manual_seed(seed)
+    order = torch.rand(len(x), x[0].numel(), generator=random).argsort(1)
+    return x.flatten(1).gather(1, order).reshape(x.shape)
+
+
+def add_noise(x: Tensor, scale: float, levels: int, seed: int = 0) -> Tensor:
+    """x with Normal noise of standard deviation ``scale`` grey levels, rounded and clipped to 0 .. levels - 1."""
+    random = torch.Generator().manual_seed(seed)
+    noise = scale * torch.randn(x.shape, generator=random)
+    return (x + noise).round().clamp(0, levels - 1).to(x.dtype)
+
+
+def auroc(normal: Tensor, anomalous: Tensor) -> float:
+    """The probability that a normal datum scores above an anomalous one, a tie counting half."""
+    from sklearn.metrics import roc_auc_score
+
+    labels = [1] * len(normal) + [0] * len(anomalous)
+    return float(roc_auc_score(labels, torch.cat([normal, anomalous]).numpy()))
+
+
+@torch.no_grad()
+def latents(program: Program, x: Tensor) -> Tensor | None:
+    """What the program knows of x in place of x: the mean of q(z | x), or a flow's z; None without latents.
+
+    Args:
+        x: ``(N, *event_shape)``.
+
+    Returns:
+        ``(N, D)``, on the CPU.
+    """
+    x = x.to(program_device(program))
+    with evaluating(program):
+        if isinstance(program, VAE):
+            return program.encoder.forward(x).mean.flatten(1).cpu()  # type: ignore[operator]
+        if isinstance(program, Dequantized):
+            return program.flow.inverse_map((x + 0.5) / program.levels).flatten(1).cpu()  # type: ignore[operator]
+    return None
+
+
+def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
+    """Test accuracy of a logistic regression on standardised features, ``(N, D)``."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    classifier.fit(train.numpy(), train_y.numpy())
+    return float(classifier.score(test.numpy(), test_y.numpy()))
+
+
+@torch.no_grad()
+def beliefs(program: Program, x: Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor | None]:
+    """p(y | x), ``(N, classes)``, and log p(x) in nats, ``(N,)``; None from a program that has no p(x)."""
+    probabilities, log_p = [], []
+    with evaluating(program):
+        for batch in x.to(program_device(program)).split(batch_size):
+            if isinstance(program, Labelled):
+                log_joint = program.log_joint(batch)
+                probabilities.append(log_joint.softmax(0).T.cpu())
+                log_p.append(log_joint.logsumexp(0).cpu())
+            else:
+                assert isinstance(program, Discriminative)
+                probabilities.append(program.class_probabilities(batch).cpu())
+    return torch.cat(probabilities), torch.cat(log_p) if log_p else None
+
+
+def share(true: Any) -> float:
+    """How many of ``true`` are, from 0 to 1."""
+    return float(torch.as_tensor(true).double().mean())
+
+
+# -- two classifiers ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Comparison:
+    """The generative and the discriminative classifier as noise grows: a value for each of `NOISE`.
+
+    Attributes:
+        accuracy, confidence: by classifier; confidence is the mean of the highest p(y | x).
+        log_p: mean log p(x) under the generative one, in nats.
+        alarm: share of the digits whose log p(x) is below that of all but `FALSE_ALARMS` of the clean ones.
+        probabilities: by classifier, p(y | x) of the clean test digits.
+    """
+
+    accuracy: dict[str, list[float]] = field(default_factory=dict)
+    confidence: dict[str, list[float]] = field(default_factory=dict)
+    log_p: list[float] = field(default_factory=list)
+    alarm: list[float] = field(default_factory=list)
+    probabilities: dict[str, Tensor] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "noise": list(NOISE),
+            "accuracy": self.accuracy,
+            "confidence": self.confidence,
+            "log_p": self.log_p,
+            "alarm": self.alarm,
+            "false_alarms": FALSE_ALARMS,
+        }
+
+
+def compare(classifiers: dict[str, Program], test: Data, seed: int = 0) -> Comparison:
+    """Accuracy, confidence and log p(x) of each classifier on test digits with growing noise."""
+    assert test.y is not None
+    assert test.levels is not None
+    comparison = Comparison()
+    for name, program in classifiers.items():
+        comparison.accuracy[name], comparison.confidence[name] = [], []
+        threshold = None
+        for scale in NOISE:
+            probabilities, log_p = beliefs(program, add_noise(test.x, scale, test.levels, seed))
+            confidence, guess = probabilities.max(-1)
+            comparison.accuracy[name].append(share(guess == test.y))
+            comparison.confidence[name].append(confidence.double().mean().item())
+            if scale == 0:
+                comparison.probabilities[name] = probabilities
+            if log_p is not None:
+                threshold = log_p.quantile(FALSE_ALARMS) if threshold is None else threshold
+                comparison.log_p.append(log_p.double().mean().item())
+                comparison.alarm.append(share(log_p < threshold))
+    return comparison

@@ -1,0 +1,303 @@
+"""The tour: its questions against answers by hand, and the quick one as a user runs it, from start to report."""
+
+import base64
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import dgm_pyro as dgm
+from dgm_pyro import questions, tour, tour_page
+from dgm_pyro.build import build
+from dgm_pyro.flow import nsf_autoregressive
+
+REFERENCES = tuple(stop for stop in tour.STOPS if stop.reference)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return dgm.data.load("digits"), dgm.data.load("digits", "test")
+
+
+# -- anomalies and scores ----------------------------------------------------------------------------------------------
+
+
+def test_shuffled_digits_keep_their_grey_levels_and_lose_their_places(digits):
+    x = digits[1].x
+    shuffled = questions.shuffle_pixels(x, seed=1)
+    assert shuffled.dtype == x.dtype
+    assert torch.equal(shuffled.flatten(1).sort(1).values, x.flatten(1).sort(1).values)
+    moved = (shuffled != x).flatten(1).any(1)
+    assert moved.all()
+    assert torch.equal(shuffled, questions.shuffle_pixels(x, seed=1))
+    assert not torch.equal(shuffled, questions.shuffle_pixels(x, seed=2))
+    # Each image has an order of its own: two equal images come out different.
+    twice = questions.shuffle_pixels(x[:1].expand(2, 1, 8, 8), seed=1)
+    assert not torch.equal(twice[0], twice[1])
+
+
+def test_noise_is_normal_rounded_and_clipped(digits):
+    x = torch.full((400, 1, 8, 8), 8, dtype=torch.uint8)
+    noisy = questions.add_noise(x, 2.0, 17).double()
+    n = noisy.numel()
+    # Rounding adds 1/12 to the variance; the standard error of a variance is about variance * sqrt(2 / n).
+    variance = 4 + 1 / 12
+    assert noisy.mean().item() == pytest.approx(8, abs=5 * math.sqrt(variance / n))
+    assert noisy.var().item() == pytest.approx(variance, abs=5 * variance * math.sqrt(2 / n))
+    assert torch.equal(questions.add_noise(digits[1].x, 0.0, 17), digits[1].x)
+    extreme = questions.add_noise(digits[1].x, 100.0, 17)
+    assert (int(extreme.min()), int(extreme.max())) == (0, 16)
+    assert extreme.dtype == torch.uint8
+
+
+def test_the_noise_of_the_anomalies_moves_a_third_of_the_pixels_as_the_report_says():
+    x = torch.full((400, 1, 8, 8), 8, dtype=torch.uint8)
+    moved = (questions.add_noise(x, questions.ANOMALY_NOISE, 17) != x).double().mean().item()
+    expected = 1 - math.erf(0.5 / questions.ANOMALY_NOISE / math.sqrt(2))
+    assert moved == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / x.numel()))
+    assert round(3 * expected) == 1
+
+
+def test_auroc_counts_the_pairs_in_the_right_order():
+    normal, anomalous = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 2.0])
+    pairs = [(a > b).double() + 0.5 * (a == b) for a in normal for b in anomalous]
+    assert questions.auroc(normal, anomalous) == pytest.approx(torch.stack(pairs).mean().item())
+    assert questions.auroc(normal, normal - 10) == 1
+    assert questions.auroc(normal - 10, normal) == 0
+
+
+# -- references --------------------------------------------------------------------------------------------------------
+
+
+def test_independent_pixels_are_counted(digits):
+    train, test = digits
+    program = tour.independent_pixels(train)
+    frequencies = program().base_dist.probs[0]  # (8, 8, 17)
+    assert torch.allclose(frequencies.sum(-1), torch.ones(8, 8))
+    count = int((train.x[:, 0, 3, 4] == 7).sum())
+    assert frequencies[3, 4, 7].item() == pytest.approx((count + 0.5) / (len(train) + 8.5), rel=1e-5)
+    by_hand = sum(frequencies[i, j, int(test.x[0, 0, i, j])].log() for i in range(8) for j in range(8))
+    assert program.log_prob(test.x[:1]).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert program.tractable
+
+
+def test_independent_pixels_by_class_are_the_sum_over_classes(digits):
+    train, test = digits
+    program = tour.independent_pixels_by_class(train)
+    log_joint = []
+    for y in range(10):
+        part = train[train.y == y]
+        log_joint.append(
+            tour.independent_pixels(part).log_prob(test.x) + math.log((len(part) + 0.5) / (len(train) + 5))
+        )
+    log_joint = torch.stack(log_joint)
+    assert torch.allclose(program.log_prob(test.x), log_joint.logsumexp(0), rtol=1e-4)
+    assert torch.equal(program.classify(test.x), log_joint.argmax(0))
+
+
+# -- representation ----------------------------------------------------------------------------------------------------
+
+
+def test_latents_are_the_posterior_mean_of_a_vae_and_the_z_of_a_flow(digits):
+    x = digits[1].x[:5]
+    vae = build("vae", digits[0])
+    assert torch.equal(questions.latents(vae, x), vae.encoder(x).mean.detach())
+    flow = dgm.Dequantized(nsf_autoregressive((1, 8, 8), hidden=(16, 16), unit=True), 17)
+    z = questions.latents(flow, x)
+    assert z.shape == (5, 64)
+    centres = flow.flow.forward_map(z.reshape(5, 1, 8, 8))
+    assert torch.allclose(centres, (x + 0.5) / 17, atol=1e-4)  # the inverse of splines, in single precision
+    assert questions.latents(build("pixels", digits[0]), x) is None
+
+
+def test_the_probe_is_linear():
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(400, 2, generator=random), torch.arange(400) % 2
+    apart = x + 8.0 * y[:, None]
+    assert questions.probe(apart[:200], y[:200], apart[200:], y[200:]) == 1
+    xor = (x[:, 0] * x[:, 1] > 0).long()
+    # No line separates these: guessing, within four standard errors of 200 coin tosses.
+    assert questions.probe(x[:200], xor[:200], x[200:], xor[200:]) < 0.5 + 4 * math.sqrt(0.25 / 200)
+
+
+def test_the_comparison_holds_what_the_programs_say(digits):
+    train, test = digits
+    generative = tour.independent_pixels_by_class(train)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        discriminative = build("classifier", train)
+    comparison = questions.compare({"generative": generative, "discriminative": discriminative}, test)
+    clean = generative.class_probabilities(test.x)
+    assert comparison.accuracy["generative"][0] == pytest.approx((clean.argmax(1) == test.y).double().mean().item())
+    assert comparison.confidence["generative"][0] == pytest.approx(clean.max(1).values.mean().item(), abs=1e-6)
+    assert comparison.log_p[0] == pytest.approx(dgm.evaluate(generative, test).nats, rel=1e-5)
+    assert comparison.alarm[0] == pytest.approx(questions.FALSE_ALARMS, abs=1 / len(test))
+    noisy = questions.add_noise(test.x, questions.NOISE[2], 17)
+    assert comparison.log_p[2] == pytest.approx(generative.log_prob(noisy).mean().item(), rel=1e-5)
+    assert set(comparison.accuracy) == set(comparison.confidence) == {"generative", "discriminative"}
+    assert all(len(values) == len(questions.NOISE) for values in comparison.accuracy.values())
+    assert json.dumps(comparison.metrics(), allow_nan=False)
+
+
+# -- what happens when something happens -------------------------------------------------------------------------------
+
+
+def test_an_interrupted_tour_reports_what_it_has(tmp_path, capsys):
+    def interrupt(data):
+        raise KeyboardInterrupt
+
+    stops = (REFERENCES[0], tour.Stop("never", "never", "vae", interrupt), REFERENCES[1])
+    with pytest.raises(KeyboardInterrupt):
+        tour.run(tmp_path / "tour", quick=True, device="cpu", stops=stops)
+    metrics = json.loads((tmp_path / "tour" / "metrics.json").read_text())
+    assert [program["name"] for program in metrics["programs"]] == ["pixels"]
+    assert metrics["complete"] is False
+    assert "1 of 3 programs" in (tmp_path / "tour" / "report.html").read_text()
+    assert "NOT COMPLETE" in capsys.readouterr().out
+
+
+def test_a_failed_training_is_told_and_the_tour_goes_on(tmp_path, capsys):
+    broken = tour.Stop("vae", "VAE", "vae", tour.STOPS[5].make, {"epochs": 3, "lr": 1e30}, quick_epochs=3)
+    failures = tour.run(tmp_path, quick=True, device="cpu", stops=(broken, *REFERENCES))
+    (failure,) = failures
+    assert failure.startswith("VAE: ")
+    assert "not finite" in failure
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [program["name"] for program in metrics["programs"]] == ["pixels", "pixels-by-class"]
+    assert metrics["failures"] == failures
+    assert "not finite" in (tmp_path / "report.html").read_text()
+
+
+def test_an_earlier_tour_is_replaced_and_nothing_else_is(tmp_path):
+    tour.run(tmp_path / "tour", quick=True, device="cpu", stops=REFERENCES)
+    first = json.loads((tmp_path / "tour" / "metrics.json").read_text())
+    tour.run(tmp_path / "tour", quick=True, device="cpu", stops=REFERENCES[:1])
+    again = json.loads((tmp_path / "tour" / "metrics.json").read_text())
+    assert len(first["programs"]) == 2
+    assert len(again["programs"]) == 1
+    assert again["programs"][0]["bits_per_dim"] == first["programs"][0]["bits_per_dim"]
+    assert not (tmp_path / "tour" / "checkpoints" / "pixels-by-class").exists()
+    assert not list((tmp_path / "tour" / "pictures").glob("pixels-by-class*"))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="no tour"):
+        tour.run(tmp_path / "thesis", stops=REFERENCES)
+    with pytest.raises(FileExistsError, match="is a file"):
+        tour.run(tmp_path / "thesis" / "chapter.tex", stops=REFERENCES)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+def test_recipes_are_complete():
+    for stop in tour.STOPS:
+        if stop.reference:
+            assert stop.options(quick=True) is None
+            continue
+        full, quick = stop.options(quick=False), stop.options(quick=True)
+        assert 0 < quick["epochs"] < full["epochs"]
+        assert {name: value for name, value in quick.items() if name != "epochs"} == {
+            name: value for name, value in full.items() if name != "epochs"
+        }
+    assert len({stop.name for stop in tour.STOPS}) == len(tour.STOPS)
+
+
+# -- from start to report ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The quick tour, as a user runs it."""
+    out = tmp_path_factory.mktemp("user") / "tour"
+    command = [sys.executable, "-m", "dgm_pyro", "tour", "--quick", "--device", "cpu", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out, done.stdout, json.loads((out / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_quick_tour_visits_every_family(quick):
+    _, _, metrics = quick
+    assert metrics["complete"]
+    assert metrics["failures"] == []
+    assert [program["name"] for program in metrics["programs"]] == [stop.name for stop in tour.STOPS]
+    assert {program["family"] for program in metrics["programs"]} >= set(tour_page.FAMILIES)
+    assert {"torch", "pyro-ppl", "dgm_pyro", "python"} <= set(metrics["versions"])
+    assert (metrics["seed"], metrics["device"], metrics["quick"]) == (0, "cpu", True)
+
+
+@pytest.mark.slow
+def test_its_numbers_are_plausible(quick):
+    _, _, metrics = quick
+    programs = {program["name"]: program for program in metrics["programs"]}
+    assert programs["pixels"]["bits_per_dim"] == pytest.approx(2.43, abs=0.01)
+    assert programs["pixels-by-class"]["bits_per_dim"] == pytest.approx(2.23, abs=0.01)
+    assert programs["pixels-by-class"]["accuracy"] == pytest.approx(0.91, abs=0.01)
+    for name, program in programs.items():
+        if name == "discriminative-classifier":
+            assert program["bits_per_dim"] is None
+            continue
+        # Better than pixels on their own, and not better than what long training reaches.
+        assert 1.65 < program["bits_per_dim"] < 2.44
+        assert 0 < program["stderr"] < 0.05
+        assert program["kind"] == "exact" or re.fullmatch(r"elbo|iwae-\d+", program["kind"])
+        assert program["measure"] == "mass"
+        assert program["num_data"] == 360
+        assert set(program["auroc"]) == {questions.SHUFFLED, questions.NOISY}
+        assert program["auroc"][questions.SHUFFLED] > 0.9
+        assert 0.5 < program["auroc"][questions.NOISY] <= 1
+        assert program["parameters"] > 0 or program["reference"]
+        assert program["seconds"] > 0 or program["reference"]
+    assert {name for name, program in programs.items() if program["probe"] is not None} == {"flow", "vae", "vae-flow"}
+    assert all(programs[name]["probe"] > 0.8 for name in ("vae", "vae-flow"))
+    assert programs["discriminative-classifier"]["accuracy"] > 0.9
+    assert programs["generative-classifier"]["accuracy"] > 0.5
+    assert metrics["probe_of_pixels"] > 0.94
+    alarm = metrics["classifiers"]["alarm"]
+    assert alarm[0] < 0.06
+    assert alarm[-1] > 0.95
+
+
+@pytest.mark.slow
+def test_its_checkpoints_are_the_programs_in_the_table(quick):
+    out, _, metrics = quick
+    test = dgm.data.load("digits", "test")
+    for program in metrics["programs"]:
+        loaded = dgm.load(out / program["checkpoint"])
+        assert sum(p.numel() for p in loaded.parameters()) == program["parameters"]
+        if program["kind"] == "exact" and program["name"] != "generative-classifier":
+            assert dgm.evaluate(loaded, test).bits_per_dim == pytest.approx(program["bits_per_dim"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_its_report_stands_alone(quick):
+    out, _, metrics = quick
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert "//" not in re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
+    embedded = re.findall(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)"', text)
+    saved = {path.read_bytes() for path in (out / "pictures").glob("*.png")}
+    assert {base64.b64decode(picture) for picture in embedded} == saved
+    assert len(saved) == len(embedded) > 20
+    for picture in saved:
+        with Image.open(io.BytesIO(picture)) as image:
+            assert image.convert("L").getextrema()[0] < 100, "a picture is blank"
+    for program in metrics["programs"]:
+        assert program["title"] in text
+        if program["bits_per_dim"] is not None:
+            assert f"{program['bits_per_dim']:.2f}" in text
+    for heading, _, _ in tour_page.FAMILIES.values():
+        assert heading in text
+    assert "quick tour" in text
+
+
+@pytest.mark.slow
+def test_it_prints_a_table_and_where_to_look(quick):
+    out, printed, metrics = quick
+    lines = printed.rstrip().splitlines()
+    assert lines[-1].endswith(f"look at {out / 'report.html'}")
+    for program in metrics["programs"]:
+        assert any(line.startswith(program["title"]) for line in lines)
