@@ -149,7 +149,7 @@ def evaluate(
     check_count(draws, "draws")
     check_count(batch_size, "batch_size")
     data = as_data(program, data)
-    device = program_device(program) if device is None else torch.device(device)
+    device = program_device(program) if device is None else find_device(device)
     program.to(device)
     batches = range(0, len(data.x), batch_size)
     bounds = []
@@ -190,10 +190,12 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     Raises:
         ValueError, TypeError: it does not fit; the message names the remedy.
     """
+    # Where the program is: whoever asks moves the data in batches, and has no device to be told of.
+    place = program_device(program)
     if isinstance(data, Tensor):
-        if program.variable != "x":
-            raise TypeError(f"{argument} must be a dgm.data.Data with x and y for a {type(program).__name__}")
-        program.check(data)
+        if program.variable != "x" or program.conditional:
+            raise TypeError(f"{argument} must be a dgm.data.Data with x and y for this {type(program).__name__}")
+        program.check(data.to(place))
         x = data.long() if program.levels is not None and data.is_floating_point() else data
         return Data(x=x, levels=program.levels, name="tensor")
     if not isinstance(data, Data):
@@ -213,12 +215,30 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
                 "use a Categorical or DiscretizedLogistic likelihood with levels=data.levels, "
                 "or the binarized data for a Bernoulli"
             )
-    value, given, observed = program.arguments(data.x, data.y)
+    moved = data.to(place)
+    value, given, observed = program.arguments(moved.x, moved.y)
     program.check(value, given)
-    for name, tensor in observed.items():
-        if len(tensor) != len(value):
-            raise ValueError(f"{argument} has {len(value)} rows of x, but {len(tensor)} of {name}")
+    classes = getattr(program, "classes", None)
+    if observed and classes is not None and data.num_classes is not None and data.num_classes > classes:
+        raise ValueError(f"{data.name} has {data.num_classes} classes, but this {type(program).__name__} has {classes}")
     return data
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of that name; "auto" is CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch does not know or does not see it.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device: use device='cpu'")
+    return found
 
 
 def program_device(program: Program) -> torch.device:

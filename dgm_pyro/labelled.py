@@ -159,7 +159,7 @@ class Discriminative(Conditional):
         if not isinstance(labels, Categorical) or labels.event_shape != () or not labels.conditional:
             raise TypeError(f"labels must be a Categorical of event_shape () with a network of x, got {labels!r}")
         self.labels = labels
-        self.event_shape, self.levels = labels.event_shape, labels.levels
+        self.event_shape, self.levels = torch.Size(), labels.levels
         self.given_shape = labels.given_shape
 
     def forward(self, given: Any = None) -> dist.TorchDistribution:

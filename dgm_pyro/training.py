@@ -14,12 +14,13 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 from tqdm import tqdm
 
 from dgm_pyro.data import Data
-from dgm_pyro.evaluation import as_data, evaluating, seeded
-from dgm_pyro.objectives import ELBO, OBJECTIVES, Bound, Objective
+from dgm_pyro.evaluation import as_data, evaluating, find_device, seeded
+from dgm_pyro.objectives import ELBO, IWAE, OBJECTIVES, Bound, Objective
 from dgm_pyro.program import Program, check_count
 
 GRADIENT_NORM = 10.0
@@ -115,8 +116,8 @@ def fit(
         schedule: "cosine" (lr falls to zero) or "constant".
         seed: of shuffling, validation split and latents. Same seed, same machine: the same result, bit for bit on CPU.
         device: "auto" (CUDA if there is one), or a torch device.
-        validation: data to validate on after each epoch, or the fraction of ``data`` to hold out for it, or None to
-            train on everything and keep the last weights.
+        validation: data to validate the objective on after each epoch, or the fraction of ``data`` to hold out for it,
+            or None to train on everything and keep the last weights.
         early_stopping: stop after this many epochs without a better validation loss.
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
         augment: applied to each training batch of x.
@@ -128,6 +129,7 @@ def fit(
     Raises:
         NonFiniteLossError: names site and step; the last good weights are restored.
         ValueError, TypeError: an argument does not fit; nothing has been changed.
+        KeyboardInterrupt: as it came; the program has the best weights so far, and is in evaluation mode.
     """
     settings = {"epochs": epochs, "batch_size": batch_size}
     for name, count in settings.items():
@@ -136,6 +138,8 @@ def fit(
     train = as_data(program, data)
     maximise = _objective(objective)
     train, held_out = _validation(program, train, validation, seed)
+    for part in (train, held_out):
+        _check_labels(program, part, maximise)
     if early_stopping is not None and held_out is None:
         raise ValueError("early_stopping needs validation data: pass validation=0.1, or a Data")
     where = find_device(device)
@@ -160,47 +164,66 @@ def fit(
     last, last_epoch = initial, 0
     averaged = None if ema is None else _Average(program, ema)
     start = time.perf_counter()
-    with seeded(seed, where), pyro.validation_enabled(False), pyro.get_param_store().scope():
-        bar = tqdm(range(1, epochs + 1), desc=f"fit {type(program).__name__}", unit="epoch", disable=not progress)
-        for epoch in bar:
-            program.train()
-            totals = _Totals()
-            order = torch.randperm(len(x), device="cpu").to(where)
-            for step, rows in enumerate(order.split(batch_size), start=(epoch - 1) * steps_per_epoch + 1):
-                batch = x[rows] if augment is None else augment(x[rows])
-                arguments = program.arguments(batch, None if y is None else y[rows])
-                optimizer.zero_grad(set_to_none=True)
-                bound = _backward(maximise, program, *arguments)
-                if not torch.isfinite(bound.value.detach().sum()):
-                    site = _first_non_finite(bound, program, *arguments)
-                    _restore(program, last)
-                    raise NonFiniteLossError("the loss is not finite", site, epoch, step, last_epoch)
-                norm = torch.nn.utils.clip_grad_norm_(parameters.values(), GRADIENT_NORM)
-                if not torch.isfinite(norm):
-                    site = next(n for n, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all())
-                    _restore(program, last)
-                    raise NonFiniteLossError("the gradient is not finite", site, epoch, step, last_epoch)
-                optimizer.step()
-                scheduler.step()
-                if averaged is not None:
-                    averaged.update()
-                totals.add(bound)
-            with contextlib.nullcontext() if averaged is None else averaged.swapped_in():
-                loss = None if held_out is None else _validate(program, held_out, batch_size, seed, where)
-                last, last_epoch = _state(program), epoch
-            history.epochs.append(totals.epoch(epoch, loss, time.perf_counter() - start))
-            better = loss is None or loss < best_loss
-            if better:
-                best, best_loss, history.best_epoch = last, loss if loss is not None else best_loss, epoch
-            bar.set_postfix_str(_describe(history.epochs[-1]))
-            if early_stopping is not None and epoch - history.best_epoch >= early_stopping:
-                history.stopped_early = True
-                break
-        bar.close()
+    try:
+        with (
+            seeded(seed, where),
+            pyro.validation_enabled(False),
+            pyro.get_param_store().scope(),
+            tqdm(total=epochs, desc=f"fit {type(program).__name__}", unit="epoch", disable=not progress) as bar,
+        ):
+            for epoch in range(1, epochs + 1):
+                program.train()
+                totals = _Totals()
+                order = torch.randperm(len(x), device="cpu").to(where)
+                for step, rows in enumerate(order.split(batch_size), start=(epoch - 1) * steps_per_epoch + 1):
+                    batch = x[rows] if augment is None else augment(x[rows])
+                    arguments = program.arguments(batch, None if y is None else y[rows])
+                    optimizer.zero_grad(set_to_none=True)
+                    bound = _backward(maximise, program, *arguments)
+                    if not torch.isfinite(bound.value.detach().sum()):
+                        site = _first_non_finite(bound, program, *arguments)
+                        raise NonFiniteLossError("the loss is not finite", site, epoch, step, last_epoch)
+                    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+                    norm = torch.nn.utils.get_total_norm(gradients.values())
+                    if not torch.isfinite(norm):
+                        site = max(gradients, key=lambda name: _size(gradients[name]))
+                        raise NonFiniteLossError("the gradient is not finite", site, epoch, step, last_epoch)
+                    torch.nn.utils.clip_grads_with_norm_(parameters.values(), GRADIENT_NORM, norm)
+                    optimizer.step()
+                    scheduler.step()
+                    if averaged is not None:
+                        averaged.update()
+                    totals.add(bound)
+                with contextlib.nullcontext() if averaged is None else averaged.swapped_in():
+                    loss = None
+                    if held_out is not None:
+                        loss = _validate(maximise, program, held_out, batch_size, seed, where)
+                        if not math.isfinite(loss):
+                            what, site = "the validation loss is not finite", program.variable
+                            raise NonFiniteLossError(what, site, epoch, step, last_epoch)
+                    last, last_epoch = _state(program), epoch
+                history.epochs.append(totals.epoch(epoch, loss, time.perf_counter() - start))
+                if loss is None or loss < best_loss:
+                    best, best_loss, history.best_epoch = last, loss if loss is not None else best_loss, epoch
+                bar.set_postfix_str(_describe(history.epochs[-1]), refresh=False)
+                bar.update()
+                if early_stopping is not None and epoch - history.best_epoch >= early_stopping:
+                    history.stopped_early = True
+                    break
+    except NonFiniteLossError:
+        _restore(program, last)
+        raise
+    except BaseException:  # an interrupt too: what has been learned so far is not lost
+        _restore(program, best)
+        raise
     _restore(program, best)
-    program.eval()
     history.seconds = time.perf_counter() - start
     return history
+
+
+def _size(gradient: Tensor) -> float:
+    """The largest entry; infinite if there is a NaN."""
+    return gradient.abs().nan_to_num(nan=math.inf).max().item()
 
 
 def _objective(objective: Objective | PyroELBO | str | None) -> Objective:
@@ -230,6 +253,8 @@ class _PyroObjective:
     ) -> Bound:
         model, guide = [poutine.condition(view, data=observed or {}) for view in (program.model, program.guide)]
         guide = poutine.block(guide, hide=list(observed or {}))
+        if isinstance(self.objective, TraceEnum_ELBO):
+            guide = config_enumerate(guide)
         loss = self.objective.loss_and_grads(model, guide, x, given)
         # Pyro sums over the data. Its gradient is scaled, not the model: RenyiELBO is no bound under poutine.scale.
         for parameter in program.parameters():
@@ -309,16 +334,20 @@ class _Average:
             mean.copy_(kept)
 
 
-def _validate(program: Program, data: Data, batch_size: int, seed: int, device: torch.device) -> float:
-    """Mean loss with the same draws every time, so that epochs are compared on equal terms."""
+def _validate(
+    objective: Objective, program: Program, data: Data, batch_size: int, seed: int, device: torch.device
+) -> float:
+    """Mean loss with the same draws every time, so that epochs are compared on equal terms.
+
+    Of a Pyro objective, whose loss brings its backward pass along, the plain ELBO.
+    """
     total = 0.0
-    objective = ELBO()
+    if isinstance(objective, _PyroObjective):
+        objective = ELBO()
     with evaluating(program), seeded(seed, device), torch.no_grad():
         for start in range(0, len(data.x), 4 * batch_size):
             rows = slice(start, start + 4 * batch_size)
             y = None if data.y is None else data.y[rows].to(device)
-            if y is not None and (y < 0).any():
-                y = None
             value, given, observed = program.arguments(data.x[rows].to(device), y)
             total -= objective(program, value, given, observed).value.double().sum().item()
     return total / len(data.x)
@@ -340,6 +369,17 @@ def _validation(
     return train, as_data(program, validation, "validation")
 
 
+def _check_labels(program: Program, data: Data | None, objective: Objective) -> None:
+    if data is None or not isinstance(objective, (ELBO, IWAE, _PyroObjective)):
+        return
+    for site, labels in program.arguments(data.x, data.y)[2].items():
+        if (labels < 0).any():
+            raise ValueError(
+                f"{data.name} has unknown labels (-1), which no ELBO can observe at {site!r}: use objective="
+                "'semi-supervised' and a classifier, or drop those data"
+            )
+
+
 def _check_options(
     lr: float, weight_decay: float, schedule: str, early_stopping: int | None, ema: float | None
 ) -> None:
@@ -353,23 +393,6 @@ def _check_options(
         check_count(early_stopping, "early_stopping")
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"ema must be a decay between 0 and 1, got {ema!r}")
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one, else the CPU.
-
-    Raises:
-        ValueError: torch does not know or does not see it.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device: use device='cpu'")
-    return found
 
 
 def _state(program: Program) -> dict[str, Tensor]:
