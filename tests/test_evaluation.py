@@ -1,0 +1,307 @@
+"""Evidence: the units, the kinds, and the comparisons that are refused."""
+
+import json
+import math
+
+import pytest
+import torch
+from programs import CASES, vae
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+import dgm_pyro as dgm
+from dgm_pyro import Evidence
+from dgm_pyro.evaluation import find_device, program_device
+from dgm_pyro.networks import MLP
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def linear_vae():
+    """z ~ N(0, 1), x | z ~ N((0.9, -0.4) z, 0.5^2), an encoder that is not exact; and the exact evidence."""
+    loading = torch.tensor([0.9, -0.4])
+    decoder, encoder = nn.Linear(1, 4), nn.Linear(2, 2)
+    with torch.no_grad():
+        decoder.weight.copy_(torch.cat([loading, torch.zeros(2)]).unsqueeze(-1))
+        decoder.bias.copy_(torch.tensor([0.0, 0.0, *[math.log(math.expm1(0.5))] * 2]))
+        encoder.weight.copy_(torch.tensor([[0.5, 0.0], [0.0, 0.0]]))
+        encoder.bias.copy_(torch.tensor([0.0, math.log(math.expm1(0.6))]))
+    program = dgm.VAE(dgm.Normal(1), dgm.Normal(2, decoder), dgm.Normal(1, encoder))
+    return program, MultivariateNormal(torch.zeros(2), torch.outer(loading, loading) + 0.25 * torch.eye(2))
+
+
+def evidence(values=(-1.0, -2.0, -4.0), **options):
+    settings = {"kind": "exact", "measure": "mass", "num_dims": 4, "data": "toy"}
+    return Evidence(torch.tensor(values), **settings | options)
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def test_units():
+    e = evidence()
+    assert e.nats == pytest.approx(-7 / 3)
+    assert e.bits_per_dim == pytest.approx(7 / 3 / (4 * math.log(2)))
+    # The standard deviation of -1, -2, -4 is sqrt(7 / 3).
+    assert e.nats_stderr == pytest.approx(math.sqrt(7 / 3) / math.sqrt(3))
+    assert e.stderr == pytest.approx(e.nats_stderr / (4 * math.log(2)))
+    assert math.isnan(evidence([-1.0]).stderr)
+
+
+def test_a_fair_coin_is_one_bit_per_dimension():
+    e = dgm.evaluate(dgm.Bernoulli(5), torch.randint(2, (30, 5)))
+    assert e.bits_per_dim == pytest.approx(1)
+    assert e.stderr == pytest.approx(0, abs=1e-12)
+    assert dgm.evaluate(dgm.Categorical((1, 2, 2), 16), torch.randint(16, (9, 1, 2, 2))).bits_per_dim == pytest.approx(
+        4
+    )
+
+
+def test_it_describes_itself():
+    program, _ = linear_vae()
+    e = dgm.evaluate(program, dgm.Data(torch.randn(20, 2), name="noise"))
+    text = str(e)
+    assert f"{e.bits_per_dim:.4f} +- {e.stderr:.4f} bits/dim" in text
+    assert f"{e.nats:.3f} +- {e.nats_stderr:.3f} nats, elbo, density" in text
+    assert "reconstruction x " in text
+    assert "KL z " in text
+    record = json.loads(json.dumps(e.as_dict()))
+    assert (record["program"], record["data"], record["kind"], record["measure"]) == ("VAE", "noise", "elbo", "density")
+    assert (record["num_data"], record["num_dims"]) == (20, 2)
+    assert record["bits_per_dim"] == e.bits_per_dim
+    assert set(record["kl"]) == {"z"}
+
+
+# -- kinds -------------------------------------------------------------------------------------------------------------
+
+
+EXACT = [
+    name for name, case in CASES.items() if (p := case.build()).tractable and not p.conditional and p.event_shape != ()
+]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_evidence_is_the_mean_log_prob(name):
+    case = CASES[name]
+    program = case.build().eval()
+    x, _ = case.draw(program, 23)
+    e = dgm.evaluate(program, x, batch_size=5)
+    assert e.kind == "exact"
+    assert e.measure == program.measure
+    assert e.num_dims == math.prod(program.event_shape)
+    torch.testing.assert_close(e.values, program.log_prob(x).detach(), rtol=1e-9, atol=1e-12)
+    assert e.nats == pytest.approx(program.log_prob(x).mean().item())
+    assert dgm.evaluate(program, x, num_particles=9).kind == "exact"
+
+
+def test_of_given_labels_it_is_that_of_the_conditional():
+    program = CASES["normal-given-label"].build()
+    x, y = torch.randn(9, 2), torch.arange(9) % 3
+    torch.testing.assert_close(dgm.evaluate(program, dgm.Data(x, y)).values, program.log_prob(x, y).detach())
+
+
+def test_of_a_labelled_program_the_label_is_summed_out_though_the_data_have_it():
+    program = CASES["labelled"].build()
+    x, y = torch.randn(9, 2), torch.tensor([0, 1, 2, -1, 0, 1, 2, -1, 0])
+    e = dgm.evaluate(program, dgm.Data(x, y))
+    torch.testing.assert_close(e.values, program.log_prob(x).detach())
+
+
+def test_bounds_lie_below_the_exact_evidence_and_rise_with_particles():
+    program, exact = linear_vae()
+    x = exact.sample((400,))
+    truth = exact.log_prob(x)
+    kinds, gaps = [], []
+    for k in (1, 2, 8, 64):
+        e = dgm.evaluate(program, x, num_particles=k, draws=50)
+        kinds.append(e.kind)
+        gaps.append((truth - e.values).mean().item())
+    assert kinds == ["elbo", "iwae-2", "iwae-8", "iwae-64"]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > 0.05
+    assert 0 < gaps[-1] < 0.01
+
+
+def test_draws_take_noise_away_and_nothing_else():
+    program, exact = linear_vae()
+    x = exact.sample((1,)).expand(2000, 2)
+    one, many = dgm.evaluate(program, x, draws=1), dgm.evaluate(program, x, draws=16)
+    ratio = one.values.var() / many.values.var()
+    assert 13 < ratio < 19.5  # 16, give or take 4.5 times sqrt(4 / 2000)
+    error = math.hypot(one.nats_stderr, many.nats_stderr)
+    assert abs(one.nats - many.nats) < 4.5 * error
+
+
+@pytest.mark.parametrize("name", ["vae", "vae-two-levels", "diffusion-integers", "vae-diffusion-prior"])
+def test_the_terms_add_up(name):
+    case = CASES[name]
+    program = case.build()
+    x, _ = case.draw(program, 12)
+    e = dgm.evaluate(program, x, batch_size=5)
+    assert sum(e.reconstruction.values()) - sum(e.kl.values()) == pytest.approx(e.nats)
+    assert dgm.evaluate(program, x, num_particles=3).kl == {}
+
+
+def test_the_bound_of_a_linear_vae_is_reconstruction_less_divergence_by_hand():
+    """q(z | x) = N(x_1 / 2, 0.6^2), so that both terms have closed forms."""
+    program, _ = linear_vae()
+    x = torch.tensor([[0.4, -1.0], [2.0, 0.3]])
+    mean, variance = x[:, 0] / 2, 0.36
+    kl = 0.5 * (variance + mean**2 - 1 - math.log(variance))
+    loading = torch.tensor([0.9, -0.4])
+    error = (x - mean.unsqueeze(-1) * loading) ** 2 + variance * loading**2
+    reconstruction = (-0.5 * math.log(2 * math.pi * 0.25) - error / 0.5).sum(-1)
+    many = x.repeat(5000, 1)
+    e = dgm.evaluate(program, many)
+    assert e.kl["z"] == pytest.approx(kl.mean().item())
+    spread = (e.values.reshape(5000, 2).std(0) ** 2).sum().sqrt().item() / 2 / math.sqrt(5000)
+    assert abs(e.reconstruction["x"] - reconstruction.mean().item()) < 4.5 * spread
+
+
+# -- reproducible, and without side effects ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_the_seed_decides(particles):
+    program, x = vae(dgm.Normal(2)), torch.randn(9, 2)
+    first, again, other = (dgm.evaluate(program, x, num_particles=particles, seed=s).values for s in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_nothing_else_is_touched():
+    program, x = vae(dgm.Normal(2)), torch.randn(9, 2)
+    program.train()
+    program.encoder.eval()
+    state, modes = torch.get_rng_state(), [module.training for module in program.modules()]
+    before = {name: value.clone() for name, value in program.state_dict().items()}
+    e = dgm.evaluate(program, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in program.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
+    assert not e.values.requires_grad
+    assert e.values.dtype == torch.float64
+
+
+def test_it_evaluates_in_evaluation_mode():
+    network = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 4))
+    program = dgm.VAE(dgm.Normal(2), dgm.Normal(2, network), dgm.Normal(2, nn.Linear(2, 4))).train()
+    x = torch.randn(9, 2)
+    training = dgm.evaluate(program, x).values
+    assert torch.equal(training, dgm.evaluate(program.eval(), x).values)
+
+
+def test_the_last_batch_may_be_small():
+    program, x = dgm.Normal(2), torch.randn(11, 2)
+    whole = dgm.evaluate(program, x).values
+    for size in (1, 5, 11, 100):
+        assert torch.equal(dgm.evaluate(program, x, batch_size=size).values, whole)
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def test_differences_are_paired():
+    """Two programs that differ by a constant differ without error, however much the data spread."""
+    x = torch.randn(50, 2)
+    wide, wider = (dgm.Normal(2, parameters=torch.tensor([[0.0, 0.0], [s, s]])) for s in (1.0, 2.0))
+    a, b = dgm.evaluate(wide, x), dgm.evaluate(wider, x)
+    mean, error = a.minus(b)
+    difference = wide.log_prob(x) - wider.log_prob(x)
+    assert mean == pytest.approx(difference.mean().item())
+    assert error == pytest.approx((difference.std() / math.sqrt(50)).item())
+    assert b.minus(a)[0] == pytest.approx(-mean)
+    assert error < a.nats_stderr
+    assert evidence([-1.0, -9.0]).minus(evidence([-2.0, -10.0])) == (pytest.approx(1), pytest.approx(0))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"measure": "density"}, "a mass cannot be compared with a density.*Dequantized"),
+        ({"data": "other"}, "different data: 3 of toy and 3 of other.*same split"),
+        ({"values": (-1.0, -2.0)}, "different data: 3 of toy and 2 of toy"),
+        ({"num_dims": 5}, "different data"),
+    ],
+)
+def test_what_cannot_be_compared_is_not(other, message):
+    with pytest.raises(ValueError, match=message):
+        evidence().minus(evidence(**other))
+
+
+# -- what it refuses ---------------------------------------------------------------------------------------------------
+
+
+def bits(levels=2):
+    return dgm.Data(torch.randint(levels, (6, 3)), levels=levels, name="grey")
+
+
+@pytest.mark.parametrize(
+    ("program", "data", "error", "message"),
+    [
+        (dgm.Normal(3), bits(), ValueError, r"grey is integer data \(a mass\), but Normal is a density.*Dequantized"),
+        (dgm.Bernoulli(3), dgm.Data(torch.rand(6, 3), name="reals"), ValueError, "reals is real data.*0 .. 1.*Normal"),
+        (dgm.Bernoulli(3), bits(17), ValueError, "grey has 17 levels, but Bernoulli has 2.*binarized"),
+        (dgm.Categorical(3, 4), bits(17), ValueError, "grey has 17 levels, but Categorical has 4.*levels=data.levels"),
+        (dgm.Bernoulli(3), torch.full((6, 3), 16), ValueError, "0 to|16 to 16.*2 levels.*grey levels.*binarize"),
+        (dgm.Bernoulli(3), torch.full((6, 3), 0.5), ValueError, "x holds 0.5, but Bernoulli is a mass"),
+        (dgm.Normal(3), torch.ones(6, 3).long(), TypeError, "x holds integers.*Dequantized"),
+        (
+            dgm.Normal(3),
+            torch.zeros(6, 4),
+            ValueError,
+            r"x has shape \(6, 4\), but the program's event_shape is \(3,\)",
+        ),
+        (dgm.Normal(3), torch.full((6, 3), math.inf), ValueError, "NaN or infinite"),
+        (dgm.Normal(3), [[0.0] * 3], TypeError, "data must be a dgm.data.Data or a torch.Tensor, got list"),
+        (dgm.Normal(3), torch.zeros(0, 3), ValueError, "x is empty"),
+        (dgm.Normal(3, learned=True), torch.zeros(6, 3).float(), TypeError, "dtype torch.float32.*float64"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_with_a_remedy(program, data, error, message):
+    program = program.double()
+    with pytest.raises(error, match=message):
+        dgm.evaluate(program, data)
+
+
+@pytest.mark.parametrize("option", ["num_particles", "draws", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+def test_counts_are_counts(option, value):
+    with pytest.raises(ValueError, match=f"{option} must be a positive integer"):
+        dgm.evaluate(dgm.Normal(2), torch.zeros(3, 2), **{option: value})
+
+
+def test_a_conditional_program_needs_the_labels():
+    program = CASES["normal-given-label"].build()
+    with pytest.raises(TypeError, match=r"dgm\.data\.Data with x and y"):
+        dgm.evaluate(program, torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="conditional: pass given"):
+        dgm.evaluate(program, dgm.Data(torch.zeros(3, 2)))
+    with pytest.raises(ValueError, match="labels from 0 to 7, but the program knows 3 classes"):
+        dgm.evaluate(program, dgm.Data(torch.zeros(2, 2), torch.tensor([0, 7])))
+
+
+def test_whole_numbers_may_come_as_floats():
+    program = dgm.Categorical(2, 5, learned=True)
+    x = torch.randint(5, (7, 2))
+    assert torch.equal(dgm.evaluate(program, x.double()).values, dgm.evaluate(program, x).values)
+    assert torch.equal(dgm.evaluate(program, x.to(torch.uint8)).values, dgm.evaluate(program, x).values)
+
+
+def test_devices_by_name():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(ValueError, match="device must be 'auto', 'cpu', 'cuda'"):
+        find_device("gpu")
+    with pytest.raises(ValueError, match="device must be"):
+        dgm.evaluate(dgm.Normal(2), torch.zeros(3, 2), device="tpu!")
+    assert program_device(dgm.Normal(2)) == torch.device("cpu")
+
+
+def test_data_need_not_be_where_the_program_is():
+    """The program stands on another device; meta stands in for a GPU, as far as the checks go."""
+    program = dgm.Discriminative(dgm.Categorical((), 3, MLP((2,), 3, hidden=(4,)))).to("meta")
+    data = dgm.Data(torch.randn(3, 2), torch.tensor([0, 1, 2]))
+    # The data are moved, so that the checks pass until they read a value, which meta tensors do not have.
+    with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):
+        dgm.evaluate(program, data)
