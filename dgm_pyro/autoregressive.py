@@ -127,7 +127,7 @@ class UnrolledAutoregressive(Program):
         program: the plated form, whose parameters it shares.
 
     Raises:
-        ValueError: x as a whole is conditioned, on first use.
+        ValueError: x as a whole is conditioned, or a feature on another value than in the x given.
 
     >>> import pyro, torch, dgm_pyro as dgm
     >>> program = dgm.Autoregressive(dgm.Bernoulli(3, dgm.networks.MADE(3, 1, hidden=(8,)))).unroll()
@@ -152,9 +152,14 @@ class UnrolledAutoregressive(Program):
         else:  # x_<i is known at every i, so that one pass serves them all
             x, raw = value, p.raw_parameters(value, given)
             for i, feature in enumerate(p.order, 1):
-                pyro.sample(f"{name}_{i}", p.at(i, raw), obs=x.flatten(-event_dim)[..., feature])
-        stated = pyro.deterministic(name, x, event_dim=event_dim)
-        if stated is not x:
+                x_i = x.flatten(-event_dim)[..., feature]
+                stated = pyro.sample(f"{name}_{i}", p.at(i, raw), obs=x_i)
+                if stated is not x_i and bool((stated != x_i).any()):
+                    raise ValueError(
+                        f"'{name}_{i}' is conditioned on other values than the {name!r} that is given: leave out one "
+                        "of the two"
+                    )
+        if pyro.deterministic(name, x, event_dim=event_dim) is not x:
             raise ValueError(
                 f"{name!r} is conditioned as a whole, but an unrolled chain states its features one by one: condition "
                 f"'{name}_1' .. '{name}_{len(p.order)}', or pass the value itself"
