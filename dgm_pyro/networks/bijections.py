@@ -135,26 +135,31 @@ class RationalQuadraticSpline(Univariate):
         inside = place.clamp(0, 1)
         w, h, x0, z0, d0, d1 = self._bin(inside, raw, axis=1)
         s, q = h / w, (inside - z0) / h
-        # a t^2 + b t - s q = 0, its root in [0, 1] without cancellation; if b < 0 then a > s > 0.
-        b = d0 - q * (d0 + d1 - 2 * s)
-        a = s - b
-        r = (b.square() + 4 * a * s * q).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
-        t = torch.where(b < 0, r - b, 2 * s * q) / torch.where(b < 0, 2 * a, r + b)
+        # The quadratic formula cancels to nothing in single precision. Here g + r > 0 is what is left of its divisor
+        # beside 2 s q, and r^2 - g^2 = 4 s^2 q (1 - q) gives it where g and r would cancel.
+        g, product = d0 * (1 - q) - d1 * q, 4 * s.square() * q * (1 - q)
+        r = (g.square() + product).sqrt()
+        rest = torch.where(g < 0, product / (r + g.abs()), g + r)
+        t = 2 * s * q / (2 * s * q + rest)
         log_slope = -_log_slope(s, t, d0, d1)
         return self.low + self.size * (x0 + w * t + log_slope.exp() * (place - inside)), log_slope
 
-    def _bin(self, inside: Tensor, raw: Tensor, axis: int) -> list[Tensor]:
+    def _bin(self, inside: Tensor, raw: Tensor, axis: int) -> tuple[Tensor, ...]:
         """w, h, x0, z0, d0, d1 of the bins that hold ``inside``, along x (axis 0) or z (axis 1)."""
         raw_sizes, raw_derivatives = raw.split((2 * self.bins, self.num_parameters - 2 * self.bins), -2)
         sizes = torch.softmax(raw_sizes.unflatten(-2, (2, self.bins)), -2)
         sizes = sizes * (1 - self.bins * self.SMALLEST) + self.SMALLEST
-        edges = F.pad(sizes.cumsum(-2)[..., :-1, :], (0, 0, 1, 0))
+        edges = F.pad(F.pad(sizes.cumsum(-2)[..., :-1, :], (0, 0, 1, 0)), (0, 0, 0, 1), value=1.0)
         derivatives = F.softplus(raw_derivatives + math.log(math.expm1(1 - self.SMALLEST))) + self.SMALLEST
         if self.tails == "identity":
             derivatives = F.pad(derivatives, (0, 0, 1, 1), value=1.0)
-        index = (inside.unsqueeze(-2) >= edges[..., axis, 1:, :]).sum(-2, keepdim=True)
-        tables = (*sizes.unbind(-3), *edges.unbind(-3), derivatives[..., :-1, :], derivatives[..., 1:, :])
-        return [table.expand(inside.shape[0], -1, -1).gather(-2, index).squeeze(-2) for table in tables]
+        index = (inside.unsqueeze(-2) >= edges[..., axis, 1:-1, :]).sum(-2, keepdim=True)
+        x0, x1, z0, z1, d0, d1 = (
+            table.expand(inside.shape[0], -1, -1).gather(-2, index).squeeze(-2)
+            for knots in (*edges.unbind(-3), derivatives)
+            for table in (knots[..., :-1, :], knots[..., 1:, :])
+        )
+        return x1 - x0, z1 - z0, x0, z0, d0, d1
 
 
 def _c(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
