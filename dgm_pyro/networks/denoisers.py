@@ -49,6 +49,8 @@ class Denoiser(nn.Module):
         outputs: int,
     ):
         super().__init__()
+        if not isinstance(outputs, int) or outputs < 1:
+            raise ValueError(f"outputs must be a positive int, got {outputs!r}")
         self.event_shape = torch.Size(event_shape)
         self.out_shape = self.event_shape if outputs == 1 else torch.Size((outputs, *event_shape))
         self.num_classes = num_classes
@@ -90,6 +92,8 @@ class DenoisingMLP(Denoiser):
         outputs: int = 1,
         activation: str = "silu",
     ):
+        if not hidden:
+            raise ValueError("time enters the hidden layers: hidden must name at least one width")
         features = hidden[0]
         super().__init__(event_shape, features, context_shape, num_classes, outputs)
         numel = math.prod(self.event_shape)
@@ -110,13 +114,16 @@ class DenoisingMLP(Denoiser):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with group normalisation; the time embedding shifts between them."""
+    """Two 3x3 convolutions with group normalisation; the time embedding scales and shifts between them.
+
+    After the normalisation, which would take a shift of whole channels away again (Dhariwal and Nichol 2021, section 3).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, features: int, dropout: float):
         super().__init__()
         self.norm1 = nn.GroupNorm(min(8, in_channels), in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.shift = nn.Linear(features, out_channels)
+        self.modulation = nn.Linear(features, 2 * out_channels)
         self.norm2 = nn.GroupNorm(min(8, out_channels), out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
@@ -124,9 +131,9 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.shift(embedded)[:, :, None, None]
-        return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
+        scale, shift = self.modulation(embedded)[:, :, None, None].chunk(2, 1)
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h * (1 + scale) + shift)))
 
 
 @register
@@ -154,13 +161,13 @@ class DenoisingUNet(Denoiser):
     ):
         if len(event_shape) != 3:
             raise ValueError(f"event_shape must be (C, H, W) for a U-Net, got {tuple(event_shape)}: use DenoisingMLP")
+        if not channels or any(width < 8 or width % 8 for width in channels):
+            raise ValueError(f"channels must be positive multiples of 8, got {tuple(channels)}")
         factor = 2 ** (len(channels) - 1)
         if event_shape[1] % factor or event_shape[2] % factor:
             raise ValueError(
                 f"event_shape {tuple(event_shape)} cannot be halved {len(channels) - 1} times: give fewer channels"
             )
-        if any(width % 8 for width in channels):
-            raise ValueError(f"channels must be multiples of 8, got {tuple(channels)}")
         features = 2 * channels[-1]
         super().__init__(event_shape, features, context_shape, num_classes, outputs)
         self.first = nn.Conv2d(event_shape[0], channels[0], 3, padding=1)

@@ -1,0 +1,154 @@
+"""Denoisers: what they must see, and what they must not."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dgm_pyro.networks import DenoisingMLP, DenoisingUNet
+from dgm_pyro.networks.denoisers import TimeEmbedding
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+NETWORKS = {
+    "mlp": lambda **options: DenoisingMLP((1, 4, 4), (8, 8), **options),
+    "mlp, uneven": lambda **options: DenoisingMLP((1, 4, 4), (8, 6, 12), activation="tanh", **options),
+    "unet": lambda **options: DenoisingUNet((1, 4, 4), (8, 16), **options),
+    "unet, three resolutions": lambda **options: DenoisingUNet((1, 4, 4), (8, 16, 24), **options),
+    "unet, one resolution": lambda **options: DenoisingUNet((1, 4, 4), (8,), **options),
+}
+
+
+@pytest.fixture(params=NETWORKS.values(), ids=NETWORKS, name="make")
+def _make(request):
+    torch.manual_seed(0)
+
+    def build(**options):
+        network = request.param(**options)
+        with torch.no_grad():
+            for parameter in network.parameters():  # some start at zero, where nothing is seen
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return network
+
+    return build
+
+
+def inputs(size=5):
+    return torch.randn(size, 1, 4, 4), torch.linspace(0.1, 0.9, size)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_shapes(make, outputs):
+    network = make(outputs=outputs)
+    x, t = inputs()
+    assert network(x, t).shape == ((5, 1, 4, 4) if outputs == 1 else (5, 3, 1, 4, 4))
+    assert network(x[:1], t[:1]).shape[0] == 1
+
+
+def test_each_datum_is_denoised_alone(make):
+    network = make()
+    x, t = inputs()
+    together = network(x, t)
+    for i in range(5):
+        torch.testing.assert_close(network(x[i : i + 1], t[i : i + 1]), together[i : i + 1])
+
+
+def test_every_output_sees_every_input_and_the_time(make):
+    network = make()
+    x, t = inputs(1)
+    jacobian = torch.autograd.functional.jacobian(lambda x: network(x, t).flatten(), x).reshape(16, 16)
+    assert (jacobian.abs() > 1e-8).all()
+    by_time = torch.autograd.functional.jacobian(lambda t: network(x, t).flatten(), t)
+    assert (by_time.abs() > 1e-6).all()
+
+
+def test_a_label_is_seen_and_so_is_the_null_label(make):
+    network = make(num_classes=3)
+    x, t = inputs()
+    told = [network(x, t, torch.full((5,), label)) for label in range(4)]
+    for i in range(4):
+        for j in range(i):
+            assert (told[i] - told[j]).abs().min() > 1e-6
+    with pytest.raises(IndexError):
+        network(x, t, torch.full((5,), 4))
+    assert (network.num_classes, network.context_shape) == (3, torch.Size(()))
+
+
+def test_a_context_is_seen_whole(make):
+    network = make(context_shape=(2, 3))
+    x, t = inputs(1)
+    context = torch.randn(1, 2, 3)
+    jacobian = torch.autograd.functional.jacobian(lambda c: network(x, t, c).flatten(), context)
+    assert (jacobian.reshape(16, 6).abs() > 1e-8).all()
+    assert network.context_shape == torch.Size((2, 3))
+
+
+def test_every_parameter_learns(make):
+    network = make(num_classes=3)
+    x, t = inputs(6)
+    network(x, t, torch.tensor([0, 1, 2, 3, 0, 1])).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_it_has_no_randomness_but_dropout():
+    x, t = inputs()
+    for network in (NETWORKS["mlp"](), NETWORKS["unet"]()):
+        assert torch.equal(network.train()(x, t), network(x, t))
+    network = NETWORKS["unet"](dropout=0.5)
+    nn.init.normal_(network.middle.conv2.weight)
+    assert not torch.equal(network.train()(x, t), network(x, t))
+    assert torch.equal(network.eval()(x, t), network(x, t))
+
+
+@pytest.mark.parametrize("event_shape", [(1, 8, 8), (3, 4, 8), (2, 12, 4)])
+def test_unets_of_any_image_that_halves(event_shape):
+    network = DenoisingUNet(event_shape, (8, 16, 16))
+    x = torch.randn(2, *event_shape)
+    assert network(x, torch.ones(2)).shape == x.shape
+
+
+def test_a_unet_learns_to_copy():
+    """The finest resolution is passed on: what is asked back pixel by pixel can be given."""
+    torch.manual_seed(0)
+    network = DenoisingUNet((1, 4, 4), (8, 16))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    x, t = torch.randn(32, 1, 4, 4), torch.rand(32)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = (network(x, t) - x).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+
+
+def test_neighbouring_times_are_told_apart():
+    """For 1000 steps: the embedding of each time is nearest to its own, and times far apart are no neighbours."""
+    embedding = TimeEmbedding(16)
+    t = torch.arange(1, 1001) / 1000
+    angles = t.unsqueeze(-1) * embedding.frequencies
+    code = torch.cat([angles.sin(), angles.cos()], -1)
+    distance = torch.cdist(code, code)
+    distance.fill_diagonal_(math.inf)
+    assert distance.min() > 0.5
+    assert (distance.argmin(1) - torch.arange(1000)).abs().max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DenoisingUNet((64,)), r"event_shape must be \(C, H, W\) for a U-Net, got \(64,\): use DenoisingMLP"),
+        (lambda: DenoisingUNet((1, 7, 8)), r"event_shape \(1, 7, 8\) cannot be halved 1 times: give fewer channels"),
+        (lambda: DenoisingUNet((1, 8, 10), (8, 8, 8)), r"\(1, 8, 10\) cannot be halved 2 times"),
+        (lambda: DenoisingUNet((1, 8, 8), (12, 16)), r"channels must be positive multiples of 8, got \(12, 16\)"),
+        (lambda: DenoisingUNet((1, 8, 8), (0, 8)), r"channels must be positive multiples of 8"),
+        (lambda: DenoisingUNet((1, 8, 8), ()), r"channels must be positive multiples of 8, got \(\)"),
+        (lambda: DenoisingMLP((2,), ()), "hidden must name at least one width"),
+        (lambda: DenoisingMLP((2,), (8,), activation="softsign"), "activation must be one of relu, .*'softsign'"),
+        (lambda: DenoisingMLP((2,), (8,), context_shape=()), "class label: pass num_classes"),
+        (lambda: DenoisingMLP((2,), (8,), outputs=0), "outputs must be a positive int, got 0"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
