@@ -1,0 +1,135 @@
+"""Everything on a CUDA device: each program trains there, samples, is evaluated, and comes back from a checkpoint."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from programs import CASES
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from test_training import data_for, trainable
+
+import dgm_pyro as dgm
+from dgm_pyro import SemiSupervised
+from dgm_pyro.evaluation import program_device
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.gpu
+
+TRAINABLE = [name for name, case in CASES.items() if trainable(case)]
+DIFFUSIONS = [name for name in CASES if name.startswith("diffusion")]
+
+
+def tensors(program):
+    return [*program.parameters(), *program.buffers()]
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_every_program_trains_and_is_evaluated_there(name):
+    """The data stay where they are, on the CPU: whoever trains or evaluates moves them."""
+    case = CASES[name]
+    program = case.build(dtype=torch.float32)
+    data = data_for(case, program, 32)
+    history = dgm.fit(program, data, epochs=2, batch_size=8, validation=0.25, ema=0.9, device=DEVICE, progress=False)
+    assert all(math.isfinite(loss) for loss in history.losses)
+    assert all(tensor.device.type == DEVICE for tensor in tensors(program))
+    evidence = dgm.evaluate(program, data, batch_size=20)
+    assert evidence.values.device.type == "cpu"
+    assert torch.isfinite(evidence.values).all()
+    assert torch.equal(evidence.values, dgm.evaluate(program, data, batch_size=20).values)
+    if not program.tractable:
+        assert torch.isfinite(dgm.evaluate(program, data, num_particles=3).values).all()
+    on_cpu = dgm.evaluate(program, data, device="cpu")
+    assert program_device(program).type == "cpu"
+    if program.tractable:
+        torch.testing.assert_close(evidence.values, on_cpu.values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_program_samples_and_scores_there(name):
+    case = CASES[name]
+    program = case.build(device=DEVICE, dtype=torch.float32)
+    x, given = case.draw(program, 6, device=DEVICE, dtype=torch.float32)
+    sample = program.sample(6, given)
+    assert sample.device.type == DEVICE
+    program.check(sample, given)
+    weights = program.log_weights(x, given, num_particles=3)
+    assert weights.device.type == DEVICE
+    assert weights.shape == (3, 6)
+    assert torch.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_program_comes_back_from_a_checkpoint_there(name, tmp_path):
+    case = CASES[name]
+    program = case.build(device=DEVICE, dtype=torch.float32).eval()
+    x, given = case.draw(program, 6, device=DEVICE, dtype=torch.float32)
+    dgm.save(program, tmp_path)
+    loaded = dgm.load(tmp_path, device=DEVICE).eval()
+    assert all(tensor.device.type == DEVICE for tensor in tensors(loaded))
+    torch.manual_seed(0)
+    before = program.log_weights(x, given)
+    torch.manual_seed(0)
+    assert torch.equal(loaded.log_weights(x, given), before)
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_plain_pyro_trains_there(name):
+    case = CASES[name]
+    program = case.build(device=DEVICE, dtype=torch.float32)
+    x, given = case.draw(program, 16, device=DEVICE, dtype=torch.float32)
+    before = [p.detach().clone() for p in program.parameters()]
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    assert math.isfinite(sum(svi.step(x, given) for _ in range(3)))
+    assert any(not torch.equal(p, old) for p, old in zip(program.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae", Trace_ELBO()], ids=["elbo", "iwae", "Trace_ELBO"])
+def test_objectives_train_there(objective):
+    program = CASES["vae"].build(dtype=torch.float32)
+    x = 3 + 0.3 * torch.randn(64, 2)
+    history = dgm.fit(
+        program, x, objective, epochs=12, lr=3e-2, batch_size=8, validation=None, device=DEVICE, progress=False
+    )
+    assert history.losses[-1] < history.losses[0] - 1
+
+
+def test_partly_labelled_data_train_there():
+    case = CASES["labelled-classifier"]
+    program = case.build(dtype=torch.float32)
+    x, y = torch.randn(20, 2), torch.arange(20) % 4 - 1
+    data = dgm.Data(x, y, num_classes=3)
+    for objective in (SemiSupervised(), "semi-supervised"):
+        dgm.fit(program, data, objective, epochs=2, batch_size=8, device=DEVICE, progress=False)
+    unlabelled = dgm.Data(x)
+    dgm.fit(program, unlabelled, TraceEnum_ELBO(), epochs=2, batch_size=8, device=DEVICE, progress=False)
+    assert program.class_probabilities(x.to(DEVICE), 5).device.type == DEVICE
+    assert program.classify(x.to(DEVICE)).shape == (20,)
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_every_sampler_runs_there(name):
+    case = CASES[name]
+    program = case.build(device=DEVICE, dtype=torch.float32).eval()
+    _, given = case.draw(program, 4, device=DEVICE, dtype=torch.float32)
+    for options in ({}, {"sampler": "ddim"}, {"steps": 1}):
+        x = program.sample(4, given, **options)
+        assert x.device.type == DEVICE
+        program.check(x, given)
+    assert program.unroll().sample(4, given).device.type == DEVICE
+
+
+def test_neither_random_state_is_touched():
+    program = CASES["vae"].build(dtype=torch.float32)
+    x = torch.randn(20, 2)
+    states = torch.get_rng_state(), torch.cuda.get_rng_state()
+    dgm.fit(program, x, epochs=1, device=DEVICE, progress=False)
+    dgm.evaluate(program, x)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert torch.equal(torch.cuda.get_rng_state(), states[1])
+
+
+def test_a_program_on_another_device_than_its_data_says_so():
+    program = CASES["normal-learned"].build(device=DEVICE, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"x is on cpu, but the program on cuda:0: use x.to\('cuda:0'\)"):
+        program.log_prob(torch.zeros(3, 2))
