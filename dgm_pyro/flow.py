@@ -134,14 +134,19 @@ class Flow(Conditional):
             self.base.given_shape = self.given_shape
         base = self.base(given if self.base.conditional else None)
         context = self._context(given)
-        return dist.TransformedDistribution(base, [self._step(i, given, context) for i in range(len(self.transforms))])
+        if context is not None:
+            base = base.expand(torch.broadcast_shapes(base.batch_shape, context.batch))
+        return dist.TransformedDistribution(base, [self._bound(i, given, context) for i in range(len(self.transforms))])
 
-    def _step(self, i: int, given: Any, context: _Context | None) -> Transform:
+    def _bound(self, i: int, given: Any, context: _Context | None) -> Transform:
+        """The i-th transform, bound to ``given``."""
         part = self.transforms[i]
         if isinstance(part, Bijection):
             takes = part.context_shape is not None
             return _Step(part, context if takes else None, self.shapes[i], self.lines[i], self.lines[i + 1])
-        return _fresh(part.condition(given) if isinstance(part, dist.ConditionalTransform) else part)
+        if isinstance(part, Transform):
+            return _Borrowed(part)
+        return _Borrowed(part.condition(given), given.shape[:-1])
 
     def forward_map(self, z: Tensor, given: Any = None) -> Tensor:
         """x = f(z): ``(B, *event_shape)`` from z of the base's event shape, normally the same.
@@ -269,10 +274,9 @@ class _Remembering(Transform):
 
     bijective = True
 
-    def __init__(self, event_dim: int, line_in: constraints.Constraint, line_out: constraints.Constraint):
+    def __init__(self, domain: constraints.Constraint, codomain: constraints.Constraint):
         super().__init__(cache_size=1)
-        self.domain = constraints.independent(line_in, event_dim)
-        self.codomain = constraints.independent(line_out, event_dim)
+        self.domain, self.codomain = domain, codomain
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -330,7 +334,7 @@ class _Step(_Remembering):
         line_in: constraints.Constraint,
         line_out: constraints.Constraint,
     ):
-        super().__init__(len(shape), line_in, line_out)
+        super().__init__(*(constraints.independent(line, len(shape)) for line in (line_in, line_out)))
         self.bijection, self.context, self.shape = bijection, context, shape
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -358,6 +362,42 @@ class _Step(_Remembering):
 
 
 # -- Pyro's transforms -------------------------------------------------------------------------------------------------
+
+
+class _Borrowed(_Remembering):
+    """One of Pyro's transforms, which itself remembers nothing: each call goes to a fresh twin.
+
+    Args:
+        transform: the transform.
+        batch: of the ``given`` that it was conditioned on; some of Pyro's do not broadcast by themselves.
+    """
+
+    def __init__(self, transform: Transform, batch: Sequence[int] = ()):
+        super().__init__(transform.domain, transform.codomain)
+        self.transform, self.batch = transform, batch
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        twin, z = _fresh(self.transform), z.expand(self._broadcast(z.shape, self.domain.event_dim))
+        x = twin(z)
+        return x, twin.log_abs_det_jacobian(z, x)
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        twin, x = _fresh(self.transform), x.expand(self._broadcast(x.shape, self.codomain.event_dim))
+        z = twin.inv(x)
+        return z, -twin.log_abs_det_jacobian(z, x)
+
+    def _broadcast(self, shape: Sequence[int], event_dim: int) -> torch.Size:
+        if not self.batch:
+            return torch.Size(shape)
+        cut = len(shape) - max(event_dim, 1)  # an elementwise one still has its parameters along the last dimension
+        return torch.Size((*torch.broadcast_shapes(shape[:cut], self.batch), *shape[cut:]))
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        return self.transform.forward_shape(self._broadcast(shape, self.domain.event_dim))
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        return self.transform.inverse_shape(self._broadcast(shape, self.codomain.event_dim))
+
 
 LINES = {"real": constraints.real, "unit": constraints.unit_interval}
 MEANINGS = {"real": "the real line", "unit": "the unit interval"}
@@ -396,16 +436,23 @@ def _modules(part: Any) -> Iterator[nn.Module]:
             yield from _modules(inner)
 
 
-def _fresh(transform: Transform) -> Transform:
-    """A twin of one of Pyro's transforms on the same parameters, without memory of what it mapped before."""
+def _fresh(transform: Any) -> Any:
+    """A twin of one of Pyro's transforms on the same parameters, without memory of what it or its parts have mapped."""
+    if isinstance(transform, list):
+        return [_fresh(part) for part in transform]
+    if isinstance(transform, dict):
+        return {name: _fresh(part) for name, part in transform.items()}
     if isinstance(transform, _InverseTransform):
         return _fresh(transform.inv).inv
+    if not isinstance(transform, Transform):
+        return transform
     twin = object.__new__(type(transform))
-    twin.__dict__.update(transform.__dict__, _inv=None)
-    for name in [name for name in twin.__dict__ if name.startswith("_cached")]:
-        twin.__dict__[name] = (None, None) if name == "_cached_x_y" else None
-    if isinstance(twin, ComposeTransform):
-        twin.__dict__["parts"] = [_fresh(part) for part in twin.parts]
+    for name, value in transform.__dict__.items():
+        if name == "_inv" or name.startswith("_cached"):
+            value = (None, None) if name == "_cached_x_y" else None
+        elif isinstance(value, Transform) or name in ("parts", "transforms", "_modules"):
+            value = _fresh(value)
+        twin.__dict__[name] = value
     return twin
 
 
@@ -425,9 +472,8 @@ def _require_invertible(part: Transform | dist.ConditionalTransform, shape: torc
     twin = copy.deepcopy(_fresh(part))
     z = torch.linspace(0.1, 0.9, 2 * shape.numel()).reshape(2, *shape)
     with torch.no_grad():
-        x = twin(z)
         try:
-            twin.inv(x.clone())
+            twin.inv(twin(z).clone())
         except (KeyError, NotImplementedError) as error:
             raise ValueError(message) from error
 
@@ -577,7 +623,8 @@ class _IntoCell(_Remembering):
 
     def __init__(self, x: Tensor, levels: int, shape: torch.Size):
         x = x.to(torch.get_default_dtype())
-        super().__init__(len(shape), constraints.unit_interval, constraints.interval(x / levels, (x + 1) / levels))
+        cell = constraints.interval(x / levels, (x + 1) / levels)
+        super().__init__(*(constraints.independent(line, len(shape)) for line in (constraints.unit_interval, cell)))
         self.x, self.levels, self.shape = x, levels, shape
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
