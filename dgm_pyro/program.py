@@ -491,6 +491,8 @@ def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[t
             raise ValueError(f"given has shape {tuple(part.shape)}, but the network expects (B, *{tuple(s)})")
     batch = torch.broadcast_shapes(*(part.shape[: part.dim() - len(s)] for part, s in zip(parts, shapes, strict=True)))
     folded = [part.expand((*batch, *s)).reshape(math.prod(batch), *s) for part, s in zip(parts, shapes, strict=True)]
+    # An nn.Embedding takes no other integers, and data sets store labels as bytes.
+    folded = [part.long() if part.dim() == 1 and part.dtype == torch.uint8 else part for part in folded]
     return batch, network(*folded)
 
 

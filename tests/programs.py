@@ -211,6 +211,7 @@ CASES: dict[str, Case] = {
     "mixture-given-vector": Case(lambda: dgm.MixtureOfNormals(2, 2, _mlp((2,), 12))),
     "logistic": Case(lambda: dgm.DiscretizedLogistic(2, 17, learned=True)),
     "logistic-binary": Case(lambda: dgm.DiscretizedLogistic(3, 2, components=1, learned=True)),
+    "logistic-bytes": Case(lambda: dgm.DiscretizedLogistic(2, 256, 3, learned=True)),
     "logistic-given-label": Case(lambda: dgm.DiscretizedLogistic((1, 2, 1), 8, 2, _mlp((), 12, num_classes=3))),
     # Variational autoencoders: every part swapped in turn
     "vae": Case(lambda: vae(dgm.Normal(2))),
@@ -310,6 +311,9 @@ CASES: dict[str, Case] = {
         lambda: dgm.Dequantized(flow.nsf(2, layers=1, hidden=(6,), bins=3, num_classes=3, unit=True), levels=5),
         certain=True,
     ),
+    "dequantized-bytes": Case(
+        lambda: dgm.Dequantized(flow.nsf(2, layers=1, hidden=(6,), bins=3, unit=True), levels=256), certain=True
+    ),
     "vae-flow-prior": Case(lambda: vae(flow.nsf(2, layers=2, hidden=(6,), bins=4))),
     "vae-autoregressive-prior": Case(lambda: vae(made(dgm.MixtureOfNormals, 2, components=2))),
     "vae-discrete-autoregressive-prior": Case(
@@ -343,6 +347,12 @@ CASES: dict[str, Case] = {
     "diffusion-noise": Case(lambda: diffusion(2, schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
     "diffusion-x0": Case(lambda: diffusion((1, 2, 1), predict="x0")),
     "diffusion-integers": Case(lambda: diffusion(2, levels=5)),
+    "diffusion-bytes": Case(lambda: diffusion(2, levels=256)),
+    "diffusion-levels": Case(
+        lambda: dgm.Diffusion(
+            2, DenoisingMLP((2,), (8, 8), outputs=4), "log-snr", steps=4, predict="levels", levels=4, subsample=2
+        )
+    ),
     "diffusion-given-label": Case(lambda: diffusion(2, num_classes=3)),
     "diffusion-given-vector": Case(lambda: diffusion(2, context_shape=(3,))),
     "diffusion-unet": Case(

@@ -233,6 +233,13 @@ CASES = {
         ["activation must be one of relu", "'sine'"],
     ),
     "a label input of no classes": (lambda: MLP((), 4), ValueError, ["class label: pass num_classes"]),
+    "grey levels for a network of reals": (
+        lambda: dgm.Normal(2, MLP((3,), 4)).log_prob(X, torch.zeros(4, 3).byte()),
+        TypeError,
+        ["given integers", "levels="],
+    ),
+    "an MLP without its context": (lambda: MLP((2,), 4, context_shape=(3,))(X), ValueError, ["takes a context"]),
+    "an MLP with a context too many": (lambda: MLP((2,), 4)(X, X), ValueError, ["takes no context"]),
     "a context of no hidden layer": (
         lambda: MLP((2,), 4, (), num_classes=3),
         ValueError,

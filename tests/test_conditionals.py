@@ -218,6 +218,7 @@ def test_labels_and_images_may_be_given(family):
         x = outcomes(program, 1).expand(4, 2)
         log_prob = program.log_prob(x, labels)
         assert log_prob[1] == log_prob[2] != log_prob[0]
+        torch.testing.assert_close(program.log_prob(x, labels.to(torch.uint8)), log_prob)
         assert program.sample(3, torch.tensor([1])).shape == (3, 2)
     images = make(2, **options, network=MLP((1, 4, 4), 2 * num_parameters, (4,), levels=17))
     given = torch.randint(17, (4, 1, 4, 4), dtype=torch.uint8)

@@ -7,6 +7,7 @@ import copy
 import itertools
 import math
 
+import pyro
 import pytest
 import torch
 from programs import CASES, guide_latents, log_joint, model_latents, score
@@ -14,6 +15,7 @@ from pyro import poutine
 from scipy import stats
 
 import dgm_pyro as dgm
+from dgm_pyro.objectives import elbo
 from dgm_pyro.program import store_name
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -117,6 +119,29 @@ def test_a_datum_is_scored_alone_as_in_a_batch(case):
     for index in (torch.tensor([3, 0, 4, 1, 2]), *torch.arange(BATCH).unsqueeze(1)):
         part = log_joint(program, x[index], rows(given, index), {name: value[index] for name, value in z.items()})
         torch.testing.assert_close(torch.stack(part), whole[:, index], rtol=1e-9, atol=1e-9)
+
+
+def test_memory_layout_changes_no_score(case):
+    program = case.build().eval().unroll()
+    x, given = case.draw(program, BATCH)
+    z = guide_latents(program, x, given)
+    strided = torch.stack([x, x], -1)[..., 0]
+    assert not strided.is_contiguous()
+    for part, whole in zip(log_joint(program, strided, given, z), log_joint(program, x, given, z), strict=True):
+        torch.testing.assert_close(part, whole)
+
+
+def test_nothing_is_computed_on_another_device(case):
+    """On torch's meta device, which has shapes but no values and refuses arithmetic with tensors of the CPU."""
+    program = case.build(device="meta").eval()
+    x, given = case.draw(program, BATCH, device="meta")
+    with pyro.validation_enabled(False):
+        assert elbo(program, x, given).value.device.type == "meta"
+        for form in (program, program.unroll()):
+            with torch.no_grad(), pyro.plate("data", BATCH, dim=-1):
+                drawn = form.joint(program.variable, given=given)
+            assert drawn.device.type == "meta"
+            assert drawn.shape == x.shape
 
 
 def test_evaluation_mode_changes_no_score(case):

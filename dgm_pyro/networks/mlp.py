@@ -59,6 +59,8 @@ class Context(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         if self.is_label:
             return self.embed(context.long())
+        if self.levels is None and not context.is_floating_point():
+            raise TypeError(f"the network was given integers ({context.dtype}): pass levels=... when you build it")
         return self.embed(to_unit(context, self.levels))
 
 
@@ -113,6 +115,9 @@ class MLP(nn.Module):
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if (context is None) != (self.context_shape is None):
+            need = "takes no context" if self.context_shape is None else "takes a context: call it with (x, context)"
+            raise ValueError(f"this MLP {need}")
         h = self.first(x)
         for i, layer in enumerate(self.rest):
             if context is not None:
