@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import pyro
 import pyro.distributions as dist
@@ -33,7 +33,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform, _InverseTransform
 
-from dgm_pyro.conditionals import Normal, check_levels
+from dgm_pyro.conditionals import Normal, check_levels, inverse_softplus
 from dgm_pyro.networks.bijections import (
     ActNorm,
     Affine,
@@ -815,7 +815,10 @@ def dequantizer(event_shape: int | Sequence[int], levels: int, *, hidden: Sequen
     """
     shape = as_shape(event_shape)
     network = MLP(shape, 2 * shape.numel(), hidden, levels=check_levels(levels))
-    _start_near_zero(network.rest[-1])
+    last = cast(nn.Linear, network.rest[-1])
+    _start_near_zero(last)
+    with torch.no_grad():
+        last.bias[shape.numel() :] += inverse_softplus(1.0)  # of scale one, so that u is nearly uniform at first
     return Flow(shape, [NormalCDF()], base=Normal(shape, network))
 
 
