@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -87,10 +88,6 @@ class Theme:
 TYPOGRAPHY: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 7,
     "axes.labelsize": 9,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -184,6 +181,19 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
+LINE = 54
+"""How many characters of a title fit the width."""
+
+
+def _figure(height: float, title: str) -> Figure:
+    """A figure of that height below its title, which takes as many lines as it needs."""
+    lines = textwrap.wrap(title, LINE)
+    figure = Figure(figsize=(WIDTH, height + 0.17 * len(lines)), layout="constrained")
+    if lines:
+        figure.suptitle("\n".join(lines), x=0.012, ha="left", size=9, weight="bold", linespacing=1.3)
+    return figure
+
+
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
@@ -224,9 +234,9 @@ def images(
     margin = 0.075 * max((len(label) for label in row_labels), default=0)
     across = WIDTH - margin - 0.1
     down = across * mosaic.shape[0] / mosaic.shape[1]
-    head = 0.34 * bool(title) + 0.22 * bool(column_labels) + 0.05
-    figure = Figure(figsize=(WIDTH, down + head + 0.05))
-    total = down + head + 0.05
+    lines = textwrap.wrap(title, LINE)
+    total = down + 0.17 * len(lines) + 0.12 * bool(lines) + 0.22 * bool(column_labels) + 0.1
+    figure = Figure(figsize=(WIDTH, total))
     axes = figure.add_axes((margin / WIDTH + 0.01, 0.05 / total, across / WIDTH, down / total))
     colours = _theme.get().grey.with_extremes(bad=_theme.get().paper)
     # A frame of paper and ink: the outline shows where an image ends, also where it is blank.
@@ -241,8 +251,7 @@ def images(
         axes.text(-gap, i * (height + gap) + height / 2 - 0.5, label, ha="right", va="center", size=8.5)
     for i, label in enumerate(column_labels):
         axes.text(i * (width + gap) + width / 2 - 0.5, -gap, label, ha="center", va="bottom", size=8.5)
-    if title:
-        figure.text(0.01, 1 - 0.06 / total, title, ha="left", va="top", weight="bold", size=9)
+    figure.text(0.012, 1 - 0.06 / total, "\n".join(lines), ha="left", va="top", weight="bold", size=9, linespacing=1.3)
     return figure
 
 
@@ -272,8 +281,8 @@ def plane(
     if limits is None:
         extreme = 4.0 if samples is None else 1.1 * float(samples.abs().max()) or 1.0
         limits = (-extreme, extreme)
-    figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
-    axes = figure.add_subplot(xlabel="$x_1$", ylabel="$x_2$", xlim=limits, ylim=limits, aspect="equal", title=title)
+    figure = _figure(WIDTH, title)
+    axes = figure.add_subplot(xlabel="$x_1$", ylabel="$x_2$", xlim=limits, ylim=limits, aspect="equal")
     if log_density is not None:
         axis = torch.linspace(*limits, resolution)
         points = torch.cartesian_prod(axis, axis)
@@ -294,8 +303,8 @@ def plane(
 def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """Data of no particular geometry, one row each: ``(N, D)``."""
     values = x.detach().cpu().double().flatten(1).numpy()
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    axes = figure.add_subplot(xlabel="feature", ylabel="datum", title=title)
+    figure = _figure(3.2, title)
+    axes = figure.add_subplot(xlabel="feature", ylabel="datum")
     bounds = (0, levels - 1) if levels else (values.min(), values.max())
     drawn = axes.imshow(
         values, cmap=_theme.get().grey, vmin=bounds[0], vmax=bounds[1], aspect="auto", interpolation="nearest"
@@ -327,15 +336,9 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
     if not history.epochs:
         raise ValueError("history holds no epochs: train first")
     epochs = [each.epoch for each in history.epochs]
-    terms = {f"KL of {site}": [each.kl[site] for each in history.epochs] for site in history.epochs[0].kl}
-    if terms:
-        parts = {
-            f"reconstruction of {site}": [-each.reconstruction[site] for each in history.epochs]
-            for site in history.epochs[0].reconstruction
-        }
-        terms = parts | terms
+    terms = _terms(history) if history.epochs[0].kl else {}
     panels = 2 if terms else 1
-    figure = Figure(figsize=(WIDTH, 2.1 * panels + 0.3), layout="constrained")
+    figure = _figure(2.1 * panels + 0.3, title)
     top, *rest = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
     top.plot(epochs, history.losses, label="training")
     validation = [(each.epoch, each.validation) for each in history.epochs if each.validation is not None]
@@ -343,24 +346,34 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
         top.plot(*zip(*validation, strict=True), label="validation")
         top.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":")
         top.legend()
-    top.set(ylabel="loss (nats per datum)", title=title)
+    top.set_ylabel("loss (nats per datum)")
     for axes in rest:
         for name, values in terms.items():
             axes.plot(epochs, values, label=name)
         axes.set(ylabel="nats per datum")
         axes.legend()
-    _from_start(top, history.losses)
+    _from_start(top, [loss for each in history.epochs for loss in (each.loss, each.validation) if loss is not None])
     figure.axes[-1].set_xlabel("epoch")
     figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
+def _terms(history: History) -> dict[str, list[float]]:
+    """The parts of the loss, by name, less those of factors and plates that are always zero."""
+    terms = {}
+    for site in history.epochs[0].reconstruction:
+        terms[f"reconstruction of {site}", "_likelihood"] = [-each.reconstruction[site] for each in history.epochs]
+    for site in history.epochs[0].kl:
+        terms[f"KL of {site}", "_kl"] = [each.kl[site] for each in history.epochs]
+    return {name.removesuffix(suffix): values for (name, suffix), values in terms.items() if any(values)}
+
+
 def _from_start(axes: Axes, losses: Sequence[float]) -> None:
     """Leave out what lies far above the rest: the first steps, which would flatten all others."""
-    finite = sorted(losses)
-    low, high = finite[0], finite[min(len(finite) - 1, int(0.9 * len(finite)))]
-    if len(finite) >= 10 and finite[-1] > high + 1.5 * (high - low):
-        axes.set_ylim(top=high + 0.5 * (high - low))
+    low, *rest = sorted(losses)
+    high = rest[int(0.9 * len(rest)) - 1] if len(rest) >= 9 else math.inf
+    if losses[0] > high + 1.5 * (high - low):
+        axes.set_ylim(low - 0.1 * (high - low), high + 0.5 * (high - low))
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -384,7 +397,7 @@ def bits_per_dim(
     measures = {evidence.measure for evidence in evidences.values()}
     if len(measures) > 1:
         raise ValueError("masses and densities are not comparable: draw them apart")
-    figure, axes = _rows(list(evidences))
+    figure, axes = _rows(list(evidences), title)
     colours = _theme.get()
     for row, evidence in enumerate(evidences.values()):
         exact = evidence.kind == "exact"
@@ -413,7 +426,6 @@ def bits_per_dim(
         )
     bounds = any(evidence.kind != "exact" for evidence in evidences.values())
     axes.set_xlabel("bits per dimension" + (" (open dots: upper bounds)" if bounds else ""))
-    axes.set_title(title, pad=18 if reference_label else None)
     return figure
 
 
@@ -429,7 +441,7 @@ def auroc(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figu
     """
     if not values:
         raise ValueError("there is nothing to draw: values is empty")
-    figure, axes = _rows(list(values))
+    figure, axes = _rows(list(values), title)
     kinds = list(dict.fromkeys(kind for each in values.values() for kind in each))
     for kind, marker in zip(kinds, "osD^v"[: len(kinds)], strict=True):
         rows = [row for row, each in enumerate(values.values()) if kind in each]
@@ -440,12 +452,11 @@ def auroc(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figu
     axes.set_xlim(min(0.45, lowest - 0.05), 1.03)
     axes.set(xlabel="AUROC: 0.5 is guessing, 1 is never wrong")
     figure.legend(loc="outside lower left", ncols=2)
-    axes.set_title(title)
     return figure
 
 
-def _rows(names: list[str]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 0.31 * len(names) + 1.15), layout="constrained")
+def _rows(names: list[str], title: str) -> tuple[Figure, Axes]:
+    figure = _figure(0.31 * len(names) + 1.15, title)
     axes = figure.add_subplot()
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -473,8 +484,8 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
     # The far tail of an anomaly would squeeze all the rest into one bin.
     low, high = np.quantile(every, 0.01), every.max()
     edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
-    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
-    axes = figure.add_subplot(xlabel="log p(x) (nats)", ylabel="share of the data", title=title)
+    figure = _figure(2.4, title)
+    axes = figure.add_subplot(xlabel="log p(x) (nats)", ylabel="share of the data")
     for i, (name, values) in enumerate(arrays.items()):
         weights = np.full(len(values), 1 / len(values))
         axes.hist(
@@ -514,7 +525,7 @@ def curves(
             if len(values) != len(x):
                 raise ValueError(f"{name!r} has {len(values)} values, but x has {len(x)}")
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    figure = Figure(figsize=(WIDTH, 1.7 * len(panels) + 0.7), layout="constrained")
+    figure = _figure(1.7 * len(panels) + 0.7, title)
     for axes, (label, lines) in zip(
         figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True
     ):
@@ -525,7 +536,6 @@ def curves(
         if label in percent:
             axes.set_ylim(-0.04, 1.04)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.axes[0].set_title(title)
     figure.axes[-1].set_xlabel(xlabel)
     if len(names) > 1:
         handles = {handle.get_label(): handle for axes in figure.axes for handle in axes.get_lines()}
@@ -544,8 +554,8 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
     Raises:
         ValueError: shapes do not fit.
     """
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel="confidence: mean of the highest p(y | x)", ylabel="accuracy", title=title)
+    figure = _figure(3.6, title)
+    axes = figure.add_subplot(xlabel="confidence: mean of the highest p(y | x)", ylabel="accuracy")
     axes.plot([0, 1], [0, 1], color=_theme.get().muted, linewidth=1, linestyle=":")
     for (name, each), marker in zip(probabilities.items(), "osD^v", strict=False):
         if each.dim() != 2 or len(each) != len(y):
@@ -559,7 +569,13 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
             torch.bincount(bin_of, weights=part, minlength=bins)[filled] / count[filled] for part in (confidence, right)
         ]
         error = float(((mean[0] - mean[1]).abs() * count[filled]).sum() / len(y))
-        axes.plot(mean[0].numpy(), mean[1].numpy(), marker=marker, markersize=5, label=f"{name}: off by {100 * error:.1f} points on average")
+        axes.plot(
+            mean[0].numpy(),
+            mean[1].numpy(),
+            marker=marker,
+            markersize=5,
+            label=f"{name}: off by {100 * error:.1f} points on average",
+        )
     percent = PercentFormatter(1.0)
     axes.xaxis.set_major_formatter(percent)
     axes.yaxis.set_major_formatter(percent)
@@ -591,8 +607,8 @@ def latent_map(z: Tensor, y: Tensor, *, title: str = "") -> Figure:
         share = scale.square() / scale.square().sum()
         flat = flat @ axes_of[:2].T
         labels = [f"principal component {i + 1} ({100 * share[i]:.0f} % of the variance)" for i in range(2)]
-    figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
-    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1], title=title)
+    figure = _figure(4.3, title)
+    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
     colours = _theme.get()
     for label in y.unique().tolist():
         points = flat[y.cpu() == label]

@@ -24,7 +24,7 @@ SHUFFLED, NOISY = "shuffled pixels", "additive noise"
 ANOMALY_NOISE = 0.5
 """Standard deviation of the noise of the anomalies, in grey levels: rounded, it moves a third of the pixels by one."""
 
-NOISE = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)
+NOISE = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Standard deviations of the noise that the classifiers are shown, in grey levels."""
 
 FALSE_ALARMS = 0.05
@@ -115,16 +115,20 @@ class Comparison:
         accuracy, confidence: by classifier; confidence is the mean of the highest p(y | x).
         log_p: mean log p(x) under the generative one, in nats.
         alarm: share of the digits whose log p(x) is below that of all but `FALSE_ALARMS` of the clean ones.
-        probabilities: by classifier, p(y | x) of the clean test digits.
+        shuffled: by classifier, its confidence where there is no digit, but shuffled pixels.
+        probabilities, labels: by classifier, p(y | x), and the true y, of all levels of noise.
     """
 
     accuracy: dict[str, list[float]] = field(default_factory=dict)
     confidence: dict[str, list[float]] = field(default_factory=dict)
     log_p: list[float] = field(default_factory=list)
     alarm: list[float] = field(default_factory=list)
+    shuffled: dict[str, float] = field(default_factory=dict)
     probabilities: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def metrics(self) -> dict[str, Any]:
+        """The numbers, as plain Python."""
         return {
             "noise": list(NOISE),
             "accuracy": self.accuracy,
@@ -132,6 +136,7 @@ class Comparison:
             "log_p": self.log_p,
             "alarm": self.alarm,
             "false_alarms": FALSE_ALARMS,
+            "confidence_on_shuffled_pixels": self.shuffled,
         }
 
 
@@ -139,19 +144,20 @@ def compare(classifiers: dict[str, Program], test: Data, seed: int = 0) -> Compa
     """Accuracy, confidence and log p(x) of each classifier on test digits with growing noise."""
     assert test.y is not None
     assert test.levels is not None
-    comparison = Comparison()
+    comparison = Comparison(labels=test.y.repeat(len(NOISE)))
+    noisy = [add_noise(test.x, scale, test.levels, seed) for scale in NOISE]
     for name, program in classifiers.items():
-        comparison.accuracy[name], comparison.confidence[name] = [], []
-        threshold = None
-        for scale in NOISE:
-            probabilities, log_p = beliefs(program, add_noise(test.x, scale, test.levels, seed))
-            confidence, guess = probabilities.max(-1)
-            comparison.accuracy[name].append(share(guess == test.y))
-            comparison.confidence[name].append(confidence.double().mean().item())
-            if scale == 0:
-                comparison.probabilities[name] = probabilities
-            if log_p is not None:
-                threshold = log_p.quantile(FALSE_ALARMS) if threshold is None else threshold
-                comparison.log_p.append(log_p.double().mean().item())
-                comparison.alarm.append(share(log_p < threshold))
+        believed = [beliefs(program, x) for x in noisy]
+        tops = [probabilities.double().max(-1) for probabilities, _ in believed]
+        comparison.accuracy[name] = [share(top.indices == test.y) for top in tops]
+        comparison.confidence[name] = [top.values.mean().item() for top in tops]
+        comparison.shuffled[name] = (
+            beliefs(program, shuffle_pixels(test.x, seed))[0].double().max(-1).values.mean().item()
+        )
+        comparison.probabilities[name] = torch.cat([probabilities for probabilities, _ in believed])
+        scores = [log_p.double() for _, log_p in believed if log_p is not None]
+        if scores:
+            threshold = scores[0].quantile(FALSE_ALARMS)
+            comparison.log_p = [score.mean().item() for score in scores]
+            comparison.alarm = [share(score < threshold) for score in scores]
     return comparison

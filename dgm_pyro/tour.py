@@ -7,11 +7,12 @@ grows, next to a discriminative p(y | x).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dgm_pyro import report, runs
 from dgm_pyro.build import build
 from dgm_pyro.conditionals import Categorical
 from dgm_pyro.data import Data
+from dgm_pyro.diffusion import Diffusion
 from dgm_pyro.evaluation import Evidence, evaluate, evaluating, seeded
 from dgm_pyro.flow import Dequantized, nsf_autoregressive
 from dgm_pyro.labelled import Discriminative, Labelled
@@ -57,7 +59,7 @@ class Stop:
         make: builds it for data.
         recipe: options of `fit`; None for a program that needs no training.
         quick_epochs: of the quick tour, in place of the recipe's.
-        particles, draws: of `evaluate`.
+        ask: options of `evaluate`.
     """
 
     name: str
@@ -66,8 +68,7 @@ class Stop:
     make: Callable[[Data], Program]
     recipe: dict[str, Any] | None = None
     quick_epochs: int = 0
-    particles: int = 1
-    draws: int = 8
+    ask: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reference(self) -> bool:
@@ -138,7 +139,7 @@ STOPS: tuple[Stop, ...] = (
         spline_flow,
         {"epochs": 40, "lr": 2e-3, "weight_decay": 0.01, "ema": 0.99},
         quick_epochs=8,
-        particles=16,
+        ask={"num_particles": 16},
     ),
     Stop(
         "vae",
@@ -147,7 +148,7 @@ STOPS: tuple[Stop, ...] = (
         functools.partial(build, "vae"),
         {"epochs": 100, "lr": 2e-3, "weight_decay": 0.01},
         quick_epochs=15,
-        particles=64,
+        ask={"num_particles": 64},
     ),
     Stop(
         "vae-flow",
@@ -156,7 +157,7 @@ STOPS: tuple[Stop, ...] = (
         functools.partial(build, "vae", prior="flow"),
         {"epochs": 100, "lr": 2e-3, "weight_decay": 0.01},
         quick_epochs=10,
-        particles=64,
+        ask={"num_particles": 64},
     ),
     Stop(
         "diffusion",
@@ -165,15 +166,16 @@ STOPS: tuple[Stop, ...] = (
         functools.partial(build, "diffusion"),
         {"epochs": 60, "lr": 2e-3, "weight_decay": 0.01, "ema": 0.999},
         quick_epochs=4,
-        draws=16,
+        ask={"draws": 1, "batch_size": 64},
     ),
     Stop(
         "generative-classifier",
         "generative classifier",
         "labelled",
-        functools.partial(build, "pixelcnn", labelled=True),
-        {"epochs": 16, "lr": 6e-3, "weight_decay": 0.01},
-        quick_epochs=3,
+        # PixelCNN is as accurate on clean digits, takes ten times as long, and noise throws it off sooner.
+        functools.partial(build, "made", labelled=True),
+        {"epochs": 30, "lr": 3e-3, "weight_decay": 0.01},
+        quick_epochs=8,
     ),
     Stop(
         "discriminative-classifier",
@@ -279,9 +281,13 @@ class Tour:
         runs.write(self.out / "checkpoints" / stop.name, program, record)
 
         if program.variable == "x":
-            ask = functools.partial(evaluate, program, num_particles=stop.particles, draws=stop.draws, seed=self.seed)
-            result.evidence = ask(self.test)
-            result.scores = {name: ask(self._like_test(x)).values for name, x in self.anomalies.items()}
+
+            def ask(data: Data) -> Evidence:
+                return evaluate(program, data, seed=self.seed, **stop.ask)
+
+            with _at_all_times(program):
+                result.evidence = ask(self.test)
+                result.scores = {name: ask(self._like_test(x)).values for name, x in self.anomalies.items()}
             result.samples = self._samples(program)
         features, test_features = latents(program, self.train.x), latents(program, self.test.x)
         if features is not None and test_features is not None:
@@ -385,6 +391,19 @@ def run(
         if tour.results:
             _finish(tour)
     return tour.failures
+
+
+@contextlib.contextmanager
+def _at_all_times(program: Program) -> Iterator[None]:
+    """Sum a diffusion's bound over all its times: the few of a training step would blur the score of each digit."""
+    if not isinstance(program, Diffusion):
+        yield
+        return
+    subsample, program.subsample = program.subsample, program.steps
+    try:
+        yield
+    finally:
+        program.subsample = subsample
 
 
 def _cleared(out: Path) -> Path:

@@ -20,6 +20,7 @@ from dgm_pyro.labelled import Labelled
 from dgm_pyro.questions import ANOMALY_NOISE, FALSE_ALARMS, NOISE, NOISY, SHUFFLED, add_noise
 
 if TYPE_CHECKING:
+    from dgm_pyro.questions import Comparison
     from dgm_pyro.tour import Result, Tour
 
 FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
@@ -103,9 +104,9 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
         ),
         (
             Markup(
-                "<strong>How p(x) is represented.</strong> By the product and the sum rule: a PixelCNN for each class, "
-                "all in one network, times p(y), summed over the ten classes. Bayes’ rule turns the same program into "
-                "a classifier."
+                "<strong>How p(x) is represented.</strong> By the product and the sum rule: p(x | y), a MADE that is "
+                "told the class y, times p(y), summed over the ten classes. Bayes’ rule turns the same program into a "
+                "classifier."
             ),
             Markup(
                 "<strong>What it is good for.</strong> It classifies, draws digits of a class that is asked for, and "
@@ -371,11 +372,8 @@ def _pictures(tour: Tour, result: Result) -> Iterator[report.Picture]:
 
 def _classifiers(tour: Tour) -> Iterator[report.Section]:
     comparison = tour.comparison
-    if comparison is None or tour.test.y is None:
+    if comparison is None:
         return
-    y, last = tour.test.y, NOISE[-1]
-    right = {name: values[-1] for name, values in comparison.accuracy.items()}
-    sure = {name: values[-1] for name, values in comparison.confidence.items()}
     shown = [7, 20, 33]
     noisy = torch.stack([add_noise(tour.test.x, scale, tour.levels, tour.seed)[shown] for scale in NOISE], 1)
     panels = {
@@ -383,7 +381,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
         "confidence": comparison.confidence,
         "alarm on p(x)": {"generative": comparison.alarm},
     }
-    first_certain = next((s for s, share in zip(NOISE, comparison.alarm, strict=True) if share > 0.95), None)
+    ringing = next((scale for scale, share in zip(NOISE, comparison.alarm, strict=True) if share > 0.95), NOISE[-1])
     pictures = [
         report.picture(
             "classifiers-noise",
@@ -392,42 +390,31 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
                 panels,
                 xlabel="standard deviation of the noise (grey levels of 16)",
                 percent=tuple(panels),
-                title="Only p(x) says that something is wrong",
+                title=f"Both lose accuracy and stay sure; p(x) rings the alarm at a noise of {ringing:g}",
             ),
             alt="Accuracy and confidence of both classifiers, and the alarm on p(x), as noise grows.",
-            caption=f"The alarm rings where log p(x) is lower than for {1 - FALSE_ALARMS:.0%} of the clean digits.",
+            caption="Confidence is the mean of the highest p(y | x). The alarm rings where log p(x) is lower than for "
+            f"{1 - FALSE_ALARMS:.0%} of the clean digits.",
+        ),
+        report.picture(
+            "reliability",
+            lambda: plots.reliability(
+                comparison.probabilities, comparison.labels, title="Under noise, neither is right as often as it says"
+            ),
+            alt="Accuracy against confidence of both classifiers, over all levels of noise.",
+            caption="All levels of noise together. On the dotted line, a classifier that is 80% sure is right 80% of "
+            "the time.",
         ),
         report.picture(
             "noise",
             lambda: plots.images(
                 noisy.flatten(0, 1),
-                levels=tour.test.levels,
+                levels=tour.levels,
                 column_labels=[f"{scale:g}" for scale in NOISE],
                 title="What that noise looks like",
             ),
             alt="Three digits under growing noise.",
             caption="On top, the standard deviation of the noise in grey levels.",
-        ),
-        report.picture(
-            "reliability",
-            lambda: plots.reliability(
-                comparison.probabilities, y, title="Clean digits: is it right as often as it says?"
-            ),
-            alt="Accuracy against confidence of both classifiers on clean digits.",
-        ),
-    ]
-    alarm = f"{comparison.alarm[-1]:.0%} of the digits"
-    text = [
-        Markup(
-            "A discriminative classifier models p(y | x) alone. It must spread its belief over the ten classes, "
-            "whatever it is shown, and cannot say “none of these”. The generative one has a p(x), and can."
-        ),
-        Markup(
-            f"At the strongest noise ({last:g} of 16 grey levels) the discriminative classifier is right for "
-            f"{right['discriminative']:.0%} and on average {sure['discriminative']:.0%} sure; the generative one "
-            f"{right['generative']:.0%} and {sure['generative']:.0%}. Its p(y | x) is no better judge of itself, but "
-            f"its p(x) is: the alarm rings for {alarm}"
-            + (f", and for nearly all from a noise of {first_certain:g} on." if first_certain else ".")
         ),
     ]
     yield report.Section(
@@ -436,10 +423,34 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
         Markup(
             "p(<i>x</i>, <i>y</i>) = p(<i>x</i> | <i>y</i>) p(<i>y</i>) &ensp; against &ensp; p(<i>y</i> | <i>x</i>)"
         ),
-        text,
+        _verdict(comparison),
         pictures,
         [_part(tour, result) for result in tour.results if result.stop.family == "discriminative"],
     )
+
+
+def _verdict(comparison: Comparison) -> list[str]:
+    """What the comparison shows, in words."""
+
+    def said(name: str, i: int) -> str:
+        return f"right for {comparison.accuracy[name][i]:.0%} and {comparison.confidence[name][i]:.0%} sure"
+
+    middle = len(NOISE) // 2
+    return [
+        "A discriminative classifier models p(y | x) alone. Its probabilities of the ten classes sum to one whatever "
+        "it is shown, so it cannot say “none of these”. The generative one gets its p(y | x) by Bayes’ rule, which has "
+        "the same flaw, but on the way it computes p(x), which has not.",
+        f"On clean digits the generative classifier is right for {comparison.accuracy['generative'][0]:.0%}, the "
+        f"discriminative one for {comparison.accuracy['discriminative'][0]:.0%}. At a noise of {NOISE[middle]:g} grey "
+        f"levels the generative one is {said('generative', middle)}, the discriminative one "
+        f"{said('discriminative', middle)}; at {NOISE[-1]:g}, {said('generative', -1)} against "
+        f"{said('discriminative', -1)}. Shown shuffled pixels, where there is no digit at all, they are "
+        f"{comparison.shuffled['generative']:.0%} and {comparison.shuffled['discriminative']:.0%} sure.",
+        "So being generative does not by itself make answers under noise better: p(x | y) was never fitted there. What "
+        f"it gives is doubt. The alarm on p(x) rings for {comparison.alarm[1]:.0%} of the digits at a noise of "
+        f"{NOISE[1]:g}, for {comparison.alarm[2]:.0%} at {NOISE[2]:g} and for {comparison.alarm[-1]:.0%} at "
+        f"{NOISE[-1]:g}. The discriminative classifier has no such alarm.",
+    ]
 
 
 def _capital(text: str) -> str:

@@ -160,6 +160,28 @@ def test_reconstruction_and_kl_are_shown_apart():
     assert "training" in lines_of(top)
 
 
+def test_sites_of_factors_are_named_by_what_they_state_and_left_out_if_they_state_nothing():
+    terms = ({"x_likelihood": -2.0, "x": 0.0}, {"x_t": 0.0, "x_kl": 3.0})
+    figure = plots.learning_curves(History([Epoch(i, 5.0, *terms, None, 1.0) for i in (1, 2)], 2))
+    assert lines_of(figure.axes[1]) == {"reconstruction of x": ([1, 2], [2, 2]), "KL of x": ([1, 2], [3, 3])}
+
+
+def test_a_first_loss_far_above_the_rest_does_not_flatten_it():
+    losses = [1e6, *(100.0 - i for i in range(20))]
+    figure = plots.learning_curves(History([Epoch(i, loss, {}, {}, None, 1.0) for i, loss in enumerate(losses, 1)], 2))
+    low, high = figure.axes[0].get_ylim()
+    assert low < 81
+    assert 100 < high < 200
+
+
+def test_a_long_title_takes_several_lines_and_stays_within_the_width():
+    figure = plots.curves([0, 1], {"loss": {"a": [1, 2]}}, xlabel="epoch", title="many words " * 12)
+    assert figure.get_suptitle().count("\n") == 2
+    figure.canvas.draw()
+    box = figure._suptitle.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
 def test_without_validation_there_is_no_line_for_it():
     assert set(lines_of(plots.learning_curves(history(validation=False)).axes[0])) == {"training"}
 
