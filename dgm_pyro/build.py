@@ -78,7 +78,9 @@ def pixelcnn(data: Data, num_classes: int | None) -> Program:
     if not is_image(data):
         raise ValueError(f"pixelcnn needs images (1, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
     return Autoregressive(
-        features_of(data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, num_classes=num_classes))
+        features_of(
+            data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=0.1)
+        )
     )
 
 
