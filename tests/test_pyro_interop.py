@@ -8,7 +8,18 @@ import pytest
 import torch
 from programs import CASES, guide_latents, model_latents
 from pyro import poutine
-from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    MCMC,
+    NUTS,
+    SVI,
+    Predictive,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
@@ -231,6 +242,45 @@ def test_enumeration_sums_labels_out(name):
         ours = program.log_weights(x, given, num_particles=600).sum(-1)
     error = (draws.var() / len(draws) + ours.var() / len(ours)).sqrt()
     assert abs(draws.mean() - ours.mean()) < 4.5 * error
+
+
+def test_a_discrete_latent_is_summed_out_exactly(float64):
+    """Enumerated in the model, the ELBO is log p(x); in the guide, the sum of q(z) (log p(x, z) - log q(z))."""
+    program = CASES["vae-categorical-latent"].build()
+    x, _ = CASES["vae-categorical-latent"].draw(program, 5)
+    z = torch.arange(3).unsqueeze(-1).expand(3, 5)
+    log_joint = program.prior().log_prob(z) + program.likelihood(z).log_prob(x)
+    log_q = program.encoder(x).log_prob(z)
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    in_model = -elbo.loss(pyro.infer.config_enumerate(program.model, "parallel"), lambda x: None, x)
+    assert in_model == pytest.approx(log_joint.logsumexp(0).sum().item(), rel=1e-10)
+    in_guide = -elbo.loss(program.model, pyro.infer.config_enumerate(program.guide, "parallel"), x)
+    assert in_guide == pytest.approx((log_q.exp() * (log_joint - log_q)).sum().item(), rel=1e-10)
+
+
+def test_infer_discrete_classifies():
+    """Pyro's exact posterior over the label has its mode where Bayes' rule by hand has it."""
+    program = CASES["labelled-made"].build()
+    x, _ = CASES["labelled-made"].draw(program, 20)
+    most_probable = pyro.infer.infer_discrete(
+        pyro.infer.config_enumerate(program.model), first_available_dim=-2, temperature=0
+    )
+    assert torch.equal(poutine.trace(most_probable).get_trace(x).nodes["y"]["value"], program.classify(x))
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [RenyiELBO(alpha=0.5, num_particles=4, vectorize_particles=True), ReweightedWakeSleep(4, vectorize_particles=True)],
+    ids=["renyi", "wake-sleep"],
+)
+def test_importance_weighted_objectives(elbo):
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, BATCH)
+    before = values(program)
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.02}), elbo)
+    for _ in range(3):
+        svi.step(x)
+    assert all(changed(program, before))
 
 
 # TraceMeanField_ELBO asks for reparameterised latents, stated in one order by model and guide: Pyro says so itself.
