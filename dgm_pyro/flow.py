@@ -231,9 +231,10 @@ class Flow(Conditional):
         if self.context is not None and not taking:
             raise ValueError("context is a network, but no bijection takes a context: build them with a context_shape")
         readers: list[Any] = [self.context] if self.context is not None else taking
+        network_shape = self.context_shape if self.context is None else getattr(self.context, "given_shape", None)
+        found = [given_shape, network_shape]
         if self.base.conditional:
-            readers = [*readers, self.base]
-        found = [given_shape, *(getattr(reader, "given_shape", self.context_shape) for reader in readers)]
+            readers, found = [*readers, self.base], [*found, self.base.given_shape]
         distinct = {_as_tuple(shape) for shape in found if shape is not None}
         if len(distinct) > 1:
             raise ValueError(
@@ -415,7 +416,7 @@ def _unwrapped(constraint: Any) -> constraints.Constraint:
 
 def _line(constraint: constraints.Constraint) -> str | None:
     """ "real" or "unit", or None for anything else."""
-    if constraint is constraints.real:
+    if type(constraint) is type(constraints.real):  # which a copied flow has copies of
         return "real"
     bounds = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
     return "unit" if all(isinstance(b, int | float) for b in bounds) and bounds == (0, 1) else None
@@ -575,6 +576,8 @@ class Dequantized(Program):
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         within = self.dequantizer(self._seen_by_guide(value, given))
+        batch = value.shape[: value.dim() - len(self.event_shape)]
+        within = within.expand(torch.broadcast_shapes(within.batch_shape, batch))
         v = pyro.sample(
             _continuous(name), dist.TransformedDistribution(within, [_IntoCell(value, self.levels, self.event_shape)])
         )
@@ -733,6 +736,8 @@ def nsf(
 ) -> Flow:
     """Neural spline flow: couplings of rational-quadratic splines (Durkan et al. 2019, arXiv 1906.04032).
 
+    The splines bend what lies within (-5, 5): put data of another size through an `ActNorm`, or standardise them.
+
     Args: as `realnvp`, and ``bins`` per spline.
     """
     spline = RationalQuadraticSpline(bins)
@@ -754,7 +759,8 @@ def maf(
 
     Scoring takes one call of each network, sampling D.
 
-    Args: as `realnvp`, and ``dropout``, the share of hidden units dropped in training.
+    Args: as `realnvp`, and ``dropout``, the share of hidden units dropped in training (each call then drops others, so
+        that maps are inverse to each other only in evaluation mode).
     """
     context = (context_shape, context_levels, num_classes)
     return _autoregressive(event_shape, Affine(), layers, hidden, dropout, context, unit)

@@ -218,7 +218,13 @@ def test_a_used_flow_can_be_copied(case):
     flow, given = case
     x = flow.sample(6, given).requires_grad_()
     before = flow.log_prob(x, given)
-    assert torch.equal(copy.deepcopy(flow).log_prob(x, given), before)
+    twin = copy.deepcopy(flow)
+    assert torch.equal(twin.log_prob(x, given), before)
+    assert (
+        twin.on_unit_cube
+        == flow.on_unit_cube
+        == (flow(given).support.base_constraint is dist.constraints.unit_interval)
+    )
 
 
 @pytest.mark.parametrize("name", ["realnvp", "maf", "iaf-image", "nsf", "nsf-autoregressive"])
@@ -463,6 +469,15 @@ def test_a_context_network_may_read_a_pair():
     x = flow.sample(6, given)
     assert (flow.log_prob(x, given) != flow.log_prob(x, (given[0], given[1].flip(0)))).any()
     assert (flow.log_prob(x, given) != flow.log_prob(x, (given[0].flip(0), given[1]))).any()
+
+
+def test_a_context_network_that_does_not_say_what_it_reads_is_told_by_its_owner():
+    flow = dgm.Flow(2, [coupling(context_shape=(5,))], context=nn.Sequential(nn.Linear(3, 5), nn.Tanh()))
+    assert (flow.conditional, flow.given_shape) == (True, None)
+    dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), flow)
+    assert flow.given_shape == (3,)
+    assert flow(torch.zeros(7, 6, 3)).batch_shape == (7, 6)
+    assert dgm.Flow(2, flow.transforms, context=flow.context, given_shape=(3,)).given_shape == (3,)
 
 
 def test_a_base_without_a_given_shape_learns_it_from_its_flow():
