@@ -115,11 +115,16 @@ def assert_stacked(draws, program):
     assert draws.numel() == 3 * torch.Size(shape).numel()
 
 
-@pytest.mark.parametrize("parallel", [False, True])
-def test_prior_predictive(case, parallel):
+def test_prior_predictive(case):
+    """From a number of data or with the data forgotten, one by one or in parallel."""
     program = case.build()
     x, given = case.draw(program, BATCH)
-    for model, argument in ((program.model, BATCH), (poutine.uncondition(program.model), x)):
+    forgetful = poutine.uncondition(program.model)
+    for model, argument, parallel in (
+        (program.model, BATCH, True),
+        (program.model, BATCH, False),
+        (forgetful, x, True),
+    ):
         drawn = Predictive(model, num_samples=3, parallel=parallel)(argument, given)
         assert_stacked(drawn[program.variable], program)
         assert not torch.equal(drawn[program.variable].reshape(3, *x.shape).double(), x.double().expand(3, *x.shape))
