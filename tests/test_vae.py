@@ -300,6 +300,24 @@ def test_gradients_are_those_of_the_evidence():
         assert ((estimates.mean(0) - gradient).abs() < 4.5 * error).all()
 
 
+def test_gradients_of_the_guide_are_those_of_its_divergence():
+    """In the encoder's parameters, the expected gradient of the ELBO is that of -KL(q(z | x) || p(z | x))."""
+    likelihood = random_gaussian(3, 2)
+    vae = dgm.VAE(dgm.Normal(2), likelihood, dgm.Normal(2, nn.Linear(3, 4)))
+    x = torch.randn(4, 3)
+    parameters = list(vae.encoder.parameters())
+    q = vae.encoder(x).base_dist
+    q = MultivariateNormal(q.loc, torch.diag_embed(q.scale**2))
+    posterior = likelihood.reversed(*standard(2))(x)
+    posterior = MultivariateNormal(posterior.mean.detach(), posterior.covariance_matrix.detach())
+    exact = torch.autograd.grad(-torch.distributions.kl_divergence(q, posterior).sum(), parameters)
+    draws = [torch.autograd.grad(vae.log_weights(x, num_particles=50).mean(0).sum(), parameters) for _ in range(100)]
+    for i, gradient in enumerate(exact):
+        estimates = torch.stack([draw[i] for draw in draws])
+        error = estimates.std(0) / len(draws) ** 0.5
+        assert ((estimates.mean(0) - gradient).abs() < 4.5 * error).all()
+
+
 # -- Pyro's own estimates ----------------------------------------------------------------------------------------------
 
 
