@@ -370,6 +370,16 @@ CASES: dict[str, Case] = {
     "labelled-flow": Case(
         lambda: dgm.Labelled(dgm.Categorical((), 3), flow.realnvp(2, layers=1, hidden=(6,), num_classes=3))
     ),
+    "labelled-dequantized": Case(
+        lambda: dgm.Labelled(
+            dgm.Categorical((), 3),
+            dgm.Dequantized(flow.realnvp(2, layers=1, hidden=(6,), num_classes=3, unit=True), levels=4),
+        ),
+        certain=True,
+    ),
+    "vae-labelled-prior": Case(  # clusters: a mixture of Normals as p(z)
+        lambda: vae(dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4))))
+    ),
     "labelled-vae": Case(
         lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3)),
         inert=("prior",),  # its guide is p(y) itself, so that only labels can teach it

@@ -304,7 +304,7 @@ def test_scalar_events():
 
 EXPORTED = (
     *("normal-given-label", "made-given-label", "pixelvae", "realnvp", "nsf", "vae-two-levels"),
-    *("diffusion-integers", "labelled-made"),
+    *("diffusion-integers", "labelled-made", "dequantized"),
 )
 
 
