@@ -15,7 +15,7 @@ from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, MixtureOfNormals, Normal, Parametric
 from dgm_pyro.data import Data
 from dgm_pyro.diffusion import Diffusion
-from dgm_pyro.flow import Dequantized, Flow, iaf, maf, nsf, nsf_autoregressive, realnvp
+from dgm_pyro.flow import Dequantized, Flow, dequantizer, iaf, maf, nsf, nsf_autoregressive, realnvp
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.program import Program, check_count, is_pair
@@ -88,7 +88,8 @@ def _flow(stack: Callable[..., Flow]) -> Callable[[Data, int | None], Program]:
     def build_flow(data: Data, num_classes: int | None) -> Program:
         if data.levels is None:
             return stack(data.event_shape, num_classes=num_classes)
-        return Dequantized(stack(data.event_shape, num_classes=num_classes, unit=True), data.levels)
+        flow = stack(data.event_shape, num_classes=num_classes, unit=True)
+        return Dequantized(flow, data.levels, guide=dequantizer(data.event_shape, data.levels))
 
     return build_flow
 
@@ -202,8 +203,8 @@ MODELS: Table = {
     "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),
     "realnvp": (_flow(realnvp), "flow of affine couplings; dequantized for integers"),
     "maf": (_flow(maf), "masked autoregressive flow; dequantized for integers"),
-    "nsf": (_flow(nsf_autoregressive), "autoregressive neural spline flow; dequantized for integers"),
-    "nsf-coupling": (_flow(nsf), "neural spline flow of couplings, quick to sample; dequantized for integers"),
+    "nsf": (_flow(nsf), "neural spline flow of couplings; dequantized for integers"),
+    "nsf-autoregressive": (_flow(nsf_autoregressive), "autoregressive neural spline flow; dequantized for integers"),
     "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent"),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
     "classifier": (
