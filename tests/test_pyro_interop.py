@@ -50,7 +50,7 @@ def changed(program, before):
     return [not torch.equal(a, b) for a, b in zip(values(program), before, strict=True)]
 
 
-def train_by_svi(program, x, given=None, steps=15, lr=0.02):
+def train_by_svi(program, x, given=None, steps=8, lr=0.02):
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": lr}), Trace_ELBO())
     for _ in range(steps):
         loss = svi.step(x, given)
@@ -84,7 +84,7 @@ def test_an_elbo_module_finds_the_parameters_and_learns(case):
         return
     before, loss = values(program), mean_loss(program, x, given)
     optimizer = torch.optim.Adam(elbo.parameters(), lr=0.02)
-    for _ in range(15):
+    for _ in range(8):
         optimizer.zero_grad()
         elbo(x, given).backward()
         optimizer.step()
@@ -178,7 +178,7 @@ def test_autoguides_replace_the_guide(case):
     if case.certain:
         return
     loss = mean_loss(program, x, given, guide)
-    for _ in range(15):
+    for _ in range(8):
         svi.step(x, given)
     assert mean_loss(program, x, given, guide) < loss
 
@@ -307,7 +307,7 @@ def test_other_objectives_of_pyro(elbo, name):
     x, given = CASES[name].draw(program, BATCH)
     before, loss = values(program), mean_loss(program, x, given)
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.02}), elbo())
-    for _ in range(15):
+    for _ in range(8):
         svi.step(x, given)
     assert all(changed(program, before))
     assert mean_loss(program, x, given) < loss
