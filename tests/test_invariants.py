@@ -233,6 +233,32 @@ def test_every_parameter_learns(case):
     assert all(torch.isfinite(parameter.grad).all() for parameter in program.parameters() if parameter.grad is not None)
 
 
+def test_gradients_equal_finite_differences(case):
+    """Along a random direction of the parameters, under the same random numbers: so every path through the latents
+    counts. Latents that cannot be reparameterised have no such derivative."""
+    program = case.build().eval()
+    parameters = list(program.parameters())
+    x, given = case.draw(program, BATCH)
+    guide = poutine.trace(program.unroll().guide).get_trace(x, given)
+    if not parameters or not all(guide.nodes[name]["fn"].has_rsample for name in dgm.program.latent_sites(guide)):
+        return
+
+    def total():
+        torch.manual_seed(0)
+        return program.log_weights(x, given, num_particles=2).sum()
+
+    direction = [torch.randn_like(parameter) for parameter in parameters]
+    gradients = torch.autograd.grad(total(), parameters, allow_unused=True)
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True) if g is not None)
+    step, values = 1e-6, []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter.add_(sign * step * d)
+            values.append(total())
+    torch.testing.assert_close(slope, (values[0] - values[1]) / (2 * step), rtol=1e-5, atol=1e-5)
+
+
 def test_a_copy_is_independent(case):
     program = case.build()
     x, given = case.draw(program, BATCH)
