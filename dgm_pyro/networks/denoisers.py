@@ -116,7 +116,7 @@ class DenoisingMLP(Denoiser):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with group normalisation; the time embedding scales and shifts between them.
 
-    After the normalisation, which would take a shift of whole channels away again (Dhariwal and Nichol 2021, section 3).
+    After the normalisation, which would take a shift of whole channels away (Dhariwal and Nichol 2021, section 3).
     """
 
     def __init__(self, in_channels: int, out_channels: int, features: int, dropout: float):
