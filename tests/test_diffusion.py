@@ -278,6 +278,17 @@ def test_the_last_step_is_a_mass_on_the_integers(predict):
     torch.testing.assert_close(mass, torch.ones(50, 3), rtol=0, atol=1e-12)
 
 
+def test_the_last_steps_variance_is_what_the_denoiser_says():
+    """Mean and variance of the discretized logistic on a fine grid; a logistic of scale 1 would have pi^2 / 3."""
+    program = small(1, levels=1001)
+    levels = torch.arange(1001).unsqueeze(-1)
+    grid = program.clean(levels).squeeze(-1)
+    mass = program.likelihood(Denoised(torch.tensor([[0.1]]), torch.tensor([[0.05**2]]))).log_prob(levels).exp()
+    mean = (mass * grid).sum()
+    torch.testing.assert_close(mean, torch.tensor(0.1), rtol=1e-4, atol=0)
+    torch.testing.assert_close((mass * (grid - mean) ** 2).sum(), torch.tensor(0.05**2), rtol=1e-3, atol=0)
+
+
 # -- two forms, one model ----------------------------------------------------------------------------------------------
 
 
@@ -359,7 +370,7 @@ def test_labels_enumerated_to_the_left_meet_every_prediction():
         program = dgm.Labelled(dgm.Categorical((), 3), small(2, num_classes=3, **options)).eval()
         x = torch.randint(4, (1, 2)) if program.levels else torch.randn(1, 2)
         for form in (program, program.unroll()):
-            x_many = x.expand(1000, 2)
+            x_many = x.expand(400, 2)
             every = pyro.infer.config_enumerate(form.guide)
             enumerated = [pyro.infer.TraceEnum_ELBO().loss(form.model, every, x_many) for _ in range(12)]
             single = [pyro.infer.Trace_ELBO().loss(form.model, form.guide, x_many) for _ in range(12)]
@@ -714,6 +725,10 @@ def test_labels_are_hidden_in_training_only():
     assert_mean(hidden, 0.3)
     elbo(program.eval(), x, y)
     assert (seen[-1] == 1).all()
+    elbo(program.train().unroll(), x, y)
+    chain = torch.stack(seen[-5:])
+    assert_mean((chain[0] == 3).double(), 0.3)
+    assert (chain == chain[0]).all()  # a label is hidden from the whole chain, or from none of it
     program.train().sample(100, torch.tensor([1]))  # a draw for y = 1 is for y = 1, in whatever mode
     assert (seen[-1] == 1).all()
 

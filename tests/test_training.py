@@ -169,13 +169,13 @@ class Affine(nn.Module):
         return torch.cat([self.loc(x), self.raw_scale.expand(len(x), -1)], -1)
 
 
-@pytest.mark.parametrize("objective", [ELBO(4), IWAE(8), ELBO(4, analytic_kl=False)], ids=repr)
+@pytest.mark.parametrize("objective", [ELBO(4), IWAE(8)], ids=repr)
 def test_a_linear_gaussian_vae_becomes_the_best_gaussian(float64, objective):
     """Factor analysis with one factor in two dimensions reaches every covariance: its optimum is the full Gaussian."""
     chol = torch.tensor([[1.0, 0.0], [0.8, 0.5]])
     x = torch.randn(400, 2) @ chol.T + torch.tensor([1.0, -0.5])
     program = dgm.VAE(dgm.Normal(1), dgm.Normal(2, Affine(1, 2)), dgm.Normal(1, Affine(2, 1)))
-    fit(program, x, objective, epochs=150, batch_size=100, lr=3e-2)
+    fit(program, x, objective, epochs=120, batch_size=100, lr=4e-2)
     network = program.likelihood.network
     loading, noise = network.loc.weight, F.softplus(network.raw_scale)
     marginal = MultivariateNormal(network.loc.bias, loading @ loading.T + torch.diag(noise**2))
