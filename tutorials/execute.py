@@ -6,12 +6,14 @@ name starts with 00. With DGM_QUICK=1 in the environment the chapters train for 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import jupytext
 from nbclient import NotebookClient
+from nbformat import NotebookNode
 
 CHAPTERS = Path(__file__).parent
 
@@ -19,10 +21,25 @@ CHAPTERS = Path(__file__).parent
 def execute(script: Path, notebook: Path) -> None:
     """Run ``script`` in a fresh kernel, from its own folder, and write it with its outputs to ``notebook``."""
     content = jupytext.read(script)
+    os.environ.pop("MPLBACKEND", None)  # else the kernel would not show pictures inline
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # Pyro imports tqdm's widgets, which no chapter uses
     NotebookClient(
         content, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(script.parent)}}
     ).execute()
+    clean(content)
     jupytext.write(content, notebook)
+
+
+def clean(content: NotebookNode) -> None:
+    """Leave out what differs between runs and between machines, so that a notebook changes when its chapter does."""
+    content.metadata = NotebookNode(
+        jupytext={"formats": "ipynb,py:percent"},
+        kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
+        language_info={"name": "python"},
+    )
+    for i, cell in enumerate(content.cells):
+        cell.id = f"cell-{i}"
+        cell.metadata = NotebookNode()
 
 
 if __name__ == "__main__":

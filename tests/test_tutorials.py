@@ -1,0 +1,108 @@
+"""Every chapter runs, and the notebook beside it is that chapter, executed: a new chapter needs no change here."""
+
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+TUTORIALS = Path(__file__).parent.parent / "tutorials"
+CHAPTERS = sorted(TUTORIALS.glob("[0-9]*.py"))
+MEGABYTES = 2.5
+STALE = "the notebook is not that of its script: run `make tutorials`"
+
+chapters = pytest.mark.parametrize("script", CHAPTERS, ids=lambda script: script.stem)
+
+
+def test_there_are_chapters():
+    assert CHAPTERS
+    assert {notebook.stem for notebook in TUTORIALS.glob("*.ipynb")} == {script.stem for script in CHAPTERS}
+
+
+@pytest.mark.slow
+@chapters
+def test_chapter_runs_without_a_warning(script, tmp_path):
+    settings = {"DGM_QUICK": "1", "MPLBACKEND": "Agg", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        env=os.environ | settings,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-5000:]}"
+    assert done.stderr == ""
+    assert not list(tmp_path.iterdir()), "a chapter leaves no files behind"
+
+
+@chapters
+def test_notebook_is_the_script(script):
+    cells = [(cell.cell_type, cell.source) for cell in jupytext.read(script).cells]
+    assert [(cell.cell_type, cell.source) for cell in notebook_of(script).cells] == cells, STALE
+
+
+@chapters
+def test_notebook_is_executed(script):
+    code = [cell for cell in notebook_of(script).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), STALE
+    outputs = [output for cell in code for output in cell.outputs]
+    kinds = {(output.output_type, output.get("name")) for output in outputs}
+    assert kinds <= {("stream", "stdout"), ("display_data", None), ("execute_result", None)}, "an error or a warning"
+    assert any("image/png" in output.get("data", {}) for output in outputs), "there is no picture"
+
+
+@chapters
+def test_notebook_is_free_of_its_machine(script):
+    notebook = notebook_of(script)
+    assert set(notebook.metadata) == {"jupytext", "kernelspec", "language_info"}
+    assert all(cell.metadata == {} for cell in notebook.cells)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
+            assert not traces_of_a_machine(text)
+    assert script.with_suffix(".ipynb").stat().st_size < MEGABYTES * 1e6
+
+
+def test_traces_of_a_machine_are_found():
+    for text in ("saved to /opt/x/run.pt", "'/opt/x'", r"C:\runs", "<Flow at 0x7f0123456789>", "10%\r20%", "\x1b[1m"):
+        assert traces_of_a_machine(text), text
+    for text in ("log|det dx/dz|", "p(x)/p(z)", "1437/1437, 2 / 3", "x: (5, 2)"):
+        assert not traces_of_a_machine(text), text
+
+
+@pytest.mark.slow
+def test_execute_pairs_cells_with_outputs(tmp_path):
+    script, notebook = tmp_path / "00-x.py", tmp_path / "00-x.ipynb"
+    script.write_text(
+        "# %% [markdown]\n# # Title\n\n# %%\nimport matplotlib.pyplot as plt\n\nplt.plot([1, 2])\nplt.show()\n"
+    )
+    spec = importlib.util.spec_from_file_location("execute", TUTORIALS / "execute.py")
+    execute = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(execute)
+    execute.execute(script, notebook)
+    title, plot = nbformat.read(notebook, as_version=4).cells
+    assert (title.cell_type, title.source) == ("markdown", "# Title")
+    assert plot.execution_count == 1
+    assert "image/png" in plot.outputs[0].data
+    assert plot.metadata == {}
+
+
+def notebook_of(script):
+    notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def traces_of_a_machine(text):
+    """Absolute paths, addresses in memory, the machine's name, and what a progress bar leaves behind."""
+    absolute = r"(?<![\w.:)/])/[\w.-]+(/[\w.-]+)+|\b[A-Z]:\\"
+    found = re.search(rf"{absolute}|\b0x[0-9a-f]{{6,}}|\r|\x1b", text)
+    node = platform.node()
+    return found is not None or (len(node) > 3 and node in text)
