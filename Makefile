@@ -18,7 +18,7 @@ tour: $(VENV)/.installed  ## train and compare every family on real digits, writ
 	$(BIN)/dgm tour $(ARGS)
 
 test: $(VENV)/.installed-test  ## run all tests (ARGS="-k vae")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, formatting, types
 	$(BIN)/ruff check .

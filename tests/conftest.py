@@ -1,5 +1,11 @@
 """What every test stands on: seeds, no display, and no GPU tests where there is no GPU."""
 
+import os
+
+# Tests run one to a core: threads that wait for one another there cost several times what they save. Set before torch
+# is loaded, and inherited by the commands that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import matplotlib
 import pyro
 import pytest
