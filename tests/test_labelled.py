@@ -146,7 +146,9 @@ def test_bayes_rule_as_the_guide_leaves_no_gap_and_no_noise(name):
     x, _ = case.draw(program, 5)
     weights = program.log_weights(x, num_particles=6)
     torch.testing.assert_close(weights, program.log_prob(x).expand(6, 5))
-    assert pyro.infer.Trace_ELBO().loss(program.model, program.guide, x) == pytest.approx(-program.log_prob(x).sum().item())
+    assert pyro.infer.Trace_ELBO().loss(program.model, program.guide, x) == pytest.approx(
+        -program.log_prob(x).sum().item()
+    )
 
 
 @pytest.mark.parametrize("name", LABELLED)
