@@ -106,7 +106,7 @@ def diffusion(data: Data, num_classes: int | None) -> Program:
         data.event_shape,
         denoiser,
         "cosine" if data.levels is None else "log-snr",
-        steps=100,
+        steps=50,
         predict=predict,
         levels=data.levels,
         subsample=2,

@@ -52,7 +52,8 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
                 "<strong>How p(x) is represented.</strong> By a change of variables: an invertible map, here made of "
                 "monotone splines, takes the data to a simple distribution, and the determinant accounts for how it "
                 "stretches space. A flow is a density on real numbers, and grey levels are integers, so each level is "
-                "spread over its unit cell (dequantization). This makes the number a bound on the mass of the integers."
+                "spread over its unit cell by a small learned program (variational dequantization). This makes the number a "
+                "bound on the mass of the integers."
             ),
             Markup(
                 "<strong>What it is good for.</strong> Densities of continuous data, exact and in one pass, and a "
@@ -316,7 +317,26 @@ def _families(tour: Tour) -> Iterator[report.Section]:
         if not results:
             continue
         parts = [_part(tour, result) for result in results]
-        yield report.Section(title, family, formula, paragraphs, parts=parts)
+        yield report.Section(title, family, formula, [*paragraphs, *_prior_verdict(tour, family)], parts=parts)
+
+
+def _prior_verdict(tour: Tour, family: str) -> list[str]:
+    """Whether the swapped prior paid, by the paired difference on the same digits."""
+    normal, flow = (tour.result(name) for name in ("vae", "vae-flow"))
+    if family != "vae" or normal is None or flow is None or normal.evidence is None or flow.evidence is None:
+        return []
+    nats, nats_error = normal.evidence.minus(flow.evidence)
+    bits, error = (value / (normal.evidence.num_dims * math.log(2)) for value in (abs(nats), nats_error))
+    if bits < 2 * error:
+        return [f"Here both priors explain unseen digits equally well, within {2 * error:.3f} bits per pixel."]
+    better, worse = ("Normal", "flow") if nats > 0 else ("flow", "Normal")
+    verdict = (
+        f"Here the {better} prior explains unseen digits better than the {worse} prior, by {bits:.3f} ± {error:.3f} "
+    )
+    verdict += "bits per pixel on the same digits."
+    if better == "Normal":
+        verdict += f" With {len(tour.train):,} digits to learn from, there is little for a more flexible prior to gain."
+    return [verdict]
 
 
 def _part(tour: Tour, result: Result) -> report.Section:
