@@ -35,9 +35,9 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
                 "convolutions that see only the pixels above and to the left."
             ),
             Markup(
-                "<strong>What it is good for.</strong> Exact densities, and the best ones here: nothing is bounded or "
-                "approximated. The price is sampling, which is sequential: 64 passes for 64 pixels. There are no "
-                "latents, so there is no representation to probe."
+                "<strong>What it is good for.</strong> Exact densities: nothing is bounded or approximated. The price "
+                "is sampling, which is sequential: 64 passes for 64 pixels. There are no latents, so there is no "
+                "representation to probe."
             ),
         ),
     ),
@@ -52,8 +52,8 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
                 "<strong>How p(x) is represented.</strong> By a change of variables: an invertible map, here made of "
                 "monotone splines, takes the data to a simple distribution, and the determinant accounts for how it "
                 "stretches space. A flow is a density on real numbers, and grey levels are integers, so each level is "
-                "spread over its unit cell by a small learned program (variational dequantization). This makes the number a "
-                "bound on the mass of the integers."
+                "spread over its unit cell by a small learned program (variational dequantization). This makes the "
+                "number a bound on the mass of the integers."
             ),
             Markup(
                 "<strong>What it is good for.</strong> Densities of continuous data, exact and in one pass, and a "
@@ -73,8 +73,8 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
             ),
             Markup(
                 "<strong>What it is good for.</strong> Representations: 16 numbers that say what digit it is, as the "
-                "map of the latents shows. Samples take one pass. Pixels are independent given z, which makes samples "
-                "noisy and the density weaker than that of autoregressive models."
+                "map of the latents shows. Samples take one pass. Pixels are independent given z, which leaves noise "
+                "in the samples, unless the likelihood is an autoregressive program, too."
             ),
         ),
     ),
@@ -207,15 +207,11 @@ DIGITS: dict[str, tuple[int, Callable[..., float | None]]] = {
 
 def _table(tour: Tour) -> report.Table:
     rounded = [_rounded(result) for result in tour.results]
-    models = [each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference]
-    best = {
-        name: choose((each[name] for each in models if name in each), default=None)
-        for name, (_, choose) in DIGITS.items()
-    }
+    best = _best([each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference])
     rows = []
     for result, values in zip(tour.results, rounded, strict=True):
         cells = {
-            name: report.Cell(f"{value:.{DIGITS[name][0]}f}", strong=value == best[name] and not result.stop.reference)
+            name: report.Cell(f"{value:.{DIGITS[name][0]}f}", strong=not result.stop.reference and value == best[name])
             for name, value in values.items()
         }
         cells["program"] = report.Cell(result.stop.title)
@@ -230,6 +226,16 @@ def _table(tour: Tour) -> report.Table:
         rows.append([cells.get(name, report.Cell("")) for name, _, _ in COLUMNS])
     muted = frozenset(i for i, result in enumerate(tour.results) if result.stop.reference)
     return report.Table([report.Column(*column) for column in COLUMNS], rows, muted)
+
+
+def _best(models: list[dict[str, float]]) -> dict[str, float | None]:
+    """The best value of each column; None where most share it."""
+    best: dict[str, float | None] = {}
+    for name, (_, choose) in DIGITS.items():
+        values = [each[name] for each in models if name in each]
+        top = choose(values, default=None)
+        best[name] = top if top is None or 2 * values.count(top) <= len(values) or len(values) == 1 else None
+    return best
 
 
 def _rounded(result: Result) -> dict[str, float]:
