@@ -2,6 +2,7 @@
 
 from dgm_pyro import checkpoint, data, networks, objectives, registry
 from dgm_pyro.autoregressive import Autoregressive
+from dgm_pyro.build import build
 from dgm_pyro.checkpoint import CheckpointError, load, save
 from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, MixtureOfNormals, Normal, Parametric
 from dgm_pyro.data import Data
@@ -41,6 +42,7 @@ __all__ = [
     "Program",
     "Schedule",
     "SemiSupervised",
+    "build",
     "checkpoint",
     "data",
     "evaluate",

@@ -270,7 +270,7 @@ def list_names() -> None:
     for title, names in sections.items():
         typer.echo(title)
         for name, line in names.items():
-            typer.echo(f"  {name:<16}{line}")
+            typer.echo(f"  {name:<20}{line}")
 
 
 def cpu() -> torch.device:
