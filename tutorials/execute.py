@@ -23,9 +23,8 @@ def execute(script: Path, notebook: Path) -> None:
     content = jupytext.read(script)
     os.environ.pop("MPLBACKEND", None)  # else the kernel would not show pictures inline
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # Pyro imports tqdm's widgets, which no chapter uses
-    NotebookClient(
-        content, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(script.parent)}}
-    ).execute()
+    folder = {"metadata": {"path": str(script.parent)}}
+    NotebookClient(content, timeout=None, kernel_name="python3", coalesce_streams=True, resources=folder).execute()
     clean(content)
     jupytext.write(content, notebook)
 
