@@ -181,7 +181,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
-LINE = 48
+LINE = 54
 """How many characters of a title fit the width."""
 
 
@@ -337,7 +337,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
         raise ValueError("history holds no epochs: train first")
     epochs = [each.epoch for each in history.epochs]
     terms = _terms(history) if history.epochs[0].kl else {}
-    panels = 2 if terms else 1
+    panels = 2 if len(terms) > 1 else 1  # a single term is the loss itself
     figure = _figure(2.1 * panels + 0.3, title)
     top, *rest = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
     top.plot(epochs, history.losses, label="training")
@@ -425,7 +425,7 @@ def bits_per_dim(
             reference, 1.01, reference_label, transform=place, ha=side, va="bottom", size=8, color=colours.series[1]
         )
     bounds = any(evidence.kind != "exact" for evidence in evidences.values())
-    axes.set_xlabel("bits per dimension" + (" (open dots: upper bounds)" if bounds else ""))
+    axes.set_xlabel("bits per dimension" + (" (open: bounds)" if bounds else ""))
     return figure
 
 
@@ -450,7 +450,7 @@ def auroc(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figu
     axes.axvline(1.0, color=_theme.get().muted, linewidth=1, linestyle=":")
     lowest = min(value for each in values.values() for value in each.values())
     axes.set_xlim(min(0.45, lowest - 0.05), 1.03)
-    axes.set(xlabel="AUROC: 0.5 is guessing, 1 is never wrong")
+    axes.set(xlabel="AUROC (0.5: guessing, 1: never wrong)")
     figure.legend(loc="outside lower left", ncols=2)
     return figure
 
@@ -484,7 +484,7 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
     # The far tail of an anomaly would squeeze all the rest into one bin.
     low, high = np.quantile(every, 0.01), every.max()
     edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
-    figure = _figure(2.4, title)
+    figure = _figure(2.6, title)
     axes = figure.add_subplot(xlabel="log p(x) (nats)", ylabel="share of the data")
     for i, (name, values) in enumerate(arrays.items()):
         weights = np.full(len(values), 1 / len(values))
@@ -493,7 +493,7 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
             histtype="stepfilled" if i == 0 else "step", alpha=0.75 if i == 0 else 1.0, linewidth=1.5,
             linestyle="-" if i < 2 else "--",
         )  # fmt: skip
-    axes.legend()
+    figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 

@@ -416,7 +416,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
                 panels,
                 xlabel="standard deviation of the noise (grey levels of 16)",
                 percent=tuple(panels),
-                title=f"Both lose accuracy and stay sure; p(x) rings the alarm at a noise of {ringing:g}",
+                title=f"Accuracy falls faster than confidence; p(x) rings the alarm at a noise of {ringing:g}",
             ),
             alt="Accuracy and confidence of both classifiers, and the alarm on p(x), as noise grows.",
             caption="Confidence is the mean of the highest p(y | x). The alarm rings where log p(x) is lower than for "
@@ -425,7 +425,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
         report.picture(
             "reliability",
             lambda: plots.reliability(
-                comparison.probabilities, comparison.labels, title="Under noise, neither is right as often as it says"
+                comparison.probabilities, comparison.labels, title="Under noise, is it right as often as it says?"
             ),
             alt="Accuracy against confidence of both classifiers, over all levels of noise.",
             caption="All levels of noise together. On the dotted line, a classifier that is 80% sure is right 80% of "

@@ -166,6 +166,11 @@ def test_sites_of_factors_are_named_by_what_they_state_and_left_out_if_they_stat
     assert lines_of(figure.axes[1]) == {"reconstruction of x": ([1, 2], [2, 2]), "KL of x": ([1, 2], [3, 3])}
 
 
+def test_a_single_term_is_the_loss_itself_and_needs_no_panel():
+    figure = plots.learning_curves(History([Epoch(i, 3.0, {"x": 0.0}, {"z": 3.0}, None, 1.0) for i in (1, 2)], 2))
+    assert len(figure.axes) == 1
+
+
 def test_a_first_loss_far_above_the_rest_does_not_flatten_it():
     losses = [1e6, *(100.0 - i for i in range(20))]
     figure = plots.learning_curves(History([Epoch(i, loss, {}, {}, None, 1.0) for i, loss in enumerate(losses, 1)], 2))
@@ -175,7 +180,9 @@ def test_a_first_loss_far_above_the_rest_does_not_flatten_it():
 
 
 def test_a_long_title_takes_several_lines_and_stays_within_the_width():
-    figure = plots.curves([0, 1], {"loss": {"a": [1, 2]}}, xlabel="epoch", title="many words " * 12)
+    figure = plots.curves(
+        [0, 1], {"loss": {"a": [1, 2]}}, xlabel="epoch", title="PixelCNN has the last word of many programs. " * 3
+    )
     assert figure.get_suptitle().count("\n") == 2
     figure.canvas.draw()
     box = figure._suptitle.get_window_extent()
@@ -246,7 +253,7 @@ def test_score_histograms_hold_all_the_data_on_common_bins():
         counts, _ = np.histogram(values.numpy().clip(edges[0], None), edges)
         assert counts.sum() == len(values)
         assert heights == pytest.approx(counts / len(values))
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["digits", "noise"]
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["digits", "noise"]
     assert "nats" in axes.get_xlabel()
 
 
