@@ -10,6 +10,7 @@ r"""Generative and discriminative classifiers: two factorisations of the joint p
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pyro
@@ -110,10 +111,15 @@ class Labelled(Program):
             y = labels.reshape(-1, *(1,) * len(batch)).expand(-1, *batch)
             log_likelihood = self.program.exact_log_prob(x.expand(self.classes, *x.shape), y)
         else:
-            log_k = torch.tensor(num_particles, dtype=torch.float64).log().to(torch.get_default_dtype())
-            log_likelihood = torch.stack(
-                [self.program.log_weights(x, y.expand(len(x)), num_particles).logsumexp(0) - log_k for y in labels]
-            )
+            # Every class at the same draws, so that their noise cancels where classes are compared.
+            seed, devices = int(torch.randint(2**31, ())), [x.device] if x.is_cuda else []
+            bounds = []
+            for y in labels:
+                with torch.random.fork_rng(devices):
+                    torch.manual_seed(seed)
+                    weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
+                bounds.append(weights.logsumexp(0) - math.log(num_particles))
+            log_likelihood = torch.stack(bounds)
         log_prior = self.prior().log_prob(labels)
         return log_likelihood + log_prior.reshape(-1, *(1,) * len(batch))
 

@@ -95,7 +95,9 @@ def test_bayes_rule_over_bounded_families_weighs_the_bounds(name):
     torch.manual_seed(3)
     log_joint = program.log_joint(x, num_particles=4)
     torch.manual_seed(3)
+    seed = int(torch.randint(2**31, ()))
     for y in range(program.classes):
+        torch.manual_seed(seed)
         weights = program.program.log_weights(x, torch.full((5,), y), 4)
         expected = weights.exp().mean(0).log() + program.prior().probs[y].log()
         torch.testing.assert_close(log_joint[y], expected)
@@ -104,6 +106,28 @@ def test_bayes_rule_over_bounded_families_weighs_the_bounds(name):
     torch.manual_seed(3)
     assert torch.equal(program.classify(x, 4), log_joint.argmax(0))
     assert not program.class_probabilities(x).requires_grad
+
+
+def test_classes_are_compared_at_the_same_draws():
+    """Where x does not depend on y, p(y | x) is p(y), and no noise of the bounds may say otherwise."""
+
+    class Indifferent(nn.Module):
+        num_classes = 3
+
+        def __init__(self, given_shape):
+            super().__init__()
+            self.network, self.given_shape = nn.Linear(1, 2), (torch.Size(given_shape), torch.Size(()))
+
+        def forward(self, x, y):
+            return self.network(x)
+
+    inner = dgm.VAE(dgm.Normal(1), dgm.Normal(1, Indifferent((1,))), dgm.Normal(1, Indifferent((1,))))
+    program = Labelled(dgm.Categorical((), 3, parameters=torch.tensor([0.3, -0.2, 0.9])), inner)
+    x = torch.randn(5, 1)
+    for particles in (1, 3):
+        probabilities = program.class_probabilities(x, particles)
+        torch.testing.assert_close(probabilities, program.prior().probs.expand(5, 3))
+    assert not torch.equal(program.log_joint(x), program.log_joint(x))  # but fresh draws every time
 
 
 def test_many_particles_classify_as_the_exact_evidence_does():
