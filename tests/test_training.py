@@ -372,7 +372,7 @@ def by_hand(network, x, y, steps, lr, *, weight_decay=0.0, rate=lambda step: 1.0
         ({"schedule": "constant", "ema": 0.2}, {"ema": 0.2}),
         ({"schedule": "cosine"}, {"rate": lambda step: 0.5 * (1 + math.cos(math.pi * step / 30))}),
     ],
-    ids=str,
+    ids=["constant", "decay", "average", "quick-average", "cosine"],
 )
 def test_it_is_adamw(float64, options, expected):
     x, y = torch.randn(20, 2), torch.randint(3, (20,))
