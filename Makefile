@@ -15,7 +15,7 @@ help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 tour: $(VENV)/.installed  ## train and compare every family on real digits, write tour/report.html (ARGS=--quick)
-	$(BIN)/dgm tour $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/dgm tour $(ARGS)
 
 test: $(VENV)/.installed-test  ## run all tests (ARGS="-k vae")
 	$(BIN)/python -m pytest -n auto $(ARGS)
