@@ -15,6 +15,7 @@ from dgm_pyro.networks.bijections import (
     Sigmoid,
     Univariate,
 )
+from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder
 from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingUNet
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, Context
@@ -27,6 +28,8 @@ __all__ = [
     "Affine",
     "Bijection",
     "Context",
+    "ConvDecoder",
+    "ConvEncoder",
     "Coupling",
     "DenoisingMLP",
     "DenoisingUNet",

@@ -61,7 +61,7 @@ class Context(nn.Module):
             return self.embed(context.long())
         if self.levels is None and not context.is_floating_point():
             raise TypeError(f"the network was given integers ({context.dtype}): pass levels=... when you build it")
-        return self.embed(to_unit(context, self.levels))
+        return self.embed(to_unit(context, self.levels).to(next(self.parameters()).dtype))
 
 
 def given_shape_of(
@@ -71,6 +71,13 @@ def given_shape_of(
     if num_classes is not None and context_shape is None:
         context_shape = ()
     return torch.Size(in_shape), None if context_shape is None else torch.Size(context_shape)
+
+
+def check_context(network: nn.Module, context: Tensor | None) -> None:
+    """Raise unless ``network`` is called as it was built: with a context, or without."""
+    if (context is None) != (network.context_shape is None):
+        need = "takes no context" if network.context_shape is None else "takes a context: call it with (x, context)"
+        raise ValueError(f"this {type(network).__name__} {need}")
 
 
 @register
@@ -85,6 +92,7 @@ class MLP(nn.Module):
         num_classes: number of class labels; of the input if ``in_shape`` is ``()``, else of the context.
         levels: the input takes integers 0 .. levels - 1, and is scaled to [-1, 1].
         activation: one of relu, silu, gelu, tanh, elu.
+        dropout: probability, after each hidden layer.
     """
 
     def __init__(
@@ -97,6 +105,7 @@ class MLP(nn.Module):
         num_classes: int | None = None,
         levels: int | None = None,
         activation: str = "silu",
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -112,15 +121,13 @@ class MLP(nn.Module):
                 raise ValueError("a context enters the hidden layers: hidden must name at least one width")
             labels = None if label_in else num_classes
             self.contexts.extend(Context(self.context_shape, labels, width) for width in hidden)
-        self.activation = activation_named(activation)
+        self.activation, self.dropout = activation_named(activation), nn.Dropout(dropout)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if (context is None) != (self.context_shape is None):
-            need = "takes no context" if self.context_shape is None else "takes a context: call it with (x, context)"
-            raise ValueError(f"this MLP {need}")
+        check_context(self, context)
         h = self.first(x)
         for i, layer in enumerate(self.rest):
             if context is not None:
                 h = h + self.contexts[i](context)
-            h = layer(self.activation(h))
+            h = layer(self.dropout(self.activation(h)))
         return h

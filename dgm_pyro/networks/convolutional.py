@@ -1,0 +1,164 @@
+"""Convolutional networks between images and vectors, as encoders and likelihoods of images use them.
+
+Both are stacks of residual blocks, and change the resolution by strided convolutions. They halve as `ceil(n / 2)`, so
+that any size works: 28 becomes 14, 7.
+
+Source: He et al. 2016 (arXiv 1603.05027) for the blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgm_pyro.networks.mlp import Context, check_context, given_shape_of, to_unit
+from dgm_pyro.registry import register
+
+
+class Block(nn.Module):
+    """x + conv(act(conv(act(x)))), the identity at the start."""
+
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.dropout(F.silu(self.conv1(F.silu(x)))))
+
+
+@register
+class ConvEncoder(nn.Module):
+    """Images ``(B, C, H, W)`` to ``(B, out_features)``, with an optional context added before the last layer.
+
+    Args:
+        in_shape: ``(C, H, W)``.
+        out_features: P * numel for a conditional's network.
+        channels: widths; each entry halves the resolution.
+        blocks: residual blocks at each resolution.
+        hidden: width of the layer before the last.
+        context_shape: shape of one context, for ``network(image, context)``.
+        num_classes: number of class labels of the context.
+        levels: the image takes integers 0 .. levels - 1, and is scaled to [-1, 1].
+        dropout: probability, inside the residual blocks and before the last layer.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> dgm.networks.ConvEncoder((1, 7, 7), 10)(torch.zeros(2, 1, 7, 7)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_features: int,
+        channels: Sequence[int] = (32, 64),
+        *,
+        blocks: int = 1,
+        hidden: int = 256,
+        context_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        levels: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        heights, widths = sizes(in_shape, channels, "in_shape")
+        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
+        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        self.num_classes, self.levels = num_classes, levels
+        stages: list[nn.Module] = []
+        for a, b in itertools.pairwise((in_shape[0], *channels)):
+            stages += [nn.Conv2d(a, b, 3, stride=2, padding=1), *(Block(b, dropout) for _ in range(blocks))]
+        self.stages = nn.Sequential(*stages, nn.SiLU(), nn.Flatten())
+        self.first = nn.Linear(channels[-1] * heights[-1] * widths[-1], hidden)
+        self.context = None if self.context_shape is None else Context(self.context_shape, num_classes, hidden)
+        self.last = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), nn.Linear(hidden, out_features))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        check_context(self, context)
+        h = self.first(self.stages(to_unit(x, self.levels).to(self.first.weight.dtype)))
+        return self.last(h if self.context is None else h + self.context(context))
+
+
+@register
+class ConvDecoder(nn.Module):
+    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional context beside the input.
+
+    Args:
+        in_shape: shape of one input, such as ``(16,)`` for z; ``()`` for a class label.
+        out_shape: ``(C, H, W)``.
+        outputs: P of the conditional, its parameters per feature.
+        channels: widths, from the finest resolution to the coarsest, as in `ConvEncoder`.
+        blocks: residual blocks at each resolution below the full one.
+        context_shape: shape of one context, for ``network(input, context)``.
+        num_classes: number of class labels; of the input if ``in_shape`` is ``()``, else of the context.
+        levels: the input takes integers 0 .. levels - 1, and is scaled to [-1, 1].
+        dropout: probability, inside the residual blocks.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> dgm.networks.ConvDecoder((5,), (1, 7, 7), outputs=2)(torch.zeros(3, 5)).shape
+    torch.Size([3, 2, 1, 7, 7])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        outputs: int = 1,
+        channels: Sequence[int] = (32, 64),
+        *,
+        blocks: int = 1,
+        context_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        levels: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        heights, widths = sizes(out_shape, channels, "out_shape")
+        label_in = tuple(in_shape) == ()
+        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, None if label_in else num_classes)
+        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        self.num_classes = num_classes
+        self.coarsest = (channels[-1], heights[-1], widths[-1])
+        features = math.prod(self.coarsest)
+        self.first = Context(self.in_shape, num_classes if label_in else None, features, levels)
+        self.context = (
+            None
+            if self.context_shape is None
+            else Context(self.context_shape, None if label_in else num_classes, features)
+        )
+        stages: list[nn.Module] = []
+        for i in reversed(range(len(channels))):
+            finer = channels[i - 1] if i > 0 else max(8, channels[0] // 2)
+            # A kernel of 4 covers every output twice; of odd sizes the last row and column are cropped.
+            crop = (2 * heights[i + 1] - heights[i], 2 * widths[i + 1] - widths[i])
+            up = nn.ConvTranspose2d(channels[i], finer, 4, stride=2, padding=1)
+            stages += [*(Block(channels[i], dropout) for _ in range(blocks)), nn.SiLU(), up]
+            stages += [nn.ZeroPad2d((0, -crop[1], 0, -crop[0]))] if any(crop) else []
+        last = nn.Conv2d(max(8, channels[0] // 2), outputs * out_shape[0], 3, padding=1)
+        self.stages = nn.Sequential(*stages, nn.SiLU(), last)
+        self.out_shape = torch.Size((outputs, *out_shape))
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        check_context(self, context)
+        h = self.first(z) if self.context is None else self.first(z) + self.context(context)
+        return self.stages(h.unflatten(1, self.coarsest)).unflatten(1, self.out_shape[:2])
+
+
+def sizes(shape: Sequence[int], channels: Sequence[int], argument: str) -> tuple[list[int], list[int]]:
+    """Heights and widths of an image of ``shape`` at each resolution, the finest first."""
+    if len(shape) != 3:
+        raise ValueError(f"{argument} must be (C, H, W) for a convolutional network, got {tuple(shape)}: use MLP")
+    if not channels or any(not isinstance(width, int) or width < 1 for width in channels):
+        raise ValueError(f"channels must be positive integers, one for each resolution, got {tuple(channels)}")
+    heights, widths = [shape[1]], [shape[2]]
+    for _ in channels:
+        heights.append(math.ceil(heights[-1] / 2))
+        widths.append(math.ceil(widths[-1] / 2))
+    return heights, widths
