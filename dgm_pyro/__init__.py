@@ -1,6 +1,6 @@
 """Deep generative models as probabilistic programs."""
 
-from dgm_pyro import checkpoint, data, networks, objectives, registry
+from dgm_pyro import checkpoint, data, infer, networks, objectives, registry
 from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.build import build
 from dgm_pyro.checkpoint import CheckpointError, load, save
@@ -47,6 +47,7 @@ __all__ = [
     "data",
     "evaluate",
     "fit",
+    "infer",
     "load",
     "networks",
     "objectives",

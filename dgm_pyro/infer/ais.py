@@ -1,0 +1,349 @@
+r"""Annealed importance sampling: log p(x) by a path of densities from one that can be sampled to the posterior.
+
+.. math::
+    f_\beta(z) = f_0(z)^{1 - \beta}\, p(x, z)^{\beta}, \qquad 0 = \beta_0 < \beta_1 < \dots < \beta_T = 1
+
+with :math:`f_0` the prior p(z) or the guide q(z | x). A chain starts at :math:`z_0 \sim f_0`, and for t = 1 .. T first
+collects :math:`f_{\beta_t}(z_{t-1}) / f_{\beta_{t-1}}(z_{t-1})` into its weight w, then moves by a transition that
+leaves :math:`f_{\beta_t}` invariant (here Hamiltonian Monte Carlo). Then E[w] = p(x) exactly, however badly the chain
+mixes, so that the log of the mean of K weights is on average below log p(x).
+
+Run backwards from an exact posterior sample the weights have the mean 1 / p(x), and bound log p(x) from above. Such a
+sample is at hand for data that the program itself has made: z, x ~ p(z, x). The two bounds together are bidirectional
+Monte Carlo; they say how far the estimate is off.
+
+The path is valid only if no transition depends on the chain's own past. Step sizes are therefore adapted in a
+preliminary run, on chains of its own, and then fixed.
+
+Sources: Neal 2001 (Annealed importance sampling); Grosse, Ghahramani and Adams 2015 (arXiv 1511.02543); Grosse, Ancha
+and Roy 2016 (arXiv 1606.02275); Wu, Burda, Salakhutdinov and Grosse 2017 (arXiv 1611.04273).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dgm_pyro.evaluation import evaluating, seeded
+from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
+from dgm_pyro.program import Program, check_count, latent_sites, log_prob_sum
+
+Density = Callable[[Tensor], Tensor]
+Transition = Callable[[Tensor, Tensor, Density], tuple[Tensor, Tensor]]
+
+ADAPTATION_RATE = 0.2
+
+
+@dataclass(frozen=True)
+class HMC:
+    """One Hamiltonian trajectory and a Metropolis test, for every chain of every datum at once.
+
+    Step sizes are jittered by up to a fifth, so that no trajectory is a period of the dynamics.
+
+    Attributes:
+        num_leapfrog: steps per trajectory; each costs one gradient.
+    """
+
+    num_leapfrog: int = 8
+
+    def __call__(self, u: Tensor, step: Tensor, density: Density) -> tuple[Tensor, Tensor]:
+        """Move u, ``(K, B, D)``, with step sizes ``(B,)``, leaving ``exp(density(u))`` invariant, ``(K, B)``.
+
+        Returns:
+            The new u, and the probability with which each move was accepted, ``(K, B)``.
+        """
+        size = (step * torch.empty_like(u[..., 0]).uniform_(0.8, 1.2)).unsqueeze(-1)
+        before, gradient = _with_gradient(density, u)
+        start = torch.randn_like(u)
+        momentum, place, after = start, u, before
+        for _ in range(self.num_leapfrog):
+            momentum = momentum + size / 2 * gradient
+            place = place + size * momentum
+            after, gradient = _with_gradient(density, place)
+            momentum = momentum + size / 2 * gradient
+        energy = after - before - 0.5 * (momentum**2 - start**2).sum(-1)
+        # A trajectory that left the finite numbers is rejected.
+        probability = torch.where(energy.isfinite(), energy.clamp(max=0).exp(), torch.zeros_like(energy))
+        accepted = torch.rand_like(probability) < probability
+        return torch.where(accepted.unsqueeze(-1), place, u), probability
+
+
+def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        value = density(u)
+        (gradient,) = torch.autograd.grad(value.sum(), u)
+    return value.detach(), gradient
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """What `ais` found.
+
+    Attributes:
+        log_evidence: log-mean-exp of the weights over the chains, in nats, ``(B,)``: on average below log p(x).
+        log_weights: of each chain, ``(K, B)``; the mean of their exponentials is p(x) without bias.
+        acceptance: mean acceptance probability of the moves, ``(B,)``.
+        latents: where the chains ended, site by site, ``(K, B, *site_shape)``; weighted by log_weights, draws from
+            the posterior.
+    """
+
+    log_evidence: Tensor
+    log_weights: Tensor
+    acceptance: Tensor
+    latents: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """What `bidirectional` found: on average, lower <= log p(x) <= upper.
+
+    Attributes:
+        x: data that the program made, ``(B, *event_shape)``.
+        lower, upper: bounds on log p(x) in nats, ``(B,)``.
+        acceptance: mean acceptance probability of the moves, ``(B,)``.
+    """
+
+    x: Tensor
+    lower: Tensor
+    upper: Tensor
+    acceptance: Tensor
+
+
+def ais(
+    program: Program,
+    x: Tensor,
+    given: Any = None,
+    *,
+    num_chains: int = 8,
+    num_temperatures: int = 300,
+    num_leapfrog: int = 8,
+    initial: str = "prior",
+    schedule: str = "sigmoid",
+    transition: Transition | None = None,
+    target_acceptance: float = 0.65,
+    observed: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Annealed:
+    """Estimate log p(x | given) by annealed importance sampling, all chains of all data at once.
+
+    Costs about ``1.25 * num_temperatures * (num_leapfrog + 2)`` gradients of log p(x, z) on ``num_chains * B`` rows; a
+    fifth of them are the preliminary run.
+
+    Args:
+        program: latents continuous, log p(x, z) differentiable in them; diffusions among them are unrolled.
+        x: ``(B, *event_shape)``.
+        given: ``(B, *given_shape)`` for a conditional program.
+        num_chains: K, independent chains per datum.
+        num_temperatures: T. The bound tightens as it grows.
+        num_leapfrog: steps of each Hamiltonian trajectory.
+        initial: start from the "prior", or from the "guide", which shortens the path where the guide is good and
+            never leaves the guide's support.
+        schedule: "sigmoid" (slow at both ends; Grosse et al. 2015, section 5) or "linear" temperatures.
+        transition: moves u with step sizes and leaves a density invariant, as `HMC` does, the default.
+        target_acceptance: what the preliminary run adapts the step sizes to, one for each datum and temperature.
+        observed: further observed sites, such as ``{"y": labels}`` of a `Labelled`.
+        seed: the global random state is left as it was.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: a latent is discrete, x has no chance under the initial draws, or an argument does not fit.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> vae = dgm.VAE(
+    ...     dgm.Normal(1), dgm.Normal(2, torch.nn.Linear(1, 4)), dgm.Normal(1, torch.nn.Linear(2, 2)))
+    >>> dgm.infer.ais(vae, torch.zeros(3, 2), num_temperatures=10).log_weights.shape
+    torch.Size([8, 3])
+    """
+    program.check(x, given)
+    with evaluating(program), seeded(seed, x.device), torch.no_grad():
+        path = _Path(program, x, given, num_chains, initial, observed or {})
+        betas = temperatures(num_temperatures, schedule).to(path.dtype)
+        transition = transition or HMC(check_count(num_leapfrog, "num_leapfrog"))
+        steps = path.adapt(betas, transition, target_acceptance)
+        u, log_weights, acceptance = path.anneal(path.start(), betas, steps, transition, progress)
+        latents, _ = path.coordinates.unflatten(u)
+    return Annealed(_log_mean_exp(log_weights), log_weights, acceptance, latents)
+
+
+def bidirectional(
+    program: Program,
+    num_data: int,
+    given: Any = None,
+    *,
+    num_chains: int = 8,
+    num_temperatures: int = 300,
+    num_leapfrog: int = 8,
+    initial: str = "prior",
+    schedule: str = "sigmoid",
+    transition: Transition | None = None,
+    target_acceptance: float = 0.65,
+    seed: int = 0,
+    progress: bool = False,
+) -> Sandwich:
+    """Sandwich log p(x) between annealing there and back, on data that the program makes.
+
+    The data come with the latents that made them, which are exact posterior samples: the reverse chains start there.
+    Costs twice what `ais` does.
+
+    Args:
+        program, given, ...: as in `ais`; ``given`` has ``num_data`` rows, or one for all.
+        num_data: how many data to simulate.
+
+    Raises:
+        ValueError: as `ais`.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> vae = dgm.VAE(
+    ...     dgm.Normal(1), dgm.Normal(2, torch.nn.Linear(1, 4)), dgm.Normal(1, torch.nn.Linear(2, 2)))
+    >>> sandwich = dgm.infer.bidirectional(vae, 5, num_temperatures=50)
+    >>> bool(sandwich.lower.mean() < sandwich.upper.mean())
+    True
+    """
+    given = program.check_draws(num_data, given)
+    device = next((p.device for p in program.parameters()), torch.device("cpu"))
+    with evaluating(program), seeded(seed, device), torch.no_grad():
+        trace = joint_trace(with_latent_chains(program), None, given=given, batch=(num_data,))
+        x = trace.nodes["_RETURN"]["value"]
+        path = _Path(program, x, given, num_chains, initial, {})
+        exact = {
+            name: trace.nodes[name]["value"].expand(num_chains, *trace.nodes[name]["value"].shape)
+            for name in path.coordinates.names
+        }
+        betas = temperatures(num_temperatures, schedule).to(path.dtype)
+        transition = transition or HMC(check_count(num_leapfrog, "num_leapfrog"))
+        steps = path.adapt(betas, transition, target_acceptance)
+        _, forward, there = path.anneal(path.start(), betas, steps, transition, progress)
+        _, backward, back = path.anneal(
+            path.coordinates.flatten(exact), betas, steps, transition, progress, reverse=True
+        )
+    return Sandwich(x, _log_mean_exp(forward), -_log_mean_exp(backward), (there + back) / 2)
+
+
+def temperatures(num: int, schedule: str = "sigmoid") -> Tensor:
+    """beta_0 = 0 .. beta_T = 1, ``(num + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
+    check_count(num, "num_temperatures")
+    even = torch.linspace(0, 1, num + 1, dtype=torch.float64)
+    if schedule == "linear":
+        return even
+    if schedule != "sigmoid":
+        raise ValueError(f"schedule must be 'sigmoid' or 'linear', got {schedule!r}")
+    curve = (8 * even - 4).sigmoid()
+    return (curve - curve[0]) / (curve[-1] - curve[0])
+
+
+class _Path:
+    """The densities f_beta of u, and chains along them."""
+
+    def __init__(
+        self,
+        program: Program,
+        x: Tensor,
+        given: Any,
+        num_chains: int,
+        initial: str,
+        observed: Mapping[str, Tensor],
+    ):
+        if initial not in ("prior", "guide"):
+            raise ValueError(f"initial must be 'prior' or 'guide', got {initial!r}")
+        self.program, self.x, self.given, self.observed = with_latent_chains(program), x, given, observed
+        self.batch = (check_count(num_chains, "num_chains"), len(x))
+        self.from_guide = initial == "guide"
+        trace = self._initial()
+        self.coordinates = Coordinates(trace, self.batch)
+        self.dtype = trace.nodes[self.coordinates.names[0]]["value"].dtype
+
+    def _initial(self, latents: Mapping[str, Tensor] | None = None) -> Any:
+        statements = guide_trace if self.from_guide else joint_trace
+        trace = statements(self.program, self.x, latents, self.given, batch=self.batch, observed=self.observed)
+        return trace
+
+    def start(self) -> Tensor:
+        """u_0 ~ f_0, ``(K, B, D)``.
+
+        Raises:
+            ValueError: x is impossible at such draws.
+        """
+        trace = self._initial()
+        latents = {name: trace.nodes[name]["value"] for name in latent_sites(trace)}
+        u = self.coordinates.flatten(latents)
+        _, ratio = self.densities(u)
+        if not bool(ratio.isfinite().all()):
+            remedy = "check the program" if self.from_guide else "use initial='guide'"
+            raise ValueError(
+                f"log p(x | latents) is not finite at draws from the {'guide' if self.from_guide else 'prior'}, so that "
+                f"there is no path to the posterior: {remedy}"
+            )
+        return u
+
+    def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log f_0(u) and log f_1(u) - log f_0(u), ``(K, B)``."""
+        latents, log_det = self.coordinates.unflatten(u)
+        log_prior, log_likelihood = log_joint(
+            self.program, self.x, latents, self.given, batch=self.batch, observed=self.observed
+        )
+        if not self.from_guide:
+            return log_prior + log_det, log_likelihood
+        log_q = log_prob_sum(self._initial(latents), self.batch)
+        return log_q + log_det, log_prior + log_likelihood - log_q
+
+    def anneal(
+        self,
+        u: Tensor,
+        betas: Tensor,
+        steps: Tensor,
+        transition: Transition,
+        progress: bool = False,
+        reverse: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Chains from u along the path: their ends, log weights ``(K, B)``, mean acceptance ``(B,)``."""
+        order = range(len(betas) - 1, 0, -1) if reverse else range(1, len(betas))
+        log_weights, acceptance = u.new_zeros(self.batch), u.new_zeros(self.batch[1])
+        for t in tqdm(order, desc="anneal", unit="temperature", disable=not progress, leave=False):
+            change = betas[t] - betas[t - 1]
+            if not reverse:
+                log_weights = log_weights + change * self.densities(u)[1]
+            u, accepted = transition(u, steps[t], self.at(betas[t]))
+            if reverse:
+                log_weights = log_weights - change * self.densities(u)[1]
+            acceptance = acceptance + accepted.mean(0) / len(order)
+        return u, log_weights, acceptance
+
+    def at(self, beta: Tensor) -> Density:
+        """log f_beta."""
+
+        def density(u: Tensor) -> Tensor:
+            start, ratio = self.densities(u)
+            return start + beta * ratio
+
+        return density
+
+    def adapt(self, betas: Tensor, transition: Transition, target: float) -> Tensor:
+        """Step sizes for each temperature and datum, ``(T + 1, B)``, from chains that are then thrown away.
+
+        They walk a quarter of the temperatures, at least 20; in between, log step sizes are interpolated.
+        """
+        coarse = torch.linspace(0, len(betas) - 1, max(20, len(betas) // 4), dtype=torch.float64)
+        u = self.start()
+        log_step = u.new_full((self.batch[1],), -0.25 * math.log(u.shape[-1]))
+        logs = []
+        for place in [0.0] * 10 + coarse.tolist():
+            u, accepted = transition(u, log_step.exp(), self.at(betas[round(place)]))
+            log_step = log_step + ADAPTATION_RATE * (accepted.mean(0) - target)
+            logs.append(log_step)
+        return _interpolate(torch.stack(logs[10:]), len(betas)).exp()
+
+
+def _interpolate(values: Tensor, size: int) -> Tensor:
+    return torch.nn.functional.interpolate(values.T.unsqueeze(0), size, mode="linear", align_corners=True)[0].T
+
+
+def _log_mean_exp(values: Tensor) -> Tensor:
+    return values.logsumexp(0) - math.log(len(values))

@@ -1,0 +1,146 @@
+r"""The posterior of any program as a density to be explored: log p(latents) and log p(x | latents) at given latents.
+
+.. math::
+    \log p(z \mid x) = \log p(z) + \log p(x \mid z) - \log p(x)
+
+Annealed importance sampling, HMC and NUTS move through unconstrained space: a site with a support such as the
+positive reals or the unit cube is the image of a real u, and the density of u has the factor :math:`|dz / du|`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to
+
+from dgm_pyro.program import Program, latent_sites, log_prob_sum, plates, site_sum
+
+
+def with_latent_chains(program: Program) -> Program:
+    """``program`` with its latent chains written out one site per step; a chain without latents stays one site."""
+    unrolled = program.unroll()
+    same = program.latents(program.variable) is not None and (
+        program.latents(program.variable) == unrolled.latents(program.variable)
+    )
+    return program if same else unrolled
+
+
+def log_joint(
+    program: Program,
+    x: Tensor | None,
+    latents: Mapping[str, Tensor],
+    given: Any = None,
+    *,
+    batch: Sequence[int],
+    observed: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log p(latents | given) and log p(x | latents, given) in nats, each of shape ``batch``.
+
+    Args:
+        program: chains as they are to be stated; see `with_latent_chains`.
+        x: ``(B, *event_shape)``.
+        latents: every latent site's value, ``(*batch, *site_shape)``.
+        batch: batch shape, such as ``(K, B)``.
+        observed: further observed sites, such as labels; they count to the second term.
+    """
+    trace = joint_trace(program, x, latents, given, batch=batch, observed=observed)
+    likelihood = trace.copy()
+    for name in latents:
+        likelihood.remove_node(name)
+    log_prior = sum((site_sum(_log_prob(trace, name), batch) for name in latents), torch.zeros(()))
+    return log_prior.expand(tuple(batch)), log_prob_sum(likelihood, batch)
+
+
+def joint_trace(
+    program: Program,
+    x: Tensor | None,
+    latents: Mapping[str, Tensor] | None = None,
+    given: Any = None,
+    *,
+    batch: Sequence[int],
+    observed: Mapping[str, Tensor] | None = None,
+) -> poutine.Trace:
+    """The trace of the model at ``latents``; what is left out, x included, is drawn. Its ``_RETURN`` holds x."""
+    data = {**(latents or {}), **(observed or {})}
+    with poutine.block(), poutine.trace() as traced, poutine.condition(data=data), plates(batch):
+        value = program.joint(program.variable, x, given)
+    traced.trace.add_node("_RETURN", name="_RETURN", type="return", value=value)
+    return traced.trace
+
+
+def guide_trace(
+    program: Program,
+    x: Tensor,
+    latents: Mapping[str, Tensor] | None = None,
+    given: Any = None,
+    *,
+    batch: Sequence[int],
+    observed: Mapping[str, Tensor] | None = None,
+) -> poutine.Trace:
+    """The trace of the guide at ``latents``; latents that are left out are drawn from it."""
+    data = {**(latents or {}), **(observed or {})}
+    with poutine.block(), poutine.trace() as traced, poutine.condition(data=data), plates(batch):
+        program.posterior(program.variable, x, given)
+    for name in observed or {}:
+        if name in traced.trace.nodes:
+            traced.trace.remove_node(name)
+    return traced.trace
+
+
+def _log_prob(trace: poutine.Trace, name: str) -> Tensor:
+    trace.compute_log_prob(lambda each, _: each == name)
+    return trace.nodes[name]["log_prob"]
+
+
+class Coordinates:
+    """One real vector u for all latents of a trace, ``(*batch, D)``.
+
+    Args:
+        trace: of a model or a guide, with the latents unobserved; gives their supports and shapes.
+        batch: batch shape.
+
+    Raises:
+        ValueError: a latent is discrete, or there is none.
+    """
+
+    def __init__(self, trace: poutine.Trace, batch: Sequence[int]):
+        self.batch = tuple(batch)
+        self.names = latent_sites(trace)
+        if not self.names:
+            raise ValueError("the program has no latents to explore: its density is exact, use program.log_prob(x)")
+        discrete = [name for name in self.names if trace.nodes[name]["fn"].support.is_discrete]
+        if discrete:
+            raise ValueError(
+                f"the latents {', '.join(map(repr, discrete))} are discrete, but this method moves along gradients: "
+                "observe them (observed={...}), sum them out, or use dgm.evaluate(program, data, num_particles=K)"
+            )
+        self.transforms = {name: biject_to(trace.nodes[name]["fn"].support) for name in self.names}
+        self.shapes = {
+            name: self.transforms[name].inv(trace.nodes[name]["value"]).shape[len(self.batch) :] for name in self.names
+        }
+
+    def flatten(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """u of ``latents``, ``(*batch, D)``."""
+        parts = [
+            self.transforms[name].inv(latents[name]).expand(*self.batch, *self.shapes[name]).reshape(*self.batch, -1)
+            for name in self.names
+        ]
+        return torch.cat(parts, -1)
+
+    def unflatten(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The latents at u, and log |d latents / du|, ``batch``."""
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        latents, log_det = {}, u.new_zeros(self.batch)
+        for name, part in zip(self.names, u.split(sizes, -1), strict=True):
+            real = part.reshape(*self.batch, *self.shapes[name])
+            latents[name] = self.transforms[name](real)
+            log_det = log_det + _sum_event(self.transforms[name].log_abs_det_jacobian(real, latents[name]), self.batch)
+        return latents, log_det
+
+
+def _sum_event(value: Tensor, batch: Sequence[int]) -> Tensor:
+    return value.reshape(*batch, -1).sum(-1)
