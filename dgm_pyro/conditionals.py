@@ -33,6 +33,7 @@ class Parametric(Conditional):
     """
 
     num_parameters: int
+    start: Tensor | None
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Parametric(Conditional):
         self.num_parameters = num_parameters
         self.network = network
         self.conditional = network is not None
+        self.register_buffer("start", None)
         if network is not None:
             if not isinstance(network, nn.Module):
                 raise TypeError(f"network must be a torch.nn.Module or None, got {type(network).__name__}")
@@ -100,11 +102,16 @@ class Parametric(Conditional):
                 f"event_shape {tuple(self.event_shape)} with {self.num_parameters} parameters per feature needs "
                 f"{(count, *shape)} or {(count, size)}"
             )
-        return raw.reshape(*batch, *shape)
+        raw = raw.reshape(*batch, *shape)
+        return raw if self.start is None else raw + self.start
+
+    def distribution(self, raw: Tensor) -> dist.TorchDistribution:
+        """The distribution of x from its raw parameters, ``(*batch, P, *event_shape)``."""
+        event_dim = len(self.event_shape)
+        return self.univariate(raw.movedim(-1 - event_dim, -1)).to_event(event_dim)
 
     def forward(self, given: Any = None) -> dist.TorchDistribution:
-        event_dim = len(self.event_shape)
-        return self.univariate(self.raw_parameters(given).movedim(-1 - event_dim, -1)).to_event(event_dim)
+        return self.distribution(self.raw_parameters(given))
 
 
 @register
@@ -117,6 +124,8 @@ class Normal(Parametric):
         learned: without a network, whether the parameters are free.
         parameters: without a network, raw parameters to start from, ``(2, *event_shape)``.
         given_shape: shape of one ``given``, for a network that does not say.
+        scale: "network", or with a network that gives the location alone (P = 1), a learned scale that does not depend
+            on ``given``: one per "feature", or one that is "shared" by all.
 
     >>> import dgm_pyro as dgm
     >>> round(dgm.Normal(1).log_prob(torch.zeros(1, 1)).item(), 4)
@@ -131,13 +140,31 @@ class Normal(Parametric):
         learned: bool = False,
         parameters: Tensor | None = None,
         given_shape: Shape | None = None,
+        scale: str = "network",
     ):
-        super().__init__(event_shape, 2, network, learned=learned, parameters=parameters, given_shape=given_shape)
+        if scale not in ("network", "feature", "shared"):
+            raise ValueError(f"scale must be 'network', 'feature' or 'shared', got {scale!r}")
+        if scale != "network" and network is None:
+            raise ValueError(f"scale={scale!r} is for a Normal with a network: use learned=True without one")
+        number = 2 if scale == "network" else 1
+        super().__init__(event_shape, number, network, learned=learned, parameters=parameters, given_shape=given_shape)
+        self.scale = scale
+        if scale != "network":
+            shape = self.event_shape if scale == "feature" else ()
+            self.raw_scale = nn.Parameter(torch.full(shape, inverse_softplus(1.0)))
 
     def initial(self) -> Tensor:
         raw = torch.zeros(2, *self.event_shape)
         raw[1] = inverse_softplus(1.0)
         return raw
+
+    def raw_parameters(self, given: Any = None) -> Tensor:
+        raw = super().raw_parameters(given)
+        return (
+            raw
+            if self.scale == "network"
+            else torch.cat((raw, self.raw_scale.expand_as(raw)), -1 - len(self.event_shape))
+        )
 
     def univariate(self, raw: Tensor) -> dist.Normal:
         loc, raw_scale = raw.unbind(-1)
@@ -202,7 +229,8 @@ class Categorical(Parametric):
 class MixtureOfNormals(Parametric):
     """Independent features, each a mixture of ``components`` Normals.
 
-    P = 3 * components: logits, locations, raw scales. Standard: unit-scale components spread evenly over [-2, 2].
+    P = 3 * components: logits, locations, raw scales. Standard: unit-scale components spread evenly over [-2, 2]; what
+    a network gives is added to these, because components that start alike would stay alike.
 
     Args:
         event_shape: shape of one x.
@@ -230,6 +258,8 @@ class MixtureOfNormals(Parametric):
             given_shape=given_shape,
         )
         self.components = components
+        if network is not None:
+            self.register_buffer("start", self.initial(), persistent=False)
 
     def initial(self) -> Tensor:
         components = self.num_parameters // 3
@@ -248,7 +278,8 @@ class MixtureOfNormals(Parametric):
 class DiscretizedLogistic(Parametric):
     """Independent integers 0 .. levels - 1, each a mixture of discretized logistics with closed edge bins.
 
-    P = 3 * components: logits, locations (on the scale where the levels span [-1, 1]), raw scales.
+    P = 3 * components: logits, locations (on the scale where the levels span [-1, 1]), raw scales. Standard: components
+    spread evenly over [-1, 1]; what a network gives is added to these.
     Source: Salimans et al. 2017 (PixelCNN++), section 2.1.
 
     Args:
@@ -280,6 +311,8 @@ class DiscretizedLogistic(Parametric):
             given_shape=given_shape,
         )
         self.levels, self.components = levels, components
+        if network is not None:
+            self.register_buffer("start", self.initial(), persistent=False)
 
     def initial(self) -> Tensor:
         components = self.num_parameters // 3

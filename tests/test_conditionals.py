@@ -6,6 +6,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -185,8 +186,9 @@ def test_network_outputs_may_be_flat_or_shaped(family, event_shape):
     """(B, P, *event_shape) and (B, P * numel), P first, are one distribution; that of the same free parameters."""
     make, options, num_parameters = family
     raw = torch.randn(num_parameters, *event_shape)
-    free = make(event_shape, **options, parameters=raw)
     shaped = make(event_shape, **options, network=Table(raw))
+    # A mixture's network says how its parameters differ from the standard ones.
+    free = make(event_shape, **options, parameters=raw if shaped.start is None else raw + shaped.initial())
     flat = make(event_shape, **options, network=Table(raw.reshape(-1)))
     assert free.num_parameters == num_parameters
     x, given = outcomes(free, 6), torch.randn(6, 2)
@@ -337,3 +339,34 @@ def test_a_distribution_of_another_event_shape_is_refused():
     for use in (lambda p: p.log_prob(torch.zeros(3, 3)), lambda p: p.sample(3), lambda p: p.model(torch.zeros(3, 3))):
         with pytest.raises(ValueError, match=r"Laplace returned .* event_shape \(\).*\(3,\).*to_event"):
             use(Laplace())
+
+
+def test_components_under_a_network_start_apart():
+    """A network that says nothing yet makes the standard member."""
+    for make, levels in ((dgm.MixtureOfNormals, ()), (dgm.DiscretizedLogistic, (9,))):
+        silent = make(2, *levels, 3, network=Table(torch.zeros(9, 2)))
+        x, given = outcomes(silent, 6), torch.zeros(6, 1)
+        assert torch.equal(silent.log_prob(x, given), make(2, *levels, 3).log_prob(x))
+
+
+@pytest.mark.parametrize(("scale", "numel"), [("feature", 6), ("shared", 1)])
+@pytest.mark.parametrize("event_shape", [(6,), (1, 2, 3)])
+def test_a_scale_that_is_learned_beside_the_network(scale, numel, event_shape):
+    program = dgm.Normal(event_shape, nn.Linear(2, 6), scale=scale)
+    assert program.num_parameters == 1
+    assert program.raw_scale.numel() == numel
+    with torch.no_grad():
+        program.raw_scale.copy_(torch.randn(program.raw_scale.shape))
+    x, given = torch.randn(5, *event_shape), torch.randn(5, 2)
+    loc, sd = program.network(given).reshape(5, *event_shape), F.softplus(program.raw_scale)
+    expected = (-(((x - loc) / sd) ** 2) / 2 - sd.log() - math.log(2 * math.pi) / 2).flatten(1).sum(-1)
+    torch.testing.assert_close(program.log_prob(x, given), expected)
+    program.log_prob(x, given).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in program.parameters())
+
+
+def test_a_learned_scale_needs_a_network():
+    with pytest.raises(ValueError, match="scale='shared' is for a Normal with a network"):
+        dgm.Normal(2, scale="shared")
+    with pytest.raises(ValueError, match="scale must be 'network', 'feature' or 'shared', got 'fixed'"):
+        dgm.Normal(2, nn.Linear(1, 2), scale="fixed")
