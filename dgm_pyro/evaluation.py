@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,7 +137,9 @@ def evaluate(
         batch_size: data per batch; lower it if memory is short.
         seed: of the guide's draws; the global random state is left as it was.
         device: where to compute; default where the program is.
-        progress: whether to show a bar.
+        progress: whether to show a bar; it counts data, or particles of data.
+
+    Memory does not grow with ``num_particles``: they come in chunks, and only the sum of their weights is kept.
 
     Returns:
         An `Evidence`; ``kind`` is "exact", "elbo" or "iwae-K".
@@ -151,14 +153,26 @@ def evaluate(
     data = as_data(program, data)
     device = program_device(program) if device is None else find_device(device)
     program.to(device)
-    batches = range(0, len(data.x), batch_size)
+    kind = "exact" if program.tractable else "elbo" if num_particles == 1 else f"iwae-{num_particles}"
+    weighted = kind.startswith("iwae")
+    total, unit = (len(data.x) * num_particles, "particle") if weighted else (len(data.x), "datum")
     bounds = []
-    with evaluating(program), seeded(seed, device), torch.no_grad():
-        for start in tqdm(batches, desc="evaluate", unit="batch", disable=not progress, leave=False):
+    with (
+        evaluating(program),
+        seeded(seed, device),
+        torch.no_grad(),
+        tqdm(total=total, desc=kind, unit=unit, unit_scale=True, disable=not progress, leave=False) as bar,
+    ):
+        for start in range(0, len(data.x), batch_size):
             rows = slice(start, start + batch_size)
             x, y = data.x[rows].to(device), None if data.y is None else data.y[rows].to(device)
-            bounds.append(_bound(program, x, y, num_particles, draws))
-    kind = "exact" if program.tractable else "elbo" if num_particles == 1 else f"iwae-{num_particles}"
+            value, given, _ = program.arguments(x, y)
+            if weighted:
+                iwae = importance_bound(program, value, given, num_particles, bar.update)
+                bounds.append(Bound(iwae, iwae))
+            else:
+                bounds.append(ELBO(num_particles=draws)(program, value, given))
+                bar.update(len(x))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -171,13 +185,42 @@ def evaluate(
     )
 
 
-def _bound(program: Program, x: Tensor, y: Tensor | None, num_particles: int, draws: int) -> Bound:
-    value, given, _ = program.arguments(x, y)
-    if program.tractable or num_particles == 1:
-        return ELBO(num_particles=draws)(program, value, given)
-    weights = program.log_weights(value, given, num_particles)
-    iwae = weights.logsumexp(0) - math.log(num_particles)
-    return Bound(iwae, iwae)
+ROWS_AT_ONCE = 2**14
+"""At most so many rows (particles of data) go through the networks at once when evidence is computed,"""
+
+VALUES_AT_ONCE = 2**20
+"""and so many numbers, counting those of x and of every step of a chain: 4 MiB for each tensor of that size."""
+
+
+@torch.no_grad()
+def importance_bound(
+    program: Program,
+    x: Tensor,
+    given: Any = None,
+    num_particles: int = 1,
+    advance: Callable[[int], Any] = lambda done: None,
+) -> Tensor:
+    """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
+
+    The particles come in chunks of a size that the data alone determine, so that memory is flat in their number.
+
+    Args:
+        advance: told after each chunk how many weights it had.
+    """
+    chunk = particles_at_once(program, len(x))
+    total = torch.tensor(-math.inf, device=x.device)
+    for start in range(0, num_particles, chunk):
+        weights = program.log_weights(x, given, min(chunk, num_particles - start))
+        total = torch.logaddexp(total, weights.logsumexp(0))
+        advance(weights.numel())
+    return total - math.log(num_particles)
+
+
+def particles_at_once(program: Program, size: int) -> int:
+    """How many particles of each of ``size`` data fit the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
+    chain = len(program.unroll().latents(program.variable) or ())
+    rows = min(ROWS_AT_ONCE, VALUES_AT_ONCE // (max(1, program.event_shape.numel()) * max(1, chain)))
+    return max(1, rows // size)
 
 
 def _site_means(terms: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import dgm_pyro as dgm
-from dgm_pyro import Evidence
+from dgm_pyro import Evidence, evaluation
 from dgm_pyro.evaluation import find_device, program_device
 from dgm_pyro.networks import MLP
 
@@ -156,6 +156,77 @@ def test_the_bound_of_a_linear_vae_is_reconstruction_less_divergence_by_hand():
     assert e.kl["z"] == pytest.approx(kl.mean().item())
     spread = (e.values.reshape(5000, 2).std(0) ** 2).sum().sqrt().item() / 2 / math.sqrt(5000)
     assert abs(e.reconstruction["x"] - reconstruction.mean().item()) < 4.5 * spread
+
+
+# -- many particles ----------------------------------------------------------------------------------------------------
+
+
+def test_particles_in_chunks_are_particles(monkeypatch):
+    """The bound is the log-mean-exp of all weights, as if they had come at once, for a K that no chunk divides."""
+    program, exact = linear_vae()
+    x = exact.sample((7,))
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 3 * 7)
+    torch.manual_seed(5)
+    weights = torch.cat([program.log_weights(x, num_particles=k) for k in (3, 3, 3, 1)])
+    chunked = dgm.evaluate(program, x, num_particles=10, seed=5).values
+    torch.testing.assert_close(chunked, (weights.logsumexp(0) - math.log(10)).detach())
+
+
+def test_chunks_do_not_change_the_distribution_of_the_bound(monkeypatch):
+    program, exact = linear_vae()
+    x = exact.sample((1,)).expand(4000, 2)
+    whole = dgm.evaluate(program, x, num_particles=6)
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 1)
+    chunked = dgm.evaluate(program, x, num_particles=6, seed=1)
+    assert abs(whole.nats - chunked.nats) < 4.5 * math.hypot(whole.nats_stderr, chunked.nats_stderr)
+    spread = math.log(whole.values.std() / chunked.values.std())
+    assert abs(spread) < 0.15  # 4.5 standard errors of the log of a ratio of spreads, with room for heavy tails
+
+
+@pytest.mark.parametrize("name", ["vae-linear", "vae-two-levels", "diffusion-integers", "labelled-vae"])
+def test_memory_is_flat_in_the_number_of_particles(monkeypatch, name):
+    """No network sees more rows at once than the budget, and in all it sees every particle of every datum."""
+    case = CASES[name]
+    program = case.build()
+    x, _ = case.draw(program, 9)
+    seen: list[int] = []
+    for module in program.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 90)
+    dgm.evaluate(program, x, num_particles=1000)
+    assert max(seen) == 90
+    assert sum(seen) >= 9000
+    monkeypatch.setattr(evaluation, "VALUES_AT_ONCE", 1)
+    seen.clear()
+    dgm.evaluate(program, x, num_particles=3)
+    assert max(seen) == 9  # never less than one particle of the batch
+
+
+def test_the_bar_counts_particles_of_data(monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, **options):
+            self.options, self.done = options, 0
+            bars.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def update(self, number):
+            self.done += number
+
+    monkeypatch.setattr(evaluation, "tqdm", Bar)
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 10)
+    program, x = vae(dgm.Normal(2)), torch.randn(11, 2)
+    for particles, total, unit in ((7, 77, "particle"), (1, 11, "datum")):
+        dgm.evaluate(program, x, num_particles=particles, batch_size=4, progress=True)
+        assert (bars[-1].options["total"], bars[-1].options["unit"], bars[-1].done) == (total, unit, total)
+        assert not bars[-1].options["disable"]
 
 
 # -- reproducible, and without side effects ----------------------------------------------------------------------------

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro.evaluation import evaluating, seeded
+from dgm_pyro.evaluation import evaluating, program_device, seeded
 from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import Program, check_count, latent_sites, log_prob_sum
 
@@ -163,9 +163,11 @@ def ais(
     torch.Size([8, 3])
     """
     program.check(x, given)
+    if program.tractable:
+        raise ValueError(f"log p(x) of this {type(program).__name__} is exact: use program.log_prob(x)")
     with evaluating(program), seeded(seed, x.device), torch.no_grad():
         path = _Path(program, x, given, num_chains, initial, observed or {})
-        betas = temperatures(num_temperatures, schedule).to(path.dtype)
+        betas = temperatures(num_temperatures, schedule)
         transition = transition or HMC(check_count(num_leapfrog, "num_leapfrog"))
         steps = path.adapt(betas, transition, target_acceptance)
         u, log_weights, acceptance = path.anneal(path.start(), betas, steps, transition, progress)
@@ -208,16 +210,14 @@ def bidirectional(
     True
     """
     given = program.check_draws(num_data, given)
-    device = next((p.device for p in program.parameters()), torch.device("cpu"))
-    with evaluating(program), seeded(seed, device), torch.no_grad():
+    with evaluating(program), seeded(seed, program_device(program)), torch.no_grad():
         trace = joint_trace(with_latent_chains(program), None, given=given, batch=(num_data,))
-        x = trace.nodes["_RETURN"]["value"]
+        nodes: Any = trace.nodes
+        x: Tensor = nodes["_RETURN"]["value"]
         path = _Path(program, x, given, num_chains, initial, {})
-        exact = {
-            name: trace.nodes[name]["value"].expand(num_chains, *trace.nodes[name]["value"].shape)
-            for name in path.coordinates.names
-        }
-        betas = temperatures(num_temperatures, schedule).to(path.dtype)
+        exact = {name: nodes[name]["value"].expand(path.batch[0], *nodes[name]["value"].shape)
+                 for name in path.coordinates.names}  # fmt: skip
+        betas = temperatures(num_temperatures, schedule)
         transition = transition or HMC(check_count(num_leapfrog, "num_leapfrog"))
         steps = path.adapt(betas, transition, target_acceptance)
         _, forward, there = path.anneal(path.start(), betas, steps, transition, progress)
@@ -230,7 +230,7 @@ def bidirectional(
 def temperatures(num: int, schedule: str = "sigmoid") -> Tensor:
     """beta_0 = 0 .. beta_T = 1, ``(num + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
     check_count(num, "num_temperatures")
-    even = torch.linspace(0, 1, num + 1, dtype=torch.float64)
+    even = torch.linspace(0, 1, num + 1)
     if schedule == "linear":
         return even
     if schedule != "sigmoid":
@@ -256,14 +256,11 @@ class _Path:
         self.program, self.x, self.given, self.observed = with_latent_chains(program), x, given, observed
         self.batch = (check_count(num_chains, "num_chains"), len(x))
         self.from_guide = initial == "guide"
-        trace = self._initial()
-        self.coordinates = Coordinates(trace, self.batch)
-        self.dtype = trace.nodes[self.coordinates.names[0]]["value"].dtype
+        self.coordinates = Coordinates(self._initial(), self.batch)
 
     def _initial(self, latents: Mapping[str, Tensor] | None = None) -> Any:
         statements = guide_trace if self.from_guide else joint_trace
-        trace = statements(self.program, self.x, latents, self.given, batch=self.batch, observed=self.observed)
-        return trace
+        return statements(self.program, self.x, latents, self.given, batch=self.batch, observed=self.observed)
 
     def start(self) -> Tensor:
         """u_0 ~ f_0, ``(K, B, D)``.
@@ -276,10 +273,10 @@ class _Path:
         u = self.coordinates.flatten(latents)
         _, ratio = self.densities(u)
         if not bool(ratio.isfinite().all()):
-            remedy = "check the program" if self.from_guide else "use initial='guide'"
+            source, remedy = ("guide", "check x") if self.from_guide else ("prior", "use initial='guide'")
             raise ValueError(
-                f"log p(x | latents) is not finite at draws from the {'guide' if self.from_guide else 'prior'}, so that "
-                f"there is no path to the posterior: {remedy}"
+                f"log p(x | latents) is not finite at draws from the {source}, so that there is no path to the "
+                f"posterior: {remedy}"
             )
         return u
 

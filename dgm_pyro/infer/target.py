@@ -112,15 +112,16 @@ class Coordinates:
         self.names = latent_sites(trace)
         if not self.names:
             raise ValueError("the program has no latents to explore: its density is exact, use program.log_prob(x)")
-        discrete = [name for name in self.names if trace.nodes[name]["fn"].support.is_discrete]
+        nodes: Any = trace.nodes
+        discrete = [name for name in self.names if nodes[name]["fn"].support.is_discrete]
         if discrete:
             raise ValueError(
                 f"the latents {', '.join(map(repr, discrete))} are discrete, but this method moves along gradients: "
                 "observe them (observed={...}), sum them out, or use dgm.evaluate(program, data, num_particles=K)"
             )
-        self.transforms = {name: biject_to(trace.nodes[name]["fn"].support) for name in self.names}
+        self.transforms = {name: biject_to(nodes[name]["fn"].support) for name in self.names}
         self.shapes = {
-            name: self.transforms[name].inv(trace.nodes[name]["value"]).shape[len(self.batch) :] for name in self.names
+            name: self.transforms[name].inv(nodes[name]["value"]).shape[len(self.batch) :] for name in self.names
         }
 
     def flatten(self, latents: Mapping[str, Tensor]) -> Tensor:
