@@ -7,10 +7,11 @@ from dgm_pyro.checkpoint import CheckpointError, load, save
 from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, MixtureOfNormals, Normal, Parametric
 from dgm_pyro.data import Data
 from dgm_pyro.diffusion import Diffusion, Schedule
+from dgm_pyro.doctor import Diagnosis, Finding, doctor
 from dgm_pyro.evaluation import Evidence, evaluate
 from dgm_pyro.flow import Dequantized, Flow
 from dgm_pyro.labelled import Discriminative, Labelled
-from dgm_pyro.objectives import ELBO, IWAE, SemiSupervised
+from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
 from dgm_pyro.program import Conditional, IntractableError, Program
 from dgm_pyro.registry import register
 from dgm_pyro.training import History, NonFiniteLossError, fit
@@ -19,19 +20,26 @@ from dgm_pyro.vae import VAE
 __all__ = [
     "ELBO",
     "IWAE",
+    "RWS",
+    "STL",
     "VAE",
     "Autoregressive",
     "Bernoulli",
     "Categorical",
     "CheckpointError",
     "Conditional",
+    "DReG",
     "Data",
     "Dequantized",
+    "Diagnosis",
     "Diffusion",
     "DiscretizedLogistic",
     "Discriminative",
+    "Enumerate",
     "Evidence",
+    "Finding",
     "Flow",
+    "FreeBits",
     "History",
     "IntractableError",
     "Labelled",
@@ -42,9 +50,11 @@ __all__ = [
     "Program",
     "Schedule",
     "SemiSupervised",
+    "WarmUp",
     "build",
     "checkpoint",
     "data",
+    "doctor",
     "evaluate",
     "fit",
     "infer",

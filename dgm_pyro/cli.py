@@ -247,6 +247,57 @@ def evaluate(
         typer.echo(f"accuracy {accuracy:.4f}")
 
 
+@app.command(epilog="Examples: dgm doctor runs/vae-digits; dgm doctor vae --prior flow; dgm doctor my.py:model,guide")
+def doctor(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A run, a model's name, or FILE.py:MODEL,GUIDE of your own.")
+    ],
+    data: Annotated[str | None, typer.Option(help="For a model's name: a data set, see dgm list.")] = None,
+    arguments: Annotated[
+        str,
+        typer.Option(
+            "--args",
+            metavar="NAME",
+            help="For FILE.py: a value or function in it, what the pair is called with.",
+        ),
+    ] = "data",
+    prior: Annotated[str | None, typer.Option(help="Prior of a vae.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder of a vae.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae.")] = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look for mistakes in a model and its guide before training; errors end in a non-zero exit.
+
+    In FILE.py, data() makes the arguments that model and guide are called with: one, a tuple, or a dict of named ones.
+    """
+    import json
+
+    import dgm_pyro as dgm
+    from dgm_pyro import runs
+    from dgm_pyro.build import MODELS, build
+    from dgm_pyro.doctor import pair_from
+
+    given = {"prior": prior, "encoder": encoder, "likelihood": likelihood}
+    swaps: dict[str, Any] = {name: choice for name, choice in given.items() if choice is not None}
+    if ":" in target and not Path(target).is_dir():
+        model, guide, args, kwargs = pair_from(target, arguments)
+        if isinstance(model, dgm.Program):
+            diagnosis = dgm.doctor(model, *args[:1])
+        else:
+            diagnosis = dgm.doctor(model, guide, *args, **kwargs)
+    elif target in MODELS:
+        points = dgm.data.load(data or "digits", data_dir=data_dir, num=64)
+        diagnosis = dgm.doctor(build(target, points, **swaps), points)
+    else:
+        program, record = runs.read(target)
+        points = dgm.data.load(data or record.data, data_dir=data_dir or record.data_dir, num=64)
+        diagnosis = dgm.doctor(program, points)
+    typer.echo(json.dumps(diagnosis.as_dict(), indent=1) if as_json else str(diagnosis))
+    if not diagnosis.ok:
+        raise typer.Exit(1)
+
+
 @app.command("list", epilog="Example: dgm list")
 def list_names() -> None:
     """List the models, data sets, priors, encoders, likelihoods and objectives, each with a line."""

@@ -1,0 +1,596 @@
+"""The doctor: one pair broken on purpose for each finding, and no alarm for pairs that are right."""
+
+import json
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import CASES
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoLowRankMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro import cli
+from dgm_pyro.doctor import CHECKS, doctor
+
+X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+BITS = (X > 0).float()
+
+
+@pytest.fixture(autouse=True)
+def own_store():
+    with pyro.get_param_store().scope():
+        yield
+
+
+def loc(name="loc", value=0.0):
+    return pyro.param(name, torch.tensor(value))
+
+
+def global_model(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0).expand([len(x), x.shape[-1]]).to_event(1), obs=x)
+
+
+def global_guide(x):
+    pyro.sample("z", dist.Normal(loc(), 1.0))
+
+
+class Net(nn.Module):
+    """A textbook VAE in plain Pyro."""
+
+    def __init__(self, register=("encoder", "decoder")):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(3, 4), nn.Linear(2, 3)
+        self.names = dict(zip(("encoder", "decoder"), register, strict=True))
+
+    def model(self, x):
+        if self.names["decoder"]:
+            pyro.module(self.names["decoder"], self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        if self.names["encoder"]:
+            pyro.module(self.names["encoder"], self.encoder)
+        with pyro.plate("data", len(x)):
+            mean, log_scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+
+# -- pairs that are right ----------------------------------------------------------------------------------------------
+
+
+def plated(x):
+    with pyro.plate("features", 3, dim=-1), pyro.plate("data", len(x), dim=-2):
+        pyro.sample("x", dist.Normal(loc(), 1.0), obs=x)
+
+
+def subsampled(x):
+    with pyro.plate("data", 6, subsample_size=2) as rows:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.ones(3)).to_event(1), obs=x[rows])
+
+
+def subsampled_guide(x):
+    mean = pyro.param("mean", torch.zeros(6))
+    with pyro.plate("data", 6, subsample_size=2) as rows:
+        pyro.sample("z", dist.Normal(mean[rows], 1.0))
+
+
+def enumerated(x):
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        centres = pyro.param("centres", torch.tensor([-1.0, 1.0]))
+        pyro.sample("x", dist.Normal(centres[k].unsqueeze(-1), torch.ones(3)).to_event(1), obs=x)
+
+
+def positive(x):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 2.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Exponential(rate).expand([len(x), 3]).to_event(1), obs=x.abs())
+
+
+def positive_guide(x):
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+    pyro.sample("rate", dist.LogNormal(loc(), scale))
+
+
+class Regression(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = PyroSample(dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        self.scale = PyroParam(torch.tensor(1.0), constraint=dist.constraints.positive)
+
+    def forward(self, x):
+        mean = x @ self.weight
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, self.scale), obs=x.sum(-1))
+
+
+def zero_start():
+    """The usual start of a residual network: the last layer at zero, so that the first has no gradient yet."""
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3))
+    nn.init.zeros_(net[-1].weight)
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x)
+
+    return model, lambda x: None
+
+
+def flow_pair():
+    flow = dist.transforms.affine_autoregressive(3)
+
+    def model(x):
+        pyro.module("flow", flow)
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+            pyro.sample("x", dist.TransformedDistribution(base, [flow]), obs=x)
+
+    return model, lambda x: None
+
+
+def planar_guide():
+    """Fine: a guide scores only what it has drawn."""
+    transform = dist.transforms.Planar(2)
+
+    def model(x):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def guide(x):
+        pyro.module("planar", transform)
+        pyro.sample("z", dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [transform]))
+
+    return model, guide
+
+
+def auto(kind, model=global_model):
+    guide = kind(model)
+    guide(X)
+    return model, guide
+
+
+RIGHT = {
+    "global latent": lambda: (global_model, global_guide),
+    "model alone": lambda: (global_model, None),
+    "vae": lambda: (lambda net: (net.model, net.guide))(Net()),
+    "two plates": lambda: (plated, lambda x: None),
+    "subsample": lambda: (subsampled, subsampled_guide),
+    "enumerated": lambda: (enumerated, lambda x: None),
+    "positive": lambda: (positive, positive_guide),
+    "zero start": zero_start,
+    "flow": flow_pair,
+    "planar guide": planar_guide,
+    "AutoNormal": lambda: auto(AutoNormal),
+    "AutoDelta": lambda: auto(AutoDelta),
+    "AutoDelta of a positive latent": lambda: auto(AutoDelta, positive),
+    "AutoLowRank": lambda: auto(AutoLowRankMultivariateNormal),
+    "AutoIAF": lambda: auto(AutoIAFNormal, Regression()),
+    "PyroModule": lambda: auto(AutoNormal, Regression()),
+    "masked": lambda: (poutine.mask(global_model, torch.tensor(True)), global_guide),
+    "scaled": lambda: (poutine.scale(global_model, 0.1), poutine.scale(global_guide, 0.1)),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_pairs_that_are_right_raise_no_alarm(name):
+    torch.manual_seed(0)
+    diagnosis = doctor(*RIGHT[name](), X)
+    assert diagnosis.findings == ()
+    assert diagnosis.ok
+    assert diagnosis.sites
+
+
+SAMPLE = [
+    "normal-given-label", "bernoulli-learned", "vae", "vae-three-levels", "vae-in-likelihood", "vae-bit-latent",
+    "made-categorical", "pixelcnn", "realnvp", "nsf-given-image", "dequantized-variational", "vae-flow-encoder",
+    "diffusion", "vae-diffusion-prior", "labelled-vae", "labelled-classifier", "discriminative",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_our_programs_raise_no_alarm(name):
+    case = CASES[name]
+    program = case.build()
+    x, given = case.draw(program, 5)
+    before = {key: value.clone() for key, value in program.state_dict().items()}
+    for diagnosis in (doctor(program.model, program.guide, x, given), doctor(program)):
+        assert diagnosis.errors == ()
+        inert = [f for f in diagnosis.findings if not any(part in f.where for part in case.inert)]
+        assert inert == []
+    assert all(torch.equal(before[key], value) for key, value in program.state_dict().items())
+
+
+# -- pairs that are broken ---------------------------------------------------------------------------------------------
+
+
+def unused_param(x):
+    loc("lost")
+    global_guide(x)
+
+
+def detached(x):
+    pyro.sample("z", dist.Normal(loc("cut").detach() + loc(), 1.0))
+
+
+def zeroed(x):
+    pyro.sample("z", dist.Normal(loc("nil") * 0 + loc(), 1.0))
+
+
+def loose_tensor():
+    weight = torch.zeros((), requires_grad=True)
+    return global_model, lambda x: pyro.sample("z", dist.Normal(weight, 1.0))
+
+
+def misnamed(x):
+    pyro.sample("zz", dist.Normal(loc(), 1.0))
+
+
+def silent(x):
+    pass
+
+
+def guided_data(x):
+    global_guide(x)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+def guide_on_reals(x):
+    pyro.sample("rate", dist.Normal(loc(value=0.1), 1.0))
+
+
+def guide_on_positives(x):
+    pyro.sample("z", dist.LogNormal(loc(), 1.0))
+
+
+def guide_with_another_event(x):
+    pyro.sample("z", dist.Normal(loc(), 1.0).expand([1]).to_event(1))
+
+
+def bernoulli(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Bernoulli(logits=loc()).expand([len(x), 3]).to_event(1), obs=x)
+
+
+def categorical(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Categorical(logits=torch.zeros(3) + loc()).expand([len(x), 3]).to_event(1), obs=x)
+
+
+def no_to_event(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc(), torch.ones(len(x), 3)), obs=x)
+
+
+def square_no_to_event(x):
+    no_to_event(x[:3])
+
+
+def no_plate(x):
+    pyro.sample("x", dist.Normal(loc(), torch.ones(3)).to_event(1), obs=x)
+
+
+def outside_its_plate(x):
+    with pyro.plate("data", 6, subsample_size=2) as rows:
+        pass
+    pyro.sample("x", dist.Normal(loc(), torch.ones(3)).to_event(1), obs=x[rows])
+
+
+def whole_data_in_a_subsample(x):
+    with pyro.plate("data", 6, subsample_size=2):
+        pyro.sample("x", dist.Normal(loc(), torch.ones(3)).to_event(1), obs=x)
+
+
+def local_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.ones(3)).to_event(1), obs=x)
+
+
+def guide_without_its_plate(x):
+    pyro.sample("z", dist.Normal(torch.zeros(len(x)) + loc(), 1.0))
+
+
+def odd_features(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc(), torch.ones(3)).to_event(1), obs=x[:, :2])
+
+
+def planar_model():
+    transform = dist.transforms.Planar(3)
+
+    def model(x):
+        pyro.module("planar", transform)
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+            pyro.sample("x", dist.TransformedDistribution(base, [transform]), obs=x)
+
+    return model, silent
+
+
+class Lopsided(dist.transforms.AffineTransform):
+    """Forward doubles, the inverse does not halve."""
+
+    def _inverse(self, y):
+        return y
+
+
+class Miscounted(dist.transforms.AffineTransform):
+    def log_abs_det_jacobian(self, x, y):
+        return torch.zeros_like(x)
+
+
+def flow_of(transform):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(torch.zeros(3) + loc(), 1.0)
+            pyro.sample("x", dist.TransformedDistribution(base, [transform]).to_event(1), obs=x)
+
+    return model, silent
+
+
+def infinite(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc(), torch.zeros(3)).to_event(1), obs=x)
+
+
+def nan_gradient(x):
+    root = loc("root").sqrt()  # its derivative at 0 is infinite, and 0 * inf is NaN
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(root * 0.0 + loc(), torch.ones(3)).to_event(1), obs=x)
+
+
+def nan_parameter(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc("bad", math.nan), torch.ones(3)).to_event(1), obs=x)
+
+
+def meta():
+    net = nn.Linear(3, 3, device="meta")
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x)
+
+    return model, silent
+
+
+def doubles():
+    net = nn.Linear(3, 3).double()
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x)
+
+    return model, silent
+
+
+def mixed(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.zeros(3).double()), 1.0).to_event(1), obs=x)
+
+
+def stale():
+    Net().guide(X)
+    net = Net()
+    Net().model(X)
+    return net.model, net.guide
+
+
+def stale_shape():
+    pyro.param("loc", torch.zeros(7))
+    return global_model, lambda x: pyro.sample("z", dist.Normal(loc().sum(), 1.0))
+
+
+def colliding():
+    net = Net(register=("net", "net"))
+    net.encoder, net.decoder = nn.Linear(3, 4), nn.Linear(2, 3)
+    return net.model, net.guide
+
+
+def crash(x):
+    raise KeyError("mean")
+
+
+def unregistered():
+    net = Net(register=("encoder", None))
+    return net.model, net.guide
+
+
+def module_model():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.linear(x), 1.0).to_event(1), obs=x)
+
+    return Whole(), silent
+
+
+# name: (pair, data, severity, check, where, a word of the fix)
+BROKEN = {
+    "a param nobody uses": (lambda: (global_model, unused_param), X, "error", "parameters", "lost", "remove it"),
+    "a detached param": (lambda: (global_model, detached), X, "error", "parameters", "cut", "use it"),
+    "a gradient of zero": (lambda: (global_model, zeroed), X, "warning", "parameters", "nil", "freeze"),
+    "a tensor that is no param": (loose_tensor, X, "error", "parameters", "weight", "pyro.param"),
+    "a module not registered": (unregistered, X, "error", "parameters", "decoder", "pyro.module"),
+    "a module that is the model": (module_model, X, "note", "parameters", "linear", "pyro.module"),
+    "a misnamed guide site": (lambda: (global_model, misnamed), X, "error", "partners", "zz", "'z'"),
+    "a missing guide site": (lambda: (global_model, silent), X, "error", "partners", "z", "pyro.sample('z'"),
+    "a guide for data": (lambda: (global_model, guided_data), X, "error", "partners", "x", "leave it out"),
+    "a guide outside": (lambda: (positive, guide_on_reals), X, "error", "supports", "rate", "LogNormal"),
+    "a guide too narrow": (lambda: (global_model, guide_on_positives), X, "warning", "supports", "z", "loose"),
+    "other event": (lambda: (global_model, guide_with_another_event), X, "error", "supports", "z", "to_event"),
+    "grey for Bernoulli": (lambda: (bernoulli, silent), X.abs(), "error", "data", "x", "binarize"),
+    "too many levels": (lambda: (categorical, silent), 4 * BITS, "error", "data", "x", "at least 5"),
+    "NaN data": (lambda: (no_plate, silent), X / 0 * 0, "error", "data", "x", "clean"),
+    "no to_event": (lambda: (no_to_event, silent), X, "error", "plates", "x", "to_event(1)"),
+    "no to_event, square": (lambda: (square_no_to_event, silent), X, "error", "plates", "x", "to_event(1)"),
+    "no plate": (lambda: (no_plate, silent), X, "error", "plates", "x", "pyro.plate('data', 6)"),
+    "outside its plate": (lambda: (outside_its_plate, silent), X, "error", "plates", "x", "move the statement into"),
+    "all data in a subsample": (lambda: (whole_data_in_a_subsample, silent), X, "error", "plates", "x", "long"),
+    "guide without plate": (lambda: (local_model, guide_without_its_plate), X, "error", "plates", "z", "plate"),
+    "odd features": (lambda: (odd_features, silent), X, "error", "shapes", "x", "event shape"),
+    "a scaled guide": (
+        lambda: (global_model, poutine.scale(global_guide, 2.0)), X, "warning", "plates", "z", "scale both"
+    ),
+    "Planar for data": (planar_model, X, "error", "transforms", "x", "Spline"),
+    "a false inverse": (lambda: flow_of(Lopsided(0.0, 2.0)), X, "error", "inverses", "x", "inverse"),
+    "a false log-det": (lambda: flow_of(Miscounted(0.0, 2.0)), X, "error", "inverses", "x", "log_abs_det_jacobian"),
+    "scale zero": (lambda: (infinite, silent), X, "error", "finite", "x", "scale of zero"),
+    "a NaN gradient": (lambda: (nan_gradient, silent), X, "error", "finite", "x", "sqrt(0)"),
+    "a NaN parameter": (lambda: (nan_parameter, silent), X, "error", "finite", "bad", "fresh"),
+    "two devices": (meta, X, "error", "device", "arguments and parameters", "move all"),
+    "two dtypes that fail": (doubles, X, "error", "dtype", "model", "one dtype"),
+    "two dtypes": (lambda: (mixed, silent), X, "warning", "dtype", "argument 0", "one dtype"),
+    "a stale store": (stale, X, "error", "store", "encoder", "clear_param_store"),
+    "a stale shape": (stale_shape, X, "error", "store", "loc", "clear_param_store"),
+    "one name for two": (colliding, X, "error", "store", "net", "a name of its own"),
+    "a crash": (lambda: (crash, silent), X, "error", "run", "model", "traceback"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_is_named_with_a_remedy(name):
+    torch.manual_seed(0)
+    make, x, severity, check, where, remedy = BROKEN[name]
+    diagnosis = doctor(*make(), x)
+    found = [f for f in diagnosis.findings if (f.severity, f.check, f.where) == (severity, check, where)]
+    assert found, str(diagnosis)
+    assert remedy in found[0].fix
+    assert diagnosis.ok == (severity != "error")
+    assert all("\n" not in f.fix and "\n" not in f.what for f in diagnosis.findings)
+
+
+def test_every_check_has_a_broken_pair():
+    found = {check for *_, check, _, _ in BROKEN.values()}
+    assert {"partners", "supports", "data", "shapes", "plates", "inverses", "finite", "parameters", "store"} <= found
+    assert len(CHECKS) == 11
+
+
+def test_an_elbo_that_remembers_another_nesting():
+    loss = TraceEnum_ELBO(strict_enumeration_warning=False)
+    loss.loss(global_model, global_guide, X)
+    assert doctor(global_model, global_guide, X, loss=loss).ok
+    errors = doctor(plated, silent, X, loss=loss).errors
+    assert [error.check for error in errors] == ["nesting"]
+    assert doctor(plated, silent, X, loss=Trace_ELBO()).ok
+
+
+def test_the_store_the_parameters_and_the_random_state_stay_as_they_were():
+    net = Net()
+    pyro.param("mine", torch.ones(2))
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    state = torch.get_rng_state()
+    doctor(net.model, net.guide, X)
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_pair_that_has_been_trained_is_healthy():
+    svi = pyro.infer.SVI(global_model, global_guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(5):
+        svi.step(X)
+    before = pyro.param("loc").item()
+    assert doctor(global_model, global_guide, X).findings == ()
+    assert pyro.param("loc").item() == before
+
+
+def test_data_that_do_not_fit_a_program():
+    program = dgm.Bernoulli((1, 8, 8), learned=True)
+    diagnosis = doctor(program, dgm.data.load("digits", num=10))
+    assert [finding.check for finding in diagnosis.errors] == ["data"]
+    assert "binarized" in diagnosis.errors[0].fix
+    assert doctor(program, dgm.data.load("digits-binary", num=10)).ok
+
+
+def test_what_is_no_pair():
+    with pytest.raises(TypeError, match="callable"):
+        doctor(3, None)
+    with pytest.raises(ValueError, match=r"doctor\(program, data\)"):
+        doctor(dgm.Normal(2), torch.zeros(3, 2), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="pass data"):
+        doctor(dgm.Normal(3, nn.Sequential(nn.Linear(2, 6))))
+
+
+# -- on the command line -----------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import pyro, pyro.distributions as dist, torch
+
+def model(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+def guide(x):
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+def misnamed(x):
+    pyro.sample("y", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+def data():
+    return torch.zeros(5)
+
+named = {"x": torch.zeros(3)}
+matrix = (torch.zeros(3, 2),)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def test_a_pair_in_a_file(script, capsys):
+    assert cli.main(["doctor", f"{script}:model,guide"]) == 0
+    assert "nothing found" in capsys.readouterr().out
+    assert cli.main(["doctor", f"{script}:model,guide", "--args", "named"]) == 0
+    assert cli.main(["doctor", f"{script}:model,misnamed", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    assert not found["ok"]
+    assert {(f["check"], f["where"]) for f in found["findings"]} >= {("partners", "y"), ("partners", "z")}
+    assert cli.main(["doctor", f"{script}:model,guide", "--args", "matrix"]) == 1
+    assert ".to_event(1)" in capsys.readouterr().out
+
+
+def test_a_model_by_name(capsys):
+    assert cli.main(["doctor", "vae", "--prior", "flow", "--data", "digits-binary"]) == 0
+    assert "nothing found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nowhere.py:model", "no file"),
+        ("no.such.module:model", "cannot import"),
+        ("{}:modle,guide", "did you mean 'model'"),
+        ("{}:", "FILE.py:MODEL,GUIDE"),
+        ("nothing-here", "holds no run"),
+    ],
+)
+def test_what_is_not_there_ends_in_one_line(script, capsys, target, message):
+    assert cli.main(["doctor", target.format(script)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
