@@ -571,7 +571,7 @@ def test_a_pair_in_a_file(script, capsys):
     assert not found["ok"]
     assert {(f["check"], f["where"]) for f in found["findings"]} >= {("partners", "y"), ("partners", "z")}
     assert cli.main(["doctor", f"{script}:model,guide", "--args", "matrix"]) == 1
-    assert ".to_event(1)" in capsys.readouterr().out
+    assert "plate 'data' has 3" in capsys.readouterr().out
 
 
 def test_a_model_by_name(capsys):
