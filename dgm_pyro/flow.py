@@ -598,7 +598,7 @@ class Dequantized(Program):
             return self
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
-        twin.flow = self.flow.unroll()
+        twin.flow = self.flow.unroll_latents()
         return twin
 
 

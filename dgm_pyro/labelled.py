@@ -86,9 +86,15 @@ class Labelled(Program):
         return None if inner is None else (self.label, *inner)
 
     def unroll(self) -> Labelled:
+        return self._around(self.program.unroll())
+
+    def unroll_latents(self) -> Labelled:
+        return self._around(self.program.unroll_latents())
+
+    def _around(self, program: Program) -> Labelled:
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
-        twin.program = self.program.unroll()
+        twin.program = program
         return twin
 
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:

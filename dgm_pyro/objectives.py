@@ -8,29 +8,53 @@ They are computed from the traces of the program's statements. For latents z and
 
 A KL is taken in closed form wherever there is one and the order of the statements allows it, and by sampling
 otherwise. Latents that cannot be reparameterised get the score-function gradient.
+
+The importance-weighted bounds draw z_1 .. z_K and take, with the weights w_k = p(x, z_k) / q(z_k | x),
+
+.. math::
+    \log p(x) \ge E\Big[\log \frac{1}{K} \sum_k w_k\Big], \qquad
+    \nabla \log \frac{1}{K} \sum_k w_k = \sum_k \bar w_k \nabla \log w_k, \quad \bar w_k = w_k / \sum_j w_j.
+
+With z = T(noise, phi), the gradient of log w in phi has two parts: along the *path* through z, and the direct one, the
+*score* -d log q(z | x) / d phi at fixed z. `STL` and `DReG` keep the path alone, `RWS` the score alone.
+
+A tractable program has no bound to tighten: there every objective is the exact log p(x).
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from torch import Tensor
-from torch.distributions import kl_divergence
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, kl_divergence
 
-from dgm_pyro.program import Program, check_count, latent_sites, site_sum, traces
+from dgm_pyro.program import (
+    Program,
+    check_count,
+    guide_trace,
+    latent_sites,
+    model_trace,
+    plates,
+    require_subset,
+    site_sum,
+    traces,
+)
 
 
 @dataclass
 class Bound:
-    """A lower bound on log p(x), per datum, in nats.
+    """A lower bound on log p(x), per datum, in nats, or what else an objective maximises.
 
     Attributes:
-        value: the bound's estimate, of shape ``batch``.
+        value: the estimate, of shape ``batch``.
         surrogate: equal to ``value``, but its gradient estimates that of the expected ``value``.
         reconstruction: log-likelihood of the data, per site.
         kl: divergence of the guide from the prior and other costs, per site; value = sum(reconstruction) - sum(kl)
@@ -46,68 +70,312 @@ class Bound:
 
 
 class Objective(Protocol):
-    """What `dgm.fit` maximises; write your own as any callable of this form."""
+    """What `dgm.fit` maximises; write your own as any callable of this form.
+
+    One that changes as training goes on has a method ``at(progress)`` too, which returns the objective to use at
+    ``progress`` in [0, 1]. `dgm.fit` validates with the one at 1.
+    """
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound: ...
 
 
+@dataclass(frozen=True)
+class WarmUp:
+    """A schedule that rises linearly from 0 to 1 over the first ``part`` of training, and stays there."""
+
+    part: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_number(self.part, "part", above=0, at_most=1)
+
+    def __call__(self, progress: float) -> float:
+        return min(1.0, progress / self.part)
+
+
+@dataclass(frozen=True)
 class ELBO:
     """The evidence lower bound; the exact log p(x) for a tractable program.
 
     Args:
         num_particles: draws from the guide per datum, averaged.
         analytic_kl: whether to use closed forms of KL(q || p).
+        beta: weight of every KL, a number or a schedule ``beta(progress)`` of the progress of training in [0, 1]. At
+            another weight than 1 the value is no bound on log p(x).
+        leave_one_out: whether the score function of latents that cannot be reparameterised is multiplied by a draw's
+            value less the mean value of the other draws: the same gradient in expectation, with less variance.
 
-    Source: Jordan et al. 1999; Ranganath et al. 2014 (score function); Kingma and Welling 2014 (pathwise).
+    Source: Jordan et al. 1999; Ranganath et al. 2014 (score function); Kingma and Welling 2014 (pathwise); Higgins et
+    al. 2017 (beta); Bowman et al. 2016 (arXiv 1511.06349, warm-up); Kool et al. 2019 (leave-one-out).
     """
 
-    def __init__(self, num_particles: int = 1, *, analytic_kl: bool = True):
-        self.num_particles = check_count(num_particles, "num_particles")
-        self.analytic_kl = analytic_kl
+    num_particles: int = 1
+    _: KW_ONLY
+    analytic_kl: bool = True
+    beta: float | Callable[[float], float] = 1.0
+    leave_one_out: bool = False
 
-    def __repr__(self) -> str:
-        return f"ELBO(num_particles={self.num_particles}, analytic_kl={self.analytic_kl})"
+    def __post_init__(self) -> None:
+        check_particles(self.num_particles, self.leave_one_out)
+        if not callable(self.beta):
+            check_number(self.beta, "beta", at_least=0)
+
+    def at(self, progress: float) -> ELBO:
+        """This objective with the weight that the schedule has at ``progress``."""
+        return replace(self, beta=self.beta(progress)) if callable(self.beta) else self
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
         if program.tractable and not observed:
-            exact = program.exact_log_prob(x, given)
-            return Bound(exact, exact, {program.variable: exact})
-        if self.num_particles == 1:
-            return elbo(program, x, given, observed=observed, analytic_kl=self.analytic_kl)
-        batch = (self.num_particles, x.shape[0])
-        return _mean(elbo(program, x, given, observed=observed, batch=batch, analytic_kl=self.analytic_kl))
+            return exact(program, x, given)
+        beta = self.beta(1.0) if callable(self.beta) else self.beta
+        batch = (x.shape[0],) if self.num_particles == 1 else (self.num_particles, x.shape[0])
+        bound = elbo(program, x, given, observed=observed, batch=batch, analytic_kl=self.analytic_kl, beta=beta)
+        if self.leave_one_out and bound.score is not None:
+            others = (bound.value.sum(0) - bound.value) / (self.num_particles - 1)
+            bound.surrogate = bound.value + _nothing(bound.score) * (bound.value - others).detach()
+        return bound if self.num_particles == 1 else _mean(bound)
 
 
-class IWAE:
-    """The importance-weighted bound, log (1/K) sum_k p(x, z_k) / q(z_k | x) (Burda et al. 2016, eq. 8).
+@dataclass(frozen=True)
+class FreeBits:
+    """The ELBO in which each latent site's KL costs nothing below a number of nats, over the mean of the batch.
 
-    Chains are unrolled.
+    max(nats, KL) takes the place of KL, so that nothing is gained by emptying a latent. The sites of a hierarchy are
+    floored apart where the guide draws them in the model's order (top-down); otherwise their terms are no divergences
+    on their own, and the divergence of all latents together is floored.
 
     Args:
-        num_particles: K; at 1 it is the ELBO with sampled KL.
+        nats: the floor (lambda in the source).
+        per_feature: whether each feature of a site has a floor of its own.
+
+    Source: Kingma et al. 2016 (arXiv 1606.04934), equation 15.
     """
 
-    def __init__(self, num_particles: int = 8):
-        self.num_particles = check_count(num_particles, "num_particles")
+    nats: float = 2.0
+    per_feature: bool = False
 
-    def __repr__(self) -> str:
-        return f"IWAE(num_particles={self.num_particles})"
+    def __post_init__(self) -> None:
+        check_number(self.nats, "nats", at_least=0)
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
+        if program.tractable and not observed:
+            return exact(program, x, given)
+        model, guide = traces(program, x, given, observed=observed)
+        bound = _bound(model, guide, (x.shape[0],))
+        latents = latent_sites(guide)
+        # A prior may state costs of its own latents, such as "z_likelihood": they are part of its divergence.
+        data = [p for name, p in bound.reconstruction.items() if not name.startswith(tuple(f"{z}_" for z in latents))]
+        log_likelihood = sum(data, torch.zeros_like(bound.value))
+        apart = len(data) == len(bound.reconstruction) and bound.kl.keys() == set(latents)
+        apart = apart and all(_ordered(name, model, guide) for name in latents)
+        if self.per_feature:
+            by_feature = {name: _by_feature(guide.nodes[name], model.nodes[name]) for name in latents} if apart else {}
+            if not apart or any(kl is None for kl in by_feature.values()):
+                raise ValueError(
+                    f"per_feature needs a divergence per feature: latents {latents} whose guide and prior have "
+                    "independent features, with a closed form, drawn in the model's order; use per_feature=False"
+                )
+            floored = [_floor(kl, self.nats).sum(-1) for kl in by_feature.values() if kl is not None]
+        elif apart:
+            floored = [_floor(kl, self.nats) for kl in bound.kl.values()]
+        else:
+            floored = [_floor(log_likelihood - bound.value, self.nats)]
+        value = log_likelihood - sum(floored)
+        surrogate = value if bound.score is None else value + _nothing(bound.score) * value.detach()
+        return Bound(value, surrogate, bound.reconstruction, bound.kl)
+
+
+@dataclass(frozen=True)
+class STL:
+    """Sticking the landing: the ELBO, its gradient without the score of the guide.
+
+    The score has mean zero, so that leaving it out changes nothing in expectation; without it the gradient's variance
+    vanishes where q(z | x) is the exact posterior. The guide is stated twice, and must be able to score its draws.
+
+    Args:
+        num_particles: draws from the guide per datum, averaged.
+
+    Source: Roeder, Wu and Duvenaud 2017 (arXiv 1703.09194), algorithm 1.
+    """
+
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        check_count(self.num_particles, "num_particles")
+
+    def __call__(
+        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
+    ) -> Bound:
+        if program.tractable and not observed:
+            return exact(program, x, given)
+        options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
+        model, guide = traces(program, x, given, **options)
+        log_q = _path_log_q(self, program, x, given, guide, **options)
+        return _mean(_bound(model, guide, options["batch"], analytic_kl=False, log_q=log_q))
+
+
+@dataclass(frozen=True)
+class IWAE:
+    """The importance-weighted bound, log (1/K) sum_k p(x, z_k) / q(z_k | x) (Burda et al. 2016, eq. 8).
+
+    Chains among the latents are unrolled.
+
+    Args:
+        num_particles: K; at 1 it is the ELBO with sampled KL.
+        leave_one_out: whether the score function of latents that cannot be reparameterised is multiplied by the bound
+            less what it would be without the draw, its weight replaced by the geometric mean of the others' (VIMCO).
+
+    Source: Burda et al. 2016 (arXiv 1509.00519); Mnih and Rezende 2016 (arXiv 1602.06725), section 2.5.
+    """
+
+    num_particles: int = 8
+    _: KW_ONLY
+    leave_one_out: bool = False
+
+    def __post_init__(self) -> None:
+        check_particles(self.num_particles, self.leave_one_out)
+
+    def __call__(
+        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
+    ) -> Bound:
+        if program.tractable and not observed:
+            return exact(program, x, given)
         batch = (self.num_particles, x.shape[0])
-        weights = elbo(program.unroll(), x, given, observed=observed, batch=batch, analytic_kl=False)
-        value = weights.value.logsumexp(0) - math.log(self.num_particles)
-        surrogate = value if weights.score is None else value + _nothing(weights.score.sum(0)) * value.detach()
+        weights = elbo(program.unroll_latents(), x, given, observed=observed, batch=batch, analytic_kl=False)
+        value = _log_mean_exp(weights.value)
+        surrogate = value
+        if weights.score is not None:
+            without = _without_each(weights.value) if self.leave_one_out else torch.zeros_like(weights.value)
+            surrogate = value + (_nothing(weights.score) * (value - without).detach()).sum(0)
         terms = _mean(weights)
         return Bound(value, surrogate, terms.reconstruction, terms.kl)
 
 
+@dataclass(frozen=True)
+class DReG:
+    """The importance-weighted bound, with the doubly reparameterised gradient for the guide.
+
+    The model's gradient is that of `IWAE`, weighted by w / sum w; along the paths through the latents it is weighted by
+    the square of that, and the guide's score is gone. The same gradient in expectation, but its signal no longer drowns
+    in noise as K grows. The guide is stated twice, and must be able to score its draws. Chains among the latents are
+    unrolled.
+
+    Args:
+        num_particles: K.
+
+    Source: Tucker et al. 2019 (arXiv 1810.04152), equation 8.
+    """
+
+    num_particles: int = 8
+
+    def __post_init__(self) -> None:
+        check_count(self.num_particles, "num_particles")
+
+    def __call__(
+        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
+    ) -> Bound:
+        if program.tractable and not observed:
+            return exact(program, x, given)
+        program = program.unroll_latents()
+        options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
+        guide = guide_trace(program, x, given, **options)
+        shares: list[Tensor] = []
+        for name in latent_sites(guide):
+            # The guide itself went on with the draw as it was, so that no path is weighted twice.
+            guide.nodes[name] = guide.nodes[name] | {"value": _weighted_on_the_way_back(guide.nodes[name], shares)}
+        log_q = _path_log_q(self, program, x, given, guide, **options)
+        model = model_trace(program, x, given, guide, **options)
+        weights = _bound(model, guide, options["batch"], analytic_kl=False, log_q=log_q)
+        shares.append(weights.value.softmax(0).detach())
+        value = _log_mean_exp(weights.value)
+        terms = _mean(weights)
+        return Bound(value, value, terms.reconstruction, terms.kl)
+
+
+@dataclass(frozen=True)
+class RWS:
+    """Reweighted wake-sleep: the model by importance weights, the guide by maximum likelihood of its weighted draws.
+
+    The model ascends the importance-weighted bound. The guide ascends sum_k w_k log q(z_k | x) / sum_k w_k, and so
+    descends KL(p(z | x) || q(z | x)), the other way round than under an ELBO (wake-phi). With ``sleep``, it also learns
+    from x and z that the model dreams up (sleep-phi). No latent need be reparameterised: discrete ones serve as well.
+    Chains among the latents are unrolled.
+
+    Args:
+        num_particles: K.
+        sleep: share of sleep-phi in the guide's gradient, in [0, 1]; the rest is wake-phi.
+
+    Source: Bornschein and Bengio 2015 (arXiv 1406.2751), algorithm 1; Le et al. 2019 (arXiv 1805.10469).
+    """
+
+    num_particles: int = 8
+    sleep: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count(self.num_particles, "num_particles")
+        check_number(self.sleep, "sleep", at_least=0, at_most=1)
+
+    def __call__(
+        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
+    ) -> Bound:
+        if program.tractable and not observed:
+            return exact(program, x, given)
+        program = program.unroll_latents()
+        options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
+        guide = guide_trace(program, x, given, handler=_Detached(), **options)
+        model = model_trace(program, x, given, guide, **options)
+        weights = _bound(model, guide, options["batch"], analytic_kl=False, log_q=_log_q(guide))
+        log_q = _total(_log_q(guide).values(), options["batch"], weights.value)
+        log_p, shares = weights.value + log_q, weights.value.softmax(0).detach()
+        value = _log_mean_exp(weights.value).detach()
+        surrogate = value + _nothing((shares * (log_p + (1 - self.sleep) * log_q)).sum(0))
+        if self.sleep > 0:
+            surrogate = surrogate + self.sleep * _nothing(_log_q_of_a_dream(program, x, given, observed))
+        terms = _mean(weights)
+        return Bound(value, surrogate, terms.reconstruction, terms.kl)
+
+
+@dataclass(frozen=True)
+class Enumerate:
+    """The ELBO with every value of the discrete latents tried: exact in them, in value and gradient.
+
+    All latents with finitely many values (Bernoulli, Categorical; vectors by the product of their features) are summed
+    over, weighted by q. Others are drawn once for each combination, by reparameterisation or the score function. Chains
+    among the latents are unrolled.
+
+    Args:
+        max_outcomes: the most combinations to try; every network that reads all of the latents runs on so many rows,
+            or on that times B if it reads x too.
+    """
+
+    max_outcomes: int = 1024
+
+    def __post_init__(self) -> None:
+        check_count(self.max_outcomes, "max_outcomes")
+
+    def __call__(
+        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
+    ) -> Bound:
+        if program.tractable and not observed:
+            return exact(program, x, given)
+        program = program.unroll_latents()
+        every = _EveryOutcome(self.max_outcomes, program, observed or {})
+        guide = guide_trace(program, x, given, observed=observed, handler=every)
+        model = model_trace(program, x, given, guide, observed=observed)
+        if not every.sizes:
+            return _bound(model, guide, (x.shape[0],))
+        batch = (*reversed(every.sizes.values()), x.shape[0])
+        bound = _bound(model, guide, batch, summed=every.sizes)
+        q = _total([_log_q(guide)[name] for name in every.sizes], batch, bound.value).exp()
+        return _map(bound, lambda term: (q * term).flatten(0, -2).sum(0))
+
+
+@dataclass(frozen=True)
 class SemiSupervised:
     """For a `Labelled` program with a classifier, on data whose label is -1 where it is unknown.
 
@@ -121,11 +389,9 @@ class SemiSupervised:
     Source: Kingma et al. 2014 (arXiv 1406.5298), equations 6 to 9.
     """
 
-    def __init__(self, weight: float = 1.0, *, analytic_kl: bool = True):
-        self.weight, self.analytic_kl = weight, analytic_kl
-
-    def __repr__(self) -> str:
-        return f"SemiSupervised(weight={self.weight})"
+    weight: float = 1.0
+    _: KW_ONLY
+    analytic_kl: bool = True
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
@@ -165,7 +431,76 @@ class SemiSupervised:
         return Bound((q * (inner.value - log_q.T)).sum(0), (q * (inner.surrogate - log_q.T)).sum(0))
 
 
-OBJECTIVES = {"elbo": ELBO, "iwae": IWAE, "semi-supervised": SemiSupervised}
+def beta(weight: float = 4.0) -> ELBO:
+    """The ELBO with its KL weighted: above 1 for simpler latents, below 1 for sharper data (Higgins et al. 2017)."""
+    return ELBO(beta=weight)
+
+
+def annealed(part: float = 0.25) -> ELBO:
+    """The ELBO, the weight of its KL rising from 0 to 1 over the first part of training (Bowman et al. 2016)."""
+    return ELBO(beta=WarmUp(part))
+
+
+def rloo(num_particles: int = 4) -> ELBO:
+    """The ELBO of several draws, each the baseline of the others' score function: for discrete latents."""
+    return ELBO(num_particles, leave_one_out=True)
+
+
+def vimco(num_particles: int = 8) -> IWAE:
+    """IWAE, each draw the baseline of the others' score function: for discrete latents (Mnih and Rezende 2016)."""
+    return IWAE(num_particles, leave_one_out=True)
+
+
+# The first parameter of each is what may follow its name: "iwae:50".
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "elbo": ELBO,
+    "beta": beta,
+    "annealed": annealed,
+    "free-bits": FreeBits,
+    "stl": STL,
+    "iwae": IWAE,
+    "dreg": DReG,
+    "rws": RWS,
+    "rloo": rloo,
+    "vimco": vimco,
+    "enumerate": Enumerate,
+    "semi-supervised": SemiSupervised,
+}
+
+# Those that cannot do without a label that is to be observed.
+BOUNDS = (ELBO, FreeBits, STL, IWAE, DReG, RWS, Enumerate)
+
+
+def objective_named(text: str) -> Objective:
+    """The objective of a name, with or without its first argument: "iwae", "iwae:50", "beta:4", "free-bits:0.5".
+
+    Raises:
+        ValueError: there is none of that name, or the argument does not fit.
+
+    >>> objective_named("iwae:50")
+    IWAE(num_particles=50, leave_one_out=False)
+    """
+    name, colon, argument = text.partition(":")
+    if name not in OBJECTIVES:
+        names = ", ".join(OBJECTIVES)
+        raise ValueError(f"objective must be one of {names}, alone or with its argument as in iwae:50, got {text!r}")
+    make = OBJECTIVES[name]
+    if not colon:
+        return make()
+    first = next(iter(inspect.signature(make).parameters.values()))
+    kind = type(first.default)
+    try:
+        value = kind(argument)
+    except ValueError:
+        what = "an integer" if kind is int else "a number"
+        raise ValueError(
+            f"objective {text!r}: what follows the colon is {first.name}, {what}, got {argument!r}: write "
+            f"{name}:{first.default}"
+        ) from None
+    try:
+        return make(value)
+    except ValueError as error:
+        raise ValueError(f"objective {text!r}: {error}") from error
 
 
 def elbo(
@@ -176,43 +511,93 @@ def elbo(
     observed: dict[str, Tensor] | None = None,
     batch: Sequence[int] | None = None,
     analytic_kl: bool = True,
+    beta: float = 1.0,
 ) -> Bound:
     """One draw of the ELBO for each element of ``batch``, with its terms per site.
 
     Args:
         x: ``(B, *event_shape)``, or with the further dimensions of ``batch``.
         batch: shape of the result, such as ``(K, B)``; default ``(B,)``.
+        beta: weight of every KL.
     """
     batch = (x.shape[0],) if batch is None else batch
     model, guide = traces(program, x, given, batch=batch, observed=observed)
-    before_p, before_q = latent_sites(model), latent_sites(guide)
+    return _bound(model, guide, batch, analytic_kl=analytic_kl, beta=beta)
+
+
+def check_number(
+    value: Any, argument: str, *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf
+) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not (value >= at_least and above < value <= at_most):
+        low = f"above {above}" if above > -math.inf else f"of at least {at_least}"
+        high = f" and at most {at_most}" if at_most < math.inf else ""
+        raise ValueError(f"{argument} must be a number {low}{high}, got {value!r}")
+
+
+def check_particles(num_particles: Any, leave_one_out: bool) -> None:
+    check_count(num_particles, "num_particles")
+    if leave_one_out and num_particles == 1:
+        raise ValueError("num_particles must be at least 2 with leave_one_out: one draw leaves none to compare it with")
+
+
+def exact(program: Program, x: Tensor, given: Any = None) -> Bound:
+    """log p(x) of a tractable program as a `Bound`."""
+    log_p = program.exact_log_prob(x, given)
+    return Bound(log_p, log_p, {program.variable: log_p})
+
+
+def _bound(
+    model: poutine.Trace,
+    guide: poutine.Trace,
+    batch: Sequence[int],
+    *,
+    analytic_kl: bool = True,
+    beta: float = 1.0,
+    log_q: dict[str, Tensor] | None = None,
+    summed: Collection[str] = (),
+) -> Bound:
+    """The ELBO of a pair of traces.
+
+    Args:
+        log_q: log-probabilities of the guide's sites to use instead of the guide's own, sampled KLs throughout.
+        summed: sites whose every value the traces hold, so that they need no score function.
+    """
+    latents = latent_sites(guide)
     reconstruction: dict[str, Tensor] = {}
     kl: dict[str, Tensor] = {}
     score: Tensor | None = None
     for name, site in model.nodes.items():
         if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
             continue
-        if name not in before_q:
+        if name not in latents:
             log_p = site_sum(_log_prob(site), batch)
             if is_cost(name):
                 kl[name] = -log_p
             else:
                 reconstruction[name] = log_p
             continue
-        # The closed form holds the model's earlier latents fixed, so the guide must have drawn them earlier too.
-        ordered = set(before_p[: before_p.index(name)]) <= set(before_q[: before_q.index(name)])
         q: Any = guide.nodes[name]
-        divergence = _closed_form(q, site) if analytic_kl and ordered else None
+        divergence = _closed_form(q, site) if analytic_kl and _ordered(name, model, guide) else None
         if divergence is None:
-            divergence = _log_prob(q) - _log_prob(site)
+            divergence = (_log_prob(q) if log_q is None else log_q[name]) - _log_prob(site)
         kl[name] = site_sum(divergence, batch)
-        if not q["fn"].has_rsample:
-            log_q = site_sum(_log_prob(q), batch)
-            if log_q.requires_grad:
-                score = log_q + (0 if score is None else score)
-    value = sum(reconstruction.values(), torch.zeros(())) - sum(kl.values(), torch.zeros(()))
+        if log_q is None and name not in summed and not q["fn"].has_rsample:
+            log_q_here = site_sum(_log_prob(q), batch)
+            if log_q_here.requires_grad:
+                score = log_q_here + (0 if score is None else score)
+    value = sum(reconstruction.values(), torch.zeros(())) - beta * sum(kl.values(), torch.zeros(()))
     surrogate = value if score is None else value + _nothing(score) * value.detach()
     return Bound(value, surrogate, reconstruction, kl, score)
+
+
+def _ordered(name: str, model: poutine.Trace, guide: poutine.Trace) -> bool:
+    """Whether the guide drew all latents before ``name`` that the model states before it.
+
+    The closed form of a KL holds the model's earlier latents fixed, so the guide must have drawn them earlier too.
+    """
+    before_p, before_q = latent_sites(model), latent_sites(guide)
+    return set(before_p[: before_p.index(name)]) <= set(before_q[: before_q.index(name)])
 
 
 def is_cost(site: str) -> bool:
@@ -222,6 +607,14 @@ def is_cost(site: str) -> bool:
 
 def _log_prob(site: Any) -> Tensor:
     return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+
+
+def _log_q(guide: poutine.Trace) -> dict[str, Tensor]:
+    return {name: _log_prob(guide.nodes[name]) for name in latent_sites(guide)}
+
+
+def _total(log_probs: Iterable[Tensor], batch: Sequence[int], like: Tensor) -> Tensor:
+    return sum((site_sum(log_prob, batch) for log_prob in log_probs), torch.zeros_like(like))
 
 
 def _nothing(score: Tensor) -> Tensor:
@@ -236,10 +629,189 @@ def _closed_form(q: Any, p: Any) -> Tensor | None:
         return None
 
 
-def _mean(bound: Bound) -> Bound:
+def _map(bound: Bound, reduce: Callable[[Tensor], Tensor]) -> Bound:
     return Bound(
-        bound.value.mean(0),
-        bound.surrogate.mean(0),
-        {name: term.mean(0) for name, term in bound.reconstruction.items()},
-        {name: term.mean(0) for name, term in bound.kl.items()},
+        reduce(bound.value),
+        reduce(bound.surrogate),
+        {name: reduce(term) for name, term in bound.reconstruction.items()},
+        {name: reduce(term) for name, term in bound.kl.items()},
     )
+
+
+def _mean(bound: Bound) -> Bound:
+    return _map(bound, lambda term: term.mean(0))
+
+
+# -- importance weights ------------------------------------------------------------------------------------------------
+
+
+def _log_mean_exp(log_w: Tensor) -> Tensor:
+    return log_w.logsumexp(0) - math.log(log_w.shape[0])
+
+
+def _without_each(log_w: Tensor) -> Tensor:
+    """The log-mean-exp with each log w_k in turn replaced by the mean of the others, ``(K, B)``."""
+    size = log_w.shape[0]
+    others = (log_w.sum(0) - log_w) / (size - 1)
+    own = torch.eye(size, dtype=torch.bool, device=log_w.device).unsqueeze(-1)
+    return _log_mean_exp(torch.where(own, others, log_w.unsqueeze(1)))
+
+
+# -- gradients along the path, or of the score, alone ------------------------------------------------------------------
+
+
+class _Scored(nn.Module):
+    """log q of the latents in a guide's trace, per site, scored by the guide's statements made anew."""
+
+    def __init__(self, program: Program):
+        super().__init__()
+        self.program = program
+
+    def forward(self, x: Tensor, given: Any, guide: poutine.Trace, **options: Any) -> dict[str, Tensor]:
+        # Scored here: a distribution may read the parameters only when it is asked for a probability.
+        return _log_q(guide_trace(self.program, x, given, handler=poutine.replay(trace=guide), **options))
+
+
+def _path_log_q(
+    objective: Objective, program: Program, x: Tensor, given: Any, guide: poutine.Trace, **options: Any
+) -> dict[str, Tensor]:
+    """log q per site, differentiable in the latents of ``guide`` but not in the parameters.
+
+    Raises:
+        ValueError: a latent is not reparameterised, or the guide cannot score its draws.
+    """
+    for name in latent_sites(guide):
+        site: Any = guide.nodes[name]
+        if not site["fn"].has_rsample and _log_prob(site).requires_grad:
+            raise ValueError(
+                f"{objective} follows the gradient through the latents, but {name!r} ({_family(site)}) is not "
+                "reparameterised: use the objective 'enumerate', 'vimco', 'rloo' or 'rws'"
+            )
+    parameters = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
+    before = _random_state(x.device)
+    try:
+        log_q = torch.func.functional_call(_Scored(program), parameters, (x, given, guide), options)
+    except (NotImplementedError, KeyError) as error:
+        names = ", ".join(repr(name) for name in latent_sites(guide))
+        raise ValueError(
+            f"{objective} scores the guide's draws of {names} a second time, which its distribution cannot ({error}): "
+            "use another encoder, or the objective 'elbo' or 'iwae'"
+        ) from error
+    if not torch.equal(before, _random_state(x.device)):
+        raise ValueError(
+            f"{objective} states the guide twice, but it is not the same twice: remove the dropout from the encoder, "
+            "or use the objective 'elbo' or 'iwae'"
+        )
+    return log_q
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _family(site: Any) -> str:
+    return type(getattr(site["fn"], "base_dist", site["fn"])).__name__
+
+
+def _weighted_on_the_way_back(site: Any, shares: list[Tensor]) -> Tensor:
+    """A draw whose gradient will be weighted by ``shares[0]``, ``(K, B)``, known by the time it is computed."""
+    z: Tensor = site["value"]
+    if not z.requires_grad:
+        return z
+    z = z.clone()
+    z.register_hook(lambda gradient: gradient * shares[0].reshape(*shares[0].shape, *(1,) * (z.dim() - 2)))
+    return z
+
+
+class _Detached(Messenger):
+    """Draws that are constants, so that the guide's log-probabilities have the score as their gradient."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+
+def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Tensor:
+    """log q(z | x) of z and x that the model itself draws, ``(B,)``."""
+    batch = (x.shape[0],)
+    with (
+        torch.no_grad(),
+        poutine.block(),
+        poutine.condition(data=observed or {}),
+        poutine.trace() as dreamt,
+        plates(batch),
+    ):
+        dream = program.joint(program.variable, None, given)
+    guide = guide_trace(program, dream, given, observed=observed, handler=poutine.replay(trace=dreamt.trace))
+    require_subset(latent_sites(guide), latent_sites(dreamt.trace))
+    return _total(_log_q(guide).values(), batch, torch.zeros(batch, device=x.device))
+
+
+# -- every value -------------------------------------------------------------------------------------------------------
+
+
+class _EveryOutcome(Messenger):
+    """Every value of each latent that has finitely many, along a batch dimension of its own left of the data.
+
+    Attributes:
+        sizes: the number of values per site, in the order met; the n-th has the n-th dimension left of the data.
+    """
+
+    def __init__(self, max_outcomes: int, program: Program, observed: Collection[str]):
+        super().__init__()
+        self.max_outcomes, self.observed, self.sizes = max_outcomes, observed, dict[str, int]()
+        self.like = next(program.parameters(), torch.zeros(()))
+
+    def _pyro_sample(self, msg: Any) -> None:
+        known = msg["is_observed"] or msg["name"] in self.observed
+        values = None if known else _finite_support(msg["fn"], self.like)
+        if values is None:
+            return
+        name, shape = msg["name"], msg["fn"].event_shape
+        size = len(values) ** shape.numel()
+        total = size * math.prod(self.sizes.values())
+        if total > self.max_outcomes:
+            raise ValueError(
+                f"to enumerate {name!r}, {shape.numel()} feature(s) of {len(values)} values, takes {total} outcomes, "
+                f"but max_outcomes is {self.max_outcomes}: raise it, or use the objective 'rloo', 'vimco' or 'rws'"
+            )
+        every = torch.cartesian_prod(*[values] * shape.numel())
+        msg["value"] = every.reshape(size, *(1,) * (len(self.sizes) + 1), *shape)
+        self.sizes[name] = size
+
+
+def _finite_support(distribution: Any, like: Tensor) -> Tensor | None:
+    """The values of one feature, or None if they are not finitely many."""
+    try:
+        support = getattr(distribution, "support", None)
+    except NotImplementedError:  # not every distribution says
+        return None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return torch.tensor([0.0, 1.0], dtype=like.dtype, device=like.device)
+    if isinstance(support, constraints.integer_interval):
+        return torch.arange(int(support.lower_bound), int(support.upper_bound) + 1, device=like.device)
+    return None
+
+
+# -- free bits ---------------------------------------------------------------------------------------------------------
+
+
+def _floor(kl: Tensor, nats: float) -> Tensor:
+    """``kl`` where its mean over the batch exceeds ``nats``, else ``nats``: their mean is max(nats, mean kl)."""
+    return torch.where(kl.mean(0) > nats, kl, nats)
+
+
+def _by_feature(q: Any, p: Any) -> Tensor | None:
+    """KL(q || p) of each feature, ``(B, features)``; None without independent features or a closed form."""
+    parts = [site["fn"] for site in (q, p)]
+    while all(isinstance(part, torch.distributions.Independent) for part in parts):
+        parts = [part.base_dist for part in parts]
+    if any(part.event_shape for part in parts):
+        return None
+    try:
+        divergence = kl_divergence(*parts)
+    except NotImplementedError:
+        return None
+    return scale_and_mask(divergence.flatten(1).T, q["scale"], q["mask"]).T

@@ -82,6 +82,10 @@ class Program(nn.Module):
         """The same program, on the same parameters, with every chain written out one site per step."""
         return self
 
+    def unroll_latents(self) -> Program:
+        """`unroll` for the chains among the latents alone: what has an exact density stays in one piece."""
+        return self if self.tractable else self.unroll()
+
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """How a datum x with label y enters the statements: (value, given, further observed sites)."""
         return x, (y if self.conditional else None), {}
@@ -150,7 +154,7 @@ class Program(nn.Module):
         """log p(x, z_k | given) - log q(z_k | x, given) for K draws from the guide, in nats, ``(K, B)``.
 
         Their mean over k bounds log p(x) from below (ELBO); so does, more tightly, their log-mean-exp (IWAE,
-        Burda et al. 2016, eq. 8). Chains are unrolled.
+        Burda et al. 2016, eq. 8). Chains among the latents are unrolled.
 
         Raises:
             ValueError: a shape, type or value does not fit; the message names it.
@@ -158,7 +162,7 @@ class Program(nn.Module):
         check_count(num_particles, "num_particles")
         self.check(x, given)
         batch = (num_particles, x.shape[0])
-        model, guide = traces(self.unroll(), x, given, batch=batch)
+        model, guide = traces(self.unroll_latents(), x, given, batch=batch)
         return log_prob_sum(model, batch) - log_prob_sum(guide, batch)
 
     # -- checks ------------------------------------------------------------------------------------------------------
@@ -378,9 +382,29 @@ def traces(
     Raises:
         ValueError: the guide has a site that the model lacks, or the model has a latent without a guide site.
     """
+    guide = guide_trace(program, x, given, batch=batch, observed=observed)
+    return model_trace(program, x, given, guide, batch=batch, observed=observed), guide
+
+
+def guide_trace(
+    program: Program,
+    x: Tensor,
+    given: Any = None,
+    *,
+    batch: Sequence[int] | None = None,
+    observed: dict[str, Tensor] | None = None,
+    handler: contextlib.AbstractContextManager[Any] | None = None,
+) -> poutine.Trace:
+    """The guide's half of `traces`; ``handler`` may change what a site draws, before it is recorded."""
     observed = observed or {}
     batch = (x.shape[0],) if batch is None else batch
-    with poutine.block(), poutine.condition(data=observed), poutine.trace() as guided, plates(batch):
+    with (
+        poutine.block(),
+        poutine.condition(data=observed),
+        handler or contextlib.nullcontext(),
+        poutine.trace() as guided,
+        plates(batch),
+    ):
         declared = program.latents(program.variable)
         if declared is None or not set(declared) <= set(observed):
             program.posterior(program.variable, x, given)
@@ -388,9 +412,23 @@ def traces(
     # An observed guide site is no latent: left in, it would count as part of q.
     for name in [name for name, site in guide.nodes.items() if site["type"] == "sample" and site["is_observed"]]:
         guide.remove_node(name)
+    return guide
+
+
+def model_trace(
+    program: Program,
+    x: Tensor,
+    given: Any,
+    guide: poutine.Trace,
+    *,
+    batch: Sequence[int] | None = None,
+    observed: dict[str, Tensor] | None = None,
+) -> poutine.Trace:
+    """The model's half of `traces`: replayed on the latents in ``guide``."""
+    batch = (x.shape[0],) if batch is None else batch
     with (
         poutine.block(),
-        poutine.condition(data=observed),
+        poutine.condition(data=observed or {}),
         poutine.trace() as modelled,
         poutine.replay(trace=guide),
         plates(batch),
@@ -404,7 +442,7 @@ def traces(
             f"the model samples {_quoted(unguided)}, which the guide lacks: state each latent in posterior(), "
             f"which has {_quoted(latent_sites(guide)) or 'none'}"
         )
-    return model, guide
+    return model
 
 
 def latent_sites(trace: poutine.Trace) -> list[str]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device, seeded
-from dgm_pyro.objectives import ELBO, IWAE, OBJECTIVES, Bound, Objective
+from dgm_pyro.objectives import BOUNDS, ELBO, Bound, Objective, objective_named
 from dgm_pyro.program import Program, check_count
 
 GRADIENT_NORM = 10.0
@@ -108,7 +108,8 @@ def fit(
     Args:
         program: what to train; it ends in evaluation mode.
         data: a `Data`, or a tensor ``(N, *event_shape)``.
-        objective: an objective of ours, its name, or any Pyro ELBO instance; default `ELBO`.
+        objective: an objective of ours, its name ("iwae", or "iwae:50" with its argument), or any Pyro ELBO instance;
+            default `ELBO`.
         epochs: passes over the data.
         batch_size: data per step.
         lr: learning rate; warmed up over the first 2 % of the steps.
@@ -150,11 +151,12 @@ def fit(
     program.to(where)
     x, y = train.x.to(where), None if train.y is None else train.y.to(where)
     steps_per_epoch = math.ceil(len(x) / batch_size)
+    steps = epochs * steps_per_epoch
     optimizer = torch.optim.AdamW(program.parameters(), lr=lr, weight_decay=weight_decay)
-    warm_up = max(1, epochs * steps_per_epoch // 50)
+    warm_up = max(1, steps // 50)
 
     def rate(step: int) -> float:
-        falling = 0.5 * (1 + math.cos(math.pi * step / (epochs * steps_per_epoch))) if schedule == "cosine" else 1.0
+        falling = 0.5 * (1 + math.cos(math.pi * step / steps)) if schedule == "cosine" else 1.0
         return min(1.0, (step + 1) / warm_up) * falling
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
@@ -179,7 +181,7 @@ def fit(
                     batch = x[rows] if augment is None else augment(x[rows])
                     arguments = program.arguments(batch, None if y is None else y[rows])
                     optimizer.zero_grad(set_to_none=True)
-                    bound = _backward(maximise, program, *arguments)
+                    bound = _backward(_at(maximise, (step - 1) / max(1, steps - 1)), program, *arguments)
                     if not torch.isfinite(bound.value.detach().sum()):
                         site = _first_non_finite(bound, program, *arguments)
                         raise NonFiniteLossError("the loss is not finite", site, epoch, step, last_epoch)
@@ -197,7 +199,7 @@ def fit(
                 with contextlib.nullcontext() if averaged is None else averaged.swapped_in():
                     loss = None
                     if held_out is not None:
-                        loss = _validate(maximise, program, held_out, batch_size, seed, where)
+                        loss = _validate(_at(maximise, 1.0), program, held_out, batch_size, seed, where)
                         if not math.isfinite(loss):
                             what, site = "the validation loss is not finite", program.variable
                             raise NonFiniteLossError(what, site, epoch, step, last_epoch)
@@ -230,14 +232,18 @@ def _objective(objective: Objective | PyroELBO | str | None) -> Objective:
     if objective is None:
         return ELBO()
     if isinstance(objective, str):
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
-        return OBJECTIVES[objective]()
+        return objective_named(objective)
     if isinstance(objective, PyroELBO):
         return _PyroObjective(objective)
     if not callable(objective):
         raise TypeError(f"objective must be callable, a name, or a Pyro ELBO, got {type(objective).__name__}")
     return objective
+
+
+def _at(objective: Objective, progress: float) -> Objective:
+    """The objective to use at this progress of training, in [0, 1], if it says that it changes."""
+    at = getattr(objective, "at", None)
+    return objective if at is None else at(progress)
 
 
 class _PyroObjective:
@@ -344,9 +350,11 @@ def _validate(
     total = 0.0
     if isinstance(objective, _PyroObjective):
         objective = ELBO()
+    # Larger batches than in training, for want of a graph, but never of more rows times particles.
+    size = max(batch_size, 4 * batch_size // getattr(objective, "num_particles", 4))
     with evaluating(program), seeded(seed, device), torch.no_grad():
-        for start in range(0, len(data.x), 4 * batch_size):
-            rows = slice(start, start + 4 * batch_size)
+        for start in range(0, len(data.x), size):
+            rows = slice(start, start + size)
             y = None if data.y is None else data.y[rows].to(device)
             value, given, observed = program.arguments(data.x[rows].to(device), y)
             total -= objective(program, value, given, observed).value.double().sum().item()
@@ -370,7 +378,7 @@ def _validation(
 
 
 def _check_labels(program: Program, data: Data | None, objective: Objective) -> None:
-    if data is None or not isinstance(objective, (ELBO, IWAE, _PyroObjective)):
+    if data is None or not isinstance(objective, (*BOUNDS, _PyroObjective)):
         return
     for site, labels in program.arguments(data.x, data.y)[2].items():
         if (labels < 0).any():
