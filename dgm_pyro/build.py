@@ -6,9 +6,12 @@ and points in the plane. A swap may be a name or an object.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from dgm_pyro.autoregressive import Autoregressive
@@ -16,8 +19,18 @@ from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, M
 from dgm_pyro.data import Data
 from dgm_pyro.diffusion import Diffusion
 from dgm_pyro.flow import Dequantized, Flow, dequantizer, iaf, maf, nsf, nsf_autoregressive, realnvp
+from dgm_pyro.guides import (
+    FullRankNormal,
+    LowRankNormal,
+    PrecisionWeighted,
+    SemiAmortized,
+    TopDown,
+    planar,
+    sylvester,
+)
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP, DenoisingUNet, PixelCNN
+from dgm_pyro.priors import MixturePrior, VampPrior
 from dgm_pyro.program import Program, check_count, is_pair
 from dgm_pyro.vae import VAE
 
@@ -74,9 +87,13 @@ def made(data: Data, num_classes: int | None) -> Program:
     )
 
 
-def pixelcnn(data: Data, num_classes: int | None) -> Program:
+def _require_image(data: Data, name: str) -> None:
     if not is_image(data):
-        raise ValueError(f"pixelcnn needs images (1, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
+        raise ValueError(f"{name} needs images (1, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
+
+
+def pixelcnn(data: Data, num_classes: int | None) -> Program:
+    _require_image(data, "pixelcnn")
     return Autoregressive(
         features_of(
             data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=0.1)
@@ -114,21 +131,69 @@ def diffusion(data: Data, num_classes: int | None) -> Program:
     )
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the parts of a VAE are sized by: the data, z, and the labels if all of it is conditional on them.
+
+    Attributes:
+        shape: of one z; ``()`` for one of ``clusters`` classes.
+        clusters: how many values a z of shape ``()`` has.
+        classes: how many labels.
+        hidden: widths of the encoder's and the likelihood's hidden layers.
+    """
+
+    data: Data
+    shape: tuple[int, ...]
+    clusters: int | None
+    classes: int | None
+    hidden: Sequence[int]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def of_x(self, outputs: int) -> MLP:
+        """A network for the encoder."""
+        return MLP(self.data.event_shape, outputs, self.hidden, levels=self.data.levels, num_classes=self.classes)
+
+    def of_z(self, per_feature: int) -> MLP:
+        """A network for the likelihood; of a z that is a class, it reads nothing else."""
+        outputs = per_feature * self.data.event_shape.numel()
+        return MLP(self.shape, outputs, self.hidden, num_classes=self.clusters or self.classes)
+
+    def z_as_context(self) -> dict[str, Any]:
+        return {"num_classes": self.clusters} if self.clusters else {"context_shape": self.shape}
+
+    def x_as_context(self) -> dict[str, Any]:
+        shape, levels = self.data.event_shape, self.data.levels
+        return {"context_shape": shape, "context_levels": levels, "num_classes": self.classes}
+
+
 def vae(
     data: Data,
     num_classes: int | None,
     *,
     prior: Program | str = "normal",
-    encoder: Program | str = "normal",
+    encoder: Program | str | None = None,
     likelihood: Program | str = "independent",
     latent: int | None = None,
+    hidden: Sequence[int] = (256, 256),
 ) -> Program:
     latent = (LATENT if is_image(data) else 2) if latent is None else check_count(latent, "latent")
-    return VAE(
-        prior=_named(prior, PRIORS, "prior", (latent,)),
-        likelihood=_named(likelihood, LIKELIHOODS, "likelihood", data, latent, num_classes),
-        encoder=_named(encoder, ENCODERS, "encoder", data, latent, num_classes),
-    )
+    made = prior if isinstance(prior, Program) else encoder if isinstance(encoder, Program) else None
+    one_class = prior == "categorical" if made is None else made.event_shape == ()
+    clusters = (latent if made is None else made.levels) if one_class else None
+    shape = () if one_class else (latent,) if made is None else tuple(made.event_shape)
+    parts = Parts(data, shape, clusters, num_classes, hidden)
+    if encoder is None:
+        discrete = prior == "bernoulli" if made is None else made.levels == 2
+        encoder = "categorical" if one_class else "bernoulli" if discrete else "meanfield"
+    # The encoder comes first, because VampPrior is made of it; unless it is itself made of the other parts.
+    late = isinstance(encoder, str) and encoder in LATE_ENCODERS
+    q = _named("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
+    p_z = _named(prior, PRIORS, "prior", parts, q)
+    p_x = _named(likelihood, LIKELIHOODS, "likelihood", parts)
+    return LATE_ENCODERS[encoder][0](parts, q, p_z, p_x) if late else VAE(p_z, p_x, q)  # type: ignore[index]
 
 
 def _named(choice: Program | str, table: Table, role: str, *args: Any) -> Program:
@@ -139,62 +204,168 @@ def _named(choice: Program | str, table: Table, role: str, *args: Any) -> Progra
     return table[choice][0](*args)
 
 
-def _two_level(shape: tuple[int]) -> Program:
-    size, top = shape[0], max(1, shape[0] // 2)
+def hierarchy(size: int, levels: int, name: int = 2) -> Program:
+    """p(z) of ``size`` features as a VAE of ``levels`` levels, each of half the size of the one below."""
+    if levels == 1:
+        return Normal(size)
+    top = max(1, size // 2)
     return VAE(
-        prior=Normal(top),
+        prior=hierarchy(top, levels - 1, name + 1),
         likelihood=Normal(size, MLP((top,), 2 * size, (64, 64))),
         encoder=Normal(top, MLP((size,), 2 * top, (64, 64))),
-        latent="z2",
+        latent=f"z{name}",
     )
 
 
+def ladder(parts: Parts, q: Program, p_z: Program, p_x: Program) -> VAE:
+    """Every level sees x, and what the model says of it given the level above, from the top down."""
+    if not isinstance(p_z, VAE):
+        raise ValueError(
+            f"encoder 'ladder' is for a hierarchy, but the prior is {type(p_z).__name__}: use prior='vae' or 'vae3'"
+        )
+    return VAE(_without_encoders(p_z), p_x, _ladder(parts, q, p_z))
+
+
+def _ladder(parts: Parts, q: Program, p_z: VAE) -> Program:
+    size = p_z.prior.event_shape.numel()
+    above: Program = Normal(size, parts.of_x(2 * size))
+    if isinstance(p_z.prior, VAE):
+        above = _ladder(parts, above, p_z.prior)
+    return TopDown(above, PrecisionWeighted(q, p_z.likelihood), p_z.latent)  # type: ignore[arg-type]
+
+
+def _without_encoders(p_z: Program) -> Program:
+    if not isinstance(p_z, VAE):
+        return p_z
+    return VAE(_without_encoders(p_z.prior), p_z.likelihood, latent=p_z.latent)
+
+
+def _vamp(parts: Parts, q: Program) -> Program:
+    rows = torch.randperm(len(parts.data))[:100]
+    return VampPrior(q, parts.data.x[rows], parts.data.levels)  # type: ignore[arg-type]
+
+
+def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
+    if parts.data.levels is not None:
+        raise ValueError(
+            f"likelihood {likelihood!r} is a density on reals, but {parts.data.name} has {parts.data.levels} levels: "
+            "use 'independent' or 'categorical'"
+        )
+    return parts.data.event_shape
+
+
+def _levels(parts: Parts, likelihood: str) -> int:
+    if parts.data.levels is None:
+        raise ValueError(
+            f"likelihood {likelihood!r} is a mass on integers, but {parts.data.name} holds reals: use 'independent'"
+        )
+    return parts.data.levels
+
+
+def _independent(parts: Parts) -> Program:
+    if parts.data.levels is None:
+        return Normal(parts.data.event_shape, parts.of_z(2))
+    return features_of(parts.data, parts.of_z)
+
+
+def _pixelcnn(parts: Parts) -> Program:
+    data = parts.data
+    _require_image(data, "pixelcnn")
+    network = lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **parts.z_as_context())  # noqa: E731
+    return Autoregressive(features_of(data, network))
+
+
 PRIORS: Table = {
-    "normal": (lambda shape: Normal(shape), "N(0, I)"),
-    "flow": (lambda shape: realnvp(shape, layers=6, hidden=(64, 64)), "a RealNVP flow"),
-    "made": (
-        lambda shape: Autoregressive(MixtureOfNormals(shape, 5, MADE(shape, 15, (64, 64)))),
+    "normal": (lambda parts, q: Normal(parts.shape), "N(0, I)"),
+    "learned": (lambda parts, q: Normal(parts.shape, learned=True), "a Normal with learned mean and scale"),
+    "mog": (lambda parts, q: MixturePrior(parts.shape, 10), "a mixture of 10 Normals"),
+    "vamp": (_vamp, "VampPrior: the encoder at 100 learned pseudo-inputs"),
+    "flow": (lambda parts, q: realnvp(parts.shape, layers=6, hidden=(64, 64)), "a RealNVP flow"),
+    "maf": (lambda parts, q: maf(parts.shape, layers=3, hidden=(64, 64)), "a masked autoregressive flow"),
+    "nsf": (lambda parts, q: nsf(parts.shape, layers=3, hidden=(64, 64)), "a neural spline flow"),
+    "ar": (
+        lambda parts, q: Autoregressive(MixtureOfNormals(parts.shape, 5, MADE(parts.shape, 15, (64, 64)))),
         "autoregressive mixtures of Normals",
     ),
     "diffusion": (
-        lambda shape: Diffusion(shape, DenoisingMLP(shape, (64, 64, 64)), steps=20),
+        lambda parts, q: Diffusion(parts.shape, DenoisingMLP(parts.shape, (64, 64, 64)), steps=20),
         "a latent diffusion of 20 steps",
     ),
-    "vae": (_two_level, "a VAE: a hierarchy of two levels"),
+    "vae": (lambda parts, q: hierarchy(parts.size, 2), "a VAE: a hierarchy of two levels"),
+    "vae3": (lambda parts, q: hierarchy(parts.size, 3), "a VAE over a VAE: a hierarchy of three levels"),
+    "bernoulli": (lambda parts, q: Bernoulli(parts.shape, learned=True), "independent bits with learned probabilities"),
+    "categorical": (lambda parts, q: Categorical((), parts.clusters, learned=True), "one class: clusters"),
 }
 
-ENCODERS: Table = {
-    "normal": (
-        lambda data, latent, classes: Normal(
-            latent, MLP(data.event_shape, 2 * latent, levels=data.levels, num_classes=classes)
-        ),
-        "a diagonal Normal (mean field)",
+EARLY_ENCODERS: Table = {
+    "meanfield": (lambda parts: Normal(parts.shape, parts.of_x(2 * parts.size)), "a diagonal Normal"),
+    "fullrank": (
+        lambda parts: FullRankNormal(parts.shape, parts.of_x((1 + parts.size) * parts.size)),
+        "a Normal with all covariances",
+    ),
+    "lowrank": (
+        lambda parts: LowRankNormal(parts.shape, 2, parts.of_x(4 * parts.size)),
+        "a Normal with covariances of rank 2",
+    ),
+    "planar": (
+        lambda parts: planar(parts.shape, hidden=parts.hidden, **parts.x_as_context()),
+        "a Normal and 8 planar maps",
+    ),
+    "sylvester": (
+        lambda parts: sylvester(parts.shape, hidden=parts.hidden, **parts.x_as_context()),
+        "a Normal and 4 Sylvester maps",
     ),
     "iaf": (
-        lambda data, latent, classes: iaf(
-            (latent,), layers=2, hidden=(64, 64), context_shape=data.event_shape, context_levels=data.levels
-        ),
+        lambda parts: iaf(parts.shape, layers=2, hidden=(64, 64), **parts.x_as_context()),
         "an inverse autoregressive flow",
+    ),
+    "nsf": (
+        lambda parts: nsf(parts.shape, layers=3, hidden=(64, 64), **parts.x_as_context()),
+        "a neural spline flow",
+    ),
+    "bernoulli": (lambda parts: Bernoulli(parts.shape, parts.of_x(parts.size)), "bits, for prior bernoulli"),
+    "categorical": (
+        lambda parts: Categorical((), parts.clusters, parts.of_x(parts.clusters)),
+        "a classifier, for prior categorical",
     ),
 }
 
-LIKELIHOODS: Table = {
-    "independent": (
-        lambda data, latent, classes: (
-            Normal(data.event_shape, MLP((latent,), 2 * data.event_shape.numel(), num_classes=classes))
-            if data.levels is None
-            else features_of(data, lambda p: MLP((latent,), p * data.event_shape.numel(), num_classes=classes))
-        ),
-        "independent features given z",
+LATE_ENCODERS: dict[str, tuple[Callable[..., VAE], str]] = {
+    "ladder": (ladder, "from the top down, for prior vae or vae3"),
+    "semiamortized": (
+        lambda parts, q, p_z, p_x: VAE(p_z, p_x, SemiAmortized(q, p_z, p_x)),
+        "a diagonal Normal, improved by 3 gradient steps per datum",
     ),
-    "made": (
-        lambda data, latent, classes: Autoregressive(
+}
+
+ENCODERS: Table = {**EARLY_ENCODERS, **LATE_ENCODERS}
+
+LIKELIHOODS: Table = {
+    "independent": (_independent, "independent features given z, as suits the data"),
+    "categorical": (
+        lambda parts: Categorical(
+            parts.data.event_shape, _levels(parts, "categorical"), parts.of_z(parts.data.levels or 0)
+        ),
+        "a free mass for every level",
+    ),
+    "normal": (
+        lambda parts: Normal(_real(parts, "normal"), parts.of_z(1), scale="feature"),
+        "Normals with one learned scale per feature",
+    ),
+    "normal-shared": (
+        lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale="shared"),
+        "Normals with one learned scale",
+    ),
+    "ar": (
+        lambda parts: Autoregressive(
             features_of(
-                data, lambda p: MADE(data.event_shape, p, (256, 256), levels=data.levels, context_shape=(latent,))
+                parts.data,
+                lambda p: MADE(parts.data.event_shape, p, (256, 256), levels=parts.data.levels, **parts.z_as_context()),
             )
         ),
-        "autoregressive features given z (PixelVAE)",
+        "autoregressive features given z, by a masked MLP (PixelVAE)",
     ),
+    "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions (images)"),
 }
 
 MODELS: Table = {
@@ -205,7 +376,7 @@ MODELS: Table = {
     "maf": (_flow(maf), "masked autoregressive flow; dequantized for integers"),
     "nsf": (_flow(nsf), "neural spline flow of couplings; dequantized for integers"),
     "nsf-autoregressive": (_flow(nsf_autoregressive), "autoregressive neural spline flow; dequantized for integers"),
-    "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent"),
+    "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent, hidden"),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
     "classifier": (
         lambda data, num_classes: Discriminative(
@@ -223,7 +394,8 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
         name: a key of `MODELS`.
         data: what it will be trained on; gives shape, levels and number of classes.
         labelled: build the generative classifier p(y) p(x | y) over the named family instead.
-        swaps: for "vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent`` (an int).
+        swaps: for "vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent`` (how many features z
+            has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's hidden layers).
 
     Raises:
         ValueError, TypeError: an unknown name, or a swap that the model does not take.
@@ -238,9 +410,10 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
     if name != "vae" and swaps:
         raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' has these to swap")
-    unknown = set(swaps) - {"prior", "encoder", "likelihood", "latent"}
+    known = ("prior", "encoder", "likelihood", "latent", "hidden")
+    unknown = sorted(set(swaps) - set(known))
     if unknown:
-        raise ValueError(f"unknown swap {', '.join(sorted(unknown))}: 'vae' takes prior, encoder, likelihood, latent")
+        raise ValueError(f"unknown swap {', '.join(unknown)}: 'vae' takes {', '.join(known)}")
     classes = data.num_classes
     if classes is None and (labelled or name == "classifier"):
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")

@@ -189,7 +189,7 @@ def page_of(tour: Tour) -> report.Report:
             "Draw more from a program of this tour:": f"dgm sample {tour.out}/checkpoints/generative-classifier "
             "-n 64 --label 3 --out threes.png",
             "Ask for a tighter bound:": f"dgm evaluate {tour.out}/checkpoints/vae --num-particles 500",
-            "Train another composition:": "dgm train vae --prior made --encoder iaf --epochs 60 --out runs/vae-made",
+            "Train another composition:": "dgm train vae --prior ar --encoder iaf --epochs 60 --out runs/vae-ar",
             "See what there is to combine:": "dgm list",
         },
     )

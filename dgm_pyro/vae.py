@@ -7,6 +7,10 @@ r"""Variational autoencoders: p(x) as an integral over a latent z.
 The three parts are programs, so that the named variants of the literature are compositions: a flow, autoregressive or
 diffusion prior, a hierarchy (the prior is a VAE), PixelVAE (the likelihood is autoregressive), flow posteriors.
 
+A hierarchy p(z2) p(z | z2) p(x | z) has two kinds of guide. *Bottom-up*, q(z | x) q(z2 | z): the encoder states z, and
+the prior, a VAE itself, states z2 by its own encoder. *Top-down*, q(z2 | x) q(z | z2, x): the encoder states both, as
+`guides.TopDown` does, and the prior needs no encoder.
+
 Source: Kingma and Welling 2014 (arXiv 1312.6114); Rezende, Mohamed and Wierstra 2014 (arXiv 1401.4082).
 """
 
@@ -31,11 +35,13 @@ class VAE(Program):
     Args:
         prior: p(z), any program.
         likelihood: p(x | z), any program conditional on z.
-        encoder: q(z | x), any program without latents conditional on x.
+        encoder: q(z | x), any program conditional on x. It has no latents, or exactly those of the prior, which it then
+            states in the prior's stead (`guides.TopDown`). None for a prior whose latents such an encoder states.
         latent: the name of z; two levels of a hierarchy need two names.
 
     Raises:
-        ValueError: the shapes of the parts do not fit, or two latents have one name.
+        ValueError: the shapes of the parts do not fit, two latents have one name, or the encoder and the prior do not
+            state the same latents.
 
     >>> import torch, dgm_pyro as dgm
     >>> vae = dgm.VAE(
@@ -47,32 +53,44 @@ class VAE(Program):
     torch.Size([7, 3])
     """
 
-    def __init__(self, prior: Program, likelihood: Program, encoder: Program, latent: str = "z"):
+    def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent: str = "z"):
         super().__init__()
         for role, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
-            if not isinstance(part, Program):
+            if not isinstance(part, Program) and not (role == "encoder" and part is None):
                 raise TypeError(f"the {role} must be a dgm_pyro.Program, got {type(part).__name__}")
         if not isinstance(latent, str) or not latent:
             raise ValueError(f"latent must be the name of a site, a non-empty string, got {latent!r}")
-        if encoder.latents(latent):
-            raise ValueError(
-                f"the encoder has latents of its own, {encoder.latents(latent)}: q(z | x) must be a program without any"
-            )
-        if encoder.event_shape != prior.event_shape:
+        if encoder is not None and encoder.event_shape != prior.event_shape:
             raise ValueError(
                 f"the encoder's event_shape is {tuple(encoder.event_shape)}, but the prior's is "
                 f"{tuple(prior.event_shape)}: both must be that of z"
             )
+        self.top_down = encoder is not None and encoder.latents(latent) != ()
+        if encoder is not None and self.top_down:
+            stated, needed = encoder.latents(latent), prior.latents(latent)
+            if stated is None or needed is None or sorted(stated) != sorted(needed):
+                raise ValueError(
+                    f"the encoder has latents of its own, {stated}, but the prior has {needed}: an encoder has none, "
+                    "or exactly those of the prior, as guides.TopDown"
+                )
+        elif encoder is not None and isinstance(prior, VAE) and not prior.guided:
+            raise ValueError(
+                f"the prior's latents {prior.latents(latent)} have no guide: give the prior an encoder, or make this "
+                "VAE's encoder a guides.TopDown"
+            )
         self.prior, self.likelihood, self.encoder, self.latent = prior, likelihood, encoder, latent
         self.event_shape, self.levels = likelihood.event_shape, likelihood.levels
-        context = next((s for s in (_context(likelihood), _context(encoder), prior.given_shape) if s is not None), None)
-        self.conditional = prior.conditional or is_pair(likelihood.given_shape) or is_pair(encoder.given_shape)
+        readers = [part for part in (likelihood, encoder) if part is not None and is_pair(part.given_shape)]
+        contexts = [*(_context(part) for part in readers), prior.given_shape]
+        context = next((s for s in contexts if s is not None), None)
+        self.conditional = prior.conditional or bool(readers)
         self.given_shape = context if self.conditional else None
         if self.given_shape is not None and prior.conditional:
             declare_given(prior, self.given_shape, "prior", "this VAE's given_shape")
         self.num_classes = self._common_num_classes()
         self._declare(likelihood, prior.event_shape, "likelihood", "the prior's event_shape")
-        self._declare(encoder, self.event_shape, "encoder", "the likelihood's event_shape")
+        if encoder is not None:
+            self._declare(encoder, self.event_shape, "encoder", "the likelihood's event_shape")
         sites = self.latents(self.variable)
         if sites is not None:
             require_distinct((self.variable, *sites), "this VAE")
@@ -89,7 +107,7 @@ class VAE(Program):
         parts = {
             role: part.num_classes
             for role, part in (("prior", self.prior), ("likelihood", self.likelihood), ("encoder", self.encoder))
-            if part.num_classes is not None and (role == "prior" or is_pair(part.given_shape))
+            if part is not None and part.num_classes is not None and (role == "prior" or is_pair(part.given_shape))
         }
         if len(set(parts.values())) > 1:
             raise ValueError(f"num_classes differs between the parts of this VAE, {parts}: all read the same label")
@@ -100,9 +118,17 @@ class VAE(Program):
         return self.likelihood.joint(name, value, given=_with(z, given, self.likelihood))
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        if self.encoder is None:
+            raise ValueError("this VAE has no encoder, so it has no guide of its own: build it with one")
         z = self.encoder.joint(self.latent, given=_with(value, given, self.encoder))
-        self.prior.posterior(self.latent, z, given if self.prior.conditional else None)
+        if not self.top_down:
+            self.prior.posterior(self.latent, z, given if self.prior.conditional else None)
         self.likelihood.posterior(name, value, given=_with(z, given, self.likelihood))
+
+    @property
+    def guided(self) -> bool:
+        """Whether every level has an encoder, so that `posterior` states all latents."""
+        return self.encoder is not None and (self.top_down or not isinstance(self.prior, VAE) or self.prior.guided)
 
     def latents(self, name: str) -> tuple[str, ...] | None:
         above, below = self.prior.latents(self.latent), self.likelihood.latents(name)
@@ -110,16 +136,20 @@ class VAE(Program):
 
     def unroll(self) -> VAE:
         """Unrolls the chains among the latents and in the likelihood; z itself stays one site, as in the encoder."""
+        return self._with_chains(self.likelihood.unroll())
+
+    def unroll_latents(self) -> VAE:
+        return self._with_chains(self.likelihood.unroll_latents())
+
+    def _with_chains(self, likelihood: Program) -> VAE:
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
-        if self.prior.latents(self.latent) != ():
-            twin.prior = self.prior.unroll()
-        twin.likelihood = self.likelihood.unroll()
+        twin.prior, twin.likelihood = self.prior.unroll_latents(), likelihood
         return twin
 
 
 def _context(part: Program) -> Any:
-    return part.given_shape[1] if part.given_shape is not None and is_pair(part.given_shape) else None
+    return part.given_shape[1] if part.given_shape is not None else None
 
 
 def _with(value: Tensor, given: Any, part: Program) -> Any:

@@ -20,6 +20,7 @@ from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingUNet
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, Context
 from dgm_pyro.networks.pixelcnn import PixelCNN
+from dgm_pyro.networks.planar import Planar, Sylvester
 
 __all__ = [
     "MADE",
@@ -40,7 +41,9 @@ __all__ = [
     "NormalCDF",
     "Permutation",
     "PixelCNN",
+    "Planar",
     "RationalQuadraticSpline",
     "Sigmoid",
+    "Sylvester",
     "Univariate",
 ]

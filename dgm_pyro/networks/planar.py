@@ -1,0 +1,180 @@
+r"""Planar and Sylvester flows: a step along few directions, its size a squashed linear function of z.
+
+.. math::
+    \text{planar:} \quad x = z + u \tanh(w^\top z + b), \qquad
+    \det \frac{dx}{dz} = 1 + w^\top u\, \tanh'(w^\top z + b)
+
+.. math::
+    \text{Sylvester:} \quad x = z + Q R \tanh(\tilde R Q^\top z + b), \qquad
+    \det \frac{dx}{dz} = \prod_i \left( 1 + R_{ii} \tilde R_{ii} \tanh'(\cdot)_i \right)
+
+with Q orthogonal, a product of Householder reflections, and R and R~ upper triangular. Both are made for posteriors,
+whose parameters a network of the datum gives: drawing z and scoring that draw takes one pass. They are monotone in the
+coordinates that count if :math:`w^\top u > -1` and :math:`R_{ii} \tilde R_{ii} > -1`, which the raw parameters cannot
+leave, so that other points can be scored too: their z is the root of scalar equations, found by bisection, one for a
+planar map and D in turn for a Sylvester map. A last Newton step carries the gradient (implicit function theorem).
+
+Sources: Rezende and Mohamed 2015 (arXiv 1505.05770, equations 10 to 12 and appendix A); van den Berg et al. 2018
+(Sylvester normalizing flows, arXiv 1803.05649, equations 7, 9 and 16).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgm_pyro.networks.bijections import Bijection
+from dgm_pyro.networks.masked import check_sizes
+from dgm_pyro.networks.mlp import Context
+from dgm_pyro.registry import register
+
+SLOPE = 0.999  # in place of 1: rounding may not make a determinant zero
+
+
+class _Amortized(Bijection):
+    """A bijection with one vector of raw parameters: free, or a linear function of a context."""
+
+    def __init__(self, features: int, num_parameters: int, context_shape: Sequence[int] | None):
+        super().__init__()
+        self.features = features
+        if context_shape is None:
+            self.raw = nn.Parameter(torch.randn(num_parameters) / math.sqrt(features))
+        else:
+            self.context_shape = torch.Size(context_shape)
+            self.network = Context(context_shape, None, num_parameters)
+
+    def _raw(self, value: Tensor, context: Tensor | None) -> Tensor:
+        raw = self.raw if context is None else self.network(context)
+        return raw.expand(value.shape[0], raw.shape[-1])
+
+
+@register
+class Planar(_Amortized):
+    r"""x = z + u tanh(w . z + b). 2 D + 1 raw parameters: w, a raw u, b; a raw u of zero makes the identity.
+
+    Args:
+        features: D.
+        context_shape: shape of one context, of which the parameters are a linear function; without one they are free.
+
+    >>> bijection = Planar(3)
+    >>> z = torch.randn(5, 3)
+    >>> torch.allclose(bijection.inverse(bijection(z)[0])[0], z, atol=1e-4)
+    True
+    """
+
+    def __init__(self, features: int, *, context_shape: Sequence[int] | None = None):
+        check_sizes(features=features)
+        super().__init__(features, 2 * features + 1, context_shape)
+
+    def _terms(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """w, u, b and w . u, the last above -1."""
+        w, u, b = self._raw(value, context).split((value.shape[-1], value.shape[-1], 1), -1)
+        inner = (w * u).sum(-1, keepdim=True)
+        along = SLOPE * (F.softplus(inner + math.log(math.expm1(1))) - 1)  # 0 at 0
+        u = u + (along - inner) * w / w.square().sum(-1, keepdim=True).clamp_min(1e-12)
+        return w, u, b, along
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        w, u, b, along = self._terms(z, context)
+        step = ((w * z).sum(-1, keepdim=True) + b).tanh()
+        return z + u * step, torch.log1p(along * (1 - step.square())).squeeze(-1)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        w, u, b, along = self._terms(x, context)
+        zero, one = torch.zeros_like(b), torch.ones_like(b)
+        place = solve(along, one, zero, (w * x).sum(-1, keepdim=True) + b)
+        return x - u * place.tanh(), -torch.log1p(along * (1 - place.tanh().square())).squeeze(-1)
+
+
+@register
+class Sylvester(_Amortized):
+    r"""x = z + Q R tanh(R~ Q' z + b), Q a product of Householder reflections, R and R~ upper triangular.
+
+    D (D + 1) + D + H D raw parameters: R and R~ row by row, their diagonals squashed by tanh, b, and H vectors.
+
+    Args:
+        features: D.
+        reflections: H; 0 makes Q the identity.
+        context_shape: as `Planar`.
+
+    >>> bijection = Sylvester(3)
+    >>> z = torch.randn(5, 3)
+    >>> torch.allclose(bijection.inverse(bijection(z)[0])[0], z, atol=1e-4)
+    True
+    """
+
+    upper: Tensor
+
+    def __init__(self, features: int, reflections: int = 4, *, context_shape: Sequence[int] | None = None):
+        check_sizes(features=features)
+        if not isinstance(reflections, int) or reflections < 0:
+            raise ValueError(f"reflections must be an integer of at least 0, got {reflections!r}")
+        triangle = features * (features + 1) // 2
+        super().__init__(features, 2 * triangle + (1 + reflections) * features, context_shape)
+        self.reflections, self.triangle = reflections, triangle
+        rows, columns = torch.triu_indices(features, features)
+        self.register_buffer("upper", rows * features + columns, persistent=False)
+
+    def _terms(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """R and R~, (N, D, D), b, (N, D), and the vectors, (N, H, D)."""
+        size, triangle = value.shape[-1], self.triangle
+        raw = self._raw(value, context)
+        first, second, b, v = raw.split((triangle, triangle, size, self.reflections * size), -1)
+        return self._triangular(first), self._triangular(second), b, v.unflatten(-1, (self.reflections, size))
+
+    def _triangular(self, flat: Tensor) -> Tensor:
+        size = self.features or 0
+        blank = flat.new_zeros(flat.shape[0], size * size)
+        matrix = blank.index_copy(-1, self.upper, flat).unflatten(-1, (size, size))
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        return matrix + torch.diag_embed(SLOPE * diagonal.tanh() - diagonal)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r, s, b, v = self._terms(z, context)
+        step = ((s @ reflect(z, v.flip(-2)).unsqueeze(-1)).squeeze(-1) + b).tanh()
+        return z + reflect((r @ step.unsqueeze(-1)).squeeze(-1), v), self._log_det(r, s, step)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r, s, b, v = self._terms(x, context)
+        turned = reflect(x, v.flip(-2))
+        places: list[Tensor] = []  # of Q'z, from the last coordinate to the first
+        steps: list[Tensor] = []
+        for i in reversed(range(x.shape[-1])):
+            later = slice(i + 1, None)
+            known = torch.stack(places[::-1], -1) if places else turned[:, later]
+            pushed = torch.stack(steps[::-1], -1) if steps else turned[:, later]
+            offset = (s[:, i, later] * known).sum(-1) + b[:, i]
+            target = turned[:, i] - (r[:, i, later] * pushed).sum(-1)
+            places.append(solve(r[:, i, i], s[:, i, i], offset, target))
+            steps.append((s[:, i, i] * places[-1] + offset).tanh())
+        z, step = torch.stack(places[::-1], -1), torch.stack(steps[::-1], -1)
+        return reflect(z, v), -self._log_det(r, s, step)
+
+    def _log_det(self, r: Tensor, s: Tensor, step: Tensor) -> Tensor:
+        product = r.diagonal(dim1=-2, dim2=-1) * s.diagonal(dim1=-2, dim2=-1)
+        return torch.log1p(product * (1 - step.square())).sum(-1)
+
+
+def reflect(z: Tensor, v: Tensor) -> Tensor:
+    """Q z, with Q the product of the reflections at the vectors ``v``, (N, H, D); in reverse order they make Q'."""
+    for direction in reversed(v.unbind(-2)):
+        scale = 2 / direction.square().sum(-1, keepdim=True).clamp_min(1e-12)
+        z = z - scale * (direction * z).sum(-1, keepdim=True) * direction
+    return z
+
+
+def solve(r: Tensor, s: Tensor, c: Tensor, target: Tensor, steps: int = 60) -> Tensor:
+    """The root a of a + r tanh(s a + c) = target, elementwise, for r s > -1; differentiable in all arguments."""
+    with torch.no_grad():
+        low, high = target - r.abs(), target + r.abs()
+        for _ in range(steps):
+            middle = (low + high) / 2
+            above = middle + r * (s * middle + c).tanh() > target
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        middle = (low + high) / 2
+    step = (s * middle + c).tanh()
+    return middle - (middle + r * step - target) / (1 + r * s * (1 - step.square()))
