@@ -1,5 +1,28 @@
 """Inference on any program: evidence by annealing and sequential Monte Carlo, posterior samples, missing features."""
 
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
+from dgm_pyro.infer.checks import Calibration, Report, Units, check, sbc, units
+from dgm_pyro.infer.gaps import Gaps, gaps
+from dgm_pyro.infer.smc import Features, Population, Stepper, Times, propagate, smc
 
-__all__ = ["HMC", "Annealed", "Sandwich", "ais", "bidirectional"]
+__all__ = [
+    "HMC",
+    "Annealed",
+    "Calibration",
+    "Features",
+    "Gaps",
+    "Population",
+    "Report",
+    "Sandwich",
+    "Stepper",
+    "Times",
+    "Units",
+    "ais",
+    "bidirectional",
+    "check",
+    "gaps",
+    "propagate",
+    "sbc",
+    "smc",
+    "units",
+]

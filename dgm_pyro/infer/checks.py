@@ -1,0 +1,314 @@
+r"""Is the guide right? Simulation-based calibration, active units, and which latents have collapsed.
+
+Draw z from the prior and x from the likelihood: then z is a draw from p(z | x). If q(z | x) is that posterior, the rank
+of every :math:`z_i` among L draws of q is uniform on 0 .. L. A histogram of the ranks shows how q errs: a U says that q
+is too narrow, a hump that it is too wide, a slope that it is shifted.
+
+A latent has *collapsed* if q(z_i | x) is the prior, whatever x: its KL is zero and its mean does not move with x. It is
+*active* if :math:`\mathrm{Var}_x\, E_q[z_i] > 0.01`.
+
+Sources: Talts et al. 2018 (arXiv 1804.06788); Burda et al. 2016 (arXiv 1509.00519, section 5.2) for active units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from dgm_pyro.doctor import Finding
+from dgm_pyro.evaluation import as_data, evaluating, program_device, seeded
+from dgm_pyro.infer.target import guide_trace, joint_trace
+from dgm_pyro.program import Program, check_count, latent_sites
+
+ACTIVE = 0.01
+COLLAPSED = 0.01
+SIGNIFICANT = 0.01
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `sbc` found.
+
+    Attributes:
+        ranks: by latent site, of every simulation and dimension, ``(N, D)``: integers 0 .. num_draws.
+        num_draws: L.
+        num_bins: of the histograms; it divides L + 1.
+    """
+
+    ranks: dict[str, Tensor]
+    num_draws: int
+    num_bins: int
+
+    def histogram(self, site: str) -> Tensor:
+        """Counts of the ranks, ``(D, num_bins)``."""
+        width = (self.num_draws + 1) // self.num_bins
+        bins = torch.nn.functional.one_hot(self.ranks[site] // width, self.num_bins)
+        return bins.sum(0)
+
+    def p_values(self, site: str) -> Tensor:
+        """Of a chi-square test of uniformity, for each dimension, ``(D,)``."""
+        counts = self.histogram(site).double()
+        expected = counts.sum(-1, keepdim=True) / self.num_bins
+        statistic = ((counts - expected) ** 2 / expected).sum(-1)
+        return torch.special.gammaincc(torch.tensor((self.num_bins - 1) / 2, dtype=torch.double), statistic / 2)
+
+    @property
+    def p_value(self) -> float:
+        """Of all dimensions of all sites together: the smallest, times their number (Bonferroni)."""
+        every = torch.cat([self.p_values(site) for site in self.ranks])
+        return min(1.0, float(every.min()) * len(every))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        return {
+            "p_value": self.p_value,
+            "p_values": {site: self.p_values(site).tolist() for site in self.ranks},
+            "num_simulations": len(next(iter(self.ranks.values()))),
+            "num_draws": self.num_draws,
+        }
+
+
+def sbc(
+    program: Program,
+    given: Any = None,
+    *,
+    num_simulations: int = 500,
+    num_draws: int = 99,
+    num_bins: int = 20,
+    seed: int = 0,
+) -> Calibration:
+    """Simulation-based calibration of the program's guide against its own model.
+
+    Args:
+        program: with latents that the guide draws; left as it was.
+        given: ``(num_simulations, *given_shape)`` for a conditional program, or one row for all.
+        num_simulations: how many pairs (z, x) to simulate; every bin should expect 5 of them at least.
+        num_draws: L, draws of the guide to rank each true z among.
+        num_bins: must divide L + 1, so that all bins expect the same.
+        seed: the global random state is left as it was.
+
+    Raises:
+        ValueError: there are no latents to rank, or a count does not fit.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> vae = dgm.VAE(
+    ...     dgm.Normal(1), dgm.Normal(2, torch.nn.Linear(1, 4)), dgm.Normal(1, torch.nn.Linear(2, 2)))
+    >>> dgm.infer.sbc(vae, num_simulations=100).ranks["z"].shape
+    torch.Size([100, 1])
+    """
+    given = program.check_draws(num_simulations, given)
+    check_count(num_draws, "num_draws")
+    check_count(num_bins, "num_bins")
+    if (num_draws + 1) % num_bins or num_bins < 2:
+        raise ValueError(f"num_bins must be at least 2 and divide num_draws + 1 = {num_draws + 1}, got {num_bins}")
+    where = program_device(program)
+    with evaluating(program), seeded(seed, where), torch.no_grad():
+        truth: Any = joint_trace(program, None, given=given, batch=(num_simulations,))
+        x = truth.nodes["_RETURN"]["value"]
+        below: dict[str, Tensor] = {}
+        for _ in range(num_draws):
+            drawn: Any = guide_trace(program, x, given=given, batch=(num_simulations,))
+            sites = [name for name in latent_sites(drawn) if name in truth.nodes]
+            for name in sites:
+                z, guess = (trace.nodes[name]["value"].flatten(1).double() for trace in (truth, drawn))
+                counts = torch.stack([guess < z, guess == z]).long().cpu()
+                below[name] = below.get(name, 0) + counts
+        # Ties, of discrete latents, put z anywhere among its equals.
+        ranks = {name: less + (torch.rand(less.shape) * (equal + 1)).long() for name, (less, equal) in below.items()}
+    if not ranks:
+        raise ValueError(f"the guide of this {type(program).__name__} draws no latents: there is nothing to calibrate")
+    return Calibration(ranks, num_draws, num_bins)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The dimensions of one latent site.
+
+    Attributes:
+        variance: Var_x E_q[z_i], ``(D,)``.
+        kl: E_x KL(q(z_i | x) || p(z_i)) in nats, ``(D,)``; None where q or p does not factorise over dimensions.
+    """
+
+    variance: Tensor
+    kl: Tensor | None
+
+    @property
+    def active(self) -> Tensor:
+        return self.variance > ACTIVE
+
+    @property
+    def collapsed(self) -> Tensor:
+        """Dimensions that say nothing about x, ``(D,)``."""
+        return ~self.active if self.kl is None else ~self.active & (self.kl < COLLAPSED)
+
+
+def units(program: Program, data: Any, *, draws: int = 32, seed: int = 0) -> dict[str, Units]:
+    """Active units and the KL of every latent dimension, by site.
+
+    Args:
+        data: a `Data`, or a tensor ``(N, *event_shape)``; at least two of them.
+        draws: of the guide per datum, for E_q[z]; the KL is in closed form where there is one.
+        seed: the global random state is left as it was.
+
+    Raises:
+        ValueError, TypeError: the data do not fit, or there are no latents.
+    """
+    points = as_data(program, data)
+    if len(points) < 2:
+        raise ValueError("active units need at least two data: their means must be compared")
+    where = program_device(program)
+    x, given, _ = program.arguments(*_to(points, where))
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    divergences: dict[str, Tensor | None] = {}
+    with evaluating(program), seeded(seed, where), torch.no_grad():
+        for _ in range(draws):
+            q: Any = guide_trace(program, x, given=given, batch=(len(x),))
+            latents = {name: q.nodes[name]["value"] for name in latent_sites(q)}
+            p: Any = joint_trace(program, x, latents, given, batch=(len(x),))
+            for name in latents:
+                if name not in p.nodes:
+                    continue
+                mean = _mean(q.nodes[name]).flatten(1).double().cpu()
+                first, second = sums.get(name, (0, 0))
+                sums[name] = first + mean / draws, second + mean**2 / draws
+                kl = _elementwise_kl(q.nodes[name], p.nodes[name])
+                before = divergences.get(name, 0)
+                divergences[name] = None if kl is None or before is None else before + kl.mean(0).cpu() / draws
+    if not sums:
+        raise ValueError(f"the guide of this {type(program).__name__} draws no latents")
+    # The mean of a few draws varies even where E_q[z] does not: by their own variance, divided by their number.
+    noise = {name: (square - mean**2).mean(0) / max(1, draws - 1) for name, (mean, square) in sums.items()}
+    return {name: Units(mean.var(0) - noise[name], divergences[name]) for name, (mean, _) in sums.items()}
+
+
+def _mean(site: Any) -> Tensor:
+    """E_q[z] given the latents before z, or the draw itself where the mean has no closed form."""
+    try:
+        mean: Tensor = site["fn"].mean
+    except (NotImplementedError, AttributeError):
+        return site["value"]
+    return mean.expand(site["value"].shape) if torch.isfinite(mean).all() else site["value"].to(torch.double)
+
+
+def _to(points: Any, where: torch.device) -> tuple[Tensor, Tensor | None]:
+    return points.x.to(where), None if points.y is None else points.y.to(where)
+
+
+def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
+    """KL of every dimension, ``(B, D)``; sampled if not in closed form, None if q or p does not factorise."""
+    bases = [_elements(site["fn"]) for site in (q, p)]
+    if bases[0] is None or bases[1] is None:
+        return None
+    try:
+        kl = kl_divergence(bases[0], bases[1])
+    except NotImplementedError:
+        kl = bases[0].log_prob(q["value"]) - bases[1].log_prob(q["value"])
+    return kl.expand(q["value"].shape).flatten(1).double()
+
+
+def _elements(fn: Any) -> Any:
+    """The distribution of single features, if they are independent."""
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    return fn if fn.event_dim == 0 else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found: calibration, units by site, and findings with a remedy."""
+
+    calibration: Calibration
+    units: dict[str, Units]
+    findings: tuple[Finding, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        return {
+            "calibration": self.calibration.as_dict(),
+            "units": {
+                site: {
+                    "active": int(each.active.sum()),
+                    "dimensions": len(each.variance),
+                    "variance": each.variance.tolist(),
+                    "kl": None if each.kl is None else each.kl.tolist(),
+                }
+                for site, each in self.units.items()
+            },
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"calibration: p = {self.calibration.p_value:.3g} (uniform ranks are expected)"]
+        for site, each in self.units.items():
+            total = "" if each.kl is None else f", KL {float(each.kl.sum()):.2f} nats"
+            lines.append(f"{site}: {int(each.active.sum())} of {len(each.variance)} dimensions active{total}")
+        return "\n".join([*lines, *map(str, self.findings)])
+
+
+def check(
+    program: Program,
+    data: Any,
+    *,
+    given: Any = None,
+    num_simulations: int = 500,
+    num_draws: int = 99,
+    num_bins: int = 20,
+    seed: int = 0,
+) -> Report:
+    """`sbc` and `units` together, with a warning for each thing that is wrong.
+
+    Args: as those of `sbc` and `units`.
+    """
+    calibration = sbc(
+        program, given, num_simulations=num_simulations, num_draws=num_draws, num_bins=num_bins, seed=seed
+    )
+    found = units(program, data, seed=seed)
+    return Report(calibration, found, (*collapse(found), *miscalibration(calibration)))
+
+
+def collapse(found: dict[str, Units]) -> list[Finding]:
+    """A warning for every site with dimensions that have collapsed."""
+    findings = []
+    for site, each in found.items():
+        dead, size = int(each.collapsed.sum()), len(each.variance)
+        if dead:
+            findings.append(
+                Finding(
+                    "error" if dead == size else "warning",
+                    "collapse",
+                    site,
+                    f"posterior collapse: {dead} of {size} dimensions say nothing about x",
+                    "train with free bits or an annealed KL, use a weaker likelihood, or fewer latents",
+                )
+            )
+    return findings
+
+
+def miscalibration(calibration: Calibration) -> list[Finding]:
+    """A warning for every site whose ranks are not uniform, with the shape of its histograms in words."""
+    findings = []
+    for site, ranks in calibration.ranks.items():
+        p_value = min(1.0, float(calibration.p_values(site).min()) * ranks.shape[1])
+        if p_value >= SIGNIFICANT:
+            continue
+        # Of uniform ranks u in [0, 1]: the variance of u is 1/12, its mean 1/2.
+        u = (ranks.double() + 0.5) / (calibration.num_draws + 1)
+        spread, shift = float(u.var(0).mean() * 12), float((u.mean(0) - 0.5).abs().max())
+        width = "too narrow" if spread > 1 else "too wide"
+        shape = "shifted" if 12 * shift**2 > abs(spread - 1) else width
+        remedy = "a richer encoder (dgm list), or training by IWAE" if shape == "too narrow" else "longer training"
+        findings.append(
+            Finding(
+                "warning",
+                "calibration",
+                site,
+                f"q is {shape}: ranks are not uniform (p = {p_value:.2g}, the largest shift of a mean {shift:.2f})",
+                f"try {remedy}; dgm gaps says which",
+            )
+        )
+    return findings

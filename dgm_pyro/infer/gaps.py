@@ -1,0 +1,269 @@
+r"""How far the bound is from log p(x), and why: a family that is too small, or an encoder that misses its best member.
+
+.. math::
+    \log p(x) - L[q_\phi] =
+    \underbrace{\log p(x) - \max_{q \in \mathcal Q} L[q]}_{\text{approximation gap}} +
+    \underbrace{\max_{q \in \mathcal Q} L[q] - L[q_\phi]}_{\text{amortization gap}}
+
+with L the ELBO of one datum, :math:`q_\phi` what the encoder says of it, and Q the encoder's family. The best q is
+found by gradient ascent from the encoder's own q. Where the encoder's output are the parameters of a distribution,
+these are optimised, for all data at once; any other encoder (a flow, say) is copied for each datum and trained on it
+alone.
+
+log p(x) is that of annealed importance sampling or of an importance-weighted bound with many particles, whichever is
+higher on average. Both are on average below it, so that the approximation gap may be larger than said, not smaller; the
+higher one of each datum would be above it, by the noise of both.
+
+Source: Cremer, Li and Duvenaud 2018 (Inference suboptimality in variational autoencoders, arXiv 1801.03558).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dgm_pyro.conditionals import Parametric
+from dgm_pyro.evaluation import evaluating, importance_bound, seeded
+from dgm_pyro.infer.ais import ais
+from dgm_pyro.objectives import elbo
+from dgm_pyro.program import Program, check_count
+from dgm_pyro.vae import VAE
+
+DRAWS_PER_STEP = 8
+LEARNING_RATE = 0.05
+FINE_TUNING_RATE = 0.003
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """log p(x) and the two bounds below it, per datum, in nats.
+
+    Attributes:
+        log_evidence: the best lower bound on log p(x) at hand, ``(B,)``.
+        best: the ELBO of the best q of the family, ``(B,)``.
+        elbo: the ELBO of the encoder's q, ``(B,)``.
+        kind: how log_evidence was found, such as "ais-300" or "iwae-1000".
+        x: the data.
+    """
+
+    log_evidence: Tensor
+    best: Tensor
+    elbo: Tensor
+    kind: str
+    x: Tensor
+
+    @property
+    def approximation(self) -> Tensor:
+        """What the family costs, ``(B,)``."""
+        return self.log_evidence - self.best
+
+    @property
+    def amortization(self) -> Tensor:
+        """What the encoder costs beyond its family, ``(B,)``."""
+        return self.best - self.elbo
+
+    @property
+    def total(self) -> Tensor:
+        return self.log_evidence - self.elbo
+
+    def means(self) -> dict[str, tuple[float, float]]:
+        """Mean over the data, and its standard error, of every number, in nats."""
+        named = {
+            "log p(x)": self.log_evidence,
+            "best ELBO": self.best,
+            "ELBO": self.elbo,
+            "approximation gap": self.approximation,
+            "amortization gap": self.amortization,
+            "gap": self.total,
+        }
+        return {name: (float(v.mean()), _stderr(v)) for name, v in named.items()}
+
+    def worst(self, num: int) -> Tensor:
+        """Indices of the data with the lowest log p(x), the worst first."""
+        return self.log_evidence.argsort()[:num]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        means = {
+            name: {"mean": mean, "stderr": None if math.isnan(error) else error}
+            for name, (mean, error) in self.means().items()
+        }
+        return {"kind": self.kind, "num_data": len(self.elbo), **means}
+
+    def __str__(self) -> str:
+        lines = [f"{name:<18}{mean:10.3f} +- {error:.3f} nats" for name, (mean, error) in self.means().items()]
+        return "\n".join([*lines, f"{len(self.elbo)} data; log p(x) is a lower bound: {self.kind}"])
+
+
+def gaps(
+    program: VAE,
+    x: Tensor,
+    given: Any = None,
+    *,
+    num_particles: int = 1000,
+    num_temperatures: int = 300,
+    num_chains: int = 8,
+    steps: int = 400,
+    draws: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> Gaps:
+    """Split log p(x) - ELBO into what the guide's family costs and what amortization costs.
+
+    Args:
+        program: a `VAE`; it is left as it was.
+        x: ``(B, *event_shape)``; given: ``(B, *given_shape)`` where the VAE is conditional.
+        num_particles: of the importance-weighted bound on log p(x).
+        num_temperatures, num_chains: of annealed importance sampling, see `ais`; 0 temperatures leave it out, as they
+            must where a latent is discrete.
+        steps: of gradient ascent on q.
+        draws: per datum, in every ELBO that is reported.
+        seed: the global random state is left as it was.
+        progress: whether to show bars.
+
+    Raises:
+        TypeError: the program is no VAE: it has no encoder whose family could be searched.
+        ValueError: shapes or values do not fit, or a latent is discrete and ``num_temperatures`` is not 0.
+    """
+    if not isinstance(program, VAE) or program.encoder is None:
+        raise TypeError(f"gaps are those of a VAE with an encoder, got {type(program).__name__}")
+    program.check(x, given)
+    for name, count in (("num_particles", num_particles), ("steps", steps), ("draws", draws)):
+        check_count(count, name)
+    with evaluating(program):
+        with seeded(seed, x.device), torch.no_grad():
+            evidence, kind = importance_bound(program, x, given, num_particles), f"iwae-{num_particles}"
+        if num_temperatures:
+            annealed = ais(program, x, given, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed,
+                           progress=progress)  # fmt: skip
+            if annealed.log_evidence.mean() > evidence.mean():
+                evidence, kind = annealed.log_evidence, f"ais-{num_temperatures}"
+        with seeded(seed, x.device):
+            amortized = _mean_elbo(program, x, given, draws)
+        with seeded(seed, x.device):
+            best = best_elbo(program, x, given, steps=steps, draws=draws, progress=progress)
+    return Gaps(evidence.cpu().double(), best.cpu().double(), amortized.cpu().double(), kind, x.cpu())
+
+
+def best_elbo(
+    program: VAE, x: Tensor, given: Any = None, *, steps: int = 400, draws: int = 256, progress: bool = False
+) -> Tensor:
+    """The ELBO of the best q in the encoder's family for each datum, ``(B,)``, in nats: see `gaps`."""
+    encoder = program.encoder
+    plain = (
+        isinstance(encoder, Parametric) and encoder.network is not None and not program.prior.latents(program.latent)
+    )
+    if plain:
+        local, parameters = _with_local_q(program, x, given)
+        with tqdm(total=steps, desc="best q", unit="step", disable=not progress, leave=False) as bar:
+            _ascend(local, x, given, parameters, steps, LEARNING_RATE, bar.update)
+        return _mean_elbo(local, x, given, draws)
+    values = []
+    with tqdm(total=steps * len(x), desc="best q", unit="step", disable=not progress, leave=False) as bar:
+        for i in range(len(x)):
+            row, own = x[i : i + 1], _row(given, i)
+            local, parameters = _with_own_guide(program)
+            _ascend(local, row, own, parameters, steps, FINE_TUNING_RATE, bar.update)
+            values.append(_mean_elbo(local, row, own, draws))
+    return torch.cat(values)
+
+
+def _ascend(
+    program: Program,
+    x: Tensor,
+    given: Any,
+    parameters: Sequence[Tensor],
+    steps: int,
+    lr: float,
+    advance: Callable[[int], Any],
+) -> None:
+    """Maximise the ELBO over ``parameters``, all else fixed."""
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    with torch.enable_grad():
+        for _ in range(steps):
+            bound = elbo(program, x, given, batch=(DRAWS_PER_STEP, len(x)))
+            loss = -bound.surrogate.mean(0).sum()
+            gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            schedule.step()
+            advance(1)
+
+
+@torch.no_grad()
+def _mean_elbo(program: Program, x: Tensor, given: Any, draws: int) -> Tensor:
+    total, done = torch.zeros(len(x), device=x.device), 0
+    while done < draws:
+        chunk = min(32, draws - done)
+        total = total + elbo(program, x, given, batch=(chunk, len(x))).value.sum(0)
+        done += chunk
+    return total / draws
+
+
+def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor]]:
+    """The same p, with the encoder's output for each datum free."""
+    encoder: Any = copy.copy(program.encoder)
+    read = (x, given) if _reads_given(program.encoder) else x
+    with torch.no_grad():
+        raw = encoder.raw_parameters(read).clone().requires_grad_()
+    encoder._modules = {}
+    encoder.raw_parameters = lambda _: raw
+    return _with_encoder(program, encoder), [raw]
+
+
+def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
+    """The same p, with a copy of every encoder; and the copies' parameters, less those that belong to p as well."""
+    generative = {id(p) for part in (program.prior, program.likelihood) for p in _generative(part)}
+    encoder: Any = copy.deepcopy(program.encoder)
+    originals = dict(program.encoder.named_parameters()) if program.encoder is not None else {}
+    parameters: list[Tensor] = [
+        parameter
+        for name, parameter in encoder.named_parameters()
+        if id(originals[name]) not in generative or not _is_hierarchy(program)
+    ]
+    twin = _with_encoder(program, encoder)
+    if isinstance(program.prior, VAE) and program.prior.encoder is not None:
+        twin.prior, above = _with_own_guide(program.prior)
+        parameters += above
+    return twin, parameters
+
+
+def _is_hierarchy(program: VAE) -> bool:
+    return bool(program.prior.latents(program.latent))
+
+
+def _generative(part: Program) -> list[nn.Parameter]:
+    if isinstance(part, VAE):
+        return _generative(part.prior) + _generative(part.likelihood)
+    return list(part.parameters())
+
+
+def _with_encoder(program: VAE, encoder: Program) -> VAE:
+    twin = copy.copy(program)
+    twin._modules = dict(program._modules)
+    twin.encoder = encoder
+    return twin
+
+
+def _reads_given(encoder: Any) -> bool:
+    shape = encoder.given_shape
+    return shape is not None and len(shape) > 0 and isinstance(shape[0], tuple)
+
+
+def _row(given: Any, i: int) -> Any:
+    if given is None:
+        return None
+    return tuple(part[i : i + 1] for part in given) if isinstance(given, tuple) else given[i : i + 1]
+
+
+def _stderr(values: Tensor) -> float:
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan

@@ -1,0 +1,142 @@
+"""Calibration passes for exact posteriors and fails for wrong ones; units are active where the truth says so."""
+
+import math
+
+import pytest
+import torch
+from test_gaps import CORRELATED, ORTHOGONAL, linear, mean_field, vae
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro.conditionals import inverse_softplus
+from dgm_pyro.infer.checks import Calibration, collapse, miscalibration
+
+
+def test_an_exact_posterior_is_calibrated():
+    found = dgm.infer.sbc(vae(ORTHOGONAL, mean_field(ORTHOGONAL)), num_simulations=1000)
+    assert found.p_value > 0.01
+    assert miscalibration(found) == []
+    assert found.histogram("z").sum(-1).tolist() == [1000, 1000]
+    assert int(found.ranks["z"].min()) >= 0
+    assert int(found.ranks["z"].max()) <= 99
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"widen": 0.6}, "too narrow"),
+        ({"widen": 1.6}, "too wide"),
+        ({"shift": 0.3}, "shifted"),
+    ],
+)
+def test_a_wrong_posterior_is_not_and_its_shape_is_named(change, word):
+    found = dgm.infer.sbc(vae(ORTHOGONAL, mean_field(ORTHOGONAL, **change)), num_simulations=1000)
+    assert found.p_value < 1e-4
+    assert word in miscalibration(found)[0].what
+
+
+def test_mean_field_is_too_narrow_for_a_correlated_posterior():
+    found = dgm.infer.sbc(vae(CORRELATED, mean_field(CORRELATED)), num_simulations=1000)
+    assert "too narrow" in miscalibration(found)[0].what
+
+
+def test_p_values_of_uniform_ranks_are_uniform():
+    ranks = torch.randint(100, (2000, 300), generator=torch.Generator().manual_seed(0))
+    p = Calibration({"z": ranks}, 99, 20).p_values("z")
+    assert abs(float(p.mean()) - 0.5) < 4 * (1 / 12 / 300) ** 0.5
+    assert abs(float((p < 0.1).double().mean()) - 0.1) < 4 * (0.09 / 300) ** 0.5
+
+
+def test_discrete_latents_are_ranked_with_ties_split():
+    torch.manual_seed(0)
+    # x says nothing, so the posterior is the prior.
+    constant = linear(torch.zeros(4, 3), torch.tensor([0.0, 0.0, 0.5, 0.5]))
+    prior = dgm.Bernoulli(3, parameters=torch.tensor([[0.3, -0.5, 1.0]]))
+    encoder = dgm.Bernoulli(3, linear(torch.zeros(3, 2), torch.tensor([0.3, -0.5, 1.0])))
+    found = dgm.infer.sbc(dgm.VAE(prior, dgm.Normal(2, constant), encoder), num_simulations=1000)
+    assert found.p_value > 0.01
+
+
+def test_every_level_of_a_hierarchy_is_ranked():
+    program = dgm.build("vae", dgm.data.load("moons", num=10), prior="vae")
+    assert set(dgm.infer.sbc(program, num_simulations=20).ranks) == {"z", "z2"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"num_bins": 7}, "divide"), ({"num_simulations": 0}, "num_samples"), ({"num_draws": 0}, "num_draws")],
+)
+def test_bad_counts(options, message):
+    with pytest.raises(ValueError, match=message):
+        dgm.infer.sbc(vae(ORTHOGONAL, mean_field(ORTHOGONAL)), **options)
+
+
+def test_nothing_to_rank():
+    with pytest.raises(ValueError, match="no latents"):
+        dgm.infer.sbc(dgm.Normal(2))
+
+
+# -- units -------------------------------------------------------------------------------------------------------------
+
+
+def half_used(scale=0.1):
+    """z_1 copies x_1, z_2 is the prior whatever x."""
+    raw = torch.tensor([inverse_softplus(scale), inverse_softplus(1.0)])
+    network = linear(torch.tensor([[1.0, 0.0], [0, 0], [0, 0], [0, 0]]), torch.cat([torch.zeros(2), raw]))
+    return dgm.VAE(dgm.Normal(2), dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, network))
+
+
+def test_active_units_and_kl_are_those_of_the_formulas():
+    torch.manual_seed(0)
+    x = torch.randn(200, 2)
+    found = dgm.infer.units(half_used(), x, draws=64)["z"]
+    assert found.active.tolist() == [True, False]
+    assert found.collapsed.tolist() == [False, True]
+    assert found.variance[0].item() == pytest.approx(x[:, 0].var().item(), abs=0.02)
+    assert found.variance[1].item() < 4 / 64
+    analytic = 0.5 * (x[:, 0].double() ** 2 + 0.01 - 1).mean() - math.log(0.1)
+    assert found.kl[0].item() == pytest.approx(float(analytic), abs=1e-4)
+    assert found.kl[1].item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_kl_of_dimensions_adds_up_to_that_of_the_site():
+    torch.manual_seed(0)
+    program, x = dgm.build("vae", dgm.data.load("digits-binary", num=50)), dgm.data.load("digits-binary", num=50)
+    found = dgm.infer.units(program, x)["z"]
+    assert float(found.kl.sum()) == pytest.approx(dgm.evaluate(program, x).kl["z"], rel=1e-4)
+
+
+def test_a_kl_without_closed_form_is_sampled():
+    torch.manual_seed(0)
+    program = half_used()
+    program.prior = dgm.MixtureOfNormals(2, 1)  # one standard component: the same prior, without a closed form
+    program.prior.parameter[1:] = torch.stack([torch.zeros(2), torch.full((2,), inverse_softplus(1.0))])
+    x = torch.randn(400, 2)
+    found = dgm.infer.units(program, x, draws=200)["z"]
+    analytic = 0.5 * (x[:, 0].double() ** 2 + 0.01 - 1).mean() - math.log(0.1)
+    assert found.kl[0].item() == pytest.approx(float(analytic), abs=0.02)
+
+
+def test_a_kl_that_does_not_factorise_is_none():
+    found = dgm.infer.units(dgm.build("vae", dgm.data.load("moons", num=20), prior="flow"), dgm.data.load("moons"))
+    assert found["z"].kl is None
+
+
+def test_collapse_is_named():
+    x = torch.randn(100, 2)
+    warning = collapse(dgm.infer.units(half_used(), x, draws=400))
+    assert [(f.severity, f.where) for f in warning] == [("warning", "z")]
+    assert "1 of 2" in warning[0].what
+    dead = half_used(1.0)
+    with torch.no_grad():
+        dead.encoder.network.weight.zero_()
+    assert [f.severity for f in collapse(dgm.infer.units(dead, x, draws=400))] == ["error"]
+
+
+def test_a_report_holds_both():
+    report = dgm.infer.check(half_used(), torch.randn(50, 2), num_simulations=200)
+    assert {f.check for f in report.findings} >= {"collapse"}
+    numbers = report.as_dict()
+    assert numbers["units"]["z"]["dimensions"] == 2
+    assert 0 <= numbers["calibration"]["p_value"] <= 1
+    assert "dimensions active" in str(report)
