@@ -1,6 +1,6 @@
 """Deep generative models as probabilistic programs."""
 
-from dgm_pyro import checkpoint, data, infer, networks, objectives, registry
+from dgm_pyro import checkpoint, data, guides, infer, networks, objectives, priors, registry
 from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.build import build
 from dgm_pyro.checkpoint import CheckpointError, load, save
@@ -57,10 +57,12 @@ __all__ = [
     "doctor",
     "evaluate",
     "fit",
+    "guides",
     "infer",
     "load",
     "networks",
     "objectives",
+    "priors",
     "register",
     "registry",
     "save",

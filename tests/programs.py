@@ -19,7 +19,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
-from dgm_pyro import flow, networks
+from dgm_pyro import flow, guides, networks, priors
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.program import latent_sites, log_prob_sum, plates
 
@@ -161,6 +161,35 @@ def vae(prior: dgm.Program, size: int = 2, latent: str = "z", **context: Any) ->
     )
 
 
+def guided(
+    encoder: Callable[..., dgm.Program], prior: dgm.Program | None = None, likelihood: dgm.Program | None = None
+) -> dgm.VAE:
+    """A VAE of 3-D reals over 2 features, its encoder made of the prior and the likelihood."""
+    prior = prior or dgm.Normal(2, learned=True)
+    likelihood = likelihood or dgm.Normal(3, _mlp((2,), 3), scale="feature")
+    return dgm.VAE(prior, likelihood, encoder(prior, likelihood))
+
+
+def vamp(levels: int | None = None) -> dgm.VAE:
+    """A VAE whose prior is its encoder at four points."""
+    encoder = dgm.Normal(2, _mlp((3,), 4, levels=levels))
+    likelihood = dgm.Normal(3, _mlp((2,), 6)) if levels is None else dgm.Categorical(3, levels, _mlp((2,), 3 * levels))
+    start = torch.randn(4, 3) if levels is None else torch.randint(levels, (4, 3))
+    return dgm.VAE(priors.VampPrior(encoder, start, levels), likelihood, encoder)
+
+
+def ladder(levels: int) -> dgm.VAE:
+    """A hierarchy of that many levels, guided from the top down."""
+    prior: dgm.Program = dgm.Normal(1)
+    encoder: dgm.Program = dgm.Normal(1, _mlp((3,), 2))
+    for i, size in zip(range(levels, 1, -1), (2, 1), strict=False):
+        (above,) = prior.event_shape
+        prior = dgm.VAE(prior, dgm.Normal(size, _mlp((above,), 2 * size)), latent=f"z{i}")
+        bottom = guides.PrecisionWeighted(dgm.Normal(size, _mlp((3,), 2 * size)), prior.likelihood)
+        encoder = guides.TopDown(encoder, bottom, latent=f"z{i}")
+    return dgm.VAE(prior, dgm.Normal(3, _mlp((*prior.event_shape,), 6)), encoder)
+
+
 def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options: Any) -> dgm.Diffusion:
     """A diffusion of few steps."""
     network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
@@ -261,6 +290,49 @@ CASES: dict[str, Case] = {
     "vae-foreign-network": Case(
         lambda: dgm.VAE(dgm.Normal(2), dgm.Categorical(3, 4, nn.Linear(2, 12)), dgm.Normal(2, _Squash(3, 4)))
     ),
+    # Priors
+    "mixture-prior": Case(lambda: priors.MixturePrior(2, 3)),
+    "mixture-prior-image": Case(lambda: priors.MixturePrior((1, 2, 1), 2)),
+    "vae-vector-mixture-prior": Case(lambda: vae(priors.MixturePrior(2, 3))),
+    "vamp-prior": Case(lambda: priors.VampPrior(dgm.Normal(2, _mlp((3,), 4)), torch.randn(4, 3))),
+    "vae-vamp-prior": Case(lambda: vamp()),
+    "vae-vamp-prior-integers": Case(lambda: vamp(levels=5)),
+    # Guides
+    "fullrank": Case(lambda: guides.FullRankNormal(2, learned=True)),
+    "fullrank-given-vector": Case(lambda: guides.FullRankNormal(3, _mlp((2,), 12))),
+    "lowrank": Case(lambda: guides.LowRankNormal(3, 1, learned=True)),
+    "planar-given-image": Case(lambda: guides.planar(2, layers=2, hidden=(4, 6), context_shape=(1, 2, 2))),
+    "sylvester-given-vector": Case(
+        lambda: guides.sylvester(3, layers=2, reflections=2, hidden=(6,), context_shape=(3,))
+    ),
+    "flow-planar": Case(lambda: dgm.Flow(2, [networks.Planar(2), networks.Sylvester(2, 1)])),
+    "vae-fullrank-encoder": Case(lambda: guided(lambda p, q: guides.FullRankNormal(2, _mlp((3,), 6)))),
+    "vae-lowrank-encoder": Case(lambda: guided(lambda p, q: guides.LowRankNormal(2, 1, _mlp((3,), 6)))),
+    "vae-planar-encoder": Case(
+        lambda: guided(lambda p, q: guides.planar(2, layers=2, hidden=(6,), context_shape=(3,)))
+    ),
+    "vae-sylvester-encoder": Case(
+        lambda: guided(lambda p, q: guides.sylvester(2, layers=1, hidden=(6,), context_shape=(3,), reflections=1))
+    ),
+    "vae-ladder": Case(lambda: ladder(2)),
+    "vae-ladder-three-levels": Case(lambda: ladder(3)),
+    "vae-semi-amortized": Case(
+        lambda: guided(lambda p, q: guides.SemiAmortized(dgm.Normal(2, _mlp((3,), 4)), p, q, steps=2, lr=0.05))
+    ),
+    "vae-exact-linear": Case(
+        lambda: guided(guides.LinearGaussianPosterior, likelihood=dgm.Normal(3, nn.Linear(2, 3), scale="shared"))
+    ),
+    "vae-exact-bits": Case(
+        lambda: guided(guides.EnumeratedPosterior, dgm.Bernoulli(2, learned=True), dgm.Bernoulli(3, _mlp((2,), 3)))
+    ),
+    "vae-exact-class": Case(
+        lambda: guided(
+            guides.EnumeratedPosterior,
+            dgm.Categorical((), 3, learned=True),
+            dgm.Normal(3, _mlp((), 6, num_classes=3)),
+        )
+    ),
+    "normal-given-vector-shared-scale": Case(lambda: dgm.Normal((1, 2, 2), _mlp((2,), 4), scale="shared")),
     # Autoregressive models
     "made": Case(lambda: made(dgm.Bernoulli, 4)),
     "made-order": Case(lambda: made(dgm.Bernoulli, (1, 2, 2), order=(2, 0, 3, 1), residual=True, hidden=(6, 6))),
