@@ -1,0 +1,96 @@
+"""Every name that `dgm.build` knows for a VAE builds, trains a step, and comes back from a checkpoint."""
+
+import pytest
+import torch
+
+import dgm_pyro as dgm
+from dgm_pyro.build import ENCODERS, LIKELIHOODS, PRIORS, build
+
+SUITED = {"ladder": "vae", "bernoulli": "bernoulli", "categorical": "categorical"}  # encoder -> its prior
+SWAPS = [
+    *({"prior": name} for name in PRIORS),
+    *({"encoder": name, "prior": SUITED.get(name, "normal")} for name in ENCODERS),
+    *({"likelihood": name} for name in LIKELIHOODS),
+    {"prior": "vae3", "encoder": "ladder"},
+    {"prior": "vamp", "encoder": "semiamortized"},
+    {"prior": "vamp", "encoder": "sylvester"},
+    {"prior": "categorical", "likelihood": "pixelcnn"},
+    {"prior": "bernoulli", "likelihood": "ar"},
+]
+
+
+def digits_like(levels, classes=None):
+    x = torch.rand(24, 1, 4, 4) if levels is None else torch.randint(levels, (24, 1, 4, 4), dtype=torch.uint8)
+    return dgm.Data(x, None if classes is None else torch.arange(24) % classes, levels=levels, name="random")
+
+
+def weights(program, x, particles=2):
+    torch.manual_seed(3)
+    return program.log_weights(x, num_particles=particles)
+
+
+@pytest.mark.parametrize("swaps", SWAPS, ids=lambda swaps: "-".join(f"{k}={v}" for k, v in swaps.items()))
+def test_every_name_builds_trains_and_is_stored(swaps, tmp_path):
+    torch.manual_seed(0)
+    reals = swaps.get("likelihood", "").startswith("normal")
+    data = digits_like(None if reals else 3)
+    program = build("vae", data, latent=4, hidden=(8, 8), **swaps)
+    before = {name: parameter.detach().clone() for name, parameter in program.named_parameters()}
+    dgm.fit(program, data, epochs=2, batch_size=12, lr=0.01, progress=False, validation=None)
+    still = [name for name, parameter in program.named_parameters() if torch.equal(parameter, before[name])]
+    assert not still, f"training does not move {still}"
+    dgm.save(program, tmp_path)
+    loaded = dgm.load(tmp_path)
+    assert torch.equal(weights(loaded, data.x), weights(program, data.x))
+
+
+def test_discrete_latents_bring_their_encoder():
+    data = digits_like(2)
+    assert isinstance(build("vae", data, prior="bernoulli").encoder, dgm.Bernoulli)
+    assert isinstance(build("vae", data, prior="categorical", latent=7).encoder, dgm.Categorical)
+    assert build("vae", data, prior=dgm.Categorical((), 5)).encoder.levels == 5
+    assert build("vae", data, prior=dgm.Bernoulli(6, learned=True)).encoder.event_shape == (6,)
+    assert build("vae", data, prior=dgm.Normal(6)).encoder.event_shape == (6,), "sized by the prior that is given"
+
+
+def test_depth_and_names_of_a_hierarchy():
+    data = digits_like(2)
+    assert build("vae", data, prior="vae3").latents("x") == ("z", "z2", "z3")
+    ladder = build("vae", data, prior="vae3", encoder="ladder")
+    assert ladder.encoder.latents("z") == ("z2", "z3")
+    assert ladder.prior.encoder is ladder.prior.prior.encoder is None
+    assert ladder.encoder.bottom.generative is ladder.prior.likelihood
+    assert ladder.encoder.top.bottom.generative is ladder.prior.prior.likelihood
+
+
+def test_labels_reach_every_encoder_that_can_read_them():
+    data = digits_like(2, classes=3)
+    for name in ("meanfield", "fullrank", "planar", "sylvester", "iaf", "nsf"):
+        program = build("vae", data, labelled=True, encoder=name, latent=4, hidden=(8,)).program
+        y = torch.zeros(24, dtype=torch.long)
+        torch.manual_seed(0)
+        first = program.encoder((data.x, y)).sample()
+        torch.manual_seed(0)
+        assert not torch.equal(program.encoder((data.x, y + 1)).sample(), first), name
+
+
+@pytest.mark.parametrize(
+    ("swaps", "message"),
+    [
+        ({"encoder": "ladder"}, "'ladder' is for a hierarchy, but the prior is Normal: use prior='vae'"),
+        ({"likelihood": "normal"}, "density on reals, but random has 2 levels"),
+        ({"encoder": "gaussian"}, "encoder must be a Program or one of meanfield, .*ladder.*, got 'gaussian'"),
+        ({"likelihood": "made"}, "likelihood must be a Program or one of independent, .*, got 'made'"),
+        ({"hidden": (8,), "depth": 2}, "unknown swap depth: 'vae' takes prior, encoder, likelihood, latent, hidden"),
+    ],
+)
+def test_what_does_not_go_together(swaps, message):
+    with pytest.raises(ValueError, match=message):
+        build("vae", digits_like(2), **swaps)
+
+
+def test_a_mass_for_reals():
+    with pytest.raises(ValueError, match="mass on integers, but random holds reals"):
+        build("vae", digits_like(None), likelihood="categorical")
+    with pytest.raises(ValueError, match="pixelcnn needs images"):
+        build("vae", dgm.Data(torch.randn(5, 2)), likelihood="pixelcnn")
