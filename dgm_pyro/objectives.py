@@ -578,7 +578,8 @@ def _bound(
                 reconstruction[name] = log_p
             continue
         q: Any = guide.nodes[name]
-        divergence = _closed_form(q, site) if analytic_kl and _ordered(name, model, guide) else None
+        closed = analytic_kl and name not in summed and _ordered(name, model, guide)
+        divergence = _closed_form(q, site) if closed else None
         if divergence is None:
             divergence = (_log_prob(q) if log_q is None else log_q[name]) - _log_prob(site)
         kl[name] = site_sum(divergence, batch)

@@ -350,8 +350,8 @@ def _validate(
     total = 0.0
     if isinstance(objective, _PyroObjective):
         objective = ELBO()
-    # Larger batches than in training, for want of a graph, but never of more rows times particles.
-    size = max(batch_size, 4 * batch_size // getattr(objective, "num_particles", 4))
+    # Larger batches than in training, as no graph is kept; but particles take the room of data.
+    size = max(batch_size, 4 * batch_size // getattr(objective, "num_particles", 1))
     with evaluating(program), seeded(seed, device), torch.no_grad():
         for start in range(0, len(data.x), size):
             rows = slice(start, start + size)

@@ -5,21 +5,22 @@ Statistical tests are seeded; z-scores are held to 4.5 standard errors, the larg
 
 import itertools
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES
+from programs import CASES, made
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import MultivariateNormal
 
 import dgm_pyro as dgm
-from dgm_pyro import ELBO, IWAE, SemiSupervised
+from dgm_pyro import ELBO, IWAE, SemiSupervised, networks
 from dgm_pyro.networks import MLP
-from dgm_pyro.objectives import elbo
+from dgm_pyro.objectives import BOUNDS, OBJECTIVES, Enumerate, FreeBits, WarmUp, elbo, objective_named
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -316,7 +317,7 @@ def every_latent(program, x):
 DISCRETE = ["vae-bit-latent", "vae-categorical-latent"]
 
 
-@pytest.mark.parametrize("objective", [ELBO(), ELBO(analytic_kl=False), ELBO(3)], ids=repr)
+@pytest.mark.parametrize("objective", [ELBO(), ELBO(analytic_kl=False), ELBO(3), ELBO(3, leave_one_out=True)], ids=repr)
 @pytest.mark.parametrize("name", DISCRETE)
 def test_the_score_function_gradient_is_that_of_the_sum_over_every_latent(name, objective):
     program = CASES[name].build()
@@ -332,8 +333,9 @@ def test_the_score_function_gradient_is_that_of_the_sum_over_every_latent(name, 
     assert_zero_mean(torch.stack(draws))
 
 
+@pytest.mark.parametrize("objective", [IWAE(2), IWAE(2, leave_one_out=True)], ids=repr)
 @pytest.mark.parametrize("name", DISCRETE)
-def test_iwaes_score_function_gradient_is_that_of_the_sum_over_every_pair(name):
+def test_iwaes_score_function_gradient_is_that_of_the_sum_over_every_pair(name, objective):
     program = CASES[name].build()
     x, _ = CASES[name].draw(program, 2)
     log_p, log_q = every_latent(program, x)
@@ -343,7 +345,7 @@ def test_iwaes_score_function_gradient_is_that_of_the_sum_over_every_pair(name):
     exact_gradient = flat_gradient(program, exact)
     draws = []
     for _ in range(150):
-        bound = IWAE(2)(program, x.repeat(100, 1))
+        bound = objective(program, x.repeat(100, 1))
         value = bound.value.mean().detach().reshape(1) - exact.detach()
         draws.append(torch.cat([value, flat_gradient(program, bound.surrogate.mean()) - exact_gradient]))
     assert_zero_mean(torch.stack(draws))
@@ -446,6 +448,217 @@ def test_iwae_rises_with_particles_towards_the_evidence():
     assert means[0] < exact - 0.05
     last = bounds[64]
     assert abs(means[-1] - exact) < 0.01 + 4.5 * (last.std() / len(last) ** 0.5).item()
+
+
+class Counting(nn.Module):
+    """A network that counts its calls and the rows it is given."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.calls, self.rows = network, 0, 0
+        for name in ("order", "given_shape"):
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
+
+    def forward(self, x, *context):
+        self.calls, self.rows = self.calls + 1, self.rows + len(x)
+        return self.network(x, *context)
+
+
+@pytest.mark.parametrize("name", ["vae-autoregressive-prior", "pixelvae", "labelled-made", "labelled-classifier"])
+def test_what_has_an_exact_density_is_not_unrolled(name):
+    """One site and one pass for an autoregressive part, and the number that its unrolled form gives."""
+    case = CASES[name]
+    program = case.build()
+    x, given = case.draw(program, 4)
+    torch.manual_seed(3)
+    ours = program.log_weights(x, given, num_particles=3)
+    torch.manual_seed(3)
+    unrolled = elbo(program.unroll(), x, given, batch=(3, 4), analytic_kl=False).value
+    torch.testing.assert_close(ours, unrolled, rtol=1e-10, atol=1e-10)
+    if not program.tractable:
+        torch.manual_seed(3)
+        torch.testing.assert_close(IWAE(3)(program, x, given).value, ours.logsumexp(0) - math.log(3))
+
+
+def test_an_autoregressive_level_of_a_hierarchy_stays_one_site():
+    """z | z2 is a chain, but the encoder states z as a whole, and so must every form of the model."""
+    chain = made(dgm.MixtureOfNormals, 2, components=2, context_shape=(1,))
+    inner = dgm.VAE(dgm.Normal(1), chain, dgm.Normal(1, nn.Linear(2, 2)), latent="z2")
+    program = dgm.VAE(inner, dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4)))
+    x = torch.randn(4, 2)
+    values = []
+    for form in (program, program.unroll(), program.unroll_latents()):
+        torch.manual_seed(3)
+        values.append(elbo(form, x, analytic_kl=False).value)
+    assert torch.equal(values[0], values[1])
+    assert torch.equal(values[0], values[2])
+
+
+def test_importance_weights_cost_one_pass_each():
+    """K particles of B data: the encoder sees B rows, prior and likelihood K B rows, once each."""
+    prior, likelihood, encoder = (
+        Counting(n) for n in (networks.MADE(2, 6, hidden=(8,)), MLP((2,), 4, hidden=(6,)), MLP((2,), 4, hidden=(6,)))
+    )
+    program = dgm.VAE(
+        dgm.Autoregressive(dgm.MixtureOfNormals(2, 2, prior)), dgm.Normal(2, likelihood), dgm.Normal(2, encoder)
+    )
+    prior.calls = prior.rows = 0  # what the constructor tried
+    IWAE(5)(program, torch.randn(4, 2))
+    assert [(n.calls, n.rows) for n in (prior, likelihood, encoder)] == [(1, 20), (1, 20), (1, 4)]
+
+
+def test_enumeration_costs_one_row_per_outcome():
+    likelihood, encoder = Counting(nn.Linear(3, 4)), Counting(nn.Linear(2, 3))
+    shapes = {"given_shape": (3,)}, {"given_shape": (2,)}
+    program = dgm.VAE(dgm.Bernoulli(3), dgm.Normal(2, likelihood, **shapes[0]), dgm.Bernoulli(3, encoder, **shapes[1]))
+    Enumerate()(program, torch.randn(50, 2))
+    assert (likelihood.rows, encoder.rows) == (8, 50)
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_by_its_name_has_its_defaults(name):
+    objective = objective_named(name)
+    assert repr(objective) == repr(OBJECTIVES[name]())
+    assert OBJECTIVES[name].__doc__.splitlines()[0].endswith((".", "known", "unknown."))  # what `dgm list` shows
+
+
+@pytest.mark.parametrize(
+    ("text", "objective"),
+    [
+        ("elbo:5", ELBO(5)),
+        ("iwae:50", IWAE(50)),
+        ("dreg:16", dgm.DReG(16)),
+        ("stl:2", dgm.STL(2)),
+        ("rws:3", dgm.RWS(3)),
+        ("rloo:6", ELBO(6, leave_one_out=True)),
+        ("vimco:6", IWAE(6, leave_one_out=True)),
+        ("beta:4", ELBO(beta=4.0)),
+        ("beta:0.25", ELBO(beta=0.25)),
+        ("annealed:0.1", ELBO(beta=WarmUp(0.1))),
+        ("free-bits:0.5", FreeBits(0.5)),
+        ("enumerate:64", Enumerate(64)),
+        ("semi-supervised:50", SemiSupervised(50.0)),
+    ],
+)
+def test_an_argument_follows_the_name(text, objective):
+    assert objective_named(text) == objective
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mse", "objective must be one of elbo, beta, .*as in iwae:50, got 'mse'"),
+        ("", "objective must be one of"),
+        ("IWAE", "objective must be one of"),
+        ("iwae:", "'iwae:': what follows the colon is num_particles, an integer, got ''.*iwae:8"),
+        ("iwae:5.5", "num_particles, an integer, got '5.5'"),
+        ("iwae:0", "'iwae:0': num_particles must be a positive integer, got 0"),
+        ("vimco:1", "num_particles must be at least 2"),
+        ("beta:high", "what follows the colon is weight, a number, got 'high': write beta:4.0"),
+        ("beta:-1", "beta must be a number of at least 0, got -1.0"),
+        ("beta:nan", "beta must be a number of at least 0, got nan"),
+        ("annealed:0", "part must be a number above 0 and at most 1, got 0.0"),
+        ("annealed:2", "part must be a number above 0 and at most 1"),
+        ("free-bits:-3", "nats must be a number of at least 0"),
+        ("enumerate:0", "max_outcomes must be a positive integer"),
+    ],
+)
+def test_a_name_that_does_not_fit_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        objective_named(text)
+
+
+@pytest.mark.parametrize("text", [*OBJECTIVES])
+def test_of_a_tractable_program_every_objective_is_the_exact_evidence(text):
+    if text == "semi-supervised":
+        pytest.skip("for programs with a classifier")
+    case = CASES["made"]
+    program = case.build()
+    x, given = case.draw(program, 4)
+    torch.testing.assert_close(objective_named(text)(program, x, given).value, program.log_prob(x, given))
+
+
+EVERYWHERE = ["beta", "free-bits:0.1", "stl:2", "iwae:3", "dreg:3", "rws:3", "rloo:3", "vimco:3", "enumerate"]
+
+
+@pytest.mark.parametrize("text", EVERYWHERE)
+@pytest.mark.parametrize("name", CASES)
+def test_every_objective_takes_every_program(name, text):
+    """Or says why not, by an error of ours that names another objective."""
+    case = CASES[name]
+    program = case.build()
+    x, given = case.draw(program, 4)
+    try:
+        bound = objective_named(text)(program, x, given)
+    except ValueError as error:
+        assert re.search(r"not reparameterised: use the objective|cannot \(.*use another encoder", str(error))  # noqa: PT017
+        assert text in ("stl:2", "dreg:3")
+        return
+    assert bound.value.shape == bound.surrogate.shape == (4,)
+    torch.testing.assert_close(bound.value, bound.surrogate)
+    assert all(term.shape == (4,) for term in [*bound.kl.values(), *bound.reconstruction.values()])
+
+
+def test_known_bounds_are_known():
+    assert {type(objective_named(name)) for name in OBJECTIVES} == {*BOUNDS, SemiSupervised}
+
+
+# -- free bits ---------------------------------------------------------------------------------------------------------
+
+
+def test_free_bits_floor_each_site_over_the_mean_of_the_batch():
+    """Equation 15 of the source, at the same draws."""
+    program = TopDown()
+    x = torch.randn(50, 1)
+    torch.manual_seed(3)
+    plain = ELBO()(program, x)
+    z2, z = plain.kl["z2"].mean(), plain.kl["z"].mean()
+    for nats in (0.0, (min(z, z2) + max(z, z2)).item() / 2, max(z, z2).item() + 1):
+        torch.manual_seed(3)
+        bound = FreeBits(nats)(program, x)
+        expected = plain.reconstruction["x"].mean() - z.clamp_min(nats) - z2.clamp_min(nats)
+        torch.testing.assert_close(bound.value.mean(), expected)
+
+
+def test_free_bits_of_a_bottom_up_hierarchy_floor_all_latents_together():
+    for name in ("vae-two-levels", "vae-diffusion-prior"):
+        case = CASES[name]
+        program = case.build()
+        x, given = case.draw(program, 50)
+        torch.manual_seed(3)
+        plain = ELBO()(program, x, given)
+        kl = (plain.reconstruction["x"] - plain.value).mean()
+        for nats in (kl.item() - 1, kl.item() + 1):
+            torch.manual_seed(3)
+            bound = FreeBits(max(nats, 0.0))(program, x, given)
+            expected = plain.reconstruction["x"].mean() - kl.clamp_min(nats)
+            torch.testing.assert_close(bound.value.mean(), expected)
+
+
+def test_free_bits_per_feature_floor_each_feature():
+    program = CASES["vae"].build()
+    x, _ = CASES["vae"].draw(program, 50)
+    q = program.encoder(x).base_dist
+    kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(torch.zeros(2), 1.0)).mean(0)
+    nats = kl.mean().item()  # between the two
+    torch.manual_seed(3)
+    plain = ELBO()(program, x)
+    torch.manual_seed(3)
+    bound = FreeBits(nats, per_feature=True)(program, x)
+    expected = plain.reconstruction["x"].mean() - kl.clamp_min(nats).sum()
+    torch.testing.assert_close(bound.value.mean(), expected)
+
+
+@pytest.mark.parametrize("name", ["vae-flow-prior", "vae-two-levels", "vae-diffusion-prior"])
+def test_free_bits_per_feature_need_features(name):
+    case = CASES[name]
+    program = case.build()
+    with pytest.raises(ValueError, match="per_feature needs a divergence per feature"):
+        FreeBits(0.1, per_feature=True)(program, *case.draw(program, 2))
 
 
 # -- programs that are none --------------------------------------------------------------------------------------------

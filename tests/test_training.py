@@ -664,7 +664,7 @@ X = torch.zeros(10, 2)
             r"x has shape \(5, 3\), but the program's event_shape is \(2,\)",
         ),
         ({"validation": torch.full((5, 2), math.nan)}, ValueError, "NaN"),
-        ({"objective": "likelihood"}, ValueError, "objective must be one of elbo, iwae, semi-supervised"),
+        ({"objective": "likelihood"}, ValueError, "objective must be one of elbo, beta, .*got 'likelihood'"),
         ({"objective": 3}, TypeError, "objective must be callable, a name, or a Pyro ELBO, got int"),
         ({"device": "gpu"}, ValueError, "device must be 'auto', 'cpu', 'cuda'"),
         ({"data": torch.zeros(10, 3)}, ValueError, r"x has shape \(10, 3\)"),
