@@ -3,6 +3,8 @@
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Report, Units, check, sbc, units
 from dgm_pyro.infer.gaps import Gaps, gaps
+from dgm_pyro.infer.impute import impute
+from dgm_pyro.infer.mcmc import nuts
 from dgm_pyro.infer.smc import Features, Population, Stepper, Times, propagate, smc
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "bidirectional",
     "check",
     "gaps",
+    "impute",
+    "nuts",
     "propagate",
     "sbc",
     "smc",

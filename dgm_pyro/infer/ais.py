@@ -166,7 +166,7 @@ def ais(
     if program.tractable:
         raise ValueError(f"log p(x) of this {type(program).__name__} is exact: use program.log_prob(x)")
     with evaluating(program), seeded(seed, x.device), torch.no_grad():
-        path = _Path(program, x, given, num_chains, initial, observed or {})
+        path = ToPosterior(program, x, given, num_chains, initial, observed or {})
         betas = temperatures(num_temperatures, schedule)
         transition = transition or HMC(check_count(num_leapfrog, "num_leapfrog"))
         steps = path.adapt(betas, transition, target_acceptance)
@@ -214,7 +214,7 @@ def bidirectional(
         trace = joint_trace(with_latent_chains(program), None, given=given, batch=(num_data,))
         nodes: Any = trace.nodes
         x: Tensor = nodes["_RETURN"]["value"]
-        path = _Path(program, x, given, num_chains, initial, {})
+        path = ToPosterior(program, x, given, num_chains, initial, {})
         exact = {name: nodes[name]["value"].expand(path.batch[0], *nodes[name]["value"].shape)
                  for name in path.coordinates.names}  # fmt: skip
         betas = temperatures(num_temperatures, schedule)
@@ -239,8 +239,71 @@ def temperatures(num: int, schedule: str = "sigmoid") -> Tensor:
     return (curve - curve[0]) / (curve[-1] - curve[0])
 
 
-class _Path:
-    """The densities f_beta of u, and chains along them."""
+class Path:
+    """Densities f_beta of u, ``(K, B, D)``, from one that can be sampled at beta = 0 to another at beta = 1.
+
+    Subclasses give ``batch`` = (K, B), `start` and `densities`.
+    """
+
+    batch: tuple[int, int]
+
+    def start(self) -> Tensor:
+        """u ~ f_0, ``(K, B, D)``."""
+        raise NotImplementedError
+
+    def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log f_0(u), normalised, and log f_1(u) - log f_0(u), in nats, ``(K, B)``."""
+        raise NotImplementedError
+
+    def at(self, beta: Tensor) -> Density:
+        """log f_beta."""
+
+        def density(u: Tensor) -> Tensor:
+            start, ratio = self.densities(u)
+            return start + beta * ratio
+
+        return density
+
+    def anneal(
+        self,
+        u: Tensor,
+        betas: Tensor,
+        steps: Tensor,
+        transition: Transition,
+        progress: bool = False,
+        reverse: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Chains from u along the path: their ends, log weights ``(K, B)``, mean acceptance ``(B,)``."""
+        order = range(len(betas) - 1, 0, -1) if reverse else range(1, len(betas))
+        log_weights, acceptance = u.new_zeros(self.batch), u.new_zeros(self.batch[1])
+        for t in tqdm(order, desc="anneal", unit="temperature", disable=not progress, leave=False):
+            change = betas[t] - betas[t - 1]
+            if not reverse:
+                log_weights = log_weights + change * self.densities(u)[1]
+            u, accepted = transition(u, steps[t], self.at(betas[t]))
+            if reverse:
+                log_weights = log_weights - change * self.densities(u)[1]
+            acceptance = acceptance + accepted.mean(0) / len(order)
+        return u, log_weights, acceptance
+
+    def adapt(self, betas: Tensor, transition: Transition, target: float) -> Tensor:
+        """Step sizes for each temperature and datum, ``(T + 1, B)``, from chains that are then thrown away.
+
+        They walk a quarter of the temperatures, at least 20; in between, log step sizes are interpolated.
+        """
+        coarse = torch.linspace(0, len(betas) - 1, max(20, len(betas) // 4), dtype=torch.float64)
+        u = self.start()
+        log_step = u.new_full((self.batch[1],), -0.25 * math.log(u.shape[-1]))
+        logs = []
+        for place in [0.0] * 10 + coarse.tolist():
+            u, accepted = transition(u, log_step.exp(), self.at(betas[round(place)]))
+            log_step = log_step + ADAPTATION_RATE * (accepted.mean(0) - target)
+            logs.append(log_step)
+        return _interpolate(torch.stack(logs[10:]), len(betas)).exp()
+
+
+class ToPosterior(Path):
+    """From the prior or the guide to p(x, latents), as a density of unconstrained coordinates of the latents."""
 
     def __init__(
         self,
@@ -250,10 +313,12 @@ class _Path:
         num_chains: int,
         initial: str,
         observed: Mapping[str, Tensor],
+        mask: Tensor | None = None,
     ):
         if initial not in ("prior", "guide"):
             raise ValueError(f"initial must be 'prior' or 'guide', got {initial!r}")
         self.program, self.x, self.given, self.observed = with_latent_chains(program), x, given, observed
+        self.mask = mask
         self.batch = (check_count(num_chains, "num_chains"), len(x))
         self.from_guide = initial == "guide"
         self.coordinates = Coordinates(self._initial(), self.batch)
@@ -284,58 +349,12 @@ class _Path:
         """log f_0(u) and log f_1(u) - log f_0(u), ``(K, B)``."""
         latents, log_det = self.coordinates.unflatten(u)
         log_prior, log_likelihood = log_joint(
-            self.program, self.x, latents, self.given, batch=self.batch, observed=self.observed
+            self.program, self.x, latents, self.given, batch=self.batch, observed=self.observed, mask=self.mask
         )
         if not self.from_guide:
             return log_prior + log_det, log_likelihood
         log_q = log_prob_sum(self._initial(latents), self.batch)
         return log_q + log_det, log_prior + log_likelihood - log_q
-
-    def anneal(
-        self,
-        u: Tensor,
-        betas: Tensor,
-        steps: Tensor,
-        transition: Transition,
-        progress: bool = False,
-        reverse: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Chains from u along the path: their ends, log weights ``(K, B)``, mean acceptance ``(B,)``."""
-        order = range(len(betas) - 1, 0, -1) if reverse else range(1, len(betas))
-        log_weights, acceptance = u.new_zeros(self.batch), u.new_zeros(self.batch[1])
-        for t in tqdm(order, desc="anneal", unit="temperature", disable=not progress, leave=False):
-            change = betas[t] - betas[t - 1]
-            if not reverse:
-                log_weights = log_weights + change * self.densities(u)[1]
-            u, accepted = transition(u, steps[t], self.at(betas[t]))
-            if reverse:
-                log_weights = log_weights - change * self.densities(u)[1]
-            acceptance = acceptance + accepted.mean(0) / len(order)
-        return u, log_weights, acceptance
-
-    def at(self, beta: Tensor) -> Density:
-        """log f_beta."""
-
-        def density(u: Tensor) -> Tensor:
-            start, ratio = self.densities(u)
-            return start + beta * ratio
-
-        return density
-
-    def adapt(self, betas: Tensor, transition: Transition, target: float) -> Tensor:
-        """Step sizes for each temperature and datum, ``(T + 1, B)``, from chains that are then thrown away.
-
-        They walk a quarter of the temperatures, at least 20; in between, log step sizes are interpolated.
-        """
-        coarse = torch.linspace(0, len(betas) - 1, max(20, len(betas) // 4), dtype=torch.float64)
-        u = self.start()
-        log_step = u.new_full((self.batch[1],), -0.25 * math.log(u.shape[-1]))
-        logs = []
-        for place in [0.0] * 10 + coarse.tolist():
-            u, accepted = transition(u, log_step.exp(), self.at(betas[round(place)]))
-            log_step = log_step + ADAPTATION_RATE * (accepted.mean(0) - target)
-            logs.append(log_step)
-        return _interpolate(torch.stack(logs[10:]), len(betas)).exp()
 
 
 def _interpolate(values: Tensor, size: int) -> Tensor:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Independent, biject_to
 
+from dgm_pyro.autoregressive import AutoregressiveDistribution
 from dgm_pyro.program import Program, latent_sites, log_prob_sum, plates, site_sum
 
 
@@ -37,6 +38,7 @@ def log_joint(
     *,
     batch: Sequence[int],
     observed: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log p(latents | given) and log p(x | latents, given) in nats, each of shape ``batch``.
 
@@ -46,13 +48,58 @@ def log_joint(
         latents: every latent site's value, ``(*batch, *site_shape)``.
         batch: batch shape, such as ``(K, B)``.
         observed: further observed sites, such as labels; they count to the second term.
+        mask: True where x is observed, ``(B, *event_shape)``; the second term is then that of these features.
+
+    Raises:
+        ValueError: there is a mask, but p(x | latents) of the masked features alone has no closed form.
     """
     trace = joint_trace(program, x, latents, given, batch=batch, observed=observed)
     likelihood = trace.copy()
     for name in latents:
         likelihood.remove_node(name)
     log_prior = sum((site_sum(_log_prob(trace, name), batch) for name in latents), torch.zeros(()))
-    return log_prior.expand(tuple(batch)), log_prob_sum(likelihood, batch)
+    if mask is None:
+        return log_prior.expand(tuple(batch)), log_prob_sum(likelihood, batch)
+    site: Any = likelihood.nodes.get(program.variable)
+    if site is None:
+        raise ValueError(f"this {type(program).__name__} states x in parts, which cannot be masked: observe all of x")
+    likelihood.remove_node(program.variable)
+    seen = _sum_event(feature_log_prob(site["fn"], site["value"], mask).expand(*batch, *mask.shape[1:]), batch)
+    return log_prior.expand(tuple(batch)), log_prob_sum(likelihood, batch) + seen
+
+
+def feature_log_prob(distribution: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """log p of each observed feature given the observed ones before it, 0 elsewhere, ``(*batch, *event_shape)``.
+
+    Raises:
+        ValueError: the missing features would have to be summed out.
+    """
+    if isinstance(distribution, AutoregressiveDistribution):
+        p, order = distribution.program, torch.tensor(distribution.program.order, device=mask.device)
+        seen = mask.flatten(1)[:, order]
+        if not bool((seen[:, 1:] <= seen[:, :-1]).all()):
+            raise ValueError(
+                "the likelihood is autoregressive, and a feature is observed after a missing one in its order: what "
+                "is missing would have to be summed out given the latents. Observe a prefix of the order"
+            )
+        terms = p.features.univariate(p.raw_parameters(x, distribution.given)).log_prob(x)
+    else:
+        terms = features_of(distribution).log_prob(x)
+    return torch.where(mask, terms, torch.zeros_like(terms))
+
+
+def features_of(distribution: Any) -> Any:
+    """The distribution of single features, batched over them, where features are independent.
+
+    Raises:
+        ValueError: they are not, as far as the distribution says.
+    """
+    base, dims = distribution, distribution.event_dim
+    while dims > 0 and isinstance(base, Independent):
+        base, dims = base.base_dist, dims - base.reinterpreted_batch_ndims
+    if dims > 0:
+        raise ValueError(f"the features of x are not independent under {type(base).__name__}")
+    return base
 
 
 def joint_trace(

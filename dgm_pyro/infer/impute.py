@@ -1,0 +1,280 @@
+r"""Missing features: draws of the unobserved part of x given the rest.
+
+.. math::
+    p(x_{\text{mis}} \mid x_{\text{obs}}) \propto p(x_{\text{mis}}, x_{\text{obs}})
+
+Every method makes K weighted draws whose mean weight estimates :math:`p(x_{\text{obs}})` without bias, and the draws
+that are returned are then chosen among them in proportion to the weights. The program decides which method:
+
+=================================  ================================================================================
+independent features               exact
+`Autoregressive`                   exact where the observed features come first in the order, else SMC over features
+`Diffusion`                        SMC over times, with a look-ahead at the observed features
+`VAE`, any prior                   annealing of the latents to p(z | x_obs), then p(x_mis | z); for discrete latents,
+                                   importance weights of draws from the prior
+`Flow`, other densities on reals   annealing of the missing features
+`Dequantized`                      annealing of the point in the cells of the observed and the range of the missing
+`Labelled`                         any of these for every y, weighted by p(y)
+=================================  ================================================================================
+
+All but the exact ones are right in the limit of many particles or temperatures only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to
+
+from dgm_pyro.autoregressive import Autoregressive, AutoregressiveDistribution, UnrolledAutoregressive
+from dgm_pyro.diffusion import Diffusion, UnrolledDiffusion
+from dgm_pyro.evaluation import evaluating, seeded
+from dgm_pyro.flow import Dequantized
+from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
+from dgm_pyro.infer.smc import Features, Times, propagate, systematic
+from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
+from dgm_pyro.labelled import Labelled
+from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites
+
+Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
+
+ALONG_A_CHAIN, ANNEALED, DISCRETE = 256, 64, 4096
+"""Particles of each datum, by method, where the caller does not say."""
+
+
+def impute(
+    program: Program,
+    x: Tensor,
+    mask: Tensor,
+    num_samples: int = 1,
+    given: Any = None,
+    *,
+    num_particles: int | None = None,
+    num_temperatures: int = 100,
+    num_leapfrog: int = 8,
+    seed: int = 0,
+) -> Tensor:
+    """Draw the missing features of x given the observed ones.
+
+    Args:
+        program: p(x).
+        x: ``(B, *event_shape)``; what is missing is never read, and may be NaN.
+        mask: bool, True where observed, ``event_shape`` or ``(B, *event_shape)``.
+        num_samples: S, draws for each datum. They are chosen by systematic resampling: one particle is returned twice
+            only if its weight is above 1 / S.
+        given: ``(B, *given_shape)`` for a conditional program.
+        num_particles: weighted draws that these are chosen from; default 256 along a chain, 64 annealed, 4096 where
+            discrete latents are drawn from the prior, and at least ``4 * num_samples``. More are better, and cost.
+        num_temperatures, num_leapfrog: of annealing, see `ais`.
+        seed: the global random state is left as it was.
+
+    Returns:
+        ``(S, B, *event_shape)`` of x's dtype, observed features unchanged.
+
+    Raises:
+        ValueError, TypeError: the mask does not fit, or there is no method for this program and this mask.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> program = dgm.Autoregressive(dgm.Bernoulli(3, dgm.networks.MADE(3, 1, hidden=(8,))))
+    >>> x = torch.tensor([[1, 0, 0]])
+    >>> dgm.infer.impute(program, x, torch.tensor([True, False, False]), num_samples=5)[:, 0, 0]
+    tensor([1, 1, 1, 1, 1])
+    """
+    check_count(num_samples, "num_samples")
+    if program.variable != "x":
+        raise ValueError(f"this {type(program).__name__} is a model of labels: it has no x to impute")
+    check_tensor(x, program.event_shape, "x", "the program's event_shape")
+    mask = _checked_mask(mask, x)
+    known = torch.where(mask, x, torch.zeros_like(x))
+    program.check(known, given)
+    method = _Method(num_samples, num_particles, num_temperatures, num_leapfrog)
+    with evaluating(program), seeded(seed, x.device), torch.no_grad():
+        drawn, log_weights = method.weighted(program, known, mask, given)
+        chosen = systematic(log_weights, num_samples)
+        chosen = chosen.gather(0, torch.rand(chosen.shape, device=x.device).argsort(0))  # else alike come together
+        drawn = drawn[chosen, torch.arange(len(x), device=x.device)]
+    return torch.where(mask, x, drawn.to(x.dtype))
+
+
+def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a tensor of bool, True where x is observed, got {kind}: use mask.bool()")
+    if mask.shape not in (x.shape, x.shape[1:]):
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, but x {tuple(x.shape)}: pass {tuple(x.shape[1:])}, one for all "
+            f"data, or {tuple(x.shape)}"
+        )
+    return mask.to(x.device).expand_as(x)
+
+
+class _Method:
+    """Weighted draws, by the kind of the program."""
+
+    def __init__(self, num_samples: int, num_particles: int | None, num_temperatures: int, num_leapfrog: int):
+        self.num_samples = num_samples
+        self.num_particles = None if num_particles is None else check_count(num_particles, "num_particles")
+        self.betas, self.transition = temperatures(num_temperatures), HMC(check_count(num_leapfrog, "num_leapfrog"))
+
+    def count(self, default: int) -> int:
+        return self.num_particles or max(default, 4 * self.num_samples)
+
+    def weighted(self, program: Program, x: Tensor, mask: Tensor, given: Any) -> Weighted:
+        if isinstance(program, Labelled):
+            return self.labelled(program, x, mask)
+        if isinstance(program, UnrolledAutoregressive):
+            program = program.program
+        if isinstance(program, Autoregressive):
+            return self.chain(Features(program, x, mask, given), len(x))
+        if isinstance(program, Diffusion | UnrolledDiffusion):
+            times = Times(program, x, mask, given)
+            times.tune(max(2, self.count(ALONG_A_CHAIN) // 8))
+            return self.chain(times, len(x))
+        if isinstance(program, Dequantized):
+            return self.annealed(_ToCells(program, x, mask, given, self.count(ANNEALED)))
+        if isinstance(program, Conditional):
+            return self.conditional(program, x, mask, given)
+        if program.tractable:
+            raise ValueError(f"there is no method to impute with {type(program).__name__}: it has no latents")
+        return self.latent(with_latent_chains(program), x, mask, given)
+
+    def labelled(self, program: Labelled, x: Tensor, mask: Tensor) -> Weighted:
+        """p(y, x_mis | x_obs): every y with the weights of its own p(x_obs | y)."""
+        labels = torch.arange(program.classes, device=x.device)
+        each = [self.weighted(program.program, x, mask, y.expand(len(x))) for y in labels]
+        log_prior = program.prior().log_prob(labels)
+        weights = [log_weights + log_p for (_, log_weights), log_p in zip(each, log_prior, strict=True)]
+        return torch.cat([drawn for drawn, _ in each]), torch.cat(weights)
+
+    def chain(self, stepper: Features | Times, size: int) -> Weighted:
+        population = propagate(stepper, self.count(ALONG_A_CHAIN), size)
+        return stepper.finish(population.state), population.log_weights
+
+    def annealed(self, path: _ToCells | _ToReals) -> Weighted:
+        steps = path.adapt(self.betas, self.transition, 0.65)
+        u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition)
+        return path.features(u), log_weights
+
+    def conditional(self, program: Conditional, x: Tensor, mask: Tensor, given: Any) -> Weighted:
+        distribution = program(given)
+        batch = (self.count(self.num_samples), len(x))
+        try:
+            features = features_of(distribution)
+        except ValueError:
+            if program.levels is not None:
+                raise ValueError(
+                    f"there is no method to impute with {type(program).__name__}: its features are integers that "
+                    "depend on one another, and no chain says how"
+                ) from None
+            return self.annealed(_ToReals(program, x, mask, given, self.count(ANNEALED)))
+        log_prob = torch.where(mask, features.log_prob(x), 0.0).flatten(1).sum(-1)
+        return distribution.expand(batch).sample(), log_prob.expand(batch)
+
+    def latent(self, program: Program, x: Tensor, mask: Tensor, given: Any) -> Weighted:
+        """z ~ p(z | x_obs), then x_mis ~ p(x_mis | z)."""
+        trace: Any = joint_trace(program, x, given=given, batch=(1, len(x)))
+        if any(trace.nodes[name]["fn"].support.is_discrete for name in latent_sites(trace)):
+            batch = (self.count(DISCRETE), len(x))
+            trace = joint_trace(program, x, given=given, batch=batch)
+            latents = {name: trace.nodes[name]["value"] for name in latent_sites(trace)}
+            _, log_weights = log_joint(program, x, latents, given, batch=batch, mask=mask)
+        else:
+            path = ToPosterior(program, x, given, self.count(ANNEALED), "prior", {}, mask)
+            batch = path.batch
+            steps = path.adapt(self.betas, self.transition, 0.65)
+            u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition)
+            latents, _ = path.coordinates.unflatten(u)
+        with poutine.block(), _Known(program.variable, x, mask):
+            complete: Any = joint_trace(program, None, latents, given, batch=batch)
+        return complete.nodes["_RETURN"]["value"], log_weights
+
+
+class _Known(poutine.messenger.Messenger):
+    """Draw what is missing of an autoregressive site given what is observed, which comes first in its order."""
+
+    def __init__(self, name: str, x: Tensor, mask: Tensor):
+        super().__init__()
+        self.name, self.x, self.mask = name, x, mask
+
+    def _pyro_sample(self, message: Any) -> None:
+        fn = message["fn"]
+        if message["name"] != self.name or not isinstance(fn, AutoregressiveDistribution):
+            return
+        x, mask = self.x.flatten(1), self.mask.flatten(1)
+
+        def draw(i: int, p_i: Any) -> Tensor:
+            feature = fn.program.order[i - 1]
+            return torch.where(mask[:, feature], x[:, feature], p_i.sample())
+
+        message["value"], message["done"] = fn.program.chain(draw, fn.program.blank(fn.batch_shape), fn.given), True
+
+
+class _ToReals(Path):
+    """From a Normal fitted to each missing feature of the program's own draws, to p(x), in unconstrained coordinates.
+
+    The coordinates of observed features move too, and mean nothing.
+    """
+
+    def __init__(self, program: Conditional, x: Tensor, mask: Tensor, given: Any, num_chains: int):
+        self.program, self.x, self.mask, self.given, self.batch = program, x, mask, given, (num_chains, len(x))
+        support: Any = program(given).support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        if support.is_discrete or support.event_dim > 0:
+            raise ValueError(f"there is no method to impute with {type(program).__name__}: its support is {support}")
+        self.transform = biject_to(support)
+        draws = self.transform.inv(program(given).expand((256, len(x))).sample())
+        self.initial = torch.distributions.Normal(draws.mean(0), 1.5 * draws.std(0) + 1e-6)
+
+    def start(self) -> Tensor:
+        return self.initial.sample((self.batch[0],)).flatten(2)
+
+    def features(self, u: Tensor) -> Tensor:
+        return torch.where(self.mask, self.x, self.transform(u.reshape(*self.batch, *self.x.shape[1:])))
+
+    def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        u = u.reshape(*self.batch, *self.x.shape[1:])
+        value = self.transform(u)
+        start = self._missing(self.initial.log_prob(u))
+        log_det = self._missing(self.transform.log_abs_det_jacobian(u, value))
+        log_p = self.program.exact_log_prob(torch.where(self.mask, self.x, value), self.given)
+        return start, log_p + log_det - start
+
+    def _missing(self, terms: Tensor) -> Tensor:
+        return torch.where(self.mask, torch.zeros_like(terms), terms).flatten(2).sum(-1)
+
+
+class _ToCells(Path):
+    """From uniform on the cells of the observed features and the unit interval of the missing ones, to p(v)."""
+
+    def __init__(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any, num_chains: int):
+        if not program.flow.tractable:
+            raise ValueError(
+                f"there is no method to impute with Dequantized over {type(program.flow).__name__}: its p(v) is not "
+                "exact. Dequantize a dgm.Flow"
+            )
+        self.program, self.given, self.batch = program, given, (num_chains, len(x))
+        place = x.to(torch.get_default_dtype())
+        self.low = torch.where(mask, place / program.levels, torch.zeros_like(place))
+        self.width = torch.where(mask, torch.full_like(place, 1 / program.levels), torch.ones_like(place))
+
+    def start(self) -> Tensor:
+        eps = torch.finfo(self.low.dtype).eps
+        within = torch.rand(*self.batch, *self.low.shape[1:], dtype=self.low.dtype, device=self.low.device)
+        return within.clamp(eps, 1 - eps).logit().flatten(2)
+
+    def features(self, u: Tensor) -> Tensor:
+        v = self._point(u)
+        return (v * self.program.levels).floor().clamp(0, self.program.levels - 1).long()
+
+    def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        # u has the logistic density: that of the logit of a uniform place within the cell.
+        start = (torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)).sum(-1)
+        volume = self.width.log().flatten(1).sum(-1)
+        return start, self.program.flow.exact_log_prob(self._point(u), self.given) + volume
+
+    def _point(self, u: Tensor) -> Tensor:
+        return self.low + self.width * u.reshape(*self.batch, *self.low.shape[1:]).sigmoid()
