@@ -546,9 +546,9 @@ def fit_guide(
     *,
     steps: int = 1000,
     lr: float = 0.02,
-    draws: int = 100,
+    num_particles: int = 16,
     seed: int = 0,
-) -> tuple[Fitted, Tensor]:
+) -> tuple[Fitted, float]:
     """Fit one of Pyro's AutoGuides to the latents of one batch, the model held fixed.
 
     Nothing is amortized: the guide has parameters for each row of ``x``. How far its bound lies above that of the
@@ -559,7 +559,7 @@ def fit_guide(
         x: ``(B, *event_shape)``.
         make: what makes a guide of a model, such as ``pyro.infer.autoguide.AutoMultivariateNormal``.
         steps, lr: of Adam; the last half of the steps lowers the rate to zero.
-        draws: how many draws of the bound are averaged at the end.
+        num_particles: draws per step; 50 times as many are averaged at the end.
         seed: of all draws; the global random state is left as it was.
 
     Returns:
@@ -582,15 +582,15 @@ def fit_guide(
             held = {id(parameter) for parameter in program.parameters()}
             optimizer = torch.optim.Adam([parameter for parameter in own if id(parameter) not in held], lr=lr)
             decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / steps))
-            loss = Trace_ELBO()
+            loss = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
             for _ in range(check_count(steps, "steps")):
                 optimizer.zero_grad()
                 loss.differentiable_loss(model, guide, *arguments).backward()
                 optimizer.step()
                 decay.step()
             with torch.no_grad():
-                total = sum(loss.differentiable_loss(model, guide, *arguments) for _ in range(draws))
+                total = sum(loss.loss(model, guide, *arguments) for _ in range(50))
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
-    return Fitted(guide), -torch.as_tensor(total) / (draws * len(x))
+    return Fitted(guide), -total / (50 * len(x))
