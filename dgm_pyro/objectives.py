@@ -364,7 +364,7 @@ class Enumerate:
         if program.tractable and not observed:
             return exact(program, x, given)
         program = program.unroll_latents()
-        every = _EveryOutcome(self.max_outcomes, program, observed or {})
+        every = _EveryOutcome(self.max_outcomes, observed or {})
         guide = guide_trace(program, x, given, observed=observed, handler=every)
         model = model_trace(program, x, given, guide, observed=observed)
         if not every.sizes:
@@ -758,14 +758,13 @@ class _EveryOutcome(Messenger):
         sizes: the number of values per site, in the order met; the n-th has the n-th dimension left of the data.
     """
 
-    def __init__(self, max_outcomes: int, program: Program, observed: Collection[str]):
+    def __init__(self, max_outcomes: int, observed: Collection[str]):
         super().__init__()
         self.max_outcomes, self.observed, self.sizes = max_outcomes, observed, dict[str, int]()
-        self.like = next(program.parameters(), torch.zeros(()))
 
     def _pyro_sample(self, msg: Any) -> None:
         known = msg["is_observed"] or msg["name"] in self.observed
-        values = None if known else _finite_support(msg["fn"], self.like)
+        values = None if known else _finite_support(msg["fn"])
         if values is None:
             return
         name, shape = msg["name"], msg["fn"].event_shape
@@ -776,12 +775,14 @@ class _EveryOutcome(Messenger):
                 f"to enumerate {name!r}, {shape.numel()} feature(s) of {len(values)} values, takes {total} outcomes, "
                 f"but max_outcomes is {self.max_outcomes}: raise it, or use the objective 'rloo', 'vimco' or 'rws'"
             )
-        every = torch.cartesian_prod(*[values] * shape.numel())
+        like = msg["fn"].sample()  # of the type and on the device that networks expect
+        features = [torch.tensor(values, dtype=like.dtype, device=like.device)] * shape.numel()
+        every = torch.cartesian_prod(*features)
         msg["value"] = every.reshape(size, *(1,) * (len(self.sizes) + 1), *shape)
         self.sizes[name] = size
 
 
-def _finite_support(distribution: Any, like: Tensor) -> Tensor | None:
+def _finite_support(distribution: Any) -> range | None:
     """The values of one feature, or None if they are not finitely many."""
     try:
         support = getattr(distribution, "support", None)
@@ -790,9 +791,9 @@ def _finite_support(distribution: Any, like: Tensor) -> Tensor | None:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if support is constraints.boolean:
-        return torch.tensor([0.0, 1.0], dtype=like.dtype, device=like.device)
+        return range(2)
     if isinstance(support, constraints.integer_interval):
-        return torch.arange(int(support.lower_bound), int(support.upper_bound) + 1, device=like.device)
+        return range(int(support.lower_bound), int(support.upper_bound) + 1)
     return None
 
 

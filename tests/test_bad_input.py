@@ -35,6 +35,19 @@ def vae():
     return dgm.VAE(dgm.Normal(2), dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4)))
 
 
+def vae_parts():
+    return dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4))
+
+
+def bits_vae():
+    return dgm.VAE(dgm.Bernoulli(4), dgm.Normal(2, nn.Linear(4, 4)), dgm.Bernoulli(4, nn.Linear(2, 4)))
+
+
+def dropout_vae():
+    network = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5))
+    return dgm.VAE(dgm.Normal(2), dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, network))
+
+
 def diffusion(**options):
     return dgm.Diffusion(2, networks.DenoisingMLP((2,), (4,)), **{"steps": 3, **options})
 
@@ -362,6 +375,52 @@ CASES = {
     # objectives
     "an objective of no particles": (lambda: dgm.ELBO(num_particles=0), ValueError, ["num_particles"]),
     "an IWAE of half a particle": (lambda: dgm.IWAE(0.5), ValueError, ["num_particles", "0.5"]),
+    "a baseline of no other draw": (
+        lambda: dgm.ELBO(leave_one_out=True),
+        ValueError,
+        ["num_particles must be at least 2 with leave_one_out"],
+    ),
+    "a VIMCO of one draw": (lambda: dgm.IWAE(1, leave_one_out=True), ValueError, ["num_particles must be at least 2"]),
+    "a negative beta": (lambda: dgm.ELBO(beta=-1.0), ValueError, ["beta must be a number of at least 0", "-1.0"]),
+    "a beta of no number": (lambda: dgm.ELBO(beta="warm"), ValueError, ["beta must be a number", "'warm'"]),
+    "a warm-up that never ends": (lambda: dgm.WarmUp(0), ValueError, ["part must be a number above 0 and at most 1"]),
+    "a warm-up beyond training": (lambda: dgm.WarmUp(1.5), ValueError, ["part must be", "1.5"]),
+    "negative free bits": (lambda: dgm.FreeBits(-1), ValueError, ["nats must be a number of at least 0, got -1"]),
+    "infinite free bits": (lambda: dgm.FreeBits(INF), ValueError, ["nats must be a number", "inf"]),
+    "free bits of features that depend on one another": (
+        lambda: fit(
+            dgm.VAE(flow.realnvp(2, layers=2), *vae_parts()),
+            objective=dgm.FreeBits(1, per_feature=True),
+            validation=None,
+        ),
+        ValueError,
+        ["per_feature needs a divergence per feature", "'z'", "per_feature=False"],
+    ),
+    "an STL of no draws": (lambda: dgm.STL(0), ValueError, ["num_particles must be a positive integer"]),
+    "a DReG of no draws": (lambda: dgm.DReG(0), ValueError, ["num_particles must be a positive integer"]),
+    "an RWS of no draws": (lambda: dgm.RWS(0), ValueError, ["num_particles must be a positive integer"]),
+    "more sleep than there is": (lambda: dgm.RWS(4, sleep=2.0), ValueError, ["sleep must be", "at most 1", "2.0"]),
+    "enumerating nothing": (lambda: dgm.Enumerate(0), ValueError, ["max_outcomes must be a positive integer"]),
+    "enumerating too much": (
+        lambda: fit(bits_vae(), objective="enumerate:15", validation=None),
+        ValueError,
+        ["enumerate 'z', 4 feature", "takes 16 outcomes", "max_outcomes is 15: raise it"],
+    ),
+    "a path through bits": (
+        lambda: fit(bits_vae(), objective="stl", validation=None),
+        ValueError,
+        ["STL", r"'z' \(Bernoulli\) is not reparameterised", "'enumerate'"],
+    ),
+    "two paths through bits": (
+        lambda: fit(bits_vae(), objective="dreg:4", validation=None),
+        ValueError,
+        ["DReG", r"'z' \(Bernoulli\) is not reparameterised", "'rws'"],
+    ),
+    "dropout in a guide that is stated twice": (
+        lambda: fit(dropout_vae(), objective="dreg", validation=None),
+        ValueError,
+        ["not the same twice", "remove the dropout"],
+    ),
     # fit
     "fit for no epochs": (lambda: fit(epochs=0), ValueError, ["epochs must be a positive integer"]),
     "fit in batches of nothing": (lambda: fit(batch_size=0), ValueError, ["batch_size"]),
@@ -381,6 +440,9 @@ CASES = {
     ),
     "fit that validates on all": (lambda: fit(validation=1.0), ValueError, ["validation must be a fraction"]),
     "fit for an unknown objective": (lambda: fit(objective="adam"), ValueError, ["objective must be one of", "'adam'"]),
+    "fit for half a draw": (lambda: fit(objective="iwae:0.5"), ValueError, ["'iwae:0.5'", "num_particles, an integer"]),
+    "fit for a draw too many words": (lambda: fit(objective="iwae:50:2"), ValueError, ["an integer, got '50:2'"]),
+    "fit for a beta without a number": (lambda: fit(objective="beta:"), ValueError, ["weight, a number", "beta:4.0"]),
     "fit for a number": (lambda: fit(objective=3), TypeError, ["objective must be callable", "int"]),
     "fit on an unknown device": (
         lambda: fit(device="tpu9", validation=None),
@@ -591,6 +653,8 @@ COMMANDS = {
     "train vae --prior laplace": ["prior must be", "'laplace'"],
     "train made --prior flow": ["'made' takes no prior"],
     "train vae --objective adam": ["objective must be one of", "'adam'"],
+    "train vae --objective iwae:many": ["'iwae:many'", "num_particles, an integer"],
+    "train vae --objective beta:-1": ["'beta:-1'", "beta must be a number of at least 0"],
     "train vae --epochs 0": ["epochs must be a positive integer"],
     "train vae --epochs many": ["epochs", "integer"],
     "train vae --lr -1": ["lr must be a positive number"],
@@ -604,7 +668,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_bad_commands(command, tmp_path, monkeypatch, capsys):
-    """One line on stderr, a non-zero status, and no file left behind."""
+    """One line on stderr, a non-zero status, and neither a file nor a run's folder left behind."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DGM_DEBUG", raising=False)
     assert cli.main(command.split()) != 0
@@ -613,4 +677,4 @@ def test_bad_commands(command, tmp_path, monkeypatch, capsys):
     assert len(captured.err.strip().splitlines()) == 1
     assert "Traceback" not in captured.err + captured.out
     assert_says(captured.err, COMMANDS[command])
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in tmp_path.rglob("*")} <= {"runs"}

@@ -246,7 +246,10 @@ def test_pyros_gradient_is_ours_per_datum(float64, objective):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("objective", ["elbo", "iwae", ELBO(3), IWAE(2)], ids=str)
+OURS = ["elbo", "beta:0.5", "annealed", "free-bits:0.1", "stl", "iwae", "dreg:4", "rws", "enumerate", ELBO(3), IWAE(2)]
+
+
+@pytest.mark.parametrize("objective", OURS, ids=str)
 def test_our_objectives_train_by_name_or_instance(objective):
     torch.manual_seed(0)
     program = vae(dgm.Normal(2))
@@ -273,6 +276,67 @@ def test_an_objective_of_your_own_is_trained_and_validated():
         assert epoch.loss == pytest.approx(
             4 * 0 + sum(epoch.kl.values()) - sum(epoch.reconstruction.values()), rel=1e-6
         )
+
+
+class Recorded:
+    """An objective that writes down at which progress it is used."""
+
+    def __init__(self):
+        self.used, self.progress = [], None
+
+    def at(self, progress):
+        self.progress = progress
+        return self
+
+    def __call__(self, program, x, given=None, observed=None):
+        self.used.append((program.training, round(self.progress, 9)))
+        return elbo(program, x, given, observed=observed)
+
+
+def test_an_objective_is_told_of_its_progress_and_validated_at_its_end():
+    objective = Recorded()
+    fit(vae(dgm.Normal(2)), torch.randn(40, 2), objective, epochs=2, batch_size=16, validation=torch.randn(8, 2))
+    steps = [(True, round(i / 5, 9)) for i in range(6)]
+    assert objective.used == [*steps[:3], (False, 1.0), *steps[3:], (False, 1.0)]
+
+
+def test_annealing_trains_with_its_schedule():
+    """Step by step the history is that of ELBOs with these weights, one epoch each."""
+    x = torch.randn(20, 2)
+    weights_used = []
+
+    def schedule(progress):
+        weights_used.append(progress)
+        return 0.5 * progress
+
+    program = CASES["vae"].build()
+    history = fit(program, x, ELBO(beta=schedule), epochs=5, batch_size=20, validation=torch.randn(8, 2))
+    assert weights_used == [w for i in range(5) for w in (i / 4, 1.0)]
+    for i, epoch in enumerate(history.epochs):
+        expected = 0.5 * i / 4 * sum(epoch.kl.values()) - sum(epoch.reconstruction.values())
+        assert epoch.loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("particles", [1, 2, 64])
+def test_validation_takes_no_more_memory_than_training_or_four_batches_of_one_draw(particles):
+    rows = []
+
+    class Counted(IWAE):
+        def __call__(self, program, x, given=None, observed=None):
+            if not program.training:
+                rows.append(len(x))
+            return super().__call__(program, x, given, observed)
+
+    fit(
+        vae(dgm.Normal(2)),
+        torch.randn(20, 2),
+        Counted(particles),
+        epochs=1,
+        batch_size=10,
+        validation=torch.randn(50, 2),
+    )
+    assert sum(rows) == 50
+    assert max(rows) == {1: 40, 2: 20, 64: 10}[particles]
 
 
 # -- validation --------------------------------------------------------------------------------------------------------
@@ -700,7 +764,7 @@ def test_labels_are_checked_before_training():
     with pytest.raises(ValueError, match="6 classes, but this Labelled has 3"):
         fit(labelled, dgm.Data(x, y))
     y = y.clamp(max=2)
-    for objective in (None, "iwae", TraceEnum_ELBO()):
+    for objective in (None, "iwae", "rws", "enumerate", "free-bits", TraceEnum_ELBO()):
         with pytest.raises(ValueError, match=r"unknown labels \(-1\).*'y'.*semi-supervised"):
             fit(labelled, dgm.Data(x, y), objective)
     known = dgm.Data(x[:3], y[:3])
