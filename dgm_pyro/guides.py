@@ -370,14 +370,10 @@ class SemiAmortized(Conditional):
 
     def forward(self, given: Any = None) -> TorchDistribution:
         raw = self.encoder.raw_parameters(given)
-        learning = torch.is_grad_enabled()
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                if not (learning and raw.requires_grad):
-                    raw = raw.detach().requires_grad_()
-                [gradient] = torch.autograd.grad(self.bound(raw, given).sum(), raw, create_graph=learning)
-                raw = raw + self.lr * gradient
-        return self.encoder.distribution(raw if learning else raw.detach())
+        climb = torch.func.grad(lambda raw: self.bound(raw, given).sum())
+        for _ in range(self.steps):
+            raw = raw + self.lr * climb(raw)
+        return self.encoder.distribution(raw)
 
     def bound(self, raw: Tensor, x: Tensor) -> Tensor:
         """The ELBO of each x, ``(*batch,)``, at raw parameters ``(*batch, 2, *event_shape)``, in nats."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro import cli, flow, networks
+from dgm_pyro import cli, flow, guides, networks, priors
 from dgm_pyro.build import build
 from dgm_pyro.networks import MADE, MLP
 
@@ -512,7 +512,66 @@ CASES = {
         [r"y has shape \(3,\)", "4 rows"],
     ),
     "labels that are floats": (lambda: dgm.Data(X, torch.zeros(4)), TypeError, ["y has dtype torch.float32"]),
+    # priors and guides
+    "a mixture without parts": (lambda: priors.MixturePrior(2, 0), ValueError, ["components must be a positive int"]),
+    "pseudo-inputs that are a number": (
+        lambda: priors.VampPrior(conditional(), 50),
+        TypeError,
+        ["pseudo_inputs must be a tensor", "training data"],
+    ),
+    "pseudo-inputs of another shape": (
+        lambda: priors.VampPrior(conditional(), torch.zeros(5, 2)),
+        ValueError,
+        [r"given_shape \(3,\)", r"pseudo_inputs \(2,\)"],
+    ),
+    "a full-rank image": (lambda: guides.FullRankNormal((1, 2, 2)), ValueError, ["over vectors", r"\(1, 2, 2\)"]),
+    "no rank": (lambda: guides.LowRankNormal(2, 0), ValueError, ["rank must be a positive integer, got 0"]),
+    "no planar maps": (
+        lambda: guides.planar(2, layers=0, context_shape=(3,)),
+        ValueError,
+        ["layers must be a positive integer, got 0"],
+    ),
+    "a negative number of reflections": (
+        lambda: networks.Sylvester(2, -1),
+        ValueError,
+        ["reflections must be an integer of at least 0, got -1"],
+    ),
+    "a flow that is refined": (
+        lambda: guides.SemiAmortized(flow.iaf(2, context_shape=(3,)), dgm.Normal(2), conditional()),
+        TypeError,
+        ["refines a dgm.Normal", "got Flow"],
+    ),
+    "a step of no size": (
+        lambda: guides.SemiAmortized(conditional(), dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), lr=0.0),
+        ValueError,
+        ["lr must be positive, got 0.0"],
+    ),
+    "too many values to enumerate": (
+        lambda: guides.EnumeratedPosterior(dgm.Bernoulli(20), dgm.Normal(2, nn.Linear(20, 4))),
+        ValueError,
+        ["at most 4096 values", r"event_shape \(20,\)"],
+    ),
+    "a posterior of a nonlinear likelihood": (
+        lambda: guides.LinearGaussianPosterior(dgm.Normal(2), dgm.Normal(3, MLP((2,), 3), scale="shared")),
+        ValueError,
+        ["must be linear", 'scale="feature"'],
+    ),
+    "a guide without its program's data": (
+        lambda: guides.fit_guide(vae(), torch.zeros(4, 3), pyro.infer.autoguide.AutoNormal),
+        ValueError,
+        [r"x has shape \(4, 3\)"],
+    ),
+    "a scale of no kind": (
+        lambda: dgm.Normal(2, nn.Linear(3, 2), scale="fixed"),
+        ValueError,
+        ["scale must be 'network', 'feature' or 'shared', got 'fixed'"],
+    ),
     # build
+    "a ladder without a hierarchy": (
+        lambda: build("vae", dgm.Data(X), encoder="ladder"),
+        ValueError,
+        ["for a hierarchy", "prior='vae'"],
+    ),
     "an unknown model": (lambda: build("gan", dgm.Data(X)), ValueError, ["model must be one of", "'gan'"]),
     "an unknown prior": (
         lambda: build("vae", dgm.Data(X), prior="laplace"),
