@@ -1,0 +1,47 @@
+"""The Python in README and docs runs as printed: the blocks of a page in their order, in one namespace."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SHORTER = {"epochs=20": "epochs=1", "num_particles=100": "num_particles=2"}  # where a page trains for real
+
+
+def blocks(page):
+    """The blocks that are programs; what only shows a signature or the body of a class of ours is none."""
+    found = BLOCK.findall(PAGES[page].read_text())
+    return [block for block in found if not re.match(r"program\.joint|class VAE\(Program\)", block)]
+
+
+WITH_PYTHON = [page for page in PAGES if blocks(page)]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {"__name__": f"page_{Path(page).stem}"}
+    for block in blocks(page):
+        for printed, run in SHORTER.items():
+            block = block.replace(printed, run)
+        exec(compile(block, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page].read_text()):
+        assert (PAGES[page].parent / target).exists(), target
+
+
+def test_the_pages_of_swap_points_name_what_build_knows():
+    from dgm_pyro.build import ENCODERS, LIKELIHOODS, PRIORS
+
+    for page, table in (("priors.md", PRIORS), ("guides.md", ENCODERS), ("likelihoods.md", LIKELIHOODS)):
+        rows = "\n".join(line for line in PAGES[page].read_text().splitlines() if line.startswith("|"))
+        missing = [name for name in table if f"`{name}`" not in rows]
+        assert not missing, f"{page} lacks {missing}"
