@@ -82,7 +82,7 @@ def train(
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
     latent: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
     labelled: Annotated[bool, typer.Option("--labelled", help="Build the generative classifier over MODEL.")] = False,
-    objective: Annotated[str | None, typer.Option(help="What to maximise: see dgm list.")] = None,
+    objective: Annotated[str | None, typer.Option(help="What to maximise, such as iwae:50: see dgm list.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
@@ -96,51 +96,32 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves."""
-    import dgm_pyro as dgm
     from dgm_pyro import plots, runs
-    from dgm_pyro.build import build
-    from dgm_pyro.evaluation import seeded
 
-    points = dgm.data.load(data, data_dir=data_dir, num=num)
     given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent": latent}
     swaps = {name: choice for name, choice in given.items() if choice is not None}
-    with seeded(seed, cpu()):
-        program = build(model, points, labelled=labelled, **swaps)
     name = f"{model}-{data}"
-    folder = runs.reserve(out or Path("runs") / name, force=force)
-    history = dgm.fit(
-        program,
-        points,
-        objective,
+    folder = out or Path("runs") / name
+    _, _, history = runs.train(
+        folder,
+        model,
+        data,
+        swaps,
+        labelled=labelled,
+        data_dir=data_dir,
+        num=num,
+        objective=objective,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
         seed=seed,
         device=device,
-        validation=validation or None,
-        early_stopping=early_stopping,
-        ema=ema,
-    )
-    record = runs.record_of(
-        model,
-        data,
-        history,
-        data_dir,
-        **given,
-        labelled=labelled,
-        objective=objective,
-        num=num,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        ema=ema,
         validation=validation,
         early_stopping=early_stopping,
-        seed=seed,
+        ema=ema,
+        force=force,
     )
-    runs.write(folder, program, record)
     plots.learning_curves(history, title=f"{name}: {len(history.epochs)} epochs").savefig(
         folder / "learning-curves.png"
     )
@@ -298,6 +279,201 @@ def doctor(
         raise typer.Exit(1)
 
 
+Names = Annotated[str | None, typer.Option(metavar="NAME,NAME,...", help="Names to try: see dgm list.")]
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+@app.command(
+    epilog="Example: dgm sweep vae --data digits-binary --prior normal,vamp,flow --encoder meanfield,iaf --seeds 3"
+)
+def sweep(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as vae: see dgm list.")] = "vae",
+    data: Annotated[str, typer.Option(help="A data set: see dgm list.")] = "digits-binary",
+    prior: Names = None,
+    encoder: Names = None,
+    likelihood: Names = None,
+    objective: Names = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 1,
+    num: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
+    latent: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    num_particles: Annotated[int, typer.Option(help="K of the IWAE bound that the table is sorted by.")] = 1000,
+    jobs: Annotated[int, typer.Option(help="How many processes, of one thread each.")] = 1,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder; default: sweeps/MODEL-DATA.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train and evaluate every combination: a table, a heat map, CSV, and a run for each cell.
+
+    The same command again goes on where it was killed; finished cells are kept, failed ones are tried again.
+    """
+    import json
+
+    from dgm_pyro.sweep import Options
+    from dgm_pyro.sweep import sweep as run_sweep
+
+    options = Options(model, data, data_dir, num, latent, epochs, batch_size, lr, num_particles, device)
+    folder = out or Path("sweeps") / f"{model}-{data}"
+    result = run_sweep(
+        folder,
+        options,
+        prior=_names(prior),
+        encoder=_names(encoder),
+        likelihood=_names(likelihood),
+        objective=_names(objective),
+        seeds=seeds,
+        jobs=jobs,
+    )
+    if as_json:
+        cells = [cell for row in result.rows for cell in row.cells]
+        typer.echo(json.dumps({"folder": str(folder), "failed": result.failed, "cells": cells}, indent=1))
+    else:
+        typer.echo(result)
+        typer.echo(f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}")
+    if result.failed:
+        for row in result.rows:
+            for error in row.errors:
+                typer.echo(f"failed: {' '.join(row.choices.values())}: {error}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: dgm compare runs/vae-digits runs/pixelcnn-digits --num-particles 100")
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Runs; differences are to the first.")],
+    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
+    num_particles: Annotated[
+        int, typer.Option(help="With latent variables: 1 for the ELBO, K for the tighter IWAE bound.")
+    ] = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Runs side by side, with paired differences; a mass is not compared with a density."""
+    import json
+
+    from dgm_pyro.sweep import compare as compare_runs
+    from dgm_pyro.training import find_device
+
+    found = compare_runs(
+        folders,
+        split=split,
+        num_particles=num_particles,
+        data_dir=data_dir,
+        device=str(find_device(device)),
+        seed=seed,
+        progress=sys.stderr.isatty(),
+    )
+    typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
+
+
+@app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num 64")
+def gaps(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Runs of VAEs, one for each guide.")],
+    num: Annotated[int, typer.Option(help="How many data, from the start of the split.")] = 64,
+    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
+    num_particles: Annotated[int, typer.Option(help="K of the IWAE bound on log p(x).")] = 1000,
+    num_temperatures: Annotated[
+        int, typer.Option(help="Of annealed importance sampling; 0 leaves it out, as for discrete latents.")
+    ] = 300,
+    steps: Annotated[int, typer.Option(help="Of the search for the best q of the family.")] = 400,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/gaps.png of the first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Split log p(x) - ELBO into what the guide's family costs and what amortization costs; with pictures."""
+    import json
+
+    import dgm_pyro as dgm
+    from dgm_pyro import plots, runs
+    from dgm_pyro.program import check_count
+    from dgm_pyro.training import find_device
+
+    check_count(num, "num")
+    where, picture = find_device(device), _picture(out, folders[0] / "gaps.png")
+    found = {}
+    for folder in folders:
+        program, record = runs.read(folder, where)
+        points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num].to(where)
+        x, given, _ = program.arguments(points.x, points.y)
+        found[str(folder)] = dgm.infer.gaps(
+            program,
+            x,
+            given,
+            num_particles=num_particles,
+            num_temperatures=num_temperatures,
+            steps=steps,
+            seed=seed,
+            progress=sys.stderr.isatty(),
+        )
+        if not as_json:
+            typer.echo(f"{folder} ({record.model} on {record.data}, {split})\n{found[str(folder)]}")
+        if program.event_shape[:1] == (1,) and len(program.event_shape) == 3:
+            worst = picture.with_name(f"{picture.stem}-{folder.name}-worst.png" if len(folders) > 1 else
+                                      f"{picture.stem}-worst.png")  # fmt: skip
+            plots.worst_explained(
+                found[str(folder)], levels=program.levels, title=f"Worst explained by {folder.name}"
+            ).savefig(worst)
+    names = {folder.name: each for folder, each in zip(folders, found.values(), strict=True)}
+    plots.gaps(
+        names if len(names) == len(found) else found, title=f"Gaps on {record.data}, {min(num, len(points))} data"
+    ).savefig(picture)
+    if as_json:
+        typer.echo(json.dumps({name: each.as_dict() for name, each in found.items()}, indent=1))
+    else:
+        typer.echo(f"{picture}: the gaps drawn")
+
+
+@app.command(epilog="Example: dgm checks runs/vae-digits --num-simulations 1000")
+def checks(
+    run: RunFolder,
+    num_simulations: Annotated[int, typer.Option(help="Pairs (z, x) simulated for calibration.")] = 500,
+    num: Annotated[int, typer.Option(help="How many data the activity of units is measured on.")] = 512,
+    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/checks.png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Is the guide calibrated, and which latents are in use? Rank histograms, active units, KL, collapse."""
+    import json
+
+    import dgm_pyro as dgm
+    from dgm_pyro import plots, runs
+    from dgm_pyro.program import check_count
+    from dgm_pyro.training import find_device
+
+    check_count(num, "num")
+    where, picture = find_device(device), _picture(out, run / "checks.png")
+    program, record = runs.read(run, where)
+    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num]
+    report = dgm.infer.check(program, points, num_simulations=num_simulations, seed=seed)
+    plots.calibration(report, title=f"The guide of {record.model} on {record.data}").savefig(picture)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=1))
+        return
+    typer.echo(report)
+    typer.echo(f"{picture}: rank histograms and the KL of each dimension")
+
+
+def _picture(out: Path | None, default: Path) -> Path:
+    picture = out or default
+    if picture.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {picture}")
+    if out is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+    return picture
+
+
 @app.command("list", epilog="Example: dgm list")
 def list_names() -> None:
     """List the models, data sets, priors, encoders, likelihoods and objectives, each with a line."""
@@ -314,7 +490,7 @@ def list_names() -> None:
         "priors of a vae: --prior": lines(PRIORS),
         "encoders of a vae: --encoder": lines(ENCODERS),
         "likelihoods of a vae: --likelihood": lines(LIKELIHOODS),
-        "objectives: --objective": {
+        "objectives: --objective NAME or NAME:NUMBER": {
             name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".") for name, each in OBJECTIVES.items()
         },
     }

@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import ComposeTransform, Transform
 
-from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, program_device, seeded
 from dgm_pyro.program import Program, is_pair
 
@@ -217,9 +216,7 @@ def _program(program: Program, data: Any, loss: PyroELBO | None) -> Diagnosis:
                 points = as_data(program, data)
             except (ValueError, TypeError) as error:
                 return Diagnosis((Finding("error", "data", program.variable, _line(error), _remedy(error)),))
-            points = points if len(points) <= 64 else Data(points.x[:64], None if points.y is None else points.y[:64],
-                                                           points.levels, points.name, points.num_classes)  # fmt: skip
-            moved = points.to(program_device(program))
+            moved = points[:64].to(program_device(program))
             value, given, _ = program.arguments(moved.x, moved.y)
         return _diagnose(program.model, program.guide, (value, given), {}, loss)
     finally:

@@ -37,6 +37,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from dgm_pyro.evaluation import Evidence
+from dgm_pyro.infer.checks import Report
+from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.training import History
 
 WIDTH = 4.3
@@ -618,4 +620,178 @@ def latent_map(z: Tensor, y: Tensor, *, title: str = "") -> Figure:
         box = {"boxstyle": "circle,pad=0.25", "facecolor": colours.paper, "edgecolor": colour, "linewidth": 1.4}
         centre = (float(points[:, 0].median()), float(points[:, 1].median()))
         axes.annotate(str(label), centre, ha="center", va="center", weight="bold", size=9, bbox=box)
+    return figure
+
+
+# -- experiments -------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def heat_map(
+    panels: Mapping[str, Mapping[tuple[str, str], tuple[float, float]]], title: str = "", *, lowest_is_best: bool = True
+) -> Figure:
+    """A number for each row and column, written in its cell over the standard error; the best is framed.
+
+    Args:
+        panels: by title, and then by (row, column): mean and standard error; NaN where there is none.
+
+    Raises:
+        ValueError: there is no number to draw.
+    """
+    means = [mean for cells in panels.values() for mean, _ in cells.values() if not math.isnan(mean)]
+    if not means:
+        raise ValueError("there is nothing to draw: no cell holds a number")
+    low, high = min(means), max(means)
+    best = low if lowest_is_best else high
+    rows_of = [list(dict.fromkeys(row for row, _ in cells)) for cells in panels.values()]
+    height = sum(0.36 * len(rows) + (0.75 if title_of else 0.5) for rows, title_of in zip(rows_of, panels, strict=True))
+    figure = _figure(height + 0.15, title)
+    ratios = [len(rows) + 1.2 for rows in rows_of]
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    for axes, (name, cells), rows in zip(grid, panels.items(), rows_of, strict=True):
+        columns = list(dict.fromkeys(column for _, column in cells))
+        values = np.array([[cells.get((row, column), (math.nan,))[0] for column in columns] for row in rows])
+        # Half of the colours: the text on them stays readable, and the best is the strongest.
+        shade = (high - values) / (high - low or 1)
+        shade = 0.05 + 0.45 * (shade if lowest_is_best else 1 - shade)
+        axes.imshow(shade, cmap=_theme.get().heat.with_extremes(bad=_theme.get().paper), vmin=0, vmax=1, aspect="auto")
+        for i, row in enumerate(rows):
+            for j, column in enumerate(columns):
+                mean, error = cells.get((row, column), (math.nan, math.nan))
+                if math.isnan(mean):
+                    axes.text(j, i, "failed" if (row, column) in cells else "", ha="center", va="center", size=7.5)
+                    continue
+                ink = _theme.get().paper if shade[i, j] > 0.33 else _theme.get().ink
+                size = 8.5 if len(columns) < 6 else 7
+                place = {"ha": "center", "color": ink}
+                if math.isnan(error):
+                    axes.text(j, i, f"{mean:.3f}", va="center", size=size, **place)
+                else:
+                    axes.text(j, i - 0.16, f"{mean:.3f}", va="center", size=size, **place)
+                    axes.text(j, i + 0.22, f"± {error:.3f}", va="center", size=size - 2, **place)
+                if mean == best:
+                    frame = Rectangle(
+                        (j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor=_theme.get().series[1], linewidth=1.8
+                    )
+                    axes.add_patch(frame)
+        axes.set_yticks(range(len(rows)), rows)
+        rotated = sum(len(column) + 2 for column in columns) > 46
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=40 if rotated else 0, ha="right" if rotated else "center"
+        )
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        if name:
+            axes.set_title(name, loc="left", size=8.5)
+    return figure
+
+
+@_styled
+def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
+    """Bars from the ELBO to log p(x), one for each guide: approximation gap, then amortization gap.
+
+    Args:
+        found: by the name of the guide; error bars are two standard errors of each gap.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not found:
+        raise ValueError("there is nothing to draw: found is empty")
+    figure, axes = _rows(list(found), title)
+    figure.set_figheight(figure.get_figheight() + 0.25)
+    colours = _theme.get()
+    for row, each in enumerate(found.values()):
+        start, spare = 0.0, 0.0
+        named = {
+            "approximation gap (the family)": each.approximation,
+            "amortization gap (the encoder)": each.amortization,
+        }
+        for i, (name, values) in enumerate(named.items()):
+            mean, error = (
+                values.mean().item(),
+                2 * (values.std() / len(values) ** 0.5).item() if len(values) > 1 else 0.0,
+            )
+            axes.barh(row, mean, left=start, height=0.55, color=colours.series[i], label=name if row == 0 else None)
+            axes.errorbar(
+                start + mean, row + 0.1 * (2 * i - 1), xerr=error, color=colours.ink, elinewidth=1.2, fmt="none"
+            )
+            start, spare = start + mean, max(spare, start + mean + error)
+        axes.annotate(
+            f"{each.total.mean().item():.2f}", (spare, row), (5, 0), textcoords="offset points", va="center", size=8.5
+        )
+    axes.margins(x=0.14)
+    axes.axvline(0, color=colours.muted, linewidth=0.8)
+    axes.set_xlabel("log p(x) - ELBO (nats per datum)")
+    figure.legend(loc="outside lower left", ncols=1)
+    figure.set_figheight(figure.get_figheight() + 0.3)
+    return figure
+
+
+@_styled
+def worst_explained(found: Gaps, *, levels: int | None = None, num: int = 8, title: str = "") -> Figure:
+    """Images with the lowest log p(x), in nats, above those with the largest gap.
+
+    Raises:
+        ValueError: x is no batch of images.
+    """
+    num = min(num, len(found.x))
+    low, wide = found.worst(num), found.total.argsort(descending=True)[:num]
+    rows = ("lowest log p(x)", "largest gap")
+    return images(found.x[torch.cat([low, wide])], levels=levels, columns=num, title=title, row_labels=rows)
+
+
+@_styled
+def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
+    """Rank histograms of the worst dimensions, and the KL of every dimension.
+
+    Flat histograms within the band are calibrated; a U is too narrow a guide, a hump too wide a one.
+
+    Args:
+        report: of `dgm_pyro.infer.check`.
+        most: draw at most so many histograms, the least uniform first.
+    """
+    found, colours = report.calibration, _theme.get()
+    ordered = sorted(
+        ((p, site, i) for site in found.ranks for i, p in enumerate(found.p_values(site).tolist())), key=lambda t: t[0]
+    )
+    worst = ordered[:most]
+    columns = min(3, len(worst))
+    rows = math.ceil(len(worst) / columns)
+    measured = {site: each for site, each in report.units.items() if each.kl is not None}
+    figure = _figure(1.25 * rows + 0.35 + 1.7 * len(report.units), title)
+    top, *below = figure.subfigures(1 + len(report.units), 1, squeeze=False,
+                                    height_ratios=[1.25 * rows + 0.2, *[1.7] * len(report.units)])[:, 0]  # fmt: skip
+    grid = top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    total = len(next(iter(found.ranks.values())))
+    share = 1 / found.num_bins
+    band = 2.576 * (share * (1 - share) / total) ** 0.5
+    for axes, (p, site, i) in zip(grid, worst, strict=False):
+        counts = found.histogram(site)[i].double() / total
+        axes.axhspan(max(0.0, share - band), share + band, color=colours.rule, zorder=0)
+        axes.bar(np.arange(found.num_bins) + 0.5, counts.numpy(), width=0.9, color=colours.series[0])
+        axes.axhline(share, color=colours.muted, linewidth=0.8)
+        axes.set_title(f"{site}[{i}]: p = {p:.2g}", size=7.5, loc="left")
+        axes.set(xticks=(0, found.num_bins), xticklabels=("low", "high"))
+        axes.set_xmargin(0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axes in list(grid)[len(worst) :]:
+        axes.set_visible(False)
+    top.supxlabel("rank of the true z among draws of q (band: 99 % of uniform ranks)", size=8)
+    for part, (site, each) in zip(below, report.units.items(), strict=True):
+        kind, values = (
+            ("KL (nats)", each.kl) if site in measured and each.kl is not None else ("Var E[z]", each.variance)
+        )
+        order = values.argsort(descending=True)
+        axes = part.subplots()
+        bars = axes.bar(
+            range(len(values)),
+            values[order].numpy(),
+            color=[colours.series[0] if active else colours.series[1] for active in each.active[order].tolist()],
+        )
+        for bar, active in zip(bars, each.active[order].tolist(), strict=True):
+            bar.set_hatch("" if active else "///")
+        live = int(each.active.sum())
+        axes.set(ylabel=kind, xlabel=f"dimensions of {site}, sorted: {live} of {len(values)} active (others hatched)")
+        axes.set_xticks([])
     return figure

@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dgm_pyro import checkpoint
+from dgm_pyro import checkpoint, data
+from dgm_pyro.build import build
+from dgm_pyro.evaluation import seeded
 from dgm_pyro.program import Program
-from dgm_pyro.training import History
+from dgm_pyro.training import History, fit
 
 RECORD = "run.json"
 
@@ -51,6 +55,54 @@ def reserve(folder: str | os.PathLike[str], *, force: bool = False) -> Path:
         raise FileExistsError(f"{path} exists and is not empty: choose another --out, or overwrite it with --force")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def train(
+    folder: str | os.PathLike[str],
+    model: str,
+    data_name: str,
+    swaps: Mapping[str, Any],
+    *,
+    labelled: bool = False,
+    data_dir: str | None = None,
+    num: int | None = None,
+    objective: str | None = None,
+    seed: int = 0,
+    validation: float | None = 0.1,
+    force: bool = False,
+    **options: Any,
+) -> tuple[Program, Record, History]:
+    """Build, train and store a run; what `dgm train` does.
+
+    Args:
+        swaps: of `dgm.build`, by name.
+        force: overwrite what is in the folder.
+        options: of `dgm.fit`, by name.
+
+    Returns:
+        The trained program, what was written about it, and the history of the training.
+
+    Raises:
+        FileExistsError: something is in the folder, and ``force`` is not set.
+        ValueError, TypeError: an unknown name, or an option that does not fit; nothing has been written.
+    """
+    points = data.load(data_name, data_dir=data_dir, num=num)
+    with seeded(seed, torch.device("cpu")):
+        program = build(model, points, labelled=labelled, **swaps)
+    path = reserve(folder, force=force)
+    try:
+        history = fit(program, points, objective, seed=seed, validation=validation or None, **options)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is not empty: an earlier run that was to be overwritten
+            path.rmdir()
+        raise
+    kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
+    record = record_of(
+        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num, **kept,
+        validation=validation, seed=seed,
+    )  # fmt: skip
+    write(path, program, record)
+    return program, record, history
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:

@@ -103,7 +103,7 @@ class Gaps:
 
 
 def gaps(
-    program: VAE,
+    program: Program,
     x: Tensor,
     given: Any = None,
     *,
