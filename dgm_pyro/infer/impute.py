@@ -37,7 +37,7 @@ from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic
 from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.labelled import Labelled
-from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites
+from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites, plates
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 
@@ -187,9 +187,10 @@ class _Method:
             steps = path.adapt(self.betas, self.transition, 0.65)
             u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition)
             latents, _ = path.coordinates.unflatten(u)
-        with poutine.block(), _Known(program.variable, x, mask):
-            complete: Any = joint_trace(program, None, latents, given, batch=batch)
-        return complete.nodes["_RETURN"]["value"], log_weights
+        known = _Known(program.variable, x, mask)
+        with poutine.block(), known, poutine.condition(data=latents), plates(batch):
+            drawn = program.joint(program.variable, None, given)
+        return drawn, log_weights
 
 
 class _Known(poutine.messenger.Messenger):

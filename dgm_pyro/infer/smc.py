@@ -14,14 +14,13 @@ the model, observed ones multiply the weight by :math:`p(x_i \mid x_{<i})`. *Tim
 observed is drawn from the noising guide :math:`q(x_{t-1} \mid x_t, x_0)`, what is missing from the model, and
 
 .. math::
-    \gamma_t(x_{t:T}) = p(x_{t:T})\, \psi_t(x_t)^{\lambda_t}, \qquad
-    \psi_t(x_t) = p(x_0 \mid x_1)\big|_{\hat x_0(x_1) \to \hat x_0(x_t)}, \qquad \lambda_1 = 1
+    \gamma_t(x_{t:T}) = q_t \left(\frac{p(x_{t:T})}{q_t}\right)^{a_t} \psi_t(x_t)^{b_t}, \qquad
+    \psi_t(x_t) = p(x_0 \mid x_1)\big|_{\hat x_0(x_1) \to \hat x_0(x_t)}, \qquad a_1 = b_1 = 1,
 
-looks ahead with :math:`\psi_t`, the likelihood of the data given what the denoiser makes of x_t already. At t = 1 it is
-the likelihood itself, so that the last density is the model's: twisting changes the variance, not the answer. Far from
-the end the denoiser's features are not independent, as :math:`\psi_t` has them, and it overstates what is known. The
-powers :math:`\lambda_t` are the least-squares slopes of what a particle's log weight has still to gain on
-:math:`\log \psi_t`, from a preliminary run without resampling.
+where :math:`q_t` is the density of the draws so far. :math:`\psi_t` looks ahead: it is the likelihood of the data given
+what the denoiser makes of x_t already. At t = 1 it is the likelihood itself, so that the last density is the model's:
+twisting changes the variance, not the answer. The powers are the least-squares slopes of a particle's last log weight
+on the two logarithms, from a preliminary run: where they foretell nothing both are 0, and nothing is resampled for it.
 
 Sources: Doucet and Johansen 2009 (a tutorial); for twisting in diffusions, Wu et al. 2023 (arXiv 2306.17775), of which
 this is the variant with the guide as the proposal of what is observed.
@@ -192,23 +191,24 @@ class Times:
         self.mask, self.given = mask, given
         self.x = torch.where(mask, x, torch.zeros_like(x))
         self.x0 = self.program.clean(self.x)
-        self.powers = self.x0.new_ones(self.program.steps + 1)
+        self.powers = self.x0.new_ones(self.program.steps + 1, 2)
 
     def tune(self, num_particles: int) -> None:
-        """Set the powers by a run with particles of its own, ``num_particles`` for each datum, at least 2."""
-        self.powers = torch.ones_like(self.powers)
-        state, log_weights = self.start((num_particles, len(self.x)))
-        ahead, so_far = [state["log_psi"]], [log_weights - state["log_psi"]]
+        """Set the powers by a run with particles of its own, ``num_particles`` for each datum or more."""
+        num_particles = max(num_particles, 2 + 64 // len(self.x))
+        state, _ = self.start((num_particles, len(self.x)))
+        states = [state]
         for i in range(len(self)):
-            state, more = self.step(i, state)
-            log_weights = log_weights + more
-            ahead.append(state["log_psi"])
-            so_far.append(log_weights - state["log_psi"])
-        log_psi, to_gain = torch.stack(ahead), log_weights - torch.stack(so_far)
-        log_psi, to_gain = (each - each.mean(1, keepdim=True) for each in (log_psi, to_gain))
-        slopes = (log_psi * to_gain).sum((1, 2)) / (log_psi**2).sum((1, 2)).clamp_min(1e-12)
-        self.powers[1:] = slopes.clamp(0, 1).flip(0)
-        self.powers[1] = 1
+            state, _ = self.step(i, state)
+            states.append({name: state[name] for name in ("log_path", "log_psi")})
+        last = state["log_path"] + state["log_psi"]
+        target = (last - last.mean(0)).flatten().double()
+        for i, each in enumerate(states[:-1]):
+            known = torch.stack([each["log_path"], each["log_psi"]], -1)
+            known = (known - known.mean(0)).flatten(0, 1).double()
+            ridge = 1e-6 * torch.eye(2, dtype=known.dtype, device=known.device)
+            slopes = torch.linalg.solve(known.T @ known + ridge, known.T @ target)
+            self.powers[self.program.steps - i] = slopes.to(self.powers.dtype)
 
     def __len__(self) -> int:
         return self.program.steps - 1
@@ -224,23 +224,31 @@ class Times:
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
         p, x_t, t = self.program, state["x_t"], self.program.steps - i
+        before = self._log_gamma(state, t)
         times = self._time(x_t, t)
         model = _features(p.reverse(x_t, times, self._denoised(state)))
         guide = _features(p.reverse(x_t, times, self.x0))
         x_s = torch.where(self.mask, guide.sample(), model.sample())
-        return self._state(x_s, t - 1, self._seen(model.log_prob(x_s) - guide.log_prob(x_s)) - state["log_psi"])
+        log_path = state["log_path"] + self._seen(model.log_prob(x_s) - guide.log_prob(x_s))
+        state, log_gamma = self._state(x_s, t - 1, log_path)
+        return state, log_gamma - before
 
     def finish(self, state: State) -> Tensor:
         """x_0 with what is missing drawn from p(x_0 | x_1), ``(*batch, *event_shape)``."""
         return torch.where(self.mask, self.x, self.program.likelihood(self._denoised(state)).sample())
 
-    def _state(self, x_t: Tensor, t: int, log_weight: Tensor) -> tuple[State, Tensor]:
+    def _state(self, x_t: Tensor, t: int, log_path: Tensor) -> tuple[State, Tensor]:
         denoised = self.program.denoise(x_t, self._time(x_t, t), self.given)
-        log_psi = self.powers[t] * self._seen(_features(self.program.likelihood(denoised)).log_prob(self.x))
-        state = {"x_t": x_t, "x0": denoised.x0, "variance": denoised.variance.expand_as(x_t), "log_psi": log_psi}
+        log_psi = self._seen(_features(self.program.likelihood(denoised)).log_prob(self.x))
+        state = {"x_t": x_t, "x0": denoised.x0, "variance": denoised.variance.expand_as(x_t)}
+        state |= {"log_path": log_path, "log_psi": log_psi}
         if denoised.logits is not None:
             state["logits"] = denoised.logits
-        return state, log_weight + log_psi
+        return state, self._log_gamma(state, t)
+
+    def _log_gamma(self, state: State, t: int) -> Tensor:
+        a, b = self.powers[t]
+        return a * state["log_path"] + b * state["log_psi"]
 
     def _denoised(self, state: State) -> Denoised:
         return Denoised(state["x0"], state["variance"], state.get("logits"))
