@@ -66,7 +66,8 @@ def latents(program: Program, x: Tensor) -> Tensor | None:
     x = x.to(program_device(program))
     with evaluating(program):
         if isinstance(program, VAE):
-            return program.encoder.forward(x).mean.flatten(1).cpu()  # type: ignore[operator]
+            encoder: Any = program.encoder
+            return encoder(x).mean.flatten(1).cpu()
         if isinstance(program, Dequantized):
             return program.flow.inverse_map((x + 0.5) / program.levels).flatten(1).cpu()  # type: ignore[operator]
     return None
