@@ -189,6 +189,62 @@ def _check_sampling(program: Program, label: int | None, options: dict[str, Any]
         raise ValueError("--guidance needs a run with labels: train it with dgm train diffusion --labelled")
 
 
+@app.command(epilog="Example: dgm impute runs/pixelcnn-digits --mask top -n 6")
+def impute(
+    run: RunFolder,
+    mask: Annotated[
+        str, typer.Option(help="What to hide: left, right, top, bottom, centre, or random:0.5 for a share.")
+    ] = "left",
+    num: Annotated[int, typer.Option("--num", "-n", help="How many draws for each datum.")] = 4,
+    rows: Annotated[int, typer.Option(help="How many data of the split.")] = 8,
+    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
+    num_particles: Annotated[
+        int | None, typer.Option(help="Weighted draws to choose from; default: by method, see docs/inference.md.")
+    ] = None,
+    num_temperatures: Annotated[int, typer.Option(help="Length of annealing, for a vae or a flow.")] = 100,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/imputed.png.")] = None,
+) -> None:
+    """Hide a part of some data, and draw it anew given the rest: a picture, and the numbers beside it."""
+    import numpy as np
+    import torch
+
+    import dgm_pyro as dgm
+    from dgm_pyro import plots, runs
+    from dgm_pyro.training import find_device
+
+    where = find_device(device)
+    picture = out or run / "imputed.png"
+    if picture.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {picture}")
+    if rows < 1:
+        raise ValueError(f"--rows must be a positive integer, got {rows}")
+    program, record = runs.read(run, where)
+    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)
+    points = points[:rows]
+    x, given, _ = program.arguments(points.x, points.y)
+    if program.variable != "x":
+        raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to impute")
+    seen = dgm.infer.hide(mask, program.event_shape, seed)
+    drawn = dgm.infer.impute(
+        program,
+        x.to(where),
+        seen.to(where),
+        num,
+        None if given is None else given.to(where),
+        num_particles=num_particles,
+        num_temperatures=num_temperatures,
+        seed=seed,
+    ).cpu()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    what = f"{record.model} on {record.data}, {mask} hidden"
+    plots.imputations(x, seen, drawn, levels=program.levels, title=what).savefig(picture)
+    np.save(picture.with_suffix(".npy"), torch.as_tensor(drawn).numpy())
+    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} draws for each of {len(x)} data of {what}")
+
+
 @app.command(epilog="Example: dgm evaluate runs/vae-digits --num-particles 64 --json")
 def evaluate(
     run: RunFolder,

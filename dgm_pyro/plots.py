@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -208,6 +208,7 @@ def images(
     title: str = "",
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
+    hidden: Tensor | None = None,
 ) -> Figure:
     """Images side by side: value 0 is the paper, the highest is ink.
 
@@ -216,6 +217,7 @@ def images(
         levels: integers 0 .. levels - 1; None scales reals between their extremes.
         columns: how many per row; by default about as many as rows, or one per column label.
         row_labels, column_labels: at the left, and on top.
+        hidden: bool, ``(N, 1, H, W)``: pixels that are covered, in a colour of their own.
 
     Raises:
         ValueError: x is no batch of one-channel images.
@@ -243,11 +245,17 @@ def images(
     colours = _theme.get().grey.with_extremes(bad=_theme.get().paper)
     # A frame of paper and ink: the outline shows where an image ends, also where it is blank.
     axes.imshow(mosaic, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    cover = ListedColormap([_theme.get().series[5]])
     for i in range(len(values)):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        if hidden is not None and bool(hidden[i].any()):
+            covered = np.where(hidden[i, 0].cpu().numpy(), 1.0, np.nan)
+            box = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
+            axes.imshow(covered, cmap=cover, extent=box, interpolation="nearest")
         axes.add_patch(
             Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=_theme.get().rule, linewidth=0.6)
         )
+    axes.set(xlim=(-0.5, mosaic.shape[1] - 0.5), ylim=(mosaic.shape[0] - 0.5, -0.5))
     axes.set_axis_off()
     for i, label in enumerate(row_labels):
         axes.text(-gap, i * (height + gap) + height / 2 - 0.5, label, ha="right", va="center", size=8.5)
@@ -323,6 +331,24 @@ def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
         return plane(x, title=title)
     return table_of_features(x, levels=levels, title=title)
+
+
+def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
+    """One row per datum: x itself, x with the hidden part covered, and draws of that part given the rest.
+
+    Args:
+        x: ``(N, *event_shape)``; what has no rows is drawn as one row of features.
+        mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
+        draws: ``(S, N, *event_shape)``.
+    """
+    shape = tuple(x.shape[1:]) if x.dim() == 4 and x.shape[1] == 1 else (1, 1, x[0].numel())
+    columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), draws.to(x.dtype)]).transpose(0, 1)
+    hidden = torch.zeros(columns.shape, dtype=torch.bool)
+    hidden[:, 1] = ~mask.cpu().expand_as(x)
+    labels = ("data", "seen", *(f"draw {i}" for i in range(1, len(draws) + 1)))
+    return images(
+        columns.reshape(-1, *shape), levels=levels, title=title, column_labels=labels, hidden=hidden.reshape(-1, *shape)
+    )
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

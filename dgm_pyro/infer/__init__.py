@@ -3,7 +3,7 @@
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Report, Units, check, sbc, units
 from dgm_pyro.infer.gaps import Gaps, gaps
-from dgm_pyro.infer.impute import impute
+from dgm_pyro.infer.impute import hide, impute
 from dgm_pyro.infer.mcmc import nuts
 from dgm_pyro.infer.smc import Features, Population, Stepper, Times, propagate, smc
 
@@ -23,6 +23,7 @@ __all__ = [
     "bidirectional",
     "check",
     "gaps",
+    "hide",
     "impute",
     "nuts",
     "propagate",

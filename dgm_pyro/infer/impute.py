@@ -22,6 +22,7 @@ All but the exact ones are right in the limit of many particles or temperatures 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,15 +35,15 @@ from dgm_pyro.diffusion import Diffusion, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating, seeded
 from dgm_pyro.flow import Dequantized
 from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
-from dgm_pyro.infer.smc import Features, Times, propagate, systematic
+from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
 from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites, plates
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 
-ALONG_A_CHAIN, ANNEALED, DISCRETE = 256, 64, 4096
-"""Particles of each datum, by method, where the caller does not say."""
+PARTICLES, DISCRETE = 64, 4096
+"""Particles of each datum where the caller does not say, and those drawn from a discrete prior."""
 
 
 def impute(
@@ -66,8 +67,8 @@ def impute(
         num_samples: S, draws for each datum. They are chosen by systematic resampling: one particle is returned twice
             only if its weight is above 1 / S.
         given: ``(B, *given_shape)`` for a conditional program.
-        num_particles: weighted draws that these are chosen from; default 256 along a chain, 64 annealed, 4096 where
-            discrete latents are drawn from the prior, and at least ``4 * num_samples``. More are better, and cost.
+        num_particles: weighted draws that these are chosen from; default 64, or 4096 where discrete latents are
+            drawn from the prior, and at least ``4 * num_samples``. More are better, and cost.
         num_temperatures, num_leapfrog: of annealing, see `ais`.
         seed: the global random state is left as it was.
 
@@ -111,6 +112,55 @@ def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     return mask.to(x.device).expand_as(x)
 
 
+REGIONS = ("left", "right", "top", "bottom", "centre", "random:SHARE")
+"""Names of what to hide; see `hide`."""
+
+
+def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
+    """A mask for `impute`, False in a region of that name: bool, of ``event_shape``.
+
+    Args:
+        region: "left", "right", "top", "bottom" hide half of an image (..., H, W), "centre" the middle half of its rows
+            and columns, "random:0.5" that share of the features; data without rows have "left" and "right" only.
+        seed: of the random region.
+
+    Raises:
+        ValueError: there is no such region.
+
+    >>> hide("left", (1, 2, 4))
+    tensor([[[False, False,  True,  True],
+             [False, False,  True,  True]]])
+    """
+    shape = torch.Size(event_shape)
+    name, _, share = region.partition(":")
+    if name == "random":
+        try:
+            wanted = float(share)
+        except ValueError:
+            wanted = -1.0
+        if not 0 < wanted <= 1:
+            raise ValueError(f"the random mask needs the share of features to hide, such as random:0.5, got {region!r}")
+        order = torch.rand(shape.numel(), generator=torch.Generator().manual_seed(seed)).argsort().argsort()
+        return (order >= round(wanted * shape.numel())).reshape(shape)
+    if region not in REGIONS[:-1]:
+        raise ValueError(f"mask must be one of {', '.join(REGIONS)}, got {region!r}")
+    if len(shape) < 2 and name not in ("left", "right"):
+        raise ValueError(
+            f"mask {region!r} needs images, but x has event_shape {tuple(shape)}: use left, right or random"
+        )
+    mask = torch.ones(shape, dtype=torch.bool)
+    height, width = (1, *shape)[-2:]
+    rows, columns = slice(None), slice(None)
+    if name in ("left", "right"):
+        columns = slice(width // 2) if name == "left" else slice(width - width // 2, None)
+    elif name in ("top", "bottom"):
+        rows = slice(height // 2) if name == "top" else slice(height - height // 2, None)
+    else:
+        rows, columns = (slice(size // 4, size - size // 4) for size in (height, width))
+    mask.reshape(-1, height, width)[:, rows, columns] = False
+    return mask
+
+
 class _Method:
     """Weighted draws, by the kind of the program."""
 
@@ -131,10 +181,10 @@ class _Method:
             return self.chain(Features(program, x, mask, given), len(x))
         if isinstance(program, Diffusion | UnrolledDiffusion):
             times = Times(program, x, mask, given)
-            times.tune(max(2, self.count(ALONG_A_CHAIN) // 8))
+            times.tune(max(2, self.count(PARTICLES) // 8))
             return self.chain(times, len(x))
         if isinstance(program, Dequantized):
-            return self.annealed(_ToCells(program, x, mask, given, self.count(ANNEALED)))
+            return self.annealed(_ToCells(program, x, mask, given, self.count(PARTICLES)))
         if isinstance(program, Conditional):
             return self.conditional(program, x, mask, given)
         if program.tractable:
@@ -150,8 +200,12 @@ class _Method:
         return torch.cat([drawn for drawn, _ in each]), torch.cat(weights)
 
     def chain(self, stepper: Features | Times, size: int) -> Weighted:
-        population = propagate(stepper, self.count(ALONG_A_CHAIN), size)
-        return stepper.finish(population.state), population.log_weights
+        # Without a step the weights are equal, and the draws exact.
+        num_particles = self.count(PARTICLES) if len(stepper) else self.num_samples
+        population = propagate(stepper, num_particles, size)
+        # What comes after the last observation is drawn for those alone that are kept.
+        kept = take(population.state, systematic(population.log_weights, self.num_samples))
+        return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
 
     def annealed(self, path: _ToCells | _ToReals) -> Weighted:
         steps = path.adapt(self.betas, self.transition, 0.65)
@@ -169,7 +223,7 @@ class _Method:
                     f"there is no method to impute with {type(program).__name__}: its features are integers that "
                     "depend on one another, and no chain says how"
                 ) from None
-            return self.annealed(_ToReals(program, x, mask, given, self.count(ANNEALED)))
+            return self.annealed(_ToReals(program, x, mask, given, self.count(PARTICLES)))
         log_prob = torch.where(mask, features.log_prob(x), 0.0).flatten(1).sum(-1)
         return distribution.expand(batch).sample(), log_prob.expand(batch)
 
@@ -182,7 +236,7 @@ class _Method:
             latents = {name: trace.nodes[name]["value"] for name in latent_sites(trace)}
             _, log_weights = log_joint(program, x, latents, given, batch=batch, mask=mask)
         else:
-            path = ToPosterior(program, x, given, self.count(ANNEALED), "prior", {}, mask)
+            path = ToPosterior(program, x, given, self.count(PARTICLES), "prior", {}, mask)
             batch = path.batch
             steps = path.adapt(self.betas, self.transition, 0.65)
             u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition)
