@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    import torch
-
     from dgm_pyro.program import Program
 
 # Modules that take long to import are imported by the commands that need them.
@@ -554,12 +552,6 @@ def list_names() -> None:
         typer.echo(title)
         for name, line in names.items():
             typer.echo(f"  {name:<20}{line}")
-
-
-def cpu() -> torch.device:
-    import torch
-
-    return torch.device("cpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
