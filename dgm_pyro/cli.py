@@ -235,6 +235,7 @@ def impute(
         num_particles=num_particles,
         num_temperatures=num_temperatures,
         seed=seed,
+        progress=sys.stderr.isatty(),
     ).cpu()
     picture.parent.mkdir(parents=True, exist_ok=True)
     what = f"{record.model} on {record.data}, {mask} hidden"

@@ -57,6 +57,7 @@ def impute(
     num_temperatures: int = 100,
     num_leapfrog: int = 8,
     seed: int = 0,
+    progress: bool = False,
 ) -> Tensor:
     """Draw the missing features of x given the observed ones.
 
@@ -71,6 +72,7 @@ def impute(
             drawn from the prior, and at least ``4 * num_samples``. More are better, and cost.
         num_temperatures, num_leapfrog: of annealing, see `ais`.
         seed: the global random state is left as it was.
+        progress: whether to show a bar.
 
     Returns:
         ``(S, B, *event_shape)`` of x's dtype, observed features unchanged.
@@ -91,7 +93,7 @@ def impute(
     mask = _checked_mask(mask, x)
     known = torch.where(mask, x, torch.zeros_like(x))
     program.check(known, given)
-    method = _Method(num_samples, num_particles, num_temperatures, num_leapfrog)
+    method = _Method(num_samples, num_particles, num_temperatures, num_leapfrog, progress)
     with evaluating(program), seeded(seed, x.device), torch.no_grad():
         drawn, log_weights = method.weighted(program, known, mask, given)
         chosen = systematic(log_weights, num_samples)
@@ -164,8 +166,10 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
 class _Method:
     """Weighted draws, by the kind of the program."""
 
-    def __init__(self, num_samples: int, num_particles: int | None, num_temperatures: int, num_leapfrog: int):
-        self.num_samples = num_samples
+    def __init__(
+        self, num_samples: int, num_particles: int | None, num_temperatures: int, num_leapfrog: int, progress: bool
+    ):
+        self.num_samples, self.progress = num_samples, progress
         self.num_particles = None if num_particles is None else check_count(num_particles, "num_particles")
         self.betas, self.transition = temperatures(num_temperatures), HMC(check_count(num_leapfrog, "num_leapfrog"))
 
@@ -202,14 +206,14 @@ class _Method:
     def chain(self, stepper: Features | Times, size: int) -> Weighted:
         # Without a step the weights are equal, and the draws exact.
         num_particles = self.count(PARTICLES) if len(stepper) else self.num_samples
-        population = propagate(stepper, num_particles, size)
+        population = propagate(stepper, num_particles, size, progress=self.progress)
         # What comes after the last observation is drawn for those alone that are kept.
         kept = take(population.state, systematic(population.log_weights, self.num_samples))
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
 
     def annealed(self, path: _ToCells | _ToReals) -> Weighted:
         steps = path.adapt(self.betas, self.transition, 0.65)
-        u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition)
+        u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
         return path.features(u), log_weights
 
     def conditional(self, program: Conditional, x: Tensor, mask: Tensor, given: Any) -> Weighted:
@@ -230,6 +234,12 @@ class _Method:
     def latent(self, program: Program, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         """z ~ p(z | x_obs), then x_mis ~ p(x_mis | z)."""
         trace: Any = joint_trace(program, x, given=given, batch=(1, len(x)))
+        own = [name for name in latent_sites(trace) if name.startswith(f"{program.variable}_")]
+        if own:
+            raise ValueError(
+                f"there is no method to impute with this {type(program).__name__}: its likelihood has latents of its "
+                f"own, {', '.join(own)}, that hold x in place: use a likelihood without"
+            )
         if any(trace.nodes[name]["fn"].support.is_discrete for name in latent_sites(trace)):
             batch = (self.count(DISCRETE), len(x))
             trace = joint_trace(program, x, given=given, batch=batch)
@@ -239,7 +249,7 @@ class _Method:
             path = ToPosterior(program, x, given, self.count(PARTICLES), "prior", {}, mask)
             batch = path.batch
             steps = path.adapt(self.betas, self.transition, 0.65)
-            u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition)
+            u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
         known = _Known(program.variable, x, mask)
         with poutine.block(), known, poutine.condition(data=latents), plates(batch):

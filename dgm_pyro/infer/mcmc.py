@@ -59,7 +59,7 @@ def nuts(
     check_count(warmup, "warmup")
     program.check(x, given)
     chain = with_latent_chains(program)
-    with evaluating(program), seeded(seed, x.device):
+    with evaluating(program), seeded(seed, x.device), torch.enable_grad():
         with torch.no_grad():
             latents = Coordinates(joint_trace(chain, x, given=given, batch=(len(x),), observed=observed), (len(x),))
         # Parameters that ask for gradients would be differentiated, and registered with Pyro, at every step.

@@ -35,6 +35,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.diffusion import Denoised, Diffusion, UnrolledDiffusion
@@ -77,17 +78,20 @@ class Population:
         return self.log_weights.logsumexp(0) - math.log(len(self.log_weights))
 
 
-def propagate(stepper: Stepper, num_particles: int, size: int, *, threshold: float = 0.5) -> Population:
+def propagate(
+    stepper: Stepper, num_particles: int, size: int, *, threshold: float = 0.5, progress: bool = False
+) -> Population:
     """Run ``stepper`` for ``num_particles`` of each of ``size`` data.
 
     Args:
         threshold: resample a datum's particles when their effective number falls below this share of them.
+        progress: whether to show a bar.
     """
     batch = (check_count(num_particles, "num_particles"), size)
     state, log_weights = stepper.start(batch)
     log_mean = log_weights.new_zeros(size)
     resampled = torch.zeros(size, dtype=torch.long, device=log_weights.device)
-    for i in range(len(stepper)):
+    for i in tqdm(range(len(stepper)), desc="propagate", unit="step", disable=not progress, leave=False):
         poor = effective_number(log_weights) < threshold * num_particles
         if bool(poor.any()):
             chosen = systematic(log_weights, num_particles)
