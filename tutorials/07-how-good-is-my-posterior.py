@@ -1,0 +1,910 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # How good is my posterior?
+#
+# A model with a latent variable gives rise to three distributions. Two of them we want and cannot have:
+#
+# $$p_\theta(x) = \int p_\theta(x \mid z)\, p(z)\, dz, \qquad
+# p_\theta(z \mid x) = \frac{p_\theta(x \mid z)\, p(z)}{p_\theta(x)}.$$
+#
+# The third is the guide $q(z \mid x)$, which we choose to stand for the posterior $p_\theta(z \mid x)$. One identity
+# ties them together:
+#
+# $$\log p_\theta(x) \;=\; \underbrace{E_{q}\big[\log p_\theta(x, z) - \log q(z \mid x)\big]}_{\text{ELBO}}
+# \;+\; D_{KL}\big(q(z \mid x) \,\|\, p_\theta(z \mid x)\big).$$
+#
+# Only the ELBO can be computed. A low one may mean a poor model or a poor guide, and nothing in the number says which.
+# This chapter is about telling them apart. Each method is first tried where the truth is known.
+#
+# | section | question | answered by |
+# |---|---|---|
+# | 1 | what is $\log p(x)$? | many draws (IWAE), annealing (AIS), a sandwich |
+# | 1, 2 | what is $p(z \mid x)$? | a formula, a grid, NUTS, weighted draws |
+# | 3 | why is the ELBO low? | the gap, split in two |
+# | 4 | are the guide's error bars right? does $z$ say anything? | calibration, active units |
+# | 5 | what is $x_\text{missing}$, given the rest of $x$? | imputation |
+# | 6 | which number to trust when? | a table |
+#
+# You need PyTorch and chapter 00, which explains `pyro.sample`, plates, traces, models, guides and the ELBO.
+
+# %%
+import math
+import os
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.ops.stats import effective_sample_size, gelman_rubin
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro import plots
+from dgm_pyro.networks import MADE, MLP
+
+pyro.set_rng_seed(0)
+QUICK = bool(os.environ.get("DGM_QUICK"))  # the tests run this chapter for moments only
+
+
+def scaled(full, quick=1):
+    """The size ``full``, or ``quick`` in a test run."""
+    return quick if QUICK else full
+
+
+def claim(true):
+    """Stop if what the text says is not so; a test run has too few draws to say."""
+    assert true or QUICK
+
+
+def mean_and_error(values):
+    """The mean, and its standard error."""
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
+
+
+theme = plots.THEMES["light"]
+plt.rcParams.update(theme.rc | {"figure.dpi": 110, "savefig.dpi": 110, "axes.titlesize": 9.5})
+
+
+def subplots(rows=1, columns=1, width=11.0, height=2.6, **options):
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+
+
+# %% [markdown]
+# ## 1. A model whose posterior is known
+#
+# Let everything be Normal and linear: $z$ has two features, $x$ has four,
+#
+# $$p(z) = N(0, I), \qquad p(x \mid z) = N(W z, \sigma^2 I).$$
+#
+# Then $p(x) = N(0, W W^\top + \sigma^2 I)$, and the posterior is Normal too, with a precision (the inverse of its
+# covariance) that does not depend on $x$:
+#
+# $$p(z \mid x) = N\big(\Lambda^{-1} W^\top x / \sigma^2,\; \Lambda^{-1}\big), \qquad
+# \Lambda = I + W^\top W / \sigma^2.$$
+#
+# The columns of this $W$ are nearly parallel, so that $x$ says much about the sum of $z_1$ and $z_2$, and little about
+# their difference. `LinearGaussianPosterior` is this formula as a guide.
+
+# %%
+W = torch.tensor([[1.0, 0.9], [0.8, 1.0], [1.2, 0.9], [0.7, 1.1]]).double()
+sigma = 0.5
+prior = dgm.Normal(2).double()
+likelihood = dgm.Normal(4, nn.Linear(2, 4, bias=False), scale="shared").double()
+with torch.no_grad():
+    likelihood.network.weight.copy_(W)
+    likelihood.raw_scale.fill_(math.log(math.expm1(sigma)))  # softplus makes it sigma
+exact = dgm.VAE(prior, likelihood, dgm.guides.LinearGaussianPosterior(prior, likelihood))
+exact.requires_grad_(False)
+
+precision = torch.eye(2).double() + W.T @ W / sigma**2
+covariance = precision.inverse()
+print("posterior covariance:", covariance.numpy().round(3).tolist())
+print(f"posterior correlation of z_1 and z_2: {covariance[0, 1] / covariance.diagonal().prod().sqrt():.2f}")
+
+
+def log_p(x):
+    """log p(x), by the formula."""
+    return dist.MultivariateNormal(torch.zeros(4).double(), W @ W.T + sigma**2 * torch.eye(4)).log_prob(x)
+
+
+# %% [markdown]
+# What the ELBO averages is the log of an importance weight, $\log w = \log p(x, z) - \log q(z \mid x)$ at a draw $z$ of
+# the guide. In Pyro, `poutine.replay(model, trace)` runs a program with its sites fixed to the values they have in a
+# trace. So one draw of the ELBO is: trace the guide, replay the model on it, subtract. `log_weights` does it for many
+# draws at a time.
+
+# %%
+x = exact.sample(3)
+guided = poutine.trace(exact.guide).get_trace(x)
+replayed = poutine.trace(poutine.replay(exact.model, guided)).get_trace(x)
+print(f"log w, by Pyro:        {replayed.log_prob_sum() - guided.log_prob_sum():.6f} (three data together)")
+print(f"log p(x), by formula:  {log_p(x).sum():.6f}")
+
+log_w = exact.log_weights(x, num_particles=1000)
+print(f"standard deviation of log w over 1000 draws, each datum: {[f'{s:.0e}' for s in log_w.std(0)]}")
+assert (log_w - log_p(x)).abs().max() < 1e-7
+
+# %% [markdown]
+# With the exact posterior as guide, $p(x, z) / p(z \mid x) = p(x)$ whatever $z$ is: every single draw *is* the answer,
+# and the variance is zero up to rounding. All trouble of this chapter comes from guides that are something else.
+#
+# ### Guides that are something else
+#
+# Let us make some. All are mean-field Normals: their features are independent, with standard deviations that do not
+# depend on $x$. One `nn.Linear` maps $x$ to means and raw scales.
+
+
+# %%
+def mean_field(scale, mean=1.0, shift=0.0):
+    """The VAE with another guide: N(mean * E[z | x] + shift, scale^2)."""
+    network = nn.Linear(4, 4)
+    with torch.no_grad():
+        network.weight.copy_(torch.cat([mean * covariance @ W.T / sigma**2, torch.zeros(2, 4)]))
+        network.bias.copy_(torch.cat([torch.ones(2) * shift, torch.as_tensor(scale).expm1().log().expand(2)]))
+    return dgm.VAE(prior, likelihood, dgm.Normal(2, network)).double().requires_grad_(False)
+
+
+narrow, wide = precision.diagonal() ** -0.5, covariance.diagonal() ** 0.5
+guides = {
+    "best mean-field": mean_field(narrow),
+    "true marginals": mean_field(wide),
+    "the prior": mean_field(torch.ones(2).double(), mean=0.0),
+}
+print("standard deviations: best mean-field", narrow.numpy().round(3), "true marginals", wide.numpy().round(3))
+
+# %% [markdown]
+# The *best mean-field* guide is the one with the highest ELBO. It has the right mean and the variances
+# $1 / \Lambda_{ii}$, which are smaller than the true ones, $(\Lambda^{-1})_{ii}$: $D_{KL}(q \| p)$ punishes a guide for
+# being where the posterior is not, and hardly for being absent where it is. The guide with the *true marginals* has the
+# right mean and variance of each feature, and lacks only their correlation. The third one ignores $x$: it is the prior.
+#
+# **IWAE.** The mean of $K$ weights is unbiased for $p(x)$, so that the mean of its log is a bound, which rises with $K$:
+#
+# $$E\Big[\log \frac1K \sum_{k=1}^K w_k\Big] \le \log p(x), \qquad w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \quad
+# z_k \sim q(z \mid x).$$
+
+# %%
+x = exact.sample(scaled(400, 50))
+truth = log_p(x)
+counts = (1, 3, 10, 30, 100, 300, 1000, 3000)[: scaled(8, 4)]
+below = {  # log p(x) - IWAE-K and its standard error over the data, for each guide and K
+    name: [mean_and_error(truth - dgm.evaluate(vae, x, num_particles=k).values) for k in counts]
+    for name, vae in guides.items()
+}
+print(f"{'log p(x) - IWAE-K':18s}" + "".join(f"{f'K = {k}':>10s}" for k in counts))
+for name, row in below.items():
+    print(f"{name:18s}" + "".join(f"{gap:10.3f}" for gap, _ in row))
+kl = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
+print(f"D_KL of the best mean-field guide to the posterior, by formula: {kl:.3f}")
+assert abs(below["best mean-field"][0][0] - kl) < 4 * below["best mean-field"][0][1]
+assert all(row[-1][0] < row[0][0] for row in below.values())
+claim(below["true marginals"][0][0] > 2 and below["true marginals"][-1][0] < below["best mean-field"][-1][0] - 0.05)
+claim(below["the prior"][-1][0] < below["best mean-field"][-1][0] - 0.05)
+
+# %%
+figure, axes = subplots(width=6.5, height=3.2)
+for (name, row), marker in zip(below.items(), "osD", strict=True):
+    gap, error = torch.tensor(row).T
+    axes.errorbar(counts, -gap, 2 * error, marker=marker, markersize=4, capsize=2, lw=1.4, label=name)
+axes.axhline(0, color=theme.ink, lw=1, ls="--", label="log p(x), by formula")
+axes.set(xscale="log", ylim=(-4.5, 0.3), xlabel="K, draws of the guide per datum", ylabel="bound - log p(x), in nats")
+axes.legend(loc="lower right")
+plt.show()
+
+# %% [markdown]
+# Bars are two standard errors over the data. At $K = 1$ the bound is the ELBO, and its distance to $\log p(x)$ is
+# $D_{KL}(q \| p)$, as the formula says. From there all three rise towards the same number, at very different speeds.
+# The guide with the best ELBO is the *worst* one at the end: even the prior overtakes it. It is narrower than the
+# posterior, so that once in a while a draw falls where $q$ is tiny and $p$ is not, with a huge weight; and until such a
+# draw comes, the estimate is too low. The variance of the weights is finite only if $2 \Lambda - \Lambda_q$ is positive
+# definite, with $\Lambda_q$ the precision of $q$:
+
+# %%
+for name, scale in (("best mean-field", narrow), ("true marginals", wide), ("the prior", torch.ones(2).double())):
+    smallest = torch.linalg.eigvalsh(2 * precision - (scale**-2).diag())[0]
+    print(f"{name:16s} smallest eigenvalue {smallest:6.2f}: {'finite' if smallest > 0 else 'infinite'} variance")
+
+# %% [markdown]
+# So: **a guide for an ELBO may be narrow; a guide to draw weights from should be wide.**
+#
+# ### A sandwich: annealing there and back
+#
+# Importance sampling jumps from $q$ to the posterior at once. *Annealed importance sampling* (AIS) goes in $T$ small
+# steps, along densities that lead from the prior to the posterior as a temperature $\beta$ rises from 0 to 1:
+#
+# $$f_\beta(z) = p(z)\, p(x \mid z)^{\beta}.$$
+#
+# A chain starts at a draw of the prior. At each step its weight is multiplied by $f_{\beta_t}(z) / f_{\beta_{t-1}}(z)$,
+# and then $z$ moves a little, by a transition that leaves $f_{\beta_t}$ as it is (here Hamiltonian Monte Carlo: $z$
+# rolls over the landscape $-\log f$, and a Metropolis test makes up for the finite step size). The mean weight is $p(x)$
+# whatever $T$ is, so its log is again a bound from *below*.
+#
+# Run backwards from an exact posterior draw, the same chain gives a bound from *above*. Exact posterior draws are there
+# for data that the model itself has made: draw $z$, then $x$ given $z$; that $z$ is one draw from $p(z \mid x)$. The
+# two together are *bidirectional Monte Carlo*. It says how far off AIS is without knowing the truth, which we draw here
+# only because we have it.
+
+# %%
+temperatures = (2, 6, 20, 60, 200)[: scaled(5, 2)]
+sandwich = {
+    num: dgm.infer.bidirectional(exact, scaled(200, 20), num_chains=4, num_temperatures=num) for num in temperatures
+}
+lower, upper = (
+    torch.tensor([mean_and_error(getattr(s, side) - log_p(s.x)) for s in sandwich.values()]).T
+    for side in ("lower", "upper")
+)
+for i, num in enumerate(temperatures):
+    print(
+        f"{num:4d} temperatures: lower {lower[0, i]:7.3f} +- {lower[1, i]:.3f}   upper {upper[0, i]:7.3f} +- {upper[1, i]:.3f}"
+        "   nats from log p(x)"
+    )
+assert (lower[0] < 4 * lower[1]).all()
+assert (upper[0] > -4 * upper[1]).all()
+claim(upper[0, -1] - lower[0, -1] < 0.4 and upper[0, 0] - lower[0, 0] > 2)
+
+# %%
+figure, axes = subplots(width=6.5, height=3.2)
+axes.fill_between(temperatures, lower[0], upper[0], color=theme.muted, alpha=0.15, label="the truth is in here")
+for (mean, error), name, marker, color in ((lower, "forward: AIS", "o", 0), (upper, "backward", "s", 1)):
+    axes.errorbar(
+        temperatures,
+        mean,
+        2 * error,
+        marker=marker,
+        markersize=4,
+        capsize=2,
+        lw=1.4,
+        label=name,
+        color=theme.series[color],
+    )
+axes.axhline(0, color=theme.ink, lw=1, ls="--", label="log p(x), by formula")
+axes.set(xscale="log", xlabel="T, number of temperatures", ylabel="bound - log p(x), in nats")
+axes.legend(loc="lower right")
+plt.show()
+
+# %% [markdown]
+# The sandwich closes as $T$ grows, and the truth is between its halves. On a model without a formula you would see the
+# two lines and not the dashed one, and their distance would be your error bar: for data like those that the model
+# makes. (On other data there is no upper half. One then takes the $T$ at which the sandwich was narrow.)
+#
+# ### Draws from the posterior: NUTS
+#
+# *Markov chain Monte Carlo* (MCMC) gives draws from $p(z \mid x)$ and needs no guide. It walks: each step proposes a new
+# $z$ and accepts it so that in the long run every place is visited in proportion to $p(z \mid x)$. Pyro's
+# `MCMC(kernel, num_samples, warmup_steps)` runs such a chain on any model. The **kernel** makes the steps; `NUTS`, the
+# No-U-Turn sampler, is Hamiltonian Monte Carlo that finds out by itself how far to roll. During the **warm-up** it
+# adapts its step size, and those draws are thrown away. `dgm.infer.nuts` runs it on a program's model.
+
+# %%
+observed = x[:2]
+draws = dgm.infer.nuts(exact, observed, num_samples=scaled(400, 20), warmup=scaled(150, 20))["z"]
+print("draws of z for two data:", tuple(draws.shape))
+
+size = effective_sample_size(draws.unsqueeze(0))  # (chains, draws, ...): we have one chain
+error = draws.std(0) / size.sqrt()
+formula = exact.encoder(observed).mean
+print("effective number of draws:  ", size.numpy().round(0).tolist())
+print("mean of the draws:          ", draws.mean(0).numpy().round(3).tolist())
+print("its standard error:         ", error.numpy().round(3).tolist())
+print("posterior mean, by formula: ", formula.numpy().round(3).tolist())
+claim(((draws.mean(0) - formula).abs() < 4 * error).all())
+
+# %% [markdown]
+# Neighbours in a chain are alike, so that 400 draws tell us less than 400 independent ones would. The **effective sample
+# size** (`pyro.ops.stats.effective_sample_size`) says how much less. It gives the standard errors above.
+#
+# Here are the draws for the first datum, and for each guide the ellipse that holds 90 % of its own draws.
+
+# %%
+circle = torch.linspace(0, 2 * math.pi, 200).double()
+circle = torch.stack([circle.cos(), circle.sin()], -1)
+radius = math.sqrt(-2 * math.log(0.1))  # holds 90 % of a Normal in the plane
+shown = {
+    "exact posterior": covariance,
+    "best mean-field": narrow.square().diag(),
+    "true marginals": wide.square().diag(),
+}
+inside = {}
+figure, panels = subplots(1, 3, width=9, height=3.1, sharex=True, sharey=True)
+for axes, (name, spread) in zip(panels, shown.items(), strict=True):
+    root = torch.linalg.cholesky(spread)
+    ellipse = formula[0] + radius * circle @ root.T
+    scores = torch.linalg.solve_triangular(root, (draws[:, 0] - formula[0]).T, upper=False)
+    inside[name] = (scores.norm(dim=0) < radius).double().mean().item()
+    axes.scatter(*draws[:, 0].T, s=5, linewidths=0, color=theme.muted, alpha=0.6)
+    axes.plot(*ellipse.T, color=theme.series[1], lw=1.5)
+    axes.set(title=f"{name}: {100 * inside[name]:.0f} % inside", xlabel="$z_1$", aspect="equal")
+panels[0].set_ylabel("$z_2$")
+plt.show()
+claim(0.85 < inside["exact posterior"] < 0.95 and inside["best mean-field"] < 0.7)
+
+# %% [markdown]
+# The exact ellipse holds about 90 % of the draws, as it should: NUTS and the formula agree. The best mean-field guide is
+# sure of too little, its 90 % are far fewer. The one with the true marginals covers most draws, together with two
+# corners where there are none.
+#
+# ## 2. A posterior that is not Normal
+#
+# Now a VAE with a network, on digits of 8x8 bits. Its $z$ has two features, so that $p(x)$ is an integral over the
+# plane, and a fine grid gives the truth: on a grid, $p(z \mid x)$ is $p(x, z)$ divided by its sum. We train by the
+# IWAE bound with 20 draws, which asks less of the guide than the ELBO does, and so leaves the model more freedom to
+# have posteriors of any shape.
+
+# %%
+pyro.set_rng_seed(1)
+train, test = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test")
+shape = train.event_shape
+
+
+def train_on(data, program, epochs, objective=None):
+    history = dgm.fit(program, data, objective, epochs=scaled(epochs), lr=3e-3, progress=False)
+    print(
+        f"{len(history.epochs)} epochs, training loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f} nats per datum"
+    )
+
+
+model = dgm.VAE(
+    prior=dgm.Normal(2),
+    likelihood=dgm.Bernoulli(shape, MLP((2,), 64, hidden=(64, 64))),
+    encoder=dgm.Normal(2, MLP(shape, 4, hidden=(64, 64), levels=2)),
+)
+train_on(train, model, epochs=60, objective="iwae:20")
+model = model.requires_grad_(False)  # from here on p is fixed
+
+# %% [markdown]
+# The guide that we put to the test is a mean-field Normal, trained by the ELBO for this fixed $p$. Programs share parts:
+# a new `VAE` of the old prior and likelihood and a new encoder *is* the same model with another guide.
+
+
+# %%
+def guided_by(encoder):
+    """The same p(x, z), with the guide ``encoder``, trained by the ELBO."""
+    vae = dgm.VAE(model.prior, model.likelihood, encoder)
+    train_on(train, vae, epochs=60)
+    return vae.requires_grad_(False)
+
+
+vae = guided_by(dgm.Normal(2, MLP(shape, 4, hidden=(64, 64), levels=2)))
+
+side = scaled(201, 101)
+line = torch.linspace(-5, 5, side)
+grid = torch.cartesian_prod(line, line)
+log_area = 2 * math.log(line[1] - line[0])
+
+
+def log_joint_on_grid(x):
+    """log p(x, z) + log of the area of a cell, at every z of the grid: (N, side ** 2)."""
+    log_prior, likelihood = vae.prior.log_prob(grid), vae.likelihood(grid)
+    return torch.stack([log_prior + likelihood.log_prob(one) + log_area for one in x])
+
+
+some = test[: scaled(100, 20)]
+joint = log_joint_on_grid(some.x)
+posterior, log_evidence = joint.softmax(1), joint.logsumexp(1).double()
+gap = log_evidence - dgm.evaluate(vae, some, draws=scaled(256, 8)).values
+print(f"log p(x) by the grid: {log_evidence.mean():.3f} nats per datum; above the ELBO by {gap.mean():.3f} on average,")
+print(f"by {gap.median():.3f} for half of the data at most, by {gap.max():.3f} for the worst datum")
+claim(gap.max() > 5 * gap.median())
+
+# %% [markdown]
+# The gap is not spread evenly: for most data it is small, for a few it is huge. We look at three data: an ordinary one
+# (with the median gap), the one with the largest gap, and the one whose posterior has the largest variance. For each,
+# five ways to draw from $p(z \mid x)$:
+#
+# - the **guide**;
+# - the guide, **resampled**: draw $K$ times, keep one draw with a probability in proportion to its weight $w_k$. For
+#   $K = 1$ this is the guide, for $K \to \infty$ the posterior (it is also the distribution that IWAE-K implies);
+# - **NUTS**;
+# - the **end points of AIS** chains, kept in proportion to their weights. The chains may start from the guide instead
+#   of from the prior.
+
+# %%
+means = posterior @ grid
+spreads = (posterior @ grid.square() - means.square()).sum(1)
+chosen = {"ordinary": gap.argsort()[len(gap) // 2], "largest gap": gap.argmax(), "largest variance": spreads.argmax()}
+rows = torch.stack(list(chosen.values()))
+x, num = some.x[rows], scaled(500, 20)
+q = vae.encoder(x)
+
+
+def resampled(k):
+    """One of k draws of the guide, chosen by weight, ``num`` times: (num, 3, 2)."""
+    z = q.sample((num, k))
+    log_w = vae.prior().log_prob(z) + vae.likelihood(z).log_prob(x) - q.log_prob(z)
+    kept = dist.Categorical(logits=log_w.movedim(1, -1)).sample()
+    return z.gather(1, kept[:, None, :, None].expand(-1, 1, -1, 2)).squeeze(1)
+
+
+annealed = dgm.infer.ais(vae, x, num_chains=num, num_temperatures=scaled(200, 10), initial="guide")
+kept = dist.Categorical(logits=annealed.log_weights.T).sample((num,))
+drawn = {
+    "guide": q.sample((num,)),
+    "resampled, K = 10": resampled(10),
+    "resampled, K = 100": resampled(100),
+    "NUTS": dgm.infer.nuts(vae, x, num_samples=num, warmup=scaled(200, 20))["z"],
+    "AIS": annealed.latents["z"].gather(0, kept[..., None].expand(-1, -1, 2)),
+}
+
+# %%
+figure, panels = subplots(3, 7, width=11, height=5.2)
+for above, (name, i) in zip(panels, chosen.items(), strict=True):
+    above[0].imshow(some.x[i, 0], cmap=theme.grey)
+    above[0].set(xticks=(), yticks=(), ylabel=f"{name}\n{gap[i]:.2f} nats")
+    above[0].grid(False)
+    picture = posterior[i].reshape(side, side).T
+    above[1].imshow(picture, cmap=theme.heat, origin="lower", extent=(-5, 5, -5, 5), interpolation="bilinear")
+    for axes in above[1:]:
+        middle = means[i].round()
+        axes.set(xlim=(middle[0] - 2.5, middle[0] + 2.5), ylim=(middle[1] - 2.5, middle[1] + 2.5), aspect="equal")
+        axes.set(xticks=(middle[0] - 1, middle[0] + 1), yticks=(middle[1] - 1, middle[1] + 1))
+        axes.grid(False)
+for column, (name, z) in enumerate(drawn.items(), start=2):
+    panels[0, column].set_title(name)
+    for row in range(3):
+        panels[row, column].scatter(*z[:, row].T, s=4, linewidths=0, color=theme.series[0])
+panels[0, 0].set_title("x")
+panels[0, 1].set_title("p(z | x) on the grid")
+plt.show()
+
+# %% [markdown]
+# How far are the draws from the truth? We count them in squares of side 0.5, and take half the sum of the absolute
+# differences to the true shares: the *total variation*, 0 for the same distribution, 1 for two that never meet. A
+# finite number of draws is never at 0; the first row, of as many exact draws from the grid, is the best there can be.
+
+
+# %%
+def cell(z):
+    """The number of the square of side 0.5 that z lies in."""
+    column, row = ((z + 5) / 0.5).floor().long().clamp(0, 19).unbind(-1)
+    return 20 * row + column
+
+
+true_shares = torch.zeros(3, 400).index_add(1, cell(grid), posterior[rows])
+independent = grid[dist.Categorical(probs=posterior[rows]).sample((num,))]
+distance = {
+    name: 0.5 * (nn.functional.one_hot(cell(z), 400).float().mean(0) - true_shares).abs().sum(1)
+    for name, z in {"exact draws": independent, **drawn}.items()
+}
+print(f"{'':20s}" + "".join(f"{name:>18s}" for name in chosen))
+for name, values in distance.items():
+    print(f"{name:20s}" + "".join(f"{value:18.2f}" for value in values))
+error = (annealed.log_evidence.double() - log_evidence[rows]).abs().max()
+print(f"log p(x) of these data by AIS and by the grid differ by {error:.2f} nats at most")
+claim((distance["guide"][1:] > 0.4).all() and distance["guide"][1] > 0.8)
+claim((distance["guide"][1:] > distance["resampled, K = 10"][1:]).all())
+claim((distance["AIS"] < 0.3).all() and (distance["AIS"] < distance["resampled, K = 100"] + 0.1).all() and error < 0.4)
+
+# %% [markdown]
+# For the ordinary datum the guide is about right. For the other two it is one round blob, away from where most of the
+# posterior is. Resampling mends it as far as the guide reaches: where the guide hardly ever goes, 100 draws do not find
+# what is there. The AIS chains started from the same guide, but they *walk* from there, and come close on all three.
+#
+# NUTS is often called the gold standard. On the first two data it is about as good as AIS; on the third it has drawn the
+# two modes in the wrong proportion. It is one chain that walks, and a mode far away is visited rarely or never, and
+# nothing in its draws says so. The remedy is to run several chains from different starts and to compare
+# them. **R-hat** (`pyro.ops.stats.gelman_rubin`) is the ratio of the spread of all chains together to the spread within
+# one: near 1 if they agree. Three short chains for the second and the third datum:
+
+# %%
+chains = torch.stack(
+    [
+        dgm.infer.nuts(vae, x[1:], num_samples=scaled(200, 20), warmup=scaled(100, 20), seed=seed)["z"]
+        for seed in range(3)
+    ]
+)
+print("mean of each chain:", [[[round(v, 2) for v in z] for z in chain] for chain in chains.mean(1).tolist()])
+print("mean on the grid:  ", [[round(v, 2) for v in z] for z in means[rows[1:]].tolist()])
+print("R-hat:             ", [[round(v, 1) for v in z] for z in gelman_rubin(chains).tolist()])
+
+# %% [markdown]
+# The chains disagree. An R-hat above 1.01 is commonly taken as a warning, and all of these are far above: 200 draws of a
+# chain that rarely crosses between modes are too few. AIS has less of this trouble because its 500 chains are
+# independent, and their weights put the modes in proportion.
+#
+# ## 3. Why is the ELBO low? The gap in two parts
+#
+# What is missing between the ELBO and $\log p(x)$ has two causes. With $\mathcal{Q}$ the family of the guide (all
+# mean-field Normals, say) and $q_\phi$ what the encoder says for a datum,
+#
+# $$\log p(x) - \mathrm{ELBO}[q_\phi] = \underbrace{\log p(x) - \max_{q \in \mathcal{Q}} \mathrm{ELBO}[q]}_{\text{approximation gap: the family}}
+# + \underbrace{\max_{q \in \mathcal{Q}} \mathrm{ELBO}[q] - \mathrm{ELBO}[q_\phi]}_{\text{amortization gap: the encoder}}.$$
+#
+# An encoder is **amortized** inference: one network for all data, instead of a search for each. `dgm.infer.gaps` does
+# that search, by gradient ascent on the parameters of $q$ for each datum. We compare three guides for one fixed $p$.
+
+# %%
+pyro.set_rng_seed(2)
+compared = {
+    "linear, mean-field": guided_by(dgm.Normal(2, MLP(shape, 4, hidden=(), levels=2))),
+    "MLP, mean-field": vae,
+    "MLP, full covariance": guided_by(dgm.guides.FullRankNormal(2, MLP(shape, 6, hidden=(64, 64), levels=2))),
+}
+found = {}
+for name, each in compared.items():
+    # 0 temperatures leave out AIS; IWAE-1000 is enough where z is so small.
+    gaps = dgm.infer.gaps(each, some.x, num_temperatures=0, steps=scaled(300, 5), draws=scaled(256, 8))
+    error = (gaps.log_evidence - log_evidence).mean()
+    print(
+        f"{name:22s} log p(x) by {gaps.kind} of this guide: {gaps.log_evidence.mean():.3f}, {error:+.3f} from the grid"
+    )
+    found[name] = replace(gaps, log_evidence=log_evidence, kind="the grid")  # the truth, since we have it
+
+# %%
+for name, each in found.items():
+    parts = (mean_and_error(part) for part in (each.total, each.approximation, each.amortization))
+    text = [f"{mean:.3f} +- {error:.3f}" for mean, error in parts]
+    print(f"{name:22s} gap {text[0]} = approximation {text[1]} + amortization {text[2]}")
+linear, mlp, full = found.values()
+claim((linear.amortization - mlp.amortization).mean() > 1)
+smaller = (full.approximation < mlp.approximation).double().mean()
+print(
+    f"approximation gap, median: mean-field {mlp.approximation.median():.3f}, full covariance "
+    f"{full.approximation.median():.3f}; smaller with full covariance for {100 * smaller:.0f} % of the data"
+)
+claim(smaller > 0.7)
+claim(all(each.amortization.mean() > 2 * each.approximation.mean() for each in found.values()))
+plots.gaps(found)
+
+# %% [markdown]
+# The first two guides are of one family, so that their approximation gaps agree up to the error of the search; the
+# linear encoder merely finds the good members less often. Full covariances do make the family better, measurably, but
+# that was never the problem: for all three, most of the gap is the encoder's. So the thing to change is
+# the encoder (larger, trained longer or on more data) or to improve its answer for each datum (`dgm.guides.SemiAmortized`),
+# and not the family. The ELBO alone could not have told.
+#
+# The first lines show a trap. $p$ is the same in all three, but IWAE with 1000 draws of the linear guide is lower than
+# with the others: an estimate of $\log p(x)$ is only as good as its guide, and *two models must not be compared by
+# bounds from guides of different quality*.
+#
+# Which data are explained worst, and for which is the guide worst?
+
+# %%
+plots.worst_explained(mlp, levels=2)
+
+# %% [markdown]
+# These are different questions: a digit can be improbable and have a fine guide, or the other way round.
+#
+# ## 4. Are the error bars right, and does z say anything?
+#
+# ### Simulation-based calibration
+#
+# So far the evidence was in the middle. *Simulation-based calibration* (SBC) asks directly whether $q(z \mid x)$ can be
+# believed. Draw $z$ from the prior and $x$ given $z$. If $q(z \mid x)$ is the posterior, then the true $z$ and draws of
+# $q$ come from one distribution, and the **rank** of $z_i$ among $L$ draws of $q$ is uniform on $0, \dots, L$. Do that a
+# few thousand times and look at the histogram. We try it on the model of section 1, with guides that we know.
+
+# %%
+pyro.set_rng_seed(3)
+suspects = {
+    "exact posterior": exact,
+    "best mean-field": guides["best mean-field"],
+    "shifted by 0.3": mean_field(wide, shift=0.3),
+    "twice too wide": mean_field(2 * wide),
+    "true marginals": guides["true marginals"],
+    "the prior": guides["the prior"],
+}
+calibrations = {name: dgm.infer.sbc(each, num_simulations=2000) for name, each in suspects.items()}
+data = exact.sample(scaled(400, 50))
+print(f"{'':16s}{'log p(x) - ELBO':>18s}{'p-value of uniform ranks':>28s}")
+for name, calibration in calibrations.items():
+    missing = (log_p(data) - dgm.evaluate(suspects[name], data, draws=scaled(64, 8)).values).mean()
+    print(f"{name:16s}{missing:18.3f}{calibration.p_value:28.2g}")
+p_values = {name: calibration.p_value for name, calibration in calibrations.items()}
+assert all(p_values[name] > 0.01 for name in ("exact posterior", "true marginals", "the prior"))
+assert all(p_values[name] < 1e-6 for name in ("best mean-field", "shifted by 0.3", "twice too wide"))
+
+# %%
+looks = (
+    "flat, and right",
+    "a U",
+    "a slope",
+    "a hump",
+    "flat, and wrong",
+    "flat, and useless",
+)
+figure, panels = subplots(2, 3, width=10, height=4.2, sharex=True)
+for axes, (name, calibration), look in zip(panels.flat, calibrations.items(), looks, strict=True):
+    histogram = calibration.histogram("z")[0]
+    expected = histogram.sum() / len(histogram)
+    band = 2.576 * expected.sqrt()  # 99 % of the bars of a uniform histogram
+    axes.axhspan(expected - band, expected + band, color=theme.rule)
+    axes.bar(torch.arange(20) + 0.5, histogram, width=0.9, color=theme.series[0])
+    axes.set(title=f"{name}: {look}", xticks=(0, 10, 20), xticklabels=("0", "L / 2", "L"), xlim=(0, 20))
+    axes.grid(False)
+for axes in panels[1]:
+    axes.set_xlabel("rank of the true $z_1$")
+panels[0, 0].set_ylabel("simulations")
+panels[1, 0].set_ylabel("simulations")
+plt.show()
+
+# %% [markdown]
+# The upper row and the first of the lower one are what SBC is for: right, too narrow, shifted, too wide each have their
+# shape. (Too narrow: the true $z$ is often outside all draws. The grey band holds 99 % of uniform bars.) The guide with
+# the best mean-field ELBO is *overconfident*.
+#
+# The last two are what SBC cannot see. It looks at one feature of $z$ at a time, so a guide with the right marginals
+# and no correlation passes (exercise 2 catches it). And the prior passes as well: its draws and the true $z$ come from
+# one distribution, because it ignores $x$. **SBC is a test to fail, not a certificate**, and the second column, the
+# distance in nats, is what tells these two apart from the exact posterior.
+#
+# On the digits, `dgm.infer.check` runs SBC and what comes next, and says in words what is wrong:
+
+# %%
+report = dgm.infer.check(vae, test)
+print(report)
+claim(report.calibration.p_value < 1e-4)
+plots.calibration(report)
+
+# %% [markdown]
+# ### Posterior collapse
+#
+# A latent feature has **collapsed** if $q(z_i \mid x)$ is the prior, whatever $x$ is. It says nothing about $x$ then. Two
+# numbers notice: its own $D_{KL}(q(z_i \mid x) \| p(z_i))$, averaged over data, is zero; and the mean of $q$ does not move
+# with $x$. A feature is called **active** if the variance over the data of $E_q[z_i]$ is above 0.01.
+#
+# We provoke it in two ways, with 8 latent features. $\beta$ times the KL in the objective makes $z$ expensive. And a
+# likelihood that is itself autoregressive can explain $x$ without $z$.
+
+
+# %%
+def make(likelihood):
+    return dgm.VAE(dgm.Normal(8), likelihood, dgm.Normal(8, MLP(shape, 16, hidden=(64, 64), levels=2)))
+
+
+def bits():
+    """p(x | z) with independent pixels."""
+    return dgm.Bernoulli(shape, MLP((8,), 64, hidden=(64, 64)))
+
+
+def chain():
+    """p(x | z) with pixels that see z and all pixels before them."""
+    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), context_shape=(8,), levels=2)))
+
+
+pyro.set_rng_seed(4)
+trained = {"plain": make(bits()), "beta = 6": make(bits()), "strong likelihood": make(chain())}
+for name, each in trained.items():
+    train_on(train, each, epochs=40, objective="beta:6" if name == "beta = 6" else None)
+
+
+def summary(name, each):
+    """Print bounds on the test data, and what the latents do; returns IWAE-64, the ELBO and the units."""
+    elbo, iwae = dgm.evaluate(each, test, draws=16), dgm.evaluate(each, test, num_particles=64)
+    units = dgm.infer.units(each, test)["z"]
+    calibrated = dgm.infer.sbc(each, num_simulations=1000).p_value
+    print(
+        f"{name:18s} ELBO {elbo.nats:7.2f}  IWAE-64 {iwae.nats:7.2f}  KL {units.kl.sum():5.2f}  "
+        f"above 0.1 nats: {(units.kl > 0.1).sum()}  active: {units.active.sum()}  SBC p = {calibrated:.1g}"
+    )
+    return iwae.nats, elbo.nats, units
+
+
+measured = {name: summary(name, each) for name, each in trained.items()}
+
+# %%
+figure, panels = subplots(1, 3, width=10, height=2.5, sharey=True)
+for axes, (name, (_, _, units)) in zip(panels, measured.items(), strict=True):
+    axes.bar(range(1, 9), units.kl.sort(descending=True).values, color=theme.series[0])
+    axes.set(title=f"{name}: {units.kl.sum():.2f} nats", xlabel="features of z, sorted", xticks=range(1, 9))
+    axes.grid(axis="x", visible=False)
+panels[0].set_ylabel("KL, nats")
+plt.show()
+print(*dgm.infer.check(trained["beta = 6"], test).findings)
+
+claim(measured["beta = 6"][2].kl.sum() < 0.05 and not measured["beta = 6"][2].active.any())
+claim(measured["strong likelihood"][2].kl.sum() < 0.6 * measured["plain"][2].kl.sum())
+claim(measured["strong likelihood"][0] > measured["plain"][0] + 1)
+
+# %% [markdown]
+# With $\beta = 6$ nothing is left: no feature is active, and $p(x)$ is a product of independent pixels. SBC does not
+# object, and it is right: the posterior of a model that ignores $z$ *is* the prior, and so is the guide.
+#
+# The strong likelihood is the more instructive one. Its evidence is *better* than the plain one's, and its $z$ says much
+# less. Nothing is wrong with it as a model of $x$; as a representation it is poor. **The evidence is about $x$; whether
+# $z$ is of any use is a question of its own.** (The threshold of 0.01 is lenient: it calls features active that carry
+# less than a tenth of a nat. Look at the KL of each.)
+#
+# ## 5. Missing features
+#
+# A posterior over what was not seen: $p(x_\text{mis} \mid x_\text{obs})$, by the product rule $p(x) /
+# p(x_\text{obs})$. `dgm.infer.impute` draws from it, by the method that suits the program:
+#
+# - an **autoregressive** model whose observed features come first just goes on from there, exactly. Otherwise the
+#   missing features are drawn in order, and each observed one reweights many such attempts, of which the poor are
+#   dropped and the good continued: *sequential Monte Carlo*;
+# - a **VAE** anneals $z$ to $p(z \mid x_\text{obs})$, as in section 1 but with the likelihood of the observed features
+#   only, and draws the missing ones given $z$. The encoder, which has never seen half an image, is not asked.
+#
+# First a check. Six bits make 64 possible $x$, so any conditional probability is a sum. We observe the *last* three
+# bits, which is the hard direction for a chain that starts at the first.
+
+# %%
+pyro.set_rng_seed(5)
+tiny = dgm.Autoregressive(dgm.Bernoulli(6, MADE(6, 1, hidden=(32,))))
+with torch.no_grad():
+    for parameter in tiny.parameters():
+        parameter.mul_(4)  # untrained networks say 1/2 to everything: exaggerate
+last = torch.tensor([1.0, 0.0, 1.0])
+mask = torch.tensor([False, False, False, True, True, True])
+firsts = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
+with torch.no_grad():
+    by_sum = tiny.log_prob(torch.cat([firsts, last.expand(8, 3)], 1)).softmax(0)
+
+number = 2000
+completed = dgm.infer.impute(tiny, torch.cat([torch.zeros(3), last])[None], mask, number, num_particles=50 * number)
+by_draws = nn.functional.one_hot((completed[:, 0, :3] @ torch.tensor([4.0, 2, 1])).long(), 8).float().mean(0)
+error = (by_sum * (1 - by_sum) / number).sqrt()
+print("completion:  ", "   ".join("".join(str(int(bit)) for bit in first) for first in firsts))
+print("enumeration: ", " ".join(f"{value:.3f}" for value in by_sum))
+print("impute:      ", " ".join(f"{value:.3f}" for value in by_draws))
+assert ((by_draws - by_sum).abs() < 4 * error).all()
+
+# %% [markdown]
+# And one for the VAE of section 2, on the grid: the probability of each missing pixel given the upper half of a digit.
+# It is the mean of the pixel's probability over $p(z \mid x_\text{obs})$, which is a sum over the grid.
+
+# %%
+upper = torch.zeros(shape, dtype=torch.bool)
+upper[:, :4] = True
+x = some.x[:20]
+pixels = vae.likelihood(grid).base_dist  # one distribution per pixel, at each z of the grid
+log_seen = torch.stack([(pixels.log_prob(one.float()) * upper).sum((1, 2, 3)) for one in x]) + vae.prior.log_prob(grid)
+by_grid = (log_seen.softmax(1) @ pixels.probs.flatten(1))[:, ~upper.flatten()]
+draws = dgm.infer.impute(vae, x, upper, scaled(32, 4), num_temperatures=scaled(100, 10))
+by_draws = draws.float().mean(0)[:, ~upper]
+difference, expected = (by_draws - by_grid).square().mean().sqrt(), (by_grid * (1 - by_grid) / len(draws)).mean().sqrt()
+print(
+    f"pixels by impute and by the grid differ by {difference:.3f} (root mean square); exact draws would by {expected:.3f}"
+)
+claim(difference < 1.5 * expected)
+
+# %% [markdown]
+# Now real use: the lower half of test digits, by an autoregressive model and by the VAE with 8 latents.
+
+# %%
+autoregressive = dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), levels=2)))
+train_on(train, autoregressive, epochs=40)
+completing = {"autoregressive": autoregressive, "VAE": trained["plain"]}
+x = test.x[: scaled(100, 8)]
+completed = {
+    name: dgm.infer.impute(each, x, upper, scaled(16, 3), num_temperatures=scaled(60, 10))
+    for name, each in completing.items()
+}
+
+# %%
+shown = [x[:8].float(), torch.where(upper, x[:8].float(), 0.35)]
+labels = ["original", "seen"]
+for name, draws in completed.items():
+    shown += [*draws[:3, :8].float()]
+    labels += [name, "", ""]
+plots.images(torch.cat(shown), levels=2, columns=8, row_labels=labels)
+
+# %%
+frequencies = train.x.float().mean(0)[~upper]
+forecasts = {"frequencies": frequencies.expand(len(x), -1)}
+forecasts |= {name: draws.float().mean(0)[:, ~upper] for name, draws in completed.items()}
+hidden = x[:, ~upper].float()
+errors = {name: (forecast - hidden).square().mean(1) for name, forecast in forecasts.items()}
+for name, each in errors.items():
+    print("{:16s} mean squared error of the missing pixels {:.3f} +- {:.3f}".format(name, *mean_and_error(each)))
+for name in completing:
+    better, error = mean_and_error(errors["frequencies"] - errors[name])
+    print(f"{name}: better than the frequencies by {better:.3f} +- {error:.3f}")
+    claim(better > 2 * error)
+difference, error = mean_and_error(errors["VAE"] - errors["autoregressive"])
+print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
+
+# %% [markdown]
+# Each row of draws is another answer to what the lower half may be; where the upper half leaves a choice, they differ.
+# The forecasts compared here are the means over 16 draws for each digit, those of the first row the pixel frequencies of the
+# training data.Both models know more than
+# the frequencies. The autoregressive one is the better forecaster here: it is the better model of $p(x)$, too, since the
+# pixels of its draws know of each other, and those of the VAE are independent given $z$, which shows as stray dots.
+#
+# ## 6. Which number to trust when
+#
+# | number | what it is | cost per datum | trust it | do not see with it |
+# |---|---|---|---|---|
+# | ELBO | lower bound; gap $D_{KL}(q \| p(z \mid x))$ | one draw, averaged | as the objective of training; to compare guides of one $p$ | whether model or guide is to blame |
+# | IWAE-K | lower bound, rises with $K$ | $K$ draws | if it hardly changes from $K$ to $10 K$, and $q$ is wide | modes that no draw found |
+# | AIS-T | lower bound, rises with $T$ | $T$ short trajectories for each chain | if the sandwich at this $T$ is narrow | as little; less in need of a guide |
+# | bidirectional | lower *and* upper bound | twice AIS | on data that the model made | real data that are unlike those |
+# | grid | the truth | exponential in the size of $z$ | always, for two or three features | |
+# | NUTS | draws of $p(z \mid x)$ | hundreds of gradients per draw | several chains, R-hat near 1 | modes that no chain found; $\log p(x)$ |
+# | gaps | family and encoder apart | a search for each datum | if $\log p(x)$ is good | whether $p$ is any good |
+# | SBC | are the marginals of $q$ right for data of the model? | cheap | when it fails | correlations; a guide that ignores $x$; real data |
+# | active units, KL | does $z$ depend on $x$? | cheap | when they are zero | whether $z$ is useful |
+#
+# Two rules are worth more than the table. Every bound errs to one side, so that of two *lower* bounds on one $p$ the
+# higher is the better. And where truth is out of reach, two methods with different weaknesses that agree come closest.
+#
+# ## 7. Exercises
+#
+# 1. AIS can start from the guide (`initial="guide"`) instead of from the prior. On the model of section 1, with only 10
+#    temperatures, compare the prior, the best mean-field guide and the one with the true marginals as the start. Which
+#    gives the highest bound?
+# 2. SBC passed the guide with the true marginals. Write down a scalar function of $z$ whose ranks give it away, and
+#    compute them: no more than ten lines, with `poutine.trace`.
+# 3. Bring the latents of the strong likelihood back, by training with `"free-bits:6"`: the KL costs nothing below 6
+#    nats. What do the ELBO and IWAE-64 say about the price?
+#
+# ## What to change next
+#
+# - **The model.** Train the model of section 2 by the ELBO instead of by IWAE, and compare its approximation gap: does a
+#   model learn posteriors that suit its guide?
+# - **The guide.** Put `dgm.flow.nsf((2,), context_shape=shape, context_levels=2)`, or `dgm.guides.SemiAmortized`, into
+#   `guided_by`, and look at the gaps and the rank histograms again.
+# - **The size of $z$.** With 16 latents there is no grid. Do IWAE-1000 and AIS still agree? Use `bidirectional` to
+#   choose the number of temperatures.
+# - **The likelihood's scale.** Make `sigma` in section 1 ten times smaller. What happens to IWAE with the prior as the
+#   guide, and to AIS?
+# - **The mask.** Show the left half instead of the upper half. The autoregressive model then needs sequential Monte
+#   Carlo: compare its draws with the VAE's.
+#
+# ## Solutions
+#
+# **1.** Both guides are better starts than the prior, because the way to the posterior is shorter. That the one is too
+# narrow, and was the worst for plain importance weights, does little harm here: the chains move away from where they
+# started.
+
+# %%
+data = exact.sample(scaled(200, 20))
+starts = {
+    "the prior": ("the prior", "prior"),
+    "best mean-field": ("best mean-field", "guide"),
+    "true marginals": ("true marginals", "guide"),
+}
+bounds = {}
+for name, (guide, initial) in starts.items():
+    run = dgm.infer.ais(guides[guide], data, num_chains=4, num_temperatures=10, initial=initial)
+    bounds[name] = run.log_evidence - log_p(data)
+    print("from {:16s} {:7.3f} +- {:.3f} nats from log p(x)".format(name, *mean_and_error(bounds[name])))
+difference, error = mean_and_error(bounds["true marginals"] - bounds["the prior"])
+claim(difference > 3 * error)
+
+# %% [markdown]
+# **2.** The guide knows nothing of the correlation of $z_1$ and $z_2$, so ask for their sum. It is well determined by
+# $x$, but not by two independent draws with the true marginals: these are too wide for the sum.
+
+
+# %%
+@torch.no_grad()
+def ranks_of_sum(vae, simulations=2000, draws=99):
+    """Ranks of z_1 + z_2 of the model among those of the guide: (simulations,)."""
+    made = poutine.trace(vae.model).get_trace(simulations)  # z and x together
+    x, true = made.nodes["x"]["value"], made.nodes["z"]["value"].sum(-1)
+    guesses = [poutine.trace(vae.guide).get_trace(x).nodes["z"]["value"].sum(-1) for _ in range(draws)]
+    return (torch.stack(guesses) < true).sum(0)
+
+
+for name in ("exact posterior", "true marginals"):
+    counted = torch.bincount(ranks_of_sum(suspects[name]) // 5, minlength=20)
+    statistic = ((counted - 100) ** 2 / 100).sum()  # chi-square with 19 degrees of freedom: mean 19, deviation 6.2
+    print(f"{name:16s} chi-square {statistic:7.1f}   histogram {counted.tolist()}")
+    assert (statistic < 19 + 4 * 6.2) == (name == "exact posterior")
+
+# %% [markdown]
+# **3.** The KL is back at 6 nats, and all features carry some. By the ELBO the price is high; by IWAE-64 much less of it is left:
+# the model of $x$ lost little, but the guide fits its posterior less well. SBC says so too.
+
+# %%
+pyro.set_rng_seed(6)
+freed = make(chain())
+train_on(train, freed, epochs=40, objective="free-bits:6")
+before, after = measured["strong likelihood"], summary("free bits", freed)
+claim(after[2].kl.sum() > 4 and after[2].kl.sum() > 3 * before[2].kl.sum())
+claim(after[1] < before[1] - 0.3 and before[0] - after[0] < before[1] - after[1])
