@@ -442,13 +442,13 @@ drawn = {
 # %%
 figure, panels = subplots(3, 7, width=11, height=5.2)
 for above, (name, i) in zip(panels, chosen.items(), strict=True):
-    above[0].imshow(some.x[i, 0], cmap=theme.grey)
+    above[0].imshow(some.x[i, 0].numpy(), cmap=theme.grey)
     above[0].set(xticks=(), yticks=(), ylabel=f"{name}\n{gap[i]:.2f} nats")
     above[0].grid(False)
-    picture = posterior[i].reshape(side, side).T
+    picture = posterior[i].reshape(side, side).T.numpy()
     above[1].imshow(picture, cmap=theme.heat, origin="lower", extent=(-5, 5, -5, 5), interpolation="bilinear")
     for axes in above[1:]:
-        middle = means[i].round()
+        middle = means[i].round().tolist()
         axes.set(xlim=(middle[0] - 2.5, middle[0] + 2.5), ylim=(middle[1] - 2.5, middle[1] + 2.5), aspect="equal")
         axes.set(xticks=(middle[0] - 1, middle[0] + 1), yticks=(middle[1] - 1, middle[1] + 1))
         axes.grid(False)
@@ -619,10 +619,10 @@ looks = (
 figure, panels = subplots(2, 3, width=10, height=4.2, sharex=True)
 for axes, (name, calibration), look in zip(panels.flat, calibrations.items(), looks, strict=True):
     histogram = calibration.histogram("z")[0]
-    expected = histogram.sum() / len(histogram)
-    band = 2.576 * expected.sqrt()  # 99 % of the bars of a uniform histogram
+    expected = histogram.sum().item() / 20
+    band = 2.576 * math.sqrt(expected)  # 99 % of the bars of a uniform histogram
     axes.axhspan(expected - band, expected + band, color=theme.rule)
-    axes.bar(torch.arange(20) + 0.5, histogram, width=0.9, color=theme.series[0])
+    axes.bar([i + 0.5 for i in range(20)], histogram.numpy(), width=0.9, color=theme.series[0])
     axes.set(title=f"{name}: {look}", xticks=(0, 10, 20), xticklabels=("0", "L / 2", "L"), xlim=(0, 20))
     axes.grid(False)
 for axes in panels[1]:
@@ -698,7 +698,7 @@ measured = {name: summary(name, each) for name, each in trained.items()}
 # %%
 figure, panels = subplots(1, 3, width=10, height=2.5, sharey=True)
 for axes, (name, (_, _, units)) in zip(panels, measured.items(), strict=True):
-    axes.bar(range(1, 9), units.kl.sort(descending=True).values, color=theme.series[0])
+    axes.bar(range(1, 9), units.kl.sort(descending=True).values.numpy(), color=theme.series[0])
     axes.set(title=f"{name}: {units.kl.sum():.2f} nats", xlabel="features of z, sorted", xticks=range(1, 9))
     axes.grid(axis="x", visible=False)
 panels[0].set_ylabel("KL, nats")
@@ -810,10 +810,10 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 
 # %% [markdown]
 # Each row of draws is another answer to what the lower half may be; where the upper half leaves a choice, they differ.
-# The forecasts compared here are the means over 16 draws for each digit, those of the first row the pixel frequencies of the
-# training data.Both models know more than
-# the frequencies. The autoregressive one is the better forecaster here: it is the better model of $p(x)$, too, since the
-# pixels of its draws know of each other, and those of the VAE are independent given $z$, which shows as stray dots.
+# The forecasts compared here are the means over 16 draws for each digit, those of the first row the pixel frequencies
+# of the training data. Both models know more than the frequencies, and the autoregressive one is the better forecaster
+# here. Its missing pixels know of each other; those of the VAE are independent given $z$, which has only 8 features to
+# say what goes with what.
 #
 # ## 6. Which number to trust when
 #
