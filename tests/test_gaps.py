@@ -124,6 +124,15 @@ def test_annealing_and_weighting_agree_with_the_evidence(x):
     assert torch.equal(found.worst(3), found.log_evidence.argsort()[:3])
 
 
+def test_a_known_evidence_is_used_as_it_is(x):
+    program = vae(CORRELATED, mean_field(CORRELATED))
+    gaps = dgm.infer.gaps(program, x, log_evidence=exact(CORRELATED, x), steps=1, draws=64)
+    assert gaps.kind == "given"
+    assert torch.equal(gaps.log_evidence, exact(CORRELATED, x))
+    with pytest.raises(ValueError, match="one number per datum"):
+        dgm.infer.gaps(program, x, log_evidence=torch.zeros(len(x), 1))
+
+
 def test_parts_add_up_and_are_reproducible(x):
     program = vae(CORRELATED, mean_field(CORRELATED, 0.3))
     state = torch.get_rng_state()

@@ -301,7 +301,11 @@ def miscalibration(calibration: Calibration) -> list[Finding]:
         spread, shift = float(u.var(0).mean() * 12), float((u.mean(0) - 0.5).abs().max())
         width = "too narrow" if spread > 1 else "too wide"
         shape = "shifted" if 12 * shift**2 > abs(spread - 1) else width
-        remedy = "a richer encoder (dgm list), or training by IWAE" if shape == "too narrow" else "longer training"
+        remedy = (
+            "a richer encoder (dgm list), or one that is trained for longer, p fixed"
+            if shape == "too narrow"
+            else "longer training"
+        )
         findings.append(
             Finding(
                 "warning",

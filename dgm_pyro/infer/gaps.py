@@ -49,7 +49,7 @@ class Gaps:
         log_evidence: the best lower bound on log p(x) at hand, ``(B,)``.
         best: the ELBO of the best q of the family, ``(B,)``.
         elbo: the ELBO of the encoder's q, ``(B,)``.
-        kind: how log_evidence was found, such as "ais-300" or "iwae-1000".
+        kind: how log_evidence was found, such as "ais-300" or "iwae-1000"; "given" by the caller.
         x: the data.
     """
 
@@ -112,6 +112,7 @@ def gaps(
     num_chains: int = 8,
     steps: int = 400,
     draws: int = 256,
+    log_evidence: Tensor | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Gaps:
@@ -125,6 +126,8 @@ def gaps(
             must where a latent is discrete.
         steps: of gradient ascent on q.
         draws: per datum, in every ELBO that is reported.
+        log_evidence: log p(x) in nats, ``(B,)``, instead of an estimate by this guide: guides of one p are compared
+            fairly on one number.
         seed: the global random state is left as it was.
         progress: whether to show bars.
 
@@ -137,10 +140,17 @@ def gaps(
     program.check(x, given)
     for name, count in (("num_particles", num_particles), ("steps", steps), ("draws", draws)):
         check_count(count, name)
+    if log_evidence is not None and log_evidence.shape != (len(x),):
+        raise ValueError(
+            f"log_evidence has shape {tuple(log_evidence.shape)}, but x has {len(x)} rows: pass one number per datum"
+        )
     with evaluating(program):
-        with seeded(seed, x.device), torch.no_grad():
-            evidence, kind = importance_bound(program, x, given, num_particles), f"iwae-{num_particles}"
-        if num_temperatures:
+        if log_evidence is not None:
+            evidence, kind = log_evidence, "given"
+        else:
+            with seeded(seed, x.device), torch.no_grad():
+                evidence, kind = importance_bound(program, x, given, num_particles), f"iwae-{num_particles}"
+        if num_temperatures and log_evidence is None:
             annealed = ais(program, x, given, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed,
                            progress=progress)  # fmt: skip
             if annealed.log_evidence.mean() > evidence.mean():
