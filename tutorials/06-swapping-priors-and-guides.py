@@ -580,8 +580,8 @@ claim(gap_by["nsf, rws"][0] < gap_by["nsf, elbo"][0] / 2)
 # ### Noise of the gradient
 #
 # `STL` and `DReG` have the same expectation as the ELBO's and the IWAE's gradient, and differ in noise only. We measure
-# it for the mean-field guide: the signal-to-noise ratio of its gradient, the length of the mean over the root of the
-# total variance, for batches of 32 data.
+# it for the mean-field guide at the end of its training: the signal-to-noise ratio of its gradient, the length of the
+# mean over the root of the total variance, for batches of 32 data.
 
 
 # %%
@@ -811,7 +811,8 @@ print(f"won {won:.3f} +- {error:.3f} of an amortization gap of {amortization:.3f
 claim(0.3 * amortization < won < amortization + 4 * error)
 
 # %% [markdown]
-# Nearly all of it, and nothing of the approximation gap, which is nearly four times as large. That takes another family.
+# Nearly all of it, and nothing of the approximation gap, which is nearly four times as large. That takes another
+# family.
 #
 # **3.** Eight draws need not all be good, so the guide may cast wide.
 
