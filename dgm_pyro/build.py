@@ -245,6 +245,13 @@ def _vamp(parts: Parts, q: Program) -> Program:
     return VampPrior(q, parts.data.x[rows], parts.data.levels)  # type: ignore[arg-type]
 
 
+def _after_normal(parts: Parts, flow: Flow) -> Flow:
+    """The flow after the mean-field Normal, which it starts as: it can only add to it."""
+    return Flow(
+        parts.shape, flow.transforms, base=Normal(parts.shape, parts.of_x(2 * parts.size)), context=flow.context
+    )
+
+
 def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
     if parts.data.levels is not None:
         raise ValueError(
@@ -316,12 +323,12 @@ EARLY_ENCODERS: Table = {
         "a Normal and 4 Sylvester maps",
     ),
     "iaf": (
-        lambda parts: iaf(parts.shape, layers=2, hidden=(64, 64), **parts.x_as_context()),
-        "an inverse autoregressive flow",
+        lambda parts: _after_normal(parts, iaf(parts.shape, layers=2, hidden=(64, 64), **parts.x_as_context())),
+        "a Normal and an inverse autoregressive flow",
     ),
     "nsf": (
-        lambda parts: nsf(parts.shape, layers=3, hidden=(64, 64), **parts.x_as_context()),
-        "a neural spline flow",
+        lambda parts: _after_normal(parts, nsf(parts.shape, layers=3, hidden=(64, 64), **parts.x_as_context())),
+        "a Normal and a neural spline flow",
     ),
     "bernoulli": (lambda parts: Bernoulli(parts.shape, parts.of_x(parts.size)), "bits, for prior bernoulli"),
     "categorical": (

@@ -94,3 +94,13 @@ def test_a_mass_for_reals():
         build("vae", digits_like(None), likelihood="categorical")
     with pytest.raises(ValueError, match="pixelcnn needs images"):
         build("vae", dgm.Data(torch.randn(5, 2)), likelihood="pixelcnn")
+
+
+@pytest.mark.parametrize("name", ["iaf", "nsf"])
+def test_flow_encoders_start_as_the_mean_field_they_contain(name):
+    encoder = build("vae", dgm.data.load("digits-binary", num=8), encoder=name).encoder
+    x = torch.randint(2, (16, 1, 8, 8))
+    base = encoder.base(x)
+    z = base.sample()
+    torch.testing.assert_close(encoder.forward_map(z, x), z, atol=0.05, rtol=0.05)
+    assert base.mean.std(0).min() > 0.01  # of x's own, not N(0, I)

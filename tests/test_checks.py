@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from programs import CASES
 from test_gaps import CORRELATED, ORTHOGONAL, linear, mean_field, vae
 from torch import nn
 
@@ -140,3 +141,19 @@ def test_a_report_holds_both():
     assert numbers["units"]["z"]["dimensions"] == 2
     assert 0 <= numbers["calibration"]["p_value"] <= 1
     assert "dimensions active" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("case", "sizes"),
+    [
+        ("vae-categorical-latent", {"z": 1}),
+        ("vae-diffusion-prior", {"z": 2}),
+        ("vae-ladder", {"z2": 1, "z": 2}),
+        ("vae-planar-encoder", {"z": 2}),
+    ],
+)
+def test_units_are_those_of_the_codes(case, sizes):
+    """The times of a diffusion prior are no code of x, and a class is one unit."""
+    program = CASES[case].build()
+    found = dgm.infer.units(program, program.sample(32), draws=2)
+    assert {site: len(of.variance) for site, of in found.items()} == sizes

@@ -171,9 +171,9 @@ def units(program: Program, data: Any, *, draws: int = 32, seed: int = 0) -> dic
             latents = {name: q.nodes[name]["value"] for name in latent_sites(q)}
             p: Any = joint_trace(program, x, latents, given, batch=(len(x),))
             for name in latents:
-                if name not in p.nodes:
+                if name not in p.nodes or not _is_code(q.nodes[name]):
                     continue
-                mean = _mean(q.nodes[name]).flatten(1).double().cpu()
+                mean = _mean(q.nodes[name]).reshape(len(x), -1).double().cpu()
                 first, second = sums.get(name, (0, 0))
                 sums[name] = first + mean / draws, second + mean**2 / draws
                 kl = _elementwise_kl(q.nodes[name], p.nodes[name])
@@ -184,6 +184,11 @@ def units(program: Program, data: Any, *, draws: int = 32, seed: int = 0) -> dic
     # The mean of a few draws varies even where E_q[z] does not: by their own variance, divided by their number.
     noise = {name: (square - mean**2).mean(0) / max(1, draws - 1) for name, (mean, square) in sums.items()}
     return {name: Units(mean.var(0) - noise[name], divergences[name]) for name, (mean, _) in sums.items()}
+
+
+def _is_code(site: Any) -> bool:
+    """Whether the site says something of x: not the times of a plated diffusion, nor what is drawn at them."""
+    return site["value"].dim() - site["fn"].event_dim == 1 and not site["name"].endswith("_shift")
 
 
 def _mean(site: Any) -> Tensor:
@@ -208,7 +213,7 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
         kl = kl_divergence(bases[0], bases[1])
     except NotImplementedError:
         kl = bases[0].log_prob(q["value"]) - bases[1].log_prob(q["value"])
-    return kl.expand(q["value"].shape).flatten(1).double()
+    return kl.expand(q["value"].shape).reshape(len(q["value"]), -1).double()
 
 
 def _elements(fn: Any) -> Any:
