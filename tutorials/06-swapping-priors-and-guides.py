@@ -462,7 +462,7 @@ def draws_of(guides, given=told, num=1000):
 draws_of(by_guide)
 # %% [markdown]
 # First row: a diagonal Normal cannot lie aslant, and is too narrow instead; all the others can. Second row: no Normal
-# can bend, and of the flows the spline comes furthest around the corner. Third row: but for stray draws of the spline
+# can bend; the flows can, and follow the corner for a part of its way. Third row: but for stray draws of the spline
 # flow, each guide has one mode of the two.
 #
 # The gap of the ELBO *is* a divergence, the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$. That direction punishes
