@@ -782,7 +782,7 @@ print(f"features of z whose mean depends on x (standard deviation over the data 
 # %% [markdown]
 # Here it is not: on images this small the pixels are the better input. The ELBO asks for a short description of $x$,
 # not for one in which classes lie apart, and it pays for each feature of $z$ that is used. The VAE therefore leaves
-# about half of them at the prior, where they say nothing about $x$.
+# half of them or more at the prior, where they say nothing about $x$.
 #
 # ## 9. Generative and discriminative
 #
