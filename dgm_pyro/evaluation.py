@@ -53,7 +53,7 @@ class Evidence:
     @property
     def nats_stderr(self) -> float:
         """Standard error of `nats` over the data."""
-        return _stderr(self.values)
+        return standard_error(self.values)
 
     @property
     def bits_per_dim(self) -> float:
@@ -82,7 +82,7 @@ class Evidence:
                 f"{len(other.values)} of {other.data or 'unnamed data'}: evaluate both on the same split"
             )
         difference = self.values - other.values
-        return difference.mean().item(), _stderr(difference)
+        return difference.mean().item(), standard_error(difference)
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers as plain Python, for JSON."""
@@ -112,7 +112,8 @@ class Evidence:
         return text
 
 
-def _stderr(values: Tensor) -> float:
+def standard_error(values: Tensor) -> float:
+    """Of the mean of ``values``; NaN for a single one."""
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 

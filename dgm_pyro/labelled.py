@@ -10,7 +10,6 @@ r"""Generative and discriminative classifiers: two factorisations of the joint p
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pyro
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dgm_pyro.conditionals import Categorical
-from dgm_pyro.program import Conditional, Program, check_tensor, declare_given, require_distinct
+from dgm_pyro.program import Conditional, Program, check_tensor, declare_given, log_mean_exp, require_distinct
 from dgm_pyro.registry import register
 
 
@@ -124,7 +123,7 @@ class Labelled(Program):
                 with torch.random.fork_rng(devices):
                     torch.manual_seed(seed)
                     weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
-                bounds.append(weights.logsumexp(0) - math.log(num_particles))
+                bounds.append(log_mean_exp(weights))
             log_likelihood = torch.stack(bounds)
         log_prior = self.prior().log_prob(labels)
         return log_likelihood + log_prior.reshape(-1, *(1,) * len(batch))

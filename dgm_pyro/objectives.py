@@ -41,6 +41,7 @@ from dgm_pyro.program import (
     check_count,
     guide_trace,
     latent_sites,
+    log_mean_exp,
     model_trace,
     plates,
     require_subset,
@@ -247,7 +248,7 @@ class IWAE:
             return exact(program, x, given)
         batch = (self.num_particles, x.shape[0])
         weights = elbo(program.unroll_latents(), x, given, observed=observed, batch=batch, analytic_kl=False)
-        value = _log_mean_exp(weights.value)
+        value = log_mean_exp(weights.value)
         surrogate = value
         if weights.score is not None:
             without = _without_each(weights.value) if self.leave_one_out else torch.zeros_like(weights.value)
@@ -292,7 +293,7 @@ class DReG:
         model = model_trace(program, x, given, guide, **options)
         weights = _bound(model, guide, options["batch"], analytic_kl=False, log_q=log_q)
         shares.append(weights.value.softmax(0).detach())
-        value = _log_mean_exp(weights.value)
+        value = log_mean_exp(weights.value)
         terms = _mean(weights)
         return Bound(value, value, terms.reconstruction, terms.kl)
 
@@ -332,7 +333,7 @@ class RWS:
         weights = _bound(model, guide, options["batch"], analytic_kl=False, log_q=_log_q(guide))
         log_q = _total(_log_q(guide).values(), options["batch"], weights.value)
         log_p, shares = weights.value + log_q, weights.value.softmax(0).detach()
-        value = _log_mean_exp(weights.value).detach()
+        value = log_mean_exp(weights.value).detach()
         surrogate = value + _nothing((shares * (log_p + (1 - self.sleep) * log_q)).sum(0))
         if self.sleep > 0:
             surrogate = surrogate + self.sleep * _nothing(_log_q_of_a_dream(program, x, given, observed))
@@ -646,16 +647,12 @@ def _mean(bound: Bound) -> Bound:
 # -- importance weights ------------------------------------------------------------------------------------------------
 
 
-def _log_mean_exp(log_w: Tensor) -> Tensor:
-    return log_w.logsumexp(0) - math.log(log_w.shape[0])
-
-
 def _without_each(log_w: Tensor) -> Tensor:
     """The log-mean-exp with each log w_k in turn replaced by the mean of the others, ``(K, B)``."""
     size = log_w.shape[0]
     others = (log_w.sum(0) - log_w) / (size - 1)
     own = torch.eye(size, dtype=torch.bool, device=log_w.device).unsqueeze(-1)
-    return _log_mean_exp(torch.where(own, others, log_w.unsqueeze(1)))
+    return log_mean_exp(torch.where(own, others, log_w.unsqueeze(1)))
 
 
 # -- gradients along the path, or of the score, alone ------------------------------------------------------------------

@@ -484,6 +484,11 @@ def log_prob_sum(trace: poutine.Trace, batch: Sequence[int]) -> Tensor:
     return sum(terms[1:], terms[0]) if terms else torch.zeros(tuple(batch))
 
 
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """The logarithm of the mean of K weights, ``(K, *batch)`` to ``batch``."""
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
 def site_sum(log_prob: Tensor, batch: Sequence[int]) -> Tensor:
     """Sum one site's log-probability over the plates left of the batch (such as time)."""
     if log_prob.dim() < len(batch):

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from dgm_pyro.evaluation import evaluating, program_device, seeded
 from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
-from dgm_pyro.program import Program, check_count, latent_sites, log_prob_sum
+from dgm_pyro.program import Program, check_count, latent_sites, log_mean_exp, log_prob_sum
 
 Density = Callable[[Tensor], Tensor]
 Transition = Callable[[Tensor, Tensor, Density], tuple[Tensor, Tensor]]
@@ -172,7 +172,7 @@ def ais(
         steps = path.adapt(betas, transition, target_acceptance)
         u, log_weights, acceptance = path.anneal(path.start(), betas, steps, transition, progress)
         latents, _ = path.coordinates.unflatten(u)
-    return Annealed(_log_mean_exp(log_weights), log_weights, acceptance, latents)
+    return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents)
 
 
 def bidirectional(
@@ -224,7 +224,7 @@ def bidirectional(
         _, backward, back = path.anneal(
             path.coordinates.flatten(exact), betas, steps, transition, progress, reverse=True
         )
-    return Sandwich(x, _log_mean_exp(forward), -_log_mean_exp(backward), (there + back) / 2)
+    return Sandwich(x, log_mean_exp(forward), -log_mean_exp(backward), (there + back) / 2)
 
 
 def temperatures(num: int, schedule: str = "sigmoid") -> Tensor:
@@ -359,7 +359,3 @@ class ToPosterior(Path):
 
 def _interpolate(values: Tensor, size: int) -> Tensor:
     return torch.nn.functional.interpolate(values.T.unsqueeze(0), size, mode="linear", align_corners=True)[0].T
-
-
-def _log_mean_exp(values: Tensor) -> Tensor:
-    return values.logsumexp(0) - math.log(len(values))

@@ -162,7 +162,8 @@ def units(program: Program, data: Any, *, draws: int = 32, seed: int = 0) -> dic
     if len(points) < 2:
         raise ValueError("active units need at least two data: their means must be compared")
     where = program_device(program)
-    x, given, _ = program.arguments(*_to(points, where))
+    points = points.to(where)
+    x, given, _ = program.arguments(points.x, points.y)
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     divergences: dict[str, Tensor | None] = {}
     with evaluating(program), seeded(seed, where), torch.no_grad():
@@ -198,10 +199,6 @@ def _mean(site: Any) -> Tensor:
     except (NotImplementedError, AttributeError):
         return site["value"]
     return mean.expand(site["value"].shape) if torch.isfinite(mean).all() else site["value"].to(torch.double)
-
-
-def _to(points: Any, where: torch.device) -> tuple[Tensor, Tensor | None]:
-    return points.x.to(where), None if points.y is None else points.y.to(where)
 
 
 def _elementwise_kl(q: Any, p: Any) -> Tensor | None:

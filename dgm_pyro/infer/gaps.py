@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dgm_pyro.conditionals import Parametric
-from dgm_pyro.evaluation import evaluating, importance_bound, seeded
+from dgm_pyro.evaluation import evaluating, importance_bound, seeded, standard_error
 from dgm_pyro.infer.ais import ais
 from dgm_pyro.objectives import elbo
-from dgm_pyro.program import Program, check_count
+from dgm_pyro.program import Program, check_count, is_pair
 from dgm_pyro.vae import VAE
 
 DRAWS_PER_STEP = 8
@@ -83,7 +83,7 @@ class Gaps:
             "amortization gap": self.amortization,
             "gap": self.total,
         }
-        return {name: (float(v.mean()), _stderr(v)) for name, v in named.items()}
+        return {name: (float(v.mean()), standard_error(v)) for name, v in named.items()}
 
     def worst(self, num: int) -> Tensor:
         """Indices of the data with the lowest log p(x), the worst first."""
@@ -222,7 +222,7 @@ def _mean_elbo(program: Program, x: Tensor, given: Any, draws: int) -> Tensor:
 def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor]]:
     """The same p, with the encoder's output for each datum free."""
     encoder: Any = copy.copy(program.encoder)
-    read = (x, given) if _reads_given(program.encoder) else x
+    read = (x, given) if is_pair(encoder.given_shape) else x
     with torch.no_grad():
         raw = encoder.raw_parameters(read).clone().requires_grad_()
     encoder._modules = {}
@@ -264,16 +264,7 @@ def _with_encoder(program: VAE, encoder: Program) -> VAE:
     return twin
 
 
-def _reads_given(encoder: Any) -> bool:
-    shape = encoder.given_shape
-    return shape is not None and len(shape) > 0 and isinstance(shape[0], tuple)
-
-
 def _row(given: Any, i: int) -> Any:
     if given is None:
         return None
     return tuple(part[i : i + 1] for part in given) if isinstance(given, tuple) else given[i : i + 1]
-
-
-def _stderr(values: Tensor) -> float:
-    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
