@@ -153,9 +153,7 @@ def sample(
     from dgm_pyro.training import find_device
 
     where = find_device(device)
-    picture = out or run / "samples.png"
-    if picture.suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {picture}")
+    picture = _picture(out, run / "samples.png")
     program, record = runs.read(run, where)
     given = None if label is None else torch.tensor([label], device=where)
     options = {"sampler": sampler, "steps": steps, "guidance": guidance}
@@ -214,9 +212,7 @@ def impute(
     from dgm_pyro.training import find_device
 
     where = find_device(device)
-    picture = out or run / "imputed.png"
-    if picture.suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {picture}")
+    picture = _picture(out, run / "imputed.png")
     if rows < 1:
         raise ValueError(f"--rows must be a positive integer, got {rows}")
     program, record = runs.read(run, where)
@@ -457,6 +453,7 @@ def gaps(
     found = {}
     for folder in folders:
         program, record = runs.read(folder, where)
+        picture.parent.mkdir(parents=True, exist_ok=True)
         points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num].to(where)
         x, given, _ = program.arguments(points.x, points.y)
         found[str(folder)] = dgm.infer.gaps(
@@ -512,6 +509,7 @@ def checks(
     program, record = runs.read(run, where)
     points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num]
     report = dgm.infer.check(program, points, num_simulations=num_simulations, seed=seed)
+    picture.parent.mkdir(parents=True, exist_ok=True)
     plots.calibration(report, title=f"The guide of {record.model} on {record.data}").savefig(picture)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=1))
@@ -524,8 +522,6 @@ def _picture(out: Path | None, default: Path) -> Path:
     picture = out or default
     if picture.suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, got {picture}")
-    if out is not None:
-        picture.parent.mkdir(parents=True, exist_ok=True)
     return picture
 
 
