@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test check format tutorials clean
+.PHONY: help tour test check format tutorials bench clean
 # Two installs into one environment must not run side by side.
 .NOTPARALLEL:
 
@@ -32,7 +32,16 @@ format: $(VENV)/.installed-dev  ## put the code into the house format
 tutorials: $(VENV)/.installed-test  ## run the tutorial scripts and write their notebooks
 	$(BIN)/python tutorials/execute.py $(ARGS)
 
-clean:  ## remove .venv, caches and build outputs; runs/ and tour/ stay
+# Those that take the command line of timing.py; the others need data or hours.
+BENCHMARKS := $(shell grep -l '^from timing import' benchmarks/*.py)
+
+bench: $(VENV)/.installed-bench  ## time everything beside its peers, write bench/*.json (ARGS="--quick")
+	for script in $(BENCHMARKS); do \
+	  OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python $$script --json bench/$$(basename $$script .py).json $(ARGS) \
+	  || exit 1; \
+	done
+
+clean:  ## remove .venv, caches and build outputs; runs/, tour/ and bench/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -43,7 +52,9 @@ $(VENV)/.installed-test: EXTRAS := [test]
 $(VENV)/.installed-test: SMALLER := $(VENV)/.installed
 $(VENV)/.installed-dev: EXTRAS := [dev]
 $(VENV)/.installed-dev: SMALLER := $(VENV)/.installed $(VENV)/.installed-test
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: pyproject.toml constraints.txt
+$(VENV)/.installed-bench: EXTRAS := [bench]
+$(VENV)/.installed-bench: SMALLER := $(VENV)/.installed
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-bench: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
 	@touch $(SMALLER) $@
