@@ -16,19 +16,19 @@ Source: Frey 1998, Larochelle and Murray 2011 (NADE), Germain et al. 2015 (MADE)
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from dgm_pyro.conditionals import Parametric
 from dgm_pyro.networks.masked import check_order
+from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.program import Conditional, Program, is_pair
 from dgm_pyro.registry import register
 
@@ -255,7 +255,7 @@ def check_masked(program: Autoregressive, places: int = 16) -> None:
     if program.conditional:
         dtype = like.dtype if program.num_classes is None else torch.long
         given = torch.zeros(1, *program.given_shape or (), dtype=dtype, device=like.device)
-    with evaluating(program):
+    with eval_mode(program):
         raw = program.raw_parameters(x, given).flatten(1, -2)
     features = order[tested].to(raw.device)
     change = (raw[1:] - raw[:1])[torch.arange(len(tested)), features].abs().amax(-1)
@@ -267,15 +267,3 @@ def check_masked(program: Autoregressive, places: int = 16) -> None:
             f"{program.order[i - 1]}, at place {i}, change with features at place {i} or later. Use dgm.networks.MADE "
             "or dgm.networks.PixelCNN, or mask your network likewise"
         )
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, then each submodule's own mode again."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, mode in modes:
-            m.training = mode

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm_pyro.data import Data
+from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, check_count
 
@@ -294,14 +295,8 @@ def program_device(program: Program) -> torch.device:
 @contextlib.contextmanager
 def evaluating(program: Program) -> Iterator[None]:
     """Evaluation mode, with Pyro's checks off; ours have been made."""
-    modes = [(module, module.training) for module in program.modules()]
-    program.eval()
-    try:
-        with pyro.validation_enabled(False):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(program), pyro.validation_enabled(False):
+        yield
 
 
 @contextlib.contextmanager
