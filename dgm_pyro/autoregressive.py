@@ -5,8 +5,9 @@ r"""Autoregressive models: p(x) by the chain rule over the features, in some ord
     \log p(x) = \sum_{i=1}^{D} \log p(x_i \mid x_{<i})
 
 Each conditional is a univariate distribution, and one network computes the parameters of all D of them from x itself.
-The network is masked: the parameters of x_i depend on the features before x_i only. So one pass scores every feature,
-while sampling takes one pass per feature, because x_i must be drawn before x_{i+1} can be.
+The network is masked: the parameters of x_i depend on the features before x_i only. So one pass scores every feature.
+Sampling goes from feature to feature, because x_i must be drawn before x_{i+1} can be. A network with a `cache`
+computes at each what is new there, one pass in all; any other takes a whole pass per feature.
 
 Two forms on the same parameters: *plated*, `Autoregressive`, all features at once in a single site; *unrolled*,
 `Autoregressive.unroll`, the chain itself with one site per feature, ``x_1 .. x_D``, any of which can be conditioned.
@@ -27,9 +28,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from dgm_pyro.conditionals import Parametric
+from dgm_pyro.networks.caches import Cache, cache_maker
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import eval_mode
-from dgm_pyro.program import Conditional, Program, is_pair
+from dgm_pyro.program import Conditional, Program, call_network, is_pair
 from dgm_pyro.registry import register
 
 
@@ -78,7 +80,7 @@ class Autoregressive(Conditional):
         check_masked(self)
 
     def forward(self, given: Any = None) -> AutoregressiveDistribution:
-        """The distribution of x given ``given``: `log_prob` takes one pass of the network, `sample` one per feature."""
+        """The distribution of x given ``given``."""
         return AutoregressiveDistribution(self, given)
 
     def raw_parameters(self, x: Tensor, given: Any = None) -> Tensor:
@@ -93,13 +95,28 @@ class Autoregressive(Conditional):
 
     def at(self, i: int, raw: Tensor) -> TorchDistribution:
         """p(x_i | x_<i, given) at place i = 1 .. D of the order, from `raw_parameters`; univariate, ``batch``."""
-        return self.features.univariate(raw.flatten(-1 - len(self.event_shape), -2)[..., self.order[i - 1], :])
+        return self.features.univariate(self.raw_at(i, raw))
 
-    def chain(self, draw: Callable[[int, TorchDistribution], Tensor], x: Tensor, given: Any = None) -> Tensor:
-        """Fill x, feature by feature in the order, with ``draw(i, p(x_i | x_<i, given))``."""
+    def raw_at(self, i: int, raw: Tensor) -> Tensor:
+        """Those of the feature at place i = 1 .. D of the order, ``(*batch, P)``."""
+        return raw.flatten(-1 - len(self.event_shape), -2)[..., self.order[i - 1], :]
+
+    def chain(
+        self, draw: Callable[[int, TorchDistribution], Tensor], batch: Sequence[int] = (), given: Any = None
+    ) -> Tensor:
+        """x of which every feature, one after the other in the order, is ``draw(i, p(x_i | x_<i, given))``.
+
+        Returns:
+            ``(*batch, *event_shape)``, or of the shape that ``batch`` and what is drawn broadcast to.
+        """
+        chain, values = Chain(self, batch, given), []
         for i in range(1, len(self.order) + 1):
-            x = self.place(x, i, draw(i, self.at(i, self.raw_parameters(x, given))))
-        return x
+            values.append(draw(i, chain.next()))
+            chain.put(values[-1])
+        by_feature = [value for _, value in sorted(zip(self.order, values, strict=True), key=lambda pair: pair[0])]
+        shape = torch.broadcast_shapes(tuple(batch), *{value.shape for value in values})
+        x = torch.stack([value.expand(shape) for value in by_feature], -1).reshape(*shape, *self.event_shape)
+        return x.to(torch.promote_types(x.dtype, self.blank().dtype))
 
     def place(self, x: Tensor, i: int, value: Tensor) -> Tensor:
         """x with ``value`` as its feature at place i; batch shapes broadcast and types promote."""
@@ -148,7 +165,7 @@ class UnrolledAutoregressive(Program):
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, event_dim = self.program, len(self.event_shape)
         if value is None:
-            x = p.chain(lambda i, p_i: pyro.sample(f"{name}_{i}", p_i), p.blank(), given)
+            x = p.chain(lambda i, p_i: pyro.sample(f"{name}_{i}", p_i), given=given)
         else:  # x_<i is known at every i, so that one pass serves them all
             x, raw = value, p.raw_parameters(value, given)
             for i, feature in enumerate(p.order, 1):
@@ -165,6 +182,71 @@ class UnrolledAutoregressive(Program):
                 f"'{name}_1' .. '{name}_{len(p.order)}', or pass the value itself"
             )
         return x
+
+
+class Chain:
+    """p(x_1 | given), p(x_2 | x_1, given), .. in turn, each by `next` once the value before it is `put`.
+
+    With a cache if the network has one (see `networks.caches`), else by a pass of the network for each.
+
+    Args:
+        program: whose conditionals these are.
+        batch: batch shape of x; it grows with that of the values.
+        given: ``(*batch, *given_shape)``.
+    """
+
+    def __init__(self, program: Autoregressive, batch: Sequence[int] = (), given: Any = None):
+        self.program, self.given, self.place = program, given, 0
+        features, self.x = program.features, program.blank(batch)
+        make = cache_maker(features.network)
+        if type(features).raw_parameters is not Parametric.raw_parameters:  # which may do with x whatever it likes
+            make = None
+        self.cache: Cache | None = None
+        self.last: Tensor | None = None
+        given_batch = given.shape[: given.dim() - len(program.given_shape or ())] if program.conditional else ()
+        self.batch = torch.broadcast_shapes(tuple(batch), given_batch)
+        if make is not None:
+            start: Any = lambda x, *context: make(len(x), *context)  # noqa: E731
+            inputs = (self.x, given) if program.conditional else self.x
+            self.batch, self.cache = call_network(start, inputs, features.given_shape)  # type: ignore[assignment]
+
+    def next(self) -> TorchDistribution:
+        """p(x_i | x_<i, given) at the next place; univariate."""
+        return self.program.features.univariate(self.raw_parameters())
+
+    def raw_parameters(self) -> Tensor:
+        """Those of `next`, ``(*batch, P)``."""
+        p, self.place = self.program, self.place + 1
+        if self.cache is None:
+            return p.raw_at(self.place, p.raw_parameters(self.x, self.given))
+        raw = self.cache.step(self.last)
+        return p.features.adjusted(raw.reshape(*self.batch, raw.shape[-1]), p.order[self.place - 1])
+
+    def put(self, value: Tensor) -> None:
+        """Go on with ``value`` as the feature at this place."""
+        batch = torch.broadcast_shapes(self.batch, value.shape)
+        if self.cache is None:
+            self.x, self.batch = self.program.place(self.x, self.place, value), batch
+            return
+        if batch != self.batch:
+            self.take(torch.arange(self.batch.numel(), device=value.device).reshape(self.batch).expand(batch))
+        self.last = value.expand(batch).reshape(-1)
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with the chains at ``rows``, indices into the flattened batch, whose shape is that of the new batch."""
+        p = self.program
+        if self.cache is not None:
+            self.cache.take(rows.reshape(-1))
+            self.last = None if self.last is None else self.last[rows.reshape(-1)]
+        else:
+            self.x = self._taken(self.x, p.event_shape, rows)
+            if p.conditional:
+                self.given = self._taken(self.given, p.given_shape or (), rows)
+        self.batch = rows.shape
+
+    def _taken(self, part: Tensor, shape: Sequence[int], rows: Tensor) -> Tensor:
+        flat = part.expand(*self.batch, *shape).reshape(-1, *shape)
+        return flat[rows.reshape(-1)].reshape(*rows.shape, *shape)
 
 
 class AutoregressiveDistribution(TorchDistribution):
@@ -218,7 +300,7 @@ class AutoregressiveDistribution(TorchDistribution):
         return self._chain(lambda i, p_i: p_i.sample(), sample_shape)
 
     def _chain(self, draw: Callable[[int, TorchDistribution], Tensor], sample_shape: Sequence[int]) -> Tensor:
-        return self.program.chain(draw, self.program.blank((*sample_shape, *self.batch_shape)), self.given)
+        return self.program.chain(draw, (*sample_shape, *self.batch_shape), self.given)
 
 
 def parameter_of(program: Program) -> Tensor:
@@ -267,3 +349,19 @@ def check_masked(program: Autoregressive, places: int = 16) -> None:
             f"{program.order[i - 1]}, at place {i}, change with features at place {i} or later. Use dgm.networks.MADE "
             "or dgm.networks.PixelCNN, or mask your network likewise"
         )
+    check_cache(program, x[:1], given, raw[0, order[:places].to(raw.device)])
+
+
+@torch.no_grad()
+def check_cache(program: Autoregressive, x: Tensor, given: Any, raw: Tensor) -> None:
+    """Raise if the network's cache gives other parameters than the network, ``raw``, at the first places."""
+    with eval_mode(program):
+        chain = Chain(program, (1,), given)
+        for i, expected in enumerate(raw):
+            found = chain.raw_parameters()[0]
+            if found.shape != expected.shape or bool((found - expected).abs().max() > 1e-4 * (1 + raw.abs().max())):
+                raise ValueError(
+                    f"the cache of {type(program.features.network).__name__} gives other parameters than the network "
+                    f"itself for the feature at place {i + 1}: correct its step, or leave out the cache method"
+                )
+            chain.put(x.flatten(1)[:, program.order[i]])

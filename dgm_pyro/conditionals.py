@@ -102,8 +102,18 @@ class Parametric(Conditional):
                 f"event_shape {tuple(self.event_shape)} with {self.num_parameters} parameters per feature needs "
                 f"{(count, *shape)} or {(count, size)}"
             )
-        raw = raw.reshape(*batch, *shape)
-        return raw if self.start is None else raw + self.start
+        return self.adjusted(raw.reshape(*batch, *shape))
+
+    def adjusted(self, raw: Tensor, feature: int | None = None) -> Tensor:
+        """What the network returned, with what does not depend on ``given`` put to it.
+
+        Args:
+            raw: of all features, ``(*batch, P, *event_shape)``; or of one, ``(*batch, P)``.
+            feature: the flat index of that one.
+        """
+        if self.start is None:
+            return raw
+        return raw + (self.start if feature is None else self.start.flatten(1)[:, feature])
 
     def distribution(self, raw: Tensor) -> dist.TorchDistribution:
         """The distribution of x from its raw parameters, ``(*batch, P, *event_shape)``."""
@@ -158,13 +168,12 @@ class Normal(Parametric):
         raw[1] = inverse_softplus(1.0)
         return raw
 
-    def raw_parameters(self, given: Any = None) -> Tensor:
-        raw = super().raw_parameters(given)
-        return (
-            raw
-            if self.scale == "network"
-            else torch.cat((raw, self.raw_scale.expand_as(raw)), -1 - len(self.event_shape))
-        )
+    def adjusted(self, raw: Tensor, feature: int | None = None) -> Tensor:
+        if self.scale == "network":
+            return raw
+        if feature is None:
+            return torch.cat((raw, self.raw_scale.expand_as(raw)), -1 - len(self.event_shape))
+        return torch.cat((raw, self.raw_scale.expand(self.event_shape).flatten()[feature].expand_as(raw)), -1)
 
     def univariate(self, raw: Tensor) -> dist.Normal:
         loc, raw_scale = raw.unbind(-1)

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from dgm_pyro.autoregressive import Autoregressive, AutoregressiveDistribution, UnrolledAutoregressive
-from dgm_pyro.diffusion import Diffusion, UnrolledDiffusion
+from dgm_pyro.diffusion import Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating, seeded
 from dgm_pyro.flow import Dequantized
 from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
@@ -183,7 +183,7 @@ class _Method:
             program = program.program
         if isinstance(program, Autoregressive):
             return self.chain(Features(program, x, mask, given), len(x))
-        if isinstance(program, Diffusion | UnrolledDiffusion):
+        if isinstance(program, Denoising | UnrolledDiffusion):
             times = Times(program, x, mask, given)
             times.tune(max(2, self.count(PARTICLES) // 8))
             return self.chain(times, len(x))
@@ -274,7 +274,7 @@ class _Known(poutine.messenger.Messenger):
             feature = fn.program.order[i - 1]
             return torch.where(mask[:, feature], x[:, feature], p_i.sample())
 
-        message["value"], message["done"] = fn.program.chain(draw, fn.program.blank(fn.batch_shape), fn.given), True
+        message["value"], message["done"] = fn.program.chain(draw, fn.batch_shape, fn.given), True
 
 
 class _ToReals(Path):

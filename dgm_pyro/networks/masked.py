@@ -11,6 +11,9 @@ leave with degree i - 1. The hidden degrees are free; here they are spread evenl
 is a context, so that some units carry the context to the first feature. Direct connections from the inputs to the
 outputs, under the same rule, make every allowed dependency possible however few the hidden units.
 
+With its units sorted by degree a layer's mask is a staircase: the units of degree m are neighbours, and read a
+beginning of the layer before. They are known once feature m is, and `MADE.cache` computes them then.
+
 Source: Germain et al. 2015 (MADE, arXiv 1502.03509), sections 3 and 4; residual blocks: Durkan and Nash 2019
 (Autoregressive energy machines, arXiv 1904.05626), section 3.2.
 """
@@ -19,12 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.networks.caches import Growing
 from dgm_pyro.networks.mlp import Context, activation_named, given_shape_of, to_unit
 from dgm_pyro.registry import register
 
@@ -119,6 +123,8 @@ class MADE(nn.Module):
         inputs, outputs = place + 1, place.repeat(num_parameters)
         lowest = min(1 if self.context_shape is None else 0, size - 1)
         degrees = [torch.linspace(lowest, size - 1, width).round() for width in hidden]
+        # How many units of each hidden layer have degree 0 .. D - 1.
+        self.counts = [torch.bincount(each.long(), minlength=size).tolist() for each in degrees]
 
         self.activation = nn.Sequential(activation_named(activation), nn.Dropout(dropout))
         self.first = MaskedLinear(inputs, degrees[0])
@@ -137,6 +143,96 @@ class MADE(nn.Module):
             h = block(h, c)
         raw = self.last(self.activation(h)) + self.direct(x)
         return raw.unflatten(-1, (self.num_parameters, *self.in_shape))
+
+    def cache(self, size: int, context: Tensor | None = None) -> MADECache:
+        """A `caches.Cache` of ``size`` chains: every unit is computed once, when the last feature it reads is known.
+
+        Args:
+            context: ``(size, *context_shape)``, or ``(size,)`` labels.
+        """
+        return MADECache(self, size, context)
+
+
+class MADECache:
+    """The inputs, by place, and the hidden units, by degree, that are known so far."""
+
+    def __init__(self, network: MADE, size: int, context: Tensor | None):
+        self.network, self.degree = network, -1
+        self.contexts = [embed(context) for embed in network.contexts]
+        self.layers = [Stairs(network.first, network.counts[0], network.order)]
+        self.second: list[Stairs] = []
+        for block, counts in zip(network.blocks, network.counts[1:], strict=True):
+            assert isinstance(block, MaskedBlock)
+            self.layers.append(Stairs(block.layer, counts))
+            if block.second is not None:
+                self.second.append(Stairs(block.second, counts))
+        features = len(network.order)
+        shape = (network.num_parameters, features, -1)
+        self.last = network.last.weight.reshape(shape).unbind(1)
+        self.bias = network.last.bias.reshape(shape[:2]).unbind(1)
+        self.direct = in_order(network.direct.weight, network.order).reshape(shape).unbind(1)
+
+        none = network.first.weight.new_empty(size, 0)
+        self.x = Growing(none, features)
+        self.units = [Growing(none, sum(counts)) for counts in network.counts]
+        self.inner = [Growing(none, sum(counts)) for counts in network.counts[1:]]
+
+    def step(self, value: Tensor | None) -> Tensor:
+        n, self.degree = self.network, self.degree + 1
+        if value is not None:
+            self.x.append(to_unit(value, n.levels).to(self.x.value.dtype).unsqueeze(-1))
+        if any(counts[self.degree] for counts in n.counts):
+            self._new_units()
+        j = n.order[self.degree]
+        hidden = self.units[-1].value
+        raw = F.linear(hidden, self.last[j][:, : hidden.shape[1]], self.bias[j])
+        return raw + F.linear(self.x.value, self.direct[j][:, : self.degree])
+
+    def _new_units(self) -> None:
+        """Compute the units whose degree is that of the feature just known."""
+        activation = self.network.activation
+        h = self._layer(0, self.x.value)
+        for i, units in enumerate(self.units[:-1]):
+            inner = self._layer(i + 1, units.append(activation(h)))
+            h = h + self.second[i](self.degree, self.inner[i].append(activation(inner))) if self.second else inner
+        self.units[-1].append(activation(h))
+
+    def _layer(self, i: int, x: Tensor) -> Tensor:
+        layer = self.layers[i]
+        h = layer(self.degree, x)
+        return h + self.contexts[i][:, layer.steps[self.degree]] if self.contexts else h
+
+    def take(self, rows: Tensor) -> None:
+        self.contexts = [context.index_select(0, rows) for context in self.contexts]
+        for known in (self.x, *self.units, *self.inner):
+            known.take(rows)
+
+
+class Stairs:
+    """A masked layer one degree at a time.
+
+    Args:
+        layer: its outputs sorted by degree.
+        counts: how many of them have each degree.
+        order: if its inputs are the features, their order; else they are sorted by degree already.
+    """
+
+    def __init__(self, layer: MaskedLinear, counts: Sequence[int], order: Sequence[int] | None = None):
+        weight = layer.weight if order is None else in_order(layer.weight, order)
+        self.weights, self.biases = weight.split(counts), layer.bias.split(counts)
+        ends = list(accumulate(counts, initial=0))
+        self.steps = [slice(a, b) for a, b in pairwise(ends)]
+
+    def __call__(self, degree: int, x: Tensor) -> Tensor:
+        """The outputs of that degree, from the inputs up to it, which are the first ones."""
+        return F.linear(x, self.weights[degree][:, : x.shape[1]], self.biases[degree])
+
+
+def in_order(weight: Tensor, order: Sequence[int]) -> Tensor:
+    """The columns of ``weight`` in an order of the features."""
+    if tuple(order) == tuple(range(len(order))):
+        return weight
+    return weight.index_select(1, torch.tensor(order, device=weight.device))
 
 
 def check_sizes(**sizes: int | Sequence[int]) -> None:

@@ -1,0 +1,87 @@
+r"""Caches: what a masked network keeps while x is filled feature by feature, so that nothing is computed twice.
+
+The parameters of :math:`p(x_i \mid x_{<i})` need features before i only, and most of what they are computed from was
+there at the feature before. A network that can go on from there has one method more,
+
+    network.cache(size, context=None)     # a `Cache` of ``size`` rows, at the first place of ``network.order``
+
+and sampling then costs one pass of the network altogether, instead of one for each feature. A network without it is
+passed the whole x each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+
+class Cache(Protocol):
+    """What is known of N chains so far."""
+
+    def step(self, value: Tensor | None) -> Tensor:
+        """Go on to the next place of the order.
+
+        Args:
+            value: the feature at the last place as the network would be given it, ``(N,)``; None at the first.
+
+        Returns:
+            The raw parameters of the feature at the new place, ``(N, P)``.
+        """
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with the chains at ``rows`` instead, indices ``(M,)``: some dropped, some repeated."""
+
+
+def cache_maker(network: nn.Module | None) -> Callable[..., Cache] | None:
+    """``network.cache``, if there is one and it gives what a pass of the network would.
+
+    Dropout in training mode draws anew in each pass, and a forward hook may change whatever passes.
+    """
+    make = getattr(network, "cache", None)
+    if network is None or make is None:
+        return None
+    for module in network.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            return None
+    return make
+
+
+class Growing:
+    """A tensor that grows along one dimension.
+
+    Where gradients are recorded it is concatenated anew each time, because what autograd has seen must not change;
+    elsewhere it is written into memory set aside once.
+
+    Args:
+        value: to start from, of length 0 along that dimension.
+        capacity: how long it will get.
+        dim: along which dimension.
+    """
+
+    def __init__(self, value: Tensor, capacity: int, dim: int = 1):
+        self.value, self.capacity, self.dim = value, capacity, dim
+        self.memory: Tensor | None = None
+
+    def append(self, piece: Tensor) -> Tensor:
+        """The whole, with ``piece`` as its new end."""
+        if torch.is_grad_enabled():
+            self.memory, self.value = None, torch.cat((self.value, piece), self.dim)
+            return self.value
+        start, size = self.value.shape[self.dim], piece.shape[self.dim]
+        if self.memory is None:
+            shape = list(self.value.shape)
+            shape[self.dim] = self.capacity
+            self.memory = piece.new_empty(shape)
+            self.memory.narrow(self.dim, 0, start).copy_(self.value)
+        self.memory.narrow(self.dim, start, size).copy_(piece)
+        self.value = self.memory.narrow(self.dim, 0, start + size)
+        return self.value
+
+    def take(self, rows: Tensor) -> None:
+        self.memory, self.value = None, self.value.index_select(0, rows)
