@@ -130,13 +130,18 @@ def train(
     typer.echo(f"next: dgm evaluate {folder}" + ("" if model == "classifier" else f"; dgm sample {folder} -n 64"))
 
 
-@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler ddim --steps 20")
+@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --steps 20")
 def sample(
     run: RunFolder,
     num: Annotated[int, typer.Option("--num", "-n", help="How many.")] = 64,
     label: Annotated[int | None, typer.Option(help="Draw from p(x | this class); for runs trained --labelled.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="For diffusion: ancestral (the model itself) or ddim.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="For diffusion: ancestral (the model itself), ddim, dpm++ or heun.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="For diffusion: use this many of its time steps.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="For diffusion: how the steps are spread: uniform, quadratic or karras.")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="For diffusion trained --labelled: classifier-free guidance; 0 is the model.")
     ] = None,
@@ -156,7 +161,7 @@ def sample(
     picture = _picture(out, run / "samples.png")
     program, record = runs.read(run, where)
     given = None if label is None else torch.tensor([label], device=where)
-    options = {"sampler": sampler, "steps": steps, "guidance": guidance}
+    options = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
     options = {name: value for name, value in options.items() if value is not None}
     _check_sampling(program, label, options)
     with seeded(seed, where), evaluating(program):
@@ -169,7 +174,7 @@ def sample(
 
 
 def _check_sampling(program: Program, label: int | None, options: dict[str, Any]) -> None:
-    from dgm_pyro.diffusion import Diffusion
+    from dgm_pyro.diffusion import Denoising
     from dgm_pyro.labelled import Labelled
 
     if program.variable != "x":
@@ -178,7 +183,7 @@ def _check_sampling(program: Program, label: int | None, options: dict[str, Any]
     if label is not None and not labelled:
         raise ValueError("--label needs a run with labels: train it with dgm train --labelled")
     inner = program.program if isinstance(program, Labelled) else program
-    if options and not isinstance(inner, Diffusion):
+    if options and not isinstance(inner, Denoising):
         names = ", ".join(f"--{name}" for name in options)
         raise ValueError(f"{names} is for diffusion, but this run holds a {type(inner).__name__}: leave it out")
     if "guidance" in options and not labelled:

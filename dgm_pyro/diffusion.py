@@ -42,6 +42,7 @@ from dgm_pyro.conditionals import check_levels, positive
 from dgm_pyro.networks.mlp import to_unit
 from dgm_pyro.program import Program, as_shape, call_network
 from dgm_pyro.registry import register
+from dgm_pyro.samplers import Sampler, Spacing, Time, run, sampler_named, spacing_named
 
 
 @register
@@ -78,6 +79,9 @@ class Schedule(nn.Module):
                 f"alpha_bar must fall at every step (a falling signal-to-noise ratio), not so at t={first}"
             )
         self.steps = len(bar)
+        # In double precision whatever the program's is: samplers reckon with these, one time at a time.
+        levels = torch.stack([bar.sqrt(), (1 - bar).sqrt(), bar.log() - (1 - bar).log()], 1)
+        self.times = [Time(t, *level) for t, level in enumerate(levels.tolist(), 1)]
         bar = torch.cat([bar.new_ones(1), bar])
         t = torch.arange(1, self.steps + 1)
         s = t - 1
@@ -130,7 +134,6 @@ def log_snr(steps: int, highest: float = 6.0, lowest: float = -6.0) -> Schedule:
 
 SCHEDULES = {"linear": linear, "cosine": cosine, "log-snr": log_snr}
 PREDICTIONS = ("noise", "x0", "v", "levels")
-SAMPLERS = {"ancestral": 1.0, "ddim": 0.0}
 
 
 def check_steps(steps: int) -> None:
@@ -138,65 +141,38 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"steps must be a positive int, got {steps!r}")
 
 
-@register
-class Diffusion(Program):
-    r"""A diffusion model, in its plated form.
+class Denoising(Program):
+    """What diffusions in discrete and in continuous time share: what the network predicts, and the samplers.
 
-    The guide draws x_t ~ q(x_t | x_0) for a subsample of times; the model states the bound's terms there, and the
-    plate scales them to the whole sum. Each datum has its own times (the subsample, turned by a random shift).
+    A subclass says at which `steps` times its chain runs, how noisy each is (`noise_at`), how the network is told the
+    time (`clock`), how far off it may be (`doubt`), and states its bound.
 
-    Args:
-        event_shape: shape of one x.
-        denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x.
-        schedule: a `Schedule`, or one of "linear", "cosine", "log-snr".
-        steps: T, for a schedule given by name.
-        predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), or,
-            for integers, "levels": logits of a prior over the levels of each feature, ``(B, levels, *event_shape)``,
-            which Bayes' rule turns into p(x_0 | x_t) with the known noise; its mean is the denoised x_0, its variance
-            v.
-        levels: x takes the integers 0 .. levels - 1 (scaled to [-1, 1] for the chain), and p(x_0 | x_1) is a
-            discretized logistic (with "levels", that Categorical), so that the bound is on a mass; None for reals,
-            where p(x_0 | x_1) is Normal.
-        subsample: how many times per datum a step of training looks at.
-        label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
-
-    Sites of ``joint("x")``: ``x``, and in the plated form ``x_shift``, ``x_t`` and the factors ``x_likelihood``,
-    ``x_kl``, ``x_T_kl``.
+    Attributes:
+        steps: T, the number of times of the chain.
     """
 
+    steps: int
     grid: Tensor
 
     def __init__(
         self,
         event_shape: int | Sequence[int],
         denoiser: nn.Module,
-        schedule: Schedule | str = "cosine",
-        *,
-        steps: int = 100,
-        predict: str = "v",
-        levels: int | None = None,
-        subsample: int = 1,
-        label_dropout: float = 0.0,
+        predict: str,
+        levels: int | None,
+        label_dropout: float,
     ):
         super().__init__()
         self.event_shape = as_shape(event_shape)
         if not isinstance(denoiser, nn.Module):
             raise TypeError(f"denoiser must be a torch.nn.Module, got {type(denoiser).__name__}")
-        if isinstance(schedule, str):
-            if schedule not in SCHEDULES:
-                raise ValueError(f"schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {schedule!r}")
-            schedule = SCHEDULES[schedule](steps)
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule must be a Schedule or a name, got {type(schedule).__name__}")
         if predict not in PREDICTIONS:
             raise ValueError(f"predict must be one of {', '.join(PREDICTIONS)}, got {predict!r}")
-        if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= schedule.steps:
-            raise ValueError(f"subsample must be an int from 1 to the {schedule.steps} steps, got {subsample!r}")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must be a probability below 1, got {label_dropout}")
-        self.denoiser, self.schedule, self.predict = denoiser, schedule, predict
+        self.denoiser, self.predict = denoiser, predict
         self.levels = None if levels is None else check_levels(levels)
-        self.subsample, self.label_dropout = subsample, label_dropout
+        self.label_dropout = label_dropout
         self.num_classes = getattr(denoiser, "num_classes", None)
         self.given_shape = getattr(denoiser, "context_shape", None)
         self.conditional = self.given_shape is not None
@@ -206,18 +182,30 @@ class Diffusion(Program):
             if levels is None:
                 raise ValueError("predict='levels' needs integer data: pass levels, or predict 'noise', 'x0' or 'v'")
             self.register_buffer("grid", to_unit(torch.arange(levels), levels), persistent=False)
-        else:
-            # sqrt(v) per time and feature: at first, what it is for data of unit variance.
-            start = schedule.sigma[1:] if levels is None else schedule.sigma[1:].clamp_min(1 / (levels - 1))
-            start = start.expm1().log().reshape(-1, *(1,) * len(self.event_shape))
-            self.raw_scale = nn.Parameter(start.expand(-1, *self.event_shape).clone())
 
-    # -- the pieces of the equations -------------------------------------------------------------------------------
+    # -- what a subclass says ----------------------------------------------------------------------------------------
 
-    @property
-    def steps(self) -> int:
-        """T."""
-        return self.schedule.steps
+    def noise_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at t, ``(*batch,)``, in the shape of one that broadcasts with x."""
+        raise NotImplementedError
+
+    def clock(self, t: Tensor) -> Tensor:
+        """The time in [0, 1] that the network is told."""
+        raise NotImplementedError
+
+    def doubt(self, t: Tensor) -> Tensor:
+        """v, the variance of x_0 around what the network makes of x_t; not asked for where it predicts levels."""
+        raise NotImplementedError
+
+    def times(self, steps: int, spacing: Spacing) -> list[Time]:
+        """``steps`` times and their noise levels, from the noisiest to the last."""
+        raise NotImplementedError
+
+    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor | Denoised) -> dist.TorchDistribution:
+        """q(x_{t-1} | x_t, x_0) for t in 2 .. T; for a denoised x_0, the model's p(x_{t-1} | x_t)."""
+        raise NotImplementedError
+
+    # -- the pieces of the equations -----------------------------------------------------------------------------------
 
     def clean(self, x: Tensor) -> Tensor:
         """x as the chain's x_0: integers scaled to [-1, 1], reals as they are."""
@@ -225,33 +213,36 @@ class Diffusion(Program):
 
     def noised(self, x0: Tensor, t: Tensor) -> dist.TorchDistribution:
         """q(x_t | x_0), for x_0 ``(*batch, *event_shape)`` and t in 1 .. T, ``(*batch,)``."""
-        loc = self._at("alpha", t) * x0
-        return dist.Normal(loc, self._at("sigma", t).expand_as(loc)).to_event(len(self.event_shape))
+        alpha, sigma = self.noise_at(t)
+        loc = alpha * x0
+        return dist.Normal(loc, sigma.expand_as(loc)).to_event(len(self.event_shape))
 
     def denoise(self, x_t: Tensor, t: Tensor, given: Any = None, guidance: float = 0.0) -> Denoised:
         """What the network makes of x_t, ``(*batch, *event_shape)``, at t, ``(*batch,)``.
 
         Args:
-            guidance: w in (1 + w) f(given) - w f(null), f the network (Ho and Salimans 2021, eq. 6).
+            guidance: w in (1 + w) f(given) - w f(null), f the network (Ho and Salimans 2021, eq. 6); both in one call.
         """
-        prediction = self._predict(x_t, t, given)
-        if guidance != 0.0:
-            null = torch.full_like(given, self._null())
-            prediction = (1 + guidance) * prediction - guidance * self._predict(x_t, t, null)
-        alpha, sigma = self._at("alpha", t), self._at("sigma", t)
+        if guidance == 0.0:
+            prediction = self._predict(x_t, t, given)
+        else:
+            both = torch.stack([given, torch.full_like(given, self._null())])
+            both = both.reshape(2, *(1,) * (t.dim() - given.dim()), *given.shape)
+            told, untold = self._predict(x_t.expand(2, *x_t.shape), t.expand(2, *t.shape), both)
+            prediction = (1 + guidance) * told - guidance * untold
+        alpha, sigma = self.noise_at(t)
         if self.predict == "levels":
             distance = (x_t.unsqueeze(-1) - alpha.unsqueeze(-1) * self.grid) / sigma.unsqueeze(-1)
             logits = prediction.movedim(-1 - len(self.event_shape), -1) - 0.5 * distance**2
             probabilities = logits.softmax(-1)
             mean = (probabilities * self.grid).sum(-1)
             return Denoised(mean, (probabilities * (self.grid - mean.unsqueeze(-1)) ** 2).sum(-1), logits)
-        variance = positive(self.raw_scale[t - 1]) ** 2
         if self.predict == "noise":
-            return Denoised((x_t - sigma * prediction) / alpha, variance)
-        return Denoised(alpha * x_t - sigma * prediction if self.predict == "v" else prediction, variance)
+            return Denoised((x_t - sigma * prediction) / alpha, self.doubt(t))
+        return Denoised(alpha * x_t - sigma * prediction if self.predict == "v" else prediction, self.doubt(t))
 
     def _predict(self, x_t: Tensor, t: Tensor, given: Any) -> Tensor:
-        inputs: tuple[Any, ...] = (x_t, t.to(x_t.dtype) / self.steps)
+        inputs: tuple[Any, ...] = (x_t, self.clock(t).to(x_t.dtype))
         shapes: tuple[Any, ...] = (self.event_shape, torch.Size())
         if self.conditional:
             inputs, shapes = (*inputs, given), (*shapes, self.given_shape)
@@ -275,23 +266,19 @@ class Diffusion(Program):
             return distributions.DiscretizedLogistic(denoised.x0, scale, self.levels).to_event(event_dim)
         return dist.Normal(denoised.x0, scale).to_event(event_dim)
 
-    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor | Denoised) -> dist.TorchDistribution:
-        """q(x_{t-1} | x_t, x_0) for t in 2 .. T; for a denoised x_0, the model's p(x_{t-1} | x_t)."""
-        clean, scale = self._at("from_clean", t), self._at("spread", t)
-        if isinstance(x0, Denoised):
-            doubt, x0 = x0.variance, x0.x0
-            scale = (scale**2 + clean**2 * doubt).sqrt()
-        loc = clean * x0 + self._at("from_noisy", t) * x_t
-        return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
-
     def prior_kl(self, x0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) || N(0, I)) in nats, ``(*batch,)``."""
-        alpha, sigma = self.schedule.alpha[-1], self.schedule.sigma[-1]
+        alpha, sigma = self.noise_at(torch.full((), self.steps, device=x0.device))
         kl = 0.5 * (sigma**2 + (alpha * x0) ** 2 - 1) - sigma.log()
         return self._sum(kl)
 
-    def _at(self, name: str, t: Tensor) -> Tensor:
-        return getattr(self.schedule, name)[t].reshape(*t.shape, *(1,) * len(self.event_shape))
+    def zeros(self, *batch: int) -> Tensor:
+        """Zeros, ``(*batch, *event_shape)``, in the precision and on the device of the chain."""
+        raise NotImplementedError
+
+    def _wide(self, value: Tensor) -> Tensor:
+        """``(*batch,)`` in a shape that broadcasts with x."""
+        return value.reshape(*value.shape, *(1,) * len(self.event_shape))
 
     def _sum(self, value: Tensor) -> Tensor:
         return value.flatten(value.dim() - len(self.event_shape)).sum(-1)
@@ -309,6 +296,169 @@ class Diffusion(Program):
         batch = torch.broadcast_shapes(given.shape, x.shape[: x.dim() - len(self.event_shape)])
         hidden = torch.rand(batch, device=given.device) < self.label_dropout
         return torch.where(hidden, self._null(), given)
+
+    def unroll(self) -> UnrolledDiffusion:
+        return UnrolledDiffusion(self)
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int,
+        given: Any = None,
+        *,
+        sampler: str | Sampler = "ancestral",
+        steps: int | None = None,
+        spacing: str | Spacing = "uniform",
+        guidance: float = 0.0,
+    ) -> Tensor:
+        """Draw x from p(x), or from p(x | given).
+
+        Args:
+            num_samples: how many.
+            given: ``(num_samples, *given_shape)``, or one row for all draws.
+            sampler: "ancestral" (the model itself), "ddim", "dpm++", "heun", or a `dgm_pyro.samplers.Sampler`.
+            steps: how many of the T times to stop at; default all.
+            spacing: how they are spread: "uniform", "quadratic", "karras", or a `dgm_pyro.samplers.Spacing`.
+            guidance: strength w of classifier-free guidance; 0 is the model itself.
+
+        Returns:
+            ``(num_samples, *event_shape)``; int64 if there are `levels`.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; the message names it.
+        """
+        given = self.check_draws(num_samples, given)
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}")
+        return self.run_chain(torch.Size((num_samples,)), given, sampler, steps, spacing, guidance)
+
+    def run_chain(
+        self,
+        batch: torch.Size,
+        given: Any = None,
+        sampler: str | Sampler = "ancestral",
+        steps: int | None = None,
+        spacing: str | Spacing = "uniform",
+        guidance: float = 0.0,
+    ) -> Tensor:
+        """x_T ~ N(0, I), then backwards through ``steps`` of the times; ``(*batch, *event_shape)``."""
+        step, times = sampler_named(sampler), self._chosen_times(steps, spacing)
+
+        def denoise(x: Tensor, time: Time) -> Denoised:
+            t = time.t
+            t = t.expand(batch) if isinstance(t, Tensor) else torch.full(tuple(batch), t, device=x.device)
+            return self.denoise(x, t, given, guidance)
+
+        x = run(step, torch.randn_like(self.zeros(*batch)), times, denoise)
+        denoised = denoise(x, times[-1])
+        if getattr(step, "draws_last", False):
+            return self.likelihood(denoised).sample()
+        if self.levels is None:
+            return denoised.x0
+        return ((denoised.x0 + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
+
+    def _chosen_times(self, steps: int | None, spacing: str | Spacing) -> list[Time]:
+        steps = self.steps if steps is None else steps
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"steps must be a positive int, got {steps!r}")
+        return self.times(steps, spacing_named(spacing))
+
+
+@register
+class Diffusion(Denoising):
+    r"""A diffusion model, in its plated form.
+
+    The guide draws x_t ~ q(x_t | x_0) for a subsample of times; the model states the bound's terms there, and the
+    plate scales them to the whole sum. Each datum has its own times (the subsample, turned by a random shift).
+
+    Args:
+        event_shape: shape of one x.
+        denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x.
+        schedule: a `Schedule`, or one of "linear", "cosine", "log-snr".
+        steps: T, for a schedule given by name.
+        predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), or,
+            for integers, "levels": logits of a prior over the levels of each feature, ``(B, levels, *event_shape)``,
+            which Bayes' rule turns into p(x_0 | x_t) with the known noise; its mean is the denoised x_0, its variance
+            v.
+        levels: x takes the integers 0 .. levels - 1 (scaled to [-1, 1] for the chain), and p(x_0 | x_1) is a
+            discretized logistic (with "levels", that Categorical), so that the bound is on a mass; None for reals,
+            where p(x_0 | x_1) is Normal.
+        subsample: how many times per datum a step of training looks at.
+        label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
+
+    Sites of ``joint("x")``: ``x``, and in the plated form ``x_shift``, ``x_t`` and the factors ``x_likelihood``,
+    ``x_kl``, ``x_T_kl``.
+
+    Its network knows the times 1 .. T only, so the samplers stop at those: a spacing is rounded to them.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        denoiser: nn.Module,
+        schedule: Schedule | str = "cosine",
+        *,
+        steps: int = 100,
+        predict: str = "v",
+        levels: int | None = None,
+        subsample: int = 1,
+        label_dropout: float = 0.0,
+    ):
+        super().__init__(event_shape, denoiser, predict, levels, label_dropout)
+        if isinstance(schedule, str):
+            if schedule not in SCHEDULES:
+                raise ValueError(f"schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {schedule!r}")
+            schedule = SCHEDULES[schedule](steps)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule or a name, got {type(schedule).__name__}")
+        if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= schedule.steps:
+            raise ValueError(f"subsample must be an int from 1 to the {schedule.steps} steps, got {subsample!r}")
+        self.schedule, self.subsample, self.steps = schedule, subsample, schedule.steps
+        if predict != "levels":
+            # sqrt(v) per time and feature: at first, what it is for data of unit variance.
+            start = schedule.sigma[1:] if levels is None else schedule.sigma[1:].clamp_min(1 / (levels - 1))
+            start = start.expm1().log().reshape(-1, *(1,) * len(self.event_shape))
+            self.raw_scale = nn.Parameter(start.expand(-1, *self.event_shape).clone())
+
+    # -- the pieces of the equations -------------------------------------------------------------------------------
+
+    def noise_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self._at("alpha", t), self._at("sigma", t)
+
+    def clock(self, t: Tensor) -> Tensor:
+        return t / self.steps
+
+    def doubt(self, t: Tensor) -> Tensor:
+        return positive(self.raw_scale[t - 1]) ** 2
+
+    def zeros(self, *batch: int) -> Tensor:
+        return self.schedule.alpha.new_zeros(*batch, *self.event_shape)
+
+    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor | Denoised) -> dist.TorchDistribution:
+        clean, scale = self._at("from_clean", t), self._at("spread", t)
+        if isinstance(x0, Denoised):
+            doubt, x0 = x0.variance, x0.x0
+            scale = (scale**2 + clean**2 * doubt).sqrt()
+        loc = clean * x0 + self._at("from_noisy", t) * x_t
+        return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
+
+    def _at(self, name: str, t: Tensor) -> Tensor:
+        return self._wide(getattr(self.schedule, name)[t])
+
+    def times(self, steps: int, spacing: Spacing) -> list[Time]:
+        if steps > self.steps:
+            raise ValueError(f"steps must be an int from 1 to the {self.steps} of the schedule, got {steps!r}")
+        every = self.schedule.times
+        noise = torch.tensor([-time.log_snr / 2 for time in every], dtype=torch.float64)
+        chosen, limit = list[Time](), self.steps
+        for place, left in zip(spacing(steps, noise).double().round().tolist(), range(steps, 0, -1), strict=True):
+            # Where a spacing is denser than the times are, neighbours are taken: no time twice.
+            limit = max(left, min(int(place) + 1, limit))
+            chosen.append(every[limit - 1])
+            limit -= 1
+        return chosen
 
     # -- the statements ----------------------------------------------------------------------------------------------
 
@@ -347,78 +497,6 @@ class Diffusion(Program):
             batch = torch.broadcast_shapes(t.shape, x0.shape[: x0.dim() - len(self.event_shape)])
             t = t.expand(batch)
             yield t, pyro.sample(f"{name}_t", self.noised(x0, t))
-
-    def unroll(self) -> UnrolledDiffusion:
-        return UnrolledDiffusion(self)
-
-    # -- sampling ----------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def sample(
-        self,
-        num_samples: int,
-        given: Any = None,
-        *,
-        sampler: str = "ancestral",
-        steps: int | None = None,
-        guidance: float = 0.0,
-    ) -> Tensor:
-        """Draw x from p(x), or from p(x | given).
-
-        Args:
-            num_samples: how many.
-            given: ``(num_samples, *given_shape)``, or one row for all draws.
-            sampler: "ancestral" (the model itself) or "ddim" (deterministic after x_T; Song et al. 2021, eq. 12).
-            steps: evaluate the network at this many of the T times, evenly spread; default all.
-            guidance: strength w of classifier-free guidance; 0 is the model itself.
-
-        Returns:
-            ``(num_samples, *event_shape)``; int64 if there are `levels`.
-        """
-        given = self.check_draws(num_samples, given)
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance must be a finite number, got {guidance}")
-        return self.run_chain(torch.Size((num_samples,)), given, SAMPLERS[sampler], steps, guidance)
-
-    def run_chain(
-        self, batch: torch.Size, given: Any = None, eta: float = 1.0, steps: int | None = None, guidance: float = 0.0
-    ) -> Tensor:
-        """x_T ~ N(0, I), then backwards through ``steps`` of the times; ``(*batch, *event_shape)``.
-
-        ``eta`` is DDIM's: 1 draws each step from p(x_s | x_t), 0 moves deterministically (Song et al. 2021, eq. 16).
-        """
-        alpha, sigma = self.schedule.alpha, self.schedule.sigma
-        x = torch.randn(*batch, *self.event_shape, dtype=alpha.dtype, device=alpha.device)
-        times = self._spread_times(steps)
-        for t, s in zip(times, [*times[1:], 0], strict=True):
-            t_batch = torch.full(tuple(batch), t, device=alpha.device)
-            denoised = self.denoise(x, t_batch, given, guidance)
-            if s == 0:
-                break
-            beta = 1 - (alpha[t] / alpha[s]) ** 2
-            variance = (sigma[s] / sigma[t]) ** 2 * beta
-            noise_hat = (x - alpha[t] * denoised.x0) / sigma[t]
-            x = alpha[s] * denoised.x0 + (sigma[s] ** 2 - eta**2 * variance).clamp_min(0).sqrt() * noise_hat
-            if eta > 0:
-                doubt = (alpha[s] * beta / sigma[t] ** 2) ** 2 * denoised.variance
-                x = x + eta * (variance + doubt).sqrt() * torch.randn_like(x)
-        if eta > 0:
-            return self.likelihood(denoised).sample()
-        if self.levels is None:
-            return denoised.x0
-        return ((denoised.x0 + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
-
-    def _spread_times(self, steps: int | None) -> list[int]:
-        if steps is None:
-            steps = self.steps
-        if not isinstance(steps, int) or not 1 <= steps <= self.steps:
-            raise ValueError(f"steps must be an int from 1 to the {self.steps} of the schedule, got {steps!r}")
-        if steps == 1:
-            return [self.steps]
-        spread = torch.linspace(self.steps, 1, steps, dtype=torch.float64)
-        return [int(t) for t in spread.round()]
 
 
 @dataclass
@@ -468,7 +546,7 @@ class _Chain(TorchDistribution):
     arg_constraints: ClassVar = {}
     has_rsample = False
 
-    def __init__(self, diffusion: Diffusion, given: Any, batch_shape: Sequence[int] = ()):
+    def __init__(self, diffusion: Denoising, given: Any, batch_shape: Sequence[int] = ()):
         self.diffusion, self.given = diffusion, given
         super().__init__(torch.Size(batch_shape), diffusion.event_shape, validate_args=False)
 
@@ -487,7 +565,7 @@ class _Chain(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         batch = value.shape[: value.dim() - self.event_dim]
-        return self.diffusion.schedule.alpha.new_zeros(torch.broadcast_shapes(batch, self.batch_shape))
+        return self.diffusion.zeros().new_zeros(torch.broadcast_shapes(batch, self.batch_shape))
 
 
 @register
@@ -500,7 +578,7 @@ class UnrolledDiffusion(Program):
         diffusion: the plated form, whose parameters it shares.
     """
 
-    def __init__(self, diffusion: Diffusion):
+    def __init__(self, diffusion: Denoising):
         super().__init__()
         self.diffusion = diffusion
         self.event_shape, self.levels = diffusion.event_shape, diffusion.levels
@@ -509,7 +587,7 @@ class UnrolledDiffusion(Program):
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, steps = self.diffusion, self.diffusion.steps
-        zero = p.schedule.alpha.new_zeros(tuple(self.event_shape))
+        zero = p.zeros()
         x_t = pyro.sample(f"{name}_{steps}", dist.Normal(zero, 1.0).to_event(zero.dim()))
         given = p._hide(given, x_t)
         for t in range(steps, 1, -1):

@@ -565,7 +565,7 @@ def test_fewer_steps_are_the_coarser_schedule(sampler, steps):
             return self.network(x)
 
     fine = dgm.Diffusion(2, Timeless(), steps=12, predict="x0").eval()
-    kept = fine._spread_times(steps)
+    kept = [time.t for time in fine._chosen_times(steps, "uniform")]
     coarse = dgm.Diffusion(2, Timeless(), dgm.Schedule(fine.schedule.alpha[sorted(kept)] ** 2), predict="x0").eval()
     coarse.raw_scale = nn.Parameter(fine.raw_scale[[t - 1 for t in sorted(kept)]])
     torch.manual_seed(1)
@@ -578,7 +578,7 @@ def test_fewer_steps_are_the_coarser_schedule(sampler, steps):
 def test_times_are_evenly_spread_from_noise_to_the_last_step(data, total):
     steps = data.draw(st.integers(1, total))
     program = dgm.Diffusion(1, Constant(torch.zeros(1, 1)), steps=total)
-    spread = program._spread_times(steps)
+    spread = [time.t for time in program._chosen_times(steps, "uniform")]
     assert len(spread) == steps
     assert spread[0] == total
     assert spread[-1] == 1 or steps == 1
@@ -791,10 +791,11 @@ def test_a_network_of_another_shape_is_refused_with_both_shapes():
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
-        ({}, {"sampler": "euler"}, "sampler must be one of ancestral, ddim, got 'euler'"),
-        ({}, {"steps": 0}, "steps must be an int from 1 to the 6"),
+        ({}, {"sampler": "euler"}, r"sampler must be one of ancestral, ddim, dpm\+\+, heun, or a Sampler, got 'euler'"),
+        ({}, {"steps": 0}, "steps must be a positive int"),
+        ({}, {"spacing": "log"}, "spacing must be one of uniform, quadratic, karras, or a Spacing, got 'log'"),
         ({}, {"steps": 7}, "steps must be an int from 1 to the 6"),
-        ({}, {"steps": 2.0}, "steps must be an int"),
+        ({}, {"steps": 2.0}, "steps must be a positive int"),
         ({}, {"guidance": 1.0}, "guidance needs a denoiser with num_classes, trained with label_dropout"),
         ({"context_shape": (2,)}, {"guidance": 1.0, "given": torch.ones(1, 2).double()}, "guidance needs a denoiser"),
         ({"num_classes": 3}, {"guidance": 1.0, "given": torch.zeros(1).long()}, "trained with label_dropout"),

@@ -38,7 +38,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm_pyro.autoregressive import Autoregressive
-from dgm_pyro.diffusion import Denoised, Diffusion, UnrolledDiffusion
+from dgm_pyro.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating, seeded
 from dgm_pyro.program import Program, check_count
 
@@ -190,7 +190,7 @@ class Times:
         given: ``(B, *given_shape)`` for a conditional program.
     """
 
-    def __init__(self, program: Diffusion | UnrolledDiffusion, x: Tensor, mask: Tensor, given: Any = None):
+    def __init__(self, program: Denoising | UnrolledDiffusion, x: Tensor, mask: Tensor, given: Any = None):
         self.program = program.diffusion if isinstance(program, UnrolledDiffusion) else program
         self.mask, self.given = mask, given
         self.x = torch.where(mask, x, torch.zeros_like(x))
@@ -218,11 +218,10 @@ class Times:
         return self.program.steps - 1
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
-        p, like = self.program, self.program.schedule.alpha
-        shape = (*batch, *p.event_shape)
-        zero = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        p = self.program
+        zero = p.zeros(*batch)
         prior = torch.distributions.Normal(zero, 1.0)
-        guide = _features(p.noised(self.x0.expand(shape), self._time(zero, p.steps)))
+        guide = _features(p.noised(self.x0.expand_as(zero), self._time(zero, p.steps)))
         x_t = torch.where(self.mask, guide.sample(), prior.sample())
         return self._state(x_t, p.steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
 
@@ -295,7 +294,7 @@ def smc(
     >>> dgm.infer.smc(program, torch.zeros(3, 2)).log_evidence.shape
     torch.Size([3])
     """
-    if not isinstance(program, Diffusion | UnrolledDiffusion):
+    if not isinstance(program, Denoising | UnrolledDiffusion):
         raise TypeError(
             f"smc follows the chain of a dgm.Diffusion, got {type(program).__name__}: use dgm.infer.ais or "
             "dgm.evaluate(program, data, num_particles=K), or write a stepper for dgm.infer.propagate"
