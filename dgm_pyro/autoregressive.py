@@ -224,7 +224,7 @@ class Chain:
 
     def put(self, value: Tensor) -> None:
         """Go on with ``value`` as the feature at this place."""
-        batch = torch.broadcast_shapes(self.batch, value.shape)
+        batch = self.batch if value.shape == self.batch else torch.broadcast_shapes(self.batch, value.shape)
         if self.cache is None:
             self.x, self.batch = self.program.place(self.x, self.place, value), batch
             return

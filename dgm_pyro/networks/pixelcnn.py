@@ -10,6 +10,9 @@ Every layer is gated and sees the context h through biases (van den Oord et al. 
 .. math::
     y = \tanh(W_1 * x + V_1 h) \odot \sigma(W_2 * x + V_2 h)
 
+Sampling goes down the rows: `PixelCNN.cache` runs the vertical stack a row at a time, once the row above is known, and
+the horizontal one a pixel at a time.
+
 Source: van den Oord et al. 2016 (Conditional image generation with PixelCNN decoders, arXiv 1606.05328), section 2.
 """
 
@@ -130,6 +133,104 @@ class PixelCNN(nn.Module):
             v, h, skip = layer(v, h, context)
             skips = skips + skip
         return self.last(skips).unsqueeze(2)
+
+    def cache(self, size: int, context: Tensor | None = None) -> PixelCNNCache:
+        """A `caches.Cache` of ``size`` images: every activation is computed once.
+
+        Args:
+            context: ``(size, *context_shape)``, or ``(size,)`` labels.
+        """
+        return PixelCNNCache(self, size, context)
+
+
+class PixelCNNCache:
+    r"""The rows of the vertical stack, and the pixels of the horizontal one, that are still to be read.
+
+    At a pixel the horizontal stack is a loop over L small layers, in which calling a kernel takes longer than what it
+    computes. So what the layers read of the pixels to the left is done for all of them at once before the loop, the
+    skips after it, and the biases of the residual connections are left out: the loop's h is that of `PixelCNN.forward`
+    less their sum so far, `behind`.
+    """
+
+    def __init__(self, network: PixelCNN, size: int, context: Tensor | None):
+        self.network, self.place = network, 0
+        self.layers = [layer for layer in network.layers if isinstance(layer, GatedLayer)]
+        self.width, self.channels = network.in_shape[-1], network.first.out_channels
+        self.reach = self.layers[0].reach
+
+        taps = torch.stack([layer.horizontal.weight[:, :, 0] for layer in self.layers])  # (L, 2 C, C, reach + 1)
+        self.of_left = taps[..., :-1].permute(0, 3, 2, 1).flatten(1, 2).contiguous()  # (L, reach C, 2 C)
+        of_h = taps[..., -1].mT.contiguous()  # (L, C, 2 C)
+        residuals, skips = torch.stack([layer.out.weight[:, :, 0, 0] for layer in self.layers]).mT.chunk(2, -1)
+        residual_bias, skip_bias = torch.stack([bias_of(layer.out) for layer in self.layers]).chunk(2, -1)
+        self.behind = (residual_bias.cumsum(0) - residual_bias).unsqueeze(1)  # (L, 1, C)
+        self.bias = torch.stack([bias_of(layer.horizontal) for layer in self.layers]).unsqueeze(1) + self.behind @ of_h
+        self.of_h, self.residuals = of_h.unbind(), residuals.contiguous().unbind()
+        self.skips, self.skip_bias = skips.flatten(0, 1), skip_bias.sum(0)
+        self.first = as_matrix(network.first)
+        self.last = [as_matrix(layer) for layer in network.last if isinstance(layer, nn.Conv2d)]
+
+        none = network.first.weight.new_zeros(size, self.channels)
+        self.none, self.pixels = none, [none] * self.width  # the last row, after the first convolution
+        self.contexts = [] if context is None else [layer.context(context) for layer in self.layers if layer.context]
+        self.above = [none[:, :, None, None].expand(-1, -1, self.reach, self.width)] * len(self.layers)
+        self.left = self.from_above = none  # set by the first row
+
+    def step(self, value: Tensor | None) -> Tensor:
+        column = self.place % self.width
+        if value is not None:
+            x = to_unit(value, self.network.levels).to(self.none.dtype)
+            self.pixels.append(F.linear(x.unsqueeze(-1), *self.first))
+        if column == 0:
+            self._new_row()
+        self.place += 1
+        h = self.pixels[-1] if column else self.none
+        inputs, gated = [], []
+        before = torch.baddbmm(self.from_above[column], self.left, self.of_left).unbind()
+        for read, of_h, residual in zip(before, self.of_h, self.residuals, strict=True):
+            inputs.append(h)
+            b = torch.addmm(read, h, of_h)
+            b[:, : self.channels].tanh_()
+            gated.append(F.glu(b, 1))  # what `gate` gives
+            h = torch.addmm(h, gated[-1], residual)
+        here = torch.stack(inputs) + self.behind
+        self.left = here if self.reach == 1 else torch.cat((self.left[..., self.channels :], here), -1)
+        skips = torch.addmm(self.skip_bias, torch.cat(gated, 1), self.skips)
+        return F.linear(F.linear(skips.relu(), *self.last[0]).relu(), *self.last[1])
+
+    def _new_row(self) -> None:
+        """Run the vertical stack at the next row, and keep what the horizontal one reads of it, ``(W, L, N, 2 C)``."""
+        v, reads = torch.stack(self.pixels, -1).unsqueeze(2), []
+        for i, layer in enumerate(self.layers):
+            window = torch.cat((self.above[i], v), 2)
+            self.above[i] = window[:, :, 1:]
+            a = layer.vertical(F.pad(window, (self.reach, self.reach)))
+            b = layer.across(a)
+            if self.contexts:
+                bias_a, bias_b = self.contexts[i][..., None, None].chunk(2, 1)
+                a, b = a + bias_a, b + bias_b
+            v = gate(a)
+            reads.append(b.squeeze(2).permute(2, 0, 1))
+        self.from_above = torch.stack(reads, 1) + self.bias
+        self.pixels = []
+        self.left = self.none.new_zeros(len(self.layers), len(self.none), self.reach * self.channels)
+
+    def take(self, rows: Tensor) -> None:
+        self.none = self.none.index_select(0, rows)
+        for each in (self.pixels, self.contexts, self.above):
+            each[:] = [part.index_select(0, rows) for part in each]
+        if self.place > 0:
+            self.left, self.from_above = self.left.index_select(1, rows), self.from_above.index_select(2, rows)
+
+
+def as_matrix(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution of single pixels, for `F.linear`."""
+    return layer.weight.flatten(1), bias_of(layer)
+
+
+def bias_of(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
 
 
 def gate(x: Tensor) -> Tensor:
