@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import dgm_pyro as dgm
 from dgm_pyro import flow, guides, networks, priors
-from dgm_pyro.networks import MADE, MLP, DenoisingMLP, DenoisingUNet, PixelCNN
+from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.program import latent_sites, log_prob_sum, plates
 
 
@@ -190,6 +190,15 @@ def ladder(levels: int) -> dgm.VAE:
     return dgm.VAE(prior, dgm.Normal(3, _mlp((*prior.event_shape,), 6)), encoder)
 
 
+def continuous(
+    shape: int | tuple[int, ...], schedule: str = "linear", levels: int | None = None, **network: Any
+) -> dgm.ContinuousDiffusion:
+    """A diffusion in continuous time, its chain of few steps."""
+    event_shape = (shape,) if isinstance(shape, int) else shape
+    denoiser = DenoisingMLP(event_shape, (6,), **network)
+    return dgm.ContinuousDiffusion(shape, denoiser, schedule, steps=4, levels=levels)
+
+
 def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options: Any) -> dgm.Diffusion:
     """A diffusion of few steps."""
     network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
@@ -216,6 +225,22 @@ def pixelcnn(levels: int, **context: Any) -> dgm.Autoregressive:
     """A PixelCNN of 2x2 images."""
     network = PixelCNN((1, 2, 2), levels, channels=4, layers=2, levels=levels, **context)
     return dgm.Autoregressive(dgm.Categorical((1, 2, 2), levels, network))
+
+
+def transformer(
+    family: Callable[..., dgm.Parametric], shape: int | tuple[int, ...], **options: Any
+) -> dgm.Autoregressive:
+    """An autoregressive model of the features of ``family`` on a small transformer."""
+    network = {name: options.pop(name) for name in ("order", "num_classes", "context_shape") if name in options}
+    number = family(shape, **options).num_parameters
+    levels = 2 if family is dgm.Bernoulli else options.get("levels")
+    return dgm.Autoregressive(
+        family(
+            shape,
+            network=CausalTransformer(shape, number, width=8, layers=2, heads=2, levels=levels, **network),
+            **options,
+        )
+    )
 
 
 CASES: dict[str, Case] = {
@@ -348,6 +373,9 @@ CASES: dict[str, Case] = {
     "made-given-vector": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2, context_shape=(3,))),
     "pixelcnn": Case(lambda: pixelcnn(2)),
     "pixelcnn-given-label": Case(lambda: pixelcnn(3, num_classes=4)),
+    "transformer": Case(lambda: transformer(dgm.Bernoulli, 4, order=(2, 0, 3, 1))),
+    "transformer-mixture": Case(lambda: transformer(dgm.MixtureOfNormals, 2, components=2, context_shape=(3,))),
+    "transformer-given-label": Case(lambda: transformer(dgm.Categorical, (1, 2, 2), levels=3, num_classes=4)),
     # Flows
     "realnvp": Case(lambda: flow.realnvp(2, layers=2, hidden=(6,))),
     "realnvp-image": Case(lambda: flow.realnvp((1, 2, 2), layers=2, hidden=(6,))),
@@ -430,7 +458,15 @@ CASES: dict[str, Case] = {
     "diffusion-unet": Case(
         lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), steps=3, levels=4)
     ),
+    "continuous-diffusion": Case(lambda: continuous(2)),
+    "continuous-diffusion-learned": Case(lambda: continuous(2, "learned")),
+    "continuous-diffusion-integers": Case(lambda: continuous((1, 2, 1), levels=5)),
+    "continuous-diffusion-levels": Case(
+        lambda: dgm.ContinuousDiffusion(2, DenoisingMLP((2,), (6,), outputs=4), steps=4, levels=4, predict="levels")
+    ),
+    "continuous-diffusion-given-label": Case(lambda: continuous(2, num_classes=3)),
     "vae-diffusion-prior": Case(lambda: vae(diffusion(2))),
+    "vae-continuous-diffusion-prior": Case(lambda: vae(continuous(2))),
     # Classifiers
     "labelled": Case(lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4)))),
     "labelled-integers": Case(
@@ -456,6 +492,7 @@ CASES: dict[str, Case] = {
         lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3)),
         inert=("prior",),  # its guide is p(y) itself, so that only labels can teach it
     ),
+    "labelled-continuous-diffusion": Case(lambda: dgm.Labelled(dgm.Categorical((), 3), continuous(2, num_classes=3))),
     "labelled-diffusion": Case(lambda: dgm.Labelled(dgm.Categorical((), 3), diffusion(2, num_classes=3))),
     "labelled-classifier": Case(
         lambda: dgm.Labelled(

@@ -1,5 +1,6 @@
 """Neural networks: tensors in, tensors out, no Pyro inside."""
 
+from dgm_pyro.networks.attention import CausalTransformer
 from dgm_pyro.networks.bijections import (
     ActNorm,
     Affine,
@@ -28,6 +29,7 @@ __all__ = [
     "ActNorm",
     "Affine",
     "Bijection",
+    "CausalTransformer",
     "Context",
     "ConvDecoder",
     "ConvEncoder",

@@ -1,0 +1,178 @@
+r"""A causal transformer: attention in which every place of the order looks back, and never ahead.
+
+The features, in their order, are a sequence :math:`x_1, \dots, x_D`. The token at place i is x_{i-1}, embedded, plus an
+embedding of the place (at the first place there is a learned start instead), so that the parameters of
+:math:`p(x_i \mid x_{<i})` may be read off what the layers make of it. A layer is
+
+.. math::
+    h \leftarrow h + \mathrm{attention}(\mathrm{norm}(h)), \qquad h \leftarrow h + \mathrm{mlp}(\mathrm{norm}(h))
+
+where the query of place i meets the keys and values of the places :math:`\le i`. These do not change any more, so that
+`CausalTransformer.cache` keeps them, and computes one place at a time.
+
+Sources: Vaswani et al. 2017 (arXiv 1706.03762); norms before the layers: Xiong et al. 2020 (arXiv 2002.04745); pixels
+as a sequence: Chen et al. 2020 (Image GPT).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgm_pyro.networks.caches import Growing
+from dgm_pyro.networks.masked import check_order, check_sizes
+from dgm_pyro.networks.mlp import Context, given_shape_of
+from dgm_pyro.registry import register
+
+
+class AttentionLayer(nn.Module):
+    """``(N, T, width)`` to the same."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = self._read(h)
+        return self._write(h, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    def next(self, h: Tensor, keys: Growing, values: Growing) -> Tensor:
+        """The layer at one more place, ``(N, 1, width)``, given the keys and values of those before it."""
+        q, k, v = self._read(h)
+        return self._write(h, F.scaled_dot_product_attention(q, keys.append(k), values.append(v)))
+
+    def _read(self, h: Tensor) -> list[Tensor]:
+        read = self.queries_keys_values(self.norm(h)).chunk(3, -1)
+        return [each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in read]
+
+    def _write(self, h: Tensor, attended: Tensor) -> Tensor:
+        h = h + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        return h + self.dropout(self.mlp(self.norm_mlp(h)))
+
+
+@register
+class CausalTransformer(nn.Module):
+    """``(B, *in_shape)`` to ``(B, P, *in_shape)``: the P parameters of each feature, from the features before it alone.
+
+    Time and memory grow with the square of the number of features.
+
+    Args:
+        in_shape: shape of one x, of D features; an int D for vectors.
+        num_parameters: P, how many parameters a feature has.
+        width: of the tokens; a multiple of ``heads``.
+        layers: how many.
+        heads: how many attentions per layer, each on a part of the width.
+        order: "natural" (row by row), or the D flat indices of the features, first to last.
+        context_shape: shape of one context, for ``network(x, context)``; its embedding is added to every token.
+        num_classes: number of class labels, for a context of labels.
+        levels: x takes the integers 0 .. levels - 1, each with an embedding of its own; reals are embedded linearly.
+        dropout: share of what each layer adds that is dropped in training.
+
+    Attributes:
+        order: the flat indices of the features, first to last.
+
+    Raises:
+        ValueError: the order is no permutation, a size is no positive integer, or the heads do not divide the width.
+
+    >>> CausalTransformer((3,), 2, width=8, layers=1, heads=2, order=(2, 0, 1))(torch.zeros(5, 3)).shape
+    torch.Size([5, 2, 3])
+    """
+
+    sequence: Tensor
+    places: Tensor
+
+    def __init__(
+        self,
+        in_shape: int | Sequence[int],
+        num_parameters: int,
+        width: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        *,
+        order: str | Sequence[int] = "natural",
+        context_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        levels: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        in_shape = (in_shape,) if isinstance(in_shape, int) else in_shape
+        check_sizes(in_shape=in_shape, num_parameters=num_parameters, width=width, layers=layers, heads=heads)
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, got width={width} and heads={heads}")
+        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
+        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        self.num_parameters, self.num_classes, self.levels = num_parameters, num_classes, levels
+        size = math.prod(self.in_shape)
+        self.order = check_order(order, size)
+        sequence = torch.tensor(self.order)
+        self.register_buffer("sequence", sequence, persistent=False)
+        self.register_buffer("places", sequence.argsort(), persistent=False)
+
+        self.embed = nn.Linear(1, width) if levels is None else nn.Embedding(levels, width)
+        self.start = nn.Parameter(0.02 * torch.randn(width))
+        self.positions = nn.Parameter(0.02 * torch.randn(size, width))
+        self.context: nn.Module | None = None
+        if self.context_shape is not None:
+            self.context = Context(self.context_shape, num_classes, width)
+        self.layers = nn.ModuleList(AttentionLayer(width, heads, dropout) for _ in range(layers))
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_parameters))
+        self.heads, self.width = heads, width
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        sequence = self.tokens(x.flatten(1).index_select(1, self.sequence[:-1]))
+        h = torch.cat((self.start.expand(x.shape[0], 1, -1), sequence), 1) + self.positions
+        if self.context is not None:
+            h = h + self.context(context).unsqueeze(1)
+        for layer in self.layers:
+            h = layer(h)
+        return self.last(h).index_select(1, self.places).mT.unflatten(-1, self.in_shape)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Features, ``(N, T)``, embedded, ``(N, T, width)``."""
+        if self.levels is None:
+            return self.embed(x.unsqueeze(-1).to(self.start.dtype))
+        return self.embed(x.long())
+
+    def cache(self, size: int, context: Tensor | None = None) -> TransformerCache:
+        """A `caches.Cache` of ``size`` chains: the keys and values of the places so far.
+
+        Args:
+            context: ``(size, *context_shape)``, or ``(size,)`` labels.
+        """
+        return TransformerCache(self, size, context)
+
+
+class TransformerCache:
+    """The keys and values of every layer, ``(N, heads, places so far, width / heads)``."""
+
+    def __init__(self, network: CausalTransformer, size: int, context: Tensor | None):
+        self.network, self.place = network, 0
+        like = network.start
+        self.context = like.new_zeros(size, 1) if network.context is None else network.context(context)
+        none = like.new_empty(size, network.heads, 0, network.width // network.heads)
+        self.seen = [[Growing(none, len(network.order), dim=2) for _ in "kv"] for _ in network.layers]
+
+    def step(self, value: Tensor | None) -> Tensor:
+        n = self.network
+        token = n.start if value is None else n.tokens(value.unsqueeze(1)).squeeze(1)
+        h = (token + n.positions[self.place] + self.context).unsqueeze(1)
+        for layer, (keys, values) in zip(n.layers, self.seen, strict=True):
+            assert isinstance(layer, AttentionLayer)
+            h = layer.next(h, keys, values)
+        self.place += 1
+        return n.last(h).squeeze(1)
+
+    def take(self, rows: Tensor) -> None:
+        self.context = self.context.index_select(0, rows)
+        for keys, values in self.seen:
+            keys.take(rows)
+            values.take(rows)
