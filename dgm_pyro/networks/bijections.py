@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.networks.caches import cache_maker
 from dgm_pyro.registry import register
 
 # -- univariate maps -------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class RationalQuadraticSpline(Univariate):
         place = (x - self.low) / self.size
         inside = place.clamp(0, 1)
         w, h, x0, z0, d0, d1 = self._bin(inside, raw, axis=0)
-        s, t = h / w, (inside - x0) / w
+        s, t = h / w, _place_in_bin(place, x0, w)
         z = z0 + h * (s * t.square() + d0 * t * (1 - t)) / _c(s, t, d0, d1)
         log_slope = _log_slope(s, t, d0, d1)
         return self.low + self.size * (z + log_slope.exp() * (place - inside)), log_slope
@@ -134,7 +135,7 @@ class RationalQuadraticSpline(Univariate):
         place = (z - self.low) / self.size
         inside = place.clamp(0, 1)
         w, h, x0, z0, d0, d1 = self._bin(inside, raw, axis=1)
-        s, q = h / w, (inside - z0) / h
+        s, q = h / w, _place_in_bin(place, z0, h)
         # The quadratic formula cancels to nothing in single precision. Here g + r > 0 is what is left of its divisor
         # beside 2 s q, and r^2 - g^2 = 4 s^2 q (1 - q) gives it where g and r would cancel.
         g, product = d0 * (1 - q) - d1 * q, 4 * s.square() * q * (1 - q)
@@ -149,17 +150,24 @@ class RationalQuadraticSpline(Univariate):
         raw_sizes, raw_derivatives = raw.split((2 * self.bins, self.num_parameters - 2 * self.bins), -2)
         sizes = torch.softmax(raw_sizes.unflatten(-2, (2, self.bins)), -2)
         sizes = sizes * (1 - self.bins * self.SMALLEST) + self.SMALLEST
-        edges = F.pad(F.pad(sizes.cumsum(-2)[..., :-1, :], (0, 0, 1, 0)), (0, 0, 0, 1), value=1.0)
-        derivatives = F.softplus(raw_derivatives + math.log(math.expm1(1 - self.SMALLEST))) + self.SMALLEST
+        # Bins are picked by sums under 0-1 masks: they fuse when compiled, and no gradient has to be scattered, as it
+        # does behind a gather.
+        edges = sizes[..., axis, :-1, :].cumsum(-2)
+        past = (inside.unsqueeze(-2) >= edges).to(raw.dtype)
+        before = F.pad(past, (0, 0, 0, 1))
+        here = F.pad(past, (0, 0, 1, 0), value=1.0) - before
+        w, h = (sizes * here.unsqueeze(-3)).sum(-2).unbind(-2)
+        x0, z0 = (sizes * before.unsqueeze(-3)).sum(-2).unbind(-2)
         if self.tails == "identity":
-            derivatives = F.pad(derivatives, (0, 0, 1, 1), value=1.0)
-        index = (inside.unsqueeze(-2) >= edges[..., axis, 1:-1, :]).sum(-2, keepdim=True)
-        x0, x1, z0, z1, d0, d1 = (
-            table.expand(inside.shape[0], -1, -1).gather(-2, index).squeeze(-2)
-            for knots in (*edges.unbind(-3), derivatives)
-            for table in (knots[..., :-1, :], knots[..., 1:, :])
-        )
-        return x1 - x0, z1 - z0, x0, z0, d0, d1
+            raw_derivatives = F.pad(raw_derivatives, (0, 0, 1, 1))  # derivative 1
+        ends = torch.stack([(raw_derivatives[..., i : i + self.bins, :] * here).sum(-2) for i in (0, 1)])
+        d0, d1 = F.softplus(ends + math.log(math.expm1(1 - self.SMALLEST))) + self.SMALLEST
+        return w, h, x0, z0, d0, d1
+
+
+def _place_in_bin(place: Tensor, start: Tensor, size: Tensor) -> Tensor:
+    # The last bin ends at 1 only within rounding error, which a narrow one would blow up into its neighbours' slopes.
+    return torch.where(place < 1, (place - start) / size, 1.0).clamp(0, 1)
 
 
 def _c(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
@@ -307,8 +315,9 @@ class MaskedAutoregressive(Bijection):
     .. math::
         x_i = u(z_i; \mathrm{network}(x_{<i}))
 
-    From x to z all features go at once, from z to x one after the other, in D calls of the network. Its `Inverse` has
-    it the other way round: sampling in one call, which a VAE's encoder needs.
+    From x to z all features go at once, from z to x one after the other: with a network that has a `cache` for what one
+    pass costs, with any other in D passes. Its `Inverse` has it the other way round: sampling in one call, which a
+    VAE's encoder needs.
 
     Args:
         univariate: u.
@@ -335,12 +344,17 @@ class MaskedAutoregressive(Bijection):
         return z, log_slope.sum(-1)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, log_det = torch.zeros_like(z), z.new_zeros(z.shape[0])
+        make = cache_maker(self.network)
+        cache = None if make is None else make(z.shape[0], *(() if self.context_shape is None else (context,)))
+        x, log_det, last = torch.zeros_like(z), z.new_zeros(z.shape[0]), None
         places = torch.arange(z.shape[-1], device=z.device)
         for i in self.order:
             one = slice(i, i + 1)
-            x_i, log_slope = self.univariate(z[:, one], self._raw(x, context)[..., one])
-            x, log_det = torch.where(places == i, x_i, x), log_det + log_slope.squeeze(-1)
+            raw = None if cache is None else cache.step(last).unsqueeze(-1)
+            if raw is None or raw.shape[1] != self.univariate.num_parameters:  # in which case this raises
+                raw = self._raw(x, context)[..., one]
+            x_i, log_slope = self.univariate(z[:, one], raw)
+            x, log_det, last = torch.where(places == i, x_i, x), log_det + log_slope.squeeze(-1), x_i.squeeze(-1)
         return x, log_det
 
 
