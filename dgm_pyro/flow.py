@@ -757,7 +757,7 @@ def maf(
 ) -> Flow:
     """MAF: affine maps given the features before, in turns first to last and last to first (Papamakarios et al. 2017).
 
-    Scoring takes one call of each network, sampling D.
+    Scoring takes one call of each network, sampling as much work in D small steps.
 
     Args: as `realnvp`, and ``dropout``, the share of hidden units dropped in training (each call then drops others, so
         that maps are inverse to each other only in evaluation mode).
@@ -798,7 +798,7 @@ def iaf(
 ) -> Flow:
     """IAF: the inverse of MAF, for encoders: it samples, and scores its own samples, in one call of each network.
 
-    Scoring anything else takes D calls. Source: Kingma et al. 2016, arXiv 1606.04934.
+    Scoring anything else takes as much work in D small steps. Source: Kingma et al. 2016, arXiv 1606.04934.
 
     Args: as `realnvp`.
     """
