@@ -5,6 +5,7 @@ from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.build import build
 from dgm_pyro.checkpoint import CheckpointError, load, save
 from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, MixtureOfNormals, Normal, Parametric
+from dgm_pyro.continuous import ContinuousDiffusion, LogSNR
 from dgm_pyro.data import Data
 from dgm_pyro.diffusion import Diffusion, Schedule
 from dgm_pyro.doctor import Diagnosis, Finding, doctor
@@ -28,6 +29,7 @@ __all__ = [
     "Categorical",
     "CheckpointError",
     "Conditional",
+    "ContinuousDiffusion",
     "DReG",
     "Data",
     "Dequantized",
@@ -43,6 +45,7 @@ __all__ = [
     "History",
     "IntractableError",
     "Labelled",
+    "LogSNR",
     "MixtureOfNormals",
     "NonFiniteLossError",
     "Normal",

@@ -463,7 +463,7 @@ class Diffusion(Denoising):
     # -- the statements ----------------------------------------------------------------------------------------------
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        x = pyro.sample(name, _Chain(self, given), obs=value)
+        x = pyro.sample(name, Chain(self, given), obs=value)
         x0 = self.clean(x)
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         with self._noising(name, x0) as (t, x_t):
@@ -508,6 +508,13 @@ class Denoised:
     logits: Tensor | None = None
 
 
+def evenly(shape: torch.Size, device: torch.device) -> Tensor:
+    """Numbers in [0, 1), each uniform, together an even comb turned by one random shift."""
+    count = math.prod(shape)  # not numel(), which would fix the batch size in an export
+    even = torch.arange(count, device=device) / max(1, count)
+    return ((even + torch.rand((), device=device)) % 1).reshape(shape)
+
+
 class _Shift(TorchDistribution):
     """Uniform on 0 .. steps - 1 for each element, but evenly spread over the batch, particles of one datum first.
 
@@ -529,18 +536,15 @@ class _Shift(TorchDistribution):
         return _Shift(self.steps, self.device, batch_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        count = math.prod(shape)  # not numel(), which would fix the batch size in an export
-        even = torch.arange(count, device=self.device) / max(1, count)
-        turned = (even + torch.rand((), device=self.device)) % 1
-        return (turned * self.steps).long().clamp(max=self.steps - 1).reshape(shape)
+        turned = evenly(self._extended_shape(torch.Size(sample_shape)), self.device)
+        return (turned * self.steps).long().clamp(max=self.steps - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         return torch.full(shape, -math.log(self.steps), device=value.device)
 
 
-class _Chain(TorchDistribution):
+class Chain(TorchDistribution):
     """The x_0 of the reverse chain: samples run it; the density is stated apart, by the factors of the bound."""
 
     arg_constraints: ClassVar = {}
@@ -556,8 +560,8 @@ class _Chain(TorchDistribution):
         base = constraints.real if levels is None else constraints.integer_interval(0, levels - 1)
         return constraints.independent(base, event_dim)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _Chain:
-        return _Chain(self.diffusion, self.given, batch_shape)
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Chain:
+        return Chain(self.diffusion, self.given, batch_shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

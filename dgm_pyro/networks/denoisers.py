@@ -47,6 +47,7 @@ class Denoiser(nn.Module):
         context_shape: Sequence[int] | None,
         num_classes: int | None,
         outputs: int,
+        max_frequency: float,
     ):
         super().__init__()
         if not isinstance(outputs, int) or outputs < 1:
@@ -57,7 +58,7 @@ class Denoiser(nn.Module):
         self.context_shape = torch.Size(()) if num_classes is not None else context_shape
         if self.context_shape is not None:
             self.context_shape = torch.Size(self.context_shape)
-        self.time = TimeEmbedding(features)
+        self.time = TimeEmbedding(features, max_frequency=max_frequency)
         self.context: Context | None = None
         if self.context_shape is not None:
             self.context = Context(self.context_shape, None if num_classes is None else num_classes + 1, features)
@@ -80,6 +81,8 @@ class DenoisingMLP(Denoiser):
         num_classes: number of labels, for ``given`` labels.
         outputs: values per feature; L for a diffusion that predicts L levels.
         activation: one of relu, silu, gelu, tanh, elu.
+        max_frequency: of the sines of time. Lower ones, such as 30, are smoother in time: better for continuous time,
+            and for its flow above all, whose solver has to follow.
     """
 
     def __init__(
@@ -91,11 +94,12 @@ class DenoisingMLP(Denoiser):
         num_classes: int | None = None,
         outputs: int = 1,
         activation: str = "silu",
+        max_frequency: float = 1000.0,
     ):
         if not hidden:
             raise ValueError("time enters the hidden layers: hidden must name at least one width")
         features = hidden[0]
-        super().__init__(event_shape, features, context_shape, num_classes, outputs)
+        super().__init__(event_shape, features, context_shape, num_classes, outputs, max_frequency)
         numel = math.prod(self.event_shape)
         widths = [numel, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
@@ -143,7 +147,7 @@ class DenoisingUNet(Denoiser):
     Args:
         event_shape: ``(C, H, W)``; H and W must be divisible by 2 ** (len(channels) - 1).
         channels: width at each resolution, multiples of 8.
-        context_shape, num_classes, outputs: as in `DenoisingMLP`.
+        context_shape, num_classes, outputs, max_frequency: as in `DenoisingMLP`.
         dropout: probability, inside the residual blocks.
 
     Source: Ho et al. 2020 (DDPM), appendix B, without attention.
@@ -158,6 +162,7 @@ class DenoisingUNet(Denoiser):
         num_classes: int | None = None,
         outputs: int = 1,
         dropout: float = 0.0,
+        max_frequency: float = 1000.0,
     ):
         if len(event_shape) != 3:
             raise ValueError(f"event_shape must be (C, H, W) for a U-Net, got {tuple(event_shape)}: use DenoisingMLP")
@@ -169,7 +174,7 @@ class DenoisingUNet(Denoiser):
                 f"event_shape {tuple(event_shape)} cannot be halved {len(channels) - 1} times: give fewer channels"
             )
         features = 2 * channels[-1]
-        super().__init__(event_shape, features, context_shape, num_classes, outputs)
+        super().__init__(event_shape, features, context_shape, num_classes, outputs, max_frequency)
         self.first = nn.Conv2d(event_shape[0], channels[0], 3, padding=1)
         ins = [channels[0], *channels[:-1]]
         self.down = nn.ModuleList(ResidualBlock(a, b, features, dropout) for a, b in zip(ins, channels, strict=True))
