@@ -232,6 +232,13 @@ class Chain:
             self.take(torch.arange(self.batch.numel(), device=value.device).reshape(self.batch).expand(batch))
         self.last = value.expand(batch).reshape(-1)
 
+    def skip(self, value: Tensor) -> None:
+        """`next` and `put` where p(x_i | x_<i) itself is not wanted."""
+        self.place += 1
+        if self.cache is not None:
+            self.cache.step(self.last)
+        self.put(value)
+
     def take(self, rows: Tensor) -> None:
         """Go on with the chains at ``rows``, indices into the flattened batch, whose shape is that of the new batch."""
         p = self.program

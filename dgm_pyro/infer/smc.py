@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro.autoregressive import Autoregressive
+from dgm_pyro.autoregressive import Autoregressive, Chain
 from dgm_pyro.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating, seeded
 from dgm_pyro.program import Program, check_count
@@ -135,7 +135,8 @@ class Features:
     """The features of an autoregressive model in its order, some of them observed.
 
     The steps go from the first feature that some datum misses to the last that some datum has; `finish` draws those
-    after it.
+    after it. They go on from one another: what the network's cache knows of the particles is kept here, not in a state,
+    whose "row" says which of them at the last step each particle was.
 
     Args:
         program: p(x).
@@ -161,23 +162,43 @@ class Features:
         raw = self.program.raw_parameters(self.x, self.given)
         log_prob = self.program.features.univariate(raw).log_prob(self.x).flatten(1)
         before = log_prob[:, list(self.program.order[: self.first])].sum(-1)
-        return {"x": self.x.expand(*batch, *self.x.shape[1:])}, before.expand(tuple(batch))
+        self.chain = Chain(self.program, self.x.shape[:1], self.given)
+        for value in self.values[:, : self.first].unbind(1):
+            self.chain.skip(value)
+        self.chain.take(torch.arange(len(self.x), device=self.x.device).expand(tuple(batch)))
+        return self._state(self.x.expand(*batch, *self.x.shape[1:])), before.expand(tuple(batch))
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
         place = self.first + i
-        x = state["x"]
-        p_i = self.program.at(place + 1, self.program.raw_parameters(x, self.given))
+        self._follow(state)
+        p_i = self.chain.next()
         seen, value = self.mask[:, place], self.values[:, place]
         log_prob, drawn = p_i.log_prob(value), p_i.sample()
         weight = torch.where(seen, log_prob, torch.zeros_like(log_prob))
-        return {"x": self.program.place(x, place + 1, torch.where(seen, value, drawn))}, weight
+        return self._put(state, place + 1, torch.where(seen, value, drawn)), weight
 
     def finish(self, state: State) -> Tensor:
         """x with the features after the last observed one drawn, ``(*batch, *event_shape)``."""
-        x = state["x"]
+        self._follow(state)
         for i in range(self.last + 1, len(self.program.order) + 1):
-            x = self.program.place(x, i, self.program.at(i, self.program.raw_parameters(x, self.given)).sample())
-        return x
+            state = self._put(state, i, self.chain.next().sample())
+        return state["x"]
+
+    def _state(self, x: Tensor) -> State:
+        batch = x.shape[: x.dim() - len(self.program.event_shape)]
+        return {"x": x, "row": torch.arange(batch.numel(), device=x.device).reshape(batch)}
+
+    def _put(self, state: State, i: int, value: Tensor) -> State:
+        self.chain.put(value)
+        return self._state(self.program.place(state["x"], i, value))
+
+    def _follow(self, state: State) -> None:
+        """Take the particles that a resampling has left, where there was one."""
+        row = state["row"]
+        if row.shape != self.chain.batch or not torch.equal(
+            row.flatten(), torch.arange(row.numel(), device=row.device)
+        ):
+            self.chain.take(row)
 
 
 class Times:
