@@ -32,17 +32,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from dgm_pyro.conditionals import positive
-from dgm_pyro.diffusion import Chain, Denoised, Denoising, evenly
+from dgm_pyro.diffusion import Chain, Denoised, Denoising, Even
 from dgm_pyro.ode import solve
 from dgm_pyro.program import check_count
 from dgm_pyro.registry import register
@@ -311,30 +309,3 @@ class ContinuousDiffusion(Denoising):
         prior = dist.Normal(0.0, 1.0).log_prob(alpha * end[:, :dims]).sum(-1) + dims * alpha.log()
         log_prob = prior + end[:, dims:].T
         return log_prob[0] if probes is None else log_prob
-
-
-class Even(TorchDistribution):
-    """Uniform on [0, 1) for each element, but evenly spread over the batch, particles of one datum first.
-
-    Source: Kingma et al. 2021 (VDM), appendix I.1.
-    """
-
-    arg_constraints: ClassVar = {}
-    has_rsample = False
-
-    def __init__(self, like: Tensor, batch_shape: Sequence[int] = ()):
-        self.like = like
-        super().__init__(torch.Size(batch_shape), validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        return constraints.unit_interval
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Even:
-        return Even(self.like, batch_shape)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return evenly(self._extended_shape(torch.Size(sample_shape)), self.like.device).to(self.like.dtype)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.like.new_zeros(torch.broadcast_shapes(value.shape, self.batch_shape))

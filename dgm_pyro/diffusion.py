@@ -133,6 +133,8 @@ def log_snr(steps: int, highest: float = 6.0, lowest: float = -6.0) -> Schedule:
 
 
 SCHEDULES = {"linear": linear, "cosine": cosine, "log-snr": log_snr}
+# Of importance-sampled times: the share drawn evenly, and how much of a mean square outlives one more observation.
+EVEN_SHARE, MEMORY = 0.05, 0.98
 PREDICTIONS = ("noise", "x0", "v", "levels")
 
 
@@ -268,7 +270,7 @@ class Denoising(Program):
 
     def prior_kl(self, x0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) || N(0, I)) in nats, ``(*batch,)``."""
-        alpha, sigma = self.noise_at(torch.full((), self.steps, device=x0.device))
+        alpha, sigma = self.noise_at(torch.full((1,), self.steps, device=x0.device))
         kl = 0.5 * (sigma**2 + (alpha * x0) ** 2 - 1) - sigma.log()
         return self._sum(kl)
 
@@ -387,12 +389,17 @@ class Diffusion(Denoising):
             where p(x_0 | x_1) is Normal.
         subsample: how many times per datum a step of training looks at.
         label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
+        importance: whether training looks more often at the times whose terms are large: with probabilities
+            proportional to the root mean square of each time's term so far, which is kept in a buffer. The terms are
+            weighted back, so that the bound stays what it was (Nichol and Dhariwal 2021, section 3.3).
 
     Sites of ``joint("x")``: ``x``, and in the plated form ``x_shift``, ``x_t`` and the factors ``x_likelihood``,
     ``x_kl``, ``x_T_kl``.
 
-    Its network knows the times 1 .. T only, so the samplers stop at those: a spacing is rounded to them.
+    The network knows the times 1 .. T only, so the samplers stop at those: a spacing is rounded to them.
     """
+
+    mean_square: Tensor
 
     def __init__(
         self,
@@ -405,6 +412,7 @@ class Diffusion(Denoising):
         levels: int | None = None,
         subsample: int = 1,
         label_dropout: float = 0.0,
+        importance: bool = False,
     ):
         super().__init__(event_shape, denoiser, predict, levels, label_dropout)
         if isinstance(schedule, str):
@@ -416,6 +424,9 @@ class Diffusion(Denoising):
         if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= schedule.steps:
             raise ValueError(f"subsample must be an int from 1 to the {schedule.steps} steps, got {subsample!r}")
         self.schedule, self.subsample, self.steps = schedule, subsample, schedule.steps
+        self.importance = importance
+        if importance:
+            self.register_buffer("mean_square", torch.ones(self.steps))
         if predict != "levels":
             # sqrt(v) per time and feature: at first, what it is for data of unit variance.
             start = schedule.sigma[1:] if levels is None else schedule.sigma[1:].clamp_min(1 / (levels - 1))
@@ -466,12 +477,14 @@ class Diffusion(Denoising):
         x = pyro.sample(name, Chain(self, given), obs=value)
         x0 = self.clean(x)
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
-        with self._noising(name, x0) as (t, x_t):
+        with self._noising(name, x0) as (t, weight, x_t):
             denoised = self.denoise(x_t, t, self._hide(given, x_t))
             kl = kl_divergence(self.reverse(x_t, t, x0), self.reverse(x_t, t, denoised))
-            pyro.factor(f"{name}_kl", torch.where(t > 1, -kl, torch.zeros_like(kl)))
+            pyro.factor(f"{name}_kl", torch.where(t > 1, -weight * kl, torch.zeros_like(kl)))
             last = self.likelihood(denoised).log_prob(x)
-            pyro.factor(f"{name}_likelihood", torch.where(t == 1, last, torch.zeros_like(last)))
+            pyro.factor(f"{name}_likelihood", torch.where(t == 1, weight * last, torch.zeros_like(last)))
+            if self.importance and self.training:
+                self._remember(t, torch.where(t > 1, kl, last).detach())
         return x
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
@@ -483,20 +496,47 @@ class Diffusion(Denoising):
         return (f"{name}_t",) if self.subsample == self.steps else (f"{name}_shift", f"{name}_t")
 
     @contextlib.contextmanager
-    def _noising(self, name: str, x0: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Enter the plate over time and state x_t ~ q(x_t | x_0) there; yields (t, x_t)."""
+    def _noising(self, name: str, x0: Tensor) -> Iterator[tuple[Tensor, Tensor | float, Tensor]]:
+        """Enter the plate over time and state x_t ~ q(x_t | x_0) there; yields t, the weight of its term, x_t."""
         shift: Tensor | int = 0
-        if self.subsample < self.steps:
+        drawn = self.subsample < self.steps
+        if drawn:
             # One subsample of times for the whole batch would be noisy. Evenly spread and turned by a shift of each
             # datum's own, every time is as likely as before (systematic sampling).
-            shift = pyro.sample(f"{name}_shift", _Shift(self.steps, x0.device))
+            site = Even(self.mean_square) if self.importance else _Shift(self.steps, x0.device)
+            shift = pyro.sample(f"{name}_shift", site)
         spread = torch.arange(self.subsample, device=x0.device) * self.steps // self.subsample
         plate: Any = pyro.plate(f"{name}_time", self.steps, subsample=spread)
         with plate as indices:
-            t = (indices.reshape(-1, *(1,) * (-plate.dim - 1)) + shift) % self.steps + 1
+            places = indices.reshape(-1, *(1,) * (-plate.dim - 1))
+            weight: Tensor | float = 1.0
+            if drawn and self.importance:
+                probabilities = self.time_probabilities()
+                comb = torch.arange(self.subsample, device=x0.device).reshape(places.shape) / self.subsample
+                t = torch.searchsorted(probabilities.cumsum(0), (comb + shift) % 1).clamp(max=self.steps - 1) + 1
+                weight = 1 / (self.steps * probabilities[t - 1])
+            else:
+                t = (places + shift) % self.steps + 1
             batch = torch.broadcast_shapes(t.shape, x0.shape[: x0.dim() - len(self.event_shape)])
             t = t.expand(batch)
-            yield t, pyro.sample(f"{name}_t", self.noised(x0, t))
+            yield t, weight, pyro.sample(f"{name}_t", self.noised(x0, t))
+
+    def time_probabilities(self) -> Tensor:
+        """With which probability a step of training looks at each of the times 1 .. T, ``(T,)``."""
+        if not self.importance:
+            return torch.full_like(self.schedule.alpha[1:], 1 / self.steps)
+        root = self.mean_square.sqrt()
+        # A share of even times bounds the weights, and keeps an eye on times whose terms were small once.
+        return (1 - EVEN_SHARE) * root / root.sum() + EVEN_SHARE / self.steps
+
+    @torch.no_grad()
+    def _remember(self, t: Tensor, term: Tensor) -> None:
+        """Let each time's mean square follow the squares of ``term`` seen there."""
+        t = t.expand(term.shape).reshape(-1) - 1
+        seen = torch.zeros_like(self.mean_square).index_add(0, t, torch.ones_like(term).reshape(-1))
+        squares = torch.zeros_like(self.mean_square).index_add(0, t, term.reshape(-1) ** 2)
+        kept = MEMORY**seen
+        self.mean_square.copy_(kept * self.mean_square + (1 - kept) * squares / seen.clamp_min(1))
 
 
 @dataclass
@@ -513,6 +553,33 @@ def evenly(shape: torch.Size, device: torch.device) -> Tensor:
     count = math.prod(shape)  # not numel(), which would fix the batch size in an export
     even = torch.arange(count, device=device) / max(1, count)
     return ((even + torch.rand((), device=device)) % 1).reshape(shape)
+
+
+class Even(TorchDistribution):
+    """Uniform on [0, 1) for each element, but evenly spread over the batch, particles of one datum first.
+
+    Source: Kingma et al. 2021 (VDM), appendix I.1.
+    """
+
+    arg_constraints: ClassVar = {}
+    has_rsample = False
+
+    def __init__(self, like: Tensor, batch_shape: Sequence[int] = ()):
+        self.like = like
+        super().__init__(torch.Size(batch_shape), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.unit_interval
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Even:
+        return Even(self.like, batch_shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return evenly(self._extended_shape(torch.Size(sample_shape)), self.like.device).to(self.like.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.like.new_zeros(torch.broadcast_shapes(value.shape, self.batch_shape))
 
 
 class _Shift(TorchDistribution):

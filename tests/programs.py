@@ -191,12 +191,12 @@ def ladder(levels: int) -> dgm.VAE:
 
 
 def continuous(
-    shape: int | tuple[int, ...], schedule: str = "linear", levels: int | None = None, **network: Any
+    shape: int | tuple[int, ...], levels: int | None = None, learned: bool = False, **network: Any
 ) -> dgm.ContinuousDiffusion:
-    """A diffusion in continuous time, its chain of few steps."""
+    """A diffusion in continuous time between ends so near that the bound of a short chain is hardly below its own."""
     event_shape = (shape,) if isinstance(shape, int) else shape
-    denoiser = DenoisingMLP(event_shape, (6,), **network)
-    return dgm.ContinuousDiffusion(shape, denoiser, schedule, steps=4, levels=levels)
+    schedule = dgm.LogSNR(0.6, -0.6, learned_ends=learned, units=3 if learned else 0)
+    return dgm.ContinuousDiffusion(shape, DenoisingMLP(event_shape, (6,), **network), schedule, steps=10, levels=levels)
 
 
 def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options: Any) -> dgm.Diffusion:
@@ -443,6 +443,7 @@ CASES: dict[str, Case] = {
     "diffusion": Case(lambda: diffusion(2)),
     "diffusion-one-step": Case(lambda: diffusion(2, steps=1)),
     "diffusion-all-times": Case(lambda: diffusion(2, subsample=4)),
+    "diffusion-importance": Case(lambda: diffusion(2, importance=True)),
     "diffusion-linear": Case(lambda: diffusion(2, schedule="linear", steps=6, subsample=2)),
     "diffusion-noise": Case(lambda: diffusion(2, schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
     "diffusion-x0": Case(lambda: diffusion((1, 2, 1), predict="x0")),
@@ -459,10 +460,21 @@ CASES: dict[str, Case] = {
         lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), steps=3, levels=4)
     ),
     "continuous-diffusion": Case(lambda: continuous(2)),
-    "continuous-diffusion-learned": Case(lambda: continuous(2, "learned")),
+    # The density of times is no part of the chain, which is what log_weights scores.
+    "continuous-diffusion-learned": Case(
+        lambda: continuous(2, learned=True),
+        inert=("schedule.centres", "schedule.raw_steepness", "schedule.raw_heights"),
+    ),
     "continuous-diffusion-integers": Case(lambda: continuous((1, 2, 1), levels=5)),
     "continuous-diffusion-levels": Case(
-        lambda: dgm.ContinuousDiffusion(2, DenoisingMLP((2,), (6,), outputs=4), steps=4, levels=4, predict="levels")
+        lambda: dgm.ContinuousDiffusion(
+            2,
+            DenoisingMLP((2,), (6,), outputs=4),
+            dgm.LogSNR(0.6, -0.6),
+            steps=10,
+            levels=4,
+            predict="levels",
+        )
     ),
     "continuous-diffusion-given-label": Case(lambda: continuous(2, num_classes=3)),
     "vae-diffusion-prior": Case(lambda: vae(diffusion(2))),

@@ -656,6 +656,72 @@ def test_every_time_is_looked_at_equally_often(subsample, steps):
     assert counts.min() > 0.8 * counts.double().mean()  # evenly spread, so far closer than independent draws
 
 
+def uneven(**options):
+    """A diffusion that looks at its times with very different probabilities."""
+    program = small(2, 8, importance=True, **options)
+    program.mean_square.copy_(torch.tensor([25.0, 9.0, 4.0, 0.0, 1.0, 0.01, 100.0, 0.5]))
+    return program
+
+
+@pytest.mark.parametrize("options", [{}, {"subsample": 3}, {"levels": 4, "subsample": 2}], ids=str)
+def test_importance_sampled_times_state_the_same_bound(options):
+    program = uneven(**options).eval()
+    x = torch.randint(4, (1, 2)) if program.levels else torch.randn(1, 2)
+    x = x.expand(30000, 2)
+    with torch.no_grad():
+        sampled = elbo(program, x).value
+        program.subsample = program.steps
+        every = elbo(program, x).value
+    assert_mean(sampled - every)
+
+
+def test_importance_sampled_times_have_their_probabilities():
+    program = uneven(subsample=2)
+    seen = []
+    program.denoiser.register_forward_pre_hook(lambda module, inputs: seen.append((inputs[1] * 8).round().long()))
+    root = program.mean_square.sqrt()
+    expected = 0.95 * root / root.sum() + 0.05 / 8
+    torch.testing.assert_close(program.eval().time_probabilities(), expected)
+    for _ in range(200):
+        elbo(program, torch.zeros(10, 2))
+    counts = torch.bincount(torch.cat(seen), minlength=9)[1:]
+    # Systematic sampling is closer to its expectation than independent draws would be.
+    assert ((counts - 4000 * expected).abs() < 4.5 * (4000 * expected).sqrt()).all()
+
+
+def test_the_probabilities_follow_the_size_of_the_terms():
+    """Trained on nothing, the mean squares are those of the terms, time by time; evaluation leaves them alone."""
+    program = small(2, 6, importance=True)
+    x = torch.randn(1, 2).expand(2000, 2)
+    before = program.mean_square.clone()
+    elbo(program.eval(), x)
+    assert torch.equal(program.mean_square, before)
+    with torch.no_grad():
+        for _ in range(40):
+            elbo(program.train(), x)
+        t = torch.arange(1, 7).unsqueeze(-1).expand(6, 20000)
+        x0 = x[:1].expand(6, 20000, 2)
+        x_t = program.noised(x0, t).sample()
+        denoised = program.denoise(x_t, t)
+        kl = kl_divergence(program.reverse(x_t, t, x0), program.reverse(x_t, t, denoised))
+        term = torch.where(t > 1, kl, program.likelihood(denoised).log_prob(x0))
+    # Each is a mean over a batch's 333 or so: from its memory of one batch.
+    error = (term**2).std(1) * (1 / 300 + 1 / 20000) ** 0.5
+    assert ((program.mean_square - (term**2).mean(1)).abs() < 4.5 * error).all()
+
+
+def test_importance_sampling_takes_variance_away():
+    x = torch.randn(1, 2).expand(20000, 2)
+    variances = {}
+    for importance in (False, True):
+        program = small(2, 30, schedule="cosine", importance=importance)
+        with torch.no_grad():
+            for _ in range(30):
+                elbo(program.train(), x)
+            variances[importance] = elbo(program.eval(), x).value.var()
+    assert variances[True] < 0.7 * variances[False]
+
+
 # -- labels ------------------------------------------------------------------------------------------------------------
 
 
