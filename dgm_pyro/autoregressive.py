@@ -366,7 +366,8 @@ def check_cache(program: Autoregressive, x: Tensor, given: Any, raw: Tensor) -> 
         chain = Chain(program, (1,), given)
         for i, expected in enumerate(raw):
             found = chain.raw_parameters()[0]
-            if found.shape != expected.shape or bool((found - expected).abs().max() > 1e-4 * (1 + raw.abs().max())):
+            # Convolutions on a GPU may round to three digits where matrix products do not.
+            if found.shape != expected.shape or bool((found - expected).abs().max() > 1e-2 * (1 + raw.abs().max())):
                 raise ValueError(
                     f"the cache of {type(program.features.network).__name__} gives other parameters than the network "
                     f"itself for the feature at place {i + 1}: correct its step, or leave out the cache method"

@@ -29,7 +29,7 @@ from dgm_pyro.guides import (
     sylvester,
 )
 from dgm_pyro.labelled import Discriminative, Labelled
-from dgm_pyro.networks import MADE, MLP, DenoisingMLP, DenoisingUNet, PixelCNN
+from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.priors import MixturePrior, VampPrior
 from dgm_pyro.program import Program, check_count, is_pair
 from dgm_pyro.vae import VAE
@@ -97,6 +97,18 @@ def pixelcnn(data: Data, num_classes: int | None) -> Program:
     return Autoregressive(
         features_of(
             data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=0.1)
+        )
+    )
+
+
+def transformer(data: Data, num_classes: int | None) -> Program:
+    dropout = 0.1 if is_image(data) else 0.0
+    return Autoregressive(
+        features_of(
+            data,
+            lambda p: CausalTransformer(
+                data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=dropout
+            ),
         )
     )
 
@@ -379,6 +391,7 @@ MODELS: Table = {
     "pixels": (pixels, "independent features: the reference to beat"),
     "made": (made, "autoregressive, by a masked MLP"),
     "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),
+    "transformer": (transformer, "autoregressive, by causal attention"),
     "realnvp": (_flow(realnvp), "flow of affine couplings; dequantized for integers"),
     "maf": (_flow(maf), "masked autoregressive flow; dequantized for integers"),
     "nsf": (_flow(nsf), "neural spline flow of couplings; dequantized for integers"),
