@@ -143,7 +143,7 @@ def measure(bench: Benchmark, curve: Curve) -> None:
         curve.sizes = curve.sizes[:4]
     cases = {str(n): curve.make(n, bench.device) for n in curve.sizes}
     clock = time.process_time if bench.device == "cpu" else time.perf_counter
-    times = compare(cases, warm_up=1, repeats=3 if bench.quick else 15, seconds=12, clock=clock)
+    times = compare(cases, warm_up=1, repeats=3 if bench.quick else 15, seconds=6, clock=clock)
     curve.times = [times.median(name) for name in cases]
 
 
