@@ -349,8 +349,9 @@ class Denoising(Program):
         step, times = sampler_named(sampler), self._chosen_times(steps, spacing)
 
         def denoise(x: Tensor, time: Time) -> Denoised:
-            t = time.t
-            t = t.expand(batch) if isinstance(t, Tensor) else torch.full(tuple(batch), t, device=x.device)
+            # One time for all: what depends on it alone is computed once, not for every draw.
+            one, t = (1,) * len(batch), time.t
+            t = t.expand(one) if isinstance(t, Tensor) else torch.full(one, t, device=x.device)
             return self.denoise(x, t, given, guidance)
 
         x = run(step, torch.randn_like(self.zeros(*batch)), times, denoise)
