@@ -158,8 +158,8 @@ def test_a_label_is_what_samples_are_drawn_given(trained, tmp_path):
 def test_a_diffusion_takes_its_sampler_steps_and_guidance(trained, tmp_path):
     out = tmp_path / "points.png"
     dgm_ok(
-        "sample", trained["diffusion"], "-n", "7", "--label", "1", "--sampler", "dpm++", "--steps", "4", "--spacing", "karras",
-        "--guidance", "1.5", "--out", out,
+        "sample", trained["diffusion"], "-n", "7", "--label", "1", "--sampler", "dpm++", "--steps", "4",
+        "--spacing", "karras", "--guidance", "1.5", "--out", out,
     )  # fmt: skip
     x = np.load(out.with_suffix(".npy"))
     program = dgm.load(trained["diffusion"])
