@@ -125,16 +125,17 @@ def powers(first: int, last: int) -> list[int]:
     return [2**i for i in range(int(math.log2(first)), int(math.log2(last)) + 1)]
 
 
+# MADE connects every feature directly with every later one, by D^2 weights: that is its 2, and the 3 of D whole passes.
 CURVES = {
-    "autoregressive, log p(x)": Curve("features", scoring, powers(32, 4096), "1"),
-    "autoregressive, naive sampling": Curve("features", naive_sampling, powers(16, 1024), "2"),
-    "autoregressive, cached sampling": Curve("features", cached_sampling, powers(16, 1024), "1"),
-    "spline flow, step": Curve("features", flow_step, powers(8, 512), "1"),
-    "VAE, step": Curve("features", vae_step, powers(32, 4096), "1"),
+    "autoregressive, log p(x)": Curve("features", scoring, powers(32, 4096), "2"),
+    "autoregressive, naive sampling": Curve("features", naive_sampling, powers(16, 512), "3"),
+    "autoregressive, cached sampling": Curve("features", cached_sampling, powers(16, 1024), "2"),
+    "spline flow, step": Curve("features", flow_step, powers(32, 4096), "1"),
+    "VAE, step": Curve("features", vae_step, powers(256, 32768), "1"),
     "diffusion, unrolled step": Curve("diffusion steps", unrolled_step, powers(2, 64), "1"),
     "diffusion, plated step": Curve("diffusion steps", plated_step, powers(8, 1024), "0"),
-    "VAE, step of IWAE-K": Curve("particles", iwae_step, powers(2, 512), "1"),
-    "VAE, step of a batch": Curve("batch", batch_step, powers(16, 4096), "1"),
+    "VAE, step of IWAE-K": Curve("particles", iwae_step, powers(16, 4096), "1"),
+    "VAE, step of a batch": Curve("batch", batch_step, powers(64, 8192), "1"),
 }
 
 
