@@ -114,7 +114,9 @@ class Autoregressive(Conditional):
             values.append(draw(i, chain.next()))
             chain.put(values[-1])
         by_feature = [value for _, value in sorted(zip(self.order, values, strict=True), key=lambda pair: pair[0])]
-        shape = torch.broadcast_shapes(tuple(batch), *{value.shape for value in values})
+        shape = torch.Size(batch)
+        for value in values:
+            shape = shape if value.shape == shape else torch.broadcast_shapes(shape, value.shape)
         x = torch.stack([value.expand(shape) for value in by_feature], -1).reshape(*shape, *self.event_shape)
         return x.to(torch.promote_types(x.dtype, self.blank().dtype))
 
@@ -206,7 +208,7 @@ class Chain:
         given_batch = given.shape[: given.dim() - len(program.given_shape or ())] if program.conditional else ()
         self.batch = torch.broadcast_shapes(tuple(batch), given_batch)
         if make is not None:
-            start: Any = lambda x, *context: make(len(x), *context)  # noqa: E731
+            start: Any = lambda x, *context: make(x.shape[0], *context)  # noqa: E731
             inputs = (self.x, given) if program.conditional else self.x
             self.batch, self.cache = call_network(start, inputs, features.given_shape)  # type: ignore[assignment]
 

@@ -330,6 +330,32 @@ def test_resampling_takes_its_rows_along(program, naive):
     same(draw, naive)
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("name", ["made", "pixelcnn", "transformer"])
+def test_draws_export_with_any_batch(name, recorded):
+    """With and without gradients: what is written in place, and what is not."""
+    networks = {
+        "made": lambda: dgm.Normal(3, MADE(3, 2, (6, 6), context_shape=(2,))),
+        "pixelcnn": lambda: dgm.Normal((1, 2, 2), PixelCNN((1, 2, 2), 2, 4, 2, context_shape=(2,))),
+        "transformer": lambda: dgm.Normal(3, CausalTransformer(3, 2, 8, 1, 2, context_shape=(2,))),
+    }
+
+    class Draw(nn.Module):
+        def __init__(self, program):
+            super().__init__()
+            self.program = program
+
+        def forward(self, given):
+            return self.program(given).rsample()
+
+    draw = Draw(dgm.Autoregressive(networks[name]())).eval()
+    with torch.set_grad_enabled(recorded), pyro.validation_enabled(False):
+        batch = torch.export.Dim("batch", min=2)
+        exported = torch.export.export(draw, (torch.randn(5, 2),), strict=False, dynamic_shapes=({0: batch},)).module()
+        given = torch.randn(7, 2)
+        torch.testing.assert_close(seeded(lambda: exported(given)), seeded(lambda: draw(given)))
+
+
 # -- bijections --------------------------------------------------------------------------------------------------------
 
 FLOWS = {

@@ -213,7 +213,7 @@ class PixelCNNCache:
             reads.append(b.squeeze(2).permute(2, 0, 1))
         self.from_above = torch.stack(reads, 1) + self.bias
         self.pixels = []
-        self.left = self.none.new_zeros(len(self.layers), len(self.none), self.reach * self.channels)
+        self.left = self.none.new_zeros(len(self.layers), self.none.shape[0], self.reach * self.channels)
 
     def take(self, rows: Tensor) -> None:
         self.none = self.none.index_select(0, rows)
