@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from pyro import poutine
 from timing import Benchmark, main
 from torch import Tensor
 
@@ -41,11 +40,11 @@ def measured(program: dgm.Program, x: Tensor, draws: int, batch: Callable[[], Te
 
 
 def independent(program: dgm.Program, x: Tensor, site: str, draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The bound with the site that chooses the times drawn independently for each datum."""
+    """The bound with the site that chooses the times drawn independently for each datum, and no longer counted."""
 
     def batch() -> Tensor:
-        with poutine.condition(data={site: draw()}):
-            return elbo(program, x).value
+        bound = elbo(program, x, observed={site: draw()})
+        return bound.value - bound.reconstruction[site]
 
     return batch
 
@@ -53,7 +52,7 @@ def independent(program: dgm.Program, x: Tensor, site: str, draw: Callable[[], T
 def run(bench: Benchmark) -> None:
     torch.manual_seed(0)
     data = dgm.data.load("digits")
-    epochs, draws = (2, 20) if bench.quick else (20, 1000)
+    epochs, draws = (2, 20) if bench.quick else (10, 400)
     x = data.x[:64].to(bench.device)
 
     def train(program: dgm.Program) -> dgm.Program:
