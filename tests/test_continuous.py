@@ -164,7 +164,8 @@ def test_the_gradient_of_the_log_density_is_that_at_fixed_times():
         return -schedule.spread(low)[1].log()
 
     for parameter in (schedule.centres, schedule.raw_steepness, schedule.raw_heights):
-        gradient = torch.stack([torch.autograd.grad(v, parameter, retain_graph=True)[0] for v in schedule.log_density(u)])
+        values = schedule.log_density(u)
+        gradient = torch.stack([torch.autograd.grad(v, parameter, retain_graph=True)[0] for v in values])
         for i in (0, 7):
             with torch.no_grad():
                 parameter[i] += 1e-5

@@ -285,7 +285,7 @@ def test_ddim_needs_a_share(eta):
 @pytest.mark.parametrize("name", ["ddim", "dpm++"])
 @pytest.mark.parametrize("steps", [20, 250])
 def test_diffusers_takes_the_same_steps(name, steps):
-    """With one network, one schedule, one x_T and the same times; they reckon the levels of noise in single precision."""
+    """With one network, one schedule, one x_T and the same times; they reckon noise in single precision."""
     diffusers = pytest.importorskip("diffusers")
     program = small(3, 1000, schedule="linear", predict="noise").eval()
     alpha = program.schedule.alpha
