@@ -4,6 +4,7 @@ from dgm_pyro import checkpoint, data, guides, infer, networks, objectives, prio
 from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.build import build
 from dgm_pyro.checkpoint import CheckpointError, load, save
+from dgm_pyro.compilation import CompilationError, compile
 from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, MixtureOfNormals, Normal, Parametric
 from dgm_pyro.continuous import ContinuousDiffusion, LogSNR
 from dgm_pyro.data import Data
@@ -28,6 +29,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "CheckpointError",
+    "CompilationError",
     "Conditional",
     "ContinuousDiffusion",
     "DReG",
@@ -56,6 +58,7 @@ __all__ = [
     "WarmUp",
     "build",
     "checkpoint",
+    "compile",
     "data",
     "doctor",
     "evaluate",

@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
@@ -82,6 +82,12 @@ class Objective(Protocol):
     ) -> Bound: ...
 
 
+def at_progress(objective: Any, progress: float) -> Any:
+    """The objective to use at this progress of training, in [0, 1], if it says that it changes."""
+    at = getattr(objective, "at", None)
+    return objective if at is None else at(progress)
+
+
 @dataclass(frozen=True)
 class WarmUp:
     """A schedule that rises linearly from 0 to 1 over the first ``part`` of training, and stays there."""
@@ -119,7 +125,7 @@ class ELBO:
 
     def __post_init__(self) -> None:
         check_particles(self.num_particles, self.leave_one_out)
-        if not callable(self.beta):
+        if not callable(self.beta) and not isinstance(self.beta, Tensor):  # a tensor is how a compiled loss varies it
             check_number(self.beta, "beta", at_least=0)
 
     def at(self, progress: float) -> ELBO:
@@ -167,7 +173,7 @@ class FreeBits:
         if program.tractable and not observed:
             return exact(program, x, given)
         model, guide = traces(program, x, given, observed=observed)
-        bound = _bound(model, guide, (x.shape[0],))
+        bound = elbo_of_traces(model, guide, (x.shape[0],))
         latents = latent_sites(guide)
         # A prior may state costs of its own latents, such as "z_likelihood": they are part of its divergence.
         data = [p for name, p in bound.reconstruction.items() if not name.startswith(tuple(f"{z}_" for z in latents))]
@@ -217,7 +223,7 @@ class STL:
         options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
         model, guide = traces(program, x, given, **options)
         log_q = _path_log_q(self, program, x, given, guide, **options)
-        return _mean(_bound(model, guide, options["batch"], analytic_kl=False, log_q=log_q))
+        return _mean(elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=log_q))
 
 
 @dataclass(frozen=True)
@@ -291,7 +297,7 @@ class DReG:
             guide.nodes[name] = guide.nodes[name] | {"value": _weighted_on_the_way_back(guide.nodes[name], shares)}
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
-        weights = _bound(model, guide, options["batch"], analytic_kl=False, log_q=log_q)
+        weights = elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=log_q)
         shares.append(weights.value.softmax(0).detach())
         value = log_mean_exp(weights.value)
         terms = _mean(weights)
@@ -330,7 +336,7 @@ class RWS:
         options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
         guide = guide_trace(program, x, given, handler=_Detached(), **options)
         model = model_trace(program, x, given, guide, **options)
-        weights = _bound(model, guide, options["batch"], analytic_kl=False, log_q=_log_q(guide))
+        weights = elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=_log_q(guide))
         log_q = _total(_log_q(guide).values(), options["batch"], weights.value)
         log_p, shares = weights.value + log_q, weights.value.softmax(0).detach()
         value = log_mean_exp(weights.value).detach()
@@ -369,9 +375,9 @@ class Enumerate:
         guide = guide_trace(program, x, given, observed=observed, handler=every)
         model = model_trace(program, x, given, guide, observed=observed)
         if not every.sizes:
-            return _bound(model, guide, (x.shape[0],))
+            return elbo_of_traces(model, guide, (x.shape[0],))
         batch = (*reversed(every.sizes.values()), x.shape[0])
-        bound = _bound(model, guide, batch, summed=every.sizes)
+        bound = elbo_of_traces(model, guide, batch, summed=every.sizes)
         q = _total([_log_q(guide)[name] for name in every.sizes], batch, bound.value).exp()
         return _map(bound, lambda term: (q * term).flatten(0, -2).sum(0))
 
@@ -523,7 +529,7 @@ def elbo(
     """
     batch = (x.shape[0],) if batch is None else batch
     model, guide = traces(program, x, given, batch=batch, observed=observed)
-    return _bound(model, guide, batch, analytic_kl=analytic_kl, beta=beta)
+    return elbo_of_traces(model, guide, batch, analytic_kl=analytic_kl, beta=beta)
 
 
 def check_number(
@@ -548,7 +554,7 @@ def exact(program: Program, x: Tensor, given: Any = None) -> Bound:
     return Bound(log_p, log_p, {program.variable: log_p})
 
 
-def _bound(
+def elbo_of_traces(
     model: poutine.Trace,
     guide: poutine.Trace,
     batch: Sequence[int],
@@ -572,7 +578,7 @@ def _bound(
         if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
             continue
         if name not in latents:
-            log_p = site_sum(_log_prob(site), batch)
+            log_p = site_sum(site_log_prob(site), batch)
             if is_cost(name):
                 kl[name] = -log_p
             else:
@@ -582,10 +588,10 @@ def _bound(
         closed = analytic_kl and name not in summed and _ordered(name, model, guide)
         divergence = _closed_form(q, site) if closed else None
         if divergence is None:
-            divergence = (_log_prob(q) if log_q is None else log_q[name]) - _log_prob(site)
+            divergence = (site_log_prob(q) if log_q is None else log_q[name]) - site_log_prob(site)
         kl[name] = site_sum(divergence, batch)
         if log_q is None and name not in summed and not q["fn"].has_rsample:
-            log_q_here = site_sum(_log_prob(q), batch)
+            log_q_here = site_sum(site_log_prob(q), batch)
             if log_q_here.requires_grad:
                 score = log_q_here + (0 if score is None else score)
     value = sum(reconstruction.values(), torch.zeros(())) - beta * sum(kl.values(), torch.zeros(()))
@@ -607,12 +613,21 @@ def is_cost(site: str) -> bool:
     return site.endswith("_kl")
 
 
-def _log_prob(site: Any) -> Tensor:
-    return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+def site_log_prob(site: Any) -> Tensor:
+    return _scaled(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+
+
+def _scaled(term: Tensor, scale: Any, mask: Any) -> Tensor:
+    """``term`` under the handlers around its site; Pyro's own function looks at numbers, and so cannot be compiled."""
+    if not (isinstance(scale, numbers.Number) and scale == 1):
+        term = term * scale
+    if mask is None or mask is True:
+        return term
+    return torch.zeros_like(term) if mask is False else torch.where(mask, term, term.new_zeros(()))
 
 
 def _log_q(guide: poutine.Trace) -> dict[str, Tensor]:
-    return {name: _log_prob(guide.nodes[name]) for name in latent_sites(guide)}
+    return {name: site_log_prob(guide.nodes[name]) for name in latent_sites(guide)}
 
 
 def _total(log_probs: Iterable[Tensor], batch: Sequence[int], like: Tensor) -> Tensor:
@@ -626,7 +641,7 @@ def _nothing(score: Tensor) -> Tensor:
 
 def _closed_form(q: Any, p: Any) -> Tensor | None:
     try:
-        return scale_and_mask(kl_divergence(q["fn"], p["fn"]), q["scale"], q["mask"])
+        return _scaled(kl_divergence(q["fn"], p["fn"]), q["scale"], q["mask"])
     except NotImplementedError:
         return None
 
@@ -680,13 +695,13 @@ def _path_log_q(
     """
     for name in latent_sites(guide):
         site: Any = guide.nodes[name]
-        if not site["fn"].has_rsample and _log_prob(site).requires_grad:
+        if not site["fn"].has_rsample and site_log_prob(site).requires_grad:
             raise ValueError(
                 f"{objective} follows the gradient through the latents, but {name!r} ({_family(site)}) is not "
                 "reparameterised: use the objective 'enumerate', 'vimco', 'rloo' or 'rws'"
             )
     parameters = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
-    before = _random_state(x.device)
+    before = None if torch.compiler.is_exporting() else _random_state(x.device)
     try:
         log_q = torch.func.functional_call(_Scored(program), parameters, (x, given, guide), options)
     except (NotImplementedError, KeyError) as error:
@@ -695,7 +710,7 @@ def _path_log_q(
             f"{objective} scores the guide's draws of {names} a second time, which its distribution cannot ({error}): "
             "use another encoder, or the objective 'elbo' or 'iwae'"
         ) from error
-    if not torch.equal(before, _random_state(x.device)):
+    if before is not None and not torch.equal(before, _random_state(x.device)):
         raise ValueError(
             f"{objective} states the guide twice, but it is not the same twice: remove the dropout from the encoder, "
             "or use the objective 'elbo' or 'iwae'"
@@ -813,4 +828,4 @@ def _by_feature(q: Any, p: Any) -> Tensor | None:
         divergence = kl_divergence(*parts)
     except NotImplementedError:
         return None
-    return scale_and_mask(divergence.flatten(1).T, q["scale"], q["mask"]).T
+    return _scaled(divergence.flatten(1).T, q["scale"], q["mask"]).T

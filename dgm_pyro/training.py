@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,14 +17,22 @@ from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from dgm_pyro.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.data import Data
+from dgm_pyro.distributed import Team, team
 from dgm_pyro.evaluation import as_data, evaluating, find_device, seeded
-from dgm_pyro.objectives import BOUNDS, ELBO, Bound, Objective, objective_named
+from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, objective_named
 from dgm_pyro.program import Program, check_count
 
 GRADIENT_NORM = 10.0
+# compile="auto": below so many steps, the seconds that compiling takes are more than it saves.
+COMPILE_FROM = 20_000
+PRECISIONS = ("float32", "bf16")
+# On other devices than the CPU, how often to wait for the device and ask whether all is finite.
+WATCH_EVERY = 50
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -68,12 +77,14 @@ class History:
         best_epoch: the epoch whose weights the program has now.
         seconds: wall-clock time of the training.
         stopped_early: whether `early_stopping` ended it.
+        compiled: whether its steps were compiled.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
     seconds: float = 0.0
     stopped_early: bool = False
+    compiled: bool = False
 
     @property
     def losses(self) -> list[float]:
@@ -101,6 +112,8 @@ def fit(
     early_stopping: int | None = None,
     ema: float | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
+    compile: bool | str = "auto",
+    precision: str = "float32",
     progress: bool = True,
 ) -> History:
     """Train ``program`` in place, by AdamW on minibatches; the best validated weights are kept.
@@ -122,6 +135,10 @@ def fit(
         early_stopping: stop after this many epochs without a better validation loss.
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
         augment: applied to each training batch of x.
+        compile: whether to compile the steps (see `dgm.compile`), which takes tens of seconds, and then makes each
+            faster; the random numbers are the same. "auto" does it in trainings of 20,000 steps or more, and goes on
+            uncompiled, with a warning, where it cannot be done.
+        precision: "float32" (rather, that of the program), or "bf16", in which the networks run under autocast.
         progress: whether to show a bar with the loss in nats per datum.
 
     Returns:
@@ -130,12 +147,13 @@ def fit(
     Raises:
         NonFiniteLossError: names site and step; the last good weights are restored.
         ValueError, TypeError: an argument does not fit; nothing has been changed.
+        CompilationError: ``compile`` is True, and a statement of the program cannot be compiled.
         KeyboardInterrupt: as it came; the program has the best weights so far, and is in evaluation mode.
     """
     settings = {"epochs": epochs, "batch_size": batch_size}
     for name, count in settings.items():
         check_count(count, name)
-    _check_options(lr, weight_decay, schedule, early_stopping, ema)
+    _check_options(lr, weight_decay, schedule, early_stopping, ema, compile, precision)
     train = as_data(program, data)
     maximise = _objective(objective)
     train, held_out = _validation(program, train, validation, seed)
@@ -150,61 +168,73 @@ def fit(
 
     program.to(where)
     x, y = train.x.to(where), None if train.y is None else train.y.to(where)
-    steps_per_epoch = math.ceil(len(x) / batch_size)
+    processes = team()
+    progress = progress and processes.rank == 0
+    steps_per_epoch = processes.batches(len(x), batch_size)
     steps = epochs * steps_per_epoch
-    optimizer = torch.optim.AdamW(program.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay, fused=True)
     warm_up = max(1, steps // 50)
 
     def rate(step: int) -> float:
-        falling = 0.5 * (1 + math.cos(math.pi * step / steps)) if schedule == "cosine" else 1.0
-        return min(1.0, (step + 1) / warm_up) * falling
+        falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if schedule == "cosine" else 1.0
+        return lr * min(1.0, step / warm_up) * falling
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    def batch_of(rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        batch = x[rows] if augment is None else augment(x[rows])
+        return program.arguments(batch, None if y is None else y[rows])
+
     history = History()
     initial = _state(program)
     best, best_loss = initial, math.inf
     last, last_epoch = initial, 0
     averaged = None if ema is None else _Average(program, ema)
+    shuffling = torch.Generator().manual_seed(seed)
+    compiling = compile is True or (steps >= COMPILE_FROM and compile)
     start = time.perf_counter()
     try:
         with (
-            seeded(seed, where),
+            seeded(seed + processes.rank, where),
             pyro.validation_enabled(False),
             pyro.get_param_store().scope(),
-            tqdm(total=epochs, desc=f"fit {type(program).__name__}", unit="epoch", disable=not progress) as bar,
+            tqdm(
+                total=epochs,
+                desc=f"fit {type(program).__name__}",
+                unit="epoch",
+                disable=not progress or processes.rank > 0,
+            ) as bar,
         ):
+            program.train()
+            step_of = _Step(maximise, program, precision)
             for epoch in range(1, epochs + 1):
                 program.train()
-                totals = _Totals()
-                order = torch.randperm(len(x), device="cpu").to(where)
-                for step, rows in enumerate(order.split(batch_size), start=(epoch - 1) * steps_per_epoch + 1):
-                    batch = x[rows] if augment is None else augment(x[rows])
-                    arguments = program.arguments(batch, None if y is None else y[rows])
+                totals, watch = _Totals(), _Watch(program.variable)
+                order = torch.randperm(len(x), generator=shuffling).to(where)
+                batches = order.split(batch_size)[:steps_per_epoch]
+                for step, rows in enumerate(batches, start=(epoch - 1) * steps_per_epoch + 1):
+                    if step == 1:
+                        step_of.prepare(batch_of(rows), processes, compiling)
+                        history.compiled = step_of.compiled
+                    optimizer.param_groups[0]["lr"] = rate(step)
                     optimizer.zero_grad(set_to_none=True)
-                    bound = _backward(_at(maximise, (step - 1) / max(1, steps - 1)), program, *arguments)
-                    if not torch.isfinite(bound.value.detach().sum()):
-                        site = _first_non_finite(bound, program, *arguments)
-                        raise NonFiniteLossError("the loss is not finite", site, epoch, step, last_epoch)
+                    weight, whole = processes.weight(rows), len(rows) == batch_size
+                    sums = step_of(batch_of(processes.share(rows)), (step - 1) / max(1, steps - 1), weight, whole)
                     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-                    norm = torch.nn.utils.get_total_norm(gradients.values())
-                    if not torch.isfinite(norm):
-                        site = max(gradients, key=lambda name: _size(gradients[name]))
-                        raise NonFiniteLossError("the gradient is not finite", site, epoch, step, last_epoch)
-                    torch.nn.utils.clip_grads_with_norm_(parameters.values(), GRADIENT_NORM, norm)
+                    watch.see(step, sums, _clip(gradients))
+                    if where.type == "cpu" or step % WATCH_EVERY == 0 or step == epoch * steps_per_epoch:
+                        watch.check(epoch, last_epoch, processes)
                     optimizer.step()
-                    scheduler.step()
                     if averaged is not None:
                         averaged.update()
-                    totals.add(bound)
+                    totals.add(len(rows), sums)
                 with contextlib.nullcontext() if averaged is None else averaged.swapped_in():
                     loss = None
                     if held_out is not None:
-                        loss = _validate(_at(maximise, 1.0), program, held_out, batch_size, seed, where)
+                        loss = _validate(at_progress(maximise, 1.0), program, held_out, batch_size, seed, where)
                         if not math.isfinite(loss):
                             what, site = "the validation loss is not finite", program.variable
                             raise NonFiniteLossError(what, site, epoch, step, last_epoch)
                     last, last_epoch = _state(program), epoch
-                history.epochs.append(totals.epoch(epoch, loss, time.perf_counter() - start))
+                history.epochs.append(totals.epoch(epoch, loss, time.perf_counter() - start, processes))
                 if loss is None or loss < best_loss:
                     best, best_loss, history.best_epoch = last, loss if loss is not None else best_loss, epoch
                 bar.set_postfix_str(_describe(history.epochs[-1]), refresh=False)
@@ -223,12 +253,7 @@ def fit(
     return history
 
 
-def _size(gradient: Tensor) -> float:
-    """The largest entry; infinite if there is a NaN."""
-    return gradient.abs().nan_to_num(nan=math.inf).max().item()
-
-
-def _objective(objective: Objective | PyroELBO | str | None) -> Objective:
+def _objective(objective: Objective | PyroELBO | str | None) -> Any:
     if objective is None:
         return ELBO()
     if isinstance(objective, str):
@@ -240,25 +265,18 @@ def _objective(objective: Objective | PyroELBO | str | None) -> Objective:
     return objective
 
 
-def _at(objective: Objective, progress: float) -> Objective:
-    """The objective to use at this progress of training, in [0, 1], if it says that it changes."""
-    at = getattr(objective, "at", None)
-    return objective if at is None else at(progress)
-
-
 class _PyroObjective:
-    """A Pyro ELBO as one of our objectives: it brings its own backward pass, so the surrogate stays unused."""
+    """A Pyro ELBO, to take the place of one of our objectives: it brings its own backward pass."""
 
     def __init__(self, objective: PyroELBO):
         # A used ELBO object remembers the plate nesting of the pair it was used on.
         self.objective: Any = copy.copy(objective)
         self.objective.max_plate_nesting = math.inf
 
-    def __call__(
-        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
-    ) -> Bound:
-        model, guide = [poutine.condition(view, data=observed or {}) for view in (program.model, program.guide)]
-        guide = poutine.block(guide, hide=list(observed or {}))
+    def sums(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor]) -> Sums:
+        """As `Terms`; the gradient is in the parameters already, and the loss has none."""
+        model, guide = [poutine.condition(view, data=observed) for view in (program.model, program.guide)]
+        guide = poutine.block(guide, hide=list(observed))
         if isinstance(self.objective, TraceEnum_ELBO):
             guide = config_enumerate(guide)
         loss = self.objective.loss_and_grads(model, guide, x, given)
@@ -266,25 +284,125 @@ class _PyroObjective:
         for parameter in program.parameters():
             if parameter.grad is not None:
                 parameter.grad /= len(x)
-        value = -torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss) / len(x)
-        return Bound(value.expand(len(x)), value.expand(len(x)))
+        total = torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss, dtype=torch.float64)
+        return {"loss": {"": total / len(x)}, "value": {"": -total}, "reconstruction": {}, "kl": {}}
 
 
-def _backward(objective: Objective, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor]) -> Bound:
-    bound = objective(program, x, given, observed)
-    if not isinstance(objective, _PyroObjective):
-        (-bound.surrogate.mean()).backward()
-    return bound
+class _Step:
+    """The loss of a batch and its gradient: eager or compiled, alone or with other processes."""
+
+    def __init__(self, objective: Any, program: Program, precision: str):
+        self.program, self.objective, self.precision = program, objective, precision
+        self.terms = None if isinstance(objective, _PyroObjective) else Terms(program, objective)
+        self.loss: Any = self.terms  # of any batch
+        self.whole: Any = self.terms  # of a whole batch
+        self.compiled = False
+
+    def prepare(self, batch: tuple[Any, ...], processes: Team, compile: bool | str) -> None:
+        """Compile, and join with the other processes; ``batch`` is the first one, whole.
+
+        Raises:
+            CompilationError, ValueError: it cannot be, and ``compile`` is not "auto".
+        """
+        if self.terms is None and (compile is True or processes.size > 1):
+            raise ValueError(
+                f"{type(self.objective.objective).__name__} brings its own backward pass, which can be neither "
+                "compiled nor shared among processes: use an objective of dgm, such as 'elbo'"
+            )
+        if self.terms is None or not (compile or processes.size > 1):
+            return
+        example = (*batch, self.terms.weights(0.0))
+        cuda = [batch[0].device] if batch[0].is_cuda else []
+        with torch.random.fork_rng(devices=cuda):
+            with self._autocast(batch[0]):
+                self.terms(*example)  # some layers set themselves up by the first batch that they see
+            if compile:
+                try:
+                    self.whole = self._compile(self.terms, example)
+                    self.compiled = True
+                except Exception as error:
+                    if compile is True:
+                        raise
+                    warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=3)
+        if processes.size > 1:
+            self.loss = self.whole = DistributedDataParallel(self.whole, static_graph=True)
+
+    def _compile(self, terms: Terms, example: tuple[Any, ...]) -> Any:
+        check_compilable(self.objective)
+        whole = optimized(export(terms, example))
+        with self._autocast(example[0]):
+            loss = whole(*example)["loss"][""]
+        loss.backward()  # now, so that what fails fails here
+        self.program.zero_grad(set_to_none=True)
+        return whole
+
+    def __call__(self, batch: tuple[Any, ...], progress: float, weight: float = 1.0, whole: bool = False) -> Sums:
+        """Leave the gradient in the parameters; returns what `Terms` returns.
+
+        Args:
+            progress: of training, in [0, 1].
+            weight: of the loss in the gradient.
+            whole: whether the batch is as large as that of `prepare`.
+        """
+        if self.terms is None:
+            return self.objective.sums(self.program, *batch)
+        if not self.terms.schedules:
+            self.terms.objective = at_progress(self.objective, progress)
+        with self._autocast(batch[0]):
+            sums = (self.whole if whole else self.loss)(*batch, self.terms.weights(progress))
+        (weight * sums["loss"][""]).backward()
+        return sums
+
+    def _autocast(self, x: Tensor) -> Any:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-@torch.no_grad()
-def _first_non_finite(bound: Bound, program: Program, *arguments: Any) -> str:
-    """The site to blame; an objective without terms per site is asked again as an ELBO."""
-    for suspect in (bound, ELBO()(program, *arguments)):
-        for site, term in {**suspect.reconstruction, **suspect.kl}.items():
-            if not torch.isfinite(term).all():
-                return site
-    return program.variable
+class _Watch:
+    """Remembers, on the device, when the loss or a gradient first was not finite, and what it was then."""
+
+    def __init__(self, variable: str):
+        self.variable = variable
+        self.sites: list[str] = []
+        self.names: list[str] = []
+        self.values: Tensor | None = None
+        self.step = torch.zeros((), dtype=torch.long)
+
+    def see(self, step: int, sums: Sums, norms: dict[str, Tensor]) -> None:
+        terms = {**sums["reconstruction"], **sums["kl"]}
+        self.sites, self.names = [*terms], [*norms]
+        losses = torch.stack([*terms.values(), sums["value"][""], sums["loss"][""].detach().double()])
+        values = torch.cat([losses, torch.stack([*norms.values()]).double()])
+        finite = torch.isfinite(values).all()
+        if self.values is None:
+            self.values, self.step = values, torch.where(finite, 0, step)
+        else:
+            self.values = torch.where(self.step > 0, self.values, values)
+            self.step = torch.where((self.step > 0) | finite, self.step, step)
+
+    def check(self, epoch: int, last_epoch: int, processes: Team) -> None:
+        """Raise a `NonFiniteLossError` if there was one; in every process, or the others would wait for one."""
+        step = processes.earliest(self.step)
+        if step == 0 or self.values is None:
+            return
+        values = self.values.tolist()
+        losses, norms = values[: len(self.sites) + 2], values[len(self.sites) + 2 :]
+        if not all(map(math.isfinite, losses)):
+            broken = [site for site, value in zip(self.sites, losses, strict=False) if not math.isfinite(value)]
+            what, site = "the loss is not finite", (broken or [self.variable])[0]
+        else:
+            what = "the gradient is not finite"
+            site = max(
+                zip(self.names, norms, strict=True), key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1]
+            )[0]
+        raise NonFiniteLossError(what, site, epoch, int(step), last_epoch)
+
+
+def _clip(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scale the gradients to a norm of at most `GRADIENT_NORM`; returns the norm that each had."""
+    norms = torch._foreach_norm([*gradients.values()])
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    torch._foreach_mul_([*gradients.values()], (GRADIENT_NORM / (total + 1e-6)).clamp(max=1))
+    return dict(zip(gradients, norms, strict=True)) | {"": total}
 
 
 class _Totals:
@@ -292,22 +410,23 @@ class _Totals:
 
     def __init__(self) -> None:
         self.count = 0
-        self.sums: dict[tuple[str, str], Tensor] = {}
+        self.keys: list[tuple[str, str]] = []
+        self.sums: list[Tensor] = []
 
-    def add(self, bound: Bound) -> None:
-        self.count += len(bound.value)
-        terms = {("loss", ""): -bound.value}
-        terms |= {("reconstruction", site): term for site, term in bound.reconstruction.items()}
-        terms |= {("kl", site): term for site, term in bound.kl.items()}
-        for key, term in terms.items():
-            total = term.detach().double().sum() * (len(bound.value) / term.numel())
-            self.sums[key] = self.sums[key] + total if key in self.sums else total
+    def add(self, count: int, sums: Sums) -> None:
+        self.count += count
+        terms = {(kind, site): term for kind in ("value", "reconstruction", "kl") for site, term in sums[kind].items()}
+        if not self.sums:
+            self.keys, self.sums = [*terms], [term.clone() for term in terms.values()]
+        else:
+            torch._foreach_add_(self.sums, [*terms.values()])
 
-    def epoch(self, epoch: int, validation: float | None, seconds: float) -> Epoch:
-        means = {key: (total / self.count).item() for key, total in self.sums.items()}
+    def epoch(self, epoch: int, validation: float | None, seconds: float, processes: Team) -> Epoch:
+        totals = processes.total(torch.stack(self.sums))
+        means = dict(zip(self.keys, (totals / self.count).tolist(), strict=True))
         reconstruction = {site: mean for (kind, site), mean in means.items() if kind == "reconstruction"}
         kl = {site: mean for (kind, site), mean in means.items() if kind == "kl"}
-        return Epoch(epoch, means["loss", ""], reconstruction, kl, validation, seconds)
+        return Epoch(epoch, -means["value", ""], reconstruction, kl, validation, seconds)
 
 
 class _Average:
@@ -389,7 +508,13 @@ def _check_labels(program: Program, data: Data | None, objective: Objective) -> 
 
 
 def _check_options(
-    lr: float, weight_decay: float, schedule: str, early_stopping: int | None, ema: float | None
+    lr: float,
+    weight_decay: float,
+    schedule: str,
+    early_stopping: int | None,
+    ema: float | None,
+    compile: bool | str,
+    precision: str,
 ) -> None:
     if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr must be a positive number, got {lr!r}")
@@ -401,6 +526,10 @@ def _check_options(
         check_count(early_stopping, "early_stopping")
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"ema must be a decay between 0 and 1, got {ema!r}")
+    if not (isinstance(compile, bool) or compile == "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
 
 def _state(program: Program) -> dict[str, Tensor]:

@@ -136,15 +136,19 @@ class VAE(Program):
 
     def unroll(self) -> VAE:
         """Unrolls the chains among the latents and in the likelihood; z itself stays one site, as in the encoder."""
-        return self._with_chains(self.likelihood.unroll())
+        return self._with_chains("unroll")
 
     def unroll_latents(self) -> VAE:
-        return self._with_chains(self.likelihood.unroll_latents())
+        return self._with_chains("unroll_latents")
 
-    def _with_chains(self, likelihood: Program) -> VAE:
+    def _with_chains(self, form: str) -> VAE:
+        # Read from the dictionary, not by attribute: a tracer puts stand-ins there that a twin cannot share.
+        parts = self.__dict__["_modules"]
+        chains = {"prior": parts["prior"].unroll_latents(), "likelihood": getattr(parts["likelihood"], form)()}
+        if all(chains[role] is parts[role] for role in chains):
+            return self
         twin = copy.copy(self)
-        twin._modules = dict(self._modules)
-        twin.prior, twin.likelihood = self.prior.unroll_latents(), likelihood
+        twin.__dict__["_modules"] = parts | chains
         return twin
 
 

@@ -1,0 +1,360 @@
+r"""Compiled losses: the statements of a program are run once, by a tracer, and what they computed is compiled.
+
+Pyro's handlers are Python, and Python is what `torch.compile` breaks its graphs at. But which statements run does not
+depend on the numbers, so one run tells all. `torch.export` runs model and guide on symbolic tensors, through every
+handler, and keeps the tensor operations alone, which `torch.compile` then fuses. The graph reads the program's own
+parameters: to train it is to train the program.
+
+What one run cannot tell is Python that looks at numbers, such as ``if z.sum() > 0:``. It ends in a `CompilationError`
+that quotes the line. Python numbers and Python's own random numbers are frozen at what they are in that run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import linecache
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from dgm_pyro.objectives import (
+    ELBO,
+    DReG,
+    Objective,
+    SemiSupervised,
+    at_progress,
+    elbo_of_traces,
+    objective_named,
+    site_log_prob,
+)
+from dgm_pyro.program import Program, latent_sites, require_subset
+
+# What these do happens beside the tensor operations, and would be lost without an error.
+EAGER_ONLY = {DReG: "weights gradients by a hook on the way back", SemiSupervised: "picks rows by their labels"}
+# The frames of a traceback that are nobody's statements.
+_LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
+
+
+# Of `Terms`: by kind and site.
+Sums = dict[str, dict[str, Tensor]]
+
+
+class CompilationError(RuntimeError):
+    """A program, or its objective, does something that cannot be compiled; the message quotes the statement."""
+
+
+def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], objective: Any = None) -> Loss | PairLoss:
+    """The loss of ``program`` under ``objective``, compiled; it has the program's own parameters.
+
+    Args:
+        program: a `Program`; or any pair ``(model, guide)`` of Pyro callables whose latents are reparameterised.
+        objective: an objective or its name, as for `dgm.fit`; default `ELBO`. A pair takes an `ELBO` of one draw.
+
+    Returns:
+        For a program a `Loss`, ``loss(x, given=None)``; for a pair a `PairLoss`, called with the pair's arguments. It
+        is compiled when it is first called, and again for arguments of another kind; for a second number of data, once
+        more and for every number.
+
+    Raises:
+        TypeError: ``program`` is neither.
+        ValueError: the objective cannot be compiled, or there is none of that name.
+        CompilationError: when called; the message quotes the statement that cannot be compiled.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> program = dgm.Normal(2, learned=True)
+    >>> loss = dgm.compile(program)
+    >>> optimizer = torch.optim.Adam(loss.parameters())  # then loss(x).backward(), as ever
+    """
+    chosen = ELBO() if objective is None else objective_named(objective) if isinstance(objective, str) else objective
+    if isinstance(program, Program):
+        return Loss(program, chosen)
+    if not (isinstance(program, tuple) and len(program) == 2 and all(callable(part) for part in program)):
+        raise TypeError(f"program must be a dgm.Program or a pair (model, guide), got {type(program).__name__}")
+    if not isinstance(chosen, ELBO) or chosen.num_particles != 1 or chosen.beta != 1.0:
+        raise ValueError(f"a pair (model, guide) is compiled with dgm.ELBO(analytic_kl=...) alone, got {chosen}")
+    return PairLoss(*program, analytic_kl=chosen.analytic_kl)
+
+
+class Loss(nn.Module):
+    """The mean negative objective of a program's data, compiled, in nats per datum.
+
+    Args:
+        program: whose parameters it has.
+        objective: as for `dgm.fit`.
+        backend: as for `torch.compile`; "eager" runs the exported graph as it is.
+
+    Raises:
+        ValueError: the objective cannot be compiled.
+    """
+
+    def __init__(self, program: Program, objective: Objective, backend: str = "inductor"):
+        super().__init__()
+        check_compilable(objective)
+        self.terms, self.backend = Terms(program, objective), backend
+        self._graphs: dict[Any, Callable[..., Any]] = {}
+
+    def forward(
+        self, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None, progress: float = 1.0
+    ) -> Tensor:
+        """The loss of ``x``, a scalar.
+
+        Args:
+            x: ``(B, *event_shape)``.
+            given: for a conditional program.
+            observed: values of further sites, such as labels.
+            progress: of training, in [0, 1], for an objective that follows it.
+        """
+        self.terms.program.check(x, given, values=False)
+        arguments = (x, given, observed or {}, self.terms.weights(progress))
+        if len(x) == 1:  # one graph serves every number of data but this
+            return self.terms(*arguments)["loss"][""]
+        key = (_kind(arguments, 1), *(part.training for part in self.terms.modules()))
+        if key not in self._graphs:
+            self._graphs[key] = optimized(export(self.terms, arguments), self.backend)
+        return self._graphs[key](*arguments)["loss"][""]
+
+
+class PairLoss(nn.Module):
+    """The negative ELBO of the data of any Pyro callables, compiled, in nats.
+
+    It is what `Trace_ELBO` estimates, with the closed forms of `TraceMeanField_ELBO` if ``analytic_kl``. Its
+    `parameters` are those that the callables state, known once it has been called.
+
+    Args:
+        model, guide: Pyro callables of the same arguments.
+        analytic_kl: whether to use closed forms of KL(q || p).
+        backend: as for `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        analytic_kl: bool = True,
+        backend: str = "inductor",
+    ):
+        super().__init__()
+        self.terms, self.backend = PairTerms(model, guide, analytic_kl), backend
+        self._leaves: dict[str, Tensor] = {}
+        self._graphs: dict[Any, Callable[..., Any]] = {}
+
+    def forward(self, *args: Any) -> Tensor:
+        """The loss of the callables' arguments, a scalar."""
+        key = (_kind(args, 0), *(part.training for part in self.terms.modules()))
+        if key not in self._graphs:
+            self._leaves = self.terms.leaves(*args)
+            self._graphs[key] = optimized(export(self.terms, (self._leaves, args), dynamic=False), self.backend)
+        return self._graphs[key](self._leaves, args)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """The unconstrained parameters, by their names in the param store."""
+        if not self._graphs:
+            raise RuntimeError("the parameters of a Pyro pair are known once it has run: call the loss first")
+        yield from self._leaves.items()
+
+
+# -- what is exported --------------------------------------------------------------------------------------------------
+
+
+class Terms(nn.Module):
+    """What a step of training needs of an objective, tensors in and tensors out.
+
+    Args:
+        program: whose objective it is; its parameters are those of this module.
+        objective: as for `dgm.fit`.
+    """
+
+    def __init__(self, program: Program, objective: Objective):
+        super().__init__()
+        self.program, self.objective = program, objective
+        self.schedules = _schedules(objective)
+
+    def weights(self, progress: float) -> dict[str, Tensor]:
+        """What the schedules of the objective say at this progress of training, in [0, 1]."""
+        values = {name: float(schedule(progress)) for name, schedule in self.schedules.items()}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+    def forward(self, x: Tensor, given: Any, observed: dict[str, Tensor], weights: dict[str, Tensor]) -> Sums:
+        """The loss, and what a `Bound` reports, summed over the batch.
+
+        Returns:
+            ``loss``, at ``""``: the mean negative surrogate in nats per datum, to be differentiated. ``value``, at
+            ``""``, and ``reconstruction`` and ``kl``, by site: sums over the batch in float64, without gradient.
+        """
+        objective: Any = self.objective
+        if weights:
+            objective = dataclasses.replace(objective, **weights)
+        bound = objective(self.program, x, given, observed)
+
+        def sums(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {site: term.detach().double().mean() * x.shape[0] for site, term in terms.items()}
+
+        return {
+            "loss": {"": -bound.surrogate.mean()},
+            "value": sums({"": bound.value}),
+            "reconstruction": sums(bound.reconstruction),
+            "kl": sums(bound.kl),
+        }
+
+
+class PairTerms(nn.Module):
+    """The negative ELBO of a pair as a function of its parameters and arguments."""
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], analytic_kl: bool):
+        super().__init__()
+        self.model, self.guide, self.analytic_kl = model, guide, analytic_kl
+
+    def leaves(self, *args: Any) -> dict[str, Tensor]:
+        """The unconstrained parameters that the callables state, by name; found by running them."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
+            guide = poutine.trace(self.guide).get_trace(*args)
+            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args)
+        stored = dict(pyro.get_param_store().named_parameters())
+        stated = {**guide.nodes, **model.nodes}
+        return {name: stored[name] for name, site in stated.items() if site["type"] == "param"}
+
+    def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...]) -> Tensor:
+        stored = dict(pyro.get_param_store().named_parameters())
+        with poutine.block(), _Instead({id(stored[name]): leaf for name, leaf in leaves.items()}):
+            guide = poutine.trace(self.guide).get_trace(*args)
+            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args)
+            for name in latent_sites(guide):
+                site: Any = guide.nodes[name]
+                if not site["fn"].has_rsample:
+                    raise CompilationError(
+                        f"the latent {name!r} of the pair is not reparameterised: write the pair as a dgm.Program, or "
+                        "train it with SVI"
+                    )
+            # What an AutoGuide draws to make its latents from, and the model does not state.
+            nodes: dict[str, Any] = guide.nodes
+            auxiliary = [name for name in latent_sites(guide) if nodes[name]["infer"].get("is_auxiliary")]
+            require_subset([name for name in latent_sites(guide) if name not in auxiliary], latent_sites(model))
+            log_q = sum(site_log_prob(nodes[name]).sum() for name in auxiliary)
+            return log_q - elbo_of_traces(model, guide, (), analytic_kl=self.analytic_kl).value
+
+
+class _Instead(TorchFunctionMode):
+    """Hands every function other tensors in the place of some, which are told by identity.
+
+    The param store hands out its own tensors, not those that stand for them while a function is traced.
+    """
+
+    def __init__(self, others: dict[int, Tensor]):
+        super().__init__()
+        self.others = others
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map(lambda leaf: self.others.get(id(leaf), leaf), (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+# -- exporting ---------------------------------------------------------------------------------------------------------
+
+
+def check_compilable(objective: Any) -> None:
+    """Raise a ValueError if ``objective`` does what no graph of tensor operations holds."""
+    why = next((reason for kind, reason in EAGER_ONLY.items() if isinstance(objective, kind)), None)
+    if why is None and not _follows_its_schedules(objective):
+        why = "follows the progress of training by more than schedules in the fields of a dataclass"
+    if why is not None:
+        raise ValueError(f"{type(objective).__name__} cannot be compiled, as it {why}: use compile=False")
+
+
+def _follows_its_schedules(objective: Any) -> bool:
+    """Whether what an objective does at any progress is what its schedules, put in the place of its fields, do."""
+    if not hasattr(objective, "at"):
+        return True
+    if not dataclasses.is_dataclass(objective) or isinstance(objective, type):
+        return False
+    schedules = _schedules(objective)
+    return all(
+        dataclasses.replace(objective, **{name: schedule(progress) for name, schedule in schedules.items()})
+        == at_progress(objective, progress)
+        for progress in (0.0, 0.3, 1.0)
+    )
+
+
+def _schedules(objective: Any) -> dict[str, Callable[[float], float]]:
+    fields = dataclasses.fields(objective) if dataclasses.is_dataclass(objective) else ()
+    values = {field.name: getattr(objective, field.name) for field in fields}
+    return {name: value for name, value in values.items() if callable(value)}
+
+
+def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = True) -> nn.Module:
+    """The tensor operations of ``module`` as a module, on the same parameters.
+
+    Args:
+        arguments: an example; trees of tensors and None.
+        dynamic: whether the first dimension of every tensor that has one is a batch of any size from 2 on.
+
+    Raises:
+        CompilationError: quotes the statement that cannot be traced.
+    """
+    batch = torch.export.Dim("batch", min=2)
+
+    def dimensions(leaf: Any) -> Any:
+        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
+
+    shapes = pytree.tree_map(dimensions, arguments) if dynamic else None
+    try:
+        with _no_validation():
+            exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
+        return exported.module(check_guards=False)
+    except CompilationError:
+        raise
+    except Exception as error:
+        raise CompilationError(_what_prevents(error)) from error
+
+
+@contextlib.contextmanager
+def _no_validation() -> Iterator[None]:
+    """No look at values: not by distributions made before, either, which keep to what they were made with."""
+    of_values = torch.distributions.Distribution._validate_sample
+    torch.distributions.Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        torch.distributions.Distribution._validate_sample = of_values  # type: ignore[method-assign]
+
+
+def optimized(module: nn.Module, backend: str = "inductor") -> Callable[..., Any]:
+    """``module``, exported, as fast as its device allows; it draws the random numbers that it would draw uncompiled."""
+    if backend == "eager":
+        return module
+    options: dict[str, Any] = {}
+    if backend == "inductor":
+        options["fallback_random"] = True
+        if any(p.is_cuda for p in module.parameters()):
+            options["triton.cudagraphs"] = True
+    return torch.compile(module, backend=backend, fullgraph=True, options=options or None)
+
+
+def _kind(arguments: tuple[Any, ...], first: int) -> Any:
+    """What a graph is made for: the arguments' structure, and their tensors from dimension ``first`` on."""
+    leaves, structure = pytree.tree_flatten(arguments)
+    return structure, tuple(
+        (leaf.shape[first:], leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves
+    )
+
+
+def _what_prevents(error: Exception) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARIES)]
+    reason = str(error).strip().split("\n")[0]
+    if not frames:
+        return f"this cannot be compiled: {reason}"
+    frame = frames[-1]
+    line = linecache.getline(frame.filename, frame.lineno or 0).strip()
+    return (
+        f"{frame.filename}:{frame.lineno}, in {frame.name}, cannot be compiled: `{line}`. A compiled program may not "
+        f"look at numbers: use torch.where, or compile=False ({type(error).__name__}: {reason})"
+    )

@@ -1,0 +1,424 @@
+"""Compiled losses are the eager ones: same numbers, same gradients, same random draws; and say what they cannot do."""
+
+import dataclasses
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import CASES, vae
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from test_training import data_for
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro import compilation, training
+from dgm_pyro.compilation import CompilationError, Loss
+from dgm_pyro.objectives import ELBO, WarmUp, objective_named
+
+# Whose guide differentiates inside its statements; and what is another program after every look at a batch.
+NOT = {"vae-semi-amortized", "diffusion-importance"}
+BY_INDUCTOR = ["vae", "vae-two-levels", "diffusion"]
+TRAINED = ["normal-learned", "made", "vae", "vae-ladder", "vae-flow-prior", "diffusion", "labelled", "dequantized"]
+
+
+def loss_and_gradients(loss, program, x, given=None, observed=None, seed=0, **options):
+    torch.manual_seed(seed)
+    program.zero_grad()
+    with pyro.validation_enabled(False):
+        value = loss(x, given, observed or {}, **options)
+    if value.requires_grad:
+        value.backward()
+    return value.detach(), {name: p.grad.clone() for name, p in program.named_parameters() if p.grad is not None}
+
+
+def eager(program, objective, progress=1.0):
+    def loss(x, given, observed):
+        bound = dgm.objectives.at_progress(objective, progress)(program, x, given, observed)
+        return -bound.surrogate.mean()
+
+    return loss
+
+
+def assert_equal(a, b):
+    torch.testing.assert_close(a[0], b[0], rtol=1e-9, atol=1e-9)
+    assert a[1].keys() == b[1].keys()
+    for name in a[1]:
+        torch.testing.assert_close(a[1][name], b[1][name], rtol=1e-9, atol=1e-9)
+
+
+# -- the same numbers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT])
+def test_the_graph_of_every_program_is_its_loss(float64, name):
+    """Exported at one number of data, run at another, from the same random numbers."""
+    program = CASES[name].build().train()
+    loss = Loss(program, ELBO(), backend="eager")
+    loss_and_gradients(loss, program, *CASES[name].draw(program, 4))
+    x, given = CASES[name].draw(program, 7, seed=2)
+    assert_equal(
+        loss_and_gradients(loss, program, x, given), loss_and_gradients(eager(program, ELBO()), program, x, given)
+    )
+    assert len(loss._graphs) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_INDUCTOR)
+def test_so_is_its_machine_code(float64, name):
+    program = CASES[name].build().train()
+    loss = dgm.compile(program)
+    x, given = CASES[name].draw(program, 7)
+    for seed in range(2):
+        assert_equal(
+            loss_and_gradients(loss, program, x, given, seed=seed),
+            loss_and_gradients(eager(program, ELBO()), program, x, given, seed=seed),
+        )
+
+
+@pytest.mark.parametrize("name", ["vae-two-levels", "vae-flow-prior", "vae-diffusion-prior"])
+@pytest.mark.parametrize("objective", ["iwae:3", "stl:2", "free-bits:0.3", "rws:3", "beta:0.5", "annealed"])
+def test_the_graph_of_every_objective_is_its_loss(float64, name, objective):
+    program, objective = CASES[name].build().train(), objective_named(objective)
+    loss = Loss(program, objective, backend="eager")
+    x, given = CASES[name].draw(program, 5)
+    for progress in (0.1, 1.0):
+        assert_equal(
+            loss_and_gradients(loss, program, x, given, progress=progress),
+            loss_and_gradients(eager(program, objective, progress), program, x, given),
+        )
+    assert len(loss._graphs) == 1
+
+
+@pytest.mark.parametrize("objective", ["enumerate", "rloo:3", "vimco:3"])
+def test_the_graph_of_discrete_latents_is_their_loss(float64, objective):
+    program, objective = CASES["vae-bit-latent"].build().train(), objective_named(objective)
+    x, given = CASES["vae-bit-latent"].draw(program, 5)
+    loss = Loss(program, objective, backend="eager")
+    assert_equal(
+        loss_and_gradients(loss, program, x, given), loss_and_gradients(eager(program, objective), program, x, given)
+    )
+
+
+def test_labels_may_be_observed(float64):
+    program = CASES["labelled"].build().train()
+    x, _ = CASES["labelled"].draw(program, 5)
+    observed = {"y": torch.tensor([0, 1, 1, 0, 1])}
+    loss = Loss(program, ELBO(), backend="eager")
+    assert_equal(
+        loss_and_gradients(loss, program, x, None, observed),
+        loss_and_gradients(eager(program, ELBO()), program, x, None, observed),
+    )
+
+
+def test_every_call_draws_anew_and_a_seed_draws_the_same():
+    program = CASES["vae"].build()
+    loss = Loss(program, ELBO(), backend="eager")
+    x, _ = CASES["vae"].draw(program, 5)
+    torch.manual_seed(0)
+    first, second = loss(x), loss(x)
+    torch.manual_seed(0)
+    assert first == loss(x) != second
+
+
+def test_one_datum_runs_too():
+    program = CASES["vae"].build()
+    loss = Loss(program, ELBO(), backend="eager")
+    x, _ = CASES["vae"].draw(program, 1)
+    torch.manual_seed(0)
+    value = loss(x)
+    torch.manual_seed(0)
+    assert value == -ELBO()(program, x).value.mean()
+
+
+def test_it_has_the_parameters_of_the_program_and_follows_its_mode(float64):
+    program = dgm.Autoregressive(dgm.Normal(3, dgm.networks.MADE(3, 2, hidden=(16,), dropout=0.5)))
+    loss = Loss(program, ELBO(), backend="eager")
+    assert {id(p) for p in loss.parameters()} == {id(p) for p in program.parameters()}
+    x = torch.randn(6, 3)
+    program.eval()
+    assert loss(x) == loss(x) == -program.log_prob(x).mean()
+    program.train()
+    assert loss(x) != loss(x)
+    program.eval()
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.mul_(0.5)
+    assert loss(x) == -program.log_prob(x).mean()
+
+
+# -- any Pyro pair -----------------------------------------------------------------------------------------------------
+
+
+class Regression(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.linear = PyroModule[nn.Linear](2, 1)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
+        self.scale = PyroParam(torch.tensor(0.7), constraint=dist.constraints.positive)
+
+    def forward(self, x, y):
+        mean = self.linear(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, self.scale), obs=y)
+
+
+def functions():
+    """A model and a guide as plain functions, with a network and parameters in the param store."""
+    network = nn.Linear(2, 2)
+
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("network", network)
+        scale = pyro.param("guide_scale", lambda: torch.full((2,), 0.3), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(network(x), scale).to_event(1))
+
+    return model, guide
+
+
+PAIRS = {
+    "functions": lambda: (*functions(), (torch.randn(6, 2),)),
+    "modules": lambda: (lambda m: (m, AutoNormal(m), (torch.randn(6, 2), torch.randn(6))))(Regression()),
+    "full": lambda: (lambda m: (m, AutoMultivariateNormal(m), (torch.randn(6, 2), torch.randn(6))))(Regression()),
+    "program": lambda: (lambda p: (p.model, p.guide, (torch.randn(6, *p.event_shape),)))(CASES["vae"].build()),
+}
+
+
+@pytest.mark.parametrize("analytic_kl", [False, True])
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair_of_pyro_callables_has_pyros_loss(float64, name, analytic_kl):
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    model, guide, args = PAIRS[name]()
+    if name == "full" and analytic_kl:
+        pytest.skip("TraceMeanField_ELBO does not take a joint guide")
+    theirs = (TraceMeanField_ELBO if analytic_kl else Trace_ELBO)()
+    theirs.loss(model, guide, *args)  # sets up guide and store
+    loss = compilation.PairLoss(model, guide, analytic_kl, backend="eager")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        ours = loss(*args)
+        leaves = dict(loss.named_parameters())
+        gradients = dict(zip(leaves, torch.autograd.grad(ours, [*leaves.values()], allow_unused=True), strict=True))
+        torch.manual_seed(seed)
+        expected = theirs.differentiable_loss(model, guide, *args)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+        theirs_by_name = torch.autograd.grad(expected, [*leaves.values()], allow_unused=True)
+        for leaf, gradient in zip(leaves, theirs_by_name, strict=True):
+            assert gradient is not None, f"{leaf} is not in Pyro's loss"
+            torch.testing.assert_close(gradients[leaf], gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_a_pair_is_trained_in_the_param_store(float64):
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    model, guide = functions()
+    x = 2 + torch.randn(64, 2)
+    loss = compilation.PairLoss(model, guide, backend="eager")
+    with pytest.raises(RuntimeError, match="call the loss first"):
+        list(loss.parameters())
+    first = loss(x)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss(x).backward()
+        optimizer.step()
+    assert loss(x) < 0.7 * first
+    assert pyro.param("scale") != 0.5
+    assert Trace_ELBO(64).loss(model, guide, x) < 0.7 * first
+
+
+def test_a_latent_of_a_pair_that_is_not_reparameterised_is_refused():
+    pyro.clear_param_store()
+
+    def model(x):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Bernoulli(pyro.param("p", torch.tensor(0.5))))
+
+    with pytest.raises(CompilationError, match="'z' of the pair is not reparameterised"):
+        compilation.PairLoss(model, guide)(torch.tensor(0.3))
+
+
+# -- what cannot be compiled -------------------------------------------------------------------------------------------
+
+
+class Looking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 4)
+
+    def forward(self, z):
+        if z.sum() > 0:
+            return self.linear(z)
+        return -self.linear(z)
+
+
+def test_the_statement_that_prevents_it_is_quoted():
+    program = vae(dgm.Normal(2))
+    program.likelihood.network = Looking()
+    with pytest.raises(CompilationError, match=r"test_compilation.py:\d+, in forward.*`if z.sum\(\) > 0:`"):
+        Loss(program, ELBO())(torch.randn(5, 2))
+
+
+def test_a_guide_that_differentiates_is_quoted():
+    program = CASES["vae-semi-amortized"].build()
+    with pytest.raises(CompilationError, match=r"guides.py:\d+, in forward.*`raw = raw \+ self.lr \* climb\(raw\)`"):
+        Loss(program, ELBO())(CASES["vae-semi-amortized"].draw(program, 4)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Stranger:
+    """Follows the progress of training in its own way."""
+
+    progress: float = 0.0
+
+    def at(self, progress):
+        return Stranger(progress)
+
+    def __call__(self, program, x, given=None, observed=None):
+        return ELBO(beta=self.progress)(program, x, given, observed)
+
+
+@pytest.mark.parametrize("objective", [dgm.DReG(2), dgm.SemiSupervised(), Stranger()], ids=lambda o: type(o).__name__)
+def test_objectives_that_no_graph_holds_are_refused(objective):
+    with pytest.raises(ValueError, match=f"{type(objective).__name__} cannot be compiled, as it"):
+        dgm.compile(vae(dgm.Normal(2)), objective)
+
+
+def test_other_things_are_refused():
+    with pytest.raises(TypeError, match=r"a dgm.Program or a pair \(model, guide\), got Linear"):
+        dgm.compile(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"compiled with dgm\.ELBO"):
+        dgm.compile(functions(), "iwae:5")
+    with pytest.raises(ValueError, match=r"x has shape \(5, 3\)"):
+        dgm.compile(vae(dgm.Normal(2)))(torch.randn(5, 3))
+
+
+# -- in training -------------------------------------------------------------------------------------------------------
+
+
+def histories(case, data, objective=None, **options):
+    found = []
+    for compile in (False, True):
+        program = CASES[case].build()
+        settings = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "validation": None, "progress": False}
+        history = dgm.fit(program, data, objective, compile=compile, **settings | options)
+        assert history.compiled is compile
+        found.append((history, program.state_dict()))
+    return found
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_eager_one(float64):
+    """From the same random numbers, with a last batch of another size."""
+    data = CASES["vae"].draw(CASES["vae"].build(), 27)[0]
+    (ours, one), (theirs, other) = histories("vae", data, "annealed", ema=0.9)
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-9)
+    assert [e.kl for e in ours.epochs] == [pytest.approx(e.kl, rel=1e-9) for e in theirs.epochs]
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-7, atol=1e-9)
+
+
+@pytest.fixture
+def graphs_only(monkeypatch):
+    """Compile to the exported graph, without machine code."""
+    monkeypatch.setattr(training, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_programs_train_as_they_do_eagerly(float64, graphs_only, name):
+    data = data_for(CASES[name], CASES[name].build(), 19)
+    (ours, one), (theirs, other) = histories(name, data)
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-7, abs=1e-9)
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-6, atol=1e-8)
+
+
+def test_layers_that_set_themselves_up_by_the_first_batch_do(float64, graphs_only):
+    def make():
+        torch.manual_seed(0)
+        return dgm.Flow(3, [dgm.networks.ActNorm(3), dgm.networks.LULinear(3)], dgm.Normal(3))
+
+    data, found = 5 + 3 * torch.randn(20, 3), []
+    for compile in (False, True):
+        program = make()
+        dgm.fit(program, data, epochs=2, batch_size=8, validation=None, progress=False, compile=compile)
+        assert program.transforms[0].initialized
+        found.append(program.state_dict())
+    for key in found[0]:
+        torch.testing.assert_close(found[0][key], found[1][key])
+
+
+def test_long_trainings_are_compiled_by_themselves_and_short_ones_not(monkeypatch, graphs_only):
+    program = vae(dgm.Normal(2))
+    options = {"epochs": 2, "batch_size": 5, "progress": False, "validation": None}
+    assert not dgm.fit(program, torch.randn(20, 2), **options).compiled
+    monkeypatch.setattr(training, "COMPILE_FROM", 8)
+    assert dgm.fit(program, torch.randn(20, 2), **options).compiled
+    assert not dgm.fit(program, torch.randn(20, 2), compile=False, **options).compiled
+    assert not dgm.fit(program, torch.randn(15, 2), **options).compiled
+
+
+def test_what_cannot_be_compiled_goes_on_without_unless_it_was_asked_for(monkeypatch, graphs_only):
+    monkeypatch.setattr(training, "COMPILE_FROM", 1)
+    program = vae(dgm.Normal(2))
+    program.likelihood.network = Looking()
+    options = {"epochs": 2, "batch_size": 5, "progress": False, "validation": None}
+    with pytest.warns(UserWarning, match=r"goes on uncompiled: .*`if z.sum"):
+        history = dgm.fit(program, torch.randn(20, 2), **options)
+    assert not history.compiled
+    assert all(map(math.isfinite, history.losses))
+    with pytest.raises(CompilationError, match=r"`if z\.sum"):
+        dgm.fit(program, torch.randn(20, 2), compile=True, **options)
+    with pytest.raises(ValueError, match="Trace_ELBO brings its own backward pass"):
+        dgm.fit(program, torch.randn(20, 2), Trace_ELBO(), compile=True, **options)
+    assert not dgm.fit(program, torch.randn(20, 2), Trace_ELBO(), **options).compiled
+
+
+def test_a_schedule_of_your_own_is_followed(float64, graphs_only):
+    seen = []
+
+    def schedule(progress):
+        seen.append(progress)
+        return WarmUp(1.0)(progress)
+
+    data = CASES["vae"].draw(CASES["vae"].build(), 24)[0]
+    (ours, _), (theirs, _) = histories("vae", data, ELBO(beta=schedule))
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-9)
+    assert {0.0, 1.0} <= set(seen)
+
+
+# -- precision ---------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_trains_to_about_the_same_loss_with_full_precision_weights():
+    torch.manual_seed(0)
+    data = (torch.rand(256, 64) < torch.linspace(0.05, 0.95, 64)).to(torch.uint8)
+    losses = {}
+    for kind in ("float32", "bf16"):
+        torch.manual_seed(1)
+        program = dgm.build("vae", dgm.Data(data, levels=2), latent=4, hidden=(32,))
+        history = dgm.fit(program, data, epochs=8, precision=kind, validation=None, progress=False)
+        losses[kind] = history.losses[-1]
+        assert all(p.dtype == torch.float32 for p in program.parameters())
+    assert losses["bf16"] != losses["float32"]
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=5e-3)
+
+
+@pytest.mark.parametrize("options", [{"compile": "yes"}, {"precision": "float16"}, {"compile": None}])
+def test_options_are_checked(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        dgm.fit(vae(dgm.Normal(2)), torch.randn(20, 2), **options)
