@@ -1,6 +1,7 @@
 """Deep generative models as probabilistic programs."""
 
-from dgm_pyro import checkpoint, data, guides, infer, networks, objectives, priors, registry
+from dgm_pyro import adversarial, checkpoint, data, guides, implicit, infer, networks, objectives, priors, registry
+from dgm_pyro.adversarial import Adversarial, KernelScore
 from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.build import build
 from dgm_pyro.checkpoint import CheckpointError, load, save
@@ -12,6 +13,7 @@ from dgm_pyro.diffusion import Diffusion, Schedule
 from dgm_pyro.doctor import Diagnosis, Finding, doctor
 from dgm_pyro.evaluation import Evidence, evaluate
 from dgm_pyro.flow import Dequantized, Flow
+from dgm_pyro.implicit import Implicit
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
 from dgm_pyro.program import Conditional, IntractableError, Program
@@ -25,6 +27,7 @@ __all__ = [
     "RWS",
     "STL",
     "VAE",
+    "Adversarial",
     "Autoregressive",
     "Bernoulli",
     "Categorical",
@@ -45,7 +48,9 @@ __all__ = [
     "Flow",
     "FreeBits",
     "History",
+    "Implicit",
     "IntractableError",
+    "KernelScore",
     "Labelled",
     "LogSNR",
     "MixtureOfNormals",
@@ -56,6 +61,7 @@ __all__ = [
     "Schedule",
     "SemiSupervised",
     "WarmUp",
+    "adversarial",
     "build",
     "checkpoint",
     "compile",
@@ -64,6 +70,7 @@ __all__ = [
     "evaluate",
     "fit",
     "guides",
+    "implicit",
     "infer",
     "load",
     "networks",

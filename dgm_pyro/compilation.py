@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from dgm_pyro.adversarial import Adversarial
 from dgm_pyro.objectives import (
     ELBO,
     DReG,
@@ -39,7 +40,11 @@ from dgm_pyro.objectives import (
 from dgm_pyro.program import Program, latent_sites, require_subset
 
 # What these do happens beside the tensor operations, and would be lost without an error.
-EAGER_ONLY = {DReG: "weights gradients by a hook on the way back", SemiSupervised: "picks rows by their labels"}
+EAGER_ONLY = {
+    DReG: "weights gradients by a hook on the way back",
+    SemiSupervised: "picks rows by their labels",
+    Adversarial: "trains its critic beside the program",
+}
 # The frames of a traceback that are nobody's statements.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
 

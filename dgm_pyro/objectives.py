@@ -75,6 +75,10 @@ class Objective(Protocol):
 
     One that changes as training goes on has a method ``at(progress)`` too, which returns the objective to use at
     ``progress`` in [0, 1]. `dgm.fit` validates with the one at 1.
+
+    One with a second player, as `adversarial.Adversarial`, has ``prepare(program)``, called once, and
+    ``update(program, x, given, lr)``, called before each step; and one whose own value is no measure of quality has an
+    attribute ``validation``, the objective to validate with.
     """
 
     def __call__(
@@ -474,6 +478,9 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "semi-supervised": SemiSupervised,
 }
 
+# Those that compare samples with data, by name; `adversarial` fills it.
+COMPARISONS: dict[str, Callable[..., Objective]] = {}
+
 # Those that cannot do without a label that is to be observed.
 BOUNDS = (ELBO, FreeBits, STL, IWAE, DReG, RWS, Enumerate)
 
@@ -488,10 +495,11 @@ def objective_named(text: str) -> Objective:
     IWAE(num_particles=50, leave_one_out=False)
     """
     name, colon, argument = text.partition(":")
-    if name not in OBJECTIVES:
-        names = ", ".join(OBJECTIVES)
+    known = OBJECTIVES | COMPARISONS
+    if name not in known:
+        names = ", ".join(known)
         raise ValueError(f"objective must be one of {names}, alone or with its argument as in iwae:50, got {text!r}")
-    make = OBJECTIVES[name]
+    make = known[name]
     if not colon:
         return make()
     first = next(iter(inspect.signature(make).parameters.values()))

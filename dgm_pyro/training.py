@@ -205,6 +205,8 @@ def fit(
         ):
             program.train()
             step_of = _Step(maximise, program, precision)
+            if hasattr(maximise, "prepare"):
+                maximise.prepare(program)
             for epoch in range(1, epochs + 1):
                 program.train()
                 totals, watch = _Totals(), _Watch(program.variable)
@@ -217,7 +219,10 @@ def fit(
                     optimizer.param_groups[0]["lr"] = rate(step)
                     optimizer.zero_grad(set_to_none=True)
                     weight, whole = processes.weight(rows), len(rows) == batch_size
-                    sums = step_of(batch_of(processes.share(rows)), (step - 1) / max(1, steps - 1), weight, whole)
+                    batch = batch_of(processes.share(rows))
+                    if hasattr(maximise, "update"):
+                        maximise.update(program, *batch[:2], rate(step))
+                    sums = step_of(batch, (step - 1) / max(1, steps - 1), weight, whole)
                     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
                     watch.see(step, sums, _clip(gradients))
                     if where.type == "cpu" or step % WATCH_EVERY == 0 or step == epoch * steps_per_epoch:
@@ -229,7 +234,8 @@ def fit(
                 with contextlib.nullcontext() if averaged is None else averaged.swapped_in():
                     loss = None
                     if held_out is not None:
-                        loss = _validate(at_progress(maximise, 1.0), program, held_out, batch_size, seed, where)
+                        measure = at_progress(getattr(maximise, "validation", maximise), 1.0)
+                        loss = _validate(measure, program, held_out, batch_size, seed, where)
                         if not math.isfinite(loss):
                             what, site = "the validation loss is not finite", program.variable
                             raise NonFiniteLossError(what, site, epoch, step, last_epoch)
@@ -309,6 +315,12 @@ class _Step:
                 f"{type(self.objective.objective).__name__} brings its own backward pass, which can be neither "
                 "compiled nor shared among processes: use an objective of dgm, such as 'elbo'"
             )
+        if hasattr(self.objective, "update"):
+            if processes.size > 1:
+                raise ValueError("each process would have a critic of its own: train a game in one process")
+            if compile is True:
+                check_compilable(self.objective)  # says why not
+            return
         if self.terms is None or not (compile or processes.size > 1):
             return
         example = (*batch, self.terms.weights(0.0))

@@ -1,0 +1,451 @@
+r"""Objectives that compare samples with data, for programs without a density: two-player games, and kernel scores.
+
+**A critic** V(x) is trained to tell data from samples, and is the better the further p (the data) and q (the program)
+are apart. For an f-divergence, :math:`D_f(p \| q) = E_q[f(p/q)]`,
+
+.. math::
+    D_f(p \,\|\, q) \ge E_p[T(V(x))] - E_q[f^*(T(V(x)))], \qquad T(V) = f'(e^V),
+
+for any V, with equality at :math:`V = \log p/q`. In every game of this family the critic is thus an estimate of the
+*log density ratio*, of two densities of which neither is known. The program then moves its samples to where the critic
+sees data. For the Jensen-Shannon divergence that is the GAN. The Wasserstein distance has no f, but a critic with slopes
+of at most one: :math:`W(p, q) = \sup_V E_p[V] - E_q[V]`.
+
+**A kernel** k needs no second player: :math:`E\,k(x, x') + E\,k(y, y') - 2\,E\,k(x, y)` of data x and samples y is the
+squared maximum mean discrepancy. It has an unbiased estimate from pairs (a U-statistic), whose gradient is unbiased too.
+:math:`k(x, y) = -|x - y|` makes it the energy distance.
+
+The data side never enters the program, only its samples do: what must be differentiable is ``joint``, from the
+parameters to x.
+
+Source: Goodfellow et al. 2014 (arXiv 1406.2661); Nowozin, Cseke and Tomioka 2016 (arXiv 1606.00709); Gulrajani et al.
+2017 (arXiv 1704.00028); Mescheder, Geiger and Nowozin 2018 (arXiv 1801.04406); Gretton et al. 2012; Sejdinovic et al.
+2013 (arXiv 1207.6076).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pyro import poutine
+from torch import Tensor, nn
+
+from dgm_pyro.evaluation import seeded, standard_error
+from dgm_pyro.networks.convolutional import ConvEncoder
+from dgm_pyro.networks.mlp import MLP, to_unit
+from dgm_pyro.objectives import COMPARISONS, Bound, check_number
+from dgm_pyro.program import Program, check_count, check_tensor, is_pair, parts_of, plates
+
+Term = Callable[[Tensor], Tensor]
+
+# Of V = log p/q: T(V) = f'(p/q), and f*(T(V)), its convex conjugate there.
+DIVERGENCES: dict[str, tuple[Term, Term]] = {
+    "kl": (lambda v: 1 + v, lambda v: v.exp()),
+    "reverse-kl": (lambda v: -(-v).exp(), lambda v: v - 1),
+    "js": (lambda v: F.logsigmoid(v) + math.log(2), lambda v: -F.logsigmoid(-v) - math.log(2)),
+    "pearson": (lambda v: 2 * (v.exp() - 1), lambda v: (2 * v).exp() - 1),
+    "hellinger": (lambda v: 1 - (-v / 2).exp(), lambda v: (v / 2).exp() - 1),
+}
+"""KL(p || q), KL(q || p), KL(p || m) + KL(q || m) with m = (p + q) / 2 (twice the Jensen-Shannon divergence),
+the chi-square E_q[(p/q - 1)^2], and the squared Hellinger distance, the integral of (sqrt p - sqrt q)^2."""
+
+
+def divergence_bound(divergence: str, of_p: Tensor, of_q: Tensor) -> Tensor:
+    """The lower bound on a divergence that a critic's values at draws of p and of q give, a scalar.
+
+    Raises:
+        ValueError: the divergence is none of `DIVERGENCES`.
+    """
+    t, conjugate = DIVERGENCES[_known(divergence)]
+    return t(of_p).mean() - conjugate(of_q).mean()
+
+
+def _known(divergence: Any) -> str:
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+    return divergence
+
+
+def draw(program: Program, size: int, given: Any = None) -> Tensor:
+    """Samples of ``program`` with their gradient, ``(size, *event_shape)``, integers scaled to [-1, 1].
+
+    Raises:
+        ValueError: they have none, although some parameter asks for it: x is discrete, or drawn by steps without one.
+    """
+    with poutine.block(), plates((size,)):
+        x = program.joint(program.variable, None, given)
+    if torch.is_grad_enabled() and not x.requires_grad:
+        raise ValueError(
+            f"the draws of this {type(program).__name__} carry no gradient, so that no comparison of samples can train "
+            "it: use a dgm.Implicit, a flow, or continuous likelihoods; or an objective such as 'elbo'"
+        )
+    return to_unit(x, program.levels)
+
+
+# -- games -------------------------------------------------------------------------------------------------------------
+
+
+class Adversarial:
+    """A game of the program against a critic that learns beside it, in the same `dgm.fit`.
+
+    Before each step of the program the critic takes ``critic_steps`` of its own, by Adam with the learning rate that
+    the program has then. Epochs are validated by the energy distance to the held-out data, because the loss of a game
+    says nothing of its quality: each player's depends on the other.
+
+    Args:
+        game: "gan" (the critic maximises the bound on the Jensen-Shannon divergence, the program E[log sigma(V)], the
+            non-saturating form), "wasserstein", or one of `DIVERGENCES`, in which the program descends what the critic
+            ascends.
+        critic: maps x, ``(B, *event_shape)``, or x and ``given``, to ``(B, 1)``; it is trained in place. Without one,
+            a network that suits the program is made for each training. Integers reach it scaled to [-1, 1].
+        r1: weight of (1/2) E|grad V|^2 over data, which makes the game converge locally.
+        gradient_penalty: weight of E(|grad V| - 1)^2 at random points between data and samples.
+        critic_steps: of the critic, before each step of the program.
+        critic_lr: the critic's learning rate as a multiple of the program's.
+
+    Attributes:
+        critic: the critic of the latest training.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit.
+
+    Source: Goodfellow et al. 2014; Mescheder et al. 2018, equation 9 (R1); Gulrajani et al. 2017, equation 3; Nowozin et
+    al. 2016, equations 6 and 8.
+    """
+
+    def __init__(
+        self,
+        game: str = "gan",
+        critic: nn.Module | None = None,
+        *,
+        r1: float = 0.1,
+        gradient_penalty: float = 0.0,
+        critic_steps: int = 1,
+        critic_lr: float = 1.0,
+    ):
+        if game not in ("gan", "wasserstein", *DIVERGENCES):
+            raise ValueError(f"game must be gan, wasserstein, or one of {', '.join(DIVERGENCES)}, got {game!r}")
+        if critic is not None and not isinstance(critic, nn.Module):
+            raise TypeError(f"critic must be a torch.nn.Module or None, got {type(critic).__name__}")
+        check_number(r1, "r1", at_least=0)
+        check_number(gradient_penalty, "gradient_penalty", at_least=0)
+        check_count(critic_steps, "critic_steps")
+        check_number(critic_lr, "critic_lr", above=0)
+        self.game, self.own, self.critic = game, critic, critic
+        self.r1, self.gradient_penalty, self.critic_steps, self.critic_lr = (
+            r1,
+            gradient_penalty,
+            critic_steps,
+            critic_lr,
+        )
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.validation = KernelScore()
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{k}={getattr(self, k)}" for k in ("r1", "gradient_penalty", "critic_steps", "critic_lr"))
+        return f"Adversarial({self.game!r}, {options})"
+
+    def prepare(self, program: Program) -> None:
+        """Begin a game against ``program``: `dgm.fit` calls it once."""
+        like = next(program.parameters())
+        self.critic = (critic_for(program) if self.own is None else self.own).to(like.device, like.dtype)
+        self.optimizer = torch.optim.Adam(self.critic.parameters(), betas=(0.0, 0.99))
+
+    def update(self, program: Program, x: Tensor, given: Any, lr: float) -> None:
+        """The critic's move: `dgm.fit` calls it before each step of the program, with its learning rate."""
+        critic, optimizer = self._prepared()
+        optimizer.param_groups[0]["lr"] = self.critic_lr * lr
+        real = to_unit(x, program.levels)
+        critic.requires_grad_(True)
+        for _ in range(self.critic_steps):
+            with torch.no_grad():
+                fake = draw(program, len(x), given)
+            loss = self.critic_loss(real, fake, given)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+    def critic_loss(self, real: Tensor, fake: Tensor, given: Any = None) -> Tensor:
+        """What the critic descends: less the distance that it sees, and the penalties on its slope; a scalar."""
+        critic = self._prepared()[0]
+        loss = -self.distance(_values(critic, real, given), _values(critic, fake, given))
+        if self.r1 > 0:
+            loss = loss + self.r1 / 2 * slopes(critic, real, given).square().mean()
+        if self.gradient_penalty > 0:
+            share = torch.rand(len(real), *(1,) * (real.dim() - 1), device=real.device, dtype=real.dtype)
+            between = torch.lerp(fake, real, share)
+            loss = loss + self.gradient_penalty * (slopes(critic, between, given) - 1).square().mean()
+        return loss
+
+    def distance(self, of_data: Tensor, of_samples: Tensor) -> Tensor:
+        """How far apart data and samples are, as the critic's values have it, a scalar."""
+        if self.game == "wasserstein":
+            return of_data.mean() - of_samples.mean()
+        return divergence_bound("js" if self.game == "gan" else self.game, of_data, of_samples)
+
+    def __call__(
+        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
+    ) -> Bound:
+        """The program's move: its payoff per sample, and the distance that the critic sees (as ``kl``)."""
+        critic, _ = self._prepared()
+        critic.requires_grad_(False)
+        of_samples = _values(critic, draw(program, len(x), given), given)
+        if self.game == "gan":
+            payoff = F.logsigmoid(of_samples)
+        else:
+            payoff = of_samples if self.game == "wasserstein" else DIVERGENCES[self.game][1](of_samples)
+        with torch.no_grad():
+            distance = self.distance(_values(critic, to_unit(x, program.levels), given), of_samples)
+        return Bound(payoff, payoff, {program.variable: payoff}, {"critic": distance.expand_as(payoff)})
+
+    def _prepared(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        if self.critic is None or self.optimizer is None:
+            raise ValueError("the game has not begun: pass the objective to dgm.fit, or call prepare(program) first")
+        return self.critic, self.optimizer
+
+
+def _values(critic: nn.Module, x: Tensor, given: Any) -> Tensor:
+    """V(x), ``(B,)``."""
+    value = critic(x) if given is None else critic(x, *parts_of(given))
+    if value.shape not in ((len(x), 1), (len(x),)):
+        raise ValueError(f"the critic returned shape {tuple(value.shape)}, but one number per datum is ({len(x)}, 1)")
+    return value.reshape(len(x))
+
+
+def slopes(critic: nn.Module, x: Tensor, given: Any = None) -> Tensor:
+    """|grad V| at every x, ``(B,)``, itself differentiable."""
+    x = x.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(_values(critic, x, given).sum(), x, create_graph=True)
+    return (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
+
+
+def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> nn.Module:
+    """A critic that suits the program: an MLP on points, convolutions on images of at least 16 pixels a side."""
+    context: dict[str, Any] = {}
+    if program.conditional:
+        if program.given_shape is None or is_pair(program.given_shape):
+            raise ValueError("the program's given is no label and no vector: pass Adversarial(critic=...) of your own")
+        context = {"num_classes": program.num_classes}
+        if program.num_classes is None:
+            context = {"context_shape": tuple(program.given_shape)}
+    shape = program.event_shape
+    if len(shape) == 3 and min(shape[1:]) >= 16:
+        return ConvEncoder(shape, 1, **context)
+    return MLP(shape, 1, hidden, activation="silu", **context)
+
+
+def gan(r1: float = 0.1) -> Adversarial:
+    """Against a critic, the non-saturating GAN with R1 penalty; for programs that can only be sampled."""
+    return Adversarial("gan", r1=r1)
+
+
+def wgan_gp(gradient_penalty: float = 10.0) -> Adversarial:
+    """Against a critic, the Wasserstein distance with gradient penalty, 5 critic steps per step."""
+    return Adversarial("wasserstein", r1=0.0, gradient_penalty=gradient_penalty, critic_steps=5)
+
+
+def f_gan(divergence: str = "js") -> Adversarial:
+    """Against a critic, an f-divergence: kl, reverse-kl, js, pearson, hellinger."""
+    return Adversarial(_known(divergence))
+
+
+# -- kernel scores -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KernelScore:
+    """Less the energy distance, or the squared maximum mean discrepancy, of samples to the data: no critic.
+
+    Per datum x, with samples y of the program and the other data x',
+
+        2 mean k(x, y) - mean k(y, y') - mean k(x, x'),
+
+    whose expectation is less the squared distance; every mean is over distinct points, so that there is no bias. Of a
+    conditional program, each datum has ``num_particles`` samples for its own ``given``, and the last term, of which the
+    program knows nothing, is left out: a proper scoring rule of p(x | given).
+
+    Args:
+        kernel: "energy", -|x - y|, or "gaussian", the mean of exp(-|x - y|^2 / (2 s^2 D)) over the scales s.
+        scales: of the Gaussian kernel, in units of x.
+        num_particles: samples per datum, for a conditional program, at least 2.
+
+    Source: Gretton et al. 2012, lemma 6; Gneiting and Raftery 2007, section 5; Bouchacourt et al. 2016 (arXiv 1606.04414).
+    """
+
+    kernel: str = "energy"
+    scales: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+    num_particles: int = 4
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("energy", "gaussian"):
+            raise ValueError(f"kernel must be 'energy' or 'gaussian', got {self.kernel!r}")
+        if not self.scales:
+            raise ValueError("scales must name at least one scale")
+        for scale in self.scales:
+            check_number(scale, "scales", above=0)
+        check_count(self.num_particles, "num_particles")
+        if self.num_particles < 2:
+            raise ValueError("num_particles must be at least 2: one sample per datum has no other to be compared with")
+
+    def __call__(
+        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
+    ) -> Bound:
+        real = to_unit(x, program.levels).flatten(1)
+        if given is None:
+            fake = draw(program, max(len(x), 2)).flatten(1)
+            between, within = self.similarity(real, fake).mean(1), self.mean_of_pairs(fake)
+            data = self.to_the_others(real) if len(real) > 1 else torch.zeros_like(between)
+        else:
+            k = self.num_particles
+            repeated = tuple(part.repeat_interleave(k, 0) for part in parts_of(given))
+            fake = draw(program, k * len(x), repeated if isinstance(given, tuple) else repeated[0])
+            fake = fake.reshape(len(x), k, -1)
+            between = self.similarity(real.unsqueeze(1), fake).flatten(1).mean(1)
+            within, data = self.mean_of_pairs(fake), torch.zeros_like(between)
+        value = 2 * between - within - data
+        return Bound(value, value, {program.variable: value})
+
+    def similarity(self, x: Tensor, y: Tensor) -> Tensor:
+        """k of every pair: ``(*batch, N, D)`` and ``(*batch, M, D)`` to ``(*batch, N, M)``."""
+        # Not by products of matrices, which lose the small distances that a U-statistic is about.
+        distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        if self.kernel == "energy":
+            return -distance
+        widths = [2 * scale**2 * x.shape[-1] for scale in self.scales]
+        return sum(((-distance.square() / width).exp() for width in widths), torch.zeros_like(distance)) / len(widths)
+
+    def to_the_others(self, x: Tensor) -> Tensor:
+        """The mean of k between each point and the others of its set, ``(*batch, N)``."""
+        size, itself = x.shape[-2], 0.0 if self.kernel == "energy" else 1.0
+        return (self.similarity(x, x).sum(-1) - itself) / (size - 1)
+
+    def mean_of_pairs(self, x: Tensor) -> Tensor:
+        return self.to_the_others(x).mean(-1)
+
+
+@torch.no_grad()
+def squared_distance(x: Tensor, y: Tensor, score: KernelScore | None = None) -> float:
+    """The squared distance of two sets of points, estimated without bias: below zero, too, if they are alike.
+
+    Args:
+        x, y: ``(N, ...)`` and ``(M, ...)``, at least two points each.
+        score: whose kernel; default the energy distance, 2 E|x - y| - E|x - x'| - E|y - y'|.
+    """
+    score = KernelScore() if score is None else score
+    x, y = x.flatten(1), y.flatten(1)
+    return float(score.mean_of_pairs(x) + score.mean_of_pairs(y) - 2 * score.similarity(x, y).mean())
+
+
+def energy() -> KernelScore:
+    """The energy distance to the data, from pairs of points: no critic."""
+    return KernelScore()
+
+
+def mmd(scale: float = 1.0) -> KernelScore:
+    """The squared maximum mean discrepancy under Gaussian kernels of many widths, all multiplied by the scale."""
+    check_number(scale, "scale", above=0)
+    return KernelScore("gaussian", tuple(scale * s for s in KernelScore.scales))
+
+
+COMPARISONS.update({"gan": gan, "wgan-gp": wgan_gp, "f-gan": f_gan, "energy": energy, "mmd": mmd})
+
+
+# -- the density ratio as a tool ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class DensityRatio:
+    """log p(x) / q(x) of two distributions of which only samples are known: call it with x, ``(B, ...)``.
+
+    Attributes:
+        critic: the network.
+        divergence: by whose bound it was trained.
+        bounds: that bound on the training samples, per hundred steps.
+    """
+
+    critic: nn.Module
+    divergence: str
+    bounds: list[float] = field(default_factory=list)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """log p(x) / q(x) in nats, ``(B,)``."""
+        return _values(self.critic, x, None)
+
+    def kl(self, p: Tensor) -> tuple[float, float]:
+        """KL(p || q) in nats, as the mean log ratio at fresh samples of p, and its standard error.
+
+        The error is that of the samples alone; a critic that is wrong makes this wrong, up or down: see `bound`.
+        """
+        ratio = self(p).double()
+        return ratio.mean().item(), standard_error(ratio)
+
+    def bound(self, p: Tensor, q: Tensor, divergence: str | None = None) -> tuple[float, float]:
+        """A lower bound on a divergence, from fresh samples of both: whatever the critic, it is not above in expectation.
+
+        Returns:
+            the estimate, and its standard error.
+        """
+        t, conjugate = DIVERGENCES[_known(divergence or self.divergence)]
+        of_p, of_q = t(self(p).double()), conjugate(self(q).double())
+        return (of_p.mean() - of_q.mean()).item(), math.hypot(standard_error(of_p), standard_error(of_q))
+
+
+def density_ratio(
+    p: Tensor,
+    q: Tensor,
+    critic: nn.Module | None = None,
+    *,
+    divergence: str = "js",
+    steps: int = 2000,
+    batch_size: int = 256,
+    lr: float = 2e-3,
+    seed: int = 0,
+) -> DensityRatio:
+    """Learn log p/q from samples of both, by the tightest bound on a divergence.
+
+    With the divergence "js" this is logistic regression of the question "from p or from q?", the most robust choice;
+    "kl" aims at E_p[log p/q] itself, with the variance of E_q[p/q].
+
+    Args:
+        p, q: samples, ``(N, ...)`` and ``(M, ...)``.
+        critic: maps x to ``(B, 1)``; default an MLP, made under ``seed``.
+        divergence: one of `DIVERGENCES`.
+        steps, batch_size, lr: of Adam, the rate falling to zero along a cosine.
+        seed: the global random state is left as it was.
+
+    Raises:
+        ValueError: shapes differ, or the divergence is unknown.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> ratio = dgm.adversarial.density_ratio(torch.randn(100, 2), torch.randn(100, 2), steps=10)
+    >>> ratio(torch.zeros(5, 2)).shape
+    torch.Size([5])
+    """
+    _known(divergence)
+    check_count(steps, "steps")
+    check_count(batch_size, "batch_size")
+    check_tensor(q, p.shape[1:], "q", "the shape of one p")
+    with seeded(seed, p.device):
+        chosen = MLP(p.shape[1:], 1, (64, 64), activation="silu").to(p) if critic is None else critic
+        optimizer = torch.optim.Adam(chosen.parameters(), lr=lr)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        bounds, total = [], 0.0
+        for step in range(1, steps + 1):
+            batches = [x[torch.randint(len(x), (batch_size,), device=x.device)] for x in (p, q)]
+            bound = divergence_bound(divergence, *(_values(chosen, x, None) for x in batches))
+            optimizer.zero_grad(set_to_none=True)
+            (-bound).backward()
+            optimizer.step()
+            falling.step()
+            total += bound.item()
+            if step % 100 == 0:
+                bounds.append(total / 100)
+                total = 0.0
+    chosen.eval()
+    return DensityRatio(chosen, divergence, bounds)
