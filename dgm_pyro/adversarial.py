@@ -8,11 +8,11 @@ are apart. For an f-divergence, :math:`D_f(p \| q) = E_q[f(p/q)]`,
 
 for any V, with equality at :math:`V = \log p/q`. In every game of this family the critic is thus an estimate of the
 *log density ratio*, of two densities of which neither is known. The program then moves its samples to where the critic
-sees data. For the Jensen-Shannon divergence that is the GAN. The Wasserstein distance has no f, but a critic with slopes
-of at most one: :math:`W(p, q) = \sup_V E_p[V] - E_q[V]`.
+sees data. For the Jensen-Shannon divergence that is the GAN. The Wasserstein distance has no f, but a critic with
+slopes of at most one: :math:`W(p, q) = \sup_V E_p[V] - E_q[V]`.
 
 **A kernel** k needs no second player: :math:`E\,k(x, x') + E\,k(y, y') - 2\,E\,k(x, y)` of data x and samples y is the
-squared maximum mean discrepancy. It has an unbiased estimate from pairs (a U-statistic), whose gradient is unbiased too.
+squared maximum mean discrepancy. It has an unbiased estimate from pairs (a U-statistic), with an unbiased gradient.
 :math:`k(x, y) = -|x - y|` makes it the energy distance.
 
 The data side never enters the program, only its samples do: what must be differentiable is ``joint``, from the
@@ -114,8 +114,8 @@ class Adversarial:
     Raises:
         ValueError, TypeError: an argument does not fit.
 
-    Source: Goodfellow et al. 2014; Mescheder et al. 2018, equation 9 (R1); Gulrajani et al. 2017, equation 3; Nowozin et
-    al. 2016, equations 6 and 8.
+    Source: Goodfellow et al. 2014; Mescheder et al. 2018, equation 9 (R1); Gulrajani et al. 2017, equation 3;
+    Nowozin et al. 2016, equations 6 and 8.
     """
 
     def __init__(
@@ -274,7 +274,8 @@ class KernelScore:
         scales: of the Gaussian kernel, in units of x.
         num_particles: samples per datum, for a conditional program, at least 2.
 
-    Source: Gretton et al. 2012, lemma 6; Gneiting and Raftery 2007, section 5; Bouchacourt et al. 2016 (arXiv 1606.04414).
+    Source: Gretton et al. 2012, lemma 6; Gneiting and Raftery 2007, section 5; Bouchacourt et al. 2016
+    (arXiv 1606.04414).
     """
 
     kernel: str = "energy"
@@ -386,7 +387,7 @@ class DensityRatio:
         return ratio.mean().item(), standard_error(ratio)
 
     def bound(self, p: Tensor, q: Tensor, divergence: str | None = None) -> tuple[float, float]:
-        """A lower bound on a divergence, from fresh samples of both: whatever the critic, it is not above in expectation.
+        """A lower bound on a divergence, from fresh samples of both; whatever the critic, a bound in expectation.
 
         Returns:
             the estimate, and its standard error.

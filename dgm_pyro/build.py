@@ -28,6 +28,7 @@ from dgm_pyro.guides import (
     planar,
     sylvester,
 )
+from dgm_pyro.implicit import Implicit
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.priors import MixturePrior, VampPrior
@@ -141,6 +142,18 @@ def diffusion(data: Data, num_classes: int | None) -> Program:
         subsample=2,
         label_dropout=hidden,
     )
+
+
+def implicit(data: Data, num_classes: int | None) -> Program:
+    if num_classes is not None:
+        raise ValueError(
+            "'implicit' has no density, and so no p(y | x) by Bayes' rule: leave labelled out; for samples of a class "
+            "use dgm.Implicit with a generator that reads the label"
+        )
+    size = LATENT if is_image(data) else 2
+    hidden = (256, 256) if is_image(data) else (128, 128, 128)
+    generator = MLP((size,), data.event_shape.numel(), hidden)
+    return Implicit(Normal(size), generator, data.event_shape, levels=data.levels)
 
 
 @dataclass(frozen=True)
@@ -398,6 +411,7 @@ MODELS: Table = {
     "nsf-autoregressive": (_flow(nsf_autoregressive), "autoregressive neural spline flow; dequantized for integers"),
     "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent, hidden"),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
+    "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
     "classifier": (
         lambda data, num_classes: Discriminative(
             Categorical((), data.num_classes, MLP(data.event_shape, data.num_classes, levels=data.levels))

@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from dgm_pyro.program import Program
+    from dgm_pyro.training import History
 
 # Modules that take long to import are imported by the commands that need them.
 
@@ -28,6 +29,11 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="Compile the steps; default: in trainings long enough to gain by it."),
+]
+Precision = Annotated[str, typer.Option(help="float32, or bf16: the networks under autocast.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda or cuda:N.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine: same result.")]
 DataDir = Annotated[
@@ -43,15 +49,31 @@ def root(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks; the environment variable DGM_DEBUG does, too.")
     ] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="Of the processor; for small networks 1 is often fastest.")
+    ] = None,
 ) -> None:
     if debug:
         os.environ["DGM_DEBUG"] = "1"
+    if threads is not None:
+        _use_threads(threads)
+    if "LOCAL_RANK" in os.environ and context.invoked_subcommand not in (None, "train"):
+        raise ValueError(f"torchrun is for dgm train alone: start dgm {context.invoked_subcommand} without it")
     if version:
         from importlib.metadata import version as version_of
 
         typer.echo(f"dgm_pyro {version_of('dgm_pyro')}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def _use_threads(threads: int) -> None:
+    if threads < 1:
+        raise ValueError(f"--threads must be a positive integer, got {threads}")
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that this one starts
+    torch.set_num_threads(threads)
 
 
 @app.command(epilog="Example: dgm tour --quick --out tour")
@@ -88,14 +110,20 @@ def train(
     ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights, such as 0.99.")] = None,
     validation: Annotated[float, typer.Option(help="Share of the data held out for validation; 0 for none.")] = 0.1,
     early_stopping: Annotated[int | None, typer.Option(help="Stop after this many epochs without gain.")] = None,
+    compile: Compile = None,
+    precision: Precision = "float32",
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/MODEL-DATA.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
 ) -> None:
-    """Train a model and store the run: its program, options, history and learning curves."""
-    from dgm_pyro import plots, runs
+    """Train a model and store the run: its program, options, history and learning curves.
 
+    In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
+    """
+    from dgm_pyro import distributed, runs
+
+    processes = distributed.join(device)
     given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent": latent}
     swaps = {name: choice for name, choice in given.items() if choice is not None}
     name = f"{model}-{data}"
@@ -118,8 +146,18 @@ def train(
         validation=validation,
         early_stopping=early_stopping,
         ema=ema,
+        compile="auto" if compile is None else compile,
+        precision=precision,
         force=force,
     )
+    if processes.writes:
+        _report_training(folder, name, model, history)
+    distributed.leave()
+
+
+def _report_training(folder: Path, name: str, model: str, history: History) -> None:
+    from dgm_pyro import plots
+
     plots.learning_curves(history, title=f"{name}: {len(history.epochs)} epochs").savefig(
         folder / "learning-curves.png"
     )
@@ -535,7 +573,7 @@ def list_names() -> None:
     """List the models, data sets, priors, encoders, likelihoods and objectives, each with a line."""
     from dgm_pyro import data
     from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS
-    from dgm_pyro.objectives import OBJECTIVES
+    from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 
     def lines(table: dict[str, tuple[Any, str]]) -> dict[str, str]:
         return {name: line for name, (_, line) in table.items()}
@@ -547,7 +585,8 @@ def list_names() -> None:
         "encoders of a vae: --encoder": lines(ENCODERS),
         "likelihoods of a vae: --likelihood": lines(LIKELIHOODS),
         "objectives: --objective NAME or NAME:NUMBER": {
-            name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".") for name, each in OBJECTIVES.items()
+            name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".")
+            for name, each in (OBJECTIVES | COMPARISONS).items()
         },
     }
     for title, names in sections.items():
@@ -558,14 +597,18 @@ def list_names() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``dgm``; its exit status."""
+    from dgm_pyro.distributed import is_first_to_fail
+
     try:
         status = app(args=None if arguments is None else list(arguments), prog_name="dgm", standalone_mode=False)
         if status == INTERRUPTED:
             raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED)
+        return _fail("interrupted", INTERRUPTED) if is_first_to_fail() else INTERRUPTED
     except Exception as error:
+        if not is_first_to_fail():
+            return 1
         if os.environ.get("DGM_DEBUG"):
             raise
         if hasattr(error, "format_message"):  # what typer has to say about the command line
@@ -579,10 +622,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _expected() -> tuple[type[Exception], ...]:
     """What bad input raises; anything else is a bug, and shows its traceback."""
+    from dgm_pyro.compilation import CompilationError
     from dgm_pyro.program import IntractableError
     from dgm_pyro.training import NonFiniteLossError
 
-    return ValueError, TypeError, OSError, IntractableError, NonFiniteLossError
+    return ValueError, TypeError, OSError, CompilationError, IntractableError, NonFiniteLossError
 
 
 def _fail(message: str, status: int) -> int:

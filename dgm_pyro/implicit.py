@@ -86,14 +86,15 @@ class Implicit(Program):
         self.event_shape = as_shape(event_shape)
         self.reads = shape_read_by(generator)
         pair = is_pair(self.reads)
-        z_shape = self.reads[0] if self.reads is not None and pair else self.reads
+        reads: Any = self.reads
+        z_shape = reads[0] if pair else reads
         if z_shape is not None and tuple(z_shape) != tuple(prior.event_shape):
             raise ValueError(
                 f"the generator reads z of shape {tuple(z_shape)}, but the prior's event_shape is "
                 f"{tuple(prior.event_shape)}: build both for one"
             )
         self.conditional = prior.conditional or pair
-        self.given_shape = self.reads[1] if self.reads is not None and pair else prior.given_shape
+        self.given_shape = reads[1] if pair else prior.given_shape
         if pair and prior.conditional:
             declare_given(prior, self.given_shape or torch.Size(), "prior", "this Implicit's given_shape")
         labels = [getattr(part, "num_classes", None) for part in ((generator,) if pair else ()) + (prior,)]
@@ -244,7 +245,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
     Around each point of a set is a ball that reaches to its k-th nearest neighbour in that set; their union stands for
     the set's support. Precision is the share of ``fake`` inside the support of ``real``; recall the share of ``real``
-    inside that of ``fake``. Two samples of one distribution do not reach 1: compare with that of two halves of the data.
+    inside that of ``fake``. Even two samples of one distribution do not reach 1: compare with two halves of the data.
 
     Args:
         real, fake: data and samples, or features of them, ``(N, ...)`` and ``(M, ...)``.
@@ -279,8 +280,8 @@ def _share_inside(points: Tensor, support: Tensor, k: int) -> float:
 def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]:
     """How many modes of a mixture of round Normals the samples have, and which share of them is near one.
 
-    A sample is near a mode within 3 standard deviations of its centre, where 98.9 % of a Normal of the plane are. A mode
-    counts as covered if it has at least a fifth of the samples it should have.
+    A sample is near a mode within 3 standard deviations of its centre, where 98.9 % of a Normal of the plane
+    are. A mode counts as covered if it has at least a fifth of the samples it should have.
 
     Args:
         x: samples, ``(N, D)``.
@@ -290,7 +291,7 @@ def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]
     Returns:
         the number of covered modes, and the share near any.
 
-    Source: Srivastava et al. 2017 (arXiv 1705.07761), section 4.1; the threshold of a fifth is ours, and stricter than one sample.
+    Source: Srivastava et al. 2017 (arXiv 1705.07761), section 4.1, where one sample covers a mode.
     """
     check_tensor(x, centres.shape[1:], "x", "the shape of a centre")
     distance, nearest = torch.cdist(x, centres.to(x)).min(1)

@@ -13,7 +13,7 @@ from PIL import Image
 import dgm_pyro as dgm
 from dgm_pyro import cli, runs
 from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS
-from dgm_pyro.objectives import OBJECTIVES
+from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 
 FAST = ["--epochs", "1", "--device", "cpu"]
 
@@ -218,7 +218,7 @@ def test_the_split_is_chosen(trained, capsys):
 def test_the_list_names_everything_with_a_line(capsys):
     dgm_ok("list")
     sections = re.split(r"^(?=\S)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
-    tables = (MODELS, dgm.data.NAMES, PRIORS, ENCODERS, LIKELIHOODS, OBJECTIVES)
+    tables = (MODELS, dgm.data.NAMES, PRIORS, ENCODERS, LIKELIHOODS, OBJECTIVES | COMPARISONS)
     for section, table in zip(sections, tables, strict=True):
         listed = dict(line.split(maxsplit=1) for line in section.splitlines()[1:])
         assert list(listed) == list(table)
