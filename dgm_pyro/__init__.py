@@ -1,6 +1,19 @@
 """Deep generative models as probabilistic programs."""
 
-from dgm_pyro import adversarial, checkpoint, data, guides, implicit, infer, networks, objectives, priors, registry
+from dgm_pyro import (
+    adversarial,
+    anomaly,
+    checkpoint,
+    corruptions,
+    data,
+    guides,
+    implicit,
+    infer,
+    networks,
+    objectives,
+    priors,
+    registry,
+)
 from dgm_pyro.adversarial import Adversarial, KernelScore
 from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.build import build
@@ -62,9 +75,11 @@ __all__ = [
     "SemiSupervised",
     "WarmUp",
     "adversarial",
+    "anomaly",
     "build",
     "checkpoint",
     "compile",
+    "corruptions",
     "data",
     "doctor",
     "evaluate",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgm_pyro.corruptions import add_noise, shuffle_pixels
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.flow import Dequantized
@@ -29,20 +30,6 @@ NOISE = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 FALSE_ALARMS = 0.05
 """Share of the clean test digits that the alarm on p(x) may ring for."""
-
-
-def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
-    """Each image with its own random order of the pixels: the same grey levels, in other places."""
-    random = torch.Generator().manual_seed(seed)
-    order = torch.rand(len(x), x[0].numel(), generator=random).argsort(1)
-    return x.flatten(1).gather(1, order).reshape(x.shape)
-
-
-def add_noise(x: Tensor, scale: float, levels: int, seed: int = 0) -> Tensor:
-    """x with Normal noise of standard deviation ``scale`` grey levels, rounded and clipped to 0 .. levels - 1."""
-    random = torch.Generator().manual_seed(seed)
-    noise = scale * torch.randn(x.shape, generator=random)
-    return (x + noise).round().clamp(0, levels - 1).to(x.dtype)
 
 
 def auroc(normal: Tensor, anomalous: Tensor) -> float:
