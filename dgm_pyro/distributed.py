@@ -2,17 +2,25 @@
 
     torchrun --nproc-per-node=4 -m dgm_pyro train vae --data mnist --out runs/vae
 
-`torch.nn.parallel.DistributedDataParallel` averages the gradients; here is only who does what.
+`torch.nn.parallel.DistributedDataParallel` averages the gradients; here is only who does what. A batch of n data is cut
+into shares of n_1 .. n_N. Process r weights the mean gradient of its share by N n_r / n, so that the average over the
+processes is (1/n) sum_r n_r g_r: the mean gradient of the batch, whether N divides n or not.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+# Fewer data than these are no share: a compiled loss takes one graph for every number of data from here on.
+SMALLEST_SHARE = 2
+# What `join` met the others at; the first to fail leaves a word there.
+_store: dist.Store | None = None
 
 
 @dataclass(frozen=True)
@@ -27,13 +35,27 @@ class Team:
     rank: int = 0
     size: int = 1
 
+    @property
+    def writes(self) -> bool:
+        """Whether it is for this process to write files, and to say how the training goes."""
+        return self.rank == 0
+
     def batches(self, count: int, batch_size: int) -> int:
         """How many batches an epoch of ``count`` data has.
 
         A last batch with less than two data per process is left out: the shuffling leaves out others each time.
+
+        Raises:
+            ValueError: there are less than two data per process in every batch.
         """
+        least = 1 if self.size == 1 else SMALLEST_SHARE * self.size
+        if min(count, batch_size) < least:
+            raise ValueError(
+                f"a batch has {min(count, batch_size)} data, but {self.size} processes need at least {least}: use a "
+                "larger batch_size, more data, or fewer processes"
+            )
         full, rest = divmod(count, batch_size)
-        return full + (rest > 0 if self.size == 1 else rest >= 2 * self.size)
+        return full + (rest >= least)
 
     def share(self, rows: Tensor) -> Tensor:
         """The part of a batch that is for this process."""
@@ -44,7 +66,7 @@ class Team:
         return len(self.share(rows)) * self.size / len(rows)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of the processes' values."""
+        """The sum of the processes' values, the same in all of them to the last bit."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -57,6 +79,14 @@ class Team:
         step = torch.where(step > 0, step, never)
         dist.all_reduce(step, dist.ReduceOp.MIN)
         return torch.where(step < never, step, 0)
+
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """Give each of the tensors the values that it has in the first process."""
+        if self.size > 1:
+            for tensor in tensors:
+                values = tensor.detach().contiguous()
+                dist.broadcast(values, 0)
+                tensor.detach().copy_(values)
 
     def wait(self) -> None:
         """Until all have come here."""
@@ -71,16 +101,59 @@ def team() -> Team:
     return Team(dist.get_rank(), dist.get_world_size())
 
 
-def join() -> Team:
-    """Join the processes that `torchrun` started, if it did; each takes the GPU of its number, if there is one."""
-    if "LOCAL_RANK" in os.environ and dist.is_available() and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+def was_started() -> bool:
+    """Whether `torchrun`, or what sets the same variables, started this process."""
+    return "LOCAL_RANK" in os.environ and dist.is_available()
+
+
+def join(device: str = "auto") -> Team:
+    """Join the processes that `torchrun` started, if it did; each takes the GPU of its number, if there are any.
+
+    Args:
+        device: where they are to train. After this, "auto" and "cuda" are this process's own GPU.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes, or ``device`` names one for all of them.
+    """
+    global _store
+    if not was_started() or dist.is_initialized():
+        return team()
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    if on_gpu:
+        _take_gpu(device, int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    _store, rank, size = next(iter(dist.rendezvous("env://")))
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=_store, rank=rank, world_size=size)
     return team()
 
 
+def _take_gpu(device: str, rank: int, size: int) -> None:
+    count = torch.cuda.device_count()
+    if size > 1 and device not in ("auto", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cuda' or 'cpu' where {size} processes train, got {device!r}")
+    if size > count:
+        raise ValueError(
+            f"{size} processes were started, but there are {count} GPUs: start one per GPU, or use device 'cpu'"
+        )
+    torch.cuda.set_device(rank % count)
+
+
 def leave() -> None:
-    """Close what `join` opened."""
+    """Close what `join` opened, when all have come here."""
+    global _store
     if dist.is_available() and dist.is_initialized():
+        team().wait()
         dist.destroy_process_group()
+    _store = None
+
+
+def is_first_to_fail() -> bool:
+    """Whether it is for this process to say what went wrong, when something did.
+
+    That is the first in which it did: the others fail because they wait for it. What went wrong before they met, such
+    as an unknown option, went wrong in all of them alike, and the first process says so.
+    """
+    if not was_started():
+        return True
+    if _store is None:
+        return os.environ.get("RANK", "0") == "0"
+    return _store.add("failed", 1) == 1

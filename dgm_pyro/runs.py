@@ -17,6 +17,7 @@ import torch
 
 from dgm_pyro import checkpoint, data
 from dgm_pyro.build import build
+from dgm_pyro.distributed import team
 from dgm_pyro.evaluation import seeded
 from dgm_pyro.program import Program
 from dgm_pyro.training import History, fit
@@ -74,6 +75,8 @@ def train(
 ) -> tuple[Program, Record, History]:
     """Build, train and store a run; what `dgm train` does.
 
+    Where several processes train together, each calls this, and the first writes.
+
     Args:
         swaps: of `dgm.build`, by name.
         force: overwrite what is in the folder.
@@ -89,19 +92,22 @@ def train(
     points = data.load(data_name, data_dir=data_dir, num=num)
     with seeded(seed, torch.device("cpu")):
         program = build(model, points, labelled=labelled, **swaps)
-    path = reserve(folder, force=force)
+    processes = team()
+    path = reserve(folder, force=force) if processes.writes else Path(folder)
     try:
         history = fit(program, points, objective, seed=seed, validation=validation or None, **options)
     except BaseException:
-        with contextlib.suppress(OSError):  # it is not empty: an earlier run that was to be overwritten
-            path.rmdir()
+        if processes.writes:
+            with contextlib.suppress(OSError):  # it is not empty: an earlier run that was to be overwritten
+                path.rmdir()
         raise
     kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
     record = record_of(
         model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num, **kept,
-        validation=validation, seed=seed,
+        validation=validation, seed=seed, processes=processes.size if processes.size > 1 else None,
     )  # fmt: skip
-    write(path, program, record)
+    if processes.writes:
+        write(path, program, record)
     return program, record, history
 
 

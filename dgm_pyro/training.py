@@ -16,11 +16,12 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from dgm_pyro.compilation import Sums, Terms, check_compilable, export, optimized
+from dgm_pyro.compilation import EAGER_ONLY, Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.data import Data
 from dgm_pyro.distributed import Team, team
 from dgm_pyro.evaluation import as_data, evaluating, find_device, seeded
@@ -166,12 +167,13 @@ def fit(
     if not parameters:
         raise ValueError(f"this {type(program).__name__} has no parameters that require a gradient")
 
-    program.to(where)
-    x, y = train.x.to(where), None if train.y is None else train.y.to(where)
     processes = team()
-    progress = progress and processes.rank == 0
-    steps_per_epoch = processes.batches(len(x), batch_size)
+    steps_per_epoch = processes.batches(len(train), batch_size)
     steps = epochs * steps_per_epoch
+
+    program.to(where)
+    processes.agree([*program.parameters(), *program.buffers()])
+    x, y = train.x.to(where), None if train.y is None else train.y.to(where)
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay, fused=True)
     warm_up = max(1, steps // 50)
 
@@ -200,7 +202,7 @@ def fit(
                 total=epochs,
                 desc=f"fit {type(program).__name__}",
                 unit="epoch",
-                disable=not progress or processes.rank > 0,
+                disable=not (progress and processes.writes),
             ) as bar,
         ):
             program.train()
@@ -231,11 +233,12 @@ def fit(
                     if averaged is not None:
                         averaged.update()
                     totals.add(len(rows), sums)
+                processes.agree(program.buffers())  # those that follow the data have followed other data in each
                 with contextlib.nullcontext() if averaged is None else averaged.swapped_in():
                     loss = None
                     if held_out is not None:
                         measure = at_progress(getattr(maximise, "validation", maximise), 1.0)
-                        loss = _validate(measure, program, held_out, batch_size, seed, where)
+                        loss = _validate(measure, program, held_out, batch_size, seed, where, processes)
                         if not math.isfinite(loss):
                             what, site = "the validation loss is not finite", program.variable
                             raise NonFiniteLossError(what, site, epoch, step, last_epoch)
@@ -300,8 +303,7 @@ class _Step:
     def __init__(self, objective: Any, program: Program, precision: str):
         self.program, self.objective, self.precision = program, objective, precision
         self.terms = None if isinstance(objective, _PyroObjective) else Terms(program, objective)
-        self.loss: Any = self.terms  # of any batch
-        self.whole: Any = self.terms  # of a whole batch
+        self.loss: Any = None if self.terms is None else _ByKind(self.terms)
         self.compiled = False
 
     def prepare(self, batch: tuple[Any, ...], processes: Team, compile: bool | str) -> None:
@@ -361,12 +363,23 @@ class _Step:
         if not self.terms.schedules:
             self.terms.objective = at_progress(self.objective, progress)
         with self._autocast(batch[0]):
-            sums = (self.whole if whole else self.loss)(*batch, self.terms.weights(progress))
+            sums = self.loss(whole, *batch, self.terms.weights(progress))
         (weight * sums["loss"][""]).backward()
         return sums
 
     def _autocast(self, x: Tensor) -> Any:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class _ByKind(nn.Module):
+    """One loss for whole batches, which may be compiled for their size, and one for others; of the same parameters."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.whole = self.other = loss
+
+    def forward(self, whole: bool, *arguments: Any) -> Sums:
+        return (self.whole if whole else self.other)(*arguments)
 
 
 class _Watch:
@@ -396,7 +409,7 @@ class _Watch:
         step = processes.earliest(self.step)
         if step == 0 or self.values is None:
             return
-        values = self.values.tolist()
+        values = processes.total(self.values).tolist()  # which is not finite where that of one process is not
         losses, norms = values[: len(self.sites) + 2], values[len(self.sites) + 2 :]
         if not all(map(math.isfinite, losses)):
             broken = [site for site, value in zip(self.sites, losses, strict=False) if not math.isfinite(value)]
@@ -472,24 +485,33 @@ class _Average:
 
 
 def _validate(
-    objective: Objective, program: Program, data: Data, batch_size: int, seed: int, device: torch.device
+    objective: Objective,
+    program: Program,
+    data: Data,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    processes: Team,
 ) -> float:
     """Mean loss with the same draws every time, so that epochs are compared on equal terms.
 
-    Of a Pyro objective, whose loss brings its backward pass along, the plain ELBO.
+    The batches are dealt out to the processes; each has draws of its own, whoever gets it. Of a Pyro objective, whose
+    loss brings its backward pass along, the plain ELBO.
     """
     total = 0.0
     if isinstance(objective, _PyroObjective):
         objective = ELBO()
     # Larger batches than in training, as no graph is kept; but particles take the room of data.
     size = max(batch_size, 4 * batch_size // getattr(objective, "num_particles", 1))
-    with evaluating(program), seeded(seed, device), torch.no_grad():
-        for start in range(0, len(data.x), size):
-            rows = slice(start, start + size)
+    starts = range(0, len(data.x), size)
+    with evaluating(program), torch.no_grad():
+        for number in range(processes.rank, len(starts), processes.size):
+            rows = slice(starts[number], starts[number] + size)
             y = None if data.y is None else data.y[rows].to(device)
             value, given, observed = program.arguments(data.x[rows].to(device), y)
-            total -= objective(program, value, given, observed).value.double().sum().item()
-    return total / len(data.x)
+            with seeded(seed + number, device):
+                total -= objective(program, value, given, observed).value.double().sum().item()
+    return processes.total(torch.tensor(total, dtype=torch.float64, device=device)).item() / len(data.x)
 
 
 def _validation(
