@@ -325,21 +325,24 @@ class _Step:
             return
         if self.terms is None or not (compile or processes.size > 1):
             return
-        example = (*batch, self.terms.weights(0.0))
+        share = pytree.tree_map_only(Tensor, processes.share, batch)
         cuda = [batch[0].device] if batch[0].is_cuda else []
         with torch.random.fork_rng(devices=cuda):
             with self._autocast(batch[0]):
-                self.terms(*example)  # some layers set themselves up by the first batch that they see
+                self.terms(*batch, self.terms.weights(0.0))  # some layers set themselves up by the first batch that they see
             if compile:
                 try:
-                    self.whole = self._compile(self.terms, example)
+                    self.loss.whole = self._compile(self.terms, (*share, self.terms.weights(0.0)))
                     self.compiled = True
                 except Exception as error:
                     if compile is True:
                         raise
                     warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=3)
         if processes.size > 1:
-            self.loss = self.whole = DistributedDataParallel(self.whole, static_graph=True)
+            # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
+            static = not isinstance(self.objective, tuple(EAGER_ONLY))
+            self.loss = DistributedDataParallel(self.loss, static_graph=static, find_unused_parameters=not static)
+            self.loss.broadcast_buffers = False  # at each step; once an epoch is enough
 
     def _compile(self, terms: Terms, example: tuple[Any, ...]) -> Any:
         check_compilable(self.objective)
@@ -495,8 +498,8 @@ def _validate(
 ) -> float:
     """Mean loss with the same draws every time, so that epochs are compared on equal terms.
 
-    The batches are dealt out to the processes; each has draws of its own, whoever gets it. Of a Pyro objective, whose
-    loss brings its backward pass along, the plain ELBO.
+    The batches are dealt out to the processes, each of which has draws of its own. Of a Pyro objective, whose loss
+    brings its backward pass along, the plain ELBO.
     """
     total = 0.0
     if isinstance(objective, _PyroObjective):
@@ -504,13 +507,12 @@ def _validate(
     # Larger batches than in training, as no graph is kept; but particles take the room of data.
     size = max(batch_size, 4 * batch_size // getattr(objective, "num_particles", 1))
     starts = range(0, len(data.x), size)
-    with evaluating(program), torch.no_grad():
+    with evaluating(program), seeded(seed + processes.rank, device), torch.no_grad():
         for number in range(processes.rank, len(starts), processes.size):
             rows = slice(starts[number], starts[number] + size)
             y = None if data.y is None else data.y[rows].to(device)
             value, given, observed = program.arguments(data.x[rows].to(device), y)
-            with seeded(seed + number, device):
-                total -= objective(program, value, given, observed).value.double().sum().item()
+            total -= objective(program, value, given, observed).value.double().sum().item()
     return processes.total(torch.tensor(total, dtype=torch.float64, device=device)).item() / len(data.x)
 
 
