@@ -67,7 +67,7 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
     Returns:
         For a program a `Loss`, ``loss(x, given=None)``; for a pair a `PairLoss`, called with the pair's arguments. It
         is compiled when it is first called, and again for arguments of another kind; for a second number of data, once
-        more and for every number.
+        more and for every number. A part of the program that is replaced afterwards is not seen: compile anew.
 
     Raises:
         TypeError: ``program`` is neither.
@@ -105,6 +105,7 @@ class Loss(nn.Module):
         super().__init__()
         check_compilable(objective)
         self.terms, self.backend = Terms(program, objective), backend
+        self._parts = [*self.terms.modules()]
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
     def forward(
@@ -122,7 +123,7 @@ class Loss(nn.Module):
         arguments = (x, given, observed or {}, self.terms.weights(progress))
         if len(x) == 1:  # one graph serves every number of data but this
             return self.terms(*arguments)["loss"][""]
-        key = (_kind(arguments, 1), *(part.training for part in self.terms.modules()))
+        key = (_kind(arguments, 1), *[part.training for part in self._parts])
         if key not in self._graphs:
             self._graphs[key] = optimized(export(self.terms, arguments), self.backend)
         return self._graphs[key](*arguments)["loss"][""]
@@ -149,12 +150,13 @@ class PairLoss(nn.Module):
     ):
         super().__init__()
         self.terms, self.backend = PairTerms(model, guide, analytic_kl), backend
+        self._parts = [*self.terms.modules()]
         self._leaves: dict[str, Tensor] = {}
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
     def forward(self, *args: Any) -> Tensor:
         """The loss of the callables' arguments, a scalar."""
-        key = (_kind(args, 0), *(part.training for part in self.terms.modules()))
+        key = (_kind(args, 0), *[part.training for part in self._parts])
         if key not in self._graphs:
             self._leaves = self.terms.leaves(*args)
             self._graphs[key] = optimized(export(self.terms, (self._leaves, args), dynamic=False), self.backend)
@@ -332,16 +334,31 @@ def _no_validation() -> Iterator[None]:
         torch.distributions.Distribution._validate_sample = of_values  # type: ignore[method-assign]
 
 
-def optimized(module: nn.Module, backend: str = "inductor") -> Callable[..., Any]:
-    """``module``, exported, as fast as its device allows; it draws the random numbers that it would draw uncompiled."""
+class _Optimized(nn.Module):
+    """An exported graph, called past the checks of its arguments that an exported module makes on every call."""
+
+    def __init__(self, graph: nn.Module, call: Callable[..., Any]):
+        super().__init__()
+        self.graph, self.call = graph, call
+
+    def forward(self, *args: Any) -> Any:
+        return self.call(*args)
+
+
+def optimized(graph: nn.Module, backend: str = "inductor") -> nn.Module:
+    """``graph``, exported, as fast as its device allows; it draws the random numbers that it would draw uncompiled.
+
+    Args:
+        backend: as for `torch.compile`; "eager" leaves the graph as it is.
+    """
     if backend == "eager":
-        return module
+        return _Optimized(graph, graph.forward)
     options: dict[str, Any] = {}
     if backend == "inductor":
         options["fallback_random"] = True
-        if any(p.is_cuda for p in module.parameters()):
+        if any(p.is_cuda for p in graph.parameters()):
             options["triton.cudagraphs"] = True
-    return torch.compile(module, backend=backend, fullgraph=True, options=options or None)
+    return _Optimized(graph, torch.compile(graph.forward, backend=backend, fullgraph=True, options=options or None))
 
 
 def _kind(arguments: tuple[Any, ...], first: int) -> Any:

@@ -215,7 +215,8 @@ def fit(
                 order = torch.randperm(len(x), generator=shuffling).to(where)
                 batches = order.split(batch_size)[:steps_per_epoch]
                 for step, rows in enumerate(batches, start=(epoch - 1) * steps_per_epoch + 1):
-                    if step == 1:
+                    # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
+                    if step == (2 if processes.size == 1 else 1):
                         step_of.prepare(batch_of(rows), processes, compiling)
                         history.compiled = step_of.compiled
                     optimizer.param_groups[0]["lr"] = rate(step)
@@ -307,7 +308,7 @@ class _Step:
         self.compiled = False
 
     def prepare(self, batch: tuple[Any, ...], processes: Team, compile: bool | str) -> None:
-        """Compile, and join with the other processes; ``batch`` is the first one, whole.
+        """Compile, and join with the other processes; ``batch`` is a whole one.
 
         Raises:
             CompilationError, ValueError: it cannot be, and ``compile`` is not "auto".
@@ -328,8 +329,9 @@ class _Step:
         share = pytree.tree_map_only(Tensor, processes.share, batch)
         cuda = [batch[0].device] if batch[0].is_cuda else []
         with torch.random.fork_rng(devices=cuda):
-            with self._autocast(batch[0]):
-                self.terms(*batch, self.terms.weights(0.0))  # some layers set themselves up by the first batch that they see
+            if processes.size > 1:
+                with self._autocast(batch[0]):  # what layers set up by their first batch, they set up alike
+                    self.terms(*batch, self.terms.weights(0.0))
             if compile:
                 try:
                     self.loss.whole = self._compile(self.terms, (*share, self.terms.weights(0.0)))
@@ -347,10 +349,13 @@ class _Step:
     def _compile(self, terms: Terms, example: tuple[Any, ...]) -> Any:
         check_compilable(self.objective)
         whole = optimized(export(terms, example))
+        before = [buffer.clone() for buffer in self.program.buffers()]
         with self._autocast(example[0]):
             loss = whole(*example)["loss"][""]
         loss.backward()  # now, so that what fails fails here
         self.program.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.program.buffers(), before, strict=True):
+            buffer.copy_(value)
         return whole
 
     def __call__(self, batch: tuple[Any, ...], progress: float, weight: float = 1.0, whole: bool = False) -> Sums:

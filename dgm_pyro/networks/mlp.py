@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,16 @@ def to_unit(x: Tensor, levels: int | None) -> Tensor:
     if levels is None:
         return x
     return x.to(torch.get_default_dtype()) * (2 / (levels - 1)) - 1
+
+
+def full_precision(out: Any) -> Any:
+    """A network's output in the default dtype, where autocast computed it in a lower one; other objects as they are.
+
+    Sums of many log-probabilities need the full precision; the network alone does not.
+    """
+    if isinstance(out, Tensor) and torch.is_autocast_enabled(out.device.type):
+        return out.to(torch.get_default_dtype())
+    return out
 
 
 class Context(nn.Module):
