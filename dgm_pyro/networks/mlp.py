@@ -85,7 +85,9 @@ class Context(nn.Module):
             return self.embed(context.long())
         if self.levels is None and not context.is_floating_point():
             raise TypeError(f"the network was given integers ({context.dtype}): pass levels=... when you build it")
-        return self.embed(to_unit(context, self.levels).to(next(self.parameters()).dtype))
+        # Asked of the weight itself: in a Bayesian network it is a sample, and there are no parameters.
+        dtype = self.embed[1].weight.dtype  # type: ignore[index]
+        return self.embed(to_unit(context, self.levels).to(dtype))
 
 
 def given_shape_of(
