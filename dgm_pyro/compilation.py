@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro.adversarial import Adversarial
+from dgm_pyro.adversarial import Adversarial, KernelScore
 from dgm_pyro.objectives import (
     ELBO,
     DReG,
@@ -44,6 +44,7 @@ EAGER_ONLY = {
     DReG: "weights gradients by a hook on the way back",
     SemiSupervised: "picks rows by their labels",
     Adversarial: "trains its critic beside the program",
+    KernelScore: "fixes the number of pairs that it compares",
 }
 # The frames of a traceback that are nobody's statements.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
