@@ -397,7 +397,9 @@ def sweep(
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     num_particles: Annotated[int, typer.Option(help="K of the IWAE bound that the table is sorted by.")] = 1000,
-    jobs: Annotated[int, typer.Option(help="How many processes, of one thread each.")] = 1,
+    compile: Compile = None,
+    precision: Precision = "float32",
+    jobs: Annotated[int, typer.Option(help="How many processes; they take the GPUs in turn, or share the cores.")] = 1,
     device: Device = "auto",
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="The sweep's folder; default: sweeps/MODEL-DATA.")] = None,
@@ -412,7 +414,10 @@ def sweep(
     from dgm_pyro.sweep import Options
     from dgm_pyro.sweep import sweep as run_sweep
 
-    options = Options(model, data, data_dir, num, latent, epochs, batch_size, lr, num_particles, device)
+    compiling = "auto" if compile is None else compile
+    options = Options(
+        model, data, data_dir, num, latent, epochs, batch_size, lr, num_particles, device, compiling, precision
+    )
     folder = out or Path("sweeps") / f"{model}-{data}"
     result = run_sweep(
         folder,

@@ -19,19 +19,21 @@ import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from dgm_pyro import data as data_sets
 from dgm_pyro import runs
 from dgm_pyro.build import build
-from dgm_pyro.evaluation import Evidence, evaluate
+from dgm_pyro.evaluation import Evidence, evaluate, find_device
 from dgm_pyro.infer.checks import units
 from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import check_count
+from dgm_pyro.training import check_options
 
 AXES = ("prior", "encoder", "likelihood", "objective")
 UNIT_DATA = 512
@@ -51,6 +53,8 @@ class Options:
     lr: float = 1e-3
     num_particles: int = 1000
     device: str = "auto"
+    compile: bool | str = "auto"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ def sweep(
         prior, encoder, likelihood, objective: names of `dgm_pyro.build` and `dgm_pyro.objectives`; an empty one is left
             at the model's default.
         seeds: 0 .. seeds - 1.
-        jobs: how many processes, of one thread each; 1 trains in this one.
+        jobs: how many processes; 1 trains in this one. They take the GPUs in turn, if there are any and
+            ``options.device`` names none; and share the cores, unless OMP_NUM_THREADS says how many threads each has.
         progress: whether to show a bar.
 
     Returns:
@@ -184,6 +189,8 @@ def sweep(
 
 def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]]) -> None:
     """Build every combination once: an unknown name is an error now, not after an hour."""
+    find_device(options.device)
+    check_options(options.lr, 0.0, "cosine", None, None, options.compile, options.precision)
     points = data_sets.load(options.data, data_dir=options.data_dir, num=16)
     seen = set()
     for choices in combinations:
@@ -207,7 +214,7 @@ def _open(folder: Path, options: Options) -> Path:
     """Make the folder, or see that it holds a sweep with the same options."""
     path = folder / "sweep.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = asdict(Options()) | json.loads(path.read_text())
         changed = [
             f"{name} was {before.get(name)!r} and is now {value!r}"
             for name, value in asdict(options).items()
@@ -244,12 +251,17 @@ def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -
             run_cell(folder, options, cell)
             yield cell.name
         return
+    context = multiprocessing.get_context("spawn")
+    places = context.SimpleQueue()
+    for device in devices(options.device, jobs):
+        places.put(device)
     before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # the processes inherit it, and read it when they load torch
+    if before is None:  # the processes inherit it, and read it when they load torch
+        os.environ["OMP_NUM_THREADS"] = str(max(1, _cores() // jobs))
     try:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(places,)) as pool:
             try:
-                pending = {pool.submit(run_cell, folder, options, cell): cell for cell in cells}
+                pending = {pool.submit(_run_there, folder, options, cell): cell for cell in cells}
                 for done in as_completed(pending):
                     done.result()
                     yield pending[done].name
@@ -257,7 +269,32 @@ def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     finally:
-        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
+def devices(device: str, jobs: int) -> list[str]:
+    """Where each of the jobs trains: on the GPUs in turn, if there are any and ``device`` names none."""
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    return [f"cuda:{job % gpus}" if gpus else device for job in range(jobs)]
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# Of a process that runs cells.
+_device = "auto"
+
+
+def _settle(places: Any) -> None:
+    global _device
+    _device = places.get()
+
+
+def _run_there(folder: Path, options: Options, cell: Cell) -> None:
+    run_cell(folder, replace(options, device=_device), cell)
 
 
 def run_cell(folder: Path, options: Options, cell: Cell) -> None:
@@ -277,7 +314,7 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> None:
 def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:
     swaps, objective = _swaps(options, dict(cell.choices))
     if (place / runs.RECORD).is_file():  # trained, and killed while it was evaluated
-        program, record = runs.read(place)
+        program, record = runs.read(place, find_device(options.device))
     else:
         program, record, _ = runs.train(
             place,
@@ -292,6 +329,8 @@ def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, 
             epochs=options.epochs,
             batch_size=options.batch_size,
             lr=options.lr,
+            compile=options.compile,
+            precision=options.precision,
             progress=False,
             force=True,
         )

@@ -154,7 +154,7 @@ def fit(
     settings = {"epochs": epochs, "batch_size": batch_size}
     for name, count in settings.items():
         check_count(count, name)
-    _check_options(lr, weight_decay, schedule, early_stopping, ema, compile, precision)
+    check_options(lr, weight_decay, schedule, early_stopping, ema, compile, precision)
     train = as_data(program, data)
     maximise = _objective(objective)
     train, held_out = _validation(program, train, validation, seed)
@@ -548,7 +548,7 @@ def _check_labels(program: Program, data: Data | None, objective: Objective) -> 
             )
 
 
-def _check_options(
+def check_options(
     lr: float,
     weight_decay: float,
     schedule: str,
@@ -557,6 +557,7 @@ def _check_options(
     compile: bool | str,
     precision: str,
 ) -> None:
+    """Raise a ValueError that names the argument of `fit` that does not fit."""
     if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr must be a positive number, got {lr!r}")
     if not (isinstance(weight_decay, (int, float)) and math.isfinite(weight_decay) and weight_decay >= 0):

@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import os
+from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +120,65 @@ def test_processes_give_the_same_numbers(swept, tmp_path):
     result = sweep.sweep(tmp_path / "s", FAST, prior=("normal",), objective=("elbo",), jobs=2, progress=False)
     before = next(row for row in swept.rows if row.choices == {"prior": "normal", "objective": "elbo"})
     assert result.rows[0].cells[0]["nats"] == pytest.approx(before.cells[0]["nats"], abs=1e-4)
+
+
+class Pool:
+    """In the place of a pool: two processes, which are this one."""
+
+    def __init__(self, jobs, mp_context, initializer, initargs):
+        self.jobs, self.settle = jobs, lambda: initializer(*initargs)
+        self.threads = os.environ["OMP_NUM_THREADS"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        pass
+
+    def submit(self, function, *arguments):
+        self.settle()
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+@pytest.mark.parametrize(("gpus", "device", "places"), [
+    (0, "auto", ["auto", "auto", "auto"]), (2, "auto", ["cuda:0", "cuda:1", "cuda:0"]),
+    (2, "cpu", ["cpu", "cpu", "cpu"]), (2, "cuda:1", ["cuda:1", "cuda:1", "cuda:1"]), (1, "cuda", ["cuda:0"] * 3),
+])  # fmt: skip
+@pytest.mark.parametrize(("cores", "given", "threads"), [(8, None, "2"), (2, None, "1"), (8, "5", "5")])
+def test_jobs_take_the_gpus_in_turn_and_share_the_cores(
+    tmp_path, monkeypatch, gpus, device, places, cores, given, threads
+):
+    pools, ran = [], []
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", lambda *a, **kw: pools.append(Pool(*a, **kw)) or pools[0])
+    monkeypatch.setattr(sweep, "run_cell", lambda folder, options, cell: ran.append(options.device))
+    monkeypatch.setattr(sweep, "_cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    cells = [sweep.Cell((), seed) for seed in range(3)]
+    assert list(sweep._run_all(tmp_path, replace(FAST, device=device), cells, 3)) != []
+    assert ran == places
+    assert pools[0].threads == threads
+    assert os.environ.get("OMP_NUM_THREADS") == given
+
+
+def test_a_sweep_of_before_there_were_some_options_is_resumed(swept):
+    path = swept.folder / "sweep.json"
+    options = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in options.items() if name != "precision"}))
+    assert sweep.sweep(swept.folder, FAST, **AXES, seeds=1, progress=False).failed == 0
+    with pytest.raises(ValueError, match="precision was 'float32' and is now 'bf16'"):
+        sweep.sweep(swept.folder, replace(FAST, precision="bf16"), **AXES, progress=False)
+
+
+def test_options_that_do_not_fit_are_an_error_before_anything_is_written(tmp_path):
+    for options in ({"precision": "half"}, {"compile": "maybe"}, {"lr": -1.0}, {"device": "abacus"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            sweep.sweep(tmp_path / "s", replace(FAST, **options), prior=("normal",), progress=False)
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_command(tmp_path, capsys):
