@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dgm_pyro.anomaly import Score, Surprise
     from dgm_pyro.program import Program
     from dgm_pyro.training import History
 
@@ -564,6 +568,234 @@ def checks(
         return
     typer.echo(report)
     typer.echo(f"{picture}: rank histograms and the KL of each dimension")
+
+
+@app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --score likelihood,complexity,kl")
+def anomaly(
+    run: RunFolder,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="What to look through: a .npy file, or a data set.")],
+    score: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="likelihood, typicality, complexity, ratio, waic, kl; the first ranks the picture and the numbers.",
+        ),
+    ] = "likelihood",
+    background: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="For ratio: a run trained on perturbed data.")
+    ] = None,
+    ensemble: Annotated[
+        str | None, typer.Option(metavar="RUN,RUN,...", help="For waic: further runs, of other seeds.")
+    ] = None,
+    normal: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Normal data that were not trained on; default: the run's test split."),
+    ] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Largest probability that a normal datum is flagged.")] = 0.01,
+    num_particles: Annotated[int, typer.Option(help="With latent variables: K of the bound on log p(x).")] = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/anomalies.png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Which data are unlike what the run was trained on? A table, a picture of the most anomalous, a CSV.
+
+    One random half of the normal data sets the threshold; AUROC and false alarms are measured on the other half.
+    """
+    import json
+
+    import torch
+
+    from dgm_pyro import anomaly, plots, runs
+    from dgm_pyro.program import check_count
+    from dgm_pyro.questions import share
+    from dgm_pyro.training import find_device
+
+    check_count(num_particles, "num_particles")
+    where, picture = find_device(device), _picture(out, run / "anomalies.png")
+    program, record = runs.read(run, where)
+    place = data_dir or record.data_dir
+    x = _inputs(data, program, place)
+    kept = _inputs(normal or record.data, program, place)
+    if len(kept) < 2:
+        raise ValueError("there is one normal datum: pass at least two, to calibrate on and to measure on")
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+    reference, held_out = kept[order[: len(kept) // 2]], kept[order[len(kept) // 2 :]]
+    other = [runs.read(folder, where)[0] for folder in _names(ensemble)]
+    base = anomaly.Surprise(program, num_particles)
+    first, rows = None, []
+    for name in _names(score) or ("likelihood",):
+        chosen = _score(name, base, background, other, reference, where)
+        scores, normal_scores = chosen(x), chosen(held_out)
+        detector = anomaly.Detector(lambda values: values).calibrate(chosen(reference), false_alarm_rate)
+        flags, found = detector.flag(scores), anomaly.separation(normal_scores, scores)
+        rows.append(
+            {
+                "score": name,
+                "threshold": detector.threshold,
+                "flagged": int(flags.sum()),
+                "of": len(x),
+                "false_alarms": share(detector.flag(normal_scores)),
+                "auroc": found.auroc,
+                "auroc_stderr": found.stderr,
+            }
+        )
+        first = first or (scores, flags, detector.p_values(scores))
+    assert first is not None
+    scores, flags, p_values = first
+    ranked = scores.argsort(descending=True)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    plots.samples(
+        x[ranked[:36]], levels=program.levels, title=f"Most anomalous for {record.model} on {record.data}, by {score}"
+    ).savefig(picture)
+    table = picture.with_suffix(".csv")
+    lines = ["index,score,p_value,flagged"]
+    lines += [f"{i},{scores[i]:.6g},{p_values[i]:.6g},{int(flags[i])}" for i in ranked.tolist()]
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(
+            json.dumps({"run": str(run), "data": data, "num_reference": len(reference), "scores": rows}, indent=1)
+        )
+        return
+    typer.echo(f"{record.model} on {record.data}: {len(x)} data against {len(held_out)} normal ones; "
+               f"thresholds from {len(reference)} others, false-alarm rate {false_alarm_rate:g}")  # fmt: skip
+    typer.echo(f"{'score':<12}{'threshold':>12}{'flagged':>14}{'false alarms':>14}   AUROC")
+    for row in rows:
+        flagged = f"{row['flagged']} of {row['of']}"
+        typer.echo(f"{row['score']:<12}{row['threshold']:>12.2f}{flagged:>14}{row['false_alarms']:>14.4f}"
+                   f"   {row['auroc']:.4f} +- {row['auroc_stderr']:.4f}")  # fmt: skip
+    typer.echo(f"{picture} and {table}: the most anomalous first")
+
+
+def _score(
+    name: str, base: Surprise, background: Path | None, ensemble: list[Program], reference: Tensor, where: torch.device
+) -> Score:
+    from dgm_pyro import anomaly, runs
+
+    if name == "likelihood":
+        return base
+    if name == "typicality":
+        return anomaly.Typicality(base, reference)
+    if name == "complexity":
+        return anomaly.Complexity(base, "png" if len(base.program.event_shape) == 3 else "zlib")
+    if name == "kl":
+        return anomaly.PosteriorKL(base.program)
+    if name == "ratio":
+        if background is None:
+            raise ValueError("--score ratio needs --background RUN, a run trained on perturbed data")
+        return anomaly.Ratio(base, anomaly.Surprise(runs.read(background, where)[0], base.num_particles))
+    if name == "waic":
+        if not ensemble:
+            raise ValueError("--score waic needs --ensemble RUN,RUN,...: runs of the same program from other seeds")
+        return anomaly.WAIC([base, *(anomaly.Surprise(each, base.num_particles) for each in ensemble)])
+    raise ValueError(f"--score must be among likelihood, typicality, complexity, ratio, waic, kl, got {name!r}")
+
+
+@app.command(epilog="Example: dgm classify runs/made-digits photos.npy --false-alarm-rate 0.05")
+def classify(
+    run: RunFolder,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="What to classify: a .npy file, or a data set.")],
+    num_particles: Annotated[
+        int, typer.Option(help="Where p(x | y) is not exact: K of its bound, for each class.")
+    ] = 1,
+    false_alarm_rate: Annotated[
+        float, typer.Option(help="Largest probability that a datum like the run's test data is rejected.")
+    ] = 0.01,
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The table, a .csv; default: RUN/classified.csv.")] = None,
+) -> None:
+    """p(y | x) of each datum, log p(x), and whether to reject the answer: a CSV and a picture.
+
+    A run trained --labelled rejects by log p(x); a discriminative one has only its highest p(y | x) to go by.
+    """
+    from dgm_pyro import data as datasets
+    from dgm_pyro import plots, runs
+    from dgm_pyro.anomaly import Detector
+    from dgm_pyro.evaluation import seeded
+    from dgm_pyro.labelled import Discriminative, Labelled
+    from dgm_pyro.program import check_count
+    from dgm_pyro.questions import beliefs
+    from dgm_pyro.training import find_device
+
+    check_count(num_particles, "num_particles")
+    table = out or run / "classified.csv"
+    if table.suffix.lower() != ".csv":
+        raise ValueError(f"--out must end in .csv, got {table}")
+    where = find_device(device)
+    program, record = runs.read(run, where)
+    if not isinstance(program, (Labelled, Discriminative)):
+        raise ValueError(
+            f"this run holds a {type(program).__name__}, which has no p(y | x): train with --labelled, or a classifier"
+        )
+    place = data_dir or record.data_dir
+    x = _inputs(data, program, place)
+    reference = datasets.load(record.data, "test", data_dir=place).x
+    with seeded(seed, where):
+        probabilities, log_p = beliefs(program, x, num_particles=num_particles)
+        usual, usual_log_p = beliefs(program, reference, num_particles=num_particles)
+    score = -probabilities.max(-1).values if log_p is None else -log_p
+    usual_score = -usual.max(-1).values if usual_log_p is None else -usual_log_p
+    rejected = Detector(lambda scores: scores).calibrate(usual_score, false_alarm_rate).flag(score)
+    classes = [f"p_{y}" for y in range(probabilities.shape[1])]
+    lines = [",".join(["index", "class", "log_p_x", "reject", *classes])]
+    for i, row in enumerate(probabilities):
+        log_p_x = "" if log_p is None else f"{log_p[i]:.6g}"
+        shares = [f"{share:.6g}" for share in row.tolist()]
+        lines.append(",".join([str(i), str(int(row.argmax())), log_p_x, str(int(rejected[i])), *shares]))
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    by = "log p(x)" if log_p is not None else "its highest p(y | x), for it has no p(x)"
+    typer.echo(f"{record.model} on {record.data}: {int(rejected.sum())} of {len(x)} answers rejected, by {by}")
+    written = str(table)
+    if x.dim() == 4 and x.shape[1] == 1:
+        picture = table.with_suffix(".png")
+        levels = datasets.load(record.data, "test", data_dir=place).levels
+        plots.answers(
+            x[:36],
+            probabilities[:36],
+            rejected[:36],
+            levels=levels,
+            title=f"{record.model}: answers, struck if rejected",
+        ).savefig(picture)
+        written += f" and {picture}"
+    typer.echo(written)
+
+
+def _inputs(source: str, program: Program, data_dir: str | None) -> Tensor:
+    """The x of a .npy file, or of the test split of a data set, that fits the program."""
+    import numpy as np
+    import torch
+
+    from dgm_pyro import data as datasets
+    from dgm_pyro.evaluation import as_data
+
+    if not source.endswith(".npy"):
+        points = datasets.load(source, "test", data_dir=data_dir)
+        if program.variable == "x":
+            as_data(program, points)
+        return points.x
+    try:
+        array = np.load(source, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{source} is no array saved by numpy.save ({error})") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{source} holds {array.dtype}: save numbers")
+    x = torch.from_numpy(np.ascontiguousarray(array))
+    shape = program.event_shape if program.variable == "x" else program.given_shape or x.shape[1:]
+    if x.dim() == len(shape) and len(shape) == 3 and shape[0] == 1:  # images without their channel
+        x = x.unsqueeze(1)
+    if x.is_floating_point():
+        x = x.to(torch.get_default_dtype())
+    elif x.dtype not in datasets.INTEGERS:
+        x = x.long()
+    if tuple(x.shape[1:]) != tuple(shape) or not len(x):
+        raise ValueError(f"{source} has shape {tuple(array.shape)}, but the run takes (N, *{tuple(shape)})")
+    if program.variable == "x":
+        program.check(x)
+    return x
 
 
 def _picture(out: Path | None, default: Path) -> Path:

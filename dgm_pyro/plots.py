@@ -36,6 +36,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from dgm_pyro.classification import reliability as bins_of_answers
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.infer.checks import Report
 from dgm_pyro.infer.gaps import Gaps
@@ -588,27 +589,56 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
     for (name, each), marker in zip(probabilities.items(), "osD^v", strict=False):
         if each.dim() != 2 or len(each) != len(y):
             raise ValueError(f"{name!r} has shape {tuple(each.shape)}, but y has {len(y)} labels: pass (N, classes)")
-        confidence, guess = (part.cpu() for part in each.detach().double().max(-1))
-        right = (guess == y.cpu()).double()
-        bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-        count = torch.bincount(bin_of, minlength=bins).double()
-        filled = count > 0
-        mean = [
-            torch.bincount(bin_of, weights=part, minlength=bins)[filled] / count[filled] for part in (confidence, right)
-        ]
-        error = float(((mean[0] - mean[1]).abs() * count[filled]).sum() / len(y))
+        found = bins_of_answers(each, y, bins)
+        filled = found.count > 0
         axes.plot(
-            mean[0].numpy(),
-            mean[1].numpy(),
+            found.confidence[filled].numpy(),
+            found.accuracy[filled].numpy(),
             marker=marker,
             markersize=5,
-            label=f"{name}: off by {100 * error:.1f} points on average",
+            label=f"{name}: off by {100 * found.ece:.1f} points on average",
         )
     percent = PercentFormatter(1.0)
     axes.xaxis.set_major_formatter(percent)
     axes.yaxis.set_major_formatter(percent)
     axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03))
     axes.legend(loc="upper left")
+    return figure
+
+
+@_styled
+def answers(
+    x: Tensor, probabilities: Tensor, rejected: Tensor, *, levels: int | None = None, columns: int = 6, title: str = ""
+) -> Figure:
+    """Images, each under its most probable class and that class's probability; rejected ones are struck through.
+
+    Args:
+        x: ``(N, 1, H, W)``.
+        probabilities: p(y | x), ``(N, classes)``.
+        rejected: bools, ``(N,)``.
+
+    Raises:
+        ValueError: x is no batch of one-channel images, or the rows do not match.
+    """
+    if x.dim() != 4 or x.shape[1] != 1 or not len(x) == len(probabilities) == len(rejected) > 0:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, probabilities {tuple(probabilities.shape)} and rejected "
+            f"{tuple(rejected.shape)}: pass images (N, 1, H, W), (N, classes) and (N,)"
+        )
+    colours, rows = _theme.get(), math.ceil(len(x) / columns)
+    figure = _figure(0.95 * rows, title)
+    values = x[:, 0].detach().cpu().double().numpy()
+    low, high = (0, levels - 1) if levels else (values.min(), values.max())
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if i >= len(x):
+            continue
+        (height, width), (share, guess) = values[i].shape, probabilities[i].max(-1)
+        axes.imshow(values[i], cmap=colours.grey, vmin=low, vmax=high, interpolation="nearest")
+        axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colours.rule, linewidth=0.6))
+        axes.set_title(f"{int(guess)}: {100 * float(share):.0f} %", size=8, pad=2)
+        if rejected[i]:
+            axes.plot([-0.5, width - 0.5], [height - 0.5, -0.5], color=colours.series[5], linewidth=1.5)
     return figure
 
 

@@ -1,0 +1,124 @@
+"""``dgm anomaly`` and ``dgm classify``: tables, pictures, numbers, and what they say when something is wrong."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_cli import dgm_ok, width_of
+
+import dgm_pyro as dgm
+from dgm_pyro import anomaly, cli
+from dgm_pyro.questions import beliefs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("anomaly")
+    recipes = {
+        "pixels": ["pixels", "--lr", "0.1", "--epochs", "10"],
+        "background": ["pixels", "--lr", "0.1", "--epochs", "1"],
+        "vae": ["vae", "--latent", "4"],
+        "labelled": ["pixels", "--labelled", "--lr", "0.1", "--epochs", "20"],
+        "classifier": ["classifier", "--epochs", "5"],
+        "points": ["realnvp", "--data", "moons"],
+    }
+    for name, (model, *options) in recipes.items():
+        short = ["--num", "500", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
+        dgm_ok("train", model, *options, *short, "--device", "cpu", "--out", folder / name)
+    np.save(folder / "noise.npy", np.random.default_rng(0).integers(0, 17, (30, 8, 8)))
+    np.save(folder / "far.npy", np.full((5, 2), 50.0))
+    np.save(folder / "words.npy", np.array(["a", "b"]))
+    np.save(folder / "large.npy", np.zeros((5, 9, 9)))
+    return folder
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_noise_is_flagged_and_digits_hardly(trained, tmp_path, capsys):
+    out = tmp_path / "found.png"
+    dgm_ok("anomaly", trained / "pixels", trained / "noise.npy", "--false-alarm-rate", "0.05", "--out", out)
+    printed = capsys.readouterr().out
+    assert "30 of 30" in printed
+    assert "1.0000 +- 0.0000" in printed
+    assert width_of(out) > 300
+    rows = rows_of(out.with_suffix(".csv"))
+    assert sorted(int(row["index"]) for row in rows) == list(range(30))
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    noise = torch.from_numpy(np.load(trained / "noise.npy"))[:, None]
+    surprise = anomaly.Surprise(dgm.load(trained / "pixels"))(noise)
+    assert scores[0] == pytest.approx(surprise.max().item(), rel=1e-5)
+
+
+def test_every_score_in_one_table(trained, capsys):
+    dgm_ok(
+        "anomaly", trained / "vae", trained / "noise.npy", "--score", "likelihood,typicality,complexity,ratio,waic,kl",
+        "--background", trained / "background", "--ensemble", trained / "background", "--json",
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    names = ["likelihood", "typicality", "complexity", "ratio", "waic", "kl"]
+    assert [row["score"] for row in found["scores"]] == names
+    assert found["num_reference"] == 180
+    for row in found["scores"]:
+        assert row["false_alarms"] < 0.05  # 0.01 of 180, by far less than 4 standard errors
+        assert 0 <= row["auroc"] <= 1
+
+
+def test_points_need_no_picture_of_pixels(trained, capsys):
+    dgm_ok("anomaly", trained / "points", trained / "far.npy")
+    assert "5 of 5" in capsys.readouterr().out
+
+
+def test_answers_with_doubt(trained, tmp_path, capsys):
+    out = tmp_path / "answers.csv"
+    dgm_ok("classify", trained / "labelled", "digits", "--false-alarm-rate", "0.1", "--out", out)
+    assert "rejected, by log p(x)" in capsys.readouterr().out
+    rows, test = rows_of(out), dgm.data.load("digits", "test")
+    probabilities, log_p = beliefs(dgm.load(trained / "labelled"), test.x)
+    assert [int(row["class"]) for row in rows] == probabilities.argmax(-1).tolist()
+    assert [float(row["log_p_x"]) for row in rows] == pytest.approx(log_p.tolist(), rel=1e-4)
+    assert [float(row["p_3"]) for row in rows] == pytest.approx(probabilities[:, 3].tolist(), rel=1e-4)
+    # The 360 digits are their own reference: those above the 325th, ceil(0.9 * 361), are rejected.
+    assert sum(int(row["reject"]) for row in rows) == 35
+    assert width_of(out.with_suffix(".png")) > 300
+
+
+def test_noise_is_rejected_by_who_knows_p_of_x(trained, tmp_path, capsys):
+    dgm_ok("classify", trained / "labelled", trained / "noise.npy")
+    assert "30 of 30 answers rejected" in capsys.readouterr().out
+    dgm_ok("classify", trained / "classifier", trained / "noise.npy")
+    assert "it has no p(x)" in capsys.readouterr().out
+    assert rows_of(trained / "classifier" / "classified.csv")[0]["log_p_x"] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("anomaly", "pixels", "noise.npy", "--score", "luck"), "--score must be among likelihood"),
+        (("anomaly", "pixels", "noise.npy", "--score", "ratio"), "needs --background RUN"),
+        (("anomaly", "pixels", "noise.npy", "--score", "waic"), "needs --ensemble"),
+        (("anomaly", "pixels", "noise.npy", "--score", "kl"), "has no latents"),
+        (("anomaly", "pixels", "noise.npy", "--false-alarm-rate", "0.001"), "pass at least 999"),
+        (("anomaly", "pixels", "noise.npy", "--out", "found.jpg"), "--out must end in .png"),
+        (("anomaly", "pixels", "words.npy"), "save numbers"),
+        (("anomaly", "pixels", "large.npy"), "the run takes (N, *(1, 8, 8))"),
+        (("anomaly", "pixels", "missing.npy"), "No such file"),
+        (("anomaly", "pixels", "moons"), "real data (a density)"),
+        (("anomaly", "classifier", "noise.npy"), "has no p(x)"),
+        (("classify", "pixels", "noise.npy"), "has no p(y | x)"),
+        (("classify", "labelled", "noise.npy", "--out", "table.png"), "--out must end in .csv"),
+        (("classify", "labelled", "noise.npy", "--num-particles", "0"), "num_particles must be a positive integer"),
+    ],
+)
+def test_bad_input_is_one_line(trained, capfd, arguments, words):
+    command, run, data, *options = arguments
+    data = str(trained / data) if data.endswith(".npy") else data
+    assert cli.main([command, str(trained / run), data, *options]) != 0
+    error = capfd.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
