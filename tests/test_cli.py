@@ -1,6 +1,7 @@
 """The command line: what it writes and prints, and how bad input ends: one line, a non-zero exit and no traceback."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 import dgm_pyro as dgm
-from dgm_pyro import cli, runs
+from dgm_pyro import cli, compilation, runs, training
 from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS
 from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 
@@ -98,6 +99,36 @@ def test_options_reach_the_training(tmp_path):
     assert record.options["objective"] == "iwae"
     assert record.options["ema"] == 0.9
     assert all(epoch["validation"] is not None for epoch in record.history["epochs"])
+
+
+def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+    recipe = ["train", "made", "--data", "moons", "--num", "200", *FAST]
+    dgm_ok(*recipe, "--compile", "--precision", "bf16", "--out", tmp_path / "run")
+    record = runs.read(tmp_path / "run")[1]
+    assert record.history["compiled"]
+    assert (record.options["compile"], record.options["precision"]) == (True, "bf16")
+    dgm_ok(*recipe, "--no-compile", "--out", tmp_path / "plain")
+    assert not runs.read(tmp_path / "plain")[1].history["compiled"]
+    capsys.readouterr()
+    vae = ["train", "vae", "--num", "200", *FAST, "--compile", "--objective", "dreg", "--out", str(tmp_path / "no")]
+    for wrong in (vae, [*map(str, recipe), "--precision", "half", "--out", str(tmp_path / "no")]):
+        assert cli.main(wrong) == 1
+    first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dgm: ")]
+    assert "DReG cannot be compiled" in first
+    assert "precision must be one of float32, bf16" in second
+    assert not (tmp_path / "no").exists()
+
+
+def test_threads_are_set_for_this_process_and_those_that_it_starts(monkeypatch, capsys):
+    taken = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    dgm_ok("--threads", "3", "list")
+    assert taken == [3]
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert cli.main(["--threads", "0", "list"]) == 1
+    assert "--threads must be a positive integer" in capsys.readouterr().err
 
 
 def test_validation_zero_trains_on_everything(tmp_path):
