@@ -136,6 +136,12 @@ class Normal(Parametric):
         given_shape: shape of one ``given``, for a network that does not say.
         scale: "network", or with a network that gives the location alone (P = 1), a learned scale that does not depend
             on ``given``: one per "feature", or one that is "shared" by all.
+        initial_scale: with a network, the scale where its output, or the learned scale, starts: at 0. Default: where
+            softplus is at 0, 0.69, for a network's; 1 for a learned one. An encoder that starts narrow, at 0.05 say,
+            tells its latents apart from the prior's noise before the KL switches them off.
+
+    Raises:
+        ValueError: an option does not fit the others.
 
     >>> import dgm_pyro as dgm
     >>> round(dgm.Normal(1).log_prob(torch.zeros(1, 1)).item(), 4)
@@ -151,6 +157,7 @@ class Normal(Parametric):
         parameters: Tensor | None = None,
         given_shape: Shape | None = None,
         scale: str = "network",
+        initial_scale: float | None = None,
     ):
         if scale not in ("network", "feature", "shared"):
             raise ValueError(f"scale must be 'network', 'feature' or 'shared', got {scale!r}")
@@ -159,9 +166,17 @@ class Normal(Parametric):
         number = 2 if scale == "network" else 1
         super().__init__(event_shape, number, network, learned=learned, parameters=parameters, given_shape=given_shape)
         self.scale = scale
+        if initial_scale is not None:
+            if network is None:
+                raise ValueError("initial_scale is for a Normal with a network: without one, use parameters")
+            if not (math.isfinite(initial_scale) and initial_scale > 0):
+                raise ValueError(f"initial_scale must be a positive number, got {initial_scale!r}")
         if scale != "network":
             shape = self.event_shape if scale == "feature" else ()
-            self.raw_scale = nn.Parameter(torch.full(shape, inverse_softplus(1.0)))
+            self.raw_scale = nn.Parameter(torch.full(shape, inverse_softplus(initial_scale or 1.0)))
+        elif initial_scale is not None:
+            self.start = torch.zeros(2, *self.event_shape)
+            self.start[1] = inverse_softplus(initial_scale)
 
     def initial(self) -> Tensor:
         raw = torch.zeros(2, *self.event_shape)
@@ -170,7 +185,7 @@ class Normal(Parametric):
 
     def adjusted(self, raw: Tensor, feature: int | None = None) -> Tensor:
         if self.scale == "network":
-            return raw
+            return super().adjusted(raw, feature)
         if feature is None:
             return torch.cat((raw, self.raw_scale.expand_as(raw)), -1 - len(self.event_shape))
         return torch.cat((raw, self.raw_scale.expand(self.event_shape).flatten()[feature].expand_as(raw)), -1)

@@ -249,6 +249,7 @@ CASES: dict[str, Case] = {
     "normal-learned": Case(lambda: dgm.Normal(2, learned=True)),
     "normal-scalar": Case(lambda: dgm.Normal((), learned=True)),
     "normal-image": Case(lambda: dgm.Normal((1, 2, 2), learned=True)),
+    "normal-given-vector-narrow": Case(lambda: dgm.Normal(3, nn.Linear(2, 6), initial_scale=0.05)),
     "normal-given-vector": Case(lambda: dgm.Normal(3, nn.Linear(2, 6))),
     "normal-given-open": Case(lambda: dgm.Normal(3, nn.Sequential(nn.Linear(2, 6))), given_shape=(2,)),
     "normal-given-label": Case(lambda: dgm.Normal(2, nn.Embedding(3, 4))),

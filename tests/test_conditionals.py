@@ -370,3 +370,24 @@ def test_a_learned_scale_needs_a_network():
         dgm.Normal(2, scale="shared")
     with pytest.raises(ValueError, match="scale must be 'network', 'feature' or 'shared', got 'fixed'"):
         dgm.Normal(2, nn.Linear(1, 2), scale="fixed")
+
+
+@pytest.mark.parametrize("scale", ["network", "feature", "shared"])
+def test_the_scale_starts_where_it_is_told(scale):
+    network = nn.Linear(2, 6 if scale == "network" else 3)
+    nn.init.zeros_(network.weight)
+    nn.init.zeros_(network.bias)
+    given = torch.randn(4, 2)
+    for initial in (0.05, 1.0, 7.0):
+        stddev = dgm.Normal(3, network, scale=scale, initial_scale=initial)(given).stddev
+        torch.testing.assert_close(stddev, torch.full((4, 3), initial))
+    default = dgm.Normal(3, network, scale=scale)(given).stddev
+    torch.testing.assert_close(default, torch.full((4, 3), math.log(2) if scale == "network" else 1.0))
+
+
+@pytest.mark.parametrize("initial", [0.0, -1.0, math.inf, math.nan])
+def test_a_start_that_is_no_scale_is_refused(initial):
+    with pytest.raises(ValueError, match="initial_scale must be a positive number"):
+        dgm.Normal(3, nn.Linear(2, 6), initial_scale=initial)
+    with pytest.raises(ValueError, match="initial_scale is for a Normal with a network"):
+        dgm.Normal(3, initial_scale=0.5)

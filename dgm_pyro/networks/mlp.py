@@ -52,9 +52,9 @@ def full_precision(out: Any) -> Any:
 
     Sums of many log-probabilities need the full precision; the network alone does not.
     """
-    if isinstance(out, Tensor) and torch.is_autocast_enabled(out.device.type):
-        return out.to(torch.get_default_dtype())
-    return out
+    if not isinstance(out, Tensor) or not torch.amp.is_autocast_available(out.device.type):
+        return out
+    return out.to(torch.get_default_dtype()) if torch.is_autocast_enabled(out.device.type) else out
 
 
 class Context(nn.Module):
