@@ -1,4 +1,7 @@
-"""Implicit programs, the objectives that compare samples, and what is said of programs without a density."""
+"""Implicit programs, the objectives that compare samples, and what is said of programs without a density.
+
+They are not in `programs.CASES`: nearly every invariant tested there is one of densities.
+"""
 
 import math
 
