@@ -3,8 +3,9 @@
     DGM_DATA=folder python benchmarks/binarized_mnist.py elbo
     DGM_DATA=folder python benchmarks/binarized_mnist.py elbo iwae conv-flow --out runs/mnist
 
-A recipe trains on 50,000 images, keeps the weights that validate best on 10,000 others, and is stored as a run that
-``dgm sample``, ``dgm evaluate`` and ``dgm gaps`` open. One thread, so that the processor time is what it took.
+A recipe is stored as a run that ``dgm sample``, ``dgm evaluate`` and ``dgm gaps`` open. It trains on 50,000 images and
+keeps the weights that validate best on 10,000 others; or, where its options were chosen so before, on all 60,000 to the
+end. One thread, so that the processor time is what it took.
 """
 
 from __future__ import annotations
@@ -30,13 +31,19 @@ LATENT = 50
 
 @dataclass
 class Recipe:
-    """A program and how it is trained; ``start`` names the recipe whose run it goes on from."""
+    """A program and how it is trained.
+
+    Attributes:
+        start: names the recipe whose run it goes on from.
+        all_data: train on the validation images too.
+    """
 
     program: Callable[[], dgm.Program]
     objective: str
     epochs: int
     options: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
+    all_data: bool = False
 
 
 def mlp(prior: Callable[[], dgm.Program]) -> Callable[[], dgm.Program]:
@@ -46,6 +53,21 @@ def mlp(prior: Callable[[], dgm.Program]) -> Callable[[], dgm.Program]:
         dgm.Bernoulli(SHAPE, MLP((LATENT,), 784, (200, 200))),
         dgm.Normal(LATENT, MLP(SHAPE, 2 * LATENT, (200, 200), levels=2)),
     )
+
+
+def narrow() -> dgm.Program:
+    """`mlp` with N(0, I), whose encoder starts far from the prior: narrow, with means that differ between images.
+
+    Where it starts about as wide as the prior, the KL switches latents off before the likelihood has learned to use
+    them: of the 50, 13 stay in use, against 17.
+    """
+    network = MLP(SHAPE, 2 * LATENT, (200, 200), levels=2)
+    last: Any = network.rest[-1]
+    with torch.no_grad():
+        last.weight[:LATENT] *= 3.0
+        last.weight[LATENT:] *= 0.1
+    likelihood = dgm.Bernoulli(SHAPE, MLP((LATENT,), 784, (200, 200)))
+    return dgm.VAE(normal(), likelihood, dgm.Normal(LATENT, network, initial_scale=0.05))
 
 
 def convolutional(prior: Callable[[], dgm.Program]) -> Callable[[], dgm.Program]:
@@ -65,14 +87,16 @@ def realnvp() -> dgm.Program:
 
 
 RECIPES = {
-    "elbo": Recipe(mlp(normal), "elbo", 150),
-    "iwae": Recipe(mlp(normal), "iwae:50", 10, {"lr": 5e-4}, start="elbo"),
+    "elbo": Recipe(narrow, "elbo", 300, {"ema": 0.9995, "weight_decay": 0.03}, all_data=True),
+    "iwae": Recipe(narrow, "iwae:50", 20, {"lr": 5e-4}, start="elbo", all_data=True),
     "conv-flow": Recipe(convolutional(realnvp), "annealed", 50),
 }
 
 
 def train(name: str, recipe: Recipe, out: Path, data_dir: str | None, seed: int) -> None:
     data, validation = (dgm.data.load(DATA, split, data_dir=data_dir) for split in ("train", "valid"))
+    if recipe.all_data:
+        data, validation = dgm.Data(torch.cat([data.x, validation.x]), levels=2, name=DATA), None
     minutes = 0.0
     torch.manual_seed(seed)
     program = recipe.program()
