@@ -12,6 +12,7 @@ from torch import nn
 import dgm_pyro as dgm
 from dgm_pyro import classification, corruptions
 from dgm_pyro.classification import Bayesian, accuracy, nll, reliability, risk_coverage
+from dgm_pyro.questions import beliefs
 
 # Confidences 0.9, 0.9, 0.6, 0.7, 0.55; the first, the fourth and the fifth answer are right.
 P = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.55, 0.45]])
@@ -82,6 +83,22 @@ def test_perfect_doubt_rejects_what_is_wrong_and_useless_doubt_nothing():
     useless = risk_coverage(right, torch.zeros(1000))
     assert useless.coverage.tolist() == [1]
     assert useless.area == pytest.approx(1 - share)
+
+
+def test_beliefs_from_bounds_tighten_with_particles():
+    """log p(x) of a class-conditional linear VAE: IWAE rises with K, and every class counts in the sum."""
+    digits = dgm.data.load("digits-binary", num=30)
+    program = dgm.build("vae", digits, labelled=True, latent=2, hidden=(8,))
+    bounds = []
+    for num_particles in (1, 50):
+        torch.manual_seed(0)
+        probabilities, log_p = beliefs(program, digits.x, num_particles=num_particles)
+        bounds.append(log_p.mean())
+    assert bounds[0] < bounds[1]
+    torch.manual_seed(0)
+    expected = program.eval().log_joint(digits.x, 50)
+    assert torch.equal(log_p, expected.logsumexp(0))
+    assert torch.equal(probabilities, expected.softmax(0).T)
 
 
 # -- corruptions -------------------------------------------------------------------------------------------------------

@@ -296,6 +296,20 @@ def test_reliability_is_the_share_that_is_right_in_each_bin():
         plots.reliability({"a": probabilities}, right[:3])
 
 
+def test_answers_show_image_class_share_and_what_is_rejected():
+    x = torch.randint(17, (8, 1, 5, 4))
+    probabilities = torch.rand(8, 3).softmax(-1)
+    figure = plots.answers(x, probabilities, torch.arange(8) % 2 == 0, levels=17, columns=5)
+    for i, axes in enumerate(figure.axes[:8]):
+        assert np.array_equal(axes.get_images()[0].get_array(), x[i, 0])
+        top = probabilities[i].max(-1)
+        assert axes.get_title() == f"{int(top.indices)}: {100 * float(top.values):.0f} %"
+        assert len(axes.get_lines()) == (i + 1) % 2
+    assert all(not axes.get_images() for axes in figure.axes[8:])
+    with pytest.raises(ValueError, match="pass images"):
+        plots.answers(x, probabilities[:3], torch.zeros(8))
+
+
 def test_the_latent_map_projects_on_the_principal_components():
     random = torch.Generator().manual_seed(1)
     z = torch.randn(300, 5, generator=random) * torch.tensor([0.1, 3.0, 0.1, 1.0, 0.1])
