@@ -10,6 +10,7 @@ processes is (1/n) sum_r n_r g_r: the mean gradient of the batch, whether N divi
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -121,6 +122,8 @@ def join(device: str = "auto") -> Team:
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
         _take_gpu(device, int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    # Of convolutions: the strides of dimensions of size 1, which matter to nobody.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     _store, rank, size = next(iter(dist.rendezvous("env://")))
     dist.init_process_group("nccl" if on_gpu else "gloo", store=_store, rank=rank, world_size=size)
     return team()

@@ -17,6 +17,7 @@ import pytest
 import torch
 from programs import CASES, vae
 from pyro.infer import Trace_ELBO
+from test_training import data_for, trainable
 from torch import nn
 
 import dgm_pyro as dgm
@@ -182,6 +183,17 @@ def inductor():
     return autoregressive(compile=True, epochs=2)
 
 
+def registry():
+    """Every program, from weights that differ, each with noise of its own."""
+    states = {}
+    for name, case in CASES.items():
+        if trainable(case):
+            program = case.build(seed=distributed.team().rank)
+            data = data_for(case, program, 24)
+            states[name] = trained(program, data, epochs=2, batch_size=9, validation=0.25, ema=0.9)
+    return states
+
+
 def failing(out):
     """What `dgm train` does when something goes wrong in the second process, and there alone."""
     clip, steps = training._clip, []
@@ -205,7 +217,7 @@ def run_here(folder, names):
     distributed.leave()
 
 
-RECIPES = ALIKE | APART | {"inductor": inductor}
+RECIPES = ALIKE | APART | {"inductor": inductor, "registry": registry}
 
 
 # -- starting them -----------------------------------------------------------------------------------------------------
@@ -217,7 +229,7 @@ def torchrun(*arguments, logs, processes=2):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
          "--log-dir", str(logs), "--redirects=3", *map(str, arguments)],
-        env=environment, capture_output=True, text=True, timeout=300,
+        env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     said = {
         (int(path.parent.name), path.stem): path.read_text() for path in Path(logs).rglob("std*.log") if path.is_file()
@@ -366,6 +378,15 @@ def test_with_noise_the_weights_are_equal_and_the_curve_is_that_of_one_in_the_me
     apart = torch.tensor([two["loss"] - one["loss"] for two, one in pairs], dtype=torch.float64)
     assert 0 < apart.std() < 1
     assert apart.mean().abs() < 4 * apart.std() / len(apart) ** 0.5
+
+
+@pytest.mark.slow
+def test_every_program_ends_with_the_same_weights_in_both(tmp_path):
+    first, second = (outcome["registry"] for outcome in outcomes(["registry"], tmp_path))
+    assert len(first) > 100
+    for name in first:
+        assert_same_bits(first[name], second[name])
+        assert first[name]["epochs"] == second[name]["epochs"]
 
 
 def test_each_process_has_noise_of_its_own(two):
