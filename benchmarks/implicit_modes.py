@@ -54,7 +54,7 @@ def critic() -> MLP:
 
 # How each objective is made, and what `dgm.fit` is told.
 RECIPES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
-    "gan": (lambda: dgm.Adversarial("gan", critic(), r1=0.003, critic_lr=0.5), {"epochs": 60, "lr": 4e-3}),
+    "gan": (lambda: dgm.Adversarial("gan", critic(), r1=0.003, critic_lr=0.5), {"epochs": 100, "lr": 4e-3}),
     "wgan-gp": (
         lambda: dgm.Adversarial("wasserstein", critic(), r1=0, gradient_penalty=1.0, critic_steps=3),
         {"epochs": 30, "lr": 2e-3},

@@ -600,9 +600,11 @@ def test_evidence_of_the_noisy_model_by_annealing():
 def test_the_ring_of_eight_is_covered():
     """A training of a test's size: all eight modes, and 90 % of the samples within three standard deviations."""
     torch.manual_seed(0)
-    x = RING[torch.arange(5000) % 8] + 0.1 * torch.randn(5000, 2)
-    program = dgm.Implicit(dgm.Normal(2), MLP((2,), 2, hidden=(64, 64)), event_shape=2)
-    fitted(program, x, "gan", epochs=60, batch_size=256, lr=2e-3)
+    x = RING[torch.arange(8000) % 8] + 0.1 * torch.randn(8000, 2)
+    program = dgm.Implicit(dgm.Normal(2), MLP((2,), 2, hidden=(128, 128), activation="tanh"), event_shape=2)
+    critic = MLP((2,), 1, hidden=(128, 128), activation="relu")
+    game = Adversarial(critic=critic, r1=0.003, critic_lr=0.5)
+    fitted(program, x, game, epochs=100, batch_size=256, lr=4e-3, ema=0.99, validation=None)
     torch.manual_seed(1)
     modes, share = implicit.mode_coverage(program.sample(5000), RING, 0.1)
     assert modes == 8
