@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=20000, help="training images")
     parser.add_argument("--num-test", type=int, default=2000, help="test images of each set")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--background-num", type=int, default=8000, help="images of one epoch with mutated pixels")
+    parser.add_argument("--background-num", type=int, default=8000, help="images of its one epoch; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,6 +62,8 @@ def main() -> None:
     }
     for name, (num, rate, epochs, start_from) in plan.items():
         folder = arguments.out / name
+        if not num:
+            continue
         if not (folder / runs.RECORD).is_file():
             data = dgm.data.load("fashion-mnist", data_dir=arguments.data_dir, num=num)
             train(folder, data, rate, epochs, arguments.seed, start_from)
@@ -86,10 +88,11 @@ def main() -> None:
     scores = {
         "-log p(x)": nats,
         "typicality": {name: (each - entropy).abs() for name, each in nats.items()},
-        "likelihood ratio": {name: each - surprise["background"][name] for name, each in nats.items()},
         **{f"complexity, {kind}": {name: each - code[kind][name] for name, each in nats.items()} for kind in code},
         **{f"length of {kind} alone": {name: -each for name, each in code[kind].items()} for kind in code},
     }
+    if "background" in programs:
+        scores["likelihood ratio"] = {name: each - surprise["background"][name] for name, each in nats.items()}
     print(f"{arguments.num_test} test images of each set, scored in {time.process_time() - start:.0f} s of one core")
     print(f"{'score':<24}{'AUROC':>18}{'MNIST caught':>14}{'false alarms':>14}")
     table = {}
