@@ -166,8 +166,8 @@ plt.show()
 
 # %% [markdown]
 # Blue is the true posterior, orange one and two standard deviations of the encoder's Normal. On the right is the datum
-# where the two differ most: its posterior has two modes, and the encoder has put itself between them. The gap is what it costs that the guide is a Normal with axes along the coordinates, and made
-# by a network in one go.
+# where the two differ most: its posterior has two modes, and the encoder has put itself between them.
+# The gap is what it costs that the guide is a Normal with axes along the coordinates, and made by a network in one go.
 #
 # ## 2. The two terms
 #
