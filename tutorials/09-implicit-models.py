@@ -376,7 +376,8 @@ claim(near < share)
 # - **Data.** `dgm.data.load("pinwheel")` or `"checkerboard"` in the place of the ring. Which referee draws edges?
 # - **Dimension of z.** `dgm.Normal(1)` with `MLP((1,), 2)`: can a curve cover eight modes?
 # - **The game.** `dgm.Adversarial("kl", ...)` or `"reverse-kl"`: one covers, one seeks modes.
-# - **Images.** `dgm train implicit --data digits --objective gan --out runs/gan`, then `dgm sample runs/gan`.
+# - **Images.** `dgm train implicit --data digits --objective gan:2 --epochs 100 --lr 2e-3 --ema 0.99 --out runs/gan`, then
+#   `dgm sample runs/gan`. With R1 at 0.1 instead of 2 the game collapses.
 #
 # ## Solutions
 #
