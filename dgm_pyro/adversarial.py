@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +145,7 @@ class Adversarial:
         )
         self.optimizer: torch.optim.Optimizer | None = None
         self.validation = KernelScore()
+        self.unit = "of the game"
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={getattr(self, k)}" for k in ("r1", "gradient_penalty", "critic_steps", "critic_lr"))
@@ -281,6 +282,7 @@ class KernelScore:
     kernel: str = "energy"
     scales: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
     num_particles: int = 4
+    unit: ClassVar[str] = "squared distance"
 
     def __post_init__(self) -> None:
         if self.kernel not in ("energy", "gaussian"):

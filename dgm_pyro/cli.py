@@ -167,7 +167,7 @@ def _report_training(folder: Path, name: str, model: str, history: History) -> N
     )
     best = history.epochs[history.best_epoch - 1]
     loss = f"{best.loss:.3f}" if best.validation is None else f"{best.loss:.3f}, validation {best.validation:.3f}"
-    typer.echo(f"{folder}: epoch {history.best_epoch} of {len(history.epochs)}, loss {loss} nats per datum, "
+    typer.echo(f"{folder}: epoch {history.best_epoch} of {len(history.epochs)}, loss {loss} {history.unit}, "
                f"{history.seconds:.1f} s")  # fmt: skip
     typer.echo(f"next: dgm evaluate {folder}" + ("" if model == "classifier" else f"; dgm sample {folder} -n 64"))
 

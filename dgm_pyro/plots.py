@@ -375,7 +375,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
         top.plot(*zip(*validation, strict=True), label="validation")
         top.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":")
         top.legend()
-    top.set_ylabel("loss (nats per datum)")
+    top.set_ylabel(f"loss ({history.unit})")
     for axes in rest:
         for name, values in terms.items():
             axes.plot(epochs, values, label=name)

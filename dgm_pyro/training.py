@@ -79,6 +79,7 @@ class History:
         seconds: wall-clock time of the training.
         stopped_early: whether `early_stopping` ended it.
         compiled: whether its steps were compiled.
+        unit: of the losses; other than nats per datum where the objective is no likelihood or bound on one.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -86,10 +87,11 @@ class History:
     seconds: float = 0.0
     stopped_early: bool = False
     compiled: bool = False
+    unit: str = "nats per datum"
 
     @property
     def losses(self) -> list[float]:
-        """Training loss per epoch, in nats per datum."""
+        """Training loss per epoch, in `unit`."""
         return [epoch.loss for epoch in self.epochs]
 
     def as_dict(self) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def fit(
             faster; the random numbers are the same. "auto" does it in trainings of 20,000 steps or more, and goes on
             uncompiled, with a warning, where it cannot be done.
         precision: "float32" (rather, that of the program), or "bf16", in which the networks run under autocast.
-        progress: whether to show a bar with the loss in nats per datum.
+        progress: whether to show a bar with the loss.
 
     Returns:
         The `History`.
@@ -185,7 +187,7 @@ def fit(
         batch = x[rows] if augment is None else augment(x[rows])
         return program.arguments(batch, None if y is None else y[rows])
 
-    history = History()
+    history = History(unit=getattr(maximise, "unit", History.unit))
     initial = _state(program)
     best, best_loss = initial, math.inf
     last, last_epoch = initial, 0
@@ -247,7 +249,7 @@ def fit(
                 history.epochs.append(totals.epoch(epoch, loss, time.perf_counter() - start, processes))
                 if loss is None or loss < best_loss:
                     best, best_loss, history.best_epoch = last, loss if loss is not None else best_loss, epoch
-                bar.set_postfix_str(_describe(history.epochs[-1]), refresh=False)
+                bar.set_postfix_str(_describe(history), refresh=False)
                 bar.update()
                 if early_stopping is not None and epoch - history.best_epoch >= early_stopping:
                     history.stopped_early = True
@@ -583,6 +585,7 @@ def _restore(program: Program, state: dict[str, Tensor]) -> None:
     program.eval()
 
 
-def _describe(epoch: Epoch) -> str:
-    text = f"loss {epoch.loss:.3f} nats"
+def _describe(history: History) -> str:
+    epoch, unit = history.epochs[-1], history.unit.removesuffix(" per datum")
+    text = f"loss {epoch.loss:.3f} {unit}"
     return text if epoch.validation is None else text + f", validation {epoch.validation:.3f}"

@@ -543,6 +543,14 @@ def test_the_loss_is_the_mean_over_the_data_not_over_the_batches():
     assert history.losses == [pytest.approx(expected, rel=1e-6)]
 
 
+def test_a_loss_that_is_no_likelihood_is_not_given_in_nats(capsys):
+    program = dgm.Flow(2, [dgm.networks.LULinear(2)], dgm.Normal(2))
+    history = dgm.fit(program, torch.randn(40, 2), "energy", epochs=1)
+    assert history.unit == "squared distance"
+    assert "squared distance" in capsys.readouterr().err
+    assert dgm.fit(program, torch.randn(40, 2), epochs=1, progress=False).unit == "nats per datum"
+
+
 def test_the_bar_shows_the_loss_in_nats(capsys):
     program = CASES["normal-learned"].build()
     dgm.fit(program, torch.randn(16, 2), epochs=2, validation=0.25)
