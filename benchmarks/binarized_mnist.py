@@ -88,7 +88,7 @@ def realnvp() -> dgm.Program:
 
 RECIPES = {
     "elbo": Recipe(narrow, "elbo", 300, {"ema": 0.9995, "weight_decay": 0.03}, all_data=True),
-    "iwae": Recipe(narrow, "iwae:50", 20, {"lr": 5e-4}, start="elbo", all_data=True),
+    "iwae": Recipe(narrow, "iwae:50", 10, {"lr": 5e-4}, start="elbo", all_data=True),
     "conv-flow": Recipe(convolutional(realnvp), "annealed", 50),
 }
 

@@ -30,7 +30,7 @@ from dgm_pyro.program import Program, check_count
 
 GRADIENT_NORM = 10.0
 # compile="auto": below so many steps, the seconds that compiling takes are more than it saves.
-COMPILE_FROM = 20_000
+COMPILE_FROM = 5_000
 PRECISIONS = ("float32", "bf16")
 # On other devices than the CPU, how often to wait for the device and ask whether all is finite.
 WATCH_EVERY = 50
@@ -139,7 +139,7 @@ def fit(
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
         augment: applied to each training batch of x.
         compile: whether to compile the steps (see `dgm.compile`), which takes tens of seconds, and then makes each
-            faster; the random numbers are the same. "auto" does it in trainings of 20,000 steps or more, and goes on
+            faster; the random numbers are the same. "auto" does it in trainings of 5,000 steps or more, and goes on
             uncompiled, with a warning, where it cannot be done.
         precision: "float32" (rather, that of the program), or "bf16", in which the networks run under autocast.
         progress: whether to show a bar with the loss.
