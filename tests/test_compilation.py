@@ -59,6 +59,7 @@ def assert_equal(a, b):
 def test_the_graph_of_every_program_is_its_loss(float64, name):
     """Exported at one number of data, run at another, from the same random numbers."""
     program = CASES[name].build().train()
+    loss_and_gradients(eager(program, ELBO()), program, *CASES[name].draw(program, 4))  # layers set themselves up by it
     loss = Loss(program, ELBO(), backend="eager")
     loss_and_gradients(loss, program, *CASES[name].draw(program, 4))
     x, given = CASES[name].draw(program, 7, seed=2)

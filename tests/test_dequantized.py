@@ -19,6 +19,7 @@ from dgm_pyro.networks import (
     MADE,
     MLP,
     Affine,
+    DenoisingMLP,
     Elementwise,
     MaskedAutoregressive,
     NormalCDF,
@@ -249,7 +250,10 @@ def test_latents_nest_and_unroll():
     nested = dgm.Dequantized(squashed, 5)
     assert nested.latents("x") == ("x_continuous", "z")
     assert nested.log_weights(torch.randint(5, (3, 2)), num_particles=2).shape == (2, 3)
-    assert nested.unroll().flow is not nested.flow
+    assert nested.unroll().flow is nested.flow  # there is no chain in it
+    prior = dgm.Diffusion(1, DenoisingMLP((1,), (4,)), steps=2)
+    chained = dgm.Dequantized(dgm.VAE(prior, squashed.likelihood, squashed.encoder), 5)
+    assert chained.unroll().latents("x") == ("x_continuous", "z", "z_2", "z_1")
 
 
 def test_the_continuous_latent_can_be_conditioned_and_inferred():
