@@ -106,7 +106,7 @@ class Loss(nn.Module):
         super().__init__()
         check_compilable(objective)
         self.terms, self.backend = Terms(program, objective), backend
-        self._parts = [*self.terms.modules()]
+        self._parts, self._leaves = [*self.terms.modules()], [*self.terms.parameters()]
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
     def forward(
@@ -124,7 +124,8 @@ class Loss(nn.Module):
         arguments = (x, given, observed or {}, self.terms.weights(progress))
         if len(x) == 1:  # one graph serves every number of data but this
             return self.terms(*arguments)["loss"][""]
-        key = (_kind(arguments, 1), *[part.training for part in self._parts])
+        leaves = [(leaf.dtype, leaf.device, leaf.requires_grad) for leaf in self._leaves]
+        key = (_kind(arguments, 1), *[part.training for part in self._parts], *leaves)
         if key not in self._graphs:
             self._graphs[key] = optimized(export(self.terms, arguments), self.backend)
         return self._graphs[key](*arguments)["loss"][""]
@@ -354,12 +355,13 @@ def optimized(graph: nn.Module, backend: str = "inductor") -> nn.Module:
     """
     if backend == "eager":
         return _Optimized(graph, graph.forward)
-    options: dict[str, Any] = {}
+    # Its modules are the program's, and a call of it stands for their parameters as they are: no need to ask each time.
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     if backend == "inductor":
         options["fallback_random"] = True
         if any(p.is_cuda for p in graph.parameters()):
             options["triton.cudagraphs"] = True
-    return _Optimized(graph, torch.compile(graph.forward, backend=backend, fullgraph=True, options=options or None))
+    return _Optimized(graph, torch.compile(graph.forward, backend=backend, fullgraph=True, options=options))
 
 
 def _kind(arguments: tuple[Any, ...], first: int) -> Any:

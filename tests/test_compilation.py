@@ -154,6 +154,19 @@ def test_it_has_the_parameters_of_the_program_and_follows_its_mode(float64):
     assert loss(x) == -program.log_prob(x).mean()
 
 
+@pytest.mark.slow
+def test_parameters_may_be_frozen_and_set_free_again(float64):
+    program = CASES["vae"].build()
+    loss = dgm.compile(program)
+    x, _ = CASES["vae"].draw(program, 5)
+    for free in (True, False, True):
+        program.likelihood.requires_grad_(free)
+        value, gradients = loss_and_gradients(loss, program, x)
+        expected = loss_and_gradients(eager(program, ELBO()), program, x)
+        assert_equal((value, gradients), expected)
+        assert any(name.startswith("likelihood") for name in gradients) is free
+
+
 # -- any Pyro pair -----------------------------------------------------------------------------------------------------
 
 
