@@ -106,6 +106,7 @@ class Loss(nn.Module):
         super().__init__()
         check_compilable(objective)
         self.terms, self.backend = Terms(program, objective), backend
+        self.scalar = _Scalar(self.terms)
         self._parts, self._leaves = [*self.terms.modules()], [*self.terms.parameters()]
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
@@ -120,15 +121,16 @@ class Loss(nn.Module):
             observed: values of further sites, such as labels.
             progress: of training, in [0, 1], for an objective that follows it.
         """
-        self.terms.program.check(x, given, values=False)
-        arguments = (x, given, observed or {}, self.terms.weights(progress))
-        if len(x) == 1:  # one graph serves every number of data but this
-            return self.terms(*arguments)["loss"][""]
+        arguments = (x, given, observed or {}, self.terms.weights(progress) if self.terms.schedules else {})
         leaves = [(leaf.dtype, leaf.device, leaf.requires_grad) for leaf in self._leaves]
         key = (_kind(arguments, 1), *[part.training for part in self._parts], *leaves)
-        if key not in self._graphs:
-            self._graphs[key] = optimized(export(self.terms, arguments), self.backend)
-        return self._graphs[key](*arguments)["loss"][""]
+        graph = self._graphs.get(key)
+        if graph is None or len(x) == 1:
+            self.terms.program.check(x, given, values=False)
+            if len(x) == 1:  # one graph serves every number of data but this
+                return self.scalar(*arguments)
+            graph = self._graphs[key] = optimized(export(self.scalar, arguments), self.backend)
+        return graph(*arguments)
 
 
 class PairLoss(nn.Module):
@@ -213,6 +215,17 @@ class Terms(nn.Module):
             "reconstruction": sums(bound.reconstruction),
             "kl": sums(bound.kl),
         }
+
+
+class _Scalar(nn.Module):
+    """The loss of `Terms` alone, so that a graph of it holds no sums that nobody reads."""
+
+    def __init__(self, terms: Terms):
+        super().__init__()
+        self.terms = terms
+
+    def forward(self, x: Tensor, given: Any, observed: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
+        return self.terms(x, given, observed, weights)["loss"][""]
 
 
 class PairTerms(nn.Module):
