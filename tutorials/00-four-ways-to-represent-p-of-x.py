@@ -33,7 +33,6 @@
 
 # %%
 import math
-import os
 
 import matplotlib.pyplot as plt
 import pyro
@@ -45,25 +44,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import nn
 
 import dgm_pyro as dgm
+from chapter import scaled, style, subplots, theme  # small helpers, in chapter.py beside this
 from dgm_pyro import plots
 from dgm_pyro.networks import MADE, MLP, Coupling, DenoisingMLP, DenoisingUNet, RationalQuadraticSpline
 
 pyro.set_rng_seed(0)
-QUICK = bool(os.environ.get("DGM_QUICK"))  # the tests run this chapter for moments only
-
-
-def scaled(full, quick=1):
-    """The size ``full``, or ``quick`` in a test run."""
-    return quick if QUICK else full
-
-
-theme = plots.THEMES["light"]
-plt.rcParams.update(theme.rc | {"figure.dpi": 110, "savefig.dpi": 110, "axes.titlesize": 9.5})
-
-
-def subplots(rows=1, columns=1, width=11.0, height=2.6, **options):
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
-
+style(dpi=110)
 
 # %% [markdown]
 # ## 1. Joint, marginal, conditional

@@ -31,7 +31,6 @@
 
 # %%
 import copy
-import os
 
 import matplotlib.pyplot as plt
 import pyro
@@ -44,30 +43,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dgm_pyro as dgm
+from chapter import claim, scaled, style, subplots, theme  # small helpers, in chapter.py beside this
 from dgm_pyro import plots
 from dgm_pyro.networks import MADE, MLP, PixelCNN
 
 pyro.set_rng_seed(0)
-QUICK = bool(os.environ.get("DGM_QUICK"))  # the tests run this chapter for moments only
-
-
-def scaled(full, quick=1):
-    """The size ``full``, or ``quick`` in a test run."""
-    return quick if QUICK else full
-
-
-def claim(true):
-    """Stop if what the text says is not so; a test run has too few draws to say."""
-    assert true or QUICK
-
-
-theme = plots.THEMES["light"]
-plt.rcParams.update(theme.rc | {"figure.dpi": 100, "savefig.dpi": 100, "axes.titlesize": 9.5})
-
-
-def subplots(rows=1, columns=1, width=11.0, height=2.6, **options):
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
-
+style()
 
 # %% [markdown]
 # ## 1. The chain rule

@@ -34,7 +34,6 @@
 
 # %%
 import math
-import os
 
 import matplotlib.pyplot as plt
 import pyro
@@ -43,31 +42,12 @@ import torch
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro import plots
+from chapter import claim, scaled, style, subplots, theme  # small helpers, in chapter.py beside this
 from dgm_pyro.networks import MLP, Affine, Coupling
 from dgm_pyro.networks.bijections import Bijection
 
 pyro.set_rng_seed(0)
-QUICK = bool(os.environ.get("DGM_QUICK"))  # the tests run this chapter for moments only
-
-
-def scaled(full, quick=1):
-    """The size ``full``, or ``quick`` in a test run."""
-    return quick if QUICK else full
-
-
-def claim(true):
-    """Stop if what the text says is not so; a test run has too few draws to say."""
-    assert true or QUICK
-
-
-theme = plots.THEMES["light"]
-plt.rcParams.update(theme.rc | {"figure.dpi": 100, "savefig.dpi": 100, "axes.titlesize": 9.5})
-
-
-def subplots(rows=1, columns=1, width=11.0, height=2.6, **options):
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
-
+style()
 
 # %% [markdown]
 # ## 1. One dimension

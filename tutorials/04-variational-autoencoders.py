@@ -36,7 +36,6 @@
 # %%
 import itertools
 import math
-import os
 
 import matplotlib.pyplot as plt
 import pyro
@@ -47,35 +46,12 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import dgm_pyro as dgm
+from chapter import claim, mean_and_error, scaled, style, subplots, theme  # small helpers, in chapter.py beside this
 from dgm_pyro import plots
 from dgm_pyro.networks import MADE, MLP
 
 pyro.set_rng_seed(0)
-QUICK = bool(os.environ.get("DGM_QUICK"))  # the tests run this chapter for moments only
-
-
-def scaled(full, quick=1):
-    """The size ``full``, or ``quick`` in a test run."""
-    return quick if QUICK else full
-
-
-def claim(true):
-    """Stop if what the text says is not so; a test run has too few draws to say."""
-    assert true or QUICK
-
-
-theme = plots.THEMES["light"]
-plt.rcParams.update(theme.rc | {"figure.dpi": 100, "savefig.dpi": 100, "axes.titlesize": 9.5})
-
-
-def subplots(rows=1, columns=1, width=11.0, height=2.6, **options):
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
-
-
-def mean_and_error(values):
-    """The mean, and its standard error."""
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
-
+style()
 
 # %% [markdown]
 # ## 1. The parts

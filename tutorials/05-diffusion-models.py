@@ -32,7 +32,6 @@
 # You need PyTorch and chapter 00. Chapter 04 explains the bound that is used here with a longer chain.
 
 # %%
-import os
 
 import matplotlib.pyplot as plt
 import pyro
@@ -43,30 +42,12 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import dgm_pyro as dgm
+from chapter import claim, scaled, style, subplots, theme  # small helpers, in chapter.py beside this
 from dgm_pyro import plots
 from dgm_pyro.networks import MLP, DenoisingMLP
 
 pyro.set_rng_seed(0)
-QUICK = bool(os.environ.get("DGM_QUICK"))  # the tests run this chapter for moments only
-
-
-def scaled(full, quick=1):
-    """The size ``full``, or ``quick`` in a test run."""
-    return quick if QUICK else full
-
-
-def claim(true):
-    """Stop if what the text says is not so; a test run has too few draws to say."""
-    assert true or QUICK
-
-
-theme = plots.THEMES["light"]
-plt.rcParams.update(theme.rc | {"figure.dpi": 100, "savefig.dpi": 100, "axes.titlesize": 9.5})
-
-
-def subplots(rows=1, columns=1, width=11.0, height=2.6, **options):
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
-
+style()
 
 # %% [markdown]
 # ## 1. Forward: destruction

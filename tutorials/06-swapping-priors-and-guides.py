@@ -32,8 +32,8 @@
 
 # %%
 import math
-import os
 from dataclasses import replace
+from functools import partial
 
 import matplotlib.pyplot as plt
 import pyro
@@ -43,29 +43,12 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
 import dgm_pyro as dgm
-from dgm_pyro import guides, plots
+from chapter import claim, scaled, style, subplots, theme  # small helpers, in chapter.py beside this
+from dgm_pyro import guides
 from dgm_pyro.networks import MLP
 
-QUICK = bool(os.environ.get("DGM_QUICK"))  # the tests run this chapter for moments only
-
-
-def scaled(full, quick=1):
-    """The size ``full``, or ``quick`` in a test run."""
-    return quick if QUICK else full
-
-
-theme = plots.THEMES["light"]
-plt.rcParams.update(theme.rc | {"figure.dpi": 100, "savefig.dpi": 100, "axes.titlesize": 9.5})
-
-
-def subplots(rows=1, columns=1, width=11.0, height=2.6, **options):
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
-
-
-def claim(holds):
-    """What the text says of the trained models, checked; models trained for moments only are not held to it."""
-    assert QUICK or holds
-
+style()
+subplots = partial(subplots, squeeze=False)
 
 # %% [markdown]
 # ## 1. Data, and a VAE to start from
