@@ -118,6 +118,9 @@ class Adversarial:
     Nowozin et al. 2016, equations 6 and 8.
     """
 
+    unit: ClassVar[str] = "of the game"
+    eager_only: ClassVar[str] = "trains its critic beside the program"
+
     def __init__(
         self,
         game: str = "gan",
@@ -137,15 +140,10 @@ class Adversarial:
         check_count(critic_steps, "critic_steps")
         check_number(critic_lr, "critic_lr", above=0)
         self.game, self.own, self.critic = game, critic, critic
-        self.r1, self.gradient_penalty, self.critic_steps, self.critic_lr = (
-            r1,
-            gradient_penalty,
-            critic_steps,
-            critic_lr,
-        )
+        self.r1, self.gradient_penalty = r1, gradient_penalty
+        self.critic_steps, self.critic_lr = critic_steps, critic_lr
         self.optimizer: torch.optim.Optimizer | None = None
         self.validation = KernelScore()
-        self.unit = "of the game"
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={getattr(self, k)}" for k in ("r1", "gradient_penalty", "critic_steps", "critic_lr"))
@@ -283,6 +281,7 @@ class KernelScore:
     scales: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
     num_particles: int = 4
     unit: ClassVar[str] = "squared distance"
+    eager_only: ClassVar[str] = "fixes the number of pairs that it compares"
 
     def __post_init__(self) -> None:
         if self.kernel not in ("energy", "gaussian"):

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import seeded, standard_error
 from dgm_pyro.objectives import check_number
-from dgm_pyro.program import check_count
+from dgm_pyro.program import check_count, log_mean_exp
 
 # -- how good the answers are ------------------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class Bayesian:
 
     def log_class_probabilities(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
         """log p(y | x, D), ``(B, classes)``, in nats, differentiable in x: what `corruptions.pgd` attacks."""
-        return self.draws(x, num_samples, seed).logsumexp(0) - math.log(num_samples)
+        return log_mean_exp(self.draws(x, num_samples, seed))
 
     @torch.no_grad()
     def class_probabilities(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
@@ -266,7 +266,7 @@ class Bayesian:
     def doubt_about_weights(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
         """The mutual information of y and w given x, in nats, ``(B,)``: entropy of the mean less mean entropy."""
         log_p = self.draws(x, num_samples, seed)
-        log_mean = log_p.logsumexp(0) - math.log(num_samples)
+        log_mean = log_mean_exp(log_p)
         return (log_p.exp() * log_p).sum(-1).mean(0) - (log_mean.exp() * log_mean).sum(-1)
 
 

@@ -200,7 +200,7 @@ def sample(
     from dgm_pyro.training import find_device
 
     where = find_device(device)
-    picture = _picture(out, run / "samples.png")
+    picture = _written_to(out, run / "samples.png")
     program, record = runs.read(run, where)
     given = None if label is None else torch.tensor([label], device=where)
     options = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
@@ -259,7 +259,7 @@ def impute(
     from dgm_pyro.training import find_device
 
     where = find_device(device)
-    picture = _picture(out, run / "imputed.png")
+    picture = _written_to(out, run / "imputed.png")
     if rows < 1:
         raise ValueError(f"--rows must be a positive integer, got {rows}")
     program, record = runs.read(run, where)
@@ -501,7 +501,7 @@ def gaps(
     from dgm_pyro.training import find_device
 
     check_count(num, "num")
-    where, picture = find_device(device), _picture(out, folders[0] / "gaps.png")
+    where, picture = find_device(device), _written_to(out, folders[0] / "gaps.png")
     found = {}
     for folder in folders:
         program, record = runs.read(folder, where)
@@ -557,7 +557,7 @@ def checks(
     from dgm_pyro.training import find_device
 
     check_count(num, "num")
-    where, picture = find_device(device), _picture(out, run / "checks.png")
+    where, picture = find_device(device), _written_to(out, run / "checks.png")
     program, record = runs.read(run, where)
     points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num]
     report = dgm.infer.check(program, points, num_simulations=num_simulations, seed=seed)
@@ -613,7 +613,7 @@ def anomaly(
     from dgm_pyro.training import find_device
 
     check_count(num_particles, "num_particles")
-    where, picture = find_device(device), _picture(out, run / "anomalies.png")
+    where, picture = find_device(device), _written_to(out, run / "anomalies.png")
     program, record = runs.read(run, where)
     place = data_dir or record.data_dir
     x = _inputs(data, program, place)
@@ -721,10 +721,7 @@ def classify(
     from dgm_pyro.training import find_device
 
     check_count(num_particles, "num_particles")
-    table = out or run / "classified.csv"
-    if table.suffix.lower() != ".csv":
-        raise ValueError(f"--out must end in .csv, got {table}")
-    where = find_device(device)
+    where, table = find_device(device), _written_to(out, run / "classified.csv")
     program, record = runs.read(run, where)
     if not isinstance(program, (Labelled, Discriminative)):
         raise ValueError(
@@ -732,10 +729,10 @@ def classify(
         )
     place = data_dir or record.data_dir
     x = _inputs(data, program, place)
-    reference = datasets.load(record.data, "test", data_dir=place).x
+    reference = datasets.load(record.data, "test", data_dir=place)
     with seeded(seed, where):
         probabilities, log_p = beliefs(program, x, num_particles=num_particles)
-        usual, usual_log_p = beliefs(program, reference, num_particles=num_particles)
+        usual, usual_log_p = beliefs(program, reference.x, num_particles=num_particles)
     score = -probabilities.max(-1).values if log_p is None else -log_p
     usual_score = -usual.max(-1).values if usual_log_p is None else -usual_log_p
     rejected = Detector(lambda scores: scores).calibrate(usual_score, false_alarm_rate).flag(score)
@@ -752,12 +749,11 @@ def classify(
     written = str(table)
     if x.dim() == 4 and x.shape[1] == 1:
         picture = table.with_suffix(".png")
-        levels = datasets.load(record.data, "test", data_dir=place).levels
         plots.answers(
             x[:36],
             probabilities[:36],
             rejected[:36],
-            levels=levels,
+            levels=reference.levels,
             title=f"{record.model}: answers, struck if rejected",
         ).savefig(picture)
         written += f" and {picture}"
@@ -798,11 +794,11 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> Tensor:
     return x
 
 
-def _picture(out: Path | None, default: Path) -> Path:
-    picture = out or default
-    if picture.suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {picture}")
-    return picture
+def _written_to(out: Path | None, default: Path) -> Path:
+    path = out or default
+    if path.suffix.lower() != default.suffix:
+        raise ValueError(f"--out must end in {default.suffix}, got {path}")
+    return path
 
 
 @app.command("list", epilog="Example: dgm list")

@@ -26,12 +26,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro.adversarial import Adversarial, KernelScore
 from dgm_pyro.objectives import (
     ELBO,
-    DReG,
     Objective,
-    SemiSupervised,
     at_progress,
     elbo_of_traces,
     objective_named,
@@ -39,16 +36,8 @@ from dgm_pyro.objectives import (
 )
 from dgm_pyro.program import Program, latent_sites, require_subset
 
-# What these do happens beside the tensor operations, and would be lost without an error.
-EAGER_ONLY = {
-    DReG: "weights gradients by a hook on the way back",
-    SemiSupervised: "picks rows by their labels",
-    Adversarial: "trains its critic beside the program",
-    KernelScore: "fixes the number of pairs that it compares",
-}
 # The frames of a traceback that are nobody's statements.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
-
 
 # Of `Terms`: by kind and site.
 Sums = dict[str, dict[str, Tensor]]
@@ -121,7 +110,7 @@ class Loss(nn.Module):
             observed: values of further sites, such as labels.
             progress: of training, in [0, 1], for an objective that follows it.
         """
-        arguments = (x, given, observed or {}, self.terms.weights(progress) if self.terms.schedules else {})
+        arguments = (x, given, observed or {}, self.terms.weights(progress))
         leaves = [(leaf.dtype, leaf.device, leaf.requires_grad) for leaf in self._leaves]
         key = (_kind(arguments, 1), *[part.training for part in self._parts], *leaves)
         graph = self._graphs.get(key)
@@ -284,7 +273,7 @@ class _Instead(TorchFunctionMode):
 
 def check_compilable(objective: Any) -> None:
     """Raise a ValueError if ``objective`` does what no graph of tensor operations holds."""
-    why = next((reason for kind, reason in EAGER_ONLY.items() if isinstance(objective, kind)), None)
+    why = getattr(objective, "eager_only", None)
     if why is None and not _follows_its_schedules(objective):
         why = "follows the progress of training by more than schedules in the fields of a dataclass"
     if why is not None:

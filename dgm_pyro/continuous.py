@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm_pyro.conditionals import positive
-from dgm_pyro.diffusion import Chain, Denoised, Denoising, Even
+from dgm_pyro.diffusion import Chain, Denoised, Denoising, Even, noising
 from dgm_pyro.ode import solve
 from dgm_pyro.program import check_count
 from dgm_pyro.registry import register
@@ -188,15 +188,10 @@ class ContinuousDiffusion(Denoising):
     def zeros(self, *batch: int) -> Tensor:
         return self.schedule.highest.new_zeros(*batch, *self.event_shape)
 
-    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor | Denoised) -> dist.TorchDistribution:
+    def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (alpha, sigma), (_, sigma_t) = self.noise_at(t - 1), self.noise_at(t)
         r2 = (-self.schedule.width / (self.steps - 1)).exp()  # every step of the chain falls by as much
-        clean, scale = alpha * (1 - r2), sigma * (1 - r2).sqrt()
-        if isinstance(x0, Denoised):
-            doubt, x0 = x0.variance, x0.x0
-            scale = (scale**2 + clean**2 * doubt).sqrt()
-        loc = clean * x0 + sigma * r2.sqrt() / sigma_t * x_t
-        return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
+        return alpha * (1 - r2), sigma * r2.sqrt() / sigma_t, sigma * (1 - r2).sqrt()
 
     def times(self, steps: int, spacing: Spacing) -> list[Time]:
         ends = torch.tensor([0.0, 1.0], device=self.schedule.highest.device, dtype=torch.float64)
@@ -233,10 +228,10 @@ class ContinuousDiffusion(Denoising):
     def _noising(self, name: str, x0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """State x at t = 0, a time and x at that time; x_first, u, t, dt/du, x_t."""
         start = x0.new_zeros(x0.shape[: x0.dim() - len(self.event_shape)])
-        first = pyro.sample(f"{name}_first", self.noised(x0, start))
-        u = pyro.sample(f"{name}_time", Even(self.schedule.highest))
+        first = noising(f"{name}_first", self.noised(x0, start))
+        u = noising(f"{name}_time", Even(self.schedule.highest))
         t, slope = (value.detach() for value in self.schedule.spread(u))
-        return first, u, t, slope, pyro.sample(f"{name}_t", self.noised(x0, t))
+        return first, u, t, slope, noising(f"{name}_t", self.noised(x0, t))
 
     def _denoise_both(
         self, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], given: Any

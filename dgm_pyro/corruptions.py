@@ -40,7 +40,7 @@ def add_noise(x: Tensor, scale: float, levels: int, seed: int = 0) -> Tensor:
     """x with Normal noise of standard deviation ``scale`` grey levels, rounded and clipped to 0 .. levels - 1."""
     random = torch.Generator().manual_seed(seed)
     noise = scale * torch.randn(x.shape, generator=random)
-    return (x + noise).round().clamp(0, levels - 1).to(x.dtype)
+    return _as_before(x + noise, x, levels)
 
 
 def mutate(x: Tensor, rate: float, levels: int) -> Tensor:

@@ -143,6 +143,12 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"steps must be a positive int, got {steps!r}")
 
 
+def noising(name: str, fn: TorchDistribution) -> Tensor:
+    """State a latent that estimates a bound, and is no code of x: a time, or x at that time."""
+    marked: Any = {"is_noising": True}
+    return pyro.sample(name, fn, infer=marked)
+
+
 class Denoising(Program):
     """What diffusions in discrete and in continuous time share: what the network predicts, and the samplers.
 
@@ -203,8 +209,8 @@ class Denoising(Program):
         """``steps`` times and their noise levels, from the noisiest to the last."""
         raise NotImplementedError
 
-    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor | Denoised) -> dist.TorchDistribution:
-        """q(x_{t-1} | x_t, x_0) for t in 2 .. T; for a denoised x_0, the model's p(x_{t-1} | x_t)."""
+    def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """a, b and s of q(x_{t-1} | x_t, x_0) = N(a x_0 + b x_t, s^2) for t in 2 .. T, as `noise_at`."""
         raise NotImplementedError
 
     # -- the pieces of the equations -----------------------------------------------------------------------------------
@@ -218,6 +224,15 @@ class Denoising(Program):
         alpha, sigma = self.noise_at(t)
         loc = alpha * x0
         return dist.Normal(loc, sigma.expand_as(loc)).to_event(len(self.event_shape))
+
+    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor | Denoised) -> dist.TorchDistribution:
+        """q(x_{t-1} | x_t, x_0) for t in 2 .. T; for a denoised x_0, the model's p(x_{t-1} | x_t)."""
+        from_clean, from_noisy, scale = self.step_back(t)
+        if isinstance(x0, Denoised):
+            doubt, x0 = x0.variance, x0.x0
+            scale = (scale**2 + from_clean**2 * doubt).sqrt()
+        loc = from_clean * x0 + from_noisy * x_t
+        return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
 
     def denoise(self, x_t: Tensor, t: Tensor, given: Any = None, guidance: float = 0.0) -> Denoised:
         """What the network makes of x_t, ``(*batch, *event_shape)``, at t, ``(*batch,)``.
@@ -364,8 +379,7 @@ class Denoising(Program):
 
     def _chosen_times(self, steps: int | None, spacing: str | Spacing) -> list[Time]:
         steps = self.steps if steps is None else steps
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"steps must be a positive int, got {steps!r}")
+        check_steps(steps)
         return self.times(steps, spacing_named(spacing))
 
 
@@ -448,13 +462,8 @@ class Diffusion(Denoising):
     def zeros(self, *batch: int) -> Tensor:
         return self.schedule.alpha.new_zeros(*batch, *self.event_shape)
 
-    def reverse(self, x_t: Tensor, t: Tensor, x0: Tensor | Denoised) -> dist.TorchDistribution:
-        clean, scale = self._at("from_clean", t), self._at("spread", t)
-        if isinstance(x0, Denoised):
-            doubt, x0 = x0.variance, x0.x0
-            scale = (scale**2 + clean**2 * doubt).sqrt()
-        loc = clean * x0 + self._at("from_noisy", t) * x_t
-        return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
+    def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._at("from_clean", t), self._at("from_noisy", t), self._at("spread", t)
 
     def _at(self, name: str, t: Tensor) -> Tensor:
         return self._wide(getattr(self.schedule, name)[t])
@@ -505,7 +514,7 @@ class Diffusion(Denoising):
             # One subsample of times for the whole batch would be noisy. Evenly spread and turned by a shift of each
             # datum's own, every time is as likely as before (systematic sampling).
             site = Even(self.mean_square) if self.importance else _Shift(self.steps, x0.device)
-            shift = pyro.sample(f"{name}_shift", site)
+            shift = noising(f"{name}_shift", site)
         spread = torch.arange(self.subsample, device=x0.device) * self.steps // self.subsample
         plate: Any = pyro.plate(f"{name}_time", self.steps, subsample=spread)
         with plate as indices:
@@ -520,7 +529,7 @@ class Diffusion(Denoising):
                 t = (places + shift) % self.steps + 1
             batch = torch.broadcast_shapes(t.shape, x0.shape[: x0.dim() - len(self.event_shape)])
             t = t.expand(batch)
-            yield t, weight, pyro.sample(f"{name}_t", self.noised(x0, t))
+            yield t, weight, noising(f"{name}_t", self.noised(x0, t))
 
     def time_probabilities(self) -> Tensor:
         """With which probability a step of training looks at each of the times 1 .. T, ``(T,)``."""

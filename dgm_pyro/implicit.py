@@ -21,8 +21,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from dgm_pyro.conditionals import Conditional, inverse_softplus, positive, shape_read_by
-from dgm_pyro.networks.mlp import to_unit
+from dgm_pyro.conditionals import Conditional, check_levels, inverse_softplus, positive, shape_read_by
 from dgm_pyro.program import (
     IntractableError,
     Program,
@@ -80,9 +79,8 @@ class Implicit(Program):
             raise TypeError(f"the generator must be a torch.nn.Module, got {type(generator).__name__}")
         if not isinstance(latent, str) or not latent:
             raise ValueError(f"latent must be the name of a site, a non-empty string, got {latent!r}")
-        if levels is not None and (not isinstance(levels, int) or isinstance(levels, bool) or levels < 2):
-            raise ValueError(f"levels must be an int of at least 2, or None for reals, got {levels!r}")
-        self.prior, self.generator, self.latent, self.levels = prior, generator, latent, levels
+        self.prior, self.generator, self.latent = prior, generator, latent
+        self.levels = None if levels is None else check_levels(levels)
         self.event_shape = as_shape(event_shape)
         self.reads = shape_read_by(generator)
         pair = is_pair(self.reads)
@@ -298,8 +296,3 @@ def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]
     near = distance < 3 * scale
     counts = torch.bincount(nearest[near], minlength=len(centres))
     return int((counts >= len(x) / len(centres) / 5).sum()), near.double().mean().item()
-
-
-def unit(x: Tensor, program: Program) -> Tensor:
-    """x as critics and kernels read it: integers scaled to [-1, 1]; reals as they are."""
-    return to_unit(x, program.levels)

@@ -28,7 +28,7 @@ import math
 import numbers
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from pyro import poutine
@@ -283,6 +283,7 @@ class DReG:
     """
 
     num_particles: int = 8
+    eager_only: ClassVar[str] = "weights gradients by a hook on the way back"
 
     def __post_init__(self) -> None:
         check_count(self.num_particles, "num_particles")
@@ -403,6 +404,7 @@ class SemiSupervised:
     weight: float = 1.0
     _: KW_ONLY
     analytic_kl: bool = True
+    eager_only: ClassVar[str] = "picks rows by their labels"
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None

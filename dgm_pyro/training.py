@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from dgm_pyro.compilation import EAGER_ONLY, Sums, Terms, check_compilable, export, optimized
+from dgm_pyro.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.data import Data
 from dgm_pyro.distributed import Team, team
 from dgm_pyro.evaluation import as_data, evaluating, find_device, seeded
@@ -344,7 +344,7 @@ class _Step:
                     warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=3)
         if processes.size > 1:
             # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
-            static = not isinstance(self.objective, tuple(EAGER_ONLY))
+            static = not hasattr(self.objective, "eager_only")
             self.loss = DistributedDataParallel(self.loss, static_graph=static, find_unused_parameters=not static)
             self.loss.broadcast_buffers = False  # at each step; once an epoch is enough
 

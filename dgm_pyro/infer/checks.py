@@ -189,8 +189,7 @@ def units(program: Program, data: Any, *, draws: int = 32, seed: int = 0) -> dic
 
 def _is_code(site: Any) -> bool:
     """Whether the site says something of x: not the times of a plated diffusion, nor what is drawn at them."""
-    aside = site["name"].endswith(("_shift", "_time", "_first", "_t"))
-    return site["value"].dim() - site["fn"].event_dim == 1 and not aside
+    return site["value"].dim() - site["fn"].event_dim == 1 and not site["infer"].get("is_noising")
 
 
 def _mean(site: Any) -> Tensor:
