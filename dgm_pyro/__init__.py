@@ -14,6 +14,7 @@ from dgm_pyro import (
     objectives,
     priors,
     registry,
+    representations,
 )
 from dgm_pyro.adversarial import Adversarial, KernelScore
 from dgm_pyro.autoregressive import Autoregressive
@@ -95,5 +96,6 @@ __all__ = [
     "priors",
     "register",
     "registry",
+    "representations",
     "save",
 ]
