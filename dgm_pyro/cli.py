@@ -15,9 +15,11 @@ import typer
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from dgm_pyro.anomaly import Score, Surprise
+    from dgm_pyro.infer import Units
     from dgm_pyro.program import Program
     from dgm_pyro.training import History
 
@@ -758,6 +760,125 @@ def classify(
         ).savefig(picture)
         written += f" and {picture}"
     typer.echo(written)
+
+
+@app.command(epilog="Example: dgm represent runs/vae-digits")
+def represent(
+    run: RunFolder,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="A .npy file, or a data set; default: the run's test split.")
+    ] = None,
+    site: Annotated[
+        str | None, typer.Option(help="Level of a hierarchy, such as z2; default: that nearest to x.")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Use at most so many data, and so many training data.")] = 5000,
+    path: Annotated[str, typer.Option(help="Of the interpolation: spherical or linear.")] = "spherical",
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="The map, a .png; default: RUN/representation.png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The code z of each datum, and what it is good for: a table, a map, pictures between and around codes, a .npy.
+
+    Where the data have labels: a linear probe, nearest neighbours and clusters of z, beside those of x itself.
+    """
+    import json
+
+    import numpy as np
+
+    import dgm_pyro as dgm
+    from dgm_pyro import plots, representations, runs
+    from dgm_pyro.program import check_count
+    from dgm_pyro.training import find_device
+    from dgm_pyro.vae import VAE
+
+    check_count(num, "num")
+    where, picture = find_device(device), _written_to(out, run / "representation.png")
+    program, record = runs.read(run, where)
+    place, source = data_dir or record.data_dir, data or record.data
+    x, y = _inputs(source, program, place)[:num], None
+    if not source.endswith(".npy"):
+        y = dgm.data.load(source, "test", data_dir=place)[:num].y
+    z = representations.encode(program, x, site=site, seed=seed)
+    site, what = site or representations.codes(program)[0], f"{record.model} on {record.data}"
+    table = {}
+    if y is not None:
+        train = dgm.data.load(record.data, data_dir=place)
+        train = dgm.data.load(record.data, data_dir=place, num=min(num, len(train)), seed=seed)
+        known = representations.encode(program, train.x, site=site, seed=seed)
+        assert train.y is not None  # a data set has labels in both splits, or in none
+        for name, (seen, unseen) in {site: (known, z), "x": (train.x, x)}.items():
+            table[name] = representations.assess(seen, train.y, unseen, y, seed=seed)
+    use = dgm.infer.units(program, x[:512], draws=8, seed=seed) if isinstance(program, VAE) and len(x) > 1 else {}
+
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    np.save(picture.with_suffix(".npy"), z.numpy())
+    figures = {} if z[0].numel() < 2 else {"": plots.latent_map(z, y, title=f"{site} of {len(z)} data, {what}")}
+    if len(program.event_shape) == 3 and not representations.is_discrete(program, site):
+        figures |= _around_codes(program, x, z, site, path, use.get(site))
+    written = [picture.with_suffix(".npy")]
+    for name, figure in figures.items():
+        written.append(picture.with_name(f"{picture.stem}{name}.png"))
+        figure.savefig(written[-1])
+    if as_json:
+        numbers = {
+            "run": str(run),
+            "site": site,
+            "num": len(z),
+            "quality": {name: each.as_dict() for name, each in table.items()},
+            "active": {name: int(each.active.sum()) for name, each in use.items()},
+            "kl": {name: None if each.kl is None else each.kl.tolist() for name, each in use.items()},
+        }
+        typer.echo(json.dumps(numbers, indent=1))
+        return
+    typer.echo(f"{what}: {site} of {len(z)} data, {z[0].numel()} features")
+    for name, units in use.items():
+        nats = "" if units.kl is None else f", {float(units.kl.sum()):.2f} nats in all"
+        typer.echo(f"{name}: {int(units.active.sum())} of {len(units.active)} features active{nats}")
+    if table:
+        typer.echo(f"{'of':<6}{'linear probe':>18}{'5 neighbours':>18}{'clusters':>12}{'NMI':>8}{'ARI':>8}")
+    for name, each in table.items():
+        right = "".join(f"{f'{share:.3f} +- {each.stderr(share):.3f}':>18}" for share in (each.probe, each.knn))
+        found = each.clusters
+        typer.echo(f"{name:<6}{right}{found.accuracy:>12.3f}{found.nmi:>8.3f}{found.ari:>8.3f}")
+    typer.echo(", ".join(map(str, written)))
+
+
+def _around_codes(
+    program: Program, x: Tensor, z: Tensor, site: str, path: str, units: Units | None
+) -> dict[str, Figure]:
+    """Pictures by the end of the file's name: between pairs of data, along single features, over the plane."""
+    import torch
+
+    from dgm_pyro import plots, representations
+
+    figures, levels, pairs = {}, program.levels, min(6, len(x) // 2)
+    if site == representations.codes(program)[0] and pairs:
+        a, b = x[:pairs], x[pairs : 2 * pairs]
+        between = representations.interpolate(program, a, b, 8, path=path)
+        rows = torch.cat([a[None].to(between), between, b[None].to(between)]).transpose(0, 1)
+        labels = ("x", *("",) * 8, "x'")
+        figures["-interpolation"] = plots.images(
+            rows.flatten(0, 1), levels=levels, column_labels=labels, title=f"Between two data: {path} in {site}"
+        )
+    if units is not None:
+        by_use = (units.variance if units.kl is None else units.kl).argsort(descending=True)[:8].tolist()
+        values = (-3, -2, -1, 0, 1, 2, 3)
+        moved = representations.traverse(program, z[:1], values, by_use, site=site)
+        figures["-traversals"] = plots.images(
+            moved.flatten(0, 1),
+            levels=levels,
+            row_labels=[f"{site}[{i}]" for i in by_use],
+            column_labels=[str(value) for value in values],
+            title="One feature moved at a time, the most used first",
+        )
+    if tuple(z.shape[1:]) == (2,) and site == representations.codes(program)[0]:
+        plane = representations.grid(program)
+        figures["-grid"] = plots.images(
+            plane.flatten(0, 1), levels=levels, columns=plane.shape[1], title=f"What each {site} stands for"
+        )
+    return figures
 
 
 def _inputs(source: str, program: Program, data_dir: str | None) -> Tensor:

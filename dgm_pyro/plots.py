@@ -643,21 +643,20 @@ def answers(
 
 
 @_styled
-def latent_map(z: Tensor, y: Tensor, *, title: str = "") -> Figure:
+def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure:
     """Latents in the plane, coloured by label; more than two dimensions are projected on their principal components.
 
     Args:
         z: ``(N, ...)``, at least two features.
-        y: integer labels, ``(N,)``.
+        y: integer labels, ``(N,)``, if there are any.
 
     Raises:
         ValueError: shapes do not fit.
     """
     flat = z.detach().cpu().double().flatten(1)
-    if len(flat) != len(y) or flat.shape[1] < 2:
-        raise ValueError(
-            f"z has shape {tuple(z.shape)} and y {tuple(y.shape)}: pass (N, D) with D at least 2, and (N,)"
-        )
+    if (y is not None and tuple(y.shape) != (len(flat),)) or flat.shape[1] < 2:
+        labels_are = "" if y is None else f" and y {tuple(y.shape)}"
+        raise ValueError(f"z has shape {tuple(z.shape)}{labels_are}: pass (N, D) with D at least 2, and (N,)")
     labels = ["$z_1$", "$z_2$"]
     if flat.shape[1] > 2:
         flat = flat - flat.mean(0)
@@ -668,6 +667,10 @@ def latent_map(z: Tensor, y: Tensor, *, title: str = "") -> Figure:
     figure = _figure(4.3, title)
     axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
     colours = _theme.get()
+    if y is None:
+        across, up = flat.T.numpy()
+        axes.scatter(across, up, s=9, color=colours.series[0], alpha=0.75, linewidths=0)
+        return figure
     for label in y.unique().tolist():
         points = flat[y.cpu() == label]
         colour = colours.classes[label % len(colours.classes)]

@@ -424,8 +424,14 @@ def grid(program: Program, num: int = 12, reach: float = 2.5, *, given: Any = No
     return _decoded(program, torch.stack([z_1, z_2.flip(0)], -1), given, None)
 
 
+def is_discrete(program: Program, site: str | None = None) -> bool:
+    """Whether a code takes integers only, so that there is nothing between two of them."""
+    site = _site(program, site)
+    return isinstance(program, VAE) and _levels(program, site) is not None
+
+
 def _require_real(program: Program, site: str) -> None:
-    if isinstance(program, VAE) and _levels(program, site) is not None:
+    if is_discrete(program, site):
         raise ValueError(f"the code {site!r} is discrete: there is nothing between its values")
 
 

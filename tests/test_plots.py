@@ -333,5 +333,8 @@ def test_two_latents_are_shown_as_they_are():
     axes = plots.latent_map(z, y).axes[0]
     assert np.allclose(axes.collections[0].get_offsets(), z)
     assert axes.get_xlabel() == "$z_1$"
+    unnamed = plots.latent_map(z).axes[0]
+    assert np.allclose(unnamed.collections[0].get_offsets(), z)
+    assert not unnamed.texts
     with pytest.raises(ValueError, match="at least 2"):
         plots.latent_map(torch.zeros(20, 1), y)

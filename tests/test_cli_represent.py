@@ -1,0 +1,109 @@
+"""``dgm represent``: codes, pictures, a table, and what it says when something is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_cli import dgm_ok, width_of
+
+import dgm_pyro as dgm
+from dgm_pyro import cli, representations
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("represent")
+    recipes = {
+        "vae": ["vae", "--latent", "2", "--epochs", "5"],
+        "hierarchy": ["vae", "--prior", "vae", "--latent", "6", "--data", "digits-binary"],
+        "codes": ["vae", "--prior", "bernoulli", "--latent", "5", "--data", "digits-binary"],
+        "flow": ["realnvp"],
+        "points": ["diffusion", "--data", "moons"],
+        "made": ["made"],
+        "labelled": ["vae", "--labelled"],
+    }
+    for name, (model, *options) in recipes.items():
+        short = ["--num", "300", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
+        dgm_ok("train", model, *options, *short, "--device", "cpu", "--out", folder / name)
+    np.save(folder / "few.npy", dgm.data.load("digits", "test").x[:5].numpy())
+    return folder
+
+
+def files(folder):
+    return {path.name for path in folder.iterdir() if path.stem.startswith("representation")}
+
+
+def test_a_vae_of_two_latents_gives_all_pictures_and_a_table(trained, tmp_path, capsys):
+    out = tmp_path / "representation.png"
+    dgm_ok("represent", trained / "vae", "--num", "200", "--out", out)
+    printed = capsys.readouterr().out
+    parts = ("", "-grid", "-interpolation", "-traversals")
+    assert files(tmp_path) == {f"representation{part}.png" for part in parts} | {"representation.npy"}
+    assert all(width_of(tmp_path / f"representation{part}.png") > 300 for part in parts)
+    program, test = dgm.load(trained / "vae"), dgm.data.load("digits", "test")
+    z = representations.encode(program, test.x[:200])
+    assert np.allclose(np.load(out.with_suffix(".npy")), z)
+    assert "2 features active" in printed or "of 2 features" in printed
+    known = dgm.data.load("digits", num=200)
+    expected = representations.assess(representations.encode(program, known.x), known.y, z, test.y[:200])
+    assert f"{expected.probe:.3f} +- {expected.stderr(expected.probe):.3f}" in printed
+    pixels = representations.assess(known.x, known.y, test.x[:200], test.y[:200])
+    assert f"{pixels.clusters.accuracy:.3f}   {pixels.clusters.nmi:.3f}   {pixels.clusters.ari:.3f}" in printed
+
+
+def test_levels_of_a_hierarchy(trained, tmp_path, capsys):
+    out = tmp_path / "representation.png"
+    dgm_ok("represent", trained / "hierarchy", "--site", "z2", "--num", "100", "--out", out, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["site"] == "z2"
+    assert set(found["kl"]) == {"z", "z2"}
+    assert len(found["kl"]["z2"]) == 3
+    assert set(found["quality"]) == {"z2", "x"}
+    assert np.load(out.with_suffix(".npy")).shape == (100, 3)
+    assert files(tmp_path) == {"representation.png", "representation-traversals.png", "representation.npy"}
+
+
+def test_discrete_codes_have_nothing_in_between(trained, tmp_path):
+    dgm_ok("represent", trained / "codes", "--num", "100", "--out", tmp_path / "representation.png")
+    assert files(tmp_path) == {"representation.png", "representation.npy"}
+
+
+def test_a_flow_is_interpolated_and_points_are_mapped(trained, tmp_path, capsys):
+    for name in ("flow", "points"):
+        (tmp_path / name).mkdir()
+        dgm_ok("represent", trained / name, "--num", "100", "--out", tmp_path / name / "representation.png")
+    assert files(tmp_path / "flow") == {"representation.png", "representation-interpolation.png", "representation.npy"}
+    assert files(tmp_path / "points") == {"representation.png", "representation.npy"}
+    assert "active" not in capsys.readouterr().out
+
+
+def test_data_without_labels_get_codes_and_pictures(trained, tmp_path, capsys):
+    out = tmp_path / "representation.png"
+    dgm_ok("represent", trained / "vae", trained / "few.npy", "--out", out, "--path", "linear")
+    assert "probe" not in capsys.readouterr().out
+    program = dgm.load(trained / "vae")
+    few = torch.from_numpy(np.load(trained / "few.npy"))
+    assert np.allclose(np.load(out.with_suffix(".npy")), representations.encode(program, few))
+    assert len(files(tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("made",), "Autoregressive has no code of x"),
+        (("labelled",), "pass the program within and the labels"),
+        (("vae", "--site", "z2"), "site must be one of 'z', got 'z2'"),
+        (("vae", "--path", "bent"), "path must be one of linear, spherical"),
+        (("vae", "--num", "0"), "num must be a positive integer"),
+        (("vae", "--out", "map.jpg"), "--out must end in .png"),
+        (("vae", "missing.npy"), "No such file"),
+        (("vae", "moons"), "real data (a density)"),
+    ],
+)
+def test_bad_input_is_one_line(trained, capfd, arguments, words):
+    run, *options = arguments
+    assert cli.main(["represent", str(trained / run), *options]) != 0
+    error = capfd.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
