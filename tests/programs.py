@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -22,6 +22,26 @@ import dgm_pyro as dgm
 from dgm_pyro import flow, guides, networks, priors
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.program import latent_sites, log_prob_sum, plates
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def jittered(module: Module, size: float = 0.3) -> Module:
+    """``module`` with noise of that standard deviation added to its parameters: off its symmetric start, biases too."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return module
+
+
+def denoised_normal(x_t: Tensor, alpha: Tensor, sigma: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+    """E[x_0 | x_t] of data N(mean, S): mean + alpha S (alpha^2 S + sigma^2)^-1 (x_t - alpha mean), ``(B, D)``.
+
+    alpha and sigma are ``(B, 1)``.
+    """
+    noisy = alpha.unsqueeze(-1) ** 2 * cov + sigma.unsqueeze(-1) ** 2 * torch.eye(len(mean))
+    residual = (x_t - alpha * mean).unsqueeze(-1)
+    return mean + alpha * (cov @ torch.linalg.solve(noisy, residual)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -48,10 +68,7 @@ class Case:
         """The program, in the default dtype or in ``dtype``, its parameters a function of the seed."""
         with precision(dtype or torch.get_default_dtype()), torch.random.fork_rng():
             torch.manual_seed(seed)
-            program = self.make()
-            with torch.no_grad():
-                for parameter in program.parameters():
-                    parameter.add_(self.jitter * torch.randn_like(parameter))
+            program = jittered(self.make(), self.jitter)
         return program.to(device)
 
     def draw(

@@ -8,7 +8,7 @@ import math
 import pyro
 import pytest
 import torch
-from programs import CASES, transformer
+from programs import CASES, jittered, transformer
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
@@ -24,16 +24,8 @@ from dgm_pyro.networks.caches import Growing, cache_maker
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def perturbed(program, scale=0.4):
-    """Parameters, biases too, far from zero and from each other."""
-    with torch.no_grad():
-        for parameter in program.parameters():
-            parameter.add_(scale * torch.randn_like(parameter))
-    return program
-
-
 def ar(family, network):
-    return lambda: perturbed(dgm.Autoregressive(family(network())))
+    return lambda: jittered(dgm.Autoregressive(family(network())), 0.4)
 
 
 def bits(shape):
@@ -217,7 +209,7 @@ def test_gradients_through_the_draws(name, naive):
         "pixelcnn": lambda: dgm.Normal((1, 3, 4), PixelCNN((1, 3, 4), 2, 4, 3, 5, context_shape=(2,))),
         "transformer": lambda: dgm.Normal(4, CausalTransformer(4, 2, 8, 2, 2, context_shape=(2,))),
     }
-    program = perturbed(dgm.Autoregressive(networks[name]()), 0.2).eval()
+    program = jittered(dgm.Autoregressive(networks[name]()), 0.2).eval()
     given = torch.randn(3, 2, requires_grad=True)
     inputs = [given, *program.parameters()]
     calls = passes(program.features.network)
@@ -258,7 +250,7 @@ def test_dropout_draws_anew_in_each_pass():
 
 def test_a_hook_may_change_what_passes(naive):
     """So it is called at every feature."""
-    program = perturbed(dgm.Autoregressive(dgm.Normal(4, MADE(4, 2, (6,)))))
+    program = jittered(dgm.Autoregressive(dgm.Normal(4, MADE(4, 2, (6,)))), 0.4)
     program.features.network.last.register_forward_hook(lambda module, args, out: 2 * out)
     same(lambda: program.sample(3), naive)
 
@@ -268,7 +260,7 @@ def test_parameters_of_ones_own_making_are_left_to_their_maker(naive):
         def raw_parameters(self, given=None):
             return 2 * super().raw_parameters(given)
 
-    program = perturbed(dgm.Autoregressive(Doubled(4, MADE(4, 2, (6,)))))
+    program = jittered(dgm.Autoregressive(Doubled(4, MADE(4, 2, (6,)))), 0.4)
     same(lambda: program.sample(3), naive)
 
 
@@ -373,7 +365,7 @@ FLOWS = {
 @pytest.mark.parametrize("name", FLOWS)
 def test_flows_go_round(name, naive):
     """z to x to z, values and log-determinants; and x as without a cache, with the gradients."""
-    program = perturbed(FLOWS[name](), 0.3)
+    program = jittered(FLOWS[name](), 0.3)
     given = contexts(program, 6)
     z = torch.randn(6, *program.event_shape, requires_grad=True)
     slow = program.inverse_map if name.startswith("iaf") else program.forward_map
@@ -442,7 +434,7 @@ def test_maf_draws_for_the_cost_of_scoring():
 
 def test_the_transformer_is_attention_written_out():
     """One layer by the formula, with a mask and without `scaled_dot_product_attention`."""
-    network = perturbed(CausalTransformer(5, 2, 8, 1, 2, order=(3, 1, 4, 0, 2), context_shape=(3,)))
+    network = jittered(CausalTransformer(5, 2, 8, 1, 2, order=(3, 1, 4, 0, 2), context_shape=(3,)), 0.4)
     x, context = torch.randn(4, 5), torch.randn(4, 3)
     layer = network.layers[0]
     before = torch.cat((network.start.expand(4, 1, 8), network.embed(x[:, list(network.order[:-1]), None])), 1)
@@ -462,7 +454,7 @@ def test_the_transformer_is_attention_written_out():
 
 
 def test_the_transformer_depends_on_every_feature_before_and_on_none_after():
-    network = perturbed(CausalTransformer((1, 2, 3), 1, 8, 2, 2, order=ORDER))
+    network = jittered(CausalTransformer((1, 2, 3), 1, 8, 2, 2, order=ORDER), 0.4)
     x = torch.randn(1, 1, 2, 3)
     jacobian = torch.autograd.functional.jacobian(lambda x: network(x).flatten(), x).reshape(6, 6)
     ordered = jacobian[list(ORDER)][:, list(ORDER)]

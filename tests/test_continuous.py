@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import denoised_normal, jittered
 from scipy import stats
 from test_diffusion import assert_mean, slope
 from torch import nn
@@ -30,10 +31,8 @@ class Gaussian(nn.Module):
 
     def forward(self, x, t):
         log_snr = self.schedule(t)[:, None]
-        alpha, sigma2 = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr)
-        noisy = (alpha**2).unsqueeze(-1) * self.cov + sigma2.unsqueeze(-1) * torch.eye(len(self.mean))
-        residual = (x - alpha * self.mean).unsqueeze(-1)
-        return self.mean + alpha * (self.cov @ torch.linalg.solve(noisy, residual)).squeeze(-1)
+        alpha, sigma = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        return denoised_normal(x, alpha, sigma, self.mean, self.cov)
 
 
 def gaussian(mean, cov, highest=10.0, lowest=-14.0, **options):
@@ -56,10 +55,7 @@ def small(shape=2, seed=0, **options):
     program = dgm.ContinuousDiffusion(
         shape, DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network), **{"steps": 6, **options}
     )
-    with torch.no_grad():
-        for parameter in program.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return program
+    return jittered(program, 0.1)
 
 
 def mean_and_scale():
@@ -136,10 +132,7 @@ def test_one_network_call_serves_both_terms():
 @given(st.integers(0, 1000), st.integers(0, 20))
 def test_the_learned_map_rises_from_0_to_1_with_the_slope_it_says(seed, units):
     torch.manual_seed(seed)
-    schedule = dgm.LogSNR(units=units)
-    with torch.no_grad():
-        for parameter in schedule.parameters():
-            parameter.add_(torch.randn_like(parameter))
+    schedule = jittered(dgm.LogSNR(units=units), 1.0)
     u = torch.linspace(0, 1, 200, requires_grad=True)
     t, said = schedule.spread(u)
     torch.testing.assert_close(t[[0, -1]], torch.tensor([0.0, 1.0]), rtol=0, atol=1e-12)

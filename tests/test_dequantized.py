@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import jittered
 from pyro import poutine
 from torch import nn
 
@@ -30,13 +31,6 @@ from dgm_pyro.networks import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 IMAGE = (1, 2, 2)
-
-
-def jittered(program, size=0.3):
-    with torch.no_grad():
-        for parameter in program.parameters():
-            parameter.add_(size * torch.randn_like(parameter))
-    return program
 
 
 def every(levels, features):

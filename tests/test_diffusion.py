@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from programs import log_joint
+from programs import denoised_normal, jittered, log_joint
 from pyro import poutine
 from scipy import stats
 from torch import nn
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 class GaussianDenoiser(nn.Module):
-    """E[x_0 | x_t] for data N(mean, cov): mean + alpha S (alpha^2 S + sigma^2)^-1 (x_t - alpha mean)."""
+    """E[x_0 | x_t] for data N(mean, cov), told t / T."""
 
     def __init__(self, schedule, mean, cov):
         super().__init__()
@@ -35,10 +35,8 @@ class GaussianDenoiser(nn.Module):
 
     def forward(self, x, t):
         index = (t * self.schedule.steps).round().long()
-        alpha, sigma = self.schedule.alpha[index], self.schedule.sigma[index]
-        noisy = alpha[:, None, None] ** 2 * self.cov + sigma[:, None, None] ** 2 * torch.eye(len(self.mean))
-        residual = (x - alpha[:, None] * self.mean).unsqueeze(-1)
-        return self.mean + alpha[:, None] * (self.cov @ torch.linalg.solve(noisy, residual)).squeeze(-1)
+        alpha, sigma = self.schedule.alpha[index, None], self.schedule.sigma[index, None]
+        return denoised_normal(x, alpha, sigma, self.mean, self.cov)
 
 
 class Constant(nn.Module):
@@ -71,11 +69,7 @@ def small(shape=2, steps=6, *, levels=None, seed=0, **options):
     outputs = levels if options.get("predict") == "levels" else 1
     torch.manual_seed(seed)
     denoiser = DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network)
-    program = dgm.Diffusion(shape, denoiser, levels=levels, steps=steps, **options)
-    with torch.no_grad():
-        for parameter in program.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return program
+    return jittered(dgm.Diffusion(shape, denoiser, levels=levels, steps=steps, **options), 0.2)
 
 
 def times(program):

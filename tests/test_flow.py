@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import jittered
 from pyro import poutine
 from pyro.distributions import transforms as pyro_transforms
 from pyro.nn import AutoRegressiveNN, ConditionalDenseNN, DenseNN
@@ -130,15 +131,8 @@ def nn_embedding():
 @pytest.fixture(params=FLOWS, name="case")
 def _case(request):
     """A flow off its symmetric start, in evaluation mode, and a given for it."""
-    flow = jittered(FLOWS[request.param]())
+    flow = jittered(FLOWS[request.param]()).eval()
     return flow, given_for(flow, 6)
-
-
-def jittered(flow):
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return flow.eval()
 
 
 def given_for(flow, size):
@@ -335,7 +329,7 @@ def calls_of(flow):
 
 
 def test_scoring_what_was_drawn_inverts_nothing():
-    flow = jittered(iaf(IMAGE, layers=3, hidden=(8,)))
+    flow = jittered(iaf(IMAGE, layers=3, hidden=(8,))).eval()
     count = calls_of(flow)
     distribution = flow()
     x = distribution.rsample((5,))
@@ -347,7 +341,7 @@ def test_scoring_what_was_drawn_inverts_nothing():
 
 @pytest.mark.parametrize("name", ["nsf", "iaf-image", "pyro", "pyro-inverse-and-composed"])
 def test_no_value_outlives_its_parameters(name):
-    flow = jittered(FLOWS[name]())
+    flow = jittered(FLOWS[name]()).eval()
     x = flow.sample(5)
     before, z = flow.log_prob(x), flow.inverse_map(x)
     with torch.no_grad():
@@ -361,7 +355,7 @@ def test_no_value_outlives_its_parameters(name):
 
 def test_draws_without_gradients_are_scored_with_them():
     """A score-function gradient through what `sample` remembered would be zero."""
-    flow = jittered(FLOWS["nsf"]())
+    flow = jittered(FLOWS["nsf"]()).eval()
     distribution = flow()
     x = distribution.sample((5,))
     remembered = torch.autograd.grad(distribution.log_prob(x).sum(), list(flow.parameters()))
@@ -372,7 +366,7 @@ def test_draws_without_gradients_are_scored_with_them():
 
 def test_pathwise_gradients_are_those_of_the_whole_dependence():
     """d/dtheta log q(x_theta(z)) with z held, through memory, equals the derivative through the formula by hand."""
-    flow = jittered(FLOWS["iaf-image"]())
+    flow = jittered(FLOWS["iaf-image"]()).eval()
     z = torch.randn(3, *IMAGE)
     distribution = flow()
     x = z
@@ -401,7 +395,9 @@ def test_a_distribution_is_freed_with_its_graph():
 
 def test_an_iaf_encoder_scores_its_draws_as_anyone_would():
     vae = dgm.VAE(
-        dgm.Normal(3), dgm.Normal(5, nn.Linear(3, 10)), jittered(iaf(3, layers=2, hidden=(8,), context_shape=(5,)))
+        dgm.Normal(3),
+        dgm.Normal(5, nn.Linear(3, 10)),
+        jittered(iaf(3, layers=2, hidden=(8,), context_shape=(5,))).eval(),
     )
     x = torch.randn(4, 5)
     count = calls_of(vae)
@@ -430,7 +426,7 @@ CONDITIONAL = [name for name in FLOWS if "given" in name]
 
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_given_matters_and_each_datum_sees_its_own(name):
-    flow = jittered(FLOWS[name]())
+    flow = jittered(FLOWS[name]()).eval()
     given = given_for(flow, 6)
     x = flow.sample(6, given)
     together = flow.log_prob(x, given)
@@ -442,7 +438,7 @@ def test_given_matters_and_each_datum_sees_its_own(name):
 
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_given_and_x_broadcast_over_particles_and_enumeration(name):
-    flow = jittered(FLOWS[name]())
+    flow = jittered(FLOWS[name]()).eval()
     given = given_for(flow, 3)
     x = torch.stack([flow.sample(3, given) for _ in range(2)])  # (particles, data)
     for form in (flow(given).log_prob(x), flow.exact_log_prob(x, given)):
@@ -456,7 +452,7 @@ def test_given_and_x_broadcast_over_particles_and_enumeration(name):
 
 
 def test_given_may_be_integers_that_the_context_network_scales():
-    flow = jittered(iaf(2, hidden=(8,), context_shape=IMAGE, context_levels=5))
+    flow = jittered(iaf(2, hidden=(8,), context_shape=IMAGE, context_levels=5)).eval()
     given = torch.randint(5, (3, *IMAGE), dtype=torch.uint8)
     x = flow.sample(3, given)
     torch.testing.assert_close(flow.log_prob(x, given), flow.log_prob(x, given.long()))
@@ -464,7 +460,7 @@ def test_given_may_be_integers_that_the_context_network_scales():
 
 def test_a_context_network_may_read_a_pair():
     network = MLP((3,), 5, (8,), num_classes=4)
-    flow = jittered(dgm.Flow(2, [coupling(context_shape=(5,))], context=network))
+    flow = jittered(dgm.Flow(2, [coupling(context_shape=(5,))], context=network)).eval()
     given = (torch.randn(6, 3), torch.arange(6) % 4)
     x = flow.sample(6, given)
     assert (flow.log_prob(x, given) != flow.log_prob(x, (given[0], given[1].flip(0)))).any()
@@ -500,7 +496,7 @@ class Scored(nn.Module):
 
 @pytest.mark.parametrize("name", ["nsf-autoregressive", "unit", "given-label"])
 def test_the_density_exports_with_a_free_batch_size_and_trains_the_same_parameters(name):
-    flow = jittered(FLOWS[name]())
+    flow = jittered(FLOWS[name]()).eval()
     arguments = lambda size: (flow.sample(size, given_for(flow, size)), given_for(flow, size))  # noqa: E731
     batch = {0: torch.export.Dim("batch", min=2)}
     shapes = {"x": batch, "given": batch if flow.conditional else None}

@@ -6,6 +6,7 @@ Statistical tests are seeded and held to 4.5 standard errors.
 import pyro
 import pytest
 import torch
+from programs import jittered
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
@@ -19,13 +20,6 @@ from dgm_pyro.networks import MLP
 from dgm_pyro.objectives import elbo
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def lively(module, size=0.3):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(size * torch.randn_like(parameter))
-    return module
 
 
 class Table(nn.Module):
@@ -68,7 +62,7 @@ def test_correlated_normals_start_as_the_standard_one_and_have_a_closed_kl(make)
     standard, z = dgm.Normal(3), torch.randn(5, 3)
     torch.testing.assert_close(make(3).log_prob(z), standard.log_prob(z))
     torch.testing.assert_close(kl_divergence(make(3)(), standard()), torch.tensor(0.0), rtol=0, atol=1e-12)
-    q, p = lively(make(3, learned=True), 1.0)(), lively(dgm.Normal(3, learned=True))()
+    q, p = jittered(make(3, learned=True), 1.0)(), jittered(dgm.Normal(3, learned=True))()
     diagonal = MultivariateNormal(p.base_dist.loc, torch.diag(p.base_dist.scale**2))
     full = MultivariateNormal(q.mean, q.covariance_matrix)
     torch.testing.assert_close(kl_divergence(q, p), kl_divergence(full, diagonal))
@@ -94,7 +88,7 @@ BIJECTIONS = {
 
 @pytest.fixture(params=BIJECTIONS, name="bijection")
 def _bijection(request):
-    return lively(BIJECTIONS[request.param](), 1.0)
+    return jittered(BIJECTIONS[request.param](), 1.0)
 
 
 def test_determinants_equal_autograds(bijection):
@@ -141,7 +135,7 @@ def test_extreme_parameters_stay_invertible(bijection):
 
 def test_planar_by_the_papers_formula():
     """Rezende and Mohamed 2015, equations 10 and 12, with the u that the class made of the raw one."""
-    bijection, z = lively(networks.Planar(3), 1.0), torch.randn(5, 3)
+    bijection, z = jittered(networks.Planar(3), 1.0), torch.randn(5, 3)
     w, b = bijection.raw[:3], bijection.raw[-1]
     x, log_det = bijection(z)
     h = (z @ w + b).tanh()
@@ -164,7 +158,7 @@ def test_reflections_make_an_orthogonal_matrix():
 
 @pytest.mark.parametrize("make", [guides.planar, guides.sylvester])
 def test_posteriors_of_bent_normals_integrate_to_one(make):
-    encoder = lively(make(2, layers=2, hidden=(6,), context_shape=(3,)))
+    encoder = jittered(make(2, layers=2, hidden=(6,), context_shape=(3,)))
     axis, x = torch.linspace(-15, 15, 301), torch.randn(1, 3)
     z = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
@@ -176,8 +170,8 @@ def test_posteriors_of_bent_normals_integrate_to_one(make):
 
 
 def linear(scale="feature", learned=True):
-    prior = lively(dgm.Normal(2, learned=learned))
-    likelihood = lively(dgm.Normal((1, 2, 2), MLP((2,), 4, ()).first.embed[1], scale=scale))
+    prior = jittered(dgm.Normal(2, learned=learned))
+    likelihood = jittered(dgm.Normal((1, 2, 2), MLP((2,), 4, ()).first.embed[1], scale=scale))
     return prior, likelihood
 
 
@@ -197,7 +191,7 @@ def test_with_the_exact_linear_posterior_every_draw_is_the_evidence(scale):
     expected = linear_evidence(prior, likelihood, x)
     torch.testing.assert_close(vae.log_weights(x, num_particles=5), expected.expand(5, -1))
     # and remains so while the parameters move
-    lively(vae)
+    jittered(vae)
     torch.testing.assert_close(vae.log_weights(x), linear_evidence(prior, likelihood, x).unsqueeze(0))
 
 
@@ -214,7 +208,7 @@ def test_with_the_exact_linear_posterior_every_draw_is_the_evidence(scale):
     ],
 )
 def test_with_an_enumerated_posterior_every_draw_is_the_evidence(prior, likelihood):
-    prior, likelihood = lively(prior(), 1.0), lively(likelihood())
+    prior, likelihood = jittered(prior(), 1.0), jittered(likelihood())
     encoder = guides.EnumeratedPosterior(prior, likelihood)
     vae = dgm.VAE(prior, likelihood, encoder)
     x = torch.randn(6, 2) if likelihood.levels is None else torch.randint(2, (6, 4))
@@ -255,7 +249,7 @@ def gaussian_elbo(prior, likelihood, raw, x):
 
 def test_steps_never_lower_the_elbo_of_a_conjugate_model():
     prior, likelihood = linear()
-    base = lively(dgm.Normal(2, MLP((1, 2, 2), 4, (6,))))
+    base = jittered(dgm.Normal(2, MLP((1, 2, 2), 4, (6,))))
     x = torch.randn(20, 1, 2, 2)
     values = []
     for steps in range(1, 12):
@@ -310,7 +304,7 @@ def ladder(levels=2):
         prior = dgm.VAE(prior, dgm.Normal(2, MLP((2,), 4, (6,))), latent=f"z{i}")
         bottom = guides.PrecisionWeighted(dgm.Normal(size, MLP((3,), 4, (6,))), prior.likelihood)
         encoder = guides.TopDown(encoder, bottom, latent=f"z{i}")
-    return lively(dgm.VAE(prior, dgm.Normal(3, MLP((2,), 6, (6,))), encoder))
+    return jittered(dgm.VAE(prior, dgm.Normal(3, MLP((2,), 6, (6,))), encoder))
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
@@ -338,7 +332,7 @@ def test_the_analytic_kl_of_a_ladder_is_the_sampled_one():
 
 
 def test_precision_weighting_is_the_product_of_two_normals():
-    q, p = lively(dgm.Normal(2, MLP((3,), 4, (6,)))), lively(dgm.Normal(2, MLP((1,), 4, (6,))))
+    q, p = jittered(dgm.Normal(2, MLP((3,), 4, (6,)))), jittered(dgm.Normal(2, MLP((1,), 4, (6,))))
     product = guides.PrecisionWeighted(q, p)
     x, above, z = torch.randn(1, 3), torch.randn(1, 1), torch.randn(7, 2)
     unnormalised = q.log_prob(z, x.expand(7, 3)) + p.log_prob(z, above.expand(7, 1))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from programs import CASES, _mlp, diffusion, made, vae
+from programs import CASES, _mlp, diffusion, jittered, made, vae
 from test_evaluation import linear_vae
 from torch import nn
 
@@ -15,12 +15,9 @@ from dgm_pyro.infer import impute
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def jittered(program, scale=0.7, seed=0):
+def seeded(program, size=0.7, seed=0):
     torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in program.parameters():
-            parameter.add_(scale * torch.randn_like(parameter))
-    return program.eval()
+    return jittered(program, size).eval()
 
 
 def by_enumeration(log_prob, x, mask, levels):
@@ -58,7 +55,7 @@ MASKS = {
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_autoregressive_by_enumeration(mask):
-    program = jittered(made(dgm.Categorical, 4, levels=3, order=ORDER))
+    program = seeded(made(dgm.Categorical, 4, levels=3, order=ORDER))
     x, mask = torch.tensor([[0, 2, 1, 2], [1, 1, 0, 0]]), torch.tensor(mask)
     draws = impute(program, x, mask, 4000, num_particles=40000)
     assert draws.shape == (4000, 2, 4)
@@ -71,7 +68,7 @@ def test_autoregressive_by_enumeration(mask):
 
 def test_a_prefix_is_exact_with_any_number_of_particles():
     """One particle per draw, and each row of data its own prefix."""
-    program = jittered(made(dgm.Bernoulli, 3))
+    program = seeded(made(dgm.Bernoulli, 3))
     x = torch.tensor([[1, 0, 0]]).expand(3000, 3)
     mask = torch.tensor([True, False, False]).expand(3000, 3).clone()
     mask[1500:, 1] = True
@@ -82,7 +79,7 @@ def test_a_prefix_is_exact_with_any_number_of_particles():
 
 
 def test_the_label_of_a_conditional_program_is_used():
-    program = jittered(made(dgm.Categorical, 2, levels=3, num_classes=3), 1.0)
+    program = seeded(made(dgm.Categorical, 2, levels=3, num_classes=3), 1.0)
     x, y, mask = torch.zeros(3, 2, dtype=torch.uint8), torch.arange(3), torch.tensor([False, True])
     draws = impute(program, x, mask, 3000, y, num_particles=30000)
     assert draws.dtype == torch.uint8
@@ -105,7 +102,7 @@ def test_independent_features_keep_their_own_distribution():
 
 @pytest.mark.parametrize("name", ["labelled-integers", "labelled-made"])
 def test_labels_are_summed_out(name):
-    program = jittered(CASES[name].make(), 1.0)
+    program = seeded(CASES[name].make(), 1.0)
     shape, levels = program.event_shape, program.levels
     x, mask = torch.ones(1, *shape, dtype=torch.long), torch.arange(shape[0]) == shape[0] - 1
     draws = impute(program, x, mask, 4000, num_particles=16000)
@@ -127,7 +124,7 @@ def quadrature(program, every, given=None):
 
 
 def test_a_vae_by_quadrature():
-    program = jittered(dgm.VAE(dgm.Normal(1), dgm.Bernoulli(4, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(4, 2))), 1.5)
+    program = seeded(dgm.VAE(dgm.Normal(1), dgm.Bernoulli(4, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(4, 2))), 1.5)
     x, mask = torch.tensor([[1, 0, 0, 1]]), torch.tensor([True, False, True, False])
     draws = impute(program, x, mask, 3000, num_particles=9000, num_temperatures=10)
     _, expected = by_enumeration(lambda every: quadrature(program, every.double()), x[0], mask, 2)
@@ -154,7 +151,7 @@ def check_conditional(draws, x, exact, size):
 @pytest.mark.parametrize("name", ["vae-bit-latent", "vae-categorical-latent"])
 def test_discrete_latents(name):
     """Means of the missing feature against importance sampling by hand, with far more draws."""
-    program = jittered(CASES[name].make(), 0.5)
+    program = seeded(CASES[name].make(), 0.5)
     x, mask = torch.tensor([[0.7, 0.0]]), torch.tensor([True, False])
     draws = impute(program, x, mask, 2000, num_particles=20000)[:, 0, 1]
     z = program.prior().sample((200_000,))
@@ -167,7 +164,7 @@ def test_discrete_latents(name):
 
 
 def test_pixelvae_of_a_prefix():
-    program = jittered(
+    program = seeded(
         dgm.VAE(
             dgm.Normal(1),
             made(dgm.Bernoulli, 3, context_shape=(1,)),
@@ -188,7 +185,7 @@ def test_pixelvae_of_a_prefix():
 
 def test_a_flow_on_a_grid():
     """The mean and the variance of the missing coordinate, against the density on a grid."""
-    program = jittered(flow.nsf(2, layers=2, hidden=(6,), bins=4), 0.3)
+    program = seeded(flow.nsf(2, layers=2, hidden=(6,), bins=4), 0.3)
     x, mask = torch.tensor([[0.4, 0.0]]), torch.tensor([True, False])
     draws = impute(program, x, mask, 1000, num_particles=3000, num_temperatures=12, num_leapfrog=4)[:, 0, 1]
     grid = torch.linspace(-12, 12, 4801)
@@ -201,7 +198,7 @@ def test_a_flow_on_a_grid():
 
 
 def test_a_dequantized_flow_by_quadrature():
-    program = jittered(dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit=True), levels=3), 0.4)
+    program = seeded(dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit=True), levels=3), 0.4)
     fine = (torch.arange(300) + 0.5) / 300
     density = program.flow.log_prob(torch.cartesian_prod(fine, fine)).detach().exp().reshape(3, 100, 3, 100)
     table = density.mean((1, 3)) / 9
@@ -216,7 +213,7 @@ def test_a_dequantized_flow_by_quadrature():
 
 def test_a_diffusion_by_a_long_run_of_its_own():
     """Draws of p(x) whose first coordinate happens to be near the one observed."""
-    program = jittered(diffusion(2, steps=6), 0.3)
+    program = seeded(diffusion(2, steps=6), 0.3)
     x, mask = torch.tensor([[0.5, 0.0]]), torch.tensor([True, False])
     draws = impute(program, x, mask, 2000, num_particles=20000)[:, 0, 1]
     many = program.sample(400_000)
@@ -227,7 +224,7 @@ def test_a_diffusion_by_a_long_run_of_its_own():
 
 
 def test_a_diffusion_of_integers_by_its_own_frequencies():
-    program = jittered(diffusion(2, levels=3, steps=4), 0.3)
+    program = seeded(diffusion(2, levels=3, steps=4), 0.3)
     mask = torch.tensor([True, False])
     draws = impute(program, torch.tensor([[2, 0]]), mask, 3000, num_particles=30000)
     many = program.sample(200_000)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from programs import jittered
 from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
@@ -15,28 +16,21 @@ from dgm_pyro.priors import MixturePrior, VampPrior
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def lively(program):
-    with torch.no_grad():
-        for parameter in program.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-    return program
-
-
 def log_normal(z, loc, scale):
     return (-(((z - loc) / scale) ** 2) / 2 - scale.log() - math.log(2 * math.pi) / 2).sum(-1)
 
 
 def vamp(components=4, levels=None, encoder=None):
-    encoder = encoder or lively(dgm.Normal(2, MLP((3,), 4, (6,), levels=levels)))
+    encoder = encoder or jittered(dgm.Normal(2, MLP((3,), 4, (6,), levels=levels)), 0.5)
     start = torch.randn(components, 3) if levels is None else torch.randint(levels, (components, 3))
-    return lively(VampPrior(encoder, start, levels))
+    return jittered(VampPrior(encoder, start, levels), 0.5)
 
 
 # -- densities ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_mixture_is_the_logsumexp_of_its_parts():
-    prior, z = lively(MixturePrior(3, 4)), torch.randn(5, 3)
+    prior, z = jittered(MixturePrior(3, 4), 0.5), torch.randn(5, 3)
     parts = [log_normal(z, prior.loc[k], positive(prior.raw_scale[k])) for k in range(4)]
     expected = torch.logsumexp(torch.stack(parts) + prior.logits.log_softmax(-1).unsqueeze(-1), 0)
     torch.testing.assert_close(prior.log_prob(z), expected)
@@ -50,7 +44,7 @@ def test_a_mixture_of_whole_vectors_is_none_per_feature():
     assert prior.log_prob(torch.tensor([[-5.0, 5.0]])) < prior.log_prob(torch.tensor([[5.0, 5.0]])) - 40
 
 
-@pytest.mark.parametrize("make", [lambda: lively(MixturePrior(2, 3)), vamp, lambda: vamp(levels=5)])
+@pytest.mark.parametrize("make", [lambda: jittered(MixturePrior(2, 3), 0.5), vamp, lambda: vamp(levels=5)])
 def test_densities_integrate_to_one(make):
     prior, axis = make(), torch.linspace(-40, 40, 1201)
     with torch.no_grad():
@@ -70,7 +64,7 @@ def test_a_vamp_prior_is_the_encoder_at_its_pseudo_inputs(levels):
 def test_a_vamp_prior_at_the_data_is_the_aggregate_posterior():
     """Pseudo-inputs at all the data: the prior that makes E[KL] the mutual information, the least possible."""
     x = torch.randn(8, 3)
-    encoder = lively(dgm.Normal(2, MLP((3,), 4, (6,))))
+    encoder = jittered(dgm.Normal(2, MLP((3,), 4, (6,))), 0.5)
     prior = VampPrior(encoder, x)
     q = encoder(x)
     aggregate = MixtureSameFamily(
@@ -88,7 +82,7 @@ def test_a_vamp_prior_at_the_data_is_the_aggregate_posterior():
 
 
 def test_samples_follow_the_density():
-    prior = lively(MixturePrior(2, 3))
+    prior = jittered(MixturePrior(2, 3), 0.5)
     z, n = prior.sample(20000), 20000
     weights, scale = prior.logits.softmax(-1), positive(prior.raw_scale)
     mean = (weights.unsqueeze(-1) * prior.loc).sum(0)
