@@ -113,6 +113,10 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0,
+    mutate: Annotated[
+        float | None,
+        typer.Option(help="Replace each feature by noise with this probability: a background for dgm anomaly."),
+    ] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights, such as 0.99.")] = None,
     validation: Annotated[float, typer.Option(help="Share of the data held out for validation; 0 for none.")] = 0.1,
     early_stopping: Annotated[int | None, typer.Option(help="Stop after this many epochs without gain.")] = None,
@@ -143,6 +147,7 @@ def train(
         data_dir=data_dir,
         num=num,
         objective=objective,
+        mutate=mutate,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,

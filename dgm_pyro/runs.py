@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 
-from dgm_pyro import checkpoint, data
+from dgm_pyro import checkpoint, corruptions, data
 from dgm_pyro.build import build
 from dgm_pyro.distributed import team
 from dgm_pyro.evaluation import seeded
+from dgm_pyro.objectives import check_number
 from dgm_pyro.program import Program
 from dgm_pyro.training import History, fit
 
@@ -68,6 +70,7 @@ def train(
     data_dir: str | None = None,
     num: int | None = None,
     objective: str | None = None,
+    mutate: float | None = None,
     seed: int = 0,
     validation: float | None = 0.1,
     force: bool = False,
@@ -79,6 +82,7 @@ def train(
 
     Args:
         swaps: of `dgm.build`, by name.
+        mutate: the probability with which each feature of a training batch is replaced by noise (`corruptions.mutate`).
         force: overwrite what is in the folder.
         options: of `dgm.fit`, by name.
 
@@ -90,12 +94,18 @@ def train(
         ValueError, TypeError: an unknown name, or an option that does not fit; nothing has been written.
     """
     points = data.load(data_name, data_dir=data_dir, num=num)
+    augment = None
+    if mutate is not None:
+        if points.levels is None:
+            raise ValueError(f"mutate replaces integers, but {data_name!r} has reals: choose another data set")
+        check_number(mutate, "mutate", at_least=0, at_most=1)
+        augment = functools.partial(corruptions.mutate, rate=mutate, levels=points.levels)
     with seeded(seed, torch.device("cpu")):
         program = build(model, points, labelled=labelled, **swaps)
     processes = team()
     path = reserve(folder, force=force) if processes.writes else Path(folder)
     try:
-        history = fit(program, points, objective, seed=seed, validation=validation or None, **options)
+        history = fit(program, points, objective, seed=seed, validation=validation or None, augment=augment, **options)
     except BaseException:
         if processes.writes:
             with contextlib.suppress(OSError):  # it is not empty: an earlier run that was to be overwritten
@@ -103,8 +113,8 @@ def train(
         raise
     kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
     record = record_of(
-        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num, **kept,
-        validation=validation, seed=seed, processes=processes.size if processes.size > 1 else None,
+        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num, mutate=mutate,
+        **kept, validation=validation, seed=seed, processes=processes.size if processes.size > 1 else None,
     )  # fmt: skip
     if processes.writes:
         write(path, program, record)

@@ -296,6 +296,8 @@ BAD = [
     (["train"], 2, "MODEL"),
     (["train", "gan"], 1, "the model must be one of"),
     (["train", "vae", "--data", "cats"], 1, "no data set 'cats'"),
+    (["train", "made", "--mutate", "1.5"], 1, "mutate must be a number"),
+    (["train", "maf", "--data", "moons", "--mutate", "0.3"], 1, "mutate replaces integers, but 'moons' has reals"),
     (["train", "vae", "--data", "mnist"], 1, "DGM_DATA"),
     (["train", "vae", "--data", "mnist", "--data-dir", "/nowhere"], 1, "/nowhere"),
     (["train", "vae", "--prior", "gaussian"], 1, "prior must be"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from test_cli import dgm_ok, width_of
 
 import dgm_pyro as dgm
-from dgm_pyro import anomaly, cli
+from dgm_pyro import anomaly, cli, runs
 from dgm_pyro.questions import beliefs
 
 
@@ -23,6 +24,7 @@ def trained(tmp_path_factory):
         "labelled": ["pixels", "--labelled", "--lr", "0.1", "--epochs", "20"],
         "classifier": ["classifier", "--epochs", "5"],
         "points": ["realnvp", "--data", "moons"],
+        "mutated": ["pixels", "--lr", "0.1", "--epochs", "10", "--mutate", "1"],
     }
     for name, (model, *options) in recipes.items():
         short = ["--num", "500", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
@@ -53,6 +55,14 @@ def test_noise_is_flagged_and_digits_hardly(trained, tmp_path, capsys):
     noise = torch.from_numpy(np.load(trained / "noise.npy"))[:, None]
     surprise = anomaly.Surprise(dgm.load(trained / "pixels"))(noise)
     assert scores[0] == pytest.approx(surprise.max().item(), rel=1e-5)
+
+
+def test_a_background_of_mutated_data_alone_knows_nothing_but_the_levels(trained):
+    program, record = runs.read(trained / "mutated")
+    assert record.options["mutate"] == 1
+    log_p = program.log_prob(dgm.data.load("digits", "test").x).double()
+    # 500 data decide 16 free parameters of each pixel, at a cost of 16 / (2 x 500) nats: 1.02 for the 64 of them.
+    assert log_p.mean().item() == pytest.approx(-64 * math.log(17), abs=2)
 
 
 def test_every_score_in_one_table(trained, capsys):
