@@ -17,6 +17,7 @@ from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.flow import Dequantized
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.program import Program
+from dgm_pyro.representations import encode
 from dgm_pyro.vae import VAE
 
 SHUFFLED, NOISY = "shuffled pixels", "additive noise"
@@ -40,7 +41,6 @@ def auroc(normal: Tensor, anomalous: Tensor) -> float:
     return float(roc_auc_score(labels, torch.cat([normal, anomalous]).numpy()))
 
 
-@torch.no_grad()
 def latents(program: Program, x: Tensor) -> Tensor | None:
     """What the program knows of x in place of x: the mean of q(z | x), or a flow's z; None without latents.
 
@@ -50,25 +50,7 @@ def latents(program: Program, x: Tensor) -> Tensor | None:
     Returns:
         ``(N, D)``, on the CPU.
     """
-    x = x.to(program_device(program))
-    with evaluating(program):
-        if isinstance(program, VAE):
-            encoder: Any = program.encoder
-            return encoder(x).mean.flatten(1).cpu()
-        if isinstance(program, Dequantized):
-            return program.flow.inverse_map((x + 0.5) / program.levels).flatten(1).cpu()  # type: ignore[operator]
-    return None
-
-
-def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
-    """Test accuracy of a logistic regression on standardised features, ``(N, D)``."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    classifier.fit(train.numpy(), train_y.numpy())
-    return float(classifier.score(test.numpy(), test_y.numpy()))
+    return encode(program, x).flatten(1) if isinstance(program, (VAE, Dequantized)) else None
 
 
 @torch.no_grad()

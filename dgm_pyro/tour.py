@@ -39,10 +39,10 @@ from dgm_pyro.questions import (
     beliefs,
     compare,
     latents,
-    probe,
     share,
     shuffle_pixels,
 )
+from dgm_pyro.representations import probe
 from dgm_pyro.tour_page import as_text, line_of, page_of, versions
 from dgm_pyro.training import History, NonFiniteLossError, find_device, fit
 

@@ -137,16 +137,6 @@ def test_latents_are_the_posterior_mean_of_a_vae_and_the_z_of_a_flow(digits):
     assert questions.latents(build("pixels", digits[0]), x) is None
 
 
-def test_the_probe_is_linear():
-    random = torch.Generator().manual_seed(0)
-    x, y = torch.randn(400, 2, generator=random), torch.arange(400) % 2
-    apart = x + 8.0 * y[:, None]
-    assert questions.probe(apart[:200], y[:200], apart[200:], y[200:]) == 1
-    xor = (x[:, 0] * x[:, 1] > 0).long()
-    # No line separates these: guessing, within four standard errors of 200 coin tosses.
-    assert questions.probe(x[:200], xor[:200], x[200:], xor[200:]) < 0.5 + 4 * math.sqrt(0.25 / 200)
-
-
 def test_the_comparison_holds_what_the_programs_say(digits):
     train, test = digits
     generative = tour.independent_pixels_by_class(train)
