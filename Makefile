@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test check format tutorials bench clean
+.PHONY: help tour test check format tutorials docs bench clean
 # Two installs into one environment must not run side by side.
 .NOTPARALLEL:
 
@@ -32,6 +32,9 @@ format: $(VENV)/.installed-dev  ## put the code into the house format
 tutorials: $(VENV)/.installed-test  ## run the tutorial scripts and write their notebooks
 	$(BIN)/python tutorials/execute.py $(ARGS)
 
+docs: $(VENV)/.installed-docs  ## build the site, build/site/index.html (ARGS=--check reads every page in a headless Chromium)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} nice $(BIN)/python docs/build.py $(ARGS)
+
 # Those that take the command line of timing.py; the others need data or hours.
 BENCHMARKS := $(shell grep -l '^from timing import' benchmarks/*.py)
 
@@ -52,9 +55,12 @@ $(VENV)/.installed-test: EXTRAS := [test]
 $(VENV)/.installed-test: SMALLER := $(VENV)/.installed
 $(VENV)/.installed-dev: EXTRAS := [dev]
 $(VENV)/.installed-dev: SMALLER := $(VENV)/.installed $(VENV)/.installed-test
+$(VENV)/.installed-docs: EXTRAS := [docs]
+$(VENV)/.installed-docs: SMALLER := $(VENV)/.installed
 $(VENV)/.installed-bench: EXTRAS := [bench]
 $(VENV)/.installed-bench: SMALLER := $(VENV)/.installed
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-bench: pyproject.toml constraints.txt
+STAMPS := $(addprefix $(VENV)/.installed,-test -dev -docs -bench)
+$(VENV)/.installed $(STAMPS): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
 	@touch $(SMALLER) $@

@@ -1,0 +1,44 @@
+"""The site has every page and every module; building it, and reading it in a browser, is `make docs ARGS=--check`."""
+
+import pkgutil
+import re
+from pathlib import Path
+
+import dgm_pyro
+
+DOCS = Path(__file__).parent.parent / "docs"
+NO_REFERENCE = {"dgm_pyro.__main__", "dgm_pyro.cli", "dgm_pyro.tour_page"}  # for who calls `dgm`, not for who imports
+TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def entries(page):
+    lines = [line for tree in TOCTREE.findall(page.read_text()) for line in tree.splitlines()]
+    return [line for line in lines if line and not line.startswith(":")]
+
+
+def test_every_page_is_in_the_contents():
+    in_docs, in_api = entries(DOCS / "index.md"), entries(DOCS / "api" / "index.md")
+    assert sorted(in_docs) == sorted({"../tutorials/*", "api/index", *(p.stem for p in DOCS.glob("*.md"))} - {"index"})
+    assert sorted(in_api) == sorted({p.stem for p in (DOCS / "api").glob("*.md")} - {"index"})
+
+
+def test_every_module_is_in_the_reference():
+    text = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    documented = re.findall(r"^\.\. automodule:: (\S+)$", text, re.MULTILINE)
+    modules = {info.name for info in pkgutil.walk_packages(dgm_pyro.__path__, "dgm_pyro.")}
+    private = {name for name in modules if name.rpartition(".")[2].startswith("_")}
+    assert sorted(documented) == sorted(modules - private - NO_REFERENCE)
+
+
+def test_links_of_the_reference_lead_somewhere():
+    for page in (DOCS / "api").glob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_what_the_interactive_page_loads_is_there():
+    text = (DOCS / "interactive.md").read_text()
+    loaded = re.findall(r'(?:src|href)="\.\./_static/([^"]+)"', text)
+    assert loaded
+    built = {"interactive/weights.js"}
+    assert all((DOCS / "_static" / path).exists() for path in set(loaded) - built)
