@@ -433,13 +433,9 @@ class SemiSupervised:
         """The bound with every label tried, weighted by q(y | x)."""
         batch = (log_q.shape[-1], x.shape[0])
         every = torch.arange(batch[0], device=x.device).unsqueeze(-1).expand(batch)
-        inner = elbo(
-            program,
-            x.expand(batch[0], *x.shape),
-            observed={getattr(program, "label", "y"): every},
-            batch=batch,
-            analytic_kl=self.analytic_kl,
-        )
+        # x itself is not repeated: a network that reads x alone runs once, not once for every label.
+        observed = {getattr(program, "label", "y"): every}
+        inner = elbo(program, x, observed=observed, batch=batch, analytic_kl=self.analytic_kl)
         q = log_q.T.exp()
         return Bound((q * (inner.value - log_q.T)).sum(0), (q * (inner.surrogate - log_q.T)).sum(0))
 
