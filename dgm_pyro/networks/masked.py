@@ -249,7 +249,10 @@ def check_order(order: str | Sequence[int], size: int) -> tuple[int, ...]:
         if order != "natural":
             raise ValueError(f"order must be 'natural' or a sequence of indices, got {order!r}")
         return tuple(range(size))
-    indices = tuple(int(i) for i in order)
+    try:
+        indices = tuple(int(i) for i in order)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"order must be 'natural' or a sequence of indices, got {order!r}") from error
     if sorted(indices) != list(range(size)):
         raise ValueError(f"order must name each of the {size} features 0 .. {size - 1} once, got {indices}")
     return indices

@@ -201,3 +201,9 @@ def test_dropout_is_for_training_only():
 def test_bad_arguments(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         MADE(*arguments, **options)
+
+
+@pytest.mark.parametrize("order", [None, 3, ("first", "second", "third")])
+def test_an_order_of_no_indices(order):
+    with pytest.raises(TypeError, match="order must be 'natural' or a sequence of indices, got"):
+        MADE((3,), 1, order=order)
