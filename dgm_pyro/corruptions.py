@@ -118,6 +118,8 @@ def _as_before(values: Tensor, x: Tensor, levels: int | None) -> Tensor:
 # -- the worst case ----------------------------------------------------------------------------------------------------
 
 Classifier = Program | Callable[[Tensor], Tensor]
+# Data whose graph is held at once: that of a diffusion's bounds has every step of every class.
+AT_ONCE = 32
 
 
 def log_class_probabilities(classifier: Classifier, x: Tensor, num_particles: int = 1) -> Tensor:
@@ -200,15 +202,22 @@ def _ascend(
     num_particles: int,
 ) -> Tensor:
     """``at`` after one step, within ``epsilon`` of x."""
-    here = _as_reals(at).clone().requires_grad_()
+    parts = zip(_as_reals(at).split(AT_ONCE), y.split(AT_ONCE), strict=True)
+    gradient = torch.cat([_slope(classifier, part, labels, num_particles) for part, labels in parts])
+    centre = _as_reals(x)
+    return _as_before((at + size * gradient.sign()).clamp(centre - epsilon, centre + epsilon), x, levels)
+
+
+def _slope(classifier: Classifier, at: Tensor, y: Tensor, num_particles: int) -> Tensor:
+    """The gradient of -log p(y | x)."""
+    here = at.clone().requires_grad_()
     guard = evaluating(classifier) if isinstance(classifier, Program) else contextlib.nullcontext()
     with guard, torch.enable_grad():
         loss = -log_class_probabilities(classifier, here, num_particles).gather(-1, y.long()[:, None]).sum()
         gradient = torch.autograd.grad(loss, here, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
         raise ValueError("log p(y | x) has no gradient in x, as where pixels are looked up in a table: use add_noise")
-    centre = _as_reals(x)
-    return _as_before((here.detach() + size * gradient.sign()).clamp(centre - epsilon, centre + epsilon), x, levels)
+    return gradient
 
 
 def _check_epsilon(epsilon: float, levels: int | None) -> float:

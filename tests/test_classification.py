@@ -175,6 +175,14 @@ def test_pgd_finds_the_corner_of_a_linear_classifier(float64):
     assert torch.allclose(corruptions.pgd(classifier, x, y, 0.3), worst)
 
 
+def test_attacks_in_parts_are_the_attack(float64, monkeypatch):
+    network = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    classifier, x, y = dgm.Discriminative(dgm.Categorical((), 3, network)), torch.randn(20, 6), torch.arange(20) % 3
+    whole = corruptions.pgd(classifier, x, y, 0.3, steps=4)
+    monkeypatch.setattr(corruptions, "AT_ONCE", 7)
+    torch.testing.assert_close(corruptions.pgd(classifier, x, y, 0.3, steps=4), whole)
+
+
 def test_an_attack_on_bayes_rule_is_that_on_the_logits_it_implies(float64):
     """p(x | y) Normal of one scale: log p(x | y) p(y) differs between classes by a linear function of x."""
     means = torch.randn(3, 4)
