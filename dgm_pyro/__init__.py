@@ -31,6 +31,7 @@ from dgm_pyro.flow import Dequantized, Flow
 from dgm_pyro.implicit import Implicit
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
+from dgm_pyro.onehot import OneHot
 from dgm_pyro.program import Conditional, IntractableError, Program
 from dgm_pyro.registry import register
 from dgm_pyro.training import History, NonFiniteLossError, fit
@@ -71,6 +72,7 @@ __all__ = [
     "MixtureOfNormals",
     "NonFiniteLossError",
     "Normal",
+    "OneHot",
     "Parametric",
     "Program",
     "Schedule",

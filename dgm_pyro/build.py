@@ -31,11 +31,13 @@ from dgm_pyro.guides import (
 from dgm_pyro.implicit import Implicit
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
+from dgm_pyro.onehot import OneHot
 from dgm_pyro.priors import MixturePrior, VampPrior
 from dgm_pyro.program import Program, check_count, is_pair
 from dgm_pyro.vae import VAE
 
 LATENT = 16
+CODE_VALUES = 8
 Table = dict[str, tuple[Callable[..., Program], str]]
 
 
@@ -208,11 +210,16 @@ def vae(
     made = prior if isinstance(prior, Program) else encoder if isinstance(encoder, Program) else None
     one_class = prior == "categorical" if made is None else made.event_shape == ()
     clusters = (latent if made is None else made.levels) if one_class else None
+    coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
     shape = () if one_class else (latent,) if made is None else tuple(made.event_shape)
+    if coded and made is None:
+        shape = (latent, CODE_VALUES)
     parts = Parts(data, shape, clusters, num_classes, hidden)
     if encoder is None:
         discrete = prior == "bernoulli" if made is None else made.levels == 2
-        encoder = "categorical" if one_class else "bernoulli" if discrete else "meanfield"
+        encoder = "categorical" if one_class else "codes" if coded else "bernoulli" if discrete else "meanfield"
+    if coded and encoder != "codes" and not isinstance(encoder, OneHot):
+        raise ValueError("a prior of one-hot codes needs an encoder of such: use encoder='codes', or leave it out")
     # The encoder comes first, because VampPrior is made of it; unless it is itself made of the other parts.
     late = isinstance(encoder, str) and encoder in LATE_ENCODERS
     q = _named("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
@@ -277,6 +284,19 @@ def _after_normal(parts: Parts, flow: Flow) -> Flow:
     )
 
 
+def _codes(parts: Parts) -> tuple[tuple[int, ...], int]:
+    """How many codes, and of how many values: z holds them in one-hot rows."""
+    if len(parts.shape) < 2:
+        raise ValueError("encoder 'codes' is for discrete codes: use prior='codes' or 'codes-uniform'")
+    return parts.shape[:-1], parts.shape[-1]
+
+
+def _chain_of_codes(parts: Parts) -> Autoregressive:
+    shape, values = _codes(parts)
+    network = CausalTransformer(shape, values, width=32, layers=2, heads=2, levels=values)
+    return Autoregressive(Categorical(shape, values, network))
+
+
 def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
     if parts.data.levels is not None:
         raise ValueError(
@@ -327,6 +347,8 @@ PRIORS: Table = {
     "vae3": (lambda parts, q: hierarchy(parts.size, 3), "a VAE over a VAE: a hierarchy of three levels"),
     "bernoulli": (lambda parts, q: Bernoulli(parts.shape, learned=True), "independent bits with learned probabilities"),
     "categorical": (lambda parts, q: Categorical((), parts.clusters, learned=True), "one class: clusters"),
+    "codes": (lambda parts, q: OneHot(_chain_of_codes(parts)), "autoregressive codes of 8 values, as in a VQ-VAE"),
+    "codes-uniform": (lambda parts, q: OneHot(Categorical(*_codes(parts))), "such codes, independent and uniform"),
 }
 
 EARLY_ENCODERS: Table = {
@@ -359,6 +381,10 @@ EARLY_ENCODERS: Table = {
     "categorical": (
         lambda parts: Categorical((), parts.clusters, parts.of_x(parts.clusters)),
         "a classifier, for prior categorical",
+    ),
+    "codes": (
+        lambda parts: OneHot(Categorical(*_codes(parts), parts.of_x(parts.size))),
+        "codes, straight through, for priors codes",
     ),
 }
 
@@ -410,6 +436,10 @@ MODELS: Table = {
     "nsf": (_flow(nsf), "neural spline flow of couplings; dequantized for integers"),
     "nsf-autoregressive": (_flow(nsf_autoregressive), "autoregressive neural spline flow; dequantized for integers"),
     "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent, hidden"),
+    "vq-vae": (
+        lambda data, num_classes, **swaps: vae(data, num_classes, **{"prior": "codes", **swaps}),
+        "VAE of discrete codes, their prior autoregressive; swaps: those of vae",
+    ),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
     "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
     "classifier": (
@@ -428,8 +458,9 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
         name: a key of `MODELS`.
         data: what it will be trained on; gives shape, levels and number of classes.
         labelled: build the generative classifier p(y) p(x | y) over the named family instead.
-        swaps: for "vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent`` (how many features z
-            has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's hidden layers).
+        swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent`` (how many
+            features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's
+            hidden layers).
 
     Raises:
         ValueError, TypeError: an unknown name, or a swap that the model does not take.
@@ -442,12 +473,12 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
         raise ValueError(f"the model must be one of {', '.join(MODELS)}, got {name!r}")
     if not isinstance(data, Data):
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
-    if name != "vae" and swaps:
-        raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' has these to swap")
+    if name not in ("vae", "vq-vae") and swaps:
+        raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these to swap")
     known = ("prior", "encoder", "likelihood", "latent", "hidden")
     unknown = sorted(set(swaps) - set(known))
     if unknown:
-        raise ValueError(f"unknown swap {', '.join(unknown)}: 'vae' takes {', '.join(known)}")
+        raise ValueError(f"unknown swap {', '.join(unknown)}: {name!r} takes {', '.join(known)}")
     classes = data.num_classes
     if classes is None and (labelled or name == "classifier"):
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")

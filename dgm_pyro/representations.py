@@ -49,6 +49,7 @@ from dgm_pyro.evaluation import evaluating, program_device, seeded
 from dgm_pyro.flow import Dequantized, Flow
 from dgm_pyro.infer.target import features_of, guide_trace
 from dgm_pyro.labelled import Labelled
+from dgm_pyro.onehot import OneHot
 from dgm_pyro.program import Conditional, Program, check_count, check_tensor, is_pair, latent_sites, parts_of
 from dgm_pyro.samplers import Heun, Time, run, spacing_named
 from dgm_pyro.vae import VAE
@@ -177,7 +178,7 @@ def _site(program: Program, site: str | None) -> str:
 
 def _code_shape(program: Any, site: str) -> torch.Size:
     if isinstance(program, VAE):
-        return program.prior.event_shape if site == program.latent else _code_shape(program.prior, site)
+        return _prior(program, site).event_shape
     if isinstance(program, Denoising):
         return program.event_shape
     return _flow_of(program).base.event_shape
@@ -210,7 +211,7 @@ def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
 
 def _posterior(program: Any, x: Tensor, given: Any, site: str, num_draws: int, draw: bool) -> Tensor:
     """E_q[site | x], averaged over draws of the latents that q states before it; or one draw."""
-    levels, total = _levels(program, site), torch.zeros(())
+    levels, total = _prior(program, site).levels, torch.zeros(())
     for _ in range(num_draws):
         trace: Any = guide_trace(program, x, given=given, batch=(len(x),))
         if site not in trace.nodes:
@@ -229,8 +230,8 @@ def _posterior(program: Any, x: Tensor, given: Any, site: str, num_draws: int, d
     return total
 
 
-def _levels(program: Any, site: str) -> int | None:
-    return program.prior.levels if site == program.latent else _levels(program.prior, site)
+def _prior(program: Any, site: str) -> Any:
+    return program.prior if site == program.latent else _prior(program.prior, site)
 
 
 def _mean(fn: Any) -> Tensor | None:
@@ -426,8 +427,10 @@ def grid(program: Program, num: int = 12, reach: float = 2.5, *, given: Any = No
 
 def is_discrete(program: Program, site: str | None = None) -> bool:
     """Whether a code takes integers only, so that there is nothing between two of them."""
-    site = _site(program, site)
-    return isinstance(program, VAE) and _levels(program, site) is not None
+    if not isinstance(program, VAE):
+        return False
+    prior = _prior(program, _site(program, site))
+    return prior.levels is not None or isinstance(prior, OneHot)
 
 
 def _require_real(program: Program, site: str) -> None:

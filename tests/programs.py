@@ -187,6 +187,16 @@ def guided(
     return dgm.VAE(prior, likelihood, encoder(prior, likelihood))
 
 
+def codes(prior: dgm.Categorical | dgm.Autoregressive) -> dgm.VAE:
+    """A VAE of 3-D reals over 2 codes of 3 values."""
+    return dgm.VAE(dgm.OneHot(prior), dgm.Normal(3, _mlp((2, 3), 6)), dgm.OneHot(dgm.Categorical(2, 3, _mlp((3,), 6))))
+
+
+def one_hot(*shape: int) -> Tensor:
+    """Rows that are 1 at one place, the last dimension's."""
+    return torch.eye(shape[-1])[torch.randint(shape[-1], shape[:-1])]
+
+
 def vamp(levels: int | None = None) -> dgm.VAE:
     """A VAE whose prior is its encoder at four points."""
     encoder = dgm.Normal(2, _mlp((3,), 4, levels=levels))
@@ -446,6 +456,15 @@ CASES: dict[str, Case] = {
             dgm.Normal(2), dgm.Normal(3, _mlp((2,), 6)), flow.iaf(2, layers=2, hidden=(6,), context_shape=(3,))
         )
     ),
+    "onehot": Case(lambda: dgm.OneHot(dgm.Categorical(2, 3, learned=True)), data=lambda size: one_hot(size, 2, 3)),
+    "onehot-given-vector": Case(
+        lambda: dgm.OneHot(dgm.Categorical(2, 3, _mlp((2,), 6))), data=lambda size: one_hot(size, 2, 3)
+    ),
+    "onehot-autoregressive": Case(
+        lambda: dgm.OneHot(transformer(dgm.Categorical, 3, levels=4)), data=lambda size: one_hot(size, 3, 4)
+    ),
+    "vae-codes": Case(lambda: codes(dgm.Categorical(2, 3, learned=True))),
+    "vae-codes-autoregressive": Case(lambda: codes(transformer(dgm.Categorical, 2, levels=3, order=(1, 0)))),
     "pixelvae": Case(
         lambda: dgm.VAE(dgm.Normal(2), pixelcnn(3, context_shape=(2,)), dgm.Normal(2, _mlp((1, 2, 2), 4, levels=3)))
     ),

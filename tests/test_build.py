@@ -6,7 +6,8 @@ import torch
 import dgm_pyro as dgm
 from dgm_pyro.build import ENCODERS, LIKELIHOODS, PRIORS, build
 
-SUITED = {"ladder": "vae", "bernoulli": "bernoulli", "categorical": "categorical"}  # encoder -> its prior
+# Encoders, and the prior that each is for.
+SUITED = {"ladder": "vae", "bernoulli": "bernoulli", "categorical": "categorical", "codes": "codes"}
 SWAPS = [
     *({"prior": name} for name in PRIORS),
     *({"encoder": name, "prior": SUITED.get(name, "normal")} for name in ENCODERS),
@@ -49,6 +50,12 @@ def test_discrete_latents_bring_their_encoder():
     assert isinstance(build("vae", data, prior="bernoulli").encoder, dgm.Bernoulli)
     assert isinstance(build("vae", data, prior="categorical", latent=7).encoder, dgm.Categorical)
     assert build("vae", data, prior=dgm.Categorical((), 5)).encoder.levels == 5
+    assert build("vq-vae", data, latent=5).encoder.event_shape == (5, 8)
+    assert build("vae", data, prior=dgm.OneHot(dgm.Categorical(4, 3))).encoder.event_shape == (4, 3)
+    with pytest.raises(ValueError, match="needs an encoder of such"):
+        build("vae", data, prior="codes", encoder="meanfield")
+    with pytest.raises(ValueError, match="encoder 'codes' is for discrete codes"):
+        build("vae", data, encoder="codes")
     assert build("vae", data, prior=dgm.Bernoulli(6, learned=True)).encoder.event_shape == (6,)
     assert build("vae", data, prior=dgm.Normal(6)).encoder.event_shape == (6,), "sized by the prior that is given"
 
