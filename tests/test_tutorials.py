@@ -15,6 +15,7 @@ import pytest
 TUTORIALS = Path(__file__).parent.parent / "tutorials"
 CHAPTERS = sorted(TUTORIALS.glob("[0-9]*.py"))
 MEGABYTES = 2.5
+OF_TORCH = "ignore:`torch.jit.script_method`:DeprecationWarning"  # when it loads its compiler
 STALE = "the notebook is not that of its script: run `make tutorials`"
 
 chapters = pytest.mark.parametrize("script", CHAPTERS, ids=lambda script: script.stem)
@@ -30,7 +31,7 @@ def test_there_are_chapters():
 def test_chapter_runs_without_a_warning(script, tmp_path):
     settings = {"DGM_QUICK": "1", "MPLBACKEND": "Agg", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
+        [sys.executable, "-W", "error", "-W", OF_TORCH, str(script)],
         env=os.environ | settings,
         cwd=tmp_path,
         capture_output=True,
