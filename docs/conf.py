@@ -43,12 +43,14 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 default_role = "py:obj"
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_inherit_docstrings = False  # torch's of forward() says nothing here
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_use_param = False  # it takes "alpha, sigma: ..." for a sigma of type alpha
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 add_module_names = False
 toc_object_entries_show_parents = "hide"
@@ -181,14 +183,15 @@ class LinkCode(SphinxPostTransform):
     default_priority = 5
 
     def run(self, **kwargs: object) -> None:
-        if self.env.docname.startswith("docs/api/"):
+        if self.env.docname.startswith("docs/api/") and self.env.docname != "docs/api/index":
             return
         for node in list(self.document.findall(nodes.literal)):
             if isinstance(node.parent, (nodes.reference, nodes.title)) or node.get("classes") not in ([], ["code"]):
                 continue
             text = node.astext()
             name = re.match(r"((?:dgm\.|dgm_pyro\.)[\w.]+|[A-Z]\w+)(\(.*\))?$", text, re.DOTALL)
-            full = name and documented(self.env, name[1])
+            # A method that a base class documents leads to the class.
+            full = name and (documented(self.env, name[1]) or documented(self.env, name[1].rpartition(".")[0]))
             if full:
                 node.replace_self(link(self.app, self.env.docname, full, node.deepcopy()))
 

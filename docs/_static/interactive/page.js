@@ -131,7 +131,10 @@ function latentMap(place, exported) {
         return bitmap(moments(decoder.decode(at), decoder.grid).mean.map((v) => v / top));
       });
       context.imageSmoothingEnabled = false;
-      tiles.forEach((tile, k) => context.drawImage(tile, ((k % n) * size) / n, (Math.floor(k / n) * size) / n, size / n, size / n));
+      const each = size / n, corner = (i) => (i + 0.1) * each;
+      context.fillStyle = "white";
+      context.fillRect(0, 0, size, size);
+      tiles.forEach((tile, k) => context.drawImage(tile, corner(k % n), corner(Math.floor(k / n)), 0.8 * each, 0.8 * each));
     } else {
       const shade = context.createRadialGradient(to(0), to(0), 0, to(0), to(0), to(3) - to(0));
       for (let r = 0; r <= 10; r++) {
