@@ -6,6 +6,7 @@ Notebooks are shown as they are stored; nothing of them runs. A warning is an er
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ def main() -> int:
     if not WEIGHTS.exists() or any(source.stat().st_mtime > WEIGHTS.stat().st_mtime for source in SOURCES):
         export(WEIGHTS)
         print(f"trained the networks of the interactive page in {time.monotonic() - start:.0f} s", flush=True)
+    shutil.rmtree(SITE, ignore_errors=True)  # Sphinx would leave pages of what is no more
     options = ["-W", "--keep-going", "-q", "-c", str(DOCS), "-d", str(WORK / "doctrees")]
     done = subprocess.run([sys.executable, "-m", "sphinx", *options, str(ROOT), str(SITE)], check=False)
     if done.returncode:
