@@ -288,6 +288,32 @@ def test_known_and_unknown_labels_each_get_their_bound(weight):
     torch.testing.assert_close(bound.value[unknown], (q_y * each).sum(0))
 
 
+def test_with_every_label_tried_a_network_of_x_alone_runs_once():
+    """Rows that the encoder q(z | x) and the likelihood p(x | z, y) see: B, and B for each label."""
+    program = Labelled(
+        dgm.Categorical((), CLASSES),
+        dgm.VAE(
+            dgm.Normal(1),
+            dgm.Normal(2, dgm.networks.MLP((1,), 4, hidden=(5,), num_classes=CLASSES)),
+            dgm.Normal(1, nn.Linear(2, 2)),
+        ),
+        classifier(),
+    )
+    seen = {"encoder": 0, "likelihood": 0}
+    for role in seen:
+        network = getattr(program.program, role).network
+        network.register_forward_pre_hook(lambda _, inputs, role=role: seen.update({role: len(inputs[0])}))
+    bound = SemiSupervised()(program, torch.randn(7, 2))
+    assert seen == {"encoder": 7, "likelihood": 7 * CLASSES}
+    # z is drawn anew for each label, so that the bound is that of the enumerating objective in expectation.
+    torch.manual_seed(1)
+    x = torch.randn(3, 2).repeat(2000, 1)
+    ours, theirs = (objective(program, x).value.reshape(2000, 3) for objective in (SemiSupervised(), dgm.Enumerate()))
+    error = (ours.var(0) / 2000 + theirs.var(0) / 2000).sqrt()
+    assert ((ours.mean(0) - theirs.mean(0)).abs() < 4.5 * error).all()
+    assert torch.isfinite(bound.value).all()
+
+
 def test_all_known_and_all_unknown_are_no_special_cases():
     program, x = labelled_vae(), torch.randn(3, 2)
     for y in (torch.tensor([0, 2, 1]), torch.tensor([-1, -1, -1])):
