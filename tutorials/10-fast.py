@@ -1,0 +1,572 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Fast
+#
+# The same model can be slow or fast. This chapter changes nothing of what a program *is*, and goes through what can be
+# saved of the work, with a proof each time that the numbers stay the same, or by how much they do not:
+#
+# | section | what is saved | what stays the same |
+# |---|---|---|
+# | 1 | nothing yet: how often each family asks its network | |
+# | 2 | Python: a **compiled** program | loss and gradient, to rounding |
+# | 3 | what was computed before: a **cache** | every draw, exactly |
+# | 4 | **steps** of a diffusion | the distribution, up to an error with a known order |
+# | 5 | bits: **precision** | the loss, to some digits |
+# | 6 | time, not work: **many devices** | the gradient, to rounding |
+#
+# Work is counted here where it can be, because counts are the same on every machine. Times are given as ratios of two
+# things timed in the same cell; yours will differ. You need PyTorch and chapter 00; chapters 02 to 05 explain the
+# programs.
+
+# %%
+import contextlib
+import io
+import logging
+import math
+import statistics
+import sys
+import time
+
+import matplotlib.pyplot as plt
+import pyro
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import nn
+
+import dgm_pyro as dgm
+from chapter import QUICK, claim, scaled, style, subplots, theme  # small helpers, in chapter.py beside this
+from dgm_pyro import plots
+from dgm_pyro.adversarial import squared_distance
+from dgm_pyro.diffusion import Denoised
+from dgm_pyro.distributed import Team
+from dgm_pyro.networks import MADE, MLP, DenoisingMLP, PixelCNN
+from dgm_pyro.samplers import DDIM, SAMPLERS, Time
+from dgm_pyro.samplers import run as walk
+
+pyro.set_rng_seed(0)
+style()
+torch.set_num_threads(1)  # small networks are not faster with two: their threads wait for one another
+
+# %% [markdown]
+# ## 1. How often is the network asked?
+#
+# Each family has its own expensive direction. A hook on a network counts its calls. (A *hook* is PyTorch's word for a
+# function that is called along with a module.) All programs here have $D = 16$ features, and the diffusion $T = 20$ steps.
+
+
+# %%
+def calls(networks, run):
+    """How often any of these modules is called while run() runs."""
+    count = 0
+
+    def add(*_):
+        nonlocal count
+        count += 1
+
+    handles = [network.register_forward_hook(add) for network in networks]
+    with torch.no_grad():
+        run()
+    for handle in handles:
+        handle.remove()
+    return count
+
+
+def networks_of(program):
+    """The outermost networks: those that are called as a whole."""
+    return [module for module in program.modules() if isinstance(module, (MADE, MLP, DenoisingMLP))]
+
+
+vae = dgm.VAE(dgm.Normal(4), dgm.Normal(16, MLP((4,), 32)), dgm.Normal(4, MLP((16,), 8)))
+families = {
+    "autoregressive": dgm.Autoregressive(dgm.Normal(16, MADE(16, 2))),
+    "masked flow (MAF), 1 layer": dgm.flow.maf((16,), layers=1),
+    "inverse masked flow (IAF), 1 layer": dgm.flow.iaf((16,), layers=1),
+    "coupling flow (RealNVP), 4 layers": dgm.flow.realnvp((16,), layers=4),
+    "VAE": vae,
+    "diffusion, one time of 20": dgm.Diffusion((16,), DenoisingMLP((16,)), steps=20),
+    "diffusion unrolled, all 20": dgm.Diffusion((16,), DenoisingMLP((16,)), steps=20).unroll(),
+}
+x = torch.randn(8, 16)
+print(f"{'':36s} {'score':>5s} {'draw':>5s}")
+counted = {}
+for name, program in families.items():
+    score = (lambda p=program: p.log_prob(x)) if program.tractable else (lambda p=program: dgm.ELBO()(p, x))
+    counted[name] = calls(networks_of(program), score), calls(networks_of(program), lambda p=program: p.sample(8))
+    print(f"{name:36s} {counted[name][0]:5d} {counted[name][1]:5d}")
+assert counted["autoregressive"] == (1, 16)
+assert counted["VAE"] == (2, 1)
+assert counted["diffusion unrolled, all 20"] == (20, 20)
+
+# %% [markdown]
+# The table is the course in numbers. A chain is scored at once where its values are known, and walked where they are not:
+# $D$ calls for a draw of the autoregressive model, $D$ for the *score* of an inverse flow. A coupling layer asks one half
+# about the other, and takes one call in both directions. A VAE has one step from $z$ to $x$. A diffusion is as long as its
+# chain, unless it is trained at random times, as Pyro's subsampled plate allows (chapter 00).
+#
+# Sections 3 and 4 shorten the long ones. First, what happens *around* a network.
+#
+# ## 2. Python: compiled programs
+#
+# A step of training is arithmetic on tensors, and the Python that arranges it: handlers that run around every statement of
+# model and guide, record it, look for plates, sum up. The arithmetic grows with the data; the Python does not. Below, a
+# VAE of binary digits, by three routes to the same number. `TraceMeanField_ELBO` is Pyro's ELBO with closed forms of the
+# KL where there are any. Python's own profiler hook counts calls of Python functions, here for one loss with its gradient.
+
+# %%
+digits = dgm.data.load("digits-binary")
+vae = dgm.build("vae", digits, latent=8)
+x = digits.x[:64]
+
+
+def by_hand(x):
+    """What one would write without Pyro: no sites, no traces."""
+    q = vae.encoder(x)
+    z = q.rsample()
+    kl = 0.5 * (q.mean**2 + q.variance - 1 - q.variance.log()).sum(-1)
+    return (kl - vae.likelihood(z).log_prob(x)).mean()
+
+
+def by_pyro(x):
+    return TraceMeanField_ELBO().differentiable_loss(vae.model, vae.guide, x) / len(x)
+
+
+def by_dgm(x):
+    return -dgm.ELBO()(vae, x).surrogate.mean()
+
+
+def python_calls(run):
+    count = 0
+
+    def add(frame, event, argument):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(add)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+losses = {"by hand": by_hand, "plain Pyro": by_pyro, "dgm": by_dgm}
+for loss in losses.values():
+    loss(x).backward()  # once beforehand: what is set up at the first call does not count
+functions = {name: python_calls(lambda loss=loss: loss(x).backward()) for name, loss in losses.items()}
+for name, loss in losses.items():
+    torch.manual_seed(0)
+    print(f"{name:11s} {loss(x).item():.4f} nats per digit, {functions[name]:5d} calls of Python functions")
+claim(functions["plain Pyro"] > 3 * functions["by hand"])
+
+# %% [markdown]
+# Pyro's handlers may do anything, also look at numbers and decide by them. That is why `torch.compile`, which turns Python
+# into machine code, has to stop at each of them. But in most programs *which* statements run does not depend on the
+# numbers. So `dgm.compile` runs model and guide once, on symbolic tensors, through all handlers. What is left is a graph of
+# tensor operations, for any number of data, on the program's own parameters; no statement and no handler is in it. This
+# graph is compiled.
+
+# %%
+start = time.process_time()
+compiled = dgm.compile(vae)
+compiled(x).backward()  # the first call compiles
+seconds = time.process_time() - start
+losses["compiled"] = compiled
+compiled(x).backward()
+functions["compiled"] = python_calls(lambda: compiled(x).backward())
+
+values, gradients = {}, {}
+for name in ("dgm", "compiled"):
+    vae.zero_grad()
+    torch.manual_seed(0)  # the same random numbers, in the same order
+    values[name] = losses[name](x)
+    values[name].backward()
+    gradients[name] = torch.cat([parameter.grad.flatten() for parameter in vae.parameters()])
+difference = (gradients["dgm"] - gradients["compiled"]).abs().max() / gradients["dgm"].abs().max()
+print(
+    f"loss {values['dgm'].item():.5f} and {values['compiled'].item():.5f}, largest difference of gradients {difference:.0e}"
+)
+torch.testing.assert_close(values["dgm"], values["compiled"])
+assert difference < 1e-4
+assert functions["compiled"] < functions["dgm"]
+
+
+def clock(runs, rounds):
+    """Median processor seconds of each, the runs taken in turn."""
+    times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+took = clock({name: lambda loss=loss: loss(x).backward() for name, loss in losses.items()}, scaled(40, 3))
+figure, panels = subplots(1, 2, width=8.5, height=2.2, sharey=True)
+for axes, found, title in (
+    (panels[0], functions, "calls of Python functions"),
+    (panels[1], {name: each / took["compiled"] for name, each in took.items()}, "time, compiled = 1"),
+):
+    axes.barh(list(found), list(found.values()), color=theme.series[0])
+    axes.set(title=title)
+panels[0].invert_yaxis()  # of both
+plt.show()
+for name, each in took.items():
+    print(f"{name:11s} {each / took['compiled']:.2f} times the compiled step, {functions[name]} Python calls")
+claim(took["plain Pyro"] > 1.2 * took["compiled"])
+
+# %% [markdown]
+# Compiling itself takes time, and only many steps pay it back:
+
+# %%
+for name in ("plain Pyro", "dgm"):
+    saved = took[name] - took["compiled"]
+    print(f"compiling took {seconds / took[name]:,.0f} steps of {name}", end="; ")
+    print(f"it pays after {seconds / saved:,.0f} steps" if saved > 0 else "it did not pay in this run")
+
+# %% [markdown]
+# `dgm.fit` does this by itself for trainings of 5000 steps and more, `compile=True` always. (Compiling needs a C++
+# compiler on the machine. Where there is none, `dgm.fit` by default says so and goes on without.)
+#
+# What cannot be seen in one run is Python that looks at numbers. The message quotes the line:
+
+
+# %%
+class Sign(nn.Module):
+    """Chooses by a number, in Python."""
+
+    def forward(self, z):
+        return torch.cat([z if z.sum() > 0 else -z, z], -1)
+
+
+class Where(nn.Module):
+    """The same choice, as a tensor operation."""
+
+    def forward(self, z):
+        return torch.cat([torch.where(z.sum() > 0, z, -z), z], -1)
+
+
+logging.disable(logging.WARNING)  # torch would log, beside the message, all of the graph that it had
+z = torch.randn(5, 2)
+assert torch.equal(Sign()(z), Where()(z))
+for network in (Sign(), Where()):
+    program = dgm.VAE(dgm.Normal(2), dgm.Normal(2, network), dgm.Normal(2, MLP((2,), 4)))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # where it writes the rest
+            dgm.compilation.Loss(program, dgm.ELBO(), backend="eager")(z)  # the graph as it is: no machine code
+        print(f"{type(network).__name__}: a graph")
+    except dgm.CompilationError as error:
+        print(f"{type(network).__name__}: {str(error).split('cannot be compiled: ')[1].split('. A compiled')[0]}")
+        assert isinstance(network, Sign)
+
+# %% [markdown]
+# ## 3. What was computed before: caches
+#
+# A naive draw from an autoregressive model calls the network $D$ times, and each time computes nearly everything anew.
+# Chapter 02 counted what a cache saves: a factor $D$ in multiplications. How much of it is left in *time*? The networks
+# below are not trained: that would change no count and no time. Naive is what happens while a hook is on the network.
+
+# %%
+found = {}
+for side, batches in ((8, (1, 4, 16, 64)), (16, (1, 4, 16)))[: scaled(2)]:
+    shape = (1, side, side)
+    program = dgm.Autoregressive(dgm.Bernoulli(shape, PixelCNN(shape, 1, channels=32, layers=3, levels=2)))
+    program.eval()
+    for batch in batches[: scaled(4)]:
+        handle = program.features.network.register_forward_hook(lambda *_: None)
+        torch.manual_seed(0)
+        start = time.process_time()
+        naive = program.sample(batch)
+        took_naive = time.process_time() - start
+        handle.remove()
+        torch.manual_seed(0)
+        start = time.process_time()
+        cached = program.sample(batch)
+        found[side, batch] = took_naive / (time.process_time() - start)
+        assert torch.equal(naive, cached)  # the same draw, pixel by pixel
+        print(f"{side:2d}x{side:<2d} batch {batch:2d}: naive / cached = {found[side, batch]:6.1f}")
+figure, axes = subplots(width=5.5, height=2.8)
+for side in sorted({side for side, _ in found}):
+    pairs = [(batch, ratio) for (each, batch), ratio in found.items() if each == side]
+    axes.loglog(*zip(*pairs, strict=True), marker="o", ms=4, label=f"D = {side**2}")
+axes.axhline(1, color=theme.muted, ls="--", lw=1)
+axes.set(xlabel="images drawn at once", ylabel="naive time / cached time", title="PixelCNN: what the cache saves")
+axes.set_xticks((1, 4, 16, 64), ["1", "4", "16", "64"])
+axes.minorticks_off()
+axes.legend()
+plt.show()
+if not QUICK:
+    claim(min(found.values()) > 2)
+    claim(found[16, 16] > found[8, 16] and found[8, 64] > found[8, 1])
+
+# %% [markdown]
+# Never a factor $D$: that one is of multiplications, and a cached step is so small that calling it costs more than doing
+# it. The larger the batch and the longer the chain, the nearer the two come. The same cache serves whatever walks the
+# chain: the unrolled program with some sites conditioned, `dgm.infer.impute`, SMC, and the slow direction of masked flows.
+#
+# ## 4. Fewer steps
+#
+# A draw from a diffusion walks from noise to data. Without its random part the walk is a curve, the *probability flow*: a
+# differential equation, which a sampler solves in steps. Numerical analysis knows what to expect. A rule of **order** $k$
+# has an error that falls like $(\text{step})^k$, so twice the steps make it $2^k$ times smaller.
+#
+# For data from $N(0, s^2)$ everything is known. The best guess of $x_0$ is $E[x_0 \mid x_t] = \alpha_t s^2 x_t / (\alpha_t^2
+# s^2 + \sigma_t^2)$, and the flow keeps $x_t$ at the same number of standard deviations. So the error of each sampler can
+# be measured exactly, without any network. (A sampler is a function of $x$, the time $t$ it is at, the less noisy time it
+# goes to, and the guess.)
+
+# %%
+spread = 0.5
+
+
+def level(log_snr):
+    """A time with that logarithm of alpha^2 / sigma^2, in double precision."""
+    log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
+    return Time(None, log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt(), log_snr)
+
+
+def best_guess(x, t):
+    variance = t.alpha**2 * spread**2 + t.sigma**2
+    return Denoised(t.alpha * spread**2 * x / variance, t.sigma**2 * spread**2 / variance * torch.ones_like(x))
+
+
+def error_of(sampler, steps, first=-5.0, last=4.0):
+    """Largest distance from the exact flow at the last time, over some starts."""
+    times = [level(each) for each in torch.linspace(first, last, steps + 1, dtype=torch.float64)]
+    width = [(t.alpha**2 * spread**2 + t.sigma**2).sqrt() for t in (times[0], times[-1])]
+    start = width[0] * torch.linspace(-2, 2, 9, dtype=torch.float64)
+    end = walk(sampler, start, times, best_guess)
+    return (end - start * width[1] / width[0]).abs().max().item()
+
+
+counts = torch.tensor([8, 16, 32, 64, 128])
+cost = {"ddim": 1, "dpm++": 1, "heun": 2}  # guesses, so network calls, per step
+figure, axes = subplots(width=5.5, height=3.0)
+slopes = {}
+for i, name in enumerate(cost):
+    errors = torch.tensor([error_of(SAMPLERS[name], int(count)) for count in counts])
+    slopes[name] = (errors[-1] / errors[-2]).log2().neg().item()
+    axes.loglog(cost[name] * counts, errors, marker="os^"[i], ms=4, label=f"{name}: order {slopes[name]:.2f}")
+axes.set(xlabel="network calls", ylabel="error at the end", title="distance from the exact flow, Gaussian data")
+axes.legend()
+plt.show()
+print({name: f"{slope:.3f}" for name, slope in slopes.items()})
+assert abs(slopes["ddim"] - 1) < 0.1
+assert abs(slopes["dpm++"] - 2) < 0.15
+assert abs(slopes["heun"] - 2) < 0.15
+
+# %% [markdown]
+# The slopes are those of the theory. `heun` asks twice per step, `dpm++` reuses the guess of the step before. (With 8
+# steps it is lucky: near there its error changes sign.) With a
+# *learned* network there is a floor that no sampler gets under, the error of the network. The question is how soon it is
+# reached. A diffusion on the digits, trained with $T = 50$; draws are compared with test digits by the energy distance
+# (chapter 09), which is zero for equal distributions.
+
+# %%
+grey, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")
+shape, levels = grey.event_shape, grey.levels
+torch.manual_seed(0)
+network = DenoisingMLP(shape, (256, 256, 256), outputs=levels)
+diffusion = dgm.Diffusion(shape, network, "log-snr", steps=50, predict="levels", levels=levels)
+dgm.fit(diffusion, grey, epochs=scaled(40), lr=2e-3, ema=0.99, progress=False)
+
+
+def distance(x):
+    return squared_distance(x.float(), unseen.x.float())
+
+
+num = scaled(500, 20)
+steps_of = {"ancestral": (5, 10, 20, 50), "dpm++": (5, 10, 20, 50)}
+found, asked, drawn = {}, {}, {}
+for sampler, choices in steps_of.items():
+    for steps in choices:
+        torch.manual_seed(0)
+        asked[sampler, steps] = calls(
+            [network], lambda s=sampler, n=steps: drawn.update({(s, n): diffusion.sample(num, sampler=s, steps=n)})
+        )
+        found[sampler, steps] = distance(drawn[sampler, steps])
+        assert asked[sampler, steps] == steps
+        print(f"{sampler:9s} {asked[sampler, steps]:2d} network calls: distance {found[sampler, steps]:.3f}")
+floor = distance(grey.x)
+print(f"training digits: {floor:.3f}")
+claim(found["dpm++", 10] < found["ancestral", 10])
+claim(found["dpm++", 10] < found["ancestral", 50] + 0.05)
+rows = {
+    f"{sampler}, {steps}": drawn[sampler, steps][:12]
+    for sampler, steps in (("ancestral", 50), ("ancestral", 5), ("dpm++", 10), ("dpm++", 5))
+}
+plots.images(
+    torch.cat(list(rows.values())), levels=levels, columns=12 if not QUICK else min(12, num), row_labels=list(rows)
+)
+
+# %% [markdown]
+# A fifth of the calls, and draws as good. Nothing was trained anew for that.
+#
+# ## 5. Precision
+#
+# Numbers with fewer bits are faster to move and, on hardware made for them, to multiply. `bfloat16` has the range of
+# `float32` and eight bits of precision. For the inside of a network that is often enough. For a log density it is not: it
+# is a *sum* over features, and differences of a nat matter.
+
+# %%
+with torch.no_grad():
+    pixels = vae.likelihood(torch.zeros(64, 8)).base_dist.log_prob(digits.x[:64].float())
+per_pixel = pixels.double().flatten(1)  # log p(x_i | z) of every pixel
+exact = per_pixel.sum(1)
+for kind in (torch.float32, torch.bfloat16):
+    error = (per_pixel.to(kind).sum(1).double() - exact).abs().max()
+    print(
+        f"{kind!s:15s} next to {exact.mean():.0f} nats a step of {torch.finfo(kind).eps * 32:.1e}; error of the sum {error:.1e} nats"
+    )
+    assert error < 1e-3 if kind is torch.float32 else error > 0.01
+
+losses_by = {}
+for precision in ("float32", "bf16"):
+    torch.manual_seed(0)
+    program = dgm.build("vae", digits, latent=8)
+    history = dgm.fit(program, digits, epochs=scaled(6), precision=precision, progress=False)
+    losses_by[precision] = [each.loss for each in history.epochs]
+    kinds = {parameter.dtype for parameter in program.parameters()}
+    print(
+        f"{precision:8s} parameters {kinds}, loss {losses_by[precision][0]:.3f} -> {losses_by[precision][-1]:.3f} nats per digit"
+    )
+claim(abs(losses_by["bf16"][-1] - losses_by["float32"][-1]) < 0.02 * losses_by["float32"][-1])
+
+# %% [markdown]
+# `dgm.fit(..., precision="bf16")` runs the networks in bfloat16 (PyTorch calls this *autocast*). Log-probabilities, their
+# sums, the parameters and the optimizer keep their full precision. On a CPU like this one there is seldom a gain; on a GPU
+# there is.
+#
+# ## 6. Many devices
+#
+# The loss of a batch is a mean over its data. So several processes can each take a share of the batch and average their
+# gradients: two half batches are one batch,
+#
+# $$\nabla \frac1n \sum_{i=1}^n \ell_i = \sum_r \frac{n_r}{n}\, \nabla \Big[\frac1{n_r} \sum_{i \in \text{share } r}
+# \ell_i\Big].$$
+#
+# That is all that happens, on two processes of a laptop or on a cluster. PyTorch's `DistributedDataParallel` takes the
+# plain mean over the $N$ processes, and so each one weights its loss by $N n_r / n$, which matters when the shares differ.
+# `Team` is this bookkeeping, for process `rank` of `size`. Here all processes are played by one:
+
+# %%
+torch.manual_seed(0)
+program = dgm.Autoregressive(dgm.Normal(3, MADE(3, 2))).double()
+data = torch.randn(100, 3, dtype=torch.float64)
+
+
+def gradient(rows):
+    program.zero_grad()
+    (-program.log_prob(data[rows]).mean()).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in program.parameters()])
+
+
+batch = torch.arange(100)[::3]  # 34 data
+whole = gradient(batch)
+for size in (1, 2, 3, 4):
+    team = [Team(rank, size) for rank in range(size)]
+    together = sum(process.weight(batch) * gradient(process.share(batch)) for process in team) / size
+    shares = [len(process.share(batch)) for process in team]
+    print(f"{size} processes, shares {shares}: largest difference {(together - whole).abs().max():.0e}")
+    torch.testing.assert_close(together, whole, rtol=1e-10, atol=1e-12)
+
+# %% [markdown]
+# What starts real processes is PyTorch's `torchrun`. Each gets a number, and a GPU if there are any; everything else is the
+# command of one process:
+#
+#     dgm train vae --data digits --batch-size 512 --out runs/one
+#     torchrun --standalone --nproc-per-node=2 -m dgm_pyro train vae --data digits --batch-size 512 --out runs/two
+#
+# `--batch-size` is that of all together, so that both are the same training: the same data in the same order, the same
+# learning rate. What differs is noise. Each process draws its own $z$, so two runs differ as runs with two seeds do. It
+# pays when a share is work enough: gradients have to be sent at every step, and here, with 64 pixels, sending takes longer
+# than computing. The page on devices in `docs/` has GPUs, several machines and SLURM.
+#
+# ## 7. What to reach for
+#
+# | slow is | then | kept |
+# |---|---|---|
+# | a training of many small steps | `dgm.compile`, or `dgm.fit(..., compile=True)` | the numbers |
+# | drawing from an autoregressive model | nothing: the cache is on. Draw many at once | the draws |
+# | drawing from a diffusion | `sample(..., sampler="dpm++", steps=10)`, and look | the distribution, nearly |
+# | drawing from a masked flow, scoring an inverse one | a coupling flow: one call in both directions | another model |
+# | a large network on a GPU | `precision="bf16"` | the loss, nearly |
+# | large batches, several devices | `torchrun` | the gradient |
+#
+# ## 8. Exercises
+#
+# 1. Python's share of a step does not depend on the batch. So for large batches the handlers should not matter. Compare
+#    the time of `by_pyro` with that of `by_hand` for batches of 8 to 1024.
+# 2. Write a sampler of order two: make a plain `ddim` step to the middle of $[t, s]$, in the logarithm of the
+#    signal-to-noise ratio, ask there, and use that guess for the whole step. Measure its order.
+# 3. Leave the weights $N n_r / n$ of section 6 out. For which batch sizes is the result still right, and how wrong is it
+#    for 34 data on three processes, and for 4?
+#
+# ## What to change next
+#
+# - **The program.** Count Python calls for the other families of section 1. Which has most, and does it gain most?
+# - **The chain.** Compile an unrolled diffusion of 20 steps. It has most to gain, and takes longest to compile.
+# - **The network.** In section 3 use `MADE` or `dgm.networks.CausalTransformer`. Where is the cache worth most?
+# - **Spacing.** `sample(..., spacing="karras")` puts the steps where there is little noise. With 5 steps, is it better?
+# - **Threads.** Set `torch.set_num_threads(2)` and time section 2 again, with a batch of 64 and of 4096.
+#
+# ## Solutions
+#
+# **1.** The ratio falls towards one as arithmetic takes over.
+
+# %%
+ratios = {}
+for size in (8, 64, 1024)[: scaled(3, 2)]:
+    x = digits.x[:size]
+    times = clock({"pyro": lambda x=x: by_pyro(x).backward(), "hand": lambda x=x: by_hand(x).backward()}, scaled(30, 2))
+    ratios[size] = times["pyro"] / times["hand"]
+    print(f"batch {size:4d}: plain Pyro {ratios[size]:.2f} times by hand")
+claim(ratios[8] > ratios[max(ratios)] > 0.8 and ratios[8] > 1.3)
+
+# %% [markdown]
+# **2.** Two guesses per step, and order two.
+
+
+# %%
+def midpoint(x, t, s, denoise, carried):
+    middle = level((t.log_snr + s.log_snr) / 2)
+    there, _ = DDIM()(x, t, middle, denoise, None)
+    x0 = denoise(there, middle).x0
+    # The ddim step from t to s, with this guess in place of the one at t.
+    return s.alpha * x0 + s.sigma / t.sigma * (x - t.alpha * x0), None
+
+
+errors = [error_of(midpoint, int(count)) for count in counts]
+order = math.log2(errors[-2] / errors[-1])
+print(f"order {order:.2f}; error with 64 calls {errors[2]:.1e}, of ddim {error_of(DDIM(), 64):.1e}")
+assert abs(order - 2) < 0.15
+
+# %% [markdown]
+# **3.** Right if all shares are equal, that is if $N$ divides $n$. Else the data of small shares count too much. Four data
+# for three processes are refused: a process would have a single datum.
+
+# %%
+team = [Team(rank, 3) for rank in range(3)]
+for rows in (batch[:33], batch):
+    plain = sum(gradient(process.share(rows)) for process in team) / 3
+    relative = ((plain - gradient(rows)).norm() / gradient(rows).norm()).item()
+    print(f"{len(rows)} data: without weights the gradient is off by {100 * relative:.2g} %")
+    assert (relative < 1e-10) == (len(rows) % 3 == 0)
+try:
+    team[0].batches(count=100, batch_size=4)
+except ValueError as error:
+    print(f"ValueError: {error}")
+else:
+    raise AssertionError
