@@ -48,7 +48,7 @@ from chapter import scaled, style, subplots, theme  # small helpers, in chapter.
 from dgm_pyro import plots
 from dgm_pyro.networks import MADE, MLP, Coupling, DenoisingMLP, DenoisingUNet, RationalQuadraticSpline
 
-pyro.set_rng_seed(0)
+pyro.set_rng_seed(0)  # of torch, numpy and Python: the same draws in every run
 style(dpi=110)
 
 # %% [markdown]
@@ -84,8 +84,10 @@ print(moons(3))
 # `pyro.plate("data", num)` says that what happens inside happens `num` times, independently. `.to_event(1)` says that
 # the two coordinates of a point are one event with one probability, not two independent data.
 #
-# `poutine.trace` runs a program and records its sites; the record is called a **trace**. Left of each bar are the
-# independent data, right of it the shape of one event:
+# `poutine.trace` runs a program and records its sites; the record is called a **trace**. `trace.nodes` has an entry for
+# each site, with its `value` and its distribution, `fn`; `compute_log_prob` adds the `log_prob` of the one under the
+# other, and `log_prob_sum` adds them up. Below, left of each bar are the independent data, right of it the shape of one
+# event:
 
 # %%
 trace = poutine.trace(moons).get_trace(3)
@@ -213,6 +215,7 @@ def statements(program, x=test.x[:5]):
     """Print the sample sites that model and guide state for the data x."""
     for role in ("model", "guide"):
         trace = poutine.trace(getattr(program, role)).get_trace(x)
+        # A plate is on record too, as a site that chose the data: we leave it out.
         sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)]
         print(f"{role}:", "" if sites else "no sites")
         for site in sites:
@@ -453,7 +456,9 @@ statements(vae)
 # %% [markdown]
 # This is the first guide with a site. `z` is latent in the model, where it is drawn from the prior, and latent in the
 # guide, where it is drawn from the encoder; equal names are what ties the two together. Two steps of SVI, with nothing
-# but Pyro:
+# but Pyro. `SVI` takes model, guide, an optimizer (`pyro.optim` wraps those of PyTorch, with their options in a dict) and
+# a loss: `Trace_ELBO` is minus the ELBO, estimated by one draw from the guide. `step` is one step of all this, and returns
+# the loss of the whole batch:
 
 # %%
 svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())

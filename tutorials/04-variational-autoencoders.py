@@ -348,7 +348,8 @@ print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats"
 # **reparameterisation** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable function
 # of $\mu$ and $\sigma$. In Pyro a distribution that can do this has `has_rsample`, and `Trace_ELBO` uses it. Where it is
 # switched off, the score function is used, $E[\nabla \log q(z)\, (\dots)]$: right on average, and far noisier.
-# (`pyro.param(name, start)` is a parameter that Pyro keeps for you; a guide without a network needs no more.)
+# (`pyro.param(name, start)` is a parameter that Pyro keeps for you, in its *param store*; a guide without a network needs
+# no more. `clear_param_store` forgets all of them. `differentiable_loss` is minus the ELBO as a tensor, for `backward`.)
 
 
 # %%
