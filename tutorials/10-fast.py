@@ -312,8 +312,8 @@ if not QUICK:
     claim(found[16, 16] > found[8, 16] and found[8, 64] > found[8, 1])
 
 # %% [markdown]
-# Never a factor $D$: that one is of multiplications, and a cached step is so small that calling it costs more than doing
-# it. The larger the batch and the longer the chain, the nearer the two come. The same cache serves whatever walks the
+# Less than the factor $D$: that one is of multiplications, and a cached step is so small that calling it costs more than
+# doing it. The larger the batch and the longer the chain, the nearer the two come. The same cache serves whatever walks the
 # chain: the unrolled program with some sites conditioned, `dgm.infer.impute`, SMC, and the slow direction of masked flows.
 #
 # ## 4. Fewer steps
@@ -412,7 +412,7 @@ plots.images(
 )
 
 # %% [markdown]
-# A fifth of the calls, and draws as good. Nothing was trained anew for that.
+# A fifth of the calls, and draws that are as good by this measure, or better. Nothing was trained anew for that.
 #
 # ## 5. Precision
 #
