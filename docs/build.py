@@ -37,7 +37,8 @@ def main() -> int:
         export(WEIGHTS)
         print(f"trained the networks of the interactive page in {time.monotonic() - start:.0f} s", flush=True)
     shutil.rmtree(SITE, ignore_errors=True)  # Sphinx would leave pages of what is no more
-    options = ["-W", "--keep-going", "-q", "-c", str(DOCS), "-d", str(WORK / "doctrees")]
+    # All pages anew: what a page refers to may have come or gone since it was read.
+    options = ["-E", "-W", "--keep-going", "-q", "-c", str(DOCS), "-d", str(WORK / "doctrees")]
     done = subprocess.run([sys.executable, "-m", "sphinx", *options, str(ROOT), str(SITE)], check=False)
     if done.returncode:
         return done.returncode
