@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import linecache
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -316,9 +318,11 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
 
     shapes = pytree.tree_map(dimensions, arguments) if dynamic else None
+    printed = io.StringIO()  # torch prints the whole graph beside an error that says what is wrong
     try:
-        with _no_validation():
+        with _no_validation(), contextlib.redirect_stderr(printed):
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
+        sys.stderr.write(printed.getvalue())
         return exported.module(check_guards=False)
     except CompilationError:
         raise
