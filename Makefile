@@ -18,7 +18,7 @@ tour: $(VENV)/.installed  ## train and compare every family on real digits, writ
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/dgm tour $(ARGS)
 
 test: $(VENV)/.installed-test  ## run all tests (ARGS="-k vae")
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, formatting, types
 	$(BIN)/ruff check .
