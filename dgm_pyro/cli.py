@@ -623,8 +623,8 @@ def anomaly(
     where, picture = find_device(device), _written_to(out, run / "anomalies.png")
     program, record = runs.read(run, where)
     place = data_dir or record.data_dir
-    x = _inputs(data, program, place)
-    kept = _inputs(normal or record.data, program, place)
+    x, _ = _inputs(data, program, place)
+    kept, _ = _inputs(normal or record.data, program, place)
     if len(kept) < 2:
         raise ValueError("there is one normal datum: pass at least two, to calibrate on and to measure on")
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
@@ -735,7 +735,7 @@ def classify(
             f"this run holds a {type(program).__name__}, which has no p(y | x): train with --labelled, or a classifier"
         )
     place = data_dir or record.data_dir
-    x = _inputs(data, program, place)
+    x, _ = _inputs(data, program, place)
     reference = datasets.load(record.data, "test", data_dir=place)
     with seeded(seed, where):
         probabilities, log_p = beliefs(program, x, num_particles=num_particles)
@@ -802,9 +802,8 @@ def represent(
     where, picture = find_device(device), _written_to(out, run / "representation.png")
     program, record = runs.read(run, where)
     place, source = data_dir or record.data_dir, data or record.data
-    x, y = _inputs(source, program, place)[:num], None
-    if not source.endswith(".npy"):
-        y = dgm.data.load(source, "test", data_dir=place)[:num].y
+    x, y = _inputs(source, program, place)
+    x, y = x[:num], None if y is None else y[:num]
     z = representations.encode(program, x, site=site, seed=seed)
     site, what = site or representations.codes(program)[0], f"{record.model} on {record.data}"
     table = {}
@@ -886,8 +885,8 @@ def _around_codes(
     return figures
 
 
-def _inputs(source: str, program: Program, data_dir: str | None) -> Tensor:
-    """The x of a .npy file, or of the test split of a data set, that fits the program."""
+def _inputs(source: str, program: Program, data_dir: str | None) -> tuple[Tensor, Tensor | None]:
+    """The x of a .npy file, or of the test split of a data set with its labels, that fits the program."""
     import numpy as np
     import torch
 
@@ -898,7 +897,7 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> Tensor:
         points = datasets.load(source, "test", data_dir=data_dir)
         if program.variable == "x":
             as_data(program, points)
-        return points.x
+        return points.x, points.y
     try:
         array = np.load(source, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -917,7 +916,7 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> Tensor:
         raise ValueError(f"{source} has shape {tuple(array.shape)}, but the run takes (N, *{tuple(shape)})")
     if program.variable == "x":
         program.check(x)
-    return x
+    return x, None
 
 
 def _written_to(out: Path | None, default: Path) -> Path:
