@@ -47,7 +47,7 @@ from torch import Tensor
 from dgm_pyro.diffusion import Denoised, Denoising
 from dgm_pyro.evaluation import evaluating, program_device, seeded
 from dgm_pyro.flow import Dequantized, Flow
-from dgm_pyro.infer.target import features_of, guide_trace
+from dgm_pyro.infer.target import features_of, finite_mean, guide_trace
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.onehot import OneHot
 from dgm_pyro.program import Conditional, Program, check_count, check_tensor, is_pair, latent_sites, parts_of
@@ -241,11 +241,7 @@ def _mean(fn: Any) -> Tensor | None:
         base = base.base_dist
     if isinstance(base, dist.Categorical):
         return base.probs
-    try:
-        mean: Tensor = fn.mean
-    except (NotImplementedError, AttributeError):
-        return None
-    return mean if bool(torch.isfinite(mean).all()) else None
+    return finite_mean(fn)
 
 
 def _generated(vae: Any, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:

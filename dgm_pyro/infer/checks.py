@@ -22,7 +22,7 @@ from torch.distributions import kl_divergence
 
 from dgm_pyro.doctor import Finding
 from dgm_pyro.evaluation import as_data, evaluating, program_device, seeded
-from dgm_pyro.infer.target import guide_trace, joint_trace
+from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace
 from dgm_pyro.program import Program, check_count, latent_sites
 
 ACTIVE = 0.01
@@ -194,11 +194,8 @@ def _is_code(site: Any) -> bool:
 
 def _mean(site: Any) -> Tensor:
     """E_q[z] given the latents before z, or the draw itself where the mean has no closed form."""
-    try:
-        mean: Tensor = site["fn"].mean
-    except (NotImplementedError, AttributeError):
-        return site["value"]
-    return mean.expand(site["value"].shape) if torch.isfinite(mean).all() else site["value"].to(torch.double)
+    mean, value = finite_mean(site["fn"]), site["value"]
+    return value if mean is None else mean.expand(value.shape)
 
 
 def _elementwise_kl(q: Any, p: Any) -> Tensor | None:

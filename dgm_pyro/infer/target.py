@@ -102,6 +102,15 @@ def features_of(distribution: Any) -> Any:
     return base
 
 
+def finite_mean(distribution: Any) -> Tensor | None:
+    """The mean where it has a closed form and is finite, else None."""
+    try:
+        mean: Tensor = distribution.mean
+    except (NotImplementedError, AttributeError):
+        return None
+    return mean if bool(torch.isfinite(mean).all()) else None
+
+
 def joint_trace(
     program: Program,
     x: Tensor | None,
