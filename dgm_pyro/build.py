@@ -211,9 +211,8 @@ def vae(
     one_class = prior == "categorical" if made is None else made.event_shape == ()
     clusters = (latent if made is None else made.levels) if one_class else None
     coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
-    shape = () if one_class else (latent,) if made is None else tuple(made.event_shape)
-    if coded and made is None:
-        shape = (latent, CODE_VALUES)
+    named = () if one_class else (latent, CODE_VALUES) if coded else (latent,)
+    shape = named if made is None else tuple(made.event_shape)
     parts = Parts(data, shape, clusters, num_classes, hidden)
     if encoder is None:
         discrete = prior == "bernoulli" if made is None else made.levels == 2
