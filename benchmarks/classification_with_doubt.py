@@ -1,7 +1,8 @@
 """Classifiers that can doubt, on what they were not trained for: corrupted, attacked and foreign images.
 
     python benchmarks/classification_with_doubt.py
-    DGM_DATA=folder python benchmarks/classification_with_doubt.py --data mnist --num 10000 --num-test 1000
+    DGM_DATA=folder python benchmarks/classification_with_doubt.py --data mnist --num 10000 --num-test 1000 \\
+        --classifiers discriminative,MADE,VAE,Bayesian --foreign fashion-mnist
 
 A discriminative network; the same one with a posterior over its weights; and generative classifiers p(y) p(x | y) over
 MADE and PixelCNN (exact), a VAE and a flow (IWAE bounds for each class) and a diffusion (its ELBO for each class). A
@@ -39,6 +40,7 @@ TRAINED: dict[str, tuple[str, bool, dict[str, Any]]] = {
 BAYESIAN_SCALE = 2.0
 PARTICLES = 16  # of the per-class bounds
 ONE_DRAW = ("diffusion",)  # a draw is a whole chain
+SHORT = ("accuracy", "confidence", "rejected", "accuracy_kept")
 
 Answer = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -83,11 +85,27 @@ def seen(data: dgm.Data, seed: int) -> dict[str, Tensor]:
     }
 
 
+def against(p: Tensor, log_p: Tensor | None, rejected: Tensor, y: Tensor) -> dict[str, float | None]:
+    """What needs the true y."""
+    right = p.argmax(-1) == y
+    kept, found = right[~rejected], reliability(p, y)
+    return {
+        "accuracy": accuracy(p, y),
+        "accuracy_kept": kept.double().mean().item() if len(kept) else None,
+        "nll": nll(p.clamp_min(1e-30), y)[0],
+        "ece": found.ece,
+        "ece_stderr": found.stderr,
+        "aurc_confidence": risk_coverage(right, -p.max(-1).values).area,
+        "aurc_p_of_x": None if log_p is None else risk_coverage(right, -log_p).area,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--num", type=int, default=None, help="training data")
     parser.add_argument("--num-test", type=int, default=None)
+    parser.add_argument("--foreign", default=None, help="a data set of the same shape: none of its images is a digit")
     parser.add_argument("--classifiers", default=",".join((*TRAINED, "Bayesian")), metavar="NAME,NAME,...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir", default=None, help="default: the environment variable DGM_DATA")
@@ -100,6 +118,11 @@ def main() -> None:
     assert y is not None
     assert levels is not None
     train, reference = train.split(0.2, arguments.seed)
+    foreign = None
+    if arguments.foreign is not None:
+        foreign = dgm.data.load(arguments.foreign, "test", data_dir=arguments.data_dir, num=len(test))
+        if foreign.event_shape != test.event_shape:
+            parser.error(f"--foreign: {tuple(foreign.event_shape)} does not fit {tuple(test.event_shape)}")
     epsilon = max(1, round(0.1 * levels))
     rows: list[dict[str, Any]] = []
     for name, (answer, attacked) in classifiers(train, arguments.classifiers.split(","), arguments.seed).items():
@@ -112,32 +135,27 @@ def main() -> None:
         conditions = seen(test, arguments.seed)
         conditions[f"FGSM {epsilon}"] = corruptions.fgsm(attacked, test.x, y, epsilon, levels)
         conditions[f"PGD {epsilon}"] = corruptions.pgd(attacked, test.x, y, epsilon, levels, steps=5)
+        if foreign is not None:
+            conditions[arguments.foreign] = foreign.x
         for condition, x in conditions.items():
             probabilities, log_p = answer(x)
-            right = probabilities.argmax(-1) == y
-            rejected, found = alarm.flag(doubt(probabilities, log_p)), reliability(probabilities, y)
-            kept = right[~rejected]
-            rows.append(
-                {
-                    "classifier": name,
-                    "condition": condition,
-                    "accuracy": accuracy(probabilities, y),
-                    "nll": nll(probabilities.clamp_min(1e-30), y)[0],
-                    "ece": found.ece,
-                    "ece_stderr": found.stderr,
-                    "confidence": probabilities.max(-1).values.double().mean().item(),
-                    "rejected": rejected.double().mean().item(),
-                    "accuracy_kept": kept.double().mean().item() if len(kept) else None,
-                    "aurc_confidence": risk_coverage(right, -probabilities.max(-1).values).area,
-                    "aurc_p_of_x": None if log_p is None else risk_coverage(right, -log_p).area,
-                }
-            )
-        print(f"{name} asked: {time.process_time() - start:.0f} s", flush=True)
+            rejected = alarm.flag(doubt(probabilities, log_p))
+            row = {
+                "classifier": name,
+                "condition": condition,
+                "confidence": probabilities.max(-1).values.double().mean().item(),
+                "rejected": rejected.double().mean().item(),
+            }
+            if condition != arguments.foreign:
+                row |= against(probabilities, log_p, rejected, y)
+            rows.append(row)
+            numbers = (f"{column} {row[column]:.3f}" for column in SHORT if row.get(column) is not None)
+            print(f"{name}, {condition}: {', '.join(numbers)} ({time.process_time() - start:.0f} s)", flush=True)
     print(f"{len(train)} {arguments.data} trained on, {len(reference)} for the alarm, {len(test)} tested\n")
-    columns = ("accuracy", "ece", "nll", "confidence", "rejected", "accuracy_kept", "aurc_confidence", "aurc_p_of_x")
+    columns = (*SHORT, "ece", "nll", "aurc_confidence", "aurc_p_of_x")
     print(f"| condition | classifier | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
     for row in sorted(rows, key=lambda row: list(dict.fromkeys(r["condition"] for r in rows)).index(row["condition"])):
-        cells = ["" if row[column] is None else f"{row[column]:.3f}" for column in columns]
+        cells = ["" if row.get(column) is None else f"{row[column]:.3f}" for column in columns]
         print(f"| {row['condition']} | {row['classifier']} | {' | '.join(cells)} |")
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(rows, indent=1))
