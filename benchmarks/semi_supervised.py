@@ -89,13 +89,6 @@ def bits(x: Tensor) -> Tensor:
     return (x >= 128).to(torch.uint8)
 
 
-def ten_of_each(y: Tensor, seed: int) -> Tensor:
-    """Positions of 10 data of each class."""
-    random = torch.Generator().manual_seed(seed)
-    of_class = [(y == label).nonzero()[:, 0] for label in range(CLASSES)]
-    return torch.cat([each[torch.randperm(len(each), generator=random)[:10]] for each in of_class])
-
-
 def mildly(x: Tensor, copies: int) -> Tensor:
     """The bits of the images, and of ``copies - 1`` distortions of each."""
     return torch.cat([bits(x), *(bits(distorted(x.float(), **MILD)) for _ in range(copies - 1))])
@@ -161,7 +154,7 @@ def one_draw(
     assert train.y is not None
     assert test.y is not None
     torch.manual_seed(seed)
-    rows, found = ten_of_each(train.y, seed), dict[str, float]()
+    rows, found = (train.keep_labels(100, seed).y >= 0).nonzero()[:, 0], dict[str, float]()
     few, copies = train.x[rows], 120
     y = train.y[rows].repeat(copies)
 

@@ -109,6 +109,9 @@ def train(
     latent: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
     labelled: Annotated[bool, typer.Option("--labelled", help="Build the generative classifier over MODEL.")] = False,
     objective: Annotated[str | None, typer.Option(help="What to maximise, such as iwae:50: see dgm list.")] = None,
+    num_labels: Annotated[
+        int | None, typer.Option(help="Keep only this many labels; for --labelled --objective semi-supervised:50.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
@@ -147,6 +150,7 @@ def train(
         data_dir=data_dir,
         num=num,
         objective=objective,
+        num_labels=num_labels,
         mutate=mutate,
         epochs=epochs,
         batch_size=batch_size,

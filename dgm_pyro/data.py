@@ -105,6 +105,31 @@ class Data:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.x.device)
         return self[order[held_out:]], self[order[:held_out]]
 
+    def keep_labels(self, num: int, seed: int = 0) -> Data:
+        """The same data with ``num`` labels, as many of each class as of any other, and -1 for the rest.
+
+        If ``num`` is not a multiple of `num_classes`, random classes keep one more. For semi-supervised learning.
+
+        Raises:
+            ValueError: there are no labels, or a class has fewer than it would keep.
+        """
+        if self.y is None or self.num_classes is None:
+            raise ValueError(f"{self!r} has no labels to keep")
+        if not isinstance(num, int) or isinstance(num, bool) or num < 1:
+            raise ValueError(f"the number of labels to keep must be a positive integer, got {num!r}")
+        random = torch.Generator().manual_seed(seed)
+        ranks = torch.randperm(self.num_classes, generator=random).tolist()
+        y = torch.full_like(self.y, -1)
+        for label, rank in enumerate(ranks):
+            share = num // self.num_classes + (rank < num % self.num_classes)
+            rows = (self.y == label).nonzero()[:, 0]
+            if share > len(rows):
+                raise ValueError(
+                    f"{num} labels are {share} of class {label}, but {self.name} has {len(rows)} of it: keep fewer"
+                )
+            y[rows[torch.randperm(len(rows), generator=random)[:share]]] = label
+        return self._on(self.x, y)
+
     def to(self, device: str | torch.device) -> Data:
         """The same data on ``device``."""
         return self._on(self.x.to(device), None if self.y is None else self.y.to(device))

@@ -70,6 +70,7 @@ def train(
     data_dir: str | None = None,
     num: int | None = None,
     objective: str | None = None,
+    num_labels: int | None = None,
     mutate: float | None = None,
     seed: int = 0,
     validation: float | None = 0.1,
@@ -82,6 +83,7 @@ def train(
 
     Args:
         swaps: of `dgm.build`, by name.
+        num_labels: how many data keep their label (`Data.keep_labels`), for objective "semi-supervised".
         mutate: the probability with which each feature of a training batch is replaced by noise (`corruptions.mutate`).
         force: overwrite what is in the folder.
         options: of `dgm.fit`, by name.
@@ -94,6 +96,10 @@ def train(
         ValueError, TypeError: an unknown name, or an option that does not fit; nothing has been written.
     """
     points = data.load(data_name, data_dir=data_dir, num=num)
+    if num_labels is not None:
+        if not labelled:
+            raise ValueError("num_labels is for labelled=True (--labelled), with the objective 'semi-supervised'")
+        points = points.keep_labels(num_labels, seed)
     augment = None
     if mutate is not None:
         if points.levels is None:
@@ -113,8 +119,9 @@ def train(
         raise
     kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
     record = record_of(
-        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num, mutate=mutate,
-        **kept, validation=validation, seed=seed, processes=processes.size if processes.size > 1 else None,
+        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num,
+        num_labels=num_labels, mutate=mutate, **kept, validation=validation, seed=seed,
+        processes=processes.size if processes.size > 1 else None,
     )  # fmt: skip
     if processes.writes:
         write(path, program, record)

@@ -14,6 +14,7 @@ from PIL import Image
 import dgm_pyro as dgm
 from dgm_pyro import cli, compilation, runs, training
 from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS
+from dgm_pyro.evaluation import seeded
 from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 
 FAST = ["--epochs", "1", "--device", "cpu"]
@@ -99,6 +100,19 @@ def test_options_reach_the_training(tmp_path):
     assert record.options["objective"] == "iwae"
     assert record.options["ema"] == 0.9
     assert all(epoch["validation"] is not None for epoch in record.history["epochs"])
+
+
+def test_a_run_of_few_labels_is_that_of_the_same_labels_hidden_in_python(tmp_path):
+    recipe = ["--labelled", "--objective", "semi-supervised:50", "--num-labels", "20", "--num", "100", *FAST]
+    dgm_ok("train", "vae", *recipe, "--validation", "0", "--out", tmp_path / "run")
+    program, record = runs.read(tmp_path / "run")
+    few = dgm.data.load("digits", num=100).keep_labels(20)
+    with seeded(0, torch.device("cpu")):
+        twin = dgm.build("vae", few, labelled=True)
+    history = dgm.fit(twin, few, "semi-supervised:50", epochs=1, validation=None, device="cpu", progress=False)
+    assert [epoch["loss"] for epoch in record.history["epochs"]] == [epoch.loss for epoch in history.epochs]
+    assert record.options["num_labels"] == 20
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(program.parameters(), twin.parameters(), strict=True))
 
 
 def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch, capsys):
@@ -298,6 +312,9 @@ BAD = [
     (["train", "vae", "--data", "cats"], 1, "no data set 'cats'"),
     (["train", "made", "--mutate", "1.5"], 1, "mutate must be a number"),
     (["train", "maf", "--data", "moons", "--mutate", "0.3"], 1, "mutate replaces integers, but 'moons' has reals"),
+    (["train", "vae", "--num-labels", "100"], 1, "num_labels is for labelled=True"),
+    (["train", "vae", "--labelled", "--num-labels", "100"], 1, "semi-supervised"),
+    (["train", "vae", "--labelled", "--num-labels", "5000"], 1, "500 of class"),
     (["train", "vae", "--data", "mnist"], 1, "DGM_DATA"),
     (["train", "vae", "--data", "mnist", "--data-dir", "/nowhere"], 1, "/nowhere"),
     (["train", "vae", "--prior", "gaussian"], 1, "prior must be"),

@@ -89,6 +89,43 @@ def test_split_is_a_partition_that_its_seed_fixes(size, fraction, seed):
     assert torch.equal(held_out.x[:, 0], held_out.y)
 
 
+@given(num=strategies.integers(1, 11), seed=strategies.integers(0, 9))
+def test_labels_are_kept_evenly_over_the_classes_and_are_the_true_ones(num, seed):
+    y = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, -1])
+    data = Data(torch.arange(len(y))[:, None], y, levels=len(y))
+    few = data.keep_labels(num, seed)
+    known = few.y >= 0
+    counts = few.y[known].bincount(minlength=3)
+    assert known.sum() == num
+    assert counts.max() - counts.min() <= 1
+    assert torch.equal(few.y[known], y[known])
+    assert torch.equal(few.x, data.x)
+    assert torch.equal(few.y, data.keep_labels(num, seed).y)
+    assert few.num_classes == 3
+
+
+def test_which_labels_are_kept_is_drawn_uniformly():
+    data = Data(torch.zeros(7, 1), torch.tensor([0, 0, 0, 1, 1, 1, 1]))
+    kept = torch.stack([data.keep_labels(3, seed).y >= 0 for seed in range(4000)]).double().mean(0)
+    # Half of the time class 0 keeps two of three and class 1 one of four, else one and two.
+    expected = torch.tensor([1 / 2] * 3 + [3 / 8] * 4)
+    assert (kept - expected).abs().max() < 5 * (0.25 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("data", "num", "words"),
+    [
+        (Data(torch.zeros(3, 1)), 1, "has no labels to keep"),
+        (Data(torch.zeros(3, 1), torch.tensor([0, 1, 1])), 3, "3 labels are 2 of class 0, but data has 1 of it"),
+        (Data(torch.zeros(3, 1), torch.tensor([0, 1, 1])), 0, "must be a positive integer, got 0"),
+        (Data(torch.zeros(3, 1), torch.tensor([0, 1, 1])), True, "must be a positive integer, got True"),
+    ],
+)
+def test_labels_that_are_not_there_cannot_be_kept(data, num, words):
+    with pytest.raises(ValueError, match=words):
+        data.keep_labels(num)
+
+
 def test_repr_says_what_it_is():
     data = Data(torch.zeros(2, 3, dtype=torch.uint8), torch.tensor([0, 1]), levels=2, name="bits")
     assert repr(data) == "Data('bits', x=(2, 3) uint8 of 2 levels, y of 2 classes)"
