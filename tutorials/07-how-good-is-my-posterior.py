@@ -378,19 +378,20 @@ claim(gap.max() > 5 * gap.median())
 
 # %% [markdown]
 # The gap is not spread evenly: for most data it is small, for a few it is huge. We look at three data: an ordinary one
-# (with the median gap), the one with the largest gap, and the one whose posterior has the largest variance. For each,
-# five ways to draw from $p(z \mid x)$:
+# (with the median gap), the one with the largest gap, and of the others the one whose posterior has the largest
+# variance. For each, four ways to draw from $p(z \mid x)$:
 #
 # - the **guide**;
 # - the guide, **resampled**: draw $K$ times, keep one draw with a probability in proportion to its weight $w_k$. For
 #   $K = 1$ this is the guide, for $K \to \infty$ the posterior (it is also the distribution that IWAE-K implies);
 # - **NUTS**;
-# - the **end points of AIS** chains, kept in proportion to their weights. The chains may start from the guide instead
-#   of from the prior.
+# - the **end points of AIS** chains, kept in proportion to their weights. The chains start from the prior, or from the
+#   guide.
 
 # %%
 means = posterior @ grid
 spreads = (posterior @ grid.square() - means.square()).sum(1)
+spreads[gap.argmax()] = 0
 chosen = {"ordinary": gap.argsort()[len(gap) // 2], "largest gap": gap.argmax(), "largest variance": spreads.argmax()}
 rows = torch.stack(list(chosen.values()))
 x, num = some.x[rows], scaled(500, 20)
@@ -405,18 +406,28 @@ def resampled(k):
     return z.gather(1, kept[:, None, :, None].expand(-1, 1, -1, 2)).squeeze(1)
 
 
-annealed = dgm.infer.ais(vae, x, num_chains=num, num_temperatures=scaled(200, 10), initial="guide")
-kept = dist.Categorical(logits=annealed.log_weights.T).sample((num,))
+annealed = {
+    start: dgm.infer.ais(vae, x, num_chains=num, num_temperatures=scaled(200, 10), initial=start)
+    for start in ("prior", "guide")
+}
+
+
+def ends(found):
+    """The chains' last z, each as often as its weight says: (num, 3, 2)."""
+    kept = dist.Categorical(logits=found.log_weights.T).sample((num,))
+    return found.latents["z"].gather(0, kept[..., None].expand(-1, -1, 2))
+
+
 drawn = {
     "guide": q.sample((num,)),
-    "resampled, K = 10": resampled(10),
-    "resampled, K = 100": resampled(100),
+    "K = 10": resampled(10),
+    "K = 100": resampled(100),
     "NUTS": dgm.infer.nuts(vae, x, num_samples=num, warmup=scaled(200, 20))["z"],
-    "AIS": annealed.latents["z"].gather(0, kept[..., None].expand(-1, -1, 2)),
+    **{f"AIS from {start}": ends(found) for start, found in annealed.items()},
 }
 
 # %%
-figure, panels = subplots(3, 7, width=11, height=5.2)
+figure, panels = subplots(3, 8, width=12, height=4.9)
 for above, (name, i) in zip(panels, chosen.items(), strict=True):
     above[0].imshow(some.x[i, 0].numpy(), cmap=theme.grey)
     above[0].set(xticks=(), yticks=(), ylabel=f"{name}\n{gap[i]:.2f} nats")
@@ -424,9 +435,7 @@ for above, (name, i) in zip(panels, chosen.items(), strict=True):
     picture = posterior[i].reshape(side, side).T.numpy()
     above[1].imshow(picture, cmap=theme.heat, origin="lower", extent=(-5, 5, -5, 5), interpolation="bilinear")
     for axes in above[1:]:
-        middle = means[i].round().tolist()
-        axes.set(xlim=(middle[0] - 2.5, middle[0] + 2.5), ylim=(middle[1] - 2.5, middle[1] + 2.5), aspect="equal")
-        axes.set(xticks=(middle[0] - 1, middle[0] + 1), yticks=(middle[1] - 1, middle[1] + 1))
+        axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xticks=(-2, 2), yticks=(-2, 2))
         axes.grid(False)
 for column, (name, z) in enumerate(drawn.items(), start=2):
     panels[0, column].set_title(name)
@@ -458,22 +467,29 @@ distance = {
 print(f"{'':20s}" + "".join(f"{name:>18s}" for name in chosen))
 for name, values in distance.items():
     print(f"{name:20s}" + "".join(f"{value:18.2f}" for value in values))
-error = (annealed.log_evidence.double() - log_evidence[rows]).abs().max()
-print(f"log p(x) of these data by AIS and by the grid differ by {error:.2f} nats at most")
-claim((distance["guide"][1:] > 0.4).all() and distance["guide"][1] > 0.8)
-claim((distance["guide"][1:] > distance["resampled, K = 10"][1:]).all())
-claim((distance["AIS"] < 0.3).all() and (distance["AIS"] < distance["resampled, K = 100"] + 0.1).all() and error < 0.4)
+print("log p(x) by AIS, from the grid's:")
+errors = {start: found.log_evidence.double() - log_evidence[rows] for start, found in annealed.items()}
+for start, values in errors.items():
+    print(f"{'from ' + start:20s}" + "".join(f"{value:18.2f}" for value in values))
+claim((distance["guide"] > distance["K = 10"]).all() and distance["guide"][1] > 0.9)
+claim(distance["K = 100"][1] > 0.7 and distance["NUTS"][1] > 0.7 and distance["AIS from guide"][1] > 0.7)
+claim(errors["guide"][1] < -1)
+claim((distance["AIS from prior"] < 0.2).all() and errors["prior"].abs().max() < 0.2)
 
 # %% [markdown]
-# For the ordinary datum the guide is about right. For the other two it is one round blob, away from where most of the
-# posterior is. Resampling mends it as far as the guide reaches: where the guide hardly ever goes, 100 draws do not find
-# what is there. The AIS chains started from the same guide, but they *walk* from there, and come close on all three.
+# For the ordinary datum the guide is about right. For the second it is one round blob, where there is hardly any of the
+# posterior: of its two modes the guide is near the smaller one. Resampling mends a guide as far as it reaches: where it
+# hardly ever goes, 100 draws do not find what is there. AIS started from the guide goes wrong with it: its chains walk,
+# but in 200 steps not across the desert between the modes. And its $\log p(x)$ is too low by what the larger mode
+# holds. Started from the prior, which is everywhere, some chains find each mode, and their weights put the modes in
+# proportion: close on all three.
 #
-# NUTS is often called the gold standard. On the first two data it is about as good as AIS; on the third it has drawn the
-# two modes in the wrong proportion. It is one chain that walks, and a mode far away is visited rarely or never, and
-# nothing in its draws says so. The remedy is to run several chains from different starts and to compare
-# them. **R-hat** (`pyro.ops.stats.gelman_rubin`) is the ratio of the spread of all chains together to the spread within
-# one: near 1 if they agree. Three short chains for the second and the third datum:
+# NUTS is often called the gold standard. On the ordinary datum it is as good as AIS. On the second it has found the one
+# mode and not the other; on the third its chain was caught where there is next to nothing. It is one chain
+# that walks, a mode far away is visited rarely or never, and nothing in its draws says so. The remedy is to run several
+# chains from different starts and to compare them. **R-hat** (`pyro.ops.stats.gelman_rubin`) is the ratio of the spread
+# of all chains together to the spread within one: near 1 if they agree. Three short chains for the second and the third
+# datum:
 
 # %%
 chains = torch.stack(
@@ -484,12 +500,16 @@ chains = torch.stack(
 )
 print("mean of each chain:", [[[round(v, 2) for v in z] for z in chain] for chain in chains.mean(1).tolist()])
 print("mean on the grid:  ", [[round(v, 2) for v in z] for z in means[rows[1:]].tolist()])
-print("R-hat:             ", [[round(v, 1) for v in z] for z in gelman_rubin(chains).tolist()])
+r_hat = gelman_rubin(chains)
+print("R-hat:             ", [[round(v, 2) for v in z] for z in r_hat.tolist()])
+claim((r_hat[0] < 1.01).all() and (chains.mean(1)[:, 0] - means[rows[1]]).norm(dim=-1).min() > 0.5)
+claim(r_hat[1].max() > 1.05)
 
 # %% [markdown]
-# The chains disagree. An R-hat above 1.01 is commonly taken as a warning, and all of these are far above: 200 draws of a
-# chain that rarely crosses between modes are too few. AIS has less of this trouble because its 500 chains are
-# independent, and their weights put the modes in proportion.
+# An R-hat above 1.01 is commonly taken as a warning. For the third datum it is: one of the chains took its time to
+# arrive. For the second, R-hat is below that, and all is *not* well: the three chains agree, because all of them are in
+# the same mode, and the mean on the grid is elsewhere. R-hat compares chains with each other. Of a mode that none of
+# them has found it knows nothing.
 #
 # ## 3. Why is the ELBO low? The gap in two parts
 #
