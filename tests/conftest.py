@@ -25,6 +25,11 @@ settings.register_profile(
 settings.load_profile("dgm_pyro")
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first, so that none of them is left for one core at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
