@@ -1,4 +1,4 @@
-"""Timing side by side: cases called in turn within one run, compared by their medians.
+"""Timing side by side: cases that take turns within one run, compared by their medians.
 
     from timing import Benchmark, main
 
@@ -9,8 +9,8 @@
         main(run, __doc__)
 
 makes a script of ``python benchmarks/NAME.py [--quick] [--device cuda] [--threads N] [--json FILE]``. A machine that
-slows down for a while slows all cases alike, because each round calls every case once; a median ignores the round that
-something else interrupted. So ratios are worth more than milliseconds, and both more than a single run.
+slows down for a while slows all cases alike, because in each round every case has its turn; a median ignores the round
+that something else interrupted. So ratios are worth more than milliseconds, and both more than a single run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Case = Callable[[], object]
 
 @dataclass(frozen=True)
 class Times:
-    """The durations of every case, in seconds, in the order of the rounds."""
+    """Seconds per call of every case, one for each of its turns."""
 
     seconds: Mapping[str, Sequence[float]]
 
@@ -42,11 +42,11 @@ class Times:
         return statistics.median(self.seconds[name])
 
     def quartiles(self, name: str) -> tuple[float, float]:
-        """The first and the third; with a single call, that call twice."""
-        calls = self.seconds[name]
-        if len(calls) == 1:
-            return calls[0], calls[0]
-        first, _, third = statistics.quantiles(calls, n=4, method="inclusive")
+        """The first and the third; with a single turn, that turn twice."""
+        turns = self.seconds[name]
+        if len(turns) == 1:
+            return turns[0], turns[0]
+        first, _, third = statistics.quantiles(turns, n=4, method="inclusive")
         return first, third
 
     def ratio(self, name: str, reference: str) -> float:
@@ -59,7 +59,7 @@ class Times:
                 "median": self.median(name),
                 "quartiles": list(self.quartiles(name)),
                 "ratio": self.ratio(name, reference),
-                "calls": len(self.seconds[name]),
+                "turns": len(self.seconds[name]),
             }
             for name in self.seconds
         }
@@ -79,20 +79,24 @@ def compare(
     *,
     warm_up: int = 3,
     repeats: int = 50,
+    in_a_row: int = 1,
     seconds: float = 60.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Call the cases in turn, round after round, and time every call; with CUDA in use, until the device is done.
+    """Let the cases take turns, round after round, and time every turn; with CUDA in use, until the device is done.
 
     Args:
         cases: what to call, by name.
         warm_up: rounds that are not timed. Whatever is compiled is compiled there.
         repeats: timed rounds, at most.
+        in_a_row: calls that a turn consists of; its time is their mean. More than one for what is called in a loop, as
+            steps of training are: alone after the other cases, a call finds the caches full of their code and data.
         seconds: no further round starts after so long; one always does.
         clock: seconds that have passed since some fixed time.
     """
-    if not cases or warm_up < 0 or repeats < 1:
-        raise ValueError(f"compare needs a case and a round, got {len(cases)} cases, {warm_up=} and {repeats=}")
+    if not cases or warm_up < 0 or repeats < 1 or in_a_row < 1:
+        numbers = f"{len(cases)} cases, {warm_up=}, {repeats=} and {in_a_row=}"
+        raise ValueError(f"compare needs a case, a round and a call, got {numbers}")
     for _ in range(warm_up):
         for case in cases.values():
             case()
@@ -102,9 +106,10 @@ def compare(
         for name, case in cases.items():
             _synchronize()
             start = clock()
-            case()
+            for _ in range(in_a_row):
+                case()
             _synchronize()
-            taken[name].append(clock() - start)
+            taken[name].append((clock() - start) / in_a_row)
         if clock() - first > seconds:
             break
     return Times(taken)
@@ -162,7 +167,7 @@ class Benchmark:
         if reference not in cases:
             raise ValueError(f"reference must be one of the cases {', '.join(cases)}, got {reference!r}")
         if self.quick:
-            options |= {"warm_up": 1, "repeats": 3}
+            options |= {"warm_up": 1, "repeats": 3, "in_a_row": 1}
         times = compare(cases, **options)
         self.add(title, times.rows(reference), reference=reference, cases=times.as_dict(reference))
         return times

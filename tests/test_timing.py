@@ -35,12 +35,20 @@ class Clock:
         return call
 
 
-def test_every_round_calls_each_case_once_and_warm_up_is_not_timed():
+def test_every_round_gives_each_case_a_turn_and_warm_up_is_not_timed():
     clock = Clock()
     cases = {"a": clock.case("a", 100.0, 1.0), "b": clock.case("b", 200.0, 2.0)}
     times = timing.compare(cases, warm_up=1, repeats=3, clock=clock)
     assert clock.calls == ["a", "b"] * 4
     assert times.seconds == {"a": [1.0] * 3, "b": [2.0] * 3}
+
+
+def test_a_turn_of_several_calls_counts_with_their_mean():
+    clock = Clock()
+    cases = {"a": clock.case("a", 5.0, 9.0, 1.0, 2.0), "b": clock.case("b", 3.0)}
+    times = timing.compare(cases, warm_up=1, repeats=2, in_a_row=2, clock=clock)
+    assert clock.calls == ["a", "b"] + ["a", "a", "b", "b"] * 2
+    assert times.seconds == {"a": [5.0, 2.0], "b": [3.0, 3.0]}
 
 
 def test_medians_quartiles_and_ratios_by_hand():
@@ -51,7 +59,7 @@ def test_medians_quartiles_and_ratios_by_hand():
     assert times.quartiles("a") == (2.0, 4.0)
     assert times.ratio("b", "a") == 2.0
     assert times.ratio("a", "b") == 0.5
-    assert times.as_dict("a")["b"] == {"median": 6.0, "quartiles": [6.0, 6.0], "ratio": 2.0, "calls": 5}
+    assert times.as_dict("a")["b"] == {"median": 6.0, "quartiles": [6.0, 6.0], "ratio": 2.0, "turns": 5}
 
 
 def test_no_round_starts_after_the_time_is_over_and_one_always_does():
@@ -96,13 +104,13 @@ def test_a_script_writes_its_numbers_with_the_machine(tmp_path, capsys):
     assert written["machine"]["threads"] == 2
     assert written["machine"]["torch"] == torch.__version__
     assert {"cpu", "device", "python"} < set(written["machine"])
-    assert written["tables"][0]["cases"]["a"]["calls"] == 3  # of --quick
+    assert written["tables"][0]["cases"]["a"]["turns"] == 3  # of --quick
     assert written["tables"][1] == {"title": "second", "rows": [["K", "MiB"], ["5", "7"]]}
     assert "first" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(ValueError, match="a case and a round"):
+    with pytest.raises(ValueError, match="a case, a round and a call, got 0 cases"):
         timing.compare({})
     with pytest.raises(ValueError, match="reference must be one of the cases a, got 'b'"):
         timing.Benchmark().compare("title", {"a": lambda: None}, reference="b")
