@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from dgm_pyro.autoregressive import Autoregressive
 from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, MixtureOfNormals, Normal, Parametric
+from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
 from dgm_pyro.diffusion import Diffusion
 from dgm_pyro.flow import Dequantized, Flow, dequantizer, iaf, maf, nsf, nsf_autoregressive, realnvp
@@ -127,23 +129,24 @@ def _flow(stack: Callable[..., Flow]) -> Callable[[Data, int | None], Program]:
 
 
 def diffusion(data: Data, num_classes: int | None) -> Program:
+    denoiser, options = _denoising(data, num_classes)
+    schedule = "cosine" if data.levels is None else "log-snr"
+    return Diffusion(data.event_shape, denoiser, schedule, steps=50, subsample=2, **options)
+
+
+def diffusion_continuous(data: Data, num_classes: int | None) -> Program:
+    # Smooth in time, so that an ODE of it can be solved in few steps.
+    denoiser, options = _denoising(data, num_classes, max_frequency=30.0)
+    return ContinuousDiffusion(data.event_shape, denoiser, "learned", **options)
+
+
+def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a diffusion of such data, and what it predicts."""
     predict, outputs = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
+    network = partial(DenoisingUNet, channels=(32, 64)) if is_image(data) else DenoisingMLP
+    denoiser = network(data.event_shape, num_classes=num_classes, outputs=outputs, max_frequency=max_frequency)
     hidden = 0.1 if num_classes is not None else 0.0
-    denoiser: nn.Module
-    if is_image(data):
-        denoiser = DenoisingUNet(data.event_shape, (32, 64), num_classes=num_classes, outputs=outputs)
-    else:
-        denoiser = DenoisingMLP(data.event_shape, num_classes=num_classes, outputs=outputs)
-    return Diffusion(
-        data.event_shape,
-        denoiser,
-        "cosine" if data.levels is None else "log-snr",
-        steps=50,
-        predict=predict,
-        levels=data.levels,
-        subsample=2,
-        label_dropout=hidden,
-    )
+    return denoiser, {"predict": predict, "levels": data.levels, "label_dropout": hidden}
 
 
 def implicit(data: Data, num_classes: int | None) -> Program:
@@ -440,6 +443,7 @@ MODELS: Table = {
         "VAE of discrete codes, their prior autoregressive; swaps: those of vae",
     ),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
+    "diffusion-continuous": (diffusion_continuous, "diffusion in continuous time, its schedule learned"),
     "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
     "classifier": (
         lambda data, num_classes: Discriminative(

@@ -298,13 +298,18 @@ def impute(
     typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} draws for each of {len(x)} data of {what}")
 
 
-@app.command(epilog="Example: dgm evaluate runs/vae-digits --num-particles 64 --json")
+@app.command(
+    epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; dgm evaluate runs/continuous-moons --ode"
+)
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
     num_particles: Annotated[
         int, typer.Option(help="With latent variables: 1 for the ELBO, K for the tighter IWAE bound.")
     ] = 1,
+    ode: Annotated[
+        bool, typer.Option("--ode", help="Of diffusion-continuous on points: the density of its probability flow.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -322,7 +327,8 @@ def evaluate(
     where = find_device(device)
     program, record = runs.read(run, where)
     points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)
-    evidence = dgm.evaluate(program, points, num_particles=num_particles, seed=seed, progress=sys.stderr.isatty())
+    shown = sys.stderr.isatty()
+    evidence = dgm.evaluate(program, points, num_particles=num_particles, ode=ode, seed=seed, progress=shown)
     numbers = {"run": str(run), "model": record.model, "split": split} | evidence.as_dict()
     accuracy = None
     if isinstance(program, (dgm.Labelled, dgm.Discriminative)):
@@ -954,7 +960,7 @@ def list_names() -> None:
     for title, names in sections.items():
         typer.echo(title)
         for name, line in names.items():
-            typer.echo(f"  {name:<20}{line}")
+            typer.echo(f"  {name:<22}{line}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

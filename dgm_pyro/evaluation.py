@@ -30,7 +30,7 @@ class Evidence:
 
     Attributes:
         values: log p(x), or a bound on it, per datum in nats, ``(N,)``.
-        kind: "exact", "elbo", or "iwae-K".
+        kind: "exact", "elbo", "iwae-K", or "ode": that of a probability flow, exact up to its solver's tolerance.
         measure: "mass" on integers, or "density" on reals.
         num_dims: D, the number of features of one datum.
         program, data: names.
@@ -124,6 +124,7 @@ def evaluate(
     *,
     num_particles: int = 1,
     draws: int = 8,
+    ode: bool = False,
     batch_size: int = 256,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -136,6 +137,8 @@ def evaluate(
         data: a `Data`, or a tensor ``(N, *event_shape)``.
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
         draws: how many draws of an ELBO to average per datum: less noise, the same bound.
+        ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
+            the bound: `ContinuousDiffusion.ode_log_prob`. It is that of what the deterministic samplers draw.
         batch_size: data per batch; lower it if memory is short.
         seed: of the guide's draws; the global random state is left as it was.
         device: where to compute; default where the program is.
@@ -144,7 +147,7 @@ def evaluate(
     Memory does not grow with ``num_particles``: they come in chunks, and only the sum of their weights is kept.
 
     Returns:
-        An `Evidence`; ``kind`` is "exact", "elbo" or "iwae-K".
+        An `Evidence`; ``kind`` is "exact", "elbo", "iwae-K" or "ode".
 
     Raises:
         ValueError, TypeError: shapes, values or measures do not fit; the message names the remedy.
@@ -156,6 +159,13 @@ def evaluate(
     device = program_device(program) if device is None else find_device(device)
     program.to(device)
     kind = "exact" if program.tractable else "elbo" if num_particles == 1 else f"iwae-{num_particles}"
+    flow: Callable[..., Tensor] | None = getattr(program, "ode_log_prob", None) if ode else None
+    if ode:
+        if flow is None:
+            raise ValueError(f"ode=True is for a ContinuousDiffusion, got a {type(program).__name__}: leave it out")
+        if num_particles > 1:
+            raise ValueError(f"ode=True takes no particles, got num_particles={num_particles}: leave one of them out")
+        kind = "ode"
     weighted = kind.startswith("iwae")
     total, unit = (len(data.x) * num_particles, "particle") if weighted else (len(data.x), "datum")
     bounds = []
@@ -169,7 +179,11 @@ def evaluate(
             rows = slice(start, start + batch_size)
             x, y = data.x[rows].to(device), None if data.y is None else data.y[rows].to(device)
             value, given, _ = program.arguments(x, y)
-            if weighted:
+            if flow is not None:
+                density = flow(value, given)
+                bounds.append(Bound(density, density))
+                bar.update(len(x))
+            elif weighted:
                 iwae = importance_bound(program, value, given, num_particles, bar.update)
                 bounds.append(Bound(iwae, iwae))
             else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dgm_pyro as dgm
-from dgm_pyro.build import ENCODERS, LIKELIHOODS, PRIORS, build
+from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS, build
 
 # Encoders, and the prior that each is for.
 SUITED = {"ladder": "vae", "bernoulli": "bernoulli", "categorical": "categorical", "codes": "codes"}
@@ -28,6 +28,21 @@ def digits_like(levels, classes=None):
 def weights(program, x, particles=2):
     torch.manual_seed(3)
     return program.log_weights(x, num_particles=particles)
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("implicit", "classifier")])
+def test_every_model_builds_for_reals_and_integers_trains_and_is_stored(name, levels, tmp_path):
+    torch.manual_seed(0)
+    data = digits_like(levels)
+    program = build(name, data)
+    assert program.measure == data.measure
+    before = dgm.evaluate(program, data, draws=20).nats
+    dgm.fit(program, data, epochs=6, batch_size=12, lr=0.003, progress=False, validation=None)
+    dgm.save(program, tmp_path)
+    after = dgm.evaluate(program, data, draws=20)
+    assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data, draws=20).values, after.values)
+    assert after.nats > before
 
 
 @pytest.mark.parametrize("swaps", SWAPS, ids=lambda swaps: "-".join(f"{k}={v}" for k, v in swaps.items()))

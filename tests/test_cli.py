@@ -274,9 +274,11 @@ def test_the_list_names_everything_with_a_line(capsys):
 def test_every_command_has_help_with_an_example_that_parses(command, capsys):
     assert cli.main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    example = re.search(rf"Example: (dgm {command}[^│╰]*)", text)[1].split()
+    examples = re.search(r"Examples?: ([^│╰]*)", text)[1].split("; ")
     known = set(re.findall(r"-{1,2}[a-z][a-z-]*", text.split("Options", 1)[1]))
-    assert {word for word in example if word.startswith("-")} <= known
+    for example in examples:
+        assert example.startswith(f"dgm {command}")
+        assert {word for word in example.split() if word.startswith("-")} <= known
 
 
 def test_without_a_command_there_is_help(capsys):
@@ -352,6 +354,7 @@ BAD = [
     (["evaluate", "/nowhere"], 1, "/nowhere"),
     (["evaluate", "{vae}", "--split", "holdout"], 1, "no split"),
     (["evaluate", "{vae}", "--num-particles", "0"], 1, "num_particles"),
+    (["evaluate", "{vae}", "--ode"], 1, "ode=True is for a ContinuousDiffusion"),
     (["tour", "--device", "abacus"], 1, "device"),
     (["tour", "--out", "{vae}"], 1, "no tour"),
     (["dance"], 2, "dance"),

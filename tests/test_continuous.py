@@ -286,6 +286,21 @@ def test_the_flow_of_any_network_is_a_density():
     torch.testing.assert_close(mass.squeeze(), torch.tensor(1.0), rtol=0, atol=1e-4)
 
 
+def test_evaluate_takes_the_density_of_the_flow():
+    program = small(schedule=dgm.LogSNR(4.0, -5.0), predict="x0")
+    x = torch.randn(7, 2)
+    found = dgm.evaluate(program, x, ode=True, batch_size=3)
+    assert (found.kind, found.measure, found.kl) == ("ode", "density", {})
+    by_hand = torch.cat([program.eval().ode_log_prob(batch) for batch in x.split(3)])  # a batch shares its steps
+    assert torch.equal(found.values, by_hand)
+    with pytest.raises(ValueError, match="takes no particles, got num_particles=3"):
+        dgm.evaluate(program, x, ode=True, num_particles=3)
+    with pytest.raises(ValueError, match="ode=True is for a ContinuousDiffusion, got a Normal"):
+        dgm.evaluate(dgm.Normal(2), x, ode=True)
+    with pytest.raises(ValueError, match="is a density on reals, but this program is a mass"):
+        dgm.evaluate(small(levels=4), torch.zeros(1, 2, dtype=torch.long), ode=True)
+
+
 def test_random_directions_estimate_the_divergence_without_bias():
     program = small(3, schedule=dgm.LogSNR(4.0, -4.0), predict="x0").eval()
     x = torch.randn(4, 3)
