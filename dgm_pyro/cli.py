@@ -177,10 +177,14 @@ def _report_training(folder: Path, name: str, model: str, history: History) -> N
         folder / "learning-curves.png"
     )
     best = history.epochs[history.best_epoch - 1]
-    loss = f"{best.loss:.3f}" if best.validation is None else f"{best.loss:.3f}, validation {best.validation:.3f}"
-    typer.echo(f"{folder}: epoch {history.best_epoch} of {len(history.epochs)}, loss {loss} {history.unit}, "
-               f"{history.seconds:.1f} s")  # fmt: skip
-    typer.echo(f"next: dgm evaluate {folder}" + ("" if model == "classifier" else f"; dgm sample {folder} -n 64"))
+    loss = f"loss {best.loss:.3f} {history.unit}"
+    if best.validation is not None:
+        same = history.validation_unit == history.unit
+        loss = f"loss {best.loss:.3f}, " if same else f"{loss}, "
+        loss += f"validation {best.validation:.3f} {history.validation_unit}"
+    typer.echo(f"{folder}: epoch {history.best_epoch} of {len(history.epochs)}, {loss}, {history.seconds:.1f} s")
+    doing = {"implicit": ("sample",), "classifier": ("evaluate",)}.get(model, ("evaluate", "sample"))
+    typer.echo("next: " + "; ".join(f"dgm {command} {folder}" for command in doing))
 
 
 @app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --steps 20")
@@ -565,7 +569,10 @@ def checks(
     out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/checks.png.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Is the guide calibrated, and which latents are in use? Rank histograms, active units, KL, collapse."""
+    """Is the guide calibrated, and which latents are in use? Rank histograms, active units, KL, collapse.
+
+    A latent of which nothing is in use ends in a non-zero exit.
+    """
     import json
 
     import dgm_pyro as dgm
@@ -582,9 +589,11 @@ def checks(
     plots.calibration(report, title=f"The guide of {record.model} on {record.data}").savefig(picture)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=1))
-        return
-    typer.echo(report)
-    typer.echo(f"{picture}: rank histograms and the KL of each dimension")
+    else:
+        typer.echo(report)
+        typer.echo(f"{picture}: rank histograms and the KL of each dimension")
+    if any(finding.severity == "error" for finding in report.findings):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --score likelihood,complexity,kl")
@@ -664,7 +673,7 @@ def anomaly(
     ranked = scores.argsort(descending=True)
     picture.parent.mkdir(parents=True, exist_ok=True)
     plots.samples(
-        x[ranked[:36]], levels=program.levels, title=f"Most anomalous for {record.model} on {record.data}, by {score}"
+        x[ranked[:36]], levels=program.levels, title=f"Most anomalous for {record.model} on {record.data}, by {rows[0]['score']}"
     ).savefig(picture)
     table = picture.with_suffix(".csv")
     lines = ["index,score,p_value,flagged"]
@@ -824,7 +833,7 @@ def represent(
         assert train.y is not None  # a data set has labels in both splits, or in none
         for name, (seen, unseen) in {site: (known, z), "x": (train.x, x)}.items():
             table[name] = representations.assess(seen, train.y, unseen, y, seed=seed)
-    use = dgm.infer.units(program, x[:512], draws=8, seed=seed) if isinstance(program, VAE) and len(x) > 1 else {}
+    use = dgm.infer.units(program, x[:512], seed=seed) if isinstance(program, VAE) and len(x) > 1 else {}
 
     picture.parent.mkdir(parents=True, exist_ok=True)
     np.save(picture.with_suffix(".npy"), z.numpy())

@@ -578,9 +578,9 @@ class Dequantized(Program):
         within = self.dequantizer(self._seen_by_guide(value, given))
         batch = value.shape[: value.dim() - len(self.event_shape)]
         within = within.expand(torch.broadcast_shapes(within.batch_shape, batch))
-        v = pyro.sample(
-            _continuous(name), dist.TransformedDistribution(within, [_IntoCell(value, self.levels, self.event_shape)])
-        )
+        into = _IntoCell(value, self.levels, self.event_shape)
+        marked: Any = {"is_dequantizing": True}  # no code of x
+        v = pyro.sample(_continuous(name), dist.TransformedDistribution(within, [into]), infer=marked)
         self.flow.posterior(_continuous(name), v, given)
 
     def _seen_by_guide(self, value: Tensor, given: Any) -> Any:

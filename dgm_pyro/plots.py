@@ -359,29 +359,38 @@ def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = 
 def learning_curves(history: History, *, title: str = "") -> Figure:
     """Loss and validation loss; where there is a KL, its terms and the reconstruction apart, below.
 
+    A game's validation, which is measured in other units than its loss, has axes of its own.
+
     Raises:
         ValueError: the history is empty.
     """
     if not history.epochs:
         raise ValueError("history holds no epochs: train first")
     epochs = [each.epoch for each in history.epochs]
-    terms = _terms(history) if history.epochs[0].kl else {}
-    panels = 2 if len(terms) > 1 else 1  # a single term is the loss itself
+    together = history.validation_unit == history.unit
+    terms = _terms(history) if together and history.epochs[0].kl else {}
+    validation = [(each.epoch, each.validation) for each in history.epochs if each.validation is not None]
+    panels = 1 + (len(terms) > 1) + bool(validation and not together)  # a single term is the loss itself
+    marker = "." if len(epochs) == 1 else ""
     figure = _figure(2.1 * panels + 0.3, title)
     top, *rest = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
-    top.plot(epochs, history.losses, label="training")
-    validation = [(each.epoch, each.validation) for each in history.epochs if each.validation is not None]
-    if validation:
-        top.plot(*zip(*validation, strict=True), label="validation")
-        top.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":")
-        top.legend()
+    top.plot(epochs, history.losses, label="training", marker=marker)
     top.set_ylabel(f"loss ({history.unit})")
+    if validation:
+        beside = top if together else rest.pop()
+        beside.plot(*zip(*validation, strict=True), label="validation", color=_theme.get().series[1], marker=marker)
+        beside.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":")
+        if together:
+            top.legend()
+        else:
+            beside.set_ylabel(f"validation ({history.validation_unit})")
+            _from_start(beside, [loss for _, loss in validation])
     for axes in rest:
         for name, values in terms.items():
             axes.plot(epochs, values, label=name)
         axes.set(ylabel="nats per datum")
         axes.legend()
-    _from_start(top, [loss for each in history.epochs for loss in (each.loss, each.validation) if loss is not None])
+    _from_start(top, history.losses + ([loss for _, loss in validation] if together else []))
     figure.axes[-1].set_xlabel("epoch")
     figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -815,7 +824,8 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
         ((p, site, i) for site in found.ranks for i, p in enumerate(found.p_values(site).tolist())), key=lambda t: t[0]
     )
     worst = ordered[:most]
-    columns = min(3, len(worst))
+    titles = [f"{site}[{i}]: p = {p:.2g}" for p, site, i in worst]
+    columns = min(3 if max(map(len, titles)) < 25 else 2, len(worst))
     rows = math.ceil(len(worst) / columns)
     measured = {site: each for site, each in report.units.items() if each.kl is not None}
     figure = _figure(1.25 * rows + 0.35 + 1.7 * len(report.units), title)
@@ -825,12 +835,12 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
     total = len(next(iter(found.ranks.values())))
     share = 1 / found.num_bins
     band = 2.576 * (share * (1 - share) / total) ** 0.5
-    for axes, (p, site, i) in zip(grid, worst, strict=False):
+    for axes, heading, (_, site, i) in zip(grid, titles, worst, strict=False):
         counts = found.histogram(site)[i].double() / total
         axes.axhspan(max(0.0, share - band), share + band, color=colours.rule, zorder=0)
         axes.bar(np.arange(found.num_bins) + 0.5, counts.numpy(), width=0.9, color=colours.series[0])
         axes.axhline(share, color=colours.muted, linewidth=0.8)
-        axes.set_title(f"{site}[{i}]: p = {p:.2g}", size=7.5, loc="left")
+        axes.set_title(heading, size=7.5, loc="left")
         axes.set(xticks=(0, found.num_bins), xticklabels=("low", "high"))
         axes.set_xmargin(0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -851,6 +861,6 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
         for bar, active in zip(bars, each.active[order].tolist(), strict=True):
             bar.set_hatch("" if active else "///")
         live = int(each.active.sum())
-        axes.set(ylabel=kind, xlabel=f"dimensions of {site}, sorted: {live} of {len(values)} active (others hatched)")
+        axes.set(ylabel=kind, xlabel=f"dimensions of {site}: {live} of {len(values)} active (hatched: not)")
         axes.set_xticks([])
     return figure

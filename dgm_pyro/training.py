@@ -80,6 +80,7 @@ class History:
         stopped_early: whether `early_stopping` ended it.
         compiled: whether its steps were compiled.
         unit: of the losses; other than nats per datum where the objective is no likelihood or bound on one.
+        validation_unit: of the validation losses, which games measure by another objective.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -88,6 +89,7 @@ class History:
     stopped_early: bool = False
     compiled: bool = False
     unit: str = "nats per datum"
+    validation_unit: str = "nats per datum"
 
     @property
     def losses(self) -> list[float]:
@@ -187,7 +189,8 @@ def fit(
         batch = x[rows] if augment is None else augment(x[rows])
         return program.arguments(batch, None if y is None else y[rows])
 
-    history = History(unit=getattr(maximise, "unit", History.unit))
+    unit = getattr(maximise, "unit", History.unit)
+    history = History(unit=unit, validation_unit=getattr(getattr(maximise, "validation", None), "unit", unit))
     initial = _state(program)
     best, best_loss = initial, math.inf
     last, last_epoch = initial, 0
@@ -586,6 +589,9 @@ def _restore(program: Program, state: dict[str, Tensor]) -> None:
 
 
 def _describe(history: History) -> str:
-    epoch, unit = history.epochs[-1], history.unit.removesuffix(" per datum")
-    text = f"loss {epoch.loss:.3f} {unit}"
-    return text if epoch.validation is None else text + f", validation {epoch.validation:.3f}"
+    epoch = history.epochs[-1]
+    text = f"loss {epoch.loss:.3f} {history.unit.removesuffix(' per datum')}"
+    if epoch.validation is None:
+        return text
+    other = f" {history.validation_unit}" if history.validation_unit != history.unit else ""
+    return text + f", validation {epoch.validation:.3f}{other}"

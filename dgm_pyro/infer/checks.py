@@ -113,9 +113,14 @@ def sbc(
         below: dict[str, Tensor] = {}
         for _ in range(num_draws):
             drawn: Any = guide_trace(program, x, given=given, batch=(num_simulations,))
-            sites = [name for name in latent_sites(drawn) if name in truth.nodes]
+            sites = [
+                name
+                for name in latent_sites(drawn)
+                if name in truth.nodes and not drawn.nodes[name]["infer"].get("is_noising")
+            ]
             for name in sites:
-                z, guess = (trace.nodes[name]["value"].flatten(1).double() for trace in (truth, drawn))
+                values = (trace.nodes[name]["value"] for trace in (truth, drawn))
+                z, guess = (value.reshape(num_simulations, -1).double() for value in values)
                 counts = torch.stack([guess < z, guess == z]).long().cpu()
                 below[name] = below.get(name, 0) + counts
         # Ties, of discrete latents, put z anywhere among its equals.
@@ -150,14 +155,23 @@ class Units:
 def units(program: Program, data: Any, *, draws: int = 32, seed: int = 0) -> dict[str, Units]:
     """Active units and the KL of every latent dimension, by site.
 
+    The noise of a diffusion and the place of an integer within its cell are no codes of x, and not among them.
+
     Args:
         data: a `Data`, or a tensor ``(N, *event_shape)``; at least two of them.
         draws: of the guide per datum, for E_q[z]; the KL is in closed form where there is one.
         seed: the global random state is left as it was.
 
     Raises:
-        ValueError, TypeError: the data do not fit, or there are no latents.
+        ValueError, TypeError: the data do not fit, or the guide draws no codes of x.
     """
+    found = _units(program, data, draws, seed)
+    if not found:
+        raise ValueError(f"the guide of this {type(program).__name__} draws no code of x whose use could be measured")
+    return found
+
+
+def _units(program: Program, data: Any, draws: int, seed: int) -> dict[str, Units]:
     points = as_data(program, data)
     if len(points) < 2:
         raise ValueError("active units need at least two data: their means must be compared")
@@ -180,16 +194,15 @@ def units(program: Program, data: Any, *, draws: int = 32, seed: int = 0) -> dic
                 kl = _elementwise_kl(q.nodes[name], p.nodes[name])
                 before = divergences.get(name, 0)
                 divergences[name] = None if kl is None or before is None else before + kl.mean(0).cpu() / draws
-    if not sums:
-        raise ValueError(f"the guide of this {type(program).__name__} draws no latents")
     # The mean of a few draws varies even where E_q[z] does not: by their own variance, divided by their number.
     noise = {name: (square - mean**2).mean(0) / max(1, draws - 1) for name, (mean, square) in sums.items()}
     return {name: Units(mean.var(0) - noise[name], divergences[name]) for name, (mean, _) in sums.items()}
 
 
 def _is_code(site: Any) -> bool:
-    """Whether the site says something of x: not the times of a plated diffusion, nor what is drawn at them."""
-    return site["value"].dim() - site["fn"].event_dim == 1 and not site["infer"].get("is_noising")
+    """Whether the site is a code of x: not the noise of a diffusion, nor the place of an integer within its cell."""
+    others = ("is_noising", "is_dequantizing")
+    return site["value"].dim() - site["fn"].event_dim == 1 and not any(site["infer"].get(mark) for mark in others)
 
 
 def _mean(site: Any) -> Tensor:
@@ -246,6 +259,8 @@ class Report:
         for site, each in self.units.items():
             total = "" if each.kl is None else f", KL {float(each.kl.sum()):.2f} nats"
             lines.append(f"{site}: {int(each.active.sum())} of {len(each.variance)} dimensions active{total}")
+        if self.units:
+            lines.append(f"active: the mean of q(z | x) moves with x, by a variance above {ACTIVE:g}")
         return "\n".join([*lines, *map(str, self.findings)])
 
 
@@ -266,7 +281,7 @@ def check(
     calibration = sbc(
         program, given, num_simulations=num_simulations, num_draws=num_draws, num_bins=num_bins, seed=seed
     )
-    found = units(program, data, seed=seed)
+    found = _units(program, data, draws=32, seed=seed)
     return Report(calibration, found, (*collapse(found), *miscalibration(calibration)))
 
 
@@ -281,7 +296,8 @@ def collapse(found: dict[str, Units]) -> list[Finding]:
                     "error" if dead == size else "warning",
                     "collapse",
                     site,
-                    f"posterior collapse: {dead} of {size} dimensions say nothing about x",
+                    f"posterior collapse: {dead} of {size} dimensions say nothing about x"
+                    + ("" if each.kl is None else f": inactive, and a KL below {COLLAPSED:g} nats"),
                     "train with free bits or an annealed KL, use a weaker likelihood, or fewer latents",
                 )
             )
