@@ -185,6 +185,11 @@ class ContinuousDiffusion(Denoising):
         v = positive(self.raw_scale) ** 2
         return torch.where(self._wide(self._real(t) == 0), v, torch.zeros_like(v))
 
+    def posterior_variance(self, t: Tensor) -> Tensor:
+        """v at t = 0; elsewhere sigma_t^2, that of data of unit variance, or v where that is more."""
+        v, (_, sigma) = positive(self.raw_scale) ** 2, self.noise_at(t)
+        return torch.where(self._wide(self._real(t) == 0), v, torch.maximum(v, sigma**2))
+
     def zeros(self, *batch: int) -> Tensor:
         return self.schedule.highest.new_zeros(*batch, *self.event_shape)
 

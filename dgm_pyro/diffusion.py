@@ -205,6 +205,10 @@ class Denoising(Program):
         """v, the variance of x_0 around what the network makes of x_t; not asked for where it predicts levels."""
         raise NotImplementedError
 
+    def posterior_variance(self, t: Tensor) -> Tensor:
+        """About Var[x_0 | x_t], and v at the last time: for looking ahead from t to x_0, no part of the bound."""
+        return self.doubt(t)
+
     def times(self, steps: int, spacing: Spacing) -> list[Time]:
         """``steps`` times and their noise levels, from the noisiest to the last."""
         raise NotImplementedError

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from programs import CASES, _mlp, diffusion, jittered, made, vae
+from programs import CASES, _mlp, continuous, diffusion, jittered, made, vae
 from test_evaluation import linear_vae
 from torch import nn
 
@@ -211,9 +211,10 @@ def test_a_dequantized_flow_by_quadrature():
 # -- diffusion ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_diffusion_by_a_long_run_of_its_own():
+@pytest.mark.parametrize("make", [lambda: diffusion(2, steps=6), lambda: continuous(2)], ids=["discrete", "continuous"])
+def test_a_diffusion_by_a_long_run_of_its_own(make):
     """Draws of p(x) whose first coordinate happens to be near the one observed."""
-    program = seeded(diffusion(2, steps=6), 0.3)
+    program = seeded(make(), 0.3)
     x, mask = torch.tensor([[0.5, 0.0]]), torch.tensor([True, False])
     draws = impute(program, x, mask, 2000, num_particles=20000)[:, 0, 1]
     many = program.sample(400_000)
@@ -223,8 +224,11 @@ def test_a_diffusion_by_a_long_run_of_its_own():
     assert abs(draws.var().log() - near.var().log()) < 4.5 * math.sqrt(3 / 2000)
 
 
-def test_a_diffusion_of_integers_by_its_own_frequencies():
-    program = seeded(diffusion(2, levels=3, steps=4), 0.3)
+@pytest.mark.parametrize(
+    "make", [lambda: diffusion(2, levels=3, steps=4), lambda: continuous(2, levels=3)], ids=["discrete", "continuous"]
+)
+def test_a_diffusion_of_integers_by_its_own_frequencies(make):
+    program = seeded(make(), 0.3)
     mask = torch.tensor([True, False])
     draws = impute(program, torch.tensor([[2, 0]]), mask, 3000, num_particles=30000)
     many = program.sample(200_000)

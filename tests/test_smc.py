@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from programs import diffusion, made
+from programs import continuous, diffusion, made
+from test_continuous import small
 from test_impute import jittered
 from torch.distributions import MultivariateNormal, Normal
 
@@ -83,10 +84,18 @@ def test_observed_features_by_enumeration():
     assert torch.equal(chain.finish(population.state)[..., [1, 3]], x[:, [1, 3]].expand(8, 3000, -1))
 
 
-def test_the_evidence_of_a_diffusion_has_no_bias():
+DIFFUSIONS = {
+    "discrete": lambda: diffusion(2, steps=5),
+    "continuous": lambda: continuous(2),
+    "continuous integers": lambda: continuous(2, levels=4),
+}
+
+
+@pytest.mark.parametrize("make", DIFFUSIONS.values(), ids=DIFFUSIONS)
+def test_the_evidence_of_a_diffusion_has_no_bias(make):
     """Against the importance-weighted mean of very many particles."""
-    program = jittered(diffusion(2, steps=5), 0.3)
-    x = torch.tensor([[0.4, -0.8]])
+    program = jittered(make(), 0.3)
+    x = torch.tensor([[0.4, -0.8]]) if program.levels is None else torch.tensor([[1, 2]])
     with torch.no_grad():
         weights = torch.cat([program.log_weights(x, num_particles=50_000) for _ in range(4)])
     truth = weights.logsumexp(0) - math.log(len(weights))
@@ -110,11 +119,19 @@ def test_an_observed_part_of_a_diffusion_has_no_bias():
     assert abs(estimates.mean() - share / 0.1) < 4.5 * error + 0.002  # the curvature over the window
 
 
-@pytest.mark.parametrize("levels", [None, 4])
-def test_no_looser_than_importance_sampling(levels):
+LONG = {
+    "reals": lambda: diffusion(3, steps=20),
+    "integers": lambda: diffusion(3, levels=4, steps=20),
+    "continuous": lambda: small(3, steps=20, schedule=dgm.LogSNR(3.0, -3.0)),
+    "continuous integers": lambda: small(3, steps=20, levels=4, schedule=dgm.LogSNR(3.0, -3.0)),
+}
+
+
+@pytest.mark.parametrize("make", LONG.values(), ids=LONG)
+def test_no_looser_than_importance_sampling(make):
     """A long chain that fits badly, so that few weights dominate: resampling keeps the particles that have a chance."""
-    program = jittered(diffusion(3, levels=levels, steps=20), 0.5)
-    x = torch.randint(levels, (100, 3)) if levels else torch.randn(100, 3)
+    program = jittered(make(), 0.5)
+    x = torch.randint(program.levels, (100, 3)) if program.levels else torch.randn(100, 3)
     tilted = torch.stack([smc(program, x, num_particles=32, seed=s).log_evidence for s in range(4)])
     plain = torch.stack([smc(program, x, num_particles=32, seed=s, threshold=0).log_evidence for s in range(4)])
     difference = (tilted - plain).flatten()

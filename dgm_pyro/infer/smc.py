@@ -18,7 +18,8 @@ observed is drawn from the noising guide :math:`q(x_{t-1} \mid x_t, x_0)`, what 
     \psi_t(x_t) = p(x_0 \mid x_1)\big|_{\hat x_0(x_1) \to \hat x_0(x_t)}, \qquad a_1 = b_1 = 1,
 
 where :math:`q_t` is the density of the draws so far. :math:`\psi_t` looks ahead: it is the likelihood of the data given
-what the denoiser makes of x_t already. At t = 1 it is the likelihood itself, so that the last density is the model's:
+what the denoiser makes of x_t already, as wide as that may be off. At t = 1 it is the likelihood itself, so that the
+last density is the model's:
 twisting changes the variance, not the answer. The powers are the least-squares slopes of a particle's last log weight
 on the two logarithms, from a preliminary run: where they foretell nothing both are 0, and nothing is resampled for it.
 
@@ -262,8 +263,12 @@ class Times:
         return torch.where(self.mask, self.x, self.program.likelihood(self._denoised(state)).sample())
 
     def _state(self, x_t: Tensor, t: int, log_path: Tensor) -> tuple[State, Tensor]:
-        denoised = self.program.denoise(x_t, self._time(x_t, t), self.given)
-        log_psi = self._seen(_features(self.program.likelihood(denoised)).log_prob(self.x))
+        times = self._time(x_t, t)
+        denoised = self.program.denoise(x_t, times, self.given)
+        ahead = denoised
+        if denoised.logits is None:
+            ahead = Denoised(denoised.x0, self.program.posterior_variance(times))
+        log_psi = self._seen(_features(self.program.likelihood(ahead)).log_prob(self.x))
         state = {"x_t": x_t, "x0": denoised.x0, "variance": denoised.variance.expand_as(x_t)}
         state |= {"log_path": log_path, "log_psi": log_psi}
         if denoised.logits is not None:
