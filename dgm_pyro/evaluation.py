@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
+from dgm_pyro.labelled import Labelled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, check_count
@@ -144,6 +146,8 @@ def evaluate(
         device: where to compute; default where the program is.
         progress: whether to show a bar; it counts data, or particles of data.
 
+    The label of a `Labelled` program is summed over, and only log p(x | y) bounded, where it is not exact.
+
     Memory does not grow with ``num_particles``: they come in chunks, and only the sum of their weights is kept.
 
     Returns:
@@ -159,7 +163,7 @@ def evaluate(
     device = program_device(program) if device is None else find_device(device)
     program.to(device)
     kind = "exact" if program.tractable else "elbo" if num_particles == 1 else f"iwae-{num_particles}"
-    flow: Callable[..., Tensor] | None = getattr(program, "ode_log_prob", None) if ode else None
+    flow = program.ode_log_prob if ode and isinstance(program, ContinuousDiffusion) else None
     if ode:
         if flow is None:
             raise ValueError(f"ode=True is for a ContinuousDiffusion, got a {type(program).__name__}: leave it out")
@@ -167,6 +171,12 @@ def evaluate(
             raise ValueError(f"ode=True takes no particles, got num_particles={num_particles}: leave one of them out")
         kind = "ode"
     weighted = kind.startswith("iwae")
+    within = program.program if isinstance(program, Labelled) else program
+    if weighted and isinstance(within, ContinuousDiffusion):
+        raise ValueError(
+            f"particles weigh the paths of a chain of {within.steps} steps, which is looser than the bound in "
+            "continuous time: use num_particles=1, or evaluate program.unroll(), the chain itself"
+        )
     total, unit = (len(data.x) * num_particles, "particle") if weighted else (len(data.x), "datum")
     bounds = []
     with (
@@ -183,12 +193,8 @@ def evaluate(
                 density = flow(value, given)
                 bounds.append(Bound(density, density))
                 bar.update(len(x))
-            elif weighted:
-                iwae = importance_bound(program, value, given, num_particles, bar.update)
-                bounds.append(Bound(iwae, iwae))
             else:
-                bounds.append(ELBO(num_particles=draws)(program, value, given))
-                bar.update(len(x))
+                bounds.append(_bound(program, value, given, num_particles, draws, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -199,6 +205,55 @@ def evaluate(
         reconstruction=_site_means([bound.reconstruction for bound in bounds]),
         kl=_site_means([bound.kl for bound in bounds]),
     )
+
+
+def _bound(
+    program: Program, x: Tensor, given: Any, num_particles: int, draws: int, advance: Callable[[int], Any]
+) -> Bound:
+    """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
+    if isinstance(program, Labelled) and not program.tractable:
+        return _sum_over_labels(program, x, num_particles, draws, advance)
+    if not program.tractable and num_particles > 1:
+        iwae = importance_bound(program, x, given, num_particles, advance)
+        return Bound(iwae, iwae)
+    bound = ELBO(num_particles=draws)(program, x, given)
+    advance(len(x))
+    return bound
+
+
+def _sum_over_labels(
+    program: Labelled, x: Tensor, num_particles: int, draws: int, advance: Callable[[int], Any]
+) -> Bound:
+    """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not asked.
+
+    Where all labels of the training data were known, nothing has trained it. With particles the weights of every class
+    are unbiased, and so is their sum. Without, q(y) is Bayes' rule on the ELBOs of the classes, and the bound
+    sum_y q(y) ELBO_y - KL(q(y) || p(y)) takes other draws than q(y) did: the same ones would favour the class that
+    they flatter, and the result would be no bound.
+    """
+    labels = torch.arange(program.classes, device=x.device)
+    log_prior = program.prior().log_prob(labels)
+
+    def of_classes() -> list[Bound]:
+        return [_bound(program.program, x, y.expand(len(x)), num_particles, draws, lambda done: None) for y in labels]
+
+    each = of_classes()
+    log_joint = torch.stack([bound.value for bound in each], -1) + log_prior
+    advance(len(x) * num_particles)
+    if num_particles > 1:
+        value = log_joint.logsumexp(-1)
+        return Bound(value, value)
+    log_q = log_joint.log_softmax(-1)
+    each = of_classes()
+
+    def mean(terms: Sequence[Tensor]) -> Tensor:
+        return (log_q.exp() * torch.stack([*terms], -1)).sum(-1)
+
+    reconstruction = {site: mean([bound.reconstruction[site] for bound in each]) for site in each[0].reconstruction}
+    cost = (log_q.exp() * (log_q - log_prior)).nan_to_num().sum(-1)
+    kl = {program.label: cost, **{site: mean([bound.kl[site] for bound in each]) for site in each[0].kl}}
+    value = mean([bound.value for bound in each]) - cost
+    return Bound(value, value, reconstruction, kl)
 
 
 ROWS_AT_ONCE = 2**14
@@ -315,8 +370,12 @@ def evaluating(program: Program) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state of its own: seeded inside, the caller's untouched outside."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    """A random state of its own on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        # Not torch.manual_seed, which seeds the generators of all devices.
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -3,6 +3,7 @@
 import json
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from programs import CASES, vae
@@ -105,6 +106,66 @@ def test_of_a_labelled_program_the_label_is_summed_out_though_the_data_have_it()
     x, y = torch.randn(9, 2), torch.tensor([0, 1, 2, -1, 0, 1, 2, -1, 0])
     e = dgm.evaluate(program, dgm.Data(x, y))
     torch.testing.assert_close(e.values, program.log_prob(x).detach())
+
+
+class Shifted(nn.Module):
+    """Parameters of N(slope * value + m_y, scale^2), given a value and y."""
+
+    def __init__(self, means, slope, scale):
+        super().__init__()
+        self.register_buffer("means", means)
+        self.slope, self.raw_scale = slope, math.log(math.expm1(scale))
+
+    def forward(self, value, y):
+        loc = self.slope * value + self.means[y].unsqueeze(-1)
+        return torch.stack([loc, torch.full_like(loc, self.raw_scale)], -2)
+
+
+def test_labels_are_summed_over_where_only_p_of_x_given_y_is_bounded():
+    """So a classifier that nothing has trained, as where all labels were known, costs nothing."""
+    program = CASES["labelled-vae"].build().eval()
+    x, _ = CASES["labelled-vae"].draw(program, 40)
+    found = {k: dgm.evaluate(program, x, num_particles=k, draws=200) for k in (1, 500)}
+    with torch.no_grad():
+        best = program.log_weights(x, num_particles=20_000).logsumexp(0) - math.log(20_000)
+    program.classifier = dgm.Categorical((), program.classes, MLP(program.event_shape, program.classes))
+    assert abs(found[500].nats - best.mean().item()) < 0.02
+    assert found[1].nats < best.mean()
+    assert sum(found[1].reconstruction.values()) - sum(found[1].kl.values()) == pytest.approx(found[1].nats, abs=1e-5)
+    for k, evidence in found.items():
+        assert torch.equal(dgm.evaluate(program, x, num_particles=k, draws=200).values, evidence.values)
+
+
+@pytest.mark.parametrize("draws", [1, 8])
+def test_a_sum_over_labels_is_a_bound_however_few_the_draws(draws):
+    """By z ~ N(0, 1) and x ~ N(z + m_y, s^2), with the exact posterior: ELBOs that are right but for their noise."""
+    means, s = torch.linspace(-0.5, 0.5, 10), 0.7
+    shrunk = 1 / (1 + s**2)
+    likelihood, encoder = Shifted(means, 1.0, s), Shifted(-shrunk * means, shrunk, s * shrunk**0.5)
+    pair = ((1,), ())
+    parts = (dgm.Normal(1, network, given_shape=pair) for network in (likelihood, encoder))
+    vae = dgm.VAE(dgm.Normal(1), *parts)
+    program = dgm.Labelled(dgm.Categorical((), 10, parameters=torch.zeros(10)), vae)
+    x = torch.linspace(-2, 2, 9).repeat_interleave(400).unsqueeze(-1)
+    exact = dist.Normal(means, math.sqrt(1 + s**2)).log_prob(x).logsumexp(-1) - math.log(10)
+    gap = exact - dgm.evaluate(program, x, draws=draws).values
+    assert gap.mean() > 2 * gap.std() / len(gap) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["continuous", "labelled-continuous-diffusion"])
+def test_particles_are_refused_where_they_would_weigh_another_looser_model(name):
+    program = next(case for case in CASES if case.startswith(name))
+    program = CASES[program].build()
+    with pytest.raises(ValueError, match=r"a chain of \d+ steps.*program.unroll"):
+        dgm.evaluate(program, torch.zeros(3, *program.event_shape), num_particles=4)
+    assert dgm.evaluate(program.unroll(), torch.zeros(3, *program.event_shape), num_particles=4).kind == "iwae-4"
+
+
+def test_no_other_devices_random_state_is_seeded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds the generators of every GPU"))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: pytest.fail("seeds a GPU"))
+    program, _ = linear_vae()
+    dgm.evaluate(program, torch.zeros(3, 2))
 
 
 def test_bounds_lie_below_the_exact_evidence_and_rise_with_particles():
