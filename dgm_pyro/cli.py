@@ -461,9 +461,8 @@ def sweep(
         typer.echo(result)
         typer.echo(f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}")
     if result.failed:
-        for row in result.rows:
-            for error in row.errors:
-                typer.echo(f"failed: {' '.join(row.choices.values())}: {error}", err=True)
+        for error, where in result.failures().items():
+            typer.echo(f"failed: {', '.join(where)}: {error}", err=True)
         raise typer.Exit(1)
 
 
@@ -672,9 +671,8 @@ def anomaly(
     scores, flags, p_values = first
     ranked = scores.argsort(descending=True)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    plots.samples(
-        x[ranked[:36]], levels=program.levels, title=f"Most anomalous for {record.model} on {record.data}, by {rows[0]['score']}"
-    ).savefig(picture)
+    title = f"Most anomalous for {record.model} on {record.data}, by {rows[0]['score']}"
+    plots.samples(x[ranked[:36]], levels=program.levels, title=title).savefig(picture)
     table = picture.with_suffix(".csv")
     lines = ["index,score,p_value,flagged"]
     lines += [f"{i},{scores[i]:.6g},{p_values[i]:.6g},{int(flags[i])}" for i in ranked.tolist()]

@@ -109,12 +109,13 @@ def train(
     with seeded(seed, torch.device("cpu")):
         program = build(model, points, labelled=labelled, **swaps)
     processes = team()
+    found = Path(folder).exists()
     path = reserve(folder, force=force) if processes.writes else Path(folder)
     try:
         history = fit(program, points, objective, seed=seed, validation=validation or None, augment=augment, **options)
     except BaseException:
-        if processes.writes:
-            with contextlib.suppress(OSError):  # it is not empty: an earlier run that was to be overwritten
+        if processes.writes and not found:
+            with contextlib.suppress(OSError):  # it is not empty: somebody else has written there
                 path.rmdir()
         raise
     kept = {name: value for name, value in options.items() if name not in ("device", "progress")}

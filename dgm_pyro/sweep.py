@@ -17,6 +17,8 @@ import math
 import multiprocessing
 import os
 import statistics
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +32,7 @@ from dgm_pyro import data as data_sets
 from dgm_pyro import runs
 from dgm_pyro.build import build
 from dgm_pyro.evaluation import Evidence, evaluate, find_device
+from dgm_pyro.implicit import Implicit
 from dgm_pyro.infer.checks import units
 from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import check_count
@@ -99,22 +102,34 @@ class Sweep:
         """How many cells did not finish."""
         return sum(len(row.errors) for row in self.rows)
 
+    def failures(self) -> dict[str, list[str]]:
+        """What went wrong, and in which combinations."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            for error in dict.fromkeys(row.errors):
+                found.setdefault(error, []).append(" ".join(row.choices.values()))
+        return found
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows, as text: the best on top."""
         swept = [axis for axis in self.axes if len(self.axes[axis]) > 1] or list(self.axes)[:1]
-        evidence = f"bits/dim (IWAE-{self.options.num_particles})" if self.options.num_particles > 1 else "bits/dim"
-        header = [*swept, evidence, "ELBO", "KL", "active", "seconds", "seeds"]
+        kinds = sorted({cell["kind"] for row in self.rows for cell in row.cells})
+        kinds = kinds or [f"iwae-{self.options.num_particles}"]
+        kind = ", ".join(kind if kind == "exact" else kind.upper() for kind in kinds)
+        evidence = [f"bits/dim ({kind})", f"nats/datum ({kind})"]
+        header = [*swept, *evidence, "bits/dim (ELBO)", "nats/datum (KL)", "active units", "seconds", "seeds"]
         rows = []
         for row in sorted(self.rows, key=lambda row: row.over_seeds("bits_per_dim")[0] if row.cells else math.inf):
             choices = [row.choices[axis] for axis in swept]
             if not row.cells:
-                rows.append([*choices, f"failed: {row.errors[0]}"[:60], "", "", "", "", "0"])
+                rows.append([*choices, f"failed: {row.errors[0]}"[:60], "", "", "", "", "", "0"])
                 continue
             seeds = f"{len(row.cells)}" + (f" ({len(row.errors)} failed)" if row.errors else "")
             rows.append(
                 [
                     *choices,
                     _with_error(*row.over_seeds("bits_per_dim"), 4),
+                    _with_error(*row.over_seeds("nats"), 2),
                     _with_error(*row.over_seeds("elbo_bits_per_dim"), 4),
                     _with_error(*row.over_seeds("kl"), 2),
                     _with_error(row.over_seeds("active")[0], math.nan, 1),
@@ -156,13 +171,14 @@ def sweep(
         seeds: 0 .. seeds - 1.
         jobs: how many processes; 1 trains in this one. They take the GPUs in turn, if there are any and
             ``options.device`` names none; and share the cores, unless OMP_NUM_THREADS says how many threads each has.
-        progress: whether to show a bar.
+        progress: whether to say how many cells there are and how long they take, with a bar on a terminal.
 
     Returns:
         The `Sweep`; its tables and picture are written, too.
 
     Raises:
-        ValueError: an unknown name, or the folder holds a sweep with other options.
+        ValueError: an unknown name, an option that fits no cell, a model without a density, or the folder holds a sweep
+            with other options.
         FileExistsError: the folder holds something else.
     """
     options = options or Options()
@@ -176,22 +192,35 @@ def sweep(
     folder = _open(Path(out), options)
     cells = [Cell(choices, seed) for seed in range(seeds) for choices in combinations]
     missing = [cell for cell in cells if not _is_finished(folder, cell)]
-    with tqdm(
-        total=len(cells), initial=len(cells) - len(missing), desc="sweep", unit="cell", disable=not progress
-    ) as b:
-        for name in _run_all(folder, options, missing, jobs):
-            b.set_postfix_str(name, refresh=False)
-            b.update()
+    if progress:
+        kept = len(cells) - len(missing)
+        _say(f"{len(missing)} cells to train" + (f", {kept} are finished" if kept else ""))
+    shown = progress and sys.stderr.isatty()
+    start = time.perf_counter()
+    with tqdm(total=len(cells), initial=len(cells) - len(missing), desc="sweep", unit="cell", disable=not shown) as bar:
+        for count, name in enumerate(_run_all(folder, options, missing, jobs), start=1):
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+            if progress and not shown and count == 1 < len(missing):  # a bar says it itself
+                seconds, rest = time.perf_counter() - start, len(missing) - 1
+                left = seconds * rest / min(jobs, rest)
+                _say(f"{name} took {seconds:.0f} s: about {left:.0f} s for the other {rest}")
     result = collect(folder, options, axes or {"model": (options.model,)}, combinations, seeds)
     _write_tables(result)
     return result
 
 
+def _say(line: str) -> None:
+    print(f"sweep: {line}", file=sys.stderr, flush=True)
+
+
 def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]]) -> None:
-    """Build every combination once: an unknown name is an error now, not after an hour."""
+    """Build every combination once: what is wrong with all cells is an error now, not after an hour."""
+    check_count(options.epochs, "epochs")
+    check_count(options.batch_size, "batch_size")
     find_device(options.device)
     check_options(options.lr, 0.0, "cosine", None, None, options.compile, options.precision)
-    points = data_sets.load(options.data, data_dir=options.data_dir, num=16)
+    points = data_sets.load(options.data, data_dir=options.data_dir, num=options.num)[:16]
     seen = set()
     for choices in combinations:
         swaps, objective = _swaps(options, dict(choices))
@@ -200,7 +229,9 @@ def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str],
         key = tuple(swaps.items())
         if key not in seen:
             seen.add(key)
-            build(options.model, points, **swaps)
+            program = build(options.model, points, **swaps)
+            if isinstance(program, Implicit):
+                raise ValueError(f"{options.model} has no density for a sweep to compare by: use dgm train, dgm sample")
 
 
 def _swaps(options: Options, choices: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
@@ -386,7 +417,7 @@ def _write_tables(result: Sweep) -> None:
 
     header, rows = result.table()
     (result.folder / "table.md").write_text(markdown(header, rows) + "\n", encoding="utf-8")
-    numbers = ("bits_per_dim", "elbo_bits_per_dim", "kl", "active", "seconds", "parameters")
+    numbers = ("bits_per_dim", "nats", "elbo_bits_per_dim", "kl", "active", "seconds", "parameters")
     summary: list[dict[str, Any]] = []
     for row in result.rows:
         line: dict[str, Any] = dict(row.choices)

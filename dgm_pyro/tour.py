@@ -149,8 +149,8 @@ STOPS: tuple[Stop, ...] = (
         "VAE, flow prior",
         "vae",
         functools.partial(build, "vae", prior="flow"),
-        {"epochs": 60, "lr": 4e-3, "weight_decay": 0.01, "ema": 0.99},
-        quick_epochs=10,
+        {"epochs": 60, "lr": 2e-3, "weight_decay": 0.01, "ema": 0.99},  # as above: only the prior differs
+        quick_epochs=15,
         ask={"num_particles": 50},
     ),
     Stop(

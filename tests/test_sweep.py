@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -44,14 +45,19 @@ def test_the_table_has_means_and_standard_errors_over_seeds(swept):
     assert mean == pytest.approx(values.mean().item())
     assert error == pytest.approx(values.std().item() / math.sqrt(2))
     header, lines = swept.table()
-    assert header[:3] == ["prior", "objective", "bits/dim (IWAE-2)"]
+    assert header[:4] == ["prior", "objective", "bits/dim (IWAE-2)", "nats/datum (IWAE-2)"]
+    assert header[4:] == ["bits/dim (ELBO)", "nats/datum (KL)", "active units", "seconds", "seeds"]
     means = [float(line[2].split(" +- ")[0]) for line in lines]
     assert means == sorted(means)
     assert f"{mean:.4f} +- {error:.4f}" in str(swept)
+    nats, error = row.over_seeds("nats")
+    assert nats == pytest.approx(-mean * 64 * math.log(2))
+    assert f"{nats:.2f} +- {error:.2f}" in (swept.folder / "table.md").read_text()
     with (swept.folder / "cells.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 8
     with (swept.folder / "table.csv").open() as file:
-        assert next(float(line["bits_per_dim"]) for line in csv.DictReader(file) if line["prior"] == "learned") == mean
+        line = next(line for line in csv.DictReader(file) if line["prior"] == "learned")
+    assert (float(line["bits_per_dim"]), float(line["nats"])) == (mean, nats)
     assert (swept.folder / "table.md").read_text().startswith("| prior | objective |")
     assert (swept.folder / "sweep.png").stat().st_size > 5000
 
@@ -98,6 +104,39 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch):
     assert "failed: ArithmeticError" in str(result)
     monkeypatch.setattr(runs, "train", train)
     assert sweep.sweep(tmp_path / "s", FAST, prior=("normal", "learned"), progress=False).failed == 0
+
+
+def test_a_cell_whose_training_fails_leaves_the_others_and_the_table(tmp_path, capsys):
+    command = ["sweep", "vae", "--prior", "bernoulli,normal", "--objective", "stl,elbo", "--num", "64", "--latent", "2",
+               "--epochs", "1", "--num-particles", "2", "--device", "cpu", "--out", str(tmp_path / "s")]  # fmt: skip
+    assert cli.main(command) == 1
+    out, error = capsys.readouterr()
+    assert len([line for line in out.splitlines() if line.startswith(("bernoulli", "normal"))]) == 4
+    assert "bernoulli stl: " in error
+    assert "reparameteri" in error
+    assert (tmp_path / "s" / "cells" / "bernoulli-stl-seed0" / "failed.json").is_file()
+    assert "failed" in (tmp_path / "s" / "table.md").read_text()
+
+
+def test_an_error_of_several_cells_is_told_once(tmp_path, monkeypatch, capsys):
+    def failing(*arguments, **options):
+        raise ArithmeticError("no luck today")
+
+    monkeypatch.setattr(runs, "train", failing)
+    arguments = ["sweep", "vae", "--prior", "normal,learned", "--device", "cpu", "--out", str(tmp_path / "s")]
+    assert cli.main(arguments) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "no luck today" in line]
+    assert told == ["failed: normal, learned: ArithmeticError: no luck today"]
+
+
+def test_the_number_of_cells_and_the_time_that_is_left_are_told(tmp_path, capsys):
+    options = {"prior": ("normal", "learned"), "objective": ("elbo",)}
+    sweep.sweep(tmp_path / "s", FAST, **options)
+    error = capsys.readouterr().err
+    assert "2 cells to train" in error
+    assert re.search(r"normal-elbo-seed0 took \d+ s: about \d+ s for the other 1", error)
+    sweep.sweep(tmp_path / "s", FAST, **options, seeds=2)
+    assert "2 cells to train, 2 are finished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -175,9 +214,19 @@ def test_a_sweep_of_before_there_were_some_options_is_resumed(swept):
 
 
 def test_options_that_do_not_fit_are_an_error_before_anything_is_written(tmp_path):
-    for options in ({"precision": "half"}, {"compile": "maybe"}, {"lr": -1.0}, {"device": "abacus"}):
+    bad = [
+        *({"precision": "half"}, {"compile": "maybe"}, {"lr": -1.0}, {"device": "abacus"}),
+        *({"epochs": 0}, {"batch_size": 0}, {"num": 10_000}),
+    ]
+    for options in bad:
         with pytest.raises(ValueError, match=next(iter(options))):
             sweep.sweep(tmp_path / "s", replace(FAST, **options), prior=("normal",), progress=False)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_model_without_a_density_has_nothing_to_be_compared_by(tmp_path):
+    with pytest.raises(ValueError, match="has no density"):
+        sweep.sweep(tmp_path / "s", replace(FAST, model="implicit", latent=None))
     assert not (tmp_path / "s").exists()
 
 
