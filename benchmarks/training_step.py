@@ -1,6 +1,7 @@
 """A step of training: ours eager and compiled, hand-written PyTorch eager and compiled, and plain Pyro.
 
     python benchmarks/training_step.py [--quick] [--device cuda] [--json FILE]
+    TORCH_COMPILE_FORCE_DISABLE_CACHES=1 python benchmarks/training_step.py    # compiles as if for the first time
 
 A step is the loss, its gradient and the update by the same fused Adam, on a batch that is there already. Hand-written
 is what one would write without us: the loss in closed form, no handlers, no plates. Plain Pyro is `SVI` with
@@ -28,7 +29,6 @@ from torch import Tensor, nn
 import dgm_pyro as dgm
 from dgm_pyro.networks import MLP, DenoisingMLP
 
-torch.compiler.config.force_disable_caches = True  # compile each time, as a user does the first time
 LR, BATCH = 1e-3, 128
 OURS = "ours, dgm.compile"
 

@@ -9,7 +9,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-SHORTER = {"epochs=20": "epochs=1", "num_particles=100": "num_particles=2"}  # where a page trains for real
+# Where a page trains for real.
+SHORTER = {"epochs=40": "epochs=1", "epochs=20": "epochs=1", "num_particles=100": "num_particles=2"}
 
 
 def blocks(page):
@@ -30,6 +31,14 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
         for printed, run in SHORTER.items():
             block = block.replace(printed, run)
         exec(compile(block, page, "exec"), namespace)
+
+
+def test_the_first_program_of_the_readme_is_the_one_it_names():
+    program = BLOCK.findall(PAGES["README.md"].read_text())[0].split("dgm.fit")[0]
+    namespace = {}
+    exec(program, namespace)
+    named = re.search(r"`(dgm\.build\(.*?\))`", PAGES["README.md"].read_text())[1]
+    assert repr(eval(named, namespace)) == repr(namespace["vae"])
 
 
 @pytest.mark.parametrize("page", PAGES)

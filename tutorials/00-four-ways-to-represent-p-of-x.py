@@ -320,7 +320,9 @@ plt.show()
 # the mixture is for.
 #
 # **Sampling is sequential.** $x_2$ cannot be drawn before $x_1$ is there, so a draw takes $D$ passes of the network,
-# while a score takes one. It does not show at $D = 2$. For the 64 pixels of section 8 it will.
+# while a score takes one. It does not show at $D = 2$. For the 64 pixels of section 8 it will. (Chapter 02 has a cache
+# that makes each pass but a small part of one. They stay sequential, and here we count whole ones: a network that is
+# watched runs as a whole.)
 
 
 # %%
@@ -773,7 +775,7 @@ print(f"features of z whose mean depends on x (standard deviation over the data 
 # %% [markdown]
 # Here it is not: on images this small the pixels are the better input. The ELBO asks for a short description of $x$,
 # not for one in which classes lie apart, and it pays for each feature of $z$ that is used. The VAE therefore leaves
-# half of them or more at the prior, where they say nothing about $x$.
+# those that do not pay for themselves at the prior, where they say nothing about $x$.
 #
 # ## 9. Generative and discriminative
 #
@@ -865,7 +867,7 @@ print(f"  log p(x) is below that of 99 % of the test data at {100 * alarms:.1f} 
 # **1.** The true $p(x)$ is one, whatever the order, so two *perfect* models must agree. Two trained ones need not:
 # their conditionals have other shapes, up to two modes in $p(x_2 \mid x_1)$ and up to four in $p(x_1 \mid x_2)$, and
 # the networks other starts. The difference is larger than its standard error, and larger than what separated the
-# autoregressive model, the flow and the diffusion above: one more reason not to read those as a ranking.
+# autoregressive model from the flow above: one more reason not to read those as a ranking.
 
 # %%
 other_order = dgm.Autoregressive(mixtures(order=(1, 0)))

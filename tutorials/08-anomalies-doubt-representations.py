@@ -440,13 +440,16 @@ claim(by_network["turned by 90°"][2] < 0.5 and by_generative["turned by 90°"][
 claim(min(by_generative[what][2] for what in ("noise", "turned by 30°", "inverted")) > 0.95)
 claim(by_generative["noise"][0] < by_network["noise"][0] - 0.1)
 claim(by_bayesian["turned by 90°"][1] < by_network["turned by 90°"][1])
+claim(by_network["inverted"][2] > 0.9 > by_bayesian["inverted"][1] > by_network["inverted"][1] + 0.3)
+claim(0.3 < by_network["turned by 30°"][2] < 0.7)
 
 # %% [markdown]
 # The line between dot and diamond is what is wrong with a classifier: how much surer it is than right.
 #
 # - The **network** is nearly as sure of digits on their side as of upright ones, and nearly always wrong. It keeps most
-#   of these answers. Only inverted digits make it doubt.
-# - The **Bayesian** network is less sure everywhere, on upright digits too. As an alarm its confidence is no better.
+#   of these answers, and half of those on digits turned by 30°. Inverted digits do make it doubt, all of them.
+# - The **Bayesian** network is less sure of upright digits, too, and of digits on their side. But inverted digits, which
+#   the network doubts, it takes for something it knows. As an alarm its confidence is no better.
 # - The **generative** classifier rejects all of the strange images, and few good ones, as agreed. But look at its dots
 #   and diamonds: its answers are *worse* than the network's under noise, and it is just as sure of them. What it has is
 #   $p(x)$, and only that. Bayes' rule divides it out of $p(y \mid x)$.
