@@ -82,7 +82,8 @@ class Stop:
 
 def independent_pixels(data: Data) -> Program:
     """p(x) = prod_i p(x_i), each p(x_i) counted, every level half a time more than seen (Krichevsky, Trofimov 1981)."""
-    return Categorical(data.event_shape, _levels(data), parameters=_log_frequencies(data.x, _levels(data)))
+    frequencies = _log_frequencies(data.x, _levels(data))
+    return Categorical(data.event_shape, _levels(data), learned=True, parameters=frequencies)
 
 
 def independent_pixels_by_class(data: Data) -> Program:
@@ -92,7 +93,8 @@ def independent_pixels_by_class(data: Data) -> Program:
     pixels = nn.Embedding(data.num_classes, _levels(data) * data.event_shape.numel())
     tables = [_log_frequencies(data.x[data.y == y], _levels(data)).flatten() for y in range(data.num_classes)]
     pixels.weight.data.copy_(torch.stack(tables))
-    prior = Categorical((), data.num_classes, parameters=_log_frequencies(data.y, data.num_classes))
+    labels = _log_frequencies(data.y, data.num_classes)
+    prior = Categorical((), data.num_classes, learned=True, parameters=labels)
     return Labelled(prior, Categorical(data.event_shape, _levels(data), pixels))
 
 

@@ -169,6 +169,24 @@ def test_the_standard_members():
     assert dgm.MixtureOfNormals((), 1)().component_distribution.loc == 0
 
 
+def test_a_scale_at_its_floor_comes_back(float64):
+    """Its gradient is that of softplus, sigmoid(raw), below the floor as above; the values are as if it were cut off."""
+    raw = torch.tensor([-30.0, -14.0, -13.0, 0.0, 40.0], requires_grad=True)
+    scale = positive(raw)
+    assert torch.equal(scale, F.softplus(raw).clamp_min(1e-6))
+    (gradient,) = torch.autograd.grad(scale.sum(), raw)
+    torch.testing.assert_close(gradient, raw.sigmoid())
+
+    program = dgm.Normal(1, parameters=torch.tensor([[0.0], [-20.0]]), learned=True)
+    x = torch.tensor([[-1.0], [1.0]])
+    optimizer = torch.optim.Adam(program.parameters(), lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (-program.log_prob(x).mean()).backward()
+        optimizer.step()
+    assert program().base_dist.scale.item() == pytest.approx(1.0, abs=0.05)
+
+
 def test_softplus_scales_are_positive_at_any_raw_value():
     raw = torch.tensor([-1e6, -100.0, -1.0, 0.0, 1.0, 100.0, 1e6])
     assert (positive(raw) > 0).all()

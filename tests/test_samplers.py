@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_diffusion import GaussianDenoiser, assert_mean, gaussian, moments, slope, small
 from torch import nn
@@ -204,6 +204,16 @@ def test_spacings_are_even_in_what_they_say():
     sigma = (-5.0 + 9.0 * at_places["karras"] / 999).exp()
     steps = (sigma ** (1 / 7)).diff()
     assert torch.allclose(steps, steps.mean(), rtol=1e-9, atol=0)
+
+
+@given(low=st.floats(-15, 0), width=st.floats(0.1, 30), steps=st.integers(2, 60), total=st.integers(2, 40))
+@settings(max_examples=300)
+def test_every_spacing_begins_and_ends_exactly_at_the_ends(low, width, steps, total):
+    noise = torch.linspace(low, low + width, total)
+    for spacing in SPACINGS.values():
+        places = spacing(steps, noise)
+        assert (places[0].item(), places[-1].item()) == (total - 1, 0)
+        assert spacing(1, noise).tolist() == [total - 1]
 
 
 # -- seeds, shapes, arguments ------------------------------------------------------------------------------------------
