@@ -110,8 +110,9 @@ class Evidence:
             f"({self.nats:.3f} +- {self.nats_stderr:.3f} nats, {self.kind}, {self.measure})"
         )
         for label, terms in (("reconstruction", self.reconstruction), ("KL", self.kl)):
-            if self.kl and terms:
-                text += f"; {label} " + ", ".join(f"{site} {value:.3f}" for site, value in terms.items())
+            told = [f"{site} {value:.3f}" for site, value in terms.items() if value]  # a time costs nothing
+            if self.kl and told:
+                text += f"; {label} " + ", ".join(told)
         return text
 
 

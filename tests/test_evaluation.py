@@ -73,6 +73,18 @@ def test_it_describes_itself():
     assert set(record["kl"]) == {"z"}
 
 
+def test_the_terms_it_tells_are_its_sum_and_none_of_them_is_zero():
+    data = dgm.Data(torch.randn(20, 2), name="noise")
+    e = dgm.evaluate(dgm.build("diffusion", data), data)
+    reconstruction, kl = (
+        dict(term.split() for term in part.split(" ", 1)[1].split(", ")) for part in str(e).split("; ")[1:]
+    )
+    assert set(reconstruction) == {"x_likelihood"}
+    assert {"x_kl", "x_T_kl"} >= set(kl) >= {"x_kl"}
+    told = sum(map(float, reconstruction.values())) - sum(map(float, kl.values()))
+    assert told == pytest.approx(e.nats, abs=0.002)
+
+
 # -- kinds -------------------------------------------------------------------------------------------------------------
 
 
