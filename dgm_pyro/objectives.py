@@ -225,8 +225,9 @@ class STL:
         if program.tractable and not observed:
             return exact(program, x, given)
         options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
-        model, guide = traces(program, x, given, **options)
+        guide = guide_trace(program, x, given, **options)
         log_q = _path_log_q(self, program, x, given, guide, **options)
+        model = model_trace(program, x, given, guide, **options)
         return _mean(elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=log_q))
 
 

@@ -3,6 +3,7 @@
 Statistical tests are seeded; z-scores are held to 4.5 standard errors, the largest of many to 5.5.
 """
 
+import copy
 import itertools
 import math
 import re
@@ -20,7 +21,7 @@ from torch.distributions import MultivariateNormal
 import dgm_pyro as dgm
 from dgm_pyro import ELBO, IWAE, SemiSupervised, networks
 from dgm_pyro.networks import MLP
-from dgm_pyro.objectives import BOUNDS, OBJECTIVES, Enumerate, FreeBits, WarmUp, elbo, objective_named
+from dgm_pyro.objectives import BOUNDS, OBJECTIVES, STL, Enumerate, FreeBits, WarmUp, elbo, objective_named
 
 pytestmark = pytest.mark.usefixtures("float64")
 
