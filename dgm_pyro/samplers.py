@@ -191,6 +191,8 @@ def karras(steps: int, noise: Tensor) -> Tensor:
         return uniform(steps, noise)
     ends = (noise[[-1, 0]] / KARRAS_RHO).exp()
     wanted = KARRAS_RHO * torch.lerp(ends[0], ends[1], 1 - uniform(steps, noise[:2])).log()
+    # To the last bit, so that their places are; where there is one step, it is the noisiest.
+    wanted[-1], wanted[0] = noise[0], noise[-1]
     above = torch.searchsorted(noise, wanted).clamp(1, len(noise) - 1)
     below = above - 1
     return (below + (wanted - noise[below]) / (noise[above] - noise[below])).clamp(0, len(noise) - 1)
