@@ -362,8 +362,9 @@ def shape_read_by(network: nn.Module) -> Shape | None:
 
 
 def positive(raw: Tensor) -> Tensor:
-    """softplus, kept away from zero so that no scale underflows."""
-    return F.softplus(raw).clamp_min(1e-6)
+    """softplus, kept away from zero so that no scale underflows; its gradient is softplus's, so that it comes back."""
+    scale = F.softplus(raw)
+    return scale.clamp_min(1e-6).detach() + (scale - scale.detach())
 
 
 def inverse_softplus(value: float) -> float:

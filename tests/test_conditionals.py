@@ -169,8 +169,8 @@ def test_the_standard_members():
     assert dgm.MixtureOfNormals((), 1)().component_distribution.loc == 0
 
 
-def test_a_scale_at_its_floor_comes_back(float64):
-    """Its gradient is that of softplus, sigmoid(raw), below the floor as above; the values are as if it were cut off."""
+def test_a_scale_at_its_floor_comes_back():
+    """Its gradient is that of softplus, sigmoid(raw), below the floor as above; its values are cut off there."""
     raw = torch.tensor([-30.0, -14.0, -13.0, 0.0, 40.0], requires_grad=True)
     scale = positive(raw)
     assert torch.equal(scale, F.softplus(raw).clamp_min(1e-6))
@@ -179,8 +179,8 @@ def test_a_scale_at_its_floor_comes_back(float64):
 
     program = dgm.Normal(1, parameters=torch.tensor([[0.0], [-20.0]]), learned=True)
     x = torch.tensor([[-1.0], [1.0]])
-    optimizer = torch.optim.Adam(program.parameters(), lr=0.5)
-    for _ in range(200):
+    optimizer = torch.optim.Rprop(program.parameters(), lr=0.1)  # the signs alone: the first gradients are huge
+    for _ in range(100):
         optimizer.zero_grad()
         (-program.log_prob(x).mean()).backward()
         optimizer.step()
