@@ -33,6 +33,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform, _InverseTransform
 
+from dgm_pyro.autoregressive import parameter_of
 from dgm_pyro.conditionals import Normal, check_levels, inverse_softplus
 from dgm_pyro.networks.bijections import (
     ActNorm,
@@ -123,6 +124,14 @@ class Flow(Conditional):
         self.parts = nn.ModuleList(module for part in self.transforms for module in _modules(part))
         self._follow()
         self._declare_given(given_shape)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flow:
+        """What `to`, `double` and the like do to each tensor, those that no module holds included."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for part in self.transforms:
+            for owner, name in _loose(part):
+                vars(owner)[name] = fn(vars(owner)[name])
+        return self
 
     @property
     def on_unit_cube(self) -> bool:
@@ -437,6 +446,28 @@ def _modules(part: Any) -> Iterator[nn.Module]:
             yield from _modules(inner)
 
 
+def _loose(part: Any) -> Iterator[tuple[Any, str]]:
+    """Which attributes of a transform that is no module, and of those it wraps, are tensors."""
+    if isinstance(part, nn.Module):
+        return
+    if isinstance(part, _InverseTransform):
+        yield from _loose(part.inv)
+        return
+    for name, value in vars(part).items():
+        if isinstance(value, Tensor):
+            yield part, name
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Transform) and name != "_inv":  # which leads back
+                yield from _loose(inner)
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    for module in _modules(part):
+        yield from module.parameters()
+    for owner, name in _loose(part):
+        yield vars(owner)[name]
+
+
 def _fresh(transform: Any) -> Any:
     """A twin of one of Pyro's transforms on the same parameters, without memory of what it or its parts have mapped."""
     if isinstance(transform, list):
@@ -472,6 +503,8 @@ def _require_invertible(part: Transform | dist.ConditionalTransform, shape: torc
     # Some of Pyro's transforms claim an inverse that only finds what they have mapped just before; hence the clone.
     twin = copy.deepcopy(_fresh(part))
     z = torch.linspace(0.1, 0.9, 2 * shape.numel()).reshape(2, *shape)
+    for like in _tensors(part):
+        z = z.to(like if like.is_floating_point() else like.device)
     with torch.no_grad():
         try:
             twin.inv(twin(z).clone())
@@ -578,7 +611,7 @@ class Dequantized(Program):
         within = self.dequantizer(self._seen_by_guide(value, given))
         batch = value.shape[: value.dim() - len(self.event_shape)]
         within = within.expand(torch.broadcast_shapes(within.batch_shape, batch))
-        into = _IntoCell(value, self.levels, self.event_shape)
+        into = _IntoCell(value.to(parameter_of(self).dtype), self.levels, self.event_shape)
         marked: Any = {"is_dequantizing": True}  # no code of x
         v = pyro.sample(_continuous(name), dist.TransformedDistribution(within, [into]), infer=marked)
         self.flow.posterior(_continuous(name), v, given)
@@ -625,7 +658,6 @@ class _IntoCell(_Remembering):
     """v = (x + u) / levels: the place u in the unit cube to that in the cell of x."""
 
     def __init__(self, x: Tensor, levels: int, shape: torch.Size):
-        x = x.to(torch.get_default_dtype())
         cell = constraints.interval(x / levels, (x + 1) / levels)
         super().__init__(*(constraints.independent(line, len(shape)) for line in (constraints.unit_interval, cell)))
         self.x, self.levels, self.shape = x, levels, shape

@@ -543,6 +543,25 @@ def test_transforms_keep_no_memory_of_their_use_in_a_flow():
     assert spline._cached_x_y == (None, None)
 
 
+@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: t.inv, lambda t: dist.transforms.ComposeTransform([t])])
+def test_tensors_of_transforms_that_are_no_modules_go_where_the_flow_goes(wrap):
+    shift, scale = torch.randn(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64) + 0.5
+    affine = dist.transforms.AffineTransform(shift.float(), scale.float(), event_dim=1)
+    permute = pyro_transforms.Permute(torch.tensor([2, 0, 3, 1]))
+    flow = dgm.Flow(4, [wrap(affine), permute])
+    x = torch.randn(3, 4, dtype=torch.float64)
+    flow.double().log_prob(x)
+    assert (affine.loc.dtype, affine.scale.dtype, permute.permutation.dtype) == (x.dtype, x.dtype, torch.int64)
+    flow.to("meta")
+    tensors = affine.loc, affine.scale, permute.permutation, permute.inv_permutation
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_a_flow_may_be_built_of_transforms_in_another_precision(float64):
+    flow = dgm.Flow(4, [pyro_transforms.AffineCoupling(2, DenseNN(2, [8], [2, 2])).float()], dgm.Normal(4).float())
+    assert flow.log_prob(torch.randn(3, 4, dtype=torch.float32)).dtype == torch.float32
+
+
 ONE_WAY = {
     "planar": lambda: pyro_transforms.Planar(2),
     "radial": lambda: pyro_transforms.Radial(2),
