@@ -30,6 +30,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.params import param_with_module_name
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from dgm_pyro.networks.mlp import full_precision
@@ -165,7 +166,7 @@ class Program(nn.Module):
         self.check(x, given)
         batch = (num_particles, x.shape[0])
         model, guide = traces(self.unroll_latents(), x, given, batch=batch)
-        return log_prob_sum(model, batch) - log_prob_sum(guide, batch)
+        return log_prob_sum(model, batch) - log_prob_sum(guide, batch, x.device)
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
@@ -295,6 +296,17 @@ def register_parameters(program: Program) -> None:
         pyro.param(full_name, parameter)
 
 
+class _Stated(Messenger):
+    """The sample sites under the names that they were stated by: handlers further out may rename them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.nodes[msg["name"]] = msg
+
+
 class _View(nn.Module):
     def __init__(self, program: Program):
         super().__init__()
@@ -331,9 +343,9 @@ class Guide(_View):
         value, size = self._enter(x, given)
         if value is None:
             raise ValueError("the guide needs data: q(latents | x) is conditioned on x")
-        with poutine.trace() as traced, pyro.plate("data", size, dim=-1):
+        with _Stated() as stated, pyro.plate("data", size, dim=-1):
             self.program.posterior(self.program.variable, value, given)
-        self._require_in_model(latent_sites(traced.trace), value, given)
+        self._require_in_model(latent_sites(stated), value, given)
 
     def _require_in_model(self, guided: Sequence[str], x: Tensor, given: Any) -> None:
         """Raise if the guide has a site that the model lacks: Pyro would only warn, and train on a wrong bound."""
@@ -344,14 +356,14 @@ class Guide(_View):
         elif not set(guided) <= set(_model_sites.get(program, ())):
             with (
                 torch.no_grad(),
-                torch.random.fork_rng(devices=[]),
+                torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
                 poutine.block(),
-                poutine.trace() as traced,
+                _Stated() as stated,
                 plates((x.shape[0],)),
             ):
                 program.joint(program.variable, x, given)
-            require_subset(guided, latent_sites(traced.trace))
-            _model_sites[program] = latent_sites(traced.trace)
+            require_subset(guided, latent_sites(stated))
+            _model_sites[program] = latent_sites(stated)
 
 
 # -- traces ------------------------------------------------------------------------------------------------------------
@@ -447,7 +459,7 @@ def model_trace(
     return model
 
 
-def latent_sites(trace: poutine.Trace) -> list[str]:
+def latent_sites(trace: poutine.Trace | _Stated) -> list[str]:
     """Names of the unobserved sample sites, in the order stated; plates' own subsample sites are left out."""
     return [
         name
@@ -475,15 +487,19 @@ def require_distinct(names: Sequence[str], owner: str) -> None:
         )
 
 
-def log_prob_sum(trace: poutine.Trace, batch: Sequence[int]) -> Tensor:
-    """Sum the (scaled) log-probabilities of all sites over everything but the batch dimensions; nats, ``batch``."""
+def log_prob_sum(trace: poutine.Trace, batch: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Sum the (scaled) log-probabilities of all sites over everything but the batch dimensions; nats, ``batch``.
+
+    Args:
+        device: of the zeros that are the sum over no site.
+    """
     trace.compute_log_prob()
     terms = [
         site_sum(site["log_prob"], batch)
         for site in trace.nodes.values()
         if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
     ]
-    return sum(terms[1:], terms[0]) if terms else torch.zeros(tuple(batch))
+    return sum(terms[1:], terms[0]) if terms else torch.zeros(tuple(batch), device=device)
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from programs import CASES
 from pyro import poutine
+from pyro.contrib.autoname import scope
 from pyro.infer import Trace_ELBO
 from torch import nn
 
@@ -247,6 +248,34 @@ def test_declared_names_guard_the_guide():
 
     with pytest.raises(ValueError, match=r"guide samples 'c', which the model lacks; the model's latents are 'a', 'b'"):
         Misnamed().guide(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("declares", [True, False])
+def test_the_names_of_the_guide_are_checked_as_they_are_stated(declares):
+    """Handlers around it may rename the sites, of the model and the guide alike."""
+
+    class Maybe(Chain):
+        def latents(self, name):
+            return super().latents(name) if declares else None
+
+    program, x = Maybe(), torch.zeros(3, 2)
+    with scope(prefix="inner"):
+        program.guide(x)
+    model, guide = (scope(view, prefix="outer") for view in (program.model, program.guide))
+    traced = poutine.trace(guide).get_trace(x)
+    assert latent_sites(traced) == ["outer/b", "outer/a"]
+    torch.manual_seed(0)
+    renamed = Trace_ELBO().loss(model, guide, x)
+    torch.manual_seed(0)
+    assert Trace_ELBO().loss(program.model, program.guide, x) == pytest.approx(renamed)
+
+    class Misnamed(Maybe):
+        def posterior(self, name, value, given=None):
+            super().posterior(name, value, given)
+            pyro.sample("c", dist.Normal(value, 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="guide samples 'c', which the model lacks"), scope(prefix="outer"):
+        Misnamed().guide(x)
 
 
 def test_distinct_names():
