@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 
 from dgm_pyro.objectives import (
     ELBO,
+    Bound,
     Objective,
     at_progress,
     elbo_of_traces,
@@ -196,6 +197,10 @@ class Terms(nn.Module):
         if weights:
             objective = dataclasses.replace(objective, **weights)
         bound = objective(self.program, x, given, observed)
+        if not isinstance(bound, Bound):
+            raise TypeError(
+                f"an objective must return a dgm.objectives.Bound, but {objective!r} returned a {type(bound).__name__}"
+            )
 
         def sums(terms: dict[str, Tensor]) -> dict[str, Tensor]:
             return {site: term.detach().double().mean() * x.shape[0] for site, term in terms.items()}

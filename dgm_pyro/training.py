@@ -155,10 +155,13 @@ def fit(
         CompilationError: ``compile`` is True, and a statement of the program cannot be compiled.
         KeyboardInterrupt: as it came; the program has the best weights so far, and is in evaluation mode.
     """
+    if not isinstance(program, Program):
+        raise TypeError(f"program must be a dgm.Program, got {type(program).__name__}")
     settings = {"epochs": epochs, "batch_size": batch_size}
     for name, count in settings.items():
         check_count(count, name)
     check_options(lr, weight_decay, schedule, early_stopping, ema, compile, precision)
+    _check_seed(seed)
     train = as_data(program, data)
     maximise = _objective(objective)
     train, held_out = _validation(program, train, validation, seed)
@@ -222,7 +225,7 @@ def fit(
                 for step, rows in enumerate(batches, start=(epoch - 1) * steps_per_epoch + 1):
                     # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
                     if step == (2 if processes.size == 1 else 1):
-                        step_of.prepare(batch_of(rows), processes, compiling)
+                        step_of.prepare(batch_of(batches[0]), processes, compiling)
                         history.compiled = step_of.compiled
                     optimizer.param_groups[0]["lr"] = rate(step)
                     optimizer.zero_grad(set_to_none=True)
@@ -275,6 +278,9 @@ def _objective(objective: Objective | PyroELBO | str | None) -> Any:
         return objective_named(objective)
     if isinstance(objective, PyroELBO):
         return _PyroObjective(objective)
+    if isinstance(objective, type):
+        name = objective.__name__
+        raise TypeError(f"objective is the class {name}: pass one of it, {name}()")
     if not callable(objective):
         raise TypeError(f"objective must be callable, a name, or a Pyro ELBO, got {type(objective).__name__}")
     return objective
@@ -299,7 +305,7 @@ class _PyroObjective:
         for parameter in program.parameters():
             if parameter.grad is not None:
                 parameter.grad /= len(x)
-        total = torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss, dtype=torch.float64)
+        total = torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss, dtype=torch.float64, device=x.device)
         return {"loss": {"": total / len(x)}, "value": {"": -total}, "reconstruction": {}, "kl": {}}
 
 
@@ -577,6 +583,13 @@ def check_options(
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+def _check_seed(seed: Any) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be an integer of at most 64 bits, got {seed}")
 
 
 def _state(program: Program) -> dict[str, Tensor]:

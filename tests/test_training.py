@@ -738,11 +738,18 @@ X = torch.zeros(10, 2)
         ({"validation": torch.full((5, 2), math.nan)}, ValueError, "NaN"),
         ({"objective": "likelihood"}, ValueError, "objective must be one of elbo, beta, .*got 'likelihood'"),
         ({"objective": 3}, TypeError, "objective must be callable, a name, or a Pyro ELBO, got int"),
+        ({"objective": ELBO}, TypeError, r"objective is the class ELBO: pass one of it, ELBO\(\)"),
+        ({"objective": Trace_ELBO}, TypeError, r"objective is the class Trace_ELBO: pass one of it, Trace_ELBO\(\)"),
+        ({"seed": "zero"}, TypeError, "seed must be an integer, got 'zero'"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
+        ({"seed": None}, TypeError, "seed must be an integer, got None"),
+        ({"seed": 2**70}, ValueError, f"seed must be an integer of at most 64 bits, got {2**70}"),
         ({"device": "gpu"}, ValueError, "device must be 'auto', 'cpu', 'cuda'"),
         ({"data": torch.zeros(10, 3)}, ValueError, r"x has shape \(10, 3\)"),
         ({"data": [1, 2]}, TypeError, "data must be a dgm.data.Data or a torch.Tensor, got list"),
         ({"data": torch.zeros(0, 2)}, ValueError, "x is empty"),
         ({"data": dgm.Data(torch.zeros(10, 2).long(), levels=3)}, ValueError, "integer data.*Dequantized"),
+        ({"program": nn.Linear(2, 2)}, TypeError, "program must be a dgm.Program, got Linear"),
         ({"program": dgm.Normal(2)}, ValueError, "no parameters that require a gradient"),
     ],
 )
@@ -752,6 +759,14 @@ def test_options_that_cannot_be_are_refused_and_nothing_changes(options, error, 
     with pytest.raises(error, match=message):
         fit(**{"program": program, "data": X} | options)
     assert program.training == mode
+    assert all(torch.equal(value, before[name]) for name, value in weights(program).items())
+
+
+def test_an_objective_that_returns_no_bound_is_refused():
+    program = CASES["normal-learned"].build()
+    before = weights(program)
+    with pytest.raises(TypeError, match=r"an objective must return a dgm\.objectives\.Bound, but .* returned a Tensor"):
+        fit(program, X, lambda program, x, given, observed: program.exact_log_prob(x))
     assert all(torch.equal(value, before[name]) for name, value in weights(program).items())
 
 
