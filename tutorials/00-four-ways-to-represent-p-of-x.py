@@ -458,9 +458,9 @@ statements(vae)
 # %% [markdown]
 # This is the first guide with a site. `z` is latent in the model, where it is drawn from the prior, and latent in the
 # guide, where it is drawn from the encoder; equal names are what ties the two together. Two steps of SVI, with nothing
-# but Pyro. `SVI` takes model, guide, an optimizer (`pyro.optim` wraps those of PyTorch, with their options in a dict) and
-# a loss: `Trace_ELBO` is minus the ELBO, estimated by one draw from the guide. `step` is one step of all this, and returns
-# the loss of the whole batch:
+# but Pyro. `SVI` takes model, guide, an optimizer (`pyro.optim` wraps those of PyTorch, with their options in a dict)
+# and a loss: `Trace_ELBO` is minus the ELBO, estimated by one draw from the guide. `step` is one step of all this, and
+# returns the loss of the whole batch:
 
 # %%
 svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Joint, marginal, conditional
 #
-# A *generative model* is a process that makes data. Written down, it is a joint distribution over random variables. This
-# chapter is about the words around that sentence, each with a picture and a number:
+# A *generative model* is a process that makes data. Written down, it is a joint distribution over random variables.
+# This chapter is about the words around that sentence, each with a picture and a number:
 #
 # | section | words |
 # |---|---|
@@ -85,8 +85,8 @@ plt.show()
 # - **Sum rule**, $p(x) = \sum_y p(x, y)$: a marginal is a sum over rows or columns of the table.
 # - **Product rule**, $p(x, y) = p(x \mid y)\, p(y) = p(y \mid x)\, p(x)$: a joint can be factorized in two ways.
 #
-# Most zeros have no ink in this pixel, which $p(x = 0 \mid y = 0)$ says. That $p(y = 0 \mid x = 0)$ is another number is
-# the whole difference between the two conditionals.
+# Most zeros have no ink in this pixel, which $p(x = 0 \mid y = 0)$ says. That $p(y = 0 \mid x = 0)$ is another number
+# is the whole difference between the two conditionals.
 #
 # The two factorizations are two *programs*: one draws the label first, the other the pixel. They are different
 # processes, and the same joint.
@@ -249,9 +249,9 @@ with torch.no_grad():
 plots.images(made, levels=2, columns=10, column_labels=[str(i) for i in range(10)], title="draws from p(x | y)")
 
 # %% [markdown]
-# **The problem with $p(y \mid x)$.** Flip each pixel with some probability. At one half the image is pure noise, and the
-# right answer would be "I do not know". A classifier's confidence is the largest of its ten probabilities. Beside it we
-# draw the model's own alarm: $\log p(x)$ below that of 95 % of held-out digits.
+# **The problem with $p(y \mid x)$.** Flip each pixel with some probability. At one half the image is pure noise, and
+# the right answer would be "I do not know". A classifier's confidence is the largest of its ten probabilities. Beside
+# it we draw the model's own alarm: $\log p(x)$ below that of 95 % of held-out digits.
 
 # %%
 flips = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
@@ -304,19 +304,19 @@ claim(rejected[0] < 0.15 and rejected[2] > 0.5 and rejected[-1] > 0.95)
 # %% [markdown]
 # Three things to read off, one of them not what one hopes for.
 #
-# 1. On noise *both* are still sure of a label, and wrong. Being generative does not by itself make $p(y \mid x)$ humble:
-#    Bayes' rule divides by $p(x)$, and what is divided out is gone.
-# 2. The generative model has kept that number. Where an image is noise, the alarm catches the confident errors of either
-#    classifier. This is why estimating $p(x)$ is worth the trouble.
-# 3. The alarm answers another question than "is the label right?". It asks whether $x$ is like the training data. At 5 %
-#    of flipped pixels it goes off for most digits, though most are still classified rightly. And it has a price, chosen
-#    beforehand: about 5 % of good digits.
+# 1. On noise *both* are still sure of a label, and wrong. Being generative does not by itself make $p(y \mid x)$
+#    humble: Bayes' rule divides by $p(x)$, and what is divided out is gone.
+# 2. The generative model has kept that number. Where an image is noise, the alarm catches the confident errors of
+#    either classifier. This is why estimating $p(x)$ is worth the trouble.
+# 3. The alarm answers another question than "is the label right?". It asks whether $x$ is like the training data. At 5
+#    % of flipped pixels it goes off for most digits, though most are still classified rightly. And it has a price,
+#    chosen beforehand: about 5 % of good digits.
 #
 # ## 4. Explicit and implicit
 #
-# An **explicit** model defines a density. An **implicit** one is a map: draw an easy $z$, return $x = f(z)$. The process
-# below is implicit. `pyro.deterministic(name, value)` is a site that is a function of others: it is recorded, and has
-# no distribution.
+# An **explicit** model defines a density. An **implicit** one is a map: draw an easy $z$, return $x = f(z)$. The
+# process below is implicit. `pyro.deterministic(name, value)` is a site that is a function of others: it is recorded,
+# and has no distribution.
 
 
 # %%
@@ -334,8 +334,8 @@ for name in ("z", "x"):
 assert trace.nodes["x"]["log_prob"].sum() == 0
 
 # %% [markdown]
-# The trace has the density of $z$, and nothing for $x$. Many $z$ lead to one $x$ (a whole circle), so that it would take
-# an integral to get $p(x)$. Here somebody has done it: the sum of two squared standard Normals is exponential,
+# The trace has the density of $z$, and nothing for $x$. Many $z$ lead to one $x$ (a whole circle), so that it would
+# take an integral to get $p(x)$. Here somebody has done it: the sum of two squared standard Normals is exponential,
 # $p(x) = \frac12 e^{-x/2}$. That is the same distribution, made explicit.
 
 # %%
@@ -424,7 +424,8 @@ print(f"explicit: {dgm.evaluate(explicit, fresh).nats:.3f} nats per datum; impli
 # %% [markdown]
 # ## 5. How to represent p(x)?
 #
-# A density over 64 pixels must be flexible, must sum to one, and must be computable. The next chapters are four answers:
+# A density over 64 pixels must be flexible, must sum to one, and must be computable. The next chapters are four
+# answers:
 #
 # | chapter | $p(x)$ | explicit? |
 # |---|---|---|
@@ -449,7 +450,8 @@ print(f"explicit: {dgm.evaluate(explicit, fresh).nats:.3f} nats per datum; impli
 #   `p_y_given_x` hold NaN?
 # - **The noise.** Shift the digits by one pixel instead of flipping pixels. Does the alarm still go off where the
 #   classifiers fail?
-# - **The threshold.** Trade false alarms for misses: draw the share of rejected good digits against that of caught errors.
+# - **The threshold.** Trade false alarms for misses: draw the share of rejected good digits against that of caught
+#   errors.
 # - **The family.** Give `Labelled` another $p(x \mid y)$: a flow on the moons, `dgm.flow.nsf((2,), num_classes=2)`.
 # - **The map.** Let the generator have a $z$ of one dimension. What can its draws no longer look like?
 #
@@ -472,9 +474,9 @@ torch.testing.assert_close(kl, entropy(p_y) - y_given_x)
 torch.testing.assert_close(kl, entropy(p_x) - x_given_y)
 
 # %% [markdown]
-# **2.** By Bayes' rule $p'(y \mid x) \propto p(x \mid y)\, p'(y)$. The generative model needs its prior replaced, no more.
-# A discriminative model does not have $p(x \mid y)$, but $p(y \mid x) / p(y)$ is proportional to it: multiply with
-# $p'(y) / p(y)$ and normalise. It takes knowing the $p(y)$ of the training data.
+# **2.** By Bayes' rule $p'(y \mid x) \propto p(x \mid y)\, p'(y)$. The generative model needs its prior replaced, no
+# more. A discriminative model does not have $p(x \mid y)$, but $p(y \mid x) / p(y)$ is proportional to it: multiply
+# with $p'(y) / p(y)$ and normalise. It takes knowing the $p(y)$ of the training data.
 
 # %%
 low = test[test.y < 5]

@@ -53,8 +53,8 @@ style()
 # %% [markdown]
 # ## 1. The chain rule
 #
-# The chain rule is the product rule, used again and again. It holds for *every* distribution. Take the nine pixels in the
-# middle of black-and-white digits. They have $2^9 = 512$ states, few enough to count.
+# The chain rule is the product rule, used again and again. It holds for *every* distribution. Take the nine pixels in
+# the middle of black-and-white digits. They have $2^9 = 512$ states, few enough to count.
 
 # %%
 digits, unseen = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test")
@@ -84,9 +84,9 @@ assert (product - p).abs().max() < 1e-12
 assert free == 511
 
 # %% [markdown]
-# Nothing is lost, and nothing is gained: the nine tables hold as many numbers as the one. The last of them has 256 rows.
-# For 64 pixels it would have $2^{63}$. So the tables are replaced by a network that *computes* $p(x_i = 1 \mid x_{<i})$
-# from $x_{<i}$. `MADE` is one network for all nine:
+# Nothing is lost, and nothing is gained: the nine tables hold as many numbers as the one. The last of them has 256
+# rows. For 64 pixels it would have $2^{63}$. So the tables are replaced by a network that *computes*
+# $p(x_i = 1 \mid x_{<i})$ from $x_{<i}$. `MADE` is one network for all nine:
 
 # %%
 small = dgm.Autoregressive(dgm.Bernoulli(9, MADE(9, 1, hidden=(32, 32), levels=2)))
@@ -123,9 +123,9 @@ claim(0 < q[counts == 0].sum() < 0.3)
 # %% [markdown]
 # ## 2. Masks
 #
-# Training wants all conditionals at once: $x$ goes in, $D$ probabilities come out, in one pass. Then output $i$ must not
-# see $x_i$, or anything after it. What happens if it does? Here is a plain network, which reads all of $x$ to "predict"
-# all of $x$.
+# Training wants all conditionals at once: $x$ goes in, $D$ probabilities come out, in one pass. Then output $i$ must
+# not see $x_i$, or anything after it. What happens if it does? Here is a plain network, which reads all of $x$ to
+# "predict" all of $x$.
 
 # %%
 cheat = MLP((9,), 9, hidden=(32, 32), levels=2)
@@ -144,9 +144,9 @@ claim(-loss.item() > masked + 1)
 claim(every.exp().sum() > 10)
 
 # %% [markdown]
-# It looks perfect, because it copies its input. And it is no distribution: its "probabilities" sum to far more than one. A
-# likelihood that is too good is the usual sign of a broken mask. `dgm_pyro` tests the mask of every network that it is
-# given:
+# It looks perfect, because it copies its input. And it is no distribution: its "probabilities" sum to far more than
+# one. A likelihood that is too good is the usual sign of a broken mask. `dgm_pyro` tests the mask of every network that
+# it is given:
 
 # %%
 cheat.order = tuple(range(9))  # it claims to be masked in this order
@@ -287,9 +287,9 @@ claim(abs(lost["MADE"]) < 0.6)
 claim(evidences["MADE", "as they are"].minus(evidences["PixelCNN", "as they are"])[0] > 0)
 
 # %% [markdown]
-# Shuffling costs the PixelCNN nearly two nats per image. MADE never assumed anything about neighbours, and hardly notices.
-# (Its small difference is that of the order of the chain, which has changed too.) On images this small MADE is the
-# better model all the same: it can look at the whole image in one layer.
+# Shuffling costs the PixelCNN nearly two nats per image. MADE never assumed anything about neighbours, and hardly
+# notices. (Its small difference is that of the order of the chain, which has changed too.) On images this small MADE is
+# the better model all the same: it can look at the whole image in one layer.
 #
 # ## 4. The chain, unrolled
 #
@@ -328,8 +328,8 @@ plt.show()
 claim(bits.mean(0)[0] < 0.1 * bits.mean())
 
 # %% [markdown]
-# The corner costs next to nothing: it is always empty. On the single digit, bits are spent where the model is surprised:
-# where it thought white likely and the pixel is black, or the other way round.
+# The corner costs next to nothing: it is always empty. On the single digit, bits are spent where the model is
+# surprised: where it thought white likely and the pixel is black, or the other way round.
 #
 # **Conditioning.** Any site of the chain can be fixed with `poutine.condition`, and what comes after it is drawn given
 # it. Fix the first 32 sites, the upper half of a digit:
@@ -359,9 +359,9 @@ plots.images(
 )
 
 # %% [markdown]
-# These are exact draws from $p(x_{33}, \dots, x_{64} \mid x_{\le 32})$. Now fix the *lower* half instead. The chain draws
-# the upper half first, before it meets the fixed sites, and so without knowing of them. What the fixed sites do is
-# change the density of the trace: each adds $\log p(x_i \mid x_{<i})$. Draws have to be weighted by that, and if all
+# These are exact draws from $p(x_{33}, \dots, x_{64} \mid x_{\le 32})$. Now fix the *lower* half instead. The chain
+# draws the upper half first, before it meets the fixed sites, and so without knowing of them. What the fixed sites do
+# is change the density of the trace: each adds $\log p(x_i \mid x_{<i})$. Draws have to be weighted by that, and if all
 # weights are tiny, to be chosen again and again along the way. That is **sequential Monte Carlo**, and
 # `dgm.infer.impute` does it.
 
@@ -419,8 +419,8 @@ plots.images(
 # %% [markdown]
 # Each of the $D$ passes computes nearly everything that the one before has computed. The masks say what may be kept: a
 # hidden unit of degree $m$ reads the first $m$ features only, so it is final as soon as $x_m$ is drawn. A **cache**
-# computes each unit once, at that moment. (In a PixelCNN it is a row of the vertical stack, or a pixel of the horizontal
-# one.)
+# computes each unit once, at that moment. (In a PixelCNN it is a row of the vertical stack, or a pixel of the
+# horizontal one.)
 
 # %%
 network = MADE(16, 1, hidden=(48, 48), levels=2)
@@ -526,8 +526,8 @@ plots.images(torch.cat(list(rows.values())), levels=2, columns=columns, row_labe
 # - **The order.** Train `MADE` in the reverse order, or in a random one. How many nats does the order matter?
 # - **The grey levels.** Use `dgm.data.load("digits")` with `DiscretizedLogistic(shape, 17, 5, network)` as the features
 #   and `PixelCNN(shape, 15, levels=17)`: five logistics have 15 parameters.
-# - **The network.** `dgm.networks.CausalTransformer` sees everything before, as MADE does, with weights that are shared,
-#   as those of a PixelCNN. Where does it end up?
+# - **The network.** `dgm.networks.CausalTransformer` sees everything before, as MADE does, with weights that are
+#   shared, as those of a PixelCNN. Where does it end up?
 # - **The mask of what is known.** Condition on every other pixel. When does SMC run out of particles?
 # - **Your own cache.** The page on autoregressive models in `docs/` shows one in ten lines.
 #
@@ -545,8 +545,8 @@ with torch.no_grad():
     claim(abs(broken.log_prob(states).double().exp().sum() - 1) > 0.01)
 
 # %% [markdown]
-# **2.** On the nine pixels it does, in this run. It need not: with $p(x_1 = 1) = 0.6$, and after it a fair coin for $x_2$, but $x_2 = 0$ for sure after
-# $x_1 = 0$, greedy goes to a state of probability 0.3 and misses the one of 0.4.
+# **2.** On the nine pixels it does, in this run. It need not: with $p(x_1 = 1) = 0.6$, and after it a fair coin for
+# $x_2$, but $x_2 = 0$ for sure after $x_1 = 0$, greedy goes to a state of probability 0.3 and misses the one of 0.4.
 
 # %%
 with torch.no_grad():

@@ -88,8 +88,8 @@ panels[2].set(title="p(x)", xlabel="x", xlim=(-5, 5), ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# Equal colours have equal areas, left and right. The middle piece is spread over a long stretch of $x$, and becomes low;
-# the pieces beside it are pushed together into the two bumps. Without the factor the total would not be one.
+# Equal colours have equal areas, left and right. The middle piece is spread over a long stretch of $x$, and becomes
+# low; the pieces beside it are pushed together into the two bumps. Without the factor the total would not be one.
 #
 # ## 2. Two dimensions
 #
@@ -134,8 +134,8 @@ for name, (f, _) in maps.items():
 A = A.float()
 
 # %% [markdown]
-# Now all of space. Above, a grid of $z$ is bent by $f$; in the middle is $\log \lvert \det \partial x / \partial z
-# \rvert$ at each $z$, red where $f$ expands; below is the density of $x$.
+# Now all of space. Above, a grid of $z$ is bent by $f$; in the middle is
+# $\log \lvert \det \partial x / \partial z \rvert$ at each $z$, red where $f$ expands; below is the density of $x$.
 
 # %%
 fine = torch.linspace(-3, 3, 121)
@@ -179,23 +179,23 @@ plt.show()
 
 # %% [markdown]
 # - **linear**: one matrix, so space expands by the same factor everywhere.
-# - **bend**: looks like the strongest of the four, and its determinant is one at every point. Bending moves density, and
-#   changes no area.
+# - **bend**: looks like the strongest of the four, and its determinant is one at every point. Bending moves density,
+#   and changes no area.
 # - **stretch**: expands on the right, contracts on the left. The density is low where lines are far apart.
 # - **squeeze**: pulls the far away in. It contracts there, and piles the density up at some distance from the middle.
 #
-# The sum over a grid is one in each case. That is the requirement $\int p(x)\,dx = 1$, and what *normalizing* means. The
-# sum without the determinant is one only for the map that keeps areas.
+# The sum over a grid is one in each case. That is the requirement $\int p(x)\,dx = 1$, and what *normalizing* means.
+# The sum without the determinant is one only for the map that keeps areas.
 #
 # ## 3. A composition
 #
-# Simple maps become rich by composition: $f = f_K \circ \dots \circ f_2 \circ f_1$. Each $f_k$ is invertible, so $f$ is,
-# and the determinants multiply:
+# Simple maps become rich by composition: $f = f_K \circ \dots \circ f_2 \circ f_1$. Each $f_k$ is invertible, so $f$
+# is, and the determinants multiply:
 #
 # $$\log p_\theta(x) = \log p(z) - \sum_{k=1}^{K} \log \left| \det \frac{\partial f_k}{\partial z_{k-1}} \right|.$$
 #
-# A **coupling** leaves some coordinates as they are; a network of those says how to shift and stretch the others. This is
-# "stretch" from above with a learned function for the exponent. In Pyro's language the stack is a
+# A **coupling** leaves some coordinates as they are; a network of those says how to shift and stretch the others. This
+# is "stretch" from above with a learned function for the exponent. In Pyro's language the stack is a
 # `TransformedDistribution`: a base distribution and a list of transforms. `dgm.Flow` builds it.
 
 # %%
@@ -303,9 +303,9 @@ plt.show()
 #
 # ## 5. The latents of data
 #
-# The map runs both ways. **Sampling** is $z \sim p(z)$, $x = f(z)$. **Inference** is $z = f^{-1}(x)$: no guide, no bound,
-# one exact $z$ for each $x$. If the flow is good, the $z$ of data are draws from $N(0, I)$: their mean is 0, their
-# covariance $I$, and $\lVert z \rVert^2 / 2$ is exponential.
+# The map runs both ways. **Sampling** is $z \sim p(z)$, $x = f(z)$. **Inference** is $z = f^{-1}(x)$: no guide, no
+# bound, one exact $z$ for each $x$. If the flow is good, the $z$ of data are draws from $N(0, I)$: their mean is 0,
+# their covariance $I$, and $\lVert z \rVert^2 / 2$ is exponential.
 
 # %%
 with torch.no_grad():
@@ -339,8 +339,8 @@ panels[2].legend()
 plt.show()
 
 # %% [markdown]
-# The five arms lie side by side like slices of a cake, with hardly a gap between them: all of the plane of $z$ has to be
-# used, and no more.
+# The five arms lie side by side like slices of a cake, with hardly a gap between them: all of the plane of $z$ has to
+# be used, and no more.
 #
 # ## 6. What a flow cannot do, and what it costs
 #
@@ -395,13 +395,13 @@ panels[2].set(title="draws of the flow", xlim=(-4, 4), ylim=(-4, 4), aspect="equ
 plt.show()
 
 # %% [markdown]
-# The rings of the flow are cut open, and threads of low density hold them together. Training can make the threads thin, but
-# not remove them: a plane that is bent and stretched has no holes afterwards.
+# The rings of the flow are cut open, and threads of low density hold them together. Training can make the threads thin,
+# but not remove them: a plane that is bent and stretched has no holes afterwards.
 #
-# **Cost.** A coupling is as cheap forwards as backwards. An *autoregressive* flow (`maf`) lets each feature depend on all
-# before it, which says more per layer. Its inverse $x \to z$ takes one pass of the network, and $z \to x$ goes feature by
-# feature, as in chapter 02. Counted for 16 features and four layers, with a hook on the networks (under a hook there is
-# no cache):
+# **Cost.** A coupling is as cheap forwards as backwards. An *autoregressive* flow (`maf`) lets each feature depend on
+# all before it, which says more per layer. Its inverse $x \to z$ takes one pass of the network, and $z \to x$ goes
+# feature by feature, as in chapter 02. Counted for 16 features and four layers, with a hook on the networks (under a
+# hook there is no cache):
 
 
 # %%
@@ -441,8 +441,8 @@ for name, make in {"coupling": dgm.flow.realnvp, "autoregressive": dgm.flow.maf}
 # ## What to change next
 #
 # - **The layers.** Use 2, 4, 24 couplings in section 3. How many does it take until the arms come apart?
-# - **The map.** Replace `Affine()` by `RationalQuadraticSpline(bins=8)`, with a network of `spline.num_parameters` outputs.
-#   How many layers do the same then?
+# - **The map.** Replace `Affine()` by `RationalQuadraticSpline(bins=8)`, with a network of `spline.num_parameters`
+#   outputs. How many layers do the same then?
 # - **The base.** Give `dgm.Flow(..., base=dgm.MixtureOfNormals(2, 3, learned=True))` for the rings. Does a base of
 #   several pieces help with the threads?
 # - **Integers.** `dgm.Dequantized(dgm.flow.nsf(shape, unit=True), levels=17)` puts a flow on the digits. What happens

@@ -56,12 +56,13 @@ style()
 # %% [markdown]
 # ## 1. The parts
 #
-# A VAE is a *prescribed* model: every distribution in it is written down beforehand, and networks fill in the parameters.
+# A VAE is a *prescribed* model: every distribution in it is written down beforehand, and networks fill in the
+# parameters.
 #
 # - prior $p(z) = N(0, I)$;
 # - **decoder** $p_\theta(x \mid z)$: a network makes of $z$ the probability that each pixel is black;
-# - **encoder** $q(z \mid x)$: a network makes of $x$ the mean and scale of a Normal. It is the guide, and no part of the
-#   model.
+# - **encoder** $q(z \mid x)$: a network makes of $x$ the mean and scale of a Normal. It is the guide, and no part of
+#   the model.
 #
 # With $z$ in the plane everything can be drawn.
 
@@ -192,16 +193,16 @@ labels = ["digits"] + [f"{what}, β {beta:g}" for beta in rows for what in ("rec
 plots.images(torch.cat([part.flatten(0, 1) for part in picture]), columns=len(some), row_labels=labels)
 
 # %% [markdown]
-# - Small $\beta$: the best reconstructions, bought at a price that is too high. Each $q(z \mid x)$ is small and far from
-#   the others, the prior seldom meets any of them, and the bound on $\log p(x)$ is low.
+# - Small $\beta$: the best reconstructions, bought at a price that is too high. Each $q(z \mid x)$ is small and far
+#   from the others, the prior seldom meets any of them, and the bound on $\log p(x)$ is low.
 # - Large $\beta$: $q(z \mid x)$ is the prior, $z$ says nothing, and every reconstruction is the mean of all digits.
 # - $\beta = 1$ is no compromise that somebody chose. It is the bound on $\log p(x)$: moving along the dashed line, one
 #   more nat of KL has to buy a nat of reconstruction.
 #
 # ## 3. Latent maps
 #
-# Back to the plane. Left: means of $q(z \mid x)$, coloured by the label, which training never saw. Middle: a draw
-# of $q(z \mid x)$ for each datum, all together: the **aggregate posterior**. It should look like the prior, whose circles
+# Back to the plane. Left: means of $q(z \mid x)$, coloured by the label, which training never saw. Middle: a draw of
+# $q(z \mid x)$ for each datum, all together: the **aggregate posterior**. It should look like the prior, whose circles
 # of one and two standard deviations are dashed. Right: what each place of the plane decodes to.
 
 # %%
@@ -333,9 +334,9 @@ difference, error = freed[0].minus(lost[0])
 print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats")
 
 # %% [markdown]
-# Collapse is no failure of training: as a model of $x$ the collapsed one is *better* than the weak decoder, by its bound
-# on $\log p(x)$. It is the bound's own choice. A nat told through $z$ costs a nat of KL plus the gap of the guide, while
-# the decoder can learn the same for nothing. If $z$ is what one wants, one has to say so:
+# Collapse is no failure of training: as a model of $x$ the collapsed one is *better* than the weak decoder, by its
+# bound on $\log p(x)$. It is the bound's own choice. A nat told through $z$ costs a nat of KL plus the gap of the
+# guide, while the decoder can learn the same for nothing. If $z$ is what one wants, one has to say so:
 #
 # - **a weaker decoder**, which cannot do without $z$;
 # - **free bits**: the KL costs nothing up to a number of nats, so that there is no gain in saving them;
@@ -345,11 +346,12 @@ print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats"
 # ## 5. A gradient through a draw
 #
 # The bound is an expectation over $q$, and $q$ has parameters. How does a gradient get past `sample`? By the
-# **reparameterisation** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable function
-# of $\mu$ and $\sigma$. In Pyro a distribution that can do this has `has_rsample`, and `Trace_ELBO` uses it. Where it is
-# switched off, the score function is used, $E[\nabla \log q(z)\, (\dots)]$: right on average, and far noisier.
-# (`pyro.param(name, start)` is a parameter that Pyro keeps for you, in its *param store*; a guide without a network needs
-# no more. `clear_param_store` forgets all of them. `differentiable_loss` is minus the ELBO as a tensor, for `backward`.)
+# **reparameterisation** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable
+# function of $\mu$ and $\sigma$. In Pyro a distribution that can do this has `has_rsample`, and `Trace_ELBO` uses it.
+# Where it is switched off, the score function is used, $E[\nabla \log q(z)\, (\dots)]$: right on average, and far
+# noisier. (`pyro.param(name, start)` is a parameter that Pyro keeps for you, in its *param store*; a guide without a
+# network needs no more. `clear_param_store` forgets all of them. `differentiable_loss` is minus the ELBO as a tensor,
+# for `backward`.)
 
 
 # %%
@@ -390,8 +392,8 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std()
 # %% [markdown]
 # ## 6. Exercises
 #
-# 1. The KL of two Normals has a closed form. Pyro's `TraceMeanField_ELBO` uses it, `Trace_ELBO` samples it. Do they agree
-#    on the VAE of section 1? Which do you expect to have less noise, and which has?
+# 1. The KL of two Normals has a closed form. Pyro's `TraceMeanField_ELBO` uses it, `Trace_ELBO` samples it. Do they
+#    agree on the VAE of section 1? Which do you expect to have less noise, and which has?
 # 2. How many features of $z$ are used if there are 1, 8 or 32 of them?
 # 3. The aggregate posterior is not quite $N(0, I)$. Replace the prior of the two-dimensional VAE by a flow. What do KL
 #    and importance-weighted bound say?
@@ -408,9 +410,10 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std()
 #
 # ## Solutions
 #
-# **1.** They agree on average. The closed form draws less, and is the noisier of the two: here its KL is a constant, and all
-# the noise of $\log p(x \mid z)$ remains. In the sampled form $\log p(x, z) - \log q(z \mid x)$ the two parts rise and
-# fall together. If $q$ were the exact posterior, that difference would be $\log p(x)$ for every draw, without any noise.
+# **1.** They agree on average. The closed form draws less, and is the noisier of the two: here its KL is a constant,
+# and all the noise of $\log p(x \mid z)$ remains. In the sampled form $\log p(x, z) - \log q(z \mid x)$ the two parts
+# rise and fall together. If $q$ were the exact posterior, that difference would be $\log p(x)$ for every draw, without
+# any noise.
 
 # %%
 x = test.x[: scaled(100, 20)]

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Diffusion models
 #
-# The fourth answer to "how to represent $p(x)$": destroy the structure of data in many small steps, and learn to undo each
-# step. The steps are latent variables, so that $p(x)$ is an integral again, over a whole chain:
+# The fourth answer to "how to represent $p(x)$": destroy the structure of data in many small steps, and learn to undo
+# each step. The steps are latent variables, so that $p(x)$ is an integral again, over a whole chain:
 #
 # $$p_\theta(x_0) = \int p(x_T) \prod_{t=1}^{T} p_\theta(x_{t-1} \mid x_t)\; dx_{1:T}.$$
 #
@@ -105,9 +105,9 @@ plt.show()
 #
 # ## 2. Why small steps?
 #
-# To undo a step one needs $q(x_{t-1} \mid x_t)$. It depends on the distribution of data, and in general it has any shape.
-# The key to diffusion models: if the step is *small*, it is close to a Normal, so that a network only has to find mean and
-# variance. Take data with two values, $x_0 = \pm 1$. Then everything is known by Bayes' rule,
+# To undo a step one needs $q(x_{t-1} \mid x_t)$. It depends on the distribution of data, and in general it has any
+# shape. The key to diffusion models: if the step is *small*, it is close to a Normal, so that a network only has to
+# find mean and variance. Take data with two values, $x_0 = \pm 1$. Then everything is known by Bayes' rule,
 #
 # $$q(x_{t-1} \mid x_t) \propto q(x_t \mid x_{t-1})\, q(x_{t-1}).$$
 #
@@ -161,15 +161,15 @@ assert distances == sorted(distances, reverse=True)
 assert distances[-1] < 1e-3 * distances[0]
 
 # %% [markdown]
-# A large step leaves two answers to "where did this come from?", and a Normal lies between them. A small step leaves one.
-# That is the reason for many steps, and for $p_\theta(x_{t-1} \mid x_t)$ being a Normal.
+# A large step leaves two answers to "where did this come from?", and a Normal lies between them. A small step leaves
+# one. That is the reason for many steps, and for $p_\theta(x_{t-1} \mid x_t)$ being a Normal.
 #
 # ## 3. Reverse
 #
-# If $x_0$ were known, the way back would be known too: $q(x_{t-1} \mid x_t, x_0)$ is a Normal with a formula. Since it is
-# not, a network guesses it. It sees $x_t$ and $t$, and gives $\hat x_\theta(x_t, t)$, which is trained to be the mean of
-# $q(x_0 \mid x_t)$. Its input and its output have the size of the data, and there is no second network: the guide has no
-# parameters.
+# If $x_0$ were known, the way back would be known too: $q(x_{t-1} \mid x_t, x_0)$ is a Normal with a formula. Since it
+# is not, a network guesses it. It sees $x_t$ and $t$, and gives $\hat x_\theta(x_t, t)$, which is trained to be the
+# mean of $q(x_0 \mid x_t)$. Its input and its output have the size of the data, and there is no second network: the
+# guide has no parameters.
 
 # %%
 diffusion = dgm.Diffusion(2, DenoisingMLP((2,), hidden=(64, 64, 64)), schedule, subsample=5)
@@ -204,9 +204,9 @@ plt.show()
 
 # %% [markdown]
 # Arrows go from $x_t$ to the guess (orange). With much noise the guess is the middle of all data: nothing better can be
-# said. With little noise it is on or near the nearest half circle. The chain asks again and again, each time with less noise, and so
-# need not decide at once. The runs on the right are traces of the *unrolled* model, which has a sample site for each step,
-# `x_50`, ..., `x_1`, `x`. Each site is $p_\theta(x_{t-1} \mid x_t)$, a Normal:
+# said. With little noise it is on or near the nearest half circle. The chain asks again and again, each time with less
+# noise, and so need not decide at once. The runs on the right are traces of the *unrolled* model, which has a sample
+# site for each step, `x_50`, ..., `x_1`, `x`. Each site is $p_\theta(x_{t-1} \mid x_t)$, a Normal:
 
 # %%
 names = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name.startswith("x")]
@@ -216,8 +216,9 @@ assert len(names) == 51
 # %% [markdown]
 # ## 4. The bound, a sum over t
 #
-# $\log p_\theta(x_0)$ would need an integral over all ways in which noise could have become $x_0$. The bound is that of a
-# VAE whose latents are $x_1, \dots, x_T$ and whose encoder is the forward process. It falls apart into a term for each step:
+# $\log p_\theta(x_0)$ would need an integral over all ways in which noise could have become $x_0$. The bound is that of
+# a VAE whose latents are $x_1, \dots, x_T$ and whose encoder is the forward process. It falls apart into a term for
+# each step:
 #
 # $$\log p_\theta(x_0) \ge E_q\Big[\underbrace{\log p_\theta(x_0 \mid x_1)}_{-L_0} -
 # \sum_{t=2}^{T} \underbrace{D_{KL}(q(x_{t-1} \mid x_t, x_0) \,\|\, p_\theta(x_{t-1} \mid x_t))}_{L_{t-1}} -
@@ -253,14 +254,14 @@ claim(abs(-terms.sum() - whole.nats) < 0.05)
 claim(terms[-1] < 0.05)
 
 # %% [markdown]
-# The last term has no parameters, and is small because $x_T$ is nearly noise. Nor does training compute all $T$ terms. It
-# looks at five times per datum and lets Pyro's plate scale them up (chapter 00). $L_0$ may be negative: it is minus the
-# logarithm of a *density*.
+# The last term has no parameters, and is small because $x_T$ is nearly noise. Nor does training compute all $T$ terms.
+# It looks at five times per datum and lets Pyro's plate scale them up (chapter 00). $L_0$ may be negative: it is minus
+# the logarithm of a *density*.
 #
 # ## 5. t as an input
 #
-# The network is told $t$. Each noise level is another task: at $t = 45$ the answer is the middle of all data, at $t = 5$
-# it is the point itself. A network that is not told has to do all of them with one function of $x_t$.
+# The network is told $t$. Each noise level is another task: at $t = 45$ the answer is the middle of all data, at
+# $t = 5$ it is the point itself. A network that is not told has to do all of them with one function of $x_t$.
 
 
 # %%
@@ -295,17 +296,17 @@ for axes, (name, points) in zip(panels[2:], drawn.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# The first panel shows where the bound is lost: nearly nothing at high noise, where both sides agree on a Normal, and most
-# at low noise, where the data's details are. The second is the price of not knowing $t$, step by step. It adds up to the
-# difference of the two bounds.
+# The first panel shows where the bound is lost: nearly nothing at high noise, where both sides agree on a Normal, and
+# most at low noise, where the data's details are. The second is the price of not knowing $t$, step by step. It adds up
+# to the difference of the two bounds.
 #
 # ## 6. Conditional on a class, and guidance
 #
-# To draw a digit of a given class $y$, feed $y$ to the network as one more input, in training too. It learns to use it as a
-# hint about what it should restore. That is $p_\theta(x \mid y)$, a program with `given`.
+# To draw a digit of a given class $y$, feed $y$ to the network as one more input, in training too. It learns to use it
+# as a hint about what it should restore. That is $p_\theta(x \mid y)$, a program with `given`.
 #
-# Pixels are integers here, 0 to 16. The network predicts, for each pixel, how probable each of the 17 levels is. In 15 %
-# of the training data the label is hidden, so that the same network can also do without.
+# Pixels are integers here, 0 to 16. The network predicts, for each pixel, how probable each of the 17 levels is. In 15
+# % of the training data the label is hidden, so that the same network can also do without.
 
 # %%
 digits, test = dgm.data.load("digits"), dgm.data.load("digits", "test")
@@ -374,10 +375,10 @@ plots.images(picture, levels=levels, columns=10, row_labels=[label for name in r
 #
 # ## 7. Few steps
 #
-# A draw costs a network call for each step. Once the network is trained, one need not stop at all $T$ times. A *sampler*
-# is a rule for going from $x_t$ to an earlier $x_s$: `ancestral` is the model itself, `ddim` leaves out the noise, `dpm++`
-# also uses the previous guess to aim better. We count how far the draws are from test data, by the energy distance
-# (chapter 01), which is zero for equal distributions.
+# A draw costs a network call for each step. Once the network is trained, one need not stop at all $T$ times. A
+# *sampler* is a rule for going from $x_t$ to an earlier $x_s$: `ancestral` is the model itself, `ddim` leaves out the
+# noise, `dpm++` also uses the previous guess to aim better. We count how far the draws are from test data, by the
+# energy distance (chapter 01), which is zero for equal distributions.
 
 
 # %%
@@ -438,8 +439,8 @@ plt.show()
 #
 # ## Solutions
 #
-# **1.** The bound is worse. With five steps each is large, $q(x_{t-1} \mid x_t)$ is no Normal any more (section 2), and the
-# sum of the KL terms pays for it.
+# **1.** The bound is worse. With five steps each is large, $q(x_{t-1} \mid x_t)$ is no Normal any more (section 2), and
+# the sum of the KL terms pays for it.
 
 # %%
 torch.manual_seed(0)
@@ -450,8 +451,9 @@ print(f"bound with T = 5: {-few.sum():.3f}, with T = 50: {-terms.sum():.3f} nats
 claim(-few.sum() < -terms.sum() - 0.02)
 
 # %% [markdown]
-# **2.** Two linear equations in $x_0$ and $\epsilon$. From $\epsilon$ one gets $x_0 = (x_t - \sigma_t \epsilon) / \alpha_t$,
-# which divides by $\alpha_T \approx 0$: errors of the prediction are multiplied. With $v$ nothing is divided.
+# **2.** Two linear equations in $x_0$ and $\epsilon$. From $\epsilon$ one gets
+# $x_0 = (x_t - \sigma_t \epsilon) / \alpha_t$, which divides by $\alpha_T \approx 0$: errors of the prediction are
+# multiplied. With $v$ nothing is divided.
 
 # %%
 x0, noise, t = torch.randn(1000, 2), torch.randn(1000, 2), torch.randint(1, 51, (1000, 1))
@@ -467,8 +469,8 @@ print(
 assert factor > 10
 
 # %% [markdown]
-# **3.** Ten bounds per digit, one for each label, and the largest wins. The bounds of one digit use the same draws of the
-# chain, so that much of their noise cancels.
+# **3.** Ten bounds per digit, one for each label, and the largest wins. The bounds of one digit use the same draws of
+# the chain, so that much of their noise cancels.
 
 # %%
 x, y = test.x[: scaled(100, 5)], test.y[: scaled(100, 5)]

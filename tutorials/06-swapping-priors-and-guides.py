@@ -524,9 +524,9 @@ for means in split.values():
 #
 # ### A guide for a hierarchy
 #
-# With the prior `vae` there are two latents, and the guide has a choice of order. *Bottom-up*, $q(z \mid x)\, q(z_2
-# \mid z)$, is what we trained above. The *ladder* goes in the order of the model, $q(z_2 \mid x)\, q(z \mid z_2, x)$,
-# and multiplies at each level what $x$ says with what the model says.
+# With the prior `vae` there are two latents, and the guide has a choice of order. *Bottom-up*,
+# $q(z \mid x)\, q(z_2 \mid z)$, is what we trained above. The *ladder* goes in the order of the model,
+# $q(z_2 \mid x)\, q(z \mid z_2, x)$, and multiplies at each level what $x$ says with what the model says.
 
 # %%
 ladder = trained(prior="vae", encoder="ladder")
@@ -614,9 +614,9 @@ claim(ratios["IWAE"] == sorted(ratios["IWAE"]) and ratios["DReG"][1:] == sorted(
 # must be able to score its own draws.
 #
 # One thing is not as the theory has it. Where the weights $p/q$ have a small variance, the ratio of IWAE falls like
-# $1/\sqrt K$, and that of `DReG` rises (Rainforth et al. 2018, Tucker et al. 2019). Here IWAE's rises, and `DReG`'s falls
-# from $K = 4$ on. This guide stays in one of two modes, its weights are as uneven as they can be, and its gradient at a
-# large $K$ is not the small remainder of a bound that is nearly tight.
+# $1/\sqrt K$, and that of `DReG` rises (Rainforth et al. 2018, Tucker et al. 2019). Here IWAE's rises, and `DReG`'s
+# falls from $K = 4$ on. This guide stays in one of two modes, its weights are as uneven as they can be, and its
+# gradient at a large $K$ is not the small remainder of a bound that is nearly tight.
 #
 # ### The weight of the KL
 #

@@ -148,7 +148,8 @@ print("standard deviations: best mean-field", narrow.numpy().round(3), "true mar
 # being where the posterior is not, and hardly for being absent where it is. The guide with the *true marginals* has the
 # right mean and variance of each feature, and lacks only their correlation. The third one ignores $x$: it is the prior.
 #
-# **IWAE.** The mean of $K$ weights is unbiased for $p(x)$, so that the mean of its log is a bound, which rises with $K$:
+# **IWAE.** The mean of $K$ weights is unbiased for $p(x)$, so that the mean of its log is a bound, which rises with
+# $K$:
 #
 # $$E\Big[\log \frac1K \sum_{k=1}^K w_k\Big] \le \log p(x), \qquad w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \quad
 # z_k \sim q(z \mid x).$$
@@ -206,8 +207,8 @@ for name, scale in (("best mean-field", narrow), ("true marginals", wide), ("the
 #
 # A chain starts at a draw of the prior. At each step its weight is multiplied by $f_{\beta_t}(z) / f_{\beta_{t-1}}(z)$,
 # and then $z$ moves a little, by a transition that leaves $f_{\beta_t}$ as it is (here Hamiltonian Monte Carlo: $z$
-# rolls over the landscape $-\log f$, and a Metropolis test makes up for the finite step size). The mean weight is $p(x)$
-# whatever $T$ is, so its log is again a bound from *below*.
+# rolls over the landscape $-\log f$, and a Metropolis test makes up for the finite step size). The mean weight is
+# $p(x)$ whatever $T$ is, so its log is again a bound from *below*.
 #
 # Run backwards from an exact posterior draw, the same chain gives a bound from *above*. Exact posterior draws are there
 # for data that the model itself has made: draw $z$, then $x$ given $z$; that $z$ is one draw from $p(z \mid x)$. The
@@ -259,8 +260,8 @@ plt.show()
 #
 # ### Draws from the posterior: NUTS
 #
-# *Markov chain Monte Carlo* (MCMC) gives draws from $p(z \mid x)$ and needs no guide. It walks: each step proposes a new
-# $z$ and accepts it so that in the long run every place is visited in proportion to $p(z \mid x)$. Pyro's
+# *Markov chain Monte Carlo* (MCMC) gives draws from $p(z \mid x)$ and needs no guide. It walks: each step proposes a
+# new $z$ and accepts it so that in the long run every place is visited in proportion to $p(z \mid x)$. Pyro's
 # `MCMC(kernel, num_samples, warmup_steps)` runs such a chain on any model. The **kernel** makes the steps; `NUTS`, the
 # No-U-Turn sampler, is Hamiltonian Monte Carlo that finds out by itself how far to roll. During the **warm-up** it
 # adapts its step size, and those draws are thrown away. `dgm.infer.nuts` runs it on a program's model.
@@ -280,8 +281,8 @@ print("posterior mean, by formula: ", formula.numpy().round(3).tolist())
 claim(((draws.mean(0) - formula).abs() < 4 * error).all())
 
 # %% [markdown]
-# Neighbours in a chain are alike, so that 400 draws tell us less than 400 independent ones would. The **effective sample
-# size** (`pyro.ops.stats.effective_sample_size`) says how much less. It gives the standard errors above.
+# Neighbours in a chain are alike, so that 400 draws tell us less than 400 independent ones would. The **effective
+# sample size** (`pyro.ops.stats.effective_sample_size`) says how much less. It gives the standard errors above.
 #
 # Here are the draws for the first datum, and for each guide the ellipse that holds 90 % of its own draws.
 
@@ -309,8 +310,8 @@ plt.show()
 claim(0.85 < inside["exact posterior"] < 0.95 and inside["best mean-field"] < 0.7)
 
 # %% [markdown]
-# The exact ellipse holds about 90 % of the draws, as it should: NUTS and the formula agree. The best mean-field guide is
-# sure of too little, its 90 % are far fewer. The one with the true marginals covers most draws, together with two
+# The exact ellipse holds about 90 % of the draws, as it should: NUTS and the formula agree. The best mean-field guide
+# is sure of too little, its 90 % are far fewer. The one with the true marginals covers most draws, together with two
 # corners where there are none.
 #
 # ## 2. A posterior that is not Normal
@@ -342,8 +343,8 @@ train_on(train, model, epochs=60, objective="iwae:20")
 model = model.requires_grad_(False)  # from here on p is fixed
 
 # %% [markdown]
-# The guide that we put to the test is a mean-field Normal, trained by the ELBO for this fixed $p$. Programs share parts:
-# a new `VAE` of the old prior and likelihood and a new encoder *is* the same model with another guide.
+# The guide that we put to the test is a mean-field Normal, trained by the ELBO for this fixed $p$. Programs share
+# parts: a new `VAE` of the old prior and likelihood and a new encoder *is* the same model with another guide.
 
 
 # %%
@@ -558,9 +559,9 @@ plots.gaps(found)
 # %% [markdown]
 # The first two guides are of one family, so that their approximation gaps agree up to the error of the search; the
 # linear encoder merely finds the good members less often. Full covariances do make the family better, measurably, but
-# that was never the problem: for all three, most of the gap is the encoder's. So the thing to change is
-# the encoder (larger, trained longer or on more data) or to improve its answer for each datum (`dgm.guides.SemiAmortized`),
-# and not the family. The ELBO alone could not have told.
+# that was never the problem: for all three, most of the gap is the encoder's. So the thing to change is the encoder
+# (larger, trained longer or on more data) or to improve its answer for each datum (`dgm.guides.SemiAmortized`), and not
+# the family. The ELBO alone could not have told.
 #
 # The first lines show a trap. $p$ is the same in all three, but IWAE with 1000 draws of the linear guide is lower than
 # with the others: an estimate of $\log p(x)$ is only as good as its guide, and *two models must not be compared by
@@ -580,8 +581,8 @@ plots.worst_explained(mlp, levels=2)
 #
 # So far the evidence was in the middle. *Simulation-based calibration* (SBC) asks directly whether $q(z \mid x)$ can be
 # believed. Draw $z$ from the prior and $x$ given $z$. If $q(z \mid x)$ is the posterior, then the true $z$ and draws of
-# $q$ come from one distribution, and the **rank** of $z_i$ among $L$ draws of $q$ is uniform on $0, \dots, L$. Do that a
-# few thousand times and look at the histogram. We try it on the model of section 1, with guides that we know.
+# $q$ come from one distribution, and the **rank** of $z_i$ among $L$ draws of $q$ is uniform on $0, \dots, L$. Do that
+# a few thousand times and look at the histogram. We try it on the model of section 1, with guides that we know.
 
 # %%
 pyro.set_rng_seed(3)
@@ -648,9 +649,9 @@ plots.calibration(report)
 # %% [markdown]
 # ### Posterior collapse
 #
-# A latent feature has **collapsed** if $q(z_i \mid x)$ is the prior, whatever $x$ is. It says nothing about $x$ then. Two
-# numbers notice: its own $D_{KL}(q(z_i \mid x) \| p(z_i))$, averaged over data, is zero; and the mean of $q$ does not move
-# with $x$. A feature is called **active** if the variance over the data of $E_q[z_i]$ is above 0.01.
+# A latent feature has **collapsed** if $q(z_i \mid x)$ is the prior, whatever $x$ is. It says nothing about $x$ then.
+# Two numbers notice: its own $D_{KL}(q(z_i \mid x) \| p(z_i))$, averaged over data, is zero; and the mean of $q$ does
+# not move with $x$. A feature is called **active** if the variance over the data of $E_q[z_i]$ is above 0.01.
 #
 # We provoke it in two ways, with 8 latent features. $\beta$ times the KL in the objective makes $z$ expensive. And a
 # likelihood that is itself autoregressive can explain $x$ without $z$.
@@ -709,15 +710,15 @@ claim(measured["strong likelihood"][0] > measured["plain"][0] + 1)
 # With $\beta = 6$ nothing is left: no feature is active, and $p(x)$ is a product of independent pixels. SBC does not
 # object, and it is right: the posterior of a model that ignores $z$ *is* the prior, and so is the guide.
 #
-# The strong likelihood is the more instructive one. Its evidence is *better* than the plain one's, and its $z$ says much
-# less. Nothing is wrong with it as a model of $x$; as a representation it is poor. **The evidence is about $x$; whether
-# $z$ is of any use is a question of its own.** (The threshold of 0.01 is lenient: it calls features active that carry
-# less than a tenth of a nat. Look at the KL of each.)
+# The strong likelihood is the more instructive one. Its evidence is *better* than the plain one's, and its $z$ says
+# much less. Nothing is wrong with it as a model of $x$; as a representation it is poor. **The evidence is about $x$;
+# whether $z$ is of any use is a question of its own.** (The threshold of 0.01 is lenient: it calls features active that
+# carry less than a tenth of a nat. Look at the KL of each.)
 #
 # ## 5. Missing features
 #
-# A posterior over what was not seen: $p(x_\text{mis} \mid x_\text{obs})$, by the product rule $p(x) /
-# p(x_\text{obs})$. `dgm.infer.impute` draws from it, by the method that suits the program:
+# A posterior over what was not seen: $p(x_\text{mis} \mid x_\text{obs})$, by the product rule $p(x) / p(x_\text{obs})$.
+# `dgm.infer.impute` draws from it, by the method that suits the program:
 #
 # - an **autoregressive** model whose observed features come first just goes on from there, exactly. Otherwise the
 #   missing features are drawn in order, and each observed one reweights many such attempts, of which the poor are
@@ -840,8 +841,8 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 #
 # ## What to change next
 #
-# - **The model.** Train the model of section 2 by the ELBO instead of by IWAE, and compare its approximation gap: does a
-#   model learn posteriors that suit its guide?
+# - **The model.** Train the model of section 2 by the ELBO instead of by IWAE, and compare its approximation gap: does
+#   a model learn posteriors that suit its guide?
 # - **The guide.** Put `dgm.flow.nsf((2,), context_shape=shape, context_levels=2)`, or `dgm.guides.SemiAmortized`, into
 #   `guided_by`, and look at the gaps and the rank histograms again.
 # - **The size of $z$.** With 16 latents there is no grid. Do IWAE-1000 and AIS still agree? Use `bidirectional` to
@@ -894,8 +895,8 @@ for name in ("exact posterior", "true marginals"):
     assert (statistic < 19 + 4 * 6.2) == (name == "exact posterior")
 
 # %% [markdown]
-# **3.** The KL is back at 6 nats, and all features carry some. By the ELBO the price is high; by IWAE-64 much less of it is left:
-# the model of $x$ lost little, but the guide fits its posterior less well. SBC says so too.
+# **3.** The KL is back at 6 nats, and all features carry some. By the ELBO the price is high; by IWAE-64 much less of
+# it is left: the model of $x$ lost little, but the guide fits its posterior less well. SBC says so too.
 
 # %%
 pyro.set_rng_seed(6)

@@ -96,9 +96,9 @@ claim(surprise.min() > origin + 5)
 
 # %% [markdown]
 # In 64 dimensions no draw is anywhere near the most probable point. There is so much more room further out that all
-# draws lie in a thin shell around it, with a surprise close to its mean, the entropy $H$. By surprise alone the origin is
-# the *least* anomalous point there is. By its distance from $H$ it is found at once. What such data look like is called
-# **typical**, and it is not the same as probable.
+# draws lie in a thin shell around it, with a surprise close to its mean, the entropy $H$. By surprise alone the origin
+# is the *least* anomalous point there is. By its distance from $H$ it is found at once. What such data look like is
+# called **typical**, and it is not the same as probable.
 #
 # ## 2. Scores
 #
@@ -151,22 +151,22 @@ print(
 
 # %% [markdown]
 # Shuffled pixels are caught without doubt. But a blank image is more probable than nearly every digit, black-and-white
-# digits are as probable as grey ones, half a digit more so than most whole ones. It is the origin of section 1 again: what is
-# *simpler* than the data is not improbable. Published models of photographs do the same. Trained on clothes, they find
-# digits more probable than clothes.
+# digits are as probable as grey ones, half a digit more so than most whole ones. It is the origin of section 1 again:
+# what is *simpler* than the data is not improbable. Published models of photographs do the same. Trained on clothes,
+# they find digits more probable than clothes.
 #
-# A **score** is any number per image that is higher for anomalies. Those of `dgm_pyro.anomaly` take out of $p(x)$ what is
-# not the point:
+# A **score** is any number per image that is higher for anomalies. Those of `dgm_pyro.anomaly` take out of $p(x)$ what
+# is not the point:
 #
 # - `Typicality`: section 1, the distance of the surprise from its mean over other normal data;
 # - `Ratio`: $\log p_0(x) - \log p(x)$. The *background* $p_0$ is the same program, trained on digits with a third of
 #   their pixels replaced at random. It knows the grey levels, and little of the form;
-# - `Complexity`: $-\log p(x) - L(x)$, where $L(x)$ is the length of $x$ in a compressed file. A program that knows digits
-#   should need fewer nats for a digit than zlib, which knows nothing;
+# - `Complexity`: $-\log p(x) - L(x)$, where $L(x)$ is the length of $x$ in a compressed file. A program that knows
+#   digits should need fewer nats for a digit than zlib, which knows nothing;
 # - `PosteriorKL`: how unusual a $z$ a VAE (chapter 04) needs for $x$.
 #
-# For comparison the length alone, its sign turned. The AUROC is the probability that an anomaly has a higher score than a
-# normal image: 1 is perfect, 0.5 is guessing, 0 is always wrong.
+# For comparison the length alone, its sign turned. The AUROC is the probability that an anomaly has a higher score than
+# a normal image: 1 is perfect, 0.5 is guessing, 0 is always wrong.
 
 # %%
 background = autoregressive()
@@ -223,8 +223,8 @@ for name, value in worst.items():
 #   noise, which does not compress, would be the most normal of all. And it has a price: faint noise is found less well
 #   than by the surprise.
 #
-# Which score is right depends on the anomalies, and these are not known beforehand. So an alarm should promise something
-# that does not depend on them.
+# Which score is right depends on the anomalies, and these are not known beforehand. So an alarm should promise
+# something that does not depend on them.
 #
 # ## 3. An alarm with a promise
 #
@@ -235,8 +235,8 @@ for name, value in worst.items():
 #
 # $$P(\text{false alarm}) = \frac{n + 1 - k}{n + 1} \le \alpha.$$
 #
-# No word of the program, or of the score: a bad score gives an alarm that is useless and still honest. `Detector` is this
-# rule. Here it is tried on many random splits of the test digits into 99 for the threshold and the rest to judge.
+# No word of the program, or of the score: a bad score gives an alarm that is useless and still honest. `Detector` is
+# this rule. Here it is tried on many random splits of the test digits into 99 for the threshold and the rest to judge.
 
 # %%
 alpha, n, rates = 0.05, 99, []
@@ -275,17 +275,17 @@ claim(alarms["surprise"].flag(strange["blank"]).double().mean() == 0)
 #
 # ## 4. Weights in doubt
 #
-# A discriminative network, $p_\theta(y \mid x)$ alone, has to give some class to every $x$. Add noise, turn the digit, or
-# invert it, and it may be completely wrong without a sign of doubt: nothing in it says whether it knows such images.
+# A discriminative network, $p_\theta(y \mid x)$ alone, has to give some class to every $x$. Add noise, turn the digit,
+# or invert it, and it may be completely wrong without a sign of doubt: nothing in it says whether it knows such images.
 # There are two ways to quantify that belief:
 #
 # - **generative**: $p(x \mid y)\, p(y)$ has Bayes' rule for the answer, and $p(x)$ for the doubt;
 # - **Bayesian**: keep $p(y \mid x, w)$, and doubt the weights $w$, given the data $\mathcal{D}$:
 #   $p(y \mid x, \mathcal{D}) = \int p(y \mid x, w)\, p(w \mid \mathcal{D})\, dw$.
 #
-# The second makes weights random variables, and so sample sites. Two new words of Pyro do this. A **`PyroModule`** is an
-# `nn.Module` that may state sample sites. A **`PyroSample`** takes the place of a parameter: a distribution. From then on
-# each call of the module draws the weights, once per call.
+# The second makes weights random variables, and so sample sites. Two new words of Pyro do this. A **`PyroModule`** is
+# an `nn.Module` that may state sample sites. A **`PyroSample`** takes the place of a parameter: a distribution. From
+# then on each call of the module draws the weights, once per call.
 
 # %%
 line = PyroModule[nn.Linear](1, 1)  # the same Linear, as a PyroModule
@@ -299,10 +299,11 @@ for _ in range(3):
     assert math.isclose(trace.nodes["_RETURN"]["value"].item(), 2 * w + b, rel_tol=1e-5, abs_tol=1e-6)
 
 # %% [markdown]
-# The posterior $p(w \mid \mathcal{D})$ needs a guide, with a site for every weight of every layer. Nobody wants to write
-# that by hand. An **autoguide** writes it: Pyro runs the model once, sees which sites are latent, and makes a guide for
-# them. `AutoNormal` is an independent Normal for each number, with a mean and a scale to learn; `AutoDelta` is a single
-# point, the most probable one. Training is SVI as in chapter 00. `Bayesian` puts these pieces together for any network.
+# The posterior $p(w \mid \mathcal{D})$ needs a guide, with a site for every weight of every layer. Nobody wants to
+# write that by hand. An **autoguide** writes it: Pyro runs the model once, sees which sites are latent, and makes a
+# guide for them. `AutoNormal` is an independent Normal for each number, with a mean and a scale to learn; `AutoDelta`
+# is a single point, the most probable one. Training is SVI as in chapter 00. `Bayesian` puts these pieces together for
+# any network.
 #
 # In the plane the doubt can be drawn. The same 40 points and the same model, three posteriors: a point, the autoguide,
 # and draws by NUTS (chapter 07). `Predictive(model, draws)` runs the model once per draw, and collects what it returns.
@@ -356,9 +357,9 @@ claim(confidence["NUTS"] < confidence["autoguide"] - 0.02)
 
 # %% [markdown]
 # Many lines separate these points. NUTS draws many of them, so that the doubt fans out with the distance. The autoguide
-# stands for one of the many modes of the posterior and its surroundings, and hardly doubts more than the single network.
-# The idea is in the model; how much of it is left is a question of the guide. And even with NUTS, most places far from
-# all data are held for certain: doubt about $w$ is not the same as "I have not seen this".
+# stands for one of the many modes of the posterior and its surroundings, and hardly doubts more than the single
+# network. The idea is in the model; how much of it is left is a question of the guide. And even with NUTS, most places
+# far from all data are held for certain: doubt about $w$ is not the same as "I have not seen this".
 #
 # ## 5. Sure, and wrong
 #
@@ -448,14 +449,14 @@ claim(0.3 < by_network["turned by 30°"][2] < 0.7)
 #
 # - The **network** is nearly as sure of digits on their side as of upright ones, and nearly always wrong. It keeps most
 #   of these answers, and half of those on digits turned by 30°. Inverted digits do make it doubt, all of them.
-# - The **Bayesian** network is less sure of upright digits, too, and of digits on their side. But inverted digits, which
-#   the network doubts, it takes for something it knows. As an alarm its confidence is no better.
+# - The **Bayesian** network is less sure of upright digits, too, and of digits on their side. But inverted digits,
+#   which the network doubts, it takes for something it knows. As an alarm its confidence is no better.
 # - The **generative** classifier rejects all of the strange images, and few good ones, as agreed. But look at its dots
 #   and diamonds: its answers are *worse* than the network's under noise, and it is just as sure of them. What it has is
 #   $p(x)$, and only that. Bayes' rule divides it out of $p(y \mid x)$.
 #
-# Is a confidence of 80 % right in 80 % of the cases? A **reliability** diagram puts answers into bins by confidence, and
-# shows how many in each are right. The mean distance from the diagonal is the expected calibration error, ECE.
+# Is a confidence of 80 % right in 80 % of the cases? A **reliability** diagram puts answers into bins by confidence,
+# and shows how many in each are right. The mean distance from the diagonal is the expected calibration error, ECE.
 
 # %%
 figure, panels = subplots(1, 3, height=2.8, sharey=True)
@@ -485,8 +486,8 @@ claim(errors["generative", "turned by 30°"] > errors["network", "turned by 30°
 # ## 6. An attack
 #
 # Noise is not the worst case. The worst change of $x$ within $\pm\epsilon$ per pixel is the one that raises
-# $-\log p(y \mid x)$ most. `corruptions.pgd` looks for it by steps along the sign of its gradient in $x$, each projected
-# back to within $\epsilon$. Here $\epsilon$ is 2 of 17 grey levels, and every image stays on the levels.
+# $-\log p(y \mid x)$ most. `corruptions.pgd` looks for it by steps along the sign of its gradient in $x$, each
+# projected back to within $\epsilon$. Here $\epsilon$ is 2 of 17 grey levels, and every image stays on the levels.
 
 # %%
 attacked = {
@@ -528,15 +529,15 @@ claim(under_attack["network"][1]["network"] < 0.6)
 
 # %% [markdown]
 # **Bayes' rule is no defence.** The generative classifier gives way even more. But $p(x)$ notices both attacks, while
-# the attacked network's own confidence lets most of them pass. This attack did not *try* to keep $p(x)$ high; exercise 2
-# does.
+# the attacked network's own confidence lets most of them pass. This attack did not *try* to keep $p(x)$ high; exercise
+# 2 does.
 #
 # ## 7. Which doubt for which question
 #
 # Let answers be rejected by some doubt, the most doubtful first. The **risk** is the share of wrong ones among those
-# that are kept, the **coverage** how many are kept. One classifier, the network, and two doubts: its own confidence, and
-# $\log p(x)$ of the generative model. Left on digits under some noise; right on upright digits mixed with as many on
-# their side.
+# that are kept, the **coverage** how many are kept. One classifier, the network, and two doubts: its own confidence,
+# and $\log p(x)$ of the generative model. Left on digits under some noise; right on upright digits mixed with as many
+# on their side.
 
 # %%
 mild = corruptions.add_noise(test.x, 3.0, levels)
@@ -566,16 +567,16 @@ claim(areas[one, "confidence"] < areas[one, "log p(x)"])
 claim(areas[other, "log p(x)"] < areas[other, "confidence"])
 
 # %% [markdown]
-# Among images of one kind, confidence tells right from wrong, and $p(x)$ does not: how much noise there is says little of
-# how hard the digit is. Between kinds it is the other way round. Two questions, "is the answer right?" and "have I seen
-# this?", and two numbers. The product rule has room for both: $p(x, y) = p(y \mid x)\, p(x)$.
+# Among images of one kind, confidence tells right from wrong, and $p(x)$ does not: how much noise there is says little
+# of how hard the digit is. Between kinds it is the other way round. Two questions, "is the answer right?" and "have I
+# seen this?", and two numbers. The product rule has room for both: $p(x, y) = p(y \mid x)\, p(x)$.
 #
 # ## 8. Codes
 #
 # The third use asks for no density at all. In place of 64 pixels, take the latent $z$ that a model found for them
 # without labels: a **code**. `representations.encode` gives the mean of $q(z \mid x)$, `decode` the mean of
-# $p(x \mid z)$. The VAE of section 2 has eight features of $z$. Which of them says how much, in nats, is in the terms of
-# its bound:
+# $p(x \mid z)$. The VAE of section 2 has eight features of $z$. Which of them says how much, in nats, is in the terms
+# of its bound:
 
 # %%
 of_train, of_test = (representations.encode(vae, data.x) for data in (train, test))
@@ -638,8 +639,8 @@ for axes, name in zip(panels, ("principal components", "z of the VAE"), strict=T
 plt.show()
 
 # %% [markdown]
-# Eight numbers of a VAE keep most of the digit's class. Still the pixels are the better input here, and as many principal
-# components are as good as $z$. There is no reason why it should be otherwise: the bound asks $z$ to help to
+# Eight numbers of a VAE keep most of the digit's class. Still the pixels are the better input here, and as many
+# principal components are as good as $z$. There is no reason why it should be otherwise: the bound asks $z$ to help to
 # rebuild $x$, and no term of it asks for classes that lie apart. With large images, where pixels say little one by one,
 # the comparison looks different; that a code is *learned* is no merit by itself. Measure it, for the question at hand.
 #
@@ -650,8 +651,8 @@ plt.show()
 #
 # $$p(x, y, z) = p(y)\, p(z)\, p(x \mid y, z), \qquad q(y, z \mid x) = q(y \mid x)\, q(z \mid x, y).$$
 #
-# That is `Labelled` around a VAE. For a datum without label the bound is a sum over all ten labels, which is enumeration
-# (chapter 06), weighted by the classifier $q(y \mid x)$:
+# That is `Labelled` around a VAE. For a datum without label the bound is a sum over all ten labels, which is
+# enumeration (chapter 06), weighted by the classifier $q(y \mid x)$:
 #
 # $$\log p(x) \ge \sum_y q(y \mid x)\, \big[\mathrm{ELBO}(x, y) - \log q(y \mid x)\big].$$
 #
@@ -693,15 +694,16 @@ axes.set(xlim=(-0.3, 1.3), ylabel="right, %", title="three draws of the labels")
 plt.show()
 
 # %% [markdown]
-# Data without labels help, in each of the three draws. Not because $z$ is a better input: because $p(x \mid y, z)$ has to
-# explain every image by *some* label, so that images which are alike get the same one.
+# Data without labels help, in each of the three draws. Not because $z$ is a better input: because $p(x \mid y, z)$ has
+# to explain every image by *some* label, so that images which are alike get the same one.
 #
 # ## 11. Exercises
 #
 # 1. Surprise and complexity miss different anomalies. Build one alarm of both that keeps the promise of at most 5 %
 #    false alarms, and say why it does. What does it catch?
 # 2. The attack of section 6 lowers $p(y \mid x)$ and does not care for $p(x)$. Write one that does: it moves single
-#    pixels, those that lower $p(y \mid x)$ most, and only as long as the alarm on $p(x)$ is silent. Is $p(x)$ a defence?
+#    pixels, those that lower $p(y \mid x)$ most, and only as long as the alarm on $p(x)$ is silent. Is $p(x)$ a
+#    defence?
 # 3. Between the codes of two digits one can walk on the straight line, or on the arc that keeps the length
 #    (`representations.arc`). Which way do draws from the prior $N(0, I)$ suggest, by section 1? How long are the codes
 #    that the encoder gives, and does it matter here?
@@ -719,8 +721,8 @@ plt.show()
 #
 # ## Solutions
 #
-# **1.** Two alarms at half the rate each, of which either may ring: the probability that one of two things happens is at
-# most the sum of their probabilities, whatever they have to do with each other.
+# **1.** Two alarms at half the rate each, of which either may ring: the probability that one of two things happens is
+# at most the sum of their probabilities, whatever they have to do with each other.
 
 # %%
 halves = [Detector(scores[name]).calibrate(reference, alpha / 2) for name in ("surprise", "complexity")]
@@ -744,8 +746,8 @@ claim(min(caught.values()) > max(one_by_one))
 # %% [markdown]
 # Faint noise is caught nearly as often as by the surprise, and all that is too simple as by complexity.
 #
-# **2.** Only sets of pixels that are worth it may move. The gradient of $-\log p(y \mid x)$ proposes eight pixels of each
-# image; each is tried one level in the gradient's direction, and the best that does not wake the alarm is kept.
+# **2.** Only sets of pixels that are worth it may move. The gradient of $-\log p(y \mid x)$ proposes eight pixels of
+# each image; each is tried one level in the gradient's direction, and the best that does not wake the alarm is kept.
 
 
 # %%
@@ -797,8 +799,8 @@ if len(picked):
 # No. With the alarm silent it loses half of the digits, at a price of a few nats of $\log p(x)$. $p(x)$ had made the
 # attack harder: without it, section 6, all were lost. An alarm finds what was not aimed at it.
 #
-# **3.** In 8 dimensions draws from the prior are about $\sqrt 8 \approx 2.8$ from the origin, and hardly ever near it. The
-# middle of a line between two such points is shorter than both; the arc stays in the shell.
+# **3.** In 8 dimensions draws from the prior are about $\sqrt 8 \approx 2.8$ from the origin, and hardly ever near it.
+# The middle of a line between two such points is shorter than both; the arc stays in the shell.
 
 # %%
 a, b = of_test[: scaled(180, 4)], of_test[180 : 180 + scaled(180, 4)]
@@ -816,5 +818,5 @@ claim(middle["linear"].norm(dim=1).mean() < 0.85 * middle["spherical"].norm(dim=
 claim(difference > 2 * error)
 
 # %% [markdown]
-# The codes are about as long as draws from the prior. Half way on the line they are much shorter, and what they decode to
-# is more surprising to the autoregressive program of section 2, by two nats of eighty: it matters, and not much.
+# The codes are about as long as draws from the prior. Half way on the line they are much shorter, and what they decode
+# to is more surprising to the autoregressive program of section 2, by two nats of eighty: it matters, and not much.

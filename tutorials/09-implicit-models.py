@@ -15,8 +15,8 @@
 # # Implicit models
 #
 # The four families of [chapter 00](00-four-ways-to-represent-p-of-x.ipynb) are *explicit*: each defines a density
-# $p_\theta(x)$, exactly or as an integral. An **implicit** model defines none. It is a mapping that makes samples out of
-# an easy random variable,
+# $p_\theta(x)$, exactly or as an integral. An **implicit** model defines none. It is a mapping that makes samples out
+# of an easy random variable,
 #
 # $$z \sim p(z), \qquad x = G_\theta(z),$$
 #
@@ -101,9 +101,9 @@ plt.show()
 # ## 2. Why there is no density
 #
 # A flow turns the pushforward into a density by the change of variables, $p(x) = p(z) |\det J_{f^{-1}}(x)|$. That needs
-# the one $z$ that an $x$ came from. Here there are two of them for each $x$, one on each side of the fold; a network has
-# an unknown number. Worse, if $z$ has fewer dimensions than $x$, the samples lie on a curve or surface. Its volume is
-# zero, and there is no density at all: not an expensive one, none. With a $z$ of one dimension:
+# the one $z$ that an $x$ came from. Here there are two of them for each $x$, one on each side of the fold; a network
+# has an unknown number. Worse, if $z$ has fewer dimensions than $x$, the samples lie on a curve or surface. Its volume
+# is zero, and there is no density at all: not an expensive one, none. With a $z$ of one dimension:
 
 # %%
 pyro.set_rng_seed(3)
@@ -202,11 +202,11 @@ for name in ("js", "kl", "hellinger"):
 # %% [markdown]
 # ## 4. A game
 #
-# Now let $p$ be the data and $q$ the model. The classifier, called **critic** or discriminator, learns to tell data from
-# samples. The generator moves its samples to where the critic sees data. The critic learns again. If both succeed, in
-# the end $q = p$ and the critic knows nothing. That is the generative adversarial network (Goodfellow et al. 2014), and
-# in code it is an objective as others are: `dgm.fit(program, data, "gan")`. The critic, its optimizer, and its steps
-# between those of the program come with the objective.
+# Now let $p$ be the data and $q$ the model. The classifier, called **critic** or discriminator, learns to tell data
+# from samples. The generator moves its samples to where the critic sees data. The critic learns again. If both succeed,
+# in the end $q = p$ and the critic knows nothing. That is the generative adversarial network (Goodfellow et al. 2014),
+# and in code it is an objective as others are: `dgm.fit(program, data, "gan")`. The critic, its optimizer, and its
+# steps between those of the program come with the objective.
 #
 # The data are eight Normals on a ring. What can go wrong with them can be counted: which share of the samples is within
 # three standard deviations of a mode, and how many modes there are.
@@ -248,8 +248,9 @@ modes, share = mode_coverage(drawn, ring, width)
 print(f"GAN: {modes} of 8 modes, {100 * share:.0f} % of the samples within three standard deviations")
 
 # %% [markdown]
-# How does a blob of noise become eight? The generator is continuous, so that it cannot tear the plane apart. It can only
-# be steep: the picture shows the $z$ plane, coloured by the mode that each $z$ goes to; grey is what ends between modes.
+# How does a blob of noise become eight? The generator is continuous, so that it cannot tear the plane apart. It can
+# only be steep: the picture shows the $z$ plane, coloured by the mode that each $z$ goes to; grey is what ends between
+# modes.
 
 # %%
 figure, panels = subplots(1, 3, width=9.8, height=3.2)
@@ -359,8 +360,8 @@ claim(near < share)
 # - **Data.** `dgm.data.load("pinwheel")` or `"checkerboard"` in the place of the ring. Which referee draws edges?
 # - **Dimension of z.** `dgm.Normal(1)` with `MLP((1,), 2)`: can a curve cover eight modes?
 # - **The game.** `dgm.Adversarial("kl", ...)` or `"reverse-kl"`: one covers, one seeks modes.
-# - **Images.** `dgm train implicit --data digits --objective gan:2 --epochs 100 --lr 2e-3 --ema 0.99 --out runs/gan`, then
-#   `dgm sample runs/gan`. With R1 at 0.1 instead of 2 the game collapses.
+# - **Images.** `dgm train implicit --data digits --objective gan:2 --epochs 100 --lr 2e-3 --ema 0.99 --out runs/gan`,
+#   then `dgm sample runs/gan`. With R1 at 0.1 instead of 2 the game collapses.
 #
 # ## Solutions
 #
@@ -395,8 +396,8 @@ claim(all(value < 2 * math.log(2) for value, _ in judged.values()))
 # %% [markdown]
 # A bound from a critic that was given a few hundred steps can be far below the truth: the order of two models means
 # something only if the same critic, trained alike, sees a difference larger than the errors. Here it finds next to
-# nothing wrong with the energy distance's samples, half of which lie between the modes in plain sight: this critic is too
-# smooth for modes so narrow. The order by energy distance is another one. Two numbers and a picture, at least.
+# nothing wrong with the energy distance's samples, half of which lie between the modes in plain sight: this critic is
+# too smooth for modes so narrow. The order by energy distance is another one. Two numbers and a picture, at least.
 #
 # **3.** Parzen's estimate at five scales:
 
@@ -412,8 +413,8 @@ print(f"the density that the data came from: {exact:.2f} nats")
 claim(worse[0.02] > 1 and max(abs(worse[scale]) for scale in (0.1, 0.2, 0.5)) < 0.1)
 
 # %% [markdown]
-# None of them alone: the number is that of the noise as much as of the model. At noise 0.1 and more the GAN looks as good
-# as the data themselves; at 0.02, where the number is ruled by the data that no sample is near to, it shows how narrow
-# its modes are. And a "model" that merely stores the training data does
-# as well as any. In two dimensions this is a nuisance; in the 784 of an image the estimate is so far from the truth
-# that it ranks models wrongly (Theis et al. 2016).
+# None of them alone: the number is that of the noise as much as of the model. At noise 0.1 and more the GAN looks as
+# good as the data themselves; at 0.02, where the number is ruled by the data that no sample is near to, it shows how
+# narrow its modes are. And a "model" that merely stores the training data does as well as any. In two dimensions this
+# is a nuisance; in the 784 of an image the estimate is so far from the truth that it ranks models wrongly (Theis et al.
+# 2016).

@@ -61,7 +61,8 @@ torch.set_num_threads(1)  # small networks are not faster with two: their thread
 # ## 1. How often is the network asked?
 #
 # Each family has its own expensive direction. A hook on a network counts its calls. (A *hook* is PyTorch's word for a
-# function that is called along with a module.) All programs here have $D = 16$ features, and the diffusion $T = 20$ steps.
+# function that is called along with a module.) All programs here have $D = 16$ features, and the diffusion $T = 20$
+# steps.
 
 
 # %%
@@ -108,19 +109,20 @@ assert counted["VAE"] == (2, 1)
 assert counted["diffusion unrolled, all 20"] == (20, 20)
 
 # %% [markdown]
-# The table is the course in numbers. A chain is scored at once where its values are known, and walked where they are not:
-# $D$ calls for a draw of the autoregressive model, $D$ for the *score* of an inverse flow. A coupling layer asks one half
-# about the other, and takes one call in both directions. A VAE has one step from $z$ to $x$. A diffusion is as long as its
-# chain, unless it is trained at random times, as Pyro's subsampled plate allows (chapter 00).
+# The table is the course in numbers. A chain is scored at once where its values are known, and walked where they are
+# not: $D$ calls for a draw of the autoregressive model, $D$ for the *score* of an inverse flow. A coupling layer asks
+# one half about the other, and takes one call in both directions. A VAE has one step from $z$ to $x$. A diffusion is as
+# long as its chain, unless it is trained at random times, as Pyro's subsampled plate allows (chapter 00).
 #
 # Sections 3 and 4 shorten the long ones. First, what happens *around* a network.
 #
 # ## 2. Python: compiled programs
 #
-# A step of training is arithmetic on tensors, and the Python that arranges it: handlers that run around every statement of
-# model and guide, record it, look for plates, sum up. The arithmetic grows with the data; the Python does not. Below, a
-# VAE of binary digits, by three routes to the same number. `TraceMeanField_ELBO` is Pyro's ELBO with closed forms of the
-# KL where there are any. Python's own profiler hook counts calls of Python functions, here for one loss with its gradient.
+# A step of training is arithmetic on tensors, and the Python that arranges it: handlers that run around every statement
+# of model and guide, record it, look for plates, sum up. The arithmetic grows with the data; the Python does not.
+# Below, a VAE of binary digits, by three routes to the same number. `TraceMeanField_ELBO` is Pyro's ELBO with closed
+# forms of the KL where there are any. Python's own profiler hook counts calls of Python functions, here for one loss
+# with its gradient.
 
 # %%
 digits = dgm.data.load("digits-binary")
@@ -169,11 +171,11 @@ for name, loss in losses.items():
 claim(functions["plain Pyro"] > 3 * functions["by hand"])
 
 # %% [markdown]
-# Pyro's handlers may do anything, also look at numbers and decide by them. That is why `torch.compile`, which turns Python
-# into machine code, has to stop at each of them. But in most programs *which* statements run does not depend on the
-# numbers. So `dgm.compile` runs model and guide once, on symbolic tensors, through all handlers. What is left is a graph of
-# tensor operations, for any number of data, on the program's own parameters; no statement and no handler is in it. This
-# graph is compiled.
+# Pyro's handlers may do anything, also look at numbers and decide by them. That is why `torch.compile`, which turns
+# Python into machine code, has to stop at each of them. But in most programs *which* statements run does not depend on
+# the numbers. So `dgm.compile` runs model and guide once, on symbolic tensors, through all handlers. What is left is a
+# graph of tensor operations, for any number of data, on the program's own parameters; no statement and no handler is in
+# it. This graph is compiled.
 
 # %%
 start = time.process_time()
@@ -309,20 +311,21 @@ if not QUICK:
     claim(found[16, 16] > found[8, 16] and found[8, 64] > found[8, 1])
 
 # %% [markdown]
-# Less than the factor $D$: that one is of multiplications, and a cached step is so small that calling it costs more than
-# doing it. The larger the batch and the longer the chain, the nearer the two come. The same cache serves whatever walks the
-# chain: the unrolled program with some sites conditioned, `dgm.infer.impute`, SMC, and the slow direction of masked flows.
+# Less than the factor $D$: that one is of multiplications, and a cached step is so small that calling it costs more
+# than doing it. The larger the batch and the longer the chain, the nearer the two come. The same cache serves whatever
+# walks the chain: the unrolled program with some sites conditioned, `dgm.infer.impute`, SMC, and the slow direction of
+# masked flows.
 #
 # ## 4. Fewer steps
 #
-# A draw from a diffusion walks from noise to data. Without its random part the walk is a curve, the *probability flow*: a
-# differential equation, which a sampler solves in steps. Numerical analysis knows what to expect. A rule of **order** $k$
-# has an error that falls like $(\text{step})^k$, so twice the steps make it $2^k$ times smaller.
+# A draw from a diffusion walks from noise to data. Without its random part the walk is a curve, the *probability flow*:
+# a differential equation, which a sampler solves in steps. Numerical analysis knows what to expect. A rule of **order**
+# $k$ has an error that falls like $(\text{step})^k$, so twice the steps make it $2^k$ times smaller.
 #
-# For data from $N(0, s^2)$ everything is known. The best guess of $x_0$ is $E[x_0 \mid x_t] = \alpha_t s^2 x_t / (\alpha_t^2
-# s^2 + \sigma_t^2)$, and the flow keeps $x_t$ at the same number of standard deviations. So the error of each sampler can
-# be measured exactly, without any network. (A sampler is a function of $x$, the time $t$ it is at, the less noisy time it
-# goes to, and the guess.)
+# For data from $N(0, s^2)$ everything is known. The best guess of $x_0$ is
+# $E[x_0 \mid x_t] = \alpha_t s^2 x_t / (\alpha_t^2 s^2 + \sigma_t^2)$, and the flow keeps $x_t$ at the same number of
+# standard deviations. So the error of each sampler can be measured exactly, without any network. (A sampler is a
+# function of $x$, the time $t$ it is at, the less noisy time it goes to, and the guess.)
 
 # %%
 spread = 0.5
@@ -366,10 +369,10 @@ assert abs(slopes["heun"] - 2) < 0.15
 
 # %% [markdown]
 # The slopes are those of the theory. `heun` asks twice per step, `dpm++` reuses the guess of the step before. (With 8
-# steps it is lucky: near there its error changes sign.) With a
-# *learned* network there is a floor that no sampler gets under, the error of the network. The question is how soon it is
-# reached. A diffusion on the digits, trained with $T = 50$; draws are compared with test digits by the energy distance
-# (chapter 09), which is zero for equal distributions.
+# steps it is lucky: near there its error changes sign.) With a *learned* network there is a floor that no sampler gets
+# under, the error of the network. The question is how soon it is reached. A diffusion on the digits, trained with
+# $T = 50$; draws are compared with test digits by the energy distance (chapter 09), which is zero for equal
+# distributions.
 
 # %%
 grey, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")
@@ -414,8 +417,8 @@ plots.images(
 # ## 5. Precision
 #
 # Numbers with fewer bits are faster to move and, on hardware made for them, to multiply. `bfloat16` has the range of
-# `float32` and eight bits of precision. For the inside of a network that is often enough. For a log density it is not: it
-# is a *sum* over features, and differences of a nat matter.
+# `float32` and eight bits of precision. For the inside of a network that is often enough. For a log density it is not:
+# it is a *sum* over features, and differences of a nat matter.
 
 # %%
 with torch.no_grad():
@@ -442,9 +445,9 @@ for precision in ("float32", "bf16"):
 claim(abs(losses_by["bf16"][-1] - losses_by["float32"][-1]) < 0.02 * losses_by["float32"][-1])
 
 # %% [markdown]
-# `dgm.fit(..., precision="bf16")` runs the networks in bfloat16 (PyTorch calls this *autocast*). Log-probabilities, their
-# sums, the parameters and the optimizer keep their full precision. On a CPU like this one there is seldom a gain; on a GPU
-# there is.
+# `dgm.fit(..., precision="bf16")` runs the networks in bfloat16 (PyTorch calls this *autocast*). Log-probabilities,
+# their sums, the parameters and the optimizer keep their full precision. On a CPU like this one there is seldom a gain;
+# on a GPU there is.
 #
 # ## 6. Many devices
 #
@@ -480,16 +483,16 @@ for size in (1, 2, 3, 4):
     torch.testing.assert_close(together, whole, rtol=1e-10, atol=1e-12)
 
 # %% [markdown]
-# What starts real processes is PyTorch's `torchrun`. Each gets a number, and a GPU if there are any; everything else is the
-# command of one process:
+# What starts real processes is PyTorch's `torchrun`. Each gets a number, and a GPU if there are any; everything else is
+# the command of one process:
 #
 #     dgm train vae --data digits --batch-size 512 --out runs/one
 #     torchrun --standalone --nproc-per-node=2 -m dgm_pyro train vae --data digits --batch-size 512 --out runs/two
 #
 # `--batch-size` is that of all together, so that both are the same training: the same data in the same order, the same
 # learning rate. What differs is noise. Each process draws its own $z$, so two runs differ as runs with two seeds do. It
-# pays when a share is work enough: gradients have to be sent at every step, and here, with 64 pixels, sending takes longer
-# than computing. The page on devices in `docs/` has GPUs, several machines and SLURM.
+# pays when a share is work enough: gradients have to be sent at every step, and here, with 64 pixels, sending takes
+# longer than computing. The page on devices in `docs/` has GPUs, several machines and SLURM.
 #
 # ## 7. What to reach for
 #
@@ -508,8 +511,8 @@ for size in (1, 2, 3, 4):
 #    the time of `by_pyro` with that of `by_hand` for batches of 8 to 1024.
 # 2. Write a sampler of order two: make a plain `ddim` step to the middle of $[t, s]$, in the logarithm of the
 #    signal-to-noise ratio, ask there, and use that guess for the whole step. Measure its order.
-# 3. Leave the weights $N n_r / n$ of section 6 out. For which batch sizes is the result still right, and how wrong is it
-#    for 34 data on three processes, and for 4?
+# 3. Leave the weights $N n_r / n$ of section 6 out. For which batch sizes is the result still right, and how wrong is
+#    it for 34 data on three processes, and for 4?
 #
 # ## What to change next
 #
@@ -551,8 +554,8 @@ print(f"order {order:.2f}; error with 64 calls {errors[2]:.1e}, of ddim {error_o
 assert abs(order - 2) < 0.15
 
 # %% [markdown]
-# **3.** Right if all shares are equal, that is if $N$ divides $n$. Else the data of small shares count too much. Four data
-# for three processes are refused: a process would have a single datum.
+# **3.** Right if all shares are equal, that is if $N$ divides $n$. Else the data of small shares count too much. Four
+# data for three processes are refused: a process would have a single datum.
 
 # %%
 team = [Team(rank, 3) for rank in range(3)]
