@@ -15,7 +15,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer import TraceEnum_ELBO, TraceTailAdaptive_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
@@ -290,6 +290,12 @@ class _PyroObjective:
     """A Pyro ELBO, to take the place of one of our objectives: it brings its own backward pass."""
 
     def __init__(self, objective: PyroELBO):
+        name = type(objective).__name__
+        if name.startswith("Jit"):  # what it traces is for the first batch's size only
+            plain = name.removeprefix("Jit")
+            raise ValueError(f"objective {name} is for one batch: use {plain}, or dgm.ELBO() and compile=True")
+        if isinstance(objective, TraceTailAdaptive_ELBO):
+            raise ValueError(f"objective {name} has a gradient but no value, which fit watches: use pyro.infer.SVI")
         # A used ELBO object remembers the plate nesting of the pair it was used on.
         self.objective: Any = copy.copy(objective)
         self.objective.max_plate_nesting = math.inf

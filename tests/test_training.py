@@ -14,12 +14,16 @@ import torch
 import torch.nn.functional as F
 from programs import CASES, vae
 from pyro.infer import (
+    JitTrace_ELBO,
+    JitTraceMeanField_ELBO,
     RenyiELBO,
     ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
 )
 from torch import nn
 from torch.distributions import MultivariateNormal
@@ -196,6 +200,7 @@ PYRO = {
     "TraceGraph_ELBO": TraceGraph_ELBO(),
     "RenyiELBO": RenyiELBO(alpha=0.5, num_particles=2),
     "ReweightedWakeSleep": ReweightedWakeSleep(num_particles=2),
+    "TraceTMC_ELBO": TraceTMC_ELBO(),
 }
 
 
@@ -212,6 +217,23 @@ def test_any_elbo_of_pyro_trains(objective):
     moved = {name for name, value in weights(program).items() if not torch.equal(value, before[name])}
     assert moved == set(before)
     assert vars(objective) == asked  # an ELBO remembers plates: ours must not change the user's
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (JitTrace_ELBO(), "compile=True"),
+        (JitTraceMeanField_ELBO(), "compile=True"),
+        (TraceTailAdaptive_ELBO(num_particles=2, vectorize_particles=True), r"pyro\.infer\.SVI"),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_an_elbo_of_pyro_that_cannot_be_is_refused_before_anything_happens(objective, message):
+    program = vae(dgm.Normal(2))
+    before = weights(program)
+    with pytest.raises(ValueError, match=rf"{type(objective).__name__}.*{message}"):
+        fit(program, torch.randn(8, 2), objective)
+    assert all(torch.equal(value, before[name]) for name, value in weights(program).items())
 
 
 def test_pyros_enumeration_trains_and_sums_the_labels_out():
