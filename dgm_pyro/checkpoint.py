@@ -68,6 +68,8 @@ LAYERS: dict[str, type[nn.Module]] = {
     )
 }
 
+REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
@@ -85,8 +87,8 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
 
     Raises:
         TypeError: a class is not registered, or an argument is nothing that a checkpoint can hold.
-        CheckpointError: the program was changed after it was built, so that its arguments no longer describe it; or
-            ``path`` is a file.
+        CheckpointError: the program was changed after it was built, so that its arguments no longer describe it; a
+            weight is NaN; or ``path`` is a file.
     """
     if not isinstance(program, Program):
         raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
@@ -117,6 +119,9 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
             f"this {type(program).__name__} was changed after it was built: {difference}. Its constructor arguments no "
             "longer describe it: build it with the parts it has now, then copy the weights with load_state_dict"
         )
+    spoilt = next((name for name, tensor in state.items() if _holds_nan(tensor)), None)
+    if spoilt is not None:
+        raise CheckpointError(f"{spoilt} of this {type(program).__name__} holds NaN: train it again, at a lower rate")
     content = safetensors.torch.save({name: _plain(tensor) for name, tensor in weights.items()})
     digest = hashlib.sha256(content).hexdigest()
     header["weights"] = {"sha256": digest, "bytes": len(content)}
@@ -125,8 +130,8 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, but a checkpoint is a folder: choose another path")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / _weights_name(digest), content)
-    _write(folder / HEADER, json.dumps(header, indent=1, allow_nan=False).encode())
+    write_file(folder / _weights_name(digest), content)
+    write_file(folder / HEADER, json.dumps(header, indent=1, allow_nan=False).encode())
     for old in folder.glob("weights-*.safetensors"):
         if old.name != _weights_name(digest):
             old.unlink()
@@ -138,8 +143,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
     Classes of your own must be imported before, so that ``@dgm.register`` has run.
 
     Raises:
-        CheckpointError: the path is missing or no checkpoint, a file is truncated or damaged, the format is newer, or
-            a class is unknown or has changed. The message says which.
+        CheckpointError: the path is missing or no checkpoint, a file is truncated or damaged, a weight is NaN or of
+            another kind of number, the format is newer, or a class is unknown or has changed. The message says which.
     """
     folder = Path(path)
     header = _read_header(folder)
@@ -159,6 +164,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
             f"{folder}: the classes or their arguments no longer fit the weights: {name} has shape {shapes[name]} in "
             f"this {type(program).__name__}, but {there} in the checkpoint, written by dgm_pyro {_writer(header)}"
         )
+    file = folder / _weights_name(header["weights"]["sha256"])
+    for name, tensor in state.items():
+        if not _is_kind(stored[name].dtype, tensor.dtype):
+            raise CheckpointError(
+                f"{file}: {name} is stored as {stored[name].dtype}, but this {type(program).__name__} computes with "
+                f"{tensor.dtype}: save the program itself again, not a reduced copy of its weights"
+            )
+        if _holds_nan(stored[name]):
+            raise CheckpointError(f"{file}: {name} holds NaN: train the program again, at a lower rate")
     for name, tensor in state.items():
         # The constructor's memory layout is kept, because the order of a sum is part of its last bits.
         tensor.data = torch.empty_like(tensor, dtype=stored[name].dtype).copy_(stored[name])
@@ -333,6 +347,15 @@ def _state(program: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _is_kind(stored: torch.dtype, built: torch.dtype) -> bool:
+    """Whether a tensor of one dtype may stand for one of the other: reals of any precision for reals, else the same."""
+    return stored == built or (stored in REALS and built in REALS)
+
+
+def _holds_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.isnan().any())
+
+
 def _difference(program: nn.Module, rebuilt: nn.Module) -> str | None:
     """The first place where two module trees differ in class, in shape, or in what shares memory; None if none does."""
 
@@ -364,8 +387,8 @@ def _weights_name(digest: str) -> str:
     return f"weights-{digest[:12]}.safetensors"
 
 
-def _write(path: Path, content: bytes) -> None:
-    """All of ``content`` at ``path``, or the file that was there before."""
+def write_file(path: Path, content: bytes) -> None:
+    """All of ``content`` at ``path``, or the file that was there before: for what a later command reads."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

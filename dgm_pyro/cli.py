@@ -41,7 +41,7 @@ Compile = Annotated[
 ]
 Precision = Annotated[str, typer.Option(help="float32, or bf16: the networks under autocast.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda or cuda:N.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same machine: same result.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same machine: same result.")]
 DataDir = Annotated[
     str | None, typer.Option(help="Folder of data sets read from files; default: the environment variable DGM_DATA.")
 ]
@@ -207,7 +207,6 @@ def sample(
     out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/samples.png.")] = None,
 ) -> None:
     """Draw samples: a picture, and the numbers beside it in a .npy file."""
-    import numpy as np
     import torch
 
     from dgm_pyro import plots, runs
@@ -226,7 +225,7 @@ def sample(
     picture.parent.mkdir(parents=True, exist_ok=True)
     what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
     plots.samples(x, levels=program.levels, title=f"{num} samples of {what}").savefig(picture)
-    np.save(picture.with_suffix(".npy"), x.numpy())
+    _save_array(picture.with_suffix(".npy"), x)
     typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} samples of {what}")
 
 
@@ -266,8 +265,6 @@ def impute(
     out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/imputed.png.")] = None,
 ) -> None:
     """Hide a part of some data, and draw it anew given the rest: a picture, and the numbers beside it."""
-    import numpy as np
-    import torch
 
     import dgm_pyro as dgm
     from dgm_pyro import plots, runs
@@ -298,7 +295,7 @@ def impute(
     picture.parent.mkdir(parents=True, exist_ok=True)
     what = f"{record.model} on {record.data}, {mask} hidden"
     plots.imputations(x, seen, drawn, levels=program.levels, title=what).savefig(picture)
-    np.save(picture.with_suffix(".npy"), torch.as_tensor(drawn).numpy())
+    _save_array(picture.with_suffix(".npy"), drawn)
     typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} draws for each of {len(x)} data of {what}")
 
 
@@ -389,6 +386,8 @@ def doctor(
     elif target in MODELS:
         points = dgm.data.load(data or "digits", data_dir=data_dir, num=64)
         diagnosis = dgm.doctor(build(target, points, **swaps), points)
+    elif target.endswith(".py"):
+        raise ValueError(f"{target} is a file: name what is in the file: {target}:MODEL,GUIDE")
     else:
         program, record = runs.read(target)
         points = dgm.data.load(data or record.data, data_dir=data_dir or record.data_dir, num=64)
@@ -807,10 +806,9 @@ def represent(
     """
     import json
 
-    import numpy as np
-
     import dgm_pyro as dgm
     from dgm_pyro import plots, representations, runs
+    from dgm_pyro.labelled import Labelled
     from dgm_pyro.program import check_count
     from dgm_pyro.training import find_device
     from dgm_pyro.vae import VAE
@@ -819,6 +817,12 @@ def represent(
     where, picture = find_device(device), _written_to(out, run / "representation.png")
     program, record = runs.read(run, where)
     place, source = data_dir or record.data_dir, data or record.data
+    if isinstance(program, Labelled):
+        representations.codes(program.program)  # or why there are none
+        raise ValueError(
+            f"{run} has a code for each class, and no map of all of them; in Python: "
+            f"labelled = dgm.load({str(run)!r}); dgm.representations.encode(labelled.program, x, labelled.classify(x))"
+        )
     x, y = _inputs(source, program, place)
     x, y = x[:num], None if y is None else y[:num]
     z = representations.encode(program, x, site=site, seed=seed)
@@ -834,8 +838,10 @@ def represent(
     use = dgm.infer.units(program, x[:512], seed=seed) if isinstance(program, VAE) and len(x) > 1 else {}
 
     picture.parent.mkdir(parents=True, exist_ok=True)
-    np.save(picture.with_suffix(".npy"), z.numpy())
-    figures = {} if z[0].numel() < 2 else {"": plots.latent_map(z, y, title=f"{site} of {len(z)} data, {what}")}
+    _save_array(picture.with_suffix(".npy"), z)
+    figures = (
+        {} if len(z) < 2 or z[0].numel() < 2 else {"": plots.latent_map(z, y, title=f"{site} of {len(z)} data, {what}")}
+    )
     if len(program.event_shape) == 3 and not representations.is_discrete(program, site):
         figures |= _around_codes(program, x, z, site, path, use.get(site))
     written = [picture.with_suffix(".npy")]
@@ -853,7 +859,7 @@ def represent(
         }
         typer.echo(json.dumps(numbers, indent=1))
         return
-    typer.echo(f"{what}: {site} of {len(z)} data, {z[0].numel()} features")
+    typer.echo(f"{what}: {site} of {len(z)} data, {_size_of_code(program, z, site)}")
     for name, units in use.items():
         nats = "" if units.kl is None else f", {float(units.kl.sum()):.2f} nats in all"
         typer.echo(f"{name}: {int(units.active.sum())} of {len(units.active)} features active{nats}")
@@ -864,6 +870,25 @@ def represent(
         found = each.clusters
         typer.echo(f"{name:<6}{right}{found.accuracy:>12.3f}{found.nmi:>8.3f}{found.ari:>8.3f}")
     typer.echo(", ".join(map(str, written)))
+
+
+def _size_of_code(program: Any, z: Tensor, site: str) -> str:
+    from dgm_pyro import representations
+
+    size = z[0].numel()
+    if not representations.is_discrete(program, site):
+        return f"{size} features"
+    for _ in range(1 + representations.codes(program).index(site)):
+        program = program.prior
+    if z.shape[1:] == program.event_shape and program.levels == 2:
+        return f"{size} bits, as their probabilities"
+    values = z.shape[-1]
+    many = size // values
+    return (
+        f"a class among {values}, as its probabilities"
+        if many == 1
+        else (f"{many} codes of {values} values, as their probabilities")
+    )
 
 
 def _around_codes(
@@ -916,12 +941,15 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> tuple[Tensor
             as_data(program, points)
         return points.x, points.y
     try:
-        array = np.load(source, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{source} is no array saved by numpy.save ({error})") from error
+        with Path(source).open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{source} is no array ({error}): write one with numpy.save") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{source} holds {array.dtype}: save numbers")
-    x = torch.from_numpy(np.ascontiguousarray(array))
+    # torch reads neither foreign byte orders nor floats of more than 64 bits.
+    native = np.dtype(np.float64) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    x = torch.from_numpy(array.astype(native, order="C"))
     shape = program.event_shape if program.variable == "x" else program.given_shape or x.shape[1:]
     if x.dim() == len(shape) and len(shape) == 3 and shape[0] == 1:  # images without their channel
         x = x.unsqueeze(1)
@@ -934,6 +962,19 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> tuple[Tensor
     if program.variable == "x":
         program.check(x)
     return x, None
+
+
+def _save_array(path: Path, x: Tensor) -> None:
+    """As a .npy file, which `_inputs` reads."""
+    import io
+
+    import numpy as np
+
+    from dgm_pyro.checkpoint import write_file
+
+    content = io.BytesIO()
+    np.save(content, x.numpy())
+    write_file(path, content.getvalue())
 
 
 def _written_to(out: Path | None, default: Path) -> Path:
@@ -990,6 +1031,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "dgm"
             return _fail(f"{error.format_message()} (see {command} --help)", getattr(error, "exit_code", 2))
+        if _is_of_memory(error):
+            return _fail(f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1)
         if not isinstance(error, _expected()):
             raise
         return _fail(str(error), 1)
@@ -1002,6 +1045,13 @@ def _expected() -> tuple[type[Exception], ...]:
     from dgm_pyro.training import NonFiniteLossError
 
     return ValueError, TypeError, OSError, CompilationError, IntractableError, NonFiniteLossError
+
+
+def _is_of_memory(error: Exception) -> bool:
+    import torch
+
+    # On the CPU torch raises no class of its own.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _fail(message: str, status: int) -> int:

@@ -207,7 +207,8 @@ def doctor(model: Any, guide: Any = None, *args: Any, loss: PyroELBO | None = No
 
 def _program(program: Program, data: Any, loss: PyroELBO | None) -> Diagnosis:
     modes = [(module, module.training) for module in program.modules()]
-    program.eval()
+    for module, _ in modes:
+        module.training = isinstance(module, Program)  # the statements of training, but no dropout and no batch norm
     try:
         if data is None:
             value, given = _example(program)
@@ -1012,7 +1013,9 @@ def pair_from(target: str, arguments: str = "data") -> tuple[Any, Any, tuple[Any
 
     model, guide = get(model_name), get(guide_name) if guide_name else None
     value = get(arguments) if arguments != "data" or hasattr(module, "data") else ()
-    value = value() if callable(value) and not isinstance(value, Tensor) else value
+    if callable(value) and not isinstance(value, Tensor):
+        with _users(f"{arguments}() of {source}", "when it is called without arguments"):
+            value = value()
     if isinstance(value, dict):
         return model, guide, (), value
     return model, guide, value if isinstance(value, tuple) else (value,), {}
@@ -1022,8 +1025,8 @@ def _module(source: str) -> types.ModuleType:
     if not source.endswith(".py"):
         try:
             return importlib.import_module(source)
-        except ImportError as error:
-            raise ValueError(f"cannot import {source}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"cannot import {source}: {_line(error)}") from error
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"there is no file {source}")
@@ -1033,9 +1036,17 @@ def _module(source: str) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbours
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
-        raise ValueError(f"{source} raises {type(error).__name__} when it is loaded: {_line(error)}") from error
+        with _users(source, "when it is loaded"):
+            spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     return module
+
+
+@contextlib.contextmanager
+def _users(code: str, when: str) -> Iterator[None]:
+    """Whatever ``code``, which is the user's, raises or exits with, is an error in one line."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{code} raises {type(error).__name__} {when}: {_line(error)}") from error

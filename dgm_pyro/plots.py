@@ -656,21 +656,21 @@ def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure
     """Latents in the plane, coloured by label; more than two dimensions are projected on their principal components.
 
     Args:
-        z: ``(N, ...)``, at least two features.
+        z: ``(N, ...)``, at least two data of at least two features.
         y: integer labels, ``(N,)``, if there are any.
 
     Raises:
         ValueError: shapes do not fit.
     """
     flat = z.detach().cpu().double().flatten(1)
-    if (y is not None and tuple(y.shape) != (len(flat),)) or flat.shape[1] < 2:
+    if (y is not None and tuple(y.shape) != (len(flat),)) or min(flat.shape) < 2:
         labels_are = "" if y is None else f" and y {tuple(y.shape)}"
-        raise ValueError(f"z has shape {tuple(z.shape)}{labels_are}: pass (N, D) with D at least 2, and (N,)")
+        raise ValueError(f"z has shape {tuple(z.shape)}{labels_are}: pass (N, D) with N and D at least 2, and (N,)")
     labels = ["$z_1$", "$z_2$"]
     if flat.shape[1] > 2:
         flat = flat - flat.mean(0)
         _, scale, axes_of = torch.linalg.svd(flat, full_matrices=False)
-        share = scale.square() / scale.square().sum()
+        share = scale.square() / scale.square().sum().clamp_min(1e-300)  # data that are all alike have none
         flat = flat @ axes_of[:2].T
         labels = [f"principal component {i + 1} ({100 * share[i]:.0f} % of the variance)" for i in range(2)]
     figure = _figure(4.3, title)

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dgm_pyro import plots
+from dgm_pyro.checkpoint import write_file
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,7 @@ def render(report: Report) -> str:
 
 def write(report: Report, path: str | os.PathLike[str]) -> None:
     """`render` to a file, which is replaced in one step."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(render(report), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(Path(path), render(report).encode())
 
 
 def _data_uri(png: bytes) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,13 @@ from dgm_pyro.program import Program
 from dgm_pyro.training import History, fit
 
 RECORD = "run.json"
+
+Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
+
+KINDS: dict[str, Kind] = {
+    "model": str, "data": str, "data_dir": str | None, "options": dict, "history": {"seconds": int | float}
+}  # fmt: skip
+"""What a record holds."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +154,8 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     path = Path(folder) / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run, it has no {RECORD}: train one with dgm train --out {folder}")
-    try:
-        record = Record(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): train the run again") from error
+    found = read_json(path, KINDS, "train the run again")
+    record = Record(**{name: found[name] for name in KINDS})
     return checkpoint.load(folder, device), record
 
 
@@ -161,9 +167,34 @@ def record_of(model: str, data: str, history: History, data_dir: str | None = No
 
 def write_json(path: Path, content: Any) -> None:
     """All of ``content`` at ``path``, or the file that was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    checkpoint.write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, Any]:
+    """The object that `write_json` stored at ``path``.
+
+    Args:
+        kinds: what it must hold, by name; a mapping for an object in it.
+        remedy: what to do about a damaged file.
+
+    Raises:
+        ValueError: the file is damaged: no JSON, no object, or something in it is missing or of another kind.
+    """
     try:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        content = json.loads(path.read_bytes())
+        _check_kinds(content, kinds, "it")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    return content
+
+
+def _check_kinds(content: Any, kinds: Mapping[str, Kind], where: str) -> None:
+    if not isinstance(content, dict):
+        raise TypeError(f"{where} is a {type(content).__name__}")
+    for name, kind in kinds.items():
+        if name not in content:
+            raise TypeError(f"{where} lacks {name!r}")
+        if isinstance(kind, Mapping):
+            _check_kinds(content[name], kind, name)
+        elif not isinstance(content[name], kind):
+            raise TypeError(f"{name} is a {type(content[name]).__name__}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import math
 import multiprocessing
 import os
@@ -245,7 +244,7 @@ def _open(folder: Path, options: Options) -> Path:
     """Make the folder, or see that it holds a sweep with the same options."""
     path = folder / "sweep.json"
     if path.is_file():
-        before = asdict(Options()) | json.loads(path.read_text())
+        before = asdict(Options()) | runs.read_json(path, {}, "choose another --out")
         changed = [
             f"{name} was {before.get(name)!r} and is now {value!r}"
             for name, value in asdict(options).items()
@@ -333,13 +332,13 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> None:
     place = _place(folder, cell)
     place.mkdir(parents=True, exist_ok=True)
     try:
-        numbers = _train_and_evaluate(place, options, cell)
+        # Numbers that are not finite cannot be written, which is an error of this cell, too.
+        runs.write_json(place / "evaluation.json", _train_and_evaluate(place, options, cell))
     except Exception as error:  # whatever it is, the other cells go on
         text = " ".join(f"{type(error).__name__}: {error}".split())
         runs.write_json(place / "failed.json", {"error": text, **asdict(cell)})
         return
     (place / "failed.json").unlink(missing_ok=True)
-    runs.write_json(place / "evaluation.json", numbers)
 
 
 def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:
@@ -388,6 +387,18 @@ def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, 
     }
 
 
+NUMBERS: dict[str, runs.Kind] = {
+    "choices": dict,
+    "kind": str,
+    **dict.fromkeys(("bits_per_dim", "nats", "elbo_bits_per_dim", "seconds"), int | float),
+    **dict.fromkeys(("kl", "active"), int | float | None),
+    "parameters": int,
+}
+"""What the tables need of a cell's evaluation."""
+
+REMEDY = "remove it, and give the same command again"
+
+
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
@@ -405,9 +416,9 @@ def collect(
         for seed in range(seeds):
             place = _place(folder, Cell(choices, seed))
             if (place / "evaluation.json").is_file():
-                done.append(json.loads((place / "evaluation.json").read_text()))
+                done.append(runs.read_json(place / "evaluation.json", NUMBERS, REMEDY))
             elif (place / "failed.json").is_file():
-                errors.append(json.loads((place / "failed.json").read_text())["error"])
+                errors.append(runs.read_json(place / "failed.json", {"error": str}, REMEDY)["error"])
         rows.append(Row(dict(choices) or {"model": options.model}, done, errors))
     return Sweep(folder, options, axes, rows)
 

@@ -16,6 +16,8 @@ import dgm_pyro as dgm
 from dgm_pyro import checkpoint
 from dgm_pyro.checkpoint import LAYERS, CheckpointError, read_extra
 
+NAN = float("nan")
+
 
 @dgm.register
 class Ring(dgm.Conditional):
@@ -360,6 +362,21 @@ def test_what_cannot_be_stored_says_so_and_writes_nothing(case, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_are_no_numbers_are_not_stored(tmp_path):
+    program = dgm.Normal(2, learned=True)
+    dgm.save(program, tmp_path)
+    with torch.no_grad():
+        program.parameter[0] = NAN
+    with pytest.raises(CheckpointError, match="parameter of this Normal holds NaN: train it again"):
+        dgm.save(program, tmp_path)
+    assert torch.isfinite(dgm.load(tmp_path).parameter).all()
+
+
+def test_numbers_that_are_infinite_on_purpose_come_back(tmp_path):
+    program = Ring((1.0, 2.0), centre=torch.tensor([math.inf, -math.inf]))
+    assert torch.equal(round_trip(program, tmp_path).centre, program.centre)
+
+
 def test_extra_holds_plain_values_only(tmp_path):
     with pytest.raises(TypeError, match=r"extra is or holds a torch.Tensor.*use numbers, strings, tuples"):
         dgm.save(dgm.Normal(1), tmp_path, extra={"x": torch.zeros(1)})
@@ -453,6 +470,14 @@ BAD_FOLDERS = {
     "weights of another size": (
         resealed(safetensors.torch.save({"network.weight": torch.zeros(8, 3), "network.bias": torch.zeros(4)})),
         r"network.weight has shape \(4, 3\) in this Normal, but has shape \(8, 3\).*written by dgm_pyro 0.1.0",
+    ),
+    "weights reduced to bytes": (
+        resealed(safetensors.torch.save({"network.weight": torch.ones(4, 3).char(), "network.bias": torch.zeros(4)})),
+        r"weights-\w+.safetensors: network.weight is stored as torch.int8, but this Normal computes with torch.float32",
+    ),
+    "a weight that is no number": (
+        resealed(safetensors.torch.save({"network.weight": torch.ones(4, 3), "network.bias": torch.full((4,), NAN)})),
+        r"weights-\w+.safetensors: network.bias holds NaN: train the program again",
     ),
     "an unknown class": (
         node(-1, **{"class": "Mystery"}),

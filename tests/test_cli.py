@@ -343,6 +343,9 @@ BAD = [
     (["train", "vae", "--colour", "red"], 2, "--colour"),
     (["sample", "/nowhere"], 1, "/nowhere"),
     (["sample", "{vae}", "-n", "0"], 1, "num_samples"),
+    (["sample", "{vae}", "-n", "1000000000000000"], 1, "there is not enough memory: ask for fewer"),
+    (["sample", "{vae}", "--seed", "18446744073709551616"], 2, "--seed"),
+    (["train", "vae", "--seed", "-1"], 2, "--seed"),
     (["sample", "{vae}", "--label", "3"], 1, "--labelled"),
     (["sample", "{labelled}", "--label", "12"], 1, "12"),
     (["sample", "{vae}", "--sampler", "ddim"], 1, "diffusion"),
@@ -385,10 +388,14 @@ def test_a_damaged_run_is_one_line(trained, tmp_path, capfd):
     capfd.readouterr()
     assert cli.main(["sample", str(run)]) == 1
     assert "truncated" in capfd.readouterr().err
-    (run / "run.json").write_text("{")
-    assert cli.main(["sample", str(run)]) == 1
-    (line,) = capfd.readouterr().err.splitlines()
-    assert "run.json is damaged" in line
+    whole = json.loads((run / "run.json").read_text())
+    spoilt = ["", "{", "[]", "3", "[" * 10**5, "{}", *(json.dumps(whole | {name: 3}) for name in whole)]
+    for content in [*spoilt, json.dumps(whole | {"history": {}})]:
+        (run / "run.json").write_text(content)
+        assert cli.main(["sample", str(run)]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert f"{run / 'run.json'} is damaged (" in line
+        assert line.endswith("): train the run again")
 
 
 def test_a_loss_that_is_not_finite_is_one_line_after_the_bar(tmp_path, capfd):

@@ -33,6 +33,11 @@ def trained(tmp_path_factory):
     np.save(folder / "far.npy", np.full((5, 2), 50.0))
     np.save(folder / "words.npy", np.array(["a", "b"]))
     np.save(folder / "large.npy", np.zeros((5, 9, 9)))
+    np.savez(folder / "several.npz", a=np.zeros((5, 8, 8)))
+    (folder / "several.npz").rename(folder / "several.npy")
+    (folder / "text.npy").write_text("0 1 2 3 4 5 6 7")
+    (folder / "empty.npy").write_bytes(b"")
+    (folder / "folder.npy").mkdir()
     return folder
 
 
@@ -79,6 +84,15 @@ def test_every_score_in_one_table(trained, capsys):
         assert 0 <= row["auroc"] <= 1
 
 
+@pytest.mark.parametrize("dtype", [">i4", ">u2", ">f8", "<f2", "g", "?"])
+def test_numbers_are_read_whatever_machine_wrote_them(trained, tmp_path, dtype):
+    bits = np.random.default_rng(1).integers(0, 2, (9, 1, 8, 8))
+    for name, array in (("ours", bits), ("theirs", np.asfortranarray(bits.astype(dtype)))):
+        np.save(tmp_path / f"{name}.npy", array)
+        dgm_ok("anomaly", trained / "pixels", tmp_path / f"{name}.npy", "--out", tmp_path / f"{name}.png")
+    assert rows_of(tmp_path / "theirs.csv") == rows_of(tmp_path / "ours.csv")
+
+
 def test_points_need_no_picture_of_pixels(trained, capsys):
     dgm_ok("anomaly", trained / "points", trained / "far.npy")
     assert "5 of 5" in capsys.readouterr().out
@@ -116,6 +130,10 @@ def test_noise_is_rejected_by_who_knows_p_of_x(trained, tmp_path, capsys):
         (("anomaly", "pixels", "noise.npy", "--false-alarm-rate", "0.001"), "pass at least 999"),
         (("anomaly", "pixels", "noise.npy", "--out", "found.jpg"), "--out must end in .png"),
         (("anomaly", "pixels", "words.npy"), "save numbers"),
+        (("anomaly", "pixels", "several.npy"), "several.npy is no array (the magic string is not correct"),
+        (("anomaly", "pixels", "text.npy"), "text.npy is no array (the magic string is not correct"),
+        (("anomaly", "pixels", "empty.npy"), "empty.npy is no array (EOF"),
+        (("anomaly", "pixels", "folder.npy"), "Is a directory"),
         (("anomaly", "pixels", "large.npy"), "the run takes (N, *(1, 8, 8))"),
         (("anomaly", "pixels", "missing.npy"), "No such file"),
         (("anomaly", "pixels", "moons"), "real data (a density)"),

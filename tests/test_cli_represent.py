@@ -22,6 +22,9 @@ def trained(tmp_path_factory):
         "points": ["diffusion", "--data", "moons"],
         "made": ["made"],
         "labelled": ["vae", "--labelled"],
+        "labelled-made": ["made", "--labelled"],
+        "clusters": ["vae", "--prior", "categorical", "--encoder", "categorical"],
+        "vq": ["vae", "--prior", "codes-uniform", "--encoder", "codes", "--latent", "6"],
     }
     for name, (model, *options) in recipes.items():
         short = ["--num", "300", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
@@ -69,6 +72,34 @@ def test_discrete_codes_have_nothing_in_between(trained, tmp_path):
     assert files(tmp_path) == {"representation.png", "representation.npy"}
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("clusters", "z of 30 data, a class among 16, as its probabilities"),
+        ("vq", "z of 30 data, 6 codes of 8 values, as their probabilities"),
+        ("codes", "z of 30 data, 5 bits, as their probabilities"),
+        ("hierarchy", "z of 30 data, 6 features"),
+    ],
+)
+def test_a_code_is_called_what_it_is(trained, tmp_path, capsys, name, words):
+    dgm_ok("represent", trained / name, "--num", "30", "--out", tmp_path / "representation.png")
+    assert words in capsys.readouterr().out
+
+
+def test_the_advice_for_a_labelled_program_runs(trained, capsys):
+    assert cli.main(["represent", str(trained / "labelled")]) == 1
+    advice = capsys.readouterr().err.split("in Python: ")[1]
+    x = dgm.data.load("digits", "test").x[:7]
+    prepare, encode = advice.split("; ")
+    names = {"dgm": dgm, "x": x}
+    exec(prepare, names)
+    torch.manual_seed(0)  # of the bounds that tell the class
+    z, labelled = eval(encode, names), dgm.load(trained / "labelled")
+    torch.manual_seed(0)
+    assert torch.equal(z, representations.encode(labelled.program, x, labelled.classify(x)))
+    assert z.shape[0] == 7
+
+
 def test_a_flow_is_interpolated_and_points_are_mapped(trained, tmp_path, capsys):
     for name in ("flow", "points"):
         (tmp_path / name).mkdir()
@@ -88,11 +119,23 @@ def test_data_without_labels_get_codes_and_pictures(trained, tmp_path, capsys):
     assert len(files(tmp_path)) == 5
 
 
+def test_a_single_datum_has_a_code_and_no_map(trained, tmp_path, capsys):
+    for name in ("hierarchy", "flow"):
+        program = dgm.load(trained / name)
+        x = dgm.data.load("digits-binary" if name == "hierarchy" else "digits", "test").x[:1]
+        np.save(tmp_path / "one.npy", x)
+        dgm_ok("represent", trained / name, tmp_path / "one.npy", "--out", tmp_path / "representation.png")
+        assert f"of 1 data, {program.event_shape.numel() if name == 'flow' else 6} features" in capsys.readouterr().out
+        assert np.allclose(np.load(tmp_path / "representation.npy"), representations.encode(program, x))
+        assert files(tmp_path) == {"representation.npy"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("made",), "Autoregressive has no code of x"),
-        (("labelled",), "pass the program within and the labels"),
+        (("labelled",), "has a code for each class"),
+        (("labelled-made",), "Autoregressive has no code of x"),
         (("vae", "--site", "z2"), "site must be one of 'z', got 'z2'"),
         (("vae", "--path", "bent"), "path must be one of linear, spherical"),
         (("vae", "--num", "0"), "num must be a positive integer"),

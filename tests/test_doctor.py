@@ -194,7 +194,8 @@ def test_pairs_that_are_right_raise_no_alarm(name):
 SAMPLE = [
     "normal-given-label", "bernoulli-learned", "vae", "vae-three-levels", "vae-in-likelihood", "vae-bit-latent",
     "made-categorical", "pixelcnn", "realnvp", "nsf-given-image", "dequantized-variational", "vae-flow-encoder",
-    "diffusion", "vae-diffusion-prior", "labelled-vae", "labelled-classifier", "discriminative",
+    "diffusion", "vae-diffusion-prior", "continuous-diffusion-learned", "labelled-vae", "labelled-classifier",
+    "discriminative",
 ]  # fmt: skip
 
 
@@ -580,12 +581,35 @@ def test_a_model_by_name(capsys):
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise RuntimeError('no\\nserver')", "data() of {} raises RuntimeError when it is called without argum"),
+        ("assert False, 'odd'", "raises AssertionError when it is called without arguments: odd"),
+        ("raise SystemExit(3)", "raises SystemExit when it is called without arguments: 3"),
+    ],
+)
+def test_data_of_a_file_that_fails_ends_in_one_line(script, capsys, body, message):
+    script.write_text(f"{SCRIPT}\ndef data():\n    {body}\n")
+    assert cli.main(["doctor", f"{script}:model,guide"]) == 1
+    error = capsys.readouterr().err
+    assert message.format(script) in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_exits_ends_in_one_line(script, capsys):
+    script.write_text("import sys\nsys.exit(2)")
+    assert cli.main(["doctor", f"{script}:model"]) == 1
+    assert f"{script} raises SystemExit when it is loaded: 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("target", "message"),
     [
         ("nowhere.py:model", "no file"),
         ("no.such.module:model", "cannot import"),
         ("{}:modle,guide", "did you mean 'model'"),
         ("{}:", "FILE.py:MODEL,GUIDE"),
+        ("{}", "name what is in the file: "),
         ("nothing-here", "holds no run"),
     ],
 )

@@ -139,6 +139,40 @@ def test_the_number_of_cells_and_the_time_that_is_left_are_told(tmp_path, capsys
     assert "2 cells to train, 2 are finished" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("spoilt", ["", "{", "[]", "[" * 10**5, '{"kind": "elbo"}', '{"choices": 3}', "\xff"])
+def test_a_damaged_evaluation_is_named_with_what_to_do(tmp_path, capsys, spoilt):
+    options = {"prior": ("normal",), "objective": ("elbo",)}
+    sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
+    path = tmp_path / "s" / "cells" / "normal-elbo-seed0" / "evaluation.json"
+    whole = path.read_bytes()
+    path.write_bytes(spoilt.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"evaluation.json is damaged \(.*\): remove it, and give the same command"):
+        sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
+    path.unlink()
+    sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
+    ours, theirs = json.loads(path.read_text()), json.loads(whole)
+    assert ours.pop("seconds") <= theirs.pop("seconds")  # the run itself is kept
+    assert ours == theirs
+
+
+def test_a_damaged_sweep_is_named(tmp_path):
+    (tmp_path / "sweep.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"sweep.json is damaged \(it is a list\): choose another --out"):
+        sweep.sweep(tmp_path, FAST, prior=("normal",))
+
+
+def test_a_number_that_is_not_finite_fails_its_cell_alone(tmp_path, monkeypatch):
+    whole = sweep._train_and_evaluate
+
+    def infinite(place, options, cell):
+        return whole(place, options, cell) | ({"nats": math.inf} if cell.seed == 0 else {})
+
+    monkeypatch.setattr(sweep, "_train_and_evaluate", infinite)
+    result = sweep.sweep(tmp_path / "s", FAST, prior=("normal",), objective=("elbo",), seeds=2, progress=False)
+    assert [len(row.cells) for row in result.rows] == [1]
+    assert "not JSON compliant" in result.rows[0].errors[0]
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [({"prior": ("normal", "bogus")}, "bogus"), ({"objective": ("iwae:x",)}, "iwae:x"), ({"encoder": ("no",)}, "no")],
