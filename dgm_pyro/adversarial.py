@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import Tensor, nn
 
+from dgm_pyro.autoregressive import parameter_of
 from dgm_pyro.evaluation import seeded, standard_error
 from dgm_pyro.networks.convolutional import ConvEncoder
 from dgm_pyro.networks.mlp import MLP, to_unit
@@ -84,7 +85,11 @@ def draw(program: Program, size: int, given: Any = None) -> Tensor:
             f"the draws of this {type(program).__name__} carry no gradient, so that no comparison of samples can train "
             "it: use a dgm.Implicit, a flow, or continuous likelihoods; or an objective such as 'elbo'"
         )
-    return to_unit(x, program.levels)
+    return _scaled(program, x)
+
+
+def _scaled(program: Program, x: Tensor) -> Tensor:
+    return to_unit(x, program.levels, parameter_of(program).dtype)
 
 
 # -- games -------------------------------------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ class Adversarial:
         """The critic's move: `dgm.fit` calls it before each step of the program, with its learning rate."""
         critic, optimizer = self._prepared()
         optimizer.param_groups[0]["lr"] = self.critic_lr * lr
-        real = to_unit(x, program.levels)
+        real = _scaled(program, x)
         critic.requires_grad_(True)
         for _ in range(self.critic_steps):
             with torch.no_grad():
@@ -199,7 +204,7 @@ class Adversarial:
         else:
             payoff = of_samples if self.game == "wasserstein" else DIVERGENCES[self.game][1](of_samples)
         with torch.no_grad():
-            distance = self.distance(_values(critic, to_unit(x, program.levels), given), of_samples)
+            distance = self.distance(_values(critic, _scaled(program, x), given), of_samples)
         return Bound(payoff, payoff, {program.variable: payoff}, {"critic": distance.expand_as(payoff)})
 
     def _prepared(self) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -297,7 +302,7 @@ class KernelScore:
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
-        real = to_unit(x, program.levels).flatten(1)
+        real = _scaled(program, x).flatten(1)
         if given is None:
             fake = draw(program, max(len(x), 2)).flatten(1)
             between, within = self.similarity(real, fake).mean(1), self.mean_of_pairs(fake)
@@ -437,7 +442,8 @@ def density_ratio(
         chosen = MLP(p.shape[1:], 1, (64, 64), activation="silu").to(p) if critic is None else critic
         optimizer = torch.optim.Adam(chosen.parameters(), lr=lr)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        bounds, total = [], 0.0
+        # Summed where it is made: to ask for a number at every step would be to wait for the device.
+        bounds, total = [], torch.zeros((), dtype=torch.float64, device=p.device)
         for step in range(1, steps + 1):
             batches = [x[torch.randint(len(x), (batch_size,), device=x.device)] for x in (p, q)]
             bound = divergence_bound(divergence, *(_values(chosen, x, None) for x in batches))
@@ -445,9 +451,9 @@ def density_ratio(
             (-bound).backward()
             optimizer.step()
             falling.step()
-            total += bound.item()
+            total += bound.detach()
             if step % 100 == 0:
-                bounds.append(total / 100)
-                total = 0.0
+                bounds.append(total.item() / 100)
+                total.zero_()
     chosen.eval()
     return DensityRatio(chosen, divergence, bounds)

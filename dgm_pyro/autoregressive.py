@@ -17,6 +17,7 @@ Source: Frey 1998, Larochelle and Murray 2011 (NADE), Germain et al. 2015 (MADE)
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -313,8 +314,9 @@ class AutoregressiveDistribution(TorchDistribution):
 
 
 def parameter_of(program: Program) -> Tensor:
-    """A parameter, for the type and device that computations on the program have."""
-    return next(program.parameters(), torch.zeros(()))
+    """A parameter, or else a buffer of reals, for the type and device that computations on the program have."""
+    tensors = itertools.chain(program.parameters(), program.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
 
 
 def order_of(features: Parametric) -> tuple[int, ...]:

@@ -221,7 +221,7 @@ class Denoising(Program):
 
     def clean(self, x: Tensor) -> Tensor:
         """x as the chain's x_0: integers scaled to [-1, 1], reals as they are."""
-        return to_unit(x, self.levels)
+        return to_unit(x, self.levels, self.zeros().dtype)
 
     def noised(self, x0: Tensor, t: Tensor) -> dist.TorchDistribution:
         """q(x_t | x_0), for x_0 ``(*batch, *event_shape)`` and t in 1 .. T, ``(*batch,)``."""
@@ -458,7 +458,7 @@ class Diffusion(Denoising):
         return self._at("alpha", t), self._at("sigma", t)
 
     def clock(self, t: Tensor) -> Tensor:
-        return t / self.steps
+        return t.to(self.schedule.alpha.dtype) / self.steps
 
     def doubt(self, t: Tensor) -> Tensor:
         return positive(self.raw_scale[t - 1]) ** 2
@@ -512,12 +512,12 @@ class Diffusion(Denoising):
     @contextlib.contextmanager
     def _noising(self, name: str, x0: Tensor) -> Iterator[tuple[Tensor, Tensor | float, Tensor]]:
         """Enter the plate over time and state x_t ~ q(x_t | x_0) there; yields t, the weight of its term, x_t."""
-        shift: Tensor | int = 0
+        shift: Any = 0
         drawn = self.subsample < self.steps
         if drawn:
             # One subsample of times for the whole batch would be noisy. Evenly spread and turned by a shift of each
             # datum's own, every time is as likely as before (systematic sampling).
-            site = Even(self.mean_square) if self.importance else _Shift(self.steps, x0.device)
+            site = Even(self.mean_square) if self.importance else _Shift(self.steps, x0)
             shift = noising(f"{name}_shift", site)
         spread = torch.arange(self.subsample, device=x0.device) * self.steps // self.subsample
         plate: Any = pyro.plate(f"{name}_time", self.steps, subsample=spread)
@@ -526,7 +526,7 @@ class Diffusion(Denoising):
             weight: Tensor | float = 1.0
             if drawn and self.importance:
                 probabilities = self.time_probabilities()
-                comb = torch.arange(self.subsample, device=x0.device).reshape(places.shape) / self.subsample
+                comb = torch.arange(self.subsample, device=x0.device).reshape(places.shape).to(shift) / self.subsample
                 t = torch.searchsorted(probabilities.cumsum(0), (comb + shift) % 1).clamp(max=self.steps - 1) + 1
                 weight = 1 / (self.steps * probabilities[t - 1])
             else:
@@ -562,11 +562,11 @@ class Denoised:
     logits: Tensor | None = None
 
 
-def evenly(shape: torch.Size, device: torch.device) -> Tensor:
-    """Numbers in [0, 1), each uniform, together an even comb turned by one random shift."""
+def evenly(shape: torch.Size, like: Tensor) -> Tensor:
+    """Numbers in [0, 1) of the type of ``like``, each uniform, together an even comb turned by one random shift."""
     count = math.prod(shape)  # not numel(), which would fix the batch size in an export
-    even = torch.arange(count, device=device) / max(1, count)
-    return ((even + torch.rand((), device=device)) % 1).reshape(shape)
+    even = torch.arange(count, dtype=like.dtype, device=like.device) / max(1, count)
+    return ((even + torch.rand((), dtype=like.dtype, device=like.device)) % 1).reshape(shape)
 
 
 class Even(TorchDistribution):
@@ -590,7 +590,7 @@ class Even(TorchDistribution):
         return Even(self.like, batch_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return evenly(self._extended_shape(torch.Size(sample_shape)), self.like.device).to(self.like.dtype)
+        return evenly(self._extended_shape(torch.Size(sample_shape)), self.like)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.like.new_zeros(torch.broadcast_shapes(value.shape, self.batch_shape))
@@ -605,8 +605,8 @@ class _Shift(TorchDistribution):
     arg_constraints: ClassVar = {}
     has_rsample = False
 
-    def __init__(self, steps: int, device: torch.device, batch_shape: Sequence[int] = ()):
-        self.steps, self.device = steps, device
+    def __init__(self, steps: int, like: Tensor, batch_shape: Sequence[int] = ()):
+        self.steps, self.like = steps, like
         super().__init__(torch.Size(batch_shape), validate_args=False)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
@@ -614,15 +614,15 @@ class _Shift(TorchDistribution):
         return constraints.integer_interval(0, self.steps - 1)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _Shift:
-        return _Shift(self.steps, self.device, batch_shape)
+        return _Shift(self.steps, self.like, batch_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        turned = evenly(self._extended_shape(torch.Size(sample_shape)), self.device)
+        turned = evenly(self._extended_shape(torch.Size(sample_shape)), self.like)
         return (turned * self.steps).long().clamp(max=self.steps - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        return torch.full(shape, -math.log(self.steps), device=value.device)
+        return self.like.new_full(shape, -math.log(self.steps))
 
 
 class Chain(TorchDistribution):

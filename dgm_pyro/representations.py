@@ -44,6 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgm_pyro.autoregressive import parameter_of
 from dgm_pyro.diffusion import Denoised, Denoising
 from dgm_pyro.evaluation import evaluating, program_device, seeded
 from dgm_pyro.flow import Dequantized, Flow
@@ -225,7 +226,7 @@ def _posterior(program: Any, x: Tensor, given: Any, site: str, num_draws: int, d
         if mean is not None and latent_sites(trace)[0] == site:
             return mean
         if mean is None:
-            mean = value if levels in (None, 2) else F.one_hot(value.long(), levels)
+            mean = value if levels in (None, 2) else F.one_hot(value.long(), levels).to(parameter_of(program).dtype)
         total = total + mean / num_draws
     return total
 
@@ -281,7 +282,7 @@ def _place(program: Dequantized, x: Tensor, given: Any, draw: bool) -> Tensor:
         trace: Any = guide_trace(program, x, given=given, batch=(len(x),))
         v = trace.nodes[f"{program.variable}_continuous"]["value"]
     else:
-        v = (x + 0.5) / program.levels
+        v = (x.to(parameter_of(program).dtype) + 0.5) / program.levels
     return _flow_of(program).inverse_map(v, given)
 
 
@@ -411,7 +412,8 @@ def grid(program: Program, num: int = 12, reach: float = 2.5, *, given: Any = No
         ValueError: the code has not 2 features.
     """
     check_count(num, "num")
-    (site, *_), axis = codes(program), torch.linspace(-reach, reach, num)
+    like = parameter_of(program)
+    (site, *_), axis = codes(program), torch.linspace(-reach, reach, num, dtype=like.dtype)
     _require_real(program, site)
     if tuple(_code_shape(program, site)) != (2,):
         raise ValueError(
@@ -459,8 +461,8 @@ def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float
     from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    classifier.fit(_features(train, train_y), train_y.numpy())
-    return float(classifier.score(_features(test, test_y), test_y.numpy()))
+    classifier.fit(_features(train, train_y), train_y.cpu().numpy())
+    return float(classifier.score(_features(test, test_y), test_y.cpu().numpy()))
 
 
 def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbours: int = 5) -> float:
@@ -471,8 +473,8 @@ def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbours
     if neighbours > len(train):
         raise ValueError(f"neighbours is {neighbours}, but there are {len(train)} training data")
     classifier = KNeighborsClassifier(neighbours)
-    classifier.fit(_features(train, train_y), train_y.numpy())
-    return float(classifier.score(_features(test, test_y), test_y.numpy()))
+    classifier.fit(_features(train, train_y), train_y.cpu().numpy())
+    return float(classifier.score(_features(test, test_y), test_y.cpu().numpy()))
 
 
 def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:

@@ -617,7 +617,7 @@ def test_samples_of_integers_are_integers(sampler, predict):
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 40), st.integers(0, 1000))
 def test_shifts_are_spread_evenly_over_the_batch(steps, particles, size, seed):
     torch.manual_seed(seed)
-    shift = _Shift(steps, torch.device("cpu")).expand((particles, size)).sample()
+    shift = _Shift(steps, torch.zeros(())).expand((particles, size)).sample()
     assert shift.shape == (particles, size)
     counts = torch.bincount(shift.flatten(), minlength=steps)
     assert len(counts) == steps
@@ -627,10 +627,10 @@ def test_shifts_are_spread_evenly_over_the_batch(steps, particles, size, seed):
 
 
 def test_the_shift_of_each_datum_is_uniform():
-    shift = torch.stack([_Shift(7, torch.device("cpu"), (5,)).sample() for _ in range(7000)])
+    shift = torch.stack([_Shift(7, torch.zeros(()), (5,)).sample() for _ in range(7000)])
     for datum in shift.T:
         assert stats.chisquare(torch.bincount(datum, minlength=7)).pvalue > 1e-4
-    torch.testing.assert_close(_Shift(7, torch.device("cpu")).log_prob(shift).exp(), torch.full((7000, 5), 1 / 7))
+    torch.testing.assert_close(_Shift(7, torch.zeros(())).log_prob(shift).exp(), torch.full((7000, 5), 1 / 7))
 
 
 @pytest.mark.parametrize(("subsample", "steps"), [(1, 5), (2, 6), (4, 6), (3, 3)])

@@ -9,6 +9,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from scipy import stats
 from torch import nn
 
 import dgm_pyro as dgm
@@ -418,6 +419,36 @@ def test_the_penalties_of_a_linear_critic_by_hand():
         torch.testing.assert_close(gradient.squeeze(0), slope - means, rtol=0, atol=1e-9)
 
 
+class Bowl(nn.Module):
+    """V(x) = |x|^2 / 2, whose slope at x is |x|; it keeps what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def forward(self, x):
+        self.asked.append(x.detach())
+        return 0.5 * x.square().sum(1)
+
+
+def test_the_gradient_penalty_is_asked_at_uniform_points_between_data_and_samples():
+    real, fake = torch.randn(2, 4000, 3, dtype=torch.float64)
+    critic = Bowl()
+    objective = Adversarial("wasserstein", nn.Linear(3, 1), r1=0.0, gradient_penalty=3.0)
+    objective.prepare(dgm.Implicit(dgm.Normal(3).double(), Shift().double(), 3))
+    objective.critic = critic
+    loss = objective.critic_loss(real, fake)
+    of_data, of_samples, points = critic.asked
+    assert torch.equal(of_data, real)
+    assert torch.equal(of_samples, fake)
+    shares = (points - fake) / (real - fake)  # one for all features of a datum, its own for each
+    torch.testing.assert_close(shares, shares[:, :1].expand_as(shares), rtol=0, atol=1e-6)
+    assert stats.kstest(shares[:, 0].numpy(), "uniform").pvalue > 1e-3
+    penalty = 3.0 * (points.norm(dim=1) - 1).square().mean()
+    distance = (real.square().sum(1) / 2).mean() - (fake.square().sum(1) / 2).mean()
+    torch.testing.assert_close(loss, penalty - distance, rtol=0, atol=1e-9)
+
+
 def test_the_loss_of_the_gan_by_hand():
     """The critic's loss is the cross-entropy of "data or sample?" less log 4; the program's payoff is log sigma(V)."""
     real, fake = torch.randn(2, 7, 3, dtype=torch.float64)
@@ -483,6 +514,21 @@ def test_a_training_is_reproduced_bit_for_bit(text):
     assert histories[0].losses == histories[1].losses
     assert [e.validation for e in histories[0].epochs] == [e.validation for e in histories[1].epochs]
     assert not torch.equal(states[0], torch.cat([p.flatten() for p in tiny().parameters()]))
+
+
+@pytest.mark.parametrize("text", ["gan", "energy"])
+def test_integers_are_compared_in_the_precision_of_the_program(text, float64):
+    data, program, values = torch.randint(5, (40, 3)), tiny(levels=5), []
+    objective = objective_named(text)
+    if isinstance(objective, Adversarial):
+        objective = Adversarial(critic=nn.Linear(3, 1))
+        objective.prepare(program)
+    for default in (torch.float64, torch.float32):
+        torch.set_default_dtype(default)
+        torch.manual_seed(1)
+        values.append(objective(program, data).value)
+    assert values[1].dtype == torch.float64
+    torch.testing.assert_close(values[1], values[0], rtol=1e-9, atol=1e-9)
 
 
 def test_every_name_of_a_comparison_is_tested():

@@ -211,12 +211,9 @@ def _ascend(
 
 @torch.no_grad()
 def _mean_elbo(program: Program, x: Tensor, given: Any, draws: int) -> Tensor:
-    total, done = torch.zeros(len(x), device=x.device), 0
-    while done < draws:
-        chunk = min(32, draws - done)
-        total = total + elbo(program, x, given, batch=(chunk, len(x))).value.sum(0)
-        done += chunk
-    return total / draws
+    chunks = [min(32, draws - done) for done in range(0, draws, 32)]
+    sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in chunks]
+    return torch.stack(sums).sum(0) / draws
 
 
 def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor]]:

@@ -30,7 +30,12 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from dgm_pyro.autoregressive import Autoregressive, AutoregressiveDistribution, UnrolledAutoregressive
+from dgm_pyro.autoregressive import (
+    Autoregressive,
+    AutoregressiveDistribution,
+    UnrolledAutoregressive,
+    parameter_of,
+)
 from dgm_pyro.diffusion import Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating, seeded
 from dgm_pyro.flow import Dequantized
@@ -97,7 +102,8 @@ def impute(
     with evaluating(program), seeded(seed, x.device), torch.no_grad():
         drawn, log_weights = method.weighted(program, known, mask, given)
         chosen = systematic(log_weights, num_samples)
-        chosen = chosen.gather(0, torch.rand(chosen.shape, device=x.device).argsort(0))  # else alike come together
+        shuffled = torch.rand(chosen.shape, dtype=log_weights.dtype, device=x.device).argsort(0)
+        chosen = chosen.gather(0, shuffled)  # else alike come together
         drawn = drawn[chosen, torch.arange(len(x), device=x.device)]
     return torch.where(mask, x, drawn.to(x.dtype))
 
@@ -322,7 +328,7 @@ class _ToCells(Path):
                 "exact. Dequantize a dgm.Flow"
             )
         self.program, self.given, self.batch = program, given, (num_chains, len(x))
-        place = x.to(torch.get_default_dtype())
+        place = x.to(parameter_of(program).dtype)
         self.low = torch.where(mask, place / program.levels, torch.zeros_like(place))
         self.width = torch.where(mask, torch.full_like(place, 1 / program.levels), torch.ones_like(place))
 

@@ -9,7 +9,7 @@ positive reals or the unit cube is the image of a real u, and the density of u h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from dgm_pyro.autoregressive import AutoregressiveDistribution
-from dgm_pyro.program import Program, latent_sites, log_prob_sum, plates, site_sum
+from dgm_pyro.program import Program, latent_sites, plates, site_sum
 
 
 def with_latent_chains(program: Program) -> Program:
@@ -54,18 +54,16 @@ def log_joint(
         ValueError: there is a mask, but p(x | latents) of the masked features alone has no closed form.
     """
     trace = joint_trace(program, x, latents, given, batch=batch, observed=observed)
-    likelihood = trace.copy()
-    for name in latents:
-        likelihood.remove_node(name)
-    log_prior = sum((site_sum(_log_prob(trace, name), batch) for name in latents), torch.zeros(()))
+    likelihood = [name for name in _stated(trace) if name not in latents]
+    log_prior = _log_prob_sum(trace, latents, batch).expand(tuple(batch))
     if mask is None:
-        return log_prior.expand(tuple(batch)), log_prob_sum(likelihood, batch)
-    site: Any = likelihood.nodes.get(program.variable)
-    if site is None:
+        return log_prior, _log_prob_sum(trace, likelihood, batch).expand(tuple(batch))
+    if program.variable not in likelihood:
         raise ValueError(f"this {type(program).__name__} states x in parts, which cannot be masked: observe all of x")
-    likelihood.remove_node(program.variable)
+    site: Any = trace.nodes[program.variable]
+    likelihood.remove(program.variable)
     seen = _sum_event(feature_log_prob(site["fn"], site["value"], mask).expand(*batch, *mask.shape[1:]), batch)
-    return log_prior.expand(tuple(batch)), log_prob_sum(likelihood, batch) + seen
+    return log_prior, _log_prob_sum(trace, likelihood, batch) + seen
 
 
 def feature_log_prob(distribution: Any, x: Tensor, mask: Tensor) -> Tensor:
@@ -147,9 +145,20 @@ def guide_trace(
     return traced.trace
 
 
-def _log_prob(trace: poutine.Trace, name: str) -> Tensor:
-    trace.compute_log_prob(lambda each, _: each == name)
-    return trace.nodes[name]["log_prob"]
+def _stated(trace: poutine.Trace) -> list[str]:
+    """Names of the sample sites, plates' own left out."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+    ]
+
+
+def _log_prob_sum(trace: poutine.Trace, names: Collection[str], batch: Sequence[int]) -> Tensor:
+    """`log_prob_sum` of the sites of these names alone, ``batch``; of none, a scalar that fits any type and device."""
+    # All at once: a pass over the trace for each site would take time quadratic in the steps of a chain.
+    trace.compute_log_prob(lambda name, _: name in names)
+    return sum((site_sum(trace.nodes[name]["log_prob"], batch) for name in names), torch.zeros(()))
 
 
 class Coordinates:

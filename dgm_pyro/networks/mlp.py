@@ -40,11 +40,11 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def to_unit(x: Tensor, levels: int | None) -> Tensor:
-    """Integers 0 .. levels - 1 to floats in [-1, 1]; reals (``levels=None``) as they are."""
+def to_unit(x: Tensor, levels: int | None, dtype: torch.dtype | None = None) -> Tensor:
+    """Integers 0 .. levels - 1 to floats of ``dtype`` in [-1, 1]; reals (``levels=None``) as they are."""
     if levels is None:
         return x
-    return x.to(torch.get_default_dtype()) * (2 / (levels - 1)) - 1
+    return x.to(dtype or torch.get_default_dtype()) * (2 / (levels - 1)) - 1
 
 
 def full_precision(out: Any) -> Any:
