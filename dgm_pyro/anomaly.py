@@ -345,7 +345,7 @@ class Separation:
 
 def separation(normal: Tensor, anomalous: Tensor) -> Separation:
     """The AUROC of two sets of scores, ``(N,)`` and ``(M,)``, with its standard error."""
-    normal, anomalous = normal.double(), anomalous.double()
+    normal, anomalous = normal.cpu().double(), anomalous.cpu().double()
     above_normal, above_anomalous = _share_below(normal, anomalous), _share_below(anomalous, normal)
     variance = sum(
         each.var().item() / len(each) if len(each) > 1 else math.nan for each in (above_normal, above_anomalous)

@@ -48,13 +48,13 @@ from dgm_pyro.program import check_count, log_mean_exp
 def accuracy(probabilities: Tensor, y: Tensor) -> float:
     """Share of the data whose most probable class is the true one."""
     _check(probabilities, y)
-    return (probabilities.argmax(-1) == y).double().mean().item()
+    return (probabilities.argmax(-1) == y.to(probabilities.device)).double().mean().item()
 
 
 def nll(probabilities: Tensor, y: Tensor) -> tuple[float, float]:
     """Mean of -log p(y | x) in nats, and its standard error; infinite if a true class was held impossible."""
     _check(probabilities, y)
-    values = -probabilities.double().gather(-1, y.long()[:, None])[:, 0].log()
+    values = -probabilities.double().gather(-1, y.to(probabilities.device).long()[:, None])[:, 0].log()
     return values.mean().item(), standard_error(values)
 
 

@@ -233,7 +233,8 @@ class PairTerms(nn.Module):
 
     def leaves(self, *args: Any) -> dict[str, Tensor]:
         """The unconstrained parameters that the callables state, by name; found by running them."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
+        on_cuda = {leaf.device for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.is_cuda}
+        with torch.no_grad(), torch.random.fork_rng(devices=[*on_cuda]), poutine.block():
             guide = poutine.trace(self.guide).get_trace(*args)
             model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args)
         stored = dict(pyro.get_param_store().named_parameters())

@@ -33,14 +33,14 @@ def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
     """Each image with its own random order of the pixels: the same grey levels, in other places."""
     random = torch.Generator().manual_seed(seed)
     order = torch.rand(len(x), x[0].numel(), generator=random).argsort(1)
-    return x.flatten(1).gather(1, order).reshape(x.shape)
+    return x.flatten(1).gather(1, order.to(x.device)).reshape(x.shape)
 
 
 def add_noise(x: Tensor, scale: float, levels: int, seed: int = 0) -> Tensor:
     """x with Normal noise of standard deviation ``scale`` grey levels, rounded and clipped to 0 .. levels - 1."""
     random = torch.Generator().manual_seed(seed)
     noise = scale * torch.randn(x.shape, generator=random)
-    return _as_before(x + noise, x, levels)
+    return _as_before(x + noise.to(x.device), x, levels)
 
 
 def mutate(x: Tensor, rate: float, levels: int) -> Tensor:

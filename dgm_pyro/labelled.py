@@ -117,11 +117,11 @@ class Labelled(Program):
             log_likelihood = self.program.exact_log_prob(x.expand(self.classes, *x.shape), y)
         else:
             # Every class at the same draws, so that their noise cancels where classes are compared.
-            seed, devices = int(torch.randint(2**31, ())), [x.device] if x.is_cuda else []
-            bounds = []
+            from dgm_pyro.evaluation import seeded  # which imports this module
+
+            seed, bounds = int(torch.randint(2**31, ())), []
             for y in labels:
-                with torch.random.fork_rng(devices):
-                    torch.manual_seed(seed)
+                with seeded(seed, x.device):
                     weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
                 bounds.append(log_mean_exp(weights))
             log_likelihood = torch.stack(bounds)

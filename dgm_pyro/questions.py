@@ -39,7 +39,7 @@ def auroc(normal: Tensor, anomalous: Tensor) -> float:
     from sklearn.metrics import roc_auc_score
 
     labels = [1] * len(normal) + [0] * len(anomalous)
-    return float(roc_auc_score(labels, torch.cat([normal, anomalous]).numpy()))
+    return float(roc_auc_score(labels, torch.cat([normal.cpu(), anomalous.cpu()]).numpy()))
 
 
 def latents(program: Program, x: Tensor) -> Tensor | None:

@@ -1,0 +1,225 @@
+"""No mix of devices, seen without a GPU: tensors without data that claim to be on cuda:0.
+
+Torch's fake tensors know shape, type and device. An operation on two devices raises as it would on a GPU, and nothing
+is ever computed; where a program asks for a value all the same, to choose what to do, it is told 0.
+"""
+
+import contextlib
+import ctypes
+import shutil
+import subprocess
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import CASES
+from pyro.infer import Trace_ELBO
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils import cpp_extension
+
+import dgm_pyro as dgm
+from dgm_pyro import anomaly, classification, compilation, corruptions, questions, representations, training
+from dgm_pyro.labelled import Labelled
+from dgm_pyro.objectives import ELBO, RWS, Enumerate, FreeBits
+from dgm_pyro.program import Program
+
+DEVICE = torch.device("cuda:0")
+# A gradient is asked for within the guide, and torch's engine has no thread for a device that is not there.
+DIFFERENTIATES = {"vae-semi-amortized"}
+
+# Before each operation torch switches to the device of the tensors. Here there is nothing to switch to.
+GUARD = """
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+using namespace c10;
+struct Guard : impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
+  DeviceIndex deviceCount() const noexcept override { return 1; }
+};
+static Guard guard;
+static auto& in_use = impl::device_guard_impl_registry[static_cast<size_t>(DeviceType::CUDA)];
+static const impl::DeviceGuardImplInterface* before = in_use.load();
+extern "C" void enter() { in_use.store(&guard); }
+extern "C" void leave() { in_use.store(before); }
+"""
+
+
+class Pretence(FakeTensorMode):
+    """Within it tensors are fake; `there` takes what is outside along."""
+
+    def dispatch(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0
+        return super().dispatch(func, types, args, kwargs or {})
+
+    def there(self, value):
+        """A tensor, a tuple of them or None; or a module, in place, as ``module.to(DEVICE)`` would: on `DEVICE`."""
+        if isinstance(value, tuple):
+            return tuple(map(self.there, value))
+        if isinstance(value, nn.Module):
+            for module in value.modules():  # each once: no parameter can be replaced a second time
+                module._apply(self.there, recurse=False)
+            return value
+        if value is None:
+            return None
+        return FakeTensor(self, torch.empty(value.shape, dtype=value.dtype, device="meta"), DEVICE)
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory):
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler, to stand in for the device's driver")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device: test_gpu.py uses it")
+    source = tmp_path_factory.mktemp("guard") / "guard.cpp"
+    source.write_text(GUARD)
+    paths = [f"-I{path}" for path in cpp_extension.include_paths()]
+    for path in cpp_extension.library_paths():
+        paths += [f"-L{path}", f"-Wl,-rpath,{path}"]
+    library = source.with_suffix(".so")
+    command = [compiler, "-std=c++20", "-shared", "-fPIC", *paths, str(source), "-lc10", "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"needs a C++ compiler that knows torch's headers: {done.stderr[-300:]}")
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture
+def pretence(guard, monkeypatch):
+    # The checks of data look at values, and those of distributions too.
+    for check in ("check", "check_given"):
+        monkeypatch.setattr(Program, check, lambda *arguments, **options: None)
+    with contextlib.ExitStack() as stack:
+        stack.callback(guard.leave)
+        guard.enter()
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(pyro.validation_enabled(False))
+        yield stack.enter_context(Pretence(allow_non_fake_inputs=True))
+
+
+def watched(monkeypatch):
+    """A list that will hold the devices whose random state has been left as it was; no others may be seeded."""
+    devices = []
+
+    @contextlib.contextmanager
+    def fork(devices_here):
+        devices.extend(devices_here)
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: fork(devices))
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds the generators of every device"))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    return devices
+
+
+def built(name, pretence):
+    """A program of the registry, x and given, on `DEVICE`."""
+    with unset_fake_temporarily():
+        case = CASES[name]
+        program = case.build(dtype=torch.float32)
+        x, given = case.draw(program, 6, dtype=torch.float32)
+    return pretence.there(program), pretence.there(x), pretence.there(given)
+
+
+def test_a_mix_is_seen(pretence):
+    on_device = pretence.there(torch.zeros(3))
+    assert (on_device + 1).device == DEVICE
+    with pytest.raises(RuntimeError, match="same device"):
+        on_device + torch.zeros(3)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in DIFFERENTIATES])
+def test_every_program_stays_there(name, pretence, monkeypatch):
+    program, x, given = built(name, pretence)
+    forked = watched(monkeypatch)
+    assert program.sample(6, given).device == DEVICE
+    if isinstance(program, dgm.Implicit):
+        return
+    assert program.log_weights(x, given, num_particles=3).device == DEVICE
+    objectives = [ELBO(2)]
+    if not program.tractable:
+        objectives += [FreeBits(), RWS(3, sleep=0.5), Enumerate()]
+    for objective in objectives:
+        assert objective(program, x, given).surrogate.device == DEVICE, objective
+    if isinstance(program, Labelled):
+        assert program.log_joint(x, 2).device == DEVICE
+    assert set(forked) <= {DEVICE}
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "heun"])
+@pytest.mark.parametrize("name", ["diffusion-levels", "continuous-diffusion-given-label"])
+def test_every_sampler_stays_there(name, sampler, pretence):
+    program, _, given = built(name, pretence)
+    assert program.sample(6, given, sampler=sampler).device == DEVICE
+
+
+def test_an_elbo_of_pyros_leaves_its_loss_there(pretence, monkeypatch):
+    program, x, _ = built("vae", pretence)
+    objective = training._PyroObjective(Trace_ELBO())
+    monkeypatch.setattr(objective.objective, "loss_and_grads", lambda *arguments: 3.0)
+    for terms in objective.sums(program, x, None, {}).values():
+        assert all(term.device == DEVICE for term in terms.values())
+
+
+class Undeclared(dgm.VAE):
+    def latents(self, name):
+        return None
+
+
+def test_the_random_state_that_is_left_as_it_was_is_that_of_the_device(pretence, monkeypatch):
+    (program, x, _), (labelled, x_of_labelled, _) = (built(name, pretence) for name in ("vae", "labelled-vae"))
+    forked = watched(monkeypatch)
+    Undeclared(program.prior, program.likelihood, program.encoder).guide(x)
+    assert forked == [DEVICE]
+    compilation.PairTerms(program.model, program.guide, True).leaves(x)
+    assert forked == [DEVICE] * 2
+    labelled.log_joint(x_of_labelled)
+    assert forked == [DEVICE] * (2 + labelled.classes)
+
+
+def test_a_flow_of_pyros_transforms_stays_there(pretence):
+    with unset_fake_temporarily():
+        permute = dist.transforms.Permute(torch.tensor([2, 0, 3, 1]))
+        affine = dist.transforms.AffineTransform(torch.zeros(4), torch.ones(4), event_dim=1)
+        flow = dgm.Flow(4, [permute, affine.inv, dist.transforms.affine_coupling(4)])
+    assert pretence.there(flow).log_prob(pretence.there(torch.zeros(5, 4))).device == DEVICE
+
+
+IMAGES = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+CORRUPTIONS = {
+    "shuffle": lambda x: corruptions.shuffle_pixels(x),
+    "noise": lambda x: corruptions.add_noise(x, 1.0, 17),
+    "mutate": lambda x: corruptions.mutate(x, 0.1, 17),
+    "shift": lambda x: corruptions.shift(x, 1, -1),
+    "rotate": lambda x: corruptions.rotate(x, 10.0, 17),
+    "blur": lambda x: corruptions.blur(x, 1.0, 17),
+}
+
+
+@pytest.mark.parametrize("corrupt", CORRUPTIONS.values(), ids=CORRUPTIONS)
+def test_corrupted_images_stay_there(corrupt, pretence):
+    x = corrupt(pretence.there(IMAGES))
+    assert (x.device, x.shape, x.dtype) == (DEVICE, IMAGES.shape, IMAGES.dtype)
+
+
+def test_numbers_that_leave_torch_leave_the_device_first(pretence, monkeypatch):
+    def numpy(tensor):
+        assert tensor.device.type == "cpu"
+        return np.arange(tensor.numel()).reshape(tensor.shape) % 2
+
+    monkeypatch.setattr(torch.Tensor, "numpy", numpy)
+    y, z = pretence.there(torch.zeros(8, dtype=torch.long)), pretence.there(torch.zeros(8, 2))
+    questions.auroc(z[:, 0], z[:, 1])
+    anomaly.separation(z[:, 0], z[:, 1])
+    representations.probe(z, y, z, y)
+    representations.knn(z, y, z, y)
+
+
+def test_labels_may_be_elsewhere_than_the_answers(pretence):
+    y, probabilities = torch.zeros(5, dtype=torch.long), pretence.there(torch.zeros(5, 3))
+    for one, other in ((probabilities, y), (probabilities.cpu(), pretence.there(y))):
+        classification.accuracy(one, other)
+        classification.nll(one, other)
