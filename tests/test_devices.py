@@ -1,7 +1,7 @@
 """No mix of devices, seen without a GPU: tensors without data that claim to be on cuda:0.
 
 Torch's fake tensors know shape, type and device. An operation on two devices raises as it would on a GPU, and nothing
-is ever computed; where a program asks for a value all the same, to choose what to do, it is told 0.
+is ever computed; where a program asks for a value all the same, to choose what to do, it is told 0 or True.
 """
 
 import contextlib
@@ -21,7 +21,16 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils import cpp_extension
 
 import dgm_pyro as dgm
-from dgm_pyro import anomaly, classification, compilation, corruptions, questions, representations, training
+from dgm_pyro import (
+    anomaly,
+    classification,
+    compilation,
+    corruptions,
+    evaluation,
+    questions,
+    representations,
+    training,
+)
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.objectives import ELBO, RWS, Enumerate, FreeBits
 from dgm_pyro.program import Program
@@ -50,10 +59,10 @@ class Pretence(FakeTensorMode):
 
     def dispatch(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 0
+            return True if args[0].dtype == torch.bool else 0
         return super().dispatch(func, types, args, kwargs or {})
 
-    def there(self, value):
+    def there(self, value, device=DEVICE):
         """A tensor, a tuple of them or None; or a module, in place, as ``module.to(DEVICE)`` would: on `DEVICE`."""
         if isinstance(value, tuple):
             return tuple(map(self.there, value))
@@ -63,7 +72,7 @@ class Pretence(FakeTensorMode):
             return value
         if value is None:
             return None
-        return FakeTensor(self, torch.empty(value.shape, dtype=value.dtype, device="meta"), DEVICE)
+        return FakeTensor(self, torch.empty(value.shape, dtype=value.dtype, device="meta"), device)
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +165,36 @@ def test_every_sampler_stays_there(name, sampler, pretence):
     assert program.sample(6, given, sampler=sampler).device == DEVICE
 
 
-def test_an_elbo_of_pyros_leaves_its_loss_there(pretence, monkeypatch):
-    program, x, _ = built("vae", pretence)
-    objective = training._PyroObjective(Trace_ELBO())
-    monkeypatch.setattr(objective.objective, "loss_and_grads", lambda *arguments: 3.0)
-    for terms in objective.sums(program, x, None, {}).values():
-        assert all(term.device == DEVICE for term in terms.values())
+TRAINED = [("vae", "elbo"), ("vae", "iwae:3"), ("vae", Trace_ELBO())]
+TRAINED += [(name, "elbo") for name in ("diffusion-importance", "nsf", "labelled-vae")]
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"), TRAINED, ids=lambda value: value if isinstance(value, str) else type(value).__name__
+)
+def test_training_and_evaluation_stay_there(name, objective, pretence, monkeypatch):
+    """All but the way back, which torch's engine does not go on a device that is not there."""
+    program, x, given = built(name, pretence)
+    data = dgm.Data(pretence.there(x, torch.device("cpu")), given)
+
+    def backward(loss, *arguments, **options):
+        assert loss.device == DEVICE
+        for parameter in program.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: module)  # it is there
+    for module in (training, evaluation):
+        monkeypatch.setattr(module, "find_device", lambda device: DEVICE)
+    forked = watched(monkeypatch)
+    options = {"epochs": 2, "batch_size": 4, "validation": data, "ema": 0.9, "progress": False}
+    with torch.enable_grad():
+        dgm.fit(program, data, objective, **options)
+    assert all(tensor.device == DEVICE for tensor in program.parameters())
+    assert forked
+    assert set(forked) == {DEVICE}
+    for particles in (1, 3):
+        assert dgm.evaluate(program, data, num_particles=particles).values.device.type == "cpu"
 
 
 class Undeclared(dgm.VAE):
