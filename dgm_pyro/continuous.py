@@ -191,7 +191,7 @@ class ContinuousDiffusion(Denoising):
         return torch.where(self._wide(self._real(t) == 0), v, torch.maximum(v, sigma**2))
 
     def zeros(self, *batch: int) -> Tensor:
-        return self.schedule.highest.new_zeros(*batch, *self.event_shape)
+        return self.schedule.highest.new_zeros((*batch, *self.event_shape))
 
     def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (alpha, sigma), (_, sigma_t) = self.noise_at(t - 1), self.noise_at(t)
@@ -297,13 +297,13 @@ class ContinuousDiffusion(Denoising):
             alpha, _ = self.noise_at(t)
             with torch.enable_grad():
                 y = state[:, :dims].reshape(x.shape).requires_grad_()
-                x0 = self.denoise(alpha * y, t, given).x0.flatten(1)
-            rows = torch.autograd.grad(x0, y, directions, is_grads_batched=True)[0].flatten(2)
+                x0 = self.denoise(alpha * y, t, given).x0.reshape(size, dims)
+            rows = torch.autograd.grad(x0, y, directions, is_grads_batched=True)[0].reshape(-1, size, dims)
             traces = (rows * directions).sum(-1)
             traces = traces.sum(0, keepdim=True) if probes is None else traces
             return torch.cat([state[:, :dims] - x0.detach(), dims - traces.T], 1)
 
-        start = torch.cat([x.flatten(1), x.new_zeros(size, 1 if probes is None else probes)], 1)
+        start = torch.cat([x.reshape(size, dims), x.new_zeros(size, 1 if probes is None else probes)], 1)
         end = solve(slope, start, -highest / 2, (width - highest) / 2, tolerance=tolerance)
         alpha = torch.sigmoid(self.schedule.highest - self.schedule.width).sqrt()
         prior = dist.Normal(0.0, 1.0).log_prob(alpha * end[:, :dims]).sum(-1) + dims * alpha.log()

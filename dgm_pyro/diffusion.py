@@ -34,6 +34,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
@@ -302,7 +303,7 @@ class Denoising(Program):
         return value.reshape(*value.shape, *(1,) * len(self.event_shape))
 
     def _sum(self, value: Tensor) -> Tensor:
-        return value.flatten(value.dim() - len(self.event_shape)).sum(-1)
+        return sum_rightmost(value, len(self.event_shape))
 
     def _null(self) -> int:
         if self.num_classes is None or self.label_dropout == 0:
@@ -464,7 +465,7 @@ class Diffusion(Denoising):
         return positive(self.raw_scale[t - 1]) ** 2
 
     def zeros(self, *batch: int) -> Tensor:
-        return self.schedule.alpha.new_zeros(*batch, *self.event_shape)
+        return self.schedule.alpha.new_zeros((*batch, *self.event_shape))
 
     def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._at("from_clean", t), self._at("from_noisy", t), self._at("spread", t)

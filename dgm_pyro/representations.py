@@ -314,7 +314,7 @@ def arc(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
     arc of their own and get the line.
     """
     t = _shares(a, b, num)
-    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     lengths = flat_a.norm(dim=1) * flat_b.norm(dim=1)
     cosine = ((flat_a * flat_b).sum(1) / torch.where(lengths > 0, lengths, 1.0)).clamp(-1, 1)
     angle = cosine.acos().reshape(-1, *(1,) * (a.dim() - 1))
@@ -562,4 +562,4 @@ def assess(
 def _features(z: Tensor, y: Tensor | None = None) -> Any:
     if y is not None and tuple(y.shape) != (len(z),):
         raise ValueError(f"there are {len(z)} codes, but y has shape {tuple(y.shape)}: pass one label per code")
-    return z.detach().cpu().double().flatten(1).numpy()
+    return z.detach().cpu().double().reshape(len(z), -1).numpy()

@@ -234,7 +234,7 @@ class _Method:
                     "depend on one another, and no chain says how"
                 ) from None
             return self.annealed(_ToReals(program, x, mask, given, self.count(PARTICLES)))
-        log_prob = torch.where(mask, features.log_prob(x), 0.0).flatten(1).sum(-1)
+        log_prob = torch.where(mask, features.log_prob(x), 0.0).reshape(len(x), -1).sum(-1)
         return distribution.expand(batch).sample(), log_prob.expand(batch)
 
     def latent(self, program: Program, x: Tensor, mask: Tensor, given: Any) -> Weighted:
@@ -301,7 +301,7 @@ class _ToReals(Path):
         self.initial = torch.distributions.Normal(draws.mean(0), 1.5 * draws.std(0) + 1e-6)
 
     def start(self) -> Tensor:
-        return self.initial.sample((self.batch[0],)).flatten(2)
+        return self.initial.sample((self.batch[0],)).reshape(*self.batch, -1)
 
     def features(self, u: Tensor) -> Tensor:
         return torch.where(self.mask, self.x, self.transform(u.reshape(*self.batch, *self.x.shape[1:])))
@@ -315,7 +315,7 @@ class _ToReals(Path):
         return start, log_p + log_det - start
 
     def _missing(self, terms: Tensor) -> Tensor:
-        return torch.where(self.mask, torch.zeros_like(terms), terms).flatten(2).sum(-1)
+        return torch.where(self.mask, torch.zeros_like(terms), terms).reshape(*self.batch, -1).sum(-1)
 
 
 class _ToCells(Path):
@@ -335,7 +335,7 @@ class _ToCells(Path):
     def start(self) -> Tensor:
         eps = torch.finfo(self.low.dtype).eps
         within = torch.rand(*self.batch, *self.low.shape[1:], dtype=self.low.dtype, device=self.low.device)
-        return within.clamp(eps, 1 - eps).logit().flatten(2)
+        return within.clamp(eps, 1 - eps).logit().reshape(*self.batch, -1)
 
     def features(self, u: Tensor) -> Tensor:
         v = self._point(u)
@@ -344,7 +344,7 @@ class _ToCells(Path):
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         # u has the logistic density: that of the logit of a uniform place within the cell.
         start = (torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)).sum(-1)
-        volume = self.width.log().flatten(1).sum(-1)
+        volume = self.width.log().reshape(self.batch[1], -1).sum(-1)
         return start, self.program.flow.exact_log_prob(self._point(u), self.given) + volume
 
     def _point(self, u: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from tqdm import tqdm
 from dgm_pyro.autoregressive import Autoregressive, Chain
 from dgm_pyro.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating, seeded
+from dgm_pyro.infer.target import features_of
 from dgm_pyro.program import Program, check_count
 
 State = dict[str, Tensor]
@@ -243,7 +244,7 @@ class Times:
         p = self.program
         zero = p.zeros(*batch)
         prior = torch.distributions.Normal(zero, 1.0)
-        guide = _features(p.noised(self.x0.expand_as(zero), self._time(zero, p.steps)))
+        guide = features_of(p.noised(self.x0.expand_as(zero), self._time(zero, p.steps)))
         x_t = torch.where(self.mask, guide.sample(), prior.sample())
         return self._state(x_t, p.steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
 
@@ -251,8 +252,8 @@ class Times:
         p, x_t, t = self.program, state["x_t"], self.program.steps - i
         before = self._log_gamma(state, t)
         times = self._time(x_t, t)
-        model = _features(p.reverse(x_t, times, self._denoised(state)))
-        guide = _features(p.reverse(x_t, times, self.x0))
+        model = features_of(p.reverse(x_t, times, self._denoised(state)))
+        guide = features_of(p.reverse(x_t, times, self.x0))
         x_s = torch.where(self.mask, guide.sample(), model.sample())
         log_path = state["log_path"] + self._seen(model.log_prob(x_s) - guide.log_prob(x_s))
         state, log_gamma = self._state(x_s, t - 1, log_path)
@@ -268,7 +269,7 @@ class Times:
         ahead = denoised
         if denoised.logits is None:
             ahead = Denoised(denoised.x0, self.program.posterior_variance(times))
-        log_psi = self._seen(_features(self.program.likelihood(ahead)).log_prob(self.x))
+        log_psi = self._seen(features_of(self.program.likelihood(ahead)).log_prob(self.x))
         state = {"x_t": x_t, "x0": denoised.x0, "variance": denoised.variance.expand_as(x_t)}
         state |= {"log_path": log_path, "log_psi": log_psi}
         if denoised.logits is not None:
@@ -283,15 +284,10 @@ class Times:
         return Denoised(state["x0"], state["variance"], state.get("logits"))
 
     def _seen(self, log_prob: Tensor) -> Tensor:
-        return torch.where(self.mask, log_prob, torch.zeros_like(log_prob)).flatten(2).sum(-1)
+        return torch.where(self.mask, log_prob, torch.zeros_like(log_prob)).reshape(*log_prob.shape[:2], -1).sum(-1)
 
     def _time(self, x_t: Tensor, t: int) -> Tensor:
         return torch.full(x_t.shape[:2], t, device=x_t.device)
-
-
-def _features(distribution: Any) -> Any:
-    """The distribution of single features, of one whose features are independent."""
-    return distribution.base_dist
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ class DenoisingMLP(Denoiser):
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to ``(B, *event_shape)``, outputs first if > 1."""
         embedded = self.activation(self.embed(t, context))
-        h = x.flatten(1)
+        h = x.reshape(x.shape[0], math.prod(self.event_shape))  # not len(), which would fix the batch size in an export
         for i, (layer, modulation) in enumerate(zip(self.layers, self.modulations, strict=True)):
             new = self.activation(layer(h) + modulation(embedded))
             h = new + h if i > 0 and new.shape == h.shape else new
