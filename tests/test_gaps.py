@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -109,6 +110,47 @@ def test_a_family_of_flows_is_searched_on_copies_of_the_encoder(x):
     assert float(total.mean()) > 1
     assert float((exact(CORRELATED, x[:4]) - found.best).max()) < 0.1  # far below mean field's gap, nearly zero
     assert float(found.amortization.mean()) > 0.9 * float(total.mean())
+
+
+class Fixed(dgm.Conditional):
+    """The best mean-field guide, moved by ``shift``; without a parameter to train."""
+
+    conditional = True
+
+    def __init__(self, weight, shift):
+        super().__init__()
+        self.event_shape = torch.Size((2,))
+        self.network, self.shift = mean_field(weight).network.double().requires_grad_(False), shift
+        for name, value in list(self.network.named_parameters()):
+            delattr(self.network, name)
+            self.network.register_buffer(name, value.detach())
+
+    def forward(self, given=None):
+        loc, raw = self.network(given).chunk(2, -1)
+        return dist.Normal(loc + self.shift, nn.functional.softplus(raw)).to_event(1)
+
+
+def test_an_encoder_without_parameters_is_the_best_of_its_family(x):
+    program = vae(ORTHOGONAL, Fixed(ORTHOGONAL, 0.2))
+    assert not list(program.encoder.parameters())
+    found = dgm.infer.gaps(program, x, log_evidence=exact(ORTHOGONAL, x), steps=5, draws=512)
+    assert torch.equal(found.best, found.elbo)
+    moved = torch.full((2,), 0.2)
+    analytic = 0.5 * float(moved @ posterior(ORTHOGONAL)[0] @ moved)
+    mean, error = found.means()["approximation gap"]
+    assert abs(mean - analytic) < 4 * error + 1e-3
+
+
+@pytest.mark.parametrize("encoder", ["plain", "flow"])
+def test_a_frozen_encoder_has_the_same_gaps(encoder, x):
+    torch.manual_seed(0)
+    plain = encoder == "plain"
+    program = vae(CORRELATED, mean_field(CORRELATED, 0.3) if plain else flow.iaf(2, layers=1, context_shape=(3,)))
+    options = {"log_evidence": exact(CORRELATED, x)[:2], "steps": 20, "draws": 64}
+    free = dgm.infer.gaps(program, x[:2], **options)
+    frozen = dgm.infer.gaps(program.requires_grad_(False), x[:2], **options)
+    assert torch.equal(frozen.best, free.best)
+    assert not any(parameter.requires_grad for parameter in program.parameters())
 
 
 def test_annealing_and_weighting_agree_with_the_evidence(x):

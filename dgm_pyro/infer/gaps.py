@@ -165,7 +165,10 @@ def gaps(
 def best_elbo(
     program: VAE, x: Tensor, given: Any = None, *, steps: int = 400, draws: int = 256, progress: bool = False
 ) -> Tensor:
-    """The ELBO of the best q in the encoder's family for each datum, ``(B,)``, in nats: see `gaps`."""
+    """The ELBO of the best q in the encoder's family for each datum, ``(B,)``, in nats: see `gaps`.
+
+    Frozen parameters are moved too, as copies; an encoder without any is the best of its family.
+    """
     encoder = program.encoder
     plain = (
         isinstance(encoder, Parametric) and encoder.network is not None and not program.prior.latents(program.latent)
@@ -175,6 +178,8 @@ def best_elbo(
         with tqdm(total=steps, desc="best q", unit="step", disable=not progress, leave=False) as bar:
             _ascend(local, x, given, parameters, steps, LEARNING_RATE, bar.update)
         return _mean_elbo(local, x, given, draws)
+    if not _with_own_guide(program)[1]:
+        return _mean_elbo(program, x, given, draws)
     values = []
     with tqdm(total=steps * len(x), desc="best q", unit="step", disable=not progress, leave=False) as bar:
         for i in range(len(x)):
@@ -233,7 +238,7 @@ def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
     encoder: Any = copy.deepcopy(program.encoder)
     originals = dict(program.encoder.named_parameters()) if program.encoder is not None else {}
     parameters: list[Tensor] = [
-        parameter
+        parameter.requires_grad_()  # a copy, whatever is frozen
         for name, parameter in encoder.named_parameters()
         if id(originals[name]) not in generative or not _is_hierarchy(program)
     ]
