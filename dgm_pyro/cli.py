@@ -308,6 +308,13 @@ def evaluate(
     num_particles: Annotated[
         int, typer.Option(help="With latent variables: 1 for the ELBO, K for the tighter IWAE bound.")
     ] = 1,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            help="Of the ELBO: how many draws to average for each datum, of a diffusion those of time and noise; "
+            "default: 8. More leave less noise in the bound, and do not tighten it."
+        ),
+    ] = None,
     ode: Annotated[
         bool, typer.Option("--ode", help="Of diffusion-continuous on points: the density of its probability flow.")
     ] = False,
@@ -316,7 +323,12 @@ def evaluate(
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print the evidence: bits per dimension, exact or as a bound, and a classifier's accuracy."""
+    """Print the evidence: bits per dimension, exact or as a bound, and a classifier's accuracy.
+
+    The evidence is log p(x); that of a discriminative classifier, which has no p(x), is log p(y | x).
+
+    Behind +- is the standard error of the mean over the data; it holds the noise of the draws, not that of training.
+    """
     import json
 
     import torch
@@ -328,9 +340,16 @@ def evaluate(
     where = find_device(device)
     program, record = runs.read(run, where)
     points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)
+    if draws is None:
+        draws = 8
+    elif program.tractable or num_particles > 1 or ode:
+        raise ValueError("--draws are those of an ELBO, but this evidence is none: leave it out")
     shown = sys.stderr.isatty()
-    evidence = dgm.evaluate(program, points, num_particles=num_particles, ode=ode, seed=seed, progress=shown)
-    numbers = {"run": str(run), "model": record.model, "split": split} | evidence.as_dict()
+    evidence = dgm.evaluate(
+        program, points, num_particles=num_particles, draws=draws, ode=ode, seed=seed, progress=shown
+    )
+    of = "log p(x)" if program.variable == "x" else "log p(y | x)"
+    numbers = {"run": str(run), "model": record.model, "split": split, "of": of} | evidence.as_dict()
     accuracy = None
     if isinstance(program, (dgm.Labelled, dgm.Discriminative)):
         guess = program.classify(points.x.to(where)).cpu()
@@ -339,7 +358,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(numbers, indent=1))
         return
-    typer.echo(f"{record.model} on {record.data} ({split}, {len(points)} data): {evidence}")
+    known = "" if program.variable == "x" else f" of {of}, for it has no p(x)"
+    typer.echo(f"{record.model} on {record.data} ({split}, {len(points)} data): {evidence}{known}")
     if accuracy is not None:
         typer.echo(f"accuracy {accuracy:.4f}")
 
@@ -626,6 +646,10 @@ def anomaly(
     """Which data are unlike what the run was trained on? A table, a picture of the most anomalous, a CSV.
 
     One random half of the normal data sets the threshold; AUROC and false alarms are measured on the other half.
+
+    Scores and thresholds are in nats, the variance in WAIC in nats squared; the higher, the more anomalous.
+
+    The AUROC is the probability that one of the DATA scores above a normal datum; 0.5 is a coin's toss.
     """
     import json
 
@@ -678,16 +702,20 @@ def anomaly(
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if as_json:
         typer.echo(
-            json.dumps({"run": str(run), "data": data, "num_reference": len(reference), "scores": rows}, indent=1)
+            json.dumps(
+                {"run": str(run), "data": data, "num_reference": len(reference), "unit": "nats", "scores": rows},
+                indent=1,
+            )
         )
         return
     typer.echo(f"{record.model} on {record.data}: {len(x)} data against {len(held_out)} normal ones; "
                f"thresholds from {len(reference)} others, false-alarm rate {false_alarm_rate:g}")  # fmt: skip
-    typer.echo(f"{'score':<12}{'threshold':>12}{'flagged':>14}{'false alarms':>14}   AUROC")
+    typer.echo(f"{'score':<12}{'threshold (nats)':>18}{'flagged':>14}{'false alarms':>14}   AUROC")
     for row in rows:
         flagged = f"{row['flagged']} of {row['of']}"
-        typer.echo(f"{row['score']:<12}{row['threshold']:>12.2f}{flagged:>14}{row['false_alarms']:>14.4f}"
+        typer.echo(f"{row['score']:<12}{row['threshold']:>18.2f}{flagged:>14}{row['false_alarms']:>14.4f}"
                    f"   {row['auroc']:.4f} +- {row['auroc_stderr']:.4f}")  # fmt: skip
+    typer.echo("AUROC: how probably one of the data scores above a normal one; 0.5 is a coin's toss")
     typer.echo(f"{picture} and {table}: the most anomalous first")
 
 

@@ -240,6 +240,34 @@ def test_more_particles_tighten_the_bound(trained, capsys):
     assert iwae["bits_per_dim"] < elbo["bits_per_dim"]
 
 
+def test_a_classifier_says_that_it_has_no_p_of_x(trained, capsys):
+    for name, of, words in (
+        ("classifier", "log p(y | x)", " of log p(y | x), for it has no p(x)\n"),
+        ("vae", "log p(x)", ""),
+    ):
+        capsys.readouterr()
+        dgm_ok("evaluate", trained[name])
+        printed = capsys.readouterr().out
+        assert words in printed
+        assert ("p(y | x)" in printed) == bool(words)
+        dgm_ok("evaluate", trained[name], "--json")
+        assert json.loads(capsys.readouterr().out)["of"] == of
+
+
+def test_more_draws_are_averaged(trained, capsys):
+    def nats(*options):
+        capsys.readouterr()
+        dgm_ok("evaluate", trained["vae"], "--json", *options)
+        return json.loads(capsys.readouterr().out)["nats"]
+
+    program, test = dgm.load(trained["vae"]), dgm.data.load("digits", "test")
+    assert nats() == nats("--draws", "8") == dgm.evaluate(program, test).nats
+    assert nats("--draws", "1") == dgm.evaluate(program, test, draws=1).nats
+    several = torch.tensor([[nats("--draws", draws, "--seed", seed) for seed in range(8)] for draws in (1, 16)])
+    few, many = several.std(1)
+    assert many < few / 2  # a quarter in expectation
+
+
 @pytest.mark.parametrize("name", ["labelled", "classifier"])
 def test_classifiers_have_an_accuracy(trained, name, capsys):
     capsys.readouterr()
@@ -382,6 +410,9 @@ BAD = [
     (["evaluate", "{vae}", "--split", "holdout"], 1, "no split"),
     (["evaluate", "{vae}", "--num-particles", "0"], 1, "num_particles"),
     (["evaluate", "{vae}", "--ode"], 1, "ode=True is for a ContinuousDiffusion"),
+    (["evaluate", "{vae}", "--draws", "0"], 1, "draws must be a positive integer"),
+    (["evaluate", "{vae}", "--draws", "3", "--num-particles", "2"], 1, "--draws are those of an ELBO"),
+    (["evaluate", "{points}", "--draws", "3"], 1, "--draws are those of an ELBO"),
     (["tour", "--device", "abacus"], 1, "device"),
     (["tour", "--out", "{vae}"], 1, "no tour"),
     (["dance"], 2, "dance"),

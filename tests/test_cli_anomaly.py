@@ -93,6 +93,24 @@ def test_numbers_are_read_whatever_machine_wrote_them(trained, tmp_path, dtype):
     assert rows_of(tmp_path / "theirs.csv") == rows_of(tmp_path / "ours.csv")
 
 
+def test_the_table_says_what_its_numbers_are(trained, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "found.png"
+    dgm_ok("anomaly", trained / "pixels", "digits", "--out", out)
+    printed = capsys.readouterr().out
+    assert "threshold (nats)" in printed
+    assert "AUROC: how probably one of the data scores above a normal one" in printed
+    threshold = float(printed.split("\nlikelihood")[1].split()[0])
+    log_p = dgm.load(trained / "pixels").log_prob(dgm.data.load("digits", "test").x)
+    assert (-log_p).min() < threshold < (-log_p).max()  # in nats, whatever the number of pixels
+    dgm_ok("anomaly", trained / "pixels", "digits", "--out", out, "--json")
+    assert json.loads(capsys.readouterr().out)["unit"] == "nats"
+    monkeypatch.setenv("COLUMNS", "200")
+    dgm_ok("anomaly", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Scores and thresholds are in nats" in said
+    assert "The AUROC is the probability that one of the DATA scores above a normal datum" in said
+
+
 def test_points_need_no_picture_of_pixels(trained, capsys):
     dgm_ok("anomaly", trained / "points", trained / "far.npy")
     assert "5 of 5" in capsys.readouterr().out
