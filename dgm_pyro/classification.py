@@ -182,7 +182,8 @@ class _Weighted(PyroModule):
         for part in list(self.network.modules()):
             for name, value in list(part.named_parameters(recurse=False)):
                 width = scale / math.sqrt(value[0].numel()) if value.dim() > 1 else scale
-                setattr(part, name, PyroSample(dist.Normal(0.0, width).expand(value.shape).to_event(value.dim())))
+                prior = dist.Normal(value.new_zeros(value.shape), width).to_event(value.dim())
+                setattr(part, name, PyroSample(prior))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         logits = self.network(x)
@@ -235,7 +236,7 @@ class Bayesian:
         optimizer = ClippedAdam({"lr": lr, "lrd": 0.01 ** (1 / steps), "clip_norm": 10.0})
         bound = TraceMeanField_ELBO() if isinstance(self.guide, (AutoNormal, AutoDelta)) else Trace_ELBO()
         svi, shuffling = SVI(self.model, self.guide, optimizer, bound), torch.Generator().manual_seed(seed)
-        with _alone(seed):
+        with _alone(seed, x.device):
             for _ in range(epochs):
                 batches = torch.randperm(len(x), generator=shuffling).split(batch_size)
                 losses = [svi.step(x[rows], y[rows]) / len(x) for rows in batches]
@@ -246,7 +247,7 @@ class Bayesian:
         """log p(y | x, w_k) of K draws from q(w), ``(K, B, classes)``: the same w for every x, differentiable in x."""
         check_count(num_samples, "num_samples")
         drawn = []
-        with _alone(seed), poutine.block():
+        with _alone(seed, x.device), poutine.block():
             for _ in range(num_samples):
                 with torch.no_grad():
                     weights = poutine.trace(self.guide).get_trace(x[:1])
@@ -271,7 +272,7 @@ class Bayesian:
 
 
 @contextlib.contextmanager
-def _alone(seed: int) -> Iterator[None]:
+def _alone(seed: int, device: torch.device) -> Iterator[None]:
     """A random state and a param store of its own: AutoGuides of one class would share the store's entries."""
-    with pyro.get_param_store().scope(), seeded(seed, torch.device("cpu")), pyro.validation_enabled(False):
+    with pyro.get_param_store().scope(), seeded(seed, device), pyro.validation_enabled(False):
         yield

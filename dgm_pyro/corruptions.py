@@ -202,7 +202,7 @@ def _ascend(
     num_particles: int,
 ) -> Tensor:
     """``at`` after one step, within ``epsilon`` of x."""
-    parts = zip(_as_reals(at).split(AT_ONCE), y.split(AT_ONCE), strict=True)
+    parts = zip(_as_reals(at).split(AT_ONCE), y.to(x.device).split(AT_ONCE), strict=True)
     gradient = torch.cat([_slope(classifier, part, labels, num_particles) for part, labels in parts])
     centre = _as_reals(x)
     return _as_before((at + size * gradient.sign()).clamp(centre - epsilon, centre + epsilon), x, levels)

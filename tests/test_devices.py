@@ -5,6 +5,7 @@ is ever computed; where a program asks for a value all the same, to choose what 
 """
 
 import contextlib
+import copy
 import ctypes
 import shutil
 import subprocess
@@ -256,3 +257,26 @@ def test_labels_may_be_elsewhere_than_the_answers(pretence):
     for one, other in ((probabilities, y), (probabilities.cpu(), pretence.there(y))):
         classification.accuracy(one, other)
         classification.nll(one, other)
+
+
+@pytest.mark.parametrize("attack", [corruptions.fgsm, corruptions.pgd])
+def test_attacks_stay_there(attack, pretence, monkeypatch):
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, x, **options: (torch.zeros_like(x),))
+    program, x, _ = built("labelled-made", pretence)
+    attacked = attack(lambda x: program.log_joint(x.round()).T + x.sum(), x, torch.zeros(6, dtype=torch.long), 1, 4)
+    assert (attacked.device, attacked.shape) == (DEVICE, x.shape)
+
+
+@pytest.mark.parametrize("guide", classification.GUIDES)
+def test_weights_in_doubt_are_where_the_network_is(guide, pretence, monkeypatch):
+    with unset_fake_temporarily():
+        network = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3))
+    network, x = pretence.there(network), pretence.there(torch.zeros(6, 2))
+    monkeypatch.setattr(copy, "deepcopy", lambda value, memo=None: value)  # fake tensors cannot be copied deeply
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss, **options: None)
+    forked = watched(monkeypatch)
+    data = dgm.Data(x, pretence.there(torch.zeros(6, dtype=torch.long)), num_classes=3)
+    with torch.enable_grad():
+        bayesian = classification.Bayesian(network, data, guide).fit(epochs=1, batch_size=4)
+    assert bayesian.draws(x, 2).device == DEVICE
+    assert forked == [DEVICE] * 2
