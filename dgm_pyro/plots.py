@@ -337,11 +337,15 @@ def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
 def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """One row per datum: x itself, x with the hidden part covered, and draws of that part given the rest.
 
+    Points of the plane have a panel each instead, with the datum, the draws, and a line where they agree.
+
     Args:
         x: ``(N, *event_shape)``; what has no rows is drawn as one row of features.
         mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
         draws: ``(S, N, *event_shape)``.
     """
+    if x.dim() == 2 and x.shape[1] == 2 and levels is None:
+        return _imputed_points(x.cpu(), mask.cpu().expand_as(x), draws.cpu(), title)
     shape = tuple(x.shape[1:]) if x.dim() == 4 and x.shape[1] == 1 else (1, 1, x[0].numel())
     columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), draws.to(x.dtype)]).transpose(0, 1)
     hidden = torch.zeros(columns.shape, dtype=torch.bool)
@@ -350,6 +354,35 @@ def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = 
     return images(
         columns.reshape(-1, *shape), levels=levels, title=title, column_labels=labels, hidden=hidden.reshape(-1, *shape)
     )
+
+
+@_styled
+def _imputed_points(x: Tensor, seen: Tensor, draws: Tensor, title: str) -> Figure:
+    columns, colours = min(3, len(x)), _theme.get()
+    rows = math.ceil(len(x) / columns)
+    figure = _figure(rows * (WIDTH - 0.4) / columns + 0.7, title)
+    extreme = 1.1 * float(torch.cat([x[None], draws]).abs().max()) or 1.0
+    limits = (-extreme, extreme)
+    grid = [*figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
+    for i, (axes, datum, known, drawn) in enumerate(zip(grid, x, seen, draws.transpose(0, 1), strict=False)):
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+        axes.locator_params(nbins=4)
+        if i % columns == 0:
+            axes.set_ylabel("$x_2$")
+        if i + columns >= len(x):  # the lowest of its column
+            axes.set_xlabel("$x_1$")
+            axes.tick_params(labelbottom=True)
+        if known[0]:
+            axes.axvline(float(datum[0]), color=colours.muted, linewidth=0.8, linestyle=":")
+        if known[1]:
+            axes.axhline(float(datum[1]), color=colours.muted, linewidth=0.8, linestyle=":")
+        across, up = drawn.T.numpy()
+        axes.plot(across, up, "o", markersize=4, alpha=0.7, markeredgewidth=0, label="draws")
+        axes.plot(*datum[:, None].numpy(), "x", markersize=6, color=colours.series[1], label="data (dotted: seen)")
+    for axes in grid[len(x) :]:
+        axes.set_visible(False)
+    figure.legend(handles=figure.axes[0].get_legend_handles_labels()[0], loc="outside lower left", ncols=2)
+    return figure
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -506,6 +539,8 @@ def _rows(names: list[str], title: str) -> tuple[Figure, Axes]:
 def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int = 50) -> Figure:
     """Histograms of log p(x), one for each set of data, on common bins.
 
+    The first bin holds the lowest 1 % of all data, too, however far below it they are; the axis says so.
+
     Args:
         scores: by data set, log p(x) or its bound in nats, ``(N,)``; the first is filled.
 
@@ -523,7 +558,8 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
     low, high = np.quantile(every, 0.01), every.max()
     edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
     figure = _figure(2.6, title)
-    axes = figure.add_subplot(xlabel="log p(x) (nats)", ylabel="share of the data")
+    folded = f"; the first bin holds all below {low:.4g}, too" if every.min() < low else ""
+    axes = figure.add_subplot(xlabel=f"log p(x) (nats){folded}", ylabel="share of the data")
     for i, (name, values) in enumerate(arrays.items()):
         weights = np.full(len(values), 1 / len(values))
         axes.hist(
@@ -592,7 +628,7 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
     Raises:
         ValueError: shapes do not fit.
     """
-    figure = _figure(3.6, title)
+    figure = _figure(3.6 + 0.17 * len(probabilities), title)
     axes = figure.add_subplot(xlabel="confidence: mean of the highest p(y | x)", ylabel="accuracy")
     axes.plot([0, 1], [0, 1], color=_theme.get().muted, linewidth=1, linestyle=":")
     for (name, each), marker in zip(probabilities.items(), "osD^v", strict=False):
@@ -611,7 +647,7 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
     axes.xaxis.set_major_formatter(percent)
     axes.yaxis.set_major_formatter(percent)
     axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03))
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside lower left", ncols=1)  # within the axes it may lie on a point
     return figure
 
 
@@ -831,7 +867,7 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
     figure = _figure(1.25 * rows + 0.35 + 1.7 * len(report.units), title)
     top, *below = figure.subfigures(1 + len(report.units), 1, squeeze=False,
                                     height_ratios=[1.25 * rows + 0.2, *[1.7] * len(report.units)])[:, 0]  # fmt: skip
-    grid = top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    grid = [*top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
     total = len(next(iter(found.ranks.values())))
     share = 1 / found.num_bins
     band = 2.576 * (share * (1 - share) / total) ** 0.5
@@ -844,7 +880,7 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
         axes.set(xticks=(0, found.num_bins), xticklabels=("low", "high"))
         axes.set_xmargin(0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    for axes in list(grid)[len(worst) :]:
+    for axes in grid[len(worst) :]:
         axes.set_visible(False)
     top.supxlabel("rank of the true z among draws of q (band: 99 % of uniform ranks)", size=8)
     for part, (site, each) in zip(below, report.units.items(), strict=True):

@@ -244,6 +244,27 @@ def test_auroc_has_a_mark_for_each_kind_and_program():
         plots.auroc({})
 
 
+def test_imputed_points_are_points():
+    x, draws = torch.randn(5, 2), torch.randn(3, 5, 2)
+    seen = torch.tensor([True, False])
+    draws[..., 0] = x[:, 0]
+    figure = plots.imputations(x, seen, draws, title="t")
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == 5
+    for i, axes in enumerate(panels):
+        line, drawn, datum = axes.get_lines()
+        assert np.allclose(line.get_xdata(), x[i, 0])
+        assert np.allclose(np.array(drawn.get_data()).T, draws[:, i])
+        assert np.allclose(np.array(datum.get_data())[:, 0], x[i])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["draws", "data (dotted: seen)"]
+    assert not any(axes.images for axes in figure.axes)
+    each = torch.eye(2, dtype=torch.bool)[[0, 1, 0, 1, 0]]  # another coordinate of each datum
+    figure = plots.imputations(x, each, draws)
+    assert [len(axes.get_lines()) for axes in figure.axes[:5]] == [3] * 5
+    second = figure.axes[1].get_lines()[0]
+    assert np.allclose(second.get_ydata(), x[1, 1])
+
+
 def test_score_histograms_hold_all_the_data_on_common_bins():
     scores = {"digits": torch.randn(200), "noise": torch.randn(100) - 5}
     axes = plots.score_histograms(scores, bins=20).axes[0]
@@ -254,7 +275,9 @@ def test_score_histograms_hold_all_the_data_on_common_bins():
         assert counts.sum() == len(values)
         assert heights == pytest.approx(counts / len(values))
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["digits", "noise"]
-    assert "nats" in axes.get_xlabel()
+    lowest = torch.cat([*scores.values()]).quantile(0.01).item()
+    assert axes.get_xlabel() == f"log p(x) (nats); the first bin holds all below {lowest:.4g}, too"
+    assert plots.score_histograms({"a": torch.ones(9)}).axes[0].get_xlabel() == "log p(x) (nats)"
 
 
 @pytest.mark.parametrize(
@@ -292,6 +315,9 @@ def test_reliability_is_the_share_that_is_right_in_each_bin():
     assert x == pytest.approx([0.55, 0.8])
     assert y == pytest.approx([0.5, 0.6])
     assert name == "a: off by 12.5 points on average"  # (0.05 + 0.2) / 2
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
     with pytest.raises(ValueError, match="labels"):
         plots.reliability({"a": probabilities}, right[:3])
 
