@@ -21,8 +21,9 @@ The two ends do enter the bound, and learn from it.
     \frac{dy}{d\tau} = y - \hat x, \qquad
     \frac{d}{d\tau} \log p_\tau(y) = -\operatorname{tr}\Big(1 - \frac{\partial \hat x}{\partial y}\Big),
 
-a flow from x = y at t = 0 to noise: log p(x) is exact up to the solver's tolerance. It is the density of what the
-deterministic samplers make, a different model than the ancestral chain on the same network.
+a flow from x = y at t = 0 to noise: log p(x) is exact up to the solver's tolerance. It is the density of the
+deterministic samplers' y at t = 0, which has noise of scale :math:`e^{-\lambda(0) / 2}` left in it, before their last
+step, to the denoiser's mean; and that of a different model than the ancestral chain on the same network.
 
 Source: Kingma et al. 2021 (VDM, arXiv 2107.00630), sections 4 and 5, appendix I; Song et al. 2021 (arXiv 2011.13456),
 section 4.3.
@@ -260,6 +261,10 @@ class ContinuousDiffusion(Denoising):
         self, x: Tensor, given: Any = None, *, probes: int | None = None, tolerance: float = 1e-5
     ) -> Tensor:
         """log p(x) in nats under the probability-flow ODE, exact up to the solver's tolerance.
+
+        The density is that of the flow at t = 0, where noise of scale ``exp(-schedule.highest / 2)`` is left (0.007 by
+        default). The samplers' last step, to the denoiser's mean, is no part of it: it takes that noise off their
+        draws, which therefore spread less than this density says where the noise is not small beside the data.
 
         Args:
             x: ``(B, *event_shape)``, reals.

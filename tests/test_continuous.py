@@ -278,6 +278,18 @@ def test_the_flow_of_the_exact_denoiser_has_the_exact_density(cov):
         assert (program.ode_log_prob(x, tolerance=tolerance) - exact).abs().max() < 200 * tolerance
 
 
+def test_the_density_of_the_flow_is_that_before_the_last_step_to_the_mean():
+    """Of data N(0, S): S + n before it, with the noise n = exp(-highest), and S^2 / (S + n) after it."""
+    cov, noise = torch.diag(torch.tensor([0.5, 2.0])), math.exp(-1.0)
+    program = gaussian(torch.zeros(2), cov, 1.0, -20.0)
+    x = torch.randn(10, 2)
+    before = MultivariateNormal(torch.zeros(2), cov + noise * torch.eye(2)).log_prob(x)
+    torch.testing.assert_close(program.ode_log_prob(x, tolerance=1e-7), before, rtol=0, atol=2e-5)
+    drawn = program.sample(20_000, sampler="heun", steps=300).var(0)
+    after = cov.diagonal() ** 2 / (cov.diagonal() + noise)
+    assert ((drawn - after).abs() < 4.5 * after * (2 / 20_000) ** 0.5).all()
+
+
 def test_the_flow_of_any_network_is_a_density():
     """It sums to one, whatever the network: by quadrature."""
     program = small(1, schedule=dgm.LogSNR(4.0, -5.0), predict="x0").eval()
