@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from dgm_pyro.conditionals import Categorical
-from dgm_pyro.program import Conditional, Program, check_tensor, declare_given, log_mean_exp, require_distinct
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    check_tensor,
+    check_values,
+    declare_given,
+    log_mean_exp,
+    require_distinct,
+)
 from dgm_pyro.registry import register
 
 
@@ -186,11 +194,25 @@ class Discriminative(Conditional):
         """p(y | x), ``(B, classes)``.
 
         Raises:
-            ValueError: ``x`` does not fit.
+            ValueError, TypeError: ``x`` does not fit: its shape, NaN, or what the network was not built for.
         """
         if self.given_shape is not None:
             check_tensor(x, self.given_shape, "x", "the program's given_shape")
+        self._check_values(x)
         return self.labels(x).probs
+
+    def check_given(self, given: Any, size: int, *, values: bool = True) -> None:
+        super().check_given(given, size, values=values)
+        if values:
+            self._check_values(given)
+
+    def _check_values(self, x: Tensor) -> None:
+        """As of a program of x, with the levels that the network was told of; without any, it may take integers."""
+        assert self.labels.network is not None  # they are conditional
+        told = (getattr(part, "levels", None) for part in self.labels.network.modules())
+        levels = next((levels for levels in told if levels is not None), None)
+        if levels is not None or x.is_floating_point():
+            check_values(x, levels, f"the x of a {type(self).__name__}")
 
     def classify(self, x: Tensor) -> Tensor:
         """The most probable class of each x, ``(B,)``."""

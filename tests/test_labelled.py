@@ -18,7 +18,7 @@ from torch.distributions import Normal
 
 import dgm_pyro as dgm
 from dgm_pyro import Labelled, SemiSupervised
-from dgm_pyro.networks import MLP
+from dgm_pyro.networks import MLP, ConvEncoder
 from dgm_pyro.objectives import elbo
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -536,6 +536,42 @@ def test_generative_and_discriminative_agree_where_both_are_right():
     exact = torch.sigmoid(2 * grid.squeeze(-1))
     for program in (generative, discriminative):
         torch.testing.assert_close(program.class_probabilities(grid)[:, 1], exact, rtol=0, atol=0.03)
+
+
+BYTES = torch.tensor([[0, 5], [16, 3]], dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (BYTES.long() - 1, ValueError, "x holds values from -1 to 15, but the x of a Discriminative has 17 levels"),
+        (BYTES.long() + 1, ValueError, "x holds values from 1 to 17, but the x of a Discriminative has 17 levels"),
+        (BYTES.double() + 0.5, ValueError, "x holds 0.5, but the x of a Discriminative is a mass on the integers 0 .. 16"),
+        (BYTES > 4, TypeError, "x has dtype torch.bool"),
+        (BYTES.double() + math.nan, ValueError, "NaN"),
+    ],
+)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: MLP((2,), 3, levels=17),
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 1, 2)), ConvEncoder((1, 1, 2), 3, channels=(4,), levels=17)),
+    ],
+)
+def test_discriminative_checks_the_values_of_x(build, x, error, words):
+    network = build()
+    program = dgm.Discriminative(dgm.Categorical((), 3, network, given_shape=(2,)))
+    assert torch.equal(program.class_probabilities(BYTES), network(BYTES).softmax(-1))
+    for ask in (program.class_probabilities, program.classify, lambda x: program.log_prob(torch.zeros(2).long(), x)):
+        with pytest.raises(error, match=words):
+            ask(x)
+
+
+def test_discriminative_of_reals_refuses_nan_and_leaves_integers_to_its_network():
+    with pytest.raises(ValueError, match="NaN"):
+        dgm.Discriminative(dgm.Categorical((), 3, nn.Linear(2, 3))).classify(torch.full((1, 2), math.nan))
+    words = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(8, 3))
+    assert dgm.Discriminative(dgm.Categorical((), 3, words, given_shape=(2,))).classify(BYTES.long()).shape == (2,)
 
 
 def test_discriminative_refuses_what_is_none():
