@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 import dgm_pyro as dgm
 from dgm_pyro import plots
-from dgm_pyro.evaluation import evaluating, seeded, standard_error
+from dgm_pyro.evaluation import evaluating, standard_error
+from dgm_pyro.program import seeded
 
 STEPS = (5, 10, 20, 50)
 SAMPLERS = {

@@ -42,9 +42,9 @@ import torch
 from torch import Tensor
 
 from dgm_pyro.data import INTEGERS, Data
-from dgm_pyro.evaluation import evaluate, evaluating, program_device, seeded
+from dgm_pyro.evaluation import evaluate, evaluating, program_device
 from dgm_pyro.objectives import ELBO, check_number
-from dgm_pyro.program import Program, check_count
+from dgm_pyro.program import Program, check_count, seeded
 from dgm_pyro.questions import auroc
 
 Score = Callable[[Tensor], Tensor]

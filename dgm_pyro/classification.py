@@ -38,9 +38,9 @@ from pyro.optim import ClippedAdam
 from torch import Tensor, nn
 
 from dgm_pyro.data import Data
-from dgm_pyro.evaluation import seeded, standard_error
+from dgm_pyro.evaluation import standard_error
 from dgm_pyro.objectives import check_number
-from dgm_pyro.program import check_count, log_mean_exp
+from dgm_pyro.program import check_count, log_mean_exp, seeded
 
 # -- how good the answers are ------------------------------------------------------------------------------------------
 
@@ -244,8 +244,14 @@ class Bayesian:
         return self
 
     def draws(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
-        """log p(y | x, w_k) of K draws from q(w), ``(K, B, classes)``: the same w for every x, differentiable in x."""
+        """log p(y | x, w_k) of K draws from q(w), ``(K, B, classes)``: the same w for every x, differentiable in x.
+
+        Raises:
+            ValueError: before `fit`.
+        """
         check_count(num_samples, "num_samples")
+        if not self.losses:
+            raise ValueError("this Bayesian has no q(w) yet: call its fit first")
         drawn = []
         with _alone(seed, x.device), poutine.block():
             for _ in range(num_samples):

@@ -210,7 +210,8 @@ def sample(
     import torch
 
     from dgm_pyro import plots, runs
-    from dgm_pyro.evaluation import evaluating, seeded
+    from dgm_pyro.evaluation import evaluating
+    from dgm_pyro.program import seeded
     from dgm_pyro.training import find_device
 
     where = find_device(device)
@@ -765,9 +766,8 @@ def classify(
     from dgm_pyro import data as datasets
     from dgm_pyro import plots, runs
     from dgm_pyro.anomaly import Detector
-    from dgm_pyro.evaluation import seeded
     from dgm_pyro.labelled import Discriminative, Labelled
-    from dgm_pyro.program import check_count
+    from dgm_pyro.program import check_count, seeded
     from dgm_pyro.questions import beliefs
     from dgm_pyro.training import find_device
 

@@ -33,8 +33,8 @@ from dgm_pyro.objectives import (
     Bound,
     Objective,
     at_progress,
+    chosen,
     elbo_of_traces,
-    objective_named,
     site_log_prob,
 )
 from dgm_pyro.program import Program, latent_sites, require_subset
@@ -63,7 +63,7 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
         more and for every number. A part of the program that is replaced afterwards is not seen: compile anew.
 
     Raises:
-        TypeError: ``program`` is neither.
+        TypeError: ``program`` is neither, or the objective is a class.
         ValueError: the objective cannot be compiled, or there is none of that name.
         CompilationError: when called; the message quotes the statement that cannot be compiled.
 
@@ -72,14 +72,14 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
     >>> loss = dgm.compile(program)
     >>> optimizer = torch.optim.Adam(loss.parameters())  # then loss(x).backward(), as ever
     """
-    chosen = ELBO() if objective is None else objective_named(objective) if isinstance(objective, str) else objective
+    maximise = chosen(objective)
     if isinstance(program, Program):
-        return Loss(program, chosen)
+        return Loss(program, maximise)
     if not (isinstance(program, tuple) and len(program) == 2 and all(callable(part) for part in program)):
         raise TypeError(f"program must be a dgm.Program or a pair (model, guide), got {type(program).__name__}")
-    if not isinstance(chosen, ELBO) or chosen.num_particles != 1 or chosen.beta != 1.0:
-        raise ValueError(f"a pair (model, guide) is compiled with dgm.ELBO(analytic_kl=...) alone, got {chosen}")
-    return PairLoss(*program, analytic_kl=chosen.analytic_kl)
+    if not isinstance(maximise, ELBO) or maximise.num_particles != 1 or maximise.beta != 1.0:
+        raise ValueError(f"a pair (model, guide) is compiled with dgm.ELBO(analytic_kl=...) alone, got {maximise}")
+    return PairLoss(*program, analytic_kl=maximise.analytic_kl)
 
 
 class Loss(nn.Module):

@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import ComposeTransform, Transform
 
-from dgm_pyro.evaluation import as_data, program_device, seeded
-from dgm_pyro.program import Program, is_pair
+from dgm_pyro.evaluation import as_data, program_device
+from dgm_pyro.program import Program, is_pair, seeded
 
 SEVERITIES = ("error", "warning", "note")
 DRAWS = 3

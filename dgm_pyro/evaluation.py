@@ -23,7 +23,7 @@ from dgm_pyro.data import Data
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
-from dgm_pyro.program import Program, check_count
+from dgm_pyro.program import Program, check_count, seeded
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ def evaluate(
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
         draws: how many draws of an ELBO to average per datum: less noise, the same bound.
         ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
-            the bound: `ContinuousDiffusion.ode_log_prob`. It is that of what the deterministic samplers draw.
+            the bound: `ContinuousDiffusion.ode_log_prob`. It is that of the flow which the deterministic samplers
+            follow, before their last step, to the denoiser's mean.
         batch_size: data per batch; lower it if memory is short.
         seed: of the guide's draws; the global random state is left as it was.
         device: where to compute; default where the program is.
@@ -366,17 +367,4 @@ def program_device(program: Program) -> torch.device:
 def evaluating(program: Program) -> Iterator[None]:
     """Evaluation mode, with Pyro's checks off; ours have been made."""
     with eval_mode(program), pyro.validation_enabled(False):
-        yield
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state of its own on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        # Not torch.manual_seed, which seeds the generators of all devices.
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
         yield

@@ -34,7 +34,7 @@ from dgm_pyro.flow import Flow
 from dgm_pyro.networks.bijections import Affine, Bijection, Elementwise
 from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.networks.planar import Planar, Sylvester
-from dgm_pyro.program import Conditional, Program, Shape, as_shape, check_count, declare_given, is_pair
+from dgm_pyro.program import Conditional, Program, Shape, as_shape, check_count, declare_given, is_pair, seeded
 from dgm_pyro.registry import register
 
 # -- Normals with covariances ------------------------------------------------------------------------------------------
@@ -458,7 +458,7 @@ class EnumeratedPosterior(Conditional):
         self.prior, self.likelihood = prior, likelihood
         self.event_shape, self.given_shape, self.levels = prior.event_shape, likelihood.event_shape, prior.levels
         every = list(itertools.product(range(prior.levels), repeat=self.event_shape.numel()))
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0, torch.device("cpu")):
             dtype = prior.sample(1).dtype  # Pyro's bits are floats
         outcomes = torch.tensor(every).reshape(-1, *self.event_shape).to(dtype)
         self.register_buffer("outcomes", outcomes, persistent=False)
@@ -566,9 +566,7 @@ def fit_guide(
     arguments = (x,) if given is None else (x, given)
     model = program.unroll().model
     trainable = [parameter for parameter in program.parameters() if parameter.requires_grad]
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), pyro.settings.context(module_local_params=True):
-        torch.manual_seed(seed)
+    with seeded(seed, x.device), pyro.settings.context(module_local_params=True):
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:

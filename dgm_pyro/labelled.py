@@ -26,6 +26,7 @@ from dgm_pyro.program import (
     declare_given,
     log_mean_exp,
     require_distinct,
+    seeded,
 )
 from dgm_pyro.registry import register
 
@@ -125,8 +126,6 @@ class Labelled(Program):
             log_likelihood = self.program.exact_log_prob(x.expand(self.classes, *x.shape), y)
         else:
             # Every class at the same draws, so that their noise cancels where classes are compared.
-            from dgm_pyro.evaluation import seeded  # which imports this module
-
             seed, bounds = int(torch.randint(2**31, ())), []
             for y in labels:
                 with seeded(seed, x.device):

@@ -484,6 +484,25 @@ COMPARISONS: dict[str, Callable[..., Objective]] = {}
 BOUNDS = (ELBO, FreeBits, STL, IWAE, DReG, RWS, Enumerate)
 
 
+def chosen(objective: Any) -> Any:
+    """What the argument ``objective`` means: `ELBO` for None, the one of a name, else itself.
+
+    Raises:
+        ValueError: there is none of that name.
+        TypeError: it is a class, or cannot be called.
+    """
+    if objective is None:
+        return ELBO()
+    if isinstance(objective, str):
+        return objective_named(objective)
+    if isinstance(objective, type):
+        name = objective.__name__
+        raise TypeError(f"objective is the class {name}: pass one of it, {name}()")
+    if not callable(objective):
+        raise TypeError(f"objective must be callable, a name, or a Pyro ELBO, got {type(objective).__name__}")
+    return objective
+
+
 def objective_named(text: str) -> Objective:
     """The objective of a name, with or without its first argument: "iwae", "iwae:50", "beta:4", "free-bits:0.5".
 

@@ -46,12 +46,12 @@ from torch import Tensor
 
 from dgm_pyro.autoregressive import parameter_of
 from dgm_pyro.diffusion import Denoised, Denoising
-from dgm_pyro.evaluation import evaluating, program_device, seeded
+from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.flow import Dequantized, Flow
 from dgm_pyro.infer.target import features_of, finite_mean, guide_trace
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.onehot import OneHot
-from dgm_pyro.program import Conditional, Program, check_count, check_tensor, is_pair, latent_sites, parts_of
+from dgm_pyro.program import Conditional, Program, check_count, check_tensor, is_pair, latent_sites, parts_of, seeded
 from dgm_pyro.samplers import Heun, Time, run, spacing_named
 from dgm_pyro.vae import VAE
 

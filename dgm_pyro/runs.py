@@ -20,9 +20,8 @@ import torch
 from dgm_pyro import checkpoint, corruptions, data
 from dgm_pyro.build import build
 from dgm_pyro.distributed import team
-from dgm_pyro.evaluation import seeded
 from dgm_pyro.objectives import check_number
-from dgm_pyro.program import Program
+from dgm_pyro.program import Program, seeded
 from dgm_pyro.training import History, fit
 
 RECORD = "run.json"

@@ -26,9 +26,9 @@ from dgm_pyro.build import build
 from dgm_pyro.conditionals import Categorical
 from dgm_pyro.data import Data
 from dgm_pyro.diffusion import Diffusion
-from dgm_pyro.evaluation import Evidence, evaluate, evaluating, seeded
+from dgm_pyro.evaluation import Evidence, evaluate, evaluating
 from dgm_pyro.labelled import Discriminative, Labelled
-from dgm_pyro.program import Program
+from dgm_pyro.program import Program, seeded
 from dgm_pyro.questions import (
     ANOMALY_NOISE,
     NOISY,

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from dgm_pyro.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.data import Data
 from dgm_pyro.distributed import Team, team
-from dgm_pyro.evaluation import as_data, evaluating, find_device, seeded
-from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, objective_named
-from dgm_pyro.program import Program, check_count
+from dgm_pyro.evaluation import as_data, evaluating, find_device
+from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
+from dgm_pyro.program import Program, check_count, seeded
 
 GRADIENT_NORM = 10.0
 # compile="auto": below so many steps, the seconds that compiling takes are more than it saves.
@@ -163,7 +163,7 @@ def fit(
     check_options(lr, weight_decay, schedule, early_stopping, ema, compile, precision)
     _check_seed(seed)
     train = as_data(program, data)
-    maximise = _objective(objective)
+    maximise: Any = _PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
     train, held_out = _validation(program, train, validation, seed)
     for part in (train, held_out):
         _check_labels(program, part, maximise)
@@ -269,21 +269,6 @@ def fit(
     _restore(program, best)
     history.seconds = time.perf_counter() - start
     return history
-
-
-def _objective(objective: Objective | PyroELBO | str | None) -> Any:
-    if objective is None:
-        return ELBO()
-    if isinstance(objective, str):
-        return objective_named(objective)
-    if isinstance(objective, PyroELBO):
-        return _PyroObjective(objective)
-    if isinstance(objective, type):
-        name = objective.__name__
-        raise TypeError(f"objective is the class {name}: pass one of it, {name}()")
-    if not callable(objective):
-        raise TypeError(f"objective must be callable, a name, or a Pyro ELBO, got {type(objective).__name__}")
-    return objective
 
 
 class _PyroObjective:

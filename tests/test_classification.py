@@ -224,6 +224,7 @@ def test_attacks_stay_in_their_ball_and_on_the_levels(name):
         (lambda: corruptions.fgsm(lambda x: x, P, Y, 0.5, 17), ValueError, "epsilon is 0.5"),
         (lambda: corruptions.fgsm(lambda x: x.round().detach(), P, Y, 0.5), ValueError, "no gradient in x"),
         (lambda: Bayesian(nn.Linear(2, 2), dgm.Data(P)), ValueError, "without labels"),
+        (lambda: Bayesian(nn.Linear(2, 2), dgm.Data(P, Y)).draws(P), ValueError, "call its fit first"),
         (lambda: Bayesian(nn.Linear(2, 2), dgm.Data(P, Y), "iaf"), ValueError, "guide must be one of map, normal"),
     ],
 )

@@ -14,8 +14,8 @@ from PIL import Image
 import dgm_pyro as dgm
 from dgm_pyro import cli, compilation, runs, training
 from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS
-from dgm_pyro.evaluation import seeded
 from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
+from dgm_pyro.program import seeded
 
 FAST = ["--epochs", "1", "--device", "cpu"]
 

@@ -318,6 +318,8 @@ def test_objectives_that_no_graph_holds_are_refused(objective):
 def test_other_things_are_refused():
     with pytest.raises(TypeError, match=r"a dgm.Program or a pair \(model, guide\), got Linear"):
         dgm.compile(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"objective is the class IWAE: pass one of it, IWAE\(\)"):
+        dgm.compile(vae(dgm.Normal(2)), dgm.IWAE)
     with pytest.raises(ValueError, match=r"compiled with dgm\.ELBO"):
         dgm.compile(functions(), "iwae:5")
     with pytest.raises(ValueError, match=r"x has shape \(5, 3\)"):

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro.evaluation import evaluating, program_device, seeded
+from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
-from dgm_pyro.program import Program, check_count, latent_sites, log_mean_exp, log_prob_sum
+from dgm_pyro.program import Program, check_count, latent_sites, log_mean_exp, log_prob_sum, seeded
 
 Density = Callable[[Tensor], Tensor]
 Transition = Callable[[Tensor, Tensor, Density], tuple[Tensor, Tensor]]

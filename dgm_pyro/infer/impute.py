@@ -37,13 +37,13 @@ from dgm_pyro.autoregressive import (
     parameter_of,
 )
 from dgm_pyro.diffusion import Denoising, UnrolledDiffusion
-from dgm_pyro.evaluation import evaluating, seeded
+from dgm_pyro.evaluation import evaluating
 from dgm_pyro.flow import Dequantized
 from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
 from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.labelled import Labelled
-from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites, plates
+from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites, plates, seeded
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 

@@ -17,9 +17,9 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from dgm_pyro.evaluation import evaluating, seeded
+from dgm_pyro.evaluation import evaluating
 from dgm_pyro.infer.target import Coordinates, joint_trace, with_latent_chains
-from dgm_pyro.program import Program, check_count
+from dgm_pyro.program import Program, check_count, seeded
 
 
 def nuts(
