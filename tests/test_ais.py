@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
-from programs import CASES, vae
+from programs import CASES, diffusion, vae
+from pyro import poutine
 from test_evaluation import linear_vae
 from torch.distributions import Normal
 
 import dgm_pyro as dgm
 from dgm_pyro.infer import HMC, ais, bidirectional, nuts
 from dgm_pyro.infer.ais import temperatures
+from dgm_pyro.infer.target import joint_trace, log_joint
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -122,6 +124,25 @@ def test_nuts_ais_and_importance_weights_agree():
         assert (estimate - truth).abs().mean() < 0.05
     assert (chib - annealed).mean().abs() < 0.05
     assert (annealed - iwae).mean().abs() < 0.05
+
+
+def test_the_densities_of_a_chain_are_read_in_as_many_passes_as_that_of_one_step(monkeypatch):
+    """A pass looks at every site: one for each of them would take time quadratic in the steps."""
+    passes = []
+    whole = poutine.Trace.compute_log_prob
+    monkeypatch.setattr(poutine.Trace, "compute_log_prob", lambda *args: (passes.append(1), whole(*args))[1])
+    counts = []
+    for steps in (1, 20):
+        program = diffusion(2, steps=steps).unroll().eval()
+        trace = joint_trace(program, None, batch=(4, 3))
+        x, names = trace.nodes["_RETURN"]["value"][0], program.latents("x")
+        latents = {name: trace.nodes[name]["value"] for name in names}
+        passes.clear()
+        terms = log_joint(program, x, latents, batch=(4, 3))
+        counts.append(len(passes))
+        trace.nodes["x"]["value"] = x
+        torch.testing.assert_close(sum(terms).sum(), trace.log_prob_sum())
+    assert counts[0] == counts[1]
 
 
 def test_a_transition_of_ones_own():

@@ -9,6 +9,7 @@ from test_gaps import CORRELATED, ORTHOGONAL, linear, mean_field, vae
 from torch import nn
 
 import dgm_pyro as dgm
+from dgm_pyro import evaluation, networks
 from dgm_pyro.conditionals import inverse_softplus
 from dgm_pyro.infer.checks import Calibration, collapse, miscalibration
 
@@ -98,6 +99,60 @@ def test_active_units_and_kl_are_those_of_the_formulas():
     analytic = 0.5 * (x[:, 0].double() ** 2 + 0.01 - 1).mean() - math.log(0.1)
     assert found.kl[0].item() == pytest.approx(float(analytic), abs=1e-4)
     assert found.kl[1].item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_variance_of_few_draws_is_no_variance_of_their_mean():
+    """q(z | x) = N(A x, S): where a flow hides its mean, two draws of each datum estimate Var_x E_q[z] without bias."""
+    torch.manual_seed(1)  # another one than that of the draws
+    x, weight, scales = torch.randn(4000, 2), torch.tensor([[0.5, -0.3], [0.0, 0.0]]), torch.tensor([1.0, 2.0])
+    raw = torch.tensor([inverse_softplus(float(scale)) for scale in scales])
+    base = dgm.Normal(2, linear(torch.cat([weight, torch.zeros(2, 2)]), torch.cat([torch.zeros(2), raw])))
+    guide = dgm.Flow(2, [networks.Permutation((0, 1))], base)
+    program = dgm.VAE(dgm.Normal(2), dgm.Normal(2, nn.Linear(2, 4)), guide)
+    found, true = dgm.infer.units(program, x, draws=2)["z"].variance, (x @ weight.T).double().var(0)
+    error = (2 / len(x)) ** 0.5 * (true + scales.double() ** 2)  # of a variance of Normals, and of its correction
+    assert (error < scales**2 / 2 / 8).all(), "the correction, half a variance, would not be seen"
+    assert ((found - true).abs() < 4 * error).all()
+
+
+def test_the_variance_of_the_level_below_is_not_that_of_the_level_above():
+    """q(z | x) = N(x, 1), q(z2 | z) = N(z / 2, 1): E[z2 | x] = x / 2, though one draw of z says z / 2."""
+    torch.manual_seed(1)
+    one = inverse_softplus(1.0)
+
+    def normal(slope):
+        return dgm.Normal(1, linear(torch.tensor([[slope], [0.0]]), torch.tensor([0.0, one])))
+
+    above = dgm.VAE(dgm.Normal(1), normal(1.0), normal(0.5), latent="z2")
+    x = 0.5 * torch.randn(4000, 1)
+    found = dgm.infer.units(dgm.VAE(above, normal(1.0), normal(1.0)), x, draws=2)
+    true = float(x.double().var())
+    assert float(found["z"].variance) == pytest.approx(true)
+    error = (2 / len(x)) ** 0.5 * (true + 1) / 4
+    assert error < 1 / 8 / 8, "the correction, half of the variance 1 / 4, would not be seen"
+    assert abs(float(found["z2"].variance) - true / 4) < 4 * error
+
+
+def test_data_go_through_in_parts_of_bounded_size(monkeypatch):
+    """As many as the budget of evaluation has, and together they say what they say at once."""
+    torch.manual_seed(0)
+    x, seen = torch.randn(50, 2), []
+    whole = dgm.infer.units(half_used(), x, draws=3)["z"]
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 16)
+    program = half_used()
+    for part in (program.encoder, program.likelihood):
+        part.network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    found = dgm.infer.units(program, x, draws=3)["z"]
+    torch.testing.assert_close(found.variance, whole.variance)  # the mean and the KL have a closed form: no draws
+    torch.testing.assert_close(found.kl, whole.kl)
+    assert set(seen) == {16, 2}
+    seen.clear()
+    exact = vae(ORTHOGONAL, mean_field(ORTHOGONAL))
+    exact.encoder.network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    calibration = dgm.infer.sbc(exact, num_simulations=1000)
+    assert calibration.ranks["z"].shape == (1000, 2)
+    assert calibration.p_value > 0.01
+    assert set(seen) == {16, 8}
 
 
 def test_the_kl_of_dimensions_adds_up_to_that_of_the_site():

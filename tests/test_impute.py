@@ -163,6 +163,23 @@ def test_discrete_latents(name):
     assert abs(draws.mean() - mean) < 4.5 * (variance / 2000).sqrt()
 
 
+@pytest.mark.parametrize("name", ["vae-codes", "vae-codes-autoregressive"])
+def test_one_hot_codes(name):
+    """The missing feature's first two moments, summed over every code."""
+    program = seeded(CASES[name].make(), 0.5)
+    x, mask = torch.tensor([[0.7, -0.4, 0.0]]), torch.tensor([True, True, False])
+    draws = impute(program, x, mask, 4000, num_particles=40_000)[:, 0, 2]
+    codes = torch.cartesian_prod(*[torch.arange(program.prior.classes)] * 2)
+    every = torch.nn.functional.one_hot(codes).double()
+    features = program.likelihood(every).base_dist
+    log_seen = features.log_prob(x)[:, :2].sum(-1)
+    weights = (program.prior.log_prob(every) + log_seen).softmax(0).detach()
+    loc, scale = features.loc[:, 2].detach(), features.scale[:, 2].detach()
+    mean, square = (weights * loc).sum(), (weights * (scale**2 + loc**2)).sum()
+    assert abs(draws.mean() - mean) < 4.5 * ((square - mean**2) / 4000).sqrt()
+    assert abs(draws.square().mean() - square) < 4.5 * (draws.square().var() / 4000).sqrt()
+
+
 def test_pixelvae_of_a_prefix():
     program = seeded(
         dgm.VAE(
@@ -322,5 +339,8 @@ def test_programs_that_cannot():
     with pytest.raises(ValueError, match="x_continuous"):
         impute(cells, torch.zeros(3, 2).byte(), torch.tensor([True, False]))
     labels = CASES["discriminative"].build()
+    rows = dgm.OneHot(dgm.Categorical(2, 3))
+    with pytest.raises(ValueError, match=r"impute the codes, integers, with program\.program"):
+        impute(rows, rows.sample(4), torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="no x to impute"):
         impute(labels, torch.zeros(3), torch.ones(3).bool())

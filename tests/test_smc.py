@@ -2,12 +2,14 @@
 
 import math
 
+import pyro
 import pytest
 import torch
-from programs import continuous, diffusion, made
+from programs import CASES, continuous, diffusion, made
 from test_continuous import small
 from test_impute import jittered
 from torch.distributions import MultivariateNormal, Normal
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dgm_pyro as dgm
 from dgm_pyro.infer import Features, Times, propagate, smc
@@ -169,3 +171,29 @@ def test_taking_keeps_data_apart():
 def test_other_programs_are_refused():
     with pytest.raises(TypeError, match=r"chain of a dgm.Diffusion, got Normal"):
         smc(dgm.Normal(2), torch.zeros(3, 2))
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what makes the program wait for the device: values that are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_features_does_not_wait_for_the_device():
+    program = CASES["made"].build().eval()
+    x, _ = CASES["made"].draw(program, 3)
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[:, 0] = False
+    chain = Features(program, x, mask)
+    with torch.no_grad(), pyro.validation_enabled(False), _Waits() as waits:
+        state, _ = chain.start((4, 3))
+        before = waits.count
+        for i in range(len(chain)):
+            state, _ = chain.step(i, state)
+        assert waits.count == before

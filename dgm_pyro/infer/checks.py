@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from dgm_pyro.doctor import Finding
-from dgm_pyro.evaluation import as_data, evaluating, program_device, seeded
-from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace
-from dgm_pyro.program import Program, check_count, latent_sites
+from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
+from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace, rows_of
+from dgm_pyro.program import Program, check_count, latent_sites, seeded
 
 ACTIVE = 0.01
 COLLAPSED = 0.01
@@ -108,26 +108,38 @@ def sbc(
         raise ValueError(f"num_bins must be at least 2 and divide num_draws + 1 = {num_draws + 1}, got {num_bins}")
     where = program_device(program)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        truth: Any = joint_trace(program, None, given=given, batch=(num_simulations,))
-        x = truth.nodes["_RETURN"]["value"]
-        below: dict[str, Tensor] = {}
-        for _ in range(num_draws):
-            drawn: Any = guide_trace(program, x, given=given, batch=(num_simulations,))
-            sites = [
-                name
-                for name in latent_sites(drawn)
-                if name in truth.nodes and not drawn.nodes[name]["infer"].get("is_noising")
-            ]
-            for name in sites:
-                values = (trace.nodes[name]["value"] for trace in (truth, drawn))
-                z, guess = (value.reshape(num_simulations, -1).double() for value in values)
-                counts = torch.stack([guess < z, guess == z]).long().cpu()
-                below[name] = below.get(name, 0) + counts
+        parts = [
+            _guesses_below(program, rows_of(given, rows), size, num_draws)
+            for rows, size in _parts(program, num_simulations)
+        ]
+        below = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
         # Ties, of discrete latents, put z anywhere among its equals.
         ranks = {name: less + (torch.rand(less.shape) * (equal + 1)).long() for name, (less, equal) in below.items()}
     if not ranks:
         raise ValueError(f"the guide of this {type(program).__name__} draws no latents: there is nothing to calibrate")
     return Calibration(ranks, num_draws, num_bins)
+
+
+def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
+    """``total`` data in parts that go through the networks at once, and the size of each: memory is flat in them."""
+    most = particles_at_once(program, 1)
+    return [(slice(start, start + most), min(most, total - start)) for start in range(0, total, most)]
+
+
+def _guesses_below(program: Program, given: Any, size: int, num_draws: int) -> dict[str, Tensor]:
+    """Of how many draws of the guide each z of ``size`` simulations is above, and how many it equals, ``(2, B, D)``."""
+    truth: Any = joint_trace(program, None, given=given, batch=(size,))
+    x = truth.nodes["_RETURN"]["value"]
+    below: dict[str, Tensor] = {}
+    for _ in range(num_draws):
+        drawn: Any = guide_trace(program, x, given=given, batch=(size,))
+        for name in latent_sites(drawn):
+            if name not in truth.nodes or drawn.nodes[name]["infer"].get("is_noising"):
+                continue
+            values = (trace.nodes[name]["value"] for trace in (truth, drawn))
+            z, guess = (value.reshape(size, -1).double() for value in values)
+            below[name] = below.get(name, 0) + torch.stack([guess < z, guess == z]).long().cpu()
+    return below
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,8 @@ class Units:
 def units(program: Program, data: Any, *, draws: int = 32, seed: int = 0) -> dict[str, Units]:
     """Active units and the KL of every latent dimension, by site.
 
-    The noise of a diffusion and the place of an integer within its cell are no codes of x, and not among them.
+    The noise of a diffusion and the place of an integer within its cell are no codes of x, and not among them. Data go
+    through in parts, here as in `sbc`, so that the memory of the networks' activations does not grow with their number.
 
     Args:
         data: a `Data`, or a tensor ``(N, *event_shape)``; at least two of them.
@@ -177,26 +190,40 @@ def _units(program: Program, data: Any, draws: int, seed: int) -> dict[str, Unit
         raise ValueError("active units need at least two data: their means must be compared")
     where = program_device(program)
     points = points.to(where)
-    x, given, _ = program.arguments(points.x, points.y)
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
-    divergences: dict[str, Tensor | None] = {}
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        for _ in range(draws):
-            q: Any = guide_trace(program, x, given=given, batch=(len(x),))
-            latents = {name: q.nodes[name]["value"] for name in latent_sites(q)}
-            p: Any = joint_trace(program, x, latents, given, batch=(len(x),))
-            for name in latents:
-                if name not in p.nodes or not _is_code(q.nodes[name]):
-                    continue
-                mean = _mean(q.nodes[name]).reshape(len(x), -1).double().cpu()
-                first, second = sums.get(name, (0, 0))
-                sums[name] = first + mean / draws, second + mean**2 / draws
-                kl = _elementwise_kl(q.nodes[name], p.nodes[name])
-                before = divergences.get(name, 0)
-                divergences[name] = None if kl is None or before is None else before + kl.mean(0).cpu() / draws
-    # The mean of a few draws varies even where E_q[z] does not: by their own variance, divided by their number.
-    noise = {name: (square - mean**2).mean(0) / max(1, draws - 1) for name, (mean, square) in sums.items()}
-    return {name: Units(mean.var(0) - noise[name], divergences[name]) for name, (mean, _) in sums.items()}
+        parts = [
+            _moments(program, points.x[rows], rows_of(points.y, rows), draws)
+            for rows, _ in _parts(program, len(points))
+        ]
+    found = {}
+    for name in parts[0]:
+        means, squares, divergences = zip(*(part[name] for part in parts), strict=True)
+        mean, known = torch.cat(means), [each for each in divergences if each is not None]
+        # The mean of a few draws varies even where E_q[z] does not: by their own variance, divided by their number.
+        noise = (torch.cat(squares) - mean**2).mean(0) / max(1, draws - 1)
+        found[name] = Units(mean.var(0) - noise, torch.stack(known).sum(0) / len(points) if known else None)
+    return found
+
+
+def _moments(
+    program: Program, x: Tensor, y: Tensor | None, draws: int
+) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+    """By code: means over draws of E_q[z] and of its square, ``(B, D)``, and of the KL, summed over data, ``(D,)``."""
+    x, given, _ = program.arguments(x, y)
+    sums: dict[str, tuple[Any, Any, Any]] = {}
+    for _ in range(draws):
+        q: Any = guide_trace(program, x, given=given, batch=(len(x),))
+        latents = {name: q.nodes[name]["value"] for name in latent_sites(q)}
+        p: Any = joint_trace(program, x, latents, given, batch=(len(x),))
+        for name in latents:
+            if name not in p.nodes or not _is_code(q.nodes[name]):
+                continue
+            mean = _mean(q.nodes[name]).reshape(len(x), -1).double().cpu()
+            kl = _elementwise_kl(q.nodes[name], p.nodes[name])
+            first, second, third = sums.get(name, (0, 0, 0))
+            third = None if kl is None or third is None else third + kl.sum(0).cpu() / draws
+            sums[name] = first + mean / draws, second + mean**2 / draws, third
+    return sums
 
 
 def _is_code(site: Any) -> bool:

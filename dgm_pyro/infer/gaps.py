@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dgm_pyro.conditionals import Parametric
-from dgm_pyro.evaluation import evaluating, importance_bound, seeded, standard_error
+from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
 from dgm_pyro.infer.ais import ais
+from dgm_pyro.infer.target import rows_of
 from dgm_pyro.objectives import elbo
-from dgm_pyro.program import Program, check_count, is_pair
+from dgm_pyro.program import Program, check_count, is_pair, seeded
 from dgm_pyro.vae import VAE
 
 DRAWS_PER_STEP = 8
@@ -183,7 +184,7 @@ def best_elbo(
     values = []
     with tqdm(total=steps * len(x), desc="best q", unit="step", disable=not progress, leave=False) as bar:
         for i in range(len(x)):
-            row, own = x[i : i + 1], _row(given, i)
+            row, own = x[i : i + 1], rows_of(given, slice(i, i + 1))
             local, parameters = _with_own_guide(program)
             _ascend(local, row, own, parameters, steps, FINE_TUNING_RATE, bar.update)
             values.append(_mean_elbo(local, row, own, draws))
@@ -264,9 +265,3 @@ def _with_encoder(program: VAE, encoder: Program) -> VAE:
     twin._modules = dict(program._modules)
     twin.encoder = encoder
     return twin
-
-
-def _row(given: Any, i: int) -> Any:
-    if given is None:
-        return None
-    return tuple(part[i : i + 1] for part in given) if isinstance(given, tuple) else given[i : i + 1]

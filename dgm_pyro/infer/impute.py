@@ -43,6 +43,7 @@ from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
 from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.labelled import Labelled
+from dgm_pyro.onehot import OneHot
 from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites, plates, seeded
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
@@ -195,6 +196,11 @@ class _Method:
             return self.chain(times, len(x))
         if isinstance(program, Dequantized):
             return self.annealed(_ToCells(program, x, mask, given, self.count(PARTICLES)))
+        if isinstance(program, OneHot):
+            raise ValueError(
+                "there is no method to impute with OneHot, whose features are rows: impute the codes, integers, with "
+                "program.program"
+            )
         if isinstance(program, Conditional):
             return self.conditional(program, x, mask, given)
         if program.tractable:

@@ -40,9 +40,9 @@ from tqdm import tqdm
 
 from dgm_pyro.autoregressive import Autoregressive, Chain
 from dgm_pyro.diffusion import Denoised, Denoising, UnrolledDiffusion
-from dgm_pyro.evaluation import evaluating, seeded
+from dgm_pyro.evaluation import evaluating
 from dgm_pyro.infer.target import features_of
-from dgm_pyro.program import Program, check_count
+from dgm_pyro.program import Program, check_count, seeded
 
 State = dict[str, Tensor]
 
@@ -188,7 +188,8 @@ class Features:
 
     def _state(self, x: Tensor) -> State:
         batch = x.shape[: x.dim() - len(self.program.event_shape)]
-        return {"x": x, "row": torch.arange(batch.numel(), device=x.device).reshape(batch)}
+        self.row = torch.arange(batch.numel(), device=x.device).reshape(batch)
+        return {"x": x, "row": self.row}
 
     def _put(self, state: State, i: int, value: Tensor) -> State:
         self.chain.put(value)
@@ -196,11 +197,8 @@ class Features:
 
     def _follow(self, state: State) -> None:
         """Take the particles that a resampling has left, where there was one."""
-        row = state["row"]
-        if row.shape != self.chain.batch or not torch.equal(
-            row.flatten(), torch.arange(row.numel(), device=row.device)
-        ):
-            self.chain.take(row)
+        if state["row"] is not self.row:  # not by its values, which would be to wait for the device at every step
+            self.chain.take(state["row"])
 
 
 class Times:
