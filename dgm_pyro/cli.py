@@ -542,9 +542,8 @@ def gaps(
 
     check_count(num, "num")
     where, picture = find_device(device), _written_to(out, folders[0] / "gaps.png")
-    found = {}
-    for folder in folders:
-        program, record = runs.read(folder, where)
+    found, loaded = {}, {folder: runs.read(folder, where) for folder in folders}
+    for folder, (program, record) in loaded.items():
         picture.parent.mkdir(parents=True, exist_ok=True)
         points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num].to(where)
         x, given, _ = program.arguments(points.x, points.y)
@@ -566,7 +565,7 @@ def gaps(
             plots.worst_explained(
                 found[str(folder)], levels=program.levels, title=f"Worst explained by {folder.name}"
             ).savefig(worst)
-    names = {folder.name: each for folder, each in zip(folders, found.values(), strict=True)}
+    names = {folder.name: each for folder, each in zip(loaded, found.values(), strict=True)}
     plots.gaps(
         names if len(names) == len(found) else found, title=f"Gaps on {record.data}, {min(num, len(points))} data"
     ).savefig(picture)

@@ -453,6 +453,12 @@ def test_a_damaged_run_is_one_line(trained, tmp_path, capfd):
         assert line.endswith("): train the run again")
 
 
+def test_a_run_that_is_missing_is_noticed_before_the_others_are_measured(trained, monkeypatch, capfd):
+    monkeypatch.setattr(dgm.infer, "gaps", lambda *arguments, **options: pytest.fail("minutes for nothing"))
+    assert cli.main(["gaps", str(trained["vae"]), "/nowhere"]) == 1
+    assert "/nowhere holds no run" in capfd.readouterr().err
+
+
 def test_a_loss_that_is_not_finite_is_one_line_after_the_bar(tmp_path, capfd):
     arguments = ["train", "vae", "--data", "moons", "--num", "200", "--lr", "1e30", "--epochs", "5", "--device", "cpu"]
     assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 1
