@@ -877,8 +877,9 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
         axes.bar(np.arange(found.num_bins) + 0.5, counts.numpy(), width=0.9, color=colours.series[0])
         axes.axhline(share, color=colours.muted, linewidth=0.8)
         axes.set_title(heading, size=7.5, loc="left")
-        axes.set(xticks=(0, found.num_bins), xticklabels=("low", "high"))
+        axes.set(xticks=(0.1 * found.num_bins, 0.9 * found.num_bins), xticklabels=("low", "high"))
         axes.set_xmargin(0)
+        axes.grid(visible=False, axis="x")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axes in grid[len(worst) :]:
         axes.set_visible(False)

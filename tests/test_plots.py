@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dgm_pyro as dgm
 from dgm_pyro import Normal, plots
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.training import Epoch, History
@@ -289,6 +290,17 @@ def test_score_histograms_refuse(scores, match):
 
 
 # -- classifiers -------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_are_marked_low_and_high_and_no_panel_is_empty():
+    vae = dgm.build("vae", dgm.data.load("moons", num=50), latent=4)
+    found = dgm.infer.check(vae, dgm.data.load("moons", "test")[:20], num_simulations=40)
+    figure = plots.calibration(found)
+    panels = [axes for axes in figure.subfigs[0].axes if axes.get_visible()]
+    assert len(panels) == 4
+    for axes in panels:
+        low, high = axes.get_xlim()
+        assert [low < tick < high for tick in axes.get_xticks()] == [True, True]  # else they are not drawn
 
 
 def test_curves_give_one_colour_to_one_name_in_all_panels():
