@@ -166,7 +166,7 @@ class Program(nn.Module):
         self.check(x, given)
         batch = (num_particles, x.shape[0])
         model, guide = traces(self.unroll_latents(), x, given, batch=batch)
-        return log_prob_sum(model, batch) - log_prob_sum(guide, batch, x.device)
+        return log_prob_sum(model, batch) - log_prob_sum(guide, batch)
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
@@ -487,11 +487,10 @@ def require_distinct(names: Sequence[str], owner: str) -> None:
         )
 
 
-def log_prob_sum(trace: poutine.Trace, batch: Sequence[int], device: torch.device | None = None) -> Tensor:
+def log_prob_sum(trace: poutine.Trace, batch: Sequence[int]) -> Tensor:
     """Sum the (scaled) log-probabilities of all sites over everything but the batch dimensions; nats, ``batch``.
 
-    Args:
-        device: of the zeros that are the sum over no site.
+    Of no site, a scalar zero, which fits any type and device.
     """
     trace.compute_log_prob()
     terms = [
@@ -499,7 +498,7 @@ def log_prob_sum(trace: poutine.Trace, batch: Sequence[int], device: torch.devic
         for site in trace.nodes.values()
         if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
     ]
-    return sum(terms[1:], terms[0]) if terms else torch.zeros(tuple(batch), device=device)
+    return sum(terms[1:], terms[0]) if terms else torch.zeros(())
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:

@@ -21,11 +21,13 @@ def answers(case, dtype, default):
     with precision(default):
         program = case.build(dtype=torch.float32).to(dtype).eval()
         x, given = in_precision(case.draw(program, SIZE, dtype=torch.float32), dtype)
-        uses = {"sample": lambda: program.sample(SIZE, given)}
+        uses = {
+            "sample": lambda: program.sample(SIZE, given),
+            "log_weights": lambda: program.log_weights(x, given, num_particles=2),
+        }
         if program.tractable:
             uses["log_prob"] = lambda: program.log_prob(x, given)
         else:
-            uses["log_weights"] = lambda: program.log_weights(x, given, num_particles=2)
             uses["elbo"] = lambda: dgm.objectives.elbo(program, x, given).value
         if has_code(program):
             uses |= code_uses(program, x, given)
