@@ -334,30 +334,6 @@ def test_it_runs_as_a_module_and_shows_a_traceback_only_on_demand():
     assert "Traceback" in debug.stderr
 
 
-INTERRUPT = """
-import os, signal, sys
-from importlib.abc import MetaPathFinder
-
-class Impatient(MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name == "{}":
-            os.kill(os.getpid(), signal.SIGINT)
-
-sys.meta_path.insert(0, Impatient())
-sys.argv = ["dgm", "sample", "/nowhere"]
-import dgm_pyro_command
-sys.exit(dgm_pyro_command.main())
-"""
-
-
-@pytest.mark.parametrize("module", ["torch", "numpy", "dgm_pyro.runs", "dgm_pyro"])
-def test_ctrl_c_is_one_line_from_the_start(module):
-    found = subprocess.run(
-        [sys.executable, "-c", INTERRUPT.format(module)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (found.returncode, found.stderr) == (130, "dgm: interrupted\n")
-
-
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 BAD = [
