@@ -429,6 +429,10 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
     return figure
 
 
+MOST_TERMS = 8
+"""Of a loss, that are drawn as curves of their own."""
+
+
 def _terms(history: History) -> dict[str, list[float]]:
     """The parts of the loss, by name, less those of factors and plates that are always zero."""
     terms = {}
@@ -436,7 +440,13 @@ def _terms(history: History) -> dict[str, list[float]]:
         terms[f"reconstruction of {site}", "_likelihood"] = [-each.reconstruction[site] for each in history.epochs]
     for site in history.epochs[0].kl:
         terms[f"KL of {site}", "_kl"] = [each.kl[site] for each in history.epochs]
-    return {name.removesuffix(suffix): values for (name, suffix), values in terms.items() if any(values)}
+    shown = {name.removesuffix(suffix): values for (name, suffix), values in terms.items() if any(values)}
+    if len(shown) <= MOST_TERMS:
+        return shown
+    largest = sorted(shown, key=lambda name: -max(map(abs, shown[name])))[: MOST_TERMS - 1]
+    others = [values for name, values in shown.items() if name not in largest]  # of a chain with a site per step
+    together = {f"sum of {len(others)} smaller terms": [sum(values) for values in zip(*others, strict=True)]}
+    return {name: shown[name] for name in shown if name in largest} | together
 
 
 def _from_start(axes: Axes, losses: Sequence[float]) -> None:

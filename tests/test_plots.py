@@ -161,6 +161,16 @@ def test_reconstruction_and_kl_are_shown_apart():
     assert "training" in lines_of(top)
 
 
+def test_the_many_terms_of_a_chain_are_its_largest_and_the_sum_of_the_others():
+    kl = {f"x_{t}": float(t) for t in range(1, 21)}
+    figure = plots.learning_curves(History([Epoch(i, 5.0, {"x": -100.0}, kl, None, 1.0) for i in (1, 2)], 2))
+    lines = lines_of(figure.axes[1])
+    assert len(lines) == plots.MOST_TERMS
+    assert {"reconstruction of x", "KL of x_20", "KL of x_15"} < set(lines)
+    assert lines["sum of 14 smaller terms"][1] == [sum(range(1, 15))] * 2
+    assert sum(values[0] for _, values in lines.values()) == 100 + sum(kl.values())
+
+
 def test_sites_of_factors_are_named_by_what_they_state_and_left_out_if_they_state_nothing():
     terms = ({"x_likelihood": -2.0, "x": 0.0}, {"x_t": 0.0, "x_kl": 3.0})
     figure = plots.learning_curves(History([Epoch(i, 5.0, *terms, None, 1.0) for i in (1, 2)], 2))
