@@ -166,7 +166,8 @@ class Program(nn.Module):
         self.check(x, given)
         batch = (num_particles, x.shape[0])
         model, guide = traces(self.unroll_latents(), x, given, batch=batch)
-        return log_prob_sum(model, batch) - log_prob_sum(guide, batch)
+        log_joint = log_prob_sum(model, batch)
+        return log_joint - log_prob_sum(guide, batch, like=log_joint)
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
@@ -487,10 +488,11 @@ def require_distinct(names: Sequence[str], owner: str) -> None:
         )
 
 
-def log_prob_sum(trace: poutine.Trace, batch: Sequence[int]) -> Tensor:
+def log_prob_sum(trace: poutine.Trace, batch: Sequence[int], like: Tensor | None = None) -> Tensor:
     """Sum the (scaled) log-probabilities of all sites over everything but the batch dimensions; nats, ``batch``.
 
-    Of no site, a scalar zero, which fits any type and device.
+    Args:
+        like: whose type and device the zeros have that are the sum over no site.
     """
     trace.compute_log_prob()
     terms = [
@@ -498,7 +500,9 @@ def log_prob_sum(trace: poutine.Trace, batch: Sequence[int]) -> Tensor:
         for site in trace.nodes.values()
         if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
     ]
-    return sum(terms[1:], terms[0]) if terms else torch.zeros(())
+    if not terms:
+        return torch.zeros(tuple(batch)) if like is None else like.new_zeros(tuple(batch))
+    return sum(terms[1:], terms[0])
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
