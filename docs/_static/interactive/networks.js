@@ -208,7 +208,7 @@ class Denoiser extends Network {
   // p(x_0 | x_t): the network's logits, and by Bayes' rule what the known noise says of each level.
   denoise(xt, t) {
     const alpha = this.schedule.alpha[t], sigma = this.schedule.sigma[t], pixels = xt.length;
-    const logits = this.unet(xt, Math.fround(t / this.steps)); // the package's clock is in single precision
+    const logits = this.unet(xt, t / this.steps);
     for (let k = 0; k < logits.length; k++) {
       logits[k] -= ((xt[k % pixels] - alpha * this.grid[Math.floor(k / pixels)]) / sigma) ** 2 / 2;
     }
