@@ -29,7 +29,7 @@ from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
 from dgm_pyro.program import Program, check_count, seeded
 
 GRADIENT_NORM = 10.0
-# compile="auto": below so many steps, the seconds that compiling takes are more than it saves.
+# compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
 COMPILE_FROM = 5_000
 PRECISIONS = ("float32", "bf16")
 # On other devices than the CPU, how often to wait for the device and ask whether all is finite.
