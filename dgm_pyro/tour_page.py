@@ -261,15 +261,14 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
     bits_title = "Bits per pixel of unseen digits"
     if tour.models and len(beaten) == len(tour.models):
         bits_title = "Every family explains digits better than counting does"
-    worst = min(
-        ((area, result.stop.title, kind) for result in tour.models for kind, area in result.aurocs.items()),
+    area, of, kind = min(
+        ((area, result.stop.title, kind) for result in densities for kind, area in result.aurocs.items()),
         default=(1.0, "", ""),
     )
-    auroc_title = f"log p(x) tells digits from anomalies: AUROC {math.floor(100 * worst[0]) / 100:.2f} or more"
-    if worst[0] < 0.9:
-        auroc_title = f"Every p(x) notices anomalies, {worst[2]} least well: AUROC {worst[0]:.2f} of {worst[1]}"
-        if worst[0] < 0.6:
-            auroc_title = f"Not every p(x) notices {worst[2]}: AUROC {worst[0]:.2f} of {worst[1]}"
+    auroc_title = f"log p(x) tells digits from anomalies: AUROC {math.floor(100 * area) / 100:.2f} or more"
+    if area < 0.9:
+        notices = "Not every p(x) notices" if area < 0.6 else "p(x) notices least well"
+        auroc_title = f"{notices}: {kind}, AUROC {area:.2f} for {of}"
     rows = [result for result in densities if result.samples is not None]
     pictures = [
         report.picture(
