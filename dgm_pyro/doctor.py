@@ -1030,10 +1030,10 @@ def _module(source: str) -> types.ModuleType:
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"there is no file {source}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"dgm_doctor_{path.stem}", path)  # random.py must not become random
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where data classes look for it
     sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbours
     try:
         with _users(source, "when it is loaded"):

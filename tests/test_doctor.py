@@ -596,6 +596,13 @@ def test_data_of_a_file_that_fails_ends_in_one_line(script, capsys, body, messag
     assert error.count("\n") == 1
 
 
+def test_a_file_may_have_data_classes_that_name_their_types_in_text(script, capsys):
+    """Their module is looked up among those that are loaded."""
+    classes = "import dataclasses\n\n@dataclasses.dataclass\nclass Sizes:\n    z: int = 2\n"
+    script.write_text(f"from __future__ import annotations\n{SCRIPT}\n{classes}")
+    assert cli.main(["doctor", f"{script}:model,guide"]) == 0, capsys.readouterr().err
+
+
 def test_a_file_that_exits_ends_in_one_line(script, capsys):
     script.write_text("import sys\nsys.exit(2)")
     assert cli.main(["doctor", f"{script}:model"]) == 1
