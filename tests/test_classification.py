@@ -266,6 +266,19 @@ def test_a_posterior_over_weights_is_that_on_a_grid():
     assert doubt[0] > doubt[1]  # far from the data the weights matter more
 
 
+def test_the_prior_of_the_weights_keeps_the_variance_of_what_goes_through():
+    """Of a linear layer's output: scale^2 (mean square of x + 1), whatever the number of inputs."""
+    scale, draws = 1.5, 4000
+    for width in (3, 48):
+        x = torch.randn(1, width)
+        bayesian = Bayesian(nn.Linear(width, 2), dgm.Data(x, torch.tensor([0])), scale=scale)
+        with torch.no_grad():
+            logits = torch.stack([bayesian.model(x)[0] for _ in range(draws)])
+        expected = scale**2 * (x.square().mean().item() + 1)
+        # The standard error of a Normal's variance is variance * sqrt(2 / n).
+        assert logits.var().item() == pytest.approx(expected, abs=4 * expected / draws**0.5)
+
+
 @pytest.mark.parametrize("guide", ["map", "normal", "lowrank"])
 def test_guides_are_swapped_and_do_not_share_parameters(guide):
     digits = dgm.data.load("digits", num=300)
