@@ -38,7 +38,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import ComposeTransform, Transform
 
 from dgm_pyro.evaluation import as_data, program_device
-from dgm_pyro.program import Program, is_pair, seeded
+from dgm_pyro.program import Program, is_pair, sample_sites, seeded
 
 SEVERITIES = ("error", "warning", "note")
 DRAWS = 3
@@ -357,11 +357,10 @@ def _visit(model: Any, guide: Any, args: Any, kwargs: Any) -> Visit:
 
 def _sites(trace: poutine.Trace) -> dict[str, Site]:
     sites = {}
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
-            continue
+    for name in sample_sites(trace):
+        node: Any = trace.nodes[name]
         site = Site(
-            name, node["fn"], node["value"], node["is_observed"],  # type: ignore[arg-type]
+            name, node["fn"], node["value"], node["is_observed"],
             tuple(frame for frame in node["cond_indep_stack"] if frame.vectorized),
             node["scale"], node["mask"], dict(node["infer"] or {}),
         )  # fmt: skip

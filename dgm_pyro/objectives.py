@@ -45,6 +45,7 @@ from dgm_pyro.program import (
     model_trace,
     plates,
     require_subset,
+    sample_sites,
     site_sum,
     traces,
 )
@@ -600,9 +601,8 @@ def elbo_of_traces(
     reconstruction: dict[str, Tensor] = {}
     kl: dict[str, Tensor] = {}
     score: Tensor | None = None
-    for name, site in model.nodes.items():
-        if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
-            continue
+    for name in sample_sites(model):
+        site: Any = model.nodes[name]
         if name not in latents:
             log_p = site_sum(site_log_prob(site), batch)
             if is_cost(name):

@@ -22,7 +22,7 @@ import contextlib
 import itertools
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import pyro
@@ -460,13 +460,18 @@ def model_trace(
     return model
 
 
-def latent_sites(trace: poutine.Trace | _Stated) -> list[str]:
-    """Names of the unobserved sample sites, in the order stated; plates' own subsample sites are left out."""
+def sample_sites(trace: poutine.Trace | _Stated) -> list[str]:
+    """Names of the sample sites, in the order stated; plates' own subsample sites are left out."""
     return [
         name
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
     ]
+
+
+def latent_sites(trace: poutine.Trace | _Stated) -> list[str]:
+    """Names of the unobserved sample sites, as `sample_sites`."""
+    return [name for name in sample_sites(trace) if not trace.nodes[name]["is_observed"]]
 
 
 def require_subset(guide_names: Sequence[str], model_names: Sequence[str]) -> None:
@@ -488,18 +493,20 @@ def require_distinct(names: Sequence[str], owner: str) -> None:
         )
 
 
-def log_prob_sum(trace: poutine.Trace, batch: Sequence[int], like: Tensor | None = None) -> Tensor:
-    """Sum the (scaled) log-probabilities of all sites over everything but the batch dimensions; nats, ``batch``.
+def log_prob_sum(
+    trace: poutine.Trace, batch: Sequence[int], names: Collection[str] | None = None, *, like: Tensor | None = None
+) -> Tensor:
+    """Sum the (scaled) log-probabilities of sites over everything but the batch dimensions; nats, ``batch``.
 
     Args:
+        names: of the sites; default all.
         like: whose type and device the zeros have that are the sum over no site.
     """
-    trace.compute_log_prob()
-    terms = [
-        site_sum(site["log_prob"], batch)
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
-    ]
+    names = sample_sites(trace) if names is None else names
+    wanted = frozenset(names)
+    # All at once: a pass over the trace for each site would take time quadratic in the steps of a chain.
+    trace.compute_log_prob(lambda name, _: name in wanted)
+    terms = [site_sum(trace.nodes[name]["log_prob"], batch) for name in names]
     if not terms:
         return torch.zeros(tuple(batch)) if like is None else like.new_zeros(tuple(batch))
     return sum(terms[1:], terms[0])

@@ -9,7 +9,7 @@ positive reals or the unit cube is the image of a real u, and the density of u h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from dgm_pyro.autoregressive import AutoregressiveDistribution
-from dgm_pyro.program import Program, latent_sites, plates, site_sum
+from dgm_pyro.program import Program, latent_sites, log_prob_sum, plates, sample_sites
 
 
 def with_latent_chains(program: Program) -> Program:
@@ -54,16 +54,19 @@ def log_joint(
         ValueError: there is a mask, but p(x | latents) of the masked features alone has no closed form.
     """
     trace = joint_trace(program, x, latents, given, batch=batch, observed=observed)
-    likelihood = [name for name in _stated(trace) if name not in latents]
-    log_prior = _log_prob_sum(trace, latents, batch).expand(tuple(batch))
+    likelihood = [name for name in sample_sites(trace) if name not in latents]
     if mask is None:
-        return log_prior, _log_prob_sum(trace, likelihood, batch).expand(tuple(batch))
-    if program.variable not in likelihood:
-        raise ValueError(f"this {type(program).__name__} states x in parts, which cannot be masked: observe all of x")
-    site: Any = trace.nodes[program.variable]
-    likelihood.remove(program.variable)
-    seen = _sum_event(feature_log_prob(site["fn"], site["value"], mask).expand(*batch, *mask.shape[1:]), batch)
-    return log_prior, _log_prob_sum(trace, likelihood, batch) + seen
+        log_likelihood = log_prob_sum(trace, batch, likelihood)
+    else:
+        if program.variable not in likelihood:
+            raise ValueError(
+                f"this {type(program).__name__} states x in parts, which cannot be masked: observe all of x"
+            )
+        site: Any = trace.nodes[program.variable]
+        likelihood.remove(program.variable)
+        seen = _sum_event(feature_log_prob(site["fn"], site["value"], mask).expand(*batch, *mask.shape[1:]), batch)
+        log_likelihood = log_prob_sum(trace, batch, likelihood, like=seen) + seen
+    return log_prob_sum(trace, batch, latents, like=log_likelihood), log_likelihood
 
 
 def feature_log_prob(distribution: Any, x: Tensor, mask: Tensor) -> Tensor:
@@ -150,22 +153,6 @@ def guide_trace(
         if name in traced.trace.nodes:
             traced.trace.remove_node(name)
     return traced.trace
-
-
-def _stated(trace: poutine.Trace) -> list[str]:
-    """Names of the sample sites, plates' own left out."""
-    return [
-        name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
-    ]
-
-
-def _log_prob_sum(trace: poutine.Trace, names: Collection[str], batch: Sequence[int]) -> Tensor:
-    """`log_prob_sum` of the sites of these names alone, ``batch``; of none, a scalar that fits any type and device."""
-    # All at once: a pass over the trace for each site would take time quadratic in the steps of a chain.
-    trace.compute_log_prob(lambda name, _: name in names)
-    return sum((site_sum(trace.nodes[name]["log_prob"], batch) for name in names), torch.zeros(()))
 
 
 class Coordinates:
