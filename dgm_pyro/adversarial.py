@@ -40,7 +40,7 @@ from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.convolutional import ConvEncoder
 from dgm_pyro.networks.mlp import MLP, to_unit
 from dgm_pyro.objectives import COMPARISONS, Bound, check_number
-from dgm_pyro.program import Program, check_count, check_tensor, is_pair, parts_of, plates, seeded
+from dgm_pyro.program import Program, check_count, check_tensor, is_pair, map_given, parts_of, plates, seeded
 
 Term = Callable[[Tensor], Tensor]
 
@@ -309,8 +309,7 @@ class KernelScore:
             data = self.to_the_others(real) if len(real) > 1 else torch.zeros_like(between)
         else:
             k = self.num_particles
-            repeated = tuple(part.repeat_interleave(k, 0) for part in parts_of(given))
-            fake = draw(program, k * len(x), repeated if isinstance(given, tuple) else repeated[0])
+            fake = draw(program, k * len(x), map_given(lambda part: part.repeat_interleave(k, 0), given))
             fake = fake.reshape(len(x), k, -1)
             between = self.similarity(real.unsqueeze(1), fake).flatten(1).mean(1)
             within, data = self.mean_of_pairs(fake), torch.zeros_like(between)

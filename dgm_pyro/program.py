@@ -22,7 +22,7 @@ import contextlib
 import itertools
 import math
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import pyro
@@ -213,11 +213,12 @@ class Program(nn.Module):
     def check_draws(self, num_samples: Any, given: Any) -> Any:
         """Check the arguments of `sample`, and repeat a single row of ``given``."""
         check_count(num_samples, "num_samples")
-        repeated = tuple(
-            part.expand(num_samples, *part.shape[1:]) if isinstance(part, Tensor) and part.shape[:1] == (1,) else part
-            for part in parts_of(given)
-        )
-        given = repeated if isinstance(given, tuple) else repeated[0]
+
+        def repeated(part: Any) -> Any:
+            single = isinstance(part, Tensor) and part.shape[:1] == (1,)
+            return part.expand(num_samples, *part.shape[1:]) if single else part
+
+        given = map_given(repeated, given)
         self.check_given(given, num_samples)
         return given
 
@@ -529,6 +530,17 @@ def site_sum(log_prob: Tensor, batch: Sequence[int]) -> Tensor:
 
 def parts_of(given: Any) -> tuple[Any, ...]:
     return given if isinstance(given, tuple) else (given,)
+
+
+def map_given(function: Callable[[Any], Any], given: Any) -> Any:
+    """``function`` of each part of ``given``, which stays a tensor, a tuple of them, or None."""
+    if given is None:
+        return None
+    return tuple(map(function, given)) if isinstance(given, tuple) else function(given)
+
+
+def rows_of(given: Any, rows: slice) -> Any:
+    return map_given(lambda part: part[rows], given)
 
 
 def is_pair(shape: Shape | None) -> TypeGuard[tuple[Sequence[int], ...]]:

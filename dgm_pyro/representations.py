@@ -51,7 +51,7 @@ from dgm_pyro.flow import Dequantized, Flow
 from dgm_pyro.infer.target import features_of, finite_mean, guide_trace
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.onehot import OneHot
-from dgm_pyro.program import Conditional, Program, check_count, check_tensor, is_pair, latent_sites, parts_of, seeded
+from dgm_pyro.program import Conditional, Program, check_count, check_tensor, is_pair, latent_sites, map_given, seeded
 from dgm_pyro.samplers import Heun, Time, run, spacing_named
 from dgm_pyro.vae import VAE
 
@@ -201,10 +201,7 @@ def _in_batches(
 
 
 def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
-    if given is None:
-        return None
-    moved = tuple(part[rows].to(where) for part in parts_of(given))
-    return moved if isinstance(given, tuple) else moved[0]
+    return map_given(lambda part: part[rows].to(where), given)
 
 
 # -- VAEs
@@ -444,10 +441,7 @@ def _decoded(program: Program, points: Tensor, given: Any, site: str | None) -> 
         rows = part.expand(across[1], *part.shape[1:]) if len(part) == 1 else part
         return rows.unsqueeze(0).expand(*across, *part.shape[1:]).flatten(0, 1)
 
-    if given is not None:
-        parts = tuple(map(repeated, parts_of(given)))
-        given = parts if isinstance(given, tuple) else parts[0]
-    x = decode(program, points.flatten(0, 1), given, site=site)
+    x = decode(program, points.flatten(0, 1), map_given(repeated, given), site=site)
     return x.reshape(*across, *x.shape[1:])
 
 

@@ -22,8 +22,8 @@ from torch.distributions import kl_divergence
 
 from dgm_pyro.doctor import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
-from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace, rows_of
-from dgm_pyro.program import Program, check_count, latent_sites, seeded
+from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace
+from dgm_pyro.program import Program, check_count, latent_sites, rows_of, seeded
 
 ACTIVE = 0.01
 COLLAPSED = 0.01

@@ -32,9 +32,8 @@ from tqdm import tqdm
 from dgm_pyro.conditionals import Parametric
 from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
 from dgm_pyro.infer.ais import ais
-from dgm_pyro.infer.target import rows_of
 from dgm_pyro.objectives import elbo
-from dgm_pyro.program import Program, check_count, is_pair, seeded
+from dgm_pyro.program import Program, check_count, is_pair, rows_of, seeded
 from dgm_pyro.vae import VAE
 
 DRAWS_PER_STEP = 8

@@ -103,13 +103,6 @@ def features_of(distribution: Any) -> Any:
     return base
 
 
-def rows_of(given: Any, rows: slice) -> Any:
-    """Some rows of a ``given``: a tensor, a tuple of them, or None."""
-    if given is None:
-        return None
-    return tuple(part[rows] for part in given) if isinstance(given, tuple) else given[rows]
-
-
 def finite_mean(distribution: Any) -> Tensor | None:
     """The mean where it has a closed form and is finite, else None."""
     try:
