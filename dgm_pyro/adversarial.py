@@ -35,12 +35,21 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import Tensor, nn
 
-from dgm_pyro.autoregressive import parameter_of
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.convolutional import ConvEncoder
 from dgm_pyro.networks.mlp import MLP, to_unit
 from dgm_pyro.objectives import COMPARISONS, Bound, check_number
-from dgm_pyro.program import Program, check_count, check_tensor, is_pair, map_given, parts_of, plates, seeded
+from dgm_pyro.program import (
+    Program,
+    check_count,
+    check_tensor,
+    is_pair,
+    map_given,
+    parameter_of,
+    parts_of,
+    plates,
+    seeded,
+)
 
 Term = Callable[[Tensor], Tensor]
 

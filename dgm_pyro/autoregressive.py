@@ -17,7 +17,6 @@ Source: Frey 1998, Larochelle and Murray 2011 (NADE), Germain et al. 2015 (MADE)
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -32,7 +31,7 @@ from dgm_pyro.conditionals import Parametric
 from dgm_pyro.networks.caches import Cache, cache_maker
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import eval_mode
-from dgm_pyro.program import Conditional, Program, call_network, is_pair
+from dgm_pyro.program import Conditional, Program, call_network, is_pair, parameter_of
 from dgm_pyro.registry import register
 
 
@@ -311,12 +310,6 @@ class AutoregressiveDistribution(TorchDistribution):
 
     def _chain(self, draw: Callable[[int, TorchDistribution], Tensor], sample_shape: Sequence[int]) -> Tensor:
         return self.program.chain(draw, (*sample_shape, *self.batch_shape), self.given)
-
-
-def parameter_of(program: Program) -> Tensor:
-    """A parameter, or else a buffer of reals, for the type and device that computations on the program have."""
-    tensors = itertools.chain(program.parameters(), program.buffers())
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
 
 
 def order_of(features: Parametric) -> tuple[int, ...]:

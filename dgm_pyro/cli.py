@@ -266,7 +266,6 @@ def impute(
     out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/imputed.png.")] = None,
 ) -> None:
     """Hide a part of some data, and draw it anew given the rest: a picture, and the numbers beside it."""
-
     import dgm_pyro as dgm
     from dgm_pyro import plots, runs
     from dgm_pyro.training import find_device
@@ -341,13 +340,12 @@ def evaluate(
     where = find_device(device)
     program, record = runs.read(run, where)
     points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)
-    if draws is None:
-        draws = 8
-    elif program.tractable or num_particles > 1 or ode:
+    if draws is not None and (program.tractable or num_particles > 1 or ode):
         raise ValueError("--draws are those of an ELBO, but this evidence is none: leave it out")
+    averaged: dict[str, Any] = {} if draws is None else {"draws": draws}
     shown = sys.stderr.isatty()
     evidence = dgm.evaluate(
-        program, points, num_particles=num_particles, draws=draws, ode=ode, seed=seed, progress=shown
+        program, points, num_particles=num_particles, ode=ode, seed=seed, progress=shown, **averaged
     )
     of = "log p(x)" if program.variable == "x" else "log p(y | x)"
     numbers = {"run": str(run), "model": record.model, "split": split, "of": of} | evidence.as_dict()
@@ -905,17 +903,13 @@ def _size_of_code(program: Any, z: Tensor, site: str) -> str:
     size = z[0].numel()
     if not representations.is_discrete(program, site):
         return f"{size} features"
-    for _ in range(1 + representations.codes(program).index(site)):
-        program = program.prior
-    if z.shape[1:] == program.event_shape and program.levels == 2:
+    prior = representations.prior_of(program, site)
+    if z.shape[1:] == prior.event_shape and prior.levels == 2:
         return f"{size} bits, as their probabilities"
     values = z.shape[-1]
-    many = size // values
-    return (
-        f"a class among {values}, as its probabilities"
-        if many == 1
-        else (f"{many} codes of {values} values, as their probabilities")
-    )
+    if size == values:
+        return f"a class among {values}, as its probabilities"
+    return f"{size // values} codes of {values} values, as their probabilities"
 
 
 def _around_codes(

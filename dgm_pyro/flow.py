@@ -33,7 +33,6 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform, _InverseTransform
 
-from dgm_pyro.autoregressive import parameter_of
 from dgm_pyro.conditionals import Normal, check_levels, inverse_softplus
 from dgm_pyro.networks.bijections import (
     ActNorm,
@@ -58,6 +57,7 @@ from dgm_pyro.program import (
     check_tensor,
     declare_given,
     is_pair,
+    parameter_of,
 )
 from dgm_pyro.registry import register
 

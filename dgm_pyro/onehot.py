@@ -34,9 +34,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from dgm_pyro.autoregressive import Autoregressive, AutoregressiveDistribution, parameter_of
+from dgm_pyro.autoregressive import Autoregressive, AutoregressiveDistribution
 from dgm_pyro.conditionals import Categorical
-from dgm_pyro.program import Conditional
+from dgm_pyro.program import Conditional, parameter_of
 from dgm_pyro.registry import register
 
 

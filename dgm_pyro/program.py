@@ -625,6 +625,12 @@ def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:
         raise ValueError(f"{argument} is empty: it has shape {tuple(x.shape)}")
 
 
+def parameter_of(program: Program) -> Tensor:
+    """A parameter, or else a buffer of reals, for the type and device that computations on the program have."""
+    tensors = itertools.chain(program.parameters(), program.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
+
+
 def check_place(x: Tensor, argument: str, program: Program, *, reals: bool = True) -> None:
     """Raise if ``x`` is on another device, or if its reals have another precision, than the program's parameters."""
     parameter = next(program.parameters(), None)

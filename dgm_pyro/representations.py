@@ -44,14 +44,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgm_pyro.autoregressive import parameter_of
 from dgm_pyro.diffusion import Denoised, Denoising
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.flow import Dequantized, Flow
 from dgm_pyro.infer.target import features_of, finite_mean, guide_trace
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.onehot import OneHot
-from dgm_pyro.program import Conditional, Program, check_count, check_tensor, is_pair, latent_sites, map_given, seeded
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    check_count,
+    check_tensor,
+    is_pair,
+    latent_sites,
+    map_given,
+    parameter_of,
+    seeded,
+)
 from dgm_pyro.samplers import Heun, Time, run, spacing_named
 from dgm_pyro.vae import VAE
 
@@ -179,7 +188,7 @@ def _site(program: Program, site: str | None) -> str:
 
 def _code_shape(program: Any, site: str) -> torch.Size:
     if isinstance(program, VAE):
-        return _prior(program, site).event_shape
+        return prior_of(program, site).event_shape
     if isinstance(program, Denoising):
         return program.event_shape
     return _flow_of(program).base.event_shape
@@ -209,7 +218,7 @@ def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
 
 def _posterior(program: Any, x: Tensor, given: Any, site: str, num_draws: int, draw: bool) -> Tensor:
     """E_q[site | x], averaged over draws of the latents that q states before it; or one draw."""
-    levels, total = _prior(program, site).levels, torch.zeros(())
+    levels, total = prior_of(program, site).levels, torch.zeros(())
     for _ in range(num_draws):
         trace: Any = guide_trace(program, x, given=given, batch=(len(x),))
         if site not in trace.nodes:
@@ -228,8 +237,9 @@ def _posterior(program: Any, x: Tensor, given: Any, site: str, num_draws: int, d
     return total
 
 
-def _prior(program: Any, site: str) -> Any:
-    return program.prior if site == program.latent else _prior(program.prior, site)
+def prior_of(program: Any, site: str) -> Any:
+    """p(z) of one of the `codes` of a `VAE`, at any level of a hierarchy."""
+    return program.prior if site == program.latent else prior_of(program.prior, site)
 
 
 def _mean(fn: Any) -> Tensor | None:
@@ -424,7 +434,7 @@ def is_discrete(program: Program, site: str | None = None) -> bool:
     """Whether a code takes integers only, so that there is nothing between two of them."""
     if not isinstance(program, VAE):
         return False
-    prior = _prior(program, _site(program, site))
+    prior = prior_of(program, _site(program, site))
     return prior.levels is not None or isinstance(prior, OneHot)
 
 

@@ -25,6 +25,7 @@ from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_
 from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace
 from dgm_pyro.program import Program, check_count, latent_sites, rows_of, seeded
 
+DRAWS = 32
 ACTIVE = 0.01
 COLLAPSED = 0.01
 SIGNIFICANT = 0.01
@@ -164,7 +165,7 @@ class Units:
         return ~self.active if self.kl is None else ~self.active & (self.kl < COLLAPSED)
 
 
-def units(program: Program, data: Any, *, draws: int = 32, seed: int = 0) -> dict[str, Units]:
+def units(program: Program, data: Any, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Units]:
     """Active units and the KL of every latent dimension, by site.
 
     The noise of a diffusion and the place of an integer within its cell are no codes of x, and not among them. Data go
@@ -308,7 +309,7 @@ def check(
     calibration = sbc(
         program, given, num_simulations=num_simulations, num_draws=num_draws, num_bins=num_bins, seed=seed
     )
-    found = _units(program, data, draws=32, seed=seed)
+    found = _units(program, data, DRAWS, seed)
     return Report(calibration, found, (*collapse(found), *miscalibration(calibration)))
 
 

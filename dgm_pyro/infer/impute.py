@@ -30,12 +30,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from dgm_pyro.autoregressive import (
-    Autoregressive,
-    AutoregressiveDistribution,
-    UnrolledAutoregressive,
-    parameter_of,
-)
+from dgm_pyro.autoregressive import Autoregressive, AutoregressiveDistribution, UnrolledAutoregressive
 from dgm_pyro.diffusion import Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.flow import Dequantized
@@ -44,7 +39,7 @@ from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
 from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.onehot import OneHot
-from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites, plates, seeded
+from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites, parameter_of, plates, seeded
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 
