@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.convolutional import ConvEncoder
-from dgm_pyro.networks.mlp import MLP, to_unit
+from dgm_pyro.networks.mlp import MLP, apply_network, to_unit
 from dgm_pyro.objectives import COMPARISONS, Bound, check_number
 from dgm_pyro.program import (
     Program,
@@ -224,7 +224,7 @@ class Adversarial:
 
 def _values(critic: nn.Module, x: Tensor, given: Any) -> Tensor:
     """V(x), ``(B,)``."""
-    value = critic(x) if given is None else critic(x, *parts_of(given))
+    value = apply_network(critic, x, *(() if given is None else parts_of(given)))
     if value.shape not in ((len(x), 1), (len(x),)):
         raise ValueError(f"the critic returned shape {tuple(value.shape)}, but one number per datum is ({len(x)}, 1)")
     return value.reshape(len(x))

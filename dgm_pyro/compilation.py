@@ -25,6 +25,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -115,7 +116,8 @@ class Loss(nn.Module):
         """
         arguments = (x, given, observed or {}, self.terms.weights(progress))
         leaves = [(leaf.dtype, leaf.device, leaf.requires_grad) for leaf in self._leaves]
-        key = (_kind(arguments, 1), *[part.training for part in self._parts], *leaves)
+        autocast = torch.is_autocast_enabled(x.device.type)  # it is part of a graph in which it was on
+        key = (_kind(arguments, 1), autocast, *[part.training for part in self._parts], *leaves)
         graph = self._graphs.get(key)
         if graph is None or len(x) == 1:
             self.terms.program.check(x, given, values=False)
@@ -329,11 +331,32 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         with _no_validation(), contextlib.redirect_stderr(printed):
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
-        return exported.module(check_guards=False)
+        return _inlined(exported.module(check_guards=False))
     except CompilationError:
         raise
     except Exception as error:
         raise CompilationError(_what_prevents(error)) from error
+
+
+def _inlined(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """``graph`` with what runs under autocast between its other operations.
+
+    `torch.export` makes a graph of its own of it, which `torch.compile` refuses for a second number of data.
+    """
+    for node in [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.wrap_with_autocast]:
+        *how, inner = node.args[:5]
+        part = graph.get_submodule(inner.target).graph
+        values = dict(zip(part.find_nodes(op="placeholder"), node.args[5:], strict=True))
+        with graph.graph.inserting_before(node):
+            entered = graph.graph.call_function(_enter_autocast, tuple(how))
+            outputs = graph.graph.graph_copy(part, values)
+            graph.graph.call_function(_exit_autocast, (entered,))
+        for output in [*node.users]:
+            output.replace_all_uses_with(outputs[output.args[1]])
+            graph.graph.erase_node(output)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
 
 
 @contextlib.contextmanager

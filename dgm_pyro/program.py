@@ -33,7 +33,7 @@ from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from dgm_pyro.networks.mlp import full_precision
+from dgm_pyro.networks.mlp import apply_network
 
 Shape = torch.Size | tuple[Any, ...]
 
@@ -576,7 +576,7 @@ def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[t
     folded = [part.expand((*batch, *s)).reshape(math.prod(batch), *s) for part, s in zip(parts, shapes, strict=True)]
     # An nn.Embedding takes no other integers, and data sets store labels as bytes.
     folded = [part.long() if part.dim() == 1 and part.dtype == torch.uint8 else part for part in folded]
-    return batch, full_precision(network(*folded))
+    return batch, apply_network(network, *folded)
 
 
 def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:

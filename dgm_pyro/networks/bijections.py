@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgm_pyro.networks.caches import cache_maker
-from dgm_pyro.networks.mlp import full_precision
+from dgm_pyro.networks.mlp import apply_network
 from dgm_pyro.registry import register
 
 # -- univariate maps -------------------------------------------------------------------------------------------------
@@ -519,7 +519,7 @@ def _parameters(
     Raises:
         ValueError: its output has another size.
     """
-    raw = full_precision(network(*inputs))
+    raw = apply_network(network, *inputs)
     p = univariate.num_parameters
     if raw.shape[0] != count or raw.numel() != count * p * features:
         raise ValueError(
