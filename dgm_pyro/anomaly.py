@@ -18,11 +18,13 @@ score              s(x), in nats; higher is more anomalous              what it 
 `PosteriorKL`      :math:`KL(q(z \mid x) \,\|\, p(z))`                  does x need an unusual z?
 =================  ===================================================  ==========================================
 
-A score is any callable from x, ``(N, *event_shape)``, to ``(N,)``. `Detector` turns one into an alarm with a chosen
+A score is any callable from x, ``(N, *event_shape)``, to ``(N,)``; those here are functions of each datum alone, whose
+bounds take noise of the datum's own (`dgm_pyro.noise`). `Detector` turns one into an alarm with a chosen
 rate of false alarms: with the scores :math:`s_1 \dots s_n` of reference data, the threshold is the
 :math:`\lceil (n + 1)(1 - \alpha) \rceil`-th smallest. If x and the reference data are exchangeable, the rank of s(x)
 among the n + 1 is uniform, so that :math:`P(s(x) > t) \le \alpha` whatever the score and the program, and ties only
-lower it. The probability is over x *and* the reference data; it says nothing of what is detected.
+lower it. The probability is over x *and* the reference data; it says nothing of what is detected. It does rest on s(x)
+not depending on which other x come with it.
 
 Source: Bishop 1994 (surprise); Nalisnick et al. 2019 (arXiv 1906.02994, typicality of single data); Ren et al. 2019
 (arXiv 1906.02845, ratio); Serra et al. 2020 (arXiv 1909.11480, complexity); Choi et al. 2018 (arXiv 1810.01392, WAIC);
@@ -41,6 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgm_pyro import noise
 from dgm_pyro.data import INTEGERS, Data
 from dgm_pyro.evaluation import evaluate, evaluating, program_device
 from dgm_pyro.objectives import ELBO, check_number
@@ -48,6 +51,9 @@ from dgm_pyro.program import Program, check_count, seeded
 from dgm_pyro.questions import auroc
 
 Score = Callable[[Tensor], Tensor]
+
+ROUNDING = 1e-5
+"""Scores that differ by no more than this, relative to the larger of themselves and 1, are ties."""
 
 
 def log_p(program: Program, x: Tensor, *, num_particles: int = 1, batch_size: int = 256, seed: int = 0) -> Tensor:
@@ -197,7 +203,9 @@ class PosteriorKL:
         where, bound, parts = program_device(self.program), ELBO(num_particles=self.draws), []
         with evaluating(self.program), seeded(self.seed, where):
             for batch in x.split(256):
-                parts.append(sum(bound(self.program, batch.to(where)).kl.values(), torch.zeros(())).double().cpu())
+                with noise.per_datum(batch.to(where), self.seed):
+                    kl = bound(self.program, batch.to(where)).kl
+                parts.append(sum(kl.values(), torch.zeros(())).double().cpu())
         return torch.cat(parts)
 
 
@@ -262,7 +270,7 @@ class Detector:
         score: any callable from x to scores, higher for anomalies; a program stands for its `Surprise`.
 
     Attributes:
-        threshold: scores above it are flagged; None before `calibrate`.
+        threshold: scores above it, by more than `ROUNDING`, are flagged; None before `calibrate`.
 
     >>> import torch, dgm_pyro as dgm
     >>> detector = dgm.anomaly.Detector(dgm.Normal(1)).calibrate(torch.randn(999, 1), false_alarm_rate=0.01)
@@ -306,7 +314,8 @@ class Detector:
         """
         if self.threshold is None:
             raise ValueError("the detector has no threshold yet: call detector.calibrate(reference_data) first")
-        return self._scores(_x(x)) > self.threshold
+        scores = self._scores(_x(x))
+        return scores - _rounding(scores) > self.threshold
 
     def p_values(self, x: Tensor | Data) -> Tensor:
         """Conformal p-values, ``(N,)``: the share of the reference data, x itself counted in, that score no lower.
@@ -315,7 +324,8 @@ class Detector:
         """
         if self.threshold is None:
             raise ValueError("the detector has no reference yet: call detector.calibrate(reference_data) first")
-        below = torch.searchsorted(self.reference, self._scores(_x(x)))
+        scores = self._scores(_x(x))
+        below = torch.searchsorted(self.reference, scores - _rounding(scores))
         return (1 + len(self.reference) - below) / (1 + len(self.reference))
 
     def _scores(self, x: Tensor) -> Tensor:
@@ -325,6 +335,11 @@ class Detector:
         if torch.isnan(scores).any():
             raise ValueError("the score of some x is NaN: clean the data, or use another score")
         return scores
+
+
+def _rounding(scores: Tensor) -> Tensor:
+    """By how much equal data may score apart: another batch multiplies matrices in another order."""
+    return ROUNDING * scores.abs().clamp(min=1)
 
 
 @dataclass(frozen=True)

@@ -297,8 +297,8 @@ class ContinuousDiffusion(Denoising):
 
         highest, width = (float(value) for value in (self.schedule.highest, self.schedule.width))
 
-        def slope(tau: float, state: Tensor) -> Tensor:
-            t = x.new_full((size,), (highest + 2 * tau) / width)
+        def slope(tau: Tensor, state: Tensor) -> Tensor:
+            t = (highest + 2 * tau) / width
             alpha, _ = self.noise_at(t)
             with torch.enable_grad():
                 y = state[:, :dims].reshape(x.shape).requires_grad_()

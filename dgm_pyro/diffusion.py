@@ -38,7 +38,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
-from dgm_pyro import distributions
+from dgm_pyro import distributions, noise
 from dgm_pyro.conditionals import check_levels, positive
 from dgm_pyro.networks.mlp import to_unit
 from dgm_pyro.program import Program, as_shape, call_network
@@ -564,10 +564,16 @@ class Denoised:
 
 
 def evenly(shape: torch.Size, like: Tensor) -> Tensor:
-    """Numbers in [0, 1) of the type of ``like``, each uniform, together an even comb turned by one random shift."""
-    count = math.prod(shape)  # not numel(), which would fix the batch size in an export
+    """Numbers in [0, 1) of the type of ``like``, each uniform, together an even comb turned by one random shift.
+
+    Where noise is each datum's own, so is its comb: over its particles, with a shift of its own.
+    """
+    own = noise.is_per_datum()
+    teeth, shift = (shape[:-1], (*(1,) * (len(shape) - 1), *shape[-1:])) if own else (shape, ())
+    count = math.prod(teeth)  # not numel(), which would fix the batch size in an export
     even = torch.arange(count, dtype=like.dtype, device=like.device) / max(1, count)
-    return ((even + torch.rand((), dtype=like.dtype, device=like.device)) % 1).reshape(shape)
+    even = even.reshape(*teeth, *(1,) * (len(shape) - len(teeth)))
+    return (even + torch.rand(shift, dtype=like.dtype, device=like.device)) % 1
 
 
 class Even(TorchDistribution):

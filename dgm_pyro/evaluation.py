@@ -8,6 +8,7 @@ and refuses to be compared with a number of another measure.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dgm_pyro import noise
 from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
 from dgm_pyro.labelled import Labelled
@@ -36,6 +38,7 @@ class Evidence:
         measure: "mass" on integers, or "density" on reals.
         num_dims: D, the number of features of one datum.
         program, data: names.
+        digest: of the data in their order: evidences with another one are of other data.
         reconstruction, kl: means over the data of an ELBO's terms per site, in nats; nats = reconstruction - kl.
     """
 
@@ -45,6 +48,7 @@ class Evidence:
     num_dims: int
     program: str = ""
     data: str = ""
+    digest: str = ""
     reconstruction: dict[str, float] = field(default_factory=dict)
     kl: dict[str, float] = field(default_factory=dict)
 
@@ -68,8 +72,8 @@ class Evidence:
         """Standard error of `bits_per_dim` over the data."""
         return self.nats_stderr / (self.num_dims * math.log(2))
 
-    def minus(self, other: Evidence) -> tuple[float, float]:
-        """Mean paired difference to another evidence on the same data, and its standard error, in nats per datum.
+    def minus(self, other: Evidence) -> Difference:
+        """Mean paired difference to another evidence of the same data in the same order, in nats per datum.
 
         Raises:
             ValueError: the two are not comparable: another measure, or other data.
@@ -79,19 +83,21 @@ class Evidence:
                 f"a {self.measure} cannot be compared with a {other.measure}: "
                 "wrap the density in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
             )
-        if (self.data, self.num_dims, len(self.values)) != (other.data, other.num_dims, len(other.values)):
+        if (self.digest, self.num_dims, len(self.values)) != (other.digest, other.num_dims, len(other.values)):
             raise ValueError(
                 f"the evidences are of different data: {len(self.values)} of {self.data or 'unnamed data'} and "
-                f"{len(other.values)} of {other.data or 'unnamed data'}: evaluate both on the same split"
+                f"{len(other.values)} of {other.data or 'unnamed data'}, or the same in another order: evaluate both "
+                "on the same split"
             )
         difference = self.values - other.values
-        return difference.mean().item(), standard_error(difference)
+        return Difference(difference.mean().item(), standard_error(difference), (self.kind, other.kind))
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers as plain Python, for JSON."""
         return {
             "program": self.program,
             "data": self.data,
+            "digest": self.digest,
             "kind": self.kind,
             "measure": self.measure,
             "nats": self.nats,
@@ -114,6 +120,37 @@ class Evidence:
             if self.kl and told:
                 text += f"; {label} " + ", ".join(told)
         return text
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean paired difference of two evidences, in nats per datum; it unpacks into ``nats`` and ``stderr``.
+
+    Attributes:
+        nats: the first less the second.
+        stderr: over the data.
+        kinds: of the first and of the second, such as "exact" and "elbo".
+    """
+
+    nats: float
+    stderr: float
+    kinds: tuple[str, str]
+
+    @property
+    def kind(self) -> str:
+        """What it says of the difference of the two log p(x): a bound may be short of the truth by any gap."""
+        first, second = (kind in ("exact", "ode") for kind in self.kinds)
+        if first and second:
+            return "exact"
+        if first or second:
+            return "at most" if first else "at least"
+        return f"of bounds, {self.kinds[0]} and {self.kinds[1]}"
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.nats, self.stderr))
+
+    def __str__(self) -> str:
+        return f"{self.nats:+.3f} +- {self.stderr:.3f} nats ({self.kind})"
 
 
 def standard_error(values: Tensor) -> float:
@@ -143,8 +180,9 @@ def evaluate(
         ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
             the bound: `ContinuousDiffusion.ode_log_prob`. It is that of the flow which the deterministic samplers
             follow, before their last step, to the denoiser's mean.
-        batch_size: data per batch; lower it if memory is short.
-        seed: of the guide's draws; the global random state is left as it was.
+        batch_size: data per batch; lower it if memory is short. The numbers do not depend on it.
+        seed: of the guide's draws, which are each datum's own (`noise.per_datum`): the value of a datum is a function
+            of the datum, the program and the seed. The global random state is left as it was.
         device: where to compute; default where the program is.
         progress: whether to show a bar; it counts data, or particles of data.
 
@@ -180,7 +218,7 @@ def evaluate(
             "continuous time: use num_particles=1, or evaluate program.unroll(), the chain itself"
         )
     total, unit = (len(data.x) * num_particles, "particle") if weighted else (len(data.x), "datum")
-    bounds = []
+    bounds, keys = list[Bound](), list[Tensor]()
     with (
         evaluating(program),
         seeded(seed, device),
@@ -191,12 +229,14 @@ def evaluate(
             rows = slice(start, start + batch_size)
             x, y = data.x[rows].to(device), None if data.y is None else data.y[rows].to(device)
             value, given, _ = program.arguments(x, y)
+            keys.append(noise.row_keys(value).cpu())
             if flow is not None:
                 density = flow(value, given)
                 bounds.append(Bound(density, density))
                 bar.update(len(x))
             else:
-                bounds.append(_bound(program, value, given, num_particles, draws, bar.update))
+                with noise.per_datum(value, seed):
+                    bounds.append(_bound(program, value, given, num_particles, draws, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -204,6 +244,7 @@ def evaluate(
         num_dims=max(1, program.event_shape.numel()),
         program=type(program).__name__,
         data=data.name,
+        digest=hashlib.sha256(torch.cat(keys).numpy().tobytes()).hexdigest()[:16],
         reconstruction=_site_means([bound.reconstruction for bound in bounds]),
         kl=_site_means([bound.kl for bound in bounds]),
     )
@@ -280,10 +321,9 @@ def importance_bound(
     Args:
         advance: told after each chunk how many weights it had.
     """
-    chunk = particles_at_once(program, len(x))
     total = torch.tensor(-math.inf, device=x.device)
-    for start in range(0, num_particles, chunk):
-        weights = program.log_weights(x, given, min(chunk, num_particles - start))
+    for _, size in noise.chunks(num_particles, particles_at_once(program, len(x))):
+        weights = program.log_weights(x, given, size)
         total = torch.logaddexp(total, weights.logsumexp(0))
         advance(weights.numel())
     return total - math.log(num_particles)

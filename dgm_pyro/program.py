@@ -33,6 +33,7 @@ from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from dgm_pyro import noise
 from dgm_pyro.networks.mlp import full_precision
 
 Shape = torch.Size | tuple[Any, ...]
@@ -372,6 +373,13 @@ class Guide(_View):
 
 
 @contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Hide the sites from handlers further out; within `noise.per_datum` they are drawn by each datum's own noise."""
+    with poutine.block(), noise.sites():
+        yield
+
+
+@contextlib.contextmanager
 def plates(batch: Sequence[int]) -> Iterator[None]:
     """The plates of a batch shape: rightmost ``data``, left of it ``particles``, then unnamed further ones."""
     with contextlib.ExitStack() as stack:
@@ -415,7 +423,7 @@ def guide_trace(
     observed = observed or {}
     batch = (x.shape[0],) if batch is None else batch
     with (
-        poutine.block(),
+        isolated(),
         poutine.condition(data=observed),
         handler or contextlib.nullcontext(),
         poutine.trace() as guided,
@@ -443,7 +451,7 @@ def model_trace(
     """The model's half of `traces`: replayed on the latents in ``guide``."""
     batch = (x.shape[0],) if batch is None else batch
     with (
-        poutine.block(),
+        isolated(),
         poutine.condition(data=observed or {}),
         poutine.trace() as modelled,
         poutine.replay(trace=guide),

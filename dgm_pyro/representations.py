@@ -44,6 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgm_pyro import noise
 from dgm_pyro.diffusion import Denoised, Denoising
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.flow import Dequantized, Flow
@@ -106,8 +107,9 @@ def encode(
         site: which of `codes`; default the nearest to x.
         draw: a draw of z from q(z | x), or of the place in the cell of a dequantized x, in place of the mean.
         num_draws: where E_q[z | x] has no closed form, how many draws to average; of the levels above, in a hierarchy.
-        batch_size: data at once.
-        seed: of the draws; the global random state is left as it was.
+        batch_size: data at once; the codes do not depend on it.
+        seed: of the draws, which are each datum's own (`noise.per_datum`): equal x have equal codes, drawn ones too.
+            The global random state is left as it was.
 
     Returns:
         ``(N, *z_shape)``, on the CPU; of a class, its probabilities, ``(N, *z_shape, K)``, unless ``draw``.
@@ -131,7 +133,11 @@ def encode(
             return run(Heun(), noise[0].alpha * x0, noise, _denoiser(program, given))
         return _posterior(program, x, given, site, 1 if draw else num_draws, draw)
 
-    return _in_batches(program, of, x, given, batch_size, seed)
+    def with_own_noise(x: Tensor, given: Any) -> Tensor:
+        with noise.per_datum(x, seed):
+            return of(x, given)
+
+    return _in_batches(program, with_own_noise, x, given, batch_size, seed)
 
 
 @torch.no_grad()

@@ -498,11 +498,12 @@ class Comparison:
         reference = next(iter(self.evidences.values()))
         lines = {}
         for name, evidence in self.evidences.items():
-            difference, error = evidence.minus(reference)
+            difference = evidence.minus(reference)
             lines[name] = {
                 **evidence.as_dict(),
-                "difference_nats": difference,
-                "difference_stderr": None if math.isnan(error) else error,
+                "difference_nats": difference.nats,
+                "difference_stderr": None if math.isnan(difference.stderr) else difference.stderr,
+                "difference_kind": difference.kind,
                 "parameters": self.parameters[name],
                 "seconds": self.seconds[name],
             }
@@ -511,15 +512,16 @@ class Comparison:
     def __str__(self) -> str:
         reference, *_ = self.evidences
         header = ["run", "bits/dim", "nats", f"nats more than {reference}", "kind", "parameters", "seconds"]
-        rows = []
+        rows, kinds = [], set[str]()
         for name, evidence in self.evidences.items():
-            difference, error = evidence.minus(self.evidences[reference])
+            difference = evidence.minus(self.evidences[reference])
+            kinds.add(difference.kind)
             rows.append(
                 [
                     name,
                     _with_error(evidence.bits_per_dim, evidence.stderr, 4),
                     f"{evidence.nats:.3f}",
-                    "-" if name == reference else f"{difference:+.3f} +- {error:.3f}",
+                    "-" if name == reference else str(difference).replace(" nats", ""),
                     evidence.kind,
                     f"{self.parameters[name]:,}",
                     f"{self.seconds[name]:.1f}",
@@ -527,8 +529,10 @@ class Comparison:
             )
         first = self.evidences[reference]
         lines = [f"{len(first.values)} of {first.data}, a {first.measure}", aligned(header, rows)]
-        if len({evidence.kind for evidence in self.evidences.values()}) > 1:
-            lines.append("kinds differ: a bound may be short of the truth by its gap (dgm gaps), an exact value is not")
+        if kinds != {"exact"}:
+            lines.append(
+                "a bound may be short of log p(x) by its gap (dgm gaps), and so may a difference of two bounds"
+            )
         return "\n".join(lines)
 
 

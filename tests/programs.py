@@ -26,6 +26,11 @@ from dgm_pyro.program import latent_sites, log_prob_sum, plates
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def replicas(x, num):
+    """``num`` of each x, doubles, apart by less than any tolerance: equal ones would have equal noise."""
+    return x.expand(num, *x.shape[1:]) + 1e-12 * torch.randn(num, *x.shape[1:])
+
+
 def jittered(module: Module, size: float = 0.3) -> Module:
     """``module`` with noise of that standard deviation added to its parameters: off its symmetric start, biases too."""
     with torch.no_grad():

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dgm_pyro import noise
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import Program, check_count, latent_sites, log_mean_exp, log_prob_sum, seeded
@@ -58,9 +59,10 @@ class HMC:
         Returns:
             The new u, and the probability with which each move was accepted, ``(K, B)``.
         """
-        size = (step * torch.empty_like(u[..., 0]).uniform_(0.8, 1.2)).unsqueeze(-1)
+        with noise.drawing(u.shape[:-1]):
+            size = (step * torch.empty_like(u[..., 0]).uniform_(0.8, 1.2)).unsqueeze(-1)
+            start, level = torch.randn_like(u), torch.rand_like(u[..., 0])
         before, gradient = _with_gradient(density, u)
-        start = torch.randn_like(u)
         momentum, place, after = start, u, before
         for _ in range(self.num_leapfrog):
             momentum = momentum + size / 2 * gradient
@@ -70,7 +72,7 @@ class HMC:
         energy = after - before - 0.5 * (momentum**2 - start**2).sum(-1)
         # A trajectory that left the finite numbers is rejected.
         probability = torch.where(energy.isfinite(), energy.clamp(max=0).exp(), torch.zeros_like(energy))
-        accepted = torch.rand_like(probability) < probability
+        accepted = level < probability
         return torch.where(accepted.unsqueeze(-1), place, u), probability
 
 
@@ -150,7 +152,8 @@ def ais(
         transition: moves u with step sizes and leaves a density invariant, as `HMC` does, the default.
         target_acceptance: what the preliminary run adapts the step sizes to, one for each datum and temperature.
         observed: further observed sites, such as ``{"y": labels}`` of a `Labelled`.
-        seed: the global random state is left as it was.
+        seed: of noise of each datum's own (`noise.per_datum`): its bound does not depend on the others. A transition
+            of your own keeps that if it draws inside `noise.drawing`. The global random state is left as it was.
         progress: whether to show a bar.
 
     Raises:
@@ -165,7 +168,7 @@ def ais(
     program.check(x, given)
     if program.tractable:
         raise ValueError(f"log p(x) of this {type(program).__name__} is exact: use program.log_prob(x)")
-    with evaluating(program), seeded(seed, x.device), torch.no_grad():
+    with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed), torch.no_grad():
         path = ToPosterior(program, x, given, num_chains, initial, observed or {})
         betas = temperatures(num_temperatures, schedule)
         transition = transition or HMC(check_count(num_leapfrog, "num_leapfrog"))
