@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES, vae
+from programs import CASES, assert_same_number, vae
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -22,7 +22,7 @@ from dgm_pyro.objectives import ELBO, WarmUp, objective_named
 
 # Whose guide differentiates inside its statements; and what is another program after every look at a batch.
 NOT = {"vae-semi-amortized"}
-BY_INDUCTOR = ["vae", "vae-two-levels", "diffusion"]
+BY_INDUCTOR = ["vae-two-levels", "diffusion"]  # and "vae", where its parameters are frozen
 TRAINED = ["normal-learned", "made", "vae", "vae-ladder", "vae-flow-prior", "diffusion", "diffusion-importance"]
 TRAINED += ["labelled", "dequantized"]
 
@@ -135,7 +135,7 @@ def test_one_datum_runs_too():
     torch.manual_seed(0)
     value = loss(x)
     torch.manual_seed(0)
-    assert value == -ELBO()(program, x).value.mean()
+    assert_same_number(value, -ELBO()(program, x).value.mean())
 
 
 def test_it_has_the_parameters_of_the_program_and_follows_its_mode(float64):
@@ -144,14 +144,15 @@ def test_it_has_the_parameters_of_the_program_and_follows_its_mode(float64):
     assert {id(p) for p in loss.parameters()} == {id(p) for p in program.parameters()}
     x = torch.randn(6, 3)
     program.eval()
-    assert loss(x) == loss(x) == -program.log_prob(x).mean()
+    assert loss(x) == loss(x)
+    assert_same_number(loss(x), -program.log_prob(x).mean())
     program.train()
     assert loss(x) != loss(x)
     program.eval()
     with torch.no_grad():
         for parameter in program.parameters():
             parameter.mul_(0.5)
-    assert loss(x) == -program.log_prob(x).mean()
+    assert_same_number(loss(x), -program.log_prob(x).mean())
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def registry():
         if trainable(case):
             program = case.build(seed=distributed.team().rank)
             data = data_for(case, program, 24)
-            states[name] = trained(program, data, epochs=2, batch_size=9, validation=0.25, ema=0.9)
+            states[name] = trained(program, data, epochs=1, batch_size=9, validation=0.25, ema=0.9)
     return states
 
 
