@@ -43,6 +43,7 @@ from dgm_pyro.program import (
     Program,
     check_count,
     check_tensor,
+    differentiating,
     is_pair,
     map_given,
     parameter_of,
@@ -230,6 +231,7 @@ def _values(critic: nn.Module, x: Tensor, given: Any) -> Tensor:
     return value.reshape(len(x))
 
 
+@differentiating("slopes")
 def slopes(critic: nn.Module, x: Tensor, given: Any = None) -> Tensor:
     """|grad V| at every x, ``(B,)``, itself differentiable."""
     x = x.detach().requires_grad_(True)
@@ -411,6 +413,7 @@ class DensityRatio:
         return (of_p.mean() - of_q.mean()).item(), math.hypot(standard_error(of_p), standard_error(of_q))
 
 
+@differentiating("density_ratio")
 def density_ratio(
     p: Tensor,
     q: Tensor,

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.objectives import check_number
-from dgm_pyro.program import check_count, log_mean_exp, seeded
+from dgm_pyro.program import check_count, differentiating, log_mean_exp, seeded
 
 # -- how good the answers are ------------------------------------------------------------------------------------------
 
@@ -221,6 +221,7 @@ class Bayesian:
         self.guide = (GUIDES[guide] if isinstance(guide, str) else guide)(self.model)
         self.losses: list[float] = []
 
+    @differentiating("Bayesian.fit")
     def fit(self, epochs: int = 50, batch_size: int = 64, lr: float = 1e-2, seed: int = 0) -> Bayesian:
         """Maximise the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
 
@@ -280,5 +281,5 @@ class Bayesian:
 @contextlib.contextmanager
 def _alone(seed: int, device: torch.device) -> Iterator[None]:
     """A random state and a param store of its own: AutoGuides of one class would share the store's entries."""
-    with pyro.get_param_store().scope(), seeded(seed, device), pyro.validation_enabled(False):
+    with seeded(seed, device), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         yield

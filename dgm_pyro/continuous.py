@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from dgm_pyro.conditionals import positive
 from dgm_pyro.diffusion import Chain, Denoised, Denoising, Even, noising
 from dgm_pyro.ode import solve
-from dgm_pyro.program import check_count
+from dgm_pyro.program import check_count, differentiating
 from dgm_pyro.registry import register
 from dgm_pyro.samplers import Spacing, Time
 
@@ -300,7 +300,7 @@ class ContinuousDiffusion(Denoising):
         def slope(tau: Tensor, state: Tensor) -> Tensor:
             t = (highest + 2 * tau) / width
             alpha, _ = self.noise_at(t)
-            with torch.enable_grad():
+            with differentiating("ode_log_prob"):
                 y = state[:, :dims].reshape(x.shape).requires_grad_()
                 x0 = self.denoise(alpha * y, t, given).x0.reshape(size, dims)
             rows = torch.autograd.grad(x0, y, directions, is_grads_batched=True)[0].reshape(-1, size, dims)

@@ -26,7 +26,7 @@ from torch import Tensor
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.objectives import check_number
-from dgm_pyro.program import Program, check_count
+from dgm_pyro.program import Program, check_count, differentiating
 
 
 def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
@@ -212,7 +212,7 @@ def _slope(classifier: Classifier, at: Tensor, y: Tensor, num_particles: int) ->
     """The gradient of -log p(y | x)."""
     here = at.clone().requires_grad_()
     guard = evaluating(classifier) if isinstance(classifier, Program) else contextlib.nullcontext()
-    with guard, torch.enable_grad():
+    with guard, differentiating("an attack"):
         loss = -log_class_probabilities(classifier, here, num_particles).gather(-1, y.long()[:, None]).sum()
         gradient = torch.autograd.grad(loss, here, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:

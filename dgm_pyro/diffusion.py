@@ -677,6 +677,9 @@ class UnrolledDiffusion(Program):
         self.conditional, self.given_shape = diffusion.conditional, diffusion.given_shape
         self.num_classes = diffusion.num_classes
 
+    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
+        return self.diffusion.support_given(given, size)
+
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, steps = self.diffusion, self.diffusion.steps
         zero = p.zeros()

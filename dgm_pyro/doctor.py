@@ -38,7 +38,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import ComposeTransform, Transform
 
 from dgm_pyro.evaluation import as_data, program_device
-from dgm_pyro.program import Program, is_pair, sample_sites, seeded
+from dgm_pyro.program import Program, alone, differentiating, is_pair, sample_sites, seeded
 
 SEVERITIES = ("error", "warning", "note")
 DRAWS = 3
@@ -267,6 +267,7 @@ class _Watch(Messenger):
             self.subsampled[message["name"]] = (fn.size, fn.subsample_size)
 
 
+@alone()
 def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: PyroELBO | None) -> Diagnosis:
     named, own = _tensors_of((model, guide))
     arguments = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)]
@@ -285,7 +286,7 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: PyroELBO | N
             store.scope(state),
             seeded(0, place),
             pyro.validation_enabled(False),
-            torch.enable_grad(),
+            differentiating("doctor"),
         ):
             for draw in range(DRAWS + 1):
                 if draw == DRAWS and visit is not None:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -25,7 +25,7 @@ from dgm_pyro.data import Data
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.program import Program, alone, check_count, parameter_of, seeded
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ def standard_error(values: Tensor) -> float:
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
+@alone()
 def evaluate(
     program: Program,
     data: Data | Tensor,
@@ -240,7 +241,7 @@ def evaluate(
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
-        measure=program.measure,
+        measure=program.measure_given(given),
         num_dims=max(1, program.event_shape.numel()),
         program=type(program).__name__,
         data=data.name,
@@ -351,12 +352,16 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     if isinstance(data, Tensor):
         if program.variable != "x" or program.conditional:
             raise TypeError(f"{argument} must be a dgm.data.Data with x and y for this {type(program).__name__}")
-        program.check(data.to(place))
+        program.check(data.to(place), support=True)
         x = data.long() if program.levels is not None and data.is_floating_point() else data
-        return Data(x=x, levels=program.levels, name="tensor")
+        return Data(x=_as_reals(program, x), levels=program.levels, name="tensor")
     if not isinstance(data, Data):
         raise TypeError(f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}")
-    if program.variable == "x":
+    moved = data.to(place)
+    value, given, observed = program.arguments(moved.x, moved.y)
+    program.check_given(given, len(value))
+    counts = program.levels is None and program.measure_given(given) == "mass"
+    if program.variable == "x" and not counts:
         if data.measure != program.measure:
             raise ValueError(
                 f"{data.name} is integer data (a mass), but {type(program).__name__} is a density on reals: wrap it in "
@@ -371,13 +376,16 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
                 "use a Categorical or DiscretizedLogistic likelihood with levels=data.levels, "
                 "or the binarized data for a Bernoulli"
             )
-    moved = data.to(place)
-    value, given, observed = program.arguments(moved.x, moved.y)
-    program.check(value, given)
+    program.check(value, given, support=True)
     classes = getattr(program, "classes", None)
     if observed and classes is not None and data.num_classes is not None and data.num_classes > classes:
         raise ValueError(f"{data.name} has {data.num_classes} classes, but this {type(program).__name__} has {classes}")
-    return data
+    return replace(data, x=_as_reals(program, data.x), levels=None) if counts else data
+
+
+def _as_reals(program: Program, x: Tensor) -> Tensor:
+    """Counts as the networks that read them take them: integers below some ``levels`` are scaled, counts are not."""
+    return x.to(parameter_of(program).dtype) if program.levels is None else x
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -406,5 +414,5 @@ def program_device(program: Program) -> torch.device:
 @contextlib.contextmanager
 def evaluating(program: Program) -> Iterator[None]:
     """Evaluation mode, with Pyro's checks off; ours have been made."""
-    with eval_mode(program), pyro.validation_enabled(False):
+    with alone(), eval_mode(program), pyro.validation_enabled(False):
         yield

@@ -58,6 +58,7 @@ from dgm_pyro.program import (
     declare_given,
     is_pair,
     parameter_of,
+    unwrapped,
 )
 from dgm_pyro.registry import register
 
@@ -115,7 +116,7 @@ class Flow(Conditional):
         if base is None:
             plain = [part for part in self.transforms if isinstance(part, Transform)]
             base = Normal(ComposeTransform(plain).inverse_shape(self.event_shape))
-        if not isinstance(base, Conditional) or base.levels is not None:
+        if not isinstance(base, Conditional) or base.measure == "mass":
             raise ValueError(
                 f"the base must be a Conditional with a density on reals, got {type(base).__name__}: a flow transforms "
                 "densities"
@@ -208,7 +209,7 @@ class Flow(Conditional):
     def _follow(self) -> None:
         """Follow the shape and the support of the features through the transforms, and check that they fit."""
         shape = self.base.event_shape
-        line = constraints.real if self.base.conditional else _unwrapped(self.base().support)
+        line = constraints.real if self.base.conditional else unwrapped(self.base().support)
         self.shapes, self.lines = [shape], [line]
         for i, part in enumerate(self.transforms):
             owner = f"transforms[{i}], {type(part).__name__},"
@@ -221,7 +222,7 @@ class Flow(Conditional):
             else:
                 _require_invertible(part, shape, owner)
                 if isinstance(part, Transform):
-                    shape, line = torch.Size(part.forward_shape(shape)), _unwrapped(part.codomain)
+                    shape, line = torch.Size(part.forward_shape(shape)), unwrapped(part.codomain)
             self.shapes.append(shape)
             self.lines.append(line)
         if shape != self.event_shape:
@@ -417,12 +418,6 @@ REMEDIES = {
 }
 
 
-def _unwrapped(constraint: Any) -> constraints.Constraint:
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return constraint
-
-
 def _line(constraint: constraints.Constraint) -> str | None:
     """ "real" or "unit", or None for anything else."""
     if type(constraint) is type(constraints.real):  # which a copied flow has copies of
@@ -554,7 +549,12 @@ class _ClosedUniform(dist.Uniform):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return value.new_zeros(torch.broadcast_shapes(value.shape, self.batch_shape))
+        inside = (value >= 0) & (value <= 1)
+        return (
+            torch.where(inside, 0.0, -math.inf)
+            .to(value.dtype)
+            .expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        )
 
 
 @register
@@ -584,7 +584,7 @@ class Dequantized(Program):
 
     def __init__(self, flow: Program, levels: int, guide: Conditional | None = None):
         super().__init__()
-        if not isinstance(flow, Program) or flow.levels is not None:
+        if not isinstance(flow, Program) or flow.measure == "mass":
             raise TypeError(f"flow must be a Program with a density, such as dgm.Flow, got {type(flow).__name__}")
         guide = Uniform(flow.event_shape) if guide is None else guide
         if not isinstance(guide, Conditional):
@@ -644,7 +644,7 @@ def _require_unit_cube(program: Program, role: str) -> None:
     if isinstance(program, Flow):
         outside = not program.on_unit_cube
     elif isinstance(program, Conditional) and not program.conditional:
-        outside = _line(_unwrapped(program().support)) != "unit"
+        outside = _line(unwrapped(program().support)) != "unit"
     else:
         outside = False  # its support is not known before it is given something
     if outside:

@@ -34,7 +34,17 @@ from dgm_pyro.flow import Flow
 from dgm_pyro.networks.bijections import Affine, Bijection, Elementwise
 from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.networks.planar import Planar, Sylvester
-from dgm_pyro.program import Conditional, Program, Shape, as_shape, check_count, declare_given, is_pair, seeded
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    Shape,
+    as_shape,
+    check_count,
+    declare_given,
+    differentiating,
+    is_pair,
+    seeded,
+)
 from dgm_pyro.registry import register
 
 # -- Normals with covariances ------------------------------------------------------------------------------------------
@@ -534,6 +544,7 @@ class Fitted(nn.Module):
             return self.guide(*args, **kwargs)
 
 
+@differentiating("fit_guide")
 def fit_guide(
     program: Program,
     x: Tensor,

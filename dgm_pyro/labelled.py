@@ -28,6 +28,7 @@ from dgm_pyro.program import (
     log_mean_exp,
     require_distinct,
     seeded,
+    unchecked,
 )
 from dgm_pyro.registry import register
 
@@ -109,6 +110,7 @@ class Labelled(Program):
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
         return x, None, ({} if y is None else {self.label: y})
 
+    @unchecked()
     def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
         return self.log_joint(x).logsumexp(0)
 

@@ -47,7 +47,9 @@ from dgm_pyro.program import (
     require_subset,
     sample_sites,
     site_sum,
+    support_of,
     traces,
+    unwrapped,
 )
 
 
@@ -822,12 +824,7 @@ class _EveryOutcome(Messenger):
 
 def _finite_support(distribution: Any) -> range | None:
     """The values of one feature, or None if they are not finitely many."""
-    try:
-        support = getattr(distribution, "support", None)
-    except NotImplementedError:  # not every distribution says
-        return None
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = unwrapped(support_of(distribution))
     if support is constraints.boolean:
         return range(2)
     if isinstance(support, constraints.integer_interval):

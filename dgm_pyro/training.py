@@ -26,7 +26,7 @@ from dgm_pyro.data import Data
 from dgm_pyro.distributed import Team, team
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.program import Program, alone, check_count, differentiating, seeded
 
 GRADIENT_NORM = 10.0
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
@@ -101,6 +101,8 @@ class History:
         return asdict(self)
 
 
+@alone()
+@differentiating("fit")
 def fit(
     program: Program,
     data: Data | Tensor,
@@ -341,7 +343,8 @@ class _Step:
                 except Exception as error:
                     if compile is True:
                         raise
-                    warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=3)
+                    # Past fit and its two decorators.
+                    warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=5)
         if processes.size > 1:
             # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -182,6 +183,21 @@ class _Squash(nn.Module):
         return self.linear(x.to(self.linear.weight.dtype))
 
 
+@dgm.register
+class Poisson(dgm.Parametric):
+    """Independent counts. P = 1: a raw rate that softplus makes positive."""
+
+    def __init__(self, event_shape: Any, network: nn.Module | None = None, *, learned: bool = False):
+        super().__init__(event_shape, 1, network, learned=learned)
+
+    def univariate(self, raw: Tensor) -> dist.Poisson:
+        return dist.Poisson(dgm.conditionals.positive(raw.squeeze(-1)))
+
+
+def counts(size: int, features: int) -> Tensor:
+    return torch.poisson(torch.ones(size, features))
+
+
 def _mlp(inputs: tuple[int, ...], outputs: int, **options: Any) -> MLP:
     return MLP(inputs, outputs, hidden=(6,), activation="tanh", **options)
 
@@ -313,6 +329,8 @@ CASES: dict[str, Case] = {
     "logistic-binary": Case(lambda: dgm.DiscretizedLogistic(3, 2, components=1, learned=True)),
     "logistic-bytes": Case(lambda: dgm.DiscretizedLogistic(2, 256, 3, learned=True)),
     "logistic-given-label": Case(lambda: dgm.DiscretizedLogistic((1, 2, 1), 8, 2, _mlp((), 12, num_classes=3))),
+    "counts": Case(lambda: Poisson(2, learned=True), data=lambda size: counts(size, 2)),
+    "counts-given-vector": Case(lambda: Poisson(2, _mlp((3,), 2)), data=lambda size: counts(size, 2)),
     # Variational autoencoders: every part swapped in turn
     "vae": Case(lambda: vae(dgm.Normal(2))),
     "vae-linear": Case(lambda: dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)))),
@@ -320,6 +338,10 @@ CASES: dict[str, Case] = {
     "vae-mixture-prior": Case(lambda: vae(dgm.MixtureOfNormals(2, 3, learned=True))),
     "vae-bernoulli": Case(
         lambda: dgm.VAE(dgm.Normal(2), dgm.Bernoulli(4, nn.Linear(2, 4)), dgm.Normal(2, _mlp((4,), 4, levels=2)))
+    ),
+    "vae-counts": Case(
+        lambda: dgm.VAE(dgm.Normal(2), Poisson(3, _mlp((2,), 3)), dgm.Normal(2, _mlp((3,), 4))),
+        data=lambda size: counts(size, 3),
     ),
     "vae-logistic": Case(
         lambda: dgm.VAE(

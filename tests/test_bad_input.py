@@ -237,7 +237,7 @@ CASES = {
     "network too narrow": (
         lambda: dgm.Normal(2, nn.Linear(3, 3)).log_prob(X, torch.zeros(4, 3)),
         ValueError,
-        [r"returned shape \(4, 3\)", r"\(4, 2, 2\) or \(4, 4\)"],
+        [r"returned shape \(1, 3\)", r"\(1, 2, 2\) or \(1, 4\)"],
     ),
     # networks
     "an unknown activation": (

@@ -33,7 +33,15 @@ from tqdm import tqdm
 from dgm_pyro import noise
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
-from dgm_pyro.program import Program, check_count, latent_sites, log_mean_exp, log_prob_sum, seeded
+from dgm_pyro.program import (
+    Program,
+    check_count,
+    differentiating,
+    latent_sites,
+    log_mean_exp,
+    log_prob_sum,
+    seeded,
+)
 
 Density = Callable[[Tensor], Tensor]
 Transition = Callable[[Tensor, Tensor, Density], tuple[Tensor, Tensor]]
@@ -77,7 +85,7 @@ class HMC:
 
 
 def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
+    with differentiating("HMC"):
         u = u.detach().requires_grad_()
         value = density(u)
         (gradient,) = torch.autograd.grad(value.sum(), u)

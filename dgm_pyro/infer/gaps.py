@@ -36,7 +36,7 @@ from dgm_pyro.conditionals import Parametric
 from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
 from dgm_pyro.infer.ais import ais
 from dgm_pyro.objectives import elbo
-from dgm_pyro.program import Program, check_count, is_pair, rows_of, seeded
+from dgm_pyro.program import Program, check_count, differentiating, is_pair, rows_of, seeded
 from dgm_pyro.vae import VAE
 
 DRAWS_PER_STEP = 8
@@ -237,7 +237,7 @@ def _ascend(
     """Maximise the ELBO over ``parameters``, all else fixed."""
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with torch.enable_grad():
+    with differentiating("gaps"):
         for _ in range(steps):
             bound = elbo(program, x, given, batch=(DRAWS_PER_STEP, len(x)))
             loss = -bound.surrogate.mean(0).sum()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.infer.target import Coordinates, joint_trace, with_latent_chains
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.program import Program, check_count, differentiating, seeded
 
 
 def nuts(
@@ -59,7 +59,7 @@ def nuts(
     check_count(warmup, "warmup")
     program.check(x, given)
     chain = with_latent_chains(program)
-    with evaluating(program), seeded(seed, x.device), torch.enable_grad():
+    with evaluating(program), seeded(seed, x.device), differentiating("nuts"):
         with torch.no_grad():
             latents = Coordinates(joint_trace(chain, x, given=given, batch=(len(x),), observed=observed), (len(x),))
         # Parameters that ask for gradients would be differentiated, and registered with Pyro, at every step.
