@@ -39,9 +39,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
 from dgm_pyro import distributions
+from dgm_pyro.checks import as_shape
 from dgm_pyro.conditionals import check_levels, positive
 from dgm_pyro.networks.mlp import to_unit
-from dgm_pyro.program import Program, as_shape, call_network
+from dgm_pyro.program import Program, call_network
 from dgm_pyro.registry import register
 from dgm_pyro.samplers import Sampler, Spacing, Time, run, sampler_named, spacing_named
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dgm_pyro.checks import find_device
 from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
 from dgm_pyro.labelled import Labelled
@@ -338,23 +339,6 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     if observed and classes is not None and data.num_classes is not None and data.num_classes > classes:
         raise ValueError(f"{data.name} has {data.num_classes} classes, but this {type(program).__name__} has {classes}")
     return data
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one, else the CPU.
-
-    Raises:
-        ValueError: torch does not know or does not see it.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device: use device='cpu'")
-    return found
 
 
 def program_device(program: Program) -> torch.device:

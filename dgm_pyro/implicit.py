@@ -21,11 +21,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from dgm_pyro.checks import as_shape
 from dgm_pyro.conditionals import Conditional, check_levels, inverse_softplus, positive, shape_read_by
 from dgm_pyro.program import (
     IntractableError,
     Program,
-    as_shape,
     call_network,
     check_count,
     check_tensor,

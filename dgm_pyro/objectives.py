@@ -36,6 +36,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
+from dgm_pyro.checks import check_number
 from dgm_pyro.program import (
     Program,
     check_count,
@@ -557,16 +558,6 @@ def elbo(
     batch = (x.shape[0],) if batch is None else batch
     model, guide = traces(program, x, given, batch=batch, observed=observed)
     return elbo_of_traces(model, guide, batch, analytic_kl=analytic_kl, beta=beta)
-
-
-def check_number(
-    value: Any, argument: str, *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf
-) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not (value >= at_least and above < value <= at_most):
-        low = f"above {above}" if above > -math.inf else f"of at least {at_least}"
-        high = f" and at most {at_most}" if at_most < math.inf else ""
-        raise ValueError(f"{argument} must be a number {low}{high}, got {value!r}")
 
 
 def check_particles(num_particles: Any, leave_one_out: bool) -> None:

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from dgm_pyro import distributions
-from dgm_pyro.conditionals import check_components, check_levels, inverse_softplus, positive
-from dgm_pyro.program import Conditional, as_shape, declare_given, is_pair
+from dgm_pyro.checks import as_shape, check_count
+from dgm_pyro.conditionals import check_levels, inverse_softplus, positive
+from dgm_pyro.program import Conditional, declare_given, is_pair
 from dgm_pyro.registry import register
 
 
@@ -33,7 +34,7 @@ class Mixture(Conditional):
 
     def __init__(self, components: int):
         super().__init__()
-        check_components(components)
+        check_count(components, "components")
         self.logits = nn.Parameter(torch.zeros(components))
 
     def parts(self) -> dist.TorchDistribution:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -207,10 +208,11 @@ CASES = {
     "event_shape zero": (lambda: dgm.Normal(0), ValueError, ["event_shape must be a positive int"]),
     "event_shape a float": (lambda: dgm.Bernoulli(2.0), ValueError, ["event_shape", "2.0"]),
     "event_shape a string": (lambda: dgm.Normal("3"), ValueError, ["event_shape", "'3'"]),
+    "event_shape of numpy": (lambda: dgm.Normal(np.int64(3)), ValueError, ["event_shape", "int64", r"use int\(...\)"]),
     "event_shape None": (lambda: dgm.Normal(None), ValueError, ["event_shape", "None"]),
     "one level": (lambda: dgm.Categorical(2, 1), ValueError, ["levels must be an int of at least 2, got 1"]),
     "levels a float": (lambda: dgm.DiscretizedLogistic(2, 16.0), ValueError, ["levels", "16.0"]),
-    "no components": (lambda: dgm.MixtureOfNormals(2, 0), ValueError, ["components must be a positive int, got 0"]),
+    "no components": (lambda: dgm.MixtureOfNormals(2, 0), ValueError, ["components must be a positive integer, got 0"]),
     "parameters of the wrong shape": (
         lambda: dgm.Normal(3, parameters=torch.zeros(3, 2)),
         ValueError,
@@ -453,7 +455,12 @@ CASES = {
     "fit to other data": (lambda: fit(data=torch.zeros(4, 3)), ValueError, ["x has shape"]),
     "fit to a list": (lambda: fit(data=[1, 2]), TypeError, ["dgm.data.Data or a torch.Tensor, got list"]),
     "fit a conditional to x alone": (lambda: fit(labelled_normal()), TypeError, ["x and y"]),
-    "fit one datum with a split": (lambda: fit(data=X[:1]), ValueError, ["one datum cannot be split"]),
+    "fit one datum with a split": (
+        lambda: fit(data=X[:1]),
+        ValueError,
+        ["validation=0.1 of 1 data", "validation=None"],
+    ),
+    "fit a few with the default split": (lambda: fit(data=X), ValueError, ["validation=0.1 of 4 data", "=None"]),
     "fit a density to integers": (
         lambda: fit(data=dgm.Data(GREY, levels=4)),
         ValueError,
@@ -534,7 +541,7 @@ CASES = {
     "a negative number of reflections": (
         lambda: networks.Sylvester(2, -1),
         ValueError,
-        ["reflections must be an integer of at least 0, got -1"],
+        ["reflections must be an int of at least 0, got -1"],
     ),
     "a flow that is refined": (
         lambda: guides.SemiAmortized(flow.iaf(2, context_shape=(3,)), dgm.Normal(2), conditional()),
@@ -564,7 +571,7 @@ CASES = {
     "a scale of no kind": (
         lambda: dgm.Normal(2, nn.Linear(3, 2), scale="fixed"),
         ValueError,
-        ["scale must be 'network', 'feature' or 'shared', got 'fixed'"],
+        ["scale must be one of network, feature, shared, got 'fixed'"],
     ),
     # build
     "a ladder without a hierarchy": (

@@ -386,7 +386,7 @@ def test_a_scale_that_is_learned_beside_the_network(scale, numel, event_shape):
 def test_a_learned_scale_needs_a_network():
     with pytest.raises(ValueError, match="scale='shared' is for a Normal with a network"):
         dgm.Normal(2, scale="shared")
-    with pytest.raises(ValueError, match="scale must be 'network', 'feature' or 'shared', got 'fixed'"):
+    with pytest.raises(ValueError, match="scale must be one of network, feature, shared, got 'fixed'"):
         dgm.Normal(2, nn.Linear(1, 2), scale="fixed")
 
 
@@ -405,7 +405,7 @@ def test_the_scale_starts_where_it_is_told(scale):
 
 @pytest.mark.parametrize("initial", [0.0, -1.0, math.inf, math.nan])
 def test_a_start_that_is_no_scale_is_refused(initial):
-    with pytest.raises(ValueError, match="initial_scale must be a positive number"):
+    with pytest.raises(ValueError, match="initial_scale must be a number above 0"):
         dgm.Normal(3, nn.Linear(2, 6), initial_scale=initial)
     with pytest.raises(ValueError, match="initial_scale is for a Normal with a network"):
         dgm.Normal(3, initial_scale=0.5)

@@ -16,10 +16,10 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import dgm_pyro as dgm
+from dgm_pyro.checks import as_shape
 from dgm_pyro.objectives import elbo
 from dgm_pyro.program import (
     _names,
-    as_shape,
     call_network,
     latent_sites,
     log_prob_sum,

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import check_sizes
 from dgm_pyro.networks.caches import Growing
-from dgm_pyro.networks.masked import check_order, check_sizes
+from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import Context, given_shape_of
 from dgm_pyro.registry import register
 

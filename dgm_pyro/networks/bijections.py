@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import check_tensor
 from dgm_pyro.networks.caches import cache_maker
 from dgm_pyro.networks.mlp import full_precision
 from dgm_pyro.registry import register
@@ -433,7 +434,7 @@ class ActNorm(Bijection):
         features: D.
     """
 
-    SMALLEST = 1e-4  # scale, for features that are constant in the first batch
+    SMALLEST = 1e-4  # scale, for features that hardly vary in the first batch
     initialized: Tensor
 
     def __init__(self, features: int):
@@ -450,9 +451,19 @@ class ActNorm(Bijection):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Set location and scale to those of ``x``, (N, D), N > 1."""
+        """Set location and scale to those of ``x``, (N, D), N > 1; a feature that is constant there keeps scale 1.
+
+        Raises:
+            ValueError: there is one x, which has no scale, or a value of it is not finite.
+        """
+        check_tensor(x, (self.features,), "x", "the shape of the features")
+        if len(x) < 2:
+            raise ValueError("x is one datum, which has no scale to start ActNorm from: initialize with two or more")
+        if not torch.isfinite(x).all():
+            raise ValueError("x holds NaN or infinite values: clean them or drop those rows")
+        constant = (x == x[0]).all(0)
         self.location.copy_(x.mean(0))
-        self.log_scale.copy_(x.std(0).clamp_min(self.SMALLEST).log())
+        self.log_scale.copy_(torch.where(constant, 1.0, x.std(0).clamp_min(self.SMALLEST)).log())
         self.initialized.fill_(True)
         self._waiting = False
 

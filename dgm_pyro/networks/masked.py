@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import check_sizes
 from dgm_pyro.networks.caches import Growing
 from dgm_pyro.networks.mlp import Context, activation_named, given_shape_of, to_unit
 from dgm_pyro.registry import register
@@ -233,14 +234,6 @@ def in_order(weight: Tensor, order: Sequence[int]) -> Tensor:
     if tuple(order) == tuple(range(len(order))):
         return weight
     return weight.index_select(1, torch.tensor(order, device=weight.device))
-
-
-def check_sizes(**sizes: int | Sequence[int]) -> None:
-    """Raise unless each argument is a positive integer, or a sequence of at least one."""
-    for argument, value in sizes.items():
-        numbers = (value,) if isinstance(value, int) else tuple(value)
-        if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
-            raise ValueError(f"{argument} must be a positive integer, or at least one of them, got {value!r}")
 
 
 def check_order(order: str | Sequence[int], size: int) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.networks.masked import check_sizes
+from dgm_pyro.checks import check_sizes
 from dgm_pyro.networks.mlp import Context, given_shape_of, to_unit
 from dgm_pyro.registry import register
 

@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import check_count, check_sizes
 from dgm_pyro.networks.bijections import Bijection
-from dgm_pyro.networks.masked import check_sizes
 from dgm_pyro.networks.mlp import Context
 from dgm_pyro.registry import register
 
@@ -111,8 +111,7 @@ class Sylvester(_Amortized):
 
     def __init__(self, features: int, reflections: int = 4, *, context_shape: Sequence[int] | None = None):
         check_sizes(features=features)
-        if not isinstance(reflections, int) or reflections < 0:
-            raise ValueError(f"reflections must be an integer of at least 0, got {reflections!r}")
+        check_count(reflections, "reflections", at_least=0)
         triangle = features * (features + 1) // 2
         super().__init__(features, 2 * triangle + (1 + reflections) * features, context_shape)
         self.reflections, self.triangle = reflections, triangle

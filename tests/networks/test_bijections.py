@@ -454,7 +454,23 @@ def test_actnorm_keeps_its_state_in_checkpoints():
 def test_actnorm_survives_a_constant_feature():
     z, log_det = ActNorm(1).inverse(torch.ones(5, 1))
     assert torch.equal(z, torch.zeros(5, 1))
-    assert torch.isfinite(log_det).all()
+    assert torch.equal(log_det, torch.zeros(5))  # what does not vary has no scale to divide by
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(1, D), "x is one datum, which has no scale"),
+        (torch.zeros(3, D + 1), r"x has shape \(3, 5\)"),
+        (torch.full((3, D), math.nan), "x holds NaN"),
+    ],
+)
+def test_actnorm_refuses_what_it_cannot_start_from_and_stays_as_it_was(x, message):
+    layer = ActNorm(D)
+    with pytest.raises(ValueError, match=message):
+        layer.initialize(x)
+    assert not layer.initialized
+    assert not any(parameter.any() for parameter in layer.parameters())
 
 
 def test_actnorm_is_not_started_by_export():
