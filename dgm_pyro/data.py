@@ -153,7 +153,7 @@ class Data:
 
     def to(self, device: str | torch.device) -> Data:
         """The same data on ``device``."""
-        where = find_device(device)
+        where = device if isinstance(device, torch.device) else find_device(device)
         return self._on(self.x.to(where), None if self.y is None else self.y.to(where))
 
     def __repr__(self) -> str:
