@@ -26,7 +26,7 @@ def _got(value: Any) -> str:
     return f"got {value!r}" + (": use int(...) of it" if hasattr(value, "item") else "")
 
 
-def as_shape(shape: int | Sequence[int], argument: str = "event_shape") -> torch.Size:
+def as_shape(shape: Any, argument: str = "event_shape") -> torch.Size:
     """An int or a sequence of positive ints as a torch.Size."""
     sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
     if not all(is_integer(size) and size > 0 for size in sizes):
@@ -39,6 +39,12 @@ def check_sizes(**sizes: int | Sequence[int]) -> None:
     for argument, value in sizes.items():
         if as_shape(value, argument) == ():
             raise ValueError(f"{argument} must be a positive int or a tuple of them, got {value!r}")
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise unless each argument is a positive integer."""
+    for argument, count in counts.items():
+        check_count(count, argument)
 
 
 def check_count(count: Any, argument: str, at_least: int = 1) -> int:
@@ -55,7 +61,8 @@ def check_number(
     if not number or not (value >= at_least and above < value <= at_most):
         low = f" above {above}" if above > -math.inf else f" of at least {at_least}" if at_least > -math.inf else ""
         high = f" and at most {at_most}" if at_most < math.inf else ""
-        raise ValueError(f"{argument} must be a number{low}{high}, got {value!r}")
+        kind = "number" if low or high else "finite number"
+        raise ValueError(f"{argument} must be a {kind}{low}{high}, got {value!r}")
 
 
 def check_seed(seed: Any) -> int:
@@ -76,7 +83,22 @@ def check_choice(value: Any, choices: Collection[str], argument: str) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_type(value: Any, kind: type | tuple[type, ...], argument: str, wanted: str) -> None:
+def check_options(*, levels: Any = None, num_classes: Any = None, dropout: Any = 0.0) -> None:
+    """Raise unless what networks have in common fits."""
+    if levels is not None:
+        check_count(levels, "levels", at_least=2)
+    if num_classes is not None:
+        check_count(num_classes, "num_classes")
+    check_number(dropout, "dropout", at_least=0, at_most=1)
+
+
+def check_name(name: Any, argument: str) -> None:
+    """Raise unless ``name`` may be that of a site."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{argument} must be the name of a site, a non-empty string, got {name!r}")
+
+
+def check_type(value: Any, kind: Any, argument: str, wanted: str) -> None:
     """Raise unless ``value`` is of that kind.
 
     Args:
@@ -96,6 +118,24 @@ def check_dense(x: Any, argument: str) -> None:
         raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use torch.as_tensor({argument})")
     if x.is_nested or x.layout != torch.strided:
         raise TypeError(f"{argument} is a tensor of layout {x.layout}: use {argument}.to_dense()")
+
+
+def check_finite(x: Any, argument: str) -> None:
+    """Raise unless ``x`` is a tensor of numbers, none of them NaN or infinite."""
+    check_dense(x, argument)
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{argument} holds NaN or infinite values: clean them or drop those rows")
+
+
+def check_labels(y: Any, argument: str, size: int) -> None:
+    """Raise unless ``y`` is one integer per datum."""
+    check_dense(y, argument)
+    if tuple(y.shape) != (size,):
+        raise ValueError(
+            f"{argument} has shape {tuple(y.shape)}, but there are {size} data: pass one label per datum, ({size},)"
+        )
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"{argument} has dtype {y.dtype}: labels are integers, use {argument}.long()")
 
 
 def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgm_pyro import distributions
-from dgm_pyro.checks import as_shape, check_choice, check_count, check_number
+from dgm_pyro.checks import as_shape, check_choice, check_count, check_finite, check_number
 from dgm_pyro.program import Conditional, Shape, call_network
 from dgm_pyro.registry import register
 
@@ -66,8 +66,7 @@ class Parametric(Conditional):
             if not isinstance(parameters, Tensor) or not parameters.is_floating_point():
                 kind = parameters.dtype if isinstance(parameters, Tensor) else type(parameters).__name__
                 raise TypeError(f"parameters must be a tensor of floats, got {kind}")
-            if not torch.isfinite(parameters).all():
-                raise ValueError("parameters holds NaN or infinite values")
+            check_finite(parameters, "parameters")
             if tuple(parameters.shape) != shape:
                 raise ValueError(
                     f"parameters has shape {tuple(parameters.shape)}, but {type(self).__name__} with event_shape "
@@ -128,6 +127,9 @@ class Parametric(Conditional):
 @register
 class Normal(Parametric):
     r"""Diagonal Normal. P = 2: location, and a raw scale that softplus makes positive. Standard: N(0, I).
+
+    The raw scale is rounded to the precision that it is built in: of a standard one built in float32, ``.double()`` has
+    scale 1 - 4.5e-10. Built under the default dtype float64, its scale is 1 to the last bit but one.
 
     Args:
         event_shape: shape of one x.

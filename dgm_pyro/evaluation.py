@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro.checks import find_device
+from dgm_pyro.checks import check_dense, find_device
 from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.program import Program, check_count, check_program, seeded
 
 
 @dataclass(frozen=True)
@@ -307,11 +307,13 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     Raises:
         ValueError, TypeError: it does not fit; the message names the remedy.
     """
+    check_program(program)
     # Where the program is: whoever asks moves the data in batches, and has no device to be told of.
     place = program_device(program)
     if isinstance(data, Tensor):
         if program.variable != "x" or program.conditional:
             raise TypeError(f"{argument} must be a dgm.data.Data with x and y for this {type(program).__name__}")
+        check_dense(data, argument)
         program.check(data.to(place))
         x = data.long() if program.levels is not None and data.is_floating_point() else data
         return Data(x=x, levels=program.levels, name="tensor")

@@ -33,7 +33,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform, _InverseTransform
 
-from dgm_pyro.checks import as_shape, check_count, check_tensor
+from dgm_pyro.checks import as_shape, check_count, check_finite, check_sizes, check_tensor, check_type
 from dgm_pyro.conditionals import Normal, check_levels, inverse_softplus
 from dgm_pyro.networks.bijections import (
     ActNorm,
@@ -103,6 +103,7 @@ class Flow(Conditional):
     ):
         super().__init__()
         self.event_shape = as_shape(event_shape)
+        check_type(transforms, Sequence, "transforms", "a sequence of bijections and transforms")
         self.transforms = tuple(transforms)
         for i, part in enumerate(self.transforms):
             if not isinstance(part, Bijection | Transform | dist.ConditionalTransform):
@@ -118,6 +119,7 @@ class Flow(Conditional):
                 f"the base must be a Conditional with a density on reals, got {type(base).__name__}: a flow transforms "
                 "densities"
             )
+        check_type(context, nn.Module | None, "context", "a torch.nn.Module or None")
         self.base, self.context = base, context
         self.parts = nn.ModuleList(module for part in self.transforms for module in _modules(part))
         self._follow()
@@ -201,6 +203,7 @@ class Flow(Conditional):
 
     def _check_z(self, z: Tensor, given: Any) -> None:
         check_tensor(z, self.base.event_shape, "z", "the event_shape of the flow's base")
+        check_finite(z, "z")
         self.check_given(given, len(z))
 
     def _follow(self) -> None:
@@ -942,10 +945,19 @@ def _autoregressive(
 def _embedding(context: _ContextArguments, hidden: Sequence[int]) -> tuple[MLP | None, tuple[int] | None]:
     """A network of ``given`` for all bijections of a stack, and the shape of its output."""
     context_shape, levels, num_classes = context
+    if levels is not None:
+        check_count(levels, "context_levels", at_least=2)
     if context_shape is None and num_classes is None:
         return None, None
-    width = hidden[-1]
-    return MLP(context_shape or (), width, (width,), levels=levels, num_classes=num_classes), (width,)
+    check_sizes(hidden=hidden)
+    width = as_shape(hidden)[-1]
+    return MLP(
+        () if context_shape is None else as_shape(context_shape, "context_shape"),
+        width,
+        (width,),
+        levels=levels,
+        num_classes=num_classes,
+    ), (width,)
 
 
 @torch.no_grad()

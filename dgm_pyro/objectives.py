@@ -36,7 +36,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
-from dgm_pyro.checks import check_number
+from dgm_pyro.checks import check_number, check_type
 from dgm_pyro.program import (
     Program,
     check_count,
@@ -409,6 +409,9 @@ class SemiSupervised:
     analytic_kl: bool = True
     eager_only: ClassVar[str] = "picks rows by their labels"
 
+    def __post_init__(self) -> None:
+        check_number(self.weight, "weight", at_least=0)
+
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
@@ -445,6 +448,7 @@ class SemiSupervised:
 
 def beta(weight: float = 4.0) -> ELBO:
     """The ELBO with its KL weighted: above 1 for simpler latents, below 1 for sharper data (Higgins et al. 2017)."""
+    check_number(weight, "weight", at_least=0)
     return ELBO(beta=weight)
 
 
@@ -514,6 +518,7 @@ def objective_named(text: str) -> Objective:
     >>> objective_named("iwae:50")
     IWAE(num_particles=50, leave_one_out=False)
     """
+    check_type(text, str, "text", "the name of an objective")
     name, colon, argument = text.partition(":")
     known = OBJECTIVES | COMPARISONS
     if name not in known:

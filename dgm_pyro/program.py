@@ -33,7 +33,7 @@ from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from dgm_pyro.checks import Shape, check_count, check_dense, check_seed, check_tensor
+from dgm_pyro.checks import Shape, check_count, check_dense, check_seed, check_tensor, check_type
 from dgm_pyro.networks.mlp import full_precision
 
 
@@ -601,6 +601,11 @@ def parameter_of(program: Program) -> Tensor:
     """A parameter, or else a buffer of reals, for the type and device that computations on the program have."""
     tensors = itertools.chain(program.parameters(), program.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
+
+
+def check_program(program: Any, argument: str = "program") -> None:
+    """Raise unless ``program`` is one."""
+    check_type(program, Program, argument, "a dgm.Program")
 
 
 def check_place(x: Tensor, argument: str, program: Program, *, reals: bool = True) -> None:

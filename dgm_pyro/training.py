@@ -21,14 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
-from dgm_pyro.checks import check_seed
+from dgm_pyro.checks import check_number, check_seed
 from dgm_pyro.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.data import Data
 from dgm_pyro.distributed import Team, team
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.networks import ActNorm
 from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.program import Program, check_count, check_program, seeded
 
 GRADIENT_NORM = 10.0
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
@@ -160,13 +160,14 @@ def fit(
         CompilationError: ``compile`` is True, and a statement of the program cannot be compiled.
         KeyboardInterrupt: as it came; the program has the best weights so far, and is in evaluation mode.
     """
-    if not isinstance(program, Program):
-        raise TypeError(f"program must be a dgm.Program, got {type(program).__name__}")
+    check_program(program)
     settings = {"epochs": epochs, "batch_size": batch_size}
     for name, count in settings.items():
         check_count(count, name)
     check_options(lr, weight_decay, schedule, early_stopping, ema, compile, precision)
     check_seed(seed)
+    if augment is not None and not callable(augment):
+        raise TypeError(f"augment must be a function of x or None, got {type(augment).__name__}")
     train = as_data(program, data)
     _check_scale(program, train)
     maximise: Any = _PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
@@ -582,14 +583,14 @@ def check_options(
     precision: str,
 ) -> None:
     """Raise a ValueError that names the argument of `fit` that does not fit."""
-    if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be a positive number, got {lr!r}")
-    if not (isinstance(weight_decay, (int, float)) and math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay!r}")
+    check_number(lr, "lr", above=0)
+    check_number(weight_decay, "weight_decay", at_least=0)
     if schedule not in ("cosine", "constant"):
         raise ValueError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
     if early_stopping is not None:
         check_count(early_stopping, "early_stopping")
+    if ema is not None:
+        check_number(ema, "ema")
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"ema must be a decay between 0 and 1, got {ema!r}")
     if not (isinstance(compile, bool) or compile == "auto"):

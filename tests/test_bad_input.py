@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro import cli, flow, guides, networks, priors
+from dgm_pyro import cli, flow, guides, networks, plots, priors
 from dgm_pyro.build import build
 from dgm_pyro.networks import MADE, MLP
 
@@ -22,6 +22,11 @@ NAN, INF = math.nan, math.inf
 X = torch.randn(4, 2)
 BITS = torch.randint(2, (4, 2))
 GREY = torch.tensor([[0, 3], [2, 1]])
+
+
+def themed(name):
+    with plots.theme(name):
+        pass
 
 
 def conditional():
@@ -426,7 +431,7 @@ CASES = {
     # fit
     "fit for no epochs": (lambda: fit(epochs=0), ValueError, ["epochs must be a positive integer"]),
     "fit in batches of nothing": (lambda: fit(batch_size=0), ValueError, ["batch_size"]),
-    "fit with a negative rate": (lambda: fit(lr=-1.0), ValueError, ["lr must be a positive number"]),
+    "fit with a negative rate": (lambda: fit(lr=-1.0), ValueError, ["lr must be a number above 0"]),
     "fit with a NaN rate": (lambda: fit(lr=NAN), ValueError, ["lr"]),
     "fit with negative decay": (lambda: fit(weight_decay=-0.1), ValueError, ["weight_decay"]),
     "fit by an unknown schedule": (
@@ -546,12 +551,12 @@ CASES = {
     "a flow that is refined": (
         lambda: guides.SemiAmortized(flow.iaf(2, context_shape=(3,)), dgm.Normal(2), conditional()),
         TypeError,
-        ["refines a dgm.Normal", "got Flow"],
+        ["must be a dgm.Normal", "got Flow"],
     ),
     "a step of no size": (
         lambda: guides.SemiAmortized(conditional(), dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), lr=0.0),
         ValueError,
-        ["lr must be positive, got 0.0"],
+        ["lr must be a number above 0, got 0.0"],
     ),
     "too many values to enumerate": (
         lambda: guides.EnumeratedPosterior(dgm.Bernoulli(20), dgm.Normal(2, nn.Linear(20, 4))),
@@ -600,6 +605,8 @@ CASES = {
         ValueError,
         ["'Normal' is registered"],
     ),
+    "a number to register": (lambda: dgm.register(3), TypeError, ["cls must be a class, got int"]),
+    "a theme of no colour": (lambda: themed("blue"), ValueError, ["theme must be one of light, dark, got 'blue'"]),
     "a stranger to the registry": (
         lambda: dgm.registry.arguments_of(nn.Linear(2, 2)),
         TypeError,
@@ -720,11 +727,14 @@ COMMANDS = {
     "train made --prior flow": ["'made' takes no prior"],
     "train vae --objective adam": ["objective must be one of", "'adam'"],
     "train vae --objective iwae:many": ["'iwae:many'", "num_particles, an integer"],
-    "train vae --objective beta:-1": ["'beta:-1'", "beta must be a number of at least 0"],
+    "train vae --objective beta:-1": ["'beta:-1'", "weight must be a number of at least 0"],
     "train vae --epochs 0": ["epochs must be a positive integer"],
     "train vae --epochs many": ["epochs", "integer"],
-    "train vae --lr -1": ["lr must be a positive number"],
+    "train vae --lr -1": ["lr must be a number above 0"],
     "train vae --device tpu9": ["device must be", "'tpu9'"],
+    "train vae --device meta": ["device 'meta'", "use device='cpu'"],
+    "train vae --device hpu": ["device 'hpu'", "use device='cpu'"],
+    "sample nowhere --device hpu": ["device 'hpu'"],
     "train vae --colour red": ["--colour"],
     "train vae --data mnist --data-dir /nowhere": ["mnist was not found", "/nowhere"],
     "sample nowhere": ["nowhere holds no run", "dgm train"],

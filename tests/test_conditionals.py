@@ -383,6 +383,13 @@ def test_a_scale_that_is_learned_beside_the_network(scale, numel, event_shape):
     assert all(parameter.grad.abs().sum() > 0 for parameter in program.parameters())
 
 
+def test_the_standard_scale_is_one_to_the_precision_it_is_built_in():
+    standard = dgm.Normal(3)
+    assert (standard().base_dist.scale - 1).abs().max() < 4e-16
+    assert standard.float()().base_dist.scale.tolist() == [1.0] * 3
+    assert (standard.double()().base_dist.scale - 1).abs().max() < 5e-10
+
+
 def test_a_learned_scale_needs_a_network():
     with pytest.raises(ValueError, match="scale='shared' is for a Normal with a network"):
         dgm.Normal(2, scale="shared")
