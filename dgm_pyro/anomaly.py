@@ -41,8 +41,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgm_pyro.checks import check_choice, check_count, check_dense, check_finite, check_number, check_seed, check_type
-from dgm_pyro.data import INTEGERS, Data
+from dgm_pyro.checks import (
+    INTEGERS,
+    check_choice,
+    check_count,
+    check_dense,
+    check_finite,
+    check_number,
+    check_seed,
+    check_type,
+)
+from dgm_pyro.data import Data
 from dgm_pyro.evaluation import evaluate, evaluating, program_device
 from dgm_pyro.objectives import ELBO
 from dgm_pyro.program import Program, check_program, seeded

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Shape = torch.Size | tuple[Any, ...]
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def is_integer(value: Any) -> bool:
@@ -132,9 +133,9 @@ def check_labels(y: Any, argument: str, size: int) -> None:
     check_dense(y, argument)
     if tuple(y.shape) != (size,):
         raise ValueError(
-            f"{argument} has shape {tuple(y.shape)}, but there are {size} data: pass one label per datum, ({size},)"
+            f"{argument} has shape {tuple(y.shape)}, but x has {size} rows: pass one label per datum, ({size},)"
         )
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    if y.dtype not in INTEGERS:
         raise TypeError(f"{argument} has dtype {y.dtype}: labels are integers, use {argument}.long()")
 
 

@@ -33,9 +33,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgm_pyro.checks import check_count, check_dense, check_number, check_path, check_seed, find_device, generator
-
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+from dgm_pyro.checks import (
+    INTEGERS,
+    check_count,
+    check_dense,
+    check_finite,
+    check_labels,
+    check_number,
+    check_path,
+    check_seed,
+    find_device,
+    generator,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -182,8 +191,7 @@ def _check_x(x: Any, levels: int | None) -> None:
     if levels is None:
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}: pass levels=... for integers, or x.float() if the values are real")
-        if not torch.isfinite(x).all():
-            raise ValueError("x holds NaN or infinite values: clean them or drop those rows")
+        check_finite(x, "x")
         return
     check_count(levels, "levels", at_least=2)
     if x.dtype not in INTEGERS:
@@ -196,11 +204,7 @@ def _check_x(x: Any, levels: int | None) -> None:
 
 
 def _check_y(y: Any, size: int) -> None:
-    check_dense(y, "y")
-    if tuple(y.shape) != (size,):
-        raise ValueError(f"y has shape {tuple(y.shape)}, but x has {size} rows: pass one label per datum, ({size},)")
-    if y.dtype not in INTEGERS:
-        raise TypeError(f"y has dtype {y.dtype}: labels are integers, use y.long()")
+    check_labels(y, "y", size)
     if int(y.min()) < -1:
         raise ValueError(f"y holds the label {int(y.min())}: labels count from 0, and -1 stands for an unknown one")
 

@@ -154,6 +154,10 @@ def fit(
     Returns:
         The `History`.
 
+    Warns:
+        UserWarning: a feature of real data is a hundred standard deviations off 0, or has one of a thousand, and no
+            `ActNorm` takes it to scale 1: standardize the data.
+
     Raises:
         NonFiniteLossError: names site and step; the last good weights are restored.
         ValueError, TypeError: an argument does not fit; nothing has been changed.

@@ -77,7 +77,7 @@ kind(LABELS, "y", "train_y", "test_y", "clusters")
 kind(SHAPE, "event_shape", "in_shape", "out_shape", "context_shape", "hidden", "channels")
 kind(
     NAME, "initial", "transition", "compressor", "activation", "predict", "sampler", "spacing", "game", "divergence",
-    "kernel", "path", "tails", "region", "split", "precision", "objective", "guide", "name", "text", 
+    "kernel", "path", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
 )  # fmt: skip
 kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "surprise",
      "background", "base", "encoder", "classifier")  # fmt: skip
@@ -88,7 +88,10 @@ kind(DEVICE, "device")
 
 
 class Call:
-    """A call that works: arguments by name, the kinds that their names do not say, and those that take anything."""
+    """A call that works: arguments by name, the kinds that their names do not say, and those that take anything.
+
+    Of a method, ``of`` makes the object.
+    """
 
     def __init__(self, arguments=None, kinds=None, free=(), of=None):
         self.arguments, self.kinds, self.free, self.of = arguments or {}, kinds or {}, free, of
@@ -152,7 +155,7 @@ def trained_bayesian():
 
 def fresh():
     """A folder that is not there yet."""
-    return Path(tempfile.mkdtemp(dir=FOLDER.name)) / "new"
+    return Path(tempfile.mkdtemp(dir=".")) / "new"
 
 
 def stored():
@@ -182,7 +185,9 @@ def report():
     return dgm.infer.check(vae(), X, num_simulations=20, num_draws=3, num_bins=2)
 
 
-FOLDER = tempfile.TemporaryDirectory()
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 CONDITIONAL = dict(event_shape=2, network=linear)
@@ -599,9 +604,7 @@ CALLED = {
 
 def made_of(value):
     """A fresh value: parts of a program are made anew for each call."""
-    if isinstance(value, types.FunctionType) or value in (Affine,):
-        return value()
-    return value
+    return value() if isinstance(value, types.FunctionType) or value is Affine else value
 
 
 def arguments_of(call):
@@ -653,8 +656,8 @@ def test_each_bad_argument_is_named(name):
     assert not wrong, "\n".join(wrong)
 
 
-# Arguments that every value fits (texts, and what is only asked whether it is true), and mappings of parts that are
-# checked where they are used.
+# Arguments without a bad value here: texts; what is only asked whether it is true; options that go on to a function of
+# the table; and shapes and mappings that are checked where they are used.
 ANYTHING = {
     *("title", "xlabel", "reference_label", "row_labels", "column_labels", "percent", "progress", "force", "draw"),
     *("learned", "unit", "labelled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
