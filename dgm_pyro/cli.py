@@ -953,6 +953,7 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> tuple[Tensor
     import torch
 
     from dgm_pyro import data as datasets
+    from dgm_pyro.checks import INTEGERS
     from dgm_pyro.evaluation import as_data
 
     if not source.endswith(".npy"):
@@ -975,7 +976,7 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> tuple[Tensor
         x = x.unsqueeze(1)
     if x.is_floating_point():
         x = x.to(torch.get_default_dtype())
-    elif x.dtype not in datasets.INTEGERS:
+    elif x.dtype not in INTEGERS:
         x = x.long()
     if tuple(x.shape[1:]) != tuple(shape) or not len(x):
         raise ValueError(f"{source} has shape {tuple(array.shape)}, but the run takes (N, *{tuple(shape)})")

@@ -40,6 +40,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from dgm_pyro.checks import check_number
 from dgm_pyro.conditionals import positive
 from dgm_pyro.diffusion import Chain, Denoised, Denoising, Even, noising
 from dgm_pyro.ode import solve
@@ -63,10 +64,11 @@ class LogSNR(nn.Module):
 
     def __init__(self, highest: float = 10.0, lowest: float = -6.0, *, learned_ends: bool = False, units: int = 0):
         super().__init__()
-        if not (math.isfinite(highest) and math.isfinite(lowest) and highest > lowest):
+        check_number(highest, "highest")
+        check_number(lowest, "lowest")
+        if not highest > lowest:
             raise ValueError(f"highest must be a number above lowest, got highest={highest}, lowest={lowest}")
-        if not isinstance(units, int) or isinstance(units, bool) or units < 0:
-            raise ValueError(f"units must be an int of at least 0, got {units!r}")
+        check_count(units, "units", at_least=0)
         self.units = units
         width = torch.tensor(highest - lowest, dtype=torch.float64)
         raw_width = (width + (-(-width).expm1()).log()).to(torch.get_default_dtype())
@@ -288,6 +290,7 @@ class ContinuousDiffusion(Denoising):
             )
         if probes is not None:
             check_count(probes, "probes")
+        check_number(tolerance, "tolerance", above=0)
         self.check(x, given)
         size, dims = len(x), self.event_shape.numel()
         if probes is None:

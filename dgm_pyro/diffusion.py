@@ -39,9 +39,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
 from dgm_pyro import distributions, noise
+from dgm_pyro.checks import as_shape, check_choice, check_number
 from dgm_pyro.conditionals import check_levels, positive
 from dgm_pyro.networks.mlp import to_unit
-from dgm_pyro.program import Program, as_shape, call_network
+from dgm_pyro.program import Program, call_network
 from dgm_pyro.registry import register
 from dgm_pyro.samplers import Sampler, Spacing, Time, run, sampler_named, spacing_named
 
@@ -69,7 +70,10 @@ class Schedule(nn.Module):
 
     def __init__(self, alpha_bar: Tensor | Sequence[float]):
         super().__init__()
-        bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        try:
+            bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"alpha_bar must be a tensor or a sequence of numbers, got {alpha_bar!r}") from error
         if bar.dim() != 1 or len(bar) == 0:
             raise ValueError(f"alpha_bar must be a non-empty sequence, got shape {tuple(bar.shape)}")
         if not bool(((bar > 0) & (bar < 1)).all()):
@@ -175,8 +179,8 @@ class Denoising(Program):
         self.event_shape = as_shape(event_shape)
         if not isinstance(denoiser, nn.Module):
             raise TypeError(f"denoiser must be a torch.nn.Module, got {type(denoiser).__name__}")
-        if predict not in PREDICTIONS:
-            raise ValueError(f"predict must be one of {', '.join(PREDICTIONS)}, got {predict!r}")
+        check_choice(predict, PREDICTIONS, "predict")
+        check_number(label_dropout, "label_dropout")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must be a probability below 1, got {label_dropout}")
         self.denoiser, self.predict = denoiser, predict
@@ -352,8 +356,7 @@ class Denoising(Program):
             ValueError, TypeError: an argument does not fit; the message names it.
         """
         given = self.check_draws(num_samples, given)
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance must be a finite number, got {guidance}")
+        check_number(guidance, "guidance")
         return self.run_chain(torch.Size((num_samples,)), given, sampler, steps, spacing, guidance)
 
     def run_chain(

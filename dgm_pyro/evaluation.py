@@ -20,12 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm_pyro import noise
+from dgm_pyro.checks import check_dense, find_device
 from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
-from dgm_pyro.program import Program, alone, check_count, parameter_of, seeded
+from dgm_pyro.program import Program, alone, check_count, check_program, parameter_of, seeded
 
 
 @dataclass(frozen=True)
@@ -347,11 +348,13 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     Raises:
         ValueError, TypeError: it does not fit; the message names the remedy.
     """
+    check_program(program)
     # Where the program is: whoever asks moves the data in batches, and has no device to be told of.
     place = program_device(program)
     if isinstance(data, Tensor):
         if program.variable != "x" or program.conditional:
             raise TypeError(f"{argument} must be a dgm.data.Data with x and y for this {type(program).__name__}")
+        check_dense(data, argument)
         program.check(data.to(place), support=True)
         x = data.long() if program.levels is not None and data.is_floating_point() else data
         return Data(x=_as_reals(program, x), levels=program.levels, name="tensor")
@@ -386,23 +389,6 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
 def _as_reals(program: Program, x: Tensor) -> Tensor:
     """Counts as the networks that read them take them: integers below some ``levels`` are scaled, counts are not."""
     return x.to(parameter_of(program).dtype) if program.levels is None else x
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one, else the CPU.
-
-    Raises:
-        ValueError: torch does not know or does not see it.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device: use device='cpu'")
-    return found
 
 
 def program_device(program: Program) -> torch.device:

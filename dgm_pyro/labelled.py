@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dgm_pyro import noise
+from dgm_pyro.checks import check_count, check_dense, check_name, check_type
 from dgm_pyro.conditionals import Categorical
 from dgm_pyro.program import (
     Conditional,
@@ -55,6 +56,8 @@ class Labelled(Program):
         for role, part in (("prior", prior), ("classifier", classifier)):
             if part is not None and (not isinstance(part, Categorical) or part.event_shape != ()):
                 raise TypeError(f"the {role} must be a Categorical of event_shape (), got {part!r}")
+        check_type(prior, Categorical, "prior", "a Categorical of event_shape ()")
+        check_name(label, "label")
         if prior.conditional:
             raise ValueError("the prior is p(y), given nothing: build it without a network, learned or with parameters")
         if not isinstance(program, Program):
@@ -123,6 +126,8 @@ class Labelled(Program):
         Args:
             x: ``(*batch, *event_shape)``; one batch dimension where p(x | y) is not exact.
         """
+        check_count(num_particles, "num_particles")
+        check_dense(x, "x")
         batch = x.shape[: x.dim() - len(self.event_shape)]
         labels = torch.arange(self.classes, device=x.device)
         if self.tractable:

@@ -41,10 +41,8 @@ from torch.distributions import constraints, transform_to
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dgm_pyro import noise
+from dgm_pyro.checks import Shape, check_count, check_dense, check_seed, check_tensor, check_type
 from dgm_pyro.networks.mlp import eval_mode, full_precision
-
-Shape = torch.Size | tuple[Any, ...]
-
 
 # Data whose support is stated at once, where it differs between them.
 ROWS = 256
@@ -337,8 +335,7 @@ class Program(nn.Module):
         shapes = shapes_of(self.given_shape, given)
         for part, shape in zip(parts_of(given), shapes, strict=True):
             if shape is None:
-                if not isinstance(part, Tensor):
-                    raise TypeError(f"given must be a torch.Tensor, got {type(part).__name__}")
+                check_dense(part, "given")
                 if part.dim() == 0:
                     raise ValueError("given has shape (), but needs a batch dimension: pass one row per datum")
             else:
@@ -874,36 +871,15 @@ def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:
         )
 
 
-def as_shape(shape: int | Sequence[int], argument: str = "event_shape") -> torch.Size:
-    """An int or a sequence of positive ints as a torch.Size."""
-    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-        raise ValueError(f"{argument} must be a positive int or a tuple of them, got {shape!r}")
-    return torch.Size(sizes)
-
-
-def check_count(count: Any, argument: str) -> int:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"{argument} must be a positive integer, got {count!r}")
-    return count
-
-
-def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:
-    """Raise unless ``x`` is a non-empty tensor of shape ``(B, *shape)``."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use torch.as_tensor({argument})")
-    if x.dim() != len(shape) + 1 or x.shape[1:] != torch.Size(shape):
-        raise ValueError(
-            f"{argument} has shape {tuple(x.shape)}, but {owner} is {tuple(shape)}: pass (B, *{tuple(shape)})"
-        )
-    if len(x) == 0:
-        raise ValueError(f"{argument} is empty: it has shape {tuple(x.shape)}")
-
-
 def parameter_of(program: Program) -> Tensor:
     """A parameter, or else a buffer of reals, for the type and device that computations on the program have."""
     tensors = itertools.chain(program.parameters(), program.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
+
+
+def check_program(program: Any, argument: str = "program") -> None:
+    """Raise unless ``program`` is one."""
+    check_type(program, Program, argument, "a dgm.Program")
 
 
 def check_place(x: Tensor, argument: str, program: Program, *, reals: bool = True) -> None:
@@ -1010,6 +986,7 @@ def _quoted(names: Sequence[str]) -> str:
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """A random state of its own on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
+    check_seed(seed)
     on_cuda = device.type == "cuda"
     with alone(), torch.random.fork_rng(devices=[device] if on_cuda else []):
         # Not torch.manual_seed, which seeds the generators of all devices.

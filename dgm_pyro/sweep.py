@@ -30,6 +30,7 @@ from tqdm import tqdm
 from dgm_pyro import data as data_sets
 from dgm_pyro import runs
 from dgm_pyro.build import build
+from dgm_pyro.checks import check_path, check_type
 from dgm_pyro.evaluation import Evidence, evaluate, find_device
 from dgm_pyro.implicit import Implicit
 from dgm_pyro.infer.checks import units
@@ -180,11 +181,15 @@ def sweep(
             with other options.
         FileExistsError: the folder holds something else.
     """
+    check_path(out, "out")
+    check_type(options, Options | None, "options", "a sweep.Options or None")
     options = options or Options()
     check_count(seeds, "seeds")
     check_count(jobs, "jobs")
     check_count(options.num_particles, "num_particles")
     given = dict(zip(AXES, (prior, encoder, likelihood, objective), strict=True))
+    for axis, names in given.items():
+        check_type(names, Sequence, axis, "a sequence of names")
     axes = {axis: tuple(dict.fromkeys(names)) for axis, names in given.items() if names}
     combinations = [tuple(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]
     _check_names(options, combinations)
@@ -551,6 +556,9 @@ def compare(
     Raises:
         ValueError: fewer than two runs, or runs that are not comparable: a mass and a density, or other data.
     """
+    check_type(folders, Sequence, "folders", "a sequence of paths")
+    for folder in folders:
+        check_path(folder, "folders")
     names = list(dict.fromkeys(str(folder) for folder in folders))
     if len(names) < 2:
         raise ValueError("name at least two different runs to compare")

@@ -66,7 +66,7 @@ def test_every_level_of_a_hierarchy_is_ranked():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_bins": 7}, "divide"), ({"num_simulations": 0}, "num_samples"), ({"num_draws": 0}, "num_draws")],
+    [({"num_bins": 7}, "divide"), ({"num_simulations": 0}, "num_simulations"), ({"num_draws": 0}, "num_draws")],
 )
 def test_bad_counts(options, message):
     with pytest.raises(ValueError, match=message):

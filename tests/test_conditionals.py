@@ -385,10 +385,17 @@ def test_a_scale_that_is_learned_beside_the_network(scale, numel, event_shape):
     assert all(parameter.grad.abs().sum() > 0 for parameter in program.parameters())
 
 
+def test_the_standard_scale_is_one_to_the_precision_it_is_built_in():
+    standard = dgm.Normal(3)
+    assert (standard().base_dist.scale - 1).abs().max() < 4e-16
+    assert standard.float()().base_dist.scale.tolist() == [1.0] * 3
+    assert (standard.double()().base_dist.scale - 1).abs().max() < 5e-10
+
+
 def test_a_learned_scale_needs_a_network():
     with pytest.raises(ValueError, match="scale='shared' is for a Normal with a network"):
         dgm.Normal(2, scale="shared")
-    with pytest.raises(ValueError, match="scale must be 'network', 'feature' or 'shared', got 'fixed'"):
+    with pytest.raises(ValueError, match="scale must be one of network, feature, shared, got 'fixed'"):
         dgm.Normal(2, nn.Linear(1, 2), scale="fixed")
 
 
@@ -407,7 +414,7 @@ def test_the_scale_starts_where_it_is_told(scale):
 
 @pytest.mark.parametrize("initial", [0.0, -1.0, math.inf, math.nan])
 def test_a_start_that_is_no_scale_is_refused(initial):
-    with pytest.raises(ValueError, match="initial_scale must be a positive number"):
+    with pytest.raises(ValueError, match="initial_scale must be a number above 0"):
         dgm.Normal(3, nn.Linear(2, 6), initial_scale=initial)
     with pytest.raises(ValueError, match="initial_scale is for a Normal with a network"):
         dgm.Normal(3, initial_scale=0.5)

@@ -370,7 +370,7 @@ def build(**options):
     ("make", "error", "message"),
     [
         (lambda: dgm.LogSNR(1.0, 1.0), ValueError, "highest must be a number above lowest"),
-        (lambda: dgm.LogSNR(math.nan), ValueError, "highest must be a number above lowest"),
+        (lambda: dgm.LogSNR(math.nan), ValueError, "highest must be a finite number"),
         (lambda: dgm.LogSNR(units=-1), ValueError, "units must be an int of at least 0"),
         (build(schedule="cosine"), ValueError, "schedule must be a LogSNR or one of linear, learned.*'cosine'"),
         (build(schedule=3), TypeError, "schedule must be a LogSNR or a name, got int"),

@@ -284,7 +284,8 @@ def test_shares_are_a_partition_and_their_weighted_means_the_mean():
 
 
 def test_a_last_batch_too_small_to_share_is_left_out():
-    assert [Team().batches(count, 8) for count in (1, 8, 9, 17)] == [1, 1, 2, 3]
+    assert [Team().batches(count, 8) for count in (1, 8, 9, 10, 17)] == [1, 1, 1, 2, 2]
+    assert [Team().batches(count, 1) for count in (1, 2)] == [1, 2]
     assert [Team(0, 2).batches(count, 8) for count in (4, 8, 9, 11, 12, 16)] == [1, 1, 1, 1, 2, 2]
     assert [Team(2, 3).batches(count, 8) for count in (6, 13, 14)] == [1, 1, 2]
 

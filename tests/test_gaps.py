@@ -214,7 +214,7 @@ def test_discrete_latents_have_gaps_too():
 
 
 def test_what_has_no_gaps():
-    with pytest.raises(TypeError, match="gaps are those of a VAE"):
+    with pytest.raises(TypeError, match="program must be a VAE with an encoder"):
         dgm.infer.gaps(dgm.Normal(2), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="steps"):
         dgm.infer.gaps(vae(CORRELATED, mean_field(CORRELATED)), torch.zeros(3, 3).double(), steps=0)

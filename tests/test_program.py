@@ -22,11 +22,11 @@ from torch import nn
 
 import dgm_pyro as dgm
 from dgm_pyro import flow
+from dgm_pyro.checks import as_shape
 from dgm_pyro.objectives import ELBO, elbo
 from dgm_pyro.program import (
     _names,
     alone,
-    as_shape,
     call_network,
     check_within,
     latent_sites,

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dgm_pyro import noise
+from dgm_pyro.checks import check_counts, check_dense
 from dgm_pyro.conditionals import Parametric
 from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
 from dgm_pyro.infer.ais import ais
@@ -140,10 +141,12 @@ def gaps(
         ValueError: shapes or values do not fit, or a latent is discrete and ``num_temperatures`` is not 0.
     """
     if not isinstance(program, VAE) or program.encoder is None:
-        raise TypeError(f"gaps are those of a VAE with an encoder, got {type(program).__name__}")
+        raise TypeError(f"program must be a VAE with an encoder, got {type(program).__name__}")
     program.check(x, given)
-    for name, count in (("num_particles", num_particles), ("steps", steps), ("draws", draws)):
-        check_count(count, name)
+    check_counts(num_particles=num_particles, num_chains=num_chains, steps=steps, draws=draws)
+    check_count(num_temperatures, "num_temperatures", at_least=0)
+    if log_evidence is not None:
+        check_dense(log_evidence, "log_evidence")
     if log_evidence is not None and log_evidence.shape != (len(x),):
         raise ValueError(
             f"log_evidence has shape {tuple(log_evidence.shape)}, but x has {len(x)} rows: pass one number per datum"

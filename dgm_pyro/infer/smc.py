@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 from dgm_pyro import noise
 from dgm_pyro.autoregressive import Autoregressive, Chain
+from dgm_pyro.checks import check_counts, check_number
 from dgm_pyro.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.infer.target import features_of
@@ -90,7 +91,9 @@ def propagate(
         threshold: resample a datum's particles when their effective number falls below this share of them.
         progress: whether to show a bar.
     """
-    batch = (check_count(num_particles, "num_particles"), size)
+    check_counts(num_particles=num_particles, size=size)
+    check_number(threshold, "threshold", at_least=0, at_most=1)
+    batch = (num_particles, size)
     state, log_weights = stepper.start(batch)
     log_mean = log_weights.new_zeros(size)
     resampled = torch.zeros(size, dtype=torch.long, device=log_weights.device)
@@ -326,9 +329,10 @@ def smc(
     """
     if not isinstance(program, Denoising | UnrolledDiffusion):
         raise TypeError(
-            f"smc follows the chain of a dgm.Diffusion, got {type(program).__name__}: use dgm.infer.ais or "
-            "dgm.evaluate(program, data, num_particles=K), or write a stepper for dgm.infer.propagate"
+            f"program must be a dgm.Diffusion, got {type(program).__name__}: use dgm.infer.ais or dgm."
+            "evaluate(program, data, num_particles=K), or write a stepper for dgm.infer.propagate"
         )
+    check_count(num_particles, "num_particles")
     program.check(x, given)
     with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed):
         chain = Times(program, x, torch.ones_like(x, dtype=torch.bool), given)
