@@ -37,7 +37,7 @@ from dgm_pyro.objectives import (
     elbo_of_traces,
     site_log_prob,
 )
-from dgm_pyro.program import Program, latent_sites, require_subset
+from dgm_pyro.program import Program, alone, latent_sites, require_subset
 
 # The frames of a traceback that are nobody's statements.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
@@ -326,7 +326,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
     shapes = pytree.tree_map(dimensions, arguments) if dynamic else None
     printed = io.StringIO()  # torch prints the whole graph beside an error that says what is wrong
     try:
-        with _no_validation(), contextlib.redirect_stderr(printed):
+        with alone(), _no_validation(), contextlib.redirect_stderr(printed):
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         return exported.module(check_guards=False)

@@ -23,6 +23,7 @@ import copy
 import hashlib
 import itertools
 import math
+import re
 import reprlib
 import threading
 import weakref
@@ -449,18 +450,20 @@ def register_parameters(program: Program) -> None:
         ValueError: values that the user has brought do not fit the program.
     """
     store, name = pyro.get_param_store(), store_name(program)
-    own = {param_with_module_name(name, key): p for key, p in program.named_parameters() if p.requires_grad}
+    own = {param_with_module_name(name, key): p for key, p in program.named_parameters()}
     stored = dict(store.named_parameters())
     if not own.keys() & stored.keys():
         _require_no_misfits(program, stored)
     _names[program] = name
     for key, parameter in own.items():
+        there = stored.get(key, parameter)
+        if there is not parameter and there not in _put:
+            _take_over(parameter, there, key)
+        if not parameter.requires_grad:
+            continue
         if not parameter.is_contiguous():  # the store would keep a contiguous copy, and SVI would train the copy
             parameter.data = parameter.data.contiguous()
-        there = stored.get(key, parameter)
         if there is not parameter:
-            if there not in _put:
-                _take_over(parameter, there, key)
             del store[key]
         pyro.param(key, parameter)
         _put[parameter] = None
@@ -475,12 +478,14 @@ def _take_over(parameter: Tensor, value: Tensor, name: str) -> None:
         )
     with torch.no_grad():
         parameter.copy_(value)
+    _put[value] = None
 
 
 def _require_no_misfits(program: Program, stored: dict[str, Tensor]) -> None:
     """Raise if the user has brought values of a program of this class, but other parameters: they would go unused."""
     kind = type(program).__name__
-    brought = [name for name, tensor in stored.items() if name.startswith(f"{kind}_") and tensor not in _put]
+    ours = re.compile(rf"{kind}_[0-9a-f]{{8}}(_\d+)?\$\$\$")
+    brought = [name for name, tensor in stored.items() if ours.match(name) and tensor not in _put]
     if not brought:
         return
     here = {name: tuple(p.shape) for name, p in program.named_parameters()}

@@ -364,7 +364,8 @@ def test_statements_agree_with_what_they_sample(name):
         z_a = {site: trace.nodes[site]["value"] for site in dgm.program.latent_sites(trace) if site != program.variable}
         if program.levels is None:
             loc, scale = x_a.mean(0), x_a.std(0)
-            proposal = torch.distributions.Normal(loc, scale)
+            real = program.measure == "density"
+            proposal = torch.distributions.Normal(loc, scale) if real else torch.distributions.Poisson(loc)
             x_b = proposal.sample((n,))
             log_g = lambda x: proposal.log_prob(x).reshape(n, -1).sum(-1)  # noqa: E731
         else:
