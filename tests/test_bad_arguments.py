@@ -67,8 +67,8 @@ kind(LEVELS, "levels", "context_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
 kind(NUMBER, "low", "high", "degrees", "reach", "highest", "lowest", "guidance")
 kind([-1.0, *NUMBER], "scale", "sigma", "epsilon", "step_size", "weight_decay", "nats", "beta", "weight", "r1",
-     "gradient_penalty", "eta")  # fmt: skip
-kind(PROBABILITY, "dropout", "rate", "threshold", "label_dropout", "part", "sleep", "coverage", "false_alarm_rate")
+     "gradient_penalty", "eta", "threshold")  # fmt: skip
+kind(PROBABILITY, "dropout", "rate", "label_dropout", "part", "sleep", "coverage", "false_alarm_rate")
 kind(FRACTION, "fraction")
 kind(REALS, "x", "z", "a", "b", "samples", "reference", "train", "test", "real", "fake", "p", "q", "normal",
      "anomalous", "data", "values", "centres")  # fmt: skip
