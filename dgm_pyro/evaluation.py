@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro.checks import check_dense, find_device
+from dgm_pyro.checks import check_dense, check_type, find_device
 from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
 from dgm_pyro.labelled import Labelled
@@ -75,6 +75,7 @@ class Evidence:
         Raises:
             ValueError: the two are not comparable: another measure, or other data.
         """
+        check_type(other, Evidence, "other", "an Evidence")
         if self.measure != other.measure:
             raise ValueError(
                 f"a {self.measure} cannot be compared with a {other.measure}: "
