@@ -408,6 +408,7 @@ class DensityRatio:
 
         The error is that of the samples alone; a critic that is wrong makes this wrong, up or down: see `bound`.
         """
+        check_finite(p, "p")
         ratio = self(p).double()
         return ratio.mean().item(), standard_error(ratio)
 
@@ -417,7 +418,9 @@ class DensityRatio:
         Returns:
             the estimate, and its standard error.
         """
-        t, conjugate = DIVERGENCES[_known(divergence or self.divergence)]
+        check_finite(p, "p")
+        check_finite(q, "q")
+        t, conjugate = DIVERGENCES[_known(self.divergence if divergence is None else divergence)]
         of_p, of_q = t(self(p).double()), conjugate(self(q).double())
         return (of_p.mean() - of_q.mean()).item(), math.hypot(standard_error(of_p), standard_error(of_q))
 

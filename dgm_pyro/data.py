@@ -81,7 +81,7 @@ class Data:
         classes = int(self.y.max()) + 1
         if classes == 0 and self.num_classes is None:
             raise ValueError("y holds no known label: pass num_classes, or leave y out")
-        lowest = int(self.y[self.y >= 0].min()) if classes else 0
+        lowest = int(self.y.masked_fill(self.y < 0, classes).min())
         if lowest > 0 and self.num_classes is None:
             raise ValueError(
                 f"y holds labels from {lowest} to {classes - 1}, but labels count from 0: use y - {lowest}, or pass "

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm_pyro import noise
-from dgm_pyro.checks import check_dense, find_device
+from dgm_pyro.checks import check_dense, check_type, find_device
 from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
 from dgm_pyro.labelled import Labelled
@@ -79,6 +79,7 @@ class Evidence:
         Raises:
             ValueError: the two are not comparable: another measure, or other data.
         """
+        check_type(other, Evidence, "other", "an Evidence")
         if self.measure != other.measure:
             raise ValueError(
                 f"a {self.measure} cannot be compared with a {other.measure}: "

@@ -431,7 +431,7 @@ def traverse(
     chosen = range(shape.numel()) if features is None else features
     indices = isinstance(chosen, Sequence) and all(is_integer(i) and 0 <= i < shape.numel() for i in chosen)
     if not indices or not chosen:
-        raise ValueError(f"features must be a sequence of indices among 0 .. {shape.numel() - 1}, got {features!r}")
+        raise ValueError(f"features must be among 0 .. {shape.numel() - 1}, got {features!r}")
     if not isinstance(values, Tensor):
         check_type(values, Sequence, "values", "a tensor or a sequence of numbers")
         for value in values:

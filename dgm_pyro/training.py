@@ -561,7 +561,9 @@ def _check_scale(program: Program, data: Data) -> None:
     if not data.x.is_floating_point() or any(isinstance(module, ActNorm) for module in program.modules()):
         return
     spread, mean = torch.std_mean(data.x.flatten(1), 0, correction=0)
-    for i in ((mean.abs() > FAR * spread.clamp_min(1)) | (spread > WIDE)).nonzero()[:1, 0].tolist():
+    near = (mean.abs() <= FAR * spread.clamp_min(1)) & (spread <= WIDE)
+    if not near.all():
+        i = int(near.int().argmin())
         warnings.warn(
             f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
             "starts from scale 1 around 0: standardize the data, (x - x.mean(0)) / x.std(0), without constant features",

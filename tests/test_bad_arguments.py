@@ -67,8 +67,8 @@ kind(LEVELS, "levels", "context_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
 kind(NUMBER, "low", "high", "degrees", "reach", "highest", "lowest", "guidance")
 kind([-1.0, *NUMBER], "scale", "sigma", "epsilon", "step_size", "weight_decay", "nats", "beta", "weight", "r1",
-     "gradient_penalty", "eta")  # fmt: skip
-kind(PROBABILITY, "dropout", "rate", "threshold", "label_dropout", "part", "sleep", "coverage", "false_alarm_rate")
+     "gradient_penalty", "eta", "threshold")  # fmt: skip
+kind(PROBABILITY, "dropout", "rate", "label_dropout", "part", "sleep", "coverage", "false_alarm_rate")
 kind(FRACTION, "fraction")
 kind(REALS, "x", "z", "a", "b", "samples", "reference", "train", "test", "real", "fake", "p", "q", "normal",
      "anomalous", "data", "values", "centres")  # fmt: skip
@@ -170,6 +170,14 @@ def run():
 
 def history():
     return dgm.fit(dgm.Normal(2, learned=True), X, epochs=1, validation=None, progress=False)
+
+
+def evidence():
+    return dgm.evaluate(made(), X)
+
+
+def density_ratio():
+    return dgm.adversarial.density_ratio(X, X, steps=1)
 
 
 def gaps(program, x):
@@ -282,6 +290,7 @@ CALLS = {
     "Labelled.log_joint": Call(dict(x=X, num_particles=1), {"x": REALS[:4]}, of=labelled),
     "Labelled.class_probabilities": Call(dict(x=X, num_particles=1), of=labelled),
     "Labelled.classify": Call(dict(x=X, num_particles=1), of=labelled),
+    "Labelled.sample": Call(dict(num_samples=2, given=Y[:2]), {"given": REALS[1:4]}, of=labelled),
     "Discriminative.class_probabilities": Call(dict(x=X), of=classifier),
     "Discriminative.classify": Call(dict(x=X), of=classifier),
     "Implicit.generate": Call(dict(z=X), {"z": REALS[:4]}, free=["given"], of=implicit),
@@ -317,6 +326,7 @@ CALLS = {
         {"schedule": NAME, "validation": [1.5, "x", 3], "ema": [0, 1, "x"], "compile": ["x", 3, None],
          "augment": ["x", 3]},
     ),
+    "Evidence.minus": Call(dict(other=evidence), {"other": THING}, of=evidence),
     "load": Call(dict(path=stored, device="cpu"), {"path": PATH}),
     "save": Call(dict(program=vae, path=stored), {"path": PATH}, free=["extra"]),
     "checkpoint.read_extra": Call(dict(path=stored), {"path": PATH}),
@@ -352,6 +362,9 @@ CALLS = {
         free=["stepper"],
     ),
     "infer.units": Call(dict(program=vae, data=X, draws=2, seed=0)),
+    "Calibration.histogram": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
+    "Calibration.p_values": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
+    "Gaps.worst": Call(dict(num=2), of=lambda: gaps(vae(), X)),
     "infer.HMC": Call(dict(num_leapfrog=1)),
     # data
     "Data": Call(dict(x=X, y=Y, num_classes=2, levels=None), {"levels": LEVELS[:2], "y": LABELS[1:], "name": []}),
@@ -405,6 +418,9 @@ CALLS = {
     "Bayesian.log_class_probabilities": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
     "Bayesian.class_probabilities": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
     "Bayesian.doubt_about_weights": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
+    "RiskCoverage.accuracy_at": Call(
+        dict(coverage=0.5), of=lambda: dgm.classification.risk_coverage(Y > 0, X[:, 0])
+    ),
     # representations
     "representations.codes": Call(dict(program=vae)),
     "representations.encode": Call(
@@ -443,6 +459,8 @@ CALLS = {
         dict(p=X, q=X, critic=lambda: nn.Linear(2, 1), divergence="js", steps=1, batch_size=2, lr=0.1, seed=0),
         {"critic": MODULE[1:]},
     ),
+    "DensityRatio.kl": Call(dict(p=X), of=density_ratio),
+    "DensityRatio.bound": Call(dict(p=X, q=X, divergence="js"), of=density_ratio),
     "implicit.Around": Call(dict(generator=lambda: nn.Linear(2, 2), event_shape=2, scale=0.1)),
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
@@ -587,8 +605,7 @@ def found(name):
 
 
 def method_of(owner, method):
-    places = [dgm, networks, dgm.anomaly, dgm.classification, importlib.import_module("dgm_pyro.diffusion")]
-    return getattr(next(getattr(place, owner) for place in places if hasattr(place, owner)), method)
+    return getattr(next(kind for kind in PUBLIC_CLASSES if kind.__name__ == owner), method)
 
 
 # What the message of an argument may call it instead.
@@ -665,8 +682,49 @@ ANYTHING = {
 }
 
 
+# Methods that make up a program or one of its parts: they state, score or map what the functions above have checked,
+# under Pyro's handlers or compiled.
+WITHIN = {
+    *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
+    *(
+        "inverse",
+        "cache",
+        "tokens",
+        "embed",
+        "univariate",
+        "adjusted",
+        "distribution",
+        "raw_parameters",
+        "raw_at",
+        "at",
+    ),
+    *("blank", "chain", "place", "clean", "clock", "denoise", "doubt", "noise_at", "noised", "posterior_variance"),
+    *("prior_kl", "reverse", "run_chain", "step_back", "times", "zeros", "likelihood", "log_density", "spread"),
+    *("critic_loss", "distance", "prepare", "update", "similarity", "to_the_others", "mean_of_pairs", "enumerated"),
+    *("start", "step", "finish", "tune", "expand"),
+    *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),
+    *("Implicit.log_prob", "Implicit.log_weights", "Quality.stderr", "Row.over_seeds"),
+}
+
+
+def test_every_public_method_is_in_the_table_or_within_a_program():
+    methods = {
+        f"{kind.__name__}.{name}"
+        for kind in PUBLIC_CLASSES
+        for name, value in vars(kind).items()
+        if not name.startswith("_") and isinstance(value, types.FunctionType)
+        if len(inspect.signature(value).parameters) > 1
+    }
+    assert {name for name in methods - WITHIN if name.split(".")[1] not in WITHIN} - set(CALLS) == set()
+
+
 def public():
     """The names of all public functions and classes."""
+    return set(everything().values())
+
+
+def everything():
+    """All public functions and classes, and their names."""
     names = {}
     for module in MODULES:
         home = importlib.import_module(f"dgm_pyro.{module}".rstrip("."))
@@ -677,7 +735,16 @@ def public():
             value = getattr(home, name)
             if not name.startswith("_") and isinstance(value, types.FunctionType | type):
                 names.setdefault(value, f"{module}.{name}".lstrip("."))
-    return set(names.values())
+    return names
+
+
+PUBLIC_CLASSES = {
+    base
+    for value in everything()
+    if isinstance(value, type)
+    for base in value.__mro__
+    if base.__module__.startswith("dgm_pyro")
+}
 
 
 @pytest.mark.parametrize("name", CALLS)

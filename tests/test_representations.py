@@ -390,7 +390,7 @@ def test_a_labelled_vae_is_encoded_given_its_classes():
         (lambda p: encode(p, torch.zeros(3, 2), site="y"), "site must be one of 'z', got 'y'"),
         (lambda p: encode(p, torch.zeros(3, 2), num_draws=0), "num_draws must be a positive integer"),
         (lambda p: decode(p, torch.zeros(3, 5)), r"z has shape \(3, 5\), but the shape of the code 'z' is \(2,\)"),
-        (lambda p: line(torch.zeros(1, 2), torch.zeros(1, 2), 1), "at least 2 points"),
+        (lambda p: line(torch.zeros(1, 2), torch.zeros(1, 2), 1), "num must be an int of at least 2, got 1"),
         (lambda p: arc(torch.zeros(1, 2), torch.zeros(1, 3)), "of one shape"),
         (lambda p: line(torch.zeros(1, 2).long(), torch.zeros(1, 2).long()), "codes of reals"),
         (lambda p: interpolate(p, torch.zeros(1, 2), torch.zeros(1, 2), path="straight"), "path must be one of linear"),
@@ -399,9 +399,15 @@ def test_a_labelled_vae_is_encoded_given_its_classes():
         (lambda p: grid(p, num=0), "num must be a positive integer"),
         (lambda p: grid(CASES["maf"].build()), "a grid is for codes of 2 features"),
         (lambda p: grid(CASES["vae-discrete-autoregressive-prior"].build()), "the code 'z' is discrete"),
-        (lambda p: knn(torch.zeros(3, 1), torch.zeros(3), torch.zeros(1, 1), torch.zeros(1), 4), "neighbours is 4"),
-        (lambda p: knn(torch.zeros(3, 1), torch.zeros(2), torch.zeros(1, 1), torch.zeros(1), 1), "one label per code"),
-        (lambda p: agreement(torch.zeros(3).long(), torch.zeros(2).long()), r"pass \(N,\) of each"),
+        (
+            lambda p: knn(torch.zeros(3, 1), torch.zeros(3).long(), torch.zeros(1, 1), torch.zeros(1).long(), 4),
+            "neighbours is 4",
+        ),
+        (
+            lambda p: knn(torch.zeros(3, 1), torch.zeros(2), torch.zeros(1, 1), torch.zeros(1), 1),
+            "train_y has shape.*one label per datum",
+        ),
+        (lambda p: agreement(torch.zeros(3).long(), torch.zeros(2).long()), r"y has shape \(2,\)"),
     ],
 )
 def test_what_does_not_fit_is_named(call, match):

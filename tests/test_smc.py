@@ -173,7 +173,7 @@ def test_taking_keeps_data_apart():
 
 
 def test_other_programs_are_refused():
-    with pytest.raises(TypeError, match=r"chain of a dgm.Diffusion, got Normal"):
+    with pytest.raises(TypeError, match=r"program must be a dgm.Diffusion, got Normal"):
         smc(dgm.Normal(2), torch.zeros(3, 2))
 
 

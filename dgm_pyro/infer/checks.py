@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from dgm_pyro.checks import check_counts
+from dgm_pyro.checks import check_choice, check_counts
 from dgm_pyro.doctor import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
 from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace
@@ -48,6 +48,7 @@ class Calibration:
 
     def histogram(self, site: str) -> Tensor:
         """Counts of the ranks, ``(D, num_bins)``."""
+        check_choice(site, self.ranks, "site")
         width = (self.num_draws + 1) // self.num_bins
         bins = torch.nn.functional.one_hot(self.ranks[site] // width, self.num_bins)
         return bins.sum(0)

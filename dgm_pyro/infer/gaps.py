@@ -92,7 +92,7 @@ class Gaps:
 
     def worst(self, num: int) -> Tensor:
         """Indices of the data with the lowest log p(x), the worst first."""
-        return self.log_evidence.argsort()[:num]
+        return self.log_evidence.argsort()[: check_count(num, "num")]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""

@@ -92,7 +92,7 @@ def propagate(
         progress: whether to show a bar.
     """
     check_counts(num_particles=num_particles, size=size)
-    check_number(threshold, "threshold", at_least=0, at_most=1)
+    check_number(threshold, "threshold", at_least=0)
     batch = (num_particles, size)
     state, log_weights = stepper.start(batch)
     log_mean = log_weights.new_zeros(size)
