@@ -29,7 +29,7 @@ format: $(VENV)/.installed-dev  ## put the code into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tutorials: $(VENV)/.installed-test  ## run the tutorial scripts and write their notebooks
+tutorials: $(VENV)/.installed-test  ## run the tutorial scripts, hold them to what they claim, write their notebooks
 	$(BIN)/python tutorials/execute.py $(ARGS)
 
 docs: $(VENV)/.installed-docs  ## build the site, build/site/index.html (ARGS=--check reads every page in a headless Chromium)
