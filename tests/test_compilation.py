@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES, vae
+from programs import CASES, assert_same_number, vae
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -22,7 +23,7 @@ from dgm_pyro.objectives import ELBO, WarmUp, objective_named
 
 # Whose guide differentiates inside its statements; and what is another program after every look at a batch.
 NOT = {"vae-semi-amortized"}
-BY_INDUCTOR = ["vae", "vae-two-levels", "diffusion"]
+BY_INDUCTOR = ["vae-two-levels", "diffusion"]  # and "vae", where its parameters are frozen
 TRAINED = ["normal-learned", "made", "vae", "vae-ladder", "vae-flow-prior", "diffusion", "diffusion-importance"]
 TRAINED += ["labelled", "dequantized"]
 
@@ -83,8 +84,16 @@ def test_so_is_its_machine_code(float64, name):
         )
 
 
-@pytest.mark.parametrize("name", ["vae-two-levels", "vae-flow-prior", "vae-diffusion-prior"])
-@pytest.mark.parametrize("objective", ["iwae:3", "stl:2", "free-bits:0.3", "rws:3", "beta:0.5", "annealed"])
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        *itertools.product(("vae-two-levels", "vae-flow-prior", "vae-diffusion-prior"), ("iwae:3", "stl:2", "rws:3")),
+        *itertools.product(
+            ("vae-two-levels", "vae-flow-prior"), ("free-bits:0.3",)
+        ),  # a KL in closed form, and sampled
+        *itertools.product(("vae-two-levels",), ("beta:0.5", "annealed")),  # factors, of whatever terms there are
+    ],
+)
 def test_the_graph_of_every_objective_is_its_loss(float64, name, objective):
     program, objective = CASES[name].build().train(), objective_named(objective)
     loss = Loss(program, objective, backend="eager")
@@ -135,7 +144,7 @@ def test_one_datum_runs_too():
     torch.manual_seed(0)
     value = loss(x)
     torch.manual_seed(0)
-    assert value == -ELBO()(program, x).value.mean()
+    assert_same_number(value, -ELBO()(program, x).value.mean())
 
 
 def test_it_has_the_parameters_of_the_program_and_follows_its_mode(float64):
@@ -144,14 +153,15 @@ def test_it_has_the_parameters_of_the_program_and_follows_its_mode(float64):
     assert {id(p) for p in loss.parameters()} == {id(p) for p in program.parameters()}
     x = torch.randn(6, 3)
     program.eval()
-    assert loss(x) == loss(x) == -program.log_prob(x).mean()
+    assert loss(x) == loss(x)
+    assert_same_number(loss(x), -program.log_prob(x).mean())
     program.train()
     assert loss(x) != loss(x)
     program.eval()
     with torch.no_grad():
         for parameter in program.parameters():
             parameter.mul_(0.5)
-    assert loss(x) == -program.log_prob(x).mean()
+    assert_same_number(loss(x), -program.log_prob(x).mean())
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def registry():
         if trainable(case):
             program = case.build(seed=distributed.team().rank)
             data = data_for(case, program, 24)
-            states[name] = trained(program, data, epochs=2, batch_size=9, validation=0.25, ema=0.9)
+            states[name] = trained(program, data, epochs=1, batch_size=9, validation=0.25, ema=0.9)
     return states
 
 
@@ -225,7 +225,8 @@ RECIPES = ALIKE | APART | {"inductor": inductor, "registry": registry}
 
 def torchrun(*arguments, logs, processes=2):
     """Start ``arguments``; the exit status, and what each process said on stdout and stderr."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), "TERM": "dumb"}
+    places = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places, "TERM": "dumb"}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
          "--log-dir", str(logs), "--redirects=3", *map(str, arguments)],
@@ -247,6 +248,12 @@ def outcomes(names, folder):
 def two(tmp_path_factory):
     """The outcomes of the recipes in each of two processes."""
     return outcomes([*ALIKE, *APART], tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """Those of the recipes that take long."""
+    return outcomes(["inductor", "registry"], tmp_path_factory.mktemp("slow"))
 
 
 def assert_close(a, b):
@@ -363,9 +370,9 @@ def test_the_recipes_are_what_they_are_for(two):
 
 
 @pytest.mark.slow
-def test_so_they_are_compiled(tmp_path):
+def test_so_they_are_compiled(slow):
     one = autoregressive(epochs=2)
-    for outcome in outcomes(["inductor"], tmp_path):
+    for outcome in slow:
         assert outcome["inductor"].pop("compiled")
         assert_close(outcome["inductor"], {name: value for name, value in one.items() if name != "compiled"})
 
@@ -381,8 +388,8 @@ def test_with_noise_the_weights_are_equal_and_the_curve_is_that_of_one_in_the_me
 
 
 @pytest.mark.slow
-def test_every_program_ends_with_the_same_weights_in_both(tmp_path):
-    first, second = (outcome["registry"] for outcome in outcomes(["registry"], tmp_path))
+def test_every_program_ends_with_the_same_weights_in_both(slow):
+    first, second = (outcome["registry"] for outcome in slow)
     assert len(first) > 100
     for name in first:
         assert_same_bits(first[name], second[name])

