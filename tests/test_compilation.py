@@ -88,10 +88,9 @@ def test_so_is_its_machine_code(float64, name):
     ("name", "objective"),
     [
         *itertools.product(("vae-two-levels", "vae-flow-prior", "vae-diffusion-prior"), ("iwae:3", "stl:2", "rws:3")),
-        *itertools.product(
-            ("vae-two-levels", "vae-flow-prior"), ("free-bits:0.3",)
-        ),  # a KL in closed form, and sampled
-        *itertools.product(("vae-two-levels",), ("beta:0.5", "annealed")),  # factors, of whatever terms there are
+        # A KL in closed form, and one that is sampled; then factors, of whatever terms there are.
+        *itertools.product(("vae-two-levels", "vae-flow-prior"), ("free-bits:0.3",)),
+        *itertools.product(("vae-two-levels",), ("beta:0.5", "annealed")),
     ],
 )
 def test_the_graph_of_every_objective_is_its_loss(float64, name, objective):
