@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 
 import pyro
@@ -22,7 +23,6 @@ from dgm_pyro.objectives import ELBO, WarmUp, objective_named
 
 # Whose guide differentiates inside its statements; and what is another program after every look at a batch.
 NOT = {"vae-semi-amortized"}
-BY_INDUCTOR = ["vae-two-levels", "diffusion"]  # and "vae", where its parameters are frozen
 TRAINED = ["normal-learned", "made", "vae", "vae-ladder", "vae-flow-prior", "diffusion", "diffusion-importance"]
 TRAINED += ["labelled", "dequantized"]
 
@@ -71,20 +71,26 @@ def test_the_graph_of_every_program_is_its_loss(float64, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BY_INDUCTOR)
-def test_so_is_its_machine_code(float64, name):
-    program = CASES[name].build().train()
+def test_so_is_its_machine_code(float64):
+    program = CASES["vae-two-levels"].build().train()
     loss = dgm.compile(program)
-    x, given = CASES[name].draw(program, 7)
+    x, _ = CASES["vae-two-levels"].draw(program, 7)
     for seed in range(2):
         assert_equal(
-            loss_and_gradients(loss, program, x, given, seed=seed),
-            loss_and_gradients(eager(program, ELBO()), program, x, given, seed=seed),
+            loss_and_gradients(loss, program, x, seed=seed),
+            loss_and_gradients(eager(program, ELBO()), program, x, seed=seed),
         )
 
 
-@pytest.mark.parametrize("name", ["vae-two-levels", "vae-flow-prior", "vae-diffusion-prior"])
-@pytest.mark.parametrize("objective", ["iwae:3", "stl:2", "free-bits:0.3", "rws:3", "beta:0.5", "annealed"])
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        *itertools.product(("vae-two-levels", "vae-flow-prior", "vae-diffusion-prior"), ("iwae:3", "stl:2", "rws:3")),
+        # A KL in closed form, and one that is sampled; then factors, of whatever terms there are.
+        *itertools.product(("vae-two-levels", "vae-flow-prior"), ("free-bits:0.3",)),
+        *itertools.product(("vae-two-levels",), ("beta:0.5", "annealed")),
+    ],
+)
 def test_the_graph_of_every_objective_is_its_loss(float64, name, objective):
     program, objective = CASES[name].build().train(), objective_named(objective)
     loss = Loss(program, objective, backend="eager")
@@ -155,10 +161,10 @@ def test_it_has_the_parameters_of_the_program_and_follows_its_mode(float64):
     assert_same_number(loss(x), -program.log_prob(x).mean())
 
 
-@pytest.mark.slow
 def test_parameters_may_be_frozen_and_set_free_again(float64):
+    """Which gradients there are is settled before machine code is made."""
     program = CASES["vae"].build()
-    loss = dgm.compile(program)
+    loss = Loss(program, ELBO(), backend="aot_eager")
     x, _ = CASES["vae"].draw(program, 5)
     for free in (True, False, True):
         program.likelihood.requires_grad_(free)
@@ -343,9 +349,9 @@ def histories(case, data, objective=None, **options):
 
 @pytest.mark.slow
 def test_a_compiled_training_is_the_eager_one(float64):
-    """From the same random numbers, with a last batch of another size."""
-    data = CASES["vae"].draw(CASES["vae"].build(), 27)[0]
-    (ours, one), (theirs, other) = histories("vae", data, "annealed", ema=0.9)
+    """By machine code, from the same random numbers, with a last batch of another size."""
+    data = CASES["diffusion"].draw(CASES["diffusion"].build(), 27)[0]
+    (ours, one), (theirs, other) = histories("diffusion", data, "annealed", ema=0.9)
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-9)
     assert [e.kl for e in ours.epochs] == [pytest.approx(e.kl, rel=1e-9) for e in theirs.epochs]
     for name in one:
