@@ -464,7 +464,7 @@ def register_parameters(program: Program) -> None:
         if not parameter.is_contiguous():  # the store would keep a contiguous copy, and SVI would train the copy
             parameter.data = parameter.data.contiguous()
         if there is not parameter:
-            del store[key]
+            store[key] = parameter  # not deleted before: the store cannot delete both names of a tensor that has two
         pyro.param(key, parameter)
         _put[parameter] = None
         _let_pickle(parameter)

@@ -590,3 +590,16 @@ def test_a_program_keeps_its_name_while_it_is_in_the_store():
     second.model(x)
     assert store_name(second) == name
     assert store_name(second.unroll()) == name  # the same parameters, whichever form states them
+
+
+def test_two_forms_of_a_program_built_anew_take_the_place_of_those_that_have_gone():
+    """Each tensor has two names in the store, that of the plated form and that of the chain."""
+    x = torch.randn(5, 2)
+    for seed in range(3):
+        program = CASES["diffusion"].build(seed)
+        for form in (program, program.unroll()):
+            assert learns(form, x)
+        stored = {id(tensor) for _, tensor in pyro.get_param_store().named_parameters()}
+        assert stored == {id(parameter) for parameter in program.parameters()}
+        del program, form
+        gc.collect()
