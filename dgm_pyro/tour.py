@@ -281,7 +281,7 @@ class Tour:
             def ask(data: Data) -> Evidence:
                 return evaluate(program, data, seed=self.seed, **stop.ask)
 
-            with _at_all_times(program):
+            with at_all_times(program):
                 result.evidence = ask(self.test)
                 result.scores = {name: ask(self._like_test(x)).values for name, x in self.anomalies.items()}
             result.samples = self._samples(program)
@@ -390,7 +390,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _at_all_times(program: Program) -> Iterator[None]:
+def at_all_times(program: Program) -> Iterator[None]:
     """Sum a diffusion's bound over all its times: the few of a training step would blur the score of each digit."""
     if not isinstance(program, Diffusion):
         yield

@@ -116,7 +116,7 @@ def test_a_diffusion_is_asked_at_all_its_times(digits):
         return torch.tensor([dgm.evaluate(program, test, draws=draws, seed=seed).nats for seed in range(20)])
 
     few = bounds(draws=10)
-    with tour._at_all_times(program):
+    with tour.at_all_times(program):
         assert len(program.latents("x")) == 1  # no random shift of the times
         every = bounds(draws=1)
     assert program.subsample == before

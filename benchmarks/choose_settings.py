@@ -1,0 +1,149 @@
+"""Choose the tour's settings by validation data alone; the test split is never read.
+
+    python benchmarks/choose_settings.py --out bench/settings.jsonl [PROGRAM ...]
+
+Each candidate trains on nine tenths of the training digits, and is scored on the other tenth as the tour scores test
+digits: bits per dimension of p(x), exact or the tour's own bound. The discriminative classifier has no p(x), and is
+scored by -log p(y | x) in nats. Every result is a line of JSON; a candidate whose line is there is not run again. What
+is printed is the best candidate of those within ``--seconds``, and how far the others are behind it on the same digits.
+Seconds are processor time of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dgm_pyro as dgm
+from dgm_pyro import tour
+from dgm_pyro.build import features_of
+from dgm_pyro.networks import MADE
+from dgm_pyro.program import seeded
+
+Settings = dict[str, Any]
+
+# Options of `fit`, and of the program: "dropout" of all its layers, "hidden" widths of a MADE. The first is the tour's.
+CANDIDATES: dict[str, Sequence[Settings]] = {
+    "made": (
+        {},
+        {"dropout": 0.4, "epochs": 100},
+        {"dropout": 0.5, "epochs": 100, "hidden": (512,)},
+        {"dropout": 0.5, "epochs": 100, "hidden": (512, 512)},
+    ),
+    "vae": ({}, {"weight_decay": 0.3}, {"weight_decay": 1.0}, {"epochs": 120}),
+    "vae-flow": ({}, {"weight_decay": 1.0}, {"objective": "annealed"}),
+    "flow": ({}, {"epochs": 60}, {"epochs": 60, "weight_decay": 1.0, "ema": 0.99}),
+    "generative-classifier": (
+        {},
+        {"weight_decay": 1.0},
+        {"dropout": 0.4, "epochs": 60},
+        {"dropout": 0.4, "epochs": 60, "weight_decay": 0.3, "ema": 0.99},
+    ),
+    "discriminative-classifier": (
+        {},
+        {"dropout": 0.3},
+        {"dropout": 0.5},
+        {"dropout": 0.5, "weight_decay": 1.0, "epochs": 80},
+    ),
+    "pixelcnn": ({}, {"batch_size": 32, "lr": 3e-3}, {"epochs": 40}),
+    "diffusion": ({}, {"lr": 4e-3}, {"epochs": 100}),
+}
+
+
+def program_of(stop: tour.Stop, data: dgm.Data, hidden: Sequence[int] | None, dropout: float | None) -> dgm.Program:
+    """The tour's program, or one of other width; dropout is set after it is built."""
+    if hidden is None:
+        program = stop.make(data)
+    else:
+        network = lambda p: MADE(data.event_shape, p, hidden, levels=data.levels, dropout=0.1)  # noqa: E731
+        program = dgm.Autoregressive(features_of(data, network))
+    layers = [module for module in program.modules() if isinstance(module, nn.Dropout)]
+    if dropout is not None:
+        if not layers:
+            raise ValueError(f"{stop.title} has no layer of dropout to set to {dropout}")
+        for layer in layers:
+            layer.p = dropout
+    return program
+
+
+def score(stop: tour.Stop, program: dgm.Program, data: dgm.Data) -> Tensor:
+    """Per datum, lower is better: bits per dimension, or nats of the label."""
+    if program.variable == "x":
+        with tour.at_all_times(program):
+            evidence = dgm.evaluate(program, data, **stop.ask)
+        return -evidence.values / (evidence.num_dims * torch.log(torch.tensor(2.0)))
+    with torch.no_grad():
+        return -program.log_prob(data.y, data.x)
+
+
+def tried(stop: tour.Stop, settings: Settings, seed: int) -> dict[str, Any]:
+    train, valid = dgm.data.load("digits", "train").split(0.1, seed=seed)
+    options = dict(stop.recipe or {}) | settings
+    hidden, dropout = options.pop("hidden", None), options.pop("dropout", None)
+    with seeded(seed, torch.device("cpu")):
+        program = program_of(stop, train, hidden, dropout)
+    start = time.process_time()
+    history = dgm.fit(program, train, validation=valid, seed=seed, progress=False, **options)
+    seconds = time.process_time() - start
+    scores = score(stop, program, valid)
+    return {
+        "program": stop.name,
+        "settings": settings,
+        "seed": seed,
+        "score": scores.mean().item(),
+        "scores": scores.tolist(),
+        "seconds": round(seconds, 1),
+        "best_epoch": history.best_epoch,
+        "epochs": len(history.epochs),
+    }
+
+
+def table(records: Sequence[dict[str, Any]], limit: float) -> Iterator[str]:
+    yield "| program | settings beside the tour's | validation score | behind the choice | best epoch | seconds |"
+    yield "|---|---|--:|--:|--:|--:|"
+    for name in dict.fromkeys(record["program"] for record in records):
+        rows = sorted((record for record in records if record["program"] == name), key=lambda record: record["score"])
+        choice = next((row for row in rows if row["seconds"] <= limit), rows[0])
+        for row in rows:
+            behind = torch.tensor(row["scores"]) - torch.tensor(choice["scores"])
+            error = dgm.evaluation.standard_error(behind)
+            difference = "**choice**" if row is choice else f"{behind.mean():.3f} ± {error:.3f}"
+            settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items()) or "none"
+            yield (
+                f"| {name} | {settings} | {row['score']:.3f} | {difference} "
+                f"| {row['best_epoch']} of {row['epochs']} | {row['seconds']:.0f} |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join(CANDIDATES)}; default all")
+    parser.add_argument("--out", type=Path, default=Path("bench/settings.jsonl"))
+    parser.add_argument("--seconds", type=float, default=100, help="the most that a program of the tour may take")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+    records = [json.loads(line) for line in lines]
+    stops = {stop.name: stop for stop in tour.STOPS}
+    for name in arguments.programs or CANDIDATES:
+        for settings in CANDIDATES[name]:
+            plain = json.loads(json.dumps(settings))
+            if any((r["program"], r["settings"], r["seed"]) == (name, plain, arguments.seed) for r in records):
+                continue
+            records.append(tried(stops[name], settings, arguments.seed))
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(records[-1]) + "\n")
+    print("\n".join(table(records, arguments.seconds)))
+
+
+if __name__ == "__main__":
+    main()
