@@ -180,14 +180,8 @@ def agreed():
 APART = {each.__name__: each for each in (noisy, remembering, not_finite, draws, refused, agreed)}
 
 
-def plain(**options):
-    """A Normal, so that little machine code is made; the last batch is as above."""
-    program = dgm.Normal(3, learned=True).double()
-    return trained(program, rows(45), validation=rows(70, seed=8), epochs=2, **options)
-
-
 def inductor():
-    return plain(compile=True)
+    return autoregressive(compile=True, epochs=2)
 
 
 def registry():
@@ -379,7 +373,7 @@ def test_the_recipes_are_what_they_are_for(two):
 
 @pytest.mark.slow
 def test_so_they_are_compiled(slow):
-    one = plain()
+    one = autoregressive(epochs=2)
     for outcome in slow:
         assert outcome["inductor"].pop("compiled")
         assert_close(outcome["inductor"], {name: value for name, value in one.items() if name != "compiled"})
