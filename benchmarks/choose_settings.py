@@ -105,6 +105,17 @@ def tried(stop: tour.Stop, settings: Settings, seed: int) -> dict[str, Any]:
     }
 
 
+def records_in(path: Path) -> list[dict[str, Any]]:
+    """Those that an earlier call appended."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def table(records: Sequence[dict[str, Any]], limit: float) -> Iterator[str]:
     yield "| program | settings beside the tour's | validation score | behind the choice | best epoch | seconds |"
     yield "|---|---|--:|--:|--:|--:|"
@@ -130,9 +141,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    records = [json.loads(line) for line in lines]
+    records = records_in(arguments.out)
     stops = {stop.name: stop for stop in tour.STOPS}
     for name in arguments.programs or CANDIDATES:
         for settings in CANDIDATES[name]:
@@ -140,8 +149,7 @@ def main() -> None:
             if any((r["program"], r["settings"], r["seed"]) == (name, plain, arguments.seed) for r in records):
                 continue
             records.append(tried(stops[name], settings, arguments.seed))
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(records[-1]) + "\n")
+            append(arguments.out, records[-1])
     print("\n".join(table(records, arguments.seconds)))
 
 
