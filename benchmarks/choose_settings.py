@@ -29,41 +29,69 @@ from dgm_pyro.program import seeded
 
 Settings = dict[str, Any]
 
-# Options of `fit`, and of the program: "dropout" of all its layers, "hidden" widths of a MADE. The first is the tour's.
-CANDIDATES: dict[str, Sequence[Settings]] = {
+# What the candidates of a program share, and what each has of its own: options of `fit`; "dropout" of all layers that
+# have it; "hidden" widths of a MADE, residual if they are several. None of it is read from the tour.
+CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
     "made": (
-        {},
-        {"dropout": 0.4, "epochs": 100},
-        {"dropout": 0.5, "epochs": 100, "hidden": (512,)},
-        {"dropout": 0.5, "epochs": 100, "hidden": (512, 512)},
+        {"lr": 3e-3, "weight_decay": 0.01},
+        (
+            {"hidden": (256, 256, 256), "dropout": 0.2, "epochs": 50},
+            {"hidden": (256, 256, 256), "dropout": 0.4, "epochs": 100},
+            {"hidden": (512,), "dropout": 0.5, "epochs": 100},
+            {"hidden": (1000,), "dropout": 0.5, "epochs": 60},
+        ),
     ),
-    "vae": ({}, {"weight_decay": 0.3}, {"weight_decay": 1.0}, {"epochs": 120}),
-    "vae-flow": ({}, {"weight_decay": 1.0}, {"objective": "annealed"}),
-    "flow": ({}, {"epochs": 60}, {"epochs": 60, "weight_decay": 1.0, "ema": 0.99}),
+    "vae": (
+        {"lr": 2e-3, "weight_decay": 0.01, "ema": 0.99, "epochs": 60},
+        (
+            {},
+            {"weight_decay": 0.3},
+            {"weight_decay": 1.0},
+            {"epochs": 120},
+            {"objective": "annealed"},
+            {"objective": "annealed", "epochs": 120},
+        ),
+    ),
+    "vae-flow": (
+        {"lr": 2e-3, "weight_decay": 0.01, "ema": 0.99, "epochs": 60},
+        ({}, {"weight_decay": 1.0}, {"objective": "annealed"}, {"objective": "annealed", "epochs": 120}),
+    ),
+    "flow": (
+        {"lr": 2e-3, "weight_decay": 0.1, "epochs": 30},
+        ({}, {"epochs": 60}, {"epochs": 60, "weight_decay": 1.0, "ema": 0.99}),
+    ),
     "generative-classifier": (
-        {},
-        {"weight_decay": 1.0},
-        {"dropout": 0.4, "epochs": 60},
-        {"dropout": 0.4, "epochs": 60, "weight_decay": 0.3, "ema": 0.99},
+        {"lr": 3e-3, "weight_decay": 0.01},
+        (
+            {"hidden": (256, 256, 256), "dropout": 0.2, "epochs": 30},
+            {"hidden": (256, 256, 256), "dropout": 0.4, "epochs": 60},
+            {"hidden": (512,), "dropout": 0.5, "epochs": 60},
+        ),
     ),
     "discriminative-classifier": (
-        {},
-        {"dropout": 0.3},
-        {"dropout": 0.5},
-        {"dropout": 0.5, "weight_decay": 1.0, "epochs": 80},
+        {"lr": 1e-3, "weight_decay": 0.01, "epochs": 40},
+        ({}, {"dropout": 0.3}, {"dropout": 0.5}, {"dropout": 0.5, "weight_decay": 1.0, "epochs": 80}),
     ),
-    "pixelcnn": ({}, {"batch_size": 32, "lr": 3e-3}, {"epochs": 40}),
-    "diffusion": ({}, {"lr": 4e-3}, {"epochs": 100}),
+    "pixelcnn": (
+        {"lr": 6e-3, "weight_decay": 0.01, "epochs": 20},
+        ({}, {"batch_size": 32, "lr": 3e-3}, {"epochs": 40}),
+    ),
+    "diffusion": (
+        {"lr": 2e-3, "weight_decay": 0.01, "ema": 0.995, "epochs": 50},
+        ({}, {"lr": 4e-3}, {"epochs": 100}),
+    ),
 }
 
 
 def program_of(stop: tour.Stop, data: dgm.Data, hidden: Sequence[int] | None, dropout: float | None) -> dgm.Program:
-    """The tour's program, or one of other width; dropout is set after it is built."""
+    """The tour's program, a MADE of the widths ``hidden``; dropout is set after it is built."""
     if hidden is None:
         program = stop.make(data)
     else:
-        network = lambda p: MADE(data.event_shape, p, hidden, levels=data.levels, dropout=0.1)  # noqa: E731
-        program = dgm.Autoregressive(features_of(data, network))
+        classes = data.num_classes if stop.family == "labelled" else None
+        options = {"residual": len(hidden) > 1, "levels": data.levels, "num_classes": classes, "dropout": 0.1}
+        made = dgm.Autoregressive(features_of(data, lambda p: MADE(data.event_shape, p, hidden, **options)))
+        program = made if classes is None else dgm.Labelled(dgm.Categorical((), classes, learned=True), made)
     layers = [module for module in program.modules() if isinstance(module, nn.Dropout)]
     if dropout is not None:
         if not layers:
@@ -85,7 +113,7 @@ def score(stop: tour.Stop, program: dgm.Program, data: dgm.Data) -> Tensor:
 
 def tried(stop: tour.Stop, settings: Settings, seed: int) -> dict[str, Any]:
     train, valid = dgm.data.load("digits", "train").split(0.1, seed=seed)
-    options = dict(stop.recipe or {}) | settings
+    options = CANDIDATES[stop.name][0] | settings
     hidden, dropout = options.pop("hidden", None), options.pop("dropout", None)
     with seeded(seed, torch.device("cpu")):
         program = program_of(stop, train, hidden, dropout)
@@ -105,8 +133,19 @@ def tried(stop: tour.Stop, settings: Settings, seed: int) -> dict[str, Any]:
     }
 
 
+def records_in(path: Path) -> list[dict[str, Any]]:
+    """Those that an earlier call appended."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def table(records: Sequence[dict[str, Any]], limit: float) -> Iterator[str]:
-    yield "| program | settings beside the tour's | validation score | behind the choice | best epoch | seconds |"
+    yield "| program | settings of its own | validation score | behind the choice | best epoch | seconds |"
     yield "|---|---|--:|--:|--:|--:|"
     for name in dict.fromkeys(record["program"] for record in records):
         rows = sorted((record for record in records if record["program"] == name), key=lambda record: record["score"])
@@ -130,18 +169,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    records = [json.loads(line) for line in lines]
+    records = records_in(arguments.out)
     stops = {stop.name: stop for stop in tour.STOPS}
     for name in arguments.programs or CANDIDATES:
-        for settings in CANDIDATES[name]:
+        for settings in CANDIDATES[name][1]:
             plain = json.loads(json.dumps(settings))
             if any((r["program"], r["settings"], r["seed"]) == (name, plain, arguments.seed) for r in records):
                 continue
             records.append(tried(stops[name], settings, arguments.seed))
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(records[-1]) + "\n")
+            append(arguments.out, records[-1])
     print("\n".join(table(records, arguments.seconds)))
 
 

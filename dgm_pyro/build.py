@@ -78,19 +78,12 @@ def pixels(data: Data, num_classes: int | None) -> Program:
 
 
 def made(data: Data, num_classes: int | None) -> Program:
+    # A deep network learns a few thousand images by heart; one wide layer, half of it dropped, does so later.
+    size: dict[str, Any] = (
+        {"hidden": (512,), "dropout": 0.5} if is_image(data) else {"hidden": (256, 256, 256), "residual": True}
+    )
     return Autoregressive(
-        features_of(
-            data,
-            lambda p: MADE(
-                data.event_shape,
-                p,
-                (256, 256, 256),
-                residual=True,
-                dropout=0.2 if is_image(data) else 0.0,
-                levels=data.levels,
-                num_classes=num_classes,
-            ),
-        )
+        features_of(data, lambda p: MADE(data.event_shape, p, levels=data.levels, num_classes=num_classes, **size))
     )
 
 
@@ -163,6 +156,13 @@ def implicit(data: Data, num_classes: int | None) -> Program:
     hidden = (256, 256) if is_image(data) else (128, 128, 128)
     generator = MLP((size,), data.event_shape.numel(), hidden)
     return Implicit(Normal(size), generator, data.event_shape, levels=data.levels)
+
+
+def classifier(data: Data, num_classes: int | None) -> Program:
+    classes = data.num_classes
+    assert classes is not None  # `build` has asked
+    network = MLP(data.event_shape, classes, levels=data.levels, dropout=0.5 if is_image(data) else 0.0)
+    return Discriminative(Categorical((), classes, network))
 
 
 @dataclass(frozen=True)
@@ -450,12 +450,7 @@ MODELS: Table = {
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
     "diffusion-continuous": (diffusion_continuous, "diffusion in continuous time, its schedule learned"),
     "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
-    "classifier": (
-        lambda data, num_classes: Discriminative(
-            Categorical((), data.num_classes, MLP(data.event_shape, data.num_classes, levels=data.levels))
-        ),
-        "discriminative p(y | x)",
-    ),
+    "classifier": (classifier, "discriminative p(y | x)"),
 }
 
 
@@ -505,7 +500,7 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
         return make(data, None, **swaps)
     if name == "classifier":
         raise ValueError("'classifier' is discriminative: labelled=True goes with a family of p(x)")
-    classifier = None
+    posterior = None
     program = make(data, classes, **swaps)
     if not program.conditional or (isinstance(program, VAE) and not _generates_from_label(program)):
         raise ValueError(
@@ -513,8 +508,8 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
             "or pass parts of your own"
         )
     if not program.tractable:
-        classifier = Categorical((), classes, MLP(data.event_shape, classes, levels=data.levels))
-    return Labelled(Categorical((), classes, learned=True), program, classifier)
+        posterior = Categorical((), classes, MLP(data.event_shape, classes, levels=data.levels))
+    return Labelled(Categorical((), classes, learned=True), program, posterior)
 
 
 def _generates_from_label(vae: VAE) -> bool:

@@ -43,6 +43,16 @@ def test_the_first_program_of_the_readme_is_the_one_it_names():
     assert repr(eval(named, namespace)) == repr(namespace["vae"])
 
 
+@pytest.mark.slow
+def test_the_first_program_of_the_readme_reaches_what_it_says():
+    text = PAGES["README.md"].read_text()
+    lowest, highest = (float(nats) for nats in re.search(r"gave from (-\d+\.\d+) to\s(-\d+\.\d+)", text).groups())
+    torch.manual_seed(0)
+    namespace = {"print": lambda evidence: namespace.update(evidence=evidence)}
+    exec(BLOCK.findall(text)[0], namespace)
+    assert lowest <= namespace["evidence"].nats <= highest
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page].read_text()):
