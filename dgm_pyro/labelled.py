@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dgm_pyro import noise
-from dgm_pyro.checks import check_count, check_dense, check_name, check_type
+from dgm_pyro.checks import check_count, check_dense, check_name, check_seed, check_type
 from dgm_pyro.conditionals import Categorical
 from dgm_pyro.program import (
     Conditional,
@@ -128,6 +128,7 @@ class Labelled(Program):
         """
         check_count(num_particles, "num_particles")
         check_dense(x, "x")
+        check_seed(seed)
         batch = x.shape[: x.dim() - len(self.event_shape)]
         labels = torch.arange(self.classes, device=x.device)
         if self.tractable:

@@ -279,9 +279,9 @@ class Program(nn.Module):
             ValueError: a shape, type or value does not fit; the message names it.
         """
         check_count(num_particles, "num_particles")
-        batch = (num_particles, x.shape[0])
         with alone():
             self.check(x, given)
+            batch = (num_particles, x.shape[0])
             model, guide = traces(self.unroll_latents(), x, given, batch=batch)
             log_joint = log_prob_sum(model, batch)
             return log_joint - log_prob_sum(guide, batch, like=log_joint)
