@@ -46,7 +46,7 @@ from dgm_pyro.checks import (
 )
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.convolutional import ConvEncoder
-from dgm_pyro.networks.mlp import MLP, to_unit
+from dgm_pyro.networks.mlp import MLP, apply_network, to_unit
 from dgm_pyro.objectives import COMPARISONS, Bound
 from dgm_pyro.program import (
     Program,
@@ -230,7 +230,7 @@ class Adversarial:
 
 def _values(critic: nn.Module, x: Tensor, given: Any) -> Tensor:
     """V(x), ``(B,)``."""
-    value = critic(x) if given is None else critic(x, *parts_of(given))
+    value = apply_network(critic, x, *(() if given is None else parts_of(given)))
     if value.shape not in ((len(x), 1), (len(x),)):
         raise ValueError(f"the critic returned shape {tuple(value.shape)}, but one number per datum is ({len(x)}, 1)")
     return value.reshape(len(x))

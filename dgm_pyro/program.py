@@ -43,7 +43,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from dgm_pyro import noise
 from dgm_pyro.checks import Shape, check_count, check_dense, check_seed, check_tensor, check_type
-from dgm_pyro.networks.mlp import eval_mode, full_precision
+from dgm_pyro.networks.mlp import apply_network, eval_mode
 
 # Data whose support is stated at once, where it differs between them.
 ROWS = 256
@@ -853,7 +853,7 @@ def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[t
     folded = [part.expand((*batch, *s)).reshape(math.prod(batch), *s) for part, s in zip(parts, shapes, strict=True)]
     # An nn.Embedding takes no other integers, and data sets store labels as bytes.
     folded = [part.long() if part.dim() == 1 and part.dtype == torch.uint8 else part for part in folded]
-    return batch, full_precision(network(*folded))
+    return batch, apply_network(network, *folded)
 
 
 def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:

@@ -27,6 +27,7 @@ from dgm_pyro.data import Data
 from dgm_pyro.distributed import Team, team
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.networks import ActNorm
+from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_count, check_program, differentiating, seeded
 
@@ -345,7 +346,7 @@ class _Step:
         cuda = [batch[0].device] if batch[0].is_cuda else []
         with torch.random.fork_rng(devices=cuda):
             if processes.size > 1:
-                with self._autocast(batch[0]):  # what layers set up by their first batch, they set up alike
+                with self._networks():  # what layers set up by their first batch, they set up alike
                     self.terms(*batch, self.terms.weights(0.0))
             if compile:
                 try:
@@ -364,10 +365,10 @@ class _Step:
 
     def _compile(self, terms: Terms, example: tuple[Any, ...]) -> Any:
         check_compilable(self.objective)
-        whole = optimized(export(terms, example))
+        with self._networks():  # their precision is part of the graph
+            whole = optimized(export(terms, example))
         before = [buffer.clone() for buffer in self.program.buffers()]
-        with self._autocast(example[0]):
-            loss = whole(*example)["loss"][""]
+        loss = whole(*example)["loss"][""]
         loss.backward()  # now, so that what fails fails here
         self.program.zero_grad(set_to_none=True)
         for buffer, value in zip(self.program.buffers(), before, strict=True):
@@ -383,16 +384,17 @@ class _Step:
             whole: whether the batch is as large as that of `prepare`.
         """
         if self.terms is None:
-            return self.objective.sums(self.program, *batch)
+            with self._networks():
+                return self.objective.sums(self.program, *batch)
         if not self.terms.schedules:
             self.terms.objective = at_progress(self.objective, progress)
-        with self._autocast(batch[0]):
+        with self._networks():
             sums = self.loss(whole, *batch, self.terms.weights(progress))
         (weight * sums["loss"][""]).backward()
         return sums
 
-    def _autocast(self, x: Tensor) -> Any:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    def _networks(self) -> Any:
+        return networks_in(torch.bfloat16 if self.precision == "bf16" else None)
 
 
 class _ByKind(nn.Module):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -19,10 +20,14 @@ from torch import nn
 import dgm_pyro as dgm
 from dgm_pyro import compilation, training
 from dgm_pyro.compilation import CompilationError, Loss
+from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import ELBO, WarmUp, objective_named
+from dgm_pyro.program import sample_sites, traces
 
 # Whose guide differentiates inside its statements; and what is another program after every look at a batch.
 NOT = {"vae-semi-amortized"}
+# Whose densities are matrix products of parameters, and whose loss no network enters.
+WITHOUT_NETWORKS = {"fullrank", "lowrank", "flow-linear", "flow-planar"}
 TRAINED = ["normal-learned", "made", "vae", "vae-ladder", "vae-flow-prior", "diffusion", "diffusion-importance"]
 TRAINED += ["labelled", "dequantized"]
 
@@ -261,18 +266,68 @@ def test_a_pair_is_trained_in_the_param_store(float64):
     assert Trace_ELBO(64).loss(model, guide, x) < 0.7 * first
 
 
-def test_a_latent_of_a_pair_that_is_not_reparameterised_is_refused():
-    pyro.clear_param_store()
+def normal_pair(more_of_the_model=lambda: None, more_of_the_guide=lambda: None, latent=None):
+    """z ~ N(0, 1), x | z ~ N(z, 1), and further statements."""
 
     def model(x):
-        z = pyro.sample("z", dist.Bernoulli(0.5))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        z = pyro.sample("z", latent or dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).expand([len(x)]).to_event(1), obs=x)
+        more_of_the_model()
 
     def guide(x):
-        pyro.sample("z", dist.Bernoulli(pyro.param("p", torch.tensor(0.5))))
+        shape = pyro.param("m", torch.tensor(0.5))
+        pyro.sample("z", dist.Normal(shape, 1.0) if latent is None else dist.Bernoulli(shape))
+        more_of_the_guide()
 
-    with pytest.raises(CompilationError, match="'z' of the pair is not reparameterised"):
-        compilation.PairLoss(model, guide)(torch.tensor(0.3))
+    return model, guide
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (normal_pair(latent=dist.Bernoulli(0.5)), "'z' is not reparameterised"),
+        (
+            normal_pair(more_of_the_guide=lambda: pyro.factor("cost", torch.tensor(-2.0), has_rsample=False)),
+            "'cost' is obs",
+        ),
+        (
+            normal_pair(more_of_the_guide=lambda: pyro.factor("cost", torch.tensor(-2.0), has_rsample=True)),
+            "'cost' is obs",
+        ),
+        (
+            normal_pair(more_of_the_guide=lambda: pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))),
+            "'y' is observed in the guide",
+        ),
+        (
+            normal_pair(more_of_the_model=lambda: pyro.sample("u", dist.Normal(0.0, 1.0))),
+            "'u' has no site in the guide",
+        ),
+        (normal_pair(more_of_the_model=lambda: pyro.sample("k", dist.Categorical(torch.ones(3)))), "'k' has no site"),
+    ],
+)
+def test_a_pair_with_another_loss_than_that_of_its_draws_is_refused_by_the_site(pair, message):
+    pyro.clear_param_store()
+    with pytest.raises(CompilationError, match=message):
+        compilation.PairLoss(*pair, backend="eager")(torch.tensor([0.3, -0.1]))
+
+
+def test_a_pair_takes_keywords_and_structures_and_compiles_anew_for_other_numbers():
+    def model(x, scales, *, shift=0.0):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + shift, scales["x"][0]).expand([len(x)]).to_event(1), obs=x)
+
+    def guide(x, scales, *, shift=0.0):
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.5)), 1.0))
+
+    loss, x = compilation.PairLoss(model, guide, analytic_kl=False, backend="eager"), torch.tensor([0.3, -0.1])
+    for scale, shift in ((2.0, 0.0), (2.0, 1.5), (3.0, 1.5)):
+        torch.manual_seed(0)
+        ours = loss(x, {"x": [scale]}, shift=shift)
+        torch.manual_seed(0)
+        theirs = Trace_ELBO().differentiable_loss(model, guide, x, {"x": [scale]}, shift=shift)
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(TypeError, match="holds a SimpleNamespace, whose changes no graph sees"):
+        loss(x, SimpleNamespace(x=[1.0]))
 
 
 # -- what cannot be compiled -------------------------------------------------------------------------------------------
@@ -436,6 +491,70 @@ def test_a_schedule_of_your_own_is_followed(float64, graphs_only):
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------
+
+BF16 = {"rtol": 3e-2, "atol": 3e-2}  # a few roundings to 8 bits
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT])
+def test_the_graph_in_bf16_is_the_loss_in_bf16(name):
+    """The same operations in the same precision, so to the rounding of float32, a thousandth of that of bf16."""
+    program = CASES[name].build().train()
+    loss_and_gradients(eager(program, ELBO()), program, *CASES[name].draw(program, 4))
+    loss = Loss(program, ELBO(), backend="eager")
+    with networks_in(torch.bfloat16):
+        loss_and_gradients(loss, program, *CASES[name].draw(program, 4))
+    twin = copy.deepcopy(program)
+    x, given = CASES[name].draw(program, 7, seed=2)
+    ours = loss_and_gradients(loss, program, x, given)  # the precision is part of the graph
+    with networks_in(torch.bfloat16):
+        theirs = loss_and_gradients(eager(twin, ELBO()), twin, x, given)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_networks_run_in_bf16_and_densities_in_float32(name):
+    """What no network computed is what it is without: a matrix product in a density is not rounded to 8 bits."""
+    program = CASES[name].build().train()
+    x, given = CASES[name].draw(program, 4)
+    loss_and_gradients(eager(program, ELBO()), program, x, given)
+    twin, seen = copy.deepcopy(program), set()
+    for layer in program.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            layer.register_forward_hook(lambda layer, inputs, out: seen.add(out.dtype))
+    with networks_in(torch.bfloat16), pyro.validation_enabled(False):
+        lowered = loss_and_gradients(eager(program, ELBO()), program, x, given)
+        for trace in traces(program, x, given):
+            for site in sample_sites(trace):
+                node = trace.nodes[site]
+                assert node["fn"].log_prob(node["value"]).dtype == torch.float32, site
+    assert seen <= {torch.bfloat16}
+    full = loss_and_gradients(eager(twin, ELBO()), twin, x, given)
+    if name in WITHOUT_NETWORKS:
+        assert_equal(lowered, full)
+    else:
+        torch.testing.assert_close(lowered[0], full[0], **BF16)
+
+
+@pytest.mark.parametrize("name", ["vae-categorical-latent", "realnvp", "dequantized"])
+def test_a_training_in_bf16_is_the_same_compiled(graphs_only, name):
+    data = data_for(CASES[name], CASES[name].build(), 19)
+    (ours, one), (theirs, other) = histories(name, data, precision="bf16")
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-5)
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae-bernoulli", "realnvp"])
+def test_so_is_the_machine_code_in_bf16(name):
+    program = CASES[name].build().train()
+    loss = dgm.compile(program)
+    for size in (4, 7):  # the second time for every number of data
+        x, given = CASES[name].draw(program, size)
+        with networks_in(torch.bfloat16):
+            ours = loss_and_gradients(loss, program, x, given)
+            theirs = loss_and_gradients(eager(program, ELBO()), program, x, given)
+        torch.testing.assert_close(ours, theirs, **BF16)
 
 
 def test_bf16_trains_to_about_the_same_loss_with_full_precision_weights():

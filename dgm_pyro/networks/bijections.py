@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from dgm_pyro.checks import check_choice, check_count, check_finite, check_number, check_tensor, check_type, is_integer
 from dgm_pyro.networks.caches import cache_maker
-from dgm_pyro.networks.mlp import full_precision
+from dgm_pyro.networks.mlp import apply_network
 from dgm_pyro.registry import register
 
 # -- univariate maps -------------------------------------------------------------------------------------------------
@@ -552,7 +552,7 @@ def _parameters(
     Raises:
         ValueError: its output has another size.
     """
-    raw = full_precision(network(*inputs))
+    raw = apply_network(network, *inputs)
     p = univariate.num_parameters
     if raw.shape[0] != count or raw.numel() != count * p * features:
         raise ValueError(

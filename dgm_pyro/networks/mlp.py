@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -47,14 +48,35 @@ def to_unit(x: Tensor, levels: int | None, dtype: torch.dtype | None = None) -> 
     return x.to(dtype or torch.get_default_dtype()) * (2 / (levels - 1)) - 1
 
 
-def full_precision(out: Any) -> Any:
-    """A network's output in the default dtype, where autocast computed it in a lower one; other objects as they are.
+# What `networks_in` sets.
+_precision: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("precision", default=None)
 
-    Sums of many log-probabilities need the full precision; the network alone does not.
+
+@contextlib.contextmanager
+def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """Networks run under autocast to ``dtype``, and nothing else does; with None they run as they are."""
+    token = _precision.set(dtype)
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
+def apply_network(network: Callable[..., Any], *inputs: Any) -> Any:
+    """``network(*inputs)`` in the precision of `networks_in`; what autocast computed in a lower one leaves in float32.
+
+    Sums of many log-probabilities need the full precision, and so do the products of matrices in a density; the network
+    alone does not. The cache of an autoregressive network, which draws, keeps to the precision of its weights.
     """
-    if not isinstance(out, Tensor) or not torch.amp.is_autocast_available(out.device.type):
+    dtype, device = _precision.get(), inputs[0].device.type
+    if dtype is None or not isinstance(network, nn.Module):
+        out = network(*inputs)
+    else:
+        with torch.autocast(device, dtype):
+            out = network(*inputs)
+    if not isinstance(out, Tensor) or out.dtype not in (torch.bfloat16, torch.float16):
         return out
-    return out.to(torch.get_default_dtype()) if torch.is_autocast_enabled(out.device.type) else out
+    return out.float() if dtype is not None or torch.is_autocast_enabled(device) else out
 
 
 class Context(nn.Module):

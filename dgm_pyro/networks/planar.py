@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from dgm_pyro.checks import as_shape, check_count
 from dgm_pyro.networks.bijections import Bijection
-from dgm_pyro.networks.mlp import Context
+from dgm_pyro.networks.mlp import Context, apply_network
 from dgm_pyro.registry import register
 
 SLOPE = 0.999  # in place of 1: rounding may not make a determinant zero
@@ -48,7 +48,7 @@ class _Amortized(Bijection):
             self.network = Context(self.context_shape, None, num_parameters)
 
     def _raw(self, value: Tensor, context: Tensor | None) -> Tensor:
-        raw = self.raw if context is None else self.network(context)
+        raw = self.raw if context is None else apply_network(self.network, context)
         return raw.expand(value.shape[0], raw.shape[-1])
 
 
