@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test check format tutorials docs bench clean
+.PHONY: help tour test lowest check format tutorials docs bench clean
 # Two installs into one environment must not run side by side.
 .NOTPARALLEL:
 
@@ -20,6 +20,9 @@ tour: $(VENV)/.installed  ## train and compare every family on real digits, writ
 test: $(VENV)/.installed-test  ## run all tests (ARGS="-k vae")
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
+lowest: .venv-lowest/.installed  ## test a part against the lowest versions of the dependencies (Python 3.11)
+	.venv-lowest/bin/python -m pytest -n auto -q -m "not slow" -o filterwarnings=ignore $(LOWEST)
+
 check: $(VENV)/.installed-dev  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,7 +32,7 @@ format: $(VENV)/.installed-dev  ## put the code into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tutorials: $(VENV)/.installed-test  ## run the tutorial scripts and write their notebooks
+tutorials: $(VENV)/.installed-test  ## run the tutorial scripts, hold them to what they claim, write their notebooks
 	$(BIN)/python tutorials/execute.py $(ARGS)
 
 docs: $(VENV)/.installed-docs  ## build the site, build/site/index.html (ARGS=--check reads every page in a headless Chromium)
@@ -44,8 +47,11 @@ bench: $(VENV)/.installed-bench  ## time everything beside its peers, write benc
 	  || exit 1; \
 	done
 
+# Each dependency is asked for something in these.
+LOWEST := $(addprefix tests/test_,checkpoint.py classification.py cli.py conditionals.py plots.py report.py)
+
 clean:  ## remove .venv, caches and build outputs; runs/, tour/ and bench/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp per set of dependencies: pip runs again only when what it would install has changed. Larger sets hold the
@@ -64,3 +70,9 @@ $(VENV)/.installed $(STAMPS): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
 	@touch $(SMALLER) $@
+
+.venv-lowest/.installed: pyproject.toml constraints-lowest.txt
+	test -x .venv-lowest/bin/pip || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check -c constraints-lowest.txt -e . \
+	  pytest pytest-xdist hypothesis
+	@touch $@

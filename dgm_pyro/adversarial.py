@@ -26,7 +26,7 @@ Source: Goodfellow et al. 2014 (arXiv 1406.2661); Nowozin, Cseke and Tomioka 201
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,14 +35,23 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import Tensor, nn
 
+from dgm_pyro.checks import (
+    check_choice,
+    check_count,
+    check_counts,
+    check_finite,
+    check_number,
+    check_tensor,
+    check_type,
+)
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.convolutional import ConvEncoder
 from dgm_pyro.networks.mlp import MLP, apply_network, to_unit
-from dgm_pyro.objectives import COMPARISONS, Bound, check_number
+from dgm_pyro.objectives import COMPARISONS, Bound
 from dgm_pyro.program import (
     Program,
-    check_count,
-    check_tensor,
+    check_program,
+    differentiating,
     is_pair,
     map_given,
     parameter_of,
@@ -76,8 +85,7 @@ def divergence_bound(divergence: str, of_p: Tensor, of_q: Tensor) -> Tensor:
 
 
 def _known(divergence: Any) -> str:
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+    check_choice(divergence, DIVERGENCES, "divergence")
     return divergence
 
 
@@ -145,10 +153,8 @@ class Adversarial:
         critic_steps: int = 1,
         critic_lr: float = 1.0,
     ):
-        if game not in ("gan", "wasserstein", *DIVERGENCES):
-            raise ValueError(f"game must be gan, wasserstein, or one of {', '.join(DIVERGENCES)}, got {game!r}")
-        if critic is not None and not isinstance(critic, nn.Module):
-            raise TypeError(f"critic must be a torch.nn.Module or None, got {type(critic).__name__}")
+        check_choice(game, ("gan", "wasserstein", *DIVERGENCES), "game")
+        check_type(critic, nn.Module | None, "critic", "a torch.nn.Module or None")
         check_number(r1, "r1", at_least=0)
         check_number(gradient_penalty, "gradient_penalty", at_least=0)
         check_count(critic_steps, "critic_steps")
@@ -230,6 +236,7 @@ def _values(critic: nn.Module, x: Tensor, given: Any) -> Tensor:
     return value.reshape(len(x))
 
 
+@differentiating("slopes")
 def slopes(critic: nn.Module, x: Tensor, given: Any = None) -> Tensor:
     """|grad V| at every x, ``(B,)``, itself differentiable."""
     x = x.detach().requires_grad_(True)
@@ -239,6 +246,7 @@ def slopes(critic: nn.Module, x: Tensor, given: Any = None) -> Tensor:
 
 def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> nn.Module:
     """A critic that suits the program: an MLP on points, convolutions on images of at least 16 pixels a side."""
+    check_program(program)
     context: dict[str, Any] = {}
     if program.conditional:
         if program.given_shape is None or is_pair(program.given_shape):
@@ -298,8 +306,8 @@ class KernelScore:
     eager_only: ClassVar[str] = "fixes the number of pairs that it compares"
 
     def __post_init__(self) -> None:
-        if self.kernel not in ("energy", "gaussian"):
-            raise ValueError(f"kernel must be 'energy' or 'gaussian', got {self.kernel!r}")
+        check_choice(self.kernel, ("energy", "gaussian"), "kernel")
+        check_type(self.scales, Sequence, "scales", "a sequence of numbers")
         if not self.scales:
             raise ValueError("scales must name at least one scale")
         for scale in self.scales:
@@ -351,7 +359,10 @@ def squared_distance(x: Tensor, y: Tensor, score: KernelScore | None = None) -> 
         x, y: ``(N, ...)`` and ``(M, ...)``, at least two points each.
         score: whose kernel; default the energy distance, 2 E|x - y| - E|x - x'| - E|y - y'|.
     """
+    check_finite(x, "x")
+    check_finite(y, "y")
     score = KernelScore() if score is None else score
+    check_type(score, KernelScore, "score", "a KernelScore or None")
     x, y = x.flatten(1), y.flatten(1)
     return float(score.mean_of_pairs(x) + score.mean_of_pairs(y) - 2 * score.similarity(x, y).mean())
 
@@ -397,6 +408,7 @@ class DensityRatio:
 
         The error is that of the samples alone; a critic that is wrong makes this wrong, up or down: see `bound`.
         """
+        check_finite(p, "p")
         ratio = self(p).double()
         return ratio.mean().item(), standard_error(ratio)
 
@@ -406,11 +418,14 @@ class DensityRatio:
         Returns:
             the estimate, and its standard error.
         """
-        t, conjugate = DIVERGENCES[_known(divergence or self.divergence)]
+        check_finite(p, "p")
+        check_finite(q, "q")
+        t, conjugate = DIVERGENCES[_known(self.divergence if divergence is None else divergence)]
         of_p, of_q = t(self(p).double()), conjugate(self(q).double())
         return (of_p.mean() - of_q.mean()).item(), math.hypot(standard_error(of_p), standard_error(of_q))
 
 
+@differentiating("density_ratio")
 def density_ratio(
     p: Tensor,
     q: Tensor,
@@ -443,8 +458,11 @@ def density_ratio(
     torch.Size([5])
     """
     _known(divergence)
-    check_count(steps, "steps")
-    check_count(batch_size, "batch_size")
+    check_counts(steps=steps, batch_size=batch_size)
+    check_number(lr, "lr", above=0)
+    check_type(critic, nn.Module | None, "critic", "a torch.nn.Module or None")
+    check_finite(p, "p")
+    check_finite(q, "q")
     check_tensor(q, p.shape[1:], "q", "the shape of one p")
     with seeded(seed, p.device):
         chosen = MLP(p.shape[1:], 1, (64, 64), activation="silu").to(p) if critic is None else critic

@@ -18,11 +18,13 @@ score              s(x), in nats; higher is more anomalous              what it 
 `PosteriorKL`      :math:`KL(q(z \mid x) \,\|\, p(z))`                  does x need an unusual z?
 =================  ===================================================  ==========================================
 
-A score is any callable from x, ``(N, *event_shape)``, to ``(N,)``. `Detector` turns one into an alarm with a chosen
+A score is any callable from x, ``(N, *event_shape)``, to ``(N,)``; those here are functions of each datum alone, whose
+bounds take noise of the datum's own (`dgm_pyro.noise`). `Detector` turns one into an alarm with a chosen
 rate of false alarms: with the scores :math:`s_1 \dots s_n` of reference data, the threshold is the
 :math:`\lceil (n + 1)(1 - \alpha) \rceil`-th smallest. If x and the reference data are exchangeable, the rank of s(x)
 among the n + 1 is uniform, so that :math:`P(s(x) > t) \le \alpha` whatever the score and the program, and ties only
-lower it. The probability is over x *and* the reference data; it says nothing of what is detected.
+lower it. The probability is over x *and* the reference data; it says nothing of what is detected. It does rest on s(x)
+not depending on which other x come with it.
 
 Source: Bishop 1994 (surprise); Nalisnick et al. 2019 (arXiv 1906.02994, typicality of single data); Ren et al. 2019
 (arXiv 1906.02845, ratio); Serra et al. 2020 (arXiv 1909.11480, complexity); Choi et al. 2018 (arXiv 1810.01392, WAIC);
@@ -41,13 +43,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgm_pyro.data import INTEGERS, Data
+from dgm_pyro import noise
+from dgm_pyro.checks import (
+    INTEGERS,
+    check_choice,
+    check_count,
+    check_dense,
+    check_finite,
+    check_number,
+    check_seed,
+    check_type,
+)
+from dgm_pyro.data import Data
 from dgm_pyro.evaluation import evaluate, evaluating, program_device
-from dgm_pyro.objectives import ELBO, check_number
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.objectives import ELBO
+from dgm_pyro.program import Program, check_program, seeded
 from dgm_pyro.questions import auroc
 
 Score = Callable[[Tensor], Tensor]
+
+ROUNDING = 1e-5
+"""Scores that differ by no more than this, relative to the larger of themselves and 1, are ties."""
 
 
 def log_p(program: Program, x: Tensor, *, num_particles: int = 1, batch_size: int = 256, seed: int = 0) -> Tensor:
@@ -61,12 +77,12 @@ def log_p(program: Program, x: Tensor, *, num_particles: int = 1, batch_size: in
         ValueError: the program has no p(x), or x does not fit.
     """
     _require_p_of_x(program)
+    check_dense(x, "x")
     return evaluate(program, x, num_particles=num_particles, batch_size=batch_size, seed=seed).values
 
 
 def _require_p_of_x(program: Any) -> None:
-    if not isinstance(program, Program):
-        raise TypeError(f"program must be a dgm.Program, got {type(program).__name__}")
+    check_program(program)
     if program.variable != "x" or program.conditional:
         raise ValueError(
             f"this {type(program).__name__} is conditional and has no p(x) to score x by: use a program of x alone, "
@@ -104,7 +120,7 @@ class Typicality:
 
     def __init__(self, surprise: Surprise | Program, reference: Tensor | Data):
         self.surprise = _surprise(surprise)
-        self.entropy = self.surprise(_x(reference)).mean().item()
+        self.entropy = self.surprise(_x(reference, "reference")).mean().item()
 
     def __call__(self, x: Tensor) -> Tensor:
         return (self.surprise(x) - self.entropy).abs()
@@ -124,7 +140,7 @@ class Ratio:
     """
 
     def __init__(self, surprise: Surprise | Program, background: Surprise | Program):
-        self.surprise, self.background = _surprise(surprise), _surprise(background)
+        self.surprise, self.background = _surprise(surprise), _surprise(background, "background")
         ours, theirs = self.surprise.program.measure, self.background.program.measure
         if ours != theirs:
             raise ValueError(f"the program is a {ours}, but the background is a {theirs}: train both on the same data")
@@ -147,7 +163,7 @@ class Complexity:
         if levels is None or levels > 256:
             what = "a density on reals" if levels is None else f"a mass on {levels} levels"
             raise ValueError(f"a compressor codes integers 0 .. 255, but the program is {what}: use another score")
-        _check_compressor(compressor)
+        check_choice(compressor, COMPRESSORS, "compressor")
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.surprise(x) - math.log(2) * code_bits(x, self.compressor)
@@ -164,7 +180,8 @@ class WAIC:
     """
 
     def __init__(self, ensemble: Sequence[Surprise | Program]):
-        self.ensemble = [_surprise(each) for each in ensemble]
+        check_type(ensemble, Sequence, "ensemble", "a sequence of programs")
+        self.ensemble = [_surprise(each, "ensemble") for each in ensemble]
         if len(self.ensemble) < 2:
             raise ValueError(f"ensemble has {len(self.ensemble)} program(s), but a variance needs at least 2")
 
@@ -188,6 +205,7 @@ class PosteriorKL:
     def __post_init__(self) -> None:
         _require_p_of_x(self.program)
         check_count(self.draws, "draws")
+        check_seed(self.seed)
         if self.program.tractable:
             raise ValueError(f"this {type(self.program).__name__} has no latents, so no posterior: use another score")
 
@@ -197,16 +215,21 @@ class PosteriorKL:
         where, bound, parts = program_device(self.program), ELBO(num_particles=self.draws), []
         with evaluating(self.program), seeded(self.seed, where):
             for batch in x.split(256):
-                parts.append(sum(bound(self.program, batch.to(where)).kl.values(), torch.zeros(())).double().cpu())
+                with noise.per_datum(batch.to(where), self.seed):
+                    kl = bound(self.program, batch.to(where)).kl
+                parts.append(sum(kl.values(), torch.zeros(())).double().cpu())
         return torch.cat(parts)
 
 
-def _surprise(surprise: Surprise | Program) -> Surprise:
+def _surprise(surprise: Surprise | Program, argument: str = "surprise") -> Surprise:
+    check_type(surprise, (Surprise, Program), argument, "a Surprise or a dgm.Program")
     return surprise if isinstance(surprise, Surprise) else Surprise(surprise)
 
 
-def _x(data: Tensor | Data) -> Tensor:
-    return data.x if isinstance(data, Data) else data
+def _x(data: Tensor | Data, argument: str = "x") -> Tensor:
+    x = data.x if isinstance(data, Data) else data
+    check_dense(x, argument)
+    return x
 
 
 # -- code lengths ------------------------------------------------------------------------------------------------------
@@ -227,11 +250,6 @@ def _zlib(x: Tensor) -> bytes:
 COMPRESSORS: dict[str, Callable[[Tensor], bytes]] = {"png": _png, "zlib": _zlib}
 
 
-def _check_compressor(name: str) -> None:
-    if name not in COMPRESSORS:
-        raise ValueError(f"compressor must be one of {', '.join(COMPRESSORS)}, got {name!r}")
-
-
 def code_bits(x: Tensor, compressor: str = "png") -> Tensor:
     """The length of each x in bits under a lossless compressor, headers included, ``(N,)`` doubles.
 
@@ -241,7 +259,8 @@ def code_bits(x: Tensor, compressor: str = "png") -> Tensor:
     Raises:
         ValueError, TypeError: x holds reals or other integers, or is no image of one channel; no such compressor.
     """
-    _check_compressor(compressor)
+    check_choice(compressor, COMPRESSORS, "compressor")
+    check_finite(x, "x")
     if x.dtype not in INTEGERS and not torch.equal(x, x.round()):
         raise TypeError(f"x has dtype {x.dtype} and fractions, but a compressor codes integers: use another score")
     if int(x.min()) < 0 or int(x.max()) > 255:
@@ -262,7 +281,7 @@ class Detector:
         score: any callable from x to scores, higher for anomalies; a program stands for its `Surprise`.
 
     Attributes:
-        threshold: scores above it are flagged; None before `calibrate`.
+        threshold: scores above it, by more than `ROUNDING`, are flagged; None before `calibrate`.
 
     >>> import torch, dgm_pyro as dgm
     >>> detector = dgm.anomaly.Detector(dgm.Normal(1)).calibrate(torch.randn(999, 1), false_alarm_rate=0.01)
@@ -271,6 +290,8 @@ class Detector:
     """
 
     def __init__(self, score: Score | Program):
+        if not callable(score):
+            raise TypeError(f"score must be a function of x or a dgm.Program, got {type(score).__name__}")
         self.score: Score = Surprise(score) if isinstance(score, Program) else score
         self.threshold: float | None = None
         self.reference = torch.zeros(0)
@@ -286,7 +307,7 @@ class Detector:
             ValueError: the rate is out of range, the reference is too small for it, or a score is not finite.
         """
         check_number(false_alarm_rate, "false_alarm_rate", above=0, at_most=1)
-        scores = self._scores(_x(reference))
+        scores = self._scores(_x(reference, "reference"))
         rank = math.ceil((len(scores) + 1) * (1 - false_alarm_rate) - 1e-9)  # 100 * (1 - 0.99) is 1.0000000000000009
         if not 1 <= rank <= len(scores):
             need = math.ceil(1 / false_alarm_rate - 1e-9) - 1
@@ -306,7 +327,8 @@ class Detector:
         """
         if self.threshold is None:
             raise ValueError("the detector has no threshold yet: call detector.calibrate(reference_data) first")
-        return self._scores(_x(x)) > self.threshold
+        scores = self._scores(_x(x))
+        return scores - _rounding(scores) > self.threshold
 
     def p_values(self, x: Tensor | Data) -> Tensor:
         """Conformal p-values, ``(N,)``: the share of the reference data, x itself counted in, that score no lower.
@@ -315,7 +337,8 @@ class Detector:
         """
         if self.threshold is None:
             raise ValueError("the detector has no reference yet: call detector.calibrate(reference_data) first")
-        below = torch.searchsorted(self.reference, self._scores(_x(x)))
+        scores = self._scores(_x(x))
+        below = torch.searchsorted(self.reference, scores - _rounding(scores))
         return (1 + len(self.reference) - below) / (1 + len(self.reference))
 
     def _scores(self, x: Tensor) -> Tensor:
@@ -325,6 +348,11 @@ class Detector:
         if torch.isnan(scores).any():
             raise ValueError("the score of some x is NaN: clean the data, or use another score")
         return scores
+
+
+def _rounding(scores: Tensor) -> Tensor:
+    """By how much equal data may score apart: another batch multiplies matrices in another order."""
+    return ROUNDING * scores.abs().clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -345,6 +373,8 @@ class Separation:
 
 def separation(normal: Tensor, anomalous: Tensor) -> Separation:
     """The AUROC of two sets of scores, ``(N,)`` and ``(M,)``, with its standard error."""
+    check_finite(normal, "normal")
+    check_finite(anomalous, "anomalous")
     normal, anomalous = normal.cpu().double(), anomalous.cpu().double()
     above_normal, above_anomalous = _share_below(normal, anomalous), _share_below(anomalous, normal)
     variance = sum(

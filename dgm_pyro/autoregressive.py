@@ -31,7 +31,7 @@ from dgm_pyro.conditionals import Parametric
 from dgm_pyro.networks.caches import Cache, cache_maker
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import eval_mode
-from dgm_pyro.program import Conditional, Program, call_network, is_pair, parameter_of
+from dgm_pyro.program import Conditional, Program, call_network, example_given, is_pair, parameter_of
 from dgm_pyro.registry import register
 
 
@@ -163,6 +163,9 @@ class UnrolledAutoregressive(Program):
         self.event_shape, self.levels, self.variable = program.event_shape, program.levels, program.variable
         self.conditional, self.given_shape = program.conditional, program.given_shape
         self.num_classes = program.num_classes
+
+    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
+        return self.program.support_given(given, size)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, event_dim = self.program, len(self.event_shape)
@@ -337,10 +340,7 @@ def check_masked(program: Autoregressive, places: int = 16) -> None:
     later = torch.empty(size, dtype=torch.long).scatter_(0, order, torch.arange(size)) >= tested.unsqueeze(-1)
     x = torch.cat([bits.unsqueeze(0), torch.where(later, 1 - bits, bits)]) * ((program.levels or 2) - 1)
     x = x.reshape(-1, *program.event_shape).to(like.device, like.dtype if program.levels is None else torch.uint8)
-    given = None
-    if program.conditional:
-        dtype = like.dtype if program.num_classes is None else torch.long
-        given = torch.zeros(1, *program.given_shape or (), dtype=dtype, device=like.device)
+    given = example_given(program)
     with eval_mode(program):
         raw = program.raw_parameters(x, given).flatten(1, -2)
     features = order[tested].to(raw.device)

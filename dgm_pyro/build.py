@@ -7,6 +7,7 @@ and points in the plane. A swap may be a name or an object.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from dgm_pyro.autoregressive import Autoregressive
+from dgm_pyro.checks import as_shape, check_choice, check_count
 from dgm_pyro.conditionals import Bernoulli, Categorical, DiscretizedLogistic, MixtureOfNormals, Normal, Parametric
 from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
@@ -35,7 +37,7 @@ from dgm_pyro.labelled import Discriminative, Labelled
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.onehot import OneHot
 from dgm_pyro.priors import MixturePrior, VampPrior
-from dgm_pyro.program import Program, check_count, is_pair
+from dgm_pyro.program import Program, is_pair
 from dgm_pyro.vae import VAE
 
 LATENT = 16
@@ -76,19 +78,12 @@ def pixels(data: Data, num_classes: int | None) -> Program:
 
 
 def made(data: Data, num_classes: int | None) -> Program:
+    # A deep network learns a few thousand images by heart; one wide layer, half of it dropped, does so later.
+    size: dict[str, Any] = (
+        {"hidden": (512,), "dropout": 0.5} if is_image(data) else {"hidden": (256, 256, 256), "residual": True}
+    )
     return Autoregressive(
-        features_of(
-            data,
-            lambda p: MADE(
-                data.event_shape,
-                p,
-                (256, 256, 256),
-                residual=True,
-                dropout=0.2 if is_image(data) else 0.0,
-                levels=data.levels,
-                num_classes=num_classes,
-            ),
-        )
+        features_of(data, lambda p: MADE(data.event_shape, p, levels=data.levels, num_classes=num_classes, **size))
     )
 
 
@@ -143,7 +138,9 @@ def diffusion_continuous(data: Data, num_classes: int | None) -> Program:
 def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a diffusion of such data, and what it predicts."""
     predict, outputs = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
-    network = partial(DenoisingUNet, channels=(32, 64)) if is_image(data) else DenoisingMLP
+    halved = all(size % 2 == 0 for size in data.event_shape[1:])
+    channels = (32, 64) if halved else (64,)
+    network = partial(DenoisingUNet, channels=channels) if is_image(data) else DenoisingMLP
     denoiser = network(data.event_shape, num_classes=num_classes, outputs=outputs, max_frequency=max_frequency)
     hidden = 0.1 if num_classes is not None else 0.0
     return denoiser, {"predict": predict, "levels": data.levels, "label_dropout": hidden}
@@ -159,6 +156,13 @@ def implicit(data: Data, num_classes: int | None) -> Program:
     hidden = (256, 256) if is_image(data) else (128, 128, 128)
     generator = MLP((size,), data.event_shape.numel(), hidden)
     return Implicit(Normal(size), generator, data.event_shape, levels=data.levels)
+
+
+def classifier(data: Data, num_classes: int | None) -> Program:
+    classes = data.num_classes
+    assert classes is not None  # `build` has asked
+    network = MLP(data.event_shape, classes, levels=data.levels, dropout=0.5 if is_image(data) else 0.0)
+    return Discriminative(Categorical((), classes, network))
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,7 @@ def vae(
     hidden: Sequence[int] = (256, 256),
 ) -> Program:
     latent = (LATENT if is_image(data) else 2) if latent is None else check_count(latent, "latent")
+    hidden = as_shape(hidden, "hidden")
     made = prior if isinstance(prior, Program) else encoder if isinstance(encoder, Program) else None
     one_class = prior == "categorical" if made is None else made.event_shape == ()
     clusters = (latent if made is None else made.levels) if one_class else None
@@ -233,7 +238,7 @@ def vae(
 def _named(choice: Program | str, table: Table, role: str, *args: Any) -> Program:
     if isinstance(choice, Program):
         return choice
-    if choice not in table:
+    if not isinstance(choice, str) or choice not in table:
         raise ValueError(f"{role} must be a Program or one of {', '.join(table)}, got {choice!r}")
     return table[choice][0](*args)
 
@@ -445,12 +450,7 @@ MODELS: Table = {
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
     "diffusion-continuous": (diffusion_continuous, "diffusion in continuous time, its schedule learned"),
     "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
-    "classifier": (
-        lambda data, num_classes: Discriminative(
-            Categorical((), data.num_classes, MLP(data.event_shape, data.num_classes, levels=data.levels))
-        ),
-        "discriminative p(y | x)",
-    ),
+    "classifier": (classifier, "discriminative p(y | x)"),
 }
 
 
@@ -472,8 +472,7 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
     >>> dgm.build("vae", dgm.data.load("digits"), prior="vae").latents("x")
     ('z', 'z2')
     """
-    if name not in MODELS:
-        raise ValueError(f"the model must be one of {', '.join(MODELS)}, got {name!r}")
+    check_choice(name, MODELS, "model")
     if not isinstance(data, Data):
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
     if name not in ("vae", "vq-vae") and swaps:
@@ -485,12 +484,23 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
     classes = data.num_classes
     if classes is None and (labelled or name == "classifier"):
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")
+    if classes == 1 and (labelled or name == "classifier"):
+        raise ValueError(
+            f"{data.name} has labels of one class, so there is nothing to classify: pass labels of two or more, or "
+            "build a model of x without labelled=True"
+        )
+    if len(data.event_shape) == 2:
+        warnings.warn(
+            f"{data.name} has event_shape {tuple(data.event_shape)}, which is built as features without a place: if it "
+            "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
+            stacklevel=2,
+        )
     make = MODELS[name][0]
     if not labelled or classes is None:
         return make(data, None, **swaps)
     if name == "classifier":
         raise ValueError("'classifier' is discriminative: labelled=True goes with a family of p(x)")
-    classifier = None
+    posterior = None
     program = make(data, classes, **swaps)
     if not program.conditional or (isinstance(program, VAE) and not _generates_from_label(program)):
         raise ValueError(
@@ -498,8 +508,8 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
             "or pass parts of your own"
         )
     if not program.tractable:
-        classifier = Categorical((), classes, MLP(data.event_shape, classes, levels=data.levels))
-    return Labelled(Categorical((), classes, learned=True), program, classifier)
+        posterior = Categorical((), classes, MLP(data.event_shape, classes, levels=data.levels))
+    return Labelled(Categorical((), classes, learned=True), program, posterior)
 
 
 def _generates_from_label(vae: VAE) -> bool:

@@ -42,6 +42,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dgm_pyro.checks import check_path, find_device
 from dgm_pyro.program import Program
 from dgm_pyro.registry import REGISTRY, arguments_of
 
@@ -126,6 +127,7 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
     digest = hashlib.sha256(content).hexdigest()
     header["weights"] = {"sha256": digest, "bytes": len(content)}
 
+    check_path(path, "path")
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, but a checkpoint is a folder: choose another path")
@@ -146,6 +148,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
         CheckpointError: the path is missing or no checkpoint, a file is truncated or damaged, a weight is NaN or of
             another kind of number, the format is newer, or a class is unknown or has changed. The message says which.
     """
+    where = find_device(device)
+    check_path(path, "path")
     folder = Path(path)
     header = _read_header(folder)
     with _parsing(folder):
@@ -180,7 +184,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
         parameter.requires_grad_(name not in frozen)
     for name, module in program.named_modules():
         module.training = name not in evaluating
-    return program.to(device)
+    return program.to(where)
 
 
 def read_extra(path: str | os.PathLike[str]) -> Any:
@@ -189,6 +193,7 @@ def read_extra(path: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: as `load`.
     """
+    check_path(path, "path")
     header = _read_header(Path(path))
     with _parsing(Path(path)):
         return _decode(header["extra"], [], {})

@@ -37,10 +37,20 @@ from pyro.nn.module import to_pyro_module_
 from pyro.optim import ClippedAdam
 from torch import Tensor, nn
 
+from dgm_pyro.checks import (
+    check_count,
+    check_counts,
+    check_dense,
+    check_finite,
+    check_labels,
+    check_number,
+    check_tensor,
+    check_type,
+    generator,
+)
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import standard_error
-from dgm_pyro.objectives import check_number
-from dgm_pyro.program import check_count, log_mean_exp, seeded
+from dgm_pyro.program import differentiating, log_mean_exp, seeded
 
 # -- how good the answers are ------------------------------------------------------------------------------------------
 
@@ -137,6 +147,8 @@ def risk_coverage(right: Tensor, doubt: Tensor) -> RiskCoverage:
         right: which answers are, bools ``(N,)``.
         doubt: any score, higher where the answer is less trusted: ``-probabilities.max(-1).values``, -log p(x), ...
     """
+    check_dense(right, "right")
+    check_dense(doubt, "doubt")
     if right.shape != doubt.shape or right.dim() != 1 or not len(right):
         raise ValueError(f"right has shape {tuple(right.shape)} and doubt {tuple(doubt.shape)}: pass (N,) of each")
     doubt, order = doubt.detach().cpu().double().sort()
@@ -149,10 +161,10 @@ def risk_coverage(right: Tensor, doubt: Tensor) -> RiskCoverage:
 
 
 def _check(probabilities: Tensor, y: Tensor) -> None:
-    if probabilities.dim() != 2 or tuple(y.shape) != (len(probabilities),) or not len(y):
-        raise ValueError(
-            f"probabilities has shape {tuple(probabilities.shape)} and y {tuple(y.shape)}: pass (N, classes) and (N,)"
-        )
+    check_finite(probabilities, "probabilities")
+    if probabilities.dim() != 2 or not len(probabilities):
+        raise ValueError(f"probabilities has shape {tuple(probabilities.shape)}: pass (N, classes)")
+    check_labels(y, "y", len(probabilities))
     if int(y.min()) < 0 or int(y.max()) >= probabilities.shape[-1]:
         raise ValueError(
             f"y holds labels from {int(y.min())} to {int(y.max())}, but there are {probabilities.shape[-1]}"
@@ -212,30 +224,33 @@ class Bayesian:
     def __init__(
         self, network: nn.Module, data: Data, guide: str | Callable[[Any], AutoGuide] = "normal", scale: float = 1.0
     ):
+        check_type(network, nn.Module, "network", "a torch.nn.Module")
+        check_type(data, Data, "data", "a dgm.Data")
         if data.y is None or int(data.y.min()) < 0:
             raise ValueError(f"{data.name} has data without labels: a classifier needs a y for each x")
-        if isinstance(guide, str) and guide not in GUIDES:
+        if not callable(guide) and not (isinstance(guide, str) and guide in GUIDES):
             raise ValueError(f"guide must be one of {', '.join(GUIDES)}, or a function of a model, got {guide!r}")
         check_number(scale, "scale", above=0)
         self.data, self.model = data, _Weighted(network, scale, len(data))
         self.guide = (GUIDES[guide] if isinstance(guide, str) else guide)(self.model)
         self.losses: list[float] = []
 
+    @differentiating("Bayesian.fit")
     def fit(self, epochs: int = 50, batch_size: int = 64, lr: float = 1e-2, seed: int = 0) -> Bayesian:
         """Maximise the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
 
         Returns:
             The classifier itself.
         """
-        check_count(epochs, "epochs")
-        check_count(batch_size, "batch_size")
+        check_counts(epochs=epochs, batch_size=batch_size)
+        check_number(lr, "lr", above=0)
         x, y = self.data.x, self.data.y
         assert y is not None
         steps = epochs * math.ceil(len(x) / batch_size)
         # The rate falls to a hundredth, in equal factors.
         optimizer = ClippedAdam({"lr": lr, "lrd": 0.01 ** (1 / steps), "clip_norm": 10.0})
         bound = TraceMeanField_ELBO() if isinstance(self.guide, (AutoNormal, AutoDelta)) else Trace_ELBO()
-        svi, shuffling = SVI(self.model, self.guide, optimizer, bound), torch.Generator().manual_seed(seed)
+        svi, shuffling = SVI(self.model, self.guide, optimizer, bound), generator(seed)
         with _alone(seed, x.device):
             for _ in range(epochs):
                 batches = torch.randperm(len(x), generator=shuffling).split(batch_size)
@@ -250,6 +265,8 @@ class Bayesian:
             ValueError: before `fit`.
         """
         check_count(num_samples, "num_samples")
+        check_tensor(x, self.data.event_shape, "x", "the shape of one x of the data")
+        check_finite(x, "x")
         if not self.losses:
             raise ValueError("this Bayesian has no q(w) yet: call its fit first")
         drawn = []
@@ -280,5 +297,5 @@ class Bayesian:
 @contextlib.contextmanager
 def _alone(seed: int, device: torch.device) -> Iterator[None]:
     """A random state and a param store of its own: AutoGuides of one class would share the store's entries."""
-    with pyro.get_param_store().scope(), seeded(seed, device), pyro.validation_enabled(False):
+    with seeded(seed, device), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         yield

@@ -764,7 +764,7 @@ def classify(
     from dgm_pyro import plots, runs
     from dgm_pyro.anomaly import Detector
     from dgm_pyro.labelled import Discriminative, Labelled
-    from dgm_pyro.program import check_count, seeded
+    from dgm_pyro.program import check_count
     from dgm_pyro.questions import beliefs
     from dgm_pyro.training import find_device
 
@@ -778,9 +778,8 @@ def classify(
     place = data_dir or record.data_dir
     x, _ = _inputs(data, program, place)
     reference = datasets.load(record.data, "test", data_dir=place)
-    with seeded(seed, where):
-        probabilities, log_p = beliefs(program, x, num_particles=num_particles)
-        usual, usual_log_p = beliefs(program, reference.x, num_particles=num_particles)
+    probabilities, log_p = beliefs(program, x, num_particles=num_particles, seed=seed)
+    usual, usual_log_p = beliefs(program, reference.x, num_particles=num_particles, seed=seed)
     score = -probabilities.max(-1).values if log_p is None else -log_p
     usual_score = -usual.max(-1).values if usual_log_p is None else -usual_log_p
     rejected = Detector(lambda scores: scores).calibrate(usual_score, false_alarm_rate).flag(score)
@@ -954,6 +953,7 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> tuple[Tensor
     import torch
 
     from dgm_pyro import data as datasets
+    from dgm_pyro.checks import INTEGERS
     from dgm_pyro.evaluation import as_data
 
     if not source.endswith(".npy"):
@@ -976,7 +976,7 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> tuple[Tensor
         x = x.unsqueeze(1)
     if x.is_floating_point():
         x = x.to(torch.get_default_dtype())
-    elif x.dtype not in datasets.INTEGERS:
+    elif x.dtype not in INTEGERS:
         x = x.long()
     if tuple(x.shape[1:]) != tuple(shape) or not len(x):
         raise ValueError(f"{source} has shape {tuple(array.shape)}, but the run takes (N, *{tuple(shape)})")

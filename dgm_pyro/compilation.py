@@ -38,7 +38,7 @@ from dgm_pyro.objectives import (
     elbo_of_traces,
     site_log_prob,
 )
-from dgm_pyro.program import Program, latent_sites, require_subset
+from dgm_pyro.program import Program, alone, latent_sites, require_subset, sample_sites
 
 # The frames of a traceback that are nobody's statements.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
@@ -152,13 +152,21 @@ class PairLoss(nn.Module):
         self._leaves: dict[str, Tensor] = {}
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
-    def forward(self, *args: Any) -> Tensor:
-        """The loss of the callables' arguments, a scalar."""
-        key = (_kind(args, 0), *[part.training for part in self._parts])
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of the callables' arguments, a scalar.
+
+        Numbers and strings among the arguments are part of a graph: others compile anew.
+
+        Raises:
+            TypeError: an argument is neither a tensor, a number, a string nor a list, tuple or dict of them.
+        """
+        _check_arguments((args, kwargs))
+        key = (_kind((args, kwargs), 0), *[part.training for part in self._parts])
         if key not in self._graphs:
-            self._leaves = self.terms.leaves(*args)
-            self._graphs[key] = optimized(export(self.terms, (self._leaves, args), dynamic=False), self.backend)
-        return self._graphs[key](self._leaves, args)
+            self._leaves = self.terms.leaves(args, kwargs)
+            example = (self._leaves, args, kwargs)
+            self._graphs[key] = optimized(export(self.terms, example, dynamic=False), self.backend)
+        return self._graphs[key](self._leaves, args, kwargs)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         """The unconstrained parameters, by their names in the param store."""
@@ -233,34 +241,49 @@ class PairTerms(nn.Module):
         super().__init__()
         self.model, self.guide, self.analytic_kl = model, guide, analytic_kl
 
-    def leaves(self, *args: Any) -> dict[str, Tensor]:
+    def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         """The unconstrained parameters that the callables state, by name; found by running them."""
-        on_cuda = {leaf.device for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.is_cuda}
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        on_cuda = {tensor.device for tensor in tensors if tensor.is_cuda}
         with torch.no_grad(), torch.random.fork_rng(devices=[*on_cuda]), poutine.block():
-            guide = poutine.trace(self.guide).get_trace(*args)
-            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args)
+            guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
+            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
         stored = dict(pyro.get_param_store().named_parameters())
         stated = {**guide.nodes, **model.nodes}
         return {name: stored[name] for name, site in stated.items() if site["type"] == "param"}
 
-    def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...]) -> Tensor:
+    def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         stored = dict(pyro.get_param_store().named_parameters())
         with poutine.block(), _Instead({id(stored[name]): leaf for name, leaf in leaves.items()}):
-            guide = poutine.trace(self.guide).get_trace(*args)
-            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args)
-            for name in latent_sites(guide):
-                site: Any = guide.nodes[name]
-                if not site["fn"].has_rsample:
-                    raise CompilationError(
-                        f"the latent {name!r} of the pair is not reparameterised: write the pair as a dgm.Program, or "
-                        "train it with SVI"
-                    )
+            guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
+            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
+            _check_pair(model, guide)
             # What an AutoGuide draws to make its latents from, and the model does not state.
             nodes: dict[str, Any] = guide.nodes
             auxiliary = [name for name in latent_sites(guide) if nodes[name]["infer"].get("is_auxiliary")]
             require_subset([name for name in latent_sites(guide) if name not in auxiliary], latent_sites(model))
             log_q = sum(site_log_prob(nodes[name]).sum() for name in auxiliary)
             return log_q - elbo_of_traces(model, guide, (), analytic_kl=self.analytic_kl).value
+
+
+def _check_pair(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Raise a CompilationError that names the first site whose loss is not that of a reparameterised guide."""
+    latents, nodes = latent_sites(guide), dict[str, Any](guide.nodes)
+    stated = [name for name in sample_sites(guide) if not nodes[name]["infer"].get("_deterministic")]
+    wrong = {name: "is observed in the guide, or a factor there" for name in stated if name not in latents}
+    wrong |= {name: "has no site in the guide" for name in latent_sites(model) if name not in latents}
+    wrong |= {name: "is not reparameterised" for name in latents if not nodes[name]["fn"].has_rsample}
+    for name, why in wrong.items():
+        raise CompilationError(f"{name!r} {why}: write the pair as a dgm.Program, or train it with SVI")
+
+
+def _check_arguments(arguments: Any) -> None:
+    for leaf in pytree.tree_leaves(arguments):
+        if not (leaf is None or isinstance(leaf, (Tensor, bool, int, float, str))):
+            raise TypeError(
+                f"an argument of the pair holds a {type(leaf).__name__}, whose changes no graph sees: pass tensors, "
+                "numbers and strings, alone or in lists, tuples and dicts, or let model and guide close over it"
+            )
 
 
 class _Instead(TorchFunctionMode):
@@ -328,7 +351,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
     shapes = pytree.tree_map(dimensions, arguments) if dynamic else None
     printed = io.StringIO()  # torch prints the whole graph beside an error that says what is wrong
     try:
-        with _no_validation(), contextlib.redirect_stderr(printed):
+        with alone(), _no_validation(), contextlib.redirect_stderr(printed):
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         return _inlined(exported.module(check_guards=False))
@@ -344,15 +367,17 @@ def _inlined(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     `torch.export` makes a graph of its own of it, which `torch.compile` refuses for a second number of data.
     """
     for node in [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.wrap_with_autocast]:
-        *how, inner = node.args[:5]
-        part = graph.get_submodule(inner.target).graph
-        values = dict(zip(part.find_nodes(op="placeholder"), node.args[5:], strict=True))
+        arguments: Any = node.args
+        *how, inner = arguments[:5]
+        part: Any = graph.get_submodule(inner.target).graph
+        values = dict(zip(part.find_nodes(op="placeholder"), arguments[5:], strict=True))
         with graph.graph.inserting_before(node):
             entered = graph.graph.call_function(_enter_autocast, tuple(how))
-            outputs = graph.graph.graph_copy(part, values)
+            outputs: Any = graph.graph.graph_copy(part, values)
             graph.graph.call_function(_exit_autocast, (entered,))
         for output in [*node.users]:
-            output.replace_all_uses_with(outputs[output.args[1]])
+            place: Any = output.args[1]
+            output.replace_all_uses_with(outputs[place])
             graph.graph.erase_node(output)
         graph.graph.erase_node(node)
     graph.recompile()

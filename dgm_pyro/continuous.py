@@ -40,10 +40,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from dgm_pyro.checks import check_number
 from dgm_pyro.conditionals import positive
 from dgm_pyro.diffusion import Chain, Denoised, Denoising, Even, noising
 from dgm_pyro.ode import solve
-from dgm_pyro.program import check_count
+from dgm_pyro.program import check_count, differentiating
 from dgm_pyro.registry import register
 from dgm_pyro.samplers import Spacing, Time
 
@@ -63,10 +64,11 @@ class LogSNR(nn.Module):
 
     def __init__(self, highest: float = 10.0, lowest: float = -6.0, *, learned_ends: bool = False, units: int = 0):
         super().__init__()
-        if not (math.isfinite(highest) and math.isfinite(lowest) and highest > lowest):
+        check_number(highest, "highest")
+        check_number(lowest, "lowest")
+        if not highest > lowest:
             raise ValueError(f"highest must be a number above lowest, got highest={highest}, lowest={lowest}")
-        if not isinstance(units, int) or isinstance(units, bool) or units < 0:
-            raise ValueError(f"units must be an int of at least 0, got {units!r}")
+        check_count(units, "units", at_least=0)
         self.units = units
         width = torch.tensor(highest - lowest, dtype=torch.float64)
         raw_width = (width + (-(-width).expm1()).log()).to(torch.get_default_dtype())
@@ -288,6 +290,7 @@ class ContinuousDiffusion(Denoising):
             )
         if probes is not None:
             check_count(probes, "probes")
+        check_number(tolerance, "tolerance", above=0)
         self.check(x, given)
         size, dims = len(x), self.event_shape.numel()
         if probes is None:
@@ -297,10 +300,10 @@ class ContinuousDiffusion(Denoising):
 
         highest, width = (float(value) for value in (self.schedule.highest, self.schedule.width))
 
-        def slope(tau: float, state: Tensor) -> Tensor:
-            t = x.new_full((size,), (highest + 2 * tau) / width)
+        def slope(tau: Tensor, state: Tensor) -> Tensor:
+            t = (highest + 2 * tau) / width
             alpha, _ = self.noise_at(t)
-            with torch.enable_grad():
+            with differentiating("ode_log_prob"):
                 y = state[:, :dims].reshape(x.shape).requires_grad_()
                 x0 = self.denoise(alpha * y, t, given).x0.reshape(size, dims)
             rows = torch.autograd.grad(x0, y, directions, is_grads_batched=True)[0].reshape(-1, size, dims)

@@ -23,22 +23,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgm_pyro.checks import (
+    check_count,
+    check_dense,
+    check_finite,
+    check_labels,
+    check_number,
+    check_options,
+    generator,
+    is_integer,
+)
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.labelled import Discriminative, Labelled
-from dgm_pyro.objectives import check_number
-from dgm_pyro.program import Program, check_count
+from dgm_pyro.program import Program, differentiating
 
 
 def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
     """Each image with its own random order of the pixels: the same grey levels, in other places."""
-    random = torch.Generator().manual_seed(seed)
+    check_dense(x, "x")
+    random = generator(seed)
     order = torch.rand(len(x), x[0].numel(), generator=random).argsort(1)
     return x.flatten(1).gather(1, order.to(x.device)).reshape(x.shape)
 
 
 def add_noise(x: Tensor, scale: float, levels: int, seed: int = 0) -> Tensor:
     """x with Normal noise of standard deviation ``scale`` grey levels, rounded and clipped to 0 .. levels - 1."""
-    random = torch.Generator().manual_seed(seed)
+    check_finite(x, "x")
+    check_number(scale, "scale", at_least=0)
+    check_count(levels, "levels", at_least=2)
+    random = generator(seed)
     noise = scale * torch.randn(x.shape, generator=random)
     return _as_before(x + noise.to(x.device), x, levels)
 
@@ -49,8 +62,9 @@ def mutate(x: Tensor, rate: float, levels: int) -> Tensor:
     What is left is the statistics of single features, less the form: what a background model is trained on
     (``dgm.fit(program, data, augment=lambda x: mutate(x, 0.3, 256))``). Drawn from torch's global random state.
     """
+    check_dense(x, "x")
     check_number(rate, "rate", at_least=0, at_most=1)
-    check_count(levels, "levels")
+    check_count(levels, "levels", at_least=2)
     chosen = torch.rand(x.shape, device=x.device) < rate
     return torch.where(chosen, torch.randint(levels, x.shape, device=x.device).to(x.dtype), x)
 
@@ -60,7 +74,11 @@ def mutate(x: Tensor, rate: float, levels: int) -> Tensor:
 
 def shift(x: Tensor, down: int = 0, right: int = 0) -> Tensor:
     """Images moved by whole pixels; what comes in from outside is 0."""
+    _check_images(x)
     height, width = x.shape[-2:]
+    for pixels, argument in ((down, "down"), (right, "right")):
+        if not is_integer(pixels):
+            raise TypeError(f"{argument} must be a whole number of pixels, got {pixels!r}")
     if abs(down) >= height or abs(right) >= width:
         raise ValueError(f"down is {down} and right is {right}, but the images have only {height} x {width} pixels")
     moved = torch.zeros_like(x)
@@ -72,6 +90,8 @@ def shift(x: Tensor, down: int = 0, right: int = 0) -> Tensor:
 def rotate(x: Tensor, degrees: float, levels: int | None = None) -> Tensor:
     """Images turned counterclockwise about their centre, read off bilinearly; what comes in from outside is 0."""
     _check_images(x)
+    check_number(degrees, "degrees")
+    check_options(levels=levels)
     (height, width), angle = x.shape[-2:], math.radians(degrees)
     down, right = torch.meshgrid(
         torch.arange(height, device=x.device) - (height - 1) / 2,
@@ -91,6 +111,7 @@ def blur(x: Tensor, sigma: float, levels: int | None = None) -> Tensor:
     """Images under a Gaussian kernel of standard deviation ``sigma`` pixels, their edges repeated outwards."""
     _check_images(x)
     check_number(sigma, "sigma", at_least=0)
+    check_options(levels=levels)
     if sigma == 0:
         return x.clone()
     reach = math.ceil(4 * sigma)
@@ -102,6 +123,7 @@ def blur(x: Tensor, sigma: float, levels: int | None = None) -> Tensor:
 
 
 def _check_images(x: Tensor) -> None:
+    check_finite(x, "x")
     if x.dim() != 4 or x.shape[1] != 1:
         raise ValueError(f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W)")
 
@@ -130,12 +152,18 @@ def log_class_probabilities(classifier: Classifier, x: Tensor, num_particles: in
             callable from x to log p(y | x).
         num_particles: of the bounds.
     """
+    if not callable(classifier):
+        raise TypeError(f"classifier must be a program or a function of x, got {type(classifier).__name__}")
+    check_count(num_particles, "num_particles")
+    check_finite(x, "x")
     if isinstance(classifier, Labelled):
         return classifier.log_joint(x, num_particles).log_softmax(0).movedim(0, -1)
     if isinstance(classifier, Discriminative):
         return classifier.labels(x).logits
     if isinstance(classifier, Program):
-        raise TypeError(f"this {type(classifier).__name__} has no p(y | x): pass a Labelled or a Discriminative")
+        raise TypeError(
+            f"classifier is a {type(classifier).__name__}, which has no p(y | x): pass a Labelled or a Discriminative"
+        )
     return classifier(x)
 
 
@@ -154,7 +182,7 @@ def fgsm(
     Raises:
         ValueError: the classifier's answer does not depend smoothly on x, or ``epsilon`` does not fit.
     """
-    epsilon = _check_epsilon(epsilon, levels)
+    _check_attack(x, y, epsilon, levels)
     return _ascend(classifier, x, x, y, epsilon, epsilon, levels, num_particles)
 
 
@@ -178,12 +206,13 @@ def pgd(
         step_size: in the units of x; by default 2.5 epsilon / steps, and with ``levels`` rounded to at least 1.
         seed: of the start.
     """
-    epsilon = _check_epsilon(epsilon, levels)
-    size = 2.5 * epsilon / check_count(steps, "steps") if step_size is None else step_size
+    _check_attack(x, y, epsilon, levels)
+    check_count(steps, "steps")
+    size = 2.5 * epsilon / steps if step_size is None else step_size
     check_number(size, "step_size", at_least=0)
     if levels is not None:
         size = max(1, round(size))
-    random = torch.Generator().manual_seed(seed)
+    random = generator(seed)
     start = x + epsilon * (2 * torch.rand(x.shape, generator=random) - 1).to(x.device)
     moved = _as_before(start, x, levels)
     for _ in range(steps):
@@ -212,7 +241,7 @@ def _slope(classifier: Classifier, at: Tensor, y: Tensor, num_particles: int) ->
     """The gradient of -log p(y | x)."""
     here = at.clone().requires_grad_()
     guard = evaluating(classifier) if isinstance(classifier, Program) else contextlib.nullcontext()
-    with guard, torch.enable_grad():
+    with guard, differentiating("an attack"):
         loss = -log_class_probabilities(classifier, here, num_particles).gather(-1, y.long()[:, None]).sum()
         gradient = torch.autograd.grad(loss, here, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
@@ -220,8 +249,10 @@ def _slope(classifier: Classifier, at: Tensor, y: Tensor, num_particles: int) ->
     return gradient
 
 
-def _check_epsilon(epsilon: float, levels: int | None) -> float:
+def _check_attack(x: Tensor, y: Tensor, epsilon: float, levels: int | None) -> None:
+    check_finite(x, "x")
+    check_labels(y, "y", len(x))
+    check_options(levels=levels)
     check_number(epsilon, "epsilon", at_least=0)
     if levels is not None and epsilon != round(epsilon):
         raise ValueError(f"epsilon is {epsilon}, but x holds whole grey levels: pass an integer")
-    return epsilon

@@ -24,7 +24,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+from dgm_pyro.checks import (
+    INTEGERS,
+    check_count,
+    check_dense,
+    check_finite,
+    check_labels,
+    check_number,
+    check_path,
+    check_seed,
+    find_device,
+    generator,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,7 +56,9 @@ class Data:
         y: integer labels 0 .. num_classes - 1, ``(N,)``, kept as int64; -1 where one is unknown; None without labels.
         levels: how many integers a feature takes; None for reals.
         name: what reports call it.
-        num_classes: how many labels there are; if left out, the largest in y and one more.
+        num_classes: how many labels there are; if left out, the largest in y and one more, and y must hold a 0.
+
+    `torch.utils.data.DataLoader` makes batches of it: of x, or pairs of x and y.
 
     Raises:
         TypeError: x or y is no tensor, or of a dtype that contradicts ``levels``.
@@ -68,6 +81,14 @@ class Data:
         classes = int(self.y.max()) + 1
         if classes == 0 and self.num_classes is None:
             raise ValueError("y holds no known label: pass num_classes, or leave y out")
+        lowest = int(self.y.masked_fill(self.y < 0, classes).min())
+        if lowest > 0 and self.num_classes is None:
+            raise ValueError(
+                f"y holds labels from {lowest} to {classes - 1}, but labels count from 0: use y - {lowest}, or pass "
+                f"num_classes={classes} if the classes below {lowest} only lack data"
+            )
+        if self.num_classes is not None:
+            check_count(self.num_classes, "num_classes")
         if self.num_classes is not None and self.num_classes < classes:
             raise ValueError(f"y holds the label {classes - 1}, but num_classes is {self.num_classes}")
         vars(self).update(y=self.y.long(), num_classes=self.num_classes or classes)
@@ -89,7 +110,16 @@ class Data:
         """The subset at ``index``: a slice, a list, a tensor of positions or of booleans; an int gives one datum."""
         if isinstance(index, int):
             index = [index]
-        return self._on(self.x[index], None if self.y is None else self.y[index])
+        try:
+            x, y = self.x[index], None if self.y is None else self.y[index]
+        except (IndexError, TypeError) as error:  # an IndexError, as it ends a loop over the data
+            raise IndexError(f"index {index!r} does not fit {self!r}: {error}") from error
+        return self._on(x, y)
+
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, Tensor]]:
+        """The data at ``rows`` one by one, as a DataLoader of torch asks for them."""
+        x = self.x[rows]
+        return list(x) if self.y is None else list(zip(x, self.y[rows], strict=True))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Data, Data]:
         """Two disjoint random parts, the second with ``fraction`` of the data: ``train, valid = data.split(0.1)``.
@@ -97,12 +127,13 @@ class Data:
         Raises:
             ValueError: ``fraction`` leaves one part empty.
         """
+        check_number(fraction, "fraction")
         held_out = round(fraction * len(self)) if 0 < fraction < 1 else 0
         if not 0 < held_out < len(self):
             raise ValueError(
                 f"fraction must be between 0 and 1 and leave data on both sides, got {fraction} for {len(self)} data"
             )
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.x.device)
+        order = torch.randperm(len(self), generator=generator(seed)).to(self.x.device)
         return self[order[held_out:]], self[order[:held_out]]
 
     def keep_labels(self, num: int, seed: int = 0) -> Data:
@@ -115,9 +146,8 @@ class Data:
         """
         if self.y is None or self.num_classes is None:
             raise ValueError(f"{self!r} has no labels to keep")
-        if not isinstance(num, int) or isinstance(num, bool) or num < 1:
-            raise ValueError(f"the number of labels to keep must be a positive integer, got {num!r}")
-        random = torch.Generator().manual_seed(seed)
+        check_count(num, "num")
+        random = generator(seed)
         ranks = torch.randperm(self.num_classes, generator=random).tolist()
         y = torch.full_like(self.y, -1)
         for label, rank in enumerate(ranks):
@@ -132,7 +162,8 @@ class Data:
 
     def to(self, device: str | torch.device) -> Data:
         """The same data on ``device``."""
-        return self._on(self.x.to(device), None if self.y is None else self.y.to(device))
+        where = device if isinstance(device, torch.device) else find_device(device)
+        return self._on(self.x.to(where), None if self.y is None else self.y.to(where))
 
     def __repr__(self) -> str:
         values = "" if self.levels is None else f" of {self.levels} levels"
@@ -150,8 +181,7 @@ class Data:
 
 
 def _check_x(x: Any, levels: int | None) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}: use torch.as_tensor(x)")
+    check_dense(x, "x")
     if x.dim() < 2:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, but data are (N, *event_shape): for single features x[:, None]"
@@ -161,25 +191,20 @@ def _check_x(x: Any, levels: int | None) -> None:
     if levels is None:
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}: pass levels=... for integers, or x.float() if the values are real")
-        if not torch.isfinite(x).all():
-            raise ValueError("x holds NaN or infinite values: clean them or drop those rows")
+        check_finite(x, "x")
         return
-    if not isinstance(levels, int) or isinstance(levels, bool) or levels < 2:
-        raise ValueError(f"levels must be an int of at least 2, or None for reals, got {levels!r}")
+    check_count(levels, "levels", at_least=2)
     if x.dtype not in INTEGERS:
-        raise TypeError(f"x has dtype {x.dtype}, but levels={levels} says integers: use x.to(torch.uint8) or x.long()")
+        raise TypeError(
+            f"x has dtype {x.dtype}, but levels={levels} says integers: use x.long() if they are, or leave levels out"
+        )
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= levels:
         raise ValueError(f"x holds values from {low} to {high}, but levels={levels} allows 0 .. {levels - 1}")
 
 
 def _check_y(y: Any, size: int) -> None:
-    if not isinstance(y, Tensor):
-        raise TypeError(f"y must be a torch.Tensor or None, got {type(y).__name__}: use torch.as_tensor(y)")
-    if tuple(y.shape) != (size,):
-        raise ValueError(f"y has shape {tuple(y.shape)}, but x has {size} rows: pass one label per datum, ({size},)")
-    if y.dtype not in INTEGERS:
-        raise TypeError(f"y has dtype {y.dtype}: labels are integers, use y.long()")
+    check_labels(y, "y", size)
     if int(y.min()) < -1:
         raise ValueError(f"y holds the label {int(y.min())}: labels count from 0, and -1 stands for an unknown one")
 
@@ -207,15 +232,17 @@ def load(
         ValueError: an unknown name or split, a ``num`` out of range, or a damaged or foreign file.
         FileNotFoundError: the files are not there; the message lists the paths looked for.
     """
-    if name not in _SETS:
-        raise ValueError(f"there is no data set {name!r}: choose one of {', '.join(NAMES)}")
+    if not isinstance(name, str) or name not in _SETS:
+        raise ValueError(f"there is no data set {name!r}: choose a name of {', '.join(NAMES)}")
     chosen = _SETS[name]
     if split not in chosen.splits:
         raise ValueError(f"{name} has no split {split!r}: choose one of {', '.join(chosen.splits)}")
-    if num is not None and (not isinstance(num, int) or isinstance(num, bool) or num < 1):
-        raise ValueError(f"num must be a positive int, got {num!r}")
+    if num is not None:
+        check_count(num, "num")
+    if data_dir is not None:
+        check_path(data_dir, "data_dir")
     # One stream per seed and split, so that no test point is a training point.
-    random = np.random.default_rng((seed, ("train", "valid", "test").index(split)))
+    random = np.random.default_rng((check_seed(seed), ("train", "valid", "test").index(split)))
     return chosen.make(name, split, data_dir, random, num)
 
 

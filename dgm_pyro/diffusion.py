@@ -38,10 +38,11 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
-from dgm_pyro import distributions
+from dgm_pyro import distributions, noise
+from dgm_pyro.checks import as_shape, check_choice, check_number
 from dgm_pyro.conditionals import check_levels, positive
 from dgm_pyro.networks.mlp import to_unit
-from dgm_pyro.program import Program, as_shape, call_network
+from dgm_pyro.program import Program, call_network
 from dgm_pyro.registry import register
 from dgm_pyro.samplers import Sampler, Spacing, Time, run, sampler_named, spacing_named
 
@@ -69,7 +70,10 @@ class Schedule(nn.Module):
 
     def __init__(self, alpha_bar: Tensor | Sequence[float]):
         super().__init__()
-        bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        try:
+            bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"alpha_bar must be a tensor or a sequence of numbers, got {alpha_bar!r}") from error
         if bar.dim() != 1 or len(bar) == 0:
             raise ValueError(f"alpha_bar must be a non-empty sequence, got shape {tuple(bar.shape)}")
         if not bool(((bar > 0) & (bar < 1)).all()):
@@ -175,8 +179,8 @@ class Denoising(Program):
         self.event_shape = as_shape(event_shape)
         if not isinstance(denoiser, nn.Module):
             raise TypeError(f"denoiser must be a torch.nn.Module, got {type(denoiser).__name__}")
-        if predict not in PREDICTIONS:
-            raise ValueError(f"predict must be one of {', '.join(PREDICTIONS)}, got {predict!r}")
+        check_choice(predict, PREDICTIONS, "predict")
+        check_number(label_dropout, "label_dropout")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must be a probability below 1, got {label_dropout}")
         self.denoiser, self.predict = denoiser, predict
@@ -352,8 +356,7 @@ class Denoising(Program):
             ValueError, TypeError: an argument does not fit; the message names it.
         """
         given = self.check_draws(num_samples, given)
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance must be a finite number, got {guidance}")
+        check_number(guidance, "guidance")
         return self.run_chain(torch.Size((num_samples,)), given, sampler, steps, spacing, guidance)
 
     def run_chain(
@@ -564,10 +567,16 @@ class Denoised:
 
 
 def evenly(shape: torch.Size, like: Tensor) -> Tensor:
-    """Numbers in [0, 1) of the type of ``like``, each uniform, together an even comb turned by one random shift."""
-    count = math.prod(shape)  # not numel(), which would fix the batch size in an export
+    """Numbers in [0, 1) of the type of ``like``, each uniform, together an even comb turned by one random shift.
+
+    Where noise is each datum's own, so is its comb: over its particles, with a shift of its own.
+    """
+    own = noise.is_per_datum()
+    teeth, shift = (shape[:-1], (*(1,) * (len(shape) - 1), *shape[-1:])) if own else (shape, ())
+    count = math.prod(teeth)  # not numel(), which would fix the batch size in an export
     even = torch.arange(count, dtype=like.dtype, device=like.device) / max(1, count)
-    return ((even + torch.rand((), dtype=like.dtype, device=like.device)) % 1).reshape(shape)
+    even = even.reshape(*teeth, *(1,) * (len(shape) - len(teeth)))
+    return (even + torch.rand(shift, dtype=like.dtype, device=like.device)) % 1
 
 
 class Even(TorchDistribution):
@@ -670,6 +679,9 @@ class UnrolledDiffusion(Program):
         self.event_shape, self.levels = diffusion.event_shape, diffusion.levels
         self.conditional, self.given_shape = diffusion.conditional, diffusion.given_shape
         self.num_classes = diffusion.num_classes
+
+    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
+        return self.diffusion.support_given(given, size)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, steps = self.diffusion, self.diffusion.steps

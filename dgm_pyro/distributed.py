@@ -44,19 +44,20 @@ class Team:
     def batches(self, count: int, batch_size: int) -> int:
         """How many batches an epoch of ``count`` data has.
 
-        A last batch with less than two data per process is left out: the shuffling leaves out others each time.
+        A last batch with less than two data per process is left out, as layers that take the scale of a batch need two:
+        the shuffling leaves out others each time.
 
         Raises:
             ValueError: there are less than two data per process in every batch.
         """
-        least = 1 if self.size == 1 else SMALLEST_SHARE * self.size
-        if min(count, batch_size) < least:
+        least = SMALLEST_SHARE * self.size
+        if self.size > 1 and min(count, batch_size) < least:
             raise ValueError(
                 f"a batch has {min(count, batch_size)} data, but {self.size} processes need at least {least}: use a "
                 "larger batch_size, more data, or fewer processes"
             )
         full, rest = divmod(count, batch_size)
-        return full + (rest >= least)
+        return max(1, full + (rest >= least))
 
     def share(self, rows: Tensor) -> Tensor:
         """The part of a batch that is for this process."""

@@ -38,7 +38,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import ComposeTransform, Transform
 
 from dgm_pyro.evaluation import as_data, program_device
-from dgm_pyro.program import Program, is_pair, sample_sites, seeded
+from dgm_pyro.program import Program, alone, differentiating, is_pair, sample_sites, seeded
 
 SEVERITIES = ("error", "warning", "note")
 DRAWS = 3
@@ -267,6 +267,7 @@ class _Watch(Messenger):
             self.subsampled[message["name"]] = (fn.size, fn.subsample_size)
 
 
+@alone()
 def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: PyroELBO | None) -> Diagnosis:
     named, own = _tensors_of((model, guide))
     arguments = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)]
@@ -278,6 +279,9 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: PyroELBO | N
     if mixed:  # nothing would run
         return _sorted(mixed, None)
     kept = [(tensor, tensor.detach().clone()) for tensor in _everything((model, guide))]
+    still: list[tuple[Tensor, Tensor]] = []
+    modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
+    frozen = [named for part in modules for named in part.named_parameters() if not named[1].requires_grad]
     state: Any = {"params": before, "constraints": dict(store.get_state()["constraints"])}
     visit = None
     try:
@@ -285,11 +289,13 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: PyroELBO | N
             store.scope(state),
             seeded(0, place),
             pyro.validation_enabled(False),
-            torch.enable_grad(),
+            differentiating("doctor"),
         ):
             for draw in range(DRAWS + 1):
                 if draw == DRAWS and visit is not None:
-                    _jitter(visit)  # a zero gradient may be due to weights that start at zero
+                    # A zero gradient may be due to weights that start at zero.
+                    still = [(leaf, leaf.detach().clone()) for leaf in visit.leaves.values()]
+                    _jitter(visit)
                 try:
                     latest = _visit(model, guide, args, kwargs)
                 except _Raised as raised:
@@ -308,12 +314,24 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: PyroELBO | N
                     visit.leaves |= latest.leaves
                     visit.moved |= latest.moved
             assert visit is not None
+            _put_back(still)
             findings = [finding for check in CHECKS for finding in check(visit)]
+            findings += [
+                Finding("error", "frozen", name, "it asks for no gradient, but Pyro makes it ask for one and trains it",
+                        "make it a buffer, by register_buffer")
+                for name, tensor in frozen if tensor.requires_grad
+            ]  # fmt: skip
     finally:
-        with torch.no_grad():
-            for tensor, value in kept:
-                tensor.copy_(value)
+        _put_back(kept)
+        for _, tensor in frozen:
+            tensor.requires_grad_(False)
     return _sorted(findings, visit)
+
+
+@torch.no_grad()
+def _put_back(kept: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in kept:
+        tensor.copy_(value)
 
 
 def _sorted(findings: Sequence[Finding], visit: Visit | None) -> Diagnosis:
@@ -664,7 +682,9 @@ def _odd_plate(site: Site) -> Any:
     """The plate whose size the value contradicts, if there is one."""
     for frame in site.plates:
         dim = frame.dim - site.fn.event_dim
-        if isinstance(site.value, Tensor) and site.value.dim() >= -dim and site.value.shape[dim] not in (1, frame.size):
+        if frame.size == -1 or not isinstance(site.value, Tensor) or site.value.dim() < -dim:
+            continue
+        if site.value.shape[dim] not in (1, frame.size):
             return frame
     return None
 
@@ -677,7 +697,9 @@ def plates(visit: Visit) -> Iterator[Finding]:
         declared = {frame.dim: frame for frame in site.plates}
         shape = site.log_prob.shape
         extra = [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in declared]
+        # A plate without a size has -1, and takes any.
         wrong = [dim for dim, frame in declared.items() if len(shape) >= -dim and shape[dim] not in (1, frame.size)]
+        wrong = [dim for dim in wrong if declared[dim].size != -1]
         if extra:
             sizes = [shape[dim] for dim in extra]
             parts = [name for name, (_, part) in visit.subsampled.items() if part in sizes]
@@ -702,6 +724,10 @@ def plates(visit: Visit) -> Iterator[Finding]:
         p = visit.model.get(name)
         if p is None:
             continue
+        if p.fn.event_shape != q.fn.event_shape:
+            yield Finding("error", "shapes", name,
+                          f"one value has the shape {tuple(p.fn.event_shape)} in the model, but "
+                          f"{tuple(q.fn.event_shape)} in the guide", "give both the same shape")  # fmt: skip
         ours, theirs = ({frame.name for frame in site.plates} for site in (p, q))
         for plate in sorted(ours ^ theirs):
             has, lacks = ("model", "guide") if plate in ours else ("guide", "model")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dgm_pyro import noise
+from dgm_pyro.checks import check_dense, check_type, find_device
 from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.program import Program, alone, check_count, check_program, parameter_of, seeded
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Evidence:
         measure: "mass" on integers, or "density" on reals.
         num_dims: D, the number of features of one datum.
         program, data: names.
+        digest: of the data in their order: evidences with another one are of other data.
         reconstruction, kl: means over the data of an ELBO's terms per site, in nats; nats = reconstruction - kl.
     """
 
@@ -45,6 +48,7 @@ class Evidence:
     num_dims: int
     program: str = ""
     data: str = ""
+    digest: str = ""
     reconstruction: dict[str, float] = field(default_factory=dict)
     kl: dict[str, float] = field(default_factory=dict)
 
@@ -68,30 +72,33 @@ class Evidence:
         """Standard error of `bits_per_dim` over the data."""
         return self.nats_stderr / (self.num_dims * math.log(2))
 
-    def minus(self, other: Evidence) -> tuple[float, float]:
-        """Mean paired difference to another evidence on the same data, and its standard error, in nats per datum.
+    def minus(self, other: Evidence) -> Difference:
+        """Mean paired difference to another evidence of the same data in the same order, in nats per datum.
 
         Raises:
             ValueError: the two are not comparable: another measure, or other data.
         """
+        check_type(other, Evidence, "other", "an Evidence")
         if self.measure != other.measure:
             raise ValueError(
                 f"a {self.measure} cannot be compared with a {other.measure}: "
                 "wrap the density in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
             )
-        if (self.data, self.num_dims, len(self.values)) != (other.data, other.num_dims, len(other.values)):
+        if (self.digest, self.num_dims, len(self.values)) != (other.digest, other.num_dims, len(other.values)):
             raise ValueError(
                 f"the evidences are of different data: {len(self.values)} of {self.data or 'unnamed data'} and "
-                f"{len(other.values)} of {other.data or 'unnamed data'}: evaluate both on the same split"
+                f"{len(other.values)} of {other.data or 'unnamed data'}, or the same in another order: evaluate both "
+                "on the same split"
             )
         difference = self.values - other.values
-        return difference.mean().item(), standard_error(difference)
+        return Difference(difference.mean().item(), standard_error(difference), (self.kind, other.kind))
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers as plain Python, for JSON."""
         return {
             "program": self.program,
             "data": self.data,
+            "digest": self.digest,
             "kind": self.kind,
             "measure": self.measure,
             "nats": self.nats,
@@ -116,11 +123,43 @@ class Evidence:
         return text
 
 
+@dataclass(frozen=True)
+class Difference:
+    """The mean paired difference of two evidences, in nats per datum; it unpacks into ``nats`` and ``stderr``.
+
+    Attributes:
+        nats: the first less the second.
+        stderr: over the data.
+        kinds: of the first and of the second, such as "exact" and "elbo".
+    """
+
+    nats: float
+    stderr: float
+    kinds: tuple[str, str]
+
+    @property
+    def kind(self) -> str:
+        """What it says of the difference of the two log p(x): a bound may be short of the truth by any gap."""
+        first, second = (kind in ("exact", "ode") for kind in self.kinds)
+        if first and second:
+            return "exact"
+        if first or second:
+            return "at most" if first else "at least"
+        return f"of bounds, {self.kinds[0]} and {self.kinds[1]}"
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.nats, self.stderr))
+
+    def __str__(self) -> str:
+        return f"{self.nats:+.3f} +- {self.stderr:.3f} nats ({self.kind})"
+
+
 def standard_error(values: Tensor) -> float:
     """Of the mean of ``values``; NaN for a single one."""
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
+@alone()
 def evaluate(
     program: Program,
     data: Data | Tensor,
@@ -143,8 +182,9 @@ def evaluate(
         ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
             the bound: `ContinuousDiffusion.ode_log_prob`. It is that of the flow which the deterministic samplers
             follow, before their last step, to the denoiser's mean.
-        batch_size: data per batch; lower it if memory is short.
-        seed: of the guide's draws; the global random state is left as it was.
+        batch_size: data per batch; lower it if memory is short. The numbers do not depend on it.
+        seed: of the guide's draws, which are each datum's own (`noise.per_datum`): the value of a datum is a function
+            of the datum, the program and the seed. The global random state is left as it was.
         device: where to compute; default where the program is.
         progress: whether to show a bar; it counts data, or particles of data.
 
@@ -180,7 +220,7 @@ def evaluate(
             "continuous time: use num_particles=1, or evaluate program.unroll(), the chain itself"
         )
     total, unit = (len(data.x) * num_particles, "particle") if weighted else (len(data.x), "datum")
-    bounds = []
+    bounds, keys = list[Bound](), list[Tensor]()
     with (
         evaluating(program),
         seeded(seed, device),
@@ -191,19 +231,22 @@ def evaluate(
             rows = slice(start, start + batch_size)
             x, y = data.x[rows].to(device), None if data.y is None else data.y[rows].to(device)
             value, given, _ = program.arguments(x, y)
+            keys.append(noise.row_keys(value).cpu())
             if flow is not None:
                 density = flow(value, given)
                 bounds.append(Bound(density, density))
                 bar.update(len(x))
             else:
-                bounds.append(_bound(program, value, given, num_particles, draws, bar.update))
+                with noise.per_datum(value, seed):
+                    bounds.append(_bound(program, value, given, num_particles, draws, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
-        measure=program.measure,
+        measure=program.measure_given(given),
         num_dims=max(1, program.event_shape.numel()),
         program=type(program).__name__,
         data=data.name,
+        digest=f"{int(noise.row_keys(torch.cat(keys).unsqueeze(0))) % 2**64:016x}",
         reconstruction=_site_means([bound.reconstruction for bound in bounds]),
         kl=_site_means([bound.kl for bound in bounds]),
     )
@@ -280,10 +323,9 @@ def importance_bound(
     Args:
         advance: told after each chunk how many weights it had.
     """
-    chunk = particles_at_once(program, len(x))
     total = torch.tensor(-math.inf, device=x.device)
-    for start in range(0, num_particles, chunk):
-        weights = program.log_weights(x, given, min(chunk, num_particles - start))
+    for _, size in noise.chunks(num_particles, particles_at_once(program, len(x))):
+        weights = program.log_weights(x, given, size)
         total = torch.logaddexp(total, weights.logsumexp(0))
         advance(weights.numel())
     return total - math.log(num_particles)
@@ -306,17 +348,23 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     Raises:
         ValueError, TypeError: it does not fit; the message names the remedy.
     """
+    check_program(program)
     # Where the program is: whoever asks moves the data in batches, and has no device to be told of.
     place = program_device(program)
     if isinstance(data, Tensor):
         if program.variable != "x" or program.conditional:
             raise TypeError(f"{argument} must be a dgm.data.Data with x and y for this {type(program).__name__}")
-        program.check(data.to(place))
+        check_dense(data, argument)
+        program.check(data.to(place), support=True)
         x = data.long() if program.levels is not None and data.is_floating_point() else data
-        return Data(x=x, levels=program.levels, name="tensor")
+        return Data(x=_as_reals(program, x), levels=program.levels, name="tensor")
     if not isinstance(data, Data):
         raise TypeError(f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}")
-    if program.variable == "x":
+    moved = data.to(place)
+    value, given, observed = program.arguments(moved.x, moved.y)
+    program.check_given(given, len(value))
+    counts = program.levels is None and program.measure_given(given) == "mass"
+    if program.variable == "x" and not counts:
         if data.measure != program.measure:
             raise ValueError(
                 f"{data.name} is integer data (a mass), but {type(program).__name__} is a density on reals: wrap it in "
@@ -331,30 +379,16 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
                 "use a Categorical or DiscretizedLogistic likelihood with levels=data.levels, "
                 "or the binarized data for a Bernoulli"
             )
-    moved = data.to(place)
-    value, given, observed = program.arguments(moved.x, moved.y)
-    program.check(value, given)
+    program.check(value, given, support=True)
     classes = getattr(program, "classes", None)
     if observed and classes is not None and data.num_classes is not None and data.num_classes > classes:
         raise ValueError(f"{data.name} has {data.num_classes} classes, but this {type(program).__name__} has {classes}")
-    return data
+    return replace(data, x=_as_reals(program, data.x), levels=None) if counts else data
 
 
-def find_device(device: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one, else the CPU.
-
-    Raises:
-        ValueError: torch does not know or does not see it.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device: use device='cpu'")
-    return found
+def _as_reals(program: Program, x: Tensor) -> Tensor:
+    """Counts as the networks that read them take them: integers below some ``levels`` are scaled, counts are not."""
+    return x.to(parameter_of(program).dtype) if program.levels is None else x
 
 
 def program_device(program: Program) -> torch.device:
@@ -366,5 +400,5 @@ def program_device(program: Program) -> torch.device:
 @contextlib.contextmanager
 def evaluating(program: Program) -> Iterator[None]:
     """Evaluation mode, with Pyro's checks off; ours have been made."""
-    with eval_mode(program), pyro.validation_enabled(False):
+    with alone(), eval_mode(program), pyro.validation_enabled(False):
         yield

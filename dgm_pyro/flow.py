@@ -33,6 +33,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform, _InverseTransform
 
+from dgm_pyro.checks import as_shape, check_count, check_finite, check_sizes, check_tensor, check_type
 from dgm_pyro.conditionals import Normal, check_levels, inverse_softplus
 from dgm_pyro.networks.bijections import (
     ActNorm,
@@ -51,13 +52,11 @@ from dgm_pyro.program import (
     Conditional,
     Program,
     Shape,
-    as_shape,
     call_network,
-    check_count,
-    check_tensor,
     declare_given,
     is_pair,
     parameter_of,
+    unwrapped,
 )
 from dgm_pyro.registry import register
 
@@ -82,8 +81,8 @@ class Flow(Conditional):
         given_shape: shape of one ``given``, where no network says.
 
     Raises:
-        ValueError: a transform cannot be inverted, shapes or contexts do not fit, or a transform is fed what it cannot
-            take.
+        ValueError: a transform cannot be inverted, or has parameters that no module holds, shapes or contexts do not
+            fit, or a transform is fed what it cannot take.
 
     >>> import torch, dgm_pyro as dgm
     >>> from dgm_pyro.networks import Affine, Coupling
@@ -105,6 +104,7 @@ class Flow(Conditional):
     ):
         super().__init__()
         self.event_shape = as_shape(event_shape)
+        check_type(transforms, Sequence, "transforms", "a sequence of bijections and transforms")
         self.transforms = tuple(transforms)
         for i, part in enumerate(self.transforms):
             if not isinstance(part, Bijection | Transform | dist.ConditionalTransform):
@@ -115,11 +115,12 @@ class Flow(Conditional):
         if base is None:
             plain = [part for part in self.transforms if isinstance(part, Transform)]
             base = Normal(ComposeTransform(plain).inverse_shape(self.event_shape))
-        if not isinstance(base, Conditional) or base.levels is not None:
+        if not isinstance(base, Conditional) or base.measure == "mass":
             raise ValueError(
                 f"the base must be a Conditional with a density on reals, got {type(base).__name__}: a flow transforms "
                 "densities"
             )
+        check_type(context, nn.Module | None, "context", "a torch.nn.Module or None")
         self.base, self.context = base, context
         self.parts = nn.ModuleList(module for part in self.transforms for module in _modules(part))
         self._follow()
@@ -203,12 +204,13 @@ class Flow(Conditional):
 
     def _check_z(self, z: Tensor, given: Any) -> None:
         check_tensor(z, self.base.event_shape, "z", "the event_shape of the flow's base")
+        check_finite(z, "z")
         self.check_given(given, len(z))
 
     def _follow(self) -> None:
         """Follow the shape and the support of the features through the transforms, and check that they fit."""
         shape = self.base.event_shape
-        line = constraints.real if self.base.conditional else _unwrapped(self.base().support)
+        line = constraints.real if self.base.conditional else unwrapped(self.base().support)
         self.shapes, self.lines = [shape], [line]
         for i, part in enumerate(self.transforms):
             owner = f"transforms[{i}], {type(part).__name__},"
@@ -221,7 +223,7 @@ class Flow(Conditional):
             else:
                 _require_invertible(part, shape, owner)
                 if isinstance(part, Transform):
-                    shape, line = torch.Size(part.forward_shape(shape)), _unwrapped(part.codomain)
+                    shape, line = torch.Size(part.forward_shape(shape)), unwrapped(part.codomain)
             self.shapes.append(shape)
             self.lines.append(line)
         if shape != self.event_shape:
@@ -417,12 +419,6 @@ REMEDIES = {
 }
 
 
-def _unwrapped(constraint: Any) -> constraints.Constraint:
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return constraint
-
-
 def _line(constraint: constraints.Constraint) -> str | None:
     """ "real" or "unit", or None for anything else."""
     if type(constraint) is type(constraints.real):  # which a copied flow has copies of
@@ -497,19 +493,51 @@ def _require_invertible(part: Transform | dist.ConditionalTransform, shape: torc
     if isinstance(part, dist.ConditionalTransform):
         if isinstance(part, ONE_WAY):
             raise ValueError(message)
+        parts = () if isinstance(part, nn.Module) else vars(part).values()
+        if any(isinstance(value, nn.Module) or getattr(value, "requires_grad", False) for value in parts):
+            raise ValueError(_unheld(owner))
         return
     if not part.bijective:
         raise ValueError(message)
-    # Some of Pyro's transforms claim an inverse that only finds what they have mapped just before; hence the clone.
-    twin = copy.deepcopy(_fresh(part))
     z = torch.linspace(0.1, 0.9, 2 * shape.numel()).reshape(2, *shape)
     for like in _tensors(part):
         z = z.to(like if like.is_floating_point() else like.device)
-    with torch.no_grad():
-        try:
-            twin.inv(twin(z).clone())
-        except (KeyError, NotImplementedError) as error:
-            raise ValueError(message) from error
+    copied: dict[int, Any] = {}
+    try:
+        twin = copy.deepcopy(_fresh(part), copied)
+    except RuntimeError as error:  # of a tensor that was computed from parameters, which torch does not copy
+        raise ValueError(_unheld(owner)) from error
+    try:
+        with torch.enable_grad():
+            x = twin(z)
+        # Some of Pyro's transforms claim an inverse that only finds what they have mapped just before; hence the clone.
+        with torch.no_grad():
+            twin.inv(x.detach().clone())
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(message) from error
+    held = {id(copied.get(id(p))) for module in _modules(part) for p in module.parameters()}
+    if any(id(leaf) not in held for leaf in _leaves(x)):
+        raise ValueError(_unheld(owner))
+
+
+def _unheld(owner: str) -> str:
+    return (
+        f"{owner} has parameters that no module of the flow holds, so that they would not be trained: make it a "
+        "TransformModule that holds them, as docs/flows.md shows for the transforms of zuko"
+    )
+
+
+def _leaves(x: Tensor) -> Iterator[Tensor]:
+    """The tensors with a gradient of their own that ``x`` was computed from."""
+    seen, waiting = set(), [x.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        waiting += [below for below, _ in node.next_functions]
 
 
 ONE_WAY = (
@@ -554,7 +582,12 @@ class _ClosedUniform(dist.Uniform):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return value.new_zeros(torch.broadcast_shapes(value.shape, self.batch_shape))
+        inside = (value >= 0) & (value <= 1)
+        return (
+            torch.where(inside, 0.0, -math.inf)
+            .to(value.dtype)
+            .expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        )
 
 
 @register
@@ -584,7 +617,7 @@ class Dequantized(Program):
 
     def __init__(self, flow: Program, levels: int, guide: Conditional | None = None):
         super().__init__()
-        if not isinstance(flow, Program) or flow.levels is not None:
+        if not isinstance(flow, Program) or flow.measure == "mass":
             raise TypeError(f"flow must be a Program with a density, such as dgm.Flow, got {type(flow).__name__}")
         guide = Uniform(flow.event_shape) if guide is None else guide
         if not isinstance(guide, Conditional):
@@ -644,7 +677,7 @@ def _require_unit_cube(program: Program, role: str) -> None:
     if isinstance(program, Flow):
         outside = not program.on_unit_cube
     elif isinstance(program, Conditional) and not program.conditional:
-        outside = _line(_unwrapped(program().support)) != "unit"
+        outside = _line(unwrapped(program().support)) != "unit"
     else:
         outside = False  # its support is not known before it is given something
     if outside:
@@ -912,10 +945,19 @@ def _autoregressive(
 def _embedding(context: _ContextArguments, hidden: Sequence[int]) -> tuple[MLP | None, tuple[int] | None]:
     """A network of ``given`` for all bijections of a stack, and the shape of its output."""
     context_shape, levels, num_classes = context
+    if levels is not None:
+        check_count(levels, "context_levels", at_least=2)
     if context_shape is None and num_classes is None:
         return None, None
-    width = hidden[-1]
-    return MLP(context_shape or (), width, (width,), levels=levels, num_classes=num_classes), (width,)
+    check_sizes(hidden=hidden)
+    width = as_shape(hidden)[-1]
+    return MLP(
+        () if context_shape is None else as_shape(context_shape, "context_shape"),
+        width,
+        (width,),
+        levels=levels,
+        num_classes=num_classes,
+    ), (width,)
 
 
 @torch.no_grad()

@@ -29,12 +29,22 @@ from torch import Tensor, nn
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, constraints, register_kl
 from torch.distributions import Normal as TorchNormal
 
+from dgm_pyro.checks import as_shape, check_count, check_counts, check_name, check_number, check_sizes
 from dgm_pyro.conditionals import Normal, Parametric, check_levels, inverse_softplus, positive
 from dgm_pyro.flow import Flow
 from dgm_pyro.networks.bijections import Affine, Bijection, Elementwise
 from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.networks.planar import Planar, Sylvester
-from dgm_pyro.program import Conditional, Program, Shape, as_shape, check_count, declare_given, is_pair, seeded
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    Shape,
+    check_program,
+    declare_given,
+    differentiating,
+    is_pair,
+    seeded,
+)
 from dgm_pyro.registry import register
 
 # -- Normals with covariances ------------------------------------------------------------------------------------------
@@ -192,8 +202,12 @@ def _bent(
     hidden: Sequence[int],
     context: tuple[Sequence[int], int | None, int | None],
 ) -> Flow:
-    shape, width = as_shape(event_shape), hidden[-1]
+    check_sizes(hidden=hidden)
+    shape, width = as_shape(event_shape), as_shape(hidden)[-1]
     size, (context_shape, levels, num_classes) = shape.numel(), context
+    if levels is not None:
+        check_count(levels, "context_levels", at_least=2)
+    context_shape = as_shape(context_shape, "context_shape")
     network = MLP(context_shape, width, hidden, levels=levels, num_classes=num_classes)
     normal = Elementwise(size, Affine(), MLP((width,), 2 * size, ()))
     return Flow(
@@ -242,6 +256,7 @@ class TopDown(Program):
             )
         x_shape: Any = shapes[0]
         declare_given(top, x_shape, "top", "x, of shape")
+        check_name(latent, "latent")
         self.top, self.bottom, self.latent = top, bottom, latent
         self.event_shape, self.given_shape, self.levels = bottom.event_shape, x_shape, bottom.levels
 
@@ -349,7 +364,7 @@ class SemiAmortized(Conditional):
     ):
         super().__init__()
         if not isinstance(encoder, Normal) or not encoder.conditional:
-            raise TypeError(f"SemiAmortized refines a dgm.Normal with a network, got {type(encoder).__name__}")
+            raise TypeError(f"encoder must be a dgm.Normal with a network to refine, got {type(encoder).__name__}")
         if encoder.scale != "network" or is_pair(encoder.given_shape):
             raise ValueError("SemiAmortized refines an encoder whose network gives location and scale from x alone")
         _check_parts(prior, likelihood, "SemiAmortized")
@@ -357,8 +372,7 @@ class SemiAmortized(Conditional):
             raise ValueError(
                 f"the encoder's event_shape is {tuple(encoder.event_shape)}, but the prior's {tuple(prior.event_shape)}"
             )
-        if not lr > 0:
-            raise ValueError(f"lr must be positive, got {lr!r}")
+        check_number(lr, "lr", above=0)
         declare_given(encoder, likelihood.event_shape, "encoder", "the likelihood's event_shape")
         self.encoder, self.prior, self.likelihood = encoder, prior, likelihood
         self.steps, self.lr = check_count(steps, "steps"), lr
@@ -534,6 +548,7 @@ class Fitted(nn.Module):
             return self.guide(*args, **kwargs)
 
 
+@differentiating("fit_guide")
 def fit_guide(
     program: Program,
     x: Tensor,
@@ -562,7 +577,12 @@ def fit_guide(
         The guide, to be called as ``guide(x)`` or ``guide(x, given)``, and the ELBO in nats per datum: a mean over
         ``x`` and the draws.
     """
+    check_program(program)
     program.check(x, given)
+    check_counts(steps=steps, num_particles=num_particles)
+    check_number(lr, "lr", above=0)
+    if not callable(make):
+        raise TypeError(f"make must be callable, such as pyro.infer.autoguide.AutoNormal, got {type(make).__name__}")
     arguments = (x,) if given is None else (x, given)
     model = program.unroll().model
     trainable = [parameter for parameter in program.parameters() if parameter.requires_grad]
@@ -577,7 +597,7 @@ def fit_guide(
             optimizer = torch.optim.Adam([parameter for parameter in own if id(parameter) not in held], lr=lr)
             decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / steps))
             loss = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
-            for _ in range(check_count(steps, "steps")):
+            for _ in range(steps):
                 optimizer.zero_grad()
                 loss.differentiable_loss(model, guide, *arguments).backward()
                 optimizer.step()

@@ -21,14 +21,22 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from dgm_pyro.checks import (
+    as_shape,
+    check_count,
+    check_dense,
+    check_finite,
+    check_name,
+    check_number,
+    check_options,
+    check_tensor,
+    check_type,
+)
 from dgm_pyro.conditionals import Conditional, check_levels, inverse_softplus, positive, shape_read_by
 from dgm_pyro.program import (
     IntractableError,
     Program,
-    as_shape,
     call_network,
-    check_count,
-    check_tensor,
     declare_given,
     is_pair,
     require_distinct,
@@ -77,8 +85,7 @@ class Implicit(Program):
             raise TypeError(f"the prior must be a dgm_pyro.Program, got {type(prior).__name__}")
         if not isinstance(generator, nn.Module):
             raise TypeError(f"the generator must be a torch.nn.Module, got {type(generator).__name__}")
-        if not isinstance(latent, str) or not latent:
-            raise ValueError(f"latent must be the name of a site, a non-empty string, got {latent!r}")
+        check_name(latent, "latent")
         self.prior, self.generator, self.latent = prior, generator, latent
         self.levels = None if levels is None else check_levels(levels)
         self.event_shape = as_shape(event_shape)
@@ -117,6 +124,7 @@ class Implicit(Program):
         Raises:
             ValueError: the generator's output does not fit the event shape.
         """
+        check_dense(z, "z")
         pair = is_pair(self.reads)
         shape = self.reads if self.reads is not None else self.prior.event_shape
         batch, x = call_network(self.generator, (z, given) if pair else z, shape)
@@ -177,8 +185,9 @@ class Around(Conditional):
         self, generator: nn.Module, event_shape: int | Sequence[int], scale: float = 0.1, levels: int | None = None
     ):
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale must be a positive number, got {scale!r}")
+        check_type(generator, nn.Module, "generator", "a torch.nn.Module")
+        check_number(scale, "scale", above=0)
+        check_options(levels=levels)
         self.generator, self.event_shape, self.of_levels = generator, as_shape(event_shape), levels
         self.given_shape = shape_read_by(generator)
         self.num_classes = getattr(generator, "num_classes", None)
@@ -204,6 +213,7 @@ def noisy(program: Implicit, scale: float) -> VAE:
 
     Source: Wu et al. 2017 (arXiv 1611.04273), section 3.
     """
+    check_type(program, Implicit, "program", "a dgm.Implicit")
     return VAE(
         program.prior, Around(program.generator, program.event_shape, scale, program.levels), None, program.latent
     )
@@ -225,9 +235,10 @@ def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
     Raises:
         ValueError: the shapes do not fit, or the scale is not positive.
     """
+    check_finite(samples, "samples")
     check_tensor(x, samples.shape[1:], "x", "the shape of a sample")
-    if not scale > 0:
-        raise ValueError(f"scale must be a positive number, got {scale!r}")
+    check_finite(x, "x")
+    check_number(scale, "scale", above=0)
     flat, dims = samples.flatten(1).double(), samples[0].numel()
     rows = [torch.cdist(part, flat).square() for part in x.flatten(1).double().split(256)]
     kernel = torch.cat([(-square / (2 * scale**2)).logsumexp(1) for square in rows])
@@ -258,7 +269,9 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2.
     """
     check_count(k, "k")
+    check_finite(real, "real")
     check_tensor(fake, real.shape[1:], "fake", "the shape of a real datum")
+    check_finite(fake, "fake")
     if min(len(real), len(fake)) <= k:
         raise ValueError(
             f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: more than k are needed"
@@ -291,7 +304,10 @@ def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]
 
     Source: Srivastava et al. 2017 (arXiv 1705.07761), section 4.1, where one sample covers a mode.
     """
+    check_finite(centres, "centres")
     check_tensor(x, centres.shape[1:], "x", "the shape of a centre")
+    check_finite(x, "x")
+    check_number(scale, "scale", above=0)
     distance, nearest = torch.cdist(x, centres.to(x)).min(1)
     near = distance < 3 * scale
     counts = torch.bincount(nearest[near], minlength=len(centres))

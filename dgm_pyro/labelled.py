@@ -17,6 +17,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from dgm_pyro import noise
+from dgm_pyro.checks import check_count, check_dense, check_name, check_seed, check_type
 from dgm_pyro.conditionals import Categorical
 from dgm_pyro.program import (
     Conditional,
@@ -27,6 +29,7 @@ from dgm_pyro.program import (
     log_mean_exp,
     require_distinct,
     seeded,
+    unchecked,
 )
 from dgm_pyro.registry import register
 
@@ -53,6 +56,8 @@ class Labelled(Program):
         for role, part in (("prior", prior), ("classifier", classifier)):
             if part is not None and (not isinstance(part, Categorical) or part.event_shape != ()):
                 raise TypeError(f"the {role} must be a Categorical of event_shape (), got {part!r}")
+        check_type(prior, Categorical, "prior", "a Categorical of event_shape ()")
+        check_name(label, "label")
         if prior.conditional:
             raise ValueError("the prior is p(y), given nothing: build it without a network, learned or with parameters")
         if not isinstance(program, Program):
@@ -108,27 +113,32 @@ class Labelled(Program):
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
         return x, None, ({} if y is None else {self.label: y})
 
+    @unchecked()
     def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
         return self.log_joint(x).logsumexp(0)
 
-    def log_joint(self, x: Tensor, num_particles: int = 1) -> Tensor:
+    def log_joint(self, x: Tensor, num_particles: int = 1, seed: int = 0) -> Tensor:
         """log p(x | y) + log p(y) in nats for every class y, ``(classes, *batch)``.
 
-        Exact where p(x | y) is; else log p(x | y) is bounded from below with ``num_particles`` draws (IWAE; ELBO at 1).
+        Exact where p(x | y) is; else log p(x | y) is bounded from below with ``num_particles`` draws (IWAE; ELBO at 1),
+        by noise of each datum's own (`noise.per_datum`) of this seed.
 
         Args:
             x: ``(*batch, *event_shape)``; one batch dimension where p(x | y) is not exact.
         """
+        check_count(num_particles, "num_particles")
+        check_dense(x, "x")
+        check_seed(seed)
         batch = x.shape[: x.dim() - len(self.event_shape)]
         labels = torch.arange(self.classes, device=x.device)
         if self.tractable:
             y = labels.reshape(-1, *(1,) * len(batch)).expand(-1, *batch)
             log_likelihood = self.program.exact_log_prob(x.expand(self.classes, *x.shape), y)
         else:
-            # Every class at the same draws, so that their noise cancels where classes are compared.
-            seed, bounds = int(torch.randint(2**31, ())), []
+            bounds = []
             for y in labels:
-                with seeded(seed, x.device):
+                # Every class at the same draws, so that their noise cancels where classes are compared.
+                with seeded(seed, x.device), noise.per_datum(x, seed):
                     weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
                 bounds.append(log_mean_exp(weights))
             log_likelihood = torch.stack(bounds)
@@ -136,18 +146,18 @@ class Labelled(Program):
         return log_likelihood + log_prior.reshape(-1, *(1,) * len(batch))
 
     @torch.no_grad()
-    def class_probabilities(self, x: Tensor, num_particles: int = 1) -> Tensor:
-        """p(y | x) by Bayes' rule, ``(B, classes)``; from bounds on p(x | y) where that is not exact.
+    def class_probabilities(self, x: Tensor, num_particles: int = 1, seed: int = 0) -> Tensor:
+        """p(y | x) by Bayes' rule, ``(B, classes)``; from bounds on p(x | y) where that is not exact, see `log_joint`.
 
         Raises:
             ValueError: ``x`` does not fit.
         """
         self.check(x)
-        return self.log_joint(x, num_particles).softmax(0).T
+        return self.log_joint(x, num_particles, seed).softmax(0).T
 
-    def classify(self, x: Tensor, num_particles: int = 1) -> Tensor:
-        """The most probable class of each x, ``(B,)``."""
-        return self.class_probabilities(x, num_particles).argmax(-1)
+    def classify(self, x: Tensor, num_particles: int = 1, seed: int = 0) -> Tensor:
+        """The most probable class of each x, ``(B,)``; see `class_probabilities`."""
+        return self.class_probabilities(x, num_particles, seed).argmax(-1)
 
     @torch.no_grad()
     def sample(self, num_samples: int, given: Any = None, **options: Any) -> Tensor:

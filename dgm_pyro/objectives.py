@@ -36,6 +36,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
+from dgm_pyro.checks import check_number, check_type
 from dgm_pyro.program import (
     Program,
     check_count,
@@ -47,7 +48,9 @@ from dgm_pyro.program import (
     require_subset,
     sample_sites,
     site_sum,
+    support_of,
     traces,
+    unwrapped,
 )
 
 
@@ -408,6 +411,9 @@ class SemiSupervised:
     analytic_kl: bool = True
     eager_only: ClassVar[str] = "picks rows by their labels"
 
+    def __post_init__(self) -> None:
+        check_number(self.weight, "weight", at_least=0)
+
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
@@ -444,6 +450,7 @@ class SemiSupervised:
 
 def beta(weight: float = 4.0) -> ELBO:
     """The ELBO with its KL weighted: above 1 for simpler latents, below 1 for sharper data (Higgins et al. 2017)."""
+    check_number(weight, "weight", at_least=0)
     return ELBO(beta=weight)
 
 
@@ -513,6 +520,7 @@ def objective_named(text: str) -> Objective:
     >>> objective_named("iwae:50")
     IWAE(num_particles=50, leave_one_out=False)
     """
+    check_type(text, str, "text", "the name of an objective")
     name, colon, argument = text.partition(":")
     known = OBJECTIVES | COMPARISONS
     if name not in known:
@@ -557,16 +565,6 @@ def elbo(
     batch = (x.shape[0],) if batch is None else batch
     model, guide = traces(program, x, given, batch=batch, observed=observed)
     return elbo_of_traces(model, guide, batch, analytic_kl=analytic_kl, beta=beta)
-
-
-def check_number(
-    value: Any, argument: str, *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf
-) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not (value >= at_least and above < value <= at_most):
-        low = f"above {above}" if above > -math.inf else f"of at least {at_least}"
-        high = f" and at most {at_most}" if at_most < math.inf else ""
-        raise ValueError(f"{argument} must be a number {low}{high}, got {value!r}")
 
 
 def check_particles(num_particles: Any, leave_one_out: bool) -> None:
@@ -822,12 +820,7 @@ class _EveryOutcome(Messenger):
 
 def _finite_support(distribution: Any) -> range | None:
     """The values of one feature, or None if they are not finitely many."""
-    try:
-        support = getattr(distribution, "support", None)
-    except NotImplementedError:  # not every distribution says
-        return None
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = unwrapped(support_of(distribution))
     if support is constraints.boolean:
         return range(2)
     if isinstance(support, constraints.integer_interval):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 # Row i: the weights of the slopes so far that lead to the i-th. The last row is the step of order 5 itself.
@@ -19,8 +20,12 @@ STAGES = (
 ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
+LONGEST = 1 / 20
+"""Of a step, as a share of the way: where hardly anything happens, a longer one would overlook what comes next."""
+
+
 def solve(
-    slope: Callable[[float, Tensor], Tensor],
+    slope: Callable[[Tensor, Tensor], Tensor],
     y: Tensor,
     start: float,
     end: float,
@@ -28,10 +33,13 @@ def solve(
     tolerance: float = 1e-5,
     max_steps: int = 10_000,
 ) -> Tensor:
-    """y at ``end``, for dy / dt = slope(t, y) and y at ``start``.
+    """y at ``end``, for dy / dt = slope(t, y) and y at ``start``, ``(B, *shape)``.
+
+    Every row has a time and steps of its own, so that none is solved otherwise for being in a batch.
 
     Args:
-        tolerance: the largest estimated error of a step, relative to 1 + abs(y), over all elements of y.
+        slope: of t, ``(B,)``, and y, to the shape of y.
+        tolerance: the largest estimated error of a step, relative to 1 + abs(y), over all elements of a row.
 
     Raises:
         RuntimeError: more than ``max_steps`` would be needed.
@@ -43,27 +51,44 @@ def solve(
     >>> torch.allclose(y, torch.tensor(-1.0).double().exp(), rtol=1e-8)
     True
     """
-    t, step, first = start, (end - start) / 50, slope(start, y)
+    span = end - start
+    passed = torch.zeros(len(y), dtype=torch.float64, device=y.device)  # the share of the way behind each row
+    step = torch.full_like(passed, 1 / 50)
+
+    def wide(rows: Tensor) -> Tensor:
+        return rows.reshape(-1, *(1,) * (y.dim() - 1))
+
+    def slope_at(share: Tensor, y: Tensor) -> Tensor:
+        return slope((start + span * share).to(y.dtype), y)
+
+    first = slope_at(passed, y)
     for _ in range(max_steps):
-        last = abs(end - t) <= abs(step)
-        step = end - t if last else step
+        step = torch.minimum(
+            step.clamp(max=LONGEST), 1 - passed
+        )  # 0 where the end is reached: such a row stays as it is
+        length = wide(step * span).to(y.dtype)
         slopes, ahead = [first], y
         for weights in STAGES:
-            ahead = y + step * _weighted(weights, slopes)
-            slopes.append(slope(t + step * sum(weights), ahead))
-        error = float(((step * _weighted(ERROR, slopes)).abs() / (1 + ahead.abs())).max()) / tolerance
-        if error <= 1:
-            if last:
-                return ahead
-            t, y, first = t + step, ahead, slopes[-1]
+            ahead = y + length * _weighted(weights, slopes)
+            slopes.append(slope_at(passed + step * sum(weights), ahead))
+        error = (length * _weighted(ERROR, slopes)).abs() / (1 + ahead.abs())
+        error = error.reshape(len(y), -1).amax(1).double() / tolerance
+        accepted = error <= 1
+        y, first = (torch.where(wide(accepted), new, old) for new, old in ((ahead, y), (slopes[-1], first)))
+        passed = torch.where(accepted, passed + step, passed)
+        if bool((passed >= 1).all()):
+            return y
         # NaN comes from a step into what the slope is not defined on: shorter, as for any error.
-        step *= min(5.0, 0.9 * max(error, 1e-9) ** -0.2) if error < 4**5 else 0.2
+        factor = torch.where(error < 4**5, (0.9 * error.clamp(min=1e-9) ** -0.2).clamp(max=5), 0.2)
+        # By half octaves: what a batch changes in the last digit of an error must not change the steps.
+        step = step * ((2 * factor.log2()).floor() / 2).exp2()
+    slowest = start + span * float(passed.min())
     raise RuntimeError(
-        f"the solver took {max_steps} steps and came from {start:.4g} to {t:.4g} of {end:.4g}: raise the tolerance "
-        f"above {tolerance:.1g}"
+        f"the solver took {max_steps} steps and came from {start:.4g} to {slowest:.4g} of {end:.4g}: raise the "
+        f"tolerance above {tolerance:.1g}"
     )
 
 
-def _weighted(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def _weighted(weights: Sequence[float], slopes: list[Tensor]) -> Tensor:
     terms = [weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight]
     return sum(terms[1:], terms[0])

@@ -36,6 +36,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from dgm_pyro.checks import (
+    check_choice,
+    check_count,
+    check_dense,
+    check_finite,
+    check_labels,
+    check_number,
+    check_options,
+    check_tensor,
+    check_type,
+)
 from dgm_pyro.classification import reliability as bins_of_answers
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.infer.checks import Report
@@ -163,8 +174,7 @@ def theme(name: str) -> Iterator[Theme]:
     Raises:
         ValueError: there is no such theme.
     """
-    if name not in THEMES:
-        raise ValueError(f"theme must be one of {', '.join(THEMES)}, got {name!r}")
+    check_choice(name, THEMES, "theme")
     token = _theme.set(THEMES[name])
     try:
         yield THEMES[name]
@@ -223,6 +233,12 @@ def images(
     Raises:
         ValueError: x is no batch of one-channel images.
     """
+    check_finite(x, "x")
+    check_options(levels=levels)
+    if columns is not None:
+        check_count(columns, "columns")
+    if hidden is not None:
+        check_tensor(hidden, x.shape[1:], "hidden", "the shape of one x")
     if x.dim() != 4 or x.shape[1] != 1 or len(x) == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W), with N at least 1")
     columns = columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
@@ -287,6 +303,15 @@ def plane(
     """
     if samples is None and log_density is None:
         raise ValueError("there is nothing to draw: pass samples, log_density, or both")
+    if samples is not None:
+        check_finite(samples, "samples")
+    if log_density is not None and not callable(log_density):
+        raise TypeError(f"log_density must be a function of points, got {type(log_density).__name__}")
+    if limits is not None:
+        check_type(limits, Sequence, "limits", "a pair of numbers")
+        if len(limits) != 2 or not limits[0] < limits[1]:
+            raise ValueError(f"limits must be two numbers, the lower first, got {limits!r}")
+    check_count(resolution, "resolution")
     if samples is not None and (samples.dim() != 2 or samples.shape[1] != 2):
         raise ValueError(f"samples has shape {tuple(samples.shape)}, but points of the plane are (N, 2)")
     if limits is None:
@@ -313,6 +338,8 @@ def plane(
 @_styled
 def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """Data of no particular geometry, one row each: ``(N, D)``."""
+    check_finite(x, "x")
+    check_options(levels=levels)
     values = x.detach().cpu().double().flatten(1).numpy()
     figure = _figure(3.2, title)
     axes = figure.add_subplot(xlabel="feature", ylabel="datum")
@@ -327,6 +354,7 @@ def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") 
 
 def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """Samples in the form that suits their shape: images, points of the plane, or a table of features."""
+    check_finite(x, "x")
     if x.dim() == 4 and x.shape[1] == 1:
         return images(x, levels=levels, title=title)
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
@@ -344,6 +372,9 @@ def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = 
         mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
         draws: ``(S, N, *event_shape)``.
     """
+    check_dense(x, "x")
+    check_dense(mask, "mask")
+    check_tensor(draws, x.shape, "draws", "the shape of x")
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
         return _imputed_points(x.cpu(), mask.cpu().expand_as(x), draws.cpu(), title)
     shape = tuple(x.shape[1:]) if x.dim() == 4 and x.shape[1] == 1 else (1, 1, x[0].numel())
@@ -397,6 +428,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
     Raises:
         ValueError: the history is empty.
     """
+    check_type(history, History, "history", "a dgm.History")
     if not history.epochs:
         raise ValueError("history holds no epochs: train first")
     epochs = [each.epoch for each in history.epochs]
@@ -473,6 +505,9 @@ def bits_per_dim(
     Raises:
         ValueError: masses and densities are mixed, or there is nothing to draw.
     """
+    check_type(evidences, Mapping, "evidences", "a mapping of names to evidences")
+    if reference is not None:
+        check_number(reference, "reference")
     if not evidences:
         raise ValueError("there is nothing to draw: evidences is empty")
     measures = {evidence.measure for evidence in evidences.values()}
@@ -520,6 +555,7 @@ def auroc(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figu
     Raises:
         ValueError: there is nothing to draw.
     """
+    check_type(values, Mapping, "values", "a mapping of names to mappings")
     if not values:
         raise ValueError("there is nothing to draw: values is empty")
     figure, axes = _rows(list(values), title)
@@ -557,6 +593,8 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
     Raises:
         ValueError: there is nothing to draw, or a score is not finite.
     """
+    check_type(scores, Mapping, "scores", "a mapping of names to tensors")
+    check_count(bins, "bins")
     arrays = {name: values.detach().cpu().double().numpy() for name, values in scores.items()}
     if not arrays or any(not len(values) for values in arrays.values()):
         raise ValueError("there is nothing to draw: a set of scores is empty")
@@ -604,6 +642,8 @@ def curves(
     Raises:
         ValueError: a line has another length than ``x``.
     """
+    check_type(x, Sequence, "x", "a sequence of numbers")
+    check_type(panels, Mapping, "panels", "a mapping of titles to curves")
     for lines in panels.values():
         for name, values in lines.items():
             if len(values) != len(x):
@@ -638,6 +678,9 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
     Raises:
         ValueError: shapes do not fit.
     """
+    check_type(probabilities, Mapping, "probabilities", "a mapping of names to tensors")
+    check_dense(y, "y")
+    check_count(bins, "bins")
     figure = _figure(3.6 + 0.17 * len(probabilities), title)
     axes = figure.add_subplot(xlabel="confidence: mean of the highest p(y | x)", ylabel="accuracy")
     axes.plot([0, 1], [0, 1], color=_theme.get().muted, linewidth=1, linestyle=":")
@@ -675,6 +718,10 @@ def answers(
     Raises:
         ValueError: x is no batch of one-channel images, or the rows do not match.
     """
+    for name, each in (("x", x), ("probabilities", probabilities), ("rejected", rejected)):
+        check_finite(each, name)
+    check_options(levels=levels)
+    check_count(columns, "columns")
     if x.dim() != 4 or x.shape[1] != 1 or not len(x) == len(probabilities) == len(rejected) > 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, probabilities {tuple(probabilities.shape)} and rejected "
@@ -708,10 +755,12 @@ def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure
     Raises:
         ValueError: shapes do not fit.
     """
+    check_finite(z, "z")
+    if z.dim() < 2 or min(len(z), z[0].numel()) < 2:
+        raise ValueError(f"z has shape {tuple(z.shape)}: pass (N, D) with N and D at least 2")
+    if y is not None:
+        check_labels(y, "y", len(z))
     flat = z.detach().cpu().double().flatten(1)
-    if (y is not None and tuple(y.shape) != (len(flat),)) or min(flat.shape) < 2:
-        labels_are = "" if y is None else f" and y {tuple(y.shape)}"
-        raise ValueError(f"z has shape {tuple(z.shape)}{labels_are}: pass (N, D) with N and D at least 2, and (N,)")
     labels = ["$z_1$", "$z_2$"]
     if flat.shape[1] > 2:
         flat = flat - flat.mean(0)
@@ -752,6 +801,7 @@ def heat_map(
     Raises:
         ValueError: there is no number to draw.
     """
+    check_type(panels, Mapping, "panels", "a mapping of titles to cells")
     means = [mean for cells in panels.values() for mean, _ in cells.values() if not math.isnan(mean)]
     if not means:
         raise ValueError("there is nothing to draw: no cell holds a number")
@@ -810,6 +860,7 @@ def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
     Raises:
         ValueError: there is nothing to draw.
     """
+    check_type(found, Mapping, "found", "a mapping of names to gaps")
     if not found:
         raise ValueError("there is nothing to draw: found is empty")
     figure, axes = _rows(list(found), title)
@@ -849,6 +900,8 @@ def worst_explained(found: Gaps, *, levels: int | None = None, num: int = 8, tit
     Raises:
         ValueError: x is no batch of images.
     """
+    check_type(found, Gaps, "found", "what infer.gaps returns")
+    check_count(num, "num")
     num = min(num, len(found.x))
     low, wide = found.worst(num), found.total.argsort(descending=True)[:num]
     rows = ("lowest log p(x)", "largest gap")
@@ -865,6 +918,8 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
         report: of `dgm_pyro.infer.check`.
         most: draw at most so many histograms, the least uniform first.
     """
+    check_type(report, Report, "report", "what infer.check returns")
+    check_count(most, "most")
     found, colours = report.calibration, _theme.get()
     ordered = sorted(
         ((p, site, i) for site in found.ranks for i, p in enumerate(found.p_values(site).tolist())), key=lambda t: t[0]

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from dgm_pyro import distributions
-from dgm_pyro.conditionals import check_components, check_levels, inverse_softplus, positive
-from dgm_pyro.program import Conditional, as_shape, declare_given, is_pair
+from dgm_pyro.checks import as_shape, check_count, check_finite
+from dgm_pyro.conditionals import check_levels, inverse_softplus, positive
+from dgm_pyro.program import Conditional, declare_given, is_pair
 from dgm_pyro.registry import register
 
 
@@ -33,7 +34,7 @@ class Mixture(Conditional):
 
     def __init__(self, components: int):
         super().__init__()
-        check_components(components)
+        check_count(components, "components")
         self.logits = nn.Parameter(torch.zeros(components))
 
     def parts(self) -> dist.TorchDistribution:
@@ -89,6 +90,7 @@ class VampPrior(Mixture):
             raise TypeError(f"the encoder must be a Conditional such as dgm.Normal, got {type(encoder).__name__}")
         if not isinstance(pseudo_inputs, Tensor) or pseudo_inputs.dim() < 1:
             raise TypeError("pseudo_inputs must be a tensor (K, *x_shape), such as rows of the training data")
+        check_finite(pseudo_inputs, "pseudo_inputs")
         if is_pair(encoder.given_shape):
             raise ValueError(
                 "the encoder of a VampPrior is given a pseudo-input alone, but this one reads a label too: "

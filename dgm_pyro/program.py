@@ -19,27 +19,106 @@ left, and the networks never see them: `call_network` folds them away.
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import itertools
 import math
+import re
+import reprlib
+import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.params import param_with_module_name
+from pyro.params import module_from_param_with_module_name, param_with_module_name, user_param_name
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from dgm_pyro.networks.mlp import apply_network
+from dgm_pyro import noise
+from dgm_pyro.checks import Shape, check_count, check_dense, check_seed, check_tensor, check_type
+from dgm_pyro.networks.mlp import apply_network, eval_mode
 
-Shape = torch.Size | tuple[Any, ...]
+# Data whose support is stated at once, where it differs between them.
+ROWS = 256
 
 
 class IntractableError(RuntimeError):
     """A density was asked of a program whose density is an integral without a closed form."""
+
+
+# -- one thread at a time ----------------------------------------------------------------------------------------------
+
+_lock = threading.RLock()
+# The thread in which a view ran last, and the handlers around it.
+_driver: tuple[int, weakref.WeakSet[Any]] = (0, weakref.WeakSet())
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Other threads wait: Pyro's handlers, its param store and torch's random state belong to the process."""
+    with _lock:
+        _require_own_handlers()
+        yield
+
+
+@contextlib.contextmanager
+def _driven() -> Iterator[None]:
+    """As `alone`, for statements inside handlers of Pyro's, which handle another thread's too: so none waits."""
+    global _driver
+    if not _lock.acquire(blocking=False):
+        _refuse_threads()
+    try:
+        _require_own_handlers()
+        _driver = threading.get_ident(), weakref.WeakSet(_PYRO_STACK)
+        yield
+    finally:
+        _lock.release()
+
+
+def _require_own_handlers() -> None:
+    thread, handlers = _driver
+    if thread != threading.get_ident() and any(handler in handlers for handler in _PYRO_STACK):
+        _refuse_threads()
+
+
+def _refuse_threads() -> None:
+    raise RuntimeError(
+        "another thread runs Pyro statements now, and Pyro's handlers belong to the whole process: drive program.model "
+        "and program.guide (SVI, Predictive, MCMC) from one thread, and use processes for several"
+    )
+
+
+@contextlib.contextmanager
+def differentiating(what: str) -> Iterator[None]:
+    """Gradients switched on, whatever the caller has switched off.
+
+    Raises:
+        RuntimeError: under `torch.inference_mode`, whose tensors no gradient can reach.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{what} takes gradients, which torch.inference_mode() rules out for every tensor made under it: call it "
+            "outside, or under torch.no_grad()"
+        )
+    with torch.enable_grad():
+        yield
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """`alone`, and without Pyro's looks at values, which `torch.func` cannot map."""
+    with alone(), pyro.validation_enabled(False):
+        yield
+
+
+# -- programs ----------------------------------------------------------------------------------------------------------
 
 
 class Program(nn.Module):
@@ -52,7 +131,7 @@ class Program(nn.Module):
         given_shape: shape of one ``given``; a tuple of shapes where ``given`` is a tuple; None if not conditional, or
             if it is left open (then ``given`` has exactly one batch dimension).
         conditional: whether `joint` takes a ``given``.
-        levels: x takes the integers 0 .. levels - 1, so that p(x) is a mass; None where p(x) is a density on reals.
+        levels: x takes the integers 0 .. levels - 1; None where it takes reals, or discrete values such as counts.
         num_classes: how many integer labels ``given`` may take; None where it is no label.
         tractable: whether p(x) has a closed form, so that `log_prob` is exact.
         variable: the name under which `model` and `guide` state the data.
@@ -95,8 +174,40 @@ class Program(nn.Module):
 
     @property
     def measure(self) -> str:
-        """``"mass"`` on integers or ``"density"`` on reals: numbers of different measure are not comparable."""
-        return "density" if self.levels is None else "mass"
+        """``"mass"`` on discrete values or ``"density"`` on reals: numbers of different measure are not comparable."""
+        return self.measure_given(example_given(self))
+
+    def measure_given(self, given: Any) -> str:
+        """`measure` where ``given`` has at least one row, for a program that leaves its given_shape open."""
+        if self.levels is not None:
+            return "mass"
+        if self.conditional and given is None:  # nothing to state x by
+            return "density"
+        support = self.support_given(rows_of(given, slice(1)))
+        return "mass" if support is not None and support.is_discrete else "density"
+
+    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
+        """The support of the distribution by which `joint` states x; None where it names none, or latents move it.
+
+        Nothing is drawn that has a transform from the reals, because a draw of a latent may be a whole chain.
+
+        Args:
+            given: ``size`` rows, for a conditional program.
+            size: of x; bounds that are tensors have so many rows.
+        """
+        site = _DataSite(self.variable, parameter_of(self))
+        with (
+            seeded(0, site.like.device),
+            eval_mode(self),
+            torch.no_grad(),
+            pyro.validation_enabled(False),
+            poutine.block(),
+            contextlib.suppress(_Found),
+            site,
+            pyro.plate("data", size, dim=-1),
+        ):
+            self.joint(self.variable, given=given)
+        return site.support
 
     @property
     def model(self) -> Model:
@@ -122,9 +233,10 @@ class Program(nn.Module):
         Raises:
             ValueError: ``num_samples`` is no positive integer, or ``given`` does not fit.
         """
-        given = self.check_draws(num_samples, given)
-        with poutine.block(), pyro.plate("data", num_samples, dim=-1):
-            return self.joint(self.variable, given=given)
+        with alone():
+            given = self.check_draws(num_samples, given)
+            with poutine.block(), pyro.plate("data", num_samples, dim=-1):
+                return self.joint(self.variable, given=given)
 
     def log_prob(self, x: Tensor, given: Any = None) -> Tensor:
         """Exact log p(x | given) in nats, ``(B,)``.
@@ -145,8 +257,12 @@ class Program(nn.Module):
         self.check(x, given)
         return self.exact_log_prob(x, given)
 
+    @unchecked()
     def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
-        """`log_prob` without its checks; x may carry further batch dimensions, ``(*batch, *event_shape)``."""
+        """`log_prob` without its checks; x may carry further batch dimensions, ``(*batch, *event_shape)``.
+
+        `torch.func.vmap` and its kin map it, over x and over parameters.
+        """
         batch = x.shape[: x.dim() - len(self.event_shape)]
         # No plates: the value has the whole batch, and a guide may call this inside plates of these names.
         with poutine.block(), poutine.trace() as traced:
@@ -163,21 +279,52 @@ class Program(nn.Module):
             ValueError: a shape, type or value does not fit; the message names it.
         """
         check_count(num_particles, "num_particles")
-        self.check(x, given)
-        batch = (num_particles, x.shape[0])
-        model, guide = traces(self.unroll_latents(), x, given, batch=batch)
-        log_joint = log_prob_sum(model, batch)
-        return log_joint - log_prob_sum(guide, batch, like=log_joint)
+        with alone():
+            self.check(x, given)
+            batch = (num_particles, x.shape[0])
+            model, guide = traces(self.unroll_latents(), x, given, batch=batch)
+            log_joint = log_prob_sum(model, batch)
+            return log_joint - log_prob_sum(guide, batch, like=log_joint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            if "unconstrained" in vars(parameter):
+                _let_pickle(parameter)
+        return dict(self.__dict__)
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
-    def check(self, x: Any, given: Any = None, *, values: bool = True) -> None:
-        """Raise a ValueError or TypeError that says what is wrong with ``x`` or ``given``, and what to do."""
+    def check(self, x: Any, given: Any = None, *, values: bool = True, support: bool | None = None) -> None:
+        """Raise a ValueError or TypeError that says what is wrong with ``x`` or ``given``, and what to do.
+
+        Args:
+            values: whether to look at numbers, beyond shapes, types and places.
+            support: whether to ask also that x lies in the support of its own distribution; default where Pyro does.
+        """
         check_tensor(x, self.event_shape, "x", "the program's event_shape")
         check_place(x, "x", self, reals=self.levels is None)
-        if values:
-            check_values(x, self.levels, type(self).__name__)
         self.check_given(given, len(x), values=values)
+        if not values:
+            return
+        if torch._C._functorch.is_batchedtensor(x):
+            raise RuntimeError(
+                "x is mapped by torch.func.vmap, under which no number can be looked at: map program.exact_log_prob, "
+                "or give log_weights all data at once, (B, *event_shape), and num_particles: it has these dimensions"
+            )
+        counts = not x.is_floating_point() and self.measure_given(given) == "mass"
+        check_values(x, self.levels, type(self).__name__, counts=counts)
+        if pyro.settings.get("validate_distributions_pyro") if support is None else support:
+            self._check_support(x, given)
+
+    def _check_support(self, x: Tensor, given: Any) -> None:
+        support, owner = self.support_given(rows_of(given, slice(1))), type(self).__name__
+        if support is None or bounded_by_numbers(support):
+            check_within(x, support, owner)
+            return
+        for start in range(0, len(x), ROWS):  # bounds that are parameters, or depend on given
+            part = x[start : start + ROWS]
+            support = self.support_given(rows_of(given, slice(start, start + ROWS)), len(part))
+            check_within(part, support, owner, start)
 
     def check_given(self, given: Any, size: int, *, values: bool = True) -> None:
         if not self.conditional:
@@ -189,8 +336,7 @@ class Program(nn.Module):
         shapes = shapes_of(self.given_shape, given)
         for part, shape in zip(parts_of(given), shapes, strict=True):
             if shape is None:
-                if not isinstance(part, Tensor):
-                    raise TypeError(f"given must be a torch.Tensor, got {type(part).__name__}")
+                check_dense(part, "given")
                 if part.dim() == 0:
                     raise ValueError("given has shape (), but needs a batch dimension: pass one row per datum")
             else:
@@ -268,34 +414,141 @@ class Conditional(Program):
 
 # -- the views that Pyro sees ----------------------------------------------------------------------------------------
 
+# The programs that have registered, and the name of each; and every tensor that a program has put in a param store.
 _names: weakref.WeakKeyDictionary[Program, str] = weakref.WeakKeyDictionary()
-_counter: Iterator[int] = itertools.count()
+_put: Any = WeakTensorKeyDictionary()
 # Latents of programs that do not declare them, read off a trace of the model when the guide is first used.
 _model_sites: weakref.WeakKeyDictionary[Program, list[str]] = weakref.WeakKeyDictionary()
 
 
 def store_name(program: Program) -> str:
-    """The name under which ``program`` registers in Pyro's param store: one per instance, copies included.
+    """The name under which ``program`` registers in Pyro's param store now.
 
-    Two modules under one name would silently share the first one's parameters.
+    Two modules under one name would silently share the first one's parameters. So the name has the class and a digest
+    of names and shapes of the parameters, and a number where another live program of that name is in the store. It
+    does not depend on what was used before: the same program, built anew, finds the states of its optimizer again.
     """
-    if program not in _names:
-        _names[program] = f"{type(program).__name__}_{next(_counter)}"
-    return _names[program]
+    store = dict(pyro.get_param_store().named_parameters())
+    own = dict(program.named_parameters())
+    known = _names.get(program)
+    if known is not None and any(store.get(param_with_module_name(known, name)) is p for name, p in own.items()):
+        return known
+    shapes = repr([(name, tuple(p.shape)) for name, p in own.items()])
+    stem = f"{type(program).__name__}_{hashlib.sha256(shapes.encode()).hexdigest()[:8]}"
+    others = {id(p) for other in _names for p in other.parameters()} - {id(p) for p in own.values()}
+    taken = {module_from_param_with_module_name(name) for name, tensor in store.items() if id(tensor) in others}
+    every = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
+    return next(name for name in every if name not in taken)
 
 
 def register_parameters(program: Program) -> None:
-    """What `pyro.module` does, less its warning about frozen parameters and its two ways to train a stale copy."""
-    store = pyro.get_param_store()
-    for name, parameter in program.named_parameters():
+    """What `pyro.module` does, less its warning about frozen parameters and its two ways to train a stale copy.
+
+    Values that the user has brought to the store, by its ``load`` or under the program's names, are taken over.
+
+    Raises:
+        ValueError: values that the user has brought do not fit the program.
+    """
+    store, name = pyro.get_param_store(), store_name(program)
+    own = {param_with_module_name(name, key): p for key, p in program.named_parameters()}
+    stored = dict(store.named_parameters())
+    if not own.keys() & stored.keys():
+        _require_no_misfits(program, stored)
+    _names[program] = name
+    for key, parameter in own.items():
+        there = stored.get(key, parameter)
+        if there is not parameter and there not in _put:
+            _take_over(parameter, there, key)
         if not parameter.requires_grad:
             continue
-        full_name = param_with_module_name(store_name(program), name)
         if not parameter.is_contiguous():  # the store would keep a contiguous copy, and SVI would train the copy
             parameter.data = parameter.data.contiguous()
-        if full_name in store and store[full_name] is not parameter:  # the user has put another one in its place
-            del store[full_name]
-        pyro.param(full_name, parameter)
+        if there is not parameter:
+            store[key] = parameter  # not deleted before: the store cannot delete both names of a tensor that has two
+        pyro.param(key, parameter)
+        _put[parameter] = None
+        _let_pickle(parameter)
+
+
+def _take_over(parameter: Tensor, value: Tensor, name: str) -> None:
+    if value.shape != parameter.shape:
+        raise ValueError(
+            f"the param store holds {name!r} of shape {tuple(value.shape)}, but the program's has shape "
+            f"{tuple(parameter.shape)}: put a value that fits, or start anew with pyro.clear_param_store()"
+        )
+    with torch.no_grad():
+        parameter.copy_(value)
+    _put[value] = None
+
+
+def _require_no_misfits(program: Program, stored: dict[str, Tensor]) -> None:
+    """Raise if the user has brought values of a program of this class, but other parameters: they would go unused."""
+    kind = type(program).__name__
+    ours = re.compile(rf"{kind}_[0-9a-f]{{8}}(_\d+)?\$\$\$")
+    brought = [name for name, tensor in stored.items() if ours.match(name) and tensor not in _put]
+    if not brought:
+        return
+    here = {name: tuple(p.shape) for name, p in program.named_parameters()}
+    there = {user_param_name(name): tuple(stored[name].shape) for name in brought}
+    differing = next((name for name in {**there, **here} if here.get(name) != there.get(name)), None)
+    if differing is not None:
+        raise ValueError(
+            f"the param store holds values of a {kind} whose {differing} has the shape "
+            f"{there.get(differing, 'of nothing')}, but in this one it has {here.get(differing, 'none')}: build the "
+            "program as it was, use the one that they belong to first, or start anew with pyro.clear_param_store()"
+        )
+
+
+class _Reference(weakref.ref):  # type: ignore[type-arg]
+    """What Pyro leaves on a parameter so that SVI finds it, except that it can be pickled: as None."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+def _let_pickle(parameter: Any) -> None:
+    parameter.unconstrained = _Reference(parameter)
+
+
+class _Found(Exception):
+    """The statement that was looked for has been reached."""
+
+
+class _DataSite(Messenger):
+    """Runs statements up to that of the data, and notes its support.
+
+    Args:
+        variable: the name of the data.
+        like: whose type and device the latents before it have.
+    """
+
+    def __init__(self, variable: str, like: Tensor) -> None:
+        super().__init__()
+        self.variable, self.like = variable, like
+        self.support: constraints.Constraint | None = None
+        self.after_latents = False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if type(msg["fn"]).__name__ == "_Subsample":
+            return
+        if msg["name"] == self.variable:
+            support = None if msg["infer"].get("_deterministic") else support_of(msg["fn"])
+            if support is not None and (bounded_by_numbers(support) or not self.after_latents):
+                self.support = support
+            raise _Found
+        if not msg["is_observed"]:
+            self.after_latents = True
+            msg["value"] = self._point(msg["fn"])
+
+    def _point(self, distribution: Any) -> Tensor:
+        """A value of the support."""
+        try:
+            transform = transform_to(distribution.support)
+            shape = transform.inverse_shape(distribution.shape())
+        except (AttributeError, NotImplementedError):
+            value: Tensor = distribution.sample()
+            return value
+        return transform(self.like.new_zeros(shape))
 
 
 class _Stated(Messenger):
@@ -321,7 +574,8 @@ class _View(nn.Module):
             value, size = None, x
         else:
             values = pyro.settings.get("validate_distributions_pyro")
-            self.program.check(x, given, values=values)
+            # Pyro itself looks at the support, where it scores the statement.
+            self.program.check(x, given, values=values, support=False)
             value, size = x, x.shape[0]
         register_parameters(self.program)
         return value, size
@@ -332,9 +586,10 @@ class Model(_View):
 
     def forward(self, x: Tensor | int, given: Any = None) -> Tensor:
         """State the model of ``x``: data ``(B, *event_shape)``, or an int B to leave B data unobserved."""
-        value, size = self._enter(x, given)
-        with pyro.plate("data", size, dim=-1):
-            return self.program.joint(self.program.variable, value, given)
+        with _driven():
+            value, size = self._enter(x, given)
+            with pyro.plate("data", size, dim=-1):
+                return self.program.joint(self.program.variable, value, given)
 
 
 class Guide(_View):
@@ -342,12 +597,13 @@ class Guide(_View):
 
     def forward(self, x: Tensor, given: Any = None) -> None:
         """State the guide for the data ``x``, ``(B, *event_shape)``."""
-        value, size = self._enter(x, given)
-        if value is None:
-            raise ValueError("the guide needs data: q(latents | x) is conditioned on x")
-        with _Stated() as stated, pyro.plate("data", size, dim=-1):
-            self.program.posterior(self.program.variable, value, given)
-        self._require_in_model(latent_sites(stated), value, given)
+        with _driven():
+            value, size = self._enter(x, given)
+            if value is None:
+                raise ValueError("the guide needs data: q(latents | x) is conditioned on x")
+            with _Stated() as stated, pyro.plate("data", size, dim=-1):
+                self.program.posterior(self.program.variable, value, given)
+            self._require_in_model(latent_sites(stated), value, given)
 
     def _require_in_model(self, guided: Sequence[str], x: Tensor, given: Any) -> None:
         """Raise if the guide has a site that the model lacks: Pyro would only warn, and train on a wrong bound."""
@@ -369,6 +625,13 @@ class Guide(_View):
 
 
 # -- traces ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Hide the sites from handlers further out; within `noise.per_datum` they are drawn by each datum's own noise."""
+    with poutine.block(), noise.sites():
+        yield
 
 
 @contextlib.contextmanager
@@ -415,7 +678,7 @@ def guide_trace(
     observed = observed or {}
     batch = (x.shape[0],) if batch is None else batch
     with (
-        poutine.block(),
+        isolated(),
         poutine.condition(data=observed),
         handler or contextlib.nullcontext(),
         poutine.trace() as guided,
@@ -443,7 +706,7 @@ def model_trace(
     """The model's half of `traces`: replayed on the latents in ``guide``."""
     batch = (x.shape[0],) if batch is None else batch
     with (
-        poutine.block(),
+        isolated(),
         poutine.condition(data=observed or {}),
         poutine.trace() as modelled,
         poutine.replay(trace=guide),
@@ -561,6 +824,20 @@ def shapes_of(shape: Shape | None, given: Any) -> tuple[torch.Size | None, ...]:
     return shapes
 
 
+def example_given(program: Program) -> Any:
+    """Zeros to stand for one row of ``given``; None where there is no ``given``, or its shape is left open."""
+    if not program.conditional or program.given_shape is None:
+        return None
+    like = parameter_of(program)
+
+    def zeros(shape: Sequence[int]) -> Tensor:
+        label = tuple(shape) == () and program.num_classes is not None
+        return torch.zeros(1, *shape, dtype=torch.long if label else like.dtype, device=like.device)
+
+    shape: Any = program.given_shape
+    return tuple(map(zeros, shape)) if is_pair(shape) else zeros(shape)
+
+
 def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[torch.Size, Tensor]:
     """Apply a network made for one batch dimension to ``given`` with any number of them.
 
@@ -599,36 +876,15 @@ def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:
         )
 
 
-def as_shape(shape: int | Sequence[int], argument: str = "event_shape") -> torch.Size:
-    """An int or a sequence of positive ints as a torch.Size."""
-    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-        raise ValueError(f"{argument} must be a positive int or a tuple of them, got {shape!r}")
-    return torch.Size(sizes)
-
-
-def check_count(count: Any, argument: str) -> int:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"{argument} must be a positive integer, got {count!r}")
-    return count
-
-
-def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:
-    """Raise unless ``x`` is a non-empty tensor of shape ``(B, *shape)``."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use torch.as_tensor({argument})")
-    if x.dim() != len(shape) + 1 or x.shape[1:] != torch.Size(shape):
-        raise ValueError(
-            f"{argument} has shape {tuple(x.shape)}, but {owner} is {tuple(shape)}: pass (B, *{tuple(shape)})"
-        )
-    if len(x) == 0:
-        raise ValueError(f"{argument} is empty: it has shape {tuple(x.shape)}")
-
-
 def parameter_of(program: Program) -> Tensor:
     """A parameter, or else a buffer of reals, for the type and device that computations on the program have."""
     tensors = itertools.chain(program.parameters(), program.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
+
+
+def check_program(program: Any, argument: str = "program") -> None:
+    """Raise unless ``program`` is one."""
+    check_type(program, Program, argument, "a dgm.Program")
 
 
 def check_place(x: Tensor, argument: str, program: Program, *, reals: bool = True) -> None:
@@ -648,14 +904,18 @@ def check_place(x: Tensor, argument: str, program: Program, *, reals: bool = Tru
         )
 
 
-def check_values(x: Tensor, levels: int | None, owner: str) -> None:
-    """Raise unless the values of ``x`` can be outcomes: finite, and integers below ``levels`` for a mass."""
+def check_values(x: Tensor, levels: int | None, owner: str, *, counts: bool = False) -> None:
+    """Raise unless the values of ``x`` can be outcomes: finite, and integers below ``levels`` where there are any.
+
+    Args:
+        counts: whether integers are welcome without levels.
+    """
     if x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"x has dtype {x.dtype}: use x.to(torch.uint8) for binary data, x.real for complex data")
     if x.is_floating_point() and not torch.isfinite(x).all():
         raise ValueError("x holds NaN or infinite values: clean them or drop those rows")
     if levels is None:
-        if not x.is_floating_point():
+        if not x.is_floating_point() and not counts:
             raise TypeError(
                 f"x holds integers ({x.dtype}), but {owner} is a density on reals: wrap it in "
                 "dgm.Dequantized(flow, levels=...), or call x.float() if the values really are real"
@@ -674,6 +934,56 @@ def check_values(x: Tensor, levels: int | None, owner: str) -> None:
         )
 
 
+# -- supports ----------------------------------------------------------------------------------------------------------
+
+
+def support_of(distribution: Any) -> constraints.Constraint | None:
+    """The support of a distribution; None where it does not say."""
+    try:
+        support: Any = distribution.support
+    except (AttributeError, NotImplementedError):
+        return None
+    return None if constraints.is_dependent(support) else support
+
+
+def unwrapped(constraint: Any) -> constraints.Constraint:
+    """That of single features, of a constraint on events of them."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def bounded_by_numbers(constraint: constraints.Constraint) -> bool:
+    """Whether no bound of a constraint is a tensor, so that it holds whatever the parameters are."""
+    parts: Iterable[Any] = vars(constraint).values()
+    parts = itertools.chain.from_iterable(part if isinstance(part, list) else [part] for part in parts)
+    return all(
+        bounded_by_numbers(p) if isinstance(p, constraints.Constraint) else not isinstance(p, Tensor) for p in parts
+    )
+
+
+def check_within(x: Tensor, support: constraints.Constraint | None, owner: str, first: int = 0) -> None:
+    """Raise unless ``x``, the data from row ``first`` on, lie in ``support``; None holds them all."""
+    if support is None:
+        return
+    here = copy.copy(unwrapped(support))
+    bounds = {name: bound for name, bound in vars(here).items() if isinstance(bound, Tensor)}
+    if any(bound.dim() > x.dim() for bound in bounds.values()):  # those of a mixture's components
+        return
+    wrong = ~here.check(x)
+    if not wrong.any():
+        return
+    place = tuple(wrong.nonzero()[0].tolist())
+    for name, bound in bounds.items():
+        setattr(here, name, bound.expand(wrong.shape)[place].item())
+    value = x[place]
+    shown = f"{value.item():.4g}" if value.dim() == 0 else reprlib.repr(value.tolist())
+    raise ValueError(
+        f"x holds {shown} in row {first + place[0]}, outside of the support of this {owner}, {here}: drop or rescale "
+        "such data, or state x by a distribution that can have made them"
+    )
+
+
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
@@ -681,8 +991,9 @@ def _quoted(names: Sequence[str]) -> str:
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """A random state of its own on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
+    check_seed(seed)
     on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+    with alone(), torch.random.fork_rng(devices=[device] if on_cuda else []):
         # Not torch.manual_seed, which seeds the generators of all devices.
         torch.default_generator.manual_seed(seed)
         if on_cuda:

@@ -55,16 +55,19 @@ def latents(program: Program, x: Tensor) -> Tensor | None:
 
 
 @torch.no_grad()
-def beliefs(program: Program, x: Tensor, batch_size: int = 128, num_particles: int = 1) -> tuple[Tensor, Tensor | None]:
+def beliefs(
+    program: Program, x: Tensor, batch_size: int = 128, num_particles: int = 1, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
     """p(y | x), ``(N, classes)``, and log p(x) in nats, ``(N,)``; None from a program that has no p(x).
 
     Where p(x | y) is not exact, both come from bounds with ``num_particles`` draws for each class (IWAE).
+    No answer depends on the batch.
     """
     probabilities, log_p = [], []
     with evaluating(program):
         for batch in x.to(program_device(program)).split(batch_size):
             if isinstance(program, Labelled):
-                log_joint = program.log_joint(batch, num_particles)
+                log_joint = program.log_joint(batch, num_particles, seed)
                 probabilities.append(log_joint.softmax(0).T.cpu())
                 log_p.append(log_joint.logsumexp(0).cpu())
             else:

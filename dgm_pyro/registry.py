@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from dgm_pyro.checks import check_type
+
 REGISTRY: dict[str, type] = {}
 
 T = TypeVar("T", bound=type)
@@ -33,6 +35,7 @@ def register(cls: T) -> T:
     Raises:
         ValueError: another class is registered under the same name.
     """
+    check_type(cls, type, "cls", "a class")
     other = REGISTRY.get(cls.__name__)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(

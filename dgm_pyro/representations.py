@@ -44,6 +44,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgm_pyro import noise
+from dgm_pyro.checks import (
+    check_choice,
+    check_count,
+    check_dense,
+    check_finite,
+    check_labels,
+    check_number,
+    check_seed,
+    check_tensor,
+    check_type,
+    is_integer,
+)
 from dgm_pyro.diffusion import Denoised, Denoising
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.flow import Dequantized, Flow
@@ -53,8 +66,7 @@ from dgm_pyro.onehot import OneHot
 from dgm_pyro.program import (
     Conditional,
     Program,
-    check_count,
-    check_tensor,
+    check_program,
     is_pair,
     latent_sites,
     map_given,
@@ -73,6 +85,7 @@ def codes(program: Program) -> tuple[str, ...]:
     Raises:
         ValueError: the program has none.
     """
+    check_program(program)
     if isinstance(program, VAE):
         return program.latent, *(codes(program.prior) if isinstance(program.prior, VAE) else ())
     if isinstance(program, (Flow, Denoising)) or (isinstance(program, Dequantized) and isinstance(program.flow, Flow)):
@@ -106,8 +119,9 @@ def encode(
         site: which of `codes`; default the nearest to x.
         draw: a draw of z from q(z | x), or of the place in the cell of a dequantized x, in place of the mean.
         num_draws: where E_q[z | x] has no closed form, how many draws to average; of the levels above, in a hierarchy.
-        batch_size: data at once.
-        seed: of the draws; the global random state is left as it was.
+        batch_size: data at once; the codes do not depend on it.
+        seed: of the draws, which are each datum's own (`noise.per_datum`): equal x have equal codes, drawn ones too.
+            The global random state is left as it was.
 
     Returns:
         ``(N, *z_shape)``, on the CPU; of a class, its probabilities, ``(N, *z_shape, K)``, unless ``draw``.
@@ -118,6 +132,7 @@ def encode(
     site = _site(program, site)
     check_count(num_draws, "num_draws")
     check_count(batch_size, "batch_size")
+    check_dense(x, "x")
     where = program_device(program)
     program.check(x.to(where), _to(given, where))
 
@@ -131,7 +146,11 @@ def encode(
             return run(Heun(), noise[0].alpha * x0, noise, _denoiser(program, given))
         return _posterior(program, x, given, site, 1 if draw else num_draws, draw)
 
-    return _in_batches(program, of, x, given, batch_size, seed)
+    def with_own_noise(x: Tensor, given: Any) -> Tensor:
+        with noise.per_datum(x, seed):
+            return of(x, given)
+
+    return _in_batches(program, with_own_noise, x, given, batch_size, seed)
 
 
 @torch.no_grad()
@@ -163,6 +182,9 @@ def decode(
     site = _site(program, site)
     check_count(batch_size, "batch_size")
     check_tensor(z, _code_shape(program, site), "z", f"the shape of the code {site!r}")
+    check_finite(z, "z")
+    where = program_device(program)
+    program.check_given(_to(given, where), len(z))
 
     def of(z: Tensor, given: Any) -> Tensor:
         if isinstance(program, Flow):
@@ -210,7 +232,11 @@ def _in_batches(
 
 
 def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
-    return map_given(lambda part: part[rows].to(where), given)
+    def moved(part: Any) -> Tensor:
+        check_dense(part, "given")
+        return part[rows].to(where)
+
+    return map_given(moved, given)
 
 
 # -- VAEs
@@ -337,11 +363,12 @@ PATHS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "sp
 
 
 def _shares(a: Tensor, b: Tensor, num: int) -> Tensor:
-    check_count(num, "num")
-    if num < 2 or a.shape != b.shape or not a.is_floating_point():
+    check_count(num, "num", at_least=2)
+    check_finite(a, "a")
+    check_finite(b, "b")
+    if a.shape != b.shape or not a.is_floating_point():
         raise ValueError(
-            f"a has shape {tuple(a.shape)} ({a.dtype}), b {tuple(b.shape)}, and num is {num}: pass two codes of reals, "
-            "of one shape, and at least 2 points, the ends"
+            f"a has shape {tuple(a.shape)} ({a.dtype}), b {tuple(b.shape)}: pass two codes of reals, of one shape"
         )
     return torch.linspace(0, 1, num, dtype=a.dtype, device=a.device).reshape(-1, *(1,) * a.dim())
 
@@ -363,8 +390,10 @@ def interpolate(
     Raises:
         ValueError: no such path, codes that are discrete, or as `encode`.
     """
-    if path not in PATHS:
-        raise ValueError(f"path must be one of {', '.join(PATHS)}, got {path!r}")
+    check_choice(path, PATHS, "path")
+    check_count(num, "num", at_least=2)
+    check_finite(a, "a")
+    check_finite(b, "b")
     _require_real(program, codes(program)[0])
     points = PATHS[path](encode(program, a, given), encode(program, b, given), num)
     return _decoded(program, points, given, None)
@@ -396,12 +425,19 @@ def traverse(
     """
     _require_real(program, _site(program, site))
     shape = _code_shape(program, _site(program, site))
+    check_finite(z, "z")
     if tuple(z.shape) != (1, *shape):
         raise ValueError(f"z has shape {tuple(z.shape)}, but one code is (1, *{tuple(shape)})")
-    chosen = list(range(shape.numel())) if features is None else list(features)
-    if not chosen or min(chosen) < 0 or max(chosen) >= shape.numel():
-        raise ValueError(f"features must be among 0 .. {shape.numel() - 1}, got {chosen}")
+    chosen = range(shape.numel()) if features is None else features
+    indices = isinstance(chosen, Sequence) and all(is_integer(i) and 0 <= i < shape.numel() for i in chosen)
+    if not indices or not chosen:
+        raise ValueError(f"features must be among 0 .. {shape.numel() - 1}, got {features!r}")
+    if not isinstance(values, Tensor):
+        check_type(values, Sequence, "values", "a tensor or a sequence of numbers")
+        for value in values:
+            check_number(value, "values")
     settings = torch.as_tensor(values, dtype=z.dtype, device=z.device)
+    check_finite(settings, "values")
     points = z.reshape(1, 1, -1).repeat(len(chosen), len(settings), 1)
     for row, feature in enumerate(chosen):
         points[row, :, feature] = settings
@@ -418,7 +454,9 @@ def grid(program: Program, num: int = 12, reach: float = 2.5, *, given: Any = No
     Raises:
         ValueError: the code has not 2 features.
     """
+    check_program(program)
     check_count(num, "num")
+    check_number(reach, "reach", above=0)
     like = parameter_of(program)
     (site, *_), axis = codes(program), torch.linspace(-reach, reach, num, dtype=like.dtype)
     _require_real(program, site)
@@ -432,6 +470,7 @@ def grid(program: Program, num: int = 12, reach: float = 2.5, *, given: Any = No
 
 def is_discrete(program: Program, site: str | None = None) -> bool:
     """Whether a code takes integers only, so that there is nothing between two of them."""
+    check_program(program)
     if not isinstance(program, VAE):
         return False
     prior = prior_of(program, _site(program, site))
@@ -448,6 +487,9 @@ def _decoded(program: Program, points: Tensor, given: Any, site: str | None) -> 
     across = points.shape[:2]
 
     def repeated(part: Tensor) -> Tensor:
+        check_dense(part, "given")
+        if len(part) not in (1, across[1]):
+            raise ValueError(f"given has {len(part)} rows: pass one, or one for each of {across[1]}")
         rows = part.expand(across[1], *part.shape[1:]) if len(part) == 1 else part
         return rows.unsqueeze(0).expand(*across, *part.shape[1:]).flatten(0, 1)
 
@@ -460,33 +502,39 @@ def _decoded(program: Program, points: Tensor, given: Any, site: str | None) -> 
 
 def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
     """Test accuracy of a logistic regression on standardised features, ``(N, ...)``: are the classes linear in z?"""
+    _check_codes(train, train_y, test, test_y)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    classifier.fit(_features(train, train_y), train_y.cpu().numpy())
-    return float(classifier.score(_features(test, test_y), test_y.cpu().numpy()))
+    classifier.fit(_features(train), train_y.cpu().numpy())
+    return float(classifier.score(_features(test), test_y.cpu().numpy()))
 
 
 def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbours: int = 5) -> float:
     """Test accuracy of the majority among the nearest training data, by Euclidean distance: are neighbours alike?"""
+    _check_codes(train, train_y, test, test_y)
     from sklearn.neighbors import KNeighborsClassifier
 
     check_count(neighbours, "neighbours")
     if neighbours > len(train):
         raise ValueError(f"neighbours is {neighbours}, but there are {len(train)} training data")
     classifier = KNeighborsClassifier(neighbours)
-    classifier.fit(_features(train, train_y), train_y.cpu().numpy())
-    return float(classifier.score(_features(test, test_y), test_y.cpu().numpy()))
+    classifier.fit(_features(train), train_y.cpu().numpy())
+    return float(classifier.score(_features(test), test_y.cpu().numpy()))
 
 
 def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
     """The k-means cluster of each z, integers ``(N,)``: the best of 10 starts."""
     from sklearn.cluster import KMeans
 
+    check_finite(z, "z")
+    check_seed(seed)
     check_count(num_clusters, "num_clusters")
-    found = KMeans(num_clusters, n_init=10, random_state=seed).fit_predict(_features(z))
+    if num_clusters > len(z):
+        raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: ask for fewer")
+    found = KMeans(num_clusters, n_init=10, random_state=seed % 2**32).fit_predict(_features(z))
     return torch.from_numpy(found).long()
 
 
@@ -512,8 +560,9 @@ def agreement(clusters: Tensor, y: Tensor) -> Agreement:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 
-    if clusters.shape != y.shape or y.dim() != 1 or not len(y):
-        raise ValueError(f"clusters has shape {tuple(clusters.shape)} and y {tuple(y.shape)}: pass (N,) of each")
+    check_dense(clusters, "clusters")
+    check_labels(y, "y", len(clusters))
+    check_labels(clusters, "clusters", len(y))
     pairs = [each.cpu().numpy() for each in (y, clusters)]
     table = contingency_matrix(*pairs)
     right = table[linear_sum_assignment(table, maximize=True)].sum()
@@ -554,6 +603,7 @@ def assess(
         train, test: codes, or anything else per datum, ``(N, ...)`` and ``(M, ...)``. Pixels are the reference to beat.
         train_y, test_y: labels, ``(N,)`` and ``(M,)``.
     """
+    _check_codes(train, train_y, test, test_y)
     found = cluster(test, len(test_y.unique()), seed=seed)
     return Quality(
         probe(train, train_y, test, test_y),
@@ -563,7 +613,11 @@ def assess(
     )
 
 
-def _features(z: Tensor, y: Tensor | None = None) -> Any:
-    if y is not None and tuple(y.shape) != (len(z),):
-        raise ValueError(f"there are {len(z)} codes, but y has shape {tuple(y.shape)}: pass one label per code")
+def _check_codes(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> None:
+    for name, z, y in (("train", train, train_y), ("test", test, test_y)):
+        check_finite(z, name)
+        check_labels(y, f"{name}_y", len(z))
+
+
+def _features(z: Tensor) -> Any:
     return z.detach().cpu().double().reshape(len(z), -1).numpy()

@@ -19,8 +19,8 @@ import torch
 
 from dgm_pyro import checkpoint, corruptions, data
 from dgm_pyro.build import build
+from dgm_pyro.checks import check_number, check_path, check_type
 from dgm_pyro.distributed import team
-from dgm_pyro.objectives import check_number
 from dgm_pyro.program import Program, seeded
 from dgm_pyro.training import History, fit
 
@@ -58,6 +58,7 @@ def reserve(folder: str | os.PathLike[str], *, force: bool = False) -> Path:
     Raises:
         FileExistsError: something is there, and ``force`` is not set.
     """
+    check_path(folder, "folder")
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, but a run is a folder: choose another --out")
@@ -102,6 +103,8 @@ def train(
         FileExistsError: something is in the folder, and ``force`` is not set.
         ValueError, TypeError: an unknown name, or an option that does not fit; nothing has been written.
     """
+    check_path(folder, "folder")
+    check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
     points = data.load(data_name, data_dir=data_dir, num=num)
     if num_labels is not None:
         if not labelled:
@@ -150,6 +153,7 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         CheckpointError: its program cannot be read.
         ValueError: its record is damaged.
     """
+    check_path(folder, "folder")
     path = Path(folder) / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run, it has no {RECORD}: train one with dgm train --out {folder}")

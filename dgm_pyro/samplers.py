@@ -26,6 +26,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dgm_pyro.checks import check_number
+
 Scale = float | Tensor
 """A float, or a tensor without dimensions."""
 
@@ -79,8 +81,7 @@ class DDIM:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be a number in [0, 1], got {self.eta!r}")
+        check_number(self.eta, "eta", at_least=0, at_most=1)
 
     def __call__(self, x: Tensor, t: Time, s: Time, denoise: Denoise, carried: Any) -> tuple[Tensor, Any]:
         x0 = denoise(x, t).x0

@@ -21,13 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from dgm_pyro.checks import check_number, check_seed
 from dgm_pyro.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.data import Data
 from dgm_pyro.distributed import Team, team
 from dgm_pyro.evaluation import as_data, evaluating, find_device
+from dgm_pyro.networks import ActNorm
 from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.program import Program, alone, check_count, check_program, differentiating, seeded
 
 GRADIENT_NORM = 10.0
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
@@ -35,6 +37,8 @@ COMPILE_FROM = 5_000
 PRECISIONS = ("float32", "bf16")
 # On other devices than the CPU, how often to wait for the device and ask whether all is finite.
 WATCH_EVERY = 50
+# Before `fit` warns of it, a feature of the data may be so many standard deviations off 0, and have one so large.
+FAR, WIDE = 100, 1000
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -51,7 +55,7 @@ class NonFiniteLossError(ArithmeticError):
         state = f"epoch {restored_epoch}" if restored_epoch else "before training"
         super().__init__(
             f"{what} at site {site!r}, epoch {epoch}, step {step}; the program has the weights of {state} again: "
-            "lower lr, or look at the data and the site"
+            "lower lr, standardize the data if they are large, or look at the site"
         )
 
 
@@ -102,6 +106,8 @@ class History:
         return asdict(self)
 
 
+@alone()
+@differentiating("fit")
 def fit(
     program: Program,
     data: Data | Tensor,
@@ -130,7 +136,8 @@ def fit(
         objective: an objective of ours, its name ("iwae", or "iwae:50" with its argument), or any Pyro ELBO instance;
             default `ELBO`.
         epochs: passes over the data.
-        batch_size: data per step.
+        batch_size: data per step. A last batch of one datum is left out, as BatchNorm cannot take its scale; the
+            shuffling leaves out another in the next epoch.
         lr: learning rate; warmed up over the first 2 % of the steps.
         weight_decay: AdamW's, decoupled.
         schedule: "cosine" (lr falls to zero) or "constant".
@@ -150,20 +157,26 @@ def fit(
     Returns:
         The `History`.
 
+    Warns:
+        UserWarning: a feature of real data is a hundred standard deviations off 0, or has one of a thousand, and no
+            `ActNorm` takes it to scale 1: standardize the data.
+
     Raises:
         NonFiniteLossError: names site and step; the last good weights are restored.
         ValueError, TypeError: an argument does not fit; nothing has been changed.
         CompilationError: ``compile`` is True, and a statement of the program cannot be compiled.
         KeyboardInterrupt: as it came; the program has the best weights so far, and is in evaluation mode.
     """
-    if not isinstance(program, Program):
-        raise TypeError(f"program must be a dgm.Program, got {type(program).__name__}")
+    check_program(program)
     settings = {"epochs": epochs, "batch_size": batch_size}
     for name, count in settings.items():
         check_count(count, name)
     check_options(lr, weight_decay, schedule, early_stopping, ema, compile, precision)
-    _check_seed(seed)
+    check_seed(seed)
+    if augment is not None and not callable(augment):
+        raise TypeError(f"augment must be a function of x or None, got {type(augment).__name__}")
     train = as_data(program, data)
+    _check_scale(program, train)
     maximise: Any = _PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
     train, held_out = _validation(program, train, validation, seed)
     for part in (train, held_out):
@@ -342,7 +355,8 @@ class _Step:
                 except Exception as error:
                     if compile is True:
                         raise
-                    warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=3)
+                    # Past fit and its two decorators.
+                    warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=5)
         if processes.size > 1:
             # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")
@@ -535,10 +549,28 @@ def _validation(
             raise ValueError(
                 f"validation must be a fraction between 0 and 1, a Data, a tensor or None, got {validation}"
             )
-        if len(train.x) < 2:
-            raise ValueError("one datum cannot be split: pass validation=None, or validation data")
+        if not 0 < round(validation * len(train)) < len(train):
+            raise ValueError(
+                f"validation={validation} of {len(train)} data leaves none on one side: pass validation=None to train "
+                "on all of them, another fraction, or validation data"
+            )
         return train.split(validation, seed=seed)
     return train, as_data(program, validation, "validation")
+
+
+def _check_scale(program: Program, data: Data) -> None:
+    """Warn of reals that are far from 0, or spread far: networks and densities start from scale 1."""
+    if not data.x.is_floating_point() or any(isinstance(module, ActNorm) for module in program.modules()):
+        return
+    spread, mean = torch.std_mean(data.x.flatten(1), 0, correction=0)
+    near = (mean.abs() <= FAR * spread.clamp_min(1)) & (spread <= WIDE)
+    if not near.all():
+        i = int(near.int().argmin())
+        warnings.warn(
+            f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
+            "starts from scale 1 around 0: standardize the data, (x - x.mean(0)) / x.std(0), without constant features",
+            stacklevel=3,
+        )
 
 
 def _check_labels(program: Program, data: Data | None, objective: Objective) -> None:
@@ -562,27 +594,20 @@ def check_options(
     precision: str,
 ) -> None:
     """Raise a ValueError that names the argument of `fit` that does not fit."""
-    if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be a positive number, got {lr!r}")
-    if not (isinstance(weight_decay, (int, float)) and math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay must be a number of at least 0, got {weight_decay!r}")
+    check_number(lr, "lr", above=0)
+    check_number(weight_decay, "weight_decay", at_least=0)
     if schedule not in ("cosine", "constant"):
         raise ValueError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
     if early_stopping is not None:
         check_count(early_stopping, "early_stopping")
+    if ema is not None:
+        check_number(ema, "ema")
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"ema must be a decay between 0 and 1, got {ema!r}")
     if not (isinstance(compile, bool) or compile == "auto"):
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-
-
-def _check_seed(seed: Any) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"seed must be an integer, got {seed!r}")
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must be an integer of at most 64 bits, got {seed}")
 
 
 def _state(program: Program) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dgm_pyro.checks import check_name
 from dgm_pyro.program import Program, declare_given, is_pair, require_distinct
 from dgm_pyro.registry import register
 
@@ -58,8 +59,7 @@ class VAE(Program):
         for role, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
             if not isinstance(part, Program) and not (role == "encoder" and part is None):
                 raise TypeError(f"the {role} must be a dgm_pyro.Program, got {type(part).__name__}")
-        if not isinstance(latent, str) or not latent:
-            raise ValueError(f"latent must be the name of a site, a non-empty string, got {latent!r}")
+        check_name(latent, "latent")
         if encoder is not None and encoder.event_shape != prior.event_shape:
             raise ValueError(
                 f"the encoder's event_shape is {tuple(encoder.event_shape)}, but the prior's is "

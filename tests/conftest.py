@@ -5,6 +5,8 @@ import os
 # Tests run one to a core: threads that wait for one another there cost several times what they save. Set before torch
 # is loaded, and inherited by the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Likewise the processes that Inductor would start to compile in, each of which loads torch first.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import matplotlib
 import pyro
@@ -33,6 +35,13 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What a green suite has not checked: a test says so by a property named "unchecked"."""
+    properties = [pair for report in terminalreporter.stats.get("passed", []) for pair in report.user_properties]
+    for unchecked in sorted({value for name, value in properties if name == "unchecked"}):
+        terminalreporter.write_line(f"NOT CHECKED: {unchecked}")
 
 
 @pytest.fixture(autouse=True)

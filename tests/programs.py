@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -24,6 +25,11 @@ from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, Denois
 from dgm_pyro.program import latent_sites, log_prob_sum, plates
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def replicas(x, num):
+    """``num`` of each x, doubles, apart by less than any tolerance: equal ones would have equal noise."""
+    return x.expand(num, *x.shape[1:]) + 1e-12 * torch.randn(num, *x.shape[1:])
 
 
 def jittered(module: Module, size: float = 0.3) -> Module:
@@ -110,6 +116,19 @@ def precision(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+# -- comparing numbers -------------------------------------------------------------------------------------------------
+
+
+def assert_same_number(actual: Tensor, expected: Tensor, roundings: int = 100) -> None:
+    """The same numbers by two computations: another batch shape, kernel or formula rounds each operation anew.
+
+    ``roundings`` is how many operations lie behind one number, each off by an eps of the largest; integers are equal.
+    """
+    relative = roundings * torch.finfo(expected.dtype).eps if expected.is_floating_point() else 0.0
+    largest = max(1.0, expected.detach().abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=relative, atol=relative * largest)
+
+
 # -- reading a program through plain Pyro ------------------------------------------------------------------------------
 
 
@@ -162,6 +181,21 @@ class _Squash(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.to(self.linear.weight.dtype))
+
+
+@dgm.register
+class Poisson(dgm.Parametric):
+    """Independent counts. P = 1: a raw rate that softplus makes positive."""
+
+    def __init__(self, event_shape: Any, network: nn.Module | None = None, *, learned: bool = False):
+        super().__init__(event_shape, 1, network, learned=learned)
+
+    def univariate(self, raw: Tensor) -> dist.Poisson:
+        return dist.Poisson(dgm.conditionals.positive(raw.squeeze(-1)))
+
+
+def counts(size: int, features: int) -> Tensor:
+    return torch.poisson(torch.ones(size, features))
 
 
 def _mlp(inputs: tuple[int, ...], outputs: int, **options: Any) -> MLP:
@@ -295,6 +329,8 @@ CASES: dict[str, Case] = {
     "logistic-binary": Case(lambda: dgm.DiscretizedLogistic(3, 2, components=1, learned=True)),
     "logistic-bytes": Case(lambda: dgm.DiscretizedLogistic(2, 256, 3, learned=True)),
     "logistic-given-label": Case(lambda: dgm.DiscretizedLogistic((1, 2, 1), 8, 2, _mlp((), 12, num_classes=3))),
+    "counts": Case(lambda: Poisson(2, learned=True), data=lambda size: counts(size, 2)),
+    "counts-given-vector": Case(lambda: Poisson(2, _mlp((3,), 2)), data=lambda size: counts(size, 2)),
     # Variational autoencoders: every part swapped in turn
     "vae": Case(lambda: vae(dgm.Normal(2))),
     "vae-linear": Case(lambda: dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)))),
@@ -302,6 +338,10 @@ CASES: dict[str, Case] = {
     "vae-mixture-prior": Case(lambda: vae(dgm.MixtureOfNormals(2, 3, learned=True))),
     "vae-bernoulli": Case(
         lambda: dgm.VAE(dgm.Normal(2), dgm.Bernoulli(4, nn.Linear(2, 4)), dgm.Normal(2, _mlp((4,), 4, levels=2)))
+    ),
+    "vae-counts": Case(
+        lambda: dgm.VAE(dgm.Normal(2), Poisson(3, _mlp((2,), 3)), dgm.Normal(2, _mlp((3,), 4))),
+        data=lambda size: counts(size, 3),
     ),
     "vae-logistic": Case(
         lambda: dgm.VAE(
@@ -356,7 +396,7 @@ CASES: dict[str, Case] = {
     "lowrank": Case(lambda: guides.LowRankNormal(3, 1, learned=True)),
     "planar-given-image": Case(lambda: guides.planar(2, layers=2, hidden=(4, 6), context_shape=(1, 2, 2))),
     "sylvester-given-vector": Case(
-        lambda: guides.sylvester(3, layers=2, reflections=2, hidden=(6,), context_shape=(3,))
+        lambda: guides.sylvester(3, layers=1, reflections=2, hidden=(6,), context_shape=(3,))
     ),
     "flow-planar": Case(lambda: dgm.Flow(2, [networks.Planar(2), networks.Sylvester(2, 1)])),
     "vae-fullrank-encoder": Case(lambda: guided(lambda p, q: guides.FullRankNormal(2, _mlp((3,), 6)))),

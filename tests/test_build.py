@@ -111,6 +111,24 @@ def test_what_does_not_go_together(swaps, message):
         build("vae", digits_like(2), **swaps)
 
 
+def test_a_diffusion_of_images_of_odd_size_is_built_at_one_resolution():
+    images = dgm.Data(torch.randn(8, 3, 5, 7))
+    for name in ("diffusion", "diffusion-continuous"):
+        assert dgm.build(name, images).sample(2).shape == (2, 3, 5, 7)
+
+
+@pytest.mark.parametrize(("name", "labelled"), [("classifier", False), ("made", True)])
+def test_one_class_is_nothing_to_classify(name, labelled):
+    data = dgm.Data(torch.zeros(6, 2), torch.zeros(6).long())
+    with pytest.raises(ValueError, match="labels of one class, so there is nothing"):
+        dgm.build(name, data, labelled=labelled)
+
+
+def test_images_without_a_channel_are_told_what_they_lack():
+    with pytest.warns(UserWarning, match=r"event_shape \(8, 8\).*\(N, 1, H, W\), x.unsqueeze\(1\)"):
+        dgm.build("vae", dgm.Data(torch.zeros(4, 8, 8).long(), levels=2))
+
+
 def test_a_mass_for_reals():
     with pytest.raises(ValueError, match="mass on integers, but random holds reals"):
         build("vae", digits_like(None), likelihood="categorical")

@@ -2,13 +2,15 @@
 
 import copy
 import dataclasses
+import itertools
 import math
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES, vae
+from programs import CASES, assert_same_number, vae
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -26,7 +28,6 @@ from dgm_pyro.program import sample_sites, traces
 NOT = {"vae-semi-amortized"}
 # Whose densities are matrix products of parameters, and whose loss no network enters.
 WITHOUT_NETWORKS = {"fullrank", "lowrank", "flow-linear", "flow-planar"}
-BY_INDUCTOR = ["vae", "vae-two-levels", "diffusion"]
 TRAINED = ["normal-learned", "made", "vae", "vae-ladder", "vae-flow-prior", "diffusion", "diffusion-importance"]
 TRAINED += ["labelled", "dequantized"]
 
@@ -75,20 +76,26 @@ def test_the_graph_of_every_program_is_its_loss(float64, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BY_INDUCTOR)
-def test_so_is_its_machine_code(float64, name):
-    program = CASES[name].build().train()
+def test_so_is_its_machine_code(float64):
+    program = CASES["vae-two-levels"].build().train()
     loss = dgm.compile(program)
-    x, given = CASES[name].draw(program, 7)
+    x, _ = CASES["vae-two-levels"].draw(program, 7)
     for seed in range(2):
         assert_equal(
-            loss_and_gradients(loss, program, x, given, seed=seed),
-            loss_and_gradients(eager(program, ELBO()), program, x, given, seed=seed),
+            loss_and_gradients(loss, program, x, seed=seed),
+            loss_and_gradients(eager(program, ELBO()), program, x, seed=seed),
         )
 
 
-@pytest.mark.parametrize("name", ["vae-two-levels", "vae-flow-prior", "vae-diffusion-prior"])
-@pytest.mark.parametrize("objective", ["iwae:3", "stl:2", "free-bits:0.3", "rws:3", "beta:0.5", "annealed"])
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        *itertools.product(("vae-two-levels", "vae-flow-prior", "vae-diffusion-prior"), ("iwae:3", "stl:2", "rws:3")),
+        # A KL in closed form, and one that is sampled; then factors, of whatever terms there are.
+        *itertools.product(("vae-two-levels", "vae-flow-prior"), ("free-bits:0.3",)),
+        *itertools.product(("vae-two-levels",), ("beta:0.5", "annealed")),
+    ],
+)
 def test_the_graph_of_every_objective_is_its_loss(float64, name, objective):
     program, objective = CASES[name].build().train(), objective_named(objective)
     loss = Loss(program, objective, backend="eager")
@@ -139,7 +146,7 @@ def test_one_datum_runs_too():
     torch.manual_seed(0)
     value = loss(x)
     torch.manual_seed(0)
-    assert value == -ELBO()(program, x).value.mean()
+    assert_same_number(value, -ELBO()(program, x).value.mean())
 
 
 def test_it_has_the_parameters_of_the_program_and_follows_its_mode(float64):
@@ -148,22 +155,23 @@ def test_it_has_the_parameters_of_the_program_and_follows_its_mode(float64):
     assert {id(p) for p in loss.parameters()} == {id(p) for p in program.parameters()}
     x = torch.randn(6, 3)
     program.eval()
-    assert loss(x) == loss(x) == -program.log_prob(x).mean()
+    assert loss(x) == loss(x)
+    assert_same_number(loss(x), -program.log_prob(x).mean())
     program.train()
     assert loss(x) != loss(x)
     program.eval()
     with torch.no_grad():
         for parameter in program.parameters():
             parameter.mul_(0.5)
-    assert loss(x) == -program.log_prob(x).mean()
+    assert_same_number(loss(x), -program.log_prob(x).mean())
 
 
-@pytest.mark.slow
 def test_parameters_may_be_frozen_and_set_free_again(float64):
+    """Frozen first: a graph made then has no gradient to give later. That is settled before machine code is made."""
     program = CASES["vae"].build()
-    loss = dgm.compile(program)
+    loss = Loss(program, ELBO(), backend="aot_eager")
     x, _ = CASES["vae"].draw(program, 5)
-    for free in (True, False, True):
+    for free in (False, True, False):
         program.likelihood.requires_grad_(free)
         value, gradients = loss_and_gradients(loss, program, x)
         expected = loss_and_gradients(eager(program, ELBO()), program, x)
@@ -258,18 +266,68 @@ def test_a_pair_is_trained_in_the_param_store(float64):
     assert Trace_ELBO(64).loss(model, guide, x) < 0.7 * first
 
 
-def test_a_latent_of_a_pair_that_is_not_reparameterised_is_refused():
-    pyro.clear_param_store()
+def normal_pair(more_of_the_model=lambda: None, more_of_the_guide=lambda: None, latent=None):
+    """z ~ N(0, 1), x | z ~ N(z, 1), and further statements."""
 
     def model(x):
-        z = pyro.sample("z", dist.Bernoulli(0.5))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        z = pyro.sample("z", latent or dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).expand([len(x)]).to_event(1), obs=x)
+        more_of_the_model()
 
     def guide(x):
-        pyro.sample("z", dist.Bernoulli(pyro.param("p", torch.tensor(0.5))))
+        shape = pyro.param("m", torch.tensor(0.5))
+        pyro.sample("z", dist.Normal(shape, 1.0) if latent is None else dist.Bernoulli(shape))
+        more_of_the_guide()
 
-    with pytest.raises(CompilationError, match="'z' of the pair is not reparameterised"):
-        compilation.PairLoss(model, guide)(torch.tensor(0.3))
+    return model, guide
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (normal_pair(latent=dist.Bernoulli(0.5)), "'z' is not reparameterised"),
+        (
+            normal_pair(more_of_the_guide=lambda: pyro.factor("cost", torch.tensor(-2.0), has_rsample=False)),
+            "'cost' is obs",
+        ),
+        (
+            normal_pair(more_of_the_guide=lambda: pyro.factor("cost", torch.tensor(-2.0), has_rsample=True)),
+            "'cost' is obs",
+        ),
+        (
+            normal_pair(more_of_the_guide=lambda: pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))),
+            "'y' is observed in the guide",
+        ),
+        (
+            normal_pair(more_of_the_model=lambda: pyro.sample("u", dist.Normal(0.0, 1.0))),
+            "'u' has no site in the guide",
+        ),
+        (normal_pair(more_of_the_model=lambda: pyro.sample("k", dist.Categorical(torch.ones(3)))), "'k' has no site"),
+    ],
+)
+def test_a_pair_with_another_loss_than_that_of_its_draws_is_refused_by_the_site(pair, message):
+    pyro.clear_param_store()
+    with pytest.raises(CompilationError, match=message):
+        compilation.PairLoss(*pair, backend="eager")(torch.tensor([0.3, -0.1]))
+
+
+def test_a_pair_takes_keywords_and_structures_and_compiles_anew_for_other_numbers():
+    def model(x, scales, *, shift=0.0):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + shift, scales["x"][0]).expand([len(x)]).to_event(1), obs=x)
+
+    def guide(x, scales, *, shift=0.0):
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.5)), 1.0))
+
+    loss, x = compilation.PairLoss(model, guide, analytic_kl=False, backend="eager"), torch.tensor([0.3, -0.1])
+    for scale, shift in ((2.0, 0.0), (2.0, 1.5), (3.0, 1.5)):
+        torch.manual_seed(0)
+        ours = loss(x, {"x": [scale]}, shift=shift)
+        torch.manual_seed(0)
+        theirs = Trace_ELBO().differentiable_loss(model, guide, x, {"x": [scale]}, shift=shift)
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(TypeError, match="holds a SimpleNamespace, whose changes no graph sees"):
+        loss(x, SimpleNamespace(x=[1.0]))
 
 
 # -- what cannot be compiled -------------------------------------------------------------------------------------------
@@ -346,9 +404,9 @@ def histories(case, data, objective=None, **options):
 
 @pytest.mark.slow
 def test_a_compiled_training_is_the_eager_one(float64):
-    """From the same random numbers, with a last batch of another size."""
-    data = CASES["vae"].draw(CASES["vae"].build(), 27)[0]
-    (ours, one), (theirs, other) = histories("vae", data, "annealed", ema=0.9)
+    """By machine code, from the same random numbers, with a last batch of another size."""
+    data = CASES["diffusion"].draw(CASES["diffusion"].build(), 27)[0]
+    (ours, one), (theirs, other) = histories("diffusion", data, "annealed", ema=0.9)
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-9)
     assert [e.kl for e in ours.epochs] == [pytest.approx(e.kl, rel=1e-9) for e in theirs.epochs]
     for name in one:
@@ -477,7 +535,7 @@ def test_networks_run_in_bf16_and_densities_in_float32(name):
         torch.testing.assert_close(lowered[0], full[0], **BF16)
 
 
-@pytest.mark.parametrize("name", ["vae-categorical-latent", "realnvp", "vae-planar-encoder"])
+@pytest.mark.parametrize("name", ["vae-categorical-latent", "realnvp", "dequantized"])
 def test_a_training_in_bf16_is_the_same_compiled(graphs_only, name):
     data = data_for(CASES[name], CASES[name].build(), 19)
     (ours, one), (theirs, other) = histories(name, data, precision="bf16")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
+from programs import assert_same_number
 from scipy import integrate, stats
 from torch import nn
 
@@ -212,8 +213,8 @@ def test_network_outputs_may_be_flat_or_shaped(family, event_shape):
     x, given = outcomes(free, 6), torch.randn(6, 2)
     expected = free.log_prob(x)
     assert expected.shape == (6,)
-    torch.testing.assert_close(shaped.log_prob(x, given), expected, rtol=0, atol=0)
-    torch.testing.assert_close(flat.log_prob(x, given), expected, rtol=0, atol=0)
+    assert_same_number(shaped.log_prob(x, given), expected)
+    assert_same_number(flat.log_prob(x, given), expected)
     assert flat.sample(6, given).shape == (6, *event_shape)
 
 
@@ -237,7 +238,8 @@ def test_labels_and_images_may_be_given(family):
         assert program.num_classes == 3
         x = outcomes(program, 1).expand(4, 2)
         log_prob = program.log_prob(x, labels)
-        assert log_prob[1] == log_prob[2] != log_prob[0]
+        assert_same_number(log_prob[1], log_prob[2])
+        assert log_prob[1] != log_prob[0]
         torch.testing.assert_close(program.log_prob(x, labels.to(torch.uint8)), log_prob)
         assert program.sample(3, torch.tensor([1])).shape == (3, 2)
     images = make(2, **options, network=MLP((1, 4, 4), 2 * num_parameters, (4,), levels=17))
@@ -364,7 +366,7 @@ def test_components_under_a_network_start_apart():
     for make, levels in ((dgm.MixtureOfNormals, ()), (dgm.DiscretizedLogistic, (9,))):
         silent = make(2, *levels, 3, network=Table(torch.zeros(9, 2)))
         x, given = outcomes(silent, 6), torch.zeros(6, 1)
-        assert torch.equal(silent.log_prob(x, given), make(2, *levels, 3).log_prob(x))
+        assert_same_number(silent.log_prob(x, given), make(2, *levels, 3).log_prob(x))
 
 
 @pytest.mark.parametrize(("scale", "numel"), [("feature", 6), ("shared", 1)])
@@ -383,10 +385,17 @@ def test_a_scale_that_is_learned_beside_the_network(scale, numel, event_shape):
     assert all(parameter.grad.abs().sum() > 0 for parameter in program.parameters())
 
 
+def test_the_standard_scale_is_one_to_the_precision_it_is_built_in():
+    standard = dgm.Normal(3)
+    assert (standard().base_dist.scale - 1).abs().max() < 4e-16
+    assert standard.float()().base_dist.scale.tolist() == [1.0] * 3
+    assert (standard.double()().base_dist.scale - 1).abs().max() < 5e-10
+
+
 def test_a_learned_scale_needs_a_network():
     with pytest.raises(ValueError, match="scale='shared' is for a Normal with a network"):
         dgm.Normal(2, scale="shared")
-    with pytest.raises(ValueError, match="scale must be 'network', 'feature' or 'shared', got 'fixed'"):
+    with pytest.raises(ValueError, match="scale must be one of network, feature, shared, got 'fixed'"):
         dgm.Normal(2, nn.Linear(1, 2), scale="fixed")
 
 
@@ -405,7 +414,7 @@ def test_the_scale_starts_where_it_is_told(scale):
 
 @pytest.mark.parametrize("initial", [0.0, -1.0, math.inf, math.nan])
 def test_a_start_that_is_no_scale_is_refused(initial):
-    with pytest.raises(ValueError, match="initial_scale must be a positive number"):
+    with pytest.raises(ValueError, match="initial_scale must be a number above 0"):
         dgm.Normal(3, nn.Linear(2, 6), initial_scale=initial)
     with pytest.raises(ValueError, match="initial_scale is for a Normal with a network"):
         dgm.Normal(3, initial_scale=0.5)

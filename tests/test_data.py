@@ -148,17 +148,25 @@ BAD_DATA = {
     "NaN": (dict(x=X / 0), ValueError, "x holds NaN"),
     "infinite": (dict(x=X + math.inf), ValueError, "x holds NaN or infinite"),
     "reals with levels": (dict(x=X, levels=2), TypeError, "torch.float32.*levels=2"),
-    "booleans": (dict(x=X > 0, levels=2), TypeError, r"torch.bool.*torch.uint8"),
+    "booleans": (dict(x=X > 0, levels=2), TypeError, r"torch.bool.*x.long\(\)"),
     "complex": (dict(x=X.to(torch.complex64)), TypeError, "torch.complex64"),
-    "levels 1": (dict(x=BYTES, levels=1), ValueError, "levels must be an int of at least 2.*got 1"),
+    "sparse": (dict(x=X.to_sparse()), TypeError, r"x is a tensor of layout torch.sparse_coo: use x.to_dense"),
+    "wide integers": (
+        dict(x=torch.zeros(3, 2, dtype=torch.uint16), levels=65536),
+        TypeError,
+        r"torch.uint16, but levels=65536.*x.long\(\)",
+    ),
+    "levels 1": (dict(x=BYTES, levels=1), ValueError, "levels must be an int of at least 2, got 1"),
     "levels no int": (dict(x=BYTES, levels=2.0), ValueError, "levels.*got 2.0"),
     "x too large": (dict(x=BYTES + 2, levels=2), ValueError, "from 2 to 2.*levels=2 allows 0 .. 1"),
     "x negative": (dict(x=BYTES.long() - 1, levels=2), ValueError, "from -1 to -1"),
-    "y no tensor": (dict(x=X, y=[0, 1, 2]), TypeError, "y must be a torch.Tensor or None, got list"),
+    "y no tensor": (dict(x=X, y=[0, 1, 2]), TypeError, "y must be a torch.Tensor, got list"),
     "y of another length": (dict(x=X, y=torch.zeros(2).long()), ValueError, r"y has shape \(2,\).*3 rows"),
     "y one-hot": (dict(x=X, y=torch.zeros(3, 4).long()), ValueError, r"y has shape \(3, 4\)"),
     "y real": (dict(x=X, y=torch.zeros(3)), TypeError, "y has dtype torch.float32"),
     "y negative": (dict(x=X, y=torch.tensor([0, -2, 0])), ValueError, "label -2.*-1 stands for an unknown one"),
+    "y from 1": (dict(x=X, y=torch.tensor([3, -1, 1])), ValueError, "labels from 1 to 3.*use y - 1.*num_classes=4"),
+    "num_classes no int": (dict(x=X, y=torch.tensor([0, 1, 0]), num_classes=3.0), ValueError, "num_classes must be"),
     "y unknown": (dict(x=X, y=torch.tensor([-1, -1, -1])), ValueError, "no known label: pass num_classes"),
     "num_classes too small": (
         dict(x=X, y=torch.tensor([0, 5, 0]), num_classes=5),
@@ -178,8 +186,34 @@ def test_bad_data_say_what_is_wrong(case):
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.001, math.nan])
 def test_a_split_that_leaves_nothing_is_refused(fraction):
-    with pytest.raises(ValueError, match="fraction must be between 0 and 1"):
+    with pytest.raises(ValueError, match="fraction must be"):
         dgm.data.load("moons", num=10).split(fraction)
+
+
+def test_labels_that_lack_data_are_counted_where_num_classes_says_so():
+    assert Data(X, torch.tensor([1, 3, 1]), num_classes=4).num_classes == 4
+    assert Data(X, torch.tensor([0, 3, -1])).num_classes == 4
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_dataloader_of_torch_makes_batches_of_it(labelled):
+    x, y = torch.arange(14.0).reshape(7, 2), torch.arange(7) % 3
+    loader = torch.utils.data.DataLoader(Data(x, y if labelled else None), batch_size=3)
+    batches = list(loader)
+    if not labelled:
+        assert torch.equal(torch.cat(batches), x)
+    else:
+        assert torch.equal(torch.cat([batch[0] for batch in batches]), x)
+        assert torch.equal(torch.cat([batch[1] for batch in batches]), y)
+    assert [len(batch[0] if labelled else batch) for batch in batches] == [3, 3, 1]
+
+
+def test_an_index_that_does_not_fit_is_named_and_a_loop_ends():
+    data = Data(torch.zeros(3, 2))
+    for index in (3, 1.5, "a", [0, 7]):
+        with pytest.raises(IndexError, match=r"index .* does not fit Data"):
+            data[index]
+    assert [len(part) for part in data] == [1, 1, 1]
 
 
 def test_an_empty_subset_is_refused():
@@ -459,7 +493,7 @@ def test_bad_npz_files_say_what_is_wrong(files, case):
 BAD_CALLS = {
     "unknown name": (dict(name="cifar"), "no data set 'cifar'.*digits, .*binarized-mnist"),
     "unknown split": (dict(name="digits", split="valid"), "digits has no split 'valid': choose one of train, test"),
-    "num zero": (dict(name="moons", num=0), "num must be a positive int, got 0"),
+    "num zero": (dict(name="moons", num=0), "num must be a positive integer, got 0"),
     "num real": (dict(name="moons", num=10.0), r"num.*got 10\.0"),
     "num too large": (dict(name="digits", num=5000), "num is 5000, but digits has 1437 data in its train split"),
 }

@@ -28,6 +28,8 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
     torch.manual_seed(0)
     namespace = {"__name__": f"page_{Path(page).stem}"}
     for block in blocks(page):
+        if re.search(r"^import zuko$", block, re.MULTILINE):
+            pytest.importorskip("zuko")
         for printed, run in SHORTER.items():
             block = block.replace(printed, run)
         exec(compile(block, page, "exec"), namespace)
@@ -39,6 +41,16 @@ def test_the_first_program_of_the_readme_is_the_one_it_names():
     exec(program, namespace)
     named = re.search(r"`(dgm\.build\(.*?\))`", PAGES["README.md"].read_text())[1]
     assert repr(eval(named, namespace)) == repr(namespace["vae"])
+
+
+@pytest.mark.slow
+def test_the_first_program_of_the_readme_reaches_what_it_says():
+    text = PAGES["README.md"].read_text()
+    lowest, highest = (float(nats) for nats in re.search(r"gave from (-\d+\.\d+) to\s(-\d+\.\d+)", text).groups())
+    torch.manual_seed(0)
+    namespace = {"print": lambda evidence: namespace.update(evidence=evidence)}
+    exec(BLOCK.findall(text)[0], namespace)
+    assert lowest <= namespace["evidence"].nats <= highest
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -625,3 +625,53 @@ def test_what_is_not_there_ends_in_one_line(script, capsys, target, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+# -- pairs that it once misread ----------------------------------------------------------------------------------------
+
+
+def test_a_scale_without_a_constraint_is_no_crash():
+    """Weights are disturbed to see whether a zero gradient stays zero; a scale may become negative by that."""
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(10), 1.0).to_event(1))
+
+    def guide():
+        pyro.sample("z", dist.Normal(torch.zeros(10), pyro.param("s", torch.full((10,), 0.1))).to_event(1))
+
+    doctor(model, guide)
+
+
+def test_a_plate_without_a_size_takes_any():
+    def model(x):
+        with pyro.plate("data"):
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x)
+
+    assert not doctor(model, lambda x: None, torch.randn(5)).findings
+
+
+def test_one_value_has_one_shape():
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2, 1), 1.0).to_event(2))
+
+    def guide():
+        pyro.sample("z", dist.Normal(pyro.param("q", torch.zeros(1, 2)), 1.0).to_event(2))
+
+    (finding,) = doctor(model, guide).findings
+    assert "shape (2, 1) in the model, but (1, 2) in the guide" in str(finding)
+
+
+def test_a_frozen_parameter_that_pyro_trains_is_found_and_left_frozen():
+    class Frozen(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+        def forward(self, x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(self.w + z, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    model = Frozen()
+    found = doctor(model, AutoNormal(model), torch.ones(5))
+    assert any(finding.where == "w" and "asks for no gradient" in str(finding) for finding in found.findings)
+    assert not model.w.requires_grad

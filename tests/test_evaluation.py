@@ -6,12 +6,12 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES, vae
+from programs import CASES, assert_same_number, replicas, vae
 from torch import nn
 from torch.distributions import MultivariateNormal
 
 import dgm_pyro as dgm
-from dgm_pyro import Evidence, evaluation
+from dgm_pyro import Evidence, evaluation, noise
 from dgm_pyro.evaluation import find_device, program_device
 from dgm_pyro.networks import MLP
 
@@ -139,7 +139,8 @@ def test_labels_are_summed_over_where_only_p_of_x_given_y_is_bounded():
     x, _ = CASES["labelled-vae"].draw(program, 40)
     found = {k: dgm.evaluate(program, x, num_particles=k, draws=200) for k in (1, 500)}
     with torch.no_grad():
-        best = program.log_weights(x, num_particles=20_000).logsumexp(0) - math.log(20_000)
+        weights = torch.cat([program.log_weights(x, num_particles=20_000) for _ in range(6)])
+        best = weights.logsumexp(0) - math.log(120_000)
     program.classifier = dgm.Categorical((), program.classes, MLP(program.event_shape, program.classes))
     assert abs(found[500].nats - best.mean().item()) < 0.02
     assert found[1].nats < best.mean()
@@ -197,7 +198,7 @@ def test_bounds_lie_below_the_exact_evidence_and_rise_with_particles():
 
 def test_draws_take_noise_away_and_nothing_else():
     program, exact = linear_vae()
-    x = exact.sample((1,)).expand(2000, 2)
+    x = replicas(exact.sample((1,)), 2000)
     one, many = dgm.evaluate(program, x, draws=1), dgm.evaluate(program, x, draws=16)
     ratio = one.values.var() / many.values.var()
     assert 13 < ratio < 19.5  # 16, give or take 4.5 times sqrt(4 / 2000)
@@ -224,7 +225,7 @@ def test_the_bound_of_a_linear_vae_is_reconstruction_less_divergence_by_hand():
     loading = torch.tensor([0.9, -0.4])
     error = (x - mean.unsqueeze(-1) * loading) ** 2 + variance * loading**2
     reconstruction = (-0.5 * math.log(2 * math.pi * 0.25) - error / 0.5).sum(-1)
-    many = x.repeat(5000, 1)
+    many = replicas(x.unsqueeze(0), 5000).flatten(0, 1)
     e = dgm.evaluate(program, many)
     assert e.kl["z"] == pytest.approx(kl.mean().item())
     spread = (e.values.reshape(5000, 2).std(0) ** 2).sum().sqrt().item() / 2 / math.sqrt(5000)
@@ -239,15 +240,15 @@ def test_particles_in_chunks_are_particles(monkeypatch):
     program, exact = linear_vae()
     x = exact.sample((7,))
     monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 3 * 7)
-    torch.manual_seed(5)
-    weights = torch.cat([program.log_weights(x, num_particles=k) for k in (3, 3, 3, 1)])
+    with noise.per_datum(x, seed=5):
+        weights = program.log_weights(x, num_particles=10)
     chunked = dgm.evaluate(program, x, num_particles=10, seed=5).values
     torch.testing.assert_close(chunked, (weights.logsumexp(0) - math.log(10)).detach())
 
 
 def test_chunks_do_not_change_the_distribution_of_the_bound(monkeypatch):
     program, exact = linear_vae()
-    x = exact.sample((1,)).expand(4000, 2)
+    x = replicas(exact.sample((1,)), 4000)
     whole = dgm.evaluate(program, x, num_particles=6)
     monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 1)
     chunked = dgm.evaluate(program, x, num_particles=6, seed=1)
@@ -339,7 +340,8 @@ def test_the_last_batch_may_be_small():
     program, x = dgm.Normal(2), torch.randn(11, 2)
     whole = dgm.evaluate(program, x).values
     for size in (1, 5, 11, 100):
-        assert torch.equal(dgm.evaluate(program, x, batch_size=size).values, whole)
+        parts = dgm.evaluate(program, x, batch_size=size).values
+        assert_same_number(parts.float(), whole.float())  # doubles, reckoned in single precision
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------
@@ -354,16 +356,43 @@ def test_differences_are_paired():
     difference = wide.log_prob(x) - wider.log_prob(x)
     assert mean == pytest.approx(difference.mean().item())
     assert error == pytest.approx((difference.std() / math.sqrt(50)).item())
-    assert b.minus(a)[0] == pytest.approx(-mean)
+    assert b.minus(a).nats == pytest.approx(-mean)
     assert error < a.nats_stderr
-    assert evidence([-1.0, -9.0]).minus(evidence([-2.0, -10.0])) == (pytest.approx(1), pytest.approx(0))
+    assert tuple(evidence([-1.0, -9.0]).minus(evidence([-2.0, -10.0]))) == (pytest.approx(1), pytest.approx(0))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kind"),
+    [
+        (("exact", "exact"), "exact"),
+        (("exact", "elbo"), "at most"),
+        (("iwae-5", "ode"), "at least"),
+        (("elbo", "iwae-5"), "of bounds, elbo and iwae-5"),
+        (("elbo", "elbo"), "of bounds, elbo and elbo"),
+    ],
+)
+def test_a_difference_says_what_it_is_of(kinds, kind):
+    first, second = (evidence(kind=each) for each in kinds)
+    assert first.minus(second).kind == kind
+    assert str(first.minus(second)).endswith(f"({kind})")
+
+
+def test_only_the_same_data_in_the_same_order_are_paired():
+    program, x = dgm.Normal(2), torch.randn(8, 2)
+    here = dgm.evaluate(program, x)
+    assert here.minus(dgm.evaluate(program, dgm.Data(x, name="renamed"), batch_size=3)).nats == 0
+    for other in (x.flip(0), torch.randn(8, 2), x + 1e-6):
+        with pytest.raises(
+            ValueError, match="different data: 8 of tensor and 8 of tensor, or the same in another order"
+        ):
+            here.minus(dgm.evaluate(program, other))
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
         ({"measure": "density"}, "a mass cannot be compared with a density.*Dequantized"),
-        ({"data": "other"}, "different data: 3 of toy and 3 of other.*same split"),
+        ({"digest": "other", "data": "other"}, "different data: 3 of toy and 3 of other.*same split"),
         ({"values": (-1.0, -2.0)}, "different data: 3 of toy and 2 of toy"),
         ({"num_dims": 5}, "different data"),
     ],

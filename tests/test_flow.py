@@ -7,7 +7,9 @@ level of 1e-3.
 import copy
 import gc
 import math
+import re
 import weakref
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -583,6 +585,95 @@ def test_what_cannot_be_inverted_is_refused_when_the_flow_is_built(make):
         dgm.Flow(2, [coupling(), make()])
 
 
+class Making(nn.Module):
+    """What zuko calls a lazy transform: a module that makes an affine transform from x to z of its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.log_scale = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2))
+
+    def forward(self):
+        return Closure(lambda: dist.transforms.AffineTransform(self.shift, self.log_scale.exp(), event_dim=1))
+
+
+class Closure(dist.transforms.Transform):
+    """A transform that looks its parameters up in a closure, as zuko's do."""
+
+    domain = codomain = dist.constraints.real_vector
+    bijective = True
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def _call(self, x):
+        return self.make()(x)
+
+    def _inverse(self, z):
+        return self.make().inv(z)
+
+    def log_abs_det_jacobian(self, x, z):
+        return self.make().log_abs_det_jacobian(x, z)
+
+
+class ConditionalClosure(dist.ConditionalTransform):
+    """A conditional transform that is no module, and has one."""
+
+    def __init__(self):
+        self.network = nn.Linear(3, 2)
+
+    def condition(self, given):
+        return dist.transforms.AffineTransform(self.network(given), 1.0, event_dim=1)
+
+
+UNHELD = {
+    "in-a-closure": lambda: Making()(),
+    "inverse": lambda: Making()().inv,
+    "composed": lambda: dist.transforms.ComposeTransform([Making()()]),
+    "parameter": lambda: dist.transforms.AffineTransform(nn.Parameter(torch.zeros(2)), 1.0, event_dim=1),
+    "computed": lambda: dist.transforms.AffineTransform(nn.Linear(1, 2)(torch.ones(1)), 1.0, event_dim=1),
+    "conditional": ConditionalClosure,
+}
+
+
+@pytest.mark.parametrize("make", UNHELD.values(), ids=UNHELD)
+def test_a_transform_is_refused_if_its_parameters_would_not_be_trained(make):
+    with pytest.raises(ValueError, match=r"transforms\[0\].*parameters that no module.*TransformModule.*docs/flows.md"):
+        dgm.Flow(2, [make()])
+
+
+def documented_wrapper():
+    """The class that docs/flows.md wraps foreign transforms in."""
+    page = (Path(__file__).parent.parent / "docs" / "flows.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Made" in b)
+    namespace = {}
+    exec(block, namespace)
+    return namespace["Made"]
+
+
+def test_the_documented_wrapper_scores_and_trains_a_foreign_transform():
+    making = Making()
+    flow = dgm.Flow(2, [documented_wrapper()(making)])
+    x = torch.randn(50, 2)
+    by_hand = dist.Normal(0.0, 1.0).log_prob(making.shift + making.log_scale.exp() * x) + making.log_scale
+    torch.testing.assert_close(flow.log_prob(x), by_hand.sum(-1))
+    torch.testing.assert_close(flow.inverse_map(flow.forward_map(x)), x)
+    before = [parameter.clone() for parameter in making.parameters()]
+    dgm.fit(flow, x, epochs=1, validation=None, progress=False)
+    assert not any(torch.equal(a, b) for a, b in zip(before, making.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["NSF", "MAF", "NICE", "NAF"])
+def test_the_documented_wrapper_scores_as_zuko_does(name):
+    zuko = pytest.importorskip("zuko")
+    theirs = getattr(zuko.flows, name)(2)
+    flow, x = dgm.Flow(2, [documented_wrapper()(theirs.transform)]), torch.randn(20, 2)
+    torch.testing.assert_close(flow.log_prob(x), theirs().log_prob(x))
+    assert {id(p) for p in flow.parameters()} == {id(p) for p in theirs.transform.parameters()}
+    with pytest.raises(ValueError, match="parameters that no module"):
+        dgm.Flow(2, [theirs.transform().inv])
+
+
 def test_building_draws_no_random_numbers():
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -645,6 +736,7 @@ BAD = {
     "layers": (lambda: realnvp(2, layers=0), ValueError, "layers must be a positive integer, got 0"),
     "one-feature": (lambda: realnvp(1), ValueError, "at least two features: use maf"),
     "bins": (lambda: nsf(2, bins=1), ValueError, "bins must be an int from 2"),
+    "initialize-one": (lambda: dgm.Flow(2, [ActNorm(2)]).initialize(torch.zeros(1, 2)), ValueError, "x is one datum"),
     "initialize-shape": (lambda: GOOD().initialize(torch.zeros(2, 3)), ValueError, r"x has shape \(2, 3\)"),
 }
 

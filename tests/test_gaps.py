@@ -104,11 +104,11 @@ def test_a_family_of_flows_is_searched_on_copies_of_the_encoder(x):
     encoder = flow.iaf(2, layers=1, hidden=(8,), context_shape=(3,))
     program = vae(CORRELATED, encoder)
     before = {name: value.clone() for name, value in program.state_dict().items()}
-    found = dgm.infer.gaps(program, x[:4], **OPTIONS, steps=800)
+    found = dgm.infer.gaps(program, x[:2], **OPTIONS, steps=800)
     assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
-    total = exact(CORRELATED, x[:4]) - found.elbo
+    total = exact(CORRELATED, x[:2]) - found.elbo
     assert float(total.mean()) > 1
-    assert float((exact(CORRELATED, x[:4]) - found.best).max()) < 0.1  # far below mean field's gap, nearly zero
+    assert float((exact(CORRELATED, x[:2]) - found.best).max()) < 0.1  # far below mean field's gap, nearly zero
     assert float(found.amortization.mean()) > 0.9 * float(total.mean())
 
 
@@ -214,7 +214,7 @@ def test_discrete_latents_have_gaps_too():
 
 
 def test_what_has_no_gaps():
-    with pytest.raises(TypeError, match="gaps are those of a VAE"):
+    with pytest.raises(TypeError, match="program must be a VAE with an encoder"):
         dgm.infer.gaps(dgm.Normal(2), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="steps"):
         dgm.infer.gaps(vae(CORRELATED, mean_field(CORRELATED)), torch.zeros(3, 3).double(), steps=0)

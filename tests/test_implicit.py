@@ -27,7 +27,7 @@ from dgm_pyro.objectives import COMPARISONS, objective_named
 
 ANGLES = torch.arange(8) * math.pi / 4
 RING = 2 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
-GRID = torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))
+GRID = torch.cartesian_prod(torch.arange(-1.5, 2.0), torch.arange(-1.5, 2.0))
 
 
 def generator(**options):
@@ -166,14 +166,14 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         (lambda: tiny(latent="x"), ValueError, "two latents of this Implicit are named 'x'"),
         (lambda: tiny(latent=""), ValueError, "latent must be the name of a site"),
         (lambda: dgm.Implicit(dgm.Normal(2), generator(), 4).sample(5), ValueError, r"shape \(5, 3\).*\(5, 4\)"),
-        (lambda: Adversarial("lsgan"), ValueError, "game must be gan, wasserstein, or one of kl, .*got 'lsgan'"),
+        (lambda: Adversarial("lsgan"), ValueError, "game must be one of gan, wasserstein, kl, .*got 'lsgan'"),
         (lambda: Adversarial(critic="mlp"), TypeError, "critic must be a torch.nn.Module or None, got str"),
         (lambda: Adversarial(r1=-1), ValueError, "r1 must be a number of at least 0"),
         (lambda: Adversarial(gradient_penalty=math.nan), ValueError, "gradient_penalty must be a number"),
         (lambda: Adversarial(critic_steps=0), ValueError, "critic_steps must be a positive integer"),
         (lambda: Adversarial(critic_lr=0), ValueError, "critic_lr must be a number above 0"),
         (lambda: Adversarial()(tiny(), torch.zeros(4, 3)), ValueError, "the game has not begun.*prepare"),
-        (lambda: KernelScore("cosine"), ValueError, "kernel must be 'energy' or 'gaussian', got 'cosine'"),
+        (lambda: KernelScore("cosine"), ValueError, "kernel must be one of energy, gaussian, got 'cosine'"),
         (lambda: KernelScore(scales=()), ValueError, "scales must name at least one"),
         (lambda: KernelScore(scales=(0.0,)), ValueError, "scales must be a number above 0"),
         (lambda: KernelScore(num_particles=1), ValueError, "num_particles must be at least 2"),
@@ -195,8 +195,8 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         (lambda: density_ratio(torch.zeros(4, 2), torch.zeros(4, 3)), ValueError, r"q has shape \(4, 3\)"),
         (lambda: density_ratio(torch.zeros(4, 2), torch.zeros(4, 2), divergence="tv"), ValueError, "divergence must"),
         (lambda: implicit.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)), ValueError, "k is 3, but there are"),
-        (lambda: implicit.parzen(torch.zeros(3, 2), torch.zeros(3, 2), 0.0), ValueError, "scale must be a positive"),
-        (lambda: implicit.noisy(tiny(), -1.0), ValueError, "scale must be a positive number, got -1.0"),
+        (lambda: implicit.parzen(torch.zeros(3, 2), torch.zeros(3, 2), 0.0), ValueError, "scale must be"),
+        (lambda: implicit.noisy(tiny(), -1.0), ValueError, "scale must be a number above 0, got -1.0"),
         (lambda: dgm.build("implicit", dgm.data.load("digits"), labelled=True), ValueError, "no density.*p.y . x"),
     ],
 )  # fmt: skip
@@ -644,15 +644,18 @@ def test_evidence_of_the_noisy_model_by_annealing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("centres", "epochs", "r1"), [(RING, 100, 0.003), (GRID, 400, 0.0005)], ids=["ring", "grid"])
-def test_every_mode_is_covered(centres, epochs, r1):
-    """All eight modes of the ring, all 25 of the grid, and 90 % of the samples within three standard deviations."""
+@pytest.mark.parametrize(
+    ("centres", "steps", "r1", "units"), [(RING, 2880, 0.003, 64), (GRID, 8190, 0.0005, 96)], ids=["ring", "grid"]
+)
+def test_every_mode_is_covered(centres, steps, r1, units):
+    """All eight modes of the ring, all 16 of the grid, and 90 % of the samples within three standard deviations."""
     torch.manual_seed(0)
-    x = centres[torch.arange(8000) % len(centres)] + 0.1 * torch.randn(8000, 2)
-    program = dgm.Implicit(dgm.Normal(2), MLP((2,), 2, hidden=(128, 128), activation="tanh"), event_shape=2)
-    critic = MLP((2,), 1, hidden=(128, 128), activation="relu")
+    x = centres[torch.arange(500 * len(centres)) % len(centres)] + 0.1 * torch.randn(500 * len(centres), 2)
+    program = dgm.Implicit(dgm.Normal(2), MLP((2,), 2, hidden=(units, units), activation="tanh"), event_shape=2)
+    critic = MLP((2,), 1, hidden=(units, units), activation="relu")
     game = Adversarial(critic=critic, r1=r1, critic_lr=0.5)
-    fitted(program, x, game, epochs=epochs, batch_size=256, lr=4e-3, ema=0.99, validation=None)
+    epochs = steps // math.ceil(len(x) / 128)
+    fitted(program, x, game, epochs=epochs, batch_size=128, lr=5e-3, ema=0.99, validation=None)
     torch.manual_seed(1)
     modes, share = implicit.mode_coverage(program.sample(5000), centres, 0.1)
     assert modes == len(centres)

@@ -104,7 +104,8 @@ def test_draws_are_quantiles_of_the_levels(programs, answers):
     with torch.no_grad():
         cumulated = vae.likelihood(torch.zeros(1, 2, dtype=torch.float64)).base_dist.probs.cumsum(-1).reshape(64, -1)
     for u, drawn in zip(given["uniforms"], computed["drawn"], strict=True):
-        assert torch.equal(drawn, (cumulated <= u).sum(-1).double())
+        first, last = ((cumulated <= u + within).sum(-1) for within in (-TOLERANCE, TOLERANCE))
+        assert ((first <= drawn) & (drawn <= last)).all()
 
 
 def test_the_chain_is_the_packages(programs, answers):

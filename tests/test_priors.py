@@ -147,7 +147,7 @@ def test_a_flow_may_be_the_encoder_of_a_vamp_prior():
             ValueError,
             "reads a label too",
         ),
-        (lambda: MixturePrior(2, 0), ValueError, "components must be a positive int, got 0"),
+        (lambda: MixturePrior(2, 0), ValueError, "components must be a positive integer, got 0"),
     ],
 )
 def test_parts_that_do_not_fit(make, error, message):

@@ -1,7 +1,11 @@
 """The algebra itself: statements, views, traces, shapes and checks, on programs written for the purpose."""
 
+import contextlib
+import copy
 import gc
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pyro
 import pyro.distributions as dist
@@ -13,21 +17,28 @@ from programs import CASES
 from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro.objectives import elbo
+from dgm_pyro import flow
+from dgm_pyro.checks import as_shape
+from dgm_pyro.objectives import ELBO, elbo
 from dgm_pyro.program import (
     _names,
-    as_shape,
+    alone,
     call_network,
+    check_within,
     latent_sites,
     log_prob_sum,
+    map_given,
     plates,
     require_distinct,
+    rows_of,
     site_sum,
     store_name,
     traces,
+    unwrapped,
 )
 
 
@@ -96,6 +107,8 @@ def test_views_are_modules_that_register_the_parameters_once():
 
 def test_names_in_the_store_are_one_per_instance_and_do_not_keep_it_alive():
     first, second = Chain(), Chain()
+    for program in (first, second):
+        program.model(torch.zeros(3, 2))
     names = {store_name(first), store_name(second), store_name(first)}
     assert len(names) == 2
     count = len(_names)
@@ -368,3 +381,321 @@ def test_statements_export_for_any_batch_size(name):
         pyro.set_rng_seed(0)
         torch.testing.assert_close(exported(*arguments), expected, rtol=1e-4, atol=1e-4)
     assert {id(p) for p in exported.parameters()} <= {id(p) for p in program.parameters()}
+
+
+# -- the support of the data -------------------------------------------------------------------------------------------
+
+
+class Own(dgm.Conditional):
+    """Any univariate family of one positive parameter per feature, or of one that a network computes."""
+
+    def __init__(self, make, features=1, network=None):
+        super().__init__()
+        self.event_shape, self.make, self.network = torch.Size((features,)), make, network
+        self.raw = nn.Parameter(torch.zeros(features))
+        self.conditional = network is not None
+
+    def forward(self, given=None):
+        return self.make((self.raw if given is None else self.network(given)).exp()).to_event(1)
+
+
+COUNTS = {
+    "poisson": dist.Poisson,
+    "negative binomial": lambda a: dist.NegativeBinomial(a, torch.full_like(a, 0.4)),
+    "zero-inflated": lambda a: dist.ZeroInflatedPoisson(a, gate=torch.full_like(a, 0.3)),
+    "geometric": lambda a: dist.Geometric(a / (1 + a)),
+    "binomial": lambda a: dist.Binomial(9, a / (1 + a)),
+}
+
+
+def outside(support):
+    """A value that a univariate support does not have; NaN where it has every number."""
+    if hasattr(support, "upper_bound"):
+        return float(support.upper_bound) + 0.5 * (1 + support.is_discrete)
+    if hasattr(support, "lower_bound"):
+        return float(support.lower_bound) - 1
+    return 2.0 if support.is_discrete else math.nan
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_measure_and_refusal_are_those_of_the_support(name):
+    """Of every form of every program: a mass where the distribution of x is discrete; nothing else than outcomes."""
+    case = CASES[name]
+    program = case.build()
+    x, given = case.draw(program, 6)
+    before = torch.get_rng_state()
+    for form in (program, program.unroll()):
+        support = form.support_given(rows_of(given, slice(1)))
+        if support is None:
+            # Unrolled below a latent, the features of x are stated after it, and x never as a whole.
+            assert name in ("pixelvae", "labelled-made")
+            continue
+        assert form.measure == form.measure_given(given) == ("mass" if support.is_discrete else "density")
+        check_within(x, support, name)
+        bad = x.double() if x.is_floating_point() else x.long()
+        bad.view(-1)[-1] = outside(unwrapped(support))
+        bad = bad.to(x.dtype) if x.is_floating_point() else bad
+        with pytest.raises(ValueError, match=r"x holds"):
+            form.check(bad, given, support=True)
+        if given is not None or form.variable != "x":
+            continue
+        with pytest.raises(ValueError, match=r"x holds"):
+            dgm.evaluate(form, bad)
+        with pytest.raises(ValueError, match=r"x holds"):
+            dgm.fit(form, bad, epochs=1, validation=None, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("make", "good", "bad"),
+    [
+        *((make, 2.0, 0.5) for make in COUNTS.values()),
+        (lambda a: dist.Beta(a, a), 0.5, 1.5),
+        (lambda a: dist.Uniform(-a, a), 0.9, 1.1),
+        (lambda a: dist.LogNormal(a, 1.0), 2.0, -1.0),
+        (lambda a: dist.Pareto(a, 1.0), 1.5, 0.5),
+    ],
+)
+def test_data_outside_the_support_are_refused_by_row_and_value(make, good, bad):
+    program, x = Own(make), torch.full((600, 1), good)
+    dgm.evaluate(program, x)
+    x[523, 0] = bad
+    for call in (
+        lambda: dgm.evaluate(program, x),
+        lambda: dgm.fit(program, x, epochs=1, progress=False),
+        lambda: dgm.fit(program, x[:9], validation=x, epochs=1, progress=False),
+        lambda: program.log_prob(x),
+        lambda: program.log_weights(x),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"x holds {bad:.4g} in row 523, outside of the support of this Own, .*bound="
+        ):
+            call()
+    with pytest.raises(ValueError, match="support"):
+        Trace_ELBO().loss(program.model, program.guide, x)
+
+
+def test_bounds_that_depend_on_given_are_those_of_each_row():
+    program = Own(lambda a: dist.Uniform(-a, a), network=nn.Identity())
+    given = torch.linspace(0, 3, 600).unsqueeze(-1)
+    x = 0.99 * given.exp()
+    program.check(x, given, support=True)
+    x[412] *= -1.02
+    with pytest.raises(ValueError, match="in row 412"):
+        program.check(x, given, support=True)
+
+
+def test_bounds_that_latents_move_are_not_taken_for_those_of_x():
+    """x in [-e^z, e^z] may be anything, whatever z is at one draw."""
+    likelihood = Own(lambda a: dist.Uniform(-a, a), network=nn.Identity())
+    program = dgm.VAE(dgm.Normal(1), likelihood, dgm.Normal(1, nn.Linear(1, 2)))
+    assert program.support_given() is None
+    dgm.evaluate(program, torch.full((3, 1), 5.0))
+
+
+def test_the_support_is_found_without_running_a_chain_of_latents():
+    vae = CASES["vae-diffusion-prior"].build()
+    calls = []
+    vae.prior.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    assert not vae.support_given().is_discrete
+    assert len(calls) <= 1 < vae.prior.steps
+
+
+@pytest.mark.parametrize("make", [flow.nsf, flow.realnvp, flow.maf, flow.nsf_autoregressive])
+def test_a_flow_on_the_unit_cube_refuses_what_lies_outside(make):
+    program, x = make(2, unit=True, hidden=(6,)), torch.full((20, 2), 1.5)
+    for call in (dgm.evaluate, dgm.Program.log_prob, lambda *data: dgm.fit(*data, epochs=1, progress=False)):
+        with pytest.raises(ValueError, match=r"x holds 1.5 in row 0, .*Interval"):
+            call(program, x)
+    assert dgm.evaluate(program, x - 1).nats < math.inf
+
+
+def test_the_uniform_base_of_a_flow_has_no_mass_outside():
+    shifted = dgm.Flow(1, [dist.transforms.AffineTransform(2.0, 1.0)], base=flow.Uniform(1))
+    assert shifted.exact_log_prob(torch.tensor([[2.5], [1.0], [3.5]])).tolist() == [0, -math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("make", COUNTS.values(), ids=COUNTS)
+def test_counts_are_a_mass_and_taken_as_integers(make):
+    program, x = Own(make, 2), torch.randint(5, (30, 2))
+    reals = x.float()
+    expected = program.log_prob(reals).detach()
+    torch.testing.assert_close(program.log_prob(x).detach(), expected)
+    for data in (x, reals, dgm.Data(x, levels=17), dgm.Data(reals)):
+        evidence = dgm.evaluate(program, data)
+        assert evidence.measure == program.measure == "mass"
+        torch.testing.assert_close(evidence.values, expected.double())
+    assert all(math.isfinite(loss) for loss in dgm.fit(program, x, epochs=2, progress=False).losses)
+    other = dgm.evaluate(dgm.Categorical(2, 5), x)
+    assert math.isfinite(evidence.minus(dgm.evaluate(program, dgm.Data(x, levels=17))).nats)
+    assert other.measure == evidence.measure
+    with pytest.raises(ValueError, match="the base must be a Conditional with a density on reals"):
+        dgm.Flow(2, [], base=program)
+
+
+def test_counts_reach_an_encoder_and_the_measure_needs_no_given_shape():
+    """A conditional that leaves its given_shape open, as the likelihood of a VAE and alone."""
+    likelihood = Own(dist.Poisson, 2, nn.Linear(1, 2))
+    assert likelihood.measure_given(torch.zeros(3, 1)) == "mass"
+    vae = dgm.VAE(dgm.Normal(1), likelihood, dgm.Normal(1, nn.Linear(2, 2)))
+    assert dgm.evaluate(vae, torch.randint(5, (9, 2))).measure == "mass"
+
+
+# -- torch.func --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.build().tractable])
+@pytest.mark.parametrize("validating", [True, False])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention, mapped by a loop
+def test_exact_densities_are_mapped(name, validating):
+    """Over data, and over ensembles of parameters: what one at a time gives."""
+    program = CASES[name].build().eval()
+    x, given = CASES[name].draw(program, 4)
+    rows = (x.unsqueeze(1), map_given(lambda part: part.unsqueeze(1), given))
+    with pyro.validation_enabled(validating), torch.no_grad():
+        in_dims = (0, None if given is None else 0)
+        mapped = torch.func.vmap(program.exact_log_prob, in_dims=in_dims)(*rows)
+        torch.testing.assert_close(mapped.squeeze(1), program.exact_log_prob(x, given))
+
+
+def test_what_looks_at_numbers_cannot_be_mapped_and_says_what_can():
+    vae = CASES["vae"].build()
+    x = torch.randn(4, 1, 2)
+    for program, method in ((vae, "log_weights"), (dgm.Normal(2), "log_prob")):
+        with pytest.raises(RuntimeError, match=r"mapped by torch.func.vmap.*exact_log_prob.*num_particles"):
+            torch.func.vmap(getattr(program, method), randomness="different")(x)
+
+
+# -- gradients where the caller has switched them off ------------------------------------------------------------------
+
+
+def vae_of_points():
+    torch.manual_seed(0)
+    return dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)))
+
+
+def classes():
+    return dgm.Discriminative(dgm.Categorical((), 3, nn.Linear(2, 3)))
+
+
+POINTS = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+# Made outside of inference mode: what is made inside is refused by torch wherever it meets a gradient.
+VAE, FLOW, CLASSES = vae_of_points(), flow.realnvp(2, layers=2, hidden=(4,)), classes()
+CONTINUOUS, LINEAR = CASES["continuous-diffusion"].build(), nn.Linear(2, 3)
+GRADIENTS = {
+    "fit": lambda: torch.tensor(
+        dgm.fit(copy.deepcopy(VAE), POINTS, epochs=2, validation=None, progress=False, device="cpu").losses
+    ),
+    "ais": lambda: dgm.infer.ais(VAE, POINTS, num_temperatures=5).log_evidence,
+    "bidirectional": lambda: dgm.infer.bidirectional(VAE, 3, num_temperatures=5).lower,
+    "nuts": lambda: dgm.infer.nuts(VAE, POINTS[:2], 3, 3)["z"],
+    "gaps": lambda: dgm.infer.gaps(VAE, POINTS, num_particles=5, num_temperatures=0, steps=3, draws=4).best,
+    "impute": lambda: dgm.infer.impute(FLOW, POINTS, POINTS > 0, num_temperatures=5),
+    "fgsm": lambda: dgm.corruptions.fgsm(CLASSES, POINTS, LABELS, 0.1),
+    "pgd": lambda: dgm.corruptions.pgd(CLASSES, POINTS, LABELS, 0.1, steps=2),
+    "bayesian": lambda: torch.tensor(
+        dgm.classification.Bayesian(LINEAR, dgm.Data(POINTS, LABELS)).fit(epochs=1, batch_size=3).losses
+    ),
+    "ode": lambda: CONTINUOUS.ode_log_prob(POINTS),
+    "fit_guide": lambda: torch.tensor(dgm.guides.fit_guide(VAE, POINTS, AutoNormal, steps=3)[1]),
+    "density_ratio": lambda: dgm.adversarial.density_ratio(POINTS, POINTS + 1, steps=3)(POINTS),
+    "doctor": lambda: torch.tensor(len(dgm.doctor(VAE, POINTS).findings)),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_what_takes_gradients_switches_them_on(name):
+    """Under no_grad the same numbers; under inference_mode, where nothing could, one sentence."""
+    found = []
+    for mode in (contextlib.nullcontext, torch.no_grad):
+        pyro.set_rng_seed(0)
+        with mode():
+            found.append(GRADIENTS[name]())
+            assert torch.is_grad_enabled() == (mode is contextlib.nullcontext)
+    torch.testing.assert_close(*found)
+    refused = pytest.raises(RuntimeError, match=r"takes gradients, which torch.inference_mode\(\) rules out")
+    with refused, torch.inference_mode():
+        GRADIENTS[name]()
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasty():
+    """Threads that take turns at nearly every instruction."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_get_what_one_thread_gets(hasty):
+    """Training, evidence and sampling at once, of programs of their own and of a common one."""
+    common, x = vae_of_points(), torch.randn(30, 2)
+
+    def trained(seed):
+        program = copy.deepcopy(common)
+        dgm.fit(program, x, epochs=2, batch_size=10, seed=seed, progress=False, device="cpu")
+        return torch.cat([p.detach().flatten() for p in program.parameters()])
+
+    def drawn(seed):
+        assert common.sample(3).shape == (3, 2)
+        return FLOW.log_prob(x).detach()
+
+    tasks = [
+        (task, seed)
+        for seed in range(4)
+        for task in (
+            trained,
+            drawn,
+            lambda seed: dgm.evaluate(common, x, seed=seed, num_particles=3).values,
+            lambda seed: dgm.infer.ais(common, x[:3], num_chains=2, num_temperatures=3, seed=seed).log_evidence,
+        )
+    ]
+    random = torch.get_rng_state()
+    expected = [task(seed) for task, seed in tasks]
+    torch.set_rng_state(random)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pair: pair[0](pair[1]), tasks))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    assert pyro.settings.get("validate_distributions_pyro")
+    assert not pyro.get_param_store()
+
+
+def test_sampling_in_threads(hasty):
+    program = dgm.Normal(2)
+    with ThreadPoolExecutor(4) as pool:
+        assert {x.shape for x in pool.map(lambda _: program.sample(3), range(200))} == {(3, 2)}
+
+
+def test_a_view_in_a_second_thread_is_refused_while_the_first_is_under_way():
+    """Both where a thread is inside our statements, and where it is inside handlers around a view that has run."""
+    program, x = dgm.Normal(2, learned=True), torch.zeros(3, 2)
+
+    def elsewhere(call):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(call).result()
+
+    with alone(), pytest.raises(RuntimeError, match=r"another thread runs Pyro statements.*from one thread"):
+        elsewhere(lambda: program.model(x))
+    with poutine.trace():
+        program.model(x)
+        for call in (lambda: program.model(x), lambda: program.sample(3)):
+            with pytest.raises(RuntimeError, match="another thread runs Pyro statements"):
+                elsewhere(call)
+    elsewhere(lambda: program.model(x))
+
+
+def test_training_within_training_does_not_wait_for_itself():
+    inner = []
+
+    def objective(program, x, given=None, observed=None):
+        if not inner:
+            inner.append(dgm.fit(dgm.Normal(2, learned=True), x.detach(), epochs=1, progress=False))
+        return ELBO()(program, x, given, observed)
+
+    dgm.fit(dgm.Normal(2, learned=True), torch.randn(20, 2), objective, epochs=1, validation=None, progress=False)
+    assert inner

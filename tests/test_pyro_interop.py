@@ -1,6 +1,9 @@
 """Programs are Pyro programs: plain Pyro works on every one of them, and none of its traps catches a user."""
 
 import copy
+import gc
+import io
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -8,6 +11,7 @@ import pytest
 import torch
 from programs import CASES, guide_latents, model_latents
 from pyro import poutine
+from pyro.contrib.autoname import scope
 from pyro.infer import (
     MCMC,
     NUTS,
@@ -325,10 +329,10 @@ def learns(program, x, given=None, **options):
 def test_two_instances_of_one_class_both_learn():
     first, second = CASES["vae"].build(seed=0), CASES["vae"].build(seed=1)
     x, _ = CASES["vae"].draw(first, BATCH)
-    assert store_name(first) != store_name(second)
     assert learns(first, x)
     kept = values(first)
     assert learns(second, x)
+    assert store_name(first) != store_name(second)
     assert not any(changed(first, kept))
 
 
@@ -426,3 +430,176 @@ def test_a_program_inside_a_users_own_model():
     losses = [svi.step() for _ in range(60)]
     assert losses[-1] < losses[0]
     assert latent_sites(poutine.trace(model).get_trace()) == ["weights"]
+
+
+def trained(program, x, steps=3):
+    optimizer = pyro.optim.Adam({"lr": 0.1})
+    svi = SVI(program.model, program.guide, optimizer, Trace_ELBO())
+    return optimizer, svi, [svi.step(x) for _ in range(steps)]
+
+
+def test_programs_and_their_parts_pickle_after_a_step():
+    """Pyro leaves weak references on parameters, which no pickle holds; reading the store leaves them anew."""
+    program, x = CASES["vae"].build(), torch.randn(5, 2)
+    train_by_svi(program, x, steps=1)
+    assert pickle.loads(pickle.dumps(program.likelihood.network)) is not None
+    dict(pyro.get_param_store().items())
+    for thing in (program, program.model, {"first": program}):
+        torch.save(thing, io.BytesIO())
+        again = pickle.loads(pickle.dumps(thing))
+    again = again["first"]
+    assert not any(changed(again, values(program)))
+    assert learns(program, x)
+    assert learns(again, x)
+
+
+def test_a_copy_made_in_the_middle_of_a_step_does_not_end_it():
+    class Copying(dgm.Normal):
+        def joint(self, name, value=None, given=None):
+            copy.copy(self), copy.deepcopy(self), pickle.dumps(self.network)
+            return super().joint(name, value, given)
+
+    assert learns(Copying(2, learned=True), torch.randn(5, 2))
+
+
+def test_what_the_store_has_loaded_reaches_the_program(tmp_path):
+    """In a fresh process and a used one; and what the user puts there under the program's names."""
+    program, x = CASES["vae"].build(seed=0), torch.randn(5, 2)
+    train_by_svi(program, x)
+    kept, path = values(program), str(tmp_path / "store")
+    pyro.get_param_store().save(path)
+    train_by_svi(program, x)
+    assert all(changed(program, kept))
+    pyro.get_param_store().load(path)
+    program.model(x)
+    assert not any(changed(program, kept))
+    pyro.clear_param_store()
+    pyro.get_param_store().load(path)
+    fresh = CASES["vae"].build(seed=1)
+    assert all(changed(fresh, kept))
+    fresh.guide(x)
+    assert not any(changed(fresh, kept))
+    assert learns(fresh, x)
+    pyro.clear_param_store()
+    pyro.get_param_store().load(path)
+    frozen = CASES["vae"].build(seed=2)
+    frozen.likelihood.requires_grad_(False)
+    frozen.model(x)
+    assert not any(changed(frozen, kept))
+    with torch.no_grad():
+        next(frozen.likelihood.parameters()).fill_(2.0)
+    frozen.model(x)
+    assert (next(frozen.likelihood.parameters()) == 2).all()  # taken over once, and the user's from then on
+    fresh.model(x)
+    name = next(name for name in pyro.get_param_store() if name.startswith(f"{store_name(fresh)}$$$"))
+    pyro.get_param_store()[name] = torch.full_like(pyro.param(name), 3.0)
+    fresh.model(x)
+    assert torch.equal(next(fresh.parameters()), torch.full_like(next(fresh.parameters()), 3.0))
+    assert learns(fresh, x)
+
+
+def test_a_loaded_store_that_does_not_fit_is_refused(tmp_path):
+    path = str(tmp_path / "store")
+    dgm.Normal(3, nn.Linear(2, 6)).model(torch.zeros(4, 3), torch.zeros(4, 2))
+    pyro.get_param_store().save(path)
+    pyro.clear_param_store()
+    pyro.get_param_store().load(path)
+    wider = dgm.Normal(3, nn.Linear(4, 6))
+    with pytest.raises(ValueError, match=r"values of a Normal whose network.weight has the shape \(6, 2\).*\(6, 4\)"):
+        wider.model(torch.zeros(4, 3), torch.zeros(4, 4))
+    dgm.Bernoulli(3, learned=True).model(4)  # another class has nothing to do with it
+    stored = dgm.Normal(3, nn.Linear(2, 6))
+    stored.model(torch.zeros(4, 3), torch.zeros(4, 2))
+    wider.model(torch.zeros(4, 3), torch.zeros(4, 4))  # what was brought has been used: this is another program
+    name = next(name for name in pyro.get_param_store() if name.startswith(store_name(stored)))
+    pyro.get_param_store()[name] = torch.zeros(5)
+    with pytest.raises(ValueError, match=r"of shape \(5,\), but the program's has shape"):
+        stored.model(torch.zeros(4, 3), torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("cleared", [True, False])
+def test_an_optimizer_resumes_on_a_program_built_anew(tmp_path, cleared):
+    """Beside a baseline that was used first, and where the first program has gone without the store being cleared."""
+    x, path = torch.ones(8, 1) * 3, str(tmp_path / "optimizer")
+    program = dgm.Normal(1, learned=True)
+    optimizer, svi, _ = trained(program, x, 20)
+    optimizer.save(path)
+    kept = {name: value.clone() for name, value in program.state_dict().items()}
+    expected = [svi.step(x) for _ in range(4)]
+    del program, optimizer, svi
+    gc.collect()
+    if cleared:
+        pyro.clear_param_store()
+    baseline = dgm.Normal(2, learned=True)
+    baseline.model(4)
+    program = dgm.Normal(1, learned=True)
+    program.load_state_dict(kept)
+    resumed = pyro.optim.Adam({"lr": 0.1})
+    resumed.load(path)
+    svi = SVI(program.model, program.guide, resumed, Trace_ELBO())
+    assert [svi.step(x) for _ in range(4)] == expected
+
+
+def test_the_weights_of_a_program_that_has_gone_are_not_those_of_the_next():
+    program, x = CASES["vae"].build(seed=0), torch.randn(5, 2)
+    train_by_svi(program, x)
+    name = store_name(program)
+    del program
+    gc.collect()
+    following = CASES["vae"].build(seed=1)
+    kept = values(following)
+    following.model(x)
+    assert store_name(following) == name
+    assert not any(changed(following, kept))
+    assert learns(following, x)
+
+
+def test_equal_programs_in_one_model_stay_apart():
+    """Both alive and stated at once, a copy too; after the store is cleared, in another order."""
+    first, second = CASES["vae"].build(seed=0), CASES["vae"].build(seed=1)
+    third, x = copy.deepcopy(first), torch.randn(5, 2)
+
+    def step(*programs):
+        def both(view):
+            def statements():
+                for i, program in enumerate(programs):
+                    scope(getattr(program, view), prefix=str(i))(x)
+
+            return statements
+
+        SVI(both("model"), both("guide"), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step()
+
+    for order in ((first, second, third), (third, first, second)):
+        before = [values(program) for program in order]
+        step(*order)
+        assert all(all(changed(program, old)) for program, old in zip(order, before, strict=True))
+        stem = store_name(order[0])
+        assert [store_name(program) for program in order] == [stem, f"{stem}_2", f"{stem}_3"]
+        assert len(pyro.get_param_store()) == 3 * len(before[0])
+        pyro.clear_param_store()
+
+
+def test_a_program_keeps_its_name_while_it_is_in_the_store():
+    first, second = CASES["vae"].build(seed=0), CASES["vae"].build(seed=1)
+    x = torch.randn(5, 2)
+    for program in (first, second):
+        program.model(x)
+    name = store_name(second)
+    del program, first
+    gc.collect()
+    second.model(x)
+    assert store_name(second) == name
+    assert store_name(second.unroll()) == name  # the same parameters, whichever form states them
+
+
+def test_two_forms_of_a_program_built_anew_take_the_place_of_those_that_have_gone():
+    """Each tensor has two names in the store, that of the plated form and that of the chain."""
+    x = torch.randn(5, 2)
+    for seed in range(3):
+        program = CASES["diffusion"].build(seed)
+        for form in (program, program.unroll()):
+            assert learns(form, x)
+        stored = {id(tensor) for _, tensor in pyro.get_param_store().named_parameters()}
+        assert stored == {id(parameter) for parameter in program.parameters()}
+        del program, form
+        gc.collect()

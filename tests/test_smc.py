@@ -5,7 +5,7 @@ import math
 import pyro
 import pytest
 import torch
-from programs import CASES, continuous, diffusion, made
+from programs import CASES, continuous, diffusion, made, replicas
 from test_continuous import small
 from test_impute import jittered
 from torch.distributions import MultivariateNormal, Normal
@@ -102,7 +102,11 @@ def test_the_evidence_of_a_diffusion_has_no_bias(make):
         weights = torch.cat([program.log_weights(x, num_particles=50_000) for _ in range(4)])
     truth = weights.logsumexp(0) - math.log(len(weights))
     noise = (weights - truth).exp().std() / math.sqrt(len(weights))
-    estimates = smc(program, x.expand(2000, -1), num_particles=16, threshold=1.1).log_evidence
+    many = x.expand(2000, -1)
+    chain = Times(program.eval(), many, torch.ones_like(many, dtype=torch.bool))
+    with torch.no_grad():
+        chain.tune(2)
+        estimates = propagate(chain, 16, 2000, threshold=1.1).log_evidence
     ratio = (estimates - truth).exp()
     assert abs(ratio.mean() - 1) < 4.5 * math.hypot(ratio.std() / math.sqrt(2000), noise)
 
@@ -143,7 +147,7 @@ def test_no_looser_than_importance_sampling(make):
 def test_without_resampling_it_is_importance_sampling():
     """The look-ahead cancels: the bound is that of `log_weights`."""
     program = jittered(diffusion(2, steps=4), 0.3)
-    x = torch.randn(1, 2).expand(1500, 2)
+    x = replicas(torch.randn(1, 2), 1500)
     bound = smc(program, x, num_particles=4, threshold=0).log_evidence
     with torch.no_grad():
         iwae = program.log_weights(x, num_particles=4).logsumexp(0) - math.log(4)
@@ -169,7 +173,7 @@ def test_taking_keeps_data_apart():
 
 
 def test_other_programs_are_refused():
-    with pytest.raises(TypeError, match=r"chain of a dgm.Diffusion, got Normal"):
+    with pytest.raises(TypeError, match=r"program must be a dgm.Diffusion, got Normal"):
         smc(dgm.Normal(2), torch.zeros(3, 2))
 
 

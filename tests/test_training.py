@@ -387,8 +387,10 @@ def test_of_a_bound_too_the_recorded_loss_is_that_of_the_weights_kept():
     program, x = vae(dgm.Normal(2)), torch.randn(80, 2)
     history = fit(program, x[:40], epochs=5, batch_size=8, validation=x[40:], seed=3)
     recorded = min(epoch.validation for epoch in history.epochs)
-    again = dgm.evaluate(program, x[40:], draws=1, seed=3, batch_size=32)
-    assert -again.nats == pytest.approx(recorded, abs=1e-5)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        again = torch.cat([dgm.ELBO()(program, batch).value for batch in x[40:].split(32)])
+    assert -again.mean().item() == pytest.approx(recorded, abs=1e-5)
 
 
 def test_without_validation_the_last_weights_are_kept():
@@ -498,6 +500,10 @@ def test_frozen_parameters_stay_where_they_are():
 # -- modes, batches, augmentation --------------------------------------------------------------------------------------
 
 
+# Calls, with one row, by which `fit` asks for the support of the data and of the validation data.
+SUPPORTS = 2
+
+
 class Spy(nn.Module):
     """A linear classifier that remembers the mode and the batch of each call."""
 
@@ -506,7 +512,8 @@ class Spy(nn.Module):
         self.linear, self.calls = nn.Linear(2, 3), []
 
     def forward(self, x):
-        self.calls.append((self.training, x.detach().clone()))
+        if len(x) > 1:  # x is stated for one row to find its support
+            self.calls.append((self.training, x.detach().clone()))
         return self.linear(x)
 
 
@@ -521,15 +528,15 @@ def test_every_datum_is_seen_once_per_epoch_in_training_mode():
         batch_size=4,
         validation=dgm.Data(-x, torch.arange(10) % 3),
     )
-    modes = [mode for mode, _ in spy.calls]
-    assert modes == [True] * 3 + [False] + [True] * 3 + [False]
-    assert [len(batch) for mode, batch in spy.calls if mode] == [4, 4, 2, 4, 4, 2]
-    first, second = (torch.cat([batch for _, batch in spy.calls[i : i + 3]]) for i in (0, 4))
+    calls = spy.calls
+    assert [mode for mode, _ in calls] == [True] * 3 + [False] + [True] * 3 + [False]
+    assert [len(batch) for mode, batch in calls if mode] == [4, 4, 2, 4, 4, 2]
+    first, second = (torch.cat([batch for _, batch in calls[i : i + 3]]) for i in (0, 4))
     assert not torch.equal(first, x)
     assert not torch.equal(first, second)
     for epoch in (first, second):
         assert torch.equal(epoch[epoch[:, 0].argsort()], x)
-    assert torch.equal(spy.calls[3][1], -x)
+    assert torch.equal(calls[3][1], -x)
     assert not program.training
 
 
@@ -684,7 +691,7 @@ class BreakingInValidation(Breaking):
 
 
 def test_a_validation_loss_that_is_none_stops_it_too():
-    program = BreakingInValidation(3)
+    program = BreakingInValidation(SUPPORTS + 3)
     with pytest.raises(NonFiniteLossError, match="the validation loss is not finite") as caught:
         fit(program, torch.ones(20, 2), batch_size=5, epochs=6, validation=torch.ones(5, 2), schedule="constant")
     assert (caught.value.epoch, caught.value.step, caught.value.restored_epoch) == (3, 12, 2)
@@ -739,9 +746,9 @@ X = torch.zeros(10, 2)
         ({"epochs": 0}, ValueError, "epochs must be a positive integer, got 0"),
         ({"epochs": 2.0}, ValueError, "epochs must be a positive integer"),
         ({"batch_size": -1}, ValueError, "batch_size must be a positive integer"),
-        ({"lr": 0}, ValueError, "lr must be a positive number, got 0"),
-        ({"lr": math.nan}, ValueError, "lr must be a positive number"),
-        ({"lr": "fast"}, ValueError, "lr must be a positive number, got 'fast'"),
+        ({"lr": 0}, ValueError, "lr must be a number above 0, got 0"),
+        ({"lr": math.nan}, ValueError, "lr must be a number above 0"),
+        ({"lr": "fast"}, ValueError, "lr must be a number above 0, got 'fast'"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be a number of at least 0"),
         ({"schedule": "linear"}, ValueError, "schedule must be 'cosine' or 'constant', got 'linear'"),
         ({"early_stopping": 0, "validation": 0.2}, ValueError, "early_stopping must be a positive integer"),
@@ -750,7 +757,7 @@ X = torch.zeros(10, 2)
         ({"ema": 0}, ValueError, "ema must be a decay between 0 and 1"),
         ({"validation": 1.0}, ValueError, "validation must be a fraction between 0 and 1"),
         ({"validation": 0.0}, ValueError, "validation must be a fraction between 0 and 1"),
-        ({"validation": 0.01}, ValueError, "leave data on both sides"),
+        ({"validation": 0.01}, ValueError, "leaves none on one side"),
         ({"validation": "all"}, TypeError, "validation must be a dgm.data.Data or a torch.Tensor, got str"),
         (
             {"validation": torch.zeros(5, 3)},
@@ -765,7 +772,7 @@ X = torch.zeros(10, 2)
         ({"seed": "zero"}, TypeError, "seed must be an integer, got 'zero'"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
         ({"seed": None}, TypeError, "seed must be an integer, got None"),
-        ({"seed": 2**70}, ValueError, f"seed must be an integer of at most 64 bits, got {2**70}"),
+        ({"seed": 2**70}, ValueError, f"seed must be an integer of at least 0 and at most 64 bits, got {2**70}"),
         ({"device": "gpu"}, ValueError, "device must be 'auto', 'cpu', 'cuda'"),
         ({"data": torch.zeros(10, 3)}, ValueError, r"x has shape \(10, 3\)"),
         ({"data": [1, 2]}, TypeError, "data must be a dgm.data.Data or a torch.Tensor, got list"),
@@ -798,9 +805,56 @@ def test_a_device_that_is_not_there_is_named():
         fit(CASES["normal-learned"].build(), X, device="cuda")
 
 
-def test_one_datum_cannot_be_split():
-    with pytest.raises(ValueError, match="one datum cannot be split"):
-        fit(CASES["normal-learned"].build(), torch.zeros(1, 2), validation=0.5)
+@pytest.mark.parametrize("size", [1, 4])
+def test_data_that_the_fraction_does_not_split_are_refused(size):
+    with pytest.raises(ValueError, match=f"validation=0.1 of {size} data.*validation=None"):
+        dgm.fit(dgm.Normal(2, learned=True), torch.randn(size, 2), epochs=1, progress=False)
+
+
+class Seen(nn.Module):
+    """A network that needs two data in training, and remembers those of each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 4))
+        self.batches = []
+
+    def forward(self, x):
+        if self.training:
+            self.batches.append(x[:, 0].tolist())
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(9, [4, 4]), (10, [4, 4, 2]), (8, [4, 4]), (3, [3])])
+def test_a_last_batch_of_one_is_left_out_and_the_shuffling_leaves_out_another(size, expected):
+    network, x = Seen(), torch.arange(float(size))[:, None]
+    encoder = dgm.Normal(2, network, given_shape=(1,))
+    program = dgm.VAE(dgm.Normal(2), dgm.Normal(1, MLP((2,), 2, hidden=(4,))), encoder)
+    dgm.fit(program, x, epochs=6, batch_size=4, validation=None, progress=False)
+    epochs = [network.batches[i : i + len(expected)] for i in range(0, len(network.batches), len(expected))]
+    assert [[len(batch) for batch in epoch] for epoch in epochs] == [expected] * 6
+    left_out = {row for epoch in epochs for row in x[:, 0].tolist() if not any(row in batch for batch in epoch)}
+    assert len(left_out) > 1 if size == 9 else not left_out
+
+
+FAR = {
+    "offset": (lambda x: x + 1e6, r"feature 0 .*mean 1e\+06 and standard deviation [01].*standardize"),
+    "wide": (lambda x: x * torch.tensor([1.0, 1e5]), r"feature 1 .*standardize"),
+    "offset constant": (lambda x: torch.cat((x[:, :1], torch.full((len(x), 1), 500.0)), 1), "feature 1 .*standardize"),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_data_far_from_scale_one_are_warned_of(name):
+    move, message = FAR[name]
+    with pytest.warns(UserWarning, match=message):
+        dgm.fit(dgm.Normal(2, learned=True), move(torch.randn(200, 2)), epochs=1, progress=False)
+
+
+def test_ordinary_data_and_an_actnorm_are_not():
+    x = torch.randn(200, 2) * torch.tensor([0.0, 50.0]) + torch.tensor([1.0, 90.0])
+    dgm.fit(dgm.Normal(2, learned=True), x, epochs=1, progress=False)  # warnings are errors here
+    dgm.fit(dgm.Flow(2, [dgm.networks.ActNorm(2)]), torch.randn(200, 2) + 1e4, epochs=1, progress=False)
 
 
 def test_labels_are_checked_before_training():

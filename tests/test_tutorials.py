@@ -4,13 +4,16 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jupytext
 import nbformat
 import pytest
+from conftest import pytest_terminal_summary
 
 TUTORIALS = Path(__file__).parent.parent / "tutorials"
 CHAPTERS = sorted(TUTORIALS.glob("[0-9]*.py"))
@@ -28,7 +31,10 @@ def test_there_are_chapters():
 
 @pytest.mark.slow
 @chapters
-def test_chapter_runs_without_a_warning(script, tmp_path):
+def test_chapter_runs_without_a_warning(script, tmp_path, record_property):
+    record_property(
+        "unchecked", "what the chapters claim of models trained to the end; `make tutorials` holds them to it"
+    )
     settings = {"DGM_QUICK": "1", "MPLBACKEND": "Agg", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-W", OF_TORCH, str(script)],
@@ -79,20 +85,34 @@ def test_traces_of_a_machine_are_found():
 
 
 @pytest.mark.slow
-def test_execute_pairs_cells_with_outputs(tmp_path):
-    script, notebook = tmp_path / "00-x.py", tmp_path / "00-x.ipynb"
-    script.write_text(
+def test_the_chapters_after_a_broken_claim_are_executed_and_it_is_named(tmp_path, monkeypatch):
+    """One that stops keeps the notebook of before."""
+    monkeypatch.delenv("DGM_QUICK", raising=False)
+    shutil.copy(TUTORIALS / "chapter.py", tmp_path)
+    broken, whole = tmp_path / "00-broken.py", tmp_path / "01-whole.py"
+    broken.write_text("# %%\nfrom chapter import claim\n\nclaim(1 < 2)\nclaim(2 < 1)\n")
+    whole.write_text(
         "# %% [markdown]\n# # Title\n\n# %%\nimport matplotlib.pyplot as plt\n\nplt.plot([1, 2])\nplt.show()\n"
     )
     spec = importlib.util.spec_from_file_location("execute", TUTORIALS / "execute.py")
     execute = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(execute)
-    execute.execute(script, notebook)
-    title, plot = nbformat.read(notebook, as_version=4).cells
+    with pytest.raises(SystemExit) as stopped:
+        execute.main(chapters=tmp_path)
+    assert stopped.value.code == "00-broken: AssertionError: line 4 of its cell is not so: claim(2 < 1)"
+    assert not broken.with_suffix(".ipynb").exists()
+    title, plot = nbformat.read(whole.with_suffix(".ipynb"), as_version=4).cells
     assert (title.cell_type, title.source) == ("markdown", "# Title")
     assert plot.execution_count == 1
     assert "image/png" in plot.outputs[0].data
     assert plot.metadata == {}
+
+
+def test_the_summary_says_what_was_not_checked():
+    said = []
+    reports = [SimpleNamespace(user_properties=[("unchecked", "b")])] * 2 + [SimpleNamespace(user_properties=[])]
+    pytest_terminal_summary(SimpleNamespace(stats={"passed": reports}, write_line=said.append))
+    assert said == ["NOT CHECKED: b"]
 
 
 def notebook_of(script):

@@ -293,7 +293,7 @@ print("noise of the likelihood: " + ", ".join(f"{name} {noise:.2f}" for name, no
 gains = {name: iwaes[name].minus(iwaes["normal"]) for name in iwaes if name != "normal"}
 claim(all(gain > 5 * error for gain, error in gains.values()))
 for name in ("mog", "vamp", "nsf", "ar"):
-    claim(gains[name][0] > 0.4)
+    claim(gains[name].nats > 0.4)
     claim(mismatches[name][0] < mismatches["normal"][0] / 2)
     claim(noises[name] < noises["normal"])
     claim(strays(made_by[name]) < 0.75 * strays(made_by["normal"]))

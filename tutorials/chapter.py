@@ -1,6 +1,7 @@
 """What every chapter needs besides its subject: checks of what the text says, sizes, and the look of the pictures."""
 
 import os
+import traceback
 
 import matplotlib.pyplot as plt
 
@@ -17,8 +18,10 @@ def scaled(full, quick=1):
 
 
 def claim(true):
-    """Stop if what the text says is not so; models trained for moments only are not held to it."""
-    assert true or QUICK
+    """Stop if what the text says is not so, and quote it; models trained for moments only are not held to it."""
+    if not (true or QUICK):
+        (caller, _) = traceback.extract_stack(limit=2)
+        raise AssertionError(f"line {caller.lineno} of its cell is not so: {caller.line}")
 
 
 def mean_and_error(values):

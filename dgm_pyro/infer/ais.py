@@ -30,9 +30,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dgm_pyro import noise
+from dgm_pyro.checks import check_choice, check_number
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
-from dgm_pyro.program import Program, check_count, latent_sites, log_mean_exp, log_prob_sum, seeded
+from dgm_pyro.program import (
+    Program,
+    check_count,
+    check_program,
+    differentiating,
+    latent_sites,
+    log_mean_exp,
+    log_prob_sum,
+    seeded,
+)
 
 Density = Callable[[Tensor], Tensor]
 Transition = Callable[[Tensor, Tensor, Density], tuple[Tensor, Tensor]]
@@ -52,15 +63,19 @@ class HMC:
 
     num_leapfrog: int = 8
 
+    def __post_init__(self) -> None:
+        check_count(self.num_leapfrog, "num_leapfrog")
+
     def __call__(self, u: Tensor, step: Tensor, density: Density) -> tuple[Tensor, Tensor]:
         """Move u, ``(K, B, D)``, with step sizes ``(B,)``, leaving ``exp(density(u))`` invariant, ``(K, B)``.
 
         Returns:
             The new u, and the probability with which each move was accepted, ``(K, B)``.
         """
-        size = (step * torch.empty_like(u[..., 0]).uniform_(0.8, 1.2)).unsqueeze(-1)
+        with noise.drawing(u.shape[:-1]):
+            size = (step * torch.empty_like(u[..., 0]).uniform_(0.8, 1.2)).unsqueeze(-1)
+            start, level = torch.randn_like(u), torch.rand_like(u[..., 0])
         before, gradient = _with_gradient(density, u)
-        start = torch.randn_like(u)
         momentum, place, after = start, u, before
         for _ in range(self.num_leapfrog):
             momentum = momentum + size / 2 * gradient
@@ -70,12 +85,12 @@ class HMC:
         energy = after - before - 0.5 * (momentum**2 - start**2).sum(-1)
         # A trajectory that left the finite numbers is rejected.
         probability = torch.where(energy.isfinite(), energy.clamp(max=0).exp(), torch.zeros_like(energy))
-        accepted = torch.rand_like(probability) < probability
+        accepted = level < probability
         return torch.where(accepted.unsqueeze(-1), place, u), probability
 
 
 def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
+    with differentiating("HMC"):
         u = u.detach().requires_grad_()
         value = density(u)
         (gradient,) = torch.autograd.grad(value.sum(), u)
@@ -150,7 +165,8 @@ def ais(
         transition: moves u with step sizes and leaves a density invariant, as `HMC` does, the default.
         target_acceptance: what the preliminary run adapts the step sizes to, one for each datum and temperature.
         observed: further observed sites, such as ``{"y": labels}`` of a `Labelled`.
-        seed: the global random state is left as it was.
+        seed: of noise of each datum's own (`noise.per_datum`): its bound does not depend on the others. A transition
+            of your own keeps that if it draws inside `noise.drawing`. The global random state is left as it was.
         progress: whether to show a bar.
 
     Raises:
@@ -162,13 +178,15 @@ def ais(
     >>> dgm.infer.ais(vae, torch.zeros(3, 2), num_temperatures=10).log_weights.shape
     torch.Size([8, 3])
     """
+    check_program(program)
     program.check(x, given)
+    _check_annealing(transition, target_acceptance)
     if program.tractable:
         raise ValueError(f"log p(x) of this {type(program).__name__} is exact: use program.log_prob(x)")
-    with evaluating(program), seeded(seed, x.device), torch.no_grad():
+    with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed), torch.no_grad():
         path = ToPosterior(program, x, given, num_chains, initial, observed or {})
         betas = temperatures(num_temperatures, schedule)
-        transition = transition or HMC(check_count(num_leapfrog, "num_leapfrog"))
+        transition = transition or HMC(num_leapfrog)
         steps = path.adapt(betas, transition, target_acceptance)
         u, log_weights, acceptance = path.anneal(path.start(), betas, steps, transition, progress)
         latents, _ = path.coordinates.unflatten(u)
@@ -209,7 +227,10 @@ def bidirectional(
     >>> bool(sandwich.lower.mean() < sandwich.upper.mean())
     True
     """
+    check_program(program)
+    check_count(num_data, "num_data")
     given = program.check_draws(num_data, given)
+    _check_annealing(transition, target_acceptance)
     with evaluating(program), seeded(seed, program_device(program)), torch.no_grad():
         trace = joint_trace(with_latent_chains(program), None, given=given, batch=(num_data,))
         nodes: Any = trace.nodes
@@ -218,7 +239,7 @@ def bidirectional(
         exact = {name: nodes[name]["value"].expand(path.batch[0], *nodes[name]["value"].shape)
                  for name in path.coordinates.names}  # fmt: skip
         betas = temperatures(num_temperatures, schedule)
-        transition = transition or HMC(check_count(num_leapfrog, "num_leapfrog"))
+        transition = transition or HMC(num_leapfrog)
         steps = path.adapt(betas, transition, target_acceptance)
         _, forward, there = path.anneal(path.start(), betas, steps, transition, progress)
         _, backward, back = path.anneal(
@@ -227,14 +248,19 @@ def bidirectional(
     return Sandwich(x, log_mean_exp(forward), -log_mean_exp(backward), (there + back) / 2)
 
 
+def _check_annealing(transition: Any, target_acceptance: Any) -> None:
+    check_number(target_acceptance, "target_acceptance", above=0, at_most=1)
+    if transition is not None and not callable(transition):
+        raise TypeError(f"transition must be callable, as infer.HMC() is, or None, got {type(transition).__name__}")
+
+
 def temperatures(num: int, schedule: str = "sigmoid") -> Tensor:
     """beta_0 = 0 .. beta_T = 1, ``(num + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
     check_count(num, "num_temperatures")
     even = torch.linspace(0, 1, num + 1)
+    check_choice(schedule, ("sigmoid", "linear"), "schedule")
     if schedule == "linear":
         return even
-    if schedule != "sigmoid":
-        raise ValueError(f"schedule must be 'sigmoid' or 'linear', got {schedule!r}")
     curve = (8 * even - 4).sigmoid()
     return (curve - curve[0]) / (curve[-1] - curve[0])
 

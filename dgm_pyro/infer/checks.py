@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from dgm_pyro.checks import check_choice, check_counts
 from dgm_pyro.doctor import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
 from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace
-from dgm_pyro.program import Program, check_count, latent_sites, rows_of, seeded
+from dgm_pyro.program import Program, check_count, check_program, latent_sites, rows_of, seeded
 
 DRAWS = 32
 ACTIVE = 0.01
@@ -47,6 +48,7 @@ class Calibration:
 
     def histogram(self, site: str) -> Tensor:
         """Counts of the ranks, ``(D, num_bins)``."""
+        check_choice(site, self.ranks, "site")
         width = (self.num_draws + 1) // self.num_bins
         bins = torch.nn.functional.one_hot(self.ranks[site] // width, self.num_bins)
         return bins.sum(0)
@@ -102,9 +104,9 @@ def sbc(
     >>> dgm.infer.sbc(vae, num_simulations=100).ranks["z"].shape
     torch.Size([100, 1])
     """
+    check_program(program)
+    check_counts(num_simulations=num_simulations, num_draws=num_draws, num_bins=num_bins)
     given = program.check_draws(num_simulations, given)
-    check_count(num_draws, "num_draws")
-    check_count(num_bins, "num_bins")
     if (num_draws + 1) % num_bins or num_bins < 2:
         raise ValueError(f"num_bins must be at least 2 and divide num_draws + 1 = {num_draws + 1}, got {num_bins}")
     where = program_device(program)
@@ -187,6 +189,7 @@ def units(program: Program, data: Any, *, draws: int = DRAWS, seed: int = 0) -> 
 
 def _units(program: Program, data: Any, draws: int, seed: int) -> dict[str, Units]:
     points = as_data(program, data)
+    check_count(draws, "draws")
     if len(points) < 2:
         raise ValueError("active units need at least two data: their means must be compared")
     where = program_device(program)

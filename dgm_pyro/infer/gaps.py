@@ -10,15 +10,17 @@ found by gradient ascent from the encoder's own q. Where the encoder's output ar
 these are optimised, for all data at once; any other encoder (a flow, say) is copied for each datum and trained on it
 alone.
 
-log p(x) is that of annealed importance sampling or of an importance-weighted bound with many particles, whichever is
-higher on average. Both are on average below it, so that the approximation gap may be larger than said, not smaller; the
-higher one of each datum would be above it, by the noise of both.
+log p(x) is the clearly highest lower bound, on average over the data: of annealed importance sampling, of importance
+weights with many particles of the encoder's q and of the best q, and of the ELBOs themselves. All are on average below
+log p(x), so that the approximation gap may be larger than said, not smaller; the highest one of each datum would be
+above it, by the noise of all. The best q is likewise the better one of where the ascent ended and where it began.
 
 Source: Cremer, Li and Duvenaud 2018 (Inference suboptimality in variational autoencoders, arXiv 1801.03558).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -29,11 +31,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dgm_pyro import noise
+from dgm_pyro.checks import check_counts, check_dense
 from dgm_pyro.conditionals import Parametric
 from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
 from dgm_pyro.infer.ais import ais
 from dgm_pyro.objectives import elbo
-from dgm_pyro.program import Program, check_count, is_pair, rows_of, seeded
+from dgm_pyro.program import Program, check_count, differentiating, is_pair, rows_of, seeded
 from dgm_pyro.vae import VAE
 
 DRAWS_PER_STEP = 8
@@ -49,7 +53,8 @@ class Gaps:
         log_evidence: the best lower bound on log p(x) at hand, ``(B,)``.
         best: the ELBO of the best q of the family, ``(B,)``.
         elbo: the ELBO of the encoder's q, ``(B,)``.
-        kind: how log_evidence was found, such as "ais-300" or "iwae-1000"; "given" by the caller.
+        kind: how log_evidence was found, such as "ais-300", "iwae-1000", "iwae-1000 of the best q" or "best ELBO";
+            "given" by the caller.
         x: the data.
     """
 
@@ -87,7 +92,7 @@ class Gaps:
 
     def worst(self, num: int) -> Tensor:
         """Indices of the data with the lowest log p(x), the worst first."""
-        return self.log_evidence.argsort()[:num]
+        return self.log_evidence.argsort()[: check_count(num, "num")]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
@@ -136,58 +141,91 @@ def gaps(
         ValueError: shapes or values do not fit, or a latent is discrete and ``num_temperatures`` is not 0.
     """
     if not isinstance(program, VAE) or program.encoder is None:
-        raise TypeError(f"gaps are those of a VAE with an encoder, got {type(program).__name__}")
+        raise TypeError(f"program must be a VAE with an encoder, got {type(program).__name__}")
     program.check(x, given)
-    for name, count in (("num_particles", num_particles), ("steps", steps), ("draws", draws)):
-        check_count(count, name)
+    check_counts(num_particles=num_particles, num_chains=num_chains, steps=steps, draws=draws)
+    check_count(num_temperatures, "num_temperatures", at_least=0)
+    if log_evidence is not None:
+        check_dense(log_evidence, "log_evidence")
     if log_evidence is not None and log_evidence.shape != (len(x),):
         raise ValueError(
             f"log_evidence has shape {tuple(log_evidence.shape)}, but x has {len(x)} rows: pass one number per datum"
         )
-    with evaluating(program):
-        if log_evidence is not None:
-            evidence, kind = log_evidence, "given"
-        else:
-            with seeded(seed, x.device), torch.no_grad():
-                evidence, kind = importance_bound(program, x, given, num_particles), f"iwae-{num_particles}"
-        if num_temperatures and log_evidence is None:
-            annealed = ais(program, x, given, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed,
-                           progress=progress)  # fmt: skip
-            if annealed.log_evidence.mean() > evidence.mean():
-                evidence, kind = annealed.log_evidence, f"ais-{num_temperatures}"
-        with seeded(seed, x.device):
+
+    def own_noise() -> contextlib.AbstractContextManager[Any]:
+        return noise.per_datum(x, seed)
+
+    bounds = dict[str, Tensor]()
+    with evaluating(program), seeded(seed, x.device):
+        with own_noise():
             amortized = _mean_elbo(program, x, given, draws)
-        with seeded(seed, x.device):
-            best = best_elbo(program, x, given, steps=steps, draws=draws, progress=progress)
+        best, weighted = _of_best_q(program, x, given, steps, draws, seed, progress, num_particles)
+        if log_evidence is None:
+            with own_noise():
+                bounds[f"iwae-{num_particles}"] = importance_bound(program, x, given, num_particles)
+            bounds[f"iwae-{num_particles} of the best q"] = weighted
+            if num_temperatures:
+                bounds[f"ais-{num_temperatures}"] = ais(
+                    program, x, given, num_chains=num_chains, num_temperatures=num_temperatures, seed=seed,
+                    progress=progress).log_evidence  # fmt: skip
+    best = _highest({"ascent": best, "encoder": amortized})[1]
+    kind, evidence = ("given", log_evidence) if log_evidence is not None else _highest(bounds | {"best ELBO": best})
     return Gaps(evidence.cpu().double(), best.cpu().double(), amortized.cpu().double(), kind, x.cpu())
 
 
+def _highest(bounds: dict[str, Tensor]) -> tuple[str, Tensor]:
+    """The bound that is highest on average, and its name; an earlier one unless a later one is clearly higher.
+
+    The highest of bounds that are equal but for their noise would be above them.
+    """
+    (name, best), *others = bounds.items()
+    for other, bound in others:
+        more = (bound - best).double()
+        if more.mean() > (2 * standard_error(more) if len(more) > 1 else 0):
+            name, best = other, bound
+    return name, best
+
+
 def best_elbo(
-    program: VAE, x: Tensor, given: Any = None, *, steps: int = 400, draws: int = 256, progress: bool = False
+    program: VAE,
+    x: Tensor,
+    given: Any = None,
+    *,
+    steps: int = 400,
+    draws: int = 256,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Tensor:
     """The ELBO of the best q in the encoder's family for each datum, ``(B,)``, in nats: see `gaps`.
 
     Frozen parameters are moved too, as copies; an encoder without any is the best of its family.
     """
+    return _of_best_q(program, x, given, steps, draws, seed, progress)[0]
+
+
+def _of_best_q(
+    program: VAE, x: Tensor, given: Any, steps: int, draws: int, seed: int, progress: bool, num_particles: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The ELBO of the best q, and the importance-weighted bound by it, ``(B,)`` each."""
     encoder = program.encoder
-    plain = (
-        isinstance(encoder, Parametric) and encoder.network is not None and not program.prior.latents(program.latent)
-    )
-    if plain:
-        local, parameters = _with_local_q(program, x, given)
-        with tqdm(total=steps, desc="best q", unit="step", disable=not progress, leave=False) as bar:
-            _ascend(local, x, given, parameters, steps, LEARNING_RATE, bar.update)
-        return _mean_elbo(local, x, given, draws)
-    if not _with_own_guide(program)[1]:
-        return _mean_elbo(program, x, given, draws)
-    values = []
-    with tqdm(total=steps * len(x), desc="best q", unit="step", disable=not progress, leave=False) as bar:
-        for i in range(len(x)):
-            row, own = x[i : i + 1], rows_of(given, slice(i, i + 1))
-            local, parameters = _with_own_guide(program)
-            _ascend(local, row, own, parameters, steps, FINE_TUNING_RATE, bar.update)
-            values.append(_mean_elbo(local, row, own, draws))
-    return torch.cat(values)
+    free = isinstance(encoder, Parametric) and encoder.network is not None
+    plain = free and not program.prior.latents(program.latent)
+    rate = LEARNING_RATE if plain else FINE_TUNING_RATE
+    # The outputs of an encoder are optimised for all data at once; the weights of one, for each datum alone.
+    size = len(x) if plain or not _with_own_guide(program)[1] else 1
+    found = []
+    with tqdm(total=steps * (len(x) // size), desc="best q", unit="step", disable=not progress, leave=False) as bar:
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            row, own = x[rows], rows_of(given, rows)
+            local, parameters = _with_local_q(program, row, own) if plain else _with_own_guide(program)
+            with noise.per_datum(row, seed):
+                if parameters:
+                    _ascend(local, row, own, parameters, steps, rate, bar.update)
+                bounds = _mean_elbo(local, row, own, draws), importance_bound(local, row, own, num_particles)
+            found.append(torch.stack(bounds))
+    best, weighted = torch.cat(found, -1)
+    return best, weighted
 
 
 def _ascend(
@@ -202,7 +240,7 @@ def _ascend(
     """Maximise the ELBO over ``parameters``, all else fixed."""
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with torch.enable_grad():
+    with differentiating("gaps"):
         for _ in range(steps):
             bound = elbo(program, x, given, batch=(DRAWS_PER_STEP, len(x)))
             loss = -bound.surrogate.mean(0).sum()

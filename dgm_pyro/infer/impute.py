@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from dgm_pyro.autoregressive import Autoregressive, AutoregressiveDistribution, UnrolledAutoregressive
+from dgm_pyro.checks import as_shape, check_seed, check_type, generator
 from dgm_pyro.diffusion import Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.flow import Dequantized
@@ -39,7 +40,17 @@ from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
 from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.labelled import Labelled
 from dgm_pyro.onehot import OneHot
-from dgm_pyro.program import Conditional, Program, check_count, check_tensor, latent_sites, parameter_of, plates, seeded
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    check_count,
+    check_program,
+    check_tensor,
+    latent_sites,
+    parameter_of,
+    plates,
+    seeded,
+)
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 
@@ -87,6 +98,7 @@ def impute(
     >>> dgm.infer.impute(program, x, torch.tensor([True, False, False]), num_samples=5)[:, 0, 0]
     tensor([1, 1, 1, 1, 1])
     """
+    check_program(program)
     check_count(num_samples, "num_samples")
     if program.variable != "x":
         raise ValueError(f"this {type(program).__name__} is a model of labels: it has no x to impute")
@@ -135,8 +147,10 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
     tensor([[[False, False,  True,  True],
              [False, False,  True,  True]]])
     """
-    shape = torch.Size(event_shape)
+    shape = as_shape(event_shape)
+    check_type(region, str, "region", f"one of {', '.join(REGIONS)}")
     name, _, share = region.partition(":")
+    check_seed(seed)
     if name == "random":
         try:
             wanted = float(share)
@@ -144,10 +158,10 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
             wanted = -1.0
         if not 0 < wanted <= 1:
             raise ValueError(f"the random mask needs the share of features to hide, such as random:0.5, got {region!r}")
-        order = torch.rand(shape.numel(), generator=torch.Generator().manual_seed(seed)).argsort().argsort()
+        order = torch.rand(shape.numel(), generator=generator(seed)).argsort().argsort()
         return (order >= round(wanted * shape.numel())).reshape(shape)
     if region not in REGIONS[:-1]:
-        raise ValueError(f"mask must be one of {', '.join(REGIONS)}, got {region!r}")
+        raise ValueError(f"region (--mask) must be one of {', '.join(REGIONS)}, got {region!r}")
     if len(shape) < 2 and name not in ("left", "right"):
         raise ValueError(
             f"mask {region!r} needs images, but x has event_shape {tuple(shape)}: use left, right or random"

@@ -17,9 +17,10 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from dgm_pyro.checks import check_counts
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.infer.target import Coordinates, joint_trace, with_latent_chains
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.program import Program, check_program, differentiating, seeded
 
 
 def nuts(
@@ -55,11 +56,11 @@ def nuts(
     Raises:
         ValueError: a latent is discrete, there is none, or an argument does not fit.
     """
-    check_count(num_samples, "num_samples")
-    check_count(warmup, "warmup")
+    check_program(program)
+    check_counts(num_samples=num_samples, warmup=warmup, max_tree_depth=max_tree_depth)
     program.check(x, given)
     chain = with_latent_chains(program)
-    with evaluating(program), seeded(seed, x.device), torch.enable_grad():
+    with evaluating(program), seeded(seed, x.device), differentiating("nuts"):
         with torch.no_grad():
             latents = Coordinates(joint_trace(chain, x, given=given, batch=(len(x),), observed=observed), (len(x),))
         # Parameters that ask for gradients would be differentiated, and registered with Pyro, at every step.

@@ -38,7 +38,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dgm_pyro import noise
 from dgm_pyro.autoregressive import Autoregressive, Chain
+from dgm_pyro.checks import check_counts, check_number
 from dgm_pyro.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.infer.target import features_of
@@ -89,14 +91,17 @@ def propagate(
         threshold: resample a datum's particles when their effective number falls below this share of them.
         progress: whether to show a bar.
     """
-    batch = (check_count(num_particles, "num_particles"), size)
+    check_counts(num_particles=num_particles, size=size)
+    check_number(threshold, "threshold", at_least=0)
+    batch = (num_particles, size)
     state, log_weights = stepper.start(batch)
     log_mean = log_weights.new_zeros(size)
     resampled = torch.zeros(size, dtype=torch.long, device=log_weights.device)
     for i in tqdm(range(len(stepper)), desc="propagate", unit="step", disable=not progress, leave=False):
         poor = effective_number(log_weights) < threshold * num_particles
+        # Asked for at each step, as what some datum needs must not move the noise of the others.
+        chosen = systematic(log_weights, num_particles)
         if bool(poor.any()):
-            chosen = systematic(log_weights, num_particles)
             same = torch.arange(num_particles, device=chosen.device).unsqueeze(-1).expand(batch)
             state = take(state, torch.where(poor, chosen, same))
             log_mean = log_mean + torch.where(poor, log_weights.logsumexp(0) - math.log(num_particles), 0.0)
@@ -119,7 +124,8 @@ def systematic(log_weights: Tensor, num: int) -> Tensor:
     is above 1 / num, and always if it is above 2 / num.
     """
     edges = log_weights.softmax(0).cumsum(0)
-    comb = torch.arange(num, device=edges.device).unsqueeze(-1) + torch.rand_like(edges[:1])
+    with noise.drawing(edges.shape):
+        comb = torch.arange(num, device=edges.device).unsqueeze(-1) + torch.rand_like(edges[:1])
     places = comb / num * edges[-1:]
     return torch.searchsorted(edges.T.contiguous(), places.T.contiguous()).T.clamp(max=len(edges) - 1)
 
@@ -129,6 +135,9 @@ def take(state: State, indices: Tensor) -> State:
     data = torch.arange(indices.shape[1], device=indices.device)
     return {name: value[indices, data] for name, value in state.items()}
 
+
+TUNING = 32
+"""Particles of a datum, at least, in the preliminary run that sets the powers of its look-ahead."""
 
 # -- the two chains ----------------------------------------------------------------------------------------------------
 
@@ -216,24 +225,25 @@ class Times:
         self.mask, self.given = mask, given
         self.x = torch.where(mask, x, torch.zeros_like(x))
         self.x0 = self.program.clean(self.x)
-        self.powers = self.x0.new_ones(self.program.steps + 1, 2)
+        self.powers = self.x0.new_ones(self.program.steps + 1, 2, 1)
 
     def tune(self, num_particles: int) -> None:
-        """Set the powers by a run with particles of its own, ``num_particles`` for each datum or more."""
-        num_particles = max(num_particles, 2 + 64 // len(self.x))
+        """Set each datum's powers by a run with particles of its own, ``num_particles`` of them or `TUNING`."""
+        num_particles = max(num_particles, TUNING)
+        self.powers = self.x0.new_ones(self.program.steps + 1, 2, len(self.x))
         state, _ = self.start((num_particles, len(self.x)))
         states = [state]
         for i in range(len(self)):
             state, _ = self.step(i, state)
             states.append({name: state[name] for name in ("log_path", "log_psi")})
         last = state["log_path"] + state["log_psi"]
-        target = (last - last.mean(0)).flatten().double()
+        target = (last - last.mean(0)).T.unsqueeze(-1).double()
         for i, each in enumerate(states[:-1]):
             known = torch.stack([each["log_path"], each["log_psi"]], -1)
-            known = (known - known.mean(0)).flatten(0, 1).double()
+            known = (known - known.mean(0)).transpose(0, 1).double()
             ridge = 1e-6 * torch.eye(2, dtype=known.dtype, device=known.device)
-            slopes = torch.linalg.solve(known.T @ known + ridge, known.T @ target)
-            self.powers[self.program.steps - i] = slopes.to(self.powers.dtype)
+            slopes = torch.linalg.solve(known.mT @ known + ridge, known.mT @ target)
+            self.powers[self.program.steps - i] = slopes.squeeze(-1).T.to(self.powers.dtype)
 
     def __len__(self) -> int:
         return self.program.steps - 1
@@ -243,7 +253,8 @@ class Times:
         zero = p.zeros(*batch)
         prior = torch.distributions.Normal(zero, 1.0)
         guide = features_of(p.noised(self.x0.expand_as(zero), self._time(zero, p.steps)))
-        x_t = torch.where(self.mask, guide.sample(), prior.sample())
+        with noise.drawing(batch):
+            x_t = torch.where(self.mask, guide.sample(), prior.sample())
         return self._state(x_t, p.steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
@@ -252,7 +263,8 @@ class Times:
         times = self._time(x_t, t)
         model = features_of(p.reverse(x_t, times, self._denoised(state)))
         guide = features_of(p.reverse(x_t, times, self.x0))
-        x_s = torch.where(self.mask, guide.sample(), model.sample())
+        with noise.drawing(x_t.shape[:2]):
+            x_s = torch.where(self.mask, guide.sample(), model.sample())
         log_path = state["log_path"] + self._seen(model.log_prob(x_s) - guide.log_prob(x_s))
         state, log_gamma = self._state(x_s, t - 1, log_path)
         return state, log_gamma - before
@@ -295,7 +307,8 @@ def smc(
     """Estimate log p(x | given) of a diffusion by sequential Monte Carlo along its own chain.
 
     Costs one pass of the denoiser per particle and time, as the importance-weighted bound does with as many particles,
-    and an eighth more for the preliminary run.
+    and an eighth more, or 32 particles, for the preliminary run of each datum. The estimate of a datum does not depend
+    on the others.
 
     Args:
         program: a `Diffusion`.
@@ -316,11 +329,12 @@ def smc(
     """
     if not isinstance(program, Denoising | UnrolledDiffusion):
         raise TypeError(
-            f"smc follows the chain of a dgm.Diffusion, got {type(program).__name__}: use dgm.infer.ais or "
-            "dgm.evaluate(program, data, num_particles=K), or write a stepper for dgm.infer.propagate"
+            f"program must be a dgm.Diffusion, got {type(program).__name__}: use dgm.infer.ais or dgm."
+            "evaluate(program, data, num_particles=K), or write a stepper for dgm.infer.propagate"
         )
+    check_count(num_particles, "num_particles")
     program.check(x, given)
-    with evaluating(program), seeded(seed, x.device):
+    with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed):
         chain = Times(program, x, torch.ones_like(x, dtype=torch.bool), given)
         chain.tune(max(2, num_particles // 8))
         return propagate(chain, num_particles, len(x), threshold=threshold)

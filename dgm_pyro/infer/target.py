@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from dgm_pyro.autoregressive import AutoregressiveDistribution
-from dgm_pyro.program import Program, latent_sites, log_prob_sum, plates, sample_sites
+from dgm_pyro.program import Program, isolated, latent_sites, log_prob_sum, plates, sample_sites
 
 
 def with_latent_chains(program: Program) -> Program:
@@ -123,7 +123,7 @@ def joint_trace(
 ) -> poutine.Trace:
     """The trace of the model at ``latents``; what is left out, x included, is drawn. Its ``_RETURN`` holds x."""
     data = {**(latents or {}), **(observed or {})}
-    with poutine.block(), poutine.trace() as traced, poutine.condition(data=data), plates(batch):
+    with isolated(), poutine.trace() as traced, poutine.condition(data=data), plates(batch):
         value = program.joint(program.variable, x, given)
     traced.trace.add_node("_RETURN", name="_RETURN", type="return", value=value)
     return traced.trace
@@ -140,7 +140,7 @@ def guide_trace(
 ) -> poutine.Trace:
     """The trace of the guide at ``latents``; latents that are left out are drawn from it."""
     data = {**(latents or {}), **(observed or {})}
-    with poutine.block(), poutine.trace() as traced, poutine.condition(data=data), plates(batch):
+    with isolated(), poutine.trace() as traced, poutine.condition(data=data), plates(batch):
         program.posterior(program.variable, x, given)
     for name in observed or {}:
         if name in traced.trace.nodes:

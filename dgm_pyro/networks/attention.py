@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import check_counts, check_options, check_sizes
 from dgm_pyro.networks.caches import Growing
-from dgm_pyro.networks.masked import check_order, check_sizes
+from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import Context, given_shape_of
 from dgm_pyro.registry import register
 
@@ -104,8 +105,9 @@ class CausalTransformer(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        in_shape = (in_shape,) if isinstance(in_shape, int) else in_shape
-        check_sizes(in_shape=in_shape, num_parameters=num_parameters, width=width, layers=layers, heads=heads)
+        check_sizes(in_shape=in_shape)
+        check_counts(num_parameters=num_parameters, width=width, layers=layers, heads=heads)
+        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got width={width} and heads={heads}")
         self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)

@@ -26,13 +26,14 @@ Sources: Dinh et al. 2017 (RealNVP, arXiv 1605.08803); Papamakarios et al. 2017 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import check_choice, check_count, check_finite, check_number, check_tensor, check_type, is_integer
 from dgm_pyro.networks.caches import cache_maker
 from dgm_pyro.networks.mlp import apply_network
 from dgm_pyro.registry import register
@@ -72,8 +73,7 @@ class Affine(Univariate):
 
     def __init__(self, bound: float = 5.0):
         super().__init__()
-        if not bound > 0:
-            raise ValueError(f"bound must be positive, got {bound!r}")
+        check_number(bound, "bound", above=0)
         self.bound = bound
 
     def _shift_and_log_scale(self, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +102,9 @@ class RationalQuadraticSpline(Univariate):
 
     and from z to x, t is the root of a quadratic. Value and derivative are continuous everywhere.
 
+    Places are measured from the nearer end of the box, to full precision there. In the middle of it the rounding error
+    of single precision is a part of the box, so that among bins as narrow as `SMALLEST` a log-slope may be off by 0.01.
+
     Args:
         bins: how many.
         low, high: the box. With (0, 1), the map is one of the unit interval onto itself.
@@ -113,30 +116,32 @@ class RationalQuadraticSpline(Univariate):
 
     def __init__(self, bins: int = 8, low: float = -5.0, high: float = 5.0, tails: str = "identity"):
         super().__init__()
-        if not isinstance(bins, int) or isinstance(bins, bool) or not 2 <= bins <= 500:
+        if not is_integer(bins) or not 2 <= bins <= 500:
             raise ValueError(f"bins must be an int from 2 to 500, got {bins!r}")
+        check_number(low, "low")
+        check_number(high, "high")
         if not low < high:
             raise ValueError(f"low must be less than high, got low={low!r} and high={high!r}")
-        if tails not in ("identity", "linear"):
-            raise ValueError(f"tails must be 'identity' or 'linear', got {tails!r}")
-        self.bins, self.low, self.size, self.tails = bins, float(low), float(high - low), tails
+        check_choice(tails, ("identity", "linear"), "tails")
+        self.bins, self.low, self.high, self.tails = bins, float(low), float(high), tails
+        self.size = self.high - self.low
         self.num_parameters = 3 * bins - 1 if tails == "identity" else 3 * bins + 1
         self.unit = (low, high) == (0, 1)
 
     def inverse(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        place = (x - self.low) / self.size
-        inside = place.clamp(0, 1)
+        place, raw, back = self._from_nearer_end(x, raw)
+        inside = place.clamp_min(0)
         w, h, x0, z0, d0, d1 = self._bin(inside, raw, axis=0)
-        s, t = h / w, _place_in_bin(place, x0, w)
+        s, t = h / w, ((inside - x0) / w).clamp(0, 1)
         z = z0 + h * (s * t.square() + d0 * t * (1 - t)) / _c(s, t, d0, d1)
         log_slope = _log_slope(s, t, d0, d1)
-        return self.low + self.size * (z + log_slope.exp() * (place - inside)), log_slope
+        return back(z + log_slope.exp() * (place - inside)), log_slope
 
     def forward(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        place = (z - self.low) / self.size
-        inside = place.clamp(0, 1)
+        place, raw, back = self._from_nearer_end(z, raw)
+        inside = place.clamp_min(0)
         w, h, x0, z0, d0, d1 = self._bin(inside, raw, axis=1)
-        s, q = h / w, _place_in_bin(place, z0, h)
+        s, q = h / w, ((inside - z0) / h).clamp(0, 1)
         # The quadratic formula cancels to nothing in single precision. Here g + r > 0 is what is left of its divisor
         # beside 2 s q, and r^2 - g^2 = 4 s^2 q (1 - q) gives it where g and r would cancel.
         g, product = d0 * (1 - q) - d1 * q, 4 * s.square() * q * (1 - q)
@@ -144,7 +149,18 @@ class RationalQuadraticSpline(Univariate):
         rest = torch.where(g < 0, product / (r + g.abs()), g + r)
         t = 2 * s * q / (2 * s * q + rest)
         log_slope = -_log_slope(s, t, d0, d1)
-        return self.low + self.size * (x0 + w * t + log_slope.exp() * (place - inside)), log_slope
+        return back(x0 + w * t + log_slope.exp() * (place - inside)), log_slope
+
+    def _from_nearer_end(self, value: Tensor, raw: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """How far the nearer end of the box is, as a part of it, the spline seen from there, and the way back.
+
+        Seen from the other end, a narrow bin beside this one would be known only to the rounding error of the box.
+        """
+        above = value > (self.low + self.high) / 2
+        place = torch.where(above, self.high - value, value - self.low) / self.size
+        parts = raw.split((self.bins, self.bins, self.num_parameters - 2 * self.bins), -2)
+        raw = torch.where(above.unsqueeze(-2), torch.cat([part.flip(-2) for part in parts], -2), raw)
+        return place, raw, lambda y: torch.where(above, self.high - self.size * y, self.low + self.size * y)
 
     def _bin(self, inside: Tensor, raw: Tensor, axis: int) -> tuple[Tensor, ...]:
         """w, h, x0, z0, d0, d1 of the bins that hold ``inside``, along x (axis 0) or z (axis 1)."""
@@ -164,11 +180,6 @@ class RationalQuadraticSpline(Univariate):
         ends = torch.stack([(raw_derivatives[..., i : i + self.bins, :] * here).sum(-2) for i in (0, 1)])
         d0, d1 = F.softplus(ends + math.log(math.expm1(1 - self.SMALLEST))) + self.SMALLEST
         return w, h, x0, z0, d0, d1
-
-
-def _place_in_bin(place: Tensor, start: Tensor, size: Tensor) -> Tensor:
-    # The last bin ends at 1 only within rounding error, which a narrow one would blow up into its neighbours' slopes.
-    return torch.where(place < 1, (place - start) / size, 1.0).clamp(0, 1)
 
 
 def _c(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
@@ -217,6 +228,7 @@ class Inverse(Bijection):
 
     def __init__(self, bijection: Bijection):
         super().__init__()
+        check_type(bijection, Bijection, "bijection", "a Bijection of dgm_pyro.networks")
         self.bijection = bijection
         self.features, self.num_classes = bijection.features, bijection.num_classes
         self.context_shape = bijection.context_shape
@@ -241,6 +253,8 @@ class Elementwise(Bijection):
 
     def __init__(self, features: int, univariate: Univariate, network: nn.Module | None = None):
         super().__init__()
+        check_count(features, "features")
+        _check_univariate(univariate)
         self.features, self.univariate, self.network = features, univariate, network
         self.domain = self.codomain = "unit" if univariate.unit else "real"
         if network is None:
@@ -285,9 +299,11 @@ class Coupling(Bijection):
 
     def __init__(self, passes: Sequence[bool], univariate: Univariate, network: nn.Module):
         super().__init__()
-        mask = torch.as_tensor(passes)
-        if mask.dim() != 1 or mask.dtype != torch.bool or mask.all() or not mask.any():
+        _check_univariate(univariate)
+        booleans = isinstance(passes, Sequence) and all(isinstance(each, bool) for each in passes)
+        if not booleans or all(passes) or not any(passes):
             raise ValueError(f"passes must be a sequence of booleans, some True and some False, got {passes!r}")
+        mask = torch.tensor(passes)
         self.features, self.univariate, self.network = len(mask), univariate, network
         self.domain = self.codomain = "unit" if univariate.unit else "real"
         self.context_shape, self.num_classes = _second_input(network)
@@ -328,6 +344,7 @@ class MaskedAutoregressive(Bijection):
 
     def __init__(self, univariate: Univariate, network: nn.Module):
         super().__init__()
+        _check_univariate(univariate)
         self.univariate, self.network = univariate, network
         self.in_shape = torch.Size(_declared(network, "in_shape", "the shape of one x"))
         self.order = tuple(_declared(network, "order", "the indices of the features, first to last"))
@@ -373,11 +390,12 @@ class Permutation(Bijection):
 
     def __init__(self, order: Sequence[int]):
         super().__init__()
-        indices = torch.as_tensor(order)
-        if indices.dim() != 1 or indices.is_floating_point() or sorted(indices.tolist()) != list(range(len(indices))):
+        integers = isinstance(order, Sequence) and all(map(is_integer, order))
+        if not integers or sorted(order) != list(range(len(order))):
             raise ValueError(f"order must hold each index 0 .. D - 1 once, got {order!r}")
+        indices = torch.tensor(order)
         self.features = len(indices)
-        self.register_buffer("order", indices.long(), persistent=False)
+        self.register_buffer("order", indices, persistent=False)
         self.register_buffer("back", indices.argsort(), persistent=False)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -399,6 +417,7 @@ class LULinear(Bijection):
 
     def __init__(self, features: int):
         super().__init__()
+        check_count(features, "features")
         self.features = features
         self.weight = nn.Parameter(torch.zeros(features, features))  # L below the diagonal, log-diagonal, U above it
         self.bias = nn.Parameter(torch.zeros(features))
@@ -433,11 +452,12 @@ class ActNorm(Bijection):
         features: D.
     """
 
-    SMALLEST = 1e-4  # scale, for features that are constant in the first batch
+    SMALLEST = 1e-4  # scale, for features that hardly vary in the first batch
     initialized: Tensor
 
     def __init__(self, features: int):
         super().__init__()
+        check_count(features, "features")
         self.features = features
         self.location = nn.Parameter(torch.zeros(features))
         self.log_scale = nn.Parameter(torch.zeros(features))
@@ -450,9 +470,18 @@ class ActNorm(Bijection):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Set location and scale to those of ``x``, (N, D), N > 1."""
+        """Set location and scale to those of ``x``, (N, D), N > 1; a feature that is constant there keeps scale 1.
+
+        Raises:
+            ValueError: there is one x, which has no scale, or a value of it is not finite.
+        """
+        check_tensor(x, (self.features,), "x", "the shape of the features")
+        if len(x) < 2:
+            raise ValueError("x is one datum, which has no scale to start ActNorm from: initialize with two or more")
+        check_finite(x, "x")
+        constant = (x == x[0]).all(0)
         self.location.copy_(x.mean(0))
-        self.log_scale.copy_(x.std(0).clamp_min(self.SMALLEST).log())
+        self.log_scale.copy_(torch.where(constant, 1.0, x.std(0).clamp_min(self.SMALLEST)).log())
         self.initialized.fill_(True)
         self._waiting = False
 
@@ -502,6 +531,10 @@ class NormalCDF(Bijection):
         return z, -_log_normal(z)
 
 
+def _check_univariate(univariate: Any) -> None:
+    check_type(univariate, Univariate, "univariate", "a Univariate of dgm_pyro.networks, such as Affine()")
+
+
 def _log_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
 
@@ -532,6 +565,7 @@ def _parameters(
 
 def _second_input(network: nn.Module) -> tuple[torch.Size | None, int | None]:
     """The context's shape and number of classes of a network whose first input is x."""
+    check_type(network, nn.Module, "network", "a torch.nn.Module")
     shape: tuple[Any, ...] = getattr(network, "given_shape", ())
     if len(shape) == 2 and isinstance(shape[1], tuple):
         return torch.Size(shape[1]), getattr(network, "num_classes", None)

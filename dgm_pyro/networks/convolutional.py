@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import as_shape, check_counts, check_options, check_sizes
 from dgm_pyro.networks.mlp import Context, check_context, given_shape_of, to_unit
 from dgm_pyro.registry import register
 
@@ -69,6 +70,8 @@ class ConvEncoder(nn.Module):
     ):
         super().__init__()
         heights, widths = sizes(in_shape, channels, "in_shape")
+        check_counts(out_features=out_features, blocks=blocks, hidden=hidden)
+        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
         self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
         self.num_classes, self.levels = num_classes, levels
@@ -121,7 +124,9 @@ class ConvDecoder(nn.Module):
     ):
         super().__init__()
         heights, widths = sizes(out_shape, channels, "out_shape")
-        label_in = tuple(in_shape) == ()
+        check_counts(outputs=outputs, blocks=blocks)
+        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        label_in = as_shape(in_shape, "in_shape") == ()
         self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, None if label_in else num_classes)
         self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
         self.num_classes = num_classes
@@ -153,10 +158,9 @@ class ConvDecoder(nn.Module):
 
 def sizes(shape: Sequence[int], channels: Sequence[int], argument: str) -> tuple[list[int], list[int]]:
     """Heights and widths of an image of ``shape`` at each resolution, the finest first."""
-    if len(shape) != 3:
-        raise ValueError(f"{argument} must be (C, H, W) for a convolutional network, got {tuple(shape)}: use MLP")
-    if not channels or any(not isinstance(width, int) or width < 1 for width in channels):
-        raise ValueError(f"channels must be positive integers, one for each resolution, got {tuple(channels)}")
+    if len(as_shape(shape, argument)) != 3:
+        raise ValueError(f"{argument} must be (C, H, W) for a convolutional network, got {shape}: use MLP")
+    check_sizes(channels=channels)
     heights, widths = [shape[1]], [shape[2]]
     for _ in channels:
         heights.append(math.ceil(heights[-1] / 2))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import as_shape, check_count, check_number, check_options, check_sizes
 from dgm_pyro.networks.mlp import Context, activation_named
 from dgm_pyro.registry import register
 
@@ -50,14 +51,15 @@ class Denoiser(nn.Module):
         max_frequency: float,
     ):
         super().__init__()
-        if not isinstance(outputs, int) or outputs < 1:
-            raise ValueError(f"outputs must be a positive int, got {outputs!r}")
-        self.event_shape = torch.Size(event_shape)
-        self.out_shape = self.event_shape if outputs == 1 else torch.Size((outputs, *event_shape))
+        check_count(outputs, "outputs")
+        check_number(max_frequency, "max_frequency", above=0)
+        check_options(num_classes=num_classes)
+        self.event_shape = as_shape(event_shape)
+        self.out_shape = self.event_shape if outputs == 1 else torch.Size((outputs, *self.event_shape))
         self.num_classes = num_classes
-        self.context_shape = torch.Size(()) if num_classes is not None else context_shape
-        if self.context_shape is not None:
-            self.context_shape = torch.Size(self.context_shape)
+        if num_classes is not None:
+            context_shape = ()
+        self.context_shape = None if context_shape is None else as_shape(context_shape, "context_shape")
         self.time = TimeEmbedding(features, max_frequency=max_frequency)
         self.context: Context | None = None
         if self.context_shape is not None:
@@ -96,8 +98,8 @@ class DenoisingMLP(Denoiser):
         activation: str = "silu",
         max_frequency: float = 1000.0,
     ):
-        if not hidden:
-            raise ValueError("time enters the hidden layers: hidden must name at least one width")
+        check_sizes(hidden=hidden)  # at least one width, for time to enter
+        hidden = as_shape(hidden)
         features = hidden[0]
         super().__init__(event_shape, features, context_shape, num_classes, outputs, max_frequency)
         numel = math.prod(self.event_shape)
@@ -164,9 +166,11 @@ class DenoisingUNet(Denoiser):
         dropout: float = 0.0,
         max_frequency: float = 1000.0,
     ):
-        if len(event_shape) != 3:
-            raise ValueError(f"event_shape must be (C, H, W) for a U-Net, got {tuple(event_shape)}: use DenoisingMLP")
-        if not channels or any(width < 8 or width % 8 for width in channels):
+        if len(as_shape(event_shape)) != 3:
+            raise ValueError(f"event_shape must be (C, H, W) for a U-Net, got {event_shape}: use DenoisingMLP")
+        check_sizes(channels=channels)
+        check_options(dropout=dropout)
+        if any(width % 8 for width in channels):
             raise ValueError(f"channels must be positive multiples of 8, got {tuple(channels)}")
         factor = 2 ** (len(channels) - 1)
         if event_shape[1] % factor or event_shape[2] % factor:

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import as_shape, check_count, check_options, check_sizes
 from dgm_pyro.networks.caches import Growing
 from dgm_pyro.networks.mlp import Context, activation_named, given_shape_of, to_unit
 from dgm_pyro.registry import register
@@ -108,13 +109,15 @@ class MADE(nn.Module):
         activation: str = "silu",
     ):
         super().__init__()
-        in_shape = (in_shape,) if isinstance(in_shape, int) else in_shape
-        check_sizes(in_shape=in_shape, num_parameters=num_parameters, hidden=hidden)
+        check_sizes(in_shape=in_shape, hidden=hidden)
+        check_count(num_parameters, "num_parameters")
+        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
         self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
         self.num_parameters, self.num_classes, self.levels = num_parameters, num_classes, levels
         size = math.prod(self.in_shape)
         self.order = check_order(order, size)
+        hidden = as_shape(hidden)
         if residual and len(set(hidden)) > 1:
             raise ValueError(f"residual blocks have one width, but hidden is {tuple(hidden)}: make all widths equal")
 
@@ -233,14 +236,6 @@ def in_order(weight: Tensor, order: Sequence[int]) -> Tensor:
     if tuple(order) == tuple(range(len(order))):
         return weight
     return weight.index_select(1, torch.tensor(order, device=weight.device))
-
-
-def check_sizes(**sizes: int | Sequence[int]) -> None:
-    """Raise unless each argument is a positive integer, or a sequence of at least one."""
-    for argument, value in sizes.items():
-        numbers = (value,) if isinstance(value, int) else tuple(value)
-        if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
-            raise ValueError(f"{argument} must be a positive integer, or at least one of them, got {value!r}")
 
 
 def check_order(order: str | Sequence[int], size: int) -> tuple[int, ...]:

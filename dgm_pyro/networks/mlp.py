@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgm_pyro.checks import as_shape, check_choice, check_count, check_options
 from dgm_pyro.registry import register
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -24,8 +25,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation_named(name: str) -> nn.Module:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    check_choice(name, ACTIVATIONS, "activation")
     return ACTIVATIONS[name]()
 
 
@@ -91,13 +91,16 @@ class Context(nn.Module):
 
     def __init__(self, shape: Sequence[int], num_classes: int | None, features: int, levels: int | None = None):
         super().__init__()
+        shape = as_shape(shape, "shape")
+        check_count(features, "features")
+        check_options(levels=levels, num_classes=num_classes)
         self.levels = levels
         if num_classes is not None:
-            if tuple(shape) != ():
+            if shape != ():
                 raise ValueError(f"num_classes is for labels of shape (), but the context has shape {tuple(shape)}")
             self.embed: nn.Module = nn.Embedding(num_classes, features)
         else:
-            if tuple(shape) == ():
+            if shape == ():
                 raise ValueError("a context of shape () is a class label: pass num_classes")
             self.embed = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), features))
         self.is_label = num_classes is not None
@@ -113,12 +116,12 @@ class Context(nn.Module):
 
 
 def given_shape_of(
-    in_shape: Sequence[int], context_shape: Sequence[int] | None, num_classes: int | None
+    in_shape: int | Sequence[int], context_shape: Sequence[int] | None, num_classes: int | None
 ) -> tuple[torch.Size, torch.Size | None]:
     """The main input's shape, and the context's: ``()`` for labels, None without one."""
     if num_classes is not None and context_shape is None:
         context_shape = ()
-    return torch.Size(in_shape), None if context_shape is None else torch.Size(context_shape)
+    return as_shape(in_shape, "in_shape"), None if context_shape is None else as_shape(context_shape, "context_shape")
 
 
 def check_context(network: nn.Module, context: Tensor | None) -> None:
@@ -156,11 +159,13 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        check_count(out_features, "out_features")
+        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.num_classes = num_classes
-        label_in = tuple(in_shape) == ()
+        label_in = as_shape(in_shape, "in_shape") == ()
         self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, None if label_in else num_classes)
         self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
-        widths = [*hidden, out_features]
+        widths = [*as_shape(hidden, "hidden"), out_features]
         self.first = Context(self.in_shape, num_classes if label_in else None, widths[0], levels)
         self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.contexts = nn.ModuleList()
@@ -168,7 +173,7 @@ class MLP(nn.Module):
             if not hidden:
                 raise ValueError("a context enters the hidden layers: hidden must name at least one width")
             labels = None if label_in else num_classes
-            self.contexts.extend(Context(self.context_shape, labels, width) for width in hidden)
+            self.contexts.extend(Context(self.context_shape, labels, width) for width in widths[:-1])
         self.activation, self.dropout = activation_named(activation), nn.Dropout(dropout)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

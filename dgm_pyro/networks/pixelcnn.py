@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.networks.masked import check_sizes
+from dgm_pyro.checks import check_counts, check_options, is_integer
 from dgm_pyro.networks.mlp import Context, given_shape_of, to_unit
 from dgm_pyro.registry import register
 
@@ -94,15 +94,16 @@ class PixelCNN(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if len(in_shape) != 3 or in_shape[0] != 1:
+        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
+        if len(self.in_shape) != 3 or self.in_shape[0] != 1:
             raise ValueError(
-                f"in_shape is {tuple(in_shape)}, but PixelCNN models images of one channel, (1, H, W): "
+                f"in_shape is {tuple(self.in_shape)}, but PixelCNN models images of one channel, (1, H, W): "
                 "use MADE for other shapes"
             )
-        check_sizes(in_shape=in_shape, num_parameters=num_parameters, channels=channels, layers=layers)
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size}")
-        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
+        check_counts(num_parameters=num_parameters, channels=channels, layers=layers)
+        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        if not is_integer(kernel_size) or kernel_size < 3 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size!r}")
         self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
         self.num_classes, self.levels = num_classes, levels
         self.order = tuple(range(self.in_shape.numel()))

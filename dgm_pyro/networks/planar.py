@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgm_pyro.checks import as_shape, check_count
 from dgm_pyro.networks.bijections import Bijection
-from dgm_pyro.networks.masked import check_sizes
 from dgm_pyro.networks.mlp import Context, apply_network
 from dgm_pyro.registry import register
 
@@ -44,8 +44,8 @@ class _Amortized(Bijection):
         if context_shape is None:
             self.raw = nn.Parameter(torch.randn(num_parameters) / math.sqrt(features))
         else:
-            self.context_shape = torch.Size(context_shape)
-            self.network = Context(context_shape, None, num_parameters)
+            self.context_shape = as_shape(context_shape, "context_shape")
+            self.network = Context(self.context_shape, None, num_parameters)
 
     def _raw(self, value: Tensor, context: Tensor | None) -> Tensor:
         raw = self.raw if context is None else apply_network(self.network, context)
@@ -67,7 +67,7 @@ class Planar(_Amortized):
     """
 
     def __init__(self, features: int, *, context_shape: Sequence[int] | None = None):
-        check_sizes(features=features)
+        check_count(features, "features")
         super().__init__(features, 2 * features + 1, context_shape)
 
     def _terms(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,9 +110,8 @@ class Sylvester(_Amortized):
     upper: Tensor
 
     def __init__(self, features: int, reflections: int = 4, *, context_shape: Sequence[int] | None = None):
-        check_sizes(features=features)
-        if not isinstance(reflections, int) or reflections < 0:
-            raise ValueError(f"reflections must be an integer of at least 0, got {reflections!r}")
+        check_count(features, "features")
+        check_count(reflections, "reflections", at_least=0)
         triangle = features * (features + 1) // 2
         super().__init__(features, 2 * triangle + (1 + reflections) * features, context_shape)
         self.reflections, self.triangle = reflections, triangle

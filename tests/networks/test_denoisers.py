@@ -136,12 +136,12 @@ def test_neighbouring_times_are_told_apart():
         (lambda: DenoisingUNet((1, 7, 8)), r"event_shape \(1, 7, 8\) cannot be halved 1 times: give fewer channels"),
         (lambda: DenoisingUNet((1, 8, 10), (8, 8, 8)), r"\(1, 8, 10\) cannot be halved 2 times"),
         (lambda: DenoisingUNet((1, 8, 8), (12, 16)), r"channels must be positive multiples of 8, got \(12, 16\)"),
-        (lambda: DenoisingUNet((1, 8, 8), (0, 8)), r"channels must be positive multiples of 8"),
-        (lambda: DenoisingUNet((1, 8, 8), ()), r"channels must be positive multiples of 8, got \(\)"),
-        (lambda: DenoisingMLP((2,), ()), "hidden must name at least one width"),
+        (lambda: DenoisingUNet((1, 8, 8), (0, 8)), "channels must be a positive int or a tuple of them"),
+        (lambda: DenoisingUNet((1, 8, 8), ()), r"channels must be a positive int or a tuple of them, got \(\)"),
+        (lambda: DenoisingMLP((2,), ()), r"hidden must be a positive int or a tuple of them, got \(\)"),
         (lambda: DenoisingMLP((2,), (8,), activation="softsign"), "activation must be one of relu, .*'softsign'"),
         (lambda: DenoisingMLP((2,), (8,), context_shape=()), "class label: pass num_classes"),
-        (lambda: DenoisingMLP((2,), (8,), outputs=0), "outputs must be a positive int, got 0"),
+        (lambda: DenoisingMLP((2,), (8,), outputs=0), "outputs must be a positive integer, got 0"),
     ],
 )
 def test_networks_that_cannot_be_are_refused(make, message):

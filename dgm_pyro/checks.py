@@ -1,0 +1,173 @@
+"""Checks of arguments: each error names the argument, says what it got, and what to do.
+
+They know neither programs nor Pyro, so that every module can use them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = torch.Size | tuple[Any, ...]
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether ``value`` is an int, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _got(value: Any) -> str:
+    """The end of a message about an integer: numpy's and torch's look like one."""
+    return f"got {value!r}" + (": use int(...) of it" if hasattr(value, "item") else "")
+
+
+def as_shape(shape: Any, argument: str = "event_shape") -> torch.Size:
+    """An int or a sequence of positive ints as a torch.Size."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    if not all(is_integer(size) and size > 0 for size in sizes):
+        raise ValueError(f"{argument} must be a positive int or a tuple of them, {_got(shape)}")
+    return torch.Size(sizes)
+
+
+def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Raise unless each argument is a positive integer, or a sequence of at least one."""
+    for argument, value in sizes.items():
+        if as_shape(value, argument) == ():
+            raise ValueError(f"{argument} must be a positive int or a tuple of them, got {value!r}")
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise unless each argument is a positive integer."""
+    for argument, count in counts.items():
+        check_count(count, argument)
+
+
+def check_count(count: Any, argument: str, at_least: int = 1) -> int:
+    if not is_integer(count) or count < at_least:
+        wanted = "a positive integer" if at_least == 1 else f"an int of at least {at_least}"
+        raise ValueError(f"{argument} must be {wanted}, {_got(count)}")
+    return count
+
+
+def check_number(
+    value: Any, argument: str, *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf
+) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not (value >= at_least and above < value <= at_most):
+        low = f" above {above}" if above > -math.inf else f" of at least {at_least}" if at_least > -math.inf else ""
+        high = f" and at most {at_most}" if at_most < math.inf else ""
+        kind = "number" if low or high else "finite number"
+        raise ValueError(f"{argument} must be a {kind}{low}{high}, got {value!r}")
+
+
+def check_seed(seed: Any) -> int:
+    if not is_integer(seed):
+        raise TypeError(f"seed must be an integer, {_got(seed)}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an integer of at least 0 and at most 64 bits, got {seed}")
+    return seed
+
+
+def generator(seed: Any) -> torch.Generator:
+    """A generator on the CPU, which the seed alone determines."""
+    return torch.Generator().manual_seed(check_seed(seed))
+
+
+def check_choice(value: Any, choices: Collection[str], argument: str) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_options(*, levels: Any = None, num_classes: Any = None, dropout: Any = 0.0) -> None:
+    """Raise unless what networks have in common fits."""
+    if levels is not None:
+        check_count(levels, "levels", at_least=2)
+    if num_classes is not None:
+        check_count(num_classes, "num_classes")
+    check_number(dropout, "dropout", at_least=0, at_most=1)
+
+
+def check_name(name: Any, argument: str) -> None:
+    """Raise unless ``name`` may be that of a site."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{argument} must be the name of a site, a non-empty string, got {name!r}")
+
+
+def check_type(value: Any, kind: Any, argument: str, wanted: str) -> None:
+    """Raise unless ``value`` is of that kind.
+
+    Args:
+        wanted: what the message calls the kind ("a dgm.Program").
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument} must be {wanted}, got {type(value).__name__}")
+
+
+def check_path(path: Any, argument: str) -> None:
+    check_type(path, (str, os.PathLike), argument, "a path")
+
+
+def check_dense(x: Any, argument: str) -> None:
+    """Raise unless ``x`` is a tensor whose values lie in memory one by one."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use torch.as_tensor({argument})")
+    if x.is_nested or x.layout != torch.strided:
+        raise TypeError(f"{argument} is a tensor of layout {x.layout}: use {argument}.to_dense()")
+
+
+def check_finite(x: Any, argument: str) -> None:
+    """Raise unless ``x`` is a tensor of numbers, none of them NaN or infinite."""
+    check_dense(x, argument)
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{argument} holds NaN or infinite values: clean them or drop those rows")
+
+
+def check_labels(y: Any, argument: str, size: int) -> None:
+    """Raise unless ``y`` is one integer per datum."""
+    check_dense(y, argument)
+    if tuple(y.shape) != (size,):
+        raise ValueError(
+            f"{argument} has shape {tuple(y.shape)}, but x has {size} rows: pass one label per datum, ({size},)"
+        )
+    if y.dtype not in INTEGERS:
+        raise TypeError(f"{argument} has dtype {y.dtype}: labels are integers, use {argument}.long()")
+
+
+def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:
+    """Raise unless ``x`` is a non-empty tensor of shape ``(B, *shape)``."""
+    check_dense(x, argument)
+    if x.dim() != len(shape) + 1 or x.shape[1:] != torch.Size(shape):
+        raise ValueError(
+            f"{argument} has shape {tuple(x.shape)}, but {owner} is {tuple(shape)}: pass (B, *{tuple(shape)})"
+        )
+    if len(x) == 0:
+        raise ValueError(f"{argument} is empty: it has shape {tuple(x.shape)}")
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of that name; "auto" is CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch does not know or does not see it.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device) if isinstance(device, str | torch.device) else None
+    except RuntimeError:
+        found = None
+    if found is None:
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    try:
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # a backend that is not there fails in its own way
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but torch sees no {str(found).upper()} device: use device='cpu'"
+        ) from error
+    return found

@@ -1,0 +1,772 @@
+"""A bad value for each argument of each public function: an error of ours, at once, that names the argument.
+
+`CALLS` has a call that works for each public function, class and method. Each of its arguments is replaced in turn by
+the bad values of its kind, which follows from its name.
+"""
+
+import importlib
+import inspect
+import math
+import re
+import tempfile
+import time
+import traceback
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro import networks, runs, sweep
+from dgm_pyro.networks import MADE, MLP, Affine
+
+ROOT = str(Path(dgm.__file__).parent)
+MODULES = [
+    "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "flow", "guides", "implicit",
+    "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers", "sweep",
+]  # fmt: skip
+
+# -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
+
+NAN = math.nan
+SEED = [1.5, None, "x", -1, torch.tensor(1)]
+COUNT = [0, -1, 1.5, None, "x", [2]]
+LEVELS = [1, 2.5, None, "x"]
+NUMBER = [NAN, None, "x", torch.ones(2)]
+PROBABILITY = [-0.1, 1.5, *NUMBER]
+POSITIVE = [0, -1.0, *NUMBER]
+REALS = [None, "x", [[0.0, 1.0]], 3, torch.full((4, 2), NAN), torch.zeros(4, 2).to_sparse()]
+LABELS = [None, "x", [0, 1], torch.zeros(4)]
+SHAPE = [0, -1, 1.5, None, "x", (2, 0), (1.5,)]
+NAME = ["no such name", 3, None, ["x"]]
+PROGRAM = [None, "x", 3, nn.Linear(2, 2)]
+MODULE = [None, "x", 3]
+PATH = [None, 3]
+DEVICE = ["tpu9", "meta", "hpu", 3, None]
+THING = [None, "x", 3]
+FRACTION = [0.0, 1.0, NAN, None, "x"]
+
+KINDS = {}
+
+
+def kind(values, *names):
+    KINDS.update(dict.fromkeys(names, values))
+
+
+kind(SEED, "seed")
+kind(
+    COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_simulations", "draws",
+    "num_draws", "num_bins", "num_data", "num", "batch_size", "epochs", "steps", "warmup", "max_tree_depth", "bins",
+    "neighbours", "num_clusters", "layers", "components", "rank", "num_parameters", "out_features", "features", "width",
+    "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks", "outputs", "critic_steps", "size", "k",
+    "num_classes", "most", "early_stopping",
+)  # fmt: skip
+kind(LEVELS, "levels", "context_levels")
+kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
+kind(NUMBER, "low", "high", "degrees", "reach", "highest", "lowest", "guidance")
+kind([-1.0, *NUMBER], "scale", "sigma", "epsilon", "step_size", "weight_decay", "nats", "beta", "weight", "r1",
+     "gradient_penalty", "eta", "threshold")  # fmt: skip
+kind(PROBABILITY, "dropout", "rate", "label_dropout", "part", "sleep", "coverage", "false_alarm_rate")
+kind(FRACTION, "fraction")
+kind(REALS, "x", "z", "a", "b", "samples", "reference", "train", "test", "real", "fake", "p", "q", "normal",
+     "anomalous", "data", "values", "centres")  # fmt: skip
+kind([value for value in REALS if value is not None], "given", "parameters")
+kind(LABELS, "y", "train_y", "test_y", "clusters")
+kind(SHAPE, "event_shape", "in_shape", "out_shape", "context_shape", "hidden", "channels")
+kind(
+    NAME, "initial", "transition", "compressor", "activation", "predict", "sampler", "spacing", "game", "divergence",
+    "kernel", "path", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
+)  # fmt: skip
+kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "surprise",
+     "background", "base", "encoder", "classifier")  # fmt: skip
+kind(MODULE, "network", "denoiser", "generator", "critic", "univariate", "bijection")
+kind(["x", 3], "context")
+kind(PATH, "folder", "out", "data_dir")
+kind(DEVICE, "device")
+
+
+class Call:
+    """A call that works: arguments by name, the kinds that their names do not say, and those that take anything.
+
+    Of a method, ``of`` makes the object.
+    """
+
+    def __init__(self, arguments=None, kinds=None, free=(), of=None):
+        self.arguments, self.kinds, self.free, self.of = arguments or {}, kinds or {}, free, of
+
+
+# -- what to call with -------------------------------------------------------------------------------------------------
+
+X = torch.tensor([[0.1, 0.4], [0.2, -0.1], [-1.0, 0.3], [0.5, 1.0]])
+Y = torch.tensor([0, 1, 0, 1])
+IMAGES = torch.arange(64).reshape(4, 1, 4, 4) % 4
+PROBABILITIES = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.5, 0.5]])
+
+
+def linear():
+    return nn.Linear(2, 4)
+
+
+def encoder():
+    return dgm.Normal(2, linear())
+
+
+def vae():
+    return dgm.VAE(dgm.Normal(2), dgm.Normal(2, linear()), encoder())
+
+
+def classifier():
+    return dgm.Discriminative(dgm.Categorical((), 2, nn.Linear(2, 2)))
+
+
+def labelled():
+    return dgm.Labelled(dgm.Categorical((), 2), dgm.Normal(2, nn.Embedding(2, 4)))
+
+
+def made():
+    return dgm.Autoregressive(dgm.Normal(2, MADE(2, 2, (4,))))
+
+
+def denoiser():
+    return networks.DenoisingMLP((2,), (4,))
+
+
+def diffusion():
+    return dgm.Diffusion(2, denoiser(), steps=3)
+
+
+def implicit():
+    return dgm.Implicit(dgm.Normal(2), nn.Linear(2, 2), 2)
+
+
+def data():
+    return dgm.Data(X, Y)
+
+
+def bayesian():
+    return dgm.classification.Bayesian(nn.Linear(2, 2), data())
+
+
+def trained_bayesian():
+    return bayesian().fit(1)
+
+
+def fresh():
+    """A folder that is not there yet."""
+    return Path(tempfile.mkdtemp(dir=".")) / "new"
+
+
+def stored():
+    dgm.save(vae(), folder := fresh())
+    return folder
+
+
+def run():
+    runs.train(folder := fresh(), "pixels", "moons", {}, num=8, epochs=1, validation=None, progress=False)
+    return folder
+
+
+def history():
+    return dgm.fit(dgm.Normal(2, learned=True), X, epochs=1, validation=None, progress=False)
+
+
+def evidence():
+    return dgm.evaluate(made(), X)
+
+
+def density_ratio():
+    return dgm.adversarial.density_ratio(X, X, steps=1)
+
+
+def gaps(program, x):
+    return dgm.infer.gaps(program, x, num_particles=2, num_temperatures=0, steps=1, draws=2)
+
+
+def image_vae():
+    shape = (1, 4, 4)
+    return dgm.VAE(dgm.Normal(2), dgm.Normal(shape, MLP((2,), 32, (4,))), dgm.Normal(2, MLP(shape, 4, (4,))))
+
+
+def report():
+    return dgm.infer.check(vae(), X, num_simulations=20, num_draws=3, num_bins=2)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+CONDITIONAL = dict(event_shape=2, network=linear)
+STACK = dict(event_shape=2, layers=1, hidden=(4,))
+CODES = dict(train=X, train_y=Y, test=X, test_y=Y)
+
+CALLS = {
+    # programs
+    "Normal": Call(CONDITIONAL | dict(scale="network"), {"scale": NAME, "network": MODULE[1:]}),
+    "Bernoulli": Call(dict(event_shape=2, network=nn.Linear(2, 2)), {"network": MODULE[1:]}),
+    "Categorical": Call(dict(event_shape=2, levels=2, network=linear), {"network": MODULE[1:]}),
+    "MixtureOfNormals": Call(dict(event_shape=2, components=2), {"network": MODULE[1:]}),
+    "DiscretizedLogistic": Call(dict(event_shape=2, levels=4, components=2), {"network": MODULE[1:]}),
+    "Autoregressive": Call(dict(features=lambda: dgm.Normal(2, MADE(2, 2, (4,)))), {"features": PROGRAM}),
+    "Flow": Call(
+        dict(event_shape=2, transforms=lambda: [networks.LULinear(2)], base=lambda: dgm.Normal(2)),
+        {"transforms": [None, "x", 3, [3]], "base": PROGRAM[1:]},
+    ),
+    "Dequantized": Call(
+        dict(flow=lambda: dgm.flow.realnvp(2, layers=1, unit=True), levels=4, guide=lambda: dgm.flow.Uniform(2)),
+        {"guide": PROGRAM[1:]},
+    ),
+    "VAE": Call(
+        dict(prior=lambda: dgm.Normal(2), likelihood=encoder, encoder=encoder, latent="z"),
+        {"latent": ["", 3, None], "encoder": PROGRAM[1:]},
+    ),
+    "Diffusion": Call(
+        dict(event_shape=2, denoiser=denoiser, schedule="cosine", steps=3, predict="v", subsample=1),
+        {"schedule": NAME, "subsample": COUNT},
+    ),
+    "ContinuousDiffusion": Call(
+        dict(event_shape=2, denoiser=denoiser, schedule="linear", steps=3, predict="v"),
+        {"schedule": NAME},
+    ),
+    "Schedule": Call(dict(alpha_bar=[0.9, 0.5]), {"alpha_bar": [None, "x", 3, [NAN], [[0.9]]]}),
+    "LogSNR": Call(dict(highest=10.0, lowest=-6.0, units=0), {"units": COUNT[1:]}),
+    "Implicit": Call(
+        dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent="z"),
+        {"latent": ["", 3, None]},
+    ),
+    "Labelled": Call(
+        dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label="y"),
+        {"label": ["", 3, None], "classifier": PROGRAM[1:]},
+    ),
+    "Discriminative": Call(dict(labels=lambda: dgm.Categorical((), 2, nn.Linear(2, 2)))),
+    "OneHot": Call(dict(program=lambda: dgm.Categorical(2, 3))),
+    "priors.MixturePrior": Call(dict(event_shape=2, components=2)),
+    "priors.VampPrior": Call(dict(encoder=encoder, pseudo_inputs=X), {"pseudo_inputs": REALS}),
+    "flow.Uniform": Call(dict(event_shape=2)),
+    "flow.realnvp": Call(STACK),
+    "flow.nsf": Call(STACK | dict(bins=4)),
+    "flow.maf": Call(STACK | dict(dropout=0.1)),
+    "flow.nsf_autoregressive": Call(STACK | dict(bins=4, dropout=0.1)),
+    "flow.iaf": Call(STACK),
+    "flow.dequantizer": Call(dict(event_shape=2, levels=4, hidden=(4,))),
+    "guides.FullRankNormal": Call(dict(event_shape=2, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
+    "guides.LowRankNormal": Call(dict(event_shape=2, rank=1, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
+    "guides.planar": Call(STACK | dict(context_shape=(2,))),
+    "guides.sylvester": Call(STACK | dict(context_shape=(2,), reflections=1), {"reflections": COUNT[1:]}),
+    "guides.TopDown": Call(
+        dict(top=encoder, bottom=lambda: dgm.Normal(2, MLP((2,), 4, (4,), context_shape=(2,))), latent="z2"),
+        {"latent": ["", 3, None]},
+    ),
+    "guides.PrecisionWeighted": Call(dict(encoder=encoder, generative=encoder)),
+    "guides.SemiAmortized": Call(
+        dict(encoder=encoder, prior=lambda: dgm.Normal(2), likelihood=encoder, steps=2, lr=0.1, draws=2)
+    ),
+    "guides.LinearGaussianPosterior": Call(
+        dict(prior=lambda: dgm.Normal(2), likelihood=lambda: dgm.Normal(2, nn.Linear(2, 2), scale="shared"))
+    ),
+    "guides.EnumeratedPosterior": Call(dict(prior=lambda: dgm.Bernoulli(2), likelihood=encoder)),
+    "guides.fit_guide": Call(
+        dict(program=vae, x=X, make=lambda: dgm.guides.pyro.infer.autoguide.AutoNormal, steps=1, lr=0.1,
+             num_particles=1, seed=0),
+        {"make": [None, "x"]},
+    ),
+    # methods of programs
+    "Program.sample": Call(dict(num_samples=2), of=vae),
+    "Program.log_prob": Call(dict(x=X), of=made),
+    "Program.log_weights": Call(dict(x=X, num_particles=2), of=vae),
+    "Denoising.sample": Call(
+        dict(num_samples=2, sampler="ddim", steps=2, spacing="uniform", guidance=0.0), of=diffusion
+    ),
+    "ContinuousDiffusion.ode_log_prob": Call(
+        dict(x=X, tolerance=1e-1), {"probes": [0, 1.5, "x"]},
+        of=lambda: dgm.ContinuousDiffusion(2, denoiser(), steps=3),
+    ),
+    "Flow.forward_map": Call(dict(z=X), of=lambda: dgm.flow.maf(2, layers=1)),
+    "Flow.inverse_map": Call(dict(x=X), of=lambda: dgm.flow.maf(2, layers=1)),
+    "Flow.log_abs_det_jacobian": Call(dict(z=X, x=X), of=lambda: dgm.flow.maf(2, layers=1)),
+    "Flow.initialize": Call(dict(x=X), of=lambda: dgm.flow.maf(2, layers=1)),
+    "Labelled.log_joint": Call(dict(x=X, num_particles=1), {"x": REALS[:4]}, of=labelled),
+    "Labelled.class_probabilities": Call(dict(x=X, num_particles=1), of=labelled),
+    "Labelled.classify": Call(dict(x=X, num_particles=1), of=labelled),
+    "Labelled.sample": Call(dict(num_samples=2, given=Y[:2]), {"given": REALS[1:4]}, of=labelled),
+    "Discriminative.class_probabilities": Call(dict(x=X), of=classifier),
+    "Discriminative.classify": Call(dict(x=X), of=classifier),
+    "Implicit.generate": Call(dict(z=X), {"z": REALS[:4]}, free=["given"], of=implicit),
+    "ActNorm.initialize": Call(dict(x=X), of=lambda: networks.ActNorm(2)),
+    # objectives
+    "ELBO": Call(dict(num_particles=1, beta=1.0), {"beta": [-1.0, NAN, None, "x"]}),
+    "IWAE": Call(dict(num_particles=2)),
+    "RWS": Call(dict(num_particles=2, sleep=0.5)),
+    "STL": Call(dict(num_particles=2)),
+    "DReG": Call(dict(num_particles=2)),
+    "Enumerate": Call(dict(max_outcomes=3)),
+    "FreeBits": Call(dict(nats=1.0), free=["per_feature"]),
+    "SemiSupervised": Call(dict(weight=1.0)),
+    "WarmUp": Call(dict(part=0.5)),
+    "Adversarial": Call(
+        dict(game="gan", critic=lambda: nn.Linear(2, 1), r1=0.1, gradient_penalty=0.1, critic_steps=1, critic_lr=1.0),
+        {"critic": MODULE[1:]},
+    ),
+    "KernelScore": Call(dict(kernel="energy", scales=(1.0,), num_particles=2), {"scales": [None, "x", 3, (), (0.0,)]}),
+    "objectives.objective_named": Call(dict(text="iwae:5")),
+    "objectives.beta": Call(dict(weight=1.0)),
+    "objectives.annealed": Call(dict(part=0.5)),
+    "objectives.rloo": Call(dict(num_particles=2)),
+    "objectives.vimco": Call(dict(num_particles=2)),
+    # running
+    "build": Call(dict(name="vae", data=data, hidden=(4,)), {"data": [None, "x", X]}),
+    "compile": Call(dict(program=vae), free=["objective"]),
+    "evaluate": Call(dict(program=vae, data=X, num_particles=2, draws=2, batch_size=2, seed=0, device="cpu")),
+    "fit": Call(
+        dict(program=lambda: dgm.Normal(2, learned=True), data=X, objective="elbo", epochs=1, batch_size=2, lr=0.1,
+             weight_decay=0.0, schedule="cosine", seed=0, device="cpu", validation=X, early_stopping=1, ema=0.5,
+             compile=False, precision="float32"),
+        {"schedule": NAME, "validation": [1.5, "x", 3], "ema": [0, 1, "x"], "compile": ["x", 3, None],
+         "augment": ["x", 3]},
+    ),
+    "Evidence.minus": Call(dict(other=evidence), {"other": THING}, of=evidence),
+    "load": Call(dict(path=stored, device="cpu"), {"path": PATH}),
+    "save": Call(dict(program=vae, path=stored), {"path": PATH}, free=["extra"]),
+    "checkpoint.read_extra": Call(dict(path=stored), {"path": PATH}),
+    # infer
+    "infer.ais": Call(
+        dict(program=vae, x=X, num_chains=2, num_temperatures=2, num_leapfrog=1, initial="prior", schedule="sigmoid",
+             target_acceptance=0.65, seed=0),
+        {"schedule": NAME, "transition": ["x", 3]},
+    ),
+    "infer.bidirectional": Call(
+        dict(program=vae, num_data=2, num_chains=2, num_temperatures=2, num_leapfrog=1, initial="prior",
+             schedule="sigmoid", target_acceptance=0.65, seed=0),
+        {"schedule": NAME, "transition": ["x", 3]},
+    ),
+    "infer.check": Call(dict(program=vae, data=X, num_simulations=20, num_draws=3, num_bins=2, seed=0)),
+    "infer.gaps": Call(
+        dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, steps=1, draws=2, seed=0),
+        {"num_temperatures": [-1, 1.5, None, "x"], "log_evidence": REALS[1:]},
+    ),
+    "infer.hide": Call(dict(region="random:0.5", event_shape=(2,), seed=0)),
+    "infer.impute": Call(
+        dict(program=made, x=X, mask=X > 0, num_samples=2, num_particles=2, num_temperatures=2, num_leapfrog=1, seed=0),
+        {"mask": [None, "x", 3, torch.zeros(3)]},
+    ),
+    "infer.nuts": Call(
+        dict(program=vae, x=X, num_samples=2, warmup=2, max_tree_depth=1, seed=0), free=["observed"]
+    ),
+    "infer.sbc": Call(dict(program=vae, num_simulations=20, num_draws=3, num_bins=2, seed=0)),
+    "infer.smc": Call(dict(program=diffusion, x=X, num_particles=2, threshold=0.5, seed=0)),
+    "infer.propagate": Call(
+        dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, size=4,
+             threshold=0.5),
+        free=["stepper"],
+    ),
+    "infer.units": Call(dict(program=vae, data=X, draws=2, seed=0)),
+    "Calibration.histogram": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
+    "Calibration.p_values": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
+    "Gaps.worst": Call(dict(num=2), of=lambda: gaps(vae(), X)),
+    "infer.HMC": Call(dict(num_leapfrog=1)),
+    # data
+    "Data": Call(dict(x=X, y=Y, num_classes=2, levels=None), {"levels": LEVELS[:2], "y": LABELS[1:], "name": []}),
+    "Data.split": Call(dict(fraction=0.5, seed=0), of=data),
+    "Data.keep_labels": Call(dict(num=2, seed=0), of=data),
+    "Data.to": Call(dict(device="cpu"), of=data),
+    "data.load": Call(dict(name="moons", split="train", num=4, seed=0)),
+    # anomaly
+    "anomaly.log_p": Call(dict(program=vae, x=X, num_particles=1, batch_size=2, seed=0)),
+    "anomaly.Surprise": Call(dict(program=vae, num_particles=1)),
+    "anomaly.Typicality": Call(dict(surprise=vae, reference=X)),
+    "anomaly.Ratio": Call(dict(surprise=vae, background=vae)),
+    "anomaly.Complexity": Call(dict(surprise=lambda: dgm.Bernoulli((1, 4, 4)), compressor="png")),
+    "anomaly.WAIC": Call(dict(ensemble=lambda: [vae(), vae()]), {"ensemble": [None, "x", 3, [3, 4]]}),
+    "anomaly.PosteriorKL": Call(dict(program=vae, draws=2, seed=0)),
+    "anomaly.code_bits": Call(dict(x=IMAGES.byte(), compressor="png")),
+    "anomaly.Detector": Call(dict(score=vae), {"score": PROGRAM[:3]}),
+    "anomaly.separation": Call(dict(normal=X[:, 0], anomalous=X[:, 1])),
+    "Detector.calibrate": Call(dict(reference=X, false_alarm_rate=0.5), of=lambda: dgm.anomaly.Detector(made())),
+    "Detector.flag": Call(dict(x=X), of=lambda: dgm.anomaly.Detector(made()).calibrate(X, 0.5)),
+    "Detector.p_values": Call(dict(x=X), of=lambda: dgm.anomaly.Detector(made()).calibrate(X, 0.5)),
+    # corruptions
+    "corruptions.shuffle_pixels": Call(dict(x=IMAGES, seed=0), {"x": REALS[:4]}),
+    "corruptions.add_noise": Call(dict(x=IMAGES, scale=1.0, levels=4, seed=0)),
+    "corruptions.mutate": Call(dict(x=IMAGES, rate=0.5, levels=4), {"x": REALS[:4]}),
+    "corruptions.shift": Call(dict(x=IMAGES, down=1, right=1), {"down": [4, 1.5, "x"], "right": [4, 1.5, "x"]}),
+    "corruptions.rotate": Call(dict(x=IMAGES, degrees=90.0, levels=4)),
+    "corruptions.blur": Call(dict(x=IMAGES, sigma=1.0, levels=4)),
+    "corruptions.log_class_probabilities": Call(
+        dict(classifier=classifier, x=X, num_particles=1), {"classifier": PROGRAM[:3]}
+    ),
+    "corruptions.fgsm": Call(
+        dict(classifier=classifier, x=X, y=Y, epsilon=0.1, num_particles=1), {"classifier": PROGRAM[:3]}
+    ),
+    "corruptions.pgd": Call(
+        dict(classifier=classifier, x=X, y=Y, epsilon=0.1, steps=1, step_size=0.1, num_particles=1, seed=0),
+        {"classifier": PROGRAM[:3]},
+    ),
+    # classification
+    "classification.accuracy": Call(dict(probabilities=PROBABILITIES, y=Y), {"probabilities": REALS}),
+    "classification.nll": Call(dict(probabilities=PROBABILITIES, y=Y), {"probabilities": REALS}),
+    "classification.reliability": Call(dict(probabilities=PROBABILITIES, y=Y, bins=2), {"probabilities": REALS}),
+    "classification.risk_coverage": Call(
+        dict(right=Y > 0, doubt=X[:, 0]), {"right": REALS[:4], "doubt": REALS}
+    ),
+    "classification.Bayesian": Call(
+        dict(network=lambda: nn.Linear(2, 2), data=data, guide="normal", scale=1.0), {"data": [None, "x", X]}
+    ),
+    "Bayesian.fit": Call(dict(epochs=1, batch_size=2, lr=0.1, seed=0), of=bayesian),
+    "Bayesian.draws": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
+    "Bayesian.log_class_probabilities": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
+    "Bayesian.class_probabilities": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
+    "Bayesian.doubt_about_weights": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
+    "RiskCoverage.accuracy_at": Call(
+        dict(coverage=0.5), of=lambda: dgm.classification.risk_coverage(Y > 0, X[:, 0])
+    ),
+    # representations
+    "representations.codes": Call(dict(program=vae)),
+    "representations.encode": Call(
+        dict(program=vae, x=X, site="z", draw=True, num_draws=2, batch_size=2, seed=0), {"site": ["no", 3]}
+    ),
+    "representations.decode": Call(
+        dict(program=vae, z=X, site="z", batch_size=2, seed=0), {"site": ["no", 3]}
+    ),
+    "representations.line": Call(dict(a=X, b=X + 1, num=3)),
+    "representations.arc": Call(dict(a=X, b=X + 1, num=3)),
+    "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num=3, path="spherical")),
+    "representations.traverse": Call(
+        dict(program=vae, z=X[:1], values=(0.0, 1.0), features=[0], site="z"),
+        {"values": [None, "x", 3, [NAN]], "features": ["x", 3, [7], [0.5]], "site": ["no", 3]},
+    ),
+    "representations.grid": Call(dict(program=vae, num=2, reach=1.0)),
+    "representations.is_discrete": Call(dict(program=vae, site="z"), {"site": ["no", 3]}),
+    "representations.probe": Call(CODES),
+    "representations.knn": Call(CODES | dict(neighbours=1)),
+    "representations.cluster": Call(dict(z=X, num_clusters=2, seed=0)),
+    "representations.agreement": Call(dict(clusters=Y, y=Y)),
+    "representations.assess": Call(CODES | dict(neighbours=1, seed=0)),
+    # samplers
+    "samplers.DDIM": Call(dict(eta=0.5)),
+    "samplers.sampler_named": Call(dict(sampler="ddim")),
+    "samplers.spacing_named": Call(dict(spacing="uniform")),
+    # adversarial and implicit
+    "adversarial.critic_for": Call(dict(program=implicit, hidden=(4,))),
+    "adversarial.gan": Call(dict(r1=0.1)),
+    "adversarial.wgan_gp": Call(dict(gradient_penalty=0.1)),
+    "adversarial.f_gan": Call(dict(divergence="js")),
+    "adversarial.mmd": Call(dict(scale=1.0)),
+    "adversarial.squared_distance": Call(dict(x=X, y=X + 1), {"y": REALS, "score": ["x", 3]}),
+    "adversarial.divergence_bound": Call(dict(divergence="js", of_p=X, of_q=X), free=["of_p", "of_q"]),
+    "adversarial.density_ratio": Call(
+        dict(p=X, q=X, critic=lambda: nn.Linear(2, 1), divergence="js", steps=1, batch_size=2, lr=0.1, seed=0),
+        {"critic": MODULE[1:]},
+    ),
+    "DensityRatio.kl": Call(dict(p=X), of=density_ratio),
+    "DensityRatio.bound": Call(dict(p=X, q=X, divergence="js"), of=density_ratio),
+    "implicit.Around": Call(dict(generator=lambda: nn.Linear(2, 2), event_shape=2, scale=0.1)),
+    "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
+    "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
+    "implicit.precision_recall": Call(dict(real=X, fake=X, k=1)),
+    "implicit.mode_coverage": Call(dict(x=X, centres=X, scale=0.1)),
+    # networks
+    "networks.MLP": Call(
+        dict(in_shape=(2,), out_features=2, hidden=(4,), activation="silu", dropout=0.1), {"hidden": SHAPE[1:]}
+    ),
+    "networks.MADE": Call(
+        dict(in_shape=(2,), num_parameters=2, hidden=(4,), order=(0, 1), dropout=0.1, activation="silu"),
+        {"order": ["x", None, 3, (0, 0)]},
+    ),
+    "networks.CausalTransformer": Call(
+        dict(in_shape=(2,), num_parameters=2, width=4, layers=1, heads=2, order=(0, 1), dropout=0.1),
+        {"order": ["x", None, 3, (0, 0)]},
+    ),
+    "networks.PixelCNN": Call(
+        dict(in_shape=(1, 4, 4), num_parameters=1, channels=4, layers=1, kernel_size=3, dropout=0.1),
+        {"kernel_size": [2, 1.5, "x", None], "channels": COUNT},
+    ),
+    "networks.ConvEncoder": Call(
+        dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, hidden=4, dropout=0.1), {"hidden": COUNT}
+    ),
+    "networks.ConvDecoder": Call(
+        dict(in_shape=(2,), out_shape=(1, 4, 4), outputs=1, channels=(4,), blocks=1, dropout=0.1)
+    ),
+    "networks.DenoisingMLP": Call(
+        dict(event_shape=(2,), hidden=(4,), outputs=1, activation="silu", max_frequency=30.0)
+    ),
+    "networks.DenoisingUNet": Call(
+        dict(event_shape=(1, 4, 4), channels=(8,), outputs=1, dropout=0.1, max_frequency=30.0)
+    ),
+    "networks.Context": Call(dict(shape=(2,), num_classes=None, features=2), {"shape": SHAPE}),
+    "networks.Affine": Call(dict(bound=5.0)),
+    "networks.RationalQuadraticSpline": Call(dict(bins=4, low=-1.0, high=1.0, tails="identity")),
+    "networks.ActNorm": Call(dict(features=2)),
+    "networks.LULinear": Call(dict(features=2)),
+    "networks.Planar": Call(dict(features=2)),
+    "networks.Sylvester": Call(dict(features=2, reflections=1), {"reflections": COUNT[1:]}),
+    "networks.Permutation": Call(dict(order=(1, 0)), {"order": ["x", None, 3, (0, 0), (0.0, 1.0)]}),
+    "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
+    "networks.Elementwise": Call(
+        dict(features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
+    ),
+    "networks.Coupling": Call(
+        dict(passes=(True, False), univariate=Affine, network=lambda: nn.Linear(1, 2)),
+        {"passes": [None, "x", 3, (1, 0), (True, True)]},
+    ),
+    "networks.MaskedAutoregressive": Call(dict(univariate=Affine, network=lambda: MADE(2, 2, (4,)))),
+    # plots
+    "plots.images": Call(dict(x=IMAGES, levels=4, columns=2), {"hidden": ["x", 3]}),
+    "plots.plane": Call(dict(samples=X, resolution=4), {"log_density": ["x", 3], "limits": ["x", 3, (1.0, 0.0)]}),
+    "plots.table_of_features": Call(dict(x=X)),
+    "plots.samples": Call(dict(x=X)),
+    "plots.imputations": Call(
+        dict(x=IMAGES, mask=IMAGES > 0, draws=IMAGES.unsqueeze(0), levels=4), {"mask": ["x", 3], "draws": REALS[:4]}
+    ),
+    "plots.learning_curves": Call(dict(history=history), {"history": THING}),
+    "plots.bits_per_dim": Call(
+        dict(evidences=lambda: {"a": dgm.evaluate(made(), X)}, reference=1.0), {"evidences": THING, "reference": NUMBER}
+    ),
+    "plots.auroc": Call(dict(values={"a": {"b": 0.5}}), {"values": THING}),
+    "plots.score_histograms": Call(dict(scores={"a": X[:, 0]}, bins=3), {"scores": THING}),
+    "plots.curves": Call(dict(x=[0, 1], panels={"a": {"b": [0, 1]}}, xlabel="x"), {"x": [None, 3], "panels": THING}),
+    "plots.reliability": Call(dict(probabilities={"a": PROBABILITIES}, y=Y, bins=3), {"probabilities": THING}),
+    "plots.answers": Call(
+        dict(x=IMAGES, probabilities=PROBABILITIES, rejected=Y > 0, columns=2),
+        {"probabilities": REALS[:4], "rejected": REALS[:4]},
+    ),
+    "plots.heat_map": Call(dict(panels={"a": {("b", "c"): (1.0, 0.1)}}), {"panels": THING}),
+    "plots.gaps": Call(dict(found=lambda: {"a": gaps(vae(), X)}), {"found": THING}),
+    "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num=2), {"found": THING}),
+    "plots.calibration": Call(dict(report=report, most=2), {"report": THING}),
+    "plots.latent_map": Call(dict(z=X, y=Y), {"y": LABELS[1:3]}),
+    # runs and sweeps
+    "runs.read": Call(dict(folder=run, device="cpu")),
+    "runs.reserve": Call(dict(folder=fresh)),
+    "runs.train": Call(
+        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, num=8, objective="elbo", seed=0,
+             validation=0.5, epochs=1, progress=False),
+        {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "num_labels": [0, "x"], "mutate": [1.5, "x"],
+         "validation": [1.5, "x"]},
+    ),
+    "sweep.compare": Call(
+        dict(folders=lambda: [run(), run()], split="test", num_particles=1, device="cpu", seed=0),
+        {"folders": [None, 3, [3, 4]]},
+    ),
+    "sweep.sweep": Call(
+        dict(out=fresh, options=lambda: sweep.Options("vae", "moons", num=8, epochs=1, num_particles=2),
+             prior=("normal",), objective=("elbo",), seeds=1, jobs=1, progress=False),
+        {"options": ["x", 3], "prior": [3, ("no",)], "encoder": [3, ("no",)], "likelihood": [3, ("no",)],
+         "objective": [3, ("no",)]},
+    ),
+}  # fmt: skip
+
+
+EXCLUDED = {
+    "base classes and protocols, to be subclassed": [
+        "Program", "Conditional", "Parametric", "guides.CorrelatedNormal", "infer.Stepper", "networks.Bijection",
+        "networks.Univariate", "objectives.Objective", "priors.Mixture", "samplers.Sampler",
+    ],
+    "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
+    "results, which the package makes": [
+        "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Separation",
+        "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
+        "infer.Calibration", "infer.Gaps", "infer.Population", "infer.Report", "infer.Sandwich", "infer.Units",
+        "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality", "runs.Record",
+        "samplers.Time", "sweep.Cell", "sweep.Comparison", "sweep.Options", "sweep.Row", "sweep.Sweep",
+    ],
+    "no arguments": [
+        "adversarial.energy", "networks.NormalCDF", "networks.Sigmoid", "samplers.Ancestral", "samplers.DPMSolver",
+        "samplers.Heun",
+    ],
+    "reports what is wrong with its arguments instead": ["doctor"],
+    "a decorator": ["register"],
+    "a context manager, which checks when it is entered": ["plots.theme"],
+    "distributions and steps within programs, called under Pyro's handlers or compiled": [
+        "flow.Floor", "guides.Finite", "infer.Features", "infer.Times", "adversarial.draw", "adversarial.slopes",
+        "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "objectives.is_cost",
+        "objectives.site_log_prob", "objectives.at_progress", "samplers.karras", "samplers.quadratic", "samplers.ratio",
+        "samplers.run", "samplers.uniform",
+    ],
+    "helpers of other modules": [
+        "checkpoint.write_file", "objectives.check_particles", "objectives.chosen", "representations.prior_of",
+        "runs.read_json", "runs.record_of", "runs.write", "runs.write_json", "sweep.aligned", "sweep.collect",
+        "sweep.devices", "sweep.markdown", "sweep.run_cell",
+    ],
+}  # fmt: skip
+
+
+def found(name):
+    """The callable of that name, and the parameters that it takes."""
+    call = CALLS[name]
+    if call.of is not None:
+        owner, method = name.split(".")
+        return lambda **arguments: getattr(call.of(), method)(**arguments), method_of(owner, method)
+    function = dgm
+    for part in name.split("."):
+        function = getattr(function, part, None) or importlib.import_module(f"dgm_pyro.{part}")
+    return function, function
+
+
+def method_of(owner, method):
+    return getattr(next(kind for kind in PUBLIC_CLASSES if kind.__name__ == owner), method)
+
+
+# What the message of an argument may call it instead.
+CALLED = {
+    "data": "x",
+    "x": "data",
+    "reference": "x",
+    "name": "model|data set",
+    "data_name": "data set",
+    "text": "objective",
+}
+
+
+def made_of(value):
+    """A fresh value: parts of a program are made anew for each call."""
+    return value() if isinstance(value, types.FunctionType) or value is Affine else value
+
+
+def arguments_of(call):
+    return {name: made_of(value) for name, value in call.arguments.items()}
+
+
+def bad_values(name, parameter, call):
+    """Those of the kind of the argument, less the None that its annotation or default allows."""
+    if parameter.name in call.free:
+        return []
+    values = call.kinds.get(parameter.name, KINDS.get(parameter.name, []))
+    optional = parameter.default is None or "None" in str(parameter.annotation)
+    return [value for value in values if value is not None or not optional]
+
+
+def complaint(name, argument, value):
+    """What is wrong with the error that the bad value ends in; None if nothing is."""
+    call, (function, _) = CALLS[name], found(name)
+    start = time.process_time()
+    try:
+        function(**{**arguments_of(call), argument: value})
+    except (ValueError, TypeError) as error:
+        file = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not file.startswith(ROOT):
+            return f"raised in {file}: {type(error).__name__}: {error}"
+        if not re.search(rf"\b({argument}|{CALLED.get(argument, argument)})\b", str(error)):
+            return f"not named: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    else:
+        return "accepted"
+    return "took a second" if time.process_time() - start > 1 else None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_call_works(name):
+    found(name)[0](**arguments_of(CALLS[name]))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_bad_argument_is_named(name):
+    call, parameters = CALLS[name], inspect.signature(found(name)[1]).parameters.values()
+    wrong = [
+        f"{parameter.name}={value!r}: {told}"
+        for parameter in parameters
+        for value in bad_values(name, parameter, call)
+        if (told := complaint(name, parameter.name, value))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+# Arguments without a bad value here: texts; what is only asked whether it is true; options that go on to a function of
+# the table; and shapes and mappings that are checked where they are used.
+ANYTHING = {
+    *("title", "xlabel", "reference_label", "row_labels", "column_labels", "percent", "progress", "force", "draw"),
+    *("learned", "unit", "labelled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
+    *("learned_ends", "per_feature", "given_shape", "observed", "options", "swaps", "self", "importance"),
+}
+
+
+# Methods that make up a program or one of its parts: they state, score or map what the functions above have checked,
+# under Pyro's handlers or compiled.
+WITHIN = {
+    *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
+    *(
+        "inverse",
+        "cache",
+        "tokens",
+        "embed",
+        "univariate",
+        "adjusted",
+        "distribution",
+        "raw_parameters",
+        "raw_at",
+        "at",
+    ),
+    *("blank", "chain", "place", "clean", "clock", "denoise", "doubt", "noise_at", "noised", "posterior_variance"),
+    *(
+        "measure_given",
+        "support_given",
+        "prior_kl",
+        "reverse",
+        "run_chain",
+        "step_back",
+        "times",
+        "zeros",
+        "likelihood",
+        "log_density",
+        "spread",
+    ),
+    *("critic_loss", "distance", "prepare", "update", "similarity", "to_the_others", "mean_of_pairs", "enumerated"),
+    *("start", "step", "finish", "tune", "expand"),
+    *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),
+    *("Implicit.log_prob", "Implicit.log_weights", "Quality.stderr", "Row.over_seeds"),
+}
+
+
+def test_every_public_method_is_in_the_table_or_within_a_program():
+    methods = {
+        f"{kind.__name__}.{name}"
+        for kind in PUBLIC_CLASSES
+        for name, value in vars(kind).items()
+        if not name.startswith("_") and isinstance(value, types.FunctionType)
+        if len(inspect.signature(value).parameters) > 1
+    }
+    assert {name for name in methods - WITHIN if name.split(".")[1] not in WITHIN} - set(CALLS) == set()
+
+
+def public():
+    """The names of all public functions and classes."""
+    return set(everything().values())
+
+
+def everything():
+    """All public functions and classes, and their names."""
+    names = {}
+    for module in MODULES:
+        home = importlib.import_module(f"dgm_pyro.{module}".rstrip("."))
+        listed = getattr(
+            home, "__all__", [n for n, v in vars(home).items() if getattr(v, "__module__", 0) == home.__name__]
+        )
+        for name in listed:
+            value = getattr(home, name)
+            if not name.startswith("_") and isinstance(value, types.FunctionType | type):
+                names.setdefault(value, f"{module}.{name}".lstrip("."))
+    return names
+
+
+PUBLIC_CLASSES = {
+    base
+    for value in everything()
+    if isinstance(value, type)
+    for base in value.__mro__
+    if base.__module__.startswith("dgm_pyro")
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_argument_has_a_kind(name):
+    known = {*KINDS, *ANYTHING, *CALLS[name].kinds, *CALLS[name].free}
+    assert set(inspect.signature(found(name)[1]).parameters) - known == set()
+
+
+def test_every_public_function_is_in_the_table_or_excluded_with_a_reason():
+    excluded = {name for names in EXCLUDED.values() for name in names}
+    assert public() - set(CALLS) - excluded == set()
+    assert not excluded & set(CALLS)
+    assert excluded <= public()
