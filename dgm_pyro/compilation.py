@@ -6,7 +6,7 @@ handler, and keeps the tensor operations alone, which `torch.compile` then fuses
 parameters: to train it is to train the program.
 
 What one run cannot tell is Python that looks at numbers, such as ``if z.sum() > 0:``. It ends in a `CompilationError`
-that quotes the line. Python numbers and Python's own random numbers are frozen at what they are in that run.
+that quotes the line; so do random numbers of Python or NumPy. Python numbers are frozen at what they are in that run.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ import dataclasses
 import io
 import linecache
 import os
+import pickle
+import random
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.overrides import TorchFunctionMode
@@ -42,6 +47,9 @@ from dgm_pyro.program import Program, alone, latent_sites, require_subset, sampl
 
 # The frames of a traceback that are nobody's statements.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
+
+# Where Pyro warns about a pair, and not about a single statement of it.
+_CHECKS = tuple(os.path.join(os.path.dirname(pyro.__file__), part) for part in ("util.py", "infer"))
 
 # Of `Terms`: by kind and site.
 Sums = dict[str, dict[str, Tensor]]
@@ -116,8 +124,7 @@ class Loss(nn.Module):
         """
         arguments = (x, given, observed or {}, self.terms.weights(progress))
         leaves = [(leaf.dtype, leaf.device, leaf.requires_grad) for leaf in self._leaves]
-        autocast = torch.is_autocast_enabled(x.device.type)  # it is part of a graph in which it was on
-        key = (_kind(arguments, 1), autocast, *[part.training for part in self._parts], *leaves)
+        key = (_kind(arguments, 1), *[part.training for part in self._parts], *leaves)
         graph = self._graphs.get(key)
         if graph is None or len(x) == 1:
             self.terms.program.check(x, given, values=False)
@@ -149,7 +156,7 @@ class PairLoss(nn.Module):
         super().__init__()
         self.terms, self.backend = PairTerms(model, guide, analytic_kl), backend
         self._parts = [*self.terms.modules()]
-        self._leaves: dict[str, Tensor] = {}
+        self._names: dict[Any, list[str]] = {}  # of the parameters, by kind of arguments
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -159,20 +166,28 @@ class PairLoss(nn.Module):
 
         Raises:
             TypeError: an argument is neither a tensor, a number, a string nor a list, tuple or dict of them.
+            CompilationError: Pyro's ELBO raises an error or warns at the pair, or a statement cannot be compiled.
         """
         _check_arguments((args, kwargs))
-        key = (_kind((args, kwargs), 0), *[part.training for part in self._parts])
+        kind = (_kind((args, kwargs), 0), *[part.training for part in self._parts])
+        stored = dict(pyro.get_param_store().named_parameters())
+        if not set(self._names.get(kind, [""])) <= set(stored):  # the first time, or the store has been cleared
+            self._names[kind] = self.terms.stated(args, kwargs)
+            stored = dict(pyro.get_param_store().named_parameters())
+        leaves = {name: stored[name] for name in self._names[kind]}
+        key = (kind, _kind((leaves,), 0))
         if key not in self._graphs:
-            self._leaves = self.terms.leaves(args, kwargs)
-            example = (self._leaves, args, kwargs)
+            example = (leaves, args, kwargs)
             self._graphs[key] = optimized(export(self.terms, example, dynamic=False), self.backend)
-        return self._graphs[key](self._leaves, args, kwargs)
+        return self._graphs[key](leaves, args, kwargs)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         """The unconstrained parameters, by their names in the param store."""
         if not self._graphs:
             raise RuntimeError("the parameters of a Pyro pair are known once it has run: call the loss first")
-        yield from self._leaves.items()
+        stored = dict(pyro.get_param_store().named_parameters())
+        names = dict.fromkeys(name for names in self._names.values() for name in names)
+        yield from ((name, stored[name]) for name in names if name in stored)
 
 
 # -- what is exported --------------------------------------------------------------------------------------------------
@@ -241,23 +256,34 @@ class PairTerms(nn.Module):
         super().__init__()
         self.model, self.guide, self.analytic_kl = model, guide, analytic_kl
 
-    def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        """The unconstrained parameters that the callables state, by name; found by running them."""
+    def stated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+        """Names of the parameters that the callables state, found by running them.
+
+        Raises:
+            CompilationError: a site's loss would be another than Pyro's, or Pyro's ELBO raises an error or warns.
+        """
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_cuda = {tensor.device for tensor in tensors if tensor.is_cuda}
+        # What is deterministic has no density, but Pyro would miss it in the model.
+        densities = poutine.block(self.guide, hide_fn=_is_deterministic)
+        theirs: Any = (TraceMeanField_ELBO if self.analytic_kl else Trace_ELBO)()
         with torch.no_grad(), torch.random.fork_rng(devices=[*on_cuda]), poutine.block():
-            guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
-            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
-        stored = dict(pyro.get_param_store().named_parameters())
-        stated = {**guide.nodes, **model.nodes}
-        return {name: stored[name] for name, site in stated.items() if site["type"] == "param"}
+            model, guide = self.traces(args, kwargs)
+            with _as_errors(type(theirs).__name__):
+                theirs.loss(self.model, densities, *args, **kwargs)
+        return [name for name, site in {**guide.nodes, **model.nodes}.items() if site["type"] == "param"]
+
+    def traces(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[poutine.Trace, poutine.Trace]:
+        """Of model and guide, the model replayed on the guide's latents."""
+        guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
+        model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
+        _check_pair(model, guide)
+        return model, guide
 
     def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         stored = dict(pyro.get_param_store().named_parameters())
         with poutine.block(), _Instead({id(stored[name]): leaf for name, leaf in leaves.items()}):
-            guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
-            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
-            _check_pair(model, guide)
+            model, guide = self.traces(args, kwargs)
             # What an AutoGuide draws to make its latents from, and the model does not state.
             nodes: dict[str, Any] = guide.nodes
             auxiliary = [name for name in latent_sites(guide) if nodes[name]["infer"].get("is_auxiliary")]
@@ -266,10 +292,36 @@ class PairTerms(nn.Module):
             return log_q - elbo_of_traces(model, guide, (), analytic_kl=self.analytic_kl).value
 
 
+@contextlib.contextmanager
+def _as_errors(elbo: str) -> Iterator[None]:
+    """Make a CompilationError of what Pyro's ELBO raises or warns about under validation."""
+    with warnings.catch_warnings(record=True) as caught, pyro.settings.context(validate_infer=True):
+        warnings.simplefilter("always")
+        try:
+            yield
+        except Exception as error:
+            raise CompilationError(_refused(elbo, error)) from error
+    for warning in caught:
+        if warning.filename.startswith(_CHECKS):
+            raise CompilationError(_refused(elbo, warning.message))
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _refused(elbo: str, why: Any) -> str:
+    remedy = "mend the pair"
+    if elbo == "TraceMeanField_ELBO":
+        remedy += ", or compile it with dgm.ELBO(analytic_kl=False)"
+    return f"Pyro's {elbo} does not take the pair: {' '.join(str(why).split())}: {remedy}"
+
+
+def _is_deterministic(site: Any) -> bool:
+    return site["infer"].get("_deterministic", False)  # type: ignore[no-any-return]
+
+
 def _check_pair(model: poutine.Trace, guide: poutine.Trace) -> None:
     """Raise a CompilationError that names the first site whose loss is not that of a reparameterised guide."""
     latents, nodes = latent_sites(guide), dict[str, Any](guide.nodes)
-    stated = [name for name in sample_sites(guide) if not nodes[name]["infer"].get("_deterministic")]
+    stated = [name for name in sample_sites(guide) if not _is_deterministic(nodes[name])]
     wrong = {name: "is observed in the guide, or a factor there" for name in stated if name not in latents}
     wrong |= {name: "has no site in the guide" for name in latent_sites(model) if name not in latents}
     wrong |= {name: "is not reparameterised" for name in latents if not nodes[name]["fn"].has_rsample}
@@ -349,9 +401,16 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
 
     shapes = pytree.tree_map(dimensions, arguments) if dynamic else None
+    store = pyro.get_param_store()
     printed = io.StringIO()  # torch prints the whole graph beside an error that says what is wrong
     try:
-        with alone(), _no_validation(), contextlib.redirect_stderr(printed):
+        with (
+            alone(),
+            store.scope(store.get_state()),  # what stands for parameters while they are traced does not stay there
+            _no_validation(),
+            _only_torch_draws(),
+            contextlib.redirect_stderr(printed),
+        ):
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         return _inlined(exported.module(check_guards=False))
@@ -382,6 +441,19 @@ def _inlined(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
         graph.graph.erase_node(node)
     graph.recompile()
     return graph
+
+
+@contextlib.contextmanager
+def _only_torch_draws() -> Iterator[None]:
+    """Raise a CompilationError if Python's or NumPy's random numbers are drawn, which a graph would repeat."""
+    python, numpys = random.getstate(), pickle.dumps(numpy.random.get_state())
+    yield
+    for state, before, name in (
+        (random.getstate(), python, "Python's random"),
+        (pickle.dumps(numpy.random.get_state()), numpys, "numpy.random"),
+    ):
+        if state != before:
+            raise CompilationError(f"a number is drawn from {name}, which a graph would repeat: draw it with torch")
 
 
 @contextlib.contextmanager
@@ -426,10 +498,15 @@ def optimized(graph: nn.Module, backend: str = "inductor") -> nn.Module:
 
 def _kind(arguments: tuple[Any, ...], first: int) -> Any:
     """What a graph is made for: the arguments' structure, and their tensors from dimension ``first`` on."""
+
+    def kind(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return type(leaf), leaf  # True is 1, but not to every program
+        # Autocast is part of a graph in which it was on.
+        return leaf.shape[first:], leaf.dtype, leaf.device, torch.is_autocast_enabled(leaf.device.type)
+
     leaves, structure = pytree.tree_flatten(arguments)
-    return structure, tuple(
-        (leaf.shape[first:], leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves
-    )
+    return structure, tuple(map(kind, leaves))
 
 
 def _what_prevents(error: Exception) -> str:

@@ -4,15 +4,25 @@ import copy
 import dataclasses
 import itertools
 import math
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from programs import CASES, assert_same_number, vae
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoStructured,
+)
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from test_training import data_for
 from torch import nn
@@ -228,14 +238,14 @@ def test_a_pair_of_pyro_callables_has_pyros_loss(float64, name, analytic_kl):
     pyro.clear_param_store()
     torch.manual_seed(0)
     model, guide, args = PAIRS[name]()
-    if name == "full" and analytic_kl:
-        pytest.skip("TraceMeanField_ELBO does not take a joint guide")
     theirs = (TraceMeanField_ELBO if analytic_kl else Trace_ELBO)()
     theirs.loss(model, guide, *args)  # sets up guide and store
     loss = compilation.PairLoss(model, guide, analytic_kl, backend="eager")
+    stored = dict(pyro.get_param_store().named_parameters())
     for seed in (1, 2):
         torch.manual_seed(seed)
         ours = loss(*args)
+        assert all(parameter is stored[name] for name, parameter in pyro.get_param_store().named_parameters())
         leaves = dict(loss.named_parameters())
         gradients = dict(zip(leaves, torch.autograd.grad(ours, [*leaves.values()], allow_unused=True), strict=True))
         torch.manual_seed(seed)
@@ -245,6 +255,216 @@ def test_a_pair_of_pyro_callables_has_pyros_loss(float64, name, analytic_kl):
         for leaf, gradient in zip(leaves, theirs_by_name, strict=True):
             assert gradient is not None, f"{leaf} is not in Pyro's loss"
             torch.testing.assert_close(gradients[leaf], gradient, rtol=1e-9, atol=1e-9)
+
+
+def latent_mean(x, plate=None, likelihood=lambda z: dist.Normal(z, 1.0)):
+    """z ~ N(0, 1), and the data in a plate."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with plate or pyro.plate("data", len(x)) as rows:
+        pyro.sample("x", likelihood(z), obs=x if rows is None else x[rows])
+
+
+def shifted(x, scale=1.0):
+    return pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.3)), scale))
+
+
+def local(x):
+    with pyro.plate("data", len(x), subsample_size=2) as rows:
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x[rows])
+
+
+def local_guide(x):
+    means = pyro.param("means", torch.zeros(len(x)))
+    with pyro.plate("data", len(x), subsample_size=2) as rows:
+        pyro.sample("z", dist.Normal(means[rows], 0.5))
+
+
+def masked(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)), poutine.mask(mask=x > 0):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def chain(x):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(a, 1.0))
+    pyro.sample("x", dist.Normal(b, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+
+def chain_guide(x):
+    a = pyro.sample("a", dist.Normal(pyro.param("mean_of_a", torch.tensor(0.1)), 1.0))
+    pyro.sample("b", dist.Normal(a * pyro.param("slope", torch.tensor(0.3)), 0.5))
+
+
+def reversed_guide(x):
+    b = pyro.sample("b", dist.Normal(pyro.param("mean_of_b", torch.tensor(0.1)), 1.0))
+    pyro.sample("a", dist.Normal(b * pyro.param("slope", torch.tensor(0.3)), 0.5))
+
+
+def auxiliary(x):
+    u = pyro.sample(
+        "u", dist.Normal(pyro.param("m", torch.tensor(0.3)), 1.0).expand([2]).to_event(1), infer={"is_auxiliary": True}
+    )
+    pyro.sample("z", dist.Normal(u.sum(), 0.5))
+
+
+def squeezed(x):
+    """A transformation of an auxiliary draw, with its density."""
+    u = pyro.sample("u", dist.Normal(pyro.param("m", torch.tensor(0.3)), 1.0), infer={"is_auxiliary": True})
+    pyro.sample("z", dist.Delta(2 * u, log_density=-torch.tensor(2.0).log()))
+
+
+def positive(x):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    pyro.sample("x", dist.Normal(0.0, rate).expand([len(x)]).to_event(1), obs=x)
+
+
+def positive_guide(x):
+    pyro.sample("rate", dist.Gamma(pyro.param("shape", torch.tensor(1.5), dist.constraints.positive), 1.0))
+
+
+def noted(x):
+    pyro.deterministic("twice", 2 * shifted(x))
+
+
+def written_out(x):
+    m = pyro.param("m", torch.tensor(0.3))
+    for i in pyro.plate("data", len(x)):
+        pyro.sample(f"x_{i}", dist.Normal(m, 1.0), obs=x[i])
+
+
+def with_factor(x):
+    latent_mean(x)
+    pyro.factor("penalty", -(pyro.param("k", torch.tensor(0.7)) ** 2))
+
+
+def mixed(x):
+    """One latent of two, and data that take part or do not, each under a weight."""
+    with poutine.scale(scale=torch.tensor(0.5)):
+        latent_mean(x, likelihood=lambda z: dist.Normal(z, 1.0).mask(x < 1))
+
+
+# A model and a guide of three data.
+SMALL_PAIRS = {
+    "plate": (latent_mean, shifted),
+    "point": (latent_mean, lambda x: pyro.sample("z", dist.Delta(pyro.param("m", torch.tensor(0.3))))),
+    "no latents": (written_out, lambda x: None),
+    "conditioned": (poutine.condition(latent_mean, {"z": torch.tensor(0.3)}), lambda x: None),
+    "scale": (poutine.scale(latent_mean, 2.5), poutine.scale(shifted, 2.5)),
+    "scale of a tensor": (poutine.scale(latent_mean, torch.tensor(2.0)), poutine.scale(shifted, torch.tensor(2.0))),
+    "scale of integers": (poutine.scale(latent_mean, torch.tensor(2)), poutine.scale(shifted, torch.tensor(2))),
+    "mask": (masked, shifted),
+    "mask of all": (poutine.mask(latent_mean, False), shifted),
+    "scale and mask": (mixed, poutine.scale(shifted, 0.5)),
+    "subsample in the model": (lambda x: latent_mean(x, pyro.plate("data", len(x), subsample_size=2)), shifted),
+    "subsample in both": (local, local_guide),
+    "chain": (chain, chain_guide),
+    "reversed": (chain, reversed_guide),
+    "factor": (with_factor, shifted),
+    "auxiliary": (latent_mean, auxiliary),
+    "transformed": (latent_mean, squeezed),
+    "deterministic in the model": (lambda x: pyro.deterministic("y", latent_mean(x) or x), shifted),
+    "deterministic in the guide": (latent_mean, noted),
+    "gamma": (positive, positive_guide),
+    "AutoDelta": (chain, AutoDelta),
+    "AutoDiagonalNormal": (chain, AutoDiagonalNormal),
+    "AutoLowRank": (chain, AutoLowRankMultivariateNormal),
+    "AutoStructured": (chain, AutoStructured),
+}
+
+
+@pytest.mark.parametrize("analytic_kl", [False, True])
+@pytest.mark.parametrize("name", SMALL_PAIRS)
+def test_small_pairs_have_pyros_loss_and_gradient(name, analytic_kl):
+    model, guide = SMALL_PAIRS[name]
+    if isinstance(guide, type):
+        guide = guide(model)
+    x = torch.tensor([0.5, -0.2, 1.0])
+    loss = compilation.PairLoss(model, guide, analytic_kl, backend="eager")
+    if name == "reversed" and analytic_kl:
+        with pytest.raises(
+            CompilationError, match=r"mean field restriction.* or compile it with dgm.ELBO\(analytic_kl"
+        ):
+            loss(x)
+        return
+    loss(x)
+    torch.manual_seed(3)
+    ours = loss(x)
+    if name == "deterministic in the guide":  # which Pyro takes for a latent
+        guide = shifted
+    torch.manual_seed(3)
+    theirs = (TraceMeanField_ELBO if analytic_kl else Trace_ELBO)()
+    expected = torch.as_tensor(theirs.differentiable_loss(model, guide, x))
+    torch.testing.assert_close(ours, expected)
+    leaves = [*loss.parameters()]
+    if leaves and expected.requires_grad:
+        found = [torch.autograd.grad(value, leaves, allow_unused=True) for value in (ours, expected)]
+        torch.testing.assert_close(*found)
+
+
+def anew(number):
+    return lambda x: latent_mean(x, likelihood=lambda z: dist.Normal(z + number(), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "message"),
+    [
+        (
+            lambda x: pyro.sample("z", dist.Normal(torch.zeros(2, 1), 1.0).to_event(2)),
+            lambda x: pyro.sample("z", dist.Normal(pyro.param("q", torch.zeros(1, 2)), 1.0).to_event(2)),
+            "shapes disagree at site 'z'",
+        ),
+        (
+            lambda x: pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1)),
+            lambda x: pyro.sample("z", dist.Normal(pyro.param("q", torch.zeros(3)), 1.0)),
+            "event_dims disagree at site 'z'",
+        ),
+        (lambda x: pyro.sample("x", dist.Normal(shifted(x), 1.0).expand([3]), obs=x), shifted, 'site "x", invalid'),
+        (
+            latent_mean,
+            lambda x: pyro.sample(
+                "z", dist.Normal(pyro.param("m", torch.tensor(0.3)), 1.0), infer={"enumerate": "parallel"}
+            ),
+            "z If you want to enumerate sites, you need to use TraceEnum_ELBO",
+        ),
+        (lambda x: latent_mean(x, likelihood=lambda z: dist.LogNormal(z, 1.0)), shifted, "log_prob at site 'x'"),
+        (latent_mean, lambda x: (shifted(x), pyro.sample("w", dist.Normal(0.0, 1.0))), "'w'"),
+        (anew(random.random), shifted, "drawn from Python's random"),
+        (anew(np.random.rand), shifted, "drawn from numpy.random"),
+    ],
+)
+def test_a_pair_that_pyro_refuses_is_refused_by_the_site(model, guide, message):
+    loss = compilation.PairLoss(model, guide, analytic_kl=False, backend="eager")
+    with pytest.raises(CompilationError, match=message):
+        loss(torch.tensor([0.5, -0.2, 1.0]))
+
+
+def test_a_pair_reads_the_param_store_as_it_is():
+    """Cleared, filled anew, and with parameters that only some arguments ask for."""
+
+    def guide(x, wide):
+        shifted(x, pyro.param("scale", torch.tensor(2.0)) if wide is True else 1.0)
+
+    def model(x, wide):
+        latent_mean(x)
+
+    x = torch.tensor([0.5, -0.2, 1.0])
+    loss = compilation.PairLoss(model, guide, analytic_kl=False, backend="eager")
+
+    def check(wide):
+        torch.manual_seed(1)
+        ours = loss(x, wide)
+        torch.manual_seed(1)
+        torch.testing.assert_close(ours, Trace_ELBO().differentiable_loss(model, guide, x, wide))
+
+    for wide in (True, 1, False, True):  # True and 1 are equal, but not to this guide
+        check(wide)
+    assert dict(loss.named_parameters()).keys() == {"m", "scale"}
+    pyro.clear_param_store()
+    check(True)
+    pyro.clear_param_store()
+    pyro.param("m", torch.tensor(3.0))
+    check(False)
 
 
 def test_a_pair_is_trained_in_the_param_store(float64):
