@@ -699,8 +699,8 @@ def plates(visit: Visit) -> Iterator[Finding]:
     for name in sorted(visit.drawn_apart & stated):
         size, part = visit.subsampled[name]
         yield Finding("error", "plates", name,
-                      f"the guide draws {part} of {size} data by itself, while the model is told which: latents and data "
-                      "are of other rows",
+                      f"the guide draws {part} of {size} data by itself, while the model is told which: latents and "
+                      "data are of other rows",
                       "let the model draw them too, subsample_size=, or pass the guide the same plate, by "
                       "create_plates=")  # fmt: skip
     for role, site in visit.sites:
