@@ -282,7 +282,7 @@ def test_score_histograms_hold_all_the_data_on_common_bins():
     for patch, values in zip(axes.patches, scores.values(), strict=True):
         corners = patch.get_xy()
         edges, heights = corners[0:41:2, 0], corners[1:41:2, 1]
-        counts, _ = np.histogram(values.numpy().clip(edges[0], None), edges)
+        counts, _ = np.histogram(values.double().numpy().clip(edges[0], None), edges)
         assert counts.sum() == len(values)
         assert heights == pytest.approx(counts / len(values))
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["digits", "noise"]
