@@ -24,7 +24,8 @@ def is_integer(value: Any) -> bool:
 
 def _got(value: Any) -> str:
     """The end of a message about an integer: numpy's and torch's look like one."""
-    return f"got {value!r}" + (": use int(...) of it" if hasattr(value, "item") else "")
+    kind = type(value).__name__
+    return f"got {value}, of type {kind}: use int(...) of it" if hasattr(value, "item") else f"got {value!r}"
 
 
 def as_shape(shape: Any, argument: str = "event_shape") -> torch.Size:

@@ -127,6 +127,7 @@ class Visit:
     Attributes:
         model, guide: their sites by name; guide is None if there is no guide.
         subsampled: plates smaller than their data, by name: (size, subsample size).
+        drawn_apart: those of them whose part of the data the guide alone draws.
         params: by name in the param store, the tensors that `pyro.param` statements brought along.
         before: the param store as it was.
         leaves: by id, every tensor that the loss has a gradient for; gradients: by id.
@@ -138,6 +139,7 @@ class Visit:
     model: dict[str, Site]
     guide: dict[str, Site] | None
     subsampled: dict[str, tuple[int, int]]
+    drawn_apart: set[str]
     params: dict[str, list[Tensor]]
     before: dict[str, Tensor]
     arguments: list[Tensor]
@@ -357,12 +359,14 @@ def _visit(model: Any, guide: Any, args: Any, kwargs: Any) -> Visit:
             with _reported("guide"):
                 guided = poutine.trace(guide).get_trace(*args, **kwargs)
             model = poutine.replay(model, trace=guided)
+        by_guide, watch.subsampled = watch.subsampled, {}
         with _reported("model"):
             modelled = poutine.trace(model).get_trace(*args, **kwargs)
     visit = Visit(
         model=_sites(modelled),
         guide=None if guided is None else _sites(guided),
-        subsampled=watch.subsampled,
+        subsampled=by_guide | watch.subsampled,
+        drawn_apart=by_guide.keys() - watch.subsampled.keys(),
         params=watch.params,
         before={},
         arguments=[],
@@ -691,6 +695,14 @@ def _odd_plate(site: Site) -> Any:
 
 def plates(visit: Visit) -> Iterator[Finding]:
     """Batch dimensions that no plate declares, and plates that model and guide do not share."""
+    stated = {frame.name for site in visit.model.values() for frame in site.plates}
+    for name in sorted(visit.drawn_apart & stated):
+        size, part = visit.subsampled[name]
+        yield Finding("error", "plates", name,
+                      f"the guide draws {part} of {size} data by itself, while the model is told which: latents and "
+                      "data are of other rows",
+                      "let the model draw them too, subsample_size=, or pass the guide the same plate, by "
+                      "create_plates=")  # fmt: skip
     for role, site in visit.sites:
         if site.log_prob is None:
             continue

@@ -675,3 +675,19 @@ def test_a_frozen_parameter_that_pyro_trains_is_found_and_left_frozen():
     found = doctor(model, AutoNormal(model), torch.ones(5))
     assert any(finding.where == "w" and "asks for no gradient" in str(finding) for finding in found.findings)
     assert not model.w.requires_grad
+
+
+def test_an_autoguide_that_draws_rows_of_its_own_is_found():
+    rows, x = torch.arange(0, 200, 2), torch.randn(200)
+
+    def of(**plate):
+        def model(x):
+            with pyro.plate("data", 200, **plate) as chosen:
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[chosen])
+
+        return doctor(model, AutoNormal(model), x).findings
+
+    (finding,) = of(subsample=rows)
+    assert "the guide draws 100 of 200 data by itself, while the model is told which" in str(finding)
+    assert not of(subsample_size=100)
