@@ -30,7 +30,7 @@ from dgm_pyro.program import seeded
 Settings = dict[str, Any]
 
 # What the candidates of a program share, and what each has of its own: options of `fit`; "dropout" of all layers that
-# have it; "hidden" widths of a MADE, residual if they are several. None of it is read from the tour.
+# have it; "hidden" widths of a MADE, residual if they are several. The tour gives the programs, not their recipes.
 CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
     "made": (
         {"lr": 3e-3, "weight_decay": 0.01},
@@ -70,7 +70,12 @@ CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
     ),
     "discriminative-classifier": (
         {"lr": 1e-3, "weight_decay": 0.01, "epochs": 40},
-        ({}, {"dropout": 0.3}, {"dropout": 0.5}, {"dropout": 0.5, "weight_decay": 1.0, "epochs": 80}),
+        (
+            {"dropout": 0.0},
+            {"dropout": 0.3},
+            {"dropout": 0.5},
+            {"dropout": 0.5, "weight_decay": 1.0, "epochs": 80},
+        ),
     ),
     "pixelcnn": (
         {"lr": 6e-3, "weight_decay": 0.01, "epochs": 20},
@@ -84,7 +89,7 @@ CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
 
 
 def program_of(stop: tour.Stop, data: dgm.Data, hidden: Sequence[int] | None, dropout: float | None) -> dgm.Program:
-    """The tour's program, a MADE of the widths ``hidden``; dropout is set after it is built."""
+    """The tour's program, or a MADE of the widths ``hidden``; dropout is set after it is built."""
     if hidden is None:
         program = stop.make(data)
     else:
