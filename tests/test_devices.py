@@ -208,7 +208,7 @@ def test_the_random_state_that_is_left_as_it_was_is_that_of_the_device(pretence,
     forked = watched(monkeypatch)
     Undeclared(program.prior, program.likelihood, program.encoder).guide(x)
     assert forked == [DEVICE]
-    compilation.PairTerms(program.model, program.guide, True).leaves((x,), {})
+    compilation.PairTerms(program.model, program.guide, True).stated((x,), {})
     assert forked == [DEVICE] * 2
     labelled.log_joint(x_of_labelled)
     assert forked == [DEVICE] * (2 + labelled.classes)

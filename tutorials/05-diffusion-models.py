@@ -290,8 +290,8 @@ truth = dist.Normal(exact.denoiser.points, 0.2).to_event(1).log_prob(some.unsque
 print(f"log p by the formula {truth.mean():.3f}, the bound with the exact mean {best.nats:.3f} nats per datum")
 steps_cost, network_cost = mean_and_error(truth - best.values), best.minus(whole)
 print(f"the 50 steps cost {steps_cost[0]:.3f} +- {steps_cost[1]:.3f} nats,", end=" ")
-print(f"what the network has not learned {network_cost[0]:.3f} +- {network_cost[1]:.3f}")
-claim(steps_cost[0] > 0 and 0 < network_cost[0] < 0.15)
+print(f"what the network has not learned {network_cost.nats:.3f} +- {network_cost.stderr:.3f}")
+claim(steps_cost[0] > 0 and 0 < network_cost.nats < 0.15)
 
 # %% [markdown]
 # The first cost is that of steps which are Normals, and falls with more steps. The second falls with more training and
