@@ -274,7 +274,7 @@ class PairTerms(nn.Module):
         return [name for name, site in {**guide.nodes, **model.nodes}.items() if site["type"] == "param"]
 
     def traces(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[poutine.Trace, poutine.Trace]:
-        """Of model and guide, the model replayed on the guide's latents."""
+        """The traces of model and guide; the model is replayed on the guide's latents."""
         guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
         model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
         _check_pair(model, guide)

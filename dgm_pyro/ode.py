@@ -21,7 +21,7 @@ ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 
 
 
 LONGEST = 1 / 20
-"""Of a step, as a share of the way: where hardly anything happens, a longer one would overlook what comes next."""
+"""The longest step, as a share of the interval: a longer one could skip a region where the slope changes."""
 
 
 def solve(

@@ -298,7 +298,7 @@ def test_false_alarms_are_as_frequent_as_said_in_batches_of_any_size(name):
 
 
 def test_a_datum_that_ties_with_the_threshold_is_no_alarm_whatever_the_rounding():
-    """Of binary data many are equal: the same score, computed in another batch, is off in the last digits."""
+    """Many binary data are equal, and rounding makes their scores differ between batches."""
     detector = Detector(lambda x: x[:, 0]).calibrate(torch.tensor([[1.0]] * 8 + [[2.0]] * 2), false_alarm_rate=0.1)
     x = torch.tensor([[2.0], [2.0 + 1e-7], [2.0 - 1e-7], [2.1]])
     assert detector.flag(x).tolist() == [False, False, False, True]

@@ -419,7 +419,7 @@ def outside(support):
 
 @pytest.mark.parametrize("name", CASES)
 def test_measure_and_refusal_are_those_of_the_support(name):
-    """Of every form of every program: a mass where the distribution of x is discrete; nothing else than outcomes."""
+    """Every form of every program is a mass where the distribution of x is discrete, and refuses what it cannot draw."""
     case = CASES[name]
     program = case.build()
     x, given = case.draw(program, 6)
