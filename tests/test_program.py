@@ -419,7 +419,7 @@ def outside(support):
 
 @pytest.mark.parametrize("name", CASES)
 def test_measure_and_refusal_are_those_of_the_support(name):
-    """Every form of every program is a mass where the distribution of x is discrete, and refuses what it cannot draw."""
+    """Every form of a program is a mass where its x is discrete, and refuses what it cannot draw."""
     case = CASES[name]
     program = case.build()
     x, given = case.draw(program, 6)
