@@ -20,7 +20,7 @@ import torch
 from timing import Benchmark, main
 
 import dgm_pyro as dgm
-from dgm_pyro import autoregressive
+from dgm_pyro.families import autoregressive
 from dgm_pyro.networks import MADE, CausalTransformer, PixelCNN
 
 SHAPE = (1, 28, 28)

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 import dgm_pyro as dgm
-from dgm_pyro import flow, runs
+from dgm_pyro import flow
+from dgm_pyro.experiments import runs
 from dgm_pyro.networks import MLP, ConvDecoder, ConvEncoder
 
 DATA = "binarized-mnist"

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
-from dgm_pyro import tour
-from dgm_pyro.build import features_of
+from dgm_pyro.catalog import features_of
+from dgm_pyro.experiments.tour.results import at_all_times
+from dgm_pyro.experiments.tour.stops import STOPS, Stop
 from dgm_pyro.networks import MADE
 from dgm_pyro.program import seeded
 
@@ -79,7 +80,7 @@ CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
     ),
     "pixelcnn": (
         {"lr": 6e-3, "weight_decay": 0.01, "epochs": 20},
-        ({}, {"batch_size": 32, "lr": 3e-3}, {"epochs": 40}),
+        ({}, {"batch_size": 32, "lr": 3e-3}, {"epochs": 30}, {"epochs": 40}),
     ),
     "diffusion": (
         {"lr": 2e-3, "weight_decay": 0.01, "ema": 0.995, "epochs": 50},
@@ -88,7 +89,7 @@ CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
 }
 
 
-def program_of(stop: tour.Stop, data: dgm.Data, hidden: Sequence[int] | None, dropout: float | None) -> dgm.Program:
+def program_of(stop: Stop, data: dgm.Data, hidden: Sequence[int] | None, dropout: float | None) -> dgm.Program:
     """The tour's program, or a MADE of the widths ``hidden``; dropout is set after it is built."""
     if hidden is None:
         program = stop.make(data)
@@ -106,17 +107,17 @@ def program_of(stop: tour.Stop, data: dgm.Data, hidden: Sequence[int] | None, dr
     return program
 
 
-def score(stop: tour.Stop, program: dgm.Program, data: dgm.Data) -> Tensor:
+def score(stop: Stop, program: dgm.Program, data: dgm.Data) -> Tensor:
     """Per datum, lower is better: bits per dimension, or nats of the label."""
     if program.variable == "x":
-        with tour.at_all_times(program):
+        with at_all_times(program):
             evidence = dgm.evaluate(program, data, **stop.ask)
         return -evidence.values / (evidence.num_dims * torch.log(torch.tensor(2.0)))
     with torch.no_grad():
         return -program.log_prob(data.y, data.x)
 
 
-def tried(stop: tour.Stop, settings: Settings, seed: int) -> dict[str, Any]:
+def tried(stop: Stop, settings: Settings, seed: int) -> dict[str, Any]:
     train, valid = dgm.data.load("digits", "train").split(0.1, seed=seed)
     options = CANDIDATES[stop.name][0] | settings
     hidden, dropout = options.pop("hidden", None), options.pop("dropout", None)
@@ -175,7 +176,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     records = records_in(arguments.out)
-    stops = {stop.name: stop for stop in tour.STOPS}
+    stops = {stop.name: stop for stop in STOPS}
     for name in arguments.programs or CANDIDATES:
         for settings in CANDIDATES[name][1]:
             plain = json.loads(json.dumps(settings))

@@ -24,9 +24,8 @@ from torch import Tensor
 
 import dgm_pyro as dgm
 from dgm_pyro import corruptions
-from dgm_pyro.anomaly import Detector
-from dgm_pyro.classification import Bayesian, accuracy, nll, reliability, risk_coverage
-from dgm_pyro.questions import beliefs
+from dgm_pyro.uses.anomaly import Detector
+from dgm_pyro.uses.classification import Bayesian, accuracy, beliefs, nll, reliability, risk_coverage
 
 FALSE_ALARMS = 0.05
 TRAINED: dict[str, tuple[str, bool, dict[str, Any]]] = {

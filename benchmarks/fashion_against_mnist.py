@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 import dgm_pyro as dgm
-from dgm_pyro import anomaly, corruptions, plots, runs
+from dgm_pyro import anomaly, corruptions, plots
+from dgm_pyro.experiments import runs
 from dgm_pyro.networks import PixelCNN
 
 SHAPE, LEVELS = (1, 28, 28), 256

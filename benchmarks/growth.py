@@ -24,9 +24,9 @@ from timing import Benchmark, compare, main
 from torch import Tensor
 
 import dgm_pyro as dgm
-from dgm_pyro.flow import nsf
+from dgm_pyro.experiments.plots import THEMES
+from dgm_pyro.families.flow import nsf
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP
-from dgm_pyro.plots import THEMES
 
 Make = Callable[[int, str], Callable[[], object]]
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 import dgm_pyro as dgm
 from dgm_pyro import implicit
-from dgm_pyro.adversarial import squared_distance
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.mlp import to_unit
+from dgm_pyro.training.adversarial import squared_distance
 
 RECIPES: dict[str, dict[str, Any]] = {
     "gan:2": {"epochs": 100, "lr": 2e-3},

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 import dgm_pyro as dgm
-from dgm_pyro.adversarial import squared_distance
-from dgm_pyro.implicit import mode_coverage
+from dgm_pyro.families.implicit import mode_coverage
 from dgm_pyro.networks import MLP
+from dgm_pyro.training.adversarial import squared_distance
 
 SAMPLES = 5000
 

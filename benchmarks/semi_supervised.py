@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
-from dgm_pyro import representations, runs
+from dgm_pyro import representations
+from dgm_pyro.experiments import runs
 from dgm_pyro.networks import MLP, ConvEncoder
 from dgm_pyro.objectives import SemiSupervised
 

@@ -29,7 +29,7 @@ from timing import Benchmark, main
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
-from dgm_pyro.flow import nsf
+from dgm_pyro.families.flow import nsf
 
 D, LAYERS, BINS, HIDDEN, BATCH, BOX = 64, 4, 8, 128, 256, 5.0
 HALF = D // 2

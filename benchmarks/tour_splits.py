@@ -1,4 +1,4 @@
-"""The tour's programs on random splits of the digits, with the settings of `dgm_pyro.tour` as they are.
+"""The tour's programs on random splits of the digits, with the settings of `dgm_pyro.experiments.tour.stops`.
 
     python benchmarks/tour_splits.py --splits 5 --seeds 3 --out bench/splits.jsonl [PROGRAM ...]
 
@@ -22,9 +22,10 @@ import torch
 from choose_settings import append, records_in, score
 
 import dgm_pyro as dgm
-from dgm_pyro import tour
 from dgm_pyro.evaluation import standard_error
+from dgm_pyro.experiments.tour.stops import STOPS, Stop
 from dgm_pyro.program import seeded
+from dgm_pyro.uses.classification import beliefs
 
 TEST = 360
 
@@ -35,7 +36,7 @@ def digits() -> dgm.Data:
     return dgm.Data(x, y, levels=parts[0].levels, name="digits", num_classes=parts[0].num_classes)
 
 
-def measured(stop: tour.Stop, split: int, seed: int) -> dict[str, Any]:
+def measured(stop: Stop, split: int, seed: int) -> dict[str, Any]:
     whole = digits()
     train, test = whole.split(TEST / len(whole), seed=split)
     with seeded(seed, torch.device("cpu")):
@@ -47,7 +48,7 @@ def measured(stop: tour.Stop, split: int, seed: int) -> dict[str, Any]:
     program.eval()
     accuracy = None
     if isinstance(program, (dgm.Labelled, dgm.Discriminative)):
-        accuracy = (tour.beliefs(program, test.x)[0].argmax(-1) == test.y).double().mean().item()
+        accuracy = (beliefs(program, test.x)[0].argmax(-1) == test.y).double().mean().item()
     return {
         "program": stop.name,
         "split": split,
@@ -74,7 +75,7 @@ def mean_and_errors(values: dict[tuple[int, int], float]) -> str:
 def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "| program | bits/dim | between seeds | accuracy | between seeds | splits | runs | seconds each |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|"
-    for stop in tour.STOPS:
+    for stop in STOPS:
         rows = [record for record in records if record["program"] == stop.name]
         if not rows:
             continue
@@ -93,7 +94,7 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [stop.name for stop in tour.STOPS]
+    names = [stop.name for stop in STOPS]
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join(names)}; default all")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
@@ -102,7 +103,7 @@ def main() -> None:
     torch.set_num_threads(1)
     records = records_in(arguments.out)
     done = {(record["program"], record["split"], record["seed"]) for record in records}
-    stops = [stop for stop in tour.STOPS if stop.name in (arguments.programs or names)]
+    stops = [stop for stop in STOPS if stop.name in (arguments.programs or names)]
     for split, seed, stop in itertools.product(range(arguments.splits), range(arguments.seeds), stops):
         if (stop.name, split, seed) not in done:
             records.append(measured(stop, split, seed))

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from dgm_pyro.checks import check_path, find_device
 from dgm_pyro.program import Program
-from dgm_pyro.registry import REGISTRY, arguments_of
+from dgm_pyro.registry import arguments_of, class_named
 
 FORMAT = "dgm_pyro program"
 FORMAT_VERSION = 1
@@ -315,7 +315,7 @@ def _rebuild(nodes: list[dict[str, Any]], tensors: dict[str, Tensor]) -> nn.Modu
                 children = OrderedDict((key, modules[index]) for key, index in node["children"].items())
                 modules.append(CONTAINERS[name](children.values() if name == "torch.nn.ModuleList" else children))
                 continue
-            cls = LAYERS.get(name) or REGISTRY.get(name)
+            cls = LAYERS.get(name) or class_named(name)
             if cls is None:
                 raise CheckpointError(
                     f"the checkpoint names the class {name!r}, which is not registered: import the module that defines "

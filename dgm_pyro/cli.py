@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from dgm_pyro.anomaly import Score, Surprise
     from dgm_pyro.infer import Units
     from dgm_pyro.program import Program
-    from dgm_pyro.training import History
+    from dgm_pyro.training.fit import History
+    from dgm_pyro.uses.anomaly import Score, Surprise
 
 # Modules that take long to import are imported by the commands that need them.
 
@@ -90,7 +90,7 @@ def tour(
     device: Device = "auto",
 ) -> None:
     """Train every family on real digits, compare them, and write a report."""
-    from dgm_pyro.tour import run
+    from dgm_pyro.experiments.tour.run import run
 
     failures = run(out, quick=quick, seed=seed, device=device)
     if failures:
@@ -134,7 +134,8 @@ def train(
 
     In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
     """
-    from dgm_pyro import distributed, runs
+    from dgm_pyro.experiments import runs
+    from dgm_pyro.training import distributed
 
     processes = distributed.join(device)
     given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent": latent}
@@ -171,7 +172,7 @@ def train(
 
 
 def _report_training(folder: Path, name: str, model: str, history: History) -> None:
-    from dgm_pyro import plots
+    from dgm_pyro.experiments import plots
 
     plots.learning_curves(history, title=f"{name}: {len(history.epochs)} epochs").savefig(
         folder / "learning-curves.png"
@@ -209,10 +210,10 @@ def sample(
     """Draw samples: a picture, and the numbers beside it in a .npy file."""
     import torch
 
-    from dgm_pyro import plots, runs
     from dgm_pyro.evaluation import evaluating
+    from dgm_pyro.experiments import plots, runs
     from dgm_pyro.program import seeded
-    from dgm_pyro.training import find_device
+    from dgm_pyro.training.fit import find_device
 
     where = find_device(device)
     picture = _written_to(out, run / "samples.png")
@@ -231,8 +232,8 @@ def sample(
 
 
 def _check_sampling(program: Program, label: int | None, options: dict[str, Any]) -> None:
-    from dgm_pyro.diffusion import Denoising
-    from dgm_pyro.labelled import Labelled
+    from dgm_pyro.families.diffusion import Denoising
+    from dgm_pyro.families.labelled import Labelled
 
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to sample")
@@ -267,8 +268,8 @@ def impute(
 ) -> None:
     """Hide a part of some data, and draw it anew given the rest: a picture, and the numbers beside it."""
     import dgm_pyro as dgm
-    from dgm_pyro import plots, runs
-    from dgm_pyro.training import find_device
+    from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.training.fit import find_device
 
     where = find_device(device)
     picture = _written_to(out, run / "imputed.png")
@@ -334,8 +335,8 @@ def evaluate(
     import torch
 
     import dgm_pyro as dgm
-    from dgm_pyro import runs
-    from dgm_pyro.training import find_device
+    from dgm_pyro.experiments import runs
+    from dgm_pyro.training.fit import find_device
 
     where = find_device(device)
     program, record = runs.read(run, where)
@@ -390,9 +391,9 @@ def doctor(
     import json
 
     import dgm_pyro as dgm
-    from dgm_pyro import runs
-    from dgm_pyro.build import MODELS, build
-    from dgm_pyro.doctor import pair_from
+    from dgm_pyro.catalog import MODELS, build
+    from dgm_pyro.diagnosis import pair_from
+    from dgm_pyro.experiments import runs
 
     given = {"prior": prior, "encoder": encoder, "likelihood": likelihood}
     swaps: dict[str, Any] = {name: choice for name, choice in given.items() if choice is not None}
@@ -454,8 +455,8 @@ def sweep(
     """
     import json
 
-    from dgm_pyro.sweep import Options
-    from dgm_pyro.sweep import sweep as run_sweep
+    from dgm_pyro.experiments.sweep import Options
+    from dgm_pyro.experiments.sweep import sweep as run_sweep
 
     compiling = "auto" if compile is None else compile
     options = Options(
@@ -499,8 +500,8 @@ def compare(
     """Runs side by side, with paired differences; a mass is not compared with a density."""
     import json
 
-    from dgm_pyro.sweep import compare as compare_runs
-    from dgm_pyro.training import find_device
+    from dgm_pyro.experiments.sweep import compare as compare_runs
+    from dgm_pyro.training.fit import find_device
 
     found = compare_runs(
         folders,
@@ -534,9 +535,9 @@ def gaps(
     import json
 
     import dgm_pyro as dgm
-    from dgm_pyro import plots, runs
+    from dgm_pyro.experiments import plots, runs
     from dgm_pyro.program import check_count
-    from dgm_pyro.training import find_device
+    from dgm_pyro.training.fit import find_device
 
     check_count(num, "num")
     where, picture = find_device(device), _written_to(out, folders[0] / "gaps.png")
@@ -592,9 +593,9 @@ def checks(
     import json
 
     import dgm_pyro as dgm
-    from dgm_pyro import plots, runs
+    from dgm_pyro.experiments import plots, runs
     from dgm_pyro.program import check_count
-    from dgm_pyro.training import find_device
+    from dgm_pyro.training.fit import find_device
 
     check_count(num, "num")
     where, picture = find_device(device), _written_to(out, run / "checks.png")
@@ -653,10 +654,11 @@ def anomaly(
 
     import torch
 
-    from dgm_pyro import anomaly, plots, runs
+    from dgm_pyro.experiments import plots, runs
     from dgm_pyro.program import check_count
-    from dgm_pyro.questions import share
-    from dgm_pyro.training import find_device
+    from dgm_pyro.training.fit import find_device
+    from dgm_pyro.uses import anomaly
+    from dgm_pyro.uses.classification import share
 
     check_count(num_particles, "num_particles")
     where, picture = find_device(device), _written_to(out, run / "anomalies.png")
@@ -720,7 +722,8 @@ def anomaly(
 def _score(
     name: str, base: Surprise, background: Path | None, ensemble: list[Program], reference: Tensor, where: torch.device
 ) -> Score:
-    from dgm_pyro import anomaly, runs
+    from dgm_pyro.experiments import runs
+    from dgm_pyro.uses import anomaly
 
     if name == "likelihood":
         return base
@@ -760,13 +763,13 @@ def classify(
 
     A run trained --labelled rejects by log p(x); a discriminative one has only its highest p(y | x) to go by.
     """
-    from dgm_pyro import data as datasets
-    from dgm_pyro import plots, runs
-    from dgm_pyro.anomaly import Detector
-    from dgm_pyro.labelled import Discriminative, Labelled
+    import dgm_pyro.data as datasets
+    from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.families.labelled import Discriminative, Labelled
     from dgm_pyro.program import check_count
-    from dgm_pyro.questions import beliefs
-    from dgm_pyro.training import find_device
+    from dgm_pyro.training.fit import find_device
+    from dgm_pyro.uses.anomaly import Detector
+    from dgm_pyro.uses.classification import beliefs
 
     check_count(num_particles, "num_particles")
     where, table = find_device(device), _written_to(out, run / "classified.csv")
@@ -831,11 +834,12 @@ def represent(
     import json
 
     import dgm_pyro as dgm
-    from dgm_pyro import plots, representations, runs
-    from dgm_pyro.labelled import Labelled
+    from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.families.labelled import Labelled
+    from dgm_pyro.families.vae import VAE
     from dgm_pyro.program import check_count
-    from dgm_pyro.training import find_device
-    from dgm_pyro.vae import VAE
+    from dgm_pyro.training.fit import find_device
+    from dgm_pyro.uses import representations
 
     check_count(num, "num")
     where, picture = find_device(device), _written_to(out, run / "representation.png")
@@ -897,7 +901,7 @@ def represent(
 
 
 def _size_of_code(program: Any, z: Tensor, site: str) -> str:
-    from dgm_pyro import representations
+    from dgm_pyro.uses import representations
 
     size = z[0].numel()
     if not representations.is_discrete(program, site):
@@ -917,7 +921,8 @@ def _around_codes(
     """Pictures by the end of the file's name: between pairs of data, along single features, over the plane."""
     import torch
 
-    from dgm_pyro import plots, representations
+    from dgm_pyro.experiments import plots
+    from dgm_pyro.uses import representations
 
     figures, levels, pairs = {}, program.levels, min(6, len(x) // 2)
     if site == representations.codes(program)[0] and pairs:
@@ -952,7 +957,7 @@ def _inputs(source: str, program: Program, data_dir: str | None) -> tuple[Tensor
     import numpy as np
     import torch
 
-    from dgm_pyro import data as datasets
+    import dgm_pyro.data as datasets
     from dgm_pyro.checks import INTEGERS
     from dgm_pyro.evaluation import as_data
 
@@ -1008,8 +1013,8 @@ def _written_to(out: Path | None, default: Path) -> Path:
 @app.command("list", epilog="Example: dgm list")
 def list_names() -> None:
     """List the models, data sets, priors, encoders, likelihoods and objectives, each with a line."""
-    from dgm_pyro import data
-    from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS
+    import dgm_pyro.data as data
+    from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
     from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 
     def lines(table: dict[str, tuple[Any, str]]) -> dict[str, str]:
@@ -1034,7 +1039,7 @@ def list_names() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``dgm``; its exit status."""
-    from dgm_pyro.distributed import is_first_to_fail
+    from dgm_pyro.training.distributed import is_first_to_fail
 
     try:
         status = app(args=None if arguments is None else list(arguments), prog_name="dgm", standalone_mode=False)
@@ -1061,9 +1066,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _expected() -> tuple[type[Exception], ...]:
     """What bad input raises; anything else is a bug, and shows its traceback."""
-    from dgm_pyro.compilation import CompilationError
     from dgm_pyro.program import IntractableError
-    from dgm_pyro.training import NonFiniteLossError
+    from dgm_pyro.training.compilation import CompilationError
+    from dgm_pyro.training.fit import NonFiniteLossError
 
     return ValueError, TypeError, OSError, CompilationError, IntractableError, NonFiniteLossError
 

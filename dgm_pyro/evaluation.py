@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro import noise
+import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_dense, check_type, find_device
-from dgm_pyro.continuous import ContinuousDiffusion
 from dgm_pyro.data import Data
-from dgm_pyro.labelled import Labelled
+from dgm_pyro.families.continuous import ContinuousDiffusion
+from dgm_pyro.families.labelled import Labelled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, alone, check_count, check_program, parameter_of, seeded

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dgm_pyro import noise
+import dgm_pyro.noise as noise
 from dgm_pyro.checks import Shape, check_count, check_dense, check_seed, check_tensor, check_type
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 

@@ -121,7 +121,7 @@ OURS = public_names()
 
 
 def documented(env: BuildEnvironment, name: str) -> str | None:
-    """The full name of the one documented object that ``name`` can mean; `dgm_pyro.fit` is `dgm_pyro.training.fit`."""
+    """The full name of the one documented object that ``name`` can mean; `dgm.fit` is `dgm_pyro.training.fit.fit`."""
     objects = PythonDomain(env).objects
     name = re.sub(r"^dgm(?=\.)", "dgm_pyro", name)
     if name in objects:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import dgm_pyro as dgm
 from dgm_pyro import flow, guides, networks, priors
+from dgm_pyro.families.conditionals import positive
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.program import latent_sites, log_prob_sum, plates
 
@@ -191,7 +192,7 @@ class Poisson(dgm.Parametric):
         super().__init__(event_shape, 1, network, learned=learned)
 
     def univariate(self, raw: Tensor) -> dist.Poisson:
-        return dist.Poisson(dgm.conditionals.positive(raw.squeeze(-1)))
+        return dist.Poisson(positive(raw.squeeze(-1)))
 
 
 def counts(size: int, features: int) -> Tensor:
@@ -590,3 +591,19 @@ CASES: dict[str, Case] = {
     ),
     "discriminative": Case(lambda: dgm.Discriminative(dgm.Categorical((), 3, _mlp((2,), 3)))),
 }
+
+
+def data_for(case, program, size=24):
+    """A `Data` for a case; None where x is a scalar, or where given is no label, so that no `Data` carries it."""
+    x, given = case.draw(program, size)
+    if program.variable == "y":
+        return dgm.Data(given, x.long(), num_classes=program.levels)
+    labelled = given is not None and not isinstance(given, tuple) and given.dim() == 1 and not given.is_floating_point()
+    if (given is not None and not labelled) or program.event_shape == ():
+        return None
+    return dgm.Data(x, given, levels=program.levels, num_classes=program.num_classes if labelled else None)
+
+
+def trainable(case):
+    program = case.build()
+    return any(p.requires_grad for p in program.parameters()) and data_for(case, program) is not None

@@ -4,7 +4,7 @@
 the bad values of its kind, which follows from its name.
 """
 
-import importlib
+import importlib.util
 import inspect
 import math
 import re
@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro import networks, runs, sweep
+from dgm_pyro import networks
+from dgm_pyro.experiments import runs, sweep
 from dgm_pyro.networks import MADE, MLP, Affine
 
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
-    "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "flow", "guides", "implicit",
-    "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers", "sweep",
+    "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
+    "guides", "implicit", "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers", "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
@@ -215,7 +216,7 @@ CALLS = {
         {"transforms": [None, "x", 3, [3]], "base": PROGRAM[1:]},
     ),
     "Dequantized": Call(
-        dict(flow=lambda: dgm.flow.realnvp(2, layers=1, unit=True), levels=4, guide=lambda: dgm.flow.Uniform(2)),
+        dict(flow=lambda: dgm.flow.realnvp(2, layers=1, unit=True), levels=4, guide=lambda: dgm.Uniform(2)),
         {"guide": PROGRAM[1:]},
     ),
     "VAE": Call(
@@ -244,13 +245,13 @@ CALLS = {
     "OneHot": Call(dict(program=lambda: dgm.Categorical(2, 3))),
     "priors.MixturePrior": Call(dict(event_shape=2, components=2)),
     "priors.VampPrior": Call(dict(encoder=encoder, pseudo_inputs=X), {"pseudo_inputs": REALS}),
-    "flow.Uniform": Call(dict(event_shape=2)),
+    "Uniform": Call(dict(event_shape=2)),
     "flow.realnvp": Call(STACK),
     "flow.nsf": Call(STACK | dict(bins=4)),
     "flow.maf": Call(STACK | dict(dropout=0.1)),
     "flow.nsf_autoregressive": Call(STACK | dict(bins=4, dropout=0.1)),
     "flow.iaf": Call(STACK),
-    "flow.dequantizer": Call(dict(event_shape=2, levels=4, hidden=(4,))),
+    "dequantized.dequantizer": Call(dict(event_shape=2, levels=4, hidden=(4,))),
     "guides.FullRankNormal": Call(dict(event_shape=2, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
     "guides.LowRankNormal": Call(dict(event_shape=2, rank=1, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
     "guides.planar": Call(STACK | dict(context_shape=(2,))),
@@ -579,13 +580,15 @@ EXCLUDED = {
     "a decorator": ["register"],
     "a context manager, which checks when it is entered": ["plots.theme"],
     "distributions and steps within programs, called under Pyro's handlers or compiled": [
-        "flow.Floor", "guides.Finite", "infer.Features", "infer.Times", "adversarial.draw", "adversarial.slopes",
+        "dequantized.Floor", "guides.Finite", "infer.Features", "infer.Times", "adversarial.draw", "adversarial.slopes",
         "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "objectives.is_cost",
         "objectives.site_log_prob", "objectives.at_progress", "samplers.karras", "samplers.quadratic", "samplers.ratio",
         "samplers.run", "samplers.uniform",
     ],
     "helpers of other modules": [
-        "checkpoint.write_file", "objectives.check_particles", "objectives.chosen", "representations.prior_of",
+        "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
+        "anomaly.auroc", "objectives.check_particles", "objectives.chosen", "representations.latents",
+        "representations.prior_of",
         "runs.read_json", "runs.record_of", "runs.write", "runs.write_json", "sweep.aligned", "sweep.collect",
         "sweep.devices", "sweep.markdown", "sweep.run_cell",
     ],
@@ -600,8 +603,15 @@ def found(name):
         return lambda **arguments: getattr(call.of(), method)(**arguments), method_of(owner, method)
     function = dgm
     for part in name.split("."):
-        function = getattr(function, part, None) or importlib.import_module(f"dgm_pyro.{part}")
+        function = getattr(function, part, None) or module_named(part)
     return function, function
+
+
+def module_named(name):
+    """A module by the last part of its name."""
+    rooms = ("", "families.", "training.", "uses.", "experiments.")
+    path = next(f"dgm_pyro.{room}{name}" for room in rooms if importlib.util.find_spec(f"dgm_pyro.{room}{name}"))
+    return importlib.import_module(path)
 
 
 def method_of(owner, method):
@@ -739,7 +749,7 @@ def everything():
     """All public functions and classes, and their names."""
     names = {}
     for module in MODULES:
-        home = importlib.import_module(f"dgm_pyro.{module}".rstrip("."))
+        home = module_named(module) if module else dgm
         listed = getattr(
             home, "__all__", [n for n, v in vars(home).items() if getattr(v, "__module__", 0) == home.__name__]
         )

@@ -15,7 +15,7 @@ from torch import nn
 
 import dgm_pyro as dgm
 from dgm_pyro import cli, flow, guides, networks, plots, priors
-from dgm_pyro.build import build
+from dgm_pyro.catalog import build
 from dgm_pyro.networks import MADE, MLP
 
 NAN, INF = math.nan, math.inf

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dgm_pyro as dgm
-from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS, build
+from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, build
 
 # Encoders, and the prior that each is for.
 SUITED = {"ladder": "vae", "bernoulli": "bernoulli", "categorical": "categorical", "codes": "codes"}

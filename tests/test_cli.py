@@ -12,10 +12,13 @@ import torch
 from PIL import Image
 
 import dgm_pyro as dgm
-from dgm_pyro import cli, compilation, runs, training
-from dgm_pyro.build import ENCODERS, LIKELIHOODS, MODELS, PRIORS
+from dgm_pyro import cli
+from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
+from dgm_pyro.experiments import runs
 from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 from dgm_pyro.program import seeded
+from dgm_pyro.training import compilation
+from dgm_pyro.training import fit as training
 
 FAST = ["--epochs", "1", "--device", "cpu"]
 

@@ -10,8 +10,9 @@ import torch
 from test_cli import dgm_ok, width_of
 
 import dgm_pyro as dgm
-from dgm_pyro import anomaly, cli, runs
-from dgm_pyro.questions import beliefs
+from dgm_pyro import anomaly, cli
+from dgm_pyro.experiments import runs
+from dgm_pyro.uses.classification import beliefs
 
 
 @pytest.fixture(scope="module")

@@ -22,19 +22,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils import cpp_extension
 
 import dgm_pyro as dgm
-from dgm_pyro import (
-    anomaly,
-    classification,
-    compilation,
-    corruptions,
-    evaluation,
-    questions,
-    representations,
-    training,
-)
-from dgm_pyro.labelled import Labelled
+from dgm_pyro import anomaly, classification, corruptions, evaluation, representations
+from dgm_pyro.families.labelled import Labelled
 from dgm_pyro.objectives import ELBO, RWS, Enumerate, FreeBits
 from dgm_pyro.program import Program
+from dgm_pyro.training import compilation
+from dgm_pyro.training import fit as training
 
 DEVICE = torch.device("cuda:0")
 # A gradient is asked for within the guide, and torch's engine has no thread for a device that is not there.
@@ -246,7 +239,7 @@ def test_numbers_that_leave_torch_leave_the_device_first(pretence, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "numpy", numpy)
     y, z = pretence.there(torch.zeros(8, dtype=torch.long)), pretence.there(torch.zeros(8, 2))
-    questions.auroc(z[:, 0], z[:, 1])
+    anomaly.auroc(z[:, 0], z[:, 1])
     anomaly.separation(z[:, 0], z[:, 1])
     representations.probe(z, y, z, y)
     representations.knn(z, y, z, y)

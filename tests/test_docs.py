@@ -60,7 +60,7 @@ def test_links_between_pages_lead_somewhere(page):
 
 
 def test_the_pages_of_swap_points_name_what_build_knows():
-    from dgm_pyro.build import ENCODERS, LIKELIHOODS, PRIORS
+    from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, PRIORS
 
     for page, table in (("priors.md", PRIORS), ("guides.md", ENCODERS), ("likelihoods.md", LIKELIHOODS)):
         rows = "\n".join(line for line in PAGES[page].read_text().splitlines() if line.startswith("|"))

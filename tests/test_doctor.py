@@ -16,7 +16,7 @@ from torch import nn
 
 import dgm_pyro as dgm
 from dgm_pyro import cli
-from dgm_pyro.doctor import CHECKS, doctor
+from dgm_pyro.diagnosis import CHECKS, doctor
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 BITS = (X > 0).float()

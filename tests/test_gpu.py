@@ -5,9 +5,8 @@ import math
 import pyro
 import pytest
 import torch
-from programs import CASES
+from programs import CASES, data_for, trainable
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
-from test_training import data_for, trainable
 
 import dgm_pyro as dgm
 from dgm_pyro import SemiSupervised

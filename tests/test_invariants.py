@@ -15,8 +15,8 @@ from pyro import poutine
 from scipy import stats
 
 import dgm_pyro as dgm
+from dgm_pyro.families.onehot import OneHotDistribution
 from dgm_pyro.objectives import elbo
-from dgm_pyro.onehot import OneHotDistribution
 from dgm_pyro.program import store_name
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -10,9 +10,9 @@ from scipy import stats
 
 import dgm_pyro as dgm
 from dgm_pyro import noise
-from dgm_pyro.anomaly import Complexity, Detector, PosteriorKL, Ratio, Surprise, Typicality
 from dgm_pyro.infer.gaps import best_elbo
-from dgm_pyro.questions import beliefs
+from dgm_pyro.uses.anomaly import Complexity, Detector, PosteriorKL, Ratio, Surprise, Typicality
+from dgm_pyro.uses.classification import beliefs
 
 pytestmark = pytest.mark.usefixtures("float64")
 

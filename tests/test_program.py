@@ -511,7 +511,7 @@ def test_a_flow_on_the_unit_cube_refuses_what_lies_outside(make):
 
 
 def test_the_uniform_base_of_a_flow_has_no_mass_outside():
-    shifted = dgm.Flow(1, [dist.transforms.AffineTransform(2.0, 1.0)], base=flow.Uniform(1))
+    shifted = dgm.Flow(1, [dist.transforms.AffineTransform(2.0, 1.0)], base=dgm.Uniform(1))
     assert shifted.exact_log_prob(torch.tensor([[2.5], [1.0], [3.5]])).tolist() == [0, -math.inf, -math.inf]
 
 

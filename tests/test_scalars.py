@@ -7,8 +7,8 @@ from torch import nn
 
 import dgm_pyro as dgm
 from dgm_pyro import representations
+from dgm_pyro.families.samplers import SAMPLERS
 from dgm_pyro.networks import DenoisingMLP
-from dgm_pyro.samplers import SAMPLERS
 
 SIZE = 5
 

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro import corruptions, tour
-from dgm_pyro.diffusion import Denoised, log_snr
+from dgm_pyro import corruptions
+from dgm_pyro.experiments.tour import stops
+from dgm_pyro.families.diffusion import Denoised, log_snr
 from dgm_pyro.program import guide_trace
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +44,7 @@ def slug(heading):
 
 @functools.cache
 def names_in(file):
-    tree = ast.parse((ROOT / "tests" / file).read_text())
+    tree = ast.parse(next((ROOT / "tests").rglob(file)).read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
@@ -94,7 +95,7 @@ def test_a_network_is_sure_of_noise_and_p_of_x_is_not(digits):
     # Without the dropout of dgm.build("classifier", ...), which makes it less sure.
     network = dgm.Discriminative(dgm.Categorical((), 10, dgm.networks.MLP(train.event_shape, 10, levels=17)))
     dgm.fit(network, train, epochs=10, lr=2e-3, progress=False)
-    generative = tour.independent_pixels_by_class(train)
+    generative = stops.independent_pixels_by_class(train)
 
     noisy = corruptions.add_noise(test.x, 12.0, 17)
     clean_beliefs, beliefs = (network.class_probabilities(x) for x in (test.x, noisy))

@@ -51,11 +51,10 @@ from chapter import (  # small helpers, in chapter.py beside this
     theme,
 )
 from dgm_pyro import corruptions, plots, representations
-from dgm_pyro.anomaly import Complexity, Detector, PosteriorKL, Ratio, Surprise, Typicality, code_bits, separation
-from dgm_pyro.classification import Bayesian, accuracy, reliability, risk_coverage
 from dgm_pyro.infer import units
 from dgm_pyro.networks import MADE, MLP
-from dgm_pyro.questions import beliefs
+from dgm_pyro.uses.anomaly import Complexity, Detector, PosteriorKL, Ratio, Surprise, Typicality, code_bits, separation
+from dgm_pyro.uses.classification import Bayesian, accuracy, beliefs, reliability, risk_coverage
 
 pyro.set_rng_seed(0)
 style()
@@ -155,7 +154,7 @@ print(
 # what is *simpler* than the data is not improbable. Published models of photographs do the same. Trained on clothes,
 # they find digits more probable than clothes.
 #
-# A **score** is any number per image that is higher for anomalies. Those of `dgm_pyro.anomaly` take out of $p(x)$ what
+# A **score** is any number per image that is higher for anomalies. Those of `dgm_pyro.uses.anomaly` take out of $p(x)$ what
 # is not the point:
 #
 # - `Typicality`: section 1, the distance of the surprise from its mean over other normal data;

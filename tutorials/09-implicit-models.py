@@ -38,9 +38,9 @@ from pyro import poutine
 
 import dgm_pyro as dgm
 from chapter import claim, scaled, style, subplots, theme  # small helpers, in chapter.py beside this
-from dgm_pyro.adversarial import DIVERGENCES, density_ratio, squared_distance
-from dgm_pyro.implicit import mode_coverage
+from dgm_pyro.families.implicit import mode_coverage
 from dgm_pyro.networks import MLP
+from dgm_pyro.training.adversarial import DIVERGENCES, density_ratio, squared_distance
 
 style()
 subplots = partial(subplots, height=2.9, squeeze=False)

@@ -46,12 +46,13 @@ from torch import nn
 import dgm_pyro as dgm
 from chapter import QUICK, claim, scaled, style, subplots, theme  # small helpers, in chapter.py beside this
 from dgm_pyro import plots
-from dgm_pyro.adversarial import squared_distance
-from dgm_pyro.diffusion import Denoised
-from dgm_pyro.distributed import Team
+from dgm_pyro.families.diffusion import Denoised
+from dgm_pyro.families.samplers import DDIM, SAMPLERS, Time
+from dgm_pyro.families.samplers import run as walk
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP, PixelCNN
-from dgm_pyro.samplers import DDIM, SAMPLERS, Time
-from dgm_pyro.samplers import run as walk
+from dgm_pyro.training import compilation
+from dgm_pyro.training.adversarial import squared_distance
+from dgm_pyro.training.distributed import Team
 
 pyro.set_rng_seed(0)
 style()
@@ -264,7 +265,7 @@ assert torch.equal(Sign()(z), Where()(z))
 for network in (Sign(), Where()):
     program = dgm.VAE(dgm.Normal(2), dgm.Normal(2, network), dgm.Normal(2, MLP((2,), 4)))
     try:
-        dgm.compilation.Loss(program, dgm.ELBO(), backend="eager")(z)  # the graph as it is: no machine code
+        compilation.Loss(program, dgm.ELBO(), backend="eager")(z)  # the graph as it is: no machine code
         print(f"{type(network).__name__}: a graph")
     except dgm.CompilationError as error:
         print(f"{type(network).__name__}: {str(error).split('cannot be compiled: ')[1].split('. A compiled')[0]}")

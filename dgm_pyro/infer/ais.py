@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro import noise
+import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_choice, check_number
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains

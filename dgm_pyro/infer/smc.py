@@ -38,11 +38,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro import noise
-from dgm_pyro.autoregressive import Autoregressive, Chain
+import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_counts, check_number
-from dgm_pyro.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.evaluation import evaluating
+from dgm_pyro.families.autoregressive import Autoregressive, Chain
+from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.infer.target import features_of
 from dgm_pyro.program import Program, check_count, seeded
 

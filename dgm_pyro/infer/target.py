@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Independent, biject_to
 
-from dgm_pyro.autoregressive import AutoregressiveDistribution
+from dgm_pyro.families.autoregressive import AutoregressiveDistribution
 from dgm_pyro.program import Program, isolated, latent_sites, log_prob_sum, plates, sample_sites
 
 

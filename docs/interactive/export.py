@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import dgm_pyro as dgm
-from dgm_pyro.tour import STOPS
+from dgm_pyro.experiments.tour.stops import STOPS
 
 # When one of these is newer than the script that was written, it is written again.
 SOURCES = (Path(__file__), Path(dgm.networks.denoisers.__file__), Path(dgm.networks.mlp.__file__))

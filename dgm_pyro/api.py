@@ -1,0 +1,111 @@
+"""The public names, `dgm.*`. `import dgm_pyro` fetches them when the first of them is used."""
+
+from importlib.metadata import version
+
+from dgm_pyro import checkpoint, data, infer, networks, objectives, registry
+from dgm_pyro.catalog import build
+from dgm_pyro.checkpoint import CheckpointError, load, save
+from dgm_pyro.data import Data
+from dgm_pyro.diagnosis import Diagnosis, Finding, doctor
+from dgm_pyro.evaluation import Evidence, evaluate
+from dgm_pyro.experiments import plots
+from dgm_pyro.families import autoregressive, diffusion, flow, guides, implicit, priors
+from dgm_pyro.families.autoregressive import Autoregressive
+from dgm_pyro.families.conditionals import (
+    Bernoulli,
+    Categorical,
+    DiscretizedLogistic,
+    MixtureOfNormals,
+    Normal,
+    Parametric,
+    Uniform,
+)
+from dgm_pyro.families.continuous import ContinuousDiffusion, LogSNR
+from dgm_pyro.families.dequantized import Dequantized
+from dgm_pyro.families.diffusion import Diffusion, Schedule
+from dgm_pyro.families.flow import Flow
+from dgm_pyro.families.implicit import Implicit
+from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.onehot import OneHot
+from dgm_pyro.families.vae import VAE
+from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
+from dgm_pyro.program import Conditional, IntractableError, Program
+from dgm_pyro.registry import register
+from dgm_pyro.training import adversarial
+from dgm_pyro.training.adversarial import Adversarial, KernelScore
+from dgm_pyro.training.compilation import CompilationError, compile
+from dgm_pyro.training.fit import History, NonFiniteLossError, fit
+from dgm_pyro.uses import anomaly, classification, corruptions, representations
+
+__version__ = version("dgm_pyro")
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "RWS",
+    "STL",
+    "VAE",
+    "Adversarial",
+    "Autoregressive",
+    "Bernoulli",
+    "Categorical",
+    "CheckpointError",
+    "CompilationError",
+    "Conditional",
+    "ContinuousDiffusion",
+    "DReG",
+    "Data",
+    "Dequantized",
+    "Diagnosis",
+    "Diffusion",
+    "DiscretizedLogistic",
+    "Discriminative",
+    "Enumerate",
+    "Evidence",
+    "Finding",
+    "Flow",
+    "FreeBits",
+    "History",
+    "Implicit",
+    "IntractableError",
+    "KernelScore",
+    "Labelled",
+    "LogSNR",
+    "MixtureOfNormals",
+    "NonFiniteLossError",
+    "Normal",
+    "OneHot",
+    "Parametric",
+    "Program",
+    "Schedule",
+    "SemiSupervised",
+    "Uniform",
+    "WarmUp",
+    "__version__",
+    "adversarial",
+    "anomaly",
+    "autoregressive",
+    "build",
+    "checkpoint",
+    "classification",
+    "compile",
+    "corruptions",
+    "data",
+    "diffusion",
+    "doctor",
+    "evaluate",
+    "fit",
+    "flow",
+    "guides",
+    "implicit",
+    "infer",
+    "load",
+    "networks",
+    "objectives",
+    "plots",
+    "priors",
+    "register",
+    "registry",
+    "representations",
+    "save",
+]

@@ -1,0 +1,525 @@
+"""Names to programs, sized for the data: ``dgm.build("vae", data, prior="flow")``.
+
+Every name stands for a composition that can be written out in a few lines; `build` chooses sizes that suit small images
+and points in the plane. A swap may be a name or an object.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from dgm_pyro.checks import as_shape, check_choice, check_count
+from dgm_pyro.data import Data
+from dgm_pyro.families.autoregressive import Autoregressive
+from dgm_pyro.families.conditionals import (
+    Bernoulli,
+    Categorical,
+    DiscretizedLogistic,
+    MixtureOfNormals,
+    Normal,
+    Parametric,
+)
+from dgm_pyro.families.continuous import ContinuousDiffusion
+from dgm_pyro.families.dequantized import Dequantized, dequantizer
+from dgm_pyro.families.diffusion import Diffusion
+from dgm_pyro.families.flow import Flow, iaf, maf, nsf, nsf_autoregressive, realnvp
+from dgm_pyro.families.guides import (
+    FullRankNormal,
+    LowRankNormal,
+    PrecisionWeighted,
+    SemiAmortized,
+    TopDown,
+    planar,
+    sylvester,
+)
+from dgm_pyro.families.implicit import Implicit
+from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.onehot import OneHot
+from dgm_pyro.families.priors import MixturePrior, VampPrior
+from dgm_pyro.families.vae import VAE
+from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
+from dgm_pyro.program import Program, is_pair
+
+LATENT = 16
+CODE_VALUES = 8
+Table = dict[str, tuple[Callable[..., Program], str]]
+
+
+def is_image(data: Data) -> bool:
+    return len(data.event_shape) == 3
+
+
+def features_of(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> Parametric:
+    """The conditional that suits the data: Bernoulli for bits, discretized logistics for levels, else Normals.
+
+    Args:
+        network: makes the network for a number of parameters per feature.
+    """
+    shape, levels = data.event_shape, data.levels
+    if levels is None:
+        return MixtureOfNormals(shape, 10, network(30), **options)
+    if levels == 2:
+        return Bernoulli(shape, network(1), **options)
+    return DiscretizedLogistic(shape, levels, 5, network(15), **options)
+
+
+# -- models ---------------------------------------------------------------------------------------------------------
+
+
+def pixels(data: Data, num_classes: int | None) -> Program:
+    if data.levels is not None:
+        values = data.levels
+        if num_classes is None:
+            return Categorical(data.event_shape, values, learned=True)
+        return Categorical(data.event_shape, values, nn.Embedding(num_classes, values * data.event_shape.numel()))
+    if num_classes is None:
+        return features_of(data, lambda p: None, learned=True)
+    return features_of(data, lambda p: nn.Embedding(num_classes, p * data.event_shape.numel()))
+
+
+def made(data: Data, num_classes: int | None) -> Program:
+    # A deep network learns a few thousand images by heart; one wide layer, half of it dropped, does so later.
+    size: dict[str, Any] = (
+        {"hidden": (512,), "dropout": 0.5} if is_image(data) else {"hidden": (256, 256, 256), "residual": True}
+    )
+    return Autoregressive(
+        features_of(data, lambda p: MADE(data.event_shape, p, levels=data.levels, num_classes=num_classes, **size))
+    )
+
+
+def _require_image(data: Data, name: str) -> None:
+    if not is_image(data):
+        raise ValueError(f"{name} needs images (1, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
+
+
+def pixelcnn(data: Data, num_classes: int | None) -> Program:
+    _require_image(data, "pixelcnn")
+    return Autoregressive(
+        features_of(
+            data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=0.1)
+        )
+    )
+
+
+def transformer(data: Data, num_classes: int | None) -> Program:
+    dropout = 0.1 if is_image(data) else 0.0
+    return Autoregressive(
+        features_of(
+            data,
+            lambda p: CausalTransformer(
+                data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=dropout
+            ),
+        )
+    )
+
+
+def _flow(stack: Callable[..., Flow]) -> Callable[[Data, int | None], Program]:
+    def build_flow(data: Data, num_classes: int | None) -> Program:
+        if data.levels is None:
+            return stack(data.event_shape, num_classes=num_classes)
+        flow = stack(data.event_shape, num_classes=num_classes, unit=True)
+        return Dequantized(flow, data.levels, guide=dequantizer(data.event_shape, data.levels))
+
+    return build_flow
+
+
+def diffusion(data: Data, num_classes: int | None) -> Program:
+    denoiser, options = _denoising(data, num_classes)
+    schedule = "cosine" if data.levels is None else "log-snr"
+    return Diffusion(data.event_shape, denoiser, schedule, steps=50, subsample=2, **options)
+
+
+def diffusion_continuous(data: Data, num_classes: int | None) -> Program:
+    # Smooth in time, so that an ODE of it can be solved in few steps.
+    denoiser, options = _denoising(data, num_classes, max_frequency=30.0)
+    return ContinuousDiffusion(data.event_shape, denoiser, "learned", **options)
+
+
+def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a diffusion of such data, and what it predicts."""
+    predict, outputs = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
+    halved = all(size % 2 == 0 for size in data.event_shape[1:])
+    channels = (32, 64) if halved else (64,)
+    network = partial(DenoisingUNet, channels=channels) if is_image(data) else DenoisingMLP
+    denoiser = network(data.event_shape, num_classes=num_classes, outputs=outputs, max_frequency=max_frequency)
+    hidden = 0.1 if num_classes is not None else 0.0
+    return denoiser, {"predict": predict, "levels": data.levels, "label_dropout": hidden}
+
+
+def implicit(data: Data, num_classes: int | None) -> Program:
+    if num_classes is not None:
+        raise ValueError(
+            "'implicit' has no density, and so no p(y | x) by Bayes' rule: leave labelled out; for samples of a class "
+            "use dgm.Implicit with a generator that reads the label"
+        )
+    size = LATENT if is_image(data) else 2
+    hidden = (256, 256) if is_image(data) else (128, 128, 128)
+    generator = MLP((size,), data.event_shape.numel(), hidden)
+    return Implicit(Normal(size), generator, data.event_shape, levels=data.levels)
+
+
+def classifier(data: Data, num_classes: int | None) -> Program:
+    classes = data.num_classes
+    assert classes is not None  # `build` has asked
+    network = MLP(data.event_shape, classes, levels=data.levels, dropout=0.5 if is_image(data) else 0.0)
+    return Discriminative(Categorical((), classes, network))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the parts of a VAE are sized by: the data, z, and the labels if all of it is conditional on them.
+
+    Attributes:
+        shape: of one z; ``()`` for one of ``clusters`` classes.
+        clusters: how many values a z of shape ``()`` has.
+        classes: how many labels.
+        hidden: widths of the encoder's and the likelihood's hidden layers.
+    """
+
+    data: Data
+    shape: tuple[int, ...]
+    clusters: int | None
+    classes: int | None
+    hidden: Sequence[int]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def of_x(self, outputs: int) -> MLP:
+        """A network for the encoder."""
+        return MLP(self.data.event_shape, outputs, self.hidden, levels=self.data.levels, num_classes=self.classes)
+
+    def of_z(self, per_feature: int) -> MLP:
+        """A network for the likelihood; of a z that is a class, it reads nothing else."""
+        outputs = per_feature * self.data.event_shape.numel()
+        return MLP(self.shape, outputs, self.hidden, num_classes=self.clusters or self.classes)
+
+    def z_as_context(self) -> dict[str, Any]:
+        return {"num_classes": self.clusters} if self.clusters else {"context_shape": self.shape}
+
+    def x_as_context(self) -> dict[str, Any]:
+        shape, levels = self.data.event_shape, self.data.levels
+        return {"context_shape": shape, "context_levels": levels, "num_classes": self.classes}
+
+
+def vae(
+    data: Data,
+    num_classes: int | None,
+    *,
+    prior: Program | str = "normal",
+    encoder: Program | str | None = None,
+    likelihood: Program | str = "independent",
+    latent: int | None = None,
+    hidden: Sequence[int] = (256, 256),
+) -> Program:
+    latent = (LATENT if is_image(data) else 2) if latent is None else check_count(latent, "latent")
+    hidden = as_shape(hidden, "hidden")
+    made = prior if isinstance(prior, Program) else encoder if isinstance(encoder, Program) else None
+    one_class = prior == "categorical" if made is None else made.event_shape == ()
+    clusters = (latent if made is None else made.levels) if one_class else None
+    coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
+    named = () if one_class else (latent, CODE_VALUES) if coded else (latent,)
+    shape = named if made is None else tuple(made.event_shape)
+    parts = Parts(data, shape, clusters, num_classes, hidden)
+    if encoder is None:
+        discrete = prior == "bernoulli" if made is None else made.levels == 2
+        encoder = "categorical" if one_class else "codes" if coded else "bernoulli" if discrete else "meanfield"
+    if coded and encoder != "codes" and not isinstance(encoder, OneHot):
+        raise ValueError("a prior of one-hot codes needs an encoder of such: use encoder='codes', or leave it out")
+    # The encoder comes first, because VampPrior is made of it; unless it is itself made of the other parts.
+    late = isinstance(encoder, str) and encoder in LATE_ENCODERS
+    q = _named("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
+    p_z = _named(prior, PRIORS, "prior", parts, q)
+    p_x = _named(likelihood, LIKELIHOODS, "likelihood", parts)
+    return LATE_ENCODERS[encoder][0](parts, q, p_z, p_x) if late else VAE(p_z, p_x, q)  # type: ignore[index]
+
+
+def _named(choice: Program | str, table: Table, role: str, *args: Any) -> Program:
+    if isinstance(choice, Program):
+        return choice
+    if not isinstance(choice, str) or choice not in table:
+        raise ValueError(f"{role} must be a Program or one of {', '.join(table)}, got {choice!r}")
+    return table[choice][0](*args)
+
+
+def hierarchy(size: int, levels: int, name: int = 2) -> Program:
+    """p(z) of ``size`` features as a VAE of ``levels`` levels, each of half the size of the one below."""
+    if levels == 1:
+        return Normal(size)
+    top = max(1, size // 2)
+    return VAE(
+        prior=hierarchy(top, levels - 1, name + 1),
+        likelihood=Normal(size, MLP((top,), 2 * size, (64, 64))),
+        encoder=Normal(top, MLP((size,), 2 * top, (64, 64))),
+        latent=f"z{name}",
+    )
+
+
+def ladder(parts: Parts, q: Program, p_z: Program, p_x: Program) -> VAE:
+    """Every level sees x, and what the model says of it given the level above, from the top down."""
+    if not isinstance(p_z, VAE):
+        raise ValueError(
+            f"encoder 'ladder' is for a hierarchy, but the prior is {type(p_z).__name__}: use prior='vae' or 'vae3'"
+        )
+    return VAE(_without_encoders(p_z), p_x, _ladder(parts, q, p_z))
+
+
+def _ladder(parts: Parts, q: Program, p_z: VAE) -> Program:
+    size = p_z.prior.event_shape.numel()
+    above: Program = Normal(size, parts.of_x(2 * size))
+    if isinstance(p_z.prior, VAE):
+        above = _ladder(parts, above, p_z.prior)
+    return TopDown(above, PrecisionWeighted(q, p_z.likelihood), p_z.latent)  # type: ignore[arg-type]
+
+
+def _without_encoders(p_z: Program) -> Program:
+    if not isinstance(p_z, VAE):
+        return p_z
+    return VAE(_without_encoders(p_z.prior), p_z.likelihood, latent=p_z.latent)
+
+
+def _vamp(parts: Parts, q: Program) -> Program:
+    rows = torch.randperm(len(parts.data))[:100]
+    return VampPrior(q, parts.data.x[rows], parts.data.levels)  # type: ignore[arg-type]
+
+
+def _after_normal(parts: Parts, flow: Flow) -> Flow:
+    """The flow after the mean-field Normal, which it starts as: it can only add to it."""
+    return Flow(
+        parts.shape, flow.transforms, base=Normal(parts.shape, parts.of_x(2 * parts.size)), context=flow.context
+    )
+
+
+def _codes(parts: Parts) -> tuple[tuple[int, ...], int]:
+    """How many codes, and of how many values: z holds them in one-hot rows."""
+    if len(parts.shape) < 2:
+        raise ValueError("encoder 'codes' is for discrete codes: use prior='codes' or 'codes-uniform'")
+    return parts.shape[:-1], parts.shape[-1]
+
+
+def _chain_of_codes(parts: Parts) -> Autoregressive:
+    shape, values = _codes(parts)
+    network = CausalTransformer(shape, values, width=32, layers=2, heads=2, levels=values)
+    return Autoregressive(Categorical(shape, values, network))
+
+
+def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
+    if parts.data.levels is not None:
+        raise ValueError(
+            f"likelihood {likelihood!r} is a density on reals, but {parts.data.name} has {parts.data.levels} levels: "
+            "use 'independent' or 'categorical'"
+        )
+    return parts.data.event_shape
+
+
+def _levels(parts: Parts, likelihood: str) -> int:
+    if parts.data.levels is None:
+        raise ValueError(
+            f"likelihood {likelihood!r} is a mass on integers, but {parts.data.name} holds reals: use 'independent'"
+        )
+    return parts.data.levels
+
+
+def _independent(parts: Parts) -> Program:
+    if parts.data.levels is None:
+        return Normal(parts.data.event_shape, parts.of_z(2))
+    return features_of(parts.data, parts.of_z)
+
+
+def _pixelcnn(parts: Parts) -> Program:
+    data = parts.data
+    _require_image(data, "pixelcnn")
+    network = lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **parts.z_as_context())  # noqa: E731
+    return Autoregressive(features_of(data, network))
+
+
+PRIORS: Table = {
+    "normal": (lambda parts, q: Normal(parts.shape), "N(0, I)"),
+    "learned": (lambda parts, q: Normal(parts.shape, learned=True), "a Normal with learned mean and scale"),
+    "mog": (lambda parts, q: MixturePrior(parts.shape, 10), "a mixture of 10 Normals"),
+    "vamp": (_vamp, "VampPrior: the encoder at 100 learned pseudo-inputs"),
+    "flow": (lambda parts, q: realnvp(parts.shape, layers=6, hidden=(64, 64)), "a RealNVP flow"),
+    "maf": (lambda parts, q: maf(parts.shape, layers=3, hidden=(64, 64)), "a masked autoregressive flow"),
+    "nsf": (lambda parts, q: nsf(parts.shape, layers=3, hidden=(64, 64)), "a neural spline flow"),
+    "ar": (
+        lambda parts, q: Autoregressive(MixtureOfNormals(parts.shape, 5, MADE(parts.shape, 15, (64, 64)))),
+        "autoregressive mixtures of Normals",
+    ),
+    "diffusion": (
+        lambda parts, q: Diffusion(parts.shape, DenoisingMLP(parts.shape, (64, 64, 64)), steps=20),
+        "a latent diffusion of 20 steps",
+    ),
+    "vae": (lambda parts, q: hierarchy(parts.size, 2), "a VAE: a hierarchy of two levels"),
+    "vae3": (lambda parts, q: hierarchy(parts.size, 3), "a VAE over a VAE: a hierarchy of three levels"),
+    "bernoulli": (lambda parts, q: Bernoulli(parts.shape, learned=True), "independent bits with learned probabilities"),
+    "categorical": (lambda parts, q: Categorical((), parts.clusters, learned=True), "one class: clusters"),
+    "codes": (lambda parts, q: OneHot(_chain_of_codes(parts)), "autoregressive codes of 8 values, as in a VQ-VAE"),
+    "codes-uniform": (lambda parts, q: OneHot(Categorical(*_codes(parts))), "such codes, independent and uniform"),
+}
+
+EARLY_ENCODERS: Table = {
+    "meanfield": (lambda parts: Normal(parts.shape, parts.of_x(2 * parts.size)), "a diagonal Normal"),
+    "fullrank": (
+        lambda parts: FullRankNormal(parts.shape, parts.of_x((1 + parts.size) * parts.size)),
+        "a Normal with all covariances",
+    ),
+    "lowrank": (
+        lambda parts: LowRankNormal(parts.shape, 2, parts.of_x(4 * parts.size)),
+        "a Normal with covariances of rank 2",
+    ),
+    "planar": (
+        lambda parts: planar(parts.shape, hidden=parts.hidden, **parts.x_as_context()),
+        "a Normal and 8 planar maps",
+    ),
+    "sylvester": (
+        lambda parts: sylvester(parts.shape, hidden=parts.hidden, **parts.x_as_context()),
+        "a Normal and 4 Sylvester maps",
+    ),
+    "iaf": (
+        lambda parts: _after_normal(parts, iaf(parts.shape, layers=2, hidden=(64, 64), **parts.x_as_context())),
+        "a Normal and an inverse autoregressive flow",
+    ),
+    "nsf": (
+        lambda parts: _after_normal(parts, nsf(parts.shape, layers=3, hidden=(64, 64), **parts.x_as_context())),
+        "a Normal and a neural spline flow",
+    ),
+    "bernoulli": (lambda parts: Bernoulli(parts.shape, parts.of_x(parts.size)), "bits, for prior bernoulli"),
+    "categorical": (
+        lambda parts: Categorical((), parts.clusters, parts.of_x(parts.clusters)),
+        "a classifier, for prior categorical",
+    ),
+    "codes": (
+        lambda parts: OneHot(Categorical(*_codes(parts), parts.of_x(parts.size))),
+        "codes, straight through, for priors codes",
+    ),
+}
+
+LATE_ENCODERS: dict[str, tuple[Callable[..., VAE], str]] = {
+    "ladder": (ladder, "from the top down, for prior vae or vae3"),
+    "semiamortized": (
+        lambda parts, q, p_z, p_x: VAE(p_z, p_x, SemiAmortized(q, p_z, p_x)),
+        "a diagonal Normal, improved by 3 gradient steps per datum",
+    ),
+}
+
+ENCODERS: Table = {**EARLY_ENCODERS, **LATE_ENCODERS}
+
+LIKELIHOODS: Table = {
+    "independent": (_independent, "independent features given z, as suits the data"),
+    "categorical": (
+        lambda parts: Categorical(
+            parts.data.event_shape, _levels(parts, "categorical"), parts.of_z(parts.data.levels or 0)
+        ),
+        "a free mass for every level",
+    ),
+    "normal": (
+        lambda parts: Normal(_real(parts, "normal"), parts.of_z(1), scale="feature"),
+        "Normals with one learned scale per feature",
+    ),
+    "normal-shared": (
+        lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale="shared"),
+        "Normals with one learned scale",
+    ),
+    "ar": (
+        lambda parts: Autoregressive(
+            features_of(
+                parts.data,
+                lambda p: MADE(parts.data.event_shape, p, (256, 256), levels=parts.data.levels, **parts.z_as_context()),
+            )
+        ),
+        "autoregressive features given z, by a masked MLP (PixelVAE)",
+    ),
+    "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions (images)"),
+}
+
+MODELS: Table = {
+    "pixels": (pixels, "independent features: the reference to beat"),
+    "made": (made, "autoregressive, by a masked MLP"),
+    "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),
+    "transformer": (transformer, "autoregressive, by causal attention"),
+    "realnvp": (_flow(realnvp), "flow of affine couplings; dequantized for integers"),
+    "maf": (_flow(maf), "masked autoregressive flow; dequantized for integers"),
+    "nsf": (_flow(nsf), "neural spline flow of couplings; dequantized for integers"),
+    "nsf-autoregressive": (_flow(nsf_autoregressive), "autoregressive neural spline flow; dequantized for integers"),
+    "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent, hidden"),
+    "vq-vae": (
+        lambda data, num_classes, **swaps: vae(data, num_classes, **{"prior": "codes", **swaps}),
+        "VAE of discrete codes, their prior autoregressive; swaps: those of vae",
+    ),
+    "diffusion": (diffusion, "diffusion model, the bound in closed form"),
+    "diffusion-continuous": (diffusion_continuous, "diffusion in continuous time, its schedule learned"),
+    "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
+    "classifier": (classifier, "discriminative p(y | x)"),
+}
+
+
+def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Program:
+    """A program by name, sized for ``data``.
+
+    Args:
+        name: a key of `MODELS`.
+        data: what it will be trained on; gives shape, levels and number of classes.
+        labelled: build the generative classifier p(y) p(x | y) over the named family instead.
+        swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent`` (how many
+            features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's
+            hidden layers).
+
+    Raises:
+        ValueError, TypeError: an unknown name, or a swap that the model does not take.
+
+    >>> import dgm_pyro as dgm
+    >>> dgm.build("vae", dgm.data.load("digits"), prior="vae").latents("x")
+    ('z', 'z2')
+    """
+    check_choice(name, MODELS, "model")
+    if not isinstance(data, Data):
+        raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
+    if name not in ("vae", "vq-vae") and swaps:
+        raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these to swap")
+    known = ("prior", "encoder", "likelihood", "latent", "hidden")
+    unknown = sorted(set(swaps) - set(known))
+    if unknown:
+        raise ValueError(f"unknown swap {', '.join(unknown)}: {name!r} takes {', '.join(known)}")
+    classes = data.num_classes
+    if classes is None and (labelled or name == "classifier"):
+        raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")
+    if classes == 1 and (labelled or name == "classifier"):
+        raise ValueError(
+            f"{data.name} has labels of one class, so there is nothing to classify: pass labels of two or more, or "
+            "build a model of x without labelled=True"
+        )
+    if len(data.event_shape) == 2:
+        warnings.warn(
+            f"{data.name} has event_shape {tuple(data.event_shape)}, which is built as features without a place: if it "
+            "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
+            stacklevel=2,
+        )
+    make = MODELS[name][0]
+    if not labelled or classes is None:
+        return make(data, None, **swaps)
+    if name == "classifier":
+        raise ValueError("'classifier' is discriminative: labelled=True goes with a family of p(x)")
+    posterior = None
+    program = make(data, classes, **swaps)
+    if not program.conditional or (isinstance(program, VAE) and not _generates_from_label(program)):
+        raise ValueError(
+            "neither the prior nor the likelihood reads the label: with labelled=True use likelihood='independent', "
+            "or pass parts of your own"
+        )
+    if not program.tractable:
+        posterior = Categorical((), classes, MLP(data.event_shape, classes, levels=data.levels))
+    return Labelled(Categorical((), classes, learned=True), program, posterior)
+
+
+def _generates_from_label(vae: VAE) -> bool:
+    """Whether p(x | y) of a VAE depends on y; an encoder that reads y does not change it."""
+    return vae.prior.conditional or is_pair(vae.likelihood.given_shape)

@@ -1,0 +1,1 @@
+"""Training runs on disk, sweeps, pictures, reports, and the tour of all families."""

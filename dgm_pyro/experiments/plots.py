@@ -1,0 +1,968 @@
+"""Pictures of programs and of what they say: each function takes tensors or results, and returns a matplotlib Figure.
+
+Figures are made for a narrow column, so that they stay readable on a phone, in a light and a dark theme, and without
+pyplot: nothing is global, nothing has to be closed.
+
+>>> import torch
+>>> from dgm_pyro.experiments import plots
+>>> with plots.theme("dark"):
+...     figure = plots.images(torch.randint(17, (12, 1, 8, 8)), levels=17, title="Noise")
+>>> len(figure.axes)
+1
+
+Series colours are those of Okabe and Ito (2008), classes those of Petroff (2021, arXiv 2107.02270): both can be told
+apart without full colour vision, and no picture rests on colour alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+import torch
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from torch import Tensor
+
+from dgm_pyro.checks import (
+    check_choice,
+    check_count,
+    check_dense,
+    check_finite,
+    check_labels,
+    check_number,
+    check_options,
+    check_tensor,
+    check_type,
+)
+from dgm_pyro.evaluation import Evidence
+from dgm_pyro.infer.checks import Report
+from dgm_pyro.infer.gaps import Gaps
+from dgm_pyro.training.fit import History
+from dgm_pyro.uses.classification import reliability as bins_of_answers
+
+WIDTH = 4.3
+"""Width of every figure, in inches: on a phone of 360 pixels, its text is 10 pixels high."""
+
+DPI = 200
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours: ``paper`` behind everything, ``ink`` for text, ``muted`` for axes, ``rule`` for grid lines."""
+
+    paper: str
+    ink: str
+    muted: str
+    rule: str
+    series: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def grey(self) -> Colormap:
+        """From paper (nothing) to ink (everything)."""
+        return LinearSegmentedColormap.from_list("grey", [self.paper, self.ink])
+
+    @property
+    def heat(self) -> Colormap:
+        """From paper (no density) to the first series colour, to ink."""
+        return LinearSegmentedColormap.from_list("heat", [self.paper, self.series[0], self.ink])
+
+    @property
+    def rc(self) -> Any:
+        """The settings of matplotlib."""
+        return {
+            "figure.facecolor": self.paper,
+            "savefig.facecolor": self.paper,
+            "axes.facecolor": self.paper,
+            "axes.edgecolor": self.muted,
+            "axes.labelcolor": self.ink,
+            "axes.prop_cycle": cycler(color=self.series),
+            "text.color": self.ink,
+            "xtick.color": self.muted,
+            "ytick.color": self.muted,
+            "xtick.labelcolor": self.ink,
+            "ytick.labelcolor": self.ink,
+            "grid.color": self.rule,
+        } | TYPOGRAPHY
+
+
+TYPOGRAPHY: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.4,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+}
+
+_PETROFF = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
+
+THEMES = {
+    "light": Theme(
+        paper="#ffffff",
+        ink="#1c2024",
+        muted="#697177",
+        rule="#e6e8eb",
+        series=("#0072b2", "#d55e00", "#009e73", "#b0588c", "#b77f00", "#3a95cf"),
+        classes=_PETROFF,
+    ),
+    "dark": Theme(
+        paper="#17191c",
+        ink="#e8eaed",
+        muted="#9ba1a6",
+        rule="#33373b",
+        series=("#56b4e9", "#ff8a3d", "#2bbf93", "#e29ac2", "#e6b13c", "#8fcbf0"),
+        classes=(
+            "#5aa5ea",
+            "#ffb636",
+            "#ef5b45",
+            "#a9b8b6",
+            "#b673e6",
+            "#c98b78",
+            "#ff8433",
+            "#cdc084",
+            "#9297a5",
+            "#92dadd",
+        ),
+    ),
+}
+
+_theme: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
+
+
+@contextlib.contextmanager
+def theme(name: str) -> Iterator[Theme]:
+    """Draw the figures made inside in the theme ``name``, "light" or "dark".
+
+    Raises:
+        ValueError: there is no such theme.
+    """
+    check_choice(name, THEMES, "theme")
+    token = _theme.set(THEMES[name])
+    try:
+        yield THEMES[name]
+    finally:
+        _theme.reset(token)
+
+
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_theme.get().rc):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+LINE = 54
+"""How many characters of a title fit the width."""
+
+
+def _figure(height: float, title: str) -> Figure:
+    """A figure of that height below its title, which takes as many lines as it needs."""
+    lines = textwrap.wrap(title, LINE)
+    figure = Figure(figsize=(WIDTH, height + 0.17 * len(lines)), layout="constrained")
+    if lines:
+        figure.suptitle("\n".join(lines), x=0.012, ha="left", size=9, weight="bold", linespacing=1.3)
+    return figure
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def images(
+    x: Tensor,
+    *,
+    levels: int | None = None,
+    columns: int | None = None,
+    title: str = "",
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    hidden: Tensor | None = None,
+) -> Figure:
+    """Images side by side: value 0 is the paper, the highest is ink.
+
+    Args:
+        x: ``(N, 1, H, W)``; row after row.
+        levels: integers 0 .. levels - 1; None scales reals between their extremes.
+        columns: how many per row; by default about as many as rows, or one per column label.
+        row_labels, column_labels: at the left, and on top.
+        hidden: bool, ``(N, 1, H, W)``: pixels that are covered, in a colour of their own.
+
+    Raises:
+        ValueError: x is no batch of one-channel images.
+    """
+    check_finite(x, "x")
+    check_options(levels=levels)
+    if columns is not None:
+        check_count(columns, "columns")
+    if hidden is not None:
+        check_tensor(hidden, x.shape[1:], "hidden", "the shape of one x")
+    if x.dim() != 4 or x.shape[1] != 1 or len(x) == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W), with N at least 1")
+    columns = columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
+    rows = math.ceil(len(x) / columns)
+    height, width = x.shape[2:]
+    gap = max(1, round(min(height, width) / 8))
+    values = x[:, 0].detach().cpu().double().numpy()
+    mosaic = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    for i, picture in enumerate(values):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        mosaic[top : top + height, left : left + width] = picture
+    low, high = (0, levels - 1) if levels else (values.min(), values.max())
+
+    margin = 0.075 * max((len(label) for label in row_labels), default=0)
+    across = WIDTH - margin - 0.1
+    down = across * mosaic.shape[0] / mosaic.shape[1]
+    lines = textwrap.wrap(title, LINE)
+    total = down + 0.17 * len(lines) + 0.12 * bool(lines) + 0.22 * bool(column_labels) + 0.1
+    figure = Figure(figsize=(WIDTH, total))
+    axes = figure.add_axes((margin / WIDTH + 0.01, 0.05 / total, across / WIDTH, down / total))
+    colours = _theme.get().grey.with_extremes(bad=_theme.get().paper)
+    # A frame of paper and ink: the outline shows where an image ends, also where it is blank.
+    axes.imshow(mosaic, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    cover = ListedColormap([_theme.get().series[5]])
+    for i in range(len(values)):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        if hidden is not None and bool(hidden[i].any()):
+            covered = np.where(hidden[i, 0].cpu().numpy(), 1.0, np.nan)
+            box = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
+            axes.imshow(covered, cmap=cover, extent=box, interpolation="nearest")
+        axes.add_patch(
+            Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=_theme.get().rule, linewidth=0.6)
+        )
+    axes.set(xlim=(-0.5, mosaic.shape[1] - 0.5), ylim=(mosaic.shape[0] - 0.5, -0.5))
+    axes.set_axis_off()
+    for i, label in enumerate(row_labels):
+        axes.text(-gap, i * (height + gap) + height / 2 - 0.5, label, ha="right", va="center", size=8.5)
+    for i, label in enumerate(column_labels):
+        axes.text(i * (width + gap) + width / 2 - 0.5, -gap, label, ha="center", va="bottom", size=8.5)
+    figure.text(0.012, 1 - 0.06 / total, "\n".join(lines), ha="left", va="top", weight="bold", size=9, linespacing=1.3)
+    return figure
+
+
+@_styled
+def plane(
+    samples: Tensor | None = None,
+    *,
+    log_density: Callable[[Tensor], Tensor] | None = None,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
+    resolution: int = 150,
+) -> Figure:
+    """Points of the plane, over a density if there is one.
+
+    Args:
+        samples: ``(N, 2)``.
+        log_density: from points ``(M, 2)`` to log p in nats, ``(M,)``; a tractable program's `log_prob` serves.
+        limits: of both axes; by default those of the samples, or (-4, 4).
+
+    Raises:
+        ValueError: there is nothing to draw, or the samples are no points of the plane.
+    """
+    if samples is None and log_density is None:
+        raise ValueError("there is nothing to draw: pass samples, log_density, or both")
+    if samples is not None:
+        check_finite(samples, "samples")
+    if log_density is not None and not callable(log_density):
+        raise TypeError(f"log_density must be a function of points, got {type(log_density).__name__}")
+    if limits is not None:
+        check_type(limits, Sequence, "limits", "a pair of numbers")
+        if len(limits) != 2 or not limits[0] < limits[1]:
+            raise ValueError(f"limits must be two numbers, the lower first, got {limits!r}")
+    check_count(resolution, "resolution")
+    if samples is not None and (samples.dim() != 2 or samples.shape[1] != 2):
+        raise ValueError(f"samples has shape {tuple(samples.shape)}, but points of the plane are (N, 2)")
+    if limits is None:
+        extreme = 4.0 if samples is None else 1.1 * float(samples.abs().max()) or 1.0
+        limits = (-extreme, extreme)
+    figure = _figure(WIDTH, title)
+    axes = figure.add_subplot(xlabel="$x_1$", ylabel="$x_2$", xlim=limits, ylim=limits, aspect="equal")
+    if log_density is not None:
+        axis = torch.linspace(*limits, resolution)
+        points = torch.cartesian_prod(axis, axis)
+        with torch.no_grad():
+            density = log_density(points).detach().cpu().double().exp().reshape(resolution, resolution).T.numpy()
+        drawn = axes.imshow(density, cmap=_theme.get().heat, origin="lower", extent=(*limits, *limits), vmin=0)
+        axes.grid(False)
+        figure.colorbar(drawn, ax=axes, shrink=0.7, label="density p(x), per unit area").outline.set_visible(False)  # type: ignore[operator]
+    if samples is not None:
+        colour = _theme.get().ink if log_density is not None else _theme.get().series[0]
+        size, alpha = (3, 0.35) if log_density is not None else (5, 0.5)
+        across, up = samples.detach().cpu().T.numpy()
+        axes.scatter(across, up, s=size, color=colour, alpha=alpha, linewidths=0)
+    return figure
+
+
+@_styled
+def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
+    """Data of no particular geometry, one row each: ``(N, D)``."""
+    check_finite(x, "x")
+    check_options(levels=levels)
+    values = x.detach().cpu().double().flatten(1).numpy()
+    figure = _figure(3.2, title)
+    axes = figure.add_subplot(xlabel="feature", ylabel="datum")
+    bounds = (0, levels - 1) if levels else (values.min(), values.max())
+    drawn = axes.imshow(
+        values, cmap=_theme.get().grey, vmin=bounds[0], vmax=bounds[1], aspect="auto", interpolation="nearest"
+    )
+    axes.grid(False)
+    figure.colorbar(drawn, ax=axes, label="value").outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
+    """Samples in the form that suits their shape: images, points of the plane, or a table of features."""
+    check_finite(x, "x")
+    if x.dim() == 4 and x.shape[1] == 1:
+        return images(x, levels=levels, title=title)
+    if x.dim() == 2 and x.shape[1] == 2 and levels is None:
+        return plane(x, title=title)
+    return table_of_features(x, levels=levels, title=title)
+
+
+def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
+    """One row per datum: x itself, x with the hidden part covered, and draws of that part given the rest.
+
+    Points of the plane have a panel each instead, with the datum, the draws, and a line where they agree.
+
+    Args:
+        x: ``(N, *event_shape)``; what has no rows is drawn as one row of features.
+        mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
+        draws: ``(S, N, *event_shape)``.
+    """
+    check_dense(x, "x")
+    check_dense(mask, "mask")
+    check_tensor(draws, x.shape, "draws", "the shape of x")
+    if x.dim() == 2 and x.shape[1] == 2 and levels is None:
+        return _imputed_points(x.cpu(), mask.cpu().expand_as(x), draws.cpu(), title)
+    shape = tuple(x.shape[1:]) if x.dim() == 4 and x.shape[1] == 1 else (1, 1, x[0].numel())
+    columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), draws.to(x.dtype)]).transpose(0, 1)
+    hidden = torch.zeros(columns.shape, dtype=torch.bool)
+    hidden[:, 1] = ~mask.cpu().expand_as(x)
+    labels = ("data", "seen", *(f"draw {i}" for i in range(1, len(draws) + 1)))
+    return images(
+        columns.reshape(-1, *shape), levels=levels, title=title, column_labels=labels, hidden=hidden.reshape(-1, *shape)
+    )
+
+
+@_styled
+def _imputed_points(x: Tensor, seen: Tensor, draws: Tensor, title: str) -> Figure:
+    columns, colours = min(3, len(x)), _theme.get()
+    rows = math.ceil(len(x) / columns)
+    figure = _figure(rows * (WIDTH - 0.4) / columns + 0.7, title)
+    extreme = 1.1 * float(torch.cat([x[None], draws]).abs().max()) or 1.0
+    limits = (-extreme, extreme)
+    grid = [*figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
+    for i, (axes, datum, known, drawn) in enumerate(zip(grid, x, seen, draws.transpose(0, 1), strict=False)):
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+        axes.locator_params(nbins=4)
+        if i % columns == 0:
+            axes.set_ylabel("$x_2$")
+        if i + columns >= len(x):  # the lowest of its column
+            axes.set_xlabel("$x_1$")
+            axes.tick_params(labelbottom=True)
+        if known[0]:
+            axes.axvline(float(datum[0]), color=colours.muted, linewidth=0.8, linestyle=":")
+        if known[1]:
+            axes.axhline(float(datum[1]), color=colours.muted, linewidth=0.8, linestyle=":")
+        across, up = drawn.T.numpy()
+        axes.plot(across, up, "o", markersize=4, alpha=0.7, markeredgewidth=0, label="draws")
+        axes.plot(*datum[:, None].numpy(), "x", markersize=6, color=colours.series[1], label="data (dotted: seen)")
+    for axes in grid[len(x) :]:
+        axes.set_visible(False)
+    figure.legend(handles=figure.axes[0].get_legend_handles_labels()[0], loc="outside lower left", ncols=2)
+    return figure
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def learning_curves(history: History, *, title: str = "") -> Figure:
+    """Loss and validation loss; where there is a KL, its terms and the reconstruction apart, below.
+
+    A game's validation, which is measured in other units than its loss, has axes of its own.
+
+    Raises:
+        ValueError: the history is empty.
+    """
+    check_type(history, History, "history", "a dgm.History")
+    if not history.epochs:
+        raise ValueError("history holds no epochs: train first")
+    epochs = [each.epoch for each in history.epochs]
+    together = history.validation_unit == history.unit
+    terms = _terms(history) if together and history.epochs[0].kl else {}
+    validation = [(each.epoch, each.validation) for each in history.epochs if each.validation is not None]
+    panels = 1 + (len(terms) > 1) + bool(validation and not together)  # a single term is the loss itself
+    marker = "." if len(epochs) == 1 else ""
+    figure = _figure(2.1 * panels + 0.3, title)
+    top, *rest = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+    top.plot(epochs, history.losses, label="training", marker=marker)
+    top.set_ylabel(f"loss ({history.unit})")
+    if validation:
+        beside = top if together else rest.pop()
+        beside.plot(*zip(*validation, strict=True), label="validation", color=_theme.get().series[1], marker=marker)
+        beside.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":")
+        if together:
+            top.legend()
+        else:
+            beside.set_ylabel(f"validation ({history.validation_unit})")
+            _from_start(beside, [loss for _, loss in validation])
+    for axes in rest:
+        for name, values in terms.items():
+            axes.plot(epochs, values, label=name)
+        axes.set(ylabel="nats per datum")
+        axes.legend()
+    _from_start(top, history.losses + ([loss for _, loss in validation] if together else []))
+    figure.axes[-1].set_xlabel("epoch")
+    figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+MOST_TERMS = 8
+"""Of a loss, that are drawn as curves of their own."""
+
+
+def _terms(history: History) -> dict[str, list[float]]:
+    """The parts of the loss, by name, less those of factors and plates that are always zero."""
+    terms = {}
+    for site in history.epochs[0].reconstruction:
+        terms[f"reconstruction of {site}", "_likelihood"] = [-each.reconstruction[site] for each in history.epochs]
+    for site in history.epochs[0].kl:
+        terms[f"KL of {site}", "_kl"] = [each.kl[site] for each in history.epochs]
+    shown = {name.removesuffix(suffix): values for (name, suffix), values in terms.items() if any(values)}
+    if len(shown) <= MOST_TERMS:
+        return shown
+    largest = sorted(shown, key=lambda name: -max(map(abs, shown[name])))[: MOST_TERMS - 1]
+    others = [values for name, values in shown.items() if name not in largest]  # of a chain with a site per step
+    together = {f"sum of {len(others)} smaller terms": [sum(values) for values in zip(*others, strict=True)]}
+    return {name: shown[name] for name in shown if name in largest} | together
+
+
+def _from_start(axes: Axes, losses: Sequence[float]) -> None:
+    """Leave out what lies far above the rest: the first steps, which would flatten all others."""
+    low, *rest = sorted(losses)
+    high = rest[int(0.9 * len(rest)) - 1] if len(rest) >= 9 else math.inf
+    if losses[0] > high + 1.5 * (high - low):
+        axes.set_ylim(low - 0.1 * (high - low), high + 0.5 * (high - low))
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def bits_per_dim(
+    evidences: Mapping[str, Evidence], *, reference: float | None = None, reference_label: str = "", title: str = ""
+) -> Figure:
+    """Bits per dimension with bars of two standard errors: full dots are exact, open ones bounds.
+
+    Args:
+        evidences: by name, drawn from the top.
+        reference: a value to beat, drawn as a line.
+
+    Raises:
+        ValueError: masses and densities are mixed, or there is nothing to draw.
+    """
+    check_type(evidences, Mapping, "evidences", "a mapping of names to evidences")
+    if reference is not None:
+        check_number(reference, "reference")
+    if not evidences:
+        raise ValueError("there is nothing to draw: evidences is empty")
+    measures = {evidence.measure for evidence in evidences.values()}
+    if len(measures) > 1:
+        raise ValueError("masses and densities are not comparable: draw them apart")
+    figure, axes = _rows(list(evidences), title)
+    colours = _theme.get()
+    for row, evidence in enumerate(evidences.values()):
+        exact = evidence.kind == "exact"
+        axes.errorbar(
+            evidence.bits_per_dim,
+            row,
+            xerr=2 * evidence.stderr,
+            fmt="o",
+            color=colours.series[0],
+            markerfacecolor=colours.series[0] if exact else colours.paper,
+            markersize=6,
+            elinewidth=1.4,
+        )
+        axes.annotate(
+            f"{evidence.bits_per_dim:.2f}", (evidence.bits_per_dim + 2 * evidence.stderr, row), (5, 0),
+            textcoords="offset points", va="center", size=8.5,
+        )  # fmt: skip
+    axes.margins(x=0.14)
+    if reference is not None:
+        axes.axvline(reference, color=colours.series[1], linewidth=1.2, linestyle="--", zorder=1)
+        left, right = axes.get_xlim()
+        side = "right" if reference > (left + right) / 2 else "left"
+        place = axes.get_xaxis_transform()
+        axes.text(
+            reference, 1.01, reference_label, transform=place, ha=side, va="bottom", size=8, color=colours.series[1]
+        )
+    bounds = any(evidence.kind != "exact" for evidence in evidences.values())
+    axes.set_xlabel("bits per dimension" + (" (open: bounds)" if bounds else ""))
+    return figure
+
+
+@_styled
+def auroc(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
+    """Areas under the ROC curve, a row for each program, a mark for each kind of anomaly.
+
+    Args:
+        values: by program, then by kind of anomaly, in [0, 1].
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    check_type(values, Mapping, "values", "a mapping of names to mappings")
+    if not values:
+        raise ValueError("there is nothing to draw: values is empty")
+    figure, axes = _rows(list(values), title)
+    kinds = list(dict.fromkeys(kind for each in values.values() for kind in each))
+    for kind, marker in zip(kinds, "osD^v"[: len(kinds)], strict=True):
+        rows = [row for row, each in enumerate(values.values()) if kind in each]
+        axes.plot([each[kind] for each in values.values() if kind in each], rows, marker, markersize=6, label=kind)
+    axes.axvline(0.5, color=_theme.get().muted, linewidth=1, linestyle=":")
+    axes.axvline(1.0, color=_theme.get().muted, linewidth=1, linestyle=":")
+    lowest = min(value for each in values.values() for value in each.values())
+    axes.set_xlim(min(0.45, lowest - 0.05), 1.03)
+    axes.set(xlabel="AUROC (0.5: guessing, 1: never wrong)")
+    figure.legend(loc="outside lower left", ncols=2)
+    return figure
+
+
+def _rows(names: list[str], title: str) -> tuple[Figure, Axes]:
+    figure = _figure(0.31 * len(names) + 1.15, title)
+    axes = figure.add_subplot()
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    return figure, axes
+
+
+@_styled
+def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int = 50) -> Figure:
+    """Histograms of log p(x), one for each set of data, on common bins.
+
+    The first bin holds the lowest 1 % of all data, too, however far below it they are; the axis says so.
+
+    Args:
+        scores: by data set, log p(x) or its bound in nats, ``(N,)``; the first is filled.
+
+    Raises:
+        ValueError: there is nothing to draw, or a score is not finite.
+    """
+    check_type(scores, Mapping, "scores", "a mapping of names to tensors")
+    check_count(bins, "bins")
+    arrays = {name: values.detach().cpu().double().numpy() for name, values in scores.items()}
+    if not arrays or any(not len(values) for values in arrays.values()):
+        raise ValueError("there is nothing to draw: a set of scores is empty")
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"scores of {name!r} hold NaN or infinite values")
+    every = np.concatenate(list(arrays.values()))
+    # The far tail of an anomaly would squeeze all the rest into one bin.
+    low, high = np.quantile(every, 0.01), every.max()
+    edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
+    figure = _figure(2.6, title)
+    folded = f"; the first bin holds all below {low:.4g}, too" if every.min() < low else ""
+    axes = figure.add_subplot(xlabel=f"log p(x) (nats){folded}", ylabel="share of the data")
+    for i, (name, values) in enumerate(arrays.items()):
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(
+            values.clip(low, high), edges.tolist(), weights=weights, label=name, color=_theme.get().series[i],
+            histtype="stepfilled" if i == 0 else "step", alpha=0.75 if i == 0 else 1.0, linewidth=1.5,
+            linestyle="-" if i < 2 else "--",
+        )  # fmt: skip
+    figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure
+
+
+# -- classifiers -------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def curves(
+    x: Sequence[float],
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    xlabel: str,
+    title: str = "",
+    percent: Sequence[str] = (),
+) -> Figure:
+    """Panels under one another, on one x axis, with a line for each name.
+
+    Args:
+        x: positions, in the units of ``xlabel``.
+        panels: by the label of the y axis, then by name, values at ``x``; one name has one colour throughout.
+        percent: panels whose values are shares, from 0 to 1.
+
+    Raises:
+        ValueError: a line has another length than ``x``.
+    """
+    check_type(x, Sequence, "x", "a sequence of numbers")
+    check_type(panels, Mapping, "panels", "a mapping of titles to curves")
+    for lines in panels.values():
+        for name, values in lines.items():
+            if len(values) != len(x):
+                raise ValueError(f"{name!r} has {len(values)} values, but x has {len(x)}")
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    figure = _figure(1.7 * len(panels) + 0.7, title)
+    for axes, (label, lines) in zip(
+        figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True
+    ):
+        for name, values in lines.items():
+            i = names.index(name)
+            axes.plot(x, values, marker="osD^v"[i % 5], markersize=4.5, color=_theme.get().series[i], label=name)
+        axes.set_ylabel(label)
+        if label in percent:
+            axes.set_ylim(-0.04, 1.04)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.axes[-1].set_xlabel(xlabel)
+    if len(names) > 1:
+        handles = {handle.get_label(): handle for axes in figure.axes for handle in axes.get_lines()}
+        figure.legend(handles=list(handles.values()), loc="outside lower left", ncols=2)
+    return figure
+
+
+@_styled
+def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = "", bins: int = 10) -> Figure:
+    """Accuracy against confidence: on the diagonal, a classifier is right as often as it says.
+
+    Args:
+        probabilities: by classifier, p(y | x), ``(N, classes)``.
+        y: true labels, ``(N,)``.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    check_type(probabilities, Mapping, "probabilities", "a mapping of names to tensors")
+    check_dense(y, "y")
+    check_count(bins, "bins")
+    figure = _figure(3.6 + 0.17 * len(probabilities), title)
+    axes = figure.add_subplot(xlabel="confidence: mean of the highest p(y | x)", ylabel="accuracy")
+    axes.plot([0, 1], [0, 1], color=_theme.get().muted, linewidth=1, linestyle=":")
+    for (name, each), marker in zip(probabilities.items(), "osD^v", strict=False):
+        if each.dim() != 2 or len(each) != len(y):
+            raise ValueError(f"{name!r} has shape {tuple(each.shape)}, but y has {len(y)} labels: pass (N, classes)")
+        found = bins_of_answers(each, y, bins)
+        filled = found.count > 0
+        axes.plot(
+            found.confidence[filled].numpy(),
+            found.accuracy[filled].numpy(),
+            marker=marker,
+            markersize=5,
+            label=f"{name}: off by {100 * found.ece:.1f} points on average",
+        )
+    percent = PercentFormatter(1.0)
+    axes.xaxis.set_major_formatter(percent)
+    axes.yaxis.set_major_formatter(percent)
+    axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03))
+    figure.legend(loc="outside lower left", ncols=1)  # within the axes it may lie on a point
+    return figure
+
+
+@_styled
+def answers(
+    x: Tensor, probabilities: Tensor, rejected: Tensor, *, levels: int | None = None, columns: int = 6, title: str = ""
+) -> Figure:
+    """Images, each under its most probable class and that class's probability; rejected ones are struck through.
+
+    Args:
+        x: ``(N, 1, H, W)``.
+        probabilities: p(y | x), ``(N, classes)``.
+        rejected: bools, ``(N,)``.
+
+    Raises:
+        ValueError: x is no batch of one-channel images, or the rows do not match.
+    """
+    for name, each in (("x", x), ("probabilities", probabilities), ("rejected", rejected)):
+        check_finite(each, name)
+    check_options(levels=levels)
+    check_count(columns, "columns")
+    if x.dim() != 4 or x.shape[1] != 1 or not len(x) == len(probabilities) == len(rejected) > 0:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, probabilities {tuple(probabilities.shape)} and rejected "
+            f"{tuple(rejected.shape)}: pass images (N, 1, H, W), (N, classes) and (N,)"
+        )
+    colours, rows = _theme.get(), math.ceil(len(x) / columns)
+    figure = _figure(0.95 * rows, title)
+    values = x[:, 0].detach().cpu().double().numpy()
+    low, high = (0, levels - 1) if levels else (values.min(), values.max())
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if i >= len(x):
+            continue
+        (height, width), (share, guess) = values[i].shape, probabilities[i].max(-1)
+        axes.imshow(values[i], cmap=colours.grey, vmin=low, vmax=high, interpolation="nearest")
+        axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colours.rule, linewidth=0.6))
+        axes.set_title(f"{int(guess)}: {100 * float(share):.0f} %", size=8, pad=2)
+        if rejected[i]:
+            axes.plot([-0.5, width - 0.5], [height - 0.5, -0.5], color=colours.series[5], linewidth=1.5)
+    return figure
+
+
+@_styled
+def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure:
+    """Latents in the plane, coloured by label; more than two dimensions are projected on their principal components.
+
+    Args:
+        z: ``(N, ...)``, at least two data of at least two features.
+        y: integer labels, ``(N,)``, if there are any.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    check_finite(z, "z")
+    if z.dim() < 2 or min(len(z), z[0].numel()) < 2:
+        raise ValueError(f"z has shape {tuple(z.shape)}: pass (N, D) with N and D at least 2")
+    if y is not None:
+        check_labels(y, "y", len(z))
+    flat = z.detach().cpu().double().flatten(1)
+    labels = ["$z_1$", "$z_2$"]
+    if flat.shape[1] > 2:
+        flat = flat - flat.mean(0)
+        _, scale, axes_of = torch.linalg.svd(flat, full_matrices=False)
+        share = scale.square() / scale.square().sum().clamp_min(1e-300)  # data that are all alike have none
+        flat = flat @ axes_of[:2].T
+        labels = [f"principal component {i + 1} ({100 * share[i]:.0f} % of the variance)" for i in range(2)]
+    figure = _figure(4.3, title)
+    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
+    colours = _theme.get()
+    if y is None:
+        across, up = flat.T.numpy()
+        axes.scatter(across, up, s=9, color=colours.series[0], alpha=0.75, linewidths=0)
+        return figure
+    for label in y.unique().tolist():
+        points = flat[y.cpu() == label]
+        colour = colours.classes[label % len(colours.classes)]
+        across, up = points.T.numpy()
+        axes.scatter(across, up, s=9, color=colour, alpha=0.75, linewidths=0, label=str(label))
+        box = {"boxstyle": "circle,pad=0.25", "facecolor": colours.paper, "edgecolor": colour, "linewidth": 1.4}
+        centre = (float(points[:, 0].median()), float(points[:, 1].median()))
+        axes.annotate(str(label), centre, ha="center", va="center", weight="bold", size=9, bbox=box)
+    return figure
+
+
+# -- experiments -------------------------------------------------------------------------------------------------------
+
+
+@_styled
+def heat_map(
+    panels: Mapping[str, Mapping[tuple[str, str], tuple[float, float]]], title: str = "", *, lowest_is_best: bool = True
+) -> Figure:
+    """A number for each row and column, written in its cell over the standard error; the best is framed.
+
+    Args:
+        panels: by title, and then by (row, column): mean and standard error; NaN where there is none.
+
+    Raises:
+        ValueError: there is no number to draw.
+    """
+    check_type(panels, Mapping, "panels", "a mapping of titles to cells")
+    means = [mean for cells in panels.values() for mean, _ in cells.values() if not math.isnan(mean)]
+    if not means:
+        raise ValueError("there is nothing to draw: no cell holds a number")
+    low, high = min(means), max(means)
+    best = low if lowest_is_best else high
+    rows_of = [list(dict.fromkeys(row for row, _ in cells)) for cells in panels.values()]
+    height = sum(0.36 * len(rows) + (0.75 if title_of else 0.5) for rows, title_of in zip(rows_of, panels, strict=True))
+    figure = _figure(height + 0.15, title)
+    ratios = [len(rows) + 1.2 for rows in rows_of]
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    for axes, (name, cells), rows in zip(grid, panels.items(), rows_of, strict=True):
+        columns = list(dict.fromkeys(column for _, column in cells))
+        values = np.array([[cells.get((row, column), (math.nan,))[0] for column in columns] for row in rows])
+        # Half of the colours: the text on them stays readable, and the best is the strongest.
+        shade = (high - values) / (high - low or 1)
+        shade = 0.05 + 0.45 * (shade if lowest_is_best else 1 - shade)
+        axes.imshow(shade, cmap=_theme.get().heat.with_extremes(bad=_theme.get().paper), vmin=0, vmax=1, aspect="auto")
+        for i, row in enumerate(rows):
+            for j, column in enumerate(columns):
+                mean, error = cells.get((row, column), (math.nan, math.nan))
+                if math.isnan(mean):
+                    axes.text(j, i, "failed" if (row, column) in cells else "", ha="center", va="center", size=7.5)
+                    continue
+                ink = _theme.get().paper if shade[i, j] > 0.33 else _theme.get().ink
+                size = 8.5 if len(columns) < 6 else 7
+                place = {"ha": "center", "color": ink}
+                if math.isnan(error):
+                    axes.text(j, i, f"{mean:.3f}", va="center", size=size, **place)
+                else:
+                    axes.text(j, i - 0.16, f"{mean:.3f}", va="center", size=size, **place)
+                    axes.text(j, i + 0.22, f"± {error:.3f}", va="center", size=size - 2, **place)
+                if mean == best:
+                    frame = Rectangle(
+                        (j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor=_theme.get().series[1], linewidth=1.8
+                    )
+                    axes.add_patch(frame)
+        axes.set_yticks(range(len(rows)), rows)
+        rotated = sum(len(column) + 2 for column in columns) > 46
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=40 if rotated else 0, ha="right" if rotated else "center"
+        )
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        if name:
+            axes.set_title(name, loc="left", size=8.5)
+    return figure
+
+
+@_styled
+def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
+    """Bars from the ELBO to log p(x), one for each guide: approximation gap, then amortization gap.
+
+    Args:
+        found: by the name of the guide; error bars are two standard errors of each gap.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    check_type(found, Mapping, "found", "a mapping of names to gaps")
+    if not found:
+        raise ValueError("there is nothing to draw: found is empty")
+    figure, axes = _rows(list(found), title)
+    figure.set_figheight(figure.get_figheight() + 0.25)
+    colours = _theme.get()
+    for row, each in enumerate(found.values()):
+        start, spare = 0.0, 0.0
+        named = {
+            "approximation gap (the family)": each.approximation,
+            "amortization gap (the encoder)": each.amortization,
+        }
+        for i, (name, values) in enumerate(named.items()):
+            mean, error = (
+                values.mean().item(),
+                2 * (values.std() / len(values) ** 0.5).item() if len(values) > 1 else 0.0,
+            )
+            axes.barh(row, mean, left=start, height=0.55, color=colours.series[i], label=name if row == 0 else None)
+            axes.errorbar(
+                start + mean, row + 0.1 * (2 * i - 1), xerr=error, color=colours.ink, elinewidth=1.2, fmt="none"
+            )
+            start, spare = start + mean, max(spare, start + mean + error)
+        axes.annotate(
+            f"{each.total.mean().item():.2f}", (spare, row), (5, 0), textcoords="offset points", va="center", size=8.5
+        )
+    axes.margins(x=0.14)
+    axes.axvline(0, color=colours.muted, linewidth=0.8)
+    axes.set_xlabel("log p(x) - ELBO (nats per datum)")
+    figure.legend(loc="outside lower left", ncols=1)
+    figure.set_figheight(figure.get_figheight() + 0.3)
+    return figure
+
+
+@_styled
+def worst_explained(found: Gaps, *, levels: int | None = None, num: int = 8, title: str = "") -> Figure:
+    """Images with the lowest log p(x), in nats, above those with the largest gap.
+
+    Raises:
+        ValueError: x is no batch of images.
+    """
+    check_type(found, Gaps, "found", "what infer.gaps returns")
+    check_count(num, "num")
+    num = min(num, len(found.x))
+    low, wide = found.worst(num), found.total.argsort(descending=True)[:num]
+    rows = ("lowest log p(x)", "largest gap")
+    return images(found.x[torch.cat([low, wide])], levels=levels, columns=num, title=title, row_labels=rows)
+
+
+@_styled
+def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
+    """Rank histograms of the worst dimensions, and the KL of every dimension.
+
+    Flat histograms within the band are calibrated; a U is too narrow a guide, a hump too wide a one.
+
+    Args:
+        report: of `dgm_pyro.infer.check`.
+        most: draw at most so many histograms, the least uniform first.
+    """
+    check_type(report, Report, "report", "what infer.check returns")
+    check_count(most, "most")
+    found, colours = report.calibration, _theme.get()
+    ordered = sorted(
+        ((p, site, i) for site in found.ranks for i, p in enumerate(found.p_values(site).tolist())), key=lambda t: t[0]
+    )
+    worst = ordered[:most]
+    titles = [f"{site}[{i}]: p = {p:.2g}" for p, site, i in worst]
+    columns = min(3 if max(map(len, titles)) < 25 else 2, len(worst))
+    rows = math.ceil(len(worst) / columns)
+    measured = {site: each for site, each in report.units.items() if each.kl is not None}
+    figure = _figure(1.25 * rows + 0.35 + 1.7 * len(report.units), title)
+    top, *below = figure.subfigures(1 + len(report.units), 1, squeeze=False,
+                                    height_ratios=[1.25 * rows + 0.2, *[1.7] * len(report.units)])[:, 0]  # fmt: skip
+    grid = [*top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
+    total = len(next(iter(found.ranks.values())))
+    share = 1 / found.num_bins
+    band = 2.576 * (share * (1 - share) / total) ** 0.5
+    for axes, heading, (_, site, i) in zip(grid, titles, worst, strict=False):
+        counts = found.histogram(site)[i].double() / total
+        axes.axhspan(max(0.0, share - band), share + band, color=colours.rule, zorder=0)
+        axes.bar(np.arange(found.num_bins) + 0.5, counts.numpy(), width=0.9, color=colours.series[0])
+        axes.axhline(share, color=colours.muted, linewidth=0.8)
+        axes.set_title(heading, size=7.5, loc="left")
+        axes.set(xticks=(0.1 * found.num_bins, 0.9 * found.num_bins), xticklabels=("low", "high"))
+        axes.set_xmargin(0)
+        axes.grid(visible=False, axis="x")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axes in grid[len(worst) :]:
+        axes.set_visible(False)
+    top.supxlabel("rank of the true z among draws of q (band: 99 % of uniform ranks)", size=8)
+    for part, (site, each) in zip(below, report.units.items(), strict=True):
+        kind, values = (
+            ("KL (nats)", each.kl) if site in measured and each.kl is not None else ("Var E[z]", each.variance)
+        )
+        order = values.argsort(descending=True)
+        axes = part.subplots()
+        bars = axes.bar(
+            range(len(values)),
+            values[order].numpy(),
+            color=[colours.series[0] if active else colours.series[1] for active in each.active[order].tolist()],
+        )
+        for bar, active in zip(bars, each.active[order].tolist(), strict=True):
+            bar.set_hatch("" if active else "///")
+        live = int(each.active.sum())
+        axes.set(ylabel=kind, xlabel=f"dimensions of {site}: {live} of {len(values)} active (hatched: not)")
+        axes.set_xticks([])
+    return figure

@@ -1,0 +1,146 @@
+"""Reports: one HTML file that carries its pictures, for phones and desktops, light and dark.
+
+The parts are plain data, so that whoever has results can write a report:
+
+>>> from dgm_pyro.experiments import report
+>>> table = report.Table([report.Column("program", "what was trained")], [[report.Cell("VAE")]])
+>>> page = report.render(report.Report("A title", "What it shows.", table))
+>>> "<!doctype html>" in page, "https://" in page
+(True, False)
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from dgm_pyro.checkpoint import write_file
+from dgm_pyro.experiments import plots
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in both themes, as PNG bytes; ``alt`` says what is in it, to those who cannot see it."""
+
+    name: str
+    alt: str
+    light: bytes
+    dark: bytes
+    caption: str = ""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Both as data URIs."""
+        return {theme: _data_uri(content) for theme, content in (("light", self.light), ("dark", self.dark))}
+
+    def save(self, folder: Path) -> Path:
+        """Write the light one to ``folder/name.png``."""
+        path = folder / f"{self.name}.png"
+        path.write_bytes(self.light)
+        return path
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column, and in plain language what its numbers mean."""
+
+    name: str
+    meaning: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as text; ``strong`` for the best of its column, ``note`` in small print after it."""
+
+    text: str
+    note: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, and rows of as many cells; the first cell names its row. ``muted`` rows are there for reference."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    muted: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        for i, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {i} has {len(row)} cells, but there are {len(self.columns)} columns")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with text, pictures, and parts of the same kind. ``formula`` and ``paragraphs`` may be Markup."""
+
+    title: str
+    anchor: str
+    formula: Markup | str = ""
+    paragraphs: Sequence[Markup | str] = ()
+    pictures: Sequence[Picture] = ()
+    parts: Sequence[Section] = ()
+
+    def all_pictures(self) -> list[Picture]:
+        """Its own, and those of its parts."""
+        return [*self.pictures, *(picture for part in self.parts for picture in part.all_pictures())]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page: a title, what it shows in a sentence or two, a table, sections, and how it came about."""
+
+    title: str
+    lead: str
+    table: Table
+    sections: Sequence[Section] = ()
+    warnings: Sequence[str] = ()
+    facts: dict[str, str] = field(default_factory=dict)
+    commands: dict[str, str] = field(default_factory=dict)
+
+
+def picture(name: str, draw: Callable[[], Figure], alt: str, caption: str = "") -> Picture:
+    """Draw a figure in both themes.
+
+    Args:
+        name: stem of its file.
+        draw: makes the figure, by functions of `dgm_pyro.experiments.plots`; called once for each theme.
+    """
+    pngs = {}
+    for theme in plots.THEMES:
+        with plots.theme(theme):
+            content = io.BytesIO()
+            draw().savefig(content, format="png", metadata={"Software": None})
+        pngs[theme] = content.getvalue()
+    return Picture(name, alt, pngs["light"], pngs["dark"], caption)
+
+
+def render(report: Report) -> str:
+    """The page as HTML, without reference to anything outside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dgm_pyro"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(report=report, themes=plots.THEMES)
+
+
+def write(report: Report, path: str | os.PathLike[str]) -> None:
+    """`render` to a file, which is replaced in one step."""
+    write_file(Path(path), render(report).encode())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

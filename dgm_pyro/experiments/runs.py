@@ -1,0 +1,205 @@
+"""Runs: one folder with a trained program (a checkpoint) and, in ``run.json``, how it came about.
+
+``dgm.load`` reads the program alone from the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dgm_pyro.checkpoint as checkpoint
+import dgm_pyro.data as data
+from dgm_pyro.catalog import build
+from dgm_pyro.checks import check_number, check_path, check_type
+from dgm_pyro.program import Program, seeded
+from dgm_pyro.training.distributed import team
+from dgm_pyro.training.fit import History, fit
+from dgm_pyro.uses import corruptions
+
+RECORD = "run.json"
+
+Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
+
+KINDS: dict[str, Kind] = {
+    "model": str, "data": str, "data_dir": str | None, "options": dict, "history": {"seconds": int | float}
+}  # fmt: skip
+"""What a record holds."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a program came about.
+
+    Attributes:
+        model: the name given to `dgm.build`.
+        data: the name given to `dgm.data.load`; data_dir: the folder that it read.
+        options: of the model and of the training, by name.
+        history: that of the training, as plain Python.
+    """
+
+    model: str
+    data: str
+    data_dir: str | None
+    options: dict[str, Any]
+    history: dict[str, Any]
+
+
+def reserve(folder: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """``folder`` as a path, if a run may be written there: before an hour of training, not after.
+
+    Raises:
+        FileExistsError: something is there, and ``force`` is not set.
+    """
+    check_path(folder, "folder")
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, but a run is a folder: choose another --out")
+    if not force and path.exists() and any(path.iterdir()):
+        raise FileExistsError(f"{path} exists and is not empty: choose another --out, or overwrite it with --force")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def train(
+    folder: str | os.PathLike[str],
+    model: str,
+    data_name: str,
+    swaps: Mapping[str, Any],
+    *,
+    labelled: bool = False,
+    data_dir: str | None = None,
+    num: int | None = None,
+    objective: str | None = None,
+    num_labels: int | None = None,
+    mutate: float | None = None,
+    seed: int = 0,
+    validation: float | None = 0.1,
+    force: bool = False,
+    **options: Any,
+) -> tuple[Program, Record, History]:
+    """Build, train and store a run; what `dgm train` does.
+
+    Where several processes train together, each calls this, and the first writes.
+
+    Args:
+        swaps: of `dgm.build`, by name.
+        num_labels: how many data keep their label (`Data.keep_labels`), for objective "semi-supervised".
+        mutate: the probability with which each feature of a training batch is replaced by noise (`corruptions.mutate`).
+        force: overwrite what is in the folder.
+        options: of `dgm.fit`, by name.
+
+    Returns:
+        The trained program, what was written about it, and the history of the training.
+
+    Raises:
+        FileExistsError: something is in the folder, and ``force`` is not set.
+        ValueError, TypeError: an unknown name, or an option that does not fit; nothing has been written.
+    """
+    check_path(folder, "folder")
+    check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
+    points = data.load(data_name, data_dir=data_dir, num=num)
+    if num_labels is not None:
+        if not labelled:
+            raise ValueError("num_labels is for labelled=True (--labelled), with the objective 'semi-supervised'")
+        points = points.keep_labels(num_labels, seed)
+    augment = None
+    if mutate is not None:
+        if points.levels is None:
+            raise ValueError(f"mutate replaces integers, but {data_name!r} has reals: choose another data set")
+        check_number(mutate, "mutate", at_least=0, at_most=1)
+        augment = functools.partial(corruptions.mutate, rate=mutate, levels=points.levels)
+    with seeded(seed, torch.device("cpu")):
+        program = build(model, points, labelled=labelled, **swaps)
+    processes = team()
+    found = Path(folder).exists()
+    path = reserve(folder, force=force) if processes.writes else Path(folder)
+    try:
+        history = fit(program, points, objective, seed=seed, validation=validation or None, augment=augment, **options)
+    except BaseException:
+        if processes.writes and not found:
+            with contextlib.suppress(OSError):  # it is not empty: somebody else has written there
+                path.rmdir()
+        raise
+    kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
+    record = record_of(
+        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num,
+        num_labels=num_labels, mutate=mutate, **kept, validation=validation, seed=seed,
+        processes=processes.size if processes.size > 1 else None,
+    )  # fmt: skip
+    if processes.writes:
+        write(path, program, record)
+    return program, record, history
+
+
+def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
+    """Store a run in ``folder``; ``run.json`` comes last, so that a folder that has it is whole."""
+    checkpoint.save(program, folder)
+    write_json(Path(folder) / RECORD, asdict(record))
+
+
+def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Program, Record]:
+    """The program and the record that `write` stored in ``folder``.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        CheckpointError: its program cannot be read.
+        ValueError: its record is damaged.
+    """
+    check_path(folder, "folder")
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run, it has no {RECORD}: train one with dgm train --out {folder}")
+    found = read_json(path, KINDS, "train the run again")
+    record = Record(**{name: found[name] for name in KINDS})
+    return checkpoint.load(folder, device), record
+
+
+def record_of(model: str, data: str, history: History, data_dir: str | None = None, **options: Any) -> Record:
+    """A record, less the options that were left at None."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return Record(model, data, data_dir, chosen, history.as_dict())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """All of ``content`` at ``path``, or the file that was there before."""
+    checkpoint.write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, Any]:
+    """The object that `write_json` stored at ``path``.
+
+    Args:
+        kinds: what it must hold, by name; a mapping for an object in it.
+        remedy: what to do about a damaged file.
+
+    Raises:
+        ValueError: the file is damaged: no JSON, no object, or something in it is missing or of another kind.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        _check_kinds(content, kinds, "it")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    return content
+
+
+def _check_kinds(content: Any, kinds: Mapping[str, Kind], where: str) -> None:
+    if not isinstance(content, dict):
+        raise TypeError(f"{where} is a {type(content).__name__}")
+    for name, kind in kinds.items():
+        if name not in content:
+            raise TypeError(f"{where} lacks {name!r}")
+        if isinstance(kind, Mapping):
+            _check_kinds(content[name], kind, name)
+        elif not isinstance(content[name], kind):
+            raise TypeError(f"{name} is a {type(content[name]).__name__}")

@@ -1,0 +1,589 @@
+"""Sweeps: every combination of names, some seeds each, one run per cell; and runs compared side by side.
+
+A sweep's folder holds ``sweep.json`` (its options), ``cells/NAME`` (runs that ``dgm sample``, ``evaluate`` and ``gaps``
+open, each with an ``evaluation.json``), and the results: ``table.md``, ``table.csv``, ``cells.csv``, ``sweep.png``.
+
+A cell is finished when its ``evaluation.json`` is there, which is written last and at once. So a sweep that was killed
+goes on where it was; a cell that failed has a ``failed.json`` with the error, and is tried again by the next sweep.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import dgm_pyro.data as data_sets
+from dgm_pyro.catalog import build
+from dgm_pyro.checks import check_path, check_type
+from dgm_pyro.evaluation import Evidence, evaluate, find_device
+from dgm_pyro.experiments import runs
+from dgm_pyro.families.implicit import Implicit
+from dgm_pyro.infer.checks import units
+from dgm_pyro.objectives import objective_named
+from dgm_pyro.program import check_count
+from dgm_pyro.training.fit import check_options
+
+AXES = ("prior", "encoder", "likelihood", "objective")
+UNIT_DATA = 512
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all cells of a sweep share; a sweep is resumed only with the same."""
+
+    model: str = "vae"
+    data: str = "digits-binary"
+    data_dir: str | None = None
+    num: int | None = None
+    latent: int | None = None
+    epochs: int = 50
+    batch_size: int = 64
+    lr: float = 1e-3
+    num_particles: int = 1000
+    device: str = "auto"
+    compile: bool | str = "auto"
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination and one seed. Axes that were not swept are missing from ``choices``."""
+
+    choices: tuple[tuple[str, str], ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        parts = [choice.replace(":", "_") for _, choice in self.choices]
+        return "-".join([*parts, f"seed{self.seed}"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination over its seeds: lists have one number for each seed that finished."""
+
+    choices: dict[str, str]
+    cells: list[dict[str, Any]]
+    errors: list[str]
+
+    def over_seeds(self, name: str) -> tuple[float, float]:
+        """Mean over the seeds and its standard error; NaN where there is none."""
+        values = [cell[name] for cell in self.cells if cell[name] is not None]
+        mean = statistics.fmean(values) if values else math.nan
+        return mean, statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `sweep` found."""
+
+    folder: Path
+    options: Options
+    axes: dict[str, tuple[str, ...]]
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """How many cells did not finish."""
+        return sum(len(row.errors) for row in self.rows)
+
+    def failures(self) -> dict[str, list[str]]:
+        """What went wrong, and in which combinations."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            for error in dict.fromkeys(row.errors):
+                found.setdefault(error, []).append(" ".join(row.choices.values()))
+        return found
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows, as text: the best on top."""
+        swept = [axis for axis in self.axes if len(self.axes[axis]) > 1] or list(self.axes)[:1]
+        kinds = sorted({cell["kind"] for row in self.rows for cell in row.cells})
+        kinds = kinds or [f"iwae-{self.options.num_particles}"]
+        kind = ", ".join(kind if kind == "exact" else kind.upper() for kind in kinds)
+        evidence = [f"bits/dim ({kind})", f"nats/datum ({kind})"]
+        header = [*swept, *evidence, "bits/dim (ELBO)", "nats/datum (KL)", "active units", "seconds", "seeds"]
+        rows = []
+        for row in sorted(self.rows, key=lambda row: row.over_seeds("bits_per_dim")[0] if row.cells else math.inf):
+            choices = [row.choices[axis] for axis in swept]
+            if not row.cells:
+                rows.append([*choices, f"failed: {row.errors[0]}"[:60], "", "", "", "", "", "0"])
+                continue
+            seeds = f"{len(row.cells)}" + (f" ({len(row.errors)} failed)" if row.errors else "")
+            rows.append(
+                [
+                    *choices,
+                    _with_error(*row.over_seeds("bits_per_dim"), 4),
+                    _with_error(*row.over_seeds("nats"), 2),
+                    _with_error(*row.over_seeds("elbo_bits_per_dim"), 4),
+                    _with_error(*row.over_seeds("kl"), 2),
+                    _with_error(row.over_seeds("active")[0], math.nan, 1),
+                    _with_error(row.over_seeds("seconds")[0], math.nan, 1),
+                    seeds,
+                ]
+            )
+        return header, rows
+
+    def __str__(self) -> str:
+        return aligned(*self.table())
+
+
+def _with_error(mean: float, error: float, digits: int) -> str:
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" +- {error:.{digits}f}")
+
+
+def sweep(
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    prior: Sequence[str] = (),
+    encoder: Sequence[str] = (),
+    likelihood: Sequence[str] = (),
+    objective: Sequence[str] = (),
+    seeds: int = 1,
+    jobs: int = 1,
+    progress: bool = True,
+) -> Sweep:
+    """Train and evaluate every combination of the names, with ``seeds`` seeds each; finished cells are kept.
+
+    Args:
+        out: the sweep's folder.
+        options: what all cells share.
+        prior, encoder, likelihood, objective: names of `dgm_pyro.catalog` and `dgm_pyro.objectives`; an empty one stays
+            at the model's default.
+        seeds: 0 .. seeds - 1.
+        jobs: how many processes; 1 trains in this one. They take the GPUs in turn, if there are any and
+            ``options.device`` names none; and share the cores, unless OMP_NUM_THREADS says how many threads each has.
+        progress: whether to say how many cells there are and how long they take, with a bar on a terminal.
+
+    Returns:
+        The `Sweep`; its tables and picture are written, too.
+
+    Raises:
+        ValueError: an unknown name, an option that fits no cell, a model without a density, or the folder holds a sweep
+            with other options.
+        FileExistsError: the folder holds something else.
+    """
+    check_path(out, "out")
+    check_type(options, Options | None, "options", "a sweep.Options or None")
+    options = options or Options()
+    check_count(seeds, "seeds")
+    check_count(jobs, "jobs")
+    check_count(options.num_particles, "num_particles")
+    given = dict(zip(AXES, (prior, encoder, likelihood, objective), strict=True))
+    for axis, names in given.items():
+        check_type(names, Sequence, axis, "a sequence of names")
+    axes = {axis: tuple(dict.fromkeys(names)) for axis, names in given.items() if names}
+    combinations = [tuple(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]
+    _check_names(options, combinations)
+    folder = _open(Path(out), options)
+    cells = [Cell(choices, seed) for seed in range(seeds) for choices in combinations]
+    missing = [cell for cell in cells if not _is_finished(folder, cell)]
+    if progress:
+        kept = len(cells) - len(missing)
+        _say(f"{len(missing)} cells to train" + (f", {kept} are finished" if kept else ""))
+    shown = progress and sys.stderr.isatty()
+    start = time.perf_counter()
+    with tqdm(total=len(cells), initial=len(cells) - len(missing), desc="sweep", unit="cell", disable=not shown) as bar:
+        for count, name in enumerate(_run_all(folder, options, missing, jobs), start=1):
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+            if progress and not shown and count == 1 < len(missing):  # a bar says it itself
+                seconds, rest = time.perf_counter() - start, len(missing) - 1
+                left = seconds * rest / min(jobs, rest)
+                _say(f"{name} took {seconds:.0f} s: about {left:.0f} s for the other {rest}")
+    result = collect(folder, options, axes or {"model": (options.model,)}, combinations, seeds)
+    _write_tables(result)
+    return result
+
+
+def _say(line: str) -> None:
+    print(f"sweep: {line}", file=sys.stderr, flush=True)
+
+
+def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]]) -> None:
+    """Build every combination once: what is wrong with all cells is an error now, not after an hour."""
+    check_count(options.epochs, "epochs")
+    check_count(options.batch_size, "batch_size")
+    find_device(options.device)
+    check_options(options.lr, 0.0, "cosine", None, None, options.compile, options.precision)
+    points = data_sets.load(options.data, data_dir=options.data_dir, num=options.num)[:16]
+    seen = set()
+    for choices in combinations:
+        swaps, objective = _swaps(options, dict(choices))
+        if objective is not None:
+            objective_named(objective)
+        key = tuple(swaps.items())
+        if key not in seen:
+            seen.add(key)
+            program = build(options.model, points, **swaps)
+            if isinstance(program, Implicit):
+                raise ValueError(f"{options.model} has no density for a sweep to compare by: use dgm train, dgm sample")
+
+
+def _swaps(options: Options, choices: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+    swaps: dict[str, Any] = {axis: choice for axis, choice in choices.items() if axis != "objective"}
+    if options.latent is not None:
+        swaps["latent"] = options.latent
+    return swaps, choices.get("objective")
+
+
+def _open(folder: Path, options: Options) -> Path:
+    """Make the folder, or see that it holds a sweep with the same options."""
+    path = folder / "sweep.json"
+    if path.is_file():
+        before = asdict(Options()) | runs.read_json(path, {}, "choose another --out")
+        changed = [
+            f"{name} was {before.get(name)!r} and is now {value!r}"
+            for name, value in asdict(options).items()
+            if before.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a sweep with other options ({'; '.join(changed)}): use those, or another --out"
+            )
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and holds no sweep: choose another --out")
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    runs.write_json(path, asdict(options))
+    return folder
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def _place(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / cell.name
+
+
+def _is_finished(folder: Path, cell: Cell) -> bool:
+    place = _place(folder, cell)
+    return (place / "evaluation.json").is_file() and (place / runs.RECORD).is_file()
+
+
+def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -> Iterator[str]:
+    """Run the cells and yield the name of each when it is done."""
+    if jobs == 1:
+        for cell in cells:
+            run_cell(folder, options, cell)
+            yield cell.name
+        return
+    context = multiprocessing.get_context("spawn")
+    places = context.SimpleQueue()
+    for device in devices(options.device, jobs):
+        places.put(device)
+    before = os.environ.get("OMP_NUM_THREADS")
+    if before is None:  # the processes inherit it, and read it when they load torch
+        os.environ["OMP_NUM_THREADS"] = str(max(1, _cores() // jobs))
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(places,)) as pool:
+            try:
+                pending = {pool.submit(_run_there, folder, options, cell): cell for cell in cells}
+                for done in as_completed(pending):
+                    done.result()
+                    yield pending[done].name
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
+def devices(device: str, jobs: int) -> list[str]:
+    """Where each of the jobs trains: on the GPUs in turn, if there are any and ``device`` names none."""
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    return [f"cuda:{job % gpus}" if gpus else device for job in range(jobs)]
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# Of a process that runs cells.
+_device = "auto"
+
+
+def _settle(places: Any) -> None:
+    global _device
+    _device = places.get()
+
+
+def _run_there(folder: Path, options: Options, cell: Cell) -> None:
+    run_cell(folder, replace(options, device=_device), cell)
+
+
+def run_cell(folder: Path, options: Options, cell: Cell) -> None:
+    """Train and evaluate one cell; whatever goes wrong with it is written down, not raised."""
+    place = _place(folder, cell)
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        # Numbers that are not finite cannot be written, which is an error of this cell, too.
+        runs.write_json(place / "evaluation.json", _train_and_evaluate(place, options, cell))
+    except Exception as error:  # whatever it is, the other cells go on
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        runs.write_json(place / "failed.json", {"error": text, **asdict(cell)})
+        return
+    (place / "failed.json").unlink(missing_ok=True)
+
+
+def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:
+    swaps, objective = _swaps(options, dict(cell.choices))
+    if (place / runs.RECORD).is_file():  # trained, and killed while it was evaluated
+        program, record = runs.read(place, find_device(options.device))
+    else:
+        program, record, _ = runs.train(
+            place,
+            options.model,
+            options.data,
+            swaps,
+            data_dir=options.data_dir,
+            num=options.num,
+            objective=objective,
+            seed=cell.seed,
+            device=options.device,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            compile=options.compile,
+            precision=options.precision,
+            progress=False,
+            force=True,
+        )
+    test = data_sets.load(options.data, "test", data_dir=options.data_dir)
+    bound = evaluate(program, test)
+    best = evaluate(program, test, num_particles=options.num_particles) if bound.kind == "elbo" else bound
+    latent = getattr(program, "latent", None)
+    active = None
+    if latent is not None:
+        active = int(units(program, test[:UNIT_DATA])[latent].active.sum())
+    return {
+        "choices": dict(cell.choices),
+        "seed": cell.seed,
+        "bits_per_dim": best.bits_per_dim,
+        "nats": best.nats,
+        "kind": best.kind,
+        "measure": best.measure,
+        "elbo_bits_per_dim": bound.bits_per_dim,
+        "elbo_nats": bound.nats,
+        "kl": sum(bound.kl.values()) if bound.kl else None,
+        "active": active,
+        "seconds": record.history["seconds"],
+        "parameters": sum(parameter.numel() for parameter in program.parameters()),
+    }
+
+
+NUMBERS: dict[str, runs.Kind] = {
+    "choices": dict,
+    "kind": str,
+    **dict.fromkeys(("bits_per_dim", "nats", "elbo_bits_per_dim", "seconds"), int | float),
+    **dict.fromkeys(("kl", "active"), int | float | None),
+    "parameters": int,
+}
+"""What the tables need of a cell's evaluation."""
+
+REMEDY = "remove it, and give the same command again"
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def collect(
+    folder: Path,
+    options: Options,
+    axes: dict[str, tuple[str, ...]],
+    combinations: Sequence[tuple[tuple[str, str], ...]],
+    seeds: int,
+) -> Sweep:
+    """Read what the cells have written."""
+    rows = []
+    for choices in combinations:
+        done, errors = [], []
+        for seed in range(seeds):
+            place = _place(folder, Cell(choices, seed))
+            if (place / "evaluation.json").is_file():
+                done.append(runs.read_json(place / "evaluation.json", NUMBERS, REMEDY))
+            elif (place / "failed.json").is_file():
+                errors.append(runs.read_json(place / "failed.json", {"error": str}, REMEDY)["error"])
+        rows.append(Row(dict(choices) or {"model": options.model}, done, errors))
+    return Sweep(folder, options, axes, rows)
+
+
+def _write_tables(result: Sweep) -> None:
+    from dgm_pyro.experiments import plots
+
+    header, rows = result.table()
+    (result.folder / "table.md").write_text(markdown(header, rows) + "\n", encoding="utf-8")
+    numbers = ("bits_per_dim", "nats", "elbo_bits_per_dim", "kl", "active", "seconds", "parameters")
+    summary: list[dict[str, Any]] = []
+    for row in result.rows:
+        line: dict[str, Any] = dict(row.choices)
+        for name in numbers:
+            mean, error = row.over_seeds(name)
+            line |= {name: _cell_of(mean), f"{name}_stderr": _cell_of(error)}
+        summary.append({**line, "seeds": len(row.cells), "failed": len(row.errors)})
+    _write_csv(result.folder / "table.csv", summary)
+    cells = [{**cell["choices"], **{k: v for k, v in cell.items() if k != "choices"}}
+             for row in result.rows for cell in row.cells]  # fmt: skip
+    if cells:
+        _write_csv(result.folder / "cells.csv", cells)
+        plots.heat_map(*_grid(result)).savefig(result.folder / "sweep.png")
+
+
+def _cell_of(value: float) -> float | str:
+    return "" if math.isnan(value) else value
+
+
+def _write_csv(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _grid(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, float]]], str]:
+    """Panels of cells (row, column) for the heat map: two axes span a panel, the others tell panels apart."""
+    swept = sorted((axis for axis in result.axes if len(result.axes[axis]) > 1), key=lambda a: -len(result.axes[a]))
+    down, across = (*swept, None, None)[:2] if swept else (next(iter(result.axes)), None)
+    panels: dict[str, dict[tuple[str, str], tuple[float, float]]] = {}
+    for row in result.rows:
+        title = ", ".join(f"{axis} {row.choices[axis]}" for axis in swept[2:])
+        place = (row.choices[down] if down else "", row.choices[across] if across else "")
+        panels.setdefault(title, {})[place] = row.over_seeds("bits_per_dim")
+    kind = next(cell["kind"] for row in result.rows for cell in row.cells)
+    return panels, f"{result.options.data}: bits per dimension ({kind}), lower is better"
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text, its columns under one another."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)) for line in (header, *rows)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(part.replace("|", "\\|") for part in line) + " |" for line in lines)
+
+
+# -- runs side by side -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs on the same data, the first of them the one that differences are taken to."""
+
+    evidences: dict[str, Evidence]
+    parameters: dict[str, int]
+    seconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        reference = next(iter(self.evidences.values()))
+        lines = {}
+        for name, evidence in self.evidences.items():
+            difference = evidence.minus(reference)
+            lines[name] = {
+                **evidence.as_dict(),
+                "difference_nats": difference.nats,
+                "difference_stderr": None if math.isnan(difference.stderr) else difference.stderr,
+                "difference_kind": difference.kind,
+                "parameters": self.parameters[name],
+                "seconds": self.seconds[name],
+            }
+        return lines
+
+    def __str__(self) -> str:
+        reference, *_ = self.evidences
+        header = ["run", "bits/dim", "nats", f"nats more than {reference}", "kind", "parameters", "seconds"]
+        rows, kinds = [], set[str]()
+        for name, evidence in self.evidences.items():
+            difference = evidence.minus(self.evidences[reference])
+            kinds.add(difference.kind)
+            rows.append(
+                [
+                    name,
+                    _with_error(evidence.bits_per_dim, evidence.stderr, 4),
+                    f"{evidence.nats:.3f}",
+                    "-" if name == reference else str(difference).replace(" nats", ""),
+                    evidence.kind,
+                    f"{self.parameters[name]:,}",
+                    f"{self.seconds[name]:.1f}",
+                ]
+            )
+        first = self.evidences[reference]
+        lines = [f"{len(first.values)} of {first.data}, a {first.measure}", aligned(header, rows)]
+        if kinds != {"exact"}:
+            lines.append(
+                "a bound may be short of log p(x) by its gap (dgm gaps), and so may a difference of two bounds"
+            )
+        return "\n".join(lines)
+
+
+def compare(
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    split: str = "test",
+    num_particles: int = 1,
+    data_dir: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: bool = False,
+) -> Comparison:
+    """Evaluate runs on the data of the first, and pair the numbers datum by datum.
+
+    Raises:
+        ValueError: fewer than two runs, or runs that are not comparable: a mass and a density, or other data.
+    """
+    check_type(folders, Sequence, "folders", "a sequence of paths")
+    for folder in folders:
+        check_path(folder, "folders")
+    names = list(dict.fromkeys(str(folder) for folder in folders))
+    if len(names) < 2:
+        raise ValueError("name at least two different runs to compare")
+    loaded = {name: runs.read(name, device) for name in names}
+    first, record = loaded[names[0]]
+    for name, (program, other) in loaded.items():
+        if program.measure != first.measure:
+            raise ValueError(
+                f"{name} holds a {program.measure}, but {names[0]} a {first.measure}: a mass and a density are not "
+                "comparable; wrap a flow in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
+            )
+        if other.data != record.data:
+            raise ValueError(
+                f"{name} was trained on {other.data}, but {names[0]} on {record.data}: numbers on different data are "
+                "not comparable, train both on the same --data"
+            )
+        if program.variable != first.variable:
+            raise ValueError(
+                f"{name} is a model of {program.variable}, but {names[0]} of {first.variable}: p(x) and p(y | x) are "
+                "not comparable"
+            )
+    points = data_sets.load(record.data, split, data_dir=data_dir or record.data_dir)
+    evidences = {
+        name: evaluate(program, points, num_particles=num_particles, seed=seed, progress=progress)
+        for name, (program, _) in loaded.items()
+    }
+    parameters = {name: sum(p.numel() for p in program.parameters()) for name, (program, _) in loaded.items()}
+    return Comparison(evidences, parameters, {name: other.history["seconds"] for name, (_, other) in loaded.items()})

@@ -1,0 +1,205 @@
+"""What the tour measures of each program, and the numbers of the whole tour."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dgm_pyro.data as datasets
+from dgm_pyro.data import Data
+from dgm_pyro.evaluation import Evidence, evaluate, evaluating
+from dgm_pyro.experiments import runs
+from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, NOISY, SHUFFLED, Comparison
+from dgm_pyro.experiments.tour.stops import (
+    STOPS,
+    Stop,
+    levels_of,
+)
+from dgm_pyro.families.diffusion import Diffusion
+from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.program import Program, seeded
+from dgm_pyro.training.fit import History, fit
+from dgm_pyro.uses.anomaly import auroc
+from dgm_pyro.uses.classification import beliefs, share
+from dgm_pyro.uses.corruptions import add_noise, shuffle_pixels
+from dgm_pyro.uses.representations import latents, probe
+
+
+@dataclass
+class Result:
+    """What a stop gave: the trained program, and its answers to what was asked."""
+
+    stop: Stop
+    program: Program
+    history: History
+    evidence: Evidence | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    samples: Tensor | None = None
+    latents: Tensor | None = None
+    probe: float | None = None
+    accuracy: float | None = None
+
+    @property
+    def bits_per_dim(self) -> float:
+        return math.inf if self.evidence is None else self.evidence.bits_per_dim
+
+    @functools.cached_property
+    def aurocs(self) -> dict[str, float]:
+        if self.evidence is None:
+            return {}
+        return {kind: auroc(self.evidence.values, scores) for kind, scores in self.scores.items()}
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.program.parameters())
+
+    def metrics(self) -> dict[str, Any]:
+        """The numbers, as plain Python."""
+        density: dict[str, Any] = {"bits_per_dim": None, "kind": None, "stderr": None}
+        if self.evidence is not None:
+            density = self.evidence.as_dict()
+            del density["program"], density["data"]
+        return {
+            "name": self.stop.name,
+            "title": self.stop.title,
+            "family": self.stop.family,
+            "reference": self.stop.reference,
+            **density,
+            "seconds": round(self.history.seconds, 2),
+            "parameters": self.parameters,
+            "epochs": len(self.history.epochs),
+            "best_epoch": self.history.best_epoch,
+            "auroc": self.aurocs,
+            "probe": self.probe,
+            "accuracy": self.accuracy,
+            "checkpoint": f"checkpoints/{self.stop.name}",
+        }
+
+
+@dataclass
+class Tour:
+    """The state of a tour: what it was given, and the results so far. `run` makes one."""
+
+    out: Path
+    quick: bool
+    seed: int
+    device: torch.device
+    stops: Sequence[Stop] = STOPS
+    results: list[Result] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    comparison: Comparison | None = None
+    complete: bool = False
+    pixel_probe: float | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.train = datasets.load("digits", "train")
+        self.test = datasets.load("digits", "test")
+        self.anomalies = {
+            SHUFFLED: shuffle_pixels(self.test.x, self.seed),
+            NOISY: add_noise(self.test.x, ANOMALY_NOISE, self.levels, self.seed),
+        }
+
+    def visit(self, stop: Stop) -> Result:
+        """Train a program, and ask it everything that it can answer."""
+        with seeded(self.seed, torch.device("cpu")):
+            program = stop.make(self.train)
+        options = stop.options(self.quick)
+        history = History()
+        if options is None:
+            program.to(self.device).eval()
+        else:
+            history = fit(program, self.train, seed=self.seed, device=self.device, **options)
+        result = Result(stop, program, history)
+        record = runs.record_of(stop.name, "digits", history, seed=self.seed, **(options or {}))
+        runs.write(self.out / "checkpoints" / stop.name, program, record)
+
+        if program.variable == "x":
+
+            def ask(data: Data) -> Evidence:
+                return evaluate(program, data, seed=self.seed, **stop.ask)
+
+            with at_all_times(program):
+                result.evidence = ask(self.test)
+                result.scores = {name: ask(self._like_test(x)).values for name, x in self.anomalies.items()}
+            result.samples = self._samples(program)
+        features, test_features = latents(program, self.train.x), latents(program, self.test.x)
+        if features is not None and test_features is not None:
+            result.latents, result.probe = test_features, self._probe(features, test_features)
+        if isinstance(program, (Labelled, Discriminative)):
+            guess = beliefs(program, self.test.x)[0].argmax(-1)
+            result.accuracy = share(guess == self.test.y)
+        return result
+
+    def _like_test(self, x: Tensor) -> Data:
+        return Data(x, levels=self.test.levels, name=self.test.name)
+
+    def _samples(self, program: Program) -> Tensor:
+        """40 draws; 4 rows of all classes, in order, where the program knows classes."""
+        given = torch.arange(10, device=self.device).repeat(4) if isinstance(program, Labelled) else None
+        with seeded(self.seed, self.device), evaluating(program):
+            return program.sample(40, given).cpu()
+
+    def _probe(self, train: Tensor, test: Tensor) -> float:
+        assert self.train.y is not None
+        assert self.test.y is not None
+        return probe(train, self.train.y, test, self.test.y)
+
+    def result(self, name: str) -> Result | None:
+        return next((result for result in self.results if result.stop.name == name), None)
+
+    @property
+    def models(self) -> list[Result]:
+        """Those with a p(x) that are no reference, in the order of the tour."""
+        return [result for result in self.results if result.evidence is not None and not result.stop.reference]
+
+    @property
+    def levels(self) -> int:
+        return levels_of(self.test)
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "complete": self.complete,
+            "quick": self.quick,
+            "seed": self.seed,
+            "device": str(self.device),
+            "data": "digits",
+            "num_test": len(self.test),
+            "anomaly_noise": ANOMALY_NOISE,
+            "probe_of_pixels": self.pixel_probe,
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "versions": versions(),
+            "programs": [result.metrics() for result in self.results],
+            "classifiers": None if self.comparison is None else self.comparison.metrics(),
+            "failures": self.failures,
+        }
+
+
+@contextlib.contextmanager
+def at_all_times(program: Program) -> Iterator[None]:
+    """Sum a diffusion's bound over all its times: the few of a training step would blur the score of each digit."""
+    if not isinstance(program, Diffusion):
+        yield
+        return
+    subsample, program.subsample = program.subsample, program.steps
+    try:
+        yield
+    finally:
+        program.subsample = subsample
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    packages = {name: version(name) for name in ("dgm_pyro", "pyro-ppl", "numpy", "scikit-learn", "matplotlib")}
+    return {"python": platform.python_version(), "torch": torch.__version__} | packages

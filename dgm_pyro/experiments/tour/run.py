@@ -1,0 +1,106 @@
+"""The tour: train every family on real digits, ask each what generative models are for, and write a report.
+
+What is asked of each program: samples; the density of unseen digits, in bits per dimension; anomalies, found by a low
+p(x); a representation, probed by a linear classifier; and, of p(x, y), how far its answers can be trusted when noise
+grows, next to a discriminative p(y | x).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dgm_pyro.experiments import report, runs
+from dgm_pyro.experiments.tour.comparison import compare
+from dgm_pyro.experiments.tour.page import as_text, line_of, page_of
+from dgm_pyro.experiments.tour.results import Tour
+from dgm_pyro.experiments.tour.stops import (
+    STOPS,
+    Stop,
+)
+from dgm_pyro.training.fit import NonFiniteLossError, find_device
+
+
+def run(
+    out: str | Path = "tour",
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    stops: Sequence[Stop] = STOPS,
+) -> list[str]:
+    """Take the tour. What is done is on disk at any time; interrupted, it still writes a report of that.
+
+    Args:
+        out: the folder to write: ``report.html``, ``metrics.json``, ``pictures/``, ``checkpoints/``.
+        quick: train for seconds rather than minutes.
+        seed: of everything.
+        device: "auto", or a torch device.
+        stops: the programs to visit.
+
+    Returns:
+        A line for each program whose training failed; the tour goes on without it.
+
+    Raises:
+        FileExistsError: ``out`` holds something that is no tour.
+        ValueError: there is no such device.
+    """
+    where = find_device(device)
+    tour = Tour(_cleared(Path(out)), quick, seed, where, stops)
+    print(f"{len(stops)} programs on {len(tour.train)} digits of 8 x 8 pixels, tested on {len(tour.test)}; {where}")
+    tour.pixel_probe = tour._probe(tour.train.x.flatten(1).float(), tour.test.x.flatten(1).float())
+    try:
+        for number, stop in enumerate(stops, start=1):
+            print(f"[{number}/{len(stops)}] {stop.title}", flush=True)
+            try:
+                result = tour.visit(stop)
+            except NonFiniteLossError as error:
+                tour.failures.append(f"{stop.title}: {error}")
+                print(f"        failed: {error}", flush=True)
+                continue
+            tour.results.append(result)
+            print(f"        {line_of(result)}", flush=True)
+            runs.write_json(tour.out / "metrics.json", tour.metrics())
+        classifiers = {name: tour.result(f"{name}-classifier") for name in ("generative", "discriminative")}
+        trained = {name: result.program for name, result in classifiers.items() if result is not None}
+        if len(trained) == 2:
+            print("classifiers under noise", flush=True)
+            tour.comparison = compare(trained, tour.test, seed)
+        tour.complete = not tour.failures
+    finally:
+        if tour.results:
+            _finish(tour)
+    return tour.failures
+
+
+def _cleared(out: Path) -> Path:
+    """``out``, without what an earlier tour reported there."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file, but a tour is a folder: choose another --out")
+    if out.exists() and any(out.iterdir()) and not (out / "metrics.json").is_file():
+        raise FileExistsError(f"{out} is not empty and holds no tour: choose another --out")
+    for name in ("metrics.json", "report.html"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("pictures", "checkpoints"):
+        shutil.rmtree(out / name, ignore_errors=True)
+        (out / name).mkdir(parents=True)
+    # A mark, so that a tour interrupted before its first result is still known as one.
+    runs.write_json(out / "metrics.json", {"complete": False, "programs": []})
+    return out
+
+
+def _finish(tour: Tour) -> None:
+    """Pictures, report and numbers of what there is; then the table."""
+    print("pictures and report", flush=True)
+    page = page_of(tour)
+    for section in page.sections:
+        for picture in section.all_pictures():
+            picture.save(tour.out / "pictures")
+    report.write(page, tour.out / "report.html")
+    runs.write_json(tour.out / "metrics.json", tour.metrics())
+    print()
+    print(as_text(page.table))
+    print()
+    state = "" if tour.complete else "NOT COMPLETE: "
+    print(f"{state}{tour.metrics()['seconds']:.0f} s; look at {tour.out / 'report.html'}", flush=True)

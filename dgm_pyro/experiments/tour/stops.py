@@ -1,0 +1,159 @@
+"""The programs of the tour, with the settings that validation data chose."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgm_pyro.catalog import build
+from dgm_pyro.data import Data
+from dgm_pyro.families.conditionals import Categorical
+from dgm_pyro.families.labelled import Labelled
+from dgm_pyro.program import Program
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A program of the tour.
+
+    Args:
+        name: of its files; title: in tables; family: a key of `FAMILIES`.
+        make: builds it for data.
+        recipe: options of `fit`; None for a program that needs no training.
+        quick_epochs: of the quick tour, in place of the recipe's.
+        ask: options of `evaluate`.
+    """
+
+    name: str
+    title: str
+    family: str
+    make: Callable[[Data], Program]
+    recipe: dict[str, Any] | None = None
+    quick_epochs: int = 0
+    ask: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> bool:
+        return self.family == "reference"
+
+    def options(self, quick: bool) -> dict[str, Any] | None:
+        """Of `fit`."""
+        if self.recipe is None or not quick:
+            return self.recipe
+        return self.recipe | {"epochs": self.quick_epochs}
+
+
+def independent_pixels(data: Data) -> Program:
+    """p(x) = prod_i p(x_i), each p(x_i) counted, every level half a time more than seen (Krichevsky, Trofimov 1981)."""
+    frequencies = _log_frequencies(data.x, levels_of(data))
+    return Categorical(data.event_shape, levels_of(data), learned=True, parameters=frequencies)
+
+
+def independent_pixels_by_class(data: Data) -> Program:
+    """p(x) = sum_y p(y) prod_i p(x_i | y), counted in the same way: the naive Bayes classifier."""
+    assert data.y is not None
+    assert data.num_classes is not None
+    pixels = nn.Embedding(data.num_classes, levels_of(data) * data.event_shape.numel())
+    tables = [_log_frequencies(data.x[data.y == y], levels_of(data)).flatten() for y in range(data.num_classes)]
+    pixels.weight.data.copy_(torch.stack(tables))
+    labels = _log_frequencies(data.y, data.num_classes)
+    prior = Categorical((), data.num_classes, learned=True, parameters=labels)
+    return Labelled(prior, Categorical(data.event_shape, levels_of(data), pixels))
+
+
+def _log_frequencies(x: Tensor, levels: int) -> Tensor:
+    """Smoothed log-frequencies of the integers at each feature, ``(levels, *event_shape)``."""
+    counts = torch.stack([(x == level).double().sum(0) for level in range(levels)])
+    return ((counts + 0.5) / (len(x) + 0.5 * levels)).log().float()
+
+
+def levels_of(data: Data) -> int:
+    assert data.levels is not None
+    return data.levels
+
+
+# The recipes were chosen by validation data alone: benchmarks/choose_settings.py.
+STOPS: tuple[Stop, ...] = (
+    Stop("pixels", "independent pixels", "reference", independent_pixels),
+    Stop("pixels-by-class", "independent pixels by class", "reference", independent_pixels_by_class),
+    Stop(
+        "made",
+        "MADE",
+        "autoregressive",
+        functools.partial(build, "made"),
+        {"epochs": 100, "lr": 3e-3, "weight_decay": 0.01},
+        quick_epochs=8,
+    ),
+    Stop(
+        "pixelcnn",
+        "PixelCNN",
+        "autoregressive",
+        functools.partial(build, "pixelcnn"),
+        {"epochs": 30, "lr": 6e-3, "weight_decay": 0.01},
+        quick_epochs=3,
+    ),
+    Stop(
+        "flow",
+        "spline flow",
+        "flow",
+        functools.partial(build, "nsf"),
+        {"epochs": 60, "lr": 2e-3, "weight_decay": 1.0, "ema": 0.99},
+        quick_epochs=8,
+        ask={"num_particles": 16},
+    ),
+    Stop(
+        "vae",
+        "VAE",
+        "vae",
+        functools.partial(build, "vae"),
+        {"objective": "annealed", "epochs": 120, "lr": 2e-3, "weight_decay": 0.01, "ema": 0.99},
+        quick_epochs=15,
+        ask={"num_particles": 50},
+    ),
+    Stop(
+        "vae-flow",
+        "VAE, flow prior",
+        "vae",
+        functools.partial(build, "vae", prior="flow"),
+        {
+            "objective": "annealed",
+            "epochs": 120,
+            "lr": 2e-3,
+            "weight_decay": 0.01,
+            "ema": 0.99,
+        },  # as above: only the prior differs
+        quick_epochs=15,
+        ask={"num_particles": 50},
+    ),
+    Stop(
+        "diffusion",
+        "diffusion",
+        "diffusion",
+        functools.partial(build, "diffusion"),
+        {"epochs": 50, "lr": 4e-3, "weight_decay": 0.01, "ema": 0.995},
+        quick_epochs=4,
+        ask={"draws": 1, "batch_size": 64},
+    ),
+    Stop(
+        "generative-classifier",
+        "generative classifier",
+        "labelled",
+        # PixelCNN is as accurate on clean digits, takes ten times as long, and noise throws it off sooner.
+        functools.partial(build, "made", labelled=True),
+        {"epochs": 60, "lr": 3e-3, "weight_decay": 0.01},
+        quick_epochs=8,
+    ),
+    Stop(
+        "discriminative-classifier",
+        "discriminative classifier",
+        "discriminative",
+        functools.partial(build, "classifier"),
+        {"epochs": 80, "lr": 1e-3, "weight_decay": 1.0},
+        quick_epochs=15,
+    ),
+)

@@ -1,0 +1,1 @@
+"""The families of programs, and what they are composed of."""

@@ -1,0 +1,417 @@
+r"""The conditionals p(x | given): one Pyro distribution each, its parameters free, fixed, or computed by a network.
+
+A network maps ``given`` to P raw parameters per feature, ``(B, P, *event_shape)`` or flat ``(B, P * numel)`` with P
+first; each class states its P as `num_parameters`. Any `nn.Module` of that output size serves:
+
+>>> import torch, dgm_pyro as dgm
+>>> dgm.Normal(3, network=torch.nn.Linear(2, 6)).log_prob(torch.zeros(5, 3), given=torch.ones(5, 2)).shape
+torch.Size([5])
+
+Without a network the parameters are fixed (``learned=False``, the default) or free (``learned=True``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from dgm_pyro.checks import as_shape, check_choice, check_count, check_finite, check_number
+from dgm_pyro.families import distributions
+from dgm_pyro.program import Conditional, Shape, call_network
+from dgm_pyro.registry import register
+
+
+class Parametric(Conditional):
+    """A `Conditional` whose features are independent given P raw parameters each; the base of those below.
+
+    Subclasses set `num_parameters` and give `initial`, the raw parameters of the standard member, and `univariate`.
+    """
+
+    num_parameters: int
+    start: Tensor | None
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        num_parameters: int,
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        super().__init__()
+        self.event_shape = as_shape(event_shape)
+        self.num_parameters = num_parameters
+        self.network = network
+        self.conditional = network is not None
+        self.register_buffer("start", None)
+        if network is not None:
+            if not isinstance(network, nn.Module):
+                raise TypeError(f"network must be a torch.nn.Module or None, got {type(network).__name__}")
+            if learned or parameters is not None:
+                raise ValueError("with a network, the parameters come from given: leave out learned and parameters")
+            self.given_shape = given_shape if given_shape is not None else shape_read_by(network)
+            self.num_classes = getattr(network, "num_classes", getattr(network, "num_embeddings", None))
+        else:
+            shape = (num_parameters, *self.event_shape)
+            if parameters is None:
+                parameters = self.initial()
+            if not isinstance(parameters, Tensor) or not parameters.is_floating_point():
+                kind = parameters.dtype if isinstance(parameters, Tensor) else type(parameters).__name__
+                raise TypeError(f"parameters must be a tensor of floats, got {kind}")
+            check_finite(parameters, "parameters")
+            if tuple(parameters.shape) != shape:
+                raise ValueError(
+                    f"parameters has shape {tuple(parameters.shape)}, but {type(self).__name__} with event_shape "
+                    f"{tuple(self.event_shape)} needs (P, *event_shape) = {shape}"
+                )
+            if learned:
+                self.parameter = nn.Parameter(parameters.clone())
+            else:
+                self.register_buffer("parameter", parameters.detach().clone())
+
+    def initial(self) -> Tensor:
+        """Raw parameters, ``(P, *event_shape)``, of the standard member of the family."""
+        return torch.zeros(self.num_parameters, *self.event_shape)
+
+    def univariate(self, raw: Tensor) -> dist.TorchDistribution:
+        """The distribution of single features: from raw parameters ``(*batch, P)``, one of batch shape ``batch``."""
+        raise NotImplementedError
+
+    def raw_parameters(self, given: Any = None) -> Tensor:
+        """The raw parameters given ``given``, ``(*batch, P, *event_shape)``.
+
+        Raises:
+            ValueError: the network's output does not fit the event shape.
+        """
+        if self.network is None:
+            return self.parameter
+        batch, raw = call_network(self.network, given, self.given_shape)
+        shape = (self.num_parameters, *self.event_shape)
+        count, size = math.prod(batch), math.prod(shape)
+        if tuple(raw.shape) not in ((count, *shape), (count, size)):
+            raise ValueError(
+                f"the network of {type(self).__name__} returned shape {tuple(raw.shape)} for a batch of {count}, but "
+                f"event_shape {tuple(self.event_shape)} with {self.num_parameters} parameters per feature needs "
+                f"{(count, *shape)} or {(count, size)}"
+            )
+        return self.adjusted(raw.reshape(*batch, *shape))
+
+    def adjusted(self, raw: Tensor, feature: int | None = None) -> Tensor:
+        """What the network returned, with what does not depend on ``given`` put to it.
+
+        Args:
+            raw: of all features, ``(*batch, P, *event_shape)``; or of one, ``(*batch, P)``.
+            feature: the flat index of that one.
+        """
+        if self.start is None:
+            return raw
+        return raw + (self.start if feature is None else self.start.flatten(1)[:, feature])
+
+    def distribution(self, raw: Tensor) -> dist.TorchDistribution:
+        """The distribution of x from its raw parameters, ``(*batch, P, *event_shape)``."""
+        event_dim = len(self.event_shape)
+        return self.univariate(raw.movedim(-1 - event_dim, -1)).to_event(event_dim)
+
+    def forward(self, given: Any = None) -> dist.TorchDistribution:
+        return self.distribution(self.raw_parameters(given))
+
+
+@register
+class Normal(Parametric):
+    r"""Diagonal Normal. P = 2: location, and a raw scale that softplus makes positive. Standard: N(0, I).
+
+    The raw scale is rounded to the precision that it is built in: of a standard one built in float32, ``.double()`` has
+    scale 1 - 4.5e-10. Built under the default dtype float64, its scale is 1 to the last bit but one.
+
+    Args:
+        event_shape: shape of one x.
+        network: maps ``given`` to ``(B, 2, *event_shape)`` or flat ``(B, 2 * numel)``.
+        learned: without a network, whether the parameters are free.
+        parameters: without a network, raw parameters to start from, ``(2, *event_shape)``.
+        given_shape: shape of one ``given``, for a network that does not say.
+        scale: "network", or with a network that gives the location alone (P = 1), a learned scale that does not depend
+            on ``given``: one per "feature", or one that is "shared" by all.
+        initial_scale: with a network, the scale where its output, or the learned scale, starts: at 0. Default: where
+            softplus is at 0, 0.69, for a network's; 1 for a learned one. An encoder that starts narrow, at 0.05 say,
+            tells its latents apart from the prior's noise before the KL switches them off.
+
+    Raises:
+        ValueError: an option does not fit the others.
+
+    >>> import dgm_pyro as dgm
+    >>> round(dgm.Normal(1).log_prob(torch.zeros(1, 1)).item(), 4)
+    -0.9189
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+        scale: str = "network",
+        initial_scale: float | None = None,
+    ):
+        check_choice(scale, ("network", "feature", "shared"), "scale")
+        if scale != "network" and network is None:
+            raise ValueError(f"scale={scale!r} is for a Normal with a network: use learned=True without one")
+        number = 2 if scale == "network" else 1
+        super().__init__(event_shape, number, network, learned=learned, parameters=parameters, given_shape=given_shape)
+        self.scale = scale
+        if initial_scale is not None:
+            if network is None:
+                raise ValueError("initial_scale is for a Normal with a network: without one, use parameters")
+            check_number(initial_scale, "initial_scale", above=0)
+        if scale != "network":
+            shape = self.event_shape if scale == "feature" else ()
+            self.raw_scale = nn.Parameter(torch.full(shape, inverse_softplus(initial_scale or 1.0)))
+        elif initial_scale is not None:
+            self.start = torch.zeros(2, *self.event_shape)
+            self.start[1] = inverse_softplus(initial_scale)
+
+    def initial(self) -> Tensor:
+        raw = torch.zeros(2, *self.event_shape)
+        raw[1] = inverse_softplus(1.0)
+        return raw
+
+    def adjusted(self, raw: Tensor, feature: int | None = None) -> Tensor:
+        if self.scale == "network":
+            return super().adjusted(raw, feature)
+        if feature is None:
+            return torch.cat((raw, self.raw_scale.expand_as(raw)), -1 - len(self.event_shape))
+        return torch.cat((raw, self.raw_scale.expand(self.event_shape).flatten()[feature].expand_as(raw)), -1)
+
+    def univariate(self, raw: Tensor) -> dist.Normal:
+        loc, raw_scale = raw.unbind(-1)
+        return dist.Normal(loc, positive(raw_scale))
+
+
+@register
+class Bernoulli(Parametric):
+    """Independent bits. P = 1: logits. Standard: fair coins.
+
+    Args: as `Normal`, with ``(B, 1, *event_shape)`` from the network.
+    """
+
+    levels = 2
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        super().__init__(event_shape, 1, network, learned=learned, parameters=parameters, given_shape=given_shape)
+
+    def univariate(self, raw: Tensor) -> dist.Bernoulli:
+        return distributions.Bernoulli(logits=raw.squeeze(-1))
+
+
+@register
+class Categorical(Parametric):
+    """Independent integers 0 .. levels - 1. P = levels: logits. Standard: uniform.
+
+    Args:
+        event_shape: shape of one x; ``()`` for a single class label.
+        levels: how many integers.
+        network, learned, parameters, given_shape: as `Normal`, with ``(B, levels, *event_shape)`` from the network.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        levels: int,
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        self_levels = check_levels(levels)
+        super().__init__(
+            event_shape, self_levels, network, learned=learned, parameters=parameters, given_shape=given_shape
+        )
+        self.levels = self_levels
+
+    def univariate(self, raw: Tensor) -> dist.Categorical:
+        return dist.Categorical(logits=raw)
+
+
+@register
+class MixtureOfNormals(Parametric):
+    """Independent features, each a mixture of ``components`` Normals.
+
+    P = 3 * components: logits, locations, raw scales. Standard: unit-scale components spread evenly over [-2, 2]; what
+    a network gives is added to these, because components that start alike would stay alike.
+
+    Args:
+        event_shape: shape of one x.
+        components: how many Normals per feature.
+        network, learned, parameters, given_shape: as `Normal`, with ``(B, 3 * components, *event_shape)``.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        components: int,
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        check_count(components, "components")
+        super().__init__(
+            event_shape,
+            3 * components,
+            network,
+            learned=learned,
+            parameters=parameters,
+            given_shape=given_shape,
+        )
+        self.components = components
+        if network is not None:
+            self.register_buffer("start", self.initial(), persistent=False)
+
+    def initial(self) -> Tensor:
+        components = self.num_parameters // 3
+        raw = torch.zeros(3, components, *self.event_shape)
+        spread = torch.linspace(-2, 2, components) if components > 1 else torch.zeros(1)
+        raw[1] = spread.reshape(-1, *(1,) * len(self.event_shape))
+        raw[2] = inverse_softplus(1.0)
+        return raw.flatten(0, 1)
+
+    def univariate(self, raw: Tensor) -> distributions.Mixture:
+        logits, loc, raw_scale = raw.unflatten(-1, (3, self.components)).unbind(-2)
+        return distributions.Mixture(dist.Categorical(logits=logits), dist.Normal(loc, positive(raw_scale)))
+
+
+@register
+class DiscretizedLogistic(Parametric):
+    """Independent integers 0 .. levels - 1, each a mixture of discretized logistics with closed edge bins.
+
+    P = 3 * components: logits, locations (on the scale where the levels span [-1, 1]), raw scales. Standard: components
+    spread evenly over [-1, 1]; what a network gives is added to these.
+    Source: Salimans et al. 2017 (PixelCNN++), section 2.1.
+
+    Args:
+        event_shape: shape of one x.
+        levels: how many integers, at least 2.
+        components: how many logistics per feature.
+        network, learned, parameters, given_shape: as `Normal`, with ``(B, 3 * components, *event_shape)``.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        levels: int,
+        components: int = 5,
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        check_levels(levels)
+        check_count(components, "components")
+        super().__init__(
+            event_shape,
+            3 * components,
+            network,
+            learned=learned,
+            parameters=parameters,
+            given_shape=given_shape,
+        )
+        self.levels, self.components = levels, components
+        if network is not None:
+            self.register_buffer("start", self.initial(), persistent=False)
+
+    def initial(self) -> Tensor:
+        components = self.num_parameters // 3
+        raw = torch.zeros(3, components, *self.event_shape)
+        spread = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(1)
+        raw[1] = spread.reshape(-1, *(1,) * len(self.event_shape))
+        return raw.flatten(0, 1)
+
+    def univariate(self, raw: Tensor) -> distributions.Mixture:
+        assert self.levels is not None
+        logits, loc, raw_scale = raw.unflatten(-1, (3, self.components)).unbind(-2)
+        logistic = distributions.DiscretizedLogistic(loc, positive(raw_scale), self.levels)
+        return distributions.Mixture(dist.Categorical(logits=logits), logistic)
+
+
+def shape_read_by(network: nn.Module) -> Shape | None:
+    """The shape that ``network`` says it takes, or None if it does not say."""
+    if isinstance(network, nn.Linear):
+        return torch.Size((network.in_features,))
+    if isinstance(network, nn.Embedding):
+        return torch.Size()
+    return getattr(network, "given_shape", None)
+
+
+def positive(raw: Tensor) -> Tensor:
+    """softplus, kept away from zero so that no scale underflows; its gradient is softplus's, so that it comes back."""
+    scale = F.softplus(raw)
+    return scale.clamp_min(1e-6).detach() + (scale - scale.detach())
+
+
+def inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))
+
+
+def check_levels(levels: int) -> int:
+    return check_count(levels, "levels", at_least=2)
+
+
+@register
+class Uniform(Conditional):
+    """The uniform distribution on the closed unit cube: the base of a flow there, and the plain guide of `Dequantized`.
+
+    Args:
+        event_shape: shape of one x.
+
+    >>> Uniform(3).log_prob(torch.rand(2, 3))
+    tensor([0., 0.])
+    """
+
+    low: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int]):
+        super().__init__()
+        self.event_shape = as_shape(event_shape)
+        self.register_buffer("low", torch.zeros(self.event_shape), persistent=False)
+
+    def forward(self, given: Any = None) -> dist.TorchDistribution:
+        return _ClosedUniform(self.low, self.low + 1).to_event(len(self.event_shape))
+
+
+class _ClosedUniform(dist.Uniform):
+    """The uniform on [0, 1] with its upper end, which torch's leaves out and rounding may reach."""
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        return constraints.unit_interval
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        inside = (value >= 0) & (value <= 1)
+        return (
+            torch.where(inside, 0.0, -math.inf)
+            .to(value.dtype)
+            .expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        )

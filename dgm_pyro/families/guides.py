@@ -1,0 +1,610 @@
+r"""Guides beyond the mean field: what can stand as q(z | x) in a `VAE`, each a program given x.
+
+================================================  =====================================================================
+`FullRankNormal`, `LowRankNormal`                 a Normal with covariances
+`planar`, `sylvester`, `flow.iaf`, `flow.nsf`     a Normal bent by a flow
+`TopDown`, `PrecisionWeighted`                    a hierarchy stated from the top: q(z2 | x) q(z | z2, x)
+`SemiAmortized`                                   the encoder's answer, improved by gradient steps for each datum
+`LinearGaussianPosterior`, `EnumeratedPosterior`  p(z | x) itself, where it can be computed
+`fit_guide`                                       any of Pyro's AutoGuides, fitted to one batch
+================================================  =====================================================================
+
+Those that need the prior and the likelihood are built from the very objects that the VAE is built from, and share their
+parameters.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, constraints, register_kl
+from torch.distributions import Normal as TorchNormal
+
+from dgm_pyro.checks import as_shape, check_count, check_counts, check_name, check_number, check_sizes
+from dgm_pyro.families.conditionals import Normal, Parametric, check_levels, inverse_softplus, positive
+from dgm_pyro.families.flow import Flow
+from dgm_pyro.networks.bijections import Affine, Bijection, Elementwise
+from dgm_pyro.networks.mlp import MLP
+from dgm_pyro.networks.planar import Planar, Sylvester
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    Shape,
+    check_program,
+    declare_given,
+    differentiating,
+    is_pair,
+    seeded,
+)
+from dgm_pyro.registry import register
+
+# -- Normals with covariances ------------------------------------------------------------------------------------------
+
+
+class CorrelatedNormal(Parametric):
+    """A Normal over whole vectors; subclasses give `distribution`."""
+
+    def __init__(
+        self, event_shape: int | Sequence[int], num_parameters: int, network: nn.Module | None, **options: Any
+    ):
+        if len(as_shape(event_shape)) != 1:
+            raise ValueError(f"{type(self).__name__} is over vectors, but event_shape is {event_shape!r}")
+        super().__init__(event_shape, num_parameters, network, **options)
+
+    def univariate(self, raw: Tensor) -> TorchDistribution:
+        raise ValueError(f"the features of a {type(self).__name__} depend on each other: use dgm.Normal here")
+
+
+@register
+class FullRankNormal(CorrelatedNormal):
+    r"""N(mu, L L'). P = 1 + D: location, and the rows of L, of which what is right of the diagonal is not read.
+
+    The diagonal of L is made positive by softplus. Standard: N(0, I).
+
+    Args:
+        event_shape: ``(D,)``.
+        network: maps ``given`` to ``(B, 1 + D, D)`` or flat; column d of the D by D block is row d of L.
+        learned, parameters, given_shape: as `Normal`.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        size = as_shape(event_shape).numel()
+        options = {"learned": learned, "parameters": parameters, "given_shape": given_shape}
+        super().__init__(event_shape, 1 + size, network, **options)
+
+    def initial(self) -> Tensor:
+        size = self.event_shape.numel()
+        return torch.cat((torch.zeros(1, size), inverse_softplus(1.0) * torch.eye(size)))
+
+    def distribution(self, raw: Tensor) -> TorchDistribution:
+        rows = raw[..., 1:, :].mT
+        scale_tril = rows.tril(-1) + torch.diag_embed(positive(rows.diagonal(dim1=-2, dim2=-1)))
+        return dist.MultivariateNormal(raw[..., 0, :], scale_tril=scale_tril)
+
+
+@register
+class LowRankNormal(CorrelatedNormal):
+    r"""N(mu, diag(s^2) + W W'), W of ``rank`` columns. P = 2 + rank: location, raw scale s, rows of W.
+
+    Standard: N(0, I).
+
+    Args:
+        event_shape: ``(D,)``.
+        rank: how many columns.
+        network: maps ``given`` to ``(B, 2 + rank, D)`` or flat.
+        learned, parameters, given_shape: as `Normal`.
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        rank: int,
+        network: nn.Module | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        options = {"learned": learned, "parameters": parameters, "given_shape": given_shape}
+        super().__init__(event_shape, 2 + check_count(rank, "rank"), network, **options)
+
+    def initial(self) -> Tensor:
+        raw = torch.zeros(self.num_parameters, *self.event_shape)
+        raw[1] = inverse_softplus(1.0)
+        return raw
+
+    def distribution(self, raw: Tensor) -> TorchDistribution:
+        scale = positive(raw[..., 1, :])
+        return dist.LowRankMultivariateNormal(raw[..., 0, :], raw[..., 2:, :].mT, scale.square())
+
+
+@register_kl(MultivariateNormal, Independent)
+@register_kl(LowRankMultivariateNormal, Independent)
+def _kl_to_diagonal(q: MultivariateNormal | LowRankMultivariateNormal, p: Independent) -> Tensor:
+    if not isinstance(p.base_dist, TorchNormal) or p.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError
+    return 0.5 * (q.variance / p.base_dist.variance).sum(-1) - p.log_prob(q.mean) - q.entropy()
+
+
+# -- flows -------------------------------------------------------------------------------------------------------------
+
+
+def planar(
+    event_shape: int | Sequence[int],
+    *,
+    layers: int = 8,
+    hidden: Sequence[int] = (256, 256),
+    context_shape: Sequence[int],
+    context_levels: int | None = None,
+    num_classes: int | None = None,
+) -> Flow:
+    """A mean-field Normal followed by planar maps, all with parameters from one network of x.
+
+    Args:
+        event_shape: shape of one z.
+        layers: how many maps.
+        hidden: widths of the hidden layers of the network.
+        context_shape: shape of one x.
+        context_levels: x takes the integers 0 .. context_levels - 1.
+        num_classes: how many class labels y takes, for q(z | x, y).
+
+    Source: Rezende and Mohamed 2015 (arXiv 1505.05770).
+
+    >>> planar(2, layers=2, context_shape=(5,)).sample(3, given=torch.zeros(3, 5)).shape
+    torch.Size([3, 2])
+    """
+    context = (context_shape, context_levels, num_classes)
+    return _bent(event_shape, lambda size, width: Planar(size, context_shape=(width,)), layers, hidden, context)
+
+
+def sylvester(
+    event_shape: int | Sequence[int],
+    *,
+    layers: int = 4,
+    reflections: int = 4,
+    hidden: Sequence[int] = (256, 256),
+    context_shape: Sequence[int],
+    context_levels: int | None = None,
+    num_classes: int | None = None,
+) -> Flow:
+    """A mean-field Normal followed by Sylvester maps, all with parameters from one network of x.
+
+    Args: as `planar`, and ``reflections``, the number of Householder reflections in each map's orthogonal matrix.
+
+    Source: van den Berg et al. 2018 (arXiv 1803.05649), Householder variant.
+    """
+    context = (context_shape, context_levels, num_classes)
+    make = lambda size, width: Sylvester(size, reflections, context_shape=(width,))  # noqa: E731
+    return _bent(event_shape, make, layers, hidden, context)
+
+
+def _bent(
+    event_shape: int | Sequence[int],
+    bijection: Callable[[int, int], Bijection],
+    layers: int,
+    hidden: Sequence[int],
+    context: tuple[Sequence[int], int | None, int | None],
+) -> Flow:
+    check_sizes(hidden=hidden)
+    shape, width = as_shape(event_shape), as_shape(hidden)[-1]
+    size, (context_shape, levels, num_classes) = shape.numel(), context
+    if levels is not None:
+        check_count(levels, "context_levels", at_least=2)
+    context_shape = as_shape(context_shape, "context_shape")
+    network = MLP(context_shape, width, hidden, levels=levels, num_classes=num_classes)
+    normal = Elementwise(size, Affine(), MLP((width,), 2 * size, ()))
+    return Flow(
+        shape, [normal, *(bijection(size, width) for _ in range(check_count(layers, "layers")))], context=network
+    )
+
+
+# -- hierarchies from the top ------------------------------------------------------------------------------------------
+
+
+@register
+class TopDown(Program):
+    """q(z2 | x) q(z | z2, x): the guide of a hierarchy in the model's own order. ``top`` may be a `TopDown` again.
+
+    It states the latents of the prior itself, so that the prior, a `VAE`, needs no encoder.
+
+    Args:
+        top: q(z2 | x), a program conditional on x.
+        bottom: q(z | x, z2), a conditional whose ``given_shape`` is the pair of these shapes.
+        latent: the name of z2, as in the prior.
+
+    Raises:
+        TypeError, ValueError: the parts are no such programs, or their shapes do not fit.
+
+    >>> import dgm_pyro as dgm
+    >>> from dgm_pyro.networks import MLP
+    >>> prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, MLP((1,), 4)), latent="z2")
+    >>> encoder = TopDown(dgm.Normal(1, MLP((5,), 2)), dgm.Normal(2, MLP((5,), 4, context_shape=(1,))), latent="z2")
+    >>> dgm.VAE(prior, dgm.Normal(5, MLP((2,), 10)), encoder).log_weights(torch.zeros(3, 5)).shape
+    torch.Size([1, 3])
+    """
+
+    conditional = True
+
+    def __init__(self, top: Program, bottom: Conditional, latent: str = "z2"):
+        super().__init__()
+        if not isinstance(top, Program) or not isinstance(bottom, Conditional):
+            raise TypeError(
+                f"top must be a Program and bottom a Conditional, got {type(top).__name__} and {type(bottom).__name__}"
+            )
+        shapes: Any = bottom.given_shape
+        if not is_pair(shapes) or tuple(shapes[1]) != tuple(top.event_shape):
+            raise ValueError(
+                f"bottom must be given the pair (x, {latent}), the latter of shape {tuple(top.event_shape)}, but its "
+                f"given_shape is {shapes}: use MLP(x_shape, ..., context_shape={tuple(top.event_shape)})"
+            )
+        x_shape: Any = shapes[0]
+        declare_given(top, x_shape, "top", "x, of shape")
+        check_name(latent, "latent")
+        self.top, self.bottom, self.latent = top, bottom, latent
+        self.event_shape, self.given_shape, self.levels = bottom.event_shape, x_shape, bottom.levels
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        above = self.top.joint(self.latent, given=given)
+        return self.bottom.joint(name, value, given=(given, above))
+
+    def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        raise NotImplementedError("TopDown is a guide: its own latents have none")
+
+    def latents(self, name: str) -> tuple[str, ...] | None:
+        above = self.top.latents(self.latent)
+        return None if above is None else (self.latent, *above)
+
+
+@register
+class PrecisionWeighted(Conditional):
+    r"""The product of two Normals, q(z | x) from the data and p(z | z2) from the model, renormalised.
+
+    .. math::
+        \frac{1}{\sigma^2} = \frac{1}{\sigma_q^2} + \frac{1}{\sigma_p^2}, \qquad
+        \mu = \sigma^2 \left( \frac{\mu_q}{\sigma_q^2} + \frac{\mu_p}{\sigma_p^2} \right)
+
+    Source: Sonderby et al. 2016 (ladder VAE, arXiv 1602.02282), equations 17 to 19.
+
+    Args:
+        encoder: a `Normal` given x.
+        generative: a `Normal` given z2; the very object that is the likelihood of the prior.
+    """
+
+    conditional = True
+
+    def __init__(self, encoder: Normal, generative: Normal):
+        super().__init__()
+        for role, part in (("encoder", encoder), ("generative", generative)):
+            if not isinstance(part, Normal) or not part.conditional:
+                raise TypeError(f"{role} must be a dgm.Normal with a network, got {type(part).__name__}")
+            if part.given_shape is None:
+                raise ValueError(f"the given_shape of {role} is open: build it with given_shape=...")
+        if encoder.event_shape != generative.event_shape:
+            raise ValueError(
+                f"encoder has event_shape {tuple(encoder.event_shape)}, but generative "
+                f"{tuple(generative.event_shape)}: both must be that of z"
+            )
+        self.encoder, self.generative = encoder, generative
+        self.event_shape, self.given_shape = encoder.event_shape, (encoder.given_shape, generative.given_shape)
+
+    def forward(self, given: Any = None) -> TorchDistribution:
+        x, above = given
+        q, p = self.encoder(x).base_dist, self.generative(above).base_dist
+        precision = q.scale**-2 + p.scale**-2
+        loc = (q.loc * q.scale**-2 + p.loc * p.scale**-2) / precision
+        return dist.Normal(loc, precision.rsqrt()).to_event(len(self.event_shape))
+
+
+# -- refined, and exact ------------------------------------------------------------------------------------------------
+
+
+def _check_parts(prior: Program, likelihood: Program, owner: str) -> None:
+    for role, part in (("prior", prior), ("likelihood", likelihood)):
+        if not isinstance(part, Program) or not part.tractable:
+            raise ValueError(
+                f"the {role} of {owner} must have a density of its own, but {type(part).__name__} has none"
+            )
+    if prior.conditional or is_pair(likelihood.given_shape):
+        raise ValueError(f"{owner} takes a prior and a likelihood without labels")
+    declare_given(likelihood, prior.event_shape, "likelihood", "the prior's event_shape")
+
+
+@register
+class SemiAmortized(Conditional):
+    """A mean-field encoder, improved for each datum by gradient ascent on its own ELBO.
+
+    The steps are taken on the encoder's raw parameters, and are part of the computation: training differentiates
+    through them. Their ELBO averages over fixed draws (an orthogonal set and its mirror image), so that q(z | x) is a
+    function of x; with D of them or a multiple, expectations of quadratic functions are exact.
+
+    Source: Kim et al. 2018 (arXiv 1802.02550), algorithm 1.
+
+    Args:
+        encoder: a `Normal` given x.
+        prior, likelihood: the VAE's own, both with a density of their own.
+        steps: how many gradient steps.
+        lr: their size.
+        draws: how many draws, each with its mirror image.
+
+    >>> import dgm_pyro as dgm
+    >>> prior, likelihood = dgm.Normal(2), dgm.Normal(5, nn.Linear(2, 10))
+    >>> encoder = SemiAmortized(dgm.Normal(2, nn.Linear(5, 4)), prior, likelihood, steps=3, lr=0.1)
+    >>> dgm.VAE(prior, likelihood, encoder).log_weights(torch.zeros(3, 5)).shape
+    torch.Size([1, 3])
+    """
+
+    conditional = True
+    noise: Tensor
+
+    def __init__(
+        self,
+        encoder: Normal,
+        prior: Program,
+        likelihood: Program,
+        steps: int = 3,
+        lr: float = 0.01,
+        draws: int = 4,
+    ):
+        super().__init__()
+        if not isinstance(encoder, Normal) or not encoder.conditional:
+            raise TypeError(f"encoder must be a dgm.Normal with a network to refine, got {type(encoder).__name__}")
+        if encoder.scale != "network" or is_pair(encoder.given_shape):
+            raise ValueError("SemiAmortized refines an encoder whose network gives location and scale from x alone")
+        _check_parts(prior, likelihood, "SemiAmortized")
+        if encoder.event_shape != prior.event_shape:
+            raise ValueError(
+                f"the encoder's event_shape is {tuple(encoder.event_shape)}, but the prior's {tuple(prior.event_shape)}"
+            )
+        check_number(lr, "lr", above=0)
+        declare_given(encoder, likelihood.event_shape, "encoder", "the likelihood's event_shape")
+        self.encoder, self.prior, self.likelihood = encoder, prior, likelihood
+        self.steps, self.lr = check_count(steps, "steps"), lr
+        self.event_shape, self.given_shape = encoder.event_shape, encoder.given_shape
+        size, draws = self.event_shape.numel(), check_count(draws, "draws")
+        bases = [torch.linalg.qr(torch.randn(size, size))[0] for _ in range(math.ceil(draws / size))]
+        half = math.sqrt(size) * torch.cat(bases)[:draws].unflatten(-1, self.event_shape)
+        self.register_buffer("noise", torch.cat((half, -half)))
+
+    def forward(self, given: Any = None) -> TorchDistribution:
+        raw = self.encoder.raw_parameters(given)
+        climb = torch.func.grad(lambda raw: self.bound(raw, given).sum())
+        for _ in range(self.steps):
+            raw = raw + self.lr * climb(raw)
+        return self.encoder.distribution(raw)
+
+    def bound(self, raw: Tensor, x: Tensor) -> Tensor:
+        """The ELBO of each x, ``(*batch,)``, at raw parameters ``(*batch, 2, *event_shape)``, in nats."""
+        q = self.encoder.distribution(raw)
+        noise = self.noise.reshape(len(self.noise), *(1,) * len(q.batch_shape), *self.event_shape)
+        z = q.mean + q.stddev * noise
+        x = x.expand(len(noise), *q.batch_shape, *self.likelihood.event_shape)
+        log_joint = self.likelihood.exact_log_prob(x, z) + self.prior.exact_log_prob(z)
+        return log_joint.mean(0) + q.entropy()
+
+
+@register
+class LinearGaussianPosterior(Conditional):
+    r"""The exact p(z | x) of z ~ N(m, S) and x ~ N(W z + b, T), S and T diagonal.
+
+    .. math::
+        \Lambda = S^{-1} + W^\top T^{-1} W, \qquad
+        p(z \mid x) = N\left( \Lambda^{-1} (S^{-1} m + W^\top T^{-1} (x - b)), \Lambda^{-1} \right)
+
+    Source: Bishop 2006 (Pattern recognition and machine learning), equations 2.113 to 2.117.
+
+    Args:
+        prior: a `Normal` over vectors without a network.
+        likelihood: a `Normal` with an `nn.Linear` network for its location and a learned scale,
+            ``Normal(event_shape, nn.Linear(D, F), scale="feature")`` or ``"shared"``.
+    """
+
+    conditional = True
+
+    def __init__(self, prior: Normal, likelihood: Normal):
+        super().__init__()
+        if not isinstance(prior, Normal) or prior.conditional or len(prior.event_shape) != 1:
+            raise ValueError("the prior must be a dgm.Normal over vectors, without a network")
+        linear = isinstance(likelihood, Normal) and isinstance(likelihood.network, nn.Linear)
+        if not linear or likelihood.scale == "network":
+            raise ValueError(
+                "the likelihood must be linear with a scale that does not depend on z: "
+                'dgm.Normal(event_shape, nn.Linear(D, F), scale="feature") or scale="shared"'
+            )
+        _check_parts(prior, likelihood, "LinearGaussianPosterior")
+        self.prior, self.likelihood = prior, likelihood
+        self.event_shape, self.given_shape = prior.event_shape, likelihood.event_shape
+
+    def forward(self, given: Any = None) -> TorchDistribution:
+        network: Any = self.likelihood.network
+        p, size = self.prior().base_dist, self.likelihood.event_shape.numel()
+        x = given.flatten(given.dim() - len(self.likelihood.event_shape))
+        weight, centre = network.weight, x if network.bias is None else x - network.bias
+        t = positive(self.likelihood.raw_scale).expand(self.likelihood.event_shape).reshape(size) ** -2
+        precision = torch.diag_embed(p.scale**-2) + weight.mT @ (t.unsqueeze(-1) * weight)
+        pull = p.loc * p.scale**-2 + (centre * t) @ weight
+        mean = torch.cholesky_solve(pull.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
+        return dist.MultivariateNormal(mean, precision_matrix=precision)
+
+
+@register
+class EnumeratedPosterior(Conditional):
+    r"""The exact p(z | x) of a z that takes few values: :math:`p(x, z) / \sum_{z'} p(x, z')`, all of them tried.
+
+    It costs one evaluation of the likelihood per value and datum.
+
+    Args:
+        prior: p(z) on integers, such as `Bernoulli` or `Categorical`.
+        likelihood: p(x | z).
+
+    Raises:
+        ValueError: z has more than 4096 values, or a part has no density of its own.
+    """
+
+    MOST = 4096
+    conditional = True
+    outcomes: Tensor
+
+    def __init__(self, prior: Program, likelihood: Program):
+        super().__init__()
+        _check_parts(prior, likelihood, "EnumeratedPosterior")
+        if prior.levels is None or prior.levels ** prior.event_shape.numel() > self.MOST:
+            raise ValueError(
+                f"z must take at most {self.MOST} values, but the prior is {type(prior).__name__} with levels "
+                f"{prior.levels} and event_shape {tuple(prior.event_shape)}"
+            )
+        self.prior, self.likelihood = prior, likelihood
+        self.event_shape, self.given_shape, self.levels = prior.event_shape, likelihood.event_shape, prior.levels
+        every = list(itertools.product(range(prior.levels), repeat=self.event_shape.numel()))
+        with seeded(0, torch.device("cpu")):
+            dtype = prior.sample(1).dtype  # Pyro's bits are floats
+        outcomes = torch.tensor(every).reshape(-1, *self.event_shape).to(dtype)
+        self.register_buffer("outcomes", outcomes, persistent=False)
+
+    def forward(self, given: Any = None) -> Finite:
+        batch = given.shape[: given.dim() - len(self.likelihood.event_shape)]
+        count = len(self.outcomes)
+        z = self.outcomes.reshape(count, *(1,) * len(batch), *self.event_shape).expand(count, *batch, *self.event_shape)
+        log_joint = self.prior.exact_log_prob(z) + self.likelihood.exact_log_prob(given.expand(count, *given.shape), z)
+        return Finite(log_joint.movedim(0, -1), self.outcomes, self.levels or 2)
+
+
+class Finite(TorchDistribution):
+    """One of all arrays of integers 0 .. levels - 1, in the order of counting.
+
+    Args:
+        logits: ``(*batch, M)``.
+        outcomes: ``(M, *event_shape)``.
+        levels: M = levels ** numel.
+    """
+
+    arg_constraints: ClassVar = {"logits": constraints.real_vector}
+    has_rsample = False
+
+    def __init__(self, logits: Tensor, outcomes: Tensor, levels: int, validate_args: bool | None = None):
+        self.logits, self.outcomes, self.levels = logits.log_softmax(-1), outcomes, check_levels(levels)
+        super().__init__(logits.shape[:-1], outcomes.shape[1:], validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True)
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.integer_interval(0, self.levels - 1), len(self.event_shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: Finite | None = None) -> Finite:
+        new = self._get_checked_instance(Finite, _instance)
+        new.logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
+        new.outcomes, new.levels = self.outcomes, self.levels
+        super(Finite, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass in nats, of the shape that the batches of ``value`` and of the distribution broadcast to."""
+        if self._validate_args:
+            self._validate_sample(value)
+        digits = value.long().reshape(*value.shape[: value.dim() - len(self.event_shape)], -1)
+        index = torch.zeros_like(digits[..., 0])
+        for digit in digits.unbind(-1):
+            index = index * self.levels + digit
+        batch = torch.broadcast_shapes(index.shape, self.batch_shape)
+        logits = self.logits.expand(*batch, self.logits.shape[-1])
+        return logits.gather(-1, index.expand(batch).unsqueeze(-1)).squeeze(-1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """One outcome per element, ``(*sample_shape, *batch_shape, *event_shape)``."""
+        index = dist.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
+        return self.outcomes[index]
+
+
+# -- Pyro's AutoGuides -------------------------------------------------------------------------------------------------
+
+
+class Fitted(nn.Module):
+    """A guide of one batch, callable as any of Pyro's. Its parameters are its own, not the param store's."""
+
+    def __init__(self, guide: nn.Module):
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # By name, two guides would meet in Pyro's param store, and the second get the first one's parameters.
+        with pyro.settings.context(module_local_params=True):
+            return self.guide(*args, **kwargs)
+
+
+@differentiating("fit_guide")
+def fit_guide(
+    program: Program,
+    x: Tensor,
+    make: Callable[[nn.Module], nn.Module],
+    given: Any = None,
+    *,
+    steps: int = 1000,
+    lr: float = 0.02,
+    num_particles: int = 16,
+    seed: int = 0,
+) -> tuple[Fitted, float]:
+    """Fit one of Pyro's AutoGuides to the latents of one batch, the model held fixed.
+
+    Nothing is amortized: the guide has parameters for each row of ``x``. How far its bound lies above that of the
+    program's own guide says what the latter leaves on the table. Chains are unrolled.
+
+    Args:
+        program: with continuous latents; neither its parameters nor their gradients change.
+        x: ``(B, *event_shape)``.
+        make: what makes a guide of a model, such as ``pyro.infer.autoguide.AutoMultivariateNormal``.
+        steps, lr: of Adam; the last half of the steps lowers the rate to zero.
+        num_particles: draws per step; 50 times as many are averaged at the end.
+        seed: of all draws; the global random state is left as it was.
+
+    Returns:
+        The guide, to be called as ``guide(x)`` or ``guide(x, given)``, and the ELBO in nats per datum: a mean over
+        ``x`` and the draws.
+    """
+    check_program(program)
+    program.check(x, given)
+    check_counts(steps=steps, num_particles=num_particles)
+    check_number(lr, "lr", above=0)
+    if not callable(make):
+        raise TypeError(f"make must be callable, such as pyro.infer.autoguide.AutoNormal, got {type(make).__name__}")
+    arguments = (x,) if given is None else (x, given)
+    model = program.unroll().model
+    trainable = [parameter for parameter in program.parameters() if parameter.requires_grad]
+    with seeded(seed, x.device), pyro.settings.context(module_local_params=True):
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            guide = make(model)
+            guide(*arguments)  # AutoGuides make their parameters when they are first called
+            own = list(guide.parameters())
+            held = {id(parameter) for parameter in program.parameters()}
+            optimizer = torch.optim.Adam([parameter for parameter in own if id(parameter) not in held], lr=lr)
+            decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / steps))
+            loss = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+            for _ in range(steps):
+                optimizer.zero_grad()
+                loss.differentiable_loss(model, guide, *arguments).backward()
+                optimizer.step()
+                decay.step()
+            with torch.no_grad():
+                total = sum(loss.loss(model, guide, *arguments) for _ in range(50))
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+    return Fitted(guide), -total / (50 * len(x))

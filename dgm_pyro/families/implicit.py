@@ -1,0 +1,314 @@
+r"""Implicit models: p(x) as whatever comes out when easy noise goes through a function.
+
+.. math::
+    z \sim p(z), \qquad x = G(z), \qquad P(x \in A) = P(z \in G^{-1}(A)).
+
+The right side, the *pushforward* of p(z), is all there is. A density needs more: a flow has one because its map is
+invertible, and the change of variables applies. A generator may fold many z onto one x, and when z has fewer dimensions
+than x, all of p(x) lies on a surface of volume zero, where no density exists. So an implicit model can be sampled and
+not scored; it is trained by comparing samples, with the objectives of `adversarial`.
+
+Source: Diggle and Gratton 1984; Mohamed and Lakshminarayanan 2016 (arXiv 1610.03483).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from dgm_pyro.checks import (
+    as_shape,
+    check_count,
+    check_dense,
+    check_finite,
+    check_name,
+    check_number,
+    check_options,
+    check_tensor,
+    check_type,
+)
+from dgm_pyro.families.conditionals import Conditional, check_levels, inverse_softplus, positive, shape_read_by
+from dgm_pyro.families.vae import VAE
+from dgm_pyro.program import (
+    IntractableError,
+    Program,
+    call_network,
+    declare_given,
+    is_pair,
+    require_distinct,
+)
+from dgm_pyro.registry import register
+
+
+@register
+class Implicit(Program):
+    """z from the prior, and x = generator(z): samples without a density.
+
+    `sample`, `Predictive` and `poutine` work as for every program; observing x raises an `IntractableError`. Train it
+    with ``dgm.fit(program, data, "gan")``, or another objective of `adversarial`.
+
+    Args:
+        prior: p(z), any program.
+        generator: maps z to x, ``(B, *event_shape)`` or flat ``(B, numel)``. One that reads a second input,
+            ``generator(z, given)`` with a pair as ``given_shape``, makes the model conditional on it (a class label, a
+            vector); so does a conditional prior.
+        event_shape: shape of one x.
+        levels: x takes the integers 0 .. levels - 1: the generator's outputs go through a sigmoid, are spread over that
+            range and rounded, and the gradient passes the rounding as if it were not there (straight-through).
+        latent: the name of z.
+
+    Raises:
+        TypeError, ValueError: a part is none, or the shapes do not fit.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> program = dgm.Implicit(dgm.Normal(2), torch.nn.Linear(2, 5), event_shape=5)
+    >>> program.sample(3).shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        prior: Program,
+        generator: nn.Module,
+        event_shape: int | Sequence[int],
+        *,
+        levels: int | None = None,
+        latent: str = "z",
+    ):
+        super().__init__()
+        if not isinstance(prior, Program):
+            raise TypeError(f"the prior must be a dgm_pyro.Program, got {type(prior).__name__}")
+        if not isinstance(generator, nn.Module):
+            raise TypeError(f"the generator must be a torch.nn.Module, got {type(generator).__name__}")
+        check_name(latent, "latent")
+        self.prior, self.generator, self.latent = prior, generator, latent
+        self.levels = None if levels is None else check_levels(levels)
+        self.event_shape = as_shape(event_shape)
+        self.reads = shape_read_by(generator)
+        pair = is_pair(self.reads)
+        reads: Any = self.reads
+        z_shape = reads[0] if pair else reads
+        if z_shape is not None and tuple(z_shape) != tuple(prior.event_shape):
+            raise ValueError(
+                f"the generator reads z of shape {tuple(z_shape)}, but the prior's event_shape is "
+                f"{tuple(prior.event_shape)}: build both for one"
+            )
+        self.conditional = prior.conditional or pair
+        self.given_shape = reads[1] if pair else prior.given_shape
+        if pair and prior.conditional:
+            declare_given(prior, self.given_shape or torch.Size(), "prior", "this Implicit's given_shape")
+        labels = [getattr(part, "num_classes", None) for part in ((generator,) if pair else ()) + (prior,)]
+        self.num_classes = next((number for number in labels if number is not None), None)
+        sites = prior.latents(latent)
+        if sites is not None:
+            require_distinct((self.variable, latent, *sites), "this Implicit")
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        if value is not None:
+            self._refuse()
+        z = self.prior.joint(self.latent, given=given if self.prior.conditional else None)
+        generated = self.generate(z, given)
+        stated = pyro.deterministic(name, generated, event_dim=len(self.event_shape))
+        if stated is not generated:  # poutine.condition put data in its place, and no probability was charged for it
+            self._refuse()
+        return stated
+
+    def generate(self, z: Tensor, given: Any = None) -> Tensor:
+        """x = G(z), ``(*batch, *event_shape)``, for z ``(*batch, *prior.event_shape)``.
+
+        Raises:
+            ValueError: the generator's output does not fit the event shape.
+        """
+        check_dense(z, "z")
+        pair = is_pair(self.reads)
+        shape = self.reads if self.reads is not None else self.prior.event_shape
+        batch, x = call_network(self.generator, (z, given) if pair else z, shape)
+        if x.shape[:1] != (math.prod(batch),) or x[0].numel() != self.event_shape.numel():
+            raise ValueError(
+                f"the generator returned shape {tuple(x.shape)} for a batch of {math.prod(batch)}, but event_shape "
+                f"{tuple(self.event_shape)} needs {(math.prod(batch), *self.event_shape)}"
+            )
+        x = x.reshape(*batch, *self.event_shape)
+        return x if self.levels is None else _rounded((self.levels - 1) * x.sigmoid())
+
+    def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        self._refuse()
+
+    def latents(self, name: str) -> tuple[str, ...] | None:
+        above = self.prior.latents(self.latent)
+        return None if above is None else (self.latent, *above)
+
+    def log_prob(self, x: Tensor, given: Any = None) -> Tensor:
+        """Raises an `IntractableError`: there is no density."""
+        self._refuse()
+
+    def log_weights(self, x: Tensor, given: Any = None, num_particles: int = 1) -> Tensor:
+        """Raises an `IntractableError`: there is no density, and so no bound on it."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise IntractableError(
+            "an Implicit has no density: x = generator(z) is certain once z is known, and the generator need not be "
+            "invertible, so that neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
+            "train with dgm.fit(program, data, 'gan') (or 'wgan-gp', 'f-gan:kl', 'energy', 'mmd'); compare samples "
+            "with implicit.precision_recall; or add noise, implicit.noisy(program, scale), and evaluate that"
+        )
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """The nearest integer, with the gradient of ``x``."""
+    return x.round().detach() + (x - x.detach())
+
+
+# -- evidence, after all: the model of x and some noise ----------------------------------------------------------------
+
+
+@register
+class Around(Conditional):
+    """p(x | z): a Normal of one scale about the generator's output.
+
+    Args:
+        generator: as for `Implicit`.
+        event_shape: shape of one x.
+        scale: standard deviation, to start from; it is a parameter.
+        levels: of the generator's output, which is not rounded here, and scaled to [-1, 1].
+    """
+
+    conditional = True
+
+    def __init__(
+        self, generator: nn.Module, event_shape: int | Sequence[int], scale: float = 0.1, levels: int | None = None
+    ):
+        super().__init__()
+        check_type(generator, nn.Module, "generator", "a torch.nn.Module")
+        check_number(scale, "scale", above=0)
+        check_options(levels=levels)
+        self.generator, self.event_shape, self.of_levels = generator, as_shape(event_shape), levels
+        self.given_shape = shape_read_by(generator)
+        self.num_classes = getattr(generator, "num_classes", None)
+        self.raw_scale = nn.Parameter(torch.tensor(inverse_softplus(scale)))
+
+    def forward(self, given: Any = None) -> pyro.distributions.TorchDistribution:
+        batch, x = call_network(self.generator, given, self.given_shape)
+        x = x.reshape(*batch, *self.event_shape)
+        x = x if self.of_levels is None else 2 * x.sigmoid() - 1
+        return pyro.distributions.Normal(x, positive(self.raw_scale)).to_event(len(self.event_shape))
+
+
+def noisy(program: Implicit, scale: float) -> VAE:
+    """p(z) N(x; G(z), scale^2): a model with a density, which has the generator in it.
+
+    It has no encoder: evaluate it with ``dgm.infer.ais``. The number is that of *this* model, and depends on ``scale``
+    as much as on the generator: as scale goes to 0, it goes to minus infinity for every datum that is not exactly an
+    output. Compare models at one scale, or each at the scale that is best on validation data.
+
+    Args:
+        program: its parts are shared, not copied. Of one with ``levels``, x is in [-1, 1].
+        scale: standard deviation of the noise, in units of x.
+
+    Source: Wu et al. 2017 (arXiv 1611.04273), section 3.
+    """
+    check_type(program, Implicit, "program", "a dgm.Implicit")
+    return VAE(
+        program.prior, Around(program.generator, program.event_shape, scale, program.levels), None, program.latent
+    )
+
+
+@torch.no_grad()
+def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
+    """log of the mean of Normals of standard deviation ``scale`` about ``samples``, at x, in nats, ``(B,)``.
+
+    The expected value is that of `noisy` from below, but in many dimensions far below: it needs a sample near every
+    datum. It can rank a model that stores its data above a perfect one (Theis et al. 2016, arXiv 1511.01844, section
+    3.2), so report it beside other numbers, never alone.
+
+    Args:
+        samples: ``(N, *event_shape)``.
+        x: ``(B, *event_shape)``.
+        scale: standard deviation, chosen on validation data.
+
+    Raises:
+        ValueError: the shapes do not fit, or the scale is not positive.
+    """
+    check_finite(samples, "samples")
+    check_tensor(x, samples.shape[1:], "x", "the shape of a sample")
+    check_finite(x, "x")
+    check_number(scale, "scale", above=0)
+    flat, dims = samples.flatten(1).double(), samples[0].numel()
+    rows = [torch.cdist(part, flat).square() for part in x.flatten(1).double().split(256)]
+    kernel = torch.cat([(-square / (2 * scale**2)).logsumexp(1) for square in rows])
+    return kernel - math.log(len(flat)) - dims * (math.log(scale) + 0.5 * math.log(2 * math.pi))
+
+
+# -- judging samples ---------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+    """Are the samples like data, and are all data like samples?
+
+    Around each point of a set is a ball that reaches to its k-th nearest neighbour in that set; their union stands for
+    the set's support. Precision is the share of ``fake`` inside the support of ``real``; recall the share of ``real``
+    inside that of ``fake``. Even two samples of one distribution do not reach 1: compare with two halves of the data.
+
+    Args:
+        real, fake: data and samples, or features of them, ``(N, ...)`` and ``(M, ...)``.
+        k: at least 1, and less than N and M.
+
+    Returns:
+        precision and recall, in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ, or there are too few points.
+
+    Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2.
+    """
+    check_count(k, "k")
+    check_finite(real, "real")
+    check_tensor(fake, real.shape[1:], "fake", "the shape of a real datum")
+    check_finite(fake, "fake")
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(
+            f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: more than k are needed"
+        )
+    real, fake = real.flatten(1).double(), fake.flatten(1).double()
+    return _share_inside(fake, real, k), _share_inside(real, fake, k)
+
+
+def _share_inside(points: Tensor, support: Tensor, k: int) -> float:
+    # The nearest in the set is the point itself.
+    radius = torch.cat([torch.cdist(part, support).kthvalue(k + 1, 1).values for part in support.split(1024)])
+    inside = [(torch.cdist(part, support) <= radius).any(1) for part in points.split(1024)]
+    return torch.cat(inside).double().mean().item()
+
+
+@torch.no_grad()
+def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]:
+    """How many modes of a mixture of round Normals the samples have, and which share of them is near one.
+
+    A sample is near a mode within 3 standard deviations of its centre, where 98.9 % of a Normal of the plane
+    are. A mode counts as covered if it has at least a fifth of the samples it should have.
+
+    Args:
+        x: samples, ``(N, D)``.
+        centres: of the modes, equally likely, ``(K, D)``.
+        scale: standard deviation of each.
+
+    Returns:
+        the number of covered modes, and the share near any.
+
+    Source: Srivastava et al. 2017 (arXiv 1705.07761), section 4.1, where one sample covers a mode.
+    """
+    check_finite(centres, "centres")
+    check_tensor(x, centres.shape[1:], "x", "the shape of a centre")
+    check_finite(x, "x")
+    check_number(scale, "scale", above=0)
+    distance, nearest = torch.cdist(x, centres.to(x)).min(1)
+    near = distance < 3 * scale
+    counts = torch.bincount(nearest[near], minlength=len(centres))
+    return int((counts >= len(x) / len(centres) / 5).sum()), near.double().mean().item()

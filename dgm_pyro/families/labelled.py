@@ -1,0 +1,228 @@
+r"""Generative and discriminative classifiers: two factorisations of the joint p(x, y).
+
+.. math::
+    p(x, y) = p(x \mid y)\, p(y) = p(y \mid x)\, p(x)
+
+`Labelled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
+:math:`p(y \mid x) = p(x \mid y) p(y) / p(x)`. `Discriminative` models p(y | x) alone, and knows nothing of p(x).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+import dgm_pyro.noise as noise
+from dgm_pyro.checks import check_count, check_dense, check_name, check_seed, check_type
+from dgm_pyro.families.conditionals import Categorical
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    check_tensor,
+    check_values,
+    declare_given,
+    log_mean_exp,
+    require_distinct,
+    seeded,
+    unchecked,
+)
+from dgm_pyro.registry import register
+
+
+@register
+class Labelled(Program):
+    """The generative classifier p(y) p(x | y), over any family.
+
+    The guide for y is the classifier q(y | x) if there is one; else Bayes' rule where p(x | y) is exact; else p(y).
+    To sum y out in Pyro's `TraceEnum_ELBO`, wrap the guide: ``pyro.infer.config_enumerate(program.guide, "parallel")``.
+
+    Args:
+        prior: p(y), a `Categorical` of event shape ``()``.
+        program: p(x | y), any program conditional on an integer label.
+        classifier: q(y | x), a `Categorical` of event shape ``()`` conditional on x.
+        label: the name of y.
+
+    Raises:
+        ValueError: the number of classes, or a shape, does not fit.
+    """
+
+    def __init__(self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"):
+        super().__init__()
+        for role, part in (("prior", prior), ("classifier", classifier)):
+            if part is not None and (not isinstance(part, Categorical) or part.event_shape != ()):
+                raise TypeError(f"the {role} must be a Categorical of event_shape (), got {part!r}")
+        check_type(prior, Categorical, "prior", "a Categorical of event_shape ()")
+        check_name(label, "label")
+        if prior.conditional:
+            raise ValueError("the prior is p(y), given nothing: build it without a network, learned or with parameters")
+        if not isinstance(program, Program):
+            raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
+        if classifier is not None and classifier.levels != prior.levels:
+            raise ValueError(f"the classifier has {classifier.levels} classes, but the prior has {prior.levels}")
+        if program.num_classes is not None and program.num_classes != prior.levels:
+            raise ValueError(f"the program knows {program.num_classes} classes, but the prior has {prior.levels}")
+        declare_given(program, torch.Size(), "program", "a label of shape")
+        if classifier is not None:
+            declare_given(classifier, program.event_shape, "classifier", "the program's event_shape")
+        self.prior, self.program, self.classifier, self.label = prior, program, classifier, label
+        self.event_shape, self.levels, self.tractable = program.event_shape, program.levels, program.tractable
+        sites = program.latents(self.variable)
+        if sites is not None:
+            require_distinct((self.variable, label, *sites), "this Labelled")
+
+    @property
+    def classes(self) -> int:
+        """How many values y takes."""
+        assert self.prior.levels is not None
+        return self.prior.levels
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        y = pyro.sample(self.label, self.prior())
+        return self.program.joint(name, value, given=y)
+
+    def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        y = pyro.sample(self.label, self._label_guide(value))
+        self.program.posterior(name, value, given=y)
+
+    def _label_guide(self, x: Tensor) -> dist.TorchDistribution:
+        if self.classifier is not None:
+            return self.classifier(x)
+        return dist.Categorical(logits=self.log_joint(x).movedim(0, -1)) if self.tractable else self.prior()
+
+    def latents(self, name: str) -> tuple[str, ...] | None:
+        inner = self.program.latents(name)
+        return None if inner is None else (self.label, *inner)
+
+    def unroll(self) -> Labelled:
+        return self._around(self.program.unroll())
+
+    def unroll_latents(self) -> Labelled:
+        return self._around(self.program.unroll_latents())
+
+    def _around(self, program: Program) -> Labelled:
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        twin.program = program
+        return twin
+
+    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        return x, None, ({} if y is None else {self.label: y})
+
+    @unchecked()
+    def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
+        return self.log_joint(x).logsumexp(0)
+
+    def log_joint(self, x: Tensor, num_particles: int = 1, seed: int = 0) -> Tensor:
+        """log p(x | y) + log p(y) in nats for every class y, ``(classes, *batch)``.
+
+        Exact where p(x | y) is; else log p(x | y) is bounded from below with ``num_particles`` draws (IWAE; ELBO at 1),
+        by noise of each datum's own (`noise.per_datum`) of this seed.
+
+        Args:
+            x: ``(*batch, *event_shape)``; one batch dimension where p(x | y) is not exact.
+        """
+        check_count(num_particles, "num_particles")
+        check_dense(x, "x")
+        check_seed(seed)
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        labels = torch.arange(self.classes, device=x.device)
+        if self.tractable:
+            y = labels.reshape(-1, *(1,) * len(batch)).expand(-1, *batch)
+            log_likelihood = self.program.exact_log_prob(x.expand(self.classes, *x.shape), y)
+        else:
+            bounds = []
+            for y in labels:
+                # Every class at the same draws, so that their noise cancels where classes are compared.
+                with seeded(seed, x.device), noise.per_datum(x, seed):
+                    weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
+                bounds.append(log_mean_exp(weights))
+            log_likelihood = torch.stack(bounds)
+        log_prior = self.prior().log_prob(labels)
+        return log_likelihood + log_prior.reshape(-1, *(1,) * len(batch))
+
+    @torch.no_grad()
+    def class_probabilities(self, x: Tensor, num_particles: int = 1, seed: int = 0) -> Tensor:
+        """p(y | x) by Bayes' rule, ``(B, classes)``; from bounds on p(x | y) where that is not exact, see `log_joint`.
+
+        Raises:
+            ValueError: ``x`` does not fit.
+        """
+        self.check(x)
+        return self.log_joint(x, num_particles, seed).softmax(0).T
+
+    def classify(self, x: Tensor, num_particles: int = 1, seed: int = 0) -> Tensor:
+        """The most probable class of each x, ``(B,)``; see `class_probabilities`."""
+        return self.class_probabilities(x, num_particles, seed).argmax(-1)
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, given: Any = None, **options: Any) -> Tensor:
+        """Draw x from p(x), or from p(x | y) for labels ``given``, ``(num_samples,)`` or ``(1,)``.
+
+        Further options (``guidance=``, ``sampler=``) go to the program's own `sample`.
+        """
+        if given is None:
+            self.check_draws(num_samples, None)
+            given = self.prior().sample((num_samples,))
+        return self.program.sample(num_samples, given, **options)
+
+
+@register
+class Discriminative(Conditional):
+    """The discriminative classifier p(y | x): its variable is the label, its ``given`` the x.
+
+    Args:
+        labels: p(y | x), a `Categorical` of event shape ``()`` conditional on x.
+    """
+
+    variable = "y"
+    conditional = True
+
+    def __init__(self, labels: Categorical):
+        super().__init__()
+        if not isinstance(labels, Categorical) or labels.event_shape != () or not labels.conditional:
+            raise TypeError(f"labels must be a Categorical of event_shape () with a network of x, got {labels!r}")
+        self.labels = labels
+        self.event_shape, self.levels = torch.Size(), labels.levels
+        self.given_shape = labels.given_shape
+
+    def forward(self, given: Any = None) -> dist.TorchDistribution:
+        return self.labels(given)
+
+    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        if y is None:
+            raise ValueError("a discriminative program models labels, but the data have no y")
+        return y, x, {}
+
+    @torch.no_grad()
+    def class_probabilities(self, x: Tensor) -> Tensor:
+        """p(y | x), ``(B, classes)``.
+
+        Raises:
+            ValueError, TypeError: ``x`` does not fit: its shape, NaN, or what the network was not built for.
+        """
+        if self.given_shape is not None:
+            check_tensor(x, self.given_shape, "x", "the program's given_shape")
+        self._check_values(x)
+        return self.labels(x).probs
+
+    def check_given(self, given: Any, size: int, *, values: bool = True) -> None:
+        super().check_given(given, size, values=values)
+        if values:
+            self._check_values(given)
+
+    def _check_values(self, x: Tensor) -> None:
+        """As of a program of x, with the levels that the network was told of; without any, it may take integers."""
+        assert self.labels.network is not None  # they are conditional
+        told = (getattr(part, "levels", None) for part in self.labels.network.modules())
+        levels = next((levels for levels in told if levels is not None), None)
+        if levels is not None or x.is_floating_point():
+            check_values(x, levels, f"the x of a {type(self).__name__}")
+
+    def classify(self, x: Tensor) -> Tensor:
+        """The most probable class of each x, ``(B,)``."""
+        return self.class_probabilities(x).argmax(-1)

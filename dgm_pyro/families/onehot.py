@@ -1,0 +1,158 @@
+r"""Discrete codes that gradients pass straight through: the latents of a VQ-VAE.
+
+A code k of K values stands as the row z of K numbers that is 1 at k and 0 elsewhere, so that a linear layer of z is a
+codebook: it picks a learned vector for each k. `OneHot` makes a program of such rows of one of integers: a prior,
+independent or `Autoregressive`, or an encoder. A draw has no derivative in the probabilities :math:`\pi`; *straight
+through* means to take that of the mean in its place,
+
+.. math::
+    z = \mathrm{onehot}(k) + \pi - \mathrm{sg}(\pi), \quad k \sim \pi, \qquad
+    \nabla f(z) := \sum_{i, v} \frac{\partial f}{\partial z_{iv}} \nabla \pi_{iv},
+
+with sg a constant to gradients. That is exact in expectation where f is linear in each row, and biased elsewhere, with
+far less variance than the score function has. log p(z) is linear in each row as it is stated here,
+
+.. math::
+    \log p(z) = \sum_i \sum_v z_{iv} \log p(k_i = v \mid k_{<i}),
+
+so that the encoder learns what each code costs where it stands; not what it does to the cost of the codes after it.
+
+The objective stays the ELBO: there is no loss for the codebook and no term of commitment, and the prior learns with the
+rest. van den Oord et al. have the limit of a sure encoder and a uniform prior, where KL(q || p) is the constant
+d log K, and fit the autoregressive prior to the codes afterwards.
+
+Source: Bengio et al. 2013 (arXiv 1308.3432), straight through; van den Oord et al. 2017 (arXiv 1711.00937), VQ-VAE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints, register_kl
+
+from dgm_pyro.families.autoregressive import Autoregressive, AutoregressiveDistribution
+from dgm_pyro.families.conditionals import Categorical
+from dgm_pyro.program import Conditional, parameter_of
+from dgm_pyro.registry import register
+
+
+@register
+class OneHot(Conditional):
+    """The one-hot rows of a program of integers, ``(*event_shape, K)``; its draws let gradients straight through.
+
+    An autoregressive program's draws are constants: it is a prior, and no encoder for these.
+
+    Args:
+        program: a `Categorical`, or an `Autoregressive` model of Categorical features.
+
+    Raises:
+        TypeError: it is neither.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> OneHot(dgm.Categorical(2, 3)).log_prob(torch.eye(3)[None, :2]).exp()
+    tensor([0.1111])
+    """
+
+    def __init__(self, program: Categorical | Autoregressive):
+        super().__init__()
+        features = program.features if isinstance(program, Autoregressive) else program
+        if not isinstance(features, Categorical):
+            raise TypeError(
+                "program must be a dgm.Categorical, or a dgm.Autoregressive of Categorical features, got "
+                f"{type(program).__name__}" + (f" of {type(features).__name__}" if features is not program else "")
+            )
+        self.program = program
+        self.event_shape = torch.Size((*program.event_shape, self.classes))
+        self.conditional, self.given_shape = program.conditional, program.given_shape
+        self.num_classes = program.num_classes
+
+    @property
+    def classes(self) -> int:
+        """K, how many values a code has."""
+        assert self.program.levels is not None
+        return self.program.levels
+
+    def forward(self, given: Any = None) -> OneHotDistribution:
+        if self.conditional and self.program.given_shape is None:
+            self.program.given_shape = self.given_shape
+        return OneHotDistribution(self.program(given), self.classes)
+
+
+class OneHotDistribution(TorchDistribution):
+    """What `OneHot` returns.
+
+    Args:
+        codes: the distribution of the integers: independent Categoricals, or an autoregressive model's.
+        classes: K.
+    """
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, codes: Any, classes: int, validate_args: bool | None = None):
+        self.codes, self.classes = codes, classes
+        self.has_rsample = not isinstance(codes, AutoregressiveDistribution)
+        super().__init__(codes.batch_shape, torch.Size((*codes.event_shape, classes)), validate_args=validate_args)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.one_hot, len(self.codes.event_shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: OneHotDistribution | None = None) -> OneHotDistribution:
+        new = self._get_checked_instance(OneHotDistribution, _instance)
+        new.codes, new.classes, new.has_rsample = self.codes.expand(batch_shape), self.classes, self.has_rsample
+        super(OneHotDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_masses(self, k: Tensor | None = None) -> Tensor:
+        """log p(k_i = v | k_<i) of every feature and value, ``(*batch, *event_shape)``; k is asked for by a chain."""
+        if isinstance(self.codes, AutoregressiveDistribution):
+            assert k is not None
+            return self.codes.program.raw_parameters(k, self.codes.given).log_softmax(-1)
+        return self._independent.logits
+
+    @property
+    def _independent(self) -> Any:
+        """The Categorical of single codes."""
+        return self.codes.base_dist if self.codes.event_shape else self.codes
+
+    @property
+    def mean(self) -> Tensor:
+        """The probabilities."""
+        if not self.has_rsample:
+            raise NotImplementedError("the mean of an autoregressive model has no closed form")
+        return self._independent.probs
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(z) in nats, linear in each row of z."""
+        if self._validate_args:
+            self._validate_sample(value)
+        terms = value * self.log_masses(value.argmax(-1))
+        log_prob = terms.flatten(terms.dim() - len(self.event_shape)).sum(-1)
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """One-hot rows, ``(*sample_shape, *batch, *event_shape)``."""
+        k = self.codes.sample(torch.Size(sample_shape))
+        like = self._independent.logits if self.has_rsample else parameter_of(self.codes.program)
+        return (k.unsqueeze(-1) == torch.arange(self.classes, device=k.device)).to(like.dtype)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """`sample`, with the gradient of the mean."""
+        if not self.has_rsample:
+            raise NotImplementedError("an autoregressive model's draws have no gradient: use sample")
+        return self.sample(sample_shape) + (self.mean - self.mean.detach())
+
+
+@register_kl(OneHotDistribution, OneHotDistribution)
+def _kl(q: OneHotDistribution, p: OneHotDistribution) -> Tensor:
+    if not (q.has_rsample and p.has_rsample):
+        raise NotImplementedError  # a chain: the objective samples it
+    log_q, log_p = q.log_masses(), p.log_masses()
+    terms = log_q.exp() * (log_q - log_p)
+    return terms.flatten(terms.dim() - len(q.event_shape)).sum(-1)

@@ -1,0 +1,1 @@
+"""Fitting a program: optimization, compiled steps, several processes."""

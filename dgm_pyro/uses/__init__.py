@@ -1,0 +1,1 @@
+"""What a trained program is good for: anomalies, classification, representations."""

@@ -1,0 +1,329 @@
+r"""Classification with doubt: how good an answer p(y | x) is, how sure it says it is, and whether that can be trusted.
+
+Three classifiers answer p(y | x): a `Discriminative` one directly; a generative one, `Labelled`, by Bayes' rule from
+p(x | y), which gives p(x) too; and `Bayesian`, a network whose weights w have a prior, averaged over their posterior:
+
+.. math::
+    p(y \mid x, D) = \int p(y \mid x, w)\, p(w \mid D)\, dw \approx \frac1K \sum_k p(y \mid x, w_k), \quad w_k \sim q(w)
+
+What is asked of the answers: accuracy; `nll`, :math:`-\log p(y \mid x)`; `reliability`, whether of the answers held
+with confidence c a share c is right; and `risk_coverage`, how often the answers are wrong that are left when the most
+doubtful are rejected, by any score of doubt.
+
+Source: Guo et al. 2017 (arXiv 1706.04599), ECE; Geifman and El-Yaniv 2017 (arXiv 1705.08500), risk and coverage;
+Blundell et al. 2015 (arXiv 1505.05424), weights with a variational posterior; Depeweg et al. 2018 (arXiv 1710.07283),
+what of the entropy is doubt about w.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoLowRankMultivariateNormal, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_sample
+from pyro.nn import PyroModule, PyroSample
+from pyro.nn.module import to_pyro_module_
+from pyro.optim import ClippedAdam
+from torch import Tensor, nn
+
+from dgm_pyro.checks import (
+    check_count,
+    check_counts,
+    check_dense,
+    check_finite,
+    check_labels,
+    check_number,
+    check_tensor,
+    check_type,
+    generator,
+)
+from dgm_pyro.data import Data
+from dgm_pyro.evaluation import evaluating, program_device, standard_error
+from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.program import Program, differentiating, log_mean_exp, seeded
+
+# -- how good the answers are ------------------------------------------------------------------------------------------
+
+
+def accuracy(probabilities: Tensor, y: Tensor) -> float:
+    """Share of the data whose most probable class is the true one."""
+    _check(probabilities, y)
+    return (probabilities.argmax(-1) == y.to(probabilities.device)).double().mean().item()
+
+
+def nll(probabilities: Tensor, y: Tensor) -> tuple[float, float]:
+    """Mean of -log p(y | x) in nats, and its standard error; infinite if a true class was held impossible."""
+    _check(probabilities, y)
+    values = -probabilities.double().gather(-1, y.to(probabilities.device).long()[:, None])[:, 0].log()
+    return values.mean().item(), standard_error(values)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Answers in bins of equal width by their confidence, the highest p(y | x).
+
+    Attributes:
+        count: answers in each bin, ``(bins,)``.
+        confidence, accuracy: their means in each bin; NaN where it is empty.
+        ece: expected calibration error: the mean over the answers of the distance in their bin between the two.
+        stderr: of the ece, the signs of the bins' differences held fixed. Where these are noise, the ece is too large:
+            a calibrated classifier has an ece of about sqrt(bins / N) / 2, not 0.
+    """
+
+    count: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+    ece: float
+    stderr: float
+
+    def __str__(self) -> str:
+        rows = [f"ECE {self.ece:.4f} +- {self.stderr:.4f}", "confidence  accuracy  answers"]
+        for count, confidence, accuracy in zip(self.count, self.confidence, self.accuracy, strict=True):
+            if count:
+                rows.append(f"{confidence:10.3f}  {accuracy:8.3f}  {int(count):7d}")
+        return "\n".join(rows)
+
+
+def reliability(probabilities: Tensor, y: Tensor, bins: int = 15) -> Reliability:
+    """The table behind a reliability picture, and the expected calibration error.
+
+    Args:
+        probabilities: p(y | x), ``(N, classes)``.
+        y: the true labels, ``(N,)``.
+        bins: of equal width; a confidence on an edge belongs to the bin below.
+    """
+    _check(probabilities, y)
+    check_count(bins, "bins")
+    confidence, guess = probabilities.detach().cpu().double().max(-1)
+    right = (guess == y.cpu()).double()
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    count = torch.bincount(bin_of, minlength=bins)
+    total = lambda values: torch.bincount(bin_of, weights=values, minlength=bins)  # noqa: E731
+    gap = total(right) - total(confidence)
+    errors = gap.sign()[bin_of] * (right - confidence)
+    return Reliability(
+        count, total(confidence) / count, total(right) / count, errors.mean().item(), standard_error(errors)
+    )
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """The share of wrong answers among those kept, as more are kept: one entry for each threshold on the doubt.
+
+    Attributes:
+        coverage: share of the answers kept, rising to 1.
+        risk: share of the kept ones that are wrong.
+    """
+
+    coverage: Tensor
+    risk: Tensor
+
+    @property
+    def area(self) -> float:
+        """The mean risk over all coverages (AURC), each step at the risk of its end; lower is better."""
+        return (self.risk * self.coverage.diff(prepend=self.coverage.new_zeros(1))).sum().item()
+
+    def accuracy_at(self, coverage: float) -> float:
+        """Accuracy of the answers kept when as few as possible, but at least this share, are kept."""
+        check_number(coverage, "coverage", above=0, at_most=1)
+        # A coverage is k / N: the tolerance is for its rounding.
+        return 1 - self.risk[int(torch.searchsorted(self.coverage, coverage - 1e-9))].item()
+
+
+def risk_coverage(right: Tensor, doubt: Tensor) -> RiskCoverage:
+    """Risk and coverage when answers are rejected by their doubt, the highest first; equal doubts go together.
+
+    Args:
+        right: which answers are, bools ``(N,)``.
+        doubt: any score, higher where the answer is less trusted: ``-probabilities.max(-1).values``, -log p(x), ...
+    """
+    check_dense(right, "right")
+    check_dense(doubt, "doubt")
+    if right.shape != doubt.shape or right.dim() != 1 or not len(right):
+        raise ValueError(f"right has shape {tuple(right.shape)} and doubt {tuple(doubt.shape)}: pass (N,) of each")
+    doubt, order = doubt.detach().cpu().double().sort()
+    if torch.isnan(doubt).any():
+        raise ValueError("doubt holds NaN: every answer needs a score")
+    wrong = (~right.cpu().bool()[order]).double().cumsum(0)
+    kept = torch.arange(1, len(doubt) + 1, dtype=torch.double)
+    ends = torch.cat([doubt[1:] != doubt[:-1], torch.ones(1, dtype=torch.bool)])
+    return RiskCoverage((kept / len(doubt))[ends], (wrong / kept)[ends])
+
+
+def _check(probabilities: Tensor, y: Tensor) -> None:
+    check_finite(probabilities, "probabilities")
+    if probabilities.dim() != 2 or not len(probabilities):
+        raise ValueError(f"probabilities has shape {tuple(probabilities.shape)}: pass (N, classes)")
+    check_labels(y, "y", len(probabilities))
+    if int(y.min()) < 0 or int(y.max()) >= probabilities.shape[-1]:
+        raise ValueError(
+            f"y holds labels from {int(y.min())} to {int(y.max())}, but there are {probabilities.shape[-1]}"
+        )
+
+
+# -- weights in doubt --------------------------------------------------------------------------------------------------
+
+GUIDES: dict[str, Callable[[Any], AutoGuide]] = {
+    "map": functools.partial(AutoDelta, init_loc_fn=init_to_sample),
+    "normal": functools.partial(AutoNormal, init_loc_fn=init_to_sample, init_scale=0.01),
+    "lowrank": functools.partial(AutoLowRankMultivariateNormal, init_loc_fn=init_to_sample, init_scale=0.01, rank=10),
+}
+"""Posteriors over weights: a point, independent Normals, a Normal with covariances of rank 10.
+
+They start at a draw from the prior: at its median, zero, all units of a layer are alike and learn alike.
+"""
+
+
+class _Weighted(PyroModule):
+    """p(w) prod_i p(y_i | x_i, w): the network's parameters are sample sites."""
+
+    def __init__(self, network: nn.Module, scale: float, size: int):
+        super().__init__()
+        self.network, self.size = copy.deepcopy(network), size
+        to_pyro_module_(self.network)
+        for part in list(self.network.modules()):
+            for name, value in list(part.named_parameters(recurse=False)):
+                width = scale / math.sqrt(value[0].numel()) if value.dim() > 1 else scale
+                prior = dist.Normal(value.new_zeros(value.shape), width).to_event(value.dim())
+                setattr(part, name, PyroSample(prior))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        logits = self.network(x)
+        with pyro.plate("data", max(self.size, len(x)), subsample_size=len(x)):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+        return logits
+
+
+class Bayesian:
+    """A classifier whose network has a prior over its weights: w ~ N(0, scale^2 / fan in), biases ~ N(0, scale^2).
+
+    Args:
+        network: from x to logits, ``(B, classes)``; it is copied, and only its architecture counts.
+        data: with labels.
+        guide: q(w): a name in `GUIDES`, or any function from a Pyro model to an `AutoGuide`.
+        scale: of the prior.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> digits = dgm.data.load("digits")
+    >>> bayesian = dgm.classification.Bayesian(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)),
+    ...     dgm.Data(digits.x / 16, digits.y)).fit(epochs=1)
+    >>> bayesian.class_probabilities(digits.x[:5] / 16).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(
+        self, network: nn.Module, data: Data, guide: str | Callable[[Any], AutoGuide] = "normal", scale: float = 1.0
+    ):
+        check_type(network, nn.Module, "network", "a torch.nn.Module")
+        check_type(data, Data, "data", "a dgm.Data")
+        if data.y is None or int(data.y.min()) < 0:
+            raise ValueError(f"{data.name} has data without labels: a classifier needs a y for each x")
+        if not callable(guide) and not (isinstance(guide, str) and guide in GUIDES):
+            raise ValueError(f"guide must be one of {', '.join(GUIDES)}, or a function of a model, got {guide!r}")
+        check_number(scale, "scale", above=0)
+        self.data, self.model = data, _Weighted(network, scale, len(data))
+        self.guide = (GUIDES[guide] if isinstance(guide, str) else guide)(self.model)
+        self.losses: list[float] = []
+
+    @differentiating("Bayesian.fit")
+    def fit(self, epochs: int = 50, batch_size: int = 64, lr: float = 1e-2, seed: int = 0) -> Bayesian:
+        """Maximise the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
+
+        Returns:
+            The classifier itself.
+        """
+        check_counts(epochs=epochs, batch_size=batch_size)
+        check_number(lr, "lr", above=0)
+        x, y = self.data.x, self.data.y
+        assert y is not None
+        steps = epochs * math.ceil(len(x) / batch_size)
+        # The rate falls to a hundredth, in equal factors.
+        optimizer = ClippedAdam({"lr": lr, "lrd": 0.01 ** (1 / steps), "clip_norm": 10.0})
+        bound = TraceMeanField_ELBO() if isinstance(self.guide, (AutoNormal, AutoDelta)) else Trace_ELBO()
+        svi, shuffling = SVI(self.model, self.guide, optimizer, bound), generator(seed)
+        with _alone(seed, x.device):
+            for _ in range(epochs):
+                batches = torch.randperm(len(x), generator=shuffling).split(batch_size)
+                losses = [svi.step(x[rows], y[rows]) / len(x) for rows in batches]
+                self.losses.append(sum(losses) / len(losses))
+        return self
+
+    def draws(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
+        """log p(y | x, w_k) of K draws from q(w), ``(K, B, classes)``: the same w for every x, differentiable in x.
+
+        Raises:
+            ValueError: before `fit`.
+        """
+        check_count(num_samples, "num_samples")
+        check_tensor(x, self.data.event_shape, "x", "the shape of one x of the data")
+        check_finite(x, "x")
+        if not self.losses:
+            raise ValueError("this Bayesian has no q(w) yet: call its fit first")
+        drawn = []
+        with _alone(seed, x.device), poutine.block():
+            for _ in range(num_samples):
+                with torch.no_grad():
+                    weights = poutine.trace(self.guide).get_trace(x[:1])
+                drawn.append(poutine.replay(self.model, trace=weights)(x).log_softmax(-1))
+        return torch.stack(drawn)
+
+    def log_class_probabilities(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
+        """log p(y | x, D), ``(B, classes)``, in nats, differentiable in x: what `corruptions.pgd` attacks."""
+        return log_mean_exp(self.draws(x, num_samples, seed))
+
+    @torch.no_grad()
+    def class_probabilities(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
+        """p(y | x, D), ``(B, classes)``."""
+        return self.log_class_probabilities(x, num_samples, seed).exp()
+
+    @torch.no_grad()
+    def doubt_about_weights(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
+        """The mutual information of y and w given x, in nats, ``(B,)``: entropy of the mean less mean entropy."""
+        log_p = self.draws(x, num_samples, seed)
+        log_mean = log_mean_exp(log_p)
+        return (log_p.exp() * log_p).sum(-1).mean(0) - (log_mean.exp() * log_mean).sum(-1)
+
+
+@contextlib.contextmanager
+def _alone(seed: int, device: torch.device) -> Iterator[None]:
+    """A random state and a param store of its own: AutoGuides of one class would share the store's entries."""
+    with seeded(seed, device), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        yield
+
+
+@torch.no_grad()
+def beliefs(
+    program: Program, x: Tensor, batch_size: int = 128, num_particles: int = 1, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """p(y | x), ``(N, classes)``, and log p(x) in nats, ``(N,)``; None from a program that has no p(x).
+
+    Where p(x | y) is not exact, both come from bounds with ``num_particles`` draws for each class (IWAE).
+    No answer depends on the batch.
+    """
+    probabilities, log_p = [], []
+    with evaluating(program):
+        for batch in x.to(program_device(program)).split(batch_size):
+            if isinstance(program, Labelled):
+                log_joint = program.log_joint(batch, num_particles, seed)
+                probabilities.append(log_joint.softmax(0).T.cpu())
+                log_p.append(log_joint.logsumexp(0).cpu())
+            else:
+                assert isinstance(program, Discriminative)
+                probabilities.append(program.class_probabilities(batch).cpu())
+    return torch.cat(probabilities), torch.cat(log_p) if log_p else None
+
+
+def share(true: Any) -> float:
+    """How many of ``true`` are, from 0 to 1."""
+    return float(torch.as_tensor(true).double().mean())

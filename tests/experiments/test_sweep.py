@@ -1,0 +1,322 @@
+"""Sweeps: every cell is a run, a killed sweep goes on, a failing cell does not stop the others."""
+
+import csv
+import json
+import math
+import os
+import re
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+import torch
+
+import dgm_pyro as dgm
+from dgm_pyro import cli, plots
+from dgm_pyro.experiments import runs, sweep
+
+FAST = sweep.Options(num=64, latent=2, epochs=1, num_particles=2, device="cpu")
+AXES = {"prior": ("normal", "learned"), "objective": ("elbo", "iwae:2")}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweeps") / "one"
+    return sweep.sweep(folder, FAST, **AXES, seeds=2, progress=False)
+
+
+def test_every_cell_is_a_run_with_its_numbers(swept):
+    assert len(list((swept.folder / "cells").iterdir())) == 8
+    program, record = runs.read(swept.folder / "cells" / "learned-iwae_2-seed1")
+    assert isinstance(program, dgm.VAE)
+    assert record.options["prior"] == "learned"
+    assert record.options["objective"] == "iwae:2"
+    assert record.options["seed"] == 1
+    numbers = json.loads((swept.folder / "cells" / "learned-iwae_2-seed1" / "evaluation.json").read_text())
+    evidence = dgm.evaluate(program, dgm.data.load("digits-binary", "test"), num_particles=2)
+    assert numbers["bits_per_dim"] == pytest.approx(evidence.bits_per_dim)
+    assert numbers["kind"] == "iwae-2"
+    assert 0 <= numbers["active"] <= 2
+
+
+def test_the_table_has_means_and_standard_errors_over_seeds(swept):
+    row = next(row for row in swept.rows if row.choices == {"prior": "learned", "objective": "elbo"})
+    values = torch.tensor([cell["bits_per_dim"] for cell in row.cells], dtype=torch.double)
+    mean, error = row.over_seeds("bits_per_dim")
+    assert mean == pytest.approx(values.mean().item())
+    assert error == pytest.approx(values.std().item() / math.sqrt(2))
+    header, lines = swept.table()
+    assert header[:4] == ["prior", "objective", "bits/dim (IWAE-2)", "nats/datum (IWAE-2)"]
+    assert header[4:] == ["bits/dim (ELBO)", "nats/datum (KL)", "active units", "seconds", "seeds"]
+    means = [float(line[2].split(" +- ")[0]) for line in lines]
+    assert means == sorted(means)
+    assert f"{mean:.4f} +- {error:.4f}" in str(swept)
+    nats, error = row.over_seeds("nats")
+    assert nats == pytest.approx(-mean * 64 * math.log(2))
+    assert f"{nats:.2f} +- {error:.2f}" in (swept.folder / "table.md").read_text()
+    with (swept.folder / "cells.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 8
+    with (swept.folder / "table.csv").open() as file:
+        line = next(line for line in csv.DictReader(file) if line["prior"] == "learned")
+    assert (float(line["bits_per_dim"]), float(line["nats"])) == (mean, nats)
+    assert (swept.folder / "table.md").read_text().startswith("| prior | objective |")
+    assert (swept.folder / "sweep.png").stat().st_size > 5000
+
+
+def test_finished_cells_are_kept_and_missing_ones_made(swept, monkeypatch):
+    cells = swept.folder / "cells"
+    kept = {path: path.stat().st_mtime_ns for path in cells.glob("*/evaluation.json")}
+    (cells / "normal-elbo-seed0" / "evaluation.json").unlink()  # killed while it was evaluated
+    (cells / "normal-elbo-seed1" / "evaluation.json").unlink()
+    (cells / "normal-elbo-seed1" / "run.json").unlink()  # killed while it was trained
+    trained = []
+    train = runs.train
+    monkeypatch.setattr(
+        runs, "train", lambda place, *args, **kw: trained.append(place.name) or train(place, *args, **kw)
+    )
+    again = sweep.sweep(swept.folder, FAST, **AXES, seeds=2, progress=False)
+    assert trained == ["normal-elbo-seed1"]
+    changed = {path.parent.name for path, time in kept.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"normal-elbo-seed0", "normal-elbo-seed1"}
+    before, after = ({str(row.choices): row.over_seeds("nats") for row in each.rows} for each in (swept, again))
+    assert before == after  # the same seeds give the same numbers
+
+
+def test_other_options_are_refused_and_more_names_are_not(swept):
+    with pytest.raises(ValueError, match="epochs was 1 and is now 2"):
+        sweep.sweep(swept.folder, sweep.Options(num=64, latent=2, epochs=2, num_particles=2, device="cpu"), **AXES)
+    wider = sweep.sweep(swept.folder, FAST, **AXES | {"prior": ("normal", "mog")}, seeds=1, progress=False)
+    assert [len(row.cells) for row in wider.rows] == [1, 1, 1, 1]
+
+
+def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch):
+    train = runs.train
+
+    def failing(place, model, data, swaps, **options):
+        if swaps["prior"] == "learned":
+            raise ArithmeticError("the loss\nis not finite")
+        return train(place, model, data, swaps, **options)
+
+    monkeypatch.setattr(runs, "train", failing)
+    result = sweep.sweep(tmp_path / "s", FAST, prior=("normal", "learned"), progress=False)
+    assert result.failed == 1
+    assert [len(row.cells) for row in result.rows] == [1, 0]
+    assert result.rows[1].errors == ["ArithmeticError: the loss is not finite"]
+    assert "failed: ArithmeticError" in str(result)
+    monkeypatch.setattr(runs, "train", train)
+    assert sweep.sweep(tmp_path / "s", FAST, prior=("normal", "learned"), progress=False).failed == 0
+
+
+def test_a_cell_whose_training_fails_leaves_the_others_and_the_table(tmp_path, capsys):
+    command = ["sweep", "vae", "--prior", "bernoulli,normal", "--objective", "stl,elbo", "--num", "64", "--latent", "2",
+               "--epochs", "1", "--num-particles", "2", "--device", "cpu", "--out", str(tmp_path / "s")]  # fmt: skip
+    assert cli.main(command) == 1
+    out, error = capsys.readouterr()
+    assert len([line for line in out.splitlines() if line.startswith(("bernoulli", "normal"))]) == 4
+    assert "bernoulli stl: " in error
+    assert "reparameteri" in error
+    assert (tmp_path / "s" / "cells" / "bernoulli-stl-seed0" / "failed.json").is_file()
+    assert "failed" in (tmp_path / "s" / "table.md").read_text()
+
+
+def test_an_error_of_several_cells_is_told_once(tmp_path, monkeypatch, capsys):
+    def failing(*arguments, **options):
+        raise ArithmeticError("no luck today")
+
+    monkeypatch.setattr(runs, "train", failing)
+    arguments = ["sweep", "vae", "--prior", "normal,learned", "--device", "cpu", "--out", str(tmp_path / "s")]
+    assert cli.main(arguments) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "no luck today" in line]
+    assert told == ["failed: normal, learned: ArithmeticError: no luck today"]
+
+
+def test_the_number_of_cells_and_the_time_that_is_left_are_told(tmp_path, capsys):
+    options = {"prior": ("normal", "learned"), "objective": ("elbo",)}
+    sweep.sweep(tmp_path / "s", FAST, **options)
+    error = capsys.readouterr().err
+    assert "2 cells to train" in error
+    assert re.search(r"normal-elbo-seed0 took \d+ s: about \d+ s for the other 1", error)
+    sweep.sweep(tmp_path / "s", FAST, **options, seeds=2)
+    assert "2 cells to train, 2 are finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoilt", ["", "{", "[]", "[" * 10**5, '{"kind": "elbo"}', '{"choices": 3}', "\xff"])
+def test_a_damaged_evaluation_is_named_with_what_to_do(tmp_path, capsys, spoilt):
+    options = {"prior": ("normal",), "objective": ("elbo",)}
+    sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
+    path = tmp_path / "s" / "cells" / "normal-elbo-seed0" / "evaluation.json"
+    whole = path.read_bytes()
+    path.write_bytes(spoilt.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"evaluation.json is damaged \(.*\): remove it, and give the same command"):
+        sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
+    path.unlink()
+    sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
+    ours, theirs = json.loads(path.read_text()), json.loads(whole)
+    assert ours.pop("seconds") <= theirs.pop("seconds")  # the run itself is kept
+    assert ours == theirs
+
+
+def test_a_damaged_sweep_is_named(tmp_path):
+    (tmp_path / "sweep.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"sweep.json is damaged \(it is a list\): choose another --out"):
+        sweep.sweep(tmp_path, FAST, prior=("normal",))
+
+
+def test_a_number_that_is_not_finite_fails_its_cell_alone(tmp_path, monkeypatch):
+    whole = sweep._train_and_evaluate
+
+    def infinite(place, options, cell):
+        return whole(place, options, cell) | ({"nats": math.inf} if cell.seed == 0 else {})
+
+    monkeypatch.setattr(sweep, "_train_and_evaluate", infinite)
+    result = sweep.sweep(tmp_path / "s", FAST, prior=("normal",), objective=("elbo",), seeds=2, progress=False)
+    assert [len(row.cells) for row in result.rows] == [1]
+    assert "not JSON compliant" in result.rows[0].errors[0]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [({"prior": ("normal", "bogus")}, "bogus"), ({"objective": ("iwae:x",)}, "iwae:x"), ({"encoder": ("no",)}, "no")],
+)
+def test_unknown_names_are_an_error_before_anything_is_written(tmp_path, axes, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.sweep(tmp_path / "s", FAST, **axes)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(FileExistsError, match="holds no sweep"):
+        sweep.sweep(tmp_path, FAST, prior=("normal",))
+
+
+def test_processes_give_the_same_numbers(swept, tmp_path):
+    result = sweep.sweep(tmp_path / "s", FAST, prior=("normal",), objective=("elbo",), jobs=2, progress=False)
+    before = next(row for row in swept.rows if row.choices == {"prior": "normal", "objective": "elbo"})
+    assert result.rows[0].cells[0]["nats"] == pytest.approx(before.cells[0]["nats"], abs=1e-4)
+
+
+class Pool:
+    """In the place of a pool: two processes, which are this one."""
+
+    def __init__(self, jobs, mp_context, initializer, initargs):
+        self.jobs, self.settle = jobs, lambda: initializer(*initargs)
+        self.threads = os.environ["OMP_NUM_THREADS"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        pass
+
+    def submit(self, function, *arguments):
+        self.settle()
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+@pytest.mark.parametrize(("gpus", "device", "places"), [
+    (0, "auto", ["auto", "auto", "auto"]), (2, "auto", ["cuda:0", "cuda:1", "cuda:0"]),
+    (2, "cpu", ["cpu", "cpu", "cpu"]), (2, "cuda:1", ["cuda:1", "cuda:1", "cuda:1"]), (1, "cuda", ["cuda:0"] * 3),
+])  # fmt: skip
+@pytest.mark.parametrize(("cores", "given", "threads"), [(8, None, "2"), (2, None, "1"), (8, "5", "5")])
+def test_jobs_take_the_gpus_in_turn_and_share_the_cores(
+    tmp_path, monkeypatch, gpus, device, places, cores, given, threads
+):
+    pools, ran = [], []
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", lambda *a, **kw: pools.append(Pool(*a, **kw)) or pools[0])
+    monkeypatch.setattr(sweep, "run_cell", lambda folder, options, cell: ran.append(options.device))
+    monkeypatch.setattr(sweep, "_cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    cells = [sweep.Cell((), seed) for seed in range(3)]
+    assert list(sweep._run_all(tmp_path, replace(FAST, device=device), cells, 3)) != []
+    assert ran == places
+    assert pools[0].threads == threads
+    assert os.environ.get("OMP_NUM_THREADS") == given
+
+
+def test_a_sweep_of_before_there_were_some_options_is_resumed(swept):
+    path = swept.folder / "sweep.json"
+    options = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in options.items() if name != "precision"}))
+    assert sweep.sweep(swept.folder, FAST, **AXES, seeds=1, progress=False).failed == 0
+    with pytest.raises(ValueError, match="precision was 'float32' and is now 'bf16'"):
+        sweep.sweep(swept.folder, replace(FAST, precision="bf16"), **AXES, progress=False)
+
+
+def test_options_that_do_not_fit_are_an_error_before_anything_is_written(tmp_path):
+    bad = [
+        *({"precision": "half"}, {"compile": "maybe"}, {"lr": -1.0}, {"device": "abacus"}),
+        *({"epochs": 0}, {"batch_size": 0}, {"num": 10_000}),
+    ]
+    for options in bad:
+        with pytest.raises(ValueError, match=next(iter(options))):
+            sweep.sweep(tmp_path / "s", replace(FAST, **options), prior=("normal",), progress=False)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_model_without_a_density_has_nothing_to_be_compared_by(tmp_path):
+    with pytest.raises(ValueError, match="has no density"):
+        sweep.sweep(tmp_path / "s", replace(FAST, model="implicit", latent=None))
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_command(tmp_path, capsys):
+    arguments = ["sweep", "vae", "--prior", "normal,learned", "--num", "64", "--latent", "2", "--epochs", "1",
+                 "--num-particles", "2", "--device", "cpu", "--out", str(tmp_path / "s")]  # fmt: skip
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "bits/dim (IWAE-2)" in out
+    assert "learned" in out
+    assert cli.main([*arguments, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["cells"]) == 2
+    assert cli.main([*arguments, "--lr", "0.1"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "lr was 0.001 and is now 0.1" in error
+    cell = str(tmp_path / "s" / "cells" / "normal-seed0")
+    assert cli.main(["evaluate", cell]) == 0
+    assert cli.main(["sample", cell, "-n", "4"]) == 0
+    assert cli.main(["checks", cell, "--num", "50", "--num-simulations", "100"]) == 0
+    assert (tmp_path / "s" / "cells" / "normal-seed0" / "checks.png").is_file()
+    gaps = ["gaps", cell, "--num", "3", "--num-particles", "4", "--num-temperatures", "3", "--steps", "3"]
+    assert cli.main(gaps) == 0
+    assert "amortization gap" in capsys.readouterr().out
+    assert cli.main([*gaps, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[cell]["num_data"] == 3
+    assert {"gaps.png", "gaps-worst.png"} <= {
+        path.name for path in (tmp_path / "s" / "cells" / "normal-seed0").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "vae", "--prior", "bogus"], "bogus"),
+        (["gaps", "nowhere"], "holds no run"),
+        (["checks", "nowhere"], "holds no run"),
+        (["checks", "nowhere", "--out", "x.pdf"], "must end in .png"),
+        (["compare", "nowhere", "elsewhere"], "holds no run"),
+    ],
+)
+def test_errors_are_one_line(capsys, arguments, message):
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+# -- the picture -------------------------------------------------------------------------------------------------------
+
+
+def test_the_heat_map_writes_every_number():
+    cells = {("normal", "iaf"): (0.5123, 0.002), ("normal", "nsf"): (0.4711, math.nan), ("vae", "iaf"): (math.nan,) * 2}
+    figure = plots.heat_map({"": cells}, "Sweep")
+    words = {text.get_text() for text in figure.axes[0].texts}
+    assert {"0.512", "± 0.002", "0.471", "failed"} <= words
+    assert len(plots.heat_map({"a": cells, "b": cells}).axes) == 2
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.heat_map({})
