@@ -29,6 +29,7 @@ import inspect
 import json
 import math
 import os
+import pkgutil
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -42,9 +43,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import dgm_pyro.families as families
 from dgm_pyro.checks import check_path, find_device
 from dgm_pyro.program import Program
-from dgm_pyro.registry import arguments_of, class_named
+from dgm_pyro.registry import REGISTRY, arguments_of
 
 FORMAT = "dgm_pyro program"
 FORMAT_VERSION = 1
@@ -152,6 +154,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
     check_path(path, "path")
     folder = Path(path)
     header = _read_header(folder)
+    for module in pkgutil.iter_modules(families.__path__):  # importing it registers its classes
+        importlib.import_module(f"{families.__name__}.{module.name}")
     with _parsing(folder):
         weights, tied = _read_weights(folder, header["weights"]), dict(header["tied"])
         program = _rebuild(header["modules"], weights)
@@ -315,7 +319,7 @@ def _rebuild(nodes: list[dict[str, Any]], tensors: dict[str, Tensor]) -> nn.Modu
                 children = OrderedDict((key, modules[index]) for key, index in node["children"].items())
                 modules.append(CONTAINERS[name](children.values() if name == "torch.nn.ModuleList" else children))
                 continue
-            cls = LAYERS.get(name) or class_named(name)
+            cls = LAYERS.get(name) or REGISTRY.get(name)
             if cls is None:
                 raise CheckpointError(
                     f"the checkpoint names the class {name!r}, which is not registered: import the module that defines "

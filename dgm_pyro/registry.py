@@ -6,7 +6,6 @@ A checkpoint stores class names and constructor arguments, never code. ``registe
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from typing import Any, TypeVar
 
@@ -60,12 +59,6 @@ def register(cls: T) -> T:
 
     cls.__init__ = recording_init  # type: ignore[misc]
     return cls
-
-
-def class_named(name: str) -> type | None:
-    """The class registered under ``name``; None if there is none."""
-    importlib.import_module("dgm_pyro.api")  # a class of ours is registered once its module is imported
-    return REGISTRY.get(name)
 
 
 def arguments_of(module: torch.nn.Module) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import programs
@@ -538,3 +540,10 @@ def test_a_file_is_no_checkpoint(tmp_path):
 
 def test_checkpoint_errors_are_value_errors():
     assert issubclass(CheckpointError, ValueError)
+
+
+def test_a_checkpoint_loads_without_an_import_of_its_classes(tmp_path):
+    dgm.save(dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.flow.realnvp(2, num_classes=3)), tmp_path / "it")
+    code = f"import dgm_pyro.checkpoint; print(type(dgm_pyro.checkpoint.load({str(tmp_path / 'it')!r})).__name__)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("Labelled\n", "")
