@@ -26,7 +26,8 @@ from dgm_pyro.networks import MADE, MLP, Affine
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
-    "guides", "implicit", "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers", "sweep",
+    "guides", "implicit", "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers",
+    "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
