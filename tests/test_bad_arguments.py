@@ -22,6 +22,7 @@ import dgm_pyro as dgm
 from dgm_pyro import networks
 from dgm_pyro.experiments import runs, sweep
 from dgm_pyro.networks import MADE, MLP, Affine
+from dgm_pyro.objectives import VariationalBound
 
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
@@ -563,7 +564,8 @@ CALLS = {
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
         "Program", "Conditional", "Parametric", "guides.CorrelatedNormal", "infer.Stepper", "networks.Bijection",
-        "networks.Univariate", "objectives.Objective", "priors.Mixture", "samplers.Sampler",
+        "networks.Univariate", "objectives.Objective", "objectives.VariationalBound", "priors.Mixture",
+        "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
@@ -725,6 +727,7 @@ WITHIN = {
     ),
     *("critic_loss", "distance", "prepare", "update", "similarity", "to_the_others", "mean_of_pairs", "enumerated"),
     *("start", "step", "finish", "tune", "expand"),
+    *(f"{kind.__name__}.bound" for kind in (VariationalBound, *VariationalBound.__subclasses__())),
     *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),
     *("Implicit.log_prob", "Implicit.log_weights", "Quality.stderr", "Row.over_seeds"),
 }
