@@ -114,7 +114,7 @@ def hierarchy(features: int = 64, hidden: int = 64, z: int = 8, z2: int = 4) -> 
         dgm.Normal(z2),
         dgm.Normal(z, MLP((z2,), 2 * z, (hidden,))),
         dgm.Normal(z2, MLP((z,), 2 * z2, (hidden,))),
-        latent="z2",
+        latent_name="z2",
     )
     likelihood = dgm.Bernoulli(features, MLP((z,), features, (hidden,)))
     return dgm.VAE(prior, likelihood, dgm.Normal(z, MLP((features,), 2 * z, (hidden,), levels=2)))

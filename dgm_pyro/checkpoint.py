@@ -44,12 +44,13 @@ import torch
 from torch import Tensor, nn
 
 import dgm_pyro.families as families
+import dgm_pyro.old_names as old_names
 from dgm_pyro.checks import check_path, find_device
 from dgm_pyro.program import Program
 from dgm_pyro.registry import REGISTRY, arguments_of
 
 FORMAT = "dgm_pyro program"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER = "program.json"
 
 CONTAINERS: dict[str, type[nn.Module]] = {
@@ -157,6 +158,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
     for module in pkgutil.iter_modules(families.__path__):  # importing it registers its classes
         importlib.import_module(f"{families.__name__}.{module.name}")
     with _parsing(folder):
+        header = old_names.upgraded(header)
         weights, tied = _read_weights(folder, header["weights"]), dict(header["tied"])
         program = _rebuild(header["modules"], weights)
         frozen, evaluating = set(header["frozen"]), set(header["evaluating"])

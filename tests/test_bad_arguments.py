@@ -26,7 +26,8 @@ from dgm_pyro.networks import MADE, MLP, Affine
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
-    "guides", "implicit", "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers", "sweep",
+    "guides", "implicit", "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers",
+    "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
@@ -220,8 +221,8 @@ CALLS = {
         {"guide": PROGRAM[1:]},
     ),
     "VAE": Call(
-        dict(prior=lambda: dgm.Normal(2), likelihood=encoder, encoder=encoder, latent="z"),
-        {"latent": ["", 3, None], "encoder": PROGRAM[1:]},
+        dict(prior=lambda: dgm.Normal(2), likelihood=encoder, encoder=encoder, latent_name="z"),
+        {"latent_name": ["", 3, None], "encoder": PROGRAM[1:]},
     ),
     "Diffusion": Call(
         dict(event_shape=2, denoiser=denoiser, schedule="cosine", steps=3, predict="v", subsample=1),
@@ -234,8 +235,8 @@ CALLS = {
     "Schedule": Call(dict(alpha_bar=[0.9, 0.5]), {"alpha_bar": [None, "x", 3, [NAN], [[0.9]]]}),
     "LogSNR": Call(dict(highest=10.0, lowest=-6.0, units=0), {"units": COUNT[1:]}),
     "Implicit": Call(
-        dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent="z"),
-        {"latent": ["", 3, None]},
+        dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent_name="z"),
+        {"latent_name": ["", 3, None]},
     ),
     "Labelled": Call(
         dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label="y"),
@@ -257,8 +258,8 @@ CALLS = {
     "guides.planar": Call(STACK | dict(context_shape=(2,))),
     "guides.sylvester": Call(STACK | dict(context_shape=(2,), reflections=1), {"reflections": COUNT[1:]}),
     "guides.TopDown": Call(
-        dict(top=encoder, bottom=lambda: dgm.Normal(2, MLP((2,), 4, (4,), context_shape=(2,))), latent="z2"),
-        {"latent": ["", 3, None]},
+        dict(top=encoder, bottom=lambda: dgm.Normal(2, MLP((2,), 4, (4,), context_shape=(2,))), latent_name="z2"),
+        {"latent_name": ["", 3, None]},
     ),
     "guides.PrecisionWeighted": Call(dict(encoder=encoder, generative=encoder)),
     "guides.SemiAmortized": Call(

@@ -37,7 +37,7 @@ def export(path: Path) -> None:
 
 
 def a_vae(data: dgm.Data) -> dgm.VAE:
-    return dgm.build("vae", data, latent=2, hidden=(128, 128), likelihood="categorical")  # type: ignore[return-value]
+    return dgm.build("vae", data, latent_size=2, hidden=(128, 128), likelihood="categorical")  # type: ignore[return-value]
 
 
 def a_diffusion(data: dgm.Data) -> dgm.Diffusion:
