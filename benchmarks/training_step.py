@@ -55,7 +55,7 @@ class HandWrittenDiffusion(nn.Module):
 
     def __init__(self, program: dgm.Diffusion):
         super().__init__()
-        self.network, self.raw_scale, schedule = program.denoiser, program.raw_scale, program.schedule
+        self.network, self.raw_scale, schedule = program.denoiser, program.raw_scale, program.noise_schedule
         self.steps = program.steps
         for name in ("alpha", "sigma", "from_clean", "from_noisy", "spread"):
             self.register_buffer(name, getattr(schedule, name))

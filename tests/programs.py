@@ -522,8 +522,8 @@ CASES: dict[str, Case] = {
     "diffusion-one-step": Case(lambda: diffusion(2, steps=1)),
     "diffusion-all-times": Case(lambda: diffusion(2, subsample=4)),
     "diffusion-importance": Case(lambda: diffusion(2, importance=True)),
-    "diffusion-linear": Case(lambda: diffusion(2, schedule="linear", steps=6, subsample=2)),
-    "diffusion-noise": Case(lambda: diffusion(2, schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
+    "diffusion-linear": Case(lambda: diffusion(2, noise_schedule="linear", steps=6, subsample=2)),
+    "diffusion-noise": Case(lambda: diffusion(2, noise_schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
     "diffusion-x0": Case(lambda: diffusion((1, 2, 1), predict="x0")),
     "diffusion-integers": Case(lambda: diffusion(2, levels=5)),
     "diffusion-bytes": Case(lambda: diffusion(2, levels=256)),
@@ -541,7 +541,7 @@ CASES: dict[str, Case] = {
     # The density of times is no part of the chain, which is what log_weights scores.
     "continuous-diffusion-learned": Case(
         lambda: continuous(2, learned=True),
-        inert=("schedule.centres", "schedule.raw_steepness", "schedule.raw_heights"),
+        inert=("noise_schedule.centres", "noise_schedule.raw_steepness", "noise_schedule.raw_heights"),
     ),
     "continuous-diffusion-integers": Case(lambda: continuous((1, 2, 1), levels=5)),
     "continuous-diffusion-levels": Case(

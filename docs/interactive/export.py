@@ -49,7 +49,7 @@ def content(vae: dgm.VAE, diffusion: dgm.Diffusion, data: dgm.Data) -> dict[str,
     assert data.y is not None
     with torch.no_grad():
         q = vae.encoder(data.x).base_dist  # type: ignore[operator]
-    constants = {name: getattr(diffusion.schedule, name).tolist() for name in CONSTANTS}
+    constants = {name: getattr(diffusion.noise_schedule, name).tolist() for name in CONSTANTS}
     return {
         "levels": data.levels,
         "x": packed(data.x),

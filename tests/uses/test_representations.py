@@ -146,7 +146,7 @@ def test_the_code_of_a_diffusion_is_the_end_of_its_ode(float64):
     x, errors = mean + torch.randn(6, 2) @ cov.sqrt(), []
     for steps in (40, 80):
         program = gaussian(("log-snr", steps), mean, cov)
-        first, last = program.schedule.times[0], program.schedule.times[-1]
+        first, last = program.noise_schedule.times[0], program.noise_schedule.times[-1]
         spread = [(cov.diagonal() + (time.sigma / time.alpha) ** 2).sqrt() for time in (first, last)]
         z = last.alpha * (mean + (x - mean) * spread[1] / spread[0])
         errors.append(float((encode(program, x) - z).abs().max()))
@@ -159,10 +159,10 @@ def test_the_code_of_a_diffusion_is_the_end_of_its_ode(float64):
 
 def test_a_diffusion_leads_back_to_where_x_was():
     program = CASES["continuous-diffusion"].build()
-    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.schedule, steps=200)
+    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.noise_schedule, steps=200)
     fine.load_state_dict(program.state_dict())
     x = torch.randn(5, 2)
-    start = fine.schedule(torch.zeros(())).sigmoid().sqrt() * x
+    start = fine.noise_schedule(torch.zeros(())).sigmoid().sqrt() * x
     expected = fine.denoise(start, torch.zeros(5)).x0  # the ODE there and back again, and the last answer
     torch.testing.assert_close(decode(fine, encode(fine, x)), expected.detach(), rtol=0, atol=1e-4)
 
