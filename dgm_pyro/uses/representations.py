@@ -88,7 +88,7 @@ def codes(program: Program) -> tuple[str, ...]:
     """
     check_program(program)
     if isinstance(program, VAE):
-        return program.latent, *(codes(program.prior) if isinstance(program.prior, VAE) else ())
+        return program.latent_name, *(codes(program.prior) if isinstance(program.prior, VAE) else ())
     if isinstance(program, (Flow, Denoising)) or (isinstance(program, Dequantized) and isinstance(program.flow, Flow)):
         return ("z",)
     if isinstance(program, Labelled):
@@ -266,7 +266,7 @@ def _posterior(program: Any, x: Tensor, given: Any, site: str, num_draws: int, d
 
 def prior_of(program: Any, site: str) -> Any:
     """p(z) of one of the `codes` of a `VAE`, at any level of a hierarchy."""
-    return program.prior if site == program.latent else prior_of(program.prior, site)
+    return program.prior if site == program.latent_name else prior_of(program.prior, site)
 
 
 def _mean(fn: Any) -> Tensor | None:
@@ -280,7 +280,7 @@ def _mean(fn: Any) -> Tensor | None:
 
 
 def _generated(vae: Any, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
-    if site != vae.latent:
+    if site != vae.latent_name:
         above = given if vae.prior.conditional else None
         z = _generated(vae.prior, z, above, site, draw or vae.prior.levels is not None)
     likelihood = vae.likelihood
