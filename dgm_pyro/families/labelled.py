@@ -98,6 +98,19 @@ class Labelled(Program):
         inner = self.program.latents(name)
         return None if inner is None else (self.label, *inner)
 
+    def codes(self) -> dict[str, Program]:
+        """None of its own.
+
+        Raises:
+            ValueError: the program within has codes, one for each class.
+        """
+        if self.program.codes():
+            raise ValueError(
+                "a Labelled program has a code for each class: pass the program within and the labels, "
+                "encode(labelled.program, x, given=labelled.classify(x))"
+            )
+        return {}
+
     def unroll(self) -> Labelled:
         return self._around(self.program.unroll())
 

@@ -35,11 +35,12 @@ from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.autoregressive import Autoregressive, AutoregressiveDistribution, UnrolledAutoregressive
 from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.diffusion import Denoising, UnrolledDiffusion
+from dgm_pyro.families.distributions import features_of
 from dgm_pyro.families.labelled import Labelled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
-from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
+from dgm_pyro.infer.target import joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import (
     Conditional,
     Program,
