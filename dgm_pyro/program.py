@@ -286,6 +286,27 @@ class Program(nn.Module):
             log_joint = log_prob_sum(model, batch)
             return log_joint - log_prob_sum(guide, batch, like=log_joint)
 
+    # -- missing features --------------------------------------------------------------------------------------------
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        """Weighted draws of x with its observed features: what `dgm.infer.impute` chooses among.
+
+        Args:
+            by: how to make them: `dgm_pyro.infer.impute.Imputer` has a method for each kind of program.
+            x: ``(B, *event_shape)``; zeros where it is missing.
+            mask: True where x is observed, of the same shape.
+            given: ``(B, *given_shape)`` for a conditional program.
+
+        Returns:
+            x, ``(K, B, *event_shape)``, and log weights, ``(K, B)``, whose mean exponential estimates p(x_obs).
+
+        Raises:
+            ValueError: there is no method for this program and this mask.
+        """
+        if self.tractable:
+            raise ValueError(f"there is no method to impute with {type(self).__name__}: it has no latents")
+        return by.over_latents(self, x, mask, given)
+
     # -- codes -------------------------------------------------------------------------------------------------------
 
     def codes(self) -> dict[str, Program]:
@@ -491,6 +512,9 @@ class Conditional(Program):
                 "use .to_event(n) to make the last n dimensions one event"
             )
         return pyro.sample(name, distribution, obs=value)
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return by.of_distribution(self, x, mask, given)
 
 
 # -- the views that Pyro sees ----------------------------------------------------------------------------------------

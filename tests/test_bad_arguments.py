@@ -698,7 +698,7 @@ ANYTHING = {
 # under Pyro's handlers or compiled.
 WITHIN = {
     *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
-    *("code_named", "check_code"),
+    *("code_named", "check_code", "completions"),
     *(
         "inverse",
         "cache",

@@ -133,6 +133,9 @@ class Dequantized(Program):
         """The integer of the cell that z is mapped to."""
         return Floor(self.flow.decode(z, given, site=site, draw=draw), self.levels).sample()
 
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return by.over_cells(self, x, mask, given)
+
     def unroll(self) -> Dequantized:
         """Unrolls the chains among the latents of the flow, if it has any; v itself stays one site, as in the guide."""
         if self.flow.latents(self.variable) == ():

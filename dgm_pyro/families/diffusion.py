@@ -327,6 +327,9 @@ class Denoising(Program):
     def unroll(self) -> UnrolledDiffusion:
         return UnrolledDiffusion(self)
 
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return by.over_times(self, x, mask, given)
+
     # -- codes: the two ends of the probability-flow ODE ---------------------------------------------------------------
 
     def codes(self) -> dict[str, Program]:
@@ -706,6 +709,9 @@ class UnrolledDiffusion(Program):
 
     def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
         return self.diffusion.support_given(given, size)
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return self.diffusion.completions(by, x, mask, given)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, steps = self.diffusion, self.diffusion.steps
