@@ -277,6 +277,8 @@ CALLS = {
     ),
     # methods of programs
     "Program.sample": Call(dict(num_samples=2), of=vae),
+    "Program.encode": Call(dict(x=X, site="z", num_draws=2), {"site": ["no", 3]}, of=vae),
+    "Program.decode": Call(dict(z=X, site="z"), {"site": ["no", 3]}, of=vae),
     "Program.log_prob": Call(dict(x=X), of=made),
     "Program.log_weights": Call(dict(x=X, num_particles=2), of=vae),
     "Denoising.sample": Call(
@@ -591,7 +593,6 @@ EXCLUDED = {
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.check_particles", "objectives.chosen", "representations.latents",
-        "representations.prior_of",
         "runs.read_json", "runs.record_of", "runs.write", "runs.write_json", "sweep.aligned", "sweep.collect",
         "sweep.devices", "sweep.markdown", "sweep.run_cell",
     ],
@@ -699,6 +700,7 @@ ANYTHING = {
 # under Pyro's handlers or compiled.
 WITHIN = {
     *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
+    *("code_named", "check_code", "completions"),
     *(
         "inverse",
         "cache",
