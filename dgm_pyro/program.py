@@ -546,9 +546,10 @@ class _DataSite(Messenger):
             transform = transform_to(distribution.support)
             shape = transform.inverse_shape(distribution.shape())
         except (AttributeError, NotImplementedError):
-            value: Tensor = distribution.sample()
-            return value
-        return transform(self.like.new_zeros(shape))
+            point: Tensor = distribution.sample()
+        else:
+            point = transform(self.like.new_zeros(shape))
+        return point
 
 
 class _Stated(Messenger):
@@ -950,7 +951,8 @@ def unwrapped(constraint: Any) -> constraints.Constraint:
     """That of single features, of a constraint on events of them."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
-    return constraint
+    inner: constraints.Constraint = constraint
+    return inner
 
 
 def bounded_by_numbers(constraint: constraints.Constraint) -> bool:
