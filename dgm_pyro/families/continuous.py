@@ -40,12 +40,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from dgm_pyro.checks import check_number
+from dgm_pyro.checks import check_count, check_number
 from dgm_pyro.families.conditionals import positive
 from dgm_pyro.families.diffusion import Chain, Denoised, Denoising, Even, noising
 from dgm_pyro.families.ode import solve
 from dgm_pyro.families.samplers import Spacing, Time
-from dgm_pyro.program import check_count, differentiating
+from dgm_pyro.program import differentiating
 from dgm_pyro.registry import register
 
 
@@ -265,8 +265,8 @@ class ContinuousDiffusion(Denoising):
         """log p(x) in nats under the probability-flow ODE, exact up to the solver's tolerance.
 
         The density is that of the flow at t = 0, where noise of scale ``exp(-noise_schedule.highest / 2)`` is left
-        (0.007 by default). The samplers' last step, to the denoiser's mean, is no part of it: it takes that noise off their
-        draws, which therefore spread less than this density says where the noise is not small beside the data.
+        (0.007 by default). The samplers' last step, to the denoiser's mean, is no part of it: it takes that noise off
+        their draws, which therefore spread less than this density says where the noise is not small beside the data.
 
         Args:
             x: ``(B, *event_shape)``, reals.
