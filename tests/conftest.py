@@ -7,6 +7,7 @@ minutes on two cores. Only programs of the registry for which an invariant is co
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 # Tests run one to a core: threads that wait for one another there cost several times what they save. Set before torch
@@ -14,6 +15,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Likewise the processes that Inductor would start to compile in, each of which loads torch first.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Inductor keeps machine code between runs, and does not ask whether it was made for other instructions.
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    CACHE = Path(tempfile.gettempdir()) / f"inductor-{os.getuid()}-{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 import matplotlib
 import pyro

@@ -154,16 +154,19 @@ def test_a_frozen_encoder_has_the_same_gaps(encoder, x):
 
 
 def test_annealing_and_weighting_agree_with_the_evidence(x):
+    def apart(found):
+        """Of the mean over the data: how far it is from the evidence, less four standard errors."""
+        difference = found.log_evidence - exact(CORRELATED, x)
+        return float(difference.mean().abs() - 4 * difference.std() / len(x) ** 0.5)
+
     program = vae(CORRELATED, mean_field(CORRELATED, 0.3, 1.2))
-    found = dgm.infer.gaps(program, x, num_particles=500, num_temperatures=60, steps=5, draws=32)
-    assert abs(float((found.log_evidence - exact(CORRELATED, x)).mean())) < 0.05
+    found = dgm.infer.gaps(program, x, num_particles=5000, num_temperatures=60, steps=5, draws=32)
+    assert apart(found) < 0.02  # a bound
     # A guide that misses the posterior by far: few particles say little, annealing still does.
     program = vae(CORRELATED, mean_field(CORRELATED, 4.0, 0.3))
     found = dgm.infer.gaps(program, x, num_particles=4, num_temperatures=100, steps=5, draws=32)
     assert found.kind == "ais-100"
-    error = float((found.log_evidence - exact(CORRELATED, x)).std()) / len(x) ** 0.5
-    assert abs(float((found.log_evidence - exact(CORRELATED, x)).mean())) < 4 * error + 0.05
-    assert torch.equal(found.worst(3), found.log_evidence.argsort()[:3])
+    assert apart(found) < 0.05
 
 
 def test_a_known_evidence_is_used_as_it_is(x):
