@@ -102,7 +102,7 @@ def train(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as vae or pixelcnn: see dgm list.")],
     data: Annotated[str, typer.Option(help="A data set: see dgm list.")] = "digits",
     data_dir: DataDir = None,
-    num: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
+    num_data: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
     prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
@@ -149,7 +149,7 @@ def train(
         swaps,
         labelled=labelled,
         data_dir=data_dir,
-        num=num,
+        num_data=num_data,
         objective=objective,
         num_labels=num_labels,
         mutate=mutate,
@@ -191,7 +191,7 @@ def _report_training(folder: Path, name: str, model: str, history: History) -> N
 @app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --steps 20")
 def sample(
     run: RunFolder,
-    num: Annotated[int, typer.Option("--num", "-n", help="How many.")] = 64,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many.")] = 64,
     label: Annotated[int | None, typer.Option(help="Draw from p(x | this class); for runs trained --labelled.")] = None,
     sampler: Annotated[
         str | None, typer.Option(help="For diffusion: ancestral (the model itself), ddim, dpm++ or heun.")
@@ -223,12 +223,12 @@ def sample(
     options = {name: value for name, value in options.items() if value is not None}
     _check_sampling(program, label, options)
     with seeded(seed, where), evaluating(program):
-        x = program.sample(num, given, **options).cpu()
+        x = program.sample(num_samples, given, **options).cpu()
     picture.parent.mkdir(parents=True, exist_ok=True)
     what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
-    plots.samples(x, levels=program.levels, title=f"{num} samples of {what}").savefig(picture)
+    plots.samples(x, levels=program.levels, title=f"{num_samples} samples of {what}").savefig(picture)
     _save_array(picture.with_suffix(".npy"), x)
-    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} samples of {what}")
+    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} samples of {what}")
 
 
 def _check_sampling(program: Program, label: int | None, options: dict[str, Any]) -> None:
@@ -254,7 +254,7 @@ def impute(
     mask: Annotated[
         str, typer.Option(help="What to hide: left, right, top, bottom, centre, or random:0.5 for a share.")
     ] = "left",
-    num: Annotated[int, typer.Option("--num", "-n", help="How many draws for each datum.")] = 4,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many draws for each datum.")] = 4,
     rows: Annotated[int, typer.Option(help="How many data of the split.")] = 8,
     split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
     num_particles: Annotated[
@@ -286,7 +286,7 @@ def impute(
         program,
         x.to(where),
         seen.to(where),
-        num,
+        num_samples,
         None if given is None else given.to(where),
         num_particles=num_particles,
         num_temperatures=num_temperatures,
@@ -297,7 +297,7 @@ def impute(
     what = f"{record.model} on {record.data}, {mask} hidden"
     plots.imputations(x, seen, drawn, levels=program.levels, title=what).savefig(picture)
     _save_array(picture.with_suffix(".npy"), drawn)
-    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} draws for each of {len(x)} data of {what}")
+    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} draws for each of {len(x)} data of {what}")
 
 
 @app.command(
@@ -309,7 +309,7 @@ def evaluate(
     num_particles: Annotated[
         int, typer.Option(help="With latent variables: 1 for the ELBO, K for the tighter IWAE bound.")
     ] = 1,
-    draws: Annotated[
+    num_samples: Annotated[
         int | None,
         typer.Option(
             help="Of the ELBO: how many draws to average for each datum, of a diffusion those of time and noise; "
@@ -341,9 +341,9 @@ def evaluate(
     where = find_device(device)
     program, record = runs.read(run, where)
     points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)
-    if draws is not None and (program.tractable or num_particles > 1 or ode):
-        raise ValueError("--draws are those of an ELBO, but this evidence is none: leave it out")
-    averaged: dict[str, Any] = {} if draws is None else {"draws": draws}
+    if num_samples is not None and (program.tractable or num_particles > 1 or ode):
+        raise ValueError("--num-samples are those of an ELBO, but this evidence is none: leave it out")
+    averaged: dict[str, Any] = {} if num_samples is None else {"num_samples": num_samples}
     shown = sys.stderr.isatty()
     evidence = dgm.evaluate(
         program, points, num_particles=num_particles, ode=ode, seed=seed, progress=shown, **averaged
@@ -404,13 +404,13 @@ def doctor(
         else:
             diagnosis = dgm.doctor(model, guide, *args, **kwargs)
     elif target in MODELS:
-        points = dgm.data.load(data or "digits", data_dir=data_dir, num=64)
+        points = dgm.data.load(data or "digits", data_dir=data_dir, num_data=64)
         diagnosis = dgm.doctor(build(target, points, **swaps), points)
     elif target.endswith(".py"):
         raise ValueError(f"{target} is a file: name what is in the file: {target}:MODEL,GUIDE")
     else:
         program, record = runs.read(target)
-        points = dgm.data.load(data or record.data, data_dir=data_dir or record.data_dir, num=64)
+        points = dgm.data.load(data or record.data, data_dir=data_dir or record.data_dir, num_data=64)
         diagnosis = dgm.doctor(program, points)
     typer.echo(json.dumps(diagnosis.as_dict(), indent=1) if as_json else str(diagnosis))
     if not diagnosis.ok:
@@ -435,7 +435,7 @@ def sweep(
     likelihood: Names = None,
     objective: Names = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 1,
-    num: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
+    num_data: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
     latent_size: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
@@ -460,7 +460,18 @@ def sweep(
 
     compiling = "auto" if compile is None else compile
     options = Options(
-        model, data, data_dir, num, latent_size, epochs, batch_size, lr, num_particles, device, compiling, precision
+        model,
+        data,
+        data_dir,
+        num_data,
+        latent_size,
+        epochs,
+        batch_size,
+        lr,
+        num_particles,
+        device,
+        compiling,
+        precision,
     )
     folder = out or Path("sweeps") / f"{model}-{data}"
     result = run_sweep(
@@ -515,10 +526,10 @@ def compare(
     typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
 
 
-@app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num 64")
+@app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num-data 64")
 def gaps(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Runs of VAEs, one for each guide.")],
-    num: Annotated[int, typer.Option(help="How many data, from the start of the split.")] = 64,
+    num_data: Annotated[int, typer.Option(help="How many data, from the start of the split.")] = 64,
     split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
     num_particles: Annotated[int, typer.Option(help="K of the IWAE bound on log p(x).")] = 1000,
     num_temperatures: Annotated[
@@ -539,12 +550,12 @@ def gaps(
     from dgm_pyro.program import check_count
     from dgm_pyro.training.fit import find_device
 
-    check_count(num, "num")
+    check_count(num_data, "num_data")
     where, picture = find_device(device), _written_to(out, folders[0] / "gaps.png")
     found, loaded = {}, {folder: runs.read(folder, where) for folder in folders}
     for folder, (program, record) in loaded.items():
         picture.parent.mkdir(parents=True, exist_ok=True)
-        points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num].to(where)
+        points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num_data].to(where)
         x, given, _ = program.arguments(points.x, points.y)
         found[str(folder)] = dgm.infer.gaps(
             program,
@@ -566,7 +577,7 @@ def gaps(
             ).savefig(worst)
     names = {folder.name: each for folder, each in zip(loaded, found.values(), strict=True)}
     plots.gaps(
-        names if len(names) == len(found) else found, title=f"Gaps on {record.data}, {min(num, len(points))} data"
+        names if len(names) == len(found) else found, title=f"Gaps on {record.data}, {min(num_data, len(points))} data"
     ).savefig(picture)
     if as_json:
         typer.echo(json.dumps({name: each.as_dict() for name, each in found.items()}, indent=1))
@@ -574,11 +585,11 @@ def gaps(
         typer.echo(f"{picture}: the gaps drawn")
 
 
-@app.command(epilog="Example: dgm checks runs/vae-digits --num-simulations 1000")
+@app.command(epilog="Example: dgm checks runs/vae-digits --num-samples 1000")
 def checks(
     run: RunFolder,
-    num_simulations: Annotated[int, typer.Option(help="Pairs (z, x) simulated for calibration.")] = 500,
-    num: Annotated[int, typer.Option(help="How many data the activity of units is measured on.")] = 512,
+    num_samples: Annotated[int, typer.Option(help="Pairs (z, x) simulated for calibration.")] = 500,
+    num_data: Annotated[int, typer.Option(help="How many data the activity of units is measured on.")] = 512,
     split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
     seed: Seed = 0,
     device: Device = "auto",
@@ -597,11 +608,11 @@ def checks(
     from dgm_pyro.program import check_count
     from dgm_pyro.training.fit import find_device
 
-    check_count(num, "num")
+    check_count(num_data, "num_data")
     where, picture = find_device(device), _written_to(out, run / "checks.png")
     program, record = runs.read(run, where)
-    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num]
-    report = dgm.infer.check(program, points, num_simulations=num_simulations, seed=seed)
+    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num_data]
+    report = dgm.infer.check(program, points, num_samples=num_samples, seed=seed)
     picture.parent.mkdir(parents=True, exist_ok=True)
     plots.calibration(report, title=f"The guide of {record.model} on {record.data}").savefig(picture)
     if as_json:
@@ -819,7 +830,7 @@ def represent(
     site: Annotated[
         str | None, typer.Option(help="Level of a hierarchy, such as z2; default: that nearest to x.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Use at most so many data, and so many training data.")] = 5000,
+    num_data: Annotated[int, typer.Option(help="Use at most so many data, and so many training data.")] = 5000,
     path: Annotated[str, typer.Option(help="Of the interpolation: spherical or linear.")] = "spherical",
     seed: Seed = 0,
     device: Device = "auto",
@@ -841,7 +852,7 @@ def represent(
     from dgm_pyro.training.fit import find_device
     from dgm_pyro.uses import representations
 
-    check_count(num, "num")
+    check_count(num_data, "num_data")
     where, picture = find_device(device), _written_to(out, run / "representation.png")
     program, record = runs.read(run, where)
     place, source = data_dir or record.data_dir, data or record.data
@@ -852,13 +863,13 @@ def represent(
             f"labelled = dgm.load({str(run)!r}); dgm.representations.encode(labelled.program, x, labelled.classify(x))"
         )
     x, y = _inputs(source, program, place)
-    x, y = x[:num], None if y is None else y[:num]
+    x, y = x[:num_data], None if y is None else y[:num_data]
     z = representations.encode(program, x, site=site, seed=seed)
     site, what = site or representations.codes(program)[0], f"{record.model} on {record.data}"
     table = {}
     if y is not None:
         train = dgm.data.load(record.data, data_dir=place)
-        train = dgm.data.load(record.data, data_dir=place, num=min(num, len(train)), seed=seed)
+        train = dgm.data.load(record.data, data_dir=place, num_data=min(num_data, len(train)), seed=seed)
         known = representations.encode(program, train.x, site=site, seed=seed)
         assert train.y is not None  # a data set has labels in both splits, or in none
         for name, (seen, unseen) in {site: (known, z), "x": (train.x, x)}.items():
@@ -880,7 +891,7 @@ def represent(
         numbers = {
             "run": str(run),
             "site": site,
-            "num": len(z),
+            "num_data": len(z),
             "quality": {name: each.as_dict() for name, each in table.items()},
             "active": {name: int(each.active.sum()) for name, each in use.items()},
             "kl": {name: None if each.kl is None else each.kl.tolist() for name, each in use.items()},

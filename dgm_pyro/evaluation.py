@@ -165,7 +165,7 @@ def evaluate(
     data: Data | Tensor,
     *,
     num_particles: int = 1,
-    draws: int = 8,
+    num_samples: int = 8,
     ode: bool = False,
     batch_size: int = 256,
     seed: int = 0,
@@ -178,7 +178,7 @@ def evaluate(
         program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it.
         data: a `Data`, or a tensor ``(N, *event_shape)``.
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
-        draws: how many draws of an ELBO to average per datum: less noise, the same bound.
+        num_samples: how many draws of an ELBO to average per datum: less noise, the same bound.
         ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
             the bound: `ContinuousDiffusion.ode_log_prob`. It is that of the flow which the deterministic samplers
             follow, before their last step, to the denoiser's mean.
@@ -199,7 +199,7 @@ def evaluate(
         ValueError, TypeError: shapes, values or measures do not fit; the message names the remedy.
     """
     check_count(num_particles, "num_particles")
-    check_count(draws, "draws")
+    check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")
     data = as_data(program, data)
     device = program_device(program) if device is None else find_device(device)
@@ -238,7 +238,7 @@ def evaluate(
                 bar.update(len(x))
             else:
                 with noise.per_datum(value, seed):
-                    bounds.append(_bound(program, value, given, num_particles, draws, bar.update))
+                    bounds.append(_bound(program, value, given, num_particles, num_samples, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -253,21 +253,21 @@ def evaluate(
 
 
 def _bound(
-    program: Program, x: Tensor, given: Any, num_particles: int, draws: int, advance: Callable[[int], Any]
+    program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[int], Any]
 ) -> Bound:
     """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
     if isinstance(program, Labelled) and not program.tractable:
-        return _sum_over_labels(program, x, num_particles, draws, advance)
+        return _sum_over_labels(program, x, num_particles, num_samples, advance)
     if not program.tractable and num_particles > 1:
         iwae = importance_bound(program, x, given, num_particles, advance)
         return Bound(iwae, iwae)
-    bound = ELBO(num_particles=draws)(program, x, given)
+    bound = ELBO(num_particles=num_samples)(program, x, given)
     advance(len(x))
     return bound
 
 
 def _sum_over_labels(
-    program: Labelled, x: Tensor, num_particles: int, draws: int, advance: Callable[[int], Any]
+    program: Labelled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[int], Any]
 ) -> Bound:
     """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not asked.
 
@@ -280,7 +280,9 @@ def _sum_over_labels(
     log_prior = program.prior().log_prob(labels)
 
     def of_classes() -> list[Bound]:
-        return [_bound(program.program, x, y.expand(len(x)), num_particles, draws, lambda done: None) for y in labels]
+        return [
+            _bound(program.program, x, y.expand(len(x)), num_particles, num_samples, lambda done: None) for y in labels
+        ]
 
     each = of_classes()
     log_joint = torch.stack([bound.value for bound in each], -1) + log_prior

@@ -9,6 +9,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "ContinuousDiffusion": {"schedule": "noise_schedule"},
     "Diffusion": {"schedule": "noise_schedule"},
     "Implicit": {"latent": "latent_name"},
+    "SemiAmortized": {"draws": "num_samples"},
     "TopDown": {"latent": "latent_name"},
     "VAE": {"latent": "latent_name"},
 }
@@ -17,7 +18,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
 PARTS: dict[str, str] = {"schedule": "noise_schedule"}
 """Of modules and their weights in version 1, as they stand in the paths of a state_dict."""
 
-OPTIONS: dict[str, str] = {"latent": "latent_size"}
+OPTIONS: dict[str, str] = {"latent": "latent_size", "num": "num_data"}
 """Of a run and of a sweep."""
 
 

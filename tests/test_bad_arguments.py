@@ -59,10 +59,10 @@ def kind(values, *names):
 
 kind(SEED, "seed")
 kind(
-    COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_simulations", "draws",
-    "num_draws", "num_bins", "num_data", "num", "batch_size", "epochs", "steps", "warmup", "max_tree_depth", "bins",
-    "neighbours", "num_clusters", "layers", "components", "rank", "num_parameters", "out_features", "features", "width",
-    "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks", "outputs", "critic_steps", "size", "k",
+    COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
+    "num_bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "steps", "warmup", "max_tree_depth",
+    "bins", "neighbours", "num_clusters", "layers", "components", "rank", "num_parameters", "out_features", "features",
+    "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks", "outputs", "critic_steps", "size", "k",
     "num_classes", "most", "early_stopping",
 )  # fmt: skip
 kind(LEVELS, "levels", "context_levels")
@@ -166,7 +166,7 @@ def stored():
 
 
 def run():
-    runs.train(folder := fresh(), "pixels", "moons", {}, num=8, epochs=1, validation=None, progress=False)
+    runs.train(folder := fresh(), "pixels", "moons", {}, num_data=8, epochs=1, validation=None, progress=False)
     return folder
 
 
@@ -183,7 +183,7 @@ def density_ratio():
 
 
 def gaps(program, x):
-    return dgm.infer.gaps(program, x, num_particles=2, num_temperatures=0, steps=1, draws=2)
+    return dgm.infer.gaps(program, x, num_particles=2, num_temperatures=0, steps=1, num_samples=2)
 
 
 def image_vae():
@@ -192,7 +192,7 @@ def image_vae():
 
 
 def report():
-    return dgm.infer.check(vae(), X, num_simulations=20, num_draws=3, num_bins=2)
+    return dgm.infer.check(vae(), X, num_samples=20, num_posterior_samples=3, num_bins=2)
 
 
 @pytest.fixture(autouse=True)
@@ -263,7 +263,7 @@ CALLS = {
     ),
     "guides.PrecisionWeighted": Call(dict(encoder=encoder, generative=encoder)),
     "guides.SemiAmortized": Call(
-        dict(encoder=encoder, prior=lambda: dgm.Normal(2), likelihood=encoder, steps=2, lr=0.1, draws=2)
+        dict(encoder=encoder, prior=lambda: dgm.Normal(2), likelihood=encoder, steps=2, lr=0.1, num_samples=2)
     ),
     "guides.LinearGaussianPosterior": Call(
         dict(prior=lambda: dgm.Normal(2), likelihood=lambda: dgm.Normal(2, nn.Linear(2, 2), scale="shared"))
@@ -320,7 +320,7 @@ CALLS = {
     # running
     "build": Call(dict(name="vae", data=data, hidden=(4,)), {"data": [None, "x", X]}),
     "compile": Call(dict(program=vae), free=["objective"]),
-    "evaluate": Call(dict(program=vae, data=X, num_particles=2, draws=2, batch_size=2, seed=0, device="cpu")),
+    "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),
     "fit": Call(
         dict(program=lambda: dgm.Normal(2, learned=True), data=X, objective="elbo", epochs=1, batch_size=2, lr=0.1,
              weight_decay=0.0, lr_schedule="cosine", seed=0, device="cpu", validation=X, early_stopping=1, ema=0.5,
@@ -343,9 +343,9 @@ CALLS = {
              temperature_schedule="sigmoid", target_acceptance=0.65, seed=0),
         {"temperature_schedule": NAME, "transition": ["x", 3]},
     ),
-    "infer.check": Call(dict(program=vae, data=X, num_simulations=20, num_draws=3, num_bins=2, seed=0)),
+    "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, num_bins=2, seed=0)),
     "infer.gaps": Call(
-        dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, steps=1, draws=2, seed=0),
+        dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, steps=1, num_samples=2, seed=0),
         {"num_temperatures": [-1, 1.5, None, "x"], "log_evidence": REALS[1:]},
     ),
     "infer.hide": Call(dict(region="random:0.5", event_shape=(2,), seed=0)),
@@ -356,24 +356,24 @@ CALLS = {
     "infer.nuts": Call(
         dict(program=vae, x=X, num_samples=2, warmup=2, max_tree_depth=1, seed=0), free=["observed"]
     ),
-    "infer.sbc": Call(dict(program=vae, num_simulations=20, num_draws=3, num_bins=2, seed=0)),
+    "infer.sbc": Call(dict(program=vae, num_samples=20, num_posterior_samples=3, num_bins=2, seed=0)),
     "infer.smc": Call(dict(program=diffusion, x=X, num_particles=2, threshold=0.5, seed=0)),
     "infer.propagate": Call(
         dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, size=4,
              threshold=0.5),
         free=["stepper"],
     ),
-    "infer.units": Call(dict(program=vae, data=X, draws=2, seed=0)),
+    "infer.units": Call(dict(program=vae, data=X, num_samples=2, seed=0)),
     "Calibration.histogram": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
     "Calibration.p_values": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
-    "Gaps.worst": Call(dict(num=2), of=lambda: gaps(vae(), X)),
+    "Gaps.worst": Call(dict(num_data=2), of=lambda: gaps(vae(), X)),
     "infer.HMC": Call(dict(num_leapfrog=1)),
     # data
     "Data": Call(dict(x=X, y=Y, num_classes=2, levels=None), {"levels": LEVELS[:2], "y": LABELS[1:], "name": []}),
     "Data.split": Call(dict(fraction=0.5, seed=0), of=data),
-    "Data.keep_labels": Call(dict(num=2, seed=0), of=data),
+    "Data.keep_labels": Call(dict(num_labels=2, seed=0), of=data),
     "Data.to": Call(dict(device="cpu"), of=data),
-    "data.load": Call(dict(name="moons", split="train", num=4, seed=0)),
+    "data.load": Call(dict(name="moons", split="train", num_data=4, seed=0)),
     # anomaly
     "anomaly.log_p": Call(dict(program=vae, x=X, num_particles=1, batch_size=2, seed=0)),
     "anomaly.Surprise": Call(dict(program=vae, num_particles=1)),
@@ -381,7 +381,7 @@ CALLS = {
     "anomaly.Ratio": Call(dict(surprise=vae, background=vae)),
     "anomaly.Complexity": Call(dict(surprise=lambda: dgm.Bernoulli((1, 4, 4)), compressor="png")),
     "anomaly.WAIC": Call(dict(ensemble=lambda: [vae(), vae()]), {"ensemble": [None, "x", 3, [3, 4]]}),
-    "anomaly.PosteriorKL": Call(dict(program=vae, draws=2, seed=0)),
+    "anomaly.PosteriorKL": Call(dict(program=vae, num_samples=2, seed=0)),
     "anomaly.code_bits": Call(dict(x=IMAGES.byte(), compressor="png")),
     "anomaly.Detector": Call(dict(score=vae), {"score": PROGRAM[:3]}),
     "anomaly.separation": Call(dict(normal=X[:, 0], anomalous=X[:, 1])),
@@ -426,19 +426,19 @@ CALLS = {
     # representations
     "representations.codes": Call(dict(program=vae)),
     "representations.encode": Call(
-        dict(program=vae, x=X, site="z", draw=True, num_draws=2, batch_size=2, seed=0), {"site": ["no", 3]}
+        dict(program=vae, x=X, site="z", draw=True, num_samples=2, batch_size=2, seed=0), {"site": ["no", 3]}
     ),
     "representations.decode": Call(
         dict(program=vae, z=X, site="z", batch_size=2, seed=0), {"site": ["no", 3]}
     ),
-    "representations.line": Call(dict(a=X, b=X + 1, num=3)),
-    "representations.arc": Call(dict(a=X, b=X + 1, num=3)),
-    "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num=3, path="spherical")),
+    "representations.line": Call(dict(a=X, b=X + 1, num_points=3)),
+    "representations.arc": Call(dict(a=X, b=X + 1, num_points=3)),
+    "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, path="spherical")),
     "representations.traverse": Call(
         dict(program=vae, z=X[:1], values=(0.0, 1.0), features=[0], site="z"),
         {"values": [None, "x", 3, [NAN]], "features": ["x", 3, [7], [0.5]], "site": ["no", 3]},
     ),
-    "representations.grid": Call(dict(program=vae, num=2, reach=1.0)),
+    "representations.grid": Call(dict(program=vae, num_points=2, reach=1.0)),
     "representations.is_discrete": Call(dict(program=vae, site="z"), {"site": ["no", 3]}),
     "representations.probe": Call(CODES),
     "representations.knn": Call(CODES | dict(neighbours=1)),
@@ -519,7 +519,7 @@ CALLS = {
     "plots.table_of_features": Call(dict(x=X)),
     "plots.samples": Call(dict(x=X)),
     "plots.imputations": Call(
-        dict(x=IMAGES, mask=IMAGES > 0, draws=IMAGES.unsqueeze(0), levels=4), {"mask": ["x", 3], "draws": REALS[:4]}
+        dict(x=IMAGES, mask=IMAGES > 0, samples=IMAGES.unsqueeze(0), levels=4), {"mask": ["x", 3], "samples": REALS[:4]}
     ),
     "plots.learning_curves": Call(dict(history=history), {"history": THING}),
     "plots.bits_per_dim": Call(
@@ -535,14 +535,14 @@ CALLS = {
     ),
     "plots.heat_map": Call(dict(panels={"a": {("b", "c"): (1.0, 0.1)}}), {"panels": THING}),
     "plots.gaps": Call(dict(found=lambda: {"a": gaps(vae(), X)}), {"found": THING}),
-    "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num=2), {"found": THING}),
+    "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num_data=2), {"found": THING}),
     "plots.calibration": Call(dict(report=report, most=2), {"report": THING}),
     "plots.latent_map": Call(dict(z=X, y=Y), {"y": LABELS[1:3]}),
     # runs and sweeps
     "runs.read": Call(dict(folder=run, device="cpu")),
     "runs.reserve": Call(dict(folder=fresh)),
     "runs.train": Call(
-        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, num=8, objective="elbo", seed=0,
+        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, num_data=8, objective="elbo", seed=0,
              validation=0.5, epochs=1, progress=False),
         {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "num_labels": [0, "x"], "mutate": [1.5, "x"],
          "validation": [1.5, "x"]},
@@ -552,7 +552,7 @@ CALLS = {
         {"folders": [None, 3, [3, 4]]},
     ),
     "sweep.sweep": Call(
-        dict(out=fresh, options=lambda: sweep.Options("vae", "moons", num=8, epochs=1, num_particles=2),
+        dict(out=fresh, options=lambda: sweep.Options("vae", "moons", num_data=8, epochs=1, num_particles=2),
              prior=("normal",), objective=("elbo",), seeds=1, jobs=1, progress=False),
         {"options": ["x", 3], "prior": [3, ("no",)], "encoder": [3, ("no",)], "likelihood": [3, ("no",)],
          "objective": [3, ("no",)]},

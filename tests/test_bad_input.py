@@ -487,7 +487,7 @@ CASES = {
     ),
     # evaluate
     "evaluate with no particles": (lambda: dgm.evaluate(vae(), X, num_particles=0), ValueError, ["num_particles"]),
-    "evaluate in no draws": (lambda: dgm.evaluate(vae(), X, draws=0), ValueError, ["draws"]),
+    "evaluate in no draws": (lambda: dgm.evaluate(vae(), X, num_samples=0), ValueError, ["num_samples"]),
     "evaluate a mass on reals": (
         lambda: dgm.evaluate(dgm.Bernoulli(2), dgm.Data(X)),
         ValueError,
@@ -511,8 +511,12 @@ CASES = {
     # data
     "an unknown data set": (lambda: dgm.data.load("cifar"), ValueError, ["no data set 'cifar'", "digits"]),
     "an unknown split": (lambda: dgm.data.load("digits", "half"), ValueError, ["no split 'half'", "train, test"]),
-    "data in no numbers": (lambda: dgm.data.load("moons", num=0), ValueError, ["num must be a positive int"]),
-    "more data than there are": (lambda: dgm.data.load("digits", num=10_000), ValueError, ["num is 10000", "1437"]),
+    "data in no numbers": (lambda: dgm.data.load("moons", num_data=0), ValueError, ["num must be a positive int"]),
+    "more data than there are": (
+        lambda: dgm.data.load("digits", num_data=10_000),
+        ValueError,
+        ["num is 10000", "1437"],
+    ),
     "data without a folder": (
         lambda: dgm.data.load("mnist", data_dir="/nowhere"),
         FileNotFoundError,

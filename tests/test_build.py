@@ -37,11 +37,11 @@ def test_every_model_builds_for_reals_and_integers_trains_and_is_stored(name, le
     data = digits_like(levels)
     program = build(name, data)
     assert program.measure == data.measure
-    before = dgm.evaluate(program, data, draws=20).nats
+    before = dgm.evaluate(program, data, num_samples=20).nats
     dgm.fit(program, data, epochs=6, batch_size=12, lr=0.003, progress=False, validation=None)
     dgm.save(program, tmp_path)
-    after = dgm.evaluate(program, data, draws=20)
-    assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data, draws=20).values, after.values)
+    after = dgm.evaluate(program, data, num_samples=20)
+    assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data, num_samples=20).values, after.values)
     assert after.nats > before
 
 
@@ -141,7 +141,7 @@ def test_a_mass_for_reals():
 
 @pytest.mark.parametrize("name", ["iaf", "nsf"])
 def test_flow_encoders_start_as_the_mean_field_they_contain(name):
-    encoder = build("vae", dgm.data.load("digits-binary", num=8), encoder=name).encoder
+    encoder = build("vae", dgm.data.load("digits-binary", num_data=8), encoder=name).encoder
     x = torch.randint(2, (16, 1, 8, 8))
     base = encoder.base(x)
     z = base.sample()

@@ -45,11 +45,11 @@ def trained(tmp_path_factory):
     """Runs, by name, each trained for an epoch."""
     folder = tmp_path_factory.mktemp("runs")
     recipes = {
-        "vae": ["vae", "--latent-size", "4", "--num", "200"],
-        "points": ["made", "--data", "moons", "--num", "300"],
-        "labelled": ["pixels", "--labelled", "--num", "300", "--lr", "0.1"],
-        "classifier": ["classifier", "--num", "300"],
-        "diffusion": ["diffusion", "--data", "moons", "--num", "200", "--labelled"],
+        "vae": ["vae", "--latent-size", "4", "--num-data", "200"],
+        "points": ["made", "--data", "moons", "--num-data", "300"],
+        "labelled": ["pixels", "--labelled", "--num-data", "300", "--lr", "0.1"],
+        "classifier": ["classifier", "--num-data", "300"],
+        "diffusion": ["diffusion", "--data", "moons", "--num-data", "200", "--labelled"],
     }
     for name, recipe in recipes.items():
         dgm_ok("train", *recipe, *FAST, "--out", folder / name)
@@ -76,7 +76,7 @@ def test_a_run_holds_the_program_and_how_it_came_about(trained):
 
 
 def test_training_says_what_to_do_next(tmp_path, capsys):
-    dgm_ok("train", "pixels", "--num", "100", *FAST, "--out", tmp_path / "run")
+    dgm_ok("train", "pixels", "--num-data", "100", *FAST, "--out", tmp_path / "run")
     out = capsys.readouterr().out
     assert f"next: dgm evaluate {tmp_path / 'run'}" in out
     assert "nats per datum" in out
@@ -85,7 +85,7 @@ def test_training_says_what_to_do_next(tmp_path, capsys):
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.rand(17)  # the global random state must not matter
-        dgm_ok("train", "made", "--num", "100", *FAST, "--seed", seed, "--out", tmp_path / name)
+        dgm_ok("train", "made", "--num-data", "100", *FAST, "--seed", seed, "--out", tmp_path / name)
     a, b, c = (dgm.load(tmp_path / name).state_dict() for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
@@ -95,7 +95,7 @@ def test_options_reach_the_training(tmp_path):
     out = tmp_path / "run"
     dgm_ok(
         "train", "vae", "--prior", "vae", "--objective", "iwae", "--epochs", "3", "--batch-size", "50", "--lr", "0.01",
-        "--num", "100", "--validation", "0.2", "--early-stopping", "2", "--ema", "0.9", "--weight-decay", "0.1",
+        "--num-data", "100", "--validation", "0.2", "--early-stopping", "2", "--ema", "0.9", "--weight-decay", "0.1",
         "--device", "cpu", "--out", out,
     )  # fmt: skip
     program, record = runs.read(out)
@@ -106,10 +106,10 @@ def test_options_reach_the_training(tmp_path):
 
 
 def test_a_run_of_few_labels_is_that_of_the_same_labels_hidden_in_python(tmp_path):
-    recipe = ["--labelled", "--objective", "semi-supervised:50", "--num-labels", "20", "--num", "100", *FAST]
+    recipe = ["--labelled", "--objective", "semi-supervised:50", "--num-labels", "20", "--num-data", "100", *FAST]
     dgm_ok("train", "vae", *recipe, "--validation", "0", "--out", tmp_path / "run")
     program, record = runs.read(tmp_path / "run")
-    few = dgm.data.load("digits", num=100).keep_labels(20)
+    few = dgm.data.load("digits", num_data=100).keep_labels(20)
     with seeded(0, torch.device("cpu")):
         twin = dgm.build("vae", few, labelled=True)
     history = dgm.fit(twin, few, "semi-supervised:50", epochs=1, validation=None, device="cpu", progress=False)
@@ -120,7 +120,7 @@ def test_a_run_of_few_labels_is_that_of_the_same_labels_hidden_in_python(tmp_pat
 
 def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "optimized", lambda graph: compilation.optimized(graph, "eager"))
-    recipe = ["train", "made", "--data", "moons", "--num", "200", *FAST]
+    recipe = ["train", "made", "--data", "moons", "--num-data", "200", *FAST]
     dgm_ok(*recipe, "--compile", "--precision", "bf16", "--out", tmp_path / "run")
     record = runs.read(tmp_path / "run")[1]
     assert record.history["compiled"]
@@ -128,7 +128,18 @@ def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch
     dgm_ok(*recipe, "--no-compile", "--out", tmp_path / "plain")
     assert not runs.read(tmp_path / "plain")[1].history["compiled"]
     capsys.readouterr()
-    vae = ["train", "vae", "--num", "200", *FAST, "--compile", "--objective", "dreg", "--out", str(tmp_path / "no")]
+    vae = [
+        "train",
+        "vae",
+        "--num-data",
+        "200",
+        *FAST,
+        "--compile",
+        "--objective",
+        "dreg",
+        "--out",
+        str(tmp_path / "no"),
+    ]
     for wrong in (vae, [*map(str, recipe), "--precision", "half", "--out", str(tmp_path / "no")]):
         assert cli.main(wrong) == 1
     first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dgm: ")]
@@ -149,12 +160,12 @@ def test_threads_are_set_for_this_process_and_those_that_it_starts(monkeypatch, 
 
 
 def test_validation_zero_trains_on_everything(tmp_path):
-    dgm_ok("train", "pixels", "--num", "100", *FAST, "--validation", "0", "--out", tmp_path / "run")
+    dgm_ok("train", "pixels", "--num-data", "100", *FAST, "--validation", "0", "--out", tmp_path / "run")
     assert runs.read(tmp_path / "run")[1].history["epochs"][0]["validation"] is None
 
 
 def test_a_run_is_overwritten_only_on_demand(tmp_path, capsys):
-    arguments = ["train", "pixels", "--num", "100", *FAST, "--out", str(tmp_path / "run")]
+    arguments = ["train", "pixels", "--num-data", "100", *FAST, "--out", str(tmp_path / "run")]
     assert cli.main(arguments) == 0
     before = (tmp_path / "run" / "run.json").read_bytes()
     capsys.readouterr()
@@ -264,9 +275,9 @@ def test_more_draws_are_averaged(trained, capsys):
         return json.loads(capsys.readouterr().out)["nats"]
 
     program, test = dgm.load(trained["vae"]), dgm.data.load("digits", "test")
-    assert nats() == nats("--draws", "8") == dgm.evaluate(program, test).nats
-    assert nats("--draws", "1") == dgm.evaluate(program, test, draws=1).nats
-    several = torch.tensor([[nats("--draws", draws, "--seed", seed) for seed in range(8)] for draws in (1, 16)])
+    assert nats() == nats("--num-samples", "8") == dgm.evaluate(program, test).nats
+    assert nats("--num-samples", "1") == dgm.evaluate(program, test, num_samples=1).nats
+    several = torch.tensor([[nats("--num-samples", draws, "--seed", seed) for seed in range(8)] for draws in (1, 16)])
     few, many = several.std(1)
     assert many < few / 2  # a quarter in expectation
 
@@ -368,7 +379,7 @@ BAD = [
     (["train", "vae", "--validation", "1.5"], 1, "validation"),
     (["train", "vae", "--early-stopping", "0"], 1, "early_stopping"),
     (["train", "vae", "--early-stopping", "3", "--validation", "0"], 1, "early_stopping"),
-    (["train", "vae", "--num", "0"], 1, "num"),
+    (["train", "vae", "--num-data", "0"], 1, "num_data"),
     (["train", "vae", "--device", "abacus"], 1, "device"),
     (["train", "classifier", "--labelled"], 1, "discriminative"),
     (["train", "vae", "--colour", "red"], 2, "--colour"),
@@ -389,9 +400,9 @@ BAD = [
     (["evaluate", "{vae}", "--split", "holdout"], 1, "no split"),
     (["evaluate", "{vae}", "--num-particles", "0"], 1, "num_particles"),
     (["evaluate", "{vae}", "--ode"], 1, "ode=True is for a ContinuousDiffusion"),
-    (["evaluate", "{vae}", "--draws", "0"], 1, "draws must be a positive integer"),
-    (["evaluate", "{vae}", "--draws", "3", "--num-particles", "2"], 1, "--draws are those of an ELBO"),
-    (["evaluate", "{points}", "--draws", "3"], 1, "--draws are those of an ELBO"),
+    (["evaluate", "{vae}", "--num-samples", "0"], 1, "num_samples must be a positive integer"),
+    (["evaluate", "{vae}", "--num-samples", "3", "--num-particles", "2"], 1, "--num-samples are those of an ELBO"),
+    (["evaluate", "{points}", "--num-samples", "3"], 1, "--num-samples are those of an ELBO"),
     (["tour", "--device", "abacus"], 1, "device"),
     (["tour", "--out", "{vae}"], 1, "no tour"),
     (["dance"], 2, "dance"),
@@ -439,7 +450,20 @@ def test_a_run_that_is_missing_is_noticed_before_the_others_are_measured(trained
 
 
 def test_a_loss_that_is_not_finite_is_one_line_after_the_bar(tmp_path, capfd):
-    arguments = ["train", "vae", "--data", "moons", "--num", "200", "--lr", "1e30", "--epochs", "5", "--device", "cpu"]
+    arguments = [
+        "train",
+        "vae",
+        "--data",
+        "moons",
+        "--num-data",
+        "200",
+        "--lr",
+        "1e30",
+        "--epochs",
+        "5",
+        "--device",
+        "cpu",
+    ]
     assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 1
     err = capfd.readouterr().err
     assert err.splitlines()[-1].startswith("dgm: the ")

@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
         "mutated": ["pixels", "--lr", "0.1", "--epochs", "10", "--mutate", "1"],
     }
     for name, (model, *options) in recipes.items():
-        short = ["--num", "500", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
+        short = ["--num-data", "500", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
         dgm_ok("train", model, *options, *short, "--device", "cpu", "--out", folder / name)
     np.save(folder / "noise.npy", np.random.default_rng(0).integers(0, 17, (30, 8, 8)))
     np.save(folder / "far.npy", np.full((5, 2), 50.0))

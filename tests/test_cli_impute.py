@@ -19,7 +19,7 @@ def trained(tmp_path_factory):
         ("realnvp", "moons"),
         ("classifier", "digits"),
     ):
-        short = ("--num", "64", "--epochs", "1", "--validation", "0")
+        short = ("--num-data", "64", "--epochs", "1", "--validation", "0")
         dgm_ok("train", name, "--data", data, *short, "--out", folder / name)
     return folder
 

@@ -517,10 +517,10 @@ def test_a_pair_that_has_been_trained_is_healthy():
 
 def test_data_that_do_not_fit_a_program():
     program = dgm.Bernoulli((1, 8, 8), learned=True)
-    diagnosis = doctor(program, dgm.data.load("digits", num=10))
+    diagnosis = doctor(program, dgm.data.load("digits", num_data=10))
     assert [finding.check for finding in diagnosis.errors] == ["data"]
     assert "binarized" in diagnosis.errors[0].fix
-    assert doctor(program, dgm.data.load("digits-binary", num=10)).ok
+    assert doctor(program, dgm.data.load("digits-binary", num_data=10)).ok
 
 
 def test_what_is_no_pair():

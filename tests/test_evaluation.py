@@ -137,7 +137,7 @@ def test_labels_are_summed_over_where_only_p_of_x_given_y_is_bounded():
     """So a classifier that nothing has trained, as where all labels were known, costs nothing."""
     program = CASES["labelled-vae"].build().eval()
     x, _ = CASES["labelled-vae"].draw(program, 40)
-    found = {k: dgm.evaluate(program, x, num_particles=k, draws=200) for k in (1, 500)}
+    found = {k: dgm.evaluate(program, x, num_particles=k, num_samples=200) for k in (1, 500)}
     with torch.no_grad():
         weights = torch.cat([program.log_weights(x, num_particles=20_000) for _ in range(6)])
         best = weights.logsumexp(0) - math.log(120_000)
@@ -146,7 +146,7 @@ def test_labels_are_summed_over_where_only_p_of_x_given_y_is_bounded():
     assert found[1].nats < best.mean()
     assert sum(found[1].reconstruction.values()) - sum(found[1].kl.values()) == pytest.approx(found[1].nats, abs=1e-5)
     for k, evidence in found.items():
-        assert torch.equal(dgm.evaluate(program, x, num_particles=k, draws=200).values, evidence.values)
+        assert torch.equal(dgm.evaluate(program, x, num_particles=k, num_samples=200).values, evidence.values)
 
 
 @pytest.mark.parametrize("draws", [1, 8])
@@ -161,7 +161,7 @@ def test_a_sum_over_labels_is_a_bound_however_few_the_draws(draws):
     program = dgm.Labelled(dgm.Categorical((), 10, parameters=torch.zeros(10)), vae)
     x = torch.linspace(-2, 2, 9).repeat_interleave(400).unsqueeze(-1)
     exact = dist.Normal(means, math.sqrt(1 + s**2)).log_prob(x).logsumexp(-1) - math.log(10)
-    gap = exact - dgm.evaluate(program, x, draws=draws).values
+    gap = exact - dgm.evaluate(program, x, num_samples=draws).values
     assert gap.mean() > 2 * gap.std() / len(gap) ** 0.5
 
 
@@ -187,7 +187,7 @@ def test_bounds_lie_below_the_exact_evidence_and_rise_with_particles():
     truth = exact.log_prob(x)
     kinds, gaps = [], []
     for k in (1, 2, 8, 64):
-        e = dgm.evaluate(program, x, num_particles=k, draws=50)
+        e = dgm.evaluate(program, x, num_particles=k, num_samples=50)
         kinds.append(e.kind)
         gaps.append((truth - e.values).mean().item())
     assert kinds == ["elbo", "iwae-2", "iwae-8", "iwae-64"]
@@ -199,7 +199,7 @@ def test_bounds_lie_below_the_exact_evidence_and_rise_with_particles():
 def test_draws_take_noise_away_and_nothing_else():
     program, exact = linear_vae()
     x = replicas(exact.sample((1,)), 2000)
-    one, many = dgm.evaluate(program, x, draws=1), dgm.evaluate(program, x, draws=16)
+    one, many = dgm.evaluate(program, x, num_samples=1), dgm.evaluate(program, x, num_samples=16)
     ratio = one.values.var() / many.values.var()
     assert 13 < ratio < 19.5  # 16, give or take 4.5 times sqrt(4 / 2000)
     error = math.hypot(one.nats_stderr, many.nats_stderr)
@@ -437,7 +437,7 @@ def test_data_that_do_not_fit_are_refused_with_a_remedy(program, data, error, me
         dgm.evaluate(program, data)
 
 
-@pytest.mark.parametrize("option", ["num_particles", "draws", "batch_size"])
+@pytest.mark.parametrize("option", ["num_particles", "num_samples", "batch_size"])
 @pytest.mark.parametrize("value", [0, -1, 2.5, True])
 def test_counts_are_counts(option, value):
     with pytest.raises(ValueError, match=f"{option} must be a positive integer"):

@@ -183,8 +183,10 @@ def test_the_bound_of_a_datum_is_its_own(monkeypatch, name, num_particles):
     monkeypatch.setattr(dgm.evaluation, "ROWS_AT_ONCE", 8)
     program = BOUNDED[name].build()
     x, _ = BOUNDED[name].draw(program, 8)
-    same_in_every_batch(lambda rows: dgm.evaluate(program, x[rows], num_particles=num_particles, draws=3).values, 8)
-    at = [dgm.evaluate(program, x, num_particles=num_particles, draws=3, seed=seed).values for seed in (0, 1)]
+    same_in_every_batch(
+        lambda rows: dgm.evaluate(program, x[rows], num_particles=num_particles, num_samples=3).values, 8
+    )
+    at = [dgm.evaluate(program, x, num_particles=num_particles, num_samples=3, seed=seed).values for seed in (0, 1)]
     assert name in EXACT_POSTERIORS or not torch.equal(*at)
 
 
@@ -240,7 +242,7 @@ def test_codes_are_a_datums_own(name, draw):
     x, _ = CASES[name].draw(program, 8)
     for site in dgm.representations.codes(program):
         same_in_every_batch(
-            lambda rows, site=site: dgm.representations.encode(program, x[rows], site=site, draw=draw, num_draws=3), 8
+            lambda rows, site=site: dgm.representations.encode(program, x[rows], site=site, draw=draw, num_samples=3), 8
         )
 
 
@@ -263,11 +265,11 @@ def test_gaps_are_a_datums_own(name):
     """But for which bound is log p(x), which is the one with the highest mean."""
     program = CASES[name].build()
     x, _ = CASES[name].draw(program, 6)
-    options = {"steps": 5, "draws": 8, "num_particles": 4, "num_temperatures": 0}
+    options = {"steps": 5, "num_samples": 8, "num_particles": 4, "num_temperatures": 0}
 
     def of(rows):
         found = dgm.infer.gaps(program, x[rows], **options, log_evidence=torch.zeros(len(rows)))
-        return torch.stack([best_elbo(program, x[rows], steps=5, draws=8), found.elbo], 1)
+        return torch.stack([best_elbo(program, x[rows], steps=5, num_samples=8), found.elbo], 1)
 
     same_in_every_batch(of, 6, 1e-5)
 

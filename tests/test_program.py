@@ -590,7 +590,7 @@ GRADIENTS = {
     "ais": lambda: dgm.infer.ais(VAE, POINTS, num_temperatures=5).log_evidence,
     "bidirectional": lambda: dgm.infer.bidirectional(VAE, 3, num_temperatures=5).lower,
     "nuts": lambda: dgm.infer.nuts(VAE, POINTS[:2], 3, 3)["z"],
-    "gaps": lambda: dgm.infer.gaps(VAE, POINTS, num_particles=5, num_temperatures=0, steps=3, draws=4).best,
+    "gaps": lambda: dgm.infer.gaps(VAE, POINTS, num_particles=5, num_temperatures=0, steps=3, num_samples=4).best,
     "impute": lambda: dgm.infer.impute(FLOW, POINTS, POINTS > 0, num_temperatures=5),
     "fgsm": lambda: dgm.corruptions.fgsm(CLASSES, POINTS, LABELS, 0.1),
     "pgd": lambda: dgm.corruptions.pgd(CLASSES, POINTS, LABELS, 0.1, steps=2),

@@ -124,7 +124,7 @@ def test_the_two_terms_of_the_bound_pull_apart():
         torch.manual_seed(1)
         vae = dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 2), scale="shared"), dgm.Normal(1, nn.Linear(2, 2)))
         dgm.fit(vae, x, f"beta:{beta}", epochs=20, lr=0.05, validation=None, progress=False)
-        evidence = dgm.evaluate(vae, x, draws=200, progress=False)
+        evidence = dgm.evaluate(vae, x, num_samples=200, progress=False)
         found[beta] = (sum(evidence.reconstruction.values()), sum(evidence.kl.values()), evidence.nats)
     reconstruction, kl, bound = zip(*found.values(), strict=True)
     assert kl[0] > kl[1] > kl[2]

@@ -585,8 +585,8 @@ plt.show()
 # (The plated form looks at 5 times in a draw, the unrolled one at all 50. Hence the many draws of the former.)
 
 # %%
-plated = dgm.evaluate(diffusion, some, draws=scaled(200, 10))
-unrolled = dgm.evaluate(diffusion.unroll(), some, draws=scaled(8, 2))
+plated = dgm.evaluate(diffusion, some, num_samples=scaled(200, 10))
+unrolled = dgm.evaluate(diffusion.unroll(), some, num_samples=scaled(8, 2))
 difference, error = plated.minus(unrolled)
 print(f"plated     {plated.nats:.3f} nats per datum")
 print(f"unrolled   {unrolled.nats:.3f} nats per datum")
@@ -697,7 +697,7 @@ print("passes to draw autoregressively:", passes(model, lambda: model.sample(14)
 particles = {"flow": scaled(16, 2), "VAE": scaled(64, 2)}
 evidences = {}
 for name, program in on_digits.items():
-    evidences[name] = dgm.evaluate(program, unseen, num_particles=particles.get(name, 1), draws=scaled(32, 2))
+    evidences[name] = dgm.evaluate(program, unseen, num_particles=particles.get(name, 1), num_samples=scaled(32, 2))
     evidence = evidences[name]
     print(f"{name:15s} {evidence.kind:8s} {evidence.bits_per_dim:.3f} +- {evidence.stderr:.3f} bits per dimension")
 
@@ -711,7 +711,7 @@ for name, program in on_digits.items():
 # %%
 def scores(name, x):
     """log p(x) or its bound, per datum."""
-    return dgm.evaluate(on_digits[name].unroll(), x, num_particles=particles.get(name, 1), draws=1).values
+    return dgm.evaluate(on_digits[name].unroll(), x, num_particles=particles.get(name, 1), num_samples=1).values
 
 
 order = torch.rand(len(unseen), 64).argsort(1)

@@ -89,7 +89,7 @@ for role in ("model", "guide"):
     trace = poutine.trace(getattr(vae, role)).get_trace(test.x[:3])
     sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name != "data"]
     print(f"{role}: sites {', '.join(sites)}")
-evidence = dgm.evaluate(vae, test, draws=scaled(100, 4))
+evidence = dgm.evaluate(vae, test, num_samples=scaled(100, 4))
 print(evidence)
 
 # %% [markdown]
@@ -114,7 +114,7 @@ with torch.no_grad():
     q = vae.encoder(some)
     log_q = q.log_prob(grid.unsqueeze(1)).T
     kl = (log_q.exp() * (log_q - log_posterior)).sum(1) * math.exp(log_cell)
-elbo = dgm.evaluate(vae, some, draws=scaled(400, 4)).values
+elbo = dgm.evaluate(vae, some, num_samples=scaled(400, 4)).values
 print(f"log p(x) by the grid      {log_p_x.mean():.3f}")
 print(f"ELBO, from draws          {elbo.mean():.3f}")
 print(f"KL(q || posterior)        {kl.mean():.3f}")
@@ -158,7 +158,7 @@ for beta in betas:
     torch.manual_seed(0)
     weighted[beta] = make(8)
     train_on_digits(weighted[beta], objective=f"beta:{beta}")
-    evidence = dgm.evaluate(weighted[beta], test, draws=scaled(32, 2))  # the terms themselves, without the weight
+    evidence = dgm.evaluate(weighted[beta], test, num_samples=scaled(32, 2))  # the terms themselves, without the weight
     terms[beta] = evidence.reconstruction["x"], evidence.kl["z"], evidence.nats
     print("beta {:4.1f}: reconstruction {:7.2f}, KL {:5.2f}, ELBO {:7.2f} nats".format(beta, *terms[beta]))
 kls = [terms[beta][1] for beta in betas]
@@ -281,7 +281,7 @@ for name, (likelihood, objective) in ways.items():
     torch.manual_seed(1)
     collapse[name] = make(8, likelihood and likelihood())
     train_on_digits(collapse[name], objective=objective)
-    elbo = dgm.evaluate(collapse[name], test, draws=scaled(16, 2))
+    elbo = dgm.evaluate(collapse[name], test, num_samples=scaled(16, 2))
     iwae = dgm.evaluate(collapse[name], test, num_particles=scaled(100, 4))
     own, other = told_by_z(collapse[name])
     print(
@@ -454,7 +454,7 @@ train_on_digits(with_flow, epochs=80)
 bounds = {}
 for name, each in {"Normal prior": vae, "flow prior": with_flow}.items():
     bounds[name] = dgm.evaluate(each, test, num_particles=scaled(200, 4))
-    elbo = dgm.evaluate(each, test, draws=scaled(32, 2))
+    elbo = dgm.evaluate(each, test, num_samples=scaled(32, 2))
     print(f"{name:13s} KL {elbo.kl['z']:.2f}  ELBO {elbo.nats:.2f}  {bounds[name].kind} {bounds[name].nats:.2f} nats")
 difference, error = bounds["flow prior"].minus(bounds["Normal prior"])
 print(f"flow minus Normal: {difference:.2f} +- {error:.2f} nats")

@@ -248,7 +248,7 @@ def terms_of(program, x0, draws=10):
 
 some = unseen.x[: scaled(1000, 50)]
 terms = terms_of(diffusion, some)
-whole = dgm.evaluate(diffusion, some, draws=scaled(100, 2))
+whole = dgm.evaluate(diffusion, some, num_samples=scaled(100, 2))
 print(f"L_0 {terms[0]:.3f}, L_1 + ... + L_{diffusion.steps - 1} {terms[1:-1].sum():.3f}, L_T {terms[-1]:.4f}")
 print(f"minus their sum {-terms.sum():.3f}, the bound by dgm.evaluate {whole.nats:.3f} nats per datum")
 claim(abs(-terms.sum() - whole.nats) < 0.05)
@@ -285,7 +285,7 @@ class Exact(nn.Module):
 
 exact = dgm.Diffusion(2, Exact(), schedule, subsample=5, predict="x0")
 dgm.fit(exact, moons, epochs=scaled(10), lr=0.03, progress=False)
-best = dgm.evaluate(exact, some, draws=scaled(100, 2))
+best = dgm.evaluate(exact, some, num_samples=scaled(100, 2))
 truth = dist.Normal(exact.denoiser.points, 0.2).to_event(1).log_prob(some.unsqueeze(1)).exp().mean(1).log()
 print(f"log p by the formula {truth.mean():.3f}, the bound with the exact mean {best.nats:.3f} nats per datum")
 steps_cost, network_cost = mean_and_error(truth - best.values), best.minus(whole)
@@ -472,7 +472,7 @@ for sampler, values in found.items():
             f"{steps} steps {mean:.4f} +- {error:.4f}" for steps, (mean, error) in zip(counts, values, strict=True)
         ),
     )
-fresh = dgm.data.load("moons", num=num, seed=1).x
+fresh = dgm.data.load("moons", num_data=num, seed=1).x
 floor = distance_of(fresh)
 print(f"fresh data: {floor[0]:.4f} +- {floor[1]:.4f}")
 

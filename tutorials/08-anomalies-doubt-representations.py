@@ -308,7 +308,7 @@ for _ in range(3):
 # and draws by NUTS (chapter 07). `Predictive(model, draws)` runs the model once per draw, and collects what it returns.
 
 # %%
-few = dgm.data.load("moons", num=40)
+few = dgm.data.load("moons", num_data=40)
 
 
 def network_of_points():

@@ -362,7 +362,7 @@ def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     return table_of_features(x, levels=levels, title=title)
 
 
-def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
+def imputations(x: Tensor, mask: Tensor, samples: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """One row per datum: x itself, x with the hidden part covered, and draws of that part given the rest.
 
     Points of the plane have a panel each instead, with the datum, the draws, and a line where they agree.
@@ -370,32 +370,32 @@ def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = 
     Args:
         x: ``(N, *event_shape)``; what has no rows is drawn as one row of features.
         mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
-        draws: ``(S, N, *event_shape)``.
+        samples: ``(S, N, *event_shape)``.
     """
     check_dense(x, "x")
     check_dense(mask, "mask")
-    check_tensor(draws, x.shape, "draws", "the shape of x")
+    check_tensor(samples, x.shape, "samples", "the shape of x")
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
-        return _imputed_points(x.cpu(), mask.cpu().expand_as(x), draws.cpu(), title)
+        return _imputed_points(x.cpu(), mask.cpu().expand_as(x), samples.cpu(), title)
     shape = tuple(x.shape[1:]) if x.dim() == 4 and x.shape[1] == 1 else (1, 1, x[0].numel())
-    columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), draws.to(x.dtype)]).transpose(0, 1)
+    columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), samples.to(x.dtype)]).transpose(0, 1)
     hidden = torch.zeros(columns.shape, dtype=torch.bool)
     hidden[:, 1] = ~mask.cpu().expand_as(x)
-    labels = ("data", "seen", *(f"draw {i}" for i in range(1, len(draws) + 1)))
+    labels = ("data", "seen", *(f"draw {i}" for i in range(1, len(samples) + 1)))
     return images(
         columns.reshape(-1, *shape), levels=levels, title=title, column_labels=labels, hidden=hidden.reshape(-1, *shape)
     )
 
 
 @_styled
-def _imputed_points(x: Tensor, seen: Tensor, draws: Tensor, title: str) -> Figure:
+def _imputed_points(x: Tensor, seen: Tensor, samples: Tensor, title: str) -> Figure:
     columns, colours = min(3, len(x)), _theme.get()
     rows = math.ceil(len(x) / columns)
     figure = _figure(rows * (WIDTH - 0.4) / columns + 0.7, title)
-    extreme = 1.1 * float(torch.cat([x[None], draws]).abs().max()) or 1.0
+    extreme = 1.1 * float(torch.cat([x[None], samples]).abs().max()) or 1.0
     limits = (-extreme, extreme)
     grid = [*figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
-    for i, (axes, datum, known, drawn) in enumerate(zip(grid, x, seen, draws.transpose(0, 1), strict=False)):
+    for i, (axes, datum, known, drawn) in enumerate(zip(grid, x, seen, samples.transpose(0, 1), strict=False)):
         axes.set(xlim=limits, ylim=limits, aspect="equal")
         axes.locator_params(nbins=4)
         if i % columns == 0:
@@ -894,18 +894,18 @@ def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
 
 
 @_styled
-def worst_explained(found: Gaps, *, levels: int | None = None, num: int = 8, title: str = "") -> Figure:
+def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8, title: str = "") -> Figure:
     """Images with the lowest log p(x), in nats, above those with the largest gap.
 
     Raises:
         ValueError: x is no batch of images.
     """
     check_type(found, Gaps, "found", "what infer.gaps returns")
-    check_count(num, "num")
-    num = min(num, len(found.x))
-    low, wide = found.worst(num), found.total.argsort(descending=True)[:num]
+    check_count(num_data, "num_data")
+    num_data = min(num_data, len(found.x))
+    low, wide = found.worst(num_data), found.total.argsort(descending=True)[:num_data]
     rows = ("lowest log p(x)", "largest gap")
-    return images(found.x[torch.cat([low, wide])], levels=levels, columns=num, title=title, row_labels=rows)
+    return images(found.x[torch.cat([low, wide])], levels=levels, columns=num_data, title=title, row_labels=rows)
 
 
 @_styled

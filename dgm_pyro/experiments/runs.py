@@ -79,7 +79,7 @@ def train(
     *,
     labelled: bool = False,
     data_dir: str | None = None,
-    num: int | None = None,
+    num_data: int | None = None,
     objective: str | None = None,
     num_labels: int | None = None,
     mutate: float | None = None,
@@ -108,7 +108,7 @@ def train(
     """
     check_path(folder, "folder")
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
-    points = data.load(data_name, data_dir=data_dir, num=num)
+    points = data.load(data_name, data_dir=data_dir, num_data=num_data)
     if num_labels is not None:
         if not labelled:
             raise ValueError("num_labels is for labelled=True (--labelled), with the objective 'semi-supervised'")
@@ -133,7 +133,7 @@ def train(
         raise
     kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
     record = record_of(
-        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num,
+        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num_data=num_data,
         num_labels=num_labels, mutate=mutate, **kept, validation=validation, seed=seed,
         processes=processes.size if processes.size > 1 else None,
     )  # fmt: skip

@@ -342,7 +342,7 @@ class SemiAmortized(Conditional):
         prior, likelihood: the VAE's own, both with a density of their own.
         steps: how many gradient steps.
         lr: their size.
-        draws: how many draws, each with its mirror image.
+        num_samples: how many draws, each with its mirror image.
 
     >>> import dgm_pyro as dgm
     >>> prior, likelihood = dgm.Normal(2), dgm.Normal(5, nn.Linear(2, 10))
@@ -361,7 +361,7 @@ class SemiAmortized(Conditional):
         likelihood: Program,
         steps: int = 3,
         lr: float = 0.01,
-        draws: int = 4,
+        num_samples: int = 4,
     ):
         super().__init__()
         if not isinstance(encoder, Normal) or not encoder.conditional:
@@ -378,9 +378,10 @@ class SemiAmortized(Conditional):
         self.encoder, self.prior, self.likelihood = encoder, prior, likelihood
         self.steps, self.lr = check_count(steps, "steps"), lr
         self.event_shape, self.given_shape = encoder.event_shape, encoder.given_shape
-        size, draws = self.event_shape.numel(), check_count(draws, "draws")
-        bases = [torch.linalg.qr(torch.randn(size, size))[0] for _ in range(math.ceil(draws / size))]
-        half = math.sqrt(size) * torch.cat(bases)[:draws].unflatten(-1, self.event_shape)
+        size = self.event_shape.numel()
+        check_count(num_samples, "num_samples")
+        bases = [torch.linalg.qr(torch.randn(size, size))[0] for _ in range(math.ceil(num_samples / size))]
+        half = math.sqrt(size) * torch.cat(bases)[:num_samples].unflatten(-1, self.event_shape)
         self.register_buffer("noise", torch.cat((half, -half)))
 
     def forward(self, given: Any = None) -> TorchDistribution:

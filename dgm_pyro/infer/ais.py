@@ -254,10 +254,10 @@ def _check_annealing(transition: Any, target_acceptance: Any) -> None:
         raise TypeError(f"transition must be callable, as infer.HMC() is, or None, got {type(transition).__name__}")
 
 
-def temperatures(num: int, temperature_schedule: str = "sigmoid") -> Tensor:
-    """beta_0 = 0 .. beta_T = 1, ``(num + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
-    check_count(num, "num_temperatures")
-    even = torch.linspace(0, 1, num + 1)
+def temperatures(num_temperatures: int, temperature_schedule: str = "sigmoid") -> Tensor:
+    """beta_0 = 0 .. beta_T = 1, ``(T + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
+    check_count(num_temperatures, "num_temperatures")
+    even = torch.linspace(0, 1, num_temperatures + 1)
     check_choice(temperature_schedule, ("sigmoid", "linear"), "temperature_schedule")
     if temperature_schedule == "linear":
         return even

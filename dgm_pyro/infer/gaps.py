@@ -90,9 +90,9 @@ class Gaps:
         }
         return {name: (float(v.mean()), standard_error(v)) for name, v in named.items()}
 
-    def worst(self, num: int) -> Tensor:
+    def worst(self, num_data: int) -> Tensor:
         """Indices of the data with the lowest log p(x), the worst first."""
-        return self.log_evidence.argsort()[: check_count(num, "num")]
+        return self.log_evidence.argsort()[: check_count(num_data, "num_data")]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
@@ -116,7 +116,7 @@ def gaps(
     num_temperatures: int = 300,
     num_chains: int = 8,
     steps: int = 400,
-    draws: int = 256,
+    num_samples: int = 256,
     log_evidence: Tensor | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -130,7 +130,7 @@ def gaps(
         num_temperatures, num_chains: of annealed importance sampling, see `ais`; 0 temperatures leave it out, as they
             must where a latent is discrete.
         steps: of gradient ascent on q.
-        draws: per datum, in every ELBO that is reported.
+        num_samples: per datum, in every ELBO that is reported.
         log_evidence: log p(x) in nats, ``(B,)``, instead of an estimate by this guide: guides of one p are compared
             fairly on one number.
         seed: the global random state is left as it was.
@@ -143,7 +143,7 @@ def gaps(
     if not isinstance(program, VAE) or program.encoder is None:
         raise TypeError(f"program must be a VAE with an encoder, got {type(program).__name__}")
     program.check(x, given)
-    check_counts(num_particles=num_particles, num_chains=num_chains, steps=steps, draws=draws)
+    check_counts(num_particles=num_particles, num_chains=num_chains, steps=steps, num_samples=num_samples)
     check_count(num_temperatures, "num_temperatures", at_least=0)
     if log_evidence is not None:
         check_dense(log_evidence, "log_evidence")
@@ -158,8 +158,8 @@ def gaps(
     bounds = dict[str, Tensor]()
     with evaluating(program), seeded(seed, x.device):
         with own_noise():
-            amortized = _mean_elbo(program, x, given, draws)
-        best, weighted = _of_best_q(program, x, given, steps, draws, seed, progress, num_particles)
+            amortized = _mean_elbo(program, x, given, num_samples)
+        best, weighted = _of_best_q(program, x, given, steps, num_samples, seed, progress, num_particles)
         if log_evidence is None:
             with own_noise():
                 bounds[f"iwae-{num_particles}"] = importance_bound(program, x, given, num_particles)
@@ -192,7 +192,7 @@ def best_elbo(
     given: Any = None,
     *,
     steps: int = 400,
-    draws: int = 256,
+    num_samples: int = 256,
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
@@ -200,11 +200,11 @@ def best_elbo(
 
     Frozen parameters are moved too, as copies; an encoder without any is the best of its family.
     """
-    return _of_best_q(program, x, given, steps, draws, seed, progress)[0]
+    return _of_best_q(program, x, given, steps, num_samples, seed, progress)[0]
 
 
 def _of_best_q(
-    program: VAE, x: Tensor, given: Any, steps: int, draws: int, seed: int, progress: bool, num_particles: int = 1
+    program: VAE, x: Tensor, given: Any, steps: int, num_samples: int, seed: int, progress: bool, num_particles: int = 1
 ) -> tuple[Tensor, Tensor]:
     """The ELBO of the best q, and the importance-weighted bound by it, ``(B,)`` each."""
     encoder = program.encoder
@@ -222,7 +222,7 @@ def _of_best_q(
             with noise.per_datum(row, seed):
                 if parameters:
                     _ascend(local, row, own, parameters, steps, rate, bar.update)
-                bounds = _mean_elbo(local, row, own, draws), importance_bound(local, row, own, num_particles)
+                bounds = _mean_elbo(local, row, own, num_samples), importance_bound(local, row, own, num_particles)
             found.append(torch.stack(bounds))
     best, weighted = torch.cat(found, -1)
     return best, weighted
@@ -253,10 +253,10 @@ def _ascend(
 
 
 @torch.no_grad()
-def _mean_elbo(program: Program, x: Tensor, given: Any, draws: int) -> Tensor:
-    chunks = [min(32, draws - done) for done in range(0, draws, 32)]
+def _mean_elbo(program: Program, x: Tensor, given: Any, num_samples: int) -> Tensor:
+    chunks = [min(32, num_samples - done) for done in range(0, num_samples, 32)]
     sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in chunks]
-    return torch.stack(sums).sum(0) / draws
+    return torch.stack(sums).sum(0) / num_samples
 
 
 def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor]]:

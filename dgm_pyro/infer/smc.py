@@ -117,21 +117,21 @@ def effective_number(log_weights: Tensor) -> Tensor:
     return 1 / (2 * log_weights.log_softmax(0)).exp().sum(0)
 
 
-def systematic(log_weights: Tensor, num: int) -> Tensor:
-    """Indices of ``num`` particles, each K-th one drawn on average ``num`` times its normalised weight, ``(num, B)``.
+def systematic(log_weights: Tensor, num_particles: int) -> Tensor:
+    """Indices of particles, ``(num_particles, B)``: each is drawn K times its normalized weight on average.
 
     One uniform draw places an even comb on the cumulated weights, so that a particle comes up twice only if its weight
-    is above 1 / num, and always if it is above 2 / num.
+    is above 1 / num_particles, and always if it is above 2 / num_particles.
     """
     edges = log_weights.softmax(0).cumsum(0)
     with noise.drawing(edges.shape):
-        comb = torch.arange(num, device=edges.device).unsqueeze(-1) + torch.rand_like(edges[:1])
-    places = comb / num * edges[-1:]
+        comb = torch.arange(num_particles, device=edges.device).unsqueeze(-1) + torch.rand_like(edges[:1])
+    places = comb / num_particles * edges[-1:]
     return torch.searchsorted(edges.T.contiguous(), places.T.contiguous()).T.clamp(max=len(edges) - 1)
 
 
 def take(state: State, indices: Tensor) -> State:
-    """The particles at ``indices``, ``(num, B)``, of each datum."""
+    """The particles at ``indices``, ``(num_particles, B)``, of each datum."""
     data = torch.arange(indices.shape[1], device=indices.device)
     return {name: value[indices, data] for name, value in state.items()}
 

@@ -191,19 +191,19 @@ class WAIC:
 
 @dataclass
 class PosteriorKL:
-    """KL(q(z | x) || p(z)), over all latents, in nats; in closed form where there is one, else by ``draws`` draws.
+    """KL(q(z | x) || p(z)), over all latents, in nats; in closed form where there is one, else over ``num_samples``.
 
     Args:
         program: one with latent variables.
     """
 
     program: Program
-    draws: int = 8
+    num_samples: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require_p_of_x(self.program)
-        check_count(self.draws, "draws")
+        check_count(self.num_samples, "num_samples")
         check_seed(self.seed)
         if self.program.tractable:
             raise ValueError(f"this {type(self.program).__name__} has no latents, so no posterior: use another score")
@@ -211,7 +211,7 @@ class PosteriorKL:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         self.program.check(x)
-        where, bound, parts = program_device(self.program), ELBO(num_particles=self.draws), []
+        where, bound, parts = program_device(self.program), ELBO(num_particles=self.num_samples), []
         with evaluating(self.program), seeded(self.seed, where):
             for batch in x.split(256):
                 with noise.per_datum(batch.to(where), self.seed):

@@ -107,7 +107,7 @@ def encode(
     *,
     site: str | None = None,
     draw: bool = False,
-    num_draws: int = 16,
+    num_samples: int = 16,
     batch_size: int = 256,
     seed: int = 0,
 ) -> Tensor:
@@ -119,7 +119,7 @@ def encode(
         given: ``(N, *given_shape)`` for a conditional program.
         site: which of `codes`; default the nearest to x.
         draw: a draw of z from q(z | x), or of the place in the cell of a dequantized x, in place of the mean.
-        num_draws: where E_q[z | x] has no closed form, how many draws to average; of the levels above, in a hierarchy.
+        num_samples: draws to average where E_q[z | x] has no closed form; of the levels above, in a hierarchy.
         batch_size: data at once; the codes do not depend on it.
         seed: of the draws, which are each datum's own (`noise.per_datum`): equal x have equal codes, drawn ones too.
             The global random state is left as it was.
@@ -131,7 +131,7 @@ def encode(
         ValueError: the program has no code of x, no such site, or x does not fit.
     """
     site = _site(program, site)
-    check_count(num_draws, "num_draws")
+    check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")
     check_dense(x, "x")
     where = program_device(program)
@@ -145,7 +145,7 @@ def encode(
         if isinstance(program, Denoising):
             x0, noise = program.clean(x), _ascending(program)
             return run(Heun(), noise[0].alpha * x0, noise, _denoiser(program, given))
-        return _posterior(program, x, given, site, 1 if draw else num_draws, draw)
+        return _posterior(program, x, given, site, 1 if draw else num_samples, draw)
 
     def with_own_noise(x: Tensor, given: Any) -> Tensor:
         with noise.per_datum(x, seed):
@@ -243,10 +243,10 @@ def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
 # -- VAEs
 
 
-def _posterior(program: Any, x: Tensor, given: Any, site: str, num_draws: int, draw: bool) -> Tensor:
+def _posterior(program: Any, x: Tensor, given: Any, site: str, num_samples: int, draw: bool) -> Tensor:
     """E_q[site | x], averaged over draws of the latents that q states before it; or one draw."""
     levels, total = prior_of(program, site).levels, torch.zeros(())
-    for _ in range(num_draws):
+    for _ in range(num_samples):
         trace: Any = guide_trace(program, x, given=given, batch=(len(x),))
         if site not in trace.nodes:
             raise ValueError(
@@ -260,7 +260,7 @@ def _posterior(program: Any, x: Tensor, given: Any, site: str, num_draws: int, d
             return mean
         if mean is None:
             mean = value if levels in (None, 2) else F.one_hot(value.long(), levels).to(parameter_of(program).dtype)
-        total = total + mean / num_draws
+        total = total + mean / num_samples
     return total
 
 
@@ -335,19 +335,19 @@ def _denoiser(program: Denoising, given: Any) -> Callable[[Tensor, Time], Denois
 # -- around a code, and between two ------------------------------------------------------------------------------------
 
 
-def line(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
-    """``num`` evenly spaced points on the line from each a to each b, ends included, ``(num, N, *shape)``."""
-    t = _shares(a, b, num)
+def line(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
+    """Evenly spaced points on the line from each a to each b, ends included, ``(num_points, N, *shape)``."""
+    t = _shares(a, b, num_points)
     return torch.where(t == 1, b, a + t * (b - a))
 
 
-def arc(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
-    """``num`` points on the arc from each a to each b at even angles, ends included, ``(num, N, *shape)``.
+def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
+    """Points at even angles on the arc from each a to each b, ends included, ``(num_points, N, *shape)``.
 
     The length goes with the angle from that of a to that of b. Codes in one direction, or in opposite ones, have no
     arc of their own and get the line.
     """
-    t = _shares(a, b, num)
+    t = _shares(a, b, num_points)
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     lengths = flat_a.norm(dim=1) * flat_b.norm(dim=1)
     cosine = ((flat_a * flat_b).sum(1) / torch.where(lengths > 0, lengths, 1.0)).clamp(-1, 1)
@@ -355,7 +355,7 @@ def arc(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
     sine = angle.sin()
     bent = (lengths.reshape(angle.shape) > 0) & (sine > 1e-3)
     points = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / torch.where(bent, sine, 1.0)
-    points = torch.where(bent, points, line(a, b, num))
+    points = torch.where(bent, points, line(a, b, num_points))
     return torch.where(t == 0, a, torch.where(t == 1, b, points))
 
 
@@ -363,40 +363,40 @@ PATHS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "sp
 """Ways from one code to another, by name."""
 
 
-def _shares(a: Tensor, b: Tensor, num: int) -> Tensor:
-    check_count(num, "num", at_least=2)
+def _shares(a: Tensor, b: Tensor, num_points: int) -> Tensor:
+    check_count(num_points, "num_points", at_least=2)
     check_finite(a, "a")
     check_finite(b, "b")
     if a.shape != b.shape or not a.is_floating_point():
         raise ValueError(
             f"a has shape {tuple(a.shape)} ({a.dtype}), b {tuple(b.shape)}: pass two codes of reals, of one shape"
         )
-    return torch.linspace(0, 1, num, dtype=a.dtype, device=a.device).reshape(-1, *(1,) * a.dim())
+    return torch.linspace(0, 1, num_points, dtype=a.dtype, device=a.device).reshape(-1, *(1,) * a.dim())
 
 
 def interpolate(
-    program: Program, a: Tensor, b: Tensor, num: int = 8, *, path: str = "spherical", given: Any = None
+    program: Program, a: Tensor, b: Tensor, num_points: int = 8, *, path: str = "spherical", given: Any = None
 ) -> Tensor:
     """From each datum a to each b: their codes, a `PATHS` between these, and what the program makes of it.
 
     Args:
         a, b: data, ``(N, *event_shape)``.
-        num: points, the ends included. Those are decoded too: the reconstructions of a and b.
+        num_points: the ends included. Those are decoded too: the reconstructions of a and b.
         path: "linear" or "spherical".
         given: ``(N, *given_shape)`` for a conditional program, the same along the path.
 
     Returns:
-        ``(num, N, *event_shape)``.
+        ``(num_points, N, *event_shape)``.
 
     Raises:
         ValueError: no such path, codes that are discrete, or as `encode`.
     """
     check_choice(path, PATHS, "path")
-    check_count(num, "num", at_least=2)
+    check_count(num_points, "num_points", at_least=2)
     check_finite(a, "a")
     check_finite(b, "b")
     _require_real(program, codes(program)[0])
-    points = PATHS[path](encode(program, a, given), encode(program, b, given), num)
+    points = PATHS[path](encode(program, a, given), encode(program, b, given), num_points)
     return _decoded(program, points, given, None)
 
 
@@ -445,21 +445,21 @@ def traverse(
     return _decoded(program, points.reshape(len(chosen), len(settings), *shape), given, site)
 
 
-def grid(program: Program, num: int = 12, reach: float = 2.5, *, given: Any = None) -> Tensor:
+def grid(program: Program, num_points: int = 12, reach: float = 2.5, *, given: Any = None) -> Tensor:
     """What each place of a plane of codes stands for: a square grid over [-reach, reach]^2.
 
     Returns:
-        ``(num, num, *event_shape)``, laid out as a picture of that plane: rows from the highest z_2 to the lowest,
-        columns from the lowest z_1 to the highest.
+        ``(num_points, num_points, *event_shape)``, laid out as a picture of that plane: rows from the highest z_2
+        to the lowest, columns from the lowest z_1 to the highest.
 
     Raises:
         ValueError: the code has not 2 features.
     """
     check_program(program)
-    check_count(num, "num")
+    check_count(num_points, "num_points")
     check_number(reach, "reach", above=0)
     like = parameter_of(program)
-    (site, *_), axis = codes(program), torch.linspace(-reach, reach, num, dtype=like.dtype)
+    (site, *_), axis = codes(program), torch.linspace(-reach, reach, num_points, dtype=like.dtype)
     _require_real(program, site)
     if tuple(_code_shape(program, site)) != (2,):
         raise ValueError(

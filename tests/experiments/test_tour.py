@@ -114,12 +114,12 @@ def test_a_diffusion_is_asked_at_all_its_times(digits):
     before = program.subsample
 
     def bounds(draws):
-        return torch.tensor([dgm.evaluate(program, test, draws=draws, seed=seed).nats for seed in range(20)])
+        return torch.tensor([dgm.evaluate(program, test, num_samples=draws, seed=seed).nats for seed in range(20)])
 
-    few = bounds(draws=10)
+    few = bounds(num_samples=10)
     with results.at_all_times(program):
         assert len(program.latents("x")) == 1  # no random shift of the times
-        every = bounds(draws=1)
+        every = bounds(num_samples=1)
     assert program.subsample == before
     # Two estimates of one bound, within four standard errors; the second has far less noise for each pass.
     error = math.hypot(few.std(), every.std()) / 20**0.5

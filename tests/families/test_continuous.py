@@ -393,10 +393,10 @@ def test_bad_arguments_are_named(make, error, message):
 
 def test_training_learns_a_density_that_no_gaussian_has():
     torch.set_default_dtype(torch.float32)
-    train, test = dgm.data.load("moons", num=2000), dgm.data.load("moons", "test", num=300)
+    train, test = dgm.data.load("moons", num_data=2000), dgm.data.load("moons", "test", num_data=300)
     program = dgm.ContinuousDiffusion(2, DenoisingMLP((2,), (32, 32, 32), max_frequency=30.0), "learned")
     dgm.fit(program, train, epochs=30, lr=1e-2, batch_size=128, progress=False)
-    bound = dgm.evaluate(program, test, draws=100)
+    bound = dgm.evaluate(program, test, num_samples=100)
     fitted = MultivariateNormal(train.x.mean(0), train.x.T.cov()).log_prob(test.x)
     program.eval()
     exact = program.ode_log_prob(test.x)

@@ -887,11 +887,11 @@ def test_sampling_options_that_cannot_be_are_refused(options, arguments, message
 
 def test_training_learns_a_density_that_no_gaussian_has():
     torch.set_default_dtype(torch.float32)
-    train, test = dgm.data.load("moons", num=2000), dgm.data.load("moons", "test", num=3000)
+    train, test = dgm.data.load("moons", num_data=2000), dgm.data.load("moons", "test", num_data=3000)
     program = dgm.Diffusion(2, DenoisingMLP((2,), (32, 32, 32)), steps=20, subsample=4)
-    before = dgm.evaluate(program.unroll(), test, draws=1)
+    before = dgm.evaluate(program.unroll(), test, num_samples=1)
     dgm.fit(program, train, epochs=30, lr=1e-2, batch_size=128, progress=False)
-    after = dgm.evaluate(program.unroll(), test, draws=1)
+    after = dgm.evaluate(program.unroll(), test, num_samples=1)
     fitted = MultivariateNormal(train.x.mean(0), train.x.T.cov()).log_prob(test.x)
     assert after.nats > before.nats + 1
     gain = after.values - fitted

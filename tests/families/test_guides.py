@@ -254,7 +254,7 @@ def test_steps_never_lower_the_elbo_of_a_conjugate_model():
     values = []
     for steps in range(1, 12):
         torch.manual_seed(0)
-        encoder = guides.SemiAmortized(base, prior, likelihood, steps=steps, lr=0.02, draws=2)
+        encoder = guides.SemiAmortized(base, prior, likelihood, steps=steps, lr=0.02, num_samples=2)
         q = encoder(x).base_dist
         raw = torch.stack([q.loc, q.scale.expm1().log()], 1)
         values.append(gaussian_elbo(prior, likelihood, raw, x))

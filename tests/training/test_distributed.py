@@ -209,7 +209,7 @@ def failing(out):
         return clip(gradients)
 
     training._clip = broken
-    sys.exit(cli.main(["train", "made", "--data", "moons", "--num", "90", "--device", "cpu", "--out", out]))
+    sys.exit(cli.main(["train", "made", "--data", "moons", "--num-data", "90", "--device", "cpu", "--out", out]))
 
 
 def run_here(folder, names):
@@ -440,7 +440,7 @@ def test_an_error_in_one_ends_all_and_is_said_once(tmp_path):
 
 
 def test_one_writes_the_run_that_one_process_would_have_written(tmp_path):
-    recipe = ["train", "made", "--data", "moons", "--num", "100", "--epochs", "2", "--batch-size", "16"]
+    recipe = ["train", "made", "--data", "moons", "--num-data", "100", "--epochs", "2", "--batch-size", "16"]
     recipe += ["--device", "cpu", "--out"]
     status, said = torchrun("-m", "--", "dgm_pyro", *recipe, tmp_path / "two", logs=tmp_path / "logs")
     assert status == 0, said

@@ -87,9 +87,9 @@ def test_posterior_kl_of_normals():
 
 
 def test_posterior_kl_is_that_of_the_evidence_at_all_levels():
-    digits = dgm.data.load("digits-binary", num=20)
+    digits = dgm.data.load("digits-binary", num_data=20)
     vae = dgm.build("vae", digits, prior="vae", latent_size=4, hidden=(8,))
-    evidence = dgm.evaluate(vae, digits.x, draws=8)
+    evidence = dgm.evaluate(vae, digits.x, num_samples=8)
     assert PosteriorKL(vae)(digits.x).mean().item() == pytest.approx(sum(evidence.kl.values()), rel=1e-6)
 
 
@@ -175,7 +175,10 @@ def test_mutations_change_the_share_they_say():
 @pytest.mark.parametrize(
     ("attempt", "words"),
     [
-        (lambda: Surprise(dgm.build("classifier", dgm.data.load("digits", num=10))), "has no p\\(x\\) to score x by"),
+        (
+            lambda: Surprise(dgm.build("classifier", dgm.data.load("digits", num_data=10))),
+            "has no p\\(x\\) to score x by",
+        ),
         (lambda: Surprise(dgm.Normal(2, torch.nn.Linear(1, 4))), "has no p\\(x\\) to score x by"),
         (lambda: Ratio(two_bits(0.5, 0.5), dgm.Normal(2)), "is a mass, but the background is a density"),
         (lambda: Complexity(dgm.Normal(2)), "a density on reals: use another score"),

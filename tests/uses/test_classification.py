@@ -86,7 +86,7 @@ def test_perfect_doubt_rejects_what_is_wrong_and_useless_doubt_nothing():
 
 def test_beliefs_from_bounds_tighten_with_particles():
     """log p(x) of a class-conditional linear VAE: IWAE rises with K, and every class counts in the sum."""
-    digits = dgm.data.load("digits-binary", num=30)
+    digits = dgm.data.load("digits-binary", num_data=30)
     program = dgm.build("vae", digits, labelled=True, latent_size=2, hidden=(8,))
     bounds = []
     for num_particles in (1, 50):
@@ -197,7 +197,7 @@ def test_an_attack_on_bayes_rule_is_that_on_the_logits_it_implies(float64):
 
 @pytest.mark.parametrize("name", ["made", "pixelcnn", "vae", "nsf", "classifier"])
 def test_attacks_stay_in_their_ball_and_on_the_levels(name):
-    digits = dgm.data.load("digits", num=6)
+    digits = dgm.data.load("digits", num_data=6)
     program = dgm.build(name, digits, labelled=name != "classifier")
     before = program.training
     for attack in (corruptions.fgsm, functools.partial(corruptions.pgd, steps=2)):
@@ -280,7 +280,7 @@ def test_the_prior_of_the_weights_keeps_the_variance_of_what_goes_through():
 
 @pytest.mark.parametrize("guide", ["map", "normal", "lowrank"])
 def test_guides_are_swapped_and_do_not_share_parameters(guide):
-    digits = dgm.data.load("digits", num=300)
+    digits = dgm.data.load("digits", num_data=300)
     network = dgm.networks.MLP((1, 8, 8), 10, (32,), levels=17)
     initial = [parameter.clone() for parameter in network.parameters()]
     first = Bayesian(network, digits, guide).fit(epochs=15, batch_size=32, lr=0.03)

@@ -97,7 +97,7 @@ def test_a_hierarchy_has_a_code_at_each_level():
     program, x = dgm.VAE(above, scaled(d, 0.3), scaled(a, 0.5)), torch.randn(20, 3)
     assert codes(program) == ("z", "z2")
     torch.testing.assert_close(encode(program, x), x @ a.T, rtol=1e-5, atol=1e-5)
-    found = encode(program, x, site="z2", num_draws=400) - x @ a.T @ b.T
+    found = encode(program, x, site="z2", num_samples=400) - x @ a.T @ b.T
     error = 0.5 * float(b.norm()) / 20  # the mean of z2 is averaged over 400 draws of z: its own scale adds nothing
     assert float(found.abs().max()) < 4.5 * error
     assert float(found.std()) == pytest.approx(error, rel=4.5 / 40**0.5)
@@ -119,7 +119,7 @@ def test_the_code_of_a_class_is_its_probabilities():
         [exact.likelihood.log_prob(x, torch.full((3,), k)) for k in range(3)], -1
     )
     p = log_joint.softmax(-1).detach()
-    assert ((encode(exact, x, num_draws=900) - p).abs() < 4.5 * (p * (1 - p) / 900).sqrt() + 1e-6).all()
+    assert ((encode(exact, x, num_samples=900) - p).abs() < 4.5 * (p * (1 - p) / 900).sqrt() + 1e-6).all()
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("realnvp", "maf", "nsf", "iaf", "flow-"))])
@@ -258,7 +258,7 @@ def test_traversals_of_a_conditional_program_keep_what_is_given():
 
 def test_the_grid_lies_as_the_plane_does():
     program = dgm.VAE(dgm.Normal(2), scaled(torch.eye(2), 0.1), scaled(torch.eye(2), 0.1))
-    found = grid(program, num=3, reach=2)
+    found = grid(program, num_points=3, reach=2)
     torch.testing.assert_close(found[0], torch.tensor([[-2.0, 2.0], [0, 2], [2, 2]]))
     torch.testing.assert_close(found[2, 0], torch.tensor([-2.0, -2.0]))
 
@@ -281,7 +281,7 @@ def test_a_function_of_z_is_found_and_shuffled_labels_are_not():
 
 
 def test_a_ring_is_not_linear_but_its_neighbours_are_alike():
-    rings = dgm.data.load("rings", num=900)
+    rings = dgm.data.load("rings", num_data=900)
     parts = rings.x[:600], rings.y[:600], rings.x[600:], rings.y[600:]
     assert knn(*parts) == 1
     assert probe(*parts) < 0.6
@@ -371,7 +371,7 @@ def test_programs_without_a_code_say_what_has_one(name, match):
 
 
 def test_an_implicit_model_cannot_be_inverted():
-    program = dgm.build("implicit", dgm.data.load("moons", num=10))
+    program = dgm.build("implicit", dgm.data.load("moons", num_data=10))
     with pytest.raises(ValueError, match="Implicit has no code"):
         encode(program, torch.zeros(2, 2))
 
@@ -388,15 +388,15 @@ def test_a_labelled_vae_is_encoded_given_its_classes():
     [
         (lambda p: encode(p, torch.zeros(3, 5)), r"x has shape \(3, 5\)"),
         (lambda p: encode(p, torch.zeros(3, 2), site="y"), "site must be one of 'z', got 'y'"),
-        (lambda p: encode(p, torch.zeros(3, 2), num_draws=0), "num_draws must be a positive integer"),
+        (lambda p: encode(p, torch.zeros(3, 2), num_samples=0), "num_samples must be a positive integer"),
         (lambda p: decode(p, torch.zeros(3, 5)), r"z has shape \(3, 5\), but the shape of the code 'z' is \(2,\)"),
-        (lambda p: line(torch.zeros(1, 2), torch.zeros(1, 2), 1), "num must be an int of at least 2, got 1"),
+        (lambda p: line(torch.zeros(1, 2), torch.zeros(1, 2), 1), "num_points must be an int of at least 2, got 1"),
         (lambda p: arc(torch.zeros(1, 2), torch.zeros(1, 3)), "of one shape"),
         (lambda p: line(torch.zeros(1, 2).long(), torch.zeros(1, 2).long()), "codes of reals"),
         (lambda p: interpolate(p, torch.zeros(1, 2), torch.zeros(1, 2), path="straight"), "path must be one of linear"),
         (lambda p: traverse(p, torch.zeros(2, 2)), r"one code is \(1, \*\(2,\)\)"),
         (lambda p: traverse(p, torch.zeros(1, 2), features=[2]), r"features must be among 0 .. 1, got \[2\]"),
-        (lambda p: grid(p, num=0), "num must be a positive integer"),
+        (lambda p: grid(p, num_points=0), "num_points must be a positive integer"),
         (lambda p: grid(CASES["maf"].build()), "a grid is for codes of 2 features"),
         (lambda p: grid(CASES["vae-discrete-autoregressive-prior"].build()), "the code 'z' is discrete"),
         (

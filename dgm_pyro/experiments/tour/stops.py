@@ -137,7 +137,7 @@ STOPS: tuple[Stop, ...] = (
         functools.partial(build, "diffusion"),
         {"epochs": 50, "lr": 4e-3, "weight_decay": 0.01, "ema": 0.995},
         quick_epochs=4,
-        ask={"draws": 1, "batch_size": 64},
+        ask={"num_samples": 1, "batch_size": 64},
     ),
     Stop(
         "generative-classifier",
