@@ -133,7 +133,7 @@ def main() -> None:
         alarm = Detector(lambda scores: scores).calibrate(doubt(*answer(reference.x)), FALSE_ALARMS)
         conditions = seen(test, arguments.seed)
         conditions[f"FGSM {epsilon}"] = corruptions.fgsm(attacked, test.x, y, epsilon, levels)
-        conditions[f"PGD {epsilon}"] = corruptions.pgd(attacked, test.x, y, epsilon, levels, steps=5)
+        conditions[f"PGD {epsilon}"] = corruptions.pgd(attacked, test.x, y, epsilon, levels, gradient_steps=5)
         if foreign is not None:
             conditions[arguments.foreign] = foreign.x
         for condition, x in conditions.items():

@@ -123,7 +123,7 @@ def main() -> None:
             floor.append(distances(train.x[torch.randperm(len(train))[:size]]))
             for name, choice in SAMPLERS.items():
                 for steps in STEPS:
-                    x = program.sample(size, steps=steps, **choice)
+                    x = program.sample(size, num_steps=steps, **choice)
                     found.setdefault((name, steps), []).append(distances(x))
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
 

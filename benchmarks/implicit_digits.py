@@ -5,8 +5,9 @@
 Each row is one training of one core on the 8x8 digits. Samples are compared with the test split: precision and recall
 (k = 3) and the energy distance. For the evidence, noise of a few scales is added to the generator, x in [-1, 1]: by
 annealed importance sampling, on `--num-data` test digits, with the gap of bidirectional Monte Carlo on as many data
-that the model itself has made, which says how far AIS can be off; and by Parzen's estimate from 10,000 samples, on the same
-digits. In nats per datum, standard errors over the digits. The last row has the training data in the place of samples.
+that the model itself has made, which says how far AIS can be off; and by Parzen's estimate from 10,000 samples, on the
+same digits. In nats per datum, standard errors over the digits. The last row has the training data in the place of
+samples.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def _flow(stack: Callable[..., Flow]) -> Callable[[Data, int | None], Program]:
 def diffusion(data: Data, num_classes: int | None) -> Program:
     denoiser, options = _denoising(data, num_classes)
     schedule = "cosine" if data.levels is None else "log-snr"
-    return Diffusion(data.event_shape, denoiser, schedule, steps=50, subsample=2, **options)
+    return Diffusion(data.event_shape, denoiser, schedule, num_steps=50, subsample=2, **options)
 
 
 def diffusion_continuous(data: Data, num_classes: int | None) -> Program:
@@ -355,7 +355,7 @@ PRIORS: Table = {
         "autoregressive mixtures of Normals",
     ),
     "diffusion": (
-        lambda parts, q: Diffusion(parts.shape, DenoisingMLP(parts.shape, (64, 64, 64)), steps=20),
+        lambda parts, q: Diffusion(parts.shape, DenoisingMLP(parts.shape, (64, 64, 64)), num_steps=20),
         "a latent diffusion of 20 steps",
     ),
     "vae": (lambda parts, q: hierarchy(parts.size, 2), "a VAE: a hierarchy of two levels"),

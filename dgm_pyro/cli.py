@@ -188,7 +188,7 @@ def _report_training(folder: Path, name: str, model: str, history: History) -> N
     typer.echo("next: " + "; ".join(f"dgm {command} {folder}" for command in doing))
 
 
-@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --steps 20")
+@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --num-steps 20")
 def sample(
     run: RunFolder,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many.")] = 64,
@@ -196,7 +196,7 @@ def sample(
     sampler: Annotated[
         str | None, typer.Option(help="For diffusion: ancestral (the model itself), ddim, dpm++ or heun.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="For diffusion: use this many of its time steps.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="For diffusion: use this many of its time steps.")] = None,
     spacing: Annotated[
         str | None, typer.Option(help="For diffusion: how the steps are spread: uniform, quadratic or karras.")
     ] = None,
@@ -219,7 +219,7 @@ def sample(
     picture = _written_to(out, run / "samples.png")
     program, record = runs.read(run, where)
     given = None if label is None else torch.tensor([label], device=where)
-    options = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
+    options = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "guidance": guidance}
     options = {name: value for name, value in options.items() if value is not None}
     _check_sampling(program, label, options)
     with seeded(seed, where), evaluating(program):
@@ -535,7 +535,7 @@ def gaps(
     num_temperatures: Annotated[
         int, typer.Option(help="Of annealed importance sampling; 0 leaves it out, as for discrete latents.")
     ] = 300,
-    steps: Annotated[int, typer.Option(help="Of the search for the best q of the family.")] = 400,
+    gradient_steps: Annotated[int, typer.Option(help="Of the search for the best q of the family.")] = 400,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -563,7 +563,7 @@ def gaps(
             given,
             num_particles=num_particles,
             num_temperatures=num_temperatures,
-            steps=steps,
+            gradient_steps=gradient_steps,
             seed=seed,
             progress=sys.stderr.isatty(),
         )

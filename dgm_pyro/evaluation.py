@@ -216,7 +216,7 @@ def evaluate(
     within = program.program if isinstance(program, Labelled) else program
     if weighted and isinstance(within, ContinuousDiffusion):
         raise ValueError(
-            f"particles weigh the paths of a chain of {within.steps} steps, which is looser than the bound in "
+            f"particles weigh the paths of a chain of {within.num_steps} steps, which is looser than the bound in "
             "continuous time: use num_particles=1, or evaluate program.unroll(), the chain itself"
         )
     total, unit = (len(data.x) * num_particles, "particle") if weighted else (len(data.x), "datum")

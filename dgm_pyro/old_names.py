@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 ARGUMENTS: dict[str, dict[str, str]] = {
-    "ContinuousDiffusion": {"schedule": "noise_schedule"},
-    "Diffusion": {"schedule": "noise_schedule"},
+    "ContinuousDiffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
+    "Diffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Implicit": {"latent": "latent_name"},
-    "SemiAmortized": {"draws": "num_samples"},
+    "SemiAmortized": {"draws": "num_samples", "steps": "gradient_steps"},
     "TopDown": {"latent": "latent_name"},
     "VAE": {"latent": "latent_name"},
 }

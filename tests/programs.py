@@ -258,7 +258,9 @@ def continuous(
     """A diffusion in continuous time between ends so near that the bound of a short chain is hardly below its own."""
     event_shape = (shape,) if isinstance(shape, int) else shape
     schedule = dgm.LogSNR(0.6, -0.6, learned_ends=learned, units=3 if learned else 0)
-    return dgm.ContinuousDiffusion(shape, DenoisingMLP(event_shape, (6,), **network), schedule, steps=10, levels=levels)
+    return dgm.ContinuousDiffusion(
+        shape, DenoisingMLP(event_shape, (6,), **network), schedule, num_steps=10, levels=levels
+    )
 
 
 def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options: Any) -> dgm.Diffusion:
@@ -266,7 +268,7 @@ def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options
     network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
     event_shape = (shape,) if isinstance(shape, int) else shape
     denoiser = DenoisingMLP(event_shape, (8, 8), activation="tanh", **network)
-    return dgm.Diffusion(shape, denoiser, levels=levels, **{"steps": 4, **options})
+    return dgm.Diffusion(shape, denoiser, levels=levels, **{"num_steps": 4, **options})
 
 
 def made(family: Callable[..., dgm.Parametric], shape: int | tuple[int, ...], **options: Any) -> dgm.Autoregressive:
@@ -411,7 +413,7 @@ CASES: dict[str, Case] = {
     "vae-ladder": Case(lambda: ladder(2)),
     "vae-ladder-three-levels": Case(lambda: ladder(3)),
     "vae-semi-amortized": Case(
-        lambda: guided(lambda p, q: guides.SemiAmortized(dgm.Normal(2, _mlp((3,), 4)), p, q, steps=2, lr=0.05))
+        lambda: guided(lambda p, q: guides.SemiAmortized(dgm.Normal(2, _mlp((3,), 4)), p, q, gradient_steps=2, lr=0.05))
     ),
     "vae-exact-linear": Case(
         lambda: guided(guides.LinearGaussianPosterior, likelihood=dgm.Normal(3, nn.Linear(2, 3), scale="shared"))
@@ -519,23 +521,23 @@ CASES: dict[str, Case] = {
     ),
     # Diffusions
     "diffusion": Case(lambda: diffusion(2)),
-    "diffusion-one-step": Case(lambda: diffusion(2, steps=1)),
+    "diffusion-one-step": Case(lambda: diffusion(2, num_steps=1)),
     "diffusion-all-times": Case(lambda: diffusion(2, subsample=4)),
     "diffusion-importance": Case(lambda: diffusion(2, importance=True)),
-    "diffusion-linear": Case(lambda: diffusion(2, noise_schedule="linear", steps=6, subsample=2)),
+    "diffusion-linear": Case(lambda: diffusion(2, noise_schedule="linear", num_steps=6, subsample=2)),
     "diffusion-noise": Case(lambda: diffusion(2, noise_schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
     "diffusion-x0": Case(lambda: diffusion((1, 2, 1), predict="x0")),
     "diffusion-integers": Case(lambda: diffusion(2, levels=5)),
     "diffusion-bytes": Case(lambda: diffusion(2, levels=256)),
     "diffusion-levels": Case(
         lambda: dgm.Diffusion(
-            2, DenoisingMLP((2,), (8, 8), outputs=4), "log-snr", steps=4, predict="levels", levels=4, subsample=2
+            2, DenoisingMLP((2,), (8, 8), outputs=4), "log-snr", num_steps=4, predict="levels", levels=4, subsample=2
         )
     ),
     "diffusion-given-label": Case(lambda: diffusion(2, num_classes=3)),
     "diffusion-given-vector": Case(lambda: diffusion(2, context_shape=(3,))),
     "diffusion-unet": Case(
-        lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), steps=3, levels=4)
+        lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), num_steps=3, levels=4)
     ),
     "continuous-diffusion": Case(lambda: continuous(2)),
     # The density of times is no part of the chain, which is what log_weights scores.
@@ -549,7 +551,7 @@ CASES: dict[str, Case] = {
             2,
             DenoisingMLP((2,), (6,), outputs=4),
             dgm.LogSNR(0.6, -0.6),
-            steps=10,
+            num_steps=10,
             levels=4,
             predict="levels",
         )

@@ -60,10 +60,10 @@ def kind(values, *names):
 kind(SEED, "seed")
 kind(
     COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
-    "num_bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "steps", "warmup", "max_tree_depth",
-    "bins", "neighbours", "num_clusters", "layers", "components", "rank", "num_parameters", "out_features", "features",
-    "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks", "outputs", "critic_steps", "size", "k",
-    "num_classes", "most", "early_stopping",
+    "num_bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
+    "max_tree_depth", "bins", "neighbours", "num_clusters", "layers", "components", "rank", "num_parameters",
+    "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
+    "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping",
 )  # fmt: skip
 kind(LEVELS, "levels", "context_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
@@ -136,7 +136,7 @@ def denoiser():
 
 
 def diffusion():
-    return dgm.Diffusion(2, denoiser(), steps=3)
+    return dgm.Diffusion(2, denoiser(), num_steps=3)
 
 
 def implicit():
@@ -179,11 +179,11 @@ def evidence():
 
 
 def density_ratio():
-    return dgm.adversarial.density_ratio(X, X, steps=1)
+    return dgm.adversarial.density_ratio(X, X, gradient_steps=1)
 
 
 def gaps(program, x):
-    return dgm.infer.gaps(program, x, num_particles=2, num_temperatures=0, steps=1, num_samples=2)
+    return dgm.infer.gaps(program, x, num_particles=2, num_temperatures=0, gradient_steps=1, num_samples=2)
 
 
 def image_vae():
@@ -225,11 +225,11 @@ CALLS = {
         {"latent_name": ["", 3, None], "encoder": PROGRAM[1:]},
     ),
     "Diffusion": Call(
-        dict(event_shape=2, denoiser=denoiser, noise_schedule="cosine", steps=3, predict="v", subsample=1),
+        dict(event_shape=2, denoiser=denoiser, noise_schedule="cosine", num_steps=3, predict="v", subsample=1),
         {"noise_schedule": NAME, "subsample": COUNT},
     ),
     "ContinuousDiffusion": Call(
-        dict(event_shape=2, denoiser=denoiser, noise_schedule="linear", steps=3, predict="v"),
+        dict(event_shape=2, denoiser=denoiser, noise_schedule="linear", num_steps=3, predict="v"),
         {"noise_schedule": NAME},
     ),
     "Schedule": Call(dict(alpha_bar=[0.9, 0.5]), {"alpha_bar": [None, "x", 3, [NAN], [[0.9]]]}),
@@ -263,14 +263,14 @@ CALLS = {
     ),
     "guides.PrecisionWeighted": Call(dict(encoder=encoder, generative=encoder)),
     "guides.SemiAmortized": Call(
-        dict(encoder=encoder, prior=lambda: dgm.Normal(2), likelihood=encoder, steps=2, lr=0.1, num_samples=2)
+        dict(encoder=encoder, prior=lambda: dgm.Normal(2), likelihood=encoder, gradient_steps=2, lr=0.1, num_samples=2)
     ),
     "guides.LinearGaussianPosterior": Call(
         dict(prior=lambda: dgm.Normal(2), likelihood=lambda: dgm.Normal(2, nn.Linear(2, 2), scale="shared"))
     ),
     "guides.EnumeratedPosterior": Call(dict(prior=lambda: dgm.Bernoulli(2), likelihood=encoder)),
     "guides.fit_guide": Call(
-        dict(program=vae, x=X, make=lambda: dgm.guides.pyro.infer.autoguide.AutoNormal, steps=1, lr=0.1,
+        dict(program=vae, x=X, make=lambda: dgm.guides.pyro.infer.autoguide.AutoNormal, gradient_steps=1, lr=0.1,
              num_particles=1, seed=0),
         {"make": [None, "x"]},
     ),
@@ -279,11 +279,11 @@ CALLS = {
     "Program.log_prob": Call(dict(x=X), of=made),
     "Program.log_weights": Call(dict(x=X, num_particles=2), of=vae),
     "Denoising.sample": Call(
-        dict(num_samples=2, sampler="ddim", steps=2, spacing="uniform", guidance=0.0), of=diffusion
+        dict(num_samples=2, sampler="ddim", num_steps=2, spacing="uniform", guidance=0.0), of=diffusion
     ),
     "ContinuousDiffusion.ode_log_prob": Call(
         dict(x=X, tolerance=1e-1), {"probes": [0, 1.5, "x"]},
-        of=lambda: dgm.ContinuousDiffusion(2, denoiser(), steps=3),
+        of=lambda: dgm.ContinuousDiffusion(2, denoiser(), num_steps=3),
     ),
     "Flow.forward_map": Call(dict(z=X), of=lambda: dgm.flow.maf(2, layers=1)),
     "Flow.inverse_map": Call(dict(x=X), of=lambda: dgm.flow.maf(2, layers=1)),
@@ -345,7 +345,8 @@ CALLS = {
     ),
     "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, num_bins=2, seed=0)),
     "infer.gaps": Call(
-        dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, steps=1, num_samples=2, seed=0),
+        dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, gradient_steps=1, num_samples=2,
+             seed=0),
         {"num_temperatures": [-1, 1.5, None, "x"], "log_evidence": REALS[1:]},
     ),
     "infer.hide": Call(dict(region="random:0.5", event_shape=(2,), seed=0)),
@@ -402,7 +403,7 @@ CALLS = {
         dict(classifier=classifier, x=X, y=Y, epsilon=0.1, num_particles=1), {"classifier": PROGRAM[:3]}
     ),
     "corruptions.pgd": Call(
-        dict(classifier=classifier, x=X, y=Y, epsilon=0.1, steps=1, step_size=0.1, num_particles=1, seed=0),
+        dict(classifier=classifier, x=X, y=Y, epsilon=0.1, gradient_steps=1, step_size=0.1, num_particles=1, seed=0),
         {"classifier": PROGRAM[:3]},
     ),
     # classification
@@ -458,7 +459,7 @@ CALLS = {
     "adversarial.squared_distance": Call(dict(x=X, y=X + 1), {"y": REALS, "score": ["x", 3]}),
     "adversarial.divergence_bound": Call(dict(divergence="js", of_p=X, of_q=X), free=["of_p", "of_q"]),
     "adversarial.density_ratio": Call(
-        dict(p=X, q=X, critic=lambda: nn.Linear(2, 1), divergence="js", steps=1, batch_size=2, lr=0.1, seed=0),
+        dict(p=X, q=X, critic=lambda: nn.Linear(2, 1), divergence="js", gradient_steps=1, batch_size=2, lr=0.1, seed=0),
         {"critic": MODULE[1:]},
     ),
     "DensityRatio.kl": Call(dict(p=X), of=density_ratio),

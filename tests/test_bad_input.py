@@ -55,7 +55,7 @@ def dropout_vae():
 
 
 def diffusion(**options):
-    return dgm.Diffusion(2, networks.DenoisingMLP((2,), (4,)), **{"steps": 3, **options})
+    return dgm.Diffusion(2, networks.DenoisingMLP((2,), (4,)), **{"num_steps": 3, **options})
 
 
 def classifier():
@@ -333,7 +333,7 @@ CASES = {
         ["prior must be a dgm_pyro.Program"],
     ),
     # diffusions
-    "no steps": (lambda: diffusion(steps=0), ValueError, ["steps must be a positive int"]),
+    "no steps": (lambda: diffusion(num_steps=0), ValueError, ["num_steps must be a positive int"]),
     "an unknown schedule": (
         lambda: diffusion(noise_schedule="sine"),
         ValueError,

@@ -217,13 +217,13 @@ def test_a_label_is_what_samples_are_drawn_given(trained, tmp_path):
 def test_a_diffusion_takes_its_sampler_steps_and_guidance(trained, tmp_path):
     out = tmp_path / "points.png"
     dgm_ok(
-        "sample", trained["diffusion"], "-n", "7", "--label", "1", "--sampler", "dpm++", "--steps", "4",
+        "sample", trained["diffusion"], "-n", "7", "--label", "1", "--sampler", "dpm++", "--num-steps", "4",
         "--spacing", "karras", "--guidance", "1.5", "--out", out,
     )  # fmt: skip
     x = np.load(out.with_suffix(".npy"))
     program = dgm.load(trained["diffusion"])
     torch.manual_seed(0)
-    expected = program.sample(7, torch.tensor([1]), sampler="dpm++", steps=4, spacing="karras", guidance=1.5)
+    expected = program.sample(7, torch.tensor([1]), sampler="dpm++", num_steps=4, spacing="karras", guidance=1.5)
     assert np.array_equal(x, expected.numpy())
 
 
@@ -392,7 +392,7 @@ BAD = [
     (["sample", "{labelled}", "--label", "12"], 1, "12"),
     (["sample", "{vae}", "--sampler", "ddim"], 1, "diffusion"),
     (["sample", "{diffusion}", "--sampler", "euler"], 1, "sampler must be"),
-    (["sample", "{diffusion}", "--steps", "100000"], 1, "steps must be"),
+    (["sample", "{diffusion}", "--num-steps", "100000"], 1, "num_steps must be"),
     (["sample", "{diffusion}", "--spacing", "cosine"], 1, "spacing must be one of uniform, quadratic, karras"),
     (["sample", "{classifier}"], 1, "discriminative"),
     (["sample", "{vae}", "--out", "x.jpg"], 1, ".png"),

@@ -111,7 +111,7 @@ def test_every_sampler_runs_there(name):
     case = CASES[name]
     program = case.build(device=DEVICE, dtype=torch.float32).eval()
     _, given = case.draw(program, 4, device=DEVICE, dtype=torch.float32)
-    for options in ({}, {"sampler": "dpm++", "spacing": "karras"}, {"sampler": "heun"}, {"steps": 1}):
+    for options in ({}, {"sampler": "dpm++", "spacing": "karras"}, {"sampler": "heun"}, {"num_steps": 1}):
         x = program.sample(4, given, **options)
         assert x.device.type == DEVICE
         program.check(x, given)

@@ -265,11 +265,11 @@ def test_gaps_are_a_datums_own(name):
     """But for which bound is log p(x), which is the one with the highest mean."""
     program = CASES[name].build()
     x, _ = CASES[name].draw(program, 6)
-    options = {"steps": 5, "num_samples": 8, "num_particles": 4, "num_temperatures": 0}
+    options = {"gradient_steps": 5, "num_samples": 8, "num_particles": 4, "num_temperatures": 0}
 
     def of(rows):
         found = dgm.infer.gaps(program, x[rows], **options, log_evidence=torch.zeros(len(rows)))
-        return torch.stack([best_elbo(program, x[rows], steps=5, num_samples=8), found.elbo], 1)
+        return torch.stack([best_elbo(program, x[rows], gradient_steps=5, num_samples=8), found.elbo], 1)
 
     same_in_every_batch(of, 6, 1e-5)
 

@@ -144,7 +144,7 @@ class TwoPoints(nn.Module):
         self.noise_schedule = schedule
 
     def forward(self, x, t):
-        t = (t * self.noise_schedule.steps).round().long().unsqueeze(-1)
+        t = (t * self.noise_schedule.num_steps).round().long().unsqueeze(-1)
         return torch.tanh(self.noise_schedule.alpha[t] * x / self.noise_schedule.sigma[t] ** 2)
 
 

@@ -669,7 +669,7 @@ on_digits = {
         encoder=dgm.Normal(16, MLP(shape, 32, levels=levels)),
     ),
     "diffusion": dgm.Diffusion(
-        shape, DenoisingUNet(shape, (32, 64), outputs=levels), "log-snr", steps=50, predict="levels", levels=levels
+        shape, DenoisingUNet(shape, (32, 64), outputs=levels), "log-snr", num_steps=50, predict="levels", levels=levels
     ),
 }
 epochs = {"autoregressive": 35, "flow": 30, "VAE": 50, "diffusion": 30}

@@ -234,7 +234,7 @@ def terms_of(program, x0, draws=10):
     """L_0, L_1, .. L_T in nats per datum."""
     x0 = x0.repeat(draws, 1)
     terms = []
-    for t in range(1, program.steps + 1):
+    for t in range(1, program.num_steps + 1):
         at = torch.full((len(x0),), t)
         x_t = program.noised(x0, at).sample()  # q(x_t | x_0)
         denoised = program.denoise(x_t, at)
@@ -249,7 +249,7 @@ def terms_of(program, x0, draws=10):
 some = unseen.x[: scaled(1000, 50)]
 terms = terms_of(diffusion, some)
 whole = dgm.evaluate(diffusion, some, num_samples=scaled(100, 2))
-print(f"L_0 {terms[0]:.3f}, L_1 + ... + L_{diffusion.steps - 1} {terms[1:-1].sum():.3f}, L_T {terms[-1]:.4f}")
+print(f"L_0 {terms[0]:.3f}, L_1 + ... + L_{diffusion.num_steps - 1} {terms[1:-1].sum():.3f}, L_T {terms[-1]:.4f}")
 print(f"minus their sum {-terms.sum():.3f}, the bound by dgm.evaluate {whole.nats:.3f} nats per datum")
 claim(abs(-terms.sum() - whole.nats) < 0.05)
 claim(terms[-1] < 0.05)
@@ -275,7 +275,7 @@ class Exact(nn.Module):
         self.points = torch.cat([upper, -upper])
 
     def forward(self, x, t):
-        at = (t * schedule.steps).round().long()
+        at = (t * schedule.num_steps).round().long()
         alpha, variance = schedule.alpha[at, None, None], 0.2**2
         noisy = alpha**2 * variance + schedule.sigma[at, None, None] ** 2
         away = x.unsqueeze(1) - alpha * self.points
@@ -355,7 +355,7 @@ given_label = dgm.Diffusion(
     shape,
     DenoisingUNet(shape, (32, 64), num_classes=10, outputs=levels),
     "log-snr",
-    steps=50,
+    num_steps=50,
     predict="levels",
     levels=levels,
     label_dropout=0.15,
@@ -465,7 +465,7 @@ counts, found = (3, 5, 10, 20, 50), {"ancestral": [], "ddim": [], "dpm++": []}
 for sampler, values in found.items():
     for steps in counts:
         torch.manual_seed(0)
-        values.append(distance_of(diffusion.sample(num, sampler=sampler, steps=steps)))
+        values.append(distance_of(diffusion.sample(num, sampler=sampler, num_steps=steps)))
     print(
         f"{sampler:10s}",
         "  ".join(
@@ -479,7 +479,7 @@ print(f"fresh data: {floor[0]:.4f} +- {floor[1]:.4f}")
 shown, off = {}, {"fresh data": off_the_curve(fresh)}
 for sampler, steps in (("ancestral", 5), ("ancestral", 50), ("dpm++", 5), ("dpm++", 10)):
     torch.manual_seed(0)
-    points = shown[f"{sampler}, {steps} steps"] = diffusion.sample(num, sampler=sampler, steps=steps)
+    points = shown[f"{sampler}, {steps} steps"] = diffusion.sample(num, sampler=sampler, num_steps=steps)
     off[f"{sampler}, {steps} steps"] = off_the_curve(points)
 for name, (share, distance) in off.items():
     print(f"{name:20s} farther than 0.6: {100 * share:.1f} %, distance of the others {distance:.3f}")

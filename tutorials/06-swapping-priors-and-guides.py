@@ -500,7 +500,12 @@ few = unheard.x[: scaled(100, 4)]
 split = {}
 for name in ("meanfield", "fullrank"):
     found = dgm.infer.gaps(
-        by_guide[name], few, num_temperatures=0, num_particles=scaled(1000, 20), steps=scaled(200, 3), num_samples=256
+        by_guide[name],
+        few,
+        num_temperatures=0,
+        num_particles=scaled(1000, 20),
+        gradient_steps=scaled(200, 3),
+        num_samples=256,
     )
     exact = replace(found, log_evidence=truth[: len(few)], kind="quadrature")
     split[name] = exact.means()
@@ -804,7 +809,9 @@ claim(0.7 * bound[0] < won < bound[0] + 4 * math.hypot(error, bound[1]))
 # best member.
 
 # %%
-refined = guides.SemiAmortized(by_guide["meanfield"].encoder, p_z, p_x, steps=scaled(20, 2), lr=0.02, num_samples=8)
+refined = guides.SemiAmortized(
+    by_guide["meanfield"].encoder, p_z, p_x, gradient_steps=scaled(20, 2), lr=0.02, num_samples=8
+)
 semi = dgm.VAE(p_z, p_x, refined)
 before, after = (dgm.evaluate(vae, few, num_samples=256) for vae in (by_guide["meanfield"], semi))
 won, error = after.minus(before)

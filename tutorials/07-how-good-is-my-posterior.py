@@ -533,7 +533,7 @@ compared = {
 found = {}
 for name, each in compared.items():
     # 0 temperatures leave out AIS; IWAE-1000 is enough where z is so small.
-    gaps = dgm.infer.gaps(each, some.x, num_temperatures=0, steps=scaled(300, 5), num_samples=scaled(256, 8))
+    gaps = dgm.infer.gaps(each, some.x, num_temperatures=0, gradient_steps=scaled(300, 5), num_samples=scaled(256, 8))
     error = (gaps.log_evidence - log_evidence).mean()
     print(
         f"{name:22s} log p(x) by {gaps.kind} of this guide: {gaps.log_evidence.mean():.3f}, {error:+.3f} from the grid"

@@ -490,8 +490,8 @@ claim(errors["generative", "turned by 30°"] > errors["network", "turned by 30°
 
 # %%
 attacked = {
-    "network": corruptions.pgd(discriminative, test.x, test.y, 2, levels, steps=scaled(10)),
-    "generative": corruptions.pgd(generative, test.x, test.y, 2, levels, steps=scaled(10)),
+    "network": corruptions.pgd(discriminative, test.x, test.y, 2, levels, gradient_steps=scaled(10)),
+    "generative": corruptions.pgd(generative, test.x, test.y, 2, levels, gradient_steps=scaled(10)),
 }
 under_attack = {}
 for name, x in attacked.items():

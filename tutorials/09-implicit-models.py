@@ -144,7 +144,7 @@ pyro.set_rng_seed(0)
 size = scaled(10_000, 100)
 centre = torch.tensor([1.0, 0.0])
 p, q = centre + torch.randn(size, 2), 2 * torch.randn(size, 2)
-ratio = density_ratio(p, q, steps=scaled(1000, 3))
+ratio = density_ratio(p, q, gradient_steps=scaled(1000, 3))
 exact_kl = math.log(4) + 3 / 8 - 1
 
 
@@ -385,7 +385,7 @@ claim(more[0] == 8 and more[1] > share)
 half = scaled(2000, 50)
 judged = {}
 for name, drawn_by in samples.items():
-    judge = density_ratio(test[:half], drawn_by[:half], MLP((2,), 1, hidden=(128, 128)), steps=scaled(400, 2))
+    judge = density_ratio(test[:half], drawn_by[:half], MLP((2,), 1, hidden=(128, 128)), gradient_steps=scaled(400, 2))
     judged[name] = judge.bound(test[half:], drawn_by[half:])
     print(
         f"{name:12s} at least {judged[name][0] / 2:.3f} +- {judged[name][1] / 2:.3f} nats of Jensen-Shannon divergence"

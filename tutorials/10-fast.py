@@ -95,8 +95,8 @@ families = {
     "inverse masked flow (IAF), 1 layer": dgm.flow.iaf((16,), layers=1),
     "coupling flow (RealNVP), 4 layers": dgm.flow.realnvp((16,), layers=4),
     "VAE": vae,
-    "diffusion, one time of 20": dgm.Diffusion((16,), DenoisingMLP((16,)), steps=20),
-    "diffusion unrolled, all 20": dgm.Diffusion((16,), DenoisingMLP((16,)), steps=20).unroll(),
+    "diffusion, one time of 20": dgm.Diffusion((16,), DenoisingMLP((16,)), num_steps=20),
+    "diffusion unrolled, all 20": dgm.Diffusion((16,), DenoisingMLP((16,)), num_steps=20).unroll(),
 }
 x = torch.randn(8, 16)
 print(f"{'':36s} {'score':>5s} {'draw':>5s}")
@@ -380,7 +380,7 @@ grey, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")
 shape, levels = grey.event_shape, grey.levels
 torch.manual_seed(0)
 network = DenoisingMLP(shape, (256, 256, 256), outputs=levels)
-diffusion = dgm.Diffusion(shape, network, "log-snr", steps=50, predict="levels", levels=levels)
+diffusion = dgm.Diffusion(shape, network, "log-snr", num_steps=50, predict="levels", levels=levels)
 dgm.fit(diffusion, grey, epochs=scaled(40), lr=2e-3, ema=0.99, progress=False)
 
 
@@ -395,7 +395,7 @@ for sampler, choices in steps_of.items():
     for steps in choices:
         torch.manual_seed(0)
         asked[sampler, steps] = calls(
-            [network], lambda s=sampler, n=steps: drawn.update({(s, n): diffusion.sample(num, sampler=s, steps=n)})
+            [network], lambda s=sampler, n=steps: drawn.update({(s, n): diffusion.sample(num, sampler=s, num_steps=n)})
         )
         found[sampler, steps] = distance(drawn[sampler, steps])
         assert asked[sampler, steps] == steps
@@ -501,7 +501,7 @@ for size in (1, 2, 3, 4):
 # |---|---|---|
 # | a training of many small steps | `dgm.compile`, or `dgm.fit(..., compile=True)` | the numbers |
 # | drawing from an autoregressive model | nothing: the cache is on. Draw many at once | the draws |
-# | drawing from a diffusion | `sample(..., sampler="dpm++", steps=10)`, and look | the distribution, nearly |
+# | drawing from a diffusion | `sample(..., sampler="dpm++", num_steps=10)`, and look | the distribution, nearly |
 # | drawing from a masked flow, scoring an inverse one | a coupling flow: one call in both directions | another model |
 # | a large network on a GPU | `precision="bf16"` | the loss, nearly |
 # | large batches, several devices | `torchrun` | the gradient |

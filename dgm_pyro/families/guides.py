@@ -340,13 +340,13 @@ class SemiAmortized(Conditional):
     Args:
         encoder: a `Normal` given x.
         prior, likelihood: the VAE's own, both with a density of their own.
-        steps: how many gradient steps.
+        gradient_steps: how many gradient steps.
         lr: their size.
         num_samples: how many draws, each with its mirror image.
 
     >>> import dgm_pyro as dgm
     >>> prior, likelihood = dgm.Normal(2), dgm.Normal(5, nn.Linear(2, 10))
-    >>> encoder = SemiAmortized(dgm.Normal(2, nn.Linear(5, 4)), prior, likelihood, steps=3, lr=0.1)
+    >>> encoder = SemiAmortized(dgm.Normal(2, nn.Linear(5, 4)), prior, likelihood, gradient_steps=3, lr=0.1)
     >>> dgm.VAE(prior, likelihood, encoder).log_weights(torch.zeros(3, 5)).shape
     torch.Size([1, 3])
     """
@@ -359,7 +359,7 @@ class SemiAmortized(Conditional):
         encoder: Normal,
         prior: Program,
         likelihood: Program,
-        steps: int = 3,
+        gradient_steps: int = 3,
         lr: float = 0.01,
         num_samples: int = 4,
     ):
@@ -376,7 +376,7 @@ class SemiAmortized(Conditional):
         check_number(lr, "lr", above=0)
         declare_given(encoder, likelihood.event_shape, "encoder", "the likelihood's event_shape")
         self.encoder, self.prior, self.likelihood = encoder, prior, likelihood
-        self.steps, self.lr = check_count(steps, "steps"), lr
+        self.gradient_steps, self.lr = check_count(gradient_steps, "gradient_steps"), lr
         self.event_shape, self.given_shape = encoder.event_shape, encoder.given_shape
         size = self.event_shape.numel()
         check_count(num_samples, "num_samples")
@@ -387,7 +387,7 @@ class SemiAmortized(Conditional):
     def forward(self, given: Any = None) -> TorchDistribution:
         raw = self.encoder.raw_parameters(given)
         climb = torch.func.grad(lambda raw: self.bound(raw, given).sum())
-        for _ in range(self.steps):
+        for _ in range(self.gradient_steps):
             raw = raw + self.lr * climb(raw)
         return self.encoder.distribution(raw)
 
@@ -557,7 +557,7 @@ def fit_guide(
     make: Callable[[nn.Module], nn.Module],
     given: Any = None,
     *,
-    steps: int = 1000,
+    gradient_steps: int = 1000,
     lr: float = 0.02,
     num_particles: int = 16,
     seed: int = 0,
@@ -571,7 +571,7 @@ def fit_guide(
         program: with continuous latents; neither its parameters nor their gradients change.
         x: ``(B, *event_shape)``.
         make: what makes a guide of a model, such as ``pyro.infer.autoguide.AutoMultivariateNormal``.
-        steps, lr: of Adam; the last half of the steps lowers the rate to zero.
+        gradient_steps, lr: of Adam; the last half of the steps lowers the rate to zero.
         num_particles: draws per step; 50 times as many are averaged at the end.
         seed: of all draws; the global random state is left as it was.
 
@@ -581,7 +581,7 @@ def fit_guide(
     """
     check_program(program)
     program.check(x, given)
-    check_counts(steps=steps, num_particles=num_particles)
+    check_counts(gradient_steps=gradient_steps, num_particles=num_particles)
     check_number(lr, "lr", above=0)
     if not callable(make):
         raise TypeError(f"make must be callable, such as pyro.infer.autoguide.AutoNormal, got {type(make).__name__}")
@@ -597,9 +597,9 @@ def fit_guide(
             own = list(guide.parameters())
             held = {id(parameter) for parameter in program.parameters()}
             optimizer = torch.optim.Adam([parameter for parameter in own if id(parameter) not in held], lr=lr)
-            decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / steps))
+            decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / gradient_steps))
             loss = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
-            for _ in range(steps):
+            for _ in range(gradient_steps):
                 optimizer.zero_grad()
                 loss.differentiable_loss(model, guide, *arguments).backward()
                 optimizer.step()

@@ -187,8 +187,8 @@ def ais(
         path = ToPosterior(program, x, given, num_chains, initial, observed or {})
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        steps = path.adapt(betas, transition, target_acceptance)
-        u, log_weights, acceptance = path.anneal(path.start(), betas, steps, transition, progress)
+        step_sizes = path.adapt(betas, transition, target_acceptance)
+        u, log_weights, acceptance = path.anneal(path.start(), betas, step_sizes, transition, progress)
         latents, _ = path.coordinates.unflatten(u)
     return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents)
 
@@ -240,10 +240,10 @@ def bidirectional(
                  for name in path.coordinates.names}  # fmt: skip
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        steps = path.adapt(betas, transition, target_acceptance)
-        _, forward, there = path.anneal(path.start(), betas, steps, transition, progress)
+        step_sizes = path.adapt(betas, transition, target_acceptance)
+        _, forward, there = path.anneal(path.start(), betas, step_sizes, transition, progress)
         _, backward, back = path.anneal(
-            path.coordinates.flatten(exact), betas, steps, transition, progress, reverse=True
+            path.coordinates.flatten(exact), betas, step_sizes, transition, progress, reverse=True
         )
     return Sandwich(x, log_mean_exp(forward), -log_mean_exp(backward), (there + back) / 2)
 
@@ -294,7 +294,7 @@ class Path:
         self,
         u: Tensor,
         betas: Tensor,
-        steps: Tensor,
+        step_sizes: Tensor,
         transition: Transition,
         progress: bool = False,
         reverse: bool = False,
@@ -306,7 +306,7 @@ class Path:
             change = betas[t] - betas[t - 1]
             if not reverse:
                 log_weights = log_weights + change * self.densities(u)[1]
-            u, accepted = transition(u, steps[t], self.at(betas[t]))
+            u, accepted = transition(u, step_sizes[t], self.at(betas[t]))
             if reverse:
                 log_weights = log_weights - change * self.densities(u)[1]
             acceptance = acceptance + accepted.mean(0) / len(order)

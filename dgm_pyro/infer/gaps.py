@@ -115,7 +115,7 @@ def gaps(
     num_particles: int = 1000,
     num_temperatures: int = 300,
     num_chains: int = 8,
-    steps: int = 400,
+    gradient_steps: int = 400,
     num_samples: int = 256,
     log_evidence: Tensor | None = None,
     seed: int = 0,
@@ -129,7 +129,7 @@ def gaps(
         num_particles: of the importance-weighted bound on log p(x).
         num_temperatures, num_chains: of annealed importance sampling, see `ais`; 0 temperatures leave it out, as they
             must where a latent is discrete.
-        steps: of gradient ascent on q.
+        gradient_steps: of gradient ascent on q.
         num_samples: per datum, in every ELBO that is reported.
         log_evidence: log p(x) in nats, ``(B,)``, instead of an estimate by this guide: guides of one p are compared
             fairly on one number.
@@ -143,7 +143,9 @@ def gaps(
     if not isinstance(program, VAE) or program.encoder is None:
         raise TypeError(f"program must be a VAE with an encoder, got {type(program).__name__}")
     program.check(x, given)
-    check_counts(num_particles=num_particles, num_chains=num_chains, steps=steps, num_samples=num_samples)
+    check_counts(
+        num_particles=num_particles, num_chains=num_chains, gradient_steps=gradient_steps, num_samples=num_samples
+    )
     check_count(num_temperatures, "num_temperatures", at_least=0)
     if log_evidence is not None:
         check_dense(log_evidence, "log_evidence")
@@ -159,7 +161,7 @@ def gaps(
     with evaluating(program), seeded(seed, x.device):
         with own_noise():
             amortized = _mean_elbo(program, x, given, num_samples)
-        best, weighted = _of_best_q(program, x, given, steps, num_samples, seed, progress, num_particles)
+        best, weighted = _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress, num_particles)
         if log_evidence is None:
             with own_noise():
                 bounds[f"iwae-{num_particles}"] = importance_bound(program, x, given, num_particles)
@@ -191,7 +193,7 @@ def best_elbo(
     x: Tensor,
     given: Any = None,
     *,
-    steps: int = 400,
+    gradient_steps: int = 400,
     num_samples: int = 256,
     seed: int = 0,
     progress: bool = False,
@@ -200,11 +202,18 @@ def best_elbo(
 
     Frozen parameters are moved too, as copies; an encoder without any is the best of its family.
     """
-    return _of_best_q(program, x, given, steps, num_samples, seed, progress)[0]
+    return _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress)[0]
 
 
 def _of_best_q(
-    program: VAE, x: Tensor, given: Any, steps: int, num_samples: int, seed: int, progress: bool, num_particles: int = 1
+    program: VAE,
+    x: Tensor,
+    given: Any,
+    gradient_steps: int,
+    num_samples: int,
+    seed: int,
+    progress: bool,
+    num_particles: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """The ELBO of the best q, and the importance-weighted bound by it, ``(B,)`` each."""
     encoder = program.encoder
@@ -214,14 +223,16 @@ def _of_best_q(
     # The outputs of an encoder are optimised for all data at once; the weights of one, for each datum alone.
     size = len(x) if plain or not _with_own_guide(program)[1] else 1
     found = []
-    with tqdm(total=steps * (len(x) // size), desc="best q", unit="step", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=gradient_steps * (len(x) // size), desc="best q", unit="step", disable=not progress, leave=False
+    ) as bar:
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
             row, own = x[rows], rows_of(given, rows)
             local, parameters = _with_local_q(program, row, own) if plain else _with_own_guide(program)
             with noise.per_datum(row, seed):
                 if parameters:
-                    _ascend(local, row, own, parameters, steps, rate, bar.update)
+                    _ascend(local, row, own, parameters, gradient_steps, rate, bar.update)
                 bounds = _mean_elbo(local, row, own, num_samples), importance_bound(local, row, own, num_particles)
             found.append(torch.stack(bounds))
     best, weighted = torch.cat(found, -1)
@@ -233,15 +244,15 @@ def _ascend(
     x: Tensor,
     given: Any,
     parameters: Sequence[Tensor],
-    steps: int,
+    gradient_steps: int,
     lr: float,
     advance: Callable[[int], Any],
 ) -> None:
     """Maximise the ELBO over ``parameters``, all else fixed."""
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
     with differentiating("gaps"):
-        for _ in range(steps):
+        for _ in range(gradient_steps):
             bound = elbo(program, x, given, batch=(DRAWS_PER_STEP, len(x)))
             loss = -bound.surrogate.mean(0).sum()
             gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)

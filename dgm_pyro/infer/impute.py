@@ -233,8 +233,8 @@ class _Method:
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
 
     def annealed(self, path: _ToCells | _ToReals) -> Weighted:
-        steps = path.adapt(self.betas, self.transition, 0.65)
-        u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
+        step_sizes = path.adapt(self.betas, self.transition, 0.65)
+        u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
         return path.features(u), log_weights
 
     def conditional(self, program: Conditional, x: Tensor, mask: Tensor, given: Any) -> Weighted:
@@ -269,8 +269,8 @@ class _Method:
         else:
             path = ToPosterior(program, x, given, self.count(PARTICLES), "prior", {}, mask)
             batch = path.batch
-            steps = path.adapt(self.betas, self.transition, 0.65)
-            u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
+            step_sizes = path.adapt(self.betas, self.transition, 0.65)
+            u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
         known = _Known(program.variable, x, mask)
         with poutine.block(), known, poutine.condition(data=latents), plates(batch):

@@ -225,12 +225,12 @@ class Times:
         self.mask, self.given = mask, given
         self.x = torch.where(mask, x, torch.zeros_like(x))
         self.x0 = self.program.clean(self.x)
-        self.powers = self.x0.new_ones(self.program.steps + 1, 2, 1)
+        self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, 1)
 
     def tune(self, num_particles: int) -> None:
         """Set each datum's powers by a run with particles of its own, ``num_particles`` of them or `TUNING`."""
         num_particles = max(num_particles, TUNING)
-        self.powers = self.x0.new_ones(self.program.steps + 1, 2, len(self.x))
+        self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, len(self.x))
         state, _ = self.start((num_particles, len(self.x)))
         states = [state]
         for i in range(len(self)):
@@ -243,22 +243,22 @@ class Times:
             known = (known - known.mean(0)).transpose(0, 1).double()
             ridge = 1e-6 * torch.eye(2, dtype=known.dtype, device=known.device)
             slopes = torch.linalg.solve(known.mT @ known + ridge, known.mT @ target)
-            self.powers[self.program.steps - i] = slopes.squeeze(-1).T.to(self.powers.dtype)
+            self.powers[self.program.num_steps - i] = slopes.squeeze(-1).T.to(self.powers.dtype)
 
     def __len__(self) -> int:
-        return self.program.steps - 1
+        return self.program.num_steps - 1
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
         p = self.program
         zero = p.zeros(*batch)
         prior = torch.distributions.Normal(zero, 1.0)
-        guide = features_of(p.noised(self.x0.expand_as(zero), self._time(zero, p.steps)))
+        guide = features_of(p.noised(self.x0.expand_as(zero), self._time(zero, p.num_steps)))
         with noise.drawing(batch):
             x_t = torch.where(self.mask, guide.sample(), prior.sample())
-        return self._state(x_t, p.steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
+        return self._state(x_t, p.num_steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
-        p, x_t, t = self.program, state["x_t"], self.program.steps - i
+        p, x_t, t = self.program, state["x_t"], self.program.num_steps - i
         before = self._log_gamma(state, t)
         times = self._time(x_t, t)
         model = features_of(p.reverse(x_t, times, self._denoised(state)))
@@ -323,7 +323,7 @@ def smc(
         TypeError: the program is no diffusion.
 
     >>> import torch, dgm_pyro as dgm
-    >>> program = dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (8,)), steps=5)
+    >>> program = dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (8,)), num_steps=5)
     >>> dgm.infer.smc(program, torch.zeros(3, 2)).log_evidence.shape
     torch.Size([3])
     """

@@ -432,7 +432,7 @@ def density_ratio(
     critic: nn.Module | None = None,
     *,
     divergence: str = "js",
-    steps: int = 2000,
+    gradient_steps: int = 2000,
     batch_size: int = 256,
     lr: float = 2e-3,
     seed: int = 0,
@@ -446,19 +446,19 @@ def density_ratio(
         p, q: samples, ``(N, ...)`` and ``(M, ...)``.
         critic: maps x to ``(B, 1)``; default an MLP, made under ``seed``.
         divergence: one of `DIVERGENCES`.
-        steps, batch_size, lr: of Adam, the rate falling to zero along a cosine.
+        gradient_steps, batch_size, lr: of Adam, the rate falling to zero along a cosine.
         seed: the global random state is left as it was.
 
     Raises:
         ValueError: shapes differ, or the divergence is unknown.
 
     >>> import torch, dgm_pyro as dgm
-    >>> ratio = dgm.adversarial.density_ratio(torch.randn(100, 2), torch.randn(100, 2), steps=10)
+    >>> ratio = dgm.adversarial.density_ratio(torch.randn(100, 2), torch.randn(100, 2), gradient_steps=10)
     >>> ratio(torch.zeros(5, 2)).shape
     torch.Size([5])
     """
     _known(divergence)
-    check_counts(steps=steps, batch_size=batch_size)
+    check_counts(gradient_steps=gradient_steps, batch_size=batch_size)
     check_number(lr, "lr", above=0)
     check_type(critic, nn.Module | None, "critic", "a torch.nn.Module or None")
     check_finite(p, "p")
@@ -467,10 +467,10 @@ def density_ratio(
     with seeded(seed, p.device):
         chosen = MLP(p.shape[1:], 1, (64, 64), activation="silu").to(p) if critic is None else critic
         optimizer = torch.optim.Adam(chosen.parameters(), lr=lr)
-        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
         # Summed where it is made: to ask for a number at every step would be to wait for the device.
         bounds, total = [], torch.zeros((), dtype=torch.float64, device=p.device)
-        for step in range(1, steps + 1):
+        for step in range(1, gradient_steps + 1):
             batches = [x[torch.randint(len(x), (batch_size,), device=x.device)] for x in (p, q)]
             bound = divergence_bound(divergence, *(_values(chosen, x, None) for x in batches))
             optimizer.zero_grad(set_to_none=True)

@@ -193,7 +193,7 @@ def pgd(
     epsilon: float,
     levels: int | None = None,
     *,
-    steps: int = 10,
+    gradient_steps: int = 10,
     step_size: float | None = None,
     num_particles: int = 1,
     seed: int = 0,
@@ -202,20 +202,20 @@ def pgd(
 
     Args:
         classifier, x, y, epsilon, levels, num_particles: as for `fgsm`.
-        steps: how many.
-        step_size: in the units of x; by default 2.5 epsilon / steps, and with ``levels`` rounded to at least 1.
+        gradient_steps: how many.
+        step_size: in the units of x; by default 2.5 epsilon / gradient_steps, with ``levels`` rounded to at least 1.
         seed: of the start.
     """
     _check_attack(x, y, epsilon, levels)
-    check_count(steps, "steps")
-    size = 2.5 * epsilon / steps if step_size is None else step_size
+    check_count(gradient_steps, "gradient_steps")
+    size = 2.5 * epsilon / gradient_steps if step_size is None else step_size
     check_number(size, "step_size", at_least=0)
     if levels is not None:
         size = max(1, round(size))
     random = generator(seed)
     start = x + epsilon * (2 * torch.rand(x.shape, generator=random) - 1).to(x.device)
     moved = _as_before(start, x, levels)
-    for _ in range(steps):
+    for _ in range(gradient_steps):
         moved = _ascend(classifier, moved, x, y, size, epsilon, levels, num_particles)
     return moved
 

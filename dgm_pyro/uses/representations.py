@@ -322,7 +322,7 @@ def _place(program: Dequantized, x: Tensor, given: Any, draw: bool) -> Tensor:
 
 def _ascending(program: Denoising) -> list[Time]:
     """All times of the chain, the least noisy first."""
-    return program.times(program.steps, spacing_named("uniform"))[::-1]
+    return program.times(program.num_steps, spacing_named("uniform"))[::-1]
 
 
 def _denoiser(program: Denoising, given: Any) -> Callable[[Tensor, Time], Denoised]:

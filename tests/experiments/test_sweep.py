@@ -285,7 +285,7 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(["sample", cell, "-n", "4"]) == 0
     assert cli.main(["checks", cell, "--num-data", "50", "--num-samples", "100"]) == 0
     assert (tmp_path / "s" / "cells" / "normal-seed0" / "checks.png").is_file()
-    gaps = ["gaps", cell, "--num-data", "3", "--num-particles", "4", "--num-temperatures", "3", "--steps", "3"]
+    gaps = ["gaps", cell, "--num-data", "3", "--num-particles", "4", "--num-temperatures", "3", "--gradient-steps", "3"]
     assert cli.main(gaps) == 0
     assert "amortization gap" in capsys.readouterr().out
     assert cli.main([*gaps, "--json"]) == 0

@@ -53,7 +53,7 @@ def small(shape=2, seed=0, **options):
     event_shape = (shape,) if isinstance(shape, int) else shape
     torch.manual_seed(seed)
     program = dgm.ContinuousDiffusion(
-        shape, DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network), **{"steps": 6, **options}
+        shape, DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network), **{"num_steps": 6, **options}
     )
     return jittered(program, 0.1)
 
@@ -83,7 +83,7 @@ def test_the_bound_is_the_limit_of_the_chains():
     with torch.no_grad():
         torch.manual_seed(0)
         limit = elbo(program, x.expand(40 * n, 2)).value
-        for program.steps in steps:
+        for program.num_steps in steps:
             bound = elbo(program.unroll(), x.expand(n, 2)).value
             gaps.append((limit.mean() - bound.mean()).item())
     error = (limit.var() / len(limit) + bound.var() / n).sqrt().item()
@@ -236,7 +236,7 @@ def test_samplers_converge_to_the_flow_at_any_number_of_steps(sampler, order):
     steps, errors = [20, 40, 80, 160], []
     for n in steps:
         torch.manual_seed(0)
-        errors.append((program.sample(64, sampler=sampler, steps=n) - exact).abs().max().item())
+        errors.append((program.sample(64, sampler=sampler, num_steps=n) - exact).abs().max().item())
     assert slope(steps, errors) == pytest.approx(-order, abs=0.25)
 
 
@@ -245,7 +245,7 @@ def test_samplers_converge_to_the_flow_at_any_number_of_steps(sampler, order):
 def test_samples_have_the_datas_moments(sampler, spacing):
     mean, cov = torch.tensor([0.6, -1.2]), torch.tensor([[0.6, -0.3], [-0.3, 0.5]])
     program = gaussian(mean, cov, 12.0, -10.0)
-    x = program.sample(2000, sampler=sampler, steps=400, spacing=spacing)
+    x = program.sample(2000, sampler=sampler, num_steps=400, spacing=spacing)
     for d in range(2):
         assert_mean(x[:, d], mean[d])
     centred = x - mean
@@ -285,7 +285,7 @@ def test_the_density_of_the_flow_is_that_before_the_last_step_to_the_mean():
     x = torch.randn(10, 2)
     before = MultivariateNormal(torch.zeros(2), cov + noise * torch.eye(2)).log_prob(x)
     torch.testing.assert_close(program.ode_log_prob(x, tolerance=1e-7), before, rtol=0, atol=2e-5)
-    drawn = program.sample(20_000, sampler="heun", steps=300).var(0)
+    drawn = program.sample(20_000, sampler="heun", num_steps=300).var(0)
     after = cov.diagonal() ** 2 / (cov.diagonal() + noise)
     assert ((drawn - after).abs() < 4.5 * after * (2 / 20_000) ** 0.5).all()
 
@@ -378,12 +378,12 @@ def build(**options):
             "noise_schedule must be a LogSNR or one of linear, learned.*'cosine'",
         ),
         (build(noise_schedule=3), TypeError, "noise_schedule must be a LogSNR or a name, got int"),
-        (build(steps=1), ValueError, "steps must be an int of at least 2"),
+        (build(num_steps=1), ValueError, "num_steps must be an int of at least 2"),
         (build(predict="levels"), ValueError, "levels.*needs integer data"),
         (lambda: small(levels=4).ode_log_prob(torch.zeros(1, 2)), ValueError, "0 .. 3: use dgm.evaluate.*rand_like"),
         (lambda: small().ode_log_prob(torch.zeros(1, 2), probes=0), ValueError, "probes must be a positive integer"),
         (lambda: small().ode_log_prob(torch.zeros(1, 3)), ValueError, r"x has shape \(1, 3\)"),
-        (lambda: small().sample(2, steps=0), ValueError, "steps must be a positive int"),
+        (lambda: small().sample(2, num_steps=0), ValueError, "num_steps must be a positive int"),
     ],
 )
 def test_bad_arguments_are_named(make, error, message):

@@ -247,7 +247,7 @@ def test_latents_nest_and_unroll():
     assert nested.latents("x") == ("x_continuous", "z")
     assert nested.log_weights(torch.randint(5, (3, 2)), num_particles=2).shape == (2, 3)
     assert nested.unroll().flow is nested.flow  # there is no chain in it
-    prior = dgm.Diffusion(1, DenoisingMLP((1,), (4,)), steps=2)
+    prior = dgm.Diffusion(1, DenoisingMLP((1,), (4,)), num_steps=2)
     chained = dgm.Dequantized(dgm.VAE(prior, squashed.likelihood, squashed.encoder), 5)
     assert chained.unroll().latents("x") == ("x_continuous", "z", "z_2", "z_1")
 

@@ -254,7 +254,7 @@ def test_steps_never_lower_the_elbo_of_a_conjugate_model():
     values = []
     for steps in range(1, 12):
         torch.manual_seed(0)
-        encoder = guides.SemiAmortized(base, prior, likelihood, steps=steps, lr=0.02, num_samples=2)
+        encoder = guides.SemiAmortized(base, prior, likelihood, gradient_steps=steps, lr=0.02, num_samples=2)
         q = encoder(x).base_dist
         raw = torch.stack([q.loc, q.scale.expm1().log()], 1)
         values.append(gaussian_elbo(prior, likelihood, raw, x))
@@ -268,7 +268,7 @@ def test_steps_never_lower_the_elbo_of_a_conjugate_model():
 
 def test_semi_amortized_needs_no_gradient_mode_and_gives_the_same_without():
     prior, likelihood = linear()
-    encoder = guides.SemiAmortized(dgm.Normal(2, MLP((1, 2, 2), 4)), prior, likelihood, steps=3, lr=0.05)
+    encoder = guides.SemiAmortized(dgm.Normal(2, MLP((1, 2, 2), 4)), prior, likelihood, gradient_steps=3, lr=0.05)
     x = torch.randn(4, 1, 2, 2)
     with torch.no_grad():
         quiet = encoder(x)
@@ -386,7 +386,7 @@ def test_a_fitted_autoguide_finds_the_exact_posterior():
     vae = dgm.VAE(prior, likelihood, dgm.Normal(2, MLP((1, 2, 2), 4)))
     x = torch.randn(3, 1, 2, 2)
     before, state = [p.detach().clone() for p in vae.parameters()], torch.get_rng_state()
-    guide, bound = guides.fit_guide(vae, x, AutoMultivariateNormal, steps=600)
+    guide, bound = guides.fit_guide(vae, x, AutoMultivariateNormal, gradient_steps=600)
     assert torch.equal(torch.get_rng_state(), state)
     evidence = linear_evidence(prior, likelihood, x).mean().item()
     assert abs(bound - evidence) < 0.005
@@ -401,8 +401,8 @@ def test_two_fitted_guides_do_not_share_parameters():
     prior, likelihood = linear()
     vae = dgm.VAE(prior, likelihood, guides.LinearGaussianPosterior(prior, likelihood))
     x, other = torch.randn(2, 1, 2, 2), 5 + torch.randn(4, 1, 2, 2)
-    first, _ = guides.fit_guide(vae, x, AutoNormal, steps=5)
-    second, _ = guides.fit_guide(vae, other, AutoNormal, steps=5)
+    first, _ = guides.fit_guide(vae, x, AutoNormal, gradient_steps=5)
+    second, _ = guides.fit_guide(vae, other, AutoNormal, gradient_steps=5)
     assert first(x)["z"].shape == (2, 2)
     assert second(other)["z"].shape == (4, 2)
     assert not [name for name in pyro.get_param_store() if "AutoNormal" in name or "locs" in name]
@@ -412,7 +412,7 @@ def test_two_fitted_guides_do_not_share_parameters():
 def test_chains_and_hierarchies_are_fitted_too():
     two = ladder(2)
     x = torch.randn(3, 3)
-    guide, bound = guides.fit_guide(two, x, AutoNormal, steps=200, lr=0.05)
+    guide, bound = guides.fit_guide(two, x, AutoNormal, gradient_steps=200, lr=0.05)
     assert set(guide(x)) == {"z", "z2"}
-    start = guides.fit_guide(two, x, AutoNormal, steps=1)[1]
+    start = guides.fit_guide(two, x, AutoNormal, gradient_steps=1)[1]
     assert bound > start

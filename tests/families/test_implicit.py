@@ -362,7 +362,7 @@ def test_a_linear_critic_learns_the_density_ratio_of_two_normals(divergence):
     shift = 1.0
     torch.manual_seed(0)
     p, q = torch.randn(40_000, 1) + shift, torch.randn(40_000, 1)
-    ratio = density_ratio(p, q, nn.Linear(1, 1), divergence=divergence, steps=1500, batch_size=512, lr=0.02)
+    ratio = density_ratio(p, q, nn.Linear(1, 1), divergence=divergence, gradient_steps=1500, batch_size=512, lr=0.02)
     fresh_p, fresh_q = torch.randn(40_000, 1) + shift, torch.randn(40_000, 1)
     exact = shift * fresh_p.squeeze() - shift**2 / 2
     assert (ratio(fresh_p) - exact).abs().mean() < 0.06
@@ -379,7 +379,7 @@ def test_a_network_learns_a_density_ratio_that_is_not_linear():
     """KL of N(0, 1) from N(0, 2^2) in two dimensions, 2 (log 2 - 3/8): the plug-in, and the bound below it."""
     torch.manual_seed(0)
     p, q = torch.randn(20_000, 2), 2 * torch.randn(20_000, 2)
-    ratio = density_ratio(p, q, steps=800)
+    ratio = density_ratio(p, q, gradient_steps=800)
     exact = 2 * (math.log(2) - 3 / 8)
     fresh = torch.randn(20_000, 2)
     kl, error = ratio.kl(fresh)
@@ -390,7 +390,7 @@ def test_a_network_learns_a_density_ratio_that_is_not_linear():
 
 def test_a_ratio_is_a_function_of_its_seed():
     p, q = torch.randn(50, 2), torch.randn(50, 2)
-    a, b, c = (density_ratio(p, q, steps=5, seed=seed)(p) for seed in (0, 0, 1))
+    a, b, c = (density_ratio(p, q, gradient_steps=5, seed=seed)(p) for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 

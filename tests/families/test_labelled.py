@@ -383,9 +383,9 @@ def test_options_of_sampling_reach_the_program():
     program = Labelled(dgm.Categorical((), 3), diffusion(2, num_classes=3, label_dropout=0.1)).eval()
     y = torch.tensor([0, 1, 2])
     torch.manual_seed(0)
-    expected = program.program.sample(3, y, sampler="ddim", guidance=2.0, steps=2)
+    expected = program.program.sample(3, y, sampler="ddim", guidance=2.0, num_steps=2)
     torch.manual_seed(0)
-    assert torch.equal(program.sample(3, y, sampler="ddim", guidance=2.0, steps=2), expected)
+    assert torch.equal(program.sample(3, y, sampler="ddim", guidance=2.0, num_steps=2), expected)
 
 
 def test_samples_follow_the_density():

@@ -133,7 +133,7 @@ def test_the_densities_of_a_chain_are_read_in_as_many_passes_as_that_of_one_step
     monkeypatch.setattr(poutine.Trace, "compute_log_prob", lambda *args: (passes.append(1), whole(*args))[1])
     counts = []
     for steps in (1, 20):
-        program = diffusion(2, steps=steps).unroll().eval()
+        program = diffusion(2, num_steps=steps).unroll().eval()
         trace = joint_trace(program, None, batch=(4, 3))
         x, names = trace.nodes["_RETURN"]["value"][0], program.latents("x")
         latents = {name: trace.nodes[name]["value"] for name in names}

@@ -228,7 +228,9 @@ def test_a_dequantized_flow_by_quadrature():
 # -- diffusion ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda: diffusion(2, steps=6), lambda: continuous(2)], ids=["discrete", "continuous"])
+@pytest.mark.parametrize(
+    "make", [lambda: diffusion(2, num_steps=6), lambda: continuous(2)], ids=["discrete", "continuous"]
+)
 def test_a_diffusion_by_a_long_run_of_its_own(make):
     """Draws of p(x) whose first coordinate happens to be near the one observed."""
     program = seeded(make(), 0.3)
@@ -242,7 +244,9 @@ def test_a_diffusion_by_a_long_run_of_its_own(make):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: diffusion(2, levels=3, steps=4), lambda: continuous(2, levels=3)], ids=["discrete", "continuous"]
+    "make",
+    [lambda: diffusion(2, levels=3, num_steps=4), lambda: continuous(2, levels=3)],
+    ids=["discrete", "continuous"],
 )
 def test_a_diffusion_of_integers_by_its_own_frequencies(make):
     program = seeded(make(), 0.3)

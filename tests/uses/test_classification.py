@@ -177,9 +177,9 @@ def test_pgd_finds_the_corner_of_a_linear_classifier(float64):
 def test_attacks_in_parts_are_the_attack(float64, monkeypatch):
     network = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     classifier, x, y = dgm.Discriminative(dgm.Categorical((), 3, network)), torch.randn(20, 6), torch.arange(20) % 3
-    whole = corruptions.pgd(classifier, x, y, 0.3, steps=4)
+    whole = corruptions.pgd(classifier, x, y, 0.3, gradient_steps=4)
     monkeypatch.setattr(corruptions, "AT_ONCE", 7)
-    torch.testing.assert_close(corruptions.pgd(classifier, x, y, 0.3, steps=4), whole)
+    torch.testing.assert_close(corruptions.pgd(classifier, x, y, 0.3, gradient_steps=4), whole)
 
 
 def test_an_attack_on_bayes_rule_is_that_on_the_logits_it_implies(float64):
@@ -200,7 +200,7 @@ def test_attacks_stay_in_their_ball_and_on_the_levels(name):
     digits = dgm.data.load("digits", num_data=6)
     program = dgm.build(name, digits, labelled=name != "classifier")
     before = program.training
-    for attack in (corruptions.fgsm, functools.partial(corruptions.pgd, steps=2)):
+    for attack in (corruptions.fgsm, functools.partial(corruptions.pgd, gradient_steps=2)):
         moved = attack(program, digits.x, digits.y, 2, 17)
         assert moved.dtype == digits.x.dtype
         assert (moved.long() - digits.x.long()).abs().max() <= 2
@@ -293,7 +293,7 @@ def test_guides_are_swapped_and_do_not_share_parameters(guide):
     assert not list(pyro.get_param_store().keys())
     if guide == "map":
         assert first.doubt_about_weights(digits.x, 4).abs().max() < 1e-5
-    moved = corruptions.pgd(first.log_class_probabilities, digits.x[:20], digits.y[:20], 4, 17, steps=3)
+    moved = corruptions.pgd(first.log_class_probabilities, digits.x[:20], digits.y[:20], 4, 17, gradient_steps=3)
     assert accuracy(first.class_probabilities(moved), digits.y[:20]) < accuracy(before[:20], digits.y[:20])
 
 

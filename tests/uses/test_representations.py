@@ -159,7 +159,7 @@ def test_the_code_of_a_diffusion_is_the_end_of_its_ode(float64):
 
 def test_a_diffusion_leads_back_to_where_x_was():
     program = CASES["continuous-diffusion"].build()
-    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.noise_schedule, steps=200)
+    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.noise_schedule, num_steps=200)
     fine.load_state_dict(program.state_dict())
     x = torch.randn(5, 2)
     start = fine.noise_schedule(torch.zeros(())).sigmoid().sqrt() * x

@@ -192,7 +192,7 @@ def at_all_times(program: Program) -> Iterator[None]:
     if not isinstance(program, Diffusion):
         yield
         return
-    subsample, program.subsample = program.subsample, program.steps
+    subsample, program.subsample = program.subsample, program.num_steps
     try:
         yield
     finally:
