@@ -95,7 +95,7 @@ def main() -> None:
     }
     start, half = time.process_time(), arguments.num_test // 2
     surprise = {
-        program: {name: anomaly.Surprise(programs[program])(x) for name, x in sets.items()}
+        program: {name: anomaly.NegativeLogLikelihood(programs[program])(x) for name, x in sets.items()}
         for program in ("clothes", "background")
         if program in programs
     }
@@ -116,7 +116,7 @@ def main() -> None:
     by_latents: dict[str, anomaly.Score] = {}
     if ensemble:
         by_latents = {
-            "VAE, -ELBO": anomaly.Surprise(ensemble[0]),
+            "VAE, -ELBO": anomaly.NegativeLogLikelihood(ensemble[0]),
             "VAE, posterior KL": anomaly.PosteriorKL(ensemble[0]),
         }
     if len(ensemble) > 1:

@@ -15,9 +15,9 @@ from dgm_pyro.families.conditionals import (
     Bernoulli,
     Categorical,
     DiscretizedLogistic,
+    IndependentConditional,
     MixtureOfNormals,
     Normal,
-    Parametric,
     Uniform,
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion, LogSNR
@@ -67,6 +67,7 @@ __all__ = [
     "FreeBits",
     "History",
     "Implicit",
+    "IndependentConditional",
     "IntractableError",
     "KernelScore",
     "Labelled",
@@ -75,7 +76,6 @@ __all__ = [
     "NonFiniteLossError",
     "Normal",
     "OneHot",
-    "Parametric",
     "Program",
     "Schedule",
     "SemiSupervised",

@@ -23,9 +23,9 @@ from dgm_pyro.families.conditionals import (
     Bernoulli,
     Categorical,
     DiscretizedLogistic,
+    IndependentConditional,
     MixtureOfNormals,
     Normal,
-    Parametric,
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.dequantized import Dequantized, dequantizer
@@ -57,7 +57,7 @@ def is_image(data: Data) -> bool:
     return len(data.event_shape) == 3
 
 
-def features_of(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> Parametric:
+def features_of(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
     """The conditional that suits the data: Bernoulli for bits, discretized logistics for levels, else Normals.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dgm_pyro.infer import Units
     from dgm_pyro.program import Program
     from dgm_pyro.training.fit import History
-    from dgm_pyro.uses.anomaly import Score, Surprise
+    from dgm_pyro.uses.anomaly import NegativeLogLikelihood, Score
 
 # Modules that take long to import are imported by the commands that need them.
 
@@ -682,7 +682,7 @@ def anomaly(
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
     reference, held_out = kept[order[: len(kept) // 2]], kept[order[len(kept) // 2 :]]
     other = [runs.read(folder, where)[0] for folder in _names(ensemble)]
-    base = anomaly.Surprise(program, num_particles)
+    base = anomaly.NegativeLogLikelihood(program, num_particles)
     first, rows = None, []
     for name in _names(score) or ("likelihood",):
         chosen = _score(name, base, background, other, reference, where)
@@ -731,7 +731,12 @@ def anomaly(
 
 
 def _score(
-    name: str, base: Surprise, background: Path | None, ensemble: list[Program], reference: Tensor, where: torch.device
+    name: str,
+    base: NegativeLogLikelihood,
+    background: Path | None,
+    ensemble: list[Program],
+    reference: Tensor,
+    where: torch.device,
 ) -> Score:
     from dgm_pyro.experiments import runs
     from dgm_pyro.uses import anomaly
@@ -747,11 +752,11 @@ def _score(
     if name == "ratio":
         if background is None:
             raise ValueError("--score ratio needs --background RUN, a run trained on perturbed data")
-        return anomaly.Ratio(base, anomaly.Surprise(runs.read(background, where)[0], base.num_particles))
+        return anomaly.Ratio(base, anomaly.NegativeLogLikelihood(runs.read(background, where)[0], base.num_particles))
     if name == "waic":
         if not ensemble:
             raise ValueError("--score waic needs --ensemble RUN,RUN,...: runs of the same program from other seeds")
-        return anomaly.WAIC([base, *(anomaly.Surprise(each, base.num_particles) for each in ensemble)])
+        return anomaly.WAIC([base, *(anomaly.NegativeLogLikelihood(each, base.num_particles) for each in ensemble)])
     raise ValueError(f"--score must be among likelihood, typicality, complexity, ratio, waic, kl, got {name!r}")
 
 

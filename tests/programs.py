@@ -185,7 +185,7 @@ class _Squash(nn.Module):
 
 
 @dgm.register
-class Poisson(dgm.Parametric):
+class Poisson(dgm.IndependentConditional):
     """Independent counts. P = 1: a raw rate that softplus makes positive."""
 
     def __init__(self, event_shape: Any, network: nn.Module | None = None, *, learned: bool = False):
@@ -271,7 +271,9 @@ def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options
     return dgm.Diffusion(shape, denoiser, levels=levels, **{"num_steps": 4, **options})
 
 
-def made(family: Callable[..., dgm.Parametric], shape: int | tuple[int, ...], **options: Any) -> dgm.Autoregressive:
+def made(
+    family: Callable[..., dgm.IndependentConditional], shape: int | tuple[int, ...], **options: Any
+) -> dgm.Autoregressive:
     """An autoregressive model of the features of ``family`` on a small MADE."""
     network = {
         name: options.pop(name)
@@ -292,7 +294,7 @@ def pixelcnn(levels: int, **context: Any) -> dgm.Autoregressive:
 
 
 def transformer(
-    family: Callable[..., dgm.Parametric], shape: int | tuple[int, ...], **options: Any
+    family: Callable[..., dgm.IndependentConditional], shape: int | tuple[int, ...], **options: Any
 ) -> dgm.Autoregressive:
     """An autoregressive model of the features of ``family`` on a small transformer."""
     network = {name: options.pop(name) for name in ("order", "num_classes", "context_shape") if name in options}

@@ -81,7 +81,7 @@ kind(
     NAME, "initial", "transition", "compressor", "activation", "predict", "sampler", "spacing", "game", "divergence",
     "kernel", "path", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
 )  # fmt: skip
-kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "surprise",
+kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "nll",
      "background", "base", "encoder", "classifier")  # fmt: skip
 kind(MODULE, "network", "denoiser", "generator", "critic", "univariate", "bijection")
 kind(["x", 3], "context")
@@ -377,10 +377,10 @@ CALLS = {
     "data.load": Call(dict(name="moons", split="train", num_data=4, seed=0)),
     # anomaly
     "anomaly.log_p": Call(dict(program=vae, x=X, num_particles=1, batch_size=2, seed=0)),
-    "anomaly.Surprise": Call(dict(program=vae, num_particles=1)),
-    "anomaly.Typicality": Call(dict(surprise=vae, reference=X)),
-    "anomaly.Ratio": Call(dict(surprise=vae, background=vae)),
-    "anomaly.Complexity": Call(dict(surprise=lambda: dgm.Bernoulli((1, 4, 4)), compressor="png")),
+    "anomaly.NegativeLogLikelihood": Call(dict(program=vae, num_particles=1)),
+    "anomaly.Typicality": Call(dict(nll=vae, reference=X)),
+    "anomaly.Ratio": Call(dict(nll=vae, background=vae)),
+    "anomaly.Complexity": Call(dict(nll=lambda: dgm.Bernoulli((1, 4, 4)), compressor="png")),
     "anomaly.WAIC": Call(dict(ensemble=lambda: [vae(), vae()]), {"ensemble": [None, "x", 3, [3, 4]]}),
     "anomaly.PosteriorKL": Call(dict(program=vae, num_samples=2, seed=0)),
     "anomaly.code_bits": Call(dict(x=IMAGES.byte(), compressor="png")),
@@ -411,7 +411,7 @@ CALLS = {
     "classification.nll": Call(dict(probabilities=PROBABILITIES, y=Y), {"probabilities": REALS}),
     "classification.reliability": Call(dict(probabilities=PROBABILITIES, y=Y, bins=2), {"probabilities": REALS}),
     "classification.risk_coverage": Call(
-        dict(right=Y > 0, doubt=X[:, 0]), {"right": REALS[:4], "doubt": REALS}
+        dict(right=Y > 0, uncertainty=X[:, 0]), {"right": REALS[:4], "uncertainty": REALS}
     ),
     "classification.Bayesian": Call(
         dict(network=lambda: nn.Linear(2, 2), data=data, guide="normal", scale=1.0), {"data": [None, "x", X]}
@@ -420,7 +420,7 @@ CALLS = {
     "Bayesian.draws": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
     "Bayesian.log_class_probabilities": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
     "Bayesian.class_probabilities": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
-    "Bayesian.doubt_about_weights": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
+    "Bayesian.mutual_information": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
     "RiskCoverage.accuracy_at": Call(
         dict(coverage=0.5), of=lambda: dgm.classification.risk_coverage(Y > 0, X[:, 0])
     ),
@@ -563,8 +563,8 @@ CALLS = {
 
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
-        "Program", "Conditional", "Parametric", "guides.CorrelatedNormal", "infer.Stepper", "networks.Bijection",
-        "networks.Univariate", "objectives.Objective", "priors.Mixture", "samplers.Sampler",
+        "Program", "Conditional", "IndependentConditional", "guides.CorrelatedNormal", "infer.Stepper",
+        "networks.Bijection", "networks.Univariate", "objectives.Objective", "priors.Mixture", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
@@ -710,7 +710,18 @@ WITHIN = {
         "raw_at",
         "at",
     ),
-    *("blank", "chain", "place", "clean", "clock", "denoise", "doubt", "noise_at", "noised", "posterior_variance"),
+    *(
+        "blank",
+        "chain",
+        "place",
+        "clean",
+        "clock",
+        "denoise",
+        "denoised_variance",
+        "noise_at",
+        "noised",
+        "posterior_variance",
+    ),
     *(
         "measure_given",
         "support_given",

@@ -59,7 +59,7 @@ def test_noise_is_flagged_and_digits_hardly(trained, tmp_path, capsys):
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     noise = torch.from_numpy(np.load(trained / "noise.npy"))[:, None]
-    surprise = anomaly.Surprise(dgm.load(trained / "pixels"))(noise)
+    surprise = anomaly.NegativeLogLikelihood(dgm.load(trained / "pixels"))(noise)
     assert scores[0] == pytest.approx(surprise.max().item(), rel=1e-5)
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 import dgm_pyro as dgm
 from dgm_pyro import noise
 from dgm_pyro.infer.gaps import best_elbo
-from dgm_pyro.uses.anomaly import Complexity, Detector, PosteriorKL, Ratio, Surprise, Typicality
+from dgm_pyro.uses.anomaly import Complexity, Detector, NegativeLogLikelihood, PosteriorKL, Ratio, Typicality
 from dgm_pyro.uses.classification import beliefs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -214,11 +214,11 @@ SCORED = [
 def test_scores_are_a_datums_own(name):
     program = CASES[name].build()
     x, _ = CASES[name].draw(program, 8)
-    background = Surprise(CASES[name].build(seed=5))
-    scores = [Surprise(program), Typicality(program, x), Ratio(program, background), PosteriorKL(program)]
+    background = NegativeLogLikelihood(CASES[name].build(seed=5))
+    scores = [NegativeLogLikelihood(program), Typicality(program, x), Ratio(program, background), PosteriorKL(program)]
     scores += [dgm.anomaly.WAIC([program, background])]
     scores += [Complexity(program, "zlib")] if program.levels else []
-    scores += [] if name in CONTINUOUS else [Surprise(program, num_particles=4)]
+    scores += [] if name in CONTINUOUS else [NegativeLogLikelihood(program, num_particles=4)]
     for score in scores:
         same_in_every_batch(lambda rows, score=score: score(x[rows]), 8)
 

@@ -53,7 +53,16 @@ from chapter import (  # small helpers, in chapter.py beside this
 from dgm_pyro import corruptions, plots, representations
 from dgm_pyro.infer import units
 from dgm_pyro.networks import MADE, MLP
-from dgm_pyro.uses.anomaly import Complexity, Detector, PosteriorKL, Ratio, Surprise, Typicality, code_bits, separation
+from dgm_pyro.uses.anomaly import (
+    Complexity,
+    Detector,
+    NegativeLogLikelihood,
+    PosteriorKL,
+    Ratio,
+    Typicality,
+    code_bits,
+    separation,
+)
 from dgm_pyro.uses.classification import Bayesian, accuracy, beliefs, reliability, risk_coverage
 
 pyro.set_rng_seed(0)
@@ -133,7 +142,7 @@ shown = torch.cat([test.x[:10], *[x[:10] for x in strange.values()]])
 plots.images(shown, levels=levels, columns=10, row_labels=["test digits", *strange])
 
 # %%
-surprise = Surprise(program)  # -log p(x), in nats
+surprise = NegativeLogLikelihood(program)  # -log p(x), in nats
 of_digits = surprise(test.x)
 figure, axes = subplots(width=8.5, height=3.0)
 bars = {"bins": 60, "range": (40, 220), "histtype": "step", "lw": 1.4}

@@ -52,7 +52,7 @@ from dgm_pyro.families.samplers import run as walk
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP, PixelCNN
 from dgm_pyro.training import compilation
 from dgm_pyro.training.adversarial import squared_distance
-from dgm_pyro.training.distributed import Team
+from dgm_pyro.training.distributed import ProcessGroup
 
 pyro.set_rng_seed(0)
 style()
@@ -460,7 +460,7 @@ claim(abs(losses_by["bf16"][-1] - losses_by["float32"][-1]) < 0.02 * losses_by["
 #
 # That is all that happens, on two processes of a laptop or on a cluster. PyTorch's `DistributedDataParallel` takes the
 # plain mean over the $N$ processes, and so each one weights its loss by $N n_r / n$, which matters when the shares differ.
-# `Team` is this bookkeeping, for process `rank` of `size`. Here all processes are played by one:
+# `ProcessGroup` is this bookkeeping, for process `rank` of `size`. Here all processes are played by one:
 
 # %%
 torch.manual_seed(0)
@@ -477,7 +477,7 @@ def gradient(rows):
 batch = torch.arange(100)[::3]  # 34 data
 whole = gradient(batch)
 for size in (1, 2, 3, 4):
-    team = [Team(rank, size) for rank in range(size)]
+    team = [ProcessGroup(rank, size) for rank in range(size)]
     together = sum(process.weight(batch) * gradient(process.share(batch)) for process in team) / size
     shares = [len(process.share(batch)) for process in team]
     print(f"{size} processes, shares {shares}: largest difference {(together - whole).abs().max():.0e}")
@@ -559,7 +559,7 @@ assert abs(order - 2) < 0.15
 # data for three processes are refused: a process would have a single datum.
 
 # %%
-team = [Team(rank, 3) for rank in range(3)]
+team = [ProcessGroup(rank, 3) for rank in range(3)]
 for rows in (batch[:33], batch):
     plain = sum(gradient(process.share(rows)) for process in team) / 3
     relative = ((plain - gradient(rows)).norm() / gradient(rows).norm()).item()

@@ -23,7 +23,7 @@ import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
 from dgm_pyro.checks import check_number, check_path, check_type
 from dgm_pyro.program import Program, seeded
-from dgm_pyro.training.distributed import team
+from dgm_pyro.training.distributed import process_group
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.uses import corruptions
 
@@ -121,7 +121,7 @@ def train(
         augment = functools.partial(corruptions.mutate, rate=mutate, levels=points.levels)
     with seeded(seed, torch.device("cpu")):
         program = build(model, points, labelled=labelled, **swaps)
-    processes = team()
+    processes = process_group()
     found = Path(folder).exists()
     path = reserve(folder, force=force) if processes.writes else Path(folder)
     try:

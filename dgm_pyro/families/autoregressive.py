@@ -27,7 +27,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from dgm_pyro.families.conditionals import Parametric
+from dgm_pyro.families.conditionals import IndependentConditional
 from dgm_pyro.networks.caches import Cache, cache_maker
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import eval_mode
@@ -55,9 +55,9 @@ class Autoregressive(Conditional):
     1.0
     """
 
-    def __init__(self, features: Parametric):
+    def __init__(self, features: IndependentConditional):
         super().__init__()
-        if not isinstance(features, Parametric):
+        if not isinstance(features, IndependentConditional):
             raise TypeError(
                 f"features must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(features).__name__}"
             )
@@ -204,7 +204,9 @@ class Chain:
         self.program, self.given, self.place = program, given, 0
         features, self.x = program.features, program.blank(batch)
         make = cache_maker(features.network)
-        if type(features).raw_parameters is not Parametric.raw_parameters:  # which may do with x whatever it likes
+        if (
+            type(features).raw_parameters is not IndependentConditional.raw_parameters
+        ):  # which may do with x whatever it likes
             make = None
         self.cache: Cache | None = None
         self.last: Tensor | None = None
@@ -315,7 +317,7 @@ class AutoregressiveDistribution(TorchDistribution):
         return self.program.chain(draw, (*sample_shape, *self.batch_shape), self.given)
 
 
-def order_of(features: Parametric) -> tuple[int, ...]:
+def order_of(features: IndependentConditional) -> tuple[int, ...]:
     """The order in which the network of ``features`` is masked, as flat indices."""
     order = getattr(features.network, "order", None)
     if order is None:

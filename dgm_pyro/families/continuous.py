@@ -183,7 +183,7 @@ class ContinuousDiffusion(Denoising):
     def clock(self, t: Tensor) -> Tensor:
         return self._real(t)
 
-    def doubt(self, t: Tensor) -> Tensor:
+    def denoised_variance(self, t: Tensor) -> Tensor:
         """v at t = 0; elsewhere none, as in the limit of infinitely many steps it changes nothing."""
         v = positive(self.raw_scale) ** 2
         return torch.where(self._wide(self._real(t) == 0), v, torch.zeros_like(v))

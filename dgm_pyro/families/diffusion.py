@@ -159,7 +159,7 @@ class Denoising(Program):
     """What diffusions in discrete and in continuous time share: what the network predicts, and the samplers.
 
     A subclass says at which `num_steps` times its chain runs, how noisy each is (`noise_at`), how the network is told
-    the time (`clock`), how far off it may be (`doubt`), and states its bound.
+    the time (`clock`), how far off it may be (`denoised_variance`), and states its bound.
 
     Attributes:
         num_steps: T, the number of times of the chain.
@@ -207,13 +207,13 @@ class Denoising(Program):
         """The time in [0, 1] that the network is told."""
         raise NotImplementedError
 
-    def doubt(self, t: Tensor) -> Tensor:
+    def denoised_variance(self, t: Tensor) -> Tensor:
         """v, the variance of x_0 around what the network makes of x_t; not asked for where it predicts levels."""
         raise NotImplementedError
 
     def posterior_variance(self, t: Tensor) -> Tensor:
         """About Var[x_0 | x_t], and v at the last time: for looking ahead from t to x_0, no part of the bound."""
-        return self.doubt(t)
+        return self.denoised_variance(t)
 
     def times(self, num_steps: int, spacing: Spacing) -> list[Time]:
         """``num_steps`` times and their noise levels, from the noisiest to the last."""
@@ -239,8 +239,8 @@ class Denoising(Program):
         """q(x_{t-1} | x_t, x_0) for t in 2 .. T; for a denoised x_0, the model's p(x_{t-1} | x_t)."""
         from_clean, from_noisy, scale = self.step_back(t)
         if isinstance(x0, Denoised):
-            doubt, x0 = x0.variance, x0.x0
-            scale = (scale**2 + from_clean**2 * doubt).sqrt()
+            variance, x0 = x0.variance, x0.x0
+            scale = (scale**2 + from_clean**2 * variance).sqrt()
         loc = from_clean * x0 + from_noisy * x_t
         return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
 
@@ -265,8 +265,10 @@ class Denoising(Program):
             mean = (probabilities * self.grid).sum(-1)
             return Denoised(mean, (probabilities * (self.grid - mean.unsqueeze(-1)) ** 2).sum(-1), logits)
         if self.predict == "noise":
-            return Denoised((x_t - sigma * prediction) / alpha, self.doubt(t))
-        return Denoised(alpha * x_t - sigma * prediction if self.predict == "v" else prediction, self.doubt(t))
+            return Denoised((x_t - sigma * prediction) / alpha, self.denoised_variance(t))
+        return Denoised(
+            alpha * x_t - sigma * prediction if self.predict == "v" else prediction, self.denoised_variance(t)
+        )
 
     def _predict(self, x_t: Tensor, t: Tensor, given: Any) -> Tensor:
         inputs: tuple[Any, ...] = (x_t, self.clock(t).to(x_t.dtype))
@@ -468,7 +470,7 @@ class Diffusion(Denoising):
     def clock(self, t: Tensor) -> Tensor:
         return t.to(self.noise_schedule.alpha.dtype) / self.num_steps
 
-    def doubt(self, t: Tensor) -> Tensor:
+    def denoised_variance(self, t: Tensor) -> Tensor:
         return positive(self.raw_scale[t - 1]) ** 2
 
     def zeros(self, *batch: int) -> Tensor:

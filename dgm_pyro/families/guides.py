@@ -30,7 +30,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 from torch.distributions import Normal as TorchNormal
 
 from dgm_pyro.checks import as_shape, check_count, check_counts, check_name, check_number, check_sizes
-from dgm_pyro.families.conditionals import Normal, Parametric, check_levels, inverse_softplus, positive
+from dgm_pyro.families.conditionals import IndependentConditional, Normal, check_levels, inverse_softplus, positive
 from dgm_pyro.families.flow import Flow
 from dgm_pyro.networks.bijections import Affine, Bijection, Elementwise
 from dgm_pyro.networks.mlp import MLP
@@ -50,7 +50,7 @@ from dgm_pyro.registry import register
 # -- Normals with covariances ------------------------------------------------------------------------------------------
 
 
-class CorrelatedNormal(Parametric):
+class CorrelatedNormal(IndependentConditional):
     """A Normal over whole vectors; subclasses give `distribution`."""
 
     def __init__(

@@ -33,7 +33,7 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_choice, check_number
 from dgm_pyro.evaluation import evaluating, program_device
-from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
+from dgm_pyro.infer.posterior import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import (
     Program,
     check_count,

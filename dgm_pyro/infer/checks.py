@@ -23,7 +23,7 @@ from torch.distributions import kl_divergence
 from dgm_pyro.checks import check_choice, check_counts
 from dgm_pyro.diagnosis import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
-from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace
+from dgm_pyro.infer.posterior import finite_mean, guide_trace, joint_trace
 from dgm_pyro.program import Program, check_count, check_program, latent_sites, rows_of, seeded
 
 NUM_SAMPLES = 32

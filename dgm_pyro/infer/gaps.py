@@ -34,7 +34,7 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_counts, check_dense
 from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
-from dgm_pyro.families.conditionals import Parametric
+from dgm_pyro.families.conditionals import IndependentConditional
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.ais import ais
 from dgm_pyro.objectives import elbo
@@ -217,7 +217,7 @@ def _of_best_q(
 ) -> tuple[Tensor, Tensor]:
     """The ELBO of the best q, and the importance-weighted bound by it, ``(B,)`` each."""
     encoder = program.encoder
-    free = isinstance(encoder, Parametric) and encoder.network is not None
+    free = isinstance(encoder, IndependentConditional) and encoder.network is not None
     plain = free and not program.prior.latents(program.latent_name)
     rate = LEARNING_RATE if plain else FINE_TUNING_RATE
     # The outputs of an encoder are optimised for all data at once; the weights of one, for each datum alone.

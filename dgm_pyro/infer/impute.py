@@ -38,8 +38,8 @@ from dgm_pyro.families.diffusion import Denoising, UnrolledDiffusion
 from dgm_pyro.families.labelled import Labelled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
+from dgm_pyro.infer.posterior import features_of, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
-from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import (
     Conditional,
     Program,

@@ -29,7 +29,7 @@ from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_count, check_program, differentiating, seeded
 from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
-from dgm_pyro.training.distributed import Team, team
+from dgm_pyro.training.distributed import ProcessGroup, process_group
 
 GRADIENT_NORM = 10.0
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
@@ -188,7 +188,7 @@ def fit(
     if not parameters:
         raise ValueError(f"this {type(program).__name__} has no parameters that require a gradient")
 
-    processes = team()
+    processes = process_group()
     steps_per_epoch = processes.batches(len(train), batch_size)
     steps = epochs * steps_per_epoch
 
@@ -323,7 +323,7 @@ class _Step:
         self.loss: Any = None if self.terms is None else _ByKind(self.terms)
         self.compiled = False
 
-    def prepare(self, batch: tuple[Any, ...], processes: Team, compile: bool | str) -> None:
+    def prepare(self, batch: tuple[Any, ...], processes: ProcessGroup, compile: bool | str) -> None:
         """Compile, and join with the other processes; ``batch`` is a whole one.
 
         Raises:
@@ -430,7 +430,7 @@ class _Watch:
             self.values = torch.where(self.step > 0, self.values, values)
             self.step = torch.where((self.step > 0) | finite, self.step, step)
 
-    def check(self, epoch: int, last_epoch: int, processes: Team) -> None:
+    def check(self, epoch: int, last_epoch: int, processes: ProcessGroup) -> None:
         """Raise a `NonFiniteLossError` if there was one; in every process, or the others would wait for one."""
         step = processes.earliest(self.step)
         if step == 0 or self.values is None:
@@ -472,7 +472,7 @@ class _Totals:
         else:
             torch._foreach_add_(self.sums, [*terms.values()])
 
-    def epoch(self, epoch: int, validation: float | None, seconds: float, processes: Team) -> Epoch:
+    def epoch(self, epoch: int, validation: float | None, seconds: float, processes: ProcessGroup) -> Epoch:
         totals = processes.total(torch.stack(self.sums))
         means = dict(zip(self.keys, (totals / self.count).tolist(), strict=True))
         reconstruction = {site: mean for (kind, site), mean in means.items() if kind == "reconstruction"}
@@ -517,7 +517,7 @@ def _validate(
     batch_size: int,
     seed: int,
     device: torch.device,
-    processes: Team,
+    processes: ProcessGroup,
 ) -> float:
     """Mean loss with the same draws every time, so that epochs are compared on equal terms.
 

@@ -65,7 +65,7 @@ from dgm_pyro.families.labelled import Labelled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.samplers import Heun, Time, run, spacing_named
 from dgm_pyro.families.vae import VAE
-from dgm_pyro.infer.target import features_of, finite_mean, guide_trace
+from dgm_pyro.infer.posterior import features_of, finite_mean, guide_trace
 from dgm_pyro.program import (
     Conditional,
     Program,

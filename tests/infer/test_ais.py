@@ -12,7 +12,7 @@ from torch.distributions import Normal
 import dgm_pyro as dgm
 from dgm_pyro.infer import HMC, ais, bidirectional, nuts
 from dgm_pyro.infer.ais import temperatures
-from dgm_pyro.infer.target import joint_trace, log_joint
+from dgm_pyro.infer.posterior import joint_trace, log_joint
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -66,8 +66,8 @@ def test_a_calibrated_classifier_has_the_noise_that_is_announced():
 
 def test_risk_and_coverage_by_hand():
     right = torch.tensor([True, False, True, True, False])
-    doubt = torch.tensor([0.1, 0.9, 0.2, 0.3, 0.2])
-    found = risk_coverage(right, doubt)  # kept in turn: 0.1 | two of 0.2, of which one is right | 0.3 | 0.9
+    uncertainty = torch.tensor([0.1, 0.9, 0.2, 0.3, 0.2])
+    found = risk_coverage(right, uncertainty)  # kept in turn: 0.1 | two of 0.2, of which one is right | 0.3 | 0.9
     assert found.coverage.tolist() == pytest.approx([1 / 5, 3 / 5, 4 / 5, 1])
     assert found.risk.tolist() == pytest.approx([0, 1 / 3, 1 / 4, 2 / 5])
     assert found.area == pytest.approx((0 * 1 + 2 / 3 + 1 / 4 + 2 / 5) / 5)
@@ -260,9 +260,9 @@ def test_a_posterior_over_weights_is_that_on_a_grid():
     evidence = log_post.double().logsumexp(0) + math.log(cell)
     bound = -40 * sum(bayesian.losses[-100:]) / 100
     assert evidence - 0.5 < bound < evidence + 0.1
-    doubt = bayesian.doubt_about_weights(new, 100)
-    assert (doubt > 0).all()
-    assert doubt[0] > doubt[1]  # far from the data the weights matter more
+    information = bayesian.mutual_information(new, 100)
+    assert (information > 0).all()
+    assert information[0] > information[1]  # far from the data the weights matter more
 
 
 def test_the_prior_of_the_weights_keeps_the_variance_of_what_goes_through():
@@ -292,7 +292,7 @@ def test_guides_are_swapped_and_do_not_share_parameters(guide):
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), initial, strict=True))
     assert not list(pyro.get_param_store().keys())
     if guide == "map":
-        assert first.doubt_about_weights(digits.x, 4).abs().max() < 1e-5
+        assert first.mutual_information(digits.x, 4).abs().max() < 1e-5
     moved = corruptions.pgd(first.log_class_probabilities, digits.x[:20], digits.y[:20], 4, 17, gradient_steps=3)
     assert accuracy(first.class_probabilities(moved), digits.y[:20]) < accuracy(before[:20], digits.y[:20])
 
