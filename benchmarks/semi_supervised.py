@@ -57,7 +57,7 @@ class Distorted(nn.Module):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.network, self.given_shape = network, SHAPE
+        self.network, self.in_shape = network, SHAPE
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(torch.get_default_dtype())

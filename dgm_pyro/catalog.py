@@ -203,12 +203,12 @@ class Parts:
         outputs = per_feature * self.data.event_shape.numel()
         return MLP(self.shape, outputs, self.hidden, num_classes=self.clusters or self.classes)
 
-    def z_as_context(self) -> dict[str, Any]:
-        return {"num_classes": self.clusters} if self.clusters else {"context_shape": self.shape}
+    def z_as_given(self) -> dict[str, Any]:
+        return {"num_classes": self.clusters} if self.clusters else {"given_shape": self.shape}
 
-    def x_as_context(self) -> dict[str, Any]:
+    def x_as_given(self) -> dict[str, Any]:
         shape, levels = self.data.event_shape, self.data.levels
-        return {"context_shape": shape, "context_levels": levels, "num_classes": self.classes}
+        return {"given_shape": shape, "given_levels": levels, "num_classes": self.classes}
 
 
 def vae(
@@ -295,7 +295,7 @@ def _vamp(parts: Parts, q: Program) -> Program:
 def _after_normal(parts: Parts, flow: Flow) -> Flow:
     """The flow after the mean-field Normal, which it starts as: it can only add to it."""
     return Flow(
-        parts.shape, flow.transforms, base=Normal(parts.shape, parts.of_x(2 * parts.size)), context=flow.context
+        parts.shape, flow.transforms, base=Normal(parts.shape, parts.of_x(2 * parts.size)), embedding=flow.embedding
     )
 
 
@@ -338,7 +338,7 @@ def _independent(parts: Parts) -> Program:
 def _pixelcnn(parts: Parts) -> Program:
     data = parts.data
     _require_image(data, "pixelcnn")
-    network = lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **parts.z_as_context())  # noqa: E731
+    network = lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **parts.z_as_given())  # noqa: E731
     return Autoregressive(features_of(data, network))
 
 
@@ -377,19 +377,19 @@ EARLY_ENCODERS: Table = {
         "a Normal with covariances of rank 2",
     ),
     "planar": (
-        lambda parts: planar(parts.shape, hidden=parts.hidden, **parts.x_as_context()),
+        lambda parts: planar(parts.shape, hidden=parts.hidden, **parts.x_as_given()),
         "a Normal and 8 planar maps",
     ),
     "sylvester": (
-        lambda parts: sylvester(parts.shape, hidden=parts.hidden, **parts.x_as_context()),
+        lambda parts: sylvester(parts.shape, hidden=parts.hidden, **parts.x_as_given()),
         "a Normal and 4 Sylvester maps",
     ),
     "iaf": (
-        lambda parts: _after_normal(parts, iaf(parts.shape, layers=2, hidden=(64, 64), **parts.x_as_context())),
+        lambda parts: _after_normal(parts, iaf(parts.shape, layers=2, hidden=(64, 64), **parts.x_as_given())),
         "a Normal and an inverse autoregressive flow",
     ),
     "nsf": (
-        lambda parts: _after_normal(parts, nsf(parts.shape, layers=3, hidden=(64, 64), **parts.x_as_context())),
+        lambda parts: _after_normal(parts, nsf(parts.shape, layers=3, hidden=(64, 64), **parts.x_as_given())),
         "a Normal and a neural spline flow",
     ),
     "bernoulli": (lambda parts: Bernoulli(parts.shape, parts.of_x(parts.size)), "bits, for prior bernoulli"),
@@ -433,7 +433,7 @@ LIKELIHOODS: Table = {
         lambda parts: Autoregressive(
             features_of(
                 parts.data,
-                lambda p: MADE(parts.data.event_shape, p, (256, 256), levels=parts.data.levels, **parts.z_as_context()),
+                lambda p: MADE(parts.data.event_shape, p, (256, 256), levels=parts.data.levels, **parts.z_as_given()),
             )
         ),
         "autoregressive features given z, by a masked MLP (PixelVAE)",

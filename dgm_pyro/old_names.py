@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_GIVEN = {"context_shape": "given_shape"}
+
 ARGUMENTS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("CausalTransformer", "ConvDecoder", "ConvEncoder", "DenoisingMLP", "DenoisingUNet"), _GIVEN),
+    **dict.fromkeys(("MADE", "MLP", "PixelCNN", "Planar", "Sylvester"), _GIVEN),
     "ContinuousDiffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Diffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
+    "Flow": {"context": "embedding"},
     "Implicit": {"latent": "latent_name"},
     "SemiAmortized": {"draws": "num_samples", "steps": "gradient_steps"},
     "TopDown": {"latent": "latent_name"},
@@ -15,7 +20,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
 }
 """Of the constructors in version 1 of the checkpoint format, by class."""
 
-PARTS: dict[str, str] = {"schedule": "noise_schedule"}
+PARTS: dict[str, str] = {"context": "embedding", "contexts": "embeddings", "schedule": "noise_schedule"}
 """Of modules and their weights in version 1, as they stand in the paths of a state_dict."""
 
 OPTIONS: dict[str, str] = {"latent": "latent_size", "num": "num_data"}

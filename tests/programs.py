@@ -265,7 +265,7 @@ def continuous(
 
 def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options: Any) -> dgm.Diffusion:
     """A diffusion of few steps."""
-    network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
+    network = {name: options.pop(name) for name in ("num_classes", "given_shape") if name in options}
     event_shape = (shape,) if isinstance(shape, int) else shape
     denoiser = DenoisingMLP(event_shape, (8, 8), activation="tanh", **network)
     return dgm.Diffusion(shape, denoiser, levels=levels, **{"num_steps": 4, **options})
@@ -277,7 +277,7 @@ def made(
     """An autoregressive model of the features of ``family`` on a small MADE."""
     network = {
         name: options.pop(name)
-        for name in ("order", "residual", "num_classes", "context_shape", "hidden")
+        for name in ("order", "residual", "num_classes", "given_shape", "hidden")
         if name in options
     }
     number = family(shape, **options).num_parameters
@@ -297,7 +297,7 @@ def transformer(
     family: Callable[..., dgm.IndependentConditional], shape: int | tuple[int, ...], **options: Any
 ) -> dgm.Autoregressive:
     """An autoregressive model of the features of ``family`` on a small transformer."""
-    network = {name: options.pop(name) for name in ("order", "num_classes", "context_shape") if name in options}
+    network = {name: options.pop(name) for name in ("order", "num_classes", "given_shape") if name in options}
     number = family(shape, **options).num_parameters
     levels = 2 if family is dgm.Bernoulli else options.get("levels")
     return dgm.Autoregressive(
@@ -369,7 +369,7 @@ CASES: dict[str, Case] = {
         )
     ),
     "vae-given-label": Case(lambda: vae(dgm.Normal(2), num_classes=3)),
-    "vae-given-vector": Case(lambda: vae(dgm.Normal(2, _mlp((3,), 4)), context_shape=(3,))),
+    "vae-given-vector": Case(lambda: vae(dgm.Normal(2, _mlp((3,), 4)), given_shape=(3,))),
     "vae-conditional-prior": Case(lambda: vae(dgm.Normal(2, nn.Embedding(3, 4)))),
     "vae-two-levels": Case(lambda: vae(vae(dgm.Normal(1), size=1, latent_name="z2"))),
     "vae-three-levels": Case(lambda: vae(vae(vae(dgm.Normal(2), latent_name="z3"), latent_name="z2"))),
@@ -378,8 +378,8 @@ CASES: dict[str, Case] = {
             dgm.Normal(2),
             dgm.VAE(
                 dgm.Normal(1, nn.Linear(2, 2)),
-                dgm.Normal(2, _mlp((1,), 4, context_shape=(2,))),
-                dgm.Normal(1, _mlp((2,), 2, context_shape=(2,))),
+                dgm.Normal(2, _mlp((1,), 4, given_shape=(2,))),
+                dgm.Normal(1, _mlp((2,), 2, given_shape=(2,))),
                 latent_name="u",
             ),
             dgm.Normal(2, nn.Linear(2, 4)),
@@ -399,18 +399,14 @@ CASES: dict[str, Case] = {
     "fullrank": Case(lambda: guides.FullRankNormal(2, learned=True)),
     "fullrank-given-vector": Case(lambda: guides.FullRankNormal(3, _mlp((2,), 12))),
     "lowrank": Case(lambda: guides.LowRankNormal(3, 1, learned=True)),
-    "planar-given-image": Case(lambda: guides.planar(2, layers=2, hidden=(4, 6), context_shape=(1, 2, 2))),
-    "sylvester-given-vector": Case(
-        lambda: guides.sylvester(3, layers=1, reflections=2, hidden=(6,), context_shape=(3,))
-    ),
+    "planar-given-image": Case(lambda: guides.planar(2, layers=2, hidden=(4, 6), given_shape=(1, 2, 2))),
+    "sylvester-given-vector": Case(lambda: guides.sylvester(3, layers=1, reflections=2, hidden=(6,), given_shape=(3,))),
     "flow-planar": Case(lambda: dgm.Flow(2, [networks.Planar(2), networks.Sylvester(2, 1)])),
     "vae-fullrank-encoder": Case(lambda: guided(lambda p, q: guides.FullRankNormal(2, _mlp((3,), 6)))),
     "vae-lowrank-encoder": Case(lambda: guided(lambda p, q: guides.LowRankNormal(2, 1, _mlp((3,), 6)))),
-    "vae-planar-encoder": Case(
-        lambda: guided(lambda p, q: guides.planar(2, layers=2, hidden=(6,), context_shape=(3,)))
-    ),
+    "vae-planar-encoder": Case(lambda: guided(lambda p, q: guides.planar(2, layers=2, hidden=(6,), given_shape=(3,)))),
     "vae-sylvester-encoder": Case(
-        lambda: guided(lambda p, q: guides.sylvester(2, layers=1, hidden=(6,), context_shape=(3,), reflections=1))
+        lambda: guided(lambda p, q: guides.sylvester(2, layers=1, hidden=(6,), given_shape=(3,), reflections=1))
     ),
     "vae-ladder": Case(lambda: ladder(2)),
     "vae-ladder-three-levels": Case(lambda: ladder(3)),
@@ -443,11 +439,11 @@ CASES: dict[str, Case] = {
     "made-mixture": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2)),
     "made-logistic": Case(lambda: made(dgm.DiscretizedLogistic, 2, levels=6, components=2)),
     "made-given-label": Case(lambda: made(dgm.Categorical, 2, levels=3, num_classes=3)),
-    "made-given-vector": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2, context_shape=(3,))),
+    "made-given-vector": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2, given_shape=(3,))),
     "pixelcnn": Case(lambda: pixelcnn(2)),
     "pixelcnn-given-label": Case(lambda: pixelcnn(3, num_classes=4)),
     "transformer": Case(lambda: transformer(dgm.Bernoulli, 4, order=(2, 0, 3, 1))),
-    "transformer-mixture": Case(lambda: transformer(dgm.MixtureOfNormals, 2, components=2, context_shape=(3,))),
+    "transformer-mixture": Case(lambda: transformer(dgm.MixtureOfNormals, 2, components=2, given_shape=(3,))),
     "transformer-given-label": Case(lambda: transformer(dgm.Categorical, (1, 2, 2), levels=3, num_classes=4)),
     # Flows
     "realnvp": Case(lambda: flow.realnvp(2, layers=2, hidden=(6,))),
@@ -458,9 +454,9 @@ CASES: dict[str, Case] = {
         lambda: flow.maf(1, layers=1, hidden=(4,)),
         inert=("parts.0.network.first.weight", "parts.0.network.direct.weight"),  # likewise
     ),
-    "iaf-given-vector": Case(lambda: flow.iaf(2, layers=2, hidden=(6,), context_shape=(3,))),
+    "iaf-given-vector": Case(lambda: flow.iaf(2, layers=2, hidden=(6,), given_shape=(3,))),
     "nsf": Case(lambda: flow.nsf(2, layers=2, hidden=(6,), bins=4)),
-    "nsf-given-image": Case(lambda: flow.nsf_autoregressive(2, layers=1, hidden=(6,), bins=3, context_shape=(1, 2, 2))),
+    "nsf-given-image": Case(lambda: flow.nsf_autoregressive(2, layers=1, hidden=(6,), bins=3, given_shape=(1, 2, 2))),
     "flow-linear": Case(
         lambda: dgm.Flow(
             3, [networks.ActNorm(3), networks.LULinear(3), networks.Permutation((2, 0, 1))], dgm.Normal(3, learned=True)
@@ -476,7 +472,7 @@ CASES: dict[str, Case] = {
         lambda: dgm.Dequantized(
             flow.maf(2, layers=2, hidden=(6,), unit=True),
             levels=3,
-            guide=flow.realnvp(2, layers=1, hidden=(6,), context_shape=(2,), context_levels=3, unit=True),
+            guide=flow.realnvp(2, layers=1, hidden=(6,), given_shape=(2,), given_levels=3, unit=True),
         ),
         certain=True,
     ),
@@ -498,7 +494,7 @@ CASES: dict[str, Case] = {
     ),
     "vae-flow-encoder": Case(
         lambda: dgm.VAE(
-            dgm.Normal(2), dgm.Normal(3, _mlp((2,), 6)), flow.iaf(2, layers=2, hidden=(6,), context_shape=(3,))
+            dgm.Normal(2), dgm.Normal(3, _mlp((2,), 6)), flow.iaf(2, layers=2, hidden=(6,), given_shape=(3,))
         )
     ),
     "onehot": Case(lambda: dgm.OneHot(dgm.Categorical(2, 3, learned=True)), data=lambda size: one_hot(size, 2, 3)),
@@ -511,12 +507,12 @@ CASES: dict[str, Case] = {
     "vae-codes": Case(lambda: codes(dgm.Categorical(2, 3, learned=True))),
     "vae-codes-autoregressive": Case(lambda: codes(transformer(dgm.Categorical, 2, levels=3, order=(1, 0)))),
     "pixelvae": Case(
-        lambda: dgm.VAE(dgm.Normal(2), pixelcnn(3, context_shape=(2,)), dgm.Normal(2, _mlp((1, 2, 2), 4, levels=3)))
+        lambda: dgm.VAE(dgm.Normal(2), pixelcnn(3, given_shape=(2,)), dgm.Normal(2, _mlp((1, 2, 2), 4, levels=3)))
     ),
     "vae-dequantized-likelihood": Case(
         lambda: dgm.VAE(
             dgm.Normal(2),
-            dgm.Dequantized(flow.maf(2, layers=1, hidden=(6,), context_shape=(2,), unit=True), levels=3),
+            dgm.Dequantized(flow.maf(2, layers=1, hidden=(6,), given_shape=(2,), unit=True), levels=3),
             dgm.Normal(2, _mlp((2,), 4, levels=3)),
         ),
         certain=True,
@@ -537,7 +533,7 @@ CASES: dict[str, Case] = {
         )
     ),
     "diffusion-given-label": Case(lambda: diffusion(2, num_classes=3)),
-    "diffusion-given-vector": Case(lambda: diffusion(2, context_shape=(3,))),
+    "diffusion-given-vector": Case(lambda: diffusion(2, given_shape=(3,))),
     "diffusion-unet": Case(
         lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), num_steps=3, levels=4)
     ),

@@ -65,7 +65,7 @@ kind(
     "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
     "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping",
 )  # fmt: skip
-kind(LEVELS, "levels", "context_levels")
+kind(LEVELS, "levels", "given_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
 kind(NUMBER, "low", "high", "degrees", "reach", "highest", "lowest", "guidance")
 kind([-1.0, *NUMBER], "scale", "sigma", "epsilon", "step_size", "weight_decay", "nats", "beta", "weight", "r1",
@@ -76,7 +76,7 @@ kind(REALS, "x", "z", "a", "b", "samples", "reference", "train", "test", "real",
      "anomalous", "data", "values", "centres")  # fmt: skip
 kind([value for value in REALS if value is not None], "given", "parameters")
 kind(LABELS, "y", "train_y", "test_y", "clusters")
-kind(SHAPE, "event_shape", "in_shape", "out_shape", "context_shape", "hidden", "channels")
+kind(SHAPE, "event_shape", "in_shape", "out_shape", "given_shape", "hidden", "channels")
 kind(
     NAME, "initial", "transition", "compressor", "activation", "predict", "sampler", "spacing", "game", "divergence",
     "kernel", "path", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
@@ -84,7 +84,7 @@ kind(
 kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "nll",
      "background", "base", "encoder", "classifier")  # fmt: skip
 kind(MODULE, "network", "denoiser", "generator", "critic", "univariate", "bijection")
-kind(["x", 3], "context")
+kind(["x", 3], "embedding")
 kind(PATH, "folder", "out", "data_dir")
 kind(DEVICE, "device")
 
@@ -255,10 +255,10 @@ CALLS = {
     "dequantized.dequantizer": Call(dict(event_shape=2, levels=4, hidden=(4,))),
     "guides.FullRankNormal": Call(dict(event_shape=2, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
     "guides.LowRankNormal": Call(dict(event_shape=2, rank=1, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
-    "guides.planar": Call(STACK | dict(context_shape=(2,))),
-    "guides.sylvester": Call(STACK | dict(context_shape=(2,), reflections=1), {"reflections": COUNT[1:]}),
+    "guides.planar": Call(STACK | dict(given_shape=(2,))),
+    "guides.sylvester": Call(STACK | dict(given_shape=(2,), reflections=1), {"reflections": COUNT[1:]}),
     "guides.TopDown": Call(
-        dict(top=encoder, bottom=lambda: dgm.Normal(2, MLP((2,), 4, (4,), context_shape=(2,))), latent_name="z2"),
+        dict(top=encoder, bottom=lambda: dgm.Normal(2, MLP((2,), 4, (4,), given_shape=(2,))), latent_name="z2"),
         {"latent_name": ["", 3, None]},
     ),
     "guides.PrecisionWeighted": Call(dict(encoder=encoder, generative=encoder)),
@@ -497,7 +497,7 @@ CALLS = {
     "networks.DenoisingUNet": Call(
         dict(event_shape=(1, 4, 4), channels=(8,), outputs=1, dropout=0.1, max_frequency=30.0)
     ),
-    "networks.Context": Call(dict(shape=(2,), num_classes=None, features=2), {"shape": SHAPE}),
+    "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),
     "networks.RationalQuadraticSpline": Call(dict(bins=4, low=-1.0, high=1.0, tails="identity")),
     "networks.ActNorm": Call(dict(features=2)),

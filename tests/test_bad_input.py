@@ -177,7 +177,7 @@ CASES = {
         [r"given has 1 part\(s\), but 2"],
     ),
     "no pair": (
-        lambda: dgm.Normal(2, MLP((3,), 4, (4,), context_shape=(2,))).sample(2),
+        lambda: dgm.Normal(2, MLP((3,), 4, (4,), given_shape=(2,))).sample(2),
         ValueError,
         ["a tuple of tensors of shapes"],
     ),
@@ -258,9 +258,9 @@ CASES = {
         TypeError,
         ["given integers", "levels="],
     ),
-    "an MLP without its context": (lambda: MLP((2,), 4, context_shape=(3,))(X), ValueError, ["takes a context"]),
-    "an MLP with a context too many": (lambda: MLP((2,), 4)(X, X), ValueError, ["takes no context"]),
-    "a context of no hidden layer": (
+    "an MLP without its given": (lambda: MLP((2,), 4, given_shape=(3,))(X), ValueError, ["takes a given"]),
+    "an MLP with a given too many": (lambda: MLP((2,), 4)(X, X), ValueError, ["takes no given"]),
+    "a given for no hidden layer": (
         lambda: MLP((2,), 4, (), num_classes=3),
         ValueError,
         ["hidden must name at least one width"],
@@ -547,7 +547,7 @@ CASES = {
     "a full-rank image": (lambda: guides.FullRankNormal((1, 2, 2)), ValueError, ["over vectors", r"\(1, 2, 2\)"]),
     "no rank": (lambda: guides.LowRankNormal(2, 0), ValueError, ["rank must be a positive integer, got 0"]),
     "no planar maps": (
-        lambda: guides.planar(2, layers=0, context_shape=(3,)),
+        lambda: guides.planar(2, layers=0, given_shape=(3,)),
         ValueError,
         ["layers must be a positive integer, got 0"],
     ),
@@ -557,7 +557,7 @@ CASES = {
         ["reflections must be an int of at least 0, got -1"],
     ),
     "a flow that is refined": (
-        lambda: guides.SemiAmortized(flow.iaf(2, context_shape=(3,)), dgm.Normal(2), conditional()),
+        lambda: guides.SemiAmortized(flow.iaf(2, given_shape=(3,)), dgm.Normal(2), conditional()),
         TypeError,
         ["must be a dgm.Normal", "got Flow"],
     ),

@@ -484,7 +484,7 @@ def test_what_has_an_exact_density_is_not_unrolled(name):
 
 def test_an_autoregressive_level_of_a_hierarchy_stays_one_site():
     """z | z2 is a chain, but the encoder states z as a whole, and so must every form of the model."""
-    chain = made(dgm.MixtureOfNormals, 2, components=2, context_shape=(1,))
+    chain = made(dgm.MixtureOfNormals, 2, components=2, given_shape=(1,))
     inner = dgm.VAE(dgm.Normal(1), chain, dgm.Normal(1, nn.Linear(2, 2)), latent_name="z2")
     program = dgm.VAE(inner, dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4)))
     x = torch.randn(4, 2)

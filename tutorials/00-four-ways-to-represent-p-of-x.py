@@ -919,7 +919,7 @@ assert abs(by_weights - by_bayes) < 4 * spread
 # %%
 swaps = {
     "flow as prior": make_vae(prior=dgm.flow.nsf((2,), layers=3, hidden=(32, 32))),
-    "flow as encoder": make_vae(encoder=dgm.flow.nsf((2,), layers=3, hidden=(32, 32), context_shape=(2,))),
+    "flow as encoder": make_vae(encoder=dgm.flow.nsf((2,), layers=3, hidden=(32, 32), given_shape=(2,))),
 }
 for program in swaps.values():
     train_on(train, program, epochs=30, batch_size=128, lr=1e-2)

@@ -461,12 +461,12 @@ class SinhArcsinh(Bijection):
         self.features = features
         self.log_a, self.b = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(features))
 
-    def forward(self, z, context=None):
+    def forward(self, z, given=None):
         u = self.log_a.exp() * z.asinh() + self.b
         log_slope = u.cosh().log() + self.log_a - 0.5 * (1 + z**2).log()
         return u.sinh(), log_slope.sum(-1)
 
-    def inverse(self, x, context=None):
+    def inverse(self, x, given=None):
         z = ((x.asinh() - self.b) / self.log_a.exp()).sinh()
         return z, -self(z)[1]
 

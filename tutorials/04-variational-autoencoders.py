@@ -245,12 +245,12 @@ claim(same > 0.6)
 # ## 4. Posterior collapse
 #
 # Sometimes $z$ is not used at all. It happens when the decoder can do without. Here is one that can: an autoregressive
-# model of the pixels (chapter 02), which is given $z$ as a context.
+# model of the pixels (chapter 02), which is given $z$.
 
 
 # %%
 def strong():
-    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128,), context_shape=(8,), levels=2)))
+    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128,), given_shape=(8,), levels=2)))
 
 
 def per_feature(vae, x=test.x):
@@ -402,7 +402,7 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std()
 #
 # - **The data.** Grey levels: `dgm.data.load("digits")`, with `dgm.DiscretizedLogistic(shape, 17, 5, network)` as the
 #   likelihood and 15 parameters per pixel.
-# - **The encoder.** `dgm.flow.nsf((2,), context_shape=shape, context_levels=2)` is a guide that is no Normal. What
+# - **The encoder.** `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)` is a guide that is no Normal. What
 #   happens to the KL of section 1?
 # - **The objective.** `dgm.fit(vae, train, "iwae:10")` climbs a tighter bound. Does the encoder get better or worse?
 # - **The price.** Try `"free-bits:2"` and `"free-bits:20"` in section 4. What does a nat of $z$ cost in log p(x)?

@@ -669,7 +669,7 @@ def bits():
 
 def chain():
     """p(x | z) with pixels that see z and all pixels before them."""
-    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), context_shape=(8,), levels=2)))
+    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), given_shape=(8,), levels=2)))
 
 
 pyro.set_rng_seed(4)
@@ -843,7 +843,7 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 #
 # - **The model.** Train the model of section 2 by the ELBO instead of by IWAE, and compare its approximation gap: does
 #   a model learn posteriors that suit its guide?
-# - **The guide.** Put `dgm.flow.nsf((2,), context_shape=shape, context_levels=2)`, or `dgm.guides.SemiAmortized`, into
+# - **The guide.** Put `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)`, or `dgm.guides.SemiAmortized`, into
 #   `guided_by`, and look at the gaps and the rank histograms again.
 # - **The size of $z$.** With 16 latents there is no grid. Do IWAE-1000 and AIS still agree? Use `bidirectional` to
 #   choose the number of temperatures.

@@ -42,7 +42,7 @@ class Autoregressive(Conditional):
     Args:
         features: p(x_i | x_<i): a `Bernoulli`, `Categorical`, `MixtureOfNormals`, ... whose network is masked in
             some ``network.order`` of the features, such as `networks.MADE` or `networks.PixelCNN`. A network with a
-            context makes the program conditional: ``given`` is that context.
+            ``given_shape`` makes the program conditional.
 
     Raises:
         TypeError: ``features`` is no conditional with parameters.
@@ -213,7 +213,7 @@ class Chain:
         given_batch = given.shape[: given.dim() - len(program.given_shape or ())] if program.conditional else ()
         self.batch = torch.broadcast_shapes(tuple(batch), given_batch)
         if make is not None:
-            start: Any = lambda x, *context: make(x.shape[0], *context)  # noqa: E731
+            start: Any = lambda x, *given: make(x.shape[0], *given)  # noqa: E731
             inputs = (self.x, given) if program.conditional else self.x
             self.batch, self.cache = call_network(start, inputs, features.given_shape)  # type: ignore[assignment]
 

@@ -355,12 +355,13 @@ class DiscretizedLogistic(IndependentConditional):
 
 
 def shape_read_by(network: nn.Module) -> Shape | None:
-    """The shape that ``network`` says it takes, or None if it does not say."""
+    """The shape of the input of ``network``, a pair with that of its ``given``; None if it does not say."""
     if isinstance(network, nn.Linear):
         return torch.Size((network.in_features,))
     if isinstance(network, nn.Embedding):
         return torch.Size()
-    return getattr(network, "given_shape", None)
+    in_shape, given_shape = getattr(network, "in_shape", None), getattr(network, "given_shape", None)
+    return in_shape if in_shape is None or given_shape is None else (in_shape, given_shape)
 
 
 def positive(raw: Tensor) -> Tensor:

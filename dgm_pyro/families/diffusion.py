@@ -188,7 +188,7 @@ class Denoising(Program):
         self.levels = None if levels is None else check_levels(levels)
         self.label_dropout = label_dropout
         self.num_classes = getattr(denoiser, "num_classes", None)
-        self.given_shape = getattr(denoiser, "context_shape", None)
+        self.given_shape = getattr(denoiser, "given_shape", None)
         self.conditional = self.given_shape is not None
         if label_dropout > 0 and self.num_classes is None:
             raise ValueError("label_dropout needs a denoiser with num_classes: only labels can be hidden")

@@ -151,8 +151,8 @@ def planar(
     *,
     layers: int = 8,
     hidden: Sequence[int] = (256, 256),
-    context_shape: Sequence[int],
-    context_levels: int | None = None,
+    given_shape: Sequence[int],
+    given_levels: int | None = None,
     num_classes: int | None = None,
 ) -> Flow:
     """A mean-field Normal followed by planar maps, all with parameters from one network of x.
@@ -161,17 +161,17 @@ def planar(
         event_shape: shape of one z.
         layers: how many maps.
         hidden: widths of the hidden layers of the network.
-        context_shape: shape of one x.
-        context_levels: x takes the integers 0 .. context_levels - 1.
+        given_shape: shape of one x.
+        given_levels: x takes the integers 0 .. given_levels - 1.
         num_classes: how many class labels y takes, for q(z | x, y).
 
     Source: Rezende and Mohamed 2015 (arXiv 1505.05770).
 
-    >>> planar(2, layers=2, context_shape=(5,)).sample(3, given=torch.zeros(3, 5)).shape
+    >>> planar(2, layers=2, given_shape=(5,)).sample(3, given=torch.zeros(3, 5)).shape
     torch.Size([3, 2])
     """
-    context = (context_shape, context_levels, num_classes)
-    return _bent(event_shape, lambda size, width: Planar(size, context_shape=(width,)), layers, hidden, context)
+    reads = (given_shape, given_levels, num_classes)
+    return _bent(event_shape, lambda size, width: Planar(size, given_shape=(width,)), layers, hidden, reads)
 
 
 def sylvester(
@@ -180,8 +180,8 @@ def sylvester(
     layers: int = 4,
     reflections: int = 4,
     hidden: Sequence[int] = (256, 256),
-    context_shape: Sequence[int],
-    context_levels: int | None = None,
+    given_shape: Sequence[int],
+    given_levels: int | None = None,
     num_classes: int | None = None,
 ) -> Flow:
     """A mean-field Normal followed by Sylvester maps, all with parameters from one network of x.
@@ -190,9 +190,9 @@ def sylvester(
 
     Source: van den Berg et al. 2018 (arXiv 1803.05649), Householder variant.
     """
-    context = (context_shape, context_levels, num_classes)
-    make = lambda size, width: Sylvester(size, reflections, context_shape=(width,))  # noqa: E731
-    return _bent(event_shape, make, layers, hidden, context)
+    reads = (given_shape, given_levels, num_classes)
+    make = lambda size, width: Sylvester(size, reflections, given_shape=(width,))  # noqa: E731
+    return _bent(event_shape, make, layers, hidden, reads)
 
 
 def _bent(
@@ -200,18 +200,18 @@ def _bent(
     bijection: Callable[[int, int], Bijection],
     layers: int,
     hidden: Sequence[int],
-    context: tuple[Sequence[int], int | None, int | None],
+    reads: tuple[Sequence[int], int | None, int | None],
 ) -> Flow:
     check_sizes(hidden=hidden)
     shape, width = as_shape(event_shape), as_shape(hidden)[-1]
-    size, (context_shape, levels, num_classes) = shape.numel(), context
+    size, (given_shape, levels, num_classes) = shape.numel(), reads
     if levels is not None:
-        check_count(levels, "context_levels", at_least=2)
-    context_shape = as_shape(context_shape, "context_shape")
-    network = MLP(context_shape, width, hidden, levels=levels, num_classes=num_classes)
+        check_count(levels, "given_levels", at_least=2)
+    given_shape = as_shape(given_shape, "given_shape")
+    network = MLP(given_shape, width, hidden, levels=levels, num_classes=num_classes)
     normal = Elementwise(size, Affine(), MLP((width,), 2 * size, ()))
     return Flow(
-        shape, [normal, *(bijection(size, width) for _ in range(check_count(layers, "layers")))], context=network
+        shape, [normal, *(bijection(size, width) for _ in range(check_count(layers, "layers")))], embedding=network
     )
 
 
@@ -235,7 +235,7 @@ class TopDown(Program):
     >>> import dgm_pyro as dgm
     >>> from dgm_pyro.networks import MLP
     >>> prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, MLP((1,), 4)), latent_name="z2")
-    >>> bottom = dgm.Normal(2, MLP((5,), 4, context_shape=(1,)))
+    >>> bottom = dgm.Normal(2, MLP((5,), 4, given_shape=(1,)))
     >>> encoder = TopDown(dgm.Normal(1, MLP((5,), 2)), bottom, latent_name="z2")
     >>> dgm.VAE(prior, dgm.Normal(5, MLP((2,), 10)), encoder).log_weights(torch.zeros(3, 5)).shape
     torch.Size([1, 3])
@@ -253,7 +253,7 @@ class TopDown(Program):
         if not is_pair(shapes) or tuple(shapes[1]) != tuple(top.event_shape):
             raise ValueError(
                 f"bottom must be given the pair (x, {latent_name}), the latter of shape {tuple(top.event_shape)}, but "
-                f"its given_shape is {shapes}: use MLP(x_shape, ..., context_shape={tuple(top.event_shape)})"
+                f"its given_shape is {shapes}: use MLP(x_shape, ..., given_shape={tuple(top.event_shape)})"
             )
         x_shape: Any = shapes[0]
         declare_given(top, x_shape, "top", "x, of shape")

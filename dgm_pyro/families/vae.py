@@ -81,10 +81,10 @@ class VAE(Program):
         self.prior, self.likelihood, self.encoder, self.latent_name = prior, likelihood, encoder, latent_name
         self.event_shape, self.levels = likelihood.event_shape, likelihood.levels
         readers = [part for part in (likelihood, encoder) if part is not None and is_pair(part.given_shape)]
-        contexts = [*(_context(part) for part in readers), prior.given_shape]
-        context = next((s for s in contexts if s is not None), None)
+        found = [*(_second(part) for part in readers), prior.given_shape]
+        given_shape = next((shape for shape in found if shape is not None), None)
         self.conditional = prior.conditional or bool(readers)
-        self.given_shape = context if self.conditional else None
+        self.given_shape = given_shape if self.conditional else None
         if self.given_shape is not None and prior.conditional:
             declare_given(prior, self.given_shape, "prior", "this VAE's given_shape")
         self.num_classes = self._common_num_classes()
@@ -152,7 +152,7 @@ class VAE(Program):
         return twin
 
 
-def _context(part: Program) -> Any:
+def _second(part: Program) -> Any:
     return part.given_shape[1] if part.given_shape is not None else None
 
 

@@ -247,17 +247,17 @@ def slopes(critic: nn.Module, x: Tensor, given: Any = None) -> Tensor:
 def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> nn.Module:
     """A critic that suits the program: an MLP on points, convolutions on images of at least 16 pixels a side."""
     check_program(program)
-    context: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if program.conditional:
         if program.given_shape is None or is_pair(program.given_shape):
             raise ValueError("the program's given is no label and no vector: pass Adversarial(critic=...) of your own")
-        context = {"num_classes": program.num_classes}
+        options = {"num_classes": program.num_classes}
         if program.num_classes is None:
-            context = {"context_shape": tuple(program.given_shape)}
+            options = {"given_shape": tuple(program.given_shape)}
     shape = program.event_shape
     if len(shape) == 3 and min(shape[1:]) >= 16:
-        return ConvEncoder(shape, 1, **context)
-    return MLP(shape, 1, hidden, activation="silu", **context)
+        return ConvEncoder(shape, 1, **options)
+    return MLP(shape, 1, hidden, activation="silu", **options)
 
 
 def gan(r1: float = 0.1) -> Adversarial:

@@ -45,7 +45,7 @@ PROGRAMS = {
     "bits-order": lambda: dgm.Bernoulli(5, made(5, 1, order=(3, 1, 4, 0, 2), residual=True)),
     "bits-one": lambda: dgm.Bernoulli(1, made(1, 1)),
     "bits-label": lambda: dgm.Bernoulli(4, made(4, 1, num_classes=3)),
-    "bits-vector": lambda: dgm.Bernoulli(4, made(4, 1, context_shape=(2,))),
+    "bits-vector": lambda: dgm.Bernoulli(4, made(4, 1, given_shape=(2,))),
     "bits-image": lambda: dgm.Bernoulli((1, 2, 3), pixelcnn((1, 2, 3), 1, levels=2)),
     "levels": lambda: dgm.Categorical(4, 3, made(4, 3, levels=3)),
     "levels-image": lambda: dgm.Categorical((1, 2, 2), 4, pixelcnn((1, 2, 2), 4, levels=4)),
@@ -54,7 +54,7 @@ PROGRAMS = {
     "logistic": lambda: dgm.DiscretizedLogistic(3, 6, 2, made(3, 6, levels=6)),
     "normal": lambda: dgm.Normal(3, made(3, 2, order=(1, 2, 0))),
     "normal-one": lambda: dgm.Normal(1, made(1, 2)),
-    "normal-vector": lambda: dgm.Normal(3, made(3, 2, context_shape=(2,))),
+    "normal-vector": lambda: dgm.Normal(3, made(3, 2, given_shape=(2,))),
     "mixture": lambda: dgm.MixtureOfNormals(2, 3, made(2, 9)),
     "mixture-label": lambda: dgm.MixtureOfNormals(2, 3, made(2, 9, order=(1, 0), num_classes=3)),
     "mixture-image": lambda: dgm.MixtureOfNormals((1, 2, 2), 2, pixelcnn((1, 2, 2), 6)),
@@ -473,16 +473,16 @@ def vae_with(prior=None, likelihood=None):
 VAES = {
     "normal-prior": lambda: vae_with(prior=dgm.Autoregressive(dgm.Normal(2, made(2, 2)))),
     "mixture-prior": lambda: vae_with(prior=dgm.Autoregressive(dgm.MixtureOfNormals(2, 3, made(2, 9)))),
-    "likelihood": lambda: vae_with(likelihood=dgm.Autoregressive(dgm.Bernoulli(3, made(3, 1, context_shape=(2,))))),
+    "likelihood": lambda: vae_with(likelihood=dgm.Autoregressive(dgm.Bernoulli(3, made(3, 1, given_shape=(2,))))),
     "likelihood-pixelcnn": lambda: dgm.VAE(
         dgm.Normal(2),
-        dgm.Autoregressive(dgm.Categorical((1, 2, 2), 3, pixelcnn((1, 2, 2), 3, levels=3, context_shape=(2,)))),
+        dgm.Autoregressive(dgm.Categorical((1, 2, 2), 3, pixelcnn((1, 2, 2), 3, levels=3, given_shape=(2,)))),
         dgm.Normal(2, MLP((1, 2, 2), 4, (8,), levels=3)),
     ),
     "encoder": lambda: dgm.VAE(
         dgm.Normal(2),
         dgm.Bernoulli(3, nn.Linear(2, 3)),
-        dgm.Autoregressive(dgm.Normal(2, made(2, 2, context_shape=(3,)))),
+        dgm.Autoregressive(dgm.Normal(2, made(2, 2, given_shape=(3,)))),
     ),
 }
 
@@ -571,7 +571,7 @@ def test_scores_and_samples_on_a_gpu(program):
 class Ordered(nn.Module):
     """A network that claims an order."""
 
-    given_shape = (3,)
+    in_shape = (3,)
 
     def __init__(self, weight, order=(0, 1, 2)):
         super().__init__()
@@ -611,7 +611,7 @@ def test_bad_features(make, error, message):
 def test_one_wrong_weight_among_many_features_is_found_where_it_is_tested():
     weight = torch.randn(200, 200).tril(-1)
     network = Ordered(weight, tuple(range(200)))
-    network.given_shape = (200,)
+    network.in_shape = (200,)
     dgm.Autoregressive(dgm.Bernoulli(200, network))
     with torch.no_grad():
         network.weight[0, 150] = 0.5

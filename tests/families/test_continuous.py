@@ -47,7 +47,7 @@ def gaussian(mean, cov, highest=10.0, lowest=-14.0, **options):
 
 
 def small(shape=2, seed=0, **options):
-    network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
+    network = {name: options.pop(name) for name in ("num_classes", "given_shape") if name in options}
     network["max_frequency"] = 10.0
     outputs = options.get("levels") if options.get("predict") == "levels" else 1
     event_shape = (shape,) if isinstance(shape, int) else shape
@@ -116,9 +116,9 @@ def test_one_network_call_serves_both_terms():
     calls = []
 
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
+        def forward(self, x, t, given=None):
             calls.append((len(x), t))
-            return super().forward(x, t, context)
+            return super().forward(x, t, given)
 
     elbo(dgm.ContinuousDiffusion(2, Spy((2,), (4,))), torch.zeros(7, 2))
     ((rows, t),) = calls

@@ -173,8 +173,8 @@ def test_variational_dequantization_tightens_the_bound():
 GUIDES = {
     "uniform": lambda: None,
     "normal": lambda: dequantizer(IMAGE, 17),
-    "flow": lambda: nsf(IMAGE, layers=2, hidden=(8,), bins=4, context_shape=IMAGE, context_levels=17, unit=True),
-    "iaf": lambda: iaf(IMAGE, layers=2, hidden=(8,), context_shape=IMAGE, context_levels=17, unit=True),
+    "flow": lambda: nsf(IMAGE, layers=2, hidden=(8,), bins=4, given_shape=IMAGE, given_levels=17, unit=True),
+    "iaf": lambda: iaf(IMAGE, layers=2, hidden=(8,), given_shape=IMAGE, given_levels=17, unit=True),
     "on-the-cube": lambda: dgm.Flow(
         IMAGE,
         [MaskedAutoregressive(cube := RationalQuadraticSpline(4, 0, 1, "linear"), MADE(4, cube.num_parameters, (8,)))],
@@ -322,7 +322,7 @@ BAD = {
     ),
     "no-cube-normal": (lambda: dgm.Dequantized(dgm.Normal(2), 5), ValueError, "unit cube, but this Normal does not"),
     "no-cube-guide": (
-        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, context_shape=(2,))),
+        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, given_shape=(2,))),
         ValueError,
         "guide of Dequantized must live on the unit cube",
     ),
@@ -344,7 +344,7 @@ BAD = {
         r"guide's event_shape is \(3,\), but the flow's is \(2,\)",
     ),
     "guide-given": (
-        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, context_shape=(3,), unit=True)),
+        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, given_shape=(3,), unit=True)),
         ValueError,
         r"guide expects given_shape \(3,\), but it is given x, of shape \(2,\)",
     ),

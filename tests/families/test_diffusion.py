@@ -65,7 +65,7 @@ def gaussian(schedule, mean, cov, *, doubt=True, **options):
 def small(shape=2, num_steps=6, *, levels=None, seed=0, **options):
     """A diffusion with random weights."""
     event_shape = (shape,) if isinstance(shape, int) else shape
-    network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
+    network = {name: options.pop(name) for name in ("num_classes", "given_shape") if name in options}
     outputs = levels if options.get("predict") == "levels" else 1
     torch.manual_seed(seed)
     denoiser = DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network)
@@ -640,9 +640,9 @@ def test_every_time_is_looked_at_equally_often(subsample, steps):
     seen = []
 
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
+        def forward(self, x, t, given=None):
             seen.append((t * steps).round().long())
-            return super().forward(x, t, context)
+            return super().forward(x, t, given)
 
     program = dgm.Diffusion(2, Spy((2,), (4,)), num_steps=steps, subsample=subsample)
     for _ in range(100):
@@ -725,7 +725,7 @@ def test_a_label_reaches_the_network_and_so_does_a_vector():
     t, x_t = torch.tensor([1, 4, 6]), torch.randn(3, 2)
     for options, context in (
         ({"num_classes": 4}, torch.tensor([3, 0, 1])),
-        ({"context_shape": (5,)}, torch.randn(3, 5)),
+        ({"given_shape": (5,)}, torch.randn(3, 5)),
     ):
         program = small(2, **options, predict="x0").eval()
         torch.testing.assert_close(program.denoise(x_t, t, context).x0, program.denoiser(x_t, t / 6, context))
@@ -775,9 +775,9 @@ def test_labels_are_hidden_in_training_only():
     seen = []
 
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
-            seen.append(context)
-            return super().forward(x, t, context)
+        def forward(self, x, t, given=None):
+            seen.append(given)
+            return super().forward(x, t, given)
 
     program = dgm.Diffusion(2, Spy((2,), (4,), num_classes=3), num_steps=5, label_dropout=0.3)
     x, y = torch.randn(4000, 2), torch.ones(4000, dtype=torch.long)
@@ -799,9 +799,9 @@ def test_labels_that_are_enumerated_are_hidden_one_by_one():
     seen = []
 
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
-            seen.append(context)
-            return super().forward(x, t, context)
+        def forward(self, x, t, given=None):
+            seen.append(given)
+            return super().forward(x, t, given)
 
     program = dgm.Diffusion(2, Spy((2,), (4,), num_classes=3), num_steps=5, label_dropout=0.5)
     labelled = dgm.Labelled(dgm.Categorical((), 3), program).train()
@@ -863,7 +863,7 @@ def test_a_network_of_another_shape_is_refused_with_both_shapes():
         ({}, {"num_steps": 7}, "num_steps must be an int from 1 to the 6"),
         ({}, {"num_steps": 2.0}, "num_steps must be a positive int"),
         ({}, {"guidance": 1.0}, "guidance needs a denoiser with num_classes, trained with label_dropout"),
-        ({"context_shape": (2,)}, {"guidance": 1.0, "given": torch.ones(1, 2).double()}, "guidance needs a denoiser"),
+        ({"given_shape": (2,)}, {"guidance": 1.0, "given": torch.ones(1, 2).double()}, "guidance needs a denoiser"),
         ({"num_classes": 3}, {"guidance": 1.0, "given": torch.zeros(1).long()}, "trained with label_dropout"),
         (
             {"num_classes": 3},

@@ -158,7 +158,7 @@ def test_reflections_make_an_orthogonal_matrix():
 
 @pytest.mark.parametrize("make", [guides.planar, guides.sylvester])
 def test_posteriors_of_bent_normals_integrate_to_one(make):
-    encoder = jittered(make(2, layers=2, hidden=(6,), context_shape=(3,)))
+    encoder = jittered(make(2, layers=2, hidden=(6,), given_shape=(3,)))
     axis, x = torch.linspace(-15, 15, 301), torch.randn(1, 3)
     z = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
@@ -361,7 +361,7 @@ def test_a_ladder_with_the_exact_posterior_has_the_evidence_for_every_draw():
 def test_guides_that_do_not_fit_the_hierarchy():
     prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, MLP((1,), 4)), latent_name="z2")
     likelihood, flat = dgm.Normal(3, MLP((2,), 6)), dgm.Normal(2, MLP((3,), 4))
-    bottom = dgm.Normal(2, MLP((3,), 4, context_shape=(1,)))
+    bottom = dgm.Normal(2, MLP((3,), 4, given_shape=(1,)))
     with pytest.raises(ValueError, match=r"prior's latents \('z2',\) have no guide: give the prior an encoder, or"):
         dgm.VAE(prior, likelihood, flat)
     with pytest.raises(ValueError, match=r"latents of its own, \('top',\), but the prior has \('z2',\)"):

@@ -109,9 +109,9 @@ def test_classes_are_compared_at_the_same_draws():
     class Indifferent(nn.Module):
         num_classes = 3
 
-        def __init__(self, given_shape):
+        def __init__(self, in_shape):
             super().__init__()
-            self.network, self.given_shape = nn.Linear(1, 2), (torch.Size(given_shape), torch.Size(()))
+            self.network, self.in_shape, self.given_shape = nn.Linear(1, 2), torch.Size(in_shape), torch.Size(())
 
         def forward(self, x, y):
             return self.network(x)
@@ -136,7 +136,7 @@ def test_many_particles_classify_as_the_exact_evidence_does():
     class Shifted(nn.Module):
         """x given z and y is N(0.8 z + shift_y, 0.5^2)."""
 
-        given_shape = (torch.Size((1,)), torch.Size(()))
+        in_shape, given_shape = torch.Size((1,)), torch.Size(())
         num_classes = 2
 
         def __init__(self):

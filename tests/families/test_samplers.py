@@ -125,7 +125,7 @@ def test_the_ancestral_sampler_has_the_datas_moments_at_few_steps(steps):
 class TwoGaussians(nn.Module):
     """Told: the denoiser of N(1, 0.25). Untold (label 1): that of N(0, 1)."""
 
-    num_classes, context_shape = 1, torch.Size(())
+    num_classes, given_shape = 1, torch.Size(())
 
     def __init__(self, schedule):
         super().__init__()
@@ -253,9 +253,9 @@ def test_a_sampler_of_ones_own_is_any_callable():
 
 def test_the_network_is_called_as_often_as_the_table_says():
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
+        def forward(self, x, t, given=None):
             calls.append(len(x))
-            return super().forward(x, t, context)
+            return super().forward(x, t, given)
 
     program = dgm.Diffusion(2, Spy((2,), (4,)), num_steps=9).eval()
     for sampler, expected in {"ancestral": 5, "ddim": 5, "dpm++": 5, "heun": 9}.items():

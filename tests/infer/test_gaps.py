@@ -101,7 +101,7 @@ def test_an_encoder_that_is_off_has_the_analytic_amortization_gap(x):
 def test_a_family_of_flows_is_searched_on_copies_of_the_encoder(x):
     torch.manual_seed(0)
     # One affine autoregressive layer is any Normal of two dimensions.
-    encoder = flow.iaf(2, layers=1, hidden=(8,), context_shape=(3,))
+    encoder = flow.iaf(2, layers=1, hidden=(8,), given_shape=(3,))
     program = vae(CORRELATED, encoder)
     before = {name: value.clone() for name, value in program.state_dict().items()}
     found = dgm.infer.gaps(program, x[:2], **OPTIONS, gradient_steps=800)
@@ -145,7 +145,7 @@ def test_an_encoder_without_parameters_is_the_best_of_its_family(x):
 def test_a_frozen_encoder_has_the_same_gaps(encoder, x):
     torch.manual_seed(0)
     plain = encoder == "plain"
-    program = vae(CORRELATED, mean_field(CORRELATED, 0.3) if plain else flow.iaf(2, layers=1, context_shape=(3,)))
+    program = vae(CORRELATED, mean_field(CORRELATED, 0.3) if plain else flow.iaf(2, layers=1, given_shape=(3,)))
     options = {"log_evidence": exact(CORRELATED, x)[:2], "gradient_steps": 20, "num_samples": 64}
     free = dgm.infer.gaps(program, x[:2], **options)
     frozen = dgm.infer.gaps(program.requires_grad_(False), x[:2], **options)

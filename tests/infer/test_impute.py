@@ -184,7 +184,7 @@ def test_pixelvae_of_a_prefix():
     program = seeded(
         dgm.VAE(
             dgm.Normal(1),
-            made(dgm.Bernoulli, 3, context_shape=(1,)),
+            made(dgm.Bernoulli, 3, given_shape=(1,)),
             dgm.Normal(1, _mlp((3,), 2)),
         ),
         1.0,
