@@ -72,7 +72,7 @@ ON_GRID = RECIPES | {
 def run(which: str, name: str, seed: int, quick: bool) -> tuple[dict[str, float], Tensor]:
     modes, (make, options) = SETS[which], (ON_GRID if which == "grid" else RECIPES)[name]
     torch.manual_seed(seed)
-    program = dgm.Implicit(dgm.Normal(2), MLP((2,), 2, (128, 128), activation="tanh"), event_shape=2)
+    program = dgm.Implicit(2, dgm.Normal(2), MLP((2,), 2, (128, 128), activation="tanh"))
     settings = options | {"ema": 0.99, "validation": None, "batch_size": 256, "seed": seed, "progress": False}
     if quick:
         settings["epochs"] = 1

@@ -163,7 +163,7 @@ def implicit(data: Data, num_classes: int | None) -> Program:
     size = LATENT_SIZE if is_image(data) else 2
     hidden = (256, 256) if is_image(data) else (128, 128, 128)
     generator = MLP((size,), data.event_shape.numel(), hidden)
-    return Implicit(Normal(size), generator, data.event_shape, levels=data.levels)
+    return Implicit(data.event_shape, Normal(size), generator, levels=data.levels)
 
 
 def classifier(data: Data, num_classes: int | None) -> Program:

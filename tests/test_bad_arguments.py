@@ -140,7 +140,7 @@ def diffusion():
 
 
 def implicit():
-    return dgm.Implicit(dgm.Normal(2), nn.Linear(2, 2), 2)
+    return dgm.Implicit(2, dgm.Normal(2), nn.Linear(2, 2))
 
 
 def data():

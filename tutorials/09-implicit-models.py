@@ -68,7 +68,7 @@ class Fold(torch.nn.Module):
         return torch.stack([2 * (first**2 + 0.05).sqrt() - 1.5 + 0.4 * second**2, 1.2 * second], -1)
 
 
-folded = dgm.Implicit(dgm.Normal(2), Fold(), event_shape=2)
+folded = dgm.Implicit(2, dgm.Normal(2), Fold())
 pyro.set_rng_seed(0)
 trace = poutine.trace(folded.model).get_trace(scaled(3000, 50))
 z, x = trace.nodes["z"]["value"], trace.nodes["x"]["value"]
@@ -107,7 +107,7 @@ plt.show()
 
 # %%
 pyro.set_rng_seed(3)
-curve = dgm.Implicit(dgm.Normal(1), MLP((1,), 2, hidden=(32, 32), activation="tanh"), event_shape=2)
+curve = dgm.Implicit(2, dgm.Normal(1), MLP((1,), 2, hidden=(32, 32), activation="tanh"))
 with torch.no_grad():
     for parameter in curve.parameters():
         parameter.mul_(2.5)
@@ -230,7 +230,7 @@ def critic():
 def trained(objective, epochs=30, seed=0, prior=None, x=data, **options):
     """An implicit model of ``x``, trained, with its 4000 samples."""
     pyro.set_rng_seed(seed)
-    program = dgm.Implicit(prior or dgm.Normal(2), generator(), event_shape=2)
+    program = dgm.Implicit(2, prior or dgm.Normal(2), generator())
     options = {"batch_size": 256, "lr": 4e-3, "ema": 0.99, "validation": None, "seed": seed} | options
     dgm.fit(program, x[: scaled(len(x), 300)], objective, epochs=scaled(epochs), progress=False, **options)
     pyro.set_rng_seed(1)

@@ -53,11 +53,11 @@ class Implicit(Program):
     with ``dgm.fit(program, data, "gan")``, or another objective of `adversarial`.
 
     Args:
+        event_shape: shape of one x.
         prior: p(z), any program.
         generator: maps z to x, ``(B, *event_shape)`` or flat ``(B, numel)``. One that reads a second input,
-            ``generator(z, given)`` with a pair as ``given_shape``, makes the model conditional on it (a class label, a
+            ``generator(z, given)`` with a ``given_shape``, makes the model conditional on it (a class label, a
             vector); so does a conditional prior.
-        event_shape: shape of one x.
         levels: x takes the integers 0 .. levels - 1: the generator's outputs go through a sigmoid, are spread over that
             range and rounded, and the gradient passes the rounding as if it were not there (straight-through).
         latent_name: the name of z.
@@ -66,16 +66,16 @@ class Implicit(Program):
         TypeError, ValueError: a part is none, or the shapes do not fit.
 
     >>> import torch, dgm_pyro as dgm
-    >>> program = dgm.Implicit(dgm.Normal(2), torch.nn.Linear(2, 5), event_shape=5)
+    >>> program = dgm.Implicit(5, dgm.Normal(2), torch.nn.Linear(2, 5))
     >>> program.sample(3).shape
     torch.Size([3, 5])
     """
 
     def __init__(
         self,
+        event_shape: int | Sequence[int],
         prior: Program,
         generator: nn.Module,
-        event_shape: int | Sequence[int],
         *,
         levels: int | None = None,
         latent_name: str = "z",
@@ -173,8 +173,8 @@ class Around(Conditional):
     """p(x | z): a Normal of one scale about the generator's output.
 
     Args:
-        generator: as for `Implicit`.
         event_shape: shape of one x.
+        generator: as for `Implicit`.
         scale: standard deviation, to start from; it is a parameter.
         levels: of the generator's output, which is not rounded here, and scaled to [-1, 1].
     """
@@ -182,7 +182,7 @@ class Around(Conditional):
     conditional = True
 
     def __init__(
-        self, generator: nn.Module, event_shape: int | Sequence[int], scale: float = 0.1, levels: int | None = None
+        self, event_shape: int | Sequence[int], generator: nn.Module, scale: float = 0.1, levels: int | None = None
     ):
         super().__init__()
         check_type(generator, nn.Module, "generator", "a torch.nn.Module")
@@ -215,7 +215,7 @@ def noisy(program: Implicit, scale: float) -> VAE:
     """
     check_type(program, Implicit, "program", "a dgm.Implicit")
     return VAE(
-        program.prior, Around(program.generator, program.event_shape, scale, program.levels), None, program.latent_name
+        program.prior, Around(program.event_shape, program.generator, scale, program.levels), None, program.latent_name
     )
 
 
