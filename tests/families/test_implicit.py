@@ -295,7 +295,7 @@ def test_a_kernel_score_given_a_label_is_proper():
     """E of the score at p(x | y) shifted by s: less 2 E|N(s, 2)| - E|N(0, 2)|, whatever the label."""
 
     class Place(nn.Module):  # x = z + y + shift
-        given_shape, num_classes = (torch.Size((1,)), torch.Size()), 3
+        in_shape, given_shape, num_classes = torch.Size((1,)), torch.Size(), 3
 
         def __init__(self, shift):
             super().__init__()
