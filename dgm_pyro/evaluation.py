@@ -261,7 +261,7 @@ def _bound(
     if not program.tractable and num_particles > 1:
         iwae = importance_bound(program, x, given, num_particles, advance)
         return Bound(iwae, iwae)
-    bound = ELBO(num_particles=num_samples)(program, x, given)
+    bound = ELBO(num_samples)(program, x, given)
     advance(len(x))
     return bound
 

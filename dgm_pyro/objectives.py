@@ -114,7 +114,7 @@ class ELBO:
     """The evidence lower bound; the exact log p(x) for a tractable program.
 
     Args:
-        num_particles: draws from the guide per datum, averaged.
+        num_samples: draws from the guide per datum, averaged.
         analytic_kl: whether to use closed forms of KL(q || p).
         beta: weight of every KL, a number or a schedule ``beta(progress)`` of the progress of training in [0, 1]. At
             another weight than 1 the value is no bound on log p(x).
@@ -125,14 +125,14 @@ class ELBO:
     al. 2017 (beta); Bowman et al. 2016 (arXiv 1511.06349, warm-up); Kool et al. 2019 (leave-one-out).
     """
 
-    num_particles: int = 1
+    num_samples: int = 1
     _: KW_ONLY
     analytic_kl: bool = True
     beta: float | Callable[[float], float] = 1.0
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
-        check_particles(self.num_particles, self.leave_one_out)
+        _check_draws(self.num_samples, "num_samples", self.leave_one_out)
         if not callable(self.beta) and not isinstance(self.beta, Tensor):  # a tensor is how a compiled loss varies it
             check_number(self.beta, "beta", at_least=0)
 
@@ -146,12 +146,12 @@ class ELBO:
         if program.tractable and not observed:
             return exact(program, x, given)
         beta = self.beta(1.0) if callable(self.beta) else self.beta
-        batch = (x.shape[0],) if self.num_particles == 1 else (self.num_particles, x.shape[0])
+        batch = (x.shape[0],) if self.num_samples == 1 else (self.num_samples, x.shape[0])
         bound = elbo(program, x, given, observed=observed, batch=batch, analytic_kl=self.analytic_kl, beta=beta)
         if self.leave_one_out and bound.score is not None:
-            others = (bound.value.sum(0) - bound.value) / (self.num_particles - 1)
+            others = (bound.value.sum(0) - bound.value) / (self.num_samples - 1)
             bound.surrogate = bound.value + _nothing(bound.score) * (bound.value - others).detach()
-        return bound if self.num_particles == 1 else _mean(bound)
+        return bound if self.num_samples == 1 else _mean(bound)
 
 
 @dataclass(frozen=True)
@@ -213,22 +213,22 @@ class STL:
     vanishes where q(z | x) is the exact posterior. The guide is stated twice, and must be able to score its draws.
 
     Args:
-        num_particles: draws from the guide per datum, averaged.
+        num_samples: draws from the guide per datum, averaged.
 
     Source: Roeder, Wu and Duvenaud 2017 (arXiv 1703.09194), algorithm 1.
     """
 
-    num_particles: int = 1
+    num_samples: int = 1
 
     def __post_init__(self) -> None:
-        check_count(self.num_particles, "num_particles")
+        check_count(self.num_samples, "num_samples")
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
         if program.tractable and not observed:
             return exact(program, x, given)
-        options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
+        options: Any = {"batch": (self.num_samples, x.shape[0]), "observed": observed}
         guide = guide_trace(program, x, given, **options)
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
@@ -254,7 +254,7 @@ class IWAE:
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
-        check_particles(self.num_particles, self.leave_one_out)
+        _check_draws(self.num_particles, "num_particles", self.leave_one_out)
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
@@ -459,9 +459,9 @@ def annealed(part: float = 0.25) -> ELBO:
     return ELBO(beta=WarmUp(part))
 
 
-def rloo(num_particles: int = 4) -> ELBO:
+def rloo(num_samples: int = 4) -> ELBO:
     """The ELBO of several draws, each the baseline of the others' score function: for discrete latents."""
-    return ELBO(num_particles, leave_one_out=True)
+    return ELBO(num_samples, leave_one_out=True)
 
 
 def vimco(num_particles: int = 8) -> IWAE:
@@ -567,10 +567,10 @@ def elbo(
     return elbo_of_traces(model, guide, batch, analytic_kl=analytic_kl, beta=beta)
 
 
-def check_particles(num_particles: Any, leave_one_out: bool) -> None:
-    check_count(num_particles, "num_particles")
-    if leave_one_out and num_particles == 1:
-        raise ValueError("num_particles must be at least 2 with leave_one_out: one draw leaves none to compare it with")
+def _check_draws(count: Any, argument: str, leave_one_out: bool) -> None:
+    check_count(count, argument)
+    if leave_one_out and count == 1:
+        raise ValueError(f"{argument} must be at least 2 with leave_one_out: one draw leaves none to compare it with")
 
 
 def exact(program: Program, x: Tensor, given: Any = None) -> Bound:

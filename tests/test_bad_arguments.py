@@ -271,7 +271,7 @@ CALLS = {
     "guides.EnumeratedPosterior": Call(dict(prior=lambda: dgm.Bernoulli(2), likelihood=encoder)),
     "guides.fit_guide": Call(
         dict(program=vae, x=X, make=lambda: dgm.guides.pyro.infer.autoguide.AutoNormal, gradient_steps=1, lr=0.1,
-             num_particles=1, seed=0),
+             num_samples=1, seed=0),
         {"make": [None, "x"]},
     ),
     # methods of programs
@@ -298,10 +298,10 @@ CALLS = {
     "Implicit.generate": Call(dict(z=X), {"z": REALS[:4]}, free=["given"], of=implicit),
     "ActNorm.initialize": Call(dict(x=X), of=lambda: networks.ActNorm(2)),
     # objectives
-    "ELBO": Call(dict(num_particles=1, beta=1.0), {"beta": [-1.0, NAN, None, "x"]}),
+    "ELBO": Call(dict(num_samples=1, beta=1.0), {"beta": [-1.0, NAN, None, "x"]}),
     "IWAE": Call(dict(num_particles=2)),
     "RWS": Call(dict(num_particles=2, sleep=0.5)),
-    "STL": Call(dict(num_particles=2)),
+    "STL": Call(dict(num_samples=2)),
     "DReG": Call(dict(num_particles=2)),
     "Enumerate": Call(dict(max_outcomes=3)),
     "FreeBits": Call(dict(nats=1.0), free=["per_feature"]),
@@ -311,11 +311,11 @@ CALLS = {
         dict(game="gan", critic=lambda: nn.Linear(2, 1), r1=0.1, gradient_penalty=0.1, critic_steps=1, critic_lr=1.0),
         {"critic": MODULE[1:]},
     ),
-    "KernelScore": Call(dict(kernel="energy", scales=(1.0,), num_particles=2), {"scales": [None, "x", 3, (), (0.0,)]}),
+    "KernelScore": Call(dict(kernel="energy", scales=(1.0,), num_samples=2), {"scales": [None, "x", 3, (), (0.0,)]}),
     "objectives.objective_named": Call(dict(text="iwae:5")),
     "objectives.beta": Call(dict(weight=1.0)),
     "objectives.annealed": Call(dict(part=0.5)),
-    "objectives.rloo": Call(dict(num_particles=2)),
+    "objectives.rloo": Call(dict(num_samples=2)),
     "objectives.vimco": Call(dict(num_particles=2)),
     # running
     "build": Call(dict(name="vae", data=data, hidden=(4,)), {"data": [None, "x", X]}),
@@ -589,7 +589,7 @@ EXCLUDED = {
     ],
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
-        "anomaly.auroc", "objectives.check_particles", "objectives.chosen", "representations.latents",
+        "anomaly.auroc", "objectives.chosen", "representations.latents",
         "representations.prior_of",
         "runs.read_json", "runs.record_of", "runs.write", "runs.write_json", "sweep.aligned", "sweep.collect",
         "sweep.devices", "sweep.markdown", "sweep.run_cell",

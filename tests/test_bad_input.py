@@ -384,12 +384,12 @@ CASES = {
     "classifying another shape": (lambda: classifier().classify(torch.zeros(2, 3)), ValueError, ["x has shape"]),
     "a classifier of nothing": (lambda: dgm.Discriminative(dgm.Categorical((), 3)), TypeError, ["network of x"]),
     # objectives
-    "an objective of no particles": (lambda: dgm.ELBO(num_particles=0), ValueError, ["num_particles"]),
+    "an objective of no samples": (lambda: dgm.ELBO(num_samples=0), ValueError, ["num_samples"]),
     "an IWAE of half a particle": (lambda: dgm.IWAE(0.5), ValueError, ["num_particles", "0.5"]),
     "a baseline of no other draw": (
         lambda: dgm.ELBO(leave_one_out=True),
         ValueError,
-        ["num_particles must be at least 2 with leave_one_out"],
+        ["num_samples must be at least 2 with leave_one_out"],
     ),
     "a VIMCO of one draw": (lambda: dgm.IWAE(1, leave_one_out=True), ValueError, ["num_particles must be at least 2"]),
     "a negative beta": (lambda: dgm.ELBO(beta=-1.0), ValueError, ["beta must be a number of at least 0", "-1.0"]),
@@ -407,7 +407,7 @@ CASES = {
         ValueError,
         ["per_feature needs a divergence per feature", "'z'", "per_feature=False"],
     ),
-    "an STL of no draws": (lambda: dgm.STL(0), ValueError, ["num_particles must be a positive integer"]),
+    "an STL of no draws": (lambda: dgm.STL(0), ValueError, ["num_samples must be a positive integer"]),
     "a DReG of no draws": (lambda: dgm.DReG(0), ValueError, ["num_particles must be a positive integer"]),
     "an RWS of no draws": (lambda: dgm.RWS(0), ValueError, ["num_particles must be a positive integer"]),
     "more sleep than there is": (lambda: dgm.RWS(4, sleep=2.0), ValueError, ["sleep must be", "at most 1", "2.0"]),

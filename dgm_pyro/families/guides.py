@@ -559,7 +559,7 @@ def fit_guide(
     *,
     gradient_steps: int = 1000,
     lr: float = 0.02,
-    num_particles: int = 16,
+    num_samples: int = 16,
     seed: int = 0,
 ) -> tuple[Fitted, float]:
     """Fit one of Pyro's AutoGuides to the latents of one batch, the model held fixed.
@@ -572,7 +572,7 @@ def fit_guide(
         x: ``(B, *event_shape)``.
         make: what makes a guide of a model, such as ``pyro.infer.autoguide.AutoMultivariateNormal``.
         gradient_steps, lr: of Adam; the last half of the steps lowers the rate to zero.
-        num_particles: draws per step; 50 times as many are averaged at the end.
+        num_samples: draws per step; 50 times as many are averaged at the end.
         seed: of all draws; the global random state is left as it was.
 
     Returns:
@@ -581,7 +581,7 @@ def fit_guide(
     """
     check_program(program)
     program.check(x, given)
-    check_counts(gradient_steps=gradient_steps, num_particles=num_particles)
+    check_counts(gradient_steps=gradient_steps, num_samples=num_samples)
     check_number(lr, "lr", above=0)
     if not callable(make):
         raise TypeError(f"make must be callable, such as pyro.infer.autoguide.AutoNormal, got {type(make).__name__}")
@@ -598,7 +598,7 @@ def fit_guide(
             held = {id(parameter) for parameter in program.parameters()}
             optimizer = torch.optim.Adam([parameter for parameter in own if id(parameter) not in held], lr=lr)
             decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / gradient_steps))
-            loss = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+            loss = Trace_ELBO(num_particles=num_samples, vectorize_particles=True, max_plate_nesting=1)
             for _ in range(gradient_steps):
                 optimizer.zero_grad()
                 loss.differentiable_loss(model, guide, *arguments).backward()

@@ -287,13 +287,13 @@ class KernelScore:
         2 mean k(x, y) - mean k(y, y') - mean k(x, x'),
 
     whose expectation is less the squared distance; every mean is over distinct points, so that there is no bias. Of a
-    conditional program, each datum has ``num_particles`` samples for its own ``given``, and the last term, of which the
+    conditional program, each datum has ``num_samples`` samples for its own ``given``, and the last term, of which the
     program knows nothing, is left out: a proper scoring rule of p(x | given).
 
     Args:
         kernel: "energy", -|x - y|, or "gaussian", the mean of exp(-|x - y|^2 / (2 s^2 D)) over the scales s.
         scales: of the Gaussian kernel, in units of x.
-        num_particles: samples per datum, for a conditional program, at least 2.
+        num_samples: samples per datum, for a conditional program, at least 2.
 
     Source: Gretton et al. 2012, lemma 6; Gneiting and Raftery 2007, section 5; Bouchacourt et al. 2016
     (arXiv 1606.04414).
@@ -301,7 +301,7 @@ class KernelScore:
 
     kernel: str = "energy"
     scales: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-    num_particles: int = 4
+    num_samples: int = 4
     unit: ClassVar[str] = "squared distance"
     eager_only: ClassVar[str] = "fixes the number of pairs that it compares"
 
@@ -312,9 +312,9 @@ class KernelScore:
             raise ValueError("scales must name at least one scale")
         for scale in self.scales:
             check_number(scale, "scales", above=0)
-        check_count(self.num_particles, "num_particles")
-        if self.num_particles < 2:
-            raise ValueError("num_particles must be at least 2: one sample per datum has no other to be compared with")
+        check_count(self.num_samples, "num_samples")
+        if self.num_samples < 2:
+            raise ValueError("num_samples must be at least 2: one sample per datum has no other to be compared with")
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
@@ -325,7 +325,7 @@ class KernelScore:
             between, within = self.similarity(real, fake).mean(1), self.mean_of_pairs(fake)
             data = self.to_the_others(real) if len(real) > 1 else torch.zeros_like(between)
         else:
-            k = self.num_particles
+            k = self.num_samples
             fake = draw(program, k * len(x), map_given(lambda part: part.repeat_interleave(k, 0), given))
             fake = fake.reshape(len(x), k, -1)
             between = self.similarity(real.unsqueeze(1), fake).flatten(1).mean(1)

@@ -86,7 +86,7 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
         return Loss(program, maximise)
     if not (isinstance(program, tuple) and len(program) == 2 and all(callable(part) for part in program)):
         raise TypeError(f"program must be a dgm.Program or a pair (model, guide), got {type(program).__name__}")
-    if not isinstance(maximise, ELBO) or maximise.num_particles != 1 or maximise.beta != 1.0:
+    if not isinstance(maximise, ELBO) or maximise.num_samples != 1 or maximise.beta != 1.0:
         raise ValueError(f"a pair (model, guide) is compiled with dgm.ELBO(analytic_kl=...) alone, got {maximise}")
     return PairLoss(*program, analytic_kl=maximise.analytic_kl)
 

@@ -528,7 +528,8 @@ def _validate(
     if isinstance(objective, _PyroObjective):
         objective = ELBO()
     # Larger batches than in training, as no graph is kept; but particles take the room of data.
-    size = max(batch_size, 4 * batch_size // getattr(objective, "num_particles", 1))
+    draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
+    size = max(batch_size, 4 * batch_size // draws)
     starts = range(0, len(data.x), size)
     with evaluating(program), seeded(seed + processes.rank, device), torch.no_grad():
         for number in range(processes.rank, len(starts), processes.size):

@@ -211,7 +211,7 @@ class PosteriorKL:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         self.program.check(x)
-        where, bound, parts = program_device(self.program), ELBO(num_particles=self.num_samples), []
+        where, bound, parts = program_device(self.program), ELBO(self.num_samples), []
         with evaluating(self.program), seeded(self.seed, where):
             for batch in x.split(256):
                 with noise.per_datum(batch.to(where), self.seed):

@@ -176,7 +176,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         (lambda: KernelScore("cosine"), ValueError, "kernel must be one of energy, gaussian, got 'cosine'"),
         (lambda: KernelScore(scales=()), ValueError, "scales must name at least one"),
         (lambda: KernelScore(scales=(0.0,)), ValueError, "scales must be a number above 0"),
-        (lambda: KernelScore(num_particles=1), ValueError, "num_particles must be at least 2"),
+        (lambda: KernelScore(num_samples=1), ValueError, "num_samples must be at least 2"),
         (lambda: objective_named("f-gan:tv"), ValueError, "'f-gan:tv': divergence must be one of kl, reverse-kl"),
         (lambda: objective_named("mmd:0"), ValueError, "'mmd:0': scale must be a number above 0"),
         (
