@@ -922,7 +922,7 @@ def _size_of_code(program: Any, z: Tensor, site: str) -> str:
     size = z[0].numel()
     if not representations.is_discrete(program, site):
         return f"{size} features"
-    prior = representations.prior_of(program, site)
+    prior = program.codes()[site]
     if z.shape[1:] == prior.event_shape and prior.levels == 2:
         return f"{size} bits, as their probabilities"
     values = z.shape[-1]

@@ -22,6 +22,7 @@ import dgm_pyro as dgm
 from dgm_pyro import networks
 from dgm_pyro.experiments import runs, sweep
 from dgm_pyro.networks import MADE, MLP, Affine
+from dgm_pyro.objectives import VariationalBound
 
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
@@ -276,6 +277,8 @@ CALLS = {
     ),
     # methods of programs
     "Program.sample": Call(dict(num_samples=2), of=vae),
+    "Program.encode": Call(dict(x=X, site="z", num_samples=2), {"site": ["no", 3]}, of=vae),
+    "Program.decode": Call(dict(z=X, site="z"), {"site": ["no", 3]}, of=vae),
     "Program.log_prob": Call(dict(x=X), of=made),
     "Program.log_weights": Call(dict(x=X, num_particles=2), of=vae),
     "Denoising.sample": Call(
@@ -564,7 +567,8 @@ CALLS = {
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
         "Program", "Conditional", "IndependentConditional", "guides.CorrelatedNormal", "infer.Stepper",
-        "networks.Bijection", "networks.Univariate", "objectives.Objective", "priors.Mixture", "samplers.Sampler",
+        "networks.Bijection", "networks.Univariate", "objectives.Objective", "objectives.VariationalBound",
+        "priors.Mixture", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
@@ -590,7 +594,6 @@ EXCLUDED = {
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "representations.prior_of",
         "runs.read_json", "runs.record_of", "runs.write", "runs.write_json", "sweep.aligned", "sweep.collect",
         "sweep.devices", "sweep.markdown", "sweep.run_cell",
     ],
@@ -698,6 +701,7 @@ ANYTHING = {
 # under Pyro's handlers or compiled.
 WITHIN = {
     *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
+    *("code_named", "check_code", "completions"),
     *(
         "inverse",
         "cache",
@@ -737,6 +741,7 @@ WITHIN = {
     ),
     *("critic_loss", "distance", "prepare", "update", "similarity", "to_the_others", "mean_of_pairs", "enumerated"),
     *("start", "step", "finish", "tune", "expand"),
+    *(f"{kind.__name__}.bound" for kind in (VariationalBound, *VariationalBound.__subclasses__())),
     *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),
     *("Implicit.log_prob", "Implicit.log_weights", "Quality.stderr", "Row.over_seeds"),
 }

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,8 +41,8 @@ from torch.distributions import constraints, kl_divergence
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import as_shape, check_choice, check_number
 from dgm_pyro.families import distributions
-from dgm_pyro.families.conditionals import check_levels, positive
-from dgm_pyro.families.samplers import Sampler, Spacing, Time, run, sampler_named, spacing_named
+from dgm_pyro.families.conditionals import Normal, check_levels, positive
+from dgm_pyro.families.samplers import Heun, Sampler, Spacing, Time, run, sampler_named, spacing_named
 from dgm_pyro.networks.mlp import to_unit
 from dgm_pyro.program import Program, call_network
 from dgm_pyro.registry import register
@@ -329,6 +329,27 @@ class Denoising(Program):
     def unroll(self) -> UnrolledDiffusion:
         return UnrolledDiffusion(self)
 
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return by.over_times(self, x, mask, given)
+
+    # -- codes: the two ends of the probability-flow ODE ---------------------------------------------------------------
+
+    def codes(self) -> dict[str, Program]:
+        return {"z": Normal(self.event_shape)}
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
+        """The end of the probability-flow ODE from x, by Heun's rule at all times: there is nothing to draw."""
+        noisier = self._chosen_times(None, "uniform")[::-1]
+        return run(Heun(), noisier[0].alpha * self.clean(x), noisier, self._denoiser(given))
+
+    @torch.no_grad()
+    def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
+        """The beginning of the ODE that ends in z; the mean of p(x_0 | x_1) there, or a draw."""
+        times, denoise = self._chosen_times(None, "uniform"), self._denoiser(given)
+        found = self.likelihood(denoise(run(Heun(), z, times, denoise), times[-1]))
+        return found.sample() if draw else distributions.mean_of(found, self.levels, z.device)
+
     # -- sampling ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -373,13 +394,7 @@ class Denoising(Program):
     ) -> Tensor:
         """x_T ~ N(0, I), then backwards through ``num_steps`` of the times; ``(*batch, *event_shape)``."""
         step, times = sampler_named(sampler), self._chosen_times(num_steps, spacing)
-
-        def denoise(x: Tensor, time: Time) -> Denoised:
-            # One time for all: what depends on it alone is computed once, not for every draw.
-            one, t = (1,) * len(batch), time.t
-            t = t.expand(one) if isinstance(t, Tensor) else torch.full(one, t, device=x.device)
-            return self.denoise(x, t, given, guidance)
-
+        denoise = self._denoiser(given, guidance)
         x = run(step, torch.randn_like(self.zeros(*batch)), times, denoise)
         denoised = denoise(x, times[-1])
         if getattr(step, "draws_last", False):
@@ -387,6 +402,17 @@ class Denoising(Program):
         if self.levels is None:
             return denoised.x0
         return ((denoised.x0 + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
+
+    def _denoiser(self, given: Any, guidance: float = 0.0) -> Callable[[Tensor, Time], Denoised]:
+        """`denoise` as samplers ask for it."""
+
+        def denoise(x: Tensor, time: Time) -> Denoised:
+            # One time for all: what depends on it alone is computed once, not for every draw.
+            one, t = (1,) * (x.dim() - len(self.event_shape)), time.t
+            t = t.expand(one) if isinstance(t, Tensor) else torch.full(one, t, device=x.device)
+            return self.denoise(x, t, given, guidance)
+
+        return denoise
 
     def _chosen_times(self, num_steps: int | None, spacing: str | Spacing) -> list[Time]:
         num_steps = self.num_steps if num_steps is None else num_steps
@@ -691,6 +717,9 @@ class UnrolledDiffusion(Program):
 
     def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
         return self.diffusion.support_given(given, size)
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return self.diffusion.completions(by, x, mask, given)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, num_steps = self.diffusion, self.diffusion.num_steps

@@ -22,7 +22,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform
 
-from dgm_pyro.checks import as_shape, check_count, check_finite, check_sizes, check_tensor, check_type
+from dgm_pyro.checks import Shape, as_shape, check_count, check_finite, check_sizes, check_tensor, check_type
 from dgm_pyro.families.conditionals import Normal, shape_read_by
 from dgm_pyro.families.transforms import (
     LINES,
@@ -49,12 +49,7 @@ from dgm_pyro.networks.bijections import (
 )
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP
-from dgm_pyro.program import (
-    Conditional,
-    Shape,
-    call_network,
-    unwrapped,
-)
+from dgm_pyro.program import Conditional, Program, call_network, unwrapped
 from dgm_pyro.registry import register
 
 Part = Bijection | Transform | dist.ConditionalTransform
@@ -180,6 +175,17 @@ class Flow(Conditional):
         for transform in reversed(self(given).transforms):
             x = transform.inv(x)
         return x
+
+    def codes(self) -> dict[str, Program]:
+        return {"z": self.base}
+
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
+        """z = f^-1(x): there is nothing to draw."""
+        return self.inverse_map(x, given)
+
+    def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
+        """x = f(z): there is nothing to draw."""
+        return self.forward_map(z, given)
 
     def log_abs_det_jacobian(self, z: Tensor, x: Tensor, given: Any = None) -> Tensor:
         """log |det dx/dz| of f at z, in nats, ``(B,)``, with ``x = forward_map(z)``.

@@ -16,13 +16,27 @@ Source: Kingma and Welling 2014 (arXiv 1312.6114); Rezende, Mohamed and Wierstra
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Categorical
 
 from dgm_pyro.checks import check_name
-from dgm_pyro.program import Program, declare_given, is_pair, require_distinct
+from dgm_pyro.families.distributions import features_of, finite_mean, mean_of
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    declare_given,
+    guide_trace,
+    is_pair,
+    latent_sites,
+    parameter_of,
+    require_distinct,
+)
 from dgm_pyro.registry import register
 
 
@@ -53,6 +67,9 @@ class VAE(Program):
     >>> vae.log_weights(torch.zeros(3, 5), num_particles=7).shape
     torch.Size([7, 3])
     """
+
+    # Or None; a checker that knew it would refuse `vae.encoder(x)` of every VAE.
+    encoder: Program | Any
 
     def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent_name: str = "z"):
         super().__init__()
@@ -134,6 +151,39 @@ class VAE(Program):
         above, below = self.prior.latents(self.latent_name), self.likelihood.latents(name)
         return None if above is None or below is None else (self.latent_name, *above, *below)
 
+    def codes(self) -> dict[str, Program]:
+        return {self.latent_name: self.prior} | (self.prior.codes() if isinstance(self.prior, VAE) else {})
+
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
+        """E_q[z | x], averaged over ``num_samples`` draws of the latents that q states before z; or a draw."""
+        levels, means = self.codes()[site].levels, list[Tensor]()
+        while len(means) < num_samples:
+            trace: Any = guide_trace(self, x, given)
+            if site not in trace.nodes:
+                raise ValueError(
+                    f"the guide of this {type(self).__name__} does not state {site!r}: encode needs q(z | x)"
+                )
+            value, mean = trace.nodes[site]["value"], _mean(trace.nodes[site]["fn"])
+            if draw:
+                return value
+            if mean is not None and latent_sites(trace)[0] == site:
+                return mean
+            if mean is None:
+                mean = value if levels in (None, 2) else F.one_hot(value.long(), levels).to(parameter_of(self).dtype)
+            means.append(mean)
+        return torch.stack(means).mean(0)
+
+    def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
+        """E_p[x | z], or a draw of x. Levels between are drawn with it, or where they are discrete."""
+        if site != self.latent_name:
+            above = given if self.prior.conditional else None
+            z = self.prior.decode(z, above, site=site, draw=draw or self.prior.levels is not None)
+        seen = _with(z, given, self.likelihood)
+        if isinstance(self.likelihood, Conditional) and not draw:
+            with contextlib.suppress(NotImplementedError, ValueError):  # no mean, or features depend on one another
+                return mean_of(self.likelihood(seen), self.likelihood.levels, z.device)
+        return self.likelihood.sample(len(z), seen)
+
     def unroll(self) -> VAE:
         """Unrolls the chains among the latents and in the likelihood; z itself stays one site, as in the encoder."""
         return self._with_chains("unroll")
@@ -150,6 +200,15 @@ class VAE(Program):
         twin = copy.copy(self)
         twin.__dict__["_modules"] = parts | chains
         return twin
+
+
+def _mean(distribution: Any) -> Tensor | None:
+    """The mean in closed form, of classes that of their one-hot code; None if there is none."""
+    with contextlib.suppress(ValueError):
+        feature = features_of(distribution)
+        if isinstance(feature, Categorical):
+            return feature.probs
+    return finite_mean(distribution)
 
 
 def _second(part: Program) -> Any:

@@ -26,7 +26,7 @@ from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.networks import ActNorm
 from dgm_pyro.networks.mlp import networks_in
-from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
+from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_count, check_program, differentiating, seeded
 from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.training.distributed import ProcessGroup, process_group
@@ -575,7 +575,7 @@ def _check_scale(program: Program, data: Data) -> None:
 
 
 def _check_labels(program: Program, data: Data | None, objective: Objective) -> None:
-    if data is None or not isinstance(objective, (*BOUNDS, _PyroObjective)):
+    if data is None or not isinstance(objective, VariationalBound | _PyroObjective):
         return
     for site, labels in program.arguments(data.x, data.y)[2].items():
         if (labels < 0).any():

@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from programs import CASES, assert_same_number
@@ -10,8 +11,10 @@ from test_gaps import CORRELATED, NOISE, linear, mean_field, posterior, vae
 from torch import nn
 
 import dgm_pyro as dgm
+import dgm_pyro.noise as noise
 from dgm_pyro import guides, representations
 from dgm_pyro.families.conditionals import inverse_softplus
+from dgm_pyro.program import seeded
 from dgm_pyro.uses.representations import (
     PATHS,
     agreement,
@@ -67,6 +70,64 @@ def test_every_code_is_found_and_leads_back_to_x(name):
             made = decode(program, drawn, given, site=site, draw=draw)
             assert made.shape == x.shape
             assert torch.isfinite(made).all()
+
+
+@pytest.mark.parametrize("name", ENCODABLE)
+def test_the_methods_are_what_the_functions_do_in_batches(name):
+    program = CASES[name].build().eval()
+    x, given = CASES[name].draw(program, 5)
+    for site, prior in program.codes().items():
+        found = []
+        for _ in range(2):
+            with seeded(3, torch.device("cpu")), noise.per_datum(x, 3), torch.no_grad():
+                found.append(program.encode(x, given, site=site, num_samples=4))
+        assert_same_number(*found)
+        z = encode(program, x, given, site=site, num_samples=4, seed=3)
+        torch.testing.assert_close(found[0], z, rtol=1e-5, atol=1e-5)
+        code = encode(program, x, given, site=site, draw=True, seed=3)
+        assert code.shape[1:] == prior.event_shape
+        with seeded(0, torch.device("cpu")), torch.no_grad():
+            made = program.decode(code, given, site=site)
+        torch.testing.assert_close(made, decode(program, code, given, site=site), rtol=1e-5, atol=1e-5)
+
+
+def test_codes_are_differentiable():
+    """The mean of q(z | x) = N(A x, .) has the Jacobian A, and E[x | z] = C z has C."""
+    a, c = torch.randn(2, 3), torch.randn(3, 2)
+    program = dgm.VAE(dgm.Normal(2), scaled(c, 0.3), scaled(a, 0.5))
+    x, z = torch.randn(1, 3), torch.randn(1, 2)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(program.encode, x)[0, :, 0], a)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(program.decode, z)[0, :, 0], c)
+
+
+class Halved(dgm.Conditional):
+    """x = 2 z, with codes of its own: a family is encoded by its methods, not by its class."""
+
+    def __init__(self):
+        super().__init__()
+        self.event_shape, self.base = torch.Size((2,)), dgm.Normal(2)
+
+    def forward(self, given=None):
+        return dist.Normal(torch.zeros(2), 2.0).to_event(1)
+
+    def codes(self):
+        return {"half": self.base}
+
+    def _encode(self, x, given, site, draw, num_samples):
+        return x / 2
+
+    def _decode(self, z, given, site, draw):
+        return 2 * z
+
+
+def test_a_family_of_your_own_has_codes_by_its_methods():
+    program, x = Halved(), torch.randn(300, 2)
+    assert codes(program) == ("half",)
+    assert torch.equal(encode(program, x, batch_size=7), x / 2)
+    assert torch.equal(decode(program, x / 2), x)
+    torch.testing.assert_close(interpolate(program, x[:3], x[3:6], num=3, path="linear")[1], (x[:3] + x[3:6]) / 2)
+    integers = dgm.Dequantized(dgm.flow.realnvp(2, layers=1, unit=True), levels=4)
+    assert list(integers.codes()) == ["z"]
 
 
 def test_the_code_of_a_linear_gaussian_vae_is_the_mean_of_its_posterior():
@@ -358,8 +419,8 @@ def test_a_short_training_makes_the_classes_linear_in_z_and_noise_does_not():
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("made", "Autoregressive has no code of x"),
-        ("normal", "Normal has no code of x"),
+        ("made", "Autoregressive has no latent code"),
+        ("normal", "Normal has no latent code"),
         ("labelled-vae", "pass the program within and the labels"),
     ],
 )
@@ -372,7 +433,7 @@ def test_programs_without_a_code_say_what_has_one(name, match):
 
 def test_an_implicit_model_cannot_be_inverted():
     program = dgm.build("implicit", dgm.data.load("moons", num_data=10))
-    with pytest.raises(ValueError, match="Implicit has no code"):
+    with pytest.raises(ValueError, match="Implicit has no latent code"):
         encode(program, torch.zeros(2, 2))
 
 
