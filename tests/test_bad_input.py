@@ -511,11 +511,11 @@ CASES = {
     # data
     "an unknown data set": (lambda: dgm.data.load("cifar"), ValueError, ["no data set 'cifar'", "digits"]),
     "an unknown split": (lambda: dgm.data.load("digits", "half"), ValueError, ["no split 'half'", "train, test"]),
-    "data in no numbers": (lambda: dgm.data.load("moons", num_data=0), ValueError, ["num must be a positive int"]),
+    "data in no numbers": (lambda: dgm.data.load("moons", num_data=0), ValueError, ["num_data must be a positive int"]),
     "more data than there are": (
         lambda: dgm.data.load("digits", num_data=10_000),
         ValueError,
-        ["num is 10000", "1437"],
+        ["num_data is 10000", "1437"],
     ),
     "data without a folder": (
         lambda: dgm.data.load("mnist", data_dir="/nowhere"),

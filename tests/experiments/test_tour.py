@@ -113,7 +113,7 @@ def test_a_diffusion_is_asked_at_all_its_times(digits):
     test = digits[1][:4]
     before = program.subsample
 
-    def bounds(draws):
+    def bounds(num_samples):
         return torch.tensor([dgm.evaluate(program, test, num_samples=draws, seed=seed).nats for seed in range(20)])
 
     few = bounds(num_samples=10)
