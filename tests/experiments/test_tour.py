@@ -114,7 +114,7 @@ def test_a_diffusion_is_asked_at_all_its_times(digits):
     before = program.subsample
 
     def bounds(num_samples):
-        return torch.tensor([dgm.evaluate(program, test, num_samples=draws, seed=seed).nats for seed in range(20)])
+        return torch.tensor([dgm.evaluate(program, test, num_samples=num_samples, seed=seed).nats for seed in range(20)])
 
     few = bounds(num_samples=10)
     with results.at_all_times(program):
