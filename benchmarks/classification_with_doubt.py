@@ -58,8 +58,8 @@ def classifiers(data: dgm.Data, names: list[str], seed: int) -> dict[str, tuple[
                 lambda x, b=bayesian: b.log_class_probabilities(x, num_samples=8),
             )
         else:
-            model, labelled, options = TRAINED[name]
-            program = dgm.build(model, data, labelled=labelled)
+            model, labeled, options = TRAINED[name]
+            program = dgm.build(model, data, labeled=labeled)
             dgm.fit(program, data, seed=seed, device="cpu", progress=False, **options)
             particles = 1 if name in ONE_DRAW else PARTICLES
             made[name] = (lambda x, p=program, k=particles: beliefs(p, x, num_particles=k), program)

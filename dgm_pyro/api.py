@@ -25,7 +25,7 @@ from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.diffusion import Diffusion, Schedule
 from dgm_pyro.families.flow import Flow
 from dgm_pyro.families.implicit import Implicit
-from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
@@ -70,7 +70,7 @@ __all__ = [
     "IndependentConditional",
     "IntractableError",
     "KernelScore",
-    "Labelled",
+    "Labeled",
     "LogSNR",
     "MixtureOfNormals",
     "NonFiniteLossError",

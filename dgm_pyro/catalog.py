@@ -41,7 +41,7 @@ from dgm_pyro.families.guides import (
     sylvester,
 )
 from dgm_pyro.families.implicit import Implicit
-from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.priors import MixturePrior, VampPrior
 from dgm_pyro.families.vae import VAE
@@ -157,7 +157,7 @@ def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.
 def implicit(data: Data, num_classes: int | None) -> Program:
     if num_classes is not None:
         raise ValueError(
-            "'implicit' has no density, and so no p(y | x) by Bayes' rule: leave labelled out; for samples of a class "
+            "'implicit' has no density, and so no p(y | x) by Bayes' rule: leave labeled out; for samples of a class "
             "use dgm.Implicit with a generator that reads the label"
         )
     size = LATENT_SIZE if is_image(data) else 2
@@ -462,13 +462,13 @@ MODELS: Table = {
 }
 
 
-def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Program:
+def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Program:
     """A program by name, sized for ``data``.
 
     Args:
         name: a key of `MODELS`.
         data: what it will be trained on; gives shape, levels and number of classes.
-        labelled: build the generative classifier p(y) p(x | y) over the named family instead.
+        labeled: build the generative classifier p(y) p(x | y) over the named family instead.
         swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent`` (how many
             features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's
             hidden layers).
@@ -490,12 +490,12 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
     if unknown:
         raise ValueError(f"unknown swap {', '.join(unknown)}: {name!r} takes {', '.join(known)}")
     classes = data.num_classes
-    if classes is None and (labelled or name == "classifier"):
+    if classes is None and (labeled or name == "classifier"):
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")
-    if classes == 1 and (labelled or name == "classifier"):
+    if classes == 1 and (labeled or name == "classifier"):
         raise ValueError(
             f"{data.name} has labels of one class, so there is nothing to classify: pass labels of two or more, or "
-            "build a model of x without labelled=True"
+            "build a model of x without labeled=True"
         )
     if len(data.event_shape) == 2:
         warnings.warn(
@@ -504,20 +504,20 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
             stacklevel=2,
         )
     make = MODELS[name][0]
-    if not labelled or classes is None:
+    if not labeled or classes is None:
         return make(data, None, **swaps)
     if name == "classifier":
-        raise ValueError("'classifier' is discriminative: labelled=True goes with a family of p(x)")
+        raise ValueError("'classifier' is discriminative: labeled=True goes with a family of p(x)")
     posterior = None
     program = make(data, classes, **swaps)
     if not program.conditional or (isinstance(program, VAE) and not _generates_from_label(program)):
         raise ValueError(
-            "neither the prior nor the likelihood reads the label: with labelled=True use likelihood='independent', "
+            "neither the prior nor the likelihood reads the label: with labeled=True use likelihood='independent', "
             "or pass parts of your own"
         )
     if not program.tractable:
         posterior = Categorical((), classes, MLP(data.event_shape, classes, levels=data.levels))
-    return Labelled(Categorical((), classes, learned=True), program, posterior)
+    return Labeled(Categorical((), classes, learned=True), program, posterior)
 
 
 def _generates_from_label(vae: VAE) -> bool:

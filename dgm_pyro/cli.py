@@ -107,10 +107,10 @@ def train(
     encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
     latent_size: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
-    labelled: Annotated[bool, typer.Option("--labelled", help="Build the generative classifier over MODEL.")] = False,
-    objective: Annotated[str | None, typer.Option(help="What to maximise, such as iwae:50: see dgm list.")] = None,
+    labeled: Annotated[bool, typer.Option("--labeled", help="Build the generative classifier over MODEL.")] = False,
+    objective: Annotated[str | None, typer.Option(help="What to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
-        int | None, typer.Option(help="Keep only this many labels; for --labelled --objective semi-supervised:50.")
+        int | None, typer.Option(help="Keep only this many labels; for --labeled --objective semi-supervised:50.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
@@ -147,7 +147,7 @@ def train(
         model,
         data,
         swaps,
-        labelled=labelled,
+        labeled=labeled,
         data_dir=data_dir,
         num_data=num_data,
         objective=objective,
@@ -192,7 +192,7 @@ def _report_training(folder: Path, name: str, model: str, history: History) -> N
 def sample(
     run: RunFolder,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many.")] = 64,
-    label: Annotated[int | None, typer.Option(help="Draw from p(x | this class); for runs trained --labelled.")] = None,
+    label: Annotated[int | None, typer.Option(help="Draw from p(x | this class); for runs trained --labeled.")] = None,
     sampler: Annotated[
         str | None, typer.Option(help="For diffusion: ancestral (the model itself), ddim, dpm++ or heun.")
     ] = None,
@@ -201,7 +201,7 @@ def sample(
         str | None, typer.Option(help="For diffusion: how the steps are spread: uniform, quadratic or karras.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="For diffusion trained --labelled: classifier-free guidance; 0 is the model.")
+        float | None, typer.Option(help="For diffusion trained --labeled: classifier-free guidance; 0 is the model.")
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -233,26 +233,26 @@ def sample(
 
 def _check_sampling(program: Program, label: int | None, options: dict[str, Any]) -> None:
     from dgm_pyro.families.diffusion import Denoising
-    from dgm_pyro.families.labelled import Labelled
+    from dgm_pyro.families.labeled import Labeled
 
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to sample")
-    labelled = isinstance(program, Labelled)
-    if label is not None and not labelled:
-        raise ValueError("--label needs a run with labels: train it with dgm train --labelled")
-    inner = program.program if isinstance(program, Labelled) else program
+    labeled = isinstance(program, Labeled)
+    if label is not None and not labeled:
+        raise ValueError("--label needs a run with labels: train it with dgm train --labeled")
+    inner = program.program if isinstance(program, Labeled) else program
     if options and not isinstance(inner, Denoising):
         names = ", ".join(f"--{name}" for name in options)
         raise ValueError(f"{names} is for diffusion, but this run holds a {type(inner).__name__}: leave it out")
-    if "guidance" in options and not labelled:
-        raise ValueError("--guidance needs a run with labels: train it with dgm train diffusion --labelled")
+    if "guidance" in options and not labeled:
+        raise ValueError("--guidance needs a run with labels: train it with dgm train diffusion --labeled")
 
 
 @app.command(epilog="Example: dgm impute runs/pixelcnn-digits --mask top -n 6")
 def impute(
     run: RunFolder,
     mask: Annotated[
-        str, typer.Option(help="What to hide: left, right, top, bottom, centre, or random:0.5 for a share.")
+        str, typer.Option(help="What to hide: left, right, top, bottom, center, or random:0.5 for a share.")
     ] = "left",
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many draws for each datum.")] = 4,
     rows: Annotated[int, typer.Option(help="How many data of the split.")] = 8,
@@ -351,7 +351,7 @@ def evaluate(
     of = "log p(x)" if program.variable == "x" else "log p(y | x)"
     numbers = {"run": str(run), "model": record.model, "split": split, "of": of} | evidence.as_dict()
     accuracy = None
-    if isinstance(program, (dgm.Labelled, dgm.Discriminative)):
+    if isinstance(program, (dgm.Labeled, dgm.Discriminative)):
         guess = program.classify(points.x.to(where)).cpu()
         accuracy = float(torch.eq(guess, torch.as_tensor(points.y)).double().mean())
         numbers["accuracy"] = accuracy
@@ -777,11 +777,11 @@ def classify(
 ) -> None:
     """p(y | x) of each datum, log p(x), and whether to reject the answer: a CSV and a picture.
 
-    A run trained --labelled rejects by log p(x); a discriminative one has only its highest p(y | x) to go by.
+    A run trained --labeled rejects by log p(x); a discriminative one has only its highest p(y | x) to go by.
     """
     import dgm_pyro.data as datasets
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.families.labelled import Discriminative, Labelled
+    from dgm_pyro.families.labeled import Discriminative, Labeled
     from dgm_pyro.program import check_count
     from dgm_pyro.training.fit import find_device
     from dgm_pyro.uses.anomaly import Detector
@@ -790,9 +790,9 @@ def classify(
     check_count(num_particles, "num_particles")
     where, table = find_device(device), _written_to(out, run / "classified.csv")
     program, record = runs.read(run, where)
-    if not isinstance(program, (Labelled, Discriminative)):
+    if not isinstance(program, (Labeled, Discriminative)):
         raise ValueError(
-            f"this run holds a {type(program).__name__}, which has no p(y | x): train with --labelled, or a classifier"
+            f"this run holds a {type(program).__name__}, which has no p(y | x): train with --labeled, or a classifier"
         )
     place = data_dir or record.data_dir
     x, _ = _inputs(data, program, place)
@@ -845,13 +845,13 @@ def represent(
 ) -> None:
     """The code z of each datum, and what it is good for: a table, a map, pictures between and around codes, a .npy.
 
-    Where the data have labels: a linear probe, nearest neighbours and clusters of z, beside those of x itself.
+    Where the data have labels: a linear probe, nearest neighbors and clusters of z, beside those of x itself.
     """
     import json
 
     import dgm_pyro as dgm
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.families.labelled import Labelled
+    from dgm_pyro.families.labeled import Labeled
     from dgm_pyro.families.vae import VAE
     from dgm_pyro.program import check_count
     from dgm_pyro.training.fit import find_device
@@ -861,11 +861,11 @@ def represent(
     where, picture = find_device(device), _written_to(out, run / "representation.png")
     program, record = runs.read(run, where)
     place, source = data_dir or record.data_dir, data or record.data
-    if isinstance(program, Labelled):
+    if isinstance(program, Labeled):
         representations.codes(program.program)  # or why there are none
         raise ValueError(
             f"{run} has a code for each class, and no map of all of them; in Python: "
-            f"labelled = dgm.load({str(run)!r}); dgm.representations.encode(labelled.program, x, labelled.classify(x))"
+            f"labeled = dgm.load({str(run)!r}); dgm.representations.encode(labeled.program, x, labeled.classify(x))"
         )
     x, y = _inputs(source, program, place)
     x, y = x[:num_data], None if y is None else y[:num_data]
@@ -908,7 +908,7 @@ def represent(
         nats = "" if units.kl is None else f", {float(units.kl.sum()):.2f} nats in all"
         typer.echo(f"{name}: {int(units.active.sum())} of {len(units.active)} features active{nats}")
     if table:
-        typer.echo(f"{'of':<6}{'linear probe':>18}{'5 neighbours':>18}{'clusters':>12}{'NMI':>8}{'ARI':>8}")
+        typer.echo(f"{'of':<6}{'linear probe':>18}{'5 neighbors':>18}{'clusters':>12}{'NMI':>8}{'ARI':>8}")
     for name, each in table.items():
         right = "".join(f"{f'{share:.3f} +- {each.stderr(share):.3f}':>18}" for share in (each.probe, each.knn))
         found = each.clusters

@@ -22,7 +22,7 @@ import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_dense, check_type, find_device
 from dgm_pyro.data import Data
 from dgm_pyro.families.continuous import ContinuousDiffusion
-from dgm_pyro.families.labelled import Labelled
+from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, alone, check_program, parameter_of, seeded
@@ -188,7 +188,7 @@ def evaluate(
         device: where to compute; default where the program is.
         progress: whether to show a bar; it counts data, or particles of data.
 
-    The label of a `Labelled` program is summed over, and only log p(x | y) bounded, where it is not exact.
+    The label of a `Labeled` program is summed over, and only log p(x | y) bounded, where it is not exact.
 
     Memory does not grow with ``num_particles``: they come in chunks, and only the sum of their weights is kept.
 
@@ -213,7 +213,7 @@ def evaluate(
             raise ValueError(f"ode=True takes no particles, got num_particles={num_particles}: leave one of them out")
         kind = "ode"
     weighted = kind.startswith("iwae")
-    within = program.program if isinstance(program, Labelled) else program
+    within = program.program if isinstance(program, Labeled) else program
     if weighted and isinstance(within, ContinuousDiffusion):
         raise ValueError(
             f"particles weigh the paths of a chain of {within.num_steps} steps, which is looser than the bound in "
@@ -256,7 +256,7 @@ def _bound(
     program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[int], Any]
 ) -> Bound:
     """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
-    if isinstance(program, Labelled) and not program.tractable:
+    if isinstance(program, Labeled) and not program.tractable:
         return _sum_over_labels(program, x, num_particles, num_samples, advance)
     if not program.tractable and num_particles > 1:
         iwae = importance_bound(program, x, given, num_particles, advance)
@@ -267,13 +267,13 @@ def _bound(
 
 
 def _sum_over_labels(
-    program: Labelled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[int], Any]
+    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[int], Any]
 ) -> Bound:
     """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not asked.
 
     Where all labels of the training data were known, nothing has trained it. With particles the weights of every class
     are unbiased, and so is their sum. Without, q(y) is Bayes' rule on the ELBOs of the classes, and the bound
-    sum_y q(y) ELBO_y - KL(q(y) || p(y)) takes other draws than q(y) did: the same ones would favour the class that
+    sum_y q(y) ELBO_y - KL(q(y) || p(y)) takes other draws than q(y) did: the same ones would favor the class that
     they flatter, and the result would be no bound.
     """
     labels = torch.arange(program.classes, device=x.device)

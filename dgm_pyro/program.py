@@ -1,4 +1,4 @@
-r"""The algebra: `pyro.sample` generalised from distributions to whole models.
+r"""The algebra: `pyro.sample` generalized from distributions to whole models.
 
 A `Program` is a deep generative model written as Pyro statements. Three methods say what it is:
 
@@ -816,12 +816,12 @@ def model_trace(
     with (
         isolated(),
         poutine.condition(data=observed or {}),
-        poutine.trace() as modelled,
+        poutine.trace() as modeled,
         poutine.replay(trace=guide),
         plates(batch),
     ):
         program.joint(program.variable, x, given)
-    model = modelled.trace
+    model = modeled.trace
     require_subset(latent_sites(guide), latent_sites(model))
     unguided = [name for name in latent_sites(model) if name not in guide.nodes]
     if unguided:
@@ -1036,7 +1036,7 @@ def check_values(x: Tensor, levels: int | None, owner: str, *, counts: bool = Fa
         )
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= levels:
-        remedy = " For grey levels use Categorical or DiscretizedLogistic, or binarize the data." if levels == 2 else ""
+        remedy = " For gray levels use Categorical or DiscretizedLogistic, or binarize the data." if levels == 2 else ""
         raise ValueError(
             f"x holds values from {low} to {high}, but {owner} has {levels} levels, 0 .. {levels - 1}.{remedy}"
         )

@@ -541,7 +541,7 @@ CASES: dict[str, Case] = {
     # The density of times is no part of the chain, which is what log_weights scores.
     "continuous-diffusion-learned": Case(
         lambda: continuous(2, learned=True),
-        inert=("noise_schedule.centres", "noise_schedule.raw_steepness", "noise_schedule.raw_heights"),
+        inert=("noise_schedule.centers", "noise_schedule.raw_steepness", "noise_schedule.raw_heights"),
     ),
     "continuous-diffusion-integers": Case(lambda: continuous((1, 2, 1), levels=5)),
     "continuous-diffusion-levels": Case(
@@ -558,34 +558,34 @@ CASES: dict[str, Case] = {
     "vae-diffusion-prior": Case(lambda: vae(diffusion(2))),
     "vae-continuous-diffusion-prior": Case(lambda: vae(continuous(2))),
     # Classifiers
-    "labelled": Case(lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4)))),
-    "labelled-integers": Case(
-        lambda: dgm.Labelled(dgm.Categorical((), 3), dgm.Categorical(2, 4, _mlp((), 8, num_classes=3)))
+    "labeled": Case(lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4)))),
+    "labeled-integers": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3), dgm.Categorical(2, 4, _mlp((), 8, num_classes=3)))
     ),
-    "labelled-made": Case(
-        lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), made(dgm.Bernoulli, 3, num_classes=3))
+    "labeled-made": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), made(dgm.Bernoulli, 3, num_classes=3))
     ),
-    "labelled-flow": Case(
-        lambda: dgm.Labelled(dgm.Categorical((), 3), flow.realnvp(2, layers=1, hidden=(6,), num_classes=3))
+    "labeled-flow": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3), flow.realnvp(2, layers=1, hidden=(6,), num_classes=3))
     ),
-    "labelled-dequantized": Case(
-        lambda: dgm.Labelled(
+    "labeled-dequantized": Case(
+        lambda: dgm.Labeled(
             dgm.Categorical((), 3),
             dgm.Dequantized(flow.realnvp(2, layers=1, hidden=(6,), num_classes=3, unit=True), levels=4),
         ),
         certain=True,
     ),
-    "vae-labelled-prior": Case(  # clusters: a mixture of Normals as p(z)
-        lambda: vae(dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4))))
+    "vae-labeled-prior": Case(  # clusters: a mixture of Normals as p(z)
+        lambda: vae(dgm.Labeled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4))))
     ),
-    "labelled-vae": Case(
-        lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3)),
+    "labeled-vae": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3)),
         inert=("prior",),  # its guide is p(y) itself, so that only labels can teach it
     ),
-    "labelled-continuous-diffusion": Case(lambda: dgm.Labelled(dgm.Categorical((), 3), continuous(2, num_classes=3))),
-    "labelled-diffusion": Case(lambda: dgm.Labelled(dgm.Categorical((), 3), diffusion(2, num_classes=3))),
-    "labelled-classifier": Case(
-        lambda: dgm.Labelled(
+    "labeled-continuous-diffusion": Case(lambda: dgm.Labeled(dgm.Categorical((), 3), continuous(2, num_classes=3))),
+    "labeled-diffusion": Case(lambda: dgm.Labeled(dgm.Categorical((), 3), diffusion(2, num_classes=3))),
+    "labeled-classifier": Case(
+        lambda: dgm.Labeled(
             dgm.Categorical((), 3), vae(dgm.Normal(2), num_classes=3), dgm.Categorical((), 3, _mlp((2,), 3))
         )
     ),
@@ -598,10 +598,10 @@ def data_for(case, program, size=24):
     x, given = case.draw(program, size)
     if program.variable == "y":
         return dgm.Data(given, x.long(), num_classes=program.levels)
-    labelled = given is not None and not isinstance(given, tuple) and given.dim() == 1 and not given.is_floating_point()
-    if (given is not None and not labelled) or program.event_shape == ():
+    labeled = given is not None and not isinstance(given, tuple) and given.dim() == 1 and not given.is_floating_point()
+    if (given is not None and not labeled) or program.event_shape == ():
         return None
-    return dgm.Data(x, given, levels=program.levels, num_classes=program.num_classes if labelled else None)
+    return dgm.Data(x, given, levels=program.levels, num_classes=program.num_classes if labeled else None)
 
 
 def trainable(case):

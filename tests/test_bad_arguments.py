@@ -62,7 +62,7 @@ kind(SEED, "seed")
 kind(
     COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
     "num_bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
-    "max_tree_depth", "bins", "neighbours", "num_clusters", "layers", "components", "rank", "num_parameters",
+    "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
     "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
     "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping",
 )  # fmt: skip
@@ -74,7 +74,7 @@ kind([-1.0, *NUMBER], "scale", "sigma", "epsilon", "step_size", "weight_decay", 
 kind(PROBABILITY, "dropout", "rate", "label_dropout", "part", "sleep", "coverage", "false_alarm_rate")
 kind(FRACTION, "fraction")
 kind(REALS, "x", "z", "a", "b", "samples", "reference", "train", "test", "real", "fake", "p", "q", "normal",
-     "anomalous", "data", "values", "centres")  # fmt: skip
+     "anomalous", "data", "values", "centers")  # fmt: skip
 kind([value for value in REALS if value is not None], "given", "parameters")
 kind(LABELS, "y", "train_y", "test_y", "clusters")
 kind(SHAPE, "event_shape", "in_shape", "out_shape", "given_shape", "hidden", "channels")
@@ -124,8 +124,8 @@ def classifier():
     return dgm.Discriminative(dgm.Categorical((), 2, nn.Linear(2, 2)))
 
 
-def labelled():
-    return dgm.Labelled(dgm.Categorical((), 2), dgm.Normal(2, nn.Embedding(2, 4)))
+def labeled():
+    return dgm.Labeled(dgm.Categorical((), 2), dgm.Normal(2, nn.Embedding(2, 4)))
 
 
 def made():
@@ -239,7 +239,7 @@ CALLS = {
         dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent_name="z"),
         {"latent_name": ["", 3, None]},
     ),
-    "Labelled": Call(
+    "Labeled": Call(
         dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label="y"),
         {"label": ["", 3, None], "classifier": PROGRAM[1:]},
     ),
@@ -292,10 +292,10 @@ CALLS = {
     "Flow.inverse_map": Call(dict(x=X), of=lambda: dgm.flow.maf(2, layers=1)),
     "Flow.log_abs_det_jacobian": Call(dict(z=X, x=X), of=lambda: dgm.flow.maf(2, layers=1)),
     "Flow.initialize": Call(dict(x=X), of=lambda: dgm.flow.maf(2, layers=1)),
-    "Labelled.log_joint": Call(dict(x=X, num_particles=1), {"x": REALS[:4]}, of=labelled),
-    "Labelled.class_probabilities": Call(dict(x=X, num_particles=1), of=labelled),
-    "Labelled.classify": Call(dict(x=X, num_particles=1), of=labelled),
-    "Labelled.sample": Call(dict(num_samples=2, given=Y[:2]), {"given": REALS[1:4]}, of=labelled),
+    "Labeled.log_joint": Call(dict(x=X, num_particles=1), {"x": REALS[:4]}, of=labeled),
+    "Labeled.class_probabilities": Call(dict(x=X, num_particles=1), of=labeled),
+    "Labeled.classify": Call(dict(x=X, num_particles=1), of=labeled),
+    "Labeled.sample": Call(dict(num_samples=2, given=Y[:2]), {"given": REALS[1:4]}, of=labeled),
     "Discriminative.class_probabilities": Call(dict(x=X), of=classifier),
     "Discriminative.classify": Call(dict(x=X), of=classifier),
     "Implicit.generate": Call(dict(z=X), {"z": REALS[:4]}, free=["given"], of=implicit),
@@ -445,10 +445,10 @@ CALLS = {
     "representations.grid": Call(dict(program=vae, num_points=2, reach=1.0)),
     "representations.is_discrete": Call(dict(program=vae, site="z"), {"site": ["no", 3]}),
     "representations.probe": Call(CODES),
-    "representations.knn": Call(CODES | dict(neighbours=1)),
+    "representations.knn": Call(CODES | dict(neighbors=1)),
     "representations.cluster": Call(dict(z=X, num_clusters=2, seed=0)),
     "representations.agreement": Call(dict(clusters=Y, y=Y)),
-    "representations.assess": Call(CODES | dict(neighbours=1, seed=0)),
+    "representations.assess": Call(CODES | dict(neighbors=1, seed=0)),
     # samplers
     "samplers.DDIM": Call(dict(eta=0.5)),
     "samplers.sampler_named": Call(dict(sampler="ddim")),
@@ -471,7 +471,7 @@ CALLS = {
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
     "implicit.precision_recall": Call(dict(real=X, fake=X, k=1)),
-    "implicit.mode_coverage": Call(dict(x=X, centres=X, scale=0.1)),
+    "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks
     "networks.MLP": Call(
         dict(in_shape=(2,), out_features=2, hidden=(4,), activation="silu", dropout=0.1), {"hidden": SHAPE[1:]}
@@ -692,7 +692,7 @@ def test_each_bad_argument_is_named(name):
 # the table; and shapes and mappings that are checked where they are used.
 ANYTHING = {
     *("title", "xlabel", "reference_label", "row_labels", "column_labels", "percent", "progress", "force", "draw"),
-    *("learned", "unit", "labelled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
+    *("learned", "unit", "labeled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
     *("learned_ends", "per_feature", "given_shape", "observed", "options", "swaps", "self", "importance"),
 }
 

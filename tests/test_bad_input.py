@@ -21,7 +21,7 @@ from dgm_pyro.networks import MADE, MLP
 NAN, INF = math.nan, math.inf
 X = torch.randn(4, 2)
 BITS = torch.randint(2, (4, 2))
-GREY = torch.tensor([[0, 3], [2, 1]])
+GRAY = torch.tensor([[0, 3], [2, 1]])
 
 
 def themed(name):
@@ -33,7 +33,7 @@ def conditional():
     return dgm.Normal(2, nn.Linear(3, 4))
 
 
-def labelled_normal():
+def labeled_normal():
     return dgm.Normal(2, nn.Embedding(3, 4))
 
 
@@ -59,7 +59,7 @@ def diffusion(**options):
 
 
 def classifier():
-    return dgm.Labelled(dgm.Categorical((), 3), labelled_normal())
+    return dgm.Labeled(dgm.Categorical((), 3), labeled_normal())
 
 
 def fit(program=None, data=X, **options):
@@ -93,7 +93,7 @@ CASES = {
     "x complex": (lambda: dgm.Normal(2).log_prob(X + 1j), TypeError, ["complex", "x.real"]),
     "x boolean": (lambda: dgm.Bernoulli(2).log_prob(BITS.bool()), TypeError, ["torch.bool", r"x.to\(torch.uint8\)"]),
     "x integers for a density": (
-        lambda: dgm.Normal(2).log_prob(GREY),
+        lambda: dgm.Normal(2).log_prob(GRAY),
         TypeError,
         ["integers", "density on reals", "Dequantized"],
     ),
@@ -102,18 +102,18 @@ CASES = {
         ValueError,
         ["x holds 0.5", r"integers 0 \.\. 1"],
     ),
-    "x grey for bits": (
-        lambda: dgm.Bernoulli(2).log_prob(GREY),
+    "x gray for bits": (
+        lambda: dgm.Bernoulli(2).log_prob(GRAY),
         ValueError,
         ["values from 0 to 3", "2 levels", "binarize"],
     ),
     "x above the levels": (
-        lambda: dgm.Categorical(2, 3).log_prob(GREY),
+        lambda: dgm.Categorical(2, 3).log_prob(GRAY),
         ValueError,
         ["values from 0 to 3", r"0 \.\. 2"],
     ),
     "x negative": (
-        lambda: dgm.DiscretizedLogistic(2, 4).log_prob(-GREY),
+        lambda: dgm.DiscretizedLogistic(2, 4).log_prob(-GRAY),
         ValueError,
         ["values from -3 to 0", "4 levels"],
     ),
@@ -162,7 +162,7 @@ CASES = {
         ["given has dtype torch.float64"],
     ),
     "given a scalar": (
-        lambda: labelled_normal().log_prob(X[:1], torch.tensor(1)),
+        lambda: labeled_normal().log_prob(X[:1], torch.tensor(1)),
         ValueError,
         [r"given has shape \(\)"],
     ),
@@ -182,18 +182,18 @@ CASES = {
         ["a tuple of tensors of shapes"],
     ),
     "a label out of range": (
-        lambda: labelled_normal().log_prob(X, torch.tensor([0, 1, 2, 3])),
+        lambda: labeled_normal().log_prob(X, torch.tensor([0, 1, 2, 3])),
         ValueError,
         ["labels from 0 to 3", "3 classes"],
     ),
-    "a negative label": (lambda: labelled_normal().sample(1, torch.tensor([-1])), ValueError, ["labels from -1 to -1"]),
+    "a negative label": (lambda: labeled_normal().sample(1, torch.tensor([-1])), ValueError, ["labels from -1 to -1"]),
     "a label that is no integer": (
-        lambda: labelled_normal().log_prob(X, torch.ones(4)),
+        lambda: labeled_normal().log_prob(X, torch.ones(4)),
         TypeError,
         ["class labels of dtype torch.float32", r"given.long\(\)"],
     ),
     "labels one-hot": (
-        lambda: labelled_normal().log_prob(X, torch.eye(4, 3).long()),
+        lambda: labeled_normal().log_prob(X, torch.eye(4, 3).long()),
         ValueError,
         [r"given has shape \(4, 3\)"],
     ),
@@ -253,7 +253,7 @@ CASES = {
         ["activation must be one of relu", "'sine'"],
     ),
     "a label input of no classes": (lambda: MLP((), 4), ValueError, ["class label: pass num_classes"]),
-    "grey levels for a network of reals": (
+    "gray levels for a network of reals": (
         lambda: dgm.Normal(2, MLP((3,), 4)).log_prob(X, torch.zeros(4, 3).byte()),
         TypeError,
         ["given integers", "levels="],
@@ -293,7 +293,7 @@ CASES = {
     # flows
     "a flow of one feature by couplings": (lambda: flow.realnvp(1), ValueError, ["at least two features", "maf"]),
     "a flow of no layers": (lambda: flow.maf(2, layers=0), ValueError, ["layers must be a positive integer"]),
-    "a flow on integers": (lambda: flow.realnvp(2).log_prob(GREY), TypeError, ["density on reals", "Dequantized"]),
+    "a flow on integers": (lambda: flow.realnvp(2).log_prob(GRAY), TypeError, ["density on reals", "Dequantized"]),
     "a flow that cannot score data": (
         lambda: dgm.Flow(2, [pyro.distributions.transforms.Planar(2)]),
         ValueError,
@@ -367,17 +367,17 @@ CASES = {
     "a U-Net of vectors": (lambda: networks.DenoisingUNet((7,)), ValueError, [r"\(C, H, W\)", "DenoisingMLP"]),
     # classifiers
     "a prior over vectors": (
-        lambda: dgm.Labelled(dgm.Categorical(2, 3), labelled_normal()),
+        lambda: dgm.Labeled(dgm.Categorical(2, 3), labeled_normal()),
         TypeError,
         [r"prior must be a Categorical of event_shape \(\)"],
     ),
     "classes that differ": (
-        lambda: dgm.Labelled(dgm.Categorical((), 4), labelled_normal()),
+        lambda: dgm.Labeled(dgm.Categorical((), 4), labeled_normal()),
         ValueError,
         ["3 classes", "4"],
     ),
     "classes without a conditional": (
-        lambda: dgm.Labelled(dgm.Categorical((), 3), dgm.Normal(2)),
+        lambda: dgm.Labeled(dgm.Categorical((), 3), dgm.Normal(2)),
         ValueError,
         ["program is given", "not conditional"],
     ),
@@ -420,12 +420,12 @@ CASES = {
     "a path through bits": (
         lambda: fit(bits_vae(), objective="stl", validation=None),
         ValueError,
-        ["STL", r"'z' \(Bernoulli\) is not reparameterised", "'enumerate'"],
+        ["STL", r"'z' \(Bernoulli\) is not reparameterized", "'enumerate'"],
     ),
     "two paths through bits": (
         lambda: fit(bits_vae(), objective="dreg:4", validation=None),
         ValueError,
-        ["DReG", r"'z' \(Bernoulli\) is not reparameterised", "'rws'"],
+        ["DReG", r"'z' \(Bernoulli\) is not reparameterized", "'rws'"],
     ),
     "dropout in a guide that is stated twice": (
         lambda: fit(dropout_vae(), objective="dreg", validation=None),
@@ -463,7 +463,7 @@ CASES = {
     "fit of nothing to learn": (lambda: fit(dgm.Normal(2), validation=None), ValueError, ["no parameters"]),
     "fit to other data": (lambda: fit(data=torch.zeros(4, 3)), ValueError, ["x has shape"]),
     "fit to a list": (lambda: fit(data=[1, 2]), TypeError, ["dgm.data.Data or a torch.Tensor, got list"]),
-    "fit a conditional to x alone": (lambda: fit(labelled_normal()), TypeError, ["x and y"]),
+    "fit a conditional to x alone": (lambda: fit(labeled_normal()), TypeError, ["x and y"]),
     "fit one datum with a split": (
         lambda: fit(data=X[:1]),
         ValueError,
@@ -471,12 +471,12 @@ CASES = {
     ),
     "fit a few with the default split": (lambda: fit(data=X), ValueError, ["validation=0.1 of 4 data", "=None"]),
     "fit a density to integers": (
-        lambda: fit(data=dgm.Data(GREY, levels=4)),
+        lambda: fit(data=dgm.Data(GRAY, levels=4)),
         ValueError,
         ["integer data", "Dequantized"],
     ),
-    "fit bits to grey": (
-        lambda: fit(dgm.Bernoulli(2, learned=True), dgm.Data(GREY, levels=4)),
+    "fit bits to gray": (
+        lambda: fit(dgm.Bernoulli(2, learned=True), dgm.Data(GRAY, levels=4)),
         ValueError,
         ["4 levels", "2"],
     ),
@@ -523,9 +523,9 @@ CASES = {
         ["mnist was not found", "/nowhere"],
     ),
     "data of one dimension": (lambda: dgm.Data(torch.zeros(3)), ValueError, [r"x\[:, None\]"]),
-    "data that are integers": (lambda: dgm.Data(GREY), TypeError, ["levels="]),
+    "data that are integers": (lambda: dgm.Data(GRAY), TypeError, ["levels="]),
     "data with NaN": (lambda: dgm.Data(X * NAN), ValueError, ["NaN"]),
-    "data above their levels": (lambda: dgm.Data(GREY, levels=3), ValueError, ["values from 0 to 3", "levels=3"]),
+    "data above their levels": (lambda: dgm.Data(GRAY, levels=3), ValueError, ["values from 0 to 3", "levels=3"]),
     "fewer labels than data": (
         lambda: dgm.Data(X, torch.zeros(3).long()),
         ValueError,
@@ -614,7 +614,7 @@ CASES = {
         ["'Normal' is registered"],
     ),
     "a number to register": (lambda: dgm.register(3), TypeError, ["cls must be a class, got int"]),
-    "a theme of no colour": (lambda: themed("blue"), ValueError, ["theme must be one of light, dark, got 'blue'"]),
+    "a theme of no color": (lambda: themed("blue"), ValueError, ["theme must be one of light, dark, got 'blue'"]),
     "a stranger to the registry": (
         lambda: dgm.registry.arguments_of(nn.Linear(2, 2)),
         TypeError,
@@ -743,7 +743,7 @@ COMMANDS = {
     "train vae --device meta": ["device 'meta'", "use device='cpu'"],
     "train vae --device hpu": ["device 'hpu'", "use device='cpu'"],
     "sample nowhere --device hpu": ["device 'hpu'"],
-    "train vae --colour red": ["--colour"],
+    "train vae --color red": ["--color"],
     "train vae --data mnist --data-dir /nowhere": ["mnist was not found", "/nowhere"],
     "sample nowhere": ["nowhere holds no run", "dgm train"],
     "evaluate nowhere": ["nowhere holds no run"],

@@ -88,7 +88,7 @@ def test_depth_and_names_of_a_hierarchy():
 def test_labels_reach_every_encoder_that_can_read_them():
     data = digits_like(2, classes=3)
     for name in ("meanfield", "fullrank", "planar", "sylvester", "iaf", "nsf"):
-        program = build("vae", data, labelled=True, encoder=name, latent_size=4, hidden=(8,)).program
+        program = build("vae", data, labeled=True, encoder=name, latent_size=4, hidden=(8,)).program
         y = torch.zeros(24, dtype=torch.long)
         torch.manual_seed(0)
         first = program.encoder((data.x, y)).sample()
@@ -120,11 +120,11 @@ def test_a_diffusion_of_images_of_odd_size_is_built_at_one_resolution():
         assert dgm.build(name, images).sample(2).shape == (2, 3, 5, 7)
 
 
-@pytest.mark.parametrize(("name", "labelled"), [("classifier", False), ("made", True)])
-def test_one_class_is_nothing_to_classify(name, labelled):
+@pytest.mark.parametrize(("name", "labeled"), [("classifier", False), ("made", True)])
+def test_one_class_is_nothing_to_classify(name, labeled):
     data = dgm.Data(torch.zeros(6, 2), torch.zeros(6).long())
     with pytest.raises(ValueError, match="labels of one class, so there is nothing"):
-        dgm.build(name, data, labelled=labelled)
+        dgm.build(name, data, labeled=labeled)
 
 
 def test_images_without_a_channel_are_told_what_they_lack():

@@ -25,7 +25,7 @@ FAST = ["--epochs", "1", "--device", "cpu"]
 
 @pytest.fixture(autouse=True)
 def plain_help(monkeypatch):
-    """Help as wide as its lines, without colours, wherever the tests run."""
+    """Help as wide as its lines, without colors, wherever the tests run."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("DGM_DEBUG", raising=False)
@@ -47,9 +47,9 @@ def trained(tmp_path_factory):
     recipes = {
         "vae": ["vae", "--latent-size", "4", "--num-data", "200"],
         "points": ["made", "--data", "moons", "--num-data", "300"],
-        "labelled": ["pixels", "--labelled", "--num-data", "300", "--lr", "0.1"],
+        "labeled": ["pixels", "--labeled", "--num-data", "300", "--lr", "0.1"],
         "classifier": ["classifier", "--num-data", "300"],
-        "diffusion": ["diffusion", "--data", "moons", "--num-data", "200", "--labelled"],
+        "diffusion": ["diffusion", "--data", "moons", "--num-data", "200", "--labeled"],
     }
     for name, recipe in recipes.items():
         dgm_ok("train", *recipe, *FAST, "--out", folder / name)
@@ -106,12 +106,12 @@ def test_options_reach_the_training(tmp_path):
 
 
 def test_a_run_of_few_labels_is_that_of_the_same_labels_hidden_in_python(tmp_path):
-    recipe = ["--labelled", "--objective", "semi-supervised:50", "--num-labels", "20", "--num-data", "100", *FAST]
+    recipe = ["--labeled", "--objective", "semi-supervised:50", "--num-labels", "20", "--num-data", "100", *FAST]
     dgm_ok("train", "vae", *recipe, "--validation", "0", "--out", tmp_path / "run")
     program, record = runs.read(tmp_path / "run")
     few = dgm.data.load("digits", num_data=100).keep_labels(20)
     with seeded(0, torch.device("cpu")):
-        twin = dgm.build("vae", few, labelled=True)
+        twin = dgm.build("vae", few, labeled=True)
     history = dgm.fit(twin, few, "semi-supervised:50", epochs=1, validation=None, device="cpu", progress=False)
     assert [epoch["loss"] for epoch in record.history["epochs"]] == [epoch.loss for epoch in history.epochs]
     assert record.options["num_labels"] == 20
@@ -202,8 +202,8 @@ def test_samples_go_into_the_run_by_default_and_follow_the_seed(trained):
 
 
 def test_a_label_is_what_samples_are_drawn_given(trained, tmp_path):
-    program = dgm.load(trained["labelled"])
-    dgm_ok("sample", trained["labelled"], "-n", "400", "--label", "3", "--out", tmp_path / "three.png")
+    program = dgm.load(trained["labeled"])
+    dgm_ok("sample", trained["labeled"], "-n", "400", "--label", "3", "--out", tmp_path / "three.png")
     x = torch.as_tensor(np.load(tmp_path / "three.npy")).double()
     distribution = program.program(torch.tensor([3]))
     probabilities = distribution.base_dist.probs[0].detach().double()
@@ -282,7 +282,7 @@ def test_more_draws_are_averaged(trained, capsys):
     assert many < few / 2  # a quarter in expectation
 
 
-@pytest.mark.parametrize("name", ["labelled", "classifier"])
+@pytest.mark.parametrize("name", ["labeled", "classifier"])
 def test_classifiers_have_an_accuracy(trained, name, capsys):
     capsys.readouterr()
     dgm_ok("evaluate", trained[name])
@@ -295,7 +295,7 @@ def test_classifiers_have_an_accuracy(trained, name, capsys):
 
 def test_the_split_is_chosen(trained, capsys):
     capsys.readouterr()
-    dgm_ok("evaluate", trained["labelled"], "--split", "train", "--json")
+    dgm_ok("evaluate", trained["labeled"], "--split", "train", "--json")
     assert json.loads(capsys.readouterr().out)["num_data"] == 1437
 
 
@@ -356,9 +356,9 @@ BAD = [
     (["train", "vae", "--data", "cats"], 1, "no data set 'cats'"),
     (["train", "made", "--mutate", "1.5"], 1, "mutate must be a number"),
     (["train", "maf", "--data", "moons", "--mutate", "0.3"], 1, "mutate replaces integers, but 'moons' has reals"),
-    (["train", "vae", "--num-labels", "100"], 1, "num_labels is for labelled=True"),
-    (["train", "vae", "--labelled", "--num-labels", "100"], 1, "semi-supervised"),
-    (["train", "vae", "--labelled", "--num-labels", "5000"], 1, "500 of class"),
+    (["train", "vae", "--num-labels", "100"], 1, "num_labels is for labeled=True"),
+    (["train", "vae", "--labeled", "--num-labels", "100"], 1, "semi-supervised"),
+    (["train", "vae", "--labeled", "--num-labels", "5000"], 1, "500 of class"),
     (["train", "vae", "--data", "mnist"], 1, "DGM_DATA"),
     (["train", "vae", "--data", "mnist", "--data-dir", "/nowhere"], 1, "/nowhere"),
     (["train", "vae", "--prior", "gaussian"], 1, "prior must be"),
@@ -381,15 +381,15 @@ BAD = [
     (["train", "vae", "--early-stopping", "3", "--validation", "0"], 1, "early_stopping"),
     (["train", "vae", "--num-data", "0"], 1, "num_data"),
     (["train", "vae", "--device", "abacus"], 1, "device"),
-    (["train", "classifier", "--labelled"], 1, "discriminative"),
-    (["train", "vae", "--colour", "red"], 2, "--colour"),
+    (["train", "classifier", "--labeled"], 1, "discriminative"),
+    (["train", "vae", "--color", "red"], 2, "--color"),
     (["sample", "/nowhere"], 1, "/nowhere"),
     (["sample", "{vae}", "-n", "0"], 1, "num_samples"),
     (["sample", "{vae}", "-n", "1000000000000000"], 1, "there is not enough memory: ask for fewer"),
     (["sample", "{vae}", "--seed", "18446744073709551616"], 2, "--seed"),
     (["train", "vae", "--seed", "-1"], 2, "--seed"),
-    (["sample", "{vae}", "--label", "3"], 1, "--labelled"),
-    (["sample", "{labelled}", "--label", "12"], 1, "12"),
+    (["sample", "{vae}", "--label", "3"], 1, "--labeled"),
+    (["sample", "{labeled}", "--label", "12"], 1, "12"),
     (["sample", "{vae}", "--sampler", "ddim"], 1, "diffusion"),
     (["sample", "{diffusion}", "--sampler", "euler"], 1, "sampler must be"),
     (["sample", "{diffusion}", "--num-steps", "100000"], 1, "num_steps must be"),

@@ -21,8 +21,8 @@ def trained(tmp_path_factory):
         "flow": ["realnvp"],
         "points": ["diffusion", "--data", "moons"],
         "made": ["made"],
-        "labelled": ["vae", "--labelled"],
-        "labelled-made": ["made", "--labelled"],
+        "labeled": ["vae", "--labeled"],
+        "labeled-made": ["made", "--labeled"],
         "clusters": ["vae", "--prior", "categorical", "--encoder", "categorical"],
         "vq": ["vae", "--prior", "codes-uniform", "--encoder", "codes", "--latent-size", "6"],
     }
@@ -86,17 +86,17 @@ def test_a_code_is_called_what_it_is(trained, tmp_path, capsys, name, words):
     assert words in capsys.readouterr().out
 
 
-def test_the_advice_for_a_labelled_program_runs(trained, capsys):
-    assert cli.main(["represent", str(trained / "labelled")]) == 1
+def test_the_advice_for_a_labeled_program_runs(trained, capsys):
+    assert cli.main(["represent", str(trained / "labeled")]) == 1
     advice = capsys.readouterr().err.split("in Python: ")[1]
     x = dgm.data.load("digits", "test").x[:7]
     prepare, encode = advice.split("; ")
     names = {"dgm": dgm, "x": x}
     exec(prepare, names)
     torch.manual_seed(0)  # of the bounds that tell the class
-    z, labelled = eval(encode, names), dgm.load(trained / "labelled")
+    z, labeled = eval(encode, names), dgm.load(trained / "labeled")
     torch.manual_seed(0)
-    assert torch.equal(z, representations.encode(labelled.program, x, labelled.classify(x)))
+    assert torch.equal(z, representations.encode(labeled.program, x, labeled.classify(x)))
     assert z.shape[0] == 7
 
 
@@ -134,8 +134,8 @@ def test_a_single_datum_has_a_code_and_no_map(trained, tmp_path, capsys):
     ("arguments", "words"),
     [
         (("made",), "Autoregressive has no latent code"),
-        (("labelled",), "has a code for each class"),
-        (("labelled-made",), "Autoregressive has no latent code"),
+        (("labeled",), "has a code for each class"),
+        (("labeled-made",), "Autoregressive has no latent code"),
         (("vae", "--site", "z2"), "site must be one of 'z', got 'z2'"),
         (("vae", "--path", "bent"), "path must be one of linear, spherical"),
         (("vae", "--num-data", "0"), "num_data must be a positive integer"),

@@ -195,17 +195,17 @@ def test_labels_that_lack_data_are_counted_where_num_classes_says_so():
     assert Data(X, torch.tensor([0, 3, -1])).num_classes == 4
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_a_dataloader_of_torch_makes_batches_of_it(labelled):
+@pytest.mark.parametrize("labeled", [False, True])
+def test_a_dataloader_of_torch_makes_batches_of_it(labeled):
     x, y = torch.arange(14.0).reshape(7, 2), torch.arange(7) % 3
-    loader = torch.utils.data.DataLoader(Data(x, y if labelled else None), batch_size=3)
+    loader = torch.utils.data.DataLoader(Data(x, y if labeled else None), batch_size=3)
     batches = list(loader)
-    if not labelled:
+    if not labeled:
         assert torch.equal(torch.cat(batches), x)
     else:
         assert torch.equal(torch.cat([batch[0] for batch in batches]), x)
         assert torch.equal(torch.cat([batch[1] for batch in batches]), y)
-    assert [len(batch[0] if labelled else batch) for batch in batches] == [3, 3, 1]
+    assert [len(batch[0] if labeled else batch) for batch in batches] == [3, 3, 1]
 
 
 def test_an_index_that_does_not_fit_is_named_and_a_loop_ends():
@@ -237,9 +237,9 @@ def test_digits_are_those_of_scikit_learn():
 
 
 def test_binary_digits_are_the_upper_half_of_the_levels():
-    grey, bits = dgm.data.load("digits", "test"), dgm.data.load("digits-binary", "test")
-    assert torch.equal(bits.x.bool(), grey.x >= 8)
-    assert torch.equal(bits.y, grey.y)
+    gray, bits = dgm.data.load("digits", "test"), dgm.data.load("digits-binary", "test")
+    assert torch.equal(bits.x.bool(), gray.x >= 8)
+    assert torch.equal(bits.y, gray.y)
     assert (bits.levels, bits.x.dtype) == (2, torch.uint8)
 
 
@@ -257,7 +257,7 @@ def test_num_takes_a_random_subset_without_repetition():
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_points_are_standardised_and_repeatable(name):
+def test_points_are_standardized_and_repeatable(name):
     data = dgm.data.load(name, num_data=1000)
     assert data.x.dtype == torch.float32
     assert data.x.shape == (1000, 2)
@@ -310,7 +310,7 @@ def test_rings_have_radius_one_two_three():
 def test_moons_are_half_circles():
     data = dgm.data.load("moons")
     sign = 1 - 2 * data.y.numpy()[:, None]
-    # Each moon about its own centre, the lower one turned over.
+    # Each moon about its own center, the lower one turned over.
     x = sign * (data.x.double().numpy() - sign * (-1.0, -0.5))
     radius = np.hypot(*x.T)
     # A point on a circle of radius r with noise of scale s lies at r + s^2 / 2r on average, to first order.

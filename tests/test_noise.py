@@ -84,7 +84,7 @@ def test_a_simplex_has_its_mean_and_covariance():
 
 
 def test_draws_are_independent():
-    """Neighbours among data, particles, elements, draws and seeds, and data that are nearly the same."""
+    """Neighbors among data, particles, elements, draws and seeds, and data that are nearly the same."""
     x = torch.randn(300, 2)
     with noise.per_datum(x, 0), noise.drawing((30, 300)):
         first, second = torch.randn(30, 300, 40), torch.randn(30, 300, 40)
@@ -206,7 +206,7 @@ SCORED = [
     "dequantized",
     "diffusion-integers",
     "continuous-diffusion-integers",
-    "labelled-vae",
+    "labeled-vae",
 ]
 
 
@@ -223,7 +223,7 @@ def test_scores_are_a_datums_own(name):
         same_in_every_batch(lambda rows, score=score: score(x[rows]), 8)
 
 
-@pytest.mark.parametrize("name", [name for name in BOUNDED if name.startswith("labelled")])
+@pytest.mark.parametrize("name", [name for name in BOUNDED if name.startswith("labeled")])
 def test_answers_are_a_datums_own(name):
     program = CASES[name].build().eval()
     x, _ = CASES[name].draw(program, 5)
@@ -277,7 +277,7 @@ def test_gaps_are_a_datums_own(name):
 # -- alarms ------------------------------------------------------------------------------------------------------------
 
 ALARMS = ["vae-linear", "dequantized-bytes", "diffusion", "diffusion-bytes", "continuous-diffusion",
-          "vae-diffusion-prior", "labelled-diffusion", "vae-bit-latent"]  # fmt: skip
+          "vae-diffusion-prior", "labeled-diffusion", "vae-bit-latent"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ALARMS)

@@ -346,7 +346,7 @@ def test_scalar_events():
 
 EXPORTED = (
     *("normal-given-label", "made-given-label", "pixelvae", "realnvp", "nsf", "vae-two-levels"),
-    *("diffusion-integers", "labelled-made", "dequantized"),
+    *("diffusion-integers", "labeled-made", "dequantized"),
 )
 
 
@@ -428,7 +428,7 @@ def test_measure_and_refusal_are_those_of_the_support(name):
         support = form.support_given(rows_of(given, slice(1)))
         if support is None:
             # Unrolled below a latent, the features of x are stated after it, and x never as a whole.
-            assert name in ("pixelvae", "labelled-made")
+            assert name in ("pixelvae", "labeled-made")
             continue
         assert form.measure == form.measure_given(given) == ("mass" if support.is_discrete else "density")
         check_within(x, support, name)

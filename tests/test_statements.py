@@ -155,7 +155,7 @@ def two_points(float64):
 
 
 def density_before(x_s, x_t, alpha_s, alpha_t):
-    """q(x_s | x_t) on an even grid of x_s, normalised there, for x_0 = +-1 and s < t."""
+    """q(x_s | x_t) on an even grid of x_s, normalized there, for x_0 = +-1 and s < t."""
     step = alpha_t / alpha_s
     log_q = torch.logsumexp(
         -((x_s.unsqueeze(-1) - alpha_s * torch.tensor([1.0, -1.0])) ** 2) / (2 * (1 - alpha_s**2)), -1

@@ -133,10 +133,10 @@ for axes, i in zip(panels, chosen, strict=True):
     for radius in (1, 2):
         ring = q.mean[i] + radius * q.stddev[i] * torch.stack([angle.cos(), angle.sin()], -1)
         axes.plot(*ring.T.numpy(), color=theme.series[1], lw=1)
-    centre = q.mean[i]
+    center = q.mean[i]
     half = 2.2 if i == worst else 1.2
-    axes.set(xlim=(centre[0].item() - half, centre[0].item() + half))
-    axes.set(ylim=(centre[1].item() - half, centre[1].item() + half))
+    axes.set(xlim=(center[0].item() - half, center[0].item() + half))
+    axes.set(ylim=(center[1].item() - half, center[1].item() + half))
     axes.set(title=f"a {int(test.y[i])}: KL {kl[i]:.2f} nats", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     axes.grid(False)
 plt.show()
@@ -201,7 +201,7 @@ plots.images(torch.cat([part.flatten(0, 1) for part in picture]), columns=len(so
 #
 # ## 3. Latent maps
 #
-# Back to the plane. Left: means of $q(z \mid x)$, coloured by the label, which training never saw. Middle: a draw of
+# Back to the plane. Left: means of $q(z \mid x)$, colored by the label, which training never saw. Middle: a draw of
 # $q(z \mid x)$ for each datum, all together: the **aggregate posterior**. It should look like the prior, whose circles
 # of one and two standard deviations are dashed. Right: what each place of the plane decodes to.
 
@@ -226,7 +226,7 @@ for axes in panels[:2]:
         axes.add_patch(plt.Circle((0, 0), radius, fill=False, ls="--", color=theme.ink, lw=1))
     axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
 mosaic = decoded.reshape(side, side, 8, 8).permute(0, 2, 1, 3).reshape(8 * side, 8 * side)
-panels[2].imshow(mosaic.numpy(), cmap=theme.grey, vmin=0, vmax=1)
+panels[2].imshow(mosaic.numpy(), cmap=theme.gray, vmin=0, vmax=1)
 panels[2].set(title="decoded: E[x | z]", xlabel="$z_1$ →", ylabel="$z_2$ →", xticks=[], yticks=[])
 panels[2].grid(False)
 plt.show()
@@ -239,7 +239,7 @@ print(f"variance of the aggregate posterior: {[f'{v:.2f}' for v in drawn.var(0)]
 claim(same > 0.6)
 
 # %% [markdown]
-# Two numbers per image are enough to keep many classes apart. Neighbours in $z$ look alike, and between two classes lie
+# Two numbers per image are enough to keep many classes apart. Neighbors in $z$ look alike, and between two classes lie
 # images that are a bit of both.
 #
 # ## 4. Posterior collapse
@@ -346,7 +346,7 @@ print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats"
 # ## 5. A gradient through a draw
 #
 # The bound is an expectation over $q$, and $q$ has parameters. How does a gradient get past `sample`? By the
-# **reparameterisation** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable
+# **reparameterization** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable
 # function of $\mu$ and $\sigma$. In Pyro a distribution that can do this has `has_rsample`, and `Trace_ELBO` uses it.
 # Where it is switched off, the score function is used, $E[\nabla \log q(z)\, (\dots)]$: right on average, and far
 # noisier. (`pyro.param(name, start)` is a parameter that Pyro keeps for you, in its *param store*; a guide without a
@@ -369,7 +369,7 @@ def guide_with(rsample):
 
 
 gradients = {}
-for name, rsample in {"reparameterised": True, "score function": False}.items():
+for name, rsample in {"reparameterized": True, "score function": False}.items():
     pyro.clear_param_store()
     found = []
     for _ in range(scaled(2000, 20)):
@@ -387,7 +387,7 @@ pyro.clear_param_store()
 for values in gradients.values():
     mean, error = mean_and_error(values)
     claim(abs(mean - exact) < 4 * error + 1e-6)
-claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std())
+claim(gradients["score function"].std() > 2 * gradients["reparameterized"].std())
 
 # %% [markdown]
 # ## 6. Exercises
@@ -400,13 +400,13 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std()
 #
 # ## What to change next
 #
-# - **The data.** Grey levels: `dgm.data.load("digits")`, with `dgm.DiscretizedLogistic(shape, 17, 5, network)` as the
+# - **The data.** Gray levels: `dgm.data.load("digits")`, with `dgm.DiscretizedLogistic(shape, 17, 5, network)` as the
 #   likelihood and 15 parameters per pixel.
 # - **The encoder.** `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)` is a guide that is no Normal. What
 #   happens to the KL of section 1?
 # - **The objective.** `dgm.fit(vae, train, "iwae:10")` climbs a tighter bound. Does the encoder get better or worse?
 # - **The price.** Try `"free-bits:2"` and `"free-bits:20"` in section 4. What does a nat of $z$ cost in log p(x)?
-# - **Labels.** `dgm.Labelled(prior, vae)` with parts that take `num_classes` is the semi-supervised VAE.
+# - **Labels.** `dgm.Labeled(prior, vae)` with parts that take `num_classes` is the semi-supervised VAE.
 #
 # ## Solutions
 #

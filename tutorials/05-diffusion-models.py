@@ -85,7 +85,7 @@ for t in range(1, 51):  # walk, step by step
 # %%
 times = (0, 5, 15, 25, 35, 50)
 figure, panels = subplots(2, 6, height=3.9)
-digit = dgm.data.load("digits").x[7, 0] / 8 - 1  # grey levels 0 .. 16 scaled to -1 .. 1
+digit = dgm.data.load("digits").x[7, 0] / 8 - 1  # gray levels 0 .. 16 scaled to -1 .. 1
 for column, t in zip(panels.T, times, strict=True):
     for y in (0, 1):
         x = unseen.x[unseen.y == y][:600]
@@ -93,7 +93,7 @@ for column, t in zip(panels.T, times, strict=True):
         column[0].scatter(*x.T.numpy(), s=2, linewidths=0, color=theme.series[y])
     column[0].set(title=f"$x_{{{t}}}$: signal {schedule.alpha[t]:.2f}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
     noisy = schedule.alpha[t] * digit + schedule.sigma[t] * torch.randn(8, 8)
-    column[1].imshow(noisy.numpy(), cmap=theme.grey, vmin=-1.5, vmax=1.5)
+    column[1].imshow(noisy.numpy(), cmap=theme.gray, vmin=-1.5, vmax=1.5)
     column[1].set(xticks=[], yticks=[])
     column[1].grid(False)
 panels[0, 0].set_ylabel("points")
@@ -360,8 +360,8 @@ given_label = dgm.Diffusion(
     levels=levels,
     label_dropout=0.15,
 )
-labelled = dgm.Labelled(dgm.Categorical((), 10), given_label)  # p(y) p(x | y): it hands the labels on
-dgm.fit(labelled, digits, epochs=scaled(30), lr=3e-3, ema=0.99, progress=False)
+labeled = dgm.Labeled(dgm.Categorical((), 10), given_label)  # p(y) p(x | y): it hands the labels on
+dgm.fit(labeled, digits, epochs=scaled(30), lr=3e-3, ema=0.99, progress=False)
 judge = dgm.Discriminative(dgm.Categorical((), 10, MLP(shape, 10, hidden=(256, 256), levels=levels)))
 dgm.fit(judge, digits, epochs=scaled(40), progress=False)
 print(f"a classifier to judge with: {(judge.classify(test.x) == test.y).double().mean():.3f} right on test digits")
@@ -517,7 +517,7 @@ plt.show()
 # 1. Train a diffusion of 5 steps on the moons, with the same ends of the schedule. What happens to the bound? Why?
 # 2. The network may predict the clean $x_0$, the noise $\epsilon$ in $x_t = \alpha_t x_0 + \sigma_t \epsilon$, or
 #    $v = \alpha_t \epsilon - \sigma_t x_0$. Show that each gives the others. Which is of no use at $t = T$?
-# 3. Use the class-conditional diffusion as a classifier, by Bayes' rule: `labelled.classify(x)`. How often is it right?
+# 3. Use the class-conditional diffusion as a classifier, by Bayes' rule: `labeled.classify(x)`. How often is it right?
 #
 # ## What to change next
 #
@@ -565,6 +565,6 @@ assert factor > 10
 # %%
 x, y = test.x[: scaled(100, 5)], test.y[: scaled(100, 5)]
 torch.manual_seed(0)
-accuracy = (labelled.classify(x) == y).double().mean()
+accuracy = (labeled.classify(x) == y).double().mean()
 print(f"right: {accuracy:.2f}; the classifier of section 6: {(judge.classify(x) == y).double().mean():.2f}")
 claim(accuracy > 0.6)

@@ -376,12 +376,12 @@ assert abs(slopes["heun"] - 2) < 0.15
 # distributions.
 
 # %%
-grey, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")
-shape, levels = grey.event_shape, grey.levels
+gray, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")
+shape, levels = gray.event_shape, gray.levels
 torch.manual_seed(0)
 network = DenoisingMLP(shape, (256, 256, 256), outputs=levels)
 diffusion = dgm.Diffusion(shape, network, "log-snr", num_steps=50, predict="levels", levels=levels)
-dgm.fit(diffusion, grey, epochs=scaled(40), lr=2e-3, ema=0.99, progress=False)
+dgm.fit(diffusion, gray, epochs=scaled(40), lr=2e-3, ema=0.99, progress=False)
 
 
 def distance(x):
@@ -400,7 +400,7 @@ for sampler, choices in steps_of.items():
         found[sampler, steps] = distance(drawn[sampler, steps])
         assert asked[sampler, steps] == steps
         print(f"{sampler:9s} {asked[sampler, steps]:2d} network calls: distance {found[sampler, steps]:.3f}")
-floor = distance(grey.x)
+floor = distance(gray.x)
 print(f"training digits: {floor:.3f}")
 claim(found["dpm++", 10] < found["ancestral", 10])
 claim(found["dpm++", 10] < found["ancestral", 50] + 0.05)

@@ -77,7 +77,7 @@ def train(
     data_name: str,
     swaps: Mapping[str, Any],
     *,
-    labelled: bool = False,
+    labeled: bool = False,
     data_dir: str | None = None,
     num_data: int | None = None,
     objective: str | None = None,
@@ -110,8 +110,8 @@ def train(
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
     points = data.load(data_name, data_dir=data_dir, num_data=num_data)
     if num_labels is not None:
-        if not labelled:
-            raise ValueError("num_labels is for labelled=True (--labelled), with the objective 'semi-supervised'")
+        if not labeled:
+            raise ValueError("num_labels is for labeled=True (--labeled), with the objective 'semi-supervised'")
         points = points.keep_labels(num_labels, seed)
     augment = None
     if mutate is not None:
@@ -120,7 +120,7 @@ def train(
         check_number(mutate, "mutate", at_least=0, at_most=1)
         augment = functools.partial(corruptions.mutate, rate=mutate, levels=points.levels)
     with seeded(seed, torch.device("cpu")):
-        program = build(model, points, labelled=labelled, **swaps)
+        program = build(model, points, labeled=labeled, **swaps)
     processes = process_group()
     found = Path(folder).exists()
     path = reserve(folder, force=force) if processes.writes else Path(folder)
@@ -133,7 +133,7 @@ def train(
         raise
     kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
     record = record_of(
-        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num_data=num_data,
+        model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
         num_labels=num_labels, mutate=mutate, **kept, validation=validation, seed=seed,
         processes=processes.size if processes.size > 1 else None,
     )  # fmt: skip

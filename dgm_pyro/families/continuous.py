@@ -54,7 +54,7 @@ class LogSNR(nn.Module):
     r"""The log signal-to-noise ratio, falling linearly in t from ``highest`` to ``lowest``; and the density of times.
 
     Args:
-        highest, lowest: the ends. Reals are modelled down to noise of scale exp(-highest / 2).
+        highest, lowest: the ends. Reals are modeled down to noise of scale exp(-highest / 2).
         learned_ends: whether the bound moves the ends.
         units: width of the monotone network u -> t, whose weights are positive; with 0, t = u.
     """
@@ -78,8 +78,8 @@ class LogSNR(nn.Module):
             else:
                 self.register_buffer(name, value)
         if units > 0:
-            # u -> sum of a line and of sigmoids about evenly spread centres, all rising: at first nearly a line.
-            self.centres = nn.Parameter(torch.linspace(0, 1, units))
+            # u -> sum of a line and of sigmoids about evenly spread centers, all rising: at first nearly a line.
+            self.centers = nn.Parameter(torch.linspace(0, 1, units))
             self.raw_steepness = nn.Parameter(torch.full((units,), float(units)))
             self.raw_heights = nn.Parameter(torch.full((units,), math.log(math.expm1(0.5 / units))))
 
@@ -98,12 +98,12 @@ class LogSNR(nn.Module):
             return u, torch.ones_like(u)
         heights, steepness = nn.functional.softplus(self.raw_heights), nn.functional.softplus(self.raw_steepness)
         start, end = (self._risen(x, heights, steepness) for x in (torch.zeros_like(u), torch.ones_like(u)))
-        here = torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centres))
+        here = torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))
         slope = 0.5 + (heights * steepness * here * (1 - here)).sum(-1)
         return (self._risen(u, heights, steepness) - start) / (end - start), slope / (end - start)
 
     def _risen(self, u: Tensor, heights: Tensor, steepness: Tensor) -> Tensor:
-        return 0.5 * u + (heights * torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centres))).sum(-1)
+        return 0.5 * u + (heights * torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))).sum(-1)
 
     def log_density(self, u: Tensor) -> Tensor:
         """log of the density of times at t(u), ``(*batch,)``; its gradient is that at a fixed t.

@@ -218,7 +218,7 @@ class Floor(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """0 where ``value`` is the integer, -inf elsewhere; at an edge, within rounding error, both neighbours are."""
+        """0 where ``value`` is the integer, -inf elsewhere; at an edge, within rounding error, both neighbors are."""
         if self._validate_args:
             self._validate_sample(value)
         place = self.v * self.levels

@@ -518,7 +518,7 @@ class Diffusion(Denoising):
         chosen, limit = list[Time](), self.num_steps
         places = spacing(num_steps, noise).double().round().tolist()
         for place, left in zip(places, range(num_steps, 0, -1), strict=True):
-            # Where a spacing is denser than the times are, neighbours are taken: no time twice.
+            # Where a spacing is denser than the times are, neighbors are taken: no time twice.
             limit = max(left, min(int(place) + 1, limit))
             chosen.append(every[limit - 1])
             limit -= 1

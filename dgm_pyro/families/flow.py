@@ -332,7 +332,7 @@ def nsf(
 ) -> Flow:
     """Neural spline flow: couplings of rational-quadratic splines (Durkan et al. 2019, arXiv 1906.04032).
 
-    The splines bend what lies within (-5, 5): put data of another size through an `ActNorm`, or standardise them.
+    The splines bend what lies within (-5, 5): put data of another size through an `ActNorm`, or standardize them.
 
     Args: as `realnvp`, and ``bins`` per spline.
     """
@@ -417,10 +417,10 @@ def _coupled(
     if shape.numel() < 2:
         raise ValueError("couplings need at least two features: use maf or nsf_autoregressive for one")
     embedding, features = _embedding(reads, hidden)
-    colours = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).sum(0).flatten() % 2
+    colors = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).sum(0).flatten() % 2
     parts: list[Bijection] = []
     for i in range(check_count(layers, "layers")):
-        passes = tuple((colours == i % 2).tolist())
+        passes = tuple((colors == i % 2).tolist())
         moving = passes.count(False)
         network = MLP((len(passes) - moving,), univariate.num_parameters * moving, hidden, given_shape=features)
         start_near_zero(network.rest[-1])

@@ -266,7 +266,7 @@ class TopDown(Program):
 
 @register
 class PrecisionWeighted(Conditional):
-    r"""The product of two Normals, q(z | x) from the data and p(z | z2) from the model, renormalised.
+    r"""The product of two Normals, q(z | x) from the data and p(z | z2) from the model, renormalized.
 
     .. math::
         \frac{1}{\sigma^2} = \frac{1}{\sigma_q^2} + \frac{1}{\sigma_p^2}, \qquad
@@ -428,10 +428,10 @@ class LinearGaussianPosterior(Conditional):
         network: Any = self.likelihood.network
         p, size = self.prior().base_dist, self.likelihood.event_shape.numel()
         x = given.flatten(given.dim() - len(self.likelihood.event_shape))
-        weight, centre = network.weight, x if network.bias is None else x - network.bias
+        weight, center = network.weight, x if network.bias is None else x - network.bias
         t = positive(self.likelihood.raw_scale).expand(self.likelihood.event_shape).reshape(size) ** -2
         precision = torch.diag_embed(p.scale**-2) + weight.mT @ (t.unsqueeze(-1) * weight)
-        pull = p.loc * p.scale**-2 + (centre * t) @ weight
+        pull = p.loc * p.scale**-2 + (center * t) @ weight
         mean = torch.cholesky_solve(pull.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 

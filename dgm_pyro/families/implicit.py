@@ -253,7 +253,7 @@ def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Are the samples like data, and are all data like samples?
 
-    Around each point of a set is a ball that reaches to its k-th nearest neighbour in that set; their union stands for
+    Around each point of a set is a ball that reaches to its k-th nearest neighbor in that set; their union stands for
     the set's support. Precision is the share of ``fake`` inside the support of ``real``; recall the share of ``real``
     inside that of ``fake``. Even two samples of one distribution do not reach 1: compare with two halves of the data.
 
@@ -289,15 +289,15 @@ def _share_inside(points: Tensor, support: Tensor, k: int) -> float:
 
 
 @torch.no_grad()
-def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]:
+def mode_coverage(x: Tensor, centers: Tensor, scale: float) -> tuple[int, float]:
     """How many modes of a mixture of round Normals the samples have, and which share of them is near one.
 
-    A sample is near a mode within 3 standard deviations of its centre, where 98.9 % of a Normal of the plane
+    A sample is near a mode within 3 standard deviations of its center, where 98.9 % of a Normal of the plane
     are. A mode counts as covered if it has at least a fifth of the samples it should have.
 
     Args:
         x: samples, ``(N, D)``.
-        centres: of the modes, equally likely, ``(K, D)``.
+        centers: of the modes, equally likely, ``(K, D)``.
         scale: standard deviation of each.
 
     Returns:
@@ -305,11 +305,11 @@ def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]
 
     Source: Srivastava et al. 2017 (arXiv 1705.07761), section 4.1, where one sample covers a mode.
     """
-    check_finite(centres, "centres")
-    check_tensor(x, centres.shape[1:], "x", "the shape of a centre")
+    check_finite(centers, "centers")
+    check_tensor(x, centers.shape[1:], "x", "the shape of a center")
     check_finite(x, "x")
     check_number(scale, "scale", above=0)
-    distance, nearest = torch.cdist(x, centres.to(x)).min(1)
+    distance, nearest = torch.cdist(x, centers.to(x)).min(1)
     near = distance < 3 * scale
-    counts = torch.bincount(nearest[near], minlength=len(centres))
-    return int((counts >= len(x) / len(centres) / 5).sum()), near.double().mean().item()
+    counts = torch.bincount(nearest[near], minlength=len(centers))
+    return int((counts >= len(x) / len(centers) / 5).sum()), near.double().mean().item()

@@ -155,7 +155,7 @@ def ais(
         temperature_schedule: "sigmoid" (slow at both ends; Grosse et al. 2015, section 5) or "linear" temperatures.
         transition: moves u with step sizes and leaves a density invariant, as `HMC` does, the default.
         target_acceptance: what the preliminary run adapts the step sizes to, one for each datum and temperature.
-        observed: further observed sites, such as ``{"y": labels}`` of a `Labelled`.
+        observed: further observed sites, such as ``{"y": labels}`` of a `Labeled`.
         seed: of noise of each datum's own (`noise.per_datum`): its bound does not depend on the others. A transition
             of your own keeps that if it draws inside `noise.drawing`. The global random state is left as it was.
         progress: whether to show a bar.
@@ -269,7 +269,7 @@ class Path:
         raise NotImplementedError
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log f_0(u), normalised, and log f_1(u) - log f_0(u), in nats, ``(K, B)``."""
+        """log f_0(u), normalized, and log f_1(u) - log f_0(u), in nats, ``(K, B)``."""
         raise NotImplementedError
 
     def at(self, beta: Tensor) -> Density:

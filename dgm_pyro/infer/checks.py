@@ -156,7 +156,7 @@ class Units:
 
     Attributes:
         variance: Var_x E_q[z_i], ``(D,)``.
-        kl: E_x KL(q(z_i | x) || p(z_i)) in nats, ``(D,)``; None where q or p does not factorise over dimensions.
+        kl: E_x KL(q(z_i | x) || p(z_i)) in nats, ``(D,)``; None where q or p does not factorize over dimensions.
     """
 
     variance: Tensor
@@ -248,7 +248,7 @@ def _mean(site: Any) -> Tensor:
 
 
 def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
-    """KL of every dimension, ``(B, D)``; sampled if not in closed form, None if q or p does not factorise."""
+    """KL of every dimension, ``(B, D)``; sampled if not in closed form, None if q or p does not factorize."""
     try:
         bases = [features_of(site["fn"]) for site in (q, p)]
     except ValueError:

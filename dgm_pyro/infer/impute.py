@@ -14,7 +14,7 @@ independent features               exact
                                    importance weights of draws from the prior
 `Flow`, other densities on reals   annealing of the missing features
 `Dequantized`                      annealing of the point in the cells of the observed and the range of the missing
-`Labelled`                         any of these for every y, weighted by p(y)
+`Labeled`                         any of these for every y, weighted by p(y)
 =================================  ================================================================================
 
 All but the exact ones are right in the limit of many particles or temperatures only.
@@ -117,7 +117,7 @@ def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     return mask.to(x.device).expand_as(x)
 
 
-REGIONS = ("left", "right", "top", "bottom", "centre", "random:SHARE")
+REGIONS = ("left", "right", "top", "bottom", "center", "random:SHARE")
 """Names of what to hide; see `hide`."""
 
 
@@ -125,7 +125,7 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
     """A mask for `impute`, False in a region of that name: bool, of ``event_shape``.
 
     Args:
-        region: "left", "right", "top", "bottom" hide half of an image (..., H, W), "centre" the middle half of its rows
+        region: "left", "right", "top", "bottom" hide half of an image (..., H, W), "center" the middle half of its rows
             and columns, "random:0.5" that share of the features; data without rows have "left" and "right" only.
         seed: of the random region.
 

@@ -11,7 +11,7 @@ leave with degree i - 1. The hidden degrees are free; here they are spread evenl
 is a ``given``, so that some units carry it to the first feature. Direct connections from the inputs to the
 outputs, under the same rule, make every allowed dependency possible however few the hidden units.
 
-With its units sorted by degree a layer's mask is a staircase: the units of degree m are neighbours, and read a
+With its units sorted by degree a layer's mask is a staircase: the units of degree m are neighbors, and read a
 beginning of the layer before. They are known once feature m is, and `MADE.cache` computes them then.
 
 Source: Germain et al. 2015 (MADE, arXiv 1502.03509), sections 3 and 4; residual blocks: Durkan and Nash 2019

@@ -177,10 +177,10 @@ def fit(
         raise TypeError(f"augment must be a function of x or None, got {type(augment).__name__}")
     train = as_data(program, data)
     _check_scale(program, train)
-    maximise: Any = _PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
+    maximize: Any = _PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
     train, held_out = _validation(program, train, validation, seed)
     for part in (train, held_out):
-        _check_labels(program, part, maximise)
+        _check_labels(program, part, maximize)
     if early_stopping is not None and held_out is None:
         raise ValueError("early_stopping needs validation data: pass validation=0.1, or a Data")
     where = find_device(device)
@@ -206,8 +206,8 @@ def fit(
         batch = x[rows] if augment is None else augment(x[rows])
         return program.arguments(batch, None if y is None else y[rows])
 
-    unit = getattr(maximise, "unit", History.unit)
-    history = History(unit=unit, validation_unit=getattr(getattr(maximise, "validation", None), "unit", unit))
+    unit = getattr(maximize, "unit", History.unit)
+    history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
     initial = _state(program)
     best, best_loss = initial, math.inf
     last, last_epoch = initial, 0
@@ -228,9 +228,9 @@ def fit(
             ) as bar,
         ):
             program.train()
-            step_of = _Step(maximise, program, precision)
-            if hasattr(maximise, "prepare"):
-                maximise.prepare(program)
+            step_of = _Step(maximize, program, precision)
+            if hasattr(maximize, "prepare"):
+                maximize.prepare(program)
             for epoch in range(1, epochs + 1):
                 program.train()
                 totals, watch = _Totals(), _Watch(program.variable)
@@ -245,8 +245,8 @@ def fit(
                     optimizer.zero_grad(set_to_none=True)
                     weight, whole = processes.weight(rows), len(rows) == batch_size
                     batch = batch_of(processes.share(rows))
-                    if hasattr(maximise, "update"):
-                        maximise.update(program, *batch[:2], rate(step))
+                    if hasattr(maximize, "update"):
+                        maximize.update(program, *batch[:2], rate(step))
                     sums = step_of(batch, (step - 1) / max(1, steps - 1), weight, whole)
                     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
                     watch.see(step, sums, _clip(gradients))
@@ -260,7 +260,7 @@ def fit(
                 with contextlib.nullcontext() if averaged is None else averaged.swapped_in():
                     loss = None
                     if held_out is not None:
-                        measure = at_progress(getattr(maximise, "validation", maximise), 1.0)
+                        measure = at_progress(getattr(maximize, "validation", maximize), 1.0)
                         loss = _validate(measure, program, held_out, batch_size, seed, where, processes)
                         if not math.isfinite(loss):
                             what, site = "the validation loss is not finite", program.variable

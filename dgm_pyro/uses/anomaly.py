@@ -85,7 +85,7 @@ def _require_p_of_x(program: Any) -> None:
     if program.variable != "x" or program.conditional:
         raise ValueError(
             f"this {type(program).__name__} is conditional and has no p(x) to score x by: use a program of x alone, "
-            "such as dgm.Labelled(prior, program) around a class-conditional one"
+            "such as dgm.Labeled(prior, program) around a class-conditional one"
         )
 
 

@@ -1,6 +1,6 @@
 r"""Classification with doubt: how good an answer p(y | x) is, how sure it says it is, and whether that can be trusted.
 
-Three classifiers answer p(y | x): a `Discriminative` one directly; a generative one, `Labelled`, by Bayes' rule from
+Three classifiers answer p(y | x): a `Discriminative` one directly; a generative one, `Labeled`, by Bayes' rule from
 p(x | y), which gives p(x) too; and `Bayesian`, a network whose weights w have a prior, averaged over their posterior:
 
 .. math::
@@ -50,7 +50,7 @@ from dgm_pyro.checks import (
 )
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import evaluating, program_device, standard_error
-from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.program import Program, differentiating, log_mean_exp, seeded
 
 # -- how good the answers are ------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class Bayesian:
 
     @differentiating("Bayesian.fit")
     def fit(self, epochs: int = 50, batch_size: int = 64, lr: float = 1e-2, seed: int = 0) -> Bayesian:
-        """Maximise the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
+        """Maximize the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
 
         Returns:
             The classifier itself.
@@ -315,7 +315,7 @@ def beliefs(
     probabilities, log_p = [], []
     with evaluating(program):
         for batch in x.to(program_device(program)).split(batch_size):
-            if isinstance(program, Labelled):
+            if isinstance(program, Labeled):
                 log_joint = program.log_joint(batch, num_particles, seed)
                 probabilities.append(log_joint.softmax(0).T.cpu())
                 log_p.append(log_joint.logsumexp(0).cpu())

@@ -23,7 +23,7 @@ prior has next to nothing. The arc keeps the length,
     \omega = \arccos \frac{a^\top b}{\|a\| \|b\|}.
 
 *What it is good for* depends on the question; here it is the label that the program never saw: `probe` (is it linear
-in z?), `knn` (are neighbours alike?), `cluster` and `agreement` (are there groups, and are they the classes?). Which
+in z?), `knn` (are neighbors alike?), `cluster` and `agreement` (are there groups, and are they the classes?). Which
 features of z are in use at all, and at how many nats each, is what `dgm_pyro.infer.units` says.
 
 Source: Shoemake 1985 and White 2016 (arXiv 1609.04468), the arc; Song et al. 2021 (arXiv 2010.02502, section 5.4),
@@ -353,7 +353,7 @@ def _decoded(program: Program, points: Tensor, given: Any, site: str | None) -> 
 
 
 def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
-    """Test accuracy of a logistic regression on standardised features, ``(N, ...)``: are the classes linear in z?"""
+    """Test accuracy of a logistic regression on standardized features, ``(N, ...)``: are the classes linear in z?"""
     _check_codes(train, train_y, test, test_y)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -364,15 +364,15 @@ def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float
     return float(classifier.score(_features(test), test_y.cpu().numpy()))
 
 
-def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbours: int = 5) -> float:
-    """Test accuracy of the majority among the nearest training data, by Euclidean distance: are neighbours alike?"""
+def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbors: int = 5) -> float:
+    """Test accuracy of the majority among the nearest training data, by Euclidean distance: are neighbors alike?"""
     _check_codes(train, train_y, test, test_y)
     from sklearn.neighbors import KNeighborsClassifier
 
-    check_count(neighbours, "neighbours")
-    if neighbours > len(train):
-        raise ValueError(f"neighbours is {neighbours}, but there are {len(train)} training data")
-    classifier = KNeighborsClassifier(neighbours)
+    check_count(neighbors, "neighbors")
+    if neighbors > len(train):
+        raise ValueError(f"neighbors is {neighbors}, but there are {len(train)} training data")
+    classifier = KNeighborsClassifier(neighbors)
     classifier.fit(_features(train), train_y.cpu().numpy())
     return float(classifier.score(_features(test), test_y.cpu().numpy()))
 
@@ -447,7 +447,7 @@ class Quality:
 
 
 def assess(
-    train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, *, neighbours: int = 5, seed: int = 0
+    train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, *, neighbors: int = 5, seed: int = 0
 ) -> Quality:
     """`probe`, `knn`, and k-means on the test data with as many clusters as they have classes.
 
@@ -459,7 +459,7 @@ def assess(
     found = cluster(test, len(test_y.unique()), seed=seed)
     return Quality(
         probe(train, train_y, test, test_y),
-        knn(train, train_y, test, test_y, neighbours),
+        knn(train, train_y, test, test_y, neighbors),
         agreement(found, test_y),
         len(test),
     )

@@ -123,9 +123,9 @@ def log_univariate(features, raw, value):
         density = (-((value - loc) ** 2) / (2 * scale**2)).exp() / (scale * math.sqrt(2 * math.pi))
         return (weights * density).sum(-1).log()
     half, last = 1 / (features.levels - 1), features.levels - 1
-    centre = value * 2 * half - 1
-    upper = torch.where(value == last, torch.tensor(1.0), ((centre + half - loc) / scale).sigmoid())
-    lower = torch.where(value == 0, torch.tensor(0.0), ((centre - half - loc) / scale).sigmoid())
+    center = value * 2 * half - 1
+    upper = torch.where(value == last, torch.tensor(1.0), ((center + half - loc) / scale).sigmoid())
+    lower = torch.where(value == 0, torch.tensor(0.0), ((center - half - loc) / scale).sigmoid())
     return (weights * (upper - lower)).sum(-1).log()
 
 
@@ -417,7 +417,7 @@ def test_a_gradient_reaches_every_parameter(program):
         assert parameter.grad.any(), name
 
 
-def test_rsample_is_the_reparametrised_chain():
+def test_rsample_is_the_reparametrized_chain():
     """x_i = loc(x_<i) + scale(x_<i) eps_i, values and gradients."""
     program = lively(dgm.Autoregressive(PROGRAMS["normal-vector"]()), 1.5)
     given = torch.randn(4, 2, requires_grad=True)
@@ -526,11 +526,11 @@ def test_pyro_transforms_and_predicts_an_autoregressive_prior(name):
 def test_classes_with_a_model_each():
     """p(x) = sum_y p(y) p(x | y), each class scored apart."""
     program = lively(dgm.Autoregressive(PROGRAMS["levels-image-label"]()))
-    labelled = dgm.Labelled(dgm.Categorical((), 2, learned=True), program)
+    labeled = dgm.Labeled(dgm.Categorical((), 2, learned=True), program)
     x = outcomes(program, 5)
     each = torch.stack([program.log_prob(x, torch.full((5,), c)) for c in range(2)]) - math.log(2)
-    torch.testing.assert_close(labelled.log_prob(x), each.logsumexp(0))
-    torch.testing.assert_close(labelled.class_probabilities(x), each.softmax(0).T.detach())
+    torch.testing.assert_close(labeled.log_prob(x), each.logsumexp(0))
+    torch.testing.assert_close(labeled.class_probabilities(x), each.softmax(0).T.detach())
 
 
 def test_both_forms_export():

@@ -156,7 +156,7 @@ def test_the_gradient_of_the_log_density_is_that_at_fixed_times():
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return -schedule.spread(low)[1].log()
 
-    for parameter in (schedule.centres, schedule.raw_steepness, schedule.raw_heights):
+    for parameter in (schedule.centers, schedule.raw_steepness, schedule.raw_heights):
         values = schedule.log_density(u)
         gradient = torch.stack([torch.autograd.grad(v, parameter, retain_graph=True)[0] for v in values])
         for i in (0, 7):
@@ -248,9 +248,9 @@ def test_samples_have_the_datas_moments(sampler, spacing):
     x = program.sample(2000, sampler=sampler, num_steps=400, spacing=spacing)
     for d in range(2):
         assert_mean(x[:, d], mean[d])
-    centred = x - mean
+    centerd = x - mean
     for i, j in ((0, 0), (0, 1), (1, 1)):
-        found = centred[:, i] * centred[:, j]
+        found = centerd[:, i] * centerd[:, j]
         # First-order chains of 400 steps are a few percent short.
         assert (found.mean() - cov[i, j]).abs() < 4.5 * found.std() / 2000**0.5 + 0.03
 

@@ -224,10 +224,10 @@ def test_given_reaches_the_flow():
 
 def test_labels_are_summed_out_over_a_dequantized_flow():
     program = jittered(dgm.Dequantized(realnvp(2, layers=2, hidden=(8,), num_classes=3, unit=True), 5))
-    labelled = dgm.Labelled(dgm.Categorical((), 3), program)
+    labeled = dgm.Labeled(dgm.Categorical((), 3), program)
     x = torch.randint(5, (4, 2))
     torch.manual_seed(0)
-    weights = labelled.log_weights(x, num_particles=20_000)
+    weights = labeled.log_weights(x, num_particles=20_000)
     estimate, error = log_mean_exp(weights)
     parts = [log_mean_exp(program.log_weights(x, torch.full((4,), y), num_particles=20_000)) for y in range(3)]
     sums = torch.stack([part[0] for part in parts]).logsumexp(0) - math.log(3)

@@ -197,11 +197,11 @@ def test_the_models_step_back_averages_over_what_x_0_may_be(t):
     x_t, at = torch.tensor([[-0.4]]), torch.tensor([t])
     clean = 0.3 + 0.6 * torch.linspace(-10, 10, 4001)
     prior = Normal(0.3, 0.6).log_prob(clean) + (clean[1] - clean[0]).log()
-    modelled = program.reverse(x_t, at, Denoised(torch.tensor([[0.3]]), torch.tensor([[0.36]]))).base_dist
-    grid = modelled.mean.item() + modelled.stddev.item() * torch.linspace(-4, 4, 9)
+    modeled = program.reverse(x_t, at, Denoised(torch.tensor([[0.3]]), torch.tensor([[0.36]]))).base_dist
+    grid = modeled.mean.item() + modeled.stddev.item() * torch.linspace(-4, 4, 9)
     steps = program.reverse(x_t.expand(4001, 1), at.expand(4001), clean.unsqueeze(-1)).base_dist
     expected = (steps.log_prob(grid) + prior.unsqueeze(-1)).logsumexp(0)
-    torch.testing.assert_close(modelled.log_prob(grid).squeeze(0), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(modeled.log_prob(grid).squeeze(0), expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
@@ -361,7 +361,7 @@ def test_as_a_prior_it_states_one_bound_under_particles_too(options):
 def test_labels_enumerated_to_the_left_meet_every_prediction():
     """Under TraceEnum_ELBO the label has a dimension of its own, left of time, particles and data."""
     for options in ({}, {"levels": 4, "predict": "levels"}, {"predict": "noise", "subsample": 3}):
-        program = dgm.Labelled(dgm.Categorical((), 3), small(2, num_classes=3, **options)).eval()
+        program = dgm.Labeled(dgm.Categorical((), 3), small(2, num_classes=3, **options)).eval()
         x = torch.randint(4, (1, 2)) if program.levels else torch.randn(1, 2)
         for form in (program, program.unroll()):
             x_many = x.expand(400, 2)
@@ -484,9 +484,9 @@ def test_samplers_reproduce_mean_and_covariance():
     for x in (program.sample(n), program.unroll().sample(n)):
         for d in range(2):
             assert_mean(x[:, d], expected_mean[d])
-        centred = x - expected_mean
+        centerd = x - expected_mean
         for i, j in ((0, 0), (0, 1), (1, 1)):
-            assert_mean(centred[:, i] * centred[:, j], expected_cov[i, j])
+            assert_mean(centerd[:, i] * centerd[:, j], expected_cov[i, j])
 
 
 def test_the_samples_mean_and_covariance_tend_to_the_datas_at_first_order():
@@ -804,9 +804,9 @@ def test_labels_that_are_enumerated_are_hidden_one_by_one():
             return super().forward(x, t, given)
 
     program = dgm.Diffusion(2, Spy((2,), (4,), num_classes=3), num_steps=5, label_dropout=0.5)
-    labelled = dgm.Labelled(dgm.Categorical((), 3), program).train()
-    every = pyro.infer.config_enumerate(labelled.guide)
-    pyro.infer.TraceEnum_ELBO().loss(labelled.model, every, torch.randn(200, 2))
+    labeled = dgm.Labeled(dgm.Categorical((), 3), program).train()
+    every = pyro.infer.config_enumerate(labeled.guide)
+    pyro.infer.TraceEnum_ELBO().loss(labeled.model, every, torch.randn(200, 2))
     hidden = (seen[-1] == 3).reshape(3, 200)
     assert (hidden.sum(1) > 50).all()
     assert (hidden.sum(1) < 150).all()
@@ -897,8 +897,8 @@ def test_training_learns_a_density_that_no_gaussian_has():
     gain = after.values - fitted
     assert gain.mean() > 4 * gain.std() / len(gain) ** 0.5
     x = program.sample(1000)
-    # Both arcs have radius 2 about these centres, with noise 0.2.
-    radius = torch.stack([(x - centre).norm(dim=1) for centre in torch.tensor([[-1.0, -0.5], [1.0, 0.5]])])
+    # Both arcs have radius 2 about these centers, with noise 0.2.
+    radius = torch.stack([(x - center).norm(dim=1) for center in torch.tensor([[-1.0, -0.5], [1.0, 0.5]])])
     assert ((radius - 2).abs().min(0).values < 0.6).double().mean() > 0.8
 
 

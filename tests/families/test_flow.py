@@ -232,7 +232,7 @@ def test_stacks_start_near_the_identity(name):
     assert not torch.equal(flow.forward_map(z), z)
 
 
-# -- normalised densities, and samples that follow them ----------------------------------------------------------------
+# -- normalized densities, and samples that follow them ----------------------------------------------------------------
 
 
 def moons(size):

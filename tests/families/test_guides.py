@@ -335,8 +335,8 @@ def test_precision_weighting_is_the_product_of_two_normals():
     q, p = jittered(dgm.Normal(2, MLP((3,), 4, (6,)))), jittered(dgm.Normal(2, MLP((1,), 4, (6,))))
     product = guides.PrecisionWeighted(q, p)
     x, above, z = torch.randn(1, 3), torch.randn(1, 1), torch.randn(7, 2)
-    unnormalised = q.log_prob(z, x.expand(7, 3)) + p.log_prob(z, above.expand(7, 1))
-    difference = unnormalised - product.log_prob(z, (x.expand(7, 3), above.expand(7, 1)))
+    unnormalized = q.log_prob(z, x.expand(7, 3)) + p.log_prob(z, above.expand(7, 1))
+    difference = unnormalized - product.log_prob(z, (x.expand(7, 3), above.expand(7, 1)))
     torch.testing.assert_close(difference, difference[:1].expand(7))
 
 

@@ -39,7 +39,7 @@ def tiny(**options):
     return dgm.Implicit(3, dgm.Normal(2), generator(), **options)
 
 
-def labelled():
+def labeled():
     torch.manual_seed(0)
     return dgm.Implicit(3, dgm.Normal(2), generator(num_classes=4))
 
@@ -92,13 +92,13 @@ def test_plain_pyro_reads_it():
 
 
 def test_inside_particle_plates_it_has_more_batch_dimensions():
-    program = labelled()
+    program = labeled()
     with poutine.block(), pyro.plate("particles", 5, dim=-2), pyro.plate("data", 4, dim=-1):
         assert program.joint("x", given=torch.arange(4)).shape == (5, 4, 3)
 
 
 def test_a_label_chooses_what_is_generated():
-    program = labelled()
+    program = labeled()
     assert program.conditional
     assert program.num_classes == 4
     z, y = torch.randn(6, 2), torch.arange(6) % 4
@@ -197,7 +197,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         (lambda: implicit.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)), ValueError, "k is 3, but there are"),
         (lambda: implicit.parzen(torch.zeros(3, 2), torch.zeros(3, 2), 0.0), ValueError, "scale must be"),
         (lambda: implicit.noisy(tiny(), -1.0), ValueError, "scale must be a number above 0, got -1.0"),
-        (lambda: dgm.build("implicit", dgm.data.load("digits"), labelled=True), ValueError, "no density.*p.y . x"),
+        (lambda: dgm.build("implicit", dgm.data.load("digits"), labeled=True), ValueError, "no density.*p.y . x"),
     ],
 )  # fmt: skip
 def test_bad_arguments(make, error, message):
@@ -209,7 +209,7 @@ def fitted(program, data, objective, **options):
     return dgm.fit(program, data, objective, **{"epochs": 1, "progress": False, **options})
 
 
-@pytest.mark.parametrize("make", [tiny, labelled, lambda: tiny(levels=5)], ids=["reals", "given", "integers"])
+@pytest.mark.parametrize("make", [tiny, labeled, lambda: tiny(levels=5)], ids=["reals", "given", "integers"])
 def test_a_checkpoint_draws_the_same(make, tmp_path):
     program = make()
     dgm.save(program, tmp_path / "run")
@@ -644,20 +644,20 @@ def test_evidence_of_the_noisy_model_by_annealing():
 
 
 @pytest.mark.parametrize(
-    ("centres", "steps", "r1", "units"), [(RING, 2880, 0.003, 64), (GRID, 8190, 0.0005, 96)], ids=["ring", "grid"]
+    ("centers", "steps", "r1", "units"), [(RING, 2880, 0.003, 64), (GRID, 8190, 0.0005, 96)], ids=["ring", "grid"]
 )
-def test_every_mode_is_covered(centres, steps, r1, units):
+def test_every_mode_is_covered(centers, steps, r1, units):
     """All eight modes of the ring, all 16 of the grid, and 90 % of the samples within three standard deviations."""
     torch.manual_seed(0)
-    x = centres[torch.arange(500 * len(centres)) % len(centres)] + 0.1 * torch.randn(500 * len(centres), 2)
+    x = centers[torch.arange(500 * len(centers)) % len(centers)] + 0.1 * torch.randn(500 * len(centers), 2)
     program = dgm.Implicit(2, dgm.Normal(2), MLP((2,), 2, hidden=(units, units), activation="tanh"))
     critic = MLP((2,), 1, hidden=(units, units), activation="relu")
     game = Adversarial(critic=critic, r1=r1, critic_lr=0.5)
     epochs = steps // math.ceil(len(x) / 128)
     fitted(program, x, game, epochs=epochs, batch_size=128, lr=5e-3, ema=0.99, validation=None)
     torch.manual_seed(1)
-    modes, share = implicit.mode_coverage(program.sample(5000), centres, 0.1)
-    assert modes == len(centres)
+    modes, share = implicit.mode_coverage(program.sample(5000), centers, 0.1)
+    assert modes == len(centers)
     assert share > 0.9
 
 

@@ -100,11 +100,11 @@ def test_ddim_reproduces_mean_and_covariance_at_every_eta(eta):
     x = program.sample(4000, sampler=DDIM(eta))
     for d in range(2):
         assert_mean(x[:, d], mean[d])
-    centred = x - mean
+    centerd = x - mean
     # Besides 4.5 standard errors there is the bias of 300 steps: what the ancestral chain of as many has.
     bias = (moments(gaussian(("log-snr", 300, 12.0, -12.0), mean, cov, doubt=False))[1] - cov).abs().max()
     for i, j in ((0, 0), (0, 1), (1, 1)):
-        found = centred[:, i] * centred[:, j]
+        found = centerd[:, i] * centerd[:, j]
         assert (found.mean() - cov[i, j]).abs() < 4.5 * found.std() / 4000**0.5 + bias
 
 

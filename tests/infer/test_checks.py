@@ -180,7 +180,7 @@ def test_a_kl_without_closed_form_is_sampled():
     assert found.kl[0].item() == pytest.approx(float(analytic), abs=0.02)
 
 
-def test_a_kl_that_does_not_factorise_is_none():
+def test_a_kl_that_does_not_factorize_is_none():
     found = dgm.infer.units(dgm.build("vae", dgm.data.load("moons", num_data=20), prior="flow"), dgm.data.load("moons"))
     assert found["z"].kl is None
 

@@ -202,7 +202,7 @@ def test_other_priors_and_hierarchies(prior):
 
 def test_labels_reach_the_guide():
     data = dgm.data.load("digits-binary", num_data=3)
-    program = dgm.build("vae", data, labelled=True).program
+    program = dgm.build("vae", data, labeled=True).program
     found = dgm.infer.gaps(
         program, data.x, data.y, num_particles=8, num_temperatures=0, gradient_steps=5, num_samples=8
     )

@@ -100,7 +100,7 @@ def test_independent_features_keep_their_own_distribution():
     assert agree(frequencies(draws, mask, 4), expected, 5000)
 
 
-@pytest.mark.parametrize("name", ["labelled-integers", "labelled-made"])
+@pytest.mark.parametrize("name", ["labeled-integers", "labeled-made"])
 def test_labels_are_summed_out(name):
     program = seeded(CASES[name].make(), 1.0)
     shape, levels = program.event_shape, program.levels
@@ -287,9 +287,9 @@ OTHERS = (
     "diffusion-levels",
     "diffusion-unet",
     "flow-mixture-base",
-    "labelled-dequantized",
-    "labelled-diffusion",
-    "labelled-vae",
+    "labeled-dequantized",
+    "labeled-diffusion",
+    "labeled-vae",
     "made-mixture",
     "mixture-given-vector",
     "normal-image",
@@ -300,7 +300,7 @@ OTHERS = (
     "vae-diffusion-prior",
     "vae-flow-prior",
     "vae-given-label",
-    "vae-labelled-prior",
+    "vae-labeled-prior",
     "vae-logistic",
     "vae-two-levels",
 )

@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo: normalisers without bias, and bounds no looser than those of importance sampling."""
+"""Sequential Monte Carlo: normalizers without bias, and bounds no looser than those of importance sampling."""
 
 import math
 
@@ -51,7 +51,7 @@ def unbiased(log_estimates, log_truth):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.1])
-def test_the_normaliser_of_a_gaussian_chain_has_no_bias(threshold):
+def test_the_normalizer_of_a_gaussian_chain_has_no_bias(threshold):
     """Never, sometimes and always resampled."""
     y = torch.tensor([[0.3, -0.9, 0.2, 1.1, 1.0]])
     truth = MultivariateNormal(torch.zeros(5), walk_covariance(5)).log_prob(y)

@@ -188,7 +188,7 @@ UNIVARIATE = {
     "spline": spline,
     "spline-linear-tails": lambda: spline(tails="linear"),
     "spline-two-bins": lambda: RationalQuadraticSpline(2),
-    "spline-off-centre": lambda: RationalQuadraticSpline(7, -1.0, 4.0),
+    "spline-off-center": lambda: RationalQuadraticSpline(7, -1.0, 4.0),
     "spline-unit": lambda: spline(0, 1, "linear"),
 }
 
@@ -426,7 +426,7 @@ def test_the_normal_cdf_makes_a_normal_uniform():
     torch.testing.assert_close(torch.distributions.Normal(0.0, 1.0).log_prob(z[:, 0]) + log_det, torch.zeros(200))
 
 
-# -- activation normalisation ------------------------------------------------------------------------------------------
+# -- activation normalization ------------------------------------------------------------------------------------------
 
 
 def far(size=500):

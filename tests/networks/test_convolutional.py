@@ -10,7 +10,7 @@ SIZES = [(1, 8, 8), (1, 28, 28), (3, 7, 5), (2, 1, 9)]
 
 
 def randomized(network):
-    """The same network with every weight drawn: zero-initialised layers would hide what they do."""
+    """The same network with every weight drawn: zero-initialized layers would hide what they do."""
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

@@ -117,8 +117,8 @@ def test_each_resolution_is_passed_on():
     assert torch.linalg.matrix_rank(jacobian, rtol=1e-9) == 64
 
 
-def test_neighbouring_times_are_told_apart():
-    """For 1000 steps: the embedding of each time is nearest to its own, and times far apart are no neighbours."""
+def test_neighboring_times_are_told_apart():
+    """For 1000 steps: the embedding of each time is nearest to its own, and times far apart are no neighbors."""
     embedding = TimeEmbedding(16)
     t = torch.arange(1, 1001) / 1000
     angles = t.unsqueeze(-1) * embedding.frequencies

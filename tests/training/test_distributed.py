@@ -88,10 +88,10 @@ def idle():
     return trained(Idle(), rows(24), validation=None)
 
 
-def partly_labelled():
-    """Some shares have no unlabelled datum, and some no other, so that the processes run other statements."""
+def partly_labeled():
+    """Some shares have no unlabeled datum, and some no other, so that the processes run other statements."""
     torch.manual_seed(0)
-    program = dgm.Labelled(
+    program = dgm.Labeled(
         dgm.Categorical((), 3), dgm.Normal(3, nn.Embedding(3, 6)), dgm.Categorical((), 3, MLP((3,), 3, ()))
     ).double()
     y = torch.randint(-1, 1, (40,), generator=torch.Generator().manual_seed(1))
@@ -131,7 +131,7 @@ def remembering():
     return trained(program, rows(32, program.event_shape[0]), validation=0.25)
 
 
-ALIKE = {each.__name__: each for each in (autoregressive, odd, flow, idle, partly_labelled, early, graph)}
+ALIKE = {each.__name__: each for each in (autoregressive, odd, flow, idle, partly_labeled, early, graph)}
 
 
 # -- recipes for two alone ---------------------------------------------------------------------------------------------

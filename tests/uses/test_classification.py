@@ -87,7 +87,7 @@ def test_perfect_doubt_rejects_what_is_wrong_and_useless_doubt_nothing():
 def test_beliefs_from_bounds_tighten_with_particles():
     """log p(x) of a class-conditional linear VAE: IWAE rises with K, and every class counts in the sum."""
     digits = dgm.data.load("digits-binary", num_data=30)
-    program = dgm.build("vae", digits, labelled=True, latent_size=2, hidden=(8,))
+    program = dgm.build("vae", digits, labeled=True, latent_size=2, hidden=(8,))
     bounds = []
     for num_particles in (1, 50):
         torch.manual_seed(0)
@@ -120,12 +120,12 @@ def test_rotations_by_right_angles_are_exact():
 
 def test_a_small_rotation_moves_a_point_on_its_circle():
     x = torch.zeros(1, 1, 41, 41, dtype=torch.float64)
-    x[0, 0, 20, 35] = 1.0  # 15 to the right of the centre
+    x[0, 0, 20, 35] = 1.0  # 15 to the right of the center
     turned = corruptions.rotate(x, 30.0)[0, 0]
     place = torch.arange(41, dtype=torch.float64) - 20
-    centre = torch.stack([(turned.sum(0) * place).sum(), -(turned.sum(1) * place).sum()]) / turned.sum()
+    center = torch.stack([(turned.sum(0) * place).sum(), -(turned.sum(1) * place).sum()]) / turned.sum()
     expected = 15 * torch.tensor([math.cos(math.pi / 6), math.sin(math.pi / 6)])
-    assert torch.allclose(centre, expected.double(), atol=0.1)  # a tenth of a pixel
+    assert torch.allclose(center, expected.double(), atol=0.1)  # a tenth of a pixel
 
 
 def test_blur_keeps_the_mass_and_adds_the_variance():
@@ -187,7 +187,7 @@ def test_an_attack_on_bayes_rule_is_that_on_the_logits_it_implies(float64):
     means = torch.randn(3, 4)
     table = nn.Embedding(3, 8)
     table.weight.data = torch.cat([means, torch.full((3, 4), dgm.Normal(1).initial()[1].item())], 1)
-    generative = dgm.Labelled(dgm.Categorical((), 3), dgm.Normal(4, table))
+    generative = dgm.Labeled(dgm.Categorical((), 3), dgm.Normal(4, table))
     discriminative = linear(means, -0.5 * (means**2).sum(1))
     x, y = torch.randn(10, 4), torch.randint(3, (10,))
     assert torch.allclose(generative.class_probabilities(x), discriminative.class_probabilities(x))
@@ -198,7 +198,7 @@ def test_an_attack_on_bayes_rule_is_that_on_the_logits_it_implies(float64):
 @pytest.mark.parametrize("name", ["made", "pixelcnn", "vae", "nsf", "classifier"])
 def test_attacks_stay_in_their_ball_and_on_the_levels(name):
     digits = dgm.data.load("digits", num_data=6)
-    program = dgm.build(name, digits, labelled=name != "classifier")
+    program = dgm.build(name, digits, labeled=name != "classifier")
     before = program.training
     for attack in (corruptions.fgsm, functools.partial(corruptions.pgd, gradient_steps=2)):
         moved = attack(program, digits.x, digits.y, 2, 17)

@@ -341,19 +341,19 @@ def test_a_function_of_z_is_found_and_shuffled_labels_are_not():
         assert abs(by_chance - 0.5) < 4.5 * 0.5 / 1000**0.5
 
 
-def test_a_ring_is_not_linear_but_its_neighbours_are_alike():
+def test_a_ring_is_not_linear_but_its_neighbors_are_alike():
     rings = dgm.data.load("rings", num_data=900)
     parts = rings.x[:600], rings.y[:600], rings.x[600:], rings.y[600:]
     assert knn(*parts) == 1
     assert probe(*parts) < 0.6
 
 
-def test_nearest_neighbours_by_hand():
+def test_nearest_neighbors_by_hand():
     train, y = torch.tensor([[0.0], [1.0], [10.0], [11.0], [12.0]]), torch.tensor([0, 0, 1, 1, 1])
     test = torch.tensor([[2.0], [6.4]])  # the three nearest of 6.4: 10, 11 and 1, two of class 1
-    assert knn(train, y, test, torch.tensor([0, 1]), neighbours=3) == 1
-    assert knn(train, y, test, torch.tensor([0, 0]), neighbours=3) == 0.5
-    assert knn(train, y, test, torch.tensor([1, 1]), neighbours=5) == 1
+    assert knn(train, y, test, torch.tensor([0, 1]), neighbors=3) == 1
+    assert knn(train, y, test, torch.tensor([0, 0]), neighbors=3) == 0.5
+    assert knn(train, y, test, torch.tensor([1, 1]), neighbors=5) == 1
 
 
 def test_groups_that_are_apart_are_found():
@@ -395,7 +395,7 @@ def test_clusters_that_know_nothing_score_as_chance_does():
 def test_assess_is_its_parts():
     z, y = torch.randn(300, 2), torch.arange(300) % 3
     z[y == 1] += 5
-    found = assess(z[:200], y[:200], z[200:], y[200:], neighbours=3)
+    found = assess(z[:200], y[:200], z[200:], y[200:], neighbors=3)
     assert found.probe == probe(z[:200], y[:200], z[200:], y[200:])
     assert found.knn == knn(z[:200], y[:200], z[200:], y[200:], 3)
     assert found.clusters == agreement(cluster(z[200:], 3), y[200:])
@@ -421,7 +421,7 @@ def test_a_short_training_makes_the_classes_linear_in_z_and_noise_does_not():
     [
         ("made", "Autoregressive has no latent code"),
         ("normal", "Normal has no latent code"),
-        ("labelled-vae", "pass the program within and the labels"),
+        ("labeled-vae", "pass the program within and the labels"),
     ],
 )
 def test_programs_without_a_code_say_what_has_one(name, match):
@@ -437,8 +437,8 @@ def test_an_implicit_model_cannot_be_inverted():
         encode(program, torch.zeros(2, 2))
 
 
-def test_a_labelled_vae_is_encoded_given_its_classes():
-    program = CASES["labelled-classifier"].build()
+def test_a_labeled_vae_is_encoded_given_its_classes():
+    program = CASES["labeled-classifier"].build()
     x, y = torch.randn(4, 2), torch.tensor([0, 2, 1, 1])
     within = program.program
     torch.testing.assert_close(encode(within, x, given=y), within.encoder((x, y)).mean.detach())
@@ -462,7 +462,7 @@ def test_a_labelled_vae_is_encoded_given_its_classes():
         (lambda p: grid(CASES["vae-discrete-autoregressive-prior"].build()), "the code 'z' is discrete"),
         (
             lambda p: knn(torch.zeros(3, 1), torch.zeros(3).long(), torch.zeros(1, 1), torch.zeros(1).long(), 4),
-            "neighbours is 4",
+            "neighbors is 4",
         ),
         (
             lambda p: knn(torch.zeros(3, 1), torch.zeros(2), torch.zeros(1, 1), torch.zeros(1), 1),
