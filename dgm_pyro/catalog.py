@@ -469,7 +469,7 @@ def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Prog
         name: a key of `MODELS`.
         data: what it will be trained on; gives shape, levels and number of classes.
         labeled: build the generative classifier p(y) p(x | y) over the named family instead.
-        swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent`` (how many
+        swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent_size`` (how many
             features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's
             hidden layers).
 
