@@ -5,7 +5,7 @@ r"""Preflight: what is wrong with a model and a guide, before an hour of trainin
 .. math::
     \hat L = \sum_s \log p_s - \sum_s \log q_s + \Big(\sum_{s \in S} \log q_s\Big) \, \mathrm{stop}(\hat L),
 
-with S the latents that cannot be reparameterised, and at its gradient. It takes any Pyro pair, ours or yours. Each
+with S the latents that cannot be reparameterized, and at its gradient. It takes any Pyro pair, ours or yours. Each
 check is a function from a `Visit` to findings; `CHECKS` is the list of them.
 """
 
@@ -361,9 +361,9 @@ def _visit(model: Any, guide: Any, args: Any, kwargs: Any) -> Visit:
             model = poutine.replay(model, trace=guided)
         by_guide, watch.subsampled = watch.subsampled, {}
         with _reported("model"):
-            modelled = poutine.trace(model).get_trace(*args, **kwargs)
+            modeled = poutine.trace(model).get_trace(*args, **kwargs)
     visit = Visit(
-        model=_sites(modelled),
+        model=_sites(modeled),
         guide=None if guided is None else _sites(guided),
         subsampled=by_guide | watch.subsampled,
         drawn_apart=by_guide.keys() - watch.subsampled.keys(),
@@ -1071,7 +1071,7 @@ def _module(source: str) -> types.ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where data classes look for it
-    sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbours
+    sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbors
     try:
         with _users(source, "when it is loaded"):
             spec.loader.exec_module(module)

@@ -50,7 +50,7 @@ class Options:
     model: str = "vae"
     data: str = "digits-binary"
     data_dir: str | None = None
-    num: int | None = None
+    num_data: int | None = None
     latent_size: int | None = None
     epochs: int = 50
     batch_size: int = 64
@@ -225,7 +225,7 @@ def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str],
     check_count(options.batch_size, "batch_size")
     find_device(options.device)
     check_options(options.lr, 0.0, "cosine", None, None, options.compile, options.precision)
-    points = data_sets.load(options.data, data_dir=options.data_dir, num=options.num)[:16]
+    points = data_sets.load(options.data, data_dir=options.data_dir, num_data=options.num_data)[:16]
     seen = set()
     for choices in combinations:
         swaps, objective = _swaps(options, dict(choices))
@@ -359,7 +359,7 @@ def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, 
             options.data,
             swaps,
             data_dir=options.data_dir,
-            num=options.num,
+            num_data=options.num_data,
             objective=objective,
             seed=cell.seed,
             device=options.device,

@@ -3,7 +3,7 @@ r"""Caches: what a masked network keeps while x is filled feature by feature, so
 The parameters of :math:`p(x_i \mid x_{<i})` need features before i only, and most of what they are computed from was
 there at the feature before. A network that can go on from there has one method more,
 
-    network.cache(size, context=None)     # a `Cache` of ``size`` rows, at the first place of ``network.order``
+    network.cache(size, given=None)     # a `Cache` of ``size`` rows, at the first place of ``network.order``
 
 and sampling then costs one pass of the network altogether, instead of one for each feature. A network without it is
 passed the whole x each time.

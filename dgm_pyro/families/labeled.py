@@ -1,9 +1,9 @@
-r"""Generative and discriminative classifiers: two factorisations of the joint p(x, y).
+r"""Generative and discriminative classifiers: two factorizations of the joint p(x, y).
 
 .. math::
     p(x, y) = p(x \mid y)\, p(y) = p(y \mid x)\, p(x)
 
-`Labelled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
+`Labeled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
 :math:`p(y \mid x) = p(x \mid y) p(y) / p(x)`. `Discriminative` models p(y | x) alone, and knows nothing of p(x).
 """
 
@@ -34,7 +34,7 @@ from dgm_pyro.registry import register
 
 
 @register
-class Labelled(Program):
+class Labeled(Program):
     """The generative classifier p(y) p(x | y), over any family.
 
     The guide for y is the classifier q(y | x) if there is one; else Bayes' rule where p(x | y) is exact; else p(y).
@@ -50,7 +50,7 @@ class Labelled(Program):
         ValueError: the number of classes, or a shape, does not fit.
     """
 
-    # Or None; a checker that knew it would refuse `labelled.classifier(x)`.
+    # Or None; a checker that knew it would refuse `labeled.classifier(x)`.
     classifier: Categorical | Any
 
     def __init__(self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"):
@@ -75,7 +75,7 @@ class Labelled(Program):
         self.event_shape, self.levels, self.tractable = program.event_shape, program.levels, program.tractable
         sites = program.latents(self.variable)
         if sites is not None:
-            require_distinct((self.variable, label, *sites), "this Labelled")
+            require_distinct((self.variable, label, *sites), "this Labeled")
 
     @property
     def classes(self) -> int:
@@ -108,18 +108,18 @@ class Labelled(Program):
         """
         if self.program.codes():
             raise ValueError(
-                "a Labelled program has a code for each class: pass the program within and the labels, "
-                "encode(labelled.program, x, given=labelled.classify(x))"
+                "a Labeled program has a code for each class: pass the program within and the labels, "
+                "encode(labeled.program, x, given=labeled.classify(x))"
             )
         return {}
 
-    def unroll(self) -> Labelled:
+    def unroll(self) -> Labeled:
         return self._around(self.program.unroll())
 
-    def unroll_latents(self) -> Labelled:
+    def unroll_latents(self) -> Labeled:
         return self._around(self.program.unroll_latents())
 
-    def _around(self, program: Program) -> Labelled:
+    def _around(self, program: Program) -> Labeled:
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
         twin.program = program
