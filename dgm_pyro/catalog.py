@@ -175,7 +175,7 @@ def classifier(data: Data, num_classes: int | None) -> Program:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the parts of a VAE are sized by: the data, z, and the labels if all of it is conditional on them.
+    """The sizes of a VAE's parts: the data, z, and the labels if all parts are conditional on them.
 
     Attributes:
         shape: of one z; ``()`` for one of ``clusters`` classes.
@@ -300,7 +300,7 @@ def _after_normal(parts: Parts, flow: Flow) -> Flow:
 
 
 def _codes(parts: Parts) -> tuple[tuple[int, ...], int]:
-    """How many codes, and of how many values: z holds them in one-hot rows."""
+    """Number of codes and of their values: z holds them in one-hot rows."""
     if len(parts.shape) < 2:
         raise ValueError("encoder 'codes' is for discrete codes: use prior='codes' or 'codes-uniform'")
     return parts.shape[:-1], parts.shape[-1]

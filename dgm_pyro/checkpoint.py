@@ -86,7 +86,7 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
     Args:
         program: of registered classes (``@dgm.register``) and common torch.nn layers.
         path: a folder; it is made if need be, and may hold other files, which stay.
-        extra: numbers, strings, lists, tuples and dicts to keep beside the program; `read_extra` returns them.
+        extra: numbers, strings, lists, tuples and dicts to store with the program; `read_extra` returns them.
 
     Raises:
         TypeError: a class is not registered, or an argument is nothing that a checkpoint can hold.
@@ -192,7 +192,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
 
 
 def read_extra(path: str | os.PathLike[str]) -> Any:
-    """What was passed to `save` as ``extra``.
+    """The values that were passed to `save` as ``extra``.
 
     Raises:
         CheckpointError: as `load`.

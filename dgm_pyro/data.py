@@ -117,7 +117,7 @@ class Data:
         return self._on(x, y)
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, Tensor]]:
-        """The data at ``rows`` one by one, as a DataLoader of torch asks for them."""
+        """The data at ``rows`` one by one, as a DataLoader of torch reads them."""
         x = self.x[rows]
         return list(x) if self.y is None else list(zip(x, self.y[rows], strict=True))
 

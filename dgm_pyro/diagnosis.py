@@ -122,7 +122,7 @@ class Site:
 
 @dataclass
 class Visit:
-    """What one run of the guide and of the model, replayed on it, showed.
+    """The traces of one run of the guide, and of the model replayed on it.
 
     Attributes:
         model, guide: their sites by name; guide is None if there is no guide.
@@ -429,7 +429,7 @@ def _line(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    """What our own messages say after the colon."""
+    """The remedy in one of our own messages: what follows the colon."""
     return _line(error).rpartition(": ")[2]
 
 

@@ -1,6 +1,6 @@
 r"""Noise that belongs to a datum: what is said of one x depends on x, the program and the seed, on nothing else.
 
-A generator hands out its numbers in the order in which they are asked for, so that the noise of a datum depends on its
+A generator hands out its numbers in the order of the requests, so that the noise of a datum depends on its
 row and on who else is in the batch. A score that is made with such noise is no function of the datum: two data of the
 same distribution are then not exchangeable, and a rate of false alarms that rests on that is not kept.
 
@@ -152,7 +152,7 @@ def _categories(u: Tensor, given: dict[str, Any]) -> Tensor:
 
 
 def _below_one(u: Tensor, given: dict[str, Any]) -> Tensor:
-    """u in [0, 1) in the precision asked for, where 1 may be what u rounds to."""
+    """u in [0, 1) in the requested precision, where 1 may be what u rounds to."""
     like = given.get("self")
     dtype = given.get("dtype") or (torch.get_default_dtype() if like is None else like.dtype)
     return u if dtype == torch.float64 else (u / torch.finfo(dtype).eps * 2).floor() * (torch.finfo(dtype).eps / 2)

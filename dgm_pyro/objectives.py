@@ -1,4 +1,4 @@
-r"""What `dgm.fit` maximises: small callables ``objective(program, x, given=None, observed=None) -> Bound``.
+r"""Objectives of `dgm.fit`: small callables ``objective(program, x, given=None, observed=None) -> Bound``.
 
 They are computed from the traces of the program's statements. For latents z and data x,
 
@@ -74,9 +74,9 @@ class Bound:
 
 
 class Objective(Protocol):
-    """What `dgm.fit` maximises; write your own as any callable of this form.
+    """An objective, which `dgm.fit` maximizes; write your own as any callable of this form.
 
-    One that changes as training goes on has a method ``at(progress)`` too, which returns the objective to use at
+    One that changes during training has a method ``at(progress)`` too, which returns the objective to use at
     ``progress`` in [0, 1]. `dgm.fit` validates with the one at 1.
 
     One with a second player, as `adversarial.Adversarial`, has ``prepare(program)``, called once, and
@@ -492,7 +492,7 @@ BOUNDS = (ELBO, FreeBits, STL, IWAE, DReG, RWS, Enumerate)
 
 
 def chosen(objective: Any) -> Any:
-    """What the argument ``objective`` means: `ELBO` for None, the one of a name, else itself.
+    """The objective that the argument ``objective`` names: `ELBO` for None, else itself if it is no name.
 
     Raises:
         ValueError: there is none of that name.

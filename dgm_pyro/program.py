@@ -70,7 +70,7 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _driven() -> Iterator[None]:
-    """As `alone`, for statements inside handlers of Pyro's, which handle another thread's too: so none waits."""
+    """Like `alone`, for statements inside Pyro's handlers, which see other threads too: it raises and never waits."""
     global _driver
     if not _lock.acquire(blocking=False):
         _refuse_threads()
@@ -169,7 +169,7 @@ class Program(nn.Module):
         return self if self.tractable else self.unroll()
 
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """How a datum x with label y enters the statements: (value, given, further observed sites)."""
+        """The form in which a datum x with label y enters the statements: (value, given, further observed sites)."""
         return x, (y if self.conditional else None), {}
 
     @property
@@ -442,7 +442,7 @@ def store_name(program: Program) -> str:
 
 
 def register_parameters(program: Program) -> None:
-    """What `pyro.module` does, less its warning about frozen parameters and its two ways to train a stale copy.
+    """Like `pyro.module`, without its warning about frozen parameters and its two ways to train a stale copy.
 
     Values that the user has brought to the store, by its ``load`` or under the program's names, are taken over.
 
@@ -500,7 +500,7 @@ def _require_no_misfits(program: Program, stored: dict[str, Tensor]) -> None:
 
 
 class _Reference(weakref.ref):  # type: ignore[type-arg]
-    """What Pyro leaves on a parameter so that SVI finds it, except that it can be pickled: as None."""
+    """Like what Pyro leaves on a parameter for SVI to find, but it can be pickled: as None."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -948,7 +948,7 @@ def support_of(distribution: Any) -> constraints.Constraint | None:
 
 
 def unwrapped(constraint: Any) -> constraints.Constraint:
-    """That of single features, of a constraint on events of them."""
+    """The constraint on a single feature, from a constraint on events of features."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     inner: constraints.Constraint = constraint

@@ -72,12 +72,12 @@ class Theme:
 
     @property
     def grey(self) -> Colormap:
-        """From paper (nothing) to ink (everything)."""
+        """Color map from paper (nothing) to ink (everything)."""
         return LinearSegmentedColormap.from_list("grey", [self.paper, self.ink])
 
     @property
     def heat(self) -> Colormap:
-        """From paper (no density) to the first series colour, to ink."""
+        """Color map from paper (no density) over the first series color to ink."""
         return LinearSegmentedColormap.from_list("heat", [self.paper, self.series[0], self.ink])
 
     @property
@@ -195,7 +195,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 LINE = 54
-"""How many characters of a title fit the width."""
+"""Number of characters of a title that fit the width."""
 
 
 def _figure(height: float, title: str) -> Figure:
@@ -462,7 +462,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
 
 
 MOST_TERMS = 8
-"""Of a loss, that are drawn as curves of their own."""
+"""Terms of a loss that are drawn as separate curves."""
 
 
 def _terms(history: History) -> dict[str, list[float]]:

@@ -1,6 +1,6 @@
 """Reports: one HTML file that carries its pictures, for phones and desktops, light and dark.
 
-The parts are plain data, so that whoever has results can write a report:
+The parts are plain data, so any results can become a report:
 
 >>> from dgm_pyro.experiments import report
 >>> table = report.Table([report.Column("program", "what was trained")], [[report.Cell("VAE")]])

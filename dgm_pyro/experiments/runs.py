@@ -33,12 +33,12 @@ Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
 KINDS: dict[str, Kind] = {
     "model": str, "data": str, "data_dir": str | None, "options": dict, "history": {"seconds": int | float}
 }  # fmt: skip
-"""What a record holds."""
+"""Fields of a record."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """How a program came about.
+    """The record of how a program was made.
 
     Attributes:
         model: the name given to `dgm.build`.

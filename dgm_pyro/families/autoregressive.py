@@ -98,7 +98,7 @@ class Autoregressive(Conditional):
         return self.features.univariate(self.raw_at(i, raw))
 
     def raw_at(self, i: int, raw: Tensor) -> Tensor:
-        """Those of the feature at place i = 1 .. D of the order, ``(*batch, P)``."""
+        """Raw parameters of the feature at place i = 1 .. D of the order, ``(*batch, P)``."""
         return raw.flatten(-1 - len(self.event_shape), -2)[..., self.order[i - 1], :]
 
     def chain(
@@ -220,7 +220,7 @@ class Chain:
         return self.program.features.univariate(self.raw_parameters())
 
     def raw_parameters(self) -> Tensor:
-        """Those of `next`, ``(*batch, P)``."""
+        """Raw parameters of `next`, ``(*batch, P)``."""
         p, self.place = self.program, self.place + 1
         if self.cache is None:
             return p.raw_at(self.place, p.raw_parameters(self.x, self.given))
@@ -262,7 +262,7 @@ class Chain:
 
 
 class AutoregressiveDistribution(TorchDistribution):
-    """What `Autoregressive` returns given ``given``.
+    """The distribution that `Autoregressive` returns for ``given``.
 
     Args:
         program: whose parameters it has.

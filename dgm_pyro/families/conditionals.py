@@ -106,7 +106,7 @@ class Parametric(Conditional):
         return self.adjusted(raw.reshape(*batch, *shape))
 
     def adjusted(self, raw: Tensor, feature: int | None = None) -> Tensor:
-        """What the network returned, with what does not depend on ``given`` put to it.
+        """The network's output plus the part that does not depend on ``given``.
 
         Args:
             raw: of all features, ``(*batch, P, *event_shape)``; or of one, ``(*batch, P)``.

@@ -50,7 +50,7 @@ from dgm_pyro.registry import register
 
 @register
 class Schedule(nn.Module):
-    r"""How fast the signal fades: :math:`\alpha_t, \sigma_t` for t = 0 .. T, with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+    r"""The noise schedule: :math:`\alpha_t, \sigma_t` for t = 0 .. T, with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 
     Args:
         alpha_bar: :math:`\bar\alpha_t = \alpha_t^2` for t = 1 .. T, strictly decreasing inside (0, 1), so that the
@@ -156,9 +156,9 @@ def noising(name: str, fn: TorchDistribution) -> Tensor:
 
 
 class Denoising(Program):
-    """What diffusions in discrete and in continuous time share: what the network predicts, and the samplers.
+    """Base class of diffusions in discrete and in continuous time: the network's prediction, and the samplers.
 
-    A subclass says at which `steps` times its chain runs, how noisy each is (`noise_at`), how the network is told the
+    A subclass says at which `steps` times its chain runs, how noisy each is (`noise_at`), how the network receives the
     time (`clock`), how far off it may be (`doubt`), and states its bound.
 
     Attributes:
@@ -204,11 +204,11 @@ class Denoising(Program):
         raise NotImplementedError
 
     def clock(self, t: Tensor) -> Tensor:
-        """The time in [0, 1] that the network is told."""
+        """The time in [0, 1] that the network receives."""
         raise NotImplementedError
 
     def doubt(self, t: Tensor) -> Tensor:
-        """v, the variance of x_0 around what the network makes of x_t; not asked for where it predicts levels."""
+        """v, the variance of x_0 around what the network makes of x_t; not used where it predicts levels."""
         raise NotImplementedError
 
     def posterior_variance(self, t: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class Denoising(Program):
         return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
 
     def denoise(self, x_t: Tensor, t: Tensor, given: Any = None, guidance: float = 0.0) -> Denoised:
-        """What the network makes of x_t, ``(*batch, *event_shape)``, at t, ``(*batch,)``.
+        """The network's prediction from x_t, ``(*batch, *event_shape)``, at t, ``(*batch,)``.
 
         Args:
             guidance: w in (1 + w) f(given) - w f(null), f the network (Ho and Salimans 2021, eq. 6); both in one call.
@@ -316,7 +316,7 @@ class Denoising(Program):
         return self.num_classes
 
     def _hide(self, given: Any, x: Tensor) -> Any:
-        """In training mode, ``given`` with each datum's label hidden by chance: for scoring x, never for drawing it."""
+        """``given`` with labels dropped at random in training mode: for scoring x, never for drawing it."""
         if not self.training or self.label_dropout == 0:
             return given
         # Enumerated labels have no data dimension of their own yet.
@@ -541,7 +541,7 @@ class Diffusion(Denoising):
             yield t, weight, noising(f"{name}_t", self.noised(x0, t))
 
     def time_probabilities(self) -> Tensor:
-        """With which probability a step of training looks at each of the times 1 .. T, ``(T,)``."""
+        """Probability that a training step evaluates each of the times 1 .. T, ``(T,)``."""
         if not self.importance:
             return torch.full_like(self.schedule.alpha[1:], 1 / self.steps)
         root = self.mean_square.sqrt()
@@ -560,7 +560,7 @@ class Diffusion(Denoising):
 
 @dataclass
 class Denoised:
-    """What a denoiser makes of x_t: mean and variance of x_0; if it predicts levels, their logits, levels last."""
+    """A denoiser's prediction from x_t: mean and variance of x_0; if it predicts levels, their logits, levels last."""
 
     x0: Tensor
     variance: Tensor

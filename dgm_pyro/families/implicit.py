@@ -290,7 +290,7 @@ def _share_inside(points: Tensor, support: Tensor, k: int) -> float:
 
 @torch.no_grad()
 def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]:
-    """How many modes of a mixture of round Normals the samples have, and which share of them is near one.
+    """Number of modes of a mixture of round Normals that samples cover, and the share of samples near a mode.
 
     A sample is near a mode within 3 standard deviations of its centre, where 98.9 % of a Normal of the plane
     are. A mode counts as covered if it has at least a fifth of the samples it should have.

@@ -79,7 +79,7 @@ class Labelled(Program):
 
     @property
     def classes(self) -> int:
-        """How many values y takes."""
+        """Number of values that y takes."""
         assert self.prior.levels is not None
         return self.prior.levels
 
@@ -218,7 +218,7 @@ class Discriminative(Conditional):
             self._check_values(given)
 
     def _check_values(self, x: Tensor) -> None:
-        """As of a program of x, with the levels that the network was told of; without any, it may take integers."""
+        """Check x against the levels that the network was given; without any, x may hold any integers."""
         assert self.labels.network is not None  # they are conditional
         told = (getattr(part, "levels", None) for part in self.labels.network.modules())
         levels = next((levels for levels in told if levels is not None), None)

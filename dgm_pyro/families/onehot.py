@@ -83,7 +83,7 @@ class OneHot(Conditional):
 
 
 class OneHotDistribution(TorchDistribution):
-    """What `OneHot` returns.
+    """The distribution that `OneHot` returns.
 
     Args:
         codes: the distribution of the integers: independent Categoricals, or an autoregressive model's.

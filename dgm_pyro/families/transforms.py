@@ -1,4 +1,4 @@
-"""What a `Flow` composes, as transforms of torch: bijections at a context, and the transforms of Pyro.
+"""The parts of a `Flow` as transforms of torch: bijections at a context, and transforms of Pyro.
 
 A transform remembers its last pair of z and x, so that a density after a sample costs no inverse.
 """
@@ -188,7 +188,7 @@ def modules_of(part: Any) -> Iterator[nn.Module]:
 
 
 def loose_tensors(part: Any) -> Iterator[tuple[Any, str]]:
-    """Which attributes of a transform that is no module, and of those it wraps, are tensors."""
+    """The tensors among the attributes of a transform that is no module, and of those that it wraps."""
     if isinstance(part, nn.Module):
         return
     if isinstance(part, _InverseTransform):

@@ -104,7 +104,7 @@ class VAE(Program):
         declare_given(part, shape, role, source)
 
     def _common_num_classes(self) -> int | None:
-        """How many labels the VAE's own given may take, by those of its parts that read it."""
+        """Number of labels that the VAE's ``given`` may take, from the parts that read it."""
         if not self.conditional or self.given_shape not in (None, ()):
             return None
         parts = {

@@ -90,7 +90,7 @@ def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Annealed:
-    """What `ais` found.
+    """The result of `ais`.
 
     Attributes:
         log_evidence: log-mean-exp of the weights over the chains, in nats, ``(B,)``: on average below log p(x).
@@ -108,7 +108,7 @@ class Annealed:
 
 @dataclass(frozen=True)
 class Sandwich:
-    """What `bidirectional` found: on average, lower <= log p(x) <= upper.
+    """The result of `bidirectional`: on average, lower <= log p(x) <= upper.
 
     Attributes:
         x: data that the program made, ``(B, *event_shape)``.
@@ -320,7 +320,7 @@ class Path:
 
 
 class ToPosterior(Path):
-    """From the prior or the guide to p(x, latents), as a density of unconstrained coordinates of the latents."""
+    """The path from the prior or the guide to p(x, latents), as densities of unconstrained coordinates."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ SIGNIFICANT = 0.01
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `sbc` found.
+    """The result of `sbc`.
 
     Attributes:
         ranks: by latent site, of every simulation and dimension, ``(N, D)``: integers 0 .. num_draws.
@@ -54,7 +54,7 @@ class Calibration:
         return bins.sum(0)
 
     def p_values(self, site: str) -> Tensor:
-        """Of a chi-square test of uniformity, for each dimension, ``(D,)``."""
+        """p-values of a chi-square test of uniformity, one per dimension, ``(D,)``."""
         counts = self.histogram(site).double()
         expected = counts.sum(-1, keepdim=True) / self.num_bins
         statistic = ((counts - expected) ** 2 / expected).sum(-1)
@@ -64,7 +64,7 @@ class Calibration:
 
     @property
     def p_value(self) -> float:
-        """Of all dimensions of all sites together: the smallest, times their number (Bonferroni)."""
+        """p-value of all dimensions of all sites together: the smallest times their number (Bonferroni)."""
         every = torch.cat([self.p_values(site) for site in self.ranks])
         return min(1.0, float(every.min()) * len(every))
 
@@ -132,7 +132,7 @@ def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
 
 
 def _guesses_below(program: Program, given: Any, size: int, num_draws: int) -> dict[str, Tensor]:
-    """Of how many draws of the guide each z of ``size`` simulations is above, and how many it equals, ``(2, B, D)``."""
+    """Number of the guide's draws below each z of ``size`` simulations, and number equal to it, ``(2, B, D)``."""
     truth: Any = joint_trace(program, None, given=given, batch=(size,))
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
@@ -214,7 +214,7 @@ def _units(program: Program, data: Any, draws: int, seed: int) -> dict[str, Unit
 def _moments(
     program: Program, x: Tensor, y: Tensor | None, draws: int
 ) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
-    """By code: means over draws of E_q[z] and of its square, ``(B, D)``, and of the KL, summed over data, ``(D,)``."""
+    """Means over draws, by code: of E_q[z] and its square, ``(B, D)``, and of the KL summed over data, ``(D,)``."""
     x, given, _ = program.arguments(x, y)
     sums: dict[str, tuple[Any, Any, Any]] = {}
     for _ in range(draws):
@@ -265,7 +265,7 @@ def _elements(fn: Any) -> Any:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found: calibration, units by site, and findings with a remedy."""
+    """The result of `check`: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
     units: dict[str, Units]

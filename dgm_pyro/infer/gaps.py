@@ -66,12 +66,12 @@ class Gaps:
 
     @property
     def approximation(self) -> Tensor:
-        """What the family costs, ``(B,)``."""
+        """Loss of nats due to the guide's family, ``(B,)``."""
         return self.log_evidence - self.best
 
     @property
     def amortization(self) -> Tensor:
-        """What the encoder costs beyond its family, ``(B,)``."""
+        """Loss of nats due to the encoder beyond its family, ``(B,)``."""
         return self.best - self.elbo
 
     @property

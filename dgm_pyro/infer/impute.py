@@ -289,9 +289,9 @@ class _Known(poutine.messenger.Messenger):
 
 
 class _ToReals(Path):
-    """From a Normal fitted to each missing feature of the program's own draws, to p(x), in unconstrained coordinates.
+    """The path from Normals to p(x), in unconstrained coordinates.
 
-    The coordinates of observed features move too, and mean nothing.
+    The Normals are fitted to the program's own draws of each missing feature. The coordinates of observed features move too, and mean nothing.
     """
 
     def __init__(self, program: Conditional, x: Tensor, mask: Tensor, given: Any, num_chains: int):
@@ -325,7 +325,7 @@ class _ToReals(Path):
 
 
 class _ToCells(Path):
-    """From uniform on the cells of the observed features and the unit interval of the missing ones, to p(v)."""
+    """The path to p(v) from the uniform on the observed features' cells and the missing ones' unit interval."""
 
     def __init__(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any, num_chains: int):
         if not program.flow.tractable:

@@ -53,7 +53,7 @@ class Stepper(Protocol):
     """A chain of densities. All tensors of a state are ``(K, B, ...)``; log weights ``(K, B)``, in nats."""
 
     def __len__(self) -> int:
-        """How many steps there are after the start."""
+        """Number of steps after the start."""
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
         """The first state of ``batch`` = (K, B) particles, and its log weights."""

@@ -91,7 +91,7 @@ class ConvEncoder(nn.Module):
 
 @register
 class ConvDecoder(nn.Module):
-    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional context beside the input.
+    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional context as a second input.
 
     Args:
         in_shape: shape of one input, such as ``(16,)`` for z; ``()`` for a class label.

@@ -93,7 +93,7 @@ def draw(program: Program, size: int, given: Any = None) -> Tensor:
     """Samples of ``program`` with their gradient, ``(size, *event_shape)``, integers scaled to [-1, 1].
 
     Raises:
-        ValueError: they have none, although some parameter asks for it: x is discrete, or drawn by steps without one.
+        ValueError: they have none, although some parameter requires it: x is discrete, or drawn by steps without one.
     """
     with poutine.block(), plates((size,)):
         x = program.joint(program.variable, None, given)
@@ -113,7 +113,7 @@ def _scaled(program: Program, x: Tensor) -> Tensor:
 
 
 class Adversarial:
-    """A game of the program against a critic that learns beside it, in the same `dgm.fit`.
+    """Adversarial training of the program against a critic, which learns in the same `dgm.fit`.
 
     Before each step of the program the critic takes ``critic_steps`` of its own, by Adam with the learning rate that
     the program has then. Epochs are validated by the energy distance to the held-out data, because the loss of a game
@@ -141,7 +141,7 @@ class Adversarial:
     """
 
     unit: ClassVar[str] = "of the game"
-    eager_only: ClassVar[str] = "trains its critic beside the program"
+    eager_only: ClassVar[str] = "trains a critic together with the program"
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class Adversarial:
             optimizer.step()
 
     def critic_loss(self, real: Tensor, fake: Tensor, given: Any = None) -> Tensor:
-        """What the critic descends: less the distance that it sees, and the penalties on its slope; a scalar."""
+        """The critic's loss: minus the distance that it measures, plus the penalties on its slope; a scalar."""
         critic = self._prepared()[0]
         loss = -self.distance(_values(critic, real, given), _values(critic, fake, given))
         if self.r1 > 0:
@@ -202,7 +202,7 @@ class Adversarial:
         return loss
 
     def distance(self, of_data: Tensor, of_samples: Tensor) -> Tensor:
-        """How far apart data and samples are, as the critic's values have it, a scalar."""
+        """The distance between data and samples by the critic's values, a scalar."""
         if self.game == "wasserstein":
             return of_data.mean() - of_samples.mean()
         return divergence_bound("js" if self.game == "gan" else self.game, of_data, of_samples)
@@ -468,7 +468,7 @@ def density_ratio(
         chosen = MLP(p.shape[1:], 1, (64, 64), activation="silu").to(p) if critic is None else critic
         optimizer = torch.optim.Adam(chosen.parameters(), lr=lr)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        # Summed where it is made: to ask for a number at every step would be to wait for the device.
+        # Summed on the device: reading a number at every step would wait for it.
         bounds, total = [], torch.zeros((), dtype=torch.float64, device=p.device)
         for step in range(1, steps + 1):
             batches = [x[torch.randint(len(x), (batch_size,), device=x.device)] for x in (p, q)]

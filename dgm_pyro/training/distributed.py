@@ -42,7 +42,7 @@ class Team:
         return self.rank == 0
 
     def batches(self, count: int, batch_size: int) -> int:
-        """How many batches an epoch of ``count`` data has.
+        """Number of batches in an epoch of ``count`` data.
 
         A last batch with less than two data per process is left out, as layers that take the scale of a batch need two:
         the shuffling leaves out others each time.
@@ -64,7 +64,7 @@ class Team:
         return rows.tensor_split(self.size)[self.rank]
 
     def weight(self, rows: Tensor) -> float:
-        """What to multiply the mean loss of `share` with, so that the processes' mean is that of the batch."""
+        """The factor of the mean loss of `share` that makes the mean over processes the mean of the batch."""
         return len(self.share(rows)) * self.size / len(rows)
 
     def total(self, values: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class Epoch:
 
 @dataclass
 class History:
-    """What happened in `fit`.
+    """The record of a training by `fit`.
 
     Attributes:
         epochs: one `Epoch` each.
@@ -149,7 +149,7 @@ def fit(
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
         augment: applied to each training batch of x.
         compile: whether to compile the steps (see `dgm.compile`), which takes tens of seconds, and then makes each
-            faster; the random numbers are the same. "auto" does it in trainings of 5,000 steps or more, and goes on
+            faster; the random numbers are the same. "auto" does it in trainings of 5,000 steps or more, and continues
             uncompiled, with a warning, where it cannot be done.
         precision: "float32" (rather, that of the program), or "bf16", in which the networks run under autocast.
         progress: whether to show a bar with the loss.
@@ -356,7 +356,7 @@ class _Step:
                     if compile is True:
                         raise
                     # Past fit and its two decorators.
-                    warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=5)
+                    warnings.warn(f"the training continues uncompiled: {error}", stacklevel=5)
         if processes.size > 1:
             # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")

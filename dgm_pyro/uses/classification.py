@@ -325,5 +325,5 @@ def beliefs(
 
 
 def share(true: Any) -> float:
-    """How many of ``true`` are, from 0 to 1."""
+    """Fraction of entries of ``true`` that are true."""
     return float(torch.as_tensor(true).double().mean())

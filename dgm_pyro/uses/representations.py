@@ -409,7 +409,7 @@ def traverse(
     given: Any = None,
     site: str | None = None,
 ) -> Tensor:
-    """What becomes of x when one feature of its code is set to each of ``values``, and the others stay.
+    """x decoded after one feature of its code is set to each of ``values``, with the others unchanged.
 
     Args:
         z: one code, ``(1, *z_shape)``: of a datum, by `encode`, or zeros, the mean of a standard prior.
@@ -541,7 +541,7 @@ def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well clusters are classes; all three are at most 1, and 1 if they are the same up to their names.
+    """Agreement of clusters with classes; each number is at most 1, and 1 if they are the same up to their names.
 
     Attributes:
         accuracy: share of the data whose cluster is that of their class, under the best one-to-one naming.
@@ -574,7 +574,7 @@ def agreement(clusters: Tensor, y: Tensor) -> Agreement:
 
 @dataclass(frozen=True)
 class Quality:
-    """What `assess` found, on ``num_test`` data.
+    """The result of `assess`, on ``num_test`` data.
 
     Attributes:
         probe, knn: accuracies.
@@ -587,7 +587,7 @@ class Quality:
     num_test: int
 
     def stderr(self, accuracy: float) -> float:
-        """Of an accuracy on the test data."""
+        """Standard error of an accuracy on the test data."""
         return math.sqrt(accuracy * (1 - accuracy) / self.num_test)
 
     def as_dict(self) -> dict[str, float]:
@@ -625,7 +625,7 @@ def _features(z: Tensor) -> Any:
 
 
 def latents(program: Program, x: Tensor) -> Tensor | None:
-    """What the program knows of x in place of x: the mean of q(z | x), or a flow's z; None without latents.
+    """The latent representation of x: the mean of q(z | x), or a flow's z; None without latents.
 
     Args:
         x: ``(N, *event_shape)``.

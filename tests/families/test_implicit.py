@@ -184,7 +184,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
             ValueError,
             "draws of this Bernoulli carry no gradient.*'elbo'",
         ),
-        (lambda: dgm.compile(tiny(), "gan"), ValueError, "Adversarial cannot be compiled, as it trains its critic"),
+        (lambda: dgm.compile(tiny(), "gan"), ValueError, "Adversarial cannot be compiled, as it trains a critic"),
         (lambda: fitted(tiny(), torch.randn(200, 3), "gan", compile=True), ValueError, "Adversarial cannot be comp"),
         (lambda: dgm.compile(tiny(), "mmd"), ValueError, "KernelScore cannot be compiled, as it fixes the number"),
         (

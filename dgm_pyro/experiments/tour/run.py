@@ -41,7 +41,7 @@ def run(
         stops: the programs to visit.
 
     Returns:
-        A line for each program whose training failed; the tour goes on without it.
+        A line for each program whose training failed; the tour continues without it.
 
     Raises:
         FileExistsError: ``out`` holds something that is no tour.
