@@ -291,7 +291,8 @@ class _Known(poutine.messenger.Messenger):
 class _ToReals(Path):
     """The path from Normals to p(x), in unconstrained coordinates.
 
-    The Normals are fitted to the program's own draws of each missing feature. The coordinates of observed features move too, and mean nothing.
+    The Normals are fitted to the program's own draws of each missing feature. The coordinates of observed features
+    move too, and mean nothing.
     """
 
     def __init__(self, program: Conditional, x: Tensor, mask: Tensor, given: Any, num_chains: int):
