@@ -157,7 +157,7 @@ def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.
 def implicit(data: Data, num_classes: int | None) -> Program:
     if num_classes is not None:
         raise ValueError(
-            "'implicit' has no density, and so no p(y | x) by Bayes' rule: leave labelled out; for samples of a class "
+            "'implicit' has no density, so Bayes' rule gives no p(y | x): leave labelled out; for samples of a class "
             "use dgm.Implicit with a generator that reads the label"
         )
     size = LATENT if is_image(data) else 2
@@ -234,7 +234,7 @@ def vae(
         discrete = prior == "bernoulli" if made is None else made.levels == 2
         encoder = "categorical" if one_class else "codes" if coded else "bernoulli" if discrete else "meanfield"
     if coded and encoder != "codes" and not isinstance(encoder, OneHot):
-        raise ValueError("a prior of one-hot codes needs an encoder of such: use encoder='codes', or leave it out")
+        raise ValueError("a prior of one-hot codes needs a one-hot encoder: use encoder='codes', or leave it out")
     # The encoder comes first, because VampPrior is made of it; unless it is itself made of the other parts.
     late = isinstance(encoder, str) and encoder in LATE_ENCODERS
     q = _named("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
@@ -484,7 +484,7 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
     if not isinstance(data, Data):
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
     if name not in ("vae", "vq-vae") and swaps:
-        raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these to swap")
+        raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
     known = ("prior", "encoder", "likelihood", "latent", "hidden")
     unknown = sorted(set(swaps) - set(known))
     if unknown:
@@ -494,12 +494,12 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")
     if classes == 1 and (labelled or name == "classifier"):
         raise ValueError(
-            f"{data.name} has labels of one class, so there is nothing to classify: pass labels of two or more, or "
-            "build a model of x without labelled=True"
+            f"{data.name} has labels of one class, so there is nothing to classify: pass labels of at least two "
+            "classes, or build a model of x without labelled=True"
         )
     if len(data.event_shape) == 2:
         warnings.warn(
-            f"{data.name} has event_shape {tuple(data.event_shape)}, which is built as features without a place: if it "
+            f"{data.name} has event_shape {tuple(data.event_shape)}, which is built as a vector of features: if it "
             "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
             stacklevel=2,
         )
@@ -507,7 +507,7 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
     if not labelled or classes is None:
         return make(data, None, **swaps)
     if name == "classifier":
-        raise ValueError("'classifier' is discriminative: labelled=True goes with a family of p(x)")
+        raise ValueError("'classifier' is discriminative: labelled=True needs a generative model")
     posterior = None
     program = make(data, classes, **swaps)
     if not program.conditional or (isinstance(program, VAE) and not _generates_from_label(program)):

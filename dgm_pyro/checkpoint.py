@@ -161,7 +161,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
         program = _rebuild(header["modules"], weights)
         frozen, evaluating = set(header["frozen"]), set(header["evaluating"])
     if not isinstance(program, Program):
-        raise _corrupted(folder, f"it describes a {type(program).__name__}, which is no Program")
+        raise _corrupted(folder, f"it describes a {type(program).__name__}, which is not a Program")
     state = _state(program)
     stored = {name: weights[tied.get(name, name)] for name in state if tied.get(name, name) in weights}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -288,7 +288,7 @@ def _decode(node: Any, modules: list[nn.Module], tensors: dict[str, Tensor]) -> 
     if not isinstance(node, dict):
         return node
     if len(node) != 1:
-        raise TypeError(f"an object with the keys {sorted(node)} is no value")
+        raise TypeError(f"an object with the keys {sorted(node)} is not a value")
     [(tag, content)] = node.items()
     if tag == "$float":
         return float(content)
@@ -305,7 +305,7 @@ def _decode(node: Any, modules: list[nn.Module], tensors: dict[str, Tensor]) -> 
         return nn.Parameter(tensors[content].clone())
     if tag == "$module":
         return modules[content]
-    raise TypeError(f"{tag!r} is no kind of value")
+    raise TypeError(f"{tag!r} is not a kind of value")
 
 
 def _rebuild(nodes: list[dict[str, Any]], tensors: dict[str, Tensor]) -> nn.Module:
@@ -414,13 +414,13 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint at {folder}: no such folder")
     path = folder / HEADER
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no checkpoint of dgm_pyro: it has no {HEADER}")
+        raise CheckpointError(f"{folder} is not a checkpoint of dgm_pyro: it has no {HEADER}")
     try:
         header = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise _corrupted(folder, error) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} is no checkpoint of dgm_pyro: its {HEADER} was written by another program")
+        raise CheckpointError(f"{folder} is not a checkpoint of dgm_pyro: its {HEADER} was written by another program")
     version = header.get("format_version")
     if not isinstance(version, int):
         raise _corrupted(folder, f"its format version is {version!r}")
@@ -435,7 +435,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
 def _read_weights(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     digest, size = expected["sha256"], expected["bytes"]
     if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise _corrupted(folder, f"{digest!r} is no sha256")
+        raise _corrupted(folder, f"{digest!r} is not a sha256")
     path = folder / _weights_name(digest)
     if not path.is_file():
         raise CheckpointError(f"{folder} lacks its weights, {path.name}: copy the whole folder")
@@ -447,7 +447,7 @@ def _read_weights(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
 
 
 @contextlib.contextmanager

@@ -169,6 +169,6 @@ def find_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=found).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # a backend that is not there fails in its own way
         raise ValueError(
-            f"device {str(device)!r} was asked for, but torch sees no {str(found).upper()} device: use device='cpu'"
+            f"device {str(device)!r} was requested, but torch finds no {str(found).upper()} device: use device='cpu'"
         ) from error
     return found

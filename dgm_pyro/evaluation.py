@@ -82,7 +82,7 @@ class Evidence:
         if self.measure != other.measure:
             raise ValueError(
                 f"a {self.measure} cannot be compared with a {other.measure}: "
-                "wrap the density in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
+                "wrap the density in dgm.Dequantized(flow, levels=...), then both are masses on the integers"
             )
         if (self.digest, self.num_dims, len(self.values)) != (other.digest, other.num_dims, len(other.values)):
             raise ValueError(

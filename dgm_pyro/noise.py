@@ -97,7 +97,7 @@ class _DatumNoise(TorchDispatchMode):
             return self._row_by_row(func, args, like)
         if name not in _INVERSES:
             raise NotImplementedError(
-                f"torch.{name} has no noise of a datum's own: draw by torch.rand, torch.randn or a torch distribution"
+                f"torch.{name} has no per-datum noise: draw by torch.rand, torch.randn or a torch distribution"
             )
         given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
         given |= {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
@@ -146,7 +146,7 @@ class _DatumNoise(TorchDispatchMode):
 
 def _categories(u: Tensor, given: dict[str, Any]) -> Tensor:
     if u.shape[-1] > 1 and not given["replacement"]:
-        raise NotImplementedError("torch.multinomial without replacement has no noise of a datum's own: draw one")
+        raise NotImplementedError("torch.multinomial without replacement has no per-datum noise: draw one")
     edges = given["self"].double().cumsum(-1)
     return torch.searchsorted(edges, u * edges[..., -1:], right=True).clamp(max=edges.shape[-1] - 1)
 

@@ -504,7 +504,7 @@ def chosen(objective: Any) -> Any:
         return objective_named(objective)
     if isinstance(objective, type):
         name = objective.__name__
-        raise TypeError(f"objective is the class {name}: pass one of it, {name}()")
+        raise TypeError(f"objective is the class {name}: pass an instance, {name}()")
     if not callable(objective):
         raise TypeError(f"objective must be callable, a name, or a Pyro ELBO, got {type(objective).__name__}")
     return objective
@@ -569,7 +569,9 @@ def elbo(
 def check_particles(num_particles: Any, leave_one_out: bool) -> None:
     check_count(num_particles, "num_particles")
     if leave_one_out and num_particles == 1:
-        raise ValueError("num_particles must be at least 2 with leave_one_out: one draw leaves none to compare it with")
+        raise ValueError(
+            "num_particles must be at least 2 with leave_one_out: a draw's baseline is the mean of the others"
+        )
 
 
 def exact(program: Program, x: Tensor, given: Any = None) -> Bound:
@@ -720,7 +722,7 @@ def _path_log_q(
         site: Any = guide.nodes[name]
         if not site["fn"].has_rsample and site_log_prob(site).requires_grad:
             raise ValueError(
-                f"{objective} follows the gradient through the latents, but {name!r} ({_family(site)}) is not "
+                f"{objective} needs gradients through the latents, but {name!r} ({_family(site)}) is not "
                 "reparameterised: use the objective 'enumerate', 'vimco', 'rloo' or 'rws'"
             )
     parameters = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
@@ -735,7 +737,7 @@ def _path_log_q(
         ) from error
     if before is not None and not torch.equal(before, _random_state(x.device)):
         raise ValueError(
-            f"{objective} states the guide twice, but it is not the same twice: remove the dropout from the encoder, "
+            f"{objective} runs the guide twice, but it differs between the two: remove the dropout from the encoder, "
             "or use the objective 'elbo' or 'iwae'"
         )
     return log_q

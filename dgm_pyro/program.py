@@ -308,7 +308,7 @@ class Program(nn.Module):
             return
         if torch._C._functorch.is_batchedtensor(x):
             raise RuntimeError(
-                "x is mapped by torch.func.vmap, under which no number can be looked at: map program.exact_log_prob, "
+                "x is mapped by torch.func.vmap, under which values cannot be read: map program.exact_log_prob, "
                 "or give log_weights all data at once, (B, *event_shape), and num_particles: it has these dimensions"
             )
         counts = not x.is_floating_point() and self.measure_given(given) == "mass"

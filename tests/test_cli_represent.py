@@ -133,9 +133,9 @@ def test_a_single_datum_has_a_code_and_no_map(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("made",), "Autoregressive has no code of x"),
+        (("made",), "Autoregressive has no latent code"),
         (("labelled",), "has a code for each class"),
-        (("labelled-made",), "Autoregressive has no code of x"),
+        (("labelled-made",), "Autoregressive has no latent code"),
         (("vae", "--site", "z2"), "site must be one of 'z', got 'z2'"),
         (("vae", "--path", "bent"), "path must be one of linear, spherical"),
         (("vae", "--num", "0"), "num must be a positive integer"),

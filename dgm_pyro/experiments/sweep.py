@@ -568,7 +568,7 @@ def compare(
         if program.measure != first.measure:
             raise ValueError(
                 f"{name} holds a {program.measure}, but {names[0]} a {first.measure}: a mass and a density are not "
-                "comparable; wrap a flow in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
+                "comparable; wrap a flow in dgm.Dequantized(flow, levels=...), then both are masses on the integers"
             )
         if other.data != record.data:
             raise ValueError(

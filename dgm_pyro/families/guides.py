@@ -256,7 +256,7 @@ class TopDown(Program):
         return self.bottom.joint(name, value, given=(given, above))
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        raise NotImplementedError("TopDown is a guide: its own latents have none")
+        raise NotImplementedError("TopDown is a guide: its own latents have no guide")
 
     def latents(self, name: str) -> tuple[str, ...] | None:
         above = self.top.latents(self.latent)

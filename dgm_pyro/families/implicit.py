@@ -154,8 +154,8 @@ class Implicit(Program):
 
     def _refuse(self) -> NoReturn:
         raise IntractableError(
-            "an Implicit has no density: x = generator(z) is certain once z is known, and the generator need not be "
-            "invertible, so that neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
+            "an Implicit has no density: x = generator(z) is a function of z, and the generator need not be "
+            "invertible, so neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
             "train with dgm.fit(program, data, 'gan') (or 'wgan-gp', 'f-gan:kl', 'energy', 'mmd'); compare samples "
             "with implicit.precision_recall; or add noise, implicit.noisy(program, scale), and evaluate that"
         )
@@ -274,9 +274,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     check_tensor(fake, real.shape[1:], "fake", "the shape of a real datum")
     check_finite(fake, "fake")
     if min(len(real), len(fake)) <= k:
-        raise ValueError(
-            f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: more than k are needed"
-        )
+        raise ValueError(f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: use a smaller k")
     real, fake = real.flatten(1).double(), fake.flatten(1).double()
     return _share_inside(fake, real, k), _share_inside(real, fake, k)
 

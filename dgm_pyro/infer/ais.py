@@ -357,7 +357,7 @@ class ToPosterior(Path):
         if not bool(ratio.isfinite().all()):
             source, remedy = ("guide", "check x") if self.from_guide else ("prior", "use initial='guide'")
             raise ValueError(
-                f"log p(x | latents) is not finite at draws from the {source}, so that there is no path to the "
+                f"log p(x | latents) is not finite at draws from the {source}, so there is no path to the "
                 f"posterior: {remedy}"
             )
         return u

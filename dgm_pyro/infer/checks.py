@@ -185,7 +185,7 @@ def units(program: Program, data: Any, *, draws: int = DRAWS, seed: int = 0) -> 
     """
     found = _units(program, data, draws, seed)
     if not found:
-        raise ValueError(f"the guide of this {type(program).__name__} draws no code of x whose use could be measured")
+        raise ValueError(f"the guide of this {type(program).__name__} has no latent variables to measure")
     return found
 
 

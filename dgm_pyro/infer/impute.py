@@ -236,7 +236,7 @@ class _Method:
             if program.levels is not None:
                 raise ValueError(
                     f"there is no method to impute with {type(program).__name__}: its features are integers that "
-                    "depend on one another, and no chain says how"
+                    "depend on one another, without a chain rule to sample by"
                 ) from None
             return self.annealed(_ToReals(program, x, mask, given, self.count(PARTICLES)))
         log_prob = torch.where(mask, features.log_prob(x), 0.0).reshape(len(x), -1).sum(-1)
@@ -249,7 +249,7 @@ class _Method:
         if own:
             raise ValueError(
                 f"there is no method to impute with this {type(program).__name__}: its likelihood has latents of its "
-                f"own, {', '.join(own)}, that hold x in place: use a likelihood without"
+                f"own, {', '.join(own)}, that depend on x: use a likelihood without latents"
             )
         if any(trace.nodes[name]["fn"].support.is_discrete for name in latent_sites(trace)):
             batch = (self.count(DISCRETE), len(x))

@@ -99,7 +99,7 @@ def draw(program: Program, size: int, given: Any = None) -> Tensor:
         x = program.joint(program.variable, None, given)
     if torch.is_grad_enabled() and not x.requires_grad:
         raise ValueError(
-            f"the draws of this {type(program).__name__} carry no gradient, so that no comparison of samples can train "
+            f"the draws of this {type(program).__name__} carry no gradient, so comparing samples cannot train "
             "it: use a dgm.Implicit, a flow, or continuous likelihoods; or an objective such as 'elbo'"
         )
     return _scaled(program, x)
@@ -224,7 +224,7 @@ class Adversarial:
 
     def _prepared(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         if self.critic is None or self.optimizer is None:
-            raise ValueError("the game has not begun: pass the objective to dgm.fit, or call prepare(program) first")
+            raise ValueError("the critic is not set up: pass the objective to dgm.fit, or call prepare(program) first")
         return self.critic, self.optimizer
 
 
@@ -250,7 +250,9 @@ def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> n
     context: dict[str, Any] = {}
     if program.conditional:
         if program.given_shape is None or is_pair(program.given_shape):
-            raise ValueError("the program's given is no label and no vector: pass Adversarial(critic=...) of your own")
+            raise ValueError(
+                "the program's given is neither a label nor a vector: pass your own Adversarial(critic=...)"
+            )
         context = {"num_classes": program.num_classes}
         if program.num_classes is None:
             context = {"context_shape": tuple(program.given_shape)}
@@ -314,7 +316,7 @@ class KernelScore:
             check_number(scale, "scales", above=0)
         check_count(self.num_particles, "num_particles")
         if self.num_particles < 2:
-            raise ValueError("num_particles must be at least 2: one sample per datum has no other to be compared with")
+            raise ValueError("num_particles must be at least 2: the score compares samples of one datum")
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None

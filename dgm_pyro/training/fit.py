@@ -331,12 +331,12 @@ class _Step:
         """
         if self.terms is None and (compile is True or processes.size > 1):
             raise ValueError(
-                f"{type(self.objective.objective).__name__} brings its own backward pass, which can be neither "
+                f"{type(self.objective.objective).__name__} has its own backward pass, which can be neither "
                 "compiled nor shared among processes: use an objective of dgm, such as 'elbo'"
             )
         if hasattr(self.objective, "update"):
             if processes.size > 1:
-                raise ValueError("each process would have a critic of its own: train a game in one process")
+                raise ValueError("each process would have its own critic: use one process for an adversarial objective")
             if compile is True:
                 check_compilable(self.objective)  # says why not
             return
@@ -551,8 +551,8 @@ def _validation(
             )
         if not 0 < round(validation * len(train)) < len(train):
             raise ValueError(
-                f"validation={validation} of {len(train)} data leaves none on one side: pass validation=None to train "
-                "on all of them, another fraction, or validation data"
+                f"validation={validation} of {len(train)} data leaves one side empty: pass validation=None to train on "
+                "all of them, another fraction, or validation data"
             )
         return train.split(validation, seed=seed)
     return train, as_data(program, validation, "validation")

@@ -96,7 +96,7 @@ def codes(program: Program) -> tuple[str, ...]:
             "a Labelled program has a code for each class: pass the program within and the labels, "
             "encode(labelled.program, x, given=labelled.classify(x))"
         )
-    raise ValueError(f"this {type(program).__name__} has no code of x to encode to: use a VAE, a flow or a diffusion")
+    raise ValueError(f"this {type(program).__name__} has no latent code: use a VAE, a flow or a diffusion")
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def encode(
         ``(N, *z_shape)``, on the CPU; of a class, its probabilities, ``(N, *z_shape, K)``, unless ``draw``.
 
     Raises:
-        ValueError: the program has no code of x, no such site, or x does not fit.
+        ValueError: the program has no latent code, no such site, or x does not fit.
     """
     site = _site(program, site)
     check_count(num_draws, "num_draws")
@@ -178,7 +178,7 @@ def decode(
         closed form, such as an autoregressive x, is drawn.
 
     Raises:
-        ValueError: the program has no code of x, no such site, or z does not fit.
+        ValueError: the program has no latent code, no such site, or z does not fit.
     """
     site = _site(program, site)
     check_count(batch_size, "batch_size")
@@ -534,7 +534,7 @@ def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
     check_seed(seed)
     check_count(num_clusters, "num_clusters")
     if num_clusters > len(z):
-        raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: ask for fewer")
+        raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: use fewer")
     found = KMeans(num_clusters, n_init=10, random_state=seed % 2**32).fit_predict(_features(z))
     return torch.from_numpy(found).long()
 

@@ -358,8 +358,8 @@ def test_a_short_training_makes_the_classes_linear_in_z_and_noise_does_not():
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("made", "Autoregressive has no code of x"),
-        ("normal", "Normal has no code of x"),
+        ("made", "Autoregressive has no latent code"),
+        ("normal", "Normal has no latent code"),
         ("labelled-vae", "pass the program within and the labels"),
     ],
 )
