@@ -14,6 +14,7 @@ from pathlib import Path
 
 from check import check
 from interactive.export import SOURCES, export
+from rooms import PICTURE, svg
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="with --check: keep pictures of some pages")
     args = parser.parse_args()
     start = time.monotonic()
+    PICTURE.write_text(svg())
     if not WEIGHTS.exists() or any(source.stat().st_mtime > WEIGHTS.stat().st_mtime for source in SOURCES):
         export(WEIGHTS)
         print(f"trained the networks of the interactive page in {time.monotonic() - start:.0f} s", flush=True)
