@@ -5,7 +5,7 @@ r"""Preflight: what is wrong with a model and a guide, before an hour of trainin
 .. math::
     \hat L = \sum_s \log p_s - \sum_s \log q_s + \Big(\sum_{s \in S} \log q_s\Big) \, \mathrm{stop}(\hat L),
 
-with S the latents that cannot be reparameterised, and at its gradient. It takes any Pyro pair, ours or yours. Each
+with S the latents that cannot be reparameterized, and at its gradient. It takes any Pyro pair, ours or yours. Each
 check is a function from a `Visit` to findings; `CHECKS` is the list of them.
 """
 

@@ -7,7 +7,7 @@ They are computed from the traces of the program's statements. For latents z and
     = E_q[\log p(x \mid z)] - KL(q(z \mid x) \,\|\, p(z)).
 
 A KL is taken in closed form wherever there is one and the order of the statements allows it, and by sampling
-otherwise. Latents that cannot be reparameterised get the score-function gradient.
+otherwise. Latents that cannot be reparameterized get the score-function gradient.
 
 The importance-weighted bounds draw z_1 .. z_K and take, with the weights w_k = p(x, z_k) / q(z_k | x),
 
@@ -55,7 +55,7 @@ from dgm_pyro.program import (
 
 @dataclass
 class Bound:
-    """A lower bound on log p(x), per datum, in nats, or what else an objective maximises.
+    """A lower bound on log p(x), per datum, in nats, or what else an objective maximizes.
 
     Attributes:
         value: the estimate, of shape ``batch``.
@@ -63,7 +63,7 @@ class Bound:
         reconstruction: log-likelihood of the data, per site.
         kl: divergence of the guide from the prior and other costs, per site; value = sum(reconstruction) - sum(kl)
             for an ELBO.
-        score: log q of the latents that cannot be reparameterised, if any.
+        score: log q of the latents that cannot be reparameterized, if any.
     """
 
     value: Tensor
@@ -135,7 +135,7 @@ class ELBO(VariationalBound):
         analytic_kl: whether to use closed forms of KL(q || p).
         beta: weight of every KL, a number or a schedule ``beta(progress)`` of the progress of training in [0, 1]. At
             another weight than 1 the value is no bound on log p(x).
-        leave_one_out: whether the score function of latents that cannot be reparameterised is multiplied by a draw's
+        leave_one_out: whether the score function of latents that cannot be reparameterized is multiplied by a draw's
             value less the mean value of the other draws: the same gradient in expectation, with less variance.
 
     Source: Jordan et al. 1999; Ranganath et al. 2014 (score function); Kingma and Welling 2014 (pathwise); Higgins et
@@ -248,7 +248,7 @@ class IWAE(VariationalBound):
 
     Args:
         num_particles: K; at 1 it is the ELBO with sampled KL.
-        leave_one_out: whether the score function of latents that cannot be reparameterised is multiplied by the bound
+        leave_one_out: whether the score function of latents that cannot be reparameterized is multiplied by the bound
             less what it would be without the draw, its weight replaced by the geometric mean of the others' (VIMCO).
 
     Source: Burda et al. 2016 (arXiv 1509.00519); Mnih and Rezende 2016 (arXiv 1602.06725), section 2.5.
@@ -275,7 +275,7 @@ class IWAE(VariationalBound):
 
 @dataclass(frozen=True)
 class DReG(VariationalBound):
-    """The importance-weighted bound, with the doubly reparameterised gradient for the guide.
+    """The importance-weighted bound, with the doubly reparameterized gradient for the guide.
 
     The model's gradient is that of `IWAE`, weighted by w / sum w; along the paths through the latents it is weighted by
     the square of that, and the guide's score is gone. The same gradient in expectation, but its signal no longer drowns
@@ -317,7 +317,7 @@ class RWS(VariationalBound):
 
     The model ascends the importance-weighted bound. The guide ascends sum_k w_k log q(z_k | x) / sum_k w_k, and so
     descends KL(p(z | x) || q(z | x)), the other way round than under an ELBO (wake-phi). With ``sleep``, it also learns
-    from x and z that the model dreams up (sleep-phi). No latent need be reparameterised: discrete ones serve as well.
+    from x and z that the model dreams up (sleep-phi). No latent need be reparameterized: discrete ones serve as well.
     Chains among the latents are unrolled.
 
     Args:
@@ -355,7 +355,7 @@ class Enumerate(VariationalBound):
     """The ELBO with every value of the discrete latents tried: exact in them, in value and gradient.
 
     All latents with finitely many values (Bernoulli, Categorical; vectors by the product of their features) are summed
-    over, weighted by q. Others are drawn once for each combination, by reparameterisation or the score function. Chains
+    over, weighted by q. Others are drawn once for each combination, by reparameterization or the score function. Chains
     among the latents are unrolled.
 
     Args:
@@ -703,7 +703,7 @@ def _path_log_q(
     """log q per site, differentiable in the latents of ``guide`` but not in the parameters.
 
     Raises:
-        ValueError: a latent is not reparameterised, or the guide cannot score its draws.
+        ValueError: a latent is not reparameterized, or the guide cannot score its draws.
     """
     for name in latent_sites(guide):
         site: Any = guide.nodes[name]

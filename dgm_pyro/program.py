@@ -1,4 +1,4 @@
-r"""The algebra: `pyro.sample` generalised from distributions to whole models.
+r"""The algebra: `pyro.sample` generalized from distributions to whole models.
 
 A `Program` is a deep generative model written as Pyro statements. Three methods say what it is:
 

@@ -16,7 +16,7 @@
 #
 # A *generative model* is a joint distribution over random variables, written as the process that generates them. Deep
 # generative models parameterize the distributions in it with neural networks. Once the network is there, one question
-# is left, and the field is organised by its answers: **how do we represent $p(x)$**, so that we can draw from it,
+# is left, and the field is organized by its answers: **how do we represent $p(x)$**, so that we can draw from it,
 # evaluate it, and fit it to data?
 #
 # This chapter gives four answers to it, on the same data, as programs in [Pyro](https://pyro.ai):
@@ -411,7 +411,7 @@ panels[2].grid(False)
 plt.show()
 
 # %% [markdown]
-# The middle panel is the left one, bent: colours show where each quadrant of $z$ went. $f$ is continuous and so cannot
+# The middle panel is the left one, bent: colors show where each quadrant of $z$ went. $f$ is continuous and so cannot
 # tear the plane. It draws out a thin strip of $z$ over the whole space between the two half circles instead: the red
 # line on the right. There the density is low, but not zero.
 #
@@ -703,7 +703,7 @@ for name, program in on_digits.items():
 
 # %% [markdown]
 # A density can also say whether a datum is like the training data: **anomaly detection**. We try two kinds of
-# anomalies: digits with their pixels shuffled, and digits with faint noise of half a grey level, rounded. The AUROC is
+# anomalies: digits with their pixels shuffled, and digits with faint noise of half a gray level, rounded. The AUROC is
 # the probability that a test digit has a higher $p(x)$ than an anomaly; 0.5 is guessing. (A score of one datum needs
 # less noise than a mean over many: hence `unroll()`, with which the diffusion looks at all its times.)
 
@@ -745,7 +745,7 @@ plots.images(torch.cat(list(rows.values())), levels=levels, columns=9, row_label
 # The way from 0 to 1 leads through what may be a 6 and a 5. The way from 6 to 7 is less clean: the model has seen 1437
 # digits.
 #
-# Is $z$ also a better input for a classifier, when labels are few? Here a linear classifier gets five labelled digits
+# Is $z$ also a better input for a classifier, when labels are few? Here a linear classifier gets five labeled digits
 # of each class, ten times over with other digits.
 
 # %%
@@ -855,7 +855,7 @@ print(f"  log p(x) is below that of 99 % of the test data at {100 * alarms:.1f} 
 # - **Data.** Replace `"moons"` by `"pinwheel"`, `"rings"` or `"checkerboard"` (and skip the rows of the truth). Rings
 #   are hard for a flow: it must tear holes into a plane that has none.
 # - **Inductive bias.** On digits, replace the MADE by `dgm.networks.PixelCNN`, whose convolutions know that pixels have
-#   neighbours. Train it longer and compare the bits.
+#   neighbors. Train it longer and compare the bits.
 # - **Steps.** Give the diffusion 10 or 200 steps. What happens to the distance between its ELBO and its IWAE bound?
 # - **Composition.** Every part of a VAE is a program. `dgm.VAE(prior=diffusion, ...)` is latent diffusion, a likelihood
 #   that is an `Autoregressive` given $z$ is PixelVAE.

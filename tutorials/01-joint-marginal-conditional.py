@@ -48,8 +48,8 @@ style()
 # %% [markdown]
 # ## 1. Two variables, one table
 #
-# The digits of scikit-learn have 8x8 pixels of 17 grey levels, and a label. We look at two of their variables only: the
-# label $y$, and the grey level $x$ of one pixel in the middle. Counting gives a table with a probability in every cell.
+# The digits of scikit-learn have 8x8 pixels of 17 gray levels, and a label. We look at two of their variables only: the
+# label $y$, and the gray level $x$ of one pixel in the middle. Counting gives a table with a probability in every cell.
 # That table *is* the joint distribution $p(x, y)$.
 
 # %%
@@ -476,7 +476,7 @@ torch.testing.assert_close(kl, entropy(p_x) - x_given_y)
 # %% [markdown]
 # **2.** By Bayes' rule $p'(y \mid x) \propto p(x \mid y)\, p'(y)$. The generative model needs its prior replaced, no
 # more. A discriminative model does not have $p(x \mid y)$, but $p(y \mid x) / p(y)$ is proportional to it: multiply
-# with $p'(y) / p(y)$ and normalise. It takes knowing the $p(y)$ of the training data.
+# with $p'(y) / p(y)$ and normalize. It takes knowing the $p(y)$ of the training data.
 
 # %%
 low = test[test.y < 5]

@@ -26,7 +26,7 @@
 # | 1 | why a factor at all? one dimension |
 # | 2 | what is the determinant, in a picture? grids bent by $f$, Jacobian heat maps |
 # | 3 | how is a rich $f$ built? $f = f_K \circ \dots \circ f_1$ |
-# | 4 | does the density stay normalised in training? |
+# | 4 | does the density stay normalized in training? |
 # | 5 | what are the latents of data? |
 # | 6 | what can a flow not do, and what does it cost? |
 #
@@ -88,7 +88,7 @@ panels[2].set(title="p(x)", xlabel="x", xlim=(-5, 5), ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# Equal colours have equal areas, left and right. The middle piece is spread over a long stretch of $x$, and becomes
+# Equal colors have equal areas, left and right. The middle piece is spread over a long stretch of $x$, and becomes
 # low; the pieces beside it are pushed together into the two bumps. Without the factor the total would not be one.
 #
 # ## 2. Two dimensions
@@ -242,7 +242,7 @@ figure.colorbar(shown, ax=panels[1, :], label="log |det| so far", shrink=0.9)
 plt.show()
 
 # %% [markdown]
-# Above: the grid and draws of $z$ after the first $k$ couplings; the colour is the angle of $z$, so that one sees where
+# Above: the grid and draws of $z$ after the first $k$ couplings; the color is the angle of $z$, so that one sees where
 # each direction goes. Below: the sum of log-determinants so far, over $z$. A single coupling moves one coordinate.
 # Together they make five arms. The red lines of the last panel are where space is drawn apart between two arms.
 #
@@ -267,7 +267,7 @@ assert one[0, 0] == 1
 assert one[0, 1] == 0
 
 # %% [markdown]
-# ## 4. Normalised at every step of training
+# ## 4. Normalized at every step of training
 #
 # Nothing in the training objective, $\log p_\theta(x)$ of the data, makes the density sum to one. It does so by
 # construction, for any weights: before training, halfway, and at the end.

@@ -202,7 +202,7 @@ plots.images(torch.cat([part.flatten(0, 1) for part in picture]), columns=len(so
 #
 # ## 3. Latent maps
 #
-# Back to the plane. Left: means of $q(z \mid x)$, coloured by the label, which training never saw. Middle: a draw of
+# Back to the plane. Left: means of $q(z \mid x)$, colored by the label, which training never saw. Middle: a draw of
 # $q(z \mid x)$ for each datum, all together: the **aggregate posterior**. It should look like the prior, whose circles
 # of one and two standard deviations are dashed. Right: what each place of the plane decodes to.
 
@@ -240,7 +240,7 @@ print(f"variance of the aggregate posterior: {[f'{v:.2f}' for v in drawn.var(0)]
 claim(same > 0.6)
 
 # %% [markdown]
-# Two numbers per image are enough to keep many classes apart. Neighbours in $z$ look alike, and between two classes lie
+# Two numbers per image are enough to keep many classes apart. Neighbors in $z$ look alike, and between two classes lie
 # images that are a bit of both.
 #
 # ## 4. Posterior collapse
@@ -347,7 +347,7 @@ print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats"
 # ## 5. A gradient through a draw
 #
 # The bound is an expectation over $q$, and $q$ has parameters. How does a gradient get past `sample`? By the
-# **reparameterisation** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable
+# **reparameterization** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable
 # function of $\mu$ and $\sigma$. In Pyro a distribution that can do this has `has_rsample`, and `Trace_ELBO` uses it.
 # Where it is switched off, the score function is used, $E[\nabla \log q(z)\, (\dots)]$: right on average, and far
 # noisier. (`pyro.param(name, start)` is a parameter that Pyro keeps for you, in its *param store*; a guide without a
@@ -401,7 +401,7 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std()
 #
 # ## What to change next
 #
-# - **The data.** Grey levels: `dgm.data.load("digits")`, with `dgm.DiscretizedLogistic(shape, 17, 5, network)` as the
+# - **The data.** Gray levels: `dgm.data.load("digits")`, with `dgm.DiscretizedLogistic(shape, 17, 5, network)` as the
 #   likelihood and 15 parameters per pixel.
 # - **The encoder.** `dgm.flow.nsf((2,), context_shape=shape, context_levels=2)` is a guide that is no Normal. What
 #   happens to the KL of section 1?

@@ -173,7 +173,7 @@ claim(share > 0.25)
 # %% [markdown]
 # The aggregate posterior is a wheel of its own. In the third picture red is where the encoder puts more than the prior
 # promises, and blue where it puts less: the holes. In the last, orange draws come from holes (less than half of what
-# the prior promises), and they decode to points between the arms of the data (grey), where there are none.
+# the prior promises), and they decode to points between the arms of the data (gray), where there are none.
 #
 # The bound itself knows about this. Its KL splits, on average over the data, into two parts that are never negative
 # (Hoffman and Johnson 2016):
@@ -684,7 +684,7 @@ claim(kls["ar"] < 0.05)
 #
 # Nothing said that $z$ is a vector of reals. Let it be one of ten classes: the prior is a table of ten probabilities,
 # the likelihood a Normal for each, the guide a classifier, and the VAE a mixture of ten Normals. A class cannot be
-# reparameterised, so its gradient would need the score function, with much noise. But with ten values the expectation
+# reparameterized, so its gradient would need the score function, with much noise. But with ten values the expectation
 # over $q$ is a sum of ten terms. Pyro calls this **enumeration**; here it is an objective.
 
 
@@ -779,7 +779,7 @@ claim(won < 0.1 and won < 0.4 * min(gain for gain, _ in gains.values()))
 #
 # ## Solutions
 #
-# **1.** Draws of $z$ from the aggregate posterior are data for a flow, and `dgm.fit` on them maximises
+# **1.** Draws of $z$ from the aggregate posterior are data for a flow, and `dgm.fit` on them maximizes
 # $E_{q(z)}[\log p(z)]$, the only term of the ELBO that the prior enters.
 
 # %%

@@ -281,7 +281,7 @@ print("posterior mean, by formula: ", formula.numpy().round(3).tolist())
 claim(((draws.mean(0) - formula).abs() < 4 * error).all())
 
 # %% [markdown]
-# Neighbours in a chain are alike, so that 400 draws tell us less than 400 independent ones would. The **effective
+# Neighbors in a chain are alike, so that 400 draws tell us less than 400 independent ones would. The **effective
 # sample size** (`pyro.ops.stats.effective_sample_size`) says how much less. It gives the standard errors above.
 #
 # Here are the draws for the first datum, and for each guide the ellipse that holds 90 % of its own draws.
@@ -630,7 +630,7 @@ plt.show()
 
 # %% [markdown]
 # The upper row and the first of the lower one are what SBC is for: right, too narrow, shifted, too wide each have their
-# shape. (Too narrow: the true $z$ is often outside all draws. The grey band holds 99 % of uniform bars.) The guide with
+# shape. (Too narrow: the true $z$ is often outside all draws. The gray band holds 99 % of uniform bars.) The guide with
 # the best mean-field ELBO is *overconfident*.
 #
 # The last two are what SBC cannot see. It looks at one feature of $z$ at a time, so a guide with the right marginals

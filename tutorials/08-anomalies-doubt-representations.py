@@ -23,7 +23,7 @@
 # | 8 to 10 | **unsupervised representation learning** | what do the data have in common? |
 #
 # All three work, and none of them as one would first think. So each part also shows what does *not* hold. The data are
-# the 8x8 digits with 17 grey levels. You need PyTorch, chapter 00, and chapter 01 for the words generative and
+# the 8x8 digits with 17 gray levels. You need PyTorch, chapter 00, and chapter 01 for the words generative and
 # discriminative.
 
 # %%
@@ -150,7 +150,7 @@ print(
 
 # %% [markdown]
 # Shuffled pixels are caught without doubt. But a blank image is more probable than nearly every digit, black-and-white
-# digits are as probable as grey ones, half a digit more so than most whole ones. It is the origin of section 1 again:
+# digits are as probable as gray ones, half a digit more so than most whole ones. It is the origin of section 1 again:
 # what is *simpler* than the data is not improbable. Published models of photographs do the same. Trained on clothes,
 # they find digits more probable than clothes.
 #
@@ -159,7 +159,7 @@ print(
 #
 # - `Typicality`: section 1, the distance of the surprise from its mean over other normal data;
 # - `Ratio`: $\log p_0(x) - \log p(x)$. The *background* $p_0$ is the same program, trained on digits with a third of
-#   their pixels replaced at random. It knows the grey levels, and little of the form;
+#   their pixels replaced at random. It knows the gray levels, and little of the form;
 # - `Complexity`: $-\log p(x) - L(x)$, where $L(x)$ is the length of $x$ in a compressed file. A program that knows
 #   digits should need fewer nats for a digit than zlib, which knows nothing;
 # - `PosteriorKL`: how unusual a $z$ a VAE (chapter 04) needs for $x$.
@@ -487,7 +487,7 @@ claim(errors["generative", "turned by 30°"] > errors["network", "turned by 30°
 #
 # Noise is not the worst case. The worst change of $x$ within $\pm\epsilon$ per pixel is the one that raises
 # $-\log p(y \mid x)$ most. `corruptions.pgd` looks for it by steps along the sign of its gradient in $x$, each
-# projected back to within $\epsilon$. Here $\epsilon$ is 2 of 17 grey levels, and every image stays on the levels.
+# projected back to within $\epsilon$. Here $\epsilon$ is 2 of 17 gray levels, and every image stays on the levels.
 
 # %%
 attacked = {
@@ -603,10 +603,10 @@ plots.images(
 # ## 9. What is a code good for?
 #
 # That depends on the question, so it needs one. The usual one is the label, which training never saw: is it linear in
-# $z$ (a logistic regression, called **probe**)? Are neighbours alike (the majority among the five nearest)? Are there
+# $z$ (a logistic regression, called **probe**)? Are neighbors alike (the majority among the five nearest)? Are there
 # groups, and are they the classes (k-means, with clusters named after classes as well as possible)? Pixels are the
 # reference. So is the oldest code of all: the principal components, as many as $z$ has features.
-# The maps below place test digits in the plane by t-SNE, which keeps neighbours near; what is far has no meaning.
+# The maps below place test digits in the plane by t-SNE, which keeps neighbors near; what is far has no meaning.
 
 # %%
 of_pixels = train.x.flatten(1) / 16, test.x.flatten(1) / 16
@@ -658,7 +658,7 @@ plt.show()
 #
 # So data without labels train the classifier too. `dgm.SemiSupervised` is this objective; unknown labels are -1. Five
 # labels of each class, black-and-white digits, three draws of which labels are known. Beside it the same classifier
-# trained on the fifty labelled digits alone.
+# trained on the fifty labeled digits alone.
 
 # %%
 binary, unseen = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test")

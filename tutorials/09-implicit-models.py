@@ -249,7 +249,7 @@ print(f"GAN: {modes} of 8 modes, {100 * share:.0f} % of the samples within three
 
 # %% [markdown]
 # How does a blob of noise become eight? The generator is continuous, so that it cannot tear the plane apart. It can
-# only be steep: the picture shows the $z$ plane, coloured by the mode that each $z$ goes to; grey is what ends between
+# only be steep: the picture shows the $z$ plane, colored by the mode that each $z$ goes to; gray is what ends between
 # modes.
 
 # %%

@@ -331,7 +331,7 @@ def nsf(
 ) -> Flow:
     """Neural spline flow: couplings of rational-quadratic splines (Durkan et al. 2019, arXiv 1906.04032).
 
-    The splines bend what lies within (-5, 5): put data of another size through an `ActNorm`, or standardise them.
+    The splines bend what lies within (-5, 5): put data of another size through an `ActNorm`, or standardize them.
 
     Args: as `realnvp`, and ``bins`` per spline.
     """

@@ -266,7 +266,7 @@ class TopDown(Program):
 
 @register
 class PrecisionWeighted(Conditional):
-    r"""The product of two Normals, q(z | x) from the data and p(z | z2) from the model, renormalised.
+    r"""The product of two Normals, q(z | x) from the data and p(z | z2) from the model, renormalized.
 
     .. math::
         \frac{1}{\sigma^2} = \frac{1}{\sigma_q^2} + \frac{1}{\sigma_p^2}, \qquad

@@ -269,7 +269,7 @@ class Path:
         raise NotImplementedError
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log f_0(u), normalised, and log f_1(u) - log f_0(u), in nats, ``(K, B)``."""
+        """log f_0(u), normalized, and log f_1(u) - log f_0(u), in nats, ``(K, B)``."""
         raise NotImplementedError
 
     def at(self, beta: Tensor) -> Density:

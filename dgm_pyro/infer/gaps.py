@@ -7,7 +7,7 @@ r"""How far the bound is from log p(x), and why: a family that is too small, or 
 
 with L the ELBO of one datum, :math:`q_\phi` what the encoder says of it, and Q the encoder's family. The best q is
 found by gradient ascent from the encoder's own q. Where the encoder's output are the parameters of a distribution,
-these are optimised, for all data at once; any other encoder (a flow, say) is copied for each datum and trained on it
+these are optimized, for all data at once; any other encoder (a flow, say) is copied for each datum and trained on it
 alone.
 
 log p(x) is the clearly highest lower bound, on average over the data: of annealed importance sampling, of importance
@@ -211,7 +211,7 @@ def _of_best_q(
     free = isinstance(encoder, Parametric) and encoder.network is not None
     plain = free and not program.prior.latents(program.latent_name)
     rate = LEARNING_RATE if plain else FINE_TUNING_RATE
-    # The outputs of an encoder are optimised for all data at once; the weights of one, for each datum alone.
+    # The outputs of an encoder are optimized for all data at once; the weights of one, for each datum alone.
     size = len(x) if plain or not _with_own_guide(program)[1] else 1
     found = []
     with tqdm(total=steps * (len(x) // size), desc="best q", unit="step", disable=not progress, leave=False) as bar:
@@ -237,7 +237,7 @@ def _ascend(
     lr: float,
     advance: Callable[[int], Any],
 ) -> None:
-    """Maximise the ELBO over ``parameters``, all else fixed."""
+    """Maximize the ELBO over ``parameters``, all else fixed."""
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with differentiating("gaps"):

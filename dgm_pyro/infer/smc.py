@@ -1,13 +1,13 @@
 r"""Sequential Monte Carlo: weighted particles that follow a chain of densities, and are resampled on the way.
 
-A chain of unnormalised densities :math:`\gamma_1(s_1), \gamma_2(s_{1:2}), \dots` ends in the one that is wanted. Step i
+A chain of unnormalized densities :math:`\gamma_1(s_1), \gamma_2(s_{1:2}), \dots` ends in the one that is wanted. Step i
 draws :math:`s_i \sim r(s_i \mid s_{<i})` for every particle and multiplies its weight by
 
 .. math::
     \frac{\gamma_i(s_{1:i})}{\gamma_{i-1}(s_{1:i-1})\, r(s_i \mid s_{<i})}.
 
 Where few particles carry the weight, K are drawn in proportion to it and start again with equal weights. The product of
-the mean weights before each such draw estimates the last density's normaliser without bias.
+the mean weights before each such draw estimates the last density's normalizer without bias.
 
 Two chains, both the program's own. *Features* of an autoregressive model, in its order: missing ones are drawn from
 the model, observed ones multiply the weight by :math:`p(x_i \mid x_{<i})`. *Times* of a diffusion, T to 1: what is
@@ -68,8 +68,8 @@ class Population:
 
     Attributes:
         state: by name, ``(K, B, ...)``.
-        log_weights: ``(K, B)``, in nats; the mean of their exponentials estimates the normaliser without bias.
-        log_evidence: log of that mean, ``(B,)``: on average below the log normaliser.
+        log_weights: ``(K, B)``, in nats; the mean of their exponentials estimates the normalizer without bias.
+        log_evidence: log of that mean, ``(B,)``: on average below the log normalizer.
         resampled: how often each datum's particles were resampled, ``(B,)``.
     """
 
@@ -113,12 +113,12 @@ def propagate(
 
 
 def effective_number(log_weights: Tensor) -> Tensor:
-    """1 / sum of squared normalised weights, between 1 and K, ``(B,)``."""
+    """1 / sum of squared normalized weights, between 1 and K, ``(B,)``."""
     return 1 / (2 * log_weights.log_softmax(0)).exp().sum(0)
 
 
 def systematic(log_weights: Tensor, num: int) -> Tensor:
-    """Indices of ``num`` particles, each K-th one drawn on average ``num`` times its normalised weight, ``(num, B)``.
+    """Indices of ``num`` particles, each K-th one drawn on average ``num`` times its normalized weight, ``(num, B)``.
 
     One uniform draw places an even comb on the cumulated weights, so that a particle comes up twice only if its weight
     is above 1 / num, and always if it is above 2 / num.

@@ -120,9 +120,9 @@ class DenoisingMLP(Denoiser):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with group normalisation; the time embedding scales and shifts between them.
+    """Two 3x3 convolutions with group normalization; the time embedding scales and shifts between them.
 
-    After the normalisation, which would take a shift of whole channels away (Dhariwal and Nichol 2021, section 3).
+    After the normalization, which would take a shift of whole channels away (Dhariwal and Nichol 2021, section 3).
     """
 
     def __init__(self, in_channels: int, out_channels: int, features: int, dropout: float):

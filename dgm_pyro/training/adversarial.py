@@ -120,7 +120,7 @@ class Adversarial:
     says nothing of its quality: each player's depends on the other.
 
     Args:
-        game: "gan" (the critic maximises the bound on the Jensen-Shannon divergence, the program E[log sigma(V)], the
+        game: "gan" (the critic maximizes the bound on the Jensen-Shannon divergence, the program E[log sigma(V)], the
             non-saturating form), "wasserstein", or one of `DIVERGENCES`, in which the program descends what the critic
             ascends.
         critic: maps x, ``(B, *event_shape)``, or x and ``given``, to ``(B, 1)``; it is trained in place. Without one,

@@ -63,7 +63,7 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
     """The loss of ``program`` under ``objective``, compiled; it has the program's own parameters.
 
     Args:
-        program: a `Program`; or any pair ``(model, guide)`` of Pyro callables whose latents are reparameterised.
+        program: a `Program`; or any pair ``(model, guide)`` of Pyro callables whose latents are reparameterized.
         objective: an objective or its name, as for `dgm.fit`; default `ELBO`. A pair takes an `ELBO` of one draw.
 
     Returns:
@@ -319,7 +319,7 @@ def _is_deterministic(site: Any) -> bool:
 
 
 def _check_pair(model: poutine.Trace, guide: poutine.Trace) -> None:
-    """Raise a CompilationError that names the first site whose loss is not that of a reparameterised guide."""
+    """Raise a CompilationError that names the first site whose loss is not that of a reparameterized guide."""
     latents, nodes = latent_sites(guide), dict[str, Any](guide.nodes)
     stated = [name for name in sample_sites(guide) if not _is_deterministic(nodes[name])]
     wrong = {name: "is observed in the guide, or a factor there" for name in stated if name not in latents}

@@ -238,7 +238,7 @@ class Bayesian:
 
     @differentiating("Bayesian.fit")
     def fit(self, epochs: int = 50, batch_size: int = 64, lr: float = 1e-2, seed: int = 0) -> Bayesian:
-        """Maximise the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
+        """Maximize the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
 
         Returns:
             The classifier itself.

@@ -353,7 +353,7 @@ def _decoded(program: Program, points: Tensor, given: Any, site: str | None) -> 
 
 
 def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
-    """Test accuracy of a logistic regression on standardised features, ``(N, ...)``: are the classes linear in z?"""
+    """Test accuracy of a logistic regression on standardized features, ``(N, ...)``: are the classes linear in z?"""
     _check_codes(train, train_y, test, test_y)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
