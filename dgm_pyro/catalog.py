@@ -1,6 +1,6 @@
 """Names to programs, sized for the data: ``dgm.build("vae", data, prior="flow")``.
 
-Every name stands for a composition that can be written out in a few lines; `build` chooses sizes that suit small images
+Every name is a composition that can be written out in a few lines; `build` chooses sizes that suit small images
 and points in the plane. A swap may be a name or an object.
 """
 
@@ -138,13 +138,13 @@ def diffusion(data: Data, num_classes: int | None) -> Program:
 
 
 def diffusion_continuous(data: Data, num_classes: int | None) -> Program:
-    # Smooth in time, so that an ODE of it can be solved in few steps.
+    # Smooth in time: its ODE can be solved in few steps.
     denoiser, options = _denoising(data, num_classes, max_frequency=30.0)
     return ContinuousDiffusion(data.event_shape, denoiser, "learned", **options)
 
 
 def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a diffusion of such data, and what it predicts."""
+    """The network of a diffusion of such data, and its prediction target."""
     predict, outputs = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
     halved = all(size % 2 == 0 for size in data.event_shape[1:])
     channels = (32, 64) if halved else (64,)

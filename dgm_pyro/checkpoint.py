@@ -91,7 +91,7 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
 
     Raises:
         TypeError: a class is not registered, or an argument is nothing that a checkpoint can hold.
-        CheckpointError: the program was changed after it was built, so that its arguments no longer describe it; a
+        CheckpointError: the program was changed after it was built, and its arguments no longer describe it; a
             weight is NaN; or ``path`` is a file.
     """
     if not isinstance(program, Program):
@@ -145,7 +145,7 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Program:
     """The program that `save` stored in the folder ``path``, on ``device``, with bit-equal weights.
 
-    Classes of your own must be imported before, so that ``@dgm.register`` has run.
+    Import your own classes first: ``@dgm.register`` must have run.
 
     Raises:
         CheckpointError: the path is missing or no checkpoint, a file is truncated or damaged, a weight is NaN or of
@@ -261,7 +261,7 @@ def _layer_arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def _encode(value: Any, where: str, graph: _Graph | None) -> Any:
-    """JSON for a constructor argument; an object with one key that starts with $ stands for what JSON lacks."""
+    """JSON for a constructor argument; an object with one key that starts with $ encodes a value that JSON lacks."""
     if isinstance(value, np.generic):
         value = value.item()
     kind = type(value)

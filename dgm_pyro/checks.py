@@ -1,6 +1,6 @@
-"""Checks of arguments: each error names the argument, says what it got, and what to do.
+"""Checks of arguments: each error names the argument, what it got and what to do.
 
-They know neither programs nor Pyro, so that every module can use them.
+They import neither programs nor Pyro, so every module can use them.
 """
 
 from __future__ import annotations

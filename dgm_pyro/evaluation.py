@@ -318,7 +318,7 @@ def importance_bound(
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 
-    The particles come in chunks of a size that the data alone determine, so that memory is flat in their number.
+    The particles come in chunks whose size depends on the data alone: memory does not grow with their number.
 
     Args:
         advance: told after each chunk how many weights it had.

@@ -171,13 +171,13 @@ class ELBO(VariationalBound):
 class FreeBits(VariationalBound):
     """The ELBO in which each latent site's KL costs nothing below a number of nats, over the mean of the batch.
 
-    max(nats, KL) takes the place of KL, so that nothing is gained by emptying a latent. The sites of a hierarchy are
+    max(nats, KL) replaces KL: emptying a latent gains nothing. The sites of a hierarchy are
     floored apart where the guide draws them in the model's order (top-down); otherwise their terms are no divergences
     on their own, and the divergence of all latents together is floored.
 
     Args:
         nats: the floor (lambda in the source).
-        per_feature: whether each feature of a site has a floor of its own.
+        per_feature: whether each feature of a site has its own floor.
 
     Source: Kingma et al. 2016 (arXiv 1606.04934), equation 15.
     """
@@ -218,7 +218,7 @@ class FreeBits(VariationalBound):
 class STL(VariationalBound):
     """Sticking the landing: the ELBO, its gradient without the score of the guide.
 
-    The score has mean zero, so that leaving it out changes nothing in expectation; without it the gradient's variance
+    The score has mean zero, so leaving it out changes nothing in expectation; without it the gradient's variance
     vanishes where q(z | x) is the exact posterior. The guide is stated twice, and must be able to score its draws.
 
     Args:
@@ -300,7 +300,7 @@ class DReG(VariationalBound):
         guide = guide_trace(program, x, given, **options)
         shares: list[Tensor] = []
         for name in latent_sites(guide):
-            # The guide itself went on with the draw as it was, so that no path is weighted twice.
+            # The guide itself continued with the unweighted draw: no path is weighted twice.
             guide.nodes[name] = guide.nodes[name] | {"value": _weighted_on_the_way_back(guide.nodes[name], shares)}
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
@@ -581,7 +581,7 @@ def elbo_of_traces(
 
     Args:
         log_q: log-probabilities of the guide's sites to use instead of the guide's own, sampled KLs throughout.
-        summed: sites whose every value the traces hold, so that they need no score function.
+        summed: sites whose every value is in the traces: they need no score function.
     """
     latents = latent_sites(guide)
     reconstruction: dict[str, Tensor] = {}
@@ -749,7 +749,7 @@ def _weighted_on_the_way_back(site: Any, shares: list[Tensor]) -> Tensor:
 
 
 class _Detached(Messenger):
-    """Draws that are constants, so that the guide's log-probabilities have the score as their gradient."""
+    """Draws that are constants: the gradient of the guide's log-probabilities is the score."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["value"], Tensor):
@@ -776,7 +776,7 @@ def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[st
 
 
 class _EveryOutcome(Messenger):
-    """Every value of each latent that has finitely many, along a batch dimension of its own left of the data.
+    """Every value of each finite latent, along a separate batch dimension left of the data.
 
     Attributes:
         sizes: the number of values per site, in the order met; the n-th has the n-th dimension left of the data.

@@ -50,7 +50,7 @@ ROWS = 256
 
 
 class IntractableError(RuntimeError):
-    """A density was asked of a program whose density is an integral without a closed form."""
+    """The density of a program was requested, but it is an integral without a closed form."""
 
 
 # -- one thread at a time ----------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class Program(nn.Module):
         conditional: whether `joint` takes a ``given``.
         levels: x takes the integers 0 .. levels - 1; None where it takes reals, or discrete values such as counts.
         num_classes: how many integer labels ``given`` may take; None where it is no label.
-        tractable: whether p(x) has a closed form, so that `log_prob` is exact.
+        tractable: whether p(x) has a closed form: then `log_prob` is exact.
         variable: the name under which `model` and `guide` state the data.
     """
 
@@ -149,7 +149,7 @@ class Program(nn.Module):
         """State p(name, latents | given), observing ``value`` if there is one.
 
         Returns:
-            ``value``, or the sample that stands for it, ``(B, *event_shape)``.
+            ``value``, or a sample in its place, ``(B, *event_shape)``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define joint(name, value=None, given=None)")
 
@@ -856,7 +856,7 @@ def require_subset(guide_names: Sequence[str], model_names: Sequence[str]) -> No
 
 
 def require_distinct(names: Sequence[str], owner: str) -> None:
-    """Raise if one name stands for two latents of ``owner``."""
+    """Raise if two latents of ``owner`` have one name."""
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ValueError(
@@ -965,11 +965,11 @@ def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[t
 
 
 def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:
-    """Tell ``child`` what it will be given, or raise if it was built for something else.
+    """Set the given_shape of ``child``, or raise if it was built for another one.
 
     Args:
-        role: what the child is to its owner, for the message ("likelihood").
-        source: where the given comes from, for the message ("prior's event_shape").
+        role: the child's role, for the message ("likelihood").
+        source: the source of the given, for the message ("prior's event_shape").
     """
     if not child.conditional:
         raise ValueError(
@@ -1063,7 +1063,7 @@ def unwrapped(constraint: Any) -> constraints.Constraint:
 
 
 def bounded_by_numbers(constraint: constraints.Constraint) -> bool:
-    """Whether no bound of a constraint is a tensor, so that it holds whatever the parameters are."""
+    """Whether no bound of a constraint is a tensor: then it holds for any parameters."""
     parts: Iterable[Any] = vars(constraint).values()
     parts = itertools.chain.from_iterable(part if isinstance(part, list) else [part] for part in parts)
     return all(
@@ -1099,7 +1099,7 @@ def _quoted(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state of its own on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
+    """A separate random state on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
     check_seed(seed)
     on_cuda = device.type == "cuda"
     with alone(), torch.random.fork_rng(devices=[device] if on_cuda else []):

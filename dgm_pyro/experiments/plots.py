@@ -1,4 +1,4 @@
-"""Pictures of programs and of what they say: each function takes tensors or results, and returns a matplotlib Figure.
+"""Pictures of programs and their results: each function takes tensors or results, and returns a matplotlib Figure.
 
 Figures are made for a narrow column, so that they stay readable on a phone, in a light and a dark theme, and without
 pyplot: nothing is global, nothing has to be closed.
@@ -228,7 +228,7 @@ def images(
         levels: integers 0 .. levels - 1; None scales reals between their extremes.
         columns: how many per row; by default about as many as rows, or one per column label.
         row_labels, column_labels: at the left, and on top.
-        hidden: bool, ``(N, 1, H, W)``: pixels that are covered, in a colour of their own.
+        hidden: bool, ``(N, 1, H, W)``: covered pixels, in a color of their own.
 
     Raises:
         ValueError: x is no batch of one-channel images.
@@ -423,7 +423,7 @@ def _imputed_points(x: Tensor, seen: Tensor, draws: Tensor, title: str) -> Figur
 def learning_curves(history: History, *, title: str = "") -> Figure:
     """Loss and validation loss; where there is a KL, its terms and the reconstruction apart, below.
 
-    A game's validation, which is measured in other units than its loss, has axes of its own.
+    Validation of an adversarial objective, which has other units than its loss, gets separate axes.
 
     Raises:
         ValueError: the history is empty.

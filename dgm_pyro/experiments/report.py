@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Column:
-    """A column, and in plain language what its numbers mean."""
+    """A column, and the meaning of its numbers in plain language."""
 
     name: str
     meaning: str

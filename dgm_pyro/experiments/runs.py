@@ -143,7 +143,7 @@ def train(
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
-    """Store a run in ``folder``; ``run.json`` comes last, so that a folder that has it is whole."""
+    """Store a run in ``folder``; ``run.json`` is written last: a folder that has it is complete."""
     checkpoint.save(program, folder)
     write_json(Path(folder) / RECORD, asdict(record))
 

@@ -142,8 +142,8 @@ class Autoregressive(Conditional):
 class UnrolledAutoregressive(Program):
     """The definition: p(x_1) p(x_2 | x_1) .. p(x_D | x_<D), one site per feature, ``x_1 .. x_D`` in the order.
 
-    Fix any of the sites with `poutine.condition` and the rest is drawn given those before it. x as a whole is stated
-    too, as `pyro.deterministic`, so that it can be read but not conditioned.
+    Fix any of the sites with `poutine.condition` and the rest is drawn given those before it. x as a whole is also a
+    `pyro.deterministic` site: it can be read but not conditioned.
 
     Args:
         program: the plated form, whose parameters it shares.

@@ -138,7 +138,7 @@ class Normal(Parametric):
         network: maps ``given`` to ``(B, 2, *event_shape)`` or flat ``(B, 2 * numel)``.
         learned: without a network, whether the parameters are free.
         parameters: without a network, raw parameters to start from, ``(2, *event_shape)``.
-        given_shape: shape of one ``given``, for a network that does not say.
+        given_shape: shape of one ``given``, for a network without a `given_shape`.
         scale: "network", or with a network that gives the location alone (P = 1), a learned scale that does not depend
             on ``given``: one per "feature", or one that is "shared" by all.
         initial_scale: with a network, the scale where its output, or the learned scale, starts: at 0. Default: where
@@ -365,7 +365,7 @@ def shape_read_by(network: nn.Module) -> Shape | None:
 
 
 def positive(raw: Tensor) -> Tensor:
-    """softplus, kept away from zero so that no scale underflows; its gradient is softplus's, so that it comes back."""
+    """softplus, kept away from zero: no scale underflows, and its gradient is softplus's, so the scale can recover."""
     scale = F.softplus(raw)
     return scale.clamp_min(1e-6).detach() + (scale - scale.detach())
 

@@ -53,7 +53,7 @@ class Schedule(nn.Module):
     r"""The noise schedule: :math:`\alpha_t, \sigma_t` for t = 0 .. T, with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 
     Args:
-        alpha_bar: :math:`\bar\alpha_t = \alpha_t^2` for t = 1 .. T, strictly decreasing inside (0, 1), so that the
+        alpha_bar: :math:`\bar\alpha_t = \alpha_t^2` for t = 1 .. T, strictly decreasing inside (0, 1): the
             signal-to-noise ratio falls.
 
     Attributes:
@@ -115,7 +115,7 @@ def linear(steps: int) -> Schedule:
     """Betas that rise linearly, 1e-4 to 0.02 at 1000 steps and in proportion otherwise (Ho et al. 2020, section 4)."""
     check_steps(steps)
     scale = 1000 / steps
-    # From its end, so that a single step is the last one: it must reach noise.
+    # From its end: a single step is the last one, which must reach noise.
     beta = torch.linspace(0.02 * scale, 1e-4 * scale, steps, dtype=torch.float64).flip(0).clamp(max=0.999)
     return Schedule((1 - beta).cumprod(0))
 
@@ -132,7 +132,7 @@ def cosine(steps: int, offset: float = 0.008) -> Schedule:
 def log_snr(steps: int, highest: float = 6.0, lowest: float = -6.0) -> Schedule:
     """A log signal-to-noise ratio that falls linearly (Kingma et al. 2021, VDM, with fixed ends).
 
-    For integers it spreads the bound evenly over time, so that the estimate of it is far less noisy than with a cosine.
+    For integers it spreads the bound evenly over time, and its estimate is far less noisy than with a cosine.
     """
     check_steps(steps)
     return Schedule(torch.linspace(lowest, highest, steps, dtype=torch.float64).flip(0).sigmoid())
@@ -208,7 +208,7 @@ class Denoising(Program):
         raise NotImplementedError
 
     def doubt(self, t: Tensor) -> Tensor:
-        """v, the variance of x_0 around what the network makes of x_t; not used where it predicts levels."""
+        """v, the variance of x_0 around the network's prediction from x_t; not used where it predicts levels."""
         raise NotImplementedError
 
     def posterior_variance(self, t: Tensor) -> Tensor:
@@ -441,7 +441,7 @@ class Diffusion(Denoising):
         label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
         importance: whether training looks more often at the times whose terms are large: with probabilities
             proportional to the root mean square of each time's term so far, which is kept in a buffer. The terms are
-            weighted back, so that the bound stays what it was (Nichol and Dhariwal 2021, section 3.3).
+            weighted accordingly, and the bound does not change (Nichol and Dhariwal 2021, section 3.3).
 
     Sites of ``joint("x")``: ``x``, and in the plated form ``x_shift``, ``x_t`` and the factors ``x_likelihood``,
     ``x_kl``, ``x_T_kl``.
@@ -696,7 +696,7 @@ class Chain(TorchDistribution):
 class UnrolledDiffusion(Program):
     """The definition: p(x_T) p(x_{T-1} | x_T) .. p(x_0 | x_1), one site per step, named ``x_T .. x_1`` and ``x``.
 
-    The guide draws the same noising q(x_1 .. x_T | x_0) backwards, x_T first, so that each KL in time is analytic.
+    The guide draws the same noising q(x_1 .. x_T | x_0) backwards, x_T first: each KL in time is analytic.
 
     Args:
         diffusion: the plated form, whose parameters it shares.

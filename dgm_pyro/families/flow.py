@@ -74,7 +74,7 @@ class Flow(Conditional):
 
     Raises:
         ValueError: a transform cannot be inverted, or has parameters that no module holds, shapes or contexts do not
-            fit, or a transform is fed what it cannot take.
+            fit, or a transform receives values outside of its domain.
 
     >>> import torch, dgm_pyro as dgm
     >>> from dgm_pyro.networks import Affine, Coupling

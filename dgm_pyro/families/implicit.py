@@ -1,4 +1,4 @@
-r"""Implicit models: p(x) as whatever comes out when easy noise goes through a function.
+r"""Implicit models: p(x) as the distribution of a function of simple noise.
 
 .. math::
     z \sim p(z), \qquad x = G(z), \qquad P(x \in A) = P(z \in G^{-1}(A)).

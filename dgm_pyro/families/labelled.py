@@ -160,7 +160,7 @@ class Labelled(Program):
         else:
             bounds = []
             for y in labels:
-                # Every class at the same draws, so that their noise cancels where classes are compared.
+                # Every class at the same draws: their noise cancels where classes are compared.
                 with seeded(seed, x.device), noise.per_datum(x, seed):
                     weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
                 bounds.append(log_mean_exp(weights))

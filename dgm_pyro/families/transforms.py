@@ -1,6 +1,6 @@
 """The parts of a `Flow` as transforms of torch: bijections at a context, and transforms of Pyro.
 
-A transform remembers its last pair of z and x, so that a density after a sample costs no inverse.
+A transform caches its last pair of z and x: a density after a sample costs no inverse.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def tensors_of(part: Any) -> Iterator[Tensor]:
 
 
 def fresh_twin(transform: Any) -> Any:
-    """A twin of one of Pyro's transforms on the same parameters, without memory of what it or its parts have mapped."""
+    """A copy of one of Pyro's transforms on the same parameters, with empty caches."""
     if isinstance(transform, list):
         return [fresh_twin(part) for part in transform]
     if isinstance(transform, dict):

@@ -94,7 +94,7 @@ def sbc(
         given: ``(num_simulations, *given_shape)`` for a conditional program, or one row for all.
         num_simulations: how many pairs (z, x) to simulate; every bin should expect 5 of them at least.
         num_draws: L, draws of the guide to rank each true z among.
-        num_bins: must divide L + 1, so that all bins expect the same.
+        num_bins: must divide L + 1, for equal expected counts in all bins.
         seed: the global random state is left as it was.
 
     Raises:

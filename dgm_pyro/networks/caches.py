@@ -1,4 +1,4 @@
-r"""Caches: what a masked network keeps while x is filled feature by feature, so that nothing is computed twice.
+r"""Caches: the values that a masked network keeps while x is filled feature by feature, to compute nothing twice.
 
 The parameters of :math:`p(x_i \mid x_{<i})` need features before i only, and most of what they are computed from was
 there at the feature before. A network that can continue from there has one more method,

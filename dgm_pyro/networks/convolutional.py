@@ -1,7 +1,7 @@
 """Convolutional networks between images and vectors, as encoders and likelihoods of images use them.
 
 Both are stacks of residual blocks, and change the resolution by strided convolutions. They halve as `ceil(n / 2)`, so
-that any size works: 28 becomes 14, 7.
+any size works: 28 becomes 14, 7.
 
 Source: He et al. 2016 (arXiv 1603.05027) for the blocks.
 """

@@ -115,8 +115,8 @@ def _scaled(program: Program, x: Tensor) -> Tensor:
 class Adversarial:
     """Adversarial training of the program against a critic, which learns in the same `dgm.fit`.
 
-    Before each step of the program the critic takes ``critic_steps`` of its own, by Adam with the learning rate that
-    the program has then. Epochs are validated by the energy distance to the held-out data, because the loss of a game
+    Before each step of the program the critic takes ``critic_steps`` steps, by Adam with the program's current learning
+    rate. Epochs are validated by the energy distance to the held-out data, because the loss of a game
     says nothing of its quality: each player's depends on the other.
 
     Args:
@@ -288,7 +288,7 @@ class KernelScore:
 
         2 mean k(x, y) - mean k(y, y') - mean k(x, x'),
 
-    whose expectation is less the squared distance; every mean is over distinct points, so that there is no bias. Of a
+    whose expectation is less the squared distance; every mean is over distinct points, so there is no bias. Of a
     conditional program, each datum has ``num_particles`` samples for its own ``given``, and the last term, of which the
     program knows nothing, is left out: a proper scoring rule of p(x | given).
 

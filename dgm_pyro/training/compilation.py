@@ -1,4 +1,4 @@
-r"""Compiled losses: the statements of a program are run once, by a tracer, and what they computed is compiled.
+r"""Compiled losses: a tracer runs the statements of a program once, and their tensor operations are compiled.
 
 Pyro's handlers are Python, and Python is what `torch.compile` breaks its graphs at. But which statements run does not
 depend on the numbers, so one run tells all. `torch.export` runs model and guide on symbolic tensors, through every
@@ -6,7 +6,7 @@ handler, and keeps the tensor operations alone, which `torch.compile` then fuses
 parameters: to train it is to train the program.
 
 What one run cannot tell is Python that looks at numbers, such as ``if z.sum() > 0:``. It ends in a `CompilationError`
-that quotes the line; so do random numbers of Python or NumPy. Python numbers are frozen at what they are in that run.
+that quotes the line; so do random numbers of Python or NumPy. Python numbers keep the value of that run.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class Terms(nn.Module):
 
 
 class _Scalar(nn.Module):
-    """The loss of `Terms` alone, so that a graph of it holds no sums that nobody reads."""
+    """The loss of `Terms` alone: its graph has no unused sums."""
 
     def __init__(self, terms: Terms):
         super().__init__()

@@ -409,7 +409,7 @@ class _ByKind(nn.Module):
 
 
 class _Watch:
-    """Remembers, on the device, when the loss or a gradient first was not finite, and what it was then."""
+    """Records on the device when the loss or a gradient first was not finite, and its value."""
 
     def __init__(self, variable: str):
         self.variable = variable
@@ -457,7 +457,7 @@ def _clip(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Totals:
-    """Sums over an epoch, on the device, so that only its end waits for them."""
+    """Sums over an epoch, on the device: only its end waits for them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -481,7 +481,7 @@ class _Totals:
 
 
 class _Average:
-    """An exponential moving average of the parameters, its decay warmed up so that the start is forgotten."""
+    """An exponential moving average of the parameters. Its decay is warmed up to forget the start."""
 
     def __init__(self, program: Program, decay: float):
         self.live = [p for p in program.parameters() if p.requires_grad]
@@ -519,9 +519,9 @@ def _validate(
     device: torch.device,
     processes: Team,
 ) -> float:
-    """Mean loss with the same draws every time, so that epochs are compared on equal terms.
+    """Mean loss with the same draws every time, which makes epochs comparable.
 
-    The batches are dealt out to the processes, each of which has draws of its own. Of a Pyro objective, whose loss
+    The batches are distributed over the processes, and each process has its own draws. Of a Pyro objective, whose loss
     brings its backward pass along, the plain ELBO.
     """
     total = 0.0

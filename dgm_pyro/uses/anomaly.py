@@ -277,7 +277,7 @@ class Detector:
     """An alarm on a score, calibrated to a rate of false alarms.
 
     Args:
-        score: any callable from x to scores, higher for anomalies; a program stands for its `Surprise`.
+        score: any callable from x to scores, higher for anomalies; a program means its `Surprise`.
 
     Attributes:
         threshold: scores above it, by more than `ROUNDING`, are flagged; None before `calibrate`.

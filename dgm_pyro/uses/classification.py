@@ -297,7 +297,7 @@ class Bayesian:
 
 @contextlib.contextmanager
 def _alone(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state and a param store of its own: AutoGuides of one class would share the store's entries."""
+    """A separate random state and param store: AutoGuides of one class would share the store's entries."""
     with seeded(seed, device), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         yield
 

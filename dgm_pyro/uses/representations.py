@@ -1,4 +1,4 @@
-r"""Representations: what a program says of x in place of x, and what that is good for.
+r"""Representations: the code of x under a program, and its uses.
 
 *Where x goes.* A program with latents maps x to a code z, and back:
 
@@ -15,8 +15,8 @@ A flow's z, and that of a diffusion, is as large as x and loses nothing: it is a
 summary. The mean of a class that z may be is that of its one-hot code: the probabilities q(z = k | x).
 
 *Between and around.* A line between two codes, :math:`(1 - t) a + t b`, passes closer to the origin than either end;
-N(0, I) in D dimensions hardly ever is closer to it than :math:`\sqrt D`, so that the middle of the line is where the
-prior has next to nothing. The arc keeps the length,
+N(0, I) in D dimensions is hardly ever closer to it than :math:`\sqrt D`, so the prior has almost no mass at the middle
+of the line. The arc keeps the length,
 
 .. math::
     z_t = \frac{\sin((1 - t)\, \omega)}{\sin \omega}\, a + \frac{\sin(t\, \omega)}{\sin \omega}\, b, \qquad
@@ -193,8 +193,8 @@ def line(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
 def arc(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
     """``num`` points on the arc from each a to each b at even angles, ends included, ``(num, N, *shape)``.
 
-    The length goes with the angle from that of a to that of b. Codes in one direction, or in opposite ones, have no
-    arc of their own and get the line.
+    The length goes with the angle from that of a to that of b. Codes in the same or in opposite directions have no
+    unique arc and get the line.
     """
     t = _shares(a, b, num)
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
