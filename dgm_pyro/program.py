@@ -1,4 +1,4 @@
-r"""The algebra: `pyro.sample` generalized from distributions to whole models.
+r"""The algebra: `pyro.sample` generalised from distributions to whole models.
 
 A `Program` is a deep generative model written as Pyro statements. Three methods say what it is:
 
@@ -50,7 +50,7 @@ ROWS = 256
 
 
 class IntractableError(RuntimeError):
-    """The density of a program was requested, but it is an integral without a closed form."""
+    """A density was asked of a program whose density is an integral without a closed form."""
 
 
 # -- one thread at a time ----------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _driven() -> Iterator[None]:
-    """Like `alone`, for statements inside Pyro's handlers, which see other threads too: it raises and never waits."""
+    """As `alone`, for statements inside handlers of Pyro's, which handle another thread's too: so none waits."""
     global _driver
     if not _lock.acquire(blocking=False):
         _refuse_threads()
@@ -133,7 +133,7 @@ class Program(nn.Module):
         conditional: whether `joint` takes a ``given``.
         levels: x takes the integers 0 .. levels - 1; None where it takes reals, or discrete values such as counts.
         num_classes: how many integer labels ``given`` may take; None where it is no label.
-        tractable: whether p(x) has a closed form: then `log_prob` is exact.
+        tractable: whether p(x) has a closed form, so that `log_prob` is exact.
         variable: the name under which `model` and `guide` state the data.
     """
 
@@ -149,7 +149,7 @@ class Program(nn.Module):
         """State p(name, latents | given), observing ``value`` if there is one.
 
         Returns:
-            ``value``, or a sample in its place, ``(B, *event_shape)``.
+            ``value``, or the sample that stands for it, ``(B, *event_shape)``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define joint(name, value=None, given=None)")
 
@@ -169,7 +169,7 @@ class Program(nn.Module):
         return self if self.tractable else self.unroll()
 
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """The form in which a datum x with label y enters the statements: (value, given, further observed sites)."""
+        """How a datum x with label y enters the statements: (value, given, further observed sites)."""
         return x, (y if self.conditional else None), {}
 
     @property
@@ -305,8 +305,8 @@ class Program(nn.Module):
         """
         if self.tractable:
             raise ValueError(f"there is no method to impute with {type(self).__name__}: it has no latents")
-        weighted: tuple[Tensor, Tensor] = by.over_latents(self, x, mask, given)
-        return weighted
+        completed: tuple[Tensor, Tensor] = by.over_latents(self, x, mask, given)
+        return completed
 
     # -- codes -------------------------------------------------------------------------------------------------------
 
@@ -411,7 +411,7 @@ class Program(nn.Module):
             return
         if torch._C._functorch.is_batchedtensor(x):
             raise RuntimeError(
-                "x is mapped by torch.func.vmap, under which values cannot be read: map program.exact_log_prob, "
+                "x is mapped by torch.func.vmap, under which no number can be looked at: map program.exact_log_prob, "
                 "or give log_weights all data at once, (B, *event_shape), and num_particles: it has these dimensions"
             )
         counts = not x.is_floating_point() and self.measure_given(given) == "mass"
@@ -515,8 +515,8 @@ class Conditional(Program):
         return pyro.sample(name, distribution, obs=value)
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
-        weighted: tuple[Tensor, Tensor] = by.of_distribution(self, x, mask, given)
-        return weighted
+        completed: tuple[Tensor, Tensor] = by.of_distribution(self, x, mask, given)
+        return completed
 
 
 # -- the views that Pyro sees ----------------------------------------------------------------------------------------
@@ -549,7 +549,7 @@ def store_name(program: Program) -> str:
 
 
 def register_parameters(program: Program) -> None:
-    """Like `pyro.module`, without its warning about frozen parameters and its two ways to train a stale copy.
+    """What `pyro.module` does, less its warning about frozen parameters and its two ways to train a stale copy.
 
     Values that the user has brought to the store, by its ``load`` or under the program's names, are taken over.
 
@@ -607,7 +607,7 @@ def _require_no_misfits(program: Program, stored: dict[str, Tensor]) -> None:
 
 
 class _Reference(weakref.ref):  # type: ignore[type-arg]
-    """Like what Pyro leaves on a parameter for SVI to find, but it can be pickled: as None."""
+    """What Pyro leaves on a parameter so that SVI finds it, except that it can be pickled: as None."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -856,7 +856,7 @@ def require_subset(guide_names: Sequence[str], model_names: Sequence[str]) -> No
 
 
 def require_distinct(names: Sequence[str], owner: str) -> None:
-    """Raise if two latents of ``owner`` have one name."""
+    """Raise if one name stands for two latents of ``owner``."""
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ValueError(
@@ -965,11 +965,11 @@ def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[t
 
 
 def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:
-    """Set the given_shape of ``child``, or raise if it was built for another one.
+    """Tell ``child`` what it will be given, or raise if it was built for something else.
 
     Args:
-        role: the child's role, for the message ("likelihood").
-        source: the source of the given, for the message ("prior's event_shape").
+        role: what the child is to its owner, for the message ("likelihood").
+        source: where the given comes from, for the message ("prior's event_shape").
     """
     if not child.conditional:
         raise ValueError(
@@ -1055,7 +1055,7 @@ def support_of(distribution: Any) -> constraints.Constraint | None:
 
 
 def unwrapped(constraint: Any) -> constraints.Constraint:
-    """The constraint on a single feature, from a constraint on events of features."""
+    """That of single features, of a constraint on events of them."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     inner: constraints.Constraint = constraint
@@ -1063,7 +1063,7 @@ def unwrapped(constraint: Any) -> constraints.Constraint:
 
 
 def bounded_by_numbers(constraint: constraints.Constraint) -> bool:
-    """Whether no bound of a constraint is a tensor: then it holds for any parameters."""
+    """Whether no bound of a constraint is a tensor, so that it holds whatever the parameters are."""
     parts: Iterable[Any] = vars(constraint).values()
     parts = itertools.chain.from_iterable(part if isinstance(part, list) else [part] for part in parts)
     return all(
@@ -1099,7 +1099,7 @@ def _quoted(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A separate random state on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
+    """A random state of its own on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
     check_seed(seed)
     on_cuda = device.type == "cuda"
     with alone(), torch.random.fork_rng(devices=[device] if on_cuda else []):

@@ -440,7 +440,7 @@ def node(index, **changes):
 
 
 BAD_FOLDERS = {
-    "an empty folder": (lambda f: [path.unlink() for path in f.iterdir()], "is no checkpoint.*it has no program"),
+    "an empty folder": (lambda f: [path.unlink() for path in f.iterdir()], "is not a checkpoint.*it has no program"),
     "no header": (lambda f: (f / "program.json").unlink(), "it has no program.json"),
     "no weights": (lambda f: weights(f).unlink(), "lacks its weights, weights-.*copy the whole folder"),
     "empty header": (lambda f: (f / "program.json").write_text(""), r"program.json is corrupted"),
@@ -456,7 +456,7 @@ BAD_FOLDERS = {
     "another format": (edit(lambda header: header.update(format="onnx")), "was written by another program"),
     "a newer format": (
         edit(lambda header: header.update(format_version=99, versions={"dgm_pyro": "9.1"}, modules="?")),
-        r"format version 99, written by dgm_pyro 9.1, but dgm_pyro 0.1.0 reads versions up to 1: upgrade",
+        r"format version 99, written by dgm_pyro 9.1, but dgm_pyro 0.1.0 reads versions up to 2: upgrade",
     ),
     "no version": (edit(lambda header: header.pop("format_version") and None), "format version is None"),
     "no modules": (edit(lambda header: header.pop("modules") and None), "corrupted.*'modules'"),

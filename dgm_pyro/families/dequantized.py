@@ -244,7 +244,7 @@ def dequantizer(event_shape: int | Sequence[int], levels: int, *, hidden: Sequen
         hidden: widths of the hidden layers.
 
     >>> import dgm_pyro as dgm
-    >>> program = dgm.Dequantized(nsf(4, unit=True), levels=17, guide=dequantizer(4, levels=17))
+    >>> program = dgm.Dequantized(dgm.flow.nsf(4, unit=True), levels=17, guide=dequantizer(4, levels=17))
     >>> program.log_weights(torch.zeros(2, 4, dtype=torch.long), num_particles=3).shape
     torch.Size([3, 2])
     """

@@ -6,8 +6,7 @@ r"""How far the bound is from log p(x), and why: a family that is too small, or 
     \underbrace{\max_{q \in \mathcal Q} L[q] - L[q_\phi]}_{\text{amortization gap}}
 
 with L the ELBO of one datum, :math:`q_\phi` the encoder's distribution for it, and Q the encoder's family. The best q
-is
-found by gradient ascent from the encoder's own q. Where the encoder's output are the parameters of a distribution,
+is found by gradient ascent from the encoder's own q. Where the encoder's output are the parameters of a distribution,
 these are optimized, for all data at once; any other encoder (a flow, say) is copied for each datum and trained on it
 alone.
 
