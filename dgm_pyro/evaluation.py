@@ -82,7 +82,7 @@ class Evidence:
         if self.measure != other.measure:
             raise ValueError(
                 f"a {self.measure} cannot be compared with a {other.measure}: "
-                "wrap the density in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
+                "wrap the density in dgm.Dequantized(flow, levels=...), then both are masses on the integers"
             )
         if (self.digest, self.num_dims, len(self.values)) != (other.digest, other.num_dims, len(other.values)):
             raise ValueError(
@@ -139,7 +139,7 @@ class Difference:
 
     @property
     def kind(self) -> str:
-        """What it says of the difference of the two log p(x): a bound may be short of the truth by any gap."""
+        """The relation to the difference of the two log p(x): a bound may be any gap below the truth."""
         first, second = (kind in ("exact", "ode") for kind in self.kinds)
         if first and second:
             return "exact"
@@ -155,7 +155,7 @@ class Difference:
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of ``values``; NaN for a single one."""
+    """Standard error of the mean of ``values``; NaN for a single one."""
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
@@ -320,7 +320,7 @@ def importance_bound(
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 
-    The particles come in chunks of a size that the data alone determine, so that memory is flat in their number.
+    The particles come in chunks whose size depends on the data alone: memory does not grow with their number.
 
     Args:
         advance: told after each chunk how many weights it had.
@@ -334,7 +334,7 @@ def importance_bound(
 
 
 def particles_at_once(program: Program, size: int) -> int:
-    """How many particles of each of ``size`` data fit the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
+    """Number of particles of each of ``size`` data that fits the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
     chain = len(program.unroll().latents(program.variable) or ())
     rows = min(ROWS_AT_ONCE, VALUES_AT_ONCE // (max(1, program.event_shape.numel()) * max(1, chain)))
     return max(1, rows // size)
@@ -351,7 +351,7 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
         ValueError, TypeError: it does not fit; the message names the remedy.
     """
     check_program(program)
-    # Where the program is: whoever asks moves the data in batches, and has no device to be told of.
+    # On the program's device: callers move the data in batches themselves.
     place = program_device(program)
     if isinstance(data, Tensor):
         if program.variable != "x" or program.conditional:
@@ -394,7 +394,7 @@ def _as_reals(program: Program, x: Tensor) -> Tensor:
 
 
 def program_device(program: Program) -> torch.device:
-    """Where the program's parameters are; the CPU if it has none."""
+    """The device of the program's parameters; the CPU if it has none."""
     tensor = next(iter([*program.parameters(), *program.buffers()]), None)
     return torch.device("cpu") if tensor is None else tensor.device
 

@@ -662,7 +662,7 @@ FILES = {
     "no header": (
         lambda folder: (folder / "program.json").unlink(),
         dgm.CheckpointError,
-        ["no checkpoint", "program.json"],
+        ["not a checkpoint", "program.json"],
     ),
     "no weights": (lambda folder: weights(folder).unlink(), dgm.CheckpointError, ["lacks its weights"]),
     "no JSON": (

@@ -1,4 +1,4 @@
-"""Pictures of programs and of what they say: each function takes tensors or results, and returns a matplotlib Figure.
+"""Pictures of programs and their results: each function takes tensors or results, and returns a matplotlib Figure.
 
 Figures are made for a narrow column, so that they stay readable on a phone, in a light and a dark theme, and without
 pyplot: nothing is global, nothing has to be closed.
@@ -72,12 +72,12 @@ class Theme:
 
     @property
     def gray(self) -> Colormap:
-        """From paper (nothing) to ink (everything)."""
+        """Color map from paper (nothing) to ink (everything)."""
         return LinearSegmentedColormap.from_list("gray", [self.paper, self.ink])
 
     @property
     def heat(self) -> Colormap:
-        """From paper (no density) to the first series color, to ink."""
+        """Color map from paper (no density) over the first series color to ink."""
         return LinearSegmentedColormap.from_list("heat", [self.paper, self.series[0], self.ink])
 
     @property
@@ -195,7 +195,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 LINE = 54
-"""How many characters of a title fit the width."""
+"""Number of characters of a title that fit the width."""
 
 
 def _figure(height: float, title: str) -> Figure:
@@ -228,7 +228,7 @@ def images(
         levels: integers 0 .. levels - 1; None scales reals between their extremes.
         columns: how many per row; by default about as many as rows, or one per column label.
         row_labels, column_labels: at the left, and on top.
-        hidden: bool, ``(N, 1, H, W)``: pixels that are covered, in a color of their own.
+        hidden: bool, ``(N, 1, H, W)``: covered pixels, in a color of their own.
 
     Raises:
         ValueError: x is no batch of one-channel images.
@@ -423,7 +423,7 @@ def _imputed_points(x: Tensor, seen: Tensor, samples: Tensor, title: str) -> Fig
 def learning_curves(history: History, *, title: str = "") -> Figure:
     """Loss and validation loss; where there is a KL, its terms and the reconstruction apart, below.
 
-    A game's validation, which is measured in other units than its loss, has axes of its own.
+    Validation of an adversarial objective, which has other units than its loss, gets separate axes.
 
     Raises:
         ValueError: the history is empty.
@@ -462,7 +462,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
 
 
 MOST_TERMS = 8
-"""Of a loss, that are drawn as curves of their own."""
+"""Terms of a loss that are drawn as separate curves."""
 
 
 def _terms(history: History) -> dict[str, list[float]]:

@@ -34,12 +34,12 @@ Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
 KINDS: dict[str, Kind] = {
     "model": str, "data": str, "data_dir": str | None, "options": dict, "history": {"seconds": int | float}
 }  # fmt: skip
-"""What a record holds."""
+"""Fields of a record."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """How a program came about.
+    """The record of how a program was made.
 
     Attributes:
         model: the name given to `dgm.build`.
@@ -143,7 +143,7 @@ def train(
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
-    """Store a run in ``folder``; ``run.json`` comes last, so that a folder that has it is whole."""
+    """Store a run in ``folder``; ``run.json`` is written last: a folder that has it is complete."""
     checkpoint.save(program, folder)
     write_json(Path(folder) / RECORD, asdict(record))
 

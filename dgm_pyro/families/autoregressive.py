@@ -98,7 +98,7 @@ class Autoregressive(Conditional):
         return self.features.univariate(self.raw_at(i, raw))
 
     def raw_at(self, i: int, raw: Tensor) -> Tensor:
-        """Those of the feature at place i = 1 .. D of the order, ``(*batch, P)``."""
+        """Raw parameters of the feature at place i = 1 .. D of the order, ``(*batch, P)``."""
         return raw.flatten(-1 - len(self.event_shape), -2)[..., self.order[i - 1], :]
 
     def chain(
@@ -142,8 +142,8 @@ class Autoregressive(Conditional):
 class UnrolledAutoregressive(Program):
     """The definition: p(x_1) p(x_2 | x_1) .. p(x_D | x_<D), one site per feature, ``x_1 .. x_D`` in the order.
 
-    Fix any of the sites with `poutine.condition` and the rest is drawn given those before it. x as a whole is stated
-    too, as `pyro.deterministic`, so that it can be read but not conditioned.
+    Fix any of the sites with `poutine.condition` and the rest is drawn given those before it. x as a whole is also a
+    `pyro.deterministic` site: it can be read but not conditioned.
 
     Args:
         program: the plated form, whose parameters it shares.
@@ -228,7 +228,7 @@ class Chain:
         return self.program.features.univariate(self.raw_parameters())
 
     def raw_parameters(self) -> Tensor:
-        """Those of `next`, ``(*batch, P)``."""
+        """Raw parameters of `next`, ``(*batch, P)``."""
         p, self.place = self.program, self.place + 1
         if self.cache is None:
             return p.raw_at(self.place, p.raw_parameters(self.x, self.given))
@@ -270,7 +270,7 @@ class Chain:
 
 
 class AutoregressiveDistribution(TorchDistribution):
-    """What `Autoregressive` returns given ``given``.
+    """The distribution that `Autoregressive` returns for ``given``.
 
     Args:
         program: whose parameters it has.

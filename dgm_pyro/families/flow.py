@@ -74,7 +74,7 @@ class Flow(Conditional):
 
     Raises:
         ValueError: a transform cannot be inverted, or has parameters that no module holds, shapes or givens do not
-            fit, or a transform is fed what it cannot take.
+            fit, or a transform receives values outside of its domain.
 
     >>> import torch, dgm_pyro as dgm
     >>> from dgm_pyro.networks import Affine, Coupling
@@ -119,7 +119,7 @@ class Flow(Conditional):
         self._declare_given(given_shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flow:
-        """What `to`, `double` and the like do to each tensor, those that no module holds included."""
+        """Apply `to`, `double` and the like to each tensor, including those that no module holds."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for part in self.transforms:
             for owner, name in loose_tensors(part):

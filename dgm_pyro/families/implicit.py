@@ -1,4 +1,4 @@
-r"""Implicit models: p(x) as whatever comes out when easy noise goes through a function.
+r"""Implicit models: p(x) as the distribution of a function of simple noise.
 
 .. math::
     z \sim p(z), \qquad x = G(z), \qquad P(x \in A) = P(z \in G^{-1}(A)).
@@ -154,8 +154,8 @@ class Implicit(Program):
 
     def _refuse(self) -> NoReturn:
         raise IntractableError(
-            "an Implicit has no density: x = generator(z) is certain once z is known, and the generator need not be "
-            "invertible, so that neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
+            "an Implicit has no density: x = generator(z) is a function of z, and the generator need not be "
+            "invertible, so neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
             "train with dgm.fit(program, data, 'gan') (or 'wgan-gp', 'f-gan:kl', 'energy', 'mmd'); compare samples "
             "with implicit.precision_recall; or add noise, implicit.noisy(program, scale), and evaluate that"
         )
@@ -274,9 +274,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     check_tensor(fake, real.shape[1:], "fake", "the shape of a real datum")
     check_finite(fake, "fake")
     if min(len(real), len(fake)) <= k:
-        raise ValueError(
-            f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: more than k are needed"
-        )
+        raise ValueError(f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: use a smaller k")
     real, fake = real.flatten(1).double(), fake.flatten(1).double()
     return _share_inside(fake, real, k), _share_inside(real, fake, k)
 
@@ -290,7 +288,7 @@ def _share_inside(points: Tensor, support: Tensor, k: int) -> float:
 
 @torch.no_grad()
 def mode_coverage(x: Tensor, centers: Tensor, scale: float) -> tuple[int, float]:
-    """How many modes of a mixture of round Normals the samples have, and which share of them is near one.
+    """Number of modes of a mixture of round Normals that samples cover, and the share of samples near a mode.
 
     A sample is near a mode within 3 standard deviations of its center, where 98.9 % of a Normal of the plane
     are. A mode counts as covered if it has at least a fifth of the samples it should have.

@@ -79,7 +79,7 @@ class Labeled(Program):
 
     @property
     def classes(self) -> int:
-        """How many values y takes."""
+        """Number of values that y takes."""
         assert self.prior.levels is not None
         return self.prior.levels
 
@@ -160,7 +160,7 @@ class Labeled(Program):
         else:
             bounds = []
             for y in labels:
-                # Every class at the same draws, so that their noise cancels where classes are compared.
+                # Every class at the same draws: their noise cancels where classes are compared.
                 with seeded(seed, x.device), noise.per_datum(x, seed):
                     weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
                 bounds.append(log_mean_exp(weights))
@@ -239,7 +239,7 @@ class Discriminative(Conditional):
             self._check_values(given)
 
     def _check_values(self, x: Tensor) -> None:
-        """As of a program of x, with the levels that the network was told of; without any, it may take integers."""
+        """Check x against the levels that the network was given; without any, x may hold any integers."""
         assert self.labels.network is not None  # they are conditional
         told = (getattr(part, "levels", None) for part in self.labels.network.modules())
         levels = next((levels for levels in told if levels is not None), None)

@@ -6,14 +6,14 @@ r"""Annealed importance sampling: log p(x) by a path of densities from one that 
 with :math:`f_0` the prior p(z) or the guide q(z | x). A chain starts at :math:`z_0 \sim f_0`, and for t = 1 .. T first
 collects :math:`f_{\beta_t}(z_{t-1}) / f_{\beta_{t-1}}(z_{t-1})` into its weight w, then moves by a transition that
 leaves :math:`f_{\beta_t}` invariant (here Hamiltonian Monte Carlo). Then E[w] = p(x) exactly, however badly the chain
-mixes, so that the log of the mean of K weights is on average below log p(x).
+mixes. The log of the mean of K weights is on average below log p(x).
 
 Run backwards from an exact posterior sample the weights have the mean 1 / p(x), and bound log p(x) from above. Such a
 sample is at hand for data that the program itself has made: z, x ~ p(z, x). The two bounds together are bidirectional
 Monte Carlo; they say how far the estimate is off.
 
 The path is valid only if no transition depends on the chain's own past. Step sizes are therefore adapted in a
-preliminary run, on chains of its own, and then fixed.
+preliminary run, on separate chains, and then fixed.
 
 Sources: Neal 2001 (Annealed importance sampling); Grosse, Ghahramani and Adams 2015 (arXiv 1511.02543); Grosse, Ancha
 and Roy 2016 (arXiv 1606.02275); Wu, Burda, Salakhutdinov and Grosse 2017 (arXiv 1611.04273).
@@ -46,7 +46,7 @@ ADAPTATION_RATE = 0.2
 class HMC:
     """One Hamiltonian trajectory and a Metropolis test, for every chain of every datum at once.
 
-    Step sizes are jittered by up to a fifth, so that no trajectory is a period of the dynamics.
+    Step sizes are jittered by up to a fifth: no trajectory is a period of the dynamics.
 
     Attributes:
         num_leapfrog: steps per trajectory; each costs one gradient.
@@ -90,7 +90,7 @@ def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Annealed:
-    """What `ais` found.
+    """The result of `ais`.
 
     Attributes:
         log_evidence: log-mean-exp of the weights over the chains, in nats, ``(B,)``: on average below log p(x).
@@ -108,7 +108,7 @@ class Annealed:
 
 @dataclass(frozen=True)
 class Sandwich:
-    """What `bidirectional` found: on average, lower <= log p(x) <= upper.
+    """The result of `bidirectional`: on average, lower <= log p(x) <= upper.
 
     Attributes:
         x: data that the program made, ``(B, *event_shape)``.
@@ -320,7 +320,7 @@ class Path:
 
 
 class ToPosterior(Path):
-    """From the prior or the guide to p(x, latents), as a density of unconstrained coordinates of the latents."""
+    """The path from the prior or the guide to p(x, latents), as densities of unconstrained coordinates."""
 
     def __init__(
         self,
@@ -357,7 +357,7 @@ class ToPosterior(Path):
         if not bool(ratio.isfinite().all()):
             source, remedy = ("guide", "check x") if self.from_guide else ("prior", "use initial='guide'")
             raise ValueError(
-                f"log p(x | latents) is not finite at draws from the {source}, so that there is no path to the "
+                f"log p(x | latents) is not finite at draws from the {source}, so there is no path to the "
                 f"posterior: {remedy}"
             )
         return u

@@ -34,7 +34,7 @@ SIGNIFICANT = 0.01
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `sbc` found.
+    """The result of `sbc`.
 
     Attributes:
         ranks: by latent site, of every simulation and dimension, ``(N, D)``: integers 0 .. num_posterior_samples.
@@ -54,7 +54,7 @@ class Calibration:
         return bins.sum(0)
 
     def p_values(self, site: str) -> Tensor:
-        """Of a chi-square test of uniformity, for each dimension, ``(D,)``."""
+        """p-values of a chi-square test of uniformity, one per dimension, ``(D,)``."""
         counts = self.histogram(site).double()
         expected = counts.sum(-1, keepdim=True) / self.num_bins
         statistic = ((counts - expected) ** 2 / expected).sum(-1)
@@ -64,7 +64,7 @@ class Calibration:
 
     @property
     def p_value(self) -> float:
-        """Of all dimensions of all sites together: the smallest, times their number (Bonferroni)."""
+        """p-value of all dimensions of all sites together: the smallest times their number (Bonferroni)."""
         every = torch.cat([self.p_values(site) for site in self.ranks])
         return min(1.0, float(every.min()) * len(every))
 
@@ -94,7 +94,7 @@ def sbc(
         given: ``(num_samples, *given_shape)`` for a conditional program, or one row for all.
         num_samples: how many pairs (z, x) to simulate; every bin should expect 5 of them at least.
         num_posterior_samples: L, draws of the guide to rank each true z among.
-        num_bins: must divide L + 1, so that all bins expect the same.
+        num_bins: must divide L + 1, for equal expected counts in all bins.
         seed: the global random state is left as it was.
 
     Raises:
@@ -135,7 +135,7 @@ def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
 
 
 def _guesses_below(program: Program, given: Any, size: int, num_posterior_samples: int) -> dict[str, Tensor]:
-    """Of how many draws of the guide each z of ``size`` simulations is above, and how many it equals, ``(2, B, D)``."""
+    """Number of the guide's draws below each z of ``size`` simulations, and number equal to it, ``(2, B, D)``."""
     truth: Any = joint_trace(program, None, given=given, batch=(size,))
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
@@ -188,7 +188,7 @@ def units(program: Program, data: Any, *, num_samples: int = NUM_SAMPLES, seed: 
     """
     found = _units(program, data, num_samples, seed)
     if not found:
-        raise ValueError(f"the guide of this {type(program).__name__} draws no code of x whose use could be measured")
+        raise ValueError(f"the guide of this {type(program).__name__} has no latent variables to measure")
     return found
 
 
@@ -217,7 +217,7 @@ def _units(program: Program, data: Any, num_samples: int, seed: int) -> dict[str
 def _moments(
     program: Program, x: Tensor, y: Tensor | None, num_samples: int
 ) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
-    """By code: means over draws of E_q[z] and of its square, ``(B, D)``, and of the KL, summed over data, ``(D,)``."""
+    """Means over draws, by code: of E_q[z] and its square, ``(B, D)``, and of the KL summed over data, ``(D,)``."""
     x, given, _ = program.arguments(x, y)
     sums: dict[str, tuple[Any, Any, Any]] = {}
     for _ in range(num_samples):
@@ -262,7 +262,7 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found: calibration, units by site, and findings with a remedy."""
+    """The result of `check`: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
     units: dict[str, Units]

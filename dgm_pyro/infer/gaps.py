@@ -5,14 +5,14 @@ r"""How far the bound is from log p(x), and why: a family that is too small, or 
     \underbrace{\log p(x) - \max_{q \in \mathcal Q} L[q]}_{\text{approximation gap}} +
     \underbrace{\max_{q \in \mathcal Q} L[q] - L[q_\phi]}_{\text{amortization gap}}
 
-with L the ELBO of one datum, :math:`q_\phi` what the encoder says of it, and Q the encoder's family. The best q is
-found by gradient ascent from the encoder's own q. Where the encoder's output are the parameters of a distribution,
+with L the ELBO of one datum, :math:`q_\phi` the encoder's distribution for it, and Q the encoder's family. The best q
+is found by gradient ascent from the encoder's own q. Where the encoder's output are the parameters of a distribution,
 these are optimized, for all data at once; any other encoder (a flow, say) is copied for each datum and trained on it
 alone.
 
 log p(x) is the clearly highest lower bound, on average over the data: of annealed importance sampling, of importance
 weights with many particles of the encoder's q and of the best q, and of the ELBOs themselves. All are on average below
-log p(x), so that the approximation gap may be larger than said, not smaller; the highest one of each datum would be
+log p(x), so the approximation gap may be larger than reported, not smaller; the highest one of each datum would be
 above it, by the noise of all. The best q is likewise the better one of where the ascent ended and where it began.
 
 Source: Cremer, Li and Duvenaud 2018 (Inference suboptimality in variational autoencoders, arXiv 1801.03558).
@@ -66,12 +66,12 @@ class Gaps:
 
     @property
     def approximation(self) -> Tensor:
-        """What the family costs, ``(B,)``."""
+        """Loss of nats due to the guide's family, ``(B,)``."""
         return self.log_evidence - self.best
 
     @property
     def amortization(self) -> Tensor:
-        """What the encoder costs beyond its family, ``(B,)``."""
+        """Loss of nats due to the encoder beyond its family, ``(B,)``."""
         return self.best - self.elbo
 
     @property

@@ -1,7 +1,7 @@
 """Convolutional networks between images and vectors, as encoders and likelihoods of images use them.
 
 Both are stacks of residual blocks, and change the resolution by strided convolutions. They halve as `ceil(n / 2)`, so
-that any size works: 28 becomes 14, 7.
+any size works: 28 becomes 14, 7.
 
 Source: He et al. 2016 (arXiv 1603.05027) for the blocks.
 """
@@ -90,7 +90,7 @@ class ConvEncoder(nn.Module):
 
 @register
 class ConvDecoder(nn.Module):
-    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional ``given`` beside the input.
+    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional ``given`` as a second input.
 
     Args:
         in_shape: shape of one input, such as ``(16,)`` for z; ``()`` for a class label.

@@ -110,7 +110,7 @@ class NegativeLogLikelihood:
 
 
 class Typicality:
-    """How far the surprise of x is from the mean surprise of reference data, in nats.
+    """Distance of the surprise of x from the mean surprise of reference data, in nats.
 
     Args:
         nll: a `NegativeLogLikelihood`, or a program.
@@ -277,7 +277,7 @@ class Detector:
     """An alarm on a score, calibrated to a rate of false alarms.
 
     Args:
-        score: any callable from x to scores, higher for anomalies; a program stands for its `NegativeLogLikelihood`.
+        score: any callable from x to scores, higher for anomalies; a program means its `NegativeLogLikelihood`.
 
     Attributes:
         threshold: scores above it, by more than `ROUNDING`, are flagged; None before `calibrate`.
@@ -319,7 +319,7 @@ class Detector:
         return self
 
     def flag(self, x: Tensor | Data) -> Tensor:
-        """Which x are anomalous, bools ``(N,)``.
+        """Whether each x is anomalous, bools ``(N,)``.
 
         Raises:
             ValueError: the detector is not calibrated.
@@ -350,13 +350,13 @@ class Detector:
 
 
 def _rounding(scores: Tensor) -> Tensor:
-    """By how much equal data may score apart: another batch multiplies matrices in another order."""
+    """Largest difference by rounding between scores of equal data: batches multiply matrices in another order."""
     return ROUNDING * scores.abs().clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well a score tells anomalies from normal data.
+    """Quality of a score that separates anomalies from normal data.
 
     Attributes:
         auroc: probability that an anomaly scores above a normal datum, a tie counting half; 0.5 is a coin.
@@ -383,7 +383,7 @@ def separation(normal: Tensor, anomalous: Tensor) -> Separation:
 
 
 def _share_below(values: Tensor, x: Tensor) -> Tensor:
-    """For each x the share of ``values`` below it, ties counting half."""
+    """The share of ``values`` below each x, ties counting half."""
     order = values.sort().values
     counts = torch.searchsorted(order, x) + torch.searchsorted(order, x, right=True)
     return counts.double() / (2 * len(values))

@@ -298,7 +298,7 @@ class Bayesian:
 
 @contextlib.contextmanager
 def _alone(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state and a param store of its own: AutoGuides of one class would share the store's entries."""
+    """A separate random state and param store: AutoGuides of one class would share the store's entries."""
     with seeded(seed, device), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         yield
 
@@ -326,5 +326,5 @@ def beliefs(
 
 
 def share(true: Any) -> float:
-    """How many of ``true`` are, from 0 to 1."""
+    """Fraction of entries of ``true`` that are true."""
     return float(torch.as_tensor(true).double().mean())

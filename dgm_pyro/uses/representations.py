@@ -1,4 +1,4 @@
-r"""Representations: what a program says of x in place of x, and what that is good for.
+r"""Representations: the code of x under a program, and its uses.
 
 *Where x goes.* A program with latents maps x to a code z, and back:
 
@@ -15,8 +15,8 @@ A flow's z, and that of a diffusion, is as large as x and loses nothing: it is a
 summary. The mean of a class that z may be is that of its one-hot code: the probabilities q(z = k | x).
 
 *Between and around.* A line between two codes, :math:`(1 - t) a + t b`, passes closer to the origin than either end;
-N(0, I) in D dimensions hardly ever is closer to it than :math:`\sqrt D`, so that the middle of the line is where the
-prior has next to nothing. The arc keeps the length,
+N(0, I) in D dimensions is hardly ever closer to it than :math:`\sqrt D`, so the prior has almost no mass at the middle
+of the line. The arc keeps the length,
 
 .. math::
     z_t = \frac{\sin((1 - t)\, \omega)}{\sin \omega}\, a + \frac{\sin(t\, \omega)}{\sin \omega}\, b, \qquad
@@ -107,7 +107,7 @@ def encode(
         ``(N, *z_shape)``, on the CPU; of a class, its probabilities, ``(N, *z_shape, K)``, unless ``draw``.
 
     Raises:
-        ValueError: the program has no code of x, no such site, or x does not fit.
+        ValueError: the program has no latent code, no such site, or x does not fit.
     """
     check_program(program)
     site = program.code_named(site)
@@ -148,7 +148,7 @@ def decode(
         closed form, such as an autoregressive x, is drawn.
 
     Raises:
-        ValueError: the program has no code of x, no such site, or z does not fit.
+        ValueError: the program has no latent code, no such site, or z does not fit.
     """
     check_program(program)
     check_count(batch_size, "batch_size")
@@ -193,8 +193,8 @@ def line(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
 def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
     """Points at even angles on the arc from each a to each b, ends included, ``(num_points, N, *shape)``.
 
-    The length goes with the angle from that of a to that of b. Codes in one direction, or in opposite ones, have no
-    arc of their own and get the line.
+    The length goes with the angle from that of a to that of b. Codes in the same or in opposite directions have no
+    unique arc and get the line.
     """
     t = _shares(a, b, num_points)
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
@@ -258,7 +258,7 @@ def traverse(
     given: Any = None,
     site: str | None = None,
 ) -> Tensor:
-    """What becomes of x when one feature of its code is set to each of ``values``, and the others stay.
+    """x decoded after one feature of its code is set to each of ``values``, with the others unchanged.
 
     Args:
         z: one code, ``(1, *z_shape)``: of a datum, by `encode`, or zeros, the mean of a standard prior.
@@ -385,14 +385,14 @@ def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
     check_seed(seed)
     check_count(num_clusters, "num_clusters")
     if num_clusters > len(z):
-        raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: ask for fewer")
+        raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: use fewer")
     found = KMeans(num_clusters, n_init=10, random_state=seed % 2**32).fit_predict(_features(z))
     return torch.from_numpy(found).long()
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well clusters are classes; all three are at most 1, and 1 if they are the same up to their names.
+    """Agreement of clusters with classes; each number is at most 1, and 1 if they are the same up to their names.
 
     Attributes:
         accuracy: share of the data whose cluster is that of their class, under the best one-to-one naming.
@@ -425,7 +425,7 @@ def agreement(clusters: Tensor, y: Tensor) -> Agreement:
 
 @dataclass(frozen=True)
 class Quality:
-    """What `assess` found, on ``num_test`` data.
+    """The result of `assess`, on ``num_test`` data.
 
     Attributes:
         probe, knn: accuracies.
@@ -438,7 +438,7 @@ class Quality:
     num_test: int
 
     def stderr(self, accuracy: float) -> float:
-        """Of an accuracy on the test data."""
+        """Standard error of an accuracy on the test data."""
         return math.sqrt(accuracy * (1 - accuracy) / self.num_test)
 
     def as_dict(self) -> dict[str, float]:
@@ -476,7 +476,7 @@ def _features(z: Tensor) -> Any:
 
 
 def latents(program: Program, x: Tensor) -> Tensor | None:
-    """What the program knows of x in place of x: the mean of q(z | x), or a flow's z; None without latents.
+    """The latent representation of x: the mean of q(z | x), or a flow's z; None without latents.
 
     Args:
         x: ``(N, *event_shape)``.

@@ -172,7 +172,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         (lambda: Adversarial(gradient_penalty=math.nan), ValueError, "gradient_penalty must be a number"),
         (lambda: Adversarial(critic_steps=0), ValueError, "critic_steps must be a positive integer"),
         (lambda: Adversarial(critic_lr=0), ValueError, "critic_lr must be a number above 0"),
-        (lambda: Adversarial()(tiny(), torch.zeros(4, 3)), ValueError, "the game has not begun.*prepare"),
+        (lambda: Adversarial()(tiny(), torch.zeros(4, 3)), ValueError, "the critic is not set up.*prepare"),
         (lambda: KernelScore("cosine"), ValueError, "kernel must be one of energy, gaussian, got 'cosine'"),
         (lambda: KernelScore(scales=()), ValueError, "scales must name at least one"),
         (lambda: KernelScore(scales=(0.0,)), ValueError, "scales must be a number above 0"),
@@ -184,7 +184,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
             ValueError,
             "draws of this Bernoulli carry no gradient.*'elbo'",
         ),
-        (lambda: dgm.compile(tiny(), "gan"), ValueError, "Adversarial cannot be compiled, as it trains its critic"),
+        (lambda: dgm.compile(tiny(), "gan"), ValueError, "Adversarial cannot be compiled, as it trains a critic"),
         (lambda: fitted(tiny(), torch.randn(200, 3), "gan", compile=True), ValueError, "Adversarial cannot be comp"),
         (lambda: dgm.compile(tiny(), "mmd"), ValueError, "KernelScore cannot be compiled, as it fixes the number"),
         (

@@ -110,7 +110,7 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
                 "classifier."
             ),
             Markup(
-                "<strong>What it is good for.</strong> It classifies, draws digits of a class that is asked for, and "
+                "<strong>What it is good for.</strong> It classifies, draws digits of a chosen class, and "
                 "knows when a picture is unlike anything that it has seen, because it has a p(x)."
             ),
         ),
@@ -202,7 +202,7 @@ DIGITS: dict[str, tuple[int, Callable[..., float | None]]] = {
     "probe": (2, max),
     "accuracy": (2, max),
 }
-"""Of the measured columns: how many digits are shown, and which value is best."""
+"""Number of digits shown and the best value, for each measured column."""
 
 
 def _table(tour: Tour) -> report.Table:
@@ -239,7 +239,7 @@ def _best(models: list[dict[str, float]]) -> dict[str, float | None]:
 
 
 def _rounded(result: Result) -> dict[str, float]:
-    """What was measured, by column, as it is shown."""
+    """The measured values by column, as they are shown."""
     values = {
         "bits/dim": None if result.evidence is None else result.evidence.bits_per_dim,
         "AUROC shuffled": result.aurocs.get(SHUFFLED),
@@ -367,7 +367,7 @@ def _pictures(tour: Tour, result: Result) -> Iterator[report.Picture]:
                 levels=tour.test.levels,
                 columns=10,
                 column_labels=labels,
-                title=f"{title}: " + ("the class on top was asked for" if labels else "samples"),
+                title=f"{title}: " + ("the class is on top" if labels else "samples"),
             ),
             alt=f"Forty samples of {title}.",
         )
@@ -457,7 +457,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
 
 
 def _verdict(comparison: Comparison) -> list[str]:
-    """What the comparison shows, in words."""
+    """Conclusions from the comparison, in words."""
 
     def said(name: str, i: int) -> str:
         return f"right for {comparison.accuracy[name][i]:.0%} and {comparison.confidence[name][i]:.0%} sure"

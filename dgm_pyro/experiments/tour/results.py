@@ -1,4 +1,4 @@
-"""What the tour measures of each program, and the numbers of the whole tour."""
+"""The measurements of each program of the tour, and of the whole tour."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from dgm_pyro.uses.representations import latents, probe
 
 @dataclass
 class Result:
-    """What a stop gave: the trained program, and its answers to what was asked."""
+    """The result of a stop: the trained program and its measurements."""
 
     stop: Stop
     program: Program
@@ -161,7 +161,7 @@ class Tour:
 
     @property
     def models(self) -> list[Result]:
-        """Those with a p(x) that are no reference, in the order of the tour."""
+        """Results of programs with a p(x), without the references, in the order of the tour."""
         return [result for result in self.results if result.evidence is not None and not result.stop.reference]
 
     @property
@@ -200,6 +200,6 @@ def at_all_times(program: Program) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """Versions of the software that the numbers depend on."""
     packages = {name: version(name) for name in ("dgm_pyro", "pyro-ppl", "numpy", "scikit-learn", "matplotlib")}
     return {"python": platform.python_version(), "torch": torch.__version__} | packages
