@@ -14,21 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
-    from torch import Tensor
 
-    from dgm_pyro.infer import Units
-    from dgm_pyro.program import Program
+    from dgm_pyro.results import Result
     from dgm_pyro.training.fit import History
-    from dgm_pyro.uses.anomaly import Score, Surprise
 
 # Modules that take long to import are imported by the commands that need them.
 
 app = typer.Typer(
     name="dgm",
     help="Deep generative models as probabilistic programs: train, question and compare them.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -212,6 +207,7 @@ def sample(
 
     from dgm_pyro.evaluation import evaluating
     from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.families.labelled import Labelled
     from dgm_pyro.program import seeded
     from dgm_pyro.training.fit import find_device
 
@@ -221,31 +217,16 @@ def sample(
     given = None if label is None else torch.tensor([label], device=where)
     options = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
     options = {name: value for name, value in options.items() if value is not None}
-    _check_sampling(program, label, options)
-    with seeded(seed, where), evaluating(program):
-        x = program.sample(num, given, **options).cpu()
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
-    plots.samples(x, levels=program.levels, title=f"{num} samples of {what}").savefig(picture)
-    _save_array(picture.with_suffix(".npy"), x)
-    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} samples of {what}")
-
-
-def _check_sampling(program: Program, label: int | None, options: dict[str, Any]) -> None:
-    from dgm_pyro.families.diffusion import Denoising
-    from dgm_pyro.families.labelled import Labelled
-
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to sample")
-    labelled = isinstance(program, Labelled)
-    if label is not None and not labelled:
-        raise ValueError("--label needs a run with labels: train it with dgm train --labelled")
-    inner = program.program if isinstance(program, Labelled) else program
-    if options and not isinstance(inner, Denoising):
-        names = ", ".join(f"--{name}" for name in options)
-        raise ValueError(f"{names} is for diffusion, but this run holds a {type(inner).__name__}: leave it out")
-    if "guidance" in options and not labelled:
-        raise ValueError("--guidance needs a run with labels: train it with dgm train diffusion --labelled")
+    if ("guidance" in options or label is not None) and not isinstance(program, Labelled):
+        raise ValueError("--label and --guidance need a run with labels: train it with dgm train --labelled")
+    with seeded(seed, where), evaluating(program):
+        x = program.sample(num, given, **options).cpu()
+    what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
+    _save(picture, plots.samples(x, levels=program.levels, title=f"{num} samples of {what}"))
+    runs.write_array(picture.with_suffix(".npy"), x)
+    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} samples of {what}")
 
 
 @app.command(epilog="Example: dgm impute runs/pixelcnn-digits --mask top -n 6")
@@ -291,12 +272,11 @@ def impute(
         num_particles=num_particles,
         num_temperatures=num_temperatures,
         seed=seed,
-        progress=sys.stderr.isatty(),
+        progress=_on_a_terminal(),
     ).cpu()
-    picture.parent.mkdir(parents=True, exist_ok=True)
     what = f"{record.model} on {record.data}, {mask} hidden"
-    plots.imputations(x, seen, drawn, levels=program.levels, title=what).savefig(picture)
-    _save_array(picture.with_suffix(".npy"), drawn)
+    _save(picture, plots.imputations(x, seen, drawn, levels=program.levels, title=what))
+    runs.write_array(picture.with_suffix(".npy"), drawn)
     typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} draws for each of {len(x)} data of {what}")
 
 
@@ -332,11 +312,10 @@ def evaluate(
     """
     import json
 
-    import torch
-
     import dgm_pyro as dgm
     from dgm_pyro.experiments import runs
     from dgm_pyro.training.fit import find_device
+    from dgm_pyro.uses import classification
 
     where = find_device(device)
     program, record = runs.read(run, where)
@@ -344,7 +323,7 @@ def evaluate(
     if draws is not None and (program.tractable or num_particles > 1 or ode):
         raise ValueError("--draws are those of an ELBO, but this evidence is none: leave it out")
     averaged: dict[str, Any] = {} if draws is None else {"draws": draws}
-    shown = sys.stderr.isatty()
+    shown = _on_a_terminal()
     evidence = dgm.evaluate(
         program, points, num_particles=num_particles, ode=ode, seed=seed, progress=shown, **averaged
     )
@@ -352,13 +331,13 @@ def evaluate(
     numbers = {"run": str(run), "model": record.model, "split": split, "of": of} | evidence.as_dict()
     accuracy = None
     if isinstance(program, (dgm.Labelled, dgm.Discriminative)):
-        guess = program.classify(points.x.to(where)).cpu()
-        accuracy = float(torch.eq(guess, torch.as_tensor(points.y)).double().mean())
-        numbers["accuracy"] = accuracy
+        assert points.y is not None
+        probabilities, _ = classification.beliefs(program, points.x, progress=shown)
+        numbers["accuracy"] = accuracy = classification.accuracy(probabilities, points.y)
     if as_json:
         typer.echo(json.dumps(numbers, indent=1))
         return
-    known = "" if program.variable == "x" else f" of {of}, for it has no p(x)"
+    known = "" if program.variable == "x" else f" of {of}, because it has no p(x)"
     typer.echo(f"{record.model} on {record.data} ({split}, {len(points)} data): {evidence}{known}")
     if accuracy is not None:
         typer.echo(f"accuracy {accuracy:.4f}")
@@ -453,7 +432,6 @@ def sweep(
 
     The same command again goes on where it was killed; finished cells are kept, failed ones are tried again.
     """
-    import json
 
     from dgm_pyro.experiments.sweep import Options
     from dgm_pyro.experiments.sweep import sweep as run_sweep
@@ -473,12 +451,8 @@ def sweep(
         seeds=seeds,
         jobs=jobs,
     )
-    if as_json:
-        cells = [cell for row in result.rows for cell in row.cells]
-        typer.echo(json.dumps({"folder": str(folder), "failed": result.failed, "cells": cells}, indent=1))
-    else:
-        typer.echo(result)
-        typer.echo(f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}")
+    written = f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}"
+    _show(result, as_json, "", {}, written)
     if result.failed:
         for error, where in result.failures().items():
             typer.echo(f"failed: {', '.join(where)}: {error}", err=True)
@@ -510,7 +484,7 @@ def compare(
         data_dir=data_dir,
         device=str(find_device(device)),
         seed=seed,
-        progress=sys.stderr.isatty(),
+        progress=_on_a_terminal(),
     )
     typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
 
@@ -535,18 +509,16 @@ def gaps(
     import json
 
     import dgm_pyro as dgm
+    from dgm_pyro.checks import check_count, find_device
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.program import check_count
-    from dgm_pyro.training.fit import find_device
 
     check_count(num, "num")
     where, picture = find_device(device), _written_to(out, folders[0] / "gaps.png")
     found, loaded = {}, {folder: runs.read(folder, where) for folder in folders}
     for folder, (program, record) in loaded.items():
-        picture.parent.mkdir(parents=True, exist_ok=True)
         points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num].to(where)
         x, given, _ = program.arguments(points.x, points.y)
-        found[str(folder)] = dgm.infer.gaps(
+        found[folder] = dgm.infer.gaps(
             program,
             x,
             given,
@@ -554,22 +526,20 @@ def gaps(
             num_temperatures=num_temperatures,
             steps=steps,
             seed=seed,
-            progress=sys.stderr.isatty(),
+            progress=_on_a_terminal(),
         )
         if not as_json:
-            typer.echo(f"{folder} ({record.model} on {record.data}, {split})\n{found[str(folder)]}")
+            typer.echo(f"{folder} ({record.model} on {record.data}, {split})\n{found[folder]}")
         if program.event_shape[:1] == (1,) and len(program.event_shape) == 3:
-            worst = picture.with_name(f"{picture.stem}-{folder.name}-worst.png" if len(folders) > 1 else
-                                      f"{picture.stem}-worst.png")  # fmt: skip
-            plots.worst_explained(
-                found[str(folder)], levels=program.levels, title=f"Worst explained by {folder.name}"
-            ).savefig(worst)
-    names = {folder.name: each for folder, each in zip(loaded, found.values(), strict=True)}
-    plots.gaps(
-        names if len(names) == len(found) else found, title=f"Gaps on {record.data}, {min(num, len(points))} data"
-    ).savefig(picture)
+            name = f"{picture.stem}-{folder.name}-worst" if len(folders) > 1 else f"{picture.stem}-worst"
+            title = f"Worst explained by {folder.name}"
+            worst = plots.worst_explained(found[folder], levels=program.levels, title=title)
+            _save(picture.with_name(f"{name}.png"), worst)
+    short = {folder.name for folder in found}
+    names = {folder.name if len(short) == len(found) else str(folder): each for folder, each in found.items()}
+    _save(picture, plots.gaps(names, title=f"Gaps on {record.data}, {len(points)} data"))
     if as_json:
-        typer.echo(json.dumps({name: each.as_dict() for name, each in found.items()}, indent=1))
+        typer.echo(json.dumps({str(folder): each.as_dict() for folder, each in found.items()}, indent=1))
     else:
         typer.echo(f"{picture}: the gaps drawn")
 
@@ -590,7 +560,6 @@ def checks(
 
     A latent of which nothing is in use ends in a non-zero exit.
     """
-    import json
 
     import dgm_pyro as dgm
     from dgm_pyro.experiments import plots, runs
@@ -602,13 +571,8 @@ def checks(
     program, record = runs.read(run, where)
     points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num]
     report = dgm.infer.check(program, points, num_simulations=num_simulations, seed=seed)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    plots.calibration(report, title=f"The guide of {record.model} on {record.data}").savefig(picture)
-    if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=1))
-    else:
-        typer.echo(report)
-        typer.echo(f"{picture}: rank histograms and the KL of each dimension")
+    _save(picture, plots.calibration(report, title=f"The guide of {record.model} on {record.data}"))
+    _show(report, as_json, "", {}, f"{picture}: rank histograms and the KL of each dimension")
     if any(finding.severity == "error" for finding in report.findings):
         raise typer.Exit(1)
 
@@ -650,98 +614,39 @@ def anomaly(
 
     The AUROC is the probability that one of the DATA scores above a normal datum; 0.5 is a coin's toss.
     """
-    import json
-
-    import torch
-
+    from dgm_pyro.checks import find_device
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.program import check_count
-    from dgm_pyro.training.fit import find_device
-    from dgm_pyro.uses import anomaly
-    from dgm_pyro.uses.classification import share
+    from dgm_pyro.results import as_csv
+    from dgm_pyro.uses.anomaly import detect
 
-    check_count(num_particles, "num_particles")
     where, picture = find_device(device), _written_to(out, run / "anomalies.png")
     program, record = runs.read(run, where)
     place = data_dir or record.data_dir
-    x, _ = _inputs(data, program, place)
-    kept, _ = _inputs(normal or record.data, program, place)
-    if len(kept) < 2:
-        raise ValueError("there is one normal datum: pass at least two, to calibrate on and to measure on")
-    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
-    reference, held_out = kept[order[: len(kept) // 2]], kept[order[len(kept) // 2 :]]
-    other = [runs.read(folder, where)[0] for folder in _names(ensemble)]
-    base = anomaly.Surprise(program, num_particles)
-    first, rows = None, []
-    for name in _names(score) or ("likelihood",):
-        chosen = _score(name, base, background, other, reference, where)
-        scores, normal_scores = chosen(x), chosen(held_out)
-        detector = anomaly.Detector(lambda values: values).calibrate(chosen(reference), false_alarm_rate)
-        flags, found = detector.flag(scores), anomaly.separation(normal_scores, scores)
-        rows.append(
-            {
-                "score": name,
-                "threshold": detector.threshold,
-                "flagged": int(flags.sum()),
-                "of": len(x),
-                "false_alarms": share(detector.flag(normal_scores)),
-                "auroc": found.auroc,
-                "auroc_stderr": found.stderr,
-            }
-        )
-        first = first or (scores, flags, detector.p_values(scores))
-    assert first is not None
-    scores, flags, p_values = first
-    ranked = scores.argsort(descending=True)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    title = f"Most anomalous for {record.model} on {record.data}, by {rows[0]['score']}"
-    plots.samples(x[ranked[:36]], levels=program.levels, title=title).savefig(picture)
-    table = picture.with_suffix(".csv")
-    lines = ["index,score,p_value,flagged"]
-    lines += [f"{i},{scores[i]:.6g},{p_values[i]:.6g},{int(flags[i])}" for i in ranked.tolist()]
-    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {"run": str(run), "data": data, "num_reference": len(reference), "unit": "nats", "scores": rows},
-                indent=1,
-            )
-        )
-        return
-    typer.echo(f"{record.model} on {record.data}: {len(x)} data against {len(held_out)} normal ones; "
-               f"thresholds from {len(reference)} others, false-alarm rate {false_alarm_rate:g}")  # fmt: skip
-    typer.echo(f"{'score':<12}{'threshold (nats)':>18}{'flagged':>14}{'false alarms':>14}   AUROC")
-    for row in rows:
-        flagged = f"{row['flagged']} of {row['of']}"
-        typer.echo(f"{row['score']:<12}{row['threshold']:>18.2f}{flagged:>14}{row['false_alarms']:>14.4f}"
-                   f"   {row['auroc']:.4f} +- {row['auroc_stderr']:.4f}")  # fmt: skip
-    typer.echo("AUROC: how probably one of the data scores above a normal one; 0.5 is a coin's toss")
-    typer.echo(f"{picture} and {table}: the most anomalous first")
-
-
-def _score(
-    name: str, base: Surprise, background: Path | None, ensemble: list[Program], reference: Tensor, where: torch.device
-) -> Score:
-    from dgm_pyro.experiments import runs
-    from dgm_pyro.uses import anomaly
-
-    if name == "likelihood":
-        return base
-    if name == "typicality":
-        return anomaly.Typicality(base, reference)
-    if name == "complexity":
-        return anomaly.Complexity(base, "png" if len(base.program.event_shape) == 3 else "zlib")
-    if name == "kl":
-        return anomaly.PosteriorKL(base.program)
-    if name == "ratio":
-        if background is None:
-            raise ValueError("--score ratio needs --background RUN, a run trained on perturbed data")
-        return anomaly.Ratio(base, anomaly.Surprise(runs.read(background, where)[0], base.num_particles))
-    if name == "waic":
-        if not ensemble:
-            raise ValueError("--score waic needs --ensemble RUN,RUN,...: runs of the same program from other seeds")
-        return anomaly.WAIC([base, *(anomaly.Surprise(each, base.num_particles) for each in ensemble)])
-    raise ValueError(f"--score must be among likelihood, typicality, complexity, ratio, waic, kl, got {name!r}")
+    x, _ = runs.inputs(data, program, place)
+    found = detect(
+        program,
+        x,
+        runs.inputs(normal or record.data, program, place)[0],
+        _names(score),
+        background=None if background is None else runs.read(background, where)[0],
+        ensemble=[runs.read(folder, where)[0] for folder in _names(ensemble)],
+        false_alarm_rate=false_alarm_rate,
+        num_particles=num_particles,
+        seed=seed,
+        progress=_on_a_terminal(),
+    )
+    what, table = f"{record.model} on {record.data}", picture.with_suffix(".csv")
+    _save(
+        picture,
+        plots.samples(
+            x[found.ranked[:36]],
+            levels=program.levels,
+            title=f"Most anomalous for {what}, by {found.alarms[0].score}",
+        ),
+    )
+    table.write_text(as_csv(found.records()), encoding="utf-8")
+    written = f"{picture} and {table}: the most anomalous first"
+    _show(found, as_json, f"{what}: ", {"run": str(run), "data": data}, written)
 
 
 @app.command(epilog="Example: dgm classify runs/made-digits photos.npy --false-alarm-rate 0.05")
@@ -758,56 +663,49 @@ def classify(
     device: Device = "auto",
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="The table, a .csv; default: RUN/classified.csv.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """p(y | x) of each datum, log p(x), and whether to reject the answer: a CSV and a picture.
 
     A run trained --labelled rejects by log p(x); a discriminative one has only its highest p(y | x) to go by.
     """
-    import dgm_pyro.data as datasets
+    from dgm_pyro.checks import find_device
+    from dgm_pyro.data import load
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.families.labelled import Discriminative, Labelled
-    from dgm_pyro.program import check_count
-    from dgm_pyro.training.fit import find_device
-    from dgm_pyro.uses.anomaly import Detector
-    from dgm_pyro.uses.classification import beliefs
+    from dgm_pyro.results import as_csv
+    from dgm_pyro.uses.classification import answer
 
-    check_count(num_particles, "num_particles")
     where, table = find_device(device), _written_to(out, run / "classified.csv")
     program, record = runs.read(run, where)
-    if not isinstance(program, (Labelled, Discriminative)):
-        raise ValueError(
-            f"this run holds a {type(program).__name__}, which has no p(y | x): train with --labelled, or a classifier"
-        )
     place = data_dir or record.data_dir
-    x, _ = _inputs(data, program, place)
-    reference = datasets.load(record.data, "test", data_dir=place)
-    probabilities, log_p = beliefs(program, x, num_particles=num_particles, seed=seed)
-    usual, usual_log_p = beliefs(program, reference.x, num_particles=num_particles, seed=seed)
-    score = -probabilities.max(-1).values if log_p is None else -log_p
-    usual_score = -usual.max(-1).values if usual_log_p is None else -usual_log_p
-    rejected = Detector(lambda scores: scores).calibrate(usual_score, false_alarm_rate).flag(score)
-    classes = [f"p_{y}" for y in range(probabilities.shape[1])]
-    lines = [",".join(["index", "class", "log_p_x", "reject", *classes])]
-    for i, row in enumerate(probabilities):
-        log_p_x = "" if log_p is None else f"{log_p[i]:.6g}"
-        shares = [f"{share:.6g}" for share in row.tolist()]
-        lines.append(",".join([str(i), str(int(row.argmax())), log_p_x, str(int(rejected[i])), *shares]))
+    x, _ = runs.inputs(data, program, place)
+    reference = load(record.data, "test", data_dir=place)
+    found = answer(
+        program,
+        x,
+        reference.x,
+        false_alarm_rate=false_alarm_rate,
+        num_particles=num_particles,
+        seed=seed,
+        progress=_on_a_terminal(),
+    )
+    what, written = f"{record.model} on {record.data}", str(table)
     table.parent.mkdir(parents=True, exist_ok=True)
-    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    by = "log p(x)" if log_p is not None else "its highest p(y | x), for it has no p(x)"
-    typer.echo(f"{record.model} on {record.data}: {int(rejected.sum())} of {len(x)} answers rejected, by {by}")
-    written = str(table)
+    table.write_text(as_csv(found.records()), encoding="utf-8")
     if x.dim() == 4 and x.shape[1] == 1:
         picture = table.with_suffix(".png")
-        plots.answers(
-            x[:36],
-            probabilities[:36],
-            rejected[:36],
-            levels=reference.levels,
-            title=f"{record.model}: answers, struck if rejected",
-        ).savefig(picture)
+        _save(
+            picture,
+            plots.answers(
+                x[:36],
+                found.probabilities[:36],
+                found.rejected[:36],
+                levels=reference.levels,
+                title=f"{what}: answers, struck if rejected",
+            ),
+        )
         written += f" and {picture}"
-    typer.echo(written)
+    _show(found, as_json, f"{what}: ", {"run": str(run), "data": data}, written)
 
 
 @app.command(epilog="Example: dgm represent runs/vae-digits")
@@ -831,176 +729,54 @@ def represent(
 
     Where the data have labels: a linear probe, nearest neighbours and clusters of z, beside those of x itself.
     """
-    import json
-
     import dgm_pyro as dgm
+    from dgm_pyro.checks import check_count, find_device
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.families.labelled import Labelled
-    from dgm_pyro.families.vae import VAE
-    from dgm_pyro.program import check_count
-    from dgm_pyro.training.fit import find_device
-    from dgm_pyro.uses import representations
 
     check_count(num, "num")
     where, picture = find_device(device), _written_to(out, run / "representation.png")
     program, record = runs.read(run, where)
-    place, source = data_dir or record.data_dir, data or record.data
-    if isinstance(program, Labelled):
-        representations.codes(program.program)  # or why there are none
+    place = data_dir or record.data_dir
+    if isinstance(program, dgm.Labelled):
+        program.program.code_named()  # or why there is none
         raise ValueError(
             f"{run} has a code for each class, and no map of all of them; in Python: "
             f"labelled = dgm.load({str(run)!r}); dgm.representations.encode(labelled.program, x, labelled.classify(x))"
         )
-    x, y = _inputs(source, program, place)
-    x, y = x[:num], None if y is None else y[:num]
-    z = representations.encode(program, x, site=site, seed=seed)
-    site, what = site or representations.codes(program)[0], f"{record.model} on {record.data}"
-    table = {}
+    x, y = runs.inputs(data or record.data, program, place)
+    points = dgm.Data(x[:num], None if y is None else y[:num], levels=program.levels)
+    train = None
     if y is not None:
         train = dgm.data.load(record.data, data_dir=place)
         train = dgm.data.load(record.data, data_dir=place, num=min(num, len(train)), seed=seed)
-        known = representations.encode(program, train.x, site=site, seed=seed)
-        assert train.y is not None  # a data set has labels in both splits, or in none
-        for name, (seen, unseen) in {site: (known, z), "x": (train.x, x)}.items():
-            table[name] = representations.assess(seen, train.y, unseen, y, seed=seed)
-    use = dgm.infer.units(program, x[:512], seed=seed) if isinstance(program, VAE) and len(x) > 1 else {}
-
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    _save_array(picture.with_suffix(".npy"), z)
-    figures = (
-        {} if len(z) < 2 or z[0].numel() < 2 else {"": plots.latent_map(z, y, title=f"{site} of {len(z)} data, {what}")}
-    )
-    if len(program.event_shape) == 3 and not representations.is_discrete(program, site):
-        figures |= _around_codes(program, x, z, site, path, use.get(site))
-    written = [picture.with_suffix(".npy")]
+    found = dgm.representations.represent(program, points, train, site=site, seed=seed, progress=_on_a_terminal())
+    what, numbers = f"{record.model} on {record.data}", picture.with_suffix(".npy")
+    title = f"{found.site} of {len(points)} data, {what}"
+    figures = plots.representation(found, program, points.x, path=path, title=title)
+    written = [numbers]
     for name, figure in figures.items():
-        written.append(picture.with_name(f"{picture.stem}{name}.png"))
-        figure.savefig(written[-1])
-    if as_json:
-        numbers = {
-            "run": str(run),
-            "site": site,
-            "num": len(z),
-            "quality": {name: each.as_dict() for name, each in table.items()},
-            "active": {name: int(each.active.sum()) for name, each in use.items()},
-            "kl": {name: None if each.kl is None else each.kl.tolist() for name, each in use.items()},
-        }
-        typer.echo(json.dumps(numbers, indent=1))
-        return
-    typer.echo(f"{what}: {site} of {len(z)} data, {_size_of_code(program, z, site)}")
-    for name, units in use.items():
-        nats = "" if units.kl is None else f", {float(units.kl.sum()):.2f} nats in all"
-        typer.echo(f"{name}: {int(units.active.sum())} of {len(units.active)} features active{nats}")
-    if table:
-        typer.echo(f"{'of':<6}{'linear probe':>18}{'5 neighbours':>18}{'clusters':>12}{'NMI':>8}{'ARI':>8}")
-    for name, each in table.items():
-        right = "".join(f"{f'{share:.3f} +- {each.stderr(share):.3f}':>18}" for share in (each.probe, each.knn))
-        found = each.clusters
-        typer.echo(f"{name:<6}{right}{found.accuracy:>12.3f}{found.nmi:>8.3f}{found.ari:>8.3f}")
-    typer.echo(", ".join(map(str, written)))
+        written.append(picture if name == "map" else picture.with_name(f"{picture.stem}-{name}.png"))
+        _save(written[-1], figure)
+    numbers.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_array(numbers, found.z)
+    _show(found, as_json, f"{what}: ", {"run": str(run)}, ", ".join(map(str, written)))
 
 
-def _size_of_code(program: Any, z: Tensor, site: str) -> str:
-    from dgm_pyro.uses import representations
-
-    size = z[0].numel()
-    if not representations.is_discrete(program, site):
-        return f"{size} features"
-    prior = program.codes()[site]
-    if z.shape[1:] == prior.event_shape and prior.levels == 2:
-        return f"{size} bits, as their probabilities"
-    values = z.shape[-1]
-    if size == values:
-        return f"a class among {values}, as its probabilities"
-    return f"{size // values} codes of {values} values, as their probabilities"
+def _on_a_terminal() -> bool:
+    """Whether somebody sees the bars."""
+    return sys.stderr.isatty()
 
 
-def _around_codes(
-    program: Program, x: Tensor, z: Tensor, site: str, path: str, units: Units | None
-) -> dict[str, Figure]:
-    """Pictures by the end of the file's name: between pairs of data, along single features, over the plane."""
-    import torch
-
-    from dgm_pyro.experiments import plots
-    from dgm_pyro.uses import representations
-
-    figures, levels, pairs = {}, program.levels, min(6, len(x) // 2)
-    if site == representations.codes(program)[0] and pairs:
-        a, b = x[:pairs], x[pairs : 2 * pairs]
-        between = representations.interpolate(program, a, b, 8, path=path)
-        rows = torch.cat([a[None].to(between), between, b[None].to(between)]).transpose(0, 1)
-        labels = ("x", *("",) * 8, "x'")
-        figures["-interpolation"] = plots.images(
-            rows.flatten(0, 1), levels=levels, column_labels=labels, title=f"Between two data: {path} in {site}"
-        )
-    if units is not None:
-        by_use = (units.variance if units.kl is None else units.kl).argsort(descending=True)[:8].tolist()
-        values = (-3, -2, -1, 0, 1, 2, 3)
-        moved = representations.traverse(program, z[:1], values, by_use, site=site)
-        figures["-traversals"] = plots.images(
-            moved.flatten(0, 1),
-            levels=levels,
-            row_labels=[f"{site}[{i}]" for i in by_use],
-            column_labels=[str(value) for value in values],
-            title="One feature moved at a time, the most used first",
-        )
-    if tuple(z.shape[1:]) == (2,) and site == representations.codes(program)[0]:
-        plane = representations.grid(program)
-        figures["-grid"] = plots.images(
-            plane.flatten(0, 1), levels=levels, columns=plane.shape[1], title=f"What each {site} stands for"
-        )
-    return figures
+def _save(path: Path, figure: Figure) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
-def _inputs(source: str, program: Program, data_dir: str | None) -> tuple[Tensor, Tensor | None]:
-    """The x of a .npy file, or of the test split of a data set with its labels, that fits the program."""
-    import numpy as np
-    import torch
+def _show(found: Result, as_json: bool, before: str, facts: dict[str, Any], after: str) -> None:
+    """Print what was found: as JSON, with the ``facts`` about it, or between two texts."""
+    import json
 
-    import dgm_pyro.data as datasets
-    from dgm_pyro.checks import INTEGERS
-    from dgm_pyro.evaluation import as_data
-
-    if not source.endswith(".npy"):
-        points = datasets.load(source, "test", data_dir=data_dir)
-        if program.variable == "x":
-            as_data(program, points)
-        return points.x, points.y
-    try:
-        with Path(source).open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{source} is no array ({error}): write one with numpy.save") from error
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{source} holds {array.dtype}: save numbers")
-    # torch reads neither foreign byte orders nor floats of more than 64 bits.
-    native = np.dtype(np.float64) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
-    x = torch.from_numpy(array.astype(native, order="C"))
-    shape = program.event_shape if program.variable == "x" else program.given_shape or x.shape[1:]
-    if x.dim() == len(shape) and len(shape) == 3 and shape[0] == 1:  # images without their channel
-        x = x.unsqueeze(1)
-    if x.is_floating_point():
-        x = x.to(torch.get_default_dtype())
-    elif x.dtype not in INTEGERS:
-        x = x.long()
-    if tuple(x.shape[1:]) != tuple(shape) or not len(x):
-        raise ValueError(f"{source} has shape {tuple(array.shape)}, but the run takes (N, *{tuple(shape)})")
-    if program.variable == "x":
-        program.check(x)
-    return x, None
-
-
-def _save_array(path: Path, x: Tensor) -> None:
-    """As a .npy file, which `_inputs` reads."""
-    import io
-
-    import numpy as np
-
-    from dgm_pyro.checkpoint import write_file
-
-    content = io.BytesIO()
-    np.save(content, x.numpy())
-    write_file(path, content.getvalue())
+    typer.echo(json.dumps(facts | found.as_dict(), indent=1) if as_json else f"{before}{found}\n{after}")
 
 
 def _written_to(out: Path | None, default: Path) -> Path:
@@ -1039,17 +815,15 @@ def list_names() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``dgm``; its exit status."""
-    from dgm_pyro.training.distributed import is_first_to_fail
-
     try:
         status = app(args=None if arguments is None else list(arguments), prog_name="dgm", standalone_mode=False)
         if status == INTERRUPTED:
             raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED) if is_first_to_fail() else INTERRUPTED
+        return _fail("interrupted", INTERRUPTED) if _is_first_to_fail() else INTERRUPTED
     except Exception as error:
-        if not is_first_to_fail():
+        if not _is_first_to_fail():
             return 1
         if os.environ.get("DGM_DEBUG"):
             raise
@@ -1062,6 +836,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, _expected()):
             raise
         return _fail(str(error), 1)
+
+
+def _is_first_to_fail() -> bool:
+    if "LOCAL_RANK" not in os.environ:
+        return True
+    from dgm_pyro.training.distributed import is_first_to_fail
+
+    return is_first_to_fail()
 
 
 def _expected() -> tuple[type[Exception], ...]:

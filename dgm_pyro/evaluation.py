@@ -26,10 +26,11 @@ from dgm_pyro.families.labelled import Labelled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, alone, check_count, check_program, parameter_of, seeded
+from dgm_pyro.results import Result, Table
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Result):
     """log p(x) of a data set under a program.
 
     Attributes:
@@ -111,7 +112,7 @@ class Evidence:
             "kl": self.kl,
         }
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
         text = (
             f"{self.bits_per_dim:.4f} +- {self.stderr:.4f} bits/dim "
             f"({self.nats:.3f} +- {self.nats_stderr:.3f} nats, {self.kind}, {self.measure})"
@@ -120,7 +121,7 @@ class Evidence:
             told = [f"{site} {value:.3f}" for site, value in terms.items() if value]  # a time costs nothing
             if self.kl and told:
                 text += f"; {label} " + ", ".join(told)
-        return text
+        return [text]
 
 
 @dataclass(frozen=True)

@@ -330,7 +330,7 @@ CASES = {
     "a prior by name": (
         lambda: dgm.VAE("normal", dgm.Normal(2), dgm.Normal(2)),
         TypeError,
-        ["prior must be a dgm_pyro.Program"],
+        ["prior must be a dgm.Program"],
     ),
     # diffusions
     "no steps": (lambda: diffusion(steps=0), ValueError, ["steps must be a positive int"]),
@@ -687,7 +687,7 @@ FILES = {
     "saving a tensor": (
         lambda folder: dgm.save(X, folder),
         TypeError,
-        ["program must be a dgm_pyro.Program, got Tensor"],
+        ["program must be a dgm.Program, got Tensor"],
     ),
     "saving the unregistered": (
         lambda folder: dgm.save(Unregistered(), folder),

@@ -245,7 +245,7 @@ def test_more_particles_tighten_the_bound(trained, capsys):
 
 def test_a_classifier_says_that_it_has_no_p_of_x(trained, capsys):
     for name, of, words in (
-        ("classifier", "log p(y | x)", " of log p(y | x), for it has no p(x)\n"),
+        ("classifier", "log p(y | x)", " of log p(y | x), because it has no p(x)\n"),
         ("vae", "log p(x)", ""),
     ):
         capsys.readouterr()

@@ -54,6 +54,7 @@ from dgm_pyro.program import (
     Program,
     Shape,
     call_network,
+    check_program,
     unwrapped,
 )
 from dgm_pyro.registry import register
@@ -113,6 +114,7 @@ class Flow(Conditional):
         if base is None:
             plain = [part for part in self.transforms if isinstance(part, Transform)]
             base = Normal(ComposeTransform(plain).inverse_shape(self.event_shape))
+        check_program(base, "base")
         if not isinstance(base, Conditional) or base.measure == "mass":
             raise ValueError(
                 f"the base must be a Conditional with a density on reals, got {type(base).__name__}: a flow transforms "

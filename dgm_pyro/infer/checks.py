@@ -25,6 +25,7 @@ from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_
 from dgm_pyro.families.distributions import features_of, finite_mean
 from dgm_pyro.infer.target import guide_trace, joint_trace
 from dgm_pyro.program import Program, check_count, check_program, latent_sites, rows_of, seeded
+from dgm_pyro.results import Result, Table
 
 DRAWS = 32
 ACTIVE = 0.01
@@ -166,6 +167,10 @@ class Units:
         """Dimensions that say nothing about x, ``(D,)``."""
         return ~self.active if self.kl is None else ~self.active & (self.kl < COLLAPSED)
 
+    def __str__(self) -> str:
+        total = "" if self.kl is None else f", KL {float(self.kl.sum()):.2f} nats"
+        return f"{int(self.active.sum())} of {len(self.active)} dimensions active{total}"
+
 
 def units(program: Program, data: Any, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Units]:
     """Active units and the KL of every latent dimension, by site.
@@ -256,7 +261,7 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Result):
     """What `check` found: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
@@ -279,14 +284,12 @@ class Report:
             "findings": [vars(finding) for finding in self.findings],
         }
 
-    def __str__(self) -> str:
-        lines = [f"calibration: p = {self.calibration.p_value:.3g} (uniform ranks are expected)"]
-        for site, each in self.units.items():
-            total = "" if each.kl is None else f", KL {float(each.kl.sum()):.2f} nats"
-            lines.append(f"{site}: {int(each.active.sum())} of {len(each.variance)} dimensions active{total}")
+    def parts(self) -> list[str | Table]:
+        parts: list[str | Table] = [f"calibration: p = {self.calibration.p_value:.3g} (uniform ranks are expected)"]
+        parts += [f"{site}: {each}" for site, each in self.units.items()]
         if self.units:
-            lines.append(f"active: the mean of q(z | x) moves with x, by a variance above {ACTIVE:g}")
-        return "\n".join([*lines, *map(str, self.findings)])
+            parts.append(f"active: the mean of q(z | x) moves with x, by a variance above {ACTIVE:g}")
+        return [*parts, *map(str, self.findings)]
 
 
 def check(

@@ -39,6 +39,7 @@ from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.ais import ais
 from dgm_pyro.objectives import elbo
 from dgm_pyro.program import Program, check_count, differentiating, is_pair, rows_of, seeded
+from dgm_pyro.results import Result, Table, with_error
 
 DRAWS_PER_STEP = 8
 LEARNING_RATE = 0.05
@@ -46,7 +47,7 @@ FINE_TUNING_RATE = 0.003
 
 
 @dataclass(frozen=True)
-class Gaps:
+class Gaps(Result):
     """log p(x) and the two bounds below it, per datum, in nats.
 
     Attributes:
@@ -102,9 +103,10 @@ class Gaps:
         }
         return {"kind": self.kind, "num_data": len(self.elbo), **means}
 
-    def __str__(self) -> str:
-        lines = [f"{name:<18}{mean:10.3f} +- {error:.3f} nats" for name, (mean, error) in self.means().items()]
-        return "\n".join([*lines, f"{len(self.elbo)} data; log p(x) is a lower bound: {self.kind}"])
+    def parts(self) -> list[str | Table]:
+        rows = [[name, with_error(mean, error, 3)] for name, (mean, error) in self.means().items()]
+        return [Table(["mean over the data", "nats"], rows),
+                f"{len(self.elbo)} data; log p(x) is a lower bound: {self.kind}"]  # fmt: skip
 
 
 def gaps(

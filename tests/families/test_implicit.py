@@ -158,7 +158,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: dgm.Implicit(nn.Linear(2, 3), generator(), 3), TypeError, "prior must be a dgm_pyro.Program, got Lin"),
+        (lambda: dgm.Implicit(nn.Linear(2, 3), generator(), 3), TypeError, "prior must be a dgm.Program, got Lin"),
         (lambda: dgm.Implicit(dgm.Normal(2), len, 3), TypeError, "generator must be a torch.nn.Module, got builtin"),
         (lambda: dgm.Implicit(dgm.Normal(4), generator(), 3), ValueError, r"z of shape \(2,\).*event_shape is \(4,\)"),
         (lambda: dgm.Implicit(dgm.Normal(2), generator(), 0), ValueError, "event_shape must be a positive int"),
