@@ -254,7 +254,7 @@ def evaluate(
 
 
 def _bound(
-    program: Program, x: Tensor, given: Any, num_particles: int, draws: int, advance: Callable[[int], Any]
+    program: Program, x: Tensor, given: Any, num_particles: int, draws: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
     if isinstance(program, Labelled) and not program.tractable:
@@ -268,7 +268,7 @@ def _bound(
 
 
 def _sum_over_labels(
-    program: Labelled, x: Tensor, num_particles: int, draws: int, advance: Callable[[int], Any]
+    program: Labelled, x: Tensor, num_particles: int, draws: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not asked.
 
@@ -280,12 +280,16 @@ def _sum_over_labels(
     labels = torch.arange(program.classes, device=x.device)
     log_prior = program.prior().log_prob(labels)
 
+    passes = len(labels) * (1 if num_particles > 1 else 2)
+
     def of_classes() -> list[Bound]:
-        return [_bound(program.program, x, y.expand(len(x)), num_particles, draws, lambda done: None) for y in labels]
+        return [
+            _bound(program.program, x, y.expand(len(x)), num_particles, draws, lambda done: advance(done / passes))
+            for y in labels
+        ]
 
     each = of_classes()
     log_joint = torch.stack([bound.value for bound in each], -1) + log_prior
-    advance(len(x) * num_particles)
     if num_particles > 1:
         value = log_joint.logsumexp(-1)
         return Bound(value, value)
@@ -315,7 +319,7 @@ def importance_bound(
     x: Tensor,
     given: Any = None,
     num_particles: int = 1,
-    advance: Callable[[int], Any] = lambda done: None,
+    advance: Callable[[float], Any] = lambda done: None,
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 

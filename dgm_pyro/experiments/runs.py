@@ -24,7 +24,7 @@ import dgm_pyro.data as data
 from dgm_pyro.catalog import build
 from dgm_pyro.checks import INTEGERS, check_number, check_path, check_type
 from dgm_pyro.evaluation import as_data, program_device
-from dgm_pyro.program import Program, seeded
+from dgm_pyro.program import Program, check_program, seeded
 from dgm_pyro.training.distributed import team
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.uses import corruptions
@@ -179,6 +179,7 @@ def inputs(source: str, program: Program, data_dir: str | None = None) -> tuple[
         ValueError, TypeError: the file holds no numbers, or the data do not fit the program.
     """
     check_type(source, str, "source", "the path of a .npy file or the name of a data set")
+    check_program(program)
     if not source.endswith(".npy"):
         points = data.load(source, "test", data_dir=data_dir)
         if program.variable == "x":

@@ -12,12 +12,14 @@ Sources: Talts et al. 2018 (arXiv 1804.06788); Burda et al. 2016 (arXiv 1509.005
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+from tqdm import tqdm
 
 from dgm_pyro.checks import check_choice, check_counts
 from dgm_pyro.diagnosis import Finding
@@ -85,6 +87,7 @@ def sbc(
     num_draws: int = 99,
     num_bins: int = 20,
     seed: int = 0,
+    progress: bool = False,
 ) -> Calibration:
     """Simulation-based calibration of the program's guide against its own model.
 
@@ -95,6 +98,7 @@ def sbc(
         num_draws: L, draws of the guide to rank each true z among.
         num_bins: must divide L + 1, so that all bins expect the same.
         seed: the global random state is left as it was.
+        progress: whether to show a bar.
 
     Raises:
         ValueError: there are no latents to rank, or a count does not fit.
@@ -112,10 +116,9 @@ def sbc(
         raise ValueError(f"num_bins must be at least 2 and divide num_draws + 1 = {num_draws + 1}, got {num_bins}")
     where = program_device(program)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        parts = [
-            _guesses_below(program, rows_of(given, rows), size, num_draws)
-            for rows, size in _parts(program, num_simulations)
-        ]
+        cut = _parts(program, num_simulations)
+        with tqdm(total=len(cut) * num_draws, desc="rank", unit="draw", disable=not progress, leave=False) as bar:
+            parts = [_guesses_below(program, rows_of(given, rows), size, num_draws, bar.update) for rows, size in cut]
         below = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
         # Ties, of discrete latents, put z anywhere among its equals.
         ranks = {name: less + (torch.rand(less.shape) * (equal + 1)).long() for name, (less, equal) in below.items()}
@@ -130,7 +133,9 @@ def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
     return [(slice(start, start + most), min(most, total - start)) for start in range(0, total, most)]
 
 
-def _guesses_below(program: Program, given: Any, size: int, num_draws: int) -> dict[str, Tensor]:
+def _guesses_below(
+    program: Program, given: Any, size: int, num_draws: int, advance: Callable[[], Any]
+) -> dict[str, Tensor]:
     """Of how many draws of the guide each z of ``size`` simulations is above, and how many it equals, ``(2, B, D)``."""
     truth: Any = joint_trace(program, None, given=given, batch=(size,))
     x = truth.nodes["_RETURN"]["value"]
@@ -143,6 +148,7 @@ def _guesses_below(program: Program, given: Any, size: int, num_draws: int) -> d
             values = (trace.nodes[name]["value"] for trace in (truth, drawn))
             z, guess = (value.reshape(size, -1).double() for value in values)
             below[name] = below.get(name, 0) + torch.stack([guess < z, guess == z]).long().cpu()
+        advance()
     return below
 
 
@@ -172,7 +178,9 @@ class Units:
         return f"{int(self.active.sum())} of {len(self.active)} dimensions active{total}"
 
 
-def units(program: Program, data: Any, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Units]:
+def units(
+    program: Program, data: Any, *, draws: int = DRAWS, seed: int = 0, progress: bool = False
+) -> dict[str, Units]:
     """Active units and the KL of every latent dimension, by site.
 
     The noise of a diffusion and the place of an integer within its cell are no codes of x, and not among them. Data go
@@ -182,17 +190,18 @@ def units(program: Program, data: Any, *, draws: int = DRAWS, seed: int = 0) -> 
         data: a `Data`, or a tensor ``(N, *event_shape)``; at least two of them.
         draws: of the guide per datum, for E_q[z]; the KL is in closed form where there is one.
         seed: the global random state is left as it was.
+        progress: whether to show a bar.
 
     Raises:
         ValueError, TypeError: the data do not fit, or the guide draws no codes of x.
     """
-    found = _units(program, data, draws, seed)
+    found = _units(program, data, draws, seed, progress)
     if not found:
         raise ValueError(f"the guide of this {type(program).__name__} draws no code of x whose use could be measured")
     return found
 
 
-def _units(program: Program, data: Any, draws: int, seed: int) -> dict[str, Units]:
+def _units(program: Program, data: Any, draws: int, seed: int, progress: bool) -> dict[str, Units]:
     points = as_data(program, data)
     check_count(draws, "draws")
     if len(points) < 2:
@@ -200,10 +209,9 @@ def _units(program: Program, data: Any, draws: int, seed: int) -> dict[str, Unit
     where = program_device(program)
     points = points.to(where)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        parts = [
-            _moments(program, points.x[rows], rows_of(points.y, rows), draws)
-            for rows, _ in _parts(program, len(points))
-        ]
+        cut = _parts(program, len(points))
+        with tqdm(total=len(cut) * draws, desc="units", unit="draw", disable=not progress, leave=False) as bar:
+            parts = [_moments(program, points.x[rows], rows_of(points.y, rows), draws, bar.update) for rows, _ in cut]
     found = {}
     for name in parts[0]:
         means, squares, divergences = zip(*(part[name] for part in parts), strict=True)
@@ -215,7 +223,7 @@ def _units(program: Program, data: Any, draws: int, seed: int) -> dict[str, Unit
 
 
 def _moments(
-    program: Program, x: Tensor, y: Tensor | None, draws: int
+    program: Program, x: Tensor, y: Tensor | None, draws: int, advance: Callable[[], Any]
 ) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
     """By code: means over draws of E_q[z] and of its square, ``(B, D)``, and of the KL, summed over data, ``(D,)``."""
     x, given, _ = program.arguments(x, y)
@@ -232,6 +240,7 @@ def _moments(
             first, second, third = sums.get(name, (0, 0, 0))
             third = None if kl is None or third is None else third + kl.sum(0).cpu() / draws
             sums[name] = first + mean / draws, second + mean**2 / draws, third
+        advance()
     return sums
 
 
@@ -301,15 +310,22 @@ def check(
     num_draws: int = 99,
     num_bins: int = 20,
     seed: int = 0,
+    progress: bool = False,
 ) -> Report:
     """`sbc` and `units` together, with a warning for each thing that is wrong.
 
     Args: as those of `sbc` and `units`.
     """
     calibration = sbc(
-        program, given, num_simulations=num_simulations, num_draws=num_draws, num_bins=num_bins, seed=seed
+        program,
+        given,
+        num_simulations=num_simulations,
+        num_draws=num_draws,
+        num_bins=num_bins,
+        seed=seed,
+        progress=progress,
     )
-    found = _units(program, data, DRAWS, seed)
+    found = _units(program, data, DRAWS, seed, progress)
     return Report(calibration, found, (*collapse(found), *miscalibration(calibration)))
 
 

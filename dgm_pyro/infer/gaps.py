@@ -115,7 +115,7 @@ def gaps(
     given: Any = None,
     *,
     num_particles: int = 1000,
-    num_temperatures: int = 300,
+    num_temperatures: int = 100,
     num_chains: int = 8,
     steps: int = 400,
     draws: int = 256,
@@ -160,11 +160,11 @@ def gaps(
     bounds = dict[str, Tensor]()
     with evaluating(program), seeded(seed, x.device):
         with own_noise():
-            amortized = _mean_elbo(program, x, given, draws)
+            amortized = _mean_elbo(program, x, given, draws, progress)
         best, weighted = _of_best_q(program, x, given, steps, draws, seed, progress, num_particles)
         if log_evidence is None:
             with own_noise():
-                bounds[f"iwae-{num_particles}"] = importance_bound(program, x, given, num_particles)
+                bounds[f"iwae-{num_particles}"] = _weighted(program, x, given, num_particles, progress)
             bounds[f"iwae-{num_particles} of the best q"] = weighted
             if num_temperatures:
                 bounds[f"ais-{num_temperatures}"] = ais(
@@ -224,7 +224,11 @@ def _of_best_q(
             with noise.per_datum(row, seed):
                 if parameters:
                     _ascend(local, row, own, parameters, steps, rate, bar.update)
-                bounds = _mean_elbo(local, row, own, draws), importance_bound(local, row, own, num_particles)
+                shown = progress and size == len(x)  # one datum at a time, the bar of all moves enough
+                bounds = (
+                    _mean_elbo(local, row, own, draws, shown),
+                    _weighted(local, row, own, num_particles, shown),
+                )
             found.append(torch.stack(bounds))
     best, weighted = torch.cat(found, -1)
     return best, weighted
@@ -254,10 +258,18 @@ def _ascend(
             advance(1)
 
 
+def _weighted(program: Program, x: Tensor, given: Any, num_particles: int, progress: bool) -> Tensor:
+    total = num_particles * len(x)
+    kind = f"iwae-{num_particles}"
+    with tqdm(total=total, desc=kind, unit="particle", unit_scale=True, disable=not progress, leave=False) as bar:
+        return importance_bound(program, x, given, num_particles, bar.update)
+
+
 @torch.no_grad()
-def _mean_elbo(program: Program, x: Tensor, given: Any, draws: int) -> Tensor:
+def _mean_elbo(program: Program, x: Tensor, given: Any, draws: int, progress: bool) -> Tensor:
     chunks = [min(32, draws - done) for done in range(0, draws, 32)]
-    sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in chunks]
+    shown = tqdm(chunks, desc="ELBO", unit="32 draws", disable=not progress, leave=False)
+    sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in shown]
     return torch.stack(sums).sum(0) / draws
 
 

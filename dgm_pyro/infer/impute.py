@@ -196,7 +196,7 @@ class Imputer:
 
     def over_times(self, program: Denoising, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         times = Times(program, x, mask, given)
-        times.tune(max(2, self.count(PARTICLES) // 8))
+        times.tune(max(2, self.count(PARTICLES) // 8), self.progress)
         return self.chain(times, len(x))
 
     def over_cells(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any) -> Weighted:
@@ -211,7 +211,7 @@ class Imputer:
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
 
     def annealed(self, path: _ToCells | _ToReals) -> Weighted:
-        steps = path.adapt(self.betas, self.transition, 0.65)
+        steps = path.adapt(self.betas, self.transition, 0.65, self.progress)
         u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
         return path.features(u), log_weights
 
@@ -248,7 +248,7 @@ class Imputer:
         else:
             path = ToPosterior(program, x, given, self.count(PARTICLES), "prior", {}, mask)
             batch = path.batch
-            steps = path.adapt(self.betas, self.transition, 0.65)
+            steps = path.adapt(self.betas, self.transition, 0.65, self.progress)
             u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
         known = _Known(program.variable, x, mask)

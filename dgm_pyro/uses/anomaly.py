@@ -549,6 +549,10 @@ def detect(
     names = [scores] if isinstance(scores, str) else list(scores) or ["likelihood"]
     for name in names:
         check_choice(name, SCORES, "scores")
+    if background is not None:
+        check_program(background, "background")
+    for each in ensemble:
+        check_program(each, "ensemble")
     check_count(num_particles, "num_particles")
     x, kept = _x(x), _x(normal, "normal")
     if len(kept) < 2:

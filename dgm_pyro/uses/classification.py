@@ -52,7 +52,7 @@ from dgm_pyro.checks import (
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import evaluating, program_device, standard_error
 from dgm_pyro.families.labelled import Discriminative, Labelled
-from dgm_pyro.program import Program, differentiating, log_mean_exp, seeded
+from dgm_pyro.program import Program, check_program, differentiating, log_mean_exp, seeded
 from dgm_pyro.results import Result, Table, with_error
 from dgm_pyro.uses.anomaly import Detector
 
@@ -329,6 +329,7 @@ def beliefs(
     Raises:
         TypeError: the program has no p(y | x).
     """
+    check_program(program)
     if not isinstance(program, Labelled | Discriminative):
         raise TypeError(f"this {type(program).__name__} has no p(y | x): use a dgm.Labelled or a dgm.Discriminative")
     probabilities, log_p = [], []

@@ -562,6 +562,7 @@ def represent(
         ValueError, TypeError: the program has no code of that name, or the data do not fit.
     """
     check_program(program)
+    check_type(train, Data | None, "train", "a dgm.Data or None")
     site, points = program.code_named(site), as_data(program, data)
 
     def coded(points: Data) -> Tensor:
