@@ -101,7 +101,7 @@ def train(
     prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
-    latent: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
+    latent_size: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
     labelled: Annotated[bool, typer.Option("--labelled", help="Build the generative classifier over MODEL.")] = False,
     objective: Annotated[str | None, typer.Option(help="What to maximise, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
@@ -133,7 +133,7 @@ def train(
     from dgm_pyro.training import distributed
 
     processes = distributed.join(device)
-    given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent": latent}
+    given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
     swaps = {name: choice for name, choice in given.items() if choice is not None}
     name = f"{model}-{data}"
     folder = out or Path("runs") / name
@@ -415,7 +415,7 @@ def sweep(
     objective: Names = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 1,
     num: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
-    latent: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
+    latent_size: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
@@ -438,7 +438,7 @@ def sweep(
 
     compiling = "auto" if compile is None else compile
     options = Options(
-        model, data, data_dir, num, latent, epochs, batch_size, lr, num_particles, device, compiling, precision
+        model, data, data_dir, num, latent_size, epochs, batch_size, lr, num_particles, device, compiling, precision
     )
     folder = out or Path("sweeps") / f"{model}-{data}"
     result = run_sweep(

@@ -873,7 +873,7 @@ def require_distinct(names: Sequence[str], owner: str) -> None:
     if twice:
         raise ValueError(
             f"two latents of {owner} are named {_quoted(twice)}: give one of them another name, "
-            "for example VAE(..., latent='z2')"
+            "for example VAE(..., latent_name='z2')"
         )
 
 

@@ -430,7 +430,7 @@ class Diffusion(Denoising):
     Args:
         event_shape: shape of one x.
         denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x.
-        schedule: a `Schedule`, or one of "linear", "cosine", "log-snr".
+        noise_schedule: a `Schedule`, or one of "linear", "cosine", "log-snr".
         steps: T, for a schedule given by name.
         predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), or,
             for integers, "levels": logits of a prior over the levels of each feature, ``(B, levels, *event_shape)``,
@@ -457,7 +457,7 @@ class Diffusion(Denoising):
         self,
         event_shape: int | Sequence[int],
         denoiser: nn.Module,
-        schedule: Schedule | str = "cosine",
+        noise_schedule: Schedule | str = "cosine",
         *,
         steps: int = 100,
         predict: str = "v",
@@ -467,21 +467,23 @@ class Diffusion(Denoising):
         importance: bool = False,
     ):
         super().__init__(event_shape, denoiser, predict, levels, label_dropout)
-        if isinstance(schedule, str):
-            if schedule not in SCHEDULES:
-                raise ValueError(f"schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {schedule!r}")
-            schedule = SCHEDULES[schedule](steps)
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule must be a Schedule or a name, got {type(schedule).__name__}")
-        if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= schedule.steps:
-            raise ValueError(f"subsample must be an int from 1 to the {schedule.steps} steps, got {subsample!r}")
-        self.schedule, self.subsample, self.steps = schedule, subsample, schedule.steps
+        if isinstance(noise_schedule, str):
+            if noise_schedule not in SCHEDULES:
+                raise ValueError(
+                    f"noise_schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {noise_schedule!r}"
+                )
+            noise_schedule = SCHEDULES[noise_schedule](steps)
+        if not isinstance(noise_schedule, Schedule):
+            raise TypeError(f"noise_schedule must be a Schedule or a name, got {type(noise_schedule).__name__}")
+        if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= noise_schedule.steps:
+            raise ValueError(f"subsample must be an int from 1 to the {noise_schedule.steps} steps, got {subsample!r}")
+        self.noise_schedule, self.subsample, self.steps = noise_schedule, subsample, noise_schedule.steps
         self.importance = importance
         if importance:
             self.register_buffer("mean_square", torch.ones(self.steps))
         if predict != "levels":
             # sqrt(v) per time and feature: at first, what it is for data of unit variance.
-            start = schedule.sigma[1:] if levels is None else schedule.sigma[1:].clamp_min(1 / (levels - 1))
+            start = noise_schedule.sigma[1:] if levels is None else noise_schedule.sigma[1:].clamp_min(1 / (levels - 1))
             start = start.expm1().log().reshape(-1, *(1,) * len(self.event_shape))
             self.raw_scale = nn.Parameter(start.expand(-1, *self.event_shape).clone())
 
@@ -491,24 +493,24 @@ class Diffusion(Denoising):
         return self._at("alpha", t), self._at("sigma", t)
 
     def clock(self, t: Tensor) -> Tensor:
-        return t.to(self.schedule.alpha.dtype) / self.steps
+        return t.to(self.noise_schedule.alpha.dtype) / self.steps
 
     def doubt(self, t: Tensor) -> Tensor:
         return positive(self.raw_scale[t - 1]) ** 2
 
     def zeros(self, *batch: int) -> Tensor:
-        return self.schedule.alpha.new_zeros((*batch, *self.event_shape))
+        return self.noise_schedule.alpha.new_zeros((*batch, *self.event_shape))
 
     def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._at("from_clean", t), self._at("from_noisy", t), self._at("spread", t)
 
     def _at(self, name: str, t: Tensor) -> Tensor:
-        return self._wide(getattr(self.schedule, name)[t])
+        return self._wide(getattr(self.noise_schedule, name)[t])
 
     def times(self, steps: int, spacing: Spacing) -> list[Time]:
         if steps > self.steps:
             raise ValueError(f"steps must be an int from 1 to the {self.steps} of the schedule, got {steps!r}")
-        every = self.schedule.times
+        every = self.noise_schedule.times
         noise = torch.tensor([-time.log_snr / 2 for time in every], dtype=torch.float64)
         chosen, limit = list[Time](), self.steps
         for place, left in zip(spacing(steps, noise).double().round().tolist(), range(steps, 0, -1), strict=True):
@@ -571,7 +573,7 @@ class Diffusion(Denoising):
     def time_probabilities(self) -> Tensor:
         """With which probability a step of training looks at each of the times 1 .. T, ``(T,)``."""
         if not self.importance:
-            return torch.full_like(self.schedule.alpha[1:], 1 / self.steps)
+            return torch.full_like(self.noise_schedule.alpha[1:], 1 / self.steps)
         root = self.mean_square.sqrt()
         # A share of even times bounds the weights, and keeps an eye on times whose terms were small once.
         return (1 - EVEN_SHARE) * root / root.sum() + EVEN_SHARE / self.steps

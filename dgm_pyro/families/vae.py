@@ -53,7 +53,7 @@ class VAE(Program):
         likelihood: p(x | z), any program conditional on z.
         encoder: q(z | x), any program conditional on x. It has no latents, or exactly those of the prior, which it then
             states in the prior's stead (`guides.TopDown`). None for a prior whose latents such an encoder states.
-        latent: the name of z; two levels of a hierarchy need two names.
+        latent_name: the name of z; two levels of a hierarchy need two names.
 
     Raises:
         ValueError: the shapes of the parts do not fit, two latents have one name, or the encoder and the prior do not
@@ -69,20 +69,20 @@ class VAE(Program):
     torch.Size([7, 3])
     """
 
-    def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent: str = "z"):
+    def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent_name: str = "z"):
         super().__init__()
         for role, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
             if role != "encoder" or part is not None:
                 check_program(part, role)
-        check_name(latent, "latent")
+        check_name(latent_name, "latent_name")
         if encoder is not None and encoder.event_shape != prior.event_shape:
             raise ValueError(
                 f"the encoder's event_shape is {tuple(encoder.event_shape)}, but the prior's is "
                 f"{tuple(prior.event_shape)}: both must be that of z"
             )
-        self.top_down = encoder is not None and encoder.latents(latent) != ()
+        self.top_down = encoder is not None and encoder.latents(latent_name) != ()
         if encoder is not None and self.top_down:
-            stated, needed = encoder.latents(latent), prior.latents(latent)
+            stated, needed = encoder.latents(latent_name), prior.latents(latent_name)
             if stated is None or needed is None or sorted(stated) != sorted(needed):
                 raise ValueError(
                     f"the encoder has latents of its own, {stated}, but the prior has {needed}: an encoder has none, "
@@ -90,10 +90,10 @@ class VAE(Program):
                 )
         elif encoder is not None and isinstance(prior, VAE) and not prior.guided:
             raise ValueError(
-                f"the prior's latents {prior.latents(latent)} have no guide: give the prior an encoder, or make this "
-                "VAE's encoder a guides.TopDown"
+                f"the prior's latents {prior.latents(latent_name)} have no guide: give the prior an encoder, or make "
+                "this VAE's encoder a guides.TopDown"
             )
-        self.prior, self.likelihood, self.encoder, self.latent = prior, likelihood, encoder, latent
+        self.prior, self.likelihood, self.encoder, self.latent_name = prior, likelihood, encoder, latent_name
         self.event_shape, self.levels = likelihood.event_shape, likelihood.levels
         readers = [part for part in (likelihood, encoder) if part is not None and is_pair(part.given_shape)]
         contexts = [*(_context(part) for part in readers), prior.given_shape]
@@ -129,15 +129,15 @@ class VAE(Program):
         return next(iter(parts.values()), None)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        z = self.prior.joint(self.latent, given=given if self.prior.conditional else None)
+        z = self.prior.joint(self.latent_name, given=given if self.prior.conditional else None)
         return self.likelihood.joint(name, value, given=_with(z, given, self.likelihood))
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         if self.encoder is None:
             raise ValueError("this VAE has no encoder, so it has no guide of its own: build it with one")
-        z = self.encoder.joint(self.latent, given=_with(value, given, self.encoder))
+        z = self.encoder.joint(self.latent_name, given=_with(value, given, self.encoder))
         if not self.top_down:
-            self.prior.posterior(self.latent, z, given if self.prior.conditional else None)
+            self.prior.posterior(self.latent_name, z, given if self.prior.conditional else None)
         self.likelihood.posterior(name, value, given=_with(z, given, self.likelihood))
 
     @property
@@ -146,11 +146,11 @@ class VAE(Program):
         return self.encoder is not None and (self.top_down or not isinstance(self.prior, VAE) or self.prior.guided)
 
     def latents(self, name: str) -> tuple[str, ...] | None:
-        above, below = self.prior.latents(self.latent), self.likelihood.latents(name)
-        return None if above is None or below is None else (self.latent, *above, *below)
+        above, below = self.prior.latents(self.latent_name), self.likelihood.latents(name)
+        return None if above is None or below is None else (self.latent_name, *above, *below)
 
     def codes(self) -> dict[str, Program]:
-        return {self.latent: self.prior} | (self.prior.codes() if isinstance(self.prior, VAE) else {})
+        return {self.latent_name: self.prior} | (self.prior.codes() if isinstance(self.prior, VAE) else {})
 
     def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
         """E_q[z | x], averaged over ``num_draws`` draws of the latents that q states before z; or a draw."""
@@ -173,7 +173,7 @@ class VAE(Program):
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
         """E_p[x | z], or a draw of x. Levels between are drawn with it, or where they are discrete."""
-        if site != self.latent:
+        if site != self.latent_name:
             above = given if self.prior.conditional else None
             z = self.prior.decode(z, above, site=site, draw=draw or self.prior.levels is not None)
         seen = _with(z, given, self.likelihood)

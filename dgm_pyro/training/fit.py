@@ -26,7 +26,7 @@ from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.networks import ActNorm
 from dgm_pyro.networks.mlp import networks_in
-from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
+from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_count, check_program, differentiating, seeded
 from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.training.distributed import Team, team
@@ -117,7 +117,7 @@ def fit(
     batch_size: int = 64,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
-    schedule: str = "cosine",
+    lr_schedule: str = "cosine",
     seed: int = 0,
     device: str | torch.device = "auto",
     validation: Data | Tensor | float | None = 0.1,
@@ -140,7 +140,7 @@ def fit(
             shuffling leaves out another in the next epoch.
         lr: learning rate; warmed up over the first 2 % of the steps.
         weight_decay: AdamW's, decoupled.
-        schedule: "cosine" (lr falls to zero) or "constant".
+        lr_schedule: "cosine" (lr falls to zero) or "constant".
         seed: of shuffling, validation split and latents. Same seed, same machine: the same result, bit for bit on CPU.
         device: "auto" (CUDA if there is one), or a torch device.
         validation: data to validate the objective on after each epoch, or the fraction of ``data`` to hold out for it,
@@ -171,7 +171,7 @@ def fit(
     settings = {"epochs": epochs, "batch_size": batch_size}
     for name, count in settings.items():
         check_count(count, name)
-    check_options(lr, weight_decay, schedule, early_stopping, ema, compile, precision)
+    check_options(lr, weight_decay, lr_schedule, early_stopping, ema, compile, precision)
     check_seed(seed)
     if augment is not None and not callable(augment):
         raise TypeError(f"augment must be a function of x or None, got {type(augment).__name__}")
@@ -199,7 +199,7 @@ def fit(
     warm_up = max(1, steps // 50)
 
     def rate(step: int) -> float:
-        falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if schedule == "cosine" else 1.0
+        falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if lr_schedule == "cosine" else 1.0
         return lr * min(1.0, step / warm_up) * falling
 
     def batch_of(rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
@@ -574,7 +574,7 @@ def _check_scale(program: Program, data: Data) -> None:
 
 
 def _check_labels(program: Program, data: Data | None, objective: Objective) -> None:
-    if data is None or not isinstance(objective, (*BOUNDS, _PyroObjective)):
+    if data is None or not isinstance(objective, VariationalBound | _PyroObjective):
         return
     for site, labels in program.arguments(data.x, data.y)[2].items():
         if (labels < 0).any():
@@ -587,7 +587,7 @@ def _check_labels(program: Program, data: Data | None, objective: Objective) -> 
 def check_options(
     lr: float,
     weight_decay: float,
-    schedule: str,
+    lr_schedule: str,
     early_stopping: int | None,
     ema: float | None,
     compile: bool | str,
@@ -596,8 +596,8 @@ def check_options(
     """Raise a ValueError that names the argument of `fit` that does not fit."""
     check_number(lr, "lr", above=0)
     check_number(weight_decay, "weight_decay", at_least=0)
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
+    if lr_schedule not in ("cosine", "constant"):
+        raise ValueError(f"lr_schedule must be 'cosine' or 'constant', got {lr_schedule!r}")
     if early_stopping is not None:
         check_count(early_stopping, "early_stopping")
     if ema is not None:

@@ -15,7 +15,7 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     recipes = {
         "pixels": ("pixels", "digits-binary", {}),
-        "vae": ("vae", "digits-binary", {"latent": 2}),
+        "vae": ("vae", "digits-binary", {"latent_size": 2}),
         "grey": ("pixels", "digits", {}),
         "points": ("realnvp", "moons", {}),
         "classifier": ("classifier", "digits-binary", {}),

@@ -15,7 +15,7 @@ import dgm_pyro as dgm
 from dgm_pyro import cli, plots
 from dgm_pyro.experiments import runs, sweep
 
-FAST = sweep.Options(num=64, latent=2, epochs=1, num_particles=2, device="cpu")
+FAST = sweep.Options(num=64, latent_size=2, epochs=1, num_particles=2, device="cpu")
 AXES = {"prior": ("normal", "learned"), "objective": ("elbo", "iwae:2")}
 
 
@@ -84,7 +84,7 @@ def test_finished_cells_are_kept_and_missing_ones_made(swept, monkeypatch):
 
 def test_other_options_are_refused_and_more_names_are_not(swept):
     with pytest.raises(ValueError, match="epochs was 1 and is now 2"):
-        sweep.sweep(swept.folder, sweep.Options(num=64, latent=2, epochs=2, num_particles=2, device="cpu"), **AXES)
+        sweep.sweep(swept.folder, sweep.Options(num=64, latent_size=2, epochs=2, num_particles=2, device="cpu"), **AXES)
     wider = sweep.sweep(swept.folder, FAST, **AXES | {"prior": ("normal", "mog")}, seeds=1, progress=False)
     assert [len(row.cells) for row in wider.rows] == [1, 1, 1, 1]
 
@@ -108,8 +108,9 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch):
 
 
 def test_a_cell_whose_training_fails_leaves_the_others_and_the_table(tmp_path, capsys):
-    command = ["sweep", "vae", "--prior", "bernoulli,normal", "--objective", "stl,elbo", "--num", "64", "--latent", "2",
-               "--epochs", "1", "--num-particles", "2", "--device", "cpu", "--out", str(tmp_path / "s")]  # fmt: skip
+    command = ["sweep", "vae", "--prior", "bernoulli,normal", "--objective", "stl,elbo", "--num", "64",
+               "--latent-size", "2", "--epochs", "1", "--num-particles", "2", "--device", "cpu",
+               "--out", str(tmp_path / "s")]  # fmt: skip
     assert cli.main(command) == 1
     out, error = capsys.readouterr()
     assert len([line for line in out.splitlines() if line.startswith(("bernoulli", "normal"))]) == 4
@@ -261,12 +262,12 @@ def test_options_that_do_not_fit_are_an_error_before_anything_is_written(tmp_pat
 
 def test_a_model_without_a_density_has_nothing_to_be_compared_by(tmp_path):
     with pytest.raises(ValueError, match="has no density"):
-        sweep.sweep(tmp_path / "s", replace(FAST, model="implicit", latent=None))
+        sweep.sweep(tmp_path / "s", replace(FAST, model="implicit", latent_size=None))
     assert not (tmp_path / "s").exists()
 
 
 def test_the_command(tmp_path, capsys):
-    arguments = ["sweep", "vae", "--prior", "normal,learned", "--num", "64", "--latent", "2", "--epochs", "1",
+    arguments = ["sweep", "vae", "--prior", "normal,learned", "--num", "64", "--latent-size", "2", "--epochs", "1",
                  "--num-particles", "2", "--device", "cpu", "--out", str(tmp_path / "s")]  # fmt: skip
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out

@@ -783,7 +783,7 @@ def test_bf16_trains_to_about_the_same_loss_with_full_precision_weights():
     losses = {}
     for kind in ("float32", "bf16"):
         torch.manual_seed(1)
-        program = dgm.build("vae", dgm.Data(data, levels=2), latent=4, hidden=(32,))
+        program = dgm.build("vae", dgm.Data(data, levels=2), latent_size=4, hidden=(32,))
         history = dgm.fit(program, data, epochs=8, precision=kind, validation=None, progress=False)
         losses[kind] = history.losses[-1]
         assert all(p.dtype == torch.float32 for p in program.parameters())

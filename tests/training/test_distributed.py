@@ -100,7 +100,7 @@ def partly_labelled():
 
 
 def early():
-    return autoregressive(count=16, epochs=30, lr=0.2, schedule="constant", early_stopping=2)
+    return autoregressive(count=16, epochs=30, lr=0.2, lr_schedule="constant", early_stopping=2)
 
 
 @contextlib.contextmanager

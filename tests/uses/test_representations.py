@@ -154,7 +154,7 @@ def scaled(weight, scale):
 def test_a_hierarchy_has_a_code_at_each_level():
     """q(z | x) = N(A x, 0.5^2), q(z2 | z) = N(B z, 0.1^2): E[z2 | x] = B A x, and back E[x | z2] = D C z2."""
     a, b, c, d = torch.randn(2, 3), torch.randn(1, 2), torch.randn(2, 1), torch.randn(3, 2)
-    above = dgm.VAE(dgm.Normal(1), scaled(c, 0.3), scaled(b, 0.1), latent="z2")
+    above = dgm.VAE(dgm.Normal(1), scaled(c, 0.3), scaled(b, 0.1), latent_name="z2")
     program, x = dgm.VAE(above, scaled(d, 0.3), scaled(a, 0.5)), torch.randn(20, 3)
     assert codes(program) == ("z", "z2")
     torch.testing.assert_close(encode(program, x), x @ a.T, rtol=1e-5, atol=1e-5)
@@ -207,7 +207,7 @@ def test_the_code_of_a_diffusion_is_the_end_of_its_ode(float64):
     x, errors = mean + torch.randn(6, 2) @ cov.sqrt(), []
     for steps in (40, 80):
         program = gaussian(("log-snr", steps), mean, cov)
-        first, last = program.schedule.times[0], program.schedule.times[-1]
+        first, last = program.noise_schedule.times[0], program.noise_schedule.times[-1]
         spread = [(cov.diagonal() + (time.sigma / time.alpha) ** 2).sqrt() for time in (first, last)]
         z = last.alpha * (mean + (x - mean) * spread[1] / spread[0])
         errors.append(float((encode(program, x) - z).abs().max()))
@@ -220,10 +220,10 @@ def test_the_code_of_a_diffusion_is_the_end_of_its_ode(float64):
 
 def test_a_diffusion_leads_back_to_where_x_was():
     program = CASES["continuous-diffusion"].build()
-    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.schedule, steps=200)
+    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.noise_schedule, steps=200)
     fine.load_state_dict(program.state_dict())
     x = torch.randn(5, 2)
-    start = fine.schedule(torch.zeros(())).sigmoid().sqrt() * x
+    start = fine.noise_schedule(torch.zeros(())).sigmoid().sqrt() * x
     expected = fine.denoise(start, torch.zeros(5)).x0  # the ODE there and back again, and the last answer
     torch.testing.assert_close(decode(fine, encode(fine, x)), expected.detach(), rtol=0, atol=1e-4)
 
@@ -405,7 +405,7 @@ def test_assess_is_its_parts():
 
 def test_a_short_training_makes_the_classes_linear_in_z_and_noise_does_not():
     digits, test = (dgm.data.load("digits-binary", split) for split in ("train", "test"))
-    program = dgm.build("vae", digits, latent=8, hidden=(128,))
+    program = dgm.build("vae", digits, latent_size=8, hidden=(128,))
     dgm.fit(program, digits, "annealed", epochs=15, validation=None, progress=False, compile=False)
     z = [encode(program, part.x) for part in (digits, test)]
     assert probe(z[0], digits.y, z[1], test.y) > 0.8
