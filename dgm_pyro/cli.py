@@ -5,6 +5,7 @@ Whatever is wrong with the input ends in one line on stderr and a non-zero exit;
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
+    from dgm_pyro.experiments.runs import Record
+    from dgm_pyro.program import Program
     from dgm_pyro.results import Result
     from dgm_pyro.training.fit import History
 
@@ -35,12 +39,57 @@ Compile = Annotated[
     typer.Option("--compile/--no-compile", help="Compile the steps; default: in trainings long enough to gain by it."),
 ]
 Precision = Annotated[str, typer.Option(help="float32, or bf16: the networks under autocast.")]
-Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda or cuda:N.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same machine: same result.")]
-DataDir = Annotated[
-    str | None, typer.Option(help="Folder of data sets read from files; default: the environment variable DGM_DATA.")
+Device = Annotated[str, typer.Option(help="Device: auto (CUDA if available), cpu, cuda or cuda:N.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Seed; the same seed on the same machine gives the same result.")
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by dgm train or dgm tour.")]
+DataDir = Annotated[
+    str | None,
+    typer.Option(help="Folder of data sets that are read from files. Default: the environment variable DGM_DATA."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Picture = Annotated[
+    Path | None, typer.Option(help="Output picture, a .png. Default: in the folder of the (first) run.")
+]
+Split = Annotated[str, typer.Option(help="Split of the data set: train or test; valid where there is one.")]
+Samples = Annotated[
+    int,
+    typer.Option(
+        help="Number of importance samples per datum, for a model with latent variables. 1 gives the ELBO, "
+        "K the tighter IWAE bound."
+    ),
+]
+FalseAlarms = Annotated[
+    float, typer.Option(help="Largest probability that a datum like the normal ones is flagged or rejected.")
+]
+
+
+def _runs(incomplete: str) -> list[str]:
+    """Folders of runs that complete a word."""
+    patterns = (f"{glob.escape(incomplete)}*{below}/run.json" for below in ("", "/*"))
+    return sorted({os.path.dirname(found) for pattern in patterns for found in glob.glob(pattern)})
+
+
+def _models(incomplete: str) -> list[str]:
+    from dgm_pyro.catalog import MODELS
+
+    return [name for name in MODELS if name.startswith(incomplete)]
+
+
+def _data_sets(incomplete: str) -> list[str]:
+    from dgm_pyro.data import NAMES
+
+    return [name for name in NAMES if name.startswith(incomplete)]
+
+
+RunFolder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="Folder of a run, written by dgm train or dgm tour.", autocompletion=_runs),
+]
+Inputs = Annotated[
+    str,
+    typer.Argument(metavar="DATA", help="Data to look at: a .npy file, or a data set.", autocompletion=_data_sets),
+]
 
 
 @app.callback(invoke_without_command=True, epilog="Example: dgm tour --quick")
@@ -48,10 +97,10 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks; the environment variable DGM_DEBUG does, too.")
+        bool, typer.Option("--debug", help="Show tracebacks, as the environment variable DGM_DEBUG does.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(help="Of the processor; for small networks 1 is often fastest.")
+        int | None, typer.Option(help="Number of CPU threads; 1 is often fastest for small networks.")
     ] = None,
 ) -> None:
     if debug:
@@ -79,8 +128,8 @@ def _use_threads(threads: int) -> None:
 
 @app.command(epilog="Example: dgm tour --quick --out tour")
 def tour(
-    quick: Annotated[bool, typer.Option("--quick", help="Train for under a minute; the numbers suffer.")] = False,
-    out: Annotated[Path, typer.Option(help="Where the report goes; an earlier tour there is replaced.")] = Path("tour"),
+    quick: Annotated[bool, typer.Option("--quick", help="Train for less than a minute, with worse results.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the report; an earlier tour in it is replaced.")] = Path("tour"),
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -186,34 +235,41 @@ def _report_training(folder: Path, name: str, model: str, history: History) -> N
 @app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --steps 20")
 def sample(
     run: RunFolder,
-    num: Annotated[int, typer.Option("--num", "-n", help="How many.")] = 64,
-    label: Annotated[int | None, typer.Option(help="Draw from p(x | this class); for runs trained --labelled.")] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="For diffusion: ancestral (the model itself), ddim, dpm++ or heun.")
+    num: Annotated[int, typer.Option("--num", "-n", help="Number of samples.")] = 64,
+    label: Annotated[
+        int | None, typer.Option(help="Class to sample from, p(x | class); needs a run trained with --labelled.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="For diffusion: use this many of its time steps.")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="Sampler of a diffusion: ancestral (the model itself), ddim, dpm++ or heun. Default: ancestral."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of time steps of a diffusion to use. Default: all.")] = None,
     spacing: Annotated[
-        str | None, typer.Option(help="For diffusion: how the steps are spread: uniform, quadratic or karras.")
+        str | None,
+        typer.Option(help="Spacing of a diffusion's time steps: uniform, quadratic or karras. Default: uniform."),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="For diffusion trained --labelled: classifier-free guidance; 0 is the model.")
+        float | None,
+        typer.Option(
+            help="Strength of classifier-free guidance, for a diffusion trained with --labelled. Default: 0, none."
+        ),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/samples.png.")] = None,
+    out: Picture = None,
 ) -> None:
-    """Draw samples: a picture, and the numbers beside it in a .npy file."""
+    """Draw samples: a picture, and the values in a .npy file."""
     import torch
 
     from dgm_pyro.evaluation import evaluating
     from dgm_pyro.experiments import plots, runs
     from dgm_pyro.families.labelled import Labelled
     from dgm_pyro.program import seeded
-    from dgm_pyro.training.fit import find_device
 
-    where = find_device(device)
     picture = _written_to(out, run / "samples.png")
-    program, record = runs.read(run, where)
+    program, record, where, _ = _opened(run, device)
     given = None if label is None else torch.tensor([label], device=where)
     options = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
     options = {name: value for name, value in options.items() if value is not None}
@@ -233,32 +289,35 @@ def sample(
 def impute(
     run: RunFolder,
     mask: Annotated[
-        str, typer.Option(help="What to hide: left, right, top, bottom, centre, or random:0.5 for a share.")
+        str, typer.Option(help="Region to hide: left, right, top, bottom, centre, or a random fraction, random:0.5.")
     ] = "left",
-    num: Annotated[int, typer.Option("--num", "-n", help="How many draws for each datum.")] = 4,
-    rows: Annotated[int, typer.Option(help="How many data of the split.")] = 8,
-    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
+    num: Annotated[int, typer.Option("--num", "-n", help="Number of draws per datum.")] = 4,
+    rows: Annotated[int, typer.Option(help="Number of data, from the start of the split.")] = 8,
+    split: Split = "test",
     num_particles: Annotated[
-        int | None, typer.Option(help="Weighted draws to choose from; default: by method, see docs/inference.md.")
+        int | None,
+        typer.Option(
+            help="Number of weighted particles per datum that the draws are chosen from; more are more accurate. "
+            "Default: by method, see docs/inference.md."
+        ),
     ] = None,
-    num_temperatures: Annotated[int, typer.Option(help="Length of annealing, for a vae or a flow.")] = 100,
+    num_temperatures: Annotated[
+        int, typer.Option(help="Number of annealing temperatures, for a VAE or a flow; more are more accurate.")
+    ] = 100,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/imputed.png.")] = None,
+    out: Picture = None,
 ) -> None:
-    """Hide a part of some data, and draw it anew given the rest: a picture, and the numbers beside it."""
+    """Hide features and draw them given the others: a picture, and the values in a .npy file."""
     import dgm_pyro as dgm
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.training.fit import find_device
 
-    where = find_device(device)
     picture = _written_to(out, run / "imputed.png")
     if rows < 1:
         raise ValueError(f"--rows must be a positive integer, got {rows}")
-    program, record = runs.read(run, where)
-    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)
-    points = points[:rows]
+    program, record, where, place = _opened(run, device, data_dir)
+    points = dgm.data.load(record.data, split, data_dir=place)[:rows]
     x, given, _ = program.arguments(points.x, points.y)
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to impute")
@@ -285,43 +344,42 @@ def impute(
 )
 def evaluate(
     run: RunFolder,
-    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
-    num_particles: Annotated[
-        int, typer.Option(help="With latent variables: 1 for the ELBO, K for the tighter IWAE bound.")
-    ] = 1,
+    split: Split = "test",
+    num_particles: Samples = 1,
     draws: Annotated[
         int | None,
         typer.Option(
-            help="Of the ELBO: how many draws to average for each datum, of a diffusion those of time and noise; "
-            "default: 8. More leave less noise in the bound, and do not tighten it."
+            help="Number of ELBO samples per datum; for a diffusion, of times and noise. Default: 8. More samples "
+            "lower the Monte Carlo error, and do not tighten the bound."
         ),
     ] = None,
     ode: Annotated[
-        bool, typer.Option("--ode", help="Of diffusion-continuous on points: the density of its probability flow.")
+        bool,
+        typer.Option(
+            "--ode", help="Use the density of the probability-flow ODE (diffusion-continuous on real-valued data only)."
+        ),
     ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Print the evidence: bits per dimension, exact or as a bound, and a classifier's accuracy.
+    """Print the evidence in bits per dimension, exact or as a bound, and a classifier's accuracy.
 
-    The evidence is log p(x); that of a discriminative classifier, which has no p(x), is log p(y | x).
+    The evidence is log p(x). A discriminative classifier has no p(x): its evidence is log p(y | x).
 
-    Behind +- is the standard error of the mean over the data; it holds the noise of the draws, not that of training.
+    The value after +- is the standard error of the mean over the data. It includes the Monte Carlo error, but not the
+    variation between trainings.
     """
     import json
 
     import dgm_pyro as dgm
-    from dgm_pyro.experiments import runs
-    from dgm_pyro.training.fit import find_device
     from dgm_pyro.uses import classification
 
-    where = find_device(device)
-    program, record = runs.read(run, where)
-    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)
+    program, record, _, place = _opened(run, device, data_dir)
+    points = dgm.data.load(record.data, split, data_dir=place)
     if draws is not None and (program.tractable or num_particles > 1 or ode):
-        raise ValueError("--draws are those of an ELBO, but this evidence is none: leave it out")
+        raise ValueError("--draws is the number of ELBO samples, but this evidence is no ELBO: leave it out")
     averaged: dict[str, Any] = {} if draws is None else {"draws": draws}
     shown = _on_a_terminal()
     evidence = dgm.evaluate(
@@ -346,26 +404,33 @@ def evaluate(
 @app.command(epilog="Examples: dgm doctor runs/vae-digits; dgm doctor vae --prior flow; dgm doctor my.py:model,guide")
 def doctor(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="A run, a model's name, or FILE.py:MODEL,GUIDE of your own.")
+        str,
+        typer.Argument(metavar="TARGET", help="Run folder, model name, or FILE.py:MODEL,GUIDE.", autocompletion=_runs),
     ],
-    data: Annotated[str | None, typer.Option(help="For a model's name: a data set, see dgm list.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set to check on. Default: that of the run; digits for a model name.", autocompletion=_data_sets
+        ),
+    ] = None,
     arguments: Annotated[
         str,
         typer.Option(
             "--args",
             metavar="NAME",
-            help="For FILE.py: a value or function in it, what the pair is called with.",
+            help="Name of the value or function in FILE.py that gives the arguments of the pair.",
         ),
     ] = "data",
-    prior: Annotated[str | None, typer.Option(help="Prior of a vae.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Encoder of a vae.")] = None,
-    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae.")] = None,
+    prior: Annotated[str | None, typer.Option(help="Prior of a VAE, if TARGET is a model name.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder of a VAE, if TARGET is a model name.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, if TARGET is a model name.")] = None,
     data_dir: DataDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Look for mistakes in a model and its guide before training; errors end in a non-zero exit.
+    """Look for mistakes in a model and its guide before training.
 
-    In FILE.py, data() makes the arguments that model and guide are called with: one, a tuple, or a dict of named ones.
+    Errors end in a non-zero exit. In FILE.py, data() returns the arguments of model and guide: one argument, a tuple,
+    or a dict of named arguments.
     """
     import json
 
@@ -426,7 +491,7 @@ def sweep(
     device: Device = "auto",
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="The sweep's folder; default: sweeps/MODEL-DATA.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train and evaluate every combination: a table, a heat map, CSV, and a run for each cell.
 
@@ -461,21 +526,24 @@ def sweep(
 
 @app.command(epilog="Example: dgm compare runs/vae-digits runs/pixelcnn-digits --num-particles 100")
 def compare(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Runs; differences are to the first.")],
-    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
-    num_particles: Annotated[
-        int, typer.Option(help="With latent variables: 1 for the ELBO, K for the tighter IWAE bound.")
-    ] = 1,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN RUN ...", help="Runs to compare; differences are to the first.", autocompletion=_runs
+        ),
+    ],
+    split: Split = "test",
+    num_particles: Samples = 1,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Runs side by side, with paired differences; a mass is not compared with a density."""
+    """Compare runs side by side, with paired differences. A mass is not compared with a density."""
     import json
 
+    from dgm_pyro.checks import find_device
     from dgm_pyro.experiments.sweep import compare as compare_runs
-    from dgm_pyro.training.fit import find_device
 
     found = compare_runs(
         folders,
@@ -489,34 +557,47 @@ def compare(
     typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
 
 
-@app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num 64")
+@app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num 16")
 def gaps(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Runs of VAEs, one for each guide.")],
-    num: Annotated[int, typer.Option(help="How many data, from the start of the split.")] = 64,
-    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
-    num_particles: Annotated[int, typer.Option(help="K of the IWAE bound on log p(x).")] = 1000,
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN ...", help="Runs of VAEs, one for each guide.", autocompletion=_runs)
+    ],
+    num: Annotated[int, typer.Option(help="Number of data, from the start of the split.")] = 32,
+    split: Split = "test",
+    num_particles: Annotated[
+        int, typer.Option(help="Number of importance samples per datum in the IWAE bound on log p(x).")
+    ] = 1000,
     num_temperatures: Annotated[
-        int, typer.Option(help="Of annealed importance sampling; 0 leaves it out, as for discrete latents.")
-    ] = 300,
-    steps: Annotated[int, typer.Option(help="Of the search for the best q of the family.")] = 400,
+        int,
+        typer.Option(
+            help="Number of temperatures of annealed importance sampling; more tighten its bound. 0 leaves it out, as "
+            "discrete latents need."
+        ),
+    ] = 100,
+    steps: Annotated[
+        int, typer.Option(help="Number of gradient steps in the search for the best q of the family.")
+    ] = 400,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/gaps.png of the first.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Picture = None,
+    as_json: Json = False,
 ) -> None:
-    """Split log p(x) - ELBO into what the guide's family costs and what amortization costs; with pictures."""
+    """Split log p(x) - ELBO into the approximation gap of the guide's family and the amortization gap.
+
+    Prints a table and writes pictures. With the defaults, a small VAE takes about half a minute of processor time.
+    """
     import json
 
     import dgm_pyro as dgm
-    from dgm_pyro.checks import check_count, find_device
-    from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.checks import check_count
+    from dgm_pyro.experiments import plots
 
     check_count(num, "num")
-    where, picture = find_device(device), _written_to(out, folders[0] / "gaps.png")
-    found, loaded = {}, {folder: runs.read(folder, where) for folder in folders}
-    for folder, (program, record) in loaded.items():
-        points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num].to(where)
+    picture = _written_to(out, folders[0] / "gaps.png")
+    found, loaded = {}, {folder: _opened(folder, device, data_dir) for folder in folders}
+    for folder, (program, record, where, place) in loaded.items():
+        points = dgm.data.load(record.data, split, data_dir=place)[:num].to(where)
         x, given, _ = program.arguments(points.x, points.y)
         found[folder] = dgm.infer.gaps(
             program,
@@ -547,30 +628,29 @@ def gaps(
 @app.command(epilog="Example: dgm checks runs/vae-digits --num-simulations 1000")
 def checks(
     run: RunFolder,
-    num_simulations: Annotated[int, typer.Option(help="Pairs (z, x) simulated for calibration.")] = 500,
-    num: Annotated[int, typer.Option(help="How many data the activity of units is measured on.")] = 512,
-    split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
+    num_simulations: Annotated[int, typer.Option(help="Number of simulated pairs (z, x) for calibration.")] = 500,
+    num: Annotated[int, typer.Option(help="Number of data to measure the activity of units on.")] = 512,
+    split: Split = "test",
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/checks.png.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Picture = None,
+    as_json: Json = False,
 ) -> None:
-    """Is the guide calibrated, and which latents are in use? Rank histograms, active units, KL, collapse.
+    """Check whether the guide is calibrated and which latents are in use: rank histograms, active units, KL, collapse.
 
-    A latent of which nothing is in use ends in a non-zero exit.
+    A latent variable that has collapsed entirely ends in a non-zero exit.
     """
 
     import dgm_pyro as dgm
-    from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.experiments import plots
     from dgm_pyro.program import check_count
-    from dgm_pyro.training.fit import find_device
 
     check_count(num, "num")
-    where, picture = find_device(device), _written_to(out, run / "checks.png")
-    program, record = runs.read(run, where)
-    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num]
-    report = dgm.infer.check(program, points, num_simulations=num_simulations, seed=seed)
+    picture = _written_to(out, run / "checks.png")
+    program, record, _, place = _opened(run, device, data_dir)
+    points = dgm.data.load(record.data, split, data_dir=place)[:num]
+    report = dgm.infer.check(program, points, num_simulations=num_simulations, seed=seed, progress=_on_a_terminal())
     _save(picture, plots.calibration(report, title=f"The guide of {record.model} on {record.data}"))
     _show(report, as_json, "", {}, f"{picture}: rank histograms and the KL of each dimension")
     if any(finding.severity == "error" for finding in report.findings):
@@ -580,48 +660,47 @@ def checks(
 @app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --score likelihood,complexity,kl")
 def anomaly(
     run: RunFolder,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="What to look through: a .npy file, or a data set.")],
+    data: Inputs,
     score: Annotated[
         str,
         typer.Option(
             metavar="NAME,NAME,...",
-            help="likelihood, typicality, complexity, ratio, waic, kl; the first ranks the picture and the numbers.",
+            help="Scores: likelihood, typicality, complexity, ratio, waic, kl. The first ranks the data.",
         ),
     ] = "likelihood",
     background: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="For ratio: a run trained on perturbed data.")
+        Path | None,
+        typer.Option(metavar="RUN", help="Background for ratio: a run trained with --mutate.", autocompletion=_runs),
     ] = None,
     ensemble: Annotated[
-        str | None, typer.Option(metavar="RUN,RUN,...", help="For waic: further runs, of other seeds.")
+        str | None, typer.Option(metavar="RUN,RUN,...", help="Ensemble for waic: further runs, from other seeds.")
     ] = None,
     normal: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Normal data that were not trained on; default: the run's test split."),
+        typer.Option(metavar="DATA", help="Normal data that were not trained on. Default: the run's test split."),
     ] = None,
-    false_alarm_rate: Annotated[float, typer.Option(help="Largest probability that a normal datum is flagged.")] = 0.01,
-    num_particles: Annotated[int, typer.Option(help="With latent variables: K of the bound on log p(x).")] = 1,
+    false_alarm_rate: FalseAlarms = 0.01,
+    num_particles: Samples = 1,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="The picture, a .png; default: RUN/anomalies.png.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Picture = None,
+    as_json: Json = False,
 ) -> None:
-    """Which data are unlike what the run was trained on? A table, a picture of the most anomalous, a CSV.
+    """Find data unlike those that the run was trained on: a table, a picture of the most anomalous, a CSV.
 
     One random half of the normal data sets the threshold; AUROC and false alarms are measured on the other half.
 
-    Scores and thresholds are in nats, the variance in WAIC in nats squared; the higher, the more anomalous.
+    Scores and thresholds are in nats (the variance in WAIC in nats squared); higher is more anomalous.
 
-    The AUROC is the probability that one of the DATA scores above a normal datum; 0.5 is a coin's toss.
+    The AUROC is the probability that one of the DATA scores above a normal datum; 0.5 is chance.
     """
-    from dgm_pyro.checks import find_device
     from dgm_pyro.experiments import plots, runs
     from dgm_pyro.results import as_csv
     from dgm_pyro.uses.anomaly import detect
 
-    where, picture = find_device(device), _written_to(out, run / "anomalies.png")
-    program, record = runs.read(run, where)
-    place = data_dir or record.data_dir
+    picture = _written_to(out, run / "anomalies.png")
+    program, record, where, place = _opened(run, device, data_dir)
     x, _ = runs.inputs(data, program, place)
     found = detect(
         program,
@@ -652,32 +731,26 @@ def anomaly(
 @app.command(epilog="Example: dgm classify runs/made-digits photos.npy --false-alarm-rate 0.05")
 def classify(
     run: RunFolder,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="What to classify: a .npy file, or a data set.")],
-    num_particles: Annotated[
-        int, typer.Option(help="Where p(x | y) is not exact: K of its bound, for each class.")
-    ] = 1,
-    false_alarm_rate: Annotated[
-        float, typer.Option(help="Largest probability that a datum like the run's test data is rejected.")
-    ] = 0.01,
+    data: Inputs,
+    num_particles: Samples = 1,
+    false_alarm_rate: FalseAlarms = 0.01,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="The table, a .csv; default: RUN/classified.csv.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Output table, a .csv. Default: RUN/classified.csv.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """p(y | x) of each datum, log p(x), and whether to reject the answer: a CSV and a picture.
+    """Classify data, and say which answers to reject: p(y | x) and log p(x) in a CSV, and a picture.
 
-    A run trained --labelled rejects by log p(x); a discriminative one has only its highest p(y | x) to go by.
+    A run trained with --labelled rejects by log p(x); a discriminative classifier rejects by its highest p(y | x).
     """
-    from dgm_pyro.checks import find_device
     from dgm_pyro.data import load
     from dgm_pyro.experiments import plots, runs
     from dgm_pyro.results import as_csv
     from dgm_pyro.uses.classification import answer
 
-    where, table = find_device(device), _written_to(out, run / "classified.csv")
-    program, record = runs.read(run, where)
-    place = data_dir or record.data_dir
+    table = _written_to(out, run / "classified.csv")
+    program, record, _, place = _opened(run, device, data_dir)
     x, _ = runs.inputs(data, program, place)
     reference = load(record.data, "test", data_dir=place)
     found = answer(
@@ -712,31 +785,30 @@ def classify(
 def represent(
     run: RunFolder,
     data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="A .npy file, or a data set; default: the run's test split.")
+        str | None, typer.Argument(metavar="DATA", help="A .npy file, or a data set. Default: the run's test split.")
     ] = None,
     site: Annotated[
-        str | None, typer.Option(help="Level of a hierarchy, such as z2; default: that nearest to x.")
+        str | None, typer.Option(help="Level of a hierarchy, such as z2. Default: the nearest to x.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Use at most so many data, and so many training data.")] = 5000,
-    path: Annotated[str, typer.Option(help="Of the interpolation: spherical or linear.")] = "spherical",
+    num: Annotated[int, typer.Option(help="Largest number of data, and of training data for the probe.")] = 5000,
+    path: Annotated[str, typer.Option(help="Path of the interpolation: spherical or linear.")] = "spherical",
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="The map, a .png; default: RUN/representation.png.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Output map, a .png. Default: RUN/representation.png.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """The code z of each datum, and what it is good for: a table, a map, pictures between and around codes, a .npy.
+    """Encode data, and measure what the codes z are good for: a table, a map, pictures along codes, a .npy file.
 
-    Where the data have labels: a linear probe, nearest neighbours and clusters of z, beside those of x itself.
+    With labels: a linear probe, nearest neighbours and clusters of z, beside those of x itself.
     """
     import dgm_pyro as dgm
-    from dgm_pyro.checks import check_count, find_device
+    from dgm_pyro.checks import check_count
     from dgm_pyro.experiments import plots, runs
 
     check_count(num, "num")
-    where, picture = find_device(device), _written_to(out, run / "representation.png")
-    program, record = runs.read(run, where)
-    place = data_dir or record.data_dir
+    picture = _written_to(out, run / "representation.png")
+    program, record, _, place = _opened(run, device, data_dir)
     if isinstance(program, dgm.Labelled):
         program.program.code_named()  # or why there is none
         raise ValueError(
@@ -760,6 +832,16 @@ def represent(
     numbers.parent.mkdir(parents=True, exist_ok=True)
     runs.write_array(numbers, found.z)
     _show(found, as_json, f"{what}: ", {"run": str(run)}, ", ".join(map(str, written)))
+
+
+def _opened(run: Path, device: str, data_dir: str | None = None) -> tuple[Program, Record, torch.device, str | None]:
+    """The program of a run, its record, the device, and the folder of its data."""
+    from dgm_pyro.checks import find_device
+    from dgm_pyro.experiments import runs
+
+    where = find_device(device)
+    program, record = runs.read(run, where)
+    return program, record, where, data_dir or record.data_dir
 
 
 def _on_a_terminal() -> bool:
@@ -788,7 +870,7 @@ def _written_to(out: Path | None, default: Path) -> Path:
 
 @app.command("list", epilog="Example: dgm list")
 def list_names() -> None:
-    """List the models, data sets, priors, encoders, likelihoods and objectives, each with a line."""
+    """List the models, data sets, priors, encoders, likelihoods and objectives."""
     import dgm_pyro.data as data
     from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
     from dgm_pyro.objectives import COMPARISONS, OBJECTIVES

@@ -648,6 +648,7 @@ CALLED = {
     "name": "model|data set",
     "data_name": "data set",
     "text": "objective",
+    "source": "data set",
 }
 
 
