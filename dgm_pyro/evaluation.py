@@ -19,13 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_dense, check_type, find_device
+from dgm_pyro.checks import check_count, check_dense, check_type, find_device
 from dgm_pyro.data import Data
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.labelled import Labelled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
-from dgm_pyro.program import Program, alone, check_count, check_program, parameter_of, seeded
+from dgm_pyro.program import Program, alone, check_program, parameter_of, seeded
 from dgm_pyro.results import Result, Table
 
 

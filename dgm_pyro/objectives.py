@@ -36,10 +36,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
-from dgm_pyro.checks import check_number, check_type
+from dgm_pyro.checks import check_count, check_number, check_type
 from dgm_pyro.program import (
     Program,
-    check_count,
     guide_trace,
     latent_sites,
     log_mean_exp,

@@ -307,7 +307,8 @@ class Program(nn.Module):
         """
         if self.tractable:
             raise ValueError(f"there is no method to impute with {type(self).__name__}: it has no latents")
-        return by.over_latents(self, x, mask, given)
+        completed: tuple[Tensor, Tensor] = by.over_latents(self, x, mask, given)
+        return completed
 
     # -- codes -------------------------------------------------------------------------------------------------------
 
@@ -529,7 +530,8 @@ class Conditional(Program):
         return pyro.sample(name, distribution, obs=value)
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
-        return by.of_distribution(self, x, mask, given)
+        completed: tuple[Tensor, Tensor] = by.of_distribution(self, x, mask, given)
+        return completed
 
 
 # -- the views that Pyro sees ----------------------------------------------------------------------------------------
@@ -666,9 +668,10 @@ class _DataSite(Messenger):
             transform = transform_to(distribution.support)
             shape = transform.inverse_shape(distribution.shape())
         except (AttributeError, NotImplementedError):
-            value: Tensor = distribution.sample()
-            return value
-        return transform(self.like.new_zeros(shape))
+            point: Tensor = distribution.sample()
+        else:
+            point = transform(self.like.new_zeros(shape))
+        return point
 
 
 class _Stated(Messenger):
@@ -1080,7 +1083,8 @@ def unwrapped(constraint: Any) -> constraints.Constraint:
     """That of single features, of a constraint on events of them."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
-    return constraint
+    inner: constraints.Constraint = constraint
+    return inner
 
 
 def bounded_by_numbers(constraint: constraints.Constraint) -> bool:

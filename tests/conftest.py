@@ -1,6 +1,13 @@
-"""What every test stands on: seeds, no display, and no GPU tests where there is no GPU."""
+"""What every test stands on: seeds, no display, no GPU tests where there is no GPU, and the mark ``slow``.
 
+A test is slow if ``tests/durations.json`` says so: it holds the tests that took more than `SLOW` seconds when
+``make durations`` last ran all of them. `SLOW` is such that the others, which ``make quick`` runs, take less than two
+minutes on two cores. Only programs of the registry for which an invariant is costly are left out of it.
+"""
+
+import json
 import os
+from pathlib import Path
 
 # Tests run one to a core: threads that wait for one another there cost several times what they save. Set before torch
 # is loaded, and inherited by the commands that tests start.
@@ -27,9 +34,62 @@ settings.register_profile(
 settings.load_profile("dgm_pyro")
 
 
+DURATIONS = Path(__file__).parent / "durations.json"
+SLOW = 0.15  # seconds of processor time, which other work on the machine does not change
+LONG = 5.0
+STARTED = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-durations", action="store_true", help="measure all tests, and write durations.json")
+
+
+def pytest_configure(config):
+    if config.getoption("record_durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder())
+
+
 def pytest_collection_modifyitems(items):
-    """Slow tests first, so that none of them is left for one core at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Long tests first, so that none of them is left for one core at the end."""
+    seconds = json.loads(DURATIONS.read_text())
+    for item in items:
+        if item.nodeid in seconds:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: seconds.get(item.nodeid, 0.0) < LONG)
+
+
+def processor_time():
+    """Seconds that this process, and those that it waited for, have computed."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.stash[STARTED] = processor_time()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "teardown":
+        report.user_properties.append(("seconds", processor_time() - item.stash[STARTED]))
+    return report
+
+
+class Recorder:
+    """Writes the durations of all tests that ran, in whatever process, and forgets those that were not run."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "teardown":
+            self.seconds[report.nodeid] = dict(report.user_properties)["seconds"]
+
+    def pytest_sessionfinish(self):
+        slow = {name: round(seconds, 1) for name, seconds in sorted(self.seconds.items()) if seconds > SLOW}
+        DURATIONS.write_text(json.dumps(slow, indent=0, ensure_ascii=False) + "\n")
 
 
 def pytest_runtest_setup(item):

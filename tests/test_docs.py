@@ -43,7 +43,6 @@ def test_the_first_program_of_the_readme_is_the_one_it_names():
     assert repr(eval(named, namespace)) == repr(namespace["vae"])
 
 
-@pytest.mark.slow
 def test_the_first_program_of_the_readme_reaches_what_it_says():
     text = PAGES["README.md"].read_text()
     lowest, highest = (float(nats) for nats in re.search(r"gave from (-\d+\.\d+) to\s(-\d+\.\d+)", text).groups())

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from dgm_pyro.checks import as_shape, check_choice, check_count, check_finite, check_number
+from dgm_pyro.checks import Shape, as_shape, check_choice, check_count, check_finite, check_number
 from dgm_pyro.families import distributions
-from dgm_pyro.program import Conditional, Shape, call_network
+from dgm_pyro.program import Conditional, call_network
 from dgm_pyro.registry import register
 
 
@@ -119,7 +119,8 @@ class Parametric(Conditional):
     def distribution(self, raw: Tensor) -> dist.TorchDistribution:
         """The distribution of x from its raw parameters, ``(*batch, P, *event_shape)``."""
         event_dim = len(self.event_shape)
-        return self.univariate(raw.movedim(-1 - event_dim, -1)).to_event(event_dim)
+        joint: dist.TorchDistribution = self.univariate(raw.movedim(-1 - event_dim, -1)).to_event(event_dim)
+        return joint
 
     def forward(self, given: Any = None) -> dist.TorchDistribution:
         return self.distribution(self.raw_parameters(given))
@@ -396,7 +397,8 @@ class Uniform(Conditional):
         self.register_buffer("low", torch.zeros(self.event_shape), persistent=False)
 
     def forward(self, given: Any = None) -> dist.TorchDistribution:
-        return _ClosedUniform(self.low, self.low + 1).to_event(len(self.event_shape))
+        cube: dist.TorchDistribution = _ClosedUniform(self.low, self.low + 1).to_event(len(self.event_shape))
+        return cube
 
 
 class _ClosedUniform(dist.Uniform):

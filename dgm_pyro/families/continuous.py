@@ -40,12 +40,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from dgm_pyro.checks import check_number
+from dgm_pyro.checks import check_count, check_number
 from dgm_pyro.families.conditionals import positive
 from dgm_pyro.families.diffusion import Chain, Denoised, Denoising, Even, noising
 from dgm_pyro.families.ode import solve
 from dgm_pyro.families.samplers import Spacing, Time
-from dgm_pyro.program import check_count, differentiating
+from dgm_pyro.program import differentiating
 from dgm_pyro.registry import register
 
 

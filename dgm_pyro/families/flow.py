@@ -22,7 +22,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform
 
-from dgm_pyro.checks import as_shape, check_count, check_finite, check_sizes, check_tensor, check_type
+from dgm_pyro.checks import Shape, as_shape, check_count, check_finite, check_sizes, check_tensor, check_type
 from dgm_pyro.families.conditionals import Normal
 from dgm_pyro.families.transforms import (
     LINES,
@@ -49,14 +49,7 @@ from dgm_pyro.networks.bijections import (
 )
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP
-from dgm_pyro.program import (
-    Conditional,
-    Program,
-    Shape,
-    call_network,
-    check_program,
-    unwrapped,
-)
+from dgm_pyro.program import Conditional, Program, call_network, check_program, unwrapped
 from dgm_pyro.registry import register
 
 Part = Bijection | Transform | dist.ConditionalTransform

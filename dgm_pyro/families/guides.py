@@ -29,22 +29,13 @@ from torch import Tensor, nn
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, constraints, register_kl
 from torch.distributions import Normal as TorchNormal
 
-from dgm_pyro.checks import as_shape, check_count, check_counts, check_name, check_number, check_sizes
+from dgm_pyro.checks import Shape, as_shape, check_count, check_counts, check_name, check_number, check_sizes
 from dgm_pyro.families.conditionals import Normal, Parametric, check_levels, inverse_softplus, positive
 from dgm_pyro.families.flow import Flow
 from dgm_pyro.networks.bijections import Affine, Bijection, Elementwise
 from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.networks.planar import Planar, Sylvester
-from dgm_pyro.program import (
-    Conditional,
-    Program,
-    Shape,
-    check_program,
-    declare_given,
-    differentiating,
-    is_pair,
-    seeded,
-)
+from dgm_pyro.program import Conditional, Program, check_program, declare_given, differentiating, is_pair, seeded
 from dgm_pyro.registry import register
 
 # -- Normals with covariances ------------------------------------------------------------------------------------------

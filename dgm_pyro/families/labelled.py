@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_count, check_dense, check_name, check_seed, check_type
+from dgm_pyro.checks import check_count, check_dense, check_name, check_seed, check_tensor, check_type
 from dgm_pyro.families.conditionals import Categorical
 from dgm_pyro.program import (
     Conditional,
     Program,
     check_program,
-    check_tensor,
     check_values,
     declare_given,
     log_mean_exp,
@@ -51,6 +50,9 @@ class Labelled(Program):
     Raises:
         ValueError: the number of classes, or a shape, does not fit.
     """
+
+    # Or None; a checker that knew it would refuse `labelled.classifier(x)`.
+    classifier: Categorical | Any
 
     def __init__(self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"):
         super().__init__()

@@ -69,6 +69,9 @@ class VAE(Program):
     torch.Size([7, 3])
     """
 
+    # Or None; a checker that knew it would refuse `vae.encoder(x)` of every VAE.
+    encoder: Program | Any
+
     def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent_name: str = "z"):
         super().__init__()
         for role, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):

@@ -31,19 +31,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_choice, check_number
+from dgm_pyro.checks import check_choice, check_count, check_number
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
-from dgm_pyro.program import (
-    Program,
-    check_count,
-    check_program,
-    differentiating,
-    latent_sites,
-    log_mean_exp,
-    log_prob_sum,
-    seeded,
-)
+from dgm_pyro.program import Program, check_program, differentiating, latent_sites, log_mean_exp, log_prob_sum, seeded
 
 Density = Callable[[Tensor], Tensor]
 Transition = Callable[[Tensor, Tensor, Density], tuple[Tensor, Tensor]]

@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm import tqdm
 
-from dgm_pyro.checks import check_choice, check_counts
+from dgm_pyro.checks import check_choice, check_count, check_counts
 from dgm_pyro.diagnosis import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
 from dgm_pyro.families.distributions import features_of, finite_mean
 from dgm_pyro.infer.target import guide_trace, joint_trace
-from dgm_pyro.program import Program, check_count, check_program, latent_sites, rows_of, seeded
+from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded
 from dgm_pyro.results import Result, Table
 
 DRAWS = 32
@@ -61,7 +61,9 @@ class Calibration:
         counts = self.histogram(site).double()
         expected = counts.sum(-1, keepdim=True) / self.num_bins
         statistic = ((counts - expected) ** 2 / expected).sum(-1)
-        return torch.special.gammaincc(torch.tensor((self.num_bins - 1) / 2, dtype=torch.double), statistic / 2)
+        half = torch.tensor((self.num_bins - 1) / 2, dtype=torch.double)
+        p_values: Tensor = torch.special.gammaincc(half, statistic / 2)
+        return p_values
 
     @property
     def p_value(self) -> float:

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_counts, check_dense
+from dgm_pyro.checks import check_count, check_counts, check_dense
 from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
 from dgm_pyro.families.conditionals import Parametric
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.ais import ais
 from dgm_pyro.objectives import elbo
-from dgm_pyro.program import Program, check_count, differentiating, is_pair, rows_of, seeded
+from dgm_pyro.program import Program, differentiating, is_pair, rows_of, seeded
 from dgm_pyro.results import Result, Table, with_error
 
 DRAWS_PER_STEP = 8

@@ -30,7 +30,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from dgm_pyro.checks import as_shape, check_seed, check_type, generator
+from dgm_pyro.checks import as_shape, check_count, check_seed, check_tensor, check_type, generator
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.autoregressive import Autoregressive, AutoregressiveDistribution
 from dgm_pyro.families.dequantized import Dequantized
@@ -39,17 +39,7 @@ from dgm_pyro.families.distributions import features_of
 from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
 from dgm_pyro.infer.target import joint_trace, log_joint, with_latent_chains
-from dgm_pyro.program import (
-    Conditional,
-    Program,
-    check_count,
-    check_program,
-    check_tensor,
-    latent_sites,
-    parameter_of,
-    plates,
-    seeded,
-)
+from dgm_pyro.program import Conditional, Program, check_program, latent_sites, parameter_of, plates, seeded
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 
@@ -295,7 +285,8 @@ class _ToReals(Path):
         self.initial = torch.distributions.Normal(draws.mean(0), 1.5 * draws.std(0) + 1e-6)
 
     def start(self) -> Tensor:
-        return self.initial.sample((self.batch[0],)).reshape(*self.batch, -1)
+        start: Tensor = self.initial.sample((self.batch[0],)).reshape(*self.batch, -1)
+        return start
 
     def features(self, u: Tensor) -> Tensor:
         return torch.where(self.mask, self.x, self.transform(u.reshape(*self.batch, *self.x.shape[1:])))

@@ -39,12 +39,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_counts, check_number
+from dgm_pyro.checks import check_count, check_counts, check_number
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.autoregressive import Autoregressive, Chain
 from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.families.distributions import features_of
-from dgm_pyro.program import Program, check_count, seeded
+from dgm_pyro.program import Program, seeded
 
 State = dict[str, Tensor]
 
@@ -288,7 +288,8 @@ class Times:
 
     def _log_gamma(self, state: State, t: int) -> Tensor:
         a, b = self.powers[t]
-        return a * state["log_path"] + b * state["log_psi"]
+        log_gamma: Tensor = a * state["log_path"] + b * state["log_psi"]
+        return log_gamma
 
     def _denoised(self, state: State) -> Denoised:
         return Denoised(state["x0"], state["variance"], state.get("logits"))

@@ -240,7 +240,6 @@ def quick(tmp_path_factory):
     return out, done.stdout, json.loads((out / "metrics.json").read_text())
 
 
-@pytest.mark.slow
 def test_the_quick_tour_visits_every_family(quick):
     _, _, metrics = quick
     assert metrics["complete"]
@@ -251,7 +250,6 @@ def test_the_quick_tour_visits_every_family(quick):
     assert (metrics["seed"], metrics["device"], metrics["quick"]) == (0, "cpu", True)
 
 
-@pytest.mark.slow
 def test_its_numbers_are_plausible(quick):
     _, _, metrics = quick
     programs = {program["name"]: program for program in metrics["programs"]}
@@ -283,7 +281,6 @@ def test_its_numbers_are_plausible(quick):
     assert alarm[-1] > 0.95
 
 
-@pytest.mark.slow
 def test_its_checkpoints_are_the_programs_in_the_table(quick):
     out, _, metrics = quick
     test = dgm.data.load("digits", "test")
@@ -294,7 +291,6 @@ def test_its_checkpoints_are_the_programs_in_the_table(quick):
             assert dgm.evaluate(loaded, test).bits_per_dim == pytest.approx(program["bits_per_dim"], abs=1e-5)
 
 
-@pytest.mark.slow
 def test_its_report_stands_alone(quick):
     out, _, metrics = quick
     text = (out / "report.html").read_text(encoding="utf-8")
@@ -315,7 +311,6 @@ def test_its_report_stands_alone(quick):
     assert "quick tour" in text
 
 
-@pytest.mark.slow
 def test_it_prints_a_table_and_where_to_look(quick):
     out, printed, metrics = quick
     lines = printed.rstrip().splitlines()

@@ -643,7 +643,6 @@ def test_evidence_of_the_noisy_model_by_annealing():
 # -- modes -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("centres", "steps", "r1", "units"), [(RING, 2880, 0.003, 64), (GRID, 8190, 0.0005, 96)], ids=["ring", "grid"]
 )

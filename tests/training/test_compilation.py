@@ -85,7 +85,6 @@ def test_the_graph_of_every_program_is_its_loss(float64, name):
     assert len(loss._graphs) == 1
 
 
-@pytest.mark.slow
 def test_so_is_its_machine_code(float64):
     program = CASES["vae-two-levels"].build().train()
     loss = dgm.compile(program)
@@ -622,7 +621,6 @@ def histories(case, data, objective=None, **options):
     return found
 
 
-@pytest.mark.slow
 def test_a_compiled_training_is_the_eager_one(float64):
     """By machine code, from the same random numbers, with a last batch of another size."""
     data = CASES["diffusion"].draw(CASES["diffusion"].build(), 27)[0]
@@ -764,7 +762,6 @@ def test_a_training_in_bf16_is_the_same_compiled(graphs_only, name):
         torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae-bernoulli", "realnvp"])
 def test_so_is_the_machine_code_in_bf16(name):
     program = CASES[name].build().train()

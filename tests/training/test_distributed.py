@@ -374,7 +374,6 @@ def test_the_recipes_are_what_they_are_for(two):
     assert any(name.endswith("initialized") and bool(value) for name, value in first["flow"]["state"].items())
 
 
-@pytest.mark.slow
 def test_so_they_are_compiled(slow):
     one = autoregressive(epochs=2)
     for outcome in slow:
@@ -392,7 +391,6 @@ def test_with_noise_the_weights_are_equal_and_the_curve_is_that_of_one_in_the_me
     assert apart.mean().abs() < 4 * apart.std() / len(apart) ** 0.5
 
 
-@pytest.mark.slow
 def test_every_program_ends_with_the_same_weights_in_both(slow):
     first, second = (outcome["registry"] for outcome in slow)
     assert len(first) > 100

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from dgm_pyro.checks import find_device
 from dgm_pyro.experiments import report, runs
 from dgm_pyro.experiments.tour.comparison import compare
 from dgm_pyro.experiments.tour.page import line_of, page_of
@@ -19,7 +20,7 @@ from dgm_pyro.experiments.tour.stops import (
     STOPS,
     Stop,
 )
-from dgm_pyro.training.fit import NonFiniteLossError, find_device
+from dgm_pyro.training.fit import NonFiniteLossError
 
 
 def run(
