@@ -45,7 +45,7 @@ def main() -> None:
             program = dgm.Autoregressive(dgm.Bernoulli((size,), network))
             dgm.fit(
                 program, train, epochs=arguments.epochs, lr=arguments.lr, weight_decay=arguments.weight_decay,
-                schedule="constant", validation=valid, early_stopping=20, seed=seed, progress=False,
+                lr_schedule="constant", validation=valid, early_stopping=20, seed=seed, progress=False,
             )  # fmt: skip
             each.append(dgm.evaluate(program, test).values)
         single, mixture = -torch.stack(each).mean(0), -log_mean_exp(torch.stack(each))

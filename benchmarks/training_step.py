@@ -55,7 +55,7 @@ class HandWrittenDiffusion(nn.Module):
 
     def __init__(self, program: dgm.Diffusion):
         super().__init__()
-        self.network, self.raw_scale, schedule = program.denoiser, program.raw_scale, program.schedule
+        self.network, self.raw_scale, schedule = program.denoiser, program.raw_scale, program.noise_schedule
         self.steps = program.steps
         for name in ("alpha", "sigma", "from_clean", "from_noisy", "spread"):
             self.register_buffer(name, getattr(schedule, name))
@@ -114,7 +114,7 @@ def hierarchy(features: int = 64, hidden: int = 64, z: int = 8, z2: int = 4) -> 
         dgm.Normal(z2),
         dgm.Normal(z, MLP((z2,), 2 * z, (hidden,))),
         dgm.Normal(z2, MLP((z,), 2 * z2, (hidden,))),
-        latent="z2",
+        latent_name="z2",
     )
     likelihood = dgm.Bernoulli(features, MLP((z,), features, (hidden,)))
     return dgm.VAE(prior, likelihood, dgm.Normal(z, MLP((features,), 2 * z, (hidden,), levels=2)))

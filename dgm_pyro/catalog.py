@@ -48,7 +48,7 @@ from dgm_pyro.families.vae import VAE
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.program import Program, is_pair
 
-LATENT = 16
+LATENT_SIZE = 16
 CODE_VALUES = 8
 Table = dict[str, tuple[Callable[..., Program], str]]
 
@@ -160,7 +160,7 @@ def implicit(data: Data, num_classes: int | None) -> Program:
             "'implicit' has no density, and so no p(y | x) by Bayes' rule: leave labelled out; for samples of a class "
             "use dgm.Implicit with a generator that reads the label"
         )
-    size = LATENT if is_image(data) else 2
+    size = LATENT_SIZE if is_image(data) else 2
     hidden = (256, 256) if is_image(data) else (128, 128, 128)
     generator = MLP((size,), data.event_shape.numel(), hidden)
     return Implicit(Normal(size), generator, data.event_shape, levels=data.levels)
@@ -218,16 +218,16 @@ def vae(
     prior: Program | str = "normal",
     encoder: Program | str | None = None,
     likelihood: Program | str = "independent",
-    latent: int | None = None,
+    latent_size: int | None = None,
     hidden: Sequence[int] = (256, 256),
 ) -> Program:
-    latent = (LATENT if is_image(data) else 2) if latent is None else check_count(latent, "latent")
+    size = (LATENT_SIZE if is_image(data) else 2) if latent_size is None else check_count(latent_size, "latent_size")
     hidden = as_shape(hidden, "hidden")
     made = prior if isinstance(prior, Program) else encoder if isinstance(encoder, Program) else None
     one_class = prior == "categorical" if made is None else made.event_shape == ()
-    clusters = (latent if made is None else made.levels) if one_class else None
+    clusters = (size if made is None else made.levels) if one_class else None
     coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
-    named = () if one_class else (latent, CODE_VALUES) if coded else (latent,)
+    named = () if one_class else (size, CODE_VALUES) if coded else (size,)
     shape = named if made is None else tuple(made.event_shape)
     parts = Parts(data, shape, clusters, num_classes, hidden)
     if encoder is None:
@@ -260,7 +260,7 @@ def hierarchy(size: int, levels: int, name: int = 2) -> Program:
         prior=hierarchy(top, levels - 1, name + 1),
         likelihood=Normal(size, MLP((top,), 2 * size, (64, 64))),
         encoder=Normal(top, MLP((size,), 2 * top, (64, 64))),
-        latent=f"z{name}",
+        latent_name=f"z{name}",
     )
 
 
@@ -278,13 +278,13 @@ def _ladder(parts: Parts, q: Program, p_z: VAE) -> Program:
     above: Program = Normal(size, parts.of_x(2 * size))
     if isinstance(p_z.prior, VAE):
         above = _ladder(parts, above, p_z.prior)
-    return TopDown(above, PrecisionWeighted(q, p_z.likelihood), p_z.latent)  # type: ignore[arg-type]
+    return TopDown(above, PrecisionWeighted(q, p_z.likelihood), p_z.latent_name)  # type: ignore[arg-type]
 
 
 def _without_encoders(p_z: Program) -> Program:
     if not isinstance(p_z, VAE):
         return p_z
-    return VAE(_without_encoders(p_z.prior), p_z.likelihood, latent=p_z.latent)
+    return VAE(_without_encoders(p_z.prior), p_z.likelihood, latent_name=p_z.latent_name)
 
 
 def _vamp(parts: Parts, q: Program) -> Program:
@@ -450,7 +450,7 @@ MODELS: Table = {
     "maf": (_flow(maf), "masked autoregressive flow; dequantized for integers"),
     "nsf": (_flow(nsf), "neural spline flow of couplings; dequantized for integers"),
     "nsf-autoregressive": (_flow(nsf_autoregressive), "autoregressive neural spline flow; dequantized for integers"),
-    "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent, hidden"),
+    "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, hidden"),
     "vq-vae": (
         lambda data, num_classes, **swaps: vae(data, num_classes, **{"prior": "codes", **swaps}),
         "VAE of discrete codes, their prior autoregressive; swaps: those of vae",
@@ -485,7 +485,7 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
     if name not in ("vae", "vq-vae") and swaps:
         raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these to swap")
-    known = ("prior", "encoder", "likelihood", "latent", "hidden")
+    known = ("prior", "encoder", "likelihood", "latent_size", "hidden")
     unknown = sorted(set(swaps) - set(known))
     if unknown:
         raise ValueError(f"unknown swap {', '.join(unknown)}: {name!r} takes {', '.join(known)}")

@@ -44,12 +44,13 @@ import torch
 from torch import Tensor, nn
 
 import dgm_pyro.families as families
+import dgm_pyro.old_names as old_names
 from dgm_pyro.checks import check_path, find_device
 from dgm_pyro.program import Program
 from dgm_pyro.registry import REGISTRY, arguments_of
 
 FORMAT = "dgm_pyro program"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER = "program.json"
 
 CONTAINERS: dict[str, type[nn.Module]] = {
@@ -157,9 +158,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
     for module in pkgutil.iter_modules(families.__path__):  # importing it registers its classes
         importlib.import_module(f"{families.__name__}.{module.name}")
     with _parsing(folder):
+        nodes = header["modules"] if header["format_version"] > 1 else old_names.upgraded(header["modules"])
         weights, tied = _read_weights(folder, header["weights"]), dict(header["tied"])
-        program = _rebuild(header["modules"], weights)
+        program = _rebuild(nodes, weights)
         frozen, evaluating = set(header["frozen"]), set(header["evaluating"])
+        if header["format_version"] == 1:
+            moved = old_names.paths([*_state(program), *(name for name, _ in program.named_modules())])
+            weights, tied = (old_names.renamed(names, moved) for names in (weights, tied))
+            tied = {name: moved.get(first, first) for name, first in tied.items()}
+            frozen, evaluating = ({moved.get(name, name) for name in names} for names in (frozen, evaluating))
     if not isinstance(program, Program):
         raise _corrupted(folder, f"it describes a {type(program).__name__}, which is no Program")
     state = _state(program)

@@ -49,7 +49,7 @@ DataDir = Annotated[
     str | None, typer.Option(help="Folder of data sets read from files; default: the environment variable DGM_DATA.")
 ]
 Num = Annotated[int | None, typer.Option(help="Use only this many training data.")]
-Latent = Annotated[int | None, typer.Option(help="Number of latents of a vae.")]
+LatentSize = Annotated[int | None, typer.Option(help="Number of latents of a vae.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by dgm train or dgm tour.")]
 
 
@@ -127,18 +127,18 @@ def _training_options(*without: str) -> Callable[[Command], Command]:
 def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
     """The option of the command line that sets a field of `TrainingOptions`."""
     (kind, meaning), default = option_types()[field.name], field.default
-    option = typer.Option(help=meaning)
-    if field.name == "validation":
-        kind = float
-        option = typer.Option(help=f"{meaning} 0 for none.", callback=lambda share: share or None)
+    annotation: Any = Annotated[kind, typer.Option(help=meaning)]
+    if field.name in ("seed", "device"):  # as for the other commands
+        annotation = {"seed": Seed, "device": Device}[field.name]
+    elif field.name == "validation":
+        told = typer.Option(help=f"{meaning} 0 for none.", callback=lambda share: share or None)
+        annotation = Annotated[float, told]
     elif field.name == "compile":
-        kind, default = bool | None, None
-        option = typer.Option(
-            "--compile/--no-compile", help=meaning, callback=lambda value: "auto" if value is None else value
+        told = typer.Option(
+            "--compile/--no-compile", help=meaning, callback=lambda choice: "auto" if choice is None else choice
         )
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
-    )
+        annotation, default = Annotated[bool | None, told], None
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 @app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
@@ -151,7 +151,7 @@ def train(
     prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
-    latent: Latent = None,
+    latent_size: LatentSize = None,
     labelled: Annotated[bool, typer.Option("--labelled", help="Build the generative classifier over MODEL.")] = False,
     objective: Annotated[str | None, typer.Option(help="What to maximise, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
@@ -174,7 +174,7 @@ def train(
     from dgm_pyro.training import distributed
 
     processes = distributed.join(options.device)
-    given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent": latent}
+    given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
     swaps = {name: choice for name, choice in given.items() if choice is not None}
     name = f"{model}-{data}"
     folder = out or Path("runs") / name
@@ -463,7 +463,7 @@ def sweep(
     objective: Names = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 1,
     num: Num = None,
-    latent: Latent = None,
+    latent_size: LatentSize = None,
     num_particles: Annotated[int, typer.Option(help="K of the IWAE bound that the table is sorted by.")] = 1000,
     jobs: Annotated[int, typer.Option(help="How many processes; they take the GPUs in turn, or share the cores.")] = 1,
     *,
@@ -484,7 +484,7 @@ def sweep(
     folder = out or Path("sweeps") / f"{model}-{data}"
     result = run_sweep(
         folder,
-        Options(model, data, data_dir, num, latent, num_particles, options),
+        Options(model, data, data_dir, num, latent_size, num_particles, options),
         prior=_names(prior),
         encoder=_names(encoder),
         likelihood=_names(likelihood),
@@ -925,7 +925,7 @@ def _size_of_code(program: Any, z: Tensor, site: str) -> str:
     size = z[0].numel()
     if not representations.is_discrete(program, site):
         return f"{size} features"
-    prior = representations.prior_of(program, site)
+    prior = program.codes()[site]
     if z.shape[1:] == prior.event_shape and prior.levels == 2:
         return f"{size} bits, as their probabilities"
     values = z.shape[-1]

@@ -109,8 +109,26 @@ class WarmUp:
         return min(1.0, progress / self.part)
 
 
+class VariationalBound:
+    """An objective for programs with latents; of a program that is tractable it is the exact log p(x).
+
+    Subclasses give `bound`.
+    """
+
+    def __call__(
+        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
+    ) -> Bound:
+        if program.tractable and not observed:
+            return exact(program, x, given)
+        return self.bound(program, x, given, observed)
+
+    def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
+        """The bound for a program with latents, or with further sites ``observed``."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class ELBO:
+class ELBO(VariationalBound):
     """The evidence lower bound; the exact log p(x) for a tractable program.
 
     Args:
@@ -140,11 +158,7 @@ class ELBO:
         """This objective with the weight that the schedule has at ``progress``."""
         return replace(self, beta=self.beta(progress)) if callable(self.beta) else self
 
-    def __call__(
-        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
-    ) -> Bound:
-        if program.tractable and not observed:
-            return exact(program, x, given)
+    def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         beta = self.beta(1.0) if callable(self.beta) else self.beta
         batch = (x.shape[0],) if self.num_particles == 1 else (self.num_particles, x.shape[0])
         bound = elbo(program, x, given, observed=observed, batch=batch, analytic_kl=self.analytic_kl, beta=beta)
@@ -155,7 +169,7 @@ class ELBO:
 
 
 @dataclass(frozen=True)
-class FreeBits:
+class FreeBits(VariationalBound):
     """The ELBO in which each latent site's KL costs nothing below a number of nats, over the mean of the batch.
 
     max(nats, KL) takes the place of KL, so that nothing is gained by emptying a latent. The sites of a hierarchy are
@@ -175,11 +189,7 @@ class FreeBits:
     def __post_init__(self) -> None:
         check_number(self.nats, "nats", at_least=0)
 
-    def __call__(
-        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
-    ) -> Bound:
-        if program.tractable and not observed:
-            return exact(program, x, given)
+    def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         model, guide = traces(program, x, given, observed=observed)
         bound = elbo_of_traces(model, guide, (x.shape[0],))
         latents = latent_sites(guide)
@@ -206,7 +216,7 @@ class FreeBits:
 
 
 @dataclass(frozen=True)
-class STL:
+class STL(VariationalBound):
     """Sticking the landing: the ELBO, its gradient without the score of the guide.
 
     The score has mean zero, so that leaving it out changes nothing in expectation; without it the gradient's variance
@@ -223,11 +233,7 @@ class STL:
     def __post_init__(self) -> None:
         check_count(self.num_particles, "num_particles")
 
-    def __call__(
-        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
-    ) -> Bound:
-        if program.tractable and not observed:
-            return exact(program, x, given)
+    def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
         guide = guide_trace(program, x, given, **options)
         log_q = _path_log_q(self, program, x, given, guide, **options)
@@ -236,7 +242,7 @@ class STL:
 
 
 @dataclass(frozen=True)
-class IWAE:
+class IWAE(VariationalBound):
     """The importance-weighted bound, log (1/K) sum_k p(x, z_k) / q(z_k | x) (Burda et al. 2016, eq. 8).
 
     Chains among the latents are unrolled.
@@ -256,11 +262,7 @@ class IWAE:
     def __post_init__(self) -> None:
         check_particles(self.num_particles, self.leave_one_out)
 
-    def __call__(
-        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
-    ) -> Bound:
-        if program.tractable and not observed:
-            return exact(program, x, given)
+    def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         batch = (self.num_particles, x.shape[0])
         weights = elbo(program.unroll_latents(), x, given, observed=observed, batch=batch, analytic_kl=False)
         value = log_mean_exp(weights.value)
@@ -273,7 +275,7 @@ class IWAE:
 
 
 @dataclass(frozen=True)
-class DReG:
+class DReG(VariationalBound):
     """The importance-weighted bound, with the doubly reparameterised gradient for the guide.
 
     The model's gradient is that of `IWAE`, weighted by w / sum w; along the paths through the latents it is weighted by
@@ -293,11 +295,7 @@ class DReG:
     def __post_init__(self) -> None:
         check_count(self.num_particles, "num_particles")
 
-    def __call__(
-        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
-    ) -> Bound:
-        if program.tractable and not observed:
-            return exact(program, x, given)
+    def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         program = program.unroll_latents()
         options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
         guide = guide_trace(program, x, given, **options)
@@ -315,7 +313,7 @@ class DReG:
 
 
 @dataclass(frozen=True)
-class RWS:
+class RWS(VariationalBound):
     """Reweighted wake-sleep: the model by importance weights, the guide by maximum likelihood of its weighted draws.
 
     The model ascends the importance-weighted bound. The guide ascends sum_k w_k log q(z_k | x) / sum_k w_k, and so
@@ -337,11 +335,7 @@ class RWS:
         check_count(self.num_particles, "num_particles")
         check_number(self.sleep, "sleep", at_least=0, at_most=1)
 
-    def __call__(
-        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
-    ) -> Bound:
-        if program.tractable and not observed:
-            return exact(program, x, given)
+    def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         program = program.unroll_latents()
         options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
         guide = guide_trace(program, x, given, handler=_Detached(), **options)
@@ -358,7 +352,7 @@ class RWS:
 
 
 @dataclass(frozen=True)
-class Enumerate:
+class Enumerate(VariationalBound):
     """The ELBO with every value of the discrete latents tried: exact in them, in value and gradient.
 
     All latents with finitely many values (Bernoulli, Categorical; vectors by the product of their features) are summed
@@ -375,11 +369,7 @@ class Enumerate:
     def __post_init__(self) -> None:
         check_count(self.max_outcomes, "max_outcomes")
 
-    def __call__(
-        self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
-    ) -> Bound:
-        if program.tractable and not observed:
-            return exact(program, x, given)
+    def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         program = program.unroll_latents()
         every = _EveryOutcome(self.max_outcomes, observed or {})
         guide = guide_trace(program, x, given, observed=observed, handler=every)
@@ -487,9 +477,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 # Those that compare samples with data, by name; `adversarial` fills it.
 COMPARISONS: dict[str, Callable[..., Objective]] = {}
-
-# Those that cannot do without a label that is to be observed.
-BOUNDS = (ELBO, FreeBits, STL, IWAE, DReG, RWS, Enumerate)
 
 
 def chosen(objective: Any) -> Any:

@@ -42,7 +42,7 @@ from torch.distributions import constraints, transform_to
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import Shape, check_count, check_dense, check_seed, check_tensor, check_type
+from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor, check_type
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 
 # Data whose support is stated at once, where it differs between them.
@@ -286,6 +286,108 @@ class Program(nn.Module):
             log_joint = log_prob_sum(model, batch)
             return log_joint - log_prob_sum(guide, batch, like=log_joint)
 
+    # -- missing features --------------------------------------------------------------------------------------------
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        """Weighted draws of x with its observed features: what `dgm.infer.impute` chooses among.
+
+        Args:
+            by: how to make them: `dgm_pyro.infer.impute.Imputer` has a method for each kind of program.
+            x: ``(B, *event_shape)``; zeros where it is missing.
+            mask: True where x is observed, of the same shape.
+            given: ``(B, *given_shape)`` for a conditional program.
+
+        Returns:
+            x, ``(K, B, *event_shape)``, and log weights, ``(K, B)``, whose mean exponential estimates p(x_obs).
+
+        Raises:
+            ValueError: there is no method for this program and this mask.
+        """
+        if self.tractable:
+            raise ValueError(f"there is no method to impute with {type(self).__name__}: it has no latents")
+        return by.over_latents(self, x, mask, given)
+
+    # -- codes -------------------------------------------------------------------------------------------------------
+
+    def codes(self) -> dict[str, Program]:
+        """The latent codes that `encode` finds and `decode` takes: by name p(z), the nearest to x first.
+
+        A family that has any defines `_encode` and `_decode`.
+        """
+        return {}
+
+    def encode(
+        self, x: Tensor, given: Any = None, *, site: str | None = None, draw: bool = False, num_draws: int = 16
+    ) -> Tensor:
+        """The code z of each x, drawn by the global random state and differentiable where q(z | x) is.
+
+        `dgm.representations.encode` does the same in batches, in evaluation mode and with noise of each datum's own.
+
+        Args:
+            x: ``(B, *event_shape)``.
+            given: ``(B, *given_shape)`` for a conditional program.
+            site: a name in `codes`; default the first.
+            draw: whether z is a draw from q(z | x), in place of the mean.
+            num_draws: draws to average where the mean of q(z | x) has no closed form.
+
+        Returns:
+            ``(B, *z_shape)``; of a class, its probabilities, ``(B, *z_shape, K)``, unless ``draw``.
+
+        Raises:
+            ValueError: the program has no latent code, or none of that name; or x does not fit.
+        """
+        site = self.code_named(site)
+        check_count(num_draws, "num_draws")
+        self.check(x, given)
+        with alone():
+            return self._encode(x, given, site, draw, num_draws)
+
+    def decode(self, z: Tensor, given: Any = None, *, site: str | None = None, draw: bool = False) -> Tensor:
+        """The x of each code: the mean of p(x | z), or a draw; drawn too where the mean has no closed form.
+
+        Args:
+            z: ``(B, *z_shape)``; integers for a code of classes.
+            given, site: as for `encode`.
+            draw: whether x is a draw from p(x | z), in place of the mean.
+
+        Returns:
+            ``(B, *event_shape)``, in the units of x.
+
+        Raises:
+            ValueError: the program has no latent code, or none of that name; or z does not fit.
+        """
+        site = self.check_code(z, given, site)
+        with alone():
+            return self._decode(z, given, site, draw)
+
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define _encode(x, given, site, draw, num_draws)")
+
+    def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define _decode(z, given, site, draw)")
+
+    def code_named(self, site: str | None = None) -> str:
+        """``site``, or the nearest to x of `codes`.
+
+        Raises:
+            ValueError: the program has no latent code, or none of that name.
+        """
+        names = tuple(self.codes())
+        if not names:
+            raise ValueError(f"this {type(self).__name__} has no latent code: use a VAE, a flow or a diffusion")
+        if site is not None and site not in names:
+            raise ValueError(f"site must be one of {', '.join(map(repr, names))}, got {site!r}")
+        return site or names[0]
+
+    def check_code(self, z: Any, given: Any = None, site: str | None = None) -> str:
+        """`check` for a code and its ``given``; the name of the code."""
+        site = self.code_named(site)
+        check_tensor(z, self.codes()[site].event_shape, "z", f"the shape of the code {site!r}")
+        check_place(z, "z", self)
+        check_finite(z, "z")
+        self.check_given(given, len(z))
+        return site
+
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():
             if "unconstrained" in vars(parameter):
@@ -410,6 +512,9 @@ class Conditional(Program):
                 "use .to_event(n) to make the last n dimensions one event"
             )
         return pyro.sample(name, distribution, obs=value)
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return by.of_distribution(self, x, mask, given)
 
 
 # -- the views that Pyro sees ----------------------------------------------------------------------------------------
@@ -753,7 +858,7 @@ def require_distinct(names: Sequence[str], owner: str) -> None:
     if twice:
         raise ValueError(
             f"two latents of {owner} are named {_quoted(twice)}: give one of them another name, "
-            "for example VAE(..., latent='z2')"
+            "for example VAE(..., latent_name='z2')"
         )
 
 

@@ -203,13 +203,13 @@ def _mlp(inputs: tuple[int, ...], outputs: int, **options: Any) -> MLP:
     return MLP(inputs, outputs, hidden=(6,), activation="tanh", **options)
 
 
-def vae(prior: dgm.Program, size: int = 2, latent: str = "z", **context: Any) -> dgm.VAE:
+def vae(prior: dgm.Program, size: int = 2, latent_name: str = "z", **context: Any) -> dgm.VAE:
     """A VAE of 2-D reals over a prior of ``size`` features."""
     return dgm.VAE(
         prior,
         dgm.Normal(2, _mlp((size,), 4, **context)),
         dgm.Normal(size, _mlp((2,), 2 * size, **context)),
-        latent,
+        latent_name,
     )
 
 
@@ -246,9 +246,9 @@ def ladder(levels: int) -> dgm.VAE:
     encoder: dgm.Program = dgm.Normal(1, _mlp((3,), 2))
     for i, size in zip(range(levels, 1, -1), (2, 1), strict=False):
         (above,) = prior.event_shape
-        prior = dgm.VAE(prior, dgm.Normal(size, _mlp((above,), 2 * size)), latent=f"z{i}")
+        prior = dgm.VAE(prior, dgm.Normal(size, _mlp((above,), 2 * size)), latent_name=f"z{i}")
         bottom = guides.PrecisionWeighted(dgm.Normal(size, _mlp((3,), 2 * size)), prior.likelihood)
-        encoder = guides.TopDown(encoder, bottom, latent=f"z{i}")
+        encoder = guides.TopDown(encoder, bottom, latent_name=f"z{i}")
     return dgm.VAE(prior, dgm.Normal(3, _mlp((*prior.event_shape,), 6)), encoder)
 
 
@@ -367,8 +367,8 @@ CASES: dict[str, Case] = {
     "vae-given-label": Case(lambda: vae(dgm.Normal(2), num_classes=3)),
     "vae-given-vector": Case(lambda: vae(dgm.Normal(2, _mlp((3,), 4)), context_shape=(3,))),
     "vae-conditional-prior": Case(lambda: vae(dgm.Normal(2, nn.Embedding(3, 4)))),
-    "vae-two-levels": Case(lambda: vae(vae(dgm.Normal(1), size=1, latent="z2"))),
-    "vae-three-levels": Case(lambda: vae(vae(vae(dgm.Normal(2), latent="z3"), latent="z2"))),
+    "vae-two-levels": Case(lambda: vae(vae(dgm.Normal(1), size=1, latent_name="z2"))),
+    "vae-three-levels": Case(lambda: vae(vae(vae(dgm.Normal(2), latent_name="z3"), latent_name="z2"))),
     "vae-in-likelihood": Case(
         lambda: dgm.VAE(
             dgm.Normal(2),
@@ -376,7 +376,7 @@ CASES: dict[str, Case] = {
                 dgm.Normal(1, nn.Linear(2, 2)),
                 dgm.Normal(2, _mlp((1,), 4, context_shape=(2,))),
                 dgm.Normal(1, _mlp((2,), 2, context_shape=(2,))),
-                latent="u",
+                latent_name="u",
             ),
             dgm.Normal(2, nn.Linear(2, 4)),
         )
@@ -522,8 +522,8 @@ CASES: dict[str, Case] = {
     "diffusion-one-step": Case(lambda: diffusion(2, steps=1)),
     "diffusion-all-times": Case(lambda: diffusion(2, subsample=4)),
     "diffusion-importance": Case(lambda: diffusion(2, importance=True)),
-    "diffusion-linear": Case(lambda: diffusion(2, schedule="linear", steps=6, subsample=2)),
-    "diffusion-noise": Case(lambda: diffusion(2, schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
+    "diffusion-linear": Case(lambda: diffusion(2, noise_schedule="linear", steps=6, subsample=2)),
+    "diffusion-noise": Case(lambda: diffusion(2, noise_schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
     "diffusion-x0": Case(lambda: diffusion((1, 2, 1), predict="x0")),
     "diffusion-integers": Case(lambda: diffusion(2, levels=5)),
     "diffusion-bytes": Case(lambda: diffusion(2, levels=256)),
@@ -541,7 +541,7 @@ CASES: dict[str, Case] = {
     # The density of times is no part of the chain, which is what log_weights scores.
     "continuous-diffusion-learned": Case(
         lambda: continuous(2, learned=True),
-        inert=("schedule.centres", "schedule.raw_steepness", "schedule.raw_heights"),
+        inert=("noise_schedule.centres", "noise_schedule.raw_steepness", "noise_schedule.raw_heights"),
     ),
     "continuous-diffusion-integers": Case(lambda: continuous((1, 2, 1), levels=5)),
     "continuous-diffusion-levels": Case(

@@ -22,6 +22,7 @@ import dgm_pyro as dgm
 from dgm_pyro import networks
 from dgm_pyro.experiments import runs, sweep
 from dgm_pyro.networks import MADE, MLP, Affine
+from dgm_pyro.objectives import VariationalBound
 
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
@@ -165,8 +166,18 @@ def stored():
     return folder
 
 
+def training():
+    return dgm.Training(dgm.Normal(2, learned=True), X, options=dgm.TrainingOptions(validation=None))
+
+
+def game():
+    (objective := dgm.Adversarial()).prepare(implicit())
+    return objective
+
+
 def run():
-    runs.train(folder := fresh(), "pixels", "moons", {}, num=8, epochs=1, validation=None, progress=False)
+    options = dgm.TrainingOptions(epochs=1, validation=None)
+    runs.train(folder := fresh(), "pixels", "moons", {}, options, num=8, progress=False)
     return folder
 
 
@@ -221,22 +232,22 @@ CALLS = {
         {"guide": PROGRAM[1:]},
     ),
     "VAE": Call(
-        dict(prior=lambda: dgm.Normal(2), likelihood=encoder, encoder=encoder, latent="z"),
-        {"latent": ["", 3, None], "encoder": PROGRAM[1:]},
+        dict(prior=lambda: dgm.Normal(2), likelihood=encoder, encoder=encoder, latent_name="z"),
+        {"latent_name": ["", 3, None], "encoder": PROGRAM[1:]},
     ),
     "Diffusion": Call(
-        dict(event_shape=2, denoiser=denoiser, schedule="cosine", steps=3, predict="v", subsample=1),
-        {"schedule": NAME, "subsample": COUNT},
+        dict(event_shape=2, denoiser=denoiser, noise_schedule="cosine", steps=3, predict="v", subsample=1),
+        {"noise_schedule": NAME, "subsample": COUNT},
     ),
     "ContinuousDiffusion": Call(
-        dict(event_shape=2, denoiser=denoiser, schedule="linear", steps=3, predict="v"),
-        {"schedule": NAME},
+        dict(event_shape=2, denoiser=denoiser, noise_schedule="linear", steps=3, predict="v"),
+        {"noise_schedule": NAME},
     ),
     "Schedule": Call(dict(alpha_bar=[0.9, 0.5]), {"alpha_bar": [None, "x", 3, [NAN], [[0.9]]]}),
     "LogSNR": Call(dict(highest=10.0, lowest=-6.0, units=0), {"units": COUNT[1:]}),
     "Implicit": Call(
-        dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent="z"),
-        {"latent": ["", 3, None]},
+        dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent_name="z"),
+        {"latent_name": ["", 3, None]},
     ),
     "Labelled": Call(
         dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label="y"),
@@ -258,8 +269,8 @@ CALLS = {
     "guides.planar": Call(STACK | dict(context_shape=(2,))),
     "guides.sylvester": Call(STACK | dict(context_shape=(2,), reflections=1), {"reflections": COUNT[1:]}),
     "guides.TopDown": Call(
-        dict(top=encoder, bottom=lambda: dgm.Normal(2, MLP((2,), 4, (4,), context_shape=(2,))), latent="z2"),
-        {"latent": ["", 3, None]},
+        dict(top=encoder, bottom=lambda: dgm.Normal(2, MLP((2,), 4, (4,), context_shape=(2,))), latent_name="z2"),
+        {"latent_name": ["", 3, None]},
     ),
     "guides.PrecisionWeighted": Call(dict(encoder=encoder, generative=encoder)),
     "guides.SemiAmortized": Call(
@@ -276,6 +287,8 @@ CALLS = {
     ),
     # methods of programs
     "Program.sample": Call(dict(num_samples=2), of=vae),
+    "Program.encode": Call(dict(x=X, site="z", num_draws=2), {"site": ["no", 3]}, of=vae),
+    "Program.decode": Call(dict(z=X, site="z"), {"site": ["no", 3]}, of=vae),
     "Program.log_prob": Call(dict(x=X), of=made),
     "Program.log_weights": Call(dict(x=X, num_particles=2), of=vae),
     "Denoising.sample": Call(
@@ -323,10 +336,22 @@ CALLS = {
     "evaluate": Call(dict(program=vae, data=X, num_particles=2, draws=2, batch_size=2, seed=0, device="cpu")),
     "fit": Call(
         dict(program=lambda: dgm.Normal(2, learned=True), data=X, objective="elbo", epochs=1, batch_size=2, lr=0.1,
-             weight_decay=0.0, schedule="cosine", seed=0, device="cpu", validation=X, early_stopping=1, ema=0.5,
+             weight_decay=0.0, lr_schedule="cosine", seed=0, device="cpu", validation=X, early_stopping=1, ema=0.5,
              compile=False, precision="float32"),
-        {"schedule": NAME, "validation": [1.5, "x", 3], "ema": [0, 1, "x"], "compile": ["x", 3, None],
+        {"lr_schedule": NAME, "validation": [1.5, "x", 3], "ema": [0, 1, "x"], "compile": ["x", 3, None],
          "augment": ["x", 3]},
+    ),
+    "Training": Call(
+        dict(program=lambda: dgm.Normal(2, learned=True), data=X, objective="elbo", validation=X),
+        {"options": ["x", 3], "validation": ["x", 3, 0.5], "augment": ["x", 3]},
+    ),
+    "Training.load_state_dict": Call(dict(state=lambda: training().state_dict()), {"state": THING}, of=training),
+    "Adversarial.load_state_dict": Call(dict(state=lambda: game().state_dict()), {"state": THING}, of=game),
+    "TrainingOptions": Call(
+        dict(epochs=1, batch_size=2, lr=0.1, weight_decay=0.0, lr_schedule="cosine", seed=0, device="cpu",
+             validation=0.5, early_stopping=1, ema=0.5, compile=False, precision="float32"),
+        {"lr_schedule": NAME, "validation": FRACTION, "ema": [0, 1, "x"], "compile": ["x", 3, None],
+         "device": [3, None]},  # whether there is one is asked when it is used
     ),
     "Evidence.minus": Call(dict(other=evidence), {"other": THING}, of=evidence),
     "load": Call(dict(path=stored, device="cpu"), {"path": PATH}),
@@ -334,14 +359,14 @@ CALLS = {
     "checkpoint.read_extra": Call(dict(path=stored), {"path": PATH}),
     # infer
     "infer.ais": Call(
-        dict(program=vae, x=X, num_chains=2, num_temperatures=2, num_leapfrog=1, initial="prior", schedule="sigmoid",
-             target_acceptance=0.65, seed=0),
-        {"schedule": NAME, "transition": ["x", 3]},
+        dict(program=vae, x=X, num_chains=2, num_temperatures=2, num_leapfrog=1, initial="prior",
+             temperature_schedule="sigmoid", target_acceptance=0.65, seed=0),
+        {"temperature_schedule": NAME, "transition": ["x", 3]},
     ),
     "infer.bidirectional": Call(
         dict(program=vae, num_data=2, num_chains=2, num_temperatures=2, num_leapfrog=1, initial="prior",
-             schedule="sigmoid", target_acceptance=0.65, seed=0),
-        {"schedule": NAME, "transition": ["x", 3]},
+             temperature_schedule="sigmoid", target_acceptance=0.65, seed=0),
+        {"temperature_schedule": NAME, "transition": ["x", 3]},
     ),
     "infer.check": Call(dict(program=vae, data=X, num_simulations=20, num_draws=3, num_bins=2, seed=0)),
     "infer.gaps": Call(
@@ -542,17 +567,17 @@ CALLS = {
     "runs.read": Call(dict(folder=run, device="cpu")),
     "runs.reserve": Call(dict(folder=fresh)),
     "runs.train": Call(
-        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, num=8, objective="elbo", seed=0,
-             validation=0.5, epochs=1, progress=False),
-        {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "num_labels": [0, "x"], "mutate": [1.5, "x"],
-         "validation": [1.5, "x"]},
+        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, options=dgm.TrainingOptions(epochs=1), num=8,
+             objective="elbo", progress=False),
+        {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
+         "mutate": [1.5, "x"]},
     ),
     "sweep.compare": Call(
         dict(folders=lambda: [run(), run()], split="test", num_particles=1, device="cpu", seed=0),
         {"folders": [None, 3, [3, 4]]},
     ),
     "sweep.sweep": Call(
-        dict(out=fresh, options=lambda: sweep.Options("vae", "moons", num=8, epochs=1, num_particles=2),
+        dict(out=fresh, options=lambda: sweep.Options("vae", "moons", num=8, num_particles=2, training=dgm.TrainingOptions(epochs=1)),
              prior=("normal",), objective=("elbo",), seeds=1, jobs=1, progress=False),
         {"options": ["x", 3], "prior": [3, ("no",)], "encoder": [3, ("no",)], "likelihood": [3, ("no",)],
          "objective": [3, ("no",)]},
@@ -563,7 +588,8 @@ CALLS = {
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
         "Program", "Conditional", "Parametric", "guides.CorrelatedNormal", "infer.Stepper", "networks.Bijection",
-        "networks.Univariate", "objectives.Objective", "priors.Mixture", "samplers.Sampler",
+        "networks.Univariate", "objectives.Objective", "objectives.VariationalBound", "priors.Mixture",
+        "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
@@ -589,7 +615,6 @@ EXCLUDED = {
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.check_particles", "objectives.chosen", "representations.latents",
-        "representations.prior_of",
         "runs.read_json", "runs.record_of", "runs.write", "runs.write_json", "sweep.aligned", "sweep.collect",
         "sweep.devices", "sweep.markdown", "sweep.run_cell",
     ],
@@ -697,6 +722,7 @@ ANYTHING = {
 # under Pyro's handlers or compiled.
 WITHIN = {
     *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
+    *("code_named", "check_code", "completions"),
     *(
         "inverse",
         "cache",
@@ -725,6 +751,7 @@ WITHIN = {
     ),
     *("critic_loss", "distance", "prepare", "update", "similarity", "to_the_others", "mean_of_pairs", "enumerated"),
     *("start", "step", "finish", "tune", "expand"),
+    *(f"{kind.__name__}.bound" for kind in (VariationalBound, *VariationalBound.__subclasses__())),
     *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),
     *("Implicit.log_prob", "Implicit.log_weights", "Quality.stderr", "Row.over_seeds"),
 }

@@ -334,7 +334,11 @@ CASES = {
     ),
     # diffusions
     "no steps": (lambda: diffusion(steps=0), ValueError, ["steps must be a positive int"]),
-    "an unknown schedule": (lambda: diffusion(schedule="sine"), ValueError, ["schedule must be", "cosine", "'sine'"]),
+    "an unknown schedule": (
+        lambda: diffusion(noise_schedule="sine"),
+        ValueError,
+        ["noise_schedule must be", "cosine", "'sine'"],
+    ),
     "a schedule that rises": (lambda: dgm.Schedule([0.5, 0.7]), ValueError, ["fall at every step", "t=2"]),
     "a schedule out of range": (lambda: dgm.Schedule([1.0, 0.5]), ValueError, ["between 0 and 1"]),
     "an unknown prediction": (
@@ -435,9 +439,9 @@ CASES = {
     "fit with a NaN rate": (lambda: fit(lr=NAN), ValueError, ["lr"]),
     "fit with negative decay": (lambda: fit(weight_decay=-0.1), ValueError, ["weight_decay"]),
     "fit by an unknown schedule": (
-        lambda: fit(schedule="step"),
+        lambda: fit(lr_schedule="step"),
         ValueError,
-        ["schedule must be 'cosine' or 'constant'"],
+        ["lr_schedule must be 'cosine' or 'constant'"],
     ),
     "fit with an ema of one": (lambda: fit(ema=1.0), ValueError, ["ema must be a decay"]),
     "fit that stops early on nothing": (

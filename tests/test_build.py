@@ -50,7 +50,7 @@ def test_every_name_builds_trains_and_is_stored(swaps, tmp_path):
     torch.manual_seed(0)
     reals = swaps.get("likelihood", "").startswith("normal")
     data = digits_like(None if reals else 3)
-    program = build("vae", data, latent=4, hidden=(8, 8), **swaps)
+    program = build("vae", data, latent_size=4, hidden=(8, 8), **swaps)
     before = {name: parameter.detach().clone() for name, parameter in program.named_parameters()}
     dgm.fit(program, data, epochs=2, batch_size=12, lr=0.01, progress=False, validation=None)
     still = [name for name, parameter in program.named_parameters() if torch.equal(parameter, before[name])]
@@ -63,9 +63,9 @@ def test_every_name_builds_trains_and_is_stored(swaps, tmp_path):
 def test_discrete_latents_bring_their_encoder():
     data = digits_like(2)
     assert isinstance(build("vae", data, prior="bernoulli").encoder, dgm.Bernoulli)
-    assert isinstance(build("vae", data, prior="categorical", latent=7).encoder, dgm.Categorical)
+    assert isinstance(build("vae", data, prior="categorical", latent_size=7).encoder, dgm.Categorical)
     assert build("vae", data, prior=dgm.Categorical((), 5)).encoder.levels == 5
-    assert build("vq-vae", data, latent=5).encoder.event_shape == (5, 8)
+    assert build("vq-vae", data, latent_size=5).encoder.event_shape == (5, 8)
     assert build("vae", data, prior=dgm.OneHot(dgm.Categorical(4, 3))).encoder.event_shape == (4, 3)
     with pytest.raises(ValueError, match="needs an encoder of such"):
         build("vae", data, prior="codes", encoder="meanfield")
@@ -88,7 +88,7 @@ def test_depth_and_names_of_a_hierarchy():
 def test_labels_reach_every_encoder_that_can_read_them():
     data = digits_like(2, classes=3)
     for name in ("meanfield", "fullrank", "planar", "sylvester", "iaf", "nsf"):
-        program = build("vae", data, labelled=True, encoder=name, latent=4, hidden=(8,)).program
+        program = build("vae", data, labelled=True, encoder=name, latent_size=4, hidden=(8,)).program
         y = torch.zeros(24, dtype=torch.long)
         torch.manual_seed(0)
         first = program.encoder((data.x, y)).sample()
@@ -103,7 +103,10 @@ def test_labels_reach_every_encoder_that_can_read_them():
         ({"likelihood": "normal"}, "density on reals, but random has 2 levels"),
         ({"encoder": "gaussian"}, "encoder must be a Program or one of meanfield, .*ladder.*, got 'gaussian'"),
         ({"likelihood": "made"}, "likelihood must be a Program or one of independent, .*, got 'made'"),
-        ({"hidden": (8,), "depth": 2}, "unknown swap depth: 'vae' takes prior, encoder, likelihood, latent, hidden"),
+        (
+            {"hidden": (8,), "depth": 2},
+            "unknown swap depth: 'vae' takes prior, encoder, likelihood, latent_size, hidden",
+        ),
     ],
 )
 def test_what_does_not_go_together(swaps, message):

@@ -17,8 +17,7 @@ from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
 from dgm_pyro.experiments import runs
 from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 from dgm_pyro.program import seeded
-from dgm_pyro.training import compilation
-from dgm_pyro.training import fit as training
+from dgm_pyro.training import compilation, step
 
 FAST = ["--epochs", "1", "--device", "cpu"]
 
@@ -45,7 +44,7 @@ def trained(tmp_path_factory):
     """Runs, by name, each trained for an epoch."""
     folder = tmp_path_factory.mktemp("runs")
     recipes = {
-        "vae": ["vae", "--latent", "4", "--num", "200"],
+        "vae": ["vae", "--latent-size", "4", "--num", "200"],
         "points": ["made", "--data", "moons", "--num", "300"],
         "labelled": ["pixels", "--labelled", "--num", "300", "--lr", "0.1"],
         "classifier": ["classifier", "--num", "300"],
@@ -64,7 +63,7 @@ def test_a_run_holds_the_program_and_how_it_came_about(trained):
     record = json.loads((folder / "run.json").read_text())
     assert record["model"] == "vae"
     assert record["data"] == "digits"
-    assert record["options"]["latent"] == 4
+    assert record["options"]["latent_size"] == 4
     assert record["options"]["epochs"] == 1
     assert "prior" not in record["options"]  # left at its default
     assert len(record["history"]["epochs"]) == 1
@@ -119,7 +118,7 @@ def test_a_run_of_few_labels_is_that_of_the_same_labels_hidden_in_python(tmp_pat
 
 
 def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+    monkeypatch.setattr(step, "optimized", lambda graph: compilation.optimized(graph, "eager"))
     recipe = ["train", "made", "--data", "moons", "--num", "200", *FAST]
     dgm_ok(*recipe, "--compile", "--precision", "bf16", "--out", tmp_path / "run")
     record = runs.read(tmp_path / "run")[1]
@@ -353,8 +352,8 @@ BAD = [
     (["train", "vae", "--prior", "gaussian"], 1, "prior must be"),
     (["train", "vae", "--encoder", "flow"], 1, "encoder must be"),
     (["train", "vae", "--likelihood", "poisson"], 1, "likelihood must be"),
-    (["train", "vae", "--latent", "-3"], 1, "latent must be"),
-    (["train", "vae", "--latent", "0"], 1, "latent must be"),
+    (["train", "vae", "--latent-size", "-3"], 1, "latent_size must be"),
+    (["train", "vae", "--latent-size", "0"], 1, "latent_size must be"),
     (["train", "made", "--prior", "flow"], 1, "takes no prior"),
     (["train", "pixelcnn", "--data", "moons"], 1, "needs images"),
     (["train", "vae", "--objective", "mse"], 1, "objective must be one of"),

@@ -21,7 +21,7 @@ def trained(tmp_path_factory):
     recipes = {
         "pixels": ["pixels", "--lr", "0.1", "--epochs", "10"],
         "background": ["pixels", "--lr", "0.1", "--epochs", "1"],
-        "vae": ["vae", "--latent", "4"],
+        "vae": ["vae", "--latent-size", "4"],
         "labelled": ["pixels", "--labelled", "--lr", "0.1", "--epochs", "20"],
         "classifier": ["classifier", "--epochs", "5"],
         "points": ["realnvp", "--data", "moons"],

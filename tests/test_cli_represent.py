@@ -15,16 +15,16 @@ from dgm_pyro import cli, representations
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("represent")
     recipes = {
-        "vae": ["vae", "--latent", "2", "--epochs", "5"],
-        "hierarchy": ["vae", "--prior", "vae", "--latent", "6", "--data", "digits-binary"],
-        "codes": ["vae", "--prior", "bernoulli", "--latent", "5", "--data", "digits-binary"],
+        "vae": ["vae", "--latent-size", "2", "--epochs", "5"],
+        "hierarchy": ["vae", "--prior", "vae", "--latent-size", "6", "--data", "digits-binary"],
+        "codes": ["vae", "--prior", "bernoulli", "--latent-size", "5", "--data", "digits-binary"],
         "flow": ["realnvp"],
         "points": ["diffusion", "--data", "moons"],
         "made": ["made"],
         "labelled": ["vae", "--labelled"],
         "labelled-made": ["made", "--labelled"],
         "clusters": ["vae", "--prior", "categorical", "--encoder", "categorical"],
-        "vq": ["vae", "--prior", "codes-uniform", "--encoder", "codes", "--latent", "6"],
+        "vq": ["vae", "--prior", "codes-uniform", "--encoder", "codes", "--latent-size", "6"],
     }
     for name, (model, *options) in recipes.items():
         short = ["--num", "300", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
@@ -133,9 +133,9 @@ def test_a_single_datum_has_a_code_and_no_map(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("made",), "Autoregressive has no code of x"),
+        (("made",), "Autoregressive has no latent code"),
         (("labelled",), "has a code for each class"),
-        (("labelled-made",), "Autoregressive has no code of x"),
+        (("labelled-made",), "Autoregressive has no latent code"),
         (("vae", "--site", "z2"), "site must be one of 'z', got 'z2'"),
         (("vae", "--path", "bent"), "path must be one of linear, spherical"),
         (("vae", "--num", "0"), "num must be a positive integer"),

@@ -288,7 +288,7 @@ def test_its_signal_grows_out_of_the_noise_where_that_of_iwae_drowns(name):
 
 def two_levels(size):
     """z2 ~ N(0, 1), z | z2 and x | z linear; the guide is q(z | x) q(z2 | z)."""
-    top = dgm.VAE(dgm.Normal(1), Rows(0.8, 0.1, 0.6, size), Rows(0.3, 0.2, 0.9, size), latent="z2")
+    top = dgm.VAE(dgm.Normal(1), Rows(0.8, 0.1, 0.6, size), Rows(0.3, 0.2, 0.9, size), latent_name="z2")
     return dgm.VAE(top, Rows(1.2, -0.1, 0.5, size), Rows(0.5, 0.1, 0.4, size))
 
 

@@ -12,6 +12,7 @@ NO_REFERENCE = {
     "dgm_pyro.api",  # whose names are documented where they are defined
     "dgm_pyro.cli",  # for who calls `dgm`, not for who imports
     "dgm_pyro.families.transforms",
+    "dgm_pyro.old_names",
     *(f"dgm_pyro.experiments.tour.{name}" for name in ("comparison", "page", "results", "stops")),
     *(f"dgm_pyro.{name}" for name in ("experiments", "experiments.tour", "families", "training", "uses")),
 }

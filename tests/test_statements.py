@@ -141,11 +141,11 @@ class TwoPoints(nn.Module):
 
     def __init__(self, schedule):
         super().__init__()
-        self.schedule = schedule
+        self.noise_schedule = schedule
 
     def forward(self, x, t):
-        t = (t * self.schedule.steps).round().long().unsqueeze(-1)
-        return torch.tanh(self.schedule.alpha[t] * x / self.schedule.sigma[t] ** 2)
+        t = (t * self.noise_schedule.steps).round().long().unsqueeze(-1)
+        return torch.tanh(self.noise_schedule.alpha[t] * x / self.noise_schedule.sigma[t] ** 2)
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_large_step_leaves_two_answers_and_a_small_one_a_normal(float64):
 
 def test_the_way_back_follows_the_gradient_that_the_denoiser_knows(two_points):
     """E[x_0 | x_t] = (x_t + sigma^2 grad log q(x_t)) / alpha, and with it the mean of q(x_{t-1} | x_t) is exact."""
-    schedule, t = two_points.schedule, 20
+    schedule, t = two_points.noise_schedule, 20
     alpha, sigma = schedule.alpha[t], schedule.sigma[t]
     x_t = torch.linspace(-2, 2, 9).unsqueeze(-1).requires_grad_()
     ends = alpha * torch.tensor([1.0, -1.0])

@@ -215,7 +215,7 @@ PRIORS = {
     "nsf": "a spline flow",  # dgm.flow.nsf((2,), layers=3, hidden=(64, 64))
     "ar": "p(z_1) p(z_2 | z_1), mixtures of Normals",  # dgm.Autoregressive(...)
     "diffusion": "a diffusion of 20 steps: latent diffusion",  # dgm.Diffusion((2,), ...)
-    "vae": "another VAE: a hierarchy",  # dgm.VAE(..., latent="z2")
+    "vae": "another VAE: a hierarchy",  # dgm.VAE(..., latent_name="z2")
 }
 by_prior = {"normal": base} | {name: trained(prior=name) for name in PRIORS if name != "normal"}
 
@@ -696,7 +696,7 @@ def ten_normals():
     return dgm.Normal(2, table)
 
 
-classes = trained("enumerate", prior="categorical", latent=10, likelihood=ten_normals, epochs=20, lr=1e-2)
+classes = trained("enumerate", prior="categorical", latent_size=10, likelihood=ten_normals, epochs=20, lr=1e-2)
 statements(classes)
 
 # %% [markdown]

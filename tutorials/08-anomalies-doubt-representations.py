@@ -171,7 +171,7 @@ print(
 background = autoregressive()
 dgm.fit(background, train, epochs=scaled(35), lr=3e-3, augment=lambda x: corruptions.mutate(x, 0.3, levels), **recipe)
 torch.manual_seed(0)
-vae = dgm.build("vae", train, latent=8)
+vae = dgm.build("vae", train, latent_size=8)
 dgm.fit(vae, train, epochs=scaled(50), lr=2e-3, **recipe)
 
 scores = {
@@ -674,7 +674,7 @@ for seed in range(scaled(3)):
     dgm.fit(alone, binary[known], epochs=scaled(200), weight_decay=0.01, **options)
     right["50 labels"].append((alone.classify(unseen.x) == unseen.y).double().mean())
 
-    both = dgm.build("vae", binary, labelled=True, latent=8, hidden=(128, 128))
+    both = dgm.build("vae", binary, labelled=True, latent_size=8, hidden=(128, 128))
     partly = dgm.Data(binary.x, y, levels=2, num_classes=10)
     dgm.fit(both, partly, dgm.SemiSupervised(weight=50), epochs=scaled(30), **options | {"lr": 2e-3})
     guessed = both.classifier(unseen.x).logits.argmax(-1)

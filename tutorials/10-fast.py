@@ -127,7 +127,7 @@ assert counted["diffusion unrolled, all 20"] == (20, 20)
 
 # %%
 digits = dgm.data.load("digits-binary")
-vae = dgm.build("vae", digits, latent=8)
+vae = dgm.build("vae", digits, latent_size=8)
 x = digits.x[:64]
 
 
@@ -436,7 +436,7 @@ for kind in (torch.float32, torch.bfloat16):
 losses_by = {}
 for precision in ("float32", "bf16"):
     torch.manual_seed(0)
-    program = dgm.build("vae", digits, latent=8)
+    program = dgm.build("vae", digits, latent_size=8)
     history = dgm.fit(program, digits, epochs=scaled(6), precision=precision, progress=False)
     losses_by[precision] = [each.loss for each in history.epochs]
     kinds = {parameter.dtype for parameter in program.parameters()}

@@ -19,6 +19,7 @@ import torch
 
 import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.data as data
+import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
 from dgm_pyro.checks import check_number, check_path, check_type
 from dgm_pyro.program import Program, seeded
@@ -162,6 +163,7 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run, it has no {RECORD}: train one with dgm train --out {folder}")
     found = read_json(path, KINDS, "train the run again")
+    found["options"] = old_names.renamed(found["options"], old_names.OPTIONS)
     record = Record(**{name: found[name] for name in KINDS})
     return checkpoint.load(folder, device), record
 

@@ -28,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 import dgm_pyro.data as data_sets
+import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
 from dgm_pyro.checks import check_path, check_type
 from dgm_pyro.evaluation import Evidence, evaluate, find_device
@@ -50,7 +51,7 @@ class Options:
     data: str = "digits-binary"
     data_dir: str | None = None
     num: int | None = None
-    latent: int | None = None
+    latent_size: int | None = None
     num_particles: int = 1000
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
@@ -237,8 +238,8 @@ def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str],
 
 def _swaps(options: Options, choices: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
     swaps: dict[str, Any] = {axis: choice for axis, choice in choices.items() if axis != "objective"}
-    if options.latent is not None:
-        swaps["latent"] = options.latent
+    if options.latent_size is not None:
+        swaps["latent_size"] = options.latent_size
     return swaps, choices.get("objective")
 
 
@@ -246,7 +247,8 @@ def _open(folder: Path, options: Options) -> Path:
     """Make the folder, or see that it holds a sweep with the same options."""
     path = folder / "sweep.json"
     if path.is_file():
-        before = Options().recipe() | runs.read_json(path, {}, "choose another --out")
+        stored = runs.read_json(path, {}, "choose another --out")
+        before = Options().recipe() | old_names.renamed(stored, old_names.OPTIONS)
         changed = changes(before, options.recipe())
         if changed:
             raise ValueError(
@@ -359,7 +361,7 @@ def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, 
     test = data_sets.load(options.data, "test", data_dir=options.data_dir)
     bound = evaluate(program, test)
     best = evaluate(program, test, num_particles=options.num_particles) if bound.kind == "elbo" else bound
-    latent = getattr(program, "latent", None)
+    latent = getattr(program, "latent_name", None)
     active = None
     if latent is not None:
         active = int(units(program, test[:UNIT_DATA])[latent].active.sum())

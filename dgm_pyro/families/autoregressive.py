@@ -135,6 +135,9 @@ class Autoregressive(Conditional):
         """The chain written out on the same parameters: one site per feature, ``x_1 .. x_D`` in the order."""
         return UnrolledAutoregressive(self)
 
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return by.over_features(self, x, mask, given)
+
 
 class UnrolledAutoregressive(Program):
     """The definition: p(x_1) p(x_2 | x_1) .. p(x_D | x_<D), one site per feature, ``x_1 .. x_D`` in the order.
@@ -166,6 +169,9 @@ class UnrolledAutoregressive(Program):
 
     def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
         return self.program.support_given(given, size)
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return self.program.completions(by, x, mask, given)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, event_dim = self.program, len(self.event_shape)

@@ -131,7 +131,7 @@ class ContinuousDiffusion(Denoising):
         event_shape: shape of one x.
         denoiser: ``network(x_t, t)`` or ``network(x_t, t, given)``, to the shape of x; t is the share of the fall of
             the log signal-to-noise ratio.
-        schedule: a `LogSNR`, or "linear" (fixed), or "learned".
+        noise_schedule: a `LogSNR`, or "linear" (fixed), or "learned".
         steps: T of the chain that `unroll` writes out, and that `sample` takes by default; training knows no steps.
         predict, levels, label_dropout: as in `Diffusion`.
 
@@ -146,7 +146,7 @@ class ContinuousDiffusion(Denoising):
         self,
         event_shape: int | Sequence[int],
         denoiser: nn.Module,
-        schedule: LogSNR | str = "linear",
+        noise_schedule: LogSNR | str = "linear",
         *,
         steps: int = 100,
         predict: str = "v",
@@ -154,30 +154,30 @@ class ContinuousDiffusion(Denoising):
         label_dropout: float = 0.0,
     ):
         super().__init__(event_shape, denoiser, predict, levels, label_dropout)
-        if isinstance(schedule, str):
-            if schedule not in CONTINUOUS_SCHEDULES:
+        if isinstance(noise_schedule, str):
+            if noise_schedule not in CONTINUOUS_SCHEDULES:
                 names = ", ".join(CONTINUOUS_SCHEDULES)
-                raise ValueError(f"schedule must be a LogSNR or one of {names}, got {schedule!r}")
-            schedule = CONTINUOUS_SCHEDULES[schedule]()
-        if not isinstance(schedule, LogSNR):
-            raise TypeError(f"schedule must be a LogSNR or a name, got {type(schedule).__name__}")
+                raise ValueError(f"noise_schedule must be a LogSNR or one of {names}, got {noise_schedule!r}")
+            noise_schedule = CONTINUOUS_SCHEDULES[noise_schedule]()
+        if not isinstance(noise_schedule, LogSNR):
+            raise TypeError(f"noise_schedule must be a LogSNR or a name, got {type(noise_schedule).__name__}")
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
             raise ValueError(f"steps must be an int of at least 2, the ends of time, got {steps!r}")
-        self.schedule, self.steps = schedule, steps
+        self.noise_schedule, self.steps = noise_schedule, steps
         if predict != "levels":
             # sqrt(v) per feature at t = 0: at first, what it is for data of unit variance.
             with torch.no_grad():
-                start = torch.sigmoid(-schedule.highest).sqrt()
+                start = torch.sigmoid(-noise_schedule.highest).sqrt()
             start = start if levels is None else start.clamp_min(1 / (levels - 1))
             self.raw_scale = nn.Parameter(start.expm1().log().expand(self.event_shape).clone())
 
     # -- the pieces of the equations: t in [0, 1], or as an integer in 1 .. T one of the times of the chain ------------
 
     def _real(self, t: Tensor) -> Tensor:
-        return t if t.is_floating_point() else (t - 1).to(self.schedule.highest.dtype) / (self.steps - 1)
+        return t if t.is_floating_point() else (t - 1).to(self.noise_schedule.highest.dtype) / (self.steps - 1)
 
     def noise_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        log_snr = self._wide(self.schedule(self._real(t)))
+        log_snr = self._wide(self.noise_schedule(self._real(t)))
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
     def clock(self, t: Tensor) -> Tensor:
@@ -194,19 +194,19 @@ class ContinuousDiffusion(Denoising):
         return torch.where(self._wide(self._real(t) == 0), v, torch.maximum(v, sigma**2))
 
     def zeros(self, *batch: int) -> Tensor:
-        return self.schedule.highest.new_zeros((*batch, *self.event_shape))
+        return self.noise_schedule.highest.new_zeros((*batch, *self.event_shape))
 
     def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (alpha, sigma), (_, sigma_t) = self.noise_at(t - 1), self.noise_at(t)
-        r2 = (-self.schedule.width / (self.steps - 1)).exp()  # every step of the chain falls by as much
+        r2 = (-self.noise_schedule.width / (self.steps - 1)).exp()  # every step of the chain falls by as much
         return alpha * (1 - r2), sigma * r2.sqrt() / sigma_t, sigma * (1 - r2).sqrt()
 
     def times(self, steps: int, spacing: Spacing) -> list[Time]:
-        ends = torch.tensor([0.0, 1.0], device=self.schedule.highest.device, dtype=torch.float64)
-        places = spacing(steps, -self.schedule(ends) / 2).to(ends)
-        log_snr = self.schedule(places)
+        ends = torch.tensor([0.0, 1.0], device=self.noise_schedule.highest.device, dtype=torch.float64)
+        places = spacing(steps, -self.noise_schedule(ends) / 2).to(ends)
+        log_snr = self.noise_schedule(places)
         alpha, sigma = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
-        told = places.to(self.schedule.highest.dtype)
+        told = places.to(self.noise_schedule.highest.dtype)
         return [Time(*level) for level in zip(told, alpha, sigma, log_snr, strict=True)]
 
     # -- the statements ----------------------------------------------------------------------------------------------
@@ -218,12 +218,12 @@ class ContinuousDiffusion(Denoising):
         first, u, t, slope, x_t = self._noising(name, x0)
         at_first, at_t = self._denoise_both((first, torch.zeros_like(t)), (x_t, t), given)
         pyro.factor(f"{name}_likelihood", self.likelihood(at_first).log_prob(x))
-        snr, fall = self.schedule(t).exp(), self.schedule.width * slope
+        snr, fall = self.noise_schedule(t).exp(), self.noise_schedule.width * slope
         loss = 0.5 * fall * snr * self._sum((x0 - at_t.x0) ** 2)
         pyro.factor(f"{name}_kl", -loss)
-        if self.training and self.schedule.units > 0:
+        if self.training and self.noise_schedule.units > 0:
             square = loss.detach() ** 2
-            descended = -square / square.mean() * self.schedule.log_density(u)
+            descended = -square / square.mean() * self.noise_schedule.log_density(u)
             pyro.factor(f"{name}_schedule_kl", descended.detach() - descended)
         return x
 
@@ -237,8 +237,8 @@ class ContinuousDiffusion(Denoising):
         """State x at t = 0, a time and x at that time; x_first, u, t, dt/du, x_t."""
         start = x0.new_zeros(x0.shape[: x0.dim() - len(self.event_shape)])
         first = noising(f"{name}_first", self.noised(x0, start))
-        u = noising(f"{name}_time", Even(self.schedule.highest))
-        t, slope = (value.detach() for value in self.schedule.spread(u))
+        u = noising(f"{name}_time", Even(self.noise_schedule.highest))
+        t, slope = (value.detach() for value in self.noise_schedule.spread(u))
         return first, u, t, slope, noising(f"{name}_t", self.noised(x0, t))
 
     def _denoise_both(
@@ -264,8 +264,8 @@ class ContinuousDiffusion(Denoising):
     ) -> Tensor:
         """log p(x) in nats under the probability-flow ODE, exact up to the solver's tolerance.
 
-        The density is that of the flow at t = 0, where noise of scale ``exp(-schedule.highest / 2)`` is left (0.007 by
-        default). The samplers' last step, to the denoiser's mean, is no part of it: it takes that noise off their
+        The density is that of the flow at t = 0, where noise of scale ``exp(-noise_schedule.highest / 2)`` is left
+        (0.007 by default). The samplers' last step, to the denoiser's mean, is no part of it: it takes that noise off their
         draws, which therefore spread less than this density says where the noise is not small beside the data.
 
         Args:
@@ -298,7 +298,7 @@ class ContinuousDiffusion(Denoising):
         else:
             directions = 2.0 * torch.randint(2, (probes, size, dims), device=x.device).to(x.dtype) - 1
 
-        highest, width = (float(value) for value in (self.schedule.highest, self.schedule.width))
+        highest, width = (float(value) for value in (self.noise_schedule.highest, self.noise_schedule.width))
 
         def slope(tau: Tensor, state: Tensor) -> Tensor:
             t = (highest + 2 * tau) / width
@@ -313,7 +313,7 @@ class ContinuousDiffusion(Denoising):
 
         start = torch.cat([x.reshape(size, dims), x.new_zeros(size, 1 if probes is None else probes)], 1)
         end = solve(slope, start, -highest / 2, (width - highest) / 2, tolerance=tolerance)
-        alpha = torch.sigmoid(self.schedule.highest - self.schedule.width).sqrt()
+        alpha = torch.sigmoid(self.noise_schedule.highest - self.noise_schedule.width).sqrt()
         prior = dist.Normal(0.0, 1.0).log_prob(alpha * end[:, :dims]).sum(-1) + dims * alpha.log()
         log_prob = prior + end[:, dims:].T
         return log_prob[0] if probes is None else log_prob

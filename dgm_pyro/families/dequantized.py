@@ -41,6 +41,7 @@ from dgm_pyro.program import (
     Conditional,
     Program,
     declare_given,
+    guide_trace,
     is_pair,
     parameter_of,
     unwrapped,
@@ -115,6 +116,25 @@ class Dequantized(Program):
     def latents(self, name: str) -> tuple[str, ...] | None:
         below = self.flow.latents(_continuous(name))
         return None if below is None else (_continuous(name), *below)
+
+    def codes(self) -> dict[str, Program]:
+        return self.flow.codes()
+
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
+        """The code of the middle of x's cell, or of a draw from q within it."""
+        if draw:
+            trace: Any = guide_trace(self, x, given)
+            v = trace.nodes[_continuous(self.variable)]["value"]
+        else:
+            v = (x.to(parameter_of(self).dtype) + 0.5) / self.levels
+        return self.flow.encode(v, given, site=site, draw=draw, num_draws=num_draws)
+
+    def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
+        """The integer of the cell that z is mapped to."""
+        return Floor(self.flow.decode(z, given, site=site, draw=draw), self.levels).sample()
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return by.over_cells(self, x, mask, given)
 
     def unroll(self) -> Dequantized:
         """Unrolls the chains among the latents of the flow, if it has any; v itself stays one site, as in the guide."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,8 +41,8 @@ from torch.distributions import constraints, kl_divergence
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import as_shape, check_choice, check_number
 from dgm_pyro.families import distributions
-from dgm_pyro.families.conditionals import check_levels, positive
-from dgm_pyro.families.samplers import Sampler, Spacing, Time, run, sampler_named, spacing_named
+from dgm_pyro.families.conditionals import Normal, check_levels, positive
+from dgm_pyro.families.samplers import Heun, Sampler, Spacing, Time, run, sampler_named, spacing_named
 from dgm_pyro.networks.mlp import to_unit
 from dgm_pyro.program import Program, call_network
 from dgm_pyro.registry import register
@@ -327,6 +327,27 @@ class Denoising(Program):
     def unroll(self) -> UnrolledDiffusion:
         return UnrolledDiffusion(self)
 
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return by.over_times(self, x, mask, given)
+
+    # -- codes: the two ends of the probability-flow ODE ---------------------------------------------------------------
+
+    def codes(self) -> dict[str, Program]:
+        return {"z": Normal(self.event_shape)}
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
+        """The end of the probability-flow ODE from x, by Heun's rule at all times: there is nothing to draw."""
+        noisier = self._chosen_times(None, "uniform")[::-1]
+        return run(Heun(), noisier[0].alpha * self.clean(x), noisier, self._denoiser(given))
+
+    @torch.no_grad()
+    def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
+        """The beginning of the ODE that ends in z; the mean of p(x_0 | x_1) there, or a draw."""
+        times, denoise = self._chosen_times(None, "uniform"), self._denoiser(given)
+        found = self.likelihood(denoise(run(Heun(), z, times, denoise), times[-1]))
+        return found.sample() if draw else distributions.mean_of(found, self.levels, z.device)
+
     # -- sampling ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -371,13 +392,7 @@ class Denoising(Program):
     ) -> Tensor:
         """x_T ~ N(0, I), then backwards through ``steps`` of the times; ``(*batch, *event_shape)``."""
         step, times = sampler_named(sampler), self._chosen_times(steps, spacing)
-
-        def denoise(x: Tensor, time: Time) -> Denoised:
-            # One time for all: what depends on it alone is computed once, not for every draw.
-            one, t = (1,) * len(batch), time.t
-            t = t.expand(one) if isinstance(t, Tensor) else torch.full(one, t, device=x.device)
-            return self.denoise(x, t, given, guidance)
-
+        denoise = self._denoiser(given, guidance)
         x = run(step, torch.randn_like(self.zeros(*batch)), times, denoise)
         denoised = denoise(x, times[-1])
         if getattr(step, "draws_last", False):
@@ -385,6 +400,17 @@ class Denoising(Program):
         if self.levels is None:
             return denoised.x0
         return ((denoised.x0 + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
+
+    def _denoiser(self, given: Any, guidance: float = 0.0) -> Callable[[Tensor, Time], Denoised]:
+        """`denoise` as samplers ask for it."""
+
+        def denoise(x: Tensor, time: Time) -> Denoised:
+            # One time for all: what depends on it alone is computed once, not for every draw.
+            one, t = (1,) * (x.dim() - len(self.event_shape)), time.t
+            t = t.expand(one) if isinstance(t, Tensor) else torch.full(one, t, device=x.device)
+            return self.denoise(x, t, given, guidance)
+
+        return denoise
 
     def _chosen_times(self, steps: int | None, spacing: str | Spacing) -> list[Time]:
         steps = self.steps if steps is None else steps
@@ -402,7 +428,7 @@ class Diffusion(Denoising):
     Args:
         event_shape: shape of one x.
         denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x.
-        schedule: a `Schedule`, or one of "linear", "cosine", "log-snr".
+        noise_schedule: a `Schedule`, or one of "linear", "cosine", "log-snr".
         steps: T, for a schedule given by name.
         predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), or,
             for integers, "levels": logits of a prior over the levels of each feature, ``(B, levels, *event_shape)``,
@@ -429,7 +455,7 @@ class Diffusion(Denoising):
         self,
         event_shape: int | Sequence[int],
         denoiser: nn.Module,
-        schedule: Schedule | str = "cosine",
+        noise_schedule: Schedule | str = "cosine",
         *,
         steps: int = 100,
         predict: str = "v",
@@ -439,21 +465,23 @@ class Diffusion(Denoising):
         importance: bool = False,
     ):
         super().__init__(event_shape, denoiser, predict, levels, label_dropout)
-        if isinstance(schedule, str):
-            if schedule not in SCHEDULES:
-                raise ValueError(f"schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {schedule!r}")
-            schedule = SCHEDULES[schedule](steps)
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule must be a Schedule or a name, got {type(schedule).__name__}")
-        if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= schedule.steps:
-            raise ValueError(f"subsample must be an int from 1 to the {schedule.steps} steps, got {subsample!r}")
-        self.schedule, self.subsample, self.steps = schedule, subsample, schedule.steps
+        if isinstance(noise_schedule, str):
+            if noise_schedule not in SCHEDULES:
+                raise ValueError(
+                    f"noise_schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {noise_schedule!r}"
+                )
+            noise_schedule = SCHEDULES[noise_schedule](steps)
+        if not isinstance(noise_schedule, Schedule):
+            raise TypeError(f"noise_schedule must be a Schedule or a name, got {type(noise_schedule).__name__}")
+        if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= noise_schedule.steps:
+            raise ValueError(f"subsample must be an int from 1 to the {noise_schedule.steps} steps, got {subsample!r}")
+        self.noise_schedule, self.subsample, self.steps = noise_schedule, subsample, noise_schedule.steps
         self.importance = importance
         if importance:
             self.register_buffer("mean_square", torch.ones(self.steps))
         if predict != "levels":
             # sqrt(v) per time and feature: at first, what it is for data of unit variance.
-            start = schedule.sigma[1:] if levels is None else schedule.sigma[1:].clamp_min(1 / (levels - 1))
+            start = noise_schedule.sigma[1:] if levels is None else noise_schedule.sigma[1:].clamp_min(1 / (levels - 1))
             start = start.expm1().log().reshape(-1, *(1,) * len(self.event_shape))
             self.raw_scale = nn.Parameter(start.expand(-1, *self.event_shape).clone())
 
@@ -463,24 +491,24 @@ class Diffusion(Denoising):
         return self._at("alpha", t), self._at("sigma", t)
 
     def clock(self, t: Tensor) -> Tensor:
-        return t.to(self.schedule.alpha.dtype) / self.steps
+        return t.to(self.noise_schedule.alpha.dtype) / self.steps
 
     def doubt(self, t: Tensor) -> Tensor:
         return positive(self.raw_scale[t - 1]) ** 2
 
     def zeros(self, *batch: int) -> Tensor:
-        return self.schedule.alpha.new_zeros((*batch, *self.event_shape))
+        return self.noise_schedule.alpha.new_zeros((*batch, *self.event_shape))
 
     def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._at("from_clean", t), self._at("from_noisy", t), self._at("spread", t)
 
     def _at(self, name: str, t: Tensor) -> Tensor:
-        return self._wide(getattr(self.schedule, name)[t])
+        return self._wide(getattr(self.noise_schedule, name)[t])
 
     def times(self, steps: int, spacing: Spacing) -> list[Time]:
         if steps > self.steps:
             raise ValueError(f"steps must be an int from 1 to the {self.steps} of the schedule, got {steps!r}")
-        every = self.schedule.times
+        every = self.noise_schedule.times
         noise = torch.tensor([-time.log_snr / 2 for time in every], dtype=torch.float64)
         chosen, limit = list[Time](), self.steps
         for place, left in zip(spacing(steps, noise).double().round().tolist(), range(steps, 0, -1), strict=True):
@@ -543,7 +571,7 @@ class Diffusion(Denoising):
     def time_probabilities(self) -> Tensor:
         """With which probability a step of training looks at each of the times 1 .. T, ``(T,)``."""
         if not self.importance:
-            return torch.full_like(self.schedule.alpha[1:], 1 / self.steps)
+            return torch.full_like(self.noise_schedule.alpha[1:], 1 / self.steps)
         root = self.mean_square.sqrt()
         # A share of even times bounds the weights, and keeps an eye on times whose terms were small once.
         return (1 - EVEN_SHARE) * root / root.sum() + EVEN_SHARE / self.steps
@@ -683,6 +711,9 @@ class UnrolledDiffusion(Program):
 
     def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
         return self.diffusion.support_given(given, size)
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return self.diffusion.completions(by, x, mask, given)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, steps = self.diffusion, self.diffusion.steps

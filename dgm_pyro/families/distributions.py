@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 from torch.distributions.utils import broadcast_all
+
+
+def features_of(distribution: Any) -> Any:
+    """The distribution of single features, batched over them, where features are independent.
+
+    Raises:
+        ValueError: they are not, as far as the distribution says.
+    """
+    base, dims = distribution, distribution.event_dim
+    while dims > 0 and isinstance(base, Independent):
+        base, dims = base.base_dist, dims - base.reinterpreted_batch_ndims
+    if dims > 0:
+        raise ValueError(f"the features of x are not independent under {type(base).__name__}")
+    return base
+
+
+def finite_mean(distribution: Any) -> Tensor | None:
+    """The mean where it has a closed form and is finite, else None."""
+    try:
+        mean: Tensor = distribution.mean
+    except (NotImplementedError, AttributeError):
+        return None
+    return mean if bool(torch.isfinite(mean).all()) else None
+
+
+def mean_of(distribution: Any, levels: int | None, device: torch.device) -> Tensor:
+    """E[x] in the units of x; of integers the sum over their values.
+
+    Args:
+        levels: x takes the integers 0 .. levels - 1; None where it takes reals.
+
+    Raises:
+        ValueError: x are integers that depend on one another.
+        NotImplementedError: there is no mean in closed form.
+    """
+    if levels is None:
+        mean: Tensor = distribution.mean
+        return mean
+    feature = features_of(distribution)
+    return sum(
+        (v * feature.log_prob(torch.full(feature.batch_shape, v, device=device)).exp() for v in range(1, levels)),
+        torch.zeros(()),
+    )
 
 
 class Bernoulli(dist.Bernoulli):

@@ -51,6 +51,7 @@ from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.program import (
     Conditional,
+    Program,
     Shape,
     call_network,
     unwrapped,
@@ -178,6 +179,17 @@ class Flow(Conditional):
         for transform in reversed(self(given).transforms):
             x = transform.inv(x)
         return x
+
+    def codes(self) -> dict[str, Program]:
+        return {"z": self.base}
+
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
+        """z = f^-1(x): there is nothing to draw."""
+        return self.inverse_map(x, given)
+
+    def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
+        """x = f(z): there is nothing to draw."""
+        return self.forward_map(z, given)
 
     def log_abs_det_jacobian(self, z: Tensor, x: Tensor, given: Any = None) -> Tensor:
         """log |det dx/dz| of f at z, in nats, ``(B,)``, with ``x = forward_map(z)``.

@@ -227,22 +227,23 @@ class TopDown(Program):
     Args:
         top: q(z2 | x), a program conditional on x.
         bottom: q(z | x, z2), a conditional whose ``given_shape`` is the pair of these shapes.
-        latent: the name of z2, as in the prior.
+        latent_name: the name of z2, as in the prior.
 
     Raises:
         TypeError, ValueError: the parts are no such programs, or their shapes do not fit.
 
     >>> import dgm_pyro as dgm
     >>> from dgm_pyro.networks import MLP
-    >>> prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, MLP((1,), 4)), latent="z2")
-    >>> encoder = TopDown(dgm.Normal(1, MLP((5,), 2)), dgm.Normal(2, MLP((5,), 4, context_shape=(1,))), latent="z2")
+    >>> prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, MLP((1,), 4)), latent_name="z2")
+    >>> bottom = dgm.Normal(2, MLP((5,), 4, context_shape=(1,)))
+    >>> encoder = TopDown(dgm.Normal(1, MLP((5,), 2)), bottom, latent_name="z2")
     >>> dgm.VAE(prior, dgm.Normal(5, MLP((2,), 10)), encoder).log_weights(torch.zeros(3, 5)).shape
     torch.Size([1, 3])
     """
 
     conditional = True
 
-    def __init__(self, top: Program, bottom: Conditional, latent: str = "z2"):
+    def __init__(self, top: Program, bottom: Conditional, latent_name: str = "z2"):
         super().__init__()
         if not isinstance(top, Program) or not isinstance(bottom, Conditional):
             raise TypeError(
@@ -251,25 +252,25 @@ class TopDown(Program):
         shapes: Any = bottom.given_shape
         if not is_pair(shapes) or tuple(shapes[1]) != tuple(top.event_shape):
             raise ValueError(
-                f"bottom must be given the pair (x, {latent}), the latter of shape {tuple(top.event_shape)}, but its "
-                f"given_shape is {shapes}: use MLP(x_shape, ..., context_shape={tuple(top.event_shape)})"
+                f"bottom must be given the pair (x, {latent_name}), the latter of shape {tuple(top.event_shape)}, but "
+                f"its given_shape is {shapes}: use MLP(x_shape, ..., context_shape={tuple(top.event_shape)})"
             )
         x_shape: Any = shapes[0]
         declare_given(top, x_shape, "top", "x, of shape")
-        check_name(latent, "latent")
-        self.top, self.bottom, self.latent = top, bottom, latent
+        check_name(latent_name, "latent_name")
+        self.top, self.bottom, self.latent_name = top, bottom, latent_name
         self.event_shape, self.given_shape, self.levels = bottom.event_shape, x_shape, bottom.levels
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        above = self.top.joint(self.latent, given=given)
+        above = self.top.joint(self.latent_name, given=given)
         return self.bottom.joint(name, value, given=(given, above))
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         raise NotImplementedError("TopDown is a guide: its own latents have none")
 
     def latents(self, name: str) -> tuple[str, ...] | None:
-        above = self.top.latents(self.latent)
-        return None if above is None else (self.latent, *above)
+        above = self.top.latents(self.latent_name)
+        return None if above is None else (self.latent_name, *above)
 
 
 @register

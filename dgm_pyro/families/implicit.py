@@ -60,7 +60,7 @@ class Implicit(Program):
         event_shape: shape of one x.
         levels: x takes the integers 0 .. levels - 1: the generator's outputs go through a sigmoid, are spread over that
             range and rounded, and the gradient passes the rounding as if it were not there (straight-through).
-        latent: the name of z.
+        latent_name: the name of z.
 
     Raises:
         TypeError, ValueError: a part is none, or the shapes do not fit.
@@ -78,15 +78,15 @@ class Implicit(Program):
         event_shape: int | Sequence[int],
         *,
         levels: int | None = None,
-        latent: str = "z",
+        latent_name: str = "z",
     ):
         super().__init__()
         if not isinstance(prior, Program):
             raise TypeError(f"the prior must be a dgm_pyro.Program, got {type(prior).__name__}")
         if not isinstance(generator, nn.Module):
             raise TypeError(f"the generator must be a torch.nn.Module, got {type(generator).__name__}")
-        check_name(latent, "latent")
-        self.prior, self.generator, self.latent = prior, generator, latent
+        check_name(latent_name, "latent_name")
+        self.prior, self.generator, self.latent_name = prior, generator, latent_name
         self.levels = None if levels is None else check_levels(levels)
         self.event_shape = as_shape(event_shape)
         self.reads = shape_read_by(generator)
@@ -104,14 +104,14 @@ class Implicit(Program):
             declare_given(prior, self.given_shape or torch.Size(), "prior", "this Implicit's given_shape")
         labels = [getattr(part, "num_classes", None) for part in ((generator,) if pair else ()) + (prior,)]
         self.num_classes = next((number for number in labels if number is not None), None)
-        sites = prior.latents(latent)
+        sites = prior.latents(latent_name)
         if sites is not None:
-            require_distinct((self.variable, latent, *sites), "this Implicit")
+            require_distinct((self.variable, latent_name, *sites), "this Implicit")
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         if value is not None:
             self._refuse()
-        z = self.prior.joint(self.latent, given=given if self.prior.conditional else None)
+        z = self.prior.joint(self.latent_name, given=given if self.prior.conditional else None)
         generated = self.generate(z, given)
         stated = pyro.deterministic(name, generated, event_dim=len(self.event_shape))
         if stated is not generated:  # poutine.condition put data in its place, and no probability was charged for it
@@ -140,8 +140,8 @@ class Implicit(Program):
         self._refuse()
 
     def latents(self, name: str) -> tuple[str, ...] | None:
-        above = self.prior.latents(self.latent)
-        return None if above is None else (self.latent, *above)
+        above = self.prior.latents(self.latent_name)
+        return None if above is None else (self.latent_name, *above)
 
     def log_prob(self, x: Tensor, given: Any = None) -> Tensor:
         """Raises an `IntractableError`: there is no density."""
@@ -215,7 +215,7 @@ def noisy(program: Implicit, scale: float) -> VAE:
     """
     check_type(program, Implicit, "program", "a dgm.Implicit")
     return VAE(
-        program.prior, Around(program.generator, program.event_shape, scale, program.levels), None, program.latent
+        program.prior, Around(program.generator, program.event_shape, scale, program.levels), None, program.latent_name
     )
 
 

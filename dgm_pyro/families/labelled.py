@@ -98,6 +98,19 @@ class Labelled(Program):
         inner = self.program.latents(name)
         return None if inner is None else (self.label, *inner)
 
+    def codes(self) -> dict[str, Program]:
+        """None of its own.
+
+        Raises:
+            ValueError: the program within has codes, one for each class.
+        """
+        if self.program.codes():
+            raise ValueError(
+                "a Labelled program has a code for each class: pass the program within and the labels, "
+                "encode(labelled.program, x, given=labelled.classify(x))"
+            )
+        return {}
+
     def unroll(self) -> Labelled:
         return self._around(self.program.unroll())
 
@@ -109,6 +122,14 @@ class Labelled(Program):
         twin._modules = dict(self._modules)
         twin.program = program
         return twin
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        """p(y, x_mis | x_obs): every y with the weights of its own p(x_obs | y)."""
+        labels = torch.arange(self.classes, device=x.device)
+        each = [self.program.completions(by, x, mask, y.expand(len(x))) for y in labels]
+        log_prior = self.prior().log_prob(labels)
+        weights = [log_weights + log_p for (_, log_weights), log_p in zip(each, log_prior, strict=True)]
+        return torch.cat([drawn for drawn, _ in each]), torch.cat(weights)
 
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
         return x, None, ({} if y is None else {self.label: y})

@@ -81,6 +81,12 @@ class OneHot(Conditional):
             self.program.given_shape = self.given_shape
         return OneHotDistribution(self.program(given), self.classes)
 
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        raise ValueError(
+            "there is no method to impute with OneHot, whose features are rows: impute the codes, integers, with "
+            "program.program"
+        )
+
 
 class OneHotDistribution(TorchDistribution):
     """What `OneHot` returns.

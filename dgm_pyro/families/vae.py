@@ -16,13 +16,27 @@ Source: Kingma and Welling 2014 (arXiv 1312.6114); Rezende, Mohamed and Wierstra
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Categorical
 
 from dgm_pyro.checks import check_name
-from dgm_pyro.program import Program, declare_given, is_pair, require_distinct
+from dgm_pyro.families.distributions import features_of, finite_mean, mean_of
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    declare_given,
+    guide_trace,
+    is_pair,
+    latent_sites,
+    parameter_of,
+    require_distinct,
+)
 from dgm_pyro.registry import register
 
 
@@ -38,7 +52,7 @@ class VAE(Program):
         likelihood: p(x | z), any program conditional on z.
         encoder: q(z | x), any program conditional on x. It has no latents, or exactly those of the prior, which it then
             states in the prior's stead (`guides.TopDown`). None for a prior whose latents such an encoder states.
-        latent: the name of z; two levels of a hierarchy need two names.
+        latent_name: the name of z; two levels of a hierarchy need two names.
 
     Raises:
         ValueError: the shapes of the parts do not fit, two latents have one name, or the encoder and the prior do not
@@ -54,20 +68,20 @@ class VAE(Program):
     torch.Size([7, 3])
     """
 
-    def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent: str = "z"):
+    def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent_name: str = "z"):
         super().__init__()
         for role, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
             if not isinstance(part, Program) and not (role == "encoder" and part is None):
                 raise TypeError(f"the {role} must be a dgm_pyro.Program, got {type(part).__name__}")
-        check_name(latent, "latent")
+        check_name(latent_name, "latent_name")
         if encoder is not None and encoder.event_shape != prior.event_shape:
             raise ValueError(
                 f"the encoder's event_shape is {tuple(encoder.event_shape)}, but the prior's is "
                 f"{tuple(prior.event_shape)}: both must be that of z"
             )
-        self.top_down = encoder is not None and encoder.latents(latent) != ()
+        self.top_down = encoder is not None and encoder.latents(latent_name) != ()
         if encoder is not None and self.top_down:
-            stated, needed = encoder.latents(latent), prior.latents(latent)
+            stated, needed = encoder.latents(latent_name), prior.latents(latent_name)
             if stated is None or needed is None or sorted(stated) != sorted(needed):
                 raise ValueError(
                     f"the encoder has latents of its own, {stated}, but the prior has {needed}: an encoder has none, "
@@ -75,10 +89,10 @@ class VAE(Program):
                 )
         elif encoder is not None and isinstance(prior, VAE) and not prior.guided:
             raise ValueError(
-                f"the prior's latents {prior.latents(latent)} have no guide: give the prior an encoder, or make this "
-                "VAE's encoder a guides.TopDown"
+                f"the prior's latents {prior.latents(latent_name)} have no guide: give the prior an encoder, or make "
+                "this VAE's encoder a guides.TopDown"
             )
-        self.prior, self.likelihood, self.encoder, self.latent = prior, likelihood, encoder, latent
+        self.prior, self.likelihood, self.encoder, self.latent_name = prior, likelihood, encoder, latent_name
         self.event_shape, self.levels = likelihood.event_shape, likelihood.levels
         readers = [part for part in (likelihood, encoder) if part is not None and is_pair(part.given_shape)]
         contexts = [*(_context(part) for part in readers), prior.given_shape]
@@ -114,15 +128,15 @@ class VAE(Program):
         return next(iter(parts.values()), None)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        z = self.prior.joint(self.latent, given=given if self.prior.conditional else None)
+        z = self.prior.joint(self.latent_name, given=given if self.prior.conditional else None)
         return self.likelihood.joint(name, value, given=_with(z, given, self.likelihood))
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         if self.encoder is None:
             raise ValueError("this VAE has no encoder, so it has no guide of its own: build it with one")
-        z = self.encoder.joint(self.latent, given=_with(value, given, self.encoder))
+        z = self.encoder.joint(self.latent_name, given=_with(value, given, self.encoder))
         if not self.top_down:
-            self.prior.posterior(self.latent, z, given if self.prior.conditional else None)
+            self.prior.posterior(self.latent_name, z, given if self.prior.conditional else None)
         self.likelihood.posterior(name, value, given=_with(z, given, self.likelihood))
 
     @property
@@ -131,8 +145,41 @@ class VAE(Program):
         return self.encoder is not None and (self.top_down or not isinstance(self.prior, VAE) or self.prior.guided)
 
     def latents(self, name: str) -> tuple[str, ...] | None:
-        above, below = self.prior.latents(self.latent), self.likelihood.latents(name)
-        return None if above is None or below is None else (self.latent, *above, *below)
+        above, below = self.prior.latents(self.latent_name), self.likelihood.latents(name)
+        return None if above is None or below is None else (self.latent_name, *above, *below)
+
+    def codes(self) -> dict[str, Program]:
+        return {self.latent_name: self.prior} | (self.prior.codes() if isinstance(self.prior, VAE) else {})
+
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
+        """E_q[z | x], averaged over ``num_draws`` draws of the latents that q states before z; or a draw."""
+        levels, means = self.codes()[site].levels, list[Tensor]()
+        while len(means) < num_draws:
+            trace: Any = guide_trace(self, x, given)
+            if site not in trace.nodes:
+                raise ValueError(
+                    f"the guide of this {type(self).__name__} does not state {site!r}: encode needs q(z | x)"
+                )
+            value, mean = trace.nodes[site]["value"], _mean(trace.nodes[site]["fn"])
+            if draw:
+                return value
+            if mean is not None and latent_sites(trace)[0] == site:
+                return mean
+            if mean is None:
+                mean = value if levels in (None, 2) else F.one_hot(value.long(), levels).to(parameter_of(self).dtype)
+            means.append(mean)
+        return torch.stack(means).mean(0)
+
+    def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
+        """E_p[x | z], or a draw of x. Levels between are drawn with it, or where they are discrete."""
+        if site != self.latent_name:
+            above = given if self.prior.conditional else None
+            z = self.prior.decode(z, above, site=site, draw=draw or self.prior.levels is not None)
+        seen = _with(z, given, self.likelihood)
+        if isinstance(self.likelihood, Conditional) and not draw:
+            with contextlib.suppress(NotImplementedError, ValueError):  # no mean, or features depend on one another
+                return mean_of(self.likelihood(seen), self.likelihood.levels, z.device)
+        return self.likelihood.sample(len(z), seen)
 
     def unroll(self) -> VAE:
         """Unrolls the chains among the latents and in the likelihood; z itself stays one site, as in the encoder."""
@@ -150,6 +197,15 @@ class VAE(Program):
         twin = copy.copy(self)
         twin.__dict__["_modules"] = parts | chains
         return twin
+
+
+def _mean(distribution: Any) -> Tensor | None:
+    """The mean in closed form, of classes that of their one-hot code; None if there is none."""
+    with contextlib.suppress(ValueError):
+        feature = features_of(distribution)
+        if isinstance(feature, Categorical):
+            return feature.probs
+    return finite_mean(distribution)
 
 
 def _context(part: Program) -> Any:

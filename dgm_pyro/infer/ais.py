@@ -140,7 +140,7 @@ def ais(
     num_temperatures: int = 300,
     num_leapfrog: int = 8,
     initial: str = "prior",
-    schedule: str = "sigmoid",
+    temperature_schedule: str = "sigmoid",
     transition: Transition | None = None,
     target_acceptance: float = 0.65,
     observed: Mapping[str, Tensor] | None = None,
@@ -161,7 +161,7 @@ def ais(
         num_leapfrog: steps of each Hamiltonian trajectory.
         initial: start from the "prior", or from the "guide", which shortens the path where the guide is good and
             never leaves the guide's support.
-        schedule: "sigmoid" (slow at both ends; Grosse et al. 2015, section 5) or "linear" temperatures.
+        temperature_schedule: "sigmoid" (slow at both ends; Grosse et al. 2015, section 5) or "linear" temperatures.
         transition: moves u with step sizes and leaves a density invariant, as `HMC` does, the default.
         target_acceptance: what the preliminary run adapts the step sizes to, one for each datum and temperature.
         observed: further observed sites, such as ``{"y": labels}`` of a `Labelled`.
@@ -185,7 +185,7 @@ def ais(
         raise ValueError(f"log p(x) of this {type(program).__name__} is exact: use program.log_prob(x)")
     with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed), torch.no_grad():
         path = ToPosterior(program, x, given, num_chains, initial, observed or {})
-        betas = temperatures(num_temperatures, schedule)
+        betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
         steps = path.adapt(betas, transition, target_acceptance)
         u, log_weights, acceptance = path.anneal(path.start(), betas, steps, transition, progress)
@@ -202,7 +202,7 @@ def bidirectional(
     num_temperatures: int = 300,
     num_leapfrog: int = 8,
     initial: str = "prior",
-    schedule: str = "sigmoid",
+    temperature_schedule: str = "sigmoid",
     transition: Transition | None = None,
     target_acceptance: float = 0.65,
     seed: int = 0,
@@ -238,7 +238,7 @@ def bidirectional(
         path = ToPosterior(program, x, given, num_chains, initial, {})
         exact = {name: nodes[name]["value"].expand(path.batch[0], *nodes[name]["value"].shape)
                  for name in path.coordinates.names}  # fmt: skip
-        betas = temperatures(num_temperatures, schedule)
+        betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
         steps = path.adapt(betas, transition, target_acceptance)
         _, forward, there = path.anneal(path.start(), betas, steps, transition, progress)
@@ -254,12 +254,12 @@ def _check_annealing(transition: Any, target_acceptance: Any) -> None:
         raise TypeError(f"transition must be callable, as infer.HMC() is, or None, got {type(transition).__name__}")
 
 
-def temperatures(num: int, schedule: str = "sigmoid") -> Tensor:
+def temperatures(num: int, temperature_schedule: str = "sigmoid") -> Tensor:
     """beta_0 = 0 .. beta_T = 1, ``(num + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
     check_count(num, "num_temperatures")
     even = torch.linspace(0, 1, num + 1)
-    check_choice(schedule, ("sigmoid", "linear"), "schedule")
-    if schedule == "linear":
+    check_choice(temperature_schedule, ("sigmoid", "linear"), "temperature_schedule")
+    if temperature_schedule == "linear":
         return even
     curve = (8 * even - 4).sigmoid()
     return (curve - curve[0]) / (curve[-1] - curve[0])

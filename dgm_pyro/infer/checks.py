@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -23,7 +22,8 @@ from torch.distributions import kl_divergence
 from dgm_pyro.checks import check_choice, check_counts
 from dgm_pyro.diagnosis import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
-from dgm_pyro.infer.target import finite_mean, guide_trace, joint_trace
+from dgm_pyro.families.distributions import features_of, finite_mean
+from dgm_pyro.infer.target import guide_trace, joint_trace
 from dgm_pyro.program import Program, check_count, check_program, latent_sites, rows_of, seeded
 
 DRAWS = 32
@@ -244,21 +244,15 @@ def _mean(site: Any) -> Tensor:
 
 def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
     """KL of every dimension, ``(B, D)``; sampled if not in closed form, None if q or p does not factorise."""
-    bases = [_elements(site["fn"]) for site in (q, p)]
-    if bases[0] is None or bases[1] is None:
+    try:
+        bases = [features_of(site["fn"]) for site in (q, p)]
+    except ValueError:
         return None
     try:
         kl = kl_divergence(bases[0], bases[1])
     except NotImplementedError:
         kl = bases[0].log_prob(q["value"]) - bases[1].log_prob(q["value"])
     return kl.expand(q["value"].shape).reshape(len(q["value"]), -1).double()
-
-
-def _elements(fn: Any) -> Any:
-    """The distribution of single features, if they are independent."""
-    while isinstance(fn, dist.Independent):
-        fn = fn.base_dist
-    return fn if fn.event_dim == 0 else None
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ def _of_best_q(
     """The ELBO of the best q, and the importance-weighted bound by it, ``(B,)`` each."""
     encoder = program.encoder
     free = isinstance(encoder, Parametric) and encoder.network is not None
-    plain = free and not program.prior.latents(program.latent)
+    plain = free and not program.prior.latents(program.latent_name)
     rate = LEARNING_RATE if plain else FINE_TUNING_RATE
     # The outputs of an encoder are optimised for all data at once; the weights of one, for each datum alone.
     size = len(x) if plain or not _with_own_guide(program)[1] else 1
@@ -288,7 +288,7 @@ def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
 
 
 def _is_hierarchy(program: VAE) -> bool:
-    return bool(program.prior.latents(program.latent))
+    return bool(program.prior.latents(program.latent_name))
 
 
 def _generative(part: Program) -> list[nn.Parameter]:

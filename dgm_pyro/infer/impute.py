@@ -32,14 +32,13 @@ from torch.distributions import biject_to
 
 from dgm_pyro.checks import as_shape, check_seed, check_type, generator
 from dgm_pyro.evaluation import evaluating
-from dgm_pyro.families.autoregressive import Autoregressive, AutoregressiveDistribution, UnrolledAutoregressive
+from dgm_pyro.families.autoregressive import Autoregressive, AutoregressiveDistribution
 from dgm_pyro.families.dequantized import Dequantized
-from dgm_pyro.families.diffusion import Denoising, UnrolledDiffusion
-from dgm_pyro.families.labelled import Labelled
-from dgm_pyro.families.onehot import OneHot
+from dgm_pyro.families.diffusion import Denoising
+from dgm_pyro.families.distributions import features_of
 from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
-from dgm_pyro.infer.target import features_of, joint_trace, log_joint, with_latent_chains
+from dgm_pyro.infer.target import joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import (
     Conditional,
     Program,
@@ -106,9 +105,9 @@ def impute(
     mask = _checked_mask(mask, x)
     known = torch.where(mask, x, torch.zeros_like(x))
     program.check(known, given)
-    method = _Method(num_samples, num_particles, num_temperatures, num_leapfrog, progress)
+    imputer = Imputer(num_samples, num_particles, num_temperatures, num_leapfrog, progress)
     with evaluating(program), seeded(seed, x.device), torch.no_grad():
-        drawn, log_weights = method.weighted(program, known, mask, given)
+        drawn, log_weights = program.completions(imputer, known, mask, given)
         chosen = systematic(log_weights, num_samples)
         shuffled = torch.rand(chosen.shape, dtype=log_weights.dtype, device=x.device).argsort(0)
         chosen = chosen.gather(0, shuffled)  # else alike come together
@@ -179,8 +178,8 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
     return mask
 
 
-class _Method:
-    """Weighted draws, by the kind of the program."""
+class Imputer:
+    """Ways to make weighted draws of missing features; a program chooses one in `Program.completions`."""
 
     def __init__(
         self, num_samples: int, num_particles: int | None, num_temperatures: int, num_leapfrog: int, progress: bool
@@ -192,37 +191,16 @@ class _Method:
     def count(self, default: int) -> int:
         return self.num_particles or max(default, 4 * self.num_samples)
 
-    def weighted(self, program: Program, x: Tensor, mask: Tensor, given: Any) -> Weighted:
-        if isinstance(program, Labelled):
-            return self.labelled(program, x, mask)
-        if isinstance(program, UnrolledAutoregressive):
-            program = program.program
-        if isinstance(program, Autoregressive):
-            return self.chain(Features(program, x, mask, given), len(x))
-        if isinstance(program, Denoising | UnrolledDiffusion):
-            times = Times(program, x, mask, given)
-            times.tune(max(2, self.count(PARTICLES) // 8))
-            return self.chain(times, len(x))
-        if isinstance(program, Dequantized):
-            return self.annealed(_ToCells(program, x, mask, given, self.count(PARTICLES)))
-        if isinstance(program, OneHot):
-            raise ValueError(
-                "there is no method to impute with OneHot, whose features are rows: impute the codes, integers, with "
-                "program.program"
-            )
-        if isinstance(program, Conditional):
-            return self.conditional(program, x, mask, given)
-        if program.tractable:
-            raise ValueError(f"there is no method to impute with {type(program).__name__}: it has no latents")
-        return self.latent(with_latent_chains(program), x, mask, given)
+    def over_features(self, program: Autoregressive, x: Tensor, mask: Tensor, given: Any) -> Weighted:
+        return self.chain(Features(program, x, mask, given), len(x))
 
-    def labelled(self, program: Labelled, x: Tensor, mask: Tensor) -> Weighted:
-        """p(y, x_mis | x_obs): every y with the weights of its own p(x_obs | y)."""
-        labels = torch.arange(program.classes, device=x.device)
-        each = [self.weighted(program.program, x, mask, y.expand(len(x))) for y in labels]
-        log_prior = program.prior().log_prob(labels)
-        weights = [log_weights + log_p for (_, log_weights), log_p in zip(each, log_prior, strict=True)]
-        return torch.cat([drawn for drawn, _ in each]), torch.cat(weights)
+    def over_times(self, program: Denoising, x: Tensor, mask: Tensor, given: Any) -> Weighted:
+        times = Times(program, x, mask, given)
+        times.tune(max(2, self.count(PARTICLES) // 8))
+        return self.chain(times, len(x))
+
+    def over_cells(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any) -> Weighted:
+        return self.annealed(_ToCells(program, x, mask, given, self.count(PARTICLES)))
 
     def chain(self, stepper: Features | Times, size: int) -> Weighted:
         # Without a step the weights are equal, and the draws exact.
@@ -237,7 +215,7 @@ class _Method:
         u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
         return path.features(u), log_weights
 
-    def conditional(self, program: Conditional, x: Tensor, mask: Tensor, given: Any) -> Weighted:
+    def of_distribution(self, program: Conditional, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         distribution = program(given)
         batch = (self.count(self.num_samples), len(x))
         try:
@@ -252,8 +230,9 @@ class _Method:
         log_prob = torch.where(mask, features.log_prob(x), 0.0).reshape(len(x), -1).sum(-1)
         return distribution.expand(batch).sample(), log_prob.expand(batch)
 
-    def latent(self, program: Program, x: Tensor, mask: Tensor, given: Any) -> Weighted:
+    def over_latents(self, program: Program, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         """z ~ p(z | x_obs), then x_mis ~ p(x_mis | z)."""
+        program = with_latent_chains(program)
         trace: Any = joint_trace(program, x, given=given, batch=(1, len(x)))
         own = [name for name in latent_sites(trace) if name.startswith(f"{program.variable}_")]
         if own:

@@ -43,7 +43,7 @@ from dgm_pyro.checks import check_counts, check_number
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.autoregressive import Autoregressive, Chain
 from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
-from dgm_pyro.infer.target import features_of
+from dgm_pyro.families.distributions import features_of
 from dgm_pyro.program import Program, check_count, seeded
 
 State = dict[str, Tensor]

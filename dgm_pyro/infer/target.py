@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import Independent, biject_to
+from torch.distributions import biject_to
 
 from dgm_pyro.families.autoregressive import AutoregressiveDistribution
+from dgm_pyro.families.distributions import features_of
 from dgm_pyro.program import Program, isolated, latent_sites, log_prob_sum, plates, sample_sites
 
 
@@ -87,29 +88,6 @@ def feature_log_prob(distribution: Any, x: Tensor, mask: Tensor) -> Tensor:
     else:
         terms = features_of(distribution).log_prob(x)
     return torch.where(mask, terms, torch.zeros_like(terms))
-
-
-def features_of(distribution: Any) -> Any:
-    """The distribution of single features, batched over them, where features are independent.
-
-    Raises:
-        ValueError: they are not, as far as the distribution says.
-    """
-    base, dims = distribution, distribution.event_dim
-    while dims > 0 and isinstance(base, Independent):
-        base, dims = base.base_dist, dims - base.reinterpreted_batch_ndims
-    if dims > 0:
-        raise ValueError(f"the features of x are not independent under {type(base).__name__}")
-    return base
-
-
-def finite_mean(distribution: Any) -> Tensor | None:
-    """The mean where it has a closed form and is finite, else None."""
-    try:
-        mean: Tensor = distribution.mean
-    except (NotImplementedError, AttributeError):
-        return None
-    return mean if bool(torch.isfinite(mean).all()) else None
 
 
 def joint_trace(

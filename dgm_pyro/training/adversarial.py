@@ -182,6 +182,7 @@ class Adversarial:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`, after `prepare`."""
+        check_type(state, dict, "state", "what state_dict returned")
         critic, optimizer = self._prepared()
         critic.load_state_dict(state["critic"])
         optimizer.load_state_dict(state["optimizer"])

@@ -15,13 +15,14 @@ import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
+from torch.distributions import constraints
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_type
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.networks import ActNorm
-from dgm_pyro.objectives import BOUNDS, ELBO, Objective, at_progress, chosen
+from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training.compilation import Sums
 from dgm_pyro.training.distributed import Team, team
@@ -258,6 +259,7 @@ class Training:
             "objective": self.objective.state_dict() if hasattr(self.objective, "state_dict") else None,
             "order": self.shuffling.get_state(),
             "random": self._random,
+            "params": self._params(),
             "history": self.history.as_dict(),
         }
 
@@ -282,9 +284,19 @@ class Training:
             self.objective.load_state_dict(state["objective"])
         self.shuffling.set_state(state["order"].cpu())
         self._random = state["random"]
+        self._store = {"params": state["params"], "constraints": dict.fromkeys(state["params"], constraints.real)}
         self.history = History(**state["history"] | {"epochs": [Epoch(**each) for each in state["history"]["epochs"]]})
         with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
             self.last = _state(self.program)
+
+    def _params(self) -> dict[str, Tensor]:
+        """What Pyro has put into the param store beside the program's parameters: its moving averages of costs."""
+        own, kinds = {*map(id, self.program.parameters())}, self._store["constraints"]
+        return {
+            name: value
+            for name, value in self._store["params"].items()
+            if id(value) not in own and kinds[name] is constraints.real
+        }
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
@@ -340,7 +352,7 @@ class Training:
 
     def _rate(self, step: int, steps: int) -> float:
         """The learning rate of a step: warmed up, and falling as the schedule says."""
-        falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if self.options.schedule == "cosine" else 1.0
+        falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if self.options.lr_schedule == "cosine" else 1.0
         return self.options.lr * min(1.0, step / max(1, steps // 50)) * falling
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
@@ -386,7 +398,7 @@ def fit(
     batch_size: int = 64,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
-    schedule: str = "cosine",
+    lr_schedule: str = "cosine",
     seed: int = 0,
     device: str | torch.device = "auto",
     validation: Data | Tensor | float | None = 0.1,
@@ -430,7 +442,7 @@ def fit(
     """
     held_out = None if validation is None or isinstance(validation, float) else validation
     options = TrainingOptions(
-        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, schedule=schedule, seed=seed,
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, lr_schedule=lr_schedule, seed=seed,
         device=str(device) if isinstance(device, torch.device) else device,
         validation=validation if isinstance(validation, float) else None,
         early_stopping=early_stopping, ema=ema, compile=compile, precision=precision,
@@ -579,7 +591,7 @@ def _check_scale(program: Program, data: Data) -> None:
 
 
 def _check_labels(program: Program, data: Data | None, objective: Objective) -> None:
-    if data is None or not isinstance(objective, (*BOUNDS, PyroObjective)):
+    if data is None or not isinstance(objective, VariationalBound | PyroObjective):
         return
     for site, labels in program.arguments(data.x, data.y)[2].items():
         if (labels < 0).any():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-SCHEDULES = ("cosine", "constant")
+LR_SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "bf16")
 Documented = TypeVar("Documented")
 
@@ -31,8 +31,8 @@ class TrainingOptions:
     batch_size: Annotated[int, "Data per step."] = 64
     lr: Annotated[float, "Learning rate; it is warmed up over the first 2 % of the steps."] = 1e-3
     weight_decay: Annotated[float, "Decoupled weight decay, that of AdamW."] = 0.0
-    schedule: Annotated[str, "Of the learning rate: cosine (it falls to zero) or constant."] = "cosine"
-    seed: Annotated[int, "Same seed, same machine: the same result, bit for bit on a CPU."] = 0
+    lr_schedule: Annotated[str, "cosine (the learning rate falls to zero) or constant."] = "cosine"
+    seed: Annotated[int, "Of all random numbers. Same seed, same machine: the same result, bit for bit on a CPU."] = 0
     device: Annotated[str, "auto (CUDA if there is one), cpu, cuda or cuda:N."] = "auto"
     validation: Annotated[float | None, "Fraction of the data held out for validation."] = 0.1
     early_stopping: Annotated[int | None, "Stop after this many epochs without a better validation loss."] = None
@@ -41,14 +41,21 @@ class TrainingOptions:
     precision: Annotated[str, "float32 (that of the program), or bf16: the networks under autocast."] = "float32"
 
     def __post_init__(self) -> None:
-        from dgm_pyro.checks import check_choice, check_count, check_number, check_seed  # which import torch
+        from dgm_pyro.checks import (
+            check_choice,
+            check_count,
+            check_number,
+            check_seed,
+            check_type,
+        )  # which import torch
 
         check_count(self.epochs, "epochs")
         check_count(self.batch_size, "batch_size")
         check_number(self.lr, "lr", above=0)
         check_number(self.weight_decay, "weight_decay", at_least=0)
-        check_choice(self.schedule, SCHEDULES, "schedule")
+        check_choice(self.lr_schedule, LR_SCHEDULES, "lr_schedule")
         check_seed(self.seed)
+        check_type(self.device, str, "device", "'auto', 'cpu', 'cuda' or 'cuda:N'")
         if self.validation is not None and not 0 < check_number(self.validation, "validation") < 1:
             raise ValueError(f"validation must be a fraction between 0 and 1, or None, got {self.validation}")
         if self.early_stopping is not None:

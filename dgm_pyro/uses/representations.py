@@ -33,15 +33,12 @@ clustering accuracy.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import dgm_pyro.noise as noise
@@ -53,25 +50,15 @@ from dgm_pyro.checks import (
     check_labels,
     check_number,
     check_seed,
-    check_tensor,
     check_type,
     is_integer,
 )
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.families.dequantized import Dequantized
-from dgm_pyro.families.diffusion import Denoised, Denoising
-from dgm_pyro.families.flow import Flow
-from dgm_pyro.families.labelled import Labelled
-from dgm_pyro.families.onehot import OneHot
-from dgm_pyro.families.samplers import Heun, Time, run, spacing_named
 from dgm_pyro.families.vae import VAE
-from dgm_pyro.infer.target import features_of, finite_mean, guide_trace
 from dgm_pyro.program import (
-    Conditional,
     Program,
     check_program,
-    is_pair,
-    latent_sites,
     map_given,
     parameter_of,
     seeded,
@@ -87,16 +74,8 @@ def codes(program: Program) -> tuple[str, ...]:
         ValueError: the program has none.
     """
     check_program(program)
-    if isinstance(program, VAE):
-        return program.latent, *(codes(program.prior) if isinstance(program.prior, VAE) else ())
-    if isinstance(program, (Flow, Denoising)) or (isinstance(program, Dequantized) and isinstance(program.flow, Flow)):
-        return ("z",)
-    if isinstance(program, Labelled):
-        raise ValueError(
-            "a Labelled program has a code for each class: pass the program within and the labels, "
-            "encode(labelled.program, x, given=labelled.classify(x))"
-        )
-    raise ValueError(f"this {type(program).__name__} has no code of x to encode to: use a VAE, a flow or a diffusion")
+    program.code_named()
+    return tuple(program.codes())
 
 
 @torch.no_grad()
@@ -111,10 +90,10 @@ def encode(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Tensor:
-    """The code of each x.
+    """The code of each x, as ``program.encode`` finds it, in batches and evaluation mode.
 
     Args:
-        program: a VAE (a hierarchy of them), a flow, dequantized or not, or a diffusion.
+        program: a VAE (a hierarchy of them), a flow, dequantized or not, a diffusion, or another with `Program.codes`.
         x: ``(N, *event_shape)``.
         given: ``(N, *given_shape)`` for a conditional program.
         site: which of `codes`; default the nearest to x.
@@ -130,7 +109,8 @@ def encode(
     Raises:
         ValueError: the program has no code of x, no such site, or x does not fit.
     """
-    site = _site(program, site)
+    check_program(program)
+    site = program.code_named(site)
     check_count(num_draws, "num_draws")
     check_count(batch_size, "batch_size")
     check_dense(x, "x")
@@ -138,20 +118,10 @@ def encode(
     program.check(x.to(where), _to(given, where))
 
     def of(x: Tensor, given: Any) -> Tensor:
-        if isinstance(program, Flow):
-            return program.inverse_map(x, given)
-        if isinstance(program, Dequantized):
-            return _place(program, x, given, draw)
-        if isinstance(program, Denoising):
-            x0, noise = program.clean(x), _ascending(program)
-            return run(Heun(), noise[0].alpha * x0, noise, _denoiser(program, given))
-        return _posterior(program, x, given, site, 1 if draw else num_draws, draw)
-
-    def with_own_noise(x: Tensor, given: Any) -> Tensor:
         with noise.per_datum(x, seed):
-            return of(x, given)
+            return program.encode(x, given, site=site, draw=draw, num_draws=num_draws)
 
-    return _in_batches(program, with_own_noise, x, given, batch_size, seed)
+    return _in_batches(program, of, x, given, batch_size, seed)
 
 
 @torch.no_grad()
@@ -165,7 +135,7 @@ def decode(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Tensor:
-    """The x of each code.
+    """The x of each code, as ``program.decode`` makes it, in batches and evaluation mode.
 
     Args:
         program, given, site, batch_size, seed: as for `encode`.
@@ -180,45 +150,16 @@ def decode(
     Raises:
         ValueError: the program has no code of x, no such site, or z does not fit.
     """
-    site = _site(program, site)
+    check_program(program)
     check_count(batch_size, "batch_size")
-    check_tensor(z, _code_shape(program, site), "z", f"the shape of the code {site!r}")
-    check_finite(z, "z")
+    check_dense(z, "z")
     where = program_device(program)
-    program.check_given(_to(given, where), len(z))
+    site = program.check_code(z.to(where), _to(given, where), site)
 
     def of(z: Tensor, given: Any) -> Tensor:
-        if isinstance(program, Flow):
-            return program.forward_map(z, given)
-        if isinstance(program, Dequantized):
-            v = _flow_of(program).forward_map(z, given)
-            return (v * program.levels).floor().clamp(0, program.levels - 1).long()
-        if isinstance(program, Denoising):
-            noise, denoise = _ascending(program)[::-1], _denoiser(program, given)
-            found = program.likelihood(denoise(run(Heun(), z, noise, denoise), noise[-1]))
-            return found.sample() if draw else _mean_of_x(found, program.levels, z.device)
-        return _generated(program, z, given, site, draw)
+        return program.decode(z, given, site=site, draw=draw)
 
     return _in_batches(program, of, z, given, batch_size, seed)
-
-
-def _site(program: Program, site: str | None) -> str:
-    names = codes(program)
-    if site is not None and site not in names:
-        raise ValueError(f"site must be one of {', '.join(map(repr, names))}, got {site!r}")
-    return site or names[0]
-
-
-def _code_shape(program: Any, site: str) -> torch.Size:
-    if isinstance(program, VAE):
-        return prior_of(program, site).event_shape
-    if isinstance(program, Denoising):
-        return program.event_shape
-    return _flow_of(program).base.event_shape
-
-
-def _flow_of(program: Any) -> Flow:
-    return program if isinstance(program, Flow) else program.flow
 
 
 def _in_batches(
@@ -238,98 +179,6 @@ def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
         return part[rows].to(where)
 
     return map_given(moved, given)
-
-
-# -- VAEs
-
-
-def _posterior(program: Any, x: Tensor, given: Any, site: str, num_draws: int, draw: bool) -> Tensor:
-    """E_q[site | x], averaged over draws of the latents that q states before it; or one draw."""
-    levels, total = prior_of(program, site).levels, torch.zeros(())
-    for _ in range(num_draws):
-        trace: Any = guide_trace(program, x, given=given, batch=(len(x),))
-        if site not in trace.nodes:
-            raise ValueError(
-                f"the guide of this {type(program).__name__} does not state {site!r}: encode needs q(z | x)"
-            )
-        fn, value = trace.nodes[site]["fn"], trace.nodes[site]["value"]
-        if draw:
-            return value
-        mean = _mean(fn)
-        if mean is not None and latent_sites(trace)[0] == site:
-            return mean
-        if mean is None:
-            mean = value if levels in (None, 2) else F.one_hot(value.long(), levels).to(parameter_of(program).dtype)
-        total = total + mean / num_draws
-    return total
-
-
-def prior_of(program: Any, site: str) -> Any:
-    """p(z) of one of the `codes` of a `VAE`, at any level of a hierarchy."""
-    return program.prior if site == program.latent else prior_of(program.prior, site)
-
-
-def _mean(fn: Any) -> Tensor | None:
-    """The mean in closed form, of classes that of their one-hot code; None if there is none."""
-    base = fn
-    while isinstance(base, dist.Independent):
-        base = base.base_dist
-    if isinstance(base, dist.Categorical):
-        return base.probs
-    return finite_mean(fn)
-
-
-def _generated(vae: Any, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
-    if site != vae.latent:
-        above = given if vae.prior.conditional else None
-        z = _generated(vae.prior, z, above, site, draw or vae.prior.levels is not None)
-    likelihood = vae.likelihood
-    seen = (z, given) if is_pair(likelihood.given_shape) else z
-    if isinstance(likelihood, Conditional) and not draw:
-        with contextlib.suppress(NotImplementedError, ValueError):  # no mean, or features that depend on one another
-            return _mean_of_x(likelihood(seen), likelihood.levels, z.device)
-    return likelihood.sample(len(z), seen)
-
-
-def _mean_of_x(distribution: Any, levels: int | None, device: torch.device) -> Tensor:
-    """E[x] in the units of x; of integers the sum over their values.
-
-    Raises:
-        ValueError: x are integers that depend on one another.
-        NotImplementedError: there is no mean in closed form.
-    """
-    if levels is None:
-        mean: Tensor = distribution.mean
-        return mean
-    feature = features_of(distribution)
-    return sum(
-        (v * feature.log_prob(torch.full(feature.batch_shape, v, device=device)).exp() for v in range(1, levels)),
-        torch.zeros(()),
-    )
-
-
-# -- flows and diffusions
-
-
-def _place(program: Dequantized, x: Tensor, given: Any, draw: bool) -> Tensor:
-    if draw:
-        trace: Any = guide_trace(program, x, given=given, batch=(len(x),))
-        v = trace.nodes[f"{program.variable}_continuous"]["value"]
-    else:
-        v = (x.to(parameter_of(program).dtype) + 0.5) / program.levels
-    return _flow_of(program).inverse_map(v, given)
-
-
-def _ascending(program: Denoising) -> list[Time]:
-    """All times of the chain, the least noisy first."""
-    return program.times(program.steps, spacing_named("uniform"))[::-1]
-
-
-def _denoiser(program: Denoising, given: Any) -> Callable[[Tensor, Time], Denoised]:
-    def denoise(x: Tensor, time: Time) -> Denoised:
-        return program.denoise(x, torch.as_tensor(time.t, device=x.device).expand(len(x)), given)
-
-    return denoise
 
 
 # -- around a code, and between two ------------------------------------------------------------------------------------
@@ -424,8 +273,10 @@ def traverse(
     Raises:
         ValueError: z is not one code of reals, or a feature is not there.
     """
-    _require_real(program, _site(program, site))
-    shape = _code_shape(program, _site(program, site))
+    check_program(program)
+    site = program.code_named(site)
+    _require_real(program, site)
+    shape = program.codes()[site].event_shape
     check_finite(z, "z")
     if tuple(z.shape) != (1, *shape):
         raise ValueError(f"z has shape {tuple(z.shape)}, but one code is (1, *{tuple(shape)})")
@@ -461,21 +312,21 @@ def grid(program: Program, num: int = 12, reach: float = 2.5, *, given: Any = No
     like = parameter_of(program)
     (site, *_), axis = codes(program), torch.linspace(-reach, reach, num, dtype=like.dtype)
     _require_real(program, site)
-    if tuple(_code_shape(program, site)) != (2,):
-        raise ValueError(
-            f"a grid is for codes of 2 features, but {site!r} has shape {tuple(_code_shape(program, site))}"
-        )
+    shape = tuple(program.codes()[site].event_shape)
+    if shape != (2,):
+        raise ValueError(f"a grid is for codes of 2 features, but {site!r} has shape {shape}")
     z_1, z_2 = torch.meshgrid(axis, axis, indexing="xy")
     return _decoded(program, torch.stack([z_1, z_2.flip(0)], -1), given, None)
 
 
 def is_discrete(program: Program, site: str | None = None) -> bool:
-    """Whether a code takes integers only, so that there is nothing between two of them."""
+    """Whether a code takes discrete values, so that there is nothing between two of them.
+
+    Raises:
+        ValueError: the program has no code, or none of that name.
+    """
     check_program(program)
-    if not isinstance(program, VAE):
-        return False
-    prior = prior_of(program, _site(program, site))
-    return prior.levels is not None or isinstance(prior, OneHot)
+    return program.codes()[program.code_named(site)].measure == "mass"
 
 
 def _require_real(program: Program, site: str) -> None:

@@ -37,7 +37,7 @@ def export(path: Path) -> None:
 
 
 def a_vae(data: dgm.Data) -> dgm.VAE:
-    return dgm.build("vae", data, latent=2, hidden=(128, 128), likelihood="categorical")  # type: ignore[return-value]
+    return dgm.build("vae", data, latent_size=2, hidden=(128, 128), likelihood="categorical")  # type: ignore[return-value]
 
 
 def a_diffusion(data: dgm.Data) -> dgm.Diffusion:
@@ -49,7 +49,7 @@ def content(vae: dgm.VAE, diffusion: dgm.Diffusion, data: dgm.Data) -> dict[str,
     assert data.y is not None
     with torch.no_grad():
         q = vae.encoder(data.x).base_dist  # type: ignore[operator]
-    constants = {name: getattr(diffusion.schedule, name).tolist() for name in CONSTANTS}
+    constants = {name: getattr(diffusion.noise_schedule, name).tolist() for name in CONSTANTS}
     return {
         "levels": data.levels,
         "x": packed(data.x),

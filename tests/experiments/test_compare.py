@@ -15,13 +15,15 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     recipes = {
         "pixels": ("pixels", "digits-binary", {}),
-        "vae": ("vae", "digits-binary", {"latent": 2}),
+        "vae": ("vae", "digits-binary", {"latent_size": 2}),
         "grey": ("pixels", "digits", {}),
         "points": ("realnvp", "moons", {}),
         "classifier": ("classifier", "digits-binary", {}),
     }
     for name, (model, data, swaps) in recipes.items():
-        runs.train(folder / name, model, data, swaps, num=64, epochs=1, device="cpu", progress=False)
+        runs.train(
+            folder / name, model, data, swaps, dgm.TrainingOptions(epochs=1, device="cpu"), num=64, progress=False
+        )
     return {name: folder / name for name in recipes}
 
 

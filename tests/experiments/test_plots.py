@@ -303,7 +303,7 @@ def test_score_histograms_refuse(scores, match):
 
 
 def test_ranks_are_marked_low_and_high_and_no_panel_is_empty():
-    vae = dgm.build("vae", dgm.data.load("moons", num=50), latent=4)
+    vae = dgm.build("vae", dgm.data.load("moons", num=50), latent_size=4)
     found = dgm.infer.check(vae, dgm.data.load("moons", "test")[:20], num_simulations=40)
     figure = plots.calibration(found)
     panels = [axes for axes in figure.subfigs[0].axes if axes.get_visible()]

@@ -27,10 +27,10 @@ class Gaussian(nn.Module):
 
     def __init__(self, schedule, mean, cov):
         super().__init__()
-        self.schedule, self.mean, self.cov = schedule, mean, cov
+        self.noise_schedule, self.mean, self.cov = schedule, mean, cov
 
     def forward(self, x, t):
-        log_snr = self.schedule(t)[:, None]
+        log_snr = self.noise_schedule(t)[:, None]
         alpha, sigma = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
         return denoised_normal(x, alpha, sigma, self.mean, self.cov)
 
@@ -77,7 +77,7 @@ def test_the_bound_of_the_exact_denoiser_is_the_evidence():
 
 def test_the_bound_is_the_limit_of_the_chains():
     """The unrolled chain of the same network has the bound of T steps, which falls short by O(1 / T)."""
-    program = small(schedule=dgm.LogSNR(4.0, -4.0))
+    program = small(noise_schedule=dgm.LogSNR(4.0, -4.0))
     x, steps, gaps = torch.randn(1, 2), [8, 16, 32, 64], []
     n = 4000
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_the_bound_is_the_limit_of_the_chains():
 @pytest.mark.parametrize("predict", ["noise", "x0", "v"])
 def test_the_terms_are_the_integrand_by_finite_differences(predict):
     """-SNR'(t) / 2 |x - x_hat|^2, the derivative of the schedule taken numerically; and all else by hand."""
-    program = small(schedule="learned", predict=predict).eval()
+    program = small(noise_schedule="learned", predict=predict).eval()
     x, first, u, x_t = torch.randn(5, 2), torch.randn(5, 2), torch.rand(5), torch.randn(5, 2)
     with dgm.program.plates((5,)), dgm.program.poutine.trace() as traced:
         conditioned = {"x_first": first, "x_time": u, "x_t": x_t}
@@ -104,8 +104,8 @@ def test_the_terms_are_the_integrand_by_finite_differences(predict):
     stated = {name: site["fn"].log_prob(site["value"]) for name, site in traced.trace.nodes.items()
               if site["type"] == "sample"}  # fmt: skip
     h = 1e-6
-    snr = [program.schedule(program.schedule.spread(place)[0]).exp() for place in (u - h, u + h)]
-    denoised = program.denoise(x_t, program.schedule.spread(u)[0])
+    snr = [program.noise_schedule(program.noise_schedule.spread(place)[0]).exp() for place in (u - h, u + h)]
+    denoised = program.denoise(x_t, program.noise_schedule.spread(u)[0])
     expected = (snr[1] - snr[0]) / (2 * h) / 2 * ((x - denoised.x0) ** 2).sum(-1)
     torch.testing.assert_close(stated["x_kl"], expected, rtol=1e-6, atol=1e-9)
     last = program.likelihood(program.denoise(first, torch.zeros(5)))
@@ -143,7 +143,7 @@ def test_the_learned_map_rises_from_0_to_1_with_the_slope_it_says(seed, units):
 
 def test_the_gradient_of_the_log_density_is_that_at_fixed_times():
     """Against finite differences of -log t'(u(t)), u(t) found by bisection."""
-    schedule = small(schedule="learned").schedule
+    schedule = small(noise_schedule="learned").noise_schedule
     u = torch.tensor([0.1, 0.4, 0.8])
     t = schedule.spread(u)[0].detach()
     torch.testing.assert_close(schedule.log_density(u), -schedule.spread(u)[1].log())
@@ -174,7 +174,7 @@ def test_a_learned_schedule_leaves_the_bound_and_takes_its_variance_away():
     mean, scale = torch.tensor([0.0]), torch.tensor([0.3])
     linear = gaussian(mean, torch.diag(scale**2), 8.0, -14.0)
     learned = gaussian(mean, torch.diag(scale**2), 8.0, -14.0)
-    learned.schedule = dgm.LogSNR(8.0, -14.0, units=16)
+    learned.noise_schedule = dgm.LogSNR(8.0, -14.0, units=16)
     x = mean + scale * torch.randn(2000, 1)
 
     def terms(program):
@@ -182,7 +182,7 @@ def test_a_learned_schedule_leaves_the_bound_and_takes_its_variance_away():
             return elbo(program, x.repeat(10, 1)).kl["x_kl"]
 
     before = terms(linear)
-    optimizer = torch.optim.Adam(learned.schedule.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(learned.noise_schedule.parameters(), lr=0.05)
     learned.train()
     for _ in range(300):
         optimizer.zero_grad()
@@ -196,14 +196,14 @@ def test_a_learned_schedule_leaves_the_bound_and_takes_its_variance_away():
 
 def test_the_ends_learn_from_the_bound():
     """By finite differences of the bound, on the same random numbers."""
-    program = small(schedule=dgm.LogSNR(3.0, -3.0, learned_ends=True), predict="x0")
+    program = small(noise_schedule=dgm.LogSNR(3.0, -3.0, learned_ends=True), predict="x0")
     x = torch.randn(50, 2)
 
     def bound():
         torch.manual_seed(0)
         return elbo(program, x).value.mean()
 
-    for parameter in (program.schedule.highest, program.schedule.raw_width):
+    for parameter in (program.noise_schedule.highest, program.noise_schedule.raw_width):
         (found,) = torch.autograd.grad(bound(), parameter)
         with torch.no_grad():
             parameter += 1e-5
@@ -292,14 +292,14 @@ def test_the_density_of_the_flow_is_that_before_the_last_step_to_the_mean():
 
 def test_the_flow_of_any_network_is_a_density():
     """It sums to one, whatever the network: by quadrature."""
-    program = small(1, schedule=dgm.LogSNR(4.0, -5.0), predict="x0").eval()
+    program = small(1, noise_schedule=dgm.LogSNR(4.0, -5.0), predict="x0").eval()
     grid = torch.linspace(-12, 12, 1501).unsqueeze(-1)
     mass = program.ode_log_prob(grid, tolerance=1e-6).exp().sum() * (grid[1] - grid[0])
     torch.testing.assert_close(mass.squeeze(), torch.tensor(1.0), rtol=0, atol=1e-4)
 
 
 def test_evaluate_takes_the_density_of_the_flow():
-    program = small(schedule=dgm.LogSNR(4.0, -5.0), predict="x0")
+    program = small(noise_schedule=dgm.LogSNR(4.0, -5.0), predict="x0")
     x = torch.randn(7, 2)
     found = dgm.evaluate(program, x, ode=True, batch_size=3)
     assert (found.kind, found.measure, found.kl) == ("ode", "density", {})
@@ -314,7 +314,7 @@ def test_evaluate_takes_the_density_of_the_flow():
 
 
 def test_random_directions_estimate_the_divergence_without_bias():
-    program = small(3, schedule=dgm.LogSNR(4.0, -4.0), predict="x0").eval()
+    program = small(3, noise_schedule=dgm.LogSNR(4.0, -4.0), predict="x0").eval()
     x = torch.randn(4, 3)
     exact, estimates = program.ode_log_prob(x), program.ode_log_prob(x, probes=400)
     assert estimates.shape == (400, 4)
@@ -323,7 +323,7 @@ def test_random_directions_estimate_the_divergence_without_bias():
 
 
 def test_the_flow_takes_labels_and_images():
-    program = small((1, 2, 2), num_classes=3, schedule=dgm.LogSNR(4.0, -4.0)).eval()
+    program = small((1, 2, 2), num_classes=3, noise_schedule=dgm.LogSNR(4.0, -4.0)).eval()
     x, y = torch.randn(5, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1])
     together = program.ode_log_prob(x, y, tolerance=1e-7)
     alone = torch.cat([program.ode_log_prob(x[i : i + 1], y[i : i + 1], tolerance=1e-7) for i in range(5)])
@@ -372,8 +372,12 @@ def build(**options):
         (lambda: dgm.LogSNR(1.0, 1.0), ValueError, "highest must be a number above lowest"),
         (lambda: dgm.LogSNR(math.nan), ValueError, "highest must be a finite number"),
         (lambda: dgm.LogSNR(units=-1), ValueError, "units must be an int of at least 0"),
-        (build(schedule="cosine"), ValueError, "schedule must be a LogSNR or one of linear, learned.*'cosine'"),
-        (build(schedule=3), TypeError, "schedule must be a LogSNR or a name, got int"),
+        (
+            build(noise_schedule="cosine"),
+            ValueError,
+            "noise_schedule must be a LogSNR or one of linear, learned.*'cosine'",
+        ),
+        (build(noise_schedule=3), TypeError, "noise_schedule must be a LogSNR or a name, got int"),
         (build(steps=1), ValueError, "steps must be an int of at least 2"),
         (build(predict="levels"), ValueError, "levels.*needs integer data"),
         (lambda: small(levels=4).ode_log_prob(torch.zeros(1, 2)), ValueError, "0 .. 3: use dgm.evaluate.*rand_like"),

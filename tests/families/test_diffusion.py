@@ -31,11 +31,11 @@ class GaussianDenoiser(nn.Module):
 
     def __init__(self, schedule, mean, cov):
         super().__init__()
-        self.schedule, self.mean, self.cov = schedule, mean, cov
+        self.noise_schedule, self.mean, self.cov = schedule, mean, cov
 
     def forward(self, x, t):
-        index = (t * self.schedule.steps).round().long()
-        alpha, sigma = self.schedule.alpha[index, None], self.schedule.sigma[index, None]
+        index = (t * self.noise_schedule.steps).round().long()
+        alpha, sigma = self.noise_schedule.alpha[index, None], self.noise_schedule.sigma[index, None]
         return denoised_normal(x, alpha, sigma, self.mean, self.cov)
 
 
@@ -147,8 +147,8 @@ def test_schedules_need_a_number_of_steps(name, steps):
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_noising_composes_the_single_steps(name):
     """q(x_t | x_0) is what t steps N(sqrt(1 - beta) x, beta) make of x_0."""
-    program = small(3, 30, schedule=name)
-    schedule, x0 = program.schedule, torch.randn(3)
+    program = small(3, 30, noise_schedule=name)
+    schedule, x0 = program.noise_schedule, torch.randn(3)
     beta = 1 - (schedule.alpha[1:] / schedule.alpha[:-1]) ** 2
     mean, variance = x0, torch.zeros(())
     q = program.noised(x0.expand(30, 3), times(program)).base_dist
@@ -161,7 +161,7 @@ def test_noising_composes_the_single_steps(name):
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_noising_backwards_has_the_same_marginals(name):
     """q(x_T | x_0) prod q(x_{t-1} | x_t, x_0), the unrolled guide, has the marginals q(x_t | x_0)."""
-    program = small(1, 30, schedule=name)
+    program = small(1, 30, noise_schedule=name)
     x0 = torch.full((1, 1), 0.7)
     q = program.noised(x0, torch.tensor([30])).base_dist
     mean, variance = q.mean, q.variance
@@ -178,8 +178,8 @@ def test_noising_backwards_has_the_same_marginals(name):
 @pytest.mark.parametrize("t", [2, 3, 7, 12])
 def test_one_step_back_is_bayes_rule(t):
     """q(x_{t-1} | x_t, x_0) is proportional to q(x_t | x_{t-1}) q(x_{t-1} | x_0), on a grid."""
-    program = small(1, 12, schedule="linear")
-    alpha, sigma = program.schedule.alpha, program.schedule.sigma
+    program = small(1, 12, noise_schedule="linear")
+    alpha, sigma = program.noise_schedule.alpha, program.noise_schedule.sigma
     x0, x_t = torch.tensor([[0.8]]), torch.tensor([[-0.4]])
     forward = alpha[t] / alpha[t - 1]
     posterior = program.reverse(x_t, torch.tensor([t]), x0).base_dist
@@ -193,7 +193,7 @@ def test_one_step_back_is_bayes_rule(t):
 @pytest.mark.parametrize("t", [2, 3, 12])
 def test_the_models_step_back_averages_over_what_x_0_may_be(t):
     """p(x_{t-1} | x_t) is the integral of q(x_{t-1} | x_t, x_0) N(x_0; x_0_hat, v), on a grid."""
-    program = small(1, 12, schedule="linear")
+    program = small(1, 12, noise_schedule="linear")
     x_t, at = torch.tensor([[-0.4]]), torch.tensor([t])
     clean = 0.3 + 0.6 * torch.linspace(-10, 10, 4001)
     prior = Normal(0.3, 0.6).log_prob(clean) + (clean[1] - clean[0]).log()
@@ -206,7 +206,7 @@ def test_the_models_step_back_averages_over_what_x_0_may_be(t):
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_the_terms_of_the_bound_are_the_divergences_they_stand_for(name):
-    program = small((1, 2, 2), 20, schedule=name, subsample=20)
+    program = small((1, 2, 2), 20, noise_schedule=name, subsample=20)
     x, x_t, t = torch.randn(3, 1, 2, 2), torch.randn(20, 3, 1, 2, 2), times(program).unsqueeze(-1).expand(20, 3)
     with dgm.program.plates((3,)), poutine.trace() as traced:
         poutine.condition(program.joint, data={"x_t": x_t})("x", x)
@@ -215,7 +215,7 @@ def test_the_terms_of_the_bound_are_the_divergences_they_stand_for(name):
     denoised = program.denoise(x_t, t)
 
     # KL(N(a, s^2) || N(b, r^2)) = log(r / s) + (s^2 + (a - b)^2) / (2 r^2) - 1 / 2
-    alpha, sigma = (getattr(program.schedule, scale).reshape(-1, 1, 1, 1, 1) for scale in ("alpha", "sigma"))
+    alpha, sigma = (getattr(program.noise_schedule, scale).reshape(-1, 1, 1, 1, 1) for scale in ("alpha", "sigma"))
     beta = 1 - (alpha[2:] / alpha[1:-1]) ** 2
     s2 = beta * (sigma[1:-1] / sigma[2:]) ** 2
     clean = alpha[1:-1] * beta / sigma[2:] ** 2
@@ -253,7 +253,7 @@ def test_predicted_levels_meet_the_noise_by_bayes_rule():
     for i in range(4):
         for d in range(2):
             grid = torch.arange(5) / 2 - 1
-            noise = Normal(program.schedule.alpha[i + 1] * grid, program.schedule.sigma[i + 1])
+            noise = Normal(program.noise_schedule.alpha[i + 1] * grid, program.noise_schedule.sigma[i + 1])
             weights = prior[i, :, 0, d] * noise.log_prob(x_t[i, 0, d]).exp()
             weights = weights / weights.sum()
             torch.testing.assert_close(denoised.logits[i, 0, d].softmax(-1), weights, rtol=1e-9, atol=1e-12)
@@ -292,8 +292,8 @@ PAIRS = {
     "four times, unevenly spread": {"subsample": 4},
     "all times": {"subsample": 6},
     "a single step": {"steps": 1},
-    "noise": {"predict": "noise", "schedule": "linear"},
-    "x0": {"predict": "x0", "schedule": "log-snr", "subsample": 2},
+    "noise": {"predict": "noise", "noise_schedule": "linear"},
+    "x0": {"predict": "x0", "noise_schedule": "log-snr", "subsample": 2},
     "integers": {"levels": 5, "subsample": 2},
     "levels": {"levels": 5, "predict": "levels", "subsample": 2},
     "images": {"shape": (1, 2, 1)},
@@ -377,7 +377,7 @@ def test_labels_enumerated_to_the_left_meet_every_prediction():
 @pytest.mark.parametrize("predict", ["v", "levels"])
 def test_the_bound_lies_below_the_exact_mass_and_importance_weights_reach_it(predict):
     """One pixel, T = 2: p(x_0) = sum over a grid of p(x_2) p(x_1 | x_2) p(x_0 | x_1)."""
-    program = small(1, 2, levels=4, predict=predict, schedule=dgm.Schedule([0.6, 0.1])).eval()
+    program = small(1, 2, levels=4, predict=predict, noise_schedule=dgm.Schedule([0.6, 0.1])).eval()
     grid = torch.linspace(-9, 9, 601).unsqueeze(-1)
     width = (grid[1] - grid[0]).log().item()
     two, one = torch.full((601,), 2), torch.full((601,), 1)
@@ -512,7 +512,7 @@ def test_ddim_converges_to_the_probability_flow_at_first_order():
     """For Gaussian data the flow is x_0 = m + s (x_T - alpha_T m) / sqrt(alpha_T^2 s^2 + sigma_T^2)."""
     mean, scale = torch.tensor([0.6]), torch.tensor([0.5])
     program = gaussian(("cosine", 4000), mean, torch.diag(scale**2))
-    alpha, sigma = program.schedule.alpha[-1], program.schedule.sigma[-1]
+    alpha, sigma = program.noise_schedule.alpha[-1], program.noise_schedule.sigma[-1]
     torch.manual_seed(3)
     x_T = torch.randn(64, 1)
     exact = mean + scale * (x_T - alpha * mean) / (alpha**2 * scale**2 + sigma**2).sqrt()
@@ -560,7 +560,9 @@ def test_fewer_steps_are_the_coarser_schedule(sampler, steps):
 
     fine = dgm.Diffusion(2, Timeless(), steps=12, predict="x0").eval()
     kept = [time.t for time in fine._chosen_times(steps, "uniform")]
-    coarse = dgm.Diffusion(2, Timeless(), dgm.Schedule(fine.schedule.alpha[sorted(kept)] ** 2), predict="x0").eval()
+    coarse = dgm.Diffusion(
+        2, Timeless(), dgm.Schedule(fine.noise_schedule.alpha[sorted(kept)] ** 2), predict="x0"
+    ).eval()
     coarse.raw_scale = nn.Parameter(fine.raw_scale[[t - 1 for t in sorted(kept)]])
     torch.manual_seed(1)
     expected = coarse.sample(50, sampler=sampler)
@@ -708,7 +710,7 @@ def test_importance_sampling_takes_variance_away():
     x = torch.randn(1, 2).expand(20000, 2)
     variances = {}
     for importance in (False, True):
-        program = small(2, 30, schedule="cosine", importance=importance)
+        program = small(2, 30, noise_schedule="cosine", importance=importance)
         with torch.no_grad():
             for _ in range(30):
                 elbo(program.train(), x)
@@ -822,8 +824,12 @@ def build(**options):
     ("make", "error", "message"),
     [
         (build(denoiser=lambda x, t: x), TypeError, "denoiser must be a torch.nn.Module"),
-        (build(schedule="quadratic"), ValueError, "schedule must be a Schedule or one of .*cosine.*'quadratic'"),
-        (build(schedule=0.5), TypeError, "schedule must be a Schedule"),
+        (
+            build(noise_schedule="quadratic"),
+            ValueError,
+            "noise_schedule must be a Schedule or one of .*cosine.*'quadratic'",
+        ),
+        (build(noise_schedule=0.5), TypeError, "noise_schedule must be a Schedule"),
         (build(steps=0), ValueError, "steps must be a positive int"),
         (build(predict="score"), ValueError, "predict must be one of noise, x0, v.*'score'"),
         (build(predict="levels"), ValueError, "levels.*needs integer data"),

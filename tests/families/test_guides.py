@@ -230,7 +230,7 @@ def test_parts_without_a_closed_posterior_are_refused():
         guides.EnumeratedPosterior(dgm.Bernoulli(13), dgm.Normal(3, nn.Linear(13, 6)))
     with pytest.raises(ValueError, match="z must take at most 4096 values, but the prior is Normal"):
         guides.EnumeratedPosterior(prior, likelihood)
-    hierarchy = dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), latent="z2")
+    hierarchy = dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), latent_name="z2")
     with pytest.raises(ValueError, match="prior of SemiAmortized must have a density of its own, but VAE has none"):
         guides.SemiAmortized(dgm.Normal(2, nn.Linear(4, 4)), hierarchy, likelihood)
 
@@ -301,9 +301,9 @@ def test_training_differentiates_through_the_steps():
 def ladder(levels=2):
     prior, encoder, size = dgm.Normal(2, learned=True), dgm.Normal(2, MLP((3,), 4, (6,))), 2
     for i in range(levels, 1, -1):
-        prior = dgm.VAE(prior, dgm.Normal(2, MLP((2,), 4, (6,))), latent=f"z{i}")
+        prior = dgm.VAE(prior, dgm.Normal(2, MLP((2,), 4, (6,))), latent_name=f"z{i}")
         bottom = guides.PrecisionWeighted(dgm.Normal(size, MLP((3,), 4, (6,))), prior.likelihood)
-        encoder = guides.TopDown(encoder, bottom, latent=f"z{i}")
+        encoder = guides.TopDown(encoder, bottom, latent_name=f"z{i}")
     return jittered(dgm.VAE(prior, dgm.Normal(3, MLP((2,), 6, (6,))), encoder))
 
 
@@ -350,7 +350,7 @@ def test_a_ladder_with_the_exact_posterior_has_the_evidence_for_every_draw():
             network.bias.copy_(torch.tensor([0.0, torch.tensor(scale).expm1().log()]))
         return dgm.Normal(1, network)
 
-    prior = dgm.VAE(dgm.Normal(1), fixed([1.0], 1.0), latent="z2")
+    prior = dgm.VAE(dgm.Normal(1), fixed([1.0], 1.0), latent_name="z2")
     bottom = guides.PrecisionWeighted(fixed([1.0], 1.0), prior.likelihood)
     vae = dgm.VAE(prior, fixed([1.0], 1.0), guides.TopDown(fixed([1 / 3], (2 / 3) ** 0.5), bottom))
     x = torch.randn(5, 1)
@@ -359,13 +359,13 @@ def test_a_ladder_with_the_exact_posterior_has_the_evidence_for_every_draw():
 
 
 def test_guides_that_do_not_fit_the_hierarchy():
-    prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, MLP((1,), 4)), latent="z2")
+    prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, MLP((1,), 4)), latent_name="z2")
     likelihood, flat = dgm.Normal(3, MLP((2,), 6)), dgm.Normal(2, MLP((3,), 4))
     bottom = dgm.Normal(2, MLP((3,), 4, context_shape=(1,)))
     with pytest.raises(ValueError, match=r"prior's latents \('z2',\) have no guide: give the prior an encoder, or"):
         dgm.VAE(prior, likelihood, flat)
     with pytest.raises(ValueError, match=r"latents of its own, \('top',\), but the prior has \('z2',\)"):
-        dgm.VAE(prior, likelihood, guides.TopDown(dgm.Normal(1, MLP((3,), 2)), bottom, latent="top"))
+        dgm.VAE(prior, likelihood, guides.TopDown(dgm.Normal(1, MLP((3,), 2)), bottom, latent_name="top"))
     with pytest.raises(ValueError, match=r"latents of its own, \('z2',\), but the prior has \(\)"):
         dgm.VAE(dgm.Normal(2), likelihood, guides.TopDown(dgm.Normal(1, MLP((3,), 2)), bottom))
     with pytest.raises(ValueError, match=r"bottom must be given the pair \(x, z2\)"):

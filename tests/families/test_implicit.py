@@ -123,7 +123,7 @@ def test_integers_are_rounded_and_the_gradient_is_not(levels):
 
 
 def test_a_prior_may_be_any_program():
-    prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)), latent="u")
+    prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)), latent_name="u")
     program = dgm.Implicit(prior, generator(), 3)
     assert program.latents("x") == ("z", "u")
     assert program.sample(4).shape == (4, 3)
@@ -163,8 +163,8 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         (lambda: dgm.Implicit(dgm.Normal(4), generator(), 3), ValueError, r"z of shape \(2,\).*event_shape is \(4,\)"),
         (lambda: dgm.Implicit(dgm.Normal(2), generator(), 0), ValueError, "event_shape must be a positive int"),
         (lambda: tiny(levels=1), ValueError, "levels must be an int of at least 2"),
-        (lambda: tiny(latent="x"), ValueError, "two latents of this Implicit are named 'x'"),
-        (lambda: tiny(latent=""), ValueError, "latent must be the name of a site"),
+        (lambda: tiny(latent_name="x"), ValueError, "two latents of this Implicit are named 'x'"),
+        (lambda: tiny(latent_name=""), ValueError, "latent_name must be the name of a site"),
         (lambda: dgm.Implicit(dgm.Normal(2), generator(), 4).sample(5), ValueError, r"shape \(5, 3\).*\(5, 4\)"),
         (lambda: Adversarial("lsgan"), ValueError, "game must be one of gan, wasserstein, kl, .*got 'lsgan'"),
         (lambda: Adversarial(critic="mlp"), TypeError, "critic must be a torch.nn.Module or None, got str"),

@@ -507,7 +507,14 @@ def test_discriminative_fits_as_plain_torch_does():
     program = dgm.Discriminative(dgm.Categorical((), 3, nn.Linear(2, 3)))
     program.labels.network.load_state_dict(start.state_dict())
     dgm.fit(
-        program, dgm.Data(x, y), epochs=40, batch_size=64, lr=1e-2, schedule="constant", validation=None, progress=False
+        program,
+        dgm.Data(x, y),
+        epochs=40,
+        batch_size=64,
+        lr=1e-2,
+        lr_schedule="constant",
+        validation=None,
+        progress=False,
     )
     optimizer = torch.optim.AdamW(start.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(40):

@@ -112,7 +112,7 @@ def test_pseudo_inputs_start_at_the_rows_given_and_stay_in_the_range_of_the_data
 def test_training_moves_pseudo_inputs_and_the_one_encoder(tmp_path):
     torch.manual_seed(0)
     data = dgm.Data(torch.randint(2, (64, 1, 4, 4), dtype=torch.uint8), levels=2)
-    vae = dgm.build("vae", data, prior="vamp", latent=2, hidden=(8,)).double()
+    vae = dgm.build("vae", data, prior="vamp", latent_size=2, hidden=(8,)).double()
     assert vae.prior.encoder is vae.encoder
     before = {name: parameter.detach().clone() for name, parameter in vae.named_parameters()}
     assert not [name for name in before if name.startswith("encoder.")], "one object, listed once"

@@ -65,7 +65,7 @@ def test_the_order_of_convergence_to_the_probability_flow(sampler, order, spacin
 def test_second_order_solvers_beat_ddim_on_every_schedule(schedule, sampler):
     program = gaussian((schedule, 1000), MEAN, torch.diag(SCALE**2))
     torch.manual_seed(0)
-    first = program.schedule.times[-1]
+    first = program.noise_schedule.times[-1]
     exact = flow(torch.randn(64, 2), first, Time(0, 1.0, 0.0, math.inf))
 
     def error(sampler, steps):
@@ -188,7 +188,7 @@ def test_guidance_of_the_ancestral_chain_has_the_moments_of_its_own_equations():
 def test_times_fall_from_noise_to_the_last_each_once(data, total, name):
     steps = data.draw(st.integers(1, total))
     schedule = data.draw(st.sampled_from(sorted(SCHEDULES)))
-    program = small(1, total, schedule=schedule)
+    program = small(1, total, noise_schedule=schedule)
     chosen = [time.t for time in program.times(steps, SPACINGS[name])]
     assert len(chosen) == steps
     assert chosen[0] == total
@@ -297,8 +297,8 @@ def test_ddim_needs_a_share(eta):
 def test_diffusers_takes_the_same_steps(name, steps):
     """With one network, one schedule, one x_T and the same times; they reckon noise in single precision."""
     diffusers = pytest.importorskip("diffusers")
-    program = small(3, 1000, schedule="linear", predict="noise").eval()
-    alpha = program.schedule.alpha
+    program = small(3, 1000, noise_schedule="linear", predict="noise").eval()
+    alpha = program.noise_schedule.alpha
     options = {"trained_betas": (1 - (alpha[1:] / alpha[:-1]) ** 2).tolist(), "timestep_spacing": "trailing"}
     if name == "ddim":
         scheduler = diffusers.DDIMScheduler(**options, clip_sample=False, set_alpha_to_one=True)

@@ -93,7 +93,7 @@ def test_the_same_with_the_textbook_parts():
 def test_a_hierarchy_with_exact_posteriors():
     """z2 -> z -> x, and the guide x -> z -> z2: q(z | x) from the marginal of z, q(z2 | z) by Bayes' rule."""
     upper, lower = random_gaussian(3, 2), random_gaussian(4, 3)
-    prior = dgm.VAE(dgm.Normal(2), upper, upper.reversed(*standard(2)), latent="z2")
+    prior = dgm.VAE(dgm.Normal(2), upper, upper.reversed(*standard(2)), latent_name="z2")
     marginal = upper.pushed(*standard(2))
     vae = dgm.VAE(prior, lower, lower.reversed(*marginal))
     x = torch.randn(5, 4)
@@ -134,7 +134,7 @@ def test_a_vae_as_likelihood_with_exact_posteriors():
             return dist.MultivariateNormal(mean + residual @ gain.T, (covariance + covariance.T) / 2)
 
     upper, lower = random_gaussian(2, 2), random_gaussian(3, 2)
-    inner = dgm.VAE(upper, IgnoringZ(lower, 2), PosteriorOfU(upper, lower), latent="u")
+    inner = dgm.VAE(upper, IgnoringZ(lower, 2), PosteriorOfU(upper, lower), latent_name="u")
     assert inner.given_shape == (2,)
     through = Gaussian(
         (lower.weight @ upper.weight).detach(),
@@ -408,16 +408,16 @@ def parts(prior=None, likelihood=None, encoder=None, **options):
 
 
 def test_two_latents_of_one_name():
-    level = lambda latent: dgm.VAE(  # noqa: E731
-        dgm.Normal(2), dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4)), latent=latent
+    level = lambda name: dgm.VAE(  # noqa: E731
+        dgm.Normal(2), dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4)), latent_name=name
     )
-    with pytest.raises(ValueError, match=r"two latents of this VAE are named 'z'.*latent='z2'"):
+    with pytest.raises(ValueError, match=r"two latents of this VAE are named 'z'.*latent_name='z2'"):
         parts(prior=level("z"))
     with pytest.raises(ValueError, match="named 'x'"):
         parts(prior=level("x"))
-    three = dgm.VAE(level("b"), dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4)), latent="a")
+    three = dgm.VAE(level("b"), dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4)), latent_name="a")
     with pytest.raises(ValueError, match="named 'b'"):
-        parts(prior=three, latent="b")
+        parts(prior=three, latent_name="b")
     assert parts(prior=three).latents("x") == ("z", "a", "b")
 
 
@@ -528,7 +528,7 @@ def test_an_undeclared_but_matching_guide_costs_one_trace_of_the_model():
                     dgm.Normal(1, nn.Linear(5, 2)),
                     dgm.Normal(2, MLP((1,), 4, context_shape=(5,))),
                     dgm.Normal(1, MLP((2,), 2, context_shape=(5,))),
-                    latent="aux",
+                    latent_name="aux",
                 )
             ),
             ValueError,
@@ -541,8 +541,8 @@ def test_an_undeclared_but_matching_guide_costs_one_trace_of_the_model():
         ),
         (lambda: parts(likelihood=nn.Linear(2, 5)), TypeError, "likelihood must be a dgm_pyro.Program, got Linear"),
         (lambda: parts(encoder=dist.Normal(0, 1)), TypeError, "encoder must be a dgm_pyro.Program, got Normal"),
-        (lambda: parts(latent=""), ValueError, "latent must be the name of a site"),
-        (lambda: parts(latent="x"), ValueError, "named 'x'"),
+        (lambda: parts(latent_name=""), ValueError, "latent_name must be the name of a site"),
+        (lambda: parts(latent_name="x"), ValueError, "named 'x'"),
     ],
 )
 def test_parts_that_do_not_fit(build, error, message):

@@ -203,7 +203,7 @@ def test_temperatures():
         ({"num_temperatures": 0}, "num_temperatures must be a positive integer"),
         ({"num_leapfrog": 0}, "num_leapfrog must be a positive integer"),
         ({"initial": "posterior"}, "initial must be 'prior' or 'guide', got 'posterior'"),
-        ({"schedule": "cubic"}, "schedule must be one of sigmoid, linear, got 'cubic'"),
+        ({"temperature_schedule": "cubic"}, "temperature_schedule must be one of sigmoid, linear, got 'cubic'"),
     ],
 )
 def test_arguments_that_do_not_fit(options, message):

@@ -123,7 +123,7 @@ def test_the_variance_of_the_level_below_is_not_that_of_the_level_above():
     def normal(slope):
         return dgm.Normal(1, linear(torch.tensor([[slope], [0.0]]), torch.tensor([0.0, one])))
 
-    above = dgm.VAE(dgm.Normal(1), normal(1.0), normal(0.5), latent="z2")
+    above = dgm.VAE(dgm.Normal(1), normal(1.0), normal(0.5), latent_name="z2")
     x = 0.5 * torch.randn(4000, 1)
     found = dgm.infer.units(dgm.VAE(above, normal(1.0), normal(1.0)), x, draws=2)
     true = float(x.double().var())

@@ -344,3 +344,16 @@ def test_programs_that_cannot():
         impute(rows, rows.sample(4), torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="no x to impute"):
         impute(labels, torch.zeros(3), torch.ones(3).bool())
+
+
+class Copied(dgm.Normal):
+    """Missing features are copies of the observed one: a family that says itself how they are drawn."""
+
+    def completions(self, by, x, mask, given=None):
+        seen = torch.where(mask, x, torch.zeros_like(x)).sum(-1, keepdim=True)
+        return seen.expand(3, *x.shape), torch.zeros(3, len(x))
+
+
+def test_a_family_of_your_own_is_imputed_by_its_method():
+    x, mask = torch.tensor([[0.5, 9.0], [-1.0, 9.0]]), torch.tensor([True, False])
+    assert torch.equal(dgm.infer.impute(Copied(2), x, mask, 2), x[:, :1].expand(2, 2, 2))

@@ -128,8 +128,8 @@ def test_an_observed_part_of_a_diffusion_has_no_bias():
 LONG = {
     "reals": lambda: diffusion(3, steps=20),
     "integers": lambda: diffusion(3, levels=4, steps=20),
-    "continuous": lambda: small(3, steps=20, schedule=dgm.LogSNR(3.0, -3.0)),
-    "continuous integers": lambda: small(3, steps=20, levels=4, schedule=dgm.LogSNR(3.0, -3.0)),
+    "continuous": lambda: small(3, steps=20, noise_schedule=dgm.LogSNR(3.0, -3.0)),
+    "continuous integers": lambda: small(3, steps=20, levels=4, noise_schedule=dgm.LogSNR(3.0, -3.0)),
 }
 
 

@@ -30,7 +30,7 @@ import dgm_pyro as dgm
 from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import ELBO, WarmUp, objective_named
 from dgm_pyro.program import sample_sites, traces
-from dgm_pyro.training import compilation
+from dgm_pyro.training import compilation, step
 from dgm_pyro.training import fit as training
 from dgm_pyro.training.compilation import CompilationError, Loss
 
@@ -636,7 +636,7 @@ def test_a_compiled_training_is_the_eager_one(float64):
 @pytest.fixture
 def graphs_only(monkeypatch):
     """Compile to the exported graph, without machine code."""
-    monkeypatch.setattr(training, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+    monkeypatch.setattr(step, "optimized", lambda graph: compilation.optimized(graph, "eager"))
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -783,7 +783,7 @@ def test_bf16_trains_to_about_the_same_loss_with_full_precision_weights():
     losses = {}
     for kind in ("float32", "bf16"):
         torch.manual_seed(1)
-        program = dgm.build("vae", dgm.Data(data, levels=2), latent=4, hidden=(32,))
+        program = dgm.build("vae", dgm.Data(data, levels=2), latent_size=4, hidden=(32,))
         history = dgm.fit(program, data, epochs=8, precision=kind, validation=None, progress=False)
         losses[kind] = history.losses[-1]
         assert all(p.dtype == torch.float32 for p in program.parameters())

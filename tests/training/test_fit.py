@@ -379,7 +379,7 @@ def test_of_a_bound_too_the_recorded_loss_is_that_of_the_weights_kept():
 
 def test_without_validation_the_last_weights_are_kept():
     program, train, _ = overfitting()
-    history = fit(program, train, epochs=4, batch_size=30, schedule="constant")
+    history = fit(program, train, epochs=4, batch_size=30, lr_schedule="constant")
     assert history.best_epoch == 4
     assert [epoch.validation for epoch in history.epochs] == [None] * 4
     assert not history.stopped_early
@@ -438,11 +438,11 @@ def by_hand(network, x, y, steps, lr, *, weight_decay=0.0, rate=lambda step: 1.0
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"schedule": "constant"}, {}),
-        ({"schedule": "constant", "weight_decay": 0.3}, {"weight_decay": 0.3}),
-        ({"schedule": "constant", "ema": 0.9}, {"ema": 0.9}),
-        ({"schedule": "constant", "ema": 0.2}, {"ema": 0.2}),
-        ({"schedule": "cosine"}, {"rate": lambda step: 0.5 * (1 + math.cos(math.pi * step / 30))}),
+        ({"lr_schedule": "constant"}, {}),
+        ({"lr_schedule": "constant", "weight_decay": 0.3}, {"weight_decay": 0.3}),
+        ({"lr_schedule": "constant", "ema": 0.9}, {"ema": 0.9}),
+        ({"lr_schedule": "constant", "ema": 0.2}, {"ema": 0.2}),
+        ({"lr_schedule": "cosine"}, {"rate": lambda step: 0.5 * (1 + math.cos(math.pi * step / 30))}),
     ],
     ids=["constant", "decay", "average", "quick-average", "cosine"],
 )
@@ -459,7 +459,7 @@ def test_the_rate_is_warmed_up_over_the_first_fiftieth(float64):
     x, y = torch.randn(20, 2), torch.randint(3, (20,))
     program = classifier()
     reference = copy.deepcopy(program.labels.network)
-    fit(program, dgm.Data(x, y), epochs=200, batch_size=20, lr=1e-2, schedule="constant")
+    fit(program, dgm.Data(x, y), epochs=200, batch_size=20, lr=1e-2, lr_schedule="constant")
     expected = by_hand(reference, x, y, 200, 1e-2, rate=lambda step: min(1.0, (step + 1) / 4))
     for ours, theirs in zip(program.parameters(), expected, strict=True):
         torch.testing.assert_close(ours.detach(), theirs, rtol=1e-7, atol=1e-9)
@@ -604,7 +604,7 @@ class Breaking(dgm.Conditional):
 
 def state_after(epochs):
     program = Breaking(0)
-    fit(program, torch.ones(20, 2), epochs=epochs, batch_size=5, schedule="constant")
+    fit(program, torch.ones(20, 2), epochs=epochs, batch_size=5, lr_schedule="constant")
     return weights(program)
 
 
@@ -612,7 +612,7 @@ def state_after(epochs):
 def test_the_first_number_that_is_none_stops_it_and_the_last_epoch_is_restored(where):
     program = Breaking(4 * 2 + 3, where)  # the third step of the third epoch
     with pytest.raises(NonFiniteLossError) as caught:
-        fit(program, torch.ones(20, 2), epochs=6, batch_size=5, schedule="constant")
+        fit(program, torch.ones(20, 2), epochs=6, batch_size=5, lr_schedule="constant")
     error = caught.value
     assert (error.epoch, error.step, error.restored_epoch) == (3, 11, 2)
     assert error.site == ("x" if where == "loss" else "loc")
@@ -677,7 +677,7 @@ class BreakingInValidation(Breaking):
 def test_a_validation_loss_that_is_none_stops_it_too():
     program = BreakingInValidation(SUPPORTS + 3)
     with pytest.raises(NonFiniteLossError, match="the validation loss is not finite") as caught:
-        fit(program, torch.ones(20, 2), batch_size=5, epochs=6, validation=torch.ones(5, 2), schedule="constant")
+        fit(program, torch.ones(20, 2), batch_size=5, epochs=6, validation=torch.ones(5, 2), lr_schedule="constant")
     assert (caught.value.epoch, caught.value.step, caught.value.restored_epoch) == (3, 12, 2)
     assert all(torch.equal(weights(program)[name], value) for name, value in state_after(2).items())
 
@@ -734,7 +734,7 @@ X = torch.zeros(10, 2)
         ({"lr": math.nan}, ValueError, "lr must be a number above 0"),
         ({"lr": "fast"}, ValueError, "lr must be a number above 0, got 'fast'"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be a number of at least 0"),
-        ({"schedule": "linear"}, ValueError, "schedule must be one of cosine, constant, got 'linear'"),
+        ({"lr_schedule": "linear"}, ValueError, "lr_schedule must be one of cosine, constant, got 'linear'"),
         ({"early_stopping": 0, "validation": 0.2}, ValueError, "early_stopping must be a positive integer"),
         ({"early_stopping": 3}, ValueError, "early_stopping needs validation data"),
         ({"ema": 1.0}, ValueError, "ema must be a decay between 0 and 1"),

@@ -88,7 +88,7 @@ def test_posterior_kl_of_normals():
 
 def test_posterior_kl_is_that_of_the_evidence_at_all_levels():
     digits = dgm.data.load("digits-binary", num=20)
-    vae = dgm.build("vae", digits, prior="vae", latent=4, hidden=(8,))
+    vae = dgm.build("vae", digits, prior="vae", latent_size=4, hidden=(8,))
     evidence = dgm.evaluate(vae, digits.x, draws=8)
     assert PosteriorKL(vae)(digits.x).mean().item() == pytest.approx(sum(evidence.kl.values()), rel=1e-6)
 

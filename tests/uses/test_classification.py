@@ -87,7 +87,7 @@ def test_perfect_doubt_rejects_what_is_wrong_and_useless_doubt_nothing():
 def test_beliefs_from_bounds_tighten_with_particles():
     """log p(x) of a class-conditional linear VAE: IWAE rises with K, and every class counts in the sum."""
     digits = dgm.data.load("digits-binary", num=30)
-    program = dgm.build("vae", digits, labelled=True, latent=2, hidden=(8,))
+    program = dgm.build("vae", digits, labelled=True, latent_size=2, hidden=(8,))
     bounds = []
     for num_particles in (1, 50):
         torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from programs import CASES, assert_same_number
@@ -10,8 +11,10 @@ from test_gaps import CORRELATED, NOISE, linear, mean_field, posterior, vae
 from torch import nn
 
 import dgm_pyro as dgm
+import dgm_pyro.noise as noise
 from dgm_pyro import guides, representations
 from dgm_pyro.families.conditionals import inverse_softplus
+from dgm_pyro.program import seeded
 from dgm_pyro.uses.representations import (
     PATHS,
     agreement,
@@ -69,6 +72,64 @@ def test_every_code_is_found_and_leads_back_to_x(name):
             assert torch.isfinite(made).all()
 
 
+@pytest.mark.parametrize("name", ENCODABLE)
+def test_the_methods_are_what_the_functions_do_in_batches(name):
+    program = CASES[name].build().eval()
+    x, given = CASES[name].draw(program, 5)
+    for site, prior in program.codes().items():
+        found = []
+        for _ in range(2):
+            with seeded(3, torch.device("cpu")), noise.per_datum(x, 3), torch.no_grad():
+                found.append(program.encode(x, given, site=site, num_draws=4))
+        assert_same_number(*found)
+        z = encode(program, x, given, site=site, num_draws=4, seed=3)
+        torch.testing.assert_close(found[0], z, rtol=1e-5, atol=1e-5)
+        code = encode(program, x, given, site=site, draw=True, seed=3)
+        assert code.shape[1:] == prior.event_shape
+        with seeded(0, torch.device("cpu")), torch.no_grad():
+            made = program.decode(code, given, site=site)
+        torch.testing.assert_close(made, decode(program, code, given, site=site), rtol=1e-5, atol=1e-5)
+
+
+def test_codes_are_differentiable():
+    """The mean of q(z | x) = N(A x, .) has the Jacobian A, and E[x | z] = C z has C."""
+    a, c = torch.randn(2, 3), torch.randn(3, 2)
+    program = dgm.VAE(dgm.Normal(2), scaled(c, 0.3), scaled(a, 0.5))
+    x, z = torch.randn(1, 3), torch.randn(1, 2)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(program.encode, x)[0, :, 0], a)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(program.decode, z)[0, :, 0], c)
+
+
+class Halved(dgm.Conditional):
+    """x = 2 z, with codes of its own: a family is encoded by its methods, not by its class."""
+
+    def __init__(self):
+        super().__init__()
+        self.event_shape, self.base = torch.Size((2,)), dgm.Normal(2)
+
+    def forward(self, given=None):
+        return dist.Normal(torch.zeros(2), 2.0).to_event(1)
+
+    def codes(self):
+        return {"half": self.base}
+
+    def _encode(self, x, given, site, draw, num_draws):
+        return x / 2
+
+    def _decode(self, z, given, site, draw):
+        return 2 * z
+
+
+def test_a_family_of_your_own_has_codes_by_its_methods():
+    program, x = Halved(), torch.randn(300, 2)
+    assert codes(program) == ("half",)
+    assert torch.equal(encode(program, x, batch_size=7), x / 2)
+    assert torch.equal(decode(program, x / 2), x)
+    torch.testing.assert_close(interpolate(program, x[:3], x[3:6], num=3, path="linear")[1], (x[:3] + x[3:6]) / 2)
+    integers = dgm.Dequantized(dgm.flow.realnvp(2, layers=1, unit=True), levels=4)
+    assert list(integers.codes()) == ["z"]
+
+
 def test_the_code_of_a_linear_gaussian_vae_is_the_mean_of_its_posterior():
     x = torch.randn(300, 3).double()
     precision, to_mean = (part.double() for part in posterior(CORRELATED))
@@ -93,7 +154,7 @@ def scaled(weight, scale):
 def test_a_hierarchy_has_a_code_at_each_level():
     """q(z | x) = N(A x, 0.5^2), q(z2 | z) = N(B z, 0.1^2): E[z2 | x] = B A x, and back E[x | z2] = D C z2."""
     a, b, c, d = torch.randn(2, 3), torch.randn(1, 2), torch.randn(2, 1), torch.randn(3, 2)
-    above = dgm.VAE(dgm.Normal(1), scaled(c, 0.3), scaled(b, 0.1), latent="z2")
+    above = dgm.VAE(dgm.Normal(1), scaled(c, 0.3), scaled(b, 0.1), latent_name="z2")
     program, x = dgm.VAE(above, scaled(d, 0.3), scaled(a, 0.5)), torch.randn(20, 3)
     assert codes(program) == ("z", "z2")
     torch.testing.assert_close(encode(program, x), x @ a.T, rtol=1e-5, atol=1e-5)
@@ -146,7 +207,7 @@ def test_the_code_of_a_diffusion_is_the_end_of_its_ode(float64):
     x, errors = mean + torch.randn(6, 2) @ cov.sqrt(), []
     for steps in (40, 80):
         program = gaussian(("log-snr", steps), mean, cov)
-        first, last = program.schedule.times[0], program.schedule.times[-1]
+        first, last = program.noise_schedule.times[0], program.noise_schedule.times[-1]
         spread = [(cov.diagonal() + (time.sigma / time.alpha) ** 2).sqrt() for time in (first, last)]
         z = last.alpha * (mean + (x - mean) * spread[1] / spread[0])
         errors.append(float((encode(program, x) - z).abs().max()))
@@ -159,10 +220,10 @@ def test_the_code_of_a_diffusion_is_the_end_of_its_ode(float64):
 
 def test_a_diffusion_leads_back_to_where_x_was():
     program = CASES["continuous-diffusion"].build()
-    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.schedule, steps=200)
+    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.noise_schedule, steps=200)
     fine.load_state_dict(program.state_dict())
     x = torch.randn(5, 2)
-    start = fine.schedule(torch.zeros(())).sigmoid().sqrt() * x
+    start = fine.noise_schedule(torch.zeros(())).sigmoid().sqrt() * x
     expected = fine.denoise(start, torch.zeros(5)).x0  # the ODE there and back again, and the last answer
     torch.testing.assert_close(decode(fine, encode(fine, x)), expected.detach(), rtol=0, atol=1e-4)
 
@@ -344,7 +405,7 @@ def test_assess_is_its_parts():
 
 def test_a_short_training_makes_the_classes_linear_in_z_and_noise_does_not():
     digits, test = (dgm.data.load("digits-binary", split) for split in ("train", "test"))
-    program = dgm.build("vae", digits, latent=8, hidden=(128,))
+    program = dgm.build("vae", digits, latent_size=8, hidden=(128,))
     dgm.fit(program, digits, "annealed", epochs=15, validation=None, progress=False, compile=False)
     z = [encode(program, part.x) for part in (digits, test)]
     assert probe(z[0], digits.y, z[1], test.y) > 0.8
@@ -358,8 +419,8 @@ def test_a_short_training_makes_the_classes_linear_in_z_and_noise_does_not():
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("made", "Autoregressive has no code of x"),
-        ("normal", "Normal has no code of x"),
+        ("made", "Autoregressive has no latent code"),
+        ("normal", "Normal has no latent code"),
         ("labelled-vae", "pass the program within and the labels"),
     ],
 )
@@ -372,7 +433,7 @@ def test_programs_without_a_code_say_what_has_one(name, match):
 
 def test_an_implicit_model_cannot_be_inverted():
     program = dgm.build("implicit", dgm.data.load("moons", num=10))
-    with pytest.raises(ValueError, match="Implicit has no code"):
+    with pytest.raises(ValueError, match="Implicit has no latent code"):
         encode(program, torch.zeros(2, 2))
 
 

@@ -1,0 +1,52 @@
+"""Files of an earlier version: read under the names of today.
+
+``data/checkpoint-v1`` was written by the last version before the names of the format changed. What was exact then is
+stored beside the programs: log p(x) of a few x.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import dgm_pyro as dgm
+from dgm_pyro.experiments import runs
+
+STORED = sorted((Path(__file__).parent / "data" / "checkpoint-v1").iterdir())
+
+
+@pytest.mark.parametrize("folder", STORED, ids=lambda folder: folder.name)
+def test_a_checkpoint_of_version_1_loads_with_every_weight_in_its_place(folder, tmp_path):
+    [file] = folder.glob("*.safetensors")
+    weights = safetensors.torch.load_file(file)
+    program = dgm.load(folder)
+    state = {**dict(program.named_parameters()), **dict(program.named_buffers())}
+    assert sum(value.numel() for value in state.values()) == sum(
+        value.numel() for name, value in weights.items() if not name.startswith("argument/")
+    )
+    extra = dgm.checkpoint.read_extra(folder)
+    if extra is not None:
+        x, given = torch.tensor(extra["x"]), extra["given"]
+        found = program.log_prob(x) if given is None else program.log_prob(x, torch.tensor(given))
+        torch.testing.assert_close(found, torch.tensor(extra["log_prob"]), rtol=1e-5, atol=1e-5)
+    dgm.save(program, tmp_path / "again")
+    again = dgm.load(tmp_path / "again").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in program.state_dict().items())
+
+
+def test_the_stored_checkpoints_are_of_version_1():
+    assert {json.loads((folder / "program.json").read_bytes())["format_version"] for folder in STORED} == {1}
+
+
+def test_a_record_with_the_old_names_is_read_under_the_new_ones(tmp_path):
+    folder = tmp_path / "run"
+    runs.train(folder, "vae", "moons", {"latent_size": 1}, num=20, epochs=1, validation=None, progress=False)
+    _, record = runs.read(folder)
+    path = folder / runs.RECORD
+    stored = json.loads(path.read_bytes())
+    options = stored["options"]
+    options["latent"] = options.pop("latent_size")
+    path.write_text(json.dumps(stored))
+    assert runs.read(folder)[1] == record
