@@ -11,7 +11,7 @@ WITH_LOWEST := -W ignore::DeprecationWarning --deselect tests/test_tutorials.py:
   representations fit tutorials,$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test lowest check format tutorials docs bench clean
+.PHONY: help tour quick test durations lowest check format tutorials docs bench clean
 # Two installs into one environment must not run side by side.
 .NOTPARALLEL:
 
@@ -22,8 +22,14 @@ help:  ## list the commands
 tour: $(VENV)/.installed  ## train and compare every family on real digits, write tour/report.html (ARGS=--quick)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/dgm tour $(ARGS)
 
+quick: $(VENV)/.installed-test  ## run the fast tests of every module, in under two minutes on two cores (ARGS="-k vae")
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+
 test: $(VENV)/.installed-test  ## run all tests (ARGS="-k vae")
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+durations: $(VENV)/.installed-test  ## run all tests and write tests/durations.json, by which `make quick` chooses
+	$(BIN)/python -m pytest -n auto --dist worksteal --record-durations
 
 lowest: $(LOWEST)/.installed  ## test with the lowest versions of all dependencies, on Python 3.11 (ARGS="-k cli")
 	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal $(WITH_LOWEST) $(ARGS)

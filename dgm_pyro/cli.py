@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dgm_pyro.infer import Units
     from dgm_pyro.program import Program
     from dgm_pyro.training.fit import History
-    from dgm_pyro.uses.anomaly import Score, Surprise
+    from dgm_pyro.uses.anomaly import NegativeLogLikelihood, Score
 
 # Modules that take long to import are imported by the commands that need them.
 
@@ -48,7 +48,7 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same m
 DataDir = Annotated[
     str | None, typer.Option(help="Folder of data sets read from files; default: the environment variable DGM_DATA.")
 ]
-Num = Annotated[int | None, typer.Option(help="Use only this many training data.")]
+NumData = Annotated[int | None, typer.Option(help="Use only this many training data.")]
 LatentSize = Annotated[int | None, typer.Option(help="Number of latents of a vae.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by dgm train or dgm tour.")]
 
@@ -147,15 +147,15 @@ def train(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as vae or pixelcnn: see dgm list.")],
     data: Annotated[str, typer.Option(help="A data set: see dgm list.")] = "digits",
     data_dir: DataDir = None,
-    num: Num = None,
+    num_data: NumData = None,
     prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
     latent_size: LatentSize = None,
-    labelled: Annotated[bool, typer.Option("--labelled", help="Build the generative classifier over MODEL.")] = False,
-    objective: Annotated[str | None, typer.Option(help="What to maximise, such as iwae:50: see dgm list.")] = None,
+    labeled: Annotated[bool, typer.Option("--labeled", help="Build the generative classifier over MODEL.")] = False,
+    objective: Annotated[str | None, typer.Option(help="What to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
-        int | None, typer.Option(help="Keep only this many labels; for --labelled --objective semi-supervised:50.")
+        int | None, typer.Option(help="Keep only this many labels; for --labeled --objective semi-supervised:50.")
     ] = None,
     mutate: Annotated[
         float | None,
@@ -184,9 +184,9 @@ def train(
         data,
         swaps,
         options,
-        labelled=labelled,
+        labeled=labeled,
         data_dir=data_dir,
-        num=num,
+        num_data=num_data,
         objective=objective,
         num_labels=num_labels,
         mutate=mutate,
@@ -214,20 +214,20 @@ def _report_training(folder: Path, name: str, model: str, history: History) -> N
     typer.echo("next: " + "; ".join(f"dgm {command} {folder}" for command in doing))
 
 
-@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --steps 20")
+@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --num-steps 20")
 def sample(
     run: RunFolder,
-    num: Annotated[int, typer.Option("--num", "-n", help="How many.")] = 64,
-    label: Annotated[int | None, typer.Option(help="Draw from p(x | this class); for runs trained --labelled.")] = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many.")] = 64,
+    label: Annotated[int | None, typer.Option(help="Draw from p(x | this class); for runs trained --labeled.")] = None,
     sampler: Annotated[
         str | None, typer.Option(help="For diffusion: ancestral (the model itself), ddim, dpm++ or heun.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="For diffusion: use this many of its time steps.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="For diffusion: use this many of its time steps.")] = None,
     spacing: Annotated[
         str | None, typer.Option(help="For diffusion: how the steps are spread: uniform, quadratic or karras.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="For diffusion trained --labelled: classifier-free guidance; 0 is the model.")
+        float | None, typer.Option(help="For diffusion trained --labeled: classifier-free guidance; 0 is the model.")
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -245,42 +245,42 @@ def sample(
     picture = _written_to(out, run / "samples.png")
     program, record = runs.read(run, where)
     given = None if label is None else torch.tensor([label], device=where)
-    options = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
+    options = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "guidance": guidance}
     options = {name: value for name, value in options.items() if value is not None}
     _check_sampling(program, label, options)
     with seeded(seed, where), evaluating(program):
-        x = program.sample(num, given, **options).cpu()
+        x = program.sample(num_samples, given, **options).cpu()
     picture.parent.mkdir(parents=True, exist_ok=True)
     what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
-    plots.samples(x, levels=program.levels, title=f"{num} samples of {what}").savefig(picture)
+    plots.samples(x, levels=program.levels, title=f"{num_samples} samples of {what}").savefig(picture)
     _save_array(picture.with_suffix(".npy"), x)
-    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} samples of {what}")
+    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} samples of {what}")
 
 
 def _check_sampling(program: Program, label: int | None, options: dict[str, Any]) -> None:
     from dgm_pyro.families.diffusion import Denoising
-    from dgm_pyro.families.labelled import Labelled
+    from dgm_pyro.families.labeled import Labeled
 
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to sample")
-    labelled = isinstance(program, Labelled)
-    if label is not None and not labelled:
-        raise ValueError("--label needs a run with labels: train it with dgm train --labelled")
-    inner = program.program if isinstance(program, Labelled) else program
+    labeled = isinstance(program, Labeled)
+    if label is not None and not labeled:
+        raise ValueError("--label needs a run with labels: train it with dgm train --labeled")
+    inner = program.program if isinstance(program, Labeled) else program
     if options and not isinstance(inner, Denoising):
         names = ", ".join(f"--{name}" for name in options)
         raise ValueError(f"{names} is for diffusion, but this run holds a {type(inner).__name__}: leave it out")
-    if "guidance" in options and not labelled:
-        raise ValueError("--guidance needs a run with labels: train it with dgm train diffusion --labelled")
+    if "guidance" in options and not labeled:
+        raise ValueError("--guidance needs a run with labels: train it with dgm train diffusion --labeled")
 
 
 @app.command(epilog="Example: dgm impute runs/pixelcnn-digits --mask top -n 6")
 def impute(
     run: RunFolder,
     mask: Annotated[
-        str, typer.Option(help="What to hide: left, right, top, bottom, centre, or random:0.5 for a share.")
+        str, typer.Option(help="What to hide: left, right, top, bottom, center, or random:0.5 for a share.")
     ] = "left",
-    num: Annotated[int, typer.Option("--num", "-n", help="How many draws for each datum.")] = 4,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="How many draws for each datum.")] = 4,
     rows: Annotated[int, typer.Option(help="How many data of the split.")] = 8,
     split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
     num_particles: Annotated[
@@ -312,7 +312,7 @@ def impute(
         program,
         x.to(where),
         seen.to(where),
-        num,
+        num_samples,
         None if given is None else given.to(where),
         num_particles=num_particles,
         num_temperatures=num_temperatures,
@@ -323,7 +323,7 @@ def impute(
     what = f"{record.model} on {record.data}, {mask} hidden"
     plots.imputations(x, seen, drawn, levels=program.levels, title=what).savefig(picture)
     _save_array(picture.with_suffix(".npy"), drawn)
-    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} draws for each of {len(x)} data of {what}")
+    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} draws for each of {len(x)} data of {what}")
 
 
 @app.command(
@@ -335,7 +335,7 @@ def evaluate(
     num_particles: Annotated[
         int, typer.Option(help="With latent variables: 1 for the ELBO, K for the tighter IWAE bound.")
     ] = 1,
-    draws: Annotated[
+    num_samples: Annotated[
         int | None,
         typer.Option(
             help="Of the ELBO: how many draws to average for each datum, of a diffusion those of time and noise; "
@@ -367,9 +367,9 @@ def evaluate(
     where = find_device(device)
     program, record = runs.read(run, where)
     points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)
-    if draws is not None and (program.tractable or num_particles > 1 or ode):
-        raise ValueError("--draws are those of an ELBO, but this evidence is none: leave it out")
-    averaged: dict[str, Any] = {} if draws is None else {"draws": draws}
+    if num_samples is not None and (program.tractable or num_particles > 1 or ode):
+        raise ValueError("--num-samples are those of an ELBO, but this evidence is none: leave it out")
+    averaged: dict[str, Any] = {} if num_samples is None else {"num_samples": num_samples}
     shown = sys.stderr.isatty()
     evidence = dgm.evaluate(
         program, points, num_particles=num_particles, ode=ode, seed=seed, progress=shown, **averaged
@@ -377,7 +377,7 @@ def evaluate(
     of = "log p(x)" if program.variable == "x" else "log p(y | x)"
     numbers = {"run": str(run), "model": record.model, "split": split, "of": of} | evidence.as_dict()
     accuracy = None
-    if isinstance(program, (dgm.Labelled, dgm.Discriminative)):
+    if isinstance(program, (dgm.Labeled, dgm.Discriminative)):
         guess = program.classify(points.x.to(where)).cpu()
         accuracy = float(torch.eq(guess, torch.as_tensor(points.y)).double().mean())
         numbers["accuracy"] = accuracy
@@ -430,13 +430,13 @@ def doctor(
         else:
             diagnosis = dgm.doctor(model, guide, *args, **kwargs)
     elif target in MODELS:
-        points = dgm.data.load(data or "digits", data_dir=data_dir, num=64)
+        points = dgm.data.load(data or "digits", data_dir=data_dir, num_data=64)
         diagnosis = dgm.doctor(build(target, points, **swaps), points)
     elif target.endswith(".py"):
         raise ValueError(f"{target} is a file: name what is in the file: {target}:MODEL,GUIDE")
     else:
         program, record = runs.read(target)
-        points = dgm.data.load(data or record.data, data_dir=data_dir or record.data_dir, num=64)
+        points = dgm.data.load(data or record.data, data_dir=data_dir or record.data_dir, num_data=64)
         diagnosis = dgm.doctor(program, points)
     typer.echo(json.dumps(diagnosis.as_dict(), indent=1) if as_json else str(diagnosis))
     if not diagnosis.ok:
@@ -462,7 +462,7 @@ def sweep(
     likelihood: Names = None,
     objective: Names = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 1,
-    num: Num = None,
+    num_data: NumData = None,
     latent_size: LatentSize = None,
     num_particles: Annotated[int, typer.Option(help="K of the IWAE bound that the table is sorted by.")] = 1000,
     jobs: Annotated[int, typer.Option(help="How many processes; they take the GPUs in turn, or share the cores.")] = 1,
@@ -484,7 +484,7 @@ def sweep(
     folder = out or Path("sweeps") / f"{model}-{data}"
     result = run_sweep(
         folder,
-        Options(model, data, data_dir, num, latent_size, num_particles, options),
+        Options(model, data, data_dir, num_data, latent_size, num_particles, options),
         prior=_names(prior),
         encoder=_names(encoder),
         likelihood=_names(likelihood),
@@ -534,16 +534,16 @@ def compare(
     typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
 
 
-@app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num 64")
+@app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num-data 64")
 def gaps(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Runs of VAEs, one for each guide.")],
-    num: Annotated[int, typer.Option(help="How many data, from the start of the split.")] = 64,
+    num_data: Annotated[int, typer.Option(help="How many data, from the start of the split.")] = 64,
     split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
     num_particles: Annotated[int, typer.Option(help="K of the IWAE bound on log p(x).")] = 1000,
     num_temperatures: Annotated[
         int, typer.Option(help="Of annealed importance sampling; 0 leaves it out, as for discrete latents.")
     ] = 300,
-    steps: Annotated[int, typer.Option(help="Of the search for the best q of the family.")] = 400,
+    gradient_steps: Annotated[int, typer.Option(help="Of the search for the best q of the family.")] = 400,
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -558,12 +558,12 @@ def gaps(
     from dgm_pyro.program import check_count
     from dgm_pyro.training.fit import find_device
 
-    check_count(num, "num")
+    check_count(num_data, "num_data")
     where, picture = find_device(device), _written_to(out, folders[0] / "gaps.png")
     found, loaded = {}, {folder: runs.read(folder, where) for folder in folders}
     for folder, (program, record) in loaded.items():
         picture.parent.mkdir(parents=True, exist_ok=True)
-        points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num].to(where)
+        points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num_data].to(where)
         x, given, _ = program.arguments(points.x, points.y)
         found[str(folder)] = dgm.infer.gaps(
             program,
@@ -571,7 +571,7 @@ def gaps(
             given,
             num_particles=num_particles,
             num_temperatures=num_temperatures,
-            steps=steps,
+            gradient_steps=gradient_steps,
             seed=seed,
             progress=sys.stderr.isatty(),
         )
@@ -585,7 +585,7 @@ def gaps(
             ).savefig(worst)
     names = {folder.name: each for folder, each in zip(loaded, found.values(), strict=True)}
     plots.gaps(
-        names if len(names) == len(found) else found, title=f"Gaps on {record.data}, {min(num, len(points))} data"
+        names if len(names) == len(found) else found, title=f"Gaps on {record.data}, {min(num_data, len(points))} data"
     ).savefig(picture)
     if as_json:
         typer.echo(json.dumps({name: each.as_dict() for name, each in found.items()}, indent=1))
@@ -593,11 +593,11 @@ def gaps(
         typer.echo(f"{picture}: the gaps drawn")
 
 
-@app.command(epilog="Example: dgm checks runs/vae-digits --num-simulations 1000")
+@app.command(epilog="Example: dgm checks runs/vae-digits --num-samples 1000")
 def checks(
     run: RunFolder,
-    num_simulations: Annotated[int, typer.Option(help="Pairs (z, x) simulated for calibration.")] = 500,
-    num: Annotated[int, typer.Option(help="How many data the activity of units is measured on.")] = 512,
+    num_samples: Annotated[int, typer.Option(help="Pairs (z, x) simulated for calibration.")] = 500,
+    num_data: Annotated[int, typer.Option(help="How many data the activity of units is measured on.")] = 512,
     split: Annotated[str, typer.Option(help="train or test; valid where the data set has it.")] = "test",
     seed: Seed = 0,
     device: Device = "auto",
@@ -616,11 +616,11 @@ def checks(
     from dgm_pyro.program import check_count
     from dgm_pyro.training.fit import find_device
 
-    check_count(num, "num")
+    check_count(num_data, "num_data")
     where, picture = find_device(device), _written_to(out, run / "checks.png")
     program, record = runs.read(run, where)
-    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num]
-    report = dgm.infer.check(program, points, num_simulations=num_simulations, seed=seed)
+    points = dgm.data.load(record.data, split, data_dir=data_dir or record.data_dir)[:num_data]
+    report = dgm.infer.check(program, points, num_samples=num_samples, seed=seed)
     picture.parent.mkdir(parents=True, exist_ok=True)
     plots.calibration(report, title=f"The guide of {record.model} on {record.data}").savefig(picture)
     if as_json:
@@ -690,7 +690,7 @@ def anomaly(
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
     reference, held_out = kept[order[: len(kept) // 2]], kept[order[len(kept) // 2 :]]
     other = [runs.read(folder, where)[0] for folder in _names(ensemble)]
-    base = anomaly.Surprise(program, num_particles)
+    base = anomaly.NegativeLogLikelihood(program, num_particles)
     first, rows = None, []
     for name in _names(score) or ("likelihood",):
         chosen = _score(name, base, background, other, reference, where)
@@ -739,7 +739,12 @@ def anomaly(
 
 
 def _score(
-    name: str, base: Surprise, background: Path | None, ensemble: list[Program], reference: Tensor, where: torch.device
+    name: str,
+    base: NegativeLogLikelihood,
+    background: Path | None,
+    ensemble: list[Program],
+    reference: Tensor,
+    where: torch.device,
 ) -> Score:
     from dgm_pyro.experiments import runs
     from dgm_pyro.uses import anomaly
@@ -755,11 +760,11 @@ def _score(
     if name == "ratio":
         if background is None:
             raise ValueError("--score ratio needs --background RUN, a run trained on perturbed data")
-        return anomaly.Ratio(base, anomaly.Surprise(runs.read(background, where)[0], base.num_particles))
+        return anomaly.Ratio(base, anomaly.NegativeLogLikelihood(runs.read(background, where)[0], base.num_particles))
     if name == "waic":
         if not ensemble:
             raise ValueError("--score waic needs --ensemble RUN,RUN,...: runs of the same program from other seeds")
-        return anomaly.WAIC([base, *(anomaly.Surprise(each, base.num_particles) for each in ensemble)])
+        return anomaly.WAIC([base, *(anomaly.NegativeLogLikelihood(each, base.num_particles) for each in ensemble)])
     raise ValueError(f"--score must be among likelihood, typicality, complexity, ratio, waic, kl, got {name!r}")
 
 
@@ -780,11 +785,11 @@ def classify(
 ) -> None:
     """p(y | x) of each datum, log p(x), and whether to reject the answer: a CSV and a picture.
 
-    A run trained --labelled rejects by log p(x); a discriminative one has only its highest p(y | x) to go by.
+    A run trained --labeled rejects by log p(x); a discriminative one has only its highest p(y | x) to go by.
     """
     import dgm_pyro.data as datasets
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.families.labelled import Discriminative, Labelled
+    from dgm_pyro.families.labeled import Discriminative, Labeled
     from dgm_pyro.program import check_count
     from dgm_pyro.training.fit import find_device
     from dgm_pyro.uses.anomaly import Detector
@@ -793,9 +798,9 @@ def classify(
     check_count(num_particles, "num_particles")
     where, table = find_device(device), _written_to(out, run / "classified.csv")
     program, record = runs.read(run, where)
-    if not isinstance(program, (Labelled, Discriminative)):
+    if not isinstance(program, (Labeled, Discriminative)):
         raise ValueError(
-            f"this run holds a {type(program).__name__}, which has no p(y | x): train with --labelled, or a classifier"
+            f"this run holds a {type(program).__name__}, which has no p(y | x): train with --labeled, or a classifier"
         )
     place = data_dir or record.data_dir
     x, _ = _inputs(data, program, place)
@@ -838,7 +843,7 @@ def represent(
     site: Annotated[
         str | None, typer.Option(help="Level of a hierarchy, such as z2; default: that nearest to x.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Use at most so many data, and so many training data.")] = 5000,
+    num_data: Annotated[int, typer.Option(help="Use at most so many data, and so many training data.")] = 5000,
     path: Annotated[str, typer.Option(help="Of the interpolation: spherical or linear.")] = "spherical",
     seed: Seed = 0,
     device: Device = "auto",
@@ -848,36 +853,36 @@ def represent(
 ) -> None:
     """The code z of each datum, and what it is good for: a table, a map, pictures between and around codes, a .npy.
 
-    Where the data have labels: a linear probe, nearest neighbours and clusters of z, beside those of x itself.
+    Where the data have labels: a linear probe, nearest neighbors and clusters of z, beside those of x itself.
     """
     import json
 
     import dgm_pyro as dgm
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.families.labelled import Labelled
+    from dgm_pyro.families.labeled import Labeled
     from dgm_pyro.families.vae import VAE
     from dgm_pyro.program import check_count
     from dgm_pyro.training.fit import find_device
     from dgm_pyro.uses import representations
 
-    check_count(num, "num")
+    check_count(num_data, "num_data")
     where, picture = find_device(device), _written_to(out, run / "representation.png")
     program, record = runs.read(run, where)
     place, source = data_dir or record.data_dir, data or record.data
-    if isinstance(program, Labelled):
+    if isinstance(program, Labeled):
         representations.codes(program.program)  # or why there are none
         raise ValueError(
             f"{run} has a code for each class, and no map of all of them; in Python: "
-            f"labelled = dgm.load({str(run)!r}); dgm.representations.encode(labelled.program, x, labelled.classify(x))"
+            f"labeled = dgm.load({str(run)!r}); dgm.representations.encode(labeled.program, x, labeled.classify(x))"
         )
     x, y = _inputs(source, program, place)
-    x, y = x[:num], None if y is None else y[:num]
+    x, y = x[:num_data], None if y is None else y[:num_data]
     z = representations.encode(program, x, site=site, seed=seed)
     site, what = site or representations.codes(program)[0], f"{record.model} on {record.data}"
     table = {}
     if y is not None:
         train = dgm.data.load(record.data, data_dir=place)
-        train = dgm.data.load(record.data, data_dir=place, num=min(num, len(train)), seed=seed)
+        train = dgm.data.load(record.data, data_dir=place, num_data=min(num_data, len(train)), seed=seed)
         known = representations.encode(program, train.x, site=site, seed=seed)
         assert train.y is not None  # a data set has labels in both splits, or in none
         for name, (seen, unseen) in {site: (known, z), "x": (train.x, x)}.items():
@@ -899,7 +904,7 @@ def represent(
         numbers = {
             "run": str(run),
             "site": site,
-            "num": len(z),
+            "num_data": len(z),
             "quality": {name: each.as_dict() for name, each in table.items()},
             "active": {name: int(each.active.sum()) for name, each in use.items()},
             "kl": {name: None if each.kl is None else each.kl.tolist() for name, each in use.items()},
@@ -911,7 +916,7 @@ def represent(
         nats = "" if units.kl is None else f", {float(units.kl.sum()):.2f} nats in all"
         typer.echo(f"{name}: {int(units.active.sum())} of {len(units.active)} features active{nats}")
     if table:
-        typer.echo(f"{'of':<6}{'linear probe':>18}{'5 neighbours':>18}{'clusters':>12}{'NMI':>8}{'ARI':>8}")
+        typer.echo(f"{'of':<6}{'linear probe':>18}{'5 neighbors':>18}{'clusters':>12}{'NMI':>8}{'ARI':>8}")
     for name, each in table.items():
         right = "".join(f"{f'{share:.3f} +- {each.stderr(share):.3f}':>18}" for share in (each.probe, each.knn))
         found = each.clusters

@@ -1,12 +1,29 @@
-"""What every test stands on: seeds, no display, and no GPU tests where there is no GPU."""
+"""What every test stands on: seeds, no display, no GPU tests where there is no GPU, and the mark ``slow``.
 
+A test is slow, and left out of ``make quick``, for one of two reasons:
+
+- ``tests/durations.json`` names it: it took more than `SLOW` seconds when ``make durations`` last ran all tests;
+- it is one of more than `MANY` cases of one test, such as the programs of the registry. One case in `KEPT` is not slow,
+  and different tests keep different ones, so that every program stays under some tests.
+
+The limits are such that the rest takes less than two minutes on two cores.
+"""
+
+import json
 import os
+import tempfile
+from pathlib import Path
+from zlib import crc32
 
 # Tests run one to a core: threads that wait for one another there cost several times what they save. Set before torch
 # is loaded, and inherited by the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Likewise the processes that Inductor would start to compile in, each of which loads torch first.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Inductor keeps machine code between runs, and does not ask whether it was made for other instructions.
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    CACHE = Path(tempfile.gettempdir()) / f"inductor-{os.getuid()}-{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 import matplotlib
 import pyro
@@ -27,9 +44,68 @@ settings.register_profile(
 settings.load_profile("dgm_pyro")
 
 
+DURATIONS = Path(__file__).parent / "durations.json"
+SLOW = 0.15  # seconds of processor time, which other work on the machine does not change
+LONG = 5.0
+MANY, KEPT = 100, 3
+STARTED = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-durations", action="store_true", help="measure all tests, and write durations.json")
+
+
+def pytest_configure(config):
+    if config.getoption("record_durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder())
+
+
 def pytest_collection_modifyitems(items):
-    """Slow tests first, so that none of them is left for one core at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Long tests first, so that none of them is left for one core at the end."""
+    seconds = json.loads(DURATIONS.read_text())
+    tests = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for name, cases in tests.items():
+        kept = crc32(name.encode()) % KEPT
+        for i, item in enumerate(cases):
+            if item.nodeid in seconds or (len(cases) > MANY and i % KEPT != kept):
+                item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: seconds.get(item.nodeid, 0.0) < LONG)
+
+
+def processor_time():
+    """Seconds that this process, and those that it waited for, have computed."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.stash[STARTED] = processor_time()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "teardown":
+        report.user_properties.append(("seconds", processor_time() - item.stash[STARTED]))
+    return report
+
+
+class Recorder:
+    """Writes the durations of all tests that ran, in whatever process, and forgets those that were not run."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "teardown":
+            self.seconds[report.nodeid] = dict(report.user_properties)["seconds"]
+
+    def pytest_sessionfinish(self):
+        slow = {name: round(seconds, 1) for name, seconds in sorted(self.seconds.items()) if seconds > SLOW}
+        DURATIONS.write_text(json.dumps(slow, indent=0, ensure_ascii=False) + "\n")
 
 
 def pytest_runtest_setup(item):

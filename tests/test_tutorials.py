@@ -29,7 +29,6 @@ def test_there_are_chapters():
     assert {notebook.stem for notebook in TUTORIALS.glob("*.ipynb")} == {script.stem for script in CHAPTERS}
 
 
-@pytest.mark.slow
 @chapters
 def test_chapter_runs_without_a_warning(script, tmp_path, record_property):
     record_property(
@@ -84,7 +83,6 @@ def test_traces_of_a_machine_are_found():
         assert not traces_of_a_machine(text), text
 
 
-@pytest.mark.slow
 def test_the_chapters_after_a_broken_claim_are_executed_and_it_is_named(tmp_path, monkeypatch):
     """One that stops keeps the notebook of before."""
     monkeypatch.delenv("DGM_QUICK", raising=False)

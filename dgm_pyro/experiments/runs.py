@@ -23,7 +23,7 @@ import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
 from dgm_pyro.checks import check_number, check_path, check_type
 from dgm_pyro.program import Program, seeded
-from dgm_pyro.training.distributed import team
+from dgm_pyro.training.distributed import process_group
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.training.options import TrainingOptions
 from dgm_pyro.uses import corruptions
@@ -35,12 +35,12 @@ Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
 KINDS: dict[str, Kind] = {
     "model": str, "data": str, "data_dir": str | None, "options": dict, "history": {"seconds": int | float}
 }  # fmt: skip
-"""What a record holds."""
+"""Fields of a record."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """How a program came about.
+    """The record of how a program was made.
 
     Attributes:
         model: the name given to `dgm.build`.
@@ -79,9 +79,9 @@ def train(
     swaps: Mapping[str, Any],
     options: TrainingOptions | None = None,
     *,
-    labelled: bool = False,
+    labeled: bool = False,
     data_dir: str | None = None,
-    num: int | None = None,
+    num_data: int | None = None,
     objective: str | None = None,
     num_labels: int | None = None,
     mutate: float | None = None,
@@ -111,10 +111,10 @@ def train(
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
     check_type(options, TrainingOptions | None, "options", "a dgm.TrainingOptions or None")
     options = options or TrainingOptions()
-    points = data.load(data_name, data_dir=data_dir, num=num)
+    points = data.load(data_name, data_dir=data_dir, num_data=num_data)
     if num_labels is not None:
-        if not labelled:
-            raise ValueError("num_labels is for labelled=True (--labelled), with the objective 'semi-supervised'")
+        if not labeled:
+            raise ValueError("num_labels is for labeled=True (--labeled), with the objective 'semi-supervised'")
         points = points.keep_labels(num_labels, options.seed)
     augment = None
     if mutate is not None:
@@ -123,8 +123,8 @@ def train(
         check_number(mutate, "mutate", at_least=0, at_most=1)
         augment = functools.partial(corruptions.mutate, rate=mutate, levels=points.levels)
     with seeded(options.seed, torch.device("cpu")):
-        program = build(model, points, labelled=labelled, **swaps)
-    processes = team()
+        program = build(model, points, labeled=labeled, **swaps)
+    processes = process_group()
     found = Path(folder).exists()
     path = reserve(folder, force=force) if processes.writes else Path(folder)
     try:
@@ -135,7 +135,7 @@ def train(
                 path.rmdir()
         raise
     record = record_of(
-        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num,
+        model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
         num_labels=num_labels, mutate=mutate, processes=processes.size if processes.size > 1 else None,
         training=options,
     )  # fmt: skip
@@ -145,7 +145,7 @@ def train(
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
-    """Store a run in ``folder``; ``run.json`` comes last, so that a folder that has it is whole."""
+    """Store a run in ``folder``; ``run.json`` is written last: a folder that has it is complete."""
     checkpoint.save(program, folder)
     write_json(Path(folder) / RECORD, asdict(record))
 

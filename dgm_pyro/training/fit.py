@@ -25,7 +25,7 @@ from dgm_pyro.networks import ActNorm
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training.compilation import Sums
-from dgm_pyro.training.distributed import Team, team
+from dgm_pyro.training.distributed import ProcessGroup, process_group
 from dgm_pyro.training.options import TrainingOptions, changes, documented
 from dgm_pyro.training.step import PyroObjective, Step
 
@@ -73,7 +73,7 @@ class Epoch:
 
 @dataclass
 class History:
-    """What happened in `fit`.
+    """The record of a training by `fit`.
 
     Attributes:
         epochs: one `Epoch` each.
@@ -164,22 +164,22 @@ class Training:
         options = options or TrainingOptions()
         train = as_data(program, data)
         _check_scale(program, train)
-        maximise: Any = PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
+        maximize: Any = PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
         held_out = None if validation is None else as_data(program, validation, "validation")
         if held_out is None and options.validation is not None:
             train, held_out = _split(train, options.validation, options.seed)
         for part in (train, held_out):
-            _check_labels(program, part, maximise)
+            _check_labels(program, part, maximize)
         if options.early_stopping is not None and held_out is None:
             raise ValueError("early_stopping needs validation data: pass validation=0.1, or a Data")
         self.device = find_device(options.device)
         self.parameters = {name: p for name, p in program.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError(f"this {type(program).__name__} has no parameters that require a gradient")
-        self.processes = team()
+        self.processes = process_group()
         self.steps_per_epoch = self.processes.batches(len(train), options.batch_size)
 
-        self.program, self.objective, self.options, self.augment = program, maximise, options, augment
+        self.program, self.objective, self.options, self.augment = program, maximize, options, augment
         program.to(self.device)
         self.processes.agree([*program.parameters(), *program.buffers()])
         self.x, self.y = train.x.to(self.device), None if train.y is None else train.y.to(self.device)
@@ -188,10 +188,10 @@ class Training:
             self.parameters.values(), lr=options.lr, weight_decay=options.weight_decay, fused=True
         )
         self.average = None if options.ema is None else _Average(program, options.ema)
-        self.step = Step(maximise, program, options.precision)
+        self.step = Step(maximize, program, options.precision)
         self.shuffling = torch.Generator().manual_seed(options.seed)
-        unit = getattr(maximise, "unit", History.unit)
-        self.history = History(unit=unit, validation_unit=getattr(getattr(maximise, "validation", None), "unit", unit))
+        unit = getattr(maximize, "unit", History.unit)
+        self.history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
         # The weights of the best epoch and of the last, as they were validated; at first, what the program came with.
         self.best = self.last = _state(program)
         self._recipe = {**options.recipe(), "the number of training data": len(train)}
@@ -199,8 +199,8 @@ class Training:
         self._random: dict[str, Tensor] = {}
         self._store: Any = {"params": {}, "constraints": {}}
         with self._apart():
-            if hasattr(maximise, "prepare"):
-                maximise.prepare(program)
+            if hasattr(maximize, "prepare"):
+                maximize.prepare(program)
 
     def __enter__(self) -> Training:
         return self
@@ -360,10 +360,10 @@ class Training:
         return self.program.arguments(x, None if self.y is None else self.y[rows])
 
     def _validate(self, epoch: int) -> float:
-        """The validation loss, by the same draws every time, so that epochs are compared on equal terms.
+        """The validation loss, with the same draws every time, which makes epochs comparable.
 
-        The batches are dealt out to the processes, each of which has draws of its own. Of a Pyro objective, whose loss
-        brings its backward pass along, the plain ELBO.
+        The batches are distributed over the processes, and each process has its own draws. A Pyro objective, whose
+        loss has its own backward pass, is validated by the plain ELBO.
         """
         program, processes, data, total = self.program, self.processes, self.held_out, 0.0
         assert data is not None
@@ -371,7 +371,8 @@ class Training:
         if isinstance(objective, PyroObjective):
             objective = ELBO()
         # Larger batches than in training, as no graph is kept; but particles take the room of data.
-        size = max(self.options.batch_size, 4 * self.options.batch_size // getattr(objective, "num_particles", 1))
+        draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
+        size = max(self.options.batch_size, 4 * self.options.batch_size // draws)
         starts = range(0, len(data.x), size)
         with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
             for number in range(processes.rank, len(starts), processes.size):
@@ -414,7 +415,7 @@ def fit(
     A last batch of one datum is left out, as BatchNorm cannot take its scale; the shuffling leaves out another in the
     next epoch. Where ``validation`` is None, the last weights are kept. Compiling takes tens of seconds, then makes
     each step faster, and leaves the random numbers as they are; see `dgm.compile`. "auto" compiles trainings of 5,000
-    steps or more, and goes on uncompiled, with a warning, where it cannot be done.
+    steps or more, and continues uncompiled, with a warning, where it cannot be done.
 
     Args:
         program: what to train; it ends in evaluation mode.
@@ -458,7 +459,7 @@ def fit(
 
 
 class _Watch:
-    """Remembers, on the device, when the loss or a gradient first was not finite, and what it was then."""
+    """Records on the device when the loss or a gradient first was not finite, and its value."""
 
     def __init__(self, variable: str):
         self.variable = variable
@@ -479,7 +480,7 @@ class _Watch:
             self.values = torch.where(self.step > 0, self.values, values)
             self.step = torch.where((self.step > 0) | finite, self.step, step)
 
-    def check(self, epoch: int, processes: Team) -> None:
+    def check(self, epoch: int, processes: ProcessGroup) -> None:
         """Raise a `NonFiniteLossError` if there was one; in every process, or the others would wait for one."""
         step = processes.earliest(self.step)
         if step == 0 or self.values is None:
@@ -506,7 +507,7 @@ def _clip(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Totals:
-    """Sums over an epoch, on the device, so that only its end waits for them."""
+    """Sums over an epoch, on the device: only its end waits for them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -521,7 +522,7 @@ class _Totals:
         else:
             torch._foreach_add_(self.sums, [*terms.values()])
 
-    def epoch(self, epoch: int, validation: float | None, seconds: float, processes: Team) -> Epoch:
+    def epoch(self, epoch: int, validation: float | None, seconds: float, processes: ProcessGroup) -> Epoch:
         totals = processes.total(torch.stack(self.sums))
         means = dict(zip(self.keys, (totals / self.count).tolist(), strict=True))
         reconstruction = {site: mean for (kind, site), mean in means.items() if kind == "reconstruction"}
@@ -530,7 +531,7 @@ class _Totals:
 
 
 class _Average:
-    """An exponential moving average of the parameters, its decay warmed up so that the start is forgotten."""
+    """An exponential moving average of the parameters. Its decay is warmed up to forget the start."""
 
     def __init__(self, program: Program, decay: float):
         self.live = [p for p in program.parameters() if p.requires_grad]
@@ -569,7 +570,7 @@ class _Average:
 def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
     if not 0 < round(fraction * len(data)) < len(data):
         raise ValueError(
-            f"validation={fraction} of {len(data)} data leaves none on one side: pass validation=None to train on all "
+            f"validation={fraction} of {len(data)} data leaves one side empty: pass validation=None to train on all "
             "of them, another fraction, or validation data"
         )
     return data.split(fraction, seed=seed)

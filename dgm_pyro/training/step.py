@@ -20,7 +20,7 @@ from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import at_progress
 from dgm_pyro.program import Program
 from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
-from dgm_pyro.training.distributed import Team
+from dgm_pyro.training.distributed import ProcessGroup
 
 
 class PyroObjective:
@@ -68,7 +68,7 @@ class Step:
         self.loss: Any = None if self.terms is None else _ByKind(self.terms)
         self.prepared = self.compiled = False
 
-    def prepare(self, batch: Callable[[], Any], processes: Team, compile: bool | str, *, first: bool) -> None:
+    def prepare(self, batch: Callable[[], Any], processes: ProcessGroup, compile: bool | str, *, first: bool) -> None:
         """Compile, and join with the other processes.
 
         Args:
@@ -81,12 +81,12 @@ class Step:
         self.prepared = True
         if self.terms is None and (compile is True or processes.size > 1):
             raise ValueError(
-                f"{type(self.objective.objective).__name__} brings its own backward pass, which can be neither "
+                f"{type(self.objective.objective).__name__} has its own backward pass, which can be neither "
                 "compiled nor shared among processes: use an objective of dgm, such as 'elbo'"
             )
         if hasattr(self.objective, "update"):
             if processes.size > 1:
-                raise ValueError("each process would have a critic of its own: train a game in one process")
+                raise ValueError("each process would have its own critic: use one process for an adversarial objective")
             if compile is True:
                 check_compilable(self.objective)  # says why not
             return
@@ -107,7 +107,7 @@ class Step:
                     if compile is True:
                         raise
                     # Past the methods of Training, and fit with its two decorators.
-                    warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=7)
+                    warnings.warn(f"the training continues uncompiled: {error}", stacklevel=7)
         if processes.size > 1:
             # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")

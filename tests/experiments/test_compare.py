@@ -16,13 +16,13 @@ def folders(tmp_path_factory):
     recipes = {
         "pixels": ("pixels", "digits-binary", {}),
         "vae": ("vae", "digits-binary", {"latent_size": 2}),
-        "grey": ("pixels", "digits", {}),
+        "gray": ("pixels", "digits", {}),
         "points": ("realnvp", "moons", {}),
         "classifier": ("classifier", "digits-binary", {}),
     }
     for name, (model, data, swaps) in recipes.items():
         runs.train(
-            folder / name, model, data, swaps, dgm.TrainingOptions(epochs=1, device="cpu"), num=64, progress=False
+            folder / name, model, data, swaps, dgm.TrainingOptions(epochs=1, device="cpu"), num_data=64, progress=False
         )
     return {name: folder / name for name in recipes}
 
@@ -46,7 +46,7 @@ def test_differences_are_paired(folders):
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [("points", r"a mass and a density.*Dequantized"), ("grey", "same --data"), ("classifier", r"p\(y \| x\)")],
+    [("points", r"a mass and a density.*Dequantized"), ("gray", "same --data"), ("classifier", r"p\(y \| x\)")],
 )
 def test_what_is_not_comparable_is_refused_with_a_remedy(folders, other, message):
     with pytest.raises(ValueError, match=message):

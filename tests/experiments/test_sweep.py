@@ -16,7 +16,7 @@ from dgm_pyro import cli, plots
 from dgm_pyro.experiments import runs, sweep
 
 QUICK = dgm.TrainingOptions(epochs=1, device="cpu")
-FAST = sweep.Options(num=64, latent_size=2, num_particles=2, training=QUICK)
+FAST = sweep.Options(num_data=64, latent_size=2, num_particles=2, training=QUICK)
 AXES = {"prior": ("normal", "learned"), "objective": ("elbo", "iwae:2")}
 
 
@@ -114,7 +114,7 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch):
 
 
 def test_a_cell_whose_training_fails_leaves_the_others_and_the_table(tmp_path, capsys):
-    command = ["sweep", "vae", "--prior", "bernoulli,normal", "--objective", "stl,elbo", "--num", "64",
+    command = ["sweep", "vae", "--prior", "bernoulli,normal", "--objective", "stl,elbo", "--num-data", "64",
                "--latent-size", "2", "--epochs", "1", "--num-particles", "2", "--device", "cpu",
                "--out", str(tmp_path / "s")]  # fmt: skip
     assert cli.main(command) == 1
@@ -275,7 +275,7 @@ def test_options_that_do_not_fit_are_an_error_before_anything_is_written(tmp_pat
         *({"device": "abacus"}, {"validation": 2.0}),
     ]
     bad = [(next(iter(each)), lambda each=each: training(**each)) for each in wrong]
-    bad.append(("num", lambda: replace(FAST, num=10_000)))
+    bad.append(("num_data", lambda: replace(FAST, num_data=10_000)))
     for name, options in bad:
         with pytest.raises(ValueError, match=name):
             sweep.sweep(tmp_path / "s", options(), prior=("normal",), progress=False)
@@ -289,7 +289,7 @@ def test_a_model_without_a_density_has_nothing_to_be_compared_by(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    arguments = ["sweep", "vae", "--prior", "normal,learned", "--num", "64", "--latent-size", "2", "--epochs", "1",
+    arguments = ["sweep", "vae", "--prior", "normal,learned", "--num-data", "64", "--latent-size", "2", "--epochs", "1",
                  "--num-particles", "2", "--device", "cpu", "--out", str(tmp_path / "s")]  # fmt: skip
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
@@ -303,9 +303,9 @@ def test_the_command(tmp_path, capsys):
     cell = str(tmp_path / "s" / "cells" / "normal-seed0")
     assert cli.main(["evaluate", cell]) == 0
     assert cli.main(["sample", cell, "-n", "4"]) == 0
-    assert cli.main(["checks", cell, "--num", "50", "--num-simulations", "100"]) == 0
+    assert cli.main(["checks", cell, "--num-data", "50", "--num-samples", "100"]) == 0
     assert (tmp_path / "s" / "cells" / "normal-seed0" / "checks.png").is_file()
-    gaps = ["gaps", cell, "--num", "3", "--num-particles", "4", "--num-temperatures", "3", "--steps", "3"]
+    gaps = ["gaps", cell, "--num-data", "3", "--num-particles", "4", "--num-temperatures", "3", "--gradient-steps", "3"]
     assert cli.main(gaps) == 0
     assert "amortization gap" in capsys.readouterr().out
     assert cli.main([*gaps, "--json"]) == 0

@@ -56,8 +56,8 @@ def overfitting(seed):
 
 
 def few_labels(seed):
-    program = CASES["labelled-classifier"].build(seed)
-    x = CASES["labelled-classifier"].draw(program, 40)[0]
+    program = CASES["labeled-classifier"].build(seed)
+    x = CASES["labeled-classifier"].draw(program, 40)[0]
     y = torch.where(torch.arange(40) % 4 > 0, -1, torch.arange(40) % 3)
     return Training(program, dgm.Data(x, y), "semi-supervised:5", options())
 
