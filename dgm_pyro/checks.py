@@ -65,13 +65,14 @@ def check_count(count: Any, argument: str, at_least: int = 1) -> int:
 
 def check_number(
     value: Any, argument: str, *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf
-) -> None:
+) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not (value >= at_least and above < value <= at_most):
         low = f" above {above}" if above > -math.inf else f" of at least {at_least}" if at_least > -math.inf else ""
         high = f" and at most {at_most}" if at_most < math.inf else ""
         kind = "number" if low or high else "finite number"
         raise ValueError(f"{argument} must be a {kind}{low}{high}, got {value!r}")
+    return value
 
 
 def check_seed(seed: Any) -> int:
