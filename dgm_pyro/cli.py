@@ -643,8 +643,8 @@ def checks(
     """
 
     import dgm_pyro as dgm
+    from dgm_pyro.checks import check_count
     from dgm_pyro.experiments import plots
-    from dgm_pyro.checks import check_count, find_device
 
     check_count(num, "num")
     picture = _written_to(out, run / "checks.png")
