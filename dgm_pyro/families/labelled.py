@@ -108,8 +108,8 @@ class Labelled(Program):
         """
         if self.program.codes():
             raise ValueError(
-                "a Labelled program has a code for each class: pass the program within and the labels, "
-                "encode(labelled.program, x, given=labelled.classify(x))"
+                "a Labelled program has a code for each class: use the program within and the labels, "
+                "labelled.program.encode(x, given=labelled.classify(x))"
             )
         return {}
 

@@ -1,6 +1,7 @@
 r"""Representations: what a program says of x in place of x, and what that is good for.
 
-*Where x goes.* A program with latents maps x to a code z, and back:
+*Where x goes.* A program with latents maps x to a code z, and back. `encode` and `decode` call the methods of these
+names that its family has, in batches and in evaluation mode, with noise of each datum's own:
 
 ====================  ===============================================  =================================================
 program               `encode`                                         `decode`
@@ -452,7 +453,7 @@ class Quality(Result):
     num_test: int
 
     def stderr(self, accuracy: float) -> float:
-        """Of an accuracy on the test data."""
+        """Standard error of an accuracy on the test data."""
         return math.sqrt(accuracy * (1 - accuracy) / self.num_test)
 
     def cells(self) -> list[str]:
