@@ -146,15 +146,15 @@ def train(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as vae or pixelcnn: see dgm list.")],
     data: Annotated[str, typer.Option(help="A data set: see dgm list.")] = "digits",
     data_dir: DataDir = None,
-    num: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
+    num_data: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
     prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
     latent_size: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
-    labelled: Annotated[bool, typer.Option("--labelled", help="Build the generative classifier over MODEL.")] = False,
-    objective: Annotated[str | None, typer.Option(help="What to maximise, such as iwae:50: see dgm list.")] = None,
+    labeled: Annotated[bool, typer.Option("--labeled", help="Build the generative classifier over MODEL.")] = False,
+    objective: Annotated[str | None, typer.Option(help="What to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
-        int | None, typer.Option(help="Keep only this many labels; for --labelled --objective semi-supervised:50.")
+        int | None, typer.Option(help="Keep only this many labels; for --labeled --objective semi-supervised:50.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
@@ -191,9 +191,9 @@ def train(
         model,
         data,
         swaps,
-        labelled=labelled,
+        labeled=labeled,
         data_dir=data_dir,
-        num=num,
+        num_data=num_data,
         objective=objective,
         num_labels=num_labels,
         mutate=mutate,
@@ -232,12 +232,12 @@ def _report_training(folder: Path, name: str, model: str, history: History) -> N
     typer.echo("next: " + "; ".join(f"dgm {command} {folder}" for command in doing))
 
 
-@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --steps 20")
+@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --num-steps 20")
 def sample(
     run: RunFolder,
-    num: Annotated[int, typer.Option("--num", "-n", help="Number of samples.")] = 64,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Number of samples.")] = 64,
     label: Annotated[
-        int | None, typer.Option(help="Class to sample from, p(x | class); needs a run trained with --labelled.")
+        int | None, typer.Option(help="Class to sample from, p(x | class); needs a run trained with --labeled.")
     ] = None,
     sampler: Annotated[
         str | None,
@@ -245,7 +245,9 @@ def sample(
             help="Sampler of a diffusion: ancestral (the model itself), ddim, dpm++ or heun. Default: ancestral."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of time steps of a diffusion to use. Default: all.")] = None,
+    num_steps: Annotated[
+        int | None, typer.Option(help="Number of time steps of a diffusion to use. Default: all.")
+    ] = None,
     spacing: Annotated[
         str | None,
         typer.Option(help="Spacing of a diffusion's time steps: uniform, quadratic or karras. Default: uniform."),
@@ -253,7 +255,7 @@ def sample(
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="Strength of classifier-free guidance, for a diffusion trained with --labelled. Default: 0, none."
+            help="Strength of classifier-free guidance, for a diffusion trained with --labeled. Default: 0, none."
         ),
     ] = None,
     seed: Seed = 0,
@@ -265,33 +267,33 @@ def sample(
 
     from dgm_pyro.evaluation import evaluating
     from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.families.labelled import Labelled
+    from dgm_pyro.families.labeled import Labeled
     from dgm_pyro.program import seeded
 
     picture = _written_to(out, run / "samples.png")
     program, record, where, _ = _opened(run, device)
     given = None if label is None else torch.tensor([label], device=where)
-    options = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
+    options = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "guidance": guidance}
     options = {name: value for name, value in options.items() if value is not None}
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to sample")
-    if ("guidance" in options or label is not None) and not isinstance(program, Labelled):
-        raise ValueError("--label and --guidance need a run with labels: train it with dgm train --labelled")
+    if ("guidance" in options or label is not None) and not isinstance(program, Labeled):
+        raise ValueError("--label and --guidance need a run with labels: train it with dgm train --labeled")
     with seeded(seed, where), evaluating(program):
-        x = program.sample(num, given, **options).cpu()
+        x = program.sample(num_samples, given, **options).cpu()
     what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
-    _save(picture, plots.samples(x, levels=program.levels, title=f"{num} samples of {what}"))
+    _save(picture, plots.samples(x, levels=program.levels, title=f"{num_samples} samples of {what}"))
     runs.write_array(picture.with_suffix(".npy"), x)
-    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} samples of {what}")
+    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} samples of {what}")
 
 
 @app.command(epilog="Example: dgm impute runs/pixelcnn-digits --mask top -n 6")
 def impute(
     run: RunFolder,
     mask: Annotated[
-        str, typer.Option(help="Region to hide: left, right, top, bottom, centre, or a random fraction, random:0.5.")
+        str, typer.Option(help="Region to hide: left, right, top, bottom, center, or a random fraction, random:0.5.")
     ] = "left",
-    num: Annotated[int, typer.Option("--num", "-n", help="Number of draws per datum.")] = 4,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Number of draws per datum.")] = 4,
     rows: Annotated[int, typer.Option(help="Number of data, from the start of the split.")] = 8,
     split: Split = "test",
     num_particles: Annotated[
@@ -326,7 +328,7 @@ def impute(
         program,
         x.to(where),
         seen.to(where),
-        num,
+        num_samples,
         None if given is None else given.to(where),
         num_particles=num_particles,
         num_temperatures=num_temperatures,
@@ -336,7 +338,7 @@ def impute(
     what = f"{record.model} on {record.data}, {mask} hidden"
     _save(picture, plots.imputations(x, seen, drawn, levels=program.levels, title=what))
     runs.write_array(picture.with_suffix(".npy"), drawn)
-    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num} draws for each of {len(x)} data of {what}")
+    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} draws for each of {len(x)} data of {what}")
 
 
 @app.command(
@@ -346,7 +348,7 @@ def evaluate(
     run: RunFolder,
     split: Split = "test",
     num_particles: Samples = 1,
-    draws: Annotated[
+    num_samples: Annotated[
         int | None,
         typer.Option(
             help="Number of ELBO samples per datum; for a diffusion, of times and noise. Default: 8. More samples "
@@ -378,9 +380,9 @@ def evaluate(
 
     program, record, _, place = _opened(run, device, data_dir)
     points = dgm.data.load(record.data, split, data_dir=place)
-    if draws is not None and (program.tractable or num_particles > 1 or ode):
-        raise ValueError("--draws is the number of ELBO samples, but this evidence is no ELBO: leave it out")
-    averaged: dict[str, Any] = {} if draws is None else {"draws": draws}
+    if num_samples is not None and (program.tractable or num_particles > 1 or ode):
+        raise ValueError("--num-samples is the number of ELBO samples, but this evidence is no ELBO: leave it out")
+    averaged: dict[str, Any] = {} if num_samples is None else {"num_samples": num_samples}
     shown = _on_a_terminal()
     evidence = dgm.evaluate(
         program, points, num_particles=num_particles, ode=ode, seed=seed, progress=shown, **averaged
@@ -388,7 +390,7 @@ def evaluate(
     of = "log p(x)" if program.variable == "x" else "log p(y | x)"
     numbers = {"run": str(run), "model": record.model, "split": split, "of": of} | evidence.as_dict()
     accuracy = None
-    if isinstance(program, (dgm.Labelled, dgm.Discriminative)):
+    if isinstance(program, (dgm.Labeled, dgm.Discriminative)):
         assert points.y is not None
         probabilities, _ = classification.beliefs(program, points.x, progress=shown)
         numbers["accuracy"] = accuracy = classification.accuracy(probabilities, points.y)
@@ -448,13 +450,13 @@ def doctor(
         else:
             diagnosis = dgm.doctor(model, guide, *args, **kwargs)
     elif target in MODELS:
-        points = dgm.data.load(data or "digits", data_dir=data_dir, num=64)
+        points = dgm.data.load(data or "digits", data_dir=data_dir, num_data=64)
         diagnosis = dgm.doctor(build(target, points, **swaps), points)
     elif target.endswith(".py"):
         raise ValueError(f"{target} is a file: name what is in the file: {target}:MODEL,GUIDE")
     else:
         program, record = runs.read(target)
-        points = dgm.data.load(data or record.data, data_dir=data_dir or record.data_dir, num=64)
+        points = dgm.data.load(data or record.data, data_dir=data_dir or record.data_dir, num_data=64)
         diagnosis = dgm.doctor(program, points)
     typer.echo(json.dumps(diagnosis.as_dict(), indent=1) if as_json else str(diagnosis))
     if not diagnosis.ok:
@@ -479,7 +481,7 @@ def sweep(
     likelihood: Names = None,
     objective: Names = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 1,
-    num: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
+    num_data: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
     latent_size: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
@@ -503,7 +505,18 @@ def sweep(
 
     compiling = "auto" if compile is None else compile
     options = Options(
-        model, data, data_dir, num, latent_size, epochs, batch_size, lr, num_particles, device, compiling, precision
+        model,
+        data,
+        data_dir,
+        num_data,
+        latent_size,
+        epochs,
+        batch_size,
+        lr,
+        num_particles,
+        device,
+        compiling,
+        precision,
     )
     folder = out or Path("sweeps") / f"{model}-{data}"
     result = run_sweep(
@@ -557,12 +570,12 @@ def compare(
     typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
 
 
-@app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num 16")
+@app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num-data 16")
 def gaps(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN ...", help="Runs of VAEs, one for each guide.", autocompletion=_runs)
     ],
-    num: Annotated[int, typer.Option(help="Number of data, from the start of the split.")] = 32,
+    num_data: Annotated[int, typer.Option(help="Number of data, from the start of the split.")] = 32,
     split: Split = "test",
     num_particles: Annotated[
         int, typer.Option(help="Number of importance samples per datum in the IWAE bound on log p(x).")
@@ -574,7 +587,7 @@ def gaps(
             "discrete latents need."
         ),
     ] = 100,
-    steps: Annotated[
+    gradient_steps: Annotated[
         int, typer.Option(help="Number of gradient steps in the search for the best q of the family.")
     ] = 400,
     seed: Seed = 0,
@@ -593,11 +606,11 @@ def gaps(
     from dgm_pyro.checks import check_count
     from dgm_pyro.experiments import plots
 
-    check_count(num, "num")
+    check_count(num_data, "num_data")
     picture = _written_to(out, folders[0] / "gaps.png")
     found, loaded = {}, {folder: _opened(folder, device, data_dir) for folder in folders}
     for folder, (program, record, where, place) in loaded.items():
-        points = dgm.data.load(record.data, split, data_dir=place)[:num].to(where)
+        points = dgm.data.load(record.data, split, data_dir=place)[:num_data].to(where)
         x, given, _ = program.arguments(points.x, points.y)
         found[folder] = dgm.infer.gaps(
             program,
@@ -605,7 +618,7 @@ def gaps(
             given,
             num_particles=num_particles,
             num_temperatures=num_temperatures,
-            steps=steps,
+            gradient_steps=gradient_steps,
             seed=seed,
             progress=_on_a_terminal(),
         )
@@ -625,11 +638,11 @@ def gaps(
         typer.echo(f"{picture}: the gaps drawn")
 
 
-@app.command(epilog="Example: dgm checks runs/vae-digits --num-simulations 1000")
+@app.command(epilog="Example: dgm checks runs/vae-digits --num-samples 1000")
 def checks(
     run: RunFolder,
-    num_simulations: Annotated[int, typer.Option(help="Number of simulated pairs (z, x) for calibration.")] = 500,
-    num: Annotated[int, typer.Option(help="Number of data to measure the activity of units on.")] = 512,
+    num_samples: Annotated[int, typer.Option(help="Number of simulated pairs (z, x) for calibration.")] = 500,
+    num_data: Annotated[int, typer.Option(help="Number of data to measure the activity of units on.")] = 512,
     split: Split = "test",
     seed: Seed = 0,
     device: Device = "auto",
@@ -646,11 +659,11 @@ def checks(
     from dgm_pyro.checks import check_count
     from dgm_pyro.experiments import plots
 
-    check_count(num, "num")
+    check_count(num_data, "num_data")
     picture = _written_to(out, run / "checks.png")
     program, record, _, place = _opened(run, device, data_dir)
-    points = dgm.data.load(record.data, split, data_dir=place)[:num]
-    report = dgm.infer.check(program, points, num_simulations=num_simulations, seed=seed, progress=_on_a_terminal())
+    points = dgm.data.load(record.data, split, data_dir=place)[:num_data]
+    report = dgm.infer.check(program, points, num_samples=num_samples, seed=seed, progress=_on_a_terminal())
     _save(picture, plots.calibration(report, title=f"The guide of {record.model} on {record.data}"))
     _show(report, as_json, "", {}, f"{picture}: rank histograms and the KL of each dimension")
     if any(finding.severity == "error" for finding in report.findings):
@@ -742,7 +755,7 @@ def classify(
 ) -> None:
     """Classify data, and say which answers to reject: p(y | x) and log p(x) in a CSV, and a picture.
 
-    A run trained with --labelled rejects by log p(x); a discriminative classifier rejects by its highest p(y | x).
+    A run trained with --labeled rejects by log p(x); a discriminative classifier rejects by its highest p(y | x).
     """
     from dgm_pyro.data import load
     from dgm_pyro.experiments import plots, runs
@@ -790,7 +803,7 @@ def represent(
     site: Annotated[
         str | None, typer.Option(help="Level of a hierarchy, such as z2. Default: the nearest to x.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Largest number of data, and of training data for the probe.")] = 5000,
+    num_data: Annotated[int, typer.Option(help="Largest number of data, and of training data for the probe.")] = 5000,
     path: Annotated[str, typer.Option(help="Path of the interpolation: spherical or linear.")] = "spherical",
     seed: Seed = 0,
     device: Device = "auto",
@@ -806,21 +819,21 @@ def represent(
     from dgm_pyro.checks import check_count
     from dgm_pyro.experiments import plots, runs
 
-    check_count(num, "num")
+    check_count(num_data, "num_data")
     picture = _written_to(out, run / "representation.png")
     program, record, _, place = _opened(run, device, data_dir)
-    if isinstance(program, dgm.Labelled):
+    if isinstance(program, dgm.Labeled):
         program.program.code_named()  # or why there is none
         raise ValueError(
             f"{run} has a code for each class, and no map of all of them; in Python: "
-            f"labelled = dgm.load({str(run)!r}); dgm.representations.encode(labelled.program, x, labelled.classify(x))"
+            f"labeled = dgm.load({str(run)!r}); dgm.representations.encode(labeled.program, x, labeled.classify(x))"
         )
     x, y = runs.inputs(data or record.data, program, place)
-    points = dgm.Data(x[:num], None if y is None else y[:num], levels=program.levels)
+    points = dgm.Data(x[:num_data], None if y is None else y[:num_data], levels=program.levels)
     train = None
     if y is not None:
         train = dgm.data.load(record.data, data_dir=place)
-        train = dgm.data.load(record.data, data_dir=place, num=min(num, len(train)), seed=seed)
+        train = dgm.data.load(record.data, data_dir=place, num_data=min(num_data, len(train)), seed=seed)
     found = dgm.representations.represent(program, points, train, site=site, seed=seed, progress=_on_a_terminal())
     what, numbers = f"{record.model} on {record.data}", picture.with_suffix(".npy")
     title = f"{found.site} of {len(points)} data, {what}"

@@ -5,7 +5,7 @@ r"""Preflight: what is wrong with a model and a guide, before an hour of trainin
 .. math::
     \hat L = \sum_s \log p_s - \sum_s \log q_s + \Big(\sum_{s \in S} \log q_s\Big) \, \mathrm{stop}(\hat L),
 
-with S the latents that cannot be reparameterised, and at its gradient. It takes any Pyro pair, ours or yours. Each
+with S the latents that cannot be reparameterized, and at its gradient. It takes any Pyro pair, ours or yours. Each
 check is a function from a `Visit` to findings; `CHECKS` is the list of them.
 """
 
@@ -123,7 +123,7 @@ class Site:
 
 @dataclass
 class Visit:
-    """What one run of the guide and of the model, replayed on it, showed.
+    """The traces of one run of the guide, and of the model replayed on it.
 
     Attributes:
         model, guide: their sites by name; guide is None if there is no guide.
@@ -320,7 +320,7 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: PyroELBO | N
             _put_back(still)
             findings = [finding for check in CHECKS for finding in check(visit)]
             findings += [
-                Finding("error", "frozen", name, "it asks for no gradient, but Pyro makes it ask for one and trains it",
+                Finding("error", "frozen", name, "it has requires_grad=False, but Pyro sets it to True and trains it",
                         "make it a buffer, by register_buffer")
                 for name, tensor in frozen if tensor.requires_grad
             ]  # fmt: skip
@@ -362,9 +362,9 @@ def _visit(model: Any, guide: Any, args: Any, kwargs: Any) -> Visit:
             model = poutine.replay(model, trace=guided)
         by_guide, watch.subsampled = watch.subsampled, {}
         with _reported("model"):
-            modelled = poutine.trace(model).get_trace(*args, **kwargs)
+            modeled = poutine.trace(model).get_trace(*args, **kwargs)
     visit = Visit(
-        model=_sites(modelled),
+        model=_sites(modeled),
         guide=None if guided is None else _sites(guided),
         subsampled=by_guide | watch.subsampled,
         drawn_apart=by_guide.keys() - watch.subsampled.keys(),
@@ -430,7 +430,7 @@ def _line(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    """What our own messages say after the colon."""
+    """The remedy in one of our own messages: what follows the colon."""
     return _line(error).rpartition(": ")[2]
 
 
@@ -700,8 +700,8 @@ def plates(visit: Visit) -> Iterator[Finding]:
     for name in sorted(visit.drawn_apart & stated):
         size, part = visit.subsampled[name]
         yield Finding("error", "plates", name,
-                      f"the guide draws {part} of {size} data by itself, while the model is told which: latents and "
-                      "data are of other rows",
+                      f"the guide draws {part} of {size} data by itself, while the model gets their indices: latents "
+                      "and data are of different rows",
                       "let the model draw them too, subsample_size=, or pass the guide the same plate, by "
                       "create_plates=")  # fmt: skip
     for role, site in visit.sites:
@@ -747,7 +747,7 @@ def plates(visit: Visit) -> Iterator[Finding]:
             yield Finding("error", "plates", name, f"it is inside plate {plate!r} in the {has}, but not in the {lacks}",
                           f"state it inside the same plate in the {lacks}")  # fmt: skip
         if ours == theirs and not _same(p.scale, q.scale):
-            yield Finding("warning", "plates", name, "it is scaled differently in the model and in the guide",
+            yield Finding("warning", "plates", name, "its scale differs between the model and the guide",
                           "scale both, or neither: their ratio is the KL")  # fmt: skip
 
 
@@ -830,7 +830,7 @@ def finite(visit: Visit) -> Iterator[Finding]:
     for key, site_name in visit.culprits.items():
         name = visit.name_of(visit.leaves[key])
         yield Finding("error", "finite", site_name, f"its gradient for {name} is NaN or infinite",
-                      "keep away from sqrt(0), log(0) and 0 / 0, also in branches torch.where throws away")  # fmt: skip
+                      "avoid sqrt(0), log(0) and 0 / 0, also in branches that torch.where discards")  # fmt: skip
 
 
 def parameters(visit: Visit) -> Iterator[Finding]:
@@ -867,7 +867,7 @@ def parameters(visit: Visit) -> Iterator[Finding]:
                           "SVI would never train it",
                           f"call pyro.module({root!r}, {root}) in the model or the guide")  # fmt: skip
         else:
-            yield Finding("error", "parameters", root, "it has a gradient, but is no pyro.param: SVI leaves it",
+            yield Finding("error", "parameters", root, "it has a gradient, but is not a pyro.param: SVI ignores it",
                           "make it one with pyro.param(name, value), or detach() it")  # fmt: skip
 
 
@@ -1072,7 +1072,7 @@ def _module(source: str) -> types.ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where data classes look for it
-    sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbours
+    sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbors
     try:
         with _users(source, "when it is loaded"):
             spec.loader.exec_module(module)

@@ -22,7 +22,7 @@ import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_dense, check_type, find_device
 from dgm_pyro.data import Data
 from dgm_pyro.families.continuous import ContinuousDiffusion
-from dgm_pyro.families.labelled import Labelled
+from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, alone, check_program, parameter_of, seeded
@@ -83,7 +83,7 @@ class Evidence(Result):
         if self.measure != other.measure:
             raise ValueError(
                 f"a {self.measure} cannot be compared with a {other.measure}: "
-                "wrap the density in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
+                "wrap the density in dgm.Dequantized(flow, levels=...), then both are masses on the integers"
             )
         if (self.digest, self.num_dims, len(self.values)) != (other.digest, other.num_dims, len(other.values)):
             raise ValueError(
@@ -140,7 +140,7 @@ class Difference:
 
     @property
     def kind(self) -> str:
-        """What it says of the difference of the two log p(x): a bound may be short of the truth by any gap."""
+        """The relation to the difference of the two log p(x): a bound may be any gap below the truth."""
         first, second = (kind in ("exact", "ode") for kind in self.kinds)
         if first and second:
             return "exact"
@@ -156,7 +156,7 @@ class Difference:
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of ``values``; NaN for a single one."""
+    """Standard error of the mean of ``values``; NaN for a single one."""
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
@@ -166,7 +166,7 @@ def evaluate(
     data: Data | Tensor,
     *,
     num_particles: int = 1,
-    draws: int = 8,
+    num_samples: int = 8,
     ode: bool = False,
     batch_size: int = 256,
     seed: int = 0,
@@ -179,7 +179,7 @@ def evaluate(
         program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it.
         data: a `Data`, or a tensor ``(N, *event_shape)``.
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
-        draws: how many draws of an ELBO to average per datum: less noise, the same bound.
+        num_samples: how many draws of an ELBO to average per datum: less noise, the same bound.
         ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
             the bound: `ContinuousDiffusion.ode_log_prob`. It is that of the flow which the deterministic samplers
             follow, before their last step, to the denoiser's mean.
@@ -189,7 +189,7 @@ def evaluate(
         device: where to compute; default where the program is.
         progress: whether to show a bar; it counts data, or particles of data.
 
-    The label of a `Labelled` program is summed over, and only log p(x | y) bounded, where it is not exact.
+    The label of a `Labeled` program is summed over, and only log p(x | y) bounded, where it is not exact.
 
     Memory does not grow with ``num_particles``: they come in chunks, and only the sum of their weights is kept.
 
@@ -200,7 +200,7 @@ def evaluate(
         ValueError, TypeError: shapes, values or measures do not fit; the message names the remedy.
     """
     check_count(num_particles, "num_particles")
-    check_count(draws, "draws")
+    check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")
     data = as_data(program, data)
     device = program_device(program) if device is None else find_device(device)
@@ -214,10 +214,10 @@ def evaluate(
             raise ValueError(f"ode=True takes no particles, got num_particles={num_particles}: leave one of them out")
         kind = "ode"
     weighted = kind.startswith("iwae")
-    within = program.program if isinstance(program, Labelled) else program
+    within = program.program if isinstance(program, Labeled) else program
     if weighted and isinstance(within, ContinuousDiffusion):
         raise ValueError(
-            f"particles weigh the paths of a chain of {within.steps} steps, which is looser than the bound in "
+            f"particles weigh the paths of a chain of {within.num_steps} steps, which is looser than the bound in "
             "continuous time: use num_particles=1, or evaluate program.unroll(), the chain itself"
         )
     total, unit = (len(data.x) * num_particles, "particle") if weighted else (len(data.x), "datum")
@@ -239,7 +239,7 @@ def evaluate(
                 bar.update(len(x))
             else:
                 with noise.per_datum(value, seed):
-                    bounds.append(_bound(program, value, given, num_particles, draws, bar.update))
+                    bounds.append(_bound(program, value, given, num_particles, num_samples, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -254,27 +254,27 @@ def evaluate(
 
 
 def _bound(
-    program: Program, x: Tensor, given: Any, num_particles: int, draws: int, advance: Callable[[float], Any]
+    program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
-    if isinstance(program, Labelled) and not program.tractable:
-        return _sum_over_labels(program, x, num_particles, draws, advance)
+    if isinstance(program, Labeled) and not program.tractable:
+        return _sum_over_labels(program, x, num_particles, num_samples, advance)
     if not program.tractable and num_particles > 1:
         iwae = importance_bound(program, x, given, num_particles, advance)
         return Bound(iwae, iwae)
-    bound = ELBO(num_particles=draws)(program, x, given)
+    bound = ELBO(num_samples)(program, x, given)
     advance(len(x))
     return bound
 
 
 def _sum_over_labels(
-    program: Labelled, x: Tensor, num_particles: int, draws: int, advance: Callable[[float], Any]
+    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not asked.
 
     Where all labels of the training data were known, nothing has trained it. With particles the weights of every class
     are unbiased, and so is their sum. Without, q(y) is Bayes' rule on the ELBOs of the classes, and the bound
-    sum_y q(y) ELBO_y - KL(q(y) || p(y)) takes other draws than q(y) did: the same ones would favour the class that
+    sum_y q(y) ELBO_y - KL(q(y) || p(y)) takes other draws than q(y) did: the same ones would favor the class that
     they flatter, and the result would be no bound.
     """
     labels = torch.arange(program.classes, device=x.device)
@@ -284,7 +284,9 @@ def _sum_over_labels(
 
     def of_classes() -> list[Bound]:
         return [
-            _bound(program.program, x, y.expand(len(x)), num_particles, draws, lambda done: advance(done / passes))
+            _bound(
+                program.program, x, y.expand(len(x)), num_particles, num_samples, lambda done: advance(done / passes)
+            )
             for y in labels
         ]
 
@@ -323,7 +325,7 @@ def importance_bound(
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 
-    The particles come in chunks of a size that the data alone determine, so that memory is flat in their number.
+    The particles come in chunks whose size depends on the data alone: memory does not grow with their number.
 
     Args:
         advance: told after each chunk how many weights it had.
@@ -337,7 +339,7 @@ def importance_bound(
 
 
 def particles_at_once(program: Program, size: int) -> int:
-    """How many particles of each of ``size`` data fit the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
+    """Number of particles of each of ``size`` data that fits the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
     chain = len(program.unroll().latents(program.variable) or ())
     rows = min(ROWS_AT_ONCE, VALUES_AT_ONCE // (max(1, program.event_shape.numel()) * max(1, chain)))
     return max(1, rows // size)
@@ -354,7 +356,7 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
         ValueError, TypeError: it does not fit; the message names the remedy.
     """
     check_program(program)
-    # Where the program is: whoever asks moves the data in batches, and has no device to be told of.
+    # On the program's device: callers move the data in batches themselves.
     place = program_device(program)
     if isinstance(data, Tensor):
         if program.variable != "x" or program.conditional:
@@ -397,7 +399,7 @@ def _as_reals(program: Program, x: Tensor) -> Tensor:
 
 
 def program_device(program: Program) -> torch.device:
-    """Where the program's parameters are; the CPU if it has none."""
+    """The device of the program's parameters; the CPU if it has none."""
     tensor = next(iter([*program.parameters(), *program.buffers()]), None)
     return torch.device("cpu") if tensor is None else tensor.device
 

@@ -1,4 +1,4 @@
-r"""What `dgm.fit` maximises: small callables ``objective(program, x, given=None, observed=None) -> Bound``.
+r"""Objectives of `dgm.fit`: small callables ``objective(program, x, given=None, observed=None) -> Bound``.
 
 They are computed from the traces of the program's statements. For latents z and data x,
 
@@ -7,7 +7,7 @@ They are computed from the traces of the program's statements. For latents z and
     = E_q[\log p(x \mid z)] - KL(q(z \mid x) \,\|\, p(z)).
 
 A KL is taken in closed form wherever there is one and the order of the statements allows it, and by sampling
-otherwise. Latents that cannot be reparameterised get the score-function gradient.
+otherwise. Latents that cannot be reparameterized get the score-function gradient.
 
 The importance-weighted bounds draw z_1 .. z_K and take, with the weights w_k = p(x, z_k) / q(z_k | x),
 
@@ -55,7 +55,7 @@ from dgm_pyro.program import (
 
 @dataclass
 class Bound:
-    """A lower bound on log p(x), per datum, in nats, or what else an objective maximises.
+    """A lower bound on log p(x), per datum, in nats, or what else an objective maximizes.
 
     Attributes:
         value: the estimate, of shape ``batch``.
@@ -63,7 +63,7 @@ class Bound:
         reconstruction: log-likelihood of the data, per site.
         kl: divergence of the guide from the prior and other costs, per site; value = sum(reconstruction) - sum(kl)
             for an ELBO.
-        score: log q of the latents that cannot be reparameterised, if any.
+        score: log q of the latents that cannot be reparameterized, if any.
     """
 
     value: Tensor
@@ -74,9 +74,9 @@ class Bound:
 
 
 class Objective(Protocol):
-    """What `dgm.fit` maximises; write your own as any callable of this form.
+    """An objective, which `dgm.fit` maximizes; write your own as any callable of this form.
 
-    One that changes as training goes on has a method ``at(progress)`` too, which returns the objective to use at
+    One that changes during training has a method ``at(progress)`` too, which returns the objective to use at
     ``progress`` in [0, 1]. `dgm.fit` validates with the one at 1.
 
     One with a second player, as `adversarial.Adversarial`, has ``prepare(program)``, called once, and
@@ -131,25 +131,25 @@ class ELBO(VariationalBound):
     """The evidence lower bound; the exact log p(x) for a tractable program.
 
     Args:
-        num_particles: draws from the guide per datum, averaged.
+        num_samples: draws from the guide per datum, averaged.
         analytic_kl: whether to use closed forms of KL(q || p).
         beta: weight of every KL, a number or a schedule ``beta(progress)`` of the progress of training in [0, 1]. At
             another weight than 1 the value is no bound on log p(x).
-        leave_one_out: whether the score function of latents that cannot be reparameterised is multiplied by a draw's
+        leave_one_out: whether the score function of latents that cannot be reparameterized is multiplied by a draw's
             value less the mean value of the other draws: the same gradient in expectation, with less variance.
 
     Source: Jordan et al. 1999; Ranganath et al. 2014 (score function); Kingma and Welling 2014 (pathwise); Higgins et
     al. 2017 (beta); Bowman et al. 2016 (arXiv 1511.06349, warm-up); Kool et al. 2019 (leave-one-out).
     """
 
-    num_particles: int = 1
+    num_samples: int = 1
     _: KW_ONLY
     analytic_kl: bool = True
     beta: float | Callable[[float], float] = 1.0
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
-        check_particles(self.num_particles, self.leave_one_out)
+        _check_draws(self.num_samples, "num_samples", self.leave_one_out)
         if not callable(self.beta) and not isinstance(self.beta, Tensor):  # a tensor is how a compiled loss varies it
             check_number(self.beta, "beta", at_least=0)
 
@@ -159,25 +159,25 @@ class ELBO(VariationalBound):
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         beta = self.beta(1.0) if callable(self.beta) else self.beta
-        batch = (x.shape[0],) if self.num_particles == 1 else (self.num_particles, x.shape[0])
+        batch = (x.shape[0],) if self.num_samples == 1 else (self.num_samples, x.shape[0])
         bound = elbo(program, x, given, observed=observed, batch=batch, analytic_kl=self.analytic_kl, beta=beta)
         if self.leave_one_out and bound.score is not None:
-            others = (bound.value.sum(0) - bound.value) / (self.num_particles - 1)
+            others = (bound.value.sum(0) - bound.value) / (self.num_samples - 1)
             bound.surrogate = bound.value + _nothing(bound.score) * (bound.value - others).detach()
-        return bound if self.num_particles == 1 else _mean(bound)
+        return bound if self.num_samples == 1 else _mean(bound)
 
 
 @dataclass(frozen=True)
 class FreeBits(VariationalBound):
     """The ELBO in which each latent site's KL costs nothing below a number of nats, over the mean of the batch.
 
-    max(nats, KL) takes the place of KL, so that nothing is gained by emptying a latent. The sites of a hierarchy are
+    max(nats, KL) replaces KL: emptying a latent gains nothing. The sites of a hierarchy are
     floored apart where the guide draws them in the model's order (top-down); otherwise their terms are no divergences
     on their own, and the divergence of all latents together is floored.
 
     Args:
         nats: the floor (lambda in the source).
-        per_feature: whether each feature of a site has a floor of its own.
+        per_feature: whether each feature of a site has its own floor.
 
     Source: Kingma et al. 2016 (arXiv 1606.04934), equation 15.
     """
@@ -218,22 +218,22 @@ class FreeBits(VariationalBound):
 class STL(VariationalBound):
     """Sticking the landing: the ELBO, its gradient without the score of the guide.
 
-    The score has mean zero, so that leaving it out changes nothing in expectation; without it the gradient's variance
+    The score has mean zero, so leaving it out changes nothing in expectation; without it the gradient's variance
     vanishes where q(z | x) is the exact posterior. The guide is stated twice, and must be able to score its draws.
 
     Args:
-        num_particles: draws from the guide per datum, averaged.
+        num_samples: draws from the guide per datum, averaged.
 
     Source: Roeder, Wu and Duvenaud 2017 (arXiv 1703.09194), algorithm 1.
     """
 
-    num_particles: int = 1
+    num_samples: int = 1
 
     def __post_init__(self) -> None:
-        check_count(self.num_particles, "num_particles")
+        check_count(self.num_samples, "num_samples")
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
-        options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
+        options: Any = {"batch": (self.num_samples, x.shape[0]), "observed": observed}
         guide = guide_trace(program, x, given, **options)
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
@@ -248,7 +248,7 @@ class IWAE(VariationalBound):
 
     Args:
         num_particles: K; at 1 it is the ELBO with sampled KL.
-        leave_one_out: whether the score function of latents that cannot be reparameterised is multiplied by the bound
+        leave_one_out: whether the score function of latents that cannot be reparameterized is multiplied by the bound
             less what it would be without the draw, its weight replaced by the geometric mean of the others' (VIMCO).
 
     Source: Burda et al. 2016 (arXiv 1509.00519); Mnih and Rezende 2016 (arXiv 1602.06725), section 2.5.
@@ -259,7 +259,7 @@ class IWAE(VariationalBound):
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
-        check_particles(self.num_particles, self.leave_one_out)
+        _check_draws(self.num_particles, "num_particles", self.leave_one_out)
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         batch = (self.num_particles, x.shape[0])
@@ -275,7 +275,7 @@ class IWAE(VariationalBound):
 
 @dataclass(frozen=True)
 class DReG(VariationalBound):
-    """The importance-weighted bound, with the doubly reparameterised gradient for the guide.
+    """The importance-weighted bound, with the doubly reparameterized gradient for the guide.
 
     The model's gradient is that of `IWAE`, weighted by w / sum w; along the paths through the latents it is weighted by
     the square of that, and the guide's score is gone. The same gradient in expectation, but its signal no longer drowns
@@ -300,7 +300,7 @@ class DReG(VariationalBound):
         guide = guide_trace(program, x, given, **options)
         shares: list[Tensor] = []
         for name in latent_sites(guide):
-            # The guide itself went on with the draw as it was, so that no path is weighted twice.
+            # The guide itself continued with the unweighted draw: no path is weighted twice.
             guide.nodes[name] = guide.nodes[name] | {"value": _weighted_on_the_way_back(guide.nodes[name], shares)}
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
@@ -317,7 +317,7 @@ class RWS(VariationalBound):
 
     The model ascends the importance-weighted bound. The guide ascends sum_k w_k log q(z_k | x) / sum_k w_k, and so
     descends KL(p(z | x) || q(z | x)), the other way round than under an ELBO (wake-phi). With ``sleep``, it also learns
-    from x and z that the model dreams up (sleep-phi). No latent need be reparameterised: discrete ones serve as well.
+    from x and z that the model dreams up (sleep-phi). No latent need be reparameterized: discrete ones serve as well.
     Chains among the latents are unrolled.
 
     Args:
@@ -355,7 +355,7 @@ class Enumerate(VariationalBound):
     """The ELBO with every value of the discrete latents tried: exact in them, in value and gradient.
 
     All latents with finitely many values (Bernoulli, Categorical; vectors by the product of their features) are summed
-    over, weighted by q. Others are drawn once for each combination, by reparameterisation or the score function. Chains
+    over, weighted by q. Others are drawn once for each combination, by reparameterization or the score function. Chains
     among the latents are unrolled.
 
     Args:
@@ -383,9 +383,9 @@ class Enumerate(VariationalBound):
 
 @dataclass(frozen=True)
 class SemiSupervised:
-    """For a `Labelled` program with a classifier, on data whose label is -1 where it is unknown.
+    """For a `Labeled` program with a classifier, on data whose label is -1 where it is unknown.
 
-    A labelled datum contributes the bound on log p(x, y) and ``weight`` times log q(y | x); an unlabelled one the
+    A labeled datum contributes the bound on log p(x, y) and ``weight`` times log q(y | x); an unlabeled one the
     bound with y enumerated, sum_y q(y | x) [bound(x, y) - log q(y | x)].
 
     Args:
@@ -409,7 +409,7 @@ class SemiSupervised:
         classifier, label = getattr(program, "classifier", None), getattr(program, "label", "y")
         if classifier is None:
             raise ValueError(
-                f"SemiSupervised needs a Labelled program with a classifier q(y | x), got {type(program).__name__}"
+                f"SemiSupervised needs a Labeled program with a classifier q(y | x), got {type(program).__name__}"
             )
         y = (observed or {}).get(label, torch.full((x.shape[0],), -1, device=x.device))
         log_q = classifier(x).logits.log_softmax(-1)
@@ -448,9 +448,9 @@ def annealed(part: float = 0.25) -> ELBO:
     return ELBO(beta=WarmUp(part))
 
 
-def rloo(num_particles: int = 4) -> ELBO:
+def rloo(num_samples: int = 4) -> ELBO:
     """The ELBO of several draws, each the baseline of the others' score function: for discrete latents."""
-    return ELBO(num_particles, leave_one_out=True)
+    return ELBO(num_samples, leave_one_out=True)
 
 
 def vimco(num_particles: int = 8) -> IWAE:
@@ -479,7 +479,7 @@ COMPARISONS: dict[str, Callable[..., Objective]] = {}
 
 
 def chosen(objective: Any) -> Any:
-    """What the argument ``objective`` means: `ELBO` for None, the one of a name, else itself.
+    """The objective that the argument ``objective`` names: `ELBO` for None, else itself if it is no name.
 
     Raises:
         ValueError: there is none of that name.
@@ -491,7 +491,7 @@ def chosen(objective: Any) -> Any:
         return objective_named(objective)
     if isinstance(objective, type):
         name = objective.__name__
-        raise TypeError(f"objective is the class {name}: pass one of it, {name}()")
+        raise TypeError(f"objective is the class {name}: pass an instance, {name}()")
     if not callable(objective):
         raise TypeError(f"objective must be callable, a name, or a Pyro ELBO, got {type(objective).__name__}")
     return objective
@@ -553,10 +553,12 @@ def elbo(
     return elbo_of_traces(model, guide, batch, analytic_kl=analytic_kl, beta=beta)
 
 
-def check_particles(num_particles: Any, leave_one_out: bool) -> None:
-    check_count(num_particles, "num_particles")
-    if leave_one_out and num_particles == 1:
-        raise ValueError("num_particles must be at least 2 with leave_one_out: one draw leaves none to compare it with")
+def _check_draws(count: Any, argument: str, leave_one_out: bool) -> None:
+    check_count(count, argument)
+    if leave_one_out and count == 1:
+        raise ValueError(
+            f"{argument} must be at least 2 with leave_one_out: a draw's baseline is the mean of the others"
+        )
 
 
 def exact(program: Program, x: Tensor, given: Any = None) -> Bound:
@@ -579,7 +581,7 @@ def elbo_of_traces(
 
     Args:
         log_q: log-probabilities of the guide's sites to use instead of the guide's own, sampled KLs throughout.
-        summed: sites whose every value the traces hold, so that they need no score function.
+        summed: sites whose every value is in the traces: they need no score function.
     """
     latents = latent_sites(guide)
     reconstruction: dict[str, Tensor] = {}
@@ -701,14 +703,14 @@ def _path_log_q(
     """log q per site, differentiable in the latents of ``guide`` but not in the parameters.
 
     Raises:
-        ValueError: a latent is not reparameterised, or the guide cannot score its draws.
+        ValueError: a latent is not reparameterized, or the guide cannot score its draws.
     """
     for name in latent_sites(guide):
         site: Any = guide.nodes[name]
         if not site["fn"].has_rsample and site_log_prob(site).requires_grad:
             raise ValueError(
-                f"{objective} follows the gradient through the latents, but {name!r} ({_family(site)}) is not "
-                "reparameterised: use the objective 'enumerate', 'vimco', 'rloo' or 'rws'"
+                f"{objective} needs gradients through the latents, but {name!r} ({_family(site)}) is not "
+                "reparameterized: use the objective 'enumerate', 'vimco', 'rloo' or 'rws'"
             )
     parameters = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
     before = None if torch.compiler.is_exporting() else _random_state(x.device)
@@ -722,7 +724,7 @@ def _path_log_q(
         ) from error
     if before is not None and not torch.equal(before, _random_state(x.device)):
         raise ValueError(
-            f"{objective} states the guide twice, but it is not the same twice: remove the dropout from the encoder, "
+            f"{objective} runs the guide twice, but it differs between the two: remove the dropout from the encoder, "
             "or use the objective 'elbo' or 'iwae'"
         )
     return log_q
@@ -747,7 +749,7 @@ def _weighted_on_the_way_back(site: Any, shares: list[Tensor]) -> Tensor:
 
 
 class _Detached(Messenger):
-    """Draws that are constants, so that the guide's log-probabilities have the score as their gradient."""
+    """Draws that are constants: the gradient of the guide's log-probabilities is the score."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["value"], Tensor):
@@ -774,7 +776,7 @@ def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[st
 
 
 class _EveryOutcome(Messenger):
-    """Every value of each latent that has finitely many, along a batch dimension of its own left of the data.
+    """Every value of each finite latent, along a separate batch dimension left of the data.
 
     Attributes:
         sizes: the number of values per site, in the order met; the n-th has the n-th dimension left of the data.

@@ -1,4 +1,4 @@
-r"""The algebra: `pyro.sample` generalised from distributions to whole models.
+r"""The algebra: `pyro.sample` generalized from distributions to whole models.
 
 A `Program` is a deep generative model written as Pyro statements. Three methods say what it is:
 
@@ -320,7 +320,7 @@ class Program(nn.Module):
         return {}
 
     def encode(
-        self, x: Tensor, given: Any = None, *, site: str | None = None, draw: bool = False, num_draws: int = 16
+        self, x: Tensor, given: Any = None, *, site: str | None = None, draw: bool = False, num_samples: int = 16
     ) -> Tensor:
         """The code z of each x, drawn by the global random state and differentiable where q(z | x) is.
 
@@ -331,7 +331,7 @@ class Program(nn.Module):
             given: ``(B, *given_shape)`` for a conditional program.
             site: a name in `codes`; default the first.
             draw: whether z is a draw from q(z | x), in place of the mean.
-            num_draws: draws to average where the mean of q(z | x) has no closed form.
+            num_samples: draws to average where the mean of q(z | x) has no closed form.
 
         Returns:
             ``(B, *z_shape)``; of a class, its probabilities, ``(B, *z_shape, K)``, unless ``draw``.
@@ -340,10 +340,10 @@ class Program(nn.Module):
             ValueError: the program has no latent code, or none of that name; or x does not fit.
         """
         site = self.code_named(site)
-        check_count(num_draws, "num_draws")
+        check_count(num_samples, "num_samples")
         self.check(x, given)
         with alone():
-            return self._encode(x, given, site, draw, num_draws)
+            return self._encode(x, given, site, draw, num_samples)
 
     def decode(self, z: Tensor, given: Any = None, *, site: str | None = None, draw: bool = False) -> Tensor:
         """The x of each code: the mean of p(x | z), or a draw; drawn too where the mean has no closed form.
@@ -363,8 +363,8 @@ class Program(nn.Module):
         with alone():
             return self._decode(z, given, site, draw)
 
-    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must define _encode(x, given, site, draw, num_draws)")
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define _encode(x, given, site, draw, num_samples)")
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define _decode(z, given, site, draw)")
@@ -831,12 +831,12 @@ def model_trace(
     with (
         isolated(),
         poutine.condition(data=observed or {}),
-        poutine.trace() as modelled,
+        poutine.trace() as modeled,
         poutine.replay(trace=guide),
         plates(batch),
     ):
         program.joint(program.variable, x, given)
-    model = modelled.trace
+    model = modeled.trace
     require_subset(latent_sites(guide), latent_sites(model))
     unguided = [name for name in latent_sites(model) if name not in guide.nodes]
     if unguided:
@@ -1061,7 +1061,7 @@ def check_values(x: Tensor, levels: int | None, owner: str, *, counts: bool = Fa
         )
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= levels:
-        remedy = " For grey levels use Categorical or DiscretizedLogistic, or binarize the data." if levels == 2 else ""
+        remedy = " For gray levels use Categorical or DiscretizedLogistic, or binarize the data." if levels == 2 else ""
         raise ValueError(
             f"x holds values from {low} to {high}, but {owner} has {levels} levels, 0 .. {levels - 1}.{remedy}"
         )

@@ -26,7 +26,7 @@ def test_one_sample_is_the_default():
     assert vae().sample().shape == (1, 3)
 
 
-@pytest.mark.parametrize("name", ["vae", "made", "diffusion", "maf", "labelled", "dequantized"])
+@pytest.mark.parametrize("name", ["vae", "made", "diffusion", "maf", "labeled", "dequantized"])
 def test_samples_by_other_names_are_answered_with_the_right_one(name):
     program = next(case.build() for key, case in CASES.items() if key.startswith(name))
     for unknown in ({"label": 1}, {"labels": [1]}, {"n": 3}, {"temperature": 0.5}):
@@ -51,13 +51,13 @@ def test_a_program_without_codes_says_so():
         lambda: dgm.VAE(dist.Normal(0, 1), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4))),
         lambda: dgm.VAE(dgm.Normal(2), dist.Normal(0, 1), dgm.Normal(2, nn.Linear(3, 4))),
         lambda: dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dist.Normal(0, 1)),
-        lambda: dgm.build("vae", dgm.data.load("digits", num=10), prior=dist.Normal(0, 1)),
-        lambda: dgm.build("vae", dgm.data.load("digits", num=10), encoder=torch.distributions.Normal(0, 1)),
+        lambda: dgm.build("vae", dgm.data.load("digits", num_data=10), prior=dist.Normal(0, 1)),
+        lambda: dgm.build("vae", dgm.data.load("digits", num_data=10), encoder=torch.distributions.Normal(0, 1)),
         lambda: dgm.Flow(2, [], dist.Normal(0, 1)),
         lambda: dgm.Dequantized(dist.Normal(0, 1), 4),
         lambda: dgm.Autoregressive(dist.Normal(0, 1)),
-        lambda: dgm.Labelled(dgm.Categorical((), 2), dist.Normal(0, 1)),
-        lambda: dgm.Implicit(dist.Normal(0, 1), nn.Linear(2, 2), 2),
+        lambda: dgm.Labeled(dgm.Categorical((), 2), dist.Normal(0, 1)),
+        lambda: dgm.Implicit(2, dist.Normal(0, 1), nn.Linear(2, 2)),
         lambda: dgm.evaluate(dist.Normal(0, 1), torch.zeros(3)),
     ],
 )

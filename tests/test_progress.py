@@ -16,18 +16,18 @@ def vae():
 
 
 def diffusion():
-    return dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (4,)), steps=3)
+    return dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (4,)), num_steps=3)
 
 
-def labelled():
-    return dgm.Labelled(dgm.Categorical((), 2), dgm.Normal(2, nn.Embedding(2, 4)))
+def labeled():
+    return dgm.Labeled(dgm.Categorical((), 2), dgm.Normal(2, nn.Embedding(2, 4)))
 
 
 def classes_of_vaes():
-    return dgm.build("vae", dgm.Data(X, torch.tensor([0, 1, 0, 1])), labelled=True)
+    return dgm.build("vae", dgm.Data(X, torch.tensor([0, 1, 0, 1])), labeled=True)
 
 
-FAST = {"num_particles": 4, "num_temperatures": 2, "num_chains": 2, "steps": 2, "draws": 2}
+FAST = {"num_particles": 4, "num_temperatures": 2, "num_chains": 2, "gradient_steps": 2, "num_samples": 2}
 CALLS = {
     "ais": (lambda **shown: dgm.infer.ais(vae(), X, num_temperatures=2, **shown), ("adapt", "anneal")),
     "bidirectional": (lambda **shown: dgm.infer.bidirectional(vae(), 2, num_temperatures=2, **shown), ("adapt",)),
@@ -37,10 +37,13 @@ CALLS = {
     ),
     "smc": (lambda **shown: dgm.infer.smc(diffusion(), X, num_particles=2, **shown), ("tune", "propagate")),
     "nuts": (lambda **shown: dgm.infer.nuts(vae(), X, 2, 2, max_tree_depth=1, **shown), ("Warmup", "Sample")),
-    "sbc": (lambda **shown: dgm.infer.sbc(vae(), num_simulations=9, num_draws=3, num_bins=2, **shown), ("rank",)),
-    "units": (lambda **shown: dgm.infer.units(vae(), X, draws=2, **shown), ("units",)),
+    "sbc": (
+        lambda **shown: dgm.infer.sbc(vae(), num_samples=9, num_posterior_samples=3, num_bins=2, **shown),
+        ("rank",),
+    ),
+    "units": (lambda **shown: dgm.infer.units(vae(), X, num_samples=2, **shown), ("units",)),
     "check": (
-        lambda **shown: dgm.infer.check(vae(), X, num_simulations=9, num_draws=3, num_bins=2, **shown),
+        lambda **shown: dgm.infer.check(vae(), X, num_samples=9, num_posterior_samples=3, num_bins=2, **shown),
         ("rank", "units"),
     ),
     "impute": (
@@ -50,7 +53,7 @@ CALLS = {
     "evaluate": (lambda **shown: dgm.evaluate(vae(), X, num_particles=3, **shown), ("iwae-3",)),
     "encode": (lambda **shown: dgm.representations.encode(vae(), X, **shown), ("codes",)),
     "decode": (lambda **shown: dgm.representations.decode(vae(), X, **shown), ("codes",)),
-    "beliefs": (lambda **shown: dgm.classification.beliefs(labelled(), X, **shown), ("classify",)),
+    "beliefs": (lambda **shown: dgm.classification.beliefs(labeled(), X, **shown), ("classify",)),
     "detect": (lambda **shown: dgm.anomaly.detect(vae(), X, X, false_alarm_rate=0.5, **shown), ("elbo",)),
 }
 

@@ -16,7 +16,7 @@
 #
 # A *generative model* is a joint distribution over random variables, written as the process that generates them. Deep
 # generative models parameterize the distributions in it with neural networks. Once the network is there, one question
-# is left, and the field is organised by its answers: **how do we represent $p(x)$**, so that we can draw from it,
+# is left, and the field is organized by its answers: **how do we represent $p(x)$**, so that we can draw from it,
 # evaluate it, and fit it to data?
 #
 # This chapter gives four answers to it, on the same data, as programs in [Pyro](https://pyro.ai):
@@ -316,8 +316,8 @@ for axes, c in zip(panels[1:], (-2.0, 0.0, 0.9), strict=True):
 plt.show()
 
 # %% [markdown]
-# The bars are the data with $x_1$ within 0.1 of $c$. One conditional has one mode or two, as the data ask: that is what
-# the mixture is for.
+# The bars are the data with $x_1$ within 0.1 of $c$. One conditional has one mode or two, as the data require: the
+# mixture allows both.
 #
 # **Sampling is sequential.** $x_2$ cannot be drawn before $x_1$ is there, so a draw takes $D$ passes of the network,
 # while a score takes one. It does not show at $D = 2$. For the 64 pixels of section 8 it will. (Chapter 02 has a cache
@@ -411,7 +411,7 @@ panels[2].grid(False)
 plt.show()
 
 # %% [markdown]
-# The middle panel is the left one, bent: colours show where each quadrant of $z$ went. $f$ is continuous and so cannot
+# The middle panel is the left one, bent: colors show where each quadrant of $z$ went. $f$ is continuous and so cannot
 # tear the plane. It draws out a thin strip of $z$ over the whole space between the two half circles instead: the red
 # line on the right. There the density is low, but not zero.
 #
@@ -522,9 +522,9 @@ for particles in (1, 10, 100, scaled(1000, 200)):
 print(f"quadrature {log_p_by_quadrature(vae, some.x).mean():.3f}")
 
 # %% [markdown]
-# The gap between ELBO and $\log p(x)$ is the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$: what it costs that the
-# guide is a diagonal Normal and the true posterior is not. Exercise 3 swaps parts of this VAE to see which of them
-# costs how much.
+# The gap between ELBO and $\log p(x)$ is the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$: the cost of a diagonal
+# Normal guide for a posterior that is not one. Exercise 3 swaps parts of this VAE to see which of them costs how
+# much.
 #
 # ## 6. Diffusion: an integral over a chain
 #
@@ -585,8 +585,8 @@ plt.show()
 # (The plated form looks at 5 times in a draw, the unrolled one at all 50. Hence the many draws of the former.)
 
 # %%
-plated = dgm.evaluate(diffusion, some, draws=scaled(200, 10))
-unrolled = dgm.evaluate(diffusion.unroll(), some, draws=scaled(8, 2))
+plated = dgm.evaluate(diffusion, some, num_samples=scaled(200, 10))
+unrolled = dgm.evaluate(diffusion.unroll(), some, num_samples=scaled(8, 2))
 difference, error = plated.minus(unrolled)
 print(f"plated     {plated.nats:.3f} nats per datum")
 print(f"unrolled   {unrolled.nats:.3f} nats per datum")
@@ -669,7 +669,7 @@ on_digits = {
         encoder=dgm.Normal(16, MLP(shape, 32, levels=levels)),
     ),
     "diffusion": dgm.Diffusion(
-        shape, DenoisingUNet(shape, (32, 64), outputs=levels), "log-snr", steps=50, predict="levels", levels=levels
+        shape, DenoisingUNet(shape, (32, 64), outputs=levels), "log-snr", num_steps=50, predict="levels", levels=levels
     ),
 }
 epochs = {"autoregressive": 35, "flow": 30, "VAE": 50, "diffusion": 30}
@@ -697,13 +697,13 @@ print("passes to draw autoregressively:", passes(model, lambda: model.sample(14)
 particles = {"flow": scaled(16, 2), "VAE": scaled(64, 2)}
 evidences = {}
 for name, program in on_digits.items():
-    evidences[name] = dgm.evaluate(program, unseen, num_particles=particles.get(name, 1), draws=scaled(32, 2))
+    evidences[name] = dgm.evaluate(program, unseen, num_particles=particles.get(name, 1), num_samples=scaled(32, 2))
     evidence = evidences[name]
     print(f"{name:15s} {evidence.kind:8s} {evidence.bits_per_dim:.3f} +- {evidence.stderr:.3f} bits per dimension")
 
 # %% [markdown]
 # A density can also say whether a datum is like the training data: **anomaly detection**. We try two kinds of
-# anomalies: digits with their pixels shuffled, and digits with faint noise of half a grey level, rounded. The AUROC is
+# anomalies: digits with their pixels shuffled, and digits with faint noise of half a gray level, rounded. The AUROC is
 # the probability that a test digit has a higher $p(x)$ than an anomaly; 0.5 is guessing. (A score of one datum needs
 # less noise than a mean over many: hence `unroll()`, with which the diffusion looks at all its times.)
 
@@ -711,7 +711,7 @@ for name, program in on_digits.items():
 # %%
 def scores(name, x):
     """log p(x) or its bound, per datum."""
-    return dgm.evaluate(on_digits[name].unroll(), x, num_particles=particles.get(name, 1), draws=1).values
+    return dgm.evaluate(on_digits[name].unroll(), x, num_particles=particles.get(name, 1), num_samples=1).values
 
 
 order = torch.rand(len(unseen), 64).argsort(1)
@@ -745,7 +745,7 @@ plots.images(torch.cat(list(rows.values())), levels=levels, columns=9, row_label
 # The way from 0 to 1 leads through what may be a 6 and a 5. The way from 6 to 7 is less clean: the model has seen 1437
 # digits.
 #
-# Is $z$ also a better input for a classifier, when labels are few? Here a linear classifier gets five labelled digits
+# Is $z$ also a better input for a classifier, when labels are few? Here a linear classifier gets five labeled digits
 # of each class, ten times over with other digits.
 
 # %%
@@ -753,7 +753,7 @@ from sklearn.linear_model import LogisticRegression  # noqa: E402
 
 
 def accuracy_of(features, test_features, seed):
-    """Test accuracy of a linear classifier trained on five labelled data of each class."""
+    """Test accuracy of a linear classifier trained on five labeled data of each class."""
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
     few = torch.cat([order[digits.y[order] == y][:5] for y in range(10)])
     return LogisticRegression(max_iter=2000).fit(features[few], digits.y[few]).score(test_features, unseen.y)
@@ -773,9 +773,9 @@ used = (of_digits.mean.std(0) > 0.3).sum()
 print(f"features of z whose mean depends on x (standard deviation over the data above 0.3): {used} of 16")
 
 # %% [markdown]
-# Here it is not: on images this small the pixels are the better input. The ELBO asks for a short description of $x$,
-# not for one in which classes lie apart, and it pays for each feature of $z$ that is used. The VAE therefore leaves
-# those that do not pay for themselves at the prior, where they say nothing about $x$.
+# Here it is not: on images this small the pixels are the better input. The ELBO rewards a short description of $x$,
+# not one that separates classes, and each feature of $z$ in use has a cost. The VAE therefore leaves features that
+# are not worth their cost at the prior, where they carry no information about $x$.
 #
 # ## 9. Generative and discriminative
 #
@@ -786,7 +786,7 @@ print(f"features of z whose mean depends on x (standard deviation over the data 
 # %%
 discriminative = dgm.Discriminative(dgm.Categorical((), 2, MLP((2,), 2, hidden=(64, 64))))
 given_label = dgm.Autoregressive(mixtures(num_classes=2))  # p(x | y)
-generative = dgm.Labelled(dgm.Categorical((), 2, learned=True), given_label)
+generative = dgm.Labeled(dgm.Categorical((), 2, learned=True), given_label)
 history = train_on(train, discriminative, epochs=20, batch_size=128, lr=3e-3)
 history = train_on(train, generative, epochs=40, batch_size=128, lr=1e-2)
 
@@ -836,7 +836,7 @@ print(f"  log p(x) is below that of 99 % of the test data at {100 * alarms:.1f} 
 # divides by $p(x)$ and so compares two numbers that are both tiny. Which label it is there is an accident of training:
 # the two panels do not agree. The difference is that the generative model also has $p(x)$ itself, and so can say that
 # it has seen nothing like this. The line in the last panel is a threshold with 1 % false alarms. $p(y \mid x)$ alone
-# has no such number to ask for, and its own confidence is no substitute: it is high there.
+# has no such number, and its own confidence is no substitute: it is high there.
 #
 # All models of this chapter are *explicit*: they define $p(x)$, exactly or through a bound. An *implicit* model, such
 # as a GAN, is only a map from noise to data. It can be sampled, but has no $p(x)$ to evaluate.
@@ -855,7 +855,7 @@ print(f"  log p(x) is below that of 99 % of the test data at {100 * alarms:.1f} 
 # - **Data.** Replace `"moons"` by `"pinwheel"`, `"rings"` or `"checkerboard"` (and skip the rows of the truth). Rings
 #   are hard for a flow: it must tear holes into a plane that has none.
 # - **Inductive bias.** On digits, replace the MADE by `dgm.networks.PixelCNN`, whose convolutions know that pixels have
-#   neighbours. Train it longer and compare the bits.
+#   neighbors. Train it longer and compare the bits.
 # - **Steps.** Give the diffusion 10 or 200 steps. What happens to the distance between its ELBO and its IWAE bound?
 # - **Composition.** Every part of a VAE is a program. `dgm.VAE(prior=diffusion, ...)` is latent diffusion, a likelihood
 #   that is an `Autoregressive` given $z$ is PixelVAE.
@@ -894,7 +894,7 @@ with torch.no_grad():
     trace.compute_log_prob()
     x1 = trace.nodes["x_1"]["value"]
     weights = trace.nodes["x_2"]["log_prob"].softmax(0)
-    # The answer to compare with: p(x_1, x_2 = 0.5), normalised over a line of x_1.
+    # The answer to compare with: p(x_1, x_2 = 0.5), normalized over a line of x_1.
     line = torch.linspace(-4, 4, 401)
     exact = autoregressive.log_prob(torch.stack([line, torch.full_like(line, 0.5)], -1)).exp()
     exact = exact / (exact.sum() * (line[1] - line[0]))
@@ -919,7 +919,7 @@ assert abs(by_weights - by_bayes) < 4 * spread
 # %%
 swaps = {
     "flow as prior": make_vae(prior=dgm.flow.nsf((2,), layers=3, hidden=(32, 32))),
-    "flow as encoder": make_vae(encoder=dgm.flow.nsf((2,), layers=3, hidden=(32, 32), context_shape=(2,))),
+    "flow as encoder": make_vae(encoder=dgm.flow.nsf((2,), layers=3, hidden=(32, 32), given_shape=(2,))),
 }
 for program in swaps.values():
     train_on(train, program, epochs=30, batch_size=128, lr=1e-2)

@@ -105,7 +105,7 @@ mosaic = torch.full((15, 15), float("nan"))
 for k, state in enumerate(order):
     row, column = 4 * (k // 4), 4 * (k % 4)
     mosaic[row : row + 3, column : column + 3] = states[state].reshape(3, 3)
-panels[1].imshow(mosaic.numpy(), cmap=theme.grey.with_extremes(bad=theme.rule))
+panels[1].imshow(mosaic.numpy(), cmap=theme.gray.with_extremes(bad=theme.rule))
 panels[1].set(title="the 16 most probable states, row by row")
 panels[1].set_axis_off()
 plt.show()
@@ -164,7 +164,7 @@ else:
 #
 # $$W_{ab} = 0 \quad \text{unless} \quad m_b \le m_a .$$
 #
-# Here are all weights of a small one, for $D = 5$. Grey cells are masked. `direct` connects inputs to outputs. The last
+# Here are all weights of a small one, for $D = 5$. Gray cells are masked. `direct` connects inputs to outputs. The last
 # panel is the Jacobian $\partial\, \text{output}_i / \partial x_j$, which autograd computes and knows nothing of masks.
 
 
@@ -182,10 +182,10 @@ def draw_matrices(network, title):
     figure, panels = subplots(1, 5, height=2.8)
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
         high = matrix.nan_to_num().abs().max()
-        colours = plt.get_cmap("RdBu_r").with_extremes(bad="#c8ccd0")
+        colors = plt.get_cmap("RdBu_r").with_extremes(bad="#c8ccd0")
         rows, columns = matrix.shape
         extent = (0.5, columns + 0.5, rows + 0.5, 0.5)
-        axes.imshow(matrix.numpy(), cmap=colours, vmin=-high, vmax=high, aspect="auto", extent=extent)
+        axes.imshow(matrix.numpy(), cmap=colors, vmin=-high, vmax=high, aspect="auto", extent=extent)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(title=f"{name}: {matrix.shape[0]} x {matrix.shape[1]}", xlabel="from", ylabel="to")
         axes.grid(False)
@@ -216,7 +216,7 @@ assert (paths + torch.ones(5, 5).triu() > 0).all()  # and no allowed path is mis
 # ## 3. Which pixels does a pixel see?
 #
 # The masks say what a network *may* look at. Its architecture says what it does look at. A **PixelCNN** uses masked
-# convolutions: a pixel sees neighbours above and to the left, and further away with every layer. Below, the pixel of
+# convolutions: a pixel sees neighbors above and to the left, and further away with every layer. Below, the pixel of
 # interest is red, and the pixels that its conditional depends on are blue (found by autograd again).
 
 # %%
@@ -248,9 +248,9 @@ sizes = [int(seen.sum()) for seen in list(sees.values())[1:]]
 assert sizes == sorted(sizes)
 
 # %% [markdown]
-# Looking at neighbours with the same weights everywhere is an **inductive bias**: an assumption about the data, built
+# Looking at neighbors with the same weights everywhere is an **inductive bias**: an assumption about the data, built
 # into the network. It helps where the assumption holds. To see that it is the assumption that helps, we shuffle the
-# pixels of all digits in one fixed way. The information is the same, but neighbours are neighbours no more.
+# pixels of all digits in one fixed way. The information is the same, but neighbors are neighbors no more.
 
 # %%
 shuffle = torch.randperm(64, generator=torch.Generator().manual_seed(0))
@@ -287,7 +287,7 @@ claim(abs(lost["MADE"]) < 0.6)
 claim(evidences["MADE", "as they are"].minus(evidences["PixelCNN", "as they are"]).nats > 0)
 
 # %% [markdown]
-# Shuffling costs the PixelCNN nearly two nats per image. MADE never assumed anything about neighbours, and hardly
+# Shuffling costs the PixelCNN nearly two nats per image. MADE never assumed anything about neighbors, and hardly
 # notices. (Its small difference is that of the order of the chain, which has changed too.) On images this small MADE is
 # the better model all the same: it can look at the whole image in one layer.
 #
@@ -315,12 +315,12 @@ with torch.no_grad():
 figure, panels = subplots(1, 4, height=2.7)
 pictures = {
     "mean bits per pixel, all test digits": (bits.mean(0).reshape(8, 8), theme.heat),
-    "one digit": (example[0].float(), theme.grey),
-    "p($x_i$ = 1 | $x_{<i}$) on it": (given_before, theme.grey),
+    "one digit": (example[0].float(), theme.gray),
+    "p($x_i$ = 1 | $x_{<i}$) on it": (given_before, theme.gray),
     "bits per pixel on it": (bits[3].reshape(8, 8), theme.heat),
 }
-for axes, (title, (picture, colours)) in zip(panels, pictures.items(), strict=True):
-    shown = axes.imshow(picture.numpy(), cmap=colours, vmin=0)
+for axes, (title, (picture, colors)) in zip(panels, pictures.items(), strict=True):
+    shown = axes.imshow(picture.numpy(), cmap=colors, vmin=0)
     axes.set(title=title, xticks=[], yticks=[])
     axes.grid(False)
     figure.colorbar(shown, ax=axes, shrink=0.75)
@@ -524,7 +524,7 @@ plots.images(torch.cat(list(rows.values())), levels=2, columns=columns, row_labe
 # ## What to change next
 #
 # - **The order.** Train `MADE` in the reverse order, or in a random one. How many nats does the order matter?
-# - **The grey levels.** Use `dgm.data.load("digits")` with `DiscretizedLogistic(shape, 17, 5, network)` as the features
+# - **The gray levels.** Use `dgm.data.load("digits")` with `DiscretizedLogistic(shape, 17, 5, network)` as the features
 #   and `PixelCNN(shape, 15, levels=17)`: five logistics have 15 parameters.
 # - **The network.** `dgm.networks.CausalTransformer` sees everything before, as MADE does, with weights that are
 #   shared, as those of a PixelCNN. Where does it end up?

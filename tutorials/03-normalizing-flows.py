@@ -26,7 +26,7 @@
 # | 1 | why a factor at all? one dimension |
 # | 2 | what is the determinant, in a picture? grids bent by $f$, Jacobian heat maps |
 # | 3 | how is a rich $f$ built? $f = f_K \circ \dots \circ f_1$ |
-# | 4 | does the density stay normalised in training? |
+# | 4 | does the density stay normalized in training? |
 # | 5 | what are the latents of data? |
 # | 6 | what can a flow not do, and what does it cost? |
 #
@@ -71,24 +71,24 @@ print(f"integral of p(z) alone over x:   {torch.trapezoid(p_z, x):.6f}")
 assert abs(torch.trapezoid(p_x, x) - 1) < 1e-5
 
 cuts = dist.Normal(0.0, 1.0).icdf(torch.tensor([0.025, 0.15, 0.3, 0.45, 0.55, 0.7, 0.85, 0.975])).double()
-colours = [*theme.series, theme.muted]
+colors = [*theme.series, theme.muted]
 figure, panels = subplots(1, 3, height=3.0)
 panels[0].plot(z, p_z, color=theme.ink, lw=1.2)
 panels[1].plot(z, x, color=theme.ink, lw=1.2)
 panels[2].plot(x, p_x, color=theme.ink, lw=1.2)
-for a, b, colour in zip(cuts[:-1], cuts[1:], colours, strict=True):
+for a, b, color in zip(cuts[:-1], cuts[1:], colors, strict=True):
     piece = (z >= a) & (z <= b)
-    panels[0].fill_between(z[piece], 0, p_z[piece], color=colour, alpha=0.6, lw=0)
-    panels[1].fill_between(z[piece], -6, x[piece], color=colour, alpha=0.15, lw=0)
-    panels[1].fill_betweenx(x[piece], -3, z[piece], color=colour, alpha=0.35, lw=0)
-    panels[2].fill_between(x[piece], 0, p_x[piece], color=colour, alpha=0.6, lw=0)
+    panels[0].fill_between(z[piece], 0, p_z[piece], color=color, alpha=0.6, lw=0)
+    panels[1].fill_between(z[piece], -6, x[piece], color=color, alpha=0.15, lw=0)
+    panels[1].fill_betweenx(x[piece], -3, z[piece], color=color, alpha=0.35, lw=0)
+    panels[2].fill_between(x[piece], 0, p_x[piece], color=color, alpha=0.6, lw=0)
 panels[0].set(title="p(z)", xlabel="z", ylabel="density", xlim=(-3, 3), ylim=(0, None))
 panels[1].set(title="x = f(z)", xlabel="z", ylabel="x", xlim=(-3, 3), ylim=(-5, 5))
 panels[2].set(title="p(x)", xlabel="x", xlim=(-5, 5), ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# Equal colours have equal areas, left and right. The middle piece is spread over a long stretch of $x$, and becomes
+# Equal colors have equal areas, left and right. The middle piece is spread over a long stretch of $x$, and becomes
 # low; the pieces beside it are pushed together into the two bumps. Without the factor the total would not be one.
 #
 # ## 2. Two dimensions
@@ -242,7 +242,7 @@ figure.colorbar(shown, ax=panels[1, :], label="log |det| so far", shrink=0.9)
 plt.show()
 
 # %% [markdown]
-# Above: the grid and draws of $z$ after the first $k$ couplings; the colour is the angle of $z$, so that one sees where
+# Above: the grid and draws of $z$ after the first $k$ couplings; the color is the angle of $z$, so that one sees where
 # each direction goes. Below: the sum of log-determinants so far, over $z$. A single coupling moves one coordinate.
 # Together they make five arms. The red lines of the last panel are where space is drawn apart between two arms.
 #
@@ -267,9 +267,9 @@ assert one[0, 0] == 1
 assert one[0, 1] == 0
 
 # %% [markdown]
-# ## 4. Normalised at every step of training
+# ## 4. Normalized at every step of training
 #
-# Nothing in the training objective, $\log p_\theta(x)$ of the data, asks the density to sum to one. It does so by
+# Nothing in the training objective, $\log p_\theta(x)$ of the data, makes the density sum to one. It does so by
 # construction, for any weights: before training, halfway, and at the end.
 
 # %%
@@ -461,12 +461,12 @@ class SinhArcsinh(Bijection):
         self.features = features
         self.log_a, self.b = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(features))
 
-    def forward(self, z, context=None):
+    def forward(self, z, given=None):
         u = self.log_a.exp() * z.asinh() + self.b
         log_slope = u.cosh().log() + self.log_a - 0.5 * (1 + z**2).log()
         return u.sinh(), log_slope.sum(-1)
 
-    def inverse(self, x, context=None):
+    def inverse(self, x, given=None):
         z = ((x.asinh() - self.b) / self.log_a.exp()).sinh()
         return z, -self(z)[1]
 
@@ -488,8 +488,8 @@ print(f"sum of p(x) over a grid: {total:.4f}")
 claim(abs(total - 1) < 5e-3)
 
 # %% [markdown]
-# **2.** That of $x \to z$, which is $f^{-1}$ if $f$ is the map from $z$. The two are inverse to each other, so that the
-# wrong one gives high density where it should be low, and the sum is not one.
+# **2.** That of $x \to z$, which is $f^{-1}$ if $f$ is the map from $z$. The two are inverse to each other. The wrong
+# one gives high density where it should be low, and the sum is not one.
 
 # %%
 f, inverse = maps["stretch"]

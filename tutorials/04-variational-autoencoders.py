@@ -18,10 +18,10 @@
 #
 # $$p_\theta(x) = \int p_\theta(x \mid z)\, p(z)\, dz .$$
 #
-# The integral cannot be done, so that training climbs a lower bound on its logarithm:
+# The integral is intractable, so we maximize a lower bound on its logarithm:
 #
 # $$\log p_\theta(x) \;\ge\; \underbrace{E_{q(z \mid x)}[\log p_\theta(x \mid z)]}_{\text{1) reconstruction}} \;-\;
-# \underbrace{D_{KL}(q(z \mid x) \,\|\, p(z))}_{\text{2) price of saying } z}.$$
+# \underbrace{D_{KL}(q(z \mid x) \,\|\, p(z))}_{\text{2) cost of encoding } z}.$$
 #
 # | section | question |
 # |---|---|
@@ -60,8 +60,8 @@ style()
 # parameters.
 #
 # - prior $p(z) = N(0, I)$;
-# - **decoder** $p_\theta(x \mid z)$: a network makes of $z$ the probability that each pixel is black;
-# - **encoder** $q(z \mid x)$: a network makes of $x$ the mean and scale of a Normal. It is the guide, and no part of
+# - **decoder** $p_\theta(x \mid z)$: a network maps $z$ to the probability that each pixel is black;
+# - **encoder** $q(z \mid x)$: a network maps $x$ to the mean and scale of a Normal. It is the guide, and not part of
 #   the model.
 #
 # With $z$ in the plane everything can be drawn.
@@ -89,7 +89,7 @@ for role in ("model", "guide"):
     trace = poutine.trace(getattr(vae, role)).get_trace(test.x[:3])
     sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name != "data"]
     print(f"{role}: sites {', '.join(sites)}")
-evidence = dgm.evaluate(vae, test, draws=scaled(100, 4))
+evidence = dgm.evaluate(vae, test, num_samples=scaled(100, 4))
 print(evidence)
 
 # %% [markdown]
@@ -114,7 +114,7 @@ with torch.no_grad():
     q = vae.encoder(some)
     log_q = q.log_prob(grid.unsqueeze(1)).T
     kl = (log_q.exp() * (log_q - log_posterior)).sum(1) * math.exp(log_cell)
-elbo = dgm.evaluate(vae, some, draws=scaled(400, 4)).values
+elbo = dgm.evaluate(vae, some, num_samples=scaled(400, 4)).values
 print(f"log p(x) by the grid      {log_p_x.mean():.3f}")
 print(f"ELBO, from draws          {elbo.mean():.3f}")
 print(f"KL(q || posterior)        {kl.mean():.3f}")
@@ -133,10 +133,10 @@ for axes, i in zip(panels, chosen, strict=True):
     for radius in (1, 2):
         ring = q.mean[i] + radius * q.stddev[i] * torch.stack([angle.cos(), angle.sin()], -1)
         axes.plot(*ring.T.numpy(), color=theme.series[1], lw=1)
-    centre = q.mean[i]
+    center = q.mean[i]
     half = 2.2 if i == worst else 1.2
-    axes.set(xlim=(centre[0].item() - half, centre[0].item() + half))
-    axes.set(ylim=(centre[1].item() - half, centre[1].item() + half))
+    axes.set(xlim=(center[0].item() - half, center[0].item() + half))
+    axes.set(ylim=(center[1].item() - half, center[1].item() + half))
     axes.set(title=f"a {int(test.y[i])}: KL {kl[i]:.2f} nats", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     axes.grid(False)
 plt.show()
@@ -144,7 +144,8 @@ plt.show()
 # %% [markdown]
 # Blue is the true posterior, orange one and two standard deviations of the encoder's Normal. On the right is the datum
 # where the two differ most: its posterior has two modes, and the encoder has put itself between them.
-# The gap is what it costs that the guide is a Normal with axes along the coordinates, and made by a network in one go.
+# The gap is the cost of a guide that is a Normal with axes along the coordinates, computed by one network for all
+# data.
 #
 # ## 2. The two terms
 #
@@ -158,7 +159,7 @@ for beta in betas:
     torch.manual_seed(0)
     weighted[beta] = make(8)
     train_on_digits(weighted[beta], objective=f"beta:{beta}")
-    evidence = dgm.evaluate(weighted[beta], test, draws=scaled(32, 2))  # the terms themselves, without the weight
+    evidence = dgm.evaluate(weighted[beta], test, num_samples=scaled(32, 2))  # the terms themselves, without the weight
     terms[beta] = evidence.reconstruction["x"], evidence.kl["z"], evidence.nats
     print("beta {:4.1f}: reconstruction {:7.2f}, KL {:5.2f}, ELBO {:7.2f} nats".format(beta, *terms[beta]))
 kls = [terms[beta][1] for beta in betas]
@@ -193,15 +194,15 @@ labels = ["digits"] + [f"{what}, β {beta:g}" for beta in rows for what in ("rec
 plots.images(torch.cat([part.flatten(0, 1) for part in picture]), columns=len(some), row_labels=labels)
 
 # %% [markdown]
-# - Small $\beta$: the best reconstructions, bought at a price that is too high. Each $q(z \mid x)$ is small and far
-#   from the others, the prior seldom meets any of them, and the bound on $\log p(x)$ is low.
+# - Small $\beta$: the best reconstructions, at too high a cost. Each $q(z \mid x)$ is small and far from the others,
+#   the prior seldom meets any of them, and the bound on $\log p(x)$ is low.
 # - Large $\beta$: $q(z \mid x)$ is the prior, $z$ says nothing, and every reconstruction is the mean of all digits.
 # - $\beta = 1$ is no compromise that somebody chose. It is the bound on $\log p(x)$: moving along the dashed line, one
 #   more nat of KL has to buy a nat of reconstruction.
 #
 # ## 3. Latent maps
 #
-# Back to the plane. Left: means of $q(z \mid x)$, coloured by the label, which training never saw. Middle: a draw of
+# Back to the plane. Left: means of $q(z \mid x)$, colored by the label, which training never saw. Middle: a draw of
 # $q(z \mid x)$ for each datum, all together: the **aggregate posterior**. It should look like the prior, whose circles
 # of one and two standard deviations are dashed. Right: what each place of the plane decodes to.
 
@@ -226,7 +227,7 @@ for axes in panels[:2]:
         axes.add_patch(plt.Circle((0, 0), radius, fill=False, ls="--", color=theme.ink, lw=1))
     axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
 mosaic = decoded.reshape(side, side, 8, 8).permute(0, 2, 1, 3).reshape(8 * side, 8 * side)
-panels[2].imshow(mosaic.numpy(), cmap=theme.grey, vmin=0, vmax=1)
+panels[2].imshow(mosaic.numpy(), cmap=theme.gray, vmin=0, vmax=1)
 panels[2].set(title="decoded: E[x | z]", xlabel="$z_1$ →", ylabel="$z_2$ →", xticks=[], yticks=[])
 panels[2].grid(False)
 plt.show()
@@ -239,18 +240,18 @@ print(f"variance of the aggregate posterior: {[f'{v:.2f}' for v in drawn.var(0)]
 claim(same > 0.6)
 
 # %% [markdown]
-# Two numbers per image are enough to keep many classes apart. Neighbours in $z$ look alike, and between two classes lie
+# Two numbers per image are enough to keep many classes apart. Neighbors in $z$ look alike, and between two classes lie
 # images that are a bit of both.
 #
 # ## 4. Posterior collapse
 #
 # Sometimes $z$ is not used at all. It happens when the decoder can do without. Here is one that can: an autoregressive
-# model of the pixels (chapter 02), which is given $z$ as a context.
+# model of the pixels (chapter 02), which is given $z$.
 
 
 # %%
 def strong():
-    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128,), context_shape=(8,), levels=2)))
+    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128,), given_shape=(8,), levels=2)))
 
 
 def per_feature(vae, x=test.x):
@@ -281,7 +282,7 @@ for name, (likelihood, objective) in ways.items():
     torch.manual_seed(1)
     collapse[name] = make(8, likelihood and likelihood())
     train_on_digits(collapse[name], objective=objective)
-    elbo = dgm.evaluate(collapse[name], test, draws=scaled(16, 2))
+    elbo = dgm.evaluate(collapse[name], test, num_samples=scaled(16, 2))
     iwae = dgm.evaluate(collapse[name], test, num_particles=scaled(100, 4))
     own, other = told_by_z(collapse[name])
     print(
@@ -335,8 +336,8 @@ print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats"
 
 # %% [markdown]
 # Collapse is no failure of training: as a model of $x$ the collapsed one is *better* than the weak decoder, by its
-# bound on $\log p(x)$. It is the bound's own choice. A nat told through $z$ costs a nat of KL plus the gap of the
-# guide, while the decoder can learn the same for nothing. If $z$ is what one wants, one has to say so:
+# bound on $\log p(x)$. The bound prefers it. A nat of information in $z$ costs a nat of KL plus the gap of the guide,
+# while the decoder can learn the same at no cost. If you need $z$, change the training:
 #
 # - **a weaker decoder**, which cannot do without $z$;
 # - **free bits**: the KL costs nothing up to a number of nats, so that there is no gain in saving them;
@@ -346,7 +347,7 @@ print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats"
 # ## 5. A gradient through a draw
 #
 # The bound is an expectation over $q$, and $q$ has parameters. How does a gradient get past `sample`? By the
-# **reparameterisation** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable
+# **reparameterization** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable
 # function of $\mu$ and $\sigma$. In Pyro a distribution that can do this has `has_rsample`, and `Trace_ELBO` uses it.
 # Where it is switched off, the score function is used, $E[\nabla \log q(z)\, (\dots)]$: right on average, and far
 # noisier. (`pyro.param(name, start)` is a parameter that Pyro keeps for you, in its *param store*; a guide without a
@@ -369,7 +370,7 @@ def guide_with(rsample):
 
 
 gradients = {}
-for name, rsample in {"reparameterised": True, "score function": False}.items():
+for name, rsample in {"reparameterized": True, "score function": False}.items():
     pyro.clear_param_store()
     found = []
     for _ in range(scaled(2000, 20)):
@@ -387,7 +388,7 @@ pyro.clear_param_store()
 for values in gradients.values():
     mean, error = mean_and_error(values)
     claim(abs(mean - exact) < 4 * error + 1e-6)
-claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std())
+claim(gradients["score function"].std() > 2 * gradients["reparameterized"].std())
 
 # %% [markdown]
 # ## 6. Exercises
@@ -400,20 +401,20 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std()
 #
 # ## What to change next
 #
-# - **The data.** Grey levels: `dgm.data.load("digits")`, with `dgm.DiscretizedLogistic(shape, 17, 5, network)` as the
+# - **The data.** Gray levels: `dgm.data.load("digits")`, with `dgm.DiscretizedLogistic(shape, 17, 5, network)` as the
 #   likelihood and 15 parameters per pixel.
-# - **The encoder.** `dgm.flow.nsf((2,), context_shape=shape, context_levels=2)` is a guide that is no Normal. What
+# - **The encoder.** `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)` is a guide that is no Normal. What
 #   happens to the KL of section 1?
 # - **The objective.** `dgm.fit(vae, train, "iwae:10")` climbs a tighter bound. Does the encoder get better or worse?
 # - **The price.** Try `"free-bits:2"` and `"free-bits:20"` in section 4. What does a nat of $z$ cost in log p(x)?
-# - **Labels.** `dgm.Labelled(prior, vae)` with parts that take `num_classes` is the semi-supervised VAE.
+# - **Labels.** `dgm.Labeled(prior, vae)` with parts that take `num_classes` is the semi-supervised VAE.
 #
 # ## Solutions
 #
-# **1.** They agree on average. The closed form draws less, and is the noisier of the two: here its KL is a constant,
-# and all the noise of $\log p(x \mid z)$ remains. In the sampled form $\log p(x, z) - \log q(z \mid x)$ the two parts
-# rise and fall together. If $q$ were the exact posterior, that difference would be $\log p(x)$ for every draw, without
-# any noise.
+# **1.** They agree on average. The closed form samples less, but is the noisier of the two: here its KL is a
+# constant, and all the noise of $\log p(x \mid z)$ remains. In the sampled form $\log p(x, z) - \log q(z \mid x)$ the
+# two parts rise and fall together. If $q$ were the exact posterior, that difference would be $\log p(x)$ for every
+# draw, without any noise.
 
 # %%
 x = test.x[: scaled(100, 20)]
@@ -429,7 +430,7 @@ claim(abs(sampled.mean() - closed.mean()) < 4 * (sampled.var() / 200 + closed.va
 claim(closed.std() > sampled.std())
 
 # %% [markdown]
-# **2.** One, and more of eight; but of 32 only some. Each feature in use has its price, and the rest stay at the prior.
+# **2.** One, and more of eight; but of 32 only some. Each feature in use has a cost, and the rest stay at the prior.
 
 # %%
 used = {}
@@ -454,7 +455,7 @@ train_on_digits(with_flow, epochs=80)
 bounds = {}
 for name, each in {"Normal prior": vae, "flow prior": with_flow}.items():
     bounds[name] = dgm.evaluate(each, test, num_particles=scaled(200, 4))
-    elbo = dgm.evaluate(each, test, draws=scaled(32, 2))
+    elbo = dgm.evaluate(each, test, num_samples=scaled(32, 2))
     print(f"{name:13s} KL {elbo.kl['z']:.2f}  ELBO {elbo.nats:.2f}  {bounds[name].kind} {bounds[name].nats:.2f} nats")
 difference, error = bounds["flow prior"].minus(bounds["Normal prior"])
 print(f"flow minus Normal: {difference:.2f} +- {error:.2f} nats")

@@ -105,10 +105,10 @@ statements(base)
 # - the **aggregate posterior** $q(z) = \frac1N \sum_n q(z \mid x_n)$: where the encoder puts the data.
 #
 # The likelihood is trained on draws from $q(z)$ only. Where the prior has mass and $q(z)$ has none there is a **hole**:
-# the likelihood has never been asked what to do there, and new data come from there all the same.
+# the likelihood was never trained there, and new data come from there all the same.
 
 # %%
-colours = theme.classes
+colors = theme.classes
 
 
 @torch.no_grad()
@@ -142,8 +142,8 @@ def on_square(axes, reach, title=""):
 
 def points(axes, x, y=None, reach=4, title="", **options):
     on_square(axes, reach, title)
-    colour = theme.ink if y is None else [colours[label] for label in y.tolist()]
-    axes.scatter(*x.detach().T.numpy(), **({"s": 3, "linewidths": 0, "c": colour} | options))
+    color = theme.ink if y is None else [colors[label] for label in y.tolist()]
+    axes.scatter(*x.detach().T.numpy(), **({"s": 3, "linewidths": 0, "c": color} | options))
 
 
 z, area = square(4, scaled(101, 21))
@@ -173,7 +173,7 @@ claim(share > 0.25)
 # %% [markdown]
 # The aggregate posterior is a wheel of its own. In the third picture red is where the encoder puts more than the prior
 # promises, and blue where it puts less: the holes. In the last, orange draws come from holes (less than half of what
-# the prior promises), and they decode to points between the arms of the data (grey), where there are none.
+# the prior promises), and they decode to points between the arms of the data (gray), where there are none.
 #
 # The bound itself knows about this. Its KL splits, on average over the data, into two parts that are never negative
 # (Hoffman and Johnson 2016):
@@ -181,9 +181,9 @@ claim(share > 0.25)
 # $$\frac1N \sum_n D_{KL}(q(z \mid x_n) \,\|\, p(z)) = \underbrace{I_q(x; z)}_{\text{what z says of x}} +
 # \underbrace{D_{KL}(q(z) \,\|\, p(z))}_{\text{mismatch}}.$$
 #
-# The first part is the price of knowing which datum it was, and is worth it. The second is paid for nothing: it would
-# be zero if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any other
-# prior can win**.
+# The first part is the cost of encoding which datum it was, and is worth it. The second is wasted: it would be zero
+# if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any other prior can
+# win**.
 
 
 # %%
@@ -196,7 +196,7 @@ def mismatch(vae):
     return ratio.mean().item(), (ratio.std() / len(ratio) ** 0.5).item()
 
 
-iwae, kl = dgm.evaluate(base, some, num_particles=100), dgm.evaluate(base, some, draws=16).kl["z"]
+iwae, kl = dgm.evaluate(base, some, num_particles=100), dgm.evaluate(base, some, num_samples=16).kl["z"]
 wasted, error = mismatch(base)
 print(f"{iwae.nats:.3f} nats per datum; KL {kl:.3f}, of which mismatch {wasted:.3f} +- {error:.3f}")
 claim(0.3 < wasted < kl / 2)
@@ -270,7 +270,7 @@ def strays(x):
 
 def row(name, vae, than=None, wasted=None, x=None):
     """Print the bounds and the KL of a VAE; return its IWAE evidence."""
-    bound = dgm.evaluate(vae, some, draws=scaled(16, 2))
+    bound = dgm.evaluate(vae, some, num_samples=scaled(16, 2))
     iwae = dgm.evaluate(vae, some, num_particles=scaled(100, 4))
     kl = bound.reconstruction["x"] - bound.nats  # of all latents: a prior may have some of its own
     better, error = iwae.minus(than or iwae)
@@ -300,11 +300,11 @@ for name in ("mog", "vamp", "nsf", "ar"):
 
 # %% [markdown]
 # The mixture, the VampPrior, the spline flow and the autoregressive prior win most. They need not be round, the
-# mismatch falls by some two thirds or more, and fewer draws stray. The mixture wins about the 0.5 nats of mismatch that
-# the first VAE had, the others *more*, for its encoder and likelihood were compromises too: with a prior that can have
-# gaps, the encoder moves the arms apart, and the likelihood needs less noise. The diffusion and the hierarchy win least
-# with this recipe. The hierarchy's top latent is a single number, so that its $p(z)$ is a thick line; the diffusion has
-# not learned the gaps in 25 epochs.
+# mismatch falls by some two thirds or more, and fewer draws stray. The mixture gains about the 0.5 nats of mismatch
+# that the first VAE had, the others *more*, because its encoder and likelihood were compromises too: with a prior
+# that can have gaps, the encoder moves the arms apart, and the likelihood needs less noise. The diffusion and the
+# hierarchy win least with this recipe. The hierarchy's top latent is a single number, so that its $p(z)$ is a thick
+# line; the diffusion has not learned the gaps in 25 epochs.
 #
 # The standard errors are those of the choice of test data. Another start of the training changes the result too, and
 # by how much is the unit in which differences should be read. Three seeds with the prior $N(0, I)$:
@@ -326,7 +326,7 @@ claim(min(gain for gain, _ in gains.values()) > 3 * spread)
 # whose posterior has awkward shapes: a ship at $z \sim N(0, I)$ hears two beacons and estimates its distance to each,
 # with an error of 0.2. Given the two distances $x$, where may it be?
 #
-# This likelihood is no network. Any function of $z$ that returns a Pyro distribution is one: `dgm.Conditional` asks for
+# This likelihood is no network. Any function of $z$ that returns a Pyro distribution is one: `dgm.Conditional` needs
 # `event_shape` and `forward`, nothing else.
 
 
@@ -418,7 +418,7 @@ def gap_row(name, vae):
     """How far the bounds are below log p(x), which is exact here: ELBO and IWAE-50."""
     gaps = []
     for particles in (1, 50):
-        bound = dgm.evaluate(vae, unheard, num_particles=particles, draws=32)
+        bound = dgm.evaluate(vae, unheard, num_particles=particles, num_samples=32)
         below = truth - bound.values
         gaps.append((below.mean().item(), (below.std() / len(below) ** 0.5).item()))
     print(
@@ -484,9 +484,9 @@ claim(wrong["fullrank"] < 10 and wrong["meanfield"] < 10 and wrong["fullrank, fa
 # %% [markdown]
 # The one family, trained for the same time by the same objective, has the best bound of the Normals or the worst of the
 # table. From the middle of the prior it finds the nearer mode, which is the likelier one; from the far side it stays
-# there, for between the modes is the desert. (The spline flow is often "wrong" because it has both modes: which of
-# them is the larger is then a close call.) A larger family can only be better at its best; what training finds in it
-# is another matter.
+# there, because there is no mass between the modes. (The spline flow is often "wrong" because it has both modes:
+# which of them is the larger is then a close call.) A larger family can only be better at its best; what training
+# finds in it is another matter.
 #
 # ### Two gaps
 #
@@ -500,7 +500,12 @@ few = unheard.x[: scaled(100, 4)]
 split = {}
 for name in ("meanfield", "fullrank"):
     found = dgm.infer.gaps(
-        by_guide[name], few, num_temperatures=0, num_particles=scaled(1000, 20), steps=scaled(200, 3), draws=256
+        by_guide[name],
+        few,
+        num_temperatures=0,
+        num_particles=scaled(1000, 20),
+        gradient_steps=scaled(200, 3),
+        num_samples=256,
     )
     exact = replace(found, log_evidence=truth[: len(few)], kind="quadrature")
     split[name] = exact.means()
@@ -563,15 +568,15 @@ claim(loose[1] > 3 * loose[0] and tight[1] < tight[0] / 3)  # a far worse ELBO, 
 claim(gap_by["nsf, rws"][0] < gap_by["nsf, elbo"][0] / 2)
 
 # %% [markdown]
-# Under `iwae:50` the diagonal Normal spreads over both modes and everything between. As a stand-in for the posterior it
-# is useless, and its ELBO says so; but among fifty of its draws some are good, and the IWAE bound is the tightest a
-# mean-field guide has here. A number of particles belongs to a guide: judge by the bound that the guide was trained
-# for.
+# Under `iwae:50` the diagonal Normal spreads over both modes and everything between. As an approximation of the
+# posterior it is useless, and its ELBO shows this; but among fifty of its draws some are good, and the IWAE bound is
+# the tightest a mean-field guide has here. A number of particles belongs to a guide: judge by the bound that the
+# guide was trained for.
 #
-# Under `rws` the mean field stays in one mode, although the divergence now asks it to cover both. The weights can only
-# praise what the guide has drawn, and from one mode it never draws the other. The spline flow reaches it.
-# Trained by `rws` its ELBO gap is less than half of what the ELBO itself made of it: the guide *and* the objective had
-# to be swapped.
+# Under `rws` the mean field stays in one mode, although the divergence now asks it to cover both. Weights can only
+# reward draws that the guide has made, and from one mode it never draws the other. The spline flow reaches it.
+# Trained by `rws` its ELBO gap is less than half of what the ELBO itself made of it: the guide *and* the objective
+# had to be swapped.
 #
 # ### Noise of the gradient
 #
@@ -640,7 +645,7 @@ for (beta, vae), (above, below) in zip(by_beta.items(), panels.T, strict=True):
     made = vae.sample(5000)
     points(below, made[:2000], reach=4, title="draws of x", s=2, c=theme.series[0])
     wasted = mismatch(vae)
-    bound = dgm.evaluate(vae, some, draws=scaled(16, 2))
+    bound = dgm.evaluate(vae, some, num_samples=scaled(16, 2))
     info[beta] = (bound.kl["z"], wasted[0], bound.nats, strays(made))
     print(
         f"beta {beta:3g}: ELBO {bound.nats:.3f} = {bound.reconstruction['x']:.3f} - {bound.kl['z']:.3f}, "
@@ -655,7 +660,8 @@ claim(info[0.2][1] > info[1.0][1] > info[4.0][1])
 # A small weight buys sharp reconstructions with narrow $q(z \mid x)$: the KL doubles, the noise falls, and $q(z)$ is
 # all the further from the prior. The reconstructions are better, and the draws are not: the mismatch has grown with the
 # rest. A large weight does away with the mismatch, and with everything else: all data have the same $q(z \mid x)$, the
-# prior. That is *posterior collapse*: $z$ says nothing of $x$. Neither has a better bound than the weight 1.
+# prior. That is *posterior collapse*: $z$ carries no information about $x$. Neither has a better bound than the
+# weight 1.
 #
 # ## 5. Swapping the likelihood
 #
@@ -669,21 +675,21 @@ by_likelihood = {"shared noise": base} | {
 kls = {}
 for name, vae in by_likelihood.items():
     row(name, vae, iwaes["normal"])
-    kls[name] = dgm.evaluate(vae, some, draws=scaled(16, 2)).kl["z"]
+    kls[name] = dgm.evaluate(vae, some, num_samples=scaled(16, 2)).kl["z"]
 claim(kls["ar"] < 0.05)
 
 # %% [markdown]
 # The autoregressive likelihood has the best bound of the chapter, a nat above the VAE that we started from, and its KL
 # is zero: it models $x$ by itself and leaves $z$ unused. As a model of $x$ that is fine. As a way to *learn a
 # representation* it is a failure that the bound does not show. Always look at the KL too. (Noise that depends on $z$,
-# which contains the shared noise as a special case, ends below it: a larger family once more, and a worse start, for
-# this one begins with more noise.)
+# which contains the shared noise as a special case, ends below it: again a larger family, but a worse start, because
+# it begins with more noise.)
 #
 # ## 6. A discrete latent
 #
 # Nothing said that $z$ is a vector of reals. Let it be one of ten classes: the prior is a table of ten probabilities,
 # the likelihood a Normal for each, the guide a classifier, and the VAE a mixture of ten Normals. A class cannot be
-# reparameterised, so its gradient would need the score function, with much noise. But with ten values the expectation
+# reparameterized, so its gradient would need the score function, with much noise. But with ten values the expectation
 # over $q$ is a sum of ten terms. Pyro calls this **enumeration**; here it is an objective.
 
 
@@ -707,7 +713,7 @@ statements(classes)
 bayes = dgm.VAE(classes.prior, classes.likelihood, guides.EnumeratedPosterior(classes.prior, classes.likelihood))
 with torch.no_grad():
     torch.testing.assert_close(bayes.log_weights(some.x)[0], bayes.log_weights(some.x)[0], atol=1e-4, rtol=0)
-by_classifier, exact = (dgm.evaluate(vae, some, draws=32) for vae in (classes, bayes))
+by_classifier, exact = (dgm.evaluate(vae, some, num_samples=32) for vae in (classes, bayes))
 gap, error = exact.minus(by_classifier)
 print(f"Bayes' rule {exact.nats:.3f}, classifier {by_classifier.nats:.3f}: gap {gap:.3f} +- {error:.3f} nats")
 claim(gap > 0)
@@ -778,7 +784,7 @@ claim(won < 0.1 and won < 0.4 * min(gain for gain, _ in gains.values()))
 #
 # ## Solutions
 #
-# **1.** Draws of $z$ from the aggregate posterior are data for a flow, and `dgm.fit` on them maximises
+# **1.** Draws of $z$ from the aggregate posterior are data for a flow, and `dgm.fit` on them maximizes
 # $E_{q(z)}[\log p(z)]$, the only term of the ELBO that the prior enters.
 
 # %%
@@ -788,10 +794,10 @@ with torch.no_grad():
 prior = dgm.flow.nsf((2,), layers=3, hidden=(64, 64))
 dgm.fit(prior, coded, epochs=scaled(20), batch_size=128, lr=3e-3, progress=False)
 refitted = dgm.VAE(prior, base.likelihood, base.encoder)
-elbos = {name: dgm.evaluate(vae, some, draws=32) for name, vae in (("before", base), ("after", refitted))}
+elbos = {name: dgm.evaluate(vae, some, num_samples=32) for name, vae in (("before", base), ("after", refitted))}
 won, error = elbos["after"].minus(elbos["before"])
 bound = mismatches["normal"]
-together, _ = dgm.evaluate(by_prior["nsf"], some, draws=32).minus(elbos["before"])
+together, _ = dgm.evaluate(by_prior["nsf"], some, num_samples=32).minus(elbos["before"])
 print(f"ELBO won by the prior alone {won:.3f} +- {error:.3f}, mismatch {bound[0]:.3f} +- {bound[1]:.3f}")
 print(f"ELBO won when all parts were trained with it {together:.3f}")
 claim(0.7 * bound[0] < won < bound[0] + 4 * math.hypot(error, bound[1]))
@@ -804,9 +810,11 @@ claim(0.7 * bound[0] < won < bound[0] + 4 * math.hypot(error, bound[1]))
 # best member.
 
 # %%
-refined = guides.SemiAmortized(by_guide["meanfield"].encoder, p_z, p_x, steps=scaled(20, 2), lr=0.02, draws=8)
+refined = guides.SemiAmortized(
+    by_guide["meanfield"].encoder, p_z, p_x, gradient_steps=scaled(20, 2), lr=0.02, num_samples=8
+)
 semi = dgm.VAE(p_z, p_x, refined)
-before, after = (dgm.evaluate(vae, few, draws=256) for vae in (by_guide["meanfield"], semi))
+before, after = (dgm.evaluate(vae, few, num_samples=256) for vae in (by_guide["meanfield"], semi))
 won, error = after.minus(before)
 amortization, its_error = split["meanfield"]["amortization gap"]
 print(f"won {won:.3f} +- {error:.3f} of an amortization gap of {amortization:.3f} +- {its_error:.3f}")

@@ -116,11 +116,11 @@ assert (log_w - log_p(x)).abs().max() < 1e-7
 
 # %% [markdown]
 # With the exact posterior as guide, $p(x, z) / p(z \mid x) = p(x)$ whatever $z$ is: every single draw *is* the answer,
-# and the variance is zero up to rounding. All trouble of this chapter comes from guides that are something else.
+# and the variance is zero up to rounding. Every problem in this chapter comes from inexact guides.
 #
-# ### Guides that are something else
+# ### Inexact guides
 #
-# Let us make some. All are mean-field Normals: their features are independent, with standard deviations that do not
+# Let us build some. All are mean-field Normals: their features are independent, with standard deviations that do not
 # depend on $x$. One `nn.Linear` maps $x$ to means and raw scales.
 
 
@@ -281,7 +281,7 @@ print("posterior mean, by formula: ", formula.numpy().round(3).tolist())
 claim(((draws.mean(0) - formula).abs() < 4 * error).all())
 
 # %% [markdown]
-# Neighbours in a chain are alike, so that 400 draws tell us less than 400 independent ones would. The **effective
+# Neighbors in a chain are alike, so that 400 draws tell us less than 400 independent ones would. The **effective
 # sample size** (`pyro.ops.stats.effective_sample_size`) says how much less. It gives the standard errors above.
 #
 # Here are the draws for the first datum, and for each guide the ellipse that holds 90 % of its own draws.
@@ -372,7 +372,7 @@ def log_joint_on_grid(x):
 some = test[: scaled(100, 20)]
 joint = log_joint_on_grid(some.x)
 posterior, log_evidence = joint.softmax(1), joint.logsumexp(1).double()
-gap = log_evidence - dgm.evaluate(vae, some, draws=scaled(256, 8)).values
+gap = log_evidence - dgm.evaluate(vae, some, num_samples=scaled(256, 8)).values
 print(f"log p(x) by the grid: {log_evidence.mean():.3f} nats per datum; above the ELBO by {gap.mean():.3f} on average,")
 print(f"by {gap.median():.3f} for half of the data at most, by {gap.max():.3f} for the worst datum")
 claim(gap.max() > 5 * gap.median())
@@ -430,7 +430,7 @@ drawn = {
 # %%
 figure, panels = subplots(3, 8, width=12, height=4.9)
 for above, (name, i) in zip(panels, chosen.items(), strict=True):
-    above[0].imshow(some.x[i, 0].numpy(), cmap=theme.grey)
+    above[0].imshow(some.x[i, 0].numpy(), cmap=theme.gray)
     above[0].set(xticks=(), yticks=(), ylabel=f"{name}\n{gap[i]:.2f} nats")
     above[0].grid(False)
     picture = posterior[i].reshape(side, side).T.numpy()
@@ -479,11 +479,11 @@ claim((distance["AIS from prior"] < 0.2).all() and errors["prior"].abs().max() <
 
 # %% [markdown]
 # For the ordinary datum the guide is about right. For the second it is one round blob, where there is hardly any of the
-# posterior: of its two modes the guide is near the smaller one. Resampling mends a guide as far as it reaches: where it
-# hardly ever goes, 100 draws do not find what is there. AIS started from the guide goes wrong with it: its chains walk,
-# but in 200 steps not across the desert between the modes. And its $\log p(x)$ is too low by what the larger mode
-# holds. Started from the prior, which is everywhere, some chains find each mode, and their weights put the modes in
-# proportion: close on all three.
+# posterior: of its two modes the guide is near the smaller one. Resampling corrects a guide only where it has mass:
+# 100 draws do not find a mode that it hardly ever visits. AIS started from the guide goes wrong with it: its chains
+# walk, but in 200 steps not across the desert between the modes. And its $\log p(x)$ is too low by what the larger
+# mode holds. Started from the prior, which is everywhere, some chains find each mode, and their weights put the modes
+# in proportion: close on all three.
 #
 # NUTS is often called the gold standard. On the ordinary datum it is as good as AIS. On the second it has found the one
 # mode and not the other; on the third its chain was caught where there is next to nothing. It is one chain
@@ -509,8 +509,8 @@ claim(r_hat[1].max() > 1.05)
 # %% [markdown]
 # An R-hat above 1.01 is commonly taken as a warning. For the third datum it is: one of the chains took its time to
 # arrive. For the second, R-hat is below that, and all is *not* well: the three chains agree, because all of them are in
-# the same mode, and the mean on the grid is elsewhere. R-hat compares chains with each other. Of a mode that none of
-# them has found it knows nothing.
+# the same mode, and the mean on the grid is elsewhere. R-hat compares chains with each other. It cannot detect a mode
+# that none of them has found.
 #
 # ## 3. Why is the ELBO low? The gap in two parts
 #
@@ -533,7 +533,7 @@ compared = {
 found = {}
 for name, each in compared.items():
     # 0 temperatures leave out AIS; IWAE-1000 is enough where z is so small.
-    gaps = dgm.infer.gaps(each, some.x, num_temperatures=0, steps=scaled(300, 5), draws=scaled(256, 8))
+    gaps = dgm.infer.gaps(each, some.x, num_temperatures=0, gradient_steps=scaled(300, 5), num_samples=scaled(256, 8))
     error = (gaps.log_evidence - log_evidence).mean()
     print(
         f"{name:22s} log p(x) by {gaps.kind} of this guide: {gaps.log_evidence.mean():.3f}, {error:+.3f} from the grid"
@@ -561,7 +561,7 @@ plots.gaps(found)
 # linear encoder merely finds the good members less often. Full covariances do make the family better, measurably, but
 # that was never the problem: for all three, most of the gap is the encoder's. So the thing to change is the encoder
 # (larger, trained longer or on more data) or to improve its answer for each datum (`dgm.guides.SemiAmortized`), and not
-# the family. The ELBO alone could not have told.
+# the family. The ELBO alone could not have shown this.
 #
 # The first lines show a trap. $p$ is the same in all three, but IWAE with 1000 draws of the linear guide is lower than
 # with the others: an estimate of $\log p(x)$ is only as good as its guide, and *two models must not be compared by
@@ -594,11 +594,11 @@ suspects = {
     "true marginals": guides["true marginals"],
     "the prior": guides["the prior"],
 }
-calibrations = {name: dgm.infer.sbc(each, num_simulations=2000) for name, each in suspects.items()}
+calibrations = {name: dgm.infer.sbc(each, num_samples=2000) for name, each in suspects.items()}
 data = exact.sample(scaled(400, 50))
 print(f"{'':16s}{'log p(x) - ELBO':>18s}{'p-value of uniform ranks':>28s}")
 for name, calibration in calibrations.items():
-    missing = (log_p(data) - dgm.evaluate(suspects[name], data, draws=scaled(64, 8)).values).mean()
+    missing = (log_p(data) - dgm.evaluate(suspects[name], data, num_samples=scaled(64, 8)).values).mean()
     print(f"{name:16s}{missing:18.3f}{calibration.p_value:28.2g}")
 p_values = {name: calibration.p_value for name, calibration in calibrations.items()}
 assert all(p_values[name] > 0.01 for name in ("exact posterior", "true marginals", "the prior"))
@@ -630,7 +630,7 @@ plt.show()
 
 # %% [markdown]
 # The upper row and the first of the lower one are what SBC is for: right, too narrow, shifted, too wide each have their
-# shape. (Too narrow: the true $z$ is often outside all draws. The grey band holds 99 % of uniform bars.) The guide with
+# shape. (Too narrow: the true $z$ is often outside all draws. The gray band holds 99 % of uniform bars.) The guide with
 # the best mean-field ELBO is *overconfident*.
 #
 # The last two are what SBC cannot see. It looks at one feature of $z$ at a time, so a guide with the right marginals
@@ -669,7 +669,7 @@ def bits():
 
 def chain():
     """p(x | z) with pixels that see z and all pixels before them."""
-    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), context_shape=(8,), levels=2)))
+    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), given_shape=(8,), levels=2)))
 
 
 pyro.set_rng_seed(4)
@@ -680,9 +680,9 @@ for name, each in trained.items():
 
 def summary(name, each):
     """Print bounds on the test data, and what the latents do; returns IWAE-64, the ELBO and the units."""
-    elbo, iwae = dgm.evaluate(each, test, draws=16), dgm.evaluate(each, test, num_particles=64)
+    elbo, iwae = dgm.evaluate(each, test, num_samples=16), dgm.evaluate(each, test, num_particles=64)
     units = dgm.infer.units(each, test)["z"]
-    calibrated = dgm.infer.sbc(each, num_simulations=1000).p_value
+    calibrated = dgm.infer.sbc(each, num_samples=1000).p_value
     print(
         f"{name:18s} ELBO {elbo.nats:7.2f}  IWAE-64 {iwae.nats:7.2f}  KL {units.kl.sum():5.2f}  "
         f"above 0.1 nats: {(units.kl > 0.1).sum()}  active: {units.active.sum()}  SBC p = {calibrated:.1g}"
@@ -843,7 +843,7 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 #
 # - **The model.** Train the model of section 2 by the ELBO instead of by IWAE, and compare its approximation gap: does
 #   a model learn posteriors that suit its guide?
-# - **The guide.** Put `dgm.flow.nsf((2,), context_shape=shape, context_levels=2)`, or `dgm.guides.SemiAmortized`, into
+# - **The guide.** Put `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)`, or `dgm.guides.SemiAmortized`, into
 #   `guided_by`, and look at the gaps and the rank histograms again.
 # - **The size of $z$.** With 16 latents there is no grid. Do IWAE-1000 and AIS still agree? Use `bidirectional` to
 #   choose the number of temperatures.

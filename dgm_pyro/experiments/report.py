@@ -1,6 +1,6 @@
 """Reports: one HTML file that carries its pictures, for phones and desktops, light and dark.
 
-The parts are plain data, so that whoever has results can write a report:
+The parts are plain data, so any results can become a report:
 
 >>> from dgm_pyro.experiments import report
 >>> table = report.Table([report.Column("program", "what was trained")], [[report.Cell("VAE")]])
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Column:
-    """A column, and in plain language what its numbers mean."""
+    """A column, and the meaning of its numbers in plain language."""
 
     name: str
     meaning: str

@@ -26,7 +26,7 @@ from dgm_pyro.catalog import build
 from dgm_pyro.checks import INTEGERS, check_number, check_path, check_type
 from dgm_pyro.evaluation import as_data, program_device
 from dgm_pyro.program import Program, check_program, seeded
-from dgm_pyro.training.distributed import team
+from dgm_pyro.training.distributed import process_group
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.uses import corruptions
 
@@ -37,12 +37,12 @@ Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
 KINDS: dict[str, Kind] = {
     "model": str, "data": str, "data_dir": str | None, "options": dict, "history": {"seconds": int | float}
 }  # fmt: skip
-"""What a record holds."""
+"""Fields of a record."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """How a program came about.
+    """The record of how a program was made.
 
     Attributes:
         model: the name given to `dgm.build`.
@@ -80,9 +80,9 @@ def train(
     data_name: str,
     swaps: Mapping[str, Any],
     *,
-    labelled: bool = False,
+    labeled: bool = False,
     data_dir: str | None = None,
-    num: int | None = None,
+    num_data: int | None = None,
     objective: str | None = None,
     num_labels: int | None = None,
     mutate: float | None = None,
@@ -111,10 +111,10 @@ def train(
     """
     check_path(folder, "folder")
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
-    points = data.load(data_name, data_dir=data_dir, num=num)
+    points = data.load(data_name, data_dir=data_dir, num_data=num_data)
     if num_labels is not None:
-        if not labelled:
-            raise ValueError("num_labels is for labelled=True (--labelled), with the objective 'semi-supervised'")
+        if not labeled:
+            raise ValueError("num_labels is for labeled=True (--labeled), with the objective 'semi-supervised'")
         points = points.keep_labels(num_labels, seed)
     augment = None
     if mutate is not None:
@@ -123,8 +123,8 @@ def train(
         check_number(mutate, "mutate", at_least=0, at_most=1)
         augment = functools.partial(corruptions.mutate, rate=mutate, levels=points.levels)
     with seeded(seed, torch.device("cpu")):
-        program = build(model, points, labelled=labelled, **swaps)
-    processes = team()
+        program = build(model, points, labeled=labeled, **swaps)
+    processes = process_group()
     found = Path(folder).exists()
     path = reserve(folder, force=force) if processes.writes else Path(folder)
     try:
@@ -136,7 +136,7 @@ def train(
         raise
     kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
     record = record_of(
-        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num,
+        model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
         num_labels=num_labels, mutate=mutate, **kept, validation=validation, seed=seed,
         processes=processes.size if processes.size > 1 else None,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def train(
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
-    """Store a run in ``folder``; ``run.json`` comes last, so that a folder that has it is whole."""
+    """Store a run in ``folder``; ``run.json`` is written last: a folder that has it is complete."""
     checkpoint.save(program, folder)
     write_json(Path(folder) / RECORD, asdict(record))
 

@@ -4,7 +4,7 @@ A sweep's folder holds ``sweep.json`` (its options), ``cells/NAME`` (runs that `
 open, each with an ``evaluation.json``), and the results: ``table.md``, ``table.csv``, ``cells.csv``, ``sweep.png``.
 
 A cell is finished when its ``evaluation.json`` is there, which is written last and at once. So a sweep that was killed
-goes on where it was; a cell that failed has a ``failed.json`` with the error, and is tried again by the next sweep.
+resumes where it was; a cell that failed has a ``failed.json`` with the error, and is tried again by the next sweep.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ UNIT_DATA = 512
 
 @dataclass(frozen=True)
 class Options:
-    """What all cells of a sweep share; a sweep is resumed only with the same."""
+    """The options that all cells of a sweep share; a sweep can be resumed only with the same ones."""
 
     model: str = "vae"
     data: str = "digits-binary"
     data_dir: str | None = None
-    num: int | None = None
+    num_data: int | None = None
     latent_size: int | None = None
     epochs: int = 50
     batch_size: int = 64
@@ -99,11 +99,11 @@ class Sweep(Result):
 
     @property
     def failed(self) -> int:
-        """How many cells did not finish."""
+        """Number of cells that did not finish."""
         return sum(len(row.errors) for row in self.rows)
 
     def failures(self) -> dict[str, list[str]]:
-        """What went wrong, and in which combinations."""
+        """The errors, and the combinations in which they occurred."""
         found: dict[str, list[str]] = {}
         for row in self.rows:
             for error in dict.fromkeys(row.errors):
@@ -223,7 +223,7 @@ def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str],
     check_count(options.batch_size, "batch_size")
     find_device(options.device)
     check_options(options.lr, 0.0, "cosine", None, None, options.compile, options.precision)
-    points = data_sets.load(options.data, data_dir=options.data_dir, num=options.num)[:16]
+    points = data_sets.load(options.data, data_dir=options.data_dir, num_data=options.num_data)[:16]
     seen = set()
     for choices in combinations:
         swaps, objective = _swaps(options, dict(choices))
@@ -309,13 +309,13 @@ def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -
 
 
 def devices(device: str, jobs: int) -> list[str]:
-    """Where each of the jobs trains: on the GPUs in turn, if there are any and ``device`` names none."""
+    """The device of each job: the GPUs in turn, if there are any and ``device`` names none."""
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     return [f"cuda:{job % gpus}" if gpus else device for job in range(jobs)]
 
 
 def _cores() -> int:
-    """How many this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -339,7 +339,7 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> None:
     try:
         # Numbers that are not finite cannot be written, which is an error of this cell, too.
         runs.write_json(place / "evaluation.json", _train_and_evaluate(place, options, cell))
-    except Exception as error:  # whatever it is, the other cells go on
+    except Exception as error:  # whatever it is, the other cells continue
         text = " ".join(f"{type(error).__name__}: {error}".split())
         runs.write_json(place / "failed.json", {"error": text, **asdict(cell)})
         return
@@ -357,7 +357,7 @@ def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, 
             options.data,
             swaps,
             data_dir=options.data_dir,
-            num=options.num,
+            num_data=options.num_data,
             objective=objective,
             seed=cell.seed,
             device=options.device,
@@ -399,7 +399,7 @@ NUMBERS: dict[str, runs.Kind] = {
     **dict.fromkeys(("kl", "active"), int | float | None),
     "parameters": int,
 }
-"""What the tables need of a cell's evaluation."""
+"""Fields of a cell's evaluation that the tables need."""
 
 REMEDY = "remove it, and give the same command again"
 
@@ -546,7 +546,7 @@ def compare(
         if program.measure != first.measure:
             raise ValueError(
                 f"{name} holds a {program.measure}, but {names[0]} a {first.measure}: a mass and a density are not "
-                "comparable; wrap a flow in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
+                "comparable; wrap a flow in dgm.Dequantized(flow, levels=...), then both are masses on the integers"
             )
         if other.data != record.data:
             raise ValueError(

@@ -122,14 +122,14 @@ class Dequantized(Program):
     def codes(self) -> dict[str, Program]:
         return self.flow.codes()
 
-    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
         """The code of the middle of x's cell, or of a draw from q within it."""
         if draw:
             trace: Any = guide_trace(self, x, given)
             v = trace.nodes[_continuous(self.variable)]["value"]
         else:
             v = (x.to(parameter_of(self).dtype) + 0.5) / self.levels
-        return self.flow.encode(v, given, site=site, draw=draw, num_draws=num_draws)
+        return self.flow.encode(v, given, site=site, draw=draw, num_samples=num_samples)
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
         """The integer of the cell that z is mapped to."""
@@ -220,7 +220,7 @@ class Floor(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """0 where ``value`` is the integer, -inf elsewhere; at an edge, within rounding error, both neighbours are."""
+        """0 where ``value`` is the integer, -inf elsewhere; at an edge, within rounding error, both neighbors are."""
         if self._validate_args:
             self._validate_sample(value)
         place = self.v * self.levels
@@ -246,7 +246,7 @@ def dequantizer(event_shape: int | Sequence[int], levels: int, *, hidden: Sequen
         hidden: widths of the hidden layers.
 
     >>> import dgm_pyro as dgm
-    >>> program = dgm.Dequantized(nsf(4, unit=True), levels=17, guide=dequantizer(4, levels=17))
+    >>> program = dgm.Dequantized(dgm.flow.nsf(4, unit=True), levels=17, guide=dequantizer(4, levels=17))
     >>> program.log_weights(torch.zeros(2, 4, dtype=torch.long), num_particles=3).shape
     torch.Size([3, 2])
     """

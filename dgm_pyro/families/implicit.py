@@ -1,4 +1,4 @@
-r"""Implicit models: p(x) as whatever comes out when easy noise goes through a function.
+r"""Implicit models: p(x) as the distribution of a function of simple noise.
 
 .. math::
     z \sim p(z), \qquad x = G(z), \qquad P(x \in A) = P(z \in G^{-1}(A)).
@@ -55,11 +55,11 @@ class Implicit(Program):
     with ``dgm.fit(program, data, "gan")``, or another objective of `adversarial`.
 
     Args:
+        event_shape: shape of one x.
         prior: p(z), any program.
         generator: maps z to x, ``(B, *event_shape)`` or flat ``(B, numel)``. One that reads a second input,
-            ``generator(z, given)`` with a pair as ``given_shape``, makes the model conditional on it (a class label, a
+            ``generator(z, given)`` with a ``given_shape``, makes the model conditional on it (a class label, a
             vector); so does a conditional prior.
-        event_shape: shape of one x.
         levels: x takes the integers 0 .. levels - 1: the generator's outputs go through a sigmoid, are spread over that
             range and rounded, and the gradient passes the rounding as if it were not there (straight-through).
         latent_name: the name of z.
@@ -68,16 +68,16 @@ class Implicit(Program):
         TypeError, ValueError: a part is none, or the shapes do not fit.
 
     >>> import torch, dgm_pyro as dgm
-    >>> program = dgm.Implicit(dgm.Normal(2), torch.nn.Linear(2, 5), event_shape=5)
+    >>> program = dgm.Implicit(5, dgm.Normal(2), torch.nn.Linear(2, 5))
     >>> program.sample(3).shape
     torch.Size([3, 5])
     """
 
     def __init__(
         self,
+        event_shape: int | Sequence[int],
         prior: Program,
         generator: nn.Module,
-        event_shape: int | Sequence[int],
         *,
         levels: int | None = None,
         latent_name: str = "z",
@@ -154,8 +154,8 @@ class Implicit(Program):
 
     def _refuse(self) -> NoReturn:
         raise IntractableError(
-            "an Implicit has no density: x = generator(z) is certain once z is known, and the generator need not be "
-            "invertible, so that neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
+            "an Implicit has no density: x = generator(z) is a function of z, and the generator need not be "
+            "invertible, so neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
             "train with dgm.fit(program, data, 'gan') (or 'wgan-gp', 'f-gan:kl', 'energy', 'mmd'); compare samples "
             "with implicit.precision_recall; or add noise, implicit.noisy(program, scale), and evaluate that"
         )
@@ -174,8 +174,8 @@ class Around(Conditional):
     """p(x | z): a Normal of one scale about the generator's output.
 
     Args:
-        generator: as for `Implicit`.
         event_shape: shape of one x.
+        generator: as for `Implicit`.
         scale: standard deviation, to start from; it is a parameter.
         levels: of the generator's output, which is not rounded here, and scaled to [-1, 1].
     """
@@ -183,7 +183,7 @@ class Around(Conditional):
     conditional = True
 
     def __init__(
-        self, generator: nn.Module, event_shape: int | Sequence[int], scale: float = 0.1, levels: int | None = None
+        self, event_shape: int | Sequence[int], generator: nn.Module, scale: float = 0.1, levels: int | None = None
     ):
         super().__init__()
         check_type(generator, nn.Module, "generator", "a torch.nn.Module")
@@ -216,7 +216,7 @@ def noisy(program: Implicit, scale: float) -> VAE:
     """
     check_type(program, Implicit, "program", "a dgm.Implicit")
     return VAE(
-        program.prior, Around(program.generator, program.event_shape, scale, program.levels), None, program.latent_name
+        program.prior, Around(program.event_shape, program.generator, scale, program.levels), None, program.latent_name
     )
 
 
@@ -253,7 +253,7 @@ def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Are the samples like data, and are all data like samples?
 
-    Around each point of a set is a ball that reaches to its k-th nearest neighbour in that set; their union stands for
+    Around each point of a set is a ball that reaches to its k-th nearest neighbor in that set; their union stands for
     the set's support. Precision is the share of ``fake`` inside the support of ``real``; recall the share of ``real``
     inside that of ``fake``. Even two samples of one distribution do not reach 1: compare with two halves of the data.
 
@@ -274,9 +274,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     check_tensor(fake, real.shape[1:], "fake", "the shape of a real datum")
     check_finite(fake, "fake")
     if min(len(real), len(fake)) <= k:
-        raise ValueError(
-            f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: more than k are needed"
-        )
+        raise ValueError(f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: use a smaller k")
     real, fake = real.flatten(1).double(), fake.flatten(1).double()
     return _share_inside(fake, real, k), _share_inside(real, fake, k)
 
@@ -289,15 +287,15 @@ def _share_inside(points: Tensor, support: Tensor, k: int) -> float:
 
 
 @torch.no_grad()
-def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]:
-    """How many modes of a mixture of round Normals the samples have, and which share of them is near one.
+def mode_coverage(x: Tensor, centers: Tensor, scale: float) -> tuple[int, float]:
+    """Number of modes of a mixture of round Normals that samples cover, and the share of samples near a mode.
 
-    A sample is near a mode within 3 standard deviations of its centre, where 98.9 % of a Normal of the plane
+    A sample is near a mode within 3 standard deviations of its center, where 98.9 % of a Normal of the plane
     are. A mode counts as covered if it has at least a fifth of the samples it should have.
 
     Args:
         x: samples, ``(N, D)``.
-        centres: of the modes, equally likely, ``(K, D)``.
+        centers: of the modes, equally likely, ``(K, D)``.
         scale: standard deviation of each.
 
     Returns:
@@ -305,11 +303,11 @@ def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]
 
     Source: Srivastava et al. 2017 (arXiv 1705.07761), section 4.1, where one sample covers a mode.
     """
-    check_finite(centres, "centres")
-    check_tensor(x, centres.shape[1:], "x", "the shape of a centre")
+    check_finite(centers, "centers")
+    check_tensor(x, centers.shape[1:], "x", "the shape of a center")
     check_finite(x, "x")
     check_number(scale, "scale", above=0)
-    distance, nearest = torch.cdist(x, centres.to(x)).min(1)
+    distance, nearest = torch.cdist(x, centers.to(x)).min(1)
     near = distance < 3 * scale
-    counts = torch.bincount(nearest[near], minlength=len(centres))
-    return int((counts >= len(x) / len(centres) / 5).sum()), near.double().mean().item()
+    counts = torch.bincount(nearest[near], minlength=len(centers))
+    return int((counts >= len(x) / len(centers) / 5).sum()), near.double().mean().item()

@@ -102,7 +102,7 @@ class VampPrior(Mixture):
         declare_given(encoder, pseudo_inputs.shape[1:], "encoder", "pseudo_inputs")
         self.top = None if levels is None else check_levels(levels) - 1
         start = pseudo_inputs.to(torch.get_default_dtype())
-        # At the very ends the sigmoid has no slope left.
+        # At its ends the sigmoid has no slope left.
         self.raw_inputs = nn.Parameter(start.clone() if self.top is None else (0.05 + 0.9 * start / self.top).logit())
 
     @property

@@ -4,7 +4,7 @@ r"""Variational autoencoders: p(x) as an integral over a latent z.
     p(x) = \int p(x \mid z)\, p(z)\, dz, \qquad
     \log p(x) \ge E_{q(z \mid x)}[\log p(x \mid z)] - KL(q(z \mid x) \,\|\, p(z))
 
-The three parts are programs, so that the named variants of the literature are compositions: a flow, autoregressive or
+The three parts are programs, so the named variants of the literature are compositions: a flow, autoregressive or
 diffusion prior, a hierarchy (the prior is a VAE), PixelVAE (the likelihood is autoregressive), flow posteriors.
 
 A hierarchy p(z2) p(z | z2) p(x | z) has two kinds of guide. *Bottom-up*, q(z | x) q(z2 | z): the encoder states z, and
@@ -99,10 +99,10 @@ class VAE(Program):
         self.prior, self.likelihood, self.encoder, self.latent_name = prior, likelihood, encoder, latent_name
         self.event_shape, self.levels = likelihood.event_shape, likelihood.levels
         readers = [part for part in (likelihood, encoder) if part is not None and is_pair(part.given_shape)]
-        contexts = [*(_context(part) for part in readers), prior.given_shape]
-        context = next((s for s in contexts if s is not None), None)
+        found = [*(_second(part) for part in readers), prior.given_shape]
+        given_shape = next((shape for shape in found if shape is not None), None)
         self.conditional = prior.conditional or bool(readers)
-        self.given_shape = context if self.conditional else None
+        self.given_shape = given_shape if self.conditional else None
         if self.given_shape is not None and prior.conditional:
             declare_given(prior, self.given_shape, "prior", "this VAE's given_shape")
         self.num_classes = self._common_num_classes()
@@ -119,7 +119,7 @@ class VAE(Program):
         declare_given(part, shape, role, source)
 
     def _common_num_classes(self) -> int | None:
-        """How many labels the VAE's own given may take, by those of its parts that read it."""
+        """Number of labels that the VAE's ``given`` may take, from the parts that read it."""
         if not self.conditional or self.given_shape not in (None, ()):
             return None
         parts = {
@@ -145,7 +145,7 @@ class VAE(Program):
 
     @property
     def guided(self) -> bool:
-        """Whether every level has an encoder, so that `posterior` states all latents."""
+        """Whether every level has an encoder: then `posterior` states all latents."""
         return self.encoder is not None and (self.top_down or not isinstance(self.prior, VAE) or self.prior.guided)
 
     def latents(self, name: str) -> tuple[str, ...] | None:
@@ -155,10 +155,10 @@ class VAE(Program):
     def codes(self) -> dict[str, Program]:
         return {self.latent_name: self.prior} | (self.prior.codes() if isinstance(self.prior, VAE) else {})
 
-    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
-        """E_q[z | x], averaged over ``num_draws`` draws of the latents that q states before z; or a draw."""
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
+        """E_q[z | x], averaged over ``num_samples`` draws of the latents that q states before z; or a draw."""
         levels, means = self.codes()[site].levels, list[Tensor]()
-        while len(means) < num_draws:
+        while len(means) < num_samples:
             trace: Any = guide_trace(self, x, given)
             if site not in trace.nodes:
                 raise ValueError(
@@ -212,7 +212,7 @@ def _mean(distribution: Any) -> Tensor | None:
     return finite_mean(distribution)
 
 
-def _context(part: Program) -> Any:
+def _second(part: Program) -> Any:
     return part.given_shape[1] if part.given_shape is not None else None
 
 

@@ -6,14 +6,14 @@ r"""Annealed importance sampling: log p(x) by a path of densities from one that 
 with :math:`f_0` the prior p(z) or the guide q(z | x). A chain starts at :math:`z_0 \sim f_0`, and for t = 1 .. T first
 collects :math:`f_{\beta_t}(z_{t-1}) / f_{\beta_{t-1}}(z_{t-1})` into its weight w, then moves by a transition that
 leaves :math:`f_{\beta_t}` invariant (here Hamiltonian Monte Carlo). Then E[w] = p(x) exactly, however badly the chain
-mixes, so that the log of the mean of K weights is on average below log p(x).
+mixes. The log of the mean of K weights is on average below log p(x).
 
 Run backwards from an exact posterior sample the weights have the mean 1 / p(x), and bound log p(x) from above. Such a
 sample is at hand for data that the program itself has made: z, x ~ p(z, x). The two bounds together are bidirectional
 Monte Carlo; they say how far the estimate is off.
 
 The path is valid only if no transition depends on the chain's own past. Step sizes are therefore adapted in a
-preliminary run, on chains of its own, and then fixed.
+preliminary run, on separate chains, and then fixed.
 
 Sources: Neal 2001 (Annealed importance sampling); Grosse, Ghahramani and Adams 2015 (arXiv 1511.02543); Grosse, Ancha
 and Roy 2016 (arXiv 1606.02275); Wu, Burda, Salakhutdinov and Grosse 2017 (arXiv 1611.04273).
@@ -33,7 +33,7 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_choice, check_count, check_number
 from dgm_pyro.evaluation import evaluating, program_device
-from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
+from dgm_pyro.infer.posterior import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import Program, check_program, differentiating, latent_sites, log_mean_exp, log_prob_sum, seeded
 
 Density = Callable[[Tensor], Tensor]
@@ -46,7 +46,7 @@ ADAPTATION_RATE = 0.2
 class HMC:
     """One Hamiltonian trajectory and a Metropolis test, for every chain of every datum at once.
 
-    Step sizes are jittered by up to a fifth, so that no trajectory is a period of the dynamics.
+    Step sizes are jittered by up to a fifth: no trajectory is a period of the dynamics.
 
     Attributes:
         num_leapfrog: steps per trajectory; each costs one gradient.
@@ -90,7 +90,7 @@ def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Annealed:
-    """What `ais` found.
+    """The result of `ais`.
 
     Attributes:
         log_evidence: log-mean-exp of the weights over the chains, in nats, ``(B,)``: on average below log p(x).
@@ -108,7 +108,7 @@ class Annealed:
 
 @dataclass(frozen=True)
 class Sandwich:
-    """What `bidirectional` found: on average, lower <= log p(x) <= upper.
+    """The result of `bidirectional`: on average, lower <= log p(x) <= upper.
 
     Attributes:
         x: data that the program made, ``(B, *event_shape)``.
@@ -155,7 +155,7 @@ def ais(
         temperature_schedule: "sigmoid" (slow at both ends; Grosse et al. 2015, section 5) or "linear" temperatures.
         transition: moves u with step sizes and leaves a density invariant, as `HMC` does, the default.
         target_acceptance: what the preliminary run adapts the step sizes to, one for each datum and temperature.
-        observed: further observed sites, such as ``{"y": labels}`` of a `Labelled`.
+        observed: further observed sites, such as ``{"y": labels}`` of a `Labeled`.
         seed: of noise of each datum's own (`noise.per_datum`): its bound does not depend on the others. A transition
             of your own keeps that if it draws inside `noise.drawing`. The global random state is left as it was.
         progress: whether to show bars.
@@ -178,8 +178,8 @@ def ais(
         path = ToPosterior(program, x, given, num_chains, initial, observed or {})
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        steps = path.adapt(betas, transition, target_acceptance, progress)
-        u, log_weights, acceptance = path.anneal(path.start(), betas, steps, transition, progress)
+        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
+        u, log_weights, acceptance = path.anneal(path.start(), betas, step_sizes, transition, progress)
         latents, _ = path.coordinates.unflatten(u)
     return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents)
 
@@ -231,10 +231,10 @@ def bidirectional(
                  for name in path.coordinates.names}  # fmt: skip
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        steps = path.adapt(betas, transition, target_acceptance, progress)
-        _, forward, there = path.anneal(path.start(), betas, steps, transition, progress)
+        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
+        _, forward, there = path.anneal(path.start(), betas, step_sizes, transition, progress)
         _, backward, back = path.anneal(
-            path.coordinates.flatten(exact), betas, steps, transition, progress, reverse=True
+            path.coordinates.flatten(exact), betas, step_sizes, transition, progress, reverse=True
         )
     return Sandwich(x, log_mean_exp(forward), -log_mean_exp(backward), (there + back) / 2)
 
@@ -245,10 +245,10 @@ def _check_annealing(transition: Any, target_acceptance: Any) -> None:
         raise TypeError(f"transition must be callable, as infer.HMC() is, or None, got {type(transition).__name__}")
 
 
-def temperatures(num: int, temperature_schedule: str = "sigmoid") -> Tensor:
-    """beta_0 = 0 .. beta_T = 1, ``(num + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
-    check_count(num, "num_temperatures")
-    even = torch.linspace(0, 1, num + 1)
+def temperatures(num_temperatures: int, temperature_schedule: str = "sigmoid") -> Tensor:
+    """beta_0 = 0 .. beta_T = 1, ``(T + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
+    check_count(num_temperatures, "num_temperatures")
+    even = torch.linspace(0, 1, num_temperatures + 1)
     check_choice(temperature_schedule, ("sigmoid", "linear"), "temperature_schedule")
     if temperature_schedule == "linear":
         return even
@@ -269,7 +269,7 @@ class Path:
         raise NotImplementedError
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log f_0(u), normalised, and log f_1(u) - log f_0(u), in nats, ``(K, B)``."""
+        """log f_0(u), normalized, and log f_1(u) - log f_0(u), in nats, ``(K, B)``."""
         raise NotImplementedError
 
     def at(self, beta: Tensor) -> Density:
@@ -285,7 +285,7 @@ class Path:
         self,
         u: Tensor,
         betas: Tensor,
-        steps: Tensor,
+        step_sizes: Tensor,
         transition: Transition,
         progress: bool = False,
         reverse: bool = False,
@@ -297,7 +297,7 @@ class Path:
             change = betas[t] - betas[t - 1]
             if not reverse:
                 log_weights = log_weights + change * self.densities(u)[1]
-            u, accepted = transition(u, steps[t], self.at(betas[t]))
+            u, accepted = transition(u, step_sizes[t], self.at(betas[t]))
             if reverse:
                 log_weights = log_weights - change * self.densities(u)[1]
             acceptance = acceptance + accepted.mean(0) / len(order)
@@ -321,7 +321,7 @@ class Path:
 
 
 class ToPosterior(Path):
-    """From the prior or the guide to p(x, latents), as a density of unconstrained coordinates of the latents."""
+    """The path from the prior or the guide to p(x, latents), as densities of unconstrained coordinates."""
 
     def __init__(
         self,
@@ -358,7 +358,7 @@ class ToPosterior(Path):
         if not bool(ratio.isfinite().all()):
             source, remedy = ("guide", "check x") if self.from_guide else ("prior", "use initial='guide'")
             raise ValueError(
-                f"log p(x | latents) is not finite at draws from the {source}, so that there is no path to the "
+                f"log p(x | latents) is not finite at draws from the {source}, so there is no path to the "
                 f"posterior: {remedy}"
             )
         return u

@@ -14,7 +14,7 @@ independent features               exact
                                    importance weights of draws from the prior
 `Flow`, other densities on reals   annealing of the missing features
 `Dequantized`                      annealing of the point in the cells of the observed and the range of the missing
-`Labelled`                         any of these for every y, weighted by p(y)
+`Labeled`                         any of these for every y, weighted by p(y)
 =================================  ================================================================================
 
 All but the exact ones are right in the limit of many particles or temperatures only.
@@ -37,8 +37,8 @@ from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.diffusion import Denoising
 from dgm_pyro.families.distributions import features_of
 from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
+from dgm_pyro.infer.posterior import joint_trace, log_joint, with_latent_chains
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
-from dgm_pyro.infer.target import joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import Conditional, Program, check_program, latent_sites, parameter_of, plates, seeded
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
@@ -117,7 +117,7 @@ def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     return mask.to(x.device).expand_as(x)
 
 
-REGIONS = ("left", "right", "top", "bottom", "centre", "random:SHARE")
+REGIONS = ("left", "right", "top", "bottom", "center", "random:SHARE")
 """Names of what to hide; see `hide`."""
 
 
@@ -125,7 +125,7 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
     """A mask for `impute`, False in a region of that name: bool, of ``event_shape``.
 
     Args:
-        region: "left", "right", "top", "bottom" hide half of an image (..., H, W), "centre" the middle half of its rows
+        region: "left", "right", "top", "bottom" hide half of an image (..., H, W), "center" the middle half of its rows
             and columns, "random:0.5" that share of the features; data without rows have "left" and "right" only.
         seed: of the random region.
 
@@ -201,8 +201,8 @@ class Imputer:
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
 
     def annealed(self, path: _ToCells | _ToReals) -> Weighted:
-        steps = path.adapt(self.betas, self.transition, 0.65, self.progress)
-        u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
+        step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
+        u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
         return path.features(u), log_weights
 
     def of_distribution(self, program: Conditional, x: Tensor, mask: Tensor, given: Any) -> Weighted:
@@ -214,7 +214,7 @@ class Imputer:
             if program.levels is not None:
                 raise ValueError(
                     f"there is no method to impute with {type(program).__name__}: its features are integers that "
-                    "depend on one another, and no chain says how"
+                    "depend on one another, without a chain rule to sample by"
                 ) from None
             return self.annealed(_ToReals(program, x, mask, given, self.count(PARTICLES)))
         log_prob = torch.where(mask, features.log_prob(x), 0.0).reshape(len(x), -1).sum(-1)
@@ -228,7 +228,7 @@ class Imputer:
         if own:
             raise ValueError(
                 f"there is no method to impute with this {type(program).__name__}: its likelihood has latents of its "
-                f"own, {', '.join(own)}, that hold x in place: use a likelihood without"
+                f"own, {', '.join(own)}, that depend on x: use a likelihood without latents"
             )
         if any(trace.nodes[name]["fn"].support.is_discrete for name in latent_sites(trace)):
             batch = (self.count(DISCRETE), len(x))
@@ -238,8 +238,8 @@ class Imputer:
         else:
             path = ToPosterior(program, x, given, self.count(PARTICLES), "prior", {}, mask)
             batch = path.batch
-            steps = path.adapt(self.betas, self.transition, 0.65, self.progress)
-            u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
+            step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
+            u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
         known = _Known(program.variable, x, mask)
         with poutine.block(), known, poutine.condition(data=latents), plates(batch):
@@ -268,9 +268,10 @@ class _Known(poutine.messenger.Messenger):
 
 
 class _ToReals(Path):
-    """From a Normal fitted to each missing feature of the program's own draws, to p(x), in unconstrained coordinates.
+    """The path from Normals to p(x), in unconstrained coordinates.
 
-    The coordinates of observed features move too, and mean nothing.
+    The Normals are fitted to the program's own draws of each missing feature. The coordinates of observed features
+    move too, and mean nothing.
     """
 
     def __init__(self, program: Conditional, x: Tensor, mask: Tensor, given: Any, num_chains: int):
@@ -304,7 +305,7 @@ class _ToReals(Path):
 
 
 class _ToCells(Path):
-    """From uniform on the cells of the observed features and the unit interval of the missing ones, to p(v)."""
+    """The path to p(v) from the uniform on the observed features' cells and the missing ones' unit interval."""
 
     def __init__(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any, num_chains: int):
         if not program.flow.tractable:

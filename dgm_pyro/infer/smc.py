@@ -1,13 +1,13 @@
 r"""Sequential Monte Carlo: weighted particles that follow a chain of densities, and are resampled on the way.
 
-A chain of unnormalised densities :math:`\gamma_1(s_1), \gamma_2(s_{1:2}), \dots` ends in the one that is wanted. Step i
+A chain of unnormalized densities :math:`\gamma_1(s_1), \gamma_2(s_{1:2}), \dots` ends in the one that is wanted. Step i
 draws :math:`s_i \sim r(s_i \mid s_{<i})` for every particle and multiplies its weight by
 
 .. math::
     \frac{\gamma_i(s_{1:i})}{\gamma_{i-1}(s_{1:i-1})\, r(s_i \mid s_{<i})}.
 
 Where few particles carry the weight, K are drawn in proportion to it and start again with equal weights. The product of
-the mean weights before each such draw estimates the last density's normaliser without bias.
+the mean weights before each such draw estimates the last density's normalizer without bias.
 
 Two chains, both the program's own. *Features* of an autoregressive model, in its order: missing ones are drawn from
 the model, observed ones multiply the weight by :math:`p(x_i \mid x_{<i})`. *Times* of a diffusion, T to 1: what is
@@ -18,8 +18,8 @@ observed is drawn from the noising guide :math:`q(x_{t-1} \mid x_t, x_0)`, what 
     \psi_t(x_t) = p(x_0 \mid x_1)\big|_{\hat x_0(x_1) \to \hat x_0(x_t)}, \qquad a_1 = b_1 = 1,
 
 where :math:`q_t` is the density of the draws so far. :math:`\psi_t` looks ahead: it is the likelihood of the data given
-what the denoiser makes of x_t already, as wide as that may be off. At t = 1 it is the likelihood itself, so that the
-last density is the model's:
+what the denoiser makes of x_t already, as wide as that may be off. At t = 1 it is the likelihood itself, so the last
+density is the model's:
 twisting changes the variance, not the answer. The powers are the least-squares slopes of a particle's last log weight
 on the two logarithms, from a preliminary run: where they foretell nothing both are 0, and nothing is resampled for it.
 
@@ -53,13 +53,13 @@ class Stepper(Protocol):
     """A chain of densities. All tensors of a state are ``(K, B, ...)``; log weights ``(K, B)``, in nats."""
 
     def __len__(self) -> int:
-        """How many steps there are after the start."""
+        """Number of steps after the start."""
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
         """The first state of ``batch`` = (K, B) particles, and its log weights."""
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
-        """The state after step i = 0, 1, .., and what it adds to the log weights."""
+        """The state after step i = 0, 1, .., and the increments of the log weights."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Population:
 
     Attributes:
         state: by name, ``(K, B, ...)``.
-        log_weights: ``(K, B)``, in nats; the mean of their exponentials estimates the normaliser without bias.
-        log_evidence: log of that mean, ``(B,)``: on average below the log normaliser.
+        log_weights: ``(K, B)``, in nats; the mean of their exponentials estimates the normalizer without bias.
+        log_evidence: log of that mean, ``(B,)``: on average below the log normalizer.
         resampled: how often each datum's particles were resampled, ``(B,)``.
     """
 
@@ -113,25 +113,27 @@ def propagate(
 
 
 def effective_number(log_weights: Tensor) -> Tensor:
-    """1 / sum of squared normalised weights, between 1 and K, ``(B,)``."""
+    """1 / sum of squared normalized weights, between 1 and K, ``(B,)``."""
     return 1 / (2 * log_weights.log_softmax(0)).exp().sum(0)
 
 
-def systematic(log_weights: Tensor, num: int) -> Tensor:
-    """Indices of ``num`` particles, each K-th one drawn on average ``num`` times its normalised weight, ``(num, B)``.
+def systematic(log_weights: Tensor, num_particles: int) -> Tensor:
+    """Indices of ``num_particles`` particles, ``(num_particles, B)``.
 
-    One uniform draw places an even comb on the cumulated weights, so that a particle comes up twice only if its weight
-    is above 1 / num, and always if it is above 2 / num.
+    Each of the K is drawn ``num_particles`` times its normalized weight on average.
+
+    One uniform draw places an even comb on the cumulated weights, so a particle comes up twice only if its weight is
+    above 1 / num_particles, and always if it is above 2 / num_particles.
     """
     edges = log_weights.softmax(0).cumsum(0)
     with noise.drawing(edges.shape):
-        comb = torch.arange(num, device=edges.device).unsqueeze(-1) + torch.rand_like(edges[:1])
-    places = comb / num * edges[-1:]
+        comb = torch.arange(num_particles, device=edges.device).unsqueeze(-1) + torch.rand_like(edges[:1])
+    places = comb / num_particles * edges[-1:]
     return torch.searchsorted(edges.T.contiguous(), places.T.contiguous()).T.clamp(max=len(edges) - 1)
 
 
 def take(state: State, indices: Tensor) -> State:
-    """The particles at ``indices``, ``(num, B)``, of each datum."""
+    """The particles at ``indices``, ``(num_particles, B)``, of each datum."""
     data = torch.arange(indices.shape[1], device=indices.device)
     return {name: value[indices, data] for name, value in state.items()}
 
@@ -146,8 +148,8 @@ class Features:
     """The features of an autoregressive model in its order, some of them observed.
 
     The steps go from the first feature that some datum misses to the last that some datum has; `finish` draws those
-    after it. They go on from one another: what the network's cache knows of the particles is kept here, not in a state,
-    whose "row" says which of them at the last step each particle was.
+    after it. Each continues the previous one: the network's cache of the particles is kept here, not in a state. The
+    "row" of a state is the place of each particle at the last step.
 
     Args:
         program: p(x).
@@ -225,12 +227,12 @@ class Times:
         self.mask, self.given = mask, given
         self.x = torch.where(mask, x, torch.zeros_like(x))
         self.x0 = self.program.clean(self.x)
-        self.powers = self.x0.new_ones(self.program.steps + 1, 2, 1)
+        self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, 1)
 
     def tune(self, num_particles: int, progress: bool = False) -> None:
         """Set each datum's powers by a run with particles of its own, ``num_particles`` of them or `TUNING`."""
         num_particles = max(num_particles, TUNING)
-        self.powers = self.x0.new_ones(self.program.steps + 1, 2, len(self.x))
+        self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, len(self.x))
         state, _ = self.start((num_particles, len(self.x)))
         states = [state]
         for i in tqdm(range(len(self)), desc="tune", unit="step", disable=not progress, leave=False):
@@ -243,22 +245,22 @@ class Times:
             known = (known - known.mean(0)).transpose(0, 1).double()
             ridge = 1e-6 * torch.eye(2, dtype=known.dtype, device=known.device)
             slopes = torch.linalg.solve(known.mT @ known + ridge, known.mT @ target)
-            self.powers[self.program.steps - i] = slopes.squeeze(-1).T.to(self.powers.dtype)
+            self.powers[self.program.num_steps - i] = slopes.squeeze(-1).T.to(self.powers.dtype)
 
     def __len__(self) -> int:
-        return self.program.steps - 1
+        return self.program.num_steps - 1
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
         p = self.program
         zero = p.zeros(*batch)
         prior = torch.distributions.Normal(zero, 1.0)
-        guide = features_of(p.noised(self.x0.expand_as(zero), self._time(zero, p.steps)))
+        guide = features_of(p.noised(self.x0.expand_as(zero), self._time(zero, p.num_steps)))
         with noise.drawing(batch):
             x_t = torch.where(self.mask, guide.sample(), prior.sample())
-        return self._state(x_t, p.steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
+        return self._state(x_t, p.num_steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
-        p, x_t, t = self.program, state["x_t"], self.program.steps - i
+        p, x_t, t = self.program, state["x_t"], self.program.num_steps - i
         before = self._log_gamma(state, t)
         times = self._time(x_t, t)
         model = features_of(p.reverse(x_t, times, self._denoised(state)))
@@ -332,7 +334,7 @@ def smc(
         TypeError: the program is no diffusion.
 
     >>> import torch, dgm_pyro as dgm
-    >>> program = dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (8,)), steps=5)
+    >>> program = dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (8,)), num_steps=5)
     >>> dgm.infer.smc(program, torch.zeros(3, 2)).log_evidence.shape
     torch.Size([3])
     """

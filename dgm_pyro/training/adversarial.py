@@ -93,13 +93,13 @@ def draw(program: Program, size: int, given: Any = None) -> Tensor:
     """Samples of ``program`` with their gradient, ``(size, *event_shape)``, integers scaled to [-1, 1].
 
     Raises:
-        ValueError: they have none, although some parameter asks for it: x is discrete, or drawn by steps without one.
+        ValueError: they have none, although some parameter requires it: x is discrete, or drawn by steps without one.
     """
     with poutine.block(), plates((size,)):
         x = program.joint(program.variable, None, given)
     if torch.is_grad_enabled() and not x.requires_grad:
         raise ValueError(
-            f"the draws of this {type(program).__name__} carry no gradient, so that no comparison of samples can train "
+            f"the draws of this {type(program).__name__} carry no gradient, so comparing samples cannot train "
             "it: use a dgm.Implicit, a flow, or continuous likelihoods; or an objective such as 'elbo'"
         )
     return _scaled(program, x)
@@ -113,14 +113,14 @@ def _scaled(program: Program, x: Tensor) -> Tensor:
 
 
 class Adversarial:
-    """A game of the program against a critic that learns beside it, in the same `dgm.fit`.
+    """Adversarial training of the program against a critic, which learns in the same `dgm.fit`.
 
-    Before each step of the program the critic takes ``critic_steps`` of its own, by Adam with the learning rate that
-    the program has then. Epochs are validated by the energy distance to the held-out data, because the loss of a game
+    Before each step of the program the critic takes ``critic_steps`` steps, by Adam with the program's current learning
+    rate. Epochs are validated by the energy distance to the held-out data, because the loss of a game
     says nothing of its quality: each player's depends on the other.
 
     Args:
-        game: "gan" (the critic maximises the bound on the Jensen-Shannon divergence, the program E[log sigma(V)], the
+        game: "gan" (the critic maximizes the bound on the Jensen-Shannon divergence, the program E[log sigma(V)], the
             non-saturating form), "wasserstein", or one of `DIVERGENCES`, in which the program descends what the critic
             ascends.
         critic: maps x, ``(B, *event_shape)``, or x and ``given``, to ``(B, 1)``; it is trained in place. Without one,
@@ -141,7 +141,7 @@ class Adversarial:
     """
 
     unit: ClassVar[str] = "of the game"
-    eager_only: ClassVar[str] = "trains its critic beside the program"
+    eager_only: ClassVar[str] = "trains a critic together with the program"
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class Adversarial:
             optimizer.step()
 
     def critic_loss(self, real: Tensor, fake: Tensor, given: Any = None) -> Tensor:
-        """What the critic descends: less the distance that it sees, and the penalties on its slope; a scalar."""
+        """The critic's loss: minus the distance that it measures, plus the penalties on its slope; a scalar."""
         critic = self._prepared()[0]
         loss = -self.distance(_values(critic, real, given), _values(critic, fake, given))
         if self.r1 > 0:
@@ -202,7 +202,7 @@ class Adversarial:
         return loss
 
     def distance(self, of_data: Tensor, of_samples: Tensor) -> Tensor:
-        """How far apart data and samples are, as the critic's values have it, a scalar."""
+        """The distance between data and samples by the critic's values, a scalar."""
         if self.game == "wasserstein":
             return of_data.mean() - of_samples.mean()
         return divergence_bound("js" if self.game == "gan" else self.game, of_data, of_samples)
@@ -224,7 +224,7 @@ class Adversarial:
 
     def _prepared(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         if self.critic is None or self.optimizer is None:
-            raise ValueError("the game has not begun: pass the objective to dgm.fit, or call prepare(program) first")
+            raise ValueError("the critic is not set up: pass the objective to dgm.fit, or call prepare(program) first")
         return self.critic, self.optimizer
 
 
@@ -247,17 +247,19 @@ def slopes(critic: nn.Module, x: Tensor, given: Any = None) -> Tensor:
 def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> nn.Module:
     """A critic that suits the program: an MLP on points, convolutions on images of at least 16 pixels a side."""
     check_program(program)
-    context: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if program.conditional:
         if program.given_shape is None or is_pair(program.given_shape):
-            raise ValueError("the program's given is no label and no vector: pass Adversarial(critic=...) of your own")
-        context = {"num_classes": program.num_classes}
+            raise ValueError(
+                "the program's given is neither a label nor a vector: pass your own Adversarial(critic=...)"
+            )
+        options = {"num_classes": program.num_classes}
         if program.num_classes is None:
-            context = {"context_shape": tuple(program.given_shape)}
+            options = {"given_shape": tuple(program.given_shape)}
     shape = program.event_shape
     if len(shape) == 3 and min(shape[1:]) >= 16:
-        return ConvEncoder(shape, 1, **context)
-    return MLP(shape, 1, hidden, activation="silu", **context)
+        return ConvEncoder(shape, 1, **options)
+    return MLP(shape, 1, hidden, activation="silu", **options)
 
 
 def gan(r1: float = 0.1) -> Adversarial:
@@ -286,14 +288,14 @@ class KernelScore:
 
         2 mean k(x, y) - mean k(y, y') - mean k(x, x'),
 
-    whose expectation is less the squared distance; every mean is over distinct points, so that there is no bias. Of a
-    conditional program, each datum has ``num_particles`` samples for its own ``given``, and the last term, of which the
+    whose expectation is less the squared distance; every mean is over distinct points, so there is no bias. Of a
+    conditional program, each datum has ``num_samples`` samples for its own ``given``, and the last term, of which the
     program knows nothing, is left out: a proper scoring rule of p(x | given).
 
     Args:
         kernel: "energy", -|x - y|, or "gaussian", the mean of exp(-|x - y|^2 / (2 s^2 D)) over the scales s.
         scales: of the Gaussian kernel, in units of x.
-        num_particles: samples per datum, for a conditional program, at least 2.
+        num_samples: samples per datum, for a conditional program, at least 2.
 
     Source: Gretton et al. 2012, lemma 6; Gneiting and Raftery 2007, section 5; Bouchacourt et al. 2016
     (arXiv 1606.04414).
@@ -301,7 +303,7 @@ class KernelScore:
 
     kernel: str = "energy"
     scales: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-    num_particles: int = 4
+    num_samples: int = 4
     unit: ClassVar[str] = "squared distance"
     eager_only: ClassVar[str] = "fixes the number of pairs that it compares"
 
@@ -312,9 +314,9 @@ class KernelScore:
             raise ValueError("scales must name at least one scale")
         for scale in self.scales:
             check_number(scale, "scales", above=0)
-        check_count(self.num_particles, "num_particles")
-        if self.num_particles < 2:
-            raise ValueError("num_particles must be at least 2: one sample per datum has no other to be compared with")
+        check_count(self.num_samples, "num_samples")
+        if self.num_samples < 2:
+            raise ValueError("num_samples must be at least 2: the score compares samples of one datum")
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
@@ -325,7 +327,7 @@ class KernelScore:
             between, within = self.similarity(real, fake).mean(1), self.mean_of_pairs(fake)
             data = self.to_the_others(real) if len(real) > 1 else torch.zeros_like(between)
         else:
-            k = self.num_particles
+            k = self.num_samples
             fake = draw(program, k * len(x), map_given(lambda part: part.repeat_interleave(k, 0), given))
             fake = fake.reshape(len(x), k, -1)
             between = self.similarity(real.unsqueeze(1), fake).flatten(1).mean(1)
@@ -432,7 +434,7 @@ def density_ratio(
     critic: nn.Module | None = None,
     *,
     divergence: str = "js",
-    steps: int = 2000,
+    gradient_steps: int = 2000,
     batch_size: int = 256,
     lr: float = 2e-3,
     seed: int = 0,
@@ -446,19 +448,19 @@ def density_ratio(
         p, q: samples, ``(N, ...)`` and ``(M, ...)``.
         critic: maps x to ``(B, 1)``; default an MLP, made under ``seed``.
         divergence: one of `DIVERGENCES`.
-        steps, batch_size, lr: of Adam, the rate falling to zero along a cosine.
+        gradient_steps, batch_size, lr: of Adam, the rate falling to zero along a cosine.
         seed: the global random state is left as it was.
 
     Raises:
         ValueError: shapes differ, or the divergence is unknown.
 
     >>> import torch, dgm_pyro as dgm
-    >>> ratio = dgm.adversarial.density_ratio(torch.randn(100, 2), torch.randn(100, 2), steps=10)
+    >>> ratio = dgm.adversarial.density_ratio(torch.randn(100, 2), torch.randn(100, 2), gradient_steps=10)
     >>> ratio(torch.zeros(5, 2)).shape
     torch.Size([5])
     """
     _known(divergence)
-    check_counts(steps=steps, batch_size=batch_size)
+    check_counts(gradient_steps=gradient_steps, batch_size=batch_size)
     check_number(lr, "lr", above=0)
     check_type(critic, nn.Module | None, "critic", "a torch.nn.Module or None")
     check_finite(p, "p")
@@ -467,10 +469,10 @@ def density_ratio(
     with seeded(seed, p.device):
         chosen = MLP(p.shape[1:], 1, (64, 64), activation="silu").to(p) if critic is None else critic
         optimizer = torch.optim.Adam(chosen.parameters(), lr=lr)
-        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        # Summed where it is made: to ask for a number at every step would be to wait for the device.
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
+        # Summed on the device: reading a number at every step would wait for it.
         bounds, total = [], torch.zeros((), dtype=torch.float64, device=p.device)
-        for step in range(1, steps + 1):
+        for step in range(1, gradient_steps + 1):
             batches = [x[torch.randint(len(x), (batch_size,), device=x.device)] for x in (p, q)]
             bound = divergence_bound(divergence, *(_values(chosen, x, None) for x in batches))
             optimizer.zero_grad(set_to_none=True)

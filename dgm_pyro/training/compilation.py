@@ -1,4 +1,4 @@
-r"""Compiled losses: the statements of a program are run once, by a tracer, and what they computed is compiled.
+r"""Compiled losses: a tracer runs the statements of a program once, and their tensor operations are compiled.
 
 Pyro's handlers are Python, and Python is what `torch.compile` breaks its graphs at. But which statements run does not
 depend on the numbers, so one run tells all. `torch.export` runs model and guide on symbolic tensors, through every
@@ -6,7 +6,7 @@ handler, and keeps the tensor operations alone, which `torch.compile` then fuses
 parameters: to train it is to train the program.
 
 What one run cannot tell is Python that looks at numbers, such as ``if z.sum() > 0:``. It ends in a `CompilationError`
-that quotes the line; so do random numbers of Python or NumPy. Python numbers are frozen at what they are in that run.
+that quotes the line; so do random numbers of Python or NumPy. Python numbers keep the value of that run.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
     """The loss of ``program`` under ``objective``, compiled; it has the program's own parameters.
 
     Args:
-        program: a `Program`; or any pair ``(model, guide)`` of Pyro callables whose latents are reparameterised.
+        program: a `Program`; or any pair ``(model, guide)`` of Pyro callables whose latents are reparameterized.
         objective: an objective or its name, as for `dgm.fit`; default `ELBO`. A pair takes an `ELBO` of one draw.
 
     Returns:
@@ -81,14 +81,14 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
     >>> loss = dgm.compile(program)
     >>> optimizer = torch.optim.Adam(loss.parameters())  # then loss(x).backward(), as ever
     """
-    maximise = chosen(objective)
+    maximize = chosen(objective)
     if isinstance(program, Program):
-        return Loss(program, maximise)
+        return Loss(program, maximize)
     if not (isinstance(program, tuple) and len(program) == 2 and all(callable(part) for part in program)):
         raise TypeError(f"program must be a dgm.Program or a pair (model, guide), got {type(program).__name__}")
-    if not isinstance(maximise, ELBO) or maximise.num_particles != 1 or maximise.beta != 1.0:
-        raise ValueError(f"a pair (model, guide) is compiled with dgm.ELBO(analytic_kl=...) alone, got {maximise}")
-    return PairLoss(*program, analytic_kl=maximise.analytic_kl)
+    if not isinstance(maximize, ELBO) or maximize.num_samples != 1 or maximize.beta != 1.0:
+        raise ValueError(f"a pair (model, guide) is compiled with dgm.ELBO(analytic_kl=...) alone, got {maximize}")
+    return PairLoss(*program, analytic_kl=maximize.analytic_kl)
 
 
 class Loss(nn.Module):
@@ -194,7 +194,7 @@ class PairLoss(nn.Module):
 
 
 class Terms(nn.Module):
-    """What a step of training needs of an objective, tensors in and tensors out.
+    """The part of an objective that a training step needs, tensors in and tensors out.
 
     Args:
         program: whose objective it is; its parameters are those of this module.
@@ -207,7 +207,7 @@ class Terms(nn.Module):
         self.schedules = _schedules(objective)
 
     def weights(self, progress: float) -> dict[str, Tensor]:
-        """What the schedules of the objective say at this progress of training, in [0, 1]."""
+        """The values of the objective's schedules at this progress of training, in [0, 1]."""
         values = {name: float(schedule(progress)) for name, schedule in self.schedules.items()}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
@@ -239,7 +239,7 @@ class Terms(nn.Module):
 
 
 class _Scalar(nn.Module):
-    """The loss of `Terms` alone, so that a graph of it holds no sums that nobody reads."""
+    """The loss of `Terms` alone: its graph has no unused sums."""
 
     def __init__(self, terms: Terms):
         super().__init__()
@@ -319,12 +319,12 @@ def _is_deterministic(site: Any) -> bool:
 
 
 def _check_pair(model: poutine.Trace, guide: poutine.Trace) -> None:
-    """Raise a CompilationError that names the first site whose loss is not that of a reparameterised guide."""
+    """Raise a CompilationError that names the first site whose loss is not that of a reparameterized guide."""
     latents, nodes = latent_sites(guide), dict[str, Any](guide.nodes)
     stated = [name for name in sample_sites(guide) if not _is_deterministic(nodes[name])]
     wrong = {name: "is observed in the guide, or a factor there" for name in stated if name not in latents}
     wrong |= {name: "has no site in the guide" for name in latent_sites(model) if name not in latents}
-    wrong |= {name: "is not reparameterised" for name in latents if not nodes[name]["fn"].has_rsample}
+    wrong |= {name: "is not reparameterized" for name in latents if not nodes[name]["fn"].has_rsample}
     for name, why in wrong.items():
         raise CompilationError(f"{name!r} {why}: write the pair as a dgm.Program, or train it with SVI")
 
@@ -339,7 +339,7 @@ def _check_arguments(arguments: Any) -> None:
 
 
 class _Instead(TorchFunctionMode):
-    """Hands every function other tensors in the place of some, which are told by identity.
+    """Substitutes tensors in the arguments of every function, matched by identity.
 
     The param store hands out its own tensors, not those that stand for them while a function is traced.
     """
@@ -366,7 +366,7 @@ def check_compilable(objective: Any) -> None:
 
 
 def _follows_its_schedules(objective: Any) -> bool:
-    """Whether what an objective does at any progress is what its schedules, put in the place of its fields, do."""
+    """Whether an objective at any progress equals the objective with its fields replaced by the schedules' values."""
     if not hasattr(objective, "at"):
         return True
     if not dataclasses.is_dataclass(objective) or isinstance(objective, type):
@@ -497,7 +497,7 @@ def optimized(graph: nn.Module, backend: str = "inductor") -> nn.Module:
 
 
 def _kind(arguments: tuple[Any, ...], first: int) -> Any:
-    """What a graph is made for: the arguments' structure, and their tensors from dimension ``first`` on."""
+    """The key of a graph: the arguments' structure, and the shapes of their tensors from dimension ``first`` on."""
 
     def kind(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node=4 -m dgm_pyro train vae --data mnist --out runs/vae
 
 `torch.nn.parallel.DistributedDataParallel` averages the gradients; here is only who does what. A batch of n data is cut
-into shares of n_1 .. n_N. Process r weights the mean gradient of its share by N n_r / n, so that the average over the
+into shares of n_1 .. n_N. Process r weights the mean gradient of its share by N n_r / n, and the average over the
 processes is (1/n) sum_r n_r g_r: the mean gradient of the batch, whether N divides n or not.
 """
 
@@ -25,7 +25,7 @@ _store: dist.Store | None = None
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes of a training; one alone, if there are no others.
 
     Attributes:
@@ -42,7 +42,7 @@ class Team:
         return self.rank == 0
 
     def batches(self, count: int, batch_size: int) -> int:
-        """How many batches an epoch of ``count`` data has.
+        """Number of batches in an epoch of ``count`` data.
 
         A last batch with less than two data per process is left out, as layers that take the scale of a batch need two:
         the shuffling leaves out others each time.
@@ -64,7 +64,7 @@ class Team:
         return rows.tensor_split(self.size)[self.rank]
 
     def weight(self, rows: Tensor) -> float:
-        """What to multiply the mean loss of `share` with, so that the processes' mean is that of the batch."""
+        """The factor of the mean loss of `share` that makes the mean over processes the mean of the batch."""
         return len(self.share(rows)) * self.size / len(rows)
 
     def total(self, values: Tensor) -> Tensor:
@@ -96,11 +96,11 @@ class Team:
             dist.barrier()
 
 
-def team() -> Team:
+def process_group() -> ProcessGroup:
     """The processes that train together, as `torch.distributed` was told."""
     if not dist.is_available() or not dist.is_initialized():
-        return Team()
-    return Team(dist.get_rank(), dist.get_world_size())
+        return ProcessGroup()
+    return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
 
 def was_started() -> bool:
@@ -108,7 +108,7 @@ def was_started() -> bool:
     return "LOCAL_RANK" in os.environ and dist.is_available()
 
 
-def join(device: str = "auto") -> Team:
+def join(device: str = "auto") -> ProcessGroup:
     """Join the processes that `torchrun` started, if it did; each takes the GPU of its number, if there are any.
 
     Args:
@@ -119,7 +119,7 @@ def join(device: str = "auto") -> Team:
     """
     global _store
     if not was_started() or dist.is_initialized():
-        return team()
+        return process_group()
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
         _take_gpu(device, int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -127,7 +127,7 @@ def join(device: str = "auto") -> Team:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     _store, rank, size = next(iter(dist.rendezvous("env://")))
     dist.init_process_group("nccl" if on_gpu else "gloo", store=_store, rank=rank, world_size=size)
-    return team()
+    return process_group()
 
 
 def _take_gpu(device: str, rank: int, size: int) -> None:
@@ -145,7 +145,7 @@ def leave() -> None:
     """Close what `join` opened, when all have come here."""
     global _store
     if dist.is_available() and dist.is_initialized():
-        team().wait()
+        process_group().wait()
         dist.destroy_process_group()
     _store = None
 
@@ -153,8 +153,8 @@ def leave() -> None:
 def is_first_to_fail() -> bool:
     """Whether it is for this process to say what went wrong, when something did.
 
-    That is the first in which it did: the others fail because they wait for it. What went wrong before they met, such
-    as an unknown option, went wrong in all of them alike, and the first process says so.
+    That is the first in which it did: the others fail because they wait for it. An error before they met, such as an
+    unknown option, is the same in all of them, and the first process reports it.
     """
     if not was_started():
         return True

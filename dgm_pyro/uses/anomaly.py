@@ -1,22 +1,22 @@
 r"""Anomalies: is this x like the data, by which score, and how often is that a false alarm?
 
-The obvious score is the surprise :math:`-\log p(x)`. But p(x) is a density over whole images, and a smooth or mostly
+The obvious score is :math:`-\log p(x)`, the surprise. But p(x) is a density over whole images, and a smooth or mostly
 blank image is probable under almost every program, whatever it shows. The other scores take that share out again:
 
-=================  ===================================================  ==========================================
-score              s(x), in nats; higher is more anomalous              what it asks
-=================  ===================================================  ==========================================
-`Surprise`         :math:`-\log p(x)`, or minus a bound                 is x improbable?
-`Typicality`       :math:`|-\log p(x) - H|`, H the mean surprise of     is x as probable as the data are?
-                   reference data
-`Ratio`            :math:`\log p_0(x) - \log p(x)`, with p_0 a          does knowing the form of the data help, beyond
-                   background program                                   what the pixels alone tell?
-`Complexity`       :math:`-\log p(x) - L(x)`, with L(x) the length of   does the program code x shorter than a
-                   x under a lossless compressor                        compressor that knows nothing?
-`WAIC`             :math:`\mathrm{Var}_i[\log p_i(x)] - E_i[\log        do programs trained alike disagree about x?
-                   p_i(x)]` over an ensemble
-`PosteriorKL`      :math:`KL(q(z \mid x) \,\|\, p(z))`                  does x need an unusual z?
-=================  ===================================================  ==========================================
+=======================  ===================================================  ==========================================
+score                    s(x), in nats; higher is more anomalous              what it asks
+=======================  ===================================================  ==========================================
+`NegativeLogLikelihood`  :math:`-\log p(x)`, or minus a bound                 is x improbable?
+`Typicality`             :math:`|-\log p(x) - H|`, H the mean surprise of     is x as probable as the data are?
+                         reference data
+`Ratio`                  :math:`\log p_0(x) - \log p(x)`, with p_0 a          does knowing the form of the data help,
+                         background program                                   beyond what the pixels alone tell?
+`Complexity`             :math:`-\log p(x) - L(x)`, with L(x) the length of   does the program code x shorter than a
+                         x under a lossless compressor                        compressor that knows nothing?
+`WAIC`                   :math:`\mathrm{Var}_i[\log p_i(x)] - E_i[\log        do programs trained alike disagree on x?
+                         p_i(x)]` over an ensemble
+`PosteriorKL`            :math:`KL(q(z \mid x) \,\|\, p(z))`                  does x need an unusual z?
+=======================  ===================================================  ==========================================
 
 A score is any callable from x, ``(N, *event_shape)``, to ``(N,)``; those here are functions of each datum alone, whose
 bounds take noise of the datum's own (`dgm_pyro.noise`). `Detector` turns one into an alarm with a chosen
@@ -96,12 +96,12 @@ def _require_p_of_x(program: Any) -> None:
     if program.variable != "x" or program.conditional:
         raise ValueError(
             f"this {type(program).__name__} is conditional and has no p(x) to score x by: use a program of x alone, "
-            "such as dgm.Labelled(prior, program) around a class-conditional one"
+            "such as dgm.Labeled(prior, program) around a class-conditional one"
         )
 
 
 @dataclass
-class Surprise:
+class NegativeLogLikelihood:
     """-log p(x), or minus its bound, in nats.
 
     Args:
@@ -123,19 +123,19 @@ class Surprise:
 
 
 class Typicality:
-    """How far the surprise of x is from the mean surprise of reference data, in nats.
+    """Distance of the surprise of x from the mean surprise of reference data, in nats.
 
     Args:
-        surprise: a `Surprise`, or a program.
+        nll: a `NegativeLogLikelihood`, or a program.
         reference: data like those that the program was trained on, but others: ``(N, *event_shape)``.
     """
 
-    def __init__(self, surprise: Surprise | Program, reference: Tensor | Data):
-        self.surprise = _surprise(surprise)
-        self.entropy = self.surprise(_x(reference, "reference")).mean().item()
+    def __init__(self, nll: NegativeLogLikelihood | Program, reference: Tensor | Data):
+        self.nll = _nll(nll)
+        self.entropy = self.nll(_x(reference, "reference")).mean().item()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (self.surprise(x) - self.entropy).abs()
+        return (self.nll(x) - self.entropy).abs()
 
 
 class Ratio:
@@ -145,40 +145,40 @@ class Ratio:
     ``dgm.fit(background, data, augment=lambda x: dgm.corruptions.mutate(x, 0.3, 256))``.
 
     Args:
-        surprise, background: a `Surprise` each, or a program, of the same measure.
+        nll, background: a `NegativeLogLikelihood` each, or a program, of the same measure.
 
     Raises:
         ValueError: one is a mass and the other a density.
     """
 
-    def __init__(self, surprise: Surprise | Program, background: Surprise | Program):
-        self.surprise, self.background = _surprise(surprise), _surprise(background, "background")
-        ours, theirs = self.surprise.program.measure, self.background.program.measure
+    def __init__(self, nll: NegativeLogLikelihood | Program, background: NegativeLogLikelihood | Program):
+        self.nll, self.background = _nll(nll), _nll(background, "background")
+        ours, theirs = self.nll.program.measure, self.background.program.measure
         if ours != theirs:
             raise ValueError(f"the program is a {ours}, but the background is a {theirs}: train both on the same data")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.surprise(x) - self.background(x)
+        return self.nll(x) - self.background(x)
 
 
 class Complexity:
     """-log p(x) less the length of x under a lossless compressor, in nats.
 
     Args:
-        surprise: a `Surprise`, or a program, of a mass on at most 256 levels: only that has a code length.
+        nll: a `NegativeLogLikelihood`, or a program, of a mass on at most 256 levels: only that has a code length.
         compressor: a name in `COMPRESSORS`: "png" for images, "zlib" for any x.
     """
 
-    def __init__(self, surprise: Surprise | Program, compressor: str = "png"):
-        self.surprise, self.compressor = _surprise(surprise), compressor
-        levels = self.surprise.program.levels
+    def __init__(self, nll: NegativeLogLikelihood | Program, compressor: str = "png"):
+        self.nll, self.compressor = _nll(nll), compressor
+        levels = self.nll.program.levels
         if levels is None or levels > 256:
             what = "a density on reals" if levels is None else f"a mass on {levels} levels"
             raise ValueError(f"a compressor codes integers 0 .. 255, but the program is {what}: use another score")
         check_choice(compressor, COMPRESSORS, "compressor")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.surprise(x) - math.log(2) * code_bits(x, self.compressor)
+        return self.nll(x) - math.log(2) * code_bits(x, self.compressor)
 
 
 class WAIC:
@@ -188,42 +188,42 @@ class WAIC:
     variance is over the ensemble as a population (divided by its size).
 
     Args:
-        ensemble: at least two programs, or a `Surprise` each.
+        ensemble: at least two programs, or a `NegativeLogLikelihood` each.
     """
 
-    def __init__(self, ensemble: Sequence[Surprise | Program]):
+    def __init__(self, ensemble: Sequence[NegativeLogLikelihood | Program]):
         check_type(ensemble, Sequence, "ensemble", "a sequence of programs")
-        self.ensemble = [_surprise(each, "ensemble") for each in ensemble]
+        self.ensemble = [_nll(each, "ensemble") for each in ensemble]
         if len(self.ensemble) < 2:
             raise ValueError(f"ensemble has {len(self.ensemble)} program(s), but a variance needs at least 2")
 
     def __call__(self, x: Tensor) -> Tensor:
-        surprises = torch.stack([surprise(x) for surprise in self.ensemble])
-        return surprises.var(0, correction=0) + surprises.mean(0)
+        nats = torch.stack([nll(x) for nll in self.ensemble])
+        return nats.var(0, correction=0) + nats.mean(0)
 
 
 @dataclass
 class PosteriorKL:
-    """KL(q(z | x) || p(z)), over all latents, in nats; in closed form where there is one, else by ``draws`` draws.
+    """KL(q(z | x) || p(z)), over all latents, in nats; in closed form where there is one, else over ``num_samples``.
 
     Args:
         program: one with latent variables.
     """
 
     program: Program
-    draws: int = 8
+    num_samples: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require_p_of_x(self.program)
-        check_count(self.draws, "draws")
+        check_count(self.num_samples, "num_samples")
         check_seed(self.seed)
         if self.program.tractable:
             raise ValueError(f"this {type(self.program).__name__} has no latents, so no posterior: use another score")
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        where, bound, parts = program_device(self.program), ELBO(num_particles=self.draws), []
+        where, bound, parts = program_device(self.program), ELBO(self.num_samples), []
         check_dense(x, "x")
         self.program.check(x.to(where))
         with evaluating(self.program), seeded(self.seed, where):
@@ -234,9 +234,9 @@ class PosteriorKL:
         return torch.cat(parts)
 
 
-def _surprise(surprise: Surprise | Program, argument: str = "surprise") -> Surprise:
-    check_type(surprise, (Surprise, Program), argument, "a Surprise or a dgm.Program")
-    return surprise if isinstance(surprise, Surprise) else Surprise(surprise)
+def _nll(nll: NegativeLogLikelihood | Program, argument: str = "nll") -> NegativeLogLikelihood:
+    check_type(nll, (NegativeLogLikelihood, Program), argument, "a NegativeLogLikelihood or a dgm.Program")
+    return nll if isinstance(nll, NegativeLogLikelihood) else NegativeLogLikelihood(nll)
 
 
 def _x(data: Tensor | Data, argument: str = "x") -> Tensor:
@@ -291,7 +291,7 @@ class Detector:
     """An alarm on a score, calibrated to a rate of false alarms.
 
     Args:
-        score: any callable from x to scores, higher for anomalies; a program stands for its `Surprise`.
+        score: any callable from x to scores, higher for anomalies; a program means its `NegativeLogLikelihood`.
 
     Attributes:
         threshold: scores above it, by more than `ROUNDING`, are flagged; None before `calibrate`.
@@ -305,7 +305,7 @@ class Detector:
     def __init__(self, score: Score | Program):
         if not callable(score):
             raise TypeError(f"score must be a function of x or a dgm.Program, got {type(score).__name__}")
-        self.score: Score = Surprise(score) if isinstance(score, Program) else score
+        self.score: Score = NegativeLogLikelihood(score) if isinstance(score, Program) else score
         self.threshold: float | None = None
         self.reference = torch.zeros(0)
 
@@ -333,7 +333,7 @@ class Detector:
         return self
 
     def flag(self, x: Tensor | Data) -> Tensor:
-        """Which x are anomalous, bools ``(N,)``.
+        """Whether each x is anomalous, bools ``(N,)``.
 
         Raises:
             ValueError: the detector is not calibrated.
@@ -364,13 +364,13 @@ class Detector:
 
 
 def _rounding(scores: Tensor) -> Tensor:
-    """By how much equal data may score apart: another batch multiplies matrices in another order."""
+    """Largest difference by rounding between scores of equal data: batches multiply matrices in another order."""
     return ROUNDING * scores.abs().clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well a score tells anomalies from normal data.
+    """Quality of a score that separates anomalies from normal data.
 
     Attributes:
         auroc: probability that an anomaly scores above a normal datum, a tie counting half; 0.5 is a coin.
@@ -397,7 +397,7 @@ def separation(normal: Tensor, anomalous: Tensor) -> Separation:
 
 
 def _share_below(values: Tensor, x: Tensor) -> Tensor:
-    """For each x the share of ``values`` below it, ties counting half."""
+    """The share of ``values`` below each x, ties counting half."""
     order = values.sort().values
     counts = torch.searchsorted(order, x) + torch.searchsorted(order, x, right=True)
     return counts.double() / (2 * len(values))
@@ -438,7 +438,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Anomalies(Result):
-    """What `detect` found.
+    """The result of `detect`.
 
     Attributes:
         scores, p_values, flags: of each x by the first score, ``(N,)``.
@@ -560,12 +560,12 @@ def detect(
     order = torch.randperm(len(kept), generator=generator(seed))
     reference, held_out = kept[order[: len(kept) // 2]], kept[order[len(kept) // 2 :]]
 
-    def surprise(program: Program) -> Surprise:
-        return Surprise(program, num_particles, progress)
+    def nll(program: Program) -> NegativeLogLikelihood:
+        return NegativeLogLikelihood(program, num_particles, progress)
 
     alarms, first = list[Alarm](), dict[str, Tensor]()
     for name in names:
-        score = _score(name, surprise, program, background, ensemble, reference)
+        score = _score(name, nll, program, background, ensemble, reference)
         values, normal_values = score(x), score(held_out)
         detector = Detector(lambda found: found).calibrate(score(reference), false_alarm_rate)
         flags = detector.flag(values)
@@ -580,7 +580,7 @@ def detect(
 
 def _score(
     name: str,
-    surprise: Callable[[Program], Surprise],
+    nll: Callable[[Program], NegativeLogLikelihood],
     program: Program,
     background: Program | None,
     ensemble: Sequence[Program],
@@ -591,11 +591,11 @@ def _score(
     if name == "waic" and not ensemble:
         raise ValueError("the score 'waic' needs an ensemble (--ensemble RUN,RUN,...): programs from other seeds")
     makers: dict[str, Callable[[], Score]] = {
-        "likelihood": lambda: surprise(program),
-        "typicality": lambda: Typicality(surprise(program), reference),
-        "complexity": lambda: Complexity(surprise(program), "png" if len(program.event_shape) == 3 else "zlib"),
-        "ratio": lambda: Ratio(surprise(program), surprise(background)),  # type: ignore[arg-type]
-        "waic": lambda: WAIC([surprise(each) for each in (program, *ensemble)]),
+        "likelihood": lambda: nll(program),
+        "typicality": lambda: Typicality(nll(program), reference),
+        "complexity": lambda: Complexity(nll(program), "png" if len(program.event_shape) == 3 else "zlib"),
+        "ratio": lambda: Ratio(nll(program), nll(background)),  # type: ignore[arg-type]
+        "waic": lambda: WAIC([nll(each) for each in (program, *ensemble)]),
         "kl": lambda: PosteriorKL(program),
     }
     return makers[name]()

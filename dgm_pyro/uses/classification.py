@@ -1,6 +1,6 @@
 r"""Classification with doubt: how good an answer p(y | x) is, how sure it says it is, and whether that can be trusted.
 
-Three classifiers answer p(y | x): a `Discriminative` one directly; a generative one, `Labelled`, by Bayes' rule from
+Three classifiers answer p(y | x): a `Discriminative` one directly; a generative one, `Labeled`, by Bayes' rule from
 p(x | y), which gives p(x) too; and `Bayesian`, a network whose weights w have a prior, averaged over their posterior:
 
 .. math::
@@ -51,7 +51,7 @@ from dgm_pyro.checks import (
 )
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import evaluating, program_device, standard_error
-from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.program import Program, check_program, differentiating, log_mean_exp, seeded
 from dgm_pyro.results import Result, Table, with_error
 from dgm_pyro.uses.anomaly import Detector
@@ -151,24 +151,25 @@ class RiskCoverage:
         return 1 - self.risk[int(torch.searchsorted(self.coverage, coverage - 1e-9))].item()
 
 
-def risk_coverage(right: Tensor, doubt: Tensor) -> RiskCoverage:
-    """Risk and coverage when answers are rejected by their doubt, the highest first; equal doubts go together.
+def risk_coverage(right: Tensor, uncertainty: Tensor) -> RiskCoverage:
+    """Risk and coverage when answers are rejected by their uncertainty, the highest first; equal ones go together.
 
     Args:
         right: which answers are, bools ``(N,)``.
-        doubt: any score, higher where the answer is less trusted: ``-probabilities.max(-1).values``, -log p(x), ...
+        uncertainty: any score, higher where the answer is less trusted: -log p(x), ``-probabilities.max(-1).values``.
     """
     check_dense(right, "right")
-    check_dense(doubt, "doubt")
-    if right.shape != doubt.shape or right.dim() != 1 or not len(right):
-        raise ValueError(f"right has shape {tuple(right.shape)} and doubt {tuple(doubt.shape)}: pass (N,) of each")
-    doubt, order = doubt.detach().cpu().double().sort()
-    if torch.isnan(doubt).any():
-        raise ValueError("doubt holds NaN: every answer needs a score")
+    check_dense(uncertainty, "uncertainty")
+    if right.shape != uncertainty.shape or right.dim() != 1 or not len(right):
+        shapes = f"right has shape {tuple(right.shape)} and uncertainty {tuple(uncertainty.shape)}"
+        raise ValueError(f"{shapes}: pass (N,) of each")
+    uncertainty, order = uncertainty.detach().cpu().double().sort()
+    if torch.isnan(uncertainty).any():
+        raise ValueError("uncertainty holds NaN: every answer needs a score")
     wrong = (~right.cpu().bool()[order]).double().cumsum(0)
-    kept = torch.arange(1, len(doubt) + 1, dtype=torch.double)
-    ends = torch.cat([doubt[1:] != doubt[:-1], torch.ones(1, dtype=torch.bool)])
-    return RiskCoverage((kept / len(doubt))[ends], (wrong / kept)[ends])
+    kept = torch.arange(1, len(uncertainty) + 1, dtype=torch.double)
+    ends = torch.cat([uncertainty[1:] != uncertainty[:-1], torch.ones(1, dtype=torch.bool)])
+    return RiskCoverage((kept / len(uncertainty))[ends], (wrong / kept)[ends])
 
 
 def _check(probabilities: Tensor, y: Tensor) -> None:
@@ -248,7 +249,7 @@ class Bayesian:
 
     @differentiating("Bayesian.fit")
     def fit(self, epochs: int = 50, batch_size: int = 64, lr: float = 1e-2, seed: int = 0) -> Bayesian:
-        """Maximise the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
+        """Maximize the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
 
         Returns:
             The classifier itself.
@@ -298,7 +299,7 @@ class Bayesian:
         return self.log_class_probabilities(x, num_samples, seed).exp()
 
     @torch.no_grad()
-    def doubt_about_weights(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
+    def mutual_information(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
         """The mutual information of y and w given x, in nats, ``(B,)``: entropy of the mean less mean entropy."""
         log_p = self.draws(x, num_samples, seed)
         log_mean = log_mean_exp(log_p)
@@ -307,7 +308,7 @@ class Bayesian:
 
 @contextlib.contextmanager
 def _alone(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state and a param store of its own: AutoGuides of one class would share the store's entries."""
+    """A separate random state and param store: AutoGuides of one class would share the store's entries."""
     with seeded(seed, device), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         yield
 
@@ -330,13 +331,13 @@ def beliefs(
         TypeError: the program has no p(y | x).
     """
     check_program(program)
-    if not isinstance(program, Labelled | Discriminative):
-        raise TypeError(f"this {type(program).__name__} has no p(y | x): use a dgm.Labelled or a dgm.Discriminative")
+    if not isinstance(program, Labeled | Discriminative):
+        raise TypeError(f"this {type(program).__name__} has no p(y | x): use a dgm.Labeled or a dgm.Discriminative")
     probabilities, log_p = [], []
     batches = x.to(program_device(program)).split(batch_size)
     with evaluating(program):
         for batch in tqdm(batches, desc="classify", unit="batch", disable=not progress, leave=False):
-            if isinstance(program, Labelled):
+            if isinstance(program, Labeled):
                 log_joint = program.log_joint(batch, num_particles, seed)
                 probabilities.append(log_joint.softmax(0).T.cpu())
                 log_p.append(log_joint.logsumexp(0).cpu())
@@ -347,7 +348,7 @@ def beliefs(
 
 @dataclass(frozen=True)
 class Answers(Result):
-    """What `answer` found.
+    """The result of `answer`.
 
     Attributes:
         probabilities: p(y | x), ``(N, classes)``.
@@ -407,7 +408,7 @@ def answer(
     """Classify x, and reject what is unlike the reference: by log p(x), or by the highest p(y | x) without one.
 
     Args:
-        program: a `Labelled` or a `Discriminative`.
+        program: a `Labeled` or a `Discriminative`.
         x: ``(N, *event_shape)``.
         reference: data like those that the program was trained on, but others; they set the threshold.
         false_alarm_rate: largest probability that a datum like these is rejected.
@@ -432,5 +433,5 @@ def answer(
 
 
 def share(true: Any) -> float:
-    """How many of ``true`` are, from 0 to 1."""
+    """Fraction of entries of ``true`` that are true."""
     return float(torch.as_tensor(true).double().mean())

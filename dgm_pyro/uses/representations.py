@@ -1,4 +1,4 @@
-r"""Representations: what a program says of x in place of x, and what that is good for.
+r"""Representations: the code of x under a program, and its uses.
 
 *Where x goes.* A program with latents maps x to a code z, and back. `encode` and `decode` call the methods of these
 names that its family has, in batches and in evaluation mode, with noise of each datum's own:
@@ -16,15 +16,15 @@ A flow's z, and that of a diffusion, is as large as x and loses nothing: it is a
 summary. The mean of a class that z may be is that of its one-hot code: the probabilities q(z = k | x).
 
 *Between and around.* A line between two codes, :math:`(1 - t) a + t b`, passes closer to the origin than either end;
-N(0, I) in D dimensions hardly ever is closer to it than :math:`\sqrt D`, so that the middle of the line is where the
-prior has next to nothing. The arc keeps the length,
+N(0, I) in D dimensions is hardly ever closer to it than :math:`\sqrt D`, so the prior has almost no mass at the middle
+of the line. The arc keeps the length,
 
 .. math::
     z_t = \frac{\sin((1 - t)\, \omega)}{\sin \omega}\, a + \frac{\sin(t\, \omega)}{\sin \omega}\, b, \qquad
     \omega = \arccos \frac{a^\top b}{\|a\| \|b\|}.
 
 *What it is good for* depends on the question; here it is the label that the program never saw: `probe` (is it linear
-in z?), `knn` (are neighbours alike?), `cluster` and `agreement` (are there groups, and are they the classes?). Which
+in z?), `knn` (are neighbors alike?), `cluster` and `agreement` (are there groups, and are they the classes?). Which
 features of z are in use at all, and at how many nats each, is what `dgm_pyro.infer.units` says.
 
 Source: Shoemake 1985 and White 2016 (arXiv 1609.04468), the arc; Song et al. 2021 (arXiv 2010.02502, section 5.4),
@@ -91,7 +91,7 @@ def encode(
     *,
     site: str | None = None,
     draw: bool = False,
-    num_draws: int = 16,
+    num_samples: int = 16,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = False,
@@ -104,7 +104,7 @@ def encode(
         given: ``(N, *given_shape)`` for a conditional program.
         site: which of `codes`; default the nearest to x.
         draw: a draw of z from q(z | x), or of the place in the cell of a dequantized x, in place of the mean.
-        num_draws: where E_q[z | x] has no closed form, how many draws to average; of the levels above, in a hierarchy.
+        num_samples: draws to average where E_q[z | x] has no closed form; of the levels above, in a hierarchy.
         batch_size: data at once; the codes do not depend on it.
         seed: of the draws, which are each datum's own (`noise.per_datum`): equal x have equal codes, drawn ones too.
             The global random state is left as it was.
@@ -114,11 +114,11 @@ def encode(
         ``(N, *z_shape)``, on the CPU; of a class, its probabilities, ``(N, *z_shape, K)``, unless ``draw``.
 
     Raises:
-        ValueError: the program has no code of x, no such site, or x does not fit.
+        ValueError: the program has no latent code, no such site, or x does not fit.
     """
     check_program(program)
     site = program.code_named(site)
-    check_count(num_draws, "num_draws")
+    check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")
     check_dense(x, "x")
     where = program_device(program)
@@ -126,7 +126,7 @@ def encode(
 
     def of(x: Tensor, given: Any) -> Tensor:
         with noise.per_datum(x, seed):
-            return program.encode(x, given, site=site, draw=draw, num_draws=num_draws)
+            return program.encode(x, given, site=site, draw=draw, num_samples=num_samples)
 
     return _in_batches(program, of, x, given, batch_size, seed, progress)
 
@@ -156,7 +156,7 @@ def decode(
         closed form, such as an autoregressive x, is drawn.
 
     Raises:
-        ValueError: the program has no code of x, no such site, or z does not fit.
+        ValueError: the program has no latent code, no such site, or z does not fit.
     """
     check_program(program)
     check_count(batch_size, "batch_size")
@@ -199,19 +199,19 @@ def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
 # -- around a code, and between two ------------------------------------------------------------------------------------
 
 
-def line(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
-    """``num`` evenly spaced points on the line from each a to each b, ends included, ``(num, N, *shape)``."""
-    t = _shares(a, b, num)
+def line(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
+    """Evenly spaced points on the line from each a to each b, ends included, ``(num_points, N, *shape)``."""
+    t = _shares(a, b, num_points)
     return torch.where(t == 1, b, a + t * (b - a))
 
 
-def arc(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
-    """``num`` points on the arc from each a to each b at even angles, ends included, ``(num, N, *shape)``.
+def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
+    """Points at even angles on the arc from each a to each b, ends included, ``(num_points, N, *shape)``.
 
-    The length goes with the angle from that of a to that of b. Codes in one direction, or in opposite ones, have no
-    arc of their own and get the line.
+    The length goes with the angle from that of a to that of b. Codes in the same or in opposite directions have no
+    unique arc and get the line.
     """
-    t = _shares(a, b, num)
+    t = _shares(a, b, num_points)
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     lengths = flat_a.norm(dim=1) * flat_b.norm(dim=1)
     cosine = ((flat_a * flat_b).sum(1) / torch.where(lengths > 0, lengths, 1.0)).clamp(-1, 1)
@@ -219,7 +219,7 @@ def arc(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
     sine = angle.sin()
     bent = (lengths.reshape(angle.shape) > 0) & (sine > 1e-3)
     points = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / torch.where(bent, sine, 1.0)
-    points = torch.where(bent, points, line(a, b, num))
+    points = torch.where(bent, points, line(a, b, num_points))
     return torch.where(t == 0, a, torch.where(t == 1, b, points))
 
 
@@ -227,40 +227,40 @@ PATHS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "sp
 """Ways from one code to another, by name."""
 
 
-def _shares(a: Tensor, b: Tensor, num: int) -> Tensor:
-    check_count(num, "num", at_least=2)
+def _shares(a: Tensor, b: Tensor, num_points: int) -> Tensor:
+    check_count(num_points, "num_points", at_least=2)
     check_finite(a, "a")
     check_finite(b, "b")
     if a.shape != b.shape or not a.is_floating_point():
         raise ValueError(
             f"a has shape {tuple(a.shape)} ({a.dtype}), b {tuple(b.shape)}: pass two codes of reals, of one shape"
         )
-    return torch.linspace(0, 1, num, dtype=a.dtype, device=a.device).reshape(-1, *(1,) * a.dim())
+    return torch.linspace(0, 1, num_points, dtype=a.dtype, device=a.device).reshape(-1, *(1,) * a.dim())
 
 
 def interpolate(
-    program: Program, a: Tensor, b: Tensor, num: int = 8, *, path: str = "spherical", given: Any = None
+    program: Program, a: Tensor, b: Tensor, num_points: int = 8, *, path: str = "spherical", given: Any = None
 ) -> Tensor:
     """From each datum a to each b: their codes, a `PATHS` between these, and what the program makes of it.
 
     Args:
         a, b: data, ``(N, *event_shape)``.
-        num: points, the ends included. Those are decoded too: the reconstructions of a and b.
+        num_points: the ends included. Those are decoded too: the reconstructions of a and b.
         path: "linear" or "spherical".
         given: ``(N, *given_shape)`` for a conditional program, the same along the path.
 
     Returns:
-        ``(num, N, *event_shape)``.
+        ``(num_points, N, *event_shape)``.
 
     Raises:
         ValueError: no such path, codes that are discrete, or as `encode`.
     """
     check_choice(path, PATHS, "path")
-    check_count(num, "num", at_least=2)
+    check_count(num_points, "num_points", at_least=2)
     check_finite(a, "a")
     check_finite(b, "b")
     _require_real(program, codes(program)[0])
-    points = PATHS[path](encode(program, a, given), encode(program, b, given), num)
+    points = PATHS[path](encode(program, a, given), encode(program, b, given), num_points)
     return _decoded(program, points, given, None)
 
 
@@ -273,7 +273,7 @@ def traverse(
     given: Any = None,
     site: str | None = None,
 ) -> Tensor:
-    """What becomes of x when one feature of its code is set to each of ``values``, and the others stay.
+    """x decoded after one feature of its code is set to each of ``values``, with the others unchanged.
 
     Args:
         z: one code, ``(1, *z_shape)``: of a datum, by `encode`, or zeros, the mean of a standard prior.
@@ -311,21 +311,21 @@ def traverse(
     return _decoded(program, points.reshape(len(chosen), len(settings), *shape), given, site)
 
 
-def grid(program: Program, num: int = 12, reach: float = 2.5, *, given: Any = None) -> Tensor:
+def grid(program: Program, num_points: int = 12, reach: float = 2.5, *, given: Any = None) -> Tensor:
     """What each place of a plane of codes stands for: a square grid over [-reach, reach]^2.
 
     Returns:
-        ``(num, num, *event_shape)``, laid out as a picture of that plane: rows from the highest z_2 to the lowest,
-        columns from the lowest z_1 to the highest.
+        ``(num_points, num_points, *event_shape)``, laid out as a picture of that plane: rows from the highest z_2
+        to the lowest, columns from the lowest z_1 to the highest.
 
     Raises:
         ValueError: the code has not 2 features.
     """
     check_program(program)
-    check_count(num, "num")
+    check_count(num_points, "num_points")
     check_number(reach, "reach", above=0)
     like = parameter_of(program)
-    (site, *_), axis = codes(program), torch.linspace(-reach, reach, num, dtype=like.dtype)
+    (site, *_), axis = codes(program), torch.linspace(-reach, reach, num_points, dtype=like.dtype)
     _require_real(program, site)
     shape = tuple(program.codes()[site].event_shape)
     if shape != (2,):
@@ -368,7 +368,7 @@ def _decoded(program: Program, points: Tensor, given: Any, site: str | None) -> 
 
 
 def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
-    """Test accuracy of a logistic regression on standardised features, ``(N, ...)``: are the classes linear in z?"""
+    """Test accuracy of a logistic regression on standardized features, ``(N, ...)``: are the classes linear in z?"""
     _check_codes(train, train_y, test, test_y)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -379,15 +379,15 @@ def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float
     return float(classifier.score(_features(test), test_y.cpu().numpy()))
 
 
-def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbours: int = 5) -> float:
-    """Test accuracy of the majority among the nearest training data, by Euclidean distance: are neighbours alike?"""
+def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbors: int = 5) -> float:
+    """Test accuracy of the majority among the nearest training data, by Euclidean distance: are neighbors alike?"""
     _check_codes(train, train_y, test, test_y)
     from sklearn.neighbors import KNeighborsClassifier
 
-    check_count(neighbours, "neighbours")
-    if neighbours > len(train):
-        raise ValueError(f"neighbours is {neighbours}, but there are {len(train)} training data")
-    classifier = KNeighborsClassifier(neighbours)
+    check_count(neighbors, "neighbors")
+    if neighbors > len(train):
+        raise ValueError(f"neighbors is {neighbors}, but there are {len(train)} training data")
+    classifier = KNeighborsClassifier(neighbors)
     classifier.fit(_features(train), train_y.cpu().numpy())
     return float(classifier.score(_features(test), test_y.cpu().numpy()))
 
@@ -400,14 +400,14 @@ def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
     check_seed(seed)
     check_count(num_clusters, "num_clusters")
     if num_clusters > len(z):
-        raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: ask for fewer")
+        raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: use fewer")
     found = KMeans(num_clusters, n_init=10, random_state=seed % 2**32).fit_predict(_features(z))
     return torch.from_numpy(found).long()
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well clusters are classes; all three are at most 1, and 1 if they are the same up to their names.
+    """Agreement of clusters with classes; each number is at most 1, and 1 if they are the same up to their names.
 
     Attributes:
         accuracy: share of the data whose cluster is that of their class, under the best one-to-one naming.
@@ -440,7 +440,7 @@ def agreement(clusters: Tensor, y: Tensor) -> Agreement:
 
 @dataclass(frozen=True)
 class Quality(Result):
-    """What `assess` found, on ``num_test`` data.
+    """The result of `assess`, on ``num_test`` data.
 
     Attributes:
         probe, knn: accuracies.
@@ -462,7 +462,7 @@ class Quality(Result):
         return [*right, *(f"{value:.3f}" for value in vars(self.clusters).values())]
 
     def parts(self) -> list[str | Table]:
-        return [Table(["linear probe", "neighbours", "clusters", "NMI", "ARI"], [self.cells()])]
+        return [Table(["linear probe", "neighbors", "clusters", "NMI", "ARI"], [self.cells()])]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
@@ -470,7 +470,7 @@ class Quality(Result):
 
 
 def assess(
-    train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, *, neighbours: int = 5, seed: int = 0
+    train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, *, neighbors: int = 5, seed: int = 0
 ) -> Quality:
     """`probe`, `knn`, and k-means on the test data with as many clusters as they have classes.
 
@@ -482,7 +482,7 @@ def assess(
     found = cluster(test, len(test_y.unique()), seed=seed)
     return Quality(
         probe(train, train_y, test, test_y),
-        knn(train, train_y, test, test_y, neighbours),
+        knn(train, train_y, test, test_y, neighbors),
         agreement(found, test_y),
         len(test),
     )
@@ -503,7 +503,7 @@ def _features(z: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Representation(Result):
-    """What `represent` found.
+    """The result of `represent`.
 
     Attributes:
         site: the name of the code.
@@ -525,7 +525,7 @@ class Representation(Result):
         parts: list[str | Table] = [f"{self.site} of {len(self.z)} data, {self.form}"]
         parts += [f"{name}: {each}" for name, each in self.units.items()]
         if self.quality:
-            header = ["of", "linear probe", "5 neighbours", "clusters", "NMI", "ARI"]
+            header = ["of", "linear probe", "5 neighbors", "clusters", "NMI", "ARI"]
             parts.append(Table(header, [[name, *each.cells()] for name, each in self.quality.items()]))
         return parts
 
@@ -533,7 +533,7 @@ class Representation(Result):
         """Plain Python, for JSON."""
         return {
             "site": self.site,
-            "num": len(self.z),
+            "num_data": len(self.z),
             "quality": {name: each.as_dict() for name, each in self.quality.items()},
             "active": {name: int(each.active.sum()) for name, each in self.units.items()},
             "kl": {name: None if each.kl is None else each.kl.tolist() for name, each in self.units.items()},
@@ -554,7 +554,7 @@ def represent(
     Args:
         program: one with `codes`.
         data: to encode, and to measure on.
-        train: labelled data to fit the probe and the neighbours on, where ``data`` have labels.
+        train: labeled data to fit the probe and the neighbors on, where ``data`` have labels.
         site: which of `codes`; default the nearest to x.
         seed: of draws and clusters.
         progress: whether to show bars.
@@ -574,7 +574,7 @@ def represent(
     if points.y is not None and train is not None:
         train = as_data(program, train, "train")
         if train.y is None:
-            raise ValueError(f"train ({train.name}) has no labels, but data have: pass labelled data to learn from")
+            raise ValueError(f"train ({train.name}) has no labels, but data have: pass labeled data to learn from")
         for name, (seen, unseen) in {site: (coded(train), z), "x": (train.x, points.x)}.items():
             quality[name] = assess(seen, train.y, unseen, points.y, seed=seed)
     used = units(program, points[:512], seed=seed) if isinstance(program, VAE) and len(z) > 1 else {}
@@ -593,7 +593,7 @@ def _form(program: Program, site: str, z: Tensor) -> str:
 
 
 def latents(program: Program, x: Tensor) -> Tensor | None:
-    """What the program knows of x in place of x: the mean of q(z | x), or a flow's z; None without latents.
+    """The latent representation of x: the mean of q(z | x), or a flow's z; None without latents.
 
     Args:
         x: ``(N, *event_shape)``.

@@ -39,7 +39,7 @@ NOT = {"vae-semi-amortized"}
 # Whose densities are matrix products of parameters, and whose loss no network enters.
 WITHOUT_NETWORKS = {"fullrank", "lowrank", "flow-linear", "flow-planar"}
 TRAINED = ["normal-learned", "made", "vae", "vae-ladder", "vae-flow-prior", "diffusion", "diffusion-importance"]
-TRAINED += ["labelled", "dequantized"]
+TRAINED += ["labeled", "dequantized"]
 
 
 def loss_and_gradients(loss, program, x, given=None, observed=None, seed=0, **options):
@@ -128,8 +128,8 @@ def test_the_graph_of_discrete_latents_is_their_loss(float64, objective):
 
 
 def test_labels_may_be_observed(float64):
-    program = CASES["labelled"].build().train()
-    x, _ = CASES["labelled"].draw(program, 5)
+    program = CASES["labeled"].build().train()
+    x, _ = CASES["labeled"].draw(program, 5)
     observed = {"y": torch.tensor([0, 1, 1, 0, 1])}
     loss = Loss(program, ELBO(), backend="eager")
     assert_equal(
@@ -504,7 +504,7 @@ def normal_pair(more_of_the_model=lambda: None, more_of_the_guide=lambda: None, 
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (normal_pair(latent=dist.Bernoulli(0.5)), "'z' is not reparameterised"),
+        (normal_pair(latent=dist.Bernoulli(0.5)), "'z' is not reparameterized"),
         (
             normal_pair(more_of_the_guide=lambda: pyro.factor("cost", torch.tensor(-2.0), has_rsample=False)),
             "'cost' is obs",
@@ -599,7 +599,7 @@ def test_objectives_that_no_graph_holds_are_refused(objective):
 def test_other_things_are_refused():
     with pytest.raises(TypeError, match=r"a dgm.Program or a pair \(model, guide\), got Linear"):
         dgm.compile(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match=r"objective is the class IWAE: pass one of it, IWAE\(\)"):
+    with pytest.raises(TypeError, match=r"objective is the class IWAE: pass an instance, IWAE\(\)"):
         dgm.compile(vae(dgm.Normal(2)), dgm.IWAE)
     with pytest.raises(ValueError, match=r"compiled with dgm\.ELBO"):
         dgm.compile(functions(), "iwae:5")
@@ -684,13 +684,13 @@ def test_what_cannot_be_compiled_goes_on_without_unless_it_was_asked_for(monkeyp
     program = vae(dgm.Normal(2))
     program.likelihood.network = Looking()
     options = {"epochs": 2, "batch_size": 5, "progress": False, "validation": None}
-    with pytest.warns(UserWarning, match=r"goes on uncompiled: .*`if z.sum"):
+    with pytest.warns(UserWarning, match=r"continues uncompiled: .*`if z.sum"):
         history = dgm.fit(program, torch.randn(20, 2), **options)
     assert not history.compiled
     assert all(map(math.isfinite, history.losses))
     with pytest.raises(CompilationError, match=r"`if z\.sum"):
         dgm.fit(program, torch.randn(20, 2), compile=True, **options)
-    with pytest.raises(ValueError, match="Trace_ELBO brings its own backward pass"):
+    with pytest.raises(ValueError, match="Trace_ELBO has its own backward pass"):
         dgm.fit(program, torch.randn(20, 2), Trace_ELBO(), compile=True, **options)
     assert not dgm.fit(program, torch.randn(20, 2), Trace_ELBO(), **options).compiled
 

@@ -60,7 +60,7 @@ def classifier(features=2, classes=3, hidden=()):
 # -- reproducible ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vae", "vae-bit-latent", "diffusion", "labelled-vae", "discriminative"])
+@pytest.mark.parametrize("name", ["vae", "vae-bit-latent", "diffusion", "labeled-vae", "discriminative"])
 def test_equal_seeds_give_equal_bits(name):
     case = CASES[name]
     results = []
@@ -222,7 +222,7 @@ def test_an_elbo_of_pyro_that_cannot_be_is_refused_before_anything_happens(objec
 
 def test_pyros_enumeration_trains_and_sums_the_labels_out():
     torch.manual_seed(0)
-    program = dgm.Labelled(
+    program = dgm.Labeled(
         dgm.Categorical((), 2, learned=True),
         dgm.Normal(1, nn.Embedding(2, 2)),
         dgm.Categorical((), 2, MLP((1,), 2, hidden=(4,))),
@@ -535,7 +535,7 @@ def test_augmentation_is_for_training_only():
 # -- the history -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vae", "vae-two-levels", "diffusion", "vae-diffusion-prior", "labelled-vae"])
+@pytest.mark.parametrize("name", ["vae", "vae-two-levels", "diffusion", "vae-diffusion-prior", "labeled-vae"])
 def test_the_terms_add_up_to_the_loss(name):
     case = CASES[name]
     program = case.build()
@@ -741,7 +741,7 @@ X = torch.zeros(10, 2)
         ({"ema": 0}, ValueError, "ema must be a decay between 0 and 1"),
         ({"validation": 1.0}, ValueError, "validation must be a fraction between 0 and 1"),
         ({"validation": 0.0}, ValueError, "validation must be a fraction between 0 and 1"),
-        ({"validation": 0.01}, ValueError, "leaves none on one side"),
+        ({"validation": 0.01}, ValueError, "leaves one side empty"),
         ({"validation": "all"}, TypeError, "validation must be a dgm.data.Data or a torch.Tensor, got str"),
         (
             {"validation": torch.zeros(5, 3)},
@@ -751,8 +751,8 @@ X = torch.zeros(10, 2)
         ({"validation": torch.full((5, 2), math.nan)}, ValueError, "NaN"),
         ({"objective": "likelihood"}, ValueError, "objective must be one of elbo, beta, .*got 'likelihood'"),
         ({"objective": 3}, TypeError, "objective must be callable, a name, or a Pyro ELBO, got int"),
-        ({"objective": ELBO}, TypeError, r"objective is the class ELBO: pass one of it, ELBO\(\)"),
-        ({"objective": Trace_ELBO}, TypeError, r"objective is the class Trace_ELBO: pass one of it, Trace_ELBO\(\)"),
+        ({"objective": ELBO}, TypeError, r"objective is the class ELBO: pass an instance, ELBO\(\)"),
+        ({"objective": Trace_ELBO}, TypeError, r"objective is the class Trace_ELBO: pass an instance, Trace_ELBO\(\)"),
         ({"seed": "zero"}, TypeError, "seed must be an integer, got 'zero'"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
         ({"seed": None}, TypeError, "seed must be an integer, got None"),
@@ -785,7 +785,7 @@ def test_an_objective_that_returns_no_bound_is_refused():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+    with pytest.raises(ValueError, match="torch finds no CUDA device"):
         fit(CASES["normal-learned"].build(), X, device="cuda")
 
 
@@ -843,16 +843,16 @@ def test_ordinary_data_and_an_actnorm_are_not():
 
 def test_labels_are_checked_before_training():
     x, y = torch.randn(6, 2), torch.tensor([0, 1, 2, -1, 1, 5])
-    labelled, conditional = CASES["labelled"].build(), CASES["normal-given-label"].build()
-    with pytest.raises(ValueError, match="6 classes, but this Labelled has 3"):
-        fit(labelled, dgm.Data(x, y))
+    labeled, conditional = CASES["labeled"].build(), CASES["normal-given-label"].build()
+    with pytest.raises(ValueError, match="6 classes, but this Labeled has 3"):
+        fit(labeled, dgm.Data(x, y))
     y = y.clamp(max=2)
     for objective in (None, "iwae", "rws", "enumerate", "free-bits", TraceEnum_ELBO()):
         with pytest.raises(ValueError, match=r"unknown labels \(-1\).*'y'.*semi-supervised"):
-            fit(labelled, dgm.Data(x, y), objective)
+            fit(labeled, dgm.Data(x, y), objective)
     known = dgm.Data(x[:3], y[:3])
     with pytest.raises(ValueError, match="unknown labels"):
-        fit(labelled, known, validation=dgm.Data(x, y))
+        fit(labeled, known, validation=dgm.Data(x, y))
     with pytest.raises(ValueError, match="labels from -1 to 2"):
         fit(conditional, dgm.Data(x, y))
     with pytest.raises(ValueError, match="conditional: pass given"):

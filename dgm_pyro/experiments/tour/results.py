@@ -1,4 +1,4 @@
-"""What the tour measures of each program, and the numbers of the whole tour."""
+"""The measurements of each program of the tour, and of the whole tour."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dgm_pyro.experiments.tour.stops import (
     levels_of,
 )
 from dgm_pyro.families.diffusion import Diffusion
-from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.program import Program, seeded
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.uses.anomaly import auroc
@@ -38,7 +38,7 @@ from dgm_pyro.uses.representations import latents, probe
 
 @dataclass
 class Result:
-    """What a stop gave: the trained program, and its answers to what was asked."""
+    """The result of a stop: the trained program and its measurements."""
 
     stop: Stop
     program: Program
@@ -137,7 +137,7 @@ class Tour:
         features, test_features = latents(program, self.train.x), latents(program, self.test.x)
         if features is not None and test_features is not None:
             result.latents, result.probe = test_features, self._probe(features, test_features)
-        if isinstance(program, (Labelled, Discriminative)):
+        if isinstance(program, (Labeled, Discriminative)):
             guess = beliefs(program, self.test.x)[0].argmax(-1)
             result.accuracy = share(guess == self.test.y)
         return result
@@ -147,7 +147,7 @@ class Tour:
 
     def _samples(self, program: Program) -> Tensor:
         """40 draws; 4 rows of all classes, in order, where the program knows classes."""
-        given = torch.arange(10, device=self.device).repeat(4) if isinstance(program, Labelled) else None
+        given = torch.arange(10, device=self.device).repeat(4) if isinstance(program, Labeled) else None
         with seeded(self.seed, self.device), evaluating(program):
             return program.sample(40, given).cpu()
 
@@ -161,7 +161,7 @@ class Tour:
 
     @property
     def models(self) -> list[Result]:
-        """Those with a p(x) that are no reference, in the order of the tour."""
+        """Results of programs with a p(x), without the references, in the order of the tour."""
         return [result for result in self.results if result.evidence is not None and not result.stop.reference]
 
     @property
@@ -192,7 +192,7 @@ def at_all_times(program: Program) -> Iterator[None]:
     if not isinstance(program, Diffusion):
         yield
         return
-    subsample, program.subsample = program.subsample, program.steps
+    subsample, program.subsample = program.subsample, program.num_steps
     try:
         yield
     finally:
@@ -200,6 +200,6 @@ def at_all_times(program: Program) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """Versions of the software that the numbers depend on."""
     packages = {name: version(name) for name in ("dgm_pyro", "pyro-ppl", "numpy", "scikit-learn", "matplotlib")}
     return {"python": platform.python_version(), "torch": torch.__version__} | packages

@@ -41,7 +41,7 @@ def run(
         stops: the programs to visit.
 
     Returns:
-        A line for each program whose training failed; the tour goes on without it.
+        A line for each program whose training failed; the tour continues without it.
 
     Raises:
         FileExistsError: ``out`` holds something that is no tour.
@@ -86,7 +86,7 @@ def _cleared(out: Path) -> Path:
     for name in ("pictures", "checkpoints"):
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir(parents=True)
-    # A mark, so that a tour interrupted before its first result is still known as one.
+    # A mark by which a tour interrupted before its first result is recognized.
     runs.write_json(out / "metrics.json", {"complete": False, "programs": []})
     return out
 

@@ -1,9 +1,9 @@
-r"""Generative and discriminative classifiers: two factorisations of the joint p(x, y).
+r"""Generative and discriminative classifiers: two factorizations of the joint p(x, y).
 
 .. math::
     p(x, y) = p(x \mid y)\, p(y) = p(y \mid x)\, p(x)
 
-`Labelled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
+`Labeled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
 :math:`p(y \mid x) = p(x \mid y) p(y) / p(x)`. `Discriminative` models p(y | x) alone, and knows nothing of p(x).
 """
 
@@ -35,7 +35,7 @@ from dgm_pyro.registry import register
 
 
 @register
-class Labelled(Program):
+class Labeled(Program):
     """The generative classifier p(y) p(x | y), over any family.
 
     The guide for y is the classifier q(y | x) if there is one; else Bayes' rule where p(x | y) is exact; else p(y).
@@ -51,7 +51,7 @@ class Labelled(Program):
         ValueError: the number of classes, or a shape, does not fit.
     """
 
-    # Or None; a checker that knew it would refuse `labelled.classifier(x)`.
+    # Or None; a checker that knew it would refuse `labeled.classifier(x)`.
     classifier: Categorical | Any
 
     def __init__(self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"):
@@ -75,11 +75,11 @@ class Labelled(Program):
         self.event_shape, self.levels, self.tractable = program.event_shape, program.levels, program.tractable
         sites = program.latents(self.variable)
         if sites is not None:
-            require_distinct((self.variable, label, *sites), "this Labelled")
+            require_distinct((self.variable, label, *sites), "this Labeled")
 
     @property
     def classes(self) -> int:
-        """How many values y takes."""
+        """Number of values that y takes."""
         assert self.prior.levels is not None
         return self.prior.levels
 
@@ -108,18 +108,18 @@ class Labelled(Program):
         """
         if self.program.codes():
             raise ValueError(
-                "a Labelled program has a code for each class: use the program within and the labels, "
-                "labelled.program.encode(x, given=labelled.classify(x))"
+                "a Labeled program has a code for each class: use the program within and the labels, "
+                "labeled.program.encode(x, given=labeled.classify(x))"
             )
         return {}
 
-    def unroll(self) -> Labelled:
+    def unroll(self) -> Labeled:
         return self._around(self.program.unroll())
 
-    def unroll_latents(self) -> Labelled:
+    def unroll_latents(self) -> Labeled:
         return self._around(self.program.unroll_latents())
 
-    def _around(self, program: Program) -> Labelled:
+    def _around(self, program: Program) -> Labeled:
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
         twin.program = program
@@ -160,7 +160,7 @@ class Labelled(Program):
         else:
             bounds = []
             for y in labels:
-                # Every class at the same draws, so that their noise cancels where classes are compared.
+                # Every class at the same draws: their noise cancels where classes are compared.
                 with seeded(seed, x.device), noise.per_datum(x, seed):
                     weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
                 bounds.append(log_mean_exp(weights))
@@ -239,7 +239,7 @@ class Discriminative(Conditional):
             self._check_values(given)
 
     def _check_values(self, x: Tensor) -> None:
-        """As of a program of x, with the levels that the network was told of; without any, it may take integers."""
+        """Check x against the levels that the network was given; without any, x may hold any integers."""
         assert self.labels.network is not None  # they are conditional
         told = (getattr(part, "levels", None) for part in self.labels.network.modules())
         levels = next((levels for levels in told if levels is not None), None)
