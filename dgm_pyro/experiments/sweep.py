@@ -90,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep(Result):
-    """The result of `sweep` ."""
+    """What `sweep` found."""
 
     folder: Path
     options: Options
