@@ -269,7 +269,7 @@ def _bound(
 def _sum_over_labels(
     program: Labelled, x: Tensor, num_particles: int, draws: int, advance: Callable[[int], Any]
 ) -> Bound:
-    """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not asked.
+    """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not used.
 
     Where all labels of the training data were known, nothing has trained it. With particles the weights of every class
     are unbiased, and so is their sum. Without, q(y) is Bayes' rule on the ELBOs of the classes, and the bound

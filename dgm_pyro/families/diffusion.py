@@ -85,7 +85,7 @@ class Schedule(nn.Module):
                 f"alpha_bar must fall at every step (a falling signal-to-noise ratio), not so at t={first}"
             )
         self.steps = len(bar)
-        # In double precision whatever the program's is: samplers reckon with these, one time at a time.
+        # In double precision, for any precision of the program: samplers reckon with these, one time at a time.
         levels = torch.stack([bar.sqrt(), (1 - bar).sqrt(), bar.log() - (1 - bar).log()], 1)
         self.times = [Time(t, *level) for t, level in enumerate(levels.tolist(), 1)]
         bar = torch.cat([bar.new_ones(1), bar])
@@ -402,7 +402,7 @@ class Denoising(Program):
         return ((denoised.x0 + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
 
     def _denoiser(self, given: Any, guidance: float = 0.0) -> Callable[[Tensor, Time], Denoised]:
-        """`denoise` as samplers ask for it."""
+        """`denoise` in the form that samplers call."""
 
         def denoise(x: Tensor, time: Time) -> Denoised:
             # One time for all: what depends on it alone is computed once, not for every draw.

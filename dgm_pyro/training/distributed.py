@@ -153,7 +153,7 @@ def leave() -> None:
 def is_first_to_fail() -> bool:
     """Whether it is for this process to say what went wrong, when something did.
 
-    That is the first in which it did: the others fail because they wait for it. An error before they met, such as an
+    That is the first one that failed: the others fail because they wait for it. An error before they met, such as an
     unknown option, is the same in all of them, and the first process reports it.
     """
     if not was_started():

@@ -35,7 +35,7 @@ GRADIENT_NORM = 10.0
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
 COMPILE_FROM = 5_000
 PRECISIONS = ("float32", "bf16")
-# On other devices than the CPU, how often to wait for the device and ask whether all is finite.
+# On devices other than the CPU, the number of steps between checks that all is finite, which wait for the device.
 WATCH_EVERY = 50
 # Before `fit` warns of it, a feature of the data may be so many standard deviations off 0, and have one so large.
 FAR, WIDE = 100, 1000
@@ -521,8 +521,8 @@ def _validate(
 ) -> float:
     """Mean loss with the same draws every time, which makes epochs comparable.
 
-    The batches are distributed over the processes, and each process has its own draws. Of a Pyro objective, whose loss
-    brings its backward pass along, the plain ELBO.
+    The batches are distributed over the processes, and each process has its own draws. For a Pyro objective, whose loss
+    has its own backward pass, the plain ELBO.
     """
     total = 0.0
     if isinstance(objective, _PyroObjective):

@@ -1,7 +1,7 @@
 r"""Anomalies: is this x like the data, by which score, and how often is that a false alarm?
 
 The obvious score is the surprise :math:`-\log p(x)`. But p(x) is a density over whole images, and a smooth or mostly
-blank image is probable under almost every program, whatever it shows. The other scores take that share out again:
+blank image is probable under almost every program, for any content. The other scores correct for this:
 
 =================  ===================================================  ==========================================
 score              s(x), in nats; higher is more anomalous              what it asks

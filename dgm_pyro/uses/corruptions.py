@@ -180,7 +180,7 @@ def fgsm(
         levels: x takes the integers 0 .. levels - 1 and stays there; None for reals, which are not clipped.
 
     Raises:
-        ValueError: the classifier's answer does not depend smoothly on x, or ``epsilon`` does not fit.
+        ValueError: the classifier's output does not depend smoothly on x, or ``epsilon`` does not fit.
     """
     _check_attack(x, y, epsilon, levels)
     return _ascend(classifier, x, x, y, epsilon, epsilon, levels, num_particles)
