@@ -131,12 +131,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/binarized-mnist"), help="folder for the runs")
     parser.add_argument("--data-dir", default=None, help="default: the environment variable DGM_DATA")
     parser.add_argument("--num-particles", type=int, default=5000)
-    parser.add_argument("--num", type=int, default=None, help="use only this many test images")
+    parser.add_argument("--num-data", type=int, default=None, help="use only this many test images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate-only", action="store_true", help="of runs that are there already")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    test = dgm.data.load(DATA, "test", data_dir=arguments.data_dir, num=arguments.num)
+    test = dgm.data.load(DATA, "test", data_dir=arguments.data_dir, num_data=arguments.num_data)
     for name in arguments.recipes:
         if not arguments.evaluate_only:
             train(name, RECIPES[name], arguments.out, arguments.data_dir, arguments.seed)

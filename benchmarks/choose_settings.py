@@ -94,10 +94,10 @@ def program_of(stop: Stop, data: dgm.Data, hidden: Sequence[int] | None, dropout
     if hidden is None:
         program = stop.make(data)
     else:
-        classes = data.num_classes if stop.family == "labelled" else None
+        classes = data.num_classes if stop.family == "labeled" else None
         options = {"residual": len(hidden) > 1, "levels": data.levels, "num_classes": classes, "dropout": 0.1}
         made = dgm.Autoregressive(features_of(data, lambda p: MADE(data.event_shape, p, hidden, **options)))
-        program = made if classes is None else dgm.Labelled(dgm.Categorical((), classes, learned=True), made)
+        program = made if classes is None else dgm.Labeled(dgm.Categorical((), classes, learned=True), made)
     layers = [module for module in program.modules() if isinstance(module, nn.Dropout)]
     if dropout is not None:
         if not layers:

@@ -1,7 +1,7 @@
 """Classifiers that can doubt, on what they were not trained for: corrupted, attacked and foreign images.
 
     python benchmarks/classification_with_doubt.py
-    DGM_DATA=folder python benchmarks/classification_with_doubt.py --data mnist --num 10000 --num-test 1000 \\
+    DGM_DATA=folder python benchmarks/classification_with_doubt.py --data mnist --num-data 10000 --num-test 1000 \\
         --classifiers discriminative,MADE,VAE,Bayesian --foreign fashion-mnist
 
 A discriminative network; the same one with a posterior over its weights; and generative classifiers p(y) p(x | y) over
@@ -58,8 +58,8 @@ def classifiers(data: dgm.Data, names: list[str], seed: int) -> dict[str, tuple[
                 lambda x, b=bayesian: b.log_class_probabilities(x, num_samples=8),
             )
         else:
-            model, labelled, options = TRAINED[name]
-            program = dgm.build(model, data, labelled=labelled)
+            model, labeled, options = TRAINED[name]
+            program = dgm.build(model, data, labeled=labeled)
             dgm.fit(program, data, seed=seed, device="cpu", progress=False, **options)
             particles = 1 if name in ONE_DRAW else PARTICLES
             made[name] = (lambda x, p=program, k=particles: beliefs(p, x, num_particles=k), program)
@@ -102,7 +102,7 @@ def against(p: Tensor, log_p: Tensor | None, rejected: Tensor, y: Tensor) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--num", type=int, default=None, help="training data")
+    parser.add_argument("--num-data", type=int, default=None, help="training data")
     parser.add_argument("--num-test", type=int, default=None)
     parser.add_argument("--foreign", default=None, help="a data set of the same shape: none of its images is a digit")
     parser.add_argument("--classifiers", default=",".join((*TRAINED, "Bayesian")), metavar="NAME,NAME,...")
@@ -111,15 +111,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="a .json file for all numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train = dgm.data.load(arguments.data, data_dir=arguments.data_dir, num=arguments.num)
-    test = dgm.data.load(arguments.data, "test", data_dir=arguments.data_dir, num=arguments.num_test)
+    train = dgm.data.load(arguments.data, data_dir=arguments.data_dir, num_data=arguments.num_data)
+    test = dgm.data.load(arguments.data, "test", data_dir=arguments.data_dir, num_data=arguments.num_test)
     y, levels = test.y, test.levels
     assert y is not None
     assert levels is not None
     train, reference = train.split(0.2, arguments.seed)
     foreign = None
     if arguments.foreign is not None:
-        foreign = dgm.data.load(arguments.foreign, "test", data_dir=arguments.data_dir, num=len(test))
+        foreign = dgm.data.load(arguments.foreign, "test", data_dir=arguments.data_dir, num_data=len(test))
         if foreign.event_shape != test.event_shape:
             parser.error(f"--foreign: {tuple(foreign.event_shape)} does not fit {tuple(test.event_shape)}")
     epsilon = max(1, round(0.1 * levels))
@@ -133,7 +133,7 @@ def main() -> None:
         alarm = Detector(lambda scores: scores).calibrate(doubt(*answer(reference.x)), FALSE_ALARMS)
         conditions = seen(test, arguments.seed)
         conditions[f"FGSM {epsilon}"] = corruptions.fgsm(attacked, test.x, y, epsilon, levels)
-        conditions[f"PGD {epsilon}"] = corruptions.pgd(attacked, test.x, y, epsilon, levels, steps=5)
+        conditions[f"PGD {epsilon}"] = corruptions.pgd(attacked, test.x, y, epsilon, levels, gradient_steps=5)
         if foreign is not None:
             conditions[arguments.foreign] = foreign.x
         for condition, x in conditions.items():

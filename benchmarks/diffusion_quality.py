@@ -123,7 +123,7 @@ def main() -> None:
             floor.append(distances(train.x[torch.randperm(len(train))[:size]]))
             for name, choice in SAMPLERS.items():
                 for steps in STEPS:
-                    x = program.sample(size, steps=steps, **choice)
+                    x = program.sample(size, num_steps=steps, **choice)
                     found.setdefault((name, steps), []).append(distances(x))
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
 
@@ -154,7 +154,7 @@ def picture(
             each = [torch.tensor(found[name, steps])[:, i] for steps in STEPS]
             error = [standard_error(values) for values in each]
             axes.errorbar(STEPS, [float(values.mean()) for values in each], error, marker="o", capsize=2, label=name)
-        axes.axhline(float(torch.tensor(floor)[:, i].mean()), color="grey", linestyle=":", label="train split")
+        axes.axhline(float(torch.tensor(floor)[:, i].mean()), color="gray", linestyle=":", label="train split")
         axes.set(xscale="log", xlabel="steps", title=title + " to the test split", xticks=STEPS, xticklabels=STEPS)
         axes.set_yscale("symlog" if i == 0 else "log", **({"linthresh": 0.01} if i == 0 else {}))
         axes.minorticks_off()

@@ -53,11 +53,11 @@ def run(bench: Benchmark) -> None:
         "a U-Net 16-32": DenoisingUNet(image, (16, 32)),
     }
     for title, network in networks.items():
-        program = dgm.Diffusion(image, network, "linear", steps=T, predict="noise").to(bench.device).eval()
+        program = dgm.Diffusion(image, network, "linear", num_steps=T, predict="noise").to(bench.device).eval()
         for sampler, make in SCHEDULERS.items():
             calls = 2 * STEPS - 1 if sampler == "heun" else STEPS
             cases = {
-                "ours": functools.partial(program.sample, BATCH, sampler=sampler, steps=STEPS),
+                "ours": functools.partial(program.sample, BATCH, sampler=sampler, num_steps=STEPS),
                 "diffusers": theirs(make, network, image, bench.device),
             }
             repeats = 30 if "MLP" in title else 7

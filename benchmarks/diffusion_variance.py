@@ -74,7 +74,7 @@ def run(bench: Benchmark) -> None:
         plain, weighted = train(discrete(schedule, False)), train(discrete(schedule, True))
         # The same network for all: what is compared is the choice of times.
         weighted.load_state_dict({**weighted.state_dict(), **plain.state_dict()})
-        draw = functools.partial(torch.randint, plain.steps, (len(x),), device=x.device)
+        draw = functools.partial(torch.randint, plain.num_steps, (len(x),), device=x.device)
         add(f"T = 100, {schedule}: independent", plain.eval(), independent(plain, x, "x_shift", draw))
         add(f"T = 100, {schedule}: even", plain)
         add(f"T = 100, {schedule}: even and importance-sampled", weighted.eval())

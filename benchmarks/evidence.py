@@ -33,14 +33,14 @@ def mean(values: torch.Tensor) -> list[float]:
 
 
 def measure(swaps: dict[str, str], arguments: argparse.Namespace) -> dict[str, Any]:
-    digits, test = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test", num=arguments.num)
+    digits, test = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test", num_data=arguments.num_data)
     torch.manual_seed(0)
     vae = dgm.build("vae", digits, **swaps)
     dgm.fit(vae, digits, "annealed", epochs=arguments.epochs, progress=False)
     numbers: dict[str, Any] = {"sandwich": {}}
     for temperatures in arguments.temperatures:
         start = time.perf_counter()
-        both = dgm.infer.bidirectional(vae, arguments.num, num_temperatures=temperatures)
+        both = dgm.infer.bidirectional(vae, arguments.num_data, num_temperatures=temperatures)
         numbers["sandwich"][temperatures] = {
             "lower": mean(both.lower),
             "upper": mean(both.upper),
@@ -57,7 +57,7 @@ def measure(swaps: dict[str, str], arguments: argparse.Namespace) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--num", type=int, default=64, help="how many data")
+    parser.add_argument("--num-data", type=int, default=64, help="how many data")
     parser.add_argument("--temperatures", type=int, nargs="+", default=[30, 100, 300, 1000])
     parser.add_argument("--out", type=Path, default=Path("evidence.json"))
     arguments = parser.parse_args()

@@ -51,23 +51,23 @@ def read_all(arguments: argparse.Namespace) -> dict[str, dgm.Program]:
         return dgm.load(arguments.out / "clothes")
 
     def vae() -> dgm.Program:
-        return dgm.build("vae", dgm.data.load("fashion-mnist", data_dir=arguments.data_dir, num=64))
+        return dgm.build("vae", dgm.data.load("fashion-mnist", data_dir=arguments.data_dir, num_data=64))
 
     by_pixels, by_vae = {"batch_size": 32, "lr": 3e-3}, {"batch_size": 64, "lr": 1e-3}
     plan: dict[str, tuple[str, Callable[[], dgm.Program], int, float, dict[str, Any]]] = {
-        "clothes": ("pixelcnn", pixelcnn, arguments.num, 0.0, {"epochs": arguments.epochs, **by_pixels})
+        "clothes": ("pixelcnn", pixelcnn, arguments.num_data, 0.0, {"epochs": arguments.epochs, **by_pixels})
     }
     if arguments.background_num:
         options = {"epochs": 1, **by_pixels}
         plan["background"] = ("pixelcnn", of_clothes, arguments.background_num, MUTATED, options)
     for i in range(arguments.vaes):
-        plan[f"vae-{i}"] = ("vae", vae, arguments.num, 0.0, {"epochs": arguments.vae_epochs, **by_vae, "seed": i})
+        plan[f"vae-{i}"] = ("vae", vae, arguments.num_data, 0.0, {"epochs": arguments.vae_epochs, **by_vae, "seed": i})
     for name, (model, make, num, rate, options) in plan.items():
         options = {"seed": arguments.seed} | options
         folder = arguments.out / name
         if not (folder / runs.RECORD).is_file():
             torch.manual_seed(options["seed"])
-            data = dgm.data.load("fashion-mnist", data_dir=arguments.data_dir, num=num)
+            data = dgm.data.load("fashion-mnist", data_dir=arguments.data_dir, num_data=num)
             train(folder, model, make(), data, rate, **options)
         programs[name], record = runs.read(folder)
         print(f"{name}: {record.options['seconds']} s of one core", flush=True)
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/fashion"), help="folder for the runs")
     parser.add_argument("--data-dir", default=None, help="default: the environment variable DGM_DATA")
-    parser.add_argument("--num", type=int, default=20000, help="training images")
+    parser.add_argument("--num-data", type=int, default=20000, help="training images")
     parser.add_argument("--num-test", type=int, default=2000, help="test images of each set")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--background-num", type=int, default=8000, help="images of its one epoch; 0 for none")
@@ -90,12 +90,12 @@ def main() -> None:
 
     programs = read_all(arguments)
     sets = {
-        name: dgm.data.load(name, "test", data_dir=arguments.data_dir, num=arguments.num_test, seed=1).x
+        name: dgm.data.load(name, "test", data_dir=arguments.data_dir, num_data=arguments.num_test, seed=1).x
         for name in ("fashion-mnist", "mnist")
     }
     start, half = time.process_time(), arguments.num_test // 2
     surprise = {
-        program: {name: anomaly.Surprise(programs[program])(x) for name, x in sets.items()}
+        program: {name: anomaly.NegativeLogLikelihood(programs[program])(x) for name, x in sets.items()}
         for program in ("clothes", "background")
         if program in programs
     }
@@ -116,7 +116,7 @@ def main() -> None:
     by_latents: dict[str, anomaly.Score] = {}
     if ensemble:
         by_latents = {
-            "VAE, -ELBO": anomaly.Surprise(ensemble[0]),
+            "VAE, -ELBO": anomaly.NegativeLogLikelihood(ensemble[0]),
             "VAE, posterior KL": anomaly.PosteriorKL(ensemble[0]),
         }
     if len(ensemble) > 1:

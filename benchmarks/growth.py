@@ -109,7 +109,7 @@ def iwae_step(num_particles: int, device: str) -> Callable[[], object]:
 
 
 def diffusion(steps: int, device: str) -> dgm.Program:
-    return dgm.Diffusion(16, DenoisingMLP((16,), (128, 128)), steps=steps).to(device)
+    return dgm.Diffusion(16, DenoisingMLP((16,), (128, 128)), num_steps=steps).to(device)
 
 
 def plated_step(steps: int, device: str) -> Callable[[], object]:

@@ -1,12 +1,13 @@
 """Implicit models of digits, judged by samples and by the evidence of the generator with noise.
 
-    python benchmarks/implicit_digits.py [--quick] [--num 64] [--seed 0]
+    python benchmarks/implicit_digits.py [--quick] [--num-data 64] [--seed 0]
 
 Each row is one training of one core on the 8x8 digits. Samples are compared with the test split: precision and recall
 (k = 3) and the energy distance. For the evidence, noise of a few scales is added to the generator, x in [-1, 1]: by
-annealed importance sampling, on `--num` test digits, with the gap of bidirectional Monte Carlo on as many data that the
-model itself has made, which says how far AIS can be off; and by Parzen's estimate from 10,000 samples, on the same
-digits. In nats per datum, standard errors over the digits. The last row has the training data in the place of samples.
+annealed importance sampling, on `--num-data` test digits, with the gap of bidirectional Monte Carlo on as many data
+that the model itself has made, which says how far AIS can be off; and by Parzen's estimate from 10,000 samples, on the
+same digits. In nats per datum, standard errors over the digits. The last row has the training data in the place of
+samples.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def mean(values: Tensor) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one epoch, few temperatures: to see that it runs")
-    parser.add_argument("--num", type=int, default=64, help="how many test digits the evidence is of")
+    parser.add_argument("--num-data", type=int, default=64, help="how many test digits the evidence is of")
     parser.add_argument("--scales", type=float, nargs="+", default=[0.2, 0.3, 0.4])
     parser.add_argument("--temperatures", type=int, default=500)
     parser.add_argument("--only", default=",".join(RECIPES), metavar="NAME,NAME,...")

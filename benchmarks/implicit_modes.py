@@ -3,7 +3,7 @@
     python benchmarks/implicit_modes.py [--quick] [--seeds 3] [--picture FILE] [--only NAME,...]
 
 Each model is a network of two hidden layers on a two-dimensional Normal, trained on 8,000 points by one core. A sample
-is near a mode within three standard deviations of its centre (98.9 % of the data are); a mode is covered if it has at
+is near a mode within three standard deviations of its center (98.9 % of the data are); a mode is covered if it has at
 least a fifth of the samples that it should have. Mean and standard error over the seeds.
 """
 
@@ -32,12 +32,12 @@ SAMPLES = 5000
 class Modes:
     """Equally likely round Normals of the plane."""
 
-    centres: Tensor
+    centers: Tensor
     scale: float
 
     def draw(self, num: int, seed: int) -> Tensor:
         noise = torch.randn(num, 2, generator=torch.Generator().manual_seed(seed))
-        return self.centres[torch.arange(num) % len(self.centres)] + self.scale * noise
+        return self.centers[torch.arange(num) % len(self.centers)] + self.scale * noise
 
 
 ANGLES = torch.arange(8) * math.pi / 4
@@ -72,7 +72,7 @@ ON_GRID = RECIPES | {
 def run(which: str, name: str, seed: int, quick: bool) -> tuple[dict[str, float], Tensor]:
     modes, (make, options) = SETS[which], (ON_GRID if which == "grid" else RECIPES)[name]
     torch.manual_seed(seed)
-    program = dgm.Implicit(dgm.Normal(2), MLP((2,), 2, (128, 128), activation="tanh"), event_shape=2)
+    program = dgm.Implicit(2, dgm.Normal(2), MLP((2,), 2, (128, 128), activation="tanh"))
     settings = options | {"ema": 0.99, "validation": None, "batch_size": 256, "seed": seed, "progress": False}
     if quick:
         settings["epochs"] = 1
@@ -81,7 +81,7 @@ def run(which: str, name: str, seed: int, quick: bool) -> tuple[dict[str, float]
     seconds = time.process_time() - start
     torch.manual_seed(seed)
     x = program.sample(SAMPLES)
-    covered, near = mode_coverage(x, modes.centres, modes.scale)
+    covered, near = mode_coverage(x, modes.centers, modes.scale)
     distance = squared_distance(x, modes.draw(SAMPLES, 1000 + seed))
     return {"modes": covered, "near": 100 * near, "energy": 1000 * distance, "seconds": seconds}, x
 
@@ -113,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(1)
     drawn: dict[tuple[str, str], Tensor] = {}
     for which, modes in SETS.items():
-        print(f"\n| {which} of {len(modes.centres)} | modes | near a mode, % | energy distance x 1000 | core seconds |")
+        print(f"\n| {which} of {len(modes.centers)} | modes | near a mode, % | energy distance x 1000 | core seconds |")
         print("|---|--:|--:|--:|--:|", flush=True)
         for name in chosen.only.split(","):
             rows = []

@@ -27,8 +27,8 @@ def shared(evaluate: Callable[[], object]) -> Callable[[], object]:
 
 
 def run(bench: Benchmark) -> None:
-    digits = dgm.data.load("digits", "test", num=60 if bench.quick else 360)
-    binary = dgm.data.load("digits-binary", "test", num=60 if bench.quick else 360)
+    digits = dgm.data.load("digits", "test", num_data=60 if bench.quick else 360)
+    binary = dgm.data.load("digits-binary", "test", num_data=60 if bench.quick else 360)
     cases = {
         "VAE, 8 draws of the ELBO": (dgm.build("vae", binary), binary, {}),
         "VAE, 50 particles": (dgm.build("vae", binary), binary, {"num_particles": 50}),

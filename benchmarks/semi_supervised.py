@@ -1,4 +1,4 @@
-"""MNIST with 100 labels: a VAE on all images (M1), on its codes a labelled VAE (M2), and a network that they teach.
+"""MNIST with 100 labels: a VAE on all images (M1), on its codes a labeled VAE (M2), and a network that they teach.
 
     DGM_DATA=folder python benchmarks/semi_supervised.py
 
@@ -57,7 +57,7 @@ class Distorted(nn.Module):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.network, self.given_shape = network, SHAPE
+        self.network, self.in_shape = network, SHAPE
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(torch.get_default_dtype())
@@ -73,9 +73,9 @@ def m1(latent: int) -> dgm.VAE:
     )
 
 
-def m2(features: int, latent: int = 8) -> dgm.Labelled:
+def m2(features: int, latent: int = 8) -> dgm.Labeled:
     """The VAE of M1's codes. q(u | z) does not read y, so it runs once for all ten labels."""
-    return dgm.Labelled(
+    return dgm.Labeled(
         dgm.Categorical((), CLASSES),
         dgm.VAE(
             dgm.Normal(latent),
@@ -179,16 +179,16 @@ def one_draw(
         found[name] = accuracy(alone, bits(test.x), test.y)
 
     start = time.process_time()
-    labelled, z_test = codes(program, mildly(few, copies)), codes(program, bits(test.x))
-    found["linear probe of M1"] = representations.probe(labelled[: len(few)], y[: len(few)], z_test, test.y)
-    found["linear probe of M1, distorted copies"] = representations.probe(labelled, y, z_test, test.y)
+    labeled, z_test = codes(program, mildly(few, copies)), codes(program, bits(test.x))
+    found["linear probe of M1"] = representations.probe(labeled[: len(few)], y[: len(few)], z_test, test.y)
+    found["linear probe of M1, distorted copies"] = representations.probe(labeled, y, z_test, test.y)
 
     z = torch.cat([codes(program, mildly(part, views)) for part in train.x.split(10_000)])
-    z, y = torch.cat([z, labelled]), torch.cat([torch.full((len(z),), -1), y])
+    z, y = torch.cat([z, labeled]), torch.cat([torch.full((len(z),), -1), y])
     both = m2(z.shape[1])
     # The classifier starts from the labels: were it to start from nothing, the classes would be whatever helps p(z).
     assert both.classifier is not None
-    supervised(dgm.Data(labelled, y[-len(labelled) :]), both.classifier.network, epochs=2, batch_size=128)
+    supervised(dgm.Data(labeled, y[-len(labeled) :]), both.classifier.network, epochs=2, batch_size=128)
     found["its classifier before M2"] = accuracy(both.classifier.eval(), z_test, test.y)
     data = dgm.Data(z, y, num_classes=CLASSES)
     options = {"epochs": epochs, "batch_size": 256, "lr": 2e-3}
@@ -216,9 +216,7 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=20, help="features of M1's code")
     parser.add_argument("--m1-epochs", type=int, default=8)
     parser.add_argument("--m2-epochs", type=int, default=6)
-    parser.add_argument(
-        "--views", type=int, default=2, help="codes of each unlabelled image: its own, others distorted"
-    )
+    parser.add_argument("--views", type=int, default=2, help="codes of each unlabeled image: its own, others distorted")
     parser.add_argument("--rounds", type=int, default=10, help="trainings of the network, each on new answers")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the labels, from seed 0")
     arguments = parser.parse_args()

@@ -47,7 +47,7 @@ def measured(stop: Stop, split: int, seed: int) -> dict[str, Any]:
     seconds = time.process_time() - start
     program.eval()
     accuracy = None
-    if isinstance(program, (dgm.Labelled, dgm.Discriminative)):
+    if isinstance(program, (dgm.Labeled, dgm.Discriminative)):
         accuracy = (beliefs(program, test.x)[0].argmax(-1) == test.y).double().mean().item()
     return {
         "program": stop.name,

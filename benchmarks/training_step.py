@@ -56,7 +56,7 @@ class HandWrittenDiffusion(nn.Module):
     def __init__(self, program: dgm.Diffusion):
         super().__init__()
         self.network, self.raw_scale, schedule = program.denoiser, program.raw_scale, program.noise_schedule
-        self.steps = program.steps
+        self.steps = program.num_steps
         for name in ("alpha", "sigma", "from_clean", "from_noisy", "spread"):
             self.register_buffer(name, getattr(schedule, name))
 
@@ -121,7 +121,7 @@ def hierarchy(features: int = 64, hidden: int = 64, z: int = 8, z2: int = 4) -> 
 
 
 def diffusion() -> dgm.Program:
-    return dgm.Diffusion(2, DenoisingMLP((2,), (64, 64)), steps=20).unroll()
+    return dgm.Diffusion(2, DenoisingMLP((2,), (64, 64)), num_steps=20).unroll()
 
 
 def steps_of(loss: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> Callable[..., None]:

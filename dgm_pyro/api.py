@@ -15,9 +15,9 @@ from dgm_pyro.families.conditionals import (
     Bernoulli,
     Categorical,
     DiscretizedLogistic,
+    IndependentConditional,
     MixtureOfNormals,
     Normal,
-    Parametric,
     Uniform,
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion, LogSNR
@@ -25,7 +25,7 @@ from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.diffusion import Diffusion, Schedule
 from dgm_pyro.families.flow import Flow
 from dgm_pyro.families.implicit import Implicit
-from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
@@ -67,15 +67,15 @@ __all__ = [
     "FreeBits",
     "History",
     "Implicit",
+    "IndependentConditional",
     "IntractableError",
     "KernelScore",
-    "Labelled",
+    "Labeled",
     "LogSNR",
     "MixtureOfNormals",
     "NonFiniteLossError",
     "Normal",
     "OneHot",
-    "Parametric",
     "Program",
     "Schedule",
     "SemiSupervised",

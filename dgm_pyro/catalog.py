@@ -23,9 +23,9 @@ from dgm_pyro.families.conditionals import (
     Bernoulli,
     Categorical,
     DiscretizedLogistic,
+    IndependentConditional,
     MixtureOfNormals,
     Normal,
-    Parametric,
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.dequantized import Dequantized, dequantizer
@@ -41,12 +41,12 @@ from dgm_pyro.families.guides import (
     sylvester,
 )
 from dgm_pyro.families.implicit import Implicit
-from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.priors import MixturePrior, VampPrior
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
-from dgm_pyro.program import Program, is_pair
+from dgm_pyro.program import Program, check_program, is_pair
 
 LATENT_SIZE = 16
 CODE_VALUES = 8
@@ -57,7 +57,7 @@ def is_image(data: Data) -> bool:
     return len(data.event_shape) == 3
 
 
-def features_of(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> Parametric:
+def features_of(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
     """The conditional that suits the data: Bernoulli for bits, discretized logistics for levels, else Normals.
 
     Args:
@@ -134,7 +134,7 @@ def _flow(stack: Callable[..., Flow]) -> Callable[[Data, int | None], Program]:
 def diffusion(data: Data, num_classes: int | None) -> Program:
     denoiser, options = _denoising(data, num_classes)
     schedule = "cosine" if data.levels is None else "log-snr"
-    return Diffusion(data.event_shape, denoiser, schedule, steps=50, subsample=2, **options)
+    return Diffusion(data.event_shape, denoiser, schedule, num_steps=50, subsample=2, **options)
 
 
 def diffusion_continuous(data: Data, num_classes: int | None) -> Program:
@@ -157,13 +157,13 @@ def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.
 def implicit(data: Data, num_classes: int | None) -> Program:
     if num_classes is not None:
         raise ValueError(
-            "'implicit' has no density, so Bayes' rule gives no p(y | x): leave labelled out; for samples of a class "
+            "'implicit' has no density, so Bayes' rule gives no p(y | x): leave labeled out; for samples of a class "
             "use dgm.Implicit with a generator that reads the label"
         )
     size = LATENT_SIZE if is_image(data) else 2
     hidden = (256, 256) if is_image(data) else (128, 128, 128)
     generator = MLP((size,), data.event_shape.numel(), hidden)
-    return Implicit(Normal(size), generator, data.event_shape, levels=data.levels)
+    return Implicit(data.event_shape, Normal(size), generator, levels=data.levels)
 
 
 def classifier(data: Data, num_classes: int | None) -> Program:
@@ -203,12 +203,12 @@ class Parts:
         outputs = per_feature * self.data.event_shape.numel()
         return MLP(self.shape, outputs, self.hidden, num_classes=self.clusters or self.classes)
 
-    def z_as_context(self) -> dict[str, Any]:
-        return {"num_classes": self.clusters} if self.clusters else {"context_shape": self.shape}
+    def z_as_given(self) -> dict[str, Any]:
+        return {"num_classes": self.clusters} if self.clusters else {"given_shape": self.shape}
 
-    def x_as_context(self) -> dict[str, Any]:
+    def x_as_given(self) -> dict[str, Any]:
         shape, levels = self.data.event_shape, self.data.levels
-        return {"context_shape": shape, "context_levels": levels, "num_classes": self.classes}
+        return {"given_shape": shape, "given_levels": levels, "num_classes": self.classes}
 
 
 def vae(
@@ -246,7 +246,9 @@ def vae(
 def _named(choice: Program | str, table: Table, role: str, *args: Any) -> Program:
     if isinstance(choice, Program):
         return choice
-    if not isinstance(choice, str) or choice not in table:
+    if not isinstance(choice, str):
+        check_program(choice, role)
+    if choice not in table:
         raise ValueError(f"{role} must be a Program or one of {', '.join(table)}, got {choice!r}")
     return table[choice][0](*args)
 
@@ -295,7 +297,7 @@ def _vamp(parts: Parts, q: Program) -> Program:
 def _after_normal(parts: Parts, flow: Flow) -> Flow:
     """The flow after the mean-field Normal, which it starts as: it can only add to it."""
     return Flow(
-        parts.shape, flow.transforms, base=Normal(parts.shape, parts.of_x(2 * parts.size)), context=flow.context
+        parts.shape, flow.transforms, base=Normal(parts.shape, parts.of_x(2 * parts.size)), embedding=flow.embedding
     )
 
 
@@ -338,7 +340,7 @@ def _independent(parts: Parts) -> Program:
 def _pixelcnn(parts: Parts) -> Program:
     data = parts.data
     _require_image(data, "pixelcnn")
-    network = lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **parts.z_as_context())  # noqa: E731
+    network = lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **parts.z_as_given())  # noqa: E731
     return Autoregressive(features_of(data, network))
 
 
@@ -355,7 +357,7 @@ PRIORS: Table = {
         "autoregressive mixtures of Normals",
     ),
     "diffusion": (
-        lambda parts, q: Diffusion(parts.shape, DenoisingMLP(parts.shape, (64, 64, 64)), steps=20),
+        lambda parts, q: Diffusion(parts.shape, DenoisingMLP(parts.shape, (64, 64, 64)), num_steps=20),
         "a latent diffusion of 20 steps",
     ),
     "vae": (lambda parts, q: hierarchy(parts.size, 2), "a VAE: a hierarchy of two levels"),
@@ -377,19 +379,19 @@ EARLY_ENCODERS: Table = {
         "a Normal with covariances of rank 2",
     ),
     "planar": (
-        lambda parts: planar(parts.shape, hidden=parts.hidden, **parts.x_as_context()),
+        lambda parts: planar(parts.shape, hidden=parts.hidden, **parts.x_as_given()),
         "a Normal and 8 planar maps",
     ),
     "sylvester": (
-        lambda parts: sylvester(parts.shape, hidden=parts.hidden, **parts.x_as_context()),
+        lambda parts: sylvester(parts.shape, hidden=parts.hidden, **parts.x_as_given()),
         "a Normal and 4 Sylvester maps",
     ),
     "iaf": (
-        lambda parts: _after_normal(parts, iaf(parts.shape, layers=2, hidden=(64, 64), **parts.x_as_context())),
+        lambda parts: _after_normal(parts, iaf(parts.shape, layers=2, hidden=(64, 64), **parts.x_as_given())),
         "a Normal and an inverse autoregressive flow",
     ),
     "nsf": (
-        lambda parts: _after_normal(parts, nsf(parts.shape, layers=3, hidden=(64, 64), **parts.x_as_context())),
+        lambda parts: _after_normal(parts, nsf(parts.shape, layers=3, hidden=(64, 64), **parts.x_as_given())),
         "a Normal and a neural spline flow",
     ),
     "bernoulli": (lambda parts: Bernoulli(parts.shape, parts.of_x(parts.size)), "bits, for prior bernoulli"),
@@ -433,7 +435,7 @@ LIKELIHOODS: Table = {
         lambda parts: Autoregressive(
             features_of(
                 parts.data,
-                lambda p: MADE(parts.data.event_shape, p, (256, 256), levels=parts.data.levels, **parts.z_as_context()),
+                lambda p: MADE(parts.data.event_shape, p, (256, 256), levels=parts.data.levels, **parts.z_as_given()),
             )
         ),
         "autoregressive features given z, by a masked MLP (PixelVAE)",
@@ -462,16 +464,16 @@ MODELS: Table = {
 }
 
 
-def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Program:
+def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Program:
     """A program by name, sized for ``data``.
 
     Args:
         name: a key of `MODELS`.
         data: what it will be trained on; gives shape, levels and number of classes.
-        labelled: build the generative classifier p(y) p(x | y) over the named family instead.
-        swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent`` (how many
-            features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's
-            hidden layers).
+        labeled: build the generative classifier p(y) p(x | y) over the named family instead.
+        swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent_size`` (how
+            many features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the
+            likelihood's hidden layers).
 
     Raises:
         ValueError, TypeError: an unknown name, or a swap that the model does not take.
@@ -490,12 +492,12 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
     if unknown:
         raise ValueError(f"unknown swap {', '.join(unknown)}: {name!r} takes {', '.join(known)}")
     classes = data.num_classes
-    if classes is None and (labelled or name == "classifier"):
+    if classes is None and (labeled or name == "classifier"):
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")
-    if classes == 1 and (labelled or name == "classifier"):
+    if classes == 1 and (labeled or name == "classifier"):
         raise ValueError(
             f"{data.name} has labels of one class, so there is nothing to classify: pass labels of at least two "
-            "classes, or build a model of x without labelled=True"
+            "classes, or build a model of x without labeled=True"
         )
     if len(data.event_shape) == 2:
         warnings.warn(
@@ -504,20 +506,20 @@ def build(name: str, data: Data, *, labelled: bool = False, **swaps: Any) -> Pro
             stacklevel=2,
         )
     make = MODELS[name][0]
-    if not labelled or classes is None:
+    if not labeled or classes is None:
         return make(data, None, **swaps)
     if name == "classifier":
-        raise ValueError("'classifier' is discriminative: labelled=True needs a generative model")
+        raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
     posterior = None
     program = make(data, classes, **swaps)
     if not program.conditional or (isinstance(program, VAE) and not _generates_from_label(program)):
         raise ValueError(
-            "neither the prior nor the likelihood reads the label: with labelled=True use likelihood='independent', "
+            "neither the prior nor the likelihood reads the label: with labeled=True use likelihood='independent', "
             "or pass parts of your own"
         )
     if not program.tractable:
         posterior = Categorical((), classes, MLP(data.event_shape, classes, levels=data.levels))
-    return Labelled(Categorical((), classes, learned=True), program, posterior)
+    return Labeled(Categorical((), classes, learned=True), program, posterior)
 
 
 def _generates_from_label(vae: VAE) -> bool:

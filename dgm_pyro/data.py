@@ -136,26 +136,27 @@ class Data:
         order = torch.randperm(len(self), generator=generator(seed)).to(self.x.device)
         return self[order[held_out:]], self[order[:held_out]]
 
-    def keep_labels(self, num: int, seed: int = 0) -> Data:
-        """The same data with ``num`` labels, as many of each class as of any other, and -1 for the rest.
+    def keep_labels(self, num_labels: int, seed: int = 0) -> Data:
+        """The same data with ``num_labels`` labels, as many of each class as of any other, and -1 for the rest.
 
-        If ``num`` is not a multiple of `num_classes`, random classes keep one more. For semi-supervised learning.
+        If it is not a multiple of `num_classes`, random classes keep one more. For semi-supervised learning.
 
         Raises:
             ValueError: there are no labels, or a class has fewer than it would keep.
         """
         if self.y is None or self.num_classes is None:
             raise ValueError(f"{self!r} has no labels to keep")
-        check_count(num, "num")
+        check_count(num_labels, "num_labels")
         random = generator(seed)
         ranks = torch.randperm(self.num_classes, generator=random).tolist()
         y = torch.full_like(self.y, -1)
         for label, rank in enumerate(ranks):
-            share = num // self.num_classes + (rank < num % self.num_classes)
+            share = num_labels // self.num_classes + (rank < num_labels % self.num_classes)
             rows = (self.y == label).nonzero()[:, 0]
             if share > len(rows):
                 raise ValueError(
-                    f"{num} labels are {share} of class {label}, but {self.name} has {len(rows)} of it: keep fewer"
+                    f"{num_labels} labels are {share} of class {label}, but {self.name} has {len(rows)} of it: "
+                    "keep fewer"
                 )
             y[rows[torch.randperm(len(rows), generator=random)[:share]]] = label
         return self._on(self.x, y)
@@ -214,7 +215,7 @@ def load(
     split: str = "train",
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    num: int | None = None,
+    num_data: int | None = None,
     seed: int = 0,
 ) -> Data:
     """The data set ``name``, one of `NAMES`.
@@ -225,11 +226,11 @@ def load(
         split: "train" or "test"; also "valid" where the set is published with one, and for generated ones.
         data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``binary/`` and so on; by default the environment
             variable ``DGM_DATA``.
-        num: how many data; generated sets have 5000 by default, of the others it takes a random subset.
+        num_data: how many data; generated sets have 5000 by default, of the others it takes a random subset.
         seed: of the generated points, or of the random subset. Splits differ under one seed.
 
     Raises:
-        ValueError: an unknown name or split, a ``num`` out of range, or a damaged or foreign file.
+        ValueError: an unknown name or split, a ``num_data`` out of range, or a damaged or foreign file.
         FileNotFoundError: the files are not there; the message lists the paths looked for.
     """
     if not isinstance(name, str) or name not in _SETS:
@@ -237,13 +238,13 @@ def load(
     chosen = _SETS[name]
     if split not in chosen.splits:
         raise ValueError(f"{name} has no split {split!r}: choose one of {', '.join(chosen.splits)}")
-    if num is not None:
-        check_count(num, "num")
+    if num_data is not None:
+        check_count(num_data, "num_data")
     if data_dir is not None:
         check_path(data_dir, "data_dir")
     # One stream per seed and split: no test point is a training point.
     random = np.random.default_rng((check_seed(seed), ("train", "valid", "test").index(split)))
-    return chosen.make(name, split, data_dir, random, num)
+    return chosen.make(name, split, data_dir, random, num_data)
 
 
 # -- with scikit-learn -------------------------------------------------------------------------------------------------
@@ -269,29 +270,29 @@ def _digits(name: str, split: str, data_dir: Any) -> Data:
 Points = tuple[np.ndarray, np.ndarray]
 
 
-def _moons(random: np.random.Generator, num: int) -> Points:
-    y = random.integers(2, size=num)
-    angle, sign = np.pi * random.random(num), 1 - 2 * y
+def _moons(random: np.random.Generator, num_data: int) -> Points:
+    y = random.integers(2, size=num_data)
+    angle, sign = np.pi * random.random(num_data), 1 - 2 * y
     arcs = np.stack([sign * np.cos(angle) + y, sign * np.sin(angle) + y / 2], axis=1)
-    return 2 * (arcs - (0.5, 0.25)) + 0.2 * random.standard_normal((num, 2)), y
+    return 2 * (arcs - (0.5, 0.25)) + 0.2 * random.standard_normal((num_data, 2)), y
 
 
-def _rings(random: np.random.Generator, num: int) -> Points:
-    y = random.integers(3, size=num)
-    angle = 2 * np.pi * random.random(num)
-    radius = y + 1 + 0.1 * random.standard_normal(num)
+def _rings(random: np.random.Generator, num_data: int) -> Points:
+    y = random.integers(3, size=num_data)
+    angle = 2 * np.pi * random.random(num_data)
+    radius = y + 1 + 0.1 * random.standard_normal(num_data)
     return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), y
 
 
-def _checkerboard(random: np.random.Generator, num: int) -> Points:
-    y = random.integers(8, size=num)
+def _checkerboard(random: np.random.Generator, num_data: int) -> Points:
+    y = random.integers(8, size=num_data)
     column, row = y // 2, 2 * (y % 2) + (y // 2) % 2
-    return 2 * (np.stack([column, row], axis=1) + random.random((num, 2))) - 4, y
+    return 2 * (np.stack([column, row], axis=1) + random.random((num_data, 2))) - 4, y
 
 
-def _pinwheel(random: np.random.Generator, num: int) -> Points:
-    y = random.integers(5, size=num)
-    along, across = 1 + 0.3 * random.standard_normal(num), 0.1 * random.standard_normal(num)
+def _pinwheel(random: np.random.Generator, num_data: int) -> Points:
+    y = random.integers(5, size=num_data)
+    along, across = 1 + 0.3 * random.standard_normal(num_data), 0.1 * random.standard_normal(num_data)
     angle = 2 * np.pi * y / 5 + 0.25 * np.exp(along)
     bent = [along * np.cos(angle) - across * np.sin(angle), along * np.sin(angle) + across * np.cos(angle)]
     return 2 * np.stack(bent, axis=1), y
@@ -433,21 +434,21 @@ class _Set:
 
 
 def _generated(description: str, draw: Callable[[np.random.Generator, int], Points]) -> _Set:
-    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num: int | None) -> Data:
-        x, y = draw(random, num or 5000)
+    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
+        x, y = draw(random, num_data or 5000)
         return Data(torch.as_tensor(x, dtype=torch.get_default_dtype()), torch.as_tensor(y), name=name)
 
     return _Set(f"2-D points: {description}", ("train", "valid", "test"), make)
 
 
 def _stored(description: str, splits: tuple[str, ...], read: Callable[[str, str, Any], Data]) -> _Set:
-    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num: int | None) -> Data:
+    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
         data = read(name, split, data_dir)
-        if num is None:
+        if num_data is None:
             return data
-        if num > len(data):
-            raise ValueError(f"num is {num}, but {name} has {len(data)} data in its {split} split")
-        return data[torch.as_tensor(random.permutation(len(data))[:num])]
+        if num_data > len(data):
+            raise ValueError(f"num_data is {num_data}, but {name} has {len(data)} data in its {split} split")
+        return data[torch.as_tensor(random.permutation(len(data))[:num_data])]
 
     return _Set(description, splits, make)
 

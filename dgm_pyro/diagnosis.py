@@ -39,6 +39,7 @@ from torch.distributions.transforms import ComposeTransform, Transform
 
 from dgm_pyro.evaluation import as_data, program_device
 from dgm_pyro.program import Program, alone, differentiating, is_pair, sample_sites, seeded
+from dgm_pyro.results import Result, Table
 
 SEVERITIES = ("error", "warning", "note")
 DRAWS = 3
@@ -70,7 +71,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Result):
     """All findings, the worst first."""
 
     findings: tuple[Finding, ...]
@@ -90,14 +91,14 @@ class Diagnosis:
         """Plain Python, for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
         counts = ", ".join(
             f"{n} {severity}{'s' * (n != 1)}"
             for severity in SEVERITIES
             if (n := sum(finding.severity == severity for finding in self.findings))
         )
         looked = f"{len(self.sites)} sites, {self.num_parameters} parameters"
-        return "\n".join([*map(str, self.findings), f"{counts or 'nothing found'} ({looked})"])
+        return [*map(str, self.findings), f"{counts or 'nothing found'} ({looked})"]
 
 
 @dataclass
@@ -361,9 +362,9 @@ def _visit(model: Any, guide: Any, args: Any, kwargs: Any) -> Visit:
             model = poutine.replay(model, trace=guided)
         by_guide, watch.subsampled = watch.subsampled, {}
         with _reported("model"):
-            modelled = poutine.trace(model).get_trace(*args, **kwargs)
+            modeled = poutine.trace(model).get_trace(*args, **kwargs)
     visit = Visit(
-        model=_sites(modelled),
+        model=_sites(modeled),
         guide=None if guided is None else _sites(guided),
         subsampled=by_guide | watch.subsampled,
         drawn_apart=by_guide.keys() - watch.subsampled.keys(),
@@ -1071,7 +1072,7 @@ def _module(source: str) -> types.ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where data classes look for it
-    sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbours
+    sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbors
     try:
         with _users(source, "when it is loaded"):
             spec.loader.exec_module(module)

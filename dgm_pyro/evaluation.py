@@ -22,14 +22,15 @@ import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_dense, check_type, find_device
 from dgm_pyro.data import Data
 from dgm_pyro.families.continuous import ContinuousDiffusion
-from dgm_pyro.families.labelled import Labelled
+from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, alone, check_program, parameter_of, seeded
+from dgm_pyro.results import Result, Table
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Result):
     """log p(x) of a data set under a program.
 
     Attributes:
@@ -111,7 +112,7 @@ class Evidence:
             "kl": self.kl,
         }
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
         text = (
             f"{self.bits_per_dim:.4f} +- {self.stderr:.4f} bits/dim "
             f"({self.nats:.3f} +- {self.nats_stderr:.3f} nats, {self.kind}, {self.measure})"
@@ -120,7 +121,7 @@ class Evidence:
             told = [f"{site} {value:.3f}" for site, value in terms.items() if value]  # a time costs nothing
             if self.kl and told:
                 text += f"; {label} " + ", ".join(told)
-        return text
+        return [text]
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def evaluate(
     data: Data | Tensor,
     *,
     num_particles: int = 1,
-    draws: int = 8,
+    num_samples: int = 8,
     ode: bool = False,
     batch_size: int = 256,
     seed: int = 0,
@@ -178,7 +179,7 @@ def evaluate(
         program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it.
         data: a `Data`, or a tensor ``(N, *event_shape)``.
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
-        draws: how many draws of an ELBO to average per datum: less noise, the same bound.
+        num_samples: how many draws of an ELBO to average per datum: less noise, the same bound.
         ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
             the bound: `ContinuousDiffusion.ode_log_prob`. It is that of the flow which the deterministic samplers
             follow, before their last step, to the denoiser's mean.
@@ -188,7 +189,7 @@ def evaluate(
         device: where to compute; default where the program is.
         progress: whether to show a bar; it counts data, or particles of data.
 
-    The label of a `Labelled` program is summed over, and only log p(x | y) bounded, where it is not exact.
+    The label of a `Labeled` program is summed over, and only log p(x | y) bounded, where it is not exact.
 
     Memory does not grow with ``num_particles``: they come in chunks, and only the sum of their weights is kept.
 
@@ -199,7 +200,7 @@ def evaluate(
         ValueError, TypeError: shapes, values or measures do not fit; the message names the remedy.
     """
     check_count(num_particles, "num_particles")
-    check_count(draws, "draws")
+    check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")
     data = as_data(program, data)
     device = program_device(program) if device is None else find_device(device)
@@ -213,10 +214,10 @@ def evaluate(
             raise ValueError(f"ode=True takes no particles, got num_particles={num_particles}: leave one of them out")
         kind = "ode"
     weighted = kind.startswith("iwae")
-    within = program.program if isinstance(program, Labelled) else program
+    within = program.program if isinstance(program, Labeled) else program
     if weighted and isinstance(within, ContinuousDiffusion):
         raise ValueError(
-            f"particles weigh the paths of a chain of {within.steps} steps, which is looser than the bound in "
+            f"particles weigh the paths of a chain of {within.num_steps} steps, which is looser than the bound in "
             "continuous time: use num_particles=1, or evaluate program.unroll(), the chain itself"
         )
     total, unit = (len(data.x) * num_particles, "particle") if weighted else (len(data.x), "datum")
@@ -238,7 +239,7 @@ def evaluate(
                 bar.update(len(x))
             else:
                 with noise.per_datum(value, seed):
-                    bounds.append(_bound(program, value, given, num_particles, draws, bar.update))
+                    bounds.append(_bound(program, value, given, num_particles, num_samples, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -253,38 +254,44 @@ def evaluate(
 
 
 def _bound(
-    program: Program, x: Tensor, given: Any, num_particles: int, draws: int, advance: Callable[[int], Any]
+    program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
-    if isinstance(program, Labelled) and not program.tractable:
-        return _sum_over_labels(program, x, num_particles, draws, advance)
+    if isinstance(program, Labeled) and not program.tractable:
+        return _sum_over_labels(program, x, num_particles, num_samples, advance)
     if not program.tractable and num_particles > 1:
         iwae = importance_bound(program, x, given, num_particles, advance)
         return Bound(iwae, iwae)
-    bound = ELBO(num_particles=draws)(program, x, given)
+    bound = ELBO(num_samples)(program, x, given)
     advance(len(x))
     return bound
 
 
 def _sum_over_labels(
-    program: Labelled, x: Tensor, num_particles: int, draws: int, advance: Callable[[int], Any]
+    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not used.
 
     Where all labels of the training data were known, nothing has trained it. With particles the weights of every class
     are unbiased, and so is their sum. Without, q(y) is Bayes' rule on the ELBOs of the classes, and the bound
-    sum_y q(y) ELBO_y - KL(q(y) || p(y)) takes other draws than q(y) did: the same ones would favour the class that
+    sum_y q(y) ELBO_y - KL(q(y) || p(y)) takes other draws than q(y) did: the same ones would favor the class that
     they flatter, and the result would be no bound.
     """
     labels = torch.arange(program.classes, device=x.device)
     log_prior = program.prior().log_prob(labels)
 
+    passes = len(labels) * (1 if num_particles > 1 else 2)
+
     def of_classes() -> list[Bound]:
-        return [_bound(program.program, x, y.expand(len(x)), num_particles, draws, lambda done: None) for y in labels]
+        return [
+            _bound(
+                program.program, x, y.expand(len(x)), num_particles, num_samples, lambda done: advance(done / passes)
+            )
+            for y in labels
+        ]
 
     each = of_classes()
     log_joint = torch.stack([bound.value for bound in each], -1) + log_prior
-    advance(len(x) * num_particles)
     if num_particles > 1:
         value = log_joint.logsumexp(-1)
         return Bound(value, value)
@@ -314,7 +321,7 @@ def importance_bound(
     x: Tensor,
     given: Any = None,
     num_particles: int = 1,
-    advance: Callable[[int], Any] = lambda done: None,
+    advance: Callable[[float], Any] = lambda done: None,
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 

@@ -131,7 +131,7 @@ class ELBO(VariationalBound):
     """The evidence lower bound; the exact log p(x) for a tractable program.
 
     Args:
-        num_particles: draws from the guide per datum, averaged.
+        num_samples: draws from the guide per datum, averaged.
         analytic_kl: whether to use closed forms of KL(q || p).
         beta: weight of every KL, a number or a schedule ``beta(progress)`` of the progress of training in [0, 1]. At
             another weight than 1 the value is no bound on log p(x).
@@ -142,14 +142,14 @@ class ELBO(VariationalBound):
     al. 2017 (beta); Bowman et al. 2016 (arXiv 1511.06349, warm-up); Kool et al. 2019 (leave-one-out).
     """
 
-    num_particles: int = 1
+    num_samples: int = 1
     _: KW_ONLY
     analytic_kl: bool = True
     beta: float | Callable[[float], float] = 1.0
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
-        check_particles(self.num_particles, self.leave_one_out)
+        _check_draws(self.num_samples, "num_samples", self.leave_one_out)
         if not callable(self.beta) and not isinstance(self.beta, Tensor):  # a tensor is how a compiled loss varies it
             check_number(self.beta, "beta", at_least=0)
 
@@ -159,12 +159,12 @@ class ELBO(VariationalBound):
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         beta = self.beta(1.0) if callable(self.beta) else self.beta
-        batch = (x.shape[0],) if self.num_particles == 1 else (self.num_particles, x.shape[0])
+        batch = (x.shape[0],) if self.num_samples == 1 else (self.num_samples, x.shape[0])
         bound = elbo(program, x, given, observed=observed, batch=batch, analytic_kl=self.analytic_kl, beta=beta)
         if self.leave_one_out and bound.score is not None:
-            others = (bound.value.sum(0) - bound.value) / (self.num_particles - 1)
+            others = (bound.value.sum(0) - bound.value) / (self.num_samples - 1)
             bound.surrogate = bound.value + _nothing(bound.score) * (bound.value - others).detach()
-        return bound if self.num_particles == 1 else _mean(bound)
+        return bound if self.num_samples == 1 else _mean(bound)
 
 
 @dataclass(frozen=True)
@@ -222,18 +222,18 @@ class STL(VariationalBound):
     vanishes where q(z | x) is the exact posterior. The guide is stated twice, and must be able to score its draws.
 
     Args:
-        num_particles: draws from the guide per datum, averaged.
+        num_samples: draws from the guide per datum, averaged.
 
     Source: Roeder, Wu and Duvenaud 2017 (arXiv 1703.09194), algorithm 1.
     """
 
-    num_particles: int = 1
+    num_samples: int = 1
 
     def __post_init__(self) -> None:
-        check_count(self.num_particles, "num_particles")
+        check_count(self.num_samples, "num_samples")
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
-        options: Any = {"batch": (self.num_particles, x.shape[0]), "observed": observed}
+        options: Any = {"batch": (self.num_samples, x.shape[0]), "observed": observed}
         guide = guide_trace(program, x, given, **options)
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
@@ -259,7 +259,7 @@ class IWAE(VariationalBound):
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
-        check_particles(self.num_particles, self.leave_one_out)
+        _check_draws(self.num_particles, "num_particles", self.leave_one_out)
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         batch = (self.num_particles, x.shape[0])
@@ -383,9 +383,9 @@ class Enumerate(VariationalBound):
 
 @dataclass(frozen=True)
 class SemiSupervised:
-    """The semi-supervised objective of a `Labelled` program with a classifier; unknown labels are -1.
+    """The semi-supervised objective of a `Labeled` program with a classifier; unknown labels are -1.
 
-    A labelled datum contributes the bound on log p(x, y) and ``weight`` times log q(y | x); an unlabelled one the
+    A labeled datum contributes the bound on log p(x, y) and ``weight`` times log q(y | x); an unlabeled one the
     bound with y enumerated, sum_y q(y | x) [bound(x, y) - log q(y | x)].
 
     Args:
@@ -409,7 +409,7 @@ class SemiSupervised:
         classifier, label = getattr(program, "classifier", None), getattr(program, "label", "y")
         if classifier is None:
             raise ValueError(
-                f"SemiSupervised needs a Labelled program with a classifier q(y | x), got {type(program).__name__}"
+                f"SemiSupervised needs a Labeled program with a classifier q(y | x), got {type(program).__name__}"
             )
         y = (observed or {}).get(label, torch.full((x.shape[0],), -1, device=x.device))
         log_q = classifier(x).logits.log_softmax(-1)
@@ -448,9 +448,9 @@ def annealed(part: float = 0.25) -> ELBO:
     return ELBO(beta=WarmUp(part))
 
 
-def rloo(num_particles: int = 4) -> ELBO:
+def rloo(num_samples: int = 4) -> ELBO:
     """The ELBO of several draws, each the baseline of the others' score function: for discrete latents."""
-    return ELBO(num_particles, leave_one_out=True)
+    return ELBO(num_samples, leave_one_out=True)
 
 
 def vimco(num_particles: int = 8) -> IWAE:
@@ -553,12 +553,10 @@ def elbo(
     return elbo_of_traces(model, guide, batch, analytic_kl=analytic_kl, beta=beta)
 
 
-def check_particles(num_particles: Any, leave_one_out: bool) -> None:
-    check_count(num_particles, "num_particles")
-    if leave_one_out and num_particles == 1:
-        raise ValueError(
-            "num_particles must be at least 2 with leave_one_out: a draw's baseline is the mean of the others"
-        )
+def _check_draws(count: Any, argument: str, leave_one_out: bool) -> None:
+    check_count(count, argument)
+    if leave_one_out and count == 1:
+        raise ValueError(f"{argument} must be 2 or more with leave_one_out: the baseline is the mean of the others")
 
 
 def exact(program: Program, x: Tensor, given: Any = None) -> Bound:
@@ -710,7 +708,7 @@ def _path_log_q(
         if not site["fn"].has_rsample and site_log_prob(site).requires_grad:
             raise ValueError(
                 f"{objective} needs gradients through the latents, but {name!r} ({_family(site)}) is not "
-                "reparameterised: use the objective 'enumerate', 'vimco', 'rloo' or 'rws'"
+                "reparameterized: use the objective 'enumerate', 'vimco', 'rloo' or 'rws'"
             )
     parameters = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
     before = None if torch.compiler.is_exporting() else _random_state(x.device)

@@ -5,28 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+CLASSES: dict[str, str] = {"Labelled": "Labeled"}
+"""Of version 1 of the checkpoint format."""
+
+_GIVEN = {"context_shape": "given_shape"}
+
 ARGUMENTS: dict[str, dict[str, str]] = {
-    "ContinuousDiffusion": {"schedule": "noise_schedule"},
-    "Diffusion": {"schedule": "noise_schedule"},
+    **dict.fromkeys(("CausalTransformer", "ConvDecoder", "ConvEncoder", "DenoisingMLP", "DenoisingUNet"), _GIVEN),
+    **dict.fromkeys(("MADE", "MLP", "PixelCNN", "Planar", "Sylvester"), _GIVEN),
+    "ContinuousDiffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
+    "Diffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
+    "Flow": {"context": "embedding"},
     "Implicit": {"latent": "latent_name"},
+    "SemiAmortized": {"draws": "num_samples", "steps": "gradient_steps"},
     "TopDown": {"latent": "latent_name"},
     "VAE": {"latent": "latent_name"},
 }
-"""Of the constructors in version 1 of the checkpoint format, by class."""
+"""Of the constructors in that version, by class."""
 
-PARTS: dict[str, str] = {"schedule": "noise_schedule"}
-"""Of modules and their weights in version 1, as they stand in the paths of a state_dict."""
+PARTS: dict[str, str] = {
+    "centres": "centers",
+    "context": "embedding",
+    "contexts": "embeddings",
+    "schedule": "noise_schedule",
+}
+"""Of modules and their weights in that version, as they stand in the paths of a state_dict."""
 
-OPTIONS: dict[str, str] = {"latent": "latent_size"}
+OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num": "num_data"}
 """Of a run and of a sweep."""
 
 
 def upgraded(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The modules of a checkpoint's header in version 1, with the arguments that their constructors have now."""
+    """The modules of a checkpoint's header in version 1, under the names that classes and arguments have now."""
     return [
-        {**node, "arguments": renamed(node["arguments"], ARGUMENTS.get(node["class"], {}))}
-        if "arguments" in node
-        else dict(node)
+        {
+            **node,
+            "class": CLASSES.get(node["class"], node["class"]),
+            "arguments": renamed(node.get("arguments", {}), ARGUMENTS.get(node["class"], {})),
+        }
         for node in nodes
     ]
 

@@ -11,6 +11,7 @@ The limits are such that the rest takes less than two minutes on two cores.
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from zlib import crc32
 
@@ -19,6 +20,10 @@ from zlib import crc32
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Likewise the processes that Inductor would start to compile in, each of which loads torch first.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Inductor keeps machine code between runs, and does not ask whether it was made for other instructions.
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    CACHE = Path(tempfile.gettempdir()) / f"inductor-{os.getuid()}-{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 import matplotlib
 import pyro

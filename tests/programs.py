@@ -185,7 +185,7 @@ class _Squash(nn.Module):
 
 
 @dgm.register
-class Poisson(dgm.Parametric):
+class Poisson(dgm.IndependentConditional):
     """Independent counts. P = 1: a raw rate that softplus makes positive."""
 
     def __init__(self, event_shape: Any, network: nn.Module | None = None, *, learned: bool = False):
@@ -258,22 +258,26 @@ def continuous(
     """A diffusion in continuous time between ends so near that the bound of a short chain is hardly below its own."""
     event_shape = (shape,) if isinstance(shape, int) else shape
     schedule = dgm.LogSNR(0.6, -0.6, learned_ends=learned, units=3 if learned else 0)
-    return dgm.ContinuousDiffusion(shape, DenoisingMLP(event_shape, (6,), **network), schedule, steps=10, levels=levels)
+    return dgm.ContinuousDiffusion(
+        shape, DenoisingMLP(event_shape, (6,), **network), schedule, num_steps=10, levels=levels
+    )
 
 
 def diffusion(shape: int | tuple[int, ...], levels: int | None = None, **options: Any) -> dgm.Diffusion:
     """A diffusion of few steps."""
-    network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
+    network = {name: options.pop(name) for name in ("num_classes", "given_shape") if name in options}
     event_shape = (shape,) if isinstance(shape, int) else shape
     denoiser = DenoisingMLP(event_shape, (8, 8), activation="tanh", **network)
-    return dgm.Diffusion(shape, denoiser, levels=levels, **{"steps": 4, **options})
+    return dgm.Diffusion(shape, denoiser, levels=levels, **{"num_steps": 4, **options})
 
 
-def made(family: Callable[..., dgm.Parametric], shape: int | tuple[int, ...], **options: Any) -> dgm.Autoregressive:
+def made(
+    family: Callable[..., dgm.IndependentConditional], shape: int | tuple[int, ...], **options: Any
+) -> dgm.Autoregressive:
     """An autoregressive model of the features of ``family`` on a small MADE."""
     network = {
         name: options.pop(name)
-        for name in ("order", "residual", "num_classes", "context_shape", "hidden")
+        for name in ("order", "residual", "num_classes", "given_shape", "hidden")
         if name in options
     }
     number = family(shape, **options).num_parameters
@@ -290,10 +294,10 @@ def pixelcnn(levels: int, **context: Any) -> dgm.Autoregressive:
 
 
 def transformer(
-    family: Callable[..., dgm.Parametric], shape: int | tuple[int, ...], **options: Any
+    family: Callable[..., dgm.IndependentConditional], shape: int | tuple[int, ...], **options: Any
 ) -> dgm.Autoregressive:
     """An autoregressive model of the features of ``family`` on a small transformer."""
-    network = {name: options.pop(name) for name in ("order", "num_classes", "context_shape") if name in options}
+    network = {name: options.pop(name) for name in ("order", "num_classes", "given_shape") if name in options}
     number = family(shape, **options).num_parameters
     levels = 2 if family is dgm.Bernoulli else options.get("levels")
     return dgm.Autoregressive(
@@ -365,7 +369,7 @@ CASES: dict[str, Case] = {
         )
     ),
     "vae-given-label": Case(lambda: vae(dgm.Normal(2), num_classes=3)),
-    "vae-given-vector": Case(lambda: vae(dgm.Normal(2, _mlp((3,), 4)), context_shape=(3,))),
+    "vae-given-vector": Case(lambda: vae(dgm.Normal(2, _mlp((3,), 4)), given_shape=(3,))),
     "vae-conditional-prior": Case(lambda: vae(dgm.Normal(2, nn.Embedding(3, 4)))),
     "vae-two-levels": Case(lambda: vae(vae(dgm.Normal(1), size=1, latent_name="z2"))),
     "vae-three-levels": Case(lambda: vae(vae(vae(dgm.Normal(2), latent_name="z3"), latent_name="z2"))),
@@ -374,8 +378,8 @@ CASES: dict[str, Case] = {
             dgm.Normal(2),
             dgm.VAE(
                 dgm.Normal(1, nn.Linear(2, 2)),
-                dgm.Normal(2, _mlp((1,), 4, context_shape=(2,))),
-                dgm.Normal(1, _mlp((2,), 2, context_shape=(2,))),
+                dgm.Normal(2, _mlp((1,), 4, given_shape=(2,))),
+                dgm.Normal(1, _mlp((2,), 2, given_shape=(2,))),
                 latent_name="u",
             ),
             dgm.Normal(2, nn.Linear(2, 4)),
@@ -395,23 +399,19 @@ CASES: dict[str, Case] = {
     "fullrank": Case(lambda: guides.FullRankNormal(2, learned=True)),
     "fullrank-given-vector": Case(lambda: guides.FullRankNormal(3, _mlp((2,), 12))),
     "lowrank": Case(lambda: guides.LowRankNormal(3, 1, learned=True)),
-    "planar-given-image": Case(lambda: guides.planar(2, layers=2, hidden=(4, 6), context_shape=(1, 2, 2))),
-    "sylvester-given-vector": Case(
-        lambda: guides.sylvester(3, layers=1, reflections=2, hidden=(6,), context_shape=(3,))
-    ),
+    "planar-given-image": Case(lambda: guides.planar(2, layers=2, hidden=(4, 6), given_shape=(1, 2, 2))),
+    "sylvester-given-vector": Case(lambda: guides.sylvester(3, layers=1, reflections=2, hidden=(6,), given_shape=(3,))),
     "flow-planar": Case(lambda: dgm.Flow(2, [networks.Planar(2), networks.Sylvester(2, 1)])),
     "vae-fullrank-encoder": Case(lambda: guided(lambda p, q: guides.FullRankNormal(2, _mlp((3,), 6)))),
     "vae-lowrank-encoder": Case(lambda: guided(lambda p, q: guides.LowRankNormal(2, 1, _mlp((3,), 6)))),
-    "vae-planar-encoder": Case(
-        lambda: guided(lambda p, q: guides.planar(2, layers=2, hidden=(6,), context_shape=(3,)))
-    ),
+    "vae-planar-encoder": Case(lambda: guided(lambda p, q: guides.planar(2, layers=2, hidden=(6,), given_shape=(3,)))),
     "vae-sylvester-encoder": Case(
-        lambda: guided(lambda p, q: guides.sylvester(2, layers=1, hidden=(6,), context_shape=(3,), reflections=1))
+        lambda: guided(lambda p, q: guides.sylvester(2, layers=1, hidden=(6,), given_shape=(3,), reflections=1))
     ),
     "vae-ladder": Case(lambda: ladder(2)),
     "vae-ladder-three-levels": Case(lambda: ladder(3)),
     "vae-semi-amortized": Case(
-        lambda: guided(lambda p, q: guides.SemiAmortized(dgm.Normal(2, _mlp((3,), 4)), p, q, steps=2, lr=0.05))
+        lambda: guided(lambda p, q: guides.SemiAmortized(dgm.Normal(2, _mlp((3,), 4)), p, q, gradient_steps=2, lr=0.05))
     ),
     "vae-exact-linear": Case(
         lambda: guided(guides.LinearGaussianPosterior, likelihood=dgm.Normal(3, nn.Linear(2, 3), scale="shared"))
@@ -439,11 +439,11 @@ CASES: dict[str, Case] = {
     "made-mixture": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2)),
     "made-logistic": Case(lambda: made(dgm.DiscretizedLogistic, 2, levels=6, components=2)),
     "made-given-label": Case(lambda: made(dgm.Categorical, 2, levels=3, num_classes=3)),
-    "made-given-vector": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2, context_shape=(3,))),
+    "made-given-vector": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2, given_shape=(3,))),
     "pixelcnn": Case(lambda: pixelcnn(2)),
     "pixelcnn-given-label": Case(lambda: pixelcnn(3, num_classes=4)),
     "transformer": Case(lambda: transformer(dgm.Bernoulli, 4, order=(2, 0, 3, 1))),
-    "transformer-mixture": Case(lambda: transformer(dgm.MixtureOfNormals, 2, components=2, context_shape=(3,))),
+    "transformer-mixture": Case(lambda: transformer(dgm.MixtureOfNormals, 2, components=2, given_shape=(3,))),
     "transformer-given-label": Case(lambda: transformer(dgm.Categorical, (1, 2, 2), levels=3, num_classes=4)),
     # Flows
     "realnvp": Case(lambda: flow.realnvp(2, layers=2, hidden=(6,))),
@@ -454,9 +454,9 @@ CASES: dict[str, Case] = {
         lambda: flow.maf(1, layers=1, hidden=(4,)),
         inert=("parts.0.network.first.weight", "parts.0.network.direct.weight"),  # likewise
     ),
-    "iaf-given-vector": Case(lambda: flow.iaf(2, layers=2, hidden=(6,), context_shape=(3,))),
+    "iaf-given-vector": Case(lambda: flow.iaf(2, layers=2, hidden=(6,), given_shape=(3,))),
     "nsf": Case(lambda: flow.nsf(2, layers=2, hidden=(6,), bins=4)),
-    "nsf-given-image": Case(lambda: flow.nsf_autoregressive(2, layers=1, hidden=(6,), bins=3, context_shape=(1, 2, 2))),
+    "nsf-given-image": Case(lambda: flow.nsf_autoregressive(2, layers=1, hidden=(6,), bins=3, given_shape=(1, 2, 2))),
     "flow-linear": Case(
         lambda: dgm.Flow(
             3, [networks.ActNorm(3), networks.LULinear(3), networks.Permutation((2, 0, 1))], dgm.Normal(3, learned=True)
@@ -472,7 +472,7 @@ CASES: dict[str, Case] = {
         lambda: dgm.Dequantized(
             flow.maf(2, layers=2, hidden=(6,), unit=True),
             levels=3,
-            guide=flow.realnvp(2, layers=1, hidden=(6,), context_shape=(2,), context_levels=3, unit=True),
+            guide=flow.realnvp(2, layers=1, hidden=(6,), given_shape=(2,), given_levels=3, unit=True),
         ),
         certain=True,
     ),
@@ -494,7 +494,7 @@ CASES: dict[str, Case] = {
     ),
     "vae-flow-encoder": Case(
         lambda: dgm.VAE(
-            dgm.Normal(2), dgm.Normal(3, _mlp((2,), 6)), flow.iaf(2, layers=2, hidden=(6,), context_shape=(3,))
+            dgm.Normal(2), dgm.Normal(3, _mlp((2,), 6)), flow.iaf(2, layers=2, hidden=(6,), given_shape=(3,))
         )
     ),
     "onehot": Case(lambda: dgm.OneHot(dgm.Categorical(2, 3, learned=True)), data=lambda size: one_hot(size, 2, 3)),
@@ -507,41 +507,41 @@ CASES: dict[str, Case] = {
     "vae-codes": Case(lambda: codes(dgm.Categorical(2, 3, learned=True))),
     "vae-codes-autoregressive": Case(lambda: codes(transformer(dgm.Categorical, 2, levels=3, order=(1, 0)))),
     "pixelvae": Case(
-        lambda: dgm.VAE(dgm.Normal(2), pixelcnn(3, context_shape=(2,)), dgm.Normal(2, _mlp((1, 2, 2), 4, levels=3)))
+        lambda: dgm.VAE(dgm.Normal(2), pixelcnn(3, given_shape=(2,)), dgm.Normal(2, _mlp((1, 2, 2), 4, levels=3)))
     ),
     "vae-dequantized-likelihood": Case(
         lambda: dgm.VAE(
             dgm.Normal(2),
-            dgm.Dequantized(flow.maf(2, layers=1, hidden=(6,), context_shape=(2,), unit=True), levels=3),
+            dgm.Dequantized(flow.maf(2, layers=1, hidden=(6,), given_shape=(2,), unit=True), levels=3),
             dgm.Normal(2, _mlp((2,), 4, levels=3)),
         ),
         certain=True,
     ),
     # Diffusions
     "diffusion": Case(lambda: diffusion(2)),
-    "diffusion-one-step": Case(lambda: diffusion(2, steps=1)),
+    "diffusion-one-step": Case(lambda: diffusion(2, num_steps=1)),
     "diffusion-all-times": Case(lambda: diffusion(2, subsample=4)),
     "diffusion-importance": Case(lambda: diffusion(2, importance=True)),
-    "diffusion-linear": Case(lambda: diffusion(2, noise_schedule="linear", steps=6, subsample=2)),
+    "diffusion-linear": Case(lambda: diffusion(2, noise_schedule="linear", num_steps=6, subsample=2)),
     "diffusion-noise": Case(lambda: diffusion(2, noise_schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
     "diffusion-x0": Case(lambda: diffusion((1, 2, 1), predict="x0")),
     "diffusion-integers": Case(lambda: diffusion(2, levels=5)),
     "diffusion-bytes": Case(lambda: diffusion(2, levels=256)),
     "diffusion-levels": Case(
         lambda: dgm.Diffusion(
-            2, DenoisingMLP((2,), (8, 8), outputs=4), "log-snr", steps=4, predict="levels", levels=4, subsample=2
+            2, DenoisingMLP((2,), (8, 8), outputs=4), "log-snr", num_steps=4, predict="levels", levels=4, subsample=2
         )
     ),
     "diffusion-given-label": Case(lambda: diffusion(2, num_classes=3)),
-    "diffusion-given-vector": Case(lambda: diffusion(2, context_shape=(3,))),
+    "diffusion-given-vector": Case(lambda: diffusion(2, given_shape=(3,))),
     "diffusion-unet": Case(
-        lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), steps=3, levels=4)
+        lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), num_steps=3, levels=4)
     ),
     "continuous-diffusion": Case(lambda: continuous(2)),
     # The density of times is no part of the chain, which is what log_weights scores.
     "continuous-diffusion-learned": Case(
         lambda: continuous(2, learned=True),
-        inert=("noise_schedule.centres", "noise_schedule.raw_steepness", "noise_schedule.raw_heights"),
+        inert=("noise_schedule.centers", "noise_schedule.raw_steepness", "noise_schedule.raw_heights"),
     ),
     "continuous-diffusion-integers": Case(lambda: continuous((1, 2, 1), levels=5)),
     "continuous-diffusion-levels": Case(
@@ -549,7 +549,7 @@ CASES: dict[str, Case] = {
             2,
             DenoisingMLP((2,), (6,), outputs=4),
             dgm.LogSNR(0.6, -0.6),
-            steps=10,
+            num_steps=10,
             levels=4,
             predict="levels",
         )
@@ -558,34 +558,34 @@ CASES: dict[str, Case] = {
     "vae-diffusion-prior": Case(lambda: vae(diffusion(2))),
     "vae-continuous-diffusion-prior": Case(lambda: vae(continuous(2))),
     # Classifiers
-    "labelled": Case(lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4)))),
-    "labelled-integers": Case(
-        lambda: dgm.Labelled(dgm.Categorical((), 3), dgm.Categorical(2, 4, _mlp((), 8, num_classes=3)))
+    "labeled": Case(lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4)))),
+    "labeled-integers": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3), dgm.Categorical(2, 4, _mlp((), 8, num_classes=3)))
     ),
-    "labelled-made": Case(
-        lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), made(dgm.Bernoulli, 3, num_classes=3))
+    "labeled-made": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), made(dgm.Bernoulli, 3, num_classes=3))
     ),
-    "labelled-flow": Case(
-        lambda: dgm.Labelled(dgm.Categorical((), 3), flow.realnvp(2, layers=1, hidden=(6,), num_classes=3))
+    "labeled-flow": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3), flow.realnvp(2, layers=1, hidden=(6,), num_classes=3))
     ),
-    "labelled-dequantized": Case(
-        lambda: dgm.Labelled(
+    "labeled-dequantized": Case(
+        lambda: dgm.Labeled(
             dgm.Categorical((), 3),
             dgm.Dequantized(flow.realnvp(2, layers=1, hidden=(6,), num_classes=3, unit=True), levels=4),
         ),
         certain=True,
     ),
-    "vae-labelled-prior": Case(  # clusters: a mixture of Normals as p(z)
-        lambda: vae(dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4))))
+    "vae-labeled-prior": Case(  # clusters: a mixture of Normals as p(z)
+        lambda: vae(dgm.Labeled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4))))
     ),
-    "labelled-vae": Case(
-        lambda: dgm.Labelled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3)),
+    "labeled-vae": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3)),
         inert=("prior",),  # its guide is p(y) itself, so that only labels can teach it
     ),
-    "labelled-continuous-diffusion": Case(lambda: dgm.Labelled(dgm.Categorical((), 3), continuous(2, num_classes=3))),
-    "labelled-diffusion": Case(lambda: dgm.Labelled(dgm.Categorical((), 3), diffusion(2, num_classes=3))),
-    "labelled-classifier": Case(
-        lambda: dgm.Labelled(
+    "labeled-continuous-diffusion": Case(lambda: dgm.Labeled(dgm.Categorical((), 3), continuous(2, num_classes=3))),
+    "labeled-diffusion": Case(lambda: dgm.Labeled(dgm.Categorical((), 3), diffusion(2, num_classes=3))),
+    "labeled-classifier": Case(
+        lambda: dgm.Labeled(
             dgm.Categorical((), 3), vae(dgm.Normal(2), num_classes=3), dgm.Categorical((), 3, _mlp((2,), 3))
         )
     ),
@@ -598,10 +598,10 @@ def data_for(case, program, size=24):
     x, given = case.draw(program, size)
     if program.variable == "y":
         return dgm.Data(given, x.long(), num_classes=program.levels)
-    labelled = given is not None and not isinstance(given, tuple) and given.dim() == 1 and not given.is_floating_point()
-    if (given is not None and not labelled) or program.event_shape == ():
+    labeled = given is not None and not isinstance(given, tuple) and given.dim() == 1 and not given.is_floating_point()
+    if (given is not None and not labeled) or program.event_shape == ():
         return None
-    return dgm.Data(x, given, levels=program.levels, num_classes=program.num_classes if labelled else None)
+    return dgm.Data(x, given, levels=program.levels, num_classes=program.num_classes if labeled else None)
 
 
 def trainable(case):

@@ -60,13 +60,13 @@ def kind(values, *names):
 
 kind(SEED, "seed")
 kind(
-    COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_simulations", "draws",
-    "num_draws", "num_bins", "num_data", "num", "batch_size", "epochs", "steps", "warmup", "max_tree_depth", "bins",
-    "neighbours", "num_clusters", "layers", "components", "rank", "num_parameters", "out_features", "features", "width",
-    "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks", "outputs", "critic_steps", "size", "k",
-    "num_classes", "most", "early_stopping",
+    COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
+    "num_bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
+    "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
+    "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
+    "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping",
 )  # fmt: skip
-kind(LEVELS, "levels", "context_levels")
+kind(LEVELS, "levels", "given_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
 kind(NUMBER, "low", "high", "degrees", "reach", "highest", "lowest", "guidance")
 kind([-1.0, *NUMBER], "scale", "sigma", "epsilon", "step_size", "weight_decay", "nats", "beta", "weight", "r1",
@@ -74,18 +74,18 @@ kind([-1.0, *NUMBER], "scale", "sigma", "epsilon", "step_size", "weight_decay", 
 kind(PROBABILITY, "dropout", "rate", "label_dropout", "part", "sleep", "coverage", "false_alarm_rate")
 kind(FRACTION, "fraction")
 kind(REALS, "x", "z", "a", "b", "samples", "reference", "train", "test", "real", "fake", "p", "q", "normal",
-     "anomalous", "data", "values", "centres")  # fmt: skip
+     "anomalous", "data", "values", "centers")  # fmt: skip
 kind([value for value in REALS if value is not None], "given", "parameters")
 kind(LABELS, "y", "train_y", "test_y", "clusters")
-kind(SHAPE, "event_shape", "in_shape", "out_shape", "context_shape", "hidden", "channels")
+kind(SHAPE, "event_shape", "in_shape", "out_shape", "given_shape", "hidden", "channels")
 kind(
     NAME, "initial", "transition", "compressor", "activation", "predict", "sampler", "spacing", "game", "divergence",
     "kernel", "path", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
 )  # fmt: skip
-kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "surprise",
+kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "nll",
      "background", "base", "encoder", "classifier")  # fmt: skip
 kind(MODULE, "network", "denoiser", "generator", "critic", "univariate", "bijection")
-kind(["x", 3], "context")
+kind(["x", 3], "embedding")
 kind(PATH, "folder", "out", "data_dir")
 kind(DEVICE, "device")
 
@@ -124,8 +124,8 @@ def classifier():
     return dgm.Discriminative(dgm.Categorical((), 2, nn.Linear(2, 2)))
 
 
-def labelled():
-    return dgm.Labelled(dgm.Categorical((), 2), dgm.Normal(2, nn.Embedding(2, 4)))
+def labeled():
+    return dgm.Labeled(dgm.Categorical((), 2), dgm.Normal(2, nn.Embedding(2, 4)))
 
 
 def made():
@@ -137,11 +137,11 @@ def denoiser():
 
 
 def diffusion():
-    return dgm.Diffusion(2, denoiser(), steps=3)
+    return dgm.Diffusion(2, denoiser(), num_steps=3)
 
 
 def implicit():
-    return dgm.Implicit(dgm.Normal(2), nn.Linear(2, 2), 2)
+    return dgm.Implicit(2, dgm.Normal(2), nn.Linear(2, 2))
 
 
 def data():
@@ -167,7 +167,7 @@ def stored():
 
 
 def run():
-    runs.train(folder := fresh(), "pixels", "moons", {}, num=8, epochs=1, validation=None, progress=False)
+    runs.train(folder := fresh(), "pixels", "moons", {}, num_data=8, epochs=1, validation=None, progress=False)
     return folder
 
 
@@ -180,11 +180,11 @@ def evidence():
 
 
 def density_ratio():
-    return dgm.adversarial.density_ratio(X, X, steps=1)
+    return dgm.adversarial.density_ratio(X, X, gradient_steps=1)
 
 
 def gaps(program, x):
-    return dgm.infer.gaps(program, x, num_particles=2, num_temperatures=0, steps=1, draws=2)
+    return dgm.infer.gaps(program, x, num_particles=2, num_temperatures=0, gradient_steps=1, num_samples=2)
 
 
 def image_vae():
@@ -193,7 +193,7 @@ def image_vae():
 
 
 def report():
-    return dgm.infer.check(vae(), X, num_simulations=20, num_draws=3, num_bins=2)
+    return dgm.infer.check(vae(), X, num_samples=20, num_posterior_samples=3, num_bins=2)
 
 
 @pytest.fixture(autouse=True)
@@ -226,11 +226,11 @@ CALLS = {
         {"latent_name": ["", 3, None], "encoder": PROGRAM[1:]},
     ),
     "Diffusion": Call(
-        dict(event_shape=2, denoiser=denoiser, noise_schedule="cosine", steps=3, predict="v", subsample=1),
+        dict(event_shape=2, denoiser=denoiser, noise_schedule="cosine", num_steps=3, predict="v", subsample=1),
         {"noise_schedule": NAME, "subsample": COUNT},
     ),
     "ContinuousDiffusion": Call(
-        dict(event_shape=2, denoiser=denoiser, noise_schedule="linear", steps=3, predict="v"),
+        dict(event_shape=2, denoiser=denoiser, noise_schedule="linear", num_steps=3, predict="v"),
         {"noise_schedule": NAME},
     ),
     "Schedule": Call(dict(alpha_bar=[0.9, 0.5]), {"alpha_bar": [None, "x", 3, [NAN], [[0.9]]]}),
@@ -239,7 +239,7 @@ CALLS = {
         dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent_name="z"),
         {"latent_name": ["", 3, None]},
     ),
-    "Labelled": Call(
+    "Labeled": Call(
         dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label="y"),
         {"label": ["", 3, None], "classifier": PROGRAM[1:]},
     ),
@@ -256,55 +256,55 @@ CALLS = {
     "dequantized.dequantizer": Call(dict(event_shape=2, levels=4, hidden=(4,))),
     "guides.FullRankNormal": Call(dict(event_shape=2, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
     "guides.LowRankNormal": Call(dict(event_shape=2, rank=1, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
-    "guides.planar": Call(STACK | dict(context_shape=(2,))),
-    "guides.sylvester": Call(STACK | dict(context_shape=(2,), reflections=1), {"reflections": COUNT[1:]}),
+    "guides.planar": Call(STACK | dict(given_shape=(2,))),
+    "guides.sylvester": Call(STACK | dict(given_shape=(2,), reflections=1), {"reflections": COUNT[1:]}),
     "guides.TopDown": Call(
-        dict(top=encoder, bottom=lambda: dgm.Normal(2, MLP((2,), 4, (4,), context_shape=(2,))), latent_name="z2"),
+        dict(top=encoder, bottom=lambda: dgm.Normal(2, MLP((2,), 4, (4,), given_shape=(2,))), latent_name="z2"),
         {"latent_name": ["", 3, None]},
     ),
     "guides.PrecisionWeighted": Call(dict(encoder=encoder, generative=encoder)),
     "guides.SemiAmortized": Call(
-        dict(encoder=encoder, prior=lambda: dgm.Normal(2), likelihood=encoder, steps=2, lr=0.1, draws=2)
+        dict(encoder=encoder, prior=lambda: dgm.Normal(2), likelihood=encoder, gradient_steps=2, lr=0.1, num_samples=2)
     ),
     "guides.LinearGaussianPosterior": Call(
         dict(prior=lambda: dgm.Normal(2), likelihood=lambda: dgm.Normal(2, nn.Linear(2, 2), scale="shared"))
     ),
     "guides.EnumeratedPosterior": Call(dict(prior=lambda: dgm.Bernoulli(2), likelihood=encoder)),
     "guides.fit_guide": Call(
-        dict(program=vae, x=X, make=lambda: dgm.guides.pyro.infer.autoguide.AutoNormal, steps=1, lr=0.1,
-             num_particles=1, seed=0),
+        dict(program=vae, x=X, make=lambda: dgm.guides.pyro.infer.autoguide.AutoNormal, gradient_steps=1, lr=0.1,
+             num_samples=1, seed=0),
         {"make": [None, "x"]},
     ),
     # methods of programs
     "Program.sample": Call(dict(num_samples=2), of=vae),
-    "Program.encode": Call(dict(x=X, site="z", num_draws=2), {"site": ["no", 3]}, of=vae),
+    "Program.encode": Call(dict(x=X, site="z", num_samples=2), {"site": ["no", 3]}, of=vae),
     "Program.decode": Call(dict(z=X, site="z"), {"site": ["no", 3]}, of=vae),
     "Program.log_prob": Call(dict(x=X), of=made),
     "Program.log_weights": Call(dict(x=X, num_particles=2), of=vae),
     "Denoising.sample": Call(
-        dict(num_samples=2, sampler="ddim", steps=2, spacing="uniform", guidance=0.0), of=diffusion
+        dict(num_samples=2, sampler="ddim", num_steps=2, spacing="uniform", guidance=0.0), of=diffusion
     ),
     "ContinuousDiffusion.ode_log_prob": Call(
         dict(x=X, tolerance=1e-1), {"probes": [0, 1.5, "x"]},
-        of=lambda: dgm.ContinuousDiffusion(2, denoiser(), steps=3),
+        of=lambda: dgm.ContinuousDiffusion(2, denoiser(), num_steps=3),
     ),
     "Flow.forward_map": Call(dict(z=X), of=lambda: dgm.flow.maf(2, layers=1)),
     "Flow.inverse_map": Call(dict(x=X), of=lambda: dgm.flow.maf(2, layers=1)),
     "Flow.log_abs_det_jacobian": Call(dict(z=X, x=X), of=lambda: dgm.flow.maf(2, layers=1)),
     "Flow.initialize": Call(dict(x=X), of=lambda: dgm.flow.maf(2, layers=1)),
-    "Labelled.log_joint": Call(dict(x=X, num_particles=1), {"x": REALS[:4]}, of=labelled),
-    "Labelled.class_probabilities": Call(dict(x=X, num_particles=1), of=labelled),
-    "Labelled.classify": Call(dict(x=X, num_particles=1), of=labelled),
-    "Labelled.sample": Call(dict(num_samples=2, given=Y[:2]), {"given": REALS[1:4]}, of=labelled),
+    "Labeled.log_joint": Call(dict(x=X, num_particles=1), {"x": REALS[:4]}, of=labeled),
+    "Labeled.class_probabilities": Call(dict(x=X, num_particles=1), of=labeled),
+    "Labeled.classify": Call(dict(x=X, num_particles=1), of=labeled),
+    "Labeled.sample": Call(dict(num_samples=2, given=Y[:2]), {"given": REALS[1:4]}, of=labeled),
     "Discriminative.class_probabilities": Call(dict(x=X), of=classifier),
     "Discriminative.classify": Call(dict(x=X), of=classifier),
     "Implicit.generate": Call(dict(z=X), {"z": REALS[:4]}, free=["given"], of=implicit),
     "ActNorm.initialize": Call(dict(x=X), of=lambda: networks.ActNorm(2)),
     # objectives
-    "ELBO": Call(dict(num_particles=1, beta=1.0), {"beta": [-1.0, NAN, None, "x"]}),
+    "ELBO": Call(dict(num_samples=1, beta=1.0), {"beta": [-1.0, NAN, None, "x"]}),
     "IWAE": Call(dict(num_particles=2)),
     "RWS": Call(dict(num_particles=2, sleep=0.5)),
-    "STL": Call(dict(num_particles=2)),
+    "STL": Call(dict(num_samples=2)),
     "DReG": Call(dict(num_particles=2)),
     "Enumerate": Call(dict(max_outcomes=3)),
     "FreeBits": Call(dict(nats=1.0), free=["per_feature"]),
@@ -314,16 +314,16 @@ CALLS = {
         dict(game="gan", critic=lambda: nn.Linear(2, 1), r1=0.1, gradient_penalty=0.1, critic_steps=1, critic_lr=1.0),
         {"critic": MODULE[1:]},
     ),
-    "KernelScore": Call(dict(kernel="energy", scales=(1.0,), num_particles=2), {"scales": [None, "x", 3, (), (0.0,)]}),
+    "KernelScore": Call(dict(kernel="energy", scales=(1.0,), num_samples=2), {"scales": [None, "x", 3, (), (0.0,)]}),
     "objectives.objective_named": Call(dict(text="iwae:5")),
     "objectives.beta": Call(dict(weight=1.0)),
     "objectives.annealed": Call(dict(part=0.5)),
-    "objectives.rloo": Call(dict(num_particles=2)),
+    "objectives.rloo": Call(dict(num_samples=2)),
     "objectives.vimco": Call(dict(num_particles=2)),
     # running
     "build": Call(dict(name="vae", data=data, hidden=(4,)), {"data": [None, "x", X]}),
     "compile": Call(dict(program=vae), free=["objective"]),
-    "evaluate": Call(dict(program=vae, data=X, num_particles=2, draws=2, batch_size=2, seed=0, device="cpu")),
+    "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),
     "fit": Call(
         dict(program=lambda: dgm.Normal(2, learned=True), data=X, objective="elbo", epochs=1, batch_size=2, lr=0.1,
              weight_decay=0.0, lr_schedule="cosine", seed=0, device="cpu", validation=X, early_stopping=1, ema=0.5,
@@ -346,9 +346,10 @@ CALLS = {
              temperature_schedule="sigmoid", target_acceptance=0.65, seed=0),
         {"temperature_schedule": NAME, "transition": ["x", 3]},
     ),
-    "infer.check": Call(dict(program=vae, data=X, num_simulations=20, num_draws=3, num_bins=2, seed=0)),
+    "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, num_bins=2, seed=0)),
     "infer.gaps": Call(
-        dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, steps=1, draws=2, seed=0),
+        dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, gradient_steps=1, num_samples=2,
+             seed=0),
         {"num_temperatures": [-1, 1.5, None, "x"], "log_evidence": REALS[1:]},
     ),
     "infer.hide": Call(dict(region="random:0.5", event_shape=(2,), seed=0)),
@@ -359,35 +360,40 @@ CALLS = {
     "infer.nuts": Call(
         dict(program=vae, x=X, num_samples=2, warmup=2, max_tree_depth=1, seed=0), free=["observed"]
     ),
-    "infer.sbc": Call(dict(program=vae, num_simulations=20, num_draws=3, num_bins=2, seed=0)),
+    "infer.sbc": Call(dict(program=vae, num_samples=20, num_posterior_samples=3, num_bins=2, seed=0)),
     "infer.smc": Call(dict(program=diffusion, x=X, num_particles=2, threshold=0.5, seed=0)),
     "infer.propagate": Call(
         dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, size=4,
              threshold=0.5),
         free=["stepper"],
     ),
-    "infer.units": Call(dict(program=vae, data=X, draws=2, seed=0)),
+    "infer.units": Call(dict(program=vae, data=X, num_samples=2, seed=0)),
     "Calibration.histogram": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
     "Calibration.p_values": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
-    "Gaps.worst": Call(dict(num=2), of=lambda: gaps(vae(), X)),
+    "Gaps.worst": Call(dict(num_data=2), of=lambda: gaps(vae(), X)),
     "infer.HMC": Call(dict(num_leapfrog=1)),
     # data
     "Data": Call(dict(x=X, y=Y, num_classes=2, levels=None), {"levels": LEVELS[:2], "y": LABELS[1:], "name": []}),
     "Data.split": Call(dict(fraction=0.5, seed=0), of=data),
-    "Data.keep_labels": Call(dict(num=2, seed=0), of=data),
+    "Data.keep_labels": Call(dict(num_labels=2, seed=0), of=data),
     "Data.to": Call(dict(device="cpu"), of=data),
-    "data.load": Call(dict(name="moons", split="train", num=4, seed=0)),
+    "data.load": Call(dict(name="moons", split="train", num_data=4, seed=0)),
     # anomaly
     "anomaly.log_p": Call(dict(program=vae, x=X, num_particles=1, batch_size=2, seed=0)),
-    "anomaly.Surprise": Call(dict(program=vae, num_particles=1)),
-    "anomaly.Typicality": Call(dict(surprise=vae, reference=X)),
-    "anomaly.Ratio": Call(dict(surprise=vae, background=vae)),
-    "anomaly.Complexity": Call(dict(surprise=lambda: dgm.Bernoulli((1, 4, 4)), compressor="png")),
+    "anomaly.NegativeLogLikelihood": Call(dict(program=vae, num_particles=1)),
+    "anomaly.Typicality": Call(dict(nll=vae, reference=X)),
+    "anomaly.Ratio": Call(dict(nll=vae, background=vae)),
+    "anomaly.Complexity": Call(dict(nll=lambda: dgm.Bernoulli((1, 4, 4)), compressor="png")),
     "anomaly.WAIC": Call(dict(ensemble=lambda: [vae(), vae()]), {"ensemble": [None, "x", 3, [3, 4]]}),
-    "anomaly.PosteriorKL": Call(dict(program=vae, draws=2, seed=0)),
+    "anomaly.PosteriorKL": Call(dict(program=vae, num_samples=2, seed=0)),
     "anomaly.code_bits": Call(dict(x=IMAGES.byte(), compressor="png")),
     "anomaly.Detector": Call(dict(score=vae), {"score": PROGRAM[:3]}),
     "anomaly.separation": Call(dict(normal=X[:, 0], anomalous=X[:, 1])),
+    "anomaly.detect": Call(
+        dict(program=vae, x=X, normal=X, scores=("kl",), background=vae, ensemble=lambda: [vae()],
+             false_alarm_rate=0.5, num_particles=1, seed=0),
+        {"scores": [None, 3, ("no",)], "ensemble": [[3], ["x"]], "background": PROGRAM[1:]},
+    ),
     "Detector.calibrate": Call(dict(reference=X, false_alarm_rate=0.5), of=lambda: dgm.anomaly.Detector(made())),
     "Detector.flag": Call(dict(x=X), of=lambda: dgm.anomaly.Detector(made()).calibrate(X, 0.5)),
     "Detector.p_values": Call(dict(x=X), of=lambda: dgm.anomaly.Detector(made()).calibrate(X, 0.5)),
@@ -405,7 +411,7 @@ CALLS = {
         dict(classifier=classifier, x=X, y=Y, epsilon=0.1, num_particles=1), {"classifier": PROGRAM[:3]}
     ),
     "corruptions.pgd": Call(
-        dict(classifier=classifier, x=X, y=Y, epsilon=0.1, steps=1, step_size=0.1, num_particles=1, seed=0),
+        dict(classifier=classifier, x=X, y=Y, epsilon=0.1, gradient_steps=1, step_size=0.1, num_particles=1, seed=0),
         {"classifier": PROGRAM[:3]},
     ),
     # classification
@@ -413,7 +419,10 @@ CALLS = {
     "classification.nll": Call(dict(probabilities=PROBABILITIES, y=Y), {"probabilities": REALS}),
     "classification.reliability": Call(dict(probabilities=PROBABILITIES, y=Y, bins=2), {"probabilities": REALS}),
     "classification.risk_coverage": Call(
-        dict(right=Y > 0, doubt=X[:, 0]), {"right": REALS[:4], "doubt": REALS}
+        dict(right=Y > 0, uncertainty=X[:, 0]), {"right": REALS[:4], "uncertainty": REALS}
+    ),
+    "classification.answer": Call(
+        dict(program=labeled, x=X, reference=X, false_alarm_rate=0.5, num_particles=1, seed=0)
     ),
     "classification.Bayesian": Call(
         dict(network=lambda: nn.Linear(2, 2), data=data, guide="normal", scale=1.0), {"data": [None, "x", X]}
@@ -422,32 +431,35 @@ CALLS = {
     "Bayesian.draws": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
     "Bayesian.log_class_probabilities": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
     "Bayesian.class_probabilities": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
-    "Bayesian.doubt_about_weights": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
+    "Bayesian.mutual_information": Call(dict(x=X, num_samples=2, seed=0), of=trained_bayesian),
     "RiskCoverage.accuracy_at": Call(
         dict(coverage=0.5), of=lambda: dgm.classification.risk_coverage(Y > 0, X[:, 0])
     ),
     # representations
     "representations.codes": Call(dict(program=vae)),
     "representations.encode": Call(
-        dict(program=vae, x=X, site="z", draw=True, num_draws=2, batch_size=2, seed=0), {"site": ["no", 3]}
+        dict(program=vae, x=X, site="z", draw=True, num_samples=2, batch_size=2, seed=0), {"site": ["no", 3]}
     ),
     "representations.decode": Call(
         dict(program=vae, z=X, site="z", batch_size=2, seed=0), {"site": ["no", 3]}
     ),
-    "representations.line": Call(dict(a=X, b=X + 1, num=3)),
-    "representations.arc": Call(dict(a=X, b=X + 1, num=3)),
-    "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num=3, path="spherical")),
+    "representations.line": Call(dict(a=X, b=X + 1, num_points=3)),
+    "representations.arc": Call(dict(a=X, b=X + 1, num_points=3)),
+    "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, path="spherical")),
     "representations.traverse": Call(
         dict(program=vae, z=X[:1], values=(0.0, 1.0), features=[0], site="z"),
         {"values": [None, "x", 3, [NAN]], "features": ["x", 3, [7], [0.5]], "site": ["no", 3]},
     ),
-    "representations.grid": Call(dict(program=vae, num=2, reach=1.0)),
+    "representations.grid": Call(dict(program=vae, num_points=2, reach=1.0)),
     "representations.is_discrete": Call(dict(program=vae, site="z"), {"site": ["no", 3]}),
     "representations.probe": Call(CODES),
-    "representations.knn": Call(CODES | dict(neighbours=1)),
+    "representations.knn": Call(CODES | dict(neighbors=1)),
     "representations.cluster": Call(dict(z=X, num_clusters=2, seed=0)),
     "representations.agreement": Call(dict(clusters=Y, y=Y)),
-    "representations.assess": Call(CODES | dict(neighbours=1, seed=0)),
+    "representations.represent": Call(
+        dict(program=vae, data=X, site="z", seed=0), {"site": ["no", 3], "train": ["x", 3, X]}
+    ),
+    "representations.assess": Call(CODES | dict(neighbors=1, seed=0)),
     # samplers
     "samplers.DDIM": Call(dict(eta=0.5)),
     "samplers.sampler_named": Call(dict(sampler="ddim")),
@@ -461,7 +473,7 @@ CALLS = {
     "adversarial.squared_distance": Call(dict(x=X, y=X + 1), {"y": REALS, "score": ["x", 3]}),
     "adversarial.divergence_bound": Call(dict(divergence="js", of_p=X, of_q=X), free=["of_p", "of_q"]),
     "adversarial.density_ratio": Call(
-        dict(p=X, q=X, critic=lambda: nn.Linear(2, 1), divergence="js", steps=1, batch_size=2, lr=0.1, seed=0),
+        dict(p=X, q=X, critic=lambda: nn.Linear(2, 1), divergence="js", gradient_steps=1, batch_size=2, lr=0.1, seed=0),
         {"critic": MODULE[1:]},
     ),
     "DensityRatio.kl": Call(dict(p=X), of=density_ratio),
@@ -470,7 +482,7 @@ CALLS = {
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
     "implicit.precision_recall": Call(dict(real=X, fake=X, k=1)),
-    "implicit.mode_coverage": Call(dict(x=X, centres=X, scale=0.1)),
+    "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks
     "networks.MLP": Call(
         dict(in_shape=(2,), out_features=2, hidden=(4,), activation="silu", dropout=0.1), {"hidden": SHAPE[1:]}
@@ -499,7 +511,7 @@ CALLS = {
     "networks.DenoisingUNet": Call(
         dict(event_shape=(1, 4, 4), channels=(8,), outputs=1, dropout=0.1, max_frequency=30.0)
     ),
-    "networks.Context": Call(dict(shape=(2,), num_classes=None, features=2), {"shape": SHAPE}),
+    "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),
     "networks.RationalQuadraticSpline": Call(dict(bins=4, low=-1.0, high=1.0, tails="identity")),
     "networks.ActNorm": Call(dict(features=2)),
@@ -522,7 +534,7 @@ CALLS = {
     "plots.table_of_features": Call(dict(x=X)),
     "plots.samples": Call(dict(x=X)),
     "plots.imputations": Call(
-        dict(x=IMAGES, mask=IMAGES > 0, draws=IMAGES.unsqueeze(0), levels=4), {"mask": ["x", 3], "draws": REALS[:4]}
+        dict(x=IMAGES, mask=IMAGES > 0, samples=IMAGES.unsqueeze(0), levels=4), {"mask": ["x", 3], "samples": REALS[:4]}
     ),
     "plots.learning_curves": Call(dict(history=history), {"history": THING}),
     "plots.bits_per_dim": Call(
@@ -538,14 +550,18 @@ CALLS = {
     ),
     "plots.heat_map": Call(dict(panels={"a": {("b", "c"): (1.0, 0.1)}}), {"panels": THING}),
     "plots.gaps": Call(dict(found=lambda: {"a": gaps(vae(), X)}), {"found": THING}),
-    "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num=2), {"found": THING}),
+    "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num_data=2), {"found": THING}),
     "plots.calibration": Call(dict(report=report, most=2), {"report": THING}),
+    "plots.representation": Call(
+        dict(found=lambda: dgm.representations.represent(vae(), X), program=vae, x=X, path="linear"), {"found": THING}
+    ),
     "plots.latent_map": Call(dict(z=X, y=Y), {"y": LABELS[1:3]}),
     # runs and sweeps
     "runs.read": Call(dict(folder=run, device="cpu")),
+    "runs.inputs": Call(dict(source="moons", program=vae), {"source": NAME}),
     "runs.reserve": Call(dict(folder=fresh)),
     "runs.train": Call(
-        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, num=8, objective="elbo", seed=0,
+        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, num_data=8, objective="elbo", seed=0,
              validation=0.5, epochs=1, progress=False),
         {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "num_labels": [0, "x"], "mutate": [1.5, "x"],
          "validation": [1.5, "x"]},
@@ -555,7 +571,7 @@ CALLS = {
         {"folders": [None, 3, [3, 4]]},
     ),
     "sweep.sweep": Call(
-        dict(out=fresh, options=lambda: sweep.Options("vae", "moons", num=8, epochs=1, num_particles=2),
+        dict(out=fresh, options=lambda: sweep.Options("vae", "moons", num_data=8, epochs=1, num_particles=2),
              prior=("normal",), objective=("elbo",), seeds=1, jobs=1, progress=False),
         {"options": ["x", 3], "prior": [3, ("no",)], "encoder": [3, ("no",)], "likelihood": [3, ("no",)],
          "objective": [3, ("no",)]},
@@ -565,16 +581,18 @@ CALLS = {
 
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
-        "Program", "Conditional", "Parametric", "guides.CorrelatedNormal", "infer.Stepper", "networks.Bijection",
-        "networks.Univariate", "objectives.Objective", "objectives.VariationalBound", "priors.Mixture",
-        "samplers.Sampler",
+        "Program", "Conditional", "IndependentConditional", "guides.CorrelatedNormal", "infer.Stepper",
+        "networks.Bijection", "networks.Univariate", "objectives.Objective", "objectives.VariationalBound",
+        "priors.Mixture", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
-        "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Separation",
+        "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
+        "anomaly.Separation", "classification.Answers",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
         "infer.Calibration", "infer.Gaps", "infer.Population", "infer.Report", "infer.Sandwich", "infer.Units",
-        "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality", "runs.Record",
+        "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality",
+        "representations.Representation", "runs.Record",
         "samplers.Time", "sweep.Cell", "sweep.Comparison", "sweep.Options", "sweep.Row", "sweep.Sweep",
     ],
     "no arguments": [
@@ -593,8 +611,8 @@ EXCLUDED = {
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.check_particles", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.write", "runs.write_json", "sweep.aligned", "sweep.collect",
-        "sweep.devices", "sweep.markdown", "sweep.run_cell",
+        "runs.read_json", "runs.record_of", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
+        "sweep.devices", "sweep.run_cell",
     ],
 }  # fmt: skip
 
@@ -627,9 +645,11 @@ CALLED = {
     "data": "x",
     "x": "data",
     "reference": "x",
+    "normal": "x",
     "name": "model|data set",
     "data_name": "data set",
     "text": "objective",
+    "source": "data set",
 }
 
 
@@ -691,7 +711,7 @@ def test_each_bad_argument_is_named(name):
 # the table; and shapes and mappings that are checked where they are used.
 ANYTHING = {
     *("title", "xlabel", "reference_label", "row_labels", "column_labels", "percent", "progress", "force", "draw"),
-    *("learned", "unit", "labelled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
+    *("learned", "unit", "labeled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
     *("learned_ends", "per_feature", "given_shape", "observed", "options", "swaps", "self", "importance"),
 }
 
@@ -713,7 +733,18 @@ WITHIN = {
         "raw_at",
         "at",
     ),
-    *("blank", "chain", "place", "clean", "clock", "denoise", "doubt", "noise_at", "noised", "posterior_variance"),
+    *(
+        "blank",
+        "chain",
+        "place",
+        "clean",
+        "clock",
+        "denoise",
+        "denoised_variance",
+        "noise_at",
+        "noised",
+        "posterior_variance",
+    ),
     *(
         "measure_given",
         "support_given",

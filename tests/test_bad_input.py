@@ -21,7 +21,7 @@ from dgm_pyro.networks import MADE, MLP
 NAN, INF = math.nan, math.inf
 X = torch.randn(4, 2)
 BITS = torch.randint(2, (4, 2))
-GREY = torch.tensor([[0, 3], [2, 1]])
+GRAY = torch.tensor([[0, 3], [2, 1]])
 
 
 def themed(name):
@@ -33,7 +33,7 @@ def conditional():
     return dgm.Normal(2, nn.Linear(3, 4))
 
 
-def labelled_normal():
+def labeled_normal():
     return dgm.Normal(2, nn.Embedding(3, 4))
 
 
@@ -55,11 +55,11 @@ def dropout_vae():
 
 
 def diffusion(**options):
-    return dgm.Diffusion(2, networks.DenoisingMLP((2,), (4,)), **{"steps": 3, **options})
+    return dgm.Diffusion(2, networks.DenoisingMLP((2,), (4,)), **{"num_steps": 3, **options})
 
 
 def classifier():
-    return dgm.Labelled(dgm.Categorical((), 3), labelled_normal())
+    return dgm.Labeled(dgm.Categorical((), 3), labeled_normal())
 
 
 def fit(program=None, data=X, **options):
@@ -93,7 +93,7 @@ CASES = {
     "x complex": (lambda: dgm.Normal(2).log_prob(X + 1j), TypeError, ["complex", "x.real"]),
     "x boolean": (lambda: dgm.Bernoulli(2).log_prob(BITS.bool()), TypeError, ["torch.bool", r"x.to\(torch.uint8\)"]),
     "x integers for a density": (
-        lambda: dgm.Normal(2).log_prob(GREY),
+        lambda: dgm.Normal(2).log_prob(GRAY),
         TypeError,
         ["integers", "density on reals", "Dequantized"],
     ),
@@ -102,18 +102,18 @@ CASES = {
         ValueError,
         ["x holds 0.5", r"integers 0 \.\. 1"],
     ),
-    "x grey for bits": (
-        lambda: dgm.Bernoulli(2).log_prob(GREY),
+    "x gray for bits": (
+        lambda: dgm.Bernoulli(2).log_prob(GRAY),
         ValueError,
         ["values from 0 to 3", "2 levels", "binarize"],
     ),
     "x above the levels": (
-        lambda: dgm.Categorical(2, 3).log_prob(GREY),
+        lambda: dgm.Categorical(2, 3).log_prob(GRAY),
         ValueError,
         ["values from 0 to 3", r"0 \.\. 2"],
     ),
     "x negative": (
-        lambda: dgm.DiscretizedLogistic(2, 4).log_prob(-GREY),
+        lambda: dgm.DiscretizedLogistic(2, 4).log_prob(-GRAY),
         ValueError,
         ["values from -3 to 0", "4 levels"],
     ),
@@ -162,7 +162,7 @@ CASES = {
         ["given has dtype torch.float64"],
     ),
     "given a scalar": (
-        lambda: labelled_normal().log_prob(X[:1], torch.tensor(1)),
+        lambda: labeled_normal().log_prob(X[:1], torch.tensor(1)),
         ValueError,
         [r"given has shape \(\)"],
     ),
@@ -177,23 +177,23 @@ CASES = {
         [r"given has 1 part\(s\), but 2"],
     ),
     "no pair": (
-        lambda: dgm.Normal(2, MLP((3,), 4, (4,), context_shape=(2,))).sample(2),
+        lambda: dgm.Normal(2, MLP((3,), 4, (4,), given_shape=(2,))).sample(2),
         ValueError,
         ["a tuple of tensors of shapes"],
     ),
     "a label out of range": (
-        lambda: labelled_normal().log_prob(X, torch.tensor([0, 1, 2, 3])),
+        lambda: labeled_normal().log_prob(X, torch.tensor([0, 1, 2, 3])),
         ValueError,
         ["labels from 0 to 3", "3 classes"],
     ),
-    "a negative label": (lambda: labelled_normal().sample(1, torch.tensor([-1])), ValueError, ["labels from -1 to -1"]),
+    "a negative label": (lambda: labeled_normal().sample(1, torch.tensor([-1])), ValueError, ["labels from -1 to -1"]),
     "a label that is no integer": (
-        lambda: labelled_normal().log_prob(X, torch.ones(4)),
+        lambda: labeled_normal().log_prob(X, torch.ones(4)),
         TypeError,
         ["class labels of dtype torch.float32", r"given.long\(\)"],
     ),
     "labels one-hot": (
-        lambda: labelled_normal().log_prob(X, torch.eye(4, 3).long()),
+        lambda: labeled_normal().log_prob(X, torch.eye(4, 3).long()),
         ValueError,
         [r"given has shape \(4, 3\)"],
     ),
@@ -253,14 +253,14 @@ CASES = {
         ["activation must be one of relu", "'sine'"],
     ),
     "a label input of no classes": (lambda: MLP((), 4), ValueError, ["class label: pass num_classes"]),
-    "grey levels for a network of reals": (
+    "gray levels for a network of reals": (
         lambda: dgm.Normal(2, MLP((3,), 4)).log_prob(X, torch.zeros(4, 3).byte()),
         TypeError,
         ["given integers", "levels="],
     ),
-    "an MLP without its context": (lambda: MLP((2,), 4, context_shape=(3,))(X), ValueError, ["takes a context"]),
-    "an MLP with a context too many": (lambda: MLP((2,), 4)(X, X), ValueError, ["takes no context"]),
-    "a context of no hidden layer": (
+    "an MLP without its given": (lambda: MLP((2,), 4, given_shape=(3,))(X), ValueError, ["takes a given"]),
+    "an MLP with a given too many": (lambda: MLP((2,), 4)(X, X), ValueError, ["takes no given"]),
+    "a given for no hidden layer": (
         lambda: MLP((2,), 4, (), num_classes=3),
         ValueError,
         ["hidden must name at least one width"],
@@ -293,7 +293,7 @@ CASES = {
     # flows
     "a flow of one feature by couplings": (lambda: flow.realnvp(1), ValueError, ["at least two features", "maf"]),
     "a flow of no layers": (lambda: flow.maf(2, layers=0), ValueError, ["layers must be a positive integer"]),
-    "a flow on integers": (lambda: flow.realnvp(2).log_prob(GREY), TypeError, ["density on reals", "Dequantized"]),
+    "a flow on integers": (lambda: flow.realnvp(2).log_prob(GRAY), TypeError, ["density on reals", "Dequantized"]),
     "a flow that cannot score data": (
         lambda: dgm.Flow(2, [pyro.distributions.transforms.Planar(2)]),
         ValueError,
@@ -330,10 +330,10 @@ CASES = {
     "a prior by name": (
         lambda: dgm.VAE("normal", dgm.Normal(2), dgm.Normal(2)),
         TypeError,
-        ["prior must be a dgm_pyro.Program"],
+        ["prior must be a dgm.Program"],
     ),
     # diffusions
-    "no steps": (lambda: diffusion(steps=0), ValueError, ["steps must be a positive int"]),
+    "no steps": (lambda: diffusion(num_steps=0), ValueError, ["num_steps must be a positive int"]),
     "an unknown schedule": (
         lambda: diffusion(noise_schedule="sine"),
         ValueError,
@@ -367,29 +367,29 @@ CASES = {
     "a U-Net of vectors": (lambda: networks.DenoisingUNet((7,)), ValueError, [r"\(C, H, W\)", "DenoisingMLP"]),
     # classifiers
     "a prior over vectors": (
-        lambda: dgm.Labelled(dgm.Categorical(2, 3), labelled_normal()),
+        lambda: dgm.Labeled(dgm.Categorical(2, 3), labeled_normal()),
         TypeError,
         [r"prior must be a Categorical of event_shape \(\)"],
     ),
     "classes that differ": (
-        lambda: dgm.Labelled(dgm.Categorical((), 4), labelled_normal()),
+        lambda: dgm.Labeled(dgm.Categorical((), 4), labeled_normal()),
         ValueError,
         ["3 classes", "4"],
     ),
     "classes without a conditional": (
-        lambda: dgm.Labelled(dgm.Categorical((), 3), dgm.Normal(2)),
+        lambda: dgm.Labeled(dgm.Categorical((), 3), dgm.Normal(2)),
         ValueError,
         ["program is given", "not conditional"],
     ),
     "classifying another shape": (lambda: classifier().classify(torch.zeros(2, 3)), ValueError, ["x has shape"]),
     "a classifier of nothing": (lambda: dgm.Discriminative(dgm.Categorical((), 3)), TypeError, ["network of x"]),
     # objectives
-    "an objective of no particles": (lambda: dgm.ELBO(num_particles=0), ValueError, ["num_particles"]),
+    "an objective of no samples": (lambda: dgm.ELBO(num_samples=0), ValueError, ["num_samples"]),
     "an IWAE of half a particle": (lambda: dgm.IWAE(0.5), ValueError, ["num_particles", "0.5"]),
     "a baseline of no other draw": (
         lambda: dgm.ELBO(leave_one_out=True),
         ValueError,
-        ["num_particles must be at least 2 with leave_one_out"],
+        ["num_samples must be at least 2 with leave_one_out"],
     ),
     "a VIMCO of one draw": (lambda: dgm.IWAE(1, leave_one_out=True), ValueError, ["num_particles must be at least 2"]),
     "a negative beta": (lambda: dgm.ELBO(beta=-1.0), ValueError, ["beta must be a number of at least 0", "-1.0"]),
@@ -407,7 +407,7 @@ CASES = {
         ValueError,
         ["per_feature needs a divergence per feature", "'z'", "per_feature=False"],
     ),
-    "an STL of no draws": (lambda: dgm.STL(0), ValueError, ["num_particles must be a positive integer"]),
+    "an STL of no draws": (lambda: dgm.STL(0), ValueError, ["num_samples must be a positive integer"]),
     "a DReG of no draws": (lambda: dgm.DReG(0), ValueError, ["num_particles must be a positive integer"]),
     "an RWS of no draws": (lambda: dgm.RWS(0), ValueError, ["num_particles must be a positive integer"]),
     "more sleep than there is": (lambda: dgm.RWS(4, sleep=2.0), ValueError, ["sleep must be", "at most 1", "2.0"]),
@@ -420,12 +420,12 @@ CASES = {
     "a path through bits": (
         lambda: fit(bits_vae(), objective="stl", validation=None),
         ValueError,
-        ["STL", r"'z' \(Bernoulli\) is not reparameterised", "'enumerate'"],
+        ["STL", r"'z' \(Bernoulli\) is not reparameterized", "'enumerate'"],
     ),
     "two paths through bits": (
         lambda: fit(bits_vae(), objective="dreg:4", validation=None),
         ValueError,
-        ["DReG", r"'z' \(Bernoulli\) is not reparameterised", "'rws'"],
+        ["DReG", r"'z' \(Bernoulli\) is not reparameterized", "'rws'"],
     ),
     "dropout in a guide that is stated twice": (
         lambda: fit(dropout_vae(), objective="dreg", validation=None),
@@ -463,7 +463,7 @@ CASES = {
     "fit of nothing to learn": (lambda: fit(dgm.Normal(2), validation=None), ValueError, ["no parameters"]),
     "fit to other data": (lambda: fit(data=torch.zeros(4, 3)), ValueError, ["x has shape"]),
     "fit to a list": (lambda: fit(data=[1, 2]), TypeError, ["dgm.data.Data or a torch.Tensor, got list"]),
-    "fit a conditional to x alone": (lambda: fit(labelled_normal()), TypeError, ["x and y"]),
+    "fit a conditional to x alone": (lambda: fit(labeled_normal()), TypeError, ["x and y"]),
     "fit one datum with a split": (
         lambda: fit(data=X[:1]),
         ValueError,
@@ -471,12 +471,12 @@ CASES = {
     ),
     "fit a few with the default split": (lambda: fit(data=X), ValueError, ["validation=0.1 of 4 data", "=None"]),
     "fit a density to integers": (
-        lambda: fit(data=dgm.Data(GREY, levels=4)),
+        lambda: fit(data=dgm.Data(GRAY, levels=4)),
         ValueError,
         ["integer data", "Dequantized"],
     ),
-    "fit bits to grey": (
-        lambda: fit(dgm.Bernoulli(2, learned=True), dgm.Data(GREY, levels=4)),
+    "fit bits to gray": (
+        lambda: fit(dgm.Bernoulli(2, learned=True), dgm.Data(GRAY, levels=4)),
         ValueError,
         ["4 levels", "2"],
     ),
@@ -487,7 +487,7 @@ CASES = {
     ),
     # evaluate
     "evaluate with no particles": (lambda: dgm.evaluate(vae(), X, num_particles=0), ValueError, ["num_particles"]),
-    "evaluate in no draws": (lambda: dgm.evaluate(vae(), X, draws=0), ValueError, ["draws"]),
+    "evaluate in no draws": (lambda: dgm.evaluate(vae(), X, num_samples=0), ValueError, ["num_samples"]),
     "evaluate a mass on reals": (
         lambda: dgm.evaluate(dgm.Bernoulli(2), dgm.Data(X)),
         ValueError,
@@ -511,17 +511,21 @@ CASES = {
     # data
     "an unknown data set": (lambda: dgm.data.load("cifar"), ValueError, ["no data set 'cifar'", "digits"]),
     "an unknown split": (lambda: dgm.data.load("digits", "half"), ValueError, ["no split 'half'", "train, test"]),
-    "data in no numbers": (lambda: dgm.data.load("moons", num=0), ValueError, ["num must be a positive int"]),
-    "more data than there are": (lambda: dgm.data.load("digits", num=10_000), ValueError, ["num is 10000", "1437"]),
+    "data in no numbers": (lambda: dgm.data.load("moons", num_data=0), ValueError, ["num_data must be a positive int"]),
+    "more data than there are": (
+        lambda: dgm.data.load("digits", num_data=10_000),
+        ValueError,
+        ["num_data is 10000", "1437"],
+    ),
     "data without a folder": (
         lambda: dgm.data.load("mnist", data_dir="/nowhere"),
         FileNotFoundError,
         ["mnist was not found", "/nowhere"],
     ),
     "data of one dimension": (lambda: dgm.Data(torch.zeros(3)), ValueError, [r"x\[:, None\]"]),
-    "data that are integers": (lambda: dgm.Data(GREY), TypeError, ["levels="]),
+    "data that are integers": (lambda: dgm.Data(GRAY), TypeError, ["levels="]),
     "data with NaN": (lambda: dgm.Data(X * NAN), ValueError, ["NaN"]),
-    "data above their levels": (lambda: dgm.Data(GREY, levels=3), ValueError, ["values from 0 to 3", "levels=3"]),
+    "data above their levels": (lambda: dgm.Data(GRAY, levels=3), ValueError, ["values from 0 to 3", "levels=3"]),
     "fewer labels than data": (
         lambda: dgm.Data(X, torch.zeros(3).long()),
         ValueError,
@@ -543,7 +547,7 @@ CASES = {
     "a full-rank image": (lambda: guides.FullRankNormal((1, 2, 2)), ValueError, ["over vectors", r"\(1, 2, 2\)"]),
     "no rank": (lambda: guides.LowRankNormal(2, 0), ValueError, ["rank must be a positive integer, got 0"]),
     "no planar maps": (
-        lambda: guides.planar(2, layers=0, context_shape=(3,)),
+        lambda: guides.planar(2, layers=0, given_shape=(3,)),
         ValueError,
         ["layers must be a positive integer, got 0"],
     ),
@@ -553,7 +557,7 @@ CASES = {
         ["reflections must be an int of at least 0, got -1"],
     ),
     "a flow that is refined": (
-        lambda: guides.SemiAmortized(flow.iaf(2, context_shape=(3,)), dgm.Normal(2), conditional()),
+        lambda: guides.SemiAmortized(flow.iaf(2, given_shape=(3,)), dgm.Normal(2), conditional()),
         TypeError,
         ["must be a dgm.Normal", "got Flow"],
     ),
@@ -610,7 +614,7 @@ CASES = {
         ["'Normal' is registered"],
     ),
     "a number to register": (lambda: dgm.register(3), TypeError, ["cls must be a class, got int"]),
-    "a theme of no colour": (lambda: themed("blue"), ValueError, ["theme must be one of light, dark, got 'blue'"]),
+    "a theme of no color": (lambda: themed("blue"), ValueError, ["theme must be one of light, dark, got 'blue'"]),
     "a stranger to the registry": (
         lambda: dgm.registry.arguments_of(nn.Linear(2, 2)),
         TypeError,
@@ -691,7 +695,7 @@ FILES = {
     "saving a tensor": (
         lambda folder: dgm.save(X, folder),
         TypeError,
-        ["program must be a dgm_pyro.Program, got Tensor"],
+        ["program must be a dgm.Program, got Tensor"],
     ),
     "saving the unregistered": (
         lambda folder: dgm.save(Unregistered(), folder),
@@ -739,7 +743,7 @@ COMMANDS = {
     "train vae --device meta": ["device 'meta'", "use device='cpu'"],
     "train vae --device hpu": ["device 'hpu'", "use device='cpu'"],
     "sample nowhere --device hpu": ["device 'hpu'"],
-    "train vae --colour red": ["--colour"],
+    "train vae --color red": ["--color"],
     "train vae --data mnist --data-dir /nowhere": ["mnist was not found", "/nowhere"],
     "sample nowhere": ["nowhere holds no run", "dgm train"],
     "evaluate nowhere": ["nowhere holds no run"],

@@ -37,11 +37,11 @@ def test_every_model_builds_for_reals_and_integers_trains_and_is_stored(name, le
     data = digits_like(levels)
     program = build(name, data)
     assert program.measure == data.measure
-    before = dgm.evaluate(program, data, draws=20).nats
+    before = dgm.evaluate(program, data, num_samples=20).nats
     dgm.fit(program, data, epochs=6, batch_size=12, lr=0.003, progress=False, validation=None)
     dgm.save(program, tmp_path)
-    after = dgm.evaluate(program, data, draws=20)
-    assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data, draws=20).values, after.values)
+    after = dgm.evaluate(program, data, num_samples=20)
+    assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data, num_samples=20).values, after.values)
     assert after.nats > before
 
 
@@ -88,7 +88,7 @@ def test_depth_and_names_of_a_hierarchy():
 def test_labels_reach_every_encoder_that_can_read_them():
     data = digits_like(2, classes=3)
     for name in ("meanfield", "fullrank", "planar", "sylvester", "iaf", "nsf"):
-        program = build("vae", data, labelled=True, encoder=name, latent_size=4, hidden=(8,)).program
+        program = build("vae", data, labeled=True, encoder=name, latent_size=4, hidden=(8,)).program
         y = torch.zeros(24, dtype=torch.long)
         torch.manual_seed(0)
         first = program.encoder((data.x, y)).sample()
@@ -120,11 +120,11 @@ def test_a_diffusion_of_images_of_odd_size_is_built_at_one_resolution():
         assert dgm.build(name, images).sample(2).shape == (2, 3, 5, 7)
 
 
-@pytest.mark.parametrize(("name", "labelled"), [("classifier", False), ("made", True)])
-def test_one_class_is_nothing_to_classify(name, labelled):
+@pytest.mark.parametrize(("name", "labeled"), [("classifier", False), ("made", True)])
+def test_one_class_is_nothing_to_classify(name, labeled):
     data = dgm.Data(torch.zeros(6, 2), torch.zeros(6).long())
     with pytest.raises(ValueError, match="labels of one class, so there is nothing"):
-        dgm.build(name, data, labelled=labelled)
+        dgm.build(name, data, labeled=labeled)
 
 
 def test_images_without_a_channel_are_told_what_they_lack():
@@ -141,7 +141,7 @@ def test_a_mass_for_reals():
 
 @pytest.mark.parametrize("name", ["iaf", "nsf"])
 def test_flow_encoders_start_as_the_mean_field_they_contain(name):
-    encoder = build("vae", dgm.data.load("digits-binary", num=8), encoder=name).encoder
+    encoder = build("vae", dgm.data.load("digits-binary", num_data=8), encoder=name).encoder
     x = torch.randint(2, (16, 1, 8, 8))
     base = encoder.base(x)
     z = base.sample()

@@ -25,15 +25,15 @@ NAN = float("nan")
 class Ring(dgm.Conditional):
     """A program as a user writes one: options of every kind, a tensor, a network, further keywords."""
 
-    def __init__(self, radii, *networks, options=None, centre=None, scale=1.0, **more):
+    def __init__(self, radii, *networks, options=None, center=None, scale=1.0, **more):
         super().__init__()
         self.event_shape = torch.Size((len(radii),))
         self.radii, self.options, self.scale, self.more = radii, options, scale, more
         self.networks = nn.ModuleList(networks)
-        self.register_buffer("centre", torch.zeros(len(radii)) if centre is None else centre)
+        self.register_buffer("center", torch.zeros(len(radii)) if center is None else center)
 
     def forward(self, given=None):
-        return torch.distributions.Normal(self.centre, self.scale)
+        return torch.distributions.Normal(self.center, self.scale)
 
 
 def same(a, b):
@@ -149,11 +149,11 @@ def test_numbers_of_numpy_become_plain_ones(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool])
 def test_tensor_arguments_are_bit_equal(dtype, tmp_path):
-    centre = torch.arange(6).reshape(2, 3).to(dtype).T  # not contiguous
-    loaded = round_trip(Ring([1, 2, 3], options=centre, centre=centre), tmp_path)
-    for tensor in (loaded.options, loaded.centre):
+    center = torch.arange(6).reshape(2, 3).to(dtype).T  # not contiguous
+    loaded = round_trip(Ring([1, 2, 3], options=center, center=center), tmp_path)
+    for tensor in (loaded.options, loaded.center):
         assert tensor.dtype == dtype
-        assert torch.equal(tensor, centre)
+        assert torch.equal(tensor, center)
 
 
 def test_tensors_without_dimensions_or_elements_are_kept(tmp_path):
@@ -163,10 +163,10 @@ def test_tensors_without_dimensions_or_elements_are_kept(tmp_path):
 
 
 def test_positional_and_further_keyword_arguments_come_back(tmp_path):
-    program = Ring([1], nn.Linear(2, 3), nn.Tanh(), scale=2.0, colour="red", network=nn.Linear(1, 1))
+    program = Ring([1], nn.Linear(2, 3), nn.Tanh(), scale=2.0, color="red", network=nn.Linear(1, 1))
     loaded = round_trip(program, tmp_path)
     assert repr(loaded) == repr(program)
-    assert loaded.more["colour"] == "red"
+    assert loaded.more["color"] == "red"
 
 
 def test_layers_of_torch_are_rebuilt_with_every_option(tmp_path):
@@ -320,7 +320,7 @@ def changed(change):
 
 
 UNSAVABLE = {
-    "no program": (lambda: nn.Linear(1, 2), TypeError, "program must be a dgm_pyro.Program, got Linear"),
+    "no program": (lambda: nn.Linear(1, 2), TypeError, "program must be a dgm.Program, got Linear"),
     "a class that is not registered": (
         lambda: dgm.Normal(1, Unregistered(1, 2)),
         TypeError,
@@ -384,8 +384,8 @@ def test_weights_that_are_no_numbers_are_not_stored(tmp_path):
 
 
 def test_numbers_that_are_infinite_on_purpose_come_back(tmp_path):
-    program = Ring((1.0, 2.0), centre=torch.tensor([math.inf, -math.inf]))
-    assert torch.equal(round_trip(program, tmp_path).centre, program.centre)
+    program = Ring((1.0, 2.0), center=torch.tensor([math.inf, -math.inf]))
+    assert torch.equal(round_trip(program, tmp_path).center, program.center)
 
 
 def test_extra_holds_plain_values_only(tmp_path):
@@ -543,7 +543,7 @@ def test_checkpoint_errors_are_value_errors():
 
 
 def test_a_checkpoint_loads_without_an_import_of_its_classes(tmp_path):
-    dgm.save(dgm.Labelled(dgm.Categorical((), 3, learned=True), dgm.flow.realnvp(2, num_classes=3)), tmp_path / "it")
+    dgm.save(dgm.Labeled(dgm.Categorical((), 3, learned=True), dgm.flow.realnvp(2, num_classes=3)), tmp_path / "it")
     code = f"import dgm_pyro.checkpoint; print(type(dgm_pyro.checkpoint.load({str(tmp_path / 'it')!r})).__name__)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ran.stdout, ran.stderr) == ("Labelled\n", "")
+    assert (ran.stdout, ran.stderr) == ("Labeled\n", "")

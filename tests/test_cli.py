@@ -25,7 +25,7 @@ FAST = ["--epochs", "1", "--device", "cpu"]
 
 @pytest.fixture(autouse=True)
 def plain_help(monkeypatch):
-    """Help as wide as its lines, without colours, wherever the tests run."""
+    """Help as wide as its lines, without colors, wherever the tests run."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("DGM_DEBUG", raising=False)
@@ -45,11 +45,11 @@ def trained(tmp_path_factory):
     """Runs, by name, each trained for an epoch."""
     folder = tmp_path_factory.mktemp("runs")
     recipes = {
-        "vae": ["vae", "--latent-size", "4", "--num", "200"],
-        "points": ["made", "--data", "moons", "--num", "300"],
-        "labelled": ["pixels", "--labelled", "--num", "300", "--lr", "0.1"],
-        "classifier": ["classifier", "--num", "300"],
-        "diffusion": ["diffusion", "--data", "moons", "--num", "200", "--labelled"],
+        "vae": ["vae", "--latent-size", "4", "--num-data", "200"],
+        "points": ["made", "--data", "moons", "--num-data", "300"],
+        "labeled": ["pixels", "--labeled", "--num-data", "300", "--lr", "0.1"],
+        "classifier": ["classifier", "--num-data", "300"],
+        "diffusion": ["diffusion", "--data", "moons", "--num-data", "200", "--labeled"],
     }
     for name, recipe in recipes.items():
         dgm_ok("train", *recipe, *FAST, "--out", folder / name)
@@ -76,7 +76,7 @@ def test_a_run_holds_the_program_and_how_it_came_about(trained):
 
 
 def test_training_says_what_to_do_next(tmp_path, capsys):
-    dgm_ok("train", "pixels", "--num", "100", *FAST, "--out", tmp_path / "run")
+    dgm_ok("train", "pixels", "--num-data", "100", *FAST, "--out", tmp_path / "run")
     out = capsys.readouterr().out
     assert f"next: dgm evaluate {tmp_path / 'run'}" in out
     assert "nats per datum" in out
@@ -85,7 +85,7 @@ def test_training_says_what_to_do_next(tmp_path, capsys):
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.rand(17)  # the global random state must not matter
-        dgm_ok("train", "made", "--num", "100", *FAST, "--seed", seed, "--out", tmp_path / name)
+        dgm_ok("train", "made", "--num-data", "100", *FAST, "--seed", seed, "--out", tmp_path / name)
     a, b, c = (dgm.load(tmp_path / name).state_dict() for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
@@ -95,7 +95,7 @@ def test_options_reach_the_training(tmp_path):
     out = tmp_path / "run"
     dgm_ok(
         "train", "vae", "--prior", "vae", "--objective", "iwae", "--epochs", "3", "--batch-size", "50", "--lr", "0.01",
-        "--num", "100", "--validation", "0.2", "--early-stopping", "2", "--ema", "0.9", "--weight-decay", "0.1",
+        "--num-data", "100", "--validation", "0.2", "--early-stopping", "2", "--ema", "0.9", "--weight-decay", "0.1",
         "--device", "cpu", "--out", out,
     )  # fmt: skip
     program, record = runs.read(out)
@@ -106,12 +106,12 @@ def test_options_reach_the_training(tmp_path):
 
 
 def test_a_run_of_few_labels_is_that_of_the_same_labels_hidden_in_python(tmp_path):
-    recipe = ["--labelled", "--objective", "semi-supervised:50", "--num-labels", "20", "--num", "100", *FAST]
+    recipe = ["--labeled", "--objective", "semi-supervised:50", "--num-labels", "20", "--num-data", "100", *FAST]
     dgm_ok("train", "vae", *recipe, "--validation", "0", "--out", tmp_path / "run")
     program, record = runs.read(tmp_path / "run")
-    few = dgm.data.load("digits", num=100).keep_labels(20)
+    few = dgm.data.load("digits", num_data=100).keep_labels(20)
     with seeded(0, torch.device("cpu")):
-        twin = dgm.build("vae", few, labelled=True)
+        twin = dgm.build("vae", few, labeled=True)
     history = dgm.fit(twin, few, "semi-supervised:50", epochs=1, validation=None, device="cpu", progress=False)
     assert [epoch["loss"] for epoch in record.history["epochs"]] == [epoch.loss for epoch in history.epochs]
     assert record.options["num_labels"] == 20
@@ -120,7 +120,7 @@ def test_a_run_of_few_labels_is_that_of_the_same_labels_hidden_in_python(tmp_pat
 
 def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "optimized", lambda graph: compilation.optimized(graph, "eager"))
-    recipe = ["train", "made", "--data", "moons", "--num", "200", *FAST]
+    recipe = ["train", "made", "--data", "moons", "--num-data", "200", *FAST]
     dgm_ok(*recipe, "--compile", "--precision", "bf16", "--out", tmp_path / "run")
     record = runs.read(tmp_path / "run")[1]
     assert record.history["compiled"]
@@ -128,7 +128,18 @@ def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch
     dgm_ok(*recipe, "--no-compile", "--out", tmp_path / "plain")
     assert not runs.read(tmp_path / "plain")[1].history["compiled"]
     capsys.readouterr()
-    vae = ["train", "vae", "--num", "200", *FAST, "--compile", "--objective", "dreg", "--out", str(tmp_path / "no")]
+    vae = [
+        "train",
+        "vae",
+        "--num-data",
+        "200",
+        *FAST,
+        "--compile",
+        "--objective",
+        "dreg",
+        "--out",
+        str(tmp_path / "no"),
+    ]
     for wrong in (vae, [*map(str, recipe), "--precision", "half", "--out", str(tmp_path / "no")]):
         assert cli.main(wrong) == 1
     first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dgm: ")]
@@ -149,12 +160,12 @@ def test_threads_are_set_for_this_process_and_those_that_it_starts(monkeypatch, 
 
 
 def test_validation_zero_trains_on_everything(tmp_path):
-    dgm_ok("train", "pixels", "--num", "100", *FAST, "--validation", "0", "--out", tmp_path / "run")
+    dgm_ok("train", "pixels", "--num-data", "100", *FAST, "--validation", "0", "--out", tmp_path / "run")
     assert runs.read(tmp_path / "run")[1].history["epochs"][0]["validation"] is None
 
 
 def test_a_run_is_overwritten_only_on_demand(tmp_path, capsys):
-    arguments = ["train", "pixels", "--num", "100", *FAST, "--out", str(tmp_path / "run")]
+    arguments = ["train", "pixels", "--num-data", "100", *FAST, "--out", str(tmp_path / "run")]
     assert cli.main(arguments) == 0
     before = (tmp_path / "run" / "run.json").read_bytes()
     capsys.readouterr()
@@ -191,8 +202,8 @@ def test_samples_go_into_the_run_by_default_and_follow_the_seed(trained):
 
 
 def test_a_label_is_what_samples_are_drawn_given(trained, tmp_path):
-    program = dgm.load(trained["labelled"])
-    dgm_ok("sample", trained["labelled"], "-n", "400", "--label", "3", "--out", tmp_path / "three.png")
+    program = dgm.load(trained["labeled"])
+    dgm_ok("sample", trained["labeled"], "-n", "400", "--label", "3", "--out", tmp_path / "three.png")
     x = torch.as_tensor(np.load(tmp_path / "three.npy")).double()
     distribution = program.program(torch.tensor([3]))
     probabilities = distribution.base_dist.probs[0].detach().double()
@@ -206,13 +217,13 @@ def test_a_label_is_what_samples_are_drawn_given(trained, tmp_path):
 def test_a_diffusion_takes_its_sampler_steps_and_guidance(trained, tmp_path):
     out = tmp_path / "points.png"
     dgm_ok(
-        "sample", trained["diffusion"], "-n", "7", "--label", "1", "--sampler", "dpm++", "--steps", "4",
+        "sample", trained["diffusion"], "-n", "7", "--label", "1", "--sampler", "dpm++", "--num-steps", "4",
         "--spacing", "karras", "--guidance", "1.5", "--out", out,
     )  # fmt: skip
     x = np.load(out.with_suffix(".npy"))
     program = dgm.load(trained["diffusion"])
     torch.manual_seed(0)
-    expected = program.sample(7, torch.tensor([1]), sampler="dpm++", steps=4, spacing="karras", guidance=1.5)
+    expected = program.sample(7, torch.tensor([1]), sampler="dpm++", num_steps=4, spacing="karras", guidance=1.5)
     assert np.array_equal(x, expected.numpy())
 
 
@@ -245,7 +256,7 @@ def test_more_particles_tighten_the_bound(trained, capsys):
 
 def test_a_classifier_says_that_it_has_no_p_of_x(trained, capsys):
     for name, of, words in (
-        ("classifier", "log p(y | x)", " of log p(y | x), for it has no p(x)\n"),
+        ("classifier", "log p(y | x)", " of log p(y | x), because it has no p(x)\n"),
         ("vae", "log p(x)", ""),
     ):
         capsys.readouterr()
@@ -264,14 +275,14 @@ def test_more_draws_are_averaged(trained, capsys):
         return json.loads(capsys.readouterr().out)["nats"]
 
     program, test = dgm.load(trained["vae"]), dgm.data.load("digits", "test")
-    assert nats() == nats("--draws", "8") == dgm.evaluate(program, test).nats
-    assert nats("--draws", "1") == dgm.evaluate(program, test, draws=1).nats
-    several = torch.tensor([[nats("--draws", draws, "--seed", seed) for seed in range(8)] for draws in (1, 16)])
+    assert nats() == nats("--num-samples", "8") == dgm.evaluate(program, test).nats
+    assert nats("--num-samples", "1") == dgm.evaluate(program, test, num_samples=1).nats
+    several = torch.tensor([[nats("--num-samples", draws, "--seed", seed) for seed in range(8)] for draws in (1, 16)])
     few, many = several.std(1)
     assert many < few / 2  # a quarter in expectation
 
 
-@pytest.mark.parametrize("name", ["labelled", "classifier"])
+@pytest.mark.parametrize("name", ["labeled", "classifier"])
 def test_classifiers_have_an_accuracy(trained, name, capsys):
     capsys.readouterr()
     dgm_ok("evaluate", trained[name])
@@ -284,7 +295,7 @@ def test_classifiers_have_an_accuracy(trained, name, capsys):
 
 def test_the_split_is_chosen(trained, capsys):
     capsys.readouterr()
-    dgm_ok("evaluate", trained["labelled"], "--split", "train", "--json")
+    dgm_ok("evaluate", trained["labeled"], "--split", "train", "--json")
     assert json.loads(capsys.readouterr().out)["num_data"] == 1437
 
 
@@ -301,7 +312,10 @@ def test_the_list_names_everything_with_a_line(capsys):
         assert all(len(line) > 5 for line in listed.values())
 
 
-@pytest.mark.parametrize("command", ["tour", "train", "sample", "evaluate", "list"])
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example_that_parses(command, capsys):
     assert cli.main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -315,8 +329,33 @@ def test_every_command_has_help_with_an_example_that_parses(command, capsys):
 def test_without_a_command_there_is_help(capsys):
     assert cli.main([]) == 0
     out = capsys.readouterr().out
-    for command in ("tour", "train", "sample", "evaluate", "list"):
+    for command in COMMANDS:
         assert command in out
+
+
+def completed(words, monkeypatch, capsys):
+    """What bash is told to offer for the last of the words."""
+    monkeypatch.setenv("_DGM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    with pytest.raises(SystemExit):
+        cli.main([])
+    return capsys.readouterr().out.split()
+
+
+def test_the_shell_completes_commands_models_data_sets_and_runs(trained, monkeypatch, capsys):
+    def offered(*words):
+        return completed(("dgm", *words), monkeypatch, capsys)
+
+    assert {"sample", "sweep"} <= set(offered("s"))
+    assert offered("doctor", "vae", "--data", "digits-") == ["digits-binary"]
+    assert {"digits", "digits-binary"} == set(offered("anomaly", "run", "dig"))
+    folder = trained["vae"].parent
+    assert offered("sample", f"{folder}/va") == [str(trained["vae"])]
+    monkeypatch.chdir(folder.parent)
+    assert set(offered("gaps", folder.name)) == {f"{folder.name}/{name}" for name in trained}
+    monkeypatch.chdir(folder)
+    assert set(offered("sample", "")) == set(trained)
 
 
 def test_the_version(capsys):
@@ -345,9 +384,9 @@ BAD = [
     (["train", "vae", "--data", "cats"], 1, "no data set 'cats'"),
     (["train", "made", "--mutate", "1.5"], 1, "mutate must be a number"),
     (["train", "maf", "--data", "moons", "--mutate", "0.3"], 1, "mutate replaces integers, but 'moons' has reals"),
-    (["train", "vae", "--num-labels", "100"], 1, "num_labels is for labelled=True"),
-    (["train", "vae", "--labelled", "--num-labels", "100"], 1, "semi-supervised"),
-    (["train", "vae", "--labelled", "--num-labels", "5000"], 1, "500 of class"),
+    (["train", "vae", "--num-labels", "100"], 1, "num_labels is for labeled=True"),
+    (["train", "vae", "--labeled", "--num-labels", "100"], 1, "semi-supervised"),
+    (["train", "vae", "--labeled", "--num-labels", "5000"], 1, "500 of class"),
     (["train", "vae", "--data", "mnist"], 1, "DGM_DATA"),
     (["train", "vae", "--data", "mnist", "--data-dir", "/nowhere"], 1, "/nowhere"),
     (["train", "vae", "--prior", "gaussian"], 1, "prior must be"),
@@ -368,20 +407,20 @@ BAD = [
     (["train", "vae", "--validation", "1.5"], 1, "validation"),
     (["train", "vae", "--early-stopping", "0"], 1, "early_stopping"),
     (["train", "vae", "--early-stopping", "3", "--validation", "0"], 1, "early_stopping"),
-    (["train", "vae", "--num", "0"], 1, "num"),
+    (["train", "vae", "--num-data", "0"], 1, "num_data"),
     (["train", "vae", "--device", "abacus"], 1, "device"),
-    (["train", "classifier", "--labelled"], 1, "discriminative"),
-    (["train", "vae", "--colour", "red"], 2, "--colour"),
+    (["train", "classifier", "--labeled"], 1, "discriminative"),
+    (["train", "vae", "--color", "red"], 2, "--color"),
     (["sample", "/nowhere"], 1, "/nowhere"),
     (["sample", "{vae}", "-n", "0"], 1, "num_samples"),
     (["sample", "{vae}", "-n", "1000000000000000"], 1, "there is not enough memory: ask for fewer"),
     (["sample", "{vae}", "--seed", "18446744073709551616"], 2, "--seed"),
     (["train", "vae", "--seed", "-1"], 2, "--seed"),
-    (["sample", "{vae}", "--label", "3"], 1, "--labelled"),
-    (["sample", "{labelled}", "--label", "12"], 1, "12"),
+    (["sample", "{vae}", "--label", "3"], 1, "--labeled"),
+    (["sample", "{labeled}", "--label", "12"], 1, "12"),
     (["sample", "{vae}", "--sampler", "ddim"], 1, "diffusion"),
     (["sample", "{diffusion}", "--sampler", "euler"], 1, "sampler must be"),
-    (["sample", "{diffusion}", "--steps", "100000"], 1, "steps must be"),
+    (["sample", "{diffusion}", "--num-steps", "100000"], 1, "num_steps must be"),
     (["sample", "{diffusion}", "--spacing", "cosine"], 1, "spacing must be one of uniform, quadratic, karras"),
     (["sample", "{classifier}"], 1, "discriminative"),
     (["sample", "{vae}", "--out", "x.jpg"], 1, ".png"),
@@ -389,9 +428,13 @@ BAD = [
     (["evaluate", "{vae}", "--split", "holdout"], 1, "no split"),
     (["evaluate", "{vae}", "--num-particles", "0"], 1, "num_particles"),
     (["evaluate", "{vae}", "--ode"], 1, "ode=True is for a ContinuousDiffusion"),
-    (["evaluate", "{vae}", "--draws", "0"], 1, "draws must be a positive integer"),
-    (["evaluate", "{vae}", "--draws", "3", "--num-particles", "2"], 1, "--draws are those of an ELBO"),
-    (["evaluate", "{points}", "--draws", "3"], 1, "--draws are those of an ELBO"),
+    (["evaluate", "{vae}", "--num-samples", "0"], 1, "num_samples must be a positive integer"),
+    (
+        ["evaluate", "{vae}", "--num-samples", "3", "--num-particles", "2"],
+        1,
+        "--num-samples is the number of ELBO samples",
+    ),
+    (["evaluate", "{points}", "--num-samples", "3"], 1, "--num-samples is the number of ELBO samples"),
     (["tour", "--device", "abacus"], 1, "device"),
     (["tour", "--out", "{vae}"], 1, "no tour"),
     (["dance"], 2, "dance"),
@@ -439,7 +482,20 @@ def test_a_run_that_is_missing_is_noticed_before_the_others_are_measured(trained
 
 
 def test_a_loss_that_is_not_finite_is_one_line_after_the_bar(tmp_path, capfd):
-    arguments = ["train", "vae", "--data", "moons", "--num", "200", "--lr", "1e30", "--epochs", "5", "--device", "cpu"]
+    arguments = [
+        "train",
+        "vae",
+        "--data",
+        "moons",
+        "--num-data",
+        "200",
+        "--lr",
+        "1e30",
+        "--epochs",
+        "5",
+        "--device",
+        "cpu",
+    ]
     assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 1
     err = capfd.readouterr().err
     assert err.splitlines()[-1].startswith("dgm: the ")

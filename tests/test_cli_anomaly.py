@@ -22,13 +22,13 @@ def trained(tmp_path_factory):
         "pixels": ["pixels", "--lr", "0.1", "--epochs", "10"],
         "background": ["pixels", "--lr", "0.1", "--epochs", "1"],
         "vae": ["vae", "--latent-size", "4"],
-        "labelled": ["pixels", "--labelled", "--lr", "0.1", "--epochs", "20"],
+        "labeled": ["pixels", "--labeled", "--lr", "0.1", "--epochs", "20"],
         "classifier": ["classifier", "--epochs", "5"],
         "points": ["realnvp", "--data", "moons"],
         "mutated": ["pixels", "--lr", "0.1", "--epochs", "10", "--mutate", "1"],
     }
     for name, (model, *options) in recipes.items():
-        short = ["--num", "500", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
+        short = ["--num-data", "500", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
         dgm_ok("train", model, *options, *short, "--device", "cpu", "--out", folder / name)
     np.save(folder / "noise.npy", np.random.default_rng(0).integers(0, 17, (30, 8, 8)))
     np.save(folder / "far.npy", np.full((5, 2), 50.0))
@@ -59,7 +59,7 @@ def test_noise_is_flagged_and_digits_hardly(trained, tmp_path, capsys):
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     noise = torch.from_numpy(np.load(trained / "noise.npy"))[:, None]
-    surprise = anomaly.Surprise(dgm.load(trained / "pixels"))(noise)
+    surprise = anomaly.NegativeLogLikelihood(dgm.load(trained / "pixels"))(noise)
     assert scores[0] == pytest.approx(surprise.max().item(), rel=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_the_table_says_what_its_numbers_are(trained, tmp_path, capsys, monkeypa
     dgm_ok("anomaly", trained / "pixels", "digits", "--out", out)
     printed = capsys.readouterr().out
     assert "threshold (nats)" in printed
-    assert "AUROC: how probably one of the data scores above a normal one" in printed
+    assert "AUROC: probability that one of the data scores above a normal datum; 0.5 is chance" in printed
     threshold = float(printed.split("\nlikelihood")[1].split()[0])
     log_p = dgm.load(trained / "pixels").log_prob(dgm.data.load("digits", "test").x)
     assert (-log_p).min() < threshold < (-log_p).max()  # in nats, whatever the number of pixels
@@ -119,10 +119,10 @@ def test_points_need_no_picture_of_pixels(trained, capsys):
 
 def test_answers_with_doubt(trained, tmp_path, capsys):
     out = tmp_path / "answers.csv"
-    dgm_ok("classify", trained / "labelled", "digits", "--false-alarm-rate", "0.1", "--out", out)
+    dgm_ok("classify", trained / "labeled", "digits", "--false-alarm-rate", "0.1", "--out", out)
     assert "rejected, by log p(x)" in capsys.readouterr().out
     rows, test = rows_of(out), dgm.data.load("digits", "test")
-    probabilities, log_p = beliefs(dgm.load(trained / "labelled"), test.x)
+    probabilities, log_p = beliefs(dgm.load(trained / "labeled"), test.x)
     assert [int(row["class"]) for row in rows] == probabilities.argmax(-1).tolist()
     assert [float(row["log_p_x"]) for row in rows] == pytest.approx(log_p.tolist(), rel=1e-4)
     assert [float(row["p_3"]) for row in rows] == pytest.approx(probabilities[:, 3].tolist(), rel=1e-4)
@@ -132,7 +132,7 @@ def test_answers_with_doubt(trained, tmp_path, capsys):
 
 
 def test_noise_is_rejected_by_who_knows_p_of_x(trained, tmp_path, capsys):
-    dgm_ok("classify", trained / "labelled", trained / "noise.npy")
+    dgm_ok("classify", trained / "labeled", trained / "noise.npy")
     assert "30 of 30 answers rejected" in capsys.readouterr().out
     dgm_ok("classify", trained / "classifier", trained / "noise.npy")
     assert "it has no p(x)" in capsys.readouterr().out
@@ -142,9 +142,9 @@ def test_noise_is_rejected_by_who_knows_p_of_x(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("anomaly", "pixels", "noise.npy", "--score", "luck"), "--score must be among likelihood"),
-        (("anomaly", "pixels", "noise.npy", "--score", "ratio"), "needs --background RUN"),
-        (("anomaly", "pixels", "noise.npy", "--score", "waic"), "needs --ensemble"),
+        (("anomaly", "pixels", "noise.npy", "--score", "luck"), "scores must be one of likelihood"),
+        (("anomaly", "pixels", "noise.npy", "--score", "ratio"), "needs a background (--background RUN)"),
+        (("anomaly", "pixels", "noise.npy", "--score", "waic"), "needs an ensemble (--ensemble RUN,RUN,...)"),
         (("anomaly", "pixels", "noise.npy", "--score", "kl"), "has no latents"),
         (("anomaly", "pixels", "noise.npy", "--false-alarm-rate", "0.001"), "pass at least 999"),
         (("anomaly", "pixels", "noise.npy", "--out", "found.jpg"), "--out must end in .png"),
@@ -158,8 +158,8 @@ def test_noise_is_rejected_by_who_knows_p_of_x(trained, tmp_path, capsys):
         (("anomaly", "pixels", "moons"), "real data (a density)"),
         (("anomaly", "classifier", "noise.npy"), "has no p(x)"),
         (("classify", "pixels", "noise.npy"), "has no p(y | x)"),
-        (("classify", "labelled", "noise.npy", "--out", "table.png"), "--out must end in .csv"),
-        (("classify", "labelled", "noise.npy", "--num-particles", "0"), "num_particles must be a positive integer"),
+        (("classify", "labeled", "noise.npy", "--out", "table.png"), "--out must end in .csv"),
+        (("classify", "labeled", "noise.npy", "--num-particles", "0"), "num_particles must be a positive integer"),
     ],
 )
 def test_bad_input_is_one_line(trained, capfd, arguments, words):

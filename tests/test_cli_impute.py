@@ -19,7 +19,7 @@ def trained(tmp_path_factory):
         ("realnvp", "moons"),
         ("classifier", "digits"),
     ):
-        short = ("--num", "64", "--epochs", "1", "--validation", "0")
+        short = ("--num-data", "64", "--epochs", "1", "--validation", "0")
         dgm_ok("train", name, "--data", data, *short, "--out", folder / name)
     return folder
 
@@ -62,7 +62,7 @@ def test_points_have_a_left_and_a_right(trained, tmp_path):
 @pytest.mark.parametrize(
     ("run", "options", "words"),
     [
-        ("made", ("--mask", "middle"), "must be one of left, right, top, bottom, centre, random:SHARE, got"),
+        ("made", ("--mask", "middle"), "must be one of left, right, top, bottom, center, random:SHARE, got"),
         ("made", ("--mask", "random:half"), "share of features to hide, such as random:0.5"),
         ("made", ("--mask", "random:1.5"), "share of features to hide, such as random:0.5"),
         ("made", ("-n", "0"), "num_samples must be a positive integer"),
@@ -81,7 +81,7 @@ def test_bad_input_is_one_line(trained, capfd, run, options, words):
 
 
 @pytest.mark.parametrize(
-    ("region", "missing"), [("left", 32), ("right", 32), ("top", 32), ("bottom", 32), ("centre", 16)]
+    ("region", "missing"), [("left", 32), ("right", 32), ("top", 32), ("bottom", 32), ("center", 16)]
 )
 def test_regions(region, missing):
     mask = hide(region, (1, 8, 8))

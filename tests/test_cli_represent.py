@@ -1,6 +1,7 @@
 """``dgm represent``: codes, pictures, a table, and what it says when something is wrong."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -21,13 +22,13 @@ def trained(tmp_path_factory):
         "flow": ["realnvp"],
         "points": ["diffusion", "--data", "moons"],
         "made": ["made"],
-        "labelled": ["vae", "--labelled"],
-        "labelled-made": ["made", "--labelled"],
+        "labeled": ["vae", "--labeled"],
+        "labeled-made": ["made", "--labeled"],
         "clusters": ["vae", "--prior", "categorical", "--encoder", "categorical"],
         "vq": ["vae", "--prior", "codes-uniform", "--encoder", "codes", "--latent-size", "6"],
     }
     for name, (model, *options) in recipes.items():
-        short = ["--num", "300", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
+        short = ["--num-data", "300", "--validation", "0", *(() if "--epochs" in options else ("--epochs", "1"))]
         dgm_ok("train", model, *options, *short, "--device", "cpu", "--out", folder / name)
     np.save(folder / "few.npy", dgm.data.load("digits", "test").x[:5].numpy())
     return folder
@@ -39,7 +40,7 @@ def files(folder):
 
 def test_a_vae_of_two_latents_gives_all_pictures_and_a_table(trained, tmp_path, capsys):
     out = tmp_path / "representation.png"
-    dgm_ok("represent", trained / "vae", "--num", "200", "--out", out)
+    dgm_ok("represent", trained / "vae", "--num-data", "200", "--out", out)
     printed = capsys.readouterr().out
     parts = ("", "-grid", "-interpolation", "-traversals")
     assert files(tmp_path) == {f"representation{part}.png" for part in parts} | {"representation.npy"}
@@ -47,17 +48,18 @@ def test_a_vae_of_two_latents_gives_all_pictures_and_a_table(trained, tmp_path, 
     program, test = dgm.load(trained / "vae"), dgm.data.load("digits", "test")
     z = representations.encode(program, test.x[:200])
     assert np.allclose(np.load(out.with_suffix(".npy")), z)
-    assert "2 features active" in printed or "of 2 features" in printed
-    known = dgm.data.load("digits", num=200)
+    assert "of 2 dimensions active" in printed
+    known = dgm.data.load("digits", num_data=200)
     expected = representations.assess(representations.encode(program, known.x), known.y, z, test.y[:200])
-    assert f"{expected.probe:.3f} +- {expected.stderr(expected.probe):.3f}" in printed
+    lines = [line.split(maxsplit=1) for line in printed.splitlines()]
+    assert ["z", "  ".join(expected.cells())] in [[name, "  ".join(re.split(" {2,}", rest))] for name, rest in lines]
     pixels = representations.assess(known.x, known.y, test.x[:200], test.y[:200])
-    assert f"{pixels.clusters.accuracy:.3f}   {pixels.clusters.nmi:.3f}   {pixels.clusters.ari:.3f}" in printed
+    assert ["x", "  ".join(pixels.cells())] in [[name, "  ".join(re.split(" {2,}", rest))] for name, rest in lines]
 
 
 def test_levels_of_a_hierarchy(trained, tmp_path, capsys):
     out = tmp_path / "representation.png"
-    dgm_ok("represent", trained / "hierarchy", "--site", "z2", "--num", "100", "--out", out, "--json")
+    dgm_ok("represent", trained / "hierarchy", "--site", "z2", "--num-data", "100", "--out", out, "--json")
     found = json.loads(capsys.readouterr().out)
     assert found["site"] == "z2"
     assert set(found["kl"]) == {"z", "z2"}
@@ -68,7 +70,7 @@ def test_levels_of_a_hierarchy(trained, tmp_path, capsys):
 
 
 def test_discrete_codes_have_nothing_in_between(trained, tmp_path):
-    dgm_ok("represent", trained / "codes", "--num", "100", "--out", tmp_path / "representation.png")
+    dgm_ok("represent", trained / "codes", "--num-data", "100", "--out", tmp_path / "representation.png")
     assert files(tmp_path) == {"representation.png", "representation.npy"}
 
 
@@ -82,28 +84,28 @@ def test_discrete_codes_have_nothing_in_between(trained, tmp_path):
     ],
 )
 def test_a_code_is_called_what_it_is(trained, tmp_path, capsys, name, words):
-    dgm_ok("represent", trained / name, "--num", "30", "--out", tmp_path / "representation.png")
+    dgm_ok("represent", trained / name, "--num-data", "30", "--out", tmp_path / "representation.png")
     assert words in capsys.readouterr().out
 
 
-def test_the_advice_for_a_labelled_program_runs(trained, capsys):
-    assert cli.main(["represent", str(trained / "labelled")]) == 1
+def test_the_advice_for_a_labeled_program_runs(trained, capsys):
+    assert cli.main(["represent", str(trained / "labeled")]) == 1
     advice = capsys.readouterr().err.split("in Python: ")[1]
     x = dgm.data.load("digits", "test").x[:7]
     prepare, encode = advice.split("; ")
     names = {"dgm": dgm, "x": x}
     exec(prepare, names)
     torch.manual_seed(0)  # of the bounds that tell the class
-    z, labelled = eval(encode, names), dgm.load(trained / "labelled")
+    z, labeled = eval(encode, names), dgm.load(trained / "labeled")
     torch.manual_seed(0)
-    assert torch.equal(z, representations.encode(labelled.program, x, labelled.classify(x)))
+    assert torch.equal(z, representations.encode(labeled.program, x, labeled.classify(x)))
     assert z.shape[0] == 7
 
 
 def test_a_flow_is_interpolated_and_points_are_mapped(trained, tmp_path, capsys):
     for name in ("flow", "points"):
         (tmp_path / name).mkdir()
-        dgm_ok("represent", trained / name, "--num", "100", "--out", tmp_path / name / "representation.png")
+        dgm_ok("represent", trained / name, "--num-data", "100", "--out", tmp_path / name / "representation.png")
     assert files(tmp_path / "flow") == {"representation.png", "representation-interpolation.png", "representation.npy"}
     assert files(tmp_path / "points") == {"representation.png", "representation.npy"}
     assert "active" not in capsys.readouterr().out
@@ -134,11 +136,11 @@ def test_a_single_datum_has_a_code_and_no_map(trained, tmp_path, capsys):
     ("arguments", "words"),
     [
         (("made",), "Autoregressive has no latent code"),
-        (("labelled",), "has a code for each class"),
-        (("labelled-made",), "Autoregressive has no latent code"),
+        (("labeled",), "has a code for each class"),
+        (("labeled-made",), "Autoregressive has no latent code"),
         (("vae", "--site", "z2"), "site must be one of 'z', got 'z2'"),
         (("vae", "--path", "bent"), "path must be one of linear, spherical"),
-        (("vae", "--num", "0"), "num must be a positive integer"),
+        (("vae", "--num-data", "0"), "num_data must be a positive integer"),
         (("vae", "--out", "map.jpg"), "--out must end in .png"),
         (("vae", "missing.npy"), "No such file"),
         (("vae", "moons"), "real data (a density)"),

@@ -89,18 +89,18 @@ def test_split_is_a_partition_that_its_seed_fixes(size, fraction, seed):
     assert torch.equal(held_out.x[:, 0], held_out.y)
 
 
-@given(num=strategies.integers(1, 11), seed=strategies.integers(0, 9))
-def test_labels_are_kept_evenly_over_the_classes_and_are_the_true_ones(num, seed):
+@given(num_labels=strategies.integers(1, 11), seed=strategies.integers(0, 9))
+def test_labels_are_kept_evenly_over_the_classes_and_are_the_true_ones(num_labels, seed):
     y = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, -1])
     data = Data(torch.arange(len(y))[:, None], y, levels=len(y))
-    few = data.keep_labels(num, seed)
+    few = data.keep_labels(num_labels, seed)
     known = few.y >= 0
     counts = few.y[known].bincount(minlength=3)
-    assert known.sum() == num
+    assert known.sum() == num_labels
     assert counts.max() - counts.min() <= 1
     assert torch.equal(few.y[known], y[known])
     assert torch.equal(few.x, data.x)
-    assert torch.equal(few.y, data.keep_labels(num, seed).y)
+    assert torch.equal(few.y, data.keep_labels(num_labels, seed).y)
     assert few.num_classes == 3
 
 
@@ -113,7 +113,7 @@ def test_which_labels_are_kept_is_drawn_uniformly():
 
 
 @pytest.mark.parametrize(
-    ("data", "num", "words"),
+    ("data", "num_labels", "words"),
     [
         (Data(torch.zeros(3, 1)), 1, "has no labels to keep"),
         (Data(torch.zeros(3, 1), torch.tensor([0, 1, 1])), 3, "3 labels are 2 of class 0, but data has 1 of it"),
@@ -121,9 +121,9 @@ def test_which_labels_are_kept_is_drawn_uniformly():
         (Data(torch.zeros(3, 1), torch.tensor([0, 1, 1])), True, "must be a positive integer, got True"),
     ],
 )
-def test_labels_that_are_not_there_cannot_be_kept(data, num, words):
+def test_labels_that_are_not_there_cannot_be_kept(data, num_labels, words):
     with pytest.raises(ValueError, match=words):
-        data.keep_labels(num)
+        data.keep_labels(num_labels)
 
 
 def test_repr_says_what_it_is():
@@ -134,7 +134,7 @@ def test_repr_says_what_it_is():
 
 @pytest.mark.gpu
 def test_to_moves_x_and_y():
-    data = dgm.data.load("moons", num=10).to("cuda")
+    data = dgm.data.load("moons", num_data=10).to("cuda")
     assert data.x.device.type == data.y.device.type == "cuda"
     assert data.split(0.5)[0].x.device.type == "cuda"
 
@@ -187,7 +187,7 @@ def test_bad_data_say_what_is_wrong(case):
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.001, math.nan])
 def test_a_split_that_leaves_nothing_is_refused(fraction):
     with pytest.raises(ValueError, match="fraction must be"):
-        dgm.data.load("moons", num=10).split(fraction)
+        dgm.data.load("moons", num_data=10).split(fraction)
 
 
 def test_labels_that_lack_data_are_counted_where_num_classes_says_so():
@@ -195,17 +195,17 @@ def test_labels_that_lack_data_are_counted_where_num_classes_says_so():
     assert Data(X, torch.tensor([0, 3, -1])).num_classes == 4
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_a_dataloader_of_torch_makes_batches_of_it(labelled):
+@pytest.mark.parametrize("labeled", [False, True])
+def test_a_dataloader_of_torch_makes_batches_of_it(labeled):
     x, y = torch.arange(14.0).reshape(7, 2), torch.arange(7) % 3
-    loader = torch.utils.data.DataLoader(Data(x, y if labelled else None), batch_size=3)
+    loader = torch.utils.data.DataLoader(Data(x, y if labeled else None), batch_size=3)
     batches = list(loader)
-    if not labelled:
+    if not labeled:
         assert torch.equal(torch.cat(batches), x)
     else:
         assert torch.equal(torch.cat([batch[0] for batch in batches]), x)
         assert torch.equal(torch.cat([batch[1] for batch in batches]), y)
-    assert [len(batch[0] if labelled else batch) for batch in batches] == [3, 3, 1]
+    assert [len(batch[0] if labeled else batch) for batch in batches] == [3, 3, 1]
 
 
 def test_an_index_that_does_not_fit_is_named_and_a_loop_ends():
@@ -218,7 +218,7 @@ def test_an_index_that_does_not_fit_is_named_and_a_loop_ends():
 
 def test_an_empty_subset_is_refused():
     with pytest.raises(ValueError, match=r"subset of Data.*empty"):
-        dgm.data.load("moons", num=10)[5:5]
+        dgm.data.load("moons", num_data=10)[5:5]
 
 
 # -- digits ------------------------------------------------------------------------------------------------------------
@@ -237,35 +237,35 @@ def test_digits_are_those_of_scikit_learn():
 
 
 def test_binary_digits_are_the_upper_half_of_the_levels():
-    grey, bits = dgm.data.load("digits", "test"), dgm.data.load("digits-binary", "test")
-    assert torch.equal(bits.x.bool(), grey.x >= 8)
-    assert torch.equal(bits.y, grey.y)
+    gray, bits = dgm.data.load("digits", "test"), dgm.data.load("digits-binary", "test")
+    assert torch.equal(bits.x.bool(), gray.x >= 8)
+    assert torch.equal(bits.y, gray.y)
     assert (bits.levels, bits.x.dtype) == (2, torch.uint8)
 
 
 def test_num_takes_a_random_subset_without_repetition():
-    whole, part = dgm.data.load("digits"), dgm.data.load("digits", num=200)
+    whole, part = dgm.data.load("digits"), dgm.data.load("digits", num_data=200)
     rows = {tuple(row) for row in whole.x.flatten(1).tolist()}
     assert len(part) == 200
     assert part.num_classes == 10
     assert all(tuple(row) in rows for row in part.x.flatten(1).tolist())
     assert len(torch.unique(part.x.flatten(1), dim=0)) == 200
-    assert not torch.equal(dgm.data.load("digits", num=200, seed=1).x, part.x)
+    assert not torch.equal(dgm.data.load("digits", num_data=200, seed=1).x, part.x)
 
 
 # -- generated ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_points_are_standardised_and_repeatable(name):
-    data = dgm.data.load(name, num=1000)
+def test_points_are_standardized_and_repeatable(name):
+    data = dgm.data.load(name, num_data=1000)
     assert data.x.dtype == torch.float32
     assert data.x.shape == (1000, 2)
     assert data.measure == "density"
     assert 1.4 < data.x.abs().max() < 5
     assert data.num_classes == len(data.y.unique())
-    again, other = dgm.data.load(name, num=1000), dgm.data.load(name, num=1000, seed=1)
-    test = dgm.data.load(name, "test", num=1000)
+    again, other = dgm.data.load(name, num_data=1000), dgm.data.load(name, num_data=1000, seed=1)
+    test = dgm.data.load(name, "test", num_data=1000)
     assert torch.equal(again.x, data.x)
     assert not torch.equal(other.x, data.x)
     assert not torch.equal(test.x, data.x)
@@ -310,7 +310,7 @@ def test_rings_have_radius_one_two_three():
 def test_moons_are_half_circles():
     data = dgm.data.load("moons")
     sign = 1 - 2 * data.y.numpy()[:, None]
-    # Each moon about its own centre, the lower one turned over.
+    # Each moon about its own center, the lower one turned over.
     x = sign * (data.x.double().numpy() - sign * (-1.0, -0.5))
     radius = np.hypot(*x.T)
     # A point on a circle of radius r with noise of scale s lies at r + s^2 / 2r on average, to first order.
@@ -401,7 +401,7 @@ def test_packed_bits_are_read(files, name):
 def test_the_environment_names_the_folder(files, monkeypatch):
     files("mnist", "mnist")
     monkeypatch.setenv("DGM_DATA", str(files.path))
-    assert len(dgm.data.load("mnist", num=3)) == 3
+    assert len(dgm.data.load("mnist", num_data=3)) == 3
     with pytest.raises(FileNotFoundError, match="elsewhere"):
         dgm.data.load("mnist", data_dir="elsewhere")  # an argument goes before the environment
 
@@ -493,9 +493,12 @@ def test_bad_npz_files_say_what_is_wrong(files, case):
 BAD_CALLS = {
     "unknown name": (dict(name="cifar"), "no data set 'cifar'.*digits, .*binarized-mnist"),
     "unknown split": (dict(name="digits", split="valid"), "digits has no split 'valid': choose one of train, test"),
-    "num zero": (dict(name="moons", num=0), "num must be a positive integer, got 0"),
-    "num real": (dict(name="moons", num=10.0), r"num.*got 10\.0"),
-    "num too large": (dict(name="digits", num=5000), "num is 5000, but digits has 1437 data in its train split"),
+    "num zero": (dict(name="moons", num_data=0), "num_data must be a positive integer, got 0"),
+    "num real": (dict(name="moons", num_data=10.0), r"num_data.*got 10\.0"),
+    "num too large": (
+        dict(name="digits", num_data=5000),
+        "num_data is 5000, but digits has 1437 data in its train split",
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from torch.utils import cpp_extension
 
 import dgm_pyro as dgm
 from dgm_pyro import anomaly, classification, corruptions, evaluation, representations
-from dgm_pyro.families.labelled import Labelled
+from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.objectives import ELBO, RWS, Enumerate, FreeBits
 from dgm_pyro.program import Program
 from dgm_pyro.training import compilation
@@ -147,7 +147,7 @@ def test_every_program_stays_there(name, pretence, monkeypatch):
         objectives += [FreeBits(), RWS(3, sleep=0.5), Enumerate()]
     for objective in objectives:
         assert objective(program, x, given).surrogate.device == DEVICE, objective
-    if isinstance(program, Labelled):
+    if isinstance(program, Labeled):
         assert program.log_joint(x, 2).device == DEVICE
     assert set(forked) <= {DEVICE}
 
@@ -160,7 +160,7 @@ def test_every_sampler_stays_there(name, sampler, pretence):
 
 
 TRAINED = [("vae", "elbo"), ("vae", "iwae:3"), ("vae", Trace_ELBO())]
-TRAINED += [(name, "elbo") for name in ("diffusion-importance", "nsf", "labelled-vae")]
+TRAINED += [(name, "elbo") for name in ("diffusion-importance", "nsf", "labeled-vae")]
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ class Undeclared(dgm.VAE):
 
 
 def test_the_random_state_that_is_left_as_it_was_is_that_of_the_device(pretence, monkeypatch):
-    (program, x, _), (labelled, x_of_labelled, _) = (built(name, pretence) for name in ("vae", "labelled-vae"))
+    (program, x, _), (labeled, x_of_labeled, _) = (built(name, pretence) for name in ("vae", "labeled-vae"))
     forked = watched(monkeypatch)
     Undeclared(program.prior, program.likelihood, program.encoder).guide(x)
     assert forked == [DEVICE]
     compilation.PairTerms(program.model, program.guide, True).stated((x,), {})
     assert forked == [DEVICE] * 2
-    labelled.log_joint(x_of_labelled)
-    assert forked == [DEVICE] * (2 + labelled.classes)
+    labeled.log_joint(x_of_labeled)
+    assert forked == [DEVICE] * (2 + labeled.classes)
 
 
 def test_a_flow_of_pyros_transforms_stays_there(pretence):
@@ -255,7 +255,7 @@ def test_labels_may_be_elsewhere_than_the_answers(pretence):
 @pytest.mark.parametrize("attack", [corruptions.fgsm, corruptions.pgd])
 def test_attacks_stay_there(attack, pretence, monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", lambda loss, x, **options: (torch.zeros_like(x),))
-    program, x, _ = built("labelled-made", pretence)
+    program, x, _ = built("labeled-made", pretence)
     attacked = attack(lambda x: program.log_joint(x.round()).T + x.sum(), x, torch.zeros(6, dtype=torch.long), 1, 4)
     assert (attacked.device, attacked.shape) == (DEVICE, x.shape)
 

@@ -88,8 +88,8 @@ def subsampled_guide(x):
 def enumerated(x):
     with pyro.plate("data", len(x)):
         k = pyro.sample("k", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
-        centres = pyro.param("centres", torch.tensor([-1.0, 1.0]))
-        pyro.sample("x", dist.Normal(centres[k].unsqueeze(-1), torch.ones(3)).to_event(1), obs=x)
+        centers = pyro.param("centers", torch.tensor([-1.0, 1.0]))
+        pyro.sample("x", dist.Normal(centers[k].unsqueeze(-1), torch.ones(3)).to_event(1), obs=x)
 
 
 def positive(x):
@@ -194,7 +194,7 @@ def test_pairs_that_are_right_raise_no_alarm(name):
 SAMPLE = [
     "normal-given-label", "bernoulli-learned", "vae", "vae-three-levels", "vae-in-likelihood", "vae-bit-latent",
     "made-categorical", "pixelcnn", "realnvp", "nsf-given-image", "dequantized-variational", "vae-flow-encoder",
-    "diffusion", "vae-diffusion-prior", "continuous-diffusion-learned", "labelled-vae", "labelled-classifier",
+    "diffusion", "vae-diffusion-prior", "continuous-diffusion-learned", "labeled-vae", "labeled-classifier",
     "discriminative",
 ]  # fmt: skip
 
@@ -438,7 +438,7 @@ BROKEN = {
     "a guide outside": (lambda: (positive, guide_on_reals), X, "error", "supports", "rate", "LogNormal"),
     "a guide too narrow": (lambda: (global_model, guide_on_positives), X, "warning", "supports", "z", "loose"),
     "other event": (lambda: (global_model, guide_with_another_event), X, "error", "supports", "z", "to_event"),
-    "grey for Bernoulli": (lambda: (bernoulli, silent), X.abs(), "error", "data", "x", "binarize"),
+    "gray for Bernoulli": (lambda: (bernoulli, silent), X.abs(), "error", "data", "x", "binarize"),
     "too many levels": (lambda: (categorical, silent), 4 * BITS, "error", "data", "x", "at least 5"),
     "NaN data": (lambda: (no_plate, silent), X / 0 * 0, "error", "data", "x", "clean"),
     "no to_event": (lambda: (no_to_event, silent), X, "error", "plates", "x", "to_event(1)"),
@@ -517,10 +517,10 @@ def test_a_pair_that_has_been_trained_is_healthy():
 
 def test_data_that_do_not_fit_a_program():
     program = dgm.Bernoulli((1, 8, 8), learned=True)
-    diagnosis = doctor(program, dgm.data.load("digits", num=10))
+    diagnosis = doctor(program, dgm.data.load("digits", num_data=10))
     assert [finding.check for finding in diagnosis.errors] == ["data"]
     assert "binarized" in diagnosis.errors[0].fix
-    assert doctor(program, dgm.data.load("digits-binary", num=10)).ok
+    assert doctor(program, dgm.data.load("digits-binary", num_data=10)).ok
 
 
 def test_what_is_no_pair():

@@ -113,8 +113,8 @@ def test_of_given_labels_it_is_that_of_the_conditional():
     torch.testing.assert_close(dgm.evaluate(program, dgm.Data(x, y)).values, program.log_prob(x, y).detach())
 
 
-def test_of_a_labelled_program_the_label_is_summed_out_though_the_data_have_it():
-    program = CASES["labelled"].build()
+def test_of_a_labeled_program_the_label_is_summed_out_though_the_data_have_it():
+    program = CASES["labeled"].build()
     x, y = torch.randn(9, 2), torch.tensor([0, 1, 2, -1, 0, 1, 2, -1, 0])
     e = dgm.evaluate(program, dgm.Data(x, y))
     torch.testing.assert_close(e.values, program.log_prob(x).detach())
@@ -135,9 +135,9 @@ class Shifted(nn.Module):
 
 def test_labels_are_summed_over_where_only_p_of_x_given_y_is_bounded():
     """So a classifier that nothing has trained, as where all labels were known, costs nothing."""
-    program = CASES["labelled-vae"].build().eval()
-    x, _ = CASES["labelled-vae"].draw(program, 40)
-    found = {k: dgm.evaluate(program, x, num_particles=k, draws=200) for k in (1, 500)}
+    program = CASES["labeled-vae"].build().eval()
+    x, _ = CASES["labeled-vae"].draw(program, 40)
+    found = {k: dgm.evaluate(program, x, num_particles=k, num_samples=200) for k in (1, 500)}
     with torch.no_grad():
         weights = torch.cat([program.log_weights(x, num_particles=20_000) for _ in range(6)])
         best = weights.logsumexp(0) - math.log(120_000)
@@ -146,7 +146,7 @@ def test_labels_are_summed_over_where_only_p_of_x_given_y_is_bounded():
     assert found[1].nats < best.mean()
     assert sum(found[1].reconstruction.values()) - sum(found[1].kl.values()) == pytest.approx(found[1].nats, abs=1e-5)
     for k, evidence in found.items():
-        assert torch.equal(dgm.evaluate(program, x, num_particles=k, draws=200).values, evidence.values)
+        assert torch.equal(dgm.evaluate(program, x, num_particles=k, num_samples=200).values, evidence.values)
 
 
 @pytest.mark.parametrize("draws", [1, 8])
@@ -158,14 +158,14 @@ def test_a_sum_over_labels_is_a_bound_however_few_the_draws(draws):
     pair = ((1,), ())
     parts = (dgm.Normal(1, network, given_shape=pair) for network in (likelihood, encoder))
     vae = dgm.VAE(dgm.Normal(1), *parts)
-    program = dgm.Labelled(dgm.Categorical((), 10, parameters=torch.zeros(10)), vae)
+    program = dgm.Labeled(dgm.Categorical((), 10, parameters=torch.zeros(10)), vae)
     x = torch.linspace(-2, 2, 9).repeat_interleave(400).unsqueeze(-1)
     exact = dist.Normal(means, math.sqrt(1 + s**2)).log_prob(x).logsumexp(-1) - math.log(10)
-    gap = exact - dgm.evaluate(program, x, draws=draws).values
+    gap = exact - dgm.evaluate(program, x, num_samples=draws).values
     assert gap.mean() > 2 * gap.std() / len(gap) ** 0.5
 
 
-@pytest.mark.parametrize("name", ["continuous", "labelled-continuous-diffusion"])
+@pytest.mark.parametrize("name", ["continuous", "labeled-continuous-diffusion"])
 def test_particles_are_refused_where_they_would_weigh_another_looser_model(name):
     program = next(case for case in CASES if case.startswith(name))
     program = CASES[program].build()
@@ -187,7 +187,7 @@ def test_bounds_lie_below_the_exact_evidence_and_rise_with_particles():
     truth = exact.log_prob(x)
     kinds, gaps = [], []
     for k in (1, 2, 8, 64):
-        e = dgm.evaluate(program, x, num_particles=k, draws=50)
+        e = dgm.evaluate(program, x, num_particles=k, num_samples=50)
         kinds.append(e.kind)
         gaps.append((truth - e.values).mean().item())
     assert kinds == ["elbo", "iwae-2", "iwae-8", "iwae-64"]
@@ -199,7 +199,7 @@ def test_bounds_lie_below_the_exact_evidence_and_rise_with_particles():
 def test_draws_take_noise_away_and_nothing_else():
     program, exact = linear_vae()
     x = replicas(exact.sample((1,)), 2000)
-    one, many = dgm.evaluate(program, x, draws=1), dgm.evaluate(program, x, draws=16)
+    one, many = dgm.evaluate(program, x, num_samples=1), dgm.evaluate(program, x, num_samples=16)
     ratio = one.values.var() / many.values.var()
     assert 13 < ratio < 19.5  # 16, give or take 4.5 times sqrt(4 / 2000)
     error = math.hypot(one.nats_stderr, many.nats_stderr)
@@ -257,7 +257,7 @@ def test_chunks_do_not_change_the_distribution_of_the_bound(monkeypatch):
     assert abs(spread) < 0.15  # 4.5 standard errors of the log of a ratio of spreads, with room for heavy tails
 
 
-@pytest.mark.parametrize("name", ["vae-linear", "vae-two-levels", "diffusion-integers", "labelled-vae"])
+@pytest.mark.parametrize("name", ["vae-linear", "vae-two-levels", "diffusion-integers", "labeled-vae"])
 def test_memory_is_flat_in_the_number_of_particles(monkeypatch, name):
     """No network sees more rows at once than the budget, and in all it sees every particle of every datum."""
     case = CASES[name]
@@ -406,17 +406,17 @@ def test_what_cannot_be_compared_is_not(other, message):
 
 
 def bits(levels=2):
-    return dgm.Data(torch.randint(levels, (6, 3)), levels=levels, name="grey")
+    return dgm.Data(torch.randint(levels, (6, 3)), levels=levels, name="gray")
 
 
 @pytest.mark.parametrize(
     ("program", "data", "error", "message"),
     [
-        (dgm.Normal(3), bits(), ValueError, r"grey is integer data \(a mass\), but Normal is a density.*Dequantized"),
+        (dgm.Normal(3), bits(), ValueError, r"gray is integer data \(a mass\), but Normal is a density.*Dequantized"),
         (dgm.Bernoulli(3), dgm.Data(torch.rand(6, 3), name="reals"), ValueError, "reals is real data.*0 .. 1.*Normal"),
-        (dgm.Bernoulli(3), bits(17), ValueError, "grey has 17 levels, but Bernoulli has 2.*binarized"),
-        (dgm.Categorical(3, 4), bits(17), ValueError, "grey has 17 levels, but Categorical has 4.*levels=data.levels"),
-        (dgm.Bernoulli(3), torch.full((6, 3), 16), ValueError, "0 to|16 to 16.*2 levels.*grey levels.*binarize"),
+        (dgm.Bernoulli(3), bits(17), ValueError, "gray has 17 levels, but Bernoulli has 2.*binarized"),
+        (dgm.Categorical(3, 4), bits(17), ValueError, "gray has 17 levels, but Categorical has 4.*levels=data.levels"),
+        (dgm.Bernoulli(3), torch.full((6, 3), 16), ValueError, "0 to|16 to 16.*2 levels.*gray levels.*binarize"),
         (dgm.Bernoulli(3), torch.full((6, 3), 0.5), ValueError, "x holds 0.5, but Bernoulli is a mass"),
         (dgm.Normal(3), torch.ones(6, 3).long(), TypeError, "x holds integers.*Dequantized"),
         (
@@ -437,7 +437,7 @@ def test_data_that_do_not_fit_are_refused_with_a_remedy(program, data, error, me
         dgm.evaluate(program, data)
 
 
-@pytest.mark.parametrize("option", ["num_particles", "draws", "batch_size"])
+@pytest.mark.parametrize("option", ["num_particles", "num_samples", "batch_size"])
 @pytest.mark.parametrize("value", [0, -1, 2.5, True])
 def test_counts_are_counts(option, value):
     with pytest.raises(ValueError, match=f"{option} must be a positive integer"):

@@ -93,15 +93,15 @@ def test_objectives_train_there(objective):
     assert history.losses[-1] < history.losses[0] - 1
 
 
-def test_partly_labelled_data_train_there():
-    case = CASES["labelled-classifier"]
+def test_partly_labeled_data_train_there():
+    case = CASES["labeled-classifier"]
     program = case.build(dtype=torch.float32)
     x, y = torch.randn(20, 2), torch.arange(20) % 4 - 1
     data = dgm.Data(x, y, num_classes=3)
     for objective in (SemiSupervised(), "semi-supervised"):
         dgm.fit(program, data, objective, epochs=2, batch_size=8, device=DEVICE, progress=False)
-    unlabelled = dgm.Data(x)
-    dgm.fit(program, unlabelled, TraceEnum_ELBO(), epochs=2, batch_size=8, device=DEVICE, progress=False)
+    unlabeled = dgm.Data(x)
+    dgm.fit(program, unlabeled, TraceEnum_ELBO(), epochs=2, batch_size=8, device=DEVICE, progress=False)
     assert program.class_probabilities(x.to(DEVICE), 5).device.type == DEVICE
     assert program.classify(x.to(DEVICE)).shape == (20,)
 
@@ -111,7 +111,7 @@ def test_every_sampler_runs_there(name):
     case = CASES[name]
     program = case.build(device=DEVICE, dtype=torch.float32).eval()
     _, given = case.draw(program, 4, device=DEVICE, dtype=torch.float32)
-    for options in ({}, {"sampler": "dpm++", "spacing": "karras"}, {"sampler": "heun"}, {"steps": 1}):
+    for options in ({}, {"sampler": "dpm++", "spacing": "karras"}, {"sampler": "heun"}, {"num_steps": 1}):
         x = program.sample(4, given, **options)
         assert x.device.type == DEVICE
         program.check(x, given)

@@ -135,7 +135,7 @@ def iwae_gradient():
 
 
 def wake_gradient():
-    """The mean of sum_k w_k d log p(x, z_k) and of sum_k w_k d log q(z_k | x), the weights normalised and constant."""
+    """The mean of sum_k w_k d log p(x, z_k) and of sum_k w_k d log q(z_k | x), the weights normalized and constant."""
     leaves, log_p_and_q, weight = two_draws()
     log_p, log_q = log_p_and_q(path=False)
     shares = (log_p - log_q).softmax(0).detach()
@@ -197,7 +197,7 @@ def test_importance_weighted(objective):
 
 @pytest.mark.parametrize("family", [dist.Normal, NonreparameterizedNormal])
 def test_wake(family):
-    """The score of the weighted draws, whether or not they could be reparameterised."""
+    """The score of the weighted draws, whether or not they could be reparameterized."""
     draws = draws_of(RWS(2), model(family=family))
     assert_means(draws, wake_gradient())
     assert wake_gradient()["a"] == pytest.approx(iwae_gradient()["a"])  # wake-theta is the gradient of the bound
@@ -233,7 +233,7 @@ def test_the_others_as_a_baseline_lower_the_variance(particles):
     assert variance(draws_of(compared, program)) < variance(draws_of(plain, program))
 
 
-def test_what_can_be_reparameterised_has_no_score_function():
+def test_what_can_be_reparameterized_has_no_score_function():
     torch.manual_seed(3)
     a = draws_of(ELBO(4), model(100))
     torch.manual_seed(3)
@@ -266,7 +266,7 @@ def signal_to_noise(objective, size, name):
 
 
 @pytest.mark.parametrize("particles", [4, 16, 64])
-def test_doubly_reparameterised_has_less_variance(particles):
+def test_doubly_reparameterized_has_less_variance(particles):
     size = 2**18 // particles
     plain, double = (draws_of(objective(particles), model(size)) for objective in (IWAE, DReG))
     assert variance(double) < variance(plain) / 3
@@ -458,7 +458,7 @@ def test_several_discrete_latents_and_a_real_one():
 
 
 def test_a_label_that_is_observed_is_not_enumerated():
-    case = CASES["labelled-classifier"]
+    case = CASES["labeled-classifier"]
     program = case.build()
     x, _ = case.draw(program, 6)
     y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -469,7 +469,7 @@ def test_a_label_that_is_observed_is_not_enumerated():
 
 
 def test_labels_are_enumerated_as_by_semi_supervised():
-    case = CASES["labelled-classifier"]
+    case = CASES["labeled-classifier"]
     program = case.build()
     x, _ = case.draw(program, 2)
     x = x.repeat(300, 1)
@@ -529,7 +529,7 @@ def test_baselines_for_discrete_latents_change_no_mean_and_lower_the_variance(na
 def test_a_latent_without_a_path_is_named(objective):
     program = CASES["vae-bit-latent"].build()
     x, _ = CASES["vae-bit-latent"].draw(program, 2)
-    with pytest.raises(ValueError, match=r"'z' \(Bernoulli\) is not reparameterised: use .*'enumerate'"):
+    with pytest.raises(ValueError, match=r"'z' \(Bernoulli\) is not reparameterized: use .*'enumerate'"):
         objective(program, x)
 
 
@@ -581,7 +581,7 @@ def test_the_optimum_is_the_analytic_evidence(objective):
 
     A location off by e standard deviations costs e^2 / 2 nats and a scale off by a share e costs e^2: 2e-3 nats are
     some 5 % of a standard deviation, the noise of a few steps at the end of a cosine schedule. The bound that the
-    objective maximises lies below by as much again for a guide that is off by as much.
+    objective maximizes lies below by as much again for a guide that is off by as much.
     """
     torch.manual_seed(0)
     x = 0.5 + 1.3 * torch.randn(200, 1)

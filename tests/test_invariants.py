@@ -181,8 +181,8 @@ def test_neither_sampling_nor_scoring_leaks_into_the_users_program(case):
 def test_declared_latents_are_the_sites_of_model_and_guide(case):
     for program in (case.build(), case.build().unroll()):
         x, given = case.draw(program, BATCH)
-        modelled, guided = model_latents(program, x, given), guide_latents(program, x, given)
-        assert set(modelled) == set(guided)
+        modeled, guided = model_latents(program, x, given), guide_latents(program, x, given)
+        assert set(modeled) == set(guided)
         declared = program.latents(program.variable)
         if declared is not None:
             assert sorted(declared) == sorted(guided)
@@ -235,7 +235,7 @@ def test_every_parameter_learns(case):
 
 def test_gradients_equal_finite_differences(case):
     """Along a random direction of the parameters, under the same random numbers: so every path through the latents
-    counts. Latents that cannot be reparameterised have no such derivative."""
+    counts. Latents that cannot be reparameterized have no such derivative."""
     program = case.build().eval()
     parameters = list(program.parameters())
     x, given = case.draw(program, BATCH)
@@ -398,7 +398,7 @@ def test_sample_draws_what_the_model_states(case):
 
 
 def features(x):
-    """Each feature and each product of neighbours, ``(F, n)``."""
+    """Each feature and each product of neighbors, ``(F, n)``."""
     x = x.double().reshape(len(x), -1)
     return torch.cat([x, x[:, 1:] * x[:, :-1]], -1).T
 

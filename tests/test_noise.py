@@ -11,7 +11,7 @@ from scipy import stats
 import dgm_pyro as dgm
 from dgm_pyro import noise
 from dgm_pyro.infer.gaps import best_elbo
-from dgm_pyro.uses.anomaly import Complexity, Detector, PosteriorKL, Ratio, Surprise, Typicality
+from dgm_pyro.uses.anomaly import Complexity, Detector, NegativeLogLikelihood, PosteriorKL, Ratio, Typicality
 from dgm_pyro.uses.classification import beliefs
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -84,7 +84,7 @@ def test_a_simplex_has_its_mean_and_covariance():
 
 
 def test_draws_are_independent():
-    """Neighbours among data, particles, elements, draws and seeds, and data that are nearly the same."""
+    """Neighbors among data, particles, elements, draws and seeds, and data that are nearly the same."""
     x = torch.randn(300, 2)
     with noise.per_datum(x, 0), noise.drawing((30, 300)):
         first, second = torch.randn(30, 300, 40), torch.randn(30, 300, 40)
@@ -183,8 +183,10 @@ def test_the_bound_of_a_datum_is_its_own(monkeypatch, name, num_particles):
     monkeypatch.setattr(dgm.evaluation, "ROWS_AT_ONCE", 8)
     program = BOUNDED[name].build()
     x, _ = BOUNDED[name].draw(program, 8)
-    same_in_every_batch(lambda rows: dgm.evaluate(program, x[rows], num_particles=num_particles, draws=3).values, 8)
-    at = [dgm.evaluate(program, x, num_particles=num_particles, draws=3, seed=seed).values for seed in (0, 1)]
+    same_in_every_batch(
+        lambda rows: dgm.evaluate(program, x[rows], num_particles=num_particles, num_samples=3).values, 8
+    )
+    at = [dgm.evaluate(program, x, num_particles=num_particles, num_samples=3, seed=seed).values for seed in (0, 1)]
     assert name in EXACT_POSTERIORS or not torch.equal(*at)
 
 
@@ -204,7 +206,7 @@ SCORED = [
     "dequantized",
     "diffusion-integers",
     "continuous-diffusion-integers",
-    "labelled-vae",
+    "labeled-vae",
 ]
 
 
@@ -212,16 +214,16 @@ SCORED = [
 def test_scores_are_a_datums_own(name):
     program = CASES[name].build()
     x, _ = CASES[name].draw(program, 8)
-    background = Surprise(CASES[name].build(seed=5))
-    scores = [Surprise(program), Typicality(program, x), Ratio(program, background), PosteriorKL(program)]
+    background = NegativeLogLikelihood(CASES[name].build(seed=5))
+    scores = [NegativeLogLikelihood(program), Typicality(program, x), Ratio(program, background), PosteriorKL(program)]
     scores += [dgm.anomaly.WAIC([program, background])]
     scores += [Complexity(program, "zlib")] if program.levels else []
-    scores += [] if name in CONTINUOUS else [Surprise(program, num_particles=4)]
+    scores += [] if name in CONTINUOUS else [NegativeLogLikelihood(program, num_particles=4)]
     for score in scores:
         same_in_every_batch(lambda rows, score=score: score(x[rows]), 8)
 
 
-@pytest.mark.parametrize("name", [name for name in BOUNDED if name.startswith("labelled")])
+@pytest.mark.parametrize("name", [name for name in BOUNDED if name.startswith("labeled")])
 def test_answers_are_a_datums_own(name):
     program = CASES[name].build().eval()
     x, _ = CASES[name].draw(program, 5)
@@ -240,7 +242,7 @@ def test_codes_are_a_datums_own(name, draw):
     x, _ = CASES[name].draw(program, 8)
     for site in dgm.representations.codes(program):
         same_in_every_batch(
-            lambda rows, site=site: dgm.representations.encode(program, x[rows], site=site, draw=draw, num_draws=3), 8
+            lambda rows, site=site: dgm.representations.encode(program, x[rows], site=site, draw=draw, num_samples=3), 8
         )
 
 
@@ -263,11 +265,11 @@ def test_gaps_are_a_datums_own(name):
     """But for which bound is log p(x), which is the one with the highest mean."""
     program = CASES[name].build()
     x, _ = CASES[name].draw(program, 6)
-    options = {"steps": 5, "draws": 8, "num_particles": 4, "num_temperatures": 0}
+    options = {"gradient_steps": 5, "num_samples": 8, "num_particles": 4, "num_temperatures": 0}
 
     def of(rows):
         found = dgm.infer.gaps(program, x[rows], **options, log_evidence=torch.zeros(len(rows)))
-        return torch.stack([best_elbo(program, x[rows], steps=5, draws=8), found.elbo], 1)
+        return torch.stack([best_elbo(program, x[rows], gradient_steps=5, num_samples=8), found.elbo], 1)
 
     same_in_every_batch(of, 6, 1e-5)
 
@@ -275,7 +277,7 @@ def test_gaps_are_a_datums_own(name):
 # -- alarms ------------------------------------------------------------------------------------------------------------
 
 ALARMS = ["vae-linear", "dequantized-bytes", "diffusion", "diffusion-bytes", "continuous-diffusion",
-          "vae-diffusion-prior", "labelled-diffusion", "vae-bit-latent"]  # fmt: skip
+          "vae-diffusion-prior", "labeled-diffusion", "vae-bit-latent"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ALARMS)

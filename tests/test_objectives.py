@@ -25,7 +25,7 @@ from dgm_pyro.objectives import OBJECTIVES, STL, Enumerate, FreeBits, Variationa
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-REPARAMETERISED = [
+REPARAMETERIZED = [
     "vae",
     "vae-linear",
     "vae-bernoulli",
@@ -78,7 +78,7 @@ def assert_zero_mean(draws, sigmas=5.5):
 
 
 @pytest.mark.parametrize("unrolled", [False, True], ids=["as it is", "unrolled"])
-@pytest.mark.parametrize("name", REPARAMETERISED)
+@pytest.mark.parametrize("name", REPARAMETERIZED)
 def test_without_closed_forms_it_is_trace_elbo(name, unrolled):
     case = CASES[name]
     program = case.build().unroll() if unrolled else case.build()
@@ -297,7 +297,7 @@ def test_a_guide_in_the_models_order_gets_every_closed_form():
     assert_zero_mean((bound.value - ELBO(analytic_kl=False)(program, x).value).detach().unsqueeze(-1))
 
 
-# -- latents that cannot be reparameterised ----------------------------------------------------------------------------
+# -- latents that cannot be reparameterized ----------------------------------------------------------------------------
 
 
 def every_latent(program, x):
@@ -367,7 +367,7 @@ def test_pyros_score_function_has_the_same_mean(name):
 
 def test_a_discrete_latent_above_a_continuous_one_passes_its_score_on():
     """Labels drawn from a classifier, then z from an encoder that reads the label: against the sum over labels."""
-    case = CASES["labelled-classifier"]
+    case = CASES["labeled-classifier"]
     program = case.build()
     x, _ = case.draw(program, 2)
     x = x.repeat(200, 1)
@@ -388,7 +388,7 @@ def test_a_weighted_surrogate_keeps_the_right_gradient():
         dgm.Normal(2, MLP((2,), 4, hidden=(4,))),
         dgm.Bernoulli(2, MLP((2,), 2, hidden=(4,), num_classes=2)),
     )
-    program = dgm.Labelled(dgm.Categorical((), 2), inner, dgm.Categorical((), 2, MLP((2,), 2, hidden=(4,))))
+    program = dgm.Labeled(dgm.Categorical((), 2), inner, dgm.Categorical((), 2, MLP((2,), 2, hidden=(4,))))
     x = torch.randn(2, 2)
     log_q_y = program.classifier(x).logits
     exact = 0
@@ -466,7 +466,7 @@ class Counting(nn.Module):
         return self.network(x, *context)
 
 
-@pytest.mark.parametrize("name", ["vae-autoregressive-prior", "pixelvae", "labelled-made", "labelled-classifier"])
+@pytest.mark.parametrize("name", ["vae-autoregressive-prior", "pixelvae", "labeled-made", "labeled-classifier"])
 def test_what_has_an_exact_density_is_not_unrolled(name):
     """One site and one pass for an autoregressive part, and the number that its unrolled form gives."""
     case = CASES[name]
@@ -484,7 +484,7 @@ def test_what_has_an_exact_density_is_not_unrolled(name):
 
 def test_an_autoregressive_level_of_a_hierarchy_stays_one_site():
     """z | z2 is a chain, but the encoder states z as a whole, and so must every form of the model."""
-    chain = made(dgm.MixtureOfNormals, 2, components=2, context_shape=(1,))
+    chain = made(dgm.MixtureOfNormals, 2, components=2, given_shape=(1,))
     inner = dgm.VAE(dgm.Normal(1), chain, dgm.Normal(1, nn.Linear(2, 2)), latent_name="z2")
     program = dgm.VAE(inner, dgm.Normal(2, nn.Linear(2, 4)), dgm.Normal(2, nn.Linear(2, 4)))
     x = torch.randn(4, 2)
@@ -596,7 +596,7 @@ def test_every_objective_takes_every_program(name, text):
     try:
         bound = objective_named(text)(program, x, given)
     except ValueError as error:
-        assert re.search(r"not reparameterised: use the objective|cannot \(.*use another encoder", str(error))  # noqa: PT017
+        assert re.search(r"not reparameterized: use the objective|cannot \(.*use another encoder", str(error))  # noqa: PT017
         assert text in ("stl:2", "dreg:3")
         return
     assert bound.value.shape == bound.surrogate.shape == (4,)
@@ -707,16 +707,16 @@ def test_a_guide_site_without_a_latent_is_named(objective):
 
 
 def test_semi_supervised_needs_a_classifier():
-    for name in ("vae", "labelled", "labelled-vae"):
+    for name in ("vae", "labeled", "labeled-vae"):
         program = CASES[name].build()
         x, _ = CASES[name].draw(program, 2)
-        with pytest.raises(ValueError, match=r"SemiSupervised needs a Labelled program with a classifier"):
+        with pytest.raises(ValueError, match=r"SemiSupervised needs a Labeled program with a classifier"):
             SemiSupervised()(program, x)
 
 
 def test_enumeration_by_pyro_is_the_same_bound():
     """TraceEnum_ELBO on the one hand, every label tried on the other; z is drawn, so only in the mean."""
-    case = CASES["labelled-classifier"]
+    case = CASES["labeled-classifier"]
     program = case.build()
     x, _ = case.draw(program, 3)
     x = x.repeat(300, 1)

@@ -42,11 +42,11 @@ def test_the_stored_checkpoints_are_of_version_1():
 
 def test_a_record_with_the_old_names_is_read_under_the_new_ones(tmp_path):
     folder = tmp_path / "run"
-    runs.train(folder, "vae", "moons", {"latent_size": 1}, num=20, epochs=1, validation=None, progress=False)
+    runs.train(folder, "vae", "moons", {"latent_size": 1}, num_data=20, epochs=1, validation=None, progress=False)
     _, record = runs.read(folder)
     path = folder / runs.RECORD
     stored = json.loads(path.read_bytes())
     options = stored["options"]
-    options["latent"] = options.pop("latent_size")
+    options["latent"], options["num"] = options.pop("latent_size"), options.pop("num_data")
     path.write_text(json.dumps(stored))
     assert runs.read(folder)[1] == record

@@ -346,7 +346,7 @@ def test_scalar_events():
 
 EXPORTED = (
     *("normal-given-label", "made-given-label", "pixelvae", "realnvp", "nsf", "vae-two-levels"),
-    *("diffusion-integers", "labelled-made", "dequantized"),
+    *("diffusion-integers", "labeled-made", "dequantized"),
 )
 
 
@@ -428,7 +428,7 @@ def test_measure_and_refusal_are_those_of_the_support(name):
         support = form.support_given(rows_of(given, slice(1)))
         if support is None:
             # Unrolled below a latent, the features of x are stated after it, and x never as a whole.
-            assert name in ("pixelvae", "labelled-made")
+            assert name in ("pixelvae", "labeled-made")
             continue
         assert form.measure == form.measure_given(given) == ("mass" if support.is_discrete else "density")
         check_within(x, support, name)
@@ -498,7 +498,7 @@ def test_the_support_is_found_without_running_a_chain_of_latents():
     calls = []
     vae.prior.denoiser.register_forward_hook(lambda *_: calls.append(1))
     assert not vae.support_given().is_discrete
-    assert len(calls) <= 1 < vae.prior.steps
+    assert len(calls) <= 1 < vae.prior.num_steps
 
 
 @pytest.mark.parametrize("make", [flow.nsf, flow.realnvp, flow.maf, flow.nsf_autoregressive])
@@ -590,16 +590,18 @@ GRADIENTS = {
     "ais": lambda: dgm.infer.ais(VAE, POINTS, num_temperatures=5).log_evidence,
     "bidirectional": lambda: dgm.infer.bidirectional(VAE, 3, num_temperatures=5).lower,
     "nuts": lambda: dgm.infer.nuts(VAE, POINTS[:2], 3, 3)["z"],
-    "gaps": lambda: dgm.infer.gaps(VAE, POINTS, num_particles=5, num_temperatures=0, steps=3, draws=4).best,
+    "gaps": lambda: (
+        dgm.infer.gaps(VAE, POINTS, num_particles=5, num_temperatures=0, gradient_steps=3, num_samples=4).best
+    ),
     "impute": lambda: dgm.infer.impute(FLOW, POINTS, POINTS > 0, num_temperatures=5),
     "fgsm": lambda: dgm.corruptions.fgsm(CLASSES, POINTS, LABELS, 0.1),
-    "pgd": lambda: dgm.corruptions.pgd(CLASSES, POINTS, LABELS, 0.1, steps=2),
+    "pgd": lambda: dgm.corruptions.pgd(CLASSES, POINTS, LABELS, 0.1, gradient_steps=2),
     "bayesian": lambda: torch.tensor(
         dgm.classification.Bayesian(LINEAR, dgm.Data(POINTS, LABELS)).fit(epochs=1, batch_size=3).losses
     ),
     "ode": lambda: CONTINUOUS.ode_log_prob(POINTS),
-    "fit_guide": lambda: torch.tensor(dgm.guides.fit_guide(VAE, POINTS, AutoNormal, steps=3)[1]),
-    "density_ratio": lambda: dgm.adversarial.density_ratio(POINTS, POINTS + 1, steps=3)(POINTS),
+    "fit_guide": lambda: torch.tensor(dgm.guides.fit_guide(VAE, POINTS, AutoNormal, gradient_steps=3)[1]),
+    "density_ratio": lambda: dgm.adversarial.density_ratio(POINTS, POINTS + 1, gradient_steps=3)(POINTS),
     "doctor": lambda: torch.tensor(len(dgm.doctor(VAE, POINTS).findings)),
 }
 

@@ -235,7 +235,7 @@ def test_nuts_finds_the_posterior_of_a_linear_gaussian_vae(float64):
         assert ((empirical - covariance).abs() < 4.5 * spread).all()
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("labelled")])
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("labeled")])
 def test_enumeration_sums_labels_out(name):
     """TraceEnum_ELBO with the label enumerated in the guide equals the sum over labels of q(y) times the rest."""
     program = CASES[name].build().eval()
@@ -269,8 +269,8 @@ def test_a_discrete_latent_is_summed_out_exactly(float64):
 
 def test_infer_discrete_classifies():
     """Pyro's exact posterior over the label has its mode where Bayes' rule by hand has it."""
-    program = CASES["labelled-made"].build()
-    x, _ = CASES["labelled-made"].draw(program, 20)
+    program = CASES["labeled-made"].build()
+    x, _ = CASES["labeled-made"].draw(program, 20)
     most_probable = pyro.infer.infer_discrete(
         pyro.infer.config_enumerate(program.model), first_available_dim=-2, temperature=0
     )
@@ -292,7 +292,7 @@ def test_importance_weighted_objectives(elbo):
     assert all(changed(program, before))
 
 
-# TraceMeanField_ELBO asks for reparameterised latents, stated in one order by model and guide: Pyro says so itself.
+# TraceMeanField_ELBO asks for reparameterized latents, stated in one order by model and guide: Pyro says so itself.
 @pytest.mark.parametrize(
     ("elbo", "name"),
     [

@@ -16,7 +16,7 @@ SIZE = 5
 def diffusion(shape, kind=dgm.Diffusion, outputs=1, **options):
     torch.manual_seed(0)
     denoiser = DenoisingMLP(shape, (8, 8), outputs=outputs, max_frequency=10.0)
-    return kind(shape, denoiser, steps=4, **options)
+    return kind(shape, denoiser, num_steps=4, **options)
 
 
 def both(make):

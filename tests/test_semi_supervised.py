@@ -1,4 +1,4 @@
-"""Three labels per class of the 8x8 digits, and all the others without: what the unlabelled ones are worth."""
+"""Three labels per class of the 8x8 digits, and all the others without: what the unlabeled ones are worth."""
 
 import torch
 
@@ -35,9 +35,9 @@ def test_digits_without_labels_make_the_classifier_better():
             dgm.Normal(64, MLP((4,), 64, (64,), num_classes=10), scale="shared", initial_scale=0.4),
             dgm.Normal(4, MLP((64,), 8, (64,))),
         )
-        program = dgm.Labelled(dgm.Categorical((), 10), inner, classifier())
+        program = dgm.Labeled(dgm.Categorical((), 10), inner, classifier())
         program.classifier.network.load_state_dict(alone.labels.network.state_dict())
-        # The labelled tenth of each batch: every label 5 times an epoch.
+        # The labeled tenth of each batch: every label 5 times an epoch.
         every = torch.cat([x, x[rows].repeat(5, 1)])
         labels = torch.cat([torch.full((len(x),), -1), digits.y[rows].repeat(5)])
         data = dgm.Data(every, labels, num_classes=10)

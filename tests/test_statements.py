@@ -124,7 +124,7 @@ def test_the_two_terms_of_the_bound_pull_apart():
         torch.manual_seed(1)
         vae = dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 2), scale="shared"), dgm.Normal(1, nn.Linear(2, 2)))
         dgm.fit(vae, x, f"beta:{beta}", epochs=20, lr=0.05, validation=None, progress=False)
-        evidence = dgm.evaluate(vae, x, draws=200, progress=False)
+        evidence = dgm.evaluate(vae, x, num_samples=200, progress=False)
         found[beta] = (sum(evidence.reconstruction.values()), sum(evidence.kl.values()), evidence.nats)
     reconstruction, kl, bound = zip(*found.values(), strict=True)
     assert kl[0] > kl[1] > kl[2]
@@ -144,7 +144,7 @@ class TwoPoints(nn.Module):
         self.noise_schedule = schedule
 
     def forward(self, x, t):
-        t = (t * self.noise_schedule.steps).round().long().unsqueeze(-1)
+        t = (t * self.noise_schedule.num_steps).round().long().unsqueeze(-1)
         return torch.tanh(self.noise_schedule.alpha[t] * x / self.noise_schedule.sigma[t] ** 2)
 
 
@@ -155,7 +155,7 @@ def two_points(float64):
 
 
 def density_before(x_s, x_t, alpha_s, alpha_t):
-    """q(x_s | x_t) on an even grid of x_s, normalised there, for x_0 = +-1 and s < t."""
+    """q(x_s | x_t) on an even grid of x_s, normalized there, for x_0 = +-1 and s < t."""
     step = alpha_t / alpha_s
     log_q = torch.logsumexp(
         -((x_s.unsqueeze(-1) - alpha_s * torch.tensor([1.0, -1.0])) ** 2) / (2 * (1 - alpha_s**2)), -1

@@ -32,6 +32,6 @@ def test_a_users_script_is_typed(tmp_path: Path) -> None:
 
 def test_what_is_given_to_a_classifier_is_typed() -> None:
     labels, pixels = dgm.Categorical((), 2), dgm.Normal(3, MLP((), 6, num_classes=2))
-    labelled = dgm.Labelled(labels, pixels, dgm.Categorical((), 2, MLP((3,), 2)))
-    logits: Tensor = labelled.classifier(torch.zeros(4, 3)).logits
+    labeled = dgm.Labeled(labels, pixels, dgm.Categorical((), 2, MLP((3,), 2)))
+    logits: Tensor = labeled.classifier(torch.zeros(4, 3)).logits
     assert logits.shape == (4, 2)

@@ -585,8 +585,8 @@ plt.show()
 # (The plated form looks at 5 times in a draw, the unrolled one at all 50. Hence the many draws of the former.)
 
 # %%
-plated = dgm.evaluate(diffusion, some, draws=scaled(200, 10))
-unrolled = dgm.evaluate(diffusion.unroll(), some, draws=scaled(8, 2))
+plated = dgm.evaluate(diffusion, some, num_samples=scaled(200, 10))
+unrolled = dgm.evaluate(diffusion.unroll(), some, num_samples=scaled(8, 2))
 difference, error = plated.minus(unrolled)
 print(f"plated     {plated.nats:.3f} nats per datum")
 print(f"unrolled   {unrolled.nats:.3f} nats per datum")
@@ -669,7 +669,7 @@ on_digits = {
         encoder=dgm.Normal(16, MLP(shape, 32, levels=levels)),
     ),
     "diffusion": dgm.Diffusion(
-        shape, DenoisingUNet(shape, (32, 64), outputs=levels), "log-snr", steps=50, predict="levels", levels=levels
+        shape, DenoisingUNet(shape, (32, 64), outputs=levels), "log-snr", num_steps=50, predict="levels", levels=levels
     ),
 }
 epochs = {"autoregressive": 35, "flow": 30, "VAE": 50, "diffusion": 30}
@@ -697,7 +697,7 @@ print("passes to draw autoregressively:", passes(model, lambda: model.sample(14)
 particles = {"flow": scaled(16, 2), "VAE": scaled(64, 2)}
 evidences = {}
 for name, program in on_digits.items():
-    evidences[name] = dgm.evaluate(program, unseen, num_particles=particles.get(name, 1), draws=scaled(32, 2))
+    evidences[name] = dgm.evaluate(program, unseen, num_particles=particles.get(name, 1), num_samples=scaled(32, 2))
     evidence = evidences[name]
     print(f"{name:15s} {evidence.kind:8s} {evidence.bits_per_dim:.3f} +- {evidence.stderr:.3f} bits per dimension")
 
@@ -711,7 +711,7 @@ for name, program in on_digits.items():
 # %%
 def scores(name, x):
     """log p(x) or its bound, per datum."""
-    return dgm.evaluate(on_digits[name].unroll(), x, num_particles=particles.get(name, 1), draws=1).values
+    return dgm.evaluate(on_digits[name].unroll(), x, num_particles=particles.get(name, 1), num_samples=1).values
 
 
 order = torch.rand(len(unseen), 64).argsort(1)
@@ -753,7 +753,7 @@ from sklearn.linear_model import LogisticRegression  # noqa: E402
 
 
 def accuracy_of(features, test_features, seed):
-    """Test accuracy of a linear classifier trained on five labelled data of each class."""
+    """Test accuracy of a linear classifier trained on five labeled data of each class."""
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
     few = torch.cat([order[digits.y[order] == y][:5] for y in range(10)])
     return LogisticRegression(max_iter=2000).fit(features[few], digits.y[few]).score(test_features, unseen.y)
@@ -786,7 +786,7 @@ print(f"features of z whose mean depends on x (standard deviation over the data 
 # %%
 discriminative = dgm.Discriminative(dgm.Categorical((), 2, MLP((2,), 2, hidden=(64, 64))))
 given_label = dgm.Autoregressive(mixtures(num_classes=2))  # p(x | y)
-generative = dgm.Labelled(dgm.Categorical((), 2, learned=True), given_label)
+generative = dgm.Labeled(dgm.Categorical((), 2, learned=True), given_label)
 history = train_on(train, discriminative, epochs=20, batch_size=128, lr=3e-3)
 history = train_on(train, generative, epochs=40, batch_size=128, lr=1e-2)
 
@@ -894,7 +894,7 @@ with torch.no_grad():
     trace.compute_log_prob()
     x1 = trace.nodes["x_1"]["value"]
     weights = trace.nodes["x_2"]["log_prob"].softmax(0)
-    # The answer to compare with: p(x_1, x_2 = 0.5), normalised over a line of x_1.
+    # The answer to compare with: p(x_1, x_2 = 0.5), normalized over a line of x_1.
     line = torch.linspace(-4, 4, 401)
     exact = autoregressive.log_prob(torch.stack([line, torch.full_like(line, 0.5)], -1)).exp()
     exact = exact / (exact.sum() * (line[1] - line[0]))
@@ -919,7 +919,7 @@ assert abs(by_weights - by_bayes) < 4 * spread
 # %%
 swaps = {
     "flow as prior": make_vae(prior=dgm.flow.nsf((2,), layers=3, hidden=(32, 32))),
-    "flow as encoder": make_vae(encoder=dgm.flow.nsf((2,), layers=3, hidden=(32, 32), context_shape=(2,))),
+    "flow as encoder": make_vae(encoder=dgm.flow.nsf((2,), layers=3, hidden=(32, 32), given_shape=(2,))),
 }
 for program in swaps.values():
     train_on(train, program, epochs=30, batch_size=128, lr=1e-2)

@@ -74,7 +74,7 @@ tables = {0: ("joint p(x, y)", p_xy), 2: ("p(x | y): every row sums to 1", p_x_g
 tables[3] = ("p(y | x): every column sums to 1", p_y_given_x)
 for i, (title, table) in tables.items():
     shown = panels[i].imshow(table.numpy(), cmap=theme.heat, vmin=0, aspect="auto", origin="lower")
-    panels[i].set(title=title, xlabel="grey level x", ylabel="label y", yticks=range(10), xticks=(0, 4, 8, 12, 16))
+    panels[i].set(title=title, xlabel="gray level x", ylabel="label y", yticks=range(10), xticks=(0, 4, 8, 12, 16))
     panels[i].grid(False)
     figure.colorbar(shown, ax=panels[i], shrink=0.8)
 panels[1].barh(range(10), p_y.tolist())
@@ -201,11 +201,11 @@ panels[1].hist(draws[:, 0].numpy(), bins=80, range=(-4, 4), density=True, color=
 panels[1].plot(line, p_1, label="sum rule")
 panels[1].set(title="marginal $p(x_1)$", xlabel="$x_1$", ylabel="density")
 panels[1].legend()
-for c, colour in cuts.items():
-    panels[0].axvline(c, color=colour, lw=1)
+for c, color in cuts.items():
+    panels[0].axvline(c, color=color, lw=1)
     near = draws[(draws[:, 0] - c).abs() < 0.05, 1]
-    panels[2].hist(near.numpy(), bins=60, range=(-3, 3), density=True, color=colour, alpha=0.25)
-    panels[2].plot(line, p_2_given_1[(line - c).abs().argmin()], color=colour, label=f"$x_1 = {c:g}$")
+    panels[2].hist(near.numpy(), bins=60, range=(-3, 3), density=True, color=color, alpha=0.25)
+    panels[2].plot(line, p_2_given_1[(line - c).abs().argmin()], color=color, label=f"$x_1 = {c:g}$")
 panels[2].set(title="conditional $p(x_2 \\mid x_1)$", xlabel="$x_2$", ylabel="density", xlim=(-3, 3))
 panels[2].legend()
 plt.show()
@@ -222,7 +222,7 @@ plt.show()
 # - a **generative** model is $p_\theta(x \mid y)\, p_\theta(y)$. By the sum rule it has $p(x)$, by Bayes' rule
 #   $p(y \mid x)$.
 #
-# `MLP` is a plain network. `MADE` is one for $p(x \mid y)$ that chapter 02 takes apart. `Labelled` is the product rule.
+# `MLP` is a plain network. `MADE` is one for $p(x \mid y)$ that chapter 02 takes apart. `Labeled` is the product rule.
 
 # %%
 train, test = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test")
@@ -230,7 +230,7 @@ held_out, unseen = test.split(0.5)  # one half to set a threshold, the other to 
 shape = train.event_shape
 discriminative = dgm.Discriminative(dgm.Categorical((), 10, MLP(shape, 10, hidden=(256, 256), levels=2)))
 p_x_of_y = dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (256,), num_classes=10, levels=2, dropout=0.3)))
-generative = dgm.Labelled(dgm.Categorical((), 10, learned=True), p_x_of_y)
+generative = dgm.Labeled(dgm.Categorical((), 10, learned=True), p_x_of_y)
 dgm.fit(discriminative, train, epochs=scaled(80), lr=3e-3, validation=None, progress=False)
 dgm.fit(generative, train, epochs=scaled(60), lr=3e-3, progress=False)
 both = {"discriminative": discriminative, "generative": generative}
@@ -452,7 +452,7 @@ print(f"explicit: {dgm.evaluate(explicit, fresh).nats:.3f} nats per datum; impli
 #   classifiers fail?
 # - **The threshold.** Trade false alarms for misses: draw the share of rejected good digits against that of caught
 #   errors.
-# - **The family.** Give `Labelled` another $p(x \mid y)$: a flow on the moons, `dgm.flow.nsf((2,), num_classes=2)`.
+# - **The family.** Give `Labeled` another $p(x \mid y)$: a flow on the moons, `dgm.flow.nsf((2,), num_classes=2)`.
 # - **The map.** Let the generator have a $z$ of one dimension. What can its draws no longer look like?
 #
 # ## Solutions
@@ -481,7 +481,7 @@ torch.testing.assert_close(kl, entropy(p_x) - x_given_y)
 # %%
 low = test[test.y < 5]
 halved = torch.where(torch.arange(10) < 5, 0.2, 1e-9)  # p'(y)
-swapped = dgm.Labelled(dgm.Categorical((), 10, parameters=halved.log()), p_x_of_y)
+swapped = dgm.Labeled(dgm.Categorical((), 10, parameters=halved.log()), p_x_of_y)
 corrected = discriminative.class_probabilities(low.x) * halved / (torch.bincount(train.y) / len(train))
 noisy = (low.x ^ (torch.rand(low.x.shape) < 0.15)).to(torch.uint8)
 corrected_noisy = discriminative.class_probabilities(noisy) * halved / (torch.bincount(train.y) / len(train))

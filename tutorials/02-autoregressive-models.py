@@ -105,7 +105,7 @@ mosaic = torch.full((15, 15), float("nan"))
 for k, state in enumerate(order):
     row, column = 4 * (k // 4), 4 * (k % 4)
     mosaic[row : row + 3, column : column + 3] = states[state].reshape(3, 3)
-panels[1].imshow(mosaic.numpy(), cmap=theme.grey.with_extremes(bad=theme.rule))
+panels[1].imshow(mosaic.numpy(), cmap=theme.gray.with_extremes(bad=theme.rule))
 panels[1].set(title="the 16 most probable states, row by row")
 panels[1].set_axis_off()
 plt.show()
@@ -182,10 +182,10 @@ def draw_matrices(network, title):
     figure, panels = subplots(1, 5, height=2.8)
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
         high = matrix.nan_to_num().abs().max()
-        colours = plt.get_cmap("RdBu_r").with_extremes(bad="#c8ccd0")
+        colors = plt.get_cmap("RdBu_r").with_extremes(bad="#c8ccd0")
         rows, columns = matrix.shape
         extent = (0.5, columns + 0.5, rows + 0.5, 0.5)
-        axes.imshow(matrix.numpy(), cmap=colours, vmin=-high, vmax=high, aspect="auto", extent=extent)
+        axes.imshow(matrix.numpy(), cmap=colors, vmin=-high, vmax=high, aspect="auto", extent=extent)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(title=f"{name}: {matrix.shape[0]} x {matrix.shape[1]}", xlabel="from", ylabel="to")
         axes.grid(False)
@@ -315,12 +315,12 @@ with torch.no_grad():
 figure, panels = subplots(1, 4, height=2.7)
 pictures = {
     "mean bits per pixel, all test digits": (bits.mean(0).reshape(8, 8), theme.heat),
-    "one digit": (example[0].float(), theme.grey),
-    "p($x_i$ = 1 | $x_{<i}$) on it": (given_before, theme.grey),
+    "one digit": (example[0].float(), theme.gray),
+    "p($x_i$ = 1 | $x_{<i}$) on it": (given_before, theme.gray),
     "bits per pixel on it": (bits[3].reshape(8, 8), theme.heat),
 }
-for axes, (title, (picture, colours)) in zip(panels, pictures.items(), strict=True):
-    shown = axes.imshow(picture.numpy(), cmap=colours, vmin=0)
+for axes, (title, (picture, colors)) in zip(panels, pictures.items(), strict=True):
+    shown = axes.imshow(picture.numpy(), cmap=colors, vmin=0)
     axes.set(title=title, xticks=[], yticks=[])
     axes.grid(False)
     figure.colorbar(shown, ax=axes, shrink=0.75)

@@ -71,17 +71,17 @@ print(f"integral of p(z) alone over x:   {torch.trapezoid(p_z, x):.6f}")
 assert abs(torch.trapezoid(p_x, x) - 1) < 1e-5
 
 cuts = dist.Normal(0.0, 1.0).icdf(torch.tensor([0.025, 0.15, 0.3, 0.45, 0.55, 0.7, 0.85, 0.975])).double()
-colours = [*theme.series, theme.muted]
+colors = [*theme.series, theme.muted]
 figure, panels = subplots(1, 3, height=3.0)
 panels[0].plot(z, p_z, color=theme.ink, lw=1.2)
 panels[1].plot(z, x, color=theme.ink, lw=1.2)
 panels[2].plot(x, p_x, color=theme.ink, lw=1.2)
-for a, b, colour in zip(cuts[:-1], cuts[1:], colours, strict=True):
+for a, b, color in zip(cuts[:-1], cuts[1:], colors, strict=True):
     piece = (z >= a) & (z <= b)
-    panels[0].fill_between(z[piece], 0, p_z[piece], color=colour, alpha=0.6, lw=0)
-    panels[1].fill_between(z[piece], -6, x[piece], color=colour, alpha=0.15, lw=0)
-    panels[1].fill_betweenx(x[piece], -3, z[piece], color=colour, alpha=0.35, lw=0)
-    panels[2].fill_between(x[piece], 0, p_x[piece], color=colour, alpha=0.6, lw=0)
+    panels[0].fill_between(z[piece], 0, p_z[piece], color=color, alpha=0.6, lw=0)
+    panels[1].fill_between(z[piece], -6, x[piece], color=color, alpha=0.15, lw=0)
+    panels[1].fill_betweenx(x[piece], -3, z[piece], color=color, alpha=0.35, lw=0)
+    panels[2].fill_between(x[piece], 0, p_x[piece], color=color, alpha=0.6, lw=0)
 panels[0].set(title="p(z)", xlabel="z", ylabel="density", xlim=(-3, 3), ylim=(0, None))
 panels[1].set(title="x = f(z)", xlabel="z", ylabel="x", xlim=(-3, 3), ylim=(-5, 5))
 panels[2].set(title="p(x)", xlabel="x", xlim=(-5, 5), ylim=(0, None))
@@ -461,12 +461,12 @@ class SinhArcsinh(Bijection):
         self.features = features
         self.log_a, self.b = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(features))
 
-    def forward(self, z, context=None):
+    def forward(self, z, given=None):
         u = self.log_a.exp() * z.asinh() + self.b
         log_slope = u.cosh().log() + self.log_a - 0.5 * (1 + z**2).log()
         return u.sinh(), log_slope.sum(-1)
 
-    def inverse(self, x, context=None):
+    def inverse(self, x, given=None):
         z = ((x.asinh() - self.b) / self.log_a.exp()).sinh()
         return z, -self(z)[1]
 

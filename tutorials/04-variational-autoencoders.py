@@ -89,7 +89,7 @@ for role in ("model", "guide"):
     trace = poutine.trace(getattr(vae, role)).get_trace(test.x[:3])
     sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name != "data"]
     print(f"{role}: sites {', '.join(sites)}")
-evidence = dgm.evaluate(vae, test, draws=scaled(100, 4))
+evidence = dgm.evaluate(vae, test, num_samples=scaled(100, 4))
 print(evidence)
 
 # %% [markdown]
@@ -114,7 +114,7 @@ with torch.no_grad():
     q = vae.encoder(some)
     log_q = q.log_prob(grid.unsqueeze(1)).T
     kl = (log_q.exp() * (log_q - log_posterior)).sum(1) * math.exp(log_cell)
-elbo = dgm.evaluate(vae, some, draws=scaled(400, 4)).values
+elbo = dgm.evaluate(vae, some, num_samples=scaled(400, 4)).values
 print(f"log p(x) by the grid      {log_p_x.mean():.3f}")
 print(f"ELBO, from draws          {elbo.mean():.3f}")
 print(f"KL(q || posterior)        {kl.mean():.3f}")
@@ -133,10 +133,10 @@ for axes, i in zip(panels, chosen, strict=True):
     for radius in (1, 2):
         ring = q.mean[i] + radius * q.stddev[i] * torch.stack([angle.cos(), angle.sin()], -1)
         axes.plot(*ring.T.numpy(), color=theme.series[1], lw=1)
-    centre = q.mean[i]
+    center = q.mean[i]
     half = 2.2 if i == worst else 1.2
-    axes.set(xlim=(centre[0].item() - half, centre[0].item() + half))
-    axes.set(ylim=(centre[1].item() - half, centre[1].item() + half))
+    axes.set(xlim=(center[0].item() - half, center[0].item() + half))
+    axes.set(ylim=(center[1].item() - half, center[1].item() + half))
     axes.set(title=f"a {int(test.y[i])}: KL {kl[i]:.2f} nats", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     axes.grid(False)
 plt.show()
@@ -159,7 +159,7 @@ for beta in betas:
     torch.manual_seed(0)
     weighted[beta] = make(8)
     train_on_digits(weighted[beta], objective=f"beta:{beta}")
-    evidence = dgm.evaluate(weighted[beta], test, draws=scaled(32, 2))  # the terms themselves, without the weight
+    evidence = dgm.evaluate(weighted[beta], test, num_samples=scaled(32, 2))  # the terms themselves, without the weight
     terms[beta] = evidence.reconstruction["x"], evidence.kl["z"], evidence.nats
     print("beta {:4.1f}: reconstruction {:7.2f}, KL {:5.2f}, ELBO {:7.2f} nats".format(beta, *terms[beta]))
 kls = [terms[beta][1] for beta in betas]
@@ -227,7 +227,7 @@ for axes in panels[:2]:
         axes.add_patch(plt.Circle((0, 0), radius, fill=False, ls="--", color=theme.ink, lw=1))
     axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
 mosaic = decoded.reshape(side, side, 8, 8).permute(0, 2, 1, 3).reshape(8 * side, 8 * side)
-panels[2].imshow(mosaic.numpy(), cmap=theme.grey, vmin=0, vmax=1)
+panels[2].imshow(mosaic.numpy(), cmap=theme.gray, vmin=0, vmax=1)
 panels[2].set(title="decoded: E[x | z]", xlabel="$z_1$ →", ylabel="$z_2$ →", xticks=[], yticks=[])
 panels[2].grid(False)
 plt.show()
@@ -246,12 +246,12 @@ claim(same > 0.6)
 # ## 4. Posterior collapse
 #
 # Sometimes $z$ is not used at all. It happens when the decoder can do without. Here is one that can: an autoregressive
-# model of the pixels (chapter 02), which is given $z$ as a context.
+# model of the pixels (chapter 02), which is given $z$.
 
 
 # %%
 def strong():
-    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128,), context_shape=(8,), levels=2)))
+    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128,), given_shape=(8,), levels=2)))
 
 
 def per_feature(vae, x=test.x):
@@ -282,7 +282,7 @@ for name, (likelihood, objective) in ways.items():
     torch.manual_seed(1)
     collapse[name] = make(8, likelihood and likelihood())
     train_on_digits(collapse[name], objective=objective)
-    elbo = dgm.evaluate(collapse[name], test, draws=scaled(16, 2))
+    elbo = dgm.evaluate(collapse[name], test, num_samples=scaled(16, 2))
     iwae = dgm.evaluate(collapse[name], test, num_particles=scaled(100, 4))
     own, other = told_by_z(collapse[name])
     print(
@@ -370,7 +370,7 @@ def guide_with(rsample):
 
 
 gradients = {}
-for name, rsample in {"reparameterised": True, "score function": False}.items():
+for name, rsample in {"reparameterized": True, "score function": False}.items():
     pyro.clear_param_store()
     found = []
     for _ in range(scaled(2000, 20)):
@@ -388,7 +388,7 @@ pyro.clear_param_store()
 for values in gradients.values():
     mean, error = mean_and_error(values)
     claim(abs(mean - exact) < 4 * error + 1e-6)
-claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std())
+claim(gradients["score function"].std() > 2 * gradients["reparameterized"].std())
 
 # %% [markdown]
 # ## 6. Exercises
@@ -403,11 +403,11 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterised"].std()
 #
 # - **The data.** Gray levels: `dgm.data.load("digits")`, with `dgm.DiscretizedLogistic(shape, 17, 5, network)` as the
 #   likelihood and 15 parameters per pixel.
-# - **The encoder.** `dgm.flow.nsf((2,), context_shape=shape, context_levels=2)` is a guide that is no Normal. What
+# - **The encoder.** `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)` is a guide that is no Normal. What
 #   happens to the KL of section 1?
 # - **The objective.** `dgm.fit(vae, train, "iwae:10")` climbs a tighter bound. Does the encoder get better or worse?
 # - **The price.** Try `"free-bits:2"` and `"free-bits:20"` in section 4. What does a nat of $z$ cost in log p(x)?
-# - **Labels.** `dgm.Labelled(prior, vae)` with parts that take `num_classes` is the semi-supervised VAE.
+# - **Labels.** `dgm.Labeled(prior, vae)` with parts that take `num_classes` is the semi-supervised VAE.
 #
 # ## Solutions
 #
@@ -455,7 +455,7 @@ train_on_digits(with_flow, epochs=80)
 bounds = {}
 for name, each in {"Normal prior": vae, "flow prior": with_flow}.items():
     bounds[name] = dgm.evaluate(each, test, num_particles=scaled(200, 4))
-    elbo = dgm.evaluate(each, test, draws=scaled(32, 2))
+    elbo = dgm.evaluate(each, test, num_samples=scaled(32, 2))
     print(f"{name:13s} KL {elbo.kl['z']:.2f}  ELBO {elbo.nats:.2f}  {bounds[name].kind} {bounds[name].nats:.2f} nats")
 difference, error = bounds["flow prior"].minus(bounds["Normal prior"])
 print(f"flow minus Normal: {difference:.2f} +- {error:.2f} nats")

@@ -85,7 +85,7 @@ for t in range(1, 51):  # walk, step by step
 # %%
 times = (0, 5, 15, 25, 35, 50)
 figure, panels = subplots(2, 6, height=3.9)
-digit = dgm.data.load("digits").x[7, 0] / 8 - 1  # grey levels 0 .. 16 scaled to -1 .. 1
+digit = dgm.data.load("digits").x[7, 0] / 8 - 1  # gray levels 0 .. 16 scaled to -1 .. 1
 for column, t in zip(panels.T, times, strict=True):
     for y in (0, 1):
         x = unseen.x[unseen.y == y][:600]
@@ -93,7 +93,7 @@ for column, t in zip(panels.T, times, strict=True):
         column[0].scatter(*x.T.numpy(), s=2, linewidths=0, color=theme.series[y])
     column[0].set(title=f"$x_{{{t}}}$: signal {schedule.alpha[t]:.2f}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
     noisy = schedule.alpha[t] * digit + schedule.sigma[t] * torch.randn(8, 8)
-    column[1].imshow(noisy.numpy(), cmap=theme.grey, vmin=-1.5, vmax=1.5)
+    column[1].imshow(noisy.numpy(), cmap=theme.gray, vmin=-1.5, vmax=1.5)
     column[1].set(xticks=[], yticks=[])
     column[1].grid(False)
 panels[0, 0].set_ylabel("points")
@@ -234,7 +234,7 @@ def terms_of(program, x0, draws=10):
     """L_0, L_1, .. L_T in nats per datum."""
     x0 = x0.repeat(draws, 1)
     terms = []
-    for t in range(1, program.steps + 1):
+    for t in range(1, program.num_steps + 1):
         at = torch.full((len(x0),), t)
         x_t = program.noised(x0, at).sample()  # q(x_t | x_0)
         denoised = program.denoise(x_t, at)
@@ -248,8 +248,8 @@ def terms_of(program, x0, draws=10):
 
 some = unseen.x[: scaled(1000, 50)]
 terms = terms_of(diffusion, some)
-whole = dgm.evaluate(diffusion, some, draws=scaled(100, 2))
-print(f"L_0 {terms[0]:.3f}, L_1 + ... + L_{diffusion.steps - 1} {terms[1:-1].sum():.3f}, L_T {terms[-1]:.4f}")
+whole = dgm.evaluate(diffusion, some, num_samples=scaled(100, 2))
+print(f"L_0 {terms[0]:.3f}, L_1 + ... + L_{diffusion.num_steps - 1} {terms[1:-1].sum():.3f}, L_T {terms[-1]:.4f}")
 print(f"minus their sum {-terms.sum():.3f}, the bound by dgm.evaluate {whole.nats:.3f} nats per datum")
 claim(abs(-terms.sum() - whole.nats) < 0.05)
 claim(terms[-1] < 0.05)
@@ -275,7 +275,7 @@ class Exact(nn.Module):
         self.points = torch.cat([upper, -upper])
 
     def forward(self, x, t):
-        at = (t * schedule.steps).round().long()
+        at = (t * schedule.num_steps).round().long()
         alpha, variance = schedule.alpha[at, None, None], 0.2**2
         noisy = alpha**2 * variance + schedule.sigma[at, None, None] ** 2
         away = x.unsqueeze(1) - alpha * self.points
@@ -285,7 +285,7 @@ class Exact(nn.Module):
 
 exact = dgm.Diffusion(2, Exact(), schedule, subsample=5, predict="x0")
 dgm.fit(exact, moons, epochs=scaled(10), lr=0.03, progress=False)
-best = dgm.evaluate(exact, some, draws=scaled(100, 2))
+best = dgm.evaluate(exact, some, num_samples=scaled(100, 2))
 truth = dist.Normal(exact.denoiser.points, 0.2).to_event(1).log_prob(some.unsqueeze(1)).exp().mean(1).log()
 print(f"log p by the formula {truth.mean():.3f}, the bound with the exact mean {best.nats:.3f} nats per datum")
 steps_cost, network_cost = mean_and_error(truth - best.values), best.minus(whole)
@@ -355,13 +355,13 @@ given_label = dgm.Diffusion(
     shape,
     DenoisingUNet(shape, (32, 64), num_classes=10, outputs=levels),
     "log-snr",
-    steps=50,
+    num_steps=50,
     predict="levels",
     levels=levels,
     label_dropout=0.15,
 )
-labelled = dgm.Labelled(dgm.Categorical((), 10), given_label)  # p(y) p(x | y): it hands the labels on
-dgm.fit(labelled, digits, epochs=scaled(30), lr=3e-3, ema=0.99, progress=False)
+labeled = dgm.Labeled(dgm.Categorical((), 10), given_label)  # p(y) p(x | y): it hands the labels on
+dgm.fit(labeled, digits, epochs=scaled(30), lr=3e-3, ema=0.99, progress=False)
 judge = dgm.Discriminative(dgm.Categorical((), 10, MLP(shape, 10, hidden=(256, 256), levels=levels)))
 dgm.fit(judge, digits, epochs=scaled(40), progress=False)
 print(f"a classifier to judge with: {(judge.classify(test.x) == test.y).double().mean():.3f} right on test digits")
@@ -464,21 +464,21 @@ counts, found = (3, 5, 10, 20, 50), {"ancestral": [], "ddim": [], "dpm++": []}
 for sampler, values in found.items():
     for steps in counts:
         torch.manual_seed(0)
-        values.append(distance_of(diffusion.sample(num, sampler=sampler, steps=steps)))
+        values.append(distance_of(diffusion.sample(num, sampler=sampler, num_steps=steps)))
     print(
         f"{sampler:10s}",
         "  ".join(
             f"{steps} steps {mean:.4f} +- {error:.4f}" for steps, (mean, error) in zip(counts, values, strict=True)
         ),
     )
-fresh = dgm.data.load("moons", num=num, seed=1).x
+fresh = dgm.data.load("moons", num_data=num, seed=1).x
 floor = distance_of(fresh)
 print(f"fresh data: {floor[0]:.4f} +- {floor[1]:.4f}")
 
 shown, off = {}, {"fresh data": off_the_curve(fresh)}
 for sampler, steps in (("ancestral", 5), ("ancestral", 50), ("dpm++", 5), ("dpm++", 10)):
     torch.manual_seed(0)
-    points = shown[f"{sampler}, {steps} steps"] = diffusion.sample(num, sampler=sampler, steps=steps)
+    points = shown[f"{sampler}, {steps} steps"] = diffusion.sample(num, sampler=sampler, num_steps=steps)
     off[f"{sampler}, {steps} steps"] = off_the_curve(points)
 for name, (share, distance) in off.items():
     print(f"{name:20s} farther than 0.6: {100 * share:.1f} %, distance of the others {distance:.3f}")
@@ -516,7 +516,7 @@ plt.show()
 # 1. Train a diffusion of 5 steps on the moons, with the same ends of the schedule. What happens to the bound? Why?
 # 2. The network may predict the clean $x_0$, the noise $\epsilon$ in $x_t = \alpha_t x_0 + \sigma_t \epsilon$, or
 #    $v = \alpha_t \epsilon - \sigma_t x_0$. Show that each gives the others. Which is of no use at $t = T$?
-# 3. Use the class-conditional diffusion as a classifier, by Bayes' rule: `labelled.classify(x)`. How often is it right?
+# 3. Use the class-conditional diffusion as a classifier, by Bayes' rule: `labeled.classify(x)`. How often is it right?
 #
 # ## What to change next
 #
@@ -564,6 +564,6 @@ assert factor > 10
 # %%
 x, y = test.x[: scaled(100, 5)], test.y[: scaled(100, 5)]
 torch.manual_seed(0)
-accuracy = (labelled.classify(x) == y).double().mean()
+accuracy = (labeled.classify(x) == y).double().mean()
 print(f"right: {accuracy:.2f}; the classifier of section 6: {(judge.classify(x) == y).double().mean():.2f}")
 claim(accuracy > 0.6)

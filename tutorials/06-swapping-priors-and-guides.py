@@ -108,7 +108,7 @@ statements(base)
 # the likelihood was never trained there, and new data come from there all the same.
 
 # %%
-colours = theme.classes
+colors = theme.classes
 
 
 @torch.no_grad()
@@ -142,8 +142,8 @@ def on_square(axes, reach, title=""):
 
 def points(axes, x, y=None, reach=4, title="", **options):
     on_square(axes, reach, title)
-    colour = theme.ink if y is None else [colours[label] for label in y.tolist()]
-    axes.scatter(*x.detach().T.numpy(), **({"s": 3, "linewidths": 0, "c": colour} | options))
+    color = theme.ink if y is None else [colors[label] for label in y.tolist()]
+    axes.scatter(*x.detach().T.numpy(), **({"s": 3, "linewidths": 0, "c": color} | options))
 
 
 z, area = square(4, scaled(101, 21))
@@ -196,7 +196,7 @@ def mismatch(vae):
     return ratio.mean().item(), (ratio.std() / len(ratio) ** 0.5).item()
 
 
-iwae, kl = dgm.evaluate(base, some, num_particles=100), dgm.evaluate(base, some, draws=16).kl["z"]
+iwae, kl = dgm.evaluate(base, some, num_particles=100), dgm.evaluate(base, some, num_samples=16).kl["z"]
 wasted, error = mismatch(base)
 print(f"{iwae.nats:.3f} nats per datum; KL {kl:.3f}, of which mismatch {wasted:.3f} +- {error:.3f}")
 claim(0.3 < wasted < kl / 2)
@@ -270,7 +270,7 @@ def strays(x):
 
 def row(name, vae, than=None, wasted=None, x=None):
     """Print the bounds and the KL of a VAE; return its IWAE evidence."""
-    bound = dgm.evaluate(vae, some, draws=scaled(16, 2))
+    bound = dgm.evaluate(vae, some, num_samples=scaled(16, 2))
     iwae = dgm.evaluate(vae, some, num_particles=scaled(100, 4))
     kl = bound.reconstruction["x"] - bound.nats  # of all latents: a prior may have some of its own
     better, error = iwae.minus(than or iwae)
@@ -418,7 +418,7 @@ def gap_row(name, vae):
     """How far the bounds are below log p(x), which is exact here: ELBO and IWAE-50."""
     gaps = []
     for particles in (1, 50):
-        bound = dgm.evaluate(vae, unheard, num_particles=particles, draws=32)
+        bound = dgm.evaluate(vae, unheard, num_particles=particles, num_samples=32)
         below = truth - bound.values
         gaps.append((below.mean().item(), (below.std() / len(below) ** 0.5).item()))
     print(
@@ -500,7 +500,12 @@ few = unheard.x[: scaled(100, 4)]
 split = {}
 for name in ("meanfield", "fullrank"):
     found = dgm.infer.gaps(
-        by_guide[name], few, num_temperatures=0, num_particles=scaled(1000, 20), steps=scaled(200, 3), draws=256
+        by_guide[name],
+        few,
+        num_temperatures=0,
+        num_particles=scaled(1000, 20),
+        gradient_steps=scaled(200, 3),
+        num_samples=256,
     )
     exact = replace(found, log_evidence=truth[: len(few)], kind="quadrature")
     split[name] = exact.means()
@@ -640,7 +645,7 @@ for (beta, vae), (above, below) in zip(by_beta.items(), panels.T, strict=True):
     made = vae.sample(5000)
     points(below, made[:2000], reach=4, title="draws of x", s=2, c=theme.series[0])
     wasted = mismatch(vae)
-    bound = dgm.evaluate(vae, some, draws=scaled(16, 2))
+    bound = dgm.evaluate(vae, some, num_samples=scaled(16, 2))
     info[beta] = (bound.kl["z"], wasted[0], bound.nats, strays(made))
     print(
         f"beta {beta:3g}: ELBO {bound.nats:.3f} = {bound.reconstruction['x']:.3f} - {bound.kl['z']:.3f}, "
@@ -670,7 +675,7 @@ by_likelihood = {"shared noise": base} | {
 kls = {}
 for name, vae in by_likelihood.items():
     row(name, vae, iwaes["normal"])
-    kls[name] = dgm.evaluate(vae, some, draws=scaled(16, 2)).kl["z"]
+    kls[name] = dgm.evaluate(vae, some, num_samples=scaled(16, 2)).kl["z"]
 claim(kls["ar"] < 0.05)
 
 # %% [markdown]
@@ -708,7 +713,7 @@ statements(classes)
 bayes = dgm.VAE(classes.prior, classes.likelihood, guides.EnumeratedPosterior(classes.prior, classes.likelihood))
 with torch.no_grad():
     torch.testing.assert_close(bayes.log_weights(some.x)[0], bayes.log_weights(some.x)[0], atol=1e-4, rtol=0)
-by_classifier, exact = (dgm.evaluate(vae, some, draws=32) for vae in (classes, bayes))
+by_classifier, exact = (dgm.evaluate(vae, some, num_samples=32) for vae in (classes, bayes))
 gap, error = exact.minus(by_classifier)
 print(f"Bayes' rule {exact.nats:.3f}, classifier {by_classifier.nats:.3f}: gap {gap:.3f} +- {error:.3f} nats")
 claim(gap > 0)
@@ -789,10 +794,10 @@ with torch.no_grad():
 prior = dgm.flow.nsf((2,), layers=3, hidden=(64, 64))
 dgm.fit(prior, coded, epochs=scaled(20), batch_size=128, lr=3e-3, progress=False)
 refitted = dgm.VAE(prior, base.likelihood, base.encoder)
-elbos = {name: dgm.evaluate(vae, some, draws=32) for name, vae in (("before", base), ("after", refitted))}
+elbos = {name: dgm.evaluate(vae, some, num_samples=32) for name, vae in (("before", base), ("after", refitted))}
 won, error = elbos["after"].minus(elbos["before"])
 bound = mismatches["normal"]
-together, _ = dgm.evaluate(by_prior["nsf"], some, draws=32).minus(elbos["before"])
+together, _ = dgm.evaluate(by_prior["nsf"], some, num_samples=32).minus(elbos["before"])
 print(f"ELBO won by the prior alone {won:.3f} +- {error:.3f}, mismatch {bound[0]:.3f} +- {bound[1]:.3f}")
 print(f"ELBO won when all parts were trained with it {together:.3f}")
 claim(0.7 * bound[0] < won < bound[0] + 4 * math.hypot(error, bound[1]))
@@ -805,9 +810,11 @@ claim(0.7 * bound[0] < won < bound[0] + 4 * math.hypot(error, bound[1]))
 # best member.
 
 # %%
-refined = guides.SemiAmortized(by_guide["meanfield"].encoder, p_z, p_x, steps=scaled(20, 2), lr=0.02, draws=8)
+refined = guides.SemiAmortized(
+    by_guide["meanfield"].encoder, p_z, p_x, gradient_steps=scaled(20, 2), lr=0.02, num_samples=8
+)
 semi = dgm.VAE(p_z, p_x, refined)
-before, after = (dgm.evaluate(vae, few, draws=256) for vae in (by_guide["meanfield"], semi))
+before, after = (dgm.evaluate(vae, few, num_samples=256) for vae in (by_guide["meanfield"], semi))
 won, error = after.minus(before)
 amortization, its_error = split["meanfield"]["amortization gap"]
 print(f"won {won:.3f} +- {error:.3f} of an amortization gap of {amortization:.3f} +- {its_error:.3f}")

@@ -372,7 +372,7 @@ def log_joint_on_grid(x):
 some = test[: scaled(100, 20)]
 joint = log_joint_on_grid(some.x)
 posterior, log_evidence = joint.softmax(1), joint.logsumexp(1).double()
-gap = log_evidence - dgm.evaluate(vae, some, draws=scaled(256, 8)).values
+gap = log_evidence - dgm.evaluate(vae, some, num_samples=scaled(256, 8)).values
 print(f"log p(x) by the grid: {log_evidence.mean():.3f} nats per datum; above the ELBO by {gap.mean():.3f} on average,")
 print(f"by {gap.median():.3f} for half of the data at most, by {gap.max():.3f} for the worst datum")
 claim(gap.max() > 5 * gap.median())
@@ -430,7 +430,7 @@ drawn = {
 # %%
 figure, panels = subplots(3, 8, width=12, height=4.9)
 for above, (name, i) in zip(panels, chosen.items(), strict=True):
-    above[0].imshow(some.x[i, 0].numpy(), cmap=theme.grey)
+    above[0].imshow(some.x[i, 0].numpy(), cmap=theme.gray)
     above[0].set(xticks=(), yticks=(), ylabel=f"{name}\n{gap[i]:.2f} nats")
     above[0].grid(False)
     picture = posterior[i].reshape(side, side).T.numpy()
@@ -533,7 +533,7 @@ compared = {
 found = {}
 for name, each in compared.items():
     # 0 temperatures leave out AIS; IWAE-1000 is enough where z is so small.
-    gaps = dgm.infer.gaps(each, some.x, num_temperatures=0, steps=scaled(300, 5), draws=scaled(256, 8))
+    gaps = dgm.infer.gaps(each, some.x, num_temperatures=0, gradient_steps=scaled(300, 5), num_samples=scaled(256, 8))
     error = (gaps.log_evidence - log_evidence).mean()
     print(
         f"{name:22s} log p(x) by {gaps.kind} of this guide: {gaps.log_evidence.mean():.3f}, {error:+.3f} from the grid"
@@ -594,11 +594,11 @@ suspects = {
     "true marginals": guides["true marginals"],
     "the prior": guides["the prior"],
 }
-calibrations = {name: dgm.infer.sbc(each, num_simulations=2000) for name, each in suspects.items()}
+calibrations = {name: dgm.infer.sbc(each, num_samples=2000) for name, each in suspects.items()}
 data = exact.sample(scaled(400, 50))
 print(f"{'':16s}{'log p(x) - ELBO':>18s}{'p-value of uniform ranks':>28s}")
 for name, calibration in calibrations.items():
-    missing = (log_p(data) - dgm.evaluate(suspects[name], data, draws=scaled(64, 8)).values).mean()
+    missing = (log_p(data) - dgm.evaluate(suspects[name], data, num_samples=scaled(64, 8)).values).mean()
     print(f"{name:16s}{missing:18.3f}{calibration.p_value:28.2g}")
 p_values = {name: calibration.p_value for name, calibration in calibrations.items()}
 assert all(p_values[name] > 0.01 for name in ("exact posterior", "true marginals", "the prior"))
@@ -669,7 +669,7 @@ def bits():
 
 def chain():
     """p(x | z) with pixels that see z and all pixels before them."""
-    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), context_shape=(8,), levels=2)))
+    return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), given_shape=(8,), levels=2)))
 
 
 pyro.set_rng_seed(4)
@@ -680,9 +680,9 @@ for name, each in trained.items():
 
 def summary(name, each):
     """Print bounds on the test data, and what the latents do; returns IWAE-64, the ELBO and the units."""
-    elbo, iwae = dgm.evaluate(each, test, draws=16), dgm.evaluate(each, test, num_particles=64)
+    elbo, iwae = dgm.evaluate(each, test, num_samples=16), dgm.evaluate(each, test, num_particles=64)
     units = dgm.infer.units(each, test)["z"]
-    calibrated = dgm.infer.sbc(each, num_simulations=1000).p_value
+    calibrated = dgm.infer.sbc(each, num_samples=1000).p_value
     print(
         f"{name:18s} ELBO {elbo.nats:7.2f}  IWAE-64 {iwae.nats:7.2f}  KL {units.kl.sum():5.2f}  "
         f"above 0.1 nats: {(units.kl > 0.1).sum()}  active: {units.active.sum()}  SBC p = {calibrated:.1g}"
@@ -843,7 +843,7 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 #
 # - **The model.** Train the model of section 2 by the ELBO instead of by IWAE, and compare its approximation gap: does
 #   a model learn posteriors that suit its guide?
-# - **The guide.** Put `dgm.flow.nsf((2,), context_shape=shape, context_levels=2)`, or `dgm.guides.SemiAmortized`, into
+# - **The guide.** Put `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)`, or `dgm.guides.SemiAmortized`, into
 #   `guided_by`, and look at the gaps and the rank histograms again.
 # - **The size of $z$.** With 16 latents there is no grid. Do IWAE-1000 and AIS still agree? Use `bidirectional` to
 #   choose the number of temperatures.

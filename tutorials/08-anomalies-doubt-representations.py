@@ -53,7 +53,16 @@ from chapter import (  # small helpers, in chapter.py beside this
 from dgm_pyro import corruptions, plots, representations
 from dgm_pyro.infer import units
 from dgm_pyro.networks import MADE, MLP
-from dgm_pyro.uses.anomaly import Complexity, Detector, PosteriorKL, Ratio, Surprise, Typicality, code_bits, separation
+from dgm_pyro.uses.anomaly import (
+    Complexity,
+    Detector,
+    NegativeLogLikelihood,
+    PosteriorKL,
+    Ratio,
+    Typicality,
+    code_bits,
+    separation,
+)
 from dgm_pyro.uses.classification import Bayesian, accuracy, beliefs, reliability, risk_coverage
 
 pyro.set_rng_seed(0)
@@ -133,7 +142,7 @@ shown = torch.cat([test.x[:10], *[x[:10] for x in strange.values()]])
 plots.images(shown, levels=levels, columns=10, row_labels=["test digits", *strange])
 
 # %%
-surprise = Surprise(program)  # -log p(x), in nats
+surprise = NegativeLogLikelihood(program)  # -log p(x), in nats
 of_digits = surprise(test.x)
 figure, axes = subplots(width=8.5, height=3.0)
 bars = {"bins": 60, "range": (40, 220), "histtype": "step", "lw": 1.4}
@@ -309,7 +318,7 @@ for _ in range(3):
 # and draws by NUTS (chapter 07). `Predictive(model, draws)` runs the model once per draw, and collects what it returns.
 
 # %%
-few = dgm.data.load("moons", num=40)
+few = dgm.data.load("moons", num_data=40)
 
 
 def network_of_points():
@@ -371,7 +380,7 @@ discriminative = dgm.Discriminative(dgm.Categorical((), 10, MLP(shape, 10, hidde
 dgm.fit(discriminative, train, epochs=scaled(40), lr=1e-3, **recipe)
 bayesian = Bayesian(MLP(shape, 10, hidden=(64,), levels=levels), train, "normal", scale=2.0)
 bayesian.fit(epochs=scaled(30))
-generative = dgm.Labelled(dgm.Categorical((), 10, learned=True), autoregressive(num_classes=10))  # p(y) p(x | y)
+generative = dgm.Labeled(dgm.Categorical((), 10, learned=True), autoregressive(num_classes=10))  # p(y) p(x | y)
 dgm.fit(generative, train, epochs=scaled(30), lr=3e-3, **recipe)
 
 
@@ -491,8 +500,8 @@ claim(errors["generative", "turned by 30°"] > errors["network", "turned by 30°
 
 # %%
 attacked = {
-    "network": corruptions.pgd(discriminative, test.x, test.y, 2, levels, steps=scaled(10)),
-    "generative": corruptions.pgd(generative, test.x, test.y, 2, levels, steps=scaled(10)),
+    "network": corruptions.pgd(discriminative, test.x, test.y, 2, levels, gradient_steps=scaled(10)),
+    "generative": corruptions.pgd(generative, test.x, test.y, 2, levels, gradient_steps=scaled(10)),
 }
 under_attack = {}
 for name, x in attacked.items():
@@ -509,7 +518,7 @@ figure, panels = subplots(2, 6, height=3.2, width=10, gridspec_kw={"width_ratios
 for i, row in enumerate(panels):
     for (before, after, bars), name in zip((row[:3], row[3:]), attacked, strict=True):
         for axes, x, title in ((before, test.x, "x"), (after, attacked[name], "attacked")):
-            axes.imshow(x[i, 0].numpy(), cmap=theme.grey, vmin=0, vmax=levels - 1)
+            axes.imshow(x[i, 0].numpy(), cmap=theme.gray, vmin=0, vmax=levels - 1)
             axes.set(xticks=[], yticks=[], title=title if i == 0 else "")
             axes.grid(False)
         for j, x in enumerate((test.x[i : i + 1], attacked[name][i : i + 1])):
@@ -528,7 +537,7 @@ claim(min(noticed["generative"] for _, noticed in under_attack.values()) > 0.95)
 claim(under_attack["network"][1]["network"] < 0.6)
 
 # %% [markdown]
-# **Bayes' rule is no defence.** The generative classifier gives way even more. But $p(x)$ notices both attacks, while
+# **Bayes' rule is no defense.** The generative classifier gives way even more. But $p(x)$ notices both attacks, while
 # the attacked network's own confidence lets most of them pass. This attack did not *try* to keep $p(x)$ high; exercise
 # 2 does.
 #
@@ -610,11 +619,11 @@ plots.images(
 
 # %%
 of_pixels = train.x.flatten(1) / 16, test.x.flatten(1) / 16
-centre = of_pixels[0].mean(0)
-directions = torch.linalg.svd(of_pixels[0] - centre, full_matrices=False).Vh[: of_train.shape[1]]
+center = of_pixels[0].mean(0)
+directions = torch.linalg.svd(of_pixels[0] - center, full_matrices=False).Vh[: of_train.shape[1]]
 inputs = {
     "pixels": of_pixels,
-    "principal components": [(each - centre) @ directions.T for each in of_pixels],
+    "principal components": [(each - center) @ directions.T for each in of_pixels],
     "z of the VAE": (of_train, of_test),
 }
 quality = {}
@@ -622,7 +631,7 @@ for name, (ours, theirs) in inputs.items():
     quality[name] = representations.assess(ours, train.y, theirs, test.y)
     each = quality[name]
     print(
-        f"{name:21s} {ours.shape[1]:2d} features: probe {each.probe:.3f}, neighbours {each.knn:.3f}, "
+        f"{name:21s} {ours.shape[1]:2d} features: probe {each.probe:.3f}, neighbors {each.knn:.3f}, "
         f"clusters {each.clusters.accuracy:.3f}   (+- {each.stderr(each.probe):.3f})"
     )
 claim(quality["z of the VAE"].probe > 0.8 and quality["z of the VAE"].clusters.accuracy > 0.4)
@@ -634,7 +643,7 @@ for axes, name in zip(panels, ("principal components", "z of the VAE"), strict=T
     for c in range(10):
         axes.scatter(*flat[test.y == c].T, s=6, linewidths=0, color=theme.classes[c])
         axes.text(*flat[test.y == c].mean(0), str(c), ha="center", va="center", weight="bold")
-    axes.set(title=f"{name}, neighbours kept near", xticks=[], yticks=[])
+    axes.set(title=f"{name}, neighbors kept near", xticks=[], yticks=[])
     axes.grid(False)
 plt.show()
 
@@ -651,7 +660,7 @@ plt.show()
 #
 # $$p(x, y, z) = p(y)\, p(z)\, p(x \mid y, z), \qquad q(y, z \mid x) = q(y \mid x)\, q(z \mid x, y).$$
 #
-# That is `Labelled` around a VAE. For a datum without label the bound is a sum over all ten labels, which is
+# That is `Labeled` around a VAE. For a datum without label the bound is a sum over all ten labels, which is
 # enumeration (chapter 06), weighted by the classifier $q(y \mid x)$:
 #
 # $$\log p(x) \ge \sum_y q(y \mid x)\, \big[\mathrm{ELBO}(x, y) - \log q(y \mid x)\big].$$
@@ -675,7 +684,7 @@ for seed in range(scaled(3)):
     dgm.fit(alone, binary[known], epochs=scaled(200), weight_decay=0.01, **options)
     right["50 labels"].append((alone.classify(unseen.x) == unseen.y).double().mean())
 
-    both = dgm.build("vae", binary, labelled=True, latent_size=8, hidden=(128, 128))
+    both = dgm.build("vae", binary, labeled=True, latent_size=8, hidden=(128, 128))
     partly = dgm.Data(binary.x, y, levels=2, num_classes=10)
     dgm.fit(both, partly, dgm.SemiSupervised(weight=50), epochs=scaled(30), **options | {"lr": 2e-3})
     guessed = both.classifier(unseen.x).logits.argmax(-1)
@@ -703,7 +712,7 @@ plt.show()
 #    false alarms, and say why it does. What does it catch?
 # 2. The attack of section 6 lowers $p(y \mid x)$ and does not care for $p(x)$. Write one that does: it moves single
 #    pixels, those that lower $p(y \mid x)$ most, and only as long as the alarm on $p(x)$ is silent. Is $p(x)$ a
-#    defence?
+#    defense?
 # 3. Between the codes of two digits one can walk on the straight line, or on the arc that keeps the length
 #    (`representations.arc`). Which way do draws from the prior $N(0, I)$ suggest, by section 1? How long are the codes
 #    that the encoder gives, and does it matter here?
@@ -713,7 +722,7 @@ plt.show()
 # - **The anomalies.** Add your own to `strange`: digits shifted by a pixel, two digits on top of each other, your
 #   handwriting. Guess the row of AUROCs first.
 # - **The rate.** Set $\alpha$ to 1 % and calibrate on 99 data, then on 50. What does the error message say?
-# - **The family.** Replace the MADE of section 5 by a VAE, `dgm.build("vae", train, labelled=True)`, with
+# - **The family.** Replace the MADE of section 5 by a VAE, `dgm.build("vae", train, labeled=True)`, with
 #   `beliefs(..., num_particles=16)`. Is a bound good enough for an alarm?
 # - **The guide of the weights.** `Bayesian(..., guide="lowrank")`, or any `AutoGuide`. Does it come closer to NUTS?
 # - **The size of the code.** Two features of $z$, or thirty-two. Which of the three measures of section 9 rises?

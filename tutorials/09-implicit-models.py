@@ -68,7 +68,7 @@ class Fold(torch.nn.Module):
         return torch.stack([2 * (first**2 + 0.05).sqrt() - 1.5 + 0.4 * second**2, 1.2 * second], -1)
 
 
-folded = dgm.Implicit(dgm.Normal(2), Fold(), event_shape=2)
+folded = dgm.Implicit(2, dgm.Normal(2), Fold())
 pyro.set_rng_seed(0)
 trace = poutine.trace(folded.model).get_trace(scaled(3000, 50))
 z, x = trace.nodes["z"]["value"], trace.nodes["x"]["value"]
@@ -87,8 +87,8 @@ for axes, move, title in ((panels[0, 0], lambda z: z, "z: a grid"), (panels[0, 1
         axes.plot(*move(torch.stack([0 * fine + at, fine], -1)).T.numpy(), **style)
     axes.set(title=title, xlim=(-4, 6), ylim=(-5, 5), aspect="equal")
     axes.grid(False)
-for part, colour in ((left, theme.series[1]), (right, theme.series[0])):
-    panels[0, 2].scatter(*x[part].T.numpy(), s=2, linewidths=0, color=colour)
+for part, color in ((left, theme.series[1]), (right, theme.series[0])):
+    panels[0, 2].scatter(*x[part].T.numpy(), s=2, linewidths=0, color=color)
 panels[0, 2].set(title="samples, by the sign of $z_1$", xlim=(-4, 6), ylim=(-5, 5), aspect="equal")
 panels[0, 2].grid(False)
 plt.show()
@@ -107,7 +107,7 @@ plt.show()
 
 # %%
 pyro.set_rng_seed(3)
-curve = dgm.Implicit(dgm.Normal(1), MLP((1,), 2, hidden=(32, 32), activation="tanh"), event_shape=2)
+curve = dgm.Implicit(2, dgm.Normal(1), MLP((1,), 2, hidden=(32, 32), activation="tanh"))
 with torch.no_grad():
     for parameter in curve.parameters():
         parameter.mul_(2.5)
@@ -142,17 +142,17 @@ except dgm.IntractableError as error:
 # %%
 pyro.set_rng_seed(0)
 size = scaled(10_000, 100)
-centre = torch.tensor([1.0, 0.0])
-p, q = centre + torch.randn(size, 2), 2 * torch.randn(size, 2)
-ratio = density_ratio(p, q, steps=scaled(1000, 3))
+center = torch.tensor([1.0, 0.0])
+p, q = center + torch.randn(size, 2), 2 * torch.randn(size, 2)
+ratio = density_ratio(p, q, gradient_steps=scaled(1000, 3))
 exact_kl = math.log(4) + 3 / 8 - 1
 
 
 def true_log_ratio(x):
-    return (-((x - centre) ** 2) / 2 + x**2 / 8).sum(-1) + math.log(4)
+    return (-((x - center) ** 2) / 2 + x**2 / 8).sum(-1) + math.log(4)
 
 
-fresh_p, fresh_q = centre + torch.randn(size, 2), 2 * torch.randn(size, 2)
+fresh_p, fresh_q = center + torch.randn(size, 2), 2 * torch.randn(size, 2)
 (plug_in, plug_in_error), (bound, bound_error) = ratio.kl(fresh_p), ratio.bound(fresh_p, fresh_q, "kl")
 print(f"KL(p || q): exact {exact_kl:.3f} nats")
 print(f"  mean log ratio at fresh samples {plug_in:.3f} +- {plug_in_error:.3f}")
@@ -230,7 +230,7 @@ def critic():
 def trained(objective, epochs=30, seed=0, prior=None, x=data, **options):
     """An implicit model of ``x``, trained, with its 4000 samples."""
     pyro.set_rng_seed(seed)
-    program = dgm.Implicit(prior or dgm.Normal(2), generator(), event_shape=2)
+    program = dgm.Implicit(2, prior or dgm.Normal(2), generator())
     options = {"batch_size": 256, "lr": 4e-3, "ema": 0.99, "validation": None, "seed": seed} | options
     dgm.fit(program, x[: scaled(len(x), 300)], objective, epochs=scaled(epochs), progress=False, **options)
     pyro.set_rng_seed(1)
@@ -260,10 +260,10 @@ side = torch.linspace(-3, 3, scaled(201, 41))
 with torch.no_grad():
     gone_to = gan.generator(torch.cartesian_prod(side, side))
 distance, nearest = torch.cdist(gone_to, ring).min(1)
-colour = torch.tensor([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in theme.classes[:8]])[nearest]
-colour[distance > 3 * width] = 0.85
+color = torch.tensor([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in theme.classes[:8]])[nearest]
+color[distance > 3 * width] = 0.85
 panels[0, 2].imshow(
-    colour.reshape(len(side), len(side), 3).transpose(0, 1).numpy(), origin="lower", extent=(-3, 3, -3, 3)
+    color.reshape(len(side), len(side), 3).transpose(0, 1).numpy(), origin="lower", extent=(-3, 3, -3, 3)
 )
 panels[0, 2].set(title="z, by the mode it goes to", xlabel="$z_1$", ylabel="$z_2$")
 panels[0, 2].grid(False)
@@ -385,7 +385,7 @@ claim(more[0] == 8 and more[1] > share)
 half = scaled(2000, 50)
 judged = {}
 for name, drawn_by in samples.items():
-    judge = density_ratio(test[:half], drawn_by[:half], MLP((2,), 1, hidden=(128, 128)), steps=scaled(400, 2))
+    judge = density_ratio(test[:half], drawn_by[:half], MLP((2,), 1, hidden=(128, 128)), gradient_steps=scaled(400, 2))
     judged[name] = judge.bound(test[half:], drawn_by[half:])
     print(
         f"{name:12s} at least {judged[name][0] / 2:.3f} +- {judged[name][1] / 2:.3f} nats of Jensen-Shannon divergence"

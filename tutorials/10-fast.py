@@ -52,7 +52,7 @@ from dgm_pyro.families.samplers import run as walk
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP, PixelCNN
 from dgm_pyro.training import compilation
 from dgm_pyro.training.adversarial import squared_distance
-from dgm_pyro.training.distributed import Team
+from dgm_pyro.training.distributed import ProcessGroup
 
 pyro.set_rng_seed(0)
 style()
@@ -95,8 +95,8 @@ families = {
     "inverse masked flow (IAF), 1 layer": dgm.flow.iaf((16,), layers=1),
     "coupling flow (RealNVP), 4 layers": dgm.flow.realnvp((16,), layers=4),
     "VAE": vae,
-    "diffusion, one time of 20": dgm.Diffusion((16,), DenoisingMLP((16,)), steps=20),
-    "diffusion unrolled, all 20": dgm.Diffusion((16,), DenoisingMLP((16,)), steps=20).unroll(),
+    "diffusion, one time of 20": dgm.Diffusion((16,), DenoisingMLP((16,)), num_steps=20),
+    "diffusion unrolled, all 20": dgm.Diffusion((16,), DenoisingMLP((16,)), num_steps=20).unroll(),
 }
 x = torch.randn(8, 16)
 print(f"{'':36s} {'score':>5s} {'draw':>5s}")
@@ -376,12 +376,12 @@ assert abs(slopes["heun"] - 2) < 0.15
 # distributions.
 
 # %%
-grey, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")
-shape, levels = grey.event_shape, grey.levels
+gray, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")
+shape, levels = gray.event_shape, gray.levels
 torch.manual_seed(0)
 network = DenoisingMLP(shape, (256, 256, 256), outputs=levels)
-diffusion = dgm.Diffusion(shape, network, "log-snr", steps=50, predict="levels", levels=levels)
-dgm.fit(diffusion, grey, epochs=scaled(40), lr=2e-3, ema=0.99, progress=False)
+diffusion = dgm.Diffusion(shape, network, "log-snr", num_steps=50, predict="levels", levels=levels)
+dgm.fit(diffusion, gray, epochs=scaled(40), lr=2e-3, ema=0.99, progress=False)
 
 
 def distance(x):
@@ -395,12 +395,12 @@ for sampler, choices in steps_of.items():
     for steps in choices:
         torch.manual_seed(0)
         asked[sampler, steps] = calls(
-            [network], lambda s=sampler, n=steps: drawn.update({(s, n): diffusion.sample(num, sampler=s, steps=n)})
+            [network], lambda s=sampler, n=steps: drawn.update({(s, n): diffusion.sample(num, sampler=s, num_steps=n)})
         )
         found[sampler, steps] = distance(drawn[sampler, steps])
         assert asked[sampler, steps] == steps
         print(f"{sampler:9s} {asked[sampler, steps]:2d} network calls: distance {found[sampler, steps]:.3f}")
-floor = distance(grey.x)
+floor = distance(gray.x)
 print(f"training digits: {floor:.3f}")
 claim(found["dpm++", 10] < found["ancestral", 10])
 claim(found["dpm++", 10] < found["ancestral", 50] + 0.05)
@@ -460,7 +460,7 @@ claim(abs(losses_by["bf16"][-1] - losses_by["float32"][-1]) < 0.02 * losses_by["
 #
 # That is all that happens, on two processes of a laptop or on a cluster. PyTorch's `DistributedDataParallel` takes the
 # plain mean over the $N$ processes, and so each one weights its loss by $N n_r / n$, which matters when the shares differ.
-# `Team` is this bookkeeping, for process `rank` of `size`. Here all processes are played by one:
+# `ProcessGroup` is this bookkeeping, for process `rank` of `size`. Here all processes are played by one:
 
 # %%
 torch.manual_seed(0)
@@ -477,7 +477,7 @@ def gradient(rows):
 batch = torch.arange(100)[::3]  # 34 data
 whole = gradient(batch)
 for size in (1, 2, 3, 4):
-    team = [Team(rank, size) for rank in range(size)]
+    team = [ProcessGroup(rank, size) for rank in range(size)]
     together = sum(process.weight(batch) * gradient(process.share(batch)) for process in team) / size
     shares = [len(process.share(batch)) for process in team]
     print(f"{size} processes, shares {shares}: largest difference {(together - whole).abs().max():.0e}")
@@ -501,7 +501,7 @@ for size in (1, 2, 3, 4):
 # |---|---|---|
 # | a training of many small steps | `dgm.compile`, or `dgm.fit(..., compile=True)` | the numbers |
 # | drawing from an autoregressive model | nothing: the cache is on. Draw many at once | the draws |
-# | drawing from a diffusion | `sample(..., sampler="dpm++", steps=10)`, and look | the distribution, nearly |
+# | drawing from a diffusion | `sample(..., sampler="dpm++", num_steps=10)`, and look | the distribution, nearly |
 # | drawing from a masked flow, scoring an inverse one | a coupling flow: one call in both directions | another model |
 # | a large network on a GPU | `precision="bf16"` | the loss, nearly |
 # | large batches, several devices | `torchrun` | the gradient |
@@ -559,7 +559,7 @@ assert abs(order - 2) < 0.15
 # data for three processes are refused: a process would have a single datum.
 
 # %%
-team = [Team(rank, 3) for rank in range(3)]
+team = [ProcessGroup(rank, 3) for rank in range(3)]
 for rows in (batch[:33], batch):
     plain = sum(gradient(process.share(rows)) for process in team) / 3
     relative = ((plain - gradient(rows)).norm() / gradient(rows).norm()).item()

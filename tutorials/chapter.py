@@ -30,7 +30,7 @@ def mean_and_error(values):
 
 
 def style(dpi=100):
-    """Draw from here on with the package's fonts and colours."""
+    """Draw from here on with the package's fonts and colors."""
     plt.rcParams.update(theme.rc | {"figure.dpi": dpi, "savefig.dpi": dpi, "axes.titlesize": 9.5})
 
 

@@ -10,8 +10,8 @@ pyplot: nothing is global, nothing has to be closed.
 >>> len(figure.axes)
 1
 
-Series colours are those of Okabe and Ito (2008), classes those of Petroff (2021, arXiv 2107.02270): both can be told
-apart without full colour vision, and no picture rests on colour alone.
+Series colors are those of Okabe and Ito (2008), classes those of Petroff (2021, arXiv 2107.02270): both can be told
+apart without full color vision, and no picture rests on color alone.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ from dgm_pyro.checks import (
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.infer.checks import Report
 from dgm_pyro.infer.gaps import Gaps
+from dgm_pyro.program import Program, check_program
 from dgm_pyro.training.fit import History
 from dgm_pyro.uses.classification import reliability as bins_of_answers
+from dgm_pyro.uses.representations import PATHS, Representation, codes, grid, interpolate, is_discrete, traverse
 
 WIDTH = 4.3
 """Width of every figure, in inches: on a phone of 360 pixels, its text is 10 pixels high."""
@@ -61,7 +63,7 @@ DPI = 200
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours: ``paper`` behind everything, ``ink`` for text, ``muted`` for axes, ``rule`` for grid lines."""
+    """Colors: ``paper`` behind everything, ``ink`` for text, ``muted`` for axes, ``rule`` for grid lines."""
 
     paper: str
     ink: str
@@ -71,9 +73,9 @@ class Theme:
     classes: tuple[str, ...]
 
     @property
-    def grey(self) -> Colormap:
+    def gray(self) -> Colormap:
         """Color map from paper (nothing) to ink (everything)."""
-        return LinearSegmentedColormap.from_list("grey", [self.paper, self.ink])
+        return LinearSegmentedColormap.from_list("gray", [self.paper, self.ink])
 
     @property
     def heat(self) -> Colormap:
@@ -259,9 +261,9 @@ def images(
     total = down + 0.17 * len(lines) + 0.12 * bool(lines) + 0.22 * bool(column_labels) + 0.1
     figure = Figure(figsize=(WIDTH, total))
     axes = figure.add_axes((margin / WIDTH + 0.01, 0.05 / total, across / WIDTH, down / total))
-    colours = _theme.get().grey.with_extremes(bad=_theme.get().paper)
+    colors = _theme.get().gray.with_extremes(bad=_theme.get().paper)
     # A frame of paper and ink: the outline shows where an image ends, also where it is blank.
-    axes.imshow(mosaic, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    axes.imshow(mosaic, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
     cover = ListedColormap([_theme.get().series[5]])
     for i in range(len(values)):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
@@ -328,10 +330,10 @@ def plane(
         axes.grid(False)
         figure.colorbar(drawn, ax=axes, shrink=0.7, label="density p(x), per unit area").outline.set_visible(False)  # type: ignore[operator]
     if samples is not None:
-        colour = _theme.get().ink if log_density is not None else _theme.get().series[0]
+        color = _theme.get().ink if log_density is not None else _theme.get().series[0]
         size, alpha = (3, 0.35) if log_density is not None else (5, 0.5)
         across, up = samples.detach().cpu().T.numpy()
-        axes.scatter(across, up, s=size, color=colour, alpha=alpha, linewidths=0)
+        axes.scatter(across, up, s=size, color=color, alpha=alpha, linewidths=0)
     return figure
 
 
@@ -345,7 +347,7 @@ def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") 
     axes = figure.add_subplot(xlabel="feature", ylabel="datum")
     bounds = (0, levels - 1) if levels else (values.min(), values.max())
     drawn = axes.imshow(
-        values, cmap=_theme.get().grey, vmin=bounds[0], vmax=bounds[1], aspect="auto", interpolation="nearest"
+        values, cmap=_theme.get().gray, vmin=bounds[0], vmax=bounds[1], aspect="auto", interpolation="nearest"
     )
     axes.grid(False)
     figure.colorbar(drawn, ax=axes, label="value").outline.set_visible(False)  # type: ignore[operator]
@@ -362,7 +364,7 @@ def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     return table_of_features(x, levels=levels, title=title)
 
 
-def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
+def imputations(x: Tensor, mask: Tensor, samples: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """One row per datum: x itself, x with the hidden part covered, and draws of that part given the rest.
 
     Points of the plane have a panel each instead, with the datum, the draws, and a line where they agree.
@@ -370,32 +372,32 @@ def imputations(x: Tensor, mask: Tensor, draws: Tensor, *, levels: int | None = 
     Args:
         x: ``(N, *event_shape)``; what has no rows is drawn as one row of features.
         mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
-        draws: ``(S, N, *event_shape)``.
+        samples: ``(S, N, *event_shape)``.
     """
     check_dense(x, "x")
     check_dense(mask, "mask")
-    check_tensor(draws, x.shape, "draws", "the shape of x")
+    check_tensor(samples, x.shape, "samples", "the shape of x")
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
-        return _imputed_points(x.cpu(), mask.cpu().expand_as(x), draws.cpu(), title)
+        return _imputed_points(x.cpu(), mask.cpu().expand_as(x), samples.cpu(), title)
     shape = tuple(x.shape[1:]) if x.dim() == 4 and x.shape[1] == 1 else (1, 1, x[0].numel())
-    columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), draws.to(x.dtype)]).transpose(0, 1)
+    columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), samples.to(x.dtype)]).transpose(0, 1)
     hidden = torch.zeros(columns.shape, dtype=torch.bool)
     hidden[:, 1] = ~mask.cpu().expand_as(x)
-    labels = ("data", "seen", *(f"draw {i}" for i in range(1, len(draws) + 1)))
+    labels = ("data", "seen", *(f"draw {i}" for i in range(1, len(samples) + 1)))
     return images(
         columns.reshape(-1, *shape), levels=levels, title=title, column_labels=labels, hidden=hidden.reshape(-1, *shape)
     )
 
 
 @_styled
-def _imputed_points(x: Tensor, seen: Tensor, draws: Tensor, title: str) -> Figure:
-    columns, colours = min(3, len(x)), _theme.get()
+def _imputed_points(x: Tensor, seen: Tensor, samples: Tensor, title: str) -> Figure:
+    columns, colors = min(3, len(x)), _theme.get()
     rows = math.ceil(len(x) / columns)
     figure = _figure(rows * (WIDTH - 0.4) / columns + 0.7, title)
-    extreme = 1.1 * float(torch.cat([x[None], draws]).abs().max()) or 1.0
+    extreme = 1.1 * float(torch.cat([x[None], samples]).abs().max()) or 1.0
     limits = (-extreme, extreme)
     grid = [*figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
-    for i, (axes, datum, known, drawn) in enumerate(zip(grid, x, seen, draws.transpose(0, 1), strict=False)):
+    for i, (axes, datum, known, drawn) in enumerate(zip(grid, x, seen, samples.transpose(0, 1), strict=False)):
         axes.set(xlim=limits, ylim=limits, aspect="equal")
         axes.locator_params(nbins=4)
         if i % columns == 0:
@@ -404,12 +406,12 @@ def _imputed_points(x: Tensor, seen: Tensor, draws: Tensor, title: str) -> Figur
             axes.set_xlabel("$x_1$")
             axes.tick_params(labelbottom=True)
         if known[0]:
-            axes.axvline(float(datum[0]), color=colours.muted, linewidth=0.8, linestyle=":")
+            axes.axvline(float(datum[0]), color=colors.muted, linewidth=0.8, linestyle=":")
         if known[1]:
-            axes.axhline(float(datum[1]), color=colours.muted, linewidth=0.8, linestyle=":")
+            axes.axhline(float(datum[1]), color=colors.muted, linewidth=0.8, linestyle=":")
         across, up = drawn.T.numpy()
         axes.plot(across, up, "o", markersize=4, alpha=0.7, markeredgewidth=0, label="draws")
-        axes.plot(*datum[:, None].numpy(), "x", markersize=6, color=colours.series[1], label="data (dotted: seen)")
+        axes.plot(*datum[:, None].numpy(), "x", markersize=6, color=colors.series[1], label="data (dotted: seen)")
     for axes in grid[len(x) :]:
         axes.set_visible(False)
     figure.legend(handles=figure.axes[0].get_legend_handles_labels()[0], loc="outside lower left", ncols=2)
@@ -514,7 +516,7 @@ def bits_per_dim(
     if len(measures) > 1:
         raise ValueError("masses and densities are not comparable: draw them apart")
     figure, axes = _rows(list(evidences), title)
-    colours = _theme.get()
+    colors = _theme.get()
     for row, evidence in enumerate(evidences.values()):
         exact = evidence.kind == "exact"
         axes.errorbar(
@@ -522,8 +524,8 @@ def bits_per_dim(
             row,
             xerr=2 * evidence.stderr,
             fmt="o",
-            color=colours.series[0],
-            markerfacecolor=colours.series[0] if exact else colours.paper,
+            color=colors.series[0],
+            markerfacecolor=colors.series[0] if exact else colors.paper,
             markersize=6,
             elinewidth=1.4,
         )
@@ -533,12 +535,12 @@ def bits_per_dim(
         )  # fmt: skip
     axes.margins(x=0.14)
     if reference is not None:
-        axes.axvline(reference, color=colours.series[1], linewidth=1.2, linestyle="--", zorder=1)
+        axes.axvline(reference, color=colors.series[1], linewidth=1.2, linestyle="--", zorder=1)
         left, right = axes.get_xlim()
         side = "right" if reference > (left + right) / 2 else "left"
         place = axes.get_xaxis_transform()
         axes.text(
-            reference, 1.01, reference_label, transform=place, ha=side, va="bottom", size=8, color=colours.series[1]
+            reference, 1.01, reference_label, transform=place, ha=side, va="bottom", size=8, color=colors.series[1]
         )
     bounds = any(evidence.kind != "exact" for evidence in evidences.values())
     axes.set_xlabel("bits per dimension" + (" (open: bounds)" if bounds else ""))
@@ -636,7 +638,7 @@ def curves(
 
     Args:
         x: positions, in the units of ``xlabel``.
-        panels: by the label of the y axis, then by name, values at ``x``; one name has one colour throughout.
+        panels: by the label of the y axis, then by name, values at ``x``; one name has one color throughout.
         percent: panels whose values are shares, from 0 to 1.
 
     Raises:
@@ -727,7 +729,7 @@ def answers(
             f"x has shape {tuple(x.shape)}, probabilities {tuple(probabilities.shape)} and rejected "
             f"{tuple(rejected.shape)}: pass images (N, 1, H, W), (N, classes) and (N,)"
         )
-    colours, rows = _theme.get(), math.ceil(len(x) / columns)
+    colors, rows = _theme.get(), math.ceil(len(x) / columns)
     figure = _figure(0.95 * rows, title)
     values = x[:, 0].detach().cpu().double().numpy()
     low, high = (0, levels - 1) if levels else (values.min(), values.max())
@@ -736,17 +738,17 @@ def answers(
         if i >= len(x):
             continue
         (height, width), (share, guess) = values[i].shape, probabilities[i].max(-1)
-        axes.imshow(values[i], cmap=colours.grey, vmin=low, vmax=high, interpolation="nearest")
-        axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colours.rule, linewidth=0.6))
+        axes.imshow(values[i], cmap=colors.gray, vmin=low, vmax=high, interpolation="nearest")
+        axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colors.rule, linewidth=0.6))
         axes.set_title(f"{int(guess)}: {100 * float(share):.0f} %", size=8, pad=2)
         if rejected[i]:
-            axes.plot([-0.5, width - 0.5], [height - 0.5, -0.5], color=colours.series[5], linewidth=1.5)
+            axes.plot([-0.5, width - 0.5], [height - 0.5, -0.5], color=colors.series[5], linewidth=1.5)
     return figure
 
 
 @_styled
 def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure:
-    """Latents in the plane, coloured by label; more than two dimensions are projected on their principal components.
+    """Latents in the plane, colored by label; more than two dimensions are projected on their principal components.
 
     Args:
         z: ``(N, ...)``, at least two data of at least two features.
@@ -770,20 +772,73 @@ def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure
         labels = [f"principal component {i + 1} ({100 * share[i]:.0f} % of the variance)" for i in range(2)]
     figure = _figure(4.3, title)
     axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
-    colours = _theme.get()
+    colors = _theme.get()
     if y is None:
         across, up = flat.T.numpy()
-        axes.scatter(across, up, s=9, color=colours.series[0], alpha=0.75, linewidths=0)
+        axes.scatter(across, up, s=9, color=colors.series[0], alpha=0.75, linewidths=0)
         return figure
     for label in y.unique().tolist():
         points = flat[y.cpu() == label]
-        colour = colours.classes[label % len(colours.classes)]
+        color = colors.classes[label % len(colors.classes)]
         across, up = points.T.numpy()
-        axes.scatter(across, up, s=9, color=colour, alpha=0.75, linewidths=0, label=str(label))
-        box = {"boxstyle": "circle,pad=0.25", "facecolor": colours.paper, "edgecolor": colour, "linewidth": 1.4}
-        centre = (float(points[:, 0].median()), float(points[:, 1].median()))
-        axes.annotate(str(label), centre, ha="center", va="center", weight="bold", size=9, bbox=box)
+        axes.scatter(across, up, s=9, color=color, alpha=0.75, linewidths=0, label=str(label))
+        box = {"boxstyle": "circle,pad=0.25", "facecolor": colors.paper, "edgecolor": color, "linewidth": 1.4}
+        center = (float(points[:, 0].median()), float(points[:, 1].median()))
+        axes.annotate(str(label), center, ha="center", va="center", weight="bold", size=9, bbox=box)
     return figure
+
+
+def representation(
+    found: Representation, program: Program, x: Tensor, *, path: str = "spherical", title: str = ""
+) -> dict[str, Figure]:
+    """Pictures of codes by name: "map", "interpolation" between pairs of data, "traversals", and the "grid" of a plane.
+
+    Those that the program, its code or the number of data do not allow are left out.
+
+    Args:
+        found: what `representations.represent` found.
+        program: that it found it of.
+        x: the data, ``(N, *event_shape)``.
+        path: between two codes, a name in `representations.PATHS`.
+        title: of the map.
+    """
+    check_type(found, Representation, "found", "what dgm.representations.represent returns")
+    check_program(program)
+    check_finite(x, "x")
+    check_choice(path, PATHS, "path")
+    site, z, levels, pairs = found.site, found.z, program.levels, min(6, len(x) // 2)
+    figures = {}
+    if len(z) > 1 and z[0].numel() > 1:
+        figures["map"] = latent_map(z, found.y, title=title)
+    if len(program.event_shape) != 3 or is_discrete(program, site):
+        return figures
+    nearest = site == codes(program)[0]
+    if nearest and pairs:
+        a, b = x[:pairs], x[pairs : 2 * pairs]
+        between = interpolate(program, a, b, 8, path=path)
+        rows = torch.cat([a[None].to(between), between, b[None].to(between)]).transpose(0, 1)
+        ends = ("x", *("",) * 8, "x'")
+        figures["interpolation"] = images(
+            rows.flatten(0, 1), levels=levels, column_labels=ends, title=f"Between two data: {path} in {site}"
+        )
+    if site in found.units:
+        units = found.units[site]
+        by_use = (units.variance if units.kl is None else units.kl).argsort(descending=True)[:8].tolist()
+        values = (-3, -2, -1, 0, 1, 2, 3)
+        moved = traverse(program, z[:1], values, by_use, site=site)
+        figures["traversals"] = images(
+            moved.flatten(0, 1),
+            levels=levels,
+            row_labels=[f"{site}[{i}]" for i in by_use],
+            column_labels=[str(value) for value in values],
+            title="One feature moved at a time, the most used first",
+        )
+    if nearest and tuple(z.shape[1:]) == (2,):
+        plane_of_z = grid(program)
+        figures["grid"] = images(
+            plane_of_z.flatten(0, 1), levels=levels, columns=plane_of_z.shape[1], title=f"What each {site} stands for"
+        )
+    return figures
 
 
 # -- experiments -------------------------------------------------------------------------------------------------------
@@ -815,7 +870,7 @@ def heat_map(
     for axes, (name, cells), rows in zip(grid, panels.items(), rows_of, strict=True):
         columns = list(dict.fromkeys(column for _, column in cells))
         values = np.array([[cells.get((row, column), (math.nan,))[0] for column in columns] for row in rows])
-        # Half of the colours: the text on them stays readable, and the best is the strongest.
+        # Half of the colors: the text on them stays readable, and the best is the strongest.
         shade = (high - values) / (high - low or 1)
         shade = 0.05 + 0.45 * (shade if lowest_is_best else 1 - shade)
         axes.imshow(shade, cmap=_theme.get().heat.with_extremes(bad=_theme.get().paper), vmin=0, vmax=1, aspect="auto")
@@ -865,7 +920,7 @@ def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
         raise ValueError("there is nothing to draw: found is empty")
     figure, axes = _rows(list(found), title)
     figure.set_figheight(figure.get_figheight() + 0.25)
-    colours = _theme.get()
+    colors = _theme.get()
     for row, each in enumerate(found.values()):
         start, spare = 0.0, 0.0
         named = {
@@ -877,16 +932,16 @@ def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
                 values.mean().item(),
                 2 * (values.std() / len(values) ** 0.5).item() if len(values) > 1 else 0.0,
             )
-            axes.barh(row, mean, left=start, height=0.55, color=colours.series[i], label=name if row == 0 else None)
+            axes.barh(row, mean, left=start, height=0.55, color=colors.series[i], label=name if row == 0 else None)
             axes.errorbar(
-                start + mean, row + 0.1 * (2 * i - 1), xerr=error, color=colours.ink, elinewidth=1.2, fmt="none"
+                start + mean, row + 0.1 * (2 * i - 1), xerr=error, color=colors.ink, elinewidth=1.2, fmt="none"
             )
             start, spare = start + mean, max(spare, start + mean + error)
         axes.annotate(
             f"{each.total.mean().item():.2f}", (spare, row), (5, 0), textcoords="offset points", va="center", size=8.5
         )
     axes.margins(x=0.14)
-    axes.axvline(0, color=colours.muted, linewidth=0.8)
+    axes.axvline(0, color=colors.muted, linewidth=0.8)
     axes.set_xlabel("log p(x) - ELBO (nats per datum)")
     figure.legend(loc="outside lower left", ncols=1)
     figure.set_figheight(figure.get_figheight() + 0.3)
@@ -894,18 +949,18 @@ def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
 
 
 @_styled
-def worst_explained(found: Gaps, *, levels: int | None = None, num: int = 8, title: str = "") -> Figure:
+def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8, title: str = "") -> Figure:
     """Images with the lowest log p(x), in nats, above those with the largest gap.
 
     Raises:
         ValueError: x is no batch of images.
     """
     check_type(found, Gaps, "found", "what infer.gaps returns")
-    check_count(num, "num")
-    num = min(num, len(found.x))
-    low, wide = found.worst(num), found.total.argsort(descending=True)[:num]
+    check_count(num_data, "num_data")
+    num_data = min(num_data, len(found.x))
+    low, wide = found.worst(num_data), found.total.argsort(descending=True)[:num_data]
     rows = ("lowest log p(x)", "largest gap")
-    return images(found.x[torch.cat([low, wide])], levels=levels, columns=num, title=title, row_labels=rows)
+    return images(found.x[torch.cat([low, wide])], levels=levels, columns=num_data, title=title, row_labels=rows)
 
 
 @_styled
@@ -920,7 +975,7 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
     """
     check_type(report, Report, "report", "what infer.check returns")
     check_count(most, "most")
-    found, colours = report.calibration, _theme.get()
+    found, colors = report.calibration, _theme.get()
     ordered = sorted(
         ((p, site, i) for site in found.ranks for i, p in enumerate(found.p_values(site).tolist())), key=lambda t: t[0]
     )
@@ -938,9 +993,9 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
     band = 2.576 * (share * (1 - share) / total) ** 0.5
     for axes, heading, (_, site, i) in zip(grid, titles, worst, strict=False):
         counts = found.histogram(site)[i].double() / total
-        axes.axhspan(max(0.0, share - band), share + band, color=colours.rule, zorder=0)
-        axes.bar(np.arange(found.num_bins) + 0.5, counts.numpy(), width=0.9, color=colours.series[0])
-        axes.axhline(share, color=colours.muted, linewidth=0.8)
+        axes.axhspan(max(0.0, share - band), share + band, color=colors.rule, zorder=0)
+        axes.bar(np.arange(found.num_bins) + 0.5, counts.numpy(), width=0.9, color=colors.series[0])
+        axes.axhline(share, color=colors.muted, linewidth=0.8)
         axes.set_title(heading, size=7.5, loc="left")
         axes.set(xticks=(0.1 * found.num_bins, 0.9 * found.num_bins), xticklabels=("low", "high"))
         axes.set_xmargin(0)
@@ -958,7 +1013,7 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
         bars = axes.bar(
             range(len(values)),
             values[order].numpy(),
-            color=[colours.series[0] if active else colours.series[1] for active in each.active[order].tolist()],
+            color=[colors.series[0] if active else colors.series[1] for active in each.active[order].tolist()],
         )
         for bar, active in zip(bars, each.active[order].tolist(), strict=True):
             bar.set_hatch("" if active else "///")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import os
 import types
@@ -15,15 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.data as data
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
-from dgm_pyro.checks import check_number, check_path, check_type
-from dgm_pyro.program import Program, seeded
-from dgm_pyro.training.distributed import team
+from dgm_pyro.checks import INTEGERS, check_number, check_path, check_type
+from dgm_pyro.evaluation import as_data, program_device
+from dgm_pyro.program import Program, check_program, seeded
+from dgm_pyro.training.distributed import process_group
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.uses import corruptions
 
@@ -77,9 +80,9 @@ def train(
     data_name: str,
     swaps: Mapping[str, Any],
     *,
-    labelled: bool = False,
+    labeled: bool = False,
     data_dir: str | None = None,
-    num: int | None = None,
+    num_data: int | None = None,
     objective: str | None = None,
     num_labels: int | None = None,
     mutate: float | None = None,
@@ -108,10 +111,10 @@ def train(
     """
     check_path(folder, "folder")
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
-    points = data.load(data_name, data_dir=data_dir, num=num)
+    points = data.load(data_name, data_dir=data_dir, num_data=num_data)
     if num_labels is not None:
-        if not labelled:
-            raise ValueError("num_labels is for labelled=True (--labelled), with the objective 'semi-supervised'")
+        if not labeled:
+            raise ValueError("num_labels is for labeled=True (--labeled), with the objective 'semi-supervised'")
         points = points.keep_labels(num_labels, seed)
     augment = None
     if mutate is not None:
@@ -120,8 +123,8 @@ def train(
         check_number(mutate, "mutate", at_least=0, at_most=1)
         augment = functools.partial(corruptions.mutate, rate=mutate, levels=points.levels)
     with seeded(seed, torch.device("cpu")):
-        program = build(model, points, labelled=labelled, **swaps)
-    processes = team()
+        program = build(model, points, labeled=labeled, **swaps)
+    processes = process_group()
     found = Path(folder).exists()
     path = reserve(folder, force=force) if processes.writes else Path(folder)
     try:
@@ -133,7 +136,7 @@ def train(
         raise
     kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
     record = record_of(
-        model, data_name, history, data_dir, **swaps, labelled=labelled, objective=objective, num=num,
+        model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
         num_labels=num_labels, mutate=mutate, **kept, validation=validation, seed=seed,
         processes=processes.size if processes.size > 1 else None,
     )  # fmt: skip
@@ -164,6 +167,55 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     found["options"] = old_names.renamed(found["options"], old_names.OPTIONS)
     record = Record(**{name: found[name] for name in KINDS})
     return checkpoint.load(folder, device), record
+
+
+def inputs(source: str, program: Program, data_dir: str | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The x, with labels if there are any, of a .npy file or of a data set's test split.
+
+    Args:
+        source: path of the file, or name of the data set.
+        program: what they must fit.
+        data_dir: folder of the data set's files.
+
+    Raises:
+        ValueError, TypeError: the file holds no numbers, or the data do not fit the program.
+    """
+    check_type(source, str, "source", "the path of a .npy file or the name of a data set")
+    check_program(program)
+    if not source.endswith(".npy"):
+        points = data.load(source, "test", data_dir=data_dir)
+        if program.variable == "x":
+            as_data(program, points)
+        return points.x, points.y
+    try:
+        with Path(source).open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{source} is no array ({error}): write one with numpy.save") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{source} holds {array.dtype}: save numbers")
+    # torch reads neither foreign byte orders nor floats of more than 64 bits.
+    native = np.dtype(np.float64) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    x = torch.from_numpy(array.astype(native, order="C"))
+    shape = program.event_shape if program.variable == "x" else program.given_shape or x.shape[1:]
+    if x.dim() == len(shape) and len(shape) == 3 and shape[0] == 1:  # images without their channel
+        x = x.unsqueeze(1)
+    if x.is_floating_point():
+        x = x.to(torch.get_default_dtype())
+    elif x.dtype not in INTEGERS:
+        x = x.long()
+    if tuple(x.shape[1:]) != tuple(shape) or not len(x):
+        raise ValueError(f"{source} has shape {tuple(array.shape)}, but the run takes (N, *{tuple(shape)})")
+    if program.variable == "x":
+        program.check(x.to(program_device(program)))
+    return x, None
+
+
+def write_array(path: Path, x: torch.Tensor) -> None:
+    """``x`` as a .npy file, which `inputs` reads."""
+    content = io.BytesIO()
+    np.save(content, x.numpy())
+    checkpoint.write_file(path, content.getvalue())
 
 
 def record_of(model: str, data: str, history: History, data_dir: str | None = None, **options: Any) -> Record:

@@ -27,11 +27,19 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from dgm_pyro.families.conditionals import Parametric
+from dgm_pyro.families.conditionals import IndependentConditional
 from dgm_pyro.networks.caches import Cache, cache_maker
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import eval_mode
-from dgm_pyro.program import Conditional, Program, call_network, example_given, is_pair, parameter_of
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    call_network,
+    check_no_distribution,
+    example_given,
+    is_pair,
+    parameter_of,
+)
 from dgm_pyro.registry import register
 
 
@@ -42,7 +50,7 @@ class Autoregressive(Conditional):
     Args:
         features: p(x_i | x_<i): a `Bernoulli`, `Categorical`, `MixtureOfNormals`, ... whose network is masked in
             some ``network.order`` of the features, such as `networks.MADE` or `networks.PixelCNN`. A network with a
-            context makes the program conditional: ``given`` is that context.
+            ``given_shape`` makes the program conditional.
 
     Raises:
         TypeError: ``features`` is no conditional with parameters.
@@ -55,9 +63,10 @@ class Autoregressive(Conditional):
     1.0
     """
 
-    def __init__(self, features: Parametric):
+    def __init__(self, features: IndependentConditional):
         super().__init__()
-        if not isinstance(features, Parametric):
+        check_no_distribution(features, "features")
+        if not isinstance(features, IndependentConditional):
             raise TypeError(
                 f"features must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(features).__name__}"
             )
@@ -210,14 +219,16 @@ class Chain:
         self.program, self.given, self.place = program, given, 0
         features, self.x = program.features, program.blank(batch)
         make = cache_maker(features.network)
-        if type(features).raw_parameters is not Parametric.raw_parameters:  # which may do with x whatever it likes
+        if (
+            type(features).raw_parameters is not IndependentConditional.raw_parameters
+        ):  # which may do with x whatever it likes
             make = None
         self.cache: Cache | None = None
         self.last: Tensor | None = None
         given_batch = given.shape[: given.dim() - len(program.given_shape or ())] if program.conditional else ()
         self.batch = torch.broadcast_shapes(tuple(batch), given_batch)
         if make is not None:
-            start: Any = lambda x, *context: make(x.shape[0], *context)  # noqa: E731
+            start: Any = lambda x, *given: make(x.shape[0], *given)  # noqa: E731
             inputs = (self.x, given) if program.conditional else self.x
             self.batch, self.cache = call_network(start, inputs, features.given_shape)  # type: ignore[assignment]
 
@@ -321,7 +332,7 @@ class AutoregressiveDistribution(TorchDistribution):
         return self.program.chain(draw, (*sample_shape, *self.batch_shape), self.given)
 
 
-def order_of(features: Parametric) -> tuple[int, ...]:
+def order_of(features: IndependentConditional) -> tuple[int, ...]:
     """The order in which the network of ``features`` is masked, as flat indices."""
     order = getattr(features.network, "order", None)
     if order is None:

@@ -28,7 +28,7 @@ from dgm_pyro.program import Conditional, call_network
 from dgm_pyro.registry import register
 
 
-class Parametric(Conditional):
+class IndependentConditional(Conditional):
     """A `Conditional` whose features are independent given P raw parameters each; the base of those below.
 
     Subclasses set `num_parameters` and give `initial`, the raw parameters of the standard member, and `univariate`.
@@ -127,7 +127,7 @@ class Parametric(Conditional):
 
 
 @register
-class Normal(Parametric):
+class Normal(IndependentConditional):
     r"""Diagonal Normal. P = 2: location, and a raw scale that softplus makes positive. Standard: N(0, I).
 
     The raw scale is rounded to the precision that it is built in: of a standard one built in float32, ``.double()`` has
@@ -199,7 +199,7 @@ class Normal(Parametric):
 
 
 @register
-class Bernoulli(Parametric):
+class Bernoulli(IndependentConditional):
     """Independent bits. P = 1: logits. Standard: fair coins.
 
     Args: as `Normal`, with ``(B, 1, *event_shape)`` from the network.
@@ -223,7 +223,7 @@ class Bernoulli(Parametric):
 
 
 @register
-class Categorical(Parametric):
+class Categorical(IndependentConditional):
     """Independent integers 0 .. levels - 1. P = levels: logits. Standard: uniform.
 
     Args:
@@ -253,7 +253,7 @@ class Categorical(Parametric):
 
 
 @register
-class MixtureOfNormals(Parametric):
+class MixtureOfNormals(IndependentConditional):
     """Independent features, each a mixture of ``components`` Normals.
 
     P = 3 * components: logits, locations, raw scales. Standard: unit-scale components spread evenly over [-2, 2]; what
@@ -302,7 +302,7 @@ class MixtureOfNormals(Parametric):
 
 
 @register
-class DiscretizedLogistic(Parametric):
+class DiscretizedLogistic(IndependentConditional):
     """Independent integers 0 .. levels - 1, each a mixture of discretized logistics with closed edge bins.
 
     P = 3 * components: logits, locations (on the scale where the levels span [-1, 1]), raw scales. Standard: components
@@ -356,12 +356,13 @@ class DiscretizedLogistic(Parametric):
 
 
 def shape_read_by(network: nn.Module) -> Shape | None:
-    """The shape that ``network`` says it takes, or None if it does not say."""
+    """The shape of the input of ``network``, a pair with that of its ``given``; None if it does not say."""
     if isinstance(network, nn.Linear):
         return torch.Size((network.in_features,))
     if isinstance(network, nn.Embedding):
         return torch.Size()
-    return getattr(network, "given_shape", None)
+    in_shape, given_shape = getattr(network, "in_shape", None), getattr(network, "given_shape", None)
+    return in_shape if in_shape is None or given_shape is None else (in_shape, given_shape)
 
 
 def positive(raw: Tensor) -> Tensor:

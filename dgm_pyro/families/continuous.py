@@ -54,7 +54,7 @@ class LogSNR(nn.Module):
     r"""The log signal-to-noise ratio, falling linearly in t from ``highest`` to ``lowest``; and the density of times.
 
     Args:
-        highest, lowest: the ends. Reals are modelled down to noise of scale exp(-highest / 2).
+        highest, lowest: the ends. Reals are modeled down to noise of scale exp(-highest / 2).
         learned_ends: whether the bound moves the ends.
         units: width of the monotone network u -> t, whose weights are positive; with 0, t = u.
     """
@@ -78,8 +78,8 @@ class LogSNR(nn.Module):
             else:
                 self.register_buffer(name, value)
         if units > 0:
-            # u -> sum of a line and of sigmoids about evenly spread centres, all rising: at first nearly a line.
-            self.centres = nn.Parameter(torch.linspace(0, 1, units))
+            # u -> sum of a line and of sigmoids about evenly spread centers, all rising: at first nearly a line.
+            self.centers = nn.Parameter(torch.linspace(0, 1, units))
             self.raw_steepness = nn.Parameter(torch.full((units,), float(units)))
             self.raw_heights = nn.Parameter(torch.full((units,), math.log(math.expm1(0.5 / units))))
 
@@ -98,12 +98,12 @@ class LogSNR(nn.Module):
             return u, torch.ones_like(u)
         heights, steepness = nn.functional.softplus(self.raw_heights), nn.functional.softplus(self.raw_steepness)
         start, end = (self._risen(x, heights, steepness) for x in (torch.zeros_like(u), torch.ones_like(u)))
-        here = torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centres))
+        here = torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))
         slope = 0.5 + (heights * steepness * here * (1 - here)).sum(-1)
         return (self._risen(u, heights, steepness) - start) / (end - start), slope / (end - start)
 
     def _risen(self, u: Tensor, heights: Tensor, steepness: Tensor) -> Tensor:
-        return 0.5 * u + (heights * torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centres))).sum(-1)
+        return 0.5 * u + (heights * torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))).sum(-1)
 
     def log_density(self, u: Tensor) -> Tensor:
         """log of the density of times at t(u), ``(*batch,)``; its gradient is that at a fixed t.
@@ -132,7 +132,7 @@ class ContinuousDiffusion(Denoising):
         denoiser: ``network(x_t, t)`` or ``network(x_t, t, given)``, to the shape of x; t is the share of the fall of
             the log signal-to-noise ratio.
         noise_schedule: a `LogSNR`, or "linear" (fixed), or "learned".
-        steps: T of the chain that `unroll` writes out, and that `sample` takes by default; training knows no steps.
+        num_steps: T of the chain that `unroll` writes out, and that `sample` takes by default; training knows no steps.
         predict, levels, label_dropout: as in `Diffusion`.
 
     Sites of ``joint("x")``: ``x``, ``x_first`` (x at t = 0), ``x_time`` (u), ``x_t``, and the factors
@@ -148,7 +148,7 @@ class ContinuousDiffusion(Denoising):
         denoiser: nn.Module,
         noise_schedule: LogSNR | str = "linear",
         *,
-        steps: int = 100,
+        num_steps: int = 100,
         predict: str = "v",
         levels: int | None = None,
         label_dropout: float = 0.0,
@@ -161,9 +161,9 @@ class ContinuousDiffusion(Denoising):
             noise_schedule = CONTINUOUS_SCHEDULES[noise_schedule]()
         if not isinstance(noise_schedule, LogSNR):
             raise TypeError(f"noise_schedule must be a LogSNR or a name, got {type(noise_schedule).__name__}")
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
-            raise ValueError(f"steps must be an int of at least 2, the ends of time, got {steps!r}")
-        self.noise_schedule, self.steps = noise_schedule, steps
+        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 2:
+            raise ValueError(f"num_steps must be an int of at least 2, the ends of time, got {num_steps!r}")
+        self.noise_schedule, self.num_steps = noise_schedule, num_steps
         if predict != "levels":
             # sqrt(v) per feature at t = 0: at first, what it is for data of unit variance.
             with torch.no_grad():
@@ -174,7 +174,7 @@ class ContinuousDiffusion(Denoising):
     # -- the pieces of the equations: t in [0, 1], or as an integer in 1 .. T one of the times of the chain ------------
 
     def _real(self, t: Tensor) -> Tensor:
-        return t if t.is_floating_point() else (t - 1).to(self.noise_schedule.highest.dtype) / (self.steps - 1)
+        return t if t.is_floating_point() else (t - 1).to(self.noise_schedule.highest.dtype) / (self.num_steps - 1)
 
     def noise_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_snr = self._wide(self.noise_schedule(self._real(t)))
@@ -183,7 +183,7 @@ class ContinuousDiffusion(Denoising):
     def clock(self, t: Tensor) -> Tensor:
         return self._real(t)
 
-    def doubt(self, t: Tensor) -> Tensor:
+    def denoised_variance(self, t: Tensor) -> Tensor:
         """v at t = 0; elsewhere none, as in the limit of infinitely many steps it changes nothing."""
         v = positive(self.raw_scale) ** 2
         return torch.where(self._wide(self._real(t) == 0), v, torch.zeros_like(v))
@@ -198,12 +198,12 @@ class ContinuousDiffusion(Denoising):
 
     def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (alpha, sigma), (_, sigma_t) = self.noise_at(t - 1), self.noise_at(t)
-        r2 = (-self.noise_schedule.width / (self.steps - 1)).exp()  # every step of the chain falls by as much
+        r2 = (-self.noise_schedule.width / (self.num_steps - 1)).exp()  # every step of the chain falls by as much
         return alpha * (1 - r2), sigma * r2.sqrt() / sigma_t, sigma * (1 - r2).sqrt()
 
-    def times(self, steps: int, spacing: Spacing) -> list[Time]:
+    def times(self, num_steps: int, spacing: Spacing) -> list[Time]:
         ends = torch.tensor([0.0, 1.0], device=self.noise_schedule.highest.device, dtype=torch.float64)
-        places = spacing(steps, -self.noise_schedule(ends) / 2).to(ends)
+        places = spacing(num_steps, -self.noise_schedule(ends) / 2).to(ends)
         log_snr = self.noise_schedule(places)
         alpha, sigma = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
         told = places.to(self.noise_schedule.highest.dtype)

@@ -40,6 +40,7 @@ from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.program import (
     Conditional,
     Program,
+    check_program,
     declare_given,
     guide_trace,
     is_pair,
@@ -76,7 +77,8 @@ class Dequantized(Program):
 
     def __init__(self, flow: Program, levels: int, guide: Conditional | None = None):
         super().__init__()
-        if not isinstance(flow, Program) or flow.measure == "mass":
+        check_program(flow, "flow")
+        if flow.measure == "mass":
             raise TypeError(f"flow must be a Program with a density, such as dgm.Flow, got {type(flow).__name__}")
         guide = Uniform(flow.event_shape) if guide is None else guide
         if not isinstance(guide, Conditional):
@@ -120,14 +122,14 @@ class Dequantized(Program):
     def codes(self) -> dict[str, Program]:
         return self.flow.codes()
 
-    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
         """The code of the middle of x's cell, or of a draw from q within it."""
         if draw:
             trace: Any = guide_trace(self, x, given)
             v = trace.nodes[_continuous(self.variable)]["value"]
         else:
             v = (x.to(parameter_of(self).dtype) + 0.5) / self.levels
-        return self.flow.encode(v, given, site=site, draw=draw, num_draws=num_draws)
+        return self.flow.encode(v, given, site=site, draw=draw, num_samples=num_samples)
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
         """The integer of the cell that z is mapped to."""
@@ -218,7 +220,7 @@ class Floor(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """0 where ``value`` is the integer, -inf elsewhere; at an edge, within rounding error, both neighbours are."""
+        """0 where ``value`` is the integer, -inf elsewhere; at an edge, within rounding error, both neighbors are."""
         if self._validate_args:
             self._validate_sample(value)
         place = self.v * self.levels

@@ -84,12 +84,12 @@ class Schedule(nn.Module):
             raise ValueError(
                 f"alpha_bar must fall at every step (a falling signal-to-noise ratio), not so at t={first}"
             )
-        self.steps = len(bar)
+        self.num_steps = len(bar)
         # In double precision, for any precision of the program: samplers reckon with these, one time at a time.
         levels = torch.stack([bar.sqrt(), (1 - bar).sqrt(), bar.log() - (1 - bar).log()], 1)
         self.times = [Time(t, *level) for t, level in enumerate(levels.tolist(), 1)]
         bar = torch.cat([bar.new_ones(1), bar])
-        t = torch.arange(1, self.steps + 1)
+        t = torch.arange(1, self.num_steps + 1)
         s = t - 1
         beta = 1 - bar[t] / bar[s]
         variance = beta * (1 - bar[s]) / (1 - bar[t])
@@ -111,31 +111,31 @@ def _after_zero(value: Tensor) -> Tensor:
     return torch.cat([value.new_zeros(1), value])
 
 
-def linear(steps: int) -> Schedule:
+def linear(num_steps: int) -> Schedule:
     """Betas that rise linearly, 1e-4 to 0.02 at 1000 steps and in proportion otherwise (Ho et al. 2020, section 4)."""
-    check_steps(steps)
-    scale = 1000 / steps
+    check_steps(num_steps)
+    scale = 1000 / num_steps
     # From its end: a single step is the last one, which must reach noise.
-    beta = torch.linspace(0.02 * scale, 1e-4 * scale, steps, dtype=torch.float64).flip(0).clamp(max=0.999)
+    beta = torch.linspace(0.02 * scale, 1e-4 * scale, num_steps, dtype=torch.float64).flip(0).clamp(max=0.999)
     return Schedule((1 - beta).cumprod(0))
 
 
-def cosine(steps: int, offset: float = 0.008) -> Schedule:
+def cosine(num_steps: int, offset: float = 0.008) -> Schedule:
     """A squared cosine for alpha_bar, betas at most 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
-    check_steps(steps)
-    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    check_steps(num_steps)
+    t = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
     curve = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
     beta = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
     return Schedule((1 - beta).cumprod(0))
 
 
-def log_snr(steps: int, highest: float = 6.0, lowest: float = -6.0) -> Schedule:
+def log_snr(num_steps: int, highest: float = 6.0, lowest: float = -6.0) -> Schedule:
     """A log signal-to-noise ratio that falls linearly (Kingma et al. 2021, VDM, with fixed ends).
 
     For integers it spreads the bound evenly over time, and its estimate is far less noisy than with a cosine.
     """
-    check_steps(steps)
-    return Schedule(torch.linspace(lowest, highest, steps, dtype=torch.float64).flip(0).sigmoid())
+    check_steps(num_steps)
+    return Schedule(torch.linspace(lowest, highest, num_steps, dtype=torch.float64).flip(0).sigmoid())
 
 
 SCHEDULES = {"linear": linear, "cosine": cosine, "log-snr": log_snr}
@@ -144,9 +144,9 @@ EVEN_SHARE, MEMORY = 0.05, 0.98
 PREDICTIONS = ("noise", "x0", "v", "levels")
 
 
-def check_steps(steps: int) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps must be a positive int, got {steps!r}")
+def check_steps(num_steps: int) -> None:
+    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+        raise ValueError(f"num_steps must be a positive int, got {num_steps!r}")
 
 
 def noising(name: str, fn: TorchDistribution) -> Tensor:
@@ -158,14 +158,14 @@ def noising(name: str, fn: TorchDistribution) -> Tensor:
 class Denoising(Program):
     """Base class of diffusions in discrete and in continuous time: the network's prediction, and the samplers.
 
-    A subclass says at which `steps` times its chain runs, how noisy each is (`noise_at`), how the network receives the
-    time (`clock`), how far off it may be (`doubt`), and states its bound.
+    A subclass says at which `num_steps` times its chain runs, how noisy each is (`noise_at`), how the network receives
+    the time (`clock`), how far off it may be (`denoised_variance`), and states its bound.
 
     Attributes:
-        steps: T, the number of times of the chain.
+        num_steps: T, the number of times of the chain.
     """
 
-    steps: int
+    num_steps: int
     grid: Tensor
 
     def __init__(
@@ -188,7 +188,7 @@ class Denoising(Program):
         self.levels = None if levels is None else check_levels(levels)
         self.label_dropout = label_dropout
         self.num_classes = getattr(denoiser, "num_classes", None)
-        self.given_shape = getattr(denoiser, "context_shape", None)
+        self.given_shape = getattr(denoiser, "given_shape", None)
         self.conditional = self.given_shape is not None
         if label_dropout > 0 and self.num_classes is None:
             raise ValueError("label_dropout needs a denoiser with num_classes: only labels can be hidden")
@@ -207,16 +207,16 @@ class Denoising(Program):
         """The time in [0, 1] that the network receives."""
         raise NotImplementedError
 
-    def doubt(self, t: Tensor) -> Tensor:
+    def denoised_variance(self, t: Tensor) -> Tensor:
         """v, the variance of x_0 around the network's prediction from x_t; not used where it predicts levels."""
         raise NotImplementedError
 
     def posterior_variance(self, t: Tensor) -> Tensor:
         """About Var[x_0 | x_t], and v at the last time: for looking ahead from t to x_0, no part of the bound."""
-        return self.doubt(t)
+        return self.denoised_variance(t)
 
-    def times(self, steps: int, spacing: Spacing) -> list[Time]:
-        """``steps`` times and their noise levels, from the noisiest to the last."""
+    def times(self, num_steps: int, spacing: Spacing) -> list[Time]:
+        """``num_steps`` times and their noise levels, from the noisiest to the last."""
         raise NotImplementedError
 
     def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,8 +239,8 @@ class Denoising(Program):
         """q(x_{t-1} | x_t, x_0) for t in 2 .. T; for a denoised x_0, the model's p(x_{t-1} | x_t)."""
         from_clean, from_noisy, scale = self.step_back(t)
         if isinstance(x0, Denoised):
-            doubt, x0 = x0.variance, x0.x0
-            scale = (scale**2 + from_clean**2 * doubt).sqrt()
+            variance, x0 = x0.variance, x0.x0
+            scale = (scale**2 + from_clean**2 * variance).sqrt()
         loc = from_clean * x0 + from_noisy * x_t
         return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
 
@@ -265,8 +265,10 @@ class Denoising(Program):
             mean = (probabilities * self.grid).sum(-1)
             return Denoised(mean, (probabilities * (self.grid - mean.unsqueeze(-1)) ** 2).sum(-1), logits)
         if self.predict == "noise":
-            return Denoised((x_t - sigma * prediction) / alpha, self.doubt(t))
-        return Denoised(alpha * x_t - sigma * prediction if self.predict == "v" else prediction, self.doubt(t))
+            return Denoised((x_t - sigma * prediction) / alpha, self.denoised_variance(t))
+        return Denoised(
+            alpha * x_t - sigma * prediction if self.predict == "v" else prediction, self.denoised_variance(t)
+        )
 
     def _predict(self, x_t: Tensor, t: Tensor, given: Any) -> Tensor:
         inputs: tuple[Any, ...] = (x_t, self.clock(t).to(x_t.dtype))
@@ -295,7 +297,7 @@ class Denoising(Program):
 
     def prior_kl(self, x0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) || N(0, I)) in nats, ``(*batch,)``."""
-        alpha, sigma = self.noise_at(torch.full((1,), self.steps, device=x0.device))
+        alpha, sigma = self.noise_at(torch.full((1,), self.num_steps, device=x0.device))
         kl = 0.5 * (sigma**2 + (alpha * x0) ** 2 - 1) - sigma.log()
         return self._sum(kl)
 
@@ -336,7 +338,7 @@ class Denoising(Program):
         return {"z": Normal(self.event_shape)}
 
     @torch.no_grad()
-    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
         """The end of the probability-flow ODE from x, by Heun's rule at all times: there is nothing to draw."""
         noisier = self._chosen_times(None, "uniform")[::-1]
         return run(Heun(), noisier[0].alpha * self.clean(x), noisier, self._denoiser(given))
@@ -353,13 +355,14 @@ class Denoising(Program):
     @torch.no_grad()
     def sample(
         self,
-        num_samples: int,
+        num_samples: int = 1,
         given: Any = None,
         *,
         sampler: str | Sampler = "ancestral",
-        steps: int | None = None,
+        num_steps: int | None = None,
         spacing: str | Spacing = "uniform",
         guidance: float = 0.0,
+        **options: Any,
     ) -> Tensor:
         """Draw x from p(x), or from p(x | given).
 
@@ -367,9 +370,10 @@ class Denoising(Program):
             num_samples: how many.
             given: ``(num_samples, *given_shape)``, or one row for all draws.
             sampler: "ancestral" (the model itself), "ddim", "dpm++", "heun", or a `dgm_pyro.families.samplers.Sampler`.
-            steps: how many of the T times to stop at; default all.
+            num_steps: how many of the T times to stop at; default all.
             spacing: how they are spread: "uniform", "quadratic", "karras", or a `dgm_pyro.families.samplers.Spacing`.
             guidance: strength w of classifier-free guidance; 0 is the model itself.
+            options: there are no others.
 
         Returns:
             ``(num_samples, *event_shape)``; int64 if there are `levels`.
@@ -377,21 +381,21 @@ class Denoising(Program):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        given = self.check_draws(num_samples, given)
+        given = self.check_draws(num_samples, given, options)
         check_number(guidance, "guidance")
-        return self.run_chain(torch.Size((num_samples,)), given, sampler, steps, spacing, guidance)
+        return self.run_chain(torch.Size((num_samples,)), given, sampler, num_steps, spacing, guidance)
 
     def run_chain(
         self,
         batch: torch.Size,
         given: Any = None,
         sampler: str | Sampler = "ancestral",
-        steps: int | None = None,
+        num_steps: int | None = None,
         spacing: str | Spacing = "uniform",
         guidance: float = 0.0,
     ) -> Tensor:
-        """x_T ~ N(0, I), then backwards through ``steps`` of the times; ``(*batch, *event_shape)``."""
-        step, times = sampler_named(sampler), self._chosen_times(steps, spacing)
+        """x_T ~ N(0, I), then backwards through ``num_steps`` of the times; ``(*batch, *event_shape)``."""
+        step, times = sampler_named(sampler), self._chosen_times(num_steps, spacing)
         denoise = self._denoiser(given, guidance)
         x = run(step, torch.randn_like(self.zeros(*batch)), times, denoise)
         denoised = denoise(x, times[-1])
@@ -412,10 +416,10 @@ class Denoising(Program):
 
         return denoise
 
-    def _chosen_times(self, steps: int | None, spacing: str | Spacing) -> list[Time]:
-        steps = self.steps if steps is None else steps
-        check_steps(steps)
-        return self.times(steps, spacing_named(spacing))
+    def _chosen_times(self, num_steps: int | None, spacing: str | Spacing) -> list[Time]:
+        num_steps = self.num_steps if num_steps is None else num_steps
+        check_steps(num_steps)
+        return self.times(num_steps, spacing_named(spacing))
 
 
 @register
@@ -429,7 +433,7 @@ class Diffusion(Denoising):
         event_shape: shape of one x.
         denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x.
         noise_schedule: a `Schedule`, or one of "linear", "cosine", "log-snr".
-        steps: T, for a schedule given by name.
+        num_steps: T, for a schedule given by name.
         predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), or,
             for integers, "levels": logits of a prior over the levels of each feature, ``(B, levels, *event_shape)``,
             which Bayes' rule turns into p(x_0 | x_t) with the known noise; its mean is the denoised x_0, its variance
@@ -457,7 +461,7 @@ class Diffusion(Denoising):
         denoiser: nn.Module,
         noise_schedule: Schedule | str = "cosine",
         *,
-        steps: int = 100,
+        num_steps: int = 100,
         predict: str = "v",
         levels: int | None = None,
         subsample: int = 1,
@@ -470,15 +474,16 @@ class Diffusion(Denoising):
                 raise ValueError(
                     f"noise_schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {noise_schedule!r}"
                 )
-            noise_schedule = SCHEDULES[noise_schedule](steps)
+            noise_schedule = SCHEDULES[noise_schedule](num_steps)
         if not isinstance(noise_schedule, Schedule):
             raise TypeError(f"noise_schedule must be a Schedule or a name, got {type(noise_schedule).__name__}")
-        if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= noise_schedule.steps:
-            raise ValueError(f"subsample must be an int from 1 to the {noise_schedule.steps} steps, got {subsample!r}")
-        self.noise_schedule, self.subsample, self.steps = noise_schedule, subsample, noise_schedule.steps
+        num_steps = noise_schedule.num_steps
+        if not isinstance(subsample, int) or isinstance(subsample, bool) or not 1 <= subsample <= num_steps:
+            raise ValueError(f"subsample must be an int from 1 to the {num_steps} steps, got {subsample!r}")
+        self.noise_schedule, self.subsample, self.num_steps = noise_schedule, subsample, num_steps
         self.importance = importance
         if importance:
-            self.register_buffer("mean_square", torch.ones(self.steps))
+            self.register_buffer("mean_square", torch.ones(self.num_steps))
         if predict != "levels":
             # sqrt(v) per time and feature: at first, what it is for data of unit variance.
             start = noise_schedule.sigma[1:] if levels is None else noise_schedule.sigma[1:].clamp_min(1 / (levels - 1))
@@ -491,9 +496,9 @@ class Diffusion(Denoising):
         return self._at("alpha", t), self._at("sigma", t)
 
     def clock(self, t: Tensor) -> Tensor:
-        return t.to(self.noise_schedule.alpha.dtype) / self.steps
+        return t.to(self.noise_schedule.alpha.dtype) / self.num_steps
 
-    def doubt(self, t: Tensor) -> Tensor:
+    def denoised_variance(self, t: Tensor) -> Tensor:
         return positive(self.raw_scale[t - 1]) ** 2
 
     def zeros(self, *batch: int) -> Tensor:
@@ -505,14 +510,17 @@ class Diffusion(Denoising):
     def _at(self, name: str, t: Tensor) -> Tensor:
         return self._wide(getattr(self.noise_schedule, name)[t])
 
-    def times(self, steps: int, spacing: Spacing) -> list[Time]:
-        if steps > self.steps:
-            raise ValueError(f"steps must be an int from 1 to the {self.steps} of the schedule, got {steps!r}")
+    def times(self, num_steps: int, spacing: Spacing) -> list[Time]:
+        if num_steps > self.num_steps:
+            raise ValueError(
+                f"num_steps must be an int from 1 to the {self.num_steps} of the schedule, got {num_steps!r}"
+            )
         every = self.noise_schedule.times
         noise = torch.tensor([-time.log_snr / 2 for time in every], dtype=torch.float64)
-        chosen, limit = list[Time](), self.steps
-        for place, left in zip(spacing(steps, noise).double().round().tolist(), range(steps, 0, -1), strict=True):
-            # Where a spacing is denser than the times are, neighbours are taken: no time twice.
+        chosen, limit = list[Time](), self.num_steps
+        places = spacing(num_steps, noise).double().round().tolist()
+        for place, left in zip(places, range(num_steps, 0, -1), strict=True):
+            # Where a spacing is denser than the times are, neighbors are taken: no time twice.
             limit = max(left, min(int(place) + 1, limit))
             chosen.append(every[limit - 1])
             limit -= 1
@@ -540,30 +548,30 @@ class Diffusion(Denoising):
             pass
 
     def latents(self, name: str) -> tuple[str, ...]:
-        return (f"{name}_t",) if self.subsample == self.steps else (f"{name}_shift", f"{name}_t")
+        return (f"{name}_t",) if self.subsample == self.num_steps else (f"{name}_shift", f"{name}_t")
 
     @contextlib.contextmanager
     def _noising(self, name: str, x0: Tensor) -> Iterator[tuple[Tensor, Tensor | float, Tensor]]:
         """Enter the plate over time and state x_t ~ q(x_t | x_0) there; yields t, the weight of its term, x_t."""
         shift: Any = 0
-        drawn = self.subsample < self.steps
+        drawn = self.subsample < self.num_steps
         if drawn:
             # One subsample of times for the whole batch would be noisy. Evenly spread and turned by a shift of each
             # datum's own, every time is as likely as before (systematic sampling).
-            site = Even(self.mean_square) if self.importance else _Shift(self.steps, x0)
+            site = Even(self.mean_square) if self.importance else _Shift(self.num_steps, x0)
             shift = noising(f"{name}_shift", site)
-        spread = torch.arange(self.subsample, device=x0.device) * self.steps // self.subsample
-        plate: Any = pyro.plate(f"{name}_time", self.steps, subsample=spread)
+        spread = torch.arange(self.subsample, device=x0.device) * self.num_steps // self.subsample
+        plate: Any = pyro.plate(f"{name}_time", self.num_steps, subsample=spread)
         with plate as indices:
             places = indices.reshape(-1, *(1,) * (-plate.dim - 1))
             weight: Tensor | float = 1.0
             if drawn and self.importance:
                 probabilities = self.time_probabilities()
                 comb = torch.arange(self.subsample, device=x0.device).reshape(places.shape).to(shift) / self.subsample
-                t = torch.searchsorted(probabilities.cumsum(0), (comb + shift) % 1).clamp(max=self.steps - 1) + 1
-                weight = 1 / (self.steps * probabilities[t - 1])
+                t = torch.searchsorted(probabilities.cumsum(0), (comb + shift) % 1).clamp(max=self.num_steps - 1) + 1
+                weight = 1 / (self.num_steps * probabilities[t - 1])
             else:
-                t = (places + shift) % self.steps + 1
+                t = (places + shift) % self.num_steps + 1
             batch = torch.broadcast_shapes(t.shape, x0.shape[: x0.dim() - len(self.event_shape)])
             t = t.expand(batch)
             yield t, weight, noising(f"{name}_t", self.noised(x0, t))
@@ -571,10 +579,10 @@ class Diffusion(Denoising):
     def time_probabilities(self) -> Tensor:
         """Probability that a training step evaluates each of the times 1 .. T, ``(T,)``."""
         if not self.importance:
-            return torch.full_like(self.noise_schedule.alpha[1:], 1 / self.steps)
+            return torch.full_like(self.noise_schedule.alpha[1:], 1 / self.num_steps)
         root = self.mean_square.sqrt()
         # A share of even times bounds the weights, and keeps an eye on times whose terms were small once.
-        return (1 - EVEN_SHARE) * root / root.sum() + EVEN_SHARE / self.steps
+        return (1 - EVEN_SHARE) * root / root.sum() + EVEN_SHARE / self.num_steps
 
     @torch.no_grad()
     def _remember(self, t: Tensor, term: Tensor) -> None:
@@ -636,7 +644,7 @@ class Even(TorchDistribution):
 
 
 class _Shift(TorchDistribution):
-    """Uniform on 0 .. steps - 1 for each element, but evenly spread over the batch, particles of one datum first.
+    """Uniform on 0 .. num_steps - 1 for each element, but evenly spread over the batch, particles of one datum first.
 
     Source: Kingma et al. 2021 (VDM, arXiv 2107.00630), appendix I.1.
     """
@@ -644,24 +652,24 @@ class _Shift(TorchDistribution):
     arg_constraints: ClassVar = {}
     has_rsample = False
 
-    def __init__(self, steps: int, like: Tensor, batch_shape: Sequence[int] = ()):
-        self.steps, self.like = steps, like
+    def __init__(self, num_steps: int, like: Tensor, batch_shape: Sequence[int] = ()):
+        self.num_steps, self.like = num_steps, like
         super().__init__(torch.Size(batch_shape), validate_args=False)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
-        return constraints.integer_interval(0, self.steps - 1)
+        return constraints.integer_interval(0, self.num_steps - 1)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _Shift:
-        return _Shift(self.steps, self.like, batch_shape)
+        return _Shift(self.num_steps, self.like, batch_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         turned = evenly(self._extended_shape(torch.Size(sample_shape)), self.like)
-        return (turned * self.steps).long().clamp(max=self.steps - 1)
+        return (turned * self.num_steps).long().clamp(max=self.num_steps - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        return self.like.new_full(shape, -math.log(self.steps))
+        return self.like.new_full(shape, -math.log(self.num_steps))
 
 
 class Chain(TorchDistribution):
@@ -716,11 +724,11 @@ class UnrolledDiffusion(Program):
         return self.diffusion.completions(by, x, mask, given)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        p, steps = self.diffusion, self.diffusion.steps
+        p, num_steps = self.diffusion, self.diffusion.num_steps
         zero = p.zeros()
-        x_t = pyro.sample(f"{name}_{steps}", dist.Normal(zero, 1.0).to_event(zero.dim()))
+        x_t = pyro.sample(f"{name}_{num_steps}", dist.Normal(zero, 1.0).to_event(zero.dim()))
         given = p._hide(given, x_t)
-        for t in range(steps, 1, -1):
+        for t in range(num_steps, 1, -1):
             times = self._times(x_t, t)
             x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, times, p.denoise(x_t, times, given)))
         return pyro.sample(name, p.likelihood(p.denoise(x_t, self._times(x_t, 1), given)), obs=value)
@@ -730,9 +738,9 @@ class UnrolledDiffusion(Program):
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         p, x0 = self.diffusion, self.diffusion.clean(value)
-        x_t = pyro.sample(f"{name}_{p.steps}", p.noised(x0, self._times(x0, p.steps)))
-        for t in range(p.steps, 1, -1):
+        x_t = pyro.sample(f"{name}_{p.num_steps}", p.noised(x0, self._times(x0, p.num_steps)))
+        for t in range(p.num_steps, 1, -1):
             x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, self._times(x_t, t), x0))
 
     def latents(self, name: str) -> tuple[str, ...]:
-        return tuple(f"{name}_{t}" for t in range(self.diffusion.steps, 0, -1))
+        return tuple(f"{name}_{t}" for t in range(self.diffusion.num_steps, 0, -1))

@@ -75,7 +75,7 @@ class Mixture(dist.MixtureSameFamily):
 class DiscretizedLogistic(TorchDistribution):
     r"""A logistic density integrated over the bins of the integers 0 .. levels - 1 (Salimans et al. 2017, eq. 2).
 
-    Level v sits at :math:`2v / (levels - 1) - 1` in [-1, 1]; its bin reaches half way to its neighbours, and the two
+    Level v sits at :math:`2v / (levels - 1) - 1` in [-1, 1]; its bin reaches half way to its neighbors, and the two
     edge bins reach to infinity: the masses sum to one exactly.
 
     Args:

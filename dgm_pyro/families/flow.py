@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform
 
 from dgm_pyro.checks import Shape, as_shape, check_count, check_finite, check_sizes, check_tensor, check_type
-from dgm_pyro.families.conditionals import Normal
+from dgm_pyro.families.conditionals import Normal, shape_read_by
 from dgm_pyro.families.transforms import (
     LINES,
     MEANINGS,
     REMEDIES,
     BijectionTransform,
-    Context,
+    Given,
     PyroTransform,
     line_of,
     loose_tensors,
@@ -49,7 +49,7 @@ from dgm_pyro.networks.bijections import (
 )
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP
-from dgm_pyro.program import Conditional, Program, call_network, unwrapped
+from dgm_pyro.program import Conditional, Program, call_network, check_program, unwrapped
 from dgm_pyro.registry import register
 
 Part = Bijection | Transform | dist.ConditionalTransform
@@ -69,11 +69,11 @@ class Flow(Conditional):
         transforms: from z to x. Bijections act on x flattened to a vector. Pyro's transforms act on the last dimensions
             as their own documentation says; conditional ones get ``given`` as it is.
         base: p(z), any conditional on reals; N(0, I) if None. It may depend on ``given`` too.
-        context: a network of ``given``; the bijections then see its output, ``(N, F)``, as their context.
+        embedding: a network of ``given``; the bijections are then given its output, ``(N, F)``.
         given_shape: shape of one ``given``, where no network says.
 
     Raises:
-        ValueError: a transform cannot be inverted, or has parameters that no module holds, shapes or contexts do not
+        ValueError: a transform cannot be inverted, or has parameters that no module holds, shapes or givens do not
             fit, or a transform receives values outside of its domain.
 
     >>> import torch, dgm_pyro as dgm
@@ -91,7 +91,7 @@ class Flow(Conditional):
         transforms: Sequence[Part],
         base: Conditional | None = None,
         *,
-        context: nn.Module | None = None,
+        embedding: nn.Module | None = None,
         given_shape: Shape | None = None,
     ):
         super().__init__()
@@ -107,13 +107,14 @@ class Flow(Conditional):
         if base is None:
             plain = [part for part in self.transforms if isinstance(part, Transform)]
             base = Normal(ComposeTransform(plain).inverse_shape(self.event_shape))
+        check_program(base, "base")
         if not isinstance(base, Conditional) or base.measure == "mass":
             raise ValueError(
                 f"the base must be a Conditional with a density on reals, got {type(base).__name__}: a flow transforms "
                 "densities"
             )
-        check_type(context, nn.Module | None, "context", "a torch.nn.Module or None")
-        self.base, self.context = base, context
+        check_type(embedding, nn.Module | None, "embedding", "a torch.nn.Module or None")
+        self.base, self.embedding = base, embedding
         self.parts = nn.ModuleList(module for part in self.transforms for module in modules_of(part))
         self._follow()
         self._declare_given(given_shape)
@@ -135,18 +136,20 @@ class Flow(Conditional):
         if self.base.conditional and self.base.given_shape is None:
             self.base.given_shape = self.given_shape
         base = self.base(given if self.base.conditional else None)
-        context = self._context(given)
-        if context is not None:
-            base = base.expand(torch.broadcast_shapes(base.batch_shape, context.batch))
-        return dist.TransformedDistribution(base, [self._bound(i, given, context) for i in range(len(self.transforms))])
+        embedded = self._embed(given)
+        if embedded is not None:
+            base = base.expand(torch.broadcast_shapes(base.batch_shape, embedded.batch))
+        return dist.TransformedDistribution(
+            base, [self._bound(i, given, embedded) for i in range(len(self.transforms))]
+        )
 
-    def _bound(self, i: int, given: Any, context: Context | None) -> Transform:
+    def _bound(self, i: int, given: Any, embedded: Given | None) -> Transform:
         """The i-th transform, bound to ``given``."""
         part = self.transforms[i]
         if isinstance(part, Bijection):
-            takes = part.context_shape is not None
+            takes = part.given_shape is not None
             return BijectionTransform(
-                part, context if takes else None, self.shapes[i], self.lines[i], self.lines[i + 1]
+                part, embedded if takes else None, self.shapes[i], self.lines[i], self.lines[i + 1]
             )
         if isinstance(part, Transform):
             return PyroTransform(part)
@@ -177,7 +180,7 @@ class Flow(Conditional):
     def codes(self) -> dict[str, Program]:
         return {"z": self.base}
 
-    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
         """z = f^-1(x): there is nothing to draw."""
         return self.inverse_map(x, given)
 
@@ -239,16 +242,15 @@ class Flow(Conditional):
 
     def _declare_given(self, given_shape: Shape | None) -> None:
         """Find what ``given`` is from those who read it, and check that they agree."""
-        taking = [part for part in self.parts if isinstance(part, Bijection) and part.context_shape is not None]
-        shapes = {part.context_shape for part in taking if part.context_shape is not None}
+        taking = [part for part in self.parts if isinstance(part, Bijection) and part.given_shape is not None]
+        shapes = {part.given_shape for part in taking if part.given_shape is not None}
         if len(shapes) > 1:
-            raise ValueError(f"the bijections take contexts of different shapes, {sorted(shapes)}: build them for one")
-        self.context_shape = next(iter(shapes), None)
-        if self.context is not None and not taking:
-            raise ValueError("context is a network, but no bijection takes a context: build them with a context_shape")
-        readers: list[Any] = [self.context] if self.context is not None else taking
-        network_shape = self.context_shape if self.context is None else getattr(self.context, "given_shape", None)
-        found = [given_shape, network_shape]
+            raise ValueError(f"the bijections take given of different shapes, {sorted(shapes)}: build them for one")
+        self.embedded_shape = next(iter(shapes), None)
+        if self.embedding is not None and not taking:
+            raise ValueError("embedding is a network, but no bijection takes its output: build them with a given_shape")
+        readers: list[Any] = [self.embedding] if self.embedding is not None else taking
+        found = [given_shape, self.embedded_shape if self.embedding is None else shape_read_by(self.embedding)]
         if self.base.conditional:
             readers, found = [*readers, self.base], [*found, self.base.given_shape]
         distinct = {_as_tuple(shape) for shape in found if shape is not None}
@@ -260,21 +262,21 @@ class Flow(Conditional):
         self.given_shape = next((shape for shape in found if shape is not None), None)
         self.num_classes = next((n for n in (getattr(r, "num_classes", None) for r in readers) if n is not None), None)
 
-    def _context(self, given: Any) -> Context | None:
-        if self.context_shape is None:
+    def _embed(self, given: Any) -> Given | None:
+        if self.embedded_shape is None:
             return None
-        if self.context is None:
-            shape = self.context_shape
+        if self.embedding is None:
+            shape = self.embedded_shape
             if given.shape[given.dim() - len(shape) :] != shape:
                 raise ValueError(f"given has shape {tuple(given.shape)}, but the flow expects (B, *{tuple(shape)})")
-            return Context(given, given.shape[: given.dim() - len(shape)], shape)
-        batch, features = call_network(self.context, given, self.given_shape)
-        if features.shape[1:] != self.context_shape:
+            return Given(given, given.shape[: given.dim() - len(shape)], shape)
+        batch, features = call_network(self.embedding, given, self.given_shape)
+        if features.shape[1:] != self.embedded_shape:
             raise ValueError(
-                f"the context network returned shape {tuple(features.shape)}, but the bijections take a context of "
-                f"shape {tuple(self.context_shape)}"
+                f"the embedding network returned shape {tuple(features.shape)}, but the bijections take a given of "
+                f"shape {tuple(self.embedded_shape)}"
             )
-        return Context(features.reshape(*batch, *self.context_shape), batch, self.context_shape)
+        return Given(features.reshape(*batch, *self.embedded_shape), batch, self.embedded_shape)
 
 
 # -- Pyro's transforms -------------------------------------------------------------------------------------------------
@@ -295,8 +297,8 @@ def realnvp(
     *,
     layers: int = 8,
     hidden: Sequence[int] = (128, 128),
-    context_shape: Sequence[int] | None = None,
-    context_levels: int | None = None,
+    given_shape: Sequence[int] | None = None,
+    given_levels: int | None = None,
     num_classes: int | None = None,
     unit: bool = False,
 ) -> Flow:
@@ -306,16 +308,16 @@ def realnvp(
         event_shape: shape of one x, of at least two features.
         layers: how many couplings.
         hidden: widths of the hidden layers of each.
-        context_shape: shape of one ``given``, for a conditional flow; a network with one hidden layer embeds it for all
+        given_shape: shape of one ``given``, for a conditional flow; a network with one hidden layer embeds it for all
             couplings.
-        context_levels: ``given`` takes the integers 0 .. context_levels - 1.
+        given_levels: ``given`` takes the integers 0 .. given_levels - 1.
         num_classes: how many class labels ``given`` takes.
         unit: end on the unit cube, for `Dequantized`.
 
     >>> realnvp(2).sample(5).shape
     torch.Size([5, 2])
     """
-    return _coupled(event_shape, Affine(), layers, hidden, (context_shape, context_levels, num_classes), unit)
+    return _coupled(event_shape, Affine(), layers, hidden, (given_shape, given_levels, num_classes), unit)
 
 
 def nsf(
@@ -324,8 +326,8 @@ def nsf(
     layers: int = 4,
     hidden: Sequence[int] = (128, 128),
     bins: int = 8,
-    context_shape: Sequence[int] | None = None,
-    context_levels: int | None = None,
+    given_shape: Sequence[int] | None = None,
+    given_levels: int | None = None,
     num_classes: int | None = None,
     unit: bool = False,
 ) -> Flow:
@@ -336,7 +338,7 @@ def nsf(
     Args: as `realnvp`, and ``bins`` per spline.
     """
     spline = RationalQuadraticSpline(bins)
-    return _coupled(event_shape, spline, layers, hidden, (context_shape, context_levels, num_classes), unit)
+    return _coupled(event_shape, spline, layers, hidden, (given_shape, given_levels, num_classes), unit)
 
 
 def maf(
@@ -345,8 +347,8 @@ def maf(
     layers: int = 5,
     hidden: Sequence[int] = (256, 256),
     dropout: float = 0.0,
-    context_shape: Sequence[int] | None = None,
-    context_levels: int | None = None,
+    given_shape: Sequence[int] | None = None,
+    given_levels: int | None = None,
     num_classes: int | None = None,
     unit: bool = False,
 ) -> Flow:
@@ -357,8 +359,8 @@ def maf(
     Args: as `realnvp`, and ``dropout``, the share of hidden units dropped in training (each call then drops others, so
         that maps are inverse to each other only in evaluation mode).
     """
-    context = (context_shape, context_levels, num_classes)
-    return _autoregressive(event_shape, Affine(), layers, hidden, dropout, context, unit)
+    reads = (given_shape, given_levels, num_classes)
+    return _autoregressive(event_shape, Affine(), layers, hidden, dropout, reads, unit)
 
 
 def nsf_autoregressive(
@@ -368,8 +370,8 @@ def nsf_autoregressive(
     hidden: Sequence[int] = (256, 256),
     bins: int = 8,
     dropout: float = 0.0,
-    context_shape: Sequence[int] | None = None,
-    context_levels: int | None = None,
+    given_shape: Sequence[int] | None = None,
+    given_levels: int | None = None,
     num_classes: int | None = None,
     unit: bool = False,
 ) -> Flow:
@@ -377,8 +379,8 @@ def nsf_autoregressive(
 
     Args: as `maf`, and ``bins`` per spline.
     """
-    context = (context_shape, context_levels, num_classes)
-    return _autoregressive(event_shape, RationalQuadraticSpline(bins), layers, hidden, dropout, context, unit)
+    reads = (given_shape, given_levels, num_classes)
+    return _autoregressive(event_shape, RationalQuadraticSpline(bins), layers, hidden, dropout, reads, unit)
 
 
 def iaf(
@@ -386,8 +388,8 @@ def iaf(
     *,
     layers: int = 2,
     hidden: Sequence[int] = (64, 64),
-    context_shape: Sequence[int] | None = None,
-    context_levels: int | None = None,
+    given_shape: Sequence[int] | None = None,
+    given_levels: int | None = None,
     num_classes: int | None = None,
     unit: bool = False,
 ) -> Flow:
@@ -397,11 +399,11 @@ def iaf(
 
     Args: as `realnvp`.
     """
-    context = (context_shape, context_levels, num_classes)
-    return _autoregressive(event_shape, Affine(), layers, hidden, 0.0, context, unit, turn=Inverse)
+    reads = (given_shape, given_levels, num_classes)
+    return _autoregressive(event_shape, Affine(), layers, hidden, 0.0, reads, unit, turn=Inverse)
 
 
-_ContextArguments = tuple[Sequence[int] | None, int | None, int | None]
+_GivenArguments = tuple[Sequence[int] | None, int | None, int | None]
 
 
 def _coupled(
@@ -409,22 +411,22 @@ def _coupled(
     univariate: Univariate,
     layers: int,
     hidden: Sequence[int],
-    context: _ContextArguments,
+    reads: _GivenArguments,
     unit: bool,
 ) -> Flow:
     shape = as_shape(event_shape)
     if shape.numel() < 2:
         raise ValueError("couplings need at least two features: use maf or nsf_autoregressive for one")
-    embedding, features = _embedding(context, hidden)
-    colours = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).sum(0).flatten() % 2
+    embedding, features = _embedding(reads, hidden)
+    colors = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).sum(0).flatten() % 2
     parts: list[Bijection] = []
     for i in range(check_count(layers, "layers")):
-        passes = tuple((colours == i % 2).tolist())
+        passes = tuple((colors == i % 2).tolist())
         moving = passes.count(False)
-        network = MLP((len(passes) - moving,), univariate.num_parameters * moving, hidden, context_shape=features)
+        network = MLP((len(passes) - moving,), univariate.num_parameters * moving, hidden, given_shape=features)
         start_near_zero(network.rest[-1])
         parts.append(Coupling(passes, univariate, network))
-    return Flow(shape, [*parts, *_end(unit)], context=embedding)
+    return Flow(shape, [*parts, *_end(unit)], embedding=embedding)
 
 
 def _autoregressive(
@@ -433,34 +435,34 @@ def _autoregressive(
     layers: int,
     hidden: Sequence[int],
     dropout: float,
-    context: _ContextArguments,
+    reads: _GivenArguments,
     unit: bool,
     turn: Callable[[Bijection], Bijection] = lambda bijection: bijection,
 ) -> Flow:
     shape = as_shape(event_shape)
-    embedding, features = _embedding(context, hidden)
+    embedding, features = _embedding(reads, hidden)
     parts: list[Bijection] = []
     for i in range(check_count(layers, "layers")):
         order = tuple(range(shape.numel()))[:: -1 if i % 2 else 1]
         network = MADE(
-            shape.numel(), univariate.num_parameters, hidden, order=order, context_shape=features, dropout=dropout
+            shape.numel(), univariate.num_parameters, hidden, order=order, given_shape=features, dropout=dropout
         )
         start_near_zero(network.last, network.direct)
         parts.append(turn(MaskedAutoregressive(univariate, network)))
-    return Flow(shape, [*parts, *_end(unit)], context=embedding)
+    return Flow(shape, [*parts, *_end(unit)], embedding=embedding)
 
 
-def _embedding(context: _ContextArguments, hidden: Sequence[int]) -> tuple[MLP | None, tuple[int] | None]:
+def _embedding(reads: _GivenArguments, hidden: Sequence[int]) -> tuple[MLP | None, tuple[int] | None]:
     """A network of ``given`` for all bijections of a stack, and the shape of its output."""
-    context_shape, levels, num_classes = context
+    given_shape, levels, num_classes = reads
     if levels is not None:
-        check_count(levels, "context_levels", at_least=2)
-    if context_shape is None and num_classes is None:
+        check_count(levels, "given_levels", at_least=2)
+    if given_shape is None and num_classes is None:
         return None, None
     check_sizes(hidden=hidden)
     width = as_shape(hidden)[-1]
     return MLP(
-        () if context_shape is None else as_shape(context_shape, "context_shape"),
+        () if given_shape is None else as_shape(given_shape, "given_shape"),
         width,
         (width,),
         levels=levels,

@@ -30,7 +30,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 from torch.distributions import Normal as TorchNormal
 
 from dgm_pyro.checks import Shape, as_shape, check_count, check_counts, check_name, check_number, check_sizes
-from dgm_pyro.families.conditionals import Normal, Parametric, check_levels, inverse_softplus, positive
+from dgm_pyro.families.conditionals import IndependentConditional, Normal, check_levels, inverse_softplus, positive
 from dgm_pyro.families.flow import Flow
 from dgm_pyro.networks.bijections import Affine, Bijection, Elementwise
 from dgm_pyro.networks.mlp import MLP
@@ -41,7 +41,7 @@ from dgm_pyro.registry import register
 # -- Normals with covariances ------------------------------------------------------------------------------------------
 
 
-class CorrelatedNormal(Parametric):
+class CorrelatedNormal(IndependentConditional):
     """A Normal over whole vectors; subclasses give `distribution`."""
 
     def __init__(
@@ -142,8 +142,8 @@ def planar(
     *,
     layers: int = 8,
     hidden: Sequence[int] = (256, 256),
-    context_shape: Sequence[int],
-    context_levels: int | None = None,
+    given_shape: Sequence[int],
+    given_levels: int | None = None,
     num_classes: int | None = None,
 ) -> Flow:
     """A mean-field Normal followed by planar maps, all with parameters from one network of x.
@@ -152,17 +152,17 @@ def planar(
         event_shape: shape of one z.
         layers: how many maps.
         hidden: widths of the hidden layers of the network.
-        context_shape: shape of one x.
-        context_levels: x takes the integers 0 .. context_levels - 1.
+        given_shape: shape of one x.
+        given_levels: x takes the integers 0 .. given_levels - 1.
         num_classes: how many class labels y takes, for q(z | x, y).
 
     Source: Rezende and Mohamed 2015 (arXiv 1505.05770).
 
-    >>> planar(2, layers=2, context_shape=(5,)).sample(3, given=torch.zeros(3, 5)).shape
+    >>> planar(2, layers=2, given_shape=(5,)).sample(3, given=torch.zeros(3, 5)).shape
     torch.Size([3, 2])
     """
-    context = (context_shape, context_levels, num_classes)
-    return _bent(event_shape, lambda size, width: Planar(size, context_shape=(width,)), layers, hidden, context)
+    reads = (given_shape, given_levels, num_classes)
+    return _bent(event_shape, lambda size, width: Planar(size, given_shape=(width,)), layers, hidden, reads)
 
 
 def sylvester(
@@ -171,8 +171,8 @@ def sylvester(
     layers: int = 4,
     reflections: int = 4,
     hidden: Sequence[int] = (256, 256),
-    context_shape: Sequence[int],
-    context_levels: int | None = None,
+    given_shape: Sequence[int],
+    given_levels: int | None = None,
     num_classes: int | None = None,
 ) -> Flow:
     """A mean-field Normal followed by Sylvester maps, all with parameters from one network of x.
@@ -181,9 +181,9 @@ def sylvester(
 
     Source: van den Berg et al. 2018 (arXiv 1803.05649), Householder variant.
     """
-    context = (context_shape, context_levels, num_classes)
-    make = lambda size, width: Sylvester(size, reflections, context_shape=(width,))  # noqa: E731
-    return _bent(event_shape, make, layers, hidden, context)
+    reads = (given_shape, given_levels, num_classes)
+    make = lambda size, width: Sylvester(size, reflections, given_shape=(width,))  # noqa: E731
+    return _bent(event_shape, make, layers, hidden, reads)
 
 
 def _bent(
@@ -191,18 +191,18 @@ def _bent(
     bijection: Callable[[int, int], Bijection],
     layers: int,
     hidden: Sequence[int],
-    context: tuple[Sequence[int], int | None, int | None],
+    reads: tuple[Sequence[int], int | None, int | None],
 ) -> Flow:
     check_sizes(hidden=hidden)
     shape, width = as_shape(event_shape), as_shape(hidden)[-1]
-    size, (context_shape, levels, num_classes) = shape.numel(), context
+    size, (given_shape, levels, num_classes) = shape.numel(), reads
     if levels is not None:
-        check_count(levels, "context_levels", at_least=2)
-    context_shape = as_shape(context_shape, "context_shape")
-    network = MLP(context_shape, width, hidden, levels=levels, num_classes=num_classes)
+        check_count(levels, "given_levels", at_least=2)
+    given_shape = as_shape(given_shape, "given_shape")
+    network = MLP(given_shape, width, hidden, levels=levels, num_classes=num_classes)
     normal = Elementwise(size, Affine(), MLP((width,), 2 * size, ()))
     return Flow(
-        shape, [normal, *(bijection(size, width) for _ in range(check_count(layers, "layers")))], context=network
+        shape, [normal, *(bijection(size, width) for _ in range(check_count(layers, "layers")))], embedding=network
     )
 
 
@@ -226,7 +226,7 @@ class TopDown(Program):
     >>> import dgm_pyro as dgm
     >>> from dgm_pyro.networks import MLP
     >>> prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, MLP((1,), 4)), latent_name="z2")
-    >>> bottom = dgm.Normal(2, MLP((5,), 4, context_shape=(1,)))
+    >>> bottom = dgm.Normal(2, MLP((5,), 4, given_shape=(1,)))
     >>> encoder = TopDown(dgm.Normal(1, MLP((5,), 2)), bottom, latent_name="z2")
     >>> dgm.VAE(prior, dgm.Normal(5, MLP((2,), 10)), encoder).log_weights(torch.zeros(3, 5)).shape
     torch.Size([1, 3])
@@ -244,7 +244,7 @@ class TopDown(Program):
         if not is_pair(shapes) or tuple(shapes[1]) != tuple(top.event_shape):
             raise ValueError(
                 f"bottom must be given the pair (x, {latent_name}), the latter of shape {tuple(top.event_shape)}, but "
-                f"its given_shape is {shapes}: use MLP(x_shape, ..., context_shape={tuple(top.event_shape)})"
+                f"its given_shape is {shapes}: use MLP(x_shape, ..., given_shape={tuple(top.event_shape)})"
             )
         x_shape: Any = shapes[0]
         declare_given(top, x_shape, "top", "x, of shape")
@@ -331,13 +331,13 @@ class SemiAmortized(Conditional):
     Args:
         encoder: a `Normal` given x.
         prior, likelihood: those of the VAE, both with an exact density.
-        steps: how many gradient steps.
+        gradient_steps: how many gradient gradient_steps.
         lr: their size.
-        draws: how many draws, each with its mirror image.
+        num_samples: how many draws, each with its mirror image.
 
     >>> import dgm_pyro as dgm
     >>> prior, likelihood = dgm.Normal(2), dgm.Normal(5, nn.Linear(2, 10))
-    >>> encoder = SemiAmortized(dgm.Normal(2, nn.Linear(5, 4)), prior, likelihood, steps=3, lr=0.1)
+    >>> encoder = SemiAmortized(dgm.Normal(2, nn.Linear(5, 4)), prior, likelihood, gradient_steps=3, lr=0.1)
     >>> dgm.VAE(prior, likelihood, encoder).log_weights(torch.zeros(3, 5)).shape
     torch.Size([1, 3])
     """
@@ -350,9 +350,9 @@ class SemiAmortized(Conditional):
         encoder: Normal,
         prior: Program,
         likelihood: Program,
-        steps: int = 3,
+        gradient_steps: int = 3,
         lr: float = 0.01,
-        draws: int = 4,
+        num_samples: int = 4,
     ):
         super().__init__()
         if not isinstance(encoder, Normal) or not encoder.conditional:
@@ -367,17 +367,18 @@ class SemiAmortized(Conditional):
         check_number(lr, "lr", above=0)
         declare_given(encoder, likelihood.event_shape, "encoder", "the likelihood's event_shape")
         self.encoder, self.prior, self.likelihood = encoder, prior, likelihood
-        self.steps, self.lr = check_count(steps, "steps"), lr
+        self.gradient_steps, self.lr = check_count(gradient_steps, "gradient_steps"), lr
         self.event_shape, self.given_shape = encoder.event_shape, encoder.given_shape
-        size, draws = self.event_shape.numel(), check_count(draws, "draws")
-        bases = [torch.linalg.qr(torch.randn(size, size))[0] for _ in range(math.ceil(draws / size))]
-        half = math.sqrt(size) * torch.cat(bases)[:draws].unflatten(-1, self.event_shape)
+        size = self.event_shape.numel()
+        check_count(num_samples, "num_samples")
+        bases = [torch.linalg.qr(torch.randn(size, size))[0] for _ in range(math.ceil(num_samples / size))]
+        half = math.sqrt(size) * torch.cat(bases)[:num_samples].unflatten(-1, self.event_shape)
         self.register_buffer("noise", torch.cat((half, -half)))
 
     def forward(self, given: Any = None) -> TorchDistribution:
         raw = self.encoder.raw_parameters(given)
         climb = torch.func.grad(lambda raw: self.bound(raw, given).sum())
-        for _ in range(self.steps):
+        for _ in range(self.gradient_steps):
             raw = raw + self.lr * climb(raw)
         return self.encoder.distribution(raw)
 
@@ -427,10 +428,10 @@ class LinearGaussianPosterior(Conditional):
         network: Any = self.likelihood.network
         p, size = self.prior().base_dist, self.likelihood.event_shape.numel()
         x = given.flatten(given.dim() - len(self.likelihood.event_shape))
-        weight, centre = network.weight, x if network.bias is None else x - network.bias
+        weight, center = network.weight, x if network.bias is None else x - network.bias
         t = positive(self.likelihood.raw_scale).expand(self.likelihood.event_shape).reshape(size) ** -2
         precision = torch.diag_embed(p.scale**-2) + weight.mT @ (t.unsqueeze(-1) * weight)
-        pull = p.loc * p.scale**-2 + (centre * t) @ weight
+        pull = p.loc * p.scale**-2 + (center * t) @ weight
         mean = torch.cholesky_solve(pull.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
@@ -547,9 +548,9 @@ def fit_guide(
     make: Callable[[nn.Module], nn.Module],
     given: Any = None,
     *,
-    steps: int = 1000,
+    gradient_steps: int = 1000,
     lr: float = 0.02,
-    num_particles: int = 16,
+    num_samples: int = 16,
     seed: int = 0,
 ) -> tuple[Fitted, float]:
     """Fit one of Pyro's AutoGuides to the latents of one batch, the model held fixed.
@@ -561,8 +562,8 @@ def fit_guide(
         program: with continuous latents; neither its parameters nor their gradients change.
         x: ``(B, *event_shape)``.
         make: what makes a guide of a model, such as ``pyro.infer.autoguide.AutoMultivariateNormal``.
-        steps, lr: of Adam; the last half of the steps lowers the rate to zero.
-        num_particles: draws per step; 50 times as many are averaged at the end.
+        gradient_steps, lr: of Adam; the last half of the steps lowers the rate to zero.
+        num_samples: draws per step; 50 times as many are averaged at the end.
         seed: of all draws; the global random state is left as it was.
 
     Returns:
@@ -571,7 +572,7 @@ def fit_guide(
     """
     check_program(program)
     program.check(x, given)
-    check_counts(steps=steps, num_particles=num_particles)
+    check_counts(gradient_steps=gradient_steps, num_samples=num_samples)
     check_number(lr, "lr", above=0)
     if not callable(make):
         raise TypeError(f"make must be callable, such as pyro.infer.autoguide.AutoNormal, got {type(make).__name__}")
@@ -587,9 +588,9 @@ def fit_guide(
             own = list(guide.parameters())
             held = {id(parameter) for parameter in program.parameters()}
             optimizer = torch.optim.Adam([parameter for parameter in own if id(parameter) not in held], lr=lr)
-            decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / steps))
-            loss = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
-            for _ in range(steps):
+            decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / gradient_steps))
+            loss = Trace_ELBO(num_particles=num_samples, vectorize_particles=True, max_plate_nesting=1)
+            for _ in range(gradient_steps):
                 optimizer.zero_grad()
                 loss.differentiable_loss(model, guide, *arguments).backward()
                 optimizer.step()

@@ -39,6 +39,7 @@ from dgm_pyro.program import (
     IntractableError,
     Program,
     call_network,
+    check_program,
     declare_given,
     is_pair,
     require_distinct,
@@ -54,11 +55,11 @@ class Implicit(Program):
     with ``dgm.fit(program, data, "gan")``, or another objective of `adversarial`.
 
     Args:
+        event_shape: shape of one x.
         prior: p(z), any program.
         generator: maps z to x, ``(B, *event_shape)`` or flat ``(B, numel)``. One that reads a second input,
-            ``generator(z, given)`` with a pair as ``given_shape``, makes the model conditional on it (a class label, a
+            ``generator(z, given)`` with a ``given_shape``, makes the model conditional on it (a class label, a
             vector); so does a conditional prior.
-        event_shape: shape of one x.
         levels: x takes the integers 0 .. levels - 1: the generator's outputs go through a sigmoid, are spread over that
             range and rounded, and the gradient passes the rounding as if it were not there (straight-through).
         latent_name: the name of z.
@@ -67,23 +68,22 @@ class Implicit(Program):
         TypeError, ValueError: a part is not a module or a program, or the shapes do not fit.
 
     >>> import torch, dgm_pyro as dgm
-    >>> program = dgm.Implicit(dgm.Normal(2), torch.nn.Linear(2, 5), event_shape=5)
+    >>> program = dgm.Implicit(5, dgm.Normal(2), torch.nn.Linear(2, 5))
     >>> program.sample(3).shape
     torch.Size([3, 5])
     """
 
     def __init__(
         self,
+        event_shape: int | Sequence[int],
         prior: Program,
         generator: nn.Module,
-        event_shape: int | Sequence[int],
         *,
         levels: int | None = None,
         latent_name: str = "z",
     ):
         super().__init__()
-        if not isinstance(prior, Program):
-            raise TypeError(f"the prior must be a dgm_pyro.Program, got {type(prior).__name__}")
+        check_program(prior, "prior")
         if not isinstance(generator, nn.Module):
             raise TypeError(f"the generator must be a torch.nn.Module, got {type(generator).__name__}")
         check_name(latent_name, "latent_name")
@@ -174,8 +174,8 @@ class Around(Conditional):
     """p(x | z): a Normal of one scale about the generator's output.
 
     Args:
-        generator: as for `Implicit`.
         event_shape: shape of one x.
+        generator: as for `Implicit`.
         scale: standard deviation, to start from; it is a parameter.
         levels: of the generator's output, which is not rounded here, and scaled to [-1, 1].
     """
@@ -183,7 +183,7 @@ class Around(Conditional):
     conditional = True
 
     def __init__(
-        self, generator: nn.Module, event_shape: int | Sequence[int], scale: float = 0.1, levels: int | None = None
+        self, event_shape: int | Sequence[int], generator: nn.Module, scale: float = 0.1, levels: int | None = None
     ):
         super().__init__()
         check_type(generator, nn.Module, "generator", "a torch.nn.Module")
@@ -216,7 +216,7 @@ def noisy(program: Implicit, scale: float) -> VAE:
     """
     check_type(program, Implicit, "program", "a dgm.Implicit")
     return VAE(
-        program.prior, Around(program.generator, program.event_shape, scale, program.levels), None, program.latent_name
+        program.prior, Around(program.event_shape, program.generator, scale, program.levels), None, program.latent_name
     )
 
 
@@ -253,7 +253,7 @@ def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Are the samples like data, and are all data like samples?
 
-    Around each point of a set is a ball that reaches to its k-th nearest neighbour in that set; their union stands for
+    Around each point of a set is a ball that reaches to its k-th nearest neighbor in that set; their union stands for
     the set's support. Precision is the share of ``fake`` inside the support of ``real``; recall the share of ``real``
     inside that of ``fake``. Even two samples of one distribution do not reach 1: compare with two halves of the data.
 
@@ -287,15 +287,15 @@ def _share_inside(points: Tensor, support: Tensor, k: int) -> float:
 
 
 @torch.no_grad()
-def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]:
+def mode_coverage(x: Tensor, centers: Tensor, scale: float) -> tuple[int, float]:
     """Number of modes of a mixture of round Normals that samples cover, and the share of samples near a mode.
 
-    A sample is near a mode within 3 standard deviations of its centre, where 98.9 % of a Normal of the plane
+    A sample is near a mode within 3 standard deviations of its center, where 98.9 % of a Normal of the plane
     are. A mode counts as covered if it has at least a fifth of the samples it should have.
 
     Args:
         x: samples, ``(N, D)``.
-        centres: of the modes, equally likely, ``(K, D)``.
+        centers: of the modes, equally likely, ``(K, D)``.
         scale: standard deviation of each.
 
     Returns:
@@ -303,11 +303,11 @@ def mode_coverage(x: Tensor, centres: Tensor, scale: float) -> tuple[int, float]
 
     Source: Srivastava et al. 2017 (arXiv 1705.07761), section 4.1, where one sample covers a mode.
     """
-    check_finite(centres, "centres")
-    check_tensor(x, centres.shape[1:], "x", "the shape of a centre")
+    check_finite(centers, "centers")
+    check_tensor(x, centers.shape[1:], "x", "the shape of a center")
     check_finite(x, "x")
     check_number(scale, "scale", above=0)
-    distance, nearest = torch.cdist(x, centres.to(x)).min(1)
+    distance, nearest = torch.cdist(x, centers.to(x)).min(1)
     near = distance < 3 * scale
-    counts = torch.bincount(nearest[near], minlength=len(centres))
-    return int((counts >= len(x) / len(centres) / 5).sum()), near.double().mean().item()
+    counts = torch.bincount(nearest[near], minlength=len(centers))
+    return int((counts >= len(x) / len(centers) / 5).sum()), near.double().mean().item()

@@ -167,7 +167,7 @@ def run(sampler: Sampler, x: Tensor, times: Sequence[Time], denoise: Denoise) ->
 # -- which times -------------------------------------------------------------------------------------------------------
 
 Spacing = Callable[[int, Tensor], Tensor]
-"""``spacing(steps, noise)``: where to take the steps, falling from ``len(noise) - 1`` to 0.
+"""``spacing(num_steps, noise)``: where to take the steps, falling from ``len(noise) - 1`` to 0.
 
 ``noise`` is log(sigma / alpha) at evenly spread times, rising; places between its entries are meant linearly. One step
 is at the first place, the noisiest.
@@ -176,22 +176,22 @@ is at the first place, the noisiest.
 KARRAS_RHO = 7.0
 
 
-def uniform(steps: int, noise: Tensor) -> Tensor:
+def uniform(num_steps: int, noise: Tensor) -> Tensor:
     """Evenly spread over time."""
-    return torch.linspace(len(noise) - 1, 0, steps, dtype=noise.dtype, device=noise.device)
+    return torch.linspace(len(noise) - 1, 0, num_steps, dtype=noise.dtype, device=noise.device)
 
 
-def quadratic(steps: int, noise: Tensor) -> Tensor:
+def quadratic(num_steps: int, noise: Tensor) -> Tensor:
     """Even in the root of time, and so denser where there is little noise (Song et al. 2021, appendix D.2)."""
-    return uniform(steps, noise) ** 2 / max(1, len(noise) - 1)
+    return uniform(num_steps, noise) ** 2 / max(1, len(noise) - 1)
 
 
-def karras(steps: int, noise: Tensor) -> Tensor:
+def karras(num_steps: int, noise: Tensor) -> Tensor:
     """Even in (sigma / alpha)^(1/7), and so densest where there is little noise (Karras et al. 2022, equation 5)."""
     if len(noise) == 1:
-        return uniform(steps, noise)
+        return uniform(num_steps, noise)
     ends = (noise[[-1, 0]] / KARRAS_RHO).exp()
-    wanted = KARRAS_RHO * torch.lerp(ends[0], ends[1], 1 - uniform(steps, noise[:2])).log()
+    wanted = KARRAS_RHO * torch.lerp(ends[0], ends[1], 1 - uniform(num_steps, noise[:2])).log()
     # To the last bit, so that their places are; where there is one step, it is the noisiest.
     wanted[-1], wanted[0] = noise[0], noise[-1]
     above = torch.searchsorted(noise, wanted).clamp(1, len(noise) - 1)
@@ -214,5 +214,5 @@ def spacing_named(spacing: str | Spacing) -> Spacing:
             raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, or a Spacing, got {spacing!r}")
         return SPACINGS[spacing]
     if not callable(spacing):
-        raise TypeError(f"spacing must be a name or a callable (steps, noise) -> places, got {spacing!r}")
+        raise TypeError(f"spacing must be a name or a callable (num_steps, noise) -> places, got {spacing!r}")
     return spacing

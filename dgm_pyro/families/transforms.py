@@ -1,4 +1,4 @@
-"""The parts of a `Flow` as transforms of torch: bijections at a context, and transforms of Pyro.
+"""The parts of a `Flow` as transforms of torch: bijections at a is given, and transforms of Pyro.
 
 A transform caches its last pair of z and x: a density after a sample costs no inverse.
 """
@@ -20,7 +20,7 @@ from dgm_pyro.networks.bijections import (
 )
 
 
-class Context(NamedTuple):
+class Given(NamedTuple):
     value: Tensor  # (*batch, *shape)
     batch: torch.Size
     shape: torch.Size
@@ -84,18 +84,18 @@ class CachedTransform(Transform):
 
 
 class BijectionTransform(CachedTransform):
-    """A bijection of vectors at one context, as a transform of tensors with any batch."""
+    """A bijection of vectors at one ``given``, as a transform of tensors with any batch."""
 
     def __init__(
         self,
         bijection: Bijection,
-        context: Context | None,
+        given: Given | None,
         shape: torch.Size,
         line_in: constraints.Constraint,
         line_out: constraints.Constraint,
     ):
         super().__init__(*(constraints.independent(line, len(shape)) for line in (line_in, line_out)))
-        self.bijection, self.context, self.shape = bijection, context, shape
+        self.bijection, self.given, self.shape = bijection, given, shape
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._on_vectors(self.bijection, z)
@@ -106,16 +106,16 @@ class BijectionTransform(CachedTransform):
     def _on_vectors(self, map: Callable[..., tuple[Tensor, Tensor]], value: Tensor) -> tuple[Tensor, Tensor]:
         full = self.forward_shape(value.shape)
         batch = full[: len(full) - len(self.shape)]
-        context = None
-        if self.context is not None:
-            context = self.context.value.expand(*batch, *self.context.shape).reshape(-1, *self.context.shape)
-        out, log_det = map(value.expand(full).reshape(-1, self.shape.numel()), context)
+        given = None
+        if self.given is not None:
+            given = self.given.value.expand(*batch, *self.given.shape).reshape(-1, *self.given.shape)
+        out, log_det = map(value.expand(full).reshape(-1, self.shape.numel()), given)
         return out.reshape(full), log_det.reshape(batch)
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        if self.context is None:
+        if self.given is None:
             return torch.Size(shape)
-        batch = torch.broadcast_shapes(shape[: len(shape) - len(self.shape)], self.context.batch)
+        batch = torch.broadcast_shapes(shape[: len(shape) - len(self.shape)], self.given.batch)
         return torch.Size((*batch, *self.shape))
 
     inverse_shape = forward_shape

@@ -30,6 +30,7 @@ from dgm_pyro.families.distributions import features_of, finite_mean, mean_of
 from dgm_pyro.program import (
     Conditional,
     Program,
+    check_program,
     declare_given,
     guide_trace,
     is_pair,
@@ -74,8 +75,8 @@ class VAE(Program):
     def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent_name: str = "z"):
         super().__init__()
         for role, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
-            if not isinstance(part, Program) and not (role == "encoder" and part is None):
-                raise TypeError(f"the {role} must be a dgm_pyro.Program, got {type(part).__name__}")
+            if role != "encoder" or part is not None:
+                check_program(part, role)
         check_name(latent_name, "latent_name")
         if encoder is not None and encoder.event_shape != prior.event_shape:
             raise ValueError(
@@ -98,10 +99,10 @@ class VAE(Program):
         self.prior, self.likelihood, self.encoder, self.latent_name = prior, likelihood, encoder, latent_name
         self.event_shape, self.levels = likelihood.event_shape, likelihood.levels
         readers = [part for part in (likelihood, encoder) if part is not None and is_pair(part.given_shape)]
-        contexts = [*(_context(part) for part in readers), prior.given_shape]
-        context = next((s for s in contexts if s is not None), None)
+        found = [*(_second(part) for part in readers), prior.given_shape]
+        given_shape = next((shape for shape in found if shape is not None), None)
         self.conditional = prior.conditional or bool(readers)
-        self.given_shape = context if self.conditional else None
+        self.given_shape = given_shape if self.conditional else None
         if self.given_shape is not None and prior.conditional:
             declare_given(prior, self.given_shape, "prior", "this VAE's given_shape")
         self.num_classes = self._common_num_classes()
@@ -154,10 +155,10 @@ class VAE(Program):
     def codes(self) -> dict[str, Program]:
         return {self.latent_name: self.prior} | (self.prior.codes() if isinstance(self.prior, VAE) else {})
 
-    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_draws: int) -> Tensor:
-        """E_q[z | x], averaged over ``num_draws`` draws of the latents that q states before z; or a draw."""
+    def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
+        """E_q[z | x], averaged over ``num_samples`` draws of the latents that q states before z; or a draw."""
         levels, means = self.codes()[site].levels, list[Tensor]()
-        while len(means) < num_draws:
+        while len(means) < num_samples:
             trace: Any = guide_trace(self, x, given)
             if site not in trace.nodes:
                 raise ValueError(
@@ -211,7 +212,7 @@ def _mean(distribution: Any) -> Tensor | None:
     return finite_mean(distribution)
 
 
-def _context(part: Program) -> Any:
+def _second(part: Program) -> Any:
     return part.given_shape[1] if part.given_shape is not None else None
 
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_choice, check_count, check_number
 from dgm_pyro.evaluation import evaluating, program_device
-from dgm_pyro.infer.target import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
+from dgm_pyro.infer.posterior import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import Program, check_program, differentiating, latent_sites, log_mean_exp, log_prob_sum, seeded
 
 Density = Callable[[Tensor], Tensor]
@@ -155,10 +155,10 @@ def ais(
         temperature_schedule: "sigmoid" (slow at both ends; Grosse et al. 2015, section 5) or "linear" temperatures.
         transition: moves u with step sizes and leaves a density invariant, as `HMC` does, the default.
         target_acceptance: what the preliminary run adapts the step sizes to, one for each datum and temperature.
-        observed: further observed sites, such as ``{"y": labels}`` of a `Labelled`.
+        observed: further observed sites, such as ``{"y": labels}`` of a `Labeled`.
         seed: of noise of each datum's own (`noise.per_datum`): its bound does not depend on the others. A transition
             of your own keeps that if it draws inside `noise.drawing`. The global random state is left as it was.
-        progress: whether to show a bar.
+        progress: whether to show bars.
 
     Raises:
         ValueError: a latent is discrete, x has no chance under the initial draws, or an argument does not fit.
@@ -178,8 +178,8 @@ def ais(
         path = ToPosterior(program, x, given, num_chains, initial, observed or {})
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        steps = path.adapt(betas, transition, target_acceptance)
-        u, log_weights, acceptance = path.anneal(path.start(), betas, steps, transition, progress)
+        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
+        u, log_weights, acceptance = path.anneal(path.start(), betas, step_sizes, transition, progress)
         latents, _ = path.coordinates.unflatten(u)
     return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents)
 
@@ -231,10 +231,10 @@ def bidirectional(
                  for name in path.coordinates.names}  # fmt: skip
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        steps = path.adapt(betas, transition, target_acceptance)
-        _, forward, there = path.anneal(path.start(), betas, steps, transition, progress)
+        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
+        _, forward, there = path.anneal(path.start(), betas, step_sizes, transition, progress)
         _, backward, back = path.anneal(
-            path.coordinates.flatten(exact), betas, steps, transition, progress, reverse=True
+            path.coordinates.flatten(exact), betas, step_sizes, transition, progress, reverse=True
         )
     return Sandwich(x, log_mean_exp(forward), -log_mean_exp(backward), (there + back) / 2)
 
@@ -245,10 +245,10 @@ def _check_annealing(transition: Any, target_acceptance: Any) -> None:
         raise TypeError(f"transition must be callable, as infer.HMC() is, or None, got {type(transition).__name__}")
 
 
-def temperatures(num: int, temperature_schedule: str = "sigmoid") -> Tensor:
-    """beta_0 = 0 .. beta_T = 1, ``(num + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
-    check_count(num, "num_temperatures")
-    even = torch.linspace(0, 1, num + 1)
+def temperatures(num_temperatures: int, temperature_schedule: str = "sigmoid") -> Tensor:
+    """beta_0 = 0 .. beta_T = 1, ``(T + 1,)``: evenly spaced, or evenly on the logistic curve over [-4, 4]."""
+    check_count(num_temperatures, "num_temperatures")
+    even = torch.linspace(0, 1, num_temperatures + 1)
     check_choice(temperature_schedule, ("sigmoid", "linear"), "temperature_schedule")
     if temperature_schedule == "linear":
         return even
@@ -285,7 +285,7 @@ class Path:
         self,
         u: Tensor,
         betas: Tensor,
-        steps: Tensor,
+        step_sizes: Tensor,
         transition: Transition,
         progress: bool = False,
         reverse: bool = False,
@@ -297,13 +297,13 @@ class Path:
             change = betas[t] - betas[t - 1]
             if not reverse:
                 log_weights = log_weights + change * self.densities(u)[1]
-            u, accepted = transition(u, steps[t], self.at(betas[t]))
+            u, accepted = transition(u, step_sizes[t], self.at(betas[t]))
             if reverse:
                 log_weights = log_weights - change * self.densities(u)[1]
             acceptance = acceptance + accepted.mean(0) / len(order)
         return u, log_weights, acceptance
 
-    def adapt(self, betas: Tensor, transition: Transition, target: float) -> Tensor:
+    def adapt(self, betas: Tensor, transition: Transition, target: float, progress: bool = False) -> Tensor:
         """Step sizes for each temperature and datum, ``(T + 1, B)``, from chains that are then thrown away.
 
         They walk a quarter of the temperatures, at least 20; in between, log step sizes are interpolated.
@@ -312,7 +312,8 @@ class Path:
         u = self.start()
         log_step = u.new_full((self.batch[1],), -0.25 * math.log(u.shape[-1]))
         logs = []
-        for place in [0.0] * 10 + coarse.tolist():
+        places = [0.0] * 10 + coarse.tolist()
+        for place in tqdm(places, desc="adapt", unit="temperature", disable=not progress, leave=False):
             u, accepted = transition(u, log_step.exp(), self.at(betas[round(place)]))
             log_step = log_step + ADAPTATION_RATE * (accepted.mean(0) - target)
             logs.append(log_step)

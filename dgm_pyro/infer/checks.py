@@ -12,21 +12,24 @@ Sources: Talts et al. 2018 (arXiv 1804.06788); Burda et al. 2016 (arXiv 1509.005
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+from tqdm import tqdm
 
 from dgm_pyro.checks import check_choice, check_count, check_counts
 from dgm_pyro.diagnosis import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
 from dgm_pyro.families.distributions import features_of, finite_mean
-from dgm_pyro.infer.target import guide_trace, joint_trace
+from dgm_pyro.infer.posterior import guide_trace, joint_trace
 from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded
+from dgm_pyro.results import Result, Table
 
-DRAWS = 32
+NUM_SAMPLES = 32
 ACTIVE = 0.01
 COLLAPSED = 0.01
 SIGNIFICANT = 0.01
@@ -37,19 +40,19 @@ class Calibration:
     """The result of `sbc`.
 
     Attributes:
-        ranks: by latent site, of every simulation and dimension, ``(N, D)``: integers 0 .. num_draws.
-        num_draws: L.
+        ranks: by latent site, of every simulation and dimension, ``(N, D)``: integers 0 .. num_posterior_samples.
+        num_posterior_samples: L.
         num_bins: of the histograms; it divides L + 1.
     """
 
     ranks: dict[str, Tensor]
-    num_draws: int
+    num_posterior_samples: int
     num_bins: int
 
     def histogram(self, site: str) -> Tensor:
         """Counts of the ranks, ``(D, num_bins)``."""
         check_choice(site, self.ranks, "site")
-        width = (self.num_draws + 1) // self.num_bins
+        width = (self.num_posterior_samples + 1) // self.num_bins
         bins = torch.nn.functional.one_hot(self.ranks[site] // width, self.num_bins)
         return bins.sum(0)
 
@@ -73,8 +76,8 @@ class Calibration:
         return {
             "p_value": self.p_value,
             "p_values": {site: self.p_values(site).tolist() for site in self.ranks},
-            "num_simulations": len(next(iter(self.ranks.values()))),
-            "num_draws": self.num_draws,
+            "num_samples": len(next(iter(self.ranks.values()))),
+            "num_posterior_samples": self.num_posterior_samples,
         }
 
 
@@ -82,20 +85,22 @@ def sbc(
     program: Program,
     given: Any = None,
     *,
-    num_simulations: int = 500,
-    num_draws: int = 99,
+    num_samples: int = 500,
+    num_posterior_samples: int = 99,
     num_bins: int = 20,
     seed: int = 0,
+    progress: bool = False,
 ) -> Calibration:
     """Simulation-based calibration of the program's guide against its own model.
 
     Args:
         program: with latents that the guide draws; left as it was.
-        given: ``(num_simulations, *given_shape)`` for a conditional program, or one row for all.
-        num_simulations: how many pairs (z, x) to simulate; every bin should expect 5 of them at least.
-        num_draws: L, draws of the guide to rank each true z among.
+        given: ``(num_samples, *given_shape)`` for a conditional program, or one row for all.
+        num_samples: how many pairs (z, x) to simulate; every bin should expect 5 of them at least.
+        num_posterior_samples: L, draws of the guide to rank each true z among.
         num_bins: must divide L + 1, for equal expected counts in all bins.
         seed: the global random state is left as it was.
+        progress: whether to show a bar.
 
     Raises:
         ValueError: there are no latents to rank, or a count does not fit.
@@ -103,26 +108,33 @@ def sbc(
     >>> import torch, dgm_pyro as dgm
     >>> vae = dgm.VAE(
     ...     dgm.Normal(1), dgm.Normal(2, torch.nn.Linear(1, 4)), dgm.Normal(1, torch.nn.Linear(2, 2)))
-    >>> dgm.infer.sbc(vae, num_simulations=100).ranks["z"].shape
+    >>> dgm.infer.sbc(vae, num_samples=100).ranks["z"].shape
     torch.Size([100, 1])
     """
     check_program(program)
-    check_counts(num_simulations=num_simulations, num_draws=num_draws, num_bins=num_bins)
-    given = program.check_draws(num_simulations, given)
-    if (num_draws + 1) % num_bins or num_bins < 2:
-        raise ValueError(f"num_bins must be at least 2 and divide num_draws + 1 = {num_draws + 1}, got {num_bins}")
+    check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, num_bins=num_bins)
+    given = program.check_draws(num_samples, given)
+    if (num_posterior_samples + 1) % num_bins or num_bins < 2:
+        raise ValueError(
+            f"num_bins must be at least 2 and divide num_posterior_samples + 1 = {num_posterior_samples + 1}, got "
+            f"{num_bins}"
+        )
     where = program_device(program)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        parts = [
-            _guesses_below(program, rows_of(given, rows), size, num_draws)
-            for rows, size in _parts(program, num_simulations)
-        ]
+        cut = _parts(program, num_samples)
+        with tqdm(
+            total=len(cut) * num_posterior_samples, desc="rank", unit="draw", disable=not progress, leave=False
+        ) as bar:
+            parts = [
+                _guesses_below(program, rows_of(given, rows), size, num_posterior_samples, bar.update)
+                for rows, size in cut
+            ]
         below = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
         # Ties, of discrete latents, put z anywhere among its equals.
         ranks = {name: less + (torch.rand(less.shape) * (equal + 1)).long() for name, (less, equal) in below.items()}
     if not ranks:
         raise ValueError(f"the guide of this {type(program).__name__} draws no latents: there is nothing to calibrate")
-    return Calibration(ranks, num_draws, num_bins)
+    return Calibration(ranks, num_posterior_samples, num_bins)
 
 
 def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
@@ -131,12 +143,14 @@ def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
     return [(slice(start, start + most), min(most, total - start)) for start in range(0, total, most)]
 
 
-def _guesses_below(program: Program, given: Any, size: int, num_draws: int) -> dict[str, Tensor]:
-    """Number of the guide's draws below each z of ``size`` simulations, and number equal to it, ``(2, B, D)``."""
+def _guesses_below(
+    program: Program, given: Any, size: int, num_posterior_samples: int, advance: Callable[[], Any]
+) -> dict[str, Tensor]:
+    """Number of the guide each z of ``size`` simulations is above, and number equal to it equals, ``(2, B, D)``."""
     truth: Any = joint_trace(program, None, given=given, batch=(size,))
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
-    for _ in range(num_draws):
+    for _ in range(num_posterior_samples):
         drawn: Any = guide_trace(program, x, given=given, batch=(size,))
         for name in latent_sites(drawn):
             if name not in truth.nodes or drawn.nodes[name]["infer"].get("is_noising"):
@@ -144,6 +158,7 @@ def _guesses_below(program: Program, given: Any, size: int, num_draws: int) -> d
             values = (trace.nodes[name]["value"] for trace in (truth, drawn))
             z, guess = (value.reshape(size, -1).double() for value in values)
             below[name] = below.get(name, 0) + torch.stack([guess < z, guess == z]).long().cpu()
+        advance()
     return below
 
 
@@ -153,7 +168,7 @@ class Units:
 
     Attributes:
         variance: Var_x E_q[z_i], ``(D,)``.
-        kl: E_x KL(q(z_i | x) || p(z_i)) in nats, ``(D,)``; None where q or p does not factorise over dimensions.
+        kl: E_x KL(q(z_i | x) || p(z_i)) in nats, ``(D,)``; None where q or p does not factorize over dimensions.
     """
 
     variance: Tensor
@@ -168,8 +183,14 @@ class Units:
         """Dimensions that say nothing about x, ``(D,)``."""
         return ~self.active if self.kl is None else ~self.active & (self.kl < COLLAPSED)
 
+    def __str__(self) -> str:
+        total = "" if self.kl is None else f", KL {float(self.kl.sum()):.2f} nats"
+        return f"{int(self.active.sum())} of {len(self.active)} dimensions active{total}"
 
-def units(program: Program, data: Any, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Units]:
+
+def units(
+    program: Program, data: Any, *, num_samples: int = NUM_SAMPLES, seed: int = 0, progress: bool = False
+) -> dict[str, Units]:
     """Active units and the KL of every latent dimension, by site.
 
     The noise of a diffusion and the place of an integer within its cell are no codes of x, and not among them. Data go
@@ -177,47 +198,49 @@ def units(program: Program, data: Any, *, draws: int = DRAWS, seed: int = 0) -> 
 
     Args:
         data: a `Data`, or a tensor ``(N, *event_shape)``; at least two of them.
-        draws: of the guide per datum, for E_q[z]; the KL is in closed form where there is one.
+        num_samples: draws of the guide per datum, for E_q[z]; the KL is in closed form where there is one.
         seed: the global random state is left as it was.
+        progress: whether to show a bar.
 
     Raises:
         ValueError, TypeError: the data do not fit, or the guide draws no codes of x.
     """
-    found = _units(program, data, draws, seed)
+    found = _units(program, data, num_samples, seed, progress)
     if not found:
         raise ValueError(f"the guide of this {type(program).__name__} has no latent variables to measure")
     return found
 
 
-def _units(program: Program, data: Any, draws: int, seed: int) -> dict[str, Units]:
+def _units(program: Program, data: Any, num_samples: int, seed: int, progress: bool) -> dict[str, Units]:
     points = as_data(program, data)
-    check_count(draws, "draws")
+    check_count(num_samples, "num_samples")
     if len(points) < 2:
         raise ValueError("active units need at least two data: their means must be compared")
     where = program_device(program)
     points = points.to(where)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        parts = [
-            _moments(program, points.x[rows], rows_of(points.y, rows), draws)
-            for rows, _ in _parts(program, len(points))
-        ]
+        cut = _parts(program, len(points))
+        with tqdm(total=len(cut) * num_samples, desc="units", unit="draw", disable=not progress, leave=False) as bar:
+            parts = [
+                _moments(program, points.x[rows], rows_of(points.y, rows), num_samples, bar.update) for rows, _ in cut
+            ]
     found = {}
     for name in parts[0]:
         means, squares, divergences = zip(*(part[name] for part in parts), strict=True)
         mean, known = torch.cat(means), [each for each in divergences if each is not None]
         # The mean of a few draws varies even where E_q[z] does not: by their own variance, divided by their number.
-        noise = (torch.cat(squares) - mean**2).mean(0) / max(1, draws - 1)
+        noise = (torch.cat(squares) - mean**2).mean(0) / max(1, num_samples - 1)
         found[name] = Units(mean.var(0) - noise, torch.stack(known).sum(0) / len(points) if known else None)
     return found
 
 
 def _moments(
-    program: Program, x: Tensor, y: Tensor | None, draws: int
+    program: Program, x: Tensor, y: Tensor | None, num_samples: int, advance: Callable[[], Any]
 ) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
     """Means over draws, by code: of E_q[z] and its square, ``(B, D)``, and of the KL summed over data, ``(D,)``."""
     x, given, _ = program.arguments(x, y)
     sums: dict[str, tuple[Any, Any, Any]] = {}
-    for _ in range(draws):
+    for _ in range(num_samples):
         q: Any = guide_trace(program, x, given=given, batch=(len(x),))
         latents = {name: q.nodes[name]["value"] for name in latent_sites(q)}
         p: Any = joint_trace(program, x, latents, given, batch=(len(x),))
@@ -227,8 +250,9 @@ def _moments(
             mean = _mean(q.nodes[name]).reshape(len(x), -1).double().cpu()
             kl = _elementwise_kl(q.nodes[name], p.nodes[name])
             first, second, third = sums.get(name, (0, 0, 0))
-            third = None if kl is None or third is None else third + kl.sum(0).cpu() / draws
-            sums[name] = first + mean / draws, second + mean**2 / draws, third
+            third = None if kl is None or third is None else third + kl.sum(0).cpu() / num_samples
+            sums[name] = first + mean / num_samples, second + mean**2 / num_samples, third
+        advance()
     return sums
 
 
@@ -245,7 +269,7 @@ def _mean(site: Any) -> Tensor:
 
 
 def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
-    """KL of every dimension, ``(B, D)``; sampled if not in closed form, None if q or p does not factorise."""
+    """KL of every dimension, ``(B, D)``; sampled if not in closed form, None if q or p does not factorize."""
     try:
         bases = [features_of(site["fn"]) for site in (q, p)]
     except ValueError:
@@ -258,8 +282,8 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The result of `check`: calibration, units by site, and findings with a remedy."""
+class Report(Result):
+    """The result of `check` found: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
     units: dict[str, Units]
@@ -281,14 +305,12 @@ class Report:
             "findings": [vars(finding) for finding in self.findings],
         }
 
-    def __str__(self) -> str:
-        lines = [f"calibration: p = {self.calibration.p_value:.3g} (uniform ranks are expected)"]
-        for site, each in self.units.items():
-            total = "" if each.kl is None else f", KL {float(each.kl.sum()):.2f} nats"
-            lines.append(f"{site}: {int(each.active.sum())} of {len(each.variance)} dimensions active{total}")
+    def parts(self) -> list[str | Table]:
+        parts: list[str | Table] = [f"calibration: p = {self.calibration.p_value:.3g} (uniform ranks are expected)"]
+        parts += [f"{site}: {each}" for site, each in self.units.items()]
         if self.units:
-            lines.append(f"active: the mean of q(z | x) moves with x, by a variance above {ACTIVE:g}")
-        return "\n".join([*lines, *map(str, self.findings)])
+            parts.append(f"active: the mean of q(z | x) moves with x, by a variance above {ACTIVE:g}")
+        return [*parts, *map(str, self.findings)]
 
 
 def check(
@@ -296,19 +318,26 @@ def check(
     data: Any,
     *,
     given: Any = None,
-    num_simulations: int = 500,
-    num_draws: int = 99,
+    num_samples: int = 500,
+    num_posterior_samples: int = 99,
     num_bins: int = 20,
     seed: int = 0,
+    progress: bool = False,
 ) -> Report:
     """`sbc` and `units` together, with a warning for each thing that is wrong.
 
     Args: as those of `sbc` and `units`.
     """
     calibration = sbc(
-        program, given, num_simulations=num_simulations, num_draws=num_draws, num_bins=num_bins, seed=seed
+        program,
+        given,
+        num_samples=num_samples,
+        num_posterior_samples=num_posterior_samples,
+        num_bins=num_bins,
+        seed=seed,
+        progress=progress,
     )
-    found = _units(program, data, DRAWS, seed)
+    found = _units(program, data, NUM_SAMPLES, seed, progress)
     return Report(calibration, found, (*collapse(found), *miscalibration(calibration)))
 
 
@@ -339,7 +368,7 @@ def miscalibration(calibration: Calibration) -> list[Finding]:
         if p_value >= SIGNIFICANT:
             continue
         # Of uniform ranks u in [0, 1]: the variance of u is 1/12, its mean 1/2.
-        u = (ranks.double() + 0.5) / (calibration.num_draws + 1)
+        u = (ranks.double() + 0.5) / (calibration.num_posterior_samples + 1)
         spread, shift = float(u.var(0).mean() * 12), float((u.mean(0) - 0.5).abs().max())
         width = "too narrow" if spread > 1 else "too wide"
         shape = "shifted" if 12 * shift**2 > abs(spread - 1) else width

@@ -34,11 +34,12 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_counts, check_dense
 from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
-from dgm_pyro.families.conditionals import Parametric
+from dgm_pyro.families.conditionals import IndependentConditional
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.ais import ais
 from dgm_pyro.objectives import elbo
 from dgm_pyro.program import Program, differentiating, is_pair, rows_of, seeded
+from dgm_pyro.results import Result, Table, with_error
 
 DRAWS_PER_STEP = 8
 LEARNING_RATE = 0.05
@@ -46,7 +47,7 @@ FINE_TUNING_RATE = 0.003
 
 
 @dataclass(frozen=True)
-class Gaps:
+class Gaps(Result):
     """log p(x) and the two bounds below it, per datum, in nats.
 
     Attributes:
@@ -90,9 +91,9 @@ class Gaps:
         }
         return {name: (float(v.mean()), standard_error(v)) for name, v in named.items()}
 
-    def worst(self, num: int) -> Tensor:
+    def worst(self, num_data: int) -> Tensor:
         """Indices of the data with the lowest log p(x), the worst first."""
-        return self.log_evidence.argsort()[: check_count(num, "num")]
+        return self.log_evidence.argsort()[: check_count(num_data, "num_data")]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
@@ -102,9 +103,10 @@ class Gaps:
         }
         return {"kind": self.kind, "num_data": len(self.elbo), **means}
 
-    def __str__(self) -> str:
-        lines = [f"{name:<18}{mean:10.3f} +- {error:.3f} nats" for name, (mean, error) in self.means().items()]
-        return "\n".join([*lines, f"{len(self.elbo)} data; log p(x) is a lower bound: {self.kind}"])
+    def parts(self) -> list[str | Table]:
+        rows = [[name, with_error(mean, error, 3)] for name, (mean, error) in self.means().items()]
+        return [Table(["mean over the data", "nats"], rows),
+                f"{len(self.elbo)} data; log p(x) is a lower bound: {self.kind}"]  # fmt: skip
 
 
 def gaps(
@@ -113,10 +115,10 @@ def gaps(
     given: Any = None,
     *,
     num_particles: int = 1000,
-    num_temperatures: int = 300,
+    num_temperatures: int = 100,
     num_chains: int = 8,
-    steps: int = 400,
-    draws: int = 256,
+    gradient_steps: int = 400,
+    num_samples: int = 256,
     log_evidence: Tensor | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -129,8 +131,8 @@ def gaps(
         num_particles: of the importance-weighted bound on log p(x).
         num_temperatures, num_chains: of annealed importance sampling, see `ais`; 0 temperatures leave it out, as they
             must where a latent is discrete.
-        steps: of gradient ascent on q.
-        draws: per datum, in every ELBO that is reported.
+        gradient_steps: of gradient ascent on q.
+        num_samples: per datum, in every ELBO that is reported.
         log_evidence: log p(x) in nats, ``(B,)``, instead of an estimate by this guide: guides of one p are compared
             fairly on one number.
         seed: the global random state is left as it was.
@@ -143,7 +145,9 @@ def gaps(
     if not isinstance(program, VAE) or program.encoder is None:
         raise TypeError(f"program must be a VAE with an encoder, got {type(program).__name__}")
     program.check(x, given)
-    check_counts(num_particles=num_particles, num_chains=num_chains, steps=steps, draws=draws)
+    check_counts(
+        num_particles=num_particles, num_chains=num_chains, gradient_steps=gradient_steps, num_samples=num_samples
+    )
     check_count(num_temperatures, "num_temperatures", at_least=0)
     if log_evidence is not None:
         check_dense(log_evidence, "log_evidence")
@@ -158,11 +162,11 @@ def gaps(
     bounds = dict[str, Tensor]()
     with evaluating(program), seeded(seed, x.device):
         with own_noise():
-            amortized = _mean_elbo(program, x, given, draws)
-        best, weighted = _of_best_q(program, x, given, steps, draws, seed, progress, num_particles)
+            amortized = _mean_elbo(program, x, given, num_samples, progress)
+        best, weighted = _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress, num_particles)
         if log_evidence is None:
             with own_noise():
-                bounds[f"iwae-{num_particles}"] = importance_bound(program, x, given, num_particles)
+                bounds[f"iwae-{num_particles}"] = _weighted(program, x, given, num_particles, progress)
             bounds[f"iwae-{num_particles} of the best q"] = weighted
             if num_temperatures:
                 bounds[f"ais-{num_temperatures}"] = ais(
@@ -191,8 +195,8 @@ def best_elbo(
     x: Tensor,
     given: Any = None,
     *,
-    steps: int = 400,
-    draws: int = 256,
+    gradient_steps: int = 400,
+    num_samples: int = 256,
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
@@ -200,29 +204,42 @@ def best_elbo(
 
     Frozen parameters are moved too, as copies; an encoder without any is the best of its family.
     """
-    return _of_best_q(program, x, given, steps, draws, seed, progress)[0]
+    return _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress)[0]
 
 
 def _of_best_q(
-    program: VAE, x: Tensor, given: Any, steps: int, draws: int, seed: int, progress: bool, num_particles: int = 1
+    program: VAE,
+    x: Tensor,
+    given: Any,
+    gradient_steps: int,
+    num_samples: int,
+    seed: int,
+    progress: bool,
+    num_particles: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """The ELBO of the best q, and the importance-weighted bound by it, ``(B,)`` each."""
     encoder = program.encoder
-    free = isinstance(encoder, Parametric) and encoder.network is not None
+    free = isinstance(encoder, IndependentConditional) and encoder.network is not None
     plain = free and not program.prior.latents(program.latent_name)
     rate = LEARNING_RATE if plain else FINE_TUNING_RATE
     # The outputs of an encoder are optimized for all data at once; the weights of one, for each datum alone.
     size = len(x) if plain or not _with_own_guide(program)[1] else 1
     found = []
-    with tqdm(total=steps * (len(x) // size), desc="best q", unit="step", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=gradient_steps * (len(x) // size), desc="best q", unit="step", disable=not progress, leave=False
+    ) as bar:
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
             row, own = x[rows], rows_of(given, rows)
             local, parameters = _with_local_q(program, row, own) if plain else _with_own_guide(program)
             with noise.per_datum(row, seed):
                 if parameters:
-                    _ascend(local, row, own, parameters, steps, rate, bar.update)
-                bounds = _mean_elbo(local, row, own, draws), importance_bound(local, row, own, num_particles)
+                    _ascend(local, row, own, parameters, gradient_steps, rate, bar.update)
+                shown = progress and size == len(x)  # one datum at a time, the bar of all moves enough
+                bounds = (
+                    _mean_elbo(local, row, own, num_samples, shown),
+                    _weighted(local, row, own, num_particles, shown),
+                )
             found.append(torch.stack(bounds))
     best, weighted = torch.cat(found, -1)
     return best, weighted
@@ -233,15 +250,15 @@ def _ascend(
     x: Tensor,
     given: Any,
     parameters: Sequence[Tensor],
-    steps: int,
+    gradient_steps: int,
     lr: float,
     advance: Callable[[int], Any],
 ) -> None:
     """Maximize the ELBO over ``parameters``, all else fixed."""
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
     with differentiating("gaps"):
-        for _ in range(steps):
+        for _ in range(gradient_steps):
             bound = elbo(program, x, given, batch=(DRAWS_PER_STEP, len(x)))
             loss = -bound.surrogate.mean(0).sum()
             gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)
@@ -252,11 +269,19 @@ def _ascend(
             advance(1)
 
 
+def _weighted(program: Program, x: Tensor, given: Any, num_particles: int, progress: bool) -> Tensor:
+    total = num_particles * len(x)
+    kind = f"iwae-{num_particles}"
+    with tqdm(total=total, desc=kind, unit="particle", unit_scale=True, disable=not progress, leave=False) as bar:
+        return importance_bound(program, x, given, num_particles, bar.update)
+
+
 @torch.no_grad()
-def _mean_elbo(program: Program, x: Tensor, given: Any, draws: int) -> Tensor:
-    chunks = [min(32, draws - done) for done in range(0, draws, 32)]
-    sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in chunks]
-    return torch.stack(sums).sum(0) / draws
+def _mean_elbo(program: Program, x: Tensor, given: Any, num_samples: int, progress: bool) -> Tensor:
+    chunks = [min(32, num_samples - done) for done in range(0, num_samples, 32)]
+    shown = tqdm(chunks, desc="ELBO", unit="32 num_samples", disable=not progress, leave=False)
+    sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in shown]
+    return torch.stack(sums).sum(0) / num_samples
 
 
 def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor]]:

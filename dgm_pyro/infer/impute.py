@@ -14,7 +14,7 @@ independent features               exact
                                    importance weights of draws from the prior
 `Flow`, other densities on reals   annealing of the missing features
 `Dequantized`                      annealing of the point in the cells of the observed and the range of the missing
-`Labelled`                         any of these for every y, weighted by p(y)
+`Labeled`                         any of these for every y, weighted by p(y)
 =================================  ================================================================================
 
 All but the exact ones are right in the limit of many particles or temperatures only.
@@ -37,8 +37,8 @@ from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.diffusion import Denoising
 from dgm_pyro.families.distributions import features_of
 from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
+from dgm_pyro.infer.posterior import joint_trace, log_joint, with_latent_chains
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
-from dgm_pyro.infer.target import joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import Conditional, Program, check_program, latent_sites, parameter_of, plates, seeded
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
@@ -117,7 +117,7 @@ def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
     return mask.to(x.device).expand_as(x)
 
 
-REGIONS = ("left", "right", "top", "bottom", "centre", "random:SHARE")
+REGIONS = ("left", "right", "top", "bottom", "center", "random:SHARE")
 """Names of what to hide; see `hide`."""
 
 
@@ -125,7 +125,7 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
     """A mask for `impute`, False in a region of that name: bool, of ``event_shape``.
 
     Args:
-        region: "left", "right", "top", "bottom" hide half of an image (..., H, W), "centre" the middle half of its rows
+        region: "left", "right", "top", "bottom" hide half of an image (..., H, W), "center" the middle half of its rows
             and columns, "random:0.5" that share of the features; data without rows have "left" and "right" only.
         seed: of the random region.
 
@@ -186,7 +186,7 @@ class Imputer:
 
     def over_times(self, program: Denoising, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         times = Times(program, x, mask, given)
-        times.tune(max(2, self.count(PARTICLES) // 8))
+        times.tune(max(2, self.count(PARTICLES) // 8), self.progress)
         return self.chain(times, len(x))
 
     def over_cells(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any) -> Weighted:
@@ -201,8 +201,8 @@ class Imputer:
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
 
     def annealed(self, path: _ToCells | _ToReals) -> Weighted:
-        steps = path.adapt(self.betas, self.transition, 0.65)
-        u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
+        step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
+        u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
         return path.features(u), log_weights
 
     def of_distribution(self, program: Conditional, x: Tensor, mask: Tensor, given: Any) -> Weighted:
@@ -238,8 +238,8 @@ class Imputer:
         else:
             path = ToPosterior(program, x, given, self.count(PARTICLES), "prior", {}, mask)
             batch = path.batch
-            steps = path.adapt(self.betas, self.transition, 0.65)
-            u, log_weights, _ = path.anneal(path.start(), self.betas, steps, self.transition, self.progress)
+            step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
+            u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
         known = _Known(program.variable, x, mask)
         with poutine.block(), known, poutine.condition(data=latents), plates(batch):

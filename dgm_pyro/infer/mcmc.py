@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dgm_pyro.checks import check_counts
 from dgm_pyro.evaluation import evaluating
-from dgm_pyro.infer.target import Coordinates, joint_trace, with_latent_chains
+from dgm_pyro.infer.posterior import Coordinates, joint_trace, with_latent_chains
 from dgm_pyro.program import Program, check_program, differentiating, seeded
 
 

@@ -117,21 +117,23 @@ def effective_number(log_weights: Tensor) -> Tensor:
     return 1 / (2 * log_weights.log_softmax(0)).exp().sum(0)
 
 
-def systematic(log_weights: Tensor, num: int) -> Tensor:
-    """Indices of ``num`` particles, each K-th one drawn on average ``num`` times its normalized weight, ``(num, B)``.
+def systematic(log_weights: Tensor, num_particles: int) -> Tensor:
+    """Indices of ``num_particles`` particles, ``(num_particles, B)``.
 
-    One uniform draw places an even comb on the cumulated weights, so that a particle comes up twice only if its weight
-    is above 1 / num, and always if it is above 2 / num.
+    Each of the K is drawn ``num_particles`` times its normalized weight on average.
+
+    One uniform draw places an even comb on the cumulated weights, so a particle comes up twice only if its weight is
+    above 1 / num_particles, and always if it is above 2 / num_particles.
     """
     edges = log_weights.softmax(0).cumsum(0)
     with noise.drawing(edges.shape):
-        comb = torch.arange(num, device=edges.device).unsqueeze(-1) + torch.rand_like(edges[:1])
-    places = comb / num * edges[-1:]
+        comb = torch.arange(num_particles, device=edges.device).unsqueeze(-1) + torch.rand_like(edges[:1])
+    places = comb / num_particles * edges[-1:]
     return torch.searchsorted(edges.T.contiguous(), places.T.contiguous()).T.clamp(max=len(edges) - 1)
 
 
 def take(state: State, indices: Tensor) -> State:
-    """The particles at ``indices``, ``(num, B)``, of each datum."""
+    """The particles at ``indices``, ``(num_particles, B)``, of each datum."""
     data = torch.arange(indices.shape[1], device=indices.device)
     return {name: value[indices, data] for name, value in state.items()}
 
@@ -225,15 +227,15 @@ class Times:
         self.mask, self.given = mask, given
         self.x = torch.where(mask, x, torch.zeros_like(x))
         self.x0 = self.program.clean(self.x)
-        self.powers = self.x0.new_ones(self.program.steps + 1, 2, 1)
+        self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, 1)
 
-    def tune(self, num_particles: int) -> None:
-        """Set each datum's powers by a run with separate particles, ``num_particles`` of them or `TUNING`."""
+    def tune(self, num_particles: int, progress: bool = False) -> None:
+        """Set each datum's powers by a run with particles of its own, ``num_particles`` of them or `TUNING`."""
         num_particles = max(num_particles, TUNING)
-        self.powers = self.x0.new_ones(self.program.steps + 1, 2, len(self.x))
+        self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, len(self.x))
         state, _ = self.start((num_particles, len(self.x)))
         states = [state]
-        for i in range(len(self)):
+        for i in tqdm(range(len(self)), desc="tune", unit="step", disable=not progress, leave=False):
             state, _ = self.step(i, state)
             states.append({name: state[name] for name in ("log_path", "log_psi")})
         last = state["log_path"] + state["log_psi"]
@@ -243,22 +245,22 @@ class Times:
             known = (known - known.mean(0)).transpose(0, 1).double()
             ridge = 1e-6 * torch.eye(2, dtype=known.dtype, device=known.device)
             slopes = torch.linalg.solve(known.mT @ known + ridge, known.mT @ target)
-            self.powers[self.program.steps - i] = slopes.squeeze(-1).T.to(self.powers.dtype)
+            self.powers[self.program.num_steps - i] = slopes.squeeze(-1).T.to(self.powers.dtype)
 
     def __len__(self) -> int:
-        return self.program.steps - 1
+        return self.program.num_steps - 1
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
         p = self.program
         zero = p.zeros(*batch)
         prior = torch.distributions.Normal(zero, 1.0)
-        guide = features_of(p.noised(self.x0.expand_as(zero), self._time(zero, p.steps)))
+        guide = features_of(p.noised(self.x0.expand_as(zero), self._time(zero, p.num_steps)))
         with noise.drawing(batch):
             x_t = torch.where(self.mask, guide.sample(), prior.sample())
-        return self._state(x_t, p.steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
+        return self._state(x_t, p.num_steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
-        p, x_t, t = self.program, state["x_t"], self.program.steps - i
+        p, x_t, t = self.program, state["x_t"], self.program.num_steps - i
         before = self._log_gamma(state, t)
         times = self._time(x_t, t)
         model = features_of(p.reverse(x_t, times, self._denoised(state)))
@@ -303,7 +305,14 @@ class Times:
 
 @torch.no_grad()
 def smc(
-    program: Program, x: Tensor, given: Any = None, *, num_particles: int = 64, threshold: float = 0.5, seed: int = 0
+    program: Program,
+    x: Tensor,
+    given: Any = None,
+    *,
+    num_particles: int = 64,
+    threshold: float = 0.5,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Population:
     """Estimate log p(x | given) of a diffusion by sequential Monte Carlo along its own chain.
 
@@ -319,12 +328,13 @@ def smc(
         threshold: resample when the effective number of particles falls below this share of K; 0 never does, and is
             importance sampling.
         seed: the global random state is left as it was.
+        progress: whether to show bars.
 
     Raises:
         TypeError: the program is no diffusion.
 
     >>> import torch, dgm_pyro as dgm
-    >>> program = dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (8,)), steps=5)
+    >>> program = dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (8,)), num_steps=5)
     >>> dgm.infer.smc(program, torch.zeros(3, 2)).log_evidence.shape
     torch.Size([3])
     """
@@ -337,5 +347,5 @@ def smc(
     program.check(x, given)
     with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed):
         chain = Times(program, x, torch.ones_like(x, dtype=torch.bool), given)
-        chain.tune(max(2, num_particles // 8))
-        return propagate(chain, num_particles, len(x), threshold=threshold)
+        chain.tune(max(2, num_particles // 8), progress)
+        return propagate(chain, num_particles, len(x), threshold=threshold, progress=progress)

@@ -19,7 +19,7 @@ from dgm_pyro.networks.bijections import (
 from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder
 from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingUNet
 from dgm_pyro.networks.masked import MADE
-from dgm_pyro.networks.mlp import MLP, Context
+from dgm_pyro.networks.mlp import MLP, InputEmbedding
 from dgm_pyro.networks.pixelcnn import PixelCNN
 from dgm_pyro.networks.planar import Planar, Sylvester
 
@@ -30,13 +30,13 @@ __all__ = [
     "Affine",
     "Bijection",
     "CausalTransformer",
-    "Context",
     "ConvDecoder",
     "ConvEncoder",
     "Coupling",
     "DenoisingMLP",
     "DenoisingUNet",
     "Elementwise",
+    "InputEmbedding",
     "Inverse",
     "LULinear",
     "MaskedAutoregressive",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dgm_pyro.checks import check_counts, check_options, check_sizes
 from dgm_pyro.networks.caches import Growing
 from dgm_pyro.networks.masked import check_order
-from dgm_pyro.networks.mlp import Context, given_shape_of
+from dgm_pyro.networks.mlp import InputEmbedding, input_shapes
 from dgm_pyro.registry import register
 
 
@@ -72,8 +72,8 @@ class CausalTransformer(nn.Module):
         layers: how many.
         heads: how many attentions per layer, each on a part of the width.
         order: "natural" (row by row), or the D flat indices of the features, first to last.
-        context_shape: shape of one context, for ``network(x, context)``; its embedding is added to every token.
-        num_classes: number of class labels, for a context of labels.
+        given_shape: shape of one ``given``, for ``network(x, given)``; its embedding is added to every token.
+        num_classes: number of class labels, where ``given`` is a label.
         levels: x takes the integers 0 .. levels - 1, each with an embedding of its own; reals are embedded linearly.
         dropout: share of what each layer adds that is dropped in training.
 
@@ -99,7 +99,7 @@ class CausalTransformer(nn.Module):
         heads: int = 4,
         *,
         order: str | Sequence[int] = "natural",
-        context_shape: Sequence[int] | None = None,
+        given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         levels: int | None = None,
         dropout: float = 0.0,
@@ -110,8 +110,7 @@ class CausalTransformer(nn.Module):
         check_options(levels=levels, num_classes=num_classes, dropout=dropout)
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got width={width} and heads={heads}")
-        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
-        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         self.num_parameters, self.num_classes, self.levels = num_parameters, num_classes, levels
         size = math.prod(self.in_shape)
         self.order = check_order(order, size)
@@ -122,18 +121,18 @@ class CausalTransformer(nn.Module):
         self.embed = nn.Linear(1, width) if levels is None else nn.Embedding(levels, width)
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.positions = nn.Parameter(0.02 * torch.randn(size, width))
-        self.context: nn.Module | None = None
-        if self.context_shape is not None:
-            self.context = Context(self.context_shape, num_classes, width)
+        self.embedding: nn.Module | None = None
+        if self.given_shape is not None:
+            self.embedding = InputEmbedding(self.given_shape, num_classes, width)
         self.layers = nn.ModuleList(AttentionLayer(width, heads, dropout) for _ in range(layers))
         self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_parameters))
         self.heads, self.width = heads, width
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         sequence = self.tokens(x.flatten(1).index_select(1, self.sequence[:-1]))
         h = torch.cat((self.start.expand(x.shape[0], 1, -1), sequence), 1) + self.positions
-        if self.context is not None:
-            h = h + self.context(context).unsqueeze(1)
+        if self.embedding is not None:
+            h = h + self.embedding(given).unsqueeze(1)
         for layer in self.layers:
             h = layer(h)
         return self.last(h).index_select(1, self.places).mT.unflatten(-1, self.in_shape)
@@ -144,29 +143,29 @@ class CausalTransformer(nn.Module):
             return self.embed(x.unsqueeze(-1).to(self.start.dtype))
         return self.embed(x.long())
 
-    def cache(self, size: int, context: Tensor | None = None) -> TransformerCache:
+    def cache(self, size: int, given: Tensor | None = None) -> TransformerCache:
         """A `caches.Cache` of ``size`` chains: the keys and values of the places so far.
 
         Args:
-            context: ``(size, *context_shape)``, or ``(size,)`` labels.
+            given: ``(size, *given_shape)``, or ``(size,)`` labels.
         """
-        return TransformerCache(self, size, context)
+        return TransformerCache(self, size, given)
 
 
 class TransformerCache:
     """The keys and values of every layer, ``(N, heads, places so far, width / heads)``."""
 
-    def __init__(self, network: CausalTransformer, size: int, context: Tensor | None):
+    def __init__(self, network: CausalTransformer, size: int, given: Tensor | None):
         self.network, self.place = network, 0
         like = network.start
-        self.context = like.new_zeros(size, 1) if network.context is None else network.context(context)
+        self.embedding = like.new_zeros(size, 1) if network.embedding is None else network.embedding(given)
         none = like.new_empty(size, network.heads, 0, network.width // network.heads)
         self.seen = [[Growing(none, len(network.order), dim=2) for _ in "kv"] for _ in network.layers]
 
     def step(self, value: Tensor | None) -> Tensor:
         n = self.network
         token = n.start if value is None else n.tokens(value.unsqueeze(1)).squeeze(1)
-        h = (token + n.positions[self.place] + self.context).unsqueeze(1)
+        h = (token + n.positions[self.place] + self.embedding).unsqueeze(1)
         for layer, (keys, values) in zip(n.layers, self.seen, strict=True):
             assert isinstance(layer, AttentionLayer)
             h = layer.next(h, keys, values)
@@ -174,7 +173,7 @@ class TransformerCache:
         return n.last(h).squeeze(1)
 
     def take(self, rows: Tensor) -> None:
-        self.context = self.context.index_select(0, rows)
+        self.embedding = self.embedding.index_select(0, rows)
         for keys, values in self.seen:
             keys.take(rows)
             values.take(rows)

@@ -8,7 +8,7 @@ its own map: the two have opposite signs. There are three kinds:
 
 - `Univariate` maps, monotone functions of one variable with P raw parameters: `Affine`, `RationalQuadraticSpline`;
 - bijections that apply any of them to single features, and say where its parameters come from: `Elementwise` (free, or
-  from a context), `Coupling` (from other features), `MaskedAutoregressive` (from the features before);
+  from ``given``), `Coupling` (from other features), `MaskedAutoregressive` (from the features before);
 - fixed and linear ones between them: `Permutation`, `LULinear`, `ActNorm`, and `NormalCDF` or `Sigmoid` at the end of
   flows on the unit cube.
 
@@ -201,24 +201,24 @@ class Bijection(nn.Module):
 
     Attributes:
         features: D; None if any will do.
-        context_shape: shape of one context, ``()`` for class labels; None if the map takes none.
-        num_classes: how many labels the context may take; None where it is no label.
+        given_shape: shape of one ``given``, ``()`` for class labels; None if the map takes none.
+        num_classes: how many labels ``given`` may take; None where it is no label.
         domain, codomain: "real" or "unit", where the features of z and of x lie: the real line or the unit interval;
             "any" on both sides if the map works on either and stays there.
     """
 
     features: int | None = None
-    context_shape: torch.Size | None = None
+    given_shape: torch.Size | None = None
     num_classes: int | None = None
     domain: str = "real"
     codomain: str = "real"
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z, (N, D), to x = f(z), (N, D), and log|det dx/dz|, (N,). ``context`` is (N, *context_shape)."""
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z, (N, D), to x = f(z), (N, D), and log|det dx/dz|, (N,). ``given`` is (N, *given_shape)."""
         raise NotImplementedError
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x, (N, D), to z, (N, D), and log|det dz/dx|, (N,). ``context`` is (N, *context_shape)."""
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x, (N, D), to z, (N, D), and log|det dz/dx|, (N,). ``given`` is (N, *given_shape)."""
         raise NotImplementedError
 
 
@@ -231,24 +231,24 @@ class Inverse(Bijection):
         check_type(bijection, Bijection, "bijection", "a Bijection of dgm_pyro.networks")
         self.bijection = bijection
         self.features, self.num_classes = bijection.features, bijection.num_classes
-        self.context_shape = bijection.context_shape
+        self.given_shape = bijection.given_shape
         self.domain, self.codomain = bijection.codomain, bijection.domain
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.bijection.inverse(z, context)
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse(z, given)
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.bijection(x, context)
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection(x, given)
 
 
 @register
 class Elementwise(Bijection):
-    """A univariate map of each feature, its parameters free or from the context.
+    """A univariate map of each feature, its parameters free or from ``given``.
 
     Args:
         features: D.
         univariate: the map.
-        network: maps a context to ``(N, P, D)`` or flat ``(N, P * D)``; without one the parameters are free.
+        network: maps ``given`` to ``(N, P, D)`` or flat ``(N, P * D)``; without one the parameters are free.
     """
 
     def __init__(self, features: int, univariate: Univariate, network: nn.Module | None = None):
@@ -260,20 +260,20 @@ class Elementwise(Bijection):
         if network is None:
             self.raw = nn.Parameter(torch.zeros(univariate.num_parameters, features))
         else:
-            self.context_shape = torch.Size(_declared(network, "given_shape", "the shape of one context"))
+            self.given_shape = torch.Size(_declared(network, "in_shape", "the shape of one given"))
             self.num_classes = getattr(network, "num_classes", None)
 
-    def _raw(self, value: Tensor, context: Tensor | None) -> Tensor:
+    def _raw(self, value: Tensor, given: Tensor | None) -> Tensor:
         if self.network is None:
             return self.raw
-        return _parameters(self.network, (context,), value.shape[0], self.univariate, value.shape[-1])
+        return _parameters(self.network, (given,), value.shape[0], self.univariate, value.shape[-1])
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, log_slope = self.univariate(z, self._raw(z, context))
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_slope = self.univariate(z, self._raw(z, given))
         return x, log_slope.sum(-1)
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z, log_slope = self.univariate.inverse(x, self._raw(x, context))
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z, log_slope = self.univariate.inverse(x, self._raw(x, given))
         return z, log_slope.sum(-1)
 
 
@@ -289,8 +289,8 @@ class Coupling(Bijection):
     Args:
         passes: D booleans, True for the features A; some must be True and some False.
         univariate: u.
-        network: maps ``(N, |A|)`` to ``(N, P, |B|)`` or flat ``(N, P * |B|)``; if its ``given_shape`` is a pair, it is
-            called with the context too.
+        network: maps ``(N, |A|)`` to ``(N, P, |B|)`` or flat ``(N, P * |B|)``; if it has a
+            ``given_shape``, it is called with ``given`` too.
     """
 
     passing: Tensor
@@ -306,23 +306,23 @@ class Coupling(Bijection):
         mask = torch.tensor(passes)
         self.features, self.univariate, self.network = len(mask), univariate, network
         self.domain = self.codomain = "unit" if univariate.unit else "real"
-        self.context_shape, self.num_classes = _second_input(network)
+        self.given_shape, self.num_classes = _second_input(network)
         passing, moving = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
         self.register_buffer("passing", passing, persistent=False)
         self.register_buffer("moving", moving, persistent=False)
         self.register_buffer("places", torch.cat((passing, moving)).argsort(), persistent=False)
 
-    def _map(self, value: Tensor, context: Tensor | None, univariate: Any) -> tuple[Tensor, Tensor]:
+    def _map(self, value: Tensor, given: Tensor | None, univariate: Any) -> tuple[Tensor, Tensor]:
         a, b = value.index_select(-1, self.passing), value.index_select(-1, self.moving)
-        inputs = (a,) if self.context_shape is None else (a, context)
+        inputs = (a,) if self.given_shape is None else (a, given)
         b, log_slope = univariate(b, _parameters(self.network, inputs, b.shape[0], self.univariate, b.shape[-1]))
         return torch.cat((a, b), -1).index_select(-1, self.places), log_slope.sum(-1)
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._map(z, context, self.univariate)
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(z, given, self.univariate)
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._map(x, context, self.univariate.inverse)
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(x, given, self.univariate.inverse)
 
 
 @register
@@ -338,8 +338,8 @@ class MaskedAutoregressive(Bijection):
 
     Args:
         univariate: u.
-        network: a `MADE` with P parameters per feature, or any network with its ``in_shape`` and ``order``; if its
-            ``given_shape`` is a pair, it is called with the context too.
+        network: a `MADE` with P parameters per feature, or any network with its ``in_shape`` and ``order``; if it has a
+            ``given_shape``, it is called with ``given`` too.
     """
 
     def __init__(self, univariate: Univariate, network: nn.Module):
@@ -350,27 +350,27 @@ class MaskedAutoregressive(Bijection):
         self.order = tuple(_declared(network, "order", "the indices of the features, first to last"))
         self.features = self.in_shape.numel()
         self.domain = self.codomain = "unit" if univariate.unit else "real"
-        self.context_shape, self.num_classes = _second_input(network)
+        self.given_shape, self.num_classes = _second_input(network)
 
-    def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _raw(self, x: Tensor, given: Tensor | None) -> Tensor:
         image = x.reshape(-1, *self.in_shape)
-        inputs = (image,) if self.context_shape is None else (image, context)
+        inputs = (image,) if self.given_shape is None else (image, given)
         return _parameters(self.network, inputs, x.shape[0], self.univariate, x.shape[-1])
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z, log_slope = self.univariate.inverse(x, self._raw(x, context))
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z, log_slope = self.univariate.inverse(x, self._raw(x, given))
         return z, log_slope.sum(-1)
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         make = cache_maker(self.network)
-        cache = None if make is None else make(z.shape[0], *(() if self.context_shape is None else (context,)))
+        cache = None if make is None else make(z.shape[0], *(() if self.given_shape is None else (given,)))
         x, log_det, last = torch.zeros_like(z), z.new_zeros(z.shape[0]), None
         places = torch.arange(z.shape[-1], device=z.device)
         for i in self.order:
             one = slice(i, i + 1)
             raw = None if cache is None else cache.step(last).unsqueeze(-1)
             if raw is None or raw.shape[1] != self.univariate.num_parameters:  # in which case this raises
-                raw = self._raw(x, context)[..., one]
+                raw = self._raw(x, given)[..., one]
             x_i, log_slope = self.univariate(z[:, one], raw)
             x, log_det, last = torch.where(places == i, x_i, x), log_det + log_slope.squeeze(-1), x_i.squeeze(-1)
         return x, log_det
@@ -398,10 +398,10 @@ class Permutation(Bijection):
         self.register_buffer("order", indices, persistent=False)
         self.register_buffer("back", indices.argsort(), persistent=False)
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return z.index_select(-1, self.order), z.new_zeros(z.shape[0])
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return x.index_select(-1, self.back), x.new_zeros(x.shape[0])
 
 
@@ -427,11 +427,11 @@ class LULinear(Bijection):
         lower = self.weight.tril(-1) + torch.eye(len(self.weight), dtype=self.weight.dtype, device=self.weight.device)
         return lower, self.weight.triu(1) + log_diagonal.exp().diag_embed(), log_diagonal.sum()
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper, log_det = self._factors()
         return F.linear(x, lower @ upper, self.bias), log_det.expand(x.shape[0])
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper, log_det = self._factors()
         columns = torch.linalg.solve_triangular(lower, (z - self.bias).mT, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper, columns, upper=True).mT, -log_det.expand(z.shape[0])
@@ -485,13 +485,13 @@ class ActNorm(Bijection):
         self.initialized.fill_(True)
         self._waiting = False
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if self._waiting and training and x.shape[0] > 1:
             self.initialize(x)
         return (x - self.location) * torch.exp(-self.log_scale), -self.log_scale.sum().expand(x.shape[0])
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return z * self.log_scale.exp() + self.location, self.log_scale.sum().expand(z.shape[0])
 
 
@@ -504,10 +504,10 @@ class Sigmoid(Bijection):
 
     codomain = "unit"
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return _clamp_inside(torch.sigmoid(z)), (F.logsigmoid(z) + F.logsigmoid(-z)).sum(-1)
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = _clamp_inside(x)
         log_x, log_rest = x.log(), torch.log1p(-x)
         return log_x - log_rest, -(log_x + log_rest).sum(-1)
@@ -523,10 +523,10 @@ class NormalCDF(Bijection):
 
     codomain = "unit"
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return _clamp_inside(torch.special.ndtr(z)), _log_normal(z)
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z = torch.special.ndtri(_clamp_inside(x))
         return z, -_log_normal(z)
 
@@ -564,12 +564,10 @@ def _parameters(
 
 
 def _second_input(network: nn.Module) -> tuple[torch.Size | None, int | None]:
-    """The context's shape and number of classes of a network whose first input is x."""
+    """The shape of ``given`` and its number of classes, of a network whose first input is x."""
     check_type(network, nn.Module, "network", "a torch.nn.Module")
-    shape: tuple[Any, ...] = getattr(network, "given_shape", ())
-    if len(shape) == 2 and isinstance(shape[1], tuple):
-        return torch.Size(shape[1]), getattr(network, "num_classes", None)
-    return None, None
+    shape = getattr(network, "given_shape", None)
+    return (None, None) if shape is None else (torch.Size(shape), getattr(network, "num_classes", None))
 
 
 def _declared(network: nn.Module, attribute: str, meaning: str) -> Any:

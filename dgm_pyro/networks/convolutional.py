@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgm_pyro.checks import as_shape, check_counts, check_options, check_sizes
-from dgm_pyro.networks.mlp import Context, check_context, given_shape_of, to_unit
+from dgm_pyro.networks.mlp import InputEmbedding, check_given, input_shapes, to_unit
 from dgm_pyro.registry import register
 
 
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 @register
 class ConvEncoder(nn.Module):
-    """Images ``(B, C, H, W)`` to ``(B, out_features)``, with an optional context added before the last layer.
+    """Images ``(B, C, H, W)`` to ``(B, out_features)``, with an optional ``given`` added before the last layer.
 
     Args:
         in_shape: ``(C, H, W)``.
@@ -45,8 +45,8 @@ class ConvEncoder(nn.Module):
         channels: widths; each entry halves the resolution.
         blocks: residual blocks at each resolution.
         hidden: width of the layer before the last.
-        context_shape: shape of one context, for ``network(image, context)``.
-        num_classes: number of class labels of the context.
+        given_shape: shape of one ``given``, for ``network(image, given)``.
+        num_classes: number of class labels, where ``given`` is one.
         levels: the image takes integers 0 .. levels - 1, and is scaled to [-1, 1].
         dropout: probability, inside the residual blocks and before the last layer.
 
@@ -63,7 +63,7 @@ class ConvEncoder(nn.Module):
         *,
         blocks: int = 1,
         hidden: int = 256,
-        context_shape: Sequence[int] | None = None,
+        given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         levels: int | None = None,
         dropout: float = 0.0,
@@ -72,26 +72,25 @@ class ConvEncoder(nn.Module):
         heights, widths = sizes(in_shape, channels, "in_shape")
         check_counts(out_features=out_features, blocks=blocks, hidden=hidden)
         check_options(levels=levels, num_classes=num_classes, dropout=dropout)
-        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
-        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         self.num_classes, self.levels = num_classes, levels
         stages: list[nn.Module] = []
         for a, b in itertools.pairwise((in_shape[0], *channels)):
             stages += [nn.Conv2d(a, b, 3, stride=2, padding=1), *(Block(b, dropout) for _ in range(blocks))]
         self.stages = nn.Sequential(*stages, nn.SiLU(), nn.Flatten())
         self.first = nn.Linear(channels[-1] * heights[-1] * widths[-1], hidden)
-        self.context = None if self.context_shape is None else Context(self.context_shape, num_classes, hidden)
+        self.embedding = None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, hidden)
         self.last = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), nn.Linear(hidden, out_features))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        check_context(self, context)
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        check_given(self, given)
         h = self.first(self.stages(to_unit(x, self.levels).to(self.first.weight.dtype)))
-        return self.last(h if self.context is None else h + self.context(context))
+        return self.last(h if self.embedding is None else h + self.embedding(given))
 
 
 @register
 class ConvDecoder(nn.Module):
-    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional context as a second input.
+    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional ``given`` as a second input.
 
     Args:
         in_shape: shape of one input, such as ``(16,)`` for z; ``()`` for a class label.
@@ -99,8 +98,8 @@ class ConvDecoder(nn.Module):
         outputs: P of the conditional, its parameters per feature.
         channels: widths, from the finest resolution to the coarsest, as in `ConvEncoder`.
         blocks: residual blocks at each resolution below the full one.
-        context_shape: shape of one context, for ``network(input, context)``.
-        num_classes: number of class labels; of the input if ``in_shape`` is ``()``, else of the context.
+        given_shape: shape of one ``given``, for ``network(input, given)``.
+        num_classes: number of class labels; of the input if ``in_shape`` is ``()``, else of ``given``.
         levels: the input takes integers 0 .. levels - 1, and is scaled to [-1, 1].
         dropout: probability, inside the residual blocks.
 
@@ -117,7 +116,7 @@ class ConvDecoder(nn.Module):
         channels: Sequence[int] = (32, 64),
         *,
         blocks: int = 1,
-        context_shape: Sequence[int] | None = None,
+        given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         levels: int | None = None,
         dropout: float = 0.0,
@@ -127,16 +126,15 @@ class ConvDecoder(nn.Module):
         check_counts(outputs=outputs, blocks=blocks)
         check_options(levels=levels, num_classes=num_classes, dropout=dropout)
         label_in = as_shape(in_shape, "in_shape") == ()
-        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, None if label_in else num_classes)
-        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, None if label_in else num_classes)
         self.num_classes = num_classes
         self.coarsest = (channels[-1], heights[-1], widths[-1])
         features = math.prod(self.coarsest)
-        self.first = Context(self.in_shape, num_classes if label_in else None, features, levels)
-        self.context = (
+        self.first = InputEmbedding(self.in_shape, num_classes if label_in else None, features, levels)
+        self.embedding = (
             None
-            if self.context_shape is None
-            else Context(self.context_shape, None if label_in else num_classes, features)
+            if self.given_shape is None
+            else InputEmbedding(self.given_shape, None if label_in else num_classes, features)
         )
         stages: list[nn.Module] = []
         for i in reversed(range(len(channels))):
@@ -150,9 +148,9 @@ class ConvDecoder(nn.Module):
         self.stages = nn.Sequential(*stages, nn.SiLU(), last)
         self.out_shape = torch.Size((outputs, *out_shape))
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        check_context(self, context)
-        h = self.first(z) if self.context is None else self.first(z) + self.context(context)
+    def forward(self, z: Tensor, given: Tensor | None = None) -> Tensor:
+        check_given(self, given)
+        h = self.first(z) if self.embedding is None else self.first(z) + self.embedding(given)
         return self.stages(h.unflatten(1, self.coarsest)).unflatten(1, self.out_shape[:2])
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgm_pyro.checks import as_shape, check_count, check_number, check_options, check_sizes
-from dgm_pyro.networks.mlp import Context, activation_named
+from dgm_pyro.networks.mlp import InputEmbedding, activation_named
 from dgm_pyro.registry import register
 
 
@@ -45,7 +45,7 @@ class Denoiser(nn.Module):
         self,
         event_shape: Sequence[int],
         features: int,
-        context_shape: Sequence[int] | None,
+        given_shape: Sequence[int] | None,
         num_classes: int | None,
         outputs: int,
         max_frequency: float,
@@ -58,17 +58,19 @@ class Denoiser(nn.Module):
         self.out_shape = self.event_shape if outputs == 1 else torch.Size((outputs, *self.event_shape))
         self.num_classes = num_classes
         if num_classes is not None:
-            context_shape = ()
-        self.context_shape = None if context_shape is None else as_shape(context_shape, "context_shape")
+            given_shape = ()
+        self.given_shape = None if given_shape is None else as_shape(given_shape, "given_shape")
         self.time = TimeEmbedding(features, max_frequency=max_frequency)
-        self.context: Context | None = None
-        if self.context_shape is not None:
-            self.context = Context(self.context_shape, None if num_classes is None else num_classes + 1, features)
+        self.embedding: InputEmbedding | None = None
+        if self.given_shape is not None:
+            self.embedding = InputEmbedding(
+                self.given_shape, None if num_classes is None else num_classes + 1, features
+            )
 
-    def embed(self, t: Tensor, context: Tensor | None) -> Tensor:
+    def embed(self, t: Tensor, given: Tensor | None) -> Tensor:
         embedded = self.time(t)
-        if self.context is not None and context is not None:
-            embedded = embedded + self.context(context)
+        if self.embedding is not None and given is not None:
+            embedded = embedded + self.embedding(given)
         return embedded
 
 
@@ -79,7 +81,7 @@ class DenoisingMLP(Denoiser):
     Args:
         event_shape: shape of one x.
         hidden: widths of the hidden layers.
-        context_shape: shape of one ``given``, for a conditional denoiser.
+        given_shape: shape of one ``given``, for a conditional denoiser.
         num_classes: number of labels, for ``given`` labels.
         outputs: values per feature; L for a diffusion that predicts L levels.
         activation: one of relu, silu, gelu, tanh, elu.
@@ -92,7 +94,7 @@ class DenoisingMLP(Denoiser):
         event_shape: Sequence[int],
         hidden: Sequence[int] = (256, 256, 256),
         *,
-        context_shape: Sequence[int] | None = None,
+        given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         outputs: int = 1,
         activation: str = "silu",
@@ -101,7 +103,7 @@ class DenoisingMLP(Denoiser):
         check_sizes(hidden=hidden)  # at least one width, for time to enter
         hidden = as_shape(hidden)
         features = hidden[0]
-        super().__init__(event_shape, features, context_shape, num_classes, outputs, max_frequency)
+        super().__init__(event_shape, features, given_shape, num_classes, outputs, max_frequency)
         numel = math.prod(self.event_shape)
         widths = [numel, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
@@ -109,9 +111,9 @@ class DenoisingMLP(Denoiser):
         self.last = nn.Linear(widths[-1], outputs * numel)
         self.activation = activation_named(activation)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to ``(B, *event_shape)``, outputs first if > 1."""
-        embedded = self.activation(self.embed(t, context))
+        embedded = self.activation(self.embed(t, given))
         h = x.reshape(x.shape[0], math.prod(self.event_shape))  # not len(), which would fix the batch size in an export
         for i, (layer, modulation) in enumerate(zip(self.layers, self.modulations, strict=True)):
             new = self.activation(layer(h) + modulation(embedded))
@@ -149,7 +151,7 @@ class DenoisingUNet(Denoiser):
     Args:
         event_shape: ``(C, H, W)``; H and W must be divisible by 2 ** (len(channels) - 1).
         channels: width at each resolution, multiples of 8.
-        context_shape, num_classes, outputs, max_frequency: as in `DenoisingMLP`.
+        given_shape, num_classes, outputs, max_frequency: as in `DenoisingMLP`.
         dropout: probability, inside the residual blocks.
 
     Source: Ho et al. 2020 (DDPM), appendix B, without attention.
@@ -160,7 +162,7 @@ class DenoisingUNet(Denoiser):
         event_shape: Sequence[int],
         channels: Sequence[int] = (48, 96),
         *,
-        context_shape: Sequence[int] | None = None,
+        given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         outputs: int = 1,
         dropout: float = 0.0,
@@ -178,7 +180,7 @@ class DenoisingUNet(Denoiser):
                 f"event_shape {tuple(event_shape)} cannot be halved {len(channels) - 1} times: give fewer channels"
             )
         features = 2 * channels[-1]
-        super().__init__(event_shape, features, context_shape, num_classes, outputs, max_frequency)
+        super().__init__(event_shape, features, given_shape, num_classes, outputs, max_frequency)
         self.first = nn.Conv2d(event_shape[0], channels[0], 3, padding=1)
         ins = [channels[0], *channels[:-1]]
         self.down = nn.ModuleList(ResidualBlock(a, b, features, dropout) for a, b in zip(ins, channels, strict=True))
@@ -189,9 +191,9 @@ class DenoisingUNet(Denoiser):
             nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], outputs * event_shape[0], 3, padding=1)
         )
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``, outputs first if > 1."""
-        embedded = F.silu(self.embed(t, context))
+        embedded = F.silu(self.embed(t, given))
         h = self.first(x)
         kept = []
         for i, block in enumerate(self.down):

@@ -8,10 +8,10 @@ others, which holds if it reads only units of at most its own degree:
 
 The feature at place i = 1 .. D enters with degree i, and the parameters of its conditional :math:`p(x_i \mid x_{<i})`
 leave with degree i - 1. The hidden degrees are free; here they are spread evenly from 1 to D - 1, and from 0 if there
-is a context: some units carry the context to the first feature. Direct connections from the inputs to the
+is a ``given``: some units carry the ``given`` to the first feature. Direct connections from the inputs to the
 outputs, under the same rule, make every allowed dependency possible however few the hidden units.
 
-With its units sorted by degree a layer's mask is a staircase: the units of degree m are neighbours, and read a
+With its units sorted by degree a layer's mask is a staircase: the units of degree m are neighbors, and read a
 beginning of the layer before. They are known once feature m is, and `MADE.cache` computes them then.
 
 Source: Germain et al. 2015 (MADE, arXiv 1502.03509), sections 3 and 4; residual blocks: Durkan and Nash 2019
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from dgm_pyro.checks import as_shape, check_count, check_options, check_sizes
 from dgm_pyro.networks.caches import Growing
-from dgm_pyro.networks.mlp import Context, activation_named, given_shape_of, to_unit
+from dgm_pyro.networks.mlp import InputEmbedding, activation_named, input_shapes, to_unit
 from dgm_pyro.registry import register
 
 
@@ -54,7 +54,7 @@ class MaskedLinear(nn.Linear):
 
 
 class MaskedBlock(nn.Module):
-    """``layer(activation(h)) + context``; residual: ``h + second(activation(layer(activation(h)) + context))``."""
+    """``layer(activation(h)) + c``; residual: ``h + second(activation(layer(activation(h)) + c))``."""
 
     def __init__(self, degrees_in: Tensor, degrees_out: Tensor, residual: bool, activation: nn.Module):
         super().__init__()
@@ -62,8 +62,8 @@ class MaskedBlock(nn.Module):
         self.layer = MaskedLinear(degrees_in, degrees_out)
         self.second = MaskedLinear(degrees_out, degrees_out) if residual else None
 
-    def forward(self, h: Tensor, context: Tensor | float) -> Tensor:
-        inner = self.layer(self.activation(h)) + context
+    def forward(self, h: Tensor, c: Tensor | float) -> Tensor:
+        inner = self.layer(self.activation(h)) + c
         return inner if self.second is None else h + self.second(self.activation(inner))
 
 
@@ -77,8 +77,8 @@ class MADE(nn.Module):
         hidden: widths of the hidden layers, at least one.
         order: "natural" (row by row), or the D flat indices of the features, first to last.
         residual: make every hidden layer but the first a residual block of two layers; all widths must be equal.
-        context_shape: shape of one context, for ``network(x, context)``; it is added to every hidden layer.
-        num_classes: number of class labels, for a context of labels.
+        given_shape: shape of one ``given``, for ``network(x, given)``; it is added to every hidden layer.
+        num_classes: number of class labels, where ``given`` is a label.
         levels: x takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
         dropout: share of the hidden units that are dropped in training.
         activation: one of relu, silu, gelu, tanh, elu.
@@ -102,7 +102,7 @@ class MADE(nn.Module):
         *,
         order: str | Sequence[int] = "natural",
         residual: bool = False,
-        context_shape: Sequence[int] | None = None,
+        given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         levels: int | None = None,
         dropout: float = 0.0,
@@ -112,8 +112,7 @@ class MADE(nn.Module):
         check_sizes(in_shape=in_shape, hidden=hidden)
         check_count(num_parameters, "num_parameters")
         check_options(levels=levels, num_classes=num_classes, dropout=dropout)
-        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
-        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         self.num_parameters, self.num_classes, self.levels = num_parameters, num_classes, levels
         size = math.prod(self.in_shape)
         self.order = check_order(order, size)
@@ -124,7 +123,7 @@ class MADE(nn.Module):
         place = torch.empty(size, dtype=torch.long)
         place[list(self.order)] = torch.arange(size)
         inputs, outputs = place + 1, place.repeat(num_parameters)
-        lowest = min(1 if self.context_shape is None else 0, size - 1)
+        lowest = min(1 if self.given_shape is None else 0, size - 1)
         degrees = [torch.linspace(lowest, size - 1, width).round() for width in hidden]
         # How many units of each hidden layer have degree 0 .. D - 1.
         self.counts = [torch.bincount(each.long(), minlength=size).tolist() for each in degrees]
@@ -134,34 +133,34 @@ class MADE(nn.Module):
         self.blocks = nn.ModuleList(MaskedBlock(a, b, residual, self.activation) for a, b in pairwise(degrees))
         self.last = MaskedLinear(degrees[-1], outputs)
         self.direct = MaskedLinear(inputs, outputs, bias=False)
-        self.contexts = nn.ModuleList()
-        if self.context_shape is not None:
-            self.contexts.extend(Context(self.context_shape, num_classes, width) for width in hidden)
+        self.embeddings = nn.ModuleList()
+        if self.given_shape is not None:
+            self.embeddings.extend(InputEmbedding(self.given_shape, num_classes, width) for width in hidden)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         x = to_unit(x, self.levels).to(self.first.weight.dtype).flatten(1)
-        contexts = [embed(context) for embed in self.contexts] or [0.0] * (1 + len(self.blocks))
-        h = self.first(x) + contexts[0]
-        for block, c in zip(self.blocks, contexts[1:], strict=True):
+        embedded = [embed(given) for embed in self.embeddings] or [0.0] * (1 + len(self.blocks))
+        h = self.first(x) + embedded[0]
+        for block, c in zip(self.blocks, embedded[1:], strict=True):
             h = block(h, c)
         raw = self.last(self.activation(h)) + self.direct(x)
         return raw.unflatten(-1, (self.num_parameters, *self.in_shape))
 
-    def cache(self, size: int, context: Tensor | None = None) -> MADECache:
+    def cache(self, size: int, given: Tensor | None = None) -> MADECache:
         """A `caches.Cache` of ``size`` chains: every unit is computed once, when the last feature it reads is known.
 
         Args:
-            context: ``(size, *context_shape)``, or ``(size,)`` labels.
+            given: ``(size, *given_shape)``, or ``(size,)`` labels.
         """
-        return MADECache(self, size, context)
+        return MADECache(self, size, given)
 
 
 class MADECache:
     """The inputs, by place, and the hidden units, by degree, that are known so far."""
 
-    def __init__(self, network: MADE, size: int, context: Tensor | None):
+    def __init__(self, network: MADE, size: int, given: Tensor | None):
         self.network, self.degree = network, -1
-        self.contexts = [embed(context) for embed in network.contexts]
+        self.embeddings = [embed(given) for embed in network.embeddings]
         self.layers = [Stairs(network.first, network.counts[0], network.order)]
         self.second: list[Stairs] = []
         for block, counts in zip(network.blocks, network.counts[1:], strict=True):
@@ -203,10 +202,10 @@ class MADECache:
     def _layer(self, i: int, x: Tensor) -> Tensor:
         layer = self.layers[i]
         h = layer(self.degree, x)
-        return h + self.contexts[i][:, layer.steps[self.degree]] if self.contexts else h
+        return h + self.embeddings[i][:, layer.steps[self.degree]] if self.embeddings else h
 
     def take(self, rows: Tensor) -> None:
-        self.contexts = [context.index_select(0, rows) for context in self.contexts]
+        self.embeddings = [embedded.index_select(0, rows) for embedded in self.embeddings]
         for known in (self.x, *self.units, *self.inner):
             known.take(rows)
 

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, and how networks take a context: a vector, an image, or a class label."""
+"""Multilayer perceptrons, and how networks take what is given: a vector, an image, or a class label."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def apply_network(network: Callable[..., Any], *inputs: Any) -> Any:
     return out.float() if dtype is not None or torch.is_autocast_enabled(device) else out
 
 
-class Context(nn.Module):
-    """A context, ``(B, *shape)`` reals or ``(B,)`` class labels, to ``(B, features)``.
+class InputEmbedding(nn.Module):
+    """An input, ``(B, *shape)`` reals or ``(B,)`` class labels, to ``(B, features)``.
 
     Args:
-        shape: shape of one context; ``()`` for labels.
+        shape: shape of one input; ``()`` for labels.
         num_classes: how many labels; needed for labels, and for them only.
         features: output features.
-        levels: integers 0 .. levels - 1 in the context are scaled to [-1, 1].
+        levels: integers 0 .. levels - 1 in the input are scaled to [-1, 1].
     """
 
     def __init__(self, shape: Sequence[int], num_classes: int | None, features: int, levels: int | None = None):
@@ -97,50 +97,50 @@ class Context(nn.Module):
         self.levels = levels
         if num_classes is not None:
             if shape != ():
-                raise ValueError(f"num_classes is for labels of shape (), but the context has shape {tuple(shape)}")
+                raise ValueError(f"num_classes is for labels of shape (), but the input has shape {tuple(shape)}")
             self.embed: nn.Module = nn.Embedding(num_classes, features)
         else:
             if shape == ():
-                raise ValueError("a context of shape () is a class label: pass num_classes")
+                raise ValueError("an input of shape () is a class label: pass num_classes")
             self.embed = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), features))
         self.is_label = num_classes is not None
 
-    def forward(self, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.is_label:
-            return self.embed(context.long())
-        if self.levels is None and not context.is_floating_point():
-            raise TypeError(f"the network was given integers ({context.dtype}): pass levels=... when you build it")
+            return self.embed(x.long())
+        if self.levels is None and not x.is_floating_point():
+            raise TypeError(f"the network was given integers ({x.dtype}): pass levels=... when you build it")
         # Asked of the weight itself: in a Bayesian network it is a sample, and there are no parameters.
         dtype = self.embed[1].weight.dtype  # type: ignore[index]
-        return self.embed(to_unit(context, self.levels).to(dtype))
+        return self.embed(to_unit(x, self.levels).to(dtype))
 
 
-def given_shape_of(
-    in_shape: int | Sequence[int], context_shape: Sequence[int] | None, num_classes: int | None
+def input_shapes(
+    in_shape: int | Sequence[int], given_shape: Sequence[int] | None, num_classes: int | None
 ) -> tuple[torch.Size, torch.Size | None]:
-    """The main input's shape, and the context's: ``()`` for labels, None without one."""
-    if num_classes is not None and context_shape is None:
-        context_shape = ()
-    return as_shape(in_shape, "in_shape"), None if context_shape is None else as_shape(context_shape, "context_shape")
+    """The main input's shape, and that of ``given``: ``()`` for labels, None without one."""
+    if num_classes is not None and given_shape is None:
+        given_shape = ()
+    return as_shape(in_shape, "in_shape"), None if given_shape is None else as_shape(given_shape, "given_shape")
 
 
-def check_context(network: nn.Module, context: Tensor | None) -> None:
-    """Raise unless ``network`` is called as it was built: with a context, or without."""
-    if (context is None) != (network.context_shape is None):
-        need = "takes no context" if network.context_shape is None else "takes a context: call it with (x, context)"
+def check_given(network: nn.Module, given: Tensor | None) -> None:
+    """Raise unless ``network`` is called as it was built: with ``given``, or without."""
+    if (given is None) != (network.given_shape is None):
+        need = "takes no given" if network.given_shape is None else "takes a given: call it with (x, given)"
         raise ValueError(f"this {type(network).__name__} {need}")
 
 
 @register
 class MLP(nn.Module):
-    """``(B, *in_shape)`` to ``(B, out_features)``, with an optional context added to every hidden layer.
+    """``(B, *in_shape)`` to ``(B, out_features)``, with an optional ``given`` added to every hidden layer.
 
     Args:
         in_shape: shape of one input; ``()`` for a class label.
         out_features: P * numel for a conditional's network.
         hidden: widths of the hidden layers.
-        context_shape: shape of one context, for ``network(input, context)``.
-        num_classes: number of class labels; of the input if ``in_shape`` is ``()``, else of the context.
+        given_shape: shape of one ``given``, for ``network(input, given)``.
+        num_classes: number of class labels; of the input if ``in_shape`` is ``()``, else of ``given``.
         levels: the input takes integers 0 .. levels - 1, and is scaled to [-1, 1].
         activation: one of relu, silu, gelu, tanh, elu.
         dropout: probability, after each hidden layer.
@@ -152,7 +152,7 @@ class MLP(nn.Module):
         out_features: int,
         hidden: Sequence[int] = (256, 256),
         *,
-        context_shape: Sequence[int] | None = None,
+        given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         levels: int | None = None,
         activation: str = "silu",
@@ -163,24 +163,23 @@ class MLP(nn.Module):
         check_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.num_classes = num_classes
         label_in = as_shape(in_shape, "in_shape") == ()
-        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, None if label_in else num_classes)
-        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
+        self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, None if label_in else num_classes)
         widths = [*as_shape(hidden, "hidden"), out_features]
-        self.first = Context(self.in_shape, num_classes if label_in else None, widths[0], levels)
+        self.first = InputEmbedding(self.in_shape, num_classes if label_in else None, widths[0], levels)
         self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.contexts = nn.ModuleList()
-        if self.context_shape is not None:
+        self.embeddings = nn.ModuleList()
+        if self.given_shape is not None:
             if not hidden:
-                raise ValueError("a context enters the hidden layers: hidden must name at least one width")
+                raise ValueError("given enters the hidden layers: hidden must name at least one width")
             labels = None if label_in else num_classes
-            self.contexts.extend(Context(self.context_shape, labels, width) for width in widths[:-1])
+            self.embeddings.extend(InputEmbedding(self.given_shape, labels, width) for width in widths[:-1])
         self.activation, self.dropout = activation_named(activation), nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        check_context(self, context)
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        check_given(self, given)
         h = self.first(x)
         for i, layer in enumerate(self.rest):
-            if context is not None:
-                h = h + self.contexts[i](context)
+            if given is not None:
+                h = h + self.embeddings[i](given)
             h = layer(self.dropout(self.activation(h)))
         return h

@@ -5,7 +5,7 @@ the *vertical* stack reads the rows above, the *horizontal* stack the pixels to 
 start from an image moved by one pixel (down, and to the right), and from there on may see their own position; kernels
 that reach up and left only are plain kernels on an image padded on these sides.
 
-Every layer is gated and sees the context h through biases (van den Oord et al. 2016, eq. 4):
+Every layer is gated and sees h, what is given, through biases (van den Oord et al. 2016, eq. 4):
 
 .. math::
     y = \tanh(W_1 * x + V_1 h) \odot \sigma(W_2 * x + V_2 h)
@@ -25,28 +25,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgm_pyro.checks import check_counts, check_options, is_integer
-from dgm_pyro.networks.mlp import Context, given_shape_of, to_unit
+from dgm_pyro.networks.mlp import InputEmbedding, input_shapes, to_unit
 from dgm_pyro.registry import register
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks: (vertical, horizontal, context) to (vertical, horizontal, skip)."""
+    """One layer of both stacks: (vertical, horizontal, given) to (vertical, horizontal, skip)."""
 
-    def __init__(self, channels: int, kernel_size: int, context: Context | None, dropout: float):
+    def __init__(self, channels: int, kernel_size: int, embedding: InputEmbedding | None, dropout: float):
         super().__init__()
         self.reach = kernel_size // 2
-        self.context = context
+        self.embedding = embedding
         self.dropout = nn.Dropout(dropout)
         self.vertical = nn.Conv2d(channels, 2 * channels, (self.reach + 1, kernel_size))
         self.horizontal = nn.Conv2d(channels, 2 * channels, (1, self.reach + 1))
         self.across = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.out = nn.Conv2d(channels, 2 * channels, 1)
 
-    def forward(self, v: Tensor, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, v: Tensor, h: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         a = self.vertical(F.pad(self.dropout(v), (self.reach, self.reach, self.reach, 0)))
         b = self.horizontal(F.pad(self.dropout(h), (self.reach, 0, 0, 0))) + self.across(a)
-        if self.context is not None and context is not None:
-            bias_a, bias_b = self.context(context)[..., None, None].chunk(2, 1)
+        if self.embedding is not None and given is not None:
+            bias_a, bias_b = self.embedding(given)[..., None, None].chunk(2, 1)
             a, b = a + bias_a, b + bias_b
         residual, skip = self.out(gate(b)).chunk(2, 1)
         return gate(a), h + residual, skip
@@ -65,8 +65,8 @@ class PixelCNN(nn.Module):
         channels: width of each stack.
         layers: L, how many gated layers.
         kernel_size: k, odd.
-        context_shape: shape of one context, for ``network(x, context)``.
-        num_classes: number of class labels, for a context of labels.
+        given_shape: shape of one ``given``, for ``network(x, given)``.
+        num_classes: number of class labels, where ``given`` is a label.
         levels: x takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
         dropout: share of the features that are dropped in training.
 
@@ -88,13 +88,13 @@ class PixelCNN(nn.Module):
         layers: int = 8,
         kernel_size: int = 3,
         *,
-        context_shape: Sequence[int] | None = None,
+        given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         levels: int | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.in_shape, self.context_shape = given_shape_of(in_shape, context_shape, num_classes)
+        self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         if len(self.in_shape) != 3 or self.in_shape[0] != 1:
             raise ValueError(
                 f"in_shape is {tuple(self.in_shape)}, but PixelCNN models images of one channel, (1, H, W): "
@@ -104,7 +104,6 @@ class PixelCNN(nn.Module):
         check_options(levels=levels, num_classes=num_classes, dropout=dropout)
         if not is_integer(kernel_size) or kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size!r}")
-        self.given_shape = self.in_shape if self.context_shape is None else (self.in_shape, self.context_shape)
         self.num_classes, self.levels = num_classes, levels
         self.order = tuple(range(self.in_shape.numel()))
 
@@ -113,7 +112,7 @@ class PixelCNN(nn.Module):
             GatedLayer(
                 channels,
                 kernel_size,
-                None if self.context_shape is None else Context(self.context_shape, num_classes, 4 * channels),
+                None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, 4 * channels),
                 dropout,
             )
             for _ in range(layers)
@@ -126,22 +125,22 @@ class PixelCNN(nn.Module):
             nn.Conv2d(2 * channels, num_parameters, 1),
         )
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         x = self.first(to_unit(x, self.levels).to(self.first.weight.dtype))
         v, h = F.pad(x, (0, 0, 1, -1)), F.pad(x, (1, -1, 0, 0))
         skips = torch.zeros_like(x)
         for layer in self.layers:
-            v, h, skip = layer(v, h, context)
+            v, h, skip = layer(v, h, given)
             skips = skips + skip
         return self.last(skips).unsqueeze(2)
 
-    def cache(self, size: int, context: Tensor | None = None) -> PixelCNNCache:
+    def cache(self, size: int, given: Tensor | None = None) -> PixelCNNCache:
         """A `caches.Cache` of ``size`` images: every activation is computed once.
 
         Args:
-            context: ``(size, *context_shape)``, or ``(size,)`` labels.
+            given: ``(size, *given_shape)``, or ``(size,)`` labels.
         """
-        return PixelCNNCache(self, size, context)
+        return PixelCNNCache(self, size, given)
 
 
 class PixelCNNCache:
@@ -153,7 +152,7 @@ class PixelCNNCache:
     less their sum so far, `behind`.
     """
 
-    def __init__(self, network: PixelCNN, size: int, context: Tensor | None):
+    def __init__(self, network: PixelCNN, size: int, given: Tensor | None):
         self.network, self.place = network, 0
         self.layers = [layer for layer in network.layers if isinstance(layer, GatedLayer)]
         self.width, self.channels = network.in_shape[-1], network.first.out_channels
@@ -173,7 +172,7 @@ class PixelCNNCache:
 
         none = network.first.weight.new_zeros(size, self.channels)
         self.none, self.pixels = none, [none] * self.width  # the last row, after the first convolution
-        self.contexts = [] if context is None else [layer.context(context) for layer in self.layers if layer.context]
+        self.embeddings = [] if given is None else [layer.embedding(given) for layer in self.layers if layer.embedding]
         self.above = [none[:, :, None, None].expand(-1, -1, self.reach, self.width)] * len(self.layers)
         self.left = self.from_above = none  # set by the first row
 
@@ -207,8 +206,8 @@ class PixelCNNCache:
             self.above[i] = window[:, :, 1:]
             a = layer.vertical(F.pad(window, (self.reach, self.reach)))
             b = layer.across(a)
-            if self.contexts:
-                bias_a, bias_b = self.contexts[i][..., None, None].chunk(2, 1)
+            if self.embeddings:
+                bias_a, bias_b = self.embeddings[i][..., None, None].chunk(2, 1)
                 a, b = a + bias_a, b + bias_b
             v = gate(a)
             reads.append(b.squeeze(2).permute(2, 0, 1))
@@ -218,7 +217,7 @@ class PixelCNNCache:
 
     def take(self, rows: Tensor) -> None:
         self.none = self.none.index_select(0, rows)
-        for each in (self.pixels, self.contexts, self.above):
+        for each in (self.pixels, self.embeddings, self.above):
             each[:] = [part.index_select(0, rows) for part in each]
         if self.place > 0:
             self.left, self.from_above = self.left.index_select(1, rows), self.from_above.index_select(2, rows)

@@ -29,26 +29,26 @@ from torch import Tensor, nn
 
 from dgm_pyro.checks import as_shape, check_count
 from dgm_pyro.networks.bijections import Bijection
-from dgm_pyro.networks.mlp import Context, apply_network
+from dgm_pyro.networks.mlp import InputEmbedding, apply_network
 from dgm_pyro.registry import register
 
 SLOPE = 0.999  # in place of 1: rounding may not make a determinant zero
 
 
 class _Amortized(Bijection):
-    """A bijection with one vector of raw parameters: free, or a linear function of a context."""
+    """A bijection with one vector of raw parameters: free, or a linear function of ``given``."""
 
-    def __init__(self, features: int, num_parameters: int, context_shape: Sequence[int] | None):
+    def __init__(self, features: int, num_parameters: int, given_shape: Sequence[int] | None):
         super().__init__()
         self.features = features
-        if context_shape is None:
+        if given_shape is None:
             self.raw = nn.Parameter(torch.randn(num_parameters) / math.sqrt(features))
         else:
-            self.context_shape = as_shape(context_shape, "context_shape")
-            self.network = Context(self.context_shape, None, num_parameters)
+            self.given_shape = as_shape(given_shape, "given_shape")
+            self.network = InputEmbedding(self.given_shape, None, num_parameters)
 
-    def _raw(self, value: Tensor, context: Tensor | None) -> Tensor:
-        raw = self.raw if context is None else apply_network(self.network, context)
+    def _raw(self, value: Tensor, given: Tensor | None) -> Tensor:
+        raw = self.raw if given is None else apply_network(self.network, given)
         return raw.expand(value.shape[0], raw.shape[-1])
 
 
@@ -58,7 +58,7 @@ class Planar(_Amortized):
 
     Args:
         features: D.
-        context_shape: shape of one context, of which the parameters are a linear function; without one they are free.
+        given_shape: shape of one ``given``, of which the parameters are a linear function; without one they are free.
 
     >>> bijection = Planar(3)
     >>> z = torch.randn(5, 3)
@@ -66,25 +66,25 @@ class Planar(_Amortized):
     True
     """
 
-    def __init__(self, features: int, *, context_shape: Sequence[int] | None = None):
+    def __init__(self, features: int, *, given_shape: Sequence[int] | None = None):
         check_count(features, "features")
-        super().__init__(features, 2 * features + 1, context_shape)
+        super().__init__(features, 2 * features + 1, given_shape)
 
-    def _terms(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _terms(self, value: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """w, u, b and w . u, the last above -1."""
-        w, u, b = self._raw(value, context).split((value.shape[-1], value.shape[-1], 1), -1)
+        w, u, b = self._raw(value, given).split((value.shape[-1], value.shape[-1], 1), -1)
         inner = (w * u).sum(-1, keepdim=True)
         along = SLOPE * (F.softplus(inner + math.log(math.expm1(1))) - 1)  # 0 at 0
         u = u + (along - inner) * w / w.square().sum(-1, keepdim=True).clamp_min(1e-12)
         return w, u, b, along
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        w, u, b, along = self._terms(z, context)
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        w, u, b, along = self._terms(z, given)
         step = ((w * z).sum(-1, keepdim=True) + b).tanh()
         return z + u * step, torch.log1p(along * (1 - step.square())).squeeze(-1)
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        w, u, b, along = self._terms(x, context)
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        w, u, b, along = self._terms(x, given)
         zero, one = torch.zeros_like(b), torch.ones_like(b)
         place = solve(along, one, zero, (w * x).sum(-1, keepdim=True) + b)
         return x - u * place.tanh(), -torch.log1p(along * (1 - place.tanh().square())).squeeze(-1)
@@ -99,7 +99,7 @@ class Sylvester(_Amortized):
     Args:
         features: D.
         reflections: H; 0 makes Q the identity.
-        context_shape: as `Planar`.
+        given_shape: as `Planar`.
 
     >>> bijection = Sylvester(3)
     >>> z = torch.randn(5, 3)
@@ -109,19 +109,19 @@ class Sylvester(_Amortized):
 
     upper: Tensor
 
-    def __init__(self, features: int, reflections: int = 4, *, context_shape: Sequence[int] | None = None):
+    def __init__(self, features: int, reflections: int = 4, *, given_shape: Sequence[int] | None = None):
         check_count(features, "features")
         check_count(reflections, "reflections", at_least=0)
         triangle = features * (features + 1) // 2
-        super().__init__(features, 2 * triangle + (1 + reflections) * features, context_shape)
+        super().__init__(features, 2 * triangle + (1 + reflections) * features, given_shape)
         self.reflections, self.triangle = reflections, triangle
         rows, columns = torch.triu_indices(features, features)
         self.register_buffer("upper", rows * features + columns, persistent=False)
 
-    def _terms(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _terms(self, value: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """R and R~, (N, D, D), b, (N, D), and the vectors, (N, H, D)."""
         size, triangle = value.shape[-1], self.triangle
-        raw = self._raw(value, context)
+        raw = self._raw(value, given)
         first, second, b, v = raw.split((triangle, triangle, size, self.reflections * size), -1)
         return self._triangular(first), self._triangular(second), b, v.unflatten(-1, (self.reflections, size))
 
@@ -132,13 +132,13 @@ class Sylvester(_Amortized):
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         return matrix + torch.diag_embed(SLOPE * diagonal.tanh() - diagonal)
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        r, s, b, v = self._terms(z, context)
+    def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r, s, b, v = self._terms(z, given)
         step = ((s @ reflect(z, v.flip(-2)).unsqueeze(-1)).squeeze(-1) + b).tanh()
         return z + reflect((r @ step.unsqueeze(-1)).squeeze(-1), v), self._log_det(r, s, step)
 
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        r, s, b, v = self._terms(x, context)
+    def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r, s, b, v = self._terms(x, given)
         turned = reflect(x, v.flip(-2))
         places: list[Tensor] = []  # of Q'z, from the last coordinate to the first
         steps: list[Tensor] = []

@@ -247,19 +247,19 @@ def slopes(critic: nn.Module, x: Tensor, given: Any = None) -> Tensor:
 def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> nn.Module:
     """A critic that suits the program: an MLP on points, convolutions on images of at least 16 pixels a side."""
     check_program(program)
-    context: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if program.conditional:
         if program.given_shape is None or is_pair(program.given_shape):
             raise ValueError(
                 "the program's given is neither a label nor a vector: pass your own Adversarial(critic=...)"
             )
-        context = {"num_classes": program.num_classes}
+        options = {"num_classes": program.num_classes}
         if program.num_classes is None:
-            context = {"context_shape": tuple(program.given_shape)}
+            options = {"given_shape": tuple(program.given_shape)}
     shape = program.event_shape
     if len(shape) == 3 and min(shape[1:]) >= 16:
-        return ConvEncoder(shape, 1, **context)
-    return MLP(shape, 1, hidden, activation="silu", **context)
+        return ConvEncoder(shape, 1, **options)
+    return MLP(shape, 1, hidden, activation="silu", **options)
 
 
 def gan(r1: float = 0.1) -> Adversarial:
@@ -289,13 +289,13 @@ class KernelScore:
         2 mean k(x, y) - mean k(y, y') - mean k(x, x'),
 
     whose expectation is less the squared distance; every mean is over distinct points, so there is no bias. In a
-    conditional program each datum has ``num_particles`` samples for its own ``given``. The last term does not depend on
+    conditional program each datum has ``num_samples`` samples for its own ``given``. The last term does not depend on
     the program and is left out: a proper scoring rule of p(x | given).
 
     Args:
         kernel: "energy", -|x - y|, or "gaussian", the mean of exp(-|x - y|^2 / (2 s^2 D)) over the scales s.
         scales: of the Gaussian kernel, in units of x.
-        num_particles: samples per datum, for a conditional program, at least 2.
+        num_samples: samples per datum, for a conditional program, at least 2.
 
     Source: Gretton et al. 2012, lemma 6; Gneiting and Raftery 2007, section 5; Bouchacourt et al. 2016
     (arXiv 1606.04414).
@@ -303,7 +303,7 @@ class KernelScore:
 
     kernel: str = "energy"
     scales: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-    num_particles: int = 4
+    num_samples: int = 4
     unit: ClassVar[str] = "squared distance"
     eager_only: ClassVar[str] = "fixes the number of pairs that it compares"
 
@@ -314,9 +314,9 @@ class KernelScore:
             raise ValueError("scales must name at least one scale")
         for scale in self.scales:
             check_number(scale, "scales", above=0)
-        check_count(self.num_particles, "num_particles")
-        if self.num_particles < 2:
-            raise ValueError("num_particles must be at least 2: the score compares samples of one datum")
+        check_count(self.num_samples, "num_samples")
+        if self.num_samples < 2:
+            raise ValueError("num_samples must be at least 2: the score compares samples of one datum")
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
@@ -327,7 +327,7 @@ class KernelScore:
             between, within = self.similarity(real, fake).mean(1), self.mean_of_pairs(fake)
             data = self.to_the_others(real) if len(real) > 1 else torch.zeros_like(between)
         else:
-            k = self.num_particles
+            k = self.num_samples
             fake = draw(program, k * len(x), map_given(lambda part: part.repeat_interleave(k, 0), given))
             fake = fake.reshape(len(x), k, -1)
             between = self.similarity(real.unsqueeze(1), fake).flatten(1).mean(1)
@@ -434,7 +434,7 @@ def density_ratio(
     critic: nn.Module | None = None,
     *,
     divergence: str = "js",
-    steps: int = 2000,
+    gradient_steps: int = 2000,
     batch_size: int = 256,
     lr: float = 2e-3,
     seed: int = 0,
@@ -448,19 +448,19 @@ def density_ratio(
         p, q: samples, ``(N, ...)`` and ``(M, ...)``.
         critic: maps x to ``(B, 1)``; default an MLP, made under ``seed``.
         divergence: one of `DIVERGENCES`.
-        steps, batch_size, lr: of Adam, the rate falling to zero along a cosine.
+        gradient_steps, batch_size, lr: of Adam, the rate falling to zero along a cosine.
         seed: the global random state is left as it was.
 
     Raises:
         ValueError: shapes differ, or the divergence is unknown.
 
     >>> import torch, dgm_pyro as dgm
-    >>> ratio = dgm.adversarial.density_ratio(torch.randn(100, 2), torch.randn(100, 2), steps=10)
+    >>> ratio = dgm.adversarial.density_ratio(torch.randn(100, 2), torch.randn(100, 2), gradient_steps=10)
     >>> ratio(torch.zeros(5, 2)).shape
     torch.Size([5])
     """
     _known(divergence)
-    check_counts(steps=steps, batch_size=batch_size)
+    check_counts(gradient_steps=gradient_steps, batch_size=batch_size)
     check_number(lr, "lr", above=0)
     check_type(critic, nn.Module | None, "critic", "a torch.nn.Module or None")
     check_finite(p, "p")
@@ -469,10 +469,10 @@ def density_ratio(
     with seeded(seed, p.device):
         chosen = MLP(p.shape[1:], 1, (64, 64), activation="silu").to(p) if critic is None else critic
         optimizer = torch.optim.Adam(chosen.parameters(), lr=lr)
-        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
         # Summed on the device: reading a number at every step would wait for it.
         bounds, total = [], torch.zeros((), dtype=torch.float64, device=p.device)
-        for step in range(1, steps + 1):
+        for step in range(1, gradient_steps + 1):
             batches = [x[torch.randint(len(x), (batch_size,), device=x.device)] for x in (p, q)]
             bound = divergence_bound(divergence, *(_values(chosen, x, None) for x in batches))
             optimizer.zero_grad(set_to_none=True)

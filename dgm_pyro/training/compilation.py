@@ -81,14 +81,14 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
     >>> loss = dgm.compile(program)
     >>> optimizer = torch.optim.Adam(loss.parameters())  # then loss(x).backward(), as ever
     """
-    maximise = chosen(objective)
+    maximize = chosen(objective)
     if isinstance(program, Program):
-        return Loss(program, maximise)
+        return Loss(program, maximize)
     if not (isinstance(program, tuple) and len(program) == 2 and all(callable(part) for part in program)):
         raise TypeError(f"program must be a dgm.Program or a pair (model, guide), got {type(program).__name__}")
-    if not isinstance(maximise, ELBO) or maximise.num_particles != 1 or maximise.beta != 1.0:
-        raise ValueError(f"a pair (model, guide) is compiled with dgm.ELBO(analytic_kl=...) alone, got {maximise}")
-    return PairLoss(*program, analytic_kl=maximise.analytic_kl)
+    if not isinstance(maximize, ELBO) or maximize.num_samples != 1 or maximize.beta != 1.0:
+        raise ValueError(f"a pair (model, guide) is compiled with dgm.ELBO(analytic_kl=...) alone, got {maximize}")
+    return PairLoss(*program, analytic_kl=maximize.analytic_kl)
 
 
 class Loss(nn.Module):
@@ -324,7 +324,7 @@ def _check_pair(model: poutine.Trace, guide: poutine.Trace) -> None:
     stated = [name for name in sample_sites(guide) if not _is_deterministic(nodes[name])]
     wrong = {name: "is observed in the guide, or a factor there" for name in stated if name not in latents}
     wrong |= {name: "has no site in the guide" for name in latent_sites(model) if name not in latents}
-    wrong |= {name: "is not reparameterised" for name in latents if not nodes[name]["fn"].has_rsample}
+    wrong |= {name: "is not reparameterized" for name in latents if not nodes[name]["fn"].has_rsample}
     for name, why in wrong.items():
         raise CompilationError(f"{name!r} {why}: write the pair as a dgm.Program, or train it with SVI")
 

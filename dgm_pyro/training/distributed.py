@@ -25,7 +25,7 @@ _store: dist.Store | None = None
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes of a training; one alone, if there are no others.
 
     Attributes:
@@ -96,11 +96,11 @@ class Team:
             dist.barrier()
 
 
-def team() -> Team:
+def process_group() -> ProcessGroup:
     """The processes that train together, as `torch.distributed` was told."""
     if not dist.is_available() or not dist.is_initialized():
-        return Team()
-    return Team(dist.get_rank(), dist.get_world_size())
+        return ProcessGroup()
+    return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
 
 def was_started() -> bool:
@@ -108,7 +108,7 @@ def was_started() -> bool:
     return "LOCAL_RANK" in os.environ and dist.is_available()
 
 
-def join(device: str = "auto") -> Team:
+def join(device: str = "auto") -> ProcessGroup:
     """Join the processes that `torchrun` started, if it did; each takes the GPU of its number, if there are any.
 
     Args:
@@ -119,7 +119,7 @@ def join(device: str = "auto") -> Team:
     """
     global _store
     if not was_started() or dist.is_initialized():
-        return team()
+        return process_group()
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
         _take_gpu(device, int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -127,7 +127,7 @@ def join(device: str = "auto") -> Team:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     _store, rank, size = next(iter(dist.rendezvous("env://")))
     dist.init_process_group("nccl" if on_gpu else "gloo", store=_store, rank=rank, world_size=size)
-    return team()
+    return process_group()
 
 
 def _take_gpu(device: str, rank: int, size: int) -> None:
@@ -145,7 +145,7 @@ def leave() -> None:
     """Close what `join` opened, when all have come here."""
     global _store
     if dist.is_available() and dist.is_initialized():
-        team().wait()
+        process_group().wait()
         dist.destroy_process_group()
     _store = None
 

@@ -29,7 +29,7 @@ from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_count, check_program, differentiating, seeded
 from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
-from dgm_pyro.training.distributed import Team, team
+from dgm_pyro.training.distributed import ProcessGroup, process_group
 
 GRADIENT_NORM = 10.0
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
@@ -177,10 +177,10 @@ def fit(
         raise TypeError(f"augment must be a function of x or None, got {type(augment).__name__}")
     train = as_data(program, data)
     _check_scale(program, train)
-    maximise: Any = _PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
+    maximize: Any = _PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
     train, held_out = _validation(program, train, validation, seed)
     for part in (train, held_out):
-        _check_labels(program, part, maximise)
+        _check_labels(program, part, maximize)
     if early_stopping is not None and held_out is None:
         raise ValueError("early_stopping needs validation data: pass validation=0.1, or a Data")
     where = find_device(device)
@@ -188,7 +188,7 @@ def fit(
     if not parameters:
         raise ValueError(f"this {type(program).__name__} has no parameters that require a gradient")
 
-    processes = team()
+    processes = process_group()
     steps_per_epoch = processes.batches(len(train), batch_size)
     steps = epochs * steps_per_epoch
 
@@ -206,8 +206,8 @@ def fit(
         batch = x[rows] if augment is None else augment(x[rows])
         return program.arguments(batch, None if y is None else y[rows])
 
-    unit = getattr(maximise, "unit", History.unit)
-    history = History(unit=unit, validation_unit=getattr(getattr(maximise, "validation", None), "unit", unit))
+    unit = getattr(maximize, "unit", History.unit)
+    history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
     initial = _state(program)
     best, best_loss = initial, math.inf
     last, last_epoch = initial, 0
@@ -228,9 +228,9 @@ def fit(
             ) as bar,
         ):
             program.train()
-            step_of = _Step(maximise, program, precision)
-            if hasattr(maximise, "prepare"):
-                maximise.prepare(program)
+            step_of = _Step(maximize, program, precision)
+            if hasattr(maximize, "prepare"):
+                maximize.prepare(program)
             for epoch in range(1, epochs + 1):
                 program.train()
                 totals, watch = _Totals(), _Watch(program.variable)
@@ -245,8 +245,8 @@ def fit(
                     optimizer.zero_grad(set_to_none=True)
                     weight, whole = processes.weight(rows), len(rows) == batch_size
                     batch = batch_of(processes.share(rows))
-                    if hasattr(maximise, "update"):
-                        maximise.update(program, *batch[:2], rate(step))
+                    if hasattr(maximize, "update"):
+                        maximize.update(program, *batch[:2], rate(step))
                     sums = step_of(batch, (step - 1) / max(1, steps - 1), weight, whole)
                     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
                     watch.see(step, sums, _clip(gradients))
@@ -260,7 +260,7 @@ def fit(
                 with contextlib.nullcontext() if averaged is None else averaged.swapped_in():
                     loss = None
                     if held_out is not None:
-                        measure = at_progress(getattr(maximise, "validation", maximise), 1.0)
+                        measure = at_progress(getattr(maximize, "validation", maximize), 1.0)
                         loss = _validate(measure, program, held_out, batch_size, seed, where, processes)
                         if not math.isfinite(loss):
                             what, site = "the validation loss is not finite", program.variable
@@ -323,7 +323,7 @@ class _Step:
         self.loss: Any = None if self.terms is None else _ByKind(self.terms)
         self.compiled = False
 
-    def prepare(self, batch: tuple[Any, ...], processes: Team, compile: bool | str) -> None:
+    def prepare(self, batch: tuple[Any, ...], processes: ProcessGroup, compile: bool | str) -> None:
         """Compile, and join with the other processes; ``batch`` is a whole one.
 
         Raises:
@@ -430,7 +430,7 @@ class _Watch:
             self.values = torch.where(self.step > 0, self.values, values)
             self.step = torch.where((self.step > 0) | finite, self.step, step)
 
-    def check(self, epoch: int, last_epoch: int, processes: Team) -> None:
+    def check(self, epoch: int, last_epoch: int, processes: ProcessGroup) -> None:
         """Raise a `NonFiniteLossError` if there was one; in every process, or the others would wait for one."""
         step = processes.earliest(self.step)
         if step == 0 or self.values is None:
@@ -472,7 +472,7 @@ class _Totals:
         else:
             torch._foreach_add_(self.sums, [*terms.values()])
 
-    def epoch(self, epoch: int, validation: float | None, seconds: float, processes: Team) -> Epoch:
+    def epoch(self, epoch: int, validation: float | None, seconds: float, processes: ProcessGroup) -> Epoch:
         totals = processes.total(torch.stack(self.sums))
         means = dict(zip(self.keys, (totals / self.count).tolist(), strict=True))
         reconstruction = {site: mean for (kind, site), mean in means.items() if kind == "reconstruction"}
@@ -517,7 +517,7 @@ def _validate(
     batch_size: int,
     seed: int,
     device: torch.device,
-    processes: Team,
+    processes: ProcessGroup,
 ) -> float:
     """Mean loss with the same draws every time, which makes epochs comparable.
 
@@ -528,7 +528,8 @@ def _validate(
     if isinstance(objective, _PyroObjective):
         objective = ELBO()
     # Larger batches than in training, as no graph is kept; but particles take the room of data.
-    size = max(batch_size, 4 * batch_size // getattr(objective, "num_particles", 1))
+    draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
+    size = max(batch_size, 4 * batch_size // draws)
     starts = range(0, len(data.x), size)
     with evaluating(program), seeded(seed + processes.rank, device), torch.no_grad():
         for number in range(processes.rank, len(starts), processes.size):

@@ -3,20 +3,20 @@ r"""Anomalies: is this x like the data, by which score, and how often is that a 
 The obvious score is the surprise :math:`-\log p(x)`. But p(x) is a density over whole images, and a smooth or mostly
 blank image is probable under almost every program, for any content. The other scores correct for this:
 
-=================  ===================================================  ==========================================
-score              s(x), in nats; higher is more anomalous              what it asks
-=================  ===================================================  ==========================================
-`Surprise`         :math:`-\log p(x)`, or minus a bound                 is x improbable?
-`Typicality`       :math:`|-\log p(x) - H|`, H the mean surprise of     is x as probable as the data are?
-                   reference data
-`Ratio`            :math:`\log p_0(x) - \log p(x)`, with p_0 a          does knowing the form of the data help, beyond
-                   background program                                   what the pixels alone tell?
-`Complexity`       :math:`-\log p(x) - L(x)`, with L(x) the length of   does the program code x shorter than a
-                   x under a lossless compressor                        compressor that knows nothing?
-`WAIC`             :math:`\mathrm{Var}_i[\log p_i(x)] - E_i[\log        do programs trained alike disagree about x?
-                   p_i(x)]` over an ensemble
-`PosteriorKL`      :math:`KL(q(z \mid x) \,\|\, p(z))`                  does x need an unusual z?
-=================  ===================================================  ==========================================
+=======================  ===================================================  ==========================================
+score                    s(x), in nats; higher is more anomalous              what it asks
+=======================  ===================================================  ==========================================
+`NegativeLogLikelihood`  :math:`-\log p(x)`, or minus a bound                 is x improbable?
+`Typicality`             :math:`|-\log p(x) - H|`, H the mean surprise of     is x as probable as the data are?
+                         reference data
+`Ratio`                  :math:`\log p_0(x) - \log p(x)`, with p_0 a          does knowing the form of the data help,
+                         background program                                   beyond what the pixels alone tell?
+`Complexity`             :math:`-\log p(x) - L(x)`, with L(x) the length of   does the program code x shorter than a
+                         x under a lossless compressor                        compressor that knows nothing?
+`WAIC`                   :math:`\mathrm{Var}_i[\log p_i(x)] - E_i[\log        do programs trained alike disagree on x?
+                         p_i(x)]` over an ensemble
+`PosteriorKL`            :math:`KL(q(z \mid x) \,\|\, p(z))`                  does x need an unusual z?
+=======================  ===================================================  ==========================================
 
 A score is any callable from x, ``(N, *event_shape)``, to ``(N,)``; those here are functions of each datum alone, whose
 bounds take noise of the datum's own (`dgm_pyro.noise`). `Detector` turns one into an alarm with a chosen
@@ -53,11 +53,13 @@ from dgm_pyro.checks import (
     check_number,
     check_seed,
     check_type,
+    generator,
 )
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import evaluate, evaluating, program_device
 from dgm_pyro.objectives import ELBO
 from dgm_pyro.program import Program, check_program, seeded
+from dgm_pyro.results import Result, Table
 
 Score = Callable[[Tensor], Tensor]
 
@@ -65,7 +67,15 @@ ROUNDING = 1e-5
 """Scores that differ by no more than this, relative to the larger of themselves and 1, are ties."""
 
 
-def log_p(program: Program, x: Tensor, *, num_particles: int = 1, batch_size: int = 256, seed: int = 0) -> Tensor:
+def log_p(
+    program: Program,
+    x: Tensor,
+    *,
+    num_particles: int = 1,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> Tensor:
     """log p(x) in nats, ``(N,)`` doubles: exact, or a bound (8 draws of the ELBO; IWAE with ``num_particles`` > 1).
 
     Args:
@@ -77,7 +87,8 @@ def log_p(program: Program, x: Tensor, *, num_particles: int = 1, batch_size: in
     """
     _require_p_of_x(program)
     check_dense(x, "x")
-    return evaluate(program, x, num_particles=num_particles, batch_size=batch_size, seed=seed).values
+    found = evaluate(program, x, num_particles=num_particles, batch_size=batch_size, seed=seed, progress=progress)
+    return found.values
 
 
 def _require_p_of_x(program: Any) -> None:
@@ -85,44 +96,46 @@ def _require_p_of_x(program: Any) -> None:
     if program.variable != "x" or program.conditional:
         raise ValueError(
             f"this {type(program).__name__} is conditional and has no p(x) to score x by: use a program of x alone, "
-            "such as dgm.Labelled(prior, program) around a class-conditional one"
+            "such as dgm.Labeled(prior, program) around a class-conditional one"
         )
 
 
 @dataclass
-class Surprise:
+class NegativeLogLikelihood:
     """-log p(x), or minus its bound, in nats.
 
     Args:
         program: of p(x).
         num_particles: of the bound, for latent variables; 1 for the ELBO.
+        progress: whether to show a bar.
     """
 
     program: Program
     num_particles: int = 1
+    progress: bool = False
 
     def __post_init__(self) -> None:
         _require_p_of_x(self.program)
         check_count(self.num_particles, "num_particles")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return -log_p(self.program, x, num_particles=self.num_particles)
+        return -log_p(self.program, x, num_particles=self.num_particles, progress=self.progress)
 
 
 class Typicality:
     """Distance of the surprise of x from the mean surprise of reference data, in nats.
 
     Args:
-        surprise: a `Surprise`, or a program.
+        nll: a `NegativeLogLikelihood`, or a program.
         reference: data like those that the program was trained on, but others: ``(N, *event_shape)``.
     """
 
-    def __init__(self, surprise: Surprise | Program, reference: Tensor | Data):
-        self.surprise = _surprise(surprise)
-        self.entropy = self.surprise(_x(reference, "reference")).mean().item()
+    def __init__(self, nll: NegativeLogLikelihood | Program, reference: Tensor | Data):
+        self.nll = _nll(nll)
+        self.entropy = self.nll(_x(reference, "reference")).mean().item()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (self.surprise(x) - self.entropy).abs()
+        return (self.nll(x) - self.entropy).abs()
 
 
 class Ratio:
@@ -132,40 +145,40 @@ class Ratio:
     ``dgm.fit(background, data, augment=lambda x: dgm.corruptions.mutate(x, 0.3, 256))``.
 
     Args:
-        surprise, background: a `Surprise` each, or a program, of the same measure.
+        nll, background: a `NegativeLogLikelihood` each, or a program, of the same measure.
 
     Raises:
         ValueError: one is a mass and the other a density.
     """
 
-    def __init__(self, surprise: Surprise | Program, background: Surprise | Program):
-        self.surprise, self.background = _surprise(surprise), _surprise(background, "background")
-        ours, theirs = self.surprise.program.measure, self.background.program.measure
+    def __init__(self, nll: NegativeLogLikelihood | Program, background: NegativeLogLikelihood | Program):
+        self.nll, self.background = _nll(nll), _nll(background, "background")
+        ours, theirs = self.nll.program.measure, self.background.program.measure
         if ours != theirs:
             raise ValueError(f"the program is a {ours}, but the background is a {theirs}: train both on the same data")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.surprise(x) - self.background(x)
+        return self.nll(x) - self.background(x)
 
 
 class Complexity:
     """-log p(x) less the length of x under a lossless compressor, in nats.
 
     Args:
-        surprise: a `Surprise`, or a program, of a mass on at most 256 levels: only that has a code length.
+        nll: a `NegativeLogLikelihood`, or a program, of a mass on at most 256 levels: only that has a code length.
         compressor: a name in `COMPRESSORS`: "png" for images, "zlib" for any x.
     """
 
-    def __init__(self, surprise: Surprise | Program, compressor: str = "png"):
-        self.surprise, self.compressor = _surprise(surprise), compressor
-        levels = self.surprise.program.levels
+    def __init__(self, nll: NegativeLogLikelihood | Program, compressor: str = "png"):
+        self.nll, self.compressor = _nll(nll), compressor
+        levels = self.nll.program.levels
         if levels is None or levels > 256:
             what = "a density on reals" if levels is None else f"a mass on {levels} levels"
             raise ValueError(f"a compressor codes integers 0 .. 255, but the program is {what}: use another score")
         check_choice(compressor, COMPRESSORS, "compressor")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.surprise(x) - math.log(2) * code_bits(x, self.compressor)
+        return self.nll(x) - math.log(2) * code_bits(x, self.compressor)
 
 
 class WAIC:
@@ -175,43 +188,44 @@ class WAIC:
     variance is over the ensemble as a population (divided by its size).
 
     Args:
-        ensemble: at least two programs, or a `Surprise` each.
+        ensemble: at least two programs, or a `NegativeLogLikelihood` each.
     """
 
-    def __init__(self, ensemble: Sequence[Surprise | Program]):
+    def __init__(self, ensemble: Sequence[NegativeLogLikelihood | Program]):
         check_type(ensemble, Sequence, "ensemble", "a sequence of programs")
-        self.ensemble = [_surprise(each, "ensemble") for each in ensemble]
+        self.ensemble = [_nll(each, "ensemble") for each in ensemble]
         if len(self.ensemble) < 2:
             raise ValueError(f"ensemble has {len(self.ensemble)} program(s), but a variance needs at least 2")
 
     def __call__(self, x: Tensor) -> Tensor:
-        surprises = torch.stack([surprise(x) for surprise in self.ensemble])
-        return surprises.var(0, correction=0) + surprises.mean(0)
+        nats = torch.stack([nll(x) for nll in self.ensemble])
+        return nats.var(0, correction=0) + nats.mean(0)
 
 
 @dataclass
 class PosteriorKL:
-    """KL(q(z | x) || p(z)), over all latents, in nats; in closed form where there is one, else by ``draws`` draws.
+    """KL(q(z | x) || p(z)), over all latents, in nats; in closed form where there is one, else over ``num_samples``.
 
     Args:
         program: one with latent variables.
     """
 
     program: Program
-    draws: int = 8
+    num_samples: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require_p_of_x(self.program)
-        check_count(self.draws, "draws")
+        check_count(self.num_samples, "num_samples")
         check_seed(self.seed)
         if self.program.tractable:
             raise ValueError(f"this {type(self.program).__name__} has no latents, so no posterior: use another score")
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        self.program.check(x)
-        where, bound, parts = program_device(self.program), ELBO(num_particles=self.draws), []
+        where, bound, parts = program_device(self.program), ELBO(self.num_samples), []
+        check_dense(x, "x")
+        self.program.check(x.to(where))
         with evaluating(self.program), seeded(self.seed, where):
             for batch in x.split(256):
                 with noise.per_datum(batch.to(where), self.seed):
@@ -220,9 +234,9 @@ class PosteriorKL:
         return torch.cat(parts)
 
 
-def _surprise(surprise: Surprise | Program, argument: str = "surprise") -> Surprise:
-    check_type(surprise, (Surprise, Program), argument, "a Surprise or a dgm.Program")
-    return surprise if isinstance(surprise, Surprise) else Surprise(surprise)
+def _nll(nll: NegativeLogLikelihood | Program, argument: str = "nll") -> NegativeLogLikelihood:
+    check_type(nll, (NegativeLogLikelihood, Program), argument, "a NegativeLogLikelihood or a dgm.Program")
+    return nll if isinstance(nll, NegativeLogLikelihood) else NegativeLogLikelihood(nll)
 
 
 def _x(data: Tensor | Data, argument: str = "x") -> Tensor:
@@ -277,7 +291,7 @@ class Detector:
     """An alarm on a score, calibrated to a rate of false alarms.
 
     Args:
-        score: any callable from x to scores, higher for anomalies; a program means its `Surprise`.
+        score: any callable from x to scores, higher for anomalies; a program means its `NegativeLogLikelihood`.
 
     Attributes:
         threshold: scores above it, by more than `ROUNDING`, are flagged; None before `calibrate`.
@@ -291,7 +305,7 @@ class Detector:
     def __init__(self, score: Score | Program):
         if not callable(score):
             raise TypeError(f"score must be a function of x or a dgm.Program, got {type(score).__name__}")
-        self.score: Score = Surprise(score) if isinstance(score, Program) else score
+        self.score: Score = NegativeLogLikelihood(score) if isinstance(score, Program) else score
         self.threshold: float | None = None
         self.reference = torch.zeros(0)
 
@@ -395,3 +409,193 @@ def auroc(normal: Tensor, anomalous: Tensor) -> float:
 
     labels = [1] * len(normal) + [0] * len(anomalous)
     return float(roc_auc_score(labels, torch.cat([normal.cpu(), anomalous.cpu()]).numpy()))
+
+
+# -- a search through data ---------------------------------------------------------------------------------------------
+
+SCORES = ("likelihood", "typicality", "complexity", "ratio", "waic", "kl")
+"""Names of the scores that `detect` can take."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What one score says of the data.
+
+    Attributes:
+        score: its name.
+        threshold: scores above it are flagged; in nats, of WAIC in nats and nats squared.
+        flagged: number of data that are.
+        false_alarms: fraction of the normal data that are, which the threshold has not seen.
+        separation: AUROC of the data against the normal data.
+    """
+
+    score: str
+    threshold: float
+    flagged: int
+    false_alarms: float
+    separation: Separation
+
+
+@dataclass(frozen=True)
+class Anomalies(Result):
+    """What `detect` found.
+
+    Attributes:
+        scores, p_values, flags: of each x by the first score, ``(N,)``.
+        alarms: one for each score.
+        num_reference: number of normal data that set the thresholds.
+        num_normal: number of normal data that AUROC and false alarms are measured on.
+        false_alarm_rate: largest probability that a normal datum is flagged.
+    """
+
+    scores: Tensor
+    p_values: Tensor
+    flags: Tensor
+    alarms: tuple[Alarm, ...]
+    num_reference: int
+    num_normal: int
+    false_alarm_rate: float
+
+    @property
+    def ranked(self) -> Tensor:
+        """Indices of the data, the most anomalous first, ``(N,)``."""
+        return self.scores.argsort(descending=True)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row per datum, the most anomalous first."""
+        return [
+            {
+                "index": i,
+                "score": f"{self.scores[i]:.6g}",
+                "p_value": f"{self.p_values[i]:.6g}",
+                "flagged": int(self.flags[i]),
+            }
+            for i in self.ranked.tolist()
+        ]
+
+    def parts(self) -> list[str | Table]:
+        rows = [
+            [
+                alarm.score,
+                f"{alarm.threshold:.2f}",
+                f"{alarm.flagged} of {len(self.scores)}",
+                f"{alarm.false_alarms:.4f}",
+                str(alarm.separation),
+            ]
+            for alarm in self.alarms
+        ]
+        return [
+            f"{len(self.scores)} data against {self.num_normal} normal ones; thresholds from {self.num_reference} "
+            f"others, false-alarm rate {self.false_alarm_rate:g}",
+            Table(["score", "threshold (nats)", "flagged", "false alarms", "AUROC"], rows),
+            "AUROC: probability that one of the data scores above a normal datum; 0.5 is chance",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The table as plain Python, for JSON."""
+        rows = [
+            {
+                "score": alarm.score,
+                "threshold": alarm.threshold,
+                "flagged": alarm.flagged,
+                "of": len(self.scores),
+                "false_alarms": alarm.false_alarms,
+                "auroc": alarm.separation.auroc,
+                "auroc_stderr": alarm.separation.stderr,
+            }
+            for alarm in self.alarms
+        ]
+        return {"num_reference": self.num_reference, "unit": "nats", "scores": rows}
+
+
+def detect(
+    program: Program,
+    x: Tensor | Data,
+    normal: Tensor | Data,
+    scores: Sequence[str] = ("likelihood",),
+    *,
+    background: Program | None = None,
+    ensemble: Sequence[Program] = (),
+    false_alarm_rate: float = 0.01,
+    num_particles: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> Anomalies:
+    """Look for anomalies in x, by one score or several.
+
+    A random half of the normal data sets the thresholds; AUROC and false alarms are measured on the other half.
+
+    Args:
+        program: of p(x).
+        x: data to look through, ``(N, *event_shape)``.
+        normal: data like those that the program was trained on, but others.
+        scores: names among `SCORES`; the first ranks the data.
+        background: for "ratio", a program trained on mutated data: see `Ratio`.
+        ensemble: for "waic", programs trained like ``program`` from other seeds.
+        false_alarm_rate: largest probability that a normal datum is flagged.
+        num_particles: of the bounds on log p(x).
+        seed: of the two halves.
+        progress: whether to show bars.
+
+    Raises:
+        ValueError, TypeError: no such score, a score lacks a program, or the data do not fit.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> found = dgm.anomaly.detect(dgm.Normal(1), torch.tensor([[0.1], [9.0]]), torch.randn(400, 1))
+    >>> found.flags
+    tensor([False,  True])
+    """
+    check_type(scores, Sequence, "scores", "a sequence of names")
+    names = [scores] if isinstance(scores, str) else list(scores) or ["likelihood"]
+    for name in names:
+        check_choice(name, SCORES, "scores")
+    if background is not None:
+        check_program(background, "background")
+    for each in ensemble:
+        check_program(each, "ensemble")
+    check_count(num_particles, "num_particles")
+    x, kept = _x(x), _x(normal, "normal")
+    if len(kept) < 2:
+        raise ValueError("normal has one datum: pass at least two, to calibrate on and to measure on")
+    order = torch.randperm(len(kept), generator=generator(seed))
+    reference, held_out = kept[order[: len(kept) // 2]], kept[order[len(kept) // 2 :]]
+
+    def nll(program: Program) -> NegativeLogLikelihood:
+        return NegativeLogLikelihood(program, num_particles, progress)
+
+    alarms, first = list[Alarm](), dict[str, Tensor]()
+    for name in names:
+        score = _score(name, nll, program, background, ensemble, reference)
+        values, normal_values = score(x), score(held_out)
+        detector = Detector(lambda found: found).calibrate(score(reference), false_alarm_rate)
+        flags = detector.flag(values)
+        first = first or {"scores": values, "p_values": detector.p_values(values), "flags": flags}
+        assert detector.threshold is not None
+        false_alarms = detector.flag(normal_values).double().mean().item()
+        separated = separation(normal_values, values)
+        alarms.append(Alarm(name, detector.threshold, int(flags.sum()), false_alarms, separated))
+    return Anomalies(**first, alarms=tuple(alarms), num_reference=len(reference), num_normal=len(held_out),
+                     false_alarm_rate=false_alarm_rate)  # fmt: skip
+
+
+def _score(
+    name: str,
+    nll: Callable[[Program], NegativeLogLikelihood],
+    program: Program,
+    background: Program | None,
+    ensemble: Sequence[Program],
+    reference: Tensor,
+) -> Score:
+    if name == "ratio" and background is None:
+        raise ValueError("the score 'ratio' needs a background (--background RUN): a program trained on mutated data")
+    if name == "waic" and not ensemble:
+        raise ValueError("the score 'waic' needs an ensemble (--ensemble RUN,RUN,...): programs from other seeds")
+    makers: dict[str, Callable[[], Score]] = {
+        "likelihood": lambda: nll(program),
+        "typicality": lambda: Typicality(nll(program), reference),
+        "complexity": lambda: Complexity(nll(program), "png" if len(program.event_shape) == 3 else "zlib"),
+        "ratio": lambda: Ratio(nll(program), nll(background)),  # type: ignore[arg-type]
+        "waic": lambda: WAIC([nll(each) for each in (program, *ensemble)]),
+        "kl": lambda: PosteriorKL(program),
+    }
+    return makers[name]()

@@ -34,12 +34,12 @@ from dgm_pyro.checks import (
     is_integer,
 )
 from dgm_pyro.evaluation import evaluating
-from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.program import Program, differentiating
 
 
 def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
-    """Each image with its own random order of the pixels: the same grey levels, in other places."""
+    """Each image with its own random order of the pixels: the same gray levels, in other places."""
     check_dense(x, "x")
     random = generator(seed)
     order = torch.rand(len(x), x[0].numel(), generator=random).argsort(1)
@@ -47,7 +47,7 @@ def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
 
 
 def add_noise(x: Tensor, scale: float, levels: int, seed: int = 0) -> Tensor:
-    """x with Normal noise of standard deviation ``scale`` grey levels, rounded and clipped to 0 .. levels - 1."""
+    """x with Normal noise of standard deviation ``scale`` gray levels, rounded and clipped to 0 .. levels - 1."""
     check_finite(x, "x")
     check_number(scale, "scale", at_least=0)
     check_count(levels, "levels", at_least=2)
@@ -88,7 +88,7 @@ def shift(x: Tensor, down: int = 0, right: int = 0) -> Tensor:
 
 
 def rotate(x: Tensor, degrees: float, levels: int | None = None) -> Tensor:
-    """Images turned counterclockwise about their centre, read off bilinearly; what comes in from outside is 0."""
+    """Images turned counterclockwise about their center, read off bilinearly; what comes in from outside is 0."""
     _check_images(x)
     check_number(degrees, "degrees")
     check_options(levels=levels)
@@ -148,7 +148,7 @@ def log_class_probabilities(classifier: Classifier, x: Tensor, num_particles: in
     """log p(y | x) in nats, ``(B, classes)``, with its gradient in x.
 
     Args:
-        classifier: a `Labelled` (Bayes' rule; from bounds where p(x | y) is not exact), a `Discriminative`, or any
+        classifier: a `Labeled` (Bayes' rule; from bounds where p(x | y) is not exact), a `Discriminative`, or any
             callable from x to log p(y | x).
         num_particles: of the bounds.
     """
@@ -156,13 +156,13 @@ def log_class_probabilities(classifier: Classifier, x: Tensor, num_particles: in
         raise TypeError(f"classifier must be a program or a function of x, got {type(classifier).__name__}")
     check_count(num_particles, "num_particles")
     check_finite(x, "x")
-    if isinstance(classifier, Labelled):
+    if isinstance(classifier, Labeled):
         return classifier.log_joint(x, num_particles).log_softmax(0).movedim(0, -1)
     if isinstance(classifier, Discriminative):
         return classifier.labels(x).logits
     if isinstance(classifier, Program):
         raise TypeError(
-            f"classifier is a {type(classifier).__name__}, which has no p(y | x): pass a Labelled or a Discriminative"
+            f"classifier is a {type(classifier).__name__}, which has no p(y | x): pass a Labeled or a Discriminative"
         )
     return classifier(x)
 
@@ -176,7 +176,7 @@ def fgsm(
         classifier: what is attacked: see `log_class_probabilities`.
         x: ``(B, 1, H, W)``, or of any shape that the classifier takes.
         y: the true labels, ``(B,)``.
-        epsilon: in the units of x; with ``levels`` whole grey levels.
+        epsilon: in the units of x; with ``levels`` whole gray levels.
         levels: x takes the integers 0 .. levels - 1 and stays there; None for reals, which are not clipped.
 
     Raises:
@@ -193,7 +193,7 @@ def pgd(
     epsilon: float,
     levels: int | None = None,
     *,
-    steps: int = 10,
+    gradient_steps: int = 10,
     step_size: float | None = None,
     num_particles: int = 1,
     seed: int = 0,
@@ -202,20 +202,20 @@ def pgd(
 
     Args:
         classifier, x, y, epsilon, levels, num_particles: as for `fgsm`.
-        steps: how many.
-        step_size: in the units of x; by default 2.5 epsilon / steps, and with ``levels`` rounded to at least 1.
+        gradient_steps: how many.
+        step_size: in the units of x; by default 2.5 epsilon / gradient_steps, with ``levels`` rounded to at least 1.
         seed: of the start.
     """
     _check_attack(x, y, epsilon, levels)
-    check_count(steps, "steps")
-    size = 2.5 * epsilon / steps if step_size is None else step_size
+    check_count(gradient_steps, "gradient_steps")
+    size = 2.5 * epsilon / gradient_steps if step_size is None else step_size
     check_number(size, "step_size", at_least=0)
     if levels is not None:
         size = max(1, round(size))
     random = generator(seed)
     start = x + epsilon * (2 * torch.rand(x.shape, generator=random) - 1).to(x.device)
     moved = _as_before(start, x, levels)
-    for _ in range(steps):
+    for _ in range(gradient_steps):
         moved = _ascend(classifier, moved, x, y, size, epsilon, levels, num_particles)
     return moved
 
@@ -233,8 +233,8 @@ def _ascend(
     """``at`` after one step, within ``epsilon`` of x."""
     parts = zip(_as_reals(at).split(AT_ONCE), y.to(x.device).split(AT_ONCE), strict=True)
     gradient = torch.cat([_slope(classifier, part, labels, num_particles) for part, labels in parts])
-    centre = _as_reals(x)
-    return _as_before((at + size * gradient.sign()).clamp(centre - epsilon, centre + epsilon), x, levels)
+    center = _as_reals(x)
+    return _as_before((at + size * gradient.sign()).clamp(center - epsilon, center + epsilon), x, levels)
 
 
 def _slope(classifier: Classifier, at: Tensor, y: Tensor, num_particles: int) -> Tensor:
@@ -255,4 +255,4 @@ def _check_attack(x: Tensor, y: Tensor, epsilon: float, levels: int | None) -> N
     check_options(levels=levels)
     check_number(epsilon, "epsilon", at_least=0)
     if levels is not None and epsilon != round(epsilon):
-        raise ValueError(f"epsilon is {epsilon}, but x holds whole grey levels: pass an integer")
+        raise ValueError(f"epsilon is {epsilon}, but x holds whole gray levels: pass an integer")

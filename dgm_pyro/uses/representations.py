@@ -23,7 +23,7 @@ of the line. The arc keeps the length,
     \omega = \arccos \frac{a^\top b}{\|a\| \|b\|}.
 
 *What it is good for* depends on the question; here it is the label that the program never saw: `probe` (is it linear
-in z?), `knn` (are neighbours alike?), `cluster` and `agreement` (are there groups, and are they the classes?).
+in z?), `knn` (are neighbors alike?), `cluster` and `agreement` (are there groups, and are they the classes?).
 `dgm_pyro.infer.units` reports which features of z are in use, and the nats of each.
 
 Source: Shoemake 1985 and White 2016 (arXiv 1609.04468), the arc; Song et al. 2021 (arXiv 2010.02502, section 5.4),
@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import (
@@ -53,9 +54,11 @@ from dgm_pyro.checks import (
     check_type,
     is_integer,
 )
-from dgm_pyro.evaluation import evaluating, program_device
+from dgm_pyro.data import Data
+from dgm_pyro.evaluation import as_data, evaluating, program_device
 from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.vae import VAE
+from dgm_pyro.infer.checks import Units, units
 from dgm_pyro.program import (
     Program,
     check_program,
@@ -63,6 +66,7 @@ from dgm_pyro.program import (
     parameter_of,
     seeded,
 )
+from dgm_pyro.results import Result, Table, with_error
 
 # -- to the code, and back ---------------------------------------------------------------------------------------------
 
@@ -86,9 +90,10 @@ def encode(
     *,
     site: str | None = None,
     draw: bool = False,
-    num_draws: int = 16,
+    num_samples: int = 16,
     batch_size: int = 256,
     seed: int = 0,
+    progress: bool = False,
 ) -> Tensor:
     """The code of each x, as ``program.encode`` finds it, in batches and evaluation mode.
 
@@ -98,10 +103,11 @@ def encode(
         given: ``(N, *given_shape)`` for a conditional program.
         site: which of `codes`; default the nearest to x.
         draw: a draw of z from q(z | x), or of the place in the cell of a dequantized x, in place of the mean.
-        num_draws: where E_q[z | x] has no closed form, how many draws to average; of the levels above, in a hierarchy.
+        num_samples: draws to average where E_q[z | x] has no closed form; of the levels above, in a hierarchy.
         batch_size: data at once; the codes do not depend on it.
         seed: of the draws, which are each datum's own (`noise.per_datum`): equal x have equal codes, drawn ones too.
             The global random state is left as it was.
+        progress: whether to show a bar.
 
     Returns:
         ``(N, *z_shape)``, on the CPU; of a class, its probabilities, ``(N, *z_shape, K)``, unless ``draw``.
@@ -111,7 +117,7 @@ def encode(
     """
     check_program(program)
     site = program.code_named(site)
-    check_count(num_draws, "num_draws")
+    check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")
     check_dense(x, "x")
     where = program_device(program)
@@ -119,9 +125,9 @@ def encode(
 
     def of(x: Tensor, given: Any) -> Tensor:
         with noise.per_datum(x, seed):
-            return program.encode(x, given, site=site, draw=draw, num_draws=num_draws)
+            return program.encode(x, given, site=site, draw=draw, num_samples=num_samples)
 
-    return _in_batches(program, of, x, given, batch_size, seed)
+    return _in_batches(program, of, x, given, batch_size, seed, progress)
 
 
 @torch.no_grad()
@@ -134,11 +140,12 @@ def decode(
     draw: bool = False,
     batch_size: int = 256,
     seed: int = 0,
+    progress: bool = False,
 ) -> Tensor:
     """The x of each code, as ``program.decode`` makes it, in batches and evaluation mode.
 
     Args:
-        program, given, site, batch_size, seed: as for `encode`.
+        program, given, site, batch_size, seed, progress: as for `encode`.
         z: ``(N, *z_shape)``; integers for a code of classes.
         draw: a draw of x from p(x | z) in place of the mean. Levels between x and a ``site`` above are drawn with it,
             and so they are where they are discrete.
@@ -159,15 +166,22 @@ def decode(
     def of(z: Tensor, given: Any) -> Tensor:
         return program.decode(z, given, site=site, draw=draw)
 
-    return _in_batches(program, of, z, given, batch_size, seed)
+    return _in_batches(program, of, z, given, batch_size, seed, progress)
 
 
 def _in_batches(
-    program: Program, of: Callable[[Tensor, Any], Tensor], rows: Tensor, given: Any, batch_size: int, seed: int
+    program: Program,
+    of: Callable[[Tensor, Any], Tensor],
+    rows: Tensor,
+    given: Any,
+    batch_size: int,
+    seed: int,
+    progress: bool,
 ) -> Tensor:
     where, found = program_device(program), []
     with evaluating(program), seeded(seed, where):
-        for start in range(0, len(rows), batch_size):
+        starts = range(0, len(rows), batch_size)
+        for start in tqdm(starts, desc="codes", unit="batch", disable=not progress, leave=False):
             part = slice(start, start + batch_size)
             found.append(of(rows[part].to(where), _to(given, where, part)).cpu())
     return torch.cat(found)
@@ -184,19 +198,19 @@ def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
 # -- around a code, and between two ------------------------------------------------------------------------------------
 
 
-def line(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
-    """``num`` evenly spaced points on the line from each a to each b, ends included, ``(num, N, *shape)``."""
-    t = _shares(a, b, num)
+def line(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
+    """Evenly spaced points on the line from each a to each b, ends included, ``(num_points, N, *shape)``."""
+    t = _shares(a, b, num_points)
     return torch.where(t == 1, b, a + t * (b - a))
 
 
-def arc(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
-    """``num`` points on the arc from each a to each b at even angles, ends included, ``(num, N, *shape)``.
+def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
+    """Points at even angles on the arc from each a to each b, ends included, ``(num_points, N, *shape)``.
 
     The length goes with the angle from that of a to that of b. Codes in the same or in opposite directions have no
     unique arc and get the line.
     """
-    t = _shares(a, b, num)
+    t = _shares(a, b, num_points)
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     lengths = flat_a.norm(dim=1) * flat_b.norm(dim=1)
     cosine = ((flat_a * flat_b).sum(1) / torch.where(lengths > 0, lengths, 1.0)).clamp(-1, 1)
@@ -204,7 +218,7 @@ def arc(a: Tensor, b: Tensor, num: int = 8) -> Tensor:
     sine = angle.sin()
     bent = (lengths.reshape(angle.shape) > 0) & (sine > 1e-3)
     points = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / torch.where(bent, sine, 1.0)
-    points = torch.where(bent, points, line(a, b, num))
+    points = torch.where(bent, points, line(a, b, num_points))
     return torch.where(t == 0, a, torch.where(t == 1, b, points))
 
 
@@ -212,40 +226,40 @@ PATHS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "sp
 """Ways from one code to another, by name."""
 
 
-def _shares(a: Tensor, b: Tensor, num: int) -> Tensor:
-    check_count(num, "num", at_least=2)
+def _shares(a: Tensor, b: Tensor, num_points: int) -> Tensor:
+    check_count(num_points, "num_points", at_least=2)
     check_finite(a, "a")
     check_finite(b, "b")
     if a.shape != b.shape or not a.is_floating_point():
         raise ValueError(
             f"a has shape {tuple(a.shape)} ({a.dtype}), b {tuple(b.shape)}: pass two codes of reals, of one shape"
         )
-    return torch.linspace(0, 1, num, dtype=a.dtype, device=a.device).reshape(-1, *(1,) * a.dim())
+    return torch.linspace(0, 1, num_points, dtype=a.dtype, device=a.device).reshape(-1, *(1,) * a.dim())
 
 
 def interpolate(
-    program: Program, a: Tensor, b: Tensor, num: int = 8, *, path: str = "spherical", given: Any = None
+    program: Program, a: Tensor, b: Tensor, num_points: int = 8, *, path: str = "spherical", given: Any = None
 ) -> Tensor:
     """From each datum a to each b: their codes, a `PATHS` between these, and what the program makes of it.
 
     Args:
         a, b: data, ``(N, *event_shape)``.
-        num: points, the ends included. Those are decoded too: the reconstructions of a and b.
+        num_points: the ends included. Those are decoded too: the reconstructions of a and b.
         path: "linear" or "spherical".
         given: ``(N, *given_shape)`` for a conditional program, the same along the path.
 
     Returns:
-        ``(num, N, *event_shape)``.
+        ``(num_points, N, *event_shape)``.
 
     Raises:
         ValueError: no such path, codes that are discrete, or as `encode`.
     """
     check_choice(path, PATHS, "path")
-    check_count(num, "num", at_least=2)
+    check_count(num_points, "num_points", at_least=2)
     check_finite(a, "a")
     check_finite(b, "b")
     _require_real(program, codes(program)[0])
-    points = PATHS[path](encode(program, a, given), encode(program, b, given), num)
+    points = PATHS[path](encode(program, a, given), encode(program, b, given), num_points)
     return _decoded(program, points, given, None)
 
 
@@ -296,21 +310,21 @@ def traverse(
     return _decoded(program, points.reshape(len(chosen), len(settings), *shape), given, site)
 
 
-def grid(program: Program, num: int = 12, reach: float = 2.5, *, given: Any = None) -> Tensor:
+def grid(program: Program, num_points: int = 12, reach: float = 2.5, *, given: Any = None) -> Tensor:
     """What each place of a plane of codes stands for: a square grid over [-reach, reach]^2.
 
     Returns:
-        ``(num, num, *event_shape)``, laid out as a picture of that plane: rows from the highest z_2 to the lowest,
-        columns from the lowest z_1 to the highest.
+        ``(num_points, num_points, *event_shape)``, laid out as a picture of that plane: rows from the highest z_2
+        to the lowest, columns from the lowest z_1 to the highest.
 
     Raises:
         ValueError: the code has not 2 features.
     """
     check_program(program)
-    check_count(num, "num")
+    check_count(num_points, "num_points")
     check_number(reach, "reach", above=0)
     like = parameter_of(program)
-    (site, *_), axis = codes(program), torch.linspace(-reach, reach, num, dtype=like.dtype)
+    (site, *_), axis = codes(program), torch.linspace(-reach, reach, num_points, dtype=like.dtype)
     _require_real(program, site)
     shape = tuple(program.codes()[site].event_shape)
     if shape != (2,):
@@ -364,15 +378,15 @@ def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float
     return float(classifier.score(_features(test), test_y.cpu().numpy()))
 
 
-def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbours: int = 5) -> float:
-    """Test accuracy of the majority among the nearest training data, by Euclidean distance: are neighbours alike?"""
+def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbors: int = 5) -> float:
+    """Test accuracy of the majority among the nearest training data, by Euclidean distance: are neighbors alike?"""
     _check_codes(train, train_y, test, test_y)
     from sklearn.neighbors import KNeighborsClassifier
 
-    check_count(neighbours, "neighbours")
-    if neighbours > len(train):
-        raise ValueError(f"neighbours is {neighbours}, but there are {len(train)} training data")
-    classifier = KNeighborsClassifier(neighbours)
+    check_count(neighbors, "neighbors")
+    if neighbors > len(train):
+        raise ValueError(f"neighbors is {neighbors}, but there are {len(train)} training data")
+    classifier = KNeighborsClassifier(neighbors)
     classifier.fit(_features(train), train_y.cpu().numpy())
     return float(classifier.score(_features(test), test_y.cpu().numpy()))
 
@@ -424,8 +438,8 @@ def agreement(clusters: Tensor, y: Tensor) -> Agreement:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """The result of `assess`, on ``num_test`` data.
+class Quality(Result):
+    """The result of `assess` found, on ``num_test`` data.
 
     Attributes:
         probe, knn: accuracies.
@@ -441,13 +455,21 @@ class Quality:
         """Standard error of an accuracy on the test data."""
         return math.sqrt(accuracy * (1 - accuracy) / self.num_test)
 
-    def as_dict(self) -> dict[str, float]:
+    def cells(self) -> list[str]:
+        """The numbers as a row of a table."""
+        right = (with_error(share, self.stderr(share), 3) for share in (self.probe, self.knn))
+        return [*right, *(f"{value:.3f}" for value in vars(self.clusters).values())]
+
+    def parts(self) -> list[str | Table]:
+        return [Table(["linear probe", "neighbours", "clusters", "NMI", "ARI"], [self.cells()])]
+
+    def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
         return {"probe": self.probe, "knn": self.knn, **{f"clusters_{k}": v for k, v in vars(self.clusters).items()}}
 
 
 def assess(
-    train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, *, neighbours: int = 5, seed: int = 0
+    train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, *, neighbors: int = 5, seed: int = 0
 ) -> Quality:
     """`probe`, `knn`, and k-means on the test data with as many clusters as they have classes.
 
@@ -459,7 +481,7 @@ def assess(
     found = cluster(test, len(test_y.unique()), seed=seed)
     return Quality(
         probe(train, train_y, test, test_y),
-        knn(train, train_y, test, test_y, neighbours),
+        knn(train, train_y, test, test_y, neighbors),
         agreement(found, test_y),
         len(test),
     )
@@ -473,6 +495,100 @@ def _check_codes(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -
 
 def _features(z: Tensor) -> Any:
     return z.detach().cpu().double().reshape(len(z), -1).numpy()
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Representation(Result):
+    """What `represent` found.
+
+    Attributes:
+        site: the name of the code.
+        z: the code of each datum, ``(N, *z_shape)``; of classes their probabilities.
+        y: the labels of the data, ``(N,)``, if they have any.
+        form: what a code is, in words.
+        quality: of z under ``site``, and of x itself under "x"; empty without labels.
+        units: which features are in use, by site; empty where the program is no VAE.
+    """
+
+    site: str
+    z: Tensor
+    y: Tensor | None
+    form: str
+    quality: dict[str, Quality]
+    units: dict[str, Units]
+
+    def parts(self) -> list[str | Table]:
+        parts: list[str | Table] = [f"{self.site} of {len(self.z)} data, {self.form}"]
+        parts += [f"{name}: {each}" for name, each in self.units.items()]
+        if self.quality:
+            header = ["of", "linear probe", "5 neighbours", "clusters", "NMI", "ARI"]
+            parts.append(Table(header, [[name, *each.cells()] for name, each in self.quality.items()]))
+        return parts
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        return {
+            "site": self.site,
+            "num_data": len(self.z),
+            "quality": {name: each.as_dict() for name, each in self.quality.items()},
+            "active": {name: int(each.active.sum()) for name, each in self.units.items()},
+            "kl": {name: None if each.kl is None else each.kl.tolist() for name, each in self.units.items()},
+        }
+
+
+def represent(
+    program: Program,
+    data: Data | Tensor,
+    train: Data | None = None,
+    *,
+    site: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Representation:
+    """The code of each datum, which features are in use, and what the code says about the labels, if there are any.
+
+    Args:
+        program: one with `codes`.
+        data: to encode, and to measure on.
+        train: labeled data to fit the probe and the neighbours on, where ``data`` have labels.
+        site: which of `codes`; default the nearest to x.
+        seed: of draws and clusters.
+        progress: whether to show bars.
+
+    Raises:
+        ValueError, TypeError: the program has no code of that name, or the data do not fit.
+    """
+    check_program(program)
+    check_type(train, Data | None, "train", "a dgm.Data or None")
+    site, points = program.code_named(site), as_data(program, data)
+
+    def coded(points: Data) -> Tensor:
+        x, given, _ = program.arguments(points.x, points.y)
+        return encode(program, x, given, site=site, seed=seed, progress=progress)
+
+    z, quality = coded(points), dict[str, Quality]()
+    if points.y is not None and train is not None:
+        train = as_data(program, train, "train")
+        if train.y is None:
+            raise ValueError(f"train ({train.name}) has no labels, but data have: pass labeled data to learn from")
+        for name, (seen, unseen) in {site: (coded(train), z), "x": (train.x, points.x)}.items():
+            quality[name] = assess(seen, train.y, unseen, points.y, seed=seed)
+    used = units(program, points[:512], seed=seed) if isinstance(program, VAE) and len(z) > 1 else {}
+    return Representation(site, z, points.y, _form(program, site, z), quality, used)
+
+
+def _form(program: Program, site: str, z: Tensor) -> str:
+    size, values, prior = z[0].numel(), z.shape[-1], program.codes()[site]
+    if not is_discrete(program, site):
+        return f"{size} features"
+    if z.shape[1:] == prior.event_shape and prior.levels == 2:
+        return f"{size} bits, as their probabilities"
+    if size == values:
+        return f"a class among {values}, as its probabilities"
+    return f"{size // values} codes of {values} values, as their probabilities"
 
 
 def latents(program: Program, x: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ import pytest
 import dgm_pyro as dgm
 from dgm_pyro import cli
 from dgm_pyro.experiments import runs
-from dgm_pyro.experiments.sweep import aligned, compare, markdown
+from dgm_pyro.experiments.sweep import compare
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +16,12 @@ def folders(tmp_path_factory):
     recipes = {
         "pixels": ("pixels", "digits-binary", {}),
         "vae": ("vae", "digits-binary", {"latent_size": 2}),
-        "grey": ("pixels", "digits", {}),
+        "gray": ("pixels", "digits", {}),
         "points": ("realnvp", "moons", {}),
         "classifier": ("classifier", "digits-binary", {}),
     }
     for name, (model, data, swaps) in recipes.items():
-        runs.train(folder / name, model, data, swaps, num=64, epochs=1, device="cpu", progress=False)
+        runs.train(folder / name, model, data, swaps, num_data=64, epochs=1, device="cpu", progress=False)
     return {name: folder / name for name in recipes}
 
 
@@ -44,7 +44,7 @@ def test_differences_are_paired(folders):
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [("points", r"a mass and a density.*Dequantized"), ("grey", "same --data"), ("classifier", r"p\(y \| x\)")],
+    [("points", r"a mass and a density.*Dequantized"), ("gray", "same --data"), ("classifier", r"p\(y \| x\)")],
 )
 def test_what_is_not_comparable_is_refused_with_a_remedy(folders, other, message):
     with pytest.raises(ValueError, match=message):
@@ -66,8 +66,3 @@ def test_the_command(folders, capsys):
     error = capsys.readouterr().err
     assert "Dequantized" in error
     assert error.count("\n") == 1
-
-
-def test_tables():
-    assert aligned(["a", "bb"], [["ccc", "d"]]) == "a    bb\nccc  d"
-    assert markdown(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"

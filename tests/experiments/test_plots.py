@@ -36,7 +36,7 @@ def history(kl=False, validation=True, num=12):
 
 
 @pytest.mark.parametrize("name", ["light", "dark"])
-def test_a_theme_colours_the_paper_and_the_ink_and_leaves_matplotlib_as_it_was(name):
+def test_a_theme_colors_the_paper_and_the_ink_and_leaves_matplotlib_as_it_was(name):
     before = dict(matplotlib.rcParams)
     with plots.theme(name) as theme:
         figure = plots.curves([0, 1], {"loss": {"a": [1, 2]}}, xlabel="epoch")
@@ -50,8 +50,8 @@ def test_a_theme_colours_the_paper_and_the_ink_and_leaves_matplotlib_as_it_was(n
 
 
 def test_text_and_lines_stand_out_from_the_paper():
-    def luminance(colour):
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(colour)]
+    def luminance(color):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(color)]
         return np.dot([0.2126, 0.7152, 0.0722], linear)
 
     def contrast(a, b):
@@ -61,7 +61,7 @@ def test_text_and_lines_stand_out_from_the_paper():
     for theme in plots.THEMES.values():
         assert contrast(theme.ink, theme.paper) > 12
         assert contrast(theme.muted, theme.paper) > 4.5  # WCAG AA for small text
-        assert min(contrast(colour, theme.paper) for colour in theme.series) > 3  # WCAG AA for graphics
+        assert min(contrast(color, theme.paper) for color in theme.series) > 3  # WCAG AA for graphics
         assert len(set(theme.classes)) == 10
 
 
@@ -89,8 +89,8 @@ def test_images_are_laid_out_row_after_row_with_gaps():
 def test_level_zero_is_paper_and_the_highest_level_ink():
     with plots.theme("dark") as theme:
         figure = plots.images(torch.tensor([0, 16]).reshape(2, 1, 1, 1), levels=17)
-    colours = figure.axes[0].get_images()[0].cmap([0.0, 1.0])
-    assert [matplotlib.colors.to_hex(colour) for colour in colours] == [theme.paper, theme.ink]
+    colors = figure.axes[0].get_images()[0].cmap([0.0, 1.0])
+    assert [matplotlib.colors.to_hex(color) for color in colors] == [theme.paper, theme.ink]
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 8, 8), (0, 1, 8, 8)])
@@ -303,8 +303,8 @@ def test_score_histograms_refuse(scores, match):
 
 
 def test_ranks_are_marked_low_and_high_and_no_panel_is_empty():
-    vae = dgm.build("vae", dgm.data.load("moons", num=50), latent_size=4)
-    found = dgm.infer.check(vae, dgm.data.load("moons", "test")[:20], num_simulations=40)
+    vae = dgm.build("vae", dgm.data.load("moons", num_data=50), latent_size=4)
+    found = dgm.infer.check(vae, dgm.data.load("moons", "test")[:20], num_samples=40)
     figure = plots.calibration(found)
     panels = [axes for axes in figure.subfigs[0].axes if axes.get_visible()]
     assert len(panels) == 4
@@ -313,14 +313,14 @@ def test_ranks_are_marked_low_and_high_and_no_panel_is_empty():
         assert [low < tick < high for tick in axes.get_xticks()] == [True, True]  # else they are not drawn
 
 
-def test_curves_give_one_colour_to_one_name_in_all_panels():
+def test_curves_give_one_color_to_one_name_in_all_panels():
     panels = {"accuracy": {"p": [1.0, 0.5], "q": [0.9, 0.4]}, "log p(x)": {"q": [-1.0, -2.0]}}
     figure = plots.curves([0, 2], panels, xlabel="noise", title="t", percent=("accuracy",))
     top, below = figure.axes
     assert lines_of(top)["q"] == ([0, 2], [0.9, 0.4])
     assert lines_of(below)["q"] == ([0, 2], [-1.0, -2.0])
-    colour = {line.get_label(): line.get_color() for line in top.get_lines()}
-    assert below.get_lines()[0].get_color() == colour["q"] != colour["p"]
+    color = {line.get_label(): line.get_color() for line in top.get_lines()}
+    assert below.get_lines()[0].get_color() == color["q"] != color["p"]
     assert below.get_xlabel() == "noise"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["p", "q"]
     with pytest.raises(ValueError, match="3 values, but x has 2"):

@@ -112,7 +112,7 @@ def test_a_picture_is_drawn_in_both_themes_and_saved_in_light(drawn, tmp_path):
     assert drawn.save(tmp_path).read_bytes() == drawn.light
 
 
-def test_the_dark_picture_and_the_dark_colours_share_one_condition(example):
+def test_the_dark_picture_and_the_dark_colors_share_one_condition(example):
     text = report.render(example)
     (source,) = Page(text).all("source")
     assert source["media"] == "(prefers-color-scheme: dark)"

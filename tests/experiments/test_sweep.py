@@ -15,7 +15,7 @@ import dgm_pyro as dgm
 from dgm_pyro import cli, plots
 from dgm_pyro.experiments import runs, sweep
 
-FAST = sweep.Options(num=64, latent_size=2, epochs=1, num_particles=2, device="cpu")
+FAST = sweep.Options(num_data=64, latent_size=2, epochs=1, num_particles=2, device="cpu")
 AXES = {"prior": ("normal", "learned"), "objective": ("elbo", "iwae:2")}
 
 
@@ -45,7 +45,7 @@ def test_the_table_has_means_and_standard_errors_over_seeds(swept):
     mean, error = row.over_seeds("bits_per_dim")
     assert mean == pytest.approx(values.mean().item())
     assert error == pytest.approx(values.std().item() / math.sqrt(2))
-    header, lines = swept.table()
+    header, lines = swept.table().header, swept.table().rows
     assert header[:4] == ["prior", "objective", "bits/dim (IWAE-2)", "nats/datum (IWAE-2)"]
     assert header[4:] == ["bits/dim (ELBO)", "nats/datum (KL)", "active units", "seconds", "seeds"]
     means = [float(line[2].split(" +- ")[0]) for line in lines]
@@ -84,7 +84,9 @@ def test_finished_cells_are_kept_and_missing_ones_made(swept, monkeypatch):
 
 def test_other_options_are_refused_and_more_names_are_not(swept):
     with pytest.raises(ValueError, match="epochs was 1 and is now 2"):
-        sweep.sweep(swept.folder, sweep.Options(num=64, latent_size=2, epochs=2, num_particles=2, device="cpu"), **AXES)
+        sweep.sweep(
+            swept.folder, sweep.Options(num_data=64, latent_size=2, epochs=2, num_particles=2, device="cpu"), **AXES
+        )
     wider = sweep.sweep(swept.folder, FAST, **AXES | {"prior": ("normal", "mog")}, seeds=1, progress=False)
     assert [len(row.cells) for row in wider.rows] == [1, 1, 1, 1]
 
@@ -108,7 +110,7 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch):
 
 
 def test_a_cell_whose_training_fails_leaves_the_others_and_the_table(tmp_path, capsys):
-    command = ["sweep", "vae", "--prior", "bernoulli,normal", "--objective", "stl,elbo", "--num", "64",
+    command = ["sweep", "vae", "--prior", "bernoulli,normal", "--objective", "stl,elbo", "--num-data", "64",
                "--latent-size", "2", "--epochs", "1", "--num-particles", "2", "--device", "cpu",
                "--out", str(tmp_path / "s")]  # fmt: skip
     assert cli.main(command) == 1
@@ -252,7 +254,7 @@ def test_a_sweep_of_before_there_were_some_options_is_resumed(swept):
 def test_options_that_do_not_fit_are_an_error_before_anything_is_written(tmp_path):
     bad = [
         *({"precision": "half"}, {"compile": "maybe"}, {"lr": -1.0}, {"device": "abacus"}),
-        *({"epochs": 0}, {"batch_size": 0}, {"num": 10_000}),
+        *({"epochs": 0}, {"batch_size": 0}, {"num_data": 10_000}),
     ]
     for options in bad:
         with pytest.raises(ValueError, match=next(iter(options))):
@@ -267,7 +269,7 @@ def test_a_model_without_a_density_has_nothing_to_be_compared_by(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    arguments = ["sweep", "vae", "--prior", "normal,learned", "--num", "64", "--latent-size", "2", "--epochs", "1",
+    arguments = ["sweep", "vae", "--prior", "normal,learned", "--num-data", "64", "--latent-size", "2", "--epochs", "1",
                  "--num-particles", "2", "--device", "cpu", "--out", str(tmp_path / "s")]  # fmt: skip
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
@@ -281,9 +283,9 @@ def test_the_command(tmp_path, capsys):
     cell = str(tmp_path / "s" / "cells" / "normal-seed0")
     assert cli.main(["evaluate", cell]) == 0
     assert cli.main(["sample", cell, "-n", "4"]) == 0
-    assert cli.main(["checks", cell, "--num", "50", "--num-simulations", "100"]) == 0
+    assert cli.main(["checks", cell, "--num-data", "50", "--num-samples", "100"]) == 0
     assert (tmp_path / "s" / "cells" / "normal-seed0" / "checks.png").is_file()
-    gaps = ["gaps", cell, "--num", "3", "--num-particles", "4", "--num-temperatures", "3", "--steps", "3"]
+    gaps = ["gaps", cell, "--num-data", "3", "--num-particles", "4", "--num-temperatures", "3", "--gradient-steps", "3"]
     assert cli.main(gaps) == 0
     assert "amortization gap" in capsys.readouterr().out
     assert cli.main([*gaps, "--json"]) == 0

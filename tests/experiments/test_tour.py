@@ -30,7 +30,7 @@ def digits():
 # -- anomalies and scores ----------------------------------------------------------------------------------------------
 
 
-def test_shuffled_digits_keep_their_grey_levels_and_lose_their_places(digits):
+def test_shuffled_digits_keep_their_gray_levels_and_lose_their_places(digits):
     x = digits[1].x
     shuffled = corruptions.shuffle_pixels(x, seed=1)
     assert shuffled.dtype == x.dtype
@@ -61,9 +61,9 @@ def test_noise_is_normal_rounded_and_clipped(digits):
 def test_the_noise_of_the_anomalies_moves_a_fifth_of_the_pixels_as_the_report_says(digits):
     x = digits[1].x
     moved = (corruptions.add_noise(x, comparison.ANOMALY_NOISE, 17) != x).double().mean().item()
-    grey = ((x > 0) & (x < 16)).double().mean().item()
+    gray = ((x > 0) & (x < 16)).double().mean().item()
     # A black pixel can only become brighter, a white one only darker.
-    expected = (1 - math.erf(0.5 / comparison.ANOMALY_NOISE / math.sqrt(2))) * (grey + (1 - grey) / 2)
+    expected = (1 - math.erf(0.5 / comparison.ANOMALY_NOISE / math.sqrt(2))) * (gray + (1 - gray) / 2)
     assert moved == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / x.numel()))
     assert round(5 * expected) == 1
 
@@ -113,13 +113,15 @@ def test_a_diffusion_is_asked_at_all_its_times(digits):
     test = digits[1][:4]
     before = program.subsample
 
-    def bounds(draws):
-        return torch.tensor([dgm.evaluate(program, test, draws=draws, seed=seed).nats for seed in range(20)])
+    def bounds(num_samples):
+        return torch.tensor(
+            [dgm.evaluate(program, test, num_samples=num_samples, seed=seed).nats for seed in range(20)]
+        )
 
-    few = bounds(draws=10)
+    few = bounds(num_samples=10)
     with results.at_all_times(program):
         assert len(program.latents("x")) == 1  # no random shift of the times
-        every = bounds(draws=1)
+        every = bounds(num_samples=1)
     assert program.subsample == before
     # Two estimates of one bound, within four standard errors; the second has far less noise for each pass.
     error = math.hypot(few.std(), every.std()) / 20**0.5
@@ -137,8 +139,8 @@ def test_latents_are_the_posterior_mean_of_a_vae_and_the_z_of_a_flow(digits):
     flow = dgm.Dequantized(nsf_autoregressive((1, 8, 8), hidden=(16, 16), unit=True), 17)
     z = representations.latents(flow, x)
     assert z.shape == (5, 64)
-    centres = flow.flow.forward_map(z.reshape(5, 1, 8, 8))
-    assert torch.allclose(centres, (x + 0.5) / 17, atol=1e-4)  # the inverse of splines, in single precision
+    centers = flow.flow.forward_map(z.reshape(5, 1, 8, 8))
+    assert torch.allclose(centers, (x + 0.5) / 17, atol=1e-4)  # the inverse of splines, in single precision
     assert representations.latents(build("pixels", digits[0]), x) is None
 
 

@@ -45,7 +45,7 @@ PROGRAMS = {
     "bits-order": lambda: dgm.Bernoulli(5, made(5, 1, order=(3, 1, 4, 0, 2), residual=True)),
     "bits-one": lambda: dgm.Bernoulli(1, made(1, 1)),
     "bits-label": lambda: dgm.Bernoulli(4, made(4, 1, num_classes=3)),
-    "bits-vector": lambda: dgm.Bernoulli(4, made(4, 1, context_shape=(2,))),
+    "bits-vector": lambda: dgm.Bernoulli(4, made(4, 1, given_shape=(2,))),
     "bits-image": lambda: dgm.Bernoulli((1, 2, 3), pixelcnn((1, 2, 3), 1, levels=2)),
     "levels": lambda: dgm.Categorical(4, 3, made(4, 3, levels=3)),
     "levels-image": lambda: dgm.Categorical((1, 2, 2), 4, pixelcnn((1, 2, 2), 4, levels=4)),
@@ -54,7 +54,7 @@ PROGRAMS = {
     "logistic": lambda: dgm.DiscretizedLogistic(3, 6, 2, made(3, 6, levels=6)),
     "normal": lambda: dgm.Normal(3, made(3, 2, order=(1, 2, 0))),
     "normal-one": lambda: dgm.Normal(1, made(1, 2)),
-    "normal-vector": lambda: dgm.Normal(3, made(3, 2, context_shape=(2,))),
+    "normal-vector": lambda: dgm.Normal(3, made(3, 2, given_shape=(2,))),
     "mixture": lambda: dgm.MixtureOfNormals(2, 3, made(2, 9)),
     "mixture-label": lambda: dgm.MixtureOfNormals(2, 3, made(2, 9, order=(1, 0), num_classes=3)),
     "mixture-image": lambda: dgm.MixtureOfNormals((1, 2, 2), 2, pixelcnn((1, 2, 2), 6)),
@@ -123,9 +123,9 @@ def log_univariate(features, raw, value):
         density = (-((value - loc) ** 2) / (2 * scale**2)).exp() / (scale * math.sqrt(2 * math.pi))
         return (weights * density).sum(-1).log()
     half, last = 1 / (features.levels - 1), features.levels - 1
-    centre = value * 2 * half - 1
-    upper = torch.where(value == last, torch.tensor(1.0), ((centre + half - loc) / scale).sigmoid())
-    lower = torch.where(value == 0, torch.tensor(0.0), ((centre - half - loc) / scale).sigmoid())
+    center = value * 2 * half - 1
+    upper = torch.where(value == last, torch.tensor(1.0), ((center + half - loc) / scale).sigmoid())
+    lower = torch.where(value == 0, torch.tensor(0.0), ((center - half - loc) / scale).sigmoid())
     return (weights * (upper - lower)).sum(-1).log()
 
 
@@ -417,7 +417,7 @@ def test_a_gradient_reaches_every_parameter(program):
         assert parameter.grad.any(), name
 
 
-def test_rsample_is_the_reparametrised_chain():
+def test_rsample_is_the_reparametrized_chain():
     """x_i = loc(x_<i) + scale(x_<i) eps_i, values and gradients."""
     program = lively(dgm.Autoregressive(PROGRAMS["normal-vector"]()), 1.5)
     given = torch.randn(4, 2, requires_grad=True)
@@ -473,16 +473,16 @@ def vae_with(prior=None, likelihood=None):
 VAES = {
     "normal-prior": lambda: vae_with(prior=dgm.Autoregressive(dgm.Normal(2, made(2, 2)))),
     "mixture-prior": lambda: vae_with(prior=dgm.Autoregressive(dgm.MixtureOfNormals(2, 3, made(2, 9)))),
-    "likelihood": lambda: vae_with(likelihood=dgm.Autoregressive(dgm.Bernoulli(3, made(3, 1, context_shape=(2,))))),
+    "likelihood": lambda: vae_with(likelihood=dgm.Autoregressive(dgm.Bernoulli(3, made(3, 1, given_shape=(2,))))),
     "likelihood-pixelcnn": lambda: dgm.VAE(
         dgm.Normal(2),
-        dgm.Autoregressive(dgm.Categorical((1, 2, 2), 3, pixelcnn((1, 2, 2), 3, levels=3, context_shape=(2,)))),
+        dgm.Autoregressive(dgm.Categorical((1, 2, 2), 3, pixelcnn((1, 2, 2), 3, levels=3, given_shape=(2,)))),
         dgm.Normal(2, MLP((1, 2, 2), 4, (8,), levels=3)),
     ),
     "encoder": lambda: dgm.VAE(
         dgm.Normal(2),
         dgm.Bernoulli(3, nn.Linear(2, 3)),
-        dgm.Autoregressive(dgm.Normal(2, made(2, 2, context_shape=(3,)))),
+        dgm.Autoregressive(dgm.Normal(2, made(2, 2, given_shape=(3,)))),
     ),
 }
 
@@ -526,11 +526,11 @@ def test_pyro_transforms_and_predicts_an_autoregressive_prior(name):
 def test_classes_with_a_model_each():
     """p(x) = sum_y p(y) p(x | y), each class scored apart."""
     program = lively(dgm.Autoregressive(PROGRAMS["levels-image-label"]()))
-    labelled = dgm.Labelled(dgm.Categorical((), 2, learned=True), program)
+    labeled = dgm.Labeled(dgm.Categorical((), 2, learned=True), program)
     x = outcomes(program, 5)
     each = torch.stack([program.log_prob(x, torch.full((5,), c)) for c in range(2)]) - math.log(2)
-    torch.testing.assert_close(labelled.log_prob(x), each.logsumexp(0))
-    torch.testing.assert_close(labelled.class_probabilities(x), each.softmax(0).T.detach())
+    torch.testing.assert_close(labeled.log_prob(x), each.logsumexp(0))
+    torch.testing.assert_close(labeled.class_probabilities(x), each.softmax(0).T.detach())
 
 
 def test_both_forms_export():
@@ -571,7 +571,7 @@ def test_scores_and_samples_on_a_gpu(program):
 class Ordered(nn.Module):
     """A network that claims an order."""
 
-    given_shape = (3,)
+    in_shape = (3,)
 
     def __init__(self, weight, order=(0, 1, 2)):
         super().__init__()
@@ -611,7 +611,7 @@ def test_bad_features(make, error, message):
 def test_one_wrong_weight_among_many_features_is_found_where_it_is_tested():
     weight = torch.randn(200, 200).tril(-1)
     network = Ordered(weight, tuple(range(200)))
-    network.given_shape = (200,)
+    network.in_shape = (200,)
     dgm.Autoregressive(dgm.Bernoulli(200, network))
     with torch.no_grad():
         network.weight[0, 150] = 0.5

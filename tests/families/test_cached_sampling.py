@@ -45,14 +45,14 @@ PROGRAMS = {
 }
 PROGRAMS |= {
     "made-residual-context": ar(
-        bits(6), lambda: MADE(6, 1, (9, 9, 9), residual=True, order=ORDER, context_shape=(2, 2), levels=2)
+        bits(6), lambda: MADE(6, 1, (9, 9, 9), residual=True, order=ORDER, given_shape=(2, 2), levels=2)
     ),
     "made-widths": ar(
         bits((1, 2, 3)), lambda: MADE((1, 2, 3), 1, (3, 11, 2), order=ORDER, levels=2, activation="gelu")
     ),
     "made-few-units": ar(reals(7), lambda: MADE(7, 6, (2,), num_classes=2)),
-    "made-two-features": ar(reals(2), lambda: MADE(2, 6, (4, 4), context_shape=(3,))),
-    "made-one-feature-context": ar(reals(1), lambda: MADE(1, 6, (4, 4), context_shape=(3,))),
+    "made-two-features": ar(reals(2), lambda: MADE(2, 6, (4, 4), given_shape=(3,))),
+    "made-one-feature-context": ar(reals(1), lambda: MADE(1, 6, (4, 4), given_shape=(3,))),
     "made-levels-unscaled": ar(lambda n: dgm.Categorical(4, 5, n), lambda: MADE(4, 5, (8,), order=(3, 0, 2, 1))),
     "made-logistic": ar(lambda n: dgm.DiscretizedLogistic(5, 256, 3, n), lambda: MADE(5, 9, (16, 16), levels=256)),
     "made-scale-per-feature": ar(
@@ -61,7 +61,7 @@ PROGRAMS |= {
     "made-scale-shared": ar(lambda n: dgm.Normal((1, 2, 2), n, scale="shared"), lambda: MADE((1, 2, 2), 1, (8,))),
     "made-dropout": ar(bits(5), lambda: MADE(5, 1, (8, 8), dropout=0.5)),
     "pixelcnn-wide-kernel": ar(bits((1, 4, 5)), lambda: PixelCNN((1, 4, 5), 1, 4, 3, 5, levels=2)),
-    "pixelcnn-wider-kernel": ar(reals((1, 3, 4)), lambda: PixelCNN((1, 3, 4), 6, 4, 2, 7, context_shape=(3,))),
+    "pixelcnn-wider-kernel": ar(reals((1, 3, 4)), lambda: PixelCNN((1, 3, 4), 6, 4, 2, 7, given_shape=(3,))),
     "pixelcnn-one-layer": ar(bits((1, 5, 4)), lambda: PixelCNN((1, 5, 4), 1, 4, 1)),
     "pixelcnn-row": ar(bits((1, 1, 6)), lambda: PixelCNN((1, 1, 6), 1, 4, 2, num_classes=3)),
     "pixelcnn-column": ar(bits((1, 6, 1)), lambda: PixelCNN((1, 6, 1), 1, 4, 2)),
@@ -74,7 +74,7 @@ PROGRAMS |= {
     "transformer-one-head": ar(
         bits((1, 2, 3)), lambda: CausalTransformer((1, 2, 3), 1, 6, 1, 1, order=ORDER, levels=2)
     ),
-    "transformer-dropout": ar(reals(4), lambda: CausalTransformer(4, 6, 8, 3, 4, dropout=0.2, context_shape=(2, 2))),
+    "transformer-dropout": ar(reals(4), lambda: CausalTransformer(4, 6, 8, 3, 4, dropout=0.2, given_shape=(2, 2))),
 }
 
 
@@ -204,11 +204,11 @@ def test_enumeration_grows_the_batch_at_every_step(name):
 @pytest.mark.parametrize("name", ["made-normal", "made-residual", "made-scale-shared", "pixelcnn", "transformer"])
 def test_gradients_through_the_draws(name, naive):
     networks = {
-        "made-normal": lambda: dgm.Normal(5, MADE(5, 2, (8, 8), order=(3, 1, 4, 0, 2), context_shape=(2,))),
-        "made-residual": lambda: dgm.Normal(5, MADE(5, 2, (8, 8, 8), residual=True, context_shape=(2,))),
-        "made-scale-shared": lambda: dgm.Normal(4, MADE(4, 1, (8,), context_shape=(2,)), scale="shared"),
-        "pixelcnn": lambda: dgm.Normal((1, 3, 4), PixelCNN((1, 3, 4), 2, 4, 3, 5, context_shape=(2,))),
-        "transformer": lambda: dgm.Normal(4, CausalTransformer(4, 2, 8, 2, 2, context_shape=(2,))),
+        "made-normal": lambda: dgm.Normal(5, MADE(5, 2, (8, 8), order=(3, 1, 4, 0, 2), given_shape=(2,))),
+        "made-residual": lambda: dgm.Normal(5, MADE(5, 2, (8, 8, 8), residual=True, given_shape=(2,))),
+        "made-scale-shared": lambda: dgm.Normal(4, MADE(4, 1, (8,), given_shape=(2,)), scale="shared"),
+        "pixelcnn": lambda: dgm.Normal((1, 3, 4), PixelCNN((1, 3, 4), 2, 4, 3, 5, given_shape=(2,))),
+        "transformer": lambda: dgm.Normal(4, CausalTransformer(4, 2, 8, 2, 2, given_shape=(2,))),
     }
     program = jittered(dgm.Autoregressive(networks[name]()), 0.2).eval()
     given = torch.randn(3, 2, requires_grad=True)
@@ -272,8 +272,8 @@ def test_a_cache_that_gives_something_else_is_refused(wrong):
             return 1.1 * super().forward(x)
 
     class Short(MADE):
-        def cache(self, size, context=None):
-            made = super().cache(size, context)
+        def cache(self, size, given=None):
+            made = super().cache(size, given)
             step = made.step
             made.step = lambda value: step(value)[:, :1]
             return made
@@ -328,9 +328,9 @@ def test_resampling_takes_its_rows_along(program, naive):
 def test_draws_export_with_any_batch(name, recorded):
     """With and without gradients: what is written in place, and what is not."""
     networks = {
-        "made": lambda: dgm.Normal(3, MADE(3, 2, (6, 6), context_shape=(2,))),
-        "pixelcnn": lambda: dgm.Normal((1, 2, 2), PixelCNN((1, 2, 2), 2, 4, 2, context_shape=(2,))),
-        "transformer": lambda: dgm.Normal(3, CausalTransformer(3, 2, 8, 1, 2, context_shape=(2,))),
+        "made": lambda: dgm.Normal(3, MADE(3, 2, (6, 6), given_shape=(2,))),
+        "pixelcnn": lambda: dgm.Normal((1, 2, 2), PixelCNN((1, 2, 2), 2, 4, 2, given_shape=(2,))),
+        "transformer": lambda: dgm.Normal(3, CausalTransformer(3, 2, 8, 1, 2, given_shape=(2,))),
     }
 
     class Draw(nn.Module):
@@ -353,7 +353,7 @@ def test_draws_export_with_any_batch(name, recorded):
 
 FLOWS = {
     "maf": lambda: flow.maf(5, layers=3, hidden=(9, 9)),
-    "maf-context": lambda: flow.maf((1, 2, 3), layers=2, hidden=(7,), context_shape=(2,)),
+    "maf-context": lambda: flow.maf((1, 2, 3), layers=2, hidden=(7,), given_shape=(2,)),
     "maf-one-feature": lambda: flow.maf(1, layers=2, hidden=(7,)),
     "nsf": lambda: flow.nsf_autoregressive(4, layers=2, hidden=(8,), bins=4),
     "iaf-label": lambda: flow.iaf(5, layers=2, hidden=(8, 8), num_classes=3),
@@ -435,11 +435,11 @@ def test_maf_draws_for_the_cost_of_scoring():
 
 def test_the_transformer_is_attention_written_out():
     """One layer by the formula, with a mask and without `scaled_dot_product_attention`."""
-    network = jittered(CausalTransformer(5, 2, 8, 1, 2, order=(3, 1, 4, 0, 2), context_shape=(3,)), 0.4)
+    network = jittered(CausalTransformer(5, 2, 8, 1, 2, order=(3, 1, 4, 0, 2), given_shape=(3,)), 0.4)
     x, context = torch.randn(4, 5), torch.randn(4, 3)
     layer = network.layers[0]
     before = torch.cat((network.start.expand(4, 1, 8), network.embed(x[:, list(network.order[:-1]), None])), 1)
-    h = before + network.positions + network.context(context)[:, None]
+    h = before + network.positions + network.embedding(context)[:, None]
     read = layer.queries_keys_values(layer.norm(h))
     attended = []
     for head in range(2):
@@ -508,7 +508,7 @@ def test_a_cache_of_ones_own():
         def forward(self, x):
             return self.scale * (x.cumsum(-1) - x)
 
-        def cache(self, size, context=None):
+        def cache(self, size, given=None):
             return Sum(self, size)
 
     class Sum:

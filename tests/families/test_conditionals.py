@@ -1,4 +1,4 @@
-"""The conditionals against formulas by hand, in every way to parameterise them."""
+"""The conditionals against formulas by hand, in every way to parameterize them."""
 
 import math
 
@@ -125,9 +125,9 @@ def test_discretized_logistic_by_hand():
     logits, loc, raw_scale = raw.reshape(3, components).numpy()
     scale = [softplus(value) for value in raw_scale]
     x = np.arange(levels)
-    centre = 2 * x / (levels - 1) - 1
-    above = np.where(x == levels - 1, np.inf, centre + 1 / (levels - 1))
-    below = np.where(x == 0, -np.inf, centre - 1 / (levels - 1))
+    center = 2 * x / (levels - 1) - 1
+    above = np.where(x == levels - 1, np.inf, center + 1 / (levels - 1))
+    below = np.where(x == 0, -np.inf, center - 1 / (levels - 1))
     masses = sum(
         w * (stats.logistic(m, s).cdf(above) - stats.logistic(m, s).cdf(below))
         for w, m, s in zip(softmax(logits), loc, scale, strict=True)
@@ -325,7 +325,7 @@ def test_integers_of_any_type_are_outcomes(name, dtype):
     assert program.measure == "mass"
 
 
-def test_reparameterised_where_pyro_is():
+def test_reparameterized_where_pyro_is():
     assert dgm.Normal(2)().has_rsample
     assert not any(program().has_rsample for program in (dgm.Bernoulli(2), dgm.Categorical(2, 3)))
 

@@ -47,13 +47,13 @@ def gaussian(mean, cov, highest=10.0, lowest=-14.0, **options):
 
 
 def small(shape=2, seed=0, **options):
-    network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
+    network = {name: options.pop(name) for name in ("num_classes", "given_shape") if name in options}
     network["max_frequency"] = 10.0
     outputs = options.get("levels") if options.get("predict") == "levels" else 1
     event_shape = (shape,) if isinstance(shape, int) else shape
     torch.manual_seed(seed)
     program = dgm.ContinuousDiffusion(
-        shape, DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network), **{"steps": 6, **options}
+        shape, DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network), **{"num_steps": 6, **options}
     )
     return jittered(program, 0.1)
 
@@ -83,7 +83,7 @@ def test_the_bound_is_the_limit_of_the_chains():
     with torch.no_grad():
         torch.manual_seed(0)
         limit = elbo(program, x.expand(40 * n, 2)).value
-        for program.steps in steps:
+        for program.num_steps in steps:
             bound = elbo(program.unroll(), x.expand(n, 2)).value
             gaps.append((limit.mean() - bound.mean()).item())
     error = (limit.var() / len(limit) + bound.var() / n).sqrt().item()
@@ -116,9 +116,9 @@ def test_one_network_call_serves_both_terms():
     calls = []
 
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
+        def forward(self, x, t, given=None):
             calls.append((len(x), t))
-            return super().forward(x, t, context)
+            return super().forward(x, t, given)
 
     elbo(dgm.ContinuousDiffusion(2, Spy((2,), (4,))), torch.zeros(7, 2))
     ((rows, t),) = calls
@@ -156,7 +156,7 @@ def test_the_gradient_of_the_log_density_is_that_at_fixed_times():
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return -schedule.spread(low)[1].log()
 
-    for parameter in (schedule.centres, schedule.raw_steepness, schedule.raw_heights):
+    for parameter in (schedule.centers, schedule.raw_steepness, schedule.raw_heights):
         values = schedule.log_density(u)
         gradient = torch.stack([torch.autograd.grad(v, parameter, retain_graph=True)[0] for v in values])
         for i in (0, 7):
@@ -236,7 +236,7 @@ def test_samplers_converge_to_the_flow_at_any_number_of_steps(sampler, order):
     steps, errors = [20, 40, 80, 160], []
     for n in steps:
         torch.manual_seed(0)
-        errors.append((program.sample(64, sampler=sampler, steps=n) - exact).abs().max().item())
+        errors.append((program.sample(64, sampler=sampler, num_steps=n) - exact).abs().max().item())
     assert slope(steps, errors) == pytest.approx(-order, abs=0.25)
 
 
@@ -245,12 +245,12 @@ def test_samplers_converge_to_the_flow_at_any_number_of_steps(sampler, order):
 def test_samples_have_the_datas_moments(sampler, spacing):
     mean, cov = torch.tensor([0.6, -1.2]), torch.tensor([[0.6, -0.3], [-0.3, 0.5]])
     program = gaussian(mean, cov, 12.0, -10.0)
-    x = program.sample(2000, sampler=sampler, steps=400, spacing=spacing)
+    x = program.sample(2000, sampler=sampler, num_steps=400, spacing=spacing)
     for d in range(2):
         assert_mean(x[:, d], mean[d])
-    centred = x - mean
+    centerd = x - mean
     for i, j in ((0, 0), (0, 1), (1, 1)):
-        found = centred[:, i] * centred[:, j]
+        found = centerd[:, i] * centerd[:, j]
         # First-order chains of 400 steps are a few percent short.
         assert (found.mean() - cov[i, j]).abs() < 4.5 * found.std() / 2000**0.5 + 0.03
 
@@ -285,7 +285,7 @@ def test_the_density_of_the_flow_is_that_before_the_last_step_to_the_mean():
     x = torch.randn(10, 2)
     before = MultivariateNormal(torch.zeros(2), cov + noise * torch.eye(2)).log_prob(x)
     torch.testing.assert_close(program.ode_log_prob(x, tolerance=1e-7), before, rtol=0, atol=2e-5)
-    drawn = program.sample(20_000, sampler="heun", steps=300).var(0)
+    drawn = program.sample(20_000, sampler="heun", num_steps=300).var(0)
     after = cov.diagonal() ** 2 / (cov.diagonal() + noise)
     assert ((drawn - after).abs() < 4.5 * after * (2 / 20_000) ** 0.5).all()
 
@@ -378,12 +378,12 @@ def build(**options):
             "noise_schedule must be a LogSNR or one of linear, learned.*'cosine'",
         ),
         (build(noise_schedule=3), TypeError, "noise_schedule must be a LogSNR or a name, got int"),
-        (build(steps=1), ValueError, "steps must be an int of at least 2"),
+        (build(num_steps=1), ValueError, "num_steps must be an int of at least 2"),
         (build(predict="levels"), ValueError, "levels.*needs integer data"),
         (lambda: small(levels=4).ode_log_prob(torch.zeros(1, 2)), ValueError, "0 .. 3: use dgm.evaluate.*rand_like"),
         (lambda: small().ode_log_prob(torch.zeros(1, 2), probes=0), ValueError, "probes must be a positive integer"),
         (lambda: small().ode_log_prob(torch.zeros(1, 3)), ValueError, r"x has shape \(1, 3\)"),
-        (lambda: small().sample(2, steps=0), ValueError, "steps must be a positive int"),
+        (lambda: small().sample(2, num_steps=0), ValueError, "num_steps must be a positive int"),
     ],
 )
 def test_bad_arguments_are_named(make, error, message):
@@ -393,10 +393,10 @@ def test_bad_arguments_are_named(make, error, message):
 
 def test_training_learns_a_density_that_no_gaussian_has():
     torch.set_default_dtype(torch.float32)
-    train, test = dgm.data.load("moons", num=2000), dgm.data.load("moons", "test", num=300)
+    train, test = dgm.data.load("moons", num_data=2000), dgm.data.load("moons", "test", num_data=300)
     program = dgm.ContinuousDiffusion(2, DenoisingMLP((2,), (32, 32, 32), max_frequency=30.0), "learned")
     dgm.fit(program, train, epochs=30, lr=1e-2, batch_size=128, progress=False)
-    bound = dgm.evaluate(program, test, draws=100)
+    bound = dgm.evaluate(program, test, num_samples=100)
     fitted = MultivariateNormal(train.x.mean(0), train.x.T.cov()).log_prob(test.x)
     program.eval()
     exact = program.ode_log_prob(test.x)

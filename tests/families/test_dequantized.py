@@ -173,8 +173,8 @@ def test_variational_dequantization_tightens_the_bound():
 GUIDES = {
     "uniform": lambda: None,
     "normal": lambda: dequantizer(IMAGE, 17),
-    "flow": lambda: nsf(IMAGE, layers=2, hidden=(8,), bins=4, context_shape=IMAGE, context_levels=17, unit=True),
-    "iaf": lambda: iaf(IMAGE, layers=2, hidden=(8,), context_shape=IMAGE, context_levels=17, unit=True),
+    "flow": lambda: nsf(IMAGE, layers=2, hidden=(8,), bins=4, given_shape=IMAGE, given_levels=17, unit=True),
+    "iaf": lambda: iaf(IMAGE, layers=2, hidden=(8,), given_shape=IMAGE, given_levels=17, unit=True),
     "on-the-cube": lambda: dgm.Flow(
         IMAGE,
         [MaskedAutoregressive(cube := RationalQuadraticSpline(4, 0, 1, "linear"), MADE(4, cube.num_parameters, (8,)))],
@@ -224,10 +224,10 @@ def test_given_reaches_the_flow():
 
 def test_labels_are_summed_out_over_a_dequantized_flow():
     program = jittered(dgm.Dequantized(realnvp(2, layers=2, hidden=(8,), num_classes=3, unit=True), 5))
-    labelled = dgm.Labelled(dgm.Categorical((), 3), program)
+    labeled = dgm.Labeled(dgm.Categorical((), 3), program)
     x = torch.randint(5, (4, 2))
     torch.manual_seed(0)
-    weights = labelled.log_weights(x, num_particles=20_000)
+    weights = labeled.log_weights(x, num_particles=20_000)
     estimate, error = log_mean_exp(weights)
     parts = [log_mean_exp(program.log_weights(x, torch.full((4,), y), num_particles=20_000)) for y in range(3)]
     sums = torch.stack([part[0] for part in parts]).logsumexp(0) - math.log(3)
@@ -247,7 +247,7 @@ def test_latents_nest_and_unroll():
     assert nested.latents("x") == ("x_continuous", "z")
     assert nested.log_weights(torch.randint(5, (3, 2)), num_particles=2).shape == (2, 3)
     assert nested.unroll().flow is nested.flow  # there is no chain in it
-    prior = dgm.Diffusion(1, DenoisingMLP((1,), (4,)), steps=2)
+    prior = dgm.Diffusion(1, DenoisingMLP((1,), (4,)), num_steps=2)
     chained = dgm.Dequantized(dgm.VAE(prior, squashed.likelihood, squashed.encoder), 5)
     assert chained.unroll().latents("x") == ("x_continuous", "z", "z_2", "z_1")
 
@@ -322,7 +322,7 @@ BAD = {
     ),
     "no-cube-normal": (lambda: dgm.Dequantized(dgm.Normal(2), 5), ValueError, "unit cube, but this Normal does not"),
     "no-cube-guide": (
-        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, context_shape=(2,))),
+        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, given_shape=(2,))),
         ValueError,
         "guide of Dequantized must live on the unit cube",
     ),
@@ -344,7 +344,7 @@ BAD = {
         r"guide's event_shape is \(3,\), but the flow's is \(2,\)",
     ),
     "guide-given": (
-        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, context_shape=(3,), unit=True)),
+        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, given_shape=(3,), unit=True)),
         ValueError,
         r"guide expects given_shape \(3,\), but it is given x, of shape \(2,\)",
     ),

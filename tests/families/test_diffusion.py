@@ -34,7 +34,7 @@ class GaussianDenoiser(nn.Module):
         self.noise_schedule, self.mean, self.cov = schedule, mean, cov
 
     def forward(self, x, t):
-        index = (t * self.noise_schedule.steps).round().long()
+        index = (t * self.noise_schedule.num_steps).round().long()
         alpha, sigma = self.noise_schedule.alpha[index, None], self.noise_schedule.sigma[index, None]
         return denoised_normal(x, alpha, sigma, self.mean, self.cov)
 
@@ -55,25 +55,25 @@ def gaussian(schedule, mean, cov, *, doubt=True, **options):
     schedule = SCHEDULES[schedule[0]](*schedule[1:])
     program = dgm.Diffusion(len(mean), GaussianDenoiser(schedule, mean, cov), schedule, predict="x0", **options)
     with torch.no_grad():
-        for t in range(1, schedule.steps + 1):
+        for t in range(1, schedule.num_steps + 1):
             noise = (schedule.sigma[t] / schedule.alpha[t]) ** 2 * torch.eye(len(mean))
             variance = (cov - cov @ torch.linalg.solve(cov + noise, cov)).diagonal()
             program.raw_scale[t - 1] = variance.sqrt().expm1().log() if doubt or t == 1 else -math.inf
     return program.eval()
 
 
-def small(shape=2, steps=6, *, levels=None, seed=0, **options):
+def small(shape=2, num_steps=6, *, levels=None, seed=0, **options):
     """A diffusion with random weights."""
     event_shape = (shape,) if isinstance(shape, int) else shape
-    network = {name: options.pop(name) for name in ("num_classes", "context_shape") if name in options}
+    network = {name: options.pop(name) for name in ("num_classes", "given_shape") if name in options}
     outputs = levels if options.get("predict") == "levels" else 1
     torch.manual_seed(seed)
     denoiser = DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network)
-    return jittered(dgm.Diffusion(shape, denoiser, levels=levels, steps=steps, **options), 0.2)
+    return jittered(dgm.Diffusion(shape, denoiser, levels=levels, num_steps=num_steps, **options), 0.2)
 
 
 def times(program):
-    return torch.arange(1, program.steps + 1)
+    return torch.arange(1, program.num_steps + 1)
 
 
 def assert_mean(values, expected=0.0, sigmas=4.5):
@@ -88,7 +88,7 @@ def assert_mean(values, expected=0.0, sigmas=4.5):
 @given(name=st.sampled_from(sorted(SCHEDULES)), steps=st.integers(1, 2000))
 def test_named_schedules_lose_the_signal_step_by_step_and_end_in_noise(name, steps):
     schedule = SCHEDULES[name](steps)
-    assert schedule.steps == steps
+    assert schedule.num_steps == steps
     alpha, sigma = schedule.alpha, schedule.sigma
     assert len(alpha) == steps + 1
     assert alpha[0] == 1
@@ -137,7 +137,7 @@ def test_a_schedule_that_is_none_is_refused(alpha_bar, message):
 @pytest.mark.parametrize("steps", [0, -3, 2.5, True, "10"])
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_schedules_need_a_number_of_steps(name, steps):
-    with pytest.raises(ValueError, match="steps must be a positive int"):
+    with pytest.raises(ValueError, match="num_steps must be a positive int"):
         SCHEDULES[name](steps)
 
 
@@ -197,11 +197,11 @@ def test_the_models_step_back_averages_over_what_x_0_may_be(t):
     x_t, at = torch.tensor([[-0.4]]), torch.tensor([t])
     clean = 0.3 + 0.6 * torch.linspace(-10, 10, 4001)
     prior = Normal(0.3, 0.6).log_prob(clean) + (clean[1] - clean[0]).log()
-    modelled = program.reverse(x_t, at, Denoised(torch.tensor([[0.3]]), torch.tensor([[0.36]]))).base_dist
-    grid = modelled.mean.item() + modelled.stddev.item() * torch.linspace(-4, 4, 9)
+    modeled = program.reverse(x_t, at, Denoised(torch.tensor([[0.3]]), torch.tensor([[0.36]]))).base_dist
+    grid = modeled.mean.item() + modeled.stddev.item() * torch.linspace(-4, 4, 9)
     steps = program.reverse(x_t.expand(4001, 1), at.expand(4001), clean.unsqueeze(-1)).base_dist
     expected = (steps.log_prob(grid) + prior.unsqueeze(-1)).logsumexp(0)
-    torch.testing.assert_close(modelled.log_prob(grid).squeeze(0), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(modeled.log_prob(grid).squeeze(0), expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
@@ -291,7 +291,7 @@ PAIRS = {
     "three times": {"subsample": 3},
     "four times, unevenly spread": {"subsample": 4},
     "all times": {"subsample": 6},
-    "a single step": {"steps": 1},
+    "a single step": {"num_steps": 1},
     "noise": {"predict": "noise", "noise_schedule": "linear"},
     "x0": {"predict": "x0", "noise_schedule": "log-snr", "subsample": 2},
     "integers": {"levels": 5, "subsample": 2},
@@ -314,7 +314,7 @@ def test_plated_and_unrolled_forms_state_one_bound(options):
 
 
 def test_both_forms_have_one_gradient():
-    program = small(subsample=2, steps=4).eval()
+    program = small(subsample=2, num_steps=4).eval()
     x = torch.randn(1, 2).expand(500, 2)
     gradients = {}
     for name, form in (("plated", program), ("unrolled", program.unroll())):
@@ -361,7 +361,7 @@ def test_as_a_prior_it_states_one_bound_under_particles_too(options):
 def test_labels_enumerated_to_the_left_meet_every_prediction():
     """Under TraceEnum_ELBO the label has a dimension of its own, left of time, particles and data."""
     for options in ({}, {"levels": 4, "predict": "levels"}, {"predict": "noise", "subsample": 3}):
-        program = dgm.Labelled(dgm.Categorical((), 3), small(2, num_classes=3, **options)).eval()
+        program = dgm.Labeled(dgm.Categorical((), 3), small(2, num_classes=3, **options)).eval()
         x = torch.randint(4, (1, 2)) if program.levels else torch.randn(1, 2)
         for form in (program, program.unroll()):
             x_many = x.expand(400, 2)
@@ -409,7 +409,7 @@ def expected_elbo(program, mean, scale):
     total = []
     for x0 in (mean - scale, mean + scale):
         for sign in (-1, 1):
-            t, x0_t = times(program), x0.expand(program.steps, 1, 1)
+            t, x0_t = times(program), x0.expand(program.num_steps, 1, 1)
             q = program.noised(x0_t, t.unsqueeze(-1))
             x_t = q.mean + sign * q.variance.sqrt()
             log_p, log_q = log_joint(program, x0.reshape(1, 1), None, {"x_t": x_t})
@@ -467,7 +467,7 @@ def moments(program):
     mean, cov = torch.zeros(size), torch.eye(size)
     points = torch.cat([torch.zeros(1, size), torch.eye(size)])
     with torch.no_grad():
-        for t in range(program.steps, 0, -1):
+        for t in range(program.num_steps, 0, -1):
             at = torch.full((size + 1,), t)
             denoised = program.denoise(points, at)
             step = (program.reverse(points, at, denoised) if t > 1 else program.likelihood(denoised)).base_dist
@@ -484,9 +484,9 @@ def test_samplers_reproduce_mean_and_covariance():
     for x in (program.sample(n), program.unroll().sample(n)):
         for d in range(2):
             assert_mean(x[:, d], expected_mean[d])
-        centred = x - expected_mean
+        centerd = x - expected_mean
         for i, j in ((0, 0), (0, 1), (1, 1)):
-            assert_mean(centred[:, i] * centred[:, j], expected_cov[i, j])
+            assert_mean(centerd[:, i] * centerd[:, j], expected_cov[i, j])
 
 
 def test_the_samples_mean_and_covariance_tend_to_the_datas_at_first_order():
@@ -519,7 +519,7 @@ def test_ddim_converges_to_the_probability_flow_at_first_order():
     steps, errors = [10, 20, 40, 80, 160, 320], []
     for n in steps:
         torch.manual_seed(3)
-        errors.append((program.sample(64, sampler="ddim", steps=n) - exact).abs().max().item())
+        errors.append((program.sample(64, sampler="ddim", num_steps=n) - exact).abs().max().item())
     assert errors[-1] < 0.01
     assert slope(steps, errors) == pytest.approx(-1, abs=0.15)
 
@@ -558,7 +558,7 @@ def test_fewer_steps_are_the_coarser_schedule(sampler, steps):
         def forward(self, x, t):
             return self.network(x)
 
-    fine = dgm.Diffusion(2, Timeless(), steps=12, predict="x0").eval()
+    fine = dgm.Diffusion(2, Timeless(), num_steps=12, predict="x0").eval()
     kept = [time.t for time in fine._chosen_times(steps, "uniform")]
     coarse = dgm.Diffusion(
         2, Timeless(), dgm.Schedule(fine.noise_schedule.alpha[sorted(kept)] ** 2), predict="x0"
@@ -567,13 +567,13 @@ def test_fewer_steps_are_the_coarser_schedule(sampler, steps):
     torch.manual_seed(1)
     expected = coarse.sample(50, sampler=sampler)
     torch.manual_seed(1)
-    torch.testing.assert_close(fine.sample(50, sampler=sampler, steps=steps), expected, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(fine.sample(50, sampler=sampler, num_steps=steps), expected, rtol=1e-7, atol=1e-9)
 
 
 @given(data=st.data(), total=st.integers(1, 1500))
 def test_times_are_evenly_spread_from_noise_to_the_last_step(data, total):
     steps = data.draw(st.integers(1, total))
-    program = dgm.Diffusion(1, Constant(torch.zeros(1, 1)), steps=total)
+    program = dgm.Diffusion(1, Constant(torch.zeros(1, 1)), num_steps=total)
     spread = [time.t for time in program._chosen_times(steps, "uniform")]
     assert len(spread) == steps
     assert spread[0] == total
@@ -587,7 +587,7 @@ def test_a_coarser_ancestral_chain_is_exact_for_gaussians_too():
     """Skipping times widens each step by what v says: the moments of the data remain."""
     mean, scale = torch.tensor([0.6]), torch.tensor([0.5])
     program = gaussian(("log-snr", 60, 6.0, -30.0), mean, torch.diag(scale**2))
-    x = program.sample(20000, steps=5).squeeze(-1)
+    x = program.sample(20000, num_steps=5).squeeze(-1)
     assert_mean(x, 0.6)
     assert_mean((x - 0.6) ** 2, 0.25)
 
@@ -640,11 +640,11 @@ def test_every_time_is_looked_at_equally_often(subsample, steps):
     seen = []
 
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
+        def forward(self, x, t, given=None):
             seen.append((t * steps).round().long())
-            return super().forward(x, t, context)
+            return super().forward(x, t, given)
 
-    program = dgm.Diffusion(2, Spy((2,), (4,)), steps=steps, subsample=subsample)
+    program = dgm.Diffusion(2, Spy((2,), (4,)), num_steps=steps, subsample=subsample)
     for _ in range(100):
         elbo(program, torch.zeros(12, 2))
     counts = torch.bincount(torch.cat(seen), minlength=steps + 1)[1:]
@@ -666,7 +666,7 @@ def test_importance_sampled_times_state_the_same_bound(options):
     x = x.expand(30000, 2)
     with torch.no_grad():
         sampled = elbo(program, x).value
-        program.subsample = program.steps
+        program.subsample = program.num_steps
         every = elbo(program, x).value
     assert_mean(sampled - every)
 
@@ -725,7 +725,7 @@ def test_a_label_reaches_the_network_and_so_does_a_vector():
     t, x_t = torch.tensor([1, 4, 6]), torch.randn(3, 2)
     for options, context in (
         ({"num_classes": 4}, torch.tensor([3, 0, 1])),
-        ({"context_shape": (5,)}, torch.randn(3, 5)),
+        ({"given_shape": (5,)}, torch.randn(3, 5)),
     ):
         program = small(2, **options, predict="x0").eval()
         torch.testing.assert_close(program.denoise(x_t, t, context).x0, program.denoiser(x_t, t / 6, context))
@@ -775,11 +775,11 @@ def test_labels_are_hidden_in_training_only():
     seen = []
 
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
-            seen.append(context)
-            return super().forward(x, t, context)
+        def forward(self, x, t, given=None):
+            seen.append(given)
+            return super().forward(x, t, given)
 
-    program = dgm.Diffusion(2, Spy((2,), (4,), num_classes=3), steps=5, label_dropout=0.3)
+    program = dgm.Diffusion(2, Spy((2,), (4,), num_classes=3), num_steps=5, label_dropout=0.3)
     x, y = torch.randn(4000, 2), torch.ones(4000, dtype=torch.long)
     elbo(program.train(), x, y)
     hidden = (seen[-1] == 3).double()
@@ -799,14 +799,14 @@ def test_labels_that_are_enumerated_are_hidden_one_by_one():
     seen = []
 
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
-            seen.append(context)
-            return super().forward(x, t, context)
+        def forward(self, x, t, given=None):
+            seen.append(given)
+            return super().forward(x, t, given)
 
-    program = dgm.Diffusion(2, Spy((2,), (4,), num_classes=3), steps=5, label_dropout=0.5)
-    labelled = dgm.Labelled(dgm.Categorical((), 3), program).train()
-    every = pyro.infer.config_enumerate(labelled.guide)
-    pyro.infer.TraceEnum_ELBO().loss(labelled.model, every, torch.randn(200, 2))
+    program = dgm.Diffusion(2, Spy((2,), (4,), num_classes=3), num_steps=5, label_dropout=0.5)
+    labeled = dgm.Labeled(dgm.Categorical((), 3), program).train()
+    every = pyro.infer.config_enumerate(labeled.guide)
+    pyro.infer.TraceEnum_ELBO().loss(labeled.model, every, torch.randn(200, 2))
     hidden = (seen[-1] == 3).reshape(3, 200)
     assert (hidden.sum(1) > 50).all()
     assert (hidden.sum(1) < 150).all()
@@ -816,7 +816,7 @@ def test_labels_that_are_enumerated_are_hidden_one_by_one():
 
 
 def build(**options):
-    settings = {"event_shape": 2, "denoiser": DenoisingMLP((2,), (4,)), "steps": 5} | options
+    settings = {"event_shape": 2, "denoiser": DenoisingMLP((2,), (4,)), "num_steps": 5} | options
     return lambda: dgm.Diffusion(**settings)
 
 
@@ -830,7 +830,7 @@ def build(**options):
             "noise_schedule must be a Schedule or one of .*cosine.*'quadratic'",
         ),
         (build(noise_schedule=0.5), TypeError, "noise_schedule must be a Schedule"),
-        (build(steps=0), ValueError, "steps must be a positive int"),
+        (build(num_steps=0), ValueError, "num_steps must be a positive int"),
         (build(predict="score"), ValueError, "predict must be one of noise, x0, v.*'score'"),
         (build(predict="levels"), ValueError, "levels.*needs integer data"),
         (build(subsample=6), ValueError, "subsample must be an int from 1 to the 5 steps"),
@@ -849,7 +849,7 @@ def test_a_diffusion_that_cannot_be_is_refused(make, error, message):
 
 
 def test_a_network_of_another_shape_is_refused_with_both_shapes():
-    program = dgm.Diffusion(2, Constant(torch.zeros(1, 3)), steps=5)
+    program = dgm.Diffusion(2, Constant(torch.zeros(1, 3)), num_steps=5)
     with pytest.raises(ValueError, match=r"denoiser returned shape \(4, 3\).*predict 'v'.*\(B, \*\(2,\)\)"):
         program.log_weights(torch.zeros(4, 2))
 
@@ -858,12 +858,12 @@ def test_a_network_of_another_shape_is_refused_with_both_shapes():
     ("options", "arguments", "message"),
     [
         ({}, {"sampler": "euler"}, r"sampler must be one of ancestral, ddim, dpm\+\+, heun, or a Sampler, got 'euler'"),
-        ({}, {"steps": 0}, "steps must be a positive int"),
+        ({}, {"num_steps": 0}, "num_steps must be a positive int"),
         ({}, {"spacing": "log"}, "spacing must be one of uniform, quadratic, karras, or a Spacing, got 'log'"),
-        ({}, {"steps": 7}, "steps must be an int from 1 to the 6"),
-        ({}, {"steps": 2.0}, "steps must be a positive int"),
+        ({}, {"num_steps": 7}, "num_steps must be an int from 1 to the 6"),
+        ({}, {"num_steps": 2.0}, "num_steps must be a positive int"),
         ({}, {"guidance": 1.0}, "guidance needs a denoiser with num_classes, trained with label_dropout"),
-        ({"context_shape": (2,)}, {"guidance": 1.0, "given": torch.ones(1, 2).double()}, "guidance needs a denoiser"),
+        ({"given_shape": (2,)}, {"guidance": 1.0, "given": torch.ones(1, 2).double()}, "guidance needs a denoiser"),
         ({"num_classes": 3}, {"guidance": 1.0, "given": torch.zeros(1).long()}, "trained with label_dropout"),
         (
             {"num_classes": 3},
@@ -887,18 +887,18 @@ def test_sampling_options_that_cannot_be_are_refused(options, arguments, message
 
 def test_training_learns_a_density_that_no_gaussian_has():
     torch.set_default_dtype(torch.float32)
-    train, test = dgm.data.load("moons", num=2000), dgm.data.load("moons", "test", num=3000)
-    program = dgm.Diffusion(2, DenoisingMLP((2,), (32, 32, 32)), steps=20, subsample=4)
-    before = dgm.evaluate(program.unroll(), test, draws=1)
+    train, test = dgm.data.load("moons", num_data=2000), dgm.data.load("moons", "test", num_data=3000)
+    program = dgm.Diffusion(2, DenoisingMLP((2,), (32, 32, 32)), num_steps=20, subsample=4)
+    before = dgm.evaluate(program.unroll(), test, num_samples=1)
     dgm.fit(program, train, epochs=30, lr=1e-2, batch_size=128, progress=False)
-    after = dgm.evaluate(program.unroll(), test, draws=1)
+    after = dgm.evaluate(program.unroll(), test, num_samples=1)
     fitted = MultivariateNormal(train.x.mean(0), train.x.T.cov()).log_prob(test.x)
     assert after.nats > before.nats + 1
     gain = after.values - fitted
     assert gain.mean() > 4 * gain.std() / len(gain) ** 0.5
     x = program.sample(1000)
-    # Both arcs have radius 2 about these centres, with noise 0.2.
-    radius = torch.stack([(x - centre).norm(dim=1) for centre in torch.tensor([[-1.0, -0.5], [1.0, 0.5]])])
+    # Both arcs have radius 2 about these centers, with noise 0.2.
+    radius = torch.stack([(x - center).norm(dim=1) for center in torch.tensor([[-1.0, -0.5], [1.0, 0.5]])])
     assert ((radius - 2).abs().min(0).values < 0.6).double().mean() > 0.8
 
 
@@ -907,7 +907,7 @@ def test_a_unet_diffusion_of_integers_learns():
     x = torch.zeros(64, 1, 4, 4, dtype=torch.uint8)
     x[:32, :, :2], x[32:, :, 2:] = 3, 3
     program = dgm.Diffusion(
-        (1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), outputs=4), "log-snr", steps=10, levels=4, predict="levels"
+        (1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), outputs=4), "log-snr", num_steps=10, levels=4, predict="levels"
     )
     data = dgm.Data(x, levels=4)
     before = dgm.evaluate(program, data)

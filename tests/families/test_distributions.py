@@ -22,9 +22,9 @@ def mass(value, loc, scale, levels):
     """sigma(upper edge) - sigma(lower edge), the outer edges at infinity, to 50 digits; mirrored right of the location,
     where both are one to many more digits than that."""
     loc, half = mpmath.mpf(loc), mpmath.mpf(1) / (levels - 1)
-    centre = 2 * value * half - 1
-    below = -mpmath.inf if value == 0 else (centre - half - loc) / mpmath.mpf(scale)
-    above = mpmath.inf if value == levels - 1 else (centre + half - loc) / mpmath.mpf(scale)
+    center = 2 * value * half - 1
+    below = -mpmath.inf if value == 0 else (center - half - loc) / mpmath.mpf(scale)
+    above = mpmath.inf if value == levels - 1 else (center + half - loc) / mpmath.mpf(scale)
     if below > 0:
         below, above = -above, -below
     return 1 / (1 + mpmath.exp(-above)) - 1 / (1 + mpmath.exp(-below))
@@ -49,7 +49,7 @@ def test_masses_sum_to_one(loc, scale, levels, double):
     log_mass = distribution.log_prob(torch.arange(levels))
     assert torch.isfinite(log_mass).all()
     assert (log_mass <= 0).all()
-    # Neighbours share an edge to the last bit, so all that is left is the rounding of each mass.
+    # Neighbors share an edge to the last bit, so all that is left is the rounding of each mass.
     assert abs(log_mass.double().exp().sum().item() - 1) < (1e-13 if double else 5e-6)
 
 

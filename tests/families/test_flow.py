@@ -66,11 +66,11 @@ FLOWS = {
     "nsf": lambda: nsf(4, layers=2, hidden=(8,), bins=4),
     "nsf-autoregressive": lambda: nsf_autoregressive(IMAGE, layers=2, hidden=(8,), bins=4),
     "unit": lambda: nsf(3, layers=2, hidden=(8,), bins=4, unit=True),
-    "given-vector": lambda: maf(3, layers=2, hidden=(8,), context_shape=(2,)),
-    "given-image": lambda: nsf(IMAGE, layers=2, hidden=(8,), bins=3, context_shape=(1, 3, 3)),
+    "given-vector": lambda: maf(3, layers=2, hidden=(8,), given_shape=(2,)),
+    "given-image": lambda: nsf(IMAGE, layers=2, hidden=(8,), bins=3, given_shape=(1, 3, 3)),
     "given-label": lambda: realnvp(3, layers=2, hidden=(8,), num_classes=4),
     "given-directly": lambda: dgm.Flow(
-        2, [coupling(context_shape=(3,)), Permutation((1, 0)), coupling(num_classes=None)]
+        2, [coupling(given_shape=(3,)), Permutation((1, 0)), coupling(num_classes=None)]
     ),
     "given-label-directly": lambda: dgm.Flow(2, [Elementwise(2, Affine(), nn_embedding())]),
     "base-given": lambda: dgm.Flow(2, [coupling()], dgm.Normal(2, nn.Linear(3, 4)), given_shape=(3,)),
@@ -116,7 +116,7 @@ FLOWS = {
         4,
         [
             pyro_transforms.ConditionalAffineCoupling(2, ConditionalDenseNN(2, 3, [8], [2, 2])),
-            coupling((True, False, True, False), context_shape=(3,)),
+            coupling((True, False, True, False), given_shape=(3,)),
             pyro_transforms.ConditionalSpline(DenseNN(3, [8], [16, 16, 12, 16]), 4, 4),
         ],
     ),
@@ -232,7 +232,7 @@ def test_stacks_start_near_the_identity(name):
     assert not torch.equal(flow.forward_map(z), z)
 
 
-# -- normalised densities, and samples that follow them ----------------------------------------------------------------
+# -- normalized densities, and samples that follow them ----------------------------------------------------------------
 
 
 def moons(size):
@@ -400,7 +400,7 @@ def test_an_iaf_encoder_scores_its_draws_as_anyone_would():
     vae = dgm.VAE(
         dgm.Normal(3),
         dgm.Normal(5, nn.Linear(3, 10)),
-        jittered(iaf(3, layers=2, hidden=(8,), context_shape=(5,))).eval(),
+        jittered(iaf(3, layers=2, hidden=(8,), given_shape=(5,))).eval(),
     )
     x = torch.randn(4, 5)
     count = calls_of(vae)
@@ -413,7 +413,7 @@ def test_an_iaf_encoder_scores_its_draws_as_anyone_would():
 
 
 def test_an_iaf_encoder_trains_a_vae():
-    vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), iaf(2, hidden=(8,), context_shape=(3,)))
+    vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), iaf(2, hidden=(8,), given_shape=(3,)))
     x = torch.randn(64, 3) * torch.tensor([1.0, 2.0, 0.3])
     before = vae.log_weights(x, num_particles=20).mean()
     svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), pyro.infer.Trace_ELBO())
@@ -454,29 +454,29 @@ def test_given_and_x_broadcast_over_particles_and_enumeration(name):
         torch.testing.assert_close(form[i], flow.log_prob(x[0], given[i : i + 1].expand(3, *given.shape[1:])))
 
 
-def test_given_may_be_integers_that_the_context_network_scales():
-    flow = jittered(iaf(2, hidden=(8,), context_shape=IMAGE, context_levels=5)).eval()
+def test_given_may_be_integers_that_the_embedding_scales():
+    flow = jittered(iaf(2, hidden=(8,), given_shape=IMAGE, given_levels=5)).eval()
     given = torch.randint(5, (3, *IMAGE), dtype=torch.uint8)
     x = flow.sample(3, given)
     torch.testing.assert_close(flow.log_prob(x, given), flow.log_prob(x, given.long()))
 
 
-def test_a_context_network_may_read_a_pair():
+def test_an_embedding_may_read_a_pair():
     network = MLP((3,), 5, (8,), num_classes=4)
-    flow = jittered(dgm.Flow(2, [coupling(context_shape=(5,))], context=network)).eval()
+    flow = jittered(dgm.Flow(2, [coupling(given_shape=(5,))], embedding=network)).eval()
     given = (torch.randn(6, 3), torch.arange(6) % 4)
     x = flow.sample(6, given)
     assert (flow.log_prob(x, given) != flow.log_prob(x, (given[0], given[1].flip(0)))).any()
     assert (flow.log_prob(x, given) != flow.log_prob(x, (given[0].flip(0), given[1]))).any()
 
 
-def test_a_context_network_that_does_not_say_what_it_reads_is_told_by_its_owner():
-    flow = dgm.Flow(2, [coupling(context_shape=(5,))], context=nn.Sequential(nn.Linear(3, 5), nn.Tanh()))
+def test_an_embedding_that_does_not_say_what_it_reads_is_told_by_its_owner():
+    flow = dgm.Flow(2, [coupling(given_shape=(5,))], embedding=nn.Sequential(nn.Linear(3, 5), nn.Tanh()))
     assert (flow.conditional, flow.given_shape) == (True, None)
     dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), flow)
     assert flow.given_shape == (3,)
     assert flow(torch.zeros(7, 6, 3)).batch_shape == (7, 6)
-    assert dgm.Flow(2, flow.transforms, context=flow.context, given_shape=(3,)).given_shape == (3,)
+    assert dgm.Flow(2, flow.transforms, embedding=flow.embedding, given_shape=(3,)).given_shape == (3,)
 
 
 def test_a_base_without_a_given_shape_learns_it_from_its_flow():
@@ -687,7 +687,7 @@ def test_building_draws_no_random_numbers():
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 GOOD = lambda: dgm.Flow(2, [coupling()])  # noqa: E731
-GIVEN = lambda: dgm.Flow(2, [coupling(context_shape=(3,))])  # noqa: E731
+GIVEN = lambda: dgm.Flow(2, [coupling(given_shape=(3,))])  # noqa: E731
 
 BAD = {
     "event-shape": (lambda: dgm.Flow(0, []), ValueError, "event_shape must be a positive int"),
@@ -706,23 +706,23 @@ BAD = {
         ValueError,
         r"transforms\[0\], Inverse, maps the unit interval.*put Sigmoid\(\) before it",
     ),
-    "contexts-differ": (
-        lambda: dgm.Flow(2, [coupling(context_shape=(3,)), coupling(context_shape=(4,))]),
+    "givens-differ": (
+        lambda: dgm.Flow(2, [coupling(given_shape=(3,)), coupling(given_shape=(4,))]),
         ValueError,
-        "contexts of different shapes",
+        "take given of different shapes",
     ),
-    "context-unused": (
-        lambda: dgm.Flow(2, [coupling()], context=MLP((3,), 4, (8,))),
+    "embedding-unused": (
+        lambda: dgm.Flow(2, [coupling()], embedding=MLP((3,), 4, (8,))),
         ValueError,
-        "no bijection takes a context",
+        "no bijection takes its output",
     ),
-    "context-size": (
-        lambda: dgm.Flow(2, [coupling(context_shape=(5,))], context=MLP((3,), 4, (8,))).sample(2, torch.zeros(2, 3)),
+    "embedding-size": (
+        lambda: dgm.Flow(2, [coupling(given_shape=(5,))], embedding=MLP((3,), 4, (8,))).sample(2, torch.zeros(2, 3)),
         ValueError,
-        r"context network returned shape \(2, 4\).*\(5,\)",
+        r"embedding network returned shape \(2, 4\).*\(5,\)",
     ),
     "given-differs": (
-        lambda: dgm.Flow(2, [coupling(context_shape=(5,))], dgm.Normal(2, MLP((3,), 4, (8,)))),
+        lambda: dgm.Flow(2, [coupling(given_shape=(5,))], dgm.Normal(2, MLP((3,), 4, (8,)))),
         ValueError,
         r"several shapes, \[\(3,\), \(5,\)\]",
     ),

@@ -158,7 +158,7 @@ def test_reflections_make_an_orthogonal_matrix():
 
 @pytest.mark.parametrize("make", [guides.planar, guides.sylvester])
 def test_posteriors_of_bent_normals_integrate_to_one(make):
-    encoder = jittered(make(2, layers=2, hidden=(6,), context_shape=(3,)))
+    encoder = jittered(make(2, layers=2, hidden=(6,), given_shape=(3,)))
     axis, x = torch.linspace(-15, 15, 301), torch.randn(1, 3)
     z = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_steps_never_lower_the_elbo_of_a_conjugate_model():
     values = []
     for steps in range(1, 12):
         torch.manual_seed(0)
-        encoder = guides.SemiAmortized(base, prior, likelihood, steps=steps, lr=0.02, draws=2)
+        encoder = guides.SemiAmortized(base, prior, likelihood, gradient_steps=steps, lr=0.02, num_samples=2)
         q = encoder(x).base_dist
         raw = torch.stack([q.loc, q.scale.expm1().log()], 1)
         values.append(gaussian_elbo(prior, likelihood, raw, x))
@@ -268,7 +268,7 @@ def test_steps_never_lower_the_elbo_of_a_conjugate_model():
 
 def test_semi_amortized_needs_no_gradient_mode_and_gives_the_same_without():
     prior, likelihood = linear()
-    encoder = guides.SemiAmortized(dgm.Normal(2, MLP((1, 2, 2), 4)), prior, likelihood, steps=3, lr=0.05)
+    encoder = guides.SemiAmortized(dgm.Normal(2, MLP((1, 2, 2), 4)), prior, likelihood, gradient_steps=3, lr=0.05)
     x = torch.randn(4, 1, 2, 2)
     with torch.no_grad():
         quiet = encoder(x)
@@ -335,8 +335,8 @@ def test_precision_weighting_is_the_product_of_two_normals():
     q, p = jittered(dgm.Normal(2, MLP((3,), 4, (6,)))), jittered(dgm.Normal(2, MLP((1,), 4, (6,))))
     product = guides.PrecisionWeighted(q, p)
     x, above, z = torch.randn(1, 3), torch.randn(1, 1), torch.randn(7, 2)
-    unnormalised = q.log_prob(z, x.expand(7, 3)) + p.log_prob(z, above.expand(7, 1))
-    difference = unnormalised - product.log_prob(z, (x.expand(7, 3), above.expand(7, 1)))
+    unnormalized = q.log_prob(z, x.expand(7, 3)) + p.log_prob(z, above.expand(7, 1))
+    difference = unnormalized - product.log_prob(z, (x.expand(7, 3), above.expand(7, 1)))
     torch.testing.assert_close(difference, difference[:1].expand(7))
 
 
@@ -361,7 +361,7 @@ def test_a_ladder_with_the_exact_posterior_has_the_evidence_for_every_draw():
 def test_guides_that_do_not_fit_the_hierarchy():
     prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, MLP((1,), 4)), latent_name="z2")
     likelihood, flat = dgm.Normal(3, MLP((2,), 6)), dgm.Normal(2, MLP((3,), 4))
-    bottom = dgm.Normal(2, MLP((3,), 4, context_shape=(1,)))
+    bottom = dgm.Normal(2, MLP((3,), 4, given_shape=(1,)))
     with pytest.raises(ValueError, match=r"prior's latents \('z2',\) have no guide: give the prior an encoder, or"):
         dgm.VAE(prior, likelihood, flat)
     with pytest.raises(ValueError, match=r"latents of its own, \('top',\), but the prior has \('z2',\)"):
@@ -386,7 +386,7 @@ def test_a_fitted_autoguide_finds_the_exact_posterior():
     vae = dgm.VAE(prior, likelihood, dgm.Normal(2, MLP((1, 2, 2), 4)))
     x = torch.randn(3, 1, 2, 2)
     before, state = [p.detach().clone() for p in vae.parameters()], torch.get_rng_state()
-    guide, bound = guides.fit_guide(vae, x, AutoMultivariateNormal, steps=600)
+    guide, bound = guides.fit_guide(vae, x, AutoMultivariateNormal, gradient_steps=600)
     assert torch.equal(torch.get_rng_state(), state)
     evidence = linear_evidence(prior, likelihood, x).mean().item()
     assert abs(bound - evidence) < 0.005
@@ -401,8 +401,8 @@ def test_two_fitted_guides_do_not_share_parameters():
     prior, likelihood = linear()
     vae = dgm.VAE(prior, likelihood, guides.LinearGaussianPosterior(prior, likelihood))
     x, other = torch.randn(2, 1, 2, 2), 5 + torch.randn(4, 1, 2, 2)
-    first, _ = guides.fit_guide(vae, x, AutoNormal, steps=5)
-    second, _ = guides.fit_guide(vae, other, AutoNormal, steps=5)
+    first, _ = guides.fit_guide(vae, x, AutoNormal, gradient_steps=5)
+    second, _ = guides.fit_guide(vae, other, AutoNormal, gradient_steps=5)
     assert first(x)["z"].shape == (2, 2)
     assert second(other)["z"].shape == (4, 2)
     assert not [name for name in pyro.get_param_store() if "AutoNormal" in name or "locs" in name]
@@ -412,7 +412,7 @@ def test_two_fitted_guides_do_not_share_parameters():
 def test_chains_and_hierarchies_are_fitted_too():
     two = ladder(2)
     x = torch.randn(3, 3)
-    guide, bound = guides.fit_guide(two, x, AutoNormal, steps=200, lr=0.05)
+    guide, bound = guides.fit_guide(two, x, AutoNormal, gradient_steps=200, lr=0.05)
     assert set(guide(x)) == {"z", "z2"}
-    start = guides.fit_guide(two, x, AutoNormal, steps=1)[1]
+    start = guides.fit_guide(two, x, AutoNormal, gradient_steps=1)[1]
     assert bound > start

@@ -36,12 +36,12 @@ def generator(**options):
 
 def tiny(**options):
     torch.manual_seed(0)
-    return dgm.Implicit(dgm.Normal(2), generator(), event_shape=3, **options)
+    return dgm.Implicit(3, dgm.Normal(2), generator(), **options)
 
 
-def labelled():
+def labeled():
     torch.manual_seed(0)
-    return dgm.Implicit(dgm.Normal(2), generator(num_classes=4), event_shape=3)
+    return dgm.Implicit(3, dgm.Normal(2), generator(num_classes=4))
 
 
 @dgm.register
@@ -73,7 +73,7 @@ def test_it_samples_the_pushforward():
     """Of a linear map: mean and covariance within four standard errors."""
     torch.manual_seed(0)
     linear = nn.Linear(2, 3).double()
-    program = dgm.Implicit(dgm.Normal(2).double(), linear, event_shape=3)
+    program = dgm.Implicit(3, dgm.Normal(2).double(), linear)
     x = program.sample(40_000)
     covariance = linear.weight @ linear.weight.T
     error = (covariance.diagonal() / len(x)).sqrt()
@@ -92,13 +92,13 @@ def test_plain_pyro_reads_it():
 
 
 def test_inside_particle_plates_it_has_more_batch_dimensions():
-    program = labelled()
+    program = labeled()
     with poutine.block(), pyro.plate("particles", 5, dim=-2), pyro.plate("data", 4, dim=-1):
         assert program.joint("x", given=torch.arange(4)).shape == (5, 4, 3)
 
 
 def test_a_label_chooses_what_is_generated():
-    program = labelled()
+    program = labeled()
     assert program.conditional
     assert program.num_classes == 4
     z, y = torch.randn(6, 2), torch.arange(6) % 4
@@ -106,7 +106,7 @@ def test_a_label_chooses_what_is_generated():
     torch.testing.assert_close(x, program.generator(z, y))
     assert program.sample(6, given=y).shape == (6, 3)
     prior = dgm.Normal(2, nn.Embedding(4, 4))
-    assert dgm.Implicit(prior, generator(), 3).sample(2, given=torch.tensor([0, 3])).shape == (2, 3)
+    assert dgm.Implicit(3, prior, generator()).sample(2, given=torch.tensor([0, 3])).shape == (2, 3)
     with pytest.raises(ValueError, match="conditional: pass given, one integer label"):
         program.sample(6)
 
@@ -124,7 +124,7 @@ def test_integers_are_rounded_and_the_gradient_is_not(levels):
 
 def test_a_prior_may_be_any_program():
     prior = dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)), latent_name="u")
-    program = dgm.Implicit(prior, generator(), 3)
+    program = dgm.Implicit(3, prior, generator())
     assert program.latents("x") == ("z", "u")
     assert program.sample(4).shape == (4, 3)
 
@@ -158,14 +158,14 @@ def test_what_needs_a_density_says_that_there_is_none(question):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: dgm.Implicit(nn.Linear(2, 3), generator(), 3), TypeError, "prior must be a dgm_pyro.Program, got Lin"),
+        (lambda: dgm.Implicit(nn.Linear(2, 3), generator(), 3), TypeError, "prior must be a dgm.Program, got Lin"),
         (lambda: dgm.Implicit(dgm.Normal(2), len, 3), TypeError, "generator must be a torch.nn.Module, got builtin"),
         (lambda: dgm.Implicit(dgm.Normal(4), generator(), 3), ValueError, r"z of shape \(2,\).*event_shape is \(4,\)"),
         (lambda: dgm.Implicit(dgm.Normal(2), generator(), 0), ValueError, "event_shape must be a positive int"),
         (lambda: tiny(levels=1), ValueError, "levels must be an int of at least 2"),
         (lambda: tiny(latent_name="x"), ValueError, "two latents of this Implicit are named 'x'"),
         (lambda: tiny(latent_name=""), ValueError, "latent_name must be the name of a site"),
-        (lambda: dgm.Implicit(dgm.Normal(2), generator(), 4).sample(5), ValueError, r"shape \(5, 3\).*\(5, 4\)"),
+        (lambda: dgm.Implicit(4, dgm.Normal(2), generator()).sample(5), ValueError, r"shape \(5, 3\).*\(5, 4\)"),
         (lambda: Adversarial("lsgan"), ValueError, "game must be one of gan, wasserstein, kl, .*got 'lsgan'"),
         (lambda: Adversarial(critic="mlp"), TypeError, "critic must be a torch.nn.Module or None, got str"),
         (lambda: Adversarial(r1=-1), ValueError, "r1 must be a number of at least 0"),
@@ -176,7 +176,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         (lambda: KernelScore("cosine"), ValueError, "kernel must be one of energy, gaussian, got 'cosine'"),
         (lambda: KernelScore(scales=()), ValueError, "scales must name at least one"),
         (lambda: KernelScore(scales=(0.0,)), ValueError, "scales must be a number above 0"),
-        (lambda: KernelScore(num_particles=1), ValueError, "num_particles must be at least 2"),
+        (lambda: KernelScore(num_samples=1), ValueError, "num_samples must be at least 2"),
         (lambda: objective_named("f-gan:tv"), ValueError, "'f-gan:tv': divergence must be one of kl, reverse-kl"),
         (lambda: objective_named("mmd:0"), ValueError, "'mmd:0': scale must be a number above 0"),
         (
@@ -197,7 +197,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         (lambda: implicit.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)), ValueError, "k is 3, but there are"),
         (lambda: implicit.parzen(torch.zeros(3, 2), torch.zeros(3, 2), 0.0), ValueError, "scale must be"),
         (lambda: implicit.noisy(tiny(), -1.0), ValueError, "scale must be a number above 0, got -1.0"),
-        (lambda: dgm.build("implicit", dgm.data.load("digits"), labelled=True), ValueError, "no density.*p.y . x"),
+        (lambda: dgm.build("implicit", dgm.data.load("digits"), labeled=True), ValueError, "no density.*p.y . x"),
     ],
 )  # fmt: skip
 def test_bad_arguments(make, error, message):
@@ -209,7 +209,7 @@ def fitted(program, data, objective, **options):
     return dgm.fit(program, data, objective, **{"epochs": 1, "progress": False, **options})
 
 
-@pytest.mark.parametrize("make", [tiny, labelled, lambda: tiny(levels=5)], ids=["reals", "given", "integers"])
+@pytest.mark.parametrize("make", [tiny, labeled, lambda: tiny(levels=5)], ids=["reals", "given", "integers"])
 def test_a_checkpoint_draws_the_same(make, tmp_path):
     program = make()
     dgm.save(program, tmp_path / "run")
@@ -261,7 +261,7 @@ def test_a_kernel_score_is_unbiased(score, shift):
 
 @pytest.mark.parametrize("score", [KernelScore(), objective_named("mmd")], ids=["energy", "mmd"])
 def test_the_objective_is_that_estimate_of_data_and_draws(score):
-    program = dgm.Implicit(dgm.Normal(1).double(), Shift(0.7).double(), 1)
+    program = dgm.Implicit(1, dgm.Normal(1).double(), Shift(0.7).double())
     x = torch.randn(5, 1, dtype=torch.float64)
     torch.manual_seed(0)
     value = score(program, x).value
@@ -280,7 +280,7 @@ def test_the_objective_is_that_estimate_of_data_and_draws(score):
 
 @pytest.mark.parametrize("score", [KernelScore(), objective_named("mmd")], ids=["energy", "mmd"])
 def test_the_gradient_of_a_kernel_score_is_unbiased(score):
-    program = dgm.Implicit(dgm.Normal(1).double(), Shift(0.7).double(), 1)
+    program = dgm.Implicit(1, dgm.Normal(1).double(), Shift(0.7).double())
     torch.manual_seed(0)
     gradients = []
     for _ in range(400):
@@ -295,7 +295,7 @@ def test_a_kernel_score_given_a_label_is_proper():
     """E of the score at p(x | y) shifted by s: less 2 E|N(s, 2)| - E|N(0, 2)|, whatever the label."""
 
     class Place(nn.Module):  # x = z + y + shift
-        given_shape, num_classes = (torch.Size((1,)), torch.Size()), 3
+        in_shape, given_shape, num_classes = torch.Size((1,)), torch.Size(), 3
 
         def __init__(self, shift):
             super().__init__()
@@ -308,7 +308,7 @@ def test_a_kernel_score_given_a_label_is_proper():
     y = torch.arange(9000) % 3
     x = torch.randn(9000, 1, dtype=torch.float64) + y.unsqueeze(-1)
     for shift in (0.0, 0.5):
-        value = KernelScore()(dgm.Implicit(dgm.Normal(1).double(), Place(shift), 1), x, y).value
+        value = KernelScore()(dgm.Implicit(1, dgm.Normal(1).double(), Place(shift)), x, y).value
         exact = mean_distance(0, math.sqrt(2)) - 2 * mean_distance(shift, math.sqrt(2))
         assert abs(value.mean() - exact) < 4 * value.std() / len(value) ** 0.5
 
@@ -362,7 +362,7 @@ def test_a_linear_critic_learns_the_density_ratio_of_two_normals(divergence):
     shift = 1.0
     torch.manual_seed(0)
     p, q = torch.randn(40_000, 1) + shift, torch.randn(40_000, 1)
-    ratio = density_ratio(p, q, nn.Linear(1, 1), divergence=divergence, steps=1500, batch_size=512, lr=0.02)
+    ratio = density_ratio(p, q, nn.Linear(1, 1), divergence=divergence, gradient_steps=1500, batch_size=512, lr=0.02)
     fresh_p, fresh_q = torch.randn(40_000, 1) + shift, torch.randn(40_000, 1)
     exact = shift * fresh_p.squeeze() - shift**2 / 2
     assert (ratio(fresh_p) - exact).abs().mean() < 0.06
@@ -379,7 +379,7 @@ def test_a_network_learns_a_density_ratio_that_is_not_linear():
     """KL of N(0, 1) from N(0, 2^2) in two dimensions, 2 (log 2 - 3/8): the plug-in, and the bound below it."""
     torch.manual_seed(0)
     p, q = torch.randn(20_000, 2), 2 * torch.randn(20_000, 2)
-    ratio = density_ratio(p, q, steps=800)
+    ratio = density_ratio(p, q, gradient_steps=800)
     exact = 2 * (math.log(2) - 3 / 8)
     fresh = torch.randn(20_000, 2)
     kl, error = ratio.kl(fresh)
@@ -390,7 +390,7 @@ def test_a_network_learns_a_density_ratio_that_is_not_linear():
 
 def test_a_ratio_is_a_function_of_its_seed():
     p, q = torch.randn(50, 2), torch.randn(50, 2)
-    a, b, c = (density_ratio(p, q, steps=5, seed=seed)(p) for seed in (0, 0, 1))
+    a, b, c = (density_ratio(p, q, gradient_steps=5, seed=seed)(p) for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
@@ -398,7 +398,7 @@ def test_a_ratio_is_a_function_of_its_seed():
 def in_game(objective, dims=3):
     critic = nn.Linear(dims, 1).double()
     objective = Adversarial(objective.game, critic, r1=objective.r1, gradient_penalty=objective.gradient_penalty)
-    objective.prepare(dgm.Implicit(dgm.Normal(dims).double(), Shift().double(), dims))
+    objective.prepare(dgm.Implicit(dims, dgm.Normal(dims).double(), Shift().double()))
     return objective, critic
 
 
@@ -435,7 +435,7 @@ def test_the_gradient_penalty_is_asked_at_uniform_points_between_data_and_sample
     real, fake = torch.randn(2, 4000, 3, dtype=torch.float64)
     critic = Bowl()
     objective = Adversarial("wasserstein", nn.Linear(3, 1), r1=0.0, gradient_penalty=3.0)
-    objective.prepare(dgm.Implicit(dgm.Normal(3).double(), Shift().double(), 3))
+    objective.prepare(dgm.Implicit(3, dgm.Normal(3).double(), Shift().double()))
     objective.critic = critic
     loss = objective.critic_loss(real, fake)
     of_data, of_samples, points = critic.asked
@@ -457,7 +457,7 @@ def test_the_loss_of_the_gan_by_hand():
     target = torch.cat([torch.ones(7), torch.zeros(7)]).double()
     entropy = nn.functional.binary_cross_entropy_with_logits(logits, target)
     torch.testing.assert_close(objective.critic_loss(real, fake), 2 * entropy - math.log(4))
-    program = dgm.Implicit(dgm.Normal(3).double(), Shift(0.3).double(), 3)
+    program = dgm.Implicit(3, dgm.Normal(3).double(), Shift(0.3).double())
     torch.manual_seed(0)
     value = objective(program, real).value
     torch.manual_seed(0)
@@ -468,7 +468,7 @@ def test_the_loss_of_the_gan_by_hand():
 def test_the_program_descends_what_the_critic_ascends(divergence):
     """Of an f-divergence the two losses are the two sides of one number, as functions of the samples."""
     objective, critic = in_game(Adversarial(divergence, r1=0.0))
-    program = dgm.Implicit(dgm.Normal(3).double(), Shift(0.3).double(), 3)
+    program = dgm.Implicit(3, dgm.Normal(3).double(), Shift(0.3).double())
     real = torch.randn(7, 3, dtype=torch.float64)
     grads = []
     for loss in (
@@ -556,7 +556,7 @@ def test_a_class_conditional_generator_learns_its_classes(text):
     y = torch.arange(600) % 3
     places = torch.tensor([[-2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
     data = dgm.Data(places[y] + 0.2 * torch.randn(600, 2), y)
-    program = dgm.Implicit(dgm.Normal(2), MLP((2,), 2, hidden=(32, 32), num_classes=3), 2)
+    program = dgm.Implicit(2, dgm.Normal(2), MLP((2,), 2, hidden=(32, 32), num_classes=3))
     critic = MLP((2,), 1, hidden=(32, 32), num_classes=3)
     objective = Adversarial(critic=critic) if text == "gan" else text
     fitted(program, data, objective, epochs=40, lr=5e-3, batch_size=100)
@@ -626,7 +626,7 @@ def test_evidence_of_the_noisy_model_by_annealing():
     """Of a linear generator p(x) is a Normal, W W^T + s^2 I: AIS within four standard errors, and Parzen below it."""
     torch.manual_seed(0)
     linear = nn.Linear(2, 3)
-    program = dgm.Implicit(dgm.Normal(2), linear, event_shape=3)
+    program = dgm.Implicit(3, dgm.Normal(2), linear)
     model = implicit.noisy(program, 0.5)
     covariance = linear.weight @ linear.weight.T + 0.25 * torch.eye(3)
     truth = torch.distributions.MultivariateNormal(linear.bias, covariance)
@@ -644,20 +644,20 @@ def test_evidence_of_the_noisy_model_by_annealing():
 
 
 @pytest.mark.parametrize(
-    ("centres", "steps", "r1", "units"), [(RING, 2880, 0.003, 64), (GRID, 8190, 0.0005, 96)], ids=["ring", "grid"]
+    ("centers", "steps", "r1", "units"), [(RING, 2880, 0.003, 64), (GRID, 8190, 0.0005, 96)], ids=["ring", "grid"]
 )
-def test_every_mode_is_covered(centres, steps, r1, units):
+def test_every_mode_is_covered(centers, steps, r1, units):
     """All eight modes of the ring, all 16 of the grid, and 90 % of the samples within three standard deviations."""
     torch.manual_seed(0)
-    x = centres[torch.arange(500 * len(centres)) % len(centres)] + 0.1 * torch.randn(500 * len(centres), 2)
-    program = dgm.Implicit(dgm.Normal(2), MLP((2,), 2, hidden=(units, units), activation="tanh"), event_shape=2)
+    x = centers[torch.arange(500 * len(centers)) % len(centers)] + 0.1 * torch.randn(500 * len(centers), 2)
+    program = dgm.Implicit(2, dgm.Normal(2), MLP((2,), 2, hidden=(units, units), activation="tanh"))
     critic = MLP((2,), 1, hidden=(units, units), activation="relu")
     game = Adversarial(critic=critic, r1=r1, critic_lr=0.5)
     epochs = steps // math.ceil(len(x) / 128)
     fitted(program, x, game, epochs=epochs, batch_size=128, lr=5e-3, ema=0.99, validation=None)
     torch.manual_seed(1)
-    modes, share = implicit.mode_coverage(program.sample(5000), centres, 0.1)
-    assert modes == len(centres)
+    modes, share = implicit.mode_coverage(program.sample(5000), centers, 0.1)
+    assert modes == len(centers)
     assert share > 0.9
 
 

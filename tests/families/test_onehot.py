@@ -69,7 +69,7 @@ def test_the_bound_is_below_the_sum_over_all_codes(prior):
     log_p = log_joint.logsumexp(0)
     bound = (log_q.exp() * (log_joint - log_q)).sum(0).detach()
     assert (bound < log_p).all()
-    found = dgm.evaluate(program, x, draws=2000)
+    found = dgm.evaluate(program, x, num_samples=2000)
     # 4.5 standard errors of the mean of 2000 draws: the variance is that of the terms under q.
     spread = ((log_q.exp() * (log_joint - log_q - bound) ** 2).sum(0) / 2000).sqrt().detach()
     assert ((found.values - bound).abs() < 4.5 * spread + 1e-9).all()

@@ -129,7 +129,7 @@ def test_training_moves_pseudo_inputs_and_the_one_encoder(tmp_path):
 
 
 def test_a_flow_may_be_the_encoder_of_a_vamp_prior():
-    encoder = dgm.flow.iaf(2, layers=2, hidden=(6,), context_shape=(3,))
+    encoder = dgm.flow.iaf(2, layers=2, hidden=(6,), given_shape=(3,))
     prior = vamp(encoder=encoder)
     vae = dgm.VAE(prior, dgm.Normal(3, nn.Linear(2, 6)), encoder)
     assert torch.isfinite(vae.log_weights(torch.randn(5, 3), num_particles=3)).all()

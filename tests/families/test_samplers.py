@@ -70,7 +70,7 @@ def test_second_order_solvers_beat_ddim_on_every_schedule(schedule, sampler):
 
     def error(sampler, steps):
         torch.manual_seed(0)
-        return (program.sample(64, sampler=sampler, steps=steps, spacing="karras") - exact).abs().max()
+        return (program.sample(64, sampler=sampler, num_steps=steps, spacing="karras") - exact).abs().max()
 
     assert error(sampler, 80) < error("ddim", 80) / 5
 
@@ -100,11 +100,11 @@ def test_ddim_reproduces_mean_and_covariance_at_every_eta(eta):
     x = program.sample(4000, sampler=DDIM(eta))
     for d in range(2):
         assert_mean(x[:, d], mean[d])
-    centred = x - mean
+    centerd = x - mean
     # Besides 4.5 standard errors there is the bias of 300 steps: what the ancestral chain of as many has.
     bias = (moments(gaussian(("log-snr", 300, 12.0, -12.0), mean, cov, doubt=False))[1] - cov).abs().max()
     for i, j in ((0, 0), (0, 1), (1, 1)):
-        found = centred[:, i] * centred[:, j]
+        found = centerd[:, i] * centerd[:, j]
         assert (found.mean() - cov[i, j]).abs() < 4.5 * found.std() / 4000**0.5 + bias
 
 
@@ -113,7 +113,7 @@ def test_the_ancestral_sampler_has_the_datas_moments_at_few_steps(steps):
     """Its variance knows how far off x_0_hat may be; so for independent Gaussians no step is too long."""
     program = gaussian(("log-snr", 40, 10.0, -30.0), MEAN, torch.diag(SCALE**2))
     for spacing in SPACINGS:
-        x = program.sample(20000, steps=steps, spacing=spacing)
+        x = program.sample(20000, num_steps=steps, spacing=spacing)
         for d in range(2):
             assert_mean(x[:, d], MEAN[d])
             assert_mean((x[:, d] - MEAN[d]) ** 2, SCALE[d] ** 2)
@@ -125,7 +125,7 @@ def test_the_ancestral_sampler_has_the_datas_moments_at_few_steps(steps):
 class TwoGaussians(nn.Module):
     """Told: the denoiser of N(1, 0.25). Untold (label 1): that of N(0, 1)."""
 
-    num_classes, context_shape = 1, torch.Size(())
+    num_classes, given_shape = 1, torch.Size(())
 
     def __init__(self, schedule):
         super().__init__()
@@ -144,7 +144,7 @@ def test_guidance_follows_the_flow_of_the_guided_score(sampler):
     schedule = SCHEDULES["log-snr"](2000, 8.0, -8.0)
     program = dgm.Diffusion(1, TwoGaussians(schedule), schedule, predict="x0", label_dropout=0.1).eval()
     torch.manual_seed(0)
-    found = program.sample(32, torch.tensor([0]), sampler=sampler, steps=500, guidance=1.0)
+    found = program.sample(32, torch.tensor([0]), sampler=sampler, num_steps=500, guidance=1.0)
     assert set(program.denoiser.calls) == {64}  # told and untold go through the network together
     torch.manual_seed(0)
     y = torch.randn(32, 1) / schedule.times[-1].alpha
@@ -232,7 +232,7 @@ def test_equal_seeds_give_equal_samples_of_the_program(sampler, options):
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        drawn.append(program.sample(6, label, sampler=sampler, steps=4, spacing="karras", **guidance))
+        drawn.append(program.sample(6, label, sampler=sampler, num_steps=4, spacing="karras", **guidance))
     program.check(drawn[0], None if label is None else label.expand(6))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -253,14 +253,14 @@ def test_a_sampler_of_ones_own_is_any_callable():
 
 def test_the_network_is_called_as_often_as_the_table_says():
     class Spy(DenoisingMLP):
-        def forward(self, x, t, context=None):
+        def forward(self, x, t, given=None):
             calls.append(len(x))
-            return super().forward(x, t, context)
+            return super().forward(x, t, given)
 
-    program = dgm.Diffusion(2, Spy((2,), (4,)), steps=9).eval()
+    program = dgm.Diffusion(2, Spy((2,), (4,)), num_steps=9).eval()
     for sampler, expected in {"ancestral": 5, "ddim": 5, "dpm++": 5, "heun": 9}.items():
         calls = []
-        program.sample(3, sampler=sampler, steps=5)
+        program.sample(3, sampler=sampler, num_steps=5)
         assert len(calls) == expected
 
 
@@ -272,8 +272,8 @@ def test_the_network_is_called_as_often_as_the_table_says():
         ({"sampler": 3}, TypeError, r"sampler must be a name or a callable.*3"),
         ({"spacing": "cosine"}, ValueError, "spacing must be one of uniform, quadratic, karras.*'cosine'"),
         ({"spacing": 7}, TypeError, "spacing must be a name or a callable.*7"),
-        ({"steps": True}, ValueError, "steps must be a positive int, got True"),
-        ({"steps": 7}, ValueError, "steps must be an int from 1 to the 6 of the schedule, got 7"),
+        ({"num_steps": True}, ValueError, "num_steps must be a positive int, got True"),
+        ({"num_steps": 7}, ValueError, "num_steps must be an int from 1 to the 6 of the schedule, got 7"),
         ({"guidance": math.inf}, ValueError, "guidance must be a finite number"),
     ],
 )
@@ -306,7 +306,7 @@ def test_diffusers_takes_the_same_steps(name, steps):
         scheduler = diffusers.DPMSolverMultistepScheduler(**options, lower_order_final=False, final_sigmas_type="zero")
     scheduler.set_timesteps(steps)
     torch.manual_seed(0)
-    ours = program.sample(4, sampler=name, steps=steps, spacing=lambda steps, noise: scheduler.timesteps)
+    ours = program.sample(4, sampler=name, num_steps=steps, spacing=lambda steps, noise: scheduler.timesteps)
     torch.manual_seed(0)
     x = torch.randn(4, 3)
     with torch.no_grad():

@@ -347,7 +347,7 @@ def test_the_parts_receive_z_and_y():
     class Pair(nn.Module):
         def __init__(self, role, first, outputs):
             super().__init__()
-            self.role, self.given_shape = role, (torch.Size(first), torch.Size())
+            self.role, self.in_shape, self.given_shape = role, torch.Size(first), torch.Size()
             self.num_classes = 4
             self.linear = nn.Linear(math.prod(first) + 1, outputs)
 
@@ -502,15 +502,15 @@ def test_an_undeclared_but_matching_guide_costs_one_trace_of_the_model():
         ),
         (
             lambda: parts(
-                likelihood=dgm.Normal(5, MLP((2,), 10, context_shape=(3,))),
-                encoder=dgm.Normal(2, MLP((5,), 4, context_shape=(4,))),
+                likelihood=dgm.Normal(5, MLP((2,), 10, given_shape=(3,))),
+                encoder=dgm.Normal(2, MLP((5,), 4, given_shape=(4,))),
             ),
             ValueError,
             r"encoder expects given_shape .*4.*, but it is given .*3",
         ),
         (
             lambda: parts(
-                prior=dgm.Normal(2, nn.Linear(4, 4)), likelihood=dgm.Normal(5, MLP((2,), 10, context_shape=(3,)))
+                prior=dgm.Normal(2, nn.Linear(4, 4)), likelihood=dgm.Normal(5, MLP((2,), 10, given_shape=(3,)))
             ),
             ValueError,
             r"prior expects given_shape \(4,\), but it is given this VAE's given_shape \(3,\)",
@@ -526,8 +526,8 @@ def test_an_undeclared_but_matching_guide_costs_one_trace_of_the_model():
             lambda: parts(
                 encoder=dgm.VAE(
                     dgm.Normal(1, nn.Linear(5, 2)),
-                    dgm.Normal(2, MLP((1,), 4, context_shape=(5,))),
-                    dgm.Normal(1, MLP((2,), 2, context_shape=(5,))),
+                    dgm.Normal(2, MLP((1,), 4, given_shape=(5,))),
+                    dgm.Normal(1, MLP((2,), 2, given_shape=(5,))),
                     latent_name="aux",
                 )
             ),
@@ -537,10 +537,10 @@ def test_an_undeclared_but_matching_guide_costs_one_trace_of_the_model():
         (
             lambda: parts(prior="normal"),
             TypeError,
-            "prior must be a dgm_pyro.Program, got str",
+            "prior must be a dgm.Program, got str",
         ),
-        (lambda: parts(likelihood=nn.Linear(2, 5)), TypeError, "likelihood must be a dgm_pyro.Program, got Linear"),
-        (lambda: parts(encoder=dist.Normal(0, 1)), TypeError, "encoder must be a dgm_pyro.Program, got Normal"),
+        (lambda: parts(likelihood=nn.Linear(2, 5)), TypeError, "likelihood must be a dgm.Program, got Linear"),
+        (lambda: parts(encoder=dist.Normal(0, 1)), TypeError, "encoder must be a dgm.Program, got the dist"),
         (lambda: parts(latent_name=""), ValueError, "latent_name must be the name of a site"),
         (lambda: parts(latent_name="x"), ValueError, "named 'x'"),
     ],

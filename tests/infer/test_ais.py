@@ -12,7 +12,7 @@ from torch.distributions import Normal
 import dgm_pyro as dgm
 from dgm_pyro.infer import HMC, ais, bidirectional, nuts
 from dgm_pyro.infer.ais import temperatures
-from dgm_pyro.infer.target import joint_trace, log_joint
+from dgm_pyro.infer.posterior import joint_trace, log_joint
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -133,7 +133,7 @@ def test_the_densities_of_a_chain_are_read_in_as_many_passes_as_that_of_one_step
     monkeypatch.setattr(poutine.Trace, "compute_log_prob", lambda *args: (passes.append(1), whole(*args))[1])
     counts = []
     for steps in (1, 20):
-        program = diffusion(2, steps=steps).unroll().eval()
+        program = diffusion(2, num_steps=steps).unroll().eval()
         trace = joint_trace(program, None, batch=(4, 3))
         x, names = trace.nodes["_RETURN"]["value"][0], program.latents("x")
         latents = {name: trace.nodes[name]["value"] for name in names}
@@ -216,7 +216,7 @@ def test_arguments_that_do_not_fit(options, message):
     [
         ("normal", "exact: use program.log_prob"),
         ("vae-bit-latent", "latents 'z' are discrete.*observe them.*dgm.evaluate"),
-        ("labelled-vae", "latents 'y' are discrete"),
+        ("labeled-vae", "latents 'y' are discrete"),
         ("dequantized", "not finite at draws from the prior.*initial='guide'"),
     ],
 )
@@ -229,8 +229,8 @@ def test_programs_without_a_path(name, message):
 
 
 def test_a_known_label_is_no_latent():
-    """log p(x, y) of a labelled VAE, which is log p(y) + log p(x | y)."""
-    program = dgm.Labelled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3))
+    """log p(x, y) of a labeled VAE, which is log p(y) + log p(x | y)."""
+    program = dgm.Labeled(dgm.Categorical((), 3, learned=True), vae(dgm.Normal(2), num_classes=3))
     x, y = torch.randn(3, 2), torch.tensor([0, 2, 1])
     joint = ais(program, x, observed={"y": y}, num_temperatures=15, num_leapfrog=4).log_evidence
     given = ais(program.program, x, y, num_temperatures=15, num_leapfrog=4).log_evidence

@@ -100,7 +100,7 @@ def test_independent_features_keep_their_own_distribution():
     assert agree(frequencies(draws, mask, 4), expected, 5000)
 
 
-@pytest.mark.parametrize("name", ["labelled-integers", "labelled-made"])
+@pytest.mark.parametrize("name", ["labeled-integers", "labeled-made"])
 def test_labels_are_summed_out(name):
     program = seeded(CASES[name].make(), 1.0)
     shape, levels = program.event_shape, program.levels
@@ -184,7 +184,7 @@ def test_pixelvae_of_a_prefix():
     program = seeded(
         dgm.VAE(
             dgm.Normal(1),
-            made(dgm.Bernoulli, 3, context_shape=(1,)),
+            made(dgm.Bernoulli, 3, given_shape=(1,)),
             dgm.Normal(1, _mlp((3,), 2)),
         ),
         1.0,
@@ -228,7 +228,9 @@ def test_a_dequantized_flow_by_quadrature():
 # -- diffusion ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda: diffusion(2, steps=6), lambda: continuous(2)], ids=["discrete", "continuous"])
+@pytest.mark.parametrize(
+    "make", [lambda: diffusion(2, num_steps=6), lambda: continuous(2)], ids=["discrete", "continuous"]
+)
 def test_a_diffusion_by_a_long_run_of_its_own(make):
     """Draws of p(x) whose first coordinate happens to be near the one observed."""
     program = seeded(make(), 0.3)
@@ -242,7 +244,9 @@ def test_a_diffusion_by_a_long_run_of_its_own(make):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: diffusion(2, levels=3, steps=4), lambda: continuous(2, levels=3)], ids=["discrete", "continuous"]
+    "make",
+    [lambda: diffusion(2, levels=3, num_steps=4), lambda: continuous(2, levels=3)],
+    ids=["discrete", "continuous"],
 )
 def test_a_diffusion_of_integers_by_its_own_frequencies(make):
     program = seeded(make(), 0.3)
@@ -283,9 +287,9 @@ OTHERS = (
     "diffusion-levels",
     "diffusion-unet",
     "flow-mixture-base",
-    "labelled-dequantized",
-    "labelled-diffusion",
-    "labelled-vae",
+    "labeled-dequantized",
+    "labeled-diffusion",
+    "labeled-vae",
     "made-mixture",
     "mixture-given-vector",
     "normal-image",
@@ -296,7 +300,7 @@ OTHERS = (
     "vae-diffusion-prior",
     "vae-flow-prior",
     "vae-given-label",
-    "vae-labelled-prior",
+    "vae-labeled-prior",
     "vae-logistic",
     "vae-two-levels",
 )

@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo: normalisers without bias, and bounds no looser than those of importance sampling."""
+"""Sequential Monte Carlo: normalizers without bias, and bounds no looser than those of importance sampling."""
 
 import math
 
@@ -51,7 +51,7 @@ def unbiased(log_estimates, log_truth):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.1])
-def test_the_normaliser_of_a_gaussian_chain_has_no_bias(threshold):
+def test_the_normalizer_of_a_gaussian_chain_has_no_bias(threshold):
     """Never, sometimes and always resampled."""
     y = torch.tensor([[0.3, -0.9, 0.2, 1.1, 1.0]])
     truth = MultivariateNormal(torch.zeros(5), walk_covariance(5)).log_prob(y)
@@ -87,7 +87,7 @@ def test_observed_features_by_enumeration():
 
 
 DIFFUSIONS = {
-    "discrete": lambda: diffusion(2, steps=5),
+    "discrete": lambda: diffusion(2, num_steps=5),
     "continuous": lambda: continuous(2),
     "continuous integers": lambda: continuous(2, levels=4),
 }
@@ -113,7 +113,7 @@ def test_the_evidence_of_a_diffusion_has_no_bias(make):
 
 def test_an_observed_part_of_a_diffusion_has_no_bias():
     """The marginal density of a coordinate, against how many of the program's own draws come near it."""
-    program = jittered(diffusion(2, steps=5), 0.3)
+    program = jittered(diffusion(2, num_steps=5), 0.3)
     mask = torch.tensor([[True, False]])
     with torch.no_grad():
         chain = Times(program, torch.tensor([[0.5, 0.0]]).expand(300, -1), mask.expand(300, -1))
@@ -126,10 +126,10 @@ def test_an_observed_part_of_a_diffusion_has_no_bias():
 
 
 LONG = {
-    "reals": lambda: diffusion(3, steps=20),
-    "integers": lambda: diffusion(3, levels=4, steps=20),
-    "continuous": lambda: small(3, steps=20, noise_schedule=dgm.LogSNR(3.0, -3.0)),
-    "continuous integers": lambda: small(3, steps=20, levels=4, noise_schedule=dgm.LogSNR(3.0, -3.0)),
+    "reals": lambda: diffusion(3, num_steps=20),
+    "integers": lambda: diffusion(3, levels=4, num_steps=20),
+    "continuous": lambda: small(3, num_steps=20, noise_schedule=dgm.LogSNR(3.0, -3.0)),
+    "continuous integers": lambda: small(3, num_steps=20, levels=4, noise_schedule=dgm.LogSNR(3.0, -3.0)),
 }
 
 
@@ -146,7 +146,7 @@ def test_no_looser_than_importance_sampling(make):
 
 def test_without_resampling_it_is_importance_sampling():
     """The look-ahead cancels: the bound is that of `log_weights`."""
-    program = jittered(diffusion(2, steps=4), 0.3)
+    program = jittered(diffusion(2, num_steps=4), 0.3)
     x = replicas(torch.randn(1, 2), 1500)
     bound = smc(program, x, num_particles=4, threshold=0).log_evidence
     with torch.no_grad():

@@ -57,17 +57,17 @@ BIJECTIONS = {
     "coupling-linear-network": lambda: Coupling(HALF, Affine(), nn.Linear(2, 4)),
     "coupling-spline": lambda: coupling(spline()),
     "coupling-spline-unit": lambda: coupling(spline(0, 1)),
-    "coupling-given-vector": lambda: coupling(Affine(), context_shape=(3,)),
-    "coupling-given-image": lambda: coupling(Affine(), context_shape=(1, 2, 2)),
+    "coupling-given-vector": lambda: coupling(Affine(), given_shape=(3,)),
+    "coupling-given-image": lambda: coupling(Affine(), given_shape=(1, 2, 2)),
     "coupling-given-label": lambda: coupling(spline(), num_classes=3),
     "maf": lambda: autoregressive(Affine()),
     "maf-spline": lambda: autoregressive(spline()),
     "maf-order": lambda: autoregressive(Affine(), order=(2, 0, 3, 1)),
-    "maf-given-vector": lambda: autoregressive(spline(), context_shape=(3,)),
+    "maf-given-vector": lambda: autoregressive(spline(), given_shape=(3,)),
     "maf-given-label": lambda: autoregressive(Affine(), num_classes=3),
     "maf-image": lambda: MaskedAutoregressive(Affine(), MADE((1, 2, 2), 2, (8,))),
     "iaf": lambda: Inverse(autoregressive(Affine())),
-    "iaf-spline-given-vector": lambda: Inverse(autoregressive(spline(), context_shape=(3,))),
+    "iaf-spline-given-vector": lambda: Inverse(autoregressive(spline(), given_shape=(3,))),
     "permutation": lambda: Permutation((2, 0, 3, 1)),
     "lu": lambda: LULinear(D),
     "actnorm": lambda: ActNorm(D),
@@ -91,7 +91,7 @@ def _case(request):
 def context_for(bijection, size=BATCH):
     if bijection.num_classes is not None:
         return torch.arange(size) % bijection.num_classes
-    return None if bijection.context_shape is None else torch.randn(size, *bijection.context_shape)
+    return None if bijection.given_shape is None else torch.randn(size, *bijection.given_shape)
 
 
 def points(line, size=BATCH):
@@ -188,7 +188,7 @@ UNIVARIATE = {
     "spline": spline,
     "spline-linear-tails": lambda: spline(tails="linear"),
     "spline-two-bins": lambda: RationalQuadraticSpline(2),
-    "spline-off-centre": lambda: RationalQuadraticSpline(7, -1.0, 4.0),
+    "spline-off-center": lambda: RationalQuadraticSpline(7, -1.0, 4.0),
     "spline-unit": lambda: spline(0, 1, "linear"),
 }
 
@@ -426,7 +426,7 @@ def test_the_normal_cdf_makes_a_normal_uniform():
     torch.testing.assert_close(torch.distributions.Normal(0.0, 1.0).log_prob(z[:, 0]) + log_det, torch.zeros(200))
 
 
-# -- activation normalisation ------------------------------------------------------------------------------------------
+# -- activation normalization ------------------------------------------------------------------------------------------
 
 
 def far(size=500):
@@ -548,7 +548,7 @@ BAD = {
         ValueError,
         r"returned shape \(5, 2, 3\).*needs \(5, 14, 3\)",
     ),
-    "elementwise-network": (lambda: Elementwise(2, Affine(), nn.Linear(3, 4)), ValueError, "must have given_shape"),
+    "elementwise-network": (lambda: Elementwise(2, Affine(), nn.Linear(3, 4)), ValueError, "must have in_shape"),
     "permutation-twice": (lambda: Permutation((0, 0)), ValueError, "each index 0 .. D - 1 once"),
     "permutation-reals": (lambda: Permutation((0.0, 1.0)), ValueError, "each index 0 .. D - 1 once"),
 }

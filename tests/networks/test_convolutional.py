@@ -10,7 +10,7 @@ SIZES = [(1, 8, 8), (1, 28, 28), (3, 7, 5), (2, 1, 9)]
 
 
 def randomized(network):
-    """The same network with every weight drawn: zero-initialised layers would hide what they do."""
+    """The same network with every weight drawn: zero-initialized layers would hide what they do."""
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -43,9 +43,9 @@ def test_the_context_is_read_and_must_be_there():
     x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
     outputs = [network(x, torch.tensor([y])) for y in range(3)]
     assert all((outputs[0] - other).abs().min() > 1e-6 for other in outputs[1:])
-    with pytest.raises(ValueError, match="takes a context"):
+    with pytest.raises(ValueError, match="takes a given"):
         network(x)
-    network = randomized(ConvDecoder((2,), (1, 4, 4), 1, (8,), context_shape=(3,)))
+    network = randomized(ConvDecoder((2,), (1, 4, 4), 1, (8,), given_shape=(3,)))
     z = torch.randn(1, 2, dtype=torch.float64)
     assert not torch.equal(network(z, torch.zeros(1, 3)), network(z, torch.ones(1, 3)))
     label = randomized(ConvDecoder((), (1, 4, 4), 1, (8,), num_classes=3))

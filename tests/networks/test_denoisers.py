@@ -72,16 +72,16 @@ def test_a_label_is_seen_and_so_is_the_null_label(make):
             assert (told[i] - told[j]).abs().min() > 1e-6
     with pytest.raises(IndexError):
         network(x, t, torch.full((5,), 4))
-    assert (network.num_classes, network.context_shape) == (3, torch.Size(()))
+    assert (network.num_classes, network.given_shape) == (3, torch.Size(()))
 
 
 def test_a_context_is_seen_whole(make):
-    network = make(context_shape=(2, 3))
+    network = make(given_shape=(2, 3))
     x, t = inputs(1)
     context = torch.randn(1, 2, 3)
     jacobian = torch.autograd.functional.jacobian(lambda c: network(x, t, c).flatten(), context)
     assert (jacobian.reshape(16, 6).abs() > 1e-8).all()
-    assert network.context_shape == torch.Size((2, 3))
+    assert network.given_shape == torch.Size((2, 3))
 
 
 def test_every_parameter_learns(make):
@@ -117,8 +117,8 @@ def test_each_resolution_is_passed_on():
     assert torch.linalg.matrix_rank(jacobian, rtol=1e-9) == 64
 
 
-def test_neighbouring_times_are_told_apart():
-    """For 1000 steps: the embedding of each time is nearest to its own, and times far apart are no neighbours."""
+def test_neighboring_times_are_told_apart():
+    """For 1000 steps: the embedding of each time is nearest to its own, and times far apart are no neighbors."""
     embedding = TimeEmbedding(16)
     t = torch.arange(1, 1001) / 1000
     angles = t.unsqueeze(-1) * embedding.frequencies
@@ -140,7 +140,7 @@ def test_neighbouring_times_are_told_apart():
         (lambda: DenoisingUNet((1, 8, 8), ()), r"channels must be a positive int or a tuple of them, got \(\)"),
         (lambda: DenoisingMLP((2,), ()), r"hidden must be a positive int or a tuple of them, got \(\)"),
         (lambda: DenoisingMLP((2,), (8,), activation="softsign"), "activation must be one of relu, .*'softsign'"),
-        (lambda: DenoisingMLP((2,), (8,), context_shape=()), "class label: pass num_classes"),
+        (lambda: DenoisingMLP((2,), (8,), given_shape=()), "class label: pass num_classes"),
         (lambda: DenoisingMLP((2,), (8,), outputs=0), "outputs must be a positive integer, got 0"),
     ],
 )

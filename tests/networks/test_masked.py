@@ -38,7 +38,7 @@ def mades(draw, min_size=1):
     residual = draw(st.booleans())
     widths = st.lists(st.integers(1, 12), min_size=1, max_size=3)
     hidden = draw(st.integers(1, 12).flatmap(lambda w: st.just([w] * draw(st.integers(1, 3)))) if residual else widths)
-    context = draw(st.sampled_from([{}, {"context_shape": (2,)}, {"num_classes": 3}]))
+    context = draw(st.sampled_from([{}, {"given_shape": (2,)}, {"num_classes": 3}]))
     torch.manual_seed(draw(st.integers(0, 2**31)))
     options = {"order": order, "residual": residual, "activation": "tanh", **context}
     return MADE((size,), draw(st.integers(1, 3)), hidden, **options)
@@ -47,7 +47,7 @@ def mades(draw, min_size=1):
 def context_for(network, size):
     if network.num_classes:
         return (torch.arange(size) % network.num_classes,)
-    return () if network.context_shape is None else (torch.randn(size, *network.context_shape),)
+    return () if network.given_shape is None else (torch.randn(size, *network.given_shape),)
 
 
 @given(mades())
@@ -69,7 +69,7 @@ def test_hidden_units_alone_suffice_where_there_are_enough(made):
 @given(mades(), st.integers(0, 1))
 @settings(max_examples=30)
 def test_the_context_reaches_every_feature_through_hidden_units(made, kind):
-    option = ({"context_shape": (2,)}, {"num_classes": 3})[kind]
+    option = ({"given_shape": (2,)}, {"num_classes": 3})[kind]
     made = MADE(made.in_shape, 2, (9, 9), order=made.order, activation="tanh", **option)
     x = torch.randn(1, *made.in_shape)
     if kind:
@@ -105,13 +105,13 @@ def test_outputs_by_hand():
 
 
 def test_residual_blocks_by_hand():
-    made = MADE((3,), 1, (6, 6), residual=True, context_shape=(2,), activation="silu")
+    made = MADE((3,), 1, (6, 6), residual=True, given_shape=(2,), activation="silu")
     x, c = torch.randn(4, 3), torch.randn(4, 2)
     linear = lambda layer, h: h @ (layer.weight * layer.mask).T + (0 if layer.bias is None else layer.bias)  # noqa: E731
     act = torch.nn.functional.silu
-    h = linear(made.first, x) + made.contexts[0](c)
+    h = linear(made.first, x) + made.embeddings[0](c)
     block = made.blocks[0]
-    h = h + linear(block.second, act(linear(block.layer, act(h)) + made.contexts[1](c)))
+    h = h + linear(block.second, act(linear(block.layer, act(h)) + made.embeddings[1](c)))
     expected = linear(made.last, act(h)) + linear(made.direct, x)
     torch.testing.assert_close(made(x, c), expected.reshape(4, 1, 3))
 
@@ -158,7 +158,7 @@ def test_images_are_read_row_by_row():
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_gradient_reaches_every_parameter(residual):
-    made = MADE((4,), 2, (16, 16), residual=residual, context_shape=(3,), activation="tanh")
+    made = MADE((4,), 2, (16, 16), residual=residual, given_shape=(3,), activation="tanh")
     made(torch.randn(5, 4), torch.randn(5, 3)).square().sum().backward()
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None, name
@@ -191,8 +191,8 @@ def test_dropout_is_for_training_only():
         (((3,), 1, ()), {}, "hidden must be"),
         (((3,), 1, (4, 5)), {"residual": True}, r"one width, but hidden is \(4, 5\)"),
         (((3,), 1), {"activation": "sine"}, "activation must be one of"),
-        (((3,), 1), {"context_shape": ()}, "pass num_classes"),
-        (((3,), 1), {"context_shape": (2,), "num_classes": 3}, "num_classes is for labels"),
+        (((3,), 1), {"given_shape": ()}, "pass num_classes"),
+        (((3,), 1), {"given_shape": (2,), "num_classes": 3}, "num_classes is for labels"),
         (((3, 0), 1), {}, "in_shape"),
         (((3,), 0), {}, "num_parameters"),
         (((3,), 1, (4, 0)), {}, "hidden"),

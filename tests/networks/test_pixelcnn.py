@@ -60,10 +60,10 @@ def test_later_pixels_may_hold_anything(levels):
         )
 
 
-@pytest.mark.parametrize("option", [{"num_classes": 3}, {"context_shape": (2,)}, {"context_shape": (1, 4, 4)}])
+@pytest.mark.parametrize("option", [{"num_classes": 3}, {"given_shape": (2,)}, {"given_shape": (1, 4, 4)}])
 def test_the_context_reaches_every_pixel_and_opens_no_other_way(option):
     network = PixelCNN((1, 4, 4), 2, channels=6, layers=4, **option)
-    c = torch.tensor([0, 1]) if "num_classes" in option else torch.randn(2, *option["context_shape"])
+    c = torch.tensor([0, 1]) if "num_classes" in option else torch.randn(2, *option["given_shape"])
     x = torch.randn(1, 1, 4, 4).expand(2, 1, 4, 4)
     a, b = network(x, c)
     assert ((a - b).abs().amax(0) > 0).all()
@@ -89,7 +89,7 @@ def test_one_layer_by_hand():
         inside = 0 <= r < 3 and 0 <= c < 3
         return network.first.weight[:, 0, 0, 0] * x[0, 0, r, c] + network.first.bias if inside else torch.zeros(2)
 
-    _, bias = layer.context(y)[0].chunk(2)  # the vertical gate feeds a second layer only
+    _, bias = layer.embedding(y)[0].chunk(2)  # the vertical gate feeds a second layer only
     for r in range(3):
         for c in range(3):
             a = layer.vertical.bias.clone()
@@ -144,7 +144,7 @@ def test_dropout_is_for_training_only():
         ((1, 8, 8), {"channels": 0}, "channels must be"),
         ((1, 8, 8), {"layers": 0}, "layers must be"),
         ((1, 8, 8), {"num_parameters": 0}, "num_parameters must be"),
-        ((1, 8, 8), {"context_shape": ()}, "pass num_classes"),
+        ((1, 8, 8), {"given_shape": ()}, "pass num_classes"),
     ],
 )
 def test_bad_arguments(in_shape, options, message):

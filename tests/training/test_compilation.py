@@ -39,7 +39,7 @@ NOT = {"vae-semi-amortized"}
 # Whose densities are matrix products of parameters, and whose loss no network enters.
 WITHOUT_NETWORKS = {"fullrank", "lowrank", "flow-linear", "flow-planar"}
 TRAINED = ["normal-learned", "made", "vae", "vae-ladder", "vae-flow-prior", "diffusion", "diffusion-importance"]
-TRAINED += ["labelled", "dequantized"]
+TRAINED += ["labeled", "dequantized"]
 
 
 def loss_and_gradients(loss, program, x, given=None, observed=None, seed=0, **options):
@@ -128,8 +128,8 @@ def test_the_graph_of_discrete_latents_is_their_loss(float64, objective):
 
 
 def test_labels_may_be_observed(float64):
-    program = CASES["labelled"].build().train()
-    x, _ = CASES["labelled"].draw(program, 5)
+    program = CASES["labeled"].build().train()
+    x, _ = CASES["labeled"].draw(program, 5)
     observed = {"y": torch.tensor([0, 1, 1, 0, 1])}
     loss = Loss(program, ELBO(), backend="eager")
     assert_equal(
@@ -504,7 +504,7 @@ def normal_pair(more_of_the_model=lambda: None, more_of_the_guide=lambda: None, 
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (normal_pair(latent=dist.Bernoulli(0.5)), "'z' is not reparameterised"),
+        (normal_pair(latent=dist.Bernoulli(0.5)), "'z' is not reparameterized"),
         (
             normal_pair(more_of_the_guide=lambda: pyro.factor("cost", torch.tensor(-2.0), has_rsample=False)),
             "'cost' is obs",

@@ -26,7 +26,7 @@ from dgm_pyro.experiments import runs
 from dgm_pyro.networks import MADE, MLP
 from dgm_pyro.training import compilation, distributed
 from dgm_pyro.training import fit as training
-from dgm_pyro.training.distributed import Team
+from dgm_pyro.training.distributed import ProcessGroup
 
 OPTIONS = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "progress": False, "device": "cpu"}
 
@@ -69,7 +69,7 @@ def trained(program, data, objective=None, **options):
 
 def autoregressive(count=45, **options):
     """The last batch has 5 data, 3 and 2; the processes start from weights of their own, and go on from the first's."""
-    torch.manual_seed(distributed.team().rank)
+    torch.manual_seed(distributed.process_group().rank)
     return trained(made(), rows(count), validation=rows(70, seed=8), **options)
 
 
@@ -88,10 +88,10 @@ def idle():
     return trained(Idle(), rows(24), validation=None)
 
 
-def partly_labelled():
-    """Some shares have no unlabelled datum, and some no other, so that the processes run other statements."""
+def partly_labeled():
+    """Some shares have no unlabeled datum, and some no other, so that the processes run other statements."""
     torch.manual_seed(0)
-    program = dgm.Labelled(
+    program = dgm.Labeled(
         dgm.Categorical((), 3), dgm.Normal(3, nn.Embedding(3, 6)), dgm.Categorical((), 3, MLP((3,), 3, ()))
     ).double()
     y = torch.randint(-1, 1, (40,), generator=torch.Generator().manual_seed(1))
@@ -131,7 +131,7 @@ def remembering():
     return trained(program, rows(32, program.event_shape[0]), validation=0.25)
 
 
-ALIKE = {each.__name__: each for each in (autoregressive, odd, flow, idle, partly_labelled, early, graph)}
+ALIKE = {each.__name__: each for each in (autoregressive, odd, flow, idle, partly_labeled, early, graph)}
 
 
 # -- recipes for two alone ---------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def refused():
 
 
 def agreed():
-    team = distributed.team()
+    team = distributed.process_group()
     tensors = [torch.full((2, 3), float(team.rank)).T, torch.tensor(team.rank == 1), torch.tensor(team.rank)]
     parameter = nn.Parameter(torch.full((2,), float(team.rank)))
     team.agree([*tensors, parameter])
@@ -192,7 +192,7 @@ def registry():
     states = {}
     for name, case in CASES.items():
         if trainable(case):
-            program = case.build(seed=distributed.team().rank)
+            program = case.build(seed=distributed.process_group().rank)
             data = data_for(case, program, 24)
             states[name] = trained(program, data, epochs=1, batch_size=9, validation=0.25, ema=0.9)
     return states
@@ -204,12 +204,12 @@ def failing(out):
 
     def broken(gradients):
         steps.append(gradients)
-        if distributed.team().rank == 1 and len(steps) == 3:
+        if distributed.process_group().rank == 1 and len(steps) == 3:
             raise OSError("the disk is on fire")
         return clip(gradients)
 
     training._clip = broken
-    sys.exit(cli.main(["train", "made", "--data", "moons", "--num", "90", "--device", "cpu", "--out", out]))
+    sys.exit(cli.main(["train", "made", "--data", "moons", "--num-data", "90", "--device", "cpu", "--out", out]))
 
 
 def run_here(folder, names):
@@ -286,7 +286,7 @@ def test_shares_are_a_partition_and_their_weighted_means_the_mean():
     for size in (1, 2, 3):
         for count in (2 * size, 7, 8, 9):
             batch = rows(count)
-            teams = [Team(rank, size) for rank in range(size)]
+            teams = [ProcessGroup(rank, size) for rank in range(size)]
             shares = [team.share(batch) for team in teams]
             assert torch.equal(torch.cat(shares), batch)
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -295,27 +295,27 @@ def test_shares_are_a_partition_and_their_weighted_means_the_mean():
 
 
 def test_a_last_batch_too_small_to_share_is_left_out():
-    assert [Team().batches(count, 8) for count in (1, 8, 9, 10, 17)] == [1, 1, 1, 2, 2]
-    assert [Team().batches(count, 1) for count in (1, 2)] == [1, 2]
-    assert [Team(0, 2).batches(count, 8) for count in (4, 8, 9, 11, 12, 16)] == [1, 1, 1, 1, 2, 2]
-    assert [Team(2, 3).batches(count, 8) for count in (6, 13, 14)] == [1, 1, 2]
+    assert [ProcessGroup().batches(count, 8) for count in (1, 8, 9, 10, 17)] == [1, 1, 1, 2, 2]
+    assert [ProcessGroup().batches(count, 1) for count in (1, 2)] == [1, 2]
+    assert [ProcessGroup(0, 2).batches(count, 8) for count in (4, 8, 9, 11, 12, 16)] == [1, 1, 1, 1, 2, 2]
+    assert [ProcessGroup(2, 3).batches(count, 8) for count in (6, 13, 14)] == [1, 1, 2]
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(3, 8), (100, 3)])
 def test_too_few_data_for_the_processes_are_refused(count, batch_size):
     with pytest.raises(ValueError, match="a batch has 3 data, but 2 processes need at least 4"):
-        Team(0, 2).batches(count, batch_size)
+        ProcessGroup(0, 2).batches(count, batch_size)
 
 
 def test_one_process_alone_has_nobody_to_ask():
     values, step = torch.tensor([1.0, 2.0]), torch.tensor(4)
-    assert Team().total(values) is values
-    assert Team().earliest(step) is step
-    Team().agree([values])
-    Team().wait()
-    assert distributed.team() == Team() == distributed.join()
-    assert Team().writes
-    assert not Team(1, 2).writes
+    assert ProcessGroup().total(values) is values
+    assert ProcessGroup().earliest(step) is step
+    ProcessGroup().agree([values])
+    ProcessGroup().wait()
+    assert distributed.process_group() == ProcessGroup() == distributed.join()
+    assert ProcessGroup().writes
+    assert not ProcessGroup(1, 2).writes
     assert distributed.is_first_to_fail()
 
 
@@ -438,7 +438,7 @@ def test_an_error_in_one_ends_all_and_is_said_once(tmp_path):
 
 
 def test_one_writes_the_run_that_one_process_would_have_written(tmp_path):
-    recipe = ["train", "made", "--data", "moons", "--num", "100", "--epochs", "2", "--batch-size", "16"]
+    recipe = ["train", "made", "--data", "moons", "--num-data", "100", "--epochs", "2", "--batch-size", "16"]
     recipe += ["--device", "cpu", "--out"]
     status, said = torchrun("-m", "--", "dgm_pyro", *recipe, tmp_path / "two", logs=tmp_path / "logs")
     assert status == 0, said

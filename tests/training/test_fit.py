@@ -60,7 +60,7 @@ def classifier(features=2, classes=3, hidden=()):
 # -- reproducible ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vae", "vae-bit-latent", "diffusion", "labelled-vae", "discriminative"])
+@pytest.mark.parametrize("name", ["vae", "vae-bit-latent", "diffusion", "labeled-vae", "discriminative"])
 def test_equal_seeds_give_equal_bits(name):
     case = CASES[name]
     results = []
@@ -222,7 +222,7 @@ def test_an_elbo_of_pyro_that_cannot_be_is_refused_before_anything_happens(objec
 
 def test_pyros_enumeration_trains_and_sums_the_labels_out():
     torch.manual_seed(0)
-    program = dgm.Labelled(
+    program = dgm.Labeled(
         dgm.Categorical((), 2, learned=True),
         dgm.Normal(1, nn.Embedding(2, 2)),
         dgm.Categorical((), 2, MLP((1,), 2, hidden=(4,))),
@@ -535,7 +535,7 @@ def test_augmentation_is_for_training_only():
 # -- the history -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vae", "vae-two-levels", "diffusion", "vae-diffusion-prior", "labelled-vae"])
+@pytest.mark.parametrize("name", ["vae", "vae-two-levels", "diffusion", "vae-diffusion-prior", "labeled-vae"])
 def test_the_terms_add_up_to_the_loss(name):
     case = CASES[name]
     program = case.build()
@@ -843,16 +843,16 @@ def test_ordinary_data_and_an_actnorm_are_not():
 
 def test_labels_are_checked_before_training():
     x, y = torch.randn(6, 2), torch.tensor([0, 1, 2, -1, 1, 5])
-    labelled, conditional = CASES["labelled"].build(), CASES["normal-given-label"].build()
-    with pytest.raises(ValueError, match="6 classes, but this Labelled has 3"):
-        fit(labelled, dgm.Data(x, y))
+    labeled, conditional = CASES["labeled"].build(), CASES["normal-given-label"].build()
+    with pytest.raises(ValueError, match="6 classes, but this Labeled has 3"):
+        fit(labeled, dgm.Data(x, y))
     y = y.clamp(max=2)
     for objective in (None, "iwae", "rws", "enumerate", "free-bits", TraceEnum_ELBO()):
         with pytest.raises(ValueError, match=r"unknown labels \(-1\).*'y'.*semi-supervised"):
-            fit(labelled, dgm.Data(x, y), objective)
+            fit(labeled, dgm.Data(x, y), objective)
     known = dgm.Data(x[:3], y[:3])
     with pytest.raises(ValueError, match="unknown labels"):
-        fit(labelled, known, validation=dgm.Data(x, y))
+        fit(labeled, known, validation=dgm.Data(x, y))
     with pytest.raises(ValueError, match="labels from -1 to 2"):
         fit(conditional, dgm.Data(x, y))
     with pytest.raises(ValueError, match="conditional: pass given"):

@@ -11,7 +11,7 @@ from PIL import Image
 
 import dgm_pyro as dgm
 from dgm_pyro import anomaly, corruptions
-from dgm_pyro.uses.anomaly import WAIC, Complexity, Detector, PosteriorKL, Ratio, Surprise, Typicality
+from dgm_pyro.uses.anomaly import WAIC, Complexity, Detector, NegativeLogLikelihood, PosteriorKL, Ratio, Typicality
 
 BITS = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
 LOG_P = torch.tensor([0.8 * 0.3, 0.8 * 0.7, 0.2 * 0.3, 0.2 * 0.7]).double().log()  # of BITS under two_bits(0.2, 0.7)
@@ -33,13 +33,13 @@ def linear_vae():
 
 
 def test_surprise_is_minus_log_p():
-    assert torch.allclose(Surprise(two_bits(0.2, 0.7))(BITS), -LOG_P, atol=1e-6)
+    assert torch.allclose(NegativeLogLikelihood(two_bits(0.2, 0.7))(BITS), -LOG_P, atol=1e-6)
 
 
 def test_surprise_of_latent_variables_is_minus_the_bound():
     vae, x = linear_vae(), torch.randn(5, 1)
     expected = dgm.evaluate(vae, x, num_particles=3).values
-    assert torch.equal(Surprise(vae, num_particles=3)(x), -expected)
+    assert torch.equal(NegativeLogLikelihood(vae, num_particles=3)(x), -expected)
 
 
 def test_typicality_is_the_distance_to_the_mean_surprise():
@@ -87,9 +87,9 @@ def test_posterior_kl_of_normals():
 
 
 def test_posterior_kl_is_that_of_the_evidence_at_all_levels():
-    digits = dgm.data.load("digits-binary", num=20)
+    digits = dgm.data.load("digits-binary", num_data=20)
     vae = dgm.build("vae", digits, prior="vae", latent_size=4, hidden=(8,))
-    evidence = dgm.evaluate(vae, digits.x, draws=8)
+    evidence = dgm.evaluate(vae, digits.x, num_samples=8)
     assert PosteriorKL(vae)(digits.x).mean().item() == pytest.approx(sum(evidence.kl.values()), rel=1e-6)
 
 
@@ -157,7 +157,7 @@ def test_a_likelihood_fails_and_a_ratio_repairs_it():
     """Data whose background is dull are likely for any program: here, points from a narrower Normal."""
     normal, dull = 2 * torch.randn(500, 4), 0.5 * torch.randn(500, 4)
     wide = dgm.Normal(4, parameters=torch.stack([torch.zeros(4), torch.full((4,), 1.8546)]))
-    assert anomaly.separation(Surprise(wide)(normal), Surprise(wide)(dull)).auroc < 0.1
+    assert anomaly.separation(NegativeLogLikelihood(wide)(normal), NegativeLogLikelihood(wide)(dull)).auroc < 0.1
     assert anomaly.separation(Ratio(wide, dgm.Normal(4))(normal), Ratio(wide, dgm.Normal(4))(dull)).auroc > 0.9
 
 
@@ -175,8 +175,11 @@ def test_mutations_change_the_share_they_say():
 @pytest.mark.parametrize(
     ("attempt", "words"),
     [
-        (lambda: Surprise(dgm.build("classifier", dgm.data.load("digits", num=10))), "has no p\\(x\\) to score x by"),
-        (lambda: Surprise(dgm.Normal(2, torch.nn.Linear(1, 4))), "has no p\\(x\\) to score x by"),
+        (
+            lambda: NegativeLogLikelihood(dgm.build("classifier", dgm.data.load("digits", num_data=10))),
+            "has no p\\(x\\) to score x by",
+        ),
+        (lambda: NegativeLogLikelihood(dgm.Normal(2, torch.nn.Linear(1, 4))), "has no p\\(x\\) to score x by"),
         (lambda: Ratio(two_bits(0.5, 0.5), dgm.Normal(2)), "is a mass, but the background is a density"),
         (lambda: Complexity(dgm.Normal(2)), "a density on reals: use another score"),
         (lambda: Complexity(two_bits(0.5, 0.5), "gif"), "compressor must be one of png, zlib"),
@@ -198,7 +201,7 @@ def test_bad_input(attempt, words):
 
 def test_what_is_no_program_and_what_no_integer():
     with pytest.raises(TypeError, match="got Linear"):
-        Surprise(torch.nn.Linear(2, 1))
+        NegativeLogLikelihood(torch.nn.Linear(2, 1))
     with pytest.raises(TypeError, match="a compressor codes integers"):
         anomaly.code_bits(torch.rand(2, 1, 4, 4))
     with pytest.raises(ValueError, match="one byte holds"):

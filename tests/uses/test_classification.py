@@ -66,8 +66,8 @@ def test_a_calibrated_classifier_has_the_noise_that_is_announced():
 
 def test_risk_and_coverage_by_hand():
     right = torch.tensor([True, False, True, True, False])
-    doubt = torch.tensor([0.1, 0.9, 0.2, 0.3, 0.2])
-    found = risk_coverage(right, doubt)  # kept in turn: 0.1 | two of 0.2, of which one is right | 0.3 | 0.9
+    uncertainty = torch.tensor([0.1, 0.9, 0.2, 0.3, 0.2])
+    found = risk_coverage(right, uncertainty)  # kept in turn: 0.1 | two of 0.2, of which one is right | 0.3 | 0.9
     assert found.coverage.tolist() == pytest.approx([1 / 5, 3 / 5, 4 / 5, 1])
     assert found.risk.tolist() == pytest.approx([0, 1 / 3, 1 / 4, 2 / 5])
     assert found.area == pytest.approx((0 * 1 + 2 / 3 + 1 / 4 + 2 / 5) / 5)
@@ -86,8 +86,8 @@ def test_perfect_doubt_rejects_what_is_wrong_and_useless_doubt_nothing():
 
 def test_beliefs_from_bounds_tighten_with_particles():
     """log p(x) of a class-conditional linear VAE: IWAE rises with K, and every class counts in the sum."""
-    digits = dgm.data.load("digits-binary", num=30)
-    program = dgm.build("vae", digits, labelled=True, latent_size=2, hidden=(8,))
+    digits = dgm.data.load("digits-binary", num_data=30)
+    program = dgm.build("vae", digits, labeled=True, latent_size=2, hidden=(8,))
     bounds = []
     for num_particles in (1, 50):
         torch.manual_seed(0)
@@ -120,12 +120,12 @@ def test_rotations_by_right_angles_are_exact():
 
 def test_a_small_rotation_moves_a_point_on_its_circle():
     x = torch.zeros(1, 1, 41, 41, dtype=torch.float64)
-    x[0, 0, 20, 35] = 1.0  # 15 to the right of the centre
+    x[0, 0, 20, 35] = 1.0  # 15 to the right of the center
     turned = corruptions.rotate(x, 30.0)[0, 0]
     place = torch.arange(41, dtype=torch.float64) - 20
-    centre = torch.stack([(turned.sum(0) * place).sum(), -(turned.sum(1) * place).sum()]) / turned.sum()
+    center = torch.stack([(turned.sum(0) * place).sum(), -(turned.sum(1) * place).sum()]) / turned.sum()
     expected = 15 * torch.tensor([math.cos(math.pi / 6), math.sin(math.pi / 6)])
-    assert torch.allclose(centre, expected.double(), atol=0.1)  # a tenth of a pixel
+    assert torch.allclose(center, expected.double(), atol=0.1)  # a tenth of a pixel
 
 
 def test_blur_keeps_the_mass_and_adds_the_variance():
@@ -177,9 +177,9 @@ def test_pgd_finds_the_corner_of_a_linear_classifier(float64):
 def test_attacks_in_parts_are_the_attack(float64, monkeypatch):
     network = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     classifier, x, y = dgm.Discriminative(dgm.Categorical((), 3, network)), torch.randn(20, 6), torch.arange(20) % 3
-    whole = corruptions.pgd(classifier, x, y, 0.3, steps=4)
+    whole = corruptions.pgd(classifier, x, y, 0.3, gradient_steps=4)
     monkeypatch.setattr(corruptions, "AT_ONCE", 7)
-    torch.testing.assert_close(corruptions.pgd(classifier, x, y, 0.3, steps=4), whole)
+    torch.testing.assert_close(corruptions.pgd(classifier, x, y, 0.3, gradient_steps=4), whole)
 
 
 def test_an_attack_on_bayes_rule_is_that_on_the_logits_it_implies(float64):
@@ -187,7 +187,7 @@ def test_an_attack_on_bayes_rule_is_that_on_the_logits_it_implies(float64):
     means = torch.randn(3, 4)
     table = nn.Embedding(3, 8)
     table.weight.data = torch.cat([means, torch.full((3, 4), dgm.Normal(1).initial()[1].item())], 1)
-    generative = dgm.Labelled(dgm.Categorical((), 3), dgm.Normal(4, table))
+    generative = dgm.Labeled(dgm.Categorical((), 3), dgm.Normal(4, table))
     discriminative = linear(means, -0.5 * (means**2).sum(1))
     x, y = torch.randn(10, 4), torch.randint(3, (10,))
     assert torch.allclose(generative.class_probabilities(x), discriminative.class_probabilities(x))
@@ -197,10 +197,10 @@ def test_an_attack_on_bayes_rule_is_that_on_the_logits_it_implies(float64):
 
 @pytest.mark.parametrize("name", ["made", "pixelcnn", "vae", "nsf", "classifier"])
 def test_attacks_stay_in_their_ball_and_on_the_levels(name):
-    digits = dgm.data.load("digits", num=6)
-    program = dgm.build(name, digits, labelled=name != "classifier")
+    digits = dgm.data.load("digits", num_data=6)
+    program = dgm.build(name, digits, labeled=name != "classifier")
     before = program.training
-    for attack in (corruptions.fgsm, functools.partial(corruptions.pgd, steps=2)):
+    for attack in (corruptions.fgsm, functools.partial(corruptions.pgd, gradient_steps=2)):
         moved = attack(program, digits.x, digits.y, 2, 17)
         assert moved.dtype == digits.x.dtype
         assert (moved.long() - digits.x.long()).abs().max() <= 2
@@ -260,9 +260,9 @@ def test_a_posterior_over_weights_is_that_on_a_grid():
     evidence = log_post.double().logsumexp(0) + math.log(cell)
     bound = -40 * sum(bayesian.losses[-100:]) / 100
     assert evidence - 0.5 < bound < evidence + 0.1
-    doubt = bayesian.doubt_about_weights(new, 100)
-    assert (doubt > 0).all()
-    assert doubt[0] > doubt[1]  # far from the data the weights matter more
+    information = bayesian.mutual_information(new, 100)
+    assert (information > 0).all()
+    assert information[0] > information[1]  # far from the data the weights matter more
 
 
 def test_the_prior_of_the_weights_keeps_the_variance_of_what_goes_through():
@@ -280,7 +280,7 @@ def test_the_prior_of_the_weights_keeps_the_variance_of_what_goes_through():
 
 @pytest.mark.parametrize("guide", ["map", "normal", "lowrank"])
 def test_guides_are_swapped_and_do_not_share_parameters(guide):
-    digits = dgm.data.load("digits", num=300)
+    digits = dgm.data.load("digits", num_data=300)
     network = dgm.networks.MLP((1, 8, 8), 10, (32,), levels=17)
     initial = [parameter.clone() for parameter in network.parameters()]
     first = Bayesian(network, digits, guide).fit(epochs=15, batch_size=32, lr=0.03)
@@ -292,8 +292,8 @@ def test_guides_are_swapped_and_do_not_share_parameters(guide):
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), initial, strict=True))
     assert not list(pyro.get_param_store().keys())
     if guide == "map":
-        assert first.doubt_about_weights(digits.x, 4).abs().max() < 1e-5
-    moved = corruptions.pgd(first.log_class_probabilities, digits.x[:20], digits.y[:20], 4, 17, steps=3)
+        assert first.mutual_information(digits.x, 4).abs().max() < 1e-5
+    moved = corruptions.pgd(first.log_class_probabilities, digits.x[:20], digits.y[:20], 4, 17, gradient_steps=3)
     assert accuracy(first.class_probabilities(moved), digits.y[:20]) < accuracy(before[:20], digits.y[:20])
 
 

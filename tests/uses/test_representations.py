@@ -80,9 +80,9 @@ def test_the_methods_are_what_the_functions_do_in_batches(name):
         found = []
         for _ in range(2):
             with seeded(3, torch.device("cpu")), noise.per_datum(x, 3), torch.no_grad():
-                found.append(program.encode(x, given, site=site, num_draws=4))
+                found.append(program.encode(x, given, site=site, num_samples=4))
         assert_same_number(*found)
-        z = encode(program, x, given, site=site, num_draws=4, seed=3)
+        z = encode(program, x, given, site=site, num_samples=4, seed=3)
         torch.testing.assert_close(found[0], z, rtol=1e-5, atol=1e-5)
         code = encode(program, x, given, site=site, draw=True, seed=3)
         assert code.shape[1:] == prior.event_shape
@@ -113,7 +113,7 @@ class Halved(dgm.Conditional):
     def codes(self):
         return {"half": self.base}
 
-    def _encode(self, x, given, site, draw, num_draws):
+    def _encode(self, x, given, site, draw, num_samples):
         return x / 2
 
     def _decode(self, z, given, site, draw):
@@ -158,7 +158,7 @@ def test_a_hierarchy_has_a_code_at_each_level():
     program, x = dgm.VAE(above, scaled(d, 0.3), scaled(a, 0.5)), torch.randn(20, 3)
     assert codes(program) == ("z", "z2")
     torch.testing.assert_close(encode(program, x), x @ a.T, rtol=1e-5, atol=1e-5)
-    found = encode(program, x, site="z2", num_draws=400) - x @ a.T @ b.T
+    found = encode(program, x, site="z2", num_samples=400) - x @ a.T @ b.T
     error = 0.5 * float(b.norm()) / 20  # the mean of z2 is averaged over 400 draws of z: its own scale adds nothing
     assert float(found.abs().max()) < 4.5 * error
     assert float(found.std()) == pytest.approx(error, rel=4.5 / 40**0.5)
@@ -180,7 +180,7 @@ def test_the_code_of_a_class_is_its_probabilities():
         [exact.likelihood.log_prob(x, torch.full((3,), k)) for k in range(3)], -1
     )
     p = log_joint.softmax(-1).detach()
-    assert ((encode(exact, x, num_draws=900) - p).abs() < 4.5 * (p * (1 - p) / 900).sqrt() + 1e-6).all()
+    assert ((encode(exact, x, num_samples=900) - p).abs() < 4.5 * (p * (1 - p) / 900).sqrt() + 1e-6).all()
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("realnvp", "maf", "nsf", "iaf", "flow-"))])
@@ -220,7 +220,7 @@ def test_the_code_of_a_diffusion_is_the_end_of_its_ode(float64):
 
 def test_a_diffusion_leads_back_to_where_x_was():
     program = CASES["continuous-diffusion"].build()
-    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.noise_schedule, steps=200)
+    fine = dgm.ContinuousDiffusion(2, program.denoiser, program.noise_schedule, num_steps=200)
     fine.load_state_dict(program.state_dict())
     x = torch.randn(5, 2)
     start = fine.noise_schedule(torch.zeros(())).sigmoid().sqrt() * x
@@ -319,7 +319,7 @@ def test_traversals_of_a_conditional_program_keep_what_is_given():
 
 def test_the_grid_lies_as_the_plane_does():
     program = dgm.VAE(dgm.Normal(2), scaled(torch.eye(2), 0.1), scaled(torch.eye(2), 0.1))
-    found = grid(program, num=3, reach=2)
+    found = grid(program, num_points=3, reach=2)
     torch.testing.assert_close(found[0], torch.tensor([[-2.0, 2.0], [0, 2], [2, 2]]))
     torch.testing.assert_close(found[2, 0], torch.tensor([-2.0, -2.0]))
 
@@ -341,19 +341,19 @@ def test_a_function_of_z_is_found_and_shuffled_labels_are_not():
         assert abs(by_chance - 0.5) < 4.5 * 0.5 / 1000**0.5
 
 
-def test_a_ring_is_not_linear_but_its_neighbours_are_alike():
-    rings = dgm.data.load("rings", num=900)
+def test_a_ring_is_not_linear_but_its_neighbors_are_alike():
+    rings = dgm.data.load("rings", num_data=900)
     parts = rings.x[:600], rings.y[:600], rings.x[600:], rings.y[600:]
     assert knn(*parts) == 1
     assert probe(*parts) < 0.6
 
 
-def test_nearest_neighbours_by_hand():
+def test_nearest_neighbors_by_hand():
     train, y = torch.tensor([[0.0], [1.0], [10.0], [11.0], [12.0]]), torch.tensor([0, 0, 1, 1, 1])
     test = torch.tensor([[2.0], [6.4]])  # the three nearest of 6.4: 10, 11 and 1, two of class 1
-    assert knn(train, y, test, torch.tensor([0, 1]), neighbours=3) == 1
-    assert knn(train, y, test, torch.tensor([0, 0]), neighbours=3) == 0.5
-    assert knn(train, y, test, torch.tensor([1, 1]), neighbours=5) == 1
+    assert knn(train, y, test, torch.tensor([0, 1]), neighbors=3) == 1
+    assert knn(train, y, test, torch.tensor([0, 0]), neighbors=3) == 0.5
+    assert knn(train, y, test, torch.tensor([1, 1]), neighbors=5) == 1
 
 
 def test_groups_that_are_apart_are_found():
@@ -395,7 +395,7 @@ def test_clusters_that_know_nothing_score_as_chance_does():
 def test_assess_is_its_parts():
     z, y = torch.randn(300, 2), torch.arange(300) % 3
     z[y == 1] += 5
-    found = assess(z[:200], y[:200], z[200:], y[200:], neighbours=3)
+    found = assess(z[:200], y[:200], z[200:], y[200:], neighbors=3)
     assert found.probe == probe(z[:200], y[:200], z[200:], y[200:])
     assert found.knn == knn(z[:200], y[:200], z[200:], y[200:], 3)
     assert found.clusters == agreement(cluster(z[200:], 3), y[200:])
@@ -421,7 +421,7 @@ def test_a_short_training_makes_the_classes_linear_in_z_and_noise_does_not():
     [
         ("made", "Autoregressive has no latent code"),
         ("normal", "Normal has no latent code"),
-        ("labelled-vae", "pass the program within and the labels"),
+        ("labeled-vae", "pass the program within and the labels"),
     ],
 )
 def test_programs_without_a_code_say_what_has_one(name, match):
@@ -432,13 +432,13 @@ def test_programs_without_a_code_say_what_has_one(name, match):
 
 
 def test_an_implicit_model_cannot_be_inverted():
-    program = dgm.build("implicit", dgm.data.load("moons", num=10))
+    program = dgm.build("implicit", dgm.data.load("moons", num_data=10))
     with pytest.raises(ValueError, match="Implicit has no latent code"):
         encode(program, torch.zeros(2, 2))
 
 
-def test_a_labelled_vae_is_encoded_given_its_classes():
-    program = CASES["labelled-classifier"].build()
+def test_a_labeled_vae_is_encoded_given_its_classes():
+    program = CASES["labeled-classifier"].build()
     x, y = torch.randn(4, 2), torch.tensor([0, 2, 1, 1])
     within = program.program
     torch.testing.assert_close(encode(within, x, given=y), within.encoder((x, y)).mean.detach())
@@ -449,20 +449,20 @@ def test_a_labelled_vae_is_encoded_given_its_classes():
     [
         (lambda p: encode(p, torch.zeros(3, 5)), r"x has shape \(3, 5\)"),
         (lambda p: encode(p, torch.zeros(3, 2), site="y"), "site must be one of 'z', got 'y'"),
-        (lambda p: encode(p, torch.zeros(3, 2), num_draws=0), "num_draws must be a positive integer"),
+        (lambda p: encode(p, torch.zeros(3, 2), num_samples=0), "num_samples must be a positive integer"),
         (lambda p: decode(p, torch.zeros(3, 5)), r"z has shape \(3, 5\), but the shape of the code 'z' is \(2,\)"),
-        (lambda p: line(torch.zeros(1, 2), torch.zeros(1, 2), 1), "num must be an int of at least 2, got 1"),
+        (lambda p: line(torch.zeros(1, 2), torch.zeros(1, 2), 1), "num_points must be an int of at least 2, got 1"),
         (lambda p: arc(torch.zeros(1, 2), torch.zeros(1, 3)), "of one shape"),
         (lambda p: line(torch.zeros(1, 2).long(), torch.zeros(1, 2).long()), "codes of reals"),
         (lambda p: interpolate(p, torch.zeros(1, 2), torch.zeros(1, 2), path="straight"), "path must be one of linear"),
         (lambda p: traverse(p, torch.zeros(2, 2)), r"one code is \(1, \*\(2,\)\)"),
         (lambda p: traverse(p, torch.zeros(1, 2), features=[2]), r"features must be among 0 .. 1, got \[2\]"),
-        (lambda p: grid(p, num=0), "num must be a positive integer"),
+        (lambda p: grid(p, num_points=0), "num_points must be a positive integer"),
         (lambda p: grid(CASES["maf"].build()), "a grid is for codes of 2 features"),
         (lambda p: grid(CASES["vae-discrete-autoregressive-prior"].build()), "the code 'z' is discrete"),
         (
             lambda p: knn(torch.zeros(3, 1), torch.zeros(3).long(), torch.zeros(1, 1), torch.zeros(1).long(), 4),
-            "neighbours is 4",
+            "neighbors is 4",
         ),
         (
             lambda p: knn(torch.zeros(3, 1), torch.zeros(2), torch.zeros(1, 1), torch.zeros(1), 1),

@@ -17,11 +17,11 @@ SHUFFLED, NOISY = "shuffled pixels", "additive noise"
 """Two kinds of anomalies."""
 
 ANOMALY_NOISE = 0.5
-"""Standard deviation of the noise of the anomalies, in grey levels: rounded, it moves a third of the grey pixels by
+"""Standard deviation of the noise of the anomalies, in gray levels: rounded, it moves a third of the gray pixels by
 one, and half as many of those that are black or white, which are clipped: some 23 % of a digit."""
 
 NOISE = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Standard deviations of the noise that the classifiers are shown, in grey levels."""
+"""Standard deviations of the noise that the classifiers are shown, in gray levels."""
 
 FALSE_ALARMS = 0.05
 """Share of the clean test digits that the alarm on p(x) may ring for."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from dgm_pyro.experiments import plots, report
 from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, FALSE_ALARMS, NOISE, NOISY, SHUFFLED
 from dgm_pyro.experiments.tour.results import versions
-from dgm_pyro.families.labelled import Labelled
+from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.uses.corruptions import add_noise
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
             Markup(
                 "<strong>How p(x) is represented.</strong> By a change of variables: an invertible map, here made of "
                 "monotone splines, takes the data to a simple distribution, and the determinant accounts for how it "
-                "stretches space. A flow is a density on real numbers, and grey levels are integers, so each level is "
+                "stretches space. A flow is a density on real numbers, and gray levels are integers, so each level is "
                 "spread over its unit cell by a small learned program (variational dequantization). This makes the "
                 "number a bound on the mass of the integers."
             ),
@@ -97,7 +97,7 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
             ),
         ),
     ),
-    "labelled": (
+    "labeled": (
         "The generative classifier",
         Markup(
             "p(<i>x</i>) = ∑<sub>y</sub> p(<i>x</i> | <i>y</i>) p(<i>y</i>), &ensp; "
@@ -118,11 +118,11 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
 }
 
 COLUMNS = (
-    ("program", "What was trained. Grey rows are references, counted rather than trained.", False),
+    ("program", "What was trained. Gray rows are references, counted rather than trained.", False),
     (
         "bits/dim",
         "What a pixel of an unseen digit costs, in bits, on average over the test digits: −log₂ p(x) / 64. Lower is "
-        "better. Guessing among 17 grey levels costs log₂ 17 = 4.09. After ± the standard error over the test digits.",
+        "better. Guessing among 17 gray levels costs log₂ 17 = 4.09. After ± the standard error over the test digits.",
         True,
     ),
     (
@@ -139,7 +139,7 @@ COLUMNS = (
     ),
     (
         "AUROC noise",
-        f"The same for digits with Normal noise of standard deviation {ANOMALY_NOISE:g} grey levels, rounded: a fifth "
+        f"The same for digits with Normal noise of standard deviation {ANOMALY_NOISE:g} gray levels, rounded: a fifth "
         "of the pixels moves by one level of 16, which the eye hardly sees.",
         True,
     ),
@@ -178,7 +178,7 @@ def page_of(tour: Tour) -> report.Report:
         facts={
             "command": "dgm tour" + (" --quick" if tour.quick else "") + (f" --seed {tour.seed}" if tour.seed else ""),
             "data": f"scikit-learn’s digits, {len(tour.train)} for training and {len(tour.test)} for testing, "
-            "17 grey levels",
+            "17 gray levels",
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "seed": str(tour.seed),
             "device": f"{tour.device}, {torch.get_num_threads()} threads",
@@ -308,7 +308,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
                 title="What counts as an anomaly",
             ),
             alt="Ten test digits, the same with shuffled pixels, the same with noise.",
-            caption="The noise is hard to see: it moves a fifth of the pixels by one grey level of 16.",
+            caption="The noise is hard to see: it moves a fifth of the pixels by one gray level of 16.",
         ),
     ]
     yield report.Section("All programs side by side", "overview", pictures=pictures)
@@ -359,7 +359,7 @@ def _pictures(tour: Tour, result: Result) -> Iterator[report.Picture]:
     name, title = result.stop.name, _capital(result.stop.title)
     if result.samples is not None:
         samples = result.samples
-        labels = [str(y) for y in range(10)] if isinstance(result.program, Labelled) else []
+        labels = [str(y) for y in range(10)] if isinstance(result.program, Labeled) else []
         yield report.picture(
             f"{name}-samples",
             lambda: plots.images(
@@ -383,7 +383,7 @@ def _pictures(tour: Tour, result: Result) -> Iterator[report.Picture]:
         yield report.picture(
             f"{name}-latents",
             lambda: plots.latent_map(z, y, title=f"{title}: a linear probe of z is right for {share:.0%}"),
-            alt=f"The latents of the test digits under {title}, projected to the plane, coloured by class.",
+            alt=f"The latents of the test digits under {title}, projected to the plane, colored by class.",
             caption=f"The pixels themselves, probed the same way: {tour.pixel_probe:.0%}." if tour.pixel_probe else "",
         )
     if result.history.epochs:
@@ -415,7 +415,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
             lambda: plots.curves(
                 NOISE,
                 panels,
-                xlabel="standard deviation of the noise (grey levels of 16)",
+                xlabel="standard deviation of the noise (gray levels of 16)",
                 percent=tuple(panels),
                 title=f"Accuracy falls faster than confidence; p(x) rings the alarm at a noise of {ringing:g}",
             ),
@@ -441,7 +441,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
                 title="What that noise looks like",
             ),
             alt="Three digits under growing noise.",
-            caption="On top, the standard deviation of the noise in grey levels.",
+            caption="On top, the standard deviation of the noise in gray levels.",
         ),
     ]
     yield report.Section(
@@ -468,7 +468,7 @@ def _verdict(comparison: Comparison) -> list[str]:
         "it is shown, so it cannot say “none of these”. The generative one gets its p(y | x) by Bayes’ rule, which has "
         "the same flaw, but on the way it computes p(x), which has not.",
         f"On clean digits the generative classifier is right for {comparison.accuracy['generative'][0]:.0%}, the "
-        f"discriminative one for {comparison.accuracy['discriminative'][0]:.0%}. At a noise of {NOISE[middle]:g} grey "
+        f"discriminative one for {comparison.accuracy['discriminative'][0]:.0%}. At a noise of {NOISE[middle]:g} gray "
         f"levels the generative one is {said('generative', middle)}, the discriminative one "
         f"{said('discriminative', middle)}; at {NOISE[-1]:g}, {said('generative', -1)} against "
         f"{said('discriminative', -1)}. Shown shuffled pixels, where there is no digit at all, they are "
@@ -494,19 +494,3 @@ def line_of(result: Result) -> str:
     if result.history.epochs:
         parts.append(f"trained in {result.history.seconds:.0f} s")
     return ", ".join(parts)
-
-
-def as_text(table: report.Table) -> str:
-    """A table for the terminal."""
-    head = [column.name for column in table.columns]
-    rows = [[" ".join(part for part in (cell.text, cell.note) if part) for cell in row] for row in table.rows]
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = (
-            cell.rjust(width) if column.numeric else cell.ljust(width)
-            for cell, width, column in zip(cells, widths, table.columns, strict=True)
-        )
-        return "  ".join(aligned).rstrip()
-
-    return "\n".join([line(head), "  ".join("-" * width for width in widths), *map(line, rows)])

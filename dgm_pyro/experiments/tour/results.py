@@ -27,7 +27,7 @@ from dgm_pyro.experiments.tour.stops import (
     levels_of,
 )
 from dgm_pyro.families.diffusion import Diffusion
-from dgm_pyro.families.labelled import Discriminative, Labelled
+from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.program import Program, seeded
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.uses.anomaly import auroc
@@ -137,7 +137,7 @@ class Tour:
         features, test_features = latents(program, self.train.x), latents(program, self.test.x)
         if features is not None and test_features is not None:
             result.latents, result.probe = test_features, self._probe(features, test_features)
-        if isinstance(program, (Labelled, Discriminative)):
+        if isinstance(program, (Labeled, Discriminative)):
             guess = beliefs(program, self.test.x)[0].argmax(-1)
             result.accuracy = share(guess == self.test.y)
         return result
@@ -147,7 +147,7 @@ class Tour:
 
     def _samples(self, program: Program) -> Tensor:
         """40 draws; 4 rows of all classes, in order, where the program knows classes."""
-        given = torch.arange(10, device=self.device).repeat(4) if isinstance(program, Labelled) else None
+        given = torch.arange(10, device=self.device).repeat(4) if isinstance(program, Labeled) else None
         with seeded(self.seed, self.device), evaluating(program):
             return program.sample(40, given).cpu()
 
@@ -192,7 +192,7 @@ def at_all_times(program: Program) -> Iterator[None]:
     if not isinstance(program, Diffusion):
         yield
         return
-    subsample, program.subsample = program.subsample, program.steps
+    subsample, program.subsample = program.subsample, program.num_steps
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dgm_pyro.catalog import build
 from dgm_pyro.data import Data
 from dgm_pyro.families.conditionals import Categorical
-from dgm_pyro.families.labelled import Labelled
+from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.program import Program
 
 
@@ -63,7 +63,7 @@ def independent_pixels_by_class(data: Data) -> Program:
     pixels.weight.data.copy_(torch.stack(tables))
     labels = _log_frequencies(data.y, data.num_classes)
     prior = Categorical((), data.num_classes, learned=True, parameters=labels)
-    return Labelled(prior, Categorical(data.event_shape, levels_of(data), pixels))
+    return Labeled(prior, Categorical(data.event_shape, levels_of(data), pixels))
 
 
 def _log_frequencies(x: Tensor, levels: int) -> Tensor:
@@ -137,14 +137,14 @@ STOPS: tuple[Stop, ...] = (
         functools.partial(build, "diffusion"),
         {"epochs": 50, "lr": 4e-3, "weight_decay": 0.01, "ema": 0.995},
         quick_epochs=4,
-        ask={"draws": 1, "batch_size": 64},
+        ask={"num_samples": 1, "batch_size": 64},
     ),
     Stop(
         "generative-classifier",
         "generative classifier",
-        "labelled",
+        "labeled",
         # PixelCNN is as accurate on clean digits, takes ten times as long, and noise throws it off sooner.
-        functools.partial(build, "made", labelled=True),
+        functools.partial(build, "made", labeled=True),
         {"epochs": 60, "lr": 3e-3, "weight_decay": 0.01},
         quick_epochs=8,
     ),

@@ -2,7 +2,7 @@
 // The interactive page: two panels over the networks of networks.js and the weights of weights.js.
 
 const PIXELS = 64, SIDE = 8;
-const COLOURS = ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#b6992d", "#b07aa1", "#d37295", "#9c755f", "#79706e"];
+const COLORS = ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#b6992d", "#b07aa1", "#d37295", "#9c755f", "#79706e"];
 
 // -- small things ---------------------------------------------------------------------------------------------------
 
@@ -32,7 +32,7 @@ function randomness(seed) {
 }
 
 const signed = (value, digits = 2) => value.toFixed(digits).replace("-", "\u2212");
-const colour = (name) => getComputedStyle(document.body).getPropertyValue(`--color-${name}`).trim();
+const color = (name) => getComputedStyle(document.body).getPropertyValue(`--color-${name}`).trim();
 
 // Where a chain's x in [-1, 1] lies between the lowest and the highest level; beyond, the picture saturates.
 const ink = (x) => x.map((v) => (v + 1) / 2);
@@ -119,7 +119,7 @@ function latentMap(place, exported) {
 
   const shown = { digits: true, pictures: false };
   const map = new Drawing(1, { class: "map", tabindex: 0, role: "application", "aria-label": "map of z; arrow keys move" }, (context, size) => {
-    const to = (v) => ((v + reach) / (2 * reach)) * size, fore = colour("foreground-primary");
+    const to = (v) => ((v + reach) / (2 * reach)) * size, fore = color("foreground-primary");
     context.clearRect(0, 0, size, size);
     context.font = "11px sans-serif";
     context.textAlign = "center";
@@ -144,7 +144,7 @@ function latentMap(place, exported) {
       context.fillStyle = shade;
       context.fillRect(0, 0, size, size);
     }
-    context.strokeStyle = context.fillStyle = shown.pictures ? "#1f5f99" : colour("foreground-muted");
+    context.strokeStyle = context.fillStyle = shown.pictures ? "#1f5f99" : color("foreground-muted");
     for (const mass of [0.5, 0.9, 0.99]) {
       const radius = Math.sqrt(-2 * Math.log(1 - mass));
       context.beginPath();
@@ -161,7 +161,7 @@ function latentMap(place, exported) {
     }
     if (shown.digits) {
       labels.forEach((label, i) => {
-        context.fillStyle = COLOURS[label];
+        context.fillStyle = COLORS[label];
         context.fillText(label, to(means[2 * i]), to(-means[2 * i + 1]));
       });
     }
@@ -258,7 +258,7 @@ function forwards(place, exported, chain) {
       context.stroke();
       context.fillText(label, left, height / 2);
     }
-    context.strokeStyle = colour("foreground-primary");
+    context.strokeStyle = color("foreground-primary");
     context.lineWidth = 1;
     context.beginPath();
     context.moveTo(to(t), 0);
@@ -278,7 +278,7 @@ function forwards(place, exported, chain) {
     doubt.show(of.variance.map(Math.sqrt));
     says.textContent =
       `t = ${t} of ${T}: \u03b1 = ${chain.schedule.alpha[t].toFixed(3)}, \u03c3 = ${chain.schedule.sigma[t].toFixed(3)}. ` +
-      (t > 0 ? `The guess is off by ${error.toFixed(1)} of ${chain.levels - 1} grey levels (root mean square).` : "Nothing is destroyed yet.");
+      (t > 0 ? `The guess is off by ${error.toFixed(1)} of ${chain.levels - 1} gray levels (root mean square).` : "Nothing is destroyed yet.");
     curves.draw();
   }
 
@@ -312,7 +312,7 @@ function backwards(place, chain) {
     context.textAlign = "center";
     for (let k = 0; k <= 10; k++) {
       const s = T - k * every, at = states[s];
-      context.fillStyle = colour(s === t ? "brand-primary" : "foreground-secondary");
+      context.fillStyle = color(s === t ? "brand-primary" : "foreground-secondary");
       context.fillText(k === 0 ? `t=${s}` : s, (k + 0.5) * each, each * 0.3);
       if (at === undefined) continue;
       paint(context, ink(at.x), k * each + 1.5, each * 0.4, size);

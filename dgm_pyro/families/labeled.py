@@ -1,9 +1,9 @@
-r"""Generative and discriminative classifiers: two factorisations of the joint p(x, y).
+r"""Generative and discriminative classifiers: two factorizations of the joint p(x, y).
 
 .. math::
     p(x, y) = p(x \mid y)\, p(y) = p(y \mid x)\, p(x)
 
-`Labelled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
+`Labeled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
 :math:`p(y \mid x) = p(x \mid y) p(y) / p(x)`. `Discriminative` models p(y | x) alone, and knows nothing of p(x).
 """
 
@@ -23,6 +23,7 @@ from dgm_pyro.families.conditionals import Categorical
 from dgm_pyro.program import (
     Conditional,
     Program,
+    check_program,
     check_values,
     declare_given,
     log_mean_exp,
@@ -34,7 +35,7 @@ from dgm_pyro.registry import register
 
 
 @register
-class Labelled(Program):
+class Labeled(Program):
     """The generative classifier p(y) p(x | y), over any family.
 
     The guide for y is the classifier q(y | x) if there is one; else Bayes' rule where p(x | y) is exact; else p(y).
@@ -50,7 +51,7 @@ class Labelled(Program):
         ValueError: the number of classes, or a shape, does not fit.
     """
 
-    # Or None; a checker that knew it would refuse `labelled.classifier(x)`.
+    # Or None; a checker that knew it would refuse `labeled.classifier(x)`.
     classifier: Categorical | Any
 
     def __init__(self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"):
@@ -62,8 +63,7 @@ class Labelled(Program):
         check_name(label, "label")
         if prior.conditional:
             raise ValueError("the prior is p(y), given nothing: build it without a network, learned or with parameters")
-        if not isinstance(program, Program):
-            raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
+        check_program(program)
         if classifier is not None and classifier.levels != prior.levels:
             raise ValueError(f"the classifier has {classifier.levels} classes, but the prior has {prior.levels}")
         if program.num_classes is not None and program.num_classes != prior.levels:
@@ -75,7 +75,7 @@ class Labelled(Program):
         self.event_shape, self.levels, self.tractable = program.event_shape, program.levels, program.tractable
         sites = program.latents(self.variable)
         if sites is not None:
-            require_distinct((self.variable, label, *sites), "this Labelled")
+            require_distinct((self.variable, label, *sites), "this Labeled")
 
     @property
     def classes(self) -> int:
@@ -108,18 +108,18 @@ class Labelled(Program):
         """
         if self.program.codes():
             raise ValueError(
-                "a Labelled program has a code for each class: pass the program within and the labels, "
-                "encode(labelled.program, x, given=labelled.classify(x))"
+                "a Labeled program has a code for each class: pass the program within and the labels, "
+                "encode(labeled.program, x, given=labeled.classify(x))"
             )
         return {}
 
-    def unroll(self) -> Labelled:
+    def unroll(self) -> Labeled:
         return self._around(self.program.unroll())
 
-    def unroll_latents(self) -> Labelled:
+    def unroll_latents(self) -> Labeled:
         return self._around(self.program.unroll_latents())
 
-    def _around(self, program: Program) -> Labelled:
+    def _around(self, program: Program) -> Labeled:
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
         twin.program = program
@@ -183,7 +183,7 @@ class Labelled(Program):
         return self.class_probabilities(x, num_particles, seed).argmax(-1)
 
     @torch.no_grad()
-    def sample(self, num_samples: int, given: Any = None, **options: Any) -> Tensor:
+    def sample(self, num_samples: int = 1, given: Any = None, **options: Any) -> Tensor:
         """Draw x from p(x), or from p(x | y) for labels ``given``, ``(num_samples,)`` or ``(1,)``.
 
         Further options (``guidance=``, ``sampler=``) go to the program's own `sample`.

@@ -17,14 +17,14 @@ from torch import nn
 from torch.distributions import Normal
 
 import dgm_pyro as dgm
-from dgm_pyro import Labelled, SemiSupervised, noise
+from dgm_pyro import Labeled, SemiSupervised, noise
 from dgm_pyro.networks import MLP, ConvEncoder
 from dgm_pyro.objectives import elbo
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-LABELLED = [name for name, case in CASES.items() if isinstance(case.build(), Labelled)]
-EXACT = [name for name in LABELLED if CASES[name].build().tractable]
+LABELED = [name for name, case in CASES.items() if isinstance(case.build(), Labeled)]
+EXACT = [name for name in LABELED if CASES[name].build().tractable]
 CLASSES = 3
 
 
@@ -33,14 +33,14 @@ def gaussians(loc, scale=1.0, prior=None):
     raw = torch.tensor([[m, math.log(math.expm1(scale))] for m in loc])
     embedding = nn.Embedding.from_pretrained(raw, freeze=False)
     logits = torch.zeros(len(loc)) if prior is None else torch.tensor(prior).log()
-    return Labelled(dgm.Categorical((), len(loc), parameters=logits), dgm.Normal(1, embedding))
+    return Labeled(dgm.Categorical((), len(loc), parameters=logits), dgm.Normal(1, embedding))
 
 
 def classifier(features=2, classes=CLASSES):
     return dgm.Categorical((), classes, MLP((features,), classes, hidden=(6,)))
 
 
-def labelled_vae(with_classifier=True):
+def labeled_vae(with_classifier=True):
     torch.manual_seed(0)
     inner = dgm.VAE(
         dgm.Normal(1),
@@ -48,7 +48,7 @@ def labelled_vae(with_classifier=True):
         dgm.Normal(1, MLP((2,), 2, hidden=(6,), num_classes=CLASSES)),
     )
     prior = dgm.Categorical((), CLASSES, parameters=torch.tensor([0.3, -0.2, 0.9]), learned=True)
-    return Labelled(prior, inner, classifier() if with_classifier else None)
+    return Labeled(prior, inner, classifier() if with_classifier else None)
 
 
 def assert_mean(values, expected, sigmas=4.5):
@@ -87,7 +87,7 @@ def test_sum_rule_and_bayes_rule_over_exact_families(name):
     assert torch.equal(program.classify(x), log_joint.argmax(0))
 
 
-@pytest.mark.parametrize("name", [name for name in LABELLED if name not in EXACT])
+@pytest.mark.parametrize("name", [name for name in LABELED if name not in EXACT])
 def test_bayes_rule_over_bounded_families_weighs_the_bounds(name):
     case = CASES[name]
     program = case.build().eval()
@@ -109,15 +109,15 @@ def test_classes_are_compared_at_the_same_draws():
     class Indifferent(nn.Module):
         num_classes = 3
 
-        def __init__(self, given_shape):
+        def __init__(self, in_shape):
             super().__init__()
-            self.network, self.given_shape = nn.Linear(1, 2), (torch.Size(given_shape), torch.Size(()))
+            self.network, self.in_shape, self.given_shape = nn.Linear(1, 2), torch.Size(in_shape), torch.Size(())
 
         def forward(self, x, y):
             return self.network(x)
 
     inner = dgm.VAE(dgm.Normal(1), dgm.Normal(1, Indifferent((1,))), dgm.Normal(1, Indifferent((1,))))
-    program = Labelled(dgm.Categorical((), 3, parameters=torch.tensor([0.3, -0.2, 0.9])), inner)
+    program = Labeled(dgm.Categorical((), 3, parameters=torch.tensor([0.3, -0.2, 0.9])), inner)
     x = torch.randn(5, 1)
     for particles in (1, 3):
         probabilities = program.class_probabilities(x, particles)
@@ -136,7 +136,7 @@ def test_many_particles_classify_as_the_exact_evidence_does():
     class Shifted(nn.Module):
         """x given z and y is N(0.8 z + shift_y, 0.5^2)."""
 
-        given_shape = (torch.Size((1,)), torch.Size(()))
+        in_shape, given_shape = torch.Size((1,)), torch.Size(())
         num_classes = 2
 
         def __init__(self):
@@ -151,7 +151,7 @@ def test_many_particles_classify_as_the_exact_evidence_does():
         guide.weight.copy_(torch.tensor([[0.3], [0.0]]))
         guide.bias.copy_(torch.tensor([0.0, math.log(math.expm1(1.0))]))
     inner = dgm.VAE(dgm.Normal(1), dgm.Normal(1, Shifted()), dgm.Normal(1, guide))
-    program = Labelled(dgm.Categorical((), 2), inner)
+    program = Labeled(dgm.Categorical((), 2), inner)
     x = torch.tensor([[-0.7], [0.1], [1.4]])
     scale = math.sqrt(0.8**2 + 0.5**2)
     log_joint = torch.stack([Normal(shift, scale).log_prob(x.squeeze(-1)) for shift in (-1.0, 1.0)])
@@ -170,7 +170,7 @@ def test_bayes_rule_as_the_guide_leaves_no_gap_and_no_noise(name):
     )
 
 
-@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("name", LABELED)
 def test_the_guide_draws_labels_from_the_posterior_it_names(name):
     case = CASES[name]
     program = case.build().eval()
@@ -201,7 +201,7 @@ def test_enumerated_labels_give_the_exact_evidence(name):
 @pytest.mark.parametrize("guide", ["classifier", "prior"])
 def test_enumeration_is_the_sum_over_labels_at_the_latents_drawn(guide):
     """TraceEnum_ELBO draws one z per label; at these, the sum over labels by hand is the same number."""
-    program = labelled_vae(guide == "classifier")
+    program = labeled_vae(guide == "classifier")
     x = torch.randn(4, 2)
     enumerated = config_enumerate(program.guide)
     torch.manual_seed(3)
@@ -228,7 +228,7 @@ def test_enumeration_is_the_sum_over_labels_at_the_latents_drawn(guide):
 
 def test_with_all_labels_unknown_it_is_the_enumerated_bound():
     """Over an exact p(x | y) nothing is drawn, so that the numbers are equal, gradients too."""
-    program = Labelled(
+    program = Labeled(
         dgm.Categorical((), CLASSES, parameters=torch.tensor([0.3, -0.2, 0.9]), learned=True),
         dgm.Normal(2, nn.Embedding(CLASSES, 4)),
         classifier(),
@@ -255,7 +255,7 @@ def test_with_all_labels_unknown_it_is_the_enumerated_bound():
 @pytest.mark.parametrize("weight", [0.0, 1.0, 7.5])
 def test_known_and_unknown_labels_each_get_their_bound(weight):
     """Kingma et al. 2014, equations 6 to 9, datum by datum, at the latents that were drawn."""
-    program = labelled_vae()
+    program = labeled_vae()
     x, y = torch.randn(6, 2), torch.tensor([2, -1, 0, -1, -1, 1])
     torch.manual_seed(3)
     bound = SemiSupervised(weight)(program, x, observed={"y": y})
@@ -285,7 +285,7 @@ def test_known_and_unknown_labels_each_get_their_bound(weight):
 
 def test_with_every_label_tried_a_network_of_x_alone_runs_once():
     """Rows that the encoder q(z | x) and the likelihood p(x | z, y) see: B, and B for each label."""
-    program = Labelled(
+    program = Labeled(
         dgm.Categorical((), CLASSES),
         dgm.VAE(
             dgm.Normal(1),
@@ -310,7 +310,7 @@ def test_with_every_label_tried_a_network_of_x_alone_runs_once():
 
 
 def test_all_known_and_all_unknown_are_no_special_cases():
-    program, x = labelled_vae(), torch.randn(3, 2)
+    program, x = labeled_vae(), torch.randn(3, 2)
     for y in (torch.tensor([0, 2, 1]), torch.tensor([-1, -1, -1])):
         torch.manual_seed(3)
         bound = SemiSupervised()(program, x, observed={"y": y})
@@ -324,7 +324,7 @@ def test_a_few_labels_and_many_without_find_the_classes():
     y = torch.arange(600) % 2
     x = torch.stack([4.0 * y - 2, torch.zeros(600)], -1) + torch.randn(600, 2)
     given = torch.where(torch.arange(600) < 6, y, torch.full_like(y, -1))
-    program = Labelled(dgm.Categorical((), 2, learned=True), dgm.Normal(2, nn.Embedding(2, 4)), classifier(classes=2))
+    program = Labeled(dgm.Categorical((), 2, learned=True), dgm.Normal(2, nn.Embedding(2, 4)), classifier(classes=2))
     history = dgm.fit(
         program,
         dgm.Data(x, given, num_classes=2),
@@ -347,7 +347,7 @@ def test_a_learned_prior_becomes_the_frequencies_of_the_classes():
     torch.set_default_dtype(torch.float32)
     y = torch.tensor([0] * 200 + [1] * 500 + [2] * 100)
     x = y.unsqueeze(-1).float() + 0.1 * torch.randn(800, 1)
-    program = Labelled(dgm.Categorical((), 3, learned=True), dgm.Normal(1, nn.Embedding(3, 2)))
+    program = Labeled(dgm.Categorical((), 3, learned=True), dgm.Normal(1, nn.Embedding(3, 2)))
     dgm.fit(program, dgm.Data(x, y), epochs=60, batch_size=100, lr=5e-2, validation=None, progress=False)
     torch.testing.assert_close(program.prior().probs, torch.tensor([0.25, 0.625, 0.125]), rtol=0, atol=5e-3)
     components = program.program(torch.arange(3))
@@ -356,7 +356,7 @@ def test_a_learned_prior_becomes_the_frequencies_of_the_classes():
 
 
 def test_labels_are_observed_where_the_data_have_them():
-    program = CASES["labelled"].build()
+    program = CASES["labeled"].build()
     x, y = torch.randn(4, 2), torch.tensor([0, 2, 1, 1])
     value, given, observed = program.arguments(x, y)
     assert given is None
@@ -380,12 +380,12 @@ def test_samples_of_a_class_and_of_all():
 
 
 def test_options_of_sampling_reach_the_program():
-    program = Labelled(dgm.Categorical((), 3), diffusion(2, num_classes=3, label_dropout=0.1)).eval()
+    program = Labeled(dgm.Categorical((), 3), diffusion(2, num_classes=3, label_dropout=0.1)).eval()
     y = torch.tensor([0, 1, 2])
     torch.manual_seed(0)
-    expected = program.program.sample(3, y, sampler="ddim", guidance=2.0, steps=2)
+    expected = program.program.sample(3, y, sampler="ddim", guidance=2.0, num_steps=2)
     torch.manual_seed(0)
-    assert torch.equal(program.sample(3, y, sampler="ddim", guidance=2.0, steps=2), expected)
+    assert torch.equal(program.sample(3, y, sampler="ddim", guidance=2.0, num_steps=2), expected)
 
 
 def test_samples_follow_the_density():
@@ -397,7 +397,7 @@ def test_samples_follow_the_density():
 
 def test_plain_svi_trains_both_factors():
     torch.set_default_dtype(torch.float32)
-    program = Labelled(dgm.Categorical((), 2, learned=True), dgm.Normal(1, nn.Embedding(2, 2)))
+    program = Labeled(dgm.Categorical((), 2, learned=True), dgm.Normal(1, nn.Embedding(2, 2)))
     x = torch.cat([torch.randn(100, 1) - 3, torch.randn(300, 1) + 3])
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 5e-2}), Trace_ELBO())
     losses = [svi.step(x) for _ in range(200)]
@@ -411,57 +411,57 @@ def test_plain_svi_trains_both_factors():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Labelled(dgm.Normal(1), dgm.Normal(1, nn.Embedding(3, 2))), TypeError, "prior must be a Categorical"),
+        (lambda: Labeled(dgm.Normal(1), dgm.Normal(1, nn.Embedding(3, 2))), TypeError, "prior must be a Categorical"),
         (
-            lambda: Labelled(dgm.Categorical(2, 3), dgm.Normal(1, nn.Embedding(3, 2))),
+            lambda: Labeled(dgm.Categorical(2, 3), dgm.Normal(1, nn.Embedding(3, 2))),
             TypeError,
             r"prior must be a Categorical of event_shape \(\)",
         ),
         (
-            lambda: Labelled(classifier(), dgm.Normal(2, nn.Embedding(3, 4))),
+            lambda: Labeled(classifier(), dgm.Normal(2, nn.Embedding(3, 4))),
             ValueError,
             r"prior is p\(y\), given nothing",
         ),
-        (lambda: Labelled(dgm.Categorical((), 3), nn.Linear(1, 1)), TypeError, "program must be a dgm_pyro.Program"),
+        (lambda: Labeled(dgm.Categorical((), 3), nn.Linear(1, 1)), TypeError, "program must be a dgm.Program"),
         (
-            lambda: Labelled(dgm.Categorical((), 3), dgm.Normal(1)),
+            lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(1)),
             ValueError,
             "program is given a label.*not conditional",
         ),
         (
-            lambda: Labelled(dgm.Categorical((), 4), dgm.Normal(1, nn.Embedding(3, 2))),
+            lambda: Labeled(dgm.Categorical((), 4), dgm.Normal(1, nn.Embedding(3, 2))),
             ValueError,
             "program knows 3 classes, but the prior has 4",
         ),
         (
-            lambda: Labelled(dgm.Categorical((), 3), dgm.Normal(1, nn.Linear(2, 2), given_shape=(2,))),
+            lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(1, nn.Linear(2, 2), given_shape=(2,))),
             ValueError,
             r"program expects given_shape \(2,\)",
         ),
         (
-            lambda: Labelled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), classifier(classes=4)),
+            lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), classifier(classes=4)),
             ValueError,
             "classifier has 4 classes, but the prior has 3",
         ),
         (
-            lambda: Labelled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), classifier(features=5)),
+            lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), classifier(features=5)),
             ValueError,
             r"classifier expects given_shape \(5,\)",
         ),
         (
-            lambda: Labelled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), dgm.Categorical((), 3)),
+            lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), dgm.Categorical((), 3)),
             ValueError,
             "classifier is given.*not conditional",
         ),
         (
-            lambda: Labelled(dgm.Categorical((), 3), labelled_vae().program, label="z"),
+            lambda: Labeled(dgm.Categorical((), 3), labeled_vae().program, label="z"),
             ValueError,
-            "two latents of this Labelled are named 'z'",
+            "two latents of this Labeled are named 'z'",
         ),
         (
-            lambda: Labelled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), label="x"),
+            lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), label="x"),
             ValueError,
-            "two latents of this Labelled are named 'x'",
+            "two latents of this Labeled are named 'x'",
         ),
     ],
 )
@@ -471,7 +471,7 @@ def test_parts_that_do_not_fit_are_refused(make, error, message):
 
 
 def test_questions_that_do_not_fit_are_refused():
-    program = CASES["labelled"].build()
+    program = CASES["labeled"].build()
     with pytest.raises(ValueError, match=r"x has shape \(4, 3\)"):
         program.classify(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="not conditional"):
@@ -479,7 +479,7 @@ def test_questions_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="labels from 3 to 3"):
         program.sample(2, given=torch.tensor([3]))
     with pytest.raises(dgm.IntractableError, match="log_weights"):
-        labelled_vae().log_prob(torch.zeros(4, 2))
+        labeled_vae().log_prob(torch.zeros(4, 2))
 
 
 # -- the discriminative one --------------------------------------------------------------------------------------------
