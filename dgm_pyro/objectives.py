@@ -90,7 +90,7 @@ class Objective(Protocol):
 
 
 def at_progress(objective: Any, progress: float) -> Any:
-    """The objective to use at this progress of training, in [0, 1], if it says that it changes."""
+    """The objective to use at this progress of training, in [0, 1], if it changes during training."""
     at = getattr(objective, "at", None)
     return objective if at is None else at(progress)
 

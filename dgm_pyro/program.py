@@ -154,7 +154,7 @@ class Program(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define joint(name, value=None, given=None)")
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        """State q(latents | value, given). The default says that there are no latents."""
+        """State q(latents | value, given). The default has no latents."""
 
     def latents(self, name: str) -> tuple[str, ...] | None:
         """Names of the latent sites of ``joint(name)``; None if the program does not declare them."""

@@ -7,9 +7,9 @@ The model runs backwards,
     p(x_{0:T}) = p(x_T) \Big[\prod_{t=2}^{T} p(x_{t-1} \mid x_t)\Big]\, p(x_0 \mid x_1), \qquad
     p(x_{t-1} \mid x_t) = \int q(x_{t-1} \mid x_t, x_0)\, N(x_0; \hat x_0, v)\, dx_0,
 
-where the network makes :math:`\hat x_0` of x_t, and v says how far off it may be. Without v (Ho et al. 2020 have v = 0)
-the steps back are too narrow, and the bound is loose unless they are very many (Bao et al. 2022, theorem 1). The bound
-on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
+where the network makes :math:`\hat x_0` of x_t, and v is the variance of its error. Without v (Ho et al. 2020 have v =
+0) the steps back are too narrow, and the bound is loose unless they are very many (Bao et al. 2022, theorem 1). The
+bound on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
 
 .. math::
     E_q\Big[\log p(x_0 \mid x_1) - KL(q(x_T \mid x_0) \| p(x_T))

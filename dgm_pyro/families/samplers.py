@@ -1,7 +1,7 @@
 r"""Samplers: how a diffusion goes from x_t at one time to x_s at the next, less noisy one.
 
 A sampler is a callable ``(x, t, s, denoise, carried) -> (x_s, carried)``. The noise level of a `Time` is
-:math:`\alpha, \sigma`; ``denoise(x, t)`` says what x_0 may have been, at the cost of one network call; ``carried`` is a
+:math:`\alpha, \sigma`; ``denoise(x, t)`` predicts x_0, at the cost of one network call; ``carried`` is a
 value that a sampler keeps for the next step, None at the first. With :math:`\hat x_0` from the denoiser, the noise in
 x_t is :math:`\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t`, and with the ratio of the signal-to-noise ratios,
 

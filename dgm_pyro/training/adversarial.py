@@ -116,8 +116,8 @@ class Adversarial:
     """Adversarial training of the program against a critic, which learns in the same `dgm.fit`.
 
     Before each step of the program the critic takes ``critic_steps`` steps, by Adam with the program's current learning
-    rate. Epochs are validated by the energy distance to the held-out data, because the loss of a game
-    says nothing of its quality: each player's depends on the other.
+    rate. Epochs are validated by the energy distance to the held-out data, because the loss of a game does not measure
+    its quality: each player's depends on the other.
 
     Args:
         game: "gan" (the critic maximizes the bound on the Jensen-Shannon divergence, the program E[log sigma(V)], the

@@ -45,7 +45,7 @@ from dgm_pyro.objectives import (
 )
 from dgm_pyro.program import Program, alone, latent_sites, require_subset, sample_sites
 
-# The frames of a traceback that are nobody's statements.
+# The frames of a traceback that belong to no statement.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
 
 # Where Pyro warns about a pair, and not about a single statement of it.

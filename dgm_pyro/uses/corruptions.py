@@ -1,6 +1,6 @@
 r"""Corruptions: images as a classifier does not expect them, at a strength that can be dialled.
 
-`shift`, `rotate`, `blur`, `add_noise` and `mutate` know nothing of any model. `fgsm` and `pgd` are the worst case: they
+`shift`, `rotate`, `blur`, `add_noise` and `mutate` need no model. `fgsm` and `pgd` are the worst case: they
 move x, within a distance, to where a program's own p(y | x) is lowest for the true y. With an L-infinity ball of radius
 :math:`\epsilon` around x the first step of the ascent of :math:`L = -\log p(y \mid x)` is
 
