@@ -13,7 +13,7 @@ alone.
 log p(x) is the clearly highest lower bound, on average over the data: of annealed importance sampling, of importance
 weights with many particles of the encoder's q and of the best q, and of the ELBOs themselves. All are on average below
 log p(x), so the approximation gap may be larger than reported, not smaller; the highest one of each datum would be
-above it, by the noise of all. The best q is likewise the better one of where the ascent ended and where it began.
+above it, by the noise of all. The best q is also the better one of the end and the start of the ascent.
 
 Source: Cremer, Li and Duvenaud 2018 (Inference suboptimality in variational autoencoders, arXiv 1801.03558).
 """
