@@ -28,7 +28,7 @@ import reprlib
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import pyro
 import torch
@@ -121,6 +121,9 @@ def unchecked() -> Iterator[None]:
 # -- programs ----------------------------------------------------------------------------------------------------------
 
 
+P = TypeVar("P", bound="Program")
+
+
 class Program(nn.Module):
     """A deep generative model as Pyro statements.
 
@@ -167,6 +170,23 @@ class Program(nn.Module):
     def unroll_latents(self) -> Program:
         """`unroll` for the chains among the latents alone: what has an exact density stays in one piece."""
         return self if self.tractable else self.unroll()
+
+    def replaced(self: P, **parts: Program | None) -> P:
+        """A twin with other parts, such as ``vae.replaced(encoder=other)``: it shares the rest, and this one stays.
+
+        Raises:
+            ValueError: there is no part of that name.
+        """
+        # From the dictionary, not by attribute: a tracer puts stand-ins there that a twin cannot share.
+        modules = self.__dict__["_modules"]
+        for name in parts:
+            if name not in modules:
+                raise ValueError(f"{type(self).__name__} has no part {name!r}: it has {', '.join(modules)}")
+        twin = copy.copy(self)
+        twin.__dict__["_modules"] = modules | parts
+        if "_arguments" in self.__dict__:  # by which a checkpoint rebuilds it
+            twin.__dict__["_arguments"] = self.__dict__["_arguments"] | parts
+        return twin
 
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """The form in which a datum x with label y enters the statements: (value, given, further observed sites)."""

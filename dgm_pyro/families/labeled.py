@@ -9,7 +9,6 @@ r"""Generative and discriminative classifiers: two factorizations of the joint p
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pyro
@@ -114,16 +113,10 @@ class Labeled(Program):
         return {}
 
     def unroll(self) -> Labeled:
-        return self._around(self.program.unroll())
+        return self.replaced(program=self.program.unroll())
 
     def unroll_latents(self) -> Labeled:
-        return self._around(self.program.unroll_latents())
-
-    def _around(self, program: Program) -> Labeled:
-        twin = copy.copy(self)
-        twin._modules = dict(self._modules)
-        twin.program = program
-        return twin
+        return self.replaced(program=self.program.unroll_latents())
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         """p(y, x_mis | x_obs): every y with the weights of its own p(x_obs | y)."""

@@ -292,7 +292,7 @@ def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor
         raw = encoder.raw_parameters(read).clone().requires_grad_()
     encoder._modules = {}
     encoder.raw_parameters = lambda _: raw
-    return _with_encoder(program, encoder), [raw]
+    return program.replaced(encoder=encoder), [raw]
 
 
 def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
@@ -305,7 +305,7 @@ def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
         for name, parameter in encoder.named_parameters()
         if id(originals[name]) not in generative or not _is_hierarchy(program)
     ]
-    twin = _with_encoder(program, encoder)
+    twin = program.replaced(encoder=encoder)
     if isinstance(program.prior, VAE) and program.prior.encoder is not None:
         twin.prior, above = _with_own_guide(program.prior)
         parameters += above
@@ -320,10 +320,3 @@ def _generative(part: Program) -> list[nn.Parameter]:
     if isinstance(part, VAE):
         return _generative(part.prior) + _generative(part.likelihood)
     return list(part.parameters())
-
-
-def _with_encoder(program: VAE, encoder: Program) -> VAE:
-    twin = copy.copy(program)
-    twin._modules = dict(program._modules)
-    twin.encoder = encoder
-    return twin
