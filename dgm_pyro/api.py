@@ -9,6 +9,7 @@ from dgm_pyro.data import Data
 from dgm_pyro.diagnosis import Diagnosis, Finding, doctor
 from dgm_pyro.evaluation import Evidence, evaluate
 from dgm_pyro.experiments import plots
+from dgm_pyro.factors import formula
 from dgm_pyro.families import autoregressive, diffusion, flow, guides, implicit, priors
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.conditionals import (
@@ -99,6 +100,7 @@ __all__ = [
     "evaluate",
     "fit",
     "flow",
+    "formula",
     "guides",
     "implicit",
     "infer",

@@ -41,12 +41,16 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 from torch.utils.weak import WeakTensorKeyDictionary
 
+import dgm_pyro.factors as factors
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor, check_type
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 
 # Data whose support is stated at once, where it differs between them.
 ROWS = 256
+
+
+_Factors = tuple[factors.Factor, ...]
 
 
 class IntractableError(RuntimeError):
@@ -410,6 +414,65 @@ class Program(nn.Module):
         check_finite(z, "z")
         self.check_given(given, len(z))
         return site
+
+    def formula(self, given: Any = None) -> factors.Formula:
+        """The joint and the guide as products of factors, read off the statements: what `print` shows.
+
+        Args:
+            given: one row, ``(1, *given_shape)``, where the program leaves its shape open. Without it, every site is
+                said to read all before it.
+        """
+        size = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        given = example_given(self) if given is None else given
+        if self.conditional and given is None:
+            found: tuple[_Factors, _Factors | None] = self._declared_factors()
+        else:
+            with eval_mode(self), alone(), pyro.plate("data", 1, dim=-1):
+                found = self._stated_factors(self._marked(given))
+        return factors.Formula(type(self).__name__, *found, size)
+
+    def _stated_factors(self, given: Any) -> tuple[_Factors, _Factors | None]:
+        name = self.variable
+        latents = self.latents(name)
+        joint, _, values = factors.factors_of(self.joint, name, given=given, latents=latents)
+        if latents is None:  # all but the data, then
+            latents = tuple(factor.site for factor in joint if factor.site != name)
+            joint, _, values = factors.factors_of(self.joint, name, given=given, latents=latents)
+        x = factors.marked(name, values[name])
+        try:
+            posterior, _, _ = factors.factors_of(self.posterior, name, x, given, latents=latents)
+        except (IntractableError, NotImplementedError, ValueError):  # it says that it has no guide
+            posterior = None
+        return joint, posterior
+
+    def _declared_factors(self) -> tuple[_Factors, _Factors]:
+        """By the chain rule, all that is known without the shape of ``given``."""
+        before, latents = [self._given_names()[0]], self.latents(self.variable) or ()
+        joint, posterior = [], []
+        for i, site in enumerate(latents):
+            joint.append(factors.Factor(site, (*latents[:i], *before), None, None, "latent"))
+            posterior.append(factors.Factor(site, (*latents[:i], self.variable, *before), None, None, "latent"))
+        joint.append(factors.Factor(self.variable, (*latents, *before), self.event_shape, None, "data"))
+        return tuple(joint), tuple(posterior)
+
+    def _marked(self, given: Any) -> Any:
+        """``given`` with the names of its parts."""
+        names = iter(self._given_names(len(parts_of(given))))
+        return map_given(lambda part: factors.marked(next(names), part), given)
+
+    def _given_names(self, parts: int = 1) -> list[str]:
+        """y for a label, x for what a classifier reads, c for any other context."""
+        if self.variable != "x":
+            return ["x"]
+        shapes: Any = self.given_shape if is_pair(self.given_shape) else (self.given_shape,) * parts
+        labels = [self.num_classes is not None and shape == () for shape in shapes]
+        return ["y" if label else "c" if sum(labels) >= parts - 1 else f"c{i}" for i, label in enumerate(labels, 1)]
+
+    def __str__(self) -> str:
+        return str(self.formula())
+
+    def _repr_latex_(self) -> str:
+        return self.formula()._repr_latex_()
 
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():

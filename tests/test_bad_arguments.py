@@ -629,7 +629,7 @@ EXCLUDED = {
     "a context manager, which checks when it is entered": ["plots.theme"],
     "distributions and steps within programs, called under Pyro's handlers or compiled": [
         "dequantized.Floor", "guides.Finite", "infer.Features", "infer.Times", "adversarial.draw", "adversarial.slopes",
-        "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "objectives.is_cost",
+        "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "factors.is_cost",
         "objectives.site_log_prob", "objectives.at_progress", "samplers.karras", "samplers.quadratic", "samplers.ratio",
         "samplers.run", "samplers.uniform",
     ],

@@ -25,6 +25,7 @@ Source: Sohl-Dickstein et al. 2015 (arXiv 1503.03585); Ho, Jain and Abbeel 2020 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -558,7 +559,7 @@ class Diffusion(Denoising):
         if drawn:
             # One subsample of times for the whole batch would be noisy. Evenly spread and turned by a shift of each
             # datum's own, every time is as likely as before (systematic sampling).
-            site = Even(self.mean_square) if self.importance else _Shift(self.num_steps, x0)
+            site = Even(self.mean_square) if self.importance else _Shift(self.num_steps, self.zeros())
             shift = noising(f"{name}_shift", site)
         spread = torch.arange(self.subsample, device=x0.device) * self.num_steps // self.subsample
         plate: Any = pyro.plate(f"{name}_time", self.num_steps, subsample=spread)
@@ -612,7 +613,7 @@ def evenly(shape: torch.Size, like: Tensor) -> Tensor:
     teeth, shift = (shape[:-1], (*(1,) * (len(shape) - 1), *shape[-1:])) if own else (shape, ())
     count = math.prod(teeth)  # not numel(), which would fix the batch size in an export
     even = torch.arange(count, dtype=like.dtype, device=like.device) / max(1, count)
-    even = even.reshape(*teeth, *(1,) * (len(shape) - len(teeth)))
+    even = even.reshape((*teeth, *(1,) * (len(shape) - len(teeth))))  # of tensors that track who reads what, too
     return (even + torch.rand(shift, dtype=like.dtype, device=like.device)) % 1
 
 
@@ -694,6 +695,14 @@ class Chain(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.diffusion.run_chain(torch.Size(sample_shape) + self.batch_shape, self.given)
+
+    def factors(self, name: str) -> list[tuple[str, tuple[str, ...]]]:
+        """p(x_T) p(x_{T-1} | x_T) .. p(x | x_1): each variable and what it is conditioned on."""
+        names = [*(f"{name}_{t}" for t in range(self.diffusion.num_steps, 0, -1)), name]
+        return [(names[0], ()), *((site, (above,)) for above, site in itertools.pairwise(names))]
+
+    def blank(self) -> Tensor:
+        return self.diffusion.zeros(*self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         batch = value.shape[: value.dim() - self.event_dim]
