@@ -46,7 +46,7 @@ from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.priors import MixturePrior, VampPrior
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
-from dgm_pyro.program import Program, is_pair
+from dgm_pyro.program import Program, check_program, is_pair
 
 LATENT_SIZE = 16
 CODE_VALUES = 8
@@ -246,7 +246,9 @@ def vae(
 def _named(choice: Program | str, table: Table, role: str, *args: Any) -> Program:
     if isinstance(choice, Program):
         return choice
-    if not isinstance(choice, str) or choice not in table:
+    if not isinstance(choice, str):
+        check_program(choice, role)
+    if choice not in table:
         raise ValueError(f"{role} must be a Program or one of {', '.join(table)}, got {choice!r}")
     return table[choice][0](*args)
 

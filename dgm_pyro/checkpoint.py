@@ -46,7 +46,7 @@ from torch import Tensor, nn
 import dgm_pyro.families as families
 import dgm_pyro.old_names as old_names
 from dgm_pyro.checks import check_path, find_device
-from dgm_pyro.program import Program
+from dgm_pyro.program import Program, check_program
 from dgm_pyro.registry import REGISTRY, arguments_of
 
 FORMAT = "dgm_pyro program"
@@ -94,8 +94,7 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
         CheckpointError: the program was changed after it was built, and its arguments no longer describe it; a
             weight is NaN; or ``path`` is a file.
     """
-    if not isinstance(program, Program):
-        raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
+    check_program(program)
     graph = _Graph()
     graph.add(program, "program")
     state = _state(program)

@@ -39,6 +39,7 @@ from torch.distributions.transforms import ComposeTransform, Transform
 
 from dgm_pyro.evaluation import as_data, program_device
 from dgm_pyro.program import Program, alone, differentiating, is_pair, sample_sites, seeded
+from dgm_pyro.results import Result, Table
 
 SEVERITIES = ("error", "warning", "note")
 DRAWS = 3
@@ -70,7 +71,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Result):
     """All findings, the worst first."""
 
     findings: tuple[Finding, ...]
@@ -90,14 +91,14 @@ class Diagnosis:
         """Plain Python, for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
         counts = ", ".join(
             f"{n} {severity}{'s' * (n != 1)}"
             for severity in SEVERITIES
             if (n := sum(finding.severity == severity for finding in self.findings))
         )
         looked = f"{len(self.sites)} sites, {self.num_parameters} parameters"
-        return "\n".join([*map(str, self.findings), f"{counts or 'nothing found'} ({looked})"])
+        return [*map(str, self.findings), f"{counts or 'nothing found'} ({looked})"]
 
 
 @dataclass

@@ -26,10 +26,11 @@ from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, alone, check_program, parameter_of, seeded
+from dgm_pyro.results import Result, Table
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Result):
     """log p(x) of a data set under a program.
 
     Attributes:
@@ -111,7 +112,7 @@ class Evidence:
             "kl": self.kl,
         }
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
         text = (
             f"{self.bits_per_dim:.4f} +- {self.stderr:.4f} bits/dim "
             f"({self.nats:.3f} +- {self.nats_stderr:.3f} nats, {self.kind}, {self.measure})"
@@ -120,7 +121,7 @@ class Evidence:
             told = [f"{site} {value:.3f}" for site, value in terms.items() if value]  # a time costs nothing
             if self.kl and told:
                 text += f"; {label} " + ", ".join(told)
-        return text
+        return [text]
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def evaluate(
 
 
 def _bound(
-    program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[int], Any]
+    program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
     if isinstance(program, Labeled) and not program.tractable:
@@ -267,7 +268,7 @@ def _bound(
 
 
 def _sum_over_labels(
-    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[int], Any]
+    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not asked.
 
@@ -279,14 +280,18 @@ def _sum_over_labels(
     labels = torch.arange(program.classes, device=x.device)
     log_prior = program.prior().log_prob(labels)
 
+    passes = len(labels) * (1 if num_particles > 1 else 2)
+
     def of_classes() -> list[Bound]:
         return [
-            _bound(program.program, x, y.expand(len(x)), num_particles, num_samples, lambda done: None) for y in labels
+            _bound(
+                program.program, x, y.expand(len(x)), num_particles, num_samples, lambda done: advance(done / passes)
+            )
+            for y in labels
         ]
 
     each = of_classes()
     log_joint = torch.stack([bound.value for bound in each], -1) + log_prior
-    advance(len(x) * num_particles)
     if num_particles > 1:
         value = log_joint.logsumexp(-1)
         return Bound(value, value)
@@ -316,7 +321,7 @@ def importance_bound(
     x: Tensor,
     given: Any = None,
     num_particles: int = 1,
-    advance: Callable[[int], Any] = lambda done: None,
+    advance: Callable[[float], Any] = lambda done: None,
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 

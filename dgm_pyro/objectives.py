@@ -556,9 +556,7 @@ def elbo(
 def _check_draws(count: Any, argument: str, leave_one_out: bool) -> None:
     check_count(count, argument)
     if leave_one_out and count == 1:
-        raise ValueError(
-            f"{argument} must be at least 2 with leave_one_out: a draw's baseline is the mean of the others"
-        )
+        raise ValueError(f"{argument} must be 2 or more with leave_one_out: the baseline is the mean of the others")
 
 
 def exact(program: Program, x: Tensor, given: Any = None) -> Bound:

@@ -415,6 +415,11 @@ CALLS = {
     "anomaly.code_bits": Call(dict(x=IMAGES.byte(), compressor="png")),
     "anomaly.Detector": Call(dict(score=vae), {"score": PROGRAM[:3]}),
     "anomaly.separation": Call(dict(normal=X[:, 0], anomalous=X[:, 1])),
+    "anomaly.detect": Call(
+        dict(program=vae, x=X, normal=X, scores=("kl",), background=vae, ensemble=lambda: [vae()],
+             false_alarm_rate=0.5, num_particles=1, seed=0),
+        {"scores": [None, 3, ("no",)], "ensemble": [[3], ["x"]], "background": PROGRAM[1:]},
+    ),
     "Detector.calibrate": Call(dict(reference=X, false_alarm_rate=0.5), of=lambda: dgm.anomaly.Detector(made())),
     "Detector.flag": Call(dict(x=X), of=lambda: dgm.anomaly.Detector(made()).calibrate(X, 0.5)),
     "Detector.p_values": Call(dict(x=X), of=lambda: dgm.anomaly.Detector(made()).calibrate(X, 0.5)),
@@ -441,6 +446,9 @@ CALLS = {
     "classification.reliability": Call(dict(probabilities=PROBABILITIES, y=Y, bins=2), {"probabilities": REALS}),
     "classification.risk_coverage": Call(
         dict(right=Y > 0, uncertainty=X[:, 0]), {"right": REALS[:4], "uncertainty": REALS}
+    ),
+    "classification.answer": Call(
+        dict(program=labeled, x=X, reference=X, false_alarm_rate=0.5, num_particles=1, seed=0)
     ),
     "classification.Bayesian": Call(
         dict(network=lambda: nn.Linear(2, 2), data=data, guide="normal", scale=1.0), {"data": [None, "x", X]}
@@ -474,6 +482,9 @@ CALLS = {
     "representations.knn": Call(CODES | dict(neighbors=1)),
     "representations.cluster": Call(dict(z=X, num_clusters=2, seed=0)),
     "representations.agreement": Call(dict(clusters=Y, y=Y)),
+    "representations.represent": Call(
+        dict(program=vae, data=X, site="z", seed=0), {"site": ["no", 3], "train": ["x", 3, X]}
+    ),
     "representations.assess": Call(CODES | dict(neighbors=1, seed=0)),
     # samplers
     "samplers.DDIM": Call(dict(eta=0.5)),
@@ -567,9 +578,13 @@ CALLS = {
     "plots.gaps": Call(dict(found=lambda: {"a": gaps(vae(), X)}), {"found": THING}),
     "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num_data=2), {"found": THING}),
     "plots.calibration": Call(dict(report=report, most=2), {"report": THING}),
+    "plots.representation": Call(
+        dict(found=lambda: dgm.representations.represent(vae(), X), program=vae, x=X, path="linear"), {"found": THING}
+    ),
     "plots.latent_map": Call(dict(z=X, y=Y), {"y": LABELS[1:3]}),
     # runs and sweeps
     "runs.read": Call(dict(folder=run, device="cpu")),
+    "runs.inputs": Call(dict(source="moons", program=vae), {"source": NAME}),
     "runs.reserve": Call(dict(folder=fresh)),
     "runs.train": Call(
         dict(folder=fresh, model="pixels", data_name="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
@@ -597,10 +612,12 @@ EXCLUDED = {
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
-        "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Separation",
+        "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
+        "anomaly.Separation", "classification.Answers",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
         "infer.Calibration", "infer.Gaps", "infer.Population", "infer.Report", "infer.Sandwich", "infer.Units",
-        "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality", "runs.Record",
+        "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality",
+        "representations.Representation", "runs.Record",
         "samplers.Time", "sweep.Cell", "sweep.Comparison", "sweep.Options", "sweep.Row", "sweep.Sweep",
     ],
     "no arguments": [
@@ -618,9 +635,9 @@ EXCLUDED = {
     ],
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
-        "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.write", "runs.write_json", "sweep.aligned", "sweep.collect",
-        "sweep.devices", "sweep.markdown", "sweep.run_cell",
+        "anomaly.auroc", "objectives.check_particles", "objectives.chosen", "representations.latents",
+        "runs.read_json", "runs.record_of", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
+        "sweep.devices", "sweep.run_cell",
     ],
 }  # fmt: skip
 
@@ -653,9 +670,11 @@ CALLED = {
     "data": "x",
     "x": "data",
     "reference": "x",
+    "normal": "x",
     "name": "model|data set",
     "data_name": "data set",
     "text": "objective",
+    "source": "data set",
 }
 
 

@@ -330,7 +330,7 @@ CASES = {
     "a prior by name": (
         lambda: dgm.VAE("normal", dgm.Normal(2), dgm.Normal(2)),
         TypeError,
-        ["prior must be a dgm_pyro.Program"],
+        ["prior must be a dgm.Program"],
     ),
     # diffusions
     "no steps": (lambda: diffusion(num_steps=0), ValueError, ["num_steps must be a positive int"]),
@@ -695,7 +695,7 @@ FILES = {
     "saving a tensor": (
         lambda folder: dgm.save(X, folder),
         TypeError,
-        ["program must be a dgm_pyro.Program, got Tensor"],
+        ["program must be a dgm.Program, got Tensor"],
     ),
     "saving the unregistered": (
         lambda folder: dgm.save(Unregistered(), folder),

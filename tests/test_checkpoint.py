@@ -320,7 +320,7 @@ def changed(change):
 
 
 UNSAVABLE = {
-    "no program": (lambda: nn.Linear(1, 2), TypeError, "program must be a dgm_pyro.Program, got Linear"),
+    "no program": (lambda: nn.Linear(1, 2), TypeError, "program must be a dgm.Program, got Linear"),
     "a class that is not registered": (
         lambda: dgm.Normal(1, Unregistered(1, 2)),
         TypeError,

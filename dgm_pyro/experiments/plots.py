@@ -50,8 +50,10 @@ from dgm_pyro.checks import (
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.infer.checks import Report
 from dgm_pyro.infer.gaps import Gaps
+from dgm_pyro.program import Program, check_program
 from dgm_pyro.training.fit import History
 from dgm_pyro.uses.classification import reliability as bins_of_answers
+from dgm_pyro.uses.representations import PATHS, Representation, codes, grid, interpolate, is_discrete, traverse
 
 WIDTH = 4.3
 """Width of every figure, in inches: on a phone of 360 pixels, its text is 10 pixels high."""
@@ -784,6 +786,59 @@ def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure
         center = (float(points[:, 0].median()), float(points[:, 1].median()))
         axes.annotate(str(label), center, ha="center", va="center", weight="bold", size=9, bbox=box)
     return figure
+
+
+def representation(
+    found: Representation, program: Program, x: Tensor, *, path: str = "spherical", title: str = ""
+) -> dict[str, Figure]:
+    """Pictures of codes by name: "map", "interpolation" between pairs of data, "traversals", and the "grid" of a plane.
+
+    Those that the program, its code or the number of data do not allow are left out.
+
+    Args:
+        found: what `representations.represent` found.
+        program: that it found it of.
+        x: the data, ``(N, *event_shape)``.
+        path: between two codes, a name in `representations.PATHS`.
+        title: of the map.
+    """
+    check_type(found, Representation, "found", "what dgm.representations.represent returns")
+    check_program(program)
+    check_finite(x, "x")
+    check_choice(path, PATHS, "path")
+    site, z, levels, pairs = found.site, found.z, program.levels, min(6, len(x) // 2)
+    figures = {}
+    if len(z) > 1 and z[0].numel() > 1:
+        figures["map"] = latent_map(z, found.y, title=title)
+    if len(program.event_shape) != 3 or is_discrete(program, site):
+        return figures
+    nearest = site == codes(program)[0]
+    if nearest and pairs:
+        a, b = x[:pairs], x[pairs : 2 * pairs]
+        between = interpolate(program, a, b, 8, path=path)
+        rows = torch.cat([a[None].to(between), between, b[None].to(between)]).transpose(0, 1)
+        ends = ("x", *("",) * 8, "x'")
+        figures["interpolation"] = images(
+            rows.flatten(0, 1), levels=levels, column_labels=ends, title=f"Between two data: {path} in {site}"
+        )
+    if site in found.units:
+        units = found.units[site]
+        by_use = (units.variance if units.kl is None else units.kl).argsort(descending=True)[:8].tolist()
+        values = (-3, -2, -1, 0, 1, 2, 3)
+        moved = traverse(program, z[:1], values, by_use, site=site)
+        figures["traversals"] = images(
+            moved.flatten(0, 1),
+            levels=levels,
+            row_labels=[f"{site}[{i}]" for i in by_use],
+            column_labels=[str(value) for value in values],
+            title="One feature moved at a time, the most used first",
+        )
+    if nearest and tuple(z.shape[1:]) == (2,):
+        plane_of_z = grid(program)
+        figures["grid"] = images(
+            plane_of_z.flatten(0, 1), levels=levels, columns=plane_of_z.shape[1], title=f"What each {site} stands for"
+        )
+    return figures
 
 
 # -- experiments -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+import dgm_pyro.results as results
 from dgm_pyro.checkpoint import write_file
 from dgm_pyro.experiments import plots
 
@@ -78,6 +79,11 @@ class Table:
         for i, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise ValueError(f"row {i} has {len(row)} cells, but there are {len(self.columns)} columns")
+
+    def as_text(self) -> str:
+        """The table for the terminal."""
+        rows = [[" ".join(part for part in (cell.text, cell.note) if part) for cell in row] for row in self.rows]
+        return str(results.Table([column.name for column in self.columns], rows))
 
 
 @dataclass(frozen=True)

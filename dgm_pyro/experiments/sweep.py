@@ -9,8 +9,6 @@ resumes where it was; a cell that failed has a ``failed.json`` with the error, a
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 import multiprocessing
@@ -37,6 +35,7 @@ from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.infer.checks import units
 from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import check_count
+from dgm_pyro.results import Result, Table, as_csv, with_error
 from dgm_pyro.training.options import TrainingOptions, changes
 
 AXES = ("prior", "encoder", "likelihood", "objective")
@@ -90,8 +89,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """The result of `sweep`."""
+class Sweep(Result):
+    """The result of `sweep` ."""
 
     folder: Path
     options: Options
@@ -111,8 +110,8 @@ class Sweep:
                 found.setdefault(error, []).append(" ".join(row.choices.values()))
         return found
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows, as text: the best on top."""
+    def table(self) -> Table:
+        """The best on top."""
         swept = [axis for axis in self.axes if len(self.axes[axis]) > 1] or list(self.axes)[:1]
         kinds = sorted({cell["kind"] for row in self.rows for cell in row.cells})
         kinds = kinds or [f"iwae-{self.options.num_particles}"]
@@ -129,25 +128,24 @@ class Sweep:
             rows.append(
                 [
                     *choices,
-                    _with_error(*row.over_seeds("bits_per_dim"), 4),
-                    _with_error(*row.over_seeds("nats"), 2),
-                    _with_error(*row.over_seeds("elbo_bits_per_dim"), 4),
-                    _with_error(*row.over_seeds("kl"), 2),
-                    _with_error(row.over_seeds("active")[0], math.nan, 1),
-                    _with_error(row.over_seeds("seconds")[0], math.nan, 1),
+                    with_error(*row.over_seeds("bits_per_dim"), 4),
+                    with_error(*row.over_seeds("nats"), 2),
+                    with_error(*row.over_seeds("elbo_bits_per_dim"), 4),
+                    with_error(*row.over_seeds("kl"), 2),
+                    with_error(row.over_seeds("active")[0], math.nan, 1),
+                    with_error(row.over_seeds("seconds")[0], math.nan, 1),
                     seeds,
                 ]
             )
-        return header, rows
+        return Table(header, rows)
 
-    def __str__(self) -> str:
-        return aligned(*self.table())
+    def parts(self) -> list[str | Table]:
+        return [self.table()]
 
-
-def _with_error(mean: float, error: float, digits: int) -> str:
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" +- {error:.{digits}f}")
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        cells = [cell for row in self.rows for cell in row.cells]
+        return {"folder": str(self.folder), "failed": self.failed, "cells": cells}
 
 
 def sweep(
@@ -420,8 +418,7 @@ def collect(
 def _write_tables(result: Sweep) -> None:
     from dgm_pyro.experiments import plots
 
-    header, rows = result.table()
-    (result.folder / "table.md").write_text(markdown(header, rows) + "\n", encoding="utf-8")
+    (result.folder / "table.md").write_text(result.table().markdown() + "\n", encoding="utf-8")
     numbers = ("bits_per_dim", "nats", "elbo_bits_per_dim", "kl", "active", "seconds", "parameters")
     summary: list[dict[str, Any]] = []
     for row in result.rows:
@@ -430,24 +427,16 @@ def _write_tables(result: Sweep) -> None:
             mean, error = row.over_seeds(name)
             line |= {name: _cell_of(mean), f"{name}_stderr": _cell_of(error)}
         summary.append({**line, "seeds": len(row.cells), "failed": len(row.errors)})
-    _write_csv(result.folder / "table.csv", summary)
+    (result.folder / "table.csv").write_text(as_csv(summary), encoding="utf-8")
     cells = [{**cell["choices"], **{k: v for k, v in cell.items() if k != "choices"}}
              for row in result.rows for cell in row.cells]  # fmt: skip
     if cells:
-        _write_csv(result.folder / "cells.csv", cells)
+        (result.folder / "cells.csv").write_text(as_csv(cells), encoding="utf-8")
         plots.heat_map(*_grid(result)).savefig(result.folder / "sweep.png")
 
 
 def _cell_of(value: float) -> float | str:
     return "" if math.isnan(value) else value
-
-
-def _write_csv(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _grid(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, float]]], str]:
@@ -463,24 +452,11 @@ def _grid(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, f
     return panels, f"{result.options.data}: bits per dimension ({kind}), lower is better"
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text, its columns under one another."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)) for line in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(part.replace("|", "\\|") for part in line) + " |" for line in lines)
-
-
 # -- runs side by side -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Runs on the same data, the first of them the one that differences are taken to."""
 
     evidences: dict[str, Evidence]
@@ -503,7 +479,7 @@ class Comparison:
             }
         return lines
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
         reference, *_ = self.evidences
         header = ["run", "bits/dim", "nats", f"nats more than {reference}", "kind", "parameters", "seconds"]
         rows, kinds = [], set[str]()
@@ -513,7 +489,7 @@ class Comparison:
             rows.append(
                 [
                     name,
-                    _with_error(evidence.bits_per_dim, evidence.stderr, 4),
+                    with_error(evidence.bits_per_dim, evidence.stderr, 4),
                     f"{evidence.nats:.3f}",
                     "-" if name == reference else str(difference).replace(" nats", ""),
                     evidence.kind,
@@ -522,12 +498,12 @@ class Comparison:
                 ]
             )
         first = self.evidences[reference]
-        lines = [f"{len(first.values)} of {first.data}, a {first.measure}", aligned(header, rows)]
+        parts: list[str | Table] = [f"{len(first.values)} of {first.data}, a {first.measure}", Table(header, rows)]
         if kinds != {"exact"}:
-            lines.append(
+            parts.append(
                 "a bound may be short of log p(x) by its gap (dgm gaps), and so may a difference of two bounds"
             )
-        return "\n".join(lines)
+        return parts
 
 
 def compare(

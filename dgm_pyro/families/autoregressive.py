@@ -31,7 +31,15 @@ from dgm_pyro.families.conditionals import IndependentConditional
 from dgm_pyro.networks.caches import Cache, cache_maker
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import eval_mode
-from dgm_pyro.program import Conditional, Program, call_network, example_given, is_pair, parameter_of
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    call_network,
+    check_no_distribution,
+    example_given,
+    is_pair,
+    parameter_of,
+)
 from dgm_pyro.registry import register
 
 
@@ -57,6 +65,7 @@ class Autoregressive(Conditional):
 
     def __init__(self, features: IndependentConditional):
         super().__init__()
+        check_no_distribution(features, "features")
         if not isinstance(features, IndependentConditional):
             raise TypeError(
                 f"features must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(features).__name__}"

@@ -355,13 +355,14 @@ class Denoising(Program):
     @torch.no_grad()
     def sample(
         self,
-        num_samples: int,
+        num_samples: int = 1,
         given: Any = None,
         *,
         sampler: str | Sampler = "ancestral",
         num_steps: int | None = None,
         spacing: str | Spacing = "uniform",
         guidance: float = 0.0,
+        **options: Any,
     ) -> Tensor:
         """Draw x from p(x), or from p(x | given).
 
@@ -372,6 +373,7 @@ class Denoising(Program):
             num_steps: how many of the T times to stop at; default all.
             spacing: how they are spread: "uniform", "quadratic", "karras", or a `dgm_pyro.families.samplers.Spacing`.
             guidance: strength w of classifier-free guidance; 0 is the model itself.
+            options: there are no others.
 
         Returns:
             ``(num_samples, *event_shape)``; int64 if there are `levels`.
@@ -379,7 +381,7 @@ class Denoising(Program):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        given = self.check_draws(num_samples, given)
+        given = self.check_draws(num_samples, given, options)
         check_number(guidance, "guidance")
         return self.run_chain(torch.Size((num_samples,)), given, sampler, num_steps, spacing, guidance)
 

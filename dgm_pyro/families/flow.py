@@ -49,7 +49,7 @@ from dgm_pyro.networks.bijections import (
 )
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP
-from dgm_pyro.program import Conditional, Program, call_network, unwrapped
+from dgm_pyro.program import Conditional, Program, call_network, check_program, unwrapped
 from dgm_pyro.registry import register
 
 Part = Bijection | Transform | dist.ConditionalTransform
@@ -107,6 +107,7 @@ class Flow(Conditional):
         if base is None:
             plain = [part for part in self.transforms if isinstance(part, Transform)]
             base = Normal(ComposeTransform(plain).inverse_shape(self.event_shape))
+        check_program(base, "base")
         if not isinstance(base, Conditional) or base.measure == "mass":
             raise ValueError(
                 f"the base must be a Conditional with a density on reals, got {type(base).__name__}: a flow transforms "

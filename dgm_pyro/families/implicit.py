@@ -39,6 +39,7 @@ from dgm_pyro.program import (
     IntractableError,
     Program,
     call_network,
+    check_program,
     declare_given,
     is_pair,
     require_distinct,
@@ -82,8 +83,7 @@ class Implicit(Program):
         latent_name: str = "z",
     ):
         super().__init__()
-        if not isinstance(prior, Program):
-            raise TypeError(f"the prior must be a dgm_pyro.Program, got {type(prior).__name__}")
+        check_program(prior, "prior")
         if not isinstance(generator, nn.Module):
             raise TypeError(f"the generator must be a torch.nn.Module, got {type(generator).__name__}")
         check_name(latent_name, "latent_name")

@@ -23,6 +23,7 @@ from dgm_pyro.families.conditionals import Categorical
 from dgm_pyro.program import (
     Conditional,
     Program,
+    check_program,
     check_values,
     declare_given,
     log_mean_exp,
@@ -62,8 +63,7 @@ class Labeled(Program):
         check_name(label, "label")
         if prior.conditional:
             raise ValueError("the prior is p(y), given nothing: build it without a network, learned or with parameters")
-        if not isinstance(program, Program):
-            raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
+        check_program(program)
         if classifier is not None and classifier.levels != prior.levels:
             raise ValueError(f"the classifier has {classifier.levels} classes, but the prior has {prior.levels}")
         if program.num_classes is not None and program.num_classes != prior.levels:
@@ -183,7 +183,7 @@ class Labeled(Program):
         return self.class_probabilities(x, num_particles, seed).argmax(-1)
 
     @torch.no_grad()
-    def sample(self, num_samples: int, given: Any = None, **options: Any) -> Tensor:
+    def sample(self, num_samples: int = 1, given: Any = None, **options: Any) -> Tensor:
         """Draw x from p(x), or from p(x | y) for labels ``given``, ``(num_samples,)`` or ``(1,)``.
 
         Further options (``guidance=``, ``sampler=``) go to the program's own `sample`.

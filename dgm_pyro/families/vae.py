@@ -30,6 +30,7 @@ from dgm_pyro.families.distributions import features_of, finite_mean, mean_of
 from dgm_pyro.program import (
     Conditional,
     Program,
+    check_program,
     declare_given,
     guide_trace,
     is_pair,
@@ -74,8 +75,8 @@ class VAE(Program):
     def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent_name: str = "z"):
         super().__init__()
         for role, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
-            if not isinstance(part, Program) and not (role == "encoder" and part is None):
-                raise TypeError(f"the {role} must be a dgm_pyro.Program, got {type(part).__name__}")
+            if role != "encoder" or part is not None:
+                check_program(part, role)
         check_name(latent_name, "latent_name")
         if encoder is not None and encoder.event_shape != prior.event_shape:
             raise ValueError(

@@ -158,7 +158,7 @@ def ais(
         observed: further observed sites, such as ``{"y": labels}`` of a `Labeled`.
         seed: of noise of each datum's own (`noise.per_datum`): its bound does not depend on the others. A transition
             of your own keeps that if it draws inside `noise.drawing`. The global random state is left as it was.
-        progress: whether to show a bar.
+        progress: whether to show bars.
 
     Raises:
         ValueError: a latent is discrete, x has no chance under the initial draws, or an argument does not fit.
@@ -178,7 +178,7 @@ def ais(
         path = ToPosterior(program, x, given, num_chains, initial, observed or {})
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        step_sizes = path.adapt(betas, transition, target_acceptance)
+        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
         u, log_weights, acceptance = path.anneal(path.start(), betas, step_sizes, transition, progress)
         latents, _ = path.coordinates.unflatten(u)
     return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents)
@@ -231,7 +231,7 @@ def bidirectional(
                  for name in path.coordinates.names}  # fmt: skip
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        step_sizes = path.adapt(betas, transition, target_acceptance)
+        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
         _, forward, there = path.anneal(path.start(), betas, step_sizes, transition, progress)
         _, backward, back = path.anneal(
             path.coordinates.flatten(exact), betas, step_sizes, transition, progress, reverse=True
@@ -303,7 +303,7 @@ class Path:
             acceptance = acceptance + accepted.mean(0) / len(order)
         return u, log_weights, acceptance
 
-    def adapt(self, betas: Tensor, transition: Transition, target: float) -> Tensor:
+    def adapt(self, betas: Tensor, transition: Transition, target: float, progress: bool = False) -> Tensor:
         """Step sizes for each temperature and datum, ``(T + 1, B)``, from chains that are then thrown away.
 
         They walk a quarter of the temperatures, at least 20; in between, log step sizes are interpolated.
@@ -312,7 +312,8 @@ class Path:
         u = self.start()
         log_step = u.new_full((self.batch[1],), -0.25 * math.log(u.shape[-1]))
         logs = []
-        for place in [0.0] * 10 + coarse.tolist():
+        places = [0.0] * 10 + coarse.tolist()
+        for place in tqdm(places, desc="adapt", unit="temperature", disable=not progress, leave=False):
             u, accepted = transition(u, log_step.exp(), self.at(betas[round(place)]))
             log_step = log_step + ADAPTATION_RATE * (accepted.mean(0) - target)
             logs.append(log_step)

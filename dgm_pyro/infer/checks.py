@@ -12,12 +12,14 @@ Sources: Talts et al. 2018 (arXiv 1804.06788); Burda et al. 2016 (arXiv 1509.005
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+from tqdm import tqdm
 
 from dgm_pyro.checks import check_choice, check_count, check_counts
 from dgm_pyro.diagnosis import Finding
@@ -25,6 +27,7 @@ from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_
 from dgm_pyro.families.distributions import features_of, finite_mean
 from dgm_pyro.infer.posterior import guide_trace, joint_trace
 from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded
+from dgm_pyro.results import Result, Table
 
 NUM_SAMPLES = 32
 ACTIVE = 0.01
@@ -86,6 +89,7 @@ def sbc(
     num_posterior_samples: int = 99,
     num_bins: int = 20,
     seed: int = 0,
+    progress: bool = False,
 ) -> Calibration:
     """Simulation-based calibration of the program's guide against its own model.
 
@@ -96,6 +100,7 @@ def sbc(
         num_posterior_samples: L, draws of the guide to rank each true z among.
         num_bins: must divide L + 1, for equal expected counts in all bins.
         seed: the global random state is left as it was.
+        progress: whether to show a bar.
 
     Raises:
         ValueError: there are no latents to rank, or a count does not fit.
@@ -116,10 +121,14 @@ def sbc(
         )
     where = program_device(program)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        parts = [
-            _guesses_below(program, rows_of(given, rows), size, num_posterior_samples)
-            for rows, size in _parts(program, num_samples)
-        ]
+        cut = _parts(program, num_samples)
+        with tqdm(
+            total=len(cut) * num_posterior_samples, desc="rank", unit="draw", disable=not progress, leave=False
+        ) as bar:
+            parts = [
+                _guesses_below(program, rows_of(given, rows), size, num_posterior_samples, bar.update)
+                for rows, size in cut
+            ]
         below = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
         # Ties, of discrete latents, put z anywhere among its equals.
         ranks = {name: less + (torch.rand(less.shape) * (equal + 1)).long() for name, (less, equal) in below.items()}
@@ -134,8 +143,10 @@ def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
     return [(slice(start, start + most), min(most, total - start)) for start in range(0, total, most)]
 
 
-def _guesses_below(program: Program, given: Any, size: int, num_posterior_samples: int) -> dict[str, Tensor]:
-    """Number of the guide's draws below each z of ``size`` simulations, and number equal to it, ``(2, B, D)``."""
+def _guesses_below(
+    program: Program, given: Any, size: int, num_posterior_samples: int, advance: Callable[[], Any]
+) -> dict[str, Tensor]:
+    """Number of the guide each z of ``size`` simulations is above, and number equal to it equals, ``(2, B, D)``."""
     truth: Any = joint_trace(program, None, given=given, batch=(size,))
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
@@ -147,6 +158,7 @@ def _guesses_below(program: Program, given: Any, size: int, num_posterior_sample
             values = (trace.nodes[name]["value"] for trace in (truth, drawn))
             z, guess = (value.reshape(size, -1).double() for value in values)
             below[name] = below.get(name, 0) + torch.stack([guess < z, guess == z]).long().cpu()
+        advance()
     return below
 
 
@@ -171,8 +183,14 @@ class Units:
         """Dimensions that say nothing about x, ``(D,)``."""
         return ~self.active if self.kl is None else ~self.active & (self.kl < COLLAPSED)
 
+    def __str__(self) -> str:
+        total = "" if self.kl is None else f", KL {float(self.kl.sum()):.2f} nats"
+        return f"{int(self.active.sum())} of {len(self.active)} dimensions active{total}"
 
-def units(program: Program, data: Any, *, num_samples: int = NUM_SAMPLES, seed: int = 0) -> dict[str, Units]:
+
+def units(
+    program: Program, data: Any, *, num_samples: int = NUM_SAMPLES, seed: int = 0, progress: bool = False
+) -> dict[str, Units]:
     """Active units and the KL of every latent dimension, by site.
 
     The noise of a diffusion and the place of an integer within its cell are no codes of x, and not among them. Data go
@@ -182,17 +200,18 @@ def units(program: Program, data: Any, *, num_samples: int = NUM_SAMPLES, seed: 
         data: a `Data`, or a tensor ``(N, *event_shape)``; at least two of them.
         num_samples: draws of the guide per datum, for E_q[z]; the KL is in closed form where there is one.
         seed: the global random state is left as it was.
+        progress: whether to show a bar.
 
     Raises:
         ValueError, TypeError: the data do not fit, or the guide draws no codes of x.
     """
-    found = _units(program, data, num_samples, seed)
+    found = _units(program, data, num_samples, seed, progress)
     if not found:
         raise ValueError(f"the guide of this {type(program).__name__} has no latent variables to measure")
     return found
 
 
-def _units(program: Program, data: Any, num_samples: int, seed: int) -> dict[str, Units]:
+def _units(program: Program, data: Any, num_samples: int, seed: int, progress: bool) -> dict[str, Units]:
     points = as_data(program, data)
     check_count(num_samples, "num_samples")
     if len(points) < 2:
@@ -200,10 +219,11 @@ def _units(program: Program, data: Any, num_samples: int, seed: int) -> dict[str
     where = program_device(program)
     points = points.to(where)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        parts = [
-            _moments(program, points.x[rows], rows_of(points.y, rows), num_samples)
-            for rows, _ in _parts(program, len(points))
-        ]
+        cut = _parts(program, len(points))
+        with tqdm(total=len(cut) * num_samples, desc="units", unit="draw", disable=not progress, leave=False) as bar:
+            parts = [
+                _moments(program, points.x[rows], rows_of(points.y, rows), num_samples, bar.update) for rows, _ in cut
+            ]
     found = {}
     for name in parts[0]:
         means, squares, divergences = zip(*(part[name] for part in parts), strict=True)
@@ -215,7 +235,7 @@ def _units(program: Program, data: Any, num_samples: int, seed: int) -> dict[str
 
 
 def _moments(
-    program: Program, x: Tensor, y: Tensor | None, num_samples: int
+    program: Program, x: Tensor, y: Tensor | None, num_samples: int, advance: Callable[[], Any]
 ) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
     """Means over draws, by code: of E_q[z] and its square, ``(B, D)``, and of the KL summed over data, ``(D,)``."""
     x, given, _ = program.arguments(x, y)
@@ -232,6 +252,7 @@ def _moments(
             first, second, third = sums.get(name, (0, 0, 0))
             third = None if kl is None or third is None else third + kl.sum(0).cpu() / num_samples
             sums[name] = first + mean / num_samples, second + mean**2 / num_samples, third
+        advance()
     return sums
 
 
@@ -261,8 +282,8 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The result of `check`: calibration, units by site, and findings with a remedy."""
+class Report(Result):
+    """The result of `check` found: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
     units: dict[str, Units]
@@ -284,14 +305,12 @@ class Report:
             "findings": [vars(finding) for finding in self.findings],
         }
 
-    def __str__(self) -> str:
-        lines = [f"calibration: p = {self.calibration.p_value:.3g} (uniform ranks are expected)"]
-        for site, each in self.units.items():
-            total = "" if each.kl is None else f", KL {float(each.kl.sum()):.2f} nats"
-            lines.append(f"{site}: {int(each.active.sum())} of {len(each.variance)} dimensions active{total}")
+    def parts(self) -> list[str | Table]:
+        parts: list[str | Table] = [f"calibration: p = {self.calibration.p_value:.3g} (uniform ranks are expected)"]
+        parts += [f"{site}: {each}" for site, each in self.units.items()]
         if self.units:
-            lines.append(f"active: the mean of q(z | x) moves with x, by a variance above {ACTIVE:g}")
-        return "\n".join([*lines, *map(str, self.findings)])
+            parts.append(f"active: the mean of q(z | x) moves with x, by a variance above {ACTIVE:g}")
+        return [*parts, *map(str, self.findings)]
 
 
 def check(
@@ -303,6 +322,7 @@ def check(
     num_posterior_samples: int = 99,
     num_bins: int = 20,
     seed: int = 0,
+    progress: bool = False,
 ) -> Report:
     """`sbc` and `units` together, with a warning for each thing that is wrong.
 
@@ -315,8 +335,9 @@ def check(
         num_posterior_samples=num_posterior_samples,
         num_bins=num_bins,
         seed=seed,
+        progress=progress,
     )
-    found = _units(program, data, NUM_SAMPLES, seed)
+    found = _units(program, data, NUM_SAMPLES, seed, progress)
     return Report(calibration, found, (*collapse(found), *miscalibration(calibration)))
 
 

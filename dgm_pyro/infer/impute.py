@@ -186,7 +186,7 @@ class Imputer:
 
     def over_times(self, program: Denoising, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         times = Times(program, x, mask, given)
-        times.tune(max(2, self.count(PARTICLES) // 8))
+        times.tune(max(2, self.count(PARTICLES) // 8), self.progress)
         return self.chain(times, len(x))
 
     def over_cells(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any) -> Weighted:
@@ -201,7 +201,7 @@ class Imputer:
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
 
     def annealed(self, path: _ToCells | _ToReals) -> Weighted:
-        step_sizes = path.adapt(self.betas, self.transition, 0.65)
+        step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
         u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
         return path.features(u), log_weights
 
@@ -238,7 +238,7 @@ class Imputer:
         else:
             path = ToPosterior(program, x, given, self.count(PARTICLES), "prior", {}, mask)
             batch = path.batch
-            step_sizes = path.adapt(self.betas, self.transition, 0.65)
+            step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
             u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
         known = _Known(program.variable, x, mask)

@@ -229,13 +229,13 @@ class Times:
         self.x0 = self.program.clean(self.x)
         self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, 1)
 
-    def tune(self, num_particles: int) -> None:
-        """Set each datum's powers by a run with separate particles, ``num_particles`` of them or `TUNING`."""
+    def tune(self, num_particles: int, progress: bool = False) -> None:
+        """Set each datum's powers by a run with particles of its own, ``num_particles`` of them or `TUNING`."""
         num_particles = max(num_particles, TUNING)
         self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, len(self.x))
         state, _ = self.start((num_particles, len(self.x)))
         states = [state]
-        for i in range(len(self)):
+        for i in tqdm(range(len(self)), desc="tune", unit="step", disable=not progress, leave=False):
             state, _ = self.step(i, state)
             states.append({name: state[name] for name in ("log_path", "log_psi")})
         last = state["log_path"] + state["log_psi"]
@@ -305,7 +305,14 @@ class Times:
 
 @torch.no_grad()
 def smc(
-    program: Program, x: Tensor, given: Any = None, *, num_particles: int = 64, threshold: float = 0.5, seed: int = 0
+    program: Program,
+    x: Tensor,
+    given: Any = None,
+    *,
+    num_particles: int = 64,
+    threshold: float = 0.5,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Population:
     """Estimate log p(x | given) of a diffusion by sequential Monte Carlo along its own chain.
 
@@ -321,6 +328,7 @@ def smc(
         threshold: resample when the effective number of particles falls below this share of K; 0 never does, and is
             importance sampling.
         seed: the global random state is left as it was.
+        progress: whether to show bars.
 
     Raises:
         TypeError: the program is no diffusion.
@@ -339,5 +347,5 @@ def smc(
     program.check(x, given)
     with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed):
         chain = Times(program, x, torch.ones_like(x, dtype=torch.bool), given)
-        chain.tune(max(2, num_particles // 8))
-        return propagate(chain, num_particles, len(x), threshold=threshold)
+        chain.tune(max(2, num_particles // 8), progress)
+        return propagate(chain, num_particles, len(x), threshold=threshold, progress=progress)

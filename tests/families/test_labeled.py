@@ -422,7 +422,7 @@ def test_plain_svi_trains_both_factors():
             ValueError,
             r"prior is p\(y\), given nothing",
         ),
-        (lambda: Labeled(dgm.Categorical((), 3), nn.Linear(1, 1)), TypeError, "program must be a dgm_pyro.Program"),
+        (lambda: Labeled(dgm.Categorical((), 3), nn.Linear(1, 1)), TypeError, "program must be a dgm.Program"),
         (
             lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(1)),
             ValueError,

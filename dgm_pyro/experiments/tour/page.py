@@ -494,19 +494,3 @@ def line_of(result: Result) -> str:
     if result.history.epochs:
         parts.append(f"trained in {result.history.seconds:.0f} s")
     return ", ".join(parts)
-
-
-def as_text(table: report.Table) -> str:
-    """A table for the terminal."""
-    head = [column.name for column in table.columns]
-    rows = [[" ".join(part for part in (cell.text, cell.note) if part) for cell in row] for row in table.rows]
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = (
-            cell.rjust(width) if column.numeric else cell.ljust(width)
-            for cell, width, column in zip(cells, widths, table.columns, strict=True)
-        )
-        return "  ".join(aligned).rstrip()
-
-    return "\n".join([line(head), "  ".join("-" * width for width in widths), *map(line, rows)])

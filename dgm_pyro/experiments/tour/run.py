@@ -14,7 +14,7 @@ from pathlib import Path
 from dgm_pyro.checks import find_device
 from dgm_pyro.experiments import report, runs
 from dgm_pyro.experiments.tour.comparison import compare
-from dgm_pyro.experiments.tour.page import as_text, line_of, page_of
+from dgm_pyro.experiments.tour.page import line_of, page_of
 from dgm_pyro.experiments.tour.results import Tour
 from dgm_pyro.experiments.tour.stops import (
     STOPS,
@@ -101,7 +101,7 @@ def _finish(tour: Tour) -> None:
     report.write(page, tour.out / "report.html")
     runs.write_json(tour.out / "metrics.json", tour.metrics())
     print()
-    print(as_text(page.table))
+    print(page.table.as_text())
     print()
     state = "" if tour.complete else "NOT COMPLETE: "
     print(f"{state}{tour.metrics()['seconds']:.0f} s; look at {tour.out / 'report.html'}", flush=True)
