@@ -36,6 +36,13 @@ def as_shape(shape: Any, argument: str = "event_shape") -> torch.Size:
     return torch.Size(sizes)
 
 
+def as_given_shape(shape: Any) -> Shape:
+    """The shape of one ``given`` as a torch.Size; a tuple of them where ``given`` is a tuple."""
+    if isinstance(shape, Sequence) and any(isinstance(part, Sequence) and not isinstance(part, str) for part in shape):
+        return tuple(as_given_shape(part) for part in shape)
+    return as_shape(shape, "given_shape")
+
+
 def check_sizes(**sizes: int | Sequence[int]) -> None:
     """Raise unless each argument is a positive integer, or a sequence of at least one."""
     for argument, value in sizes.items():

@@ -50,8 +50,6 @@ DataDir = Annotated[
     str | None,
     typer.Option(help="Folder of data sets that are read from files. Default: the environment variable DGM_DATA."),
 ]
-NumData = Annotated[int | None, typer.Option(help="Use only this many training data.")]
-LatentSize = Annotated[int | None, typer.Option(help="Number of latents of a vae.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Picture = Annotated[
     Path | None, typer.Option(help="Output picture, a .png. Default: in the folder of the (first) run.")
@@ -95,6 +93,8 @@ Inputs = Annotated[
     str,
     typer.Argument(metavar="DATA", help="Data to look at: a .npy file, or a data set.", autocompletion=_data_sets),
 ]
+NumData = Annotated[int | None, typer.Option(help="Use only this many training data.")]
+LatentSize = Annotated[int | None, typer.Option(help="Number of latents of a vae.")]
 
 
 @app.callback(invoke_without_command=True, epilog="Example: dgm tour --quick")

@@ -635,7 +635,7 @@ EXCLUDED = {
     ],
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
-        "anomaly.auroc", "objectives.check_particles", "objectives.chosen", "representations.latents",
+        "anomaly.auroc", "objectives.chosen", "representations.latents",
         "runs.read_json", "runs.record_of", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
         "sweep.devices", "sweep.run_cell",
     ],

@@ -90,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep(Result):
-    """The result of `sweep` ."""
+    """What `sweep` found."""
 
     folder: Path
     options: Options
@@ -326,7 +326,7 @@ def _run_there(folder: Path, options: Options, cell: Cell) -> None:
 
 
 def run_cell(folder: Path, options: Options, cell: Cell) -> None:
-    """Train and evaluate one cell; whatever goes wrong with it is written down, not raised."""
+    """Train and evaluate one cell; any error of it is recorded, not raised."""
     place = _place(folder, cell)
     place.mkdir(parents=True, exist_ok=True)
     try:

@@ -4,7 +4,7 @@ r"""Generative and discriminative classifiers: two factorizations of the joint p
     p(x, y) = p(x \mid y)\, p(y) = p(y \mid x)\, p(x)
 
 `Labeled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
-:math:`p(y \mid x) = p(x \mid y) p(y) / p(x)`. `Discriminative` models p(y | x) alone, and knows nothing of p(x).
+:math:`p(y \mid x) = p(x \mid y) p(y) / p(x)`. `Discriminative` models p(y | x) alone, and has no p(x).
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Labeled(Program):
         """
         if self.program.codes():
             raise ValueError(
-                "a Labeled program has a code for each class: pass the program within and the labels, "
-                "encode(labeled.program, x, given=labeled.classify(x))"
+                "a Labeled program has a code for each class: use the program within and the labels, "
+                "labeled.program.encode(x, given=labeled.classify(x))"
             )
         return {}
 

@@ -32,7 +32,7 @@ from dgm_pyro.training.step import PyroObjective, Step
 GRADIENT_NORM = 10.0
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
 COMPILE_FROM = 5_000
-# On other devices than the CPU, how often to wait for the device and ask whether all is finite.
+# On devices other than the CPU, the number of steps between checks that all is finite, which wait for the device.
 WATCH_EVERY = 50
 # Before `fit` warns of it, a feature of the data may be so many standard deviations off 0, and have one so large.
 FAR, WIDE = 100, 1000
