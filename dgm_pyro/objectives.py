@@ -83,6 +83,9 @@ class Objective(Protocol):
     One with a second player, as `adversarial.Adversarial`, has ``prepare(program)``, called once, and
     ``update(program, x, given, lr)``, called before each step; and one whose own value is no measure of quality has an
     attribute ``validation``, the objective to validate with.
+
+    One that changes in training by more than its progress has ``state_dict()`` and ``load_state_dict(state)``, with
+    which a `Training` that was stored continues.
     """
 
     def __call__(

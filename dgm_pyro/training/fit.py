@@ -195,7 +195,7 @@ class Training:
         # The weights of the best epoch and of the last, as they were validated; at first, what the program came with.
         self.best = self.last = _state(program)
         self._recipe = {**options.recipe(), "the number of training data": len(train)}
-        self._ended = False
+        self._between_epochs = True
         self._random: dict[str, Tensor] = {}
         self._store: Any = {"params": {}, "constraints": {}}
         with self._apart():
@@ -207,7 +207,7 @@ class Training:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         # After an interrupt, too, what has been learned is not lost.
-        self._ended = True
+        self._between_epochs = False
         self.program.load_state_dict(self.last if isinstance(error, NonFiniteLossError) else self.best)
         self.program.eval()
 
@@ -219,9 +219,12 @@ class Training:
         """Train for an epoch, validate, and remember the weights if they are the best.
 
         Raises:
+            RuntimeError: an epoch was interrupted, or the context has been left.
             NonFiniteLossError: names site and step; the context gives the program its last good weights.
             CompilationError: the options say ``compile=True``, and a statement of the program cannot be compiled.
         """
+        self._require_between_epochs()
+        self._between_epochs = False
         start, number = time.perf_counter(), len(self.history.epochs) + 1
         with self._apart():
             totals = self._train(number)
@@ -234,6 +237,7 @@ class Training:
             self.best, history.best_epoch = self.last, number
         history.epochs.append(totals.epoch(number, loss, history.seconds, self.processes))
         history.stopped_early = patience is not None and number - history.best_epoch >= patience
+        self._between_epochs = True
         return history.epochs[-1]
 
     def state_dict(self) -> dict[str, Any]:
@@ -243,13 +247,9 @@ class Training:
         several processes train together, each has a state of its own.
 
         Raises:
-            RuntimeError: the context has been left.
+            RuntimeError: an epoch was interrupted, or the context has been left.
         """
-        if self._ended:
-            raise RuntimeError(
-                "the training has ended, and its program has the best weights, not the last: take the state before its "
-                "context is left"
-            )
+        self._require_between_epochs()
         return {
             "recipe": self._recipe,
             "program": self.program.state_dict(),
@@ -288,6 +288,13 @@ class Training:
         self.history = History(**state["history"] | {"epochs": [Epoch(**each) for each in state["history"]["epochs"]]})
         with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
             self.last = _state(self.program)
+
+    def _require_between_epochs(self) -> None:
+        if not self._between_epochs:
+            raise RuntimeError(
+                "the weights are not those of the end of an epoch: one was interrupted, or the training's context was "
+                "left; make a new Training, and load the state of an earlier epoch"
+            )
 
     def _params(self) -> dict[str, Tensor]:
         """What Pyro has put into the param store beside the program's parameters: its moving averages of costs."""

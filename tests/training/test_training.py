@@ -311,11 +311,26 @@ def test_it_is_fit():
     assert differences({**one.state_dict()}, {**other.state_dict()}) == []
 
 
-def test_a_state_after_the_end_is_refused():
-    training = RECIPES["annealed"](0)
-    finished(training)
-    with pytest.raises(RuntimeError, match=r"the training has ended.*take the state before its context is left"):
-        training.state_dict()
+def test_a_state_is_of_the_end_of_an_epoch():
+    """Neither after the training, when the program has the best weights, nor after an epoch that was interrupted."""
+    calls = []
+
+    def interrupted(x):
+        calls.append(len(x))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return x
+
+    ended, broken = RECIPES["annealed"](0), of("vae", augment=interrupted)(0)
+    finished(ended)
+    with broken:
+        broken.advance()
+        broken.state_dict()
+        with pytest.raises(KeyboardInterrupt):
+            broken.advance()
+        for act in (broken.state_dict, broken.advance, ended.state_dict, ended.advance):
+            with pytest.raises(RuntimeError, match="not those of the end of an epoch"):
+                act()
 
 
 def test_a_state_of_another_training_is_refused_and_nothing_changes():
