@@ -16,7 +16,7 @@ def vae():
 
 
 def diffusion():
-    return dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (4,)), steps=3)
+    return dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (4,)), num_steps=3)
 
 
 def labeled():
@@ -27,7 +27,7 @@ def classes_of_vaes():
     return dgm.build("vae", dgm.Data(X, torch.tensor([0, 1, 0, 1])), labeled=True)
 
 
-FAST = {"num_particles": 4, "num_temperatures": 2, "num_chains": 2, "steps": 2, "draws": 2}
+FAST = {"num_particles": 4, "num_temperatures": 2, "num_chains": 2, "gradient_steps": 2, "num_samples": 2}
 CALLS = {
     "ais": (lambda **shown: dgm.infer.ais(vae(), X, num_temperatures=2, **shown), ("adapt", "anneal")),
     "bidirectional": (lambda **shown: dgm.infer.bidirectional(vae(), 2, num_temperatures=2, **shown), ("adapt",)),
@@ -37,10 +37,13 @@ CALLS = {
     ),
     "smc": (lambda **shown: dgm.infer.smc(diffusion(), X, num_particles=2, **shown), ("tune", "propagate")),
     "nuts": (lambda **shown: dgm.infer.nuts(vae(), X, 2, 2, max_tree_depth=1, **shown), ("Warmup", "Sample")),
-    "sbc": (lambda **shown: dgm.infer.sbc(vae(), num_simulations=9, num_draws=3, num_bins=2, **shown), ("rank",)),
-    "units": (lambda **shown: dgm.infer.units(vae(), X, draws=2, **shown), ("units",)),
+    "sbc": (
+        lambda **shown: dgm.infer.sbc(vae(), num_samples=9, num_posterior_samples=3, num_bins=2, **shown),
+        ("rank",),
+    ),
+    "units": (lambda **shown: dgm.infer.units(vae(), X, num_samples=2, **shown), ("units",)),
     "check": (
-        lambda **shown: dgm.infer.check(vae(), X, num_simulations=9, num_draws=3, num_bins=2, **shown),
+        lambda **shown: dgm.infer.check(vae(), X, num_samples=9, num_posterior_samples=3, num_bins=2, **shown),
         ("rank", "units"),
     ),
     "impute": (

@@ -21,7 +21,7 @@ def test_numbers_and_records():
 
 
 def test_a_result_shows_the_same_in_text_and_in_a_notebook():
-    diagnosis = dgm.doctor(dgm.build("vae", dgm.data.load("digits", num=32)), dgm.data.load("digits", num=32))
+    diagnosis = dgm.doctor(dgm.build("vae", dgm.data.load("digits", num_data=32)), dgm.data.load("digits", num_data=32))
     assert isinstance(diagnosis, Result)
     for line in str(diagnosis).splitlines():
         assert line.split("(")[0].split("<")[0].strip() in diagnosis._repr_html_()

@@ -108,8 +108,8 @@ class Labeled(Program):
         """
         if self.program.codes():
             raise ValueError(
-                "a Labeled program has a code for each class: pass the program within and the labels, "
-                "encode(labeled.program, x, given=labeled.classify(x))"
+                "a Labeled program has a code for each class: use the program within and the labels, "
+                "labeled.program.encode(x, given=labeled.classify(x))"
             )
         return {}
 

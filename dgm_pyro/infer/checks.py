@@ -57,7 +57,7 @@ class Calibration:
         return bins.sum(0)
 
     def p_values(self, site: str) -> Tensor:
-        """p-values of a chi-square test of uniformity, one per dimension, ``(D,)``."""
+        """p-value of a chi-square test of uniformity for each dimension, ``(D,)``."""
         counts = self.histogram(site).double()
         expected = counts.sum(-1, keepdim=True) / self.num_bins
         statistic = ((counts - expected) ** 2 / expected).sum(-1)
@@ -67,7 +67,7 @@ class Calibration:
 
     @property
     def p_value(self) -> float:
-        """p-value of all dimensions of all sites together: the smallest times their number (Bonferroni)."""
+        """One p-value for all dimensions of all sites: the smallest times their number (Bonferroni)."""
         every = torch.cat([self.p_values(site) for site in self.ranks])
         return min(1.0, float(every.min()) * len(every))
 
@@ -146,7 +146,7 @@ def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
 def _guesses_below(
     program: Program, given: Any, size: int, num_posterior_samples: int, advance: Callable[[], Any]
 ) -> dict[str, Tensor]:
-    """Number of the guide each z of ``size`` simulations is above, and number equal to it equals, ``(2, B, D)``."""
+    """Number of draws of the guide each simulated z is above, and how many it equals, ``(2, B, D)``."""
     truth: Any = joint_trace(program, None, given=given, batch=(size,))
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
@@ -283,7 +283,7 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Report(Result):
-    """The result of `check` found: calibration, units by site, and findings with a remedy."""
+    """What `check` found: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
     units: dict[str, Units]

@@ -279,7 +279,7 @@ def _weighted(program: Program, x: Tensor, given: Any, num_particles: int, progr
 @torch.no_grad()
 def _mean_elbo(program: Program, x: Tensor, given: Any, num_samples: int, progress: bool) -> Tensor:
     chunks = [min(32, num_samples - done) for done in range(0, num_samples, 32)]
-    shown = tqdm(chunks, desc="ELBO", unit="32 num_samples", disable=not progress, leave=False)
+    shown = tqdm(chunks, desc="ELBO", unit="32 draws", disable=not progress, leave=False)
     sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in shown]
     return torch.stack(sums).sum(0) / num_samples
 

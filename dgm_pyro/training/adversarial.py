@@ -175,6 +175,18 @@ class Adversarial:
         self.critic = (critic_for(program) if self.own is None else self.own).to(like.device, like.dtype)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), betas=(0.0, 0.99))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of the critic and its optimizer: what a game that was stored continues from."""
+        critic, optimizer = self._prepared()
+        return {"critic": critic.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`, after `prepare`."""
+        check_type(state, dict, "state", "what state_dict returned")
+        critic, optimizer = self._prepared()
+        critic.load_state_dict(state["critic"])
+        optimizer.load_state_dict(state["optimizer"])
+
     def update(self, program: Program, x: Tensor, given: Any, lr: float) -> None:
         """The critic's move: `dgm.fit` calls it before each step of the program, with its learning rate."""
         critic, optimizer = self._prepared()

@@ -438,7 +438,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Anomalies(Result):
-    """What `detect` found.
+    """The result of `detect`.
 
     Attributes:
         scores, p_values, flags: of each x by the first score, ``(N,)``.

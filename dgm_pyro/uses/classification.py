@@ -348,7 +348,7 @@ def beliefs(
 
 @dataclass(frozen=True)
 class Answers(Result):
-    """What `answer` found.
+    """The result of `answer`.
 
     Attributes:
         probabilities: p(y | x), ``(N, classes)``.

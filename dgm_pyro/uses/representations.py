@@ -1,6 +1,7 @@
 r"""Representations: the code of x under a program, and its uses.
 
-*Where x goes.* A program with latents maps x to a code z, and back:
+*Where x goes.* A program with latents maps x to a code z, and back. `encode` and `decode` call the methods of these
+names that its family has, in batches and in evaluation mode, with noise of each datum's own:
 
 ====================  ===============================================  =================================================
 program               `encode`                                         `decode`
@@ -439,7 +440,7 @@ def agreement(clusters: Tensor, y: Tensor) -> Agreement:
 
 @dataclass(frozen=True)
 class Quality(Result):
-    """The result of `assess` found, on ``num_test`` data.
+    """The result of `assess`, on ``num_test`` data.
 
     Attributes:
         probe, knn: accuracies.
@@ -461,7 +462,7 @@ class Quality(Result):
         return [*right, *(f"{value:.3f}" for value in vars(self.clusters).values())]
 
     def parts(self) -> list[str | Table]:
-        return [Table(["linear probe", "neighbours", "clusters", "NMI", "ARI"], [self.cells()])]
+        return [Table(["linear probe", "neighbors", "clusters", "NMI", "ARI"], [self.cells()])]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
@@ -502,7 +503,7 @@ def _features(z: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Representation(Result):
-    """What `represent` found.
+    """The result of `represent`.
 
     Attributes:
         site: the name of the code.
@@ -524,7 +525,7 @@ class Representation(Result):
         parts: list[str | Table] = [f"{self.site} of {len(self.z)} data, {self.form}"]
         parts += [f"{name}: {each}" for name, each in self.units.items()]
         if self.quality:
-            header = ["of", "linear probe", "5 neighbours", "clusters", "NMI", "ARI"]
+            header = ["of", "linear probe", "5 neighbors", "clusters", "NMI", "ARI"]
             parts.append(Table(header, [[name, *each.cells()] for name, each in self.quality.items()]))
         return parts
 
@@ -553,7 +554,7 @@ def represent(
     Args:
         program: one with `codes`.
         data: to encode, and to measure on.
-        train: labeled data to fit the probe and the neighbours on, where ``data`` have labels.
+        train: labeled data to fit the probe and the neighbors on, where ``data`` have labels.
         site: which of `codes`; default the nearest to x.
         seed: of draws and clusters.
         progress: whether to show bars.

@@ -158,10 +158,10 @@ def test_what_needs_a_density_says_that_there_is_none(question):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: dgm.Implicit(nn.Linear(2, 3), generator(), 3), TypeError, "prior must be a dgm.Program, got Lin"),
-        (lambda: dgm.Implicit(dgm.Normal(2), len, 3), TypeError, "generator must be a torch.nn.Module, got builtin"),
-        (lambda: dgm.Implicit(dgm.Normal(4), generator(), 3), ValueError, r"z of shape \(2,\).*event_shape is \(4,\)"),
-        (lambda: dgm.Implicit(dgm.Normal(2), generator(), 0), ValueError, "event_shape must be a positive int"),
+        (lambda: dgm.Implicit(3, nn.Linear(2, 3), generator()), TypeError, "prior must be a dgm.Program, got Lin"),
+        (lambda: dgm.Implicit(3, dgm.Normal(2), len), TypeError, "generator must be a torch.nn.Module, got builtin"),
+        (lambda: dgm.Implicit(3, dgm.Normal(4), generator()), ValueError, r"z of shape \(2,\).*event_shape is \(4,\)"),
+        (lambda: dgm.Implicit(0, dgm.Normal(2), generator()), ValueError, "event_shape must be a positive int"),
         (lambda: tiny(levels=1), ValueError, "levels must be an int of at least 2"),
         (lambda: tiny(latent_name="x"), ValueError, "two latents of this Implicit are named 'x'"),
         (lambda: tiny(latent_name=""), ValueError, "latent_name must be the name of a site"),

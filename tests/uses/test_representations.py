@@ -125,7 +125,8 @@ def test_a_family_of_your_own_has_codes_by_its_methods():
     assert codes(program) == ("half",)
     assert torch.equal(encode(program, x, batch_size=7), x / 2)
     assert torch.equal(decode(program, x / 2), x)
-    torch.testing.assert_close(interpolate(program, x[:3], x[3:6], num=3, path="linear")[1], (x[:3] + x[3:6]) / 2)
+    between = interpolate(program, x[:3], x[3:6], num_points=3, path="linear")
+    torch.testing.assert_close(between[1], (x[:3] + x[3:6]) / 2)
     integers = dgm.Dequantized(dgm.flow.realnvp(2, layers=1, unit=True), levels=4)
     assert list(integers.codes()) == ["z"]
 
