@@ -688,7 +688,7 @@ def arguments_of(call):
 
 
 def bad_values(name, parameter, call):
-    """Those of the kind of the argument, less the None that its annotation or default allows."""
+    """Bad values for the kind of the argument, without the None that its annotation or default allows."""
     if parameter.name in call.free:
         return []
     values = call.kinds.get(parameter.name, KINDS.get(parameter.name, []))

@@ -256,7 +256,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
-    """Those of the recipes that take long."""
+    """The recipes that take long."""
     return outcomes(["inductor", "registry"], tmp_path_factory.mktemp("slow"))
 
 
