@@ -57,7 +57,7 @@ def is_image(data: Data) -> bool:
     return len(data.event_shape) == 3
 
 
-def features_of(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
+def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
     """The conditional that suits the data: Bernoulli for bits, discretized logistics for levels, else Normals.
 
     Args:
@@ -81,8 +81,8 @@ def pixels(data: Data, num_classes: int | None) -> Program:
             return Categorical(data.event_shape, values, learned=True)
         return Categorical(data.event_shape, values, nn.Embedding(num_classes, values * data.event_shape.numel()))
     if num_classes is None:
-        return features_of(data, lambda p: None, learned=True)
-    return features_of(data, lambda p: nn.Embedding(num_classes, p * data.event_shape.numel()))
+        return conditional_for(data, lambda p: None, learned=True)
+    return conditional_for(data, lambda p: nn.Embedding(num_classes, p * data.event_shape.numel()))
 
 
 def made(data: Data, num_classes: int | None) -> Program:
@@ -91,7 +91,7 @@ def made(data: Data, num_classes: int | None) -> Program:
         {"hidden": (512,), "dropout": 0.5} if is_image(data) else {"hidden": (256, 256, 256), "residual": True}
     )
     return Autoregressive(
-        features_of(data, lambda p: MADE(data.event_shape, p, levels=data.levels, num_classes=num_classes, **size))
+        conditional_for(data, lambda p: MADE(data.event_shape, p, levels=data.levels, num_classes=num_classes, **size))
     )
 
 
@@ -103,7 +103,7 @@ def _require_image(data: Data, name: str) -> None:
 def pixelcnn(data: Data, num_classes: int | None) -> Program:
     _require_image(data, "pixelcnn")
     return Autoregressive(
-        features_of(
+        conditional_for(
             data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=0.1)
         )
     )
@@ -112,7 +112,7 @@ def pixelcnn(data: Data, num_classes: int | None) -> Program:
 def transformer(data: Data, num_classes: int | None) -> Program:
     dropout = 0.1 if is_image(data) else 0.0
     return Autoregressive(
-        features_of(
+        conditional_for(
             data,
             lambda p: CausalTransformer(
                 data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=dropout
@@ -332,14 +332,14 @@ def _levels(parts: Parts, likelihood: str) -> int:
 def _independent(parts: Parts) -> Program:
     if parts.data.levels is None:
         return Normal(parts.data.event_shape, parts.of_z(2))
-    return features_of(parts.data, parts.of_z)
+    return conditional_for(parts.data, parts.of_z)
 
 
 def _pixelcnn(parts: Parts) -> Program:
     data = parts.data
     _require_image(data, "pixelcnn")
     network = lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **parts.z_as_given())  # noqa: E731
-    return Autoregressive(features_of(data, network))
+    return Autoregressive(conditional_for(data, network))
 
 
 PRIORS: Table = {
@@ -431,7 +431,7 @@ LIKELIHOODS: Table = {
     ),
     "ar": (
         lambda parts: Autoregressive(
-            features_of(
+            conditional_for(
                 parts.data,
                 lambda p: MADE(parts.data.event_shape, p, (256, 256), levels=parts.data.levels, **parts.z_as_given()),
             )
@@ -469,8 +469,8 @@ def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Prog
         name: a key of `MODELS`.
         data: what it will be trained on; gives shape, levels and number of classes.
         labeled: build the generative classifier p(y) p(x | y) over the named family instead.
-        swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent_size`` (how many
-            features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's
+        swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent_size`` (how
+            many features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's
             hidden layers).
 
     Raises:

@@ -39,11 +39,11 @@ from torch.distributions import constraints, kl_divergence
 from dgm_pyro.checks import check_count, check_number, check_type
 from dgm_pyro.program import (
     Program,
+    batch_plates,
     guide_trace,
     latent_sites,
     log_mean_exp,
     model_trace,
-    plates,
     require_subset,
     sample_sites,
     site_sum,
@@ -762,7 +762,7 @@ def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[st
         poutine.block(),
         poutine.condition(data=observed or {}),
         poutine.trace() as dreamt,
-        plates(batch),
+        batch_plates(batch),
     ):
         dream = program.joint(program.variable, None, given)
     guide = guide_trace(program, dream, given, observed=observed, handler=poutine.replay(trace=dreamt.trace))

@@ -529,7 +529,7 @@ CALLS = {
     "plots.bits_per_dim": Call(
         dict(evidences=lambda: {"a": dgm.evaluate(made(), X)}, reference=1.0), {"evidences": THING, "reference": NUMBER}
     ),
-    "plots.auroc": Call(dict(values={"a": {"b": 0.5}}), {"values": THING}),
+    "plots.aurocs": Call(dict(values={"a": {"b": 0.5}}), {"values": THING}),
     "plots.score_histograms": Call(dict(scores={"a": X[:, 0]}, bins=3), {"scores": THING}),
     "plots.curves": Call(dict(x=[0, 1], panels={"a": {"b": [0, 1]}}, xlabel="x"), {"x": [None, 3], "panels": THING}),
     "plots.reliability": Call(dict(probabilities={"a": PROBABILITIES}, y=Y, bins=3), {"probabilities": THING}),
@@ -568,13 +568,13 @@ EXCLUDED = {
     "base classes and protocols, to be subclassed": [
         "Program", "Conditional", "IndependentConditional", "guides.CorrelatedNormal", "infer.Stepper",
         "networks.Bijection", "networks.Univariate", "objectives.Objective", "objectives.VariationalBound",
-        "priors.Mixture", "samplers.Sampler",
+        "priors.MixtureOfParts", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
         "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Separation",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
-        "infer.Calibration", "infer.Gaps", "infer.Population", "infer.Report", "infer.Sandwich", "infer.Units",
+        "infer.Calibration", "infer.Gaps", "infer.Population", "infer.Checks", "infer.Sandwich", "infer.Units",
         "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality", "runs.Record",
         "samplers.Time", "sweep.Cell", "sweep.Comparison", "sweep.Options", "sweep.Row", "sweep.Sweep",
     ],
@@ -589,7 +589,7 @@ EXCLUDED = {
         "dequantized.Floor", "guides.Finite", "infer.Features", "infer.Times", "adversarial.draw", "adversarial.slopes",
         "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "objectives.is_cost",
         "objectives.site_log_prob", "objectives.at_progress", "samplers.karras", "samplers.quadratic", "samplers.ratio",
-        "samplers.run", "samplers.uniform",
+        "samplers.run_sampler", "samplers.uniform",
     ],
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",

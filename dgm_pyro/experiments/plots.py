@@ -42,13 +42,13 @@ from dgm_pyro.checks import (
     check_dense,
     check_finite,
     check_labels,
+    check_network_options,
     check_number,
-    check_options,
     check_tensor,
     check_type,
 )
 from dgm_pyro.evaluation import Evidence
-from dgm_pyro.infer.checks import Report
+from dgm_pyro.infer.checks import Checks
 from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.training.fit import History
 from dgm_pyro.uses.classification import reliability as bins_of_answers
@@ -234,7 +234,7 @@ def images(
         ValueError: x is no batch of one-channel images.
     """
     check_finite(x, "x")
-    check_options(levels=levels)
+    check_network_options(levels=levels)
     if columns is not None:
         check_count(columns, "columns")
     if hidden is not None:
@@ -339,7 +339,7 @@ def plane(
 def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """Data of no particular geometry, one row each: ``(N, D)``."""
     check_finite(x, "x")
-    check_options(levels=levels)
+    check_network_options(levels=levels)
     values = x.detach().cpu().double().flatten(1).numpy()
     figure = _figure(3.2, title)
     axes = figure.add_subplot(xlabel="feature", ylabel="datum")
@@ -546,7 +546,7 @@ def bits_per_dim(
 
 
 @_styled
-def auroc(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
+def aurocs(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
     """Areas under the ROC curve, a row for each program, a mark for each kind of anomaly.
 
     Args:
@@ -720,7 +720,7 @@ def answers(
     """
     for name, each in (("x", x), ("probabilities", probabilities), ("rejected", rejected)):
         check_finite(each, name)
-    check_options(levels=levels)
+    check_network_options(levels=levels)
     check_count(columns, "columns")
     if x.dim() != 4 or x.shape[1] != 1 or not len(x) == len(probabilities) == len(rejected) > 0:
         raise ValueError(
@@ -909,7 +909,7 @@ def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8
 
 
 @_styled
-def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
+def calibration(report: Checks, *, title: str = "", most: int = 6) -> Figure:
     """Rank histograms of the worst dimensions, and the KL of every dimension.
 
     Flat histograms within the band are calibrated; a U is too narrow a guide, a hump too wide a one.
@@ -918,7 +918,7 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
         report: of `dgm_pyro.infer.check`.
         most: draw at most so many histograms, the least uniform first.
     """
-    check_type(report, Report, "report", "what infer.check returns")
+    check_type(report, Checks, "report", "what infer.check returns")
     check_count(most, "most")
     found, colors = report.calibration, _theme.get()
     ordered = sorted(

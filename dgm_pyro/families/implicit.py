@@ -27,8 +27,8 @@ from dgm_pyro.checks import (
     check_dense,
     check_finite,
     check_name,
+    check_network_options,
     check_number,
-    check_options,
     check_tensor,
     check_type,
 )
@@ -188,7 +188,7 @@ class Around(Conditional):
         super().__init__()
         check_type(generator, nn.Module, "generator", "a torch.nn.Module")
         check_number(scale, "scale", above=0)
-        check_options(levels=levels)
+        check_network_options(levels=levels)
         self.generator, self.event_shape, self.of_levels = generator, as_shape(event_shape), levels
         self.given_shape = shape_read_by(generator)
         self.num_classes = getattr(generator, "num_classes", None)

@@ -23,7 +23,7 @@ from dgm_pyro.checks import check_choice, check_count, check_counts
 from dgm_pyro.diagnosis import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
 from dgm_pyro.families.distributions import features_of, finite_mean
-from dgm_pyro.infer.posterior import guide_trace, joint_trace
+from dgm_pyro.infer.posterior import guide_trace_at, joint_trace
 from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded
 
 NUM_SAMPLES = 32
@@ -140,7 +140,7 @@ def _guesses_below(program: Program, given: Any, size: int, num_posterior_sample
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
     for _ in range(num_posterior_samples):
-        drawn: Any = guide_trace(program, x, given=given, batch=(size,))
+        drawn: Any = guide_trace_at(program, x, given=given, batch=(size,))
         for name in latent_sites(drawn):
             if name not in truth.nodes or drawn.nodes[name]["infer"].get("is_noising"):
                 continue
@@ -221,7 +221,7 @@ def _moments(
     x, given, _ = program.arguments(x, y)
     sums: dict[str, tuple[Any, Any, Any]] = {}
     for _ in range(num_samples):
-        q: Any = guide_trace(program, x, given=given, batch=(len(x),))
+        q: Any = guide_trace_at(program, x, given=given, batch=(len(x),))
         latents = {name: q.nodes[name]["value"] for name in latent_sites(q)}
         p: Any = joint_trace(program, x, latents, given, batch=(len(x),))
         for name in latents:
@@ -261,7 +261,7 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Report:
+class Checks:
     """What `check` found: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
@@ -303,7 +303,7 @@ def check(
     num_posterior_samples: int = 99,
     num_bins: int = 20,
     seed: int = 0,
-) -> Report:
+) -> Checks:
     """`sbc` and `units` together, with a warning for each thing that is wrong.
 
     Args: as those of `sbc` and `units`.
@@ -317,7 +317,7 @@ def check(
         seed=seed,
     )
     found = _units(program, data, NUM_SAMPLES, seed)
-    return Report(calibration, found, (*collapse(found), *miscalibration(calibration)))
+    return Checks(calibration, found, (*collapse(found), *miscalibration(calibration)))
 
 
 def collapse(found: dict[str, Units]) -> list[Finding]:

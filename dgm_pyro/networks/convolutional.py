@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import as_shape, check_counts, check_options, check_sizes
+from dgm_pyro.checks import as_shape, check_counts, check_network_options, check_sizes
 from dgm_pyro.networks.mlp import InputEmbedding, check_given, input_shapes, to_unit
 from dgm_pyro.registry import register
 
@@ -71,7 +71,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         heights, widths = sizes(in_shape, channels, "in_shape")
         check_counts(out_features=out_features, blocks=blocks, hidden=hidden)
-        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         self.num_classes, self.levels = num_classes, levels
         stages: list[nn.Module] = []
@@ -124,7 +124,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         heights, widths = sizes(out_shape, channels, "out_shape")
         check_counts(outputs=outputs, blocks=blocks)
-        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         label_in = as_shape(in_shape, "in_shape") == ()
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, None if label_in else num_classes)
         self.num_classes = num_classes

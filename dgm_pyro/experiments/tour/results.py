@@ -20,7 +20,7 @@ import dgm_pyro.data as datasets
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import Evidence, evaluate, evaluating
 from dgm_pyro.experiments import runs
-from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, NOISY, SHUFFLED, Comparison
+from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, NOISY, SHUFFLED, ClassifierComparison
 from dgm_pyro.experiments.tour.stops import (
     STOPS,
     Stop,
@@ -98,7 +98,7 @@ class Tour:
     stops: Sequence[Stop] = STOPS
     results: list[Result] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    comparison: Comparison | None = None
+    comparison: ClassifierComparison | None = None
     complete: bool = False
     pixel_probe: float | None = None
     started: float = field(default_factory=time.perf_counter)
