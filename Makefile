@@ -29,7 +29,7 @@ test: $(VENV)/.installed-test  ## run all tests (ARGS="-k vae")
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 durations: $(VENV)/.installed-test  ## run all tests and write tests/durations.json, by which `make quick` chooses
-	$(BIN)/python -m pytest -n auto --dist worksteal --record-durations $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal --record-durations
 
 lowest: $(LOWEST)/.installed  ## test with the lowest versions of all dependencies, on Python 3.11 (ARGS="-k cli")
 	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal $(WITH_LOWEST) $(ARGS)

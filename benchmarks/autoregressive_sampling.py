@@ -52,7 +52,7 @@ class Stop(Exception):
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
-    """Of the processor where one thread of it does all the work, so that other programs do not count."""
+    """Processor time where one thread does all the work, so that other programs do not count; else wall time."""
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device != "cpu":
         torch.cuda.synchronize()
@@ -85,7 +85,7 @@ def chain(program: dgm.Program, batch: int, pixels: int, cached: bool) -> None:
 
 
 def naive_passes(program: dgm.Program, batch: int, device: str, budget: float) -> int:
-    """How many passes of the naive chain fit into ``budget`` seconds, at least 2."""
+    """Number of passes of the naive chain that fit into ``budget`` seconds, at least 2."""
     one = seconds(partial(chain, program, batch, 1, cached=False), device)
     return min(PIXELS, max(2, int(budget / one)))
 
@@ -127,7 +127,7 @@ def run(bench: Benchmark, picture: Path | None) -> None:
 
 
 def draw_picture(bench: Benchmark, path: Path) -> None:
-    """How many times faster, against the batch size."""
+    """Plot the speed-up against the batch size."""
     import matplotlib
 
     matplotlib.use("Agg")

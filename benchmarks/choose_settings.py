@@ -140,7 +140,7 @@ def tried(stop: Stop, settings: Settings, seed: int) -> dict[str, Any]:
 
 
 def records_in(path: Path) -> list[dict[str, Any]]:
-    """Those that an earlier call appended."""
+    """Results that an earlier call appended."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

@@ -45,7 +45,7 @@ Answer = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def classifiers(data: dgm.Data, names: list[str], seed: int) -> dict[str, tuple[Answer, corruptions.Classifier]]:
-    """By name: x to (p(y | x), log p(x) or None), and what an attack is shown."""
+    """Functions by name, from x to (p(y | x), log p(x) or None), and the function that an attack sees."""
     made: dict[str, tuple[Answer, corruptions.Classifier]] = {}
     for name in names:
         start = time.process_time()
@@ -85,7 +85,7 @@ def seen(data: dgm.Data, seed: int) -> dict[str, Tensor]:
 
 
 def against(p: Tensor, log_p: Tensor | None, rejected: Tensor, y: Tensor) -> dict[str, float | None]:
-    """What needs the true y."""
+    """Metrics that need the true y."""
     right = p.argmax(-1) == y
     kept, found = right[~rejected], reliability(p, y)
     return {

@@ -1,4 +1,4 @@
-"""How noisy a diffusion's loss and gradient are, by how the times are chosen.
+"""Noise of a diffusion's loss and gradient for different choices of the times.
 
     python benchmarks/diffusion_variance.py [--quick] [--json FILE]
 

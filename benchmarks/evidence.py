@@ -1,4 +1,4 @@
-"""How far can the evidence of a VAE be trusted? Bidirectional Monte Carlo, and IWAE against AIS, on binary digits.
+"""Accuracy of the evidence of a VAE: bidirectional Monte Carlo, and IWAE against AIS, on binary digits.
 
     python benchmarks/evidence.py
 

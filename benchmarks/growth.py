@@ -1,4 +1,4 @@
-"""How cost grows with features D, diffusion steps T, particles K and the batch, and the exponents of the curves.
+"""Growth of cost with features D, diffusion steps T, particles K and the batch, and the exponents of the curves.
 
     python benchmarks/growth.py [--quick] [--device cuda] [--json FILE] [--picture FILE]
 
@@ -33,7 +33,7 @@ Make = Callable[[int, str], Callable[[], object]]
 
 @dataclass
 class Curve:
-    """What grows, over which sizes, how to make the case of one size, and the exponent that mathematics allows."""
+    """A quantity that grows, its sizes, a function that makes the case of one size, and the exponent in theory."""
 
     grows: str
     make: Make
@@ -121,7 +121,7 @@ def unrolled_step(steps: int, device: str) -> Callable[[], object]:
 
 
 def powers(first: int, last: int) -> list[int]:
-    """Of two."""
+    """Powers of two from ``first`` to ``last``."""
     return [2**i for i in range(int(math.log2(first)), int(math.log2(last)) + 1)]
 
 

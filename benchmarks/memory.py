@@ -23,7 +23,7 @@ LATENT = 50
 
 
 def peak(num_particles: int, num_data: int) -> float:
-    """In MiB, of this process."""
+    """Peak memory of this process, in MiB."""
     torch.manual_seed(0)
     vae = dgm.VAE(
         dgm.Normal(LATENT),

@@ -1,4 +1,4 @@
-"""What noise of each datum's own costs: evidence with it, and with torch's generator in its place.
+"""Cost of per-datum noise: evidence with it, and with torch's generator instead.
 
 python benchmarks/noise_of_a_datum.py [--quick] [--device cuda] [--json FILE]
 """

@@ -74,7 +74,7 @@ def m1(latent: int) -> dgm.VAE:
 
 
 def m2(features: int, latent: int = 8) -> dgm.Labeled:
-    """Of the codes of M1. q(u | z) does not read y, so that it runs once for all ten."""
+    """The VAE of M1's codes. q(u | z) does not read y, so it runs once for all ten labels."""
     return dgm.Labeled(
         dgm.Categorical((), CLASSES),
         dgm.VAE(

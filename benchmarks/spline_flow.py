@@ -100,7 +100,7 @@ def of_zuko() -> Model:
 
 
 class Conditioner(nn.Sequential):
-    """What normflows and nflows ask of a network: a second input, and ``hidden_features`` to scale the bins by."""
+    """A network as normflows and nflows expect it: a second input, and ``hidden_features`` to scale the bins by."""
 
     hidden_features = HIDDEN
 

@@ -132,7 +132,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the numbers depend on: processor, threads, device, versions."""
+    """The environment of a measurement: processor, threads, device, versions."""
     return {
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
@@ -151,7 +151,7 @@ def _cpu() -> str:
 
 
 class Benchmark:
-    """What one script measures: prints each table as it comes, and keeps it for the JSON file.
+    """The tables of one script: prints each one as it comes, and keeps it for the JSON file.
 
     Attributes:
         quick: measure less, only to see that the script works.

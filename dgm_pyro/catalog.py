@@ -1,6 +1,6 @@
 """Names to programs, sized for the data: ``dgm.build("vae", data, prior="flow")``.
 
-Every name stands for a composition that can be written out in a few lines; `build` chooses sizes that suit small images
+Every name is a composition that can be written out in a few lines; `build` chooses sizes that suit small images
 and points in the plane. A swap may be a name or an object.
 """
 
@@ -46,11 +46,11 @@ from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.priors import MixturePrior, VampPrior
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
-from dgm_pyro.program import Program, is_pair
+from dgm_pyro.program import Program, check_program, is_pair
 
 LATENT_SIZE = 16
 CODE_VALUES = 8
-Table = dict[str, tuple[Callable[..., Program], str]]
+Catalog = dict[str, tuple[Callable[..., Program], str]]
 
 
 def is_image(data: Data) -> bool:
@@ -138,13 +138,13 @@ def diffusion(data: Data, num_classes: int | None) -> Program:
 
 
 def diffusion_continuous(data: Data, num_classes: int | None) -> Program:
-    # Smooth in time, so that an ODE of it can be solved in few steps.
+    # Smooth in time: its ODE can be solved in few steps.
     denoiser, options = _denoising(data, num_classes, max_frequency=30.0)
     return ContinuousDiffusion(data.event_shape, denoiser, "learned", **options)
 
 
 def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a diffusion of such data, and what it predicts."""
+    """The network of a diffusion of such data, and its prediction target."""
     predict, outputs = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
     halved = all(size % 2 == 0 for size in data.event_shape[1:])
     channels = (32, 64) if halved else (64,)
@@ -157,7 +157,7 @@ def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.
 def implicit(data: Data, num_classes: int | None) -> Program:
     if num_classes is not None:
         raise ValueError(
-            "'implicit' has no density, and so no p(y | x) by Bayes' rule: leave labeled out; for samples of a class "
+            "'implicit' has no density, so Bayes' rule gives no p(y | x): leave labeled out; for samples of a class "
             "use dgm.Implicit with a generator that reads the label"
         )
     size = LATENT_SIZE if is_image(data) else 2
@@ -175,7 +175,7 @@ def classifier(data: Data, num_classes: int | None) -> Program:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the parts of a VAE are sized by: the data, z, and the labels if all of it is conditional on them.
+    """The sizes of a VAE's parts: the data, z, and the labels if all parts are conditional on them.
 
     Attributes:
         shape: of one z; ``()`` for one of ``clusters`` classes.
@@ -234,7 +234,7 @@ def vae(
         discrete = prior == "bernoulli" if made is None else made.levels == 2
         encoder = "categorical" if one_class else "codes" if coded else "bernoulli" if discrete else "meanfield"
     if coded and encoder != "codes" and not isinstance(encoder, OneHot):
-        raise ValueError("a prior of one-hot codes needs an encoder of such: use encoder='codes', or leave it out")
+        raise ValueError("a prior of one-hot codes needs a one-hot encoder: use encoder='codes', or leave it out")
     # The encoder comes first, because VampPrior is made of it; unless it is itself made of the other parts.
     late = isinstance(encoder, str) and encoder in LATE_ENCODERS
     q = _named("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
@@ -243,10 +243,12 @@ def vae(
     return LATE_ENCODERS[encoder][0](parts, q, p_z, p_x) if late else VAE(p_z, p_x, q)  # type: ignore[index]
 
 
-def _named(choice: Program | str, table: Table, role: str, *args: Any) -> Program:
+def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
     if isinstance(choice, Program):
         return choice
-    if not isinstance(choice, str) or choice not in table:
+    if not isinstance(choice, str):
+        check_program(choice, role)
+    if choice not in table:
         raise ValueError(f"{role} must be a Program or one of {', '.join(table)}, got {choice!r}")
     return table[choice][0](*args)
 
@@ -300,7 +302,7 @@ def _after_normal(parts: Parts, flow: Flow) -> Flow:
 
 
 def _codes(parts: Parts) -> tuple[tuple[int, ...], int]:
-    """How many codes, and of how many values: z holds them in one-hot rows."""
+    """Number of codes and of their values: z holds them in one-hot rows."""
     if len(parts.shape) < 2:
         raise ValueError("encoder 'codes' is for discrete codes: use prior='codes' or 'codes-uniform'")
     return parts.shape[:-1], parts.shape[-1]
@@ -342,7 +344,7 @@ def _pixelcnn(parts: Parts) -> Program:
     return Autoregressive(conditional_for(data, network))
 
 
-PRIORS: Table = {
+PRIORS: Catalog = {
     "normal": (lambda parts, q: Normal(parts.shape), "N(0, I)"),
     "learned": (lambda parts, q: Normal(parts.shape, learned=True), "a Normal with learned mean and scale"),
     "mog": (lambda parts, q: MixturePrior(parts.shape, 10), "a mixture of 10 Normals"),
@@ -366,7 +368,7 @@ PRIORS: Table = {
     "codes-uniform": (lambda parts, q: OneHot(Categorical(*_codes(parts))), "such codes, independent and uniform"),
 }
 
-EARLY_ENCODERS: Table = {
+EARLY_ENCODERS: Catalog = {
     "meanfield": (lambda parts: Normal(parts.shape, parts.of_x(2 * parts.size)), "a diagonal Normal"),
     "fullrank": (
         lambda parts: FullRankNormal(parts.shape, parts.of_x((1 + parts.size) * parts.size)),
@@ -411,9 +413,9 @@ LATE_ENCODERS: dict[str, tuple[Callable[..., VAE], str]] = {
     ),
 }
 
-ENCODERS: Table = {**EARLY_ENCODERS, **LATE_ENCODERS}
+ENCODERS: Catalog = {**EARLY_ENCODERS, **LATE_ENCODERS}
 
-LIKELIHOODS: Table = {
+LIKELIHOODS: Catalog = {
     "independent": (_independent, "independent features given z, as suits the data"),
     "categorical": (
         lambda parts: Categorical(
@@ -441,7 +443,7 @@ LIKELIHOODS: Table = {
     "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions (images)"),
 }
 
-MODELS: Table = {
+MODELS: Catalog = {
     "pixels": (pixels, "independent features: the reference to beat"),
     "made": (made, "autoregressive, by a masked MLP"),
     "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),
@@ -470,8 +472,8 @@ def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Prog
         data: what it will be trained on; gives shape, levels and number of classes.
         labeled: build the generative classifier p(y) p(x | y) over the named family instead.
         swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent_size`` (how
-            many features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the likelihood's
-            hidden layers).
+            many features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the
+            likelihood's hidden layers).
 
     Raises:
         ValueError, TypeError: an unknown name, or a swap that the model does not take.
@@ -484,7 +486,7 @@ def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Prog
     if not isinstance(data, Data):
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
     if name not in ("vae", "vq-vae") and swaps:
-        raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these to swap")
+        raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
     known = ("prior", "encoder", "likelihood", "latent_size", "hidden")
     unknown = sorted(set(swaps) - set(known))
     if unknown:
@@ -494,12 +496,12 @@ def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Prog
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")
     if classes == 1 and (labeled or name == "classifier"):
         raise ValueError(
-            f"{data.name} has labels of one class, so there is nothing to classify: pass labels of two or more, or "
-            "build a model of x without labeled=True"
+            f"{data.name} has labels of one class, so there is nothing to classify: pass labels of at least two "
+            "classes, or build a model of x without labeled=True"
         )
     if len(data.event_shape) == 2:
         warnings.warn(
-            f"{data.name} has event_shape {tuple(data.event_shape)}, which is built as features without a place: if it "
+            f"{data.name} has event_shape {tuple(data.event_shape)}, which is built as a vector of features: if it "
             "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
             stacklevel=2,
         )
@@ -507,7 +509,7 @@ def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Prog
     if not labeled or classes is None:
         return make(data, None, **swaps)
     if name == "classifier":
-        raise ValueError("'classifier' is discriminative: labeled=True goes with a family of p(x)")
+        raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
     posterior = None
     program = make(data, classes, **swaps)
     if not program.conditional or (isinstance(program, VAE) and not _generates_from_label(program)):

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 import dgm_pyro.families as families
 import dgm_pyro.old_names as old_names
 from dgm_pyro.checks import check_path, find_device
-from dgm_pyro.program import Program
+from dgm_pyro.program import Program, check_program
 from dgm_pyro.registry import REGISTRY, arguments_of
 
 FORMAT = "dgm_pyro program"
@@ -87,15 +87,14 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
     Args:
         program: of registered classes (``@dgm.register``) and common torch.nn layers.
         path: a folder; it is made if need be, and may hold other files, which stay.
-        extra: numbers, strings, lists, tuples and dicts to keep beside the program; `read_extra` returns them.
+        extra: numbers, strings, lists, tuples and dicts to store with the program; `read_extra` returns them.
 
     Raises:
         TypeError: a class is not registered, or an argument is nothing that a checkpoint can hold.
-        CheckpointError: the program was changed after it was built, so that its arguments no longer describe it; a
+        CheckpointError: the program was changed after it was built, and its arguments no longer describe it; a
             weight is NaN; or ``path`` is a file.
     """
-    if not isinstance(program, Program):
-        raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
+    check_program(program)
     graph = _Graph()
     graph.add(program, "program")
     state = _state(program)
@@ -145,7 +144,7 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Program:
     """The program that `save` stored in the folder ``path``, on ``device``, with bit-equal weights.
 
-    Classes of your own must be imported before, so that ``@dgm.register`` has run.
+    Import your own classes first: ``@dgm.register`` must have run.
 
     Raises:
         CheckpointError: the path is missing or no checkpoint, a file is truncated or damaged, a weight is NaN or of
@@ -168,7 +167,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
             tied = {name: moved.get(first, first) for name, first in tied.items()}
             frozen, evaluating = ({moved.get(name, name) for name in names} for names in (frozen, evaluating))
     if not isinstance(program, Program):
-        raise _corrupted(folder, f"it describes a {type(program).__name__}, which is no Program")
+        raise _corrupted(folder, f"it describes a {type(program).__name__}, which is not a Program")
     state = _state(program)
     stored = {name: weights[tied.get(name, name)] for name in state if tied.get(name, name) in weights}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -199,7 +198,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
 
 
 def read_extra(path: str | os.PathLike[str]) -> Any:
-    """What was passed to `save` as ``extra``.
+    """The values that were passed to `save` as ``extra``.
 
     Raises:
         CheckpointError: as `load`.
@@ -261,7 +260,7 @@ def _layer_arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def _encode(value: Any, where: str, graph: _Graph | None) -> Any:
-    """JSON for a constructor argument; an object with one key that starts with $ stands for what JSON lacks."""
+    """JSON for a constructor argument; an object with one key that starts with $ encodes a value that JSON lacks."""
     if isinstance(value, np.generic):
         value = value.item()
     kind = type(value)
@@ -295,7 +294,7 @@ def _decode(node: Any, modules: list[nn.Module], tensors: dict[str, Tensor]) -> 
     if not isinstance(node, dict):
         return node
     if len(node) != 1:
-        raise TypeError(f"an object with the keys {sorted(node)} is no value")
+        raise TypeError(f"an object with the keys {sorted(node)} is not a value")
     [(tag, content)] = node.items()
     if tag == "$float":
         return float(content)
@@ -312,7 +311,7 @@ def _decode(node: Any, modules: list[nn.Module], tensors: dict[str, Tensor]) -> 
         return nn.Parameter(tensors[content].clone())
     if tag == "$module":
         return modules[content]
-    raise TypeError(f"{tag!r} is no kind of value")
+    raise TypeError(f"{tag!r} is not a kind of value")
 
 
 def _rebuild(nodes: list[dict[str, Any]], tensors: dict[str, Tensor]) -> nn.Module:
@@ -421,13 +420,13 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint at {folder}: no such folder")
     path = folder / HEADER
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no checkpoint of dgm_pyro: it has no {HEADER}")
+        raise CheckpointError(f"{folder} is not a checkpoint of dgm_pyro: it has no {HEADER}")
     try:
         header = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise _corrupted(folder, error) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} is no checkpoint of dgm_pyro: its {HEADER} was written by another program")
+        raise CheckpointError(f"{folder} is not a checkpoint of dgm_pyro: its {HEADER} was written by another program")
     version = header.get("format_version")
     if not isinstance(version, int):
         raise _corrupted(folder, f"its format version is {version!r}")
@@ -442,7 +441,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
 def _read_weights(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     digest, size = expected["sha256"], expected["bytes"]
     if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise _corrupted(folder, f"{digest!r} is no sha256")
+        raise _corrupted(folder, f"{digest!r} is not a sha256")
     path = folder / _weights_name(digest)
     if not path.is_file():
         raise CheckpointError(f"{folder} lacks its weights, {path.name}: copy the whole folder")
@@ -454,7 +453,7 @@ def _read_weights(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Checks of arguments: each error names the argument, says what it got, and what to do.
+"""Checks of arguments: each error names the argument, what it got and what to do.
 
-They know neither programs nor Pyro, so that every module can use them.
+They import neither programs nor Pyro, so every module can use them.
 """
 
 from __future__ import annotations
@@ -169,6 +169,6 @@ def find_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=found).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # a backend that is not there fails in its own way
         raise ValueError(
-            f"device {str(device)!r} was asked for, but torch sees no {str(found).upper()} device: use device='cpu'"
+            f"device {str(device)!r} was requested, but torch finds no {str(found).upper()} device: use device='cpu'"
         ) from error
     return found

@@ -1,4 +1,4 @@
-"""Data sets: tensors that know how many levels they take, so that every number says what it measures.
+"""Data sets: tensors with their number of levels, which decides whether a result is a mass or a density.
 
 `load` finds one by name. Integers stay integers in ``x``, because a mass on integers and a density on reals are numbers
 of different units. Images are ``(1, H, W)``, points ``(D,)``.
@@ -117,7 +117,7 @@ class Data:
         return self._on(x, y)
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, Tensor]]:
-        """The data at ``rows`` one by one, as a DataLoader of torch asks for them."""
+        """The data at ``rows`` one by one, as a DataLoader of torch reads them."""
         x = self.x[rows]
         return list(x) if self.y is None else list(zip(x, self.y[rows], strict=True))
 
@@ -242,7 +242,7 @@ def load(
         check_count(num_data, "num_data")
     if data_dir is not None:
         check_path(data_dir, "data_dir")
-    # One stream per seed and split, so that no test point is a training point.
+    # One stream per seed and split: no test point is a training point.
     random = np.random.default_rng((check_seed(seed), ("train", "valid", "test").index(split)))
     return chosen.make(name, split, data_dir, random, num_data)
 

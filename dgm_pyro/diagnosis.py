@@ -39,6 +39,7 @@ from torch.distributions.transforms import ComposeTransform, Transform
 
 from dgm_pyro.evaluation import as_data, program_device
 from dgm_pyro.program import Program, alone, differentiating, is_pair, sample_sites, seeded
+from dgm_pyro.results import Result, Table
 
 SEVERITIES = ("error", "warning", "note")
 DRAWS = 3
@@ -70,7 +71,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Result):
     """All findings, the worst first."""
 
     findings: tuple[Finding, ...]
@@ -90,14 +91,14 @@ class Diagnosis:
         """Plain Python, for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
         counts = ", ".join(
             f"{n} {severity}{'s' * (n != 1)}"
             for severity in SEVERITIES
             if (n := sum(finding.severity == severity for finding in self.findings))
         )
         looked = f"{len(self.sites)} sites, {self.num_parameters} parameters"
-        return "\n".join([*map(str, self.findings), f"{counts or 'nothing found'} ({looked})"])
+        return [*map(str, self.findings), f"{counts or 'nothing found'} ({looked})"]
 
 
 @dataclass
@@ -122,7 +123,7 @@ class Site:
 
 @dataclass
 class Visit:
-    """What one run of the guide and of the model, replayed on it, showed.
+    """The traces of one run of the guide, and of the model replayed on it.
 
     Attributes:
         model, guide: their sites by name; guide is None if there is no guide.
@@ -319,7 +320,7 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: PyroELBO | N
             _put_back(still)
             findings = [finding for check in CHECKS for finding in check(visit)]
             findings += [
-                Finding("error", "frozen", name, "it asks for no gradient, but Pyro makes it ask for one and trains it",
+                Finding("error", "frozen", name, "it has requires_grad=False, but Pyro sets it to True and trains it",
                         "make it a buffer, by register_buffer")
                 for name, tensor in frozen if tensor.requires_grad
             ]  # fmt: skip
@@ -429,7 +430,7 @@ def _line(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    """What our own messages say after the colon."""
+    """The remedy in one of our own messages: what follows the colon."""
     return _line(error).rpartition(": ")[2]
 
 
@@ -699,8 +700,8 @@ def plates(visit: Visit) -> Iterator[Finding]:
     for name in sorted(visit.drawn_apart & stated):
         size, part = visit.subsampled[name]
         yield Finding("error", "plates", name,
-                      f"the guide draws {part} of {size} data by itself, while the model is told which: latents and "
-                      "data are of other rows",
+                      f"the guide draws {part} of {size} data by itself, while the model gets their indices: latents "
+                      "and data are of different rows",
                       "let the model draw them too, subsample_size=, or pass the guide the same plate, by "
                       "create_plates=")  # fmt: skip
     for role, site in visit.sites:
@@ -746,7 +747,7 @@ def plates(visit: Visit) -> Iterator[Finding]:
             yield Finding("error", "plates", name, f"it is inside plate {plate!r} in the {has}, but not in the {lacks}",
                           f"state it inside the same plate in the {lacks}")  # fmt: skip
         if ours == theirs and not _same(p.scale, q.scale):
-            yield Finding("warning", "plates", name, "it is scaled differently in the model and in the guide",
+            yield Finding("warning", "plates", name, "its scale differs between the model and the guide",
                           "scale both, or neither: their ratio is the KL")  # fmt: skip
 
 
@@ -829,7 +830,7 @@ def finite(visit: Visit) -> Iterator[Finding]:
     for key, site_name in visit.culprits.items():
         name = visit.name_of(visit.leaves[key])
         yield Finding("error", "finite", site_name, f"its gradient for {name} is NaN or infinite",
-                      "keep away from sqrt(0), log(0) and 0 / 0, also in branches torch.where throws away")  # fmt: skip
+                      "avoid sqrt(0), log(0) and 0 / 0, also in branches that torch.where discards")  # fmt: skip
 
 
 def parameters(visit: Visit) -> Iterator[Finding]:
@@ -866,7 +867,7 @@ def parameters(visit: Visit) -> Iterator[Finding]:
                           "SVI would never train it",
                           f"call pyro.module({root!r}, {root}) in the model or the guide")  # fmt: skip
         else:
-            yield Finding("error", "parameters", root, "it has a gradient, but is no pyro.param: SVI leaves it",
+            yield Finding("error", "parameters", root, "it has a gradient, but is not a pyro.param: SVI ignores it",
                           "make it one with pyro.param(name, value), or detach() it")  # fmt: skip
 
 

@@ -26,10 +26,11 @@ from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, alone, check_program, parameter_of, seeded
+from dgm_pyro.results import Result, Table
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Result):
     """log p(x) of a data set under a program.
 
     Attributes:
@@ -82,7 +83,7 @@ class Evidence:
         if self.measure != other.measure:
             raise ValueError(
                 f"a {self.measure} cannot be compared with a {other.measure}: "
-                "wrap the density in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
+                "wrap the density in dgm.Dequantized(flow, levels=...), then both are masses on the integers"
             )
         if (self.digest, self.num_dims, len(self.values)) != (other.digest, other.num_dims, len(other.values)):
             raise ValueError(
@@ -111,7 +112,7 @@ class Evidence:
             "kl": self.kl,
         }
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
         text = (
             f"{self.bits_per_dim:.4f} +- {self.stderr:.4f} bits/dim "
             f"({self.nats:.3f} +- {self.nats_stderr:.3f} nats, {self.kind}, {self.measure})"
@@ -120,7 +121,7 @@ class Evidence:
             told = [f"{site} {value:.3f}" for site, value in terms.items() if value]  # a time costs nothing
             if self.kl and told:
                 text += f"; {label} " + ", ".join(told)
-        return text
+        return [text]
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Difference:
 
     @property
     def kind(self) -> str:
-        """What it says of the difference of the two log p(x): a bound may be short of the truth by any gap."""
+        """The relation to the difference of the two log p(x): a bound may be any gap below the truth."""
         first, second = (kind in ("exact", "ode") for kind in self.kinds)
         if first and second:
             return "exact"
@@ -155,7 +156,7 @@ class Difference:
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of ``values``; NaN for a single one."""
+    """Standard error of the mean of ``values``; NaN for a single one."""
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
@@ -253,7 +254,7 @@ def evaluate(
 
 
 def _bound(
-    program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[int], Any]
+    program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
     if isinstance(program, Labeled) and not program.tractable:
@@ -267,7 +268,7 @@ def _bound(
 
 
 def _sum_over_labels(
-    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[int], Any]
+    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not asked.
 
@@ -279,14 +280,18 @@ def _sum_over_labels(
     labels = torch.arange(program.classes, device=x.device)
     log_prior = program.prior().log_prob(labels)
 
+    passes = len(labels) * (1 if num_particles > 1 else 2)
+
     def of_classes() -> list[Bound]:
         return [
-            _bound(program.program, x, y.expand(len(x)), num_particles, num_samples, lambda done: None) for y in labels
+            _bound(
+                program.program, x, y.expand(len(x)), num_particles, num_samples, lambda done: advance(done / passes)
+            )
+            for y in labels
         ]
 
     each = of_classes()
     log_joint = torch.stack([bound.value for bound in each], -1) + log_prior
-    advance(len(x) * num_particles)
     if num_particles > 1:
         value = log_joint.logsumexp(-1)
         return Bound(value, value)
@@ -298,7 +303,7 @@ def _sum_over_labels(
 
     reconstruction = {site: mean([bound.reconstruction[site] for bound in each]) for site in each[0].reconstruction}
     cost = (log_q.exp() * (log_q - log_prior)).nan_to_num().sum(-1)
-    kl = {program.label: cost, **{site: mean([bound.kl[site] for bound in each]) for site in each[0].kl}}
+    kl = {program.label_name: cost, **{site: mean([bound.kl[site] for bound in each]) for site in each[0].kl}}
     value = mean([bound.value for bound in each]) - cost
     return Bound(value, value, reconstruction, kl)
 
@@ -316,11 +321,11 @@ def importance_bound(
     x: Tensor,
     given: Any = None,
     num_particles: int = 1,
-    advance: Callable[[int], Any] = lambda done: None,
+    advance: Callable[[float], Any] = lambda done: None,
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 
-    The particles come in chunks of a size that the data alone determine, so that memory is flat in their number.
+    The particles come in chunks whose size depends on the data alone: memory does not grow with their number.
 
     Args:
         advance: told after each chunk how many weights it had.
@@ -334,7 +339,7 @@ def importance_bound(
 
 
 def particles_at_once(program: Program, size: int) -> int:
-    """How many particles of each of ``size`` data fit the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
+    """Number of particles of each of ``size`` data that fits the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
     chain = len(program.unroll().latents(program.variable) or ())
     rows = min(ROWS_AT_ONCE, VALUES_AT_ONCE // (max(1, program.event_shape.numel()) * max(1, chain)))
     return max(1, rows // size)
@@ -351,7 +356,7 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
         ValueError, TypeError: it does not fit; the message names the remedy.
     """
     check_program(program)
-    # Where the program is: whoever asks moves the data in batches, and has no device to be told of.
+    # On the program's device: callers move the data in batches themselves.
     place = program_device(program)
     if isinstance(data, Tensor):
         if program.variable != "x" or program.conditional:
@@ -394,7 +399,7 @@ def _as_reals(program: Program, x: Tensor) -> Tensor:
 
 
 def program_device(program: Program) -> torch.device:
-    """Where the program's parameters are; the CPU if it has none."""
+    """The device of the program's parameters; the CPU if it has none."""
     tensor = next(iter([*program.parameters(), *program.buffers()]), None)
     return torch.device("cpu") if tensor is None else tensor.device
 

@@ -1,7 +1,7 @@
 r"""Noise that belongs to a datum: what is said of one x depends on x, the program and the seed, on nothing else.
 
-A generator hands out its numbers in the order in which they are asked for, so that the noise of a datum depends on its
-row and on who else is in the batch. A score that is made with such noise is no function of the datum: two data of the
+A generator hands out its numbers in the order of the requests, so the noise of a datum depends on its row and on the
+rest of the batch. A score that is made with such noise is no function of the datum: two data of the
 same distribution are then not exchangeable, and a rate of false alarms that rests on that is not kept.
 
 Inside `per_datum` a draw is a hash of counters (Salmon et al. 2011) instead,
@@ -51,7 +51,7 @@ def _shifted(z: Tensor, places: int) -> Tensor:
 
 
 def row_keys(x: Tensor) -> Tensor:
-    """A hash of each datum's values, ``(B,)`` 64-bit integers; of the values, so that it outlives a change of dtype."""
+    """A hash of each datum's values, ``(B,)`` 64-bit integers, the same for every dtype."""
     values = x.detach().reshape(len(x), -1)
     bits = (values.double() + 0.0).view(torch.int64) if x.is_floating_point() else values.long()  # -0 + 0 is 0
     places = torch.arange(1, bits.shape[1] + 1, device=x.device)
@@ -97,7 +97,7 @@ class _DatumNoise(TorchDispatchMode):
             return self._row_by_row(func, args, like)
         if name not in _INVERSES:
             raise NotImplementedError(
-                f"torch.{name} has no noise of a datum's own: draw by torch.rand, torch.randn or a torch distribution"
+                f"torch.{name} has no per-datum noise: draw by torch.rand, torch.randn or a torch distribution"
             )
         given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
         given |= {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
@@ -133,7 +133,7 @@ class _DatumNoise(TorchDispatchMode):
         return ((_shifted(bits, 12).double() + 0.5) * 2.0**-52).reshape(like.shape)
 
     def _row_by_row(self, func: Any, args: Any, like: Tensor) -> Tensor:
-        """Draws that no formula makes of uniform ones, by a generator for each particle of each datum."""
+        """Draws that are not a formula of uniform ones, by a generator for each particle of each datum."""
         keys, shape = self._layout(like.shape, flat=False)
         parameters = [arg.detach().cpu().reshape(shape) for arg in args]
         drawn, generator = torch.empty(shape, dtype=like.dtype), torch.Generator()
@@ -146,13 +146,13 @@ class _DatumNoise(TorchDispatchMode):
 
 def _categories(u: Tensor, given: dict[str, Any]) -> Tensor:
     if u.shape[-1] > 1 and not given["replacement"]:
-        raise NotImplementedError("torch.multinomial without replacement has no noise of a datum's own: draw one")
+        raise NotImplementedError("torch.multinomial without replacement has no per-datum noise: draw one")
     edges = given["self"].double().cumsum(-1)
     return torch.searchsorted(edges, u * edges[..., -1:], right=True).clamp(max=edges.shape[-1] - 1)
 
 
 def _below_one(u: Tensor, given: dict[str, Any]) -> Tensor:
-    """u in [0, 1) in the precision asked for, where 1 may be what u rounds to."""
+    """u in [0, 1) in the requested precision, where 1 may be what u rounds to."""
     like = given.get("self")
     dtype = given.get("dtype") or (torch.get_default_dtype() if like is None else like.dtype)
     return u if dtype == torch.float64 else (u / torch.finfo(dtype).eps * 2).floor() * (torch.finfo(dtype).eps / 2)
@@ -199,7 +199,7 @@ _current: ContextVar[_DatumNoise | None] = ContextVar("noise", default=None)
 
 @contextlib.contextmanager
 def per_datum(x: Tensor, seed: int) -> Iterator[None]:
-    """Give each row of x, ``(B, *event_shape)``, noise of its own, a function of its values and of the seed.
+    """Give each row of x, ``(B, *event_shape)``, its own noise, a function of its values and the seed.
 
     >>> import torch, dgm_pyro as dgm
     >>> x, both = torch.zeros(1, 2), torch.tensor([[1.0, 1.0], [0.0, 0.0]])

@@ -1,4 +1,4 @@
-r"""What `dgm.fit` maximizes: small callables ``objective(program, x, given=None, observed=None) -> Bound``.
+r"""Objectives of `dgm.fit`: small callables ``objective(program, x, given=None, observed=None) -> Bound``.
 
 They are computed from the traces of the program's statements. For latents z and data x,
 
@@ -74,9 +74,9 @@ class Bound:
 
 
 class Objective(Protocol):
-    """What `dgm.fit` maximizes; write your own as any callable of this form.
+    """An objective, which `dgm.fit` maximizes; write your own as any callable of this form.
 
-    One that changes as training goes on has a method ``at(progress)`` too, which returns the objective to use at
+    One that changes during training has a method ``at(progress)`` too, which returns the objective to use at
     ``progress`` in [0, 1]. `dgm.fit` validates with the one at 1.
 
     One with a second player, as `adversarial.Adversarial`, has ``prepare(program)``, called once, and
@@ -97,15 +97,15 @@ def at_progress(objective: Any, progress: float) -> Any:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A schedule that rises linearly from 0 to 1 over the first ``part`` of training, and stays there."""
+    """A schedule that rises linearly from 0 to 1 over the first ``fraction`` of training, and stays there."""
 
-    part: float = 0.25
+    fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        check_number(self.part, "part", above=0, at_most=1)
+        check_number(self.fraction, "fraction", above=0, at_most=1)
 
     def __call__(self, progress: float) -> float:
-        return min(1.0, progress / self.part)
+        return min(1.0, progress / self.fraction)
 
 
 class VariationalBound:
@@ -171,13 +171,13 @@ class ELBO(VariationalBound):
 class FreeBits(VariationalBound):
     """The ELBO in which each latent site's KL costs nothing below a number of nats, over the mean of the batch.
 
-    max(nats, KL) takes the place of KL, so that nothing is gained by emptying a latent. The sites of a hierarchy are
+    max(nats, KL) replaces KL: emptying a latent gains nothing. The sites of a hierarchy are
     floored apart where the guide draws them in the model's order (top-down); otherwise their terms are no divergences
     on their own, and the divergence of all latents together is floored.
 
     Args:
         nats: the floor (lambda in the source).
-        per_feature: whether each feature of a site has a floor of its own.
+        per_feature: whether each feature of a site has its own floor.
 
     Source: Kingma et al. 2016 (arXiv 1606.04934), equation 15.
     """
@@ -218,7 +218,7 @@ class FreeBits(VariationalBound):
 class STL(VariationalBound):
     """Sticking the landing: the ELBO, its gradient without the score of the guide.
 
-    The score has mean zero, so that leaving it out changes nothing in expectation; without it the gradient's variance
+    The score has mean zero, so leaving it out changes nothing in expectation; without it the gradient's variance
     vanishes where q(z | x) is the exact posterior. The guide is stated twice, and must be able to score its draws.
 
     Args:
@@ -300,7 +300,7 @@ class DReG(VariationalBound):
         guide = guide_trace(program, x, given, **options)
         shares: list[Tensor] = []
         for name in latent_sites(guide):
-            # The guide itself went on with the draw as it was, so that no path is weighted twice.
+            # The guide itself continued with the unweighted draw: no path is weighted twice.
             guide.nodes[name] = guide.nodes[name] | {"value": _weighted_on_the_way_back(guide.nodes[name], shares)}
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
@@ -443,9 +443,9 @@ def beta(weight: float = 4.0) -> ELBO:
     return ELBO(beta=weight)
 
 
-def annealed(part: float = 0.25) -> ELBO:
+def annealed(fraction: float = 0.25) -> ELBO:
     """The ELBO, the weight of its KL rising from 0 to 1 over the first part of training (Bowman et al. 2016)."""
-    return ELBO(beta=WarmUp(part))
+    return ELBO(beta=WarmUp(fraction))
 
 
 def rloo(num_samples: int = 4) -> ELBO:
@@ -479,7 +479,7 @@ COMPARISONS: dict[str, Callable[..., Objective]] = {}
 
 
 def chosen(objective: Any) -> Any:
-    """What the argument ``objective`` means: `ELBO` for None, the one of a name, else itself.
+    """The objective that the argument ``objective`` names: `ELBO` for None, else itself if it is no name.
 
     Raises:
         ValueError: there is none of that name.
@@ -491,7 +491,7 @@ def chosen(objective: Any) -> Any:
         return objective_named(objective)
     if isinstance(objective, type):
         name = objective.__name__
-        raise TypeError(f"objective is the class {name}: pass one of it, {name}()")
+        raise TypeError(f"objective is the class {name}: pass an instance, {name}()")
     if not callable(objective):
         raise TypeError(f"objective must be callable, a name, or a Pyro ELBO, got {type(objective).__name__}")
     return objective
@@ -556,7 +556,7 @@ def elbo(
 def _check_draws(count: Any, argument: str, leave_one_out: bool) -> None:
     check_count(count, argument)
     if leave_one_out and count == 1:
-        raise ValueError(f"{argument} must be at least 2 with leave_one_out: one draw leaves none to compare it with")
+        raise ValueError(f"{argument} must be 2 or more with leave_one_out: the baseline is the mean of the others")
 
 
 def exact(program: Program, x: Tensor, given: Any = None) -> Bound:
@@ -579,7 +579,7 @@ def elbo_of_traces(
 
     Args:
         log_q: log-probabilities of the guide's sites to use instead of the guide's own, sampled KLs throughout.
-        summed: sites whose every value the traces hold, so that they need no score function.
+        summed: sites whose every value is in the traces: they need no score function.
     """
     latents = latent_sites(guide)
     reconstruction: dict[str, Tensor] = {}
@@ -707,7 +707,7 @@ def _path_log_q(
         site: Any = guide.nodes[name]
         if not site["fn"].has_rsample and site_log_prob(site).requires_grad:
             raise ValueError(
-                f"{objective} follows the gradient through the latents, but {name!r} ({_family(site)}) is not "
+                f"{objective} needs gradients through the latents, but {name!r} ({_family(site)}) is not "
                 "reparameterized: use the objective 'enumerate', 'vimco', 'rloo' or 'rws'"
             )
     parameters = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
@@ -722,7 +722,7 @@ def _path_log_q(
         ) from error
     if before is not None and not torch.equal(before, _random_state(x.device)):
         raise ValueError(
-            f"{objective} states the guide twice, but it is not the same twice: remove the dropout from the encoder, "
+            f"{objective} runs the guide twice, but it differs between the two: remove the dropout from the encoder, "
             "or use the objective 'elbo' or 'iwae'"
         )
     return log_q
@@ -747,7 +747,7 @@ def _weighted_on_the_way_back(site: Any, shares: list[Tensor]) -> Tensor:
 
 
 class _Detached(Messenger):
-    """Draws that are constants, so that the guide's log-probabilities have the score as their gradient."""
+    """Draws that are constants: the gradient of the guide's log-probabilities is the score."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["value"], Tensor):
@@ -774,7 +774,7 @@ def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[st
 
 
 class _EveryOutcome(Messenger):
-    """Every value of each latent that has finitely many, along a batch dimension of its own left of the data.
+    """Every value of each finite latent, along a separate batch dimension left of the data.
 
     Attributes:
         sizes: the number of values per site, in the order met; the n-th has the n-th dimension left of the data.

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-CLASSES: dict[str, str] = {"Labelled": "Labeled"}
+CLASSES: dict[str, str] = {"Labeled": "Labeled"}
 """Of version 1 of the checkpoint format."""
 
 _GIVEN = {"context_shape": "given_shape"}
 
 ARGUMENTS: dict[str, dict[str, str]] = {
-    **dict.fromkeys(("CausalTransformer", "ConvDecoder", "ConvEncoder", "DenoisingMLP", "DenoisingUNet"), _GIVEN),
+    **dict.fromkeys(("CausalTransformer", "ConvDecoder", "DenoisingMLP", "DenoisingUNet"), _GIVEN),
     **dict.fromkeys(("MADE", "MLP", "PixelCNN", "Planar", "Sylvester"), _GIVEN),
+    "ConvEncoder": {**_GIVEN, "hidden": "width"},
     "ContinuousDiffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Diffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Flow": {"context": "embedding"},
     "Implicit": {"latent": "latent_name"},
+    "Labelled": {"label": "label_name"},
     "SemiAmortized": {"draws": "num_samples", "steps": "gradient_steps"},
     "TopDown": {"latent": "latent_name"},
     "VAE": {"latent": "latent_name"},
@@ -24,14 +26,14 @@ ARGUMENTS: dict[str, dict[str, str]] = {
 """Of the constructors in that version, by class."""
 
 PARTS: dict[str, str] = {
-    "centres": "centers",
+    "centers": "centers",
     "context": "embedding",
     "contexts": "embeddings",
     "schedule": "noise_schedule",
 }
 """Of modules and their weights in that version, as they stand in the paths of a state_dict."""
 
-OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num": "num_data"}
+OPTIONS: dict[str, str] = {"labeled": "labeled", "latent": "latent_size", "num": "num_data"}
 """Of a run and of a sweep."""
 
 

@@ -38,7 +38,7 @@ from pyro.params import module_from_param_with_module_name, param_with_module_na
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import Distribution, constraints, transform_to
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import dgm_pyro.noise as noise
@@ -220,21 +220,23 @@ class Program(nn.Module):
         return Guide(self)
 
     @torch.no_grad()
-    def sample(self, num_samples: int, given: Any = None) -> Tensor:
+    def sample(self, num_samples: int = 1, given: Any = None, **options: Any) -> Tensor:
         """Draw x from p(x), or from p(x | given) with one draw per row of ``given``.
 
         Args:
             num_samples: how many.
             given: ``(num_samples, *given_shape)``, or one row, ``(1, *given_shape)``, for all draws.
+            options: of the family, such as those of `Diffusion.sample`; most have none.
 
         Returns:
             ``(num_samples, *event_shape)``.
 
         Raises:
-            ValueError: ``num_samples`` is no positive integer, or ``given`` does not fit.
+            ValueError, TypeError: ``num_samples`` is no positive integer, ``given`` does not fit, or the family has no
+                such option.
         """
         with alone():
-            given = self.check_draws(num_samples, given)
+            given = self.check_draws(num_samples, given, options)
             with poutine.block(), pyro.plate("data", num_samples, dim=-1):
                 return self.joint(self.variable, given=given)
 
@@ -459,8 +461,21 @@ class Program(nn.Module):
                         f"0 .. {self.num_classes - 1}"
                     )
 
-    def check_draws(self, num_samples: Any, given: Any) -> Any:
-        """Check the arguments of `sample`, and repeat a single row of ``given``."""
+    def check_draws(self, num_samples: Any, given: Any, options: Collection[str] = ()) -> Any:
+        """Check the arguments of `sample`, and repeat a single row of ``given``.
+
+        Args:
+            options: names of further ones, which are unknown.
+        """
+        if options:
+            raise TypeError(
+                f"sample of {type(self).__name__} takes no {', '.join(options)}: its arguments are num_samples and "
+                "given, such as given=torch.tensor([1]) for a class; a diffusion takes sampler, steps, spacing and "
+                "guidance, too"
+            )
+        if isinstance(num_samples, tuple):
+            raise TypeError(f"num_samples must be an integer, got the shape {tuple(num_samples)}: use "
+                            f"sample({math.prod(num_samples)})")  # fmt: skip
         check_count(num_samples, "num_samples")
 
         def repeated(part: Any) -> Any:
@@ -992,7 +1007,17 @@ def parameter_of(program: Program) -> Tensor:
 
 def check_program(program: Any, argument: str = "program") -> None:
     """Raise unless ``program`` is one."""
+    check_no_distribution(program, argument)
     check_type(program, Program, argument, "a dgm.Program")
+
+
+def check_no_distribution(value: Any, argument: str) -> None:
+    """Raise if ``value`` is a distribution, of which Pyro and dgm_pyro have several under one name."""
+    if isinstance(value, Distribution):
+        raise TypeError(
+            f"{argument} must be a dgm.Program, got the distribution {type(value).__name__}: use a program such as "
+            "dgm.Normal(shape), or a dgm.Conditional whose forward() returns the distribution"
+        )
 
 
 def check_place(x: Tensor, argument: str, program: Program, *, reals: bool = True) -> None:

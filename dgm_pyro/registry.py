@@ -21,7 +21,7 @@ T = TypeVar("T", bound=type)
 def register(cls: T) -> T:
     """Class decorator: checkpoints may name ``cls``, and its instances remember their constructor arguments.
 
-    Use it on your own `Program` or network so that ``dgm.save`` and ``dgm.load`` can rebuild it:
+    Put it on your own `Program` or network, and ``dgm.save`` and ``dgm.load`` can rebuild it:
 
     >>> import torch, dgm_pyro as dgm
     >>> @dgm.register

@@ -23,7 +23,7 @@ PICTURED = (
     "docs/architecture.html",
     "tutorials/05-diffusion-models.html",
 )
-"""Of these, pictures are made at both widths, light and dark."""
+"""Pages whose pictures are made at both widths, light and dark."""
 
 
 class Page(html.parser.HTMLParser):
@@ -74,7 +74,7 @@ CUT_OFF = """[...document.querySelectorAll('article *')].filter(element => {
 
 
 def complaints(page: browser.Browser, site: Path) -> list[str]:
-    """What the browser says of every page but those of source code, which are all alike."""
+    """The browser's errors on every page, without pages of source code, which are all alike."""
     found = []
     for path in sorted(site.rglob("*.html")):
         name = str(path.relative_to(site))
@@ -128,7 +128,7 @@ class Visit:
         self.expect(panel, f"a drag of {selector}", lambda: self.drag(places))
 
     def expect(self, panel: str, what: str, act: Callable[[], None]) -> None:
-        """What the panel says and its last picture must both change."""
+        """The panel's text and its last picture must both change."""
         before = self.state(panel)
         act()
         if any(old == new for old, new in zip(before, self.state(panel), strict=True)):
@@ -148,7 +148,7 @@ CHAIN_IS_DONE = """new Promise(done => {
 
 
 def unanswered(page: browser.Browser, site: Path) -> list[str]:
-    """What the interactive page does not react to, on a phone and on a desktop."""
+    """The controls to which the interactive page does not react, on a phone and on a desktop."""
     found = []
     for name, size, drag in (("phone", PHONE, page.swipe), ("desktop", DESKTOP, page.drag)):
         page.size(*size, phone=name == "phone")

@@ -102,7 +102,7 @@ def escape(app: Sphinx, what: str, name: str, obj: object, options: object, line
 
 
 def public_names() -> set[str]:
-    """Of the classes, functions and modules of the package."""
+    """Names of the classes, functions and modules of the package."""
     names = {"dgm_pyro"}
     for info in pkgutil.walk_packages(dgm_pyro.__path__, "dgm_pyro."):
         if info.name == "dgm_pyro.__main__":

@@ -28,7 +28,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"program": "joint, posterior"},
     {"networks": "tensors to tensors", "noise": "noise of a datum"},
     {"registry": "classes by name", "old_names": "of older files"},
-    {"checks": "what arguments must be"},
+    {"checks": "what arguments must be", "results": "tables and what holds them"},
 )
 
 

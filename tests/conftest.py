@@ -1,14 +1,19 @@
 """What every test stands on: seeds, no display, no GPU tests where there is no GPU, and the mark ``slow``.
 
-A test is slow if ``tests/durations.json`` says so: it holds the tests that took more than `SLOW` seconds when
-``make durations`` last ran all of them. `SLOW` is such that the others, which ``make quick`` runs, take less than two
-minutes on two cores. Only programs of the registry for which an invariant is costly are left out of it.
+A test is slow, and left out of ``make quick``, for one of two reasons:
+
+- ``tests/durations.json`` names it: it took more than `SLOW` seconds when ``make durations`` last ran all tests;
+- it is one of more than `MANY` cases of one test, such as the programs of the registry. One case in `KEPT` is not slow,
+  and different tests keep different ones, so that every program stays under some tests.
+
+The limits are such that the rest takes less than two minutes on two cores.
 """
 
 import json
 import os
 import tempfile
 from pathlib import Path
+from zlib import crc32
 
 # Tests run one to a core: threads that wait for one another there cost several times what they save. Set before torch
 # is loaded, and inherited by the commands that tests start.
@@ -42,6 +47,7 @@ settings.load_profile("dgm_pyro")
 DURATIONS = Path(__file__).parent / "durations.json"
 SLOW = 0.15  # seconds of processor time, which other work on the machine does not change
 LONG = 5.0
+MANY, KEPT = 100, 3
 STARTED = pytest.StashKey[float]()
 
 
@@ -57,9 +63,14 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Long tests first, so that none of them is left for one core at the end."""
     seconds = json.loads(DURATIONS.read_text())
+    tests = {}
     for item in items:
-        if item.nodeid in seconds:
-            item.add_marker(pytest.mark.slow)
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for name, cases in tests.items():
+        kept = crc32(name.encode()) % KEPT
+        for i, item in enumerate(cases):
+            if item.nodeid in seconds or (len(cases) > MANY and i % KEPT != kept):
+                item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: seconds.get(item.nodeid, 0.0) < LONG)
 
 

@@ -61,7 +61,7 @@ def kind(values, *names):
 kind(SEED, "seed")
 kind(
     COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
-    "num_bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
+    "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
     "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
     "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
     "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping",
@@ -80,7 +80,7 @@ kind(LABELS, "y", "train_y", "test_y", "clusters")
 kind(SHAPE, "event_shape", "in_shape", "out_shape", "given_shape", "hidden", "channels")
 kind(
     NAME, "initial", "transition", "compressor", "activation", "predict", "sampler", "spacing", "game", "divergence",
-    "kernel", "path", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
+    "kernel", "curve", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
 )  # fmt: skip
 kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "nll",
      "background", "base", "encoder", "classifier")  # fmt: skip
@@ -193,7 +193,7 @@ def image_vae():
 
 
 def report():
-    return dgm.infer.check(vae(), X, num_samples=20, num_posterior_samples=3, num_bins=2)
+    return dgm.infer.check(vae(), X, num_samples=20, num_posterior_samples=3, bins=2)
 
 
 @pytest.fixture(autouse=True)
@@ -240,8 +240,8 @@ CALLS = {
         {"latent_name": ["", 3, None]},
     ),
     "Labeled": Call(
-        dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label="y"),
-        {"label": ["", 3, None], "classifier": PROGRAM[1:]},
+        dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label_name="y"),
+        {"label_name": ["", 3, None], "classifier": PROGRAM[1:]},
     ),
     "Discriminative": Call(dict(labels=lambda: dgm.Categorical((), 2, nn.Linear(2, 2)))),
     "OneHot": Call(dict(program=lambda: dgm.Categorical(2, 3))),
@@ -309,7 +309,7 @@ CALLS = {
     "Enumerate": Call(dict(max_outcomes=3)),
     "FreeBits": Call(dict(nats=1.0), free=["per_feature"]),
     "SemiSupervised": Call(dict(weight=1.0)),
-    "WarmUp": Call(dict(part=0.5)),
+    "WarmUp": Call(dict(fraction=0.5), {"fraction": PROBABILITY}),
     "Adversarial": Call(
         dict(game="gan", critic=lambda: nn.Linear(2, 1), r1=0.1, gradient_penalty=0.1, critic_steps=1, critic_lr=1.0),
         {"critic": MODULE[1:]},
@@ -317,7 +317,7 @@ CALLS = {
     "KernelScore": Call(dict(kernel="energy", scales=(1.0,), num_samples=2), {"scales": [None, "x", 3, (), (0.0,)]}),
     "objectives.objective_named": Call(dict(text="iwae:5")),
     "objectives.beta": Call(dict(weight=1.0)),
-    "objectives.annealed": Call(dict(part=0.5)),
+    "objectives.annealed": Call(dict(fraction=0.5), {"fraction": PROBABILITY}),
     "objectives.rloo": Call(dict(num_samples=2)),
     "objectives.vimco": Call(dict(num_particles=2)),
     # running
@@ -346,7 +346,7 @@ CALLS = {
              temperature_schedule="sigmoid", target_acceptance=0.65, seed=0),
         {"temperature_schedule": NAME, "transition": ["x", 3]},
     ),
-    "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, num_bins=2, seed=0)),
+    "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
     "infer.gaps": Call(
         dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, gradient_steps=1, num_samples=2,
              seed=0),
@@ -360,7 +360,7 @@ CALLS = {
     "infer.nuts": Call(
         dict(program=vae, x=X, num_samples=2, warmup=2, max_tree_depth=1, seed=0), free=["observed"]
     ),
-    "infer.sbc": Call(dict(program=vae, num_samples=20, num_posterior_samples=3, num_bins=2, seed=0)),
+    "infer.sbc": Call(dict(program=vae, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
     "infer.smc": Call(dict(program=diffusion, x=X, num_particles=2, threshold=0.5, seed=0)),
     "infer.propagate": Call(
         dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, size=4,
@@ -389,6 +389,11 @@ CALLS = {
     "anomaly.code_bits": Call(dict(x=IMAGES.byte(), compressor="png")),
     "anomaly.Detector": Call(dict(score=vae), {"score": PROGRAM[:3]}),
     "anomaly.separation": Call(dict(normal=X[:, 0], anomalous=X[:, 1])),
+    "anomaly.detect": Call(
+        dict(program=vae, x=X, normal=X, scores=("kl",), background=vae, ensemble=lambda: [vae()],
+             false_alarm_rate=0.5, num_particles=1, seed=0),
+        {"scores": [None, 3, ("no",)], "ensemble": [[3], ["x"]], "background": PROGRAM[1:]},
+    ),
     "Detector.calibrate": Call(dict(reference=X, false_alarm_rate=0.5), of=lambda: dgm.anomaly.Detector(made())),
     "Detector.flag": Call(dict(x=X), of=lambda: dgm.anomaly.Detector(made()).calibrate(X, 0.5)),
     "Detector.p_values": Call(dict(x=X), of=lambda: dgm.anomaly.Detector(made()).calibrate(X, 0.5)),
@@ -416,6 +421,9 @@ CALLS = {
     "classification.risk_coverage": Call(
         dict(right=Y > 0, uncertainty=X[:, 0]), {"right": REALS[:4], "uncertainty": REALS}
     ),
+    "classification.answer": Call(
+        dict(program=labeled, x=X, reference=X, false_alarm_rate=0.5, num_particles=1, seed=0)
+    ),
     "classification.Bayesian": Call(
         dict(network=lambda: nn.Linear(2, 2), data=data, guide="normal", scale=1.0), {"data": [None, "x", X]}
     ),
@@ -437,7 +445,7 @@ CALLS = {
     ),
     "representations.line": Call(dict(a=X, b=X + 1, num_points=3)),
     "representations.arc": Call(dict(a=X, b=X + 1, num_points=3)),
-    "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, path="spherical")),
+    "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, curve="spherical")),
     "representations.traverse": Call(
         dict(program=vae, z=X[:1], values=(0.0, 1.0), features=[0], site="z"),
         {"values": [None, "x", 3, [NAN]], "features": ["x", 3, [7], [0.5]], "site": ["no", 3]},
@@ -448,6 +456,9 @@ CALLS = {
     "representations.knn": Call(CODES | dict(neighbors=1)),
     "representations.cluster": Call(dict(z=X, num_clusters=2, seed=0)),
     "representations.agreement": Call(dict(clusters=Y, y=Y)),
+    "representations.represent": Call(
+        dict(program=vae, data=X, site="z", seed=0), {"site": ["no", 3], "train": ["x", 3, X]}
+    ),
     "representations.assess": Call(CODES | dict(neighbors=1, seed=0)),
     # samplers
     "samplers.DDIM": Call(dict(eta=0.5)),
@@ -470,7 +481,7 @@ CALLS = {
     "implicit.Around": Call(dict(generator=lambda: nn.Linear(2, 2), event_shape=2, scale=0.1)),
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
-    "implicit.precision_recall": Call(dict(real=X, fake=X, k=1)),
+    "implicit.precision_recall": Call(dict(real=X, fake=X, neighbors=1)),
     "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks
     "networks.MLP": Call(
@@ -489,7 +500,7 @@ CALLS = {
         {"kernel_size": [2, 1.5, "x", None], "channels": COUNT},
     ),
     "networks.ConvEncoder": Call(
-        dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, hidden=4, dropout=0.1), {"hidden": COUNT}
+        dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, width=4, dropout=0.1)
     ),
     "networks.ConvDecoder": Call(
         dict(in_shape=(2,), out_shape=(1, 4, 4), outputs=1, channels=(4,), blocks=1, dropout=0.1)
@@ -541,9 +552,13 @@ CALLS = {
     "plots.gaps": Call(dict(found=lambda: {"a": gaps(vae(), X)}), {"found": THING}),
     "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num_data=2), {"found": THING}),
     "plots.calibration": Call(dict(report=report, most=2), {"report": THING}),
+    "plots.representation": Call(
+        dict(found=lambda: dgm.representations.represent(vae(), X), program=vae, x=X, curve="linear"), {"found": THING}
+    ),
     "plots.latent_map": Call(dict(z=X, y=Y), {"y": LABELS[1:3]}),
     # runs and sweeps
     "runs.read": Call(dict(folder=run, device="cpu")),
+    "runs.inputs": Call(dict(source="moons", program=vae), {"source": NAME}),
     "runs.reserve": Call(dict(folder=fresh)),
     "runs.train": Call(
         dict(folder=fresh, model="pixels", data_name="moons", swaps={}, num_data=8, objective="elbo", seed=0,
@@ -572,10 +587,12 @@ EXCLUDED = {
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
-        "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Separation",
+        "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
+        "anomaly.Separation", "classification.Answers",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
         "infer.Calibration", "infer.Gaps", "infer.Population", "infer.Checks", "infer.Sandwich", "infer.Units",
-        "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality", "runs.Record",
+        "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality",
+        "representations.Representation", "runs.Record",
         "samplers.Time", "sweep.Cell", "sweep.Comparison", "sweep.Options", "sweep.Row", "sweep.Sweep",
     ],
     "no arguments": [
@@ -593,9 +610,9 @@ EXCLUDED = {
     ],
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
-        "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.write", "runs.write_json", "sweep.aligned", "sweep.collect",
-        "sweep.devices", "sweep.markdown", "sweep.run_cell",
+        "anomaly.auroc", "objectives.check_particles", "objectives.chosen", "representations.latents",
+        "runs.read_json", "runs.record_of", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
+        "sweep.devices", "sweep.run_cell",
     ],
 }  # fmt: skip
 
@@ -628,9 +645,11 @@ CALLED = {
     "data": "x",
     "x": "data",
     "reference": "x",
+    "normal": "x",
     "name": "model|data set",
     "data_name": "data set",
     "text": "objective",
+    "source": "data set",
 }
 
 

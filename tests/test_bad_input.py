@@ -330,7 +330,7 @@ CASES = {
     "a prior by name": (
         lambda: dgm.VAE("normal", dgm.Normal(2), dgm.Normal(2)),
         TypeError,
-        ["prior must be a dgm_pyro.Program"],
+        ["prior must be a dgm.Program"],
     ),
     # diffusions
     "no steps": (lambda: diffusion(num_steps=0), ValueError, ["num_steps must be a positive int"]),
@@ -394,8 +394,12 @@ CASES = {
     "a VIMCO of one draw": (lambda: dgm.IWAE(1, leave_one_out=True), ValueError, ["num_particles must be at least 2"]),
     "a negative beta": (lambda: dgm.ELBO(beta=-1.0), ValueError, ["beta must be a number of at least 0", "-1.0"]),
     "a beta of no number": (lambda: dgm.ELBO(beta="warm"), ValueError, ["beta must be a number", "'warm'"]),
-    "a warm-up that never ends": (lambda: dgm.WarmUp(0), ValueError, ["part must be a number above 0 and at most 1"]),
-    "a warm-up beyond training": (lambda: dgm.WarmUp(1.5), ValueError, ["part must be", "1.5"]),
+    "a warm-up that never ends": (
+        lambda: dgm.WarmUp(0),
+        ValueError,
+        ["fraction must be a number above 0 and at most 1"],
+    ),
+    "a warm-up beyond training": (lambda: dgm.WarmUp(1.5), ValueError, ["fraction must be", "1.5"]),
     "negative free bits": (lambda: dgm.FreeBits(-1), ValueError, ["nats must be a number of at least 0, got -1"]),
     "infinite free bits": (lambda: dgm.FreeBits(INF), ValueError, ["nats must be a number", "inf"]),
     "free bits of features that depend on one another": (
@@ -662,7 +666,7 @@ FILES = {
     "no header": (
         lambda folder: (folder / "program.json").unlink(),
         dgm.CheckpointError,
-        ["no checkpoint", "program.json"],
+        ["not a checkpoint", "program.json"],
     ),
     "no weights": (lambda folder: weights(folder).unlink(), dgm.CheckpointError, ["lacks its weights"]),
     "no JSON": (
@@ -695,7 +699,7 @@ FILES = {
     "saving a tensor": (
         lambda folder: dgm.save(X, folder),
         TypeError,
-        ["program must be a dgm_pyro.Program, got Tensor"],
+        ["program must be a dgm.Program, got Tensor"],
     ),
     "saving the unregistered": (
         lambda folder: dgm.save(Unregistered(), folder),

@@ -67,7 +67,7 @@ def test_discrete_latents_bring_their_encoder():
     assert build("vae", data, prior=dgm.Categorical((), 5)).encoder.levels == 5
     assert build("vq-vae", data, latent_size=5).encoder.event_shape == (5, 8)
     assert build("vae", data, prior=dgm.OneHot(dgm.Categorical(4, 3))).encoder.event_shape == (4, 3)
-    with pytest.raises(ValueError, match="needs an encoder of such"):
+    with pytest.raises(ValueError, match="needs a one-hot encoder"):
         build("vae", data, prior="codes", encoder="meanfield")
     with pytest.raises(ValueError, match="encoder 'codes' is for discrete codes"):
         build("vae", data, encoder="codes")

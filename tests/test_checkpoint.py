@@ -320,7 +320,7 @@ def changed(change):
 
 
 UNSAVABLE = {
-    "no program": (lambda: nn.Linear(1, 2), TypeError, "program must be a dgm_pyro.Program, got Linear"),
+    "no program": (lambda: nn.Linear(1, 2), TypeError, "program must be a dgm.Program, got Linear"),
     "a class that is not registered": (
         lambda: dgm.Normal(1, Unregistered(1, 2)),
         TypeError,
@@ -440,7 +440,7 @@ def node(index, **changes):
 
 
 BAD_FOLDERS = {
-    "an empty folder": (lambda f: [path.unlink() for path in f.iterdir()], "is no checkpoint.*it has no program"),
+    "an empty folder": (lambda f: [path.unlink() for path in f.iterdir()], "is not a checkpoint.*it has no program"),
     "no header": (lambda f: (f / "program.json").unlink(), "it has no program.json"),
     "no weights": (lambda f: weights(f).unlink(), "lacks its weights, weights-.*copy the whole folder"),
     "empty header": (lambda f: (f / "program.json").write_text(""), r"program.json is corrupted"),
@@ -465,7 +465,7 @@ BAD_FOLDERS = {
     "a module after its use": (edit(lambda header: header["modules"].reverse()), "corrupted"),
     "a network at the top": (edit(lambda header: header["modules"].pop() and None), "describes a Linear"),
     "no weights entry": (edit(lambda header: header.pop("weights") and None), "corrupted.*'weights'"),
-    "a path for a sha256": (edit(lambda header: header["weights"].update(sha256="../../etc")), "is no sha256"),
+    "a path for a sha256": (edit(lambda header: header["weights"].update(sha256="../../etc")), "is not a sha256"),
     "truncated weights": (
         lambda f: weights(f).write_bytes(weights(f).read_bytes()[:-7]),
         r"weights-.* is truncated: it has \d+ of \d+ bytes",
@@ -473,7 +473,7 @@ BAD_FOLDERS = {
     "empty weights": (lambda f: weights(f).write_bytes(b""), "truncated: it has 0 of"),
     "one bit flipped": (lambda f: flip(weights(f)), "is damaged: its sha256"),
     "weights with an appendix": (lambda f: weights(f).write_bytes(weights(f).read_bytes() + b"x"), "is damaged"),
-    "a pickle for weights": (resealed(pickle.dumps({"a": 1})), "is no safetensors file"),
+    "a pickle for weights": (resealed(pickle.dumps({"a": 1})), "is not a safetensors file"),
     "weights of another program": (
         resealed(safetensors.torch.save({"other": torch.zeros(3)})),
         r"no longer fit the weights: network.weight has shape \(4, 3\) in this Normal, but is missing",
@@ -534,7 +534,7 @@ def test_a_missing_path_is_named(tmp_path):
 
 def test_a_file_is_no_checkpoint(tmp_path):
     (tmp_path / "model.pt").write_bytes(pickle.dumps({}))
-    with pytest.raises(CheckpointError, match=r"model.pt is no checkpoint of dgm_pyro"):
+    with pytest.raises(CheckpointError, match=r"model.pt is not a checkpoint of dgm_pyro"):
         dgm.load(tmp_path / "model.pt")
 
 

@@ -256,7 +256,7 @@ def test_more_particles_tighten_the_bound(trained, capsys):
 
 def test_a_classifier_says_that_it_has_no_p_of_x(trained, capsys):
     for name, of, words in (
-        ("classifier", "log p(y | x)", " of log p(y | x), for it has no p(x)\n"),
+        ("classifier", "log p(y | x)", " of log p(y | x), because it has no p(x)\n"),
         ("vae", "log p(x)", ""),
     ):
         capsys.readouterr()
@@ -312,7 +312,10 @@ def test_the_list_names_everything_with_a_line(capsys):
         assert all(len(line) > 5 for line in listed.values())
 
 
-@pytest.mark.parametrize("command", ["tour", "train", "sample", "evaluate", "list"])
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example_that_parses(command, capsys):
     assert cli.main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -326,8 +329,33 @@ def test_every_command_has_help_with_an_example_that_parses(command, capsys):
 def test_without_a_command_there_is_help(capsys):
     assert cli.main([]) == 0
     out = capsys.readouterr().out
-    for command in ("tour", "train", "sample", "evaluate", "list"):
+    for command in COMMANDS:
         assert command in out
+
+
+def completed(words, monkeypatch, capsys):
+    """What bash is told to offer for the last of the words."""
+    monkeypatch.setenv("_DGM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    with pytest.raises(SystemExit):
+        cli.main([])
+    return capsys.readouterr().out.split()
+
+
+def test_the_shell_completes_commands_models_data_sets_and_runs(trained, monkeypatch, capsys):
+    def offered(*words):
+        return completed(("dgm", *words), monkeypatch, capsys)
+
+    assert {"sample", "sweep"} <= set(offered("s"))
+    assert offered("doctor", "vae", "--data", "digits-") == ["digits-binary"]
+    assert {"digits", "digits-binary"} == set(offered("anomaly", "run", "dig"))
+    folder = trained["vae"].parent
+    assert offered("sample", f"{folder}/va") == [str(trained["vae"])]
+    monkeypatch.chdir(folder.parent)
+    assert set(offered("gaps", folder.name)) == {f"{folder.name}/{name}" for name in trained}
+    monkeypatch.chdir(folder)
+    assert set(offered("sample", "")) == set(trained)
 
 
 def test_the_version(capsys):
@@ -401,8 +429,12 @@ BAD = [
     (["evaluate", "{vae}", "--num-particles", "0"], 1, "num_particles"),
     (["evaluate", "{vae}", "--ode"], 1, "ode=True is for a ContinuousDiffusion"),
     (["evaluate", "{vae}", "--num-samples", "0"], 1, "num_samples must be a positive integer"),
-    (["evaluate", "{vae}", "--num-samples", "3", "--num-particles", "2"], 1, "--num-samples are those of an ELBO"),
-    (["evaluate", "{points}", "--num-samples", "3"], 1, "--num-samples are those of an ELBO"),
+    (
+        ["evaluate", "{vae}", "--num-samples", "3", "--num-particles", "2"],
+        1,
+        "--num-samples is the number of ELBO samples",
+    ),
+    (["evaluate", "{points}", "--num-samples", "3"], 1, "--num-samples is the number of ELBO samples"),
     (["tour", "--device", "abacus"], 1, "device"),
     (["tour", "--out", "{vae}"], 1, "no tour"),
     (["dance"], 2, "dance"),

@@ -99,7 +99,7 @@ def test_the_table_says_what_its_numbers_are(trained, tmp_path, capsys, monkeypa
     dgm_ok("anomaly", trained / "pixels", "digits", "--out", out)
     printed = capsys.readouterr().out
     assert "threshold (nats)" in printed
-    assert "AUROC: how probably one of the data scores above a normal one" in printed
+    assert "AUROC: probability that one of the data scores above a normal datum; 0.5 is chance" in printed
     threshold = float(printed.split("\nlikelihood")[1].split()[0])
     log_p = dgm.load(trained / "pixels").log_prob(dgm.data.load("digits", "test").x)
     assert (-log_p).min() < threshold < (-log_p).max()  # in nats, whatever the number of pixels
@@ -142,9 +142,9 @@ def test_noise_is_rejected_by_who_knows_p_of_x(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("anomaly", "pixels", "noise.npy", "--score", "luck"), "--score must be among likelihood"),
-        (("anomaly", "pixels", "noise.npy", "--score", "ratio"), "needs --background RUN"),
-        (("anomaly", "pixels", "noise.npy", "--score", "waic"), "needs --ensemble"),
+        (("anomaly", "pixels", "noise.npy", "--score", "luck"), "scores must be one of likelihood"),
+        (("anomaly", "pixels", "noise.npy", "--score", "ratio"), "needs a background (--background RUN)"),
+        (("anomaly", "pixels", "noise.npy", "--score", "waic"), "needs an ensemble (--ensemble RUN,RUN,...)"),
         (("anomaly", "pixels", "noise.npy", "--score", "kl"), "has no latents"),
         (("anomaly", "pixels", "noise.npy", "--false-alarm-rate", "0.001"), "pass at least 999"),
         (("anomaly", "pixels", "noise.npy", "--out", "found.jpg"), "--out must end in .png"),

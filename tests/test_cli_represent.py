@@ -1,6 +1,7 @@
 """``dgm represent``: codes, pictures, a table, and what it says when something is wrong."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -47,12 +48,13 @@ def test_a_vae_of_two_latents_gives_all_pictures_and_a_table(trained, tmp_path, 
     program, test = dgm.load(trained / "vae"), dgm.data.load("digits", "test")
     z = representations.encode(program, test.x[:200])
     assert np.allclose(np.load(out.with_suffix(".npy")), z)
-    assert "2 features active" in printed or "of 2 features" in printed
+    assert "of 2 dimensions active" in printed
     known = dgm.data.load("digits", num_data=200)
     expected = representations.assess(representations.encode(program, known.x), known.y, z, test.y[:200])
-    assert f"{expected.probe:.3f} +- {expected.stderr(expected.probe):.3f}" in printed
+    lines = [line.split(maxsplit=1) for line in printed.splitlines()]
+    assert ["z", "  ".join(expected.cells())] in [[name, "  ".join(re.split(" {2,}", rest))] for name, rest in lines]
     pixels = representations.assess(known.x, known.y, test.x[:200], test.y[:200])
-    assert f"{pixels.clusters.accuracy:.3f}   {pixels.clusters.nmi:.3f}   {pixels.clusters.ari:.3f}" in printed
+    assert ["x", "  ".join(pixels.cells())] in [[name, "  ".join(re.split(" {2,}", rest))] for name, rest in lines]
 
 
 def test_levels_of_a_hierarchy(trained, tmp_path, capsys):
@@ -111,7 +113,7 @@ def test_a_flow_is_interpolated_and_points_are_mapped(trained, tmp_path, capsys)
 
 def test_data_without_labels_get_codes_and_pictures(trained, tmp_path, capsys):
     out = tmp_path / "representation.png"
-    dgm_ok("represent", trained / "vae", trained / "few.npy", "--out", out, "--path", "linear")
+    dgm_ok("represent", trained / "vae", trained / "few.npy", "--out", out, "--curve", "linear")
     assert "probe" not in capsys.readouterr().out
     program = dgm.load(trained / "vae")
     few = torch.from_numpy(np.load(trained / "few.npy"))
@@ -137,7 +139,7 @@ def test_a_single_datum_has_a_code_and_no_map(trained, tmp_path, capsys):
         (("labeled",), "has a code for each class"),
         (("labeled-made",), "Autoregressive has no latent code"),
         (("vae", "--site", "z2"), "site must be one of 'z', got 'z2'"),
-        (("vae", "--path", "bent"), "path must be one of linear, spherical"),
+        (("vae", "--curve", "bent"), "curve must be one of linear, spherical"),
         (("vae", "--num-data", "0"), "num_data must be a positive integer"),
         (("vae", "--out", "map.jpg"), "--out must end in .png"),
         (("vae", "missing.npy"), "No such file"),

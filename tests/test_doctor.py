@@ -673,7 +673,7 @@ def test_a_frozen_parameter_that_pyro_trains_is_found_and_left_frozen():
 
     model = Frozen()
     found = doctor(model, AutoNormal(model), torch.ones(5))
-    assert any(finding.where == "w" and "asks for no gradient" in str(finding) for finding in found.findings)
+    assert any(finding.where == "w" and "has requires_grad=False" in str(finding) for finding in found.findings)
     assert not model.w.requires_grad
 
 
@@ -689,5 +689,5 @@ def test_an_autoguide_that_draws_rows_of_its_own_is_found():
         return doctor(model, AutoNormal(model), x).findings
 
     (finding,) = of(subsample=rows)
-    assert "the guide draws 100 of 200 data by itself, while the model is told which" in str(finding)
+    assert "the guide draws 100 of 200 data by itself, while the model gets their indices" in str(finding)
     assert not of(subsample_size=100)

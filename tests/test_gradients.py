@@ -550,7 +550,7 @@ def test_a_guide_that_cannot_score_is_named(objective):
 def test_a_guide_that_is_not_the_same_twice_is_refused(objective):
     network = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 2))
     program = dgm.VAE(dgm.Normal(1), dgm.Normal(1, nn.Linear(1, 2)), dgm.Normal(1, network))
-    with pytest.raises(ValueError, match="not the same twice: remove the dropout"):
+    with pytest.raises(ValueError, match="differs between the two: remove the dropout"):
         objective(program.train(), torch.zeros(2, 1))
     objective(program.eval(), torch.zeros(2, 1))
 

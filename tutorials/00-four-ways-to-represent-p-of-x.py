@@ -316,8 +316,8 @@ for axes, c in zip(panels[1:], (-2.0, 0.0, 0.9), strict=True):
 plt.show()
 
 # %% [markdown]
-# The bars are the data with $x_1$ within 0.1 of $c$. One conditional has one mode or two, as the data ask: that is what
-# the mixture is for.
+# The bars are the data with $x_1$ within 0.1 of $c$. One conditional has one mode or two, as the data require: the
+# mixture allows both.
 #
 # **Sampling is sequential.** $x_2$ cannot be drawn before $x_1$ is there, so a draw takes $D$ passes of the network,
 # while a score takes one. It does not show at $D = 2$. For the 64 pixels of section 8 it will. (Chapter 02 has a cache
@@ -522,9 +522,9 @@ for particles in (1, 10, 100, scaled(1000, 200)):
 print(f"quadrature {log_p_by_quadrature(vae, some.x).mean():.3f}")
 
 # %% [markdown]
-# The gap between ELBO and $\log p(x)$ is the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$: what it costs that the
-# guide is a diagonal Normal and the true posterior is not. Exercise 3 swaps parts of this VAE to see which of them
-# costs how much.
+# The gap between ELBO and $\log p(x)$ is the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$: the cost of a diagonal
+# Normal guide for a posterior that is not one. Exercise 3 swaps parts of this VAE to see which of them costs how
+# much.
 #
 # ## 6. Diffusion: an integral over a chain
 #
@@ -773,9 +773,9 @@ used = (of_digits.mean.std(0) > 0.3).sum()
 print(f"features of z whose mean depends on x (standard deviation over the data above 0.3): {used} of 16")
 
 # %% [markdown]
-# Here it is not: on images this small the pixels are the better input. The ELBO asks for a short description of $x$,
-# not for one in which classes lie apart, and it pays for each feature of $z$ that is used. The VAE therefore leaves
-# those that do not pay for themselves at the prior, where they say nothing about $x$.
+# Here it is not: on images this small the pixels are the better input. The ELBO rewards a short description of $x$,
+# not one that separates classes, and each feature of $z$ in use has a cost. The VAE therefore leaves features that
+# are not worth their cost at the prior, where they carry no information about $x$.
 #
 # ## 9. Generative and discriminative
 #
@@ -836,7 +836,7 @@ print(f"  log p(x) is below that of 99 % of the test data at {100 * alarms:.1f} 
 # divides by $p(x)$ and so compares two numbers that are both tiny. Which label it is there is an accident of training:
 # the two panels do not agree. The difference is that the generative model also has $p(x)$ itself, and so can say that
 # it has seen nothing like this. The line in the last panel is a threshold with 1 % false alarms. $p(y \mid x)$ alone
-# has no such number to ask for, and its own confidence is no substitute: it is high there.
+# has no such number, and its own confidence is no substitute: it is high there.
 #
 # All models of this chapter are *explicit*: they define $p(x)$, exactly or through a bound. An *implicit* model, such
 # as a GAN, is only a map from noise to data. It can be sampled, but has no $p(x)$ to evaluate.

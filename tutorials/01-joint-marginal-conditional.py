@@ -180,8 +180,8 @@ print(f"probability of a square of side 0.6 around the peak: {region:.4f} by the
 claim(abs(region - share) < 0.005)
 
 # %% [markdown]
-# A density of 1.6 is no mistake. Its unit is *per area*, and the area with that density is small. Integrals take the
-# place of sums, and the rules are the same:
+# A density of 1.6 is not a mistake. Its unit is *per area*, and the area with that density is small. Integrals take
+# the place of sums, and the rules are the same:
 #
 # $$p(x_1) = \int p(x_1, x_2)\, dx_2, \qquad p(x_2 \mid x_1) = \frac{p(x_1, x_2)}{p(x_1)}.$$
 #
@@ -304,13 +304,13 @@ claim(rejected[0] < 0.15 and rejected[2] > 0.5 and rejected[-1] > 0.95)
 # %% [markdown]
 # Three things to read off, one of them not what one hopes for.
 #
-# 1. On noise *both* are still sure of a label, and wrong. Being generative does not by itself make $p(y \mid x)$
-#    humble: Bayes' rule divides by $p(x)$, and what is divided out is gone.
+# 1. On noise *both* are still sure of a label, and wrong. A generative model does not have a less confident $p(y \mid
+#    x)$: Bayes' rule divides by $p(x)$, and so removes it.
 # 2. The generative model has kept that number. Where an image is noise, the alarm catches the confident errors of
 #    either classifier. This is why estimating $p(x)$ is worth the trouble.
-# 3. The alarm answers another question than "is the label right?". It asks whether $x$ is like the training data. At 5
-#    % of flipped pixels it goes off for most digits, though most are still classified rightly. And it has a price,
-#    chosen beforehand: about 5 % of good digits.
+# 3. The alarm does not answer "is the label right?". It answers whether $x$ is like the training data. At 5 % of
+#    flipped pixels it goes off for most digits, though most are still classified rightly. And it has a price, chosen
+#    beforehand: about 5 % of good digits.
 #
 # ## 4. Explicit and implicit
 #
@@ -334,9 +334,9 @@ for name in ("z", "x"):
 assert trace.nodes["x"]["log_prob"].sum() == 0
 
 # %% [markdown]
-# The trace has the density of $z$, and nothing for $x$. Many $z$ lead to one $x$ (a whole circle), so that it would
-# take an integral to get $p(x)$. Here somebody has done it: the sum of two squared standard Normals is exponential,
-# $p(x) = \frac12 e^{-x/2}$. That is the same distribution, made explicit.
+# The trace has the density of $z$, and nothing for $x$. Many $z$ lead to one $x$ (a whole circle), so $p(x)$ is an
+# integral. Here it has a closed form: the sum of two squared standard Normals is exponential, $p(x) = \frac12
+# e^{-x/2}$. That is the same distribution, made explicit.
 
 # %%
 explicit = dist.Exponential(0.5)

@@ -269,7 +269,7 @@ assert one[0, 1] == 0
 # %% [markdown]
 # ## 4. Normalized at every step of training
 #
-# Nothing in the training objective, $\log p_\theta(x)$ of the data, asks the density to sum to one. It does so by
+# Nothing in the training objective, $\log p_\theta(x)$ of the data, makes the density sum to one. It does so by
 # construction, for any weights: before training, halfway, and at the end.
 
 # %%
@@ -488,8 +488,8 @@ print(f"sum of p(x) over a grid: {total:.4f}")
 claim(abs(total - 1) < 5e-3)
 
 # %% [markdown]
-# **2.** That of $x \to z$, which is $f^{-1}$ if $f$ is the map from $z$. The two are inverse to each other, so that the
-# wrong one gives high density where it should be low, and the sum is not one.
+# **2.** That of $x \to z$, which is $f^{-1}$ if $f$ is the map from $z$. The two are inverse to each other. The wrong
+# one gives high density where it should be low, and the sum is not one.
 
 # %%
 f, inverse = maps["stretch"]

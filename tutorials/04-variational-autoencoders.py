@@ -18,10 +18,10 @@
 #
 # $$p_\theta(x) = \int p_\theta(x \mid z)\, p(z)\, dz .$$
 #
-# The integral cannot be done, so that training climbs a lower bound on its logarithm:
+# The integral is intractable, so we maximize a lower bound on its logarithm:
 #
 # $$\log p_\theta(x) \;\ge\; \underbrace{E_{q(z \mid x)}[\log p_\theta(x \mid z)]}_{\text{1) reconstruction}} \;-\;
-# \underbrace{D_{KL}(q(z \mid x) \,\|\, p(z))}_{\text{2) price of saying } z}.$$
+# \underbrace{D_{KL}(q(z \mid x) \,\|\, p(z))}_{\text{2) cost of encoding } z}.$$
 #
 # | section | question |
 # |---|---|
@@ -60,8 +60,8 @@ style()
 # parameters.
 #
 # - prior $p(z) = N(0, I)$;
-# - **decoder** $p_\theta(x \mid z)$: a network makes of $z$ the probability that each pixel is black;
-# - **encoder** $q(z \mid x)$: a network makes of $x$ the mean and scale of a Normal. It is the guide, and no part of
+# - **decoder** $p_\theta(x \mid z)$: a network maps $z$ to the probability that each pixel is black;
+# - **encoder** $q(z \mid x)$: a network maps $x$ to the mean and scale of a Normal. It is the guide, and not part of
 #   the model.
 #
 # With $z$ in the plane everything can be drawn.
@@ -144,7 +144,8 @@ plt.show()
 # %% [markdown]
 # Blue is the true posterior, orange one and two standard deviations of the encoder's Normal. On the right is the datum
 # where the two differ most: its posterior has two modes, and the encoder has put itself between them.
-# The gap is what it costs that the guide is a Normal with axes along the coordinates, and made by a network in one go.
+# The gap is the cost of a guide that is a Normal with axes along the coordinates, computed by one network for all
+# data.
 #
 # ## 2. The two terms
 #
@@ -193,8 +194,8 @@ labels = ["digits"] + [f"{what}, β {beta:g}" for beta in rows for what in ("rec
 plots.images(torch.cat([part.flatten(0, 1) for part in picture]), columns=len(some), row_labels=labels)
 
 # %% [markdown]
-# - Small $\beta$: the best reconstructions, bought at a price that is too high. Each $q(z \mid x)$ is small and far
-#   from the others, the prior seldom meets any of them, and the bound on $\log p(x)$ is low.
+# - Small $\beta$: the best reconstructions, at too high a cost. Each $q(z \mid x)$ is small and far from the others,
+#   the prior seldom meets any of them, and the bound on $\log p(x)$ is low.
 # - Large $\beta$: $q(z \mid x)$ is the prior, $z$ says nothing, and every reconstruction is the mean of all digits.
 # - $\beta = 1$ is no compromise that somebody chose. It is the bound on $\log p(x)$: moving along the dashed line, one
 #   more nat of KL has to buy a nat of reconstruction.
@@ -335,8 +336,8 @@ print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats"
 
 # %% [markdown]
 # Collapse is no failure of training: as a model of $x$ the collapsed one is *better* than the weak decoder, by its
-# bound on $\log p(x)$. It is the bound's own choice. A nat told through $z$ costs a nat of KL plus the gap of the
-# guide, while the decoder can learn the same for nothing. If $z$ is what one wants, one has to say so:
+# bound on $\log p(x)$. The bound prefers it. A nat of information in $z$ costs a nat of KL plus the gap of the guide,
+# while the decoder can learn the same at no cost. If you need $z$, change the training:
 #
 # - **a weaker decoder**, which cannot do without $z$;
 # - **free bits**: the KL costs nothing up to a number of nats, so that there is no gain in saving them;
@@ -410,10 +411,10 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterized"].std()
 #
 # ## Solutions
 #
-# **1.** They agree on average. The closed form draws less, and is the noisier of the two: here its KL is a constant,
-# and all the noise of $\log p(x \mid z)$ remains. In the sampled form $\log p(x, z) - \log q(z \mid x)$ the two parts
-# rise and fall together. If $q$ were the exact posterior, that difference would be $\log p(x)$ for every draw, without
-# any noise.
+# **1.** They agree on average. The closed form samples less, but is the noisier of the two: here its KL is a
+# constant, and all the noise of $\log p(x \mid z)$ remains. In the sampled form $\log p(x, z) - \log q(z \mid x)$ the
+# two parts rise and fall together. If $q$ were the exact posterior, that difference would be $\log p(x)$ for every
+# draw, without any noise.
 
 # %%
 x = test.x[: scaled(100, 20)]
@@ -429,7 +430,7 @@ claim(abs(sampled.mean() - closed.mean()) < 4 * (sampled.var() / 200 + closed.va
 claim(closed.std() > sampled.std())
 
 # %% [markdown]
-# **2.** One, and more of eight; but of 32 only some. Each feature in use has its price, and the rest stay at the prior.
+# **2.** One, and more of eight; but of 32 only some. Each feature in use has a cost, and the rest stay at the prior.
 
 # %%
 used = {}

@@ -205,9 +205,9 @@ plt.show()
 
 # %% [markdown]
 # Arrows go from $x_t$ to the guess (orange). With much noise the guess is the middle of all data: nothing better can be
-# said. With little noise it is on or near the nearest half circle. The chain asks again and again, each time with less
-# noise, and so need not decide at once. The runs on the right are traces of the *unrolled* model, which has a sample
-# site for each step, `x_50`, ..., `x_1`, `x`. Each site is $p_\theta(x_{t-1} \mid x_t)$, a Normal:
+# said. With little noise it is on or near the nearest half circle. The chain calls the network again and again, each
+# time with less noise, and so need not decide at once. The runs on the right are traces of the *unrolled* model,
+# which has a sample site for each step, `x_50`, ..., `x_1`, `x`. Each site is $p_\theta(x_{t-1} \mid x_t)$, a Normal:
 
 # %%
 names = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name.startswith("x")]
@@ -299,8 +299,8 @@ claim(steps_cost[0] > 0 and 0 < network_cost.nats < 0.15)
 #
 # ## 5. t as an input
 #
-# The network is told $t$. Each noise level is another task: at $t = 45$ the answer is the middle of all data, at
-# $t = 5$ it is the point itself. A network that is not told has to do all of them with one function of $x_t$.
+# The network receives $t$. Each noise level is a different task: at $t = 45$ the answer is the middle of all data, at
+# $t = 5$ it is the point itself. A network without $t$ has to solve all of them with one function of $x_t$.
 
 
 # %%
@@ -424,9 +424,8 @@ plots.images(picture, levels=levels, columns=10, row_labels=[label for name in r
 # %% [markdown]
 # Each column starts from the same noise. With $w = 1$ the draws are more clearly of their class, and more alike: guidance
 # is no longer sampling from $p_\theta(x \mid y)$. With $w = 3$ the classifier is as content, but the pictures are no
-# better: strokes run on into corners where digits have hardly any ink. The answers of the network were multiplied until
-# they lie outside what it was trained on. Without guidance the draws vary nearly as much as test digits, and a little
-# less.
+# better: strokes run on into corners where digits have hardly any ink. Guidance has scaled the predictions beyond the
+# range of the training data. Without guidance the draws vary nearly as much as test digits, and a little less.
 #
 # ## 7. Few steps
 #
@@ -506,11 +505,11 @@ plt.show()
 # %% [markdown]
 # By the energy distance ten steps of `dpm++` cannot be told from fresh data. (Its estimates are skewed, mostly a little
 # below zero and at times far above, so that the error over five parts is a rough one.) The pictures say more. Some draws
-# lie between the half circles, where fresh data have next to none. All fifty steps of the model itself do not mend that:
-# it comes from the network, and is the second cost of section 4. And the half circles of `dpm++` are thinner than those
-# of the data, because it ends with a guess of $x_0$, a mean, to which it adds no noise; those of `ancestral` are wider.
-# With three steps every rule fails, and `ancestral` least: it knows how far off the guess may be, and adds noise of that
-# size instead of relying on it.
+# lie between the half circles, where fresh data have next to none. All fifty steps of the model itself do not remove
+# them: they come from the network, the second cost of section 4. And the half circles of `dpm++` are thinner than
+# those of the data, because it ends with a guess of $x_0$, a mean, to which it adds no noise; those of `ancestral`
+# are wider. With three steps every rule fails, and `ancestral` least: it uses the variance of the guess, and adds
+# noise of that size instead of relying on it.
 #
 # ## 8. Exercises
 #

@@ -105,7 +105,7 @@ statements(base)
 # - the **aggregate posterior** $q(z) = \frac1N \sum_n q(z \mid x_n)$: where the encoder puts the data.
 #
 # The likelihood is trained on draws from $q(z)$ only. Where the prior has mass and $q(z)$ has none there is a **hole**:
-# the likelihood has never been asked what to do there, and new data come from there all the same.
+# the likelihood was never trained there, and new data come from there all the same.
 
 # %%
 colors = theme.classes
@@ -181,9 +181,9 @@ claim(share > 0.25)
 # $$\frac1N \sum_n D_{KL}(q(z \mid x_n) \,\|\, p(z)) = \underbrace{I_q(x; z)}_{\text{what z says of x}} +
 # \underbrace{D_{KL}(q(z) \,\|\, p(z))}_{\text{mismatch}}.$$
 #
-# The first part is the price of knowing which datum it was, and is worth it. The second is paid for nothing: it would
-# be zero if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any other
-# prior can win**.
+# The first part is the cost of encoding which datum it was, and is worth it. The second is wasted: it would be zero
+# if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any other prior can
+# win**.
 
 
 # %%
@@ -300,11 +300,11 @@ for name in ("mog", "vamp", "nsf", "ar"):
 
 # %% [markdown]
 # The mixture, the VampPrior, the spline flow and the autoregressive prior win most. They need not be round, the
-# mismatch falls by some two thirds or more, and fewer draws stray. The mixture wins about the 0.5 nats of mismatch that
-# the first VAE had, the others *more*, for its encoder and likelihood were compromises too: with a prior that can have
-# gaps, the encoder moves the arms apart, and the likelihood needs less noise. The diffusion and the hierarchy win least
-# with this recipe. The hierarchy's top latent is a single number, so that its $p(z)$ is a thick line; the diffusion has
-# not learned the gaps in 25 epochs.
+# mismatch falls by some two thirds or more, and fewer draws stray. The mixture gains about the 0.5 nats of mismatch
+# that the first VAE had, the others *more*, because its encoder and likelihood were compromises too: with a prior
+# that can have gaps, the encoder moves the arms apart, and the likelihood needs less noise. The diffusion and the
+# hierarchy win least with this recipe. The hierarchy's top latent is a single number, so that its $p(z)$ is a thick
+# line; the diffusion has not learned the gaps in 25 epochs.
 #
 # The standard errors are those of the choice of test data. Another start of the training changes the result too, and
 # by how much is the unit in which differences should be read. Three seeds with the prior $N(0, I)$:
@@ -326,7 +326,7 @@ claim(min(gain for gain, _ in gains.values()) > 3 * spread)
 # whose posterior has awkward shapes: a ship at $z \sim N(0, I)$ hears two beacons and estimates its distance to each,
 # with an error of 0.2. Given the two distances $x$, where may it be?
 #
-# This likelihood is no network. Any function of $z$ that returns a Pyro distribution is one: `dgm.Conditional` asks for
+# This likelihood is no network. Any function of $z$ that returns a Pyro distribution is one: `dgm.Conditional` needs
 # `event_shape` and `forward`, nothing else.
 
 
@@ -484,9 +484,9 @@ claim(wrong["fullrank"] < 10 and wrong["meanfield"] < 10 and wrong["fullrank, fa
 # %% [markdown]
 # The one family, trained for the same time by the same objective, has the best bound of the Normals or the worst of the
 # table. From the middle of the prior it finds the nearer mode, which is the likelier one; from the far side it stays
-# there, for between the modes is the desert. (The spline flow is often "wrong" because it has both modes: which of
-# them is the larger is then a close call.) A larger family can only be better at its best; what training finds in it
-# is another matter.
+# there, because there is no mass between the modes. (The spline flow is often "wrong" because it has both modes:
+# which of them is the larger is then a close call.) A larger family can only be better at its best; what training
+# finds in it is another matter.
 #
 # ### Two gaps
 #
@@ -568,15 +568,15 @@ claim(loose[1] > 3 * loose[0] and tight[1] < tight[0] / 3)  # a far worse ELBO, 
 claim(gap_by["nsf, rws"][0] < gap_by["nsf, elbo"][0] / 2)
 
 # %% [markdown]
-# Under `iwae:50` the diagonal Normal spreads over both modes and everything between. As a stand-in for the posterior it
-# is useless, and its ELBO says so; but among fifty of its draws some are good, and the IWAE bound is the tightest a
-# mean-field guide has here. A number of particles belongs to a guide: judge by the bound that the guide was trained
-# for.
+# Under `iwae:50` the diagonal Normal spreads over both modes and everything between. As an approximation of the
+# posterior it is useless, and its ELBO shows this; but among fifty of its draws some are good, and the IWAE bound is
+# the tightest a mean-field guide has here. A number of particles belongs to a guide: judge by the bound that the
+# guide was trained for.
 #
-# Under `rws` the mean field stays in one mode, although the divergence now asks it to cover both. The weights can only
-# praise what the guide has drawn, and from one mode it never draws the other. The spline flow reaches it.
-# Trained by `rws` its ELBO gap is less than half of what the ELBO itself made of it: the guide *and* the objective had
-# to be swapped.
+# Under `rws` the mean field stays in one mode, although the divergence now asks it to cover both. Weights can only
+# reward draws that the guide has made, and from one mode it never draws the other. The spline flow reaches it.
+# Trained by `rws` its ELBO gap is less than half of what the ELBO itself made of it: the guide *and* the objective
+# had to be swapped.
 #
 # ### Noise of the gradient
 #
@@ -660,7 +660,8 @@ claim(info[0.2][1] > info[1.0][1] > info[4.0][1])
 # A small weight buys sharp reconstructions with narrow $q(z \mid x)$: the KL doubles, the noise falls, and $q(z)$ is
 # all the further from the prior. The reconstructions are better, and the draws are not: the mismatch has grown with the
 # rest. A large weight does away with the mismatch, and with everything else: all data have the same $q(z \mid x)$, the
-# prior. That is *posterior collapse*: $z$ says nothing of $x$. Neither has a better bound than the weight 1.
+# prior. That is *posterior collapse*: $z$ carries no information about $x$. Neither has a better bound than the
+# weight 1.
 #
 # ## 5. Swapping the likelihood
 #
@@ -681,8 +682,8 @@ claim(kls["ar"] < 0.05)
 # The autoregressive likelihood has the best bound of the chapter, a nat above the VAE that we started from, and its KL
 # is zero: it models $x$ by itself and leaves $z$ unused. As a model of $x$ that is fine. As a way to *learn a
 # representation* it is a failure that the bound does not show. Always look at the KL too. (Noise that depends on $z$,
-# which contains the shared noise as a special case, ends below it: a larger family once more, and a worse start, for
-# this one begins with more noise.)
+# which contains the shared noise as a special case, ends below it: again a larger family, but a worse start, because
+# it begins with more noise.)
 #
 # ## 6. A discrete latent
 #

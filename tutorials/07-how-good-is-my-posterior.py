@@ -116,11 +116,11 @@ assert (log_w - log_p(x)).abs().max() < 1e-7
 
 # %% [markdown]
 # With the exact posterior as guide, $p(x, z) / p(z \mid x) = p(x)$ whatever $z$ is: every single draw *is* the answer,
-# and the variance is zero up to rounding. All trouble of this chapter comes from guides that are something else.
+# and the variance is zero up to rounding. Every problem in this chapter comes from inexact guides.
 #
-# ### Guides that are something else
+# ### Inexact guides
 #
-# Let us make some. All are mean-field Normals: their features are independent, with standard deviations that do not
+# Let us build some. All are mean-field Normals: their features are independent, with standard deviations that do not
 # depend on $x$. One `nn.Linear` maps $x$ to means and raw scales.
 
 
@@ -479,11 +479,11 @@ claim((distance["AIS from prior"] < 0.2).all() and errors["prior"].abs().max() <
 
 # %% [markdown]
 # For the ordinary datum the guide is about right. For the second it is one round blob, where there is hardly any of the
-# posterior: of its two modes the guide is near the smaller one. Resampling mends a guide as far as it reaches: where it
-# hardly ever goes, 100 draws do not find what is there. AIS started from the guide goes wrong with it: its chains walk,
-# but in 200 steps not across the desert between the modes. And its $\log p(x)$ is too low by what the larger mode
-# holds. Started from the prior, which is everywhere, some chains find each mode, and their weights put the modes in
-# proportion: close on all three.
+# posterior: of its two modes the guide is near the smaller one. Resampling corrects a guide only where it has mass:
+# 100 draws do not find a mode that it hardly ever visits. AIS started from the guide goes wrong with it: its chains
+# walk, but in 200 steps not across the desert between the modes. And its $\log p(x)$ is too low by what the larger
+# mode holds. Started from the prior, which is everywhere, some chains find each mode, and their weights put the modes
+# in proportion: close on all three.
 #
 # NUTS is often called the gold standard. On the ordinary datum it is as good as AIS. On the second it has found the one
 # mode and not the other; on the third its chain was caught where there is next to nothing. It is one chain
@@ -509,8 +509,8 @@ claim(r_hat[1].max() > 1.05)
 # %% [markdown]
 # An R-hat above 1.01 is commonly taken as a warning. For the third datum it is: one of the chains took its time to
 # arrive. For the second, R-hat is below that, and all is *not* well: the three chains agree, because all of them are in
-# the same mode, and the mean on the grid is elsewhere. R-hat compares chains with each other. Of a mode that none of
-# them has found it knows nothing.
+# the same mode, and the mean on the grid is elsewhere. R-hat compares chains with each other. It cannot detect a mode
+# that none of them has found.
 #
 # ## 3. Why is the ELBO low? The gap in two parts
 #
@@ -561,7 +561,7 @@ plots.gaps(found)
 # linear encoder merely finds the good members less often. Full covariances do make the family better, measurably, but
 # that was never the problem: for all three, most of the gap is the encoder's. So the thing to change is the encoder
 # (larger, trained longer or on more data) or to improve its answer for each datum (`dgm.guides.SemiAmortized`), and not
-# the family. The ELBO alone could not have told.
+# the family. The ELBO alone could not have shown this.
 #
 # The first lines show a trap. $p$ is the same in all three, but IWAE with 1000 draws of the linear guide is lower than
 # with the others: an estimate of $\log p(x)$ is only as good as its guide, and *two models must not be compared by

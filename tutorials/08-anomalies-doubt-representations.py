@@ -243,8 +243,9 @@ for name, value in worst.items():
 #
 # $$P(\text{false alarm}) = \frac{n + 1 - k}{n + 1} \le \alpha.$$
 #
-# No word of the program, or of the score: a bad score gives an alarm that is useless and still honest. `Detector` is
-# this rule. Here it is tried on many random splits of the test digits into 99 for the threshold and the rest to judge.
+# This makes no assumption about the program or the score: a bad score gives an alarm that is useless, but keeps its
+# rate. `Detector` is this rule. Here it is tried on many random splits of the test digits into 99 for the threshold
+# and the rest to judge.
 
 # %%
 alpha, n, rates = 0.05, 99, []

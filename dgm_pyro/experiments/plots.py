@@ -1,4 +1,4 @@
-"""Pictures of programs and of what they say: each function takes tensors or results, and returns a matplotlib Figure.
+"""Pictures of programs and their results: each function takes tensors or results, and returns a matplotlib Figure.
 
 Figures are made for a narrow column, so that they stay readable on a phone, in a light and a dark theme, and without
 pyplot: nothing is global, nothing has to be closed.
@@ -50,8 +50,10 @@ from dgm_pyro.checks import (
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.infer.checks import Checks
 from dgm_pyro.infer.gaps import Gaps
+from dgm_pyro.program import Program, check_program
 from dgm_pyro.training.fit import History
 from dgm_pyro.uses.classification import reliability as bins_of_answers
+from dgm_pyro.uses.representations import CURVES, Representation, codes, grid, interpolate, is_discrete, traverse
 
 WIDTH = 4.3
 """Width of every figure, in inches: on a phone of 360 pixels, its text is 10 pixels high."""
@@ -72,12 +74,12 @@ class Theme:
 
     @property
     def gray(self) -> Colormap:
-        """From paper (nothing) to ink (everything)."""
+        """Color map from paper (nothing) to ink (everything)."""
         return LinearSegmentedColormap.from_list("gray", [self.paper, self.ink])
 
     @property
     def heat(self) -> Colormap:
-        """From paper (no density) to the first series color, to ink."""
+        """Color map from paper (no density) over the first series color to ink."""
         return LinearSegmentedColormap.from_list("heat", [self.paper, self.series[0], self.ink])
 
     @property
@@ -195,7 +197,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 LINE = 54
-"""How many characters of a title fit the width."""
+"""Number of characters of a title that fit the width."""
 
 
 def _figure(height: float, title: str) -> Figure:
@@ -219,7 +221,7 @@ def images(
     title: str = "",
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
-    hidden: Tensor | None = None,
+    covered: Tensor | None = None,
 ) -> Figure:
     """Images side by side: value 0 is the paper, the highest is ink.
 
@@ -228,7 +230,7 @@ def images(
         levels: integers 0 .. levels - 1; None scales reals between their extremes.
         columns: how many per row; by default about as many as rows, or one per column label.
         row_labels, column_labels: at the left, and on top.
-        hidden: bool, ``(N, 1, H, W)``: pixels that are covered, in a color of their own.
+        covered: bool, ``(N, 1, H, W)``: covered pixels, in a color of their own.
 
     Raises:
         ValueError: x is no batch of one-channel images.
@@ -237,8 +239,8 @@ def images(
     check_network_options(levels=levels)
     if columns is not None:
         check_count(columns, "columns")
-    if hidden is not None:
-        check_tensor(hidden, x.shape[1:], "hidden", "the shape of one x")
+    if covered is not None:
+        check_tensor(covered, x.shape[1:], "covered", "the shape of one x")
     if x.dim() != 4 or x.shape[1] != 1 or len(x) == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W), with N at least 1")
     columns = columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
@@ -265,10 +267,10 @@ def images(
     cover = ListedColormap([_theme.get().series[5]])
     for i in range(len(values)):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        if hidden is not None and bool(hidden[i].any()):
-            covered = np.where(hidden[i, 0].cpu().numpy(), 1.0, np.nan)
+        if covered is not None and bool(covered[i].any()):
+            shade = np.where(covered[i, 0].cpu().numpy(), 1.0, np.nan)
             box = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
-            axes.imshow(covered, cmap=cover, extent=box, interpolation="nearest")
+            axes.imshow(shade, cmap=cover, extent=box, interpolation="nearest")
         axes.add_patch(
             Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=_theme.get().rule, linewidth=0.6)
         )
@@ -383,7 +385,11 @@ def imputations(x: Tensor, mask: Tensor, samples: Tensor, *, levels: int | None 
     hidden[:, 1] = ~mask.cpu().expand_as(x)
     labels = ("data", "seen", *(f"draw {i}" for i in range(1, len(samples) + 1)))
     return images(
-        columns.reshape(-1, *shape), levels=levels, title=title, column_labels=labels, hidden=hidden.reshape(-1, *shape)
+        columns.reshape(-1, *shape),
+        levels=levels,
+        title=title,
+        column_labels=labels,
+        covered=hidden.reshape(-1, *shape),
     )
 
 
@@ -423,7 +429,7 @@ def _imputed_points(x: Tensor, seen: Tensor, samples: Tensor, title: str) -> Fig
 def learning_curves(history: History, *, title: str = "") -> Figure:
     """Loss and validation loss; where there is a KL, its terms and the reconstruction apart, below.
 
-    A game's validation, which is measured in other units than its loss, has axes of its own.
+    Validation of an adversarial objective, which has other units than its loss, gets separate axes.
 
     Raises:
         ValueError: the history is empty.
@@ -462,7 +468,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
 
 
 MOST_TERMS = 8
-"""Of a loss, that are drawn as curves of their own."""
+"""Terms of a loss that are drawn as separate curves."""
 
 
 def _terms(history: History) -> dict[str, list[float]]:
@@ -786,6 +792,59 @@ def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure
     return figure
 
 
+def representation(
+    found: Representation, program: Program, x: Tensor, *, curve: str = "spherical", title: str = ""
+) -> dict[str, Figure]:
+    """Pictures of codes by name: "map", "interpolation" between pairs of data, "traversals", and the "grid" of a plane.
+
+    Those that the program, its code or the number of data do not allow are left out.
+
+    Args:
+        found: what `representations.represent` found.
+        program: that it found it of.
+        x: the data, ``(N, *event_shape)``.
+        curve: between two codes, a name in `representations.CURVES`.
+        title: of the map.
+    """
+    check_type(found, Representation, "found", "what dgm.representations.represent returns")
+    check_program(program)
+    check_finite(x, "x")
+    check_choice(curve, CURVES, "curve")
+    site, z, levels, pairs = found.site, found.z, program.levels, min(6, len(x) // 2)
+    figures = {}
+    if len(z) > 1 and z[0].numel() > 1:
+        figures["map"] = latent_map(z, found.y, title=title)
+    if len(program.event_shape) != 3 or is_discrete(program, site):
+        return figures
+    nearest = site == codes(program)[0]
+    if nearest and pairs:
+        a, b = x[:pairs], x[pairs : 2 * pairs]
+        between = interpolate(program, a, b, 8, curve=curve)
+        rows = torch.cat([a[None].to(between), between, b[None].to(between)]).transpose(0, 1)
+        ends = ("x", *("",) * 8, "x'")
+        figures["interpolation"] = images(
+            rows.flatten(0, 1), levels=levels, column_labels=ends, title=f"Between two data: {curve} in {site}"
+        )
+    if site in found.units:
+        units = found.units[site]
+        by_use = (units.variance if units.kl is None else units.kl).argsort(descending=True)[:8].tolist()
+        values = (-3, -2, -1, 0, 1, 2, 3)
+        moved = traverse(program, z[:1], values, by_use, site=site)
+        figures["traversals"] = images(
+            moved.flatten(0, 1),
+            levels=levels,
+            row_labels=[f"{site}[{i}]" for i in by_use],
+            column_labels=[str(value) for value in values],
+            title="One feature moved at a time, the most used first",
+        )
+    if nearest and tuple(z.shape[1:]) == (2,):
+        plane_of_z = grid(program)
+        figures["grid"] = images(
+            plane_of_z.flatten(0, 1), levels=levels, columns=plane_of_z.shape[1], title=f"What each {site} stands for"
+        )
+    return figures
+
+
 # -- experiments -------------------------------------------------------------------------------------------------------
 
 
@@ -934,15 +993,15 @@ def calibration(report: Checks, *, title: str = "", most: int = 6) -> Figure:
                                     height_ratios=[1.25 * rows + 0.2, *[1.7] * len(report.units)])[:, 0]  # fmt: skip
     grid = [*top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
     total = len(next(iter(found.ranks.values())))
-    share = 1 / found.num_bins
+    share = 1 / found.bins
     band = 2.576 * (share * (1 - share) / total) ** 0.5
     for axes, heading, (_, site, i) in zip(grid, titles, worst, strict=False):
         counts = found.histogram(site)[i].double() / total
         axes.axhspan(max(0.0, share - band), share + band, color=colors.rule, zorder=0)
-        axes.bar(np.arange(found.num_bins) + 0.5, counts.numpy(), width=0.9, color=colors.series[0])
+        axes.bar(np.arange(found.bins) + 0.5, counts.numpy(), width=0.9, color=colors.series[0])
         axes.axhline(share, color=colors.muted, linewidth=0.8)
         axes.set_title(heading, size=7.5, loc="left")
-        axes.set(xticks=(0.1 * found.num_bins, 0.9 * found.num_bins), xticklabels=("low", "high"))
+        axes.set(xticks=(0.1 * found.bins, 0.9 * found.bins), xticklabels=("low", "high"))
         axes.set_xmargin(0)
         axes.grid(visible=False, axis="x")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

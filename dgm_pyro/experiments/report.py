@@ -1,9 +1,9 @@
 """Reports: one HTML file that carries its pictures, for phones and desktops, light and dark.
 
-The parts are plain data, so that whoever has results can write a report:
+The parts are plain data, so any results can become a report:
 
 >>> from dgm_pyro.experiments import report
->>> table = report.Table([report.Column("program", "what was trained")], [[report.TableCell("VAE")]])
+>>> table = report.PageTable([report.Column("program", "what was trained")], [[report.TableCell("VAE")]])
 >>> page = report.render(report.Report("A title", "What it shows.", table))
 >>> "<!doctype html>" in page, "https://" in page
 (True, False)
@@ -22,6 +22,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+import dgm_pyro.results as results
 from dgm_pyro.checkpoint import write_file
 from dgm_pyro.experiments import plots
 
@@ -50,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Column:
-    """A column, and in plain language what its numbers mean."""
+    """A column, and the meaning of its numbers in plain language."""
 
     name: str
     meaning: str
@@ -67,7 +68,7 @@ class TableCell:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """Columns, and rows of as many cells; the first cell names its row. ``muted`` rows are there for reference."""
 
     columns: Sequence[Column]
@@ -78,6 +79,11 @@ class Table:
         for i, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise ValueError(f"row {i} has {len(row)} cells, but there are {len(self.columns)} columns")
+
+    def as_text(self) -> str:
+        """The table for the terminal."""
+        rows = [[" ".join(part for part in (cell.text, cell.note) if part) for cell in row] for row in self.rows]
+        return str(results.Table([column.name for column in self.columns], rows))
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Report:
 
     title: str
     lead: str
-    table: Table
+    table: PageTable
     sections: Sequence[Section] = ()
     warnings: Sequence[str] = ()
     facts: dict[str, str] = field(default_factory=dict)

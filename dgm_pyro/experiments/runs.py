@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import os
 import types
@@ -15,14 +16,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.data as data
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
-from dgm_pyro.checks import check_number, check_path, check_type
-from dgm_pyro.program import Program, seeded
+from dgm_pyro.checks import INTEGERS, check_number, check_path, check_type
+from dgm_pyro.evaluation import as_data, program_device
+from dgm_pyro.program import Program, check_program, seeded
 from dgm_pyro.training.distributed import process_group
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.uses import corruptions
@@ -34,12 +37,12 @@ Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
 KINDS: dict[str, Kind] = {
     "model": str, "data": str, "data_dir": str | None, "options": dict, "history": {"seconds": int | float}
 }  # fmt: skip
-"""What a record holds."""
+"""Fields of a record."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """How a program came about.
+    """The record of how a program was made.
 
     Attributes:
         model: the name given to `dgm.build`.
@@ -143,7 +146,7 @@ def train(
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
-    """Store a run in ``folder``; ``run.json`` comes last, so that a folder that has it is whole."""
+    """Store a run in ``folder``; ``run.json`` is written last: a folder that has it is complete."""
     checkpoint.save(program, folder)
     write_json(Path(folder) / RECORD, asdict(record))
 
@@ -164,6 +167,55 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     found["options"] = old_names.renamed(found["options"], old_names.OPTIONS)
     record = Record(**{name: found[name] for name in KINDS})
     return checkpoint.load(folder, device), record
+
+
+def inputs(source: str, program: Program, data_dir: str | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The x, with labels if there are any, of a .npy file or of a data set's test split.
+
+    Args:
+        source: path of the file, or name of the data set.
+        program: what they must fit.
+        data_dir: folder of the data set's files.
+
+    Raises:
+        ValueError, TypeError: the file holds no numbers, or the data do not fit the program.
+    """
+    check_type(source, str, "source", "the path of a .npy file or the name of a data set")
+    check_program(program)
+    if not source.endswith(".npy"):
+        points = data.load(source, "test", data_dir=data_dir)
+        if program.variable == "x":
+            as_data(program, points)
+        return points.x, points.y
+    try:
+        with Path(source).open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{source} is no array ({error}): write one with numpy.save") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{source} holds {array.dtype}: save numbers")
+    # torch reads neither foreign byte orders nor floats of more than 64 bits.
+    native = np.dtype(np.float64) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    x = torch.from_numpy(array.astype(native, order="C"))
+    shape = program.event_shape if program.variable == "x" else program.given_shape or x.shape[1:]
+    if x.dim() == len(shape) and len(shape) == 3 and shape[0] == 1:  # images without their channel
+        x = x.unsqueeze(1)
+    if x.is_floating_point():
+        x = x.to(torch.get_default_dtype())
+    elif x.dtype not in INTEGERS:
+        x = x.long()
+    if tuple(x.shape[1:]) != tuple(shape) or not len(x):
+        raise ValueError(f"{source} has shape {tuple(array.shape)}, but the run takes (N, *{tuple(shape)})")
+    if program.variable == "x":
+        program.check(x.to(program_device(program)))
+    return x, None
+
+
+def write_array(path: Path, x: torch.Tensor) -> None:
+    """``x`` as a .npy file, which `inputs` reads."""
+    content = io.BytesIO()
+    np.save(content, x.numpy())
+    checkpoint.write_file(path, content.getvalue())
 
 
 def record_of(model: str, data: str, history: History, data_dir: str | None = None, **options: Any) -> Record:

@@ -4,13 +4,11 @@ A sweep's folder holds ``sweep.json`` (its options), ``cells/NAME`` (runs that `
 open, each with an ``evaluation.json``), and the results: ``table.md``, ``table.csv``, ``cells.csv``, ``sweep.png``.
 
 A cell is finished when its ``evaluation.json`` is there, which is written last and at once. So a sweep that was killed
-goes on where it was; a cell that failed has a ``failed.json`` with the error, and is tried again by the next sweep.
+resumes where it was; a cell that failed has a ``failed.json`` with the error, and is tried again by the next sweep.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 import multiprocessing
@@ -37,6 +35,7 @@ from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.infer.checks import units
 from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import check_count
+from dgm_pyro.results import Result, Table, as_csv, with_error
 from dgm_pyro.training.fit import check_options
 
 AXES = ("prior", "encoder", "likelihood", "objective")
@@ -45,7 +44,7 @@ UNIT_DATA = 512
 
 @dataclass(frozen=True)
 class Options:
-    """What all cells of a sweep share; a sweep is resumed only with the same."""
+    """The options that all cells of a sweep share; a sweep can be resumed only with the same ones."""
 
     model: str = "vae"
     data: str = "digits-binary"
@@ -90,8 +89,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What `sweep` found."""
+class Sweep(Result):
+    """The result of `sweep` ."""
 
     folder: Path
     options: Options
@@ -100,19 +99,19 @@ class Sweep:
 
     @property
     def failed(self) -> int:
-        """How many cells did not finish."""
+        """Number of cells that did not finish."""
         return sum(len(row.errors) for row in self.rows)
 
     def failures(self) -> dict[str, list[str]]:
-        """What went wrong, and in which combinations."""
+        """The errors, and the combinations in which they occurred."""
         found: dict[str, list[str]] = {}
         for row in self.rows:
             for error in dict.fromkeys(row.errors):
                 found.setdefault(error, []).append(" ".join(row.choices.values()))
         return found
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows, as text: the best on top."""
+    def table(self) -> Table:
+        """The best on top."""
         swept = [axis for axis in self.axes if len(self.axes[axis]) > 1] or list(self.axes)[:1]
         kinds = sorted({cell["kind"] for row in self.rows for cell in row.cells})
         kinds = kinds or [f"iwae-{self.options.num_particles}"]
@@ -129,25 +128,24 @@ class Sweep:
             rows.append(
                 [
                     *choices,
-                    _with_error(*row.over_seeds("bits_per_dim"), 4),
-                    _with_error(*row.over_seeds("nats"), 2),
-                    _with_error(*row.over_seeds("elbo_bits_per_dim"), 4),
-                    _with_error(*row.over_seeds("kl"), 2),
-                    _with_error(row.over_seeds("active")[0], math.nan, 1),
-                    _with_error(row.over_seeds("seconds")[0], math.nan, 1),
+                    with_error(*row.over_seeds("bits_per_dim"), 4),
+                    with_error(*row.over_seeds("nats"), 2),
+                    with_error(*row.over_seeds("elbo_bits_per_dim"), 4),
+                    with_error(*row.over_seeds("kl"), 2),
+                    with_error(row.over_seeds("active")[0], math.nan, 1),
+                    with_error(row.over_seeds("seconds")[0], math.nan, 1),
                     seeds,
                 ]
             )
-        return header, rows
+        return Table(header, rows)
 
-    def __str__(self) -> str:
-        return aligned(*self.table())
+    def parts(self) -> list[str | Table]:
+        return [self.table()]
 
-
-def _with_error(mean: float, error: float, digits: int) -> str:
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" +- {error:.{digits}f}")
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        cells = [cell for row in self.rows for cell in row.cells]
+        return {"folder": str(self.folder), "failed": self.failed, "cells": cells}
 
 
 def sweep(
@@ -311,13 +309,13 @@ def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -
 
 
 def devices(device: str, jobs: int) -> list[str]:
-    """Where each of the jobs trains: on the GPUs in turn, if there are any and ``device`` names none."""
+    """The device of each job: the GPUs in turn, if there are any and ``device`` names none."""
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     return [f"cuda:{job % gpus}" if gpus else device for job in range(jobs)]
 
 
 def _cores() -> int:
-    """How many this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -341,7 +339,7 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> None:
     try:
         # Numbers that are not finite cannot be written, which is an error of this cell, too.
         runs.write_json(place / "evaluation.json", _train_and_evaluate(place, options, cell))
-    except Exception as error:  # whatever it is, the other cells go on
+    except Exception as error:  # whatever it is, the other cells continue
         text = " ".join(f"{type(error).__name__}: {error}".split())
         runs.write_json(place / "failed.json", {"error": text, **asdict(cell)})
         return
@@ -401,7 +399,7 @@ NUMBERS: dict[str, runs.Kind] = {
     **dict.fromkeys(("kl", "active"), int | float | None),
     "parameters": int,
 }
-"""What the tables need of a cell's evaluation."""
+"""Fields of a cell's evaluation that the tables need."""
 
 REMEDY = "remove it, and give the same command again"
 
@@ -433,8 +431,7 @@ def collect(
 def _write_tables(result: Sweep) -> None:
     from dgm_pyro.experiments import plots
 
-    header, rows = result.table()
-    (result.folder / "table.md").write_text(markdown(header, rows) + "\n", encoding="utf-8")
+    (result.folder / "table.md").write_text(result.table().markdown() + "\n", encoding="utf-8")
     numbers = ("bits_per_dim", "nats", "elbo_bits_per_dim", "kl", "active", "seconds", "parameters")
     summary: list[dict[str, Any]] = []
     for row in result.rows:
@@ -443,24 +440,16 @@ def _write_tables(result: Sweep) -> None:
             mean, error = row.over_seeds(name)
             line |= {name: _cell_of(mean), f"{name}_stderr": _cell_of(error)}
         summary.append({**line, "seeds": len(row.cells), "failed": len(row.errors)})
-    _write_csv(result.folder / "table.csv", summary)
+    (result.folder / "table.csv").write_text(as_csv(summary), encoding="utf-8")
     cells = [{**cell["choices"], **{k: v for k, v in cell.items() if k != "choices"}}
              for row in result.rows for cell in row.cells]  # fmt: skip
     if cells:
-        _write_csv(result.folder / "cells.csv", cells)
+        (result.folder / "cells.csv").write_text(as_csv(cells), encoding="utf-8")
         plots.heat_map(*_grid(result)).savefig(result.folder / "sweep.png")
 
 
 def _cell_of(value: float) -> float | str:
     return "" if math.isnan(value) else value
-
-
-def _write_csv(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _grid(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, float]]], str]:
@@ -476,24 +465,11 @@ def _grid(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, f
     return panels, f"{result.options.data}: bits per dimension ({kind}), lower is better"
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text, its columns under one another."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)) for line in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(part.replace("|", "\\|") for part in line) + " |" for line in lines)
-
-
 # -- runs side by side -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Runs on the same data, the first of them the one that differences are taken to."""
 
     evidences: dict[str, Evidence]
@@ -516,7 +492,7 @@ class Comparison:
             }
         return lines
 
-    def __str__(self) -> str:
+    def parts(self) -> list[str | Table]:
         reference, *_ = self.evidences
         header = ["run", "bits/dim", "nats", f"nats more than {reference}", "kind", "parameters", "seconds"]
         rows, kinds = [], set[str]()
@@ -526,7 +502,7 @@ class Comparison:
             rows.append(
                 [
                     name,
-                    _with_error(evidence.bits_per_dim, evidence.stderr, 4),
+                    with_error(evidence.bits_per_dim, evidence.stderr, 4),
                     f"{evidence.nats:.3f}",
                     "-" if name == reference else str(difference).replace(" nats", ""),
                     evidence.kind,
@@ -535,12 +511,12 @@ class Comparison:
                 ]
             )
         first = self.evidences[reference]
-        lines = [f"{len(first.values)} of {first.data}, a {first.measure}", aligned(header, rows)]
+        parts: list[str | Table] = [f"{len(first.values)} of {first.data}, a {first.measure}", Table(header, rows)]
         if kinds != {"exact"}:
-            lines.append(
+            parts.append(
                 "a bound may be short of log p(x) by its gap (dgm gaps), and so may a difference of two bounds"
             )
-        return "\n".join(lines)
+        return parts
 
 
 def compare(
@@ -570,7 +546,7 @@ def compare(
         if program.measure != first.measure:
             raise ValueError(
                 f"{name} holds a {program.measure}, but {names[0]} a {first.measure}: a mass and a density are not "
-                "comparable; wrap a flow in dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
+                "comparable; wrap a flow in dgm.Dequantized(flow, levels=...), then both are masses on the integers"
             )
         if other.data != record.data:
             raise ValueError(

@@ -31,7 +31,15 @@ from dgm_pyro.families.conditionals import IndependentConditional
 from dgm_pyro.networks.caches import Cache, cache_maker
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import eval_mode
-from dgm_pyro.program import Conditional, Program, call_network, example_given, is_pair, parameter_of
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    call_network,
+    check_no_distribution,
+    example_given,
+    is_pair,
+    parameter_of,
+)
 from dgm_pyro.registry import register
 
 
@@ -57,6 +65,7 @@ class Autoregressive(Conditional):
 
     def __init__(self, features: IndependentConditional):
         super().__init__()
+        check_no_distribution(features, "features")
         if not isinstance(features, IndependentConditional):
             raise TypeError(
                 f"features must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(features).__name__}"
@@ -98,7 +107,7 @@ class Autoregressive(Conditional):
         return self.features.univariate(self.raw_at(i, raw))
 
     def raw_at(self, i: int, raw: Tensor) -> Tensor:
-        """Those of the feature at place i = 1 .. D of the order, ``(*batch, P)``."""
+        """Raw parameters of the feature at place i = 1 .. D of the order, ``(*batch, P)``."""
         return raw.flatten(-1 - len(self.event_shape), -2)[..., self.order[i - 1], :]
 
     def chain(
@@ -142,8 +151,8 @@ class Autoregressive(Conditional):
 class UnrolledAutoregressive(Program):
     """The definition: p(x_1) p(x_2 | x_1) .. p(x_D | x_<D), one site per feature, ``x_1 .. x_D`` in the order.
 
-    Fix any of the sites with `poutine.condition` and the rest is drawn given those before it. x as a whole is stated
-    too, as `pyro.deterministic`, so that it can be read but not conditioned.
+    Fix any of the sites with `poutine.condition` and the rest is drawn given those before it. x as a whole is also a
+    `pyro.deterministic` site: it can be read but not conditioned.
 
     Args:
         program: the plated form, whose parameters it shares.
@@ -228,7 +237,7 @@ class FeatureChain:
         return self.program.features.univariate(self.raw_parameters())
 
     def raw_parameters(self) -> Tensor:
-        """Those of `next`, ``(*batch, P)``."""
+        """Raw parameters of `next`, ``(*batch, P)``."""
         p, self.place = self.program, self.place + 1
         if self.cache is None:
             return p.raw_at(self.place, p.raw_parameters(self.x, self.given))
@@ -270,7 +279,7 @@ class FeatureChain:
 
 
 class AutoregressiveDistribution(TorchDistribution):
-    """What `Autoregressive` returns given ``given``.
+    """The distribution that `Autoregressive` returns for ``given``.
 
     Args:
         program: whose parameters it has.

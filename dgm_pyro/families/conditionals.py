@@ -106,7 +106,7 @@ class IndependentConditional(Conditional):
         return self.adjusted(raw.reshape(*batch, *shape))
 
     def adjusted(self, raw: Tensor, feature: int | None = None) -> Tensor:
-        """What the network returned, with what does not depend on ``given`` put to it.
+        """The network's output plus the part that does not depend on ``given``.
 
         Args:
             raw: of all features, ``(*batch, P, *event_shape)``; or of one, ``(*batch, P)``.
@@ -138,7 +138,7 @@ class Normal(IndependentConditional):
         network: maps ``given`` to ``(B, 2, *event_shape)`` or flat ``(B, 2 * numel)``.
         learned: without a network, whether the parameters are free.
         parameters: without a network, raw parameters to start from, ``(2, *event_shape)``.
-        given_shape: shape of one ``given``, for a network that does not say.
+        given_shape: shape of one ``given``, for a network without a `given_shape`.
         scale: "network", or with a network that gives the location alone (P = 1), a learned scale that does not depend
             on ``given``: one per "feature", or one that is "shared" by all.
         initial_scale: with a network, the scale where its output, or the learned scale, starts: at 0. Default: where
@@ -366,7 +366,7 @@ def shape_read_by(network: nn.Module) -> Shape | None:
 
 
 def positive(raw: Tensor) -> Tensor:
-    """softplus, kept away from zero so that no scale underflows; its gradient is softplus's, so that it comes back."""
+    """softplus, kept away from zero: no scale underflows, and its gradient is softplus's, so the scale can recover."""
     scale = F.softplus(raw)
     return scale.clamp_min(1e-6).detach() + (scale - scale.detach())
 

@@ -85,7 +85,7 @@ class LogSNR(nn.Module):
 
     @property
     def width(self) -> Tensor:
-        """By how much the log signal-to-noise ratio falls."""
+        """Total decrease of the log signal-to-noise ratio."""
         return nn.functional.softplus(self.raw_width)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -265,8 +265,8 @@ class ContinuousDiffusion(Denoising):
         """log p(x) in nats under the probability-flow ODE, exact up to the solver's tolerance.
 
         The density is that of the flow at t = 0, where noise of scale ``exp(-noise_schedule.highest / 2)`` is left
-        (0.007 by default). The samplers' last step, to the denoiser's mean, is no part of it: it takes that noise off
-        their draws, which therefore spread less than this density says where the noise is not small beside the data.
+        (0.007 by default). The samplers' last step, to the denoiser's mean, is not part of it. That step removes the
+        noise, so their draws spread less than this density where the noise is not small compared with the data.
 
         Args:
             x: ``(B, *event_shape)``, reals.

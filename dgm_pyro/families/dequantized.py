@@ -40,6 +40,7 @@ from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.program import (
     Conditional,
     Program,
+    check_program,
     declare_given,
     guide_trace,
     is_pair,
@@ -76,7 +77,8 @@ class Dequantized(Program):
 
     def __init__(self, flow: Program, levels: int, guide: Conditional | None = None):
         super().__init__()
-        if not isinstance(flow, Program) or flow.measure == "mass":
+        check_program(flow, "flow")
+        if flow.measure == "mass":
             raise TypeError(f"flow must be a Program with a density, such as dgm.Flow, got {type(flow).__name__}")
         guide = Uniform(flow.event_shape) if guide is None else guide
         if not isinstance(guide, Conditional):

@@ -50,10 +50,10 @@ from dgm_pyro.registry import register
 
 @register
 class Schedule(nn.Module):
-    r"""How fast the signal fades: :math:`\alpha_t, \sigma_t` for t = 0 .. T, with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+    r"""The noise schedule: :math:`\alpha_t, \sigma_t` for t = 0 .. T, with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 
     Args:
-        alpha_bar: :math:`\bar\alpha_t = \alpha_t^2` for t = 1 .. T, strictly decreasing inside (0, 1), so that the
+        alpha_bar: :math:`\bar\alpha_t = \alpha_t^2` for t = 1 .. T, strictly decreasing inside (0, 1): the
             signal-to-noise ratio falls.
 
     Attributes:
@@ -115,7 +115,7 @@ def linear(num_steps: int) -> Schedule:
     """Betas that rise linearly, 1e-4 to 0.02 at 1000 steps and in proportion otherwise (Ho et al. 2020, section 4)."""
     check_steps(num_steps)
     scale = 1000 / num_steps
-    # From its end, so that a single step is the last one: it must reach noise.
+    # From its end: a single step is the last one, which must reach noise.
     beta = torch.linspace(0.02 * scale, 1e-4 * scale, num_steps, dtype=torch.float64).flip(0).clamp(max=0.999)
     return Schedule((1 - beta).cumprod(0))
 
@@ -132,7 +132,7 @@ def cosine(num_steps: int, offset: float = 0.008) -> Schedule:
 def log_snr(num_steps: int, highest: float = 6.0, lowest: float = -6.0) -> Schedule:
     """A log signal-to-noise ratio that falls linearly (Kingma et al. 2021, VDM, with fixed ends).
 
-    For integers it spreads the bound evenly over time, so that the estimate of it is far less noisy than with a cosine.
+    For integers it spreads the bound evenly over time, and its estimate is far less noisy than with a cosine.
     """
     check_steps(num_steps)
     return Schedule(torch.linspace(lowest, highest, num_steps, dtype=torch.float64).flip(0).sigmoid())
@@ -156,9 +156,9 @@ def noising(name: str, fn: TorchDistribution) -> Tensor:
 
 
 class Denoising(Program):
-    """What diffusions in discrete and in continuous time share: what the network predicts, and the samplers.
+    """Base class of diffusions in discrete and in continuous time: the network's prediction, and the samplers.
 
-    A subclass says at which `num_steps` times its chain runs, how noisy each is (`noise_at`), how the network is told
+    A subclass says at which `num_steps` times its chain runs, how noisy each is (`noise_at`), how the network receives
     the time (`clock`), how far off it may be (`denoised_variance`), and states its bound.
 
     Attributes:
@@ -204,11 +204,11 @@ class Denoising(Program):
         raise NotImplementedError
 
     def clock(self, t: Tensor) -> Tensor:
-        """The time in [0, 1] that the network is told."""
+        """The time in [0, 1] that the network receives."""
         raise NotImplementedError
 
     def denoised_variance(self, t: Tensor) -> Tensor:
-        """v, the variance of x_0 around what the network makes of x_t; not asked for where it predicts levels."""
+        """v, the variance of x_0 around the network's prediction from x_t; not used where it predicts levels."""
         raise NotImplementedError
 
     def posterior_variance(self, t: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class Denoising(Program):
         return dist.Normal(loc, scale.expand_as(loc)).to_event(len(self.event_shape))
 
     def denoise(self, x_t: Tensor, t: Tensor, given: Any = None, guidance: float = 0.0) -> Denoised:
-        """What the network makes of x_t, ``(*batch, *event_shape)``, at t, ``(*batch,)``.
+        """The network's prediction from x_t, ``(*batch, *event_shape)``, at t, ``(*batch,)``.
 
         Args:
             guidance: w in (1 + w) f(given) - w f(null), f the network (Ho and Salimans 2021, eq. 6); both in one call.
@@ -318,7 +318,7 @@ class Denoising(Program):
         return self.num_classes
 
     def _hide(self, given: Any, x: Tensor) -> Any:
-        """In training mode, ``given`` with each datum's label hidden by chance: for scoring x, never for drawing it."""
+        """``given`` with labels dropped at random in training mode: for scoring x, never for drawing it."""
         if not self.training or self.label_dropout == 0:
             return given
         # Enumerated labels have no data dimension of their own yet.
@@ -355,13 +355,14 @@ class Denoising(Program):
     @torch.no_grad()
     def sample(
         self,
-        num_samples: int,
+        num_samples: int = 1,
         given: Any = None,
         *,
         sampler: str | Sampler = "ancestral",
         num_steps: int | None = None,
         spacing: str | Spacing = "uniform",
         guidance: float = 0.0,
+        **options: Any,
     ) -> Tensor:
         """Draw x from p(x), or from p(x | given).
 
@@ -372,6 +373,7 @@ class Denoising(Program):
             num_steps: how many of the T times to stop at; default all.
             spacing: how they are spread: "uniform", "quadratic", "karras", or a `dgm_pyro.families.samplers.Spacing`.
             guidance: strength w of classifier-free guidance; 0 is the model itself.
+            options: there are no others.
 
         Returns:
             ``(num_samples, *event_shape)``; int64 if there are `levels`.
@@ -379,7 +381,7 @@ class Denoising(Program):
         Raises:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
-        given = self.check_draws(num_samples, given)
+        given = self.check_draws(num_samples, given, options)
         check_number(guidance, "guidance")
         return self.run_chain(torch.Size((num_samples,)), given, sampler, num_steps, spacing, guidance)
 
@@ -443,7 +445,7 @@ class Diffusion(Denoising):
         label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
         importance: whether training looks more often at the times whose terms are large: with probabilities
             proportional to the root mean square of each time's term so far, which is kept in a buffer. The terms are
-            weighted back, so that the bound stays what it was (Nichol and Dhariwal 2021, section 3.3).
+            weighted accordingly, and the bound does not change (Nichol and Dhariwal 2021, section 3.3).
 
     Sites of ``joint("x")``: ``x``, and in the plated form ``x_shift``, ``x_t`` and the factors ``x_likelihood``,
     ``x_kl``, ``x_T_kl``.
@@ -575,7 +577,7 @@ class Diffusion(Denoising):
             yield t, weight, noising(f"{name}_t", self.noised(x0, t))
 
     def time_probabilities(self) -> Tensor:
-        """With which probability a step of training looks at each of the times 1 .. T, ``(T,)``."""
+        """Probability that a training step evaluates each of the times 1 .. T, ``(T,)``."""
         if not self.importance:
             return torch.full_like(self.noise_schedule.alpha[1:], 1 / self.num_steps)
         root = self.mean_square.sqrt()
@@ -594,7 +596,7 @@ class Diffusion(Denoising):
 
 @dataclass
 class Denoised:
-    """What a denoiser makes of x_t: mean and variance of x_0; if it predicts levels, their logits, levels last."""
+    """A denoiser's prediction from x_t: mean and variance of x_0; if it predicts levels, their logits, levels last."""
 
     x0: Tensor
     variance: Tensor
@@ -702,7 +704,7 @@ class ReverseChain(TorchDistribution):
 class UnrolledDiffusion(Program):
     """The definition: p(x_T) p(x_{T-1} | x_T) .. p(x_0 | x_1), one site per step, named ``x_T .. x_1`` and ``x``.
 
-    The guide draws the same noising q(x_1 .. x_T | x_0) backwards, x_T first, so that each KL in time is analytic.
+    The guide draws the same noising q(x_1 .. x_T | x_0) backwards, x_T first: each KL in time is analytic.
 
     Args:
         diffusion: the plated form, whose parameters it shares.

@@ -76,7 +76,7 @@ class DiscretizedLogistic(TorchDistribution):
     r"""A logistic density integrated over the bins of the integers 0 .. levels - 1 (Salimans et al. 2017, eq. 2).
 
     Level v sits at :math:`2v / (levels - 1) - 1` in [-1, 1]; its bin reaches half way to its neighbors, and the two
-    edge bins reach to infinity, so that the masses sum to one exactly.
+    edge bins reach to infinity: the masses sum to one exactly.
 
     Args:
         loc: location, on the scale where the levels span [-1, 1].
@@ -109,7 +109,7 @@ class DiscretizedLogistic(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         half = 1.0 / (self.levels - 1)
-        # Neighbors compute their common edge alike, so that rounding moves mass between them and loses none.
+        # Neighbors compute their common edge alike: rounding moves mass between them and loses none.
         value = value.to(self.loc.dtype)
         upper = ((2 * value + 1) * half - 1 - self.loc) / self.scale
         lower = ((2 * value - 1) * half - 1 - self.loc) / self.scale

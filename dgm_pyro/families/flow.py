@@ -49,7 +49,7 @@ from dgm_pyro.networks.bijections import (
 )
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP
-from dgm_pyro.program import Conditional, Program, call_network, unwrapped
+from dgm_pyro.program import Conditional, Program, call_network, check_program, unwrapped
 from dgm_pyro.registry import register
 
 Part = Bijection | Transform | dist.ConditionalTransform
@@ -74,7 +74,7 @@ class Flow(Conditional):
 
     Raises:
         ValueError: a transform cannot be inverted, or has parameters that no module holds, shapes or givens do not
-            fit, or a transform is fed what it cannot take.
+            fit, or a transform receives values outside of its domain.
 
     >>> import torch, dgm_pyro as dgm
     >>> from dgm_pyro.networks import Affine, Coupling
@@ -107,6 +107,7 @@ class Flow(Conditional):
         if base is None:
             plain = [part for part in self.transforms if isinstance(part, Transform)]
             base = Normal(ComposeTransform(plain).inverse_shape(self.event_shape))
+        check_program(base, "base")
         if not isinstance(base, Conditional) or base.measure == "mass":
             raise ValueError(
                 f"the base must be a Conditional with a density on reals, got {type(base).__name__}: a flow transforms "
@@ -119,7 +120,7 @@ class Flow(Conditional):
         self._declare_given(given_shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flow:
-        """What `to`, `double` and the like do to each tensor, those that no module holds included."""
+        """Apply `to`, `double` and the like to each tensor, including those that no module holds."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for part in self.transforms:
             for owner, name in loose_tensors(part):

@@ -213,7 +213,7 @@ def _bent(
 class TopDown(Program):
     """q(z2 | x) q(z | z2, x): the guide of a hierarchy in the model's own order. ``top`` may be a `TopDown` again.
 
-    It states the latents of the prior itself, so that the prior, a `VAE`, needs no encoder.
+    It states the latents of the prior itself, so the prior, a `VAE`, needs no encoder.
 
     Args:
         top: q(z2 | x), a program conditional on x.
@@ -257,7 +257,7 @@ class TopDown(Program):
         return self.bottom.joint(name, value, given=(given, above))
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        raise NotImplementedError("TopDown is a guide: its own latents have none")
+        raise NotImplementedError("TopDown is a guide: its own latents have no guide")
 
     def latents(self, name: str) -> tuple[str, ...] | None:
         above = self.top.latents(self.latent_name)
@@ -276,7 +276,7 @@ class PrecisionWeighted(Conditional):
 
     Args:
         encoder: a `Normal` given x.
-        generative: a `Normal` given z2; the very object that is the likelihood of the prior.
+        generative: a `Normal` given z2; the same object as the likelihood of the prior.
     """
 
     conditional = True
@@ -330,8 +330,8 @@ class SemiAmortized(Conditional):
 
     Args:
         encoder: a `Normal` given x.
-        prior, likelihood: the VAE's own, both with a density of their own.
-        gradient_steps: how many gradient steps.
+        prior, likelihood: those of the VAE, both with an exact density.
+        gradient_steps: how many gradient gradient_steps.
         lr: their size.
         num_samples: how many draws, each with its mirror image.
 
@@ -447,7 +447,7 @@ class EnumeratedPosterior(Conditional):
         likelihood: p(x | z).
 
     Raises:
-        ValueError: z has more than 4096 values, or a part has no density of its own.
+        ValueError: z has more than 4096 values, or a part has no exact density.
     """
 
     MOST = 4096

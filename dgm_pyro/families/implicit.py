@@ -1,4 +1,4 @@
-r"""Implicit models: p(x) as whatever comes out when easy noise goes through a function.
+r"""Implicit models: p(x) as the distribution of a function of simple noise.
 
 .. math::
     z \sim p(z), \qquad x = G(z), \qquad P(x \in A) = P(z \in G^{-1}(A)).
@@ -39,6 +39,7 @@ from dgm_pyro.program import (
     IntractableError,
     Program,
     call_network,
+    check_program,
     declare_given,
     is_pair,
     require_distinct,
@@ -82,8 +83,7 @@ class Implicit(Program):
         latent_name: str = "z",
     ):
         super().__init__()
-        if not isinstance(prior, Program):
-            raise TypeError(f"the prior must be a dgm_pyro.Program, got {type(prior).__name__}")
+        check_program(prior, "prior")
         if not isinstance(generator, nn.Module):
             raise TypeError(f"the generator must be a torch.nn.Module, got {type(generator).__name__}")
         check_name(latent_name, "latent_name")
@@ -154,8 +154,8 @@ class Implicit(Program):
 
     def _refuse(self) -> NoReturn:
         raise IntractableError(
-            "an Implicit has no density: x = generator(z) is certain once z is known, and the generator need not be "
-            "invertible, so that neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
+            "an Implicit has no density: x = generator(z) is a function of z, and the generator need not be "
+            "invertible, so neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
             "train with dgm.fit(program, data, 'gan') (or 'wgan-gp', 'f-gan:kl', 'energy', 'mmd'); compare samples "
             "with implicit.precision_recall; or add noise, implicit.noisy(program, scale), and evaluate that"
         )
@@ -250,7 +250,7 @@ def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
 
 
 @torch.no_grad()
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor, neighbors: int = 3) -> tuple[float, float]:
     """Are the samples like data, and are all data like samples?
 
     Around each point of a set is a ball that reaches to its k-th nearest neighbor in that set; their union stands for
@@ -259,7 +259,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
     Args:
         real, fake: data and samples, or features of them, ``(N, ...)`` and ``(M, ...)``.
-        k: at least 1, and less than N and M.
+        neighbors: at least 1, and less than N and M.
 
     Returns:
         precision and recall, in [0, 1].
@@ -269,28 +269,28 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
     Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2.
     """
-    check_count(k, "k")
+    check_count(neighbors, "neighbors")
     check_finite(real, "real")
     check_tensor(fake, real.shape[1:], "fake", "the shape of a real datum")
     check_finite(fake, "fake")
-    if min(len(real), len(fake)) <= k:
+    if min(len(real), len(fake)) <= neighbors:
         raise ValueError(
-            f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: more than k are needed"
+            f"neighbors is {neighbors}, but there are {len(real)} real and {len(fake)} fake points: ask for fewer"
         )
     real, fake = real.flatten(1).double(), fake.flatten(1).double()
-    return _share_inside(fake, real, k), _share_inside(real, fake, k)
+    return _share_inside(fake, real, neighbors), _share_inside(real, fake, neighbors)
 
 
-def _share_inside(points: Tensor, support: Tensor, k: int) -> float:
+def _share_inside(points: Tensor, support: Tensor, neighbors: int) -> float:
     # The nearest in the set is the point itself.
-    radius = torch.cat([torch.cdist(part, support).kthvalue(k + 1, 1).values for part in support.split(1024)])
+    radius = torch.cat([torch.cdist(part, support).kthvalue(neighbors + 1, 1).values for part in support.split(1024)])
     inside = [(torch.cdist(part, support) <= radius).any(1) for part in points.split(1024)]
     return torch.cat(inside).double().mean().item()
 
 
 @torch.no_grad()
 def mode_coverage(x: Tensor, centers: Tensor, scale: float) -> tuple[int, float]:
-    """How many modes of a mixture of round Normals the samples have, and which share of them is near one.
+    """Number of modes of a mixture of round Normals that samples cover, and the share of samples near a mode.
 
     A sample is near a mode within 3 standard deviations of its center, where 98.9 % of a Normal of the plane
     are. A mode counts as covered if it has at least a fifth of the samples it should have.

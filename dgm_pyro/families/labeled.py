@@ -23,6 +23,7 @@ from dgm_pyro.families.conditionals import Categorical
 from dgm_pyro.program import (
     Conditional,
     Program,
+    check_program,
     check_values,
     declare_given,
     log_mean_exp,
@@ -44,7 +45,7 @@ class Labeled(Program):
         prior: p(y), a `Categorical` of event shape ``()``.
         program: p(x | y), any program conditional on an integer label.
         classifier: q(y | x), a `Categorical` of event shape ``()`` conditional on x.
-        label: the name of y.
+        label_name: the name of y.
 
     Raises:
         ValueError: the number of classes, or a shape, does not fit.
@@ -53,17 +54,18 @@ class Labeled(Program):
     # Or None; a checker that knew it would refuse `labeled.classifier(x)`.
     classifier: Categorical | Any
 
-    def __init__(self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"):
+    def __init__(
+        self, prior: Categorical, program: Program, classifier: Categorical | None = None, label_name: str = "y"
+    ):
         super().__init__()
         for role, part in (("prior", prior), ("classifier", classifier)):
             if part is not None and (not isinstance(part, Categorical) or part.event_shape != ()):
                 raise TypeError(f"the {role} must be a Categorical of event_shape (), got {part!r}")
         check_type(prior, Categorical, "prior", "a Categorical of event_shape ()")
-        check_name(label, "label")
+        check_name(label_name, "label_name")
         if prior.conditional:
             raise ValueError("the prior is p(y), given nothing: build it without a network, learned or with parameters")
-        if not isinstance(program, Program):
-            raise TypeError(f"program must be a dgm_pyro.Program, got {type(program).__name__}")
+        check_program(program)
         if classifier is not None and classifier.levels != prior.levels:
             raise ValueError(f"the classifier has {classifier.levels} classes, but the prior has {prior.levels}")
         if program.num_classes is not None and program.num_classes != prior.levels:
@@ -71,24 +73,24 @@ class Labeled(Program):
         declare_given(program, torch.Size(), "program", "a label of shape")
         if classifier is not None:
             declare_given(classifier, program.event_shape, "classifier", "the program's event_shape")
-        self.prior, self.program, self.classifier, self.label = prior, program, classifier, label
+        self.prior, self.program, self.classifier, self.label_name = prior, program, classifier, label_name
         self.event_shape, self.levels, self.tractable = program.event_shape, program.levels, program.tractable
         sites = program.latents(self.variable)
         if sites is not None:
-            require_distinct((self.variable, label, *sites), "this Labeled")
+            require_distinct((self.variable, label_name, *sites), "this Labeled")
 
     @property
     def classes(self) -> int:
-        """How many values y takes."""
+        """Number of values that y takes."""
         assert self.prior.levels is not None
         return self.prior.levels
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        y = pyro.sample(self.label, self.prior())
+        y = pyro.sample(self.label_name, self.prior())
         return self.program.joint(name, value, given=y)
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        y = pyro.sample(self.label, self._label_guide(value))
+        y = pyro.sample(self.label_name, self._label_guide(value))
         self.program.posterior(name, value, given=y)
 
     def _label_guide(self, x: Tensor) -> dist.TorchDistribution:
@@ -98,7 +100,7 @@ class Labeled(Program):
 
     def latents(self, name: str) -> tuple[str, ...] | None:
         inner = self.program.latents(name)
-        return None if inner is None else (self.label, *inner)
+        return None if inner is None else (self.label_name, *inner)
 
     def codes(self) -> dict[str, Program]:
         """None of its own.
@@ -134,7 +136,7 @@ class Labeled(Program):
         return torch.cat([drawn for drawn, _ in each]), torch.cat(weights)
 
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        return x, None, ({} if y is None else {self.label: y})
+        return x, None, ({} if y is None else {self.label_name: y})
 
     @unchecked()
     def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
@@ -160,7 +162,7 @@ class Labeled(Program):
         else:
             bounds = []
             for y in labels:
-                # Every class at the same draws, so that their noise cancels where classes are compared.
+                # Every class at the same draws: their noise cancels where classes are compared.
                 with seeded(seed, x.device), noise.per_datum(x, seed):
                     weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
                 bounds.append(log_mean_exp(weights))
@@ -183,7 +185,7 @@ class Labeled(Program):
         return self.class_probabilities(x, num_particles, seed).argmax(-1)
 
     @torch.no_grad()
-    def sample(self, num_samples: int, given: Any = None, **options: Any) -> Tensor:
+    def sample(self, num_samples: int = 1, given: Any = None, **options: Any) -> Tensor:
         """Draw x from p(x), or from p(x | y) for labels ``given``, ``(num_samples,)`` or ``(1,)``.
 
         Further options (``guidance=``, ``sampler=``) go to the program's own `sample`.
@@ -239,7 +241,7 @@ class Discriminative(Conditional):
             self._check_values(given)
 
     def _check_values(self, x: Tensor) -> None:
-        """As of a program of x, with the levels that the network was told of; without any, it may take integers."""
+        """Check x against the levels that the network was given; without any, x may hold any integers."""
         assert self.labels.network is not None  # they are conditional
         told = (getattr(part, "levels", None) for part in self.labels.network.modules())
         levels = next((levels for levels in told if levels is not None), None)

@@ -35,7 +35,7 @@ def solve(
 ) -> Tensor:
     """y at ``end``, for dy / dt = slope(t, y) and y at ``start``, ``(B, *shape)``.
 
-    Every row has a time and steps of its own, so that none is solved otherwise for being in a batch.
+    Every row has its own time and steps, so its solution does not depend on the batch.
 
     Args:
         slope: of t, ``(B,)``, and y, to the shape of y.

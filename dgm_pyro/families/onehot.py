@@ -1,7 +1,7 @@
 r"""Discrete codes that gradients pass straight through: the latents of a VQ-VAE.
 
-A code k of K values stands as the row z of K numbers that is 1 at k and 0 elsewhere, so that a linear layer of z is a
-codebook: it picks a learned vector for each k. `OneHot` makes a program of such rows of one of integers: a prior,
+A code k of K values is the row z of K numbers that is 1 at k and 0 elsewhere. A linear layer of z is then a codebook:
+it picks a learned vector for each k. `OneHot` makes a program of such rows of one of integers: a prior,
 independent or `Autoregressive`, or an encoder. A draw has no derivative in the probabilities :math:`\pi`; *straight
 through* means to take that of the mean in its place,
 
@@ -89,7 +89,7 @@ class OneHot(Conditional):
 
 
 class OneHotDistribution(TorchDistribution):
-    """What `OneHot` returns.
+    """The distribution that `OneHot` returns.
 
     Args:
         codes: the distribution of the integers: independent Categoricals, or an autoregressive model's.
@@ -115,7 +115,7 @@ class OneHotDistribution(TorchDistribution):
         return new
 
     def log_masses(self, k: Tensor | None = None) -> Tensor:
-        """log p(k_i = v | k_<i) of every feature and value, ``(*batch, *event_shape)``; k is asked for by a chain."""
+        """log p(k_i = v | k_<i) of every feature and value, ``(*batch, *event_shape)``; k is needed by a chain only."""
         if isinstance(self.codes, AutoregressiveDistribution):
             assert k is not None
             return self.codes.program.raw_parameters(k, self.codes.given).log_softmax(-1)

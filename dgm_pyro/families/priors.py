@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dgm_pyro.checks import as_shape, check_count, check_finite
 from dgm_pyro.families import distributions
 from dgm_pyro.families.conditionals import check_levels, inverse_softplus, positive
-from dgm_pyro.program import Conditional, declare_given, is_pair
+from dgm_pyro.program import Conditional, check_no_distribution, declare_given, is_pair
 from dgm_pyro.registry import register
 
 
@@ -86,6 +86,7 @@ class VampPrior(MixtureOfParts):
     """
 
     def __init__(self, encoder: Conditional, pseudo_inputs: Tensor, levels: int | None = None):
+        check_no_distribution(encoder, "encoder")
         if not isinstance(encoder, Conditional):
             raise TypeError(f"the encoder must be a Conditional such as dgm.Normal, got {type(encoder).__name__}")
         if not isinstance(pseudo_inputs, Tensor) or pseudo_inputs.dim() < 1:
@@ -101,7 +102,7 @@ class VampPrior(MixtureOfParts):
         declare_given(encoder, pseudo_inputs.shape[1:], "encoder", "pseudo_inputs")
         self.top = None if levels is None else check_levels(levels) - 1
         start = pseudo_inputs.to(torch.get_default_dtype())
-        # At the very ends the sigmoid has no slope left.
+        # At its ends the sigmoid has no slope left.
         self.raw_inputs = nn.Parameter(start.clone() if self.top is None else (0.05 + 0.9 * start / self.top).logit())
 
     @property

@@ -1,6 +1,6 @@
-"""What a `Flow` composes, as transforms of torch: bijections of what is given, and the transforms of Pyro.
+"""The parts of a `Flow` as transforms of torch: bijections at a is given, and transforms of Pyro.
 
-A transform remembers its last pair of z and x, so that a density after a sample costs no inverse.
+A transform caches its last pair of z and x: a density after a sample costs no inverse.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def modules_of(part: Any) -> Iterator[nn.Module]:
 
 
 def loose_tensors(part: Any) -> Iterator[tuple[Any, str]]:
-    """Which attributes of a transform that is no module, and of those it wraps, are tensors."""
+    """The tensors among the attributes of a transform that is no module, and of those that it wraps."""
     if isinstance(part, nn.Module):
         return
     if isinstance(part, _InverseTransform):
@@ -210,7 +210,7 @@ def tensors_of(part: Any) -> Iterator[Tensor]:
 
 
 def fresh_twin(transform: Any) -> Any:
-    """A twin of one of Pyro's transforms on the same parameters, without memory of what it or its parts have mapped."""
+    """A copy of one of Pyro's transforms on the same parameters, with empty caches."""
     if isinstance(transform, list):
         return [fresh_twin(part) for part in transform]
     if isinstance(transform, dict):

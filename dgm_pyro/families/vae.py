@@ -4,7 +4,7 @@ r"""Variational autoencoders: p(x) as an integral over a latent z.
     p(x) = \int p(x \mid z)\, p(z)\, dz, \qquad
     \log p(x) \ge E_{q(z \mid x)}[\log p(x \mid z)] - KL(q(z \mid x) \,\|\, p(z))
 
-The three parts are programs, so that the named variants of the literature are compositions: a flow, autoregressive or
+The three parts are programs, so the named variants of the literature are compositions: a flow, autoregressive or
 diffusion prior, a hierarchy (the prior is a VAE), PixelVAE (the likelihood is autoregressive), flow posteriors.
 
 A hierarchy p(z2) p(z | z2) p(x | z) has two kinds of guide. *Bottom-up*, q(z | x) q(z2 | z): the encoder states z, and
@@ -30,6 +30,7 @@ from dgm_pyro.families.distributions import features_of, finite_mean, mean_of
 from dgm_pyro.program import (
     Conditional,
     Program,
+    check_program,
     declare_given,
     guide_trace,
     is_pair,
@@ -74,8 +75,8 @@ class VAE(Program):
     def __init__(self, prior: Program, likelihood: Program, encoder: Program | None = None, latent_name: str = "z"):
         super().__init__()
         for role, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
-            if not isinstance(part, Program) and not (role == "encoder" and part is None):
-                raise TypeError(f"the {role} must be a dgm_pyro.Program, got {type(part).__name__}")
+            if role != "encoder" or part is not None:
+                check_program(part, role)
         check_name(latent_name, "latent_name")
         if encoder is not None and encoder.event_shape != prior.event_shape:
             raise ValueError(
@@ -118,7 +119,7 @@ class VAE(Program):
         declare_given(part, shape, role, source)
 
     def _common_num_classes(self) -> int | None:
-        """How many labels the VAE's own given may take, by those of its parts that read it."""
+        """Number of labels that the VAE's ``given`` may take, from the parts that read it."""
         if not self.conditional or self.given_shape not in (None, ()):
             return None
         parts = {
@@ -144,7 +145,7 @@ class VAE(Program):
 
     @property
     def guided(self) -> bool:
-        """Whether every level has an encoder, so that `posterior` states all latents."""
+        """Whether every level has an encoder: then `posterior` states all latents."""
         return self.encoder is not None and (self.top_down or not isinstance(self.prior, VAE) or self.prior.guided)
 
     def latents(self, name: str) -> tuple[str, ...] | None:

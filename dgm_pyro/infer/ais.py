@@ -6,14 +6,14 @@ r"""Annealed importance sampling: log p(x) by a path of densities from one that 
 with :math:`f_0` the prior p(z) or the guide q(z | x). A chain starts at :math:`z_0 \sim f_0`, and for t = 1 .. T first
 collects :math:`f_{\beta_t}(z_{t-1}) / f_{\beta_{t-1}}(z_{t-1})` into its weight w, then moves by a transition that
 leaves :math:`f_{\beta_t}` invariant (here Hamiltonian Monte Carlo). Then E[w] = p(x) exactly, however badly the chain
-mixes, so that the log of the mean of K weights is on average below log p(x).
+mixes. The log of the mean of K weights is on average below log p(x).
 
 Run backwards from an exact posterior sample the weights have the mean 1 / p(x), and bound log p(x) from above. Such a
 sample is at hand for data that the program itself has made: z, x ~ p(z, x). The two bounds together are bidirectional
 Monte Carlo; they say how far the estimate is off.
 
 The path is valid only if no transition depends on the chain's own past. Step sizes are therefore adapted in a
-preliminary run, on chains of its own, and then fixed.
+preliminary run, on separate chains, and then fixed.
 
 Sources: Neal 2001 (Annealed importance sampling); Grosse, Ghahramani and Adams 2015 (arXiv 1511.02543); Grosse, Ancha
 and Roy 2016 (arXiv 1606.02275); Wu, Burda, Salakhutdinov and Grosse 2017 (arXiv 1611.04273).
@@ -46,7 +46,7 @@ ADAPTATION_RATE = 0.2
 class HMC:
     """One Hamiltonian trajectory and a Metropolis test, for every chain of every datum at once.
 
-    Step sizes are jittered by up to a fifth, so that no trajectory is a period of the dynamics.
+    Step sizes are jittered by up to a fifth: no trajectory is a period of the dynamics.
 
     Attributes:
         num_leapfrog: steps per trajectory; each costs one gradient.
@@ -90,7 +90,7 @@ def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Annealed:
-    """What `ais` found.
+    """The result of `ais`.
 
     Attributes:
         log_evidence: log-mean-exp of the weights over the chains, in nats, ``(B,)``: on average below log p(x).
@@ -108,7 +108,7 @@ class Annealed:
 
 @dataclass(frozen=True)
 class Sandwich:
-    """What `bidirectional` found: on average, lower <= log p(x) <= upper.
+    """The result of `bidirectional`: on average, lower <= log p(x) <= upper.
 
     Attributes:
         x: data that the program made, ``(B, *event_shape)``.
@@ -158,7 +158,7 @@ def ais(
         observed: further observed sites, such as ``{"y": labels}`` of a `Labeled`.
         seed: of noise of each datum's own (`noise.per_datum`): its bound does not depend on the others. A transition
             of your own keeps that if it draws inside `noise.drawing`. The global random state is left as it was.
-        progress: whether to show a bar.
+        progress: whether to show bars.
 
     Raises:
         ValueError: a latent is discrete, x has no chance under the initial draws, or an argument does not fit.
@@ -178,7 +178,7 @@ def ais(
         path = ToPosterior(program, x, given, num_chains, initial, observed or {})
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        step_sizes = path.adapt(betas, transition, target_acceptance)
+        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
         u, log_weights, acceptance = path.anneal(path.start(), betas, step_sizes, transition, progress)
         latents, _ = path.coordinates.unflatten(u)
     return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents)
@@ -231,7 +231,7 @@ def bidirectional(
                  for name in path.coordinates.names}  # fmt: skip
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
-        step_sizes = path.adapt(betas, transition, target_acceptance)
+        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
         _, forward, there = path.anneal(path.start(), betas, step_sizes, transition, progress)
         _, backward, back = path.anneal(
             path.coordinates.flatten(exact), betas, step_sizes, transition, progress, reverse=True
@@ -303,7 +303,7 @@ class Path:
             acceptance = acceptance + accepted.mean(0) / len(order)
         return u, log_weights, acceptance
 
-    def adapt(self, betas: Tensor, transition: Transition, target: float) -> Tensor:
+    def adapt(self, betas: Tensor, transition: Transition, target: float, progress: bool = False) -> Tensor:
         """Step sizes for each temperature and datum, ``(T + 1, B)``, from chains that are then thrown away.
 
         They walk a quarter of the temperatures, at least 20; in between, log step sizes are interpolated.
@@ -312,7 +312,8 @@ class Path:
         u = self.start()
         log_step = u.new_full((self.batch[1],), -0.25 * math.log(u.shape[-1]))
         logs = []
-        for place in [0.0] * 10 + coarse.tolist():
+        places = [0.0] * 10 + coarse.tolist()
+        for place in tqdm(places, desc="adapt", unit="temperature", disable=not progress, leave=False):
             u, accepted = transition(u, log_step.exp(), self.at(betas[round(place)]))
             log_step = log_step + ADAPTATION_RATE * (accepted.mean(0) - target)
             logs.append(log_step)
@@ -320,7 +321,7 @@ class Path:
 
 
 class ToPosterior(Path):
-    """From the prior or the guide to p(x, latents), as a density of unconstrained coordinates of the latents."""
+    """The path from the prior or the guide to p(x, latents), as densities of unconstrained coordinates."""
 
     def __init__(
         self,
@@ -357,7 +358,7 @@ class ToPosterior(Path):
         if not bool(ratio.isfinite().all()):
             source, remedy = ("guide", "check x") if self.from_guide else ("prior", "use initial='guide'")
             raise ValueError(
-                f"log p(x | latents) is not finite at draws from the {source}, so that there is no path to the "
+                f"log p(x | latents) is not finite at draws from the {source}, so there is no path to the "
                 f"posterior: {remedy}"
             )
         return u

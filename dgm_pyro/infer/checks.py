@@ -12,12 +12,14 @@ Sources: Talts et al. 2018 (arXiv 1804.06788); Burda et al. 2016 (arXiv 1509.005
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+from tqdm import tqdm
 
 from dgm_pyro.checks import check_choice, check_count, check_counts
 from dgm_pyro.diagnosis import Finding
@@ -25,6 +27,7 @@ from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_
 from dgm_pyro.families.distributions import features_of, finite_mean
 from dgm_pyro.infer.posterior import guide_trace_at, joint_trace
 from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded
+from dgm_pyro.results import Result, Table
 
 NUM_SAMPLES = 32
 ACTIVE = 0.01
@@ -34,37 +37,37 @@ SIGNIFICANT = 0.01
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `sbc` found.
+    """The result of `sbc`.
 
     Attributes:
         ranks: by latent site, of every simulation and dimension, ``(N, D)``: integers 0 .. num_posterior_samples.
         num_posterior_samples: L.
-        num_bins: of the histograms; it divides L + 1.
+        bins: of the histograms; it divides L + 1.
     """
 
     ranks: dict[str, Tensor]
     num_posterior_samples: int
-    num_bins: int
+    bins: int
 
     def histogram(self, site: str) -> Tensor:
-        """Counts of the ranks, ``(D, num_bins)``."""
+        """Counts of the ranks, ``(D, bins)``."""
         check_choice(site, self.ranks, "site")
-        width = (self.num_posterior_samples + 1) // self.num_bins
-        bins = torch.nn.functional.one_hot(self.ranks[site] // width, self.num_bins)
+        width = (self.num_posterior_samples + 1) // self.bins
+        bins = torch.nn.functional.one_hot(self.ranks[site] // width, self.bins)
         return bins.sum(0)
 
     def p_values(self, site: str) -> Tensor:
-        """Of a chi-square test of uniformity, for each dimension, ``(D,)``."""
+        """p-values of a chi-square test of uniformity, one per dimension, ``(D,)``."""
         counts = self.histogram(site).double()
-        expected = counts.sum(-1, keepdim=True) / self.num_bins
+        expected = counts.sum(-1, keepdim=True) / self.bins
         statistic = ((counts - expected) ** 2 / expected).sum(-1)
-        half = torch.tensor((self.num_bins - 1) / 2, dtype=torch.double)
+        half = torch.tensor((self.bins - 1) / 2, dtype=torch.double)
         p_values: Tensor = torch.special.gammaincc(half, statistic / 2)
         return p_values
 
     @property
     def p_value(self) -> float:
-        """Of all dimensions of all sites together: the smallest, times their number (Bonferroni)."""
+        """p-value of all dimensions of all sites together: the smallest times their number (Bonferroni)."""
         every = torch.cat([self.p_values(site) for site in self.ranks])
         return min(1.0, float(every.min()) * len(every))
 
@@ -84,8 +87,9 @@ def sbc(
     *,
     num_samples: int = 500,
     num_posterior_samples: int = 99,
-    num_bins: int = 20,
+    bins: int = 20,
     seed: int = 0,
+    progress: bool = False,
 ) -> Calibration:
     """Simulation-based calibration of the program's guide against its own model.
 
@@ -94,8 +98,9 @@ def sbc(
         given: ``(num_samples, *given_shape)`` for a conditional program, or one row for all.
         num_samples: how many pairs (z, x) to simulate; every bin should expect 5 of them at least.
         num_posterior_samples: L, draws of the guide to rank each true z among.
-        num_bins: must divide L + 1, so that all bins expect the same.
+        bins: must divide L + 1, for equal expected counts in all bins.
         seed: the global random state is left as it was.
+        progress: whether to show a bar.
 
     Raises:
         ValueError: there are no latents to rank, or a count does not fit.
@@ -107,25 +112,28 @@ def sbc(
     torch.Size([100, 1])
     """
     check_program(program)
-    check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, num_bins=num_bins)
+    check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, bins=bins)
     given = program.check_draws(num_samples, given)
-    if (num_posterior_samples + 1) % num_bins or num_bins < 2:
+    if (num_posterior_samples + 1) % bins or bins < 2:
         raise ValueError(
-            f"num_bins must be at least 2 and divide num_posterior_samples + 1 = {num_posterior_samples + 1}, got "
-            f"{num_bins}"
+            f"bins must be at least 2 and divide num_posterior_samples + 1 = {num_posterior_samples + 1}, got {bins}"
         )
     where = program_device(program)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        parts = [
-            _guesses_below(program, rows_of(given, rows), size, num_posterior_samples)
-            for rows, size in _parts(program, num_samples)
-        ]
+        cut = _parts(program, num_samples)
+        with tqdm(
+            total=len(cut) * num_posterior_samples, desc="rank", unit="draw", disable=not progress, leave=False
+        ) as bar:
+            parts = [
+                _guesses_below(program, rows_of(given, rows), size, num_posterior_samples, bar.update)
+                for rows, size in cut
+            ]
         below = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
         # Ties, of discrete latents, put z anywhere among its equals.
         ranks = {name: less + (torch.rand(less.shape) * (equal + 1)).long() for name, (less, equal) in below.items()}
     if not ranks:
         raise ValueError(f"the guide of this {type(program).__name__} draws no latents: there is nothing to calibrate")
-    return Calibration(ranks, num_posterior_samples, num_bins)
+    return Calibration(ranks, num_posterior_samples, bins)
 
 
 def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
@@ -134,8 +142,10 @@ def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
     return [(slice(start, start + most), min(most, total - start)) for start in range(0, total, most)]
 
 
-def _guesses_below(program: Program, given: Any, size: int, num_posterior_samples: int) -> dict[str, Tensor]:
-    """Of how many draws of the guide each z of ``size`` simulations is above, and how many it equals, ``(2, B, D)``."""
+def _guesses_below(
+    program: Program, given: Any, size: int, num_posterior_samples: int, advance: Callable[[], Any]
+) -> dict[str, Tensor]:
+    """Number of the guide each z of ``size`` simulations is above, and number equal to it equals, ``(2, B, D)``."""
     truth: Any = joint_trace(program, None, given=given, batch=(size,))
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
@@ -147,6 +157,7 @@ def _guesses_below(program: Program, given: Any, size: int, num_posterior_sample
             values = (trace.nodes[name]["value"] for trace in (truth, drawn))
             z, guess = (value.reshape(size, -1).double() for value in values)
             below[name] = below.get(name, 0) + torch.stack([guess < z, guess == z]).long().cpu()
+        advance()
     return below
 
 
@@ -171,8 +182,14 @@ class Units:
         """Dimensions that say nothing about x, ``(D,)``."""
         return ~self.active if self.kl is None else ~self.active & (self.kl < COLLAPSED)
 
+    def __str__(self) -> str:
+        total = "" if self.kl is None else f", KL {float(self.kl.sum()):.2f} nats"
+        return f"{int(self.active.sum())} of {len(self.active)} dimensions active{total}"
 
-def units(program: Program, data: Any, *, num_samples: int = NUM_SAMPLES, seed: int = 0) -> dict[str, Units]:
+
+def units(
+    program: Program, data: Any, *, num_samples: int = NUM_SAMPLES, seed: int = 0, progress: bool = False
+) -> dict[str, Units]:
     """Active units and the KL of every latent dimension, by site.
 
     The noise of a diffusion and the place of an integer within its cell are no codes of x, and not among them. Data go
@@ -182,17 +199,18 @@ def units(program: Program, data: Any, *, num_samples: int = NUM_SAMPLES, seed: 
         data: a `Data`, or a tensor ``(N, *event_shape)``; at least two of them.
         num_samples: draws of the guide per datum, for E_q[z]; the KL is in closed form where there is one.
         seed: the global random state is left as it was.
+        progress: whether to show a bar.
 
     Raises:
         ValueError, TypeError: the data do not fit, or the guide draws no codes of x.
     """
-    found = _units(program, data, num_samples, seed)
+    found = _units(program, data, num_samples, seed, progress)
     if not found:
-        raise ValueError(f"the guide of this {type(program).__name__} draws no code of x whose use could be measured")
+        raise ValueError(f"the guide of this {type(program).__name__} has no latent variables to measure")
     return found
 
 
-def _units(program: Program, data: Any, num_samples: int, seed: int) -> dict[str, Units]:
+def _units(program: Program, data: Any, num_samples: int, seed: int, progress: bool) -> dict[str, Units]:
     points = as_data(program, data)
     check_count(num_samples, "num_samples")
     if len(points) < 2:
@@ -200,10 +218,11 @@ def _units(program: Program, data: Any, num_samples: int, seed: int) -> dict[str
     where = program_device(program)
     points = points.to(where)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        parts = [
-            _moments(program, points.x[rows], rows_of(points.y, rows), num_samples)
-            for rows, _ in _parts(program, len(points))
-        ]
+        cut = _parts(program, len(points))
+        with tqdm(total=len(cut) * num_samples, desc="units", unit="draw", disable=not progress, leave=False) as bar:
+            parts = [
+                _moments(program, points.x[rows], rows_of(points.y, rows), num_samples, bar.update) for rows, _ in cut
+            ]
     found = {}
     for name in parts[0]:
         means, squares, divergences = zip(*(part[name] for part in parts), strict=True)
@@ -215,9 +234,9 @@ def _units(program: Program, data: Any, num_samples: int, seed: int) -> dict[str
 
 
 def _moments(
-    program: Program, x: Tensor, y: Tensor | None, num_samples: int
+    program: Program, x: Tensor, y: Tensor | None, num_samples: int, advance: Callable[[], Any]
 ) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
-    """By code: means over draws of E_q[z] and of its square, ``(B, D)``, and of the KL, summed over data, ``(D,)``."""
+    """Means over draws, by code: of E_q[z] and its square, ``(B, D)``, and of the KL summed over data, ``(D,)``."""
     x, given, _ = program.arguments(x, y)
     sums: dict[str, tuple[Any, Any, Any]] = {}
     for _ in range(num_samples):
@@ -232,6 +251,7 @@ def _moments(
             first, second, third = sums.get(name, (0, 0, 0))
             third = None if kl is None or third is None else third + kl.sum(0).cpu() / num_samples
             sums[name] = first + mean / num_samples, second + mean**2 / num_samples, third
+        advance()
     return sums
 
 
@@ -261,8 +281,8 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Checks:
-    """What `check` found: calibration, units by site, and findings with a remedy."""
+class Checks(Result):
+    """The result of `check` found: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
     units: dict[str, Units]
@@ -284,14 +304,12 @@ class Checks:
             "findings": [vars(finding) for finding in self.findings],
         }
 
-    def __str__(self) -> str:
-        lines = [f"calibration: p = {self.calibration.p_value:.3g} (uniform ranks are expected)"]
-        for site, each in self.units.items():
-            total = "" if each.kl is None else f", KL {float(each.kl.sum()):.2f} nats"
-            lines.append(f"{site}: {int(each.active.sum())} of {len(each.variance)} dimensions active{total}")
+    def parts(self) -> list[str | Table]:
+        parts: list[str | Table] = [f"calibration: p = {self.calibration.p_value:.3g} (uniform ranks are expected)"]
+        parts += [f"{site}: {each}" for site, each in self.units.items()]
         if self.units:
-            lines.append(f"active: the mean of q(z | x) moves with x, by a variance above {ACTIVE:g}")
-        return "\n".join([*lines, *map(str, self.findings)])
+            parts.append(f"active: the mean of q(z | x) moves with x, by a variance above {ACTIVE:g}")
+        return [*parts, *map(str, self.findings)]
 
 
 def check(
@@ -301,8 +319,9 @@ def check(
     given: Any = None,
     num_samples: int = 500,
     num_posterior_samples: int = 99,
-    num_bins: int = 20,
+    bins: int = 20,
     seed: int = 0,
+    progress: bool = False,
 ) -> Checks:
     """`sbc` and `units` together, with a warning for each thing that is wrong.
 
@@ -313,10 +332,11 @@ def check(
         given,
         num_samples=num_samples,
         num_posterior_samples=num_posterior_samples,
-        num_bins=num_bins,
+        bins=bins,
         seed=seed,
+        progress=progress,
     )
-    found = _units(program, data, NUM_SAMPLES, seed)
+    found = _units(program, data, NUM_SAMPLES, seed, progress)
     return Checks(calibration, found, (*collapse(found), *miscalibration(calibration)))
 
 

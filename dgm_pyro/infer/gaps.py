@@ -5,14 +5,14 @@ r"""How far the bound is from log p(x), and why: a family that is too small, or 
     \underbrace{\log p(x) - \max_{q \in \mathcal Q} L[q]}_{\text{approximation gap}} +
     \underbrace{\max_{q \in \mathcal Q} L[q] - L[q_\phi]}_{\text{amortization gap}}
 
-with L the ELBO of one datum, :math:`q_\phi` what the encoder says of it, and Q the encoder's family. The best q is
-found by gradient ascent from the encoder's own q. Where the encoder's output are the parameters of a distribution,
+with L the ELBO of one datum, :math:`q_\phi` the encoder's distribution for it, and Q the encoder's family. The best q
+is found by gradient ascent from the encoder's own q. Where the encoder's output are the parameters of a distribution,
 these are optimized, for all data at once; any other encoder (a flow, say) is copied for each datum and trained on it
 alone.
 
 log p(x) is the clearly highest lower bound, on average over the data: of annealed importance sampling, of importance
 weights with many particles of the encoder's q and of the best q, and of the ELBOs themselves. All are on average below
-log p(x), so that the approximation gap may be larger than said, not smaller; the highest one of each datum would be
+log p(x), so the approximation gap may be larger than reported, not smaller; the highest one of each datum would be
 above it, by the noise of all. The best q is likewise the better one of where the ascent ended and where it began.
 
 Source: Cremer, Li and Duvenaud 2018 (Inference suboptimality in variational autoencoders, arXiv 1801.03558).
@@ -39,6 +39,7 @@ from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.ais import ais
 from dgm_pyro.objectives import elbo
 from dgm_pyro.program import Program, differentiating, is_pair, rows_of, seeded
+from dgm_pyro.results import Result, Table, with_error
 
 DRAWS_PER_STEP = 8
 LEARNING_RATE = 0.05
@@ -46,7 +47,7 @@ FINE_TUNING_RATE = 0.003
 
 
 @dataclass(frozen=True)
-class Gaps:
+class Gaps(Result):
     """log p(x) and the two bounds below it, per datum, in nats.
 
     Attributes:
@@ -66,12 +67,12 @@ class Gaps:
 
     @property
     def approximation(self) -> Tensor:
-        """What the family costs, ``(B,)``."""
+        """Loss of nats due to the guide's family, ``(B,)``."""
         return self.log_evidence - self.best
 
     @property
     def amortization(self) -> Tensor:
-        """What the encoder costs beyond its family, ``(B,)``."""
+        """Loss of nats due to the encoder beyond its family, ``(B,)``."""
         return self.best - self.elbo
 
     @property
@@ -102,9 +103,10 @@ class Gaps:
         }
         return {"kind": self.kind, "num_data": len(self.elbo), **means}
 
-    def __str__(self) -> str:
-        lines = [f"{name:<18}{mean:10.3f} +- {error:.3f} nats" for name, (mean, error) in self.means().items()]
-        return "\n".join([*lines, f"{len(self.elbo)} data; log p(x) is a lower bound: {self.kind}"])
+    def parts(self) -> list[str | Table]:
+        rows = [[name, with_error(mean, error, 3)] for name, (mean, error) in self.means().items()]
+        return [Table(["mean over the data", "nats"], rows),
+                f"{len(self.elbo)} data; log p(x) is a lower bound: {self.kind}"]  # fmt: skip
 
 
 def gaps(
@@ -113,7 +115,7 @@ def gaps(
     given: Any = None,
     *,
     num_particles: int = 1000,
-    num_temperatures: int = 300,
+    num_temperatures: int = 100,
     num_chains: int = 8,
     gradient_steps: int = 400,
     num_samples: int = 256,
@@ -160,11 +162,11 @@ def gaps(
     bounds = dict[str, Tensor]()
     with evaluating(program), seeded(seed, x.device):
         with own_noise():
-            amortized = _mean_elbo(program, x, given, num_samples)
+            amortized = _mean_elbo(program, x, given, num_samples, progress)
         best, weighted = _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress, num_particles)
         if log_evidence is None:
             with own_noise():
-                bounds[f"iwae-{num_particles}"] = importance_bound(program, x, given, num_particles)
+                bounds[f"iwae-{num_particles}"] = _weighted(program, x, given, num_particles, progress)
             bounds[f"iwae-{num_particles} of the best q"] = weighted
             if num_temperatures:
                 bounds[f"ais-{num_temperatures}"] = ais(
@@ -233,7 +235,11 @@ def _of_best_q(
             with noise.per_datum(row, seed):
                 if parameters:
                     _ascend(local, row, own, parameters, gradient_steps, rate, bar.update)
-                bounds = _mean_elbo(local, row, own, num_samples), importance_bound(local, row, own, num_particles)
+                shown = progress and size == len(x)  # one datum at a time, the bar of all moves enough
+                bounds = (
+                    _mean_elbo(local, row, own, num_samples, shown),
+                    _weighted(local, row, own, num_particles, shown),
+                )
             found.append(torch.stack(bounds))
     best, weighted = torch.cat(found, -1)
     return best, weighted
@@ -263,10 +269,18 @@ def _ascend(
             advance(1)
 
 
+def _weighted(program: Program, x: Tensor, given: Any, num_particles: int, progress: bool) -> Tensor:
+    total = num_particles * len(x)
+    kind = f"iwae-{num_particles}"
+    with tqdm(total=total, desc=kind, unit="particle", unit_scale=True, disable=not progress, leave=False) as bar:
+        return importance_bound(program, x, given, num_particles, bar.update)
+
+
 @torch.no_grad()
-def _mean_elbo(program: Program, x: Tensor, given: Any, num_samples: int) -> Tensor:
+def _mean_elbo(program: Program, x: Tensor, given: Any, num_samples: int, progress: bool) -> Tensor:
     chunks = [min(32, num_samples - done) for done in range(0, num_samples, 32)]
-    sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in chunks]
+    shown = tqdm(chunks, desc="ELBO", unit="32 num_samples", disable=not progress, leave=False)
+    sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in shown]
     return torch.stack(sums).sum(0) / num_samples
 
 

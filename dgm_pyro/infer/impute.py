@@ -186,7 +186,7 @@ class Imputer:
 
     def over_times(self, program: Denoising, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         times = Times(program, x, mask, given)
-        times.tune(max(2, self.count(PARTICLES) // 8))
+        times.tune(max(2, self.count(PARTICLES) // 8), self.progress)
         return self.chain(times, len(x))
 
     def over_cells(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any) -> Weighted:
@@ -201,7 +201,7 @@ class Imputer:
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
 
     def annealed(self, path: _ToCells | _ToReals) -> Weighted:
-        step_sizes = path.adapt(self.betas, self.transition, 0.65)
+        step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
         u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
         return path.features(u), log_weights
 
@@ -214,7 +214,7 @@ class Imputer:
             if program.levels is not None:
                 raise ValueError(
                     f"there is no method to impute with {type(program).__name__}: its features are integers that "
-                    "depend on one another, and no chain says how"
+                    "depend on one another, without a chain rule to sample by"
                 ) from None
             return self.annealed(_ToReals(program, x, mask, given, self.count(PARTICLES)))
         log_prob = torch.where(mask, features.log_prob(x), 0.0).reshape(len(x), -1).sum(-1)
@@ -228,7 +228,7 @@ class Imputer:
         if own:
             raise ValueError(
                 f"there is no method to impute with this {type(program).__name__}: its likelihood has latents of its "
-                f"own, {', '.join(own)}, that hold x in place: use a likelihood without"
+                f"own, {', '.join(own)}, that depend on x: use a likelihood without latents"
             )
         if any(trace.nodes[name]["fn"].support.is_discrete for name in latent_sites(trace)):
             batch = (self.count(DISCRETE), len(x))
@@ -238,7 +238,7 @@ class Imputer:
         else:
             path = ToPosterior(program, x, given, self.count(PARTICLES), "prior", {}, mask)
             batch = path.batch
-            step_sizes = path.adapt(self.betas, self.transition, 0.65)
+            step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
             u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
         known = _Known(program.variable, x, mask)
@@ -268,9 +268,10 @@ class _Known(poutine.messenger.Messenger):
 
 
 class _ToReals(Path):
-    """From a Normal fitted to each missing feature of the program's own draws, to p(x), in unconstrained coordinates.
+    """The path from Normals to p(x), in unconstrained coordinates.
 
-    The coordinates of observed features move too, and mean nothing.
+    The Normals are fitted to the program's own draws of each missing feature. The coordinates of observed features
+    move too, and mean nothing.
     """
 
     def __init__(self, program: Conditional, x: Tensor, mask: Tensor, given: Any, num_chains: int):
@@ -304,7 +305,7 @@ class _ToReals(Path):
 
 
 class _ToCells(Path):
-    """From uniform on the cells of the observed features and the unit interval of the missing ones, to p(v)."""
+    """The path to p(v) from the uniform on the observed features' cells and the missing ones' unit interval."""
 
     def __init__(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any, num_chains: int):
         if not program.flow.tractable:

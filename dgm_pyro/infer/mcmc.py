@@ -63,7 +63,7 @@ def nuts(
     with evaluating(program), seeded(seed, x.device), differentiating("nuts"):
         with torch.no_grad():
             latents = Coordinates(joint_trace(chain, x, given=given, batch=(len(x),), observed=observed), (len(x),))
-        # Parameters that ask for gradients would be differentiated, and registered with Pyro, at every step.
+        # Parameters that require gradients would be differentiated, and registered with Pyro, at every step.
         required = [parameter for parameter in program.parameters() if parameter.requires_grad]
         for parameter in required:
             parameter.requires_grad_(False)

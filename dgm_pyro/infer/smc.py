@@ -18,8 +18,8 @@ observed is drawn from the noising guide :math:`q(x_{t-1} \mid x_t, x_0)`, what 
     \psi_t(x_t) = p(x_0 \mid x_1)\big|_{\hat x_0(x_1) \to \hat x_0(x_t)}, \qquad a_1 = b_1 = 1,
 
 where :math:`q_t` is the density of the draws so far. :math:`\psi_t` looks ahead: it is the likelihood of the data given
-what the denoiser makes of x_t already, as wide as that may be off. At t = 1 it is the likelihood itself, so that the
-last density is the model's:
+what the denoiser makes of x_t already, as wide as that may be off. At t = 1 it is the likelihood itself, so the last
+density is the model's:
 twisting changes the variance, not the answer. The powers are the least-squares slopes of a particle's last log weight
 on the two logarithms, from a preliminary run: where they foretell nothing both are 0, and nothing is resampled for it.
 
@@ -53,13 +53,13 @@ class Stepper(Protocol):
     """A chain of densities. All tensors of a state are ``(K, B, ...)``; log weights ``(K, B)``, in nats."""
 
     def __len__(self) -> int:
-        """How many steps there are after the start."""
+        """Number of steps after the start."""
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
         """The first state of ``batch`` = (K, B) particles, and its log weights."""
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
-        """The state after step i = 0, 1, .., and what it adds to the log weights."""
+        """The state after step i = 0, 1, .., and the increments of the log weights."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,12 @@ def effective_number(log_weights: Tensor) -> Tensor:
 
 
 def systematic(log_weights: Tensor, num_particles: int) -> Tensor:
-    """Indices of particles, ``(num_particles, B)``: each is drawn K times its normalized weight on average.
+    """Indices of ``num_particles`` particles, ``(num_particles, B)``.
 
-    One uniform draw places an even comb on the cumulated weights, so that a particle comes up twice only if its weight
-    is above 1 / num_particles, and always if it is above 2 / num_particles.
+    Each of the K is drawn ``num_particles`` times its normalized weight on average.
+
+    One uniform draw places an even comb on the cumulated weights, so a particle comes up twice only if its weight is
+    above 1 / num_particles, and always if it is above 2 / num_particles.
     """
     edges = log_weights.softmax(0).cumsum(0)
     with noise.drawing(edges.shape):
@@ -146,8 +148,8 @@ class Features:
     """The features of an autoregressive model in its order, some of them observed.
 
     The steps go from the first feature that some datum misses to the last that some datum has; `finish` draws those
-    after it. They go on from one another: what the network's cache knows of the particles is kept here, not in a state,
-    whose "row" says which of them at the last step each particle was.
+    after it. Each continues the previous one: the network's cache of the particles is kept here, not in a state. The
+    "row" of a state is the place of each particle at the last step.
 
     Args:
         program: p(x).
@@ -227,13 +229,13 @@ class Times:
         self.x0 = self.program.clean(self.x)
         self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, 1)
 
-    def tune(self, num_particles: int) -> None:
+    def tune(self, num_particles: int, progress: bool = False) -> None:
         """Set each datum's powers by a run with particles of its own, ``num_particles`` of them or `TUNING`."""
         num_particles = max(num_particles, TUNING)
         self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, len(self.x))
         state, _ = self.start((num_particles, len(self.x)))
         states = [state]
-        for i in range(len(self)):
+        for i in tqdm(range(len(self)), desc="tune", unit="step", disable=not progress, leave=False):
             state, _ = self.step(i, state)
             states.append({name: state[name] for name in ("log_path", "log_psi")})
         last = state["log_path"] + state["log_psi"]
@@ -303,7 +305,14 @@ class Times:
 
 @torch.no_grad()
 def smc(
-    program: Program, x: Tensor, given: Any = None, *, num_particles: int = 64, threshold: float = 0.5, seed: int = 0
+    program: Program,
+    x: Tensor,
+    given: Any = None,
+    *,
+    num_particles: int = 64,
+    threshold: float = 0.5,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Population:
     """Estimate log p(x | given) of a diffusion by sequential Monte Carlo along its own chain.
 
@@ -319,6 +328,7 @@ def smc(
         threshold: resample when the effective number of particles falls below this share of K; 0 never does, and is
             importance sampling.
         seed: the global random state is left as it was.
+        progress: whether to show bars.
 
     Raises:
         TypeError: the program is no diffusion.
@@ -337,5 +347,5 @@ def smc(
     program.check(x, given)
     with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed):
         chain = Times(program, x, torch.ones_like(x, dtype=torch.bool), given)
-        chain.tune(max(2, num_particles // 8))
-        return propagate(chain, num_particles, len(x), threshold=threshold)
+        chain.tune(max(2, num_particles // 8), progress)
+        return propagate(chain, num_particles, len(x), threshold=threshold, progress=progress)

@@ -1,14 +1,14 @@
 r"""A causal transformer: attention in which every place of the order looks back, and never ahead.
 
 The features, in their order, are a sequence :math:`x_1, \dots, x_D`. The token at place i is x_{i-1}, embedded, plus an
-embedding of the place (at the first place there is a learned start instead), so that the parameters of
-:math:`p(x_i \mid x_{<i})` may be read off what the layers make of it. A layer is
+embedding of the place (at the first place there is a learned start instead), and the output of the layers there gives
+the parameters of :math:`p(x_i \mid x_{<i})`. A layer is
 
 .. math::
     h \leftarrow h + \mathrm{attention}(\mathrm{norm}(h)), \qquad h \leftarrow h + \mathrm{mlp}(\mathrm{norm}(h))
 
-where the query of place i meets the keys and values of the places :math:`\le i`. These do not change any more, so that
-`CausalTransformer.cache` keeps them, and computes one place at a time.
+where the query of place i meets the keys and values of the places :math:`\le i`. These no longer change, so
+`CausalTransformer.cache` keeps them and computes one place at a time.
 
 Sources: Vaswani et al. 2017 (arXiv 1706.03762); norms before the layers: Xiong et al. 2020 (arXiv 2002.04745); pixels
 as a sequence: Chen et al. 2020 (Image GPT).

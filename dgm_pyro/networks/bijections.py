@@ -3,8 +3,8 @@ r"""Bijections: the pieces x = f(z) that normalizing flows are stacked from.
 .. math::
     \log p(x) = \log p(z) + \log \left| \det \frac{\partial z}{\partial x} \right|, \qquad z = f^{-1}(x)
 
-A `Bijection` acts on vectors: ``forward`` takes z to x, ``inverse`` takes x to z, and each returns the log-determinant
-of the map it has just made, so that the two have opposite signs. There are three kinds:
+A `Bijection` acts on vectors: ``forward`` maps z to x, ``inverse`` maps x to z, and each returns the log-determinant of
+its own map: the two have opposite signs. There are three kinds:
 
 - `Univariate` maps, monotone functions of one variable with P raw parameters: `Affine`, `RationalQuadraticSpline`;
 - bijections that apply any of them to single features, and say where its parameters come from: `Elementwise` (free, or
@@ -284,7 +284,7 @@ class Coupling(Bijection):
     .. math::
         x_A = z_A, \qquad x_B = u(z_B; \mathrm{network}(z_A))
 
-    The Jacobian is triangular, so that its log-determinant is the sum of those of u.
+    The Jacobian is triangular, so its log-determinant is the sum of those of u.
 
     Args:
         passes: D booleans, True for the features A; some must be True and some False.
@@ -499,7 +499,7 @@ class ActNorm(Bijection):
 class Sigmoid(Bijection):
     r"""x = 1 / (1 + exp(-z)): the real line to the unit interval, the last piece of a flow on a cube.
 
-    Both ways x is kept inside by the rounding error of its type, so that no x of the closed cube scores an infinity.
+    Both maps keep x inside by the rounding error of its type: no x of the closed cube has an infinite score.
     """
 
     codomain = "unit"

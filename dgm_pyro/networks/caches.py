@@ -1,7 +1,7 @@
-r"""Caches: what a masked network keeps while x is filled feature by feature, so that nothing is computed twice.
+r"""Caches: the values that a masked network keeps while x is filled feature by feature, to compute nothing twice.
 
 The parameters of :math:`p(x_i \mid x_{<i})` need features before i only, and most of what they are computed from was
-there at the feature before. A network that can go on from there has one method more,
+there at the feature before. A network that can continue from there has one more method,
 
     network.cache(size, given=None)     # a `Cache` of ``size`` rows, at the first place of ``network.order``
 
@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 
 class Cache(Protocol):
-    """What is known of N chains so far."""
+    """State of N partly sampled chains."""
 
     def step(self, value: Tensor | None) -> Tensor:
         """Go on to the next place of the order.

@@ -1,7 +1,7 @@
 """Convolutional networks between images and vectors, as encoders and likelihoods of images use them.
 
 Both are stacks of residual blocks, and change the resolution by strided convolutions. They halve as `ceil(n / 2)`, so
-that any size works: 28 becomes 14, 7.
+any size works: 28 becomes 14, 7.
 
 Source: He et al. 2016 (arXiv 1603.05027) for the blocks.
 """
@@ -44,7 +44,7 @@ class ConvEncoder(nn.Module):
         out_features: P * numel for a conditional's network.
         channels: widths; each entry halves the resolution.
         blocks: residual blocks at each resolution.
-        hidden: width of the layer before the last.
+        width: width of the layer before the last.
         given_shape: shape of one ``given``, for ``network(image, given)``.
         num_classes: number of class labels, where ``given`` is one.
         levels: the image takes integers 0 .. levels - 1, and is scaled to [-1, 1].
@@ -62,7 +62,7 @@ class ConvEncoder(nn.Module):
         channels: Sequence[int] = (32, 64),
         *,
         blocks: int = 1,
-        hidden: int = 256,
+        width: int = 256,
         given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         levels: int | None = None,
@@ -70,7 +70,7 @@ class ConvEncoder(nn.Module):
     ):
         super().__init__()
         heights, widths = sizes(in_shape, channels, "in_shape")
-        check_counts(out_features=out_features, blocks=blocks, hidden=hidden)
+        check_counts(out_features=out_features, blocks=blocks, width=width)
         check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         self.num_classes, self.levels = num_classes, levels
@@ -78,9 +78,9 @@ class ConvEncoder(nn.Module):
         for a, b in itertools.pairwise((in_shape[0], *channels)):
             stages += [nn.Conv2d(a, b, 3, stride=2, padding=1), *(Block(b, dropout) for _ in range(blocks))]
         self.stages = nn.Sequential(*stages, nn.SiLU(), nn.Flatten())
-        self.first = nn.Linear(channels[-1] * heights[-1] * widths[-1], hidden)
-        self.embedding = None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, hidden)
-        self.last = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), nn.Linear(hidden, out_features))
+        self.first = nn.Linear(channels[-1] * heights[-1] * widths[-1], width)
+        self.embedding = None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, width)
+        self.last = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, out_features))
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         check_given(self, given)
@@ -90,7 +90,7 @@ class ConvEncoder(nn.Module):
 
 @register
 class ConvDecoder(nn.Module):
-    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional ``given`` beside the input.
+    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional ``given`` as a second input.
 
     Args:
         in_shape: shape of one input, such as ``(16,)`` for z; ``()`` for a class label.

@@ -35,9 +35,9 @@ class TimeEmbedding(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """What denoisers share: the time and label embeddings.
+    """Base class of denoisers: the time and label embeddings.
 
-    A label may be the null label ``num_classes``, which stands for "not told" (classifier-free guidance,
+    A label may be the null label ``num_classes``, which means "no label" (classifier-free guidance,
     Ho and Salimans 2021).
     """
 

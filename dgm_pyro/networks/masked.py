@@ -8,7 +8,7 @@ others, which holds if it reads only units of at most its own degree:
 
 The feature at place i = 1 .. D enters with degree i, and the parameters of its conditional :math:`p(x_i \mid x_{<i})`
 leave with degree i - 1. The hidden degrees are free; here they are spread evenly from 1 to D - 1, and from 0 if there
-is a ``given``, so that some units carry it to the first feature. Direct connections from the inputs to the
+is a ``given``: some units carry the ``given`` to the first feature. Direct connections from the inputs to the
 outputs, under the same rule, make every allowed dependency possible however few the hidden units.
 
 With its units sorted by degree a layer's mask is a staircase: the units of degree m are neighbors, and read a

@@ -10,8 +10,8 @@ r"""Planar and Sylvester flows: a step along few directions, its size a squashed
 
 with Q orthogonal, a product of Householder reflections, and R and R~ upper triangular. Both are made for posteriors,
 whose parameters a network of the datum gives: drawing z and scoring that draw takes one pass. They are monotone in the
-coordinates that count if :math:`w^\top u > -1` and :math:`R_{ii} \tilde R_{ii} > -1`, which the raw parameters cannot
-leave, so that other points can be scored too: their z is the root of scalar equations, found by bisection, one for a
+coordinates that count if :math:`w^\top u > -1` and :math:`R_{ii} \tilde R_{ii} > -1`, which any raw parameters satisfy.
+So other points can be scored too: their z is the root of scalar equations, found by bisection, one for a
 planar map and D in turn for a Sylvester map. A last Newton step carries the gradient (implicit function theorem).
 
 Sources: Rezende and Mohamed 2015 (arXiv 1505.05770, equations 10 to 12 and appendix A); van den Berg et al. 2018

@@ -93,13 +93,13 @@ def draw(program: Program, size: int, given: Any = None) -> Tensor:
     """Samples of ``program`` with their gradient, ``(size, *event_shape)``, integers scaled to [-1, 1].
 
     Raises:
-        ValueError: they have none, although some parameter asks for it: x is discrete, or drawn by steps without one.
+        ValueError: they have none, although some parameter requires it: x is discrete, or drawn by steps without one.
     """
     with poutine.block(), batch_plates((size,)):
         x = program.joint(program.variable, None, given)
     if torch.is_grad_enabled() and not x.requires_grad:
         raise ValueError(
-            f"the draws of this {type(program).__name__} carry no gradient, so that no comparison of samples can train "
+            f"the draws of this {type(program).__name__} carry no gradient, so comparing samples cannot train "
             "it: use a dgm.Implicit, a flow, or continuous likelihoods; or an objective such as 'elbo'"
         )
     return _scaled(program, x)
@@ -113,10 +113,10 @@ def _scaled(program: Program, x: Tensor) -> Tensor:
 
 
 class Adversarial:
-    """A game of the program against a critic that learns beside it, in the same `dgm.fit`.
+    """Adversarial training of the program against a critic, which learns in the same `dgm.fit`.
 
-    Before each step of the program the critic takes ``critic_steps`` of its own, by Adam with the learning rate that
-    the program has then. Epochs are validated by the energy distance to the held-out data, because the loss of a game
+    Before each step of the program the critic takes ``critic_steps`` steps, by Adam with the program's current learning
+    rate. Epochs are validated by the energy distance to the held-out data, because the loss of a game
     says nothing of its quality: each player's depends on the other.
 
     Args:
@@ -141,7 +141,7 @@ class Adversarial:
     """
 
     unit: ClassVar[str] = "of the game"
-    eager_only: ClassVar[str] = "trains its critic beside the program"
+    eager_only: ClassVar[str] = "trains a critic together with the program"
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class Adversarial:
             optimizer.step()
 
     def critic_loss(self, real: Tensor, fake: Tensor, given: Any = None) -> Tensor:
-        """What the critic descends: less the distance that it sees, and the penalties on its slope; a scalar."""
+        """The critic's loss: minus the distance that it measures, plus the penalties on its slope; a scalar."""
         critic = self._prepared()[0]
         loss = -self.distance(_values(critic, real, given), _values(critic, fake, given))
         if self.r1 > 0:
@@ -202,7 +202,7 @@ class Adversarial:
         return loss
 
     def distance(self, of_data: Tensor, of_samples: Tensor) -> Tensor:
-        """How far apart data and samples are, as the critic's values have it, a scalar."""
+        """The distance between data and samples by the critic's values, a scalar."""
         if self.game == "wasserstein":
             return of_data.mean() - of_samples.mean()
         return divergence_bound("js" if self.game == "gan" else self.game, of_data, of_samples)
@@ -224,7 +224,7 @@ class Adversarial:
 
     def _prepared(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         if self.critic is None or self.optimizer is None:
-            raise ValueError("the game has not begun: pass the objective to dgm.fit, or call prepare(program) first")
+            raise ValueError("the critic is not set up: pass the objective to dgm.fit, or call prepare(program) first")
         return self.critic, self.optimizer
 
 
@@ -250,7 +250,9 @@ def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> n
     options: dict[str, Any] = {}
     if program.conditional:
         if program.given_shape is None or is_pair(program.given_shape):
-            raise ValueError("the program's given is no label and no vector: pass Adversarial(critic=...) of your own")
+            raise ValueError(
+                "the program's given is neither a label nor a vector: pass your own Adversarial(critic=...)"
+            )
         options = {"num_classes": program.num_classes}
         if program.num_classes is None:
             options = {"given_shape": tuple(program.given_shape)}
@@ -286,7 +288,7 @@ class KernelScore:
 
         2 mean k(x, y) - mean k(y, y') - mean k(x, x'),
 
-    whose expectation is less the squared distance; every mean is over distinct points, so that there is no bias. Of a
+    whose expectation is less the squared distance; every mean is over distinct points, so there is no bias. Of a
     conditional program, each datum has ``num_samples`` samples for its own ``given``, and the last term, of which the
     program knows nothing, is left out: a proper scoring rule of p(x | given).
 
@@ -314,7 +316,7 @@ class KernelScore:
             check_number(scale, "scales", above=0)
         check_count(self.num_samples, "num_samples")
         if self.num_samples < 2:
-            raise ValueError("num_samples must be at least 2: one sample per datum has no other to be compared with")
+            raise ValueError("num_samples must be at least 2: the score compares samples of one datum")
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
@@ -468,7 +470,7 @@ def density_ratio(
         chosen = MLP(p.shape[1:], 1, (64, 64), activation="silu").to(p) if critic is None else critic
         optimizer = torch.optim.Adam(chosen.parameters(), lr=lr)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
-        # Summed where it is made: to ask for a number at every step would be to wait for the device.
+        # Summed on the device: reading a number at every step would wait for it.
         bounds, total = [], torch.zeros((), dtype=torch.float64, device=p.device)
         for step in range(1, gradient_steps + 1):
             batches = [x[torch.randint(len(x), (batch_size,), device=x.device)] for x in (p, q)]

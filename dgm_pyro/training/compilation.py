@@ -1,4 +1,4 @@
-r"""Compiled losses: the statements of a program are run once, by a tracer, and what they computed is compiled.
+r"""Compiled losses: a tracer runs the statements of a program once, and their tensor operations are compiled.
 
 Pyro's handlers are Python, and Python is what `torch.compile` breaks its graphs at. But which statements run does not
 depend on the numbers, so one run tells all. `torch.export` runs model and guide on symbolic tensors, through every
@@ -6,7 +6,7 @@ handler, and keeps the tensor operations alone, which `torch.compile` then fuses
 parameters: to train it is to train the program.
 
 What one run cannot tell is Python that looks at numbers, such as ``if z.sum() > 0:``. It ends in a `CompilationError`
-that quotes the line; so do random numbers of Python or NumPy. Python numbers are frozen at what they are in that run.
+that quotes the line; so do random numbers of Python or NumPy. Python numbers keep the value of that run.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class PairLoss(nn.Module):
 
 
 class Terms(nn.Module):
-    """What a step of training needs of an objective, tensors in and tensors out.
+    """The part of an objective that a training step needs, tensors in and tensors out.
 
     Args:
         program: whose objective it is; its parameters are those of this module.
@@ -207,7 +207,7 @@ class Terms(nn.Module):
         self.schedules = _schedules(objective)
 
     def weights(self, progress: float) -> dict[str, Tensor]:
-        """What the schedules of the objective say at this progress of training, in [0, 1]."""
+        """The values of the objective's schedules at this progress of training, in [0, 1]."""
         values = {name: float(schedule(progress)) for name, schedule in self.schedules.items()}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
@@ -239,7 +239,7 @@ class Terms(nn.Module):
 
 
 class _Scalar(nn.Module):
-    """The loss of `Terms` alone, so that a graph of it holds no sums that nobody reads."""
+    """The loss of `Terms` alone: its graph has no unused sums."""
 
     def __init__(self, terms: Terms):
         super().__init__()
@@ -339,7 +339,7 @@ def _check_arguments(arguments: Any) -> None:
 
 
 class _Instead(TorchFunctionMode):
-    """Hands every function other tensors in the place of some, which are told by identity.
+    """Substitutes tensors in the arguments of every function, matched by identity.
 
     The param store hands out its own tensors, not those that stand for them while a function is traced.
     """
@@ -366,7 +366,7 @@ def check_compilable(objective: Any) -> None:
 
 
 def _follows_its_schedules(objective: Any) -> bool:
-    """Whether what an objective does at any progress is what its schedules, put in the place of its fields, do."""
+    """Whether an objective at any progress equals the objective with its fields replaced by the schedules' values."""
     if not hasattr(objective, "at"):
         return True
     if not dataclasses.is_dataclass(objective) or isinstance(objective, type):
@@ -497,7 +497,7 @@ def optimized(graph: nn.Module, backend: str = "inductor") -> nn.Module:
 
 
 def _kind(arguments: tuple[Any, ...], first: int) -> Any:
-    """What a graph is made for: the arguments' structure, and their tensors from dimension ``first`` on."""
+    """The key of a graph: the arguments' structure, and the shapes of their tensors from dimension ``first`` on."""
 
     def kind(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

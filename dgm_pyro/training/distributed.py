@@ -3,7 +3,7 @@
     torchrun --nproc-per-node=4 -m dgm_pyro train vae --data mnist --out runs/vae
 
 `torch.nn.parallel.DistributedDataParallel` averages the gradients; here is only who does what. A batch of n data is cut
-into shares of n_1 .. n_N. Process r weights the mean gradient of its share by N n_r / n, so that the average over the
+into shares of n_1 .. n_N. Process r weights the mean gradient of its share by N n_r / n, and the average over the
 processes is (1/n) sum_r n_r g_r: the mean gradient of the batch, whether N divides n or not.
 """
 
@@ -42,7 +42,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def batches(self, count: int, batch_size: int) -> int:
-        """How many batches an epoch of ``count`` data has.
+        """Number of batches in an epoch of ``count`` data.
 
         A last batch with less than two data per process is left out, as layers that take the scale of a batch need two:
         the shuffling leaves out others each time.
@@ -64,7 +64,7 @@ class ProcessGroup:
         return rows.tensor_split(self.size)[self.rank]
 
     def weight(self, rows: Tensor) -> float:
-        """What to multiply the mean loss of `share` with, so that the processes' mean is that of the batch."""
+        """The factor of the mean loss of `share` that makes the mean over processes the mean of the batch."""
         return len(self.share(rows)) * self.size / len(rows)
 
     def total(self, values: Tensor) -> Tensor:
@@ -153,8 +153,8 @@ def leave() -> None:
 def is_first_to_fail() -> bool:
     """Whether it is for this process to say what went wrong, when something did.
 
-    That is the first in which it did: the others fail because they wait for it. What went wrong before they met, such
-    as an unknown option, went wrong in all of them alike, and the first process says so.
+    That is the first in which it did: the others fail because they wait for it. An error before they met, such as an
+    unknown option, is the same in all of them, and the first process reports it.
     """
     if not was_started():
         return True

@@ -76,7 +76,7 @@ class Epoch:
 
 @dataclass
 class History:
-    """What happened in `fit`.
+    """The record of a training by `fit`.
 
     Attributes:
         epochs: one `Epoch` each.
@@ -149,7 +149,7 @@ def fit(
         ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
         augment: applied to each training batch of x.
         compile: whether to compile the steps (see `dgm.compile`), which takes tens of seconds, and then makes each
-            faster; the random numbers are the same. "auto" does it in trainings of 5,000 steps or more, and goes on
+            faster; the random numbers are the same. "auto" does it in trainings of 5,000 steps or more, and continues
             uncompiled, with a warning, where it cannot be done.
         precision: "float32" (rather, that of the program), or "bf16", in which the networks run under autocast.
         progress: whether to show a bar with the loss.
@@ -331,12 +331,12 @@ class _Step:
         """
         if self.terms is None and (compile is True or processes.size > 1):
             raise ValueError(
-                f"{type(self.objective.objective).__name__} brings its own backward pass, which can be neither "
+                f"{type(self.objective.objective).__name__} has its own backward pass, which can be neither "
                 "compiled nor shared among processes: use an objective of dgm, such as 'elbo'"
             )
         if hasattr(self.objective, "update"):
             if processes.size > 1:
-                raise ValueError("each process would have a critic of its own: train a game in one process")
+                raise ValueError("each process would have its own critic: use one process for an adversarial objective")
             if compile is True:
                 check_compilable(self.objective)  # says why not
             return
@@ -356,7 +356,7 @@ class _Step:
                     if compile is True:
                         raise
                     # Past fit and its two decorators.
-                    warnings.warn(f"the training goes on uncompiled: {error}", stacklevel=5)
+                    warnings.warn(f"the training continues uncompiled: {error}", stacklevel=5)
         if processes.size > 1:
             # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")
@@ -409,7 +409,7 @@ class _ByKind(nn.Module):
 
 
 class _Watch:
-    """Remembers, on the device, when the loss or a gradient first was not finite, and what it was then."""
+    """Records on the device when the loss or a gradient first was not finite, and its value."""
 
     def __init__(self, variable: str):
         self.variable = variable
@@ -457,7 +457,7 @@ def _clip(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Totals:
-    """Sums over an epoch, on the device, so that only its end waits for them."""
+    """Sums over an epoch, on the device: only its end waits for them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -481,7 +481,7 @@ class _Totals:
 
 
 class _Average:
-    """An exponential moving average of the parameters, its decay warmed up so that the start is forgotten."""
+    """An exponential moving average of the parameters. Its decay is warmed up to forget the start."""
 
     def __init__(self, program: Program, decay: float):
         self.live = [p for p in program.parameters() if p.requires_grad]
@@ -519,9 +519,9 @@ def _validate(
     device: torch.device,
     processes: ProcessGroup,
 ) -> float:
-    """Mean loss with the same draws every time, so that epochs are compared on equal terms.
+    """Mean loss with the same draws every time, which makes epochs comparable.
 
-    The batches are dealt out to the processes, each of which has draws of its own. Of a Pyro objective, whose loss
+    The batches are distributed over the processes, and each process has its own draws. Of a Pyro objective, whose loss
     brings its backward pass along, the plain ELBO.
     """
     total = 0.0
@@ -552,8 +552,8 @@ def _validation(
             )
         if not 0 < round(validation * len(train)) < len(train):
             raise ValueError(
-                f"validation={validation} of {len(train)} data leaves none on one side: pass validation=None to train "
-                "on all of them, another fraction, or validation data"
+                f"validation={validation} of {len(train)} data leaves one side empty: pass validation=None to train on "
+                "all of them, another fraction, or validation data"
             )
         return train.split(validation, seed=seed)
     return train, as_data(program, validation, "validation")

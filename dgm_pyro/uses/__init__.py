@@ -1,1 +1,1 @@
-"""What a trained program is good for: anomalies, classification, representations."""
+"""Uses of a trained program: anomalies, classification, representations."""

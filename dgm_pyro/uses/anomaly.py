@@ -53,11 +53,13 @@ from dgm_pyro.checks import (
     check_number,
     check_seed,
     check_type,
+    generator,
 )
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import evaluate, evaluating, program_device
 from dgm_pyro.objectives import ELBO
 from dgm_pyro.program import Program, check_program, seeded
+from dgm_pyro.results import Result, Table
 
 Score = Callable[[Tensor], Tensor]
 
@@ -65,7 +67,15 @@ ROUNDING = 1e-5
 """Scores that differ by no more than this, relative to the larger of themselves and 1, are ties."""
 
 
-def log_p(program: Program, x: Tensor, *, num_particles: int = 1, batch_size: int = 256, seed: int = 0) -> Tensor:
+def log_p(
+    program: Program,
+    x: Tensor,
+    *,
+    num_particles: int = 1,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> Tensor:
     """log p(x) in nats, ``(N,)`` doubles: exact, or a bound (8 draws of the ELBO; IWAE with ``num_particles`` > 1).
 
     Args:
@@ -77,7 +87,8 @@ def log_p(program: Program, x: Tensor, *, num_particles: int = 1, batch_size: in
     """
     _require_p_of_x(program)
     check_dense(x, "x")
-    return evaluate(program, x, num_particles=num_particles, batch_size=batch_size, seed=seed).values
+    found = evaluate(program, x, num_particles=num_particles, batch_size=batch_size, seed=seed, progress=progress)
+    return found.values
 
 
 def _require_p_of_x(program: Any) -> None:
@@ -96,21 +107,23 @@ class NegativeLogLikelihood:
     Args:
         program: of p(x).
         num_particles: of the bound, for latent variables; 1 for the ELBO.
+        progress: whether to show a bar.
     """
 
     program: Program
     num_particles: int = 1
+    progress: bool = False
 
     def __post_init__(self) -> None:
         _require_p_of_x(self.program)
         check_count(self.num_particles, "num_particles")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return -log_p(self.program, x, num_particles=self.num_particles)
+        return -log_p(self.program, x, num_particles=self.num_particles, progress=self.progress)
 
 
 class Typicality:
-    """How far the surprise of x is from the mean surprise of reference data, in nats.
+    """Distance of the surprise of x from the mean surprise of reference data, in nats.
 
     Args:
         nll: a `NegativeLogLikelihood`, or a program.
@@ -210,8 +223,9 @@ class PosteriorKL:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        self.program.check(x)
         where, bound, parts = program_device(self.program), ELBO(self.num_samples), []
+        check_dense(x, "x")
+        self.program.check(x.to(where))
         with evaluating(self.program), seeded(self.seed, where):
             for batch in x.split(256):
                 with noise.per_datum(batch.to(where), self.seed):
@@ -277,7 +291,7 @@ class Detector:
     """An alarm on a score, calibrated to a rate of false alarms.
 
     Args:
-        score: any callable from x to scores, higher for anomalies; a program stands for its `NegativeLogLikelihood`.
+        score: any callable from x to scores, higher for anomalies; a program means its `NegativeLogLikelihood`.
 
     Attributes:
         threshold: scores above it, by more than `ROUNDING`, are flagged; None before `calibrate`.
@@ -319,7 +333,7 @@ class Detector:
         return self
 
     def flag(self, x: Tensor | Data) -> Tensor:
-        """Which x are anomalous, bools ``(N,)``.
+        """Whether each x is anomalous, bools ``(N,)``.
 
         Raises:
             ValueError: the detector is not calibrated.
@@ -350,13 +364,13 @@ class Detector:
 
 
 def _rounding(scores: Tensor) -> Tensor:
-    """By how much equal data may score apart: another batch multiplies matrices in another order."""
+    """Largest difference by rounding between scores of equal data: batches multiply matrices in another order."""
     return ROUNDING * scores.abs().clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well a score tells anomalies from normal data.
+    """Quality of a score that separates anomalies from normal data.
 
     Attributes:
         auroc: probability that an anomaly scores above a normal datum, a tie counting half; 0.5 is a coin.
@@ -383,7 +397,7 @@ def separation(normal: Tensor, anomalous: Tensor) -> Separation:
 
 
 def _share_below(values: Tensor, x: Tensor) -> Tensor:
-    """For each x the share of ``values`` below it, ties counting half."""
+    """The share of ``values`` below each x, ties counting half."""
     order = values.sort().values
     counts = torch.searchsorted(order, x) + torch.searchsorted(order, x, right=True)
     return counts.double() / (2 * len(values))
@@ -395,3 +409,193 @@ def auroc(normal: Tensor, anomalous: Tensor) -> float:
 
     labels = [1] * len(normal) + [0] * len(anomalous)
     return float(roc_auc_score(labels, torch.cat([normal.cpu(), anomalous.cpu()]).numpy()))
+
+
+# -- a search through data ---------------------------------------------------------------------------------------------
+
+SCORES = ("likelihood", "typicality", "complexity", "ratio", "waic", "kl")
+"""Names of the scores that `detect` can take."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What one score says of the data.
+
+    Attributes:
+        score: its name.
+        threshold: scores above it are flagged; in nats, of WAIC in nats and nats squared.
+        flagged: number of data that are.
+        false_alarms: fraction of the normal data that are, which the threshold has not seen.
+        separation: AUROC of the data against the normal data.
+    """
+
+    score: str
+    threshold: float
+    flagged: int
+    false_alarms: float
+    separation: Separation
+
+
+@dataclass(frozen=True)
+class Anomalies(Result):
+    """What `detect` found.
+
+    Attributes:
+        scores, p_values, flags: of each x by the first score, ``(N,)``.
+        alarms: one for each score.
+        num_reference: number of normal data that set the thresholds.
+        num_normal: number of normal data that AUROC and false alarms are measured on.
+        false_alarm_rate: largest probability that a normal datum is flagged.
+    """
+
+    scores: Tensor
+    p_values: Tensor
+    flags: Tensor
+    alarms: tuple[Alarm, ...]
+    num_reference: int
+    num_normal: int
+    false_alarm_rate: float
+
+    @property
+    def ranked(self) -> Tensor:
+        """Indices of the data, the most anomalous first, ``(N,)``."""
+        return self.scores.argsort(descending=True)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row per datum, the most anomalous first."""
+        return [
+            {
+                "index": i,
+                "score": f"{self.scores[i]:.6g}",
+                "p_value": f"{self.p_values[i]:.6g}",
+                "flagged": int(self.flags[i]),
+            }
+            for i in self.ranked.tolist()
+        ]
+
+    def parts(self) -> list[str | Table]:
+        rows = [
+            [
+                alarm.score,
+                f"{alarm.threshold:.2f}",
+                f"{alarm.flagged} of {len(self.scores)}",
+                f"{alarm.false_alarms:.4f}",
+                str(alarm.separation),
+            ]
+            for alarm in self.alarms
+        ]
+        return [
+            f"{len(self.scores)} data against {self.num_normal} normal ones; thresholds from {self.num_reference} "
+            f"others, false-alarm rate {self.false_alarm_rate:g}",
+            Table(["score", "threshold (nats)", "flagged", "false alarms", "AUROC"], rows),
+            "AUROC: probability that one of the data scores above a normal datum; 0.5 is chance",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The table as plain Python, for JSON."""
+        rows = [
+            {
+                "score": alarm.score,
+                "threshold": alarm.threshold,
+                "flagged": alarm.flagged,
+                "of": len(self.scores),
+                "false_alarms": alarm.false_alarms,
+                "auroc": alarm.separation.auroc,
+                "auroc_stderr": alarm.separation.stderr,
+            }
+            for alarm in self.alarms
+        ]
+        return {"num_reference": self.num_reference, "unit": "nats", "scores": rows}
+
+
+def detect(
+    program: Program,
+    x: Tensor | Data,
+    normal: Tensor | Data,
+    scores: Sequence[str] = ("likelihood",),
+    *,
+    background: Program | None = None,
+    ensemble: Sequence[Program] = (),
+    false_alarm_rate: float = 0.01,
+    num_particles: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> Anomalies:
+    """Look for anomalies in x, by one score or several.
+
+    A random half of the normal data sets the thresholds; AUROC and false alarms are measured on the other half.
+
+    Args:
+        program: of p(x).
+        x: data to look through, ``(N, *event_shape)``.
+        normal: data like those that the program was trained on, but others.
+        scores: names among `SCORES`; the first ranks the data.
+        background: for "ratio", a program trained on mutated data: see `Ratio`.
+        ensemble: for "waic", programs trained like ``program`` from other seeds.
+        false_alarm_rate: largest probability that a normal datum is flagged.
+        num_particles: of the bounds on log p(x).
+        seed: of the two halves.
+        progress: whether to show bars.
+
+    Raises:
+        ValueError, TypeError: no such score, a score lacks a program, or the data do not fit.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> found = dgm.anomaly.detect(dgm.Normal(1), torch.tensor([[0.1], [9.0]]), torch.randn(400, 1))
+    >>> found.flags
+    tensor([False,  True])
+    """
+    check_type(scores, Sequence, "scores", "a sequence of names")
+    names = [scores] if isinstance(scores, str) else list(scores) or ["likelihood"]
+    for name in names:
+        check_choice(name, SCORES, "scores")
+    if background is not None:
+        check_program(background, "background")
+    for each in ensemble:
+        check_program(each, "ensemble")
+    check_count(num_particles, "num_particles")
+    x, kept = _x(x), _x(normal, "normal")
+    if len(kept) < 2:
+        raise ValueError("normal has one datum: pass at least two, to calibrate on and to measure on")
+    order = torch.randperm(len(kept), generator=generator(seed))
+    reference, held_out = kept[order[: len(kept) // 2]], kept[order[len(kept) // 2 :]]
+
+    def nll(program: Program) -> NegativeLogLikelihood:
+        return NegativeLogLikelihood(program, num_particles, progress)
+
+    alarms, first = list[Alarm](), dict[str, Tensor]()
+    for name in names:
+        score = _score(name, nll, program, background, ensemble, reference)
+        values, normal_values = score(x), score(held_out)
+        detector = Detector(lambda found: found).calibrate(score(reference), false_alarm_rate)
+        flags = detector.flag(values)
+        first = first or {"scores": values, "p_values": detector.p_values(values), "flags": flags}
+        assert detector.threshold is not None
+        false_alarms = detector.flag(normal_values).double().mean().item()
+        separated = separation(normal_values, values)
+        alarms.append(Alarm(name, detector.threshold, int(flags.sum()), false_alarms, separated))
+    return Anomalies(**first, alarms=tuple(alarms), num_reference=len(reference), num_normal=len(held_out),
+                     false_alarm_rate=false_alarm_rate)  # fmt: skip
+
+
+def _score(
+    name: str,
+    nll: Callable[[Program], NegativeLogLikelihood],
+    program: Program,
+    background: Program | None,
+    ensemble: Sequence[Program],
+    reference: Tensor,
+) -> Score:
+    if name == "ratio" and background is None:
+        raise ValueError("the score 'ratio' needs a background (--background RUN): a program trained on mutated data")
+    if name == "waic" and not ensemble:
+        raise ValueError("the score 'waic' needs an ensemble (--ensemble RUN,RUN,...): programs from other seeds")
+    makers: dict[str, Callable[[], Score]] = {
+        "likelihood": lambda: nll(program),
+        "typicality": lambda: Typicality(nll(program), reference),
+        "complexity": lambda: Complexity(nll(program), "png" if len(program.event_shape) == 3 else "zlib"),
+        "ratio": lambda: Ratio(nll(program), nll(background)),  # type: ignore[arg-type]
+        "waic": lambda: WAIC([nll(each) for each in (program, *ensemble)]),
+        "kl": lambda: PosteriorKL(program),
+    }
+    return makers[name]()

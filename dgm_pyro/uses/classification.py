@@ -36,6 +36,7 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
 from pyro.optim import ClippedAdam
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dgm_pyro.checks import (
     check_count,
@@ -51,7 +52,9 @@ from dgm_pyro.checks import (
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import evaluating, program_device, standard_error
 from dgm_pyro.families.labeled import Discriminative, Labeled
-from dgm_pyro.program import Program, differentiating, log_mean_exp, seeded
+from dgm_pyro.program import Program, check_program, differentiating, log_mean_exp, seeded
+from dgm_pyro.results import Result, Table, with_error
+from dgm_pyro.uses.anomaly import Detector
 
 # -- how good the answers are ------------------------------------------------------------------------------------------
 
@@ -70,7 +73,7 @@ def nll(probabilities: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Reliability:
+class Reliability(Result):
     """Answers in bins of equal width by their confidence, the highest p(y | x).
 
     Attributes:
@@ -87,12 +90,19 @@ class Reliability:
     ece: float
     stderr: float
 
-    def __str__(self) -> str:
-        rows = [f"ECE {self.ece:.4f} +- {self.stderr:.4f}", "confidence  accuracy  answers"]
-        for count, confidence, accuracy in zip(self.count, self.confidence, self.accuracy, strict=True):
-            if count:
-                rows.append(f"{confidence:10.3f}  {accuracy:8.3f}  {int(count):7d}")
-        return "\n".join(rows)
+    def parts(self) -> list[str | Table]:
+        rows = [
+            [f"{confidence:.3f}", f"{accuracy:.3f}", str(int(count))]
+            for count, confidence, accuracy in zip(self.count, self.confidence, self.accuracy, strict=True)
+            if count
+        ]
+        return [f"ECE {with_error(self.ece, self.stderr, 4)}", Table(["confidence", "accuracy", "answers"], rows)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON; empty bins are left out."""
+        full = self.count > 0
+        bins = {name: getattr(self, name)[full].tolist() for name in ("count", "confidence", "accuracy")}
+        return {"ece": self.ece, "stderr": self.stderr, **bins}
 
 
 def reliability(probabilities: Tensor, y: Tensor, bins: int = 15) -> Reliability:
@@ -298,33 +308,130 @@ class Bayesian:
 
 @contextlib.contextmanager
 def _alone(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state and a param store of its own: AutoGuides of one class would share the store's entries."""
+    """A separate random state and param store: AutoGuides of one class would share the store's entries."""
     with seeded(seed, device), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         yield
 
 
 @torch.no_grad()
 def beliefs(
-    program: Program, x: Tensor, batch_size: int = 128, num_particles: int = 1, seed: int = 0
+    program: Program,
+    x: Tensor,
+    batch_size: int = 128,
+    num_particles: int = 1,
+    seed: int = 0,
+    progress: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """p(y | x), ``(N, classes)``, and log p(x) in nats, ``(N,)``; None from a program that has no p(x).
 
     Where p(x | y) is not exact, both come from bounds with ``num_particles`` draws for each class (IWAE).
     No answer depends on the batch.
+
+    Raises:
+        TypeError: the program has no p(y | x).
     """
+    check_program(program)
+    if not isinstance(program, Labeled | Discriminative):
+        raise TypeError(f"this {type(program).__name__} has no p(y | x): use a dgm.Labeled or a dgm.Discriminative")
     probabilities, log_p = [], []
+    batches = x.to(program_device(program)).split(batch_size)
     with evaluating(program):
-        for batch in x.to(program_device(program)).split(batch_size):
+        for batch in tqdm(batches, desc="classify", unit="batch", disable=not progress, leave=False):
             if isinstance(program, Labeled):
                 log_joint = program.log_joint(batch, num_particles, seed)
                 probabilities.append(log_joint.softmax(0).T.cpu())
                 log_p.append(log_joint.logsumexp(0).cpu())
             else:
-                assert isinstance(program, Discriminative)
                 probabilities.append(program.class_probabilities(batch).cpu())
     return torch.cat(probabilities), torch.cat(log_p) if log_p else None
 
 
+@dataclass(frozen=True)
+class Answers(Result):
+    """What `answer` found.
+
+    Attributes:
+        probabilities: p(y | x), ``(N, classes)``.
+        log_p: log p(x) in nats, or a bound, ``(N,)``; None from a classifier that has no p(x).
+        rejected: which answers are not to be trusted, bools ``(N,)``.
+        false_alarm_rate: largest probability that a datum like the reference is rejected.
+    """
+
+    probabilities: Tensor
+    log_p: Tensor | None
+    rejected: Tensor
+    false_alarm_rate: float
+
+    @property
+    def classes(self) -> Tensor:
+        """The most probable class of each x, ``(N,)``."""
+        return self.probabilities.argmax(-1)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row per datum."""
+        return [
+            {
+                "index": i,
+                "class": int(row.argmax()),
+                "log_p_x": "" if self.log_p is None else f"{self.log_p[i]:.6g}",
+                "reject": int(self.rejected[i]),
+                **{f"p_{y}": f"{share:.6g}" for y, share in enumerate(row.tolist())},
+            }
+            for i, row in enumerate(self.probabilities)
+        ]
+
+    def parts(self) -> list[str | Table]:
+        by = "its highest p(y | x), because it has no p(x)" if self.log_p is None else "log p(x)"
+        return [f"{int(self.rejected.sum())} of {len(self.rejected)} answers rejected, by {by}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        return {
+            "num_data": len(self.rejected),
+            "rejected": int(self.rejected.sum()),
+            "by": "p(y | x)" if self.log_p is None else "log p(x)",
+            "false_alarm_rate": self.false_alarm_rate,
+            "classes": self.classes.tolist(),
+        }
+
+
+def answer(
+    program: Program,
+    x: Tensor,
+    reference: Tensor,
+    *,
+    false_alarm_rate: float = 0.01,
+    num_particles: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> Answers:
+    """Classify x, and reject what is unlike the reference: by log p(x), or by the highest p(y | x) without one.
+
+    Args:
+        program: a `Labeled` or a `Discriminative`.
+        x: ``(N, *event_shape)``.
+        reference: data like those that the program was trained on, but others; they set the threshold.
+        false_alarm_rate: largest probability that a datum like these is rejected.
+        num_particles: of the bounds, where p(x | y) is not exact.
+        seed: of their draws.
+        progress: whether to show a bar.
+
+    Raises:
+        TypeError, ValueError: the program has no p(y | x), the data do not fit, or the reference is too small.
+    """
+    check_dense(x, "x")
+    check_dense(reference, "reference")
+    check_count(num_particles, "num_particles")
+    (probabilities, log_p), (usual, usual_log_p) = (
+        beliefs(program, each, num_particles=num_particles, seed=seed, progress=progress) for each in (x, reference)
+    )
+    doubt, usual_doubt = (
+        -p.max(-1).values if log is None else -log for p, log in ((probabilities, log_p), (usual, usual_log_p))
+    )
+    detector = Detector(lambda values: values).calibrate(usual_doubt, false_alarm_rate)
+    return Answers(probabilities, log_p, detector.flag(doubt), false_alarm_rate)
+
+
 def share(true: Any) -> float:
-    """How many of ``true`` are, from 0 to 1."""
+    """Fraction of entries of ``true`` that are true."""
     return float(torch.as_tensor(true).double().mean())

@@ -1,4 +1,4 @@
-r"""Representations: what a program says of x in place of x, and what that is good for.
+r"""Representations: the code of x under a program, and its uses.
 
 *Where x goes.* A program with latents maps x to a code z, and back:
 
@@ -15,8 +15,8 @@ A flow's z, and that of a diffusion, is as large as x and loses nothing: it is a
 summary. The mean of a class that z may be is that of its one-hot code: the probabilities q(z = k | x).
 
 *Between and around.* A line between two codes, :math:`(1 - t) a + t b`, passes closer to the origin than either end;
-N(0, I) in D dimensions hardly ever is closer to it than :math:`\sqrt D`, so that the middle of the line is where the
-prior has next to nothing. The arc keeps the length,
+N(0, I) in D dimensions is hardly ever closer to it than :math:`\sqrt D`, so the prior has almost no mass at the middle
+of the line. The arc keeps the length,
 
 .. math::
     z_t = \frac{\sin((1 - t)\, \omega)}{\sin \omega}\, a + \frac{\sin(t\, \omega)}{\sin \omega}\, b, \qquad
@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import (
@@ -53,9 +54,11 @@ from dgm_pyro.checks import (
     check_type,
     is_integer,
 )
-from dgm_pyro.evaluation import evaluating, program_device
+from dgm_pyro.data import Data
+from dgm_pyro.evaluation import as_data, evaluating, program_device
 from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.vae import VAE
+from dgm_pyro.infer.checks import Units, units
 from dgm_pyro.program import (
     Program,
     check_program,
@@ -63,6 +66,7 @@ from dgm_pyro.program import (
     parameter_of,
     seeded,
 )
+from dgm_pyro.results import Result, Table, with_error
 
 # -- to the code, and back ---------------------------------------------------------------------------------------------
 
@@ -89,6 +93,7 @@ def encode(
     num_samples: int = 16,
     batch_size: int = 256,
     seed: int = 0,
+    progress: bool = False,
 ) -> Tensor:
     """The code of each x, as ``program.encode`` finds it, in batches and evaluation mode.
 
@@ -102,12 +107,13 @@ def encode(
         batch_size: data at once; the codes do not depend on it.
         seed: of the draws, which are each datum's own (`noise.per_datum`): equal x have equal codes, drawn ones too.
             The global random state is left as it was.
+        progress: whether to show a bar.
 
     Returns:
         ``(N, *z_shape)``, on the CPU; of a class, its probabilities, ``(N, *z_shape, K)``, unless ``draw``.
 
     Raises:
-        ValueError: the program has no code of x, no such site, or x does not fit.
+        ValueError: the program has no latent code, no such site, or x does not fit.
     """
     check_program(program)
     site = program.code_named(site)
@@ -121,7 +127,7 @@ def encode(
         with noise.per_datum(x, seed):
             return program.encode(x, given, site=site, draw=draw, num_samples=num_samples)
 
-    return _in_batches(program, of, x, given, batch_size, seed)
+    return _in_batches(program, of, x, given, batch_size, seed, progress)
 
 
 @torch.no_grad()
@@ -134,11 +140,12 @@ def decode(
     draw: bool = False,
     batch_size: int = 256,
     seed: int = 0,
+    progress: bool = False,
 ) -> Tensor:
     """The x of each code, as ``program.decode`` makes it, in batches and evaluation mode.
 
     Args:
-        program, given, site, batch_size, seed: as for `encode`.
+        program, given, site, batch_size, seed, progress: as for `encode`.
         z: ``(N, *z_shape)``; integers for a code of classes.
         draw: a draw of x from p(x | z) in place of the mean. Levels between x and a ``site`` above are drawn with it,
             and so they are where they are discrete.
@@ -148,7 +155,7 @@ def decode(
         closed form, such as an autoregressive x, is drawn.
 
     Raises:
-        ValueError: the program has no code of x, no such site, or z does not fit.
+        ValueError: the program has no latent code, no such site, or z does not fit.
     """
     check_program(program)
     check_count(batch_size, "batch_size")
@@ -159,15 +166,22 @@ def decode(
     def of(z: Tensor, given: Any) -> Tensor:
         return program.decode(z, given, site=site, draw=draw)
 
-    return _in_batches(program, of, z, given, batch_size, seed)
+    return _in_batches(program, of, z, given, batch_size, seed, progress)
 
 
 def _in_batches(
-    program: Program, of: Callable[[Tensor, Any], Tensor], rows: Tensor, given: Any, batch_size: int, seed: int
+    program: Program,
+    of: Callable[[Tensor, Any], Tensor],
+    rows: Tensor,
+    given: Any,
+    batch_size: int,
+    seed: int,
+    progress: bool,
 ) -> Tensor:
     where, found = program_device(program), []
     with evaluating(program), seeded(seed, where):
-        for start in range(0, len(rows), batch_size):
+        starts = range(0, len(rows), batch_size)
+        for start in tqdm(starts, desc="codes", unit="batch", disable=not progress, leave=False):
             part = slice(start, start + batch_size)
             found.append(of(rows[part].to(where), _to(given, where, part)).cpu())
     return torch.cat(found)
@@ -193,8 +207,8 @@ def line(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
 def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
     """Points at even angles on the arc from each a to each b, ends included, ``(num_points, N, *shape)``.
 
-    The length goes with the angle from that of a to that of b. Codes in one direction, or in opposite ones, have no
-    arc of their own and get the line.
+    The length goes with the angle from that of a to that of b. Codes in the same or in opposite directions have no
+    unique arc and get the line.
     """
     t = _shares(a, b, num_points)
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
@@ -208,7 +222,7 @@ def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
     return torch.where(t == 0, a, torch.where(t == 1, b, points))
 
 
-PATHS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "spherical": arc}
+CURVES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "spherical": arc}
 """Ways from one code to another, by name."""
 
 
@@ -224,28 +238,28 @@ def _shares(a: Tensor, b: Tensor, num_points: int) -> Tensor:
 
 
 def interpolate(
-    program: Program, a: Tensor, b: Tensor, num_points: int = 8, *, path: str = "spherical", given: Any = None
+    program: Program, a: Tensor, b: Tensor, num_points: int = 8, *, curve: str = "spherical", given: Any = None
 ) -> Tensor:
-    """From each datum a to each b: their codes, a `PATHS` between these, and what the program makes of it.
+    """From each datum a to each b: their codes, a `CURVES` between these, and what the program makes of it.
 
     Args:
         a, b: data, ``(N, *event_shape)``.
         num_points: the ends included. Those are decoded too: the reconstructions of a and b.
-        path: "linear" or "spherical".
-        given: ``(N, *given_shape)`` for a conditional program, the same along the path.
+        curve: "linear" or "spherical".
+        given: ``(N, *given_shape)`` for a conditional program, the same along the curve.
 
     Returns:
         ``(num_points, N, *event_shape)``.
 
     Raises:
-        ValueError: no such path, codes that are discrete, or as `encode`.
+        ValueError: no such curve, codes that are discrete, or as `encode`.
     """
-    check_choice(path, PATHS, "path")
+    check_choice(curve, CURVES, "curve")
     check_count(num_points, "num_points", at_least=2)
     check_finite(a, "a")
     check_finite(b, "b")
     _require_real(program, codes(program)[0])
-    points = PATHS[path](encode(program, a, given), encode(program, b, given), num_points)
+    points = CURVES[curve](encode(program, a, given), encode(program, b, given), num_points)
     return _decoded(program, points, given, None)
 
 
@@ -258,7 +272,7 @@ def traverse(
     given: Any = None,
     site: str | None = None,
 ) -> Tensor:
-    """What becomes of x when one feature of its code is set to each of ``values``, and the others stay.
+    """x decoded after one feature of its code is set to each of ``values``, with the others unchanged.
 
     Args:
         z: one code, ``(1, *z_shape)``: of a datum, by `encode`, or zeros, the mean of a standard prior.
@@ -385,14 +399,14 @@ def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
     check_seed(seed)
     check_count(num_clusters, "num_clusters")
     if num_clusters > len(z):
-        raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: ask for fewer")
+        raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: use fewer")
     found = KMeans(num_clusters, n_init=10, random_state=seed % 2**32).fit_predict(_features(z))
     return torch.from_numpy(found).long()
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well clusters are classes; all three are at most 1, and 1 if they are the same up to their names.
+    """Agreement of clusters with classes; each number is at most 1, and 1 if they are the same up to their names.
 
     Attributes:
         accuracy: share of the data whose cluster is that of their class, under the best one-to-one naming.
@@ -424,8 +438,8 @@ def agreement(clusters: Tensor, y: Tensor) -> Agreement:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """What `assess` found, on ``num_test`` data.
+class Quality(Result):
+    """The result of `assess` found, on ``num_test`` data.
 
     Attributes:
         probe, knn: accuracies.
@@ -438,10 +452,18 @@ class Quality:
     num_test: int
 
     def stderr(self, accuracy: float) -> float:
-        """Of an accuracy on the test data."""
+        """Standard error of an accuracy on the test data."""
         return math.sqrt(accuracy * (1 - accuracy) / self.num_test)
 
-    def as_dict(self) -> dict[str, float]:
+    def cells(self) -> list[str]:
+        """The numbers as a row of a table."""
+        right = (with_error(share, self.stderr(share), 3) for share in (self.probe, self.knn))
+        return [*right, *(f"{value:.3f}" for value in vars(self.clusters).values())]
+
+    def parts(self) -> list[str | Table]:
+        return [Table(["linear probe", "neighbors", "clusters", "NMI", "ARI"], [self.cells()])]
+
+    def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
         return {"probe": self.probe, "knn": self.knn, **{f"clusters_{k}": v for k, v in vars(self.clusters).items()}}
 
@@ -475,8 +497,102 @@ def _features(z: Tensor) -> Any:
     return z.detach().cpu().double().reshape(len(z), -1).numpy()
 
 
+# -- all of it ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Representation(Result):
+    """What `represent` found.
+
+    Attributes:
+        site: the name of the code.
+        z: the code of each datum, ``(N, *z_shape)``; of classes their probabilities.
+        y: the labels of the data, ``(N,)``, if they have any.
+        form: what a code is, in words.
+        quality: of z under ``site``, and of x itself under "x"; empty without labels.
+        units: which features are in use, by site; empty where the program is no VAE.
+    """
+
+    site: str
+    z: Tensor
+    y: Tensor | None
+    form: str
+    quality: dict[str, Quality]
+    units: dict[str, Units]
+
+    def parts(self) -> list[str | Table]:
+        parts: list[str | Table] = [f"{self.site} of {len(self.z)} data, {self.form}"]
+        parts += [f"{name}: {each}" for name, each in self.units.items()]
+        if self.quality:
+            header = ["of", "linear probe", "5 neighbors", "clusters", "NMI", "ARI"]
+            parts.append(Table(header, [[name, *each.cells()] for name, each in self.quality.items()]))
+        return parts
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        return {
+            "site": self.site,
+            "num_data": len(self.z),
+            "quality": {name: each.as_dict() for name, each in self.quality.items()},
+            "active": {name: int(each.active.sum()) for name, each in self.units.items()},
+            "kl": {name: None if each.kl is None else each.kl.tolist() for name, each in self.units.items()},
+        }
+
+
+def represent(
+    program: Program,
+    data: Data | Tensor,
+    train: Data | None = None,
+    *,
+    site: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Representation:
+    """The code of each datum, which features are in use, and what the code says about the labels, if there are any.
+
+    Args:
+        program: one with `codes`.
+        data: to encode, and to measure on.
+        train: labeled data to fit the probe and the neighbors on, where ``data`` have labels.
+        site: which of `codes`; default the nearest to x.
+        seed: of draws and clusters.
+        progress: whether to show bars.
+
+    Raises:
+        ValueError, TypeError: the program has no code of that name, or the data do not fit.
+    """
+    check_program(program)
+    check_type(train, Data | None, "train", "a dgm.Data or None")
+    site, points = program.code_named(site), as_data(program, data)
+
+    def coded(points: Data) -> Tensor:
+        x, given, _ = program.arguments(points.x, points.y)
+        return encode(program, x, given, site=site, seed=seed, progress=progress)
+
+    z, quality = coded(points), dict[str, Quality]()
+    if points.y is not None and train is not None:
+        train = as_data(program, train, "train")
+        if train.y is None:
+            raise ValueError(f"train ({train.name}) has no labels, but data have: pass labeled data to learn from")
+        for name, (seen, unseen) in {site: (coded(train), z), "x": (train.x, points.x)}.items():
+            quality[name] = assess(seen, train.y, unseen, points.y, seed=seed)
+    used = units(program, points[:512], seed=seed) if isinstance(program, VAE) and len(z) > 1 else {}
+    return Representation(site, z, points.y, _form(program, site, z), quality, used)
+
+
+def _form(program: Program, site: str, z: Tensor) -> str:
+    size, values, prior = z[0].numel(), z.shape[-1], program.codes()[site]
+    if not is_discrete(program, site):
+        return f"{size} features"
+    if z.shape[1:] == prior.event_shape and prior.levels == 2:
+        return f"{size} bits, as their probabilities"
+    if size == values:
+        return f"a class among {values}, as its probabilities"
+    return f"{size // values} codes of {values} values, as their probabilities"
+
+
 def latents(program: Program, x: Tensor) -> Tensor | None:
-    """What the program knows of x in place of x: the mean of q(z | x), or a flow's z; None without latents.
+    """The latent representation of x: the mean of q(z | x), or a flow's z; None without latents.
 
     Args:
         x: ``(N, *event_shape)``.

@@ -20,7 +20,7 @@ from dgm_pyro.experiments.tour.stops import STOPS
 # When one of these is newer than the script that was written, it is written again.
 SOURCES = (Path(__file__), Path(dgm.networks.denoisers.__file__), Path(dgm.networks.mlp.__file__))
 EPOCHS = 30
-"""Of the diffusion: fewer than the tour's, for it takes the most of the time that a build takes."""
+"""Epochs of the diffusion: fewer than in the tour, because it takes most of the time of a build."""
 
 
 def export(path: Path) -> None:
@@ -45,7 +45,7 @@ def a_diffusion(data: dgm.Data) -> dgm.Diffusion:
 
 
 def content(vae: dgm.VAE, diffusion: dgm.Diffusion, data: dgm.Data) -> dict[str, Any]:
-    """What the page needs: p(x | z) and q(z | x) of ``data``, the denoiser and its schedule, and the data."""
+    """The content of the page: p(x | z) and q(z | x) of ``data``, the denoiser and its schedule, and the data."""
     assert data.y is not None
     with torch.no_grad():
         q = vae.encoder(data.x).base_dist  # type: ignore[operator]

@@ -7,7 +7,7 @@ import pytest
 import dgm_pyro as dgm
 from dgm_pyro import cli
 from dgm_pyro.experiments import runs
-from dgm_pyro.experiments.sweep import aligned, compare, markdown
+from dgm_pyro.experiments.sweep import compare
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,3 @@ def test_the_command(folders, capsys):
     error = capsys.readouterr().err
     assert "Dequantized" in error
     assert error.count("\n") == 1
-
-
-def test_tables():
-    assert aligned(["a", "bb"], [["ccc", "d"]]) == "a    bb\nccc  d"
-    assert markdown(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"

@@ -45,7 +45,7 @@ def test_the_table_has_means_and_standard_errors_over_seeds(swept):
     mean, error = row.over_seeds("bits_per_dim")
     assert mean == pytest.approx(values.mean().item())
     assert error == pytest.approx(values.std().item() / math.sqrt(2))
-    header, lines = swept.table()
+    header, lines = swept.table().header, swept.table().rows
     assert header[:4] == ["prior", "objective", "bits/dim (IWAE-2)", "nats/datum (IWAE-2)"]
     assert header[4:] == ["bits/dim (ELBO)", "nats/datum (KL)", "active units", "seconds", "seeds"]
     means = [float(line[2].split(" +- ")[0]) for line in lines]

@@ -158,10 +158,10 @@ def test_what_needs_a_density_says_that_there_is_none(question):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: dgm.Implicit(3, nn.Linear(2, 3), generator()), TypeError, "prior must be a dgm_pyro.Program, got Lin"),
-        (lambda: dgm.Implicit(3, dgm.Normal(2), len), TypeError, "generator must be a torch.nn.Module, got builtin"),
-        (lambda: dgm.Implicit(3, dgm.Normal(4), generator()), ValueError, r"z of shape \(2,\).*event_shape is \(4,\)"),
-        (lambda: dgm.Implicit(0, dgm.Normal(2), generator()), ValueError, "event_shape must be a positive int"),
+        (lambda: dgm.Implicit(nn.Linear(2, 3), generator(), 3), TypeError, "prior must be a dgm.Program, got Lin"),
+        (lambda: dgm.Implicit(dgm.Normal(2), len, 3), TypeError, "generator must be a torch.nn.Module, got builtin"),
+        (lambda: dgm.Implicit(dgm.Normal(4), generator(), 3), ValueError, r"z of shape \(2,\).*event_shape is \(4,\)"),
+        (lambda: dgm.Implicit(dgm.Normal(2), generator(), 0), ValueError, "event_shape must be a positive int"),
         (lambda: tiny(levels=1), ValueError, "levels must be an int of at least 2"),
         (lambda: tiny(latent_name="x"), ValueError, "two latents of this Implicit are named 'x'"),
         (lambda: tiny(latent_name=""), ValueError, "latent_name must be the name of a site"),
@@ -172,7 +172,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         (lambda: Adversarial(gradient_penalty=math.nan), ValueError, "gradient_penalty must be a number"),
         (lambda: Adversarial(critic_steps=0), ValueError, "critic_steps must be a positive integer"),
         (lambda: Adversarial(critic_lr=0), ValueError, "critic_lr must be a number above 0"),
-        (lambda: Adversarial()(tiny(), torch.zeros(4, 3)), ValueError, "the game has not begun.*prepare"),
+        (lambda: Adversarial()(tiny(), torch.zeros(4, 3)), ValueError, "the critic is not set up.*prepare"),
         (lambda: KernelScore("cosine"), ValueError, "kernel must be one of energy, gaussian, got 'cosine'"),
         (lambda: KernelScore(scales=()), ValueError, "scales must name at least one"),
         (lambda: KernelScore(scales=(0.0,)), ValueError, "scales must be a number above 0"),
@@ -184,7 +184,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
             ValueError,
             "draws of this Bernoulli carry no gradient.*'elbo'",
         ),
-        (lambda: dgm.compile(tiny(), "gan"), ValueError, "Adversarial cannot be compiled, as it trains its critic"),
+        (lambda: dgm.compile(tiny(), "gan"), ValueError, "Adversarial cannot be compiled, as it trains a critic"),
         (lambda: fitted(tiny(), torch.randn(200, 3), "gan", compile=True), ValueError, "Adversarial cannot be comp"),
         (lambda: dgm.compile(tiny(), "mmd"), ValueError, "KernelScore cannot be compiled, as it fixes the number"),
         (
@@ -194,7 +194,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         ),
         (lambda: density_ratio(torch.zeros(4, 2), torch.zeros(4, 3)), ValueError, r"q has shape \(4, 3\)"),
         (lambda: density_ratio(torch.zeros(4, 2), torch.zeros(4, 2), divergence="tv"), ValueError, "divergence must"),
-        (lambda: implicit.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)), ValueError, "k is 3, but there are"),
+        (lambda: implicit.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)), ValueError, "neighbors is 3, but"),
         (lambda: implicit.parzen(torch.zeros(3, 2), torch.zeros(3, 2), 0.0), ValueError, "scale must be"),
         (lambda: implicit.noisy(tiny(), -1.0), ValueError, "scale must be a number above 0, got -1.0"),
         (lambda: dgm.build("implicit", dgm.data.load("digits"), labeled=True), ValueError, "no density.*p.y . x"),
@@ -583,7 +583,7 @@ def test_any_program_that_draws_with_a_gradient_can_be_trained(text):
 def test_precision_and_recall_of_sets_counted_by_hand():
     """On a line, k = 1: the balls of 0, 1, 3 reach 1, 1, 2; those of 0.5, 10, 11 reach 9.5, 1, 1."""
     real, fake = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [10.0], [11.0]])
-    precision, recall = implicit.precision_recall(real, fake, k=1)
+    precision, recall = implicit.precision_recall(real, fake, neighbors=1)
     assert precision == pytest.approx(1 / 3)  # 0.5 alone is near data
     assert recall == pytest.approx(1.0)  # all data are within 9.5 of 0.5
 

@@ -537,10 +537,10 @@ def test_an_undeclared_but_matching_guide_costs_one_trace_of_the_model():
         (
             lambda: parts(prior="normal"),
             TypeError,
-            "prior must be a dgm_pyro.Program, got str",
+            "prior must be a dgm.Program, got str",
         ),
-        (lambda: parts(likelihood=nn.Linear(2, 5)), TypeError, "likelihood must be a dgm_pyro.Program, got Linear"),
-        (lambda: parts(encoder=dist.Normal(0, 1)), TypeError, "encoder must be a dgm_pyro.Program, got Normal"),
+        (lambda: parts(likelihood=nn.Linear(2, 5)), TypeError, "likelihood must be a dgm.Program, got Linear"),
+        (lambda: parts(encoder=dist.Normal(0, 1)), TypeError, "encoder must be a dgm.Program, got the dist"),
         (lambda: parts(latent_name=""), ValueError, "latent_name must be the name of a site"),
         (lambda: parts(latent_name="x"), ValueError, "named 'x'"),
     ],

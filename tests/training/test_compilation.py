@@ -599,7 +599,7 @@ def test_objectives_that_no_graph_holds_are_refused(objective):
 def test_other_things_are_refused():
     with pytest.raises(TypeError, match=r"a dgm.Program or a pair \(model, guide\), got Linear"):
         dgm.compile(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match=r"objective is the class IWAE: pass one of it, IWAE\(\)"):
+    with pytest.raises(TypeError, match=r"objective is the class IWAE: pass an instance, IWAE\(\)"):
         dgm.compile(vae(dgm.Normal(2)), dgm.IWAE)
     with pytest.raises(ValueError, match=r"compiled with dgm\.ELBO"):
         dgm.compile(functions(), "iwae:5")
@@ -684,13 +684,13 @@ def test_what_cannot_be_compiled_goes_on_without_unless_it_was_asked_for(monkeyp
     program = vae(dgm.Normal(2))
     program.likelihood.network = Looking()
     options = {"epochs": 2, "batch_size": 5, "progress": False, "validation": None}
-    with pytest.warns(UserWarning, match=r"goes on uncompiled: .*`if z.sum"):
+    with pytest.warns(UserWarning, match=r"continues uncompiled: .*`if z.sum"):
         history = dgm.fit(program, torch.randn(20, 2), **options)
     assert not history.compiled
     assert all(map(math.isfinite, history.losses))
     with pytest.raises(CompilationError, match=r"`if z\.sum"):
         dgm.fit(program, torch.randn(20, 2), compile=True, **options)
-    with pytest.raises(ValueError, match="Trace_ELBO brings its own backward pass"):
+    with pytest.raises(ValueError, match="Trace_ELBO has its own backward pass"):
         dgm.fit(program, torch.randn(20, 2), Trace_ELBO(), compile=True, **options)
     assert not dgm.fit(program, torch.randn(20, 2), Trace_ELBO(), **options).compiled
 

@@ -422,7 +422,7 @@ def test_a_loss_that_is_not_finite_in_one_stops_all_with_one_message(two):
 
 def test_what_cannot_be_shared_is_refused_in_all(two):
     for outcome in two:
-        assert "Trace_ELBO brings its own backward pass" in outcome["refused"]["error"]
+        assert "Trace_ELBO has its own backward pass" in outcome["refused"]["error"]
 
 
 def test_an_error_in_one_ends_all_and_is_said_once(tmp_path):

@@ -741,7 +741,7 @@ X = torch.zeros(10, 2)
         ({"ema": 0}, ValueError, "ema must be a decay between 0 and 1"),
         ({"validation": 1.0}, ValueError, "validation must be a fraction between 0 and 1"),
         ({"validation": 0.0}, ValueError, "validation must be a fraction between 0 and 1"),
-        ({"validation": 0.01}, ValueError, "leaves none on one side"),
+        ({"validation": 0.01}, ValueError, "leaves one side empty"),
         ({"validation": "all"}, TypeError, "validation must be a dgm.data.Data or a torch.Tensor, got str"),
         (
             {"validation": torch.zeros(5, 3)},
@@ -751,8 +751,8 @@ X = torch.zeros(10, 2)
         ({"validation": torch.full((5, 2), math.nan)}, ValueError, "NaN"),
         ({"objective": "likelihood"}, ValueError, "objective must be one of elbo, beta, .*got 'likelihood'"),
         ({"objective": 3}, TypeError, "objective must be callable, a name, or a Pyro ELBO, got int"),
-        ({"objective": ELBO}, TypeError, r"objective is the class ELBO: pass one of it, ELBO\(\)"),
-        ({"objective": Trace_ELBO}, TypeError, r"objective is the class Trace_ELBO: pass one of it, Trace_ELBO\(\)"),
+        ({"objective": ELBO}, TypeError, r"objective is the class ELBO: pass an instance, ELBO\(\)"),
+        ({"objective": Trace_ELBO}, TypeError, r"objective is the class Trace_ELBO: pass an instance, Trace_ELBO\(\)"),
         ({"seed": "zero"}, TypeError, "seed must be an integer, got 'zero'"),
         ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
         ({"seed": None}, TypeError, "seed must be an integer, got None"),
@@ -785,7 +785,7 @@ def test_an_objective_that_returns_no_bound_is_refused():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+    with pytest.raises(ValueError, match="torch finds no CUDA device"):
         fit(CASES["normal-learned"].build(), X, device="cuda")
 
 

@@ -21,7 +21,7 @@ from dgm_pyro.uses.corruptions import add_noise
 
 if TYPE_CHECKING:
     from dgm_pyro.experiments.tour.comparison import ClassifierComparison
-    from dgm_pyro.experiments.tour.results import Result, Tour
+    from dgm_pyro.experiments.tour.results import StopResult, Tour
 
 FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
     "autoregressive": (
@@ -110,7 +110,7 @@ FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
                 "classifier."
             ),
             Markup(
-                "<strong>What it is good for.</strong> It classifies, draws digits of a class that is asked for, and "
+                "<strong>What it is good for.</strong> It classifies, draws digits of a chosen class, and "
                 "knows when a picture is unlike anything that it has seen, because it has a p(x)."
             ),
         ),
@@ -202,10 +202,10 @@ DIGITS: dict[str, tuple[int, Callable[..., float | None]]] = {
     "probe": (2, max),
     "accuracy": (2, max),
 }
-"""Of the measured columns: how many digits are shown, and which value is best."""
+"""Number of digits shown and the best value, for each measured column."""
 
 
-def _table(tour: Tour) -> report.Table:
+def _table(tour: Tour) -> report.PageTable:
     rounded = [_rounded(result) for result in tour.results]
     best = _best([each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference])
     rows = []
@@ -227,7 +227,7 @@ def _table(tour: Tour) -> report.Table:
             cells["seconds"] = report.TableCell(f"{result.history.seconds:.0f}")
         rows.append([cells.get(name, report.TableCell("")) for name, _, _ in COLUMNS])
     muted = frozenset(i for i, result in enumerate(tour.results) if result.stop.reference)
-    return report.Table([report.Column(*column) for column in COLUMNS], rows, muted)
+    return report.PageTable([report.Column(*column) for column in COLUMNS], rows, muted)
 
 
 def _best(models: list[dict[str, float]]) -> dict[str, float | None]:
@@ -240,8 +240,8 @@ def _best(models: list[dict[str, float]]) -> dict[str, float | None]:
     return best
 
 
-def _rounded(result: Result) -> dict[str, float]:
-    """What was measured, by column, as it is shown."""
+def _rounded(result: StopResult) -> dict[str, float]:
+    """The measured values by column, as they are shown."""
     values = {
         "bits/dim": None if result.evidence is None else result.evidence.bits_per_dim,
         "AUROC shuffled": result.aurocs.get(SHUFFLED),
@@ -316,7 +316,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
     yield report.Section("All programs side by side", "overview", pictures=pictures)
 
 
-def _sample_rows(tour: Tour, results: Sequence[Result]) -> list[Tensor]:
+def _sample_rows(tour: Tour, results: Sequence[StopResult]) -> list[Tensor]:
     return [tour.test.x, *(result.samples.to(tour.test.x.dtype) for result in results if result.samples is not None)]
 
 
@@ -348,7 +348,7 @@ def _prior_verdict(tour: Tour, family: str) -> list[str]:
     return [verdict]
 
 
-def _part(tour: Tour, result: Result) -> report.Section:
+def _part(tour: Tour, result: StopResult) -> report.Section:
     return report.Section(
         _capital(result.stop.title),
         result.stop.name,
@@ -357,7 +357,7 @@ def _part(tour: Tour, result: Result) -> report.Section:
     )
 
 
-def _pictures(tour: Tour, result: Result) -> Iterator[report.Picture]:
+def _pictures(tour: Tour, result: StopResult) -> Iterator[report.Picture]:
     name, title = result.stop.name, _capital(result.stop.title)
     if result.samples is not None:
         samples = result.samples
@@ -369,7 +369,7 @@ def _pictures(tour: Tour, result: Result) -> Iterator[report.Picture]:
                 levels=tour.test.levels,
                 columns=10,
                 column_labels=labels,
-                title=f"{title}: " + ("the class on top was asked for" if labels else "samples"),
+                title=f"{title}: " + ("the class is on top" if labels else "samples"),
             ),
             alt=f"Forty samples of {title}.",
         )
@@ -459,7 +459,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
 
 
 def _verdict(comparison: ClassifierComparison) -> list[str]:
-    """What the comparison shows, in words."""
+    """Conclusions from the comparison, in words."""
 
     def said(name: str, i: int) -> str:
         return f"right for {comparison.accuracy[name][i]:.0%} and {comparison.confidence[name][i]:.0%} sure"
@@ -486,7 +486,7 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def result_line(result: Result) -> str:
+def result_line(result: StopResult) -> str:
     """The numbers of a result in one line."""
     parts = [] if result.evidence is None else [
         f"{result.evidence.bits_per_dim:.3f} ± {result.evidence.stderr:.3f} bits/dim ({result.evidence.kind})"
@@ -496,19 +496,3 @@ def result_line(result: Result) -> str:
     if result.history.epochs:
         parts.append(f"trained in {result.history.seconds:.0f} s")
     return ", ".join(parts)
-
-
-def as_text(table: report.Table) -> str:
-    """A table for the terminal."""
-    head = [column.name for column in table.columns]
-    rows = [[" ".join(part for part in (cell.text, cell.note) if part) for cell in row] for row in table.rows]
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = (
-            cell.rjust(width) if column.numeric else cell.ljust(width)
-            for cell, width, column in zip(cells, widths, table.columns, strict=True)
-        )
-        return "  ".join(aligned).rstrip()
-
-    return "\n".join([line(head), "  ".join("-" * width for width in widths), *map(line, rows)])

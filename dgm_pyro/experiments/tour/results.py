@@ -1,4 +1,4 @@
-"""What the tour measures of each program, and the numbers of the whole tour."""
+"""The measurements of each program of the tour, and of the whole tour."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from dgm_pyro.uses.representations import latents, probe
 
 
 @dataclass
-class Result:
-    """What a stop gave: the trained program, and its answers to what was asked."""
+class StopResult:
+    """The result of a stop: the trained program and its measurements."""
 
     stop: Stop
     program: Program
@@ -96,7 +96,7 @@ class Tour:
     seed: int
     device: torch.device
     stops: Sequence[Stop] = STOPS
-    results: list[Result] = field(default_factory=list)
+    results: list[StopResult] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     comparison: ClassifierComparison | None = None
     complete: bool = False
@@ -111,7 +111,7 @@ class Tour:
             NOISY: add_noise(self.test.x, ANOMALY_NOISE, self.levels, self.seed),
         }
 
-    def visit(self, stop: Stop) -> Result:
+    def visit(self, stop: Stop) -> StopResult:
         """Train a program, and ask it everything that it can answer."""
         with seeded(self.seed, torch.device("cpu")):
             program = stop.make(self.train)
@@ -121,7 +121,7 @@ class Tour:
             program.to(self.device).eval()
         else:
             history = fit(program, self.train, seed=self.seed, device=self.device, **options)
-        result = Result(stop, program, history)
+        result = StopResult(stop, program, history)
         record = runs.record_of(stop.name, "digits", history, seed=self.seed, **(options or {}))
         runs.write(self.out / "checkpoints" / stop.name, program, record)
 
@@ -156,12 +156,12 @@ class Tour:
         assert self.test.y is not None
         return probe(train, self.train.y, test, self.test.y)
 
-    def result(self, name: str) -> Result | None:
+    def result(self, name: str) -> StopResult | None:
         return next((result for result in self.results if result.stop.name == name), None)
 
     @property
-    def models(self) -> list[Result]:
-        """Those with a p(x) that are no reference, in the order of the tour."""
+    def models(self) -> list[StopResult]:
+        """Results of programs with a p(x), without the references, in the order of the tour."""
         return [result for result in self.results if result.evidence is not None and not result.stop.reference]
 
     @property
@@ -200,6 +200,6 @@ def at_all_times(program: Program) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """Versions of the software that the numbers depend on."""
     packages = {name: version(name) for name in ("dgm_pyro", "pyro-ppl", "numpy", "scikit-learn", "matplotlib")}
     return {"python": platform.python_version(), "torch": torch.__version__} | packages

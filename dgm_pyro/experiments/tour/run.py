@@ -14,7 +14,7 @@ from pathlib import Path
 from dgm_pyro.checks import find_device
 from dgm_pyro.experiments import report, runs
 from dgm_pyro.experiments.tour.comparison import compare_classifiers
-from dgm_pyro.experiments.tour.page import as_text, page_of, result_line
+from dgm_pyro.experiments.tour.page import page_of, result_line
 from dgm_pyro.experiments.tour.results import Tour
 from dgm_pyro.experiments.tour.stops import (
     STOPS,
@@ -41,7 +41,7 @@ def run(
         stops: the programs to visit.
 
     Returns:
-        A line for each program whose training failed; the tour goes on without it.
+        A line for each program whose training failed; the tour continues without it.
 
     Raises:
         FileExistsError: ``out`` holds something that is no tour.
@@ -86,7 +86,7 @@ def _cleared(out: Path) -> Path:
     for name in ("pictures", "checkpoints"):
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir(parents=True)
-    # A mark, so that a tour interrupted before its first result is still known as one.
+    # A mark by which a tour interrupted before its first result is recognized.
     runs.write_json(out / "metrics.json", {"complete": False, "programs": []})
     return out
 
@@ -101,7 +101,7 @@ def _finish(tour: Tour) -> None:
     report.write(page, tour.out / "report.html")
     runs.write_json(tour.out / "metrics.json", tour.metrics())
     print()
-    print(as_text(page.table))
+    print(page.table.as_text())
     print()
     state = "" if tour.complete else "NOT COMPLETE: "
     print(f"{state}{tour.metrics()['seconds']:.0f} s; look at {tour.out / 'report.html'}", flush=True)

@@ -42,7 +42,7 @@ class Stop:
         return self.family == "reference"
 
     def options(self, quick: bool) -> dict[str, Any] | None:
-        """Of `fit`."""
+        """Options of `fit`."""
         if self.recipe is None or not quick:
             return self.recipe
         return self.recipe | {"epochs": self.quick_epochs}
