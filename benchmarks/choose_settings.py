@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
-from dgm_pyro.catalog import features_of
+from dgm_pyro.catalog import conditional_for
 from dgm_pyro.experiments.tour.results import at_all_times
 from dgm_pyro.experiments.tour.stops import STOPS, Stop
 from dgm_pyro.networks import MADE
@@ -96,7 +96,7 @@ def program_of(stop: Stop, data: dgm.Data, hidden: Sequence[int] | None, dropout
     else:
         classes = data.num_classes if stop.family == "labeled" else None
         options = {"residual": len(hidden) > 1, "levels": data.levels, "num_classes": classes, "dropout": 0.1}
-        made = dgm.Autoregressive(features_of(data, lambda p: MADE(data.event_shape, p, hidden, **options)))
+        made = dgm.Autoregressive(conditional_for(data, lambda p: MADE(data.event_shape, p, hidden, **options)))
         program = made if classes is None else dgm.Labeled(dgm.Categorical((), classes, learned=True), made)
     layers = [module for module in program.modules() if isinstance(module, nn.Dropout)]
     if dropout is not None:

@@ -50,14 +50,14 @@ from dgm_pyro.program import Program, check_program, is_pair
 
 LATENT_SIZE = 16
 CODE_VALUES = 8
-Table = dict[str, tuple[Callable[..., Program], str]]
+Catalog = dict[str, tuple[Callable[..., Program], str]]
 
 
 def is_image(data: Data) -> bool:
     return len(data.event_shape) == 3
 
 
-def features_of(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
+def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
     """The conditional that suits the data: Bernoulli for bits, discretized logistics for levels, else Normals.
 
     Args:
@@ -81,8 +81,8 @@ def pixels(data: Data, num_classes: int | None) -> Program:
             return Categorical(data.event_shape, values, learned=True)
         return Categorical(data.event_shape, values, nn.Embedding(num_classes, values * data.event_shape.numel()))
     if num_classes is None:
-        return features_of(data, lambda p: None, learned=True)
-    return features_of(data, lambda p: nn.Embedding(num_classes, p * data.event_shape.numel()))
+        return conditional_for(data, lambda p: None, learned=True)
+    return conditional_for(data, lambda p: nn.Embedding(num_classes, p * data.event_shape.numel()))
 
 
 def made(data: Data, num_classes: int | None) -> Program:
@@ -91,7 +91,7 @@ def made(data: Data, num_classes: int | None) -> Program:
         {"hidden": (512,), "dropout": 0.5} if is_image(data) else {"hidden": (256, 256, 256), "residual": True}
     )
     return Autoregressive(
-        features_of(data, lambda p: MADE(data.event_shape, p, levels=data.levels, num_classes=num_classes, **size))
+        conditional_for(data, lambda p: MADE(data.event_shape, p, levels=data.levels, num_classes=num_classes, **size))
     )
 
 
@@ -103,7 +103,7 @@ def _require_image(data: Data, name: str) -> None:
 def pixelcnn(data: Data, num_classes: int | None) -> Program:
     _require_image(data, "pixelcnn")
     return Autoregressive(
-        features_of(
+        conditional_for(
             data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=0.1)
         )
     )
@@ -112,7 +112,7 @@ def pixelcnn(data: Data, num_classes: int | None) -> Program:
 def transformer(data: Data, num_classes: int | None) -> Program:
     dropout = 0.1 if is_image(data) else 0.0
     return Autoregressive(
-        features_of(
+        conditional_for(
             data,
             lambda p: CausalTransformer(
                 data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=dropout
@@ -243,7 +243,7 @@ def vae(
     return LATE_ENCODERS[encoder][0](parts, q, p_z, p_x) if late else VAE(p_z, p_x, q)  # type: ignore[index]
 
 
-def _named(choice: Program | str, table: Table, role: str, *args: Any) -> Program:
+def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
     if isinstance(choice, Program):
         return choice
     if not isinstance(choice, str):
@@ -334,17 +334,17 @@ def _levels(parts: Parts, likelihood: str) -> int:
 def _independent(parts: Parts) -> Program:
     if parts.data.levels is None:
         return Normal(parts.data.event_shape, parts.of_z(2))
-    return features_of(parts.data, parts.of_z)
+    return conditional_for(parts.data, parts.of_z)
 
 
 def _pixelcnn(parts: Parts) -> Program:
     data = parts.data
     _require_image(data, "pixelcnn")
     network = lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **parts.z_as_given())  # noqa: E731
-    return Autoregressive(features_of(data, network))
+    return Autoregressive(conditional_for(data, network))
 
 
-PRIORS: Table = {
+PRIORS: Catalog = {
     "normal": (lambda parts, q: Normal(parts.shape), "N(0, I)"),
     "learned": (lambda parts, q: Normal(parts.shape, learned=True), "a Normal with learned mean and scale"),
     "mog": (lambda parts, q: MixturePrior(parts.shape, 10), "a mixture of 10 Normals"),
@@ -368,7 +368,7 @@ PRIORS: Table = {
     "codes-uniform": (lambda parts, q: OneHot(Categorical(*_codes(parts))), "such codes, independent and uniform"),
 }
 
-EARLY_ENCODERS: Table = {
+EARLY_ENCODERS: Catalog = {
     "meanfield": (lambda parts: Normal(parts.shape, parts.of_x(2 * parts.size)), "a diagonal Normal"),
     "fullrank": (
         lambda parts: FullRankNormal(parts.shape, parts.of_x((1 + parts.size) * parts.size)),
@@ -413,9 +413,9 @@ LATE_ENCODERS: dict[str, tuple[Callable[..., VAE], str]] = {
     ),
 }
 
-ENCODERS: Table = {**EARLY_ENCODERS, **LATE_ENCODERS}
+ENCODERS: Catalog = {**EARLY_ENCODERS, **LATE_ENCODERS}
 
-LIKELIHOODS: Table = {
+LIKELIHOODS: Catalog = {
     "independent": (_independent, "independent features given z, as suits the data"),
     "categorical": (
         lambda parts: Categorical(
@@ -433,7 +433,7 @@ LIKELIHOODS: Table = {
     ),
     "ar": (
         lambda parts: Autoregressive(
-            features_of(
+            conditional_for(
                 parts.data,
                 lambda p: MADE(parts.data.event_shape, p, (256, 256), levels=parts.data.levels, **parts.z_as_given()),
             )
@@ -443,7 +443,7 @@ LIKELIHOODS: Table = {
     "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions (images)"),
 }
 
-MODELS: Table = {
+MODELS: Catalog = {
     "pixels": (pixels, "independent features: the reference to beat"),
     "made": (made, "autoregressive, by a masked MLP"),
     "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),

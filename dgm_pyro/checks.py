@@ -93,7 +93,7 @@ def check_choice(value: Any, choices: Collection[str], argument: str) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_options(*, levels: Any = None, num_classes: Any = None, dropout: Any = 0.0) -> None:
+def check_network_options(*, levels: Any = None, num_classes: Any = None, dropout: Any = 0.0) -> None:
     """Raise unless what networks have in common fits."""
     if levels is not None:
         check_count(levels, "levels", at_least=2)

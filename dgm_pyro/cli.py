@@ -812,7 +812,7 @@ def represent(
         str | None, typer.Option(help="Level of a hierarchy, such as z2. Default: the nearest to x.")
     ] = None,
     num_data: Annotated[int, typer.Option(help="Largest number of data, and of training data for the probe.")] = 5000,
-    path: Annotated[str, typer.Option(help="Path of the interpolation: spherical or linear.")] = "spherical",
+    curve: Annotated[str, typer.Option(help="Curve of the interpolation: spherical or linear.")] = "spherical",
     seed: Seed = 0,
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -845,7 +845,7 @@ def represent(
     found = dgm.representations.represent(program, points, train, site=site, seed=seed, progress=_on_a_terminal())
     what, numbers = f"{record.model} on {record.data}", picture.with_suffix(".npy")
     title = f"{found.site} of {len(points)} data, {what}"
-    figures = plots.representation(found, program, points.x, path=path, title=title)
+    figures = plots.representation(found, program, points.x, curve=curve, title=title)
     written = [numbers]
     for name, figure in figures.items():
         written.append(picture if name == "map" else picture.with_name(f"{picture.stem}-{name}.png"))

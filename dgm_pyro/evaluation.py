@@ -303,7 +303,7 @@ def _sum_over_labels(
 
     reconstruction = {site: mean([bound.reconstruction[site] for bound in each]) for site in each[0].reconstruction}
     cost = (log_q.exp() * (log_q - log_prior)).nan_to_num().sum(-1)
-    kl = {program.label: cost, **{site: mean([bound.kl[site] for bound in each]) for site in each[0].kl}}
+    kl = {program.label_name: cost, **{site: mean([bound.kl[site] for bound in each]) for site in each[0].kl}}
     value = mean([bound.value for bound in each]) - cost
     return Bound(value, value, reconstruction, kl)
 

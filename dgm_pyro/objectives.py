@@ -40,11 +40,11 @@ from dgm_pyro.checks import check_count, check_number, check_type
 from dgm_pyro.factors import is_cost
 from dgm_pyro.program import (
     Program,
+    batch_plates,
     guide_trace,
     latent_sites,
     log_mean_exp,
     model_trace,
-    plates,
     require_subset,
     sample_sites,
     site_sum,
@@ -101,15 +101,15 @@ def at_progress(objective: Any, progress: float) -> Any:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A schedule that rises linearly from 0 to 1 over the first ``part`` of training, and stays there."""
+    """A schedule that rises linearly from 0 to 1 over the first ``fraction`` of training, and stays there."""
 
-    part: float = 0.25
+    fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        check_number(self.part, "part", above=0, at_most=1)
+        check_number(self.fraction, "fraction", above=0, at_most=1)
 
     def __call__(self, progress: float) -> float:
-        return min(1.0, progress / self.part)
+        return min(1.0, progress / self.fraction)
 
 
 class VariationalBound:
@@ -462,9 +462,9 @@ def beta(weight: float = 4.0) -> ELBO:
     return ELBO(beta=weight)
 
 
-def annealed(part: float = 0.25) -> ELBO:
+def annealed(fraction: float = 0.25) -> ELBO:
     """The ELBO, the weight of its KL rising from 0 to 1 over the first part of training (Bowman et al. 2016)."""
-    return ELBO(beta=WarmUp(part))
+    return ELBO(beta=WarmUp(fraction))
 
 
 def rloo(num_samples: int = 4) -> ELBO:
@@ -776,7 +776,7 @@ def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[st
         poutine.block(),
         poutine.condition(data=observed or {}),
         poutine.trace() as dreamt,
-        plates(batch),
+        batch_plates(batch),
     ):
         dream = program.joint(program.variable, None, given)
     guide = guide_trace(program, dream, given, observed=observed, handler=poutine.replay(trace=dreamt.trace))

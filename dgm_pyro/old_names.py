@@ -11,12 +11,14 @@ CLASSES: dict[str, str] = {"Labelled": "Labeled"}
 _GIVEN = {"context_shape": "given_shape"}
 
 ARGUMENTS: dict[str, dict[str, str]] = {
-    **dict.fromkeys(("CausalTransformer", "ConvDecoder", "ConvEncoder", "DenoisingMLP", "DenoisingUNet"), _GIVEN),
+    **dict.fromkeys(("CausalTransformer", "ConvDecoder", "DenoisingMLP", "DenoisingUNet"), _GIVEN),
     **dict.fromkeys(("MADE", "MLP", "PixelCNN", "Planar", "Sylvester"), _GIVEN),
+    "ConvEncoder": {**_GIVEN, "hidden": "width"},
     "ContinuousDiffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Diffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Flow": {"context": "embedding"},
     "Implicit": {"latent": "latent_name"},
+    "Labelled": {"label": "label_name"},
     "SemiAmortized": {"draws": "num_samples", "steps": "gradient_steps"},
     "TopDown": {"latent": "latent_name"},
     "VAE": {"latent": "latent_name"},

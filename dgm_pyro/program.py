@@ -823,7 +823,7 @@ class Guide(_View):
                 torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
                 poutine.block(),
                 _Stated() as stated,
-                plates((x.shape[0],)),
+                batch_plates((x.shape[0],)),
             ):
                 program.joint(program.variable, x, given)
             require_subset(guided, latent_sites(stated))
@@ -841,7 +841,7 @@ def isolated() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plates(batch: Sequence[int]) -> Iterator[None]:
+def batch_plates(batch: Sequence[int]) -> Iterator[None]:
     """The plates of a batch shape: rightmost ``data``, left of it ``particles``, then unnamed further ones."""
     with contextlib.ExitStack() as stack:
         for i, size in enumerate(reversed(batch)):
@@ -888,7 +888,7 @@ def guide_trace(
         poutine.condition(data=observed),
         handler or contextlib.nullcontext(),
         poutine.trace() as guided,
-        plates(batch),
+        batch_plates(batch),
     ):
         declared = program.latents(program.variable)
         if declared is None or not set(declared) <= set(observed):
@@ -916,7 +916,7 @@ def model_trace(
         poutine.condition(data=observed or {}),
         poutine.trace() as modeled,
         poutine.replay(trace=guide),
-        plates(batch),
+        batch_plates(batch),
     ):
         program.joint(program.variable, x, given)
     model = modeled.trace

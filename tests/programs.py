@@ -23,7 +23,7 @@ import dgm_pyro as dgm
 from dgm_pyro import flow, guides, networks, priors
 from dgm_pyro.families.conditionals import positive
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
-from dgm_pyro.program import latent_sites, log_prob_sum, plates
+from dgm_pyro.program import batch_plates, latent_sites, log_prob_sum
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -150,7 +150,7 @@ def log_joint(program: dgm.Program, x: Tensor, given: Any, latents: dict[str, Te
     terms = []
     for statements in (program.joint, program.posterior):
         conditioned = poutine.condition(statements, data=latents)
-        with poutine.block(), poutine.trace() as traced, plates((len(x),)):
+        with poutine.block(), poutine.trace() as traced, batch_plates((len(x),)):
             conditioned(program.variable, x, given)
         terms.append(log_prob_sum(traced.trace, (len(x),)))
     return terms[0], terms[1]

@@ -61,7 +61,7 @@ def kind(values, *names):
 kind(SEED, "seed")
 kind(
     COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
-    "num_bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
+    "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
     "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
     "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
     "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping",
@@ -80,7 +80,7 @@ kind(LABELS, "y", "train_y", "test_y", "clusters")
 kind(SHAPE, "event_shape", "in_shape", "out_shape", "given_shape", "hidden", "channels")
 kind(
     NAME, "initial", "transition", "compressor", "activation", "predict", "sampler", "spacing", "game", "divergence",
-    "kernel", "path", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
+    "kernel", "curve", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
 )  # fmt: skip
 kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "nll",
      "background", "base", "encoder", "classifier")  # fmt: skip
@@ -207,7 +207,7 @@ def image_vae():
 
 
 def report():
-    return dgm.infer.check(vae(), X, num_samples=20, num_posterior_samples=3, num_bins=2)
+    return dgm.infer.check(vae(), X, num_samples=20, num_posterior_samples=3, bins=2)
 
 
 @pytest.fixture(autouse=True)
@@ -254,8 +254,8 @@ CALLS = {
         {"latent_name": ["", 3, None]},
     ),
     "Labeled": Call(
-        dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label="y"),
-        {"label": ["", 3, None], "classifier": PROGRAM[1:]},
+        dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label_name="y"),
+        {"label_name": ["", 3, None], "classifier": PROGRAM[1:]},
     ),
     "Discriminative": Call(dict(labels=lambda: dgm.Categorical((), 2, nn.Linear(2, 2)))),
     "OneHot": Call(dict(program=lambda: dgm.Categorical(2, 3))),
@@ -323,7 +323,7 @@ CALLS = {
     "Enumerate": Call(dict(max_outcomes=3)),
     "FreeBits": Call(dict(nats=1.0), free=["per_feature"]),
     "SemiSupervised": Call(dict(weight=1.0)),
-    "WarmUp": Call(dict(part=0.5)),
+    "WarmUp": Call(dict(fraction=0.5), {"fraction": PROBABILITY}),
     "Adversarial": Call(
         dict(game="gan", critic=lambda: nn.Linear(2, 1), r1=0.1, gradient_penalty=0.1, critic_steps=1, critic_lr=1.0),
         {"critic": MODULE[1:]},
@@ -331,7 +331,7 @@ CALLS = {
     "KernelScore": Call(dict(kernel="energy", scales=(1.0,), num_samples=2), {"scales": [None, "x", 3, (), (0.0,)]}),
     "objectives.objective_named": Call(dict(text="iwae:5")),
     "objectives.beta": Call(dict(weight=1.0)),
-    "objectives.annealed": Call(dict(part=0.5)),
+    "objectives.annealed": Call(dict(fraction=0.5), {"fraction": PROBABILITY}),
     "objectives.rloo": Call(dict(num_samples=2)),
     "objectives.vimco": Call(dict(num_particles=2)),
     # running
@@ -372,7 +372,7 @@ CALLS = {
              temperature_schedule="sigmoid", target_acceptance=0.65, seed=0),
         {"temperature_schedule": NAME, "transition": ["x", 3]},
     ),
-    "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, num_bins=2, seed=0)),
+    "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
     "infer.gaps": Call(
         dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, gradient_steps=1, num_samples=2,
              seed=0),
@@ -386,7 +386,7 @@ CALLS = {
     "infer.nuts": Call(
         dict(program=vae, x=X, num_samples=2, warmup=2, max_tree_depth=1, seed=0), free=["observed"]
     ),
-    "infer.sbc": Call(dict(program=vae, num_samples=20, num_posterior_samples=3, num_bins=2, seed=0)),
+    "infer.sbc": Call(dict(program=vae, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
     "infer.smc": Call(dict(program=diffusion, x=X, num_particles=2, threshold=0.5, seed=0)),
     "infer.propagate": Call(
         dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, size=4,
@@ -471,7 +471,7 @@ CALLS = {
     ),
     "representations.line": Call(dict(a=X, b=X + 1, num_points=3)),
     "representations.arc": Call(dict(a=X, b=X + 1, num_points=3)),
-    "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, path="spherical")),
+    "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, curve="spherical")),
     "representations.traverse": Call(
         dict(program=vae, z=X[:1], values=(0.0, 1.0), features=[0], site="z"),
         {"values": [None, "x", 3, [NAN]], "features": ["x", 3, [7], [0.5]], "site": ["no", 3]},
@@ -507,7 +507,7 @@ CALLS = {
     "implicit.Around": Call(dict(generator=lambda: nn.Linear(2, 2), event_shape=2, scale=0.1)),
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
-    "implicit.precision_recall": Call(dict(real=X, fake=X, k=1)),
+    "implicit.precision_recall": Call(dict(real=X, fake=X, neighbors=1)),
     "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks
     "networks.MLP": Call(
@@ -526,7 +526,7 @@ CALLS = {
         {"kernel_size": [2, 1.5, "x", None], "channels": COUNT},
     ),
     "networks.ConvEncoder": Call(
-        dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, hidden=4, dropout=0.1), {"hidden": COUNT}
+        dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, width=4, dropout=0.1)
     ),
     "networks.ConvDecoder": Call(
         dict(in_shape=(2,), out_shape=(1, 4, 4), outputs=1, channels=(4,), blocks=1, dropout=0.1)
@@ -566,7 +566,7 @@ CALLS = {
     "plots.bits_per_dim": Call(
         dict(evidences=lambda: {"a": dgm.evaluate(made(), X)}, reference=1.0), {"evidences": THING, "reference": NUMBER}
     ),
-    "plots.auroc": Call(dict(values={"a": {"b": 0.5}}), {"values": THING}),
+    "plots.aurocs": Call(dict(values={"a": {"b": 0.5}}), {"values": THING}),
     "plots.score_histograms": Call(dict(scores={"a": X[:, 0]}, bins=3), {"scores": THING}),
     "plots.curves": Call(dict(x=[0, 1], panels={"a": {"b": [0, 1]}}, xlabel="x"), {"x": [None, 3], "panels": THING}),
     "plots.reliability": Call(dict(probabilities={"a": PROBABILITIES}, y=Y, bins=3), {"probabilities": THING}),
@@ -579,7 +579,7 @@ CALLS = {
     "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num_data=2), {"found": THING}),
     "plots.calibration": Call(dict(report=report, most=2), {"report": THING}),
     "plots.representation": Call(
-        dict(found=lambda: dgm.representations.represent(vae(), X), program=vae, x=X, path="linear"), {"found": THING}
+        dict(found=lambda: dgm.representations.represent(vae(), X), program=vae, x=X, curve="linear"), {"found": THING}
     ),
     "plots.latent_map": Call(dict(z=X, y=Y), {"y": LABELS[1:3]}),
     # runs and sweeps
@@ -608,14 +608,14 @@ EXCLUDED = {
     "base classes and protocols, to be subclassed": [
         "Program", "Conditional", "IndependentConditional", "guides.CorrelatedNormal", "infer.Stepper",
         "networks.Bijection", "networks.Univariate", "objectives.Objective", "objectives.VariationalBound",
-        "priors.Mixture", "samplers.Sampler",
+        "priors.MixtureOfParts", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
         "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
         "anomaly.Separation", "classification.Answers",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
-        "infer.Calibration", "infer.Gaps", "infer.Population", "infer.Report", "infer.Sandwich", "infer.Units",
+        "infer.Calibration", "infer.Gaps", "infer.Population", "infer.Checks", "infer.Sandwich", "infer.Units",
         "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality",
         "representations.Representation", "runs.Record",
         "samplers.Time", "sweep.Cell", "sweep.Comparison", "sweep.Options", "sweep.Row", "sweep.Sweep",
@@ -631,7 +631,7 @@ EXCLUDED = {
         "dequantized.Floor", "guides.Finite", "infer.Features", "infer.Times", "adversarial.draw", "adversarial.slopes",
         "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "factors.is_cost",
         "objectives.site_log_prob", "objectives.at_progress", "samplers.karras", "samplers.quadratic", "samplers.ratio",
-        "samplers.run", "samplers.uniform",
+        "samplers.run_sampler", "samplers.uniform",
     ],
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",

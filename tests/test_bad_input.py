@@ -394,8 +394,12 @@ CASES = {
     "a VIMCO of one draw": (lambda: dgm.IWAE(1, leave_one_out=True), ValueError, ["num_particles must be at least 2"]),
     "a negative beta": (lambda: dgm.ELBO(beta=-1.0), ValueError, ["beta must be a number of at least 0", "-1.0"]),
     "a beta of no number": (lambda: dgm.ELBO(beta="warm"), ValueError, ["beta must be a number", "'warm'"]),
-    "a warm-up that never ends": (lambda: dgm.WarmUp(0), ValueError, ["part must be a number above 0 and at most 1"]),
-    "a warm-up beyond training": (lambda: dgm.WarmUp(1.5), ValueError, ["part must be", "1.5"]),
+    "a warm-up that never ends": (
+        lambda: dgm.WarmUp(0),
+        ValueError,
+        ["fraction must be a number above 0 and at most 1"],
+    ),
+    "a warm-up beyond training": (lambda: dgm.WarmUp(1.5), ValueError, ["fraction must be", "1.5"]),
     "negative free bits": (lambda: dgm.FreeBits(-1), ValueError, ["nats must be a number of at least 0, got -1"]),
     "infinite free bits": (lambda: dgm.FreeBits(INF), ValueError, ["nats must be a number", "inf"]),
     "free bits of features that depend on one another": (

@@ -113,7 +113,7 @@ def test_a_flow_is_interpolated_and_points_are_mapped(trained, tmp_path, capsys)
 
 def test_data_without_labels_get_codes_and_pictures(trained, tmp_path, capsys):
     out = tmp_path / "representation.png"
-    dgm_ok("represent", trained / "vae", trained / "few.npy", "--out", out, "--path", "linear")
+    dgm_ok("represent", trained / "vae", trained / "few.npy", "--out", out, "--curve", "linear")
     assert "probe" not in capsys.readouterr().out
     program = dgm.load(trained / "vae")
     few = torch.from_numpy(np.load(trained / "few.npy"))
@@ -139,7 +139,7 @@ def test_a_single_datum_has_a_code_and_no_map(trained, tmp_path, capsys):
         (("labeled",), "has a code for each class"),
         (("labeled-made",), "Autoregressive has no latent code"),
         (("vae", "--site", "z2"), "site must be one of 'z', got 'z2'"),
-        (("vae", "--path", "bent"), "path must be one of linear, spherical"),
+        (("vae", "--curve", "bent"), "curve must be one of linear, spherical"),
         (("vae", "--num-data", "0"), "num_data must be a positive integer"),
         (("vae", "--out", "map.jpg"), "--out must end in .png"),
         (("vae", "missing.npy"), "No such file"),

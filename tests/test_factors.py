@@ -250,7 +250,7 @@ def test_programs_without_a_guide():
 def test_a_chain_is_not_run():
     """A thousand steps, or a thousand pixels, would take seconds."""
     calls = []
-    for program in (diffusion(2, steps=1000), continuous(2), pixelcnn(2)):
+    for program in (diffusion(2, num_steps=1000), continuous(2), pixelcnn(2)):
         calls.clear()
         for module in program.modules():
             module.register_forward_pre_hook(lambda module, _: calls.append(type(module).__name__))

@@ -27,12 +27,12 @@ from dgm_pyro.objectives import ELBO, elbo
 from dgm_pyro.program import (
     _names,
     alone,
+    batch_plates,
     call_network,
     check_within,
     latent_sites,
     log_prob_sum,
     map_given,
-    plates,
     require_distinct,
     rows_of,
     site_sum,
@@ -196,7 +196,7 @@ def test_scales_masks_and_inner_plates_are_part_of_the_score(float64):
             pyro.sample("masked", dist.Normal(0.0, 1.0), obs=x)
         pyro.factor("cost", -x.abs())
 
-    with poutine.trace() as traced, plates((4,)):
+    with poutine.trace() as traced, batch_plates((4,)):
         joint()
     normal = dist.Normal(0.0, 1.0).log_prob(x)
     expected = dist.Normal(times, 1.0).log_prob(x).sum(0) + 3 * normal - x.abs()
@@ -212,7 +212,7 @@ def test_a_constant_site_counts_once_per_datum():
 
 
 def test_plates_are_named_and_placed():
-    with poutine.trace() as traced, plates((7, 5, 3)):
+    with poutine.trace() as traced, batch_plates((7, 5, 3)):
         value = pyro.sample("v", dist.Normal(0.0, 1.0))
     assert value.shape == (7, 5, 3)
     frames = {frame.name: frame.dim for frame in traced.trace.nodes["v"]["cond_indep_stack"]}

@@ -38,12 +38,12 @@ CALLS = {
     "smc": (lambda **shown: dgm.infer.smc(diffusion(), X, num_particles=2, **shown), ("tune", "propagate")),
     "nuts": (lambda **shown: dgm.infer.nuts(vae(), X, 2, 2, max_tree_depth=1, **shown), ("Warmup", "Sample")),
     "sbc": (
-        lambda **shown: dgm.infer.sbc(vae(), num_samples=9, num_posterior_samples=3, num_bins=2, **shown),
+        lambda **shown: dgm.infer.sbc(vae(), num_samples=9, num_posterior_samples=3, bins=2, **shown),
         ("rank",),
     ),
     "units": (lambda **shown: dgm.infer.units(vae(), X, num_samples=2, **shown), ("units",)),
     "check": (
-        lambda **shown: dgm.infer.check(vae(), X, num_samples=9, num_posterior_samples=3, num_bins=2, **shown),
+        lambda **shown: dgm.infer.check(vae(), X, num_samples=9, num_posterior_samples=3, bins=2, **shown),
         ("rank", "units"),
     ),
     "impute": (

@@ -81,7 +81,7 @@ def test_the_wheel_runs_without_the_checkout(wheel, tmp_path):
     where = run("-c", "import dgm_pyro; print(dgm_pyro.__file__)", cwd=tmp_path, PYTHONPATH=str(site))
     assert Path(where.strip()).is_relative_to(site)
     assert "Usage" in run("-m", "dgm_pyro", "--help", cwd=tmp_path, PYTHONPATH=str(site))
-    recipe = ("vae", "--data", "digits-binary", "--num", "100", "--epochs", "1", "--out", "vae")
+    recipe = ("vae", "--data", "digits-binary", "--num-data", "100", "--epochs", "1", "--out", "vae")
     run("-m", "dgm_pyro", "train", *recipe, cwd=tmp_path, PYTHONPATH=str(site))
     run("-m", "dgm_pyro", "sample", "vae", "-n", "4", cwd=tmp_path, PYTHONPATH=str(site))
 

@@ -104,7 +104,7 @@ def scalar_code(shape):
     return dgm.VAE(dgm.Normal(shape), likelihood, dgm.Normal(shape, nn.Linear(2, 2)))
 
 
-@pytest.mark.parametrize("path", representations.PATHS)
+@pytest.mark.parametrize("path", representations.CURVES)
 def test_between_codes_that_are_numbers(path):
     scalar, vector = both(scalar_code)
     x = torch.randn(SIZE, 2)

@@ -42,18 +42,18 @@ from dgm_pyro.checks import (
     check_dense,
     check_finite,
     check_labels,
+    check_network_options,
     check_number,
-    check_options,
     check_tensor,
     check_type,
 )
 from dgm_pyro.evaluation import Evidence
-from dgm_pyro.infer.checks import Report
+from dgm_pyro.infer.checks import Checks
 from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.program import Program, check_program
 from dgm_pyro.training.fit import History
 from dgm_pyro.uses.classification import reliability as bins_of_answers
-from dgm_pyro.uses.representations import PATHS, Representation, codes, grid, interpolate, is_discrete, traverse
+from dgm_pyro.uses.representations import CURVES, Representation, codes, grid, interpolate, is_discrete, traverse
 
 WIDTH = 4.3
 """Width of every figure, in inches: on a phone of 360 pixels, its text is 10 pixels high."""
@@ -221,7 +221,7 @@ def images(
     title: str = "",
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
-    hidden: Tensor | None = None,
+    covered: Tensor | None = None,
 ) -> Figure:
     """Images side by side: value 0 is the paper, the highest is ink.
 
@@ -230,17 +230,17 @@ def images(
         levels: integers 0 .. levels - 1; None scales reals between their extremes.
         columns: how many per row; by default about as many as rows, or one per column label.
         row_labels, column_labels: at the left, and on top.
-        hidden: bool, ``(N, 1, H, W)``: covered pixels, in a color of their own.
+        covered: bool, ``(N, 1, H, W)``: covered pixels, in a color of their own.
 
     Raises:
         ValueError: x is no batch of one-channel images.
     """
     check_finite(x, "x")
-    check_options(levels=levels)
+    check_network_options(levels=levels)
     if columns is not None:
         check_count(columns, "columns")
-    if hidden is not None:
-        check_tensor(hidden, x.shape[1:], "hidden", "the shape of one x")
+    if covered is not None:
+        check_tensor(covered, x.shape[1:], "covered", "the shape of one x")
     if x.dim() != 4 or x.shape[1] != 1 or len(x) == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W), with N at least 1")
     columns = columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
@@ -267,10 +267,10 @@ def images(
     cover = ListedColormap([_theme.get().series[5]])
     for i in range(len(values)):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        if hidden is not None and bool(hidden[i].any()):
-            covered = np.where(hidden[i, 0].cpu().numpy(), 1.0, np.nan)
+        if covered is not None and bool(covered[i].any()):
+            shade = np.where(covered[i, 0].cpu().numpy(), 1.0, np.nan)
             box = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
-            axes.imshow(covered, cmap=cover, extent=box, interpolation="nearest")
+            axes.imshow(shade, cmap=cover, extent=box, interpolation="nearest")
         axes.add_patch(
             Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=_theme.get().rule, linewidth=0.6)
         )
@@ -341,7 +341,7 @@ def plane(
 def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """Data of no particular geometry, one row each: ``(N, D)``."""
     check_finite(x, "x")
-    check_options(levels=levels)
+    check_network_options(levels=levels)
     values = x.detach().cpu().double().flatten(1).numpy()
     figure = _figure(3.2, title)
     axes = figure.add_subplot(xlabel="feature", ylabel="datum")
@@ -385,7 +385,11 @@ def imputations(x: Tensor, mask: Tensor, samples: Tensor, *, levels: int | None 
     hidden[:, 1] = ~mask.cpu().expand_as(x)
     labels = ("data", "seen", *(f"draw {i}" for i in range(1, len(samples) + 1)))
     return images(
-        columns.reshape(-1, *shape), levels=levels, title=title, column_labels=labels, hidden=hidden.reshape(-1, *shape)
+        columns.reshape(-1, *shape),
+        levels=levels,
+        title=title,
+        column_labels=labels,
+        covered=hidden.reshape(-1, *shape),
     )
 
 
@@ -548,7 +552,7 @@ def bits_per_dim(
 
 
 @_styled
-def auroc(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
+def aurocs(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
     """Areas under the ROC curve, a row for each program, a mark for each kind of anomaly.
 
     Args:
@@ -722,7 +726,7 @@ def answers(
     """
     for name, each in (("x", x), ("probabilities", probabilities), ("rejected", rejected)):
         check_finite(each, name)
-    check_options(levels=levels)
+    check_network_options(levels=levels)
     check_count(columns, "columns")
     if x.dim() != 4 or x.shape[1] != 1 or not len(x) == len(probabilities) == len(rejected) > 0:
         raise ValueError(
@@ -789,7 +793,7 @@ def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure
 
 
 def representation(
-    found: Representation, program: Program, x: Tensor, *, path: str = "spherical", title: str = ""
+    found: Representation, program: Program, x: Tensor, *, curve: str = "spherical", title: str = ""
 ) -> dict[str, Figure]:
     """Pictures of codes by name: "map", "interpolation" between pairs of data, "traversals", and the "grid" of a plane.
 
@@ -799,13 +803,13 @@ def representation(
         found: what `representations.represent` found.
         program: that it found it of.
         x: the data, ``(N, *event_shape)``.
-        path: between two codes, a name in `representations.PATHS`.
+        curve: between two codes, a name in `representations.CURVES`.
         title: of the map.
     """
     check_type(found, Representation, "found", "what dgm.representations.represent returns")
     check_program(program)
     check_finite(x, "x")
-    check_choice(path, PATHS, "path")
+    check_choice(curve, CURVES, "curve")
     site, z, levels, pairs = found.site, found.z, program.levels, min(6, len(x) // 2)
     figures = {}
     if len(z) > 1 and z[0].numel() > 1:
@@ -815,11 +819,11 @@ def representation(
     nearest = site == codes(program)[0]
     if nearest and pairs:
         a, b = x[:pairs], x[pairs : 2 * pairs]
-        between = interpolate(program, a, b, 8, path=path)
+        between = interpolate(program, a, b, 8, curve=curve)
         rows = torch.cat([a[None].to(between), between, b[None].to(between)]).transpose(0, 1)
         ends = ("x", *("",) * 8, "x'")
         figures["interpolation"] = images(
-            rows.flatten(0, 1), levels=levels, column_labels=ends, title=f"Between two data: {path} in {site}"
+            rows.flatten(0, 1), levels=levels, column_labels=ends, title=f"Between two data: {curve} in {site}"
         )
     if site in found.units:
         units = found.units[site]
@@ -964,7 +968,7 @@ def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8
 
 
 @_styled
-def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
+def calibration(report: Checks, *, title: str = "", most: int = 6) -> Figure:
     """Rank histograms of the worst dimensions, and the KL of every dimension.
 
     Flat histograms within the band are calibrated; a U is too narrow a guide, a hump too wide a one.
@@ -973,7 +977,7 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
         report: of `dgm_pyro.infer.check`.
         most: draw at most so many histograms, the least uniform first.
     """
-    check_type(report, Report, "report", "what infer.check returns")
+    check_type(report, Checks, "report", "what infer.check returns")
     check_count(most, "most")
     found, colors = report.calibration, _theme.get()
     ordered = sorted(
@@ -989,15 +993,15 @@ def calibration(report: Report, *, title: str = "", most: int = 6) -> Figure:
                                     height_ratios=[1.25 * rows + 0.2, *[1.7] * len(report.units)])[:, 0]  # fmt: skip
     grid = [*top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
     total = len(next(iter(found.ranks.values())))
-    share = 1 / found.num_bins
+    share = 1 / found.bins
     band = 2.576 * (share * (1 - share) / total) ** 0.5
     for axes, heading, (_, site, i) in zip(grid, titles, worst, strict=False):
         counts = found.histogram(site)[i].double() / total
         axes.axhspan(max(0.0, share - band), share + band, color=colors.rule, zorder=0)
-        axes.bar(np.arange(found.num_bins) + 0.5, counts.numpy(), width=0.9, color=colors.series[0])
+        axes.bar(np.arange(found.bins) + 0.5, counts.numpy(), width=0.9, color=colors.series[0])
         axes.axhline(share, color=colors.muted, linewidth=0.8)
         axes.set_title(heading, size=7.5, loc="left")
-        axes.set(xticks=(0.1 * found.num_bins, 0.9 * found.num_bins), xticklabels=("low", "high"))
+        axes.set(xticks=(0.1 * found.bins, 0.9 * found.bins), xticklabels=("low", "high"))
         axes.set_xmargin(0)
         axes.grid(visible=False, axis="x")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

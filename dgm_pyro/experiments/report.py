@@ -3,7 +3,7 @@
 The parts are plain data, so any results can become a report:
 
 >>> from dgm_pyro.experiments import report
->>> table = report.Table([report.Column("program", "what was trained")], [[report.Cell("VAE")]])
+>>> table = report.PageTable([report.Column("program", "what was trained")], [[report.TableCell("VAE")]])
 >>> page = report.render(report.Report("A title", "What it shows.", table))
 >>> "<!doctype html>" in page, "https://" in page
 (True, False)
@@ -59,7 +59,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A value as text; ``strong`` for the best of its column, ``note`` in small print after it."""
 
     text: str
@@ -68,11 +68,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """Columns, and rows of as many cells; the first cell names its row. ``muted`` rows are there for reference."""
 
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     muted: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Report:
 
     title: str
     lead: str
-    table: Table
+    table: PageTable
     sections: Sequence[Section] = ()
     warnings: Sequence[str] = ()
     facts: dict[str, str] = field(default_factory=dict)

@@ -118,7 +118,7 @@ class Autoregressive(Conditional):
         Returns:
             ``(*batch, *event_shape)``, or of the shape that ``batch`` and what is drawn broadcast to.
         """
-        chain, values = Chain(self, batch, given), []
+        chain, values = FeatureChain(self, batch, given), []
         for i in range(1, len(self.order) + 1):
             values.append(draw(i, chain.next()))
             chain.put(values[-1])
@@ -204,7 +204,7 @@ class UnrolledAutoregressive(Program):
         return x
 
 
-class Chain:
+class FeatureChain:
     """p(x_1 | given), p(x_2 | x_1, given), .. in turn, each by `next` once the value before it is `put`.
 
     With a cache if the network has one (see `networks.caches`), else by a pass of the network for each.
@@ -385,7 +385,7 @@ def check_masked(program: Autoregressive, places: int = 16) -> None:
 def check_cache(program: Autoregressive, x: Tensor, given: Any, raw: Tensor) -> None:
     """Raise if the network's cache gives other parameters than the network, ``raw``, at the first places."""
     with eval_mode(program):
-        chain = Chain(program, (1,), given)
+        chain = FeatureChain(program, (1,), given)
         for i, expected in enumerate(raw):
             found = chain.raw_parameters()[0]
             # Convolutions on a GPU may round to three digits where matrix products do not.

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from dgm_pyro.checks import check_count, check_number
 from dgm_pyro.families.conditionals import positive
-from dgm_pyro.families.diffusion import Chain, Denoised, Denoising, Even, noising
+from dgm_pyro.families.diffusion import Denoised, Denoising, Even, ReverseChain, noising
 from dgm_pyro.families.ode import solve
 from dgm_pyro.families.samplers import Spacing, Time
 from dgm_pyro.program import differentiating
@@ -212,7 +212,7 @@ class ContinuousDiffusion(Denoising):
     # -- the statements ----------------------------------------------------------------------------------------------
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        x = pyro.sample(name, Chain(self, given), obs=value)
+        x = pyro.sample(name, ReverseChain(self, given), obs=value)
         x0 = self.clean(x)
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         first, u, t, slope, x_t = self._noising(name, x0)

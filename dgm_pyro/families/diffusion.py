@@ -43,7 +43,7 @@ import dgm_pyro.noise as noise
 from dgm_pyro.checks import as_shape, check_choice, check_number
 from dgm_pyro.families import distributions
 from dgm_pyro.families.conditionals import Normal, check_levels, positive
-from dgm_pyro.families.samplers import Heun, Sampler, Spacing, Time, run, sampler_named, spacing_named
+from dgm_pyro.families.samplers import Heun, Sampler, Spacing, Time, run_sampler, sampler_named, spacing_named
 from dgm_pyro.networks.mlp import to_unit
 from dgm_pyro.program import Program, call_network
 from dgm_pyro.registry import register
@@ -342,13 +342,13 @@ class Denoising(Program):
     def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
         """The end of the probability-flow ODE from x, by Heun's rule at all times: there is nothing to draw."""
         noisier = self._chosen_times(None, "uniform")[::-1]
-        return run(Heun(), noisier[0].alpha * self.clean(x), noisier, self._denoiser(given))
+        return run_sampler(Heun(), noisier[0].alpha * self.clean(x), noisier, self._denoiser(given))
 
     @torch.no_grad()
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
         """The beginning of the ODE that ends in z; the mean of p(x_0 | x_1) there, or a draw."""
         times, denoise = self._chosen_times(None, "uniform"), self._denoiser(given)
-        found = self.likelihood(denoise(run(Heun(), z, times, denoise), times[-1]))
+        found = self.likelihood(denoise(run_sampler(Heun(), z, times, denoise), times[-1]))
         return found.sample() if draw else distributions.mean_of(found, self.levels, z.device)
 
     # -- sampling ----------------------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ class Denoising(Program):
         """x_T ~ N(0, I), then backwards through ``num_steps`` of the times; ``(*batch, *event_shape)``."""
         step, times = sampler_named(sampler), self._chosen_times(num_steps, spacing)
         denoise = self._denoiser(given, guidance)
-        x = run(step, torch.randn_like(self.zeros(*batch)), times, denoise)
+        x = run_sampler(step, torch.randn_like(self.zeros(*batch)), times, denoise)
         denoised = denoise(x, times[-1])
         if getattr(step, "draws_last", False):
             return self.likelihood(denoised).sample()
@@ -530,7 +530,7 @@ class Diffusion(Denoising):
     # -- the statements ----------------------------------------------------------------------------------------------
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        x = pyro.sample(name, Chain(self, given), obs=value)
+        x = pyro.sample(name, ReverseChain(self, given), obs=value)
         x0 = self.clean(x)
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         with self._noising(name, x0) as (t, weight, x_t):
@@ -673,7 +673,7 @@ class _Shift(TorchDistribution):
         return self.like.new_full(shape, -math.log(self.num_steps))
 
 
-class Chain(TorchDistribution):
+class ReverseChain(TorchDistribution):
     """The x_0 of the reverse chain: samples run it; the density is stated apart, by the factors of the bound."""
 
     arg_constraints: ClassVar = {}
@@ -689,8 +689,8 @@ class Chain(TorchDistribution):
         base = constraints.real if levels is None else constraints.integer_interval(0, levels - 1)
         return constraints.independent(base, event_dim)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Chain:
-        return Chain(self.diffusion, self.given, batch_shape)
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ReverseChain:
+        return ReverseChain(self.diffusion, self.given, batch_shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -27,8 +27,8 @@ from dgm_pyro.checks import (
     check_dense,
     check_finite,
     check_name,
+    check_network_options,
     check_number,
-    check_options,
     check_tensor,
     check_type,
 )
@@ -188,7 +188,7 @@ class Around(Conditional):
         super().__init__()
         check_type(generator, nn.Module, "generator", "a torch.nn.Module")
         check_number(scale, "scale", above=0)
-        check_options(levels=levels)
+        check_network_options(levels=levels)
         self.generator, self.event_shape, self.of_levels = generator, as_shape(event_shape), levels
         self.given_shape = shape_read_by(generator)
         self.num_classes = getattr(generator, "num_classes", None)
@@ -250,7 +250,7 @@ def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
 
 
 @torch.no_grad()
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor, neighbors: int = 3) -> tuple[float, float]:
     """Are the samples like data, and are all data like samples?
 
     Around each point of a set is a ball that reaches to its k-th nearest neighbor in that set; their union stands for
@@ -259,7 +259,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
     Args:
         real, fake: data and samples, or features of them, ``(N, ...)`` and ``(M, ...)``.
-        k: at least 1, and less than N and M.
+        neighbors: at least 1, and less than N and M.
 
     Returns:
         precision and recall, in [0, 1].
@@ -269,19 +269,21 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
 
     Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2.
     """
-    check_count(k, "k")
+    check_count(neighbors, "neighbors")
     check_finite(real, "real")
     check_tensor(fake, real.shape[1:], "fake", "the shape of a real datum")
     check_finite(fake, "fake")
-    if min(len(real), len(fake)) <= k:
-        raise ValueError(f"k is {k}, but there are {len(real)} real and {len(fake)} fake points: use a smaller k")
+    if min(len(real), len(fake)) <= neighbors:
+        raise ValueError(
+            f"neighbors is {neighbors}, but there are {len(real)} real and {len(fake)} fake points: ask for fewer"
+        )
     real, fake = real.flatten(1).double(), fake.flatten(1).double()
-    return _share_inside(fake, real, k), _share_inside(real, fake, k)
+    return _share_inside(fake, real, neighbors), _share_inside(real, fake, neighbors)
 
 
-def _share_inside(points: Tensor, support: Tensor, k: int) -> float:
+def _share_inside(points: Tensor, support: Tensor, neighbors: int) -> float:
     # The nearest in the set is the point itself.
-    radius = torch.cat([torch.cdist(part, support).kthvalue(k + 1, 1).values for part in support.split(1024)])
+    radius = torch.cat([torch.cdist(part, support).kthvalue(neighbors + 1, 1).values for part in support.split(1024)])
     inside = [(torch.cdist(part, support) <= radius).any(1) for part in points.split(1024)]
     return torch.cat(inside).double().mean().item()
 

@@ -44,7 +44,7 @@ class Labeled(Program):
         prior: p(y), a `Categorical` of event shape ``()``.
         program: p(x | y), any program conditional on an integer label.
         classifier: q(y | x), a `Categorical` of event shape ``()`` conditional on x.
-        label: the name of y.
+        label_name: the name of y.
 
     Raises:
         ValueError: the number of classes, or a shape, does not fit.
@@ -53,13 +53,15 @@ class Labeled(Program):
     # Or None; a checker that knew it would refuse `labeled.classifier(x)`.
     classifier: Categorical | Any
 
-    def __init__(self, prior: Categorical, program: Program, classifier: Categorical | None = None, label: str = "y"):
+    def __init__(
+        self, prior: Categorical, program: Program, classifier: Categorical | None = None, label_name: str = "y"
+    ):
         super().__init__()
         for role, part in (("prior", prior), ("classifier", classifier)):
             if part is not None and (not isinstance(part, Categorical) or part.event_shape != ()):
                 raise TypeError(f"the {role} must be a Categorical of event_shape (), got {part!r}")
         check_type(prior, Categorical, "prior", "a Categorical of event_shape ()")
-        check_name(label, "label")
+        check_name(label_name, "label_name")
         if prior.conditional:
             raise ValueError("the prior is p(y), given nothing: build it without a network, learned or with parameters")
         check_program(program)
@@ -70,11 +72,11 @@ class Labeled(Program):
         declare_given(program, torch.Size(), "program", "a label of shape")
         if classifier is not None:
             declare_given(classifier, program.event_shape, "classifier", "the program's event_shape")
-        self.prior, self.program, self.classifier, self.label = prior, program, classifier, label
+        self.prior, self.program, self.classifier, self.label_name = prior, program, classifier, label_name
         self.event_shape, self.levels, self.tractable = program.event_shape, program.levels, program.tractable
         sites = program.latents(self.variable)
         if sites is not None:
-            require_distinct((self.variable, label, *sites), "this Labeled")
+            require_distinct((self.variable, label_name, *sites), "this Labeled")
 
     @property
     def classes(self) -> int:
@@ -83,11 +85,11 @@ class Labeled(Program):
         return self.prior.levels
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
-        y = pyro.sample(self.label, self.prior())
+        y = pyro.sample(self.label_name, self.prior())
         return self.program.joint(name, value, given=y)
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        y = pyro.sample(self.label, self._label_guide(value))
+        y = pyro.sample(self.label_name, self._label_guide(value))
         self.program.posterior(name, value, given=y)
 
     def _label_guide(self, x: Tensor) -> dist.TorchDistribution:
@@ -97,7 +99,7 @@ class Labeled(Program):
 
     def latents(self, name: str) -> tuple[str, ...] | None:
         inner = self.program.latents(name)
-        return None if inner is None else (self.label, *inner)
+        return None if inner is None else (self.label_name, *inner)
 
     def codes(self) -> dict[str, Program]:
         """None of its own.
@@ -127,7 +129,7 @@ class Labeled(Program):
         return torch.cat([drawn for drawn, _ in each]), torch.cat(weights)
 
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        return x, None, ({} if y is None else {self.label: y})
+        return x, None, ({} if y is None else {self.label_name: y})
 
     @unchecked()
     def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:

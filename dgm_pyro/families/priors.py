@@ -29,7 +29,7 @@ from dgm_pyro.program import Conditional, check_no_distribution, declare_given, 
 from dgm_pyro.registry import register
 
 
-class Mixture(Conditional):
+class MixtureOfParts(Conditional):
     """sum_k pi_k p_k(z) with free weights; subclasses give `parts`, the p_k as one distribution of batch shape (K,)."""
 
     def __init__(self, components: int):
@@ -45,7 +45,7 @@ class Mixture(Conditional):
 
 
 @register
-class MixturePrior(Mixture):
+class MixturePrior(MixtureOfParts):
     """A mixture of diagonal Normals over whole vectors; `MixtureOfNormals` has one per feature instead.
 
     Args:
@@ -67,7 +67,7 @@ class MixturePrior(Mixture):
 
 
 @register
-class VampPrior(Mixture):
+class VampPrior(MixtureOfParts):
     """sum_k pi_k q(z | u_k): the encoder at K learned pseudo-inputs. Give the VAE the same encoder object.
 
     Args:

@@ -156,7 +156,7 @@ def sampler_named(sampler: str | Sampler) -> Sampler:
     return sampler
 
 
-def run(sampler: Sampler, x: Tensor, times: Sequence[Time], denoise: Denoise) -> Tensor:
+def run_sampler(sampler: Sampler, x: Tensor, times: Sequence[Time], denoise: Denoise) -> Tensor:
     """x at the first time, taken through all the times to the last."""
     carried = None
     for t, s in itertools.pairwise(times):

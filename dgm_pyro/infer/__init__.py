@@ -1,7 +1,7 @@
 """Inference on any program: evidence by annealing and sequential Monte Carlo, posterior samples, missing features."""
 
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
-from dgm_pyro.infer.checks import Calibration, Report, Units, check, sbc, units
+from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
 from dgm_pyro.infer.gaps import Gaps, gaps
 from dgm_pyro.infer.impute import hide, impute
 from dgm_pyro.infer.mcmc import nuts
@@ -11,10 +11,10 @@ __all__ = [
     "HMC",
     "Annealed",
     "Calibration",
+    "Checks",
     "Features",
     "Gaps",
     "Population",
-    "Report",
     "Sandwich",
     "Stepper",
     "Times",

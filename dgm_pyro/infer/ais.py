@@ -33,7 +33,7 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_choice, check_count, check_number
 from dgm_pyro.evaluation import evaluating, program_device
-from dgm_pyro.infer.posterior import Coordinates, guide_trace, joint_trace, log_joint, with_latent_chains
+from dgm_pyro.infer.posterior import Coordinates, guide_trace_at, joint_trace, log_joint, with_latent_chains
 from dgm_pyro.program import Program, check_program, differentiating, latent_sites, log_mean_exp, log_prob_sum, seeded
 
 Density = Callable[[Tensor], Tensor]
@@ -342,7 +342,7 @@ class ToPosterior(Path):
         self.coordinates = Coordinates(self._initial(), self.batch)
 
     def _initial(self, latents: Mapping[str, Tensor] | None = None) -> Any:
-        statements = guide_trace if self.from_guide else joint_trace
+        statements = guide_trace_at if self.from_guide else joint_trace
         return statements(self.program, self.x, latents, self.given, batch=self.batch, observed=self.observed)
 
     def start(self) -> Tensor:

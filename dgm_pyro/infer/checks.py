@@ -25,7 +25,7 @@ from dgm_pyro.checks import check_choice, check_count, check_counts
 from dgm_pyro.diagnosis import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
 from dgm_pyro.families.distributions import features_of, finite_mean
-from dgm_pyro.infer.posterior import guide_trace, joint_trace
+from dgm_pyro.infer.posterior import guide_trace_at, joint_trace
 from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded
 from dgm_pyro.results import Result, Table
 
@@ -42,26 +42,26 @@ class Calibration:
     Attributes:
         ranks: by latent site, of every simulation and dimension, ``(N, D)``: integers 0 .. num_posterior_samples.
         num_posterior_samples: L.
-        num_bins: of the histograms; it divides L + 1.
+        bins: of the histograms; it divides L + 1.
     """
 
     ranks: dict[str, Tensor]
     num_posterior_samples: int
-    num_bins: int
+    bins: int
 
     def histogram(self, site: str) -> Tensor:
-        """Counts of the ranks, ``(D, num_bins)``."""
+        """Counts of the ranks, ``(D, bins)``."""
         check_choice(site, self.ranks, "site")
-        width = (self.num_posterior_samples + 1) // self.num_bins
-        bins = torch.nn.functional.one_hot(self.ranks[site] // width, self.num_bins)
+        width = (self.num_posterior_samples + 1) // self.bins
+        bins = torch.nn.functional.one_hot(self.ranks[site] // width, self.bins)
         return bins.sum(0)
 
     def p_values(self, site: str) -> Tensor:
         """p-value of a chi-square test of uniformity for each dimension, ``(D,)``."""
         counts = self.histogram(site).double()
-        expected = counts.sum(-1, keepdim=True) / self.num_bins
+        expected = counts.sum(-1, keepdim=True) / self.bins
         statistic = ((counts - expected) ** 2 / expected).sum(-1)
-        half = torch.tensor((self.num_bins - 1) / 2, dtype=torch.double)
+        half = torch.tensor((self.bins - 1) / 2, dtype=torch.double)
         p_values: Tensor = torch.special.gammaincc(half, statistic / 2)
         return p_values
 
@@ -87,7 +87,7 @@ def sbc(
     *,
     num_samples: int = 500,
     num_posterior_samples: int = 99,
-    num_bins: int = 20,
+    bins: int = 20,
     seed: int = 0,
     progress: bool = False,
 ) -> Calibration:
@@ -98,7 +98,7 @@ def sbc(
         given: ``(num_samples, *given_shape)`` for a conditional program, or one row for all.
         num_samples: how many pairs (z, x) to simulate; every bin should expect 5 of them at least.
         num_posterior_samples: L, draws of the guide to rank each true z among.
-        num_bins: must divide L + 1, for equal expected counts in all bins.
+        bins: must divide L + 1, for equal expected counts in all bins.
         seed: the global random state is left as it was.
         progress: whether to show a bar.
 
@@ -112,12 +112,11 @@ def sbc(
     torch.Size([100, 1])
     """
     check_program(program)
-    check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, num_bins=num_bins)
+    check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, bins=bins)
     given = program.check_draws(num_samples, given)
-    if (num_posterior_samples + 1) % num_bins or num_bins < 2:
+    if (num_posterior_samples + 1) % bins or bins < 2:
         raise ValueError(
-            f"num_bins must be at least 2 and divide num_posterior_samples + 1 = {num_posterior_samples + 1}, got "
-            f"{num_bins}"
+            f"bins must be at least 2 and divide num_posterior_samples + 1 = {num_posterior_samples + 1}, got {bins}"
         )
     where = program_device(program)
     with evaluating(program), seeded(seed, where), torch.no_grad():
@@ -134,7 +133,7 @@ def sbc(
         ranks = {name: less + (torch.rand(less.shape) * (equal + 1)).long() for name, (less, equal) in below.items()}
     if not ranks:
         raise ValueError(f"the guide of this {type(program).__name__} draws no latents: there is nothing to calibrate")
-    return Calibration(ranks, num_posterior_samples, num_bins)
+    return Calibration(ranks, num_posterior_samples, bins)
 
 
 def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
@@ -151,7 +150,7 @@ def _guesses_below(
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
     for _ in range(num_posterior_samples):
-        drawn: Any = guide_trace(program, x, given=given, batch=(size,))
+        drawn: Any = guide_trace_at(program, x, given=given, batch=(size,))
         for name in latent_sites(drawn):
             if name not in truth.nodes or drawn.nodes[name]["infer"].get("is_noising"):
                 continue
@@ -241,7 +240,7 @@ def _moments(
     x, given, _ = program.arguments(x, y)
     sums: dict[str, tuple[Any, Any, Any]] = {}
     for _ in range(num_samples):
-        q: Any = guide_trace(program, x, given=given, batch=(len(x),))
+        q: Any = guide_trace_at(program, x, given=given, batch=(len(x),))
         latents = {name: q.nodes[name]["value"] for name in latent_sites(q)}
         p: Any = joint_trace(program, x, latents, given, batch=(len(x),))
         for name in latents:
@@ -282,7 +281,7 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Report(Result):
+class Checks(Result):
     """What `check` found: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
@@ -320,10 +319,10 @@ def check(
     given: Any = None,
     num_samples: int = 500,
     num_posterior_samples: int = 99,
-    num_bins: int = 20,
+    bins: int = 20,
     seed: int = 0,
     progress: bool = False,
-) -> Report:
+) -> Checks:
     """`sbc` and `units` together, with a warning for each thing that is wrong.
 
     Args: as those of `sbc` and `units`.
@@ -333,12 +332,12 @@ def check(
         given,
         num_samples=num_samples,
         num_posterior_samples=num_posterior_samples,
-        num_bins=num_bins,
+        bins=bins,
         seed=seed,
         progress=progress,
     )
     found = _units(program, data, NUM_SAMPLES, seed, progress)
-    return Report(calibration, found, (*collapse(found), *miscalibration(calibration)))
+    return Checks(calibration, found, (*collapse(found), *miscalibration(calibration)))
 
 
 def collapse(found: dict[str, Units]) -> list[Finding]:

@@ -19,7 +19,7 @@ from torch.distributions import biject_to
 
 from dgm_pyro.families.autoregressive import AutoregressiveDistribution
 from dgm_pyro.families.distributions import features_of
-from dgm_pyro.program import Program, isolated, latent_sites, log_prob_sum, plates, sample_sites
+from dgm_pyro.program import Program, batch_plates, isolated, latent_sites, log_prob_sum, sample_sites
 
 
 def with_latent_chains(program: Program) -> Program:
@@ -101,13 +101,13 @@ def joint_trace(
 ) -> poutine.Trace:
     """The trace of the model at ``latents``; what is left out, x included, is drawn. Its ``_RETURN`` holds x."""
     data = {**(latents or {}), **(observed or {})}
-    with isolated(), poutine.trace() as traced, poutine.condition(data=data), plates(batch):
+    with isolated(), poutine.trace() as traced, poutine.condition(data=data), batch_plates(batch):
         value = program.joint(program.variable, x, given)
     traced.trace.add_node("_RETURN", name="_RETURN", type="return", value=value)
     return traced.trace
 
 
-def guide_trace(
+def guide_trace_at(
     program: Program,
     x: Tensor,
     latents: Mapping[str, Tensor] | None = None,
@@ -118,7 +118,7 @@ def guide_trace(
 ) -> poutine.Trace:
     """The trace of the guide at ``latents``; latents that are left out are drawn from it."""
     data = {**(latents or {}), **(observed or {})}
-    with isolated(), poutine.trace() as traced, poutine.condition(data=data), plates(batch):
+    with isolated(), poutine.trace() as traced, poutine.condition(data=data), batch_plates(batch):
         program.posterior(program.variable, x, given)
     for name in observed or {}:
         if name in traced.trace.nodes:

@@ -41,7 +41,7 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_counts, check_number
 from dgm_pyro.evaluation import evaluating
-from dgm_pyro.families.autoregressive import Autoregressive, Chain
+from dgm_pyro.families.autoregressive import Autoregressive, FeatureChain
 from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.families.distributions import features_of
 from dgm_pyro.program import Program, seeded
@@ -175,7 +175,7 @@ class Features:
         raw = self.program.raw_parameters(self.x, self.given)
         log_prob = self.program.features.univariate(raw).log_prob(self.x).flatten(1)
         before = log_prob[:, list(self.program.order[: self.first])].sum(-1)
-        self.chain = Chain(self.program, self.x.shape[:1], self.given)
+        self.chain = FeatureChain(self.program, self.x.shape[:1], self.given)
         for value in self.values[:, : self.first].unbind(1):
             self.chain.skip(value)
         self.chain.take(torch.arange(len(self.x), device=self.x.device).expand(tuple(batch)))

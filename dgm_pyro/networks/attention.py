@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import check_counts, check_options, check_sizes
+from dgm_pyro.checks import check_counts, check_network_options, check_sizes
 from dgm_pyro.networks.caches import Growing
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import InputEmbedding, input_shapes
@@ -107,7 +107,7 @@ class CausalTransformer(nn.Module):
         super().__init__()
         check_sizes(in_shape=in_shape)
         check_counts(num_parameters=num_parameters, width=width, layers=layers, heads=heads)
-        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got width={width} and heads={heads}")
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)

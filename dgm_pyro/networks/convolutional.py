@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import as_shape, check_counts, check_options, check_sizes
+from dgm_pyro.checks import as_shape, check_counts, check_network_options, check_sizes
 from dgm_pyro.networks.mlp import InputEmbedding, check_given, input_shapes, to_unit
 from dgm_pyro.registry import register
 
@@ -44,7 +44,7 @@ class ConvEncoder(nn.Module):
         out_features: P * numel for a conditional's network.
         channels: widths; each entry halves the resolution.
         blocks: residual blocks at each resolution.
-        hidden: width of the layer before the last.
+        width: width of the layer before the last.
         given_shape: shape of one ``given``, for ``network(image, given)``.
         num_classes: number of class labels, where ``given`` is one.
         levels: the image takes integers 0 .. levels - 1, and is scaled to [-1, 1].
@@ -62,7 +62,7 @@ class ConvEncoder(nn.Module):
         channels: Sequence[int] = (32, 64),
         *,
         blocks: int = 1,
-        hidden: int = 256,
+        width: int = 256,
         given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         levels: int | None = None,
@@ -70,17 +70,17 @@ class ConvEncoder(nn.Module):
     ):
         super().__init__()
         heights, widths = sizes(in_shape, channels, "in_shape")
-        check_counts(out_features=out_features, blocks=blocks, hidden=hidden)
-        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        check_counts(out_features=out_features, blocks=blocks, width=width)
+        check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         self.num_classes, self.levels = num_classes, levels
         stages: list[nn.Module] = []
         for a, b in itertools.pairwise((in_shape[0], *channels)):
             stages += [nn.Conv2d(a, b, 3, stride=2, padding=1), *(Block(b, dropout) for _ in range(blocks))]
         self.stages = nn.Sequential(*stages, nn.SiLU(), nn.Flatten())
-        self.first = nn.Linear(channels[-1] * heights[-1] * widths[-1], hidden)
-        self.embedding = None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, hidden)
-        self.last = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), nn.Linear(hidden, out_features))
+        self.first = nn.Linear(channels[-1] * heights[-1] * widths[-1], width)
+        self.embedding = None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, width)
+        self.last = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, out_features))
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         check_given(self, given)
@@ -124,7 +124,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         heights, widths = sizes(out_shape, channels, "out_shape")
         check_counts(outputs=outputs, blocks=blocks)
-        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         label_in = as_shape(in_shape, "in_shape") == ()
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, None if label_in else num_classes)
         self.num_classes = num_classes

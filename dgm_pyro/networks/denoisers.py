@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import as_shape, check_count, check_number, check_options, check_sizes
+from dgm_pyro.checks import as_shape, check_count, check_network_options, check_number, check_sizes
 from dgm_pyro.networks.mlp import InputEmbedding, activation_named
 from dgm_pyro.registry import register
 
@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
         super().__init__()
         check_count(outputs, "outputs")
         check_number(max_frequency, "max_frequency", above=0)
-        check_options(num_classes=num_classes)
+        check_network_options(num_classes=num_classes)
         self.event_shape = as_shape(event_shape)
         self.out_shape = self.event_shape if outputs == 1 else torch.Size((outputs, *self.event_shape))
         self.num_classes = num_classes
@@ -171,7 +171,7 @@ class DenoisingUNet(Denoiser):
         if len(as_shape(event_shape)) != 3:
             raise ValueError(f"event_shape must be (C, H, W) for a U-Net, got {event_shape}: use DenoisingMLP")
         check_sizes(channels=channels)
-        check_options(dropout=dropout)
+        check_network_options(dropout=dropout)
         if any(width % 8 for width in channels):
             raise ValueError(f"channels must be positive multiples of 8, got {tuple(channels)}")
         factor = 2 ** (len(channels) - 1)

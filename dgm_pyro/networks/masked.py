@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import as_shape, check_count, check_options, check_sizes
+from dgm_pyro.checks import as_shape, check_count, check_network_options, check_sizes
 from dgm_pyro.networks.caches import Growing
 from dgm_pyro.networks.mlp import InputEmbedding, activation_named, input_shapes, to_unit
 from dgm_pyro.registry import register
@@ -111,7 +111,7 @@ class MADE(nn.Module):
         super().__init__()
         check_sizes(in_shape=in_shape, hidden=hidden)
         check_count(num_parameters, "num_parameters")
-        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         self.num_parameters, self.num_classes, self.levels = num_parameters, num_classes, levels
         size = math.prod(self.in_shape)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgm_pyro.checks import as_shape, check_choice, check_count, check_options
+from dgm_pyro.checks import as_shape, check_choice, check_count, check_network_options
 from dgm_pyro.registry import register
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -93,7 +93,7 @@ class InputEmbedding(nn.Module):
         super().__init__()
         shape = as_shape(shape, "shape")
         check_count(features, "features")
-        check_options(levels=levels, num_classes=num_classes)
+        check_network_options(levels=levels, num_classes=num_classes)
         self.levels = levels
         if num_classes is not None:
             if shape != ():
@@ -160,7 +160,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         check_count(out_features, "out_features")
-        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.num_classes = num_classes
         label_in = as_shape(in_shape, "in_shape") == ()
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, None if label_in else num_classes)

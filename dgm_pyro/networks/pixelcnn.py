@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import check_counts, check_options, is_integer
+from dgm_pyro.checks import check_counts, check_network_options, is_integer
 from dgm_pyro.networks.mlp import InputEmbedding, input_shapes, to_unit
 from dgm_pyro.registry import register
 
@@ -101,7 +101,7 @@ class PixelCNN(nn.Module):
                 "use MADE for other shapes"
             )
         check_counts(num_parameters=num_parameters, channels=channels, layers=layers)
-        check_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         if not is_integer(kernel_size) or kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size!r}")
         self.num_classes, self.levels = num_classes, levels

@@ -86,7 +86,7 @@ class Planar(_Amortized):
     def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         w, u, b, along = self._terms(x, given)
         zero, one = torch.zeros_like(b), torch.ones_like(b)
-        place = solve(along, one, zero, (w * x).sum(-1, keepdim=True) + b)
+        place = _solve(along, one, zero, (w * x).sum(-1, keepdim=True) + b)
         return x - u * place.tanh(), -torch.log1p(along * (1 - place.tanh().square())).squeeze(-1)
 
 
@@ -148,7 +148,7 @@ class Sylvester(_Amortized):
             pushed = torch.stack(steps[::-1], -1) if steps else turned[:, later]
             offset = (s[:, i, later] * known).sum(-1) + b[:, i]
             target = turned[:, i] - (r[:, i, later] * pushed).sum(-1)
-            places.append(solve(r[:, i, i], s[:, i, i], offset, target))
+            places.append(_solve(r[:, i, i], s[:, i, i], offset, target))
             steps.append((s[:, i, i] * places[-1] + offset).tanh())
         z, step = torch.stack(places[::-1], -1), torch.stack(steps[::-1], -1)
         return reflect(z, v), -self._log_det(r, s, step)
@@ -166,7 +166,7 @@ def reflect(z: Tensor, v: Tensor) -> Tensor:
     return z
 
 
-def solve(r: Tensor, s: Tensor, c: Tensor, target: Tensor, steps: int = 60) -> Tensor:
+def _solve(r: Tensor, s: Tensor, c: Tensor, target: Tensor, steps: int = 60) -> Tensor:
     """The root a of a + r tanh(s a + c) = target, elementwise, for r s > -1; differentiable in all arguments."""
     with torch.no_grad():
         low, high = target - r.abs(), target + r.abs()

@@ -50,13 +50,13 @@ from dgm_pyro.networks.mlp import MLP, apply_network, to_unit
 from dgm_pyro.objectives import COMPARISONS, Bound
 from dgm_pyro.program import (
     Program,
+    batch_plates,
     check_program,
     differentiating,
     is_pair,
     map_given,
     parameter_of,
     parts_of,
-    plates,
     seeded,
 )
 
@@ -95,7 +95,7 @@ def draw(program: Program, size: int, given: Any = None) -> Tensor:
     Raises:
         ValueError: they have none, although some parameter requires it: x is discrete, or drawn by steps without one.
     """
-    with poutine.block(), plates((size,)):
+    with poutine.block(), batch_plates((size,)):
         x = program.joint(program.variable, None, given)
     if torch.is_grad_enabled() and not x.requires_grad:
         raise ValueError(

@@ -28,8 +28,8 @@ from dgm_pyro.checks import (
     check_dense,
     check_finite,
     check_labels,
+    check_network_options,
     check_number,
-    check_options,
     generator,
     is_integer,
 )
@@ -91,7 +91,7 @@ def rotate(x: Tensor, degrees: float, levels: int | None = None) -> Tensor:
     """Images turned counterclockwise about their center, read off bilinearly; what comes in from outside is 0."""
     _check_images(x)
     check_number(degrees, "degrees")
-    check_options(levels=levels)
+    check_network_options(levels=levels)
     (height, width), angle = x.shape[-2:], math.radians(degrees)
     down, right = torch.meshgrid(
         torch.arange(height, device=x.device) - (height - 1) / 2,
@@ -111,7 +111,7 @@ def blur(x: Tensor, sigma: float, levels: int | None = None) -> Tensor:
     """Images under a Gaussian kernel of standard deviation ``sigma`` pixels, their edges repeated outwards."""
     _check_images(x)
     check_number(sigma, "sigma", at_least=0)
-    check_options(levels=levels)
+    check_network_options(levels=levels)
     if sigma == 0:
         return x.clone()
     reach = math.ceil(4 * sigma)
@@ -252,7 +252,7 @@ def _slope(classifier: Classifier, at: Tensor, y: Tensor, num_particles: int) ->
 def _check_attack(x: Tensor, y: Tensor, epsilon: float, levels: int | None) -> None:
     check_finite(x, "x")
     check_labels(y, "y", len(x))
-    check_options(levels=levels)
+    check_network_options(levels=levels)
     check_number(epsilon, "epsilon", at_least=0)
     if levels is not None and epsilon != round(epsilon):
         raise ValueError(f"epsilon is {epsilon}, but x holds whole gray levels: pass an integer")

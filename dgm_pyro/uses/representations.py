@@ -223,7 +223,7 @@ def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
     return torch.where(t == 0, a, torch.where(t == 1, b, points))
 
 
-PATHS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "spherical": arc}
+CURVES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "spherical": arc}
 """Ways from one code to another, by name."""
 
 
@@ -239,28 +239,28 @@ def _shares(a: Tensor, b: Tensor, num_points: int) -> Tensor:
 
 
 def interpolate(
-    program: Program, a: Tensor, b: Tensor, num_points: int = 8, *, path: str = "spherical", given: Any = None
+    program: Program, a: Tensor, b: Tensor, num_points: int = 8, *, curve: str = "spherical", given: Any = None
 ) -> Tensor:
-    """From each datum a to each b: their codes, a `PATHS` between these, and what the program makes of it.
+    """From each datum a to each b: their codes, a `CURVES` between these, and what the program makes of it.
 
     Args:
         a, b: data, ``(N, *event_shape)``.
         num_points: the ends included. Those are decoded too: the reconstructions of a and b.
-        path: "linear" or "spherical".
-        given: ``(N, *given_shape)`` for a conditional program, the same along the path.
+        curve: "linear" or "spherical".
+        given: ``(N, *given_shape)`` for a conditional program, the same along the curve.
 
     Returns:
         ``(num_points, N, *event_shape)``.
 
     Raises:
-        ValueError: no such path, codes that are discrete, or as `encode`.
+        ValueError: no such curve, codes that are discrete, or as `encode`.
     """
-    check_choice(path, PATHS, "path")
+    check_choice(curve, CURVES, "curve")
     check_count(num_points, "num_points", at_least=2)
     check_finite(a, "a")
     check_finite(b, "b")
     _require_real(program, codes(program)[0])
-    points = PATHS[path](encode(program, a, given), encode(program, b, given), num_points)
+    points = CURVES[curve](encode(program, a, given), encode(program, b, given), num_points)
     return _decoded(program, points, given, None)
 
 

@@ -244,7 +244,7 @@ def test_masses_and_densities_do_not_share_an_axis():
 
 
 def test_auroc_has_a_mark_for_each_kind_and_program():
-    figure = plots.auroc({"a": {"noise": 0.9, "shuffled": 1.0}, "b": {"noise": 0.7}}, title="t")
+    figure = plots.aurocs({"a": {"noise": 0.9, "shuffled": 1.0}, "b": {"noise": 0.7}}, title="t")
     lines = lines_of(figure.axes[0])
     assert lines["noise"] == ([0.9, 0.7], [0, 1])
     assert lines["shuffled"] == ([1.0], [0])
@@ -252,7 +252,7 @@ def test_auroc_has_a_mark_for_each_kind_and_program():
     assert low < 0.5
     assert high > 1
     with pytest.raises(ValueError, match="empty"):
-        plots.auroc({})
+        plots.aurocs({})
 
 
 def test_imputed_points_are_points():

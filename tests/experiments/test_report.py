@@ -52,14 +52,14 @@ def drawn():
 def example(drawn):
     columns = [report.Column("program", "what was trained"), report.Column("bits/dim", "lower is better", numeric=True)]
     rows = [
-        [report.Cell("counted <b>pixels</b>"), report.Cell("2.23", "± 0.01")],
-        [report.Cell("VAE"), report.Cell("2.01", strong=True)],
+        [report.TableCell("counted <b>pixels</b>"), report.TableCell("2.23", "± 0.01")],
+        [report.TableCell("VAE"), report.TableCell("2.01", strong=True)],
     ]
     part = report.Section("A part", "part", pictures=[drawn])
     section = report.Section("A family & friends", "family", Markup("p(<i>x</i>)"), ["plain < text"], parts=[part])
     return report.Report(
-        "The title", "The lead.", report.Table(columns, rows, frozenset({0})), [section], ["Careful."], {"seed": "0"},
-        {"Do this:": "dgm list"},
+        "The title", "The lead.", report.PageTable(columns, rows, frozenset({0})), [section], ["Careful."],
+        {"seed": "0"}, {"Do this:": "dgm list"},
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def test_pictures_of_parts_are_found(example, drawn):
 
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="row 0 has 2 cells, but there are 1 columns"):
-        report.Table([report.Column("a", "b")], [[report.Cell("1"), report.Cell("2")]])
+        report.PageTable([report.Column("a", "b")], [[report.TableCell("1"), report.TableCell("2")]])
 
 
 def test_writing_replaces_the_file_and_leaves_no_other(example, tmp_path):

@@ -150,7 +150,7 @@ def test_the_comparison_holds_what_the_programs_say(digits):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         discriminative = build("classifier", train)
-    compared = comparison.compare({"generative": generative, "discriminative": discriminative}, test)
+    compared = comparison.compare_classifiers({"generative": generative, "discriminative": discriminative}, test)
     clean = generative.class_probabilities(test.x)
     assert compared.accuracy["generative"][0] == pytest.approx((clean.argmax(1) == test.y).double().mean().item())
     assert compared.confidence["generative"][0] == pytest.approx(clean.max(1).values.mean().item(), abs=1e-6)

@@ -1,6 +1,6 @@
 """Cached chains against naive ones: the same draws from the same random numbers, for a fraction of the operations.
 
-The naive chain is the one that `Chain` walks when the network has no cache: a whole pass for every feature.
+The naive chain is the one that `FeatureChain` walks when the network has no cache: a whole pass for every feature.
 """
 
 import math

@@ -194,7 +194,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         ),
         (lambda: density_ratio(torch.zeros(4, 2), torch.zeros(4, 3)), ValueError, r"q has shape \(4, 3\)"),
         (lambda: density_ratio(torch.zeros(4, 2), torch.zeros(4, 2), divergence="tv"), ValueError, "divergence must"),
-        (lambda: implicit.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)), ValueError, "k is 3, but there are"),
+        (lambda: implicit.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)), ValueError, "neighbors is 3, but"),
         (lambda: implicit.parzen(torch.zeros(3, 2), torch.zeros(3, 2), 0.0), ValueError, "scale must be"),
         (lambda: implicit.noisy(tiny(), -1.0), ValueError, "scale must be a number above 0, got -1.0"),
         (lambda: dgm.build("implicit", dgm.data.load("digits"), labeled=True), ValueError, "no density.*p.y . x"),
@@ -583,7 +583,7 @@ def test_any_program_that_draws_with_a_gradient_can_be_trained(text):
 def test_precision_and_recall_of_sets_counted_by_hand():
     """On a line, k = 1: the balls of 0, 1, 3 reach 1, 1, 2; those of 0.5, 10, 11 reach 9.5, 1, 1."""
     real, fake = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [10.0], [11.0]])
-    precision, recall = implicit.precision_recall(real, fake, k=1)
+    precision, recall = implicit.precision_recall(real, fake, neighbors=1)
     assert precision == pytest.approx(1 / 3)  # 0.5 alone is near data
     assert recall == pytest.approx(1.0)  # all data are within 9.5 of 0.5
 

@@ -176,7 +176,7 @@ def test_the_guide_draws_labels_from_the_posterior_it_names(name):
     program = case.build().eval()
     x, _ = case.draw(program, 1)
     n = 4000
-    drawn = poutine.trace(program.guide).get_trace(x.expand(n, *x.shape[1:])).nodes[program.label]["value"]
+    drawn = poutine.trace(program.guide).get_trace(x.expand(n, *x.shape[1:])).nodes[program.label_name]["value"]
     if program.classifier is not None:
         probabilities = program.classifier(x).probs[0]
     else:
@@ -454,12 +454,12 @@ def test_plain_svi_trains_both_factors():
             "classifier is given.*not conditional",
         ),
         (
-            lambda: Labeled(dgm.Categorical((), 3), labeled_vae().program, label="z"),
+            lambda: Labeled(dgm.Categorical((), 3), labeled_vae().program, label_name="z"),
             ValueError,
             "two latents of this Labeled are named 'z'",
         ),
         (
-            lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), label="x"),
+            lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(2, nn.Embedding(3, 4)), label_name="x"),
             ValueError,
             "two latents of this Labeled are named 'x'",
         ),

@@ -54,7 +54,7 @@ def test_the_order_of_convergence_to_the_probability_flow(sampler, order, spacin
         way = torch.linspace(0, 1, n + 1)
         way = way if spacing == "even in log-snr" else 0.5 * (way + way**2)
         times = [at(start + (end - start) * share) for share in way.tolist()]
-        found = samplers.run(sampler, x_T, times, exact_denoiser)
+        found = samplers.run_sampler(sampler, x_T, times, exact_denoiser)
         errors.append((found - flow(x_T, times[0], times[-1])).abs().max().item())
     assert slope(counts, errors) == pytest.approx(-order, abs=0.15)
     assert errors[-1] < 0.02

@@ -67,7 +67,7 @@ def test_every_level_of_a_hierarchy_is_ranked():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_bins": 7}, "divide"),
+        ({"bins": 7}, "divide"),
         ({"num_samples": 0}, "num_samples"),
         ({"num_posterior_samples": 0}, "num_posterior_samples"),
     ],

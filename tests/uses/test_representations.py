@@ -16,7 +16,7 @@ from dgm_pyro import guides, representations
 from dgm_pyro.families.conditionals import inverse_softplus
 from dgm_pyro.program import seeded
 from dgm_pyro.uses.representations import (
-    PATHS,
+    CURVES,
     agreement,
     arc,
     assess,
@@ -125,8 +125,9 @@ def test_a_family_of_your_own_has_codes_by_its_methods():
     assert codes(program) == ("half",)
     assert torch.equal(encode(program, x, batch_size=7), x / 2)
     assert torch.equal(decode(program, x / 2), x)
-    between = interpolate(program, x[:3], x[3:6], num_points=3, path="linear")
-    torch.testing.assert_close(between[1], (x[:3] + x[3:6]) / 2)
+    torch.testing.assert_close(
+        interpolate(program, x[:3], x[3:6], num_points=3, curve="linear")[1], (x[:3] + x[3:6]) / 2
+    )
     integers = dgm.Dequantized(dgm.flow.realnvp(2, layers=1, unit=True), levels=4)
     assert list(integers.codes()) == ["z"]
 
@@ -256,11 +257,11 @@ def test_batches_and_seeds():
 # -- around a code, and between two ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", CURVES)
 def test_paths_start_and_end_at_the_ends(path, float64):
     a, b = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
     a[0], b[1], b[2], b[3] = 0, 2 * a[1], -a[2], a[3]
-    points = PATHS[path](a, b, 5)
+    points = CURVES[path](a, b, 5)
     assert torch.equal(points[0], a)
     assert torch.equal(points[-1], b)
     # No arc from the origin, nor along one direction: these are lines.
@@ -286,7 +287,7 @@ def test_interpolations_end_in_reconstructions(name, float64):
     x, given = CASES[name].draw(program, 6)
     a, b = x[:3], x[3:]
     given = None if given is None else given[:3]
-    for path in PATHS:
+    for path in CURVES:
         points = interpolate(program, a, b, 4, path=path, given=given)
         assert points.shape == (4, 3, *program.event_shape)
         for end, data in ((points[0], a), (points[-1], b)):
@@ -455,7 +456,10 @@ def test_a_labeled_vae_is_encoded_given_its_classes():
         (lambda p: line(torch.zeros(1, 2), torch.zeros(1, 2), 1), "num_points must be an int of at least 2, got 1"),
         (lambda p: arc(torch.zeros(1, 2), torch.zeros(1, 3)), "of one shape"),
         (lambda p: line(torch.zeros(1, 2).long(), torch.zeros(1, 2).long()), "codes of reals"),
-        (lambda p: interpolate(p, torch.zeros(1, 2), torch.zeros(1, 2), path="straight"), "path must be one of linear"),
+        (
+            lambda p: interpolate(p, torch.zeros(1, 2), torch.zeros(1, 2), curve="straight"),
+            "curve must be one of linear",
+        ),
         (lambda p: traverse(p, torch.zeros(2, 2)), r"one code is \(1, \*\(2,\)\)"),
         (lambda p: traverse(p, torch.zeros(1, 2), features=[2]), r"features must be among 0 .. 1, got \[2\]"),
         (lambda p: grid(p, num_points=0), "num_points must be a positive integer"),

@@ -28,7 +28,7 @@ FALSE_ALARMS = 0.05
 
 
 @dataclass
-class Comparison:
+class ClassifierComparison:
     """The generative and the discriminative classifier as noise grows: a value for each of `NOISE`.
 
     Attributes:
@@ -60,11 +60,11 @@ class Comparison:
         }
 
 
-def compare(classifiers: dict[str, Program], test: Data, seed: int = 0) -> Comparison:
+def compare_classifiers(classifiers: dict[str, Program], test: Data, seed: int = 0) -> ClassifierComparison:
     """Accuracy, confidence and log p(x) of each classifier on test digits with growing noise."""
     assert test.y is not None
     assert test.levels is not None
-    comparison = Comparison(labels=test.y.repeat(len(NOISE)))
+    comparison = ClassifierComparison(labels=test.y.repeat(len(NOISE)))
     noisy = [add_noise(test.x, scale, test.levels, seed) for scale in NOISE]
     for name, program in classifiers.items():
         believed = [beliefs(program, x) for x in noisy]

@@ -20,8 +20,8 @@ from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.uses.corruptions import add_noise
 
 if TYPE_CHECKING:
-    from dgm_pyro.experiments.tour.comparison import Comparison
-    from dgm_pyro.experiments.tour.results import Result, Tour
+    from dgm_pyro.experiments.tour.comparison import ClassifierComparison
+    from dgm_pyro.experiments.tour.results import StopResult, Tour
 
 FAMILIES: dict[str, tuple[str, Markup, tuple[Markup, ...]]] = {
     "autoregressive": (
@@ -205,27 +205,29 @@ DIGITS: dict[str, tuple[int, Callable[..., float | None]]] = {
 """Number of digits shown and the best value, for each measured column."""
 
 
-def _table(tour: Tour) -> report.Table:
+def _table(tour: Tour) -> report.PageTable:
     rounded = [_rounded(result) for result in tour.results]
     best = _best([each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference])
     rows = []
     for result, values in zip(tour.results, rounded, strict=True):
         cells = {
-            name: report.Cell(f"{value:.{DIGITS[name][0]}f}", strong=not result.stop.reference and value == best[name])
+            name: report.TableCell(
+                f"{value:.{DIGITS[name][0]}f}", strong=not result.stop.reference and value == best[name]
+            )
             for name, value in values.items()
         }
-        cells["program"] = report.Cell(result.stop.title)
-        cells["parameters"] = report.Cell(f"{result.parameters:,}")
+        cells["program"] = report.TableCell(result.stop.title)
+        cells["parameters"] = report.TableCell(f"{result.parameters:,}")
         if result.evidence is None:
-            cells["bits/dim"] = report.Cell("no p(x)")
+            cells["bits/dim"] = report.TableCell("no p(x)")
         else:
             cells["bits/dim"] = dataclasses.replace(cells["bits/dim"], note=f"± {result.evidence.stderr:.2f}")
-            cells["kind"] = report.Cell(result.evidence.kind)
+            cells["kind"] = report.TableCell(result.evidence.kind)
         if result.history.epochs:
-            cells["seconds"] = report.Cell(f"{result.history.seconds:.0f}")
-        rows.append([cells.get(name, report.Cell("")) for name, _, _ in COLUMNS])
+            cells["seconds"] = report.TableCell(f"{result.history.seconds:.0f}")
+        rows.append([cells.get(name, report.TableCell("")) for name, _, _ in COLUMNS])
     muted = frozenset(i for i, result in enumerate(tour.results) if result.stop.reference)
-    return report.Table([report.Column(*column) for column in COLUMNS], rows, muted)
+    return report.PageTable([report.Column(*column) for column in COLUMNS], rows, muted)
 
 
 def _best(models: list[dict[str, float]]) -> dict[str, float | None]:
@@ -238,7 +240,7 @@ def _best(models: list[dict[str, float]]) -> dict[str, float | None]:
     return best
 
 
-def _rounded(result: Result) -> dict[str, float]:
+def _rounded(result: StopResult) -> dict[str, float]:
     """The measured values by column, as they are shown."""
     values = {
         "bits/dim": None if result.evidence is None else result.evidence.bits_per_dim,
@@ -282,7 +284,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
         ),
         report.picture(
             "auroc",
-            lambda: plots.auroc({result.stop.title: result.aurocs for result in densities}, title=auroc_title),
+            lambda: plots.aurocs({result.stop.title: result.aurocs for result in densities}, title=auroc_title),
             alt="Areas under the ROC curve of each program, as in the table.",
             caption="Anomaly detection: low p(x) means “unlike the training data”.",
         ),
@@ -314,7 +316,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
     yield report.Section("All programs side by side", "overview", pictures=pictures)
 
 
-def _sample_rows(tour: Tour, results: Sequence[Result]) -> list[Tensor]:
+def _sample_rows(tour: Tour, results: Sequence[StopResult]) -> list[Tensor]:
     return [tour.test.x, *(result.samples.to(tour.test.x.dtype) for result in results if result.samples is not None)]
 
 
@@ -346,16 +348,16 @@ def _prior_verdict(tour: Tour, family: str) -> list[str]:
     return [verdict]
 
 
-def _part(tour: Tour, result: Result) -> report.Section:
+def _part(tour: Tour, result: StopResult) -> report.Section:
     return report.Section(
         _capital(result.stop.title),
         result.stop.name,
-        paragraphs=[line_of(result) + "."],
+        paragraphs=[result_line(result) + "."],
         pictures=[*_pictures(tour, result)],
     )
 
 
-def _pictures(tour: Tour, result: Result) -> Iterator[report.Picture]:
+def _pictures(tour: Tour, result: StopResult) -> Iterator[report.Picture]:
     name, title = result.stop.name, _capital(result.stop.title)
     if result.samples is not None:
         samples = result.samples
@@ -456,7 +458,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
     )
 
 
-def _verdict(comparison: Comparison) -> list[str]:
+def _verdict(comparison: ClassifierComparison) -> list[str]:
     """Conclusions from the comparison, in words."""
 
     def said(name: str, i: int) -> str:
@@ -484,7 +486,7 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def line_of(result: Result) -> str:
+def result_line(result: StopResult) -> str:
     """The numbers of a result in one line."""
     parts = [] if result.evidence is None else [
         f"{result.evidence.bits_per_dim:.3f} ± {result.evidence.stderr:.3f} bits/dim ({result.evidence.kind})"

@@ -20,7 +20,7 @@ import dgm_pyro.data as datasets
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import Evidence, evaluate, evaluating
 from dgm_pyro.experiments import runs
-from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, NOISY, SHUFFLED, Comparison
+from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, NOISY, SHUFFLED, ClassifierComparison
 from dgm_pyro.experiments.tour.stops import (
     STOPS,
     Stop,
@@ -37,7 +37,7 @@ from dgm_pyro.uses.representations import latents, probe
 
 
 @dataclass
-class Result:
+class StopResult:
     """The result of a stop: the trained program and its measurements."""
 
     stop: Stop
@@ -96,9 +96,9 @@ class Tour:
     seed: int
     device: torch.device
     stops: Sequence[Stop] = STOPS
-    results: list[Result] = field(default_factory=list)
+    results: list[StopResult] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    comparison: Comparison | None = None
+    comparison: ClassifierComparison | None = None
     complete: bool = False
     pixel_probe: float | None = None
     started: float = field(default_factory=time.perf_counter)
@@ -111,7 +111,7 @@ class Tour:
             NOISY: add_noise(self.test.x, ANOMALY_NOISE, self.levels, self.seed),
         }
 
-    def visit(self, stop: Stop) -> Result:
+    def visit(self, stop: Stop) -> StopResult:
         """Train a program, and measure everything that it supports."""
         with seeded(self.seed, torch.device("cpu")):
             program = stop.make(self.train)
@@ -121,7 +121,7 @@ class Tour:
             program.to(self.device).eval()
         else:
             history = fit(program, self.train, seed=self.seed, device=self.device, **options)
-        result = Result(stop, program, history)
+        result = StopResult(stop, program, history)
         record = runs.record_of(stop.name, "digits", history, seed=self.seed, **(options or {}))
         runs.write(self.out / "checkpoints" / stop.name, program, record)
 
@@ -156,11 +156,11 @@ class Tour:
         assert self.test.y is not None
         return probe(train, self.train.y, test, self.test.y)
 
-    def result(self, name: str) -> Result | None:
+    def result(self, name: str) -> StopResult | None:
         return next((result for result in self.results if result.stop.name == name), None)
 
     @property
-    def models(self) -> list[Result]:
+    def models(self) -> list[StopResult]:
         """Results of programs with a p(x), without the references, in the order of the tour."""
         return [result for result in self.results if result.evidence is not None and not result.stop.reference]
 

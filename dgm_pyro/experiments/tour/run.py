@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dgm_pyro.checks import find_device
 from dgm_pyro.experiments import report, runs
-from dgm_pyro.experiments.tour.comparison import compare
-from dgm_pyro.experiments.tour.page import line_of, page_of
+from dgm_pyro.experiments.tour.comparison import compare_classifiers
+from dgm_pyro.experiments.tour.page import page_of, result_line
 from dgm_pyro.experiments.tour.results import Tour
 from dgm_pyro.experiments.tour.stops import (
     STOPS,
@@ -61,13 +61,13 @@ def run(
                 print(f"        failed: {error}", flush=True)
                 continue
             tour.results.append(result)
-            print(f"        {line_of(result)}", flush=True)
+            print(f"        {result_line(result)}", flush=True)
             runs.write_json(tour.out / "metrics.json", tour.metrics())
         classifiers = {name: tour.result(f"{name}-classifier") for name in ("generative", "discriminative")}
         trained = {name: result.program for name, result in classifiers.items() if result is not None}
         if len(trained) == 2:
             print("classifiers under noise", flush=True)
-            tour.comparison = compare(trained, tour.test, seed)
+            tour.comparison = compare_classifiers(trained, tour.test, seed)
         tour.complete = not tour.failures
     finally:
         if tour.results:
