@@ -34,7 +34,8 @@ from dgm_pyro.registry import register
 from dgm_pyro.training import adversarial
 from dgm_pyro.training.adversarial import Adversarial, KernelScore
 from dgm_pyro.training.compilation import CompilationError, compile
-from dgm_pyro.training.fit import History, NonFiniteLossError, fit
+from dgm_pyro.training.fit import History, NonFiniteLossError, Training, fit
+from dgm_pyro.training.options import TrainingOptions
 from dgm_pyro.uses import anomaly, classification, corruptions, representations
 
 __version__ = version("dgm_pyro")
@@ -79,6 +80,8 @@ __all__ = [
     "Program",
     "Schedule",
     "SemiSupervised",
+    "Training",
+    "TrainingOptions",
     "Uniform",
     "WarmUp",
     "__version__",

@@ -267,7 +267,7 @@ def hierarchy(size: int, levels: int, name: int = 2) -> Program:
 
 
 def ladder(parts: Parts, q: Program, p_z: Program, p_x: Program) -> VAE:
-    """Every level sees x, and what the model says of it given the level above, from the top down."""
+    """A guide from the top down: every level sees x, and p(level | level above) of the model."""
     if not isinstance(p_z, VAE):
         raise ValueError(
             f"encoder 'ladder' is for a hierarchy, but the prior is {type(p_z).__name__}: use prior='vae' or 'vae3'"

@@ -90,7 +90,7 @@ class Objective(Protocol):
 
 
 def at_progress(objective: Any, progress: float) -> Any:
-    """The objective to use at this progress of training, in [0, 1], if it says that it changes."""
+    """The objective to use at this progress of training, in [0, 1], if it changes during training."""
     at = getattr(objective, "at", None)
     return objective if at is None else at(progress)
 
@@ -317,7 +317,7 @@ class RWS(VariationalBound):
 
     The model ascends the importance-weighted bound. The guide ascends sum_k w_k log q(z_k | x) / sum_k w_k, and so
     descends KL(p(z | x) || q(z | x)), the other way round than under an ELBO (wake-phi). With ``sleep``, it also learns
-    from x and z that the model dreams up (sleep-phi). No latent need be reparameterized: discrete ones serve as well.
+    from samples x and z of the model (sleep-phi). No latent need be reparameterized: discrete ones serve as well.
     Chains among the latents are unrolled.
 
     Args:
@@ -383,7 +383,7 @@ class Enumerate(VariationalBound):
 
 @dataclass(frozen=True)
 class SemiSupervised:
-    """For a `Labeled` program with a classifier, on data whose label is -1 where it is unknown.
+    """The semi-supervised objective of a `Labeled` program with a classifier; unknown labels are -1.
 
     A labeled datum contributes the bound on log p(x, y) and ``weight`` times log q(y | x); an unlabeled one the
     bound with y enumerated, sum_y q(y | x) [bound(x, y) - log q(y | x)].
@@ -556,9 +556,7 @@ def elbo(
 def _check_draws(count: Any, argument: str, leave_one_out: bool) -> None:
     check_count(count, argument)
     if leave_one_out and count == 1:
-        raise ValueError(
-            f"{argument} must be at least 2 with leave_one_out: a draw's baseline is the mean of the others"
-        )
+        raise ValueError(f"{argument} must be 2 or more with leave_one_out: the baseline is the mean of the others")
 
 
 def exact(program: Program, x: Tensor, given: Any = None) -> Bound:

@@ -7,9 +7,9 @@ The model runs backwards,
     p(x_{0:T}) = p(x_T) \Big[\prod_{t=2}^{T} p(x_{t-1} \mid x_t)\Big]\, p(x_0 \mid x_1), \qquad
     p(x_{t-1} \mid x_t) = \int q(x_{t-1} \mid x_t, x_0)\, N(x_0; \hat x_0, v)\, dx_0,
 
-where the network makes :math:`\hat x_0` of x_t, and v says how far off it may be. Without v (Ho et al. 2020 have v = 0)
-the steps back are too narrow, and the bound is loose unless they are very many (Bao et al. 2022, theorem 1). The bound
-on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
+where the network makes :math:`\hat x_0` of x_t, and v is the variance of its error. Without v (Ho et al. 2020 have v =
+0) the steps back are too narrow, and the bound is loose unless they are very many (Bao et al. 2022, theorem 1). The
+bound on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
 
 .. math::
     E_q\Big[\log p(x_0 \mid x_1) - KL(q(x_T \mid x_0) \| p(x_T))
@@ -85,7 +85,7 @@ class Schedule(nn.Module):
                 f"alpha_bar must fall at every step (a falling signal-to-noise ratio), not so at t={first}"
             )
         self.num_steps = len(bar)
-        # In double precision whatever the program's is: samplers reckon with these, one time at a time.
+        # In double precision, for any precision of the program: samplers reckon with these, one time at a time.
         levels = torch.stack([bar.sqrt(), (1 - bar).sqrt(), bar.log() - (1 - bar).log()], 1)
         self.times = [Time(t, *level) for t, level in enumerate(levels.tolist(), 1)]
         bar = torch.cat([bar.new_ones(1), bar])
@@ -406,7 +406,7 @@ class Denoising(Program):
         return ((denoised.x0 + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
 
     def _denoiser(self, given: Any, guidance: float = 0.0) -> Callable[[Tensor, Time], Denoised]:
-        """`denoise` as samplers ask for it."""
+        """`denoise` in the form that samplers call."""
 
         def denoise(x: Tensor, time: Time) -> Denoised:
             # One time for all: what depends on it alone is computed once, not for every draw.

@@ -4,7 +4,7 @@ Draw z from the prior and x from the likelihood: then z is a draw from p(z | x).
 of every :math:`z_i` among L draws of q is uniform on 0 .. L. A histogram of the ranks shows how q errs: a U says that q
 is too narrow, a hump that it is too wide, a slope that it is shifted.
 
-A latent has *collapsed* if q(z_i | x) is the prior, whatever x: its KL is zero and its mean does not move with x. It is
+A latent has *collapsed* if q(z_i | x) is the prior for every x: its KL is zero and its mean does not move with x. It is
 *active* if :math:`\mathrm{Var}_x\, E_q[z_i] > 0.01`.
 
 Sources: Talts et al. 2018 (arXiv 1804.06788); Burda et al. 2016 (arXiv 1509.00519, section 5.2) for active units.
