@@ -12,7 +12,7 @@ from pyro.infer.inspect import get_dependencies
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro.program import log_prob_sum, plates
+from dgm_pyro.program import batch_plates, log_prob_sum
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -114,7 +114,7 @@ def test_printing_changes_nothing(name, unrolled):
 def test_the_factors_are_the_whole_joint_and_its_latents(name, unrolled):
     case, program = CASES[name], built(name, unrolled)
     x, given = case.draw(program, 3)
-    with poutine.trace() as traced, plates((3,)):
+    with poutine.trace() as traced, batch_plates((3,)):
         program.joint(program.variable, x, given)
     found = formula_of(name, program)
     assert set(found.latents) == set(program.latents(program.variable))
@@ -136,7 +136,7 @@ def test_what_moves_a_density_is_a_parent(name, unrolled):
             poutine.block(),
             poutine.trace() as traced,
             poutine.condition(data=values),
-            plates((1,)),
+            batch_plates((1,)),
         ):
             program.joint(program.variable, x, given)
         traced.trace.compute_log_prob()
