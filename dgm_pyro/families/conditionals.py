@@ -86,15 +86,14 @@ class IndependentConditional(Conditional):
                 self.register_buffer("parameter", parameters.detach().clone())
 
     def _sized(self, make: Callable[[int], nn.Module]) -> nn.Module:
-        if not callable(make):
-            raise TypeError(
-                "network must be a torch.nn.Module, a function that makes one of a number of outputs, or None, got "
-                f"{type(make).__name__}"
-            )
         size = self.num_parameters * self.event_shape.numel()
-        network = make(size)
+        must = "network must be a torch.nn.Module, or a function that makes one of a number of outputs"
+        try:
+            network = make(size)
+        except TypeError as error:
+            raise TypeError(f"{must}, but network({size}) fails: {error}") from error
         if not isinstance(network, nn.Module):
-            raise TypeError(f"network({size}) must be a torch.nn.Module, got {type(network).__name__}")
+            raise TypeError(f"{must}, but network({size}) is of type {type(network).__name__}")
         replace_argument(self, make, network)
         return network
 
