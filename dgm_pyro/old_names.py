@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-CLASSES: dict[str, str] = {"Labeled": "Labeled"}
+CLASSES: dict[str, str] = {"Labelled": "Labeled"}
 """Of version 1 of the checkpoint format."""
 
 _GIVEN = {"context_shape": "given_shape"}
@@ -26,14 +26,14 @@ ARGUMENTS: dict[str, dict[str, str]] = {
 """Of the constructors in that version, by class."""
 
 PARTS: dict[str, str] = {
-    "centers": "centers",
+    "centres": "centers",
     "context": "embedding",
     "contexts": "embeddings",
     "schedule": "noise_schedule",
 }
 """Of modules and their weights in that version, as they stand in the paths of a state_dict."""
 
-OPTIONS: dict[str, str] = {"labeled": "labeled", "latent": "latent_size", "num": "num_data"}
+OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num": "num_data"}
 """Of a run and of a sweep."""
 
 
