@@ -9,6 +9,7 @@ from dgm_pyro.data import Data
 from dgm_pyro.diagnosis import Diagnosis, Finding, doctor
 from dgm_pyro.evaluation import Evidence, evaluate
 from dgm_pyro.experiments import plots
+from dgm_pyro.factors import formula
 from dgm_pyro.families import autoregressive, diffusion, flow, guides, implicit, priors
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.conditionals import (
@@ -34,7 +35,8 @@ from dgm_pyro.registry import register
 from dgm_pyro.training import adversarial
 from dgm_pyro.training.adversarial import Adversarial, KernelScore
 from dgm_pyro.training.compilation import CompilationError, compile
-from dgm_pyro.training.fit import History, NonFiniteLossError, fit
+from dgm_pyro.training.fit import History, NonFiniteLossError, Training, fit
+from dgm_pyro.training.options import TrainingOptions
 from dgm_pyro.uses import anomaly, classification, corruptions, representations
 
 __version__ = version("dgm_pyro")
@@ -79,6 +81,8 @@ __all__ = [
     "Program",
     "Schedule",
     "SemiSupervised",
+    "Training",
+    "TrainingOptions",
     "Uniform",
     "WarmUp",
     "__version__",
@@ -96,6 +100,7 @@ __all__ = [
     "evaluate",
     "fit",
     "flow",
+    "formula",
     "guides",
     "implicit",
     "infer",

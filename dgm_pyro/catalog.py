@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -267,7 +267,7 @@ def hierarchy(size: int, levels: int, name: int = 2) -> Program:
 
 
 def ladder(parts: Parts, q: Program, p_z: Program, p_x: Program) -> VAE:
-    """Every level sees x, and what the model says of it given the level above, from the top down."""
+    """A guide from the top down: every level sees x, and p(level | level above) of the model."""
     if not isinstance(p_z, VAE):
         raise ValueError(
             f"encoder 'ladder' is for a hierarchy, but the prior is {type(p_z).__name__}: use prior='vae' or 'vae3'"
@@ -464,19 +464,61 @@ MODELS: Catalog = {
 }
 
 
-def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Program:
+@overload
+def build(
+    name: Literal["vae", "vq-vae"],
+    data: Data,
+    *,
+    labeled: Literal[False] = False,
+    prior: Program | str | None = None,
+    encoder: Program | str | None = None,
+    likelihood: Program | str | None = None,
+    latent_size: int | None = None,
+    hidden: Sequence[int] | None = None,
+) -> VAE: ...
+
+
+@overload
+def build(
+    name: str,
+    data: Data,
+    *,
+    labeled: bool = False,
+    prior: Program | str | None = None,
+    encoder: Program | str | None = None,
+    likelihood: Program | str | None = None,
+    latent_size: int | None = None,
+    hidden: Sequence[int] | None = None,
+) -> Program: ...
+
+
+def build(
+    name: str,
+    data: Data,
+    *,
+    labeled: bool = False,
+    prior: Program | str | None = None,
+    encoder: Program | str | None = None,
+    likelihood: Program | str | None = None,
+    latent_size: int | None = None,
+    hidden: Sequence[int] | None = None,
+) -> Program:
     """A program by name, sized for ``data``.
+
+    The parts are those of "vae" and "vq-vae"; None leaves the model's own.
 
     Args:
         name: a key of `MODELS`.
         data: what it will be trained on; gives shape, levels and number of classes.
         labeled: build the generative classifier p(y) p(x | y) over the named family instead.
-        swaps: for "vae" and "vq-vae": ``prior``, ``encoder``, ``likelihood`` (names or programs), ``latent_size`` (how
-            many features or codes z has, or how many classes), ``hidden`` (widths of the encoder's and the
-            likelihood's hidden layers).
+        prior: p(z), a program or a key of `PRIORS`.
+        encoder: q(z | x), a program or a key of `ENCODERS`.
+        likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
+        latent_size: number of features of z; of one-hot z, number of codes or classes.
+        hidden: widths of the hidden layers of encoder and likelihood.
 
     Raises:
-        ValueError, TypeError: an unknown name, or a swap that the model does not take.
+        ValueError, TypeError: an unknown name, or a part that the model does not have.
 
     >>> import dgm_pyro as dgm
     >>> dgm.build("vae", dgm.data.load("digits"), prior="vae").latents("x")
@@ -485,12 +527,16 @@ def build(name: str, data: Data, *, labeled: bool = False, **swaps: Any) -> Prog
     check_choice(name, MODELS, "model")
     if not isinstance(data, Data):
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
+    parts = {
+        "prior": prior,
+        "encoder": encoder,
+        "likelihood": likelihood,
+        "latent_size": latent_size,
+        "hidden": hidden,
+    }
+    swaps = {part: choice for part, choice in parts.items() if choice is not None}
     if name not in ("vae", "vq-vae") and swaps:
         raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
-    known = ("prior", "encoder", "likelihood", "latent_size", "hidden")
-    unknown = sorted(set(swaps) - set(known))
-    if unknown:
-        raise ValueError(f"unknown swap {', '.join(unknown)}: {name!r} takes {', '.join(known)}")
     classes = data.num_classes
     if classes is None and (labeled or name == "classifier"):
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")

@@ -36,6 +36,13 @@ def as_shape(shape: Any, argument: str = "event_shape") -> torch.Size:
     return torch.Size(sizes)
 
 
+def as_given_shape(shape: Any) -> Shape:
+    """The shape of one ``given`` as a torch.Size; a tuple of them where ``given`` is a tuple."""
+    if isinstance(shape, Sequence) and any(isinstance(part, Sequence) and not isinstance(part, str) for part in shape):
+        return tuple(as_given_shape(part) for part in shape)
+    return as_shape(shape, "given_shape")
+
+
 def check_sizes(**sizes: int | Sequence[int]) -> None:
     """Raise unless each argument is a positive integer, or a sequence of at least one."""
     for argument, value in sizes.items():
@@ -58,13 +65,14 @@ def check_count(count: Any, argument: str, at_least: int = 1) -> int:
 
 def check_number(
     value: Any, argument: str, *, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf
-) -> None:
+) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not (value >= at_least and above < value <= at_most):
         low = f" above {above}" if above > -math.inf else f" of at least {at_least}" if at_least > -math.inf else ""
         high = f" and at most {at_most}" if at_most < math.inf else ""
         kind = "number" if low or high else "finite number"
         raise ValueError(f"{argument} must be a {kind}{low}{high}, got {value!r}")
+    return value
 
 
 def check_seed(seed: Any) -> int:

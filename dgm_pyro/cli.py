@@ -5,14 +5,20 @@ Whatever is wrong with the input ends in one line on stderr and a non-zero exit;
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import glob
+import inspect
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from dgm_pyro.training.options import TrainingOptions, option_types
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +40,8 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
-Compile = Annotated[
-    bool | None,
-    typer.Option("--compile/--no-compile", help="Compile the steps; default: in trainings long enough to gain by it."),
-]
-Precision = Annotated[str, typer.Option(help="float32, or bf16: the networks under autocast.")]
+Command = Callable[..., None]
+
 Device = Annotated[str, typer.Option(help="Device: auto (CUDA if available), cpu, cuda or cuda:N.")]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Seed; the same seed on the same machine gives the same result.")
@@ -90,6 +93,8 @@ Inputs = Annotated[
     str,
     typer.Argument(metavar="DATA", help="Data to look at: a .npy file, or a data set.", autocompletion=_data_sets),
 ]
+NumData = Annotated[int | None, typer.Option(help="Use only this many training data.")]
+LatentSize = Annotated[int | None, typer.Option(help="Number of latents of a vae.")]
 
 
 @app.callback(invoke_without_command=True, epilog="Example: dgm tour --quick")
@@ -141,36 +146,67 @@ def tour(
         raise typer.Exit(1)
 
 
+def _training_options(*without: str) -> Callable[[Command], Command]:
+    """Give a command one option for each field of `TrainingOptions`, in the place of its argument ``options``.
+
+    Args:
+        without: fields that keep their default.
+    """
+    parameters = [_parameter_of(field) for field in dataclasses.fields(TrainingOptions) if field.name not in without]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            options = TrainingOptions(**{parameter.name: given.pop(parameter.name) for parameter in parameters})
+            command(**given, options=options)
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameters if each.name == "options" else [each] for each in signature.parameters.values()]
+        called.__signature__ = signature.replace(parameters=[*itertools.chain(*own)])  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
+    """The option of the command line that sets a field of `TrainingOptions`."""
+    (kind, meaning), default = option_types()[field.name], field.default
+    annotation: Any = Annotated[kind, typer.Option(help=meaning)]
+    if field.name in ("seed", "device"):  # as for the other commands
+        annotation = {"seed": Seed, "device": Device}[field.name]
+    elif field.name == "validation":
+        told = typer.Option(help=f"{meaning} 0 for none.", callback=lambda share: share or None)
+        annotation = Annotated[float, told]
+    elif field.name == "compile":
+        told = typer.Option(
+            "--compile/--no-compile", help=meaning, callback=lambda choice: "auto" if choice is None else choice
+        )
+        annotation, default = Annotated[bool | None, told], None
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
 @app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
+@_training_options()
 def train(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as vae or pixelcnn: see dgm list.")],
     data: Annotated[str, typer.Option(help="A data set: see dgm list.")] = "digits",
     data_dir: DataDir = None,
-    num_data: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
+    num_data: NumData = None,
     prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
-    latent_size: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
+    latent_size: LatentSize = None,
     labeled: Annotated[bool, typer.Option("--labeled", help="Build the generative classifier over MODEL.")] = False,
     objective: Annotated[str | None, typer.Option(help="What to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
         int | None, typer.Option(help="Keep only this many labels; for --labeled --objective semi-supervised:50.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0,
     mutate: Annotated[
         float | None,
         typer.Option(help="Replace each feature by noise with this probability: a background for dgm anomaly."),
     ] = None,
-    ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights, such as 0.99.")] = None,
-    validation: Annotated[float, typer.Option(help="Share of the data held out for validation; 0 for none.")] = 0.1,
-    early_stopping: Annotated[int | None, typer.Option(help="Stop after this many epochs without gain.")] = None,
-    compile: Compile = None,
-    precision: Precision = "float32",
-    seed: Seed = 0,
-    device: Device = "auto",
+    *,
+    options: TrainingOptions,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/MODEL-DATA.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
 ) -> None:
@@ -181,7 +217,7 @@ def train(
     from dgm_pyro.experiments import runs
     from dgm_pyro.training import distributed
 
-    processes = distributed.join(device)
+    processes = distributed.join(options.device)
     given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
     swaps = {name: choice for name, choice in given.items() if choice is not None}
     name = f"{model}-{data}"
@@ -191,23 +227,13 @@ def train(
         model,
         data,
         swaps,
+        options,
         labeled=labeled,
         data_dir=data_dir,
         num_data=num_data,
         objective=objective,
         num_labels=num_labels,
         mutate=mutate,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        seed=seed,
-        device=device,
-        validation=validation,
-        early_stopping=early_stopping,
-        ema=ema,
-        compile="auto" if compile is None else compile,
-        precision=precision,
         force=force,
     )
     if processes.writes:
@@ -473,6 +499,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 @app.command(
     epilog="Example: dgm sweep vae --data digits-binary --prior normal,vamp,flow --encoder meanfield,iaf --seeds 3"
 )
+@_training_options("seed")
 def sweep(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as vae: see dgm list.")] = "vae",
     data: Annotated[str, typer.Option(help="A data set: see dgm list.")] = "digits-binary",
@@ -481,16 +508,12 @@ def sweep(
     likelihood: Names = None,
     objective: Names = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 1,
-    num_data: Annotated[int | None, typer.Option(help="Use only this many training data.")] = None,
-    latent_size: Annotated[int | None, typer.Option(help="Number of latents of a vae.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Data per step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    num_data: NumData = None,
+    latent_size: LatentSize = None,
     num_particles: Annotated[int, typer.Option(help="K of the IWAE bound that the table is sorted by.")] = 1000,
-    compile: Compile = None,
-    precision: Precision = "float32",
     jobs: Annotated[int, typer.Option(help="How many processes; they take the GPUs in turn, or share the cores.")] = 1,
-    device: Device = "auto",
+    *,
+    options: TrainingOptions,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="The sweep's folder; default: sweeps/MODEL-DATA.")] = None,
     as_json: Json = False,
@@ -503,25 +526,10 @@ def sweep(
     from dgm_pyro.experiments.sweep import Options
     from dgm_pyro.experiments.sweep import sweep as run_sweep
 
-    compiling = "auto" if compile is None else compile
-    options = Options(
-        model,
-        data,
-        data_dir,
-        num_data,
-        latent_size,
-        epochs,
-        batch_size,
-        lr,
-        num_particles,
-        device,
-        compiling,
-        precision,
-    )
     folder = out or Path("sweeps") / f"{model}-{data}"
     result = run_sweep(
         folder,
-        options,
+        Options(model, data, data_dir, num_data, latent_size, num_particles, options),
         prior=_names(prior),
         encoder=_names(encoder),
         likelihood=_names(likelihood),

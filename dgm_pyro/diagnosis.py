@@ -834,7 +834,7 @@ def finite(visit: Visit) -> Iterator[Finding]:
 
 
 def parameters(visit: Visit) -> Iterator[Finding]:
-    """Parameters that the loss does not reach, and tensors it reaches that nobody would train."""
+    """Parameters that the loss does not reach, and tensors that it reaches but nothing trains."""
     if any(site.trouble is not None for _, site in visit.sites):
         return
     doubled = _collisions(visit)
@@ -886,7 +886,7 @@ def _collisions(visit: Visit) -> list[str]:
 
 
 def store(visit: Visit) -> Iterator[Finding]:
-    """Names of the param store that belong to somebody else."""
+    """Names of the param store that belong to another module."""
     modules: dict[str, tuple[bool, list[str]]] = {}
     for name in _collisions(visit):
         twice = sum(isinstance(tensor, nn.Parameter) for tensor in visit.params[name]) > 1

@@ -270,7 +270,7 @@ def _bound(
 def _sum_over_labels(
     program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
-    """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not asked.
+    """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not used.
 
     Where all labels of the training data were known, nothing has trained it. With particles the weights of every class
     are unbiased, and so is their sum. Without, q(y) is Bayes' rule on the ELBOs of the classes, and the bound

@@ -9,9 +9,9 @@ Inside `per_datum` a draw is a hash of counters (Salmon et al. 2011) instead,
 .. math::
     u = h(\text{seed}, \text{bytes of } x, \text{number of the draw}, \text{particle}, \text{element}),
 
-the same alone as in any batch, on every device, and whatever chunks the particles come in. Equal data get equal noise.
-Two kinds of draws are made so: those of the sites of a program, and those inside `drawing`. What has no data dimension
-is drawn from the seed alone.
+the same alone as in any batch, on every device, and for any chunks of the particles. Equal data get equal noise.
+Two kinds of draws are made so: those of the sites of a program, and those inside `drawing`. Draws without a data
+dimension depend on the seed alone.
 
 Source: Salmon et al. 2011 (Parallel random numbers: as easy as 1, 2, 3); the mixing function is that of Steele, Lea and
 Flood 2014 (SplitMix).

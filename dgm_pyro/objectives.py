@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
 from dgm_pyro.checks import check_count, check_number, check_type
+from dgm_pyro.factors import is_cost
 from dgm_pyro.program import (
     Program,
     batch_plates,
@@ -82,6 +83,9 @@ class Objective(Protocol):
     One with a second player, as `adversarial.Adversarial`, has ``prepare(program)``, called once, and
     ``update(program, x, given, lr)``, called before each step; and one whose own value is no measure of quality has an
     attribute ``validation``, the objective to validate with.
+
+    One that changes in training by more than its progress has ``state_dict()`` and ``load_state_dict(state)``, with
+    which a `Training` that was stored continues.
     """
 
     def __call__(
@@ -90,7 +94,7 @@ class Objective(Protocol):
 
 
 def at_progress(objective: Any, progress: float) -> Any:
-    """The objective to use at this progress of training, in [0, 1], if it says that it changes."""
+    """The objective to use at this progress of training, in [0, 1], if it changes during training."""
     at = getattr(objective, "at", None)
     return objective if at is None else at(progress)
 
@@ -113,6 +117,11 @@ class VariationalBound:
 
     Subclasses give `bound`.
     """
+
+    formula: ClassVar[str]
+
+    def _repr_latex_(self) -> str:
+        return f"$${self.formula}$$"
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
@@ -142,6 +151,7 @@ class ELBO(VariationalBound):
     al. 2017 (beta); Bowman et al. 2016 (arXiv 1511.06349, warm-up); Kool et al. 2019 (leave-one-out).
     """
 
+    formula: ClassVar[str] = r"E_{q(z \mid x)} [\log p(x, z) - \log q(z \mid x)]"
     num_samples: int = 1
     _: KW_ONLY
     analytic_kl: bool = True
@@ -182,6 +192,7 @@ class FreeBits(VariationalBound):
     Source: Kingma et al. 2016 (arXiv 1606.04934), equation 15.
     """
 
+    formula: ClassVar[str] = r"E_{q(z \mid x)} [\log p(x \mid z)] - \max(\lambda, KL(q(z \mid x) \,\|\, p(z)))"
     nats: float = 2.0
     per_feature: bool = False
 
@@ -227,6 +238,7 @@ class STL(VariationalBound):
     Source: Roeder, Wu and Duvenaud 2017 (arXiv 1703.09194), algorithm 1.
     """
 
+    formula: ClassVar[str] = r"E_{q_\phi(z \mid x)} [\log p(x, z) - \log q_{\mathrm{sg}(\phi)}(z \mid x)]"
     num_samples: int = 1
 
     def __post_init__(self) -> None:
@@ -254,6 +266,7 @@ class IWAE(VariationalBound):
     Source: Burda et al. 2016 (arXiv 1509.00519); Mnih and Rezende 2016 (arXiv 1602.06725), section 2.5.
     """
 
+    formula: ClassVar[str] = r"E [\log \frac{1}{K} \sum_k p(x, z_k) / q(z_k \mid x)]"
     num_particles: int = 8
     _: KW_ONLY
     leave_one_out: bool = False
@@ -288,6 +301,7 @@ class DReG(VariationalBound):
     Source: Tucker et al. 2019 (arXiv 1810.04152), equation 8.
     """
 
+    formula: ClassVar[str] = r"E [\log \frac{1}{K} \sum_k p(x, z_k) / q_{\mathrm{sg}(\phi)}(z_k \mid x)]"
     num_particles: int = 8
     eager_only: ClassVar[str] = "weights gradients by a hook on the way back"
 
@@ -317,7 +331,7 @@ class RWS(VariationalBound):
 
     The model ascends the importance-weighted bound. The guide ascends sum_k w_k log q(z_k | x) / sum_k w_k, and so
     descends KL(p(z | x) || q(z | x)), the other way round than under an ELBO (wake-phi). With ``sleep``, it also learns
-    from x and z that the model dreams up (sleep-phi). No latent need be reparameterized: discrete ones serve as well.
+    from samples x and z of the model (sleep-phi). No latent need be reparameterized: discrete ones serve as well.
     Chains among the latents are unrolled.
 
     Args:
@@ -327,6 +341,10 @@ class RWS(VariationalBound):
     Source: Bornschein and Bengio 2015 (arXiv 1406.2751), algorithm 1; Le et al. 2019 (arXiv 1805.10469).
     """
 
+    formula: ClassVar[str] = (
+        r"E [\sum_k \mathrm{sg}(\bar w_k) (\log p(x, z_k) + \log q(z_k \mid x))], "
+        r"\bar w_k \propto p(x, z_k) / q(z_k \mid x)"
+    )
     num_particles: int = 8
     sleep: float = 0.0
 
@@ -363,6 +381,7 @@ class Enumerate(VariationalBound):
             or on that times B if it reads x too.
     """
 
+    formula: ClassVar[str] = r"\sum_z q(z \mid x) [\log p(x, z) - \log q(z \mid x)]"
     max_outcomes: int = 1024
 
     def __post_init__(self) -> None:
@@ -383,7 +402,7 @@ class Enumerate(VariationalBound):
 
 @dataclass(frozen=True)
 class SemiSupervised:
-    """For a `Labeled` program with a classifier, on data whose label is -1 where it is unknown.
+    """The semi-supervised objective of a `Labeled` program with a classifier; unknown labels are -1.
 
     A labeled datum contributes the bound on log p(x, y) and ``weight`` times log q(y | x); an unlabeled one the
     bound with y enumerated, sum_y q(y | x) [bound(x, y) - log q(y | x)].
@@ -616,11 +635,6 @@ def _ordered(name: str, model: poutine.Trace, guide: poutine.Trace) -> bool:
     """
     before_p, before_q = latent_sites(model), latent_sites(guide)
     return set(before_p[: before_p.index(name)]) <= set(before_q[: before_q.index(name)])
-
-
-def is_cost(site: str) -> bool:
-    """Whether an observed site states a divergence, by the naming convention of factors."""
-    return site.endswith("_kl")
 
 
 def site_log_prob(site: Any) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 CLASSES: dict[str, str] = {"Labelled": "Labeled"}
-"""Of version 1 of the checkpoint format."""
+"""Classes in version 1 of the checkpoint format, by their old names."""
 
 _GIVEN = {"context_shape": "given_shape"}
 
@@ -23,7 +23,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "TopDown": {"latent": "latent_name"},
     "VAE": {"latent": "latent_name"},
 }
-"""Of the constructors in that version, by class."""
+"""Arguments of the constructors in that version, by class."""
 
 PARTS: dict[str, str] = {
     "centres": "centers",
@@ -31,10 +31,10 @@ PARTS: dict[str, str] = {
     "contexts": "embeddings",
     "schedule": "noise_schedule",
 }
-"""Of modules and their weights in that version, as they stand in the paths of a state_dict."""
+"""Modules and weights in that version, as parts of the paths of a state_dict."""
 
 OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num": "num_data"}
-"""Of a run and of a sweep."""
+"""Options of a run and of a sweep."""
 
 
 def upgraded(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

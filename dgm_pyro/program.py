@@ -28,7 +28,7 @@ import reprlib
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import pyro
 import torch
@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 from torch.utils.weak import WeakTensorKeyDictionary
 
+import dgm_pyro.factors as factors
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor, check_type
 from dgm_pyro.networks.mlp import apply_network, eval_mode
@@ -49,8 +50,11 @@ from dgm_pyro.networks.mlp import apply_network, eval_mode
 ROWS = 256
 
 
+_Factors = tuple[factors.Factor, ...]
+
+
 class IntractableError(RuntimeError):
-    """A density was asked of a program whose density is an integral without a closed form."""
+    """The density of a program was requested, but it is an integral without a closed form."""
 
 
 # -- one thread at a time ----------------------------------------------------------------------------------------------
@@ -70,7 +74,7 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _driven() -> Iterator[None]:
-    """As `alone`, for statements inside handlers of Pyro's, which handle another thread's too: so none waits."""
+    """Like `alone`, for statements inside Pyro's handlers, which see other threads too: it raises and never waits."""
     global _driver
     if not _lock.acquire(blocking=False):
         _refuse_threads()
@@ -97,7 +101,7 @@ def _refuse_threads() -> None:
 
 @contextlib.contextmanager
 def differentiating(what: str) -> Iterator[None]:
-    """Gradients switched on, whatever the caller has switched off.
+    """Gradients enabled, also where the caller has disabled them.
 
     Raises:
         RuntimeError: under `torch.inference_mode`, whose tensors no gradient can reach.
@@ -121,6 +125,9 @@ def unchecked() -> Iterator[None]:
 # -- programs ----------------------------------------------------------------------------------------------------------
 
 
+P = TypeVar("P", bound="Program")
+
+
 class Program(nn.Module):
     """A deep generative model as Pyro statements.
 
@@ -133,7 +140,7 @@ class Program(nn.Module):
         conditional: whether `joint` takes a ``given``.
         levels: x takes the integers 0 .. levels - 1; None where it takes reals, or discrete values such as counts.
         num_classes: how many integer labels ``given`` may take; None where it is no label.
-        tractable: whether p(x) has a closed form, so that `log_prob` is exact.
+        tractable: whether p(x) has a closed form: then `log_prob` is exact.
         variable: the name under which `model` and `guide` state the data.
     """
 
@@ -149,12 +156,12 @@ class Program(nn.Module):
         """State p(name, latents | given), observing ``value`` if there is one.
 
         Returns:
-            ``value``, or the sample that stands for it, ``(B, *event_shape)``.
+            ``value``, or a sample in its place, ``(B, *event_shape)``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define joint(name, value=None, given=None)")
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        """State q(latents | value, given). The default says that there are no latents."""
+        """State q(latents | value, given). The default has no latents."""
 
     def latents(self, name: str) -> tuple[str, ...] | None:
         """Names of the latent sites of ``joint(name)``; None if the program does not declare them."""
@@ -168,8 +175,25 @@ class Program(nn.Module):
         """`unroll` for the chains among the latents alone: what has an exact density stays in one piece."""
         return self if self.tractable else self.unroll()
 
+    def replaced(self: P, **parts: Program | None) -> P:
+        """A twin with other parts, such as ``vae.replaced(encoder=other)``: it shares the rest, and this one stays.
+
+        Raises:
+            ValueError: there is no part of that name.
+        """
+        # From the dictionary, not by attribute: a tracer puts stand-ins there that a twin cannot share.
+        modules = self.__dict__["_modules"]
+        for name in parts:
+            if name not in modules:
+                raise ValueError(f"{type(self).__name__} has no part {name!r}: it has {', '.join(modules)}")
+        twin = copy.copy(self)
+        twin.__dict__["_modules"] = modules | parts
+        if "_arguments" in self.__dict__:  # by which a checkpoint rebuilds it
+            twin.__dict__["_arguments"] = self.__dict__["_arguments"] | parts
+        return twin
+
     def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """How a datum x with label y enters the statements: (value, given, further observed sites)."""
+        """The form in which a datum x with label y enters the statements: (value, given, further observed sites)."""
         return x, (y if self.conditional else None), {}
 
     @property
@@ -391,6 +415,65 @@ class Program(nn.Module):
         self.check_given(given, len(z))
         return site
 
+    def formula(self, given: Any = None) -> factors.Formula:
+        """The joint and the guide as products of factors, read off the statements: what `print` shows.
+
+        Args:
+            given: one row, ``(1, *given_shape)``, where the program leaves its shape open. Without it, every site is
+                said to read all before it.
+        """
+        size = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        given = example_given(self) if given is None else given
+        if self.conditional and given is None:
+            found: tuple[_Factors, _Factors | None] = self._declared_factors()
+        else:
+            with eval_mode(self), alone(), pyro.plate("data", 1, dim=-1):
+                found = self._stated_factors(self._marked(given))
+        return factors.Formula(type(self).__name__, *found, size)
+
+    def _stated_factors(self, given: Any) -> tuple[_Factors, _Factors | None]:
+        name = self.variable
+        latents = self.latents(name)
+        joint, _, values = factors.factors_of(self.joint, name, given=given, latents=latents)
+        if latents is None:  # all but the data, then
+            latents = tuple(factor.site for factor in joint if factor.site != name)
+            joint, _, values = factors.factors_of(self.joint, name, given=given, latents=latents)
+        x = factors.marked(name, values[name])
+        try:
+            posterior, _, _ = factors.factors_of(self.posterior, name, x, given, latents=latents)
+        except (IntractableError, NotImplementedError, ValueError):  # it says that it has no guide
+            posterior = None
+        return joint, posterior
+
+    def _declared_factors(self) -> tuple[_Factors, _Factors]:
+        """By the chain rule, all that is known without the shape of ``given``."""
+        before, latents = [self._given_names()[0]], self.latents(self.variable) or ()
+        joint, posterior = [], []
+        for i, site in enumerate(latents):
+            joint.append(factors.Factor(site, (*latents[:i], *before), None, None, "latent"))
+            posterior.append(factors.Factor(site, (*latents[:i], self.variable, *before), None, None, "latent"))
+        joint.append(factors.Factor(self.variable, (*latents, *before), self.event_shape, None, "data"))
+        return tuple(joint), tuple(posterior)
+
+    def _marked(self, given: Any) -> Any:
+        """``given`` with the names of its parts."""
+        names = iter(self._given_names(len(parts_of(given))))
+        return map_given(lambda part: factors.marked(next(names), part), given)
+
+    def _given_names(self, parts: int = 1) -> list[str]:
+        """y for a label, x for what a classifier reads, c for any other context."""
+        if self.variable != "x":
+            return ["x"]
+        shapes: Any = self.given_shape if is_pair(self.given_shape) else (self.given_shape,) * parts
+        labels = [self.num_classes is not None and shape == () for shape in shapes]
+        return ["y" if label else "c" if sum(labels) >= parts - 1 else f"c{i}" for i, label in enumerate(labels, 1)]
+
+    def __str__(self) -> str:
+        return str(self.formula())
+
+    def _repr_latex_(self) -> str:
+        return self.formula()._repr_latex_()
+
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():
             if "unconstrained" in vars(parameter):
@@ -413,7 +496,7 @@ class Program(nn.Module):
             return
         if torch._C._functorch.is_batchedtensor(x):
             raise RuntimeError(
-                "x is mapped by torch.func.vmap, under which no number can be looked at: map program.exact_log_prob, "
+                "x is mapped by torch.func.vmap, under which values cannot be read: map program.exact_log_prob, "
                 "or give log_weights all data at once, (B, *event_shape), and num_particles: it has these dimensions"
             )
         counts = not x.is_floating_point() and self.measure_given(given) == "mass"
@@ -564,7 +647,7 @@ def store_name(program: Program) -> str:
 
 
 def register_parameters(program: Program) -> None:
-    """What `pyro.module` does, less its warning about frozen parameters and its two ways to train a stale copy.
+    """Like `pyro.module`, without its warning about frozen parameters and its two ways to train a stale copy.
 
     Values that the user has brought to the store, by its ``load`` or under the program's names, are taken over.
 
@@ -622,7 +705,7 @@ def _require_no_misfits(program: Program, stored: dict[str, Tensor]) -> None:
 
 
 class _Reference(weakref.ref):  # type: ignore[type-arg]
-    """What Pyro leaves on a parameter so that SVI finds it, except that it can be pickled: as None."""
+    """Like what Pyro leaves on a parameter for SVI to find, but it can be pickled: as None."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -871,7 +954,7 @@ def require_subset(guide_names: Sequence[str], model_names: Sequence[str]) -> No
 
 
 def require_distinct(names: Sequence[str], owner: str) -> None:
-    """Raise if one name stands for two latents of ``owner``."""
+    """Raise if two latents of ``owner`` have one name."""
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ValueError(
@@ -980,11 +1063,11 @@ def call_network(network: nn.Module, given: Any, shape: Shape | None) -> tuple[t
 
 
 def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:
-    """Tell ``child`` what it will be given, or raise if it was built for something else.
+    """Set the given_shape of ``child``, or raise if it was built for another one.
 
     Args:
-        role: what the child is to its owner, for the message ("likelihood").
-        source: where the given comes from, for the message ("prior's event_shape").
+        role: the child's role, for the message ("likelihood").
+        source: the source of the given, for the message ("prior's event_shape").
     """
     if not child.conditional:
         raise ValueError(
@@ -1080,7 +1163,7 @@ def support_of(distribution: Any) -> constraints.Constraint | None:
 
 
 def unwrapped(constraint: Any) -> constraints.Constraint:
-    """That of single features, of a constraint on events of them."""
+    """The constraint on a single feature, from a constraint on events of features."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     inner: constraints.Constraint = constraint
@@ -1088,7 +1171,7 @@ def unwrapped(constraint: Any) -> constraints.Constraint:
 
 
 def bounded_by_numbers(constraint: constraints.Constraint) -> bool:
-    """Whether no bound of a constraint is a tensor, so that it holds whatever the parameters are."""
+    """Whether no bound of a constraint is a tensor: then it holds for any parameters."""
     parts: Iterable[Any] = vars(constraint).values()
     parts = itertools.chain.from_iterable(part if isinstance(part, list) else [part] for part in parts)
     return all(
@@ -1124,7 +1207,7 @@ def _quoted(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state of its own on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
+    """A separate random state on the CPU and on ``device``: seeded inside, the caller's untouched outside."""
     check_seed(seed)
     on_cuda = device.type == "cuda"
     with alone(), torch.random.fork_rng(devices=[device] if on_cuda else []):

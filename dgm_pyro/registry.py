@@ -74,3 +74,9 @@ def arguments_of(module: torch.nn.Module) -> dict[str, Any]:
             "so that a checkpoint can name it"
         )
     return dict(module.__dict__["_arguments"])
+
+
+def replace_argument(module: torch.nn.Module, given: Any, made: Any) -> None:
+    """Remember ``made`` in place of the constructor argument ``given``, a function that no checkpoint can store."""
+    arguments = module.__dict__.get("_arguments", {})
+    arguments.update({name: made for name, value in arguments.items() if value is given})

@@ -27,7 +27,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"families": "the programs", "objectives": "ELBO, IWAE, ...", "data": "data sets"},
     {"program": "joint, posterior"},
     {"networks": "tensors to tensors", "noise": "noise of a datum"},
-    {"registry": "classes by name", "old_names": "of older files"},
+    {"registry": "classes by name", "old_names": "of older files", "factors": "what a program prints"},
     {"checks": "what arguments must be", "results": "tables and what holds them"},
 )
 

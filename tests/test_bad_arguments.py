@@ -166,8 +166,22 @@ def stored():
     return folder
 
 
+def training():
+    return dgm.Training(dgm.Normal(2, learned=True), X, options=dgm.TrainingOptions(validation=None))
+
+
+def game():
+    (objective := dgm.Adversarial()).prepare(implicit())
+    return objective
+
+
+def fast():
+    return sweep.Options("vae", "moons", num_data=8, num_particles=2, training=dgm.TrainingOptions(epochs=1))
+
+
 def run():
-    runs.train(folder := fresh(), "pixels", "moons", {}, num_data=8, epochs=1, validation=None, progress=False)
+    options = dgm.TrainingOptions(epochs=1, validation=None)
+    runs.train(folder := fresh(), "pixels", "moons", {}, options, num_data=8, progress=False)
     return folder
 
 
@@ -321,7 +335,11 @@ CALLS = {
     "objectives.rloo": Call(dict(num_samples=2)),
     "objectives.vimco": Call(dict(num_particles=2)),
     # running
-    "build": Call(dict(name="vae", data=data, hidden=(4,)), {"data": [None, "x", X]}),
+    "build": Call(
+        dict(name="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
+        {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
+         "latent_size": [0, 1.5, "x"]},
+    ),
     "compile": Call(dict(program=vae), free=["objective"]),
     "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),
     "fit": Call(
@@ -330,6 +348,18 @@ CALLS = {
              compile=False, precision="float32"),
         {"lr_schedule": NAME, "validation": [1.5, "x", 3], "ema": [0, 1, "x"], "compile": ["x", 3, None],
          "augment": ["x", 3]},
+    ),
+    "Training": Call(
+        dict(program=lambda: dgm.Normal(2, learned=True), data=X, objective="elbo", validation=X),
+        {"options": ["x", 3], "validation": ["x", 3, 0.5], "augment": ["x", 3]},
+    ),
+    "Training.load_state_dict": Call(dict(state=lambda: training().state_dict()), {"state": THING}, of=training),
+    "Adversarial.load_state_dict": Call(dict(state=lambda: game().state_dict()), {"state": THING}, of=game),
+    "TrainingOptions": Call(
+        dict(epochs=1, batch_size=2, lr=0.1, weight_decay=0.0, lr_schedule="cosine", seed=0, device="cpu",
+             validation=0.5, early_stopping=1, ema=0.5, compile=False, precision="float32"),
+        {"lr_schedule": NAME, "validation": FRACTION, "ema": [0, 1, "x"], "compile": ["x", 3, None],
+         "device": [3, None]},  # whether there is one is asked when it is used
     ),
     "Evidence.minus": Call(dict(other=evidence), {"other": THING}, of=evidence),
     "load": Call(dict(path=stored, device="cpu"), {"path": PATH}),
@@ -561,18 +591,17 @@ CALLS = {
     "runs.inputs": Call(dict(source="moons", program=vae), {"source": NAME}),
     "runs.reserve": Call(dict(folder=fresh)),
     "runs.train": Call(
-        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, num_data=8, objective="elbo", seed=0,
-             validation=0.5, epochs=1, progress=False),
-        {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "num_labels": [0, "x"], "mutate": [1.5, "x"],
-         "validation": [1.5, "x"]},
+        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
+             num_data=8, objective="elbo", progress=False),
+        {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
+         "mutate": [1.5, "x"]},
     ),
     "sweep.compare": Call(
         dict(folders=lambda: [run(), run()], split="test", num_particles=1, device="cpu", seed=0),
         {"folders": [None, 3, [3, 4]]},
     ),
     "sweep.sweep": Call(
-        dict(out=fresh, options=lambda: sweep.Options("vae", "moons", num_data=8, epochs=1, num_particles=2),
-             prior=("normal",), objective=("elbo",), seeds=1, jobs=1, progress=False),
+        dict(out=fresh, options=fast, prior=("normal",), objective=("elbo",), seeds=1, jobs=1, progress=False),
         {"options": ["x", 3], "prior": [3, ("no",)], "encoder": [3, ("no",)], "likelihood": [3, ("no",)],
          "objective": [3, ("no",)]},
     ),
@@ -604,13 +633,13 @@ EXCLUDED = {
     "a context manager, which checks when it is entered": ["plots.theme"],
     "distributions and steps within programs, called under Pyro's handlers or compiled": [
         "dequantized.Floor", "guides.Finite", "infer.Features", "infer.Times", "adversarial.draw", "adversarial.slopes",
-        "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "objectives.is_cost",
+        "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "factors.is_cost",
         "objectives.site_log_prob", "objectives.at_progress", "samplers.karras", "samplers.quadratic", "samplers.ratio",
         "samplers.run_sampler", "samplers.uniform",
     ],
     "helpers of other modules": [
         "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
-        "anomaly.auroc", "objectives.check_particles", "objectives.chosen", "representations.latents",
+        "anomaly.auroc", "objectives.chosen", "representations.latents",
         "runs.read_json", "runs.record_of", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
         "sweep.devices", "sweep.run_cell",
     ],
@@ -663,7 +692,7 @@ def arguments_of(call):
 
 
 def bad_values(name, parameter, call):
-    """Those of the kind of the argument, less the None that its annotation or default allows."""
+    """Bad values for the kind of the argument, without the None that its annotation or default allows."""
     if parameter.name in call.free:
         return []
     values = call.kinds.get(parameter.name, KINDS.get(parameter.name, []))
@@ -758,8 +787,17 @@ WITHIN = {
         "log_density",
         "spread",
     ),
-    *("critic_loss", "distance", "prepare", "update", "similarity", "to_the_others", "mean_of_pairs", "enumerated"),
-    *("start", "step", "finish", "tune", "expand"),
+    *(
+        "critic_loss",
+        "distance",
+        "prepare",
+        "update",
+        "similarity",
+        "to_the_others",
+        "mean_of_pairs",
+        "enumerated",
+    ),
+    *("start", "step", "finish", "tune", "expand", "replaced"),
     *(f"{kind.__name__}.bound" for kind in (VariationalBound, *VariationalBound.__subclasses__())),
     *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),
     *("Implicit.log_prob", "Implicit.log_weights", "Quality.stderr", "Row.over_seeds"),

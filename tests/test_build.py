@@ -103,10 +103,6 @@ def test_labels_reach_every_encoder_that_can_read_them():
         ({"likelihood": "normal"}, "density on reals, but random has 2 levels"),
         ({"encoder": "gaussian"}, "encoder must be a Program or one of meanfield, .*ladder.*, got 'gaussian'"),
         ({"likelihood": "made"}, "likelihood must be a Program or one of independent, .*, got 'made'"),
-        (
-            {"hidden": (8,), "depth": 2},
-            "unknown swap depth: 'vae' takes prior, encoder, likelihood, latent_size, hidden",
-        ),
     ],
 )
 def test_what_does_not_go_together(swaps, message):

@@ -17,8 +17,7 @@ from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
 from dgm_pyro.experiments import runs
 from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 from dgm_pyro.program import seeded
-from dgm_pyro.training import compilation
-from dgm_pyro.training import fit as training
+from dgm_pyro.training import compilation, step
 
 FAST = ["--epochs", "1", "--device", "cpu"]
 
@@ -119,7 +118,7 @@ def test_a_run_of_few_labels_is_that_of_the_same_labels_hidden_in_python(tmp_pat
 
 
 def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+    monkeypatch.setattr(step, "optimized", lambda graph: compilation.optimized(graph, "eager"))
     recipe = ["train", "made", "--data", "moons", "--num-data", "200", *FAST]
     dgm_ok(*recipe, "--compile", "--precision", "bf16", "--out", tmp_path / "run")
     record = runs.read(tmp_path / "run")[1]

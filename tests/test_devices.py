@@ -114,6 +114,8 @@ def watched(monkeypatch):
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: fork(devices))
     monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds the generators of every device"))
     monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: devices.append(device) or torch.zeros(16))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: devices.append(device))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     return devices
 

@@ -57,7 +57,7 @@ def test_a_program_without_codes_says_so():
         lambda: dgm.Dequantized(dist.Normal(0, 1), 4),
         lambda: dgm.Autoregressive(dist.Normal(0, 1)),
         lambda: dgm.Labeled(dgm.Categorical((), 2), dist.Normal(0, 1)),
-        lambda: dgm.Implicit(dist.Normal(0, 1), nn.Linear(2, 2), 2),
+        lambda: dgm.Implicit(2, dist.Normal(0, 1), nn.Linear(2, 2)),
         lambda: dgm.evaluate(dist.Normal(0, 1), torch.zeros(3)),
     ],
 )

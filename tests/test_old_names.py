@@ -42,7 +42,8 @@ def test_the_stored_checkpoints_are_of_version_1():
 
 def test_a_record_with_the_old_names_is_read_under_the_new_ones(tmp_path):
     folder = tmp_path / "run"
-    runs.train(folder, "vae", "moons", {"latent_size": 1}, num_data=20, epochs=1, validation=None, progress=False)
+    training = dgm.TrainingOptions(epochs=1, validation=None)
+    runs.train(folder, "vae", "moons", {"latent_size": 1}, training, num_data=20, progress=False)
     _, record = runs.read(folder)
     path = folder / runs.RECORD
     stored = json.loads(path.read_bytes())

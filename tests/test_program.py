@@ -701,3 +701,18 @@ def test_training_within_training_does_not_wait_for_itself():
 
     dgm.fit(dgm.Normal(2, learned=True), torch.randn(20, 2), objective, epochs=1, validation=None, progress=False)
     assert inner
+
+
+def test_a_replaced_part_is_of_the_twin_alone(tmp_path):
+    vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4)))
+    other = dgm.Normal(vae.prior.event_shape, learned=True)
+    twin = vae.replaced(prior=other)
+    assert vae.prior is not other
+    assert twin.prior is other
+    assert twin.encoder is vae.encoder
+    x = vae.sample(4)
+    assert torch.equal(dgm.evaluate(twin.replaced(prior=vae.prior), x).values, dgm.evaluate(vae, x).values)
+    dgm.save(twin, tmp_path / "twin")
+    assert torch.equal(dgm.evaluate(dgm.load(tmp_path / "twin"), x).values, dgm.evaluate(twin, x).values)
+    with pytest.raises(ValueError, match="VAE has no part 'guide': it has prior, likelihood, encoder"):
+        vae.replaced(guide=other)

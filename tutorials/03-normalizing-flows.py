@@ -118,7 +118,7 @@ def jacobians(f, z):
 
 
 def area(corners):
-    """Of a polygon, by the shoelace formula: (4, 2)."""
+    """Area of a polygon, by the shoelace formula: (4, 2)."""
     following = corners.roll(-1, 0)
     return 0.5 * (corners[:, 0] * following[:, 1] - following[:, 0] * corners[:, 1]).sum().abs()
 

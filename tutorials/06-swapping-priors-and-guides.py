@@ -587,7 +587,7 @@ claim(gap_by["nsf, rws"][0] < gap_by["nsf, elbo"][0] / 2)
 
 # %%
 def signal_to_noise(objective, vae):
-    """Of the gradient of the guide's parameters, over draws from the guide."""
+    """Signal-to-noise ratio of the gradient of the guide's parameters, over draws from the guide."""
     pyro.set_rng_seed(0)
     parameters, gradients, repeats = list(vae.encoder.parameters()), [], scaled(150, 3)
     for _ in range(repeats):

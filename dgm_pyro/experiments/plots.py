@@ -301,7 +301,7 @@ def plane(
         limits: of both axes; by default those of the samples, or (-4, 4).
 
     Raises:
-        ValueError: there is nothing to draw, or the samples are no points of the plane.
+        ValueError: there is nothing to draw, or the samples are not points of the plane.
     """
     if samples is None and log_density is None:
         raise ValueError("there is nothing to draw: pass samples, log_density, or both")
@@ -675,7 +675,7 @@ def curves(
 
 @_styled
 def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = "", bins: int = 10) -> Figure:
-    """Accuracy against confidence: on the diagonal, a classifier is right as often as it says.
+    """Accuracy against confidence: on the diagonal, accuracy equals confidence.
 
     Args:
         probabilities: by classifier, p(y | x), ``(N, classes)``.

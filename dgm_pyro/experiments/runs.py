@@ -28,6 +28,7 @@ from dgm_pyro.evaluation import as_data, program_device
 from dgm_pyro.program import Program, check_program, seeded
 from dgm_pyro.training.distributed import process_group
 from dgm_pyro.training.fit import History, fit
+from dgm_pyro.training.options import TrainingOptions
 from dgm_pyro.uses import corruptions
 
 RECORD = "run.json"
@@ -79,6 +80,7 @@ def train(
     model: str,
     data_name: str,
     swaps: Mapping[str, Any],
+    options: TrainingOptions | None = None,
     *,
     labeled: bool = False,
     data_dir: str | None = None,
@@ -86,10 +88,8 @@ def train(
     objective: str | None = None,
     num_labels: int | None = None,
     mutate: float | None = None,
-    seed: int = 0,
-    validation: float | None = 0.1,
     force: bool = False,
-    **options: Any,
+    progress: bool = True,
 ) -> tuple[Program, Record, History]:
     """Build, train and store a run; what `dgm train` does.
 
@@ -97,10 +97,11 @@ def train(
 
     Args:
         swaps: of `dgm.build`, by name.
+        options: of the training.
         num_labels: how many data keep their label (`Data.keep_labels`), for objective "semi-supervised".
         mutate: the probability with which each feature of a training batch is replaced by noise (`corruptions.mutate`).
         force: overwrite what is in the folder.
-        options: of `dgm.fit`, by name.
+        progress: whether to show a bar with the loss.
 
     Returns:
         The trained program, what was written about it, and the history of the training.
@@ -111,34 +112,35 @@ def train(
     """
     check_path(folder, "folder")
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
+    check_type(options, TrainingOptions | None, "options", "a dgm.TrainingOptions or None")
+    options = options or TrainingOptions()
     points = data.load(data_name, data_dir=data_dir, num_data=num_data)
     if num_labels is not None:
         if not labeled:
             raise ValueError("num_labels is for labeled=True (--labeled), with the objective 'semi-supervised'")
-        points = points.keep_labels(num_labels, seed)
+        points = points.keep_labels(num_labels, options.seed)
     augment = None
     if mutate is not None:
         if points.levels is None:
             raise ValueError(f"mutate replaces integers, but {data_name!r} has reals: choose another data set")
         check_number(mutate, "mutate", at_least=0, at_most=1)
         augment = functools.partial(corruptions.mutate, rate=mutate, levels=points.levels)
-    with seeded(seed, torch.device("cpu")):
+    with seeded(options.seed, torch.device("cpu")):
         program = build(model, points, labeled=labeled, **swaps)
     processes = process_group()
     found = Path(folder).exists()
     path = reserve(folder, force=force) if processes.writes else Path(folder)
     try:
-        history = fit(program, points, objective, seed=seed, validation=validation or None, augment=augment, **options)
+        history = fit(program, points, objective, augment=augment, progress=progress, **vars(options))
     except BaseException:
         if processes.writes and not found:
             with contextlib.suppress(OSError):  # it is not empty: somebody else has written there
                 path.rmdir()
         raise
-    kept = {name: value for name, value in options.items() if name not in ("device", "progress")}
     record = record_of(
         model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
-        num_labels=num_labels, mutate=mutate, **kept, validation=validation, seed=seed,
-        processes=processes.size if processes.size > 1 else None,
+        num_labels=num_labels, mutate=mutate, processes=processes.size if processes.size > 1 else None,
+        training=options,
     )  # fmt: skip
     if processes.writes:
         write(path, program, record)
@@ -218,10 +220,17 @@ def write_array(path: Path, x: torch.Tensor) -> None:
     checkpoint.write_file(path, content.getvalue())
 
 
-def record_of(model: str, data: str, history: History, data_dir: str | None = None, **options: Any) -> Record:
-    """A record, less the options that were left at None."""
+def record_of(
+    model: str,
+    data: str,
+    history: History,
+    data_dir: str | None = None,
+    training: TrainingOptions | None = None,
+    **options: Any,
+) -> Record:
+    """A record, less the options that were left at None; those of the training are kept whole, to be read back."""
     chosen = {name: value for name, value in options.items() if value is not None}
-    return Record(model, data, data_dir, chosen, history.as_dict())
+    return Record(model, data, data_dir, chosen | (training.recipe() if training else {}), history.as_dict())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -36,7 +36,7 @@ from dgm_pyro.infer.checks import units
 from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import check_count
 from dgm_pyro.results import Result, Table, as_csv, with_error
-from dgm_pyro.training.fit import check_options
+from dgm_pyro.training.options import TrainingOptions, changes
 
 AXES = ("prior", "encoder", "likelihood", "objective")
 UNIT_DATA = 512
@@ -51,13 +51,13 @@ class Options:
     data_dir: str | None = None
     num_data: int | None = None
     latent_size: int | None = None
-    epochs: int = 50
-    batch_size: int = 64
-    lr: float = 1e-3
     num_particles: int = 1000
-    device: str = "auto"
-    compile: bool | str = "auto"
-    precision: str = "float32"
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    def recipe(self) -> dict[str, Any]:
+        """What ``sweep.json`` keeps: all but the device, and the seeds, which belong to the cells."""
+        recipe = {**vars(self), **self.training.recipe()}
+        return {name: value for name, value in recipe.items() if name not in ("training", "seed")}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep(Result):
-    """The result of `sweep` ."""
+    """What `sweep` found."""
 
     folder: Path
     options: Options
@@ -168,8 +168,8 @@ def sweep(
         prior, encoder, likelihood, objective: names of `dgm_pyro.catalog` and `dgm_pyro.objectives`; an empty one stays
             at the model's default.
         seeds: 0 .. seeds - 1.
-        jobs: how many processes; 1 trains in this one. They take the GPUs in turn, if there are any and
-            ``options.device`` names none; and share the cores, unless OMP_NUM_THREADS says how many threads each has.
+        jobs: how many processes; 1 trains in this one. They take the GPUs in turn, if there are any and the
+            options name none; and share the cores, unless OMP_NUM_THREADS says how many threads each has.
         progress: whether to say how many cells there are and how long they take, with a bar on a terminal.
 
     Returns:
@@ -219,10 +219,7 @@ def _say(line: str) -> None:
 
 def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]]) -> None:
     """Build every combination once: what is wrong with all cells is an error now, not after an hour."""
-    check_count(options.epochs, "epochs")
-    check_count(options.batch_size, "batch_size")
-    find_device(options.device)
-    check_options(options.lr, 0.0, "cosine", None, None, options.compile, options.precision)
+    find_device(options.training.device)
     points = data_sets.load(options.data, data_dir=options.data_dir, num_data=options.num_data)[:16]
     seen = set()
     for choices in combinations:
@@ -249,12 +246,8 @@ def _open(folder: Path, options: Options) -> Path:
     path = folder / "sweep.json"
     if path.is_file():
         stored = runs.read_json(path, {}, "choose another --out")
-        before = asdict(Options()) | old_names.renamed(stored, old_names.OPTIONS)
-        changed = [
-            f"{name} was {before.get(name)!r} and is now {value!r}"
-            for name, value in asdict(options).items()
-            if before.get(name) != value
-        ]
+        before = Options().recipe() | old_names.renamed(stored, old_names.OPTIONS)
+        changed = changes(before, options.recipe())
         if changed:
             raise ValueError(
                 f"{folder} holds a sweep with other options ({'; '.join(changed)}): use those, or another --out"
@@ -263,7 +256,7 @@ def _open(folder: Path, options: Options) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and holds no sweep: choose another --out")
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    runs.write_json(path, asdict(options))
+    runs.write_json(path, options.recipe())
     return folder
 
 
@@ -288,7 +281,7 @@ def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -
         return
     context = multiprocessing.get_context("spawn")
     places = context.SimpleQueue()
-    for device in devices(options.device, jobs):
+    for device in devices(options.training.device, jobs):
         places.put(device)
     before = os.environ.get("OMP_NUM_THREADS")
     if before is None:  # the processes inherit it, and read it when they load torch
@@ -329,11 +322,11 @@ def _settle(places: Any) -> None:
 
 
 def _run_there(folder: Path, options: Options, cell: Cell) -> None:
-    run_cell(folder, replace(options, device=_device), cell)
+    run_cell(folder, replace(options, training=replace(options.training, device=_device)), cell)
 
 
 def run_cell(folder: Path, options: Options, cell: Cell) -> None:
-    """Train and evaluate one cell; whatever goes wrong with it is written down, not raised."""
+    """Train and evaluate one cell; any error of it is recorded, not raised."""
     place = _place(folder, cell)
     place.mkdir(parents=True, exist_ok=True)
     try:
@@ -349,23 +342,17 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> None:
 def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:
     swaps, objective = _swaps(options, dict(cell.choices))
     if (place / runs.RECORD).is_file():  # trained, and killed while it was evaluated
-        program, record = runs.read(place, find_device(options.device))
+        program, record = runs.read(place, find_device(options.training.device))
     else:
         program, record, _ = runs.train(
             place,
             options.model,
             options.data,
             swaps,
+            replace(options.training, seed=cell.seed),
             data_dir=options.data_dir,
             num_data=options.num_data,
             objective=objective,
-            seed=cell.seed,
-            device=options.device,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            compile=options.compile,
-            precision=options.precision,
             progress=False,
             force=True,
         )

@@ -307,6 +307,14 @@ class AutoregressiveDistribution(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
+    def factors(self, name: str) -> list[tuple[str, tuple[str, ...]]]:
+        """p(x_i | x_<i): each variable and what it is conditioned on."""
+        names = [f"{name}_{i}" for i in range(1, len(self.program.order) + 1)]
+        return [(site, tuple(names[:i])) for i, site in enumerate(names)]
+
+    def blank(self) -> Tensor:
+        return self.program.blank(self.batch_shape)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x | given) in nats, of the shape that the batches of ``value`` and of the distribution broadcast to."""
         if self._validate_args:

@@ -1,11 +1,13 @@
 r"""The conditionals p(x | given): one Pyro distribution each, its parameters free, fixed, or computed by a network.
 
 A network maps ``given`` to P raw parameters per feature, ``(B, P, *event_shape)`` or flat ``(B, P * numel)`` with P
-first; each class states its P as `num_parameters`. Any `nn.Module` of that output size serves:
+first; each class states its P as `num_parameters`. Any `nn.Module` of that output size serves, and so does a function
+that makes one of the output size:
 
 >>> import torch, dgm_pyro as dgm
->>> dgm.Normal(3, network=torch.nn.Linear(2, 6)).log_prob(torch.zeros(5, 3), given=torch.ones(5, 2)).shape
-torch.Size([5])
+>>> normal = dgm.Normal(3, lambda size: torch.nn.Linear(2, size))
+>>> normal.log_prob(torch.zeros(5, 3), given=torch.ones(5, 2)).shape, normal.network.out_features
+(torch.Size([5]), 6)
 
 Without a network the parameters are fixed (``learned=False``, the default) or free (``learned=True``).
 """
@@ -13,7 +15,7 @@ Without a network the parameters are fixed (``learned=False``, the default) or f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -22,10 +24,13 @@ import torch.nn.functional as F
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from dgm_pyro.checks import Shape, as_shape, check_choice, check_count, check_finite, check_number
+from dgm_pyro.checks import Shape, as_given_shape, as_shape, check_choice, check_count, check_finite, check_number
 from dgm_pyro.families import distributions
 from dgm_pyro.program import Conditional, call_network
-from dgm_pyro.registry import register
+from dgm_pyro.registry import register, replace_argument
+
+Network = nn.Module | Callable[[int], nn.Module]
+"""A network, or a function that makes one of its number of outputs, P times the number of features."""
 
 
 class IndependentConditional(Conditional):
@@ -41,7 +46,7 @@ class IndependentConditional(Conditional):
         self,
         event_shape: int | Sequence[int],
         num_parameters: int,
-        network: nn.Module | None = None,
+        network: Network | None = None,
         *,
         learned: bool = False,
         parameters: Tensor | None = None,
@@ -50,16 +55,18 @@ class IndependentConditional(Conditional):
         super().__init__()
         self.event_shape = as_shape(event_shape)
         self.num_parameters = num_parameters
+        if network is not None and not isinstance(network, nn.Module):
+            network = self._sized(network)
         self.network = network
         self.conditional = network is not None
         self.register_buffer("start", None)
         if network is not None:
-            if not isinstance(network, nn.Module):
-                raise TypeError(f"network must be a torch.nn.Module or None, got {type(network).__name__}")
             if learned or parameters is not None:
                 raise ValueError("with a network, the parameters come from given: leave out learned and parameters")
-            self.given_shape = given_shape if given_shape is not None else shape_read_by(network)
+            self.given_shape = shape_read_by(network) if given_shape is None else as_given_shape(given_shape)
             self.num_classes = getattr(network, "num_classes", getattr(network, "num_embeddings", None))
+        elif given_shape is not None:
+            raise ValueError("given_shape is of what a network is given: leave it out without a network")
         else:
             shape = (num_parameters, *self.event_shape)
             if parameters is None:
@@ -77,6 +84,18 @@ class IndependentConditional(Conditional):
                 self.parameter = nn.Parameter(parameters.clone())
             else:
                 self.register_buffer("parameter", parameters.detach().clone())
+
+    def _sized(self, make: Callable[[int], nn.Module]) -> nn.Module:
+        size = self.num_parameters * self.event_shape.numel()
+        must = "network must be a torch.nn.Module, or a function that makes one of a number of outputs"
+        try:
+            network = make(size)
+        except TypeError as error:
+            raise TypeError(f"{must}, but network({size}) fails: {error}") from error
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"{must}, but network({size}) is of type {type(network).__name__}")
+        replace_argument(self, make, network)
+        return network
 
     def initial(self) -> Tensor:
         """Raw parameters, ``(P, *event_shape)``, of the standard member of the family."""
@@ -135,7 +154,8 @@ class Normal(IndependentConditional):
 
     Args:
         event_shape: shape of one x.
-        network: maps ``given`` to ``(B, 2, *event_shape)`` or flat ``(B, 2 * numel)``.
+        network: maps ``given`` to ``(B, 2, *event_shape)`` or flat ``(B, 2 * numel)``; or a function that makes such a
+            network of ``2 * numel``.
         learned: without a network, whether the parameters are free.
         parameters: without a network, raw parameters to start from, ``(2, *event_shape)``.
         given_shape: shape of one ``given``, for a network without a `given_shape`.
@@ -156,7 +176,7 @@ class Normal(IndependentConditional):
     def __init__(
         self,
         event_shape: int | Sequence[int],
-        network: nn.Module | None = None,
+        network: Network | None = None,
         *,
         learned: bool = False,
         parameters: Tensor | None = None,
@@ -210,7 +230,7 @@ class Bernoulli(IndependentConditional):
     def __init__(
         self,
         event_shape: int | Sequence[int],
-        network: nn.Module | None = None,
+        network: Network | None = None,
         *,
         learned: bool = False,
         parameters: Tensor | None = None,
@@ -236,7 +256,7 @@ class Categorical(IndependentConditional):
         self,
         event_shape: int | Sequence[int],
         levels: int,
-        network: nn.Module | None = None,
+        network: Network | None = None,
         *,
         learned: bool = False,
         parameters: Tensor | None = None,
@@ -269,7 +289,7 @@ class MixtureOfNormals(IndependentConditional):
         self,
         event_shape: int | Sequence[int],
         components: int,
-        network: nn.Module | None = None,
+        network: Network | None = None,
         *,
         learned: bool = False,
         parameters: Tensor | None = None,
@@ -321,7 +341,7 @@ class DiscretizedLogistic(IndependentConditional):
         event_shape: int | Sequence[int],
         levels: int,
         components: int = 5,
-        network: nn.Module | None = None,
+        network: Network | None = None,
         *,
         learned: bool = False,
         parameters: Tensor | None = None,

@@ -276,8 +276,8 @@ class ContinuousDiffusion(Denoising):
             tolerance: relative error of a step of the solver.
 
         Returns:
-            ``(B,)``; with probes ``(probes, B)``, unbiased estimates: their mean over the rows is the answer, and their
-            standard deviation over the root of ``probes`` its standard error.
+            ``(B,)``; with probes ``(probes, B)``, unbiased estimates: their mean over the rows is the estimate, and
+            their standard deviation over the root of ``probes`` its standard error.
 
         Raises:
             ValueError: the program is a mass on integers, which has no flow; or x does not fit.

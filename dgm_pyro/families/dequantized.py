@@ -12,7 +12,6 @@ Sources: Theis et al. 2016 (arXiv 1511.01844, section 3.1) and Ho et al. 2019 (F
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
@@ -142,10 +141,7 @@ class Dequantized(Program):
         """Unrolls the chains among the latents of the flow, if it has any; v itself stays one site, as in the guide."""
         if self.flow.latents(self.variable) == ():
             return self
-        twin = copy.copy(self)
-        twin._modules = dict(self._modules)
-        twin.flow = self.flow.unroll_latents()
-        return twin
+        return self.replaced(flow=self.flow.unroll_latents())
 
 
 def _continuous(name: str) -> str:

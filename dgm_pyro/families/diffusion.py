@@ -7,9 +7,9 @@ The model runs backwards,
     p(x_{0:T}) = p(x_T) \Big[\prod_{t=2}^{T} p(x_{t-1} \mid x_t)\Big]\, p(x_0 \mid x_1), \qquad
     p(x_{t-1} \mid x_t) = \int q(x_{t-1} \mid x_t, x_0)\, N(x_0; \hat x_0, v)\, dx_0,
 
-where the network makes :math:`\hat x_0` of x_t, and v says how far off it may be. Without v (Ho et al. 2020 have v = 0)
-the steps back are too narrow, and the bound is loose unless they are very many (Bao et al. 2022, theorem 1). The bound
-on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
+where the network makes :math:`\hat x_0` of x_t, and v is the variance of its error. Without v (Ho et al. 2020 have v =
+0) the steps back are too narrow, and the bound is loose unless they are very many (Bao et al. 2022, theorem 1). The
+bound on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
 
 .. math::
     E_q\Big[\log p(x_0 \mid x_1) - KL(q(x_T \mid x_0) \| p(x_T))
@@ -25,6 +25,7 @@ Source: Sohl-Dickstein et al. 2015 (arXiv 1503.03585); Ho, Jain and Abbeel 2020 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Schedule(nn.Module):
                 f"alpha_bar must fall at every step (a falling signal-to-noise ratio), not so at t={first}"
             )
         self.num_steps = len(bar)
-        # In double precision whatever the program's is: samplers reckon with these, one time at a time.
+        # In double precision, for any precision of the program: samplers reckon with these, one time at a time.
         levels = torch.stack([bar.sqrt(), (1 - bar).sqrt(), bar.log() - (1 - bar).log()], 1)
         self.times = [Time(t, *level) for t, level in enumerate(levels.tolist(), 1)]
         bar = torch.cat([bar.new_ones(1), bar])
@@ -406,7 +407,7 @@ class Denoising(Program):
         return ((denoised.x0 + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long()
 
     def _denoiser(self, given: Any, guidance: float = 0.0) -> Callable[[Tensor, Time], Denoised]:
-        """`denoise` as samplers ask for it."""
+        """`denoise` in the form that samplers call."""
 
         def denoise(x: Tensor, time: Time) -> Denoised:
             # One time for all: what depends on it alone is computed once, not for every draw.
@@ -558,7 +559,7 @@ class Diffusion(Denoising):
         if drawn:
             # One subsample of times for the whole batch would be noisy. Evenly spread and turned by a shift of each
             # datum's own, every time is as likely as before (systematic sampling).
-            site = Even(self.mean_square) if self.importance else _Shift(self.num_steps, x0)
+            site = Even(self.mean_square) if self.importance else _Shift(self.num_steps, self.zeros())
             shift = noising(f"{name}_shift", site)
         spread = torch.arange(self.subsample, device=x0.device) * self.num_steps // self.subsample
         plate: Any = pyro.plate(f"{name}_time", self.num_steps, subsample=spread)
@@ -612,7 +613,7 @@ def evenly(shape: torch.Size, like: Tensor) -> Tensor:
     teeth, shift = (shape[:-1], (*(1,) * (len(shape) - 1), *shape[-1:])) if own else (shape, ())
     count = math.prod(teeth)  # not numel(), which would fix the batch size in an export
     even = torch.arange(count, dtype=like.dtype, device=like.device) / max(1, count)
-    even = even.reshape(*teeth, *(1,) * (len(shape) - len(teeth)))
+    even = even.reshape((*teeth, *(1,) * (len(shape) - len(teeth))))  # of tensors that track who reads what, too
     return (even + torch.rand(shift, dtype=like.dtype, device=like.device)) % 1
 
 
@@ -694,6 +695,14 @@ class ReverseChain(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.diffusion.run_chain(torch.Size(sample_shape) + self.batch_shape, self.given)
+
+    def factors(self, name: str) -> list[tuple[str, tuple[str, ...]]]:
+        """p(x_T) p(x_{T-1} | x_T) .. p(x | x_1): each variable and what it is conditioned on."""
+        names = [*(f"{name}_{t}" for t in range(self.diffusion.num_steps, 0, -1)), name]
+        return [(names[0], ()), *((site, (above,)) for above, site in itertools.pairwise(names))]
+
+    def blank(self) -> Tensor:
+        return self.diffusion.zeros(*self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         batch = value.shape[: value.dim() - self.event_dim]

@@ -536,7 +536,7 @@ class Fitted(nn.Module):
         self.guide = guide
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # By name, two guides would meet in Pyro's param store, and the second get the first one's parameters.
+        # Two guides of one name would collide in Pyro's param store: the second would get the parameters of the first.
         with pyro.settings.context(module_local_params=True):
             return self.guide(*args, **kwargs)
 
@@ -555,8 +555,8 @@ def fit_guide(
 ) -> tuple[Fitted, float]:
     """Fit one of Pyro's AutoGuides to the latents of one batch, the model held fixed.
 
-    Nothing is amortized: the guide has parameters for each row of ``x``. How far its bound lies above that of the
-    program's own guide says what the latter leaves on the table. Chains are unrolled.
+    Nothing is amortized: the guide has parameters for each row of ``x``. Its bound minus that of the program's own
+    guide is the gap of the latter that this family could close. Chains are unrolled.
 
     Args:
         program: with continuous latents; neither its parameters nor their gradients change.

@@ -65,7 +65,7 @@ class Implicit(Program):
         latent_name: the name of z.
 
     Raises:
-        TypeError, ValueError: a part is none, or the shapes do not fit.
+        TypeError, ValueError: a part is not a module or a program, or the shapes do not fit.
 
     >>> import torch, dgm_pyro as dgm
     >>> program = dgm.Implicit(5, dgm.Normal(2), torch.nn.Linear(2, 5))

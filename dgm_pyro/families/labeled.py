@@ -4,12 +4,11 @@ r"""Generative and discriminative classifiers: two factorizations of the joint p
     p(x, y) = p(x \mid y)\, p(y) = p(y \mid x)\, p(x)
 
 `Labeled` models the left side. The sum rule gives :math:`p(x) = \sum_y p(x \mid y) p(y)` and Bayes' rule
-:math:`p(y \mid x) = p(x \mid y) p(y) / p(x)`. `Discriminative` models p(y | x) alone, and knows nothing of p(x).
+:math:`p(y \mid x) = p(x \mid y) p(y) / p(x)`. `Discriminative` models p(y | x) alone, and has no p(x).
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pyro
@@ -110,22 +109,16 @@ class Labeled(Program):
         """
         if self.program.codes():
             raise ValueError(
-                "a Labeled program has a code for each class: pass the program within and the labels, "
-                "encode(labeled.program, x, given=labeled.classify(x))"
+                "a Labeled program has a code for each class: use the program within and the labels, "
+                "labeled.program.encode(x, given=labeled.classify(x))"
             )
         return {}
 
     def unroll(self) -> Labeled:
-        return self._around(self.program.unroll())
+        return self.replaced(program=self.program.unroll())
 
     def unroll_latents(self) -> Labeled:
-        return self._around(self.program.unroll_latents())
-
-    def _around(self, program: Program) -> Labeled:
-        twin = copy.copy(self)
-        twin._modules = dict(self._modules)
-        twin.program = program
-        return twin
+        return self.replaced(program=self.program.unroll_latents())
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         """p(y, x_mis | x_obs): every y with the weights of its own p(x_obs | y)."""

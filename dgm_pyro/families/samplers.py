@@ -1,8 +1,8 @@
 r"""Samplers: how a diffusion goes from x_t at one time to x_s at the next, less noisy one.
 
 A sampler is a callable ``(x, t, s, denoise, carried) -> (x_s, carried)``. The noise level of a `Time` is
-:math:`\alpha, \sigma`; ``denoise(x, t)`` says what x_0 may have been, at the cost of one network call; ``carried`` is
-whatever a sampler wants back at the next step, None at the first. With :math:`\hat x_0` from the denoiser, the noise in
+:math:`\alpha, \sigma`; ``denoise(x, t)`` predicts x_0, at the cost of one network call; ``carried`` is a
+value that a sampler keeps for the next step, None at the first. With :math:`\hat x_0` from the denoiser, the noise in
 x_t is :math:`\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t`, and with the ratio of the signal-to-noise ratios,
 
 .. math::
@@ -12,8 +12,8 @@ x_t is :math:`\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t`, and with the
 The deterministic samplers follow the probability-flow ODE (Song et al. 2021b). In :math:`y = x / \alpha` and
 :math:`\tau = \log(\sigma / \alpha)` it is :math:`dy / d\tau = y - \hat x_0(\alpha y)`.
 
-Every chain ends the same way: the denoiser's answer at the last time is p(x_0 | x), drawn from if the sampler
-``draws_last``, and else its mean.
+Every chain ends the same way: the denoiser's prediction at the last time is p(x_0 | x): a draw if the sampler
+``draws_last``, else the mean.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class DDIM:
-    """Part of the noise in x_t is kept, part drawn anew: all kept at eta = 0, and as much anew as in q at eta = 1.
+    """Part of the noise in x_t is kept, and part is new: all is kept at eta = 0, and as much is new as in q at eta = 1.
 
     At eta = 0 it is the first-order solver of the probability-flow ODE. At eta = 1 it is the ancestral sampler of Ho et
     al. 2020, which takes x_0_hat for certain; `Ancestral` does not.

@@ -17,7 +17,6 @@ Source: Kingma and Welling 2014 (arXiv 1312.6114); Rezende, Mohamed and Wierstra
 from __future__ import annotations
 
 import contextlib
-import copy
 from typing import Any
 
 import torch
@@ -193,14 +192,9 @@ class VAE(Program):
         return self._with_chains("unroll_latents")
 
     def _with_chains(self, form: str) -> VAE:
-        # Read from the dictionary, not by attribute: a tracer puts stand-ins there that a twin cannot share.
-        parts = self.__dict__["_modules"]
+        parts = self.__dict__["_modules"]  # not by attribute, as in `replaced`
         chains = {"prior": parts["prior"].unroll_latents(), "likelihood": getattr(parts["likelihood"], form)()}
-        if all(chains[role] is parts[role] for role in chains):
-            return self
-        twin = copy.copy(self)
-        twin.__dict__["_modules"] = parts | chains
-        return twin
+        return self if all(chains[role] is parts[role] for role in chains) else self.replaced(**chains)
 
 
 def _mean(distribution: Any) -> Tensor | None:

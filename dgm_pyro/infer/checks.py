@@ -4,7 +4,7 @@ Draw z from the prior and x from the likelihood: then z is a draw from p(z | x).
 of every :math:`z_i` among L draws of q is uniform on 0 .. L. A histogram of the ranks shows how q errs: a U says that q
 is too narrow, a hump that it is too wide, a slope that it is shifted.
 
-A latent has *collapsed* if q(z_i | x) is the prior, whatever x: its KL is zero and its mean does not move with x. It is
+A latent has *collapsed* if q(z_i | x) is the prior for every x: its KL is zero and its mean does not move with x. It is
 *active* if :math:`\mathrm{Var}_x\, E_q[z_i] > 0.01`.
 
 Sources: Talts et al. 2018 (arXiv 1804.06788); Burda et al. 2016 (arXiv 1509.00519, section 5.2) for active units.
@@ -57,7 +57,7 @@ class Calibration:
         return bins.sum(0)
 
     def p_values(self, site: str) -> Tensor:
-        """p-values of a chi-square test of uniformity, one per dimension, ``(D,)``."""
+        """p-value of a chi-square test of uniformity for each dimension, ``(D,)``."""
         counts = self.histogram(site).double()
         expected = counts.sum(-1, keepdim=True) / self.bins
         statistic = ((counts - expected) ** 2 / expected).sum(-1)
@@ -67,7 +67,7 @@ class Calibration:
 
     @property
     def p_value(self) -> float:
-        """p-value of all dimensions of all sites together: the smallest times their number (Bonferroni)."""
+        """One p-value for all dimensions of all sites: the smallest times their number (Bonferroni)."""
         every = torch.cat([self.p_values(site) for site in self.ranks])
         return min(1.0, float(every.min()) * len(every))
 
@@ -145,7 +145,7 @@ def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
 def _guesses_below(
     program: Program, given: Any, size: int, num_posterior_samples: int, advance: Callable[[], Any]
 ) -> dict[str, Tensor]:
-    """Number of the guide each z of ``size`` simulations is above, and number equal to it equals, ``(2, B, D)``."""
+    """Number of draws of the guide each simulated z is above, and how many it equals, ``(2, B, D)``."""
     truth: Any = joint_trace(program, None, given=given, batch=(size,))
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
@@ -282,7 +282,7 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Checks(Result):
-    """The result of `check` found: calibration, units by site, and findings with a remedy."""
+    """What `check` found: calibration, units by site, and findings with a remedy."""
 
     calibration: Calibration
     units: dict[str, Units]

@@ -13,7 +13,7 @@ alone.
 log p(x) is the clearly highest lower bound, on average over the data: of annealed importance sampling, of importance
 weights with many particles of the encoder's q and of the best q, and of the ELBOs themselves. All are on average below
 log p(x), so the approximation gap may be larger than reported, not smaller; the highest one of each datum would be
-above it, by the noise of all. The best q is likewise the better one of where the ascent ended and where it began.
+above it, by the noise of all. The best q is also the better one of the end and the start of the ascent.
 
 Source: Cremer, Li and Duvenaud 2018 (Inference suboptimality in variational autoencoders, arXiv 1801.03558).
 """
@@ -279,7 +279,7 @@ def _weighted(program: Program, x: Tensor, given: Any, num_particles: int, progr
 @torch.no_grad()
 def _mean_elbo(program: Program, x: Tensor, given: Any, num_samples: int, progress: bool) -> Tensor:
     chunks = [min(32, num_samples - done) for done in range(0, num_samples, 32)]
-    shown = tqdm(chunks, desc="ELBO", unit="32 num_samples", disable=not progress, leave=False)
+    shown = tqdm(chunks, desc="ELBO", unit="32 draws", disable=not progress, leave=False)
     sums = [elbo(program, x, given, batch=(chunk, len(x))).value.sum(0) for chunk in shown]
     return torch.stack(sums).sum(0) / num_samples
 
@@ -292,7 +292,7 @@ def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor
         raw = encoder.raw_parameters(read).clone().requires_grad_()
     encoder._modules = {}
     encoder.raw_parameters = lambda _: raw
-    return _with_encoder(program, encoder), [raw]
+    return program.replaced(encoder=encoder), [raw]
 
 
 def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
@@ -305,7 +305,7 @@ def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
         for name, parameter in encoder.named_parameters()
         if id(originals[name]) not in generative or not _is_hierarchy(program)
     ]
-    twin = _with_encoder(program, encoder)
+    twin = program.replaced(encoder=encoder)
     if isinstance(program.prior, VAE) and program.prior.encoder is not None:
         twin.prior, above = _with_own_guide(program.prior)
         parameters += above
@@ -320,10 +320,3 @@ def _generative(part: Program) -> list[nn.Parameter]:
     if isinstance(part, VAE):
         return _generative(part.prior) + _generative(part.likelihood)
     return list(part.parameters())
-
-
-def _with_encoder(program: VAE, encoder: Program) -> VAE:
-    twin = copy.copy(program)
-    twin._modules = dict(program._modules)
-    twin.encoder = encoder
-    return twin

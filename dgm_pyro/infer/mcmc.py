@@ -2,7 +2,7 @@
 
 NUTS adapts step size, mass matrix and length of its trajectories, and is the gold standard for a posterior over the
 latents of *few data at once*: it walks in the joint space of all their latents, one Python step at a time. For the
-evidence, or for many data, use `dgm_pyro.infer.ais`, whose chains run side by side.
+evidence, or for many data, use `dgm_pyro.infer.ais`, whose chains run in parallel.
 
 Source: Hoffman and Gelman 2014 (arXiv 1111.4246).
 """

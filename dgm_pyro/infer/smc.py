@@ -19,9 +19,9 @@ observed is drawn from the noising guide :math:`q(x_{t-1} \mid x_t, x_0)`, what 
 
 where :math:`q_t` is the density of the draws so far. :math:`\psi_t` looks ahead: it is the likelihood of the data given
 what the denoiser makes of x_t already, as wide as that may be off. At t = 1 it is the likelihood itself, so the last
-density is the model's:
-twisting changes the variance, not the answer. The powers are the least-squares slopes of a particle's last log weight
-on the two logarithms, from a preliminary run: where they foretell nothing both are 0, and nothing is resampled for it.
+density is the model's: twisting changes the variance, not the expectation. The powers are the least-squares slopes of a
+particle's last log weight on the two logarithms, from a preliminary run: where they predict nothing, both are 0 and
+cause no resampling.
 
 Sources: Doucet and Johansen 2009 (a tutorial); for twisting in diffusions, Wu et al. 2023 (arXiv 2306.17775), of which
 this is the variant with the guide as the proposal of what is observed.

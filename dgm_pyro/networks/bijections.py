@@ -66,7 +66,7 @@ class Affine(Univariate):
     r"""z = (x - t) exp(-s). P = 2: shift t, and a raw r that makes :math:`s = r / (1 + |r| / b)`.
 
     Args:
-        bound: b; the log-scale s lies in (-b, b), whatever a network says.
+        bound: b; the log-scale s lies in (-b, b), for any output of a network.
     """
 
     num_parameters = 2

@@ -39,7 +39,7 @@ class Cache(Protocol):
 def cache_maker(network: nn.Module | None) -> Callable[..., Cache] | None:
     """``network.cache``, if there is one and it gives what a pass of the network would.
 
-    Dropout in training mode draws anew in each pass, and a forward hook may change whatever passes.
+    Dropout in training mode draws anew in each pass, and a forward hook may change any value.
     """
     make = getattr(network, "cache", None)
     if network is None or make is None:

@@ -6,8 +6,8 @@ are apart. For an f-divergence, :math:`D_f(p \| q) = E_q[f(p/q)]`,
 .. math::
     D_f(p \,\|\, q) \ge E_p[T(V(x))] - E_q[f^*(T(V(x)))], \qquad T(V) = f'(e^V),
 
-for any V, with equality at :math:`V = \log p/q`. In every game of this family the critic is thus an estimate of the
-*log density ratio*, of two densities of which neither is known. The program then moves its samples to where the critic
+for any V, with equality at :math:`V = \log p/q`. In every game of this family the critic thus estimates the *log
+density ratio* of two unknown densities. The program then moves its samples to where the critic
 sees data. For the Jensen-Shannon divergence that is the GAN. The Wasserstein distance has no f, but a critic with
 slopes of at most one: :math:`W(p, q) = \sup_V E_p[V] - E_q[V]`.
 
@@ -116,8 +116,8 @@ class Adversarial:
     """Adversarial training of the program against a critic, which learns in the same `dgm.fit`.
 
     Before each step of the program the critic takes ``critic_steps`` steps, by Adam with the program's current learning
-    rate. Epochs are validated by the energy distance to the held-out data, because the loss of a game
-    says nothing of its quality: each player's depends on the other.
+    rate. Epochs are validated by the energy distance to the held-out data, because the loss of a game does not measure
+    its quality: each player's depends on the other.
 
     Args:
         game: "gan" (the critic maximizes the bound on the Jensen-Shannon divergence, the program E[log sigma(V)], the
@@ -174,6 +174,18 @@ class Adversarial:
         like = next(program.parameters())
         self.critic = (critic_for(program) if self.own is None else self.own).to(like.device, like.dtype)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), betas=(0.0, 0.99))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the critic and its optimizer: what a game that was stored continues from."""
+        critic, optimizer = self._prepared()
+        return {"critic": critic.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`, after `prepare`."""
+        check_type(state, dict, "state", "what state_dict returned")
+        critic, optimizer = self._prepared()
+        critic.load_state_dict(state["critic"])
+        optimizer.load_state_dict(state["optimizer"])
 
     def update(self, program: Program, x: Tensor, given: Any, lr: float) -> None:
         """The critic's move: `dgm.fit` calls it before each step of the program, with its learning rate."""
@@ -288,9 +300,9 @@ class KernelScore:
 
         2 mean k(x, y) - mean k(y, y') - mean k(x, x'),
 
-    whose expectation is less the squared distance; every mean is over distinct points, so there is no bias. Of a
-    conditional program, each datum has ``num_samples`` samples for its own ``given``, and the last term, of which the
-    program knows nothing, is left out: a proper scoring rule of p(x | given).
+    whose expectation is less the squared distance; every mean is over distinct points, so there is no bias. In a
+    conditional program each datum has ``num_samples`` samples for its own ``given``. The last term does not depend on
+    the program and is left out: a proper scoring rule of p(x | given).
 
     Args:
         kernel: "energy", -|x - y|, or "gaussian", the mean of exp(-|x - y|^2 / (2 s^2 D)) over the scales s.
@@ -415,7 +427,7 @@ class DensityRatio:
         return ratio.mean().item(), standard_error(ratio)
 
     def bound(self, p: Tensor, q: Tensor, divergence: str | None = None) -> tuple[float, float]:
-        """A lower bound on a divergence, from fresh samples of both; whatever the critic, a bound in expectation.
+        """A lower bound on a divergence, from fresh samples of both; a bound in expectation for any critic.
 
         Returns:
             the estimate, and its standard error.

@@ -5,7 +5,7 @@ depend on the numbers, so one run tells all. `torch.export` runs model and guide
 handler, and keeps the tensor operations alone, which `torch.compile` then fuses. The graph reads the program's own
 parameters: to train it is to train the program.
 
-What one run cannot tell is Python that looks at numbers, such as ``if z.sum() > 0:``. It ends in a `CompilationError`
+One run cannot capture Python code that depends on values, such as ``if z.sum() > 0:``. It ends in a `CompilationError`
 that quotes the line; so do random numbers of Python or NumPy. Python numbers keep the value of that run.
 """
 
@@ -45,7 +45,7 @@ from dgm_pyro.objectives import (
 )
 from dgm_pyro.program import Program, alone, latent_sites, require_subset, sample_sites
 
-# The frames of a traceback that are nobody's statements.
+# The frames of a traceback that belong to no statement.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
 
 # Where Pyro warns about a pair, and not about a single statement of it.
@@ -264,7 +264,7 @@ class PairTerms(nn.Module):
         """
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_cuda = {tensor.device for tensor in tensors if tensor.is_cuda}
-        # What is deterministic has no density, but Pyro would miss it in the model.
+        # A deterministic site has no density, but Pyro would miss it in the model.
         densities = poutine.block(self.guide, hide_fn=_is_deterministic)
         theirs: Any = (TraceMeanField_ELBO if self.analytic_kl else Trace_ELBO)()
         with torch.no_grad(), torch.random.fork_rng(devices=[*on_cuda]), poutine.block():
@@ -284,7 +284,7 @@ class PairTerms(nn.Module):
         stored = dict(pyro.get_param_store().named_parameters())
         with poutine.block(), _Instead({id(stored[name]): leaf for name, leaf in leaves.items()}):
             model, guide = self.traces(args, kwargs)
-            # What an AutoGuide draws to make its latents from, and the model does not state.
+            # Auxiliary sites of an AutoGuide, which the model does not state.
             nodes: dict[str, Any] = guide.nodes
             auxiliary = [name for name in latent_sites(guide) if nodes[name]["infer"].get("is_auxiliary")]
             require_subset([name for name in latent_sites(guide) if name not in auxiliary], latent_sites(model))

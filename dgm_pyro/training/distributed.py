@@ -123,7 +123,7 @@ def join(device: str = "auto") -> ProcessGroup:
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
         _take_gpu(device, int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    # Of convolutions: the strides of dimensions of size 1, which matter to nobody.
+    # Of convolutions: the strides of dimensions of size 1, which do not matter.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     _store, rank, size = next(iter(dist.rendezvous("env://")))
     dist.init_process_group("nccl" if on_gpu else "gloo", store=_store, rank=rank, world_size=size)
@@ -153,7 +153,7 @@ def leave() -> None:
 def is_first_to_fail() -> bool:
     """Whether it is for this process to say what went wrong, when something did.
 
-    That is the first in which it did: the others fail because they wait for it. An error before they met, such as an
+    That is the first one that failed: the others fail because they wait for it. An error before they met, such as an
     unknown option, is the same in all of them, and the first process reports it.
     """
     if not was_started():

@@ -13,29 +13,26 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer import TraceEnum_ELBO, TraceTailAdaptive_ELBO, config_enumerate
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _pytree as pytree
+from torch import Tensor
+from torch.distributions import constraints
 from tqdm import tqdm
 
-from dgm_pyro.checks import check_number, check_seed
+from dgm_pyro.checks import check_type
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.networks import ActNorm
-from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
-from dgm_pyro.program import Program, alone, check_count, check_program, differentiating, seeded
-from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
+from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
+from dgm_pyro.training.compilation import Sums
 from dgm_pyro.training.distributed import ProcessGroup, process_group
+from dgm_pyro.training.options import TrainingOptions, changes, documented
+from dgm_pyro.training.step import PyroObjective, Step
 
 GRADIENT_NORM = 10.0
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
 COMPILE_FROM = 5_000
-PRECISIONS = ("float32", "bf16")
-# On other devices than the CPU, how often to wait for the device and ask whether all is finite.
+# On devices other than the CPU, the number of steps between checks that all is finite, which wait for the device.
 WATCH_EVERY = 50
 # Before `fit` warns of it, a feature of the data may be so many standard deviations off 0, and have one so large.
 FAR, WIDE = 100, 1000
@@ -97,6 +94,11 @@ class History:
     validation_unit: str = "nats per datum"
 
     @property
+    def best_loss(self) -> float:
+        """The least validation loss so far, in `validation_unit`; infinite where there is none."""
+        return min((each.validation for each in self.epochs if each.validation is not None), default=math.inf)
+
+    @property
     def losses(self) -> list[float]:
         """Training loss per epoch, in `unit`."""
         return [epoch.loss for epoch in self.epochs]
@@ -106,6 +108,293 @@ class History:
         return asdict(self)
 
 
+class Training:
+    """A training between two of its epochs: `dgm.fit` is a loop over it.
+
+    What it is made from, and its `state_dict`, determine the epochs that are left, bit for bit on a CPU. That is so
+    where the program keeps its state in parameters and buffers, and objective and ``augment`` draw from torch alone.
+
+    Args:
+        program: what to train, in place; it moves to the device.
+        data: as for `dgm.fit`.
+        objective: as for `dgm.fit`.
+        options: how to train.
+        validation: data to validate on, in the place of the fraction that the options name.
+        augment: applied to each training batch of x.
+
+    Attributes:
+        history: of the epochs so far.
+        finished: whether all epochs have been trained, or early stopping has ended them.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; nothing has been changed.
+
+    The training is a context. However that is left, the program has the best weights then, and is in evaluation mode:
+
+    >>> import torch, dgm_pyro as dgm
+    >>> options = dgm.TrainingOptions(epochs=4, validation=None)
+    >>> program = dgm.Normal(2, learned=True)
+    >>> with dgm.Training(program, torch.ones(64, 2), options=options) as training:
+    ...     for _ in range(2):
+    ...         epoch = training.advance()
+    ...     state = training.state_dict()  # torch.save writes it, and torch.load(weights_only=True) reads it
+    >>> again = dgm.Training(dgm.Normal(2, learned=True), torch.ones(64, 2), options=options)
+    >>> again.load_state_dict(state)
+    >>> with again:
+    ...     while not again.finished:
+    ...         epoch = again.advance()
+    >>> len(again.history.epochs)
+    4
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        data: Data | Tensor,
+        objective: Objective | PyroELBO | str | None = None,
+        options: TrainingOptions | None = None,
+        *,
+        validation: Data | Tensor | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ):
+        check_program(program)
+        check_type(options, TrainingOptions | None, "options", "a dgm.TrainingOptions or None")
+        if augment is not None and not callable(augment):
+            raise TypeError(f"augment must be a function of x or None, got {type(augment).__name__}")
+        options = options or TrainingOptions()
+        train = as_data(program, data)
+        _check_scale(program, train)
+        maximize: Any = PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
+        held_out = None if validation is None else as_data(program, validation, "validation")
+        if held_out is None and options.validation is not None:
+            train, held_out = _split(train, options.validation, options.seed)
+        for part in (train, held_out):
+            _check_labels(program, part, maximize)
+        if options.early_stopping is not None and held_out is None:
+            raise ValueError("early_stopping needs validation data: pass validation=0.1, or a Data")
+        self.device = find_device(options.device)
+        self.parameters = {name: p for name, p in program.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise ValueError(f"this {type(program).__name__} has no parameters that require a gradient")
+        self.processes = process_group()
+        self.steps_per_epoch = self.processes.batches(len(train), options.batch_size)
+
+        self.program, self.objective, self.options, self.augment = program, maximize, options, augment
+        program.to(self.device)
+        self.processes.agree([*program.parameters(), *program.buffers()])
+        self.x, self.y = train.x.to(self.device), None if train.y is None else train.y.to(self.device)
+        self.held_out = held_out
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=options.lr, weight_decay=options.weight_decay, fused=True
+        )
+        self.average = None if options.ema is None else _Average(program, options.ema)
+        self.step = Step(maximize, program, options.precision)
+        self.shuffling = torch.Generator().manual_seed(options.seed)
+        unit = getattr(maximize, "unit", History.unit)
+        self.history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
+        # The weights of the best epoch and of the last, as they were validated; at first, what the program came with.
+        self.best = self.last = _state(program)
+        self._recipe = {**options.recipe(), "the number of training data": len(train)}
+        self._between_epochs = True
+        self._random: dict[str, Tensor] = {}
+        self._store: Any = {"params": {}, "constraints": {}}
+        with self._apart():
+            if hasattr(maximize, "prepare"):
+                maximize.prepare(program)
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        # After an interrupt, too, what has been learned is not lost.
+        self._between_epochs = False
+        self.program.load_state_dict(self.last if isinstance(error, NonFiniteLossError) else self.best)
+        self.program.eval()
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history.epochs) >= self.options.epochs or self.history.stopped_early
+
+    def advance(self) -> Epoch:
+        """Train for an epoch, validate, and remember the weights if they are the best.
+
+        Raises:
+            RuntimeError: an epoch was interrupted, or the context has been left.
+            NonFiniteLossError: names site and step; the context gives the program its last good weights.
+            CompilationError: the options say ``compile=True``, and a statement of the program cannot be compiled.
+        """
+        self._require_between_epochs()
+        self._between_epochs = False
+        start, number = time.perf_counter(), len(self.history.epochs) + 1
+        with self._apart():
+            totals = self._train(number)
+            with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
+                loss = None if self.held_out is None else self._validate(number)
+                self.last = _state(self.program)
+        history, patience = self.history, self.options.early_stopping
+        history.seconds += time.perf_counter() - start
+        if loss is None or loss < history.best_loss:
+            self.best, history.best_epoch = self.last, number
+        history.epochs.append(totals.epoch(number, loss, history.seconds, self.processes))
+        history.stopped_early = patience is not None and number - history.best_epoch >= patience
+        self._between_epochs = True
+        return history.epochs[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the epochs so far have left, in tensors and plain Python; to be taken between two epochs.
+
+        Its tensors are those of the training, as is usual in torch: store or copy them before it advances. Where
+        several processes train together, each has a state of its own.
+
+        Raises:
+            RuntimeError: an epoch was interrupted, or the context has been left.
+        """
+        self._require_between_epochs()
+        return {
+            "recipe": self._recipe,
+            "program": self.program.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "objective": self.objective.state_dict() if hasattr(self.objective, "state_dict") else None,
+            "order": self.shuffling.get_state(),
+            "random": self._random,
+            "params": self._params(),
+            "history": self.history.as_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the training that ``state`` is of; the device may be another.
+
+        Raises:
+            ValueError: that training had other options, or another number of data.
+            RuntimeError: its program had other parameters.
+        """
+        check_type(state, dict, "state", "what state_dict returned")
+        changed = changes(state["recipe"], self._recipe)
+        if changed:
+            raise ValueError(f"the state is of another training ({'; '.join(changed)}): make this one alike")
+        state = copy.deepcopy(state)  # or two trainings would share its tensors
+        self.program.load_state_dict(state["program"])
+        self.best = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if state["objective"] is not None:
+            self.objective.load_state_dict(state["objective"])
+        self.shuffling.set_state(state["order"].cpu())
+        self._random = state["random"]
+        self._store = {"params": state["params"], "constraints": dict.fromkeys(state["params"], constraints.real)}
+        self.history = History(**state["history"] | {"epochs": [Epoch(**each) for each in state["history"]["epochs"]]})
+        with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
+            self.last = _state(self.program)
+
+    def _require_between_epochs(self) -> None:
+        if not self._between_epochs:
+            raise RuntimeError(
+                "the weights are not those of the end of an epoch: one was interrupted, or the training's context was "
+                "left; make a new Training, and load the state of an earlier epoch"
+            )
+
+    def _params(self) -> dict[str, Tensor]:
+        """What Pyro has put into the param store beside the program's parameters: its moving averages of costs."""
+        own, kinds = {*map(id, self.program.parameters())}, self._store["constraints"]
+        return {
+            name: value
+            for name, value in self._store["params"].items()
+            if id(value) not in own and kinds[name] is constraints.real
+        }
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """The training's own random state and param store in the place of the caller's; Pyro's validation off."""
+        with (
+            differentiating("a training"),
+            seeded(self.options.seed + self.processes.rank, self.device),
+            pyro.validation_enabled(False),
+            pyro.get_param_store().scope(self._store),
+        ):
+            on_cuda = self.device.type == "cuda"
+            if "cpu" in self._random:
+                torch.default_generator.set_state(self._random["cpu"].cpu())
+            if on_cuda and "cuda" in self._random:
+                torch.cuda.set_rng_state(self._random["cuda"].cpu(), self.device)
+            yield
+            self._random = {"cpu": torch.default_generator.get_state()}
+            if on_cuda:
+                self._random["cuda"] = torch.cuda.get_rng_state(self.device)
+
+    def _train(self, epoch: int) -> _Totals:
+        """One pass over the data."""
+        options, processes, objective = self.options, self.processes, self.objective
+        steps = options.epochs * self.steps_per_epoch
+        compiling = options.compile is True or (steps >= COMPILE_FROM and options.compile)
+        totals, watch = _Totals(), _Watch(self.program.variable)
+        self.program.train()
+        order = torch.randperm(len(self.x), generator=self.shuffling).to(self.device)
+        batches = order.split(options.batch_size)[: self.steps_per_epoch]
+        for step, rows in enumerate(batches, start=(epoch - 1) * self.steps_per_epoch + 1):
+            # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
+            if not self.step.prepared and (step > 1 or processes.size > 1):
+                self.step.prepare(lambda: self._batch(batches[0]), processes, compiling, first=step == 1)
+                self.history.compiled = self.step.compiled
+            rate = self._rate(step, steps)
+            self.optimizer.param_groups[0]["lr"] = rate
+            self.optimizer.zero_grad(set_to_none=True)
+            weight, whole = processes.weight(rows), len(rows) == options.batch_size
+            batch = self._batch(processes.share(rows))
+            if hasattr(objective, "update"):
+                objective.update(self.program, *batch[:2], rate)
+            sums = self.step(batch, (step - 1) / max(1, steps - 1), weight, whole)
+            gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+            watch.see(step, sums, _clip(gradients))
+            if self.device.type == "cpu" or step % WATCH_EVERY == 0 or step == epoch * self.steps_per_epoch:
+                watch.check(epoch, processes)
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update()
+            totals.add(len(rows), sums)
+        processes.agree(self.program.buffers())  # those that follow the data have followed other data in each
+        return totals
+
+    def _rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step: warmed up, and falling as the schedule says."""
+        falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if self.options.lr_schedule == "cosine" else 1.0
+        return self.options.lr * min(1.0, step / max(1, steps // 50)) * falling
+
+    def _batch(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        x = self.x[rows] if self.augment is None else self.augment(self.x[rows])
+        return self.program.arguments(x, None if self.y is None else self.y[rows])
+
+    def _validate(self, epoch: int) -> float:
+        """The validation loss, with the same draws every time, which makes epochs comparable.
+
+        The batches are distributed over the processes, and each process has its own draws. A Pyro objective, whose
+        loss has its own backward pass, is validated by the plain ELBO.
+        """
+        program, processes, data, total = self.program, self.processes, self.held_out, 0.0
+        assert data is not None
+        objective = at_progress(getattr(self.objective, "validation", self.objective), 1.0)
+        if isinstance(objective, PyroObjective):
+            objective = ELBO()
+        # Larger batches than in training, as no graph is kept; but particles take the room of data.
+        draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
+        size = max(self.options.batch_size, 4 * self.options.batch_size // draws)
+        starts = range(0, len(data.x), size)
+        with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
+            for number in range(processes.rank, len(starts), processes.size):
+                rows = slice(starts[number], starts[number] + size)
+                y = None if data.y is None else data.y[rows].to(self.device)
+                value, given, observed = program.arguments(data.x[rows].to(self.device), y)
+                total -= objective(program, value, given, observed).value.double().sum().item()
+        summed = processes.total(torch.tensor(total, dtype=torch.float64, device=self.device)).item()
+        if not math.isfinite(summed):
+            what, step = "the validation loss is not finite", epoch * self.steps_per_epoch
+            raise NonFiniteLossError(what, program.variable, epoch, step, epoch - 1)
+        return summed / len(data.x)
+
+
+@documented
 @alone()
 @differentiating("fit")
 def fit(
@@ -123,36 +412,28 @@ def fit(
     validation: Data | Tensor | float | None = 0.1,
     early_stopping: int | None = None,
     ema: float | None = None,
-    augment: Callable[[Tensor], Tensor] | None = None,
     compile: bool | str = "auto",
     precision: str = "float32",
+    augment: Callable[[Tensor], Tensor] | None = None,
     progress: bool = True,
 ) -> History:
     """Train ``program`` in place, by AdamW on minibatches; the best validated weights are kept.
+
+    A last batch of one datum is left out, as BatchNorm cannot take its scale; the shuffling leaves out another in the
+    next epoch. Where ``validation`` is None, the last weights are kept. Compiling takes tens of seconds, then makes
+    each step faster, and leaves the random numbers as they are; see `dgm.compile`. "auto" compiles trainings of 5,000
+    steps or more, and continues uncompiled, with a warning, where it cannot be done.
 
     Args:
         program: what to train; it ends in evaluation mode.
         data: a `Data`, or a tensor ``(N, *event_shape)``.
         objective: an objective of ours, its name ("iwae", or "iwae:50" with its argument), or any Pyro ELBO instance;
             default `ELBO`.
-        epochs: passes over the data.
-        batch_size: data per step. A last batch of one datum is left out, as BatchNorm cannot take its scale; the
-            shuffling leaves out another in the next epoch.
-        lr: learning rate; warmed up over the first 2 % of the steps.
-        weight_decay: AdamW's, decoupled.
-        lr_schedule: "cosine" (lr falls to zero) or "constant".
-        seed: of shuffling, validation split and latents. Same seed, same machine: the same result, bit for bit on CPU.
-        device: "auto" (CUDA if there is one), or a torch device.
-        validation: data to validate the objective on after each epoch, or the fraction of ``data`` to hold out for it,
-            or None to train on everything and keep the last weights.
-        early_stopping: stop after this many epochs without a better validation loss.
-        ema: decay of an exponential moving average of the weights, which is then what is validated and kept.
+        {options}
         augment: applied to each training batch of x.
-        compile: whether to compile the steps (see `dgm.compile`), which takes tens of seconds, and then makes each
-            faster; the random numbers are the same. "auto" does it in trainings of 5,000 steps or more, and continues
-            uncompiled, with a warning, where it cannot be done.
-        precision: "float32" (rather, that of the program), or "bf16", in which the networks run under autocast.
         progress: whether to show a bar with the loss.
+
+    All but ``augment`` and ``progress`` are in `TrainingOptions`. ``validation`` may also be the data to validate on.
 
     Returns:
         The `History`.
@@ -167,245 +448,21 @@ def fit(
         CompilationError: ``compile`` is True, and a statement of the program cannot be compiled.
         KeyboardInterrupt: as it came; the program has the best weights so far, and is in evaluation mode.
     """
-    check_program(program)
-    settings = {"epochs": epochs, "batch_size": batch_size}
-    for name, count in settings.items():
-        check_count(count, name)
-    check_options(lr, weight_decay, lr_schedule, early_stopping, ema, compile, precision)
-    check_seed(seed)
-    if augment is not None and not callable(augment):
-        raise TypeError(f"augment must be a function of x or None, got {type(augment).__name__}")
-    train = as_data(program, data)
-    _check_scale(program, train)
-    maximize: Any = _PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
-    train, held_out = _validation(program, train, validation, seed)
-    for part in (train, held_out):
-        _check_labels(program, part, maximize)
-    if early_stopping is not None and held_out is None:
-        raise ValueError("early_stopping needs validation data: pass validation=0.1, or a Data")
-    where = find_device(device)
-    parameters = {name: p for name, p in program.named_parameters() if p.requires_grad}
-    if not parameters:
-        raise ValueError(f"this {type(program).__name__} has no parameters that require a gradient")
-
-    processes = process_group()
-    steps_per_epoch = processes.batches(len(train), batch_size)
-    steps = epochs * steps_per_epoch
-
-    program.to(where)
-    processes.agree([*program.parameters(), *program.buffers()])
-    x, y = train.x.to(where), None if train.y is None else train.y.to(where)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay, fused=True)
-    warm_up = max(1, steps // 50)
-
-    def rate(step: int) -> float:
-        falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if lr_schedule == "cosine" else 1.0
-        return lr * min(1.0, step / warm_up) * falling
-
-    def batch_of(rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        batch = x[rows] if augment is None else augment(x[rows])
-        return program.arguments(batch, None if y is None else y[rows])
-
-    unit = getattr(maximize, "unit", History.unit)
-    history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
-    initial = _state(program)
-    best, best_loss = initial, math.inf
-    last, last_epoch = initial, 0
-    averaged = None if ema is None else _Average(program, ema)
-    shuffling = torch.Generator().manual_seed(seed)
-    compiling = compile is True or (steps >= COMPILE_FROM and compile)
-    start = time.perf_counter()
-    try:
-        with (
-            seeded(seed + processes.rank, where),
-            pyro.validation_enabled(False),
-            pyro.get_param_store().scope(),
-            tqdm(
-                total=epochs,
-                desc=f"fit {type(program).__name__}",
-                unit="epoch",
-                disable=not (progress and processes.writes),
-            ) as bar,
-        ):
-            program.train()
-            step_of = _Step(maximize, program, precision)
-            if hasattr(maximize, "prepare"):
-                maximize.prepare(program)
-            for epoch in range(1, epochs + 1):
-                program.train()
-                totals, watch = _Totals(), _Watch(program.variable)
-                order = torch.randperm(len(x), generator=shuffling).to(where)
-                batches = order.split(batch_size)[:steps_per_epoch]
-                for step, rows in enumerate(batches, start=(epoch - 1) * steps_per_epoch + 1):
-                    # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
-                    if step == (2 if processes.size == 1 else 1):
-                        step_of.prepare(batch_of(batches[0]), processes, compiling)
-                        history.compiled = step_of.compiled
-                    optimizer.param_groups[0]["lr"] = rate(step)
-                    optimizer.zero_grad(set_to_none=True)
-                    weight, whole = processes.weight(rows), len(rows) == batch_size
-                    batch = batch_of(processes.share(rows))
-                    if hasattr(maximize, "update"):
-                        maximize.update(program, *batch[:2], rate(step))
-                    sums = step_of(batch, (step - 1) / max(1, steps - 1), weight, whole)
-                    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-                    watch.see(step, sums, _clip(gradients))
-                    if where.type == "cpu" or step % WATCH_EVERY == 0 or step == epoch * steps_per_epoch:
-                        watch.check(epoch, last_epoch, processes)
-                    optimizer.step()
-                    if averaged is not None:
-                        averaged.update()
-                    totals.add(len(rows), sums)
-                processes.agree(program.buffers())  # those that follow the data have followed other data in each
-                with contextlib.nullcontext() if averaged is None else averaged.swapped_in():
-                    loss = None
-                    if held_out is not None:
-                        measure = at_progress(getattr(maximize, "validation", maximize), 1.0)
-                        loss = _validate(measure, program, held_out, batch_size, seed, where, processes)
-                        if not math.isfinite(loss):
-                            what, site = "the validation loss is not finite", program.variable
-                            raise NonFiniteLossError(what, site, epoch, step, last_epoch)
-                    last, last_epoch = _state(program), epoch
-                history.epochs.append(totals.epoch(epoch, loss, time.perf_counter() - start, processes))
-                if loss is None or loss < best_loss:
-                    best, best_loss, history.best_epoch = last, loss if loss is not None else best_loss, epoch
-                bar.set_postfix_str(_describe(history), refresh=False)
-                bar.update()
-                if early_stopping is not None and epoch - history.best_epoch >= early_stopping:
-                    history.stopped_early = True
-                    break
-    except NonFiniteLossError:
-        _restore(program, last)
-        raise
-    except BaseException:  # an interrupt too: what has been learned so far is not lost
-        _restore(program, best)
-        raise
-    _restore(program, best)
-    history.seconds = time.perf_counter() - start
-    return history
-
-
-class _PyroObjective:
-    """A Pyro ELBO, to take the place of one of our objectives: it brings its own backward pass."""
-
-    def __init__(self, objective: PyroELBO):
-        name = type(objective).__name__
-        if name.startswith("Jit"):  # what it traces is for the first batch's size only
-            plain = name.removeprefix("Jit")
-            raise ValueError(f"objective {name} is for one batch: use {plain}, or dgm.ELBO() and compile=True")
-        if isinstance(objective, TraceTailAdaptive_ELBO):
-            raise ValueError(f"objective {name} has a gradient but no value, which fit watches: use pyro.infer.SVI")
-        # A used ELBO object remembers the plate nesting of the pair it was used on.
-        self.objective: Any = copy.copy(objective)
-        self.objective.max_plate_nesting = math.inf
-
-    def sums(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor]) -> Sums:
-        """As `Terms`; the gradient is in the parameters already, and the loss has none."""
-        model, guide = [poutine.condition(view, data=observed) for view in (program.model, program.guide)]
-        guide = poutine.block(guide, hide=list(observed))
-        if isinstance(self.objective, TraceEnum_ELBO):
-            guide = config_enumerate(guide)
-        loss = self.objective.loss_and_grads(model, guide, x, given)
-        # Pyro sums over the data. Its gradient is scaled, not the model: RenyiELBO is no bound under poutine.scale.
-        for parameter in program.parameters():
-            if parameter.grad is not None:
-                parameter.grad /= len(x)
-        total = torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss, dtype=torch.float64, device=x.device)
-        return {"loss": {"": total / len(x)}, "value": {"": -total}, "reconstruction": {}, "kl": {}}
-
-
-class _Step:
-    """The loss of a batch and its gradient: eager or compiled, alone or with other processes."""
-
-    def __init__(self, objective: Any, program: Program, precision: str):
-        self.program, self.objective, self.precision = program, objective, precision
-        self.terms = None if isinstance(objective, _PyroObjective) else Terms(program, objective)
-        self.loss: Any = None if self.terms is None else _ByKind(self.terms)
-        self.compiled = False
-
-    def prepare(self, batch: tuple[Any, ...], processes: ProcessGroup, compile: bool | str) -> None:
-        """Compile, and join with the other processes; ``batch`` is a whole one.
-
-        Raises:
-            CompilationError, ValueError: it cannot be, and ``compile`` is not "auto".
-        """
-        if self.terms is None and (compile is True or processes.size > 1):
-            raise ValueError(
-                f"{type(self.objective.objective).__name__} has its own backward pass, which can be neither "
-                "compiled nor shared among processes: use an objective of dgm, such as 'elbo'"
-            )
-        if hasattr(self.objective, "update"):
-            if processes.size > 1:
-                raise ValueError("each process would have its own critic: use one process for an adversarial objective")
-            if compile is True:
-                check_compilable(self.objective)  # says why not
-            return
-        if self.terms is None or not (compile or processes.size > 1):
-            return
-        share = pytree.tree_map_only(Tensor, processes.share, batch)
-        cuda = [batch[0].device] if batch[0].is_cuda else []
-        with torch.random.fork_rng(devices=cuda):
-            if processes.size > 1:
-                with self._networks():  # what layers set up by their first batch, they set up alike
-                    self.terms(*batch, self.terms.weights(0.0))
-            if compile:
-                try:
-                    self.loss.whole = self._compile(self.terms, (*share, self.terms.weights(0.0)))
-                    self.compiled = True
-                except Exception as error:
-                    if compile is True:
-                        raise
-                    # Past fit and its two decorators.
-                    warnings.warn(f"the training continues uncompiled: {error}", stacklevel=5)
-        if processes.size > 1:
-            # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
-            static = not hasattr(self.objective, "eager_only")
-            self.loss = DistributedDataParallel(self.loss, static_graph=static, find_unused_parameters=not static)
-            self.loss.broadcast_buffers = False  # at each step; once an epoch is enough
-
-    def _compile(self, terms: Terms, example: tuple[Any, ...]) -> Any:
-        check_compilable(self.objective)
-        with self._networks():  # their precision is part of the graph
-            whole = optimized(export(terms, example))
-        before = [buffer.clone() for buffer in self.program.buffers()]
-        loss = whole(*example)["loss"][""]
-        loss.backward()  # now, so that what fails fails here
-        self.program.zero_grad(set_to_none=True)
-        for buffer, value in zip(self.program.buffers(), before, strict=True):
-            buffer.copy_(value)
-        return whole
-
-    def __call__(self, batch: tuple[Any, ...], progress: float, weight: float = 1.0, whole: bool = False) -> Sums:
-        """Leave the gradient in the parameters; returns what `Terms` returns.
-
-        Args:
-            progress: of training, in [0, 1].
-            weight: of the loss in the gradient.
-            whole: whether the batch is as large as that of `prepare`.
-        """
-        if self.terms is None:
-            with self._networks():
-                return self.objective.sums(self.program, *batch)
-        if not self.terms.schedules:
-            self.terms.objective = at_progress(self.objective, progress)
-        with self._networks():
-            sums = self.loss(whole, *batch, self.terms.weights(progress))
-        (weight * sums["loss"][""]).backward()
-        return sums
-
-    def _networks(self) -> Any:
-        return networks_in(torch.bfloat16 if self.precision == "bf16" else None)
-
-
-class _ByKind(nn.Module):
-    """One loss for whole batches, which may be compiled for their size, and one for others; of the same parameters."""
-
-    def __init__(self, loss: nn.Module):
-        super().__init__()
-        self.whole = self.other = loss
-
-    def forward(self, whole: bool, *arguments: Any) -> Sums:
-        return (self.whole if whole else self.other)(*arguments)
+    held_out = None if validation is None or isinstance(validation, float) else validation
+    options = TrainingOptions(
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, lr_schedule=lr_schedule, seed=seed,
+        device=str(device) if isinstance(device, torch.device) else device,
+        validation=validation if isinstance(validation, float) else None,
+        early_stopping=early_stopping, ema=ema, compile=compile, precision=precision,
+    )  # fmt: skip
+    training = Training(program, data, objective, options, validation=held_out, augment=augment)
+    shown = progress and training.processes.writes
+    with training, tqdm(total=epochs, desc=f"fit {type(program).__name__}", unit="epoch", disable=not shown) as bar:
+        while not training.finished:
+            training.advance()
+            bar.set_postfix_str(_describe(training.history), refresh=False)
+            bar.update()
+    return training.history
 
 
 class _Watch:
@@ -430,7 +487,7 @@ class _Watch:
             self.values = torch.where(self.step > 0, self.values, values)
             self.step = torch.where((self.step > 0) | finite, self.step, step)
 
-    def check(self, epoch: int, last_epoch: int, processes: ProcessGroup) -> None:
+    def check(self, epoch: int, processes: ProcessGroup) -> None:
         """Raise a `NonFiniteLossError` if there was one; in every process, or the others would wait for one."""
         step = processes.earliest(self.step)
         if step == 0 or self.values is None:
@@ -445,7 +502,7 @@ class _Watch:
             site = max(
                 zip(self.names, norms, strict=True), key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1]
             )[0]
-        raise NonFiniteLossError(what, site, epoch, int(step), last_epoch)
+        raise NonFiniteLossError(what, site, epoch, int(step), epoch - 1)
 
 
 def _clip(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -488,6 +545,13 @@ class _Average:
         self.mean = [p.detach().clone() for p in self.live]
         self.decay, self.count = decay, 0
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean = [mean.to(live.device) for mean, live in zip(state["mean"], self.live, strict=True)]
+        self.count = state["count"]
+
     @torch.no_grad()
     def update(self) -> None:
         self.count += 1
@@ -510,53 +574,13 @@ class _Average:
             mean.copy_(kept)
 
 
-def _validate(
-    objective: Objective,
-    program: Program,
-    data: Data,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-    processes: ProcessGroup,
-) -> float:
-    """Mean loss with the same draws every time, which makes epochs comparable.
-
-    The batches are distributed over the processes, and each process has its own draws. Of a Pyro objective, whose loss
-    brings its backward pass along, the plain ELBO.
-    """
-    total = 0.0
-    if isinstance(objective, _PyroObjective):
-        objective = ELBO()
-    # Larger batches than in training, as no graph is kept; but particles take the room of data.
-    draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
-    size = max(batch_size, 4 * batch_size // draws)
-    starts = range(0, len(data.x), size)
-    with evaluating(program), seeded(seed + processes.rank, device), torch.no_grad():
-        for number in range(processes.rank, len(starts), processes.size):
-            rows = slice(starts[number], starts[number] + size)
-            y = None if data.y is None else data.y[rows].to(device)
-            value, given, observed = program.arguments(data.x[rows].to(device), y)
-            total -= objective(program, value, given, observed).value.double().sum().item()
-    return processes.total(torch.tensor(total, dtype=torch.float64, device=device)).item() / len(data.x)
-
-
-def _validation(
-    program: Program, train: Data, validation: Data | Tensor | float | None, seed: int
-) -> tuple[Data, Data | None]:
-    if validation is None:
-        return train, None
-    if isinstance(validation, float):
-        if not 0 < validation < 1:
-            raise ValueError(
-                f"validation must be a fraction between 0 and 1, a Data, a tensor or None, got {validation}"
-            )
-        if not 0 < round(validation * len(train)) < len(train):
-            raise ValueError(
-                f"validation={validation} of {len(train)} data leaves one side empty: pass validation=None to train on "
-                "all of them, another fraction, or validation data"
-            )
-        return train.split(validation, seed=seed)
-    return train, as_data(program, validation, "validation")
+def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
+    if not 0 < round(fraction * len(data)) < len(data):
+        raise ValueError(
+            f"validation={fraction} of {len(data)} data leaves one side empty: pass validation=None to train on all "
+            "of them, another fraction, or validation data"
+        )
+    return data.split(fraction, seed=seed)
 
 
 def _check_scale(program: Program, data: Data) -> None:
@@ -570,12 +594,12 @@ def _check_scale(program: Program, data: Data) -> None:
         warnings.warn(
             f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
             "starts from scale 1 around 0: standardize the data, (x - x.mean(0)) / x.std(0), without constant features",
-            stacklevel=3,
+            stacklevel=6,  # past Training, and fit with its two decorators
         )
 
 
 def _check_labels(program: Program, data: Data | None, objective: Objective) -> None:
-    if data is None or not isinstance(objective, VariationalBound | _PyroObjective):
+    if data is None or not isinstance(objective, VariationalBound | PyroObjective):
         return
     for site, labels in program.arguments(data.x, data.y)[2].items():
         if (labels < 0).any():
@@ -585,39 +609,8 @@ def _check_labels(program: Program, data: Data | None, objective: Objective) -> 
             )
 
 
-def check_options(
-    lr: float,
-    weight_decay: float,
-    lr_schedule: str,
-    early_stopping: int | None,
-    ema: float | None,
-    compile: bool | str,
-    precision: str,
-) -> None:
-    """Raise a ValueError that names the argument of `fit` that does not fit."""
-    check_number(lr, "lr", above=0)
-    check_number(weight_decay, "weight_decay", at_least=0)
-    if lr_schedule not in ("cosine", "constant"):
-        raise ValueError(f"lr_schedule must be 'cosine' or 'constant', got {lr_schedule!r}")
-    if early_stopping is not None:
-        check_count(early_stopping, "early_stopping")
-    if ema is not None:
-        check_number(ema, "ema")
-    if ema is not None and not 0 < ema < 1:
-        raise ValueError(f"ema must be a decay between 0 and 1, got {ema!r}")
-    if not (isinstance(compile, bool) or compile == "auto"):
-        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-
-
 def _state(program: Program) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in program.state_dict().items()}
-
-
-def _restore(program: Program, state: dict[str, Tensor]) -> None:
-    program.load_state_dict(state)
-    program.eval()
 
 
 def _describe(history: History) -> str:

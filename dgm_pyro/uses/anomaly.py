@@ -1,7 +1,7 @@
 r"""Anomalies: is this x like the data, by which score, and how often is that a false alarm?
 
-The obvious score is :math:`-\log p(x)`, the surprise. But p(x) is a density over whole images, and a smooth or mostly
-blank image is probable under almost every program, whatever it shows. The other scores take that share out again:
+The obvious score is the surprise :math:`-\log p(x)`. But p(x) is a density over whole images, and a smooth or mostly
+blank image is probable under almost every program, for any content. The other scores correct for this:
 
 =======================  ===================================================  ==========================================
 score                    s(x), in nats; higher is more anomalous              what it asks
@@ -19,12 +19,12 @@ score                    s(x), in nats; higher is more anomalous              wh
 =======================  ===================================================  ==========================================
 
 A score is any callable from x, ``(N, *event_shape)``, to ``(N,)``; those here are functions of each datum alone, whose
-bounds take noise of the datum's own (`dgm_pyro.noise`). `Detector` turns one into an alarm with a chosen
-rate of false alarms: with the scores :math:`s_1 \dots s_n` of reference data, the threshold is the
-:math:`\lceil (n + 1)(1 - \alpha) \rceil`-th smallest. If x and the reference data are exchangeable, the rank of s(x)
-among the n + 1 is uniform, so that :math:`P(s(x) > t) \le \alpha` whatever the score and the program, and ties only
-lower it. The probability is over x *and* the reference data; it says nothing of what is detected. It does rest on s(x)
-not depending on which other x come with it.
+bounds take noise of the datum's own (`dgm_pyro.noise`). `Detector` turns one into an alarm with a chosen rate of false
+alarms: with the scores :math:`s_1 \dots s_n` of reference data, the threshold is the :math:`\lceil (n + 1)(1 - \alpha)
+\rceil`-th smallest. If x and the reference data are exchangeable, the rank of s(x) among the n + 1 is uniform, so that
+:math:`P(s(x) > t) \le \alpha` for any score and program, and ties only lower it. The probability is over x
+*and* the reference data; it says nothing about how many anomalies are detected. It does rest on s(x) not depending on
+which other x come with it.
 
 Source: Bishop 1994 (surprise); Nalisnick et al. 2019 (arXiv 1906.02994, typicality of single data); Ren et al. 2019
 (arXiv 1906.02845, ratio); Serra et al. 2020 (arXiv 1909.11480, complexity); Choi et al. 2018 (arXiv 1810.01392, WAIC);
@@ -419,7 +419,7 @@ SCORES = ("likelihood", "typicality", "complexity", "ratio", "waic", "kl")
 
 @dataclass(frozen=True)
 class Alarm:
-    """What one score says of the data.
+    """The result of one score on the data.
 
     Attributes:
         score: its name.
@@ -438,7 +438,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Anomalies(Result):
-    """What `detect` found.
+    """The result of `detect`.
 
     Attributes:
         scores, p_values, flags: of each x by the first score, ``(N,)``.

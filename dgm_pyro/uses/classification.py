@@ -1,4 +1,4 @@
-r"""Classification with doubt: how good an answer p(y | x) is, how sure it says it is, and whether that can be trusted.
+r"""Classification with doubt: accuracy and confidence of p(y | x), and its calibration.
 
 Three classifiers answer p(y | x): a `Discriminative` one directly; a generative one, `Labeled`, by Bayes' rule from
 p(x | y), which gives p(x) too; and `Bayesian`, a network whose weights w have a prior, averaged over their posterior:
@@ -6,9 +6,9 @@ p(x | y), which gives p(x) too; and `Bayesian`, a network whose weights w have a
 .. math::
     p(y \mid x, D) = \int p(y \mid x, w)\, p(w \mid D)\, dw \approx \frac1K \sum_k p(y \mid x, w_k), \quad w_k \sim q(w)
 
-What is asked of the answers: accuracy; `nll`, :math:`-\log p(y \mid x)`; `reliability`, whether of the answers held
-with confidence c a share c is right; and `risk_coverage`, how often the answers are wrong that are left when the most
-doubtful are rejected, by any score of doubt.
+Metrics of the predictions: accuracy; `nll`, :math:`-\log p(y \mid x)`; `reliability`, whether a share c of the
+predictions with confidence c is right; and `risk_coverage`, the error rate of the predictions that are kept when the
+most uncertain ones are rejected, by any score.
 
 Source: Guo et al. 2017 (arXiv 1706.04599), ECE; Geifman and El-Yaniv 2017 (arXiv 1705.08500), risk and coverage;
 Blundell et al. 2015 (arXiv 1505.05424), weights with a variational posterior; Depeweg et al. 2018 (arXiv 1710.07283),
@@ -129,7 +129,7 @@ def reliability(probabilities: Tensor, y: Tensor, bins: int = 15) -> Reliability
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """The share of wrong answers among those kept, as more are kept: one entry for each threshold on the doubt.
+    """The share of wrong predictions among those kept, as more are kept: one entry for each threshold on the doubt.
 
     Attributes:
         coverage: share of the answers kept, rising to 1.
@@ -152,11 +152,11 @@ class RiskCoverage:
 
 
 def risk_coverage(right: Tensor, uncertainty: Tensor) -> RiskCoverage:
-    """Risk and coverage when answers are rejected by their uncertainty, the highest first; equal ones go together.
+    """Risk and coverage when predictions are rejected by their uncertainty, the highest first; equal ones go together.
 
     Args:
-        right: which answers are, bools ``(N,)``.
-        uncertainty: any score, higher where the answer is less trusted: -log p(x), ``-probabilities.max(-1).values``.
+        right: whether each prediction is right, bools ``(N,)``.
+        uncertainty: any score, higher for less certain predictions: ``-probabilities.max(-1).values``, -log p(x), ...
     """
     check_dense(right, "right")
     check_dense(uncertainty, "uncertainty")
@@ -325,7 +325,7 @@ def beliefs(
     """p(y | x), ``(N, classes)``, and log p(x) in nats, ``(N,)``; None from a program that has no p(x).
 
     Where p(x | y) is not exact, both come from bounds with ``num_particles`` draws for each class (IWAE).
-    No answer depends on the batch.
+    No prediction depends on the batch.
 
     Raises:
         TypeError: the program has no p(y | x).
@@ -348,7 +348,7 @@ def beliefs(
 
 @dataclass(frozen=True)
 class Answers(Result):
-    """What `answer` found.
+    """The result of `answer`.
 
     Attributes:
         probabilities: p(y | x), ``(N, classes)``.

@@ -1,6 +1,6 @@
 r"""Corruptions: images as a classifier does not expect them, at a strength that can be dialled.
 
-`shift`, `rotate`, `blur`, `add_noise` and `mutate` know nothing of any model. `fgsm` and `pgd` are the worst case: they
+`shift`, `rotate`, `blur`, `add_noise` and `mutate` need no model. `fgsm` and `pgd` are the worst case: they
 move x, within a distance, to where a program's own p(y | x) is lowest for the true y. With an L-infinity ball of radius
 :math:`\epsilon` around x the first step of the ascent of :math:`L = -\log p(y \mid x)` is
 
@@ -180,7 +180,7 @@ def fgsm(
         levels: x takes the integers 0 .. levels - 1 and stays there; None for reals, which are not clipped.
 
     Raises:
-        ValueError: the classifier's answer does not depend smoothly on x, or ``epsilon`` does not fit.
+        ValueError: the classifier's output does not depend smoothly on x, or ``epsilon`` does not fit.
     """
     _check_attack(x, y, epsilon, levels)
     return _ascend(classifier, x, x, y, epsilon, epsilon, levels, num_particles)

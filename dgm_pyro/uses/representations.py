@@ -1,6 +1,7 @@
 r"""Representations: the code of x under a program, and its uses.
 
-*Where x goes.* A program with latents maps x to a code z, and back:
+*Where x goes.* A program with latents maps x to a code z, and back. `encode` and `decode` call the methods of these
+names that its family has, in batches and in evaluation mode, with noise of each datum's own:
 
 ====================  ===============================================  =================================================
 program               `encode`                                         `decode`
@@ -23,8 +24,8 @@ of the line. The arc keeps the length,
     \omega = \arccos \frac{a^\top b}{\|a\| \|b\|}.
 
 *What it is good for* depends on the question; here it is the label that the program never saw: `probe` (is it linear
-in z?), `knn` (are neighbors alike?), `cluster` and `agreement` (are there groups, and are they the classes?). Which
-features of z are in use at all, and at how many nats each, is what `dgm_pyro.infer.units` says.
+in z?), `knn` (are neighbors alike?), `cluster` and `agreement` (are there groups, and are they the classes?).
+`dgm_pyro.infer.units` reports which features of z are in use, and the nats of each.
 
 Source: Shoemake 1985 and White 2016 (arXiv 1609.04468), the arc; Song et al. 2021 (arXiv 2010.02502, section 5.4),
 codes of a diffusion; Strehl and Ghosh 2002, NMI; Hubert and Arabie 1985, ARI; Xie et al. 2016 (arXiv 1511.06335),
@@ -439,7 +440,7 @@ def agreement(clusters: Tensor, y: Tensor) -> Agreement:
 
 @dataclass(frozen=True)
 class Quality(Result):
-    """The result of `assess` found, on ``num_test`` data.
+    """The result of `assess`, on ``num_test`` data.
 
     Attributes:
         probe, knn: accuracies.
@@ -502,7 +503,7 @@ def _features(z: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Representation(Result):
-    """What `represent` found.
+    """The result of `represent`.
 
     Attributes:
         site: the name of the code.

@@ -21,7 +21,9 @@ def folders(tmp_path_factory):
         "classifier": ("classifier", "digits-binary", {}),
     }
     for name, (model, data, swaps) in recipes.items():
-        runs.train(folder / name, model, data, swaps, num_data=64, epochs=1, device="cpu", progress=False)
+        runs.train(
+            folder / name, model, data, swaps, dgm.TrainingOptions(epochs=1, device="cpu"), num_data=64, progress=False
+        )
     return {name: folder / name for name in recipes}
 
 

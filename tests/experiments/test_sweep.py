@@ -15,8 +15,14 @@ import dgm_pyro as dgm
 from dgm_pyro import cli, plots
 from dgm_pyro.experiments import runs, sweep
 
-FAST = sweep.Options(num_data=64, latent_size=2, epochs=1, num_particles=2, device="cpu")
+QUICK = dgm.TrainingOptions(epochs=1, device="cpu")
+FAST = sweep.Options(num_data=64, latent_size=2, num_particles=2, training=QUICK)
 AXES = {"prior": ("normal", "learned"), "objective": ("elbo", "iwae:2")}
+
+
+def training(**options):
+    """`FAST` with other options of the training."""
+    return replace(FAST, training=replace(QUICK, **options))
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +90,7 @@ def test_finished_cells_are_kept_and_missing_ones_made(swept, monkeypatch):
 
 def test_other_options_are_refused_and_more_names_are_not(swept):
     with pytest.raises(ValueError, match="epochs was 1 and is now 2"):
-        sweep.sweep(
-            swept.folder, sweep.Options(num_data=64, latent_size=2, epochs=2, num_particles=2, device="cpu"), **AXES
-        )
+        sweep.sweep(swept.folder, training(epochs=2), **AXES)
     wider = sweep.sweep(swept.folder, FAST, **AXES | {"prior": ("normal", "mog")}, seeds=1, progress=False)
     assert [len(row.cells) for row in wider.rows] == [1, 1, 1, 1]
 
@@ -94,10 +98,10 @@ def test_other_options_are_refused_and_more_names_are_not(swept):
 def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch):
     train = runs.train
 
-    def failing(place, model, data, swaps, **options):
+    def failing(place, model, data, swaps, options, **more):
         if swaps["prior"] == "learned":
             raise ArithmeticError("the loss\nis not finite")
-        return train(place, model, data, swaps, **options)
+        return train(place, model, data, swaps, options, **more)
 
     monkeypatch.setattr(runs, "train", failing)
     result = sweep.sweep(tmp_path / "s", FAST, prior=("normal", "learned"), progress=False)
@@ -229,14 +233,14 @@ def test_jobs_take_the_gpus_in_turn_and_share_the_cores(
 ):
     pools, ran = [], []
     monkeypatch.setattr(sweep, "ProcessPoolExecutor", lambda *a, **kw: pools.append(Pool(*a, **kw)) or pools[0])
-    monkeypatch.setattr(sweep, "run_cell", lambda folder, options, cell: ran.append(options.device))
+    monkeypatch.setattr(sweep, "run_cell", lambda folder, options, cell: ran.append(options.training.device))
     monkeypatch.setattr(sweep, "_cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.delenv("OMP_NUM_THREADS")
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     cells = [sweep.Cell((), seed) for seed in range(3)]
-    assert list(sweep._run_all(tmp_path, replace(FAST, device=device), cells, 3)) != []
+    assert list(sweep._run_all(tmp_path, training(device=device), cells, 3)) != []
     assert ran == places
     assert pools[0].threads == threads
     assert os.environ.get("OMP_NUM_THREADS") == given
@@ -248,17 +252,33 @@ def test_a_sweep_of_before_there_were_some_options_is_resumed(swept):
     path.write_text(json.dumps({name: value for name, value in options.items() if name != "precision"}))
     assert sweep.sweep(swept.folder, FAST, **AXES, seeds=1, progress=False).failed == 0
     with pytest.raises(ValueError, match="precision was 'float32' and is now 'bf16'"):
-        sweep.sweep(swept.folder, replace(FAST, precision="bf16"), **AXES, progress=False)
+        sweep.sweep(swept.folder, training(precision="bf16"), **AXES, progress=False)
+
+
+def test_every_option_of_the_training_reaches_every_cell(tmp_path):
+    """A sweep leaves none behind on the way: run.json of a cell says what it was trained with."""
+    told = dgm.TrainingOptions(
+        epochs=2, batch_size=7, lr=0.02, weight_decay=0.3, lr_schedule="constant", device="cpu", validation=0.3,
+        early_stopping=1, ema=0.5, compile=False, precision="bf16",
+    )  # fmt: skip
+    default = dgm.TrainingOptions()
+    assert [name for name, value in vars(told).items() if value == getattr(default, name)] == ["seed"]
+    sweep.sweep(tmp_path, replace(FAST, training=told), seeds=2, progress=False)
+    record = runs.read(tmp_path / "cells" / "seed1")[1]
+    assert told.recipe().items() - record.options.items() == {("seed", 0)}
+    assert record.options["seed"] == 1
 
 
 def test_options_that_do_not_fit_are_an_error_before_anything_is_written(tmp_path):
-    bad = [
-        *({"precision": "half"}, {"compile": "maybe"}, {"lr": -1.0}, {"device": "abacus"}),
-        *({"epochs": 0}, {"batch_size": 0}, {"num_data": 10_000}),
+    wrong = [
+        *({"precision": "half"}, {"compile": "maybe"}, {"lr": -1.0}, {"epochs": 0}, {"batch_size": 0}),
+        *({"device": "abacus"}, {"validation": 2.0}),
     ]
-    for options in bad:
-        with pytest.raises(ValueError, match=next(iter(options))):
-            sweep.sweep(tmp_path / "s", replace(FAST, **options), prior=("normal",), progress=False)
+    bad = [(next(iter(each)), lambda each=each: training(**each)) for each in wrong]
+    bad.append(("num_data", lambda: replace(FAST, num_data=10_000)))
+    for name, options in bad:
+        with pytest.raises(ValueError, match=name):
+            sweep.sweep(tmp_path / "s", options(), prior=("normal",), progress=False)
     assert not (tmp_path / "s").exists()
 
 

@@ -1,5 +1,6 @@
 """The conditionals against formulas by hand, in every way to parameterize them."""
 
+import copy
 import math
 
 import numpy as np
@@ -418,3 +419,33 @@ def test_a_start_that_is_no_scale_is_refused(initial):
         dgm.Normal(3, nn.Linear(2, 6), initial_scale=initial)
     with pytest.raises(ValueError, match="initial_scale is for a Normal with a network"):
         dgm.Normal(3, initial_scale=0.5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda network: dgm.Normal((2, 3), network),
+        lambda network: dgm.Normal((2, 3), network, scale="feature"),
+        lambda network: dgm.Bernoulli((2, 3), network),
+        lambda network: dgm.Categorical((2, 3), 4, network),
+        lambda network: dgm.MixtureOfNormals((2, 3), 2, network),
+        lambda network: dgm.DiscretizedLogistic((2, 3), 4, 2, network),
+    ],
+    ids=["normal", "normal-scale", "bernoulli", "categorical", "mixture", "logistic"],
+)
+def test_a_function_of_the_output_size_makes_the_network(make, tmp_path):
+    sized = make(lambda size: nn.Linear(5, size))
+    assert sized.network.out_features == 6 * sized.num_parameters
+    plain = make(copy.deepcopy(sized.network))
+    given, x = torch.randn(7, 5), torch.zeros(7, 2, 3, dtype=None if sized.levels is None else torch.long)
+    assert torch.equal(sized.log_prob(x, given), plain.log_prob(x, given))
+    dgm.save(sized, tmp_path / "sized")
+    assert torch.equal(dgm.load(tmp_path / "sized").log_prob(x, given), plain.log_prob(x, given))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"), [(3, "or None, got int"), (lambda size: size, "network\\(4\\) must be")]
+)
+def test_what_makes_no_network_is_refused(network, message):
+    with pytest.raises(TypeError, match=message):
+        dgm.Normal(2, network)

@@ -279,7 +279,7 @@ def test_the_flow_of_the_exact_denoiser_has_the_exact_density(cov):
 
 
 def test_the_density_of_the_flow_is_that_before_the_last_step_to_the_mean():
-    """Of data N(0, S): S + n before it, with the noise n = exp(-highest), and S^2 / (S + n) after it."""
+    """Covariance for data N(0, S): S + n before it, with the noise n = exp(-highest), and S^2 / (S + n) after it."""
     cov, noise = torch.diag(torch.tensor([0.5, 2.0])), math.exp(-1.0)
     program = gaussian(torch.zeros(2), cov, 1.0, -20.0)
     x = torch.randn(10, 2)

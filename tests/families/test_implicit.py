@@ -70,7 +70,7 @@ def test_x_is_the_generator_of_z():
 
 
 def test_it_samples_the_pushforward():
-    """Of a linear map: mean and covariance within four standard errors."""
+    """Mean and covariance of a linear map, within four standard errors."""
     torch.manual_seed(0)
     linear = nn.Linear(2, 3).double()
     program = dgm.Implicit(3, dgm.Normal(2).double(), linear)
@@ -158,10 +158,10 @@ def test_what_needs_a_density_says_that_there_is_none(question):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: dgm.Implicit(nn.Linear(2, 3), generator(), 3), TypeError, "prior must be a dgm.Program, got Lin"),
-        (lambda: dgm.Implicit(dgm.Normal(2), len, 3), TypeError, "generator must be a torch.nn.Module, got builtin"),
-        (lambda: dgm.Implicit(dgm.Normal(4), generator(), 3), ValueError, r"z of shape \(2,\).*event_shape is \(4,\)"),
-        (lambda: dgm.Implicit(dgm.Normal(2), generator(), 0), ValueError, "event_shape must be a positive int"),
+        (lambda: dgm.Implicit(3, nn.Linear(2, 3), generator()), TypeError, "prior must be a dgm.Program, got Lin"),
+        (lambda: dgm.Implicit(3, dgm.Normal(2), len), TypeError, "generator must be a torch.nn.Module, got builtin"),
+        (lambda: dgm.Implicit(3, dgm.Normal(4), generator()), ValueError, r"z of shape \(2,\).*event_shape is \(4,\)"),
+        (lambda: dgm.Implicit(0, dgm.Normal(2), generator()), ValueError, "event_shape must be a positive int"),
         (lambda: tiny(levels=1), ValueError, "levels must be an int of at least 2"),
         (lambda: tiny(latent_name="x"), ValueError, "two latents of this Implicit are named 'x'"),
         (lambda: tiny(latent_name=""), ValueError, "latent_name must be the name of a site"),
@@ -466,7 +466,7 @@ def test_the_loss_of_the_gan_by_hand():
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_program_descends_what_the_critic_ascends(divergence):
-    """Of an f-divergence the two losses are the two sides of one number, as functions of the samples."""
+    """The two losses of an f-divergence are the two sides of one number, as functions of the samples."""
     objective, critic = in_game(Adversarial(divergence, r1=0.0))
     program = dgm.Implicit(3, dgm.Normal(3).double(), Shift(0.3).double())
     real = torch.randn(7, 3, dtype=torch.float64)
@@ -604,7 +604,7 @@ def test_precision_falls_with_strays_and_recall_with_lost_modes():
 
 
 def test_coverage_of_the_data_themselves():
-    """Of a Normal of the plane, 1 - exp(-9 / 2) is within three standard deviations."""
+    """A Normal of the plane has 1 - exp(-9 / 2) within three standard deviations."""
     torch.manual_seed(0)
     x = RING[torch.arange(20_000) % 8] + 0.1 * torch.randn(20_000, 2)
     modes, share = implicit.mode_coverage(x, RING, 0.1)
@@ -623,7 +623,7 @@ def test_parzen_is_the_density_of_the_mixture():
 
 
 def test_evidence_of_the_noisy_model_by_annealing():
-    """Of a linear generator p(x) is a Normal, W W^T + s^2 I: AIS within four standard errors, and Parzen below it."""
+    """A noisy linear generator has p(x) Normal, W W^T + s^2 I: AIS within four standard errors, and Parzen below it."""
     torch.manual_seed(0)
     linear = nn.Linear(2, 3)
     program = dgm.Implicit(3, dgm.Normal(2), linear)

@@ -128,7 +128,7 @@ def test_where_the_loss_is_linear_in_each_row_the_gradient_is_exact():
 
 
 def test_what_a_code_costs_reaches_the_encoder():
-    """Of an autoregressive prior on one code, log p(z) is linear in it: the gradient of the bound's KL is exact."""
+    """For an autoregressive prior on one code, log p(z) is linear in it: the gradient of the bound's KL is exact."""
     torch.manual_seed(3)
     prior = transformer(dgm.Categorical, 1, levels=4)
     with torch.no_grad():

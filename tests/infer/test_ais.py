@@ -160,7 +160,7 @@ def test_a_transition_of_ones_own():
 
 
 def test_a_trajectory_leaves_its_density_invariant():
-    """Of a density on the line that is not Normal: the histogram after one move is that before."""
+    """On a density on the line that is not Normal, the histogram after one move is that before."""
     density = lambda u: -(u**4).sum(-1) / 4  # noqa: E731
     grid = torch.linspace(-4, 4, 8001)
     inverse = (-(grid**4) / 4).exp().cumsum(0)

@@ -155,7 +155,7 @@ def test_a_frozen_encoder_has_the_same_gaps(encoder, x):
 
 def test_annealing_and_weighting_agree_with_the_evidence(x):
     def apart(found):
-        """Of the mean over the data: how far it is from the evidence, less four standard errors."""
+        """Distance of the mean over the data from the evidence, minus four standard errors."""
         difference = found.log_evidence - exact(CORRELATED, x)
         return float(difference.mean().abs() - 4 * difference.std() / len(x) ** 0.5)
 

@@ -30,7 +30,7 @@ import dgm_pyro as dgm
 from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import ELBO, WarmUp, objective_named
 from dgm_pyro.program import sample_sites, traces
-from dgm_pyro.training import compilation
+from dgm_pyro.training import compilation, step
 from dgm_pyro.training import fit as training
 from dgm_pyro.training.compilation import CompilationError, Loss
 
@@ -634,7 +634,7 @@ def test_a_compiled_training_is_the_eager_one(float64):
 @pytest.fixture
 def graphs_only(monkeypatch):
     """Compile to the exported graph, without machine code."""
-    monkeypatch.setattr(training, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+    monkeypatch.setattr(step, "optimized", lambda graph: compilation.optimized(graph, "eager"))
 
 
 @pytest.mark.parametrize("name", TRAINED)

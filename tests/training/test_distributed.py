@@ -24,7 +24,7 @@ import dgm_pyro as dgm
 from dgm_pyro import cli, objectives
 from dgm_pyro.experiments import runs
 from dgm_pyro.networks import MADE, MLP
-from dgm_pyro.training import compilation, distributed
+from dgm_pyro.training import compilation, distributed, step
 from dgm_pyro.training import fit as training
 from dgm_pyro.training.distributed import ProcessGroup
 
@@ -106,12 +106,12 @@ def early():
 @contextlib.contextmanager
 def exported_only():
     """Graphs, run as they are: compiling takes long."""
-    optimized = training.optimized
-    training.optimized = lambda graph: compilation.optimized(graph, "eager")
+    optimized = step.optimized
+    step.optimized = lambda graph: compilation.optimized(graph, "eager")
     try:
         yield
     finally:
-        training.optimized = optimized
+        step.optimized = optimized
 
 
 def graph():
@@ -256,7 +256,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
-    """Those of the recipes that take long."""
+    """The recipes that take long."""
     return outcomes(["inductor", "registry"], tmp_path_factory.mktemp("slow"))
 
 

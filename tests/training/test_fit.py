@@ -32,7 +32,7 @@ import dgm_pyro as dgm
 from dgm_pyro import ELBO, IWAE, NonFiniteLossError
 from dgm_pyro.networks import MLP
 from dgm_pyro.objectives import Bound, elbo
-from dgm_pyro.training.fit import _PyroObjective
+from dgm_pyro.training.step import PyroObjective
 
 
 def fit(program, data, objective=None, **options):
@@ -238,7 +238,7 @@ def test_pyros_enumeration_trains_and_sums_the_labels_out():
 def test_pyros_gradient_is_ours_per_datum(float64, objective):
     program = CASES["vae"].build()
     x, _ = CASES["vae"].draw(program, 6)
-    theirs = _PyroObjective(objective)
+    theirs = PyroObjective(objective)
     theirs.sums(program, x, None, {})  # the first call looks for plates, and draws
     program.zero_grad()
     torch.manual_seed(3)
@@ -734,7 +734,7 @@ X = torch.zeros(10, 2)
         ({"lr": math.nan}, ValueError, "lr must be a number above 0"),
         ({"lr": "fast"}, ValueError, "lr must be a number above 0, got 'fast'"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be a number of at least 0"),
-        ({"lr_schedule": "linear"}, ValueError, "lr_schedule must be 'cosine' or 'constant', got 'linear'"),
+        ({"lr_schedule": "linear"}, ValueError, "lr_schedule must be one of cosine, constant, got 'linear'"),
         ({"early_stopping": 0, "validation": 0.2}, ValueError, "early_stopping must be a positive integer"),
         ({"early_stopping": 3}, ValueError, "early_stopping needs validation data"),
         ({"ema": 1.0}, ValueError, "ema must be a decay between 0 and 1"),

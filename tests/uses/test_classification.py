@@ -266,7 +266,7 @@ def test_a_posterior_over_weights_is_that_on_a_grid():
 
 
 def test_the_prior_of_the_weights_keeps_the_variance_of_what_goes_through():
-    """Of a linear layer's output: scale^2 (mean square of x + 1), whatever the number of inputs."""
+    """The variance of a linear layer's output: scale^2 (mean square of x + 1), whatever the number of inputs."""
     scale, draws = 1.5, 4000
     for width in (3, 48):
         x = torch.randn(1, width)

@@ -423,7 +423,7 @@ def test_a_short_training_makes_the_classes_linear_in_z_and_noise_does_not():
     [
         ("made", "Autoregressive has no latent code"),
         ("normal", "Normal has no latent code"),
-        ("labeled-vae", "pass the program within and the labels"),
+        ("labeled-vae", "use the program within and the labels"),
     ],
 )
 def test_programs_without_a_code_say_what_has_one(name, match):

@@ -112,7 +112,7 @@ class Tour:
         }
 
     def visit(self, stop: Stop) -> StopResult:
-        """Train a program, and ask it everything that it can answer."""
+        """Train a program, and measure everything that it supports."""
         with seeded(self.seed, torch.device("cpu")):
             program = stop.make(self.train)
         options = stop.options(self.quick)

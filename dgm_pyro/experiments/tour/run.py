@@ -1,8 +1,8 @@
-"""The tour: train every family on real digits, ask each what generative models are for, and write a report.
+"""The tour: train every family on real digits, measure each on the uses of generative models, and write a report.
 
-What is asked of each program: samples; the density of unseen digits, in bits per dimension; anomalies, found by a low
-p(x); a representation, probed by a linear classifier; and, of p(x, y), how far its answers can be trusted when noise
-grows, next to a discriminative p(y | x).
+The measurements of each program: samples; the density of unseen digits, in bits per dimension; anomalies, found by a
+low p(x); a representation, probed by a linear classifier; and for p(x, y) how reliable its predictions are as noise
+grows, compared with a discriminative p(y | x).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run(
     device: str = "auto",
     stops: Sequence[Stop] = STOPS,
 ) -> list[str]:
-    """Take the tour. What is done is on disk at any time; interrupted, it still writes a report of that.
+    """Take the tour. Finished results are on disk at any time; interrupted, it still writes a report of that.
 
     Args:
         out: the folder to write: ``report.html``, ``metrics.json``, ``pictures/``, ``checkpoints/``.

@@ -1,0 +1,424 @@
+r"""What a program says: its joint and its guide as products of factors, read off its statements.
+
+A trace of the statements for one datum has a site per variable. The sites that its density reads are its *parents*, by
+Pyro's tracking of provenance, so that a VAE of ``joint`` and ``posterior`` is
+
+.. math::
+    p(z) \, p(x \mid z) \quad \text{and} \quad q(z \mid x).
+
+As in `pyro.infer.inspect.get_dependencies`, a deterministic site has no density and is passed through to its own
+parents. Unlike there, observed sites are parents too, and so are the arguments that condition: a factor
+p(x_2 | x_1, c) reads both.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, TransformedDistribution
+from pyro.infer.inspect import TrackProvenance
+from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance, track_provenance
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+# A chain of more factors is written with dots.
+WRITTEN_OUT = 3
+
+_T = TypeVar("_T")
+
+# A variable and what it is conditioned on.
+Term = tuple[str, tuple[str, ...]]
+
+
+def is_cost(site: str) -> bool:
+    """Whether an observed site states a divergence, by the naming convention of factors."""
+    return site.endswith("_kl")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One site of a joint or a posterior.
+
+    Attributes:
+        site: its name.
+        parents: the sites and arguments that its density reads; all before it, where that is all that is known.
+        event_shape: shape of one value; None where it is not known.
+        family: the name of its distribution, less `Independent` and the like; None where it is not known.
+        kind: ``"latent"``, ``"data"``, ``"deterministic"``, ``"factor"`` for a `pyro.factor`, or ``"estimate"`` for a
+            site that estimates a bound: a time, or what is stated there.
+        chain: the terms whose product it is, where its distribution is a chain.
+        base: whether its density is that of a base, times a determinant.
+    """
+
+    site: str
+    parents: tuple[str, ...]
+    event_shape: torch.Size | None
+    family: str | None
+    kind: str
+    chain: tuple[Term, ...] = ()
+    base: bool = False
+
+    @property
+    def expands(self) -> bool:
+        """Whether its density is a product itself."""
+        return bool(self.chain) or self.base
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A joint and its posterior, as factors. It prints as text, and as LaTeX in a notebook.
+
+    Attributes:
+        name: whose formula it is.
+        joint: the factors of p, in the order stated.
+        posterior: those of q; None where there is no guide.
+        num_parameters: how many numbers are learned; None where it is not known.
+    """
+
+    name: str
+    joint: tuple[Factor, ...]
+    posterior: tuple[Factor, ...] | None = ()
+    num_parameters: int | None = None
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """The latent sites of the joint."""
+        return tuple(f.site for f in self.joint if f.kind == "latent" or (f.kind == "estimate" and f.family != "Unit"))
+
+    def __str__(self) -> str:
+        size = "" if self.num_parameters is None else f", {self.num_parameters:,} parameters"
+        joint, guide = (self._lines(density, _Text()) for density in "pq")
+        rows = [*zip(["joint"] + [""] * len(joint), joint, strict=False)]
+        rows += zip(["guide"] + [""] * len(guide), guide, strict=False)
+        sites = [(f.site, _kind_of_value(f)) for f in self.joint if f.kind in ("latent", "data")]
+        rows += [
+            (f"{run[0][0]} .. {run[-1][0]}" if len(run) > 1 else run[0][0], run[0][1]) for run in _runs(sites, _like)
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([self.name + size, *(f"  {name:{width}}  {text}" for name, text in rows)])
+
+    def _repr_latex_(self) -> str:
+        lines = [line for density in "pq" for line in self._lines(density, _Latex())]
+        return r"$$\begin{gathered}" + r" \\ ".join(lines) + r"\end{gathered}$$"
+
+    def _lines(self, density: str, style: _Text) -> list[str]:
+        """The product of the factors of p or q, and under it what factors are themselves products."""
+        factors = [f for f in self.joint if f.kind != "estimate"] if density == "p" else self.posterior or ()
+        if not factors:
+            return []
+        equations = [f"{style.factor(density, f)} = {self._expanded(density, f, style)}" for f in factors if f.expands]
+        if len(factors) == len(equations) == 1:
+            return equations
+        return [dotted([(f.site, style.factor(density, f)) for f in factors], style.dots), *equations]
+
+    def _expanded(self, density: str, factor: Factor, style: _Text) -> str:
+        if factor.base:
+            taken = {f.site for f in (*self.joint, *(self.posterior or ()))}
+            u = next(letter for letter in ("u", "v", "w", "b") if letter not in taken)
+            return f"{style.density(density, u, factor.parents)} {style.determinant(u, factor.site)}"
+        terms = [(site, style.density(density, site, (*parents, *factor.parents))) for site, parents in factor.chain]
+        within = [site for site, _ in factor.chain if site != factor.site]
+        written = dotted(terms, style.dots)
+        return style.integral(written, within) if len(within) < len(terms) else written
+
+
+def _kind_of_value(factor: Factor) -> str:
+    return ", ".join(str(part) for part in (factor.family, tuple(factor.event_shape or ())) if part is not None)
+
+
+def dotted(terms: Sequence[tuple[str, str]], dots: str) -> str:
+    """The texts of (site, text) in a row; a run of numbered sites, such as x_1 .. x_64, with dots."""
+    runs = [[text for _, text in run] for run in _runs(terms, lambda first, second: _follows(first[0], second[0]))]
+    return " ".join(" ".join(run if len(run) <= WRITTEN_OUT else [*run[:2], dots, run[-1]]) for run in runs)
+
+
+def _runs(terms: Sequence[_T], goes_on: Callable[[_T, _T], bool]) -> list[list[_T]]:
+    """``terms`` cut wherever one does not go on from the one before it."""
+    runs: list[list[_T]] = []
+    for term in terms:
+        if runs and goes_on(runs[-1][-1], term):
+            runs[-1].append(term)
+        else:
+            runs.append([term])
+    return runs
+
+
+def _numbered(site: str) -> tuple[str, int] | None:
+    found = re.fullmatch(r"(.+)_(\d+)", site)
+    return (found[1], int(found[2])) if found else None
+
+
+def _like(first: tuple[str, str], second: tuple[str, str]) -> bool:
+    """Whether two (site, text) are sites next to each other in a chain, of one text."""
+    return first[1] == second[1] and _follows(first[0], second[0])
+
+
+def _follows(first: str, second: str) -> bool:
+    a, b = _numbered(first), _numbered(second)
+    return a is not None and b is not None and a[0] == b[0] and abs(a[1] - b[1]) == 1
+
+
+class _Text:
+    """How a formula is written as text."""
+
+    dots = "..."
+    bar = " | "
+
+    def name(self, site: str) -> str:
+        return site
+
+    def all_before(self, stem: str, number: int) -> str:
+        return f"{stem}_<{number}"
+
+    def density(self, density: str, variable: str, parents: Sequence[str]) -> str:
+        given = ", ".join(self._parents(parents))
+        name = self.name(variable)
+        return f"{density}({name}{self.bar}{given})" if given else f"{density}({name})"
+
+    def factor(self, density: str, factor: Factor) -> str:
+        variable, parents = self.name(factor.site), factor.parents
+        if factor.kind == "deterministic":
+            return f"[{variable} = f({', '.join(self._parents(parents))})]"
+        if factor.kind == "factor":
+            return f"f({', '.join(self._parents(parents))})"
+        return self.density(density, factor.site, parents)
+
+    def determinant(self, base: str, site: str) -> str:
+        return f"|det d{base}/d{self.name(site)}|"
+
+    def integral(self, integrand: str, over: Sequence[str]) -> str:
+        ends = [over[0], over[-1]] if len(over) > 2 else over
+        return f"∫ {integrand} {f' {self.dots} '.join(f'd{name}' for name in ends)}"
+
+    def _parents(self, parents: Sequence[str]) -> list[str]:
+        """Their names; x_1 .. x_i-1 as x_<i."""
+        runs: dict[str, set[int]] = {}
+        for stem, number in filter(None, map(_numbered, parents)):
+            runs.setdefault(stem, set()).add(number)
+        whole = {stem: max(run) for stem, run in runs.items() if len(run) > 1 and run == set(range(1, max(run) + 1))}
+        names: list[str] = []
+        for parent in parents:
+            stem = (_numbered(parent) or ("", 0))[0]
+            name = self.all_before(stem, whole[stem] + 1) if stem in whole else self.name(parent)
+            if name not in names:
+                names.append(name)
+        return names
+
+
+class _Latex(_Text):
+    dots = r"\cdots"
+    bar = r" \mid "
+
+    def name(self, site: str) -> str:
+        stem, _, index = site.partition("_")
+        index = index if len(index) < 2 or index.isdecimal() else rf"\text{{{_escaped(index)}}}"
+        stem = stem if len(stem) == 1 else rf"\mathit{{{_escaped(stem)}}}"
+        numbered = re.fullmatch(r"([A-Za-z])(\d+)", site)  # z2
+        if numbered:
+            return f"{numbered[1]}_{{{numbered[2]}}}"
+        return f"{stem}_{{{index}}}" if index else stem
+
+    def all_before(self, stem: str, number: int) -> str:
+        return f"{self.name(stem)}_{{<{number}}}"
+
+    def determinant(self, base: str, site: str) -> str:
+        return rf"\left|\det \frac{{\partial {base}}}{{\partial {self.name(site)}}}\right|"
+
+    def integral(self, integrand: str, over: Sequence[str]) -> str:
+        ends = [over[0], over[-1]] if len(over) > 2 else over
+        return rf"\int {integrand} \, " + rf" {self.dots} ".join(f"d{self.name(name)}" for name in ends)
+
+
+def _escaped(name: str) -> str:
+    return name.replace("_", r"\_")
+
+
+# -- reading statements ------------------------------------------------------------------------------------------------
+
+
+class _Untouched(Messenger):
+    """Parameters are read from where they are, and nothing is put in Pyro's store."""
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, initial = msg["args"][0], msg["args"][1] if len(msg["args"]) > 1 else None
+        if initial is None or (name in pyro.get_param_store() and not isinstance(initial, nn.Parameter)):
+            return
+        msg["value"] = initial() if callable(initial) and not isinstance(initial, Tensor) else initial
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        msg["value"] = detach_provenance(msg["value"])  # parameters are no parents
+
+
+class _Blank(Messenger):
+    """A draw from a chain would run it: a blank value stands for it."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is None and hasattr(msg["fn"], "factors"):
+            msg["value"] = msg["fn"].blank()
+
+
+class _Arguments(Messenger):
+    """Notes which argument each observed site's value is."""
+
+    def __init__(self, observes: dict[str, str]) -> None:
+        super().__init__()
+        self.observes, self.sites = dict(observes), set[str]()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and isinstance(msg["value"], Tensor):
+            for name in get_provenance(msg["value"]) - self.sites:
+                self.observes.setdefault(name, msg["name"])
+        self.sites.add(msg["name"])
+
+
+class _Written(TorchFunctionMode):
+    """Remembers what is written into tensors in place, such as a cache, which Pyro's tracking does not follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # By address; the storages themselves are kept so that no other takes it.
+        self.storages: dict[int, tuple[torch.UntypedStorage, frozenset[str]]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            self._write(tensors[0], get_provenance(tensors[1:]))
+        read: frozenset[str] = frozenset().union(*map(self._read, tensors)) if self.storages else frozenset()
+        return track_provenance(result, read) if read else result
+
+    def _write(self, tensor: Tensor, names: frozenset[str]) -> None:
+        if names:
+            storage = detach_provenance(tensor).untyped_storage()
+            self.storages[storage._cdata] = storage, self._read(tensor) | names
+
+    def _read(self, tensor: Tensor) -> frozenset[str]:
+        storage = detach_provenance(tensor).untyped_storage()
+        return self.storages.get(storage._cdata, (None, frozenset()))[1]
+
+
+def marked(name: str, value: Any) -> Any:
+    """``value`` with the name that those who read it have as a parent, if it is a tensor."""
+    return ProvenanceTensor(detach_provenance(value), frozenset({name})) if isinstance(value, Tensor) else value
+
+
+def factors_of(
+    statements: Callable[..., Any],
+    *args: Any,
+    latents: Collection[str] | None = None,
+    observes: dict[str, str] | None = None,
+    **kwargs: Any,
+) -> tuple[tuple[Factor, ...], dict[str, str], dict[str, Any]]:
+    """The factors of Pyro statements.
+
+    Args:
+        args, kwargs: of ``statements``, tensors `marked` with their names.
+        latents: the sites that are; default those that are not observed.
+        observes: the site that an argument is observed at, where other statements say so.
+
+    Returns:
+        the factors, the site that each argument is observed at, and the values of the sites.
+    """
+    arguments = _Arguments({} if observes is None else observes)
+    with (
+        torch.random.fork_rng(),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        poutine.block(),
+        TrackProvenance(),
+        _Untouched(),
+        arguments,
+        _Blank(),
+        _Written(),
+        poutine.trace() as traced,
+    ):
+        statements(*args, **kwargs)
+        sites: list[Any] = [
+            site for site in traced.trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)
+        ]
+        found: list[Factor] = []
+        for site in sites:
+            found.append(_factor(site, found, latents, arguments.observes))
+    values: Any = {site["name"]: detach_provenance(site["value"]) for site in sites}
+    return tuple(found), arguments.observes, values
+
+
+def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None, observes: dict[str, str]) -> Factor:
+    """The factor of a site, of those stated before it and of the arguments."""
+    name, fn, infer = site["name"], site["fn"], site["infer"] or {}
+    base = _features(fn)
+    family = type(base).__name__.removesuffix("Distribution")
+    fixed = family == "Delta"
+    read = {observes.get(p, p) for p in get_provenance(site["value"] if fixed else fn.log_prob(site["value"]))} - {name}
+    order = [factor.site for factor in before]
+    parents = (*(p for p in order if p in read), *sorted(read.difference(order)))
+    estimates = {factor.site for factor in before if factor.kind == "estimate"}
+    if infer.get("is_noising") or (family == "Unit" and (is_cost(name) or estimates & read)):
+        kind = "estimate"
+    elif fixed or family == "Unit":
+        kind = "deterministic" if fixed else "factor"
+    else:
+        kind = "data" if (site["is_observed"] if latents is None else name not in latents) else "latent"
+    chain = tuple(base.factors(name)) if hasattr(base, "factors") else ()
+    return Factor(name, parents, fn.event_shape, family, kind, chain, type(base) is TransformedDistribution)
+
+
+def _features(distribution: Any) -> Any:
+    """Less what only shapes it: `Independent` and expanded distributions."""
+    while isinstance(distribution, Independent | ExpandedDistribution | MaskedDistribution):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def formula(source: Any, *args: Any, **kwargs: Any) -> Formula:
+    """The joint and the guide of a program, or of Pyro callables, as products of factors.
+
+    Nothing is trained, registered or drawn from the caller's random state.
+
+    Args:
+        source: a `Program`; a Pyro model; or a pair of them, ``(model, guide)``.
+        args, kwargs: what the callables take. A program needs none: one row of ``given`` may stand first, where its
+            shape is left open.
+
+    Raises:
+        TypeError: ``source`` is none of these.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4)))
+    >>> print(formula(vae))
+    VAE, 34 parameters
+      joint  p(z) p(x | z)
+      guide  q(z | x)
+      z      Normal, (2,)
+      x      Normal, (3,)
+    """
+    if isinstance(getattr(type(source), "formula", None), types.FunctionType):
+        found: Formula = source.formula(*args, **kwargs)
+        return found
+    model, guide = source if isinstance(source, tuple) and len(source) == 2 else (source, None)
+    for role, part in (("source", model), ("the guide of source", guide)):
+        if isinstance(part, type) or not (callable(part) or (part is None and role != "source")):
+            raise TypeError(f"{role} must be a dgm.Program, a Pyro model, or a pair (model, guide), got {part!r}")
+    signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    bound = signature.bind(*args, **kwargs)
+    for name, value in bound.arguments.items():
+        bound.arguments[name] = marked(name, value)
+    joint, observes, _ = factors_of(model, *bound.args, **bound.kwargs)
+    posterior = None
+    if guide is not None:
+        posterior, _, _ = factors_of(guide, *bound.args, observes=observes, **bound.kwargs)
+    name = getattr(model, "__name__", type(model).__name__)
+    return Formula(name, joint, posterior)

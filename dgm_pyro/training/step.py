@@ -1,0 +1,159 @@
+"""One step of a training: the loss of a batch and its gradient, eager or compiled, alone or with other processes."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer import TraceEnum_ELBO, TraceTailAdaptive_ELBO, config_enumerate
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
+
+from dgm_pyro.networks.mlp import networks_in
+from dgm_pyro.objectives import at_progress
+from dgm_pyro.program import Program
+from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
+from dgm_pyro.training.distributed import ProcessGroup
+
+
+class PyroObjective:
+    """A Pyro ELBO, to take the place of one of our objectives: it brings its own backward pass."""
+
+    def __init__(self, objective: PyroELBO):
+        name = type(objective).__name__
+        if name.startswith("Jit"):  # what it traces is for the first batch's size only
+            plain = name.removeprefix("Jit")
+            raise ValueError(f"objective {name} is for one batch: use {plain}, or dgm.ELBO() and compile=True")
+        if isinstance(objective, TraceTailAdaptive_ELBO):
+            raise ValueError(f"objective {name} has a gradient but no value, which fit watches: use pyro.infer.SVI")
+        # A used ELBO object remembers the plate nesting of the pair it was used on.
+        self.objective: Any = copy.copy(objective)
+        self.objective.max_plate_nesting = math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """The plate nesting, which the first step finds by a draw."""
+        return {"max_plate_nesting": self.objective.max_plate_nesting}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.objective.max_plate_nesting = state["max_plate_nesting"]
+
+    def sums(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor]) -> Sums:
+        """As `Terms`; the gradient is in the parameters already, and the loss has none."""
+        model, guide = [poutine.condition(view, data=observed) for view in (program.model, program.guide)]
+        guide = poutine.block(guide, hide=list(observed))
+        if isinstance(self.objective, TraceEnum_ELBO):
+            guide = config_enumerate(guide)
+        loss = self.objective.loss_and_grads(model, guide, x, given)
+        # Pyro sums over the data. Its gradient is scaled, not the model: RenyiELBO is no bound under poutine.scale.
+        for parameter in program.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= len(x)
+        total = torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss, dtype=torch.float64, device=x.device)
+        return {"loss": {"": total / len(x)}, "value": {"": -total}, "reconstruction": {}, "kl": {}}
+
+
+class Step:
+    """The loss of a batch and its gradient: eager or compiled, alone or with other processes."""
+
+    def __init__(self, objective: Any, program: Program, precision: str):
+        self.program, self.objective, self.precision = program, objective, precision
+        self.terms = None if isinstance(objective, PyroObjective) else Terms(program, objective)
+        self.loss: Any = None if self.terms is None else _ByKind(self.terms)
+        self.prepared = self.compiled = False
+
+    def prepare(self, batch: Callable[[], Any], processes: ProcessGroup, compile: bool | str, *, first: bool) -> None:
+        """Compile, and join with the other processes.
+
+        Args:
+            batch: makes a whole batch, by random numbers that are not those of the training.
+            first: whether no step has been taken.
+
+        Raises:
+            CompilationError, ValueError: it cannot be, and ``compile`` is not "auto".
+        """
+        self.prepared = True
+        if self.terms is None and (compile is True or processes.size > 1):
+            raise ValueError(
+                f"{type(self.objective.objective).__name__} has its own backward pass, which can be neither "
+                "compiled nor shared among processes: use an objective of dgm, such as 'elbo'"
+            )
+        if hasattr(self.objective, "update"):
+            if processes.size > 1:
+                raise ValueError("each process would have its own critic: use one process for an adversarial objective")
+            if compile is True:
+                check_compilable(self.objective)  # says why not
+            return
+        if self.terms is None or not (compile or processes.size > 1):
+            return
+        device = next(self.program.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            example = batch()
+            share = pytree.tree_map_only(Tensor, processes.share, example)
+            if processes.size > 1 and first:
+                with self._networks():  # what layers set up by their first batch, they set up alike
+                    self.terms(*example, self.terms.weights(0.0))
+            if compile:
+                try:
+                    self.loss.whole = self._compile(self.terms, (*share, self.terms.weights(0.0)))
+                    self.compiled = True
+                except Exception as error:
+                    if compile is True:
+                        raise
+                    # Past the methods of Training, and fit with its two decorators.
+                    warnings.warn(f"the training continues uncompiled: {error}", stacklevel=7)
+        if processes.size > 1:
+            # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
+            static = not hasattr(self.objective, "eager_only")
+            self.loss = DistributedDataParallel(self.loss, static_graph=static, find_unused_parameters=not static)
+            self.loss.broadcast_buffers = False  # at each step; once an epoch is enough
+
+    def _compile(self, terms: Terms, example: tuple[Any, ...]) -> Any:
+        check_compilable(self.objective)
+        with self._networks():  # their precision is part of the graph
+            whole = optimized(export(terms, example))
+        before = [buffer.clone() for buffer in self.program.buffers()]
+        loss = whole(*example)["loss"][""]
+        loss.backward()  # now, so that what fails fails here
+        self.program.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.program.buffers(), before, strict=True):
+            buffer.copy_(value)
+        return whole
+
+    def __call__(self, batch: tuple[Any, ...], progress: float, weight: float = 1.0, whole: bool = False) -> Sums:
+        """Leave the gradient in the parameters; returns what `Terms` returns.
+
+        Args:
+            progress: of training, in [0, 1].
+            weight: of the loss in the gradient.
+            whole: whether the batch is as large as that of `prepare`.
+        """
+        if self.terms is None:
+            with self._networks():
+                return self.objective.sums(self.program, *batch)
+        if not self.terms.schedules:
+            self.terms.objective = at_progress(self.objective, progress)
+        with self._networks():
+            sums = self.loss(whole, *batch, self.terms.weights(progress))
+        (weight * sums["loss"][""]).backward()
+        return sums
+
+    def _networks(self) -> Any:
+        return networks_in(torch.bfloat16 if self.precision == "bf16" else None)
+
+
+class _ByKind(nn.Module):
+    """One loss for whole batches, which may be compiled for their size, and one for others; of the same parameters."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.whole = self.other = loss
+
+    def forward(self, whole: bool, *arguments: Any) -> Sums:
+        return (self.whole if whole else self.other)(*arguments)

@@ -1,0 +1,258 @@
+"""What a program prints: against formulas by hand, the graphs that models were built with, and its own numbers."""
+
+import re
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import CASES, continuous, diffusion, pixelcnn
+from pyro import poutine
+from pyro.infer.inspect import get_dependencies
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro.program import batch_plates, log_prob_sum
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+BOTH_FORMS = [
+    (name, unrolled) for name, case in CASES.items() for unrolled in (False, True) if not unrolled or "diff" in name
+    or any(part in name for part in ("made", "pixel", "transformer", "autoregressive"))
+]  # fmt: skip
+both_forms = pytest.mark.parametrize(("name", "unrolled"), BOTH_FORMS)
+
+
+def built(name, unrolled=False):
+    program = CASES[name].build()
+    return program.unroll() if unrolled else program
+
+
+def formula_of(name, program):
+    """With ``given`` where the program leaves its shape open."""
+    case = CASES[name]
+    return program.formula(*([] if case.given_shape is None else [case.draw(program, 1)[1]]))
+
+
+def equations(program):
+    """The lines of p and q, without the table of sites."""
+    lines = str(program).splitlines()[1:]
+    return [line.split("  ", 2)[-1].strip() for line in lines if line.startswith(("  joint ", "  guide ", "     "))]
+
+
+WRITTEN = {
+    ("normal", False): ["p(x)"],
+    ("normal-given-open", False): ["p(x | c)"],
+    ("normal-given-label", False): ["p(x | y)"],
+    ("normal-given-pair", False): ["p(x | c, y)"],
+    ("vae", False): ["p(z) p(x | z)", "q(z | x)"],
+    ("vae-given-label", False): ["p(z) p(x | z, y)", "q(z | x, y)"],
+    ("vae-conditional-prior", False): ["p(z | y) p(x | z)", "q(z | x)"],
+    ("vae-two-levels", False): ["p(z2) p(z | z2) p(x | z)", "q(z | x) q(z2 | z)"],
+    ("vae-ladder", False): ["p(z2) p(z | z2) p(x | z)", "q(z2 | x) q(z | z2, x)"],
+    ("vae-in-likelihood", False): ["p(z) p(u | z) p(x | z, u)", "q(z | x) q(u | z, x)"],
+    ("vae-flow-prior", False): ["p(z) p(x | z)", "p(z) = p(u) |det du/dz|", "q(z | x)"],
+    ("vae-flow-encoder", False): ["p(z) p(x | z)", "q(z | x) = q(u | x) |det du/dz|"],
+    ("made", False): ["p(x) = p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4)"],
+    ("made", True): ["p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4) [x = f(x_<5)]"],
+    ("made-given-label", False): ["p(x | y) = p(x_1 | y) p(x_2 | x_1, y)"],
+    ("realnvp-given-label", False): ["p(x | y) = p(u | y) |det du/dx|"],
+    ("dequantized", False): [
+        "p(x_continuous) p(x | x_continuous)",
+        "p(x_continuous) = p(u) |det du/dx_continuous|",
+        "q(x_continuous | x) = q(u | x) |det du/dx_continuous|",
+    ],
+    ("diffusion", False): [
+        "p(x) = ∫ p(x_4) p(x_3 | x_4) ... p(x_1 | x_2) p(x | x_1) dx_4 ... dx_1",
+        "q(x_shift) q(x_t | x, x_shift)",
+    ],
+    ("diffusion", True): [
+        "p(x_4) p(x_3 | x_4) ... p(x_1 | x_2) p(x | x_1)",
+        "q(x_4 | x) q(x_3 | x, x_4) ... q(x_1 | x, x_2)",
+    ],
+    ("labeled-vae", False): ["p(y) p(z) p(x | y, z)", "q(y) q(z | x, y)"],
+    ("discriminative", False): ["p(y | x)"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "unrolled"), WRITTEN)
+def test_a_program_prints_what_one_writes_by_hand(name, unrolled):
+    def as_sets(line):  # of parents, whose order says nothing
+        return "".join(", ".join(sorted(part.split(", "))) for part in _split(line))
+
+    assert [as_sets(line) for line in equations(built(name, unrolled))] == [
+        as_sets(line) for line in WRITTEN[name, unrolled]
+    ]
+
+
+def _split(line):
+    return re.split(r"(\| |\))", line)
+
+
+def test_a_program_prints_its_sites_and_its_size():
+    assert str(CASES["vae-bernoulli"].build()) == (
+        "VAE, 70 parameters\n  joint  p(z) p(x | z)\n  guide  q(z | x)\n  z      Normal, (2,)\n  x      Bernoulli, (4,)"
+    )
+
+
+@both_forms
+def test_printing_changes_nothing(name, unrolled):
+    program = built(name, unrolled)
+    weights = {key: value.clone() for key, value in program.state_dict().items()}
+    modules, training = dict(program.named_modules()), program.training
+    store, state = dict(pyro.get_param_store().items()), torch.get_rng_state()
+    str(program), program._repr_latex_()
+    assert torch.equal(state, torch.get_rng_state())
+    assert dict(pyro.get_param_store().items()) == store
+    assert dict(program.named_modules()) == modules
+    assert program.training == training
+    assert all(torch.equal(value, weights[key]) for key, value in program.state_dict().items())
+    assert not any("unconstrained" in vars(parameter) for parameter in program.parameters())
+
+
+@both_forms
+def test_the_factors_are_the_whole_joint_and_its_latents(name, unrolled):
+    case, program = CASES[name], built(name, unrolled)
+    x, given = case.draw(program, 3)
+    with poutine.trace() as traced, batch_plates((3,)):
+        program.joint(program.variable, x, given)
+    found = formula_of(name, program)
+    assert set(found.latents) == set(program.latents(program.variable))
+    sites = [factor.site for factor in found.joint if factor.kind != "deterministic"]
+    torch.testing.assert_close(log_prob_sum(traced.trace, (3,), sites), log_prob_sum(traced.trace, (3,)))
+
+
+@both_forms
+def test_what_moves_a_density_is_a_parent(name, unrolled):
+    """Every latent is moved in turn: the log-probabilities that move with it read it."""
+    case, program = CASES[name], built(name, unrolled).eval()
+    x, given = case.draw(program, 1)
+    parents = {factor.site: factor.parents for factor in formula_of(name, program).joint}
+
+    def log_probs(values):
+        torch.manual_seed(0)
+        with (
+            pyro.validation_enabled(False),
+            poutine.block(),
+            poutine.trace() as traced,
+            poutine.condition(data=values),
+            batch_plates((1,)),
+        ):
+            program.joint(program.variable, x, given)
+        traced.trace.compute_log_prob()
+        nodes = {key: site for key, site in traced.trace.nodes.items() if site["type"] == "sample" and key in parents}
+        return {key: site["log_prob"].sum() for key, site in nodes.items()}, {
+            key: site["value"] for key, site in nodes.items() if not site["is_observed"]
+        }
+
+    before, values = log_probs({})
+    for site, value in values.items():
+        if not value.is_floating_point():
+            continue
+        moved, _ = log_probs(values | {site: value + 0.01 * (0.5 - value).sign()})
+        read = {key for key, log_prob in moved.items() if not torch.equal(log_prob, before[key])} - {site}
+        assert all(site in parents[key] for key in read), (site, read)
+
+
+def random_graph(seed):
+    """A model of Normals, each with the mean of a random set of those before it, the last two observed."""
+    parents = {}
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(8):
+        before = [f"v{j}" for j in range(i)]
+        parents[f"v{i}"] = [name for name in before if torch.rand((), generator=generator) < 0.4]
+
+    def model(data):
+        values = {}
+        for name, above in parents.items():
+            mean = sum((values[p].tanh() for p in above), torch.zeros(()))
+            if name == "v3":
+                mean = pyro.deterministic("half", mean / 2)
+            observed = data if name == "v7" else None
+            values[name] = pyro.sample(name, dist.Normal(mean, 1.0), obs=observed)
+        pyro.factor("bonus", -(values["v2"] ** 2))
+
+    return model, parents
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_parents_in_a_random_graph_are_those_it_was_built_with(seed):
+    model, parents = random_graph(seed)
+    found = {f.site: f for f in dgm.formula(model, torch.tensor(0.3)).joint}
+    assert {name: set(found[name].parents) for name in parents} == {name: set(above) for name, above in parents.items()}
+    assert set(found["half"].parents) == set(parents["v3"])
+    assert set(found["bonus"].parents) == {"v2"}
+    assert {name: factor.kind for name, factor in found.items() if factor.kind != "latent"} == {
+        "half": "deterministic",
+        "v7": "data",
+        "bonus": "factor",
+    }
+    of_pyro = get_dependencies(model, (torch.tensor(0.3),))["prior_dependencies"]
+    assert {name: set(above) - {name} for name, above in of_pyro.items()} == {
+        name: set(found[name].parents) for name in of_pyro
+    }
+
+
+def test_a_pair_of_pyro_callables():
+    def model(w, y=None):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(w)):
+            pyro.sample("out", dist.Normal(b * w, 1.0), obs=y)
+
+    def guide(w, y=None):
+        pyro.sample("b", dist.Normal(pyro.param("loc", torch.zeros(())) * y.mean(), 1.0))
+
+    found = dgm.formula((model, guide), torch.ones(5), torch.ones(5))
+    assert str(found) == (
+        "model\n  joint  p(b) p(out | b, w)\n  guide  q(b | out)\n  b      Normal, ()\n  out    Normal, ()"
+    )
+    assert not pyro.get_param_store().keys()
+
+
+def test_a_program_of_ones_own_and_a_pair_of_views_say_the_same():
+    program = CASES["vae-two-levels"].build()
+    x, _ = CASES["vae-two-levels"].draw(program, 1)
+    by_views = dgm.formula((program.model, program.guide), x)
+    assert (by_views.joint, by_views.posterior) == (program.formula().joint, program.formula().posterior)
+
+
+def test_values_written_in_place_are_followed():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        cache = torch.zeros(3)
+        cache[1] = z
+        pyro.sample("x", dist.Normal(cache.sum(), 1.0))
+
+    assert dgm.formula(model).joint[1].parents == ("z",)
+
+
+def test_latex():
+    assert built("vae")._repr_latex_() == r"$$\begin{gathered}p(z) p(x \mid z) \\ q(z \mid x)\end{gathered}$$"
+    assert built("realnvp")._repr_latex_() == (
+        r"$$\begin{gathered}p(x) = p(u) \left|\det \frac{\partial u}{\partial x}\right|\end{gathered}$$"
+    )
+    assert built("made")._repr_latex_() == (
+        r"$$\begin{gathered}p(x) = p(x_{1}) p(x_{2} \mid x_{1}) \cdots p(x_{4} \mid x_{<4})\end{gathered}$$"
+    )
+
+
+def test_repr_is_the_tree_of_modules():
+    program = built("vae")
+    assert repr(program) == nn.Module.__repr__(program)
+
+
+def test_programs_without_a_guide():
+    implicit = dgm.Implicit(event_shape=2, prior=dgm.Normal(2), generator=nn.Linear(2, 2))
+    assert equations(implicit) == ["p(z) [x = f(z)]"]
+    assert equations(dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)))) == ["p(z) p(x | z)"]
+
+
+def test_a_chain_is_not_run():
+    """A thousand steps, or a thousand pixels, would take seconds."""
+    calls = []
+    for program in (diffusion(2, num_steps=1000), continuous(2), pixelcnn(2)):
+        calls.clear()
+        for module in program.modules():
+            module.register_forward_pre_hook(lambda module, _: calls.append(type(module).__name__))
+        str(program)
+        assert 0 < len(calls) < 100

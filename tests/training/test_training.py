@@ -1,0 +1,397 @@
+"""A training that was stored and continued is the one that was not: every number and weight, to the last bit.
+
+This file is a test and, run by itself, the new process in which the trainings of a folder are continued.
+"""
+
+import copy
+import dataclasses
+import inspect
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import programs
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import CASES, data_for, trainable, vae
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro.networks import MLP
+from dgm_pyro.training import compilation, step
+from dgm_pyro.training.fit import Training, fit
+from dgm_pyro.training.options import TrainingOptions, option_types
+
+# -- recipes -----------------------------------------------------------------------------------------------------------
+
+
+def options(**others):
+    return TrainingOptions(**{"epochs": 6, "batch_size": 8, "lr": 1e-2, "validation": 0.25, "device": "cpu"} | others)
+
+
+def of(name, objective=None, size=40, augment=None, **others):
+    """A training of a program of the registry, whose first weights differ with ``seed``."""
+
+    def make(seed):
+        program = CASES[name].build(seed)
+        return Training(program, data_for(CASES[name], program, size), objective, options(**others), augment=augment)
+
+    return make
+
+
+def overfitting(seed):
+    """Random labels and a wide network: after a few epochs the validation loss rises, and early stopping sees it."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(5, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3))
+    noise = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 5, generator=noise), torch.randint(3, (60,), generator=noise)
+    train, held_out = dgm.Data(x[:30], y[:30], num_classes=3), dgm.Data(x[30:], y[30:], num_classes=3)
+    program = dgm.Discriminative(dgm.Categorical((), 3, network, given_shape=(5,)))
+    return Training(program, train, options=options(epochs=9, early_stopping=2), validation=held_out)
+
+
+def few_labels(seed):
+    program = CASES["labeled-classifier"].build(seed)
+    x = CASES["labeled-classifier"].draw(program, 40)[0]
+    y = torch.where(torch.arange(40) % 4 > 0, -1, torch.arange(40) % 3)
+    return Training(program, dgm.Data(x, y), "semi-supervised:5", options())
+
+
+def game(objective, **others):
+    def make(seed):
+        torch.manual_seed(seed)
+        program = dgm.Implicit(prior=dgm.Normal(2), generator=MLP((2,), 2, (8,)), event_shape=2)
+        x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+        return Training(program, x, objective, options(**others))
+
+    return make
+
+
+def moved_noise(x):
+    return x + 0.1 * torch.randn_like(x)
+
+
+class Switch(dgm.Program):
+    """A latent bit without a reparameterised gradient, and the baseline that Pyro keeps of its cost."""
+
+    event_shape = torch.Size((2,))
+
+    def __init__(self):
+        super().__init__()
+        self.loc, self.logit = nn.Parameter(torch.randn(2)), nn.Parameter(torch.zeros(()))
+
+    def joint(self, name, value=None, given=None):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        return pyro.sample(name, dist.Normal(self.loc * z.unsqueeze(-1), 1.0).to_event(1), obs=value)
+
+    def posterior(self, name, value, given=None):
+        baseline = {"use_decaying_avg_baseline": True, "baseline_beta": 0.5}
+        pyro.sample("z", dist.Bernoulli(logits=self.logit.expand(len(value))), infer={"baseline": baseline})
+
+    def latents(self, name):
+        return ("z",)
+
+
+def baseline(seed):
+    torch.manual_seed(seed)
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    return Training(Switch(), x, TraceGraph_ELBO(), options(validation=None))
+
+
+def dropped_out(seed):
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(2, 16), nn.Dropout(0.3), nn.Linear(16, 4))
+    program = dgm.VAE(dgm.Normal(2), dgm.Normal(2, MLP((2,), 4)), dgm.Normal(2, network, given_shape=(2,)))
+    return Training(program, torch.linspace(-1, 1, 80).reshape(40, 2), "iwae:3", options(batch_size=7))
+
+
+RECIPES = {
+    "annealed": of("vae", "annealed"),
+    "average": of("flow-linear", ema=0.9, weight_decay=0.1),
+    "early": overfitting,
+    "last weights": of("made", validation=None, lr_schedule="constant"),
+    "few labels": few_labels,
+    "diffusion": of("diffusion"),
+    "importance": of("diffusion-importance"),
+    "game": game("gan", ema=0.9),
+    "critic": game(dgm.Adversarial("wasserstein", r1=0.0, gradient_penalty=1.0, critic_steps=2)),
+    "kernel": game("energy"),
+    "Pyro": of("vae", Trace_ELBO()),
+    "Renyi": of("vae", RenyiELBO(alpha=0.5, num_particles=2)),
+    "enumerated": of("vae-bit-latent", TraceEnum_ELBO()),
+    "baseline": baseline,
+    "augmented": of("vae", augment=moved_noise),
+    "dropout": dropped_out,
+    "bf16": of("vae", precision="bf16"),
+    "graph": of("vae", "annealed", compile=True, ema=0.9),
+    "graph of a flow": of("flow-linear", compile=True, augment=moved_noise),
+}  # fmt: skip
+ALL = RECIPES | {
+    f"registry: {name}": of(name, size=24, epochs=2, ema=0.9) for name, case in CASES.items() if trainable(case)
+}
+
+
+# -- continued ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs_only(monkeypatch):
+    """Compile to the exported graph, without machine code."""
+    monkeypatch.setattr(step, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+
+
+def finished(training, until=None):
+    """Its state after the last epoch, or after epoch ``until``."""
+    with training:
+        while not training.finished and len(training.history.epochs) != until:
+            training.advance()
+        return copy.deepcopy(training.state_dict())
+
+
+def stored(state, folder):
+    torch.save(state, folder / "state.pt")
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def without_clock(state):
+    """A state whose history has no wall-clock times."""
+    state = copy.deepcopy(state)
+    for each in (state["history"], *state["history"]["epochs"]):
+        del each["seconds"]
+    return state
+
+
+def differences(one, other, where="state"):
+    """Where two trees of tensors and plain Python are not equal to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return (
+            [] if isinstance(other, torch.Tensor) and torch.equal(one, other) and one.dtype == other.dtype else [where]
+        )
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [each for key in one for each in differences(one[key], other[key], f"{where}/{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [
+            each for i, pair in enumerate(zip(one, other, strict=True)) for each in differences(*pair, f"{where}/{i}")
+        ]
+    return [] if one == other and type(one) is type(other) else [f"{where}: {one!r} and {other!r}"]
+
+
+def assert_alike(one, whole, other, continued):
+    assert differences(without_clock(whole), without_clock(continued)) == []
+    assert differences({**one.program.state_dict()}, {**other.program.state_dict()}) == []
+    assert not other.program.training
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_training_that_is_stored_and_continued_is_the_one_that_is_not(name, tmp_path, graphs_only):
+    """In the middle; the program that continues comes with other weights, and the process with another random state."""
+    make = ALL[name]
+    whole = finished(one := make(seed=0))
+    until = len(one.history.epochs) // 2
+    state = stored(finished(make(seed=0), until), tmp_path)
+    torch.manual_seed(12345)
+    (other := make(seed=1)).load_state_dict(state)
+    assert len(other.history.epochs) == until
+    assert_alike(one, whole, other, finished(other))
+    assert math.isfinite(other.history.losses[-1])
+
+
+@pytest.mark.parametrize("until", range(1, 5))
+def test_early_stopping_continues_to_wait(until, tmp_path):
+    whole = finished(one := overfitting(0))
+    assert one.history.stopped_early
+    assert 2 < len(one.history.epochs) < 9
+    (other := overfitting(1)).load_state_dict(stored(finished(overfitting(0), until), tmp_path))
+    assert_alike(one, whole, other, finished(other))
+
+
+@pytest.mark.slow
+def test_machine_code_continues_to_the_last_bit(tmp_path):
+    whole = finished(one := ALL["graph"](0))
+    assert one.history.compiled
+    (other := ALL["graph"](1)).load_state_dict(stored(finished(ALL["graph"](0), 3), tmp_path))
+    assert_alike(one, whole, other, finished(other))
+
+
+IN_A_NEW_PROCESS = ["annealed", "average", "early", "few labels", "game", "Pyro", "baseline"]
+
+
+def test_a_new_process_continues(tmp_path):
+    for name in IN_A_NEW_PROCESS:
+        (tmp_path / name).mkdir()
+        stored(finished(RECIPES[name](0), 3), tmp_path / name)
+    places = os.pathsep.join(filter(None, (str(Path(programs.__file__).parent), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for name in IN_A_NEW_PROCESS:
+        whole = finished(RECIPES[name](0))
+        continued = torch.load(tmp_path / name / "end.pt", weights_only=True)
+        assert differences(without_clock(whole), without_clock(continued)) == []
+
+
+def continue_all(folder):
+    for name in IN_A_NEW_PROCESS:
+        training = RECIPES[name](1)
+        training.load_state_dict(torch.load(folder / name / "state.pt", weights_only=True))
+        torch.save(finished(training), folder / name / "end.pt")
+
+
+PARTS = {
+    "program": "average",
+    "best": "early",
+    "optimizer": "annealed",
+    "average": "average",
+    "objective": "game",
+    "order": "annealed",
+    "random": "annealed",
+    "params": "baseline",
+    "history": "annealed",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_part_of_the_state_can_be_left_out(part):
+    """With that part as it was at the start, another training comes of it."""
+    make = RECIPES[PARTS[part]]
+    whole = finished(make(0))
+    start, middle = finished(make(0), 0), finished(make(0), 3)
+    assert {*middle} == {"recipe", *PARTS}
+    training = make(0)
+    training.load_state_dict(middle | {part: start[part]})
+    assert differences(without_clock(whole), without_clock(finished(training))) != []
+
+
+def test_a_state_can_be_loaded_twice():
+    """Two trainings of one state share none of its tensors."""
+    make = RECIPES["game"]
+    state = finished(make(0), 3)
+    ends = []
+    for _ in range(2):
+        (training := make(0)).load_state_dict(state)
+        ends.append(without_clock(finished(training)))
+    assert differences(*ends) == []
+
+
+def test_the_clock_goes_on():
+    training = RECIPES["annealed"](0)
+    training.load_state_dict(finished(RECIPES["annealed"](0), 3))
+    before = training.history.seconds
+    finished(training)
+    seconds = [epoch.seconds for epoch in training.history.epochs]
+    assert seconds == sorted(seconds)
+    assert seconds[2] == before < seconds[3]
+    assert training.history.seconds == seconds[-1]
+
+
+# -- one training ------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_fit():
+    """Epoch by epoch, with other random numbers drawn between the epochs."""
+    data = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    one, other = vae(dgm.Normal(2)), vae(dgm.Normal(2))
+    other.load_state_dict(one.state_dict())
+    history = fit(one, data, "annealed", epochs=3, batch_size=8, seed=4, progress=False, device="cpu")
+    told = TrainingOptions(epochs=3, batch_size=8, seed=4, device="cpu")
+    with Training(other, data, "annealed", told) as training:
+        while not training.finished:
+            before = torch.get_rng_state()
+            training.advance()
+            assert torch.equal(torch.get_rng_state(), before)
+            torch.randn(3)
+    assert not [*pyro.get_param_store().keys()]
+    assert training.history.losses == history.losses
+    assert training.history.best_epoch == history.best_epoch
+    assert differences({**one.state_dict()}, {**other.state_dict()}) == []
+
+
+def test_a_state_is_of_the_end_of_an_epoch():
+    """Neither after the training, when the program has the best weights, nor after an epoch that was interrupted."""
+    calls = []
+
+    def interrupted(x):
+        calls.append(len(x))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return x
+
+    ended, broken = RECIPES["annealed"](0), of("vae", augment=interrupted)(0)
+    finished(ended)
+    with broken:
+        broken.advance()
+        broken.state_dict()
+        with pytest.raises(KeyboardInterrupt):
+            broken.advance()
+        for act in (broken.state_dict, broken.advance, ended.state_dict, ended.advance):
+            with pytest.raises(RuntimeError, match="not those of the end of an epoch"):
+                act()
+
+
+def test_a_state_of_another_training_is_refused_and_nothing_changes():
+    state = finished(RECIPES["annealed"](0), 3)
+    for make, message in (
+        (
+            of("vae", "annealed", lr=0.5, batch_size=9),
+            "lr was 0.01 and is now 0.5; batch_size was 8|batch_size was 8 .*lr",
+        ),
+        (of("vae", "annealed", size=48), "the number of training data was 30 and is now 36"),
+    ):
+        training = make(1)
+        before = copy.deepcopy(training.state_dict())
+        with pytest.raises(ValueError, match=message):
+            training.load_state_dict(state)
+        assert differences(before, training.state_dict()) == []
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+def test_fit_and_the_options_are_one():
+    """A new option is added to `TrainingOptions`; `fit` repeats its name, and this test says where it does not."""
+    arguments = inspect.signature(dgm.fit, eval_str=True).parameters
+    own = {"program", "data", "objective", "augment", "progress"}
+    fields = {field.name: field.default for field in dataclasses.fields(TrainingOptions)}
+    assert {name: each.default for name, each in arguments.items() if name not in own} == fields
+    for name, (kind, meaning) in option_types().items():
+        if name == "validation":
+            kind = dgm.Data | torch.Tensor | kind
+        elif name == "device":
+            kind = kind | torch.device
+        assert arguments[name].annotation == kind, name
+        assert f"{name}: {meaning}" in dgm.fit.__doc__
+        assert f"{name}: {meaning}" in TrainingOptions.__doc__
+
+
+def test_fit_hands_every_option_on(monkeypatch):
+    told = TrainingOptions(
+        epochs=2, batch_size=7, lr=0.02, weight_decay=0.3, lr_schedule="constant", seed=3, device="cpu", validation=0.3,
+        early_stopping=1, ema=0.5, compile=False, precision="bf16",
+    )  # fmt: skip
+    default = TrainingOptions()
+    assert all(value != getattr(default, name) for name, value in vars(told).items())
+    seen = []
+    start = Training.__init__
+
+    def spy(self, program, data, objective, options, **others):
+        seen.append(options)
+        start(self, program, data, objective, options, **others)
+
+    monkeypatch.setattr(Training, "__init__", spy)
+    dgm.fit(vae(dgm.Normal(2)), torch.randn(30, 2), progress=False, **vars(told))
+    assert seen == [told]
+
+
+def test_the_options_need_no_torch():
+    """So that the command line can list them at once."""
+    code = "import sys, dgm_pyro.training.options; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+if __name__ == "__main__":
+    continue_all(Path(sys.argv[1]))
