@@ -558,7 +558,7 @@ def test_an_argument_follows_the_name(text, objective):
         ("iwae:", "'iwae:': what follows the colon is num_particles, an integer, got ''.*iwae:8"),
         ("iwae:5.5", "num_particles, an integer, got '5.5'"),
         ("iwae:0", "'iwae:0': num_particles must be a positive integer, got 0"),
-        ("vimco:1", "num_particles must be at least 2"),
+        ("vimco:1", "num_particles must be 2 or more"),
         ("beta:high", "what follows the colon is weight, a number, got 'high': write beta:4.0"),
         ("beta:-1", "weight must be a number of at least 0, got -1.0"),
         ("beta:nan", "weight must be a number of at least 0, got nan"),
