@@ -561,7 +561,7 @@ CALLS = {
     ),
     "networks.MaskedAutoregressive": Call(dict(univariate=Affine, network=lambda: MADE(2, 2, (4,)))),
     # plots
-    "plots.images": Call(dict(x=IMAGES, levels=4, columns=2), {"hidden": ["x", 3]}),
+    "plots.images": Call(dict(x=IMAGES, levels=4, columns=2), {"covered": ["x", 3]}),
     "plots.plane": Call(dict(samples=X, resolution=4), {"log_density": ["x", 3], "limits": ["x", 3, (1.0, 0.0)]}),
     "plots.table_of_features": Call(dict(x=X)),
     "plots.samples": Call(dict(x=X)),

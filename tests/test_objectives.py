@@ -191,10 +191,11 @@ def test_nothing_is_tracked_without_gradients():
             assert not objective(program, x).value.requires_grad
 
 
-@pytest.mark.parametrize("make", [lambda: ELBO(0), lambda: IWAE(0), lambda: ELBO(1.5), lambda: IWAE(True)])
-def test_particles_are_counted(make):
-    with pytest.raises(ValueError, match="num_particles must be a positive integer"):
-        make()
+@pytest.mark.parametrize("count", [0, 1.5, True])
+@pytest.mark.parametrize(("make", "argument"), [(ELBO, "num_samples"), (IWAE, "num_particles")])
+def test_particles_are_counted(make, argument, count):
+    with pytest.raises(ValueError, match=f"{argument} must be a positive integer"):
+        make(count)
 
 
 # -- closed forms where the order of the guide allows them -------------------------------------------------------------
@@ -562,8 +563,8 @@ def test_an_argument_follows_the_name(text, objective):
         ("beta:high", "what follows the colon is weight, a number, got 'high': write beta:4.0"),
         ("beta:-1", "weight must be a number of at least 0, got -1.0"),
         ("beta:nan", "weight must be a number of at least 0, got nan"),
-        ("annealed:0", "part must be a number above 0 and at most 1, got 0.0"),
-        ("annealed:2", "part must be a number above 0 and at most 1"),
+        ("annealed:0", "fraction must be a number above 0 and at most 1, got 0.0"),
+        ("annealed:2", "fraction must be a number above 0 and at most 1"),
         ("free-bits:-3", "nats must be a number of at least 0"),
         ("enumerate:0", "max_outcomes must be a positive integer"),
     ],

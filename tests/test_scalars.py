@@ -108,7 +108,7 @@ def scalar_code(shape):
 def test_between_codes_that_are_numbers(path):
     scalar, vector = both(scalar_code)
     x = torch.randn(SIZE, 2)
-    points = [representations.interpolate(p, x, x.flip(0), 4, path=path) for p in (scalar, vector)]
+    points = [representations.interpolate(p, x, x.flip(0), 4, curve=path) for p in (scalar, vector)]
     assert_same_number(*points)
 
 

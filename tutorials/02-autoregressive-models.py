@@ -354,7 +354,7 @@ plots.images(
     torch.cat([some, some, *rows]),
     levels=2,
     columns=len(some),
-    hidden=hidden,
+    covered=hidden,
     row_labels=["digit", "seen", "draw 1", "draw 2", "draw 3"],
 )
 
@@ -374,7 +374,7 @@ plots.images(
     torch.cat([some, some, naive.to(torch.uint8), *weighted]),
     levels=2,
     columns=len(some),
-    hidden=torch.cat([torch.zeros_like(some).bool(), ~half.expand(some.shape), *[torch.zeros_like(some).bool()] * 4]),
+    covered=torch.cat([torch.zeros_like(some).bool(), ~half.expand(some.shape), *[torch.zeros_like(some).bool()] * 4]),
     row_labels=["digit", "seen", "naive", "SMC 1", "SMC 2", "SMC 3"],
 )
 

@@ -814,7 +814,7 @@ if len(picked):
 # %%
 a, b = of_test[: scaled(180, 4)], of_test[180 : 180 + scaled(180, 4)]
 drawn = torch.randn(20_000, 8).norm(dim=1)
-middle = {path: way(a, b, 3)[1] for path, way in representations.PATHS.items()}
+middle = {path: way(a, b, 3)[1] for path, way in representations.CURVES.items()}
 print(f"length of draws from the prior {drawn.mean():.2f} +- {drawn.std():.2f} (standard deviation)")
 print(
     f"length of codes {of_test.norm(dim=1).mean():.2f}; half way: "

@@ -48,7 +48,7 @@ from chapter import QUICK, claim, scaled, style, subplots, theme  # small helper
 from dgm_pyro import plots
 from dgm_pyro.families.diffusion import Denoised
 from dgm_pyro.families.samplers import DDIM, SAMPLERS, Time
-from dgm_pyro.families.samplers import run as walk
+from dgm_pyro.families.samplers import run_sampler as walk
 from dgm_pyro.networks import MADE, MLP, DenoisingMLP, PixelCNN
 from dgm_pyro.training import compilation
 from dgm_pyro.training.adversarial import squared_distance

@@ -22,7 +22,16 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform
 
-from dgm_pyro.checks import Shape, as_shape, check_count, check_finite, check_sizes, check_tensor, check_type
+from dgm_pyro.checks import (
+    Shape,
+    as_given_shape,
+    as_shape,
+    check_count,
+    check_finite,
+    check_sizes,
+    check_tensor,
+    check_type,
+)
 from dgm_pyro.families.conditionals import Normal, shape_read_by
 from dgm_pyro.families.transforms import (
     LINES,
@@ -250,6 +259,7 @@ class Flow(Conditional):
         if self.embedding is not None and not taking:
             raise ValueError("embedding is a network, but no bijection takes its output: build them with a given_shape")
         readers: list[Any] = [self.embedding] if self.embedding is not None else taking
+        given_shape = None if given_shape is None else as_given_shape(given_shape)
         found = [given_shape, self.embedded_shape if self.embedding is None else shape_read_by(self.embedding)]
         if self.base.conditional:
             readers, found = [*readers, self.base], [*found, self.base.given_shape]

@@ -214,7 +214,7 @@ def bidirectional(
     >>> import torch, dgm_pyro as dgm
     >>> vae = dgm.VAE(
     ...     dgm.Normal(1), dgm.Normal(2, torch.nn.Linear(1, 4)), dgm.Normal(1, torch.nn.Linear(2, 2)))
-    >>> sandwich = dgm.infer.bidirectional(vae, 5, num_temperatures=50)
+    >>> sandwich = dgm.infer.bidirectional(vae, 64, num_temperatures=50)
     >>> bool(sandwich.lower.mean() < sandwich.upper.mean())
     True
     """

@@ -288,7 +288,7 @@ def test_interpolations_end_in_reconstructions(name, float64):
     a, b = x[:3], x[3:]
     given = None if given is None else given[:3]
     for path in CURVES:
-        points = interpolate(program, a, b, 4, path=path, given=given)
+        points = interpolate(program, a, b, 4, curve=path, given=given)
         assert points.shape == (4, 3, *program.event_shape)
         for end, data in ((points[0], a), (points[-1], b)):
             torch.testing.assert_close(end, decode(program, encode(program, data, given), given))
