@@ -30,6 +30,12 @@ root_doc = "docs/index"
 include_patterns = ["docs/*.md", "docs/api/*.md", "tutorials/*.ipynb"]
 exclude_patterns = [".*", "build", "site", "dist", "runs", "tour", "bench", "node_modules", "**.ipynb_checkpoints"]
 nitpicky = True
+# Type variables, and what only the tour's own modules name.
+nitpick_ignore = [
+    ("py:class", "dgm_pyro.program.P"),
+    ("py:class", "dgm_pyro.training.options.Documented"),
+    ("py:class", "dgm_pyro.experiments.tour.stops.Stop"),
+]
 
 # -- pages and notebooks -----------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ settings.load_profile("dgm_pyro")
 DURATIONS = Path(__file__).parent / "durations.json"
 SLOW = 0.15  # seconds of processor time, which other work on the machine does not change
 LONG = 5.0
-MANY, KEPT = 100, 3
+MANY, KEPT = 60, 4
 STARTED = pytest.StashKey[float]()
 
 

@@ -14,7 +14,7 @@ independent features               exact
                                    importance weights of draws from the prior
 `Flow`, other densities on reals   annealing of the missing features
 `Dequantized`                      annealing of the point in the cells of the observed and the range of the missing
-`Labeled`                         any of these for every y, weighted by p(y)
+`Labeled`                          any of these for every y, weighted by p(y)
 =================================  ================================================================================
 
 All but the exact ones are right in the limit of many particles or temperatures only.
