@@ -449,7 +449,7 @@ CALLS = {
     "classification.nll": Call(dict(probabilities=PROBABILITIES, y=Y), {"probabilities": REALS}),
     "classification.reliability": Call(dict(probabilities=PROBABILITIES, y=Y, bins=2), {"probabilities": REALS}),
     "classification.risk_coverage": Call(
-        dict(right=Y > 0, uncertainty=X[:, 0]), {"right": REALS[:4], "uncertainty": REALS}
+        dict(correct=Y > 0, uncertainty=X[:, 0]), {"correct": REALS[:4], "uncertainty": REALS}
     ),
     "classification.answer": Call(
         dict(program=labeled, x=X, reference=X, false_alarm_rate=0.5, num_particles=1, seed=0)
@@ -559,7 +559,7 @@ CALLS = {
     ),
     "networks.MaskedAutoregressive": Call(dict(univariate=Affine, network=lambda: MADE(2, 2, (4,)))),
     # plots
-    "plots.images": Call(dict(x=IMAGES, levels=4, columns=2), {"hidden": ["x", 3]}),
+    "plots.images": Call(dict(x=IMAGES, levels=4, columns=2), {"covered": ["x", 3]}),
     "plots.plane": Call(dict(samples=X, resolution=4), {"log_density": ["x", 3], "limits": ["x", 3, (1.0, 0.0)]}),
     "plots.table_of_features": Call(dict(x=X)),
     "plots.samples": Call(dict(x=X)),
@@ -581,7 +581,7 @@ CALLS = {
     "plots.heat_map": Call(dict(panels={"a": {("b", "c"): (1.0, 0.1)}}), {"panels": THING}),
     "plots.gaps": Call(dict(found=lambda: {"a": gaps(vae(), X)}), {"found": THING}),
     "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num_data=2), {"found": THING}),
-    "plots.calibration": Call(dict(report=report, most=2), {"report": THING}),
+    "plots.calibration": Call(dict(found=report, most=2), {"found": THING}),
     "plots.representation": Call(
         dict(found=lambda: dgm.representations.represent(vae(), X), program=vae, x=X, curve="linear"), {"found": THING}
     ),

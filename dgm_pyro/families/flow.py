@@ -22,7 +22,16 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform
 
-from dgm_pyro.checks import Shape, as_shape, check_count, check_finite, check_sizes, check_tensor, check_type
+from dgm_pyro.checks import (
+    Shape,
+    as_given_shape,
+    as_shape,
+    check_count,
+    check_finite,
+    check_sizes,
+    check_tensor,
+    check_type,
+)
 from dgm_pyro.families.conditionals import Normal, shape_read_by
 from dgm_pyro.families.transforms import (
     LINES,
@@ -117,7 +126,7 @@ class Flow(Conditional):
         self.base, self.embedding = base, embedding
         self.parts = nn.ModuleList(module for part in self.transforms for module in modules_of(part))
         self._follow()
-        self._declare_given(given_shape)
+        self._declare_given(None if given_shape is None else as_given_shape(given_shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flow:
         """Apply `to`, `double` and the like to each tensor, including those that no module holds."""
