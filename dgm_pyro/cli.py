@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="dgm",
-    help="Deep generative models as probabilistic programs: train, question and compare them.",
+    help="Deep generative models as probabilistic programs: train, evaluate and compare them.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -93,8 +93,9 @@ Inputs = Annotated[
     str,
     typer.Argument(metavar="DATA", help="Data to look at: a .npy file, or a data set.", autocompletion=_data_sets),
 ]
+DataSet = Annotated[str, typer.Option(help="Data set to train on: see dgm list.", autocompletion=_data_sets)]
 NumData = Annotated[int | None, typer.Option(help="Use only this many training data.")]
-LatentSize = Annotated[int | None, typer.Option(help="Number of latents of a vae.")]
+LatentSize = Annotated[int | None, typer.Option(help="Number of features of the latent z of a vae.")]
 
 
 @app.callback(invoke_without_command=True, epilog="Example: dgm tour --quick")
@@ -188,26 +189,33 @@ def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
 @app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
 @_training_options()
 def train(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as vae or pixelcnn: see dgm list.")],
-    data: Annotated[str, typer.Option(help="A data set: see dgm list.")] = "digits",
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Model to train, such as vae or pixelcnn: see dgm list.", autocompletion=_models
+        ),
+    ],
+    data: DataSet = "digits",
     data_dir: DataDir = None,
     num_data: NumData = None,
     prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
     likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
     latent_size: LatentSize = None,
-    labeled: Annotated[bool, typer.Option("--labeled", help="Build the generative classifier over MODEL.")] = False,
-    objective: Annotated[str | None, typer.Option(help="What to maximize, such as iwae:50: see dgm list.")] = None,
+    labeled: Annotated[
+        bool, typer.Option("--labeled", help="Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).")
+    ] = False,
+    objective: Annotated[str | None, typer.Option(help="Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
-        int | None, typer.Option(help="Keep only this many labels; for --labeled --objective semi-supervised:50.")
+        int | None, typer.Option(help="Keep only this many labels. Needs --labeled and a semi-supervised objective.")
     ] = None,
     mutate: Annotated[
         float | None,
-        typer.Option(help="Replace each feature by noise with this probability: a background for dgm anomaly."),
+        typer.Option(help="Probability of replacing each feature by noise. Trains a background for dgm anomaly."),
     ] = None,
     *,
     options: TrainingOptions,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/MODEL-DATA.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/MODEL-DATA.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves.
@@ -489,7 +497,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-Names = Annotated[str | None, typer.Option(metavar="NAME,NAME,...", help="Names to try: see dgm list.")]
+def _tried(what: str) -> Any:
+    return typer.Option(metavar="NAME,NAME,...", help=f"{what} to try, separated by commas: see dgm list.")
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -501,26 +510,32 @@ def _names(text: str | None) -> tuple[str, ...]:
 )
 @_training_options("seed")
 def sweep(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, such as vae: see dgm list.")] = "vae",
-    data: Annotated[str, typer.Option(help="A data set: see dgm list.")] = "digits-binary",
-    prior: Names = None,
-    encoder: Names = None,
-    likelihood: Names = None,
-    objective: Names = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 1,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model to train: see dgm list.", autocompletion=_models)
+    ] = "vae",
+    data: DataSet = "digits-binary",
+    prior: Annotated[str | None, _tried("Priors")] = None,
+    encoder: Annotated[str | None, _tried("Encoders")] = None,
+    likelihood: Annotated[str | None, _tried("Likelihoods")] = None,
+    objective: Annotated[str | None, _tried("Objectives")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
-    num_particles: Annotated[int, typer.Option(help="K of the IWAE bound that the table is sorted by.")] = 1000,
-    jobs: Annotated[int, typer.Option(help="How many processes; they take the GPUs in turn, or share the cores.")] = 1,
+    num_particles: Annotated[
+        int, typer.Option(help="Number of particles of the IWAE bound. The table is sorted by this bound.")
+    ] = 1000,
+    jobs: Annotated[
+        int, typer.Option(help="Number of processes. They take the GPUs in turn, or share the CPU cores.")
+    ] = 1,
     *,
     options: TrainingOptions,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="The sweep's folder; default: sweeps/MODEL-DATA.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/MODEL-DATA.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train and evaluate every combination: a table, a heat map, CSV, and a run for each cell.
 
-    The same command again goes on where it was killed; finished cells are kept, failed ones are tried again.
+    Run the same command again to resume. It keeps finished cells and retries failed ones.
     """
 
     from dgm_pyro.experiments.sweep import Options

@@ -421,7 +421,12 @@ class Program(nn.Module):
         Args:
             given: one row, ``(1, *given_shape)``, where the program leaves its shape open. Without it, every site is
                 said to read all before it.
+
+        Raises:
+            ValueError: ``given`` does not fit.
         """
+        if given is not None:
+            self.check_given(given, 1)
         size = sum(p.numel() for p in self.parameters() if p.requires_grad)
         given = example_given(self) if given is None else given
         if self.conditional and given is None:

@@ -100,8 +100,9 @@ class Recorder:
         self.seconds = {}
 
     def pytest_runtest_logreport(self, report):
-        if report.when == "teardown":
-            self.seconds[report.nodeid] = dict(report.user_properties)["seconds"]
+        measured = dict(report.user_properties)  # a worker that crashed has measured nothing
+        if report.when == "teardown" and "seconds" in measured:
+            self.seconds[report.nodeid] = measured["seconds"]
 
     def pytest_sessionfinish(self):
         slow = {name: round(seconds, 1) for name, seconds in sorted(self.seconds.items()) if seconds > SLOW}

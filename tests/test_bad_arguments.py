@@ -291,6 +291,8 @@ CALLS = {
     ),
     # methods of programs
     "Program.sample": Call(dict(num_samples=2), of=vae),
+    "Program.formula": Call(dict(given=None), {"given": [3, "x", X]}, of=vae),
+    "formula": Call(dict(source=vae), {"source": [None, 3, "x"]}, free=("args", "kwargs")),
     "Program.encode": Call(dict(x=X, site="z", num_samples=2), {"site": ["no", 3]}, of=vae),
     "Program.decode": Call(dict(z=X, site="z"), {"site": ["no", 3]}, of=vae),
     "Program.log_prob": Call(dict(x=X), of=made),
@@ -633,7 +635,7 @@ EXCLUDED = {
     "a context manager, which checks when it is entered": ["plots.theme"],
     "distributions and steps within programs, called under Pyro's handlers or compiled": [
         "dequantized.Floor", "guides.Finite", "infer.Features", "infer.Times", "adversarial.draw", "adversarial.slopes",
-        "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "factors.is_cost",
+        "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact",
         "objectives.site_log_prob", "objectives.at_progress", "samplers.karras", "samplers.quadratic", "samplers.ratio",
         "samplers.run_sampler", "samplers.uniform",
     ],

@@ -192,7 +192,7 @@ def test_a_program_nests_under_any_name(case):
     """joint("w") states the variable w, and latents("w") follows."""
     program = case.build()
     _, given = case.draw(program, BATCH)
-    with dgm.program.plates((BATCH,)), poutine.trace() as traced:
+    with dgm.program.batch_plates((BATCH,)), poutine.trace() as traced:
         w = program.joint("w", given=given)
     assert w.shape == (BATCH, *program.event_shape)
     sites = dgm.program.latent_sites(traced.trace)

@@ -29,16 +29,16 @@ class TrainingOptions:
 
     epochs: Annotated[int, "Passes over the data."] = 50
     batch_size: Annotated[int, "Data per step."] = 64
-    lr: Annotated[float, "Learning rate; it is warmed up over the first 2 % of the steps."] = 1e-3
-    weight_decay: Annotated[float, "Decoupled weight decay, that of AdamW."] = 0.0
-    lr_schedule: Annotated[str, "cosine (the learning rate falls to zero) or constant."] = "cosine"
-    seed: Annotated[int, "Of all random numbers. Same seed, same machine: the same result, bit for bit on a CPU."] = 0
-    device: Annotated[str, "auto (CUDA if there is one), cpu, cuda or cuda:N."] = "auto"
+    lr: Annotated[float, "Learning rate. It warms up over the first 2 % of the steps."] = 1e-3
+    weight_decay: Annotated[float, "Decoupled weight decay, as in AdamW."] = 0.0
+    lr_schedule: Annotated[str, "Learning-rate schedule: cosine (falls to zero) or constant."] = "cosine"
+    seed: Annotated[int, "Seed of all random numbers. The same seed gives the same bits on the same CPU."] = 0
+    device: Annotated[str, "Device: auto (CUDA if available), cpu, cuda or cuda:N."] = "auto"
     validation: Annotated[float | None, "Fraction of the data held out for validation."] = 0.1
     early_stopping: Annotated[int | None, "Stop after this many epochs without a better validation loss."] = None
-    ema: Annotated[float | None, "Decay of a moving average of the weights, such as 0.99: it is what is kept."] = None
-    compile: Annotated[bool | str, "Compile the steps; default: in trainings long enough to gain by it."] = "auto"
-    precision: Annotated[str, "float32 (that of the program), or bf16: the networks under autocast."] = "float32"
+    ema: Annotated[float | None, "Decay of the average of the weights, such as 0.99. The average is kept."] = None
+    compile: Annotated[bool | str, "Compile the steps. Default: only in trainings of 5,000 steps or more."] = "auto"
+    precision: Annotated[str, "float32 (the program as it is), or bf16 (its networks under autocast)."] = "float32"
 
     def __post_init__(self) -> None:
         from dgm_pyro.checks import (

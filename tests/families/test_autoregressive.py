@@ -217,7 +217,7 @@ def test_unrolled_scores_as_plated(program):
     x, given = outcomes(program, 6), contexts(program, 6)
     unrolled = program.unroll()
     torch.testing.assert_close(unrolled.log_prob(x, given), program.log_prob(x, given), rtol=1e-12, atol=1e-12)
-    with poutine.trace() as traced, dgm.program.plates((6,)):
+    with poutine.trace() as traced, dgm.program.batch_plates((6,)):
         assert unrolled.joint("w", x, given) is x
     traced.trace.compute_log_prob()
     terms = chain_rule(program, x, given)
@@ -330,7 +330,7 @@ def test_batches_of_x_and_of_given_broadcast():
     assert program(y).batch_shape == (3, 1)
     torch.testing.assert_close(program(y).log_prob(x), expected)
     torch.testing.assert_close(program(y).expand((3, 5)).log_prob(x), expected)
-    with poutine.trace() as traced, dgm.program.plates((3, 5)):
+    with poutine.trace() as traced, dgm.program.batch_plates((3, 5)):
         program.unroll().joint("x", x, y)
     torch.testing.assert_close(dgm.program.log_prob_sum(traced.trace, (3, 5)), expected)
     draws = program(y).expand((3, 5)).sample((2,))
@@ -341,7 +341,7 @@ def test_plates_expand_the_distribution(program):
     given = contexts(program, 4)
     x = outcomes(program, 4)
     for statement in (program, program.unroll()):
-        with poutine.trace() as traced, dgm.program.plates((3, 4)):
+        with poutine.trace() as traced, dgm.program.batch_plates((3, 4)):
             observed = statement.joint("x", x, given)
             drawn = statement.joint("w", None, given)
         assert observed is x
@@ -359,7 +359,7 @@ def test_particles_of_observed_data_cost_one_pass(program):
     """Expanding over particles must not repeat the data through the network."""
     rows = []
     program.features.network.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
-    with dgm.program.plates((50, 4)):
+    with dgm.program.batch_plates((50, 4)):
         program.joint("x", outcomes(program, 4), contexts(program, 4))
     x = outcomes(program, 4)
     assert program(contexts(program, 4)).expand((50, 4)).log_prob(x).shape == (50, 4)
@@ -496,7 +496,7 @@ def test_vae_with_an_autoregressive_part(name):
     pyro.set_rng_seed(1)
     weights = vae.log_weights(x, num_particles=3)
     pyro.set_rng_seed(1)
-    with poutine.block(), poutine.trace() as traced, dgm.program.plates((3, 5)):
+    with poutine.block(), poutine.trace() as traced, dgm.program.batch_plates((3, 5)):
         vae.posterior("x", x)
     z = traced.trace.nodes["z"]["value"]
     log_p_z = vae.prior.exact_log_prob(z)

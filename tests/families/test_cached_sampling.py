@@ -174,7 +174,7 @@ def test_particles_grow_the_batch_of_what_is_fixed(program, naive):
     unrolled = poutine.condition(program.unroll().joint, data={"w_1": like})
 
     def draw():
-        with poutine.block(), dgm.program.plates((4, 3)):
+        with poutine.block(), dgm.program.batch_plates((4, 3)):
             return unrolled("w", None, given)
 
     same(draw, naive)
@@ -221,7 +221,7 @@ def test_gradients_through_the_draws(name, naive):
         if form == "plated":
             x = program(given).rsample((2,))
         else:
-            with poutine.block(), dgm.program.plates((2, 3)):
+            with poutine.block(), dgm.program.batch_plates((2, 3)):
                 x = program.unroll().joint("x", None, given)
         weights = torch.linspace(-1, 1, x.numel()).reshape(x.shape)
         grads = torch.autograd.grad((weights * x.sin()).sum(), inputs, allow_unused=True, materialize_grads=True)

@@ -444,7 +444,8 @@ def test_a_function_of_the_output_size_makes_the_network(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("network", "message"), [(3, "or None, got int"), (lambda size: size, "network\\(4\\) must be")]
+    ("network", "message"),
+    [(3, "not callable"), (lambda size: size, r"network\(4\) is of type int"), (torch.tanh, "network must be")],
 )
 def test_what_makes_no_network_is_refused(network, message):
     with pytest.raises(TypeError, match=message):

@@ -98,7 +98,7 @@ def test_the_terms_are_the_integrand_by_finite_differences(predict):
     """-SNR'(t) / 2 |x - x_hat|^2, the derivative of the schedule taken numerically; and all else by hand."""
     program = small(noise_schedule="learned", predict=predict).eval()
     x, first, u, x_t = torch.randn(5, 2), torch.randn(5, 2), torch.rand(5), torch.randn(5, 2)
-    with dgm.program.plates((5,)), dgm.program.poutine.trace() as traced:
+    with dgm.program.batch_plates((5,)), dgm.program.poutine.trace() as traced:
         conditioned = {"x_first": first, "x_time": u, "x_t": x_t}
         dgm.program.poutine.condition(program.joint, data=conditioned)("x", x)
     stated = {name: site["fn"].log_prob(site["value"]) for name, site in traced.trace.nodes.items()

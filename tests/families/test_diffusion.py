@@ -208,7 +208,7 @@ def test_the_models_step_back_averages_over_what_x_0_may_be(t):
 def test_the_terms_of_the_bound_are_the_divergences_they_stand_for(name):
     program = small((1, 2, 2), 20, noise_schedule=name, subsample=20)
     x, x_t, t = torch.randn(3, 1, 2, 2), torch.randn(20, 3, 1, 2, 2), times(program).unsqueeze(-1).expand(20, 3)
-    with dgm.program.plates((3,)), poutine.trace() as traced:
+    with dgm.program.batch_plates((3,)), poutine.trace() as traced:
         poutine.condition(program.joint, data={"x_t": x_t})("x", x)
     traced.trace.compute_log_prob()
     stated = {name: site["log_prob"] for name, site in traced.trace.nodes.items() if site["type"] == "sample"}
