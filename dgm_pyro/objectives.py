@@ -77,8 +77,8 @@ class Bound:
 class Objective(Protocol):
     """An objective, which `dgm.fit` maximizes; write your own as any callable of this form.
 
-    One that changes during training has a method ``at(progress)`` too, which returns the objective to use at
-    ``progress`` in [0, 1]. `dgm.fit` validates with the one at 1.
+    One that changes during training has a method ``at(elapsed)`` too, which returns the objective to use at
+    ``elapsed``, the share of training that is over. `dgm.fit` validates with the one at 1.
 
     One with a second player, as `adversarial.Adversarial`, has ``prepare(program)``, called once, and
     ``update(program, x, given, lr)``, called before each step; and one whose own value is no measure of quality has an
@@ -93,10 +93,10 @@ class Objective(Protocol):
     ) -> Bound: ...
 
 
-def at_progress(objective: Any, progress: float) -> Any:
-    """The objective to use at this progress of training, in [0, 1], if it changes during training."""
+def at_progress(objective: Any, elapsed: float) -> Any:
+    """The objective to use when ``elapsed``, from 0 to 1, of training is over, if it changes during training."""
     at = getattr(objective, "at", None)
-    return objective if at is None else at(progress)
+    return objective if at is None else at(elapsed)
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class WarmUp:
     def __post_init__(self) -> None:
         check_number(self.fraction, "fraction", above=0, at_most=1)
 
-    def __call__(self, progress: float) -> float:
-        return min(1.0, progress / self.fraction)
+    def __call__(self, elapsed: float) -> float:
+        return min(1.0, elapsed / self.fraction)
 
 
 class VariationalBound:
@@ -142,7 +142,7 @@ class ELBO(VariationalBound):
     Args:
         num_samples: draws from the guide per datum, averaged.
         analytic_kl: whether to use closed forms of KL(q || p).
-        beta: weight of every KL, a number or a schedule ``beta(progress)`` of the progress of training in [0, 1]. At
+        beta: weight of every KL, a number or a schedule ``beta(elapsed)`` of the share of training that is over. At
             another weight than 1 the value is no bound on log p(x).
         leave_one_out: whether the score function of latents that cannot be reparameterized is multiplied by a draw's
             value less the mean value of the other draws: the same gradient in expectation, with less variance.
@@ -163,9 +163,9 @@ class ELBO(VariationalBound):
         if not callable(self.beta) and not isinstance(self.beta, Tensor):  # a tensor is how a compiled loss varies it
             check_number(self.beta, "beta", at_least=0)
 
-    def at(self, progress: float) -> ELBO:
-        """This objective with the weight that the schedule has at ``progress``."""
-        return replace(self, beta=self.beta(progress)) if callable(self.beta) else self
+    def at(self, elapsed: float) -> ELBO:
+        """This objective with the weight that the schedule has at ``elapsed``."""
+        return replace(self, beta=self.beta(elapsed)) if callable(self.beta) else self
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         beta = self.beta(1.0) if callable(self.beta) else self.beta

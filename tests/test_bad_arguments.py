@@ -451,7 +451,7 @@ CALLS = {
     "classification.nll": Call(dict(probabilities=PROBABILITIES, y=Y), {"probabilities": REALS}),
     "classification.reliability": Call(dict(probabilities=PROBABILITIES, y=Y, bins=2), {"probabilities": REALS}),
     "classification.risk_coverage": Call(
-        dict(right=Y > 0, uncertainty=X[:, 0]), {"right": REALS[:4], "uncertainty": REALS}
+        dict(correct=Y > 0, uncertainty=X[:, 0]), {"correct": REALS[:4], "uncertainty": REALS}
     ),
     "classification.answer": Call(
         dict(program=labeled, x=X, reference=X, false_alarm_rate=0.5, num_particles=1, seed=0)
@@ -583,7 +583,7 @@ CALLS = {
     "plots.heat_map": Call(dict(panels={"a": {("b", "c"): (1.0, 0.1)}}), {"panels": THING}),
     "plots.gaps": Call(dict(found=lambda: {"a": gaps(vae(), X)}), {"found": THING}),
     "plots.worst_explained": Call(dict(found=lambda: gaps(image_vae(), IMAGES.float()), num_data=2), {"found": THING}),
-    "plots.calibration": Call(dict(report=report, most=2), {"report": THING}),
+    "plots.calibration": Call(dict(found=report, most=2), {"found": THING}),
     "plots.representation": Call(
         dict(found=lambda: dgm.representations.represent(vae(), X), program=vae, x=X, curve="linear"), {"found": THING}
     ),

@@ -968,47 +968,47 @@ def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8
 
 
 @_styled
-def calibration(report: Checks, *, title: str = "", most: int = 6) -> Figure:
+def calibration(found: Checks, *, title: str = "", most: int = 6) -> Figure:
     """Rank histograms of the worst dimensions, and the KL of every dimension.
 
     Flat histograms within the band are calibrated; a U is too narrow a guide, a hump too wide a one.
 
     Args:
-        report: of `dgm_pyro.infer.check`.
+        found: of `dgm_pyro.infer.check`.
         most: draw at most so many histograms, the least uniform first.
     """
-    check_type(report, Checks, "report", "what infer.check returns")
+    check_type(found, Checks, "found", "what infer.check returns")
     check_count(most, "most")
-    found, colors = report.calibration, _theme.get()
+    ranks, colors = found.calibration, _theme.get()
     ordered = sorted(
-        ((p, site, i) for site in found.ranks for i, p in enumerate(found.p_values(site).tolist())), key=lambda t: t[0]
+        ((p, site, i) for site in ranks.ranks for i, p in enumerate(ranks.p_values(site).tolist())), key=lambda t: t[0]
     )
     worst = ordered[:most]
     titles = [f"{site}[{i}]: p = {p:.2g}" for p, site, i in worst]
     columns = min(3 if max(map(len, titles)) < 25 else 2, len(worst))
     rows = math.ceil(len(worst) / columns)
-    measured = {site: each for site, each in report.units.items() if each.kl is not None}
-    figure = _figure(1.25 * rows + 0.35 + 1.7 * len(report.units), title)
-    top, *below = figure.subfigures(1 + len(report.units), 1, squeeze=False,
-                                    height_ratios=[1.25 * rows + 0.2, *[1.7] * len(report.units)])[:, 0]  # fmt: skip
+    measured = {site: each for site, each in found.units.items() if each.kl is not None}
+    figure = _figure(1.25 * rows + 0.35 + 1.7 * len(found.units), title)
+    top, *below = figure.subfigures(1 + len(found.units), 1, squeeze=False,
+                                    height_ratios=[1.25 * rows + 0.2, *[1.7] * len(found.units)])[:, 0]  # fmt: skip
     grid = [*top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
-    total = len(next(iter(found.ranks.values())))
-    share = 1 / found.bins
+    total = len(next(iter(ranks.ranks.values())))
+    share = 1 / ranks.bins
     band = 2.576 * (share * (1 - share) / total) ** 0.5
     for axes, heading, (_, site, i) in zip(grid, titles, worst, strict=False):
-        counts = found.histogram(site)[i].double() / total
+        counts = ranks.histogram(site)[i].double() / total
         axes.axhspan(max(0.0, share - band), share + band, color=colors.rule, zorder=0)
-        axes.bar(np.arange(found.bins) + 0.5, counts.numpy(), width=0.9, color=colors.series[0])
+        axes.bar(np.arange(ranks.bins) + 0.5, counts.numpy(), width=0.9, color=colors.series[0])
         axes.axhline(share, color=colors.muted, linewidth=0.8)
         axes.set_title(heading, size=7.5, loc="left")
-        axes.set(xticks=(0.1 * found.bins, 0.9 * found.bins), xticklabels=("low", "high"))
+        axes.set(xticks=(0.1 * ranks.bins, 0.9 * ranks.bins), xticklabels=("low", "high"))
         axes.set_xmargin(0)
         axes.grid(visible=False, axis="x")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axes in grid[len(worst) :]:
         axes.set_visible(False)
     top.supxlabel("rank of the true z among draws of q (band: 99 % of uniform ranks)", size=8)
-    for part, (site, each) in zip(below, report.units.items(), strict=True):
+    for part, (site, each) in zip(below, found.units.items(), strict=True):
         kind, values = (
             ("KL (nats)", each.kl) if site in measured and each.kl is not None else ("Var E[z]", each.variance)
         )

@@ -126,7 +126,7 @@ class Flow(Conditional):
         self.base, self.embedding = base, embedding
         self.parts = nn.ModuleList(module for part in self.transforms for module in modules_of(part))
         self._follow()
-        self._declare_given(given_shape)
+        self._declare_given(None if given_shape is None else as_given_shape(given_shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flow:
         """Apply `to`, `double` and the like to each tensor, including those that no module holds."""

@@ -112,7 +112,7 @@ class Loss(nn.Module):
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
     def forward(
-        self, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None, progress: float = 1.0
+        self, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None, elapsed: float = 1.0
     ) -> Tensor:
         """The loss of ``x``, a scalar.
 
@@ -120,9 +120,9 @@ class Loss(nn.Module):
             x: ``(B, *event_shape)``.
             given: for a conditional program.
             observed: values of further sites, such as labels.
-            progress: of training, in [0, 1], for an objective that follows it.
+            elapsed: the share of training that is over, for an objective that follows it.
         """
-        arguments = (x, given, observed or {}, self.terms.weights(progress))
+        arguments = (x, given, observed or {}, self.terms.weights(elapsed))
         leaves = [(leaf.dtype, leaf.device, leaf.requires_grad) for leaf in self._leaves]
         key = (_kind(arguments, 1), *[part.training for part in self._parts], *leaves)
         graph = self._graphs.get(key)
@@ -206,9 +206,9 @@ class Terms(nn.Module):
         self.program, self.objective = program, objective
         self.schedules = _schedules(objective)
 
-    def weights(self, progress: float) -> dict[str, Tensor]:
-        """The values of the objective's schedules at this progress of training, in [0, 1]."""
-        values = {name: float(schedule(progress)) for name, schedule in self.schedules.items()}
+    def weights(self, elapsed: float) -> dict[str, Tensor]:
+        """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over."""
+        values = {name: float(schedule(elapsed)) for name, schedule in self.schedules.items()}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     def forward(self, x: Tensor, given: Any, observed: dict[str, Tensor], weights: dict[str, Tensor]) -> Sums:
@@ -373,9 +373,9 @@ def _follows_its_schedules(objective: Any) -> bool:
         return False
     schedules = _schedules(objective)
     return all(
-        dataclasses.replace(objective, **{name: schedule(progress) for name, schedule in schedules.items()})
-        == at_progress(objective, progress)
-        for progress in (0.0, 0.3, 1.0)
+        dataclasses.replace(objective, **{name: schedule(elapsed) for name, schedule in schedules.items()})
+        == at_progress(objective, elapsed)
+        for elapsed in (0.0, 0.3, 1.0)
     )
 
 

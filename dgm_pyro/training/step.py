@@ -126,11 +126,11 @@ class Step:
             buffer.copy_(value)
         return whole
 
-    def __call__(self, batch: tuple[Any, ...], progress: float, weight: float = 1.0, whole: bool = False) -> Sums:
+    def __call__(self, batch: tuple[Any, ...], elapsed: float, weight: float = 1.0, whole: bool = False) -> Sums:
         """Leave the gradient in the parameters; returns what `Terms` returns.
 
         Args:
-            progress: of training, in [0, 1].
+            elapsed: the share of training that is over, from 0 to 1.
             weight: of the loss in the gradient.
             whole: whether the batch is as large as that of `prepare`.
         """
@@ -138,9 +138,9 @@ class Step:
             with self._networks():
                 return self.objective.sums(self.program, *batch)
         if not self.terms.schedules:
-            self.terms.objective = at_progress(self.objective, progress)
+            self.terms.objective = at_progress(self.objective, elapsed)
         with self._networks():
-            sums = self.loss(whole, *batch, self.terms.weights(progress))
+            sums = self.loss(whole, *batch, self.terms.weights(elapsed))
         (weight * sums["loss"][""]).backward()
         return sums
 

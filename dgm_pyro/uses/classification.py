@@ -151,22 +151,22 @@ class RiskCoverage:
         return 1 - self.risk[int(torch.searchsorted(self.coverage, coverage - 1e-9))].item()
 
 
-def risk_coverage(right: Tensor, uncertainty: Tensor) -> RiskCoverage:
+def risk_coverage(correct: Tensor, uncertainty: Tensor) -> RiskCoverage:
     """Risk and coverage when predictions are rejected by their uncertainty, the highest first; equal ones go together.
 
     Args:
-        right: whether each prediction is right, bools ``(N,)``.
+        correct: whether each prediction is right, bools ``(N,)``.
         uncertainty: any score, higher for less certain predictions: ``-probabilities.max(-1).values``, -log p(x), ...
     """
-    check_dense(right, "right")
+    check_dense(correct, "correct")
     check_dense(uncertainty, "uncertainty")
-    if right.shape != uncertainty.shape or right.dim() != 1 or not len(right):
-        shapes = f"right has shape {tuple(right.shape)} and uncertainty {tuple(uncertainty.shape)}"
+    if correct.shape != uncertainty.shape or correct.dim() != 1 or not len(correct):
+        shapes = f"correct has shape {tuple(correct.shape)} and uncertainty {tuple(uncertainty.shape)}"
         raise ValueError(f"{shapes}: pass (N,) of each")
     uncertainty, order = uncertainty.detach().cpu().double().sort()
     if torch.isnan(uncertainty).any():
         raise ValueError("uncertainty holds NaN: every answer needs a score")
-    wrong = (~right.cpu().bool()[order]).double().cumsum(0)
+    wrong = (~correct.cpu().bool()[order]).double().cumsum(0)
     kept = torch.arange(1, len(uncertainty) + 1, dtype=torch.double)
     ends = torch.cat([uncertainty[1:] != uncertainty[:-1], torch.ones(1, dtype=torch.bool)])
     return RiskCoverage((kept / len(uncertainty))[ends], (wrong / kept)[ends])
