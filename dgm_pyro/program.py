@@ -432,7 +432,7 @@ class Program(nn.Module):
         if self.conditional and given is None:
             found: tuple[_Factors, _Factors | None] = self._declared_factors()
         else:
-            with eval_mode(self), alone(), pyro.plate("data", 1, dim=-1):
+            with eval_mode(self), alone(), poutine.block(), pyro.plate("data", 1, dim=-1):
                 found = self._stated_factors(self._marked(given))
         return factors.Formula(type(self).__name__, *found, size)
 
@@ -558,7 +558,7 @@ class Program(nn.Module):
         if options:
             raise TypeError(
                 f"sample of {type(self).__name__} takes no {', '.join(options)}: its arguments are num_samples and "
-                "given, such as given=torch.tensor([1]) for a class; a diffusion takes sampler, steps, spacing and "
+                "given, such as given=torch.tensor([1]) for a class; a diffusion takes sampler, num_steps, spacing and "
                 "guidance, too"
             )
         if isinstance(num_samples, tuple):

@@ -1,5 +1,7 @@
 """What a newcomer tries first works, or the error says what to write instead."""
 
+import inspect
+import re
 import subprocess
 import sys
 
@@ -36,6 +38,13 @@ def test_samples_by_other_names_are_answered_with_the_right_one(name):
         program.sample((3,))
     with pytest.raises(TypeError, match=r"sample\(6\)"):
         program.sample(torch.Size((2, 3)))
+
+
+def test_the_answer_names_arguments_that_there_are():
+    with pytest.raises(TypeError, match="a diffusion takes") as raised:
+        CASES["vae"].build().sample(steps=3)
+    named = re.search("a diffusion takes (.*), too", str(raised.value))[1]
+    assert set(re.findall(r"\w+", named)) - {"and"} <= set(inspect.signature(dgm.Diffusion.sample).parameters)
 
 
 def test_a_program_without_codes_says_so():
