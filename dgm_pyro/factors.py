@@ -24,6 +24,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, TransformedDistribution
+from pyro.infer.autoguide import AutoGuide
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
@@ -105,7 +106,7 @@ class Formula:
         rows += [
             (f"{run[0][0]} .. {run[-1][0]}" if len(run) > 1 else run[0][0], run[0][1]) for run in _runs(sites, _like)
         ]
-        width = max(len(name) for name, _ in rows)
+        width = max((len(name) for name, _ in rows), default=0)
         return "\n".join([self.name + size, *(f"  {name:{width}}  {text}" for name, text in rows)])
 
     def _repr_latex_(self) -> str:
@@ -241,7 +242,7 @@ class _Latex(_Text):
 
 
 def _escaped(name: str) -> str:
-    return name.replace("_", r"\_")
+    return re.sub(r"[_%$#&{}]", r"\\\g<0>", name)
 
 
 # -- reading statements ------------------------------------------------------------------------------------------------
@@ -395,6 +396,7 @@ def formula(source: Any, *args: Any, **kwargs: Any) -> Formula:
 
     Raises:
         TypeError: ``source`` is none of these.
+        ValueError: the guide is one of Pyro's AutoGuides, and has not been called yet.
 
     >>> import torch, dgm_pyro as dgm
     >>> vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4)))
@@ -412,13 +414,17 @@ def formula(source: Any, *args: Any, **kwargs: Any) -> Formula:
     for role, part in (("source", model), ("the guide of source", guide)):
         if isinstance(part, type) or not (callable(part) or (part is None and role != "source")):
             raise TypeError(f"{role} must be a dgm.Program, a Pyro model, or a pair (model, guide), got {part!r}")
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+        raise ValueError(f"this {type(guide).__name__} makes its parameters in its first call: call it once, guide(...)")
     signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
     bound = signature.bind(*args, **kwargs)
     for name, value in bound.arguments.items():
         bound.arguments[name] = marked(name, value)
-    joint, observes, _ = factors_of(model, *bound.args, **bound.kwargs)
-    posterior = None
-    if guide is not None:
-        posterior, _, _ = factors_of(guide, *bound.args, observes=observes, **bound.kwargs)
     name = getattr(model, "__name__", type(model).__name__)
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()):  # a PyroModule writes to the store past all handlers
+        joint, observes, _ = factors_of(model, *bound.args, **bound.kwargs)
+        posterior = None
+        if guide is not None:
+            posterior, _, _ = factors_of(guide, *bound.args, observes=observes, **bound.kwargs)
     return Formula(name, joint, posterior)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from programs import CASES, continuous, diffusion, pixelcnn
 from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
 from pyro.infer.inspect import get_dependencies
 from torch import nn
 
@@ -209,6 +210,31 @@ def test_a_pair_of_pyro_callables():
     assert not pyro.get_param_store().keys()
 
 
+def test_an_autoguide_and_the_store_stay_as_they_are():
+    def model():
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    guide = AutoNormal(model)
+    with pytest.raises(ValueError, match="this AutoNormal makes its parameters in its first call: call it once"):
+        dgm.formula((model, guide))
+    guide()
+    assert str(dgm.formula((model, guide))).splitlines()[2] == "  guide  q(b_unconstrained) [b = f(b_unconstrained)]"
+    pyro.clear_param_store()
+    dgm.formula((model, guide))
+    assert not pyro.get_param_store().keys()
+
+
+def test_a_model_without_sites():
+    assert str(dgm.formula(lambda: None)).strip() == "<lambda>"
+
+
+def test_printing_inside_statements_adds_no_site():
+    program = CASES["vae"].build()
+    with poutine.trace() as traced:
+        str(program)
+    assert not set(traced.trace.nodes)
+
+
 def test_a_program_of_ones_own_and_a_pair_of_views_say_the_same():
     program = CASES["vae-two-levels"].build()
     x, _ = CASES["vae-two-levels"].draw(program, 1)
@@ -234,6 +260,11 @@ def test_latex():
     assert built("made")._repr_latex_() == (
         r"$$\begin{gathered}p(x) = p(x_{1}) p(x_{2} \mid x_{1}) \cdots p(x_{4} \mid x_{<4})\end{gathered}$$"
     )
+
+
+def test_latex_escapes_names():
+    parts = dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4))
+    assert r"p(\mathit{50\%\&\#}) p(x \mid" in dgm.VAE(*parts, latent_name="50%&#")._repr_latex_()
 
 
 def test_repr_is_the_tree_of_modules():
