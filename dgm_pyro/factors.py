@@ -415,7 +415,9 @@ def formula(source: Any, *args: Any, **kwargs: Any) -> Formula:
         if isinstance(part, type) or not (callable(part) or (part is None and role != "source")):
             raise TypeError(f"{role} must be a dgm.Program, a Pyro model, or a pair (model, guide), got {part!r}")
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-        raise ValueError(f"this {type(guide).__name__} makes its parameters in its first call: call it once, guide(...)")
+        raise ValueError(
+            f"this {type(guide).__name__} makes its parameters in its first call: call it once, guide(...)"
+        )
     signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
     bound = signature.bind(*args, **kwargs)
     for name, value in bound.arguments.items():
