@@ -433,10 +433,11 @@ class _Set:
     make: Callable[[str, str, Any, np.random.Generator, int | None], Data]
 
 
-def _generated(description: str, draw: Callable[[np.random.Generator, int], Points]) -> _Set:
+def _generated(description: str, draw: Callable[[np.random.Generator, int], Points], num_classes: int) -> _Set:
     def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
-        x, y = draw(random, num_data or 5000)
-        return Data(torch.as_tensor(x, dtype=torch.get_default_dtype()), torch.as_tensor(y), name=name)
+        points, y = draw(random, num_data or 5000)
+        x = torch.as_tensor(points, dtype=torch.get_default_dtype())
+        return Data(x, torch.as_tensor(y), name=name, num_classes=num_classes)
 
     return _Set(f"2-D points: {description}", ("train", "valid", "test"), make)
 
@@ -466,10 +467,10 @@ def _idx(description: str, *folders: str) -> _Set:
 _SETS: dict[str, _Set] = {
     "digits": _stored("8x8 digits, integers 0 .. 16, 10 classes", ("train", "test"), _digits),
     "digits-binary": _stored("the same digits as bits: 1 where the integer is at least 8", ("train", "test"), _digits),
-    "moons": _generated("two interleaved half circles", _moons),
-    "rings": _generated("three concentric circles", _rings),
-    "checkerboard": _generated("uniform on the 8 dark squares of a 4x4 board, entropy log 32", _checkerboard),
-    "pinwheel": _generated("five bent arms", _pinwheel),
+    "moons": _generated("two interleaved half circles", _moons, 2),
+    "rings": _generated("three concentric circles", _rings, 3),
+    "checkerboard": _generated("uniform on the 8 dark squares of a 4x4 board, entropy log 32", _checkerboard, 8),
+    "pinwheel": _generated("five bent arms", _pinwheel, 5),
     "mnist": _idx("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
     "fashion-mnist": _idx("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
     "binarized-mnist": _bits("28x28 digits as bits, Larochelle's split", "binarized-mnist", 1, 28, 28),

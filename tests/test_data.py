@@ -286,6 +286,12 @@ def normal(values, scale):
     return stats.kstest(values, stats.norm(0, scale).cdf).pvalue
 
 
+@pytest.mark.parametrize("name", GENERATED)
+def test_few_points_are_of_as_many_classes_as_many(name):
+    for seed in range(4):  # in one draw of one point all classes but one lack data
+        assert dgm.data.load(name, num_data=1, seed=seed).num_classes == dgm.data.load(name).num_classes
+
+
 def test_checkerboard_is_uniform_on_its_dark_squares():
     data = dgm.data.load("checkerboard")
     x = data.x.double().numpy()
