@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -194,7 +195,11 @@ class Training:
         self.history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
         # The weights of the best epoch and of the last, as they were validated; at first, what the program came with.
         self.best = self.last = _state(program)
-        self._recipe = {**options.recipe(), "the number of training data": len(train)}
+        self._recipe = {
+            **options.recipe(),
+            "the objective": re.sub(r" at 0x[0-9a-f]+", "", repr(maximize)),
+            "the number of training data": len(train),
+        }
         self._between_epochs = True
         self._random: dict[str, Tensor] = {}
         self._store: Any = {"params": {}, "constraints": {}}
@@ -250,6 +255,9 @@ class Training:
             RuntimeError: an epoch was interrupted, or the context has been left.
         """
         self._require_between_epochs()
+        return self._parts()
+
+    def _parts(self) -> dict[str, Any]:
         return {
             "recipe": self._recipe,
             "program": self.program.state_dict(),
@@ -267,13 +275,22 @@ class Training:
         """Continue the training that ``state`` is of; the device may be another.
 
         Raises:
-            ValueError: that training had other options, or another number of data.
-            RuntimeError: its program had other parameters.
+            ValueError: that training had other options, another objective or number of data, or other weights; or a
+                part of its state is missing. Nothing has been changed.
         """
         check_type(state, dict, "state", "what state_dict returned")
+        missing = [part for part in self._parts() if part not in state]
+        if missing:
+            raise ValueError(f"state has no {', '.join(map(repr, missing))}: pass what state_dict returned")
         changed = changes(state["recipe"], self._recipe)
         if changed:
             raise ValueError(f"the state is of another training ({'; '.join(changed)}): make this one alike")
+        for part in ("program", "best"):
+            changed = changes(_kinds(state[part]), _kinds(self.last)) or sorted(state[part].keys() - self.last.keys())
+            if changed:
+                raise ValueError(
+                    f"the state is of another program (in {part!r}, {'; '.join(changed)}): make this one alike"
+                )
         state = copy.deepcopy(state)  # or two trainings would share its tensors
         self.program.load_state_dict(state["program"])
         self.best = state["best"]
@@ -288,12 +305,13 @@ class Training:
         self.history = History(**state["history"] | {"epochs": [Epoch(**each) for each in state["history"]["epochs"]]})
         with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
             self.last = _state(self.program)
+        self._between_epochs = True
 
     def _require_between_epochs(self) -> None:
         if not self._between_epochs:
             raise RuntimeError(
                 "the weights are not those of the end of an epoch: one was interrupted, or the training's context was "
-                "left; make a new Training, and load the state of an earlier epoch"
+                "left; load the state of an earlier epoch"
             )
 
     def _params(self) -> dict[str, Tensor]:
@@ -607,6 +625,10 @@ def _check_labels(program: Program, data: Data | None, objective: Objective) -> 
                 f"{data.name} has unknown labels (-1), which no ELBO can observe at {site!r}: use objective="
                 "'semi-supervised' and a classifier, or drop those data"
             )
+
+
+def _kinds(weights: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{value.dtype} {tuple(value.shape)}" for name, value in weights.items()}
 
 
 def _state(program: Program) -> dict[str, Tensor]:

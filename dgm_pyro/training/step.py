@@ -37,6 +37,9 @@ class PyroObjective:
         self.objective: Any = copy.copy(objective)
         self.objective.max_plate_nesting = math.inf
 
+    def __repr__(self) -> str:
+        return f"{type(self.objective).__name__}(num_particles={self.objective.num_particles})"
+
     def state_dict(self) -> dict[str, Any]:
         """The plate nesting, which the first step finds by a draw."""
         return {"max_plate_nesting": self.objective.max_plate_nesting}

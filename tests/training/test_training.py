@@ -341,12 +341,60 @@ def test_a_state_of_another_training_is_refused_and_nothing_changes():
             "lr was 0.01 and is now 0.5; batch_size was 8|batch_size was 8 .*lr",
         ),
         (of("vae", "annealed", size=48), "the number of training data was 30 and is now 36"),
+        (of("vae", "iwae:3"), r"the objective was 'ELBO\(.*' and is now 'IWAE\(num_particles=3"),
+        (of("vae", pyro.infer.Trace_ELBO(2)), r"is now 'Trace_ELBO\(num_particles=2"),
+        (of("normal-learned", "annealed"), "another program"),
     ):
         training = make(1)
         before = copy.deepcopy(training.state_dict())
         with pytest.raises(ValueError, match=message):
             training.load_state_dict(state)
         assert differences(before, training.state_dict()) == []
+
+
+@pytest.mark.parametrize("part", ["recipe", *PARTS])
+def test_a_state_without_a_part_is_refused_and_nothing_changes(part):
+    training, state = RECIPES["annealed"](1), finished(RECIPES["annealed"](0), 3)
+    before = copy.deepcopy(training.state_dict())
+    with pytest.raises(ValueError, match=f"state has no '{part}'"):
+        training.load_state_dict({name: value for name, value in state.items() if name != part})
+    assert differences(before, training.state_dict()) == []
+
+
+@pytest.mark.parametrize("part", ["program", "best"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: {name: value.double() for name, value in weights.items()}, "torch.float64"),
+        (lambda weights: dict(list(weights.items())[1:]), "was None"),
+        (lambda weights: weights | {"another": torch.zeros(1)}, "another"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_nothing_changes(part, change, message):
+    training, state = RECIPES["annealed"](1), finished(RECIPES["annealed"](0), 3)
+    before = copy.deepcopy(training.state_dict())
+    with pytest.raises(ValueError, match=f"of another program .in '{part}', .*{message}"):
+        training.load_state_dict(state | {part: change(state[part])})
+    assert differences(before, training.state_dict()) == []
+
+
+def test_a_training_that_was_interrupted_continues_from_a_state():
+    again, interruptions = RECIPES["annealed"](0), [KeyboardInterrupt]
+
+    def interrupted(x):
+        if interruptions and again.history.epochs:
+            raise interruptions.pop()
+        return x
+
+    again.augment = interrupted
+    with again:
+        again.advance()
+        state = copy.deepcopy(again.state_dict())
+        with pytest.raises(KeyboardInterrupt):
+            again.advance()
+        again.load_state_dict(state)
+        end = finished(again)
+    assert differences(without_clock(finished(RECIPES["annealed"](0))), without_clock(end)) == []
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
