@@ -179,13 +179,22 @@ class Program(nn.Module):
         """A twin with other parts, such as ``vae.replaced(encoder=other)``: it shares the rest, and this one stays.
 
         Raises:
-            ValueError: there is no part of that name.
+            ValueError, TypeError: there is no part of that name, or its event_shape is another.
         """
         # From the dictionary, not by attribute: a tracer puts stand-ins there that a twin cannot share.
         modules = self.__dict__["_modules"]
-        for name in parts:
+        for name, part in parts.items():
             if name not in modules:
                 raise ValueError(f"{type(self).__name__} has no part {name!r}: it has {', '.join(modules)}")
+            if part is None:
+                continue
+            check_program(part, name)
+            before = modules[name]
+            if before is not None and part.event_shape != before.event_shape:
+                raise ValueError(
+                    f"{name} has event_shape {tuple(part.event_shape)}, but the part it replaces has "
+                    f"{tuple(before.event_shape)}: build a new {type(self).__name__} of parts that fit"
+                )
         twin = copy.copy(self)
         twin.__dict__["_modules"] = modules | parts
         if "_arguments" in self.__dict__:  # by which a checkpoint rebuilds it

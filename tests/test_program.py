@@ -716,3 +716,13 @@ def test_a_replaced_part_is_of_the_twin_alone(tmp_path):
     assert torch.equal(dgm.evaluate(dgm.load(tmp_path / "twin"), x).values, dgm.evaluate(twin, x).values)
     with pytest.raises(ValueError, match="VAE has no part 'guide': it has prior, likelihood, encoder"):
         vae.replaced(guide=other)
+
+
+@pytest.mark.parametrize("part", ["prior", "likelihood", "encoder"])
+def test_a_part_that_does_not_fit_is_refused(part):
+    """A twin would sample x of another shape than it says, or fail far from here."""
+    vae = CASES["vae"].build()
+    with pytest.raises(ValueError, match=rf"{part} has event_shape \(5,\), but the part it replaces has \(2,\)"):
+        vae.replaced(**{part: dgm.Normal(5)})
+    with pytest.raises(TypeError, match=f"{part} must be a dgm.Program, got int"):
+        vae.replaced(**{part: 3})
