@@ -13,9 +13,11 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__") and name not in ("__all__", "__version__"):
         raise AttributeError(name)
     api = importlib.import_module("dgm_pyro.api")
-    if not hasattr(api, name):
-        raise AttributeError(f"dgm_pyro has no {name!r}")
-    return getattr(api, name)
+    if hasattr(api, name):
+        return getattr(api, name)
+    if name in globals():  # a module that the api has imported just now
+        return globals()[name]
+    raise AttributeError(f"dgm_pyro has no {name!r}")
 
 
 def __dir__() -> list[str]:

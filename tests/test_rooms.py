@@ -1,6 +1,8 @@
 """Imports run in one direction, as docs/rooms.py states it; and the picture is that of the imports."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import dgm_pyro as dgm
@@ -63,6 +65,13 @@ def test_no_public_name_hides_behind_a_module():
     for path in rooms.PACKAGE.iterdir():
         if path.stem in dgm.__all__:
             assert getattr(dgm, path.stem) is importlib.import_module(f"dgm_pyro.{path.stem}")
+
+
+def test_a_module_is_there_at_the_first_look():
+    for first in ("training", "families"):
+        command = [sys.executable, "-c", f"import dgm_pyro; print(dgm_pyro.{first}.__name__)"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stdout == f"dgm_pyro.{first}\n", done.stderr
 
 
 def test_names_are_those_of_the_package():
