@@ -125,7 +125,10 @@ def check_path(path: Any, argument: str) -> None:
 def check_dense(x: Any, argument: str) -> None:
     """Raise unless ``x`` is a tensor whose values lie in memory one by one."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use torch.as_tensor({argument})")
+        remedy = (
+            f"{argument}.x" if isinstance(getattr(x, "x", None), Tensor) else f"torch.as_tensor({argument})"
+        )  # Data
+        raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use {remedy}")
     if x.is_nested or x.layout != torch.strided:
         raise TypeError(f"{argument} is a tensor of layout {x.layout}: use {argument}.to_dense()")
 

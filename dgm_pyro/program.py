@@ -418,8 +418,11 @@ class Program(nn.Module):
     def check_code(self, z: Any, given: Any = None, site: str | None = None) -> str:
         """`check` for a code and its ``given``; the name of the code."""
         site = self.code_named(site)
-        check_tensor(z, self.codes()[site].event_shape, "z", f"the shape of the code {site!r}")
+        code = self.codes()[site]
+        check_tensor(z, code.event_shape, "z", f"the shape of the code {site!r}")
         check_place(z, "z", self)
+        if not z.is_floating_point() and code.measure == "density":
+            raise TypeError(f"z has dtype {z.dtype}, but the code {site!r} is real: use z.float()")
         check_finite(z, "z")
         self.check_given(given, len(z))
         return site

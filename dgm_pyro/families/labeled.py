@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_count, check_dense, check_name, check_seed, check_tensor, check_type
+from dgm_pyro.checks import INTEGERS, check_count, check_dense, check_name, check_seed, check_tensor, check_type
 from dgm_pyro.families.conditionals import Categorical
 from dgm_pyro.program import (
     Conditional,
     Program,
+    check_place,
     check_program,
     check_values,
     declare_given,
@@ -225,6 +226,7 @@ class Discriminative(Conditional):
         """
         if self.given_shape is not None:
             check_tensor(x, self.given_shape, "x", "the program's given_shape")
+        check_place(x, "x", self)
         self._check_values(x)
         return self.labels(x).probs
 
@@ -238,7 +240,7 @@ class Discriminative(Conditional):
         assert self.labels.network is not None  # they are conditional
         told = (getattr(part, "levels", None) for part in self.labels.network.modules())
         levels = next((levels for levels in told if levels is not None), None)
-        if levels is not None or x.is_floating_point():
+        if levels is not None or x.dtype not in INTEGERS:
             check_values(x, levels, f"the x of a {type(self).__name__}")
 
     def classify(self, x: Tensor) -> Tensor:

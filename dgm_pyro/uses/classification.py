@@ -328,13 +328,17 @@ def beliefs(
     No prediction depends on the batch.
 
     Raises:
-        TypeError: the program has no p(y | x).
+        TypeError, ValueError: the program has no p(y | x), or x does not fit.
     """
     check_program(program)
     if not isinstance(program, Labeled | Discriminative):
         raise TypeError(f"this {type(program).__name__} has no p(y | x): use a dgm.Labeled or a dgm.Discriminative")
+    check_dense(x, "x")
+    x = x.to(program_device(program))
+    if isinstance(program, Labeled):
+        program.check(x)
     probabilities, log_p = [], []
-    batches = x.to(program_device(program)).split(batch_size)
+    batches = x.split(batch_size)
     with evaluating(program):
         for batch in tqdm(batches, desc="classify", unit="batch", disable=not progress, leave=False):
             if isinstance(program, Labeled):

@@ -492,6 +492,8 @@ def _check_codes(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -
     for name, z, y in (("train", train, train_y), ("test", test, test_y)):
         check_finite(z, name)
         check_labels(y, f"{name}_y", len(z))
+        if int(y.min()) < 0:
+            raise ValueError(f"{name}_y holds unknown labels (-1), which are no class: drop those rows")
 
 
 def _features(z: Tensor) -> Any:

@@ -232,6 +232,28 @@ def test_bad_input(attempt, error, words):
         attempt()
 
 
+@pytest.mark.parametrize("program", ["labeled", "discriminative"])
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (torch.zeros(3, 5), ValueError, r"x has shape \(3, 5\)"),
+        (torch.zeros(0, 2), ValueError, "x is empty"),
+        (torch.full((3, 2), math.nan), ValueError, "x holds NaN"),
+        (torch.zeros(3, 2).double(), TypeError, "x has dtype torch.float64"),
+        (torch.zeros(3, 2).bool(), TypeError, "x has dtype torch.bool"),
+        (dgm.Data(torch.zeros(3, 2)), TypeError, "got Data: use x.x"),
+    ],
+)
+def test_data_that_do_not_fit_a_classifier_are_named(program, x, error, words):
+    labels = dgm.Categorical((), 2, nn.Linear(2, 2))
+    classifiers = {
+        "labeled": dgm.Labeled(dgm.Categorical((), 2), dgm.Normal(2, nn.Embedding(2, 4))),
+        "discriminative": dgm.Discriminative(labels),
+    }
+    with pytest.raises(error, match=words):
+        beliefs(classifiers[program], x)
+
+
 # -- weights in doubt --------------------------------------------------------------------------------------------------
 
 

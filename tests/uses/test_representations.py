@@ -474,11 +474,20 @@ def test_a_labeled_vae_is_encoded_given_its_classes():
             "train_y has shape.*one label per datum",
         ),
         (lambda p: agreement(torch.zeros(3).long(), torch.zeros(2).long()), r"y has shape \(2,\)"),
+        (
+            lambda p: knn(torch.zeros(3, 1), torch.arange(-1, 2), torch.zeros(1, 1), torch.zeros(1).long(), 1),
+            r"train_y holds unknown labels \(-1\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(call, match):
     with pytest.raises(ValueError, match=match):
         call(CASES["vae"].build())
+
+
+def test_a_real_code_is_no_integer():
+    with pytest.raises(TypeError, match=r"z has dtype torch.int64, but the code 'z' is real: use z.float\(\)"):
+        CASES["vae"].build().decode(torch.zeros(3, 2).long())
 
 
 def test_a_vae_without_an_encoder_says_so():
