@@ -52,9 +52,9 @@ def loss_and_gradients(loss, program, x, given=None, observed=None, seed=0, **op
     return value.detach(), {name: p.grad.clone() for name, p in program.named_parameters() if p.grad is not None}
 
 
-def eager(program, objective, progress=1.0):
+def eager(program, objective, elapsed=1.0):
     def loss(x, given, observed):
-        bound = dgm.objectives.at_progress(objective, progress)(program, x, given, observed)
+        bound = dgm.objectives.at_progress(objective, elapsed)(program, x, given, observed)
         return -bound.surrogate.mean()
 
     return loss
@@ -109,10 +109,10 @@ def test_the_graph_of_every_objective_is_its_loss(float64, name, objective):
     program, objective = CASES[name].build().train(), objective_named(objective)
     loss = Loss(program, objective, backend="eager")
     x, given = CASES[name].draw(program, 5)
-    for progress in (0.1, 1.0):
+    for elapsed in (0.1, 1.0):
         assert_equal(
-            loss_and_gradients(loss, program, x, given, progress=progress),
-            loss_and_gradients(eager(program, objective, progress), program, x, given),
+            loss_and_gradients(loss, program, x, given, elapsed=elapsed),
+            loss_and_gradients(eager(program, objective, elapsed), program, x, given),
         )
     assert len(loss._graphs) == 1
 

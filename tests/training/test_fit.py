@@ -285,17 +285,17 @@ def test_an_objective_of_your_own_is_trained_and_validated():
 
 
 class Recorded:
-    """An objective that writes down at which progress it is used."""
+    """An objective that writes down at which share of training it is used."""
 
     def __init__(self):
-        self.used, self.progress = [], None
+        self.used, self.elapsed = [], None
 
-    def at(self, progress):
-        self.progress = progress
+    def at(self, elapsed):
+        self.elapsed = elapsed
         return self
 
     def __call__(self, program, x, given=None, observed=None):
-        self.used.append((program.training, round(self.progress, 9)))
+        self.used.append((program.training, round(self.elapsed, 9)))
         return elbo(program, x, given, observed=observed)
 
 
