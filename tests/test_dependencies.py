@@ -13,7 +13,10 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML")
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = dict(line.split(">=") for line in PROJECT["dependencies"])
-TEST = RUNTIME | dict(line.split(">=") for line in PROJECT["optional-dependencies"]["test"])
+EXTRAS = {
+    name: dict(line.split(">=") for line in PROJECT["optional-dependencies"][name]) for name in ("data", "arviz", "test")
+}
+TEST = RUNTIME | EXTRAS["test"]
 
 
 def pins(name):
@@ -27,12 +30,16 @@ def test_the_lowest_versions_are_the_lower_bounds():
     assert {name: release(pin) for name, pin in lowest.items()} == {name: release(b) for name, b in bounds.items()}
 
 
+def test_the_tests_take_every_extra_at_its_own_bound():
+    assert (EXTRAS["data"] | EXTRAS["arviz"]).items() <= EXTRAS["test"].items()
+
+
 def release(version):
     """1.26 is 1.26.0."""
     return re.sub(r"(\.0)+$", "", version)
 
 
-@pytest.mark.parametrize(("folder", "declared"), [("dgm_pyro", RUNTIME), ("tests", TEST)])
+@pytest.mark.parametrize(("folder", "declared"), [("dgm_pyro", RUNTIME | EXTRAS["data"] | EXTRAS["arviz"]), ("tests", TEST)])
 def test_what_is_imported_is_declared(folder, declared):
     files = list((ROOT / folder).rglob("*.py"))
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
