@@ -13,10 +13,9 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML")
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = dict(line.split(">=") for line in PROJECT["dependencies"])
-EXTRAS = {
-    name: dict(line.split(">=") for line in PROJECT["optional-dependencies"][name]) for name in ("data", "arviz", "test")
-}
-TEST = RUNTIME | EXTRAS["test"]
+EXTRAS = PROJECT["optional-dependencies"]
+OPTIONAL = dict(line.split(">=") for line in EXTRAS["data"] + EXTRAS["arviz"])
+TEST = RUNTIME | dict(line.split(">=") for line in EXTRAS["test"])
 
 
 def pins(name):
@@ -31,7 +30,7 @@ def test_the_lowest_versions_are_the_lower_bounds():
 
 
 def test_the_tests_take_every_extra_at_its_own_bound():
-    assert (EXTRAS["data"] | EXTRAS["arviz"]).items() <= EXTRAS["test"].items()
+    assert OPTIONAL.items() <= TEST.items()
 
 
 def release(version):
@@ -39,7 +38,7 @@ def release(version):
     return re.sub(r"(\.0)+$", "", version)
 
 
-@pytest.mark.parametrize(("folder", "declared"), [("dgm_pyro", RUNTIME | EXTRAS["data"] | EXTRAS["arviz"]), ("tests", TEST)])
+@pytest.mark.parametrize(("folder", "declared"), [("dgm_pyro", RUNTIME | OPTIONAL), ("tests", TEST)])
 def test_what_is_imported_is_declared(folder, declared):
     files = list((ROOT / folder).rglob("*.py"))
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
