@@ -28,6 +28,7 @@ from dgm_pyro.families.flow import Flow
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
+from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
 from dgm_pyro.program import Conditional, IntractableError, Program
@@ -81,6 +82,7 @@ __all__ = [
     "Program",
     "Schedule",
     "SemiSupervised",
+    "Standardized",
     "Training",
     "TrainingOptions",
     "Uniform",

@@ -309,6 +309,11 @@ def transformer(
     )
 
 
+def standardized(program: dgm.Program) -> dgm.Standardized:
+    """The program of 2-D reals in other units."""
+    return dgm.Standardized(program, shift=[0.5, -1.0], scale=[0.7, 1.6])
+
+
 CASES: dict[str, Case] = {
     # Conditionals
     "normal": Case(lambda: dgm.Normal(3)),
@@ -557,6 +562,44 @@ CASES: dict[str, Case] = {
     "continuous-diffusion-given-label": Case(lambda: continuous(2, num_classes=3)),
     "vae-diffusion-prior": Case(lambda: vae(diffusion(2))),
     "vae-continuous-diffusion-prior": Case(lambda: vae(continuous(2))),
+    # In other units
+    "standardized-normal": Case(lambda: standardized(dgm.Normal(2, learned=True))),
+    "standardized-image": Case(
+        lambda: dgm.Standardized(made(dgm.Normal, (1, 2, 1)), shift=torch.tensor([[[0.5]]]), scale=2.0)
+    ),
+    "standardized-made": Case(lambda: standardized(made(dgm.MixtureOfNormals, 2, components=2))),
+    "standardized-flow": Case(lambda: standardized(flow.nsf(2, layers=2, hidden=(6,), bins=4))),
+    "standardized-cube": Case(
+        lambda: dgm.Standardized(flow.realnvp(4, layers=1, hidden=(6,), unit=True), shift=-4.0, scale=[1.0, 2.0, 3.0, 4.0]),
+        data=lambda size: torch.arange(1, 5) * torch.rand(size, 4) - 4,
+    ),
+    "standardized-vae": Case(lambda: standardized(vae(dgm.Normal(2)))),
+    "standardized-diffusion": Case(lambda: standardized(diffusion(2))),
+    "standardized-continuous-diffusion": Case(lambda: standardized(continuous(2))),
+    "standardized-given-label": Case(lambda: standardized(flow.maf(2, layers=1, hidden=(6,), num_classes=3))),
+    "standardized-given-vector": Case(
+        lambda: dgm.Standardized(
+            vae(dgm.Normal(2, _mlp((3,), 4)), given_shape=(3,)),
+            shift=[0.5, -1.0],
+            scale=[0.7, 1.6],
+            given_shift=[0.1, 0.2, -0.3],
+            given_scale=0.8,
+        )
+    ),
+    "standardized-given-alone": Case(
+        lambda: dgm.Standardized(dgm.Categorical(2, 3, _mlp((2,), 6)), given_shift=0.3, given_scale=[2.0, 0.5])
+    ),
+    "standardized-twice": Case(lambda: dgm.Standardized(standardized(vae(dgm.Normal(2))), shift=1.0, scale=1.2)),
+    "vae-standardized-likelihood": Case(
+        lambda: dgm.VAE(
+            standardized(dgm.Normal(2, learned=True)),
+            standardized(dgm.Normal(2, _mlp((2,), 4))),
+            dgm.Normal(2, _mlp((2,), 4)),
+        )
+    ),
+    "labeled-standardized": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), standardized(dgm.Normal(2, nn.Embedding(3, 4))))
+    ),
     # Classifiers
     "labeled": Case(lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4)))),
     "labeled-integers": Case(

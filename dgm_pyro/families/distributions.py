@@ -23,6 +23,10 @@ def features_of(distribution: Any) -> Any:
     base, dims = distribution, distribution.event_dim
     while dims > 0 and isinstance(base, Independent):
         base, dims = base.base_dist, dims - base.reinterpreted_batch_ndims
+    transforms = getattr(base, "transforms", [])
+    if transforms and all(hasattr(transform, "of_features") for transform in transforms):
+        parts = [transform.of_features() for transform in transforms]
+        return dist.TransformedDistribution(features_of(base.base_dist), parts)
     if dims > 0:
         raise ValueError(f"the features of x are not independent under {type(base).__name__}")
     return base

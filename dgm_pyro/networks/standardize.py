@@ -1,0 +1,59 @@
+"""Standardization, (x - shift) / scale: a layer before a network, and both directions for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dgm_pyro.checks import check_finite
+from dgm_pyro.registry import register
+
+
+@register
+class Standardize(nn.Module):
+    """(x - shift) / scale.
+
+    The difference is taken in the precision of x or of ``shift``, whichever is higher; the result has the precision of
+    the network behind it. So float64 data far from zero lose nothing, though the network computes in float32.
+
+    Args:
+        shift, scale: tensors, numbers or sequences that broadcast with one x; the scale is positive.
+
+    Raises:
+        ValueError, TypeError: they are no finite numbers, or a scale is not positive.
+
+    >>> Standardize(torch.tensor([1e6], dtype=torch.float64), 0.1)(torch.tensor([[1e6 + 0.2]], dtype=torch.float64))
+    tensor([[2.0000]])
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, shift: Tensor | float | Sequence[float], scale: Tensor | float | Sequence[float]):
+        super().__init__()
+        for name, value in (("shift", shift), ("scale", scale)):
+            try:
+                tensor = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"{name} must be a tensor, a number or a sequence of them, got {value!r}") from error
+            tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+            check_finite(tensor, name)
+            self.register_buffer(name, tensor.detach().clone())
+        if not bool((self.scale > 0).all()):
+            raise ValueError(f"scale must be positive, got {float(self.scale.min()):.4g}: use 1 for a constant feature")
+        self.scale = self.scale.to(torch.get_default_dtype())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return standard(x, self.shift, self.scale)
+
+
+def standard(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(x - shift) / scale, in the precision of ``scale``."""
+    return ((x - shift) / scale).to(scale.dtype)
+
+
+def in_units(u: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """shift + scale * u, in the precision of ``shift``: the inverse of `standard`."""
+    return shift + scale * u
