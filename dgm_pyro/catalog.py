@@ -648,7 +648,10 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     coarse = torch.finfo(x.dtype).eps * columns.abs().amax(0) > COARSE * scale
     for trouble, message in (
         (constant, "is constant, and its density has no bound: drop it"),
-        (coarse & ~constant, f"is too coarse in {x.dtype} for its distance from 0: pass float64, or subtract an offset"),
+        (
+            coarse & ~constant,
+            f"is too coarse in {x.dtype} for its distance from 0: pass float64, or subtract an offset",
+        ),
     ):
         if trouble.any():
             warnings.warn(f"feature {int(trouble.int().argmax())} of {argument} {message}", stacklevel=3)

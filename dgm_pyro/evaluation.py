@@ -210,7 +210,9 @@ def evaluate(
     flow: Any = program.ode_log_prob if ode and isinstance(core_of(program), ContinuousDiffusion) else None
     if ode:
         if flow is None:
-            raise ValueError(f"ode=True is for a ContinuousDiffusion, got a {type(core_of(program)).__name__}: leave it out")
+            raise ValueError(
+                f"ode=True is for a ContinuousDiffusion, got a {type(core_of(program)).__name__}: leave it out"
+            )
         if num_particles > 1:
             raise ValueError(f"ode=True takes no particles, got num_particles={num_particles}: leave one of them out")
         kind = "ode"

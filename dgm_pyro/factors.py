@@ -380,7 +380,9 @@ def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None
 
 def _features(distribution: Any) -> Any:
     """Less what only shapes it, `Independent` and expanded distributions, and less its units."""
-    while isinstance(distribution, Independent | ExpandedDistribution | MaskedDistribution) or _only_units(distribution):
+    while isinstance(distribution, Independent | ExpandedDistribution | MaskedDistribution) or _only_units(
+        distribution
+    ):
         distribution = distribution.base_dist
     return distribution
 

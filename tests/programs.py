@@ -570,7 +570,9 @@ CASES: dict[str, Case] = {
     "standardized-made": Case(lambda: standardized(made(dgm.MixtureOfNormals, 2, components=2))),
     "standardized-flow": Case(lambda: standardized(flow.nsf(2, layers=2, hidden=(6,), bins=4))),
     "standardized-cube": Case(
-        lambda: dgm.Standardized(flow.realnvp(4, layers=1, hidden=(6,), unit=True), shift=-4.0, scale=[1.0, 2.0, 3.0, 4.0]),
+        lambda: dgm.Standardized(
+            flow.realnvp(4, layers=1, hidden=(6,), unit=True), shift=-4.0, scale=[1.0, 2.0, 3.0, 4.0]
+        ),
         data=lambda size: torch.arange(1, 5) * torch.rand(size, 4) - 4,
     ),
     "standardized-vae": Case(lambda: standardized(vae(dgm.Normal(2)))),

@@ -84,24 +84,23 @@ class Standardized(Program):
         self.event_shape, self.levels, self.variable = program.event_shape, program.levels, program.variable
         self.conditional, self.given_shape = program.conditional, program.given_shape
         self.num_classes, self.tractable = program.num_classes, program.tractable
-        self.units = _units("shift", shift, "scale", scale)
-        self.given_units = _units("given_shift", given_shift, "given_scale", given_scale)
-        if self.units is None and self.given_units is None:
-            raise ValueError("nothing is standardized: pass shift and scale, or given_shift and given_scale")
-        if self.units is not None:
-            if program.measure == "mass":
-                raise TypeError(
-                    f"program must have a density on reals, but this {type(program).__name__} is a mass: integers have "
-                    "no other units. Leave out shift and scale"
-                )
-            _require_fit(self.units, program.event_shape, "shift and scale", "the program's event_shape")
-        if self.given_units is not None:
-            if program.given_shape is None or is_pair(program.given_shape) or program.num_classes is not None:
+        self.units = _units("", shift, scale, program.event_shape, "the program's event_shape")
+        self.given_units = None
+        if self.units is not None and program.measure == "mass":
+            raise TypeError(
+                f"program must have a density on reals, but this {type(program).__name__} is a mass: integers have no "
+                "other units. Leave out shift and scale"
+            )
+        if given_shift is not None or given_scale is not None:
+            read = program.given_shape
+            if read is None or is_pair(read) or program.num_classes is not None:
                 raise ValueError(
                     f"given_shift and given_scale are of one given of reals, but this {type(program).__name__} has "
-                    f"given_shape {program.given_shape} and num_classes {program.num_classes}: leave them out"
+                    f"given_shape {read} and num_classes {program.num_classes}: leave them out"
                 )
-            _require_fit(self.given_units, program.given_shape, "given_shift and given_scale", "its given_shape")
+            self.given_units = _units("given_", given_shift, given_scale, read, "the program's given_shape")
+        elif self.units is None:
+            raise ValueError("nothing is standardized: pass shift and scale, or given_shift and given_scale")
 
     def standard(self, x: Tensor) -> Tensor:
         """u = (x - shift) / scale."""
@@ -255,7 +254,9 @@ class _ToUnits(CachedTransform):
 
     def _volume(self, value: Tensor) -> Tensor:
         logs = self.scale.log()
-        return logs.sum((*range(-self.dims, 0),)).expand(value.shape[: -self.dims]) if self.dims else logs.expand_as(value)
+        return (
+            logs.sum((*range(-self.dims, 0),)).expand(value.shape[: -self.dims]) if self.dims else logs.expand_as(value)
+        )
 
 
 def _moved(support: constraints.Constraint, to_units: Callable[[Any], Tensor]) -> constraints.Constraint | None:
@@ -267,19 +268,19 @@ def _moved(support: constraints.Constraint, to_units: Callable[[Any], Tensor]) -
     return line if bounds or line_of(line) == "real" else None
 
 
-def _units(shift_name: str, shift: Numbers | None, scale_name: str, scale: Numbers | None) -> Standardize | None:
+def _units(prefix: str, shift: Numbers | None, scale: Numbers | None, shape: Shape, owner: str) -> Standardize | None:
+    """The layer of these arguments, whose names start with ``prefix``; None where there are none."""
     if shift is None and scale is None:
         return None
     if shift is None or scale is None:
-        raise ValueError(f"{shift_name} and {scale_name} go together: pass both or neither")
-    return Standardize(shift, scale)
-
-
-def _require_fit(units: Standardize, shape: Shape, arguments: str, owner: str) -> None:
-    for value in (units.shift, units.scale):
-        try:
-            fits = torch.broadcast_shapes(value.shape, shape) == torch.Size(shape)
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise ValueError(f"{arguments} have shape {tuple(value.shape)}, but {owner} is {tuple(shape)}: one per feature")
+        raise ValueError(f"{prefix}shift and {prefix}scale go together: pass both or neither")
+    try:
+        units = Standardize(shift, scale)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{prefix}{error}") from error
+    for name, value in (("shift", units.shift), ("scale", units.scale)):
+        sizes = tuple(value.shape)
+        whole = (1,) * (len(shape) - len(sizes)) + sizes
+        if len(whole) > len(shape) or any(a not in (1, b) for a, b in zip(whole, shape, strict=True)):
+            raise ValueError(f"{prefix}{name} has shape {sizes}, but {owner} is {tuple(shape)}: pass one per feature")
+    return units

@@ -612,7 +612,8 @@ def _check_scale(program: Program, data: Data) -> None:
         i = int(near.int().argmin())
         warnings.warn(
             f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
-            "starts from scale 1 around 0: train dgm.Standardized(program, x.mean(0), x.std(0)), without constant features",
+            "starts from scale 1 around 0: train dgm.Standardized(program, x.mean(0), x.std(0)), without constant "
+            "features",
             stacklevel=6,  # past Training, and fit with its two decorators
         )
 
