@@ -21,11 +21,17 @@ from dgm_pyro.data import Data
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.conditionals import (
     Bernoulli,
+    Beta,
     Categorical,
     DiscretizedLogistic,
     IndependentConditional,
+    LogNormal,
     MixtureOfNormals,
+    NegativeBinomial,
     Normal,
+    Poisson,
+    StudentT,
+    ZeroInflated,
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.dequantized import Dequantized, dequantizer
@@ -45,9 +51,10 @@ from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.priors import MixturePrior, VampPrior
 from dgm_pyro.families.standardized import Standardized
+from dgm_pyro.families.transforms import line_of
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN, Standardize
-from dgm_pyro.program import Program, check_program, is_pair
+from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
 
 # So many numbers are looked at to find units. A standard deviation is of heavy tails from so many times the quartiles'.
 NUMBERS_FOR_UNITS, HEAVY = 4_000_000, 3.0
@@ -182,9 +189,7 @@ def _labels_of(data: Data, units: Units | None, dropout: float = 0.0) -> Categor
     """p(y | x) of an x in its own units."""
     assert data.num_classes is not None  # `build` has asked
     network: nn.Module = MLP(data.event_shape, data.num_classes, levels=data.levels, dropout=dropout)
-    if units is not None:
-        network = nn.Sequential(Standardize(*units), network)
-    return Categorical((), data.num_classes, network, given_shape=data.event_shape)
+    return Categorical((), data.num_classes, network if units is None else Standardize(*units, network))
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,7 @@ class Parts:
         clusters: how many values a z of shape ``()`` has.
         reads: what all parts are given besides.
         hidden: widths of the encoder's and the likelihood's hidden layers.
+        units: by which the encoder standardizes x, where it comes in units of its own.
     """
 
     data: Data
@@ -203,14 +209,16 @@ class Parts:
     clusters: int | None
     reads: Reads
     hidden: Sequence[int]
+    units: Units | None = None
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
-    def of_x(self, outputs: int) -> MLP:
+    def of_x(self, outputs: int) -> nn.Module:
         """A network for the encoder."""
-        return MLP(self.data.event_shape, outputs, self.hidden, levels=self.data.levels, **self.reads)
+        network = MLP(self.data.event_shape, outputs, self.hidden, levels=self.data.levels, **self.reads)
+        return network if self.units is None else Standardize(*self.units, network)
 
     def of_z(self, per_feature: int) -> MLP:
         """A network for the likelihood; of a z that is a class, it reads no label."""
@@ -222,8 +230,11 @@ class Parts:
         return {"num_classes": self.clusters} if self.clusters else {"given_shape": self.shape}
 
     def x_as_given(self) -> dict[str, Any]:
-        if "given_shape" in self.reads:
-            raise ValueError("this encoder reads x and a label, no other given: use meanfield, fullrank or lowrank")
+        if "given_shape" in self.reads or self.units is not None:
+            raise ValueError(
+                "a flow as encoder reads a standardized x and a label, nothing else: use encoder='meanfield', "
+                "'fullrank' or 'lowrank'"
+            )
         return {"given_shape": self.data.event_shape, "given_levels": self.data.levels, **self.reads}
 
 
@@ -236,6 +247,7 @@ def vae(
     likelihood: Program | str = "independent",
     latent_size: int | None = None,
     hidden: Sequence[int] = (256, 256),
+    units: Units | None = None,
 ) -> Program:
     size = (LATENT_SIZE if is_image(data) else 2) if latent_size is None else check_count(latent_size, "latent_size")
     hidden = as_shape(hidden, "hidden")
@@ -245,7 +257,7 @@ def vae(
     coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
     named = () if one_class else (size, CODE_VALUES) if coded else (size,)
     shape = named if made is None else tuple(made.event_shape)
-    parts = Parts(data, shape, clusters, reads, hidden)
+    parts = Parts(data, shape, clusters, reads, hidden, units)
     if encoder is None:
         discrete = prior == "bernoulli" if made is None else made.levels == 2
         encoder = "categorical" if one_class else "codes" if coded else "bernoulli" if discrete else "meanfield"
@@ -333,7 +345,7 @@ def _chain_of_codes(parts: Parts) -> Autoregressive:
 def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
     if parts.data.levels is not None:
         raise ValueError(
-            f"likelihood {likelihood!r} is a density on reals, but {parts.data.name} has {parts.data.levels} levels: "
+            f"likelihood {likelihood!r} is of reals or counts, but {parts.data.name} has {parts.data.levels} levels: "
             "use 'independent' or 'categorical'"
         )
     return parts.data.event_shape
@@ -345,6 +357,25 @@ def _levels(parts: Parts, likelihood: str) -> int:
             f"likelihood {likelihood!r} is a mass on integers, but {parts.data.name} holds reals: use 'independent'"
         )
     return parts.data.levels
+
+
+def _own(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
+    """The conditional of that class, given z."""
+
+    def likelihood(parts: Parts) -> Program:
+        shape = _real(parts, kind.__name__)
+        kind(shape)  # refused before a network is made
+        return kind(shape, lambda size: parts.of_z(size // math.prod(shape)))
+
+    return likelihood
+
+
+def _inflated(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
+    def likelihood(parts: Parts) -> Program:
+        shape = _real(parts, f"zero-inflated {kind.__name__}")
+        return ZeroInflated(kind(shape), lambda size: parts.of_z(size // math.prod(shape)))
+
+    return likelihood
 
 
 def _independent(parts: Parts) -> Program:
@@ -447,6 +478,13 @@ LIKELIHOODS: Catalog = {
         lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale="shared"),
         "Normals with one learned scale",
     ),
+    "student-t": (_own(StudentT), "Student t: reals with heavy tails"),
+    "log-normal": (_own(LogNormal), "log-normal: positive reals"),
+    "beta": (_own(Beta), "Beta: reals between 0 and 1"),
+    "poisson": (_own(Poisson), "Poisson: counts, as whole reals"),
+    "negative-binomial": (_own(NegativeBinomial), "negative binomial: counts of any variance above the mean"),
+    "zero-inflated-poisson": (_inflated(Poisson), "Poisson, or zero"),
+    "zero-inflated-negative-binomial": (_inflated(NegativeBinomial), "negative binomial, or zero"),
     "ar": (
         lambda parts: Autoregressive(
             conditional_for(
@@ -458,6 +496,11 @@ LIKELIHOODS: Catalog = {
     ),
     "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions (images)"),
 }
+
+OWN_UNITS = (
+    "log-normal", "beta", "poisson", "negative-binomial", "zero-inflated-poisson", "zero-inflated-negative-binomial",
+)  # fmt: skip
+"""Likelihoods of x in its own units: only what reads x is standardized."""
 
 MODELS: Catalog = {
     "pixels": (pixels, "independent features: the reference to beat"),
@@ -542,7 +585,8 @@ def build(
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
         latent_size: number of features of z; of one-hot z, number of codes or classes.
         hidden: widths of the hidden layers of encoder and likelihood.
-        standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x.
+        standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
+            where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
 
     Warns:
         UserWarning: a feature of reals is constant, or float32 is too coarse for it.
@@ -596,7 +640,10 @@ def build(
             raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
         return MODELS[name][0](data, units)
     reads = {"num_classes": classes} if labeled else {} if given is None else {"given_shape": given.shape[1:]}
-    program = MODELS[name][0](data if units is None else _standardized(data, units), reads, **swaps)
+    if units is not None and _in_own_units(likelihood):
+        program, units = MODELS[name][0](data, reads, units=units, **swaps), None
+    else:
+        program = MODELS[name][0](data if units is None else _standardized(data, units), reads, **swaps)
     if reads and (not program.conditional or (isinstance(program, VAE) and not _generates_from_given(program))):
         what = "label" if labeled else "given"
         raise ValueError(
@@ -615,6 +662,15 @@ def build(
 def _generates_from_given(vae: VAE) -> bool:
     """Whether p(x | given) of a VAE depends on it; an encoder that reads it does not change it."""
     return vae.prior.conditional or is_pair(vae.likelihood.given_shape)
+
+
+def _in_own_units(likelihood: Program | str | None) -> bool:
+    """Whether a shift would take x out of the likelihood's support."""
+    if not isinstance(likelihood, Program):
+        return likelihood in OWN_UNITS
+    given = example_given(likelihood)
+    support = None if likelihood.conditional and given is None else likelihood.support_given(given)
+    return support is not None and line_of(unwrapped(support)) != "real"
 
 
 # -- units ----------------------------------------------------------------------------------------------------------

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
 from dgm_pyro import flow, guides, networks, priors
-from dgm_pyro.families.conditionals import positive
 from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
 from dgm_pyro.program import batch_plates, latent_sites, log_prob_sum
 
@@ -184,17 +182,6 @@ class _Squash(nn.Module):
         return self.linear(x.to(self.linear.weight.dtype))
 
 
-@dgm.register
-class Poisson(dgm.IndependentConditional):
-    """Independent counts. P = 1: a raw rate that softplus makes positive."""
-
-    def __init__(self, event_shape: Any, network: nn.Module | None = None, *, learned: bool = False):
-        super().__init__(event_shape, 1, network, learned=learned)
-
-    def univariate(self, raw: Tensor) -> dist.Poisson:
-        return dist.Poisson(positive(raw.squeeze(-1)))
-
-
 def counts(size: int, features: int) -> Tensor:
     return torch.poisson(torch.ones(size, features))
 
@@ -339,8 +326,16 @@ CASES: dict[str, Case] = {
     "logistic-binary": Case(lambda: dgm.DiscretizedLogistic(3, 2, components=1, learned=True)),
     "logistic-bytes": Case(lambda: dgm.DiscretizedLogistic(2, 256, 3, learned=True)),
     "logistic-given-label": Case(lambda: dgm.DiscretizedLogistic((1, 2, 1), 8, 2, _mlp((), 12, num_classes=3))),
-    "counts": Case(lambda: Poisson(2, learned=True), data=lambda size: counts(size, 2)),
-    "counts-given-vector": Case(lambda: Poisson(2, _mlp((3,), 2)), data=lambda size: counts(size, 2)),
+    "counts": Case(lambda: dgm.Poisson(2, learned=True), data=lambda size: counts(size, 2)),
+    "counts-given-vector": Case(lambda: dgm.Poisson(2, _mlp((3,), 2)), data=lambda size: counts(size, 2)),
+    "negative-binomial": Case(lambda: dgm.NegativeBinomial(2, _mlp((3,), 4)), data=lambda size: counts(size, 2)),
+    "zero-inflated": Case(lambda: dgm.ZeroInflated(dgm.Poisson(2), learned=True), data=lambda size: counts(size, 2)),
+    "zero-inflated-given-vector": Case(
+        lambda: dgm.ZeroInflated(dgm.NegativeBinomial(2), _mlp((3,), 6)), data=lambda size: counts(size, 2)
+    ),
+    "student-t": Case(lambda: dgm.StudentT(2, _mlp((3,), 6))),
+    "log-normal": Case(lambda: dgm.LogNormal(4, learned=True), data=lambda size: torch.randn(size, 4).exp()),
+    "beta": Case(lambda: dgm.Beta(4, _mlp((3,), 8)), data=lambda size: torch.rand(size, 4).clamp(0.01, 0.99)),
     # Variational autoencoders: every part swapped in turn
     "vae": Case(lambda: vae(dgm.Normal(2))),
     "vae-linear": Case(lambda: dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)))),
@@ -350,7 +345,7 @@ CASES: dict[str, Case] = {
         lambda: dgm.VAE(dgm.Normal(2), dgm.Bernoulli(4, nn.Linear(2, 4)), dgm.Normal(2, _mlp((4,), 4, levels=2)))
     ),
     "vae-counts": Case(
-        lambda: dgm.VAE(dgm.Normal(2), Poisson(3, _mlp((2,), 3)), dgm.Normal(2, _mlp((3,), 4))),
+        lambda: dgm.VAE(dgm.Normal(2), dgm.Poisson(3, _mlp((2,), 3)), dgm.Normal(2, _mlp((3,), 4))),
         data=lambda size: counts(size, 3),
     ),
     "vae-logistic": Case(

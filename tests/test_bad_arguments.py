@@ -258,7 +258,9 @@ CALLS = {
         dict(program=lambda: dgm.Normal(2, linear()), shift=1.0, scale=[2.0, 1.0], given_shift=0.0, given_scale=1.0),
         dict.fromkeys(("shift", "scale", "given_shift", "given_scale"), UNITS),
     ),
-    "networks.Standardize": Call(dict(shift=1.0, scale=[2.0, 1.0]), {"shift": UNITS[1:3], "scale": UNITS[1:3]}),
+    "networks.Standardize": Call(
+        dict(shift=1.0, scale=[2.0, 1.0]), {"shift": UNITS[1:], "scale": UNITS[1:], "network": ["x", 3]}
+    ),
     "Labeled": Call(
         dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label_name="y"),
         {"label_name": ["", 3, None], "classifier": PROGRAM[1:]},
