@@ -30,6 +30,7 @@ from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
+from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Conditional, IntractableError, Program
 from dgm_pyro.registry import register
 from dgm_pyro.training import adversarial
@@ -78,6 +79,7 @@ __all__ = [
     "NonFiniteLossError",
     "Normal",
     "OneHot",
+    "Posterior",
     "Program",
     "Schedule",
     "SemiSupervised",
