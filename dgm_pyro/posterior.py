@@ -123,7 +123,7 @@ def bijection_of(site: Any) -> Transform:
         transform: Transform = biject_to(site["fn"].support)
     except NotImplementedError as error:
         raise ValueError(
-            f"the latent {site['name']!r} has the support {site['fn'].support}, for which torch knows no bijection from "
+            f"the latent {site['name']!r} has the support {site['fn'].support}, to which torch knows no bijection from "
             "the reals: state it by a transform of real latents, or observe it"
         ) from error
     return transform
@@ -217,15 +217,22 @@ class Posterior:
         self._check(u)
         return self._map(self._densities, u)  # type: ignore[no-any-return]
 
-    def compiled(self, size: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def compiled(self, size: int, fuse: bool = False) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """`log_joint` and its gradient for ``size`` vectors, as tensor operations without Pyro's handlers.
 
         One run of the model is recorded. The values of parameters and data are those of now. A model that cannot be
         mapped or recorded, such as one that branches on the value of a latent, runs through its handlers.
 
+        Args:
+            size: how many vectors.
+            fuse: whether `torch.compile` fuses the operations, which takes some ten seconds first and makes a small
+                model ten times as fast.
+
         Returns:
-            A function of u, ``(size, D)``, that returns values ``(size,)`` and gradients ``(size, D)``.
+            A function of u, ``(size, D)``, that returns values ``(size,)`` and gradients ``(size, D)``. Where a matrix
+            has no factorization, the density is 0.
         """
+        check_count(size, "size")
 
         def with_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
             return self._map(torch.func.grad_and_value(self._log_joint), u)[::-1]  # type: ignore[no-any-return]
@@ -247,10 +254,17 @@ class Posterior:
             return with_handlers
         recorded.graph.eliminate_dead_code()
         recorded.recompile()
+        evaluate = torch.compile(recorded) if fuse else recorded
 
         def run(u: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
-                return recorded(u)  # type: ignore[no-any-return]
+                try:
+                    return evaluate(u)  # type: ignore[no-any-return]
+                except torch.linalg.LinAlgError:
+                    if (u == u[0]).all():
+                        return u.new_full((size,), -math.inf), torch.zeros_like(u)
+                    each = [run(row.expand_as(u)) for row in u]
+                    return torch.stack([value[0] for value, _ in each]), torch.stack([slope[0] for _, slope in each])
 
         return run
 

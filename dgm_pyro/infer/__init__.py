@@ -4,13 +4,14 @@ from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
 from dgm_pyro.infer.gaps import Gaps, gaps
 from dgm_pyro.infer.impute import hide, impute
-from dgm_pyro.infer.mcmc import nuts
+from dgm_pyro.infer.mcmc import Chains, nuts
 from dgm_pyro.infer.smc import Features, Population, Stepper, Times, propagate, smc
 
 __all__ = [
     "HMC",
     "Annealed",
     "Calibration",
+    "Chains",
     "Checks",
     "Features",
     "Gaps",

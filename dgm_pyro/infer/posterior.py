@@ -19,7 +19,27 @@ from torch.distributions import biject_to
 
 from dgm_pyro.families.autoregressive import AutoregressiveDistribution
 from dgm_pyro.families.distributions import features_of
-from dgm_pyro.program import Program, batch_plates, isolated, latent_sites, log_prob_sum, sample_sites
+from dgm_pyro.posterior import Posterior
+from dgm_pyro.program import (
+    Program,
+    batch_plates,
+    check_program,
+    isolated,
+    latent_sites,
+    log_prob_sum,
+    sample_sites,
+)
+
+
+def check_target(program: Any, x: Any) -> None:
+    """Raise unless ``program`` is a `Program`, or a `Posterior`, which has its own data."""
+    if isinstance(program, Posterior):
+        if x is not None:
+            raise TypeError("x was passed, but a Posterior has its own data: leave it out")
+        return
+    check_program(program)
+    if x is None:
+        raise TypeError(f"this {type(program).__name__} needs data: pass x, (B, *event_shape)")
 
 
 def with_latent_chains(program: Program) -> Program:
