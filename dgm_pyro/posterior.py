@@ -193,6 +193,10 @@ class Posterior:
             self.D = len(self._start) if self._kept is None else len(self._kept)
             self.mapped = self._can_be_mapped()
 
+    @property
+    def device(self) -> torch.device:
+        return self._start.device
+
     def __repr__(self) -> str:
         summed = f"; {', '.join(self.enumerated)} summed out" if self.enumerated else ""
         return f"Posterior({', '.join(self.names)}: {self.D} reals{summed})"
@@ -268,6 +272,17 @@ class Posterior:
 
         return run
 
+    def log_abs_det_jacobian(self, u: Tensor) -> Tensor:
+        """log |dz / du| in nats, ``batch``; `log_prior` contains it."""
+        self._check(u)
+
+        def log_det(u: Tensor) -> Tensor:
+            at = _At(self, u)
+            self._trace(at)
+            return at.log_det
+
+        return self._map(log_det, u)  # type: ignore[no-any-return]
+
     # -- values ------------------------------------------------------------------------------------------------------
 
     def constrain(self, u: Tensor, deterministic: bool = False) -> dict[str, Tensor]:
@@ -327,7 +342,7 @@ class Posterior:
         check_count(num_samples, "num_samples")
         check_seed(seed)
         start = self._start if self._kept is None else self._start[self._kept]
-        with seeded(seed, start.device), torch.no_grad():
+        with seeded(seed, self.device), torch.no_grad():
             u = start.expand(num_samples, self.D).clone()
             poor = torch.ones(num_samples, dtype=torch.bool, device=u.device)
             for _ in range(100):
@@ -349,27 +364,27 @@ class Posterior:
         """
         check_count(num_samples, "num_samples")
         self.require_proper("its prior cannot be drawn")
-        with seeded(seed, self._start.device), unchecked(), torch.no_grad():
+        with seeded(seed, self.device), unchecked(), torch.no_grad():
             draws = []
             for _ in range(num_samples):
-                nodes: Any = self._trace(_Indices(self.subsamples)).nodes
+                nodes: Any = self._trace(Indices(self.subsamples)).nodes
                 draws.append({name: nodes[name]["value"] for name in self.names})
             return self.unconstrain({name: torch.stack([draw[name] for draw in draws]) for name in self.names})
 
-    def simulated(self, seed: int = 0) -> tuple[Posterior, Tensor]:
-        """The posterior of data that the model makes, and the u that made them, ``(D,)``.
+    def simulated(self, seed: int = 0) -> tuple[Posterior, dict[str, Tensor], Tensor]:
+        """Simulate data: their posterior, their values by observed site, and the u that made them, ``(D,)``.
 
         Raises:
             ValueError: the prior or a factor cannot be drawn.
         """
         self.require_proper("it makes no data")
-        with seeded(seed, self._start.device), unchecked(), torch.no_grad():
+        with seeded(seed, self.device), unchecked(), torch.no_grad():
             draws = _Simulate(self.subsamples)
             nodes: Any = self._trace(draws).nodes
             data = {name: nodes[name]["value"] for name in draws.drawn}
             values = {name: nodes[name]["value"] for name in self.names}
         other = Posterior(poutine.condition(self.model, data=data), *self.args, **self.kwargs)
-        return other, other.unconstrain(values)
+        return other, data, other.unconstrain(values)
 
     def require_proper(self, what: str) -> None:
         """Raise a ValueError that says ``what`` cannot be done, and why, if the prior is improper."""
@@ -448,10 +463,11 @@ class Posterior:
             summed = f", and its discrete latents {', '.join(latents)} can be summed out" if latents else ""
             raise ValueError(f"the model has no continuous latents{summed}: there is no posterior to explore")
         for name in self.enumerated:
+            kind = type(nodes[name]["fn"]).__name__
             if not nodes[name]["fn"].has_enumerate_support:
                 raise ValueError(
-                    f"the latent {name!r} is discrete, and a {type(nodes[name]['fn']).__name__} has no finite support to "
-                    "sum over: observe it, or state the sum in the model by pyro.factor"
+                    f"the latent {name!r} is discrete, and a {kind} has no finite support to sum over: observe it, or "
+                    "state the sum in the model by pyro.factor"
                 )
 
     def _in_density(self, nodes: Any) -> Tensor | None:
@@ -522,7 +538,7 @@ def check_model(model: Any, argument: str = "model") -> None:
 # -- handlers ----------------------------------------------------------------------------------------------------------
 
 
-class _Indices(Messenger):
+class Indices(Messenger):
     """Subsamples are those of before."""
 
     def __init__(self, indices: dict[str, Tensor]):
@@ -539,7 +555,7 @@ class _Indices(Messenger):
         """Nothing: it is drawn."""
 
 
-class _Start(_Indices):
+class _Start(Indices):
     """Latents are in the middle of their supports; subsamples are drawn, and remembered."""
 
     def __init__(self) -> None:
@@ -564,7 +580,7 @@ class _Start(_Indices):
         msg["value"] = transform(real)
 
 
-class _At(_Indices):
+class _At(Indices):
     """Latents are those of one u, ``(D,)``; it sums up log |dz / du|."""
 
     def __init__(self, posterior: Posterior, u: Tensor):
@@ -593,7 +609,7 @@ class _At(_Indices):
         self.log_det = self.log_det + log_det.sum()
 
 
-class _Inverse(_Indices):
+class _Inverse(Indices):
     """Latents have given values; it collects the reals behind them."""
 
     def __init__(self, posterior: Posterior, values: Mapping[str, Tensor]):
@@ -606,7 +622,7 @@ class _Inverse(_Indices):
             self.reals[msg["name"]] = bijection_of(msg).inv(msg["value"])
 
 
-class _Simulate(_Indices):
+class _Simulate(Indices):
     """Observed sites are drawn; what is stated by a formula stays, which `pyro.poutine.uncondition` draws anew."""
 
     def __init__(self, indices: dict[str, Tensor]):

@@ -36,8 +36,8 @@ def by_pyro(posterior, values):
         trace = poutine.trace(model).get_trace(*posterior.args, **posterior.kwargs)
         if posterior.enumerated:
             loss = TraceEnum_ELBO(max_plate_nesting=posterior.nesting)
-            log_joint = -loss.loss(
-                config_enumerate(model, "parallel"), lambda *a, **k: None, *posterior.args, **posterior.kwargs)  # fmt: skip
+            enumerated, empty = config_enumerate(model, "parallel"), lambda *args, **kwargs: None
+            log_joint = -loss.loss(enumerated, empty, *posterior.args, **posterior.kwargs)
         else:
             log_joint = trace.log_prob_sum()
     log_det = 0.0
@@ -108,11 +108,12 @@ def test_the_prior_is_drawn_and_data_are_simulated():
     values = posterior.constrain(u)
     assert abs(values["mu"].mean()) < 4.5 * 5 / 20
     assert abs((values["tau"] < 5).double().mean() - 0.5) < 4.5 * 0.5 / 20
-    other, exact = posterior.simulated(seed=1)
+    other, data, exact = posterior.simulated(seed=1)
+    assert data.keys() == {"y"}
     assert other.D == posterior.D
     assert not torch.allclose(other.log_likelihood(exact), posterior.log_likelihood(exact))
     chi = torch.stack([-2 * (p.log_likelihood(v) + ERRORS.log().sum() + 4 * torch.log(torch.tensor(2 * torch.pi)))
-                       for p, v in (posterior.simulated(seed=i) for i in range(40))])  # fmt: skip
+                       for p, _, v in (posterior.simulated(seed=i) for i in range(40))])  # fmt: skip
     assert abs(chi.mean() - 8) < 4.5 * 4 / 40**0.5  # of 8 degrees of freedom
 
 

@@ -5,7 +5,8 @@ from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
 from dgm_pyro.infer.gaps import Gaps, gaps
 from dgm_pyro.infer.impute import hide, impute
 from dgm_pyro.infer.mcmc import Chains, nuts
-from dgm_pyro.infer.smc import Features, Population, Stepper, Times, propagate, smc
+from dgm_pyro.infer.psis import Weighted, psis, smooth
+from dgm_pyro.infer.smc import Features, Population, Stepper, Tempered, Times, propagate, smc
 
 __all__ = [
     "HMC",
@@ -18,8 +19,10 @@ __all__ = [
     "Population",
     "Sandwich",
     "Stepper",
+    "Tempered",
     "Times",
     "Units",
+    "Weighted",
     "ais",
     "bidirectional",
     "check",
@@ -28,7 +31,9 @@ __all__ = [
     "impute",
     "nuts",
     "propagate",
+    "psis",
     "sbc",
     "smc",
+    "smooth",
     "units",
 ]
