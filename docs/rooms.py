@@ -25,6 +25,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"diagnosis": "dgm.doctor"},
     {"checkpoint": "save and load", "evaluation": "Evidence", "catalog": "names to programs"},
     {"families": "the programs", "objectives": "ELBO, IWAE, ...", "data": "data sets"},
+    {"posterior": "a Pyro model with data"},
     {"program": "joint, posterior"},
     {"networks": "tensors to tensors", "noise": "noise of a datum"},
     {"registry": "classes by name", "old_names": "of older files", "factors": "what a program prints"},
