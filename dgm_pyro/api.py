@@ -14,12 +14,18 @@ from dgm_pyro.families import autoregressive, diffusion, flow, guides, implicit,
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.conditionals import (
     Bernoulli,
+    Beta,
     Categorical,
     DiscretizedLogistic,
     IndependentConditional,
+    LogNormal,
     MixtureOfNormals,
+    NegativeBinomial,
     Normal,
+    Poisson,
+    StudentT,
     Uniform,
+    ZeroInflated,
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion, LogSNR
 from dgm_pyro.families.dequantized import Dequantized
@@ -28,6 +34,7 @@ from dgm_pyro.families.flow import Flow
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
+from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
 from dgm_pyro.program import Conditional, IntractableError, Program
@@ -50,6 +57,7 @@ __all__ = [
     "Adversarial",
     "Autoregressive",
     "Bernoulli",
+    "Beta",
     "Categorical",
     "CheckpointError",
     "CompilationError",
@@ -73,18 +81,24 @@ __all__ = [
     "IntractableError",
     "KernelScore",
     "Labeled",
+    "LogNormal",
     "LogSNR",
     "MixtureOfNormals",
+    "NegativeBinomial",
     "NonFiniteLossError",
     "Normal",
     "OneHot",
+    "Poisson",
     "Program",
     "Schedule",
     "SemiSupervised",
+    "Standardized",
+    "StudentT",
     "Training",
     "TrainingOptions",
     "Uniform",
     "WarmUp",
+    "ZeroInflated",
     "__version__",
     "adversarial",
     "anomaly",

@@ -205,6 +205,9 @@ def train(
     labeled: Annotated[
         bool, typer.Option("--labeled", help="Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).")
     ] = False,
+    standardize: Annotated[
+        bool, typer.Option(help="Standardize reals inside the model; its numbers stay in the units of the data.")
+    ] = True,
     objective: Annotated[str | None, typer.Option(help="Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
         int | None, typer.Option(help="Keep only this many labels. Needs --labeled and a semi-supervised objective.")
@@ -227,7 +230,9 @@ def train(
 
     processes = distributed.join(options.device)
     given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
-    swaps = {name: choice for name, choice in given.items() if choice is not None}
+    swaps: dict[str, Any] = {name: choice for name, choice in given.items() if choice is not None}
+    if not standardize:
+        swaps["standardize"] = False
     name = f"{model}-{data}"
     folder = out or Path("runs") / name
     _, _, history = runs.train(

@@ -23,6 +23,7 @@ from dgm_pyro.checks import check_count, check_dense, check_type, find_device
 from dgm_pyro.data import Data
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.labeled import Labeled
+from dgm_pyro.families.standardized import core_of
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.program import Program, alone, check_program, parameter_of, parts_of, seeded
@@ -206,15 +207,17 @@ def evaluate(
     device = program_device(program) if device is None else find_device(device)
     program.to(device)
     kind = "exact" if program.tractable else "elbo" if num_particles == 1 else f"iwae-{num_particles}"
-    flow = program.ode_log_prob if ode and isinstance(program, ContinuousDiffusion) else None
+    flow: Any = program.ode_log_prob if ode and isinstance(core_of(program), ContinuousDiffusion) else None
     if ode:
         if flow is None:
-            raise ValueError(f"ode=True is for a ContinuousDiffusion, got a {type(program).__name__}: leave it out")
+            raise ValueError(
+                f"ode=True is for a ContinuousDiffusion, got a {type(core_of(program)).__name__}: leave it out"
+            )
         if num_particles > 1:
             raise ValueError(f"ode=True takes no particles, got num_particles={num_particles}: leave one of them out")
         kind = "ode"
     weighted = kind.startswith("iwae")
-    within = program.program if isinstance(program, Labeled) else program
+    within = core_of(program.program if isinstance(program, Labeled) else program)
     if weighted and isinstance(within, ContinuousDiffusion):
         raise ValueError(
             f"particles weigh the paths of a chain of {within.num_steps} steps, which is looser than the bound in "
@@ -422,7 +425,7 @@ def check_whole(data: Data, owner: str) -> None:
 
 def _as_reals(program: Program, x: Tensor) -> Tensor:
     """Counts as the networks that read them take them: integers below some ``levels`` are scaled, counts are not."""
-    return x.to(parameter_of(program).dtype) if program.levels is None else x
+    return x if x.is_floating_point() or program.levels is not None else x.to(parameter_of(program).dtype)
 
 
 def program_device(program: Program) -> torch.device:

@@ -143,6 +143,7 @@ class Program(nn.Module):
         num_classes: how many integer labels ``given`` may take; None where it is no label.
         tractable: whether p(x) has a closed form: then `log_prob` is exact.
         variable: the name under which `model` and `guide` state the data.
+        any_precision: whether x and ``given`` may be of another precision than the parameters.
     """
 
     event_shape: torch.Size
@@ -152,6 +153,7 @@ class Program(nn.Module):
     num_classes: int | None = None
     tractable: bool = False
     variable: str = "x"
+    any_precision: bool = False
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         """State p(name, latents | given), observing ``value`` if there is one.
@@ -167,6 +169,10 @@ class Program(nn.Module):
     def latents(self, name: str) -> tuple[str, ...] | None:
         """Names of the latent sites of ``joint(name)``; None if the program does not declare them."""
         return () if type(self).posterior is Program.posterior else None
+
+    def feature_sites(self, name: str) -> dict[str, int]:
+        """The sites by which ``joint(name)`` states single features of x, with their flat indices, if it does."""
+        return {}
 
     def unroll(self) -> Program:
         """The same program, on the same parameters, with every chain written out one site per step."""
@@ -343,12 +349,21 @@ class Program(nn.Module):
 
     # -- missing features --------------------------------------------------------------------------------------------
 
+    def filled(self, x: Tensor, mask: Tensor, given: Any = None) -> Tensor:
+        """x with a value of its support in the place of each that is missing, False in ``mask``: zero where it may."""
+        support = self.support_given(given, len(x))
+        inside = torch.zeros_like(x)
+        if support is not None and not support.is_discrete:
+            with contextlib.suppress(NotImplementedError):  # of a support that no transform leads to
+                inside = transform_to(unwrapped(support))(inside).to(x.dtype)
+        return torch.where(mask, x, inside)
+
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         """Weighted draws of x with its observed features: what `dgm.infer.impute` chooses among.
 
         Args:
             by: how to make them: `dgm_pyro.infer.impute.Imputer` has a method for each kind of program.
-            x: ``(B, *event_shape)``; zeros where it is missing.
+            x: ``(B, *event_shape)``; some value of its support where it is missing.
             mask: True where x is observed, of the same shape.
             given: ``(B, *given_shape)`` for a conditional program.
 
@@ -527,7 +542,7 @@ class Program(nn.Module):
             support: whether to ask also that x lies in the support of its own distribution; default where Pyro does.
         """
         check_tensor(x, self.event_shape, "x", "the program's event_shape")
-        check_place(x, "x", self, reals=self.levels is None)
+        check_place(x, "x", self, reals=self.levels is None and not self.any_precision)
         self.check_given(given, len(x), values=values)
         if not values:
             return
@@ -566,7 +581,7 @@ class Program(nn.Module):
                     raise ValueError("given has shape (), but needs a batch dimension: pass one row per datum")
             else:
                 check_tensor(part, shape, "given", "the program's given_shape")
-            check_place(part, "given", self)
+            check_place(part, "given", self, reals=not self.any_precision)
             if len(part) != size:
                 raise ValueError(f"given has {len(part)} rows, but x has {size}: pass one row per datum")
             if values and part.is_floating_point() and not torch.isfinite(part).all():

@@ -48,6 +48,7 @@ PROGRAM = [None, "x", 3, nn.Linear(2, 2)]
 MODULE = [None, "x", 3]
 PATH = [None, 3]
 DEVICE = ["tpu9", "meta", "hpu", 3, None]
+UNITS = [[1.0, 2.0, 3.0], NAN, "x"]
 THING = [None, "x", 3]
 FRACTION = [0.0, 1.0, NAN, None, "x"]
 
@@ -253,6 +254,13 @@ CALLS = {
         dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent_name="z"),
         {"latent_name": ["", 3, None]},
     ),
+    "Standardized": Call(
+        dict(program=lambda: dgm.Normal(2, linear()), shift=1.0, scale=[2.0, 1.0], given_shift=0.0, given_scale=1.0),
+        dict.fromkeys(("shift", "scale", "given_shift", "given_scale"), UNITS),
+    ),
+    "networks.Standardize": Call(
+        dict(shift=1.0, scale=[2.0, 1.0]), {"shift": UNITS[1:], "scale": UNITS[1:], "network": ["x", 3]}
+    ),
     "Labeled": Call(
         dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label_name="y"),
         {"label_name": ["", 3, None], "classifier": PROGRAM[1:]},
@@ -340,7 +348,7 @@ CALLS = {
     "build": Call(
         dict(name="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
         {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
-         "latent_size": [0, 1.5, "x"]},
+         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"]},
     ),
     "compile": Call(dict(program=vae), free=["objective"]),
     "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),
@@ -754,7 +762,9 @@ ANYTHING = {
 # under Pyro's handlers or compiled.
 WITHIN = {
     *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
-    *("code_named", "check_code", "completions"),
+    *("code_named", "check_code", "completions", "filled", "feature_sites", "Standardized.ode_log_prob"),
+    *("Standardized.formula", "Standardized.sample"),
+    *("standard", "standard_given", "in_units", "log_volume", "of_feature", "of_features", "follow"),
     *(
         "inverse",
         "cache",

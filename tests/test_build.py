@@ -6,12 +6,22 @@ import torch
 import dgm_pyro as dgm
 from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, build
 
+# Likelihoods of reals or counts, and how to make such data of Normal ones.
+COUNTED = {
+    "student-t": lambda x: 100 + 30 * x,
+    "log-normal": lambda x: (3 + x).exp(),
+    "beta": torch.sigmoid,
+    "poisson": lambda x: torch.poisson((2 + x).exp()),
+    "negative-binomial": lambda x: torch.poisson((4 + x).exp()),
+    "zero-inflated-poisson": lambda x: torch.poisson((2 + x).exp()) * (x > 0),
+    "zero-inflated-negative-binomial": lambda x: torch.poisson((2 + x).exp()) * (x > 0),
+}
 # Encoders, and the prior that each is for.
 SUITED = {"ladder": "vae", "bernoulli": "bernoulli", "categorical": "categorical", "codes": "codes"}
 SWAPS = [
     *({"prior": name} for name in PRIORS),
     *({"encoder": name, "prior": SUITED.get(name, "normal")} for name in ENCODERS),
-    *({"likelihood": name} for name in LIKELIHOODS),
+    *({"likelihood": name} for name in LIKELIHOODS if name not in COUNTED),
     {"prior": "vae3", "encoder": "ladder"},
     {"prior": "vamp", "encoder": "semiamortized"},
     {"prior": "vamp", "encoder": "sylvester"},
@@ -100,7 +110,7 @@ def test_labels_reach_every_encoder_that_can_read_them():
     ("swaps", "message"),
     [
         ({"encoder": "ladder"}, "'ladder' is for a hierarchy, but the prior is Normal: use prior='vae'"),
-        ({"likelihood": "normal"}, "density on reals, but random has 2 levels"),
+        ({"likelihood": "normal"}, "of reals or counts, but random has 2 levels"),
         ({"encoder": "gaussian"}, "encoder must be a Program or one of meanfield, .*ladder.*, got 'gaussian'"),
         ({"likelihood": "made"}, "likelihood must be a Program or one of independent, .*, got 'made'"),
     ],
@@ -143,3 +153,25 @@ def test_flow_encoders_start_as_the_mean_field_they_contain(name):
     z = base.sample()
     torch.testing.assert_close(encoder.forward_map(z, x), z, atol=0.05, rtol=0.05)
     assert base.mean.std(0).min() > 0.01  # of x's own, not N(0, I)
+
+
+@pytest.mark.parametrize("likelihood", COUNTED)
+def test_likelihoods_of_other_reals_build_for_their_data_train_and_are_stored(likelihood, tmp_path):
+    torch.manual_seed(0)
+    data = dgm.Data(COUNTED[likelihood](torch.randn(200, 3)))
+    program = build("vae", data, likelihood=likelihood, hidden=(16,))
+    assert program.measure == ("mass" if "poisson" in likelihood or "binomial" in likelihood else "density")
+    before = dgm.evaluate(program, data).nats
+    dgm.fit(program, data, epochs=4, lr=0.01, progress=False, validation=None)
+    assert dgm.evaluate(program, data).nats > before
+    dgm.save(program, tmp_path)
+    assert torch.equal(weights(dgm.load(tmp_path), data.x), weights(program, data.x))
+
+
+def test_a_likelihood_with_bounds_keeps_its_units_as_an_object_too():
+    x = torch.poisson(torch.full((60, 2), 50.0))
+    own = dgm.Poisson(2, torch.nn.Linear(2, 2))
+    program = build("vae", dgm.Data(x), likelihood=own)
+    assert isinstance(program, dgm.VAE)
+    shift = program.encoder.network.shift  # which reads x standardized all the same
+    torch.testing.assert_close(shift, x.mean(0))

@@ -411,7 +411,7 @@ COUNTS = {
 def outside(support):
     """A value that a univariate support does not have; NaN where it has every number."""
     if hasattr(support, "upper_bound"):
-        return float(support.upper_bound) + 0.5 * (1 + support.is_discrete)
+        return float(torch.as_tensor(support.upper_bound).max()) + 0.5 * (1 + support.is_discrete)
     if hasattr(support, "lower_bound"):
         return float(support.lower_bound) - 1
     return 2.0 if support.is_discrete else math.nan

@@ -182,6 +182,9 @@ class UnrolledAutoregressive(Program):
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         return self.program.completions(by, x, mask, given)
 
+    def feature_sites(self, name: str) -> dict[str, int]:
+        return {f"{name}_{i}": feature for i, feature in enumerate(self.program.order, 1)}
+
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         p, event_dim = self.program, len(self.event_shape)
         if value is None:

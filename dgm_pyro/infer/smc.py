@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +44,7 @@ from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.autoregressive import Autoregressive, FeatureChain
 from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.families.distributions import features_of
+from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.program import Program, seeded
 
 State = dict[str, Tensor]
@@ -338,6 +339,13 @@ def smc(
     >>> dgm.infer.smc(program, torch.zeros(3, 2)).log_evidence.shape
     torch.Size([3])
     """
+    if isinstance(program, Standardized):
+        program.check(x, given)
+        found = smc(
+            program.program, program.standard(x), program.standard_given(given), num_particles=num_particles,
+            threshold=threshold, seed=seed, progress=progress,
+        )  # fmt: skip
+        return replace(found, log_weights=found.log_weights - program.log_volume())
     if not isinstance(program, Denoising | UnrolledDiffusion):
         raise TypeError(
             f"program must be a dgm.Diffusion, got {type(program).__name__}: use dgm.infer.ais or dgm."

@@ -22,6 +22,7 @@ from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, InputEmbedding
 from dgm_pyro.networks.pixelcnn import PixelCNN
 from dgm_pyro.networks.planar import Planar, Sylvester
+from dgm_pyro.networks.standardize import Standardize
 
 __all__ = [
     "MADE",
@@ -46,6 +47,7 @@ __all__ = [
     "Planar",
     "RationalQuadraticSpline",
     "Sigmoid",
+    "Standardize",
     "Sylvester",
     "Univariate",
 ]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dgm_pyro.checks import check_type
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
-from dgm_pyro.networks import ActNorm
+from dgm_pyro.networks import ActNorm, Standardize
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training.compilation import Sums
@@ -456,8 +456,8 @@ def fit(
         The `History`.
 
     Warns:
-        UserWarning: a feature of real data is a hundred standard deviations off 0, or has one of a thousand, and no
-            `ActNorm` takes it to scale 1: standardize the data.
+        UserWarning: a feature of real data is a hundred standard deviations off 0, or has one of a thousand, and
+            neither `Standardized` nor an `ActNorm` takes it to scale 1.
 
     Raises:
         NonFiniteLossError: names site and step; the last good weights are restored.
@@ -602,7 +602,8 @@ def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
 
 def _check_scale(program: Program, data: Data) -> None:
     """Warn of reals that are far from 0, or spread far: networks and densities start from scale 1."""
-    if not data.x.is_floating_point() or any(isinstance(module, ActNorm) for module in program.modules()):
+    scaled = any(isinstance(module, ActNorm | Standardize) for module in program.modules())
+    if scaled or not data.x.is_floating_point():
         return
     spread, mean = torch.std_mean(data.x.flatten(1), 0, correction=0)
     near = (mean.abs() <= FAR * spread.clamp_min(1)) & (spread <= WIDE)
@@ -610,7 +611,8 @@ def _check_scale(program: Program, data: Data) -> None:
         i = int(near.int().argmin())
         warnings.warn(
             f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
-            "starts from scale 1 around 0: standardize the data, (x - x.mean(0)) / x.std(0), without constant features",
+            "starts from scale 1 around 0: train dgm.Standardized(program, x.mean(0), x.std(0)), without constant "
+            "features",
             stacklevel=6,  # past Training, and fit with its two decorators
         )
 
