@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import dgm_pyro.image_sets as image_sets
 import dgm_pyro.sources as sources
 from dgm_pyro.checks import (
     INTEGERS,
@@ -409,11 +410,12 @@ def load(
 
     Args:
         name: "digits" and "digits-binary" come with scikit-learn; "moons", "rings", "checkerboard" and "pinwheel" are
-            generated; the others are read from ``data_dir``.
+            generated, as are "glyphs" and "patches" of several kinds; the others are read from ``data_dir``.
         split: "train" or "test"; also "valid" where the set is published with one, and for generated ones.
         data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``binary/`` and so on; by default the environment
             variable ``DGM_DATA``.
-        num_data: how many data; generated sets have 5000 by default, of the others it takes a random subset.
+        num_data: how many data; of generated sets 5000 by default, or 20,000 if they are images; of the others, a
+            random subset.
         seed: of the generated points, or of the random subset. Splits differ under one seed.
 
     Raises:
@@ -483,6 +485,19 @@ def _pinwheel(random: np.random.Generator, num_data: int) -> Points:
     angle = 2 * np.pi * y / 5 + 0.25 * np.exp(along)
     bent = [along * np.cos(angle) - across * np.sin(angle), along * np.sin(angle) + across * np.cos(angle)]
     return 2 * np.stack(bent, axis=1), y
+
+
+# -- generated, images -------------------------------------------------------------------------------------------------
+
+
+def _drawn(description: str, draw: Callable[..., image_sets.Images], **options: Any) -> _Set:
+    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
+        where = {"split": split} if draw is image_sets.patches else {}
+        x, y = draw(random, num_data or 20_000, **options, **where)
+        labels = None if y is None else torch.from_numpy(y)
+        return Data(torch.from_numpy(x), labels, levels=256, name=name, num_classes=options.get("num_classes"))
+
+    return _Set(description, ("train", "valid", "test"), make)
 
 
 # -- from files --------------------------------------------------------------------------------------------------------
@@ -665,6 +680,12 @@ _SETS: dict[str, _Set] = {
     "rings": _generated("three concentric circles", _rings, 3),
     "checkerboard": _generated("uniform on the 8 dark squares of a 4x4 board, entropy log 32", _checkerboard, 8),
     "pinwheel": _generated("five bent arms", _pinwheel, 5),
+    "glyphs": _drawn("28x28 digits and capitals, 36 classes", image_sets.glyphs, num_classes=36, size=28),
+    "glyphs-62": _drawn("28x28 digits, capitals and small letters", image_sets.glyphs, num_classes=62, size=28),
+    "glyphs-color": _drawn("32x32 glyphs in color, 36 classes", image_sets.glyphs, num_classes=36, size=32, color=True),
+    "patches-8": _drawn("8x8 patches of two photographs in color", image_sets.patches, size=8),
+    "patches-16": _drawn("16x16 patches of the same", image_sets.patches, size=16),
+    "patches-32": _drawn("32x32 patches of the same", image_sets.patches, size=32),
     "mnist": _idx("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
     "fashion-mnist": _idx("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
     "binarized-mnist": _bits("28x28 digits as bits, Larochelle's split", "binarized-mnist", 1, 28, 28),

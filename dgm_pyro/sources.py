@@ -240,7 +240,7 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None) -> Arr
                 raise ValueError(f"{role} names {name!r}, but {origin} has the columns {', '.join(frame.columns)}")
     twice = [name for name, count in Counter([*columns, *given, *label]).items() if count > 1]
     if twice:
-        raise ValueError(f"column {twice[0]!r} is taken twice: as data, label or given")
+        raise ValueError(f"columns, given and label name {twice[0]!r} twice: leave one out")
     if not columns:
         raise ValueError(f"no columns of {origin} are left for the data: it has {', '.join(frame.columns)}")
 

@@ -181,7 +181,7 @@ def test_a_bad_table_is_named_by_line_and_column(case, tmp_path):
 
 BAD_CHOICES = {
     "no such column": (FRAME, {"label": "z"}, "label names 'z', but the frame has the columns a, b, c, t"),
-    "taken twice": (FRAME, {"label": "c", "given": "c"}, "column 'c' is taken twice"),
+    "taken twice": (FRAME, {"label": "c", "given": "c"}, "columns, given and label name 'c' twice"),
     "nothing left": (FRAME[["b"]], {"given": "b"}, "no columns of the frame are left"),
     "empty given": (FRAME, {"given": "a", "columns": ["b"]}, "row 1, column 'a' is empty, but it is given"),
     "text": (FRAME, {}, "row 0, column 'c' holds 'u', which is no number"),
