@@ -628,7 +628,7 @@ def build(
             "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
             stacklevel=2,
         )
-    given: torch.Tensor | None = getattr(data, "given", None)
+    given = data.given
     if given is not None and (labeled or name == "classifier"):
         raise ValueError(
             f"{data.name} has a given beside its labels, and a classifier conditions on the label alone: leave one out"
