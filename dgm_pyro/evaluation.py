@@ -37,7 +37,7 @@ class Evidence(Result):
     Attributes:
         values: log p(x), or a bound on it, per datum in nats, ``(N,)``.
         kind: "exact", "elbo", "iwae-K", or "ode": that of a probability flow, exact up to its solver's tolerance.
-        measure: "mass" on integers, or "density" on reals.
+        measure: "mass" on integers, or "density" on reals; of columns of both, which are which.
         num_dims: D, the number of features of one datum.
         program, data: names.
         digest: of the data in their order: evidences with another one are of other data.
@@ -373,7 +373,7 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     moved = data.to(place)
     value, given, observed = program.arguments(moved.x, moved.y)
     program.check_given(given, len(value))
-    counts = program.levels is None and program.measure_given(given) == "mass"
+    counts = program.levels is None and program.measure_given(given) != "density"
     if program.variable == "x" and not counts:
         if data.measure != program.measure:
             raise ValueError(

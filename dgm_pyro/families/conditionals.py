@@ -114,6 +114,10 @@ class IndependentConditional(Conditional):
         """The distribution of single features: from raw parameters ``(*batch, P)``, one of batch shape ``batch``."""
         raise NotImplementedError
 
+    def of_feature(self, raw: Tensor, feature: int) -> dist.TorchDistribution:
+        """The distribution of one feature, by its flat index: from ``(*batch, P)``, of batch shape ``batch``."""
+        return self.univariate(raw)
+
     def raw_parameters(self, given: Any = None) -> Tensor:
         """The raw parameters given ``given``, ``(*batch, P, *event_shape)``.
 

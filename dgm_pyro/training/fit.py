@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dgm_pyro.checks import check_type
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
+from dgm_pyro.families.columns import Columns
 from dgm_pyro.networks import ActNorm, Standardize
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
@@ -603,7 +604,7 @@ def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
 
 def _check_scale(program: Program, data: Data) -> None:
     """Warn of reals that are far from 0, or spread far: networks and densities start from scale 1."""
-    scaled = any(isinstance(module, ActNorm | Standardize) for module in program.modules())
+    scaled = any(isinstance(module, ActNorm | Standardize | Columns) for module in program.modules())
     if scaled or not data.x.is_floating_point():
         return
     spread, mean = torch.std_mean(data.x.flatten(1), 0, correction=0)
