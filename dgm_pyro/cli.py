@@ -359,7 +359,7 @@ def impute(
         raise ValueError(f"--rows must be a positive integer, got {rows}")
     program, record, where, place = _opened(run, device, data_dir)
     points = dgm.data.load(record.data, split, data_dir=place)[:rows]
-    x, given, _ = program.arguments(points.x, points.y)
+    x, given, _ = program.arguments(points)
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to impute")
     seen = dgm.infer.hide(mask, program.event_shape, seed)
@@ -639,7 +639,7 @@ def gaps(
     found, loaded = {}, {folder: _opened(folder, device, data_dir) for folder in folders}
     for folder, (program, record, where, place) in loaded.items():
         points = dgm.data.load(record.data, split, data_dir=place)[:num_data].to(where)
-        x, given, _ = program.arguments(points.x, points.y)
+        x, given, _ = program.arguments(points)
         found[folder] = dgm.infer.gaps(
             program,
             x,

@@ -25,7 +25,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from dgm_pyro.checks import (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """Data x, with labels y where there are any.
+    """Data x, with labels y, other variables that are given, and a mask of what was observed, where there are any.
 
     Args:
         x: ``(N, *event_shape)``: integers 0 .. levels - 1 of an integer dtype, or finite reals.
@@ -57,12 +57,24 @@ class Data:
         levels: how many integers a feature takes; None for reals.
         name: what reports call it.
         num_classes: how many labels there are; if left out, the largest in y and one more, and y must hold a 0.
+        given: finite reals that p(x | given) is conditioned on, ``(N, *given_shape)``.
+        mask: True where a feature was observed, of the shape of x. Where it is False, x may hold anything, NaN too, and
+            is set to 0.
 
-    `torch.utils.data.DataLoader` makes batches of it: of x, or pairs of x and y.
+    `torch.utils.data.DataLoader` makes batches of it: of x, or tuples of x and what else there is, in the order y,
+    given, mask.
 
     Raises:
-        TypeError: x or y is no tensor, or of a dtype that contradicts ``levels``.
+        TypeError: a tensor is none, or of a dtype that contradicts ``levels``.
         ValueError: a shape or a value does not fit; the message names it.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> t = torch.rand(100, 1)
+    >>> data = dgm.Data(torch.sin(t) + 0.1 * torch.randn(100, 1), given=t)
+    >>> data
+    Data('data', x=(100, 1) float32, given (1,))
+    >>> program = dgm.Normal(1, lambda size: torch.nn.Linear(1, size))
+    >>> history = dgm.fit(program, data, epochs=2, progress=False)  # of p(x | t)
     """
 
     x: Tensor
@@ -70,9 +82,17 @@ class Data:
     levels: int | None = None
     name: str = "data"
     num_classes: int | None = None
+    given: Tensor | None = field(default=None, kw_only=True)
+    mask: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_dense(self.x, "x")
+        if self.mask is not None:
+            _check_mask(self.mask, self.x)
+            vars(self).update(x=self.x.masked_fill(~self.mask, 0))
         _check_x(self.x, self.levels)
+        if self.given is not None:
+            _check_given(self.given, len(self.x))
         if self.y is None:
             if self.num_classes is not None:
                 raise ValueError(f"num_classes is {self.num_classes}, but there are no labels y: pass both or neither")
@@ -103,6 +123,12 @@ class Data:
         """``"mass"`` on integers or ``"density"`` on reals."""
         return "density" if self.levels is None else "mass"
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name: x, y, given, mask."""
+        tensors = {"x": self.x, "y": self.y, "given": self.given, "mask": self.mask}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -111,15 +137,14 @@ class Data:
         if isinstance(index, int):
             index = [index]
         try:
-            x, y = self.x[index], None if self.y is None else self.y[index]
+            return self.replaced(**{name: tensor[index] for name, tensor in self.parts.items()})
         except (IndexError, TypeError) as error:  # an IndexError, as it ends a loop over the data
             raise IndexError(f"index {index!r} does not fit {self!r}: {error}") from error
-        return self._on(x, y)
 
-    def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, Tensor]]:
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, ...]]:
         """The data at ``rows`` one by one, as a DataLoader of torch reads them."""
-        x = self.x[rows]
-        return list(x) if self.y is None else list(zip(x, self.y[rows], strict=True))
+        tensors = [tensor[rows] for tensor in self.parts.values()]
+        return list(tensors[0]) if len(tensors) == 1 else list(zip(*tensors, strict=True))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Data, Data]:
         """Two disjoint random parts, the second with ``fraction`` of the data: ``train, valid = data.split(0.1)``.
@@ -159,30 +184,31 @@ class Data:
                     "keep fewer"
                 )
             y[rows[torch.randperm(len(rows), generator=random)[:share]]] = label
-        return self._on(self.x, y)
+        return self.replaced(y=y)
 
     def to(self, device: str | torch.device) -> Data:
         """The same data on ``device``."""
         where = device if isinstance(device, torch.device) else find_device(device)
-        return self._on(self.x.to(where), None if self.y is None else self.y.to(where))
+        return self.replaced(**{name: tensor.to(where) for name, tensor in self.parts.items()})
+
+    def replaced(self, **parts: Tensor) -> Data:
+        """A copy with other tensors for some of `parts`; unchecked, as parts of checked data need no second look."""
+        if not len(parts.get("x", self.x)):
+            raise ValueError(f"the subset of {self!r} is empty")
+        copied = copy.copy(self)
+        vars(copied).update(parts)
+        return copied
 
     def __repr__(self) -> str:
         values = "" if self.levels is None else f" of {self.levels} levels"
         labels = "" if self.y is None else f", y of {self.num_classes} classes"
+        given = "" if self.given is None else f", given {tuple(self.given.shape[1:])}"
+        missing = "" if self.mask is None else f", {1 - self.mask.double().mean():.1%} missing"
         dtype = str(self.x.dtype).removeprefix("torch.")
-        return f"Data({self.name!r}, x={tuple(self.x.shape)} {dtype}{values}{labels})"
-
-    def _on(self, x: Tensor, y: Tensor | None) -> Data:
-        if len(x) == 0:
-            raise ValueError(f"the subset of {self!r} is empty")
-        # Parts of checked data need no second check, which would read every value once more.
-        part = copy.copy(self)
-        vars(part).update(x=x, y=y)
-        return part
+        return f"Data({self.name!r}, x={tuple(self.x.shape)} {dtype}{values}{labels}{given}{missing})"
 
 
-def _check_x(x: Any, levels: int | None) -> None:
-    check_dense(x, "x")
+def _check_x(x: Tensor, levels: int | None) -> None:
     if x.dim() < 2:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, but data are (N, *event_shape): for single features x[:, None]"
@@ -208,6 +234,28 @@ def _check_y(y: Any, size: int) -> None:
     check_labels(y, "y", size)
     if int(y.min()) < -1:
         raise ValueError(f"y holds the label {int(y.min())}: labels count from 0, and -1 stands for an unknown one")
+
+
+def _check_mask(mask: Any, x: Tensor) -> None:
+    check_dense(mask, "mask")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}: use mask.bool(), True where a feature was observed")
+    if mask.shape != x.shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, but x has {tuple(x.shape)}: say of each feature whether "
+                         "it was observed")  # fmt: skip
+    if mask.device != x.device:
+        raise ValueError(f"mask is on {mask.device}, but x on {x.device}: use mask.to({str(x.device)!r})")
+
+
+def _check_given(given: Any, size: int) -> None:
+    check_dense(given, "given")
+    if given.shape[:1] != (size,):
+        raise ValueError(f"given has shape {tuple(given.shape)}, but x has {size} rows: pass one row per datum")
+    if not given.is_floating_point():
+        raise TypeError(
+            f"given has dtype {given.dtype}: use given.float() if the values are real; a class label is y, Data(x, y)"
+        )
+    check_finite(given, "given")
 
 
 def load(

@@ -26,7 +26,7 @@ from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.families.standardized import core_of
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
-from dgm_pyro.program import Program, alone, check_program, parameter_of, seeded
+from dgm_pyro.program import Program, alone, check_program, parameter_of, parts_of, seeded
 from dgm_pyro.results import Result, Table
 
 
@@ -178,7 +178,7 @@ def evaluate(
 
     Args:
         program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it.
-        data: a `Data`, or a tensor ``(N, *event_shape)``.
+        data: a `Data`, or a tensor ``(N, *event_shape)``; with ``given`` or labels for a conditional program.
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
         num_samples: how many draws of an ELBO to average per datum: less noise, the same bound.
         ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
@@ -233,13 +233,13 @@ def evaluate(
     ):
         for start in range(0, len(data.x), batch_size):
             rows = slice(start, start + batch_size)
-            x, y = data.x[rows].to(device), None if data.y is None else data.y[rows].to(device)
-            value, given, _ = program.arguments(x, y)
-            keys.append(noise.row_keys(value).cpu())
+            batch = data[rows].to(device)
+            value, given, _ = program.arguments(batch)
+            keys.append(_keys(value, batch).cpu())
             if flow is not None:
                 density = flow(value, given)
                 bounds.append(Bound(density, density))
-                bar.update(len(x))
+                bar.update(len(value))
             else:
                 with noise.per_datum(value, seed):
                     bounds.append(_bound(program, value, given, num_particles, num_samples, bar.update))
@@ -254,6 +254,12 @@ def evaluate(
         reconstruction=_site_means([bound.reconstruction for bound in bounds]),
         kl=_site_means([bound.kl for bound in bounds]),
     )
+
+
+def _keys(value: Tensor, data: Data) -> Tensor:
+    """A hash of each datum: of what is scored, and of x, given and mask; not of labels, which p(x) sums over."""
+    found = [value, *(part for name, part in data.parts.items() if name != "y" and part is not value)]
+    return noise.row_keys(torch.stack([noise.row_keys(part) for part in found], 1))
 
 
 def _bound(
@@ -363,7 +369,8 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     place = program_device(program)
     if isinstance(data, Tensor):
         if program.variable != "x" or program.conditional:
-            raise TypeError(f"{argument} must be a dgm.data.Data with x and y for this {type(program).__name__}")
+            raise TypeError(f"{argument} must be a dgm.data.Data for this {type(program).__name__}: Data(x, y) with "
+                            "labels, or Data(x, given=...)")  # fmt: skip
         check_dense(data, argument)
         program.check(data.to(place), support=True)
         x = data.long() if program.levels is not None and data.is_floating_point() else data
@@ -371,7 +378,13 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     if not isinstance(data, Data):
         raise TypeError(f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}")
     moved = data.to(place)
-    value, given, observed = program.arguments(moved.x, moved.y)
+    value, given, observed = program.arguments(moved)
+    if data.given is not None and not any(part is moved.given for part in parts_of(given)):
+        raise ValueError(
+            f"{data.name} has given of shape {tuple(data.given.shape)}, which this {type(program).__name__} does not "
+            "read: leave given out, or use a program that is conditional on reals, with a network of them"
+        )
+    check_whole(data, f"this {type(program).__name__}")
     program.check_given(given, len(value))
     counts = program.levels is None and program.measure_given(given) != "density"
     if program.variable == "x" and not counts:
@@ -394,6 +407,20 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     if observed and classes is not None and data.num_classes is not None and data.num_classes > classes:
         raise ValueError(f"{data.name} has {data.num_classes} classes, but this {type(program).__name__} has {classes}")
     return replace(data, x=_as_reals(program, data.x), levels=None) if counts else data
+
+
+def check_whole(data: Data, owner: str) -> None:
+    """Raise if features are missing, for what cannot sum them out.
+
+    Args:
+        owner: who takes whole data alone, for the message.
+    """
+    if data.mask is not None and not data.mask.all():
+        rows = int((~data.mask).flatten(1).any(1).sum())
+        raise ValueError(
+            f"{rows} of {len(data)} data of {data.name} miss features, and {owner} takes whole data: keep "
+            "those with data[data.mask.flatten(1).all(1)], or fill the others in by dgm.infer.impute"
+        )
 
 
 def _as_reals(program: Program, x: Tensor) -> Tensor:

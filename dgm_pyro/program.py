@@ -44,6 +44,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 import dgm_pyro.factors as factors
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor, check_type
+from dgm_pyro.data import Data
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 
 # Data whose support is stated at once, where it differs between them.
@@ -207,9 +208,28 @@ class Program(nn.Module):
             twin.__dict__["_arguments"] = self.__dict__["_arguments"] | parts
         return twin
 
-    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """The form in which a datum x with label y enters the statements: (value, given, further observed sites)."""
-        return x, (y if self.conditional else None), {}
+    def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """The form in which data enter the statements: (value, given, further observed sites).
+
+        Raises:
+            ValueError: the program is conditional on labels or reals that the data do not have.
+        """
+        return data.x, (self._given_in(data) if self.conditional else None), {}
+
+    def _given_in(self, data: Data) -> Any:
+        """The label y where a part of ``given`` is one, and else what the data are given."""
+        pair = is_pair(self.given_shape)
+        shapes: Any = self.given_shape if pair else (self.given_shape,)
+        # A shape that is left open may be that of labels.
+        labels = [not shape and (self.num_classes is not None or data.given is None) for shape in shapes]
+        parts = tuple(data.y if label else data.given for label in labels)
+        if None in parts:
+            lacking = "Data(x, y)" if labels[parts.index(None)] else "Data(x, given=...)"
+            raise ValueError(
+                f"this {type(self).__name__} is conditional: pass {lacking}, {self._describe_given()}, which "
+                f"{data.name} does not have"
+            )
+        return parts if pair else parts[0]
 
     @property
     def measure(self) -> str:

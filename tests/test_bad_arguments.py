@@ -424,7 +424,10 @@ CALLS = {
     "Gaps.worst": Call(dict(num_data=2), of=lambda: gaps(vae(), X)),
     "infer.HMC": Call(dict(num_leapfrog=1)),
     # data
-    "Data": Call(dict(x=X, y=Y, num_classes=2, levels=None), {"levels": LEVELS[:2], "y": LABELS[1:], "name": []}),
+    "Data": Call(
+        dict(x=X, y=Y, num_classes=2, levels=None, given=X, mask=X > 0),
+        {"levels": LEVELS[:2], "y": LABELS[1:], "name": [], "mask": [[True], X, X[:, :1] > 0]},
+    ),
     "Data.split": Call(dict(fraction=0.5, seed=0), of=data),
     "Data.keep_labels": Call(dict(num_labels=2, seed=0), of=data),
     "Data.to": Call(dict(device="cpu"), of=data),

@@ -446,9 +446,9 @@ def test_counts_are_counts(option, value):
 
 def test_a_conditional_program_needs_the_labels():
     program = CASES["normal-given-label"].build()
-    with pytest.raises(TypeError, match=r"dgm\.data\.Data with x and y"):
+    with pytest.raises(TypeError, match=r"Data\(x, y\) with labels"):
         dgm.evaluate(program, torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="conditional: pass given"):
+    with pytest.raises(ValueError, match=r"conditional: pass Data\(x, y\), one integer label"):
         dgm.evaluate(program, dgm.Data(torch.zeros(3, 2)))
     with pytest.raises(ValueError, match="labels from 0 to 7, but the program knows 3 classes"):
         dgm.evaluate(program, dgm.Data(torch.zeros(2, 2), torch.tensor([0, 7])))

@@ -184,7 +184,7 @@ class Training:
         self.program, self.objective, self.options, self.augment = program, maximize, options, augment
         program.to(self.device)
         self.processes.agree([*program.parameters(), *program.buffers()])
-        self.x, self.y = train.x.to(self.device), None if train.y is None else train.y.to(self.device)
+        self.data = train.to(self.device)
         self.held_out = held_out
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=options.lr, weight_decay=options.weight_decay, fused=True
@@ -350,7 +350,7 @@ class Training:
         compiling = options.compile is True or (steps >= COMPILE_FROM and options.compile)
         totals, watch = _Totals(), _Watch(self.program.variable)
         self.program.train()
-        order = torch.randperm(len(self.x), generator=self.shuffling).to(self.device)
+        order = torch.randperm(len(self.data), generator=self.shuffling).to(self.device)
         batches = order.split(options.batch_size)[: self.steps_per_epoch]
         for step, rows in enumerate(batches, start=(epoch - 1) * self.steps_per_epoch + 1):
             # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
@@ -382,8 +382,8 @@ class Training:
         return self.options.lr * min(1.0, step / max(1, steps // 50)) * falling
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        x = self.x[rows] if self.augment is None else self.augment(self.x[rows])
-        return self.program.arguments(x, None if self.y is None else self.y[rows])
+        batch = self.data[rows]
+        return self.program.arguments(batch if self.augment is None else batch.replaced(x=self.augment(batch.x)))
 
     def _validate(self, epoch: int) -> float:
         """The validation loss, with the same draws every time, which makes epochs comparable.
@@ -403,8 +403,7 @@ class Training:
         with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
             for number in range(processes.rank, len(starts), processes.size):
                 rows = slice(starts[number], starts[number] + size)
-                y = None if data.y is None else data.y[rows].to(self.device)
-                value, given, observed = program.arguments(data.x[rows].to(self.device), y)
+                value, given, observed = program.arguments(data[rows].to(self.device))
                 total -= objective(program, value, given, observed).value.double().sum().item()
         summed = processes.total(torch.tensor(total, dtype=torch.float64, device=self.device)).item()
         if not math.isfinite(summed):
@@ -622,7 +621,7 @@ def _check_scale(program: Program, data: Data) -> None:
 def _check_labels(program: Program, data: Data | None, objective: Objective) -> None:
     if data is None or not isinstance(objective, VariationalBound | PyroObjective):
         return
-    for site, labels in program.arguments(data.x, data.y)[2].items():
+    for site, labels in program.arguments(data)[2].items():
         if (labels < 0).any():
             raise ValueError(
                 f"{data.name} has unknown labels (-1), which no ELBO can observe at {site!r}: use objective="

@@ -570,7 +570,7 @@ def represent(
     site, points = program.code_named(site), as_data(program, data)
 
     def coded(points: Data) -> Tensor:
-        x, given, _ = program.arguments(points.x, points.y)
+        x, given, _ = program.arguments(points)
         return encode(program, x, given, site=site, seed=seed, progress=progress)
 
     z, quality = coded(points), dict[str, Quality]()

@@ -855,8 +855,8 @@ def test_labels_are_checked_before_training():
         fit(labeled, known, validation=dgm.Data(x, y))
     with pytest.raises(ValueError, match="labels from -1 to 2"):
         fit(conditional, dgm.Data(x, y))
-    with pytest.raises(ValueError, match="conditional: pass given"):
+    with pytest.raises(ValueError, match=r"conditional: pass Data\(x, y\)"):
         fit(conditional, dgm.Data(x))
-    with pytest.raises(TypeError, match=r"dgm\.data\.Data with x and y"):
+    with pytest.raises(TypeError, match=r"Data\(x, y\) with labels"):
         fit(conditional, x)
     fit(CASES["normal-learned"].build(), dgm.Data(x, y))  # who reads no labels has nothing against them
