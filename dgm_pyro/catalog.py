@@ -655,12 +655,12 @@ def build(
             "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
             stacklevel=2,
         )
-    given: torch.Tensor | None = getattr(data, "given", None)
+    given = data.given
     if given is not None and (labeled or name == "classifier"):
         raise ValueError(
             f"{data.name} has a given beside its labels, and a classifier conditions on the label alone: leave one out"
         )
-    units = units_of(data.x, "x") if standardize and data.levels is None else None
+    units = units_of(_with_nan(data), "x") if standardize and data.levels is None else None
     given_units = units_of(given, "given") if standardize and given is not None else None
     if name == "classifier":
         if labeled:
@@ -703,10 +703,11 @@ def _of_columns(name: str, data: Data, reads: Reads, columns: Mapping[str, Any],
         raise ValueError("columns are the likelihood: leave out columns or likelihood")
     if data.levels is not None or tuple(data.event_shape) != (len(columns),):
         raise ValueError(f"columns has {len(columns)} kinds, but data are {data!r}: pass reals, (N, {len(columns)})")
-    shift, scale = units_of(data.x)
+    x = _with_nan(data)
+    shift, scale = units_of(x)
     table = Columns(columns, shift=shift, scale=scale)
     amount = torch.tensor([i in table.amounts for i in range(len(columns))])
-    reader = partial(ColumnReader, table.classes, table.amounts, *units_of(torch.where(amount, data.x.log1p(), data.x)))
+    reader = partial(ColumnReader, table.categories, table.amounts, *units_of(torch.where(amount, x.log1p(), x)))
 
     def likelihood(network: Callable[[int], nn.Module]) -> Columns:
         """Given what a network reads that is made of its number of parameters per column."""
@@ -742,7 +743,7 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     standard deviation of a Normal. The scale of a constant feature is 1. Of many data, an even sample is taken.
 
     Args:
-        x: ``(N, *event_shape)``.
+        x: ``(N, *event_shape)``; NaN where it is missing.
         argument: its name, for messages.
 
     Warns:
@@ -753,13 +754,15 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     columns = x.movedim(1, -1) if image else x
     every = max(1, columns.numel() // NUMBERS_FOR_UNITS)
     columns = columns.reshape(-1, features)[::every].double()
-    spread, center = torch.std_mean(columns, 0, correction=0)
-    low, median, high = columns.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=columns.dtype), 0)
+    center = columns.nanmean(0)
+    spread = (columns - center).square().nanmean(0).sqrt()
+    low, median, high = columns.nanquantile(torch.tensor([0.25, 0.5, 0.75], dtype=columns.dtype), 0)
     between = (high - low) / 1.349
     heavy = (spread > HEAVY * between) & (between > 0)
     shift, scale = torch.where(heavy, median, center), torch.where(heavy, between, spread)
-    constant = scale <= 1e-12 * center.abs().clamp_min(1e-12)
-    coarse = torch.finfo(x.dtype).eps * columns.abs().amax(0) > COARSE * scale
+    constant = ~(scale > 1e-12 * center.abs().clamp_min(1e-12))  # or never observed
+    shift = shift.nan_to_num()
+    coarse = torch.finfo(x.dtype).eps * columns.abs().nan_to_num().amax(0) > COARSE * scale
     for trouble, message in (
         (constant, "is constant, and its density has no bound: drop it"),
         (
@@ -772,6 +775,11 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     shape = (features, *(1,) * (x.dim() - 2)) if image else x.shape[1:]
     scale = torch.where(constant, 1.0, scale)
     return shift.to(x.dtype).reshape(shape), scale.to(torch.get_default_dtype()).reshape(shape)
+
+
+def _with_nan(data: Data) -> torch.Tensor:
+    """x with NaN where it is missing."""
+    return data.x if data.mask is None else data.x.masked_fill(~data.mask, torch.nan)
 
 
 def _standardized(data: Data, units: Units) -> Data:

@@ -352,11 +352,16 @@ class Program(nn.Module):
 
     # -- missing features --------------------------------------------------------------------------------------------
 
-    def filled(self, x: Tensor, mask: Tensor, given: Any = None) -> Tensor:
-        """x with a value of its support in the place of each that is missing, False in ``mask``: zero where it may."""
-        support = self.support_given(given, len(x))
-        zeros = torch.zeros_like(x)
-        return torch.where(mask, x, zeros if support is None else _inside(unwrapped(support), zeros))
+    @property
+    def takes_missing(self) -> bool:
+        """Whether missing features of x can be left out of p(x): where they are independent given the latents."""
+        return False
+
+    def placeholder(self) -> Tensor:
+        """An x of the support, ``event_shape``, that stands for what is missing: zero where that is one."""
+        given = example_given(self)
+        known = given is not None or not self.conditional
+        return inside(self.support_given(given) if known else None, parameter_of(self).new_zeros(self.event_shape))
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         """Weighted draws of x with its observed features: what `dgm.infer.impute` chooses among.
@@ -1222,10 +1227,13 @@ def unwrapped(constraint: Any) -> constraints.Constraint:
     return inner
 
 
-def _inside(line: Any, zeros: Tensor) -> Tensor:
+def inside(support: constraints.Constraint | None, zeros: Tensor) -> Tensor:
     """Values of a support, of the shape of ``zeros``."""
+    line: Any = None if support is None else unwrapped(support)
+    if line is None:
+        return zeros
     if isinstance(line, constraints.stack):
-        return torch.stack([_inside(unwrapped(c), z) for c, z in zip(line.cseq, zeros.unbind(-1), strict=True)], -1)
+        return torch.stack([inside(each, zero) for each, zero in zip(line.cseq, zeros.unbind(-1), strict=True)], -1)
     if line.is_discrete:
         zeros = zeros + getattr(line, "lower_bound", 0)
     else:

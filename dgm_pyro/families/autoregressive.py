@@ -144,6 +144,9 @@ class Autoregressive(Conditional):
         """The chain written out on the same parameters: one site per feature, ``x_1 .. x_D`` in the order."""
         return UnrolledAutoregressive(self)
 
+    def placeholder(self) -> Tensor:
+        return self.features.placeholder()
+
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         return by.over_features(self, x, mask, given)
 

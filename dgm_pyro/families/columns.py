@@ -109,7 +109,7 @@ class Columns(IndependentConditional):
         self.supports = [_support(*column) for column in zip(parts, shifts, scales, strict=True)]
 
     @property
-    def classes(self) -> list[int | None]:
+    def categories(self) -> list[int | None]:
         """Number of values of each column that is a category without an order; None of the others."""
         return [part.levels if isinstance(part, Categorical) else None for part in self.parts]
 
@@ -126,6 +126,11 @@ class Columns(IndependentConditional):
         part: Any = self.parts[feature]
         u = part.univariate(raw[..., : part.num_parameters])
         return in_units_of(u, self.shift[feature], self.scale[feature])
+
+    def placeholder(self) -> Tensor:
+        """Of every column the value of its u, in units: of reals the shift, of positive ones the scale."""
+        parts: Any = self.parts
+        return self.shift + self.scale * torch.stack([part.placeholder() for part in parts])
 
     def univariate(self, raw: Tensor) -> ColumnsDistribution:
         parts = [self.of_feature(row, i) for i, row in enumerate(raw.unbind(-2))]

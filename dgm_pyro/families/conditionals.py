@@ -35,7 +35,7 @@ from dgm_pyro.checks import (
     check_type,
 )
 from dgm_pyro.families import distributions
-from dgm_pyro.program import Conditional, call_network
+from dgm_pyro.program import Conditional, call_network, inside, parameter_of
 from dgm_pyro.registry import register, replace_argument
 
 Network = nn.Module | Callable[[int], nn.Module]
@@ -109,6 +109,13 @@ class IndependentConditional(Conditional):
     def initial(self) -> Tensor:
         """Raw parameters, ``(P, *event_shape)``, of the standard member of the family."""
         return torch.zeros(self.num_parameters, *self.event_shape)
+
+    takes_missing = True
+
+    def placeholder(self) -> Tensor:
+        """Of the standard member, whose support is that of all."""
+        start = self.initial().to(parameter_of(self))
+        return inside(self.distribution(start).support, start.new_zeros(self.event_shape))
 
     def univariate(self, raw: Tensor) -> dist.TorchDistribution:
         """The distribution of single features: from raw parameters ``(*batch, P)``, one of batch shape ``batch``."""

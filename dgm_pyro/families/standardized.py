@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from dgm_pyro.checks import Shape
+from dgm_pyro.data import Data
 from dgm_pyro.factors import Formula
 from dgm_pyro.families.transforms import CachedTransform, line_of
 from dgm_pyro.networks.standardize import Standardize, in_units, standard
@@ -150,8 +151,8 @@ class Standardized(Program):
     def _with(self, program: Program) -> Standardized:
         return self if program is self.__dict__["_modules"]["program"] else self.replaced(program=program)
 
-    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        return self.program.arguments(x, y)
+    def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        return self.program.arguments(data)
 
     def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
         support = self.program.support_given(self.standard_given(given), size)
@@ -182,6 +183,13 @@ class Standardized(Program):
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
         return self.in_units(self.program._decode(z, self.standard_given(given), site, draw))
+
+    @property
+    def takes_missing(self) -> bool:
+        return self.program.takes_missing
+
+    def placeholder(self) -> Tensor:
+        return self.in_units(self.program.placeholder())
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         drawn, log_weights = self.program.completions(by, self.standard(x), mask, self.standard_given(given))
