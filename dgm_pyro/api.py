@@ -38,6 +38,7 @@ from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
+from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Conditional, IntractableError, Program
 from dgm_pyro.registry import register
 from dgm_pyro.training import adversarial
@@ -91,6 +92,7 @@ __all__ = [
     "Normal",
     "OneHot",
     "Poisson",
+    "Posterior",
     "Program",
     "Schedule",
     "SemiSupervised",

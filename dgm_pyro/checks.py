@@ -104,8 +104,10 @@ def check_network_options(*, levels: Any = None, num_classes: Any = None, dropou
 
 def check_name(name: Any, argument: str) -> None:
     """Raise unless ``name`` may be that of a site."""
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{argument} must be the name of a site, a non-empty string, got {name!r}")
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ValueError(
+            f"{argument} must be the name of a site, a non-empty string of printable letters, got {name!r}"
+        )
 
 
 def check_type(value: Any, kind: Any, argument: str, wanted: str) -> None:

@@ -22,7 +22,6 @@ from dgm_pyro.training.options import TrainingOptions, option_types
 
 if TYPE_CHECKING:
     import torch
-    from matplotlib.figure import Figure
 
     from dgm_pyro.experiments.runs import Record
     from dgm_pyro.program import Program
@@ -257,9 +256,8 @@ def train(
 def _report_training(folder: Path, name: str, model: str, history: History) -> None:
     from dgm_pyro.experiments import plots
 
-    plots.learning_curves(history, title=f"{name}: {len(history.epochs)} epochs").savefig(
-        folder / "learning-curves.png"
-    )
+    curves = plots.learning_curves(history, title=f"{name}: {len(history.epochs)} epochs")
+    plots.write_picture(folder / "learning-curves.png", curves)
     best = history.epochs[history.best_epoch - 1]
     loss = f"loss {best.loss:.3f} {history.unit}"
     if best.validation is not None:
@@ -321,7 +319,7 @@ def sample(
     with seeded(seed, where), evaluating(program):
         x = program.sample(num_samples, given, **options).cpu()
     what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
-    _save(picture, plots.samples(x, levels=program.levels, title=f"{num_samples} samples of {what}"))
+    plots.write_picture(picture, plots.samples(x, levels=program.levels, title=f"{num_samples} samples of {what}"))
     runs.write_array(picture.with_suffix(".npy"), x)
     typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} samples of {what}")
 
@@ -375,7 +373,7 @@ def impute(
         progress=_on_a_terminal(),
     ).cpu()
     what = f"{record.model} on {record.data}, {mask} hidden"
-    _save(picture, plots.imputations(x, seen, drawn, levels=program.levels, title=what))
+    plots.write_picture(picture, plots.imputations(x, seen, drawn, levels=program.levels, title=what))
     runs.write_array(picture.with_suffix(".npy"), drawn)
     typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} draws for each of {len(x)} data of {what}")
 
@@ -561,7 +559,7 @@ def sweep(
     _show(result, as_json, "", {}, written)
     if result.failed:
         for error, where in result.failures().items():
-            typer.echo(f"failed: {', '.join(where)}: {error}", err=True)
+            typer.echo(_printable(f"failed: {', '.join(where)}: {error}"), err=True)
         raise typer.Exit(1)
 
 
@@ -656,10 +654,10 @@ def gaps(
             name = f"{picture.stem}-{folder.name}-worst" if len(folders) > 1 else f"{picture.stem}-worst"
             title = f"Worst explained by {folder.name}"
             worst = plots.worst_explained(found[folder], levels=program.levels, title=title)
-            _save(picture.with_name(f"{name}.png"), worst)
+            plots.write_picture(picture.with_name(f"{name}.png"), worst)
     short = {folder.name for folder in found}
     names = {folder.name if len(short) == len(found) else str(folder): each for folder, each in found.items()}
-    _save(picture, plots.gaps(names, title=f"Gaps on {record.data}, {len(points)} data"))
+    plots.write_picture(picture, plots.gaps(names, title=f"Gaps on {record.data}, {len(points)} data"))
     if as_json:
         typer.echo(json.dumps({str(folder): each.as_dict() for folder, each in found.items()}, indent=1))
     else:
@@ -692,7 +690,7 @@ def checks(
     program, record, _, place = _opened(run, device, data_dir)
     points = dgm.data.load(record.data, split, data_dir=place)[:num_data]
     report = dgm.infer.check(program, points, num_samples=num_samples, seed=seed, progress=_on_a_terminal())
-    _save(picture, plots.calibration(report, title=f"The guide of {record.model} on {record.data}"))
+    plots.write_picture(picture, plots.calibration(report, title=f"The guide of {record.model} on {record.data}"))
     _show(report, as_json, "", {}, f"{picture}: rank histograms and the KL of each dimension")
     if any(finding.severity == "error" for finding in report.findings):
         raise typer.Exit(1)
@@ -737,6 +735,7 @@ def anomaly(
     The AUROC is the probability that one of the DATA scores above a normal datum; 0.5 is chance.
     """
     from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.files import write_text
     from dgm_pyro.results import as_csv
     from dgm_pyro.uses.anomaly import detect
 
@@ -756,7 +755,7 @@ def anomaly(
         progress=_on_a_terminal(),
     )
     what, table = f"{record.model} on {record.data}", picture.with_suffix(".csv")
-    _save(
+    plots.write_picture(
         picture,
         plots.samples(
             x[found.ranked[:36]],
@@ -764,7 +763,7 @@ def anomaly(
             title=f"Most anomalous for {what}, by {found.alarms[0].score}",
         ),
     )
-    table.write_text(as_csv(found.records()), encoding="utf-8")
+    write_text(table, as_csv(found.records()))
     written = f"{picture} and {table}: the most anomalous first"
     _show(found, as_json, f"{what}: ", {"run": str(run), "data": data}, written)
 
@@ -787,6 +786,7 @@ def classify(
     """
     from dgm_pyro.data import load
     from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.files import write_text
     from dgm_pyro.results import as_csv
     from dgm_pyro.uses.classification import answer
 
@@ -805,10 +805,10 @@ def classify(
     )
     what, written = f"{record.model} on {record.data}", str(table)
     table.parent.mkdir(parents=True, exist_ok=True)
-    table.write_text(as_csv(found.records()), encoding="utf-8")
+    write_text(table, as_csv(found.records()))
     if x.dim() == 4 and x.shape[1] == 1:
         picture = table.with_suffix(".png")
-        _save(
+        plots.write_picture(
             picture,
             plots.answers(
                 x[:36],
@@ -869,7 +869,7 @@ def represent(
     written = [numbers]
     for name, figure in figures.items():
         written.append(picture if name == "map" else picture.with_name(f"{picture.stem}-{name}.png"))
-        _save(written[-1], figure)
+        plots.write_picture(written[-1], figure)
     numbers.parent.mkdir(parents=True, exist_ok=True)
     runs.write_array(numbers, found.z)
     _show(found, as_json, f"{what}: ", {"run": str(run)}, ", ".join(map(str, written)))
@@ -888,11 +888,6 @@ def _opened(run: Path, device: str, data_dir: str | None = None) -> tuple[Progra
 def _on_a_terminal() -> bool:
     """Whether somebody sees the bars."""
     return sys.stderr.isatty()
-
-
-def _save(path: Path, figure: Figure) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
 
 
 def _show(found: Result, as_json: bool, before: str, facts: dict[str, Any], after: str) -> None:
@@ -985,6 +980,12 @@ def _is_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
+def _printable(message: str) -> str:
+    """The message in one line; names in files may hold what moves the cursor of a terminal, or is no text at all."""
+    line = " ".join(message.split())
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+
+
 def _fail(message: str, status: int) -> int:
-    typer.echo("dgm: " + " ".join(message.split()), err=True)
+    typer.echo(f"dgm: {_printable(message)}", err=True)
     return status

@@ -353,6 +353,9 @@ def _pinwheel(random: np.random.Generator, num_data: int) -> Points:
 
 # -- from files --------------------------------------------------------------------------------------------------------
 
+LARGEST = 2**26
+"""Bytes of the largest file, unpacked: small files unpack to any size."""
+
 # md5 of the unpacked idx files, sha256 of the packed bits.
 CHECKSUMS: dict[str, dict[str, str]] = {
     "mnist": {
@@ -423,12 +426,13 @@ def _check_sum(path: Path, name: str, algorithm: str, digest: str, expected: str
 
 def _read_idx(path: Path, name: str, dims: int, checksum: str) -> np.ndarray:
     """The array of an idx file of bytes: 0, 0, 8, dims, the sizes as big-endian uint32, then the values."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
-            content = gzip.decompress(content)
+            content = file.read(LARGEST + 1)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path} is truncated or no gzip file ({error}): copy it again") from error
+    if len(content) > LARGEST:
+        raise ValueError(f"{path} holds more than {LARGEST:,} bytes, but {name} does not: it is another kind of file")
     magic, header = bytes((0, 0, 8, dims)), 4 + 4 * dims
     if content[:4] != magic:
         raise ValueError(
@@ -457,6 +461,9 @@ def _packed_bits(name: str, split: str, data_dir: Any, folder: str, event_shape:
     path = _find(name, data_dir, (folder,), (f"{split}.npz",))
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            size = archive.zip.getinfo("packed.npy").file_size
+            if size > LARGEST:
+                raise ValueError(f"it holds {size:,} bytes, more than {name} has")
             packed = archive["packed"]
     except (
         AttributeError,

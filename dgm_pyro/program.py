@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
+import inspect
 import itertools
 import math
 import re
@@ -34,6 +36,8 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule
 from pyro.params import module_from_param_with_module_name, param_with_module_name, user_param_name
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -43,7 +47,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import dgm_pyro.factors as factors
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor, check_type
+from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor
 from dgm_pyro.data import Data
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 
@@ -1148,7 +1152,25 @@ def parameter_of(program: Program) -> Tensor:
 def check_program(program: Any, argument: str = "program") -> None:
     """Raise unless ``program`` is one."""
     check_no_distribution(program, argument)
-    check_type(program, Program, argument, "a dgm.Program")
+    if not isinstance(program, Program):
+        remedy = _remedy_for(program)
+        raise TypeError(f"{argument} must be a dgm.Program, got {type(program).__name__}{remedy}")
+
+
+def _remedy_for(model: Any) -> str:
+    """What a Pyro model, a guide or a pair of them is to be wrapped in; nothing for other objects."""
+    if isinstance(model, AutoGuide):
+        return ": it is a guide; wrap the model, dgm.Posterior(model, *args), and use dgm.infer.psis(posterior, guide)"
+    if isinstance(model, tuple) and model and all(map(callable, model)):
+        return (
+            ": wrap the model of the pair, dgm.Posterior(model, *args), and use dgm.infer.psis(posterior, guide) or "
+            "dgm.infer.compare(model, *args, guides=[guide])"
+        )
+    if type(model).__name__ == "Posterior":
+        return ": dgm.infer has ais, smc, nuts and psis for a Posterior"
+    if inspect.isroutine(model) or isinstance(model, functools.partial | PyroModule):
+        return ": wrap a Pyro model with its data, dgm.Posterior(model, *args), for dgm.infer"
+    return ""
 
 
 def check_no_distribution(value: Any, argument: str) -> None:

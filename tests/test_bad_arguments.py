@@ -622,7 +622,6 @@ CALLS = {
     # runs and sweeps
     "runs.read": Call(dict(folder=run, device="cpu")),
     "runs.inputs": Call(dict(source="moons", program=vae), {"source": NAME}),
-    "runs.reserve": Call(dict(folder=fresh)),
     "runs.train": Call(
         dict(folder=fresh, model="pixels", data_name="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
              num_data=8, objective="elbo", progress=False),
@@ -671,7 +670,9 @@ EXCLUDED = {
         "samplers.run_sampler", "samplers.uniform",
     ],
     "helpers of other modules": [
-        "checkpoint.write_file", "classification.beliefs", "classification.share", "flow.start_near_zero",
+        "checkpoint.load_with_extra", "checkpoint.pack", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
+        "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
+        "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
         "runs.read_json", "runs.record_of", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
         "sweep.devices", "sweep.run_cell",

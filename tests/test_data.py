@@ -572,3 +572,19 @@ def test_the_published_files(name, sizes):
             assert data.x.double().mean().item() == pytest.approx(0.13251224, abs=1e-8)
         if name in IDX:
             assert data.y.bincount().min() >= size // 12  # ten classes of nearly equal size
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, monkeypatch, compressed):
+    """No more is unpacked than the largest data set has."""
+    monkeypatch.setattr(dgm.data, "LARGEST", 10_000)
+    (tmp_path / "mnist").mkdir()
+    content = bytes(10**7)
+    name = "train-images-idx3-ubyte" + (".gz" if compressed else "")
+    (tmp_path / "mnist" / name).write_bytes(gzip.compress(content) if compressed else content)
+    with pytest.raises(ValueError, match="holds more than 10,000 bytes, but mnist does not"):
+        dgm.data.load("mnist", data_dir=tmp_path)
+    (tmp_path / "binary" / "nltcs").mkdir(parents=True)
+    np.savez_compressed(tmp_path / "binary" / "nltcs" / "train.npz", packed=np.zeros((10**6, 2), np.uint8))
+    with pytest.raises(ValueError, match="it holds 2,000,128 bytes, more than nltcs has"):
+        dgm.data.load("nltcs", data_dir=tmp_path)

@@ -1,6 +1,8 @@
 """Runs: one folder with a trained program (a checkpoint) and, in ``run.json``, how it came about.
 
-``dgm.load`` reads the program alone from the same folder.
+``dgm.load`` reads the program alone from the same folder. ``run.json`` names the digest of the weights that it is the
+record of, and ``program.json``, which is replaced in one step, holds a copy of it: whoever reads while another writes,
+or after a writer was killed, reads one run.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import io
 import json
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import torch
 
 import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.data as data
+import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
 from dgm_pyro.checks import INTEGERS, check_number, check_path, check_type
@@ -59,20 +62,31 @@ class Record:
     history: dict[str, Any]
 
 
-def reserve(folder: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """``folder`` as a path, if a run may be written there: before an hour of training, not after.
+@contextlib.contextmanager
+def reserved(folder: Path, *, force: bool = False) -> Iterator[None]:
+    """Write a run in ``folder``, as its only writer: before an hour of training, not after.
+
+    Where that raises, a folder that was made for it is removed.
 
     Raises:
         FileExistsError: something is there, and ``force`` is not set.
+        BlockingIOError: another process writes there.
     """
-    check_path(folder, "folder")
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file, but a run is a folder: choose another --out")
-    if not force and path.exists() and any(path.iterdir()):
-        raise FileExistsError(f"{path} exists and is not empty: choose another --out, or overwrite it with --force")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    found = folder.exists()
+    if found and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, but a run is a folder: choose another --out")
+    try:
+        with files.only_writer(folder):
+            if not force and any(folder.iterdir()):
+                raise FileExistsError(
+                    f"{folder} exists and is not empty: choose another --out, or overwrite it with --force"
+                )
+            yield
+    except BaseException:
+        if not found:
+            with contextlib.suppress(OSError):  # it is not empty: somebody else has written there
+                folder.rmdir()
+        raise
 
 
 def train(
@@ -128,29 +142,33 @@ def train(
     with seeded(options.seed, torch.device("cpu")):
         program = build(model, points, labeled=labeled, **swaps)
     processes = process_group()
-    found = Path(folder).exists()
-    path = reserve(folder, force=force) if processes.writes else Path(folder)
-    try:
+    path = Path(folder)
+    with reserved(path, force=force) if processes.writes else contextlib.nullcontext():
         history = fit(program, points, objective, augment=augment, progress=progress, **vars(options))
-    except BaseException:
-        if processes.writes and not found:
-            with contextlib.suppress(OSError):  # it is not empty: somebody else has written there
-                path.rmdir()
-        raise
-    record = record_of(
-        model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
-        num_labels=num_labels, mutate=mutate, processes=processes.size if processes.size > 1 else None,
-        training=options,
-    )  # fmt: skip
-    if processes.writes:
-        write(path, program, record)
+        record = record_of(
+            model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
+            num_labels=num_labels, mutate=mutate, processes=processes.size if processes.size > 1 else None,
+            training=options,
+        )  # fmt: skip
+        if processes.writes:
+            _write(path, program, record)
     return program, record, history
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
-    """Store a run in ``folder``; ``run.json`` is written last: a folder that has it is complete."""
-    checkpoint.save(program, folder)
-    write_json(Path(folder) / RECORD, asdict(record))
+    """Store a run in ``folder``, in the place of an earlier one.
+
+    Raises:
+        BlockingIOError: another process writes there.
+    """
+    with files.only_writer(Path(folder)):
+        _write(Path(folder), program, record)
+
+
+def _write(folder: Path, program: Program, record: Record) -> None:
+    header, weights = checkpoint.pack(program, {RECORD: asdict(record)})
+    checkpoint.write_packed(folder, header, weights)
+    write_json(folder / RECORD, asdict(record) | {"weights": header["weights"]["sha256"]})
 
 
 def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Program, Record]:
@@ -164,11 +182,17 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     check_path(folder, "folder")
     path = Path(folder) / RECORD
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no run, it has no {RECORD}: train one with dgm train --out {folder}")
+        empty = not path.parent.exists() or (path.parent.is_dir() and not any(path.parent.iterdir()))
+        remedy = f"train one with dgm train --out {folder}" if empty else "choose the folder of a run"
+        raise FileNotFoundError(f"{folder} holds no run, it has no {RECORD}: {remedy}")
     found = read_json(path, KINDS, "train the run again")
+    program, stored = checkpoint.load_with_extra(folder, device)
+    copy = stored["extra"].get(RECORD) if isinstance(stored["extra"], dict) else None
+    if copy is not None and found.get("weights") != stored["weights"]:  # it is of the run before or after
+        found = copy
+        _check_kinds(found, KINDS, RECORD)
     found["options"] = old_names.renamed(found["options"], old_names.OPTIONS)
-    record = Record(**{name: found[name] for name in KINDS})
-    return checkpoint.load(folder, device), record
+    return program, Record(**{name: found[name] for name in KINDS})
 
 
 def inputs(source: str, program: Program, data_dir: str | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -190,8 +214,7 @@ def inputs(source: str, program: Program, data_dir: str | None = None) -> tuple[
             as_data(program, points)
         return points.x, points.y
     try:
-        with Path(source).open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
+        array = np.lib.format.open_memmap(Path(source), mode="r")  # takes no memory for what the header promises
     except ValueError as error:
         raise ValueError(f"{source} is no array ({error}): write one with numpy.save") from error
     if array.dtype.kind not in "biuf":
@@ -217,7 +240,7 @@ def write_array(path: Path, x: torch.Tensor) -> None:
     """``x`` as a .npy file, which `inputs` reads."""
     content = io.BytesIO()
     np.save(content, x.numpy())
-    checkpoint.write_file(path, content.getvalue())
+    files.write_file(path, content.getvalue())
 
 
 def record_of(
@@ -235,7 +258,7 @@ def record_of(
 
 def write_json(path: Path, content: Any) -> None:
     """All of ``content`` at ``path``, or the file that was there before."""
-    checkpoint.write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    files.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, Any]:
@@ -249,9 +272,9 @@ def read_json(path: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, A
         ValueError: the file is damaged: no JSON, no object, or something in it is missing or of another kind.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = files.parsed_json(path)
         _check_kinds(content, kinds, "it")
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
     return content
 
@@ -266,3 +289,5 @@ def _check_kinds(content: Any, kinds: Mapping[str, Kind], where: str) -> None:
             _check_kinds(content[name], kind, name)
         elif not isinstance(content[name], kind):
             raise TypeError(f"{name} is a {type(content[name]).__name__}")
+        elif isinstance(content[name], str) and not content[name].isprintable():
+            raise ValueError(f"{name} is {content[name]!a}")
