@@ -22,6 +22,8 @@ from tqdm import tqdm
 from dgm_pyro.checks import check_type
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
+from dgm_pyro.families.columns import Columns
+from dgm_pyro.families.missing import observed_part
 from dgm_pyro.networks import ActNorm, Standardize
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
@@ -163,12 +165,17 @@ class Training:
         if augment is not None and not callable(augment):
             raise TypeError(f"augment must be a function of x or None, got {type(augment).__name__}")
         options = options or TrainingOptions()
-        train = as_data(program, data)
+        train = as_data(program, data, missing=True)
         _check_scale(program, train)
         maximize: Any = PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
-        held_out = None if validation is None else as_data(program, validation, "validation")
+        held_out = None if validation is None else as_data(program, validation, "validation", missing=True)
         if held_out is None and options.validation is not None:
             train, held_out = _split(train, options.validation, options.seed)
+        incomplete = next((part for part in (train, held_out) if part is not None and part.misses), train)
+        if incomplete.misses and hasattr(maximize, "unit"):
+            raise ValueError(
+                f"{incomplete.name} misses features, but {maximize} compares whole data: use a bound such as 'iwae'"
+            )
         for part in (train, held_out):
             _check_labels(program, part, maximize)
         if options.early_stopping is not None and held_out is None:
@@ -184,12 +191,14 @@ class Training:
         program.to(self.device)
         self.processes.agree([*program.parameters(), *program.buffers()])
         self.data = train.to(self.device)
+        # By which batches are scored: the program itself, or its part that was observed.
+        self.scored = observed_part(program, incomplete)
         self.held_out = held_out
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=options.lr, weight_decay=options.weight_decay, fused=True
         )
         self.average = None if options.ema is None else _Average(program, options.ema)
-        self.step = Step(maximize, program, options.precision)
+        self.step = Step(maximize, self.scored, options.precision)
         self.shuffling = torch.Generator().manual_seed(options.seed)
         unit = getattr(maximize, "unit", History.unit)
         self.history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
@@ -382,7 +391,7 @@ class Training:
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
         batch = self.data[rows]
-        return self.program.arguments(batch if self.augment is None else batch.replaced(x=self.augment(batch.x)))
+        return self.scored.arguments(batch if self.augment is None else batch.replaced(x=self.augment(batch.x)))
 
     def _validate(self, epoch: int) -> float:
         """The validation loss, with the same draws every time, which makes epochs comparable.
@@ -390,7 +399,7 @@ class Training:
         The batches are distributed over the processes, and each process has its own draws. A Pyro objective, whose
         loss has its own backward pass, is validated by the plain ELBO.
         """
-        program, processes, data, total = self.program, self.processes, self.held_out, 0.0
+        program, processes, data, total = self.scored, self.processes, self.held_out, 0.0
         assert data is not None
         objective = at_progress(getattr(self.objective, "validation", self.objective), 1.0)
         if isinstance(objective, PyroObjective):
@@ -440,6 +449,8 @@ def fit(
     next epoch. Where ``validation`` is None, the last weights are kept. Compiling takes tens of seconds, then makes
     each step faster, and leaves the random numbers as they are; see `dgm.compile`. "auto" compiles trainings of 5,000
     steps or more, and continues uncompiled, with a warning, where it cannot be done.
+
+    Of data that miss features (`Data.mask`), the observed part is fitted: "iwae" of a VAE is then the MIWAE bound.
 
     Args:
         program: what to train; it ends in evaluation mode.
@@ -602,7 +613,7 @@ def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
 
 def _check_scale(program: Program, data: Data) -> None:
     """Warn of reals that are far from 0, or spread far: networks and densities start from scale 1."""
-    scaled = any(isinstance(module, ActNorm | Standardize) for module in program.modules())
+    scaled = any(isinstance(module, ActNorm | Standardize | Columns) for module in program.modules())
     if scaled or not data.x.is_floating_point():
         return
     spread, mean = torch.std_mean(data.x.flatten(1), 0, correction=0)
