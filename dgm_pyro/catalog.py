@@ -130,7 +130,7 @@ def made(data: Data, reads: Reads) -> Program:
 
 def _require_image(data: Data, name: str) -> None:
     if not is_image(data):
-        raise ValueError(f"{name} needs images (1, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
+        raise ValueError(f"{name} needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
 
 
 def pixelcnn(data: Data, reads: Reads) -> Program:

@@ -533,6 +533,8 @@ def evaluate(
     typer.echo(f"{record.model} on {record.data} ({split}, {len(points)} data): {evidence}{known}")
     if accuracy is not None:
         typer.echo(f"accuracy {accuracy:.4f}")
+    formula = program.formula()
+    typer.echo(f"the program: {formula.p}" + (f"; its guide: {formula.q}" if formula.q else ""))
 
 
 @app.command(epilog="Examples: dgm doctor runs/vae-digits; dgm doctor vae --prior flow; dgm doctor my.py:model,guide")
@@ -999,9 +1001,20 @@ def _written_to(out: Path | None, default: Path) -> Path:
     return path
 
 
-@app.command("list", epilog="Example: dgm list")
-def list_names() -> None:
-    """List the models, data sets, priors, encoders, likelihoods and objectives."""
+@app.command("list", epilog="Examples: dgm list; dgm list --data digits")
+def list_names(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set: list what each model is when built for it, and its size.", autocompletion=_data_sets
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the models, data sets, priors, encoders, likelihoods and objectives; with --data, the models for it."""
+    if data is not None:
+        typer.echo(_models_for(data, data_dir))
+        return
     import dgm_pyro.data as data
     from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
     from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
@@ -1020,10 +1033,27 @@ def list_names() -> None:
             for name, each in (OBJECTIVES | COMPARISONS).items()
         },
     }
+    width = max(len(name) for names in sections.values() for name in names) + 2
     for title, names in sections.items():
         typer.echo(title)
         for name, line in names.items():
-            typer.echo(f"  {name:<22}{line}")
+            typer.echo(f"  {name:<{width}}{line}")
+
+
+def _models_for(name: str, data_dir: str | None) -> str:
+    """What each model is when built for a data set."""
+    import dgm_pyro.data as data
+    from dgm_pyro.catalog import MODELS, build
+    from dgm_pyro.results import Table
+
+    points, rows = data.load(name, data_dir=data_dir), []
+    for model in MODELS:
+        try:
+            formula = build(model, points).formula()
+            rows.append([model, f"{formula.num_parameters:,}", formula.p])
+        except ValueError as error:
+            rows.append([model, "", str(error)])
+    return f"{points}\n{Table(['model', 'parameters', 'p'], rows)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

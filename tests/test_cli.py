@@ -311,6 +311,15 @@ def test_the_list_names_everything_with_a_line(capsys):
         assert all(len(line) > 5 for line in listed.values())
 
 
+def test_the_list_for_a_data_set_says_what_each_model_would_be(capsys):
+    dgm_ok("list", "--data", "moons")
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
+    assert list(listed) == list(MODELS)
+    size = sum(parameter.numel() for parameter in dgm.build("vae", dgm.data.load("moons")).parameters())
+    assert re.split(r"\s{2,}", listed["vae"]) == [f"{size:,}", "p(z) p(x | z)"]
+    assert listed["pixelcnn"].startswith("pixelcnn needs images")
+
+
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
 
 
@@ -390,7 +399,7 @@ BAD = [
     (["train", "vae", "--data", "mnist", "--data-dir", "/nowhere"], 1, "/nowhere"),
     (["train", "vae", "--prior", "gaussian"], 1, "prior must be"),
     (["train", "vae", "--encoder", "flow"], 1, "encoder must be"),
-    (["train", "vae", "--likelihood", "poisson"], 1, "likelihood must be"),
+    (["train", "vae", "--likelihood", "gauss"], 1, "likelihood must be"),
     (["train", "vae", "--latent-size", "-3"], 1, "latent_size must be"),
     (["train", "vae", "--latent-size", "0"], 1, "latent_size must be"),
     (["train", "made", "--prior", "flow"], 1, "takes no prior"),
