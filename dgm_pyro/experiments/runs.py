@@ -145,10 +145,10 @@ def _read(source: str, options: Mapping[str, Any], digest: str | None = None) ->
 def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The source as an absolute path, and all that must be known to read it, or another file, in the same way again."""
     if source in data.NAMES:
-        return source, {}
+        return source, dict(reading)
     test = reading.get("test")
-    found = _read(source, {name: value for name, value in reading.items() if name != "test"})
-    kept: dict[str, Any] = dict(reading) | {"digests": {"train": found.digest}}
+    kept = {name: value for name, value in reading.items() if name not in ("test", "digests")}
+    found = _read(source, kept)
     if found.columns is not None:
         kept["columns"] = list(found.columns)
     if found.classes is not None:
@@ -156,10 +156,11 @@ def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, 
     if Path(source).is_dir():
         channels, *kept["size"] = found.event_shape
         kept["gray"] = channels == 1
+    digests = {"train": found.digest}
     if test is not None:
+        digests["test"] = _read(test, kept).digest
         kept["test"] = str(Path(test).resolve())
-        options = {name: value for name, value in kept.items() if name not in ("test", "digests")}
-        kept["digests"]["test"] = _read(test, options).digest
+    kept["digests"] = digests
     return str(Path(source).resolve()), kept
 
 

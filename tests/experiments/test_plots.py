@@ -361,7 +361,7 @@ def test_answers_show_image_class_share_and_what_is_rejected():
     probabilities = torch.rand(8, 3).softmax(-1)
     figure = plots.answers(x, probabilities, torch.arange(8) % 2 == 0, levels=17, columns=5)
     for i, axes in enumerate(figure.axes[:8]):
-        assert np.array_equal(axes.get_images()[0].get_array(), x[i, 0])
+        assert np.array_equal(16 * axes.get_images()[0].get_array(), x[i, 0])
         top = probabilities[i].max(-1)
         assert axes.get_title() == f"{int(top.indices)}: {100 * float(top.values):.0f} %"
         assert len(axes.get_lines()) == (i + 1) % 2
