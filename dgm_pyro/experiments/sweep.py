@@ -29,7 +29,6 @@ import torch
 from tqdm import tqdm
 
 import dgm_pyro.checkpoint as checkpoint
-import dgm_pyro.data as data_sets
 import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
@@ -62,6 +61,7 @@ class Options:
     latent_size: int | None = None
     num_particles: int = 1000
     training: TrainingOptions = field(default_factory=TrainingOptions)
+    reading: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self) -> dict[str, Any]:
         """What ``sweep.json`` keeps: all but the device, and the seeds, which belong to the cells."""
@@ -238,7 +238,7 @@ def _say(line: str) -> None:
 def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]]) -> None:
     """Build every combination once: what is wrong with all cells is an error now, not after an hour."""
     find_device(options.training.device)
-    points = data_sets.load(options.data, data_dir=options.data_dir, num_data=options.num_data)[:16]
+    points = runs.points(options.data, "train", options.reading, options.data_dir, options.num_data)[:16]
     seen = set()
     for choices in combinations:
         swaps, objective = _swaps(options, dict(choices))
@@ -369,7 +369,7 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> None:
 
 def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:
     program, record = _stored(place, options) or _trained(place, options, cell)
-    test = data_sets.load(options.data, "test", data_dir=options.data_dir)
+    test = record.points("test", options.data_dir)
     bound = evaluate(program, test)
     best = evaluate(program, test, num_particles=options.num_particles) if bound.kind == "elbo" else bound
     latent = getattr(program, "latent_name", None)
@@ -411,6 +411,7 @@ def _trained(place: Path, options: Options, cell: Cell) -> tuple[Program, runs.R
         swaps,
         replace(options.training, seed=cell.seed),
         data_dir=options.data_dir,
+        reading=options.reading,
         num_data=options.num_data,
         objective=objective,
         progress=False,
@@ -555,12 +556,13 @@ def compare(
     *,
     split: str = "test",
     num_particles: int = 1,
+    data: str | None = None,
     data_dir: str | None = None,
     device: str = "cpu",
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
-    """Evaluate runs on the data of the first, and pair the numbers datum by datum.
+    """Evaluate runs on the data of the first, or on other ``data``, and pair the numbers datum by datum.
 
     Raises:
         ValueError: fewer than two runs, or runs that are not comparable: a mass and a density, or other data.
@@ -589,7 +591,7 @@ def compare(
                 f"{name} is a model of {program.variable}, but {names[0]} of {first.variable}: p(x) and p(y | x) are "
                 "not comparable"
             )
-    points = data_sets.load(record.data, split, data_dir=data_dir or record.data_dir)
+    points = record.points(split, data_dir) if data is None else runs.inputs(data, first, data_dir, record.reading)
     evidences = {
         name: evaluate(program, points, num_particles=num_particles, seed=seed, progress=progress)
         for name, (program, _) in loaded.items()
