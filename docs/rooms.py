@@ -28,8 +28,18 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"posterior": "a Pyro model with data"},
     {"program": "joint, posterior"},
     {"networks": "tensors to tensors", "noise": "noise of a datum", "data": "data sets"},
-    {"registry": "classes by name", "old_names": "of older files", "factors": "what a program prints"},
-    {"checks": "what arguments must be", "files": "whole files, one writer", "results": "tables and what holds them"},
+    {
+        "registry": "classes by name",
+        "old_names": "of older files",
+        "factors": "what a program prints",
+        "image_sets": "glyphs, patches",
+    },
+    {
+        "checks": "what arguments must be",
+        "files": "whole files, one writer",
+        "results": "tables and what holds them",
+        "sources": "reading of files",
+    },
 )
 
 

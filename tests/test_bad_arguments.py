@@ -14,6 +14,8 @@ import traceback
 import types
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -107,6 +109,10 @@ X = torch.tensor([[0.1, 0.4], [0.2, -0.1], [-1.0, 0.3], [0.5, 1.0]])
 Y = torch.tensor([0, 1, 0, 1])
 IMAGES = torch.arange(64).reshape(4, 1, 4, 4) % 4
 PROBABILITIES = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.5, 0.5]])
+
+
+def frame():
+    return pandas.DataFrame({"a": [1.0, 3.0], "b": [4, 5]})
 
 
 def linear():
@@ -426,11 +432,31 @@ CALLS = {
     # data
     "Data": Call(
         dict(x=X, y=Y, num_classes=2, levels=None, given=X, mask=X > 0),
-        {"levels": LEVELS[:2], "y": LABELS[1:], "name": [], "mask": [[True], X, X[:, :1] > 0]},
+        {
+            "levels": LEVELS[:2],
+            "y": LABELS[1:],
+            "name": [],
+            "mask": [[True], X, X[:, :1] > 0],
+            **{key: ["ab", ["a", "b"], ("a", "b", "c"), (1, 2)] for key in ("columns", "given_columns", "classes")},
+        },
     ),
     "Data.split": Call(dict(fraction=0.5, seed=0), of=data),
     "Data.keep_labels": Call(dict(num_labels=2, seed=0), of=data),
     "Data.to": Call(dict(device="cpu"), of=data),
+    "data.open": Call(
+        dict(source=frame(), label="b", given=None, columns=None, levels=None, classes=("4", "5")),
+        {
+            "source": [3, {}, np.zeros((0, 2)), np.array(["a"])],
+            "label": ["z"],
+            "given": ["z", "b"],
+            "columns": [["z"], [], ["a", "a"]],
+            "levels": [1, 2.0],
+            "size": [3, (2, 2)],
+            "gray": [True],
+            "classes": [("c",)],
+            "name": [],
+        },
+    ),
     "data.load": Call(dict(name="moons", split="train", num_data=4, seed=0)),
     # anomaly
     "anomaly.log_p": Call(dict(program=vae, x=X, num_particles=1, batch_size=2, seed=0)),

@@ -18,6 +18,7 @@ import dgm_pyro as dgm
 from dgm_pyro.data import CHECKSUMS, NAMES, Data
 
 GENERATED = ("moons", "rings", "checkerboard", "pinwheel")
+IMAGES = ("glyphs", "glyphs-62", "glyphs-color", "patches-8", "patches-16", "patches-32")
 DIGITS = ("digits", "digits-binary")
 IDX = {"mnist": ("mnist", "MNIST/raw"), "fashion-mnist": ("fashion-mnist", "FashionMNIST/raw")}
 BITS = {
@@ -31,7 +32,7 @@ BITS = {
 
 
 def test_names_describe_every_set():
-    assert set(NAMES) == {*GENERATED, *DIGITS, *IDX, *BITS}
+    assert set(NAMES) == {*GENERATED, *IMAGES, *DIGITS, *IDX, *BITS}
     assert all("\n" not in line and line for line in NAMES.values())
 
 
