@@ -27,7 +27,7 @@ DRAWS = 20
 def diabetes() -> tuple[Tensor, dict[str, object]]:
     data = load_diabetes(scaled=False)
     kinds: dict[str, object] = dict.fromkeys(data.feature_names, "real")
-    kinds |= {"age": ("integer", 0, 100), "sex": ("category", 2), "s1": "count", "s3": "count", "s6": "count"}
+    kinds |= {"age": ("integer", 0, 100), "sex": ("category", 2), "s1": "count", "s6": "count"}
     x = torch.from_numpy(data.data).float()
     x[:, 1] -= 1
     return x, kinds
