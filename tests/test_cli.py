@@ -81,6 +81,15 @@ def test_training_says_what_to_do_next(tmp_path, capsys):
     assert "nats per datum" in out
 
 
+def test_reals_are_trained_in_their_units_unless_told_otherwise(tmp_path):
+    for name, options in (("units", []), ("bare", ["--no-standardize"])):
+        dgm_ok("train", "maf", "--data", "moons", "--num-data", "60", *FAST, *options, "--out", tmp_path / name)
+    assert isinstance(dgm.load(tmp_path / "units"), dgm.Standardized)
+    program, record = runs.read(tmp_path / "bare")
+    assert isinstance(program, dgm.Flow)
+    assert record.options["standardize"] is False
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.rand(17)  # the global random state must not matter

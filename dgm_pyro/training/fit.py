@@ -27,6 +27,7 @@ from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.missing import observed_part
+from dgm_pyro.families.standardized import core_of
 from dgm_pyro.files import only_writer
 from dgm_pyro.networks import ActNorm, Standardize
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
@@ -657,7 +658,7 @@ def _run(training: Training, states: States | None, trackers: Sequence[Tracker],
     with tqdm(
         total=total,
         initial=len(training.history.epochs) if unit == "epoch" else done,
-        desc=f"fit {type(training.program).__name__}",
+        desc=f"fit {type(core_of(training.program)).__name__}",
         unit=unit,
         disable=not (progress and training.processes.writes),
     ) as bar:
