@@ -141,6 +141,7 @@ def psis(
             raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
         with seeded(seed, program.device), unchecked(), torch.no_grad():
             u, log_weights = _weigh(program, guide, num_particles)
+            log_weights = log_weights.nan_to_num(-math.inf, math.inf, -math.inf)  # where the density is no number
         return Weighted(log_weights, *smooth(log_weights), u)
     if guide is not None:
         raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
