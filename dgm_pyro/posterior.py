@@ -408,7 +408,7 @@ class Posterior:
 
     def _trace(self, *handlers: Messenger) -> poutine.Trace:
         # Plates around this call are not those of the model: their names and dimensions are free.
-        free = mock.patch.object(_DIM_ALLOCATOR, "_stack", [])
+        free: Any = mock.patch.object(_DIM_ALLOCATOR, "_stack", [])
         with free, poutine.block(), poutine.trace() as traced, contextlib.ExitStack() as stack:
             for handler in handlers:
                 stack.enter_context(handler)
@@ -503,7 +503,8 @@ class Posterior:
 
     def _log_joint_without_jacobian(self, at: _At) -> Tensor:
         trace = self._trace(_Enumerate(first_available_dim=-1 - self.nesting), at)
-        return self._summed(trace) if self.enumerated else trace.log_prob_sum()
+        log_joint: Any = self._summed(trace) if self.enumerated else trace.log_prob_sum()
+        return log_joint  # type: ignore[no-any-return]
 
     def _can_be_mapped(self) -> bool:
         """Whether the model maps to what it is one by one.

@@ -76,7 +76,8 @@ class AutoConditional(AutoContinuous):
                 "model, which a guide of all latents cannot leave out: use pyro.infer.autoguide.AutoNormal, or "
                 "dgm.infer.nuts(posterior)"
             )
-        start = posterior.unconstrain({name: self.prototype_trace.nodes[name]["value"] for name in posterior.names})
+        nodes: Any = self.prototype_trace.nodes  # type: ignore[union-attr]
+        start = posterior.unconstrain({name: nodes[name]["value"] for name in posterior.names})
         loc, factor = normal_fit(posterior, _best_start(posterior, start), whiten=self._whiten)
         self.register_buffer("loc", loc)
         self.register_buffer("factor", factor)
@@ -100,8 +101,11 @@ class AutoConditional(AutoContinuous):
             u = self.get_posterior(*args, **kwargs).sample((QUANTILE_DRAWS,))
             levels = torch.as_tensor(quantiles).to(u)
             found = {}
-            for site, real in self._unpack_latent(u):
-                found[site["name"]] = biject_to(site["fn"].support)(real).quantile(levels, dim=0)
+            nodes: Any = self.prototype_trace.nodes  # type: ignore[union-attr]
+            sizes = [shape.numel() for shape in self._unconstrained_shapes.values()]
+            for (name, shape), part in zip(self._unconstrained_shapes.items(), u.split(sizes, -1), strict=True):
+                value = biject_to(nodes[name]["fn"].support)(part.reshape(-1, *shape))
+                found[name] = value.quantile(levels, dim=0)
         return found
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

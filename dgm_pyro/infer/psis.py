@@ -162,7 +162,7 @@ def _weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor
         return u, posterior.log_joint(u) - q.log_prob(u)
     if not callable(guide):
         raise TypeError(f"guide must be a Pyro guide or a distribution of u, got {type(guide).__name__}")
-    draws, densities = [], []
+    draws, densities = [], list[Any]()
     for _ in range(num_particles):
         with poutine.block(), poutine.trace() as traced, Indices(posterior.subsamples):
             guide(*posterior.args, **posterior.kwargs)
