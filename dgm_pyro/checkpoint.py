@@ -8,7 +8,8 @@ A checkpoint is one folder with two files:
 
 Loading looks names up in the registry and in a list of torch.nn layers, and calls constructors; it never unpickles
 and never imports. The weights are written first, under a name that their content gives, and ``program.json`` replaces
-its predecessor in one step: a save that is interrupted at any point leaves the old checkpoint whole.
+its predecessor in one step: a save that is interrupted at any point leaves the old checkpoint whole. A reader beside a
+writer reads the old one or the new one. A program that asks for far more memory than its weights is not built.
 
 >>> import tempfile, torch, dgm_pyro as dgm
 >>> program = dgm.Normal(2, torch.nn.Linear(3, 4))
@@ -28,11 +29,11 @@ import importlib.metadata
 import inspect
 import json
 import math
-import os
 import pkgutil
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,20 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dgm_pyro.families as families
 import dgm_pyro.old_names as old_names
 from dgm_pyro.checks import check_path, find_device
+from dgm_pyro.files import only_writer, parsed_json, write_file
 from dgm_pyro.program import Program, check_program
 from dgm_pyro.registry import REGISTRY, arguments_of
 
 FORMAT = "dgm_pyro program"
 FORMAT_VERSION = 2
 HEADER = "program.json"
+STATE = "state.json"
+_PART = re.compile(r"(?:weights|state)-([0-9a-f]{12})\.safetensors")
 
 CONTAINERS: dict[str, type[nn.Module]] = {
     f"torch.nn.{cls.__name__}": cls for cls in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -72,6 +77,9 @@ LAYERS: dict[str, type[nn.Module]] = {
     )
 }
 
+# Uses of modules in a program, a shared one counted each time it is used: what torch walks through again and again.
+MOST_MODULES = 100_000
+
 REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
@@ -81,7 +89,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or a program that cannot be stored in one."""
 
 
-def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> None:
+def save(program: Program, path: str | PathLike[str], extra: Any = None) -> None:
     """Store ``program`` in the folder ``path``, replacing an earlier checkpoint there.
 
     Args:
@@ -94,6 +102,17 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
         CheckpointError: the program was changed after it was built, and its arguments no longer describe it; a
             weight is NaN; or ``path`` is a file.
     """
+    header, weights = pack(program, extra)
+    check_path(path, "path")
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file, but a checkpoint is a folder: choose another path")
+    with only_writer(folder):
+        write_packed(folder, header, weights)
+
+
+def pack(program: Program, extra: Any = None) -> tuple[dict[str, Any], bytes]:
+    """The two files of a checkpoint: what is in the header, and the weights. Raises as `save`."""
     check_program(program)
     graph = _Graph()
     graph.add(program, "program")
@@ -126,22 +145,16 @@ def save(program: Program, path: str | os.PathLike[str], extra: Any = None) -> N
     if spoilt is not None:
         raise CheckpointError(f"{spoilt} of this {type(program).__name__} holds NaN: train it again, at a lower rate")
     content = safetensors.torch.save({name: _plain(tensor) for name, tensor in weights.items()})
-    digest = hashlib.sha256(content).hexdigest()
-    header["weights"] = {"sha256": digest, "bytes": len(content)}
-
-    check_path(path, "path")
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file, but a checkpoint is a folder: choose another path")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / _weights_name(digest), content)
-    write_file(folder / HEADER, json.dumps(header, indent=1, allow_nan=False).encode())
-    for old in folder.glob("weights-*.safetensors"):
-        if old.name != _weights_name(digest):
-            old.unlink()
+    header["weights"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return header, content
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Program:
+def write_packed(folder: Path, header: dict[str, Any], weights: bytes) -> None:
+    """Write what `pack` returned, for the `only_writer` of the folder."""
+    write_named(folder, HEADER, header, {_weights_name(header["weights"]["sha256"]): weights})
+
+
+def load(path: str | PathLike[str], device: str | torch.device = "cpu") -> Program:
     """The program that `save` stored in the folder ``path``, on ``device``, with bit-equal weights.
 
     Import your own classes first: ``@dgm.register`` must have run.
@@ -150,16 +163,28 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
         CheckpointError: the path is missing or no checkpoint, a file is truncated or damaged, a weight is NaN or of
             another kind of number, the format is newer, or a class is unknown or has changed. The message says which.
     """
+    return load_with_extra(path, device)[0]
+
+
+def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu") -> tuple[Program, dict[str, Any]]:
+    """The program, and what was stored with it at the same moment: ``extra``, and the sha256 of the ``weights``.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
     where = find_device(device)
     check_path(path, "path")
     folder = Path(path)
-    header = _read_header(folder)
     for module in pkgutil.iter_modules(families.__path__):  # importing it registers its classes
         importlib.import_module(f"{families.__name__}.{module.name}")
+    header, weights = _read(folder)
     with _parsing(folder):
         nodes = header["modules"] if header["format_version"] > 1 else old_names.upgraded(header["modules"])
-        weights, tied = _read_weights(folder, header["weights"]), dict(header["tied"])
-        program = _rebuild(nodes, weights)
+        tied, extra = dict(header["tied"]), _decode(header["extra"], [], {})
+        _check_uses(nodes)
+        # Reals may be stored in a quarter of the bytes that are computed with, and initial values take some more.
+        with _Budget(16 * header["weights"]["bytes"] + 2**26):
+            program = _rebuild(nodes, weights)
         frozen, evaluating = set(header["frozen"]), set(header["evaluating"])
         if header["format_version"] == 1:
             moved = old_names.paths([*_state(program), *(name for name, _ in program.named_modules())])
@@ -194,10 +219,10 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pr
         parameter.requires_grad_(name not in frozen)
     for name, module in program.named_modules():
         module.training = name not in evaluating
-    return program.to(where)
+    return program.to(where), {"extra": extra, "weights": header["weights"]["sha256"]}
 
 
-def read_extra(path: str | os.PathLike[str]) -> Any:
+def read_extra(path: str | PathLike[str]) -> Any:
     """The values that were passed to `save` as ``extra``.
 
     Raises:
@@ -273,6 +298,8 @@ def _encode(value: Any, where: str, graph: _Graph | None) -> Any:
         return items if kind is list else {f"${kind.__name__.lower()}": items}
     if kind is dict and all(type(key) is str for key in value):
         return {"$dict": {key: _encode(item, where, graph) for key, item in value.items()}}
+    if kind is dict and all(type(key) is int for key in value):
+        return {"$items": [[key, _encode(item, where, graph)] for key, item in value.items()]}
     if kind is torch.dtype:
         return {"$dtype": str(value)}
     if graph is not None and isinstance(value, Tensor):
@@ -284,8 +311,20 @@ def _encode(value: Any, where: str, graph: _Graph | None) -> Any:
     objects = "" if graph is None else ", tensors, modules"
     raise TypeError(
         f"{where} is or holds a {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot store: use numbers, "
-        f"strings, tuples, lists, dicts with str keys{objects}"
+        f"strings, tuples, lists, dicts with str or int keys{objects}"
     )
+
+
+def encoded(value: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A tree of plain Python and tensors, as JSON and tensors by name that share no memory."""
+    graph = _Graph()
+    tree = _encode(value, "it", graph)
+    return tree, {name: _plain(tensor) for name, tensor in graph.tensors.items()}
+
+
+def decoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `encoded` took."""
+    return _decode(tree, [], tensors)
 
 
 def _decode(node: Any, modules: list[nn.Module], tensors: dict[str, Tensor]) -> Any:
@@ -303,6 +342,8 @@ def _decode(node: Any, modules: list[nn.Module], tensors: dict[str, Tensor]) -> 
         return tuple(items) if tag == "$tuple" else torch.Size(items)
     if tag == "$dict":
         return {key: _decode(item, modules, tensors) for key, item in content.items()}
+    if tag == "$items":
+        return {key: _decode(item, modules, tensors) for key, item in content}
     if tag == "$dtype":
         return DTYPES[content]
     if tag == "$tensor":
@@ -336,9 +377,48 @@ def _rebuild(nodes: list[dict[str, Any]], tensors: dict[str, Tensor]) -> nn.Modu
                 modules.append(_construct(cls, arguments))
             except Exception as error:  # whatever a constructor raises, it means one thing here
                 raise CheckpointError(
-                    f"{name} can no longer be built with the checkpoint's arguments {', '.join(arguments)}: {error}"
+                    f"{name} can no longer be built with the checkpoint's arguments {', '.join(arguments)}: "
+                    f"{_first_line(error)}"
                 ) from error
     return modules[-1]
+
+
+def _check_uses(nodes: list[dict[str, Any]]) -> None:
+    """Raise if modules hold each other in so many ways that a walk through the program would take forever."""
+
+    def references(value: Any) -> Iterator[int]:
+        if isinstance(value, list):
+            for item in value:
+                yield from references(item)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                yield from (item,) if key == "$module" else references(item)
+
+    uses: list[int] = []
+    for node in nodes:
+        parts = [*node["children"].values()] if "children" in node else references(node["arguments"])
+        uses.append(1 + sum(uses[index] for index in parts))
+        if uses[-1] > MOST_MODULES:
+            raise ValueError(f"a {node['class']} uses more than {MOST_MODULES:,} modules")
+
+
+class _Budget(TorchDispatchMode):
+    """Tensors of no more than ``num_bytes`` together are made in this context; the next one raises before it is."""
+
+    def __init__(self, num_bytes: int):
+        super().__init__()
+        self.left = num_bytes
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if "device" in kwargs:  # it makes a tensor from sizes
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # of what cannot be asked, the rest tells
+                self.left -= operation(*args, **kwargs | {"device": torch.device("meta")}).nbytes
+        elif operation is torch.ops.aten.clone.default:
+            self.left -= args[0].nbytes
+        if self.left < 0:
+            raise MemoryError("it is far larger than the weights")
+        return operation(*args, **kwargs)
 
 
 def _construct(cls: type, arguments: dict[str, Any]) -> Any:
@@ -402,17 +482,39 @@ def _weights_name(digest: str) -> str:
     return f"weights-{digest[:12]}.safetensors"
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """All of ``content`` at ``path``, or the file that was there before: for what a later command reads."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_named(folder: Path, name: str, header: dict[str, Any], parts: Mapping[str, bytes]) -> None:
+    """Write the ``parts``, whose names are digests of them, then the header that names them; then remove older parts.
+
+    A kill at any point leaves the old header with its parts, or the new one with its.
+    """
+    for part, content in parts.items():
+        write_file(folder / part, content)
+    write_file(folder / name, json.dumps(header, indent=1, allow_nan=False).encode())
+    remove_unnamed(folder)
+
+
+def remove_unnamed(folder: Path) -> None:
+    """Remove the weights and states that no header names; nothing whose name is not the digest of its content."""
+    named = set()
+    for header in (HEADER, STATE):
+        with contextlib.suppress(FileNotFoundError):
+            named |= {*re.findall(r'"sha256"\s*:\s*"([0-9a-f]{12})', (folder / header).read_text("utf-8", "replace"))}
+    for path in folder.iterdir():
+        found = _PART.fullmatch(path.name)
+        if found and found[1] not in named and hashlib.sha256(path.read_bytes()).hexdigest().startswith(found[1]):
+            path.unlink()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the weights of one moment."""
+    while True:
+        header = _read_header(folder)
+        try:
+            with _parsing(folder):
+                return header, _read_weights(folder, header["weights"])
+        except CheckpointError:
+            if _read_header(folder) == header:  # else they have been replaced meanwhile
+                raise
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -422,8 +524,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint of dgm_pyro: it has no {HEADER}")
     try:
-        header = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        header = parsed_json(path)
+    except ValueError as error:
         raise _corrupted(folder, error) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{folder} is not a checkpoint of dgm_pyro: its {HEADER} was written by another program")
@@ -445,11 +547,21 @@ def _read_weights(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     path = folder / _weights_name(digest)
     if not path.is_file():
         raise CheckpointError(f"{folder} lacks its weights, {path.name}: copy the whole folder")
-    content = path.read_bytes()
-    if len(content) < size:
-        raise CheckpointError(f"{path} is truncated: it has {len(content)} of {size} bytes, copy it again")
+    return safetensors_of(path, _checked(path, digest, size, HEADER))
+
+
+def _checked(path: Path, digest: str, size: int, header: str) -> bytes:
+    """The content of a file, if it is the one that the header names; larger ones are not read."""
+    found = path.stat().st_size
+    if found < size:
+        raise CheckpointError(f"{path} is truncated: it has {found} of {size} bytes, copy it again")
+    content = path.read_bytes() if found == size else b""
     if hashlib.sha256(content).hexdigest() != digest:
-        raise CheckpointError(f"{path} is damaged: its sha256 is not the one in {HEADER}, copy it again")
+        raise CheckpointError(f"{path} is damaged: its sha256 is not the one in {header}, copy it again")
+    return content
+
+
+def safetensors_of(path: Path, content: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -463,8 +575,13 @@ def _parsing(folder: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise _corrupted(folder, f"{type(error).__name__}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise _corrupted(folder, f"{type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """What it says; torch adds a stack of its own."""
+    return str(error).partition("\n")[0]
 
 
 def _corrupted(folder: Path, reason: object) -> CheckpointError:

@@ -104,8 +104,10 @@ def check_network_options(*, levels: Any = None, num_classes: Any = None, dropou
 
 def check_name(name: Any, argument: str) -> None:
     """Raise unless ``name`` may be that of a site."""
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{argument} must be the name of a site, a non-empty string, got {name!r}")
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ValueError(
+            f"{argument} must be the name of a site, a non-empty string of printable letters, got {name!r}"
+        )
 
 
 def check_type(value: Any, kind: Any, argument: str, wanted: str) -> None:
@@ -138,6 +140,18 @@ def check_finite(x: Any, argument: str) -> None:
     check_dense(x, argument)
     if not torch.isfinite(x).all():
         raise ValueError(f"{argument} holds NaN or infinite values: clean them or drop those rows")
+
+
+def as_reals(value: Any, argument: str, *, positive: bool = False) -> Tensor:
+    """A tensor, a number or a sequence of them as a tensor of finite reals; integers get the default dtype."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{argument} must be a tensor, a number or a sequence of them, got {value!r}") from error
+    check_finite(tensor, argument)
+    if positive and not bool((tensor > 0).all()):
+        raise ValueError(f"{argument} must be positive, got {float(tensor.min()):.4g}: use 1 for a constant feature")
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
 def check_labels(y: Any, argument: str, size: int) -> None:

@@ -5,6 +5,7 @@ Whatever is wrong with the input ends in one line on stderr and a non-zero exit;
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -12,17 +13,16 @@ import inspect
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgm_pyro.training.options import TrainingOptions, option_types
+from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
 if TYPE_CHECKING:
     import torch
-    from matplotlib.figure import Figure
 
     from dgm_pyro.experiments.runs import Record
     from dgm_pyro.program import Program
@@ -98,6 +98,19 @@ NumData = Annotated[int | None, typer.Option(help="Use only this many training d
 LatentSize = Annotated[int | None, typer.Option(help="Number of features of the latent z of a vae.")]
 
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Option of the model, such as hidden=512,512; may be repeated."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        is_eager=True, callback=lambda context, path: _configured(context, path), metavar="RUN/run.json",
+        help="Record of a run, whose options are those that the command does not name.",
+    ),
+]  # fmt: skip
+
+
 @app.callback(invoke_without_command=True, epilog="Example: dgm tour --quick")
 def root(
     context: typer.Context,
@@ -147,6 +160,57 @@ def tour(
         raise typer.Exit(1)
 
 
+def _is_told(context: typer.Context, name: str) -> bool:
+    """Whether an option stands in the command."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """The values in "NAME=VALUE": numbers and sequences of them, or names."""
+    from dgm_pyro.catalog import build
+
+    known = [name for name in inspect.signature(build).parameters if name not in ("name", "data", "labeled")]
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in known or not value:
+            raise ValueError(f"--set must be NAME=VALUE with a NAME of {', '.join(known)}, got {text!r}")
+        found[name] = value_of(value)
+    return found
+
+
+def _configured(context: typer.Context, path: Path | None) -> None:
+    """Take what a run was made with, for options that do not stand in the command."""
+    if path is None:
+        return
+    from dgm_pyro.experiments import runs
+
+    stored = runs.read_json(path, runs.KINDS, "choose the run.json of a run")
+    options = stored["options"] | {name: stored[name] for name in ("model", "data", "data_dir")}
+    names = {parameter.name for parameter in context.command.params}
+    own = _settings([f"{name}={value!r}" for name, value in options.items() if name == "hidden"])
+    settings = [f"{name}={value!r}" for name, value in own.items()]
+    none = {"validation": 0, "clip_norm": 0}  # what stands for None where that is not the default
+    given = {name: none.get(name) if value is None else value for name, value in options.items() if name in names}
+    given = {name: value for name, value in given.items() if value is not None and value != "auto"}
+    context.default_map = {**(context.default_map or {}), **given, "settings": settings}
+
+
+class _Interruption(Exception):
+    """What `Interrupted` says, past typer, which keeps of an interrupt that there was one."""
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    from dgm_pyro.training.states import Interrupted
+
+    try:
+        yield
+    except Interrupted as error:
+        raise _Interruption(str(error), error.status) from None
+
+
 def _training_options(*without: str) -> Callable[[Command], Command]:
     """Give a command one option for each field of `TrainingOptions`, in the place of its argument ``options``.
 
@@ -159,7 +223,8 @@ def _training_options(*without: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def called(**given: Any) -> None:
             options = TrainingOptions(**{parameter.name: given.pop(parameter.name) for parameter in parameters})
-            command(**given, options=options)
+            with _interruptible():
+                command(**given, options=options)
 
         signature = inspect.signature(command, eval_str=True)
         own = [parameters if each.name == "options" else [each] for each in signature.parameters.values()]
@@ -175,8 +240,8 @@ def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
     annotation: Any = Annotated[kind, typer.Option(help=meaning)]
     if field.name in ("seed", "device"):  # as for the other commands
         annotation = {"seed": Seed, "device": Device}[field.name]
-    elif field.name == "validation":
-        told = typer.Option(help=f"{meaning} 0 for none.", callback=lambda share: share or None)
+    elif field.name in ("validation", "clip_norm"):
+        told = typer.Option(help=f"{meaning} 0 for none.", callback=lambda value: value or None)
         annotation = Annotated[float, told]
     elif field.name == "compile":
         told = typer.Option(
@@ -192,7 +257,9 @@ def train(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Model to train, such as vae or pixelcnn: see dgm list.", autocompletion=_models
+            metavar="MODEL",
+            help="Model to train, such as vae or pixelcnn: see dgm list. After --resume: the folder of a run.",
+            autocompletion=_models,
         ),
     ],
     data: DataSet = "digits",
@@ -205,6 +272,9 @@ def train(
     labeled: Annotated[
         bool, typer.Option("--labeled", help="Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).")
     ] = False,
+    standardize: Annotated[
+        bool, typer.Option(help="Standardize reals inside the model; its numbers stay in the units of the data.")
+    ] = True,
     objective: Annotated[str | None, typer.Option(help="Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
         int | None, typer.Option(help="Keep only this many labels. Needs --labeled and a semi-supervised objective.")
@@ -217,24 +287,54 @@ def train(
     options: TrainingOptions,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/MODEL-DATA.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an interrupted training: --resume RUN, or with the command that began it.",
+        ),
+    ] = False,
+    settings: Settings = None,
+    config: Config = None,
+    context: typer.Context,
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves.
 
+    SIGINT (Ctrl-C) and SIGTERM store the state of the training, and so does each of the checkpoint minutes.
+
     In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
     """
+    from dgm_pyro.catalog import MODELS
     from dgm_pyro.experiments import runs
+    from dgm_pyro.experiments.trackers import RunFiles
     from dgm_pyro.training import distributed
 
     processes = distributed.join(options.device)
+    shown = _on_a_terminal()
+    if resume and model not in MODELS:
+        folder = Path(model)
+        told = [
+            name for name in context.params if _is_told(context, name) and name not in ("model", "resume", "device")
+        ]
+        if told:
+            raise ValueError(f"--resume {model} takes the options of that run: leave out {', '.join(told)}")
+        device = options.device if _is_told(context, "device") else None
+        _, record, history = runs.resume(folder, device, trackers=[RunFiles(folder, str(folder))], progress=shown)
+        if processes.writes:
+            _report_training(folder, record.model, history)
+        distributed.leave()
+        return
     given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
-    swaps = {name: choice for name, choice in given.items() if choice is not None}
+    swaps: dict[str, Any] = {name: choice for name, choice in given.items() if choice is not None}
+    if not standardize:
+        swaps["standardize"] = False
     name = f"{model}-{data}"
     folder = out or Path("runs") / name
     _, _, history = runs.train(
         folder,
         model,
         data,
-        swaps,
+        swaps | _settings(settings or ()),
         options,
         labeled=labeled,
         data_dir=data_dir,
@@ -243,18 +343,16 @@ def train(
         num_labels=num_labels,
         mutate=mutate,
         force=force,
+        resume=resume,
+        trackers=[RunFiles(folder, name)],
+        progress=shown,
     )
     if processes.writes:
-        _report_training(folder, name, model, history)
+        _report_training(folder, model, history)
     distributed.leave()
 
 
-def _report_training(folder: Path, name: str, model: str, history: History) -> None:
-    from dgm_pyro.experiments import plots
-
-    plots.learning_curves(history, title=f"{name}: {len(history.epochs)} epochs").savefig(
-        folder / "learning-curves.png"
-    )
+def _report_training(folder: Path, model: str, history: History) -> None:
     best = history.epochs[history.best_epoch - 1]
     loss = f"loss {best.loss:.3f} {history.unit}"
     if best.validation is not None:
@@ -316,7 +414,7 @@ def sample(
     with seeded(seed, where), evaluating(program):
         x = program.sample(num_samples, given, **options).cpu()
     what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
-    _save(picture, plots.samples(x, levels=program.levels, title=f"{num_samples} samples of {what}"))
+    plots.write_picture(picture, plots.samples(x, levels=program.levels, title=f"{num_samples} samples of {what}"))
     runs.write_array(picture.with_suffix(".npy"), x)
     typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} samples of {what}")
 
@@ -354,7 +452,7 @@ def impute(
         raise ValueError(f"--rows must be a positive integer, got {rows}")
     program, record, where, place = _opened(run, device, data_dir)
     points = dgm.data.load(record.data, split, data_dir=place)[:rows]
-    x, given, _ = program.arguments(points.x, points.y)
+    x, given, _ = program.arguments(points)
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to impute")
     seen = dgm.infer.hide(mask, program.event_shape, seed)
@@ -370,7 +468,7 @@ def impute(
         progress=_on_a_terminal(),
     ).cpu()
     what = f"{record.model} on {record.data}, {mask} hidden"
-    _save(picture, plots.imputations(x, seen, drawn, levels=program.levels, title=what))
+    plots.write_picture(picture, plots.imputations(x, seen, drawn, levels=program.levels, title=what))
     runs.write_array(picture.with_suffix(".npy"), drawn)
     typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} draws for each of {len(x)} data of {what}")
 
@@ -556,7 +654,7 @@ def sweep(
     _show(result, as_json, "", {}, written)
     if result.failed:
         for error, where in result.failures().items():
-            typer.echo(f"failed: {', '.join(where)}: {error}", err=True)
+            typer.echo(_printable(f"failed: {', '.join(where)}: {error}"), err=True)
         raise typer.Exit(1)
 
 
@@ -634,7 +732,7 @@ def gaps(
     found, loaded = {}, {folder: _opened(folder, device, data_dir) for folder in folders}
     for folder, (program, record, where, place) in loaded.items():
         points = dgm.data.load(record.data, split, data_dir=place)[:num_data].to(where)
-        x, given, _ = program.arguments(points.x, points.y)
+        x, given, _ = program.arguments(points)
         found[folder] = dgm.infer.gaps(
             program,
             x,
@@ -651,10 +749,10 @@ def gaps(
             name = f"{picture.stem}-{folder.name}-worst" if len(folders) > 1 else f"{picture.stem}-worst"
             title = f"Worst explained by {folder.name}"
             worst = plots.worst_explained(found[folder], levels=program.levels, title=title)
-            _save(picture.with_name(f"{name}.png"), worst)
+            plots.write_picture(picture.with_name(f"{name}.png"), worst)
     short = {folder.name for folder in found}
     names = {folder.name if len(short) == len(found) else str(folder): each for folder, each in found.items()}
-    _save(picture, plots.gaps(names, title=f"Gaps on {record.data}, {len(points)} data"))
+    plots.write_picture(picture, plots.gaps(names, title=f"Gaps on {record.data}, {len(points)} data"))
     if as_json:
         typer.echo(json.dumps({str(folder): each.as_dict() for folder, each in found.items()}, indent=1))
     else:
@@ -687,7 +785,7 @@ def checks(
     program, record, _, place = _opened(run, device, data_dir)
     points = dgm.data.load(record.data, split, data_dir=place)[:num_data]
     report = dgm.infer.check(program, points, num_samples=num_samples, seed=seed, progress=_on_a_terminal())
-    _save(picture, plots.calibration(report, title=f"The guide of {record.model} on {record.data}"))
+    plots.write_picture(picture, plots.calibration(report, title=f"The guide of {record.model} on {record.data}"))
     _show(report, as_json, "", {}, f"{picture}: rank histograms and the KL of each dimension")
     if any(finding.severity == "error" for finding in report.findings):
         raise typer.Exit(1)
@@ -732,6 +830,7 @@ def anomaly(
     The AUROC is the probability that one of the DATA scores above a normal datum; 0.5 is chance.
     """
     from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.files import write_text
     from dgm_pyro.results import as_csv
     from dgm_pyro.uses.anomaly import detect
 
@@ -751,7 +850,7 @@ def anomaly(
         progress=_on_a_terminal(),
     )
     what, table = f"{record.model} on {record.data}", picture.with_suffix(".csv")
-    _save(
+    plots.write_picture(
         picture,
         plots.samples(
             x[found.ranked[:36]],
@@ -759,7 +858,7 @@ def anomaly(
             title=f"Most anomalous for {what}, by {found.alarms[0].score}",
         ),
     )
-    table.write_text(as_csv(found.records()), encoding="utf-8")
+    write_text(table, as_csv(found.records()))
     written = f"{picture} and {table}: the most anomalous first"
     _show(found, as_json, f"{what}: ", {"run": str(run), "data": data}, written)
 
@@ -782,6 +881,7 @@ def classify(
     """
     from dgm_pyro.data import load
     from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.files import write_text
     from dgm_pyro.results import as_csv
     from dgm_pyro.uses.classification import answer
 
@@ -800,10 +900,10 @@ def classify(
     )
     what, written = f"{record.model} on {record.data}", str(table)
     table.parent.mkdir(parents=True, exist_ok=True)
-    table.write_text(as_csv(found.records()), encoding="utf-8")
+    write_text(table, as_csv(found.records()))
     if x.dim() == 4 and x.shape[1] == 1:
         picture = table.with_suffix(".png")
-        _save(
+        plots.write_picture(
             picture,
             plots.answers(
                 x[:36],
@@ -864,7 +964,7 @@ def represent(
     written = [numbers]
     for name, figure in figures.items():
         written.append(picture if name == "map" else picture.with_name(f"{picture.stem}-{name}.png"))
-        _save(written[-1], figure)
+        plots.write_picture(written[-1], figure)
     numbers.parent.mkdir(parents=True, exist_ok=True)
     runs.write_array(numbers, found.z)
     _show(found, as_json, f"{what}: ", {"run": str(run)}, ", ".join(map(str, written)))
@@ -883,11 +983,6 @@ def _opened(run: Path, device: str, data_dir: str | None = None) -> tuple[Progra
 def _on_a_terminal() -> bool:
     """Whether somebody sees the bars."""
     return sys.stderr.isatty()
-
-
-def _save(path: Path, figure: Figure) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
 
 
 def _show(found: Result, as_json: bool, before: str, facts: dict[str, Any], after: str) -> None:
@@ -940,6 +1035,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED) if _is_first_to_fail() else INTERRUPTED
+    except _Interruption as error:
+        message, ended = error.args
+        return _fail(message, ended) if _is_first_to_fail() else int(ended)
     except Exception as error:
         if not _is_first_to_fail():
             return 1
@@ -980,6 +1078,12 @@ def _is_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
+def _printable(message: str) -> str:
+    """The message in one line; names in files may hold what moves the cursor of a terminal, or is no text at all."""
+    line = " ".join(message.split())
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+
+
 def _fail(message: str, status: int) -> int:
-    typer.echo("dgm: " + " ".join(message.split()), err=True)
+    typer.echo(f"dgm: {_printable(message)}", err=True)
     return status

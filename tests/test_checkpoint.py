@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro import checkpoint
+from dgm_pyro import checkpoint, files
 from dgm_pyro.checkpoint import LAYERS, CheckpointError, read_extra
 
 NAN = float("nan")
@@ -121,6 +122,7 @@ ARGUMENTS = {
     "lists in tuples": ([1, (2, [3.0])], (), []),
     "a size": torch.Size((1, 28, 28)),
     "a dict": {"$tuple": 1, "nested": {"": (1,)}},
+    "a dict of integers": {0: 1.5, -7: {2**70: None}},
     "a dtype": torch.float64,
 }
 
@@ -292,14 +294,14 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch
     dgm.save(program, tmp_path)
     calls = iter(range(9))
     function = "fsync" if step == "write" else "replace"
-    genuine = getattr(checkpoint.os, function)
+    genuine = getattr(files.os, function)
 
     def failing(*arguments):
         if next(calls) == failing_write:
             raise OSError("no space left on device")
         return genuine(*arguments)
 
-    monkeypatch.setattr(checkpoint.os, function, failing)
+    monkeypatch.setattr(files.os, function, failing)
     with pytest.raises(OSError, match="no space left"):
         dgm.save(dgm.Normal(5, learned=True), tmp_path)
     monkeypatch.undo()
@@ -307,6 +309,39 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     dgm.save(program, tmp_path)
     assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_weights_of_the_user_stay_and_those_of_a_killed_save_go(tmp_path):
+    """Also where their names look alike."""
+    mine = ["weights-final.safetensors", "weights-0123456789ab.safetensors", "weights-0123456789ab.safetensors.bak"]
+    for name in mine:
+        (tmp_path / name).write_bytes(b"mine")
+    dgm.save(dgm.Normal(1, learned=True), tmp_path)
+    content = safetensors.torch.save({"lost": torch.ones(2)})
+    orphan = tmp_path / f"weights-{hashlib.sha256(content).hexdigest()[:12]}.safetensors"
+    orphan.write_bytes(content)
+    dgm.save(dgm.Normal(2, learned=True), tmp_path)
+    assert not orphan.exists()
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in mine)
+    assert len([*tmp_path.iterdir()]) == len(mine) + 2
+
+
+def test_a_reader_beside_a_writer_reads_one_of_the_two(tmp_path, monkeypatch):
+    """The writer replaces the checkpoint between the header and the weights that the reader reads."""
+    dgm.save(dgm.Normal(3, learned=True), tmp_path)
+    other = dgm.Normal(5, learned=True)
+    read, written = checkpoint._read_header, []
+
+    def overtaken(folder):
+        header = read(folder)
+        if not written:
+            written.append(folder)
+            dgm.save(other, folder)
+        return header
+
+    monkeypatch.setattr(checkpoint, "_read_header", overtaken)
+    assert torch.equal(dgm.load(tmp_path).parameter, other.parameter)
+    assert written
 
 
 class Unregistered(nn.Linear):
@@ -341,7 +376,7 @@ UNSAVABLE = {
     "a class as an option": (lambda: Ring([1], options=nn.ReLU), TypeError, "options of Ring.*builtins.type"),
     "an array": (lambda: Ring([1], options=np.zeros(2)), TypeError, "options of Ring.*numpy.ndarray.*tensors"),
     "a set": (lambda: Ring([1], options={1}), TypeError, "options of Ring.*builtins.set"),
-    "a dict with other keys": (lambda: Ring([1], options={1: 2}), TypeError, "dicts with str keys"),
+    "a dict with other keys": (lambda: Ring([1], options={(1,): 2}), TypeError, "dicts with str or int keys"),
     "a part exchanged": (
         lambda: changed(lambda p: setattr(p, "encoder", Ring([1, 2]))),
         CheckpointError,
@@ -466,6 +501,48 @@ BAD_FOLDERS = {
     "a network at the top": (edit(lambda header: header["modules"].pop() and None), "describes a Linear"),
     "no weights entry": (edit(lambda header: header.pop("weights") and None), "corrupted.*'weights'"),
     "a path for a sha256": (edit(lambda header: header["weights"].update(sha256="../../etc")), "is not a sha256"),
+    "weights of many times the size": (
+        lambda f: os.truncate(weights(f), 10**12),  # sparse: it has no content to be read
+        "is damaged: its sha256",
+    ),
+    "a layer far larger than the weights": (
+        node(0, arguments={"in_features": 30_000, "out_features": 30_000}),
+        "Linear can no longer be built with .*: it is far larger than the weights",
+    ),
+    "more layers than there is memory for": (
+        edit(
+            lambda header: header.update(
+                modules=[{"class": "torch.nn.Linear", "arguments": {"in_features": 1500, "out_features": 1500}}]
+                * 10_000
+            )
+        ),
+        "it is far larger than the weights",
+    ),
+    "modules that hold each other in 2^40 ways": (
+        edit(
+            lambda header: header.update(
+                modules=[{"class": "torch.nn.Sequential", "children": {}}]
+                + [{"class": "torch.nn.Sequential", "children": {"0": i, "1": i}} for i in range(40)]
+            )
+        ),
+        "corrupted .*a torch.nn.Sequential uses more than 100,000 modules",
+    ),
+    "arguments that do": (
+        edit(
+            lambda header: header.update(
+                modules=header["modules"][:1]
+                + [
+                    {"class": "Normal", "arguments": {"event_shape": 1, "network": {"$tuple": [{"$module": i}] * 2}}}
+                    for i in range(40)
+                ]
+            )
+        ),
+        "corrupted .*a Normal uses more than 100,000 modules",
+    ),
+    "a size of 70 bits": (
+        node(-1, arguments={"event_shape": {"$size": [2**70]}}),
+        "Normal can no longer be built.*Overflow",
+    ),
     "truncated weights": (
         lambda f: weights(f).write_bytes(weights(f).read_bytes()[:-7]),
         r"weights-.* is truncated: it has \d+ of \d+ bytes",

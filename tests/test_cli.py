@@ -465,6 +465,7 @@ def test_a_damaged_run_is_one_line(trained, tmp_path, capfd):
     assert cli.main(["sample", str(run)]) == 1
     assert "truncated" in capfd.readouterr().err
     whole = json.loads((run / "run.json").read_text())
+    del whole["weights"]  # of other weights it would be of another moment
     spoilt = ["", "{", "[]", "3", "[" * 10**5, "{}", *(json.dumps(whole | {name: 3}) for name in whole)]
     for content in [*spoilt, json.dumps(whole | {"history": {}})]:
         (run / "run.json").write_text(content)

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -48,6 +50,7 @@ from dgm_pyro.checks import (
     check_type,
 )
 from dgm_pyro.evaluation import Evidence
+from dgm_pyro.files import write_file
 from dgm_pyro.infer.checks import Checks
 from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.program import Program, check_program
@@ -167,6 +170,14 @@ THEMES = {
 }
 
 _theme: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Write a figure as a .png file, in one step; its folder is made if need be."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, content.getvalue())
 
 
 @contextlib.contextmanager

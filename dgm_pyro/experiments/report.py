@@ -23,8 +23,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import dgm_pyro.results as results
-from dgm_pyro.checkpoint import write_file
 from dgm_pyro.experiments import plots
+from dgm_pyro.files import write_file, write_text
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Picture:
     def save(self, folder: Path) -> Path:
         """Write the light one to ``folder/name.png``."""
         path = folder / f"{self.name}.png"
-        path.write_bytes(self.light)
+        write_file(path, self.light)
         return path
 
 
@@ -145,7 +145,7 @@ def render(report: Report) -> str:
 
 def write(report: Report, path: str | os.PathLike[str]) -> None:
     """`render` to a file, which is replaced in one step."""
-    write_file(Path(path), render(report).encode())
+    write_text(Path(path), render(report))
 
 
 def _data_uri(png: bytes) -> str:

@@ -9,12 +9,15 @@ resumes where it was; a cell that failed has a ``failed.json`` with the error, a
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,21 +28,27 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.data as data_sets
+import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
 from dgm_pyro.checks import check_path, check_type
 from dgm_pyro.evaluation import Evidence, evaluate, find_device
 from dgm_pyro.experiments import runs
 from dgm_pyro.families.implicit import Implicit
+from dgm_pyro.families.standardized import core_of
 from dgm_pyro.infer.checks import units
 from dgm_pyro.objectives import objective_named
-from dgm_pyro.program import check_count
+from dgm_pyro.program import Program, check_count
 from dgm_pyro.results import Result, Table, as_csv, with_error
+from dgm_pyro.training.optimizers import optimizer_of
 from dgm_pyro.training.options import TrainingOptions, changes
 
 AXES = ("prior", "encoder", "likelihood", "objective")
 UNIT_DATA = 512
+# Seconds that a training has to store its state.
+GRACE = 30
 
 
 @dataclass(frozen=True)
@@ -192,8 +201,20 @@ def sweep(
     axes = {axis: tuple(dict.fromkeys(names)) for axis, names in given.items() if names}
     combinations = [tuple(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]
     _check_names(options, combinations)
-    folder = _open(Path(out), options)
-    cells = [Cell(choices, seed) for seed in range(seeds) for choices in combinations]
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, but a sweep is a folder: choose another --out")
+    with files.only_writer(folder):
+        _open(folder, options)
+        cells = [Cell(choices, seed) for seed in range(seeds) for choices in combinations]
+        _run_missing(folder, options, cells, jobs, progress)
+        result = collect(folder, options, axes or {"model": (options.model,)}, combinations, seeds)
+        _write_tables(result)
+    return result
+
+
+def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: int, progress: bool) -> None:
+    """Run the cells that are not finished, and tell how it goes."""
     missing = [cell for cell in cells if not _is_finished(folder, cell)]
     if progress:
         kept = len(cells) - len(missing)
@@ -208,9 +229,6 @@ def sweep(
                 seconds, rest = time.perf_counter() - start, len(missing) - 1
                 left = seconds * rest / min(jobs, rest)
                 _say(f"{name} took {seconds:.0f} s: about {left:.0f} s for the other {rest}")
-    result = collect(folder, options, axes or {"model": (options.model,)}, combinations, seeds)
-    _write_tables(result)
-    return result
 
 
 def _say(line: str) -> None:
@@ -230,7 +248,8 @@ def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str],
         if key not in seen:
             seen.add(key)
             program = build(options.model, points, **swaps)
-            if isinstance(program, Implicit):
+            optimizer_of(options.training, program.parameters())
+            if isinstance(core_of(program), Implicit):
                 raise ValueError(f"{options.model} has no density for a sweep to compare by: use dgm train, dgm sample")
 
 
@@ -241,8 +260,8 @@ def _swaps(options: Options, choices: Mapping[str, str]) -> tuple[dict[str, Any]
     return swaps, choices.get("objective")
 
 
-def _open(folder: Path, options: Options) -> Path:
-    """Make the folder, or see that it holds a sweep with the same options."""
+def _open(folder: Path, options: Options) -> None:
+    """Make it the folder of a sweep, or see that it holds one with the same options."""
     path = folder / "sweep.json"
     if path.is_file():
         stored = runs.read_json(path, {}, "choose another --out")
@@ -252,12 +271,10 @@ def _open(folder: Path, options: Options) -> Path:
             raise ValueError(
                 f"{folder} holds a sweep with other options ({'; '.join(changed)}): use those, or another --out"
             )
-        return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return
+    if any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and holds no sweep: choose another --out")
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
     runs.write_json(path, options.recipe())
-    return folder
 
 
 # -- cells -------------------------------------------------------------------------------------------------------------
@@ -319,6 +336,17 @@ _device = "auto"
 def _settle(places: Any) -> None:
     global _device
     _device = places.get()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """A pool tells its processes when it ends, but not when it is killed. A training stores its state first."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 def _run_there(folder: Path, options: Options, cell: Cell) -> None:
@@ -340,22 +368,7 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> None:
 
 
 def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:
-    swaps, objective = _swaps(options, dict(cell.choices))
-    if (place / runs.RECORD).is_file():  # trained, and killed while it was evaluated
-        program, record = runs.read(place, find_device(options.training.device))
-    else:
-        program, record, _ = runs.train(
-            place,
-            options.model,
-            options.data,
-            swaps,
-            replace(options.training, seed=cell.seed),
-            data_dir=options.data_dir,
-            num_data=options.num_data,
-            objective=objective,
-            progress=False,
-            force=True,
-        )
+    program, record = _stored(place, options) or _trained(place, options, cell)
     test = data_sets.load(options.data, "test", data_dir=options.data_dir)
     bound = evaluate(program, test)
     best = evaluate(program, test, num_particles=options.num_particles) if bound.kind == "elbo" else bound
@@ -377,6 +390,37 @@ def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, 
         "seconds": record.history["seconds"],
         "parameters": sum(parameter.numel() for parameter in program.parameters()),
     }
+
+
+def _stored(place: Path, options: Options) -> tuple[Program, runs.Record] | None:
+    """The run of a cell that was killed while it was evaluated; None where there is none, or it is damaged."""
+    try:
+        return runs.read(place, find_device(options.training.device))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _trained(place: Path, options: Options, cell: Cell) -> tuple[Program, runs.Record]:
+    """Train a cell, from where it was interrupted if that can be read."""
+    swaps, objective = _swaps(options, dict(cell.choices))
+    train = functools.partial(
+        runs.train,
+        place,
+        options.model,
+        options.data,
+        swaps,
+        replace(options.training, seed=cell.seed),
+        data_dir=options.data_dir,
+        num_data=options.num_data,
+        objective=objective,
+        progress=False,
+        force=True,
+    )
+    try:
+        program, record, _ = train(resume=True)
+    except checkpoint.CheckpointError:
+        program, record, _ = train()
+    return program, record
 
 
 NUMBERS: dict[str, runs.Kind] = {
@@ -418,7 +462,7 @@ def collect(
 def _write_tables(result: Sweep) -> None:
     from dgm_pyro.experiments import plots
 
-    (result.folder / "table.md").write_text(result.table().markdown() + "\n", encoding="utf-8")
+    files.write_text(result.folder / "table.md", result.table().markdown() + "\n")
     numbers = ("bits_per_dim", "nats", "elbo_bits_per_dim", "kl", "active", "seconds", "parameters")
     summary: list[dict[str, Any]] = []
     for row in result.rows:
@@ -427,12 +471,12 @@ def _write_tables(result: Sweep) -> None:
             mean, error = row.over_seeds(name)
             line |= {name: _cell_of(mean), f"{name}_stderr": _cell_of(error)}
         summary.append({**line, "seeds": len(row.cells), "failed": len(row.errors)})
-    (result.folder / "table.csv").write_text(as_csv(summary), encoding="utf-8")
+    files.write_text(result.folder / "table.csv", as_csv(summary))
     cells = [{**cell["choices"], **{k: v for k, v in cell.items() if k != "choices"}}
              for row in result.rows for cell in row.cells]  # fmt: skip
     if cells:
-        (result.folder / "cells.csv").write_text(as_csv(cells), encoding="utf-8")
-        plots.heat_map(*_grid(result)).savefig(result.folder / "sweep.png")
+        files.write_text(result.folder / "cells.csv", as_csv(cells))
+        plots.write_picture(result.folder / "sweep.png", plots.heat_map(*_grid(result)))
 
 
 def _cell_of(value: float) -> float | str:

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +48,7 @@ from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.autoregressive import Autoregressive, FeatureChain
 from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.families.distributions import features_of
+from dgm_pyro.families.standardized import Standardized, core_of
 from dgm_pyro.infer.ais import HMC, Path, Transition, annealing, temperatures
 from dgm_pyro.infer.posterior import check_target
 from dgm_pyro.posterior import Posterior
@@ -384,6 +385,14 @@ def smc(
     torch.Size([3])
     """
     check_target(program, x)
+    if isinstance(program, Standardized) and isinstance(core_of(program), Denoising | UnrolledDiffusion):
+        assert x is not None  # `check_target` has asked
+        program.check(x, given)
+        found = smc(
+            program.program, program.standard(x), program.standard_given(given), num_particles=num_particles,
+            threshold=threshold, seed=seed, progress=progress,
+        )  # fmt: skip
+        return replace(found, log_weights=found.log_weights - program.log_volume())
     check_count(num_particles, "num_particles")
     check_number(threshold, "threshold", at_least=0)
     if isinstance(program, Denoising | UnrolledDiffusion):

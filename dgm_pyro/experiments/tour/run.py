@@ -20,6 +20,7 @@ from dgm_pyro.experiments.tour.stops import (
     STOPS,
     Stop,
 )
+from dgm_pyro.files import only_writer
 from dgm_pyro.training.fit import NonFiniteLossError
 
 
@@ -47,8 +48,16 @@ def run(
         FileExistsError: ``out`` holds something that is no tour.
         ValueError: there is no such device.
     """
-    where = find_device(device)
-    tour = Tour(_cleared(Path(out)), quick, seed, where, stops)
+    where, folder = find_device(device), Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, but a tour is a folder: choose another --out")
+    with only_writer(folder):
+        _clear(folder)
+        return _visit_all(Tour(folder, quick, seed, where, stops))
+
+
+def _visit_all(tour: Tour) -> list[str]:
+    stops, where = tour.stops, tour.device
     print(f"{len(stops)} programs on {len(tour.train)} digits of 8 x 8 pixels, tested on {len(tour.test)}; {where}")
     tour.pixel_probe = tour._probe(tour.train.x.flatten(1).float(), tour.test.x.flatten(1).float())
     try:
@@ -67,7 +76,7 @@ def run(
         trained = {name: result.program for name, result in classifiers.items() if result is not None}
         if len(trained) == 2:
             print("classifiers under noise", flush=True)
-            tour.comparison = compare_classifiers(trained, tour.test, seed)
+            tour.comparison = compare_classifiers(trained, tour.test, tour.seed)
         tour.complete = not tour.failures
     finally:
         if tour.results:
@@ -75,20 +84,16 @@ def run(
     return tour.failures
 
 
-def _cleared(out: Path) -> Path:
-    """``out``, without what an earlier tour reported there."""
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file, but a tour is a folder: choose another --out")
-    if out.exists() and any(out.iterdir()) and not (out / "metrics.json").is_file():
+def _clear(out: Path) -> None:
+    """Remove what an earlier tour reported in ``out``."""
+    if any(out.iterdir()) and not (out / "metrics.json").is_file():
         raise FileExistsError(f"{out} is not empty and holds no tour: choose another --out")
-    for name in ("metrics.json", "report.html"):
-        (out / name).unlink(missing_ok=True)
+    # The mark of a tour, complete or not: first, so that it is there whenever this is interrupted.
+    runs.write_json(out / "metrics.json", {"complete": False, "programs": []})
+    (out / "report.html").unlink(missing_ok=True)
     for name in ("pictures", "checkpoints"):
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir(parents=True)
-    # A mark by which a tour interrupted before its first result is recognized.
-    runs.write_json(out / "metrics.json", {"complete": False, "programs": []})
-    return out
 
 
 def _finish(tour: Tour) -> None:

@@ -1,0 +1,106 @@
+"""Files that are whole at every moment, and folders that one process writes at a time.
+
+A file is written beside its place and moved there in one step: a reader, or a kill at any moment, finds the old file or
+the new one. The lock of a folder belongs to the open folder and dies with its process, so nobody has to remove it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders are not locked
+    fcntl = None  # type: ignore[assignment]
+
+LARGEST_JSON = 2**28
+"""Bytes; nothing that dgm_pyro writes comes near."""
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.part")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """All of ``content`` at ``path``, or the file that was there before: for what a later command reads."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_file`."""
+    write_file(path, text.encode())
+
+
+def parsed_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is none, or larger or deeper than any of ours.
+    """
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Write in a folder, which is made if need be, while no other process does; what killed ones left is removed.
+
+    Raises:
+        BlockingIOError: another one is writing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    try:
+        for path in folder.glob(".*.part"):
+            found = _TEMPORARY.fullmatch(path.name)
+            if found and not _is_running(int(found[1])):
+                path.unlink(missing_ok=True)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    if fcntl is None:
+        return None
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise BlockingIOError(
+            f"{folder} is being written by another process: wait until it ends, or choose another folder (--out)"
+        ) from None
+    except OSError:  # some network file systems lock no folders
+        os.close(lock)
+        return None
+    return lock
+
+
+def _is_running(process: int) -> bool:
+    if process == os.getpid():  # of an earlier one with this number, as containers count from 1
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

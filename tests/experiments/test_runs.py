@@ -1,0 +1,184 @@
+"""A run's folder is one run at every moment: while it is written, after its writer was killed, beside another."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import dgm_pyro as dgm
+from dgm_pyro import cli, files
+from dgm_pyro.experiments import runs, sweep
+
+OPTIONS = dgm.TrainingOptions(epochs=1, device="cpu", validation=None)
+
+
+class Killed(BaseException):
+    """In the place of a SIGKILL: nothing handles it."""
+
+
+def train(folder, model="made", **others):
+    return runs.train(folder, model, "moons", {}, OPTIONS, num_data=16, progress=False, **others)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    train(folder := tmp_path_factory.mktemp("runs") / "run")
+    return folder
+
+
+def killed_at(patch, number):
+    """A kill before the ``number``-th file is moved to its place: what was written beside it stays."""
+    calls, replace = itertools.count(), os.replace
+
+    def replacing(*paths):
+        if next(calls) == number:
+            patch.setattr(Path, "unlink", lambda *_, **__: None)
+            raise Killed
+        replace(*paths)
+
+    patch.setattr(files.os, "replace", replacing)
+
+
+def held(folder):
+    """The model of the run: the program and the record agree."""
+    program, record = runs.read(folder)
+    assert isinstance(program, {"made": dgm.Autoregressive, "vae": dgm.VAE}[record.model])
+    return record.model
+
+
+def test_an_overwriting_that_is_killed_leaves_the_old_run_or_the_new_one(run, tmp_path, monkeypatch):
+    found = []
+    for number in range(20):
+        folder = shutil.copytree(run, tmp_path / str(number))
+        with monkeypatch.context() as patch:
+            killed_at(patch, number)
+            try:
+                train(folder, "vae", force=True)
+            except Killed:
+                found.append(held(folder))
+            else:
+                break
+        train(folder, force=True)
+        assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json", ".safetensors"]
+    assert found == sorted(found)
+    assert {*found} == {"made", "vae"}  # killed after the program was replaced, and before the record was
+    assert held(folder) == "vae"
+
+
+def test_a_reader_between_the_two_files_of_a_writer_reads_one_run(run, tmp_path, monkeypatch):
+    folder, seen = shutil.copytree(run, tmp_path / "run"), []
+    replace = os.replace
+
+    def replacing(*paths):
+        replace(*paths)
+        seen.append(held(folder))
+
+    monkeypatch.setattr(files.os, "replace", replacing)
+    train(folder, "vae", force=True)
+    assert seen == sorted(seen)
+    assert {*seen} == {"made", "vae"}
+
+
+def test_the_record_names_its_weights_and_one_that_does_not_is_of_another_moment(run, tmp_path):
+    record = json.loads((run / "run.json").read_text())
+    assert record["weights"] == json.loads((run / "program.json").read_text())["weights"]["sha256"]
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "run.json").write_text(json.dumps(record | {"data_dir": "elsewhere"}))
+    assert runs.read(folder)[1].data_dir == "elsewhere"  # the user may edit it
+    (folder / "run.json").write_text(json.dumps(record | {"model": "vae", "weights": "0" * 64}))
+    assert runs.read(folder)[1].model == "made"
+    del record["weights"]  # of before there was a digest
+    (folder / "run.json").write_text(json.dumps(record))
+    assert runs.read(folder)[1].model == "made"
+
+
+def test_two_trainings_into_one_folder_the_second_refuses_in_one_line(tmp_path, capsys):
+    command = ["train", "made", "--data", "moons", "--num-data", "16", "--epochs", "1", "--out", str(tmp_path / "run")]
+    with files.only_writer(tmp_path / "run"):
+        for force in ([], ["--force"]):
+            assert cli.main([*command, *force]) == 1
+            error = capsys.readouterr().err
+            assert "is being written by another process" in error
+            assert error.count("\n") == 1
+    assert cli.main([*command, "--device", "cpu"]) == 0
+
+
+def test_where_no_run_is_the_remedy_can_be_followed(tmp_path, capsys):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    (tmp_path / "empty").mkdir()
+    for name, remedy in (("nowhere", "train one with"), ("empty", "train one with"), ("thesis", "choose the folder")):
+        assert cli.main(["evaluate", str(tmp_path / name)]) == 1
+        assert f"holds no run, it has no run.json: {remedy}" in capsys.readouterr().err
+    train(tmp_path / "empty")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        train(tmp_path / "thesis")
+
+
+def test_what_a_terminal_would_obey_is_shown_escaped(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    for name in ("\x1b[2J\x1b]0;title\x07", "\ud800", "\u202egnp", "two\nlines"):
+        (folder / "run.json").write_text(json.dumps(record | {"model": name}))
+        assert cli.main(["evaluate", str(folder)]) == 1
+        error = capsys.readouterr().err
+        assert error[:-1].isprintable()
+        assert "is damaged (model is" in error
+    assert cli.main(["evaluate", "\x1b[2J"]) == 1
+    assert "dgm: \\x1b[2J holds no run" in capsys.readouterr().err
+
+
+def test_a_cell_with_damaged_weights_is_trained_anew(tmp_path):
+    options = sweep.Options("made", "moons", num_data=16, num_particles=1, training=OPTIONS)
+    before = sweep.sweep(tmp_path / "s", options, progress=False).rows[0].cells
+    cell = tmp_path / "s" / "cells" / "seed0"
+    (cell / "evaluation.json").unlink()
+    [weights] = cell.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    after = sweep.sweep(tmp_path / "s", options, progress=False)
+    assert after.failed == 0
+    assert after.rows[0].cells[0]["nats"] == before[0]["nats"]
+    assert runs.read(cell)[1].model == "made"
+
+
+def test_a_sweep_has_one_writer(tmp_path):
+    options = sweep.Options("made", "moons", num_data=16, num_particles=1, training=OPTIONS)
+    with files.only_writer(tmp_path / "s"), pytest.raises(BlockingIOError, match="another process"):
+        sweep.sweep(tmp_path / "s", options, progress=False)
+
+
+PARENT = """
+import multiprocessing, sys, time
+from dgm_pyro.experiments import sweep
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    places = context.SimpleQueue()
+    places.put("cpu")
+    pool = sweep.ProcessPoolExecutor(1, mp_context=context, initializer=sweep._settle, initargs=(places,))
+    print(pool.submit(sweep.os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600)
+    time.sleep(600)
+"""
+
+
+def test_the_processes_of_a_sweep_end_with_their_parent(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{child}/stat").is_file() and Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            return  # nobody has waited for it yet
+        time.sleep(0.05)
+    pytest.fail(f"{child} still computes")
