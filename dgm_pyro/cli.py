@@ -925,6 +925,38 @@ def checks(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: dgm infer model.py:model --data data.json --guide meanfield,nsf --out inference")
+def infer(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="FILE.py:MODEL or MODULE:MODEL, a Pyro model.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A .json file of the model's arguments by name. Default: what data() in FILE.py returns."),
+    ] = None,
+    guide: Annotated[
+        str, typer.Option(help="Guides to fit, separated by commas: see dgm list; Pyro's AutoGuides by name, too.")
+    ] = "meanfield,fullrank,realnvp,nsf",
+    reference: Annotated[str, typer.Option(help="What to compare the guides with: nuts or none.")] = "nuts",
+    gradient_steps: Annotated[int, typer.Option(help="Number of gradient steps of each fit.")] = 1000,
+    num_samples: Annotated[int, typer.Option(help="Number of draws of each guide, and of the reference.")] = 4000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the table, the pictures and the draws.")] = Path("inference"),
+    as_json: Json = False,
+) -> None:
+    """Fit guides to the posterior of a Pyro model and say how good each is.
+
+    Numbers in a .json file become tensors, which are passed to the model by the names of its parameters.
+    """
+    from dgm_pyro.checks import check_choice
+    from dgm_pyro.experiments import inference
+
+    check_choice(reference, ("nuts", "none"), "--reference")
+    posterior = inference.posterior_from(target, data)
+    found = inference.run(posterior, out, guides=_names(guide), reference=None if reference == "none" else reference,
+                          gradient_steps=gradient_steps, num_samples=num_samples, seed=seed,
+                          progress=_on_a_terminal())  # fmt: skip
+    _show(found, as_json, f"{posterior!r}\n", {"target": target}, f"{out}: the table, pictures, and the draws of each")
+
+
 @app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --score likelihood,complexity,kl")
 def anomaly(
     run: RunFolder,
@@ -1167,6 +1199,7 @@ def list_names(
         return
     from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
     from dgm_pyro.data import NAMES
+    from dgm_pyro.families.guides import FAMILIES
     from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 
     def lines(table: dict[str, tuple[Any, str]]) -> dict[str, str]:
@@ -1178,6 +1211,7 @@ def list_names(
         "priors of a vae: --prior": lines(PRIORS),
         "encoders of a vae: --encoder": lines(ENCODERS),
         "likelihoods of a vae: --likelihood": lines(LIKELIHOODS),
+        "guides of any Pyro model: dgm infer --guide": lines(FAMILIES),
         "objectives: --objective NAME or NAME:NUMBER": {
             name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".")
             for name, each in (OBJECTIVES | COMPARISONS).items()

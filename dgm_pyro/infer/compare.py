@@ -39,7 +39,7 @@ from dgm_pyro.infer.mcmc import Chains, nuts
 from dgm_pyro.infer.psis import Weighted, psis
 from dgm_pyro.objectives import chosen
 from dgm_pyro.posterior import Posterior
-from dgm_pyro.program import Conditional, differentiating, log_mean_exp, seeded
+from dgm_pyro.program import Conditional, differentiating, log_mean_exp, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
 
 BATCH = 500
@@ -226,7 +226,7 @@ def fit(
     check_counts(gradient_steps=gradient_steps, num_particles=num_particles)
     check_number(lr, "lr", above=0)
     steps = tqdm(range(gradient_steps), desc="fit", unit="step", disable=not progress, leave=False)
-    with seeded(seed, posterior.device), differentiating("fit"):
+    with seeded(seed, posterior.device), unchecked(), differentiating("fit"):
         if isinstance(guide, AutoContinuous) and not isinstance(guide, AutoLaplaceApproximation):
             return _fit_density(posterior, guide, objective, steps, num_particles, lr)
         if objective is not None:
