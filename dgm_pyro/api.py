@@ -12,14 +12,21 @@ from dgm_pyro.experiments import plots
 from dgm_pyro.factors import formula
 from dgm_pyro.families import autoregressive, diffusion, flow, guides, implicit, priors
 from dgm_pyro.families.autoregressive import Autoregressive
+from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.conditionals import (
     Bernoulli,
+    Beta,
     Categorical,
     DiscretizedLogistic,
     IndependentConditional,
+    LogNormal,
     MixtureOfNormals,
+    NegativeBinomial,
     Normal,
+    Poisson,
+    StudentT,
     Uniform,
+    ZeroInflated,
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion, LogSNR
 from dgm_pyro.families.dequantized import Dequantized
@@ -28,8 +35,10 @@ from dgm_pyro.families.flow import Flow
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
+from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
+from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Conditional, IntractableError, Program
 from dgm_pyro.registry import register
 from dgm_pyro.training import adversarial
@@ -50,8 +59,10 @@ __all__ = [
     "Adversarial",
     "Autoregressive",
     "Bernoulli",
+    "Beta",
     "Categorical",
     "CheckpointError",
+    "Columns",
     "CompilationError",
     "Conditional",
     "ContinuousDiffusion",
@@ -73,18 +84,25 @@ __all__ = [
     "IntractableError",
     "KernelScore",
     "Labeled",
+    "LogNormal",
     "LogSNR",
     "MixtureOfNormals",
+    "NegativeBinomial",
     "NonFiniteLossError",
     "Normal",
     "OneHot",
+    "Poisson",
+    "Posterior",
     "Program",
     "Schedule",
     "SemiSupervised",
+    "Standardized",
+    "StudentT",
     "Training",
     "TrainingOptions",
     "Uniform",
     "WarmUp",
+    "ZeroInflated",
     "__version__",
     "adversarial",
     "anomaly",

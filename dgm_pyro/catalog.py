@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, overload
 
 import torch
 from torch import nn
 
-from dgm_pyro.checks import as_shape, check_choice, check_count
+from dgm_pyro.checks import as_shape, check_choice, check_count, check_type
 from dgm_pyro.data import Data
 from dgm_pyro.families.autoregressive import Autoregressive
+from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.conditionals import (
     Bernoulli,
+    Beta,
     Categorical,
     DiscretizedLogistic,
     IndependentConditional,
+    LogNormal,
     MixtureOfNormals,
+    NegativeBinomial,
     Normal,
+    Poisson,
+    StudentT,
+    ZeroInflated,
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.dequantized import Dequantized, dequantizer
@@ -44,13 +51,33 @@ from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.priors import MixturePrior, VampPrior
+from dgm_pyro.families.standardized import Standardized
+from dgm_pyro.families.transforms import line_of
 from dgm_pyro.families.vae import VAE
-from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
-from dgm_pyro.program import Program, check_program, is_pair
+from dgm_pyro.networks import (
+    MADE,
+    MLP,
+    CausalTransformer,
+    ColumnMADE,
+    ColumnReader,
+    DenoisingMLP,
+    DenoisingUNet,
+    PixelCNN,
+    Standardize,
+)
+from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
 
+# So many numbers are looked at to find units. A standard deviation is of heavy tails from so many times the quartiles'.
+NUMBERS_FOR_UNITS, HEAVY = 4_000_000, 3.0
+# A feature whose neighboring numbers are so many of its scales apart is too coarse for a density.
+COARSE = 0.01
 LATENT_SIZE = 16
 CODE_VALUES = 8
 Catalog = dict[str, tuple[Callable[..., Program], str]]
+Units = tuple[torch.Tensor, torch.Tensor]
+Reading = Callable[[Callable[[Sequence[int]], nn.Module]], nn.Module]
+Reads = dict[str, Any]
+"""What the networks are given, as their own argument: a ``given_shape``, ``num_classes``, or nothing."""
 
 
 def is_image(data: Data) -> bool:
@@ -74,24 +101,30 @@ def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **op
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
-def pixels(data: Data, num_classes: int | None) -> Program:
+def _of_given(reads: Reads, outputs: int) -> nn.Module:
+    """A network of what is given alone."""
+    if "num_classes" in reads:
+        return nn.Embedding(reads["num_classes"], outputs)
+    return MLP(reads["given_shape"], outputs, (128, 128))
+
+
+def pixels(data: Data, reads: Reads) -> Program:
+    def network(per_feature: int) -> nn.Module:
+        return _of_given(reads, per_feature * data.event_shape.numel())
+
     if data.levels is not None:
         values = data.levels
-        if num_classes is None:
-            return Categorical(data.event_shape, values, learned=True)
-        return Categorical(data.event_shape, values, nn.Embedding(num_classes, values * data.event_shape.numel()))
-    if num_classes is None:
-        return conditional_for(data, lambda p: None, learned=True)
-    return conditional_for(data, lambda p: nn.Embedding(num_classes, p * data.event_shape.numel()))
+        return Categorical(data.event_shape, values, **{"network": network(values)} if reads else {"learned": True})
+    return conditional_for(data, network) if reads else conditional_for(data, lambda p: None, learned=True)
 
 
-def made(data: Data, num_classes: int | None) -> Program:
+def made(data: Data, reads: Reads) -> Program:
     # A deep network learns a few thousand images by heart; one wide layer, half of it dropped, does so later.
     size: dict[str, Any] = (
         {"hidden": (512,), "dropout": 0.5} if is_image(data) else {"hidden": (256, 256, 256), "residual": True}
     )
     return Autoregressive(
-        conditional_for(data, lambda p: MADE(data.event_shape, p, levels=data.levels, num_classes=num_classes, **size))
+        conditional_for(data, lambda p: MADE(data.event_shape, p, levels=data.levels, **reads, **size))
     )
 
 
@@ -100,126 +133,142 @@ def _require_image(data: Data, name: str) -> None:
         raise ValueError(f"{name} needs images (1, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
 
 
-def pixelcnn(data: Data, num_classes: int | None) -> Program:
+def pixelcnn(data: Data, reads: Reads) -> Program:
     _require_image(data, "pixelcnn")
     return Autoregressive(
-        conditional_for(
-            data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=0.1)
-        )
+        conditional_for(data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, dropout=0.1, **reads))
     )
 
 
-def transformer(data: Data, num_classes: int | None) -> Program:
+def transformer(data: Data, reads: Reads) -> Program:
     dropout = 0.1 if is_image(data) else 0.0
     return Autoregressive(
         conditional_for(
-            data,
-            lambda p: CausalTransformer(
-                data.event_shape, p, levels=data.levels, num_classes=num_classes, dropout=dropout
-            ),
+            data, lambda p: CausalTransformer(data.event_shape, p, levels=data.levels, dropout=dropout, **reads)
         )
     )
 
 
-def _flow(stack: Callable[..., Flow]) -> Callable[[Data, int | None], Program]:
-    def build_flow(data: Data, num_classes: int | None) -> Program:
+def _flow(stack: Callable[..., Flow], of_one: Callable[..., Flow]) -> Callable[[Data, Reads], Program]:
+    """A stack of that name; of a single feature, which has nothing to be coupled with, ``of_one``."""
+
+    def build_flow(data: Data, reads: Reads) -> Program:
+        make = of_one if data.event_shape.numel() == 1 else stack
         if data.levels is None:
-            return stack(data.event_shape, num_classes=num_classes)
-        flow = stack(data.event_shape, num_classes=num_classes, unit=True)
+            return make(data.event_shape, **reads)
+        flow = make(data.event_shape, unit=True, **reads)
         return Dequantized(flow, data.levels, guide=dequantizer(data.event_shape, data.levels))
 
     return build_flow
 
 
-def diffusion(data: Data, num_classes: int | None) -> Program:
-    denoiser, options = _denoising(data, num_classes)
+def diffusion(data: Data, reads: Reads) -> Program:
+    denoiser, options = _denoising(data, reads)
     schedule = "cosine" if data.levels is None else "log-snr"
     return Diffusion(data.event_shape, denoiser, schedule, num_steps=50, subsample=2, **options)
 
 
-def diffusion_continuous(data: Data, num_classes: int | None) -> Program:
+def diffusion_continuous(data: Data, reads: Reads) -> Program:
     # Smooth in time: its ODE can be solved in few steps.
-    denoiser, options = _denoising(data, num_classes, max_frequency=30.0)
+    denoiser, options = _denoising(data, reads, max_frequency=30.0)
     return ContinuousDiffusion(data.event_shape, denoiser, "learned", **options)
 
 
-def _denoising(data: Data, num_classes: int | None, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
+def _denoising(data: Data, reads: Reads, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a diffusion of such data, and its prediction target."""
     predict, outputs = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
     halved = all(size % 2 == 0 for size in data.event_shape[1:])
     channels = (32, 64) if halved else (64,)
     network = partial(DenoisingUNet, channels=channels) if is_image(data) else DenoisingMLP
-    denoiser = network(data.event_shape, num_classes=num_classes, outputs=outputs, max_frequency=max_frequency)
-    hidden = 0.1 if num_classes is not None else 0.0
+    denoiser = network(data.event_shape, outputs=outputs, max_frequency=max_frequency, **reads)
+    hidden = 0.1 if "num_classes" in reads else 0.0
     return denoiser, {"predict": predict, "levels": data.levels, "label_dropout": hidden}
 
 
-def implicit(data: Data, num_classes: int | None) -> Program:
-    if num_classes is not None:
+def implicit(data: Data, reads: Reads) -> Program:
+    if "num_classes" in reads:
         raise ValueError(
             "'implicit' has no density, so Bayes' rule gives no p(y | x): leave labeled out; for samples of a class "
             "use dgm.Implicit with a generator that reads the label"
         )
     size = LATENT_SIZE if is_image(data) else 2
     hidden = (256, 256) if is_image(data) else (128, 128, 128)
-    generator = MLP((size,), data.event_shape.numel(), hidden)
+    generator = MLP((size,), data.event_shape.numel(), hidden, **reads)
     return Implicit(data.event_shape, Normal(size), generator, levels=data.levels)
 
 
-def classifier(data: Data, num_classes: int | None) -> Program:
-    classes = data.num_classes
-    assert classes is not None  # `build` has asked
-    network = MLP(data.event_shape, classes, levels=data.levels, dropout=0.5 if is_image(data) else 0.0)
-    return Discriminative(Categorical((), classes, network))
+def classifier(data: Data, units: Units | None) -> Program:
+    return Discriminative(_labels_of(data, units, dropout=0.5 if is_image(data) else 0.0))
+
+
+def _labels_of(data: Data, units: Units | None, dropout: float = 0.0) -> Categorical:
+    """p(y | x) of an x in its own units."""
+    assert data.num_classes is not None  # `build` has asked
+    network: nn.Module = MLP(data.event_shape, data.num_classes, levels=data.levels, dropout=dropout)
+    return Categorical((), data.num_classes, network if units is None else Standardize(*units, network))
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The sizes of a VAE's parts: the data, z, and the labels if all parts are conditional on them.
+    """The sizes of a VAE's parts: the data, z, and what all parts are given.
 
     Attributes:
         shape: of one z; ``()`` for one of ``clusters`` classes.
         clusters: how many values a z of shape ``()`` has.
-        classes: how many labels.
+        reads: what all parts are given besides.
         hidden: widths of the encoder's and the likelihood's hidden layers.
+        reading: makes the encoder's network, of a function that makes one of its input's shape, where x comes in units
+            of its own.
     """
 
     data: Data
     shape: tuple[int, ...]
     clusters: int | None
-    classes: int | None
+    reads: Reads
     hidden: Sequence[int]
+    reading: Reading | None = None
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
-    def of_x(self, outputs: int) -> MLP:
+    def of_x(self, outputs: int) -> nn.Module:
         """A network for the encoder."""
-        return MLP(self.data.event_shape, outputs, self.hidden, levels=self.data.levels, num_classes=self.classes)
+
+        def network(shape: Sequence[int]) -> nn.Module:
+            return MLP(shape, outputs, self.hidden, levels=self.data.levels, **self.reads)
+
+        return network(self.data.event_shape) if self.reading is None else self.reading(network)
 
     def of_z(self, per_feature: int) -> MLP:
-        """A network for the likelihood; of a z that is a class, it reads nothing else."""
+        """A network for the likelihood; of a z that is a class, it reads no label."""
         outputs = per_feature * self.data.event_shape.numel()
-        return MLP(self.shape, outputs, self.hidden, num_classes=self.clusters or self.classes)
+        reads = self.reads | ({"num_classes": self.clusters} if self.clusters else {})
+        return MLP(self.shape, outputs, self.hidden, **reads)
 
     def z_as_given(self) -> dict[str, Any]:
         return {"num_classes": self.clusters} if self.clusters else {"given_shape": self.shape}
 
     def x_as_given(self) -> dict[str, Any]:
-        shape, levels = self.data.event_shape, self.data.levels
-        return {"given_shape": shape, "given_levels": levels, "num_classes": self.classes}
+        if "given_shape" in self.reads or self.reading is not None:
+            raise ValueError(
+                "a flow as encoder reads a standardized x and a label, nothing else: use encoder='meanfield', "
+                "'fullrank' or 'lowrank'"
+            )
+        return {"given_shape": self.data.event_shape, "given_levels": self.data.levels, **self.reads}
 
 
 def vae(
     data: Data,
-    num_classes: int | None,
+    reads: Reads,
     *,
     prior: Program | str = "normal",
     encoder: Program | str | None = None,
     likelihood: Program | str = "independent",
     latent_size: int | None = None,
     hidden: Sequence[int] = (256, 256),
+    reading: Reading | None = None,
+    columns: Callable[[Callable[[int], nn.Module]], Program] | None = None,
 ) -> Program:
     size = (LATENT_SIZE if is_image(data) else 2) if latent_size is None else check_count(latent_size, "latent_size")
     hidden = as_shape(hidden, "hidden")
@@ -229,7 +278,7 @@ def vae(
     coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
     named = () if one_class else (size, CODE_VALUES) if coded else (size,)
     shape = named if made is None else tuple(made.event_shape)
-    parts = Parts(data, shape, clusters, num_classes, hidden)
+    parts = Parts(data, shape, clusters, reads, hidden, reading)
     if encoder is None:
         discrete = prior == "bernoulli" if made is None else made.levels == 2
         encoder = "categorical" if one_class else "codes" if coded else "bernoulli" if discrete else "meanfield"
@@ -239,7 +288,7 @@ def vae(
     late = isinstance(encoder, str) and encoder in LATE_ENCODERS
     q = _named("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
     p_z = _named(prior, PRIORS, "prior", parts, q)
-    p_x = _named(likelihood, LIKELIHOODS, "likelihood", parts)
+    p_x = _named(likelihood, LIKELIHOODS, "likelihood", parts) if columns is None else columns(parts.of_z)
     return LATE_ENCODERS[encoder][0](parts, q, p_z, p_x) if late else VAE(p_z, p_x, q)  # type: ignore[index]
 
 
@@ -317,7 +366,7 @@ def _chain_of_codes(parts: Parts) -> Autoregressive:
 def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
     if parts.data.levels is not None:
         raise ValueError(
-            f"likelihood {likelihood!r} is a density on reals, but {parts.data.name} has {parts.data.levels} levels: "
+            f"likelihood {likelihood!r} is of reals or counts, but {parts.data.name} has {parts.data.levels} levels: "
             "use 'independent' or 'categorical'"
         )
     return parts.data.event_shape
@@ -329,6 +378,25 @@ def _levels(parts: Parts, likelihood: str) -> int:
             f"likelihood {likelihood!r} is a mass on integers, but {parts.data.name} holds reals: use 'independent'"
         )
     return parts.data.levels
+
+
+def _own(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
+    """The conditional of that class, given z."""
+
+    def likelihood(parts: Parts) -> Program:
+        shape = _real(parts, kind.__name__)
+        kind(shape)  # refused before a network is made
+        return kind(shape, lambda size: parts.of_z(size // math.prod(shape)))
+
+    return likelihood
+
+
+def _inflated(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
+    def likelihood(parts: Parts) -> Program:
+        shape = _real(parts, f"zero-inflated {kind.__name__}")
+        return ZeroInflated(kind(shape), lambda size: parts.of_z(size // math.prod(shape)))
+
+    return likelihood
 
 
 def _independent(parts: Parts) -> Program:
@@ -431,6 +499,13 @@ LIKELIHOODS: Catalog = {
         lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale="shared"),
         "Normals with one learned scale",
     ),
+    "student-t": (_own(StudentT), "Student t: reals with heavy tails"),
+    "log-normal": (_own(LogNormal), "log-normal: positive reals"),
+    "beta": (_own(Beta), "Beta: reals between 0 and 1"),
+    "poisson": (_own(Poisson), "Poisson: counts, as whole reals"),
+    "negative-binomial": (_own(NegativeBinomial), "negative binomial: counts of any variance above the mean"),
+    "zero-inflated-poisson": (_inflated(Poisson), "Poisson, or zero"),
+    "zero-inflated-negative-binomial": (_inflated(NegativeBinomial), "negative binomial, or zero"),
     "ar": (
         lambda parts: Autoregressive(
             conditional_for(
@@ -443,18 +518,27 @@ LIKELIHOODS: Catalog = {
     "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions (images)"),
 }
 
+COLUMN_MODELS = ("pixels", "made", "vae")
+OWN_UNITS = (
+    "log-normal", "beta", "poisson", "negative-binomial", "zero-inflated-poisson", "zero-inflated-negative-binomial",
+)  # fmt: skip
+"""Likelihoods of x in its own units: only what reads x is standardized."""
+
 MODELS: Catalog = {
     "pixels": (pixels, "independent features: the reference to beat"),
     "made": (made, "autoregressive, by a masked MLP"),
     "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),
     "transformer": (transformer, "autoregressive, by causal attention"),
-    "realnvp": (_flow(realnvp), "flow of affine couplings; dequantized for integers"),
-    "maf": (_flow(maf), "masked autoregressive flow; dequantized for integers"),
-    "nsf": (_flow(nsf), "neural spline flow of couplings; dequantized for integers"),
-    "nsf-autoregressive": (_flow(nsf_autoregressive), "autoregressive neural spline flow; dequantized for integers"),
+    "realnvp": (_flow(realnvp, maf), "flow of affine couplings; dequantized for integers"),
+    "maf": (_flow(maf, maf), "masked autoregressive flow; dequantized for integers"),
+    "nsf": (_flow(nsf, nsf_autoregressive), "neural spline flow of couplings; dequantized for integers"),
+    "nsf-autoregressive": (
+        _flow(nsf_autoregressive, nsf_autoregressive),
+        "autoregressive neural spline flow; dequantized for integers",
+    ),
     "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, hidden"),
     "vq-vae": (
-        lambda data, num_classes, **swaps: vae(data, num_classes, **{"prior": "codes", **swaps}),
+        lambda data, reads, **swaps: vae(data, reads, **{"prior": "codes", **swaps}),
         "VAE of discrete codes, their prior autoregressive; swaps: those of vae",
     ),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
@@ -475,6 +559,7 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
+    standardize: Literal[False],
 ) -> VAE: ...
 
 
@@ -489,7 +574,9 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
-) -> Program: ...
+    standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
+) -> Any: ...
 
 
 def build(
@@ -502,20 +589,33 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
+    standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
 ) -> Program:
     """A program by name, sized for ``data``.
 
     The parts are those of "vae" and "vq-vae"; None leaves the model's own.
 
+    Reals get the units of the data: the program is a `Standardized` one, its shift and scale those of each feature (of
+    each channel of an image), so that evidence and samples are in the units of x. See `units_of`. Data with a ``given``
+    build p(x | given).
+
     Args:
         name: a key of `MODELS`.
-        data: what it will be trained on; gives shape, levels and number of classes.
+        data: what it will be trained on; gives shape, levels, units, number of classes and what is given.
         labeled: build the generative classifier p(y) p(x | y) over the named family instead.
         prior: p(z), a program or a key of `PRIORS`.
         encoder: q(z | x), a program or a key of `ENCODERS`.
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
         latent_size: number of features of z; of one-hot z, number of codes or classes.
         hidden: widths of the hidden layers of encoder and likelihood.
+        standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
+            where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
+        columns: of a table of mixed kinds, the kind of each column as `Columns` takes it: for "made" a chain over the
+            columns, for "vae" independent columns given z, for "pixels" independent columns.
+
+    Warns:
+        UserWarning: a feature of reals is constant, or float32 is too coarse for it.
 
     Raises:
         ValueError, TypeError: an unknown name, or a part that the model does not have.
@@ -523,6 +623,8 @@ def build(
     >>> import dgm_pyro as dgm
     >>> dgm.build("vae", dgm.data.load("digits"), prior="vae").latents("x")
     ('z', 'z2')
+    >>> type(dgm.build("maf", dgm.data.load("moons")))
+    <class 'dgm_pyro.families.standardized.Standardized'>
     """
     check_choice(name, MODELS, "model")
     if not isinstance(data, Data):
@@ -537,6 +639,8 @@ def build(
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
     if name not in ("vae", "vq-vae") and swaps:
         raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
+    check_type(columns, Mapping | None, "columns", "a mapping of names to kinds or None")
+    check_type(standardize, bool, "standardize", "True or False")
     classes = data.num_classes
     if classes is None and (labeled or name == "classifier"):
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")
@@ -551,23 +655,134 @@ def build(
             "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
             stacklevel=2,
         )
-    make = MODELS[name][0]
-    if not labeled or classes is None:
-        return make(data, None, **swaps)
-    if name == "classifier":
-        raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
-    posterior = None
-    program = make(data, classes, **swaps)
-    if not program.conditional or (isinstance(program, VAE) and not _generates_from_label(program)):
+    given = data.given
+    if given is not None and (labeled or name == "classifier"):
         raise ValueError(
-            "neither the prior nor the likelihood reads the label: with labeled=True use likelihood='independent', "
-            "or pass parts of your own"
+            f"{data.name} has a given beside its labels, and a classifier conditions on the label alone: leave one out"
         )
-    if not program.tractable:
-        posterior = Categorical((), classes, MLP(data.event_shape, classes, levels=data.levels))
-    return Labeled(Categorical((), classes, learned=True), program, posterior)
+    units = units_of(_with_nan(data), "x") if standardize and data.levels is None else None
+    given_units = units_of(given, "given") if standardize and given is not None else None
+    if name == "classifier":
+        if labeled:
+            raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
+        return MODELS[name][0](data, units)
+    reads = {"num_classes": classes} if labeled else {} if given is None else {"given_shape": given.shape[1:]}
+    if columns is not None:
+        program, units = _of_columns(name, data, reads, columns, swaps), None
+    elif units is not None and _in_own_units(likelihood):
+        standardizing = units
+        reading = lambda make: Standardize(*standardizing, make(data.event_shape))  # noqa: E731
+        program, units = MODELS[name][0](data, reads, reading=reading, **swaps), None
+    else:
+        program = MODELS[name][0](data if units is None else _standardized(data, units), reads, **swaps)
+    if reads and (not program.conditional or (isinstance(program, VAE) and not _generates_from_given(program))):
+        what = "label" if labeled else "given"
+        raise ValueError(
+            f"neither the prior nor the likelihood reads the {what}: use likelihood='independent', or pass parts of "
+            "your own"
+        )
+    if units is not None or given_units is not None:
+        (shift, scale), (given_shift, given_scale) = units or (None, None), given_units or (None, None)
+        program = Standardized(program, shift, scale, given_shift=given_shift, given_scale=given_scale)
+    if not labeled or classes is None:
+        return program
+    guide = None if program.tractable else _labels_of(data, units)
+    return Labeled(Categorical((), classes, learned=True), program, guide)
 
 
-def _generates_from_label(vae: VAE) -> bool:
-    """Whether p(x | y) of a VAE depends on y; an encoder that reads y does not change it."""
+def _generates_from_given(vae: VAE) -> bool:
+    """Whether p(x | given) of a VAE depends on it; an encoder that reads it does not change it."""
     return vae.prior.conditional or is_pair(vae.likelihood.given_shape)
+
+
+def _of_columns(name: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
+    """The model of that name, of columns of mixed kinds."""
+    if name not in COLUMN_MODELS:
+        raise ValueError(f"columns are for the models {', '.join(COLUMN_MODELS)}, not for {name!r}: leave one out")
+    if "likelihood" in swaps:
+        raise ValueError("columns are the likelihood: leave out columns or likelihood")
+    if data.levels is not None or tuple(data.event_shape) != (len(columns),):
+        raise ValueError(f"columns has {len(columns)} kinds, but data are {data!r}: pass reals, (N, {len(columns)})")
+    x = _with_nan(data)
+    shift, scale = units_of(x)
+    table = Columns(columns, shift=shift, scale=scale)
+    amount = torch.tensor([i in table.amounts for i in range(len(columns))])
+    reader = partial(ColumnReader, table.categories, table.amounts, *units_of(torch.where(amount, x.log1p(), x)))
+
+    def likelihood(network: Callable[[int], nn.Module]) -> Columns:
+        """Given what a network reads that is made of its number of parameters per column."""
+        return Columns(columns, lambda size: network(size // len(columns)), shift=shift, scale=scale)
+
+    if name == "made":
+        return Autoregressive(likelihood(lambda p: ColumnMADE(reader(), p, (256, 256, 256), residual=True, **reads)))
+    if name == "vae":
+        reading = lambda make: reader(make((reader().size,)))  # noqa: E731
+        return vae(data, reads, columns=likelihood, reading=reading, **swaps)
+    if reads:
+        return likelihood(lambda p: _of_given(reads, p * len(columns)))
+    return Columns(columns, shift=shift, scale=scale, learned=True)
+
+
+def _in_own_units(likelihood: Program | str | None) -> bool:
+    """Whether a shift would take x out of the likelihood's support."""
+    if not isinstance(likelihood, Program):
+        return likelihood in OWN_UNITS
+    given = example_given(likelihood)
+    support = None if likelihood.conditional and given is None else likelihood.support_given(given)
+    return support is not None and line_of(unwrapped(support)) != "real"
+
+
+# -- units ----------------------------------------------------------------------------------------------------------
+
+
+def units_of(x: torch.Tensor, argument: str = "x") -> Units:
+    """Shift and scale of each feature of reals, of each channel of images: what `build` standardizes by.
+
+    They are mean and standard deviation; where tails are so heavy that the standard deviation is more than three
+    times what the quartiles say, they are the median and the distance of the quartiles over 1.349, which is the
+    standard deviation of a Normal. The scale of a constant feature is 1. Of many data, an even sample is taken.
+
+    Args:
+        x: ``(N, *event_shape)``; NaN where it is missing.
+        argument: its name, for messages.
+
+    Warns:
+        UserWarning: a feature is constant, or has offsets that float32 is too coarse for.
+    """
+    image = x.dim() == 4
+    features = x.shape[1] if image else x[0].numel()
+    columns = x.movedim(1, -1) if image else x
+    every = max(1, columns.numel() // NUMBERS_FOR_UNITS)
+    columns = columns.reshape(-1, features)[::every].double()
+    center = columns.nanmean(0)
+    spread = (columns - center).square().nanmean(0).sqrt()
+    low, median, high = columns.nanquantile(torch.tensor([0.25, 0.5, 0.75], dtype=columns.dtype), 0)
+    between = (high - low) / 1.349
+    heavy = (spread > HEAVY * between) & (between > 0)
+    shift, scale = torch.where(heavy, median, center), torch.where(heavy, between, spread)
+    constant = ~(scale > 1e-12 * center.abs().clamp_min(1e-12))  # or never observed
+    shift = shift.nan_to_num()
+    coarse = torch.finfo(x.dtype).eps * columns.abs().nan_to_num().amax(0) > COARSE * scale
+    for trouble, message in (
+        (constant, "is constant, and its density has no bound: drop it"),
+        (
+            coarse & ~constant,
+            f"is too coarse in {x.dtype} for its distance from 0: pass float64, or subtract an offset",
+        ),
+    ):
+        if trouble.any():
+            warnings.warn(f"feature {int(trouble.int().argmax())} of {argument} {message}", stacklevel=3)
+    shape = (features, *(1,) * (x.dim() - 2)) if image else x.shape[1:]
+    scale = torch.where(constant, 1.0, scale)
+    return shift.to(x.dtype).reshape(shape), scale.to(torch.get_default_dtype()).reshape(shape)
+
+
+def _with_nan(data: Data) -> torch.Tensor:
+    """x with NaN where it is missing."""
+    return data.x if data.mask is None else data.x.masked_fill(~data.mask, torch.nan)
+
+
+def _standardized(data: Data, units: Units) -> Data:
+    """Some of the data as the program within sees them."""
+    rows = data[:: max(1, data.x.numel() // NUMBERS_FOR_UNITS)]
+    return replace(rows, x=Standardize(*units)(rows.x))

@@ -272,6 +272,9 @@ def train(
     labeled: Annotated[
         bool, typer.Option("--labeled", help="Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).")
     ] = False,
+    standardize: Annotated[
+        bool, typer.Option(help="Standardize reals inside the model; its numbers stay in the units of the data.")
+    ] = True,
     objective: Annotated[str | None, typer.Option(help="Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
         int | None, typer.Option(help="Keep only this many labels. Needs --labeled and a semi-supervised objective.")
@@ -322,7 +325,9 @@ def train(
         distributed.leave()
         return
     given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
-    swaps = {name: choice for name, choice in given.items() if choice is not None}
+    swaps: dict[str, Any] = {name: choice for name, choice in given.items() if choice is not None}
+    if not standardize:
+        swaps["standardize"] = False
     name = f"{model}-{data}"
     folder = out or Path("runs") / name
     _, _, history = runs.train(
@@ -447,7 +452,7 @@ def impute(
         raise ValueError(f"--rows must be a positive integer, got {rows}")
     program, record, where, place = _opened(run, device, data_dir)
     points = dgm.data.load(record.data, split, data_dir=place)[:rows]
-    x, given, _ = program.arguments(points.x, points.y)
+    x, given, _ = program.arguments(points)
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to impute")
     seen = dgm.infer.hide(mask, program.event_shape, seed)
@@ -727,7 +732,7 @@ def gaps(
     found, loaded = {}, {folder: _opened(folder, device, data_dir) for folder in folders}
     for folder, (program, record, where, place) in loaded.items():
         points = dgm.data.load(record.data, split, data_dir=place)[:num_data].to(where)
-        x, given, _ = program.arguments(points.x, points.y)
+        x, given, _ = program.arguments(points)
         found[folder] = dgm.infer.gaps(
             program,
             x,

@@ -11,7 +11,7 @@ Data('digits', x=(1437, 1, 8, 8) uint8 of 17 levels, y of 10 classes)
 >>> len(train), len(valid), valid.measure
 (1293, 144, 'mass')
 
-Your own tensors: ``Data(x, y)`` for reals, ``Data(x, y, levels=2)`` for integers.
+Your own tensors: ``Data(x, y)`` for reals, ``Data(x, y, levels=2)`` for integers. `open` reads your own files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import dgm_pyro.image_sets as image_sets
+import dgm_pyro.sources as sources
 from dgm_pyro.checks import (
     INTEGERS,
     check_count,
@@ -49,7 +51,7 @@ from dgm_pyro.checks import (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """Data x, with labels y where there are any.
+    """Data x, with labels y, other variables that are given, and a mask of what was observed, where there are any.
 
     Args:
         x: ``(N, *event_shape)``: integers 0 .. levels - 1 of an integer dtype, or finite reals.
@@ -57,12 +59,26 @@ class Data:
         levels: how many integers a feature takes; None for reals.
         name: what reports call it.
         num_classes: how many labels there are; if left out, the largest in y and one more, and y must hold a 0.
+        given: finite reals that p(x | given) is conditioned on, ``(N, *given_shape)``.
+        mask: True where a feature was observed, of the shape of x. Where it is False, x may hold anything, NaN too, and
+            is set to 0.
+        columns, given_columns: names of the features of x, and of given, where they are columns of a table.
+        classes: names of the labels.
 
-    `torch.utils.data.DataLoader` makes batches of it: of x, or pairs of x and y.
+    `torch.utils.data.DataLoader` makes batches of it: of x, or tuples of x and what else there is, in the order y,
+    given, mask.
 
     Raises:
-        TypeError: x or y is no tensor, or of a dtype that contradicts ``levels``.
+        TypeError: a tensor is none, or of a dtype that contradicts ``levels``.
         ValueError: a shape or a value does not fit; the message names it.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> t = torch.rand(100, 1)
+    >>> data = dgm.Data(torch.sin(t) + 0.1 * torch.randn(100, 1), given=t)
+    >>> data
+    Data('data', x=(100, 1) float32, given (1,))
+    >>> program = dgm.Normal(1, lambda size: torch.nn.Linear(1, size))
+    >>> history = dgm.fit(program, data, epochs=2, progress=False)  # of p(x | t)
     """
 
     x: Tensor
@@ -70,9 +86,23 @@ class Data:
     levels: int | None = None
     name: str = "data"
     num_classes: int | None = None
+    given: Tensor | None = field(default=None, kw_only=True)
+    mask: Tensor | None = field(default=None, kw_only=True)
+    columns: tuple[str, ...] | None = field(default=None, kw_only=True)
+    given_columns: tuple[str, ...] | None = field(default=None, kw_only=True)
+    classes: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_dense(self.x, "x")
+        if self.mask is not None:
+            _check_mask(self.mask, self.x)
+            vars(self).update(x=self.x.masked_fill(~self.mask, 0))
         _check_x(self.x, self.levels)
+        if self.given is not None:
+            _check_given(self.given, len(self.x))
+        _check_names(self.columns, "columns", self.x.shape[1:])
+        _check_names(self.given_columns, "given_columns", () if self.given is None else self.given.shape[1:])
+        _check_names(self.classes, "classes", (self.num_classes or len(self.classes or ()),))
         if self.y is None:
             if self.num_classes is not None:
                 raise ValueError(f"num_classes is {self.num_classes}, but there are no labels y: pass both or neither")
@@ -89,6 +119,8 @@ class Data:
             )
         if self.num_classes is not None:
             check_count(self.num_classes, "num_classes")
+        if self.classes is not None and classes > len(self.classes):
+            raise ValueError(f"y holds the label {classes - 1}, but classes has {len(self.classes)} names")
         if self.num_classes is not None and self.num_classes < classes:
             raise ValueError(f"y holds the label {classes - 1}, but num_classes is {self.num_classes}")
         vars(self).update(y=self.y.long(), num_classes=self.num_classes or classes)
@@ -103,6 +135,26 @@ class Data:
         """``"mass"`` on integers or ``"density"`` on reals."""
         return "density" if self.levels is None else "mass"
 
+    @property
+    def misses(self) -> bool:
+        """Whether features are missing."""
+        return self.mask is not None and not bool(self.mask.all())
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name: x, y, given, mask."""
+        tensors = {"x": self.x, "y": self.y, "given": self.given, "mask": self.mask}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    @property
+    def digest(self) -> str:
+        """A hash of all values in their order, 16 hexadecimal digits."""
+        found = hashlib.sha256()
+        for name, tensor in self.parts.items():
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {self.levels}".encode())
+            found.update(tensor.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -111,15 +163,14 @@ class Data:
         if isinstance(index, int):
             index = [index]
         try:
-            x, y = self.x[index], None if self.y is None else self.y[index]
+            return self.replaced(**{name: tensor[index] for name, tensor in self.parts.items()})
         except (IndexError, TypeError) as error:  # an IndexError, as it ends a loop over the data
             raise IndexError(f"index {index!r} does not fit {self!r}: {error}") from error
-        return self._on(x, y)
 
-    def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, Tensor]]:
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, ...]]:
         """The data at ``rows`` one by one, as a DataLoader of torch reads them."""
-        x = self.x[rows]
-        return list(x) if self.y is None else list(zip(x, self.y[rows], strict=True))
+        tensors = [tensor[rows] for tensor in self.parts.values()]
+        return list(tensors[0]) if len(tensors) == 1 else list(zip(*tensors, strict=True))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Data, Data]:
         """Two disjoint random parts, the second with ``fraction`` of the data: ``train, valid = data.split(0.1)``.
@@ -159,30 +210,31 @@ class Data:
                     "keep fewer"
                 )
             y[rows[torch.randperm(len(rows), generator=random)[:share]]] = label
-        return self._on(self.x, y)
+        return self.replaced(y=y)
 
     def to(self, device: str | torch.device) -> Data:
         """The same data on ``device``."""
         where = device if isinstance(device, torch.device) else find_device(device)
-        return self._on(self.x.to(where), None if self.y is None else self.y.to(where))
+        return self.replaced(**{name: tensor.to(where) for name, tensor in self.parts.items()})
+
+    def replaced(self, **parts: Tensor) -> Data:
+        """A copy with other tensors for some of `parts`; unchecked, as parts of checked data need no second look."""
+        if not len(parts.get("x", self.x)):
+            raise ValueError(f"the subset of {self!r} is empty")
+        copied = copy.copy(self)
+        vars(copied).update(parts)
+        return copied
 
     def __repr__(self) -> str:
         values = "" if self.levels is None else f" of {self.levels} levels"
         labels = "" if self.y is None else f", y of {self.num_classes} classes"
+        given = "" if self.given is None else f", given {tuple(self.given.shape[1:])}"
+        missing = "" if self.mask is None else f", {1 - self.mask.double().mean():.1%} missing"
         dtype = str(self.x.dtype).removeprefix("torch.")
-        return f"Data({self.name!r}, x={tuple(self.x.shape)} {dtype}{values}{labels})"
-
-    def _on(self, x: Tensor, y: Tensor | None) -> Data:
-        if len(x) == 0:
-            raise ValueError(f"the subset of {self!r} is empty")
-        # Parts of checked data need no second check, which would read every value once more.
-        part = copy.copy(self)
-        vars(part).update(x=x, y=y)
-        return part
+        return f"Data({self.name!r}, x={tuple(self.x.shape)} {dtype}{values}{labels}{given}{missing})"
 
 
-def _check_x(x: Any, levels: int | None) -> None:
-    check_dense(x, "x")
+def _check_x(x: Tensor, levels: int | None) -> None:
     if x.dim() < 2:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, but data are (N, *event_shape): for single features x[:, None]"
@@ -210,6 +262,147 @@ def _check_y(y: Any, size: int) -> None:
         raise ValueError(f"y holds the label {int(y.min())}: labels count from 0, and -1 stands for an unknown one")
 
 
+def _check_mask(mask: Any, x: Tensor) -> None:
+    check_dense(mask, "mask")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}: use mask.bool(), True where a feature was observed")
+    if mask.shape != x.shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, but x has {tuple(x.shape)}: say of each feature whether "
+                         "it was observed")  # fmt: skip
+    if mask.device != x.device:
+        raise ValueError(f"mask is on {mask.device}, but x on {x.device}: use mask.to({str(x.device)!r})")
+
+
+def _check_given(given: Any, size: int) -> None:
+    check_dense(given, "given")
+    if given.shape[:1] != (size,):
+        raise ValueError(f"given has shape {tuple(given.shape)}, but x has {size} rows: pass one row per datum")
+    if not given.is_floating_point():
+        raise TypeError(
+            f"given has dtype {given.dtype}: use given.float() if the values are real; a class label is y, Data(x, y)"
+        )
+    check_finite(given, "given")
+
+
+def _check_names(names: Any, argument: str, shape: Sequence[int]) -> None:
+    if names is None:
+        return
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a tuple of strings, got {names!r}")
+    if (len(names),) != tuple(shape):
+        raise ValueError(f"{argument} has {len(names)} names, but there are {math.prod(shape)} of shape {tuple(shape)}")
+
+
+def open(
+    source: Any,
+    *,
+    label: Any = None,
+    given: Any = None,
+    columns: Sequence[str] | None = None,
+    levels: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    gray: bool | None = None,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Data:
+    """Your own data: a file, a folder of images, an array, a frame or a dataset.
+
+    - ``.csv``, ``.tsv``, ``.parquet`` and frames of pandas: each column is a feature, in its own units. An empty place
+      is a missing feature.
+    - ``.npy``, ``.npz`` and arrays ``(N, ...)``: NaN is a missing feature. Of an ``.npz`` file, the arrays ``x``, ``y``
+      and ``given`` are read, or its only one.
+    - A folder of images, or one folder of images for each class, whose name is the label.
+    - A `torch.utils.data.Dataset` of x, or of pairs of x and a label, such as torchvision's; a Hugging Face dataset.
+
+    Integers are reals unless ``levels`` says otherwise. Images of bytes have 256 levels; images whose channels come
+    last, ``(N, H, W, C)``, are turned to ``(N, C, H, W)``. All is read into memory.
+
+    Args:
+        source: what to read.
+        label: column of a table, or name of an array in an ``.npz`` file, that holds the labels: integers from 0, or
+            any values, which are then `Data.classes`. For an array, the labels themselves.
+        given: column or columns to condition on, or the name of an array; for an array, the values themselves.
+        columns: columns of a table to read as x; by default all others.
+        levels: how many integers a feature takes; images of bytes are rounded down to so many.
+        size: (height, width), or one number for both, to crop and scale the images of a folder to.
+        gray: whether the images of a folder are read as gray; by default where all are.
+        classes: names of the labels in the order of their numbers; by default sorted.
+        name: what reports call the data; by default the name of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError, TypeError: a value, a row or an image cannot be read; the message names file, row and column.
+        ImportError: pandas, pyarrow or Pillow is missing.
+
+    >>> import numpy as np, dgm_pyro as dgm
+    >>> dgm.data.open(np.array([[1.5, 2.0], [np.nan, 3.0]]), name="mine")
+    Data('mine', x=(2, 2) float32, 25.0% missing)
+    """
+    choice = sources.Choice(label, given, columns, levels, size, gray)
+    found = sources.arrays_of(source, choice)
+    known = found.classes if classes is None else tuple(classes)
+    y, names = (None, None) if found.label is None else _coded(found.label, known)
+    if levels is None:
+        levels = found.levels or (256 if found.x.dtype == np.uint8 and found.x.ndim == 4 else None)
+    if name is None:
+        name = Path(source).stem if isinstance(source, str | os.PathLike) else "data"
+    mask = ~np.isnan(found.x)
+    x = _as_x(found.x, levels)
+    return Data(
+        x,
+        y,
+        levels,
+        name,
+        None if names is None or y is None else len(names),
+        given=None if found.given is None else torch.tensor(found.given, dtype=torch.get_default_dtype()),
+        mask=None if mask.all() else torch.from_numpy(mask),
+        columns=found.columns,
+        given_columns=found.given_columns,
+        classes=names,
+    )
+
+
+def _as_x(values: np.ndarray, levels: int | None) -> Tensor:
+    if values.dtype.kind == "f":
+        bad = np.isinf(values) if levels is None else ~np.isnan(values) & (values != np.round(values))
+        if bad.any():
+            row, *place = np.argwhere(bad)[0].tolist()
+            what = values[(row, *place)]
+            raise ValueError(
+                f"row {row} of the data holds {what:.4g} in feature {place[0] if len(place) == 1 else tuple(place)}, "
+                + ("which is infinite: correct it" if levels is None else f"but levels={levels} says integers")
+            )
+    if levels is None:
+        return torch.tensor(values, dtype=torch.get_default_dtype())
+    whole = torch.tensor(
+        np.nan_to_num(values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
+    )
+    return whole.to(torch.uint8) if levels <= 256 and 0 <= int(whole.min()) <= int(whole.max()) < 256 else whole
+
+
+def _coded(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Labels as integers, -1 where one is missing, and their names where they are no integers from 0."""
+    known = np.array([label is not None and label == label for label in labels.tolist()])
+    values = labels[known].tolist()
+    whole = all(isinstance(value, int | float) and value == int(value) for value in values)
+    numbers = [int(value) for value in values] if whole else []
+    y = torch.full((len(labels),), -1)
+    where = torch.from_numpy(known)
+    if whole and values and min(numbers) in (0, -1) and (names is None or max(numbers) < len(names)):
+        y[where] = torch.tensor(numbers)
+        return y, names
+    texts = [str(value) for value in (numbers if whole else values)]
+    if names is None:
+        names = tuple(map(str, sorted(set(numbers)))) if whole else tuple(sorted(set(texts)))
+    codes = {name: code for code, name in enumerate(names)}
+    foreign = next((i for i, text in enumerate(texts) if text not in codes), None)
+    if foreign is not None:
+        row = int(np.flatnonzero(known)[foreign])
+        raise ValueError(f"row {row} has the label {texts[foreign]!r}, which is none of the classes {', '.join(names)}")
+    y[where] = torch.tensor([codes[text] for text in texts], dtype=torch.long)
+    return y, names
+
+
 def load(
     name: str,
     split: str = "train",
@@ -222,11 +415,12 @@ def load(
 
     Args:
         name: "digits" and "digits-binary" come with scikit-learn; "moons", "rings", "checkerboard" and "pinwheel" are
-            generated; the others are read from ``data_dir``.
+            generated, as are "glyphs" and "patches" of several kinds; the others are read from ``data_dir``.
         split: "train" or "test"; also "valid" where the set is published with one, and for generated ones.
         data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``binary/`` and so on; by default the environment
             variable ``DGM_DATA``.
-        num_data: how many data; generated sets have 5000 by default, of the others it takes a random subset.
+        num_data: how many data; of generated sets 5000 by default, or 20,000 if they are images; of the others, a
+            random subset.
         seed: of the generated points, or of the random subset. Splits differ under one seed.
 
     Raises:
@@ -296,6 +490,19 @@ def _pinwheel(random: np.random.Generator, num_data: int) -> Points:
     angle = 2 * np.pi * y / 5 + 0.25 * np.exp(along)
     bent = [along * np.cos(angle) - across * np.sin(angle), along * np.sin(angle) + across * np.cos(angle)]
     return 2 * np.stack(bent, axis=1), y
+
+
+# -- generated, images -------------------------------------------------------------------------------------------------
+
+
+def _drawn(description: str, draw: Callable[..., image_sets.Images], **options: Any) -> _Set:
+    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
+        where = {"split": split} if draw is image_sets.patches else {}
+        x, y = draw(random, num_data or 20_000, **options, **where)
+        labels = None if y is None else torch.from_numpy(y)
+        return Data(torch.from_numpy(x), labels, levels=256, name=name, num_classes=options.get("num_classes"))
+
+    return _Set(description, ("train", "valid", "test"), make)
 
 
 # -- from files --------------------------------------------------------------------------------------------------------
@@ -478,6 +685,12 @@ _SETS: dict[str, _Set] = {
     "rings": _generated("three concentric circles", _rings, 3),
     "checkerboard": _generated("uniform on the 8 dark squares of a 4x4 board, entropy log 32", _checkerboard, 8),
     "pinwheel": _generated("five bent arms", _pinwheel, 5),
+    "glyphs": _drawn("28x28 digits and capitals, 36 classes", image_sets.glyphs, num_classes=36, size=28),
+    "glyphs-62": _drawn("28x28 digits, capitals and small letters", image_sets.glyphs, num_classes=62, size=28),
+    "glyphs-color": _drawn("32x32 glyphs in color, 36 classes", image_sets.glyphs, num_classes=36, size=32, color=True),
+    "patches-8": _drawn("8x8 patches of two photographs in color", image_sets.patches, size=8),
+    "patches-16": _drawn("16x16 patches of the same", image_sets.patches, size=16),
+    "patches-32": _drawn("32x32 patches of the same", image_sets.patches, size=32),
     "mnist": _idx("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
     "fashion-mnist": _idx("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
     "binarized-mnist": _bits("28x28 digits as bits, Larochelle's split", "binarized-mnist", 1, 28, 28),

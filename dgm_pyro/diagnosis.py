@@ -198,7 +198,10 @@ def doctor(model: Any, guide: Any = None, *args: Any, loss: PyroELBO | None = No
     """
     if isinstance(model, Program):
         if args or kwargs:
-            raise ValueError("a Program is called as doctor(program, data): pass labels in a dgm.Data(x, y)")
+            raise ValueError(
+                "a Program is called as doctor(program, data): pass labels in a dgm.Data(x, y), and other variables in "
+                "a dgm.Data(x, given=...)"
+            )
         return _program(model, guide, loss)
     if not callable(model) or not (guide is None or callable(guide)):
         raise TypeError(
@@ -220,8 +223,7 @@ def _program(program: Program, data: Any, loss: PyroELBO | None) -> Diagnosis:
                 points = as_data(program, data)
             except (ValueError, TypeError) as error:
                 return Diagnosis((Finding("error", "data", program.variable, _line(error), _remedy(error)),))
-            moved = points[:64].to(program_device(program))
-            value, given, _ = program.arguments(moved.x, moved.y)
+            value, given, _ = program.arguments(points[:64].to(program_device(program)))
         return _diagnose(program.model, program.guide, (value, given), {}, loss)
     finally:
         for module, training in modes:

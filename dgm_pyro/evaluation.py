@@ -23,9 +23,11 @@ from dgm_pyro.checks import check_count, check_dense, check_type, find_device
 from dgm_pyro.data import Data
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.labeled import Labeled
+from dgm_pyro.families.missing import observed_part
+from dgm_pyro.families.standardized import core_of
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
-from dgm_pyro.program import Program, alone, check_program, parameter_of, seeded
+from dgm_pyro.program import Program, alone, check_program, parameter_of, parts_of, seeded
 from dgm_pyro.results import Result, Table
 
 
@@ -36,7 +38,7 @@ class Evidence(Result):
     Attributes:
         values: log p(x), or a bound on it, per datum in nats, ``(N,)``.
         kind: "exact", "elbo", "iwae-K", or "ode": that of a probability flow, exact up to its solver's tolerance.
-        measure: "mass" on integers, or "density" on reals.
+        measure: "mass" on integers, or "density" on reals; of columns of both, which are which.
         num_dims: D, the number of features of one datum.
         program, data: names.
         digest: of the data in their order: evidences with another one are of other data.
@@ -177,7 +179,7 @@ def evaluate(
 
     Args:
         program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it.
-        data: a `Data`, or a tensor ``(N, *event_shape)``.
+        data: a `Data`, or a tensor ``(N, *event_shape)``; with ``given`` or labels for a conditional program.
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
         num_samples: how many draws of an ELBO to average per datum: less noise, the same bound.
         ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
@@ -188,6 +190,9 @@ def evaluate(
             of the datum, the program and the seed. The global random state is left as it was.
         device: where to compute; default where the program is.
         progress: whether to show a bar; it counts data, or particles of data.
+
+    Where features are missing, the evidence is that of the observed part: exact where they are independent, and the
+    MIWAE bound of a VAE whose likelihood has independent features.
 
     The label of a `Labeled` program is summed over, and only log p(x | y) bounded, where it is not exact.
 
@@ -202,19 +207,22 @@ def evaluate(
     check_count(num_particles, "num_particles")
     check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")
-    data = as_data(program, data)
+    data = as_data(program, data, missing=True)
+    part = observed_part(program, data)
     device = program_device(program) if device is None else find_device(device)
-    program.to(device)
+    part.to(device)
     kind = "exact" if program.tractable else "elbo" if num_particles == 1 else f"iwae-{num_particles}"
-    flow = program.ode_log_prob if ode and isinstance(program, ContinuousDiffusion) else None
+    flow: Any = program.ode_log_prob if ode and isinstance(core_of(program), ContinuousDiffusion) else None
     if ode:
         if flow is None:
-            raise ValueError(f"ode=True is for a ContinuousDiffusion, got a {type(program).__name__}: leave it out")
+            raise ValueError(
+                f"ode=True is for a ContinuousDiffusion, got a {type(core_of(program)).__name__}: leave it out"
+            )
         if num_particles > 1:
             raise ValueError(f"ode=True takes no particles, got num_particles={num_particles}: leave one of them out")
         kind = "ode"
     weighted = kind.startswith("iwae")
-    within = program.program if isinstance(program, Labeled) else program
+    within = core_of(program.program if isinstance(program, Labeled) else program)
     if weighted and isinstance(within, ContinuousDiffusion):
         raise ValueError(
             f"particles weigh the paths of a chain of {within.num_steps} steps, which is looser than the bound in "
@@ -230,16 +238,16 @@ def evaluate(
     ):
         for start in range(0, len(data.x), batch_size):
             rows = slice(start, start + batch_size)
-            x, y = data.x[rows].to(device), None if data.y is None else data.y[rows].to(device)
-            value, given, _ = program.arguments(x, y)
-            keys.append(noise.row_keys(value).cpu())
+            batch = data[rows].to(device)
+            value, given, _ = part.arguments(batch)
+            keys.append(_keys(value, batch).cpu())
             if flow is not None:
                 density = flow(value, given)
                 bounds.append(Bound(density, density))
-                bar.update(len(x))
+                bar.update(len(value))
             else:
                 with noise.per_datum(value, seed):
-                    bounds.append(_bound(program, value, given, num_particles, num_samples, bar.update))
+                    bounds.append(_bound(part, value, given, num_particles, num_samples, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -251,6 +259,12 @@ def evaluate(
         reconstruction=_site_means([bound.reconstruction for bound in bounds]),
         kl=_site_means([bound.kl for bound in bounds]),
     )
+
+
+def _keys(value: Tensor, data: Data) -> Tensor:
+    """A hash of each datum: of what is scored, and of x, given and mask; not of labels, which p(x) sums over."""
+    found = [value, *(part for name, part in data.parts.items() if name != "y" and part is not value)]
+    return noise.row_keys(torch.stack([noise.row_keys(part) for part in found], 1))
 
 
 def _bound(
@@ -349,8 +363,11 @@ def _site_means(terms: list[dict[str, Tensor]]) -> dict[str, float]:
     return {site: torch.cat([batch[site] for batch in terms]).double().mean().item() for site in terms[0]}
 
 
-def as_data(program: Program, data: Any, argument: str = "data") -> Data:
+def as_data(program: Program, data: Any, argument: str = "data", *, missing: bool = False) -> Data:
     """``data`` as a `Data` that fits ``program``: shapes, values, levels and measure.
+
+    Args:
+        missing: whether the caller scores them by `observed_part`, and so takes data that miss features.
 
     Raises:
         ValueError, TypeError: it does not fit; the message names the remedy.
@@ -360,7 +377,8 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     place = program_device(program)
     if isinstance(data, Tensor):
         if program.variable != "x" or program.conditional:
-            raise TypeError(f"{argument} must be a dgm.data.Data with x and y for this {type(program).__name__}")
+            raise TypeError(f"{argument} must be a dgm.data.Data for this {type(program).__name__}: Data(x, y) with "
+                            "labels, or Data(x, given=...)")  # fmt: skip
         check_dense(data, argument)
         program.check(data.to(place), support=True)
         x = data.long() if program.levels is not None and data.is_floating_point() else data
@@ -368,9 +386,17 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     if not isinstance(data, Data):
         raise TypeError(f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}")
     moved = data.to(place)
-    value, given, observed = program.arguments(moved.x, moved.y)
+    part = observed_part(program, moved) if missing else program
+    value, given, observed = part.arguments(moved)
+    if data.given is not None and not any(part is moved.given for part in parts_of(given)):
+        raise ValueError(
+            f"{data.name} has given of shape {tuple(data.given.shape)}, which this {type(program).__name__} does not "
+            "read: leave given out, or use a program that is conditional on reals, with a network of them"
+        )
+    if not missing:
+        check_whole(data, f"this use of a {type(program).__name__}")
     program.check_given(given, len(value))
-    counts = program.levels is None and program.measure_given(given) == "mass"
+    counts = program.levels is None and program.measure_given(given) != "density"
     if program.variable == "x" and not counts:
         if data.measure != program.measure:
             raise ValueError(
@@ -386,16 +412,30 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
                 "use a Categorical or DiscretizedLogistic likelihood with levels=data.levels, "
                 "or the binarized data for a Bernoulli"
             )
-    program.check(value, given, support=True)
+    part.check(value, given, support=True)
     classes = getattr(program, "classes", None)
     if observed and classes is not None and data.num_classes is not None and data.num_classes > classes:
         raise ValueError(f"{data.name} has {data.num_classes} classes, but this {type(program).__name__} has {classes}")
     return replace(data, x=_as_reals(program, data.x), levels=None) if counts else data
 
 
+def check_whole(data: Data, owner: str) -> None:
+    """Raise if features are missing, for what cannot sum them out.
+
+    Args:
+        owner: who takes whole data alone, for the message.
+    """
+    if data.misses and data.mask is not None:
+        rows = int((~data.mask).flatten(1).any(1).sum())
+        raise ValueError(
+            f"{rows} of {len(data)} data of {data.name} miss features, and {owner} takes whole data: keep "
+            "those with data[data.mask.flatten(1).all(1)], or fill the others in by dgm.infer.impute"
+        )
+
+
 def _as_reals(program: Program, x: Tensor) -> Tensor:
     """Counts as the networks that read them take them: integers below some ``levels`` are scaled, counts are not."""
-    return x.to(parameter_of(program).dtype) if program.levels is None else x
+    return x if x.is_floating_point() or program.levels is not None else x.to(parameter_of(program).dtype)
 
 
 def program_device(program: Program) -> torch.device:

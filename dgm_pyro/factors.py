@@ -265,8 +265,9 @@ class _Blank(Messenger):
     """A draw from a chain would run it: a blank value stands for it."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["value"] is None and hasattr(msg["fn"], "factors"):
-            msg["value"] = msg["fn"].blank()
+        chain = _features(msg["fn"])
+        if msg["value"] is None and hasattr(chain, "factors"):
+            msg["value"] = chain.blank()
 
 
 class _Arguments(Messenger):
@@ -378,10 +379,16 @@ def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None
 
 
 def _features(distribution: Any) -> Any:
-    """Less what only shapes it: `Independent` and expanded distributions."""
-    while isinstance(distribution, Independent | ExpandedDistribution | MaskedDistribution):
+    """Less what only shapes it, `Independent` and expanded distributions, and less its units."""
+    while isinstance(distribution, Independent | ExpandedDistribution | MaskedDistribution) or _only_units(
+        distribution
+    ):
         distribution = distribution.base_dist
     return distribution
+
+
+def _only_units(distribution: Any) -> bool:
+    return any(hasattr(transform, "of_features") for transform in getattr(distribution, "transforms", ()))
 
 
 def formula(source: Any, *args: Any, **kwargs: Any) -> Formula:

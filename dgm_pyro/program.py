@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
+import inspect
 import itertools
 import math
 import re
@@ -34,6 +36,8 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule
 from pyro.params import module_from_param_with_module_name, param_with_module_name, user_param_name
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -43,7 +47,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 import dgm_pyro.factors as factors
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor, check_type
+from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor
+from dgm_pyro.data import Data
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 
 # Data whose support is stated at once, where it differs between them.
@@ -142,6 +147,7 @@ class Program(nn.Module):
         num_classes: how many integer labels ``given`` may take; None where it is no label.
         tractable: whether p(x) has a closed form: then `log_prob` is exact.
         variable: the name under which `model` and `guide` state the data.
+        any_precision: whether x and ``given`` may be of another precision than the parameters.
     """
 
     event_shape: torch.Size
@@ -151,6 +157,7 @@ class Program(nn.Module):
     num_classes: int | None = None
     tractable: bool = False
     variable: str = "x"
+    any_precision: bool = False
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         """State p(name, latents | given), observing ``value`` if there is one.
@@ -166,6 +173,10 @@ class Program(nn.Module):
     def latents(self, name: str) -> tuple[str, ...] | None:
         """Names of the latent sites of ``joint(name)``; None if the program does not declare them."""
         return () if type(self).posterior is Program.posterior else None
+
+    def feature_sites(self, name: str) -> dict[str, int]:
+        """The sites by which ``joint(name)`` states single features of x, with their flat indices, if it does."""
+        return {}
 
     def unroll(self) -> Program:
         """The same program, on the same parameters, with every chain written out one site per step."""
@@ -201,13 +212,35 @@ class Program(nn.Module):
             twin.__dict__["_arguments"] = self.__dict__["_arguments"] | parts
         return twin
 
-    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """The form in which a datum x with label y enters the statements: (value, given, further observed sites)."""
-        return x, (y if self.conditional else None), {}
+    def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """The form in which data enter the statements: (value, given, further observed sites).
+
+        Raises:
+            ValueError: the program is conditional on labels or reals that the data do not have.
+        """
+        return data.x, (self._given_in(data) if self.conditional else None), {}
+
+    def _given_in(self, data: Data) -> Any:
+        """The label y where a part of ``given`` is one, and else what the data are given."""
+        pair = is_pair(self.given_shape)
+        shapes: Any = self.given_shape if pair else (self.given_shape,)
+        # A shape that is left open may be that of labels.
+        labels = [not shape and (self.num_classes is not None or data.given is None) for shape in shapes]
+        parts = tuple(data.y if label else data.given for label in labels)
+        if None in parts:
+            lacking = "Data(x, y)" if labels[parts.index(None)] else "Data(x, given=...)"
+            raise ValueError(
+                f"this {type(self).__name__} is conditional: pass {lacking}, {self._describe_given()}, which "
+                f"{data.name} does not have"
+            )
+        return parts if pair else parts[0]
 
     @property
     def measure(self) -> str:
-        """``"mass"`` on discrete values or ``"density"`` on reals: numbers of different measure are not comparable."""
+        """``"mass"`` on discrete values or ``"density"`` on reals: numbers of different measure are not comparable.
+
+        Where some features have discrete values and others reals, it says which.
+        """
         return self.measure_given(example_given(self))
 
     def measure_given(self, given: Any) -> str:
@@ -217,7 +250,7 @@ class Program(nn.Module):
         if self.conditional and given is None:  # nothing to state x by
             return "density"
         support = self.support_given(rows_of(given, slice(1)))
-        return "mass" if support is not None and support.is_discrete else "density"
+        return "density" if support is None else _measure_of(unwrapped(support))
 
     def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
         """The support of the distribution by which `joint` states x; None where it names none, or latents move it.
@@ -323,12 +356,23 @@ class Program(nn.Module):
 
     # -- missing features --------------------------------------------------------------------------------------------
 
+    @property
+    def takes_missing(self) -> bool:
+        """Whether missing features of x can be left out of p(x): where they are independent given the latents."""
+        return False
+
+    def placeholder(self) -> Tensor:
+        """An x of the support, ``event_shape``, that stands for what is missing: zero where that is one."""
+        given = example_given(self)
+        known = given is not None or not self.conditional
+        return inside(self.support_given(given) if known else None, parameter_of(self).new_zeros(self.event_shape))
+
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         """Weighted draws of x with its observed features: what `dgm.infer.impute` chooses among.
 
         Args:
             by: how to make them: `dgm_pyro.infer.impute.Imputer` has a method for each kind of program.
-            x: ``(B, *event_shape)``; zeros where it is missing.
+            x: ``(B, *event_shape)``; some value of its support where it is missing.
             mask: True where x is observed, of the same shape.
             given: ``(B, *given_shape)`` for a conditional program.
 
@@ -507,7 +551,7 @@ class Program(nn.Module):
             support: whether to ask also that x lies in the support of its own distribution; default where Pyro does.
         """
         check_tensor(x, self.event_shape, "x", "the program's event_shape")
-        check_place(x, "x", self, reals=self.levels is None)
+        check_place(x, "x", self, reals=self.levels is None and not self.any_precision)
         self.check_given(given, len(x), values=values)
         if not values:
             return
@@ -546,7 +590,7 @@ class Program(nn.Module):
                     raise ValueError("given has shape (), but needs a batch dimension: pass one row per datum")
             else:
                 check_tensor(part, shape, "given", "the program's given_shape")
-            check_place(part, "given", self)
+            check_place(part, "given", self, reals=not self.any_precision)
             if len(part) != size:
                 raise ValueError(f"given has {len(part)} rows, but x has {size}: pass one row per datum")
             if values and part.is_floating_point() and not torch.isfinite(part).all():
@@ -1108,7 +1152,25 @@ def parameter_of(program: Program) -> Tensor:
 def check_program(program: Any, argument: str = "program") -> None:
     """Raise unless ``program`` is one."""
     check_no_distribution(program, argument)
-    check_type(program, Program, argument, "a dgm.Program")
+    if not isinstance(program, Program):
+        remedy = _remedy_for(program)
+        raise TypeError(f"{argument} must be a dgm.Program, got {type(program).__name__}{remedy}")
+
+
+def _remedy_for(model: Any) -> str:
+    """What a Pyro model, a guide or a pair of them is to be wrapped in; nothing for other objects."""
+    if isinstance(model, AutoGuide):
+        return ": it is a guide; wrap the model, dgm.Posterior(model, *args), and use dgm.infer.psis(posterior, guide)"
+    if isinstance(model, tuple) and model and all(map(callable, model)):
+        return (
+            ": wrap the model of the pair, dgm.Posterior(model, *args), and use dgm.infer.psis(posterior, guide) or "
+            "dgm.infer.compare(model, *args, guides=[guide])"
+        )
+    if type(model).__name__ == "Posterior":
+        return ": dgm.infer has ais, smc, nuts and psis for a Posterior"
+    if inspect.isroutine(model) or isinstance(model, functools.partial | PyroModule):
+        return ": wrap a Pyro model with its data, dgm.Posterior(model, *args), for dgm.infer"
+    return ""
 
 
 def check_no_distribution(value: Any, argument: str) -> None:
@@ -1187,6 +1249,32 @@ def unwrapped(constraint: Any) -> constraints.Constraint:
     return inner
 
 
+def inside(support: constraints.Constraint | None, zeros: Tensor) -> Tensor:
+    """Values of a support, of the shape of ``zeros``."""
+    line: Any = None if support is None else unwrapped(support)
+    if line is None:
+        return zeros
+    if isinstance(line, constraints.stack):
+        return torch.stack([inside(each, zero) for each, zero in zip(line.cseq, zeros.unbind(-1), strict=True)], -1)
+    if line.is_discrete:
+        zeros = zeros + getattr(line, "lower_bound", 0)
+    else:
+        with contextlib.suppress(NotImplementedError):  # no transform leads to it
+            zeros = transform_to(line)(zeros).to(zeros.dtype)
+    return zeros
+
+
+def _measure_of(line: Any) -> str:
+    if not isinstance(line, constraints.stack):
+        return "mass" if line.is_discrete else "density"
+    discrete = [i for i, each in enumerate(line.cseq) if each.is_discrete]
+    if len(discrete) in (0, len(line.cseq)):
+        return "mass" if discrete else "density"
+    runs = [list(run) for _, run in itertools.groupby(discrete, lambda i: i - discrete.index(i))]
+    named = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"mass of features {named}, density of the others"
+
+
 def bounded_by_numbers(constraint: constraints.Constraint) -> bool:
     """Whether no bound of a constraint is a tensor: then it holds for any parameters."""
     parts: Iterable[Any] = vars(constraint).values()
@@ -1208,6 +1296,8 @@ def check_within(x: Tensor, support: constraints.Constraint | None, owner: str, 
     if not wrong.any():
         return
     place = tuple(wrong.nonzero()[0].tolist())
+    if isinstance(here, constraints.stack):
+        here = here.cseq[place[-1]]
     for name, bound in bounds.items():
         setattr(here, name, bound.expand(wrong.shape)[place].item())
     value = x[place]

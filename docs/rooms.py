@@ -24,11 +24,22 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"infer": "AIS, SMC, NUTS, gaps"},
     {"diagnosis": "dgm.doctor"},
     {"checkpoint": "save and load", "evaluation": "Evidence", "catalog": "names to programs"},
-    {"families": "the programs", "objectives": "ELBO, IWAE, ...", "data": "data sets"},
+    {"families": "the programs", "objectives": "ELBO, IWAE, ..."},
+    {"posterior": "a Pyro model with data"},
     {"program": "joint, posterior"},
-    {"networks": "tensors to tensors", "noise": "noise of a datum"},
-    {"registry": "classes by name", "old_names": "of older files", "factors": "what a program prints"},
-    {"checks": "what arguments must be", "files": "whole files, one writer", "results": "tables and what holds them"},
+    {"networks": "tensors to tensors", "noise": "noise of a datum", "data": "data sets"},
+    {
+        "registry": "classes by name",
+        "old_names": "of older files",
+        "factors": "what a program prints",
+        "image_sets": "glyphs, patches",
+    },
+    {
+        "checks": "what arguments must be",
+        "files": "whole files, one writer",
+        "results": "tables and what holds them",
+        "sources": "reading of files",
+    },
 )
 
 

@@ -61,7 +61,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, so that none of them is left for one core at the end."""
+    """Long tests first, or one would be left for one core at the end; tests that share a fixture stay together."""
     seconds = json.loads(DURATIONS.read_text())
     tests = {}
     for item in items:
@@ -71,7 +71,15 @@ def pytest_collection_modifyitems(items):
         for i, item in enumerate(cases):
             if item.nodeid in seconds or (len(cases) > MANY and i % KEPT != kept):
                 item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: seconds.get(item.nodeid, 0.0) < LONG)
+    long = {item.nodeid: seconds.get(item.nodeid, 0.0) >= LONG for item in items}
+    # A fixture of a module is made again when tests of another module have run in between.
+    shared = {fixture for item in items if long[item.nodeid] for fixture in module_fixtures(item)}
+    items.sort(key=lambda item: not (long[item.nodeid] or shared & module_fixtures(item)))
+
+
+def module_fixtures(item):
+    definitions = item._fixtureinfo.name2fixturedefs.values() if hasattr(item, "_fixtureinfo") else ()
+    return {(item.path, found.argname) for *_, found in definitions if found.scope == "module"}
 
 
 def processor_time():

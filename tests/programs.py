@@ -14,15 +14,22 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
 from dgm_pyro import flow, guides, networks, priors
-from dgm_pyro.families.conditionals import positive
-from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
+from dgm_pyro.networks import (
+    MADE,
+    MLP,
+    CausalTransformer,
+    ColumnMADE,
+    ColumnReader,
+    DenoisingMLP,
+    DenoisingUNet,
+    PixelCNN,
+)
 from dgm_pyro.program import batch_plates, latent_sites, log_prob_sum
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -184,19 +191,28 @@ class _Squash(nn.Module):
         return self.linear(x.to(self.linear.weight.dtype))
 
 
-@dgm.register
-class Poisson(dgm.IndependentConditional):
-    """Independent counts. P = 1: a raw rate that softplus makes positive."""
-
-    def __init__(self, event_shape: Any, network: nn.Module | None = None, *, learned: bool = False):
-        super().__init__(event_shape, 1, network, learned=learned)
-
-    def univariate(self, raw: Tensor) -> dist.Poisson:
-        return dist.Poisson(positive(raw.squeeze(-1)))
-
-
 def counts(size: int, features: int) -> Tensor:
     return torch.poisson(torch.ones(size, features))
+
+
+def table(network: nn.Module | None = None, learned: bool = False) -> dgm.Columns:
+    """A table with a column of each kind; at most 9 parameters for each."""
+    kinds = {"a": "real", "b": "positive", "c": "count", "d": ("bounded", -1.0, 3.0), "e": ("category", 3)}
+    return dgm.Columns(
+        kinds, network, shift=[0.5, 0.0, 0.0, 0.0, 0.0], scale=[2.0, 0.5, 1.0, 1.0, 1.0], learned=learned
+    )
+
+
+def rows(size: int) -> Tensor:
+    """Rows of `table`."""
+    columns = (
+        torch.randn(size),
+        torch.randn(size).exp(),
+        torch.poisson(torch.ones(size)),
+        4 * torch.rand(size) - 1,
+        torch.randint(3, (size,)).to(torch.get_default_dtype()),
+    )
+    return torch.stack(columns, -1)
 
 
 def _mlp(inputs: tuple[int, ...], outputs: int, **options: Any) -> MLP:
@@ -309,6 +325,11 @@ def transformer(
     )
 
 
+def standardized(program: dgm.Program) -> dgm.Standardized:
+    """The program of 2-D reals in other units."""
+    return dgm.Standardized(program, shift=[0.5, -1.0], scale=[0.7, 1.6])
+
+
 CASES: dict[str, Case] = {
     # Conditionals
     "normal": Case(lambda: dgm.Normal(3)),
@@ -334,8 +355,33 @@ CASES: dict[str, Case] = {
     "logistic-binary": Case(lambda: dgm.DiscretizedLogistic(3, 2, components=1, learned=True)),
     "logistic-bytes": Case(lambda: dgm.DiscretizedLogistic(2, 256, 3, learned=True)),
     "logistic-given-label": Case(lambda: dgm.DiscretizedLogistic((1, 2, 1), 8, 2, _mlp((), 12, num_classes=3))),
-    "counts": Case(lambda: Poisson(2, learned=True), data=lambda size: counts(size, 2)),
-    "counts-given-vector": Case(lambda: Poisson(2, _mlp((3,), 2)), data=lambda size: counts(size, 2)),
+    "counts": Case(lambda: dgm.Poisson(2, learned=True), data=lambda size: counts(size, 2)),
+    "counts-given-vector": Case(lambda: dgm.Poisson(2, _mlp((3,), 2)), data=lambda size: counts(size, 2)),
+    "negative-binomial": Case(lambda: dgm.NegativeBinomial(2, _mlp((3,), 4)), data=lambda size: counts(size, 2)),
+    "zero-inflated": Case(lambda: dgm.ZeroInflated(dgm.Poisson(2), learned=True), data=lambda size: counts(size, 2)),
+    "zero-inflated-given-vector": Case(
+        lambda: dgm.ZeroInflated(dgm.NegativeBinomial(2), _mlp((3,), 6)), data=lambda size: counts(size, 2)
+    ),
+    "student-t": Case(lambda: dgm.StudentT(2, _mlp((3,), 6))),
+    "log-normal": Case(lambda: dgm.LogNormal(4, learned=True), data=lambda size: torch.randn(size, 4).exp()),
+    "beta": Case(lambda: dgm.Beta(4, _mlp((3,), 8)), data=lambda size: torch.rand(size, 4).clamp(0.01, 0.99)),
+    # Columns
+    "columns": Case(lambda: table(learned=True), data=rows),
+    "columns-given-vector": Case(lambda: table(_mlp((2,), 45)), data=rows),
+    "columns-vae": Case(
+        lambda: dgm.VAE(
+            dgm.Normal(2),
+            table(_mlp((2,), 45)),
+            dgm.Normal(2, ColumnReader([None, None, None, None, 3], [1, 2], network=_mlp((7,), 4))),
+        ),
+        data=rows,
+    ),
+    "columns-made": Case(
+        lambda: dgm.Autoregressive(
+            table(ColumnMADE(ColumnReader([None, None, None, None, 3], [1, 2]), 9, (8,), order=(4, 0, 1, 2, 3)))
+        ),
+        data=rows,
+    ),
     # Variational autoencoders: every part swapped in turn
     "vae": Case(lambda: vae(dgm.Normal(2))),
     "vae-linear": Case(lambda: dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)))),
@@ -345,7 +391,7 @@ CASES: dict[str, Case] = {
         lambda: dgm.VAE(dgm.Normal(2), dgm.Bernoulli(4, nn.Linear(2, 4)), dgm.Normal(2, _mlp((4,), 4, levels=2)))
     ),
     "vae-counts": Case(
-        lambda: dgm.VAE(dgm.Normal(2), Poisson(3, _mlp((2,), 3)), dgm.Normal(2, _mlp((3,), 4))),
+        lambda: dgm.VAE(dgm.Normal(2), dgm.Poisson(3, _mlp((2,), 3)), dgm.Normal(2, _mlp((3,), 4))),
         data=lambda size: counts(size, 3),
     ),
     "vae-logistic": Case(
@@ -557,6 +603,46 @@ CASES: dict[str, Case] = {
     "continuous-diffusion-given-label": Case(lambda: continuous(2, num_classes=3)),
     "vae-diffusion-prior": Case(lambda: vae(diffusion(2))),
     "vae-continuous-diffusion-prior": Case(lambda: vae(continuous(2))),
+    # In other units
+    "standardized-normal": Case(lambda: standardized(dgm.Normal(2, learned=True))),
+    "standardized-image": Case(
+        lambda: dgm.Standardized(made(dgm.Normal, (1, 2, 1)), shift=torch.tensor([[[0.5]]]), scale=2.0)
+    ),
+    "standardized-made": Case(lambda: standardized(made(dgm.MixtureOfNormals, 2, components=2))),
+    "standardized-flow": Case(lambda: standardized(flow.nsf(2, layers=2, hidden=(6,), bins=4))),
+    "standardized-cube": Case(
+        lambda: dgm.Standardized(
+            flow.realnvp(4, layers=1, hidden=(6,), unit=True), shift=-4.0, scale=[1.0, 2.0, 3.0, 4.0]
+        ),
+        data=lambda size: torch.arange(1, 5) * torch.rand(size, 4) - 4,
+    ),
+    "standardized-vae": Case(lambda: standardized(vae(dgm.Normal(2)))),
+    "standardized-diffusion": Case(lambda: standardized(diffusion(2))),
+    "standardized-continuous-diffusion": Case(lambda: standardized(continuous(2))),
+    "standardized-given-label": Case(lambda: standardized(flow.maf(2, layers=1, hidden=(6,), num_classes=3))),
+    "standardized-given-vector": Case(
+        lambda: dgm.Standardized(
+            vae(dgm.Normal(2, _mlp((3,), 4)), given_shape=(3,)),
+            shift=[0.5, -1.0],
+            scale=[0.7, 1.6],
+            given_shift=[0.1, 0.2, -0.3],
+            given_scale=0.8,
+        )
+    ),
+    "standardized-given-alone": Case(
+        lambda: dgm.Standardized(dgm.Categorical(2, 3, _mlp((2,), 6)), given_shift=0.3, given_scale=[2.0, 0.5])
+    ),
+    "standardized-twice": Case(lambda: dgm.Standardized(standardized(vae(dgm.Normal(2))), shift=1.0, scale=1.2)),
+    "vae-standardized-likelihood": Case(
+        lambda: dgm.VAE(
+            standardized(dgm.Normal(2, learned=True)),
+            standardized(dgm.Normal(2, _mlp((2,), 4))),
+            dgm.Normal(2, _mlp((2,), 4)),
+        )
+    ),
+    "labeled-standardized": Case(
+        lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), standardized(dgm.Normal(2, nn.Embedding(3, 4))))
+    ),
     # Classifiers
     "labeled": Case(lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), dgm.Normal(2, nn.Embedding(3, 4)))),
     "labeled-integers": Case(

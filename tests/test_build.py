@@ -1,17 +1,29 @@
 """Every name that `dgm.build` knows for a VAE builds, trains a step, and comes back from a checkpoint."""
 
+import math
+
 import pytest
 import torch
 
 import dgm_pyro as dgm
 from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, build
 
+# Likelihoods of reals or counts, and how to make such data of Normal ones.
+COUNTED = {
+    "student-t": lambda x: 100 + 30 * x,
+    "log-normal": lambda x: (3 + x).exp(),
+    "beta": torch.sigmoid,
+    "poisson": lambda x: torch.poisson((2 + x).exp()),
+    "negative-binomial": lambda x: torch.poisson((4 + x).exp()),
+    "zero-inflated-poisson": lambda x: torch.poisson((2 + x).exp()) * (x > 0),
+    "zero-inflated-negative-binomial": lambda x: torch.poisson((2 + x).exp()) * (x > 0),
+}
 # Encoders, and the prior that each is for.
 SUITED = {"ladder": "vae", "bernoulli": "bernoulli", "categorical": "categorical", "codes": "codes"}
 SWAPS = [
     *({"prior": name} for name in PRIORS),
     *({"encoder": name, "prior": SUITED.get(name, "normal")} for name in ENCODERS),
-    *({"likelihood": name} for name in LIKELIHOODS),
+    *({"likelihood": name} for name in LIKELIHOODS if name not in COUNTED),
     {"prior": "vae3", "encoder": "ladder"},
     {"prior": "vamp", "encoder": "semiamortized"},
     {"prior": "vamp", "encoder": "sylvester"},
@@ -100,7 +112,7 @@ def test_labels_reach_every_encoder_that_can_read_them():
     ("swaps", "message"),
     [
         ({"encoder": "ladder"}, "'ladder' is for a hierarchy, but the prior is Normal: use prior='vae'"),
-        ({"likelihood": "normal"}, "density on reals, but random has 2 levels"),
+        ({"likelihood": "normal"}, "of reals or counts, but random has 2 levels"),
         ({"encoder": "gaussian"}, "encoder must be a Program or one of meanfield, .*ladder.*, got 'gaussian'"),
         ({"likelihood": "made"}, "likelihood must be a Program or one of independent, .*, got 'made'"),
     ],
@@ -143,3 +155,85 @@ def test_flow_encoders_start_as_the_mean_field_they_contain(name):
     z = base.sample()
     torch.testing.assert_close(encoder.forward_map(z, x), z, atol=0.05, rtol=0.05)
     assert base.mean.std(0).min() > 0.01  # of x's own, not N(0, I)
+
+
+@pytest.mark.parametrize("likelihood", COUNTED)
+def test_likelihoods_of_other_reals_build_for_their_data_train_and_are_stored(likelihood, tmp_path):
+    torch.manual_seed(0)
+    data = dgm.Data(COUNTED[likelihood](torch.randn(200, 3)))
+    program = build("vae", data, likelihood=likelihood, hidden=(16,))
+    assert program.measure == ("mass" if "poisson" in likelihood or "binomial" in likelihood else "density")
+    before = dgm.evaluate(program, data).nats
+    dgm.fit(program, data, epochs=4, lr=0.01, progress=False, validation=None)
+    assert dgm.evaluate(program, data).nats > before
+    dgm.save(program, tmp_path)
+    assert torch.equal(weights(dgm.load(tmp_path), data.x), weights(program, data.x))
+
+
+def test_a_likelihood_with_bounds_keeps_its_units_as_an_object_too():
+    x = torch.poisson(torch.full((60, 2), 50.0))
+    own = dgm.Poisson(2, torch.nn.Linear(2, 2))
+    program = build("vae", dgm.Data(x), likelihood=own)
+    assert isinstance(program, dgm.VAE)
+    shift = program.encoder.network.shift  # which reads x standardized all the same
+    torch.testing.assert_close(shift, x.mean(0))
+
+
+# -- what is given by name ---------------------------------------------------------------------------------------------
+
+
+def waves(size, seed):
+    """Pairs of t and y = sin t + noise, both in units of their own, and the mean log density of y given t."""
+    random = torch.Generator().manual_seed(seed)
+    t = 6 * torch.rand(size, 1, generator=random) - 3
+    y = torch.sin(t) + 0.3 * torch.randn(size, 1, generator=random)
+    exact = torch.distributions.Normal(torch.sin(t), 0.3).log_prob(y).mean().item()
+    return dgm.Data(1024 * y + 5000, given=50 * t + 300), exact - math.log(1024)
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("pixels", 8), ("nsf", 7)])
+def test_densities_given_reals_reach_the_analytic_one(name, epochs):
+    (data, _), (unseen, exact) = waves(2000, 0), waves(2000, 1)
+    torch.manual_seed(0)
+    program = build(name, data)
+    dgm.fit(program, data, epochs=epochs, lr=5e-3, batch_size=128, progress=False, validation=None)
+    assert dgm.evaluate(program, unseen).nats == pytest.approx(exact, abs=0.05)
+
+
+GIVEN = [name for name in MODELS if name not in ("classifier", "implicit")]
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+@pytest.mark.parametrize("name", GIVEN)
+def test_every_model_is_conditional_on_reals_by_name(name, levels, tmp_path):
+    torch.manual_seed(0)
+    given = 100 + 10 * torch.randn(24, 2)
+    data = dgm.Data(digits_like(levels).x, levels=levels, given=given)
+    program = build(name, data)
+    assert isinstance(program, dgm.Standardized)
+    assert program.given_shape == (2,)
+    dgm.fit(program, data, epochs=2, batch_size=12, lr=0.003, progress=False, validation=None)
+    evidence = dgm.evaluate(program, data)
+    other = dgm.evaluate(program, dgm.Data(data.x, levels=levels, given=given.flip(0)))
+    assert not torch.equal(evidence.values, other.values)
+    assert program.sample(3, given[:3]).shape == (3, 1, 4, 4)
+    dgm.save(program, tmp_path)
+    assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data).values, evidence.values)
+
+
+@pytest.mark.parametrize("encoder", ["meanfield", "fullrank", "lowrank"])
+def test_encoders_read_x_and_what_is_given(encoder):
+    data = dgm.Data(torch.randn(20, 3), given=torch.randn(20, 2))
+    program = build("vae", data, encoder=encoder, hidden=(8,)).program
+    x, c = torch.zeros(1, 3), torch.ones(1, 2)
+    assert not torch.equal(program.encoder((x, c)).mean, program.encoder((x, -c)).mean)
+
+
+def test_what_is_given_does_not_go_with_everything():
+    x, c, y = torch.randn(20, 3), torch.randn(20, 2), torch.arange(20) % 2
+    with pytest.raises(ValueError, match="a flow as encoder reads a standardized x and a label, nothing else"):
+        build("vae", dgm.Data(x, given=c), encoder="iaf")
+    with pytest.raises(ValueError, match="neither the prior nor the likelihood reads the given"):
+        build("vae", dgm.Data(x, given=c), likelihood="ar")
+    with pytest.raises(ValueError, match="has a given beside its labels"):
+        build("maf", dgm.Data(x, y, given=c), labeled=True)

@@ -18,6 +18,7 @@ import dgm_pyro as dgm
 from dgm_pyro.data import CHECKSUMS, NAMES, Data
 
 GENERATED = ("moons", "rings", "checkerboard", "pinwheel")
+IMAGES = ("glyphs", "glyphs-62", "glyphs-color", "patches-8", "patches-16", "patches-32")
 DIGITS = ("digits", "digits-binary")
 IDX = {"mnist": ("mnist", "MNIST/raw"), "fashion-mnist": ("fashion-mnist", "FashionMNIST/raw")}
 BITS = {
@@ -31,7 +32,7 @@ BITS = {
 
 
 def test_names_describe_every_set():
-    assert set(NAMES) == {*GENERATED, *DIGITS, *IDX, *BITS}
+    assert set(NAMES) == {*GENERATED, *IMAGES, *DIGITS, *IDX, *BITS}
     assert all("\n" not in line and line for line in NAMES.values())
 
 
@@ -139,6 +140,28 @@ def test_to_moves_x_and_y():
     assert data.split(0.5)[0].x.device.type == "cuda"
 
 
+def test_all_parts_keep_their_rows_together():
+    rows = torch.arange(6.0)
+    mask = rows[:, None] != 5
+    data = Data(rows[:, None], rows.long(), given=rows[:, None, None] + 0.5, mask=mask)
+    for part in (data[[4, 5, 1]], *data.split(0.5), data.keep_labels(6), data.to("cpu")):
+        where = part.mask[:, 0]
+        assert torch.equal(part.given[:, 0, 0] - 0.5, part.y.to(rows.dtype))
+        assert torch.equal(where, part.y != 5)
+        assert torch.equal(part.x[where, 0], part.y[where].to(rows.dtype))
+    batches = [*torch.utils.data.DataLoader(data, batch_size=4)]
+    for column, part in zip(zip(*batches, strict=True), data.parts.values(), strict=True):
+        assert torch.equal(torch.cat(column), part)
+    assert repr(data) == "Data('data', x=(6, 1) float32, y of 6 classes, given (1, 1), 16.7% missing)"
+
+
+def test_what_stands_at_a_missing_feature_does_not_matter():
+    mask = torch.tensor([[True, False], [False, True]])
+    reals = Data(torch.tensor([[1.0, math.nan], [math.inf, 2.0]]), mask=mask)
+    assert reals.x.tolist() == [[1.0, 0.0], [0.0, 2.0]]
+    assert Data(torch.tensor([[1, 99], [-1, 2]]), levels=3, mask=mask).x.tolist() == [[1, 0], [0, 2]]
+
+
 X, BYTES = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.uint8)
 BAD_DATA = {
     "x no tensor": (dict(x=[[1.0]]), TypeError, "x must be a torch.Tensor, got list"),
@@ -173,6 +196,16 @@ BAD_DATA = {
         ValueError,
         "label 5.*num_classes is 5",
     ),
+    "mask of numbers": (dict(x=X, mask=torch.ones(3, 2)), TypeError, r"mask has dtype torch.float32: use mask.bool"),
+    "mask of rows": (dict(x=X, mask=torch.ones(3).bool()), ValueError, r"mask has shape \(3,\), but x has \(3, 2\)"),
+    "NaN that was observed": (
+        dict(x=X + torch.tensor([0.0, math.nan]), mask=torch.tensor([[False, True]] * 3)),
+        ValueError,
+        "x holds NaN",
+    ),
+    "given of other rows": (dict(x=X, given=torch.zeros(2, 1)), ValueError, r"given has shape \(2, 1\).*3 rows"),
+    "given of integers": (dict(x=X, given=torch.zeros(3).long()), TypeError, r"given.float\(\).*label is y"),
+    "given NaN": (dict(x=X, given=torch.zeros(3) / 0), ValueError, "given holds NaN"),
     "num_classes without y": (dict(x=X, num_classes=5), ValueError, "num_classes is 5.*no labels"),
 }
 

@@ -37,6 +37,7 @@ from dgm_pyro.checks import check_path, check_type
 from dgm_pyro.evaluation import Evidence, evaluate, find_device
 from dgm_pyro.experiments import runs
 from dgm_pyro.families.implicit import Implicit
+from dgm_pyro.families.standardized import core_of
 from dgm_pyro.infer.checks import units
 from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import Program, check_count
@@ -248,7 +249,7 @@ def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str],
             seen.add(key)
             program = build(options.model, points, **swaps)
             optimizer_of(options.training, program.parameters())
-            if isinstance(program, Implicit):
+            if isinstance(core_of(program), Implicit):
                 raise ValueError(f"{options.model} has no density for a sweep to compare by: use dgm train, dgm sample")
 
 

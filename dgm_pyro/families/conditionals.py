@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -24,9 +24,18 @@ import torch.nn.functional as F
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from dgm_pyro.checks import Shape, as_given_shape, as_shape, check_choice, check_count, check_finite, check_number
+from dgm_pyro.checks import (
+    Shape,
+    as_given_shape,
+    as_shape,
+    check_choice,
+    check_count,
+    check_finite,
+    check_number,
+    check_type,
+)
 from dgm_pyro.families import distributions
-from dgm_pyro.program import Conditional, call_network
+from dgm_pyro.program import Conditional, call_network, inside, parameter_of
 from dgm_pyro.registry import register, replace_argument
 
 Network = nn.Module | Callable[[int], nn.Module]
@@ -101,9 +110,20 @@ class IndependentConditional(Conditional):
         """Raw parameters, ``(P, *event_shape)``, of the standard member of the family."""
         return torch.zeros(self.num_parameters, *self.event_shape)
 
+    takes_missing = True
+
+    def placeholder(self) -> Tensor:
+        """Of the standard member, whose support is that of all."""
+        start = self.initial().to(parameter_of(self))
+        return inside(self.distribution(start).support, start.new_zeros(self.event_shape))
+
     def univariate(self, raw: Tensor) -> dist.TorchDistribution:
         """The distribution of single features: from raw parameters ``(*batch, P)``, one of batch shape ``batch``."""
         raise NotImplementedError
+
+    def of_feature(self, raw: Tensor, feature: int) -> dist.TorchDistribution:
+        """The distribution of one feature, by its flat index: from ``(*batch, P)``, of batch shape ``batch``."""
+        return self.univariate(raw)
 
     def raw_parameters(self, given: Any = None) -> Tensor:
         """The raw parameters given ``given``, ``(*batch, P, *event_shape)``.
@@ -218,14 +238,14 @@ class Normal(IndependentConditional):
         return dist.Normal(loc, positive(raw_scale))
 
 
-@register
-class Bernoulli(IndependentConditional):
-    """Independent bits. P = 1: logits. Standard: fair coins.
+class _OfFeatures(IndependentConditional):
+    """Base of the conditionals that nothing but the number of their parameters distinguishes.
 
-    Args: as `Normal`, with ``(B, 1, *event_shape)`` from the network.
+    Attributes:
+        per_feature: P.
     """
 
-    levels = 2
+    per_feature: ClassVar[int]
 
     def __init__(
         self,
@@ -236,10 +256,174 @@ class Bernoulli(IndependentConditional):
         parameters: Tensor | None = None,
         given_shape: Shape | None = None,
     ):
-        super().__init__(event_shape, 1, network, learned=learned, parameters=parameters, given_shape=given_shape)
+        options: Any = {"learned": learned, "parameters": parameters, "given_shape": given_shape}
+        super().__init__(event_shape, self.per_feature, network, **options)
+        if network is not None and bool(self.initial().any()):
+            self.register_buffer("start", self.initial(), persistent=False)
+
+    def _raw(self, *values: float) -> Tensor:
+        """Raw parameters that are these numbers in every feature."""
+        raw = torch.tensor(values, dtype=torch.get_default_dtype())
+        return raw.reshape(-1, *(1,) * len(self.event_shape)).expand(-1, *self.event_shape).clone()
+
+
+@register
+class Bernoulli(_OfFeatures):
+    """Independent bits. P = 1: logits. Standard: fair coins.
+
+    Args: as `Normal`, with ``(B, 1, *event_shape)`` from the network.
+    """
+
+    levels = 2
+    per_feature = 1
 
     def univariate(self, raw: Tensor) -> dist.Bernoulli:
         return distributions.Bernoulli(logits=raw.squeeze(-1))
+
+
+@register
+class StudentT(_OfFeatures):
+    """Independent reals with heavy tails. P = 3: location, raw scale, raw degrees of freedom, which are above 1.
+
+    Standard: location 0, scale 1, 5 degrees; what a network gives is added to these.
+
+    Args: as `Normal`, with ``(B, 3, *event_shape)`` from the network.
+
+    >>> dgm.StudentT(1).log_prob(torch.full((1, 1), 10.0)) > dgm.Normal(1).log_prob(torch.full((1, 1), 10.0))
+    tensor([True])
+    """
+
+    per_feature = 3
+
+    def initial(self) -> Tensor:
+        return self._raw(0.0, inverse_softplus(1.0), inverse_softplus(4.0))
+
+    def univariate(self, raw: Tensor) -> dist.StudentT:
+        loc, raw_scale, raw_degrees = raw.unbind(-1)
+        return dist.StudentT(1 + positive(raw_degrees), loc, positive(raw_scale))
+
+
+@register
+class LogNormal(_OfFeatures):
+    """Independent positive reals. P = 2: location and raw scale of log x. Standard: log x is N(0, 1).
+
+    What a network gives is added to the standard member's parameters.
+
+    Args: as `Normal`, with ``(B, 2, *event_shape)`` from the network.
+    """
+
+    per_feature = 2
+
+    def initial(self) -> Tensor:
+        return self._raw(0.0, inverse_softplus(1.0))
+
+    def univariate(self, raw: Tensor) -> dist.LogNormal:
+        loc, raw_scale = raw.unbind(-1)
+        return dist.LogNormal(loc, positive(raw_scale))
+
+
+@register
+class Beta(_OfFeatures):
+    """Independent reals strictly between 0 and 1. P = 2: logit of the mean, raw concentration a + b. Standard: uniform.
+
+    What a network gives is added to the standard member's parameters. For other bounds, put it into `Standardized` with
+    the lower bound as its shift and the distance of the two as its scale.
+
+    Args: as `Normal`, with ``(B, 2, *event_shape)`` from the network.
+    """
+
+    per_feature = 2
+
+    def initial(self) -> Tensor:
+        return self._raw(0.0, inverse_softplus(2.0))
+
+    def univariate(self, raw: Tensor) -> dist.Beta:
+        logit, raw_concentration = raw.unbind(-1)
+        concentration = positive(raw_concentration)
+        # Not below what keeps a and b from rounding to 0.
+        a, b = (concentration * side.sigmoid().clamp_min(1e-6) for side in (logit, -logit))
+        return distributions.Beta(a, b)
+
+
+@register
+class Poisson(_OfFeatures):
+    """Independent counts, of mean and variance r. P = 1: log r. Standard: r = 1.
+
+    Args: as `Normal`, with ``(B, 1, *event_shape)`` from the network.
+    """
+
+    per_feature = 1
+
+    def univariate(self, raw: Tensor) -> dist.Poisson:
+        return dist.Poisson(bounded_log(raw.squeeze(-1)).exp())
+
+
+@register
+class NegativeBinomial(_OfFeatures):
+    """Independent counts of mean r and variance r + r^2 / k. P = 2: log r, and a raw k. Standard: r = k = 1.
+
+    What a network gives is added to the standard member's parameters.
+
+    Args: as `Normal`, with ``(B, 2, *event_shape)`` from the network.
+    """
+
+    per_feature = 2
+
+    def initial(self) -> Tensor:
+        return self._raw(0.0, inverse_softplus(1.0))
+
+    def univariate(self, raw: Tensor) -> dist.NegativeBinomial:
+        log_rate, raw_count = raw.unbind(-1)
+        count = positive(raw_count)
+        return dist.NegativeBinomial(count, logits=bounded_log(log_rate) - count.log())
+
+
+@register
+class ZeroInflated(IndependentConditional):
+    """Another conditional's features, each replaced by 0 with some probability.
+
+    P is one more than the other's: first the logit of that probability. Standard: one half, and the other's.
+
+    Args:
+        base: a conditional of integers without a network, such as ``dgm.Poisson(3)``: its class and its shape count.
+        network, learned, parameters, given_shape: as `Normal`, with ``(B, P, *event_shape)`` from the network.
+
+    Raises:
+        TypeError: ``base`` has a density, in which single values have no probability.
+
+    >>> program = dgm.ZeroInflated(dgm.Poisson(1))
+    >>> round(program.log_prob(torch.zeros(1, 1)).exp().item(), 4)  # 1 / 2 + exp(-1) / 2
+    0.6839
+    """
+
+    def __init__(
+        self,
+        base: IndependentConditional,
+        network: Network | None = None,
+        *,
+        learned: bool = False,
+        parameters: Tensor | None = None,
+        given_shape: Shape | None = None,
+    ):
+        check_type(base, IndependentConditional, "base", "a conditional of integers such as dgm.Poisson(3)")
+        if base.conditional or any(True for _ in base.parameters()):
+            raise ValueError("base has a network or learned parameters, but ZeroInflated learns them: leave them out")
+        if base.measure != "mass":
+            raise TypeError(f"base must be a mass on integers, but {type(base).__name__} has a density")
+        start = torch.cat((torch.zeros(1, *base.event_shape), base.initial()))
+        options: Any = {"learned": learned, "parameters": parameters, "given_shape": given_shape}
+        if network is None and parameters is None:
+            options["parameters"] = start
+        super().__init__(base.event_shape, 1 + base.num_parameters, network, **options)
+        self.base, self.levels = base, base.levels
+        if network is not None:
+            self.register_buffer("start", start, persistent=False)
+
+    def initial(self) -> Tensor:
+        return torch.cat((torch.zeros(1, *self.event_shape), self.base.initial()))
+
+    def univariate(self, raw: Tensor) -> dist.TorchDistribution:
+        return dist.ZeroInflatedDistribution(self.base.univariate(raw[..., 1:]), gate_logits=raw[..., 0])
 
 
 @register
@@ -389,6 +573,12 @@ def positive(raw: Tensor) -> Tensor:
     """softplus, kept away from zero: no scale underflows, and its gradient is softplus's, so the scale can recover."""
     scale = F.softplus(raw)
     return scale.clamp_min(1e-6).detach() + (scale - scale.detach())
+
+
+def bounded_log(raw: Tensor) -> Tensor:
+    """``raw`` kept within -20 and 20, and its gradient as it is: the logarithm of a rate that neither vanishes nor
+    overflows, and can recover."""
+    return raw.clamp(-20, 20).detach() + (raw - raw.detach())
 
 
 def inverse_softplus(value: float) -> float:

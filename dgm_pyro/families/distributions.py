@@ -23,6 +23,10 @@ def features_of(distribution: Any) -> Any:
     base, dims = distribution, distribution.event_dim
     while dims > 0 and isinstance(base, Independent):
         base, dims = base.base_dist, dims - base.reinterpreted_batch_ndims
+    transforms = getattr(base, "transforms", [])
+    if transforms and all(hasattr(transform, "of_features") for transform in transforms):
+        parts = [transform.of_features() for transform in transforms]
+        return dist.TransformedDistribution(features_of(base.base_dist), parts)
     if dims > 0:
         raise ValueError(f"the features of x are not independent under {type(base).__name__}")
     return base
@@ -62,6 +66,28 @@ class Bernoulli(dist.Bernoulli):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(value.to(self.logits.dtype))
+
+
+class Beta(dist.Beta):
+    """Pyro's Beta on the open interval: at 0 and at 1 its density is zero or infinite, and a draw is neither."""
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        info = torch.finfo(self.concentration1.dtype)
+        return constraints.interval(info.tiny, 1 - info.eps / 2)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """x = g / (g + h) of Gamma variables g and h, in logarithms: small ones would round to 0."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        g, h = (_log_gamma(a.expand(shape)) for a in (self.concentration1, self.concentration0))
+        return (g - h).sigmoid().clamp(self.support.lower_bound, self.support.upper_bound)
+
+
+def _log_gamma(a: Tensor) -> Tensor:
+    """Logarithms of Gamma variables: one of a + 1 times U ** (1 / a), U uniform, is one of a (Marsaglia and Tsang)."""
+    uniform = torch.rand_like(a).clamp_min(torch.finfo(a.dtype).tiny)
+    log_gamma: Tensor = torch._standard_gamma(a + 1).log() + uniform.log() / a
+    return log_gamma
 
 
 class Mixture(dist.MixtureSameFamily):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import INTEGERS, check_count, check_dense, check_name, check_seed, check_tensor, check_type
+from dgm_pyro.data import Data
 from dgm_pyro.families.conditionals import Categorical
 from dgm_pyro.program import (
     Conditional,
@@ -129,8 +130,8 @@ class Labeled(Program):
         weights = [log_weights + log_p for (_, log_weights), log_p in zip(each, log_prior, strict=True)]
         return torch.cat([drawn for drawn, _ in each]), torch.cat(weights)
 
-    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        return x, None, ({} if y is None else {self.label_name: y})
+    def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        return data.x, None, ({} if data.y is None else {self.label_name: data.y})
 
     @unchecked()
     def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
@@ -212,10 +213,10 @@ class Discriminative(Conditional):
     def forward(self, given: Any = None) -> dist.TorchDistribution:
         return self.labels(given)
 
-    def arguments(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        if y is None:
+    def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        if data.y is None:
             raise ValueError("a discriminative program models labels, but the data have no y")
-        return y, x, {}
+        return data.y, data.x, {}
 
     @torch.no_grad()
     def class_probabilities(self, x: Tensor) -> Tensor:

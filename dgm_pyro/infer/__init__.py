@@ -4,21 +4,25 @@ from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
 from dgm_pyro.infer.gaps import Gaps, gaps
 from dgm_pyro.infer.impute import hide, impute
-from dgm_pyro.infer.mcmc import nuts
-from dgm_pyro.infer.smc import Features, Population, Stepper, Times, propagate, smc
+from dgm_pyro.infer.mcmc import Chains, nuts
+from dgm_pyro.infer.psis import Weighted, psis, smooth
+from dgm_pyro.infer.smc import Features, Population, Stepper, Tempered, Times, propagate, smc
 
 __all__ = [
     "HMC",
     "Annealed",
     "Calibration",
+    "Chains",
     "Checks",
     "Features",
     "Gaps",
     "Population",
     "Sandwich",
     "Stepper",
+    "Tempered",
     "Times",
     "Units",
+    "Weighted",
     "ais",
     "bidirectional",
     "check",
@@ -27,7 +31,9 @@ __all__ = [
     "impute",
     "nuts",
     "propagate",
+    "psis",
     "sbc",
     "smc",
+    "smooth",
     "units",
 ]

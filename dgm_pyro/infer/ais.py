@@ -21,8 +21,9 @@ and Roy 2016 (arXiv 1606.02275); Wu, Burda, Salakhutdinov and Grosse 2017 (arXiv
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,16 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_choice, check_count, check_number
 from dgm_pyro.evaluation import evaluating, program_device
-from dgm_pyro.infer.posterior import Coordinates, guide_trace_at, joint_trace, log_joint, with_latent_chains
+from dgm_pyro.infer.posterior import (
+    Coordinates,
+    check_target,
+    guide_trace_at,
+    joint_trace,
+    log_joint,
+    over_reals,
+    with_latent_chains,
+)
+from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, check_program, differentiating, latent_sites, log_mean_exp, log_prob_sum, seeded
 
 Density = Callable[[Tensor], Tensor]
@@ -90,7 +100,7 @@ def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Annealed:
-    """The result of `ais`.
+    """The result of `ais`. Of a `Posterior`, a single datum, nothing has the dimension B.
 
     Attributes:
         log_evidence: log-mean-exp of the weights over the chains, in nats, ``(B,)``: on average below log p(x).
@@ -111,26 +121,26 @@ class Sandwich:
     """The result of `bidirectional`: on average, lower <= log p(x) <= upper.
 
     Attributes:
-        x: data that the program made, ``(B, *event_shape)``.
+        x: data that the program made, ``(B, *event_shape)``; of a `Posterior`, by the name of the observed site.
         lower, upper: bounds on log p(x) in nats, ``(B,)``.
         acceptance: mean acceptance probability of the moves, ``(B,)``.
     """
 
-    x: Tensor
+    x: Tensor | dict[str, Tensor]
     lower: Tensor
     upper: Tensor
     acceptance: Tensor
 
 
 def ais(
-    program: Program,
-    x: Tensor,
+    program: Program | Posterior,
+    x: Tensor | None = None,
     given: Any = None,
     *,
     num_chains: int = 8,
     num_temperatures: int = 300,
     num_leapfrog: int = 8,
-    initial: str = "prior",
+    initial: Any = "prior",
     temperature_schedule: str = "sigmoid",
     transition: Transition | None = None,
     target_acceptance: float = 0.65,
@@ -144,14 +154,16 @@ def ais(
     fifth of them are the preliminary run.
 
     Args:
-        program: latents continuous, log p(x, z) differentiable in them; diffusions among them are unrolled.
-        x: ``(B, *event_shape)``.
+        program: a `Posterior`; or a `Program` with continuous latents, log p(x, z) differentiable in them, whose
+            diffusions are unrolled.
+        x: ``(B, *event_shape)``, the data of a `Program`; a `Posterior` has its own.
         given: ``(B, *given_shape)`` for a conditional program.
         num_chains: K, independent chains per datum.
         num_temperatures: T. The bound tightens as it grows.
         num_leapfrog: steps of each Hamiltonian trajectory.
         initial: start from the "prior", or from the "guide", which shortens the path where the guide is good and
-            never leaves the guide's support.
+            never leaves the guide's support. With a `Posterior`, pass the fitted guide itself, of `dgm.guides.auto` or
+            another `AutoContinuous`: it serves an improper prior too.
         temperature_schedule: "sigmoid" (slow at both ends; Grosse et al. 2015, section 5) or "linear" temperatures.
         transition: moves u with step sizes and leaves a density invariant, as `HMC` does, the default.
         target_acceptance: what the preliminary run adapts the step sizes to, one for each datum and temperature.
@@ -169,23 +181,48 @@ def ais(
     >>> dgm.infer.ais(vae, torch.zeros(3, 2), num_temperatures=10).log_weights.shape
     torch.Size([8, 3])
     """
-    check_program(program)
-    program.check(x, given)
+    check_target(program, x)
     _check_annealing(transition, target_acceptance)
-    if program.tractable:
-        raise ValueError(f"log p(x) of this {type(program).__name__} is exact: use program.log_prob(x)")
-    with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed), torch.no_grad():
-        path = ToPosterior(program, x, given, num_chains, initial, observed or {})
+    with annealing(program, x, given, num_chains, initial, observed or {}, seed) as path:
         betas = temperatures(num_temperatures, temperature_schedule)
         transition = transition or HMC(num_leapfrog)
         step_sizes = path.adapt(betas, transition, target_acceptance, progress)
         u, log_weights, acceptance = path.anneal(path.start(), betas, step_sizes, transition, progress)
-        latents, _ = path.coordinates.unflatten(u)
+        latents = path.latents(u)
+    if isinstance(program, Posterior):
+        log_weights, acceptance = log_weights.squeeze(1), acceptance.squeeze(0)
+        latents = {name: value.squeeze(1) for name, value in latents.items()}
     return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents)
 
 
+@contextlib.contextmanager
+def annealing(
+    program: Program | Posterior,
+    x: Any,
+    given: Any,
+    num_chains: int,
+    initial: Any,
+    observed: Mapping[str, Tensor],
+    seed: int,
+) -> Iterator[Path]:
+    """The path to the posterior, and inside the context what it needs: evaluation mode, and noise of each datum's own.
+
+    Raises:
+        ValueError: log p(x) is exact, or as for `ais`.
+    """
+    if isinstance(program, Posterior):
+        with seeded(seed, program.device), torch.no_grad():
+            yield FromPosterior(program, num_chains, initial)
+        return
+    program.check(x, given)
+    if program.tractable:
+        raise ValueError(f"log p(x) of this {type(program).__name__} is exact: use program.log_prob(x)")
+    with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed), torch.no_grad():
+        yield ToPosterior(program, x, given, num_chains, initial, observed)
+
+
 def bidirectional(
-    program: Program,
+    program: Program | Posterior,
     num_data: int,
     given: Any = None,
     *,
@@ -205,8 +242,9 @@ def bidirectional(
     Costs twice what `ais` does.
 
     Args:
-        program, given, ...: as in `ais`; ``given`` has ``num_data`` rows, or one for all.
-        num_data: how many data to simulate.
+        program, given, ...: as in `ais`; ``given`` has ``num_data`` rows, or one for all. Of a `Posterior`, the model
+            makes other values for what it observes.
+        num_data: how many data to simulate; of a `Posterior`, how many data sets, one after the other.
 
     Raises:
         ValueError: as `ais`.
@@ -218,10 +256,30 @@ def bidirectional(
     >>> bool(sandwich.lower.mean() < sandwich.upper.mean())
     True
     """
-    check_program(program)
     check_count(num_data, "num_data")
-    given = program.check_draws(num_data, given)
     _check_annealing(transition, target_acceptance)
+    betas = temperatures(num_temperatures, temperature_schedule)
+    transition = transition or HMC(num_leapfrog)
+
+    def both(path: Path, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The two bounds and the mean acceptance, ``(B,)``, with ``exact`` draws from the posterior, ``(K, B, D)``."""
+        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
+        _, forward, there = path.anneal(path.start(), betas, step_sizes, transition, progress)
+        _, backward, back = path.anneal(exact, betas, step_sizes, transition, progress, reverse=True)
+        return log_mean_exp(forward), -log_mean_exp(backward), (there + back) / 2
+
+    if isinstance(program, Posterior):
+        found, data = list[tuple[Tensor, Tensor, Tensor]](), list[dict[str, Tensor]]()
+        for i in range(num_data):
+            posterior, values, u = program.simulated((seed + i) % 2**64)
+            with annealing(posterior, None, None, num_chains, initial, {}, seed) as path:
+                found.append(both(path, u.expand(*path.batch, posterior.D)))
+            data.append(values)
+        lower, upper, acceptance = (torch.cat(part) for part in zip(*found, strict=True))
+        return Sandwich({name: torch.stack([each[name] for each in data]) for name in data[0]},
+                        lower, upper, acceptance)  # fmt: skip
+    check_program(program)
+    given = program.check_draws(num_data, given)
     with evaluating(program), seeded(seed, program_device(program)), torch.no_grad():
         trace = joint_trace(with_latent_chains(program), None, given=given, batch=(num_data,))
         nodes: Any = trace.nodes
@@ -229,14 +287,8 @@ def bidirectional(
         path = ToPosterior(program, x, given, num_chains, initial, {})
         exact = {name: nodes[name]["value"].expand(path.batch[0], *nodes[name]["value"].shape)
                  for name in path.coordinates.names}  # fmt: skip
-        betas = temperatures(num_temperatures, temperature_schedule)
-        transition = transition or HMC(num_leapfrog)
-        step_sizes = path.adapt(betas, transition, target_acceptance, progress)
-        _, forward, there = path.anneal(path.start(), betas, step_sizes, transition, progress)
-        _, backward, back = path.anneal(
-            path.coordinates.flatten(exact), betas, step_sizes, transition, progress, reverse=True
-        )
-    return Sandwich(x, log_mean_exp(forward), -log_mean_exp(backward), (there + back) / 2)
+        lower, upper, acceptance = both(path, path.coordinates.flatten(exact))
+    return Sandwich(x, lower, upper, acceptance)
 
 
 def _check_annealing(transition: Any, target_acceptance: Any) -> None:
@@ -259,7 +311,7 @@ def temperatures(num_temperatures: int, temperature_schedule: str = "sigmoid") -
 class Path:
     """Densities f_beta of u, ``(K, B, D)``, from one that can be sampled at beta = 0 to another at beta = 1.
 
-    Subclasses give ``batch`` = (K, B), `start` and `densities`.
+    Subclasses give ``batch`` = (K, B), `start`, `densities` and `latents`.
     """
 
     batch: tuple[int, int]
@@ -271,6 +323,18 @@ class Path:
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log f_0(u), normalized, and log f_1(u) - log f_0(u), in nats, ``(K, B)``."""
         raise NotImplementedError
+
+    def latents(self, u: Tensor) -> dict[str, Tensor]:
+        """The latents at u, site by site, ``(K, B, *site_shape)``."""
+        raise NotImplementedError
+
+    def require_finite(self, u: Tensor, source: str, remedy: str) -> None:
+        """Raise a ValueError if the path cannot begin at ``u``, draws from ``source``."""
+        if not bool(self.densities(u)[1].isfinite().all()):
+            raise ValueError(
+                f"log p(x | latents) is not finite at draws from the {source}, so there is no path to the "
+                f"posterior: {remedy}"
+            )
 
     def at(self, beta: Tensor) -> Density:
         """log f_beta."""
@@ -333,13 +397,15 @@ class ToPosterior(Path):
         observed: Mapping[str, Tensor],
         mask: Tensor | None = None,
     ):
-        if initial not in ("prior", "guide"):
-            raise ValueError(f"initial must be 'prior' or 'guide', got {initial!r}")
+        check_choice(initial, ("prior", "guide"), "initial")
         self.program, self.x, self.given, self.observed = with_latent_chains(program), x, given, observed
         self.mask = mask
         self.batch = (check_count(num_chains, "num_chains"), len(x))
         self.from_guide = initial == "guide"
         self.coordinates = Coordinates(self._initial(), self.batch)
+
+    def latents(self, u: Tensor) -> dict[str, Tensor]:
+        return self.coordinates.unflatten(u)[0]
 
     def _initial(self, latents: Mapping[str, Tensor] | None = None) -> Any:
         statements = guide_trace_at if self.from_guide else joint_trace
@@ -354,13 +420,7 @@ class ToPosterior(Path):
         trace = self._initial()
         latents = {name: trace.nodes[name]["value"] for name in latent_sites(trace)}
         u = self.coordinates.flatten(latents)
-        _, ratio = self.densities(u)
-        if not bool(ratio.isfinite().all()):
-            source, remedy = ("guide", "check x") if self.from_guide else ("prior", "use initial='guide'")
-            raise ValueError(
-                f"log p(x | latents) is not finite at draws from the {source}, so there is no path to the "
-                f"posterior: {remedy}"
-            )
+        self.require_finite(u, *(("guide", "check x") if self.from_guide else ("prior", "use initial='guide'")))
         return u
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -373,6 +433,35 @@ class ToPosterior(Path):
             return log_prior + log_det, log_likelihood
         log_q = log_prob_sum(self._initial(latents), self.batch)
         return log_q + log_det, log_prior + log_likelihood - log_q
+
+
+class FromPosterior(Path):
+    """The path from the prior of a `Posterior`, or from a distribution of u, to its joint density; B is 1."""
+
+    def __init__(self, posterior: Posterior, num_chains: int, initial: Any):
+        self.posterior, self.batch = posterior, (check_count(num_chains, "num_chains"), 1)
+        self.q = None if isinstance(initial, str) and initial == "prior" else over_reals(initial, posterior, "initial")
+        if self.q is None:
+            posterior.require_proper("annealing cannot start there")
+
+    def start(self) -> Tensor:
+        if self.q is not None:
+            u = self.q.sample(torch.Size(self.batch))
+            self.require_finite(u, "guide", "fit it first, or start from another")
+            return u
+        u = self.posterior.prior(self.batch[0], seed=int(torch.randint(2**31, ()))).unsqueeze(1)
+        self.require_finite(u, "prior", "fit a guide, dgm.guides.auto(model, 'fullrank'), and use initial=guide")
+        return u
+
+    def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        log_prior, log_likelihood = self.posterior.densities(u)
+        if self.q is None:
+            return log_prior, log_likelihood
+        log_q = self.q.log_prob(u)
+        return log_q, log_prior + log_likelihood - log_q
+
+    def latents(self, u: Tensor) -> dict[str, Tensor]:
+        return self.posterior.constrain(u)
 
 
 def _interpolate(values: Tensor, size: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch.distributions import kl_divergence
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_choice, check_count, check_counts
+from dgm_pyro.data import Data
 from dgm_pyro.diagnosis import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
 from dgm_pyro.families.distributions import features_of, finite_mean
@@ -220,9 +221,7 @@ def _units(program: Program, data: Any, num_samples: int, seed: int, progress: b
     with evaluating(program), seeded(seed, where), torch.no_grad():
         cut = _parts(program, len(points))
         with tqdm(total=len(cut) * num_samples, desc="units", unit="draw", disable=not progress, leave=False) as bar:
-            parts = [
-                _moments(program, points.x[rows], rows_of(points.y, rows), num_samples, bar.update) for rows, _ in cut
-            ]
+            parts = [_moments(program, points[rows], num_samples, bar.update) for rows, _ in cut]
     found = {}
     for name in parts[0]:
         means, squares, divergences = zip(*(part[name] for part in parts), strict=True)
@@ -234,10 +233,10 @@ def _units(program: Program, data: Any, num_samples: int, seed: int, progress: b
 
 
 def _moments(
-    program: Program, x: Tensor, y: Tensor | None, num_samples: int, advance: Callable[[], Any]
+    program: Program, data: Data, num_samples: int, advance: Callable[[], Any]
 ) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
     """Means over draws, by code: of E_q[z] and its square, ``(B, D)``, and of the KL summed over data, ``(D,)``."""
-    x, given, _ = program.arguments(x, y)
+    x, given, _ = program.arguments(data)
     sums: dict[str, tuple[Any, Any, Any]] = {}
     for _ in range(num_samples):
         q: Any = guide_trace_at(program, x, given=given, batch=(len(x),))

@@ -24,7 +24,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_counts, check_dense
 from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
 from dgm_pyro.families.conditionals import IndependentConditional
+from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.ais import ais
 from dgm_pyro.objectives import elbo
@@ -142,6 +143,17 @@ def gaps(
         TypeError: the program is no VAE: it has no encoder whose family could be searched.
         ValueError: shapes or values do not fit, or a latent is discrete and ``num_temperatures`` is not 0.
     """
+    if isinstance(program, Standardized):
+        program.check(x, given)
+        volume = program.log_volume()
+        found = gaps(
+            program.program, program.standard(x), program.standard_given(given), num_particles=num_particles,
+            num_temperatures=num_temperatures, num_chains=num_chains, gradient_steps=gradient_steps,
+            num_samples=num_samples, log_evidence=None if log_evidence is None else log_evidence + volume, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+        nats = {name: getattr(found, name) - volume for name in ("log_evidence", "best", "elbo")}
+        return replace(found, **nats, x=x.cpu())
     if not isinstance(program, VAE) or program.encoder is None:
         raise TypeError(f"program must be a VAE with an encoder, got {type(program).__name__}")
     program.check(x, given)

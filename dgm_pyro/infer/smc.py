@@ -9,7 +9,7 @@ draws :math:`s_i \sim r(s_i \mid s_{<i})` for every particle and multiplies its 
 Where few particles carry the weight, K are drawn in proportion to it and start again with equal weights. The product of
 the mean weights before each such draw estimates the last density's normalizer without bias.
 
-Two chains, both the program's own. *Features* of an autoregressive model, in its order: missing ones are drawn from
+Two chains are the program's own. *Features* of an autoregressive model, in its order: missing ones are drawn from
 the model, observed ones multiply the weight by :math:`p(x_i \mid x_{<i})`. *Times* of a diffusion, T to 1: what is
 observed is drawn from the noising guide :math:`q(x_{t-1} \mid x_t, x_0)`, what is missing from the model, and
 
@@ -23,15 +23,19 @@ density is the model's: twisting changes the variance, not the expectation. The 
 particle's last log weight on the two logarithms, from a preliminary run: where they predict nothing, both are 0 and
 cause no resampling.
 
+A third chain is that of *temperatures*, for any program with continuous latents and for a `Posterior`: the densities of
+`dgm_pyro.infer.ais`, with a Hamiltonian move at each.
+
 Sources: Doucet and Johansen 2009 (a tutorial); for twisting in diffusions, Wu et al. 2023 (arXiv 2306.17775), of which
-this is the variant with the guide as the proposal of what is observed.
+this is the variant with the guide as the proposal of what is observed; Del Moral, Doucet and Jasra 2006, for
+tempering.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +48,10 @@ from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.autoregressive import Autoregressive, FeatureChain
 from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.families.distributions import features_of
+from dgm_pyro.families.standardized import Standardized, core_of
+from dgm_pyro.infer.ais import HMC, Path, Transition, annealing, temperatures
+from dgm_pyro.infer.posterior import check_target
+from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, seeded
 
 State = dict[str, Tensor]
@@ -138,10 +146,13 @@ def take(state: State, indices: Tensor) -> State:
     return {name: value[indices, data] for name, value in state.items()}
 
 
+ACCEPTANCE = 0.65
+"""What the moves of a tempered run are adapted to."""
+
 TUNING = 32
 """Particles of a datum, at least, in the preliminary run that sets the powers of its look-ahead."""
 
-# -- the two chains ----------------------------------------------------------------------------------------------------
+# -- the chains --------------------------------------------------------------------------------------------------------
 
 
 class Features:
@@ -303,47 +314,110 @@ class Times:
         return torch.full(x_t.shape[:2], t, device=x_t.device)
 
 
+class Tempered:
+    """The densities of an annealing path, one temperature after the other, and a move at each.
+
+    Args:
+        path: from a density that can be drawn to the posterior.
+        betas: inverse temperatures, 0 to 1, ``(T + 1,)``.
+        step_sizes: of the moves, by temperature and datum, ``(T + 1, B)``.
+        transition: as for `dgm_pyro.infer.ais.ais`.
+    """
+
+    def __init__(self, path: Path, betas: Tensor, step_sizes: Tensor, transition: Transition):
+        self.path, self.betas, self.step_sizes, self.transition = path, betas, step_sizes, transition
+
+    def __len__(self) -> int:
+        return len(self.betas) - 1
+
+    def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
+        u = self.path.start()
+        return {"u": u}, u.new_zeros(tuple(batch))
+
+    def step(self, i: int, state: State) -> tuple[State, Tensor]:
+        weight = (self.betas[i + 1] - self.betas[i]) * self.path.densities(state["u"])[1]
+        u, _ = self.transition(state["u"], self.step_sizes[i + 1], self.path.at(self.betas[i + 1]))
+        return {"u": u}, weight
+
+
 @torch.no_grad()
 def smc(
-    program: Program,
-    x: Tensor,
+    program: Program | Posterior,
+    x: Tensor | None = None,
     given: Any = None,
     *,
     num_particles: int = 64,
     threshold: float = 0.5,
+    num_temperatures: int = 30,
+    num_leapfrog: int = 8,
+    initial: Any = "prior",
+    observed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Population:
-    """Estimate log p(x | given) of a diffusion by sequential Monte Carlo along its own chain.
+    """Estimate log p(x | given) by sequential Monte Carlo: of a diffusion along its chain, else by tempering.
 
-    Costs one pass of the denoiser per particle and time, as the importance-weighted bound does with as many particles,
-    and an eighth more, or 32 particles, for the preliminary run of each datum. The estimate of a datum does not depend
-    on the others.
+    A diffusion costs one pass of the denoiser per particle and time, as the importance-weighted bound does with as many
+    particles, and an eighth more, or 32 particles, for the preliminary run of each datum. Other programs, and a
+    `Posterior`, are annealed as by `dgm.infer.ais`, the particles being resampled on the way: they cost about
+    ``1.25 * num_temperatures * (num_leapfrog + 2)`` gradients per particle. The estimate of a datum does not depend on
+    the others.
 
     Args:
-        program: a `Diffusion`.
-        x: ``(B, *event_shape)``.
+        program: a `Posterior`, or a `Program` with continuous latents.
+        x: ``(B, *event_shape)``, the data of a `Program`; a `Posterior` has its own.
         given: ``(B, *given_shape)`` for a conditional program.
         num_particles: K. Memory grows with ``K * B``.
         threshold: resample when the effective number of particles falls below this share of K; 0 never does, and is
             importance sampling.
+        num_temperatures, num_leapfrog, initial, observed: of the annealing, as for `dgm.infer.ais`; a diffusion has
+            none.
         seed: the global random state is left as it was.
         progress: whether to show bars.
 
-    Raises:
-        TypeError: the program is no diffusion.
+    Returns:
+        The particles; a tempered population's state has the latents by name. Of a `Posterior`, nothing has the
+        dimension B.
 
     >>> import torch, dgm_pyro as dgm
     >>> program = dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (8,)), num_steps=5)
     >>> dgm.infer.smc(program, torch.zeros(3, 2)).log_evidence.shape
     torch.Size([3])
     """
-    if not isinstance(program, Denoising | UnrolledDiffusion):
-        raise TypeError(
-            f"program must be a dgm.Diffusion, got {type(program).__name__}: use dgm.infer.ais or dgm."
-            "evaluate(program, data, num_particles=K), or write a stepper for dgm.infer.propagate"
-        )
+    check_target(program, x)
+    if isinstance(program, Standardized) and isinstance(core_of(program), Denoising | UnrolledDiffusion):
+        assert x is not None  # `check_target` has asked
+        program.check(x, given)
+        found = smc(
+            program.program, program.standard(x), program.standard_given(given), num_particles=num_particles,
+            threshold=threshold, seed=seed, progress=progress,
+        )  # fmt: skip
+        return replace(found, log_weights=found.log_weights - program.log_volume())
     check_count(num_particles, "num_particles")
+    check_number(threshold, "threshold", at_least=0)
+    if isinstance(program, Denoising | UnrolledDiffusion):
+        return _along_times(program, x, given, num_particles, threshold, seed, progress)
+    betas, transition = temperatures(num_temperatures), HMC(num_leapfrog)
+    with annealing(program, x, given, num_particles, initial, observed or {}, seed) as path:
+        step_sizes = path.adapt(betas, transition, ACCEPTANCE, progress)
+        stepper = Tempered(path, betas, step_sizes, transition)
+        found = propagate(stepper, *path.batch, threshold=threshold, progress=progress)
+        latents = path.latents(found.state["u"])
+    if not isinstance(program, Posterior):
+        return Population(latents, found.log_weights, found.resampled)
+    latents = {name: value.squeeze(1) for name, value in latents.items()}
+    return Population(latents, found.log_weights.squeeze(1), found.resampled.squeeze(0))
+
+
+def _along_times(
+    program: Denoising | UnrolledDiffusion,
+    x: Any,
+    given: Any,
+    num_particles: int,
+    threshold: float,
+    seed: int,
+    progress: bool,
+) -> Population:
     program.check(x, given)
     with evaluating(program), seeded(seed, x.device), noise.per_datum(x, seed):
         chain = Times(program, x, torch.ones_like(x, dtype=torch.bool), given)

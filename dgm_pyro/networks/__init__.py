@@ -16,12 +16,14 @@ from dgm_pyro.networks.bijections import (
     Sigmoid,
     Univariate,
 )
+from dgm_pyro.networks.columns import ColumnMADE, ColumnReader
 from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder
 from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingUNet
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, InputEmbedding
 from dgm_pyro.networks.pixelcnn import PixelCNN
 from dgm_pyro.networks.planar import Planar, Sylvester
+from dgm_pyro.networks.standardize import Standardize
 
 __all__ = [
     "MADE",
@@ -30,6 +32,8 @@ __all__ = [
     "Affine",
     "Bijection",
     "CausalTransformer",
+    "ColumnMADE",
+    "ColumnReader",
     "ConvDecoder",
     "ConvEncoder",
     "Coupling",
@@ -46,6 +50,7 @@ __all__ = [
     "Planar",
     "RationalQuadraticSpline",
     "Sigmoid",
+    "Standardize",
     "Sylvester",
     "Univariate",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import hashlib
 import math
 import os
 import re
@@ -26,8 +25,10 @@ from tqdm import tqdm
 from dgm_pyro.checks import check_path, check_type
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
+from dgm_pyro.families.columns import Columns
+from dgm_pyro.families.missing import observed_part
 from dgm_pyro.files import only_writer
-from dgm_pyro.networks import ActNorm
+from dgm_pyro.networks import ActNorm, Standardize
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training.compilation import Sums
@@ -194,12 +195,17 @@ class Training:
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be a function or None, got {type(function).__name__}")
         options = options or TrainingOptions()
-        train = as_data(program, data)
+        train = as_data(program, data, missing=True)
         _check_scale(program, train)
         maximize: Any = PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
-        held_out = None if validation is None else as_data(program, validation, "validation")
+        held_out = None if validation is None else as_data(program, validation, "validation", missing=True)
         if held_out is None and options.validation is not None:
             train, held_out = _split(train, options.validation, options.seed)
+        incomplete = next((part for part in (train, held_out) if part is not None and part.misses), train)
+        if incomplete.misses and hasattr(maximize, "unit"):
+            raise ValueError(
+                f"{incomplete.name} misses features, but {maximize} compares whole data: use a bound such as 'iwae'"
+            )
         for part in (train, held_out):
             _check_labels(program, part, maximize)
         if options.early_stopping is not None and held_out is None:
@@ -212,7 +218,7 @@ class Training:
             raise ValueError(f"accumulate must be 1 for {maximize!r}, which takes its own steps")
         self.processes = process_group()
         self.steps_per_epoch = self.processes.batches(len(train), options.batch_size, options.drop_last)
-        self.steps = options.steps or options.epochs * self.steps_per_epoch
+        self.steps = options.gradient_steps or options.epochs * self.steps_per_epoch
         self.optimizer = optimizer_of(options, self.parameters.values(), optimizer)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scheduler = scheduler_of(options, self.optimizer, lr_schedule)
@@ -220,10 +226,12 @@ class Training:
         self.program, self.objective, self.options, self.augment = program, maximize, options, augment
         program.to(self.device)
         self.processes.agree([*program.parameters(), *program.buffers()])
-        self.x, self.y = train.x.to(self.device), None if train.y is None else train.y.to(self.device)
+        self.data = train.to(self.device)
+        # By which batches are scored: the program itself, or its part that was observed.
+        self.scored = observed_part(program, incomplete)
         self.held_out = held_out
         self.average = None if options.ema is None else _Average(program, options.ema)
-        self.step = Step(maximize, program, options.precision)
+        self.step = Step(maximize, self.scored, options.precision)
         self.shuffling = torch.Generator().manual_seed(options.seed)
         unit = getattr(maximize, "unit", History.unit)
         self.history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
@@ -276,7 +284,7 @@ class Training:
         """
         self._require_between_steps()
         if self.finished:
-            raise RuntimeError(f"the training is finished after {self.taken} steps: make one with more epochs or steps")
+            raise RuntimeError(f"the training is finished after {self.taken} steps: make one with more epochs")
         self._between_steps = False
         start, history = time.perf_counter(), self.history
         number, before, patience = len(history.epochs) + 1, history.seconds, self.options.early_stopping
@@ -379,11 +387,7 @@ class Training:
     @functools.cached_property
     def _digest(self) -> str:
         """Of the data, those to validate on included: a state does not fit others of the same size."""
-        digest = hashlib.sha256()
-        for part in (self.x, self.y, *((self.held_out.x, self.held_out.y) if self.held_out is not None else ())):
-            for rows in () if part is None else part.split(2**16):
-                digest.update(rows.cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return "-".join(part.digest for part in (self.data, self.held_out) if part is not None)
 
     def _params(self) -> dict[str, Tensor]:
         """What Pyro has put into the param store beside the program's parameters: its moving averages of costs."""
@@ -458,7 +462,7 @@ class Training:
         if place == 0:
             self._order = self.shuffling.get_state()
         if place == 0 or not self._batches:
-            order = torch.randperm(len(self.x), generator=self.shuffling).to(self.device)
+            order = torch.randperm(len(self.data), generator=self.shuffling).to(self.device)
             self._batches = order.split(self.options.batch_size)
         return self._batches[place]
 
@@ -490,8 +494,8 @@ class Training:
         return min(1.0, step / max(1, self.steps // 50)) * falling
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        x = self.x[rows] if self.augment is None else self.augment(self.x[rows])
-        return self.program.arguments(x, None if self.y is None else self.y[rows])
+        batch = self.data[rows]
+        return self.scored.arguments(batch if self.augment is None else batch.replaced(x=self.augment(batch.x)))
 
     def _validate(self, epoch: int) -> float:
         """The validation loss, with the same draws every time, which makes epochs comparable.
@@ -499,7 +503,7 @@ class Training:
         The batches are distributed over the processes, and each process has its own draws. A Pyro objective, whose
         loss has its own backward pass, is validated by the plain ELBO.
         """
-        program, processes, data, total = self.program, self.processes, self.held_out, 0.0
+        program, processes, data, total = self.scored, self.processes, self.held_out, 0.0
         assert data is not None
         objective = at_progress(getattr(self.objective, "validation", self.objective), 1.0)
         if isinstance(objective, PyroObjective):
@@ -511,8 +515,7 @@ class Training:
         with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
             for number in range(processes.rank, len(starts), processes.size):
                 rows = slice(starts[number], starts[number] + size)
-                y = None if data.y is None else data.y[rows].to(self.device)
-                value, given, observed = program.arguments(data.x[rows].to(self.device), y)
+                value, given, observed = program.arguments(data[rows].to(self.device))
                 total -= objective(program, value, given, observed).value.double().sum().item()
         summed = processes.total(torch.tensor(total, dtype=torch.float64, device=self.device)).item()
         if not math.isfinite(summed):
@@ -531,7 +534,7 @@ def fit(
     objective: Objective | PyroELBO | str | None = None,
     *,
     epochs: int = 50,
-    steps: int | None = None,
+    gradient_steps: int | None = None,
     minutes: float | None = None,
     batch_size: int = 64,
     accumulate: int = 1,
@@ -562,6 +565,8 @@ def fit(
     each step faster, and leaves the random numbers as they are; see `dgm.compile`. "auto" compiles trainings of 5,000
     steps or more, and continues uncompiled, with a warning, where it cannot be done.
 
+    Of data that miss features (`Data.mask`), the observed part is fitted: "iwae" of a VAE is then the MIWAE bound.
+
     Args:
         program: what to train; it ends in evaluation mode.
         data: a `Data`, or a tensor ``(N, *event_shape)``.
@@ -583,8 +588,8 @@ def fit(
         The `History`.
 
     Warns:
-        UserWarning: a feature of real data is a hundred standard deviations off 0, or has one of a thousand, and no
-            `ActNorm` takes it to scale 1: standardize the data.
+        UserWarning: a feature of real data is a hundred standard deviations off 0, or has one of a thousand, and
+            neither `Standardized` nor an `ActNorm` takes it to scale 1.
 
     Raises:
         NonFiniteLossError: names site and step; the last good weights are restored.
@@ -596,7 +601,7 @@ def fit(
     """
     held_out = None if validation is None or isinstance(validation, float) else validation
     options = TrainingOptions(
-        epochs=epochs, steps=steps, minutes=minutes, batch_size=batch_size, accumulate=accumulate, drop_last=drop_last,
+        epochs=epochs, gradient_steps=gradient_steps, minutes=minutes, batch_size=batch_size, accumulate=accumulate, drop_last=drop_last,
         lr=lr, weight_decay=weight_decay, lr_schedule=lr_schedule if isinstance(lr_schedule, str) else "constant",
         optimizer=optimizer if isinstance(optimizer, str) else "AdamW", clip_norm=clip_norm, seed=seed,
         device=str(device) if isinstance(device, torch.device) else device,
@@ -646,7 +651,7 @@ def _states(training: Training, resume: Any, stack: contextlib.ExitStack) -> Sta
 def _run(training: Training, states: States | None, trackers: Sequence[Tracker], progress: bool) -> None:
     """All epochs that are left."""
     options, done = training.options, training.taken
-    unit, total = ("epoch", options.epochs) if options.steps is None else ("step", training.steps)
+    unit, total = ("epoch", options.epochs) if options.gradient_steps is None else ("step", training.steps)
     if options.validate_every is not None:
         unit, total = "step", training.steps
     with tqdm(
@@ -798,7 +803,8 @@ def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
 
 def _check_scale(program: Program, data: Data) -> None:
     """Warn of reals that are far from 0, or spread far: networks and densities start from scale 1."""
-    if not data.x.is_floating_point() or any(isinstance(module, ActNorm) for module in program.modules()):
+    scaled = any(isinstance(module, ActNorm | Standardize | Columns) for module in program.modules())
+    if scaled or not data.x.is_floating_point():
         return
     spread, mean = torch.std_mean(data.x.flatten(1), 0, correction=0)
     near = (mean.abs() <= FAR * spread.clamp_min(1)) & (spread <= WIDE)
@@ -806,7 +812,8 @@ def _check_scale(program: Program, data: Data) -> None:
         i = int(near.int().argmin())
         warnings.warn(
             f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
-            "starts from scale 1 around 0: standardize the data, (x - x.mean(0)) / x.std(0), without constant features",
+            "starts from scale 1 around 0: train dgm.Standardized(program, x.mean(0), x.std(0)), without constant "
+            "features",
             stacklevel=6,  # past Training, and fit with its two decorators
         )
 
@@ -814,7 +821,7 @@ def _check_scale(program: Program, data: Data) -> None:
 def _check_labels(program: Program, data: Data | None, objective: Objective) -> None:
     if data is None or not isinstance(objective, VariationalBound | PyroObjective):
         return
-    for site, labels in program.arguments(data.x, data.y)[2].items():
+    for site, labels in program.arguments(data)[2].items():
         if (labels < 0).any():
             raise ValueError(
                 f"{data.name} has unknown labels (-1), which no ELBO can observe at {site!r}: use objective="

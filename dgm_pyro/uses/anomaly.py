@@ -56,7 +56,7 @@ from dgm_pyro.checks import (
     generator,
 )
 from dgm_pyro.data import Data
-from dgm_pyro.evaluation import evaluate, evaluating, program_device
+from dgm_pyro.evaluation import check_whole, evaluate, evaluating, program_device
 from dgm_pyro.objectives import ELBO
 from dgm_pyro.program import Program, check_program, seeded
 from dgm_pyro.results import Result, Table
@@ -240,6 +240,8 @@ def _nll(nll: NegativeLogLikelihood | Program, argument: str = "nll") -> Negativ
 
 
 def _x(data: Tensor | Data, argument: str = "x") -> Tensor:
+    if isinstance(data, Data):
+        check_whole(data, "a score")
     x = data.x if isinstance(data, Data) else data
     check_dense(x, argument)
     return x

@@ -50,7 +50,7 @@ from dgm_pyro.checks import (
     generator,
 )
 from dgm_pyro.data import Data
-from dgm_pyro.evaluation import evaluating, program_device, standard_error
+from dgm_pyro.evaluation import check_whole, evaluating, program_device, standard_error
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.program import Program, check_program, differentiating, log_mean_exp, seeded
 from dgm_pyro.results import Result, Table, with_error
@@ -240,6 +240,7 @@ class Bayesian:
         check_type(data, Data, "data", "a dgm.Data")
         if data.y is None or int(data.y.min()) < 0:
             raise ValueError(f"{data.name} has data without labels: a classifier needs a y for each x")
+        check_whole(data, "a Bayesian")
         if not callable(guide) and not (isinstance(guide, str) and guide in GUIDES):
             raise ValueError(f"guide must be one of {', '.join(GUIDES)}, or a function of a model, got {guide!r}")
         check_number(scale, "scale", above=0)

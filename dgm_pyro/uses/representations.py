@@ -58,6 +58,7 @@ from dgm_pyro.checks import (
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, program_device
 from dgm_pyro.families.dequantized import Dequantized
+from dgm_pyro.families.standardized import core_of
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.checks import Units, units
 from dgm_pyro.program import (
@@ -569,7 +570,7 @@ def represent(
     site, points = program.code_named(site), as_data(program, data)
 
     def coded(points: Data) -> Tensor:
-        x, given, _ = program.arguments(points.x, points.y)
+        x, given, _ = program.arguments(points)
         return encode(program, x, given, site=site, seed=seed, progress=progress)
 
     z, quality = coded(points), dict[str, Quality]()
@@ -579,7 +580,7 @@ def represent(
             raise ValueError(f"train ({train.name}) has no labels, but data have: pass labeled data to learn from")
         for name, (seen, unseen) in {site: (coded(train), z), "x": (train.x, points.x)}.items():
             quality[name] = assess(seen, train.y, unseen, points.y, seed=seed)
-    used = units(program, points[:512], seed=seed) if isinstance(program, VAE) and len(z) > 1 else {}
+    used = units(program, points[:512], seed=seed) if isinstance(core_of(program), VAE) and len(z) > 1 else {}
     return Representation(site, z, points.y, _form(program, site, z), quality, used)
 
 
@@ -603,4 +604,4 @@ def latents(program: Program, x: Tensor) -> Tensor | None:
     Returns:
         ``(N, D)``, on the CPU.
     """
-    return encode(program, x).flatten(1) if isinstance(program, (VAE, Dequantized)) else None
+    return encode(program, x).flatten(1) if isinstance(core_of(program), (VAE, Dequantized)) else None

@@ -450,3 +450,98 @@ def test_a_function_of_the_output_size_makes_the_network(make, tmp_path):
 def test_what_makes_no_network_is_refused(network, message):
     with pytest.raises(TypeError, match=message):
         dgm.Normal(2, network)
+
+
+# -- conditionals against scipy ----------------------------------------------------------------------------------------
+
+
+def softplus_inverse(value):
+    return math.log(math.expm1(value))
+
+
+# name -> a program of fixed raw parameters, the distribution of scipy that it is, and values to score
+AGAINST_SCIPY = {
+    "student-t": (
+        dgm.StudentT(1, parameters=torch.tensor([[0.4], [softplus_inverse(1.7)], [softplus_inverse(2.5)]])),
+        stats.t(3.5, 0.4, 1.7),
+        [-30.0, 0.0, 0.4, 5.0],
+    ),
+    "log-normal": (
+        dgm.LogNormal(1, parameters=torch.tensor([[0.4], [softplus_inverse(0.6)]])),
+        stats.lognorm(0.6, scale=math.exp(0.4)),
+        [0.01, 1.0, 7.0],
+    ),
+    "beta": (
+        dgm.Beta(1, parameters=torch.tensor([[math.log(3.0)], [softplus_inverse(2.0)]])),
+        stats.beta(1.5, 0.5),
+        [1e-4, 0.3, 0.999],
+    ),
+    "poisson": (dgm.Poisson(1, parameters=torch.tensor([[math.log(3.5)]])), stats.poisson(3.5), [0, 1, 4, 30]),
+    "negative-binomial": (
+        dgm.NegativeBinomial(1, parameters=torch.tensor([[math.log(3.5)], [softplus_inverse(2.0)]])),
+        stats.nbinom(2.0, 2.0 / 5.5),
+        [0, 1, 4, 30],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AGAINST_SCIPY)
+def test_densities_and_draws_are_those_of_scipy(name):
+    program, reference, values = AGAINST_SCIPY[name]
+    program = copy.deepcopy(program).double()
+    x = torch.tensor(values, dtype=torch.float64).unsqueeze(-1)
+    discrete = program.measure == "mass"
+    expected = (reference.logpmf if discrete else reference.logpdf)(np.array(values))
+    torch.testing.assert_close(program.log_prob(x), torch.tensor(expected), rtol=1e-6, atol=1e-6)
+    torch.manual_seed(0)
+    drawn = program.sample(4000).flatten().numpy()
+    if discrete:
+        mean, error = drawn.mean(), drawn.std() / 4000**0.5
+        assert abs(mean - reference.mean()) < 4.5 * error
+        assert abs((drawn == 0).mean() - reference.pmf(0)) < 4.5 * 0.5 / 4000**0.5
+    else:
+        assert stats.kstest(drawn, reference.cdf).pvalue > 1e-4
+
+
+def test_draws_of_a_narrow_beta_are_neither_0_nor_1():
+    """Where most of the mass is within rounding of the ends, which have no finite density."""
+    program = dgm.Beta(1, parameters=torch.tensor([[0.0], [softplus_inverse(1e-3)]])).float()
+    drawn = program.sample(1000)
+    assert (drawn > 0).all()
+    assert (drawn < 1).all()
+    assert 300 < (drawn > 0.5).sum() < 700
+    assert torch.isfinite(program.log_prob(drawn)).all()
+
+
+def test_zero_inflation_by_hand():
+    share, rate = 0.3, 2.0
+    parameters = torch.tensor([[math.log(share / (1 - share))], [math.log(rate)]])
+    program = dgm.ZeroInflated(dgm.Poisson(1), parameters=parameters)
+    expected = [math.log(share + (1 - share) * math.exp(-rate)), math.log(1 - share) + stats.poisson(rate).logpmf(3)]
+    torch.testing.assert_close(program.log_prob(torch.tensor([[0.0], [3.0]])), torch.tensor(expected))
+    with pytest.raises(TypeError, match="base must be a mass on integers, but LogNormal has a density"):
+        dgm.ZeroInflated(dgm.LogNormal(1))
+    with pytest.raises(ValueError, match="leave them out"):
+        dgm.ZeroInflated(dgm.Poisson(1, learned=True))
+
+
+@pytest.mark.parametrize(
+    ("program", "x", "wrong"),
+    [
+        (dgm.LogNormal(1), 0.0, "x holds 0 in row 1"),
+        (dgm.Beta(1), 1.0, "x holds 1 in row 1"),
+        (dgm.Poisson(1), -1.0, "x holds -1 in row 1"),
+        (dgm.NegativeBinomial(1), 0.5, "x holds 0.5 in row 1"),
+    ],
+)
+def test_data_outside_of_the_support_are_refused(program, x, wrong):
+    good = torch.full((1, 1), 0.5 if program.measure == "density" else 2.0)
+    with pytest.raises(ValueError, match=wrong):
+        dgm.evaluate(copy.deepcopy(program).double(), torch.cat([good, torch.full((1, 1), x)]).double())
+
+
+def test_a_rate_out_of_range_recovers():
+    program = dgm.Poisson(1, parameters=torch.full((1, 1), 60.0), learned=True)
+    program.log_prob(torch.ones(1, 1)).sum().backward()
+    assert torch.isfinite(program.parameter.grad).all()
+    assert program.parameter.grad.item() < 0

@@ -358,14 +358,14 @@ def test_a_learned_prior_becomes_the_frequencies_of_the_classes():
 def test_labels_are_observed_where_the_data_have_them():
     program = CASES["labeled"].build()
     x, y = torch.randn(4, 2), torch.tensor([0, 2, 1, 1])
-    value, given, observed = program.arguments(x, y)
+    value, given, observed = program.arguments(dgm.Data(x, y))
     assert given is None
-    assert observed["y"] is y
+    assert torch.equal(observed["y"], y)
     expected = program.program.log_prob(x, y) + program.prior().log_prob(y)
     bound = elbo(program, value, given, observed=observed)
     torch.testing.assert_close(bound.value, expected)
     assert set(bound.reconstruction) == {"x", "y"}
-    assert program.arguments(x, None) == (x, None, {})
+    assert program.arguments(dgm.Data(x)) == (x, None, {})
 
 
 def test_samples_of_a_class_and_of_all():
@@ -584,7 +584,7 @@ def test_discriminative_refuses_what_is_none():
     program = dgm.Discriminative(classifier())
     with pytest.raises(ValueError, match="models labels, but the data have no y"):
         dgm.evaluate(program, dgm.Data(torch.zeros(3, 2)))
-    with pytest.raises(TypeError, match=r"dgm\.data\.Data with x and y"):
+    with pytest.raises(TypeError, match=r"Data\(x, y\) with labels"):
         dgm.evaluate(program, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"x has shape \(3, 5\)"):
         program.classify(torch.zeros(3, 5))

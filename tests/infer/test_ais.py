@@ -114,7 +114,7 @@ def test_nuts_ais_and_importance_weights_agree():
     """
     program, exact = linear_vae()
     x = exact.sample((4,))
-    z = nuts(program, x, 400, 60, max_tree_depth=3, seed=1)["z"]
+    z = nuts(program, x, 400, 60, num_chains=1, max_tree_depth=3, seed=1)["z"]
     log_joint = program.prior.log_prob(z.flatten(0, 1)) + program.likelihood.log_prob(x.repeat(400, 1), z.flatten(0, 1))
     chib = (log_joint.reshape(400, 4) - Normal(z.mean(0), z.std(0)).log_prob(z).sum(-1)).mean(0).detach()
     annealed = ais(program, x, num_temperatures=100, num_leapfrog=5, num_chains=64).log_evidence
@@ -202,7 +202,7 @@ def test_temperatures():
         ({"num_chains": 0}, "num_chains must be a positive integer"),
         ({"num_temperatures": 0}, "num_temperatures must be a positive integer"),
         ({"num_leapfrog": 0}, "num_leapfrog must be a positive integer"),
-        ({"initial": "posterior"}, "initial must be 'prior' or 'guide', got 'posterior'"),
+        ({"initial": "posterior"}, "initial must be one of prior, guide, got 'posterior'"),
         ({"temperature_schedule": "cubic"}, "temperature_schedule must be one of sigmoid, linear, got 'cubic'"),
     ],
 )

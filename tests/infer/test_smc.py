@@ -172,8 +172,8 @@ def test_taking_keeps_data_apart():
     assert taken["m"].tolist() == [[[8, 9], [2, 3]], [[8, 9], [6, 7]]]
 
 
-def test_other_programs_are_refused():
-    with pytest.raises(TypeError, match=r"program must be a dgm.Diffusion, got Normal"):
+def test_programs_without_latents_are_refused():
+    with pytest.raises(ValueError, match=r"log p\(x\) of this Normal is exact"):
         smc(dgm.Normal(2), torch.zeros(3, 2))
 
 

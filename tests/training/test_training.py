@@ -130,7 +130,7 @@ RECIPES = {
     "bf16": of("vae", precision="bf16"),
     "graph": of("vae", "annealed", compile=True, ema=0.9),
     "schedule of torch": of("vae", optimizer="SGD(momentum=0.9)", lr_schedule="StepLR(step_size=7, gamma=0.5)"),
-    "steps": of("vae", steps=11, validate_every=4, accumulate=2, drop_last=True),
+    "steps": of("vae", gradient_steps=11, validate_every=4, accumulate=2, drop_last=True),
     "graph of a flow": of("flow-linear", compile=True, augment=moved_noise),
 }  # fmt: skip
 ALL = RECIPES | {
@@ -433,7 +433,7 @@ def test_fit_and_the_options_are_one():
 
 def test_fit_hands_every_option_on(monkeypatch):
     told = TrainingOptions(
-        epochs=2, steps=5, minutes=9.0, batch_size=7, accumulate=7, drop_last=True, lr=0.02, weight_decay=0.3,
+        epochs=2, gradient_steps=5, minutes=9.0, batch_size=7, accumulate=7, drop_last=True, lr=0.02, weight_decay=0.3,
         lr_schedule="constant", optimizer="SGD", clip_norm=None, seed=3, device="cpu", validation=0.3, validate_every=2,
         early_stopping=1, ema=0.5, compile=False, checkpoint_minutes=1.0, precision="bf16",
     )  # fmt: skip
