@@ -601,7 +601,8 @@ def fit(
     """
     held_out = None if validation is None or isinstance(validation, float) else validation
     options = TrainingOptions(
-        epochs=epochs, gradient_steps=gradient_steps, minutes=minutes, batch_size=batch_size, accumulate=accumulate, drop_last=drop_last,
+        epochs=epochs, gradient_steps=gradient_steps, minutes=minutes, batch_size=batch_size, accumulate=accumulate,
+        drop_last=drop_last,
         lr=lr, weight_decay=weight_decay, lr_schedule=lr_schedule if isinstance(lr_schedule, str) else "constant",
         optimizer=optimizer if isinstance(optimizer, str) else "AdamW", clip_norm=clip_norm, seed=seed,
         device=str(device) if isinstance(device, torch.device) else device,
