@@ -195,13 +195,15 @@ def _use_threads(threads: int) -> None:
 def tour(
     quick: Annotated[bool, typer.Option("--quick", help="Train for less than a minute, with worse results.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the report; an earlier tour in it is replaced.")] = Path("tour"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a tour that was interrupted.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Train every family on real digits, compare them, and write a report."""
     from dgm_pyro.experiments.tour.run import run
 
-    failures = run(out, quick=quick, seed=seed, device=device)
+    with _interruptible():
+        failures = run(out, quick=quick, seed=seed, device=device, resume=resume)
     if failures:
         raise typer.Exit(1)
 
@@ -724,6 +726,15 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
+def _values(text: str) -> tuple[str, Sequence[Any]]:
+    """The name and the values in "lr=1e-3,3e-3" or "hidden=(64,),(256,256)"."""
+    name, _, values = text.partition("=")
+    found = value_of(f"[{values}]")
+    if not values:
+        raise ValueError(f"--vary must be NAME=VALUE,VALUE,..., got {text!r}")
+    return name.replace("-", "_"), found if isinstance(found, list) else _names(values)
+
+
 @app.command(
     epilog="Example: dgm sweep vae --data digits-binary --prior normal,vamp,flow --encoder meanfield,iaf --seeds 3"
 )
@@ -744,6 +755,13 @@ def sweep(
     encoder: Annotated[str | None, _tried("Encoders")] = None,
     likelihood: Annotated[str | None, _tried("Likelihoods")] = None,
     objective: Annotated[str | None, _tried("Objectives")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE,VALUE,...",
+            help="Values of another option to try, such as lr=1e-3,3e-3; may be repeated.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
@@ -777,6 +795,7 @@ def sweep(
         encoder=_names(encoder),
         likelihood=_names(likelihood),
         objective=_names(objective),
+        vary=dict(map(_values, vary or ())),
         seeds=seeds,
         jobs=jobs,
     )
