@@ -441,6 +441,15 @@ def load(
     return chosen.make(name, split, data_dir, random, num_data)
 
 
+def subset(data: Data, num_data: int | None, random: np.random.Generator, split: str) -> Data:
+    """Random ones of the data; all where ``num_data`` is None."""
+    if num_data is None:
+        return data
+    if num_data > len(data):
+        raise ValueError(f"num_data is {num_data}, but {data.name} has {len(data)} data in its {split} split")
+    return data[torch.as_tensor(random.permutation(len(data))[:num_data])]
+
+
 # -- with scikit-learn -------------------------------------------------------------------------------------------------
 
 
@@ -658,12 +667,7 @@ def _generated(description: str, draw: Callable[[np.random.Generator, int], Poin
 
 def _stored(description: str, splits: tuple[str, ...], read: Callable[[str, str, Any], Data]) -> _Set:
     def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
-        data = read(name, split, data_dir)
-        if num_data is None:
-            return data
-        if num_data > len(data):
-            raise ValueError(f"num_data is {num_data}, but {name} has {len(data)} data in its {split} split")
-        return data[torch.as_tensor(random.permutation(len(data))[:num_data])]
+        return subset(read(name, split, data_dir), num_data, random, split)
 
     return _Set(description, splits, make)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import os
 import warnings
 import zipfile
@@ -189,6 +190,11 @@ def _frame(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
 
 
+def columns_of(path: Path) -> tuple[str, ...]:
+    """Names of the columns of a table."""
+    return tuple(map(str, _frame(path).columns))
+
+
 def _checked_separator(path: Path) -> str:
     """The separator of a table; an error where a line has more or fewer values than the header."""
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -354,6 +360,15 @@ def _pixels(picture: Any, gray: bool, size: int | tuple[int, int] | None) -> np.
         picture = _library("PIL.ImageOps").fit(picture, (width, height))
     pixels = np.asarray(picture)
     return pixels[None] if gray else np.moveaxis(pixels, 2, 0)
+
+
+def png(image: np.ndarray, levels: int) -> bytes:
+    """An image ``(C, H, W)`` of so many levels as a file."""
+    file = io.BytesIO()
+    pixels = (image.astype(np.int64) * 255 // (levels - 1)).astype(np.uint8)
+    pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
+    _library("PIL.Image").fromarray(pixels).save(file, "png")
+    return file.getvalue()
 
 
 # -- datasets ----------------------------------------------------------------------------------------------------------
