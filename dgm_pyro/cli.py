@@ -508,9 +508,7 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-@app.command(
-    epilog="Example: dgm sweep vae --data digits-binary --prior normal,vamp,flow --encoder meanfield,iaf --seeds 3"
-)
+@app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
 def sweep(
     model: Annotated[
@@ -661,7 +659,7 @@ def gaps(
     if as_json:
         typer.echo(json.dumps({str(folder): each.as_dict() for folder, each in found.items()}, indent=1))
     else:
-        typer.echo(f"{picture}: the gaps drawn")
+        typer.echo(f"{picture}: a bar per run")
 
 
 @app.command(epilog="Example: dgm checks runs/vae-digits --num-samples 1000")
@@ -909,7 +907,8 @@ def list_names() -> None:
     """List the models, data sets, priors, encoders, likelihoods and objectives."""
     import dgm_pyro.data as data
     from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
-    from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
+    from dgm_pyro.objectives import OBJECTIVES
+    from dgm_pyro.training.adversarial import COMPARISONS
 
     def lines(table: dict[str, tuple[Any, str]]) -> dict[str, str]:
         return {name: line for name, (_, line) in table.items()}
