@@ -5,6 +5,7 @@ Whatever is wrong with the input ends in one line on stderr and a non-zero exit;
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -12,17 +13,18 @@ import inspect
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgm_pyro.training.options import TrainingOptions, option_types
+from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
 if TYPE_CHECKING:
     import torch
 
+    from dgm_pyro.data import Data
     from dgm_pyro.experiments.runs import Record
     from dgm_pyro.program import Program
     from dgm_pyro.results import Result
@@ -90,11 +92,69 @@ RunFolder = Annotated[
 ]
 Inputs = Annotated[
     str,
-    typer.Argument(metavar="DATA", help="Data to look at: a .npy file, or a data set.", autocompletion=_data_sets),
+    typer.Argument(
+        metavar="DATA",
+        help="Data to look at: a file, a folder of images, or a data set.",
+        autocompletion=_data_sets,
+    ),
 ]
-DataSet = Annotated[str, typer.Option(help="Data set to train on: see dgm list.", autocompletion=_data_sets)]
+DataSet = Annotated[
+    str,
+    typer.Option(
+        help="Data to train on: a data set of dgm list, a file (.csv, .tsv, .parquet, .npy, .npz), or a folder of "
+        "images.",
+        autocompletion=_data_sets,
+    ),
+]
+OtherData = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Other data: a file or folder, all of which is taken, or the test split of a data set. Default: the "
+        "run's own.",
+        autocompletion=_data_sets,
+    ),
+]
+Label = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Column of a table, or array of an .npz file, that is the label.")
+]
+Given = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN,COLUMN,...", help="Columns of a table to condition on; array of an .npz file."),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN,COLUMN,...", help="Columns of a table that are the data. Default: all others."),
+]
+Levels = Annotated[
+    int | None,
+    typer.Option(help="The data are integers from 0 to one less than this. Default: reals; images have 256."),
+]
+Size = Annotated[
+    int | None, typer.Option(help="Height and width to crop and scale the images of a folder to. Default: their own.")
+]
+Gray = Annotated[
+    bool | None, typer.Option("--gray/--no-gray", help="Read images as gray, or in color. Default: as they are.")
+]
+TestData = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="File or folder of the test data. Default: a random fifth of the data."),
+]
 NumData = Annotated[int | None, typer.Option(help="Use only this many training data.")]
 LatentSize = Annotated[int | None, typer.Option(help="Number of features of the latent z of a vae.")]
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Option of the model, such as hidden=512,512; may be repeated."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        is_eager=True, callback=lambda context, path: _configured(context, path), metavar="RUN/run.json",
+        help="Record of a run, whose options are those that the command does not name.",
+    ),
+]  # fmt: skip
 
 
 @app.callback(invoke_without_command=True, epilog="Example: dgm tour --quick")
@@ -135,15 +195,68 @@ def _use_threads(threads: int) -> None:
 def tour(
     quick: Annotated[bool, typer.Option("--quick", help="Train for less than a minute, with worse results.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the report; an earlier tour in it is replaced.")] = Path("tour"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a tour that was interrupted.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Train every family on real digits, compare them, and write a report."""
     from dgm_pyro.experiments.tour.run import run
 
-    failures = run(out, quick=quick, seed=seed, device=device)
+    with _interruptible():
+        failures = run(out, quick=quick, seed=seed, device=device, resume=resume)
     if failures:
         raise typer.Exit(1)
+
+
+def _is_told(context: typer.Context, name: str) -> bool:
+    """Whether an option stands in the command."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """The values in "NAME=VALUE": numbers and sequences of them, or names."""
+    from dgm_pyro.catalog import build
+
+    known = [name for name in inspect.signature(build).parameters if name not in ("name", "data", "labeled")]
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in known or not value:
+            raise ValueError(f"--set must be NAME=VALUE with a NAME of {', '.join(known)}, got {text!r}")
+        found[name] = value_of(value)
+    return found
+
+
+def _configured(context: typer.Context, path: Path | None) -> None:
+    """Take what a run was made with, for options that do not stand in the command."""
+    if path is None:
+        return
+    from dgm_pyro.experiments import runs
+
+    stored = runs.read_json(path, runs.KINDS, "choose the run.json of a run")
+    options = stored["options"] | {name: stored[name] for name in ("model", "data", "data_dir")}
+    names = {parameter.name for parameter in context.command.params}
+    own = _settings([f"{name}={value!r}" for name, value in options.items() if name == "hidden"])
+    settings = [f"{name}={value!r}" for name, value in own.items()]
+    none = {"validation": 0, "clip_norm": 0}  # what stands for None where that is not the default
+    given = {name: none.get(name) if value is None else value for name, value in options.items() if name in names}
+    given = {name: value for name, value in given.items() if value is not None and value != "auto"}
+    context.default_map = {**(context.default_map or {}), **given, "settings": settings}
+
+
+class _Interruption(Exception):
+    """What `Interrupted` says, past typer, which keeps of an interrupt that there was one."""
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    from dgm_pyro.training.states import Interrupted
+
+    try:
+        yield
+    except Interrupted as error:
+        raise _Interruption(str(error), error.status) from None
 
 
 def _training_options(*without: str) -> Callable[[Command], Command]:
@@ -158,7 +271,8 @@ def _training_options(*without: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def called(**given: Any) -> None:
             options = TrainingOptions(**{parameter.name: given.pop(parameter.name) for parameter in parameters})
-            command(**given, options=options)
+            with _interruptible():
+                command(**given, options=options)
 
         signature = inspect.signature(command, eval_str=True)
         own = [parameters if each.name == "options" else [each] for each in signature.parameters.values()]
@@ -174,8 +288,8 @@ def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
     annotation: Any = Annotated[kind, typer.Option(help=meaning)]
     if field.name in ("seed", "device"):  # as for the other commands
         annotation = {"seed": Seed, "device": Device}[field.name]
-    elif field.name == "validation":
-        told = typer.Option(help=f"{meaning} 0 for none.", callback=lambda share: share or None)
+    elif field.name in ("validation", "clip_norm"):
+        told = typer.Option(help=f"{meaning} 0 for none.", callback=lambda value: value or None)
         annotation = Annotated[float, told]
     elif field.name == "compile":
         told = typer.Option(
@@ -191,10 +305,19 @@ def train(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Model to train, such as vae or pixelcnn: see dgm list.", autocompletion=_models
+            metavar="MODEL",
+            help="Model to train, such as vae or pixelcnn: see dgm list. After --resume: the folder of a run.",
+            autocompletion=_models,
         ),
     ],
     data: DataSet = "digits",
+    label: Label = None,
+    given: Given = None,
+    columns: Columns = None,
+    levels: Levels = None,
+    size: Size = None,
+    gray: Gray = None,
+    test_data: TestData = None,
     data_dir: DataDir = None,
     num_data: NumData = None,
     prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
@@ -219,45 +342,95 @@ def train(
     options: TrainingOptions,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/MODEL-DATA.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an interrupted training: --resume RUN, or with the command that began it.",
+        ),
+    ] = False,
+    settings: Settings = None,
+    config: Config = None,
+    context: typer.Context,
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves.
 
+    SIGINT (Ctrl-C) and SIGTERM store the state of the training, and so does each of the checkpoint minutes.
+
     In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
     """
+    from dgm_pyro.catalog import MODELS
     from dgm_pyro.experiments import runs
+    from dgm_pyro.experiments.trackers import RunFiles
     from dgm_pyro.training import distributed
 
     processes = distributed.join(options.device)
-    given = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
-    swaps: dict[str, Any] = {name: choice for name, choice in given.items() if choice is not None}
+    shown = _on_a_terminal()
+    if resume and model not in MODELS:
+        folder = Path(model)
+        told = [
+            name for name in context.params if _is_told(context, name) and name not in ("model", "resume", "device")
+        ]
+        if told:
+            raise ValueError(f"--resume {model} takes the options of that run: leave out {', '.join(told)}")
+        device = options.device if _is_told(context, "device") else None
+        _, record, history = runs.resume(folder, device, trackers=[RunFiles(folder, str(folder))], progress=shown)
+        if processes.writes:
+            _report_training(folder, record.model, history)
+        distributed.leave()
+        return
+    parts = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
+    swaps: dict[str, Any] = {name: choice for name, choice in parts.items() if choice is not None}
     if not standardize:
         swaps["standardize"] = False
-    name = f"{model}-{data}"
+    name = f"{model}-{Path(data).stem}"
     folder = out or Path("runs") / name
     _, _, history = runs.train(
         folder,
         model,
         data,
-        swaps,
+        swaps | _settings(settings or ()),
         options,
         labeled=labeled,
         data_dir=data_dir,
+        reading=_reading(label, given, columns, levels, size, gray, test_data),
         num_data=num_data,
         objective=objective,
         num_labels=num_labels,
         mutate=mutate,
         force=force,
+        resume=resume,
+        trackers=[RunFiles(folder, name)],
+        progress=shown,
     )
     if processes.writes:
-        _report_training(folder, name, model, history)
+        _report_training(folder, model, history)
     distributed.leave()
 
 
-def _report_training(folder: Path, name: str, model: str, history: History) -> None:
-    from dgm_pyro.experiments import plots
+def _reading(
+    label: str | None,
+    given: str | None,
+    columns: str | None,
+    levels: int | None,
+    size: int | None,
+    gray: bool | None,
+    test_data: str | None,
+) -> dict[str, Any]:
+    """How `experiments.runs.points` reads a file."""
+    chosen = {
+        "label": label,
+        "given": None if given is None else list(_names(given)),
+        "columns": None if columns is None else list(_names(columns)),
+        "levels": levels,
+        "size": size,
+        "gray": gray,
+        "test": test_data,
+    }
+    return {name: choice for name, choice in chosen.items() if choice is not None}
 
-    curves = plots.learning_curves(history, title=f"{name}: {len(history.epochs)} epochs")
-    plots.write_picture(folder / "learning-curves.png", curves)
+
+def _report_training(folder: Path, model: str, history: History) -> None:
     best = history.epochs[history.best_epoch - 1]
     loss = f"loss {best.loss:.3f} {history.unit}"
     if best.validation is not None:
@@ -274,7 +447,13 @@ def sample(
     run: RunFolder,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Number of samples.")] = 64,
     label: Annotated[
-        int | None, typer.Option(help="Class to sample from, p(x | class); needs a run trained with --labeled.")
+        str | None, typer.Option(help="Class to sample from, p(x | class); needs a run trained with --labeled.")
+    ] = None,
+    given: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER,NUMBER,...", help="Values to condition on, for a run trained with --given; in that order."
+        ),
     ] = None,
     sampler: Annotated[
         str | None,
@@ -309,7 +488,9 @@ def sample(
 
     picture = _written_to(out, run / "samples.png")
     program, record, where, _ = _opened(run, device)
-    given = None if label is None else torch.tensor([label], device=where)
+    condition = None if given is None else torch.tensor([_numbers(given, record)], device=where)
+    if label is not None:
+        condition = torch.tensor([_class_of(label, record)], device=where)
     options = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "guidance": guidance}
     options = {name: value for name, value in options.items() if value is not None}
     if program.variable != "x":
@@ -317,21 +498,46 @@ def sample(
     if ("guidance" in options or label is not None) and not isinstance(program, Labeled):
         raise ValueError("--label and --guidance need a run with labels: train it with dgm train --labeled")
     with seeded(seed, where), evaluating(program):
-        x = program.sample(num_samples, given, **options).cpu()
-    what = f"{record.model} on {record.data}" + ("" if label is None else f", class {label}")
+        x = program.sample(num_samples, condition, **options).cpu()
+    what = f"{record}" + ("" if label is None else f", class {label}") + ("" if given is None else f", given {given}")
     plots.write_picture(picture, plots.samples(x, levels=program.levels, title=f"{num_samples} samples of {what}"))
-    runs.write_array(picture.with_suffix(".npy"), x)
-    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} samples of {what}")
+    written = runs.write_alike(picture.with_suffix(""), x, record, program.levels)
+    typer.echo(f"{picture} and {written}: {num_samples} samples of {what}")
+
+
+def _class_of(label: str, record: Record) -> int:
+    classes = record.reading.get("classes", [])
+    if label in classes:
+        return int(classes.index(label))
+    if label.isdecimal():
+        return int(label)
+    known = ", ".join(classes) or "numbers from 0"
+    raise ValueError(f"--label must be a class, got {label!r}: the run knows {known}")
+
+
+def _numbers(text: str, record: Record) -> list[float]:
+    names = record.reading.get("given", [])
+    try:
+        return [float(number) for number in _names(text)]
+    except ValueError as error:
+        raise ValueError(f"--given must be numbers, one for each of {', '.join(names)}, got {text!r}") from error
 
 
 @app.command(epilog="Example: dgm impute runs/pixelcnn-digits --mask top -n 6")
 def impute(
     run: RunFolder,
     mask: Annotated[
-        str, typer.Option(help="Region to hide: left, right, top, bottom, center, or a random fraction, random:0.5.")
-    ] = "left",
+        str | None,
+        typer.Option(
+            help="Region to hide: left, right, top, bottom, center, or a random fraction, random:0.5. Default: what "
+            "the data miss; left where they miss nothing."
+        ),
+    ] = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Number of draws per datum.")] = 4,
-    rows: Annotated[int, typer.Option(help="Number of data, from the start of the split.")] = 8,
+    rows: Annotated[
+        int | None, typer.Option(help="Number of data, from the start. Default: 8 of the split; all of --data.")
+    ] = None,
+    data: OtherData = None,
     split: Split = "test",
     num_particles: Annotated[
         int | None,
@@ -353,14 +559,18 @@ def impute(
     from dgm_pyro.experiments import plots, runs
 
     picture = _written_to(out, run / "imputed.png")
-    if rows < 1:
+    if rows is not None and rows < 1:
         raise ValueError(f"--rows must be a positive integer, got {rows}")
     program, record, where, place = _opened(run, device, data_dir)
-    points = dgm.data.load(record.data, split, data_dir=place)[:rows]
+    points = _points(record, program, split, data, place)[: rows or (8 if data is None else None)]
     x, given, _ = program.arguments(points)
     if program.variable != "x":
         raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to impute")
-    seen = dgm.infer.hide(mask, program.event_shape, seed)
+    hidden = ("left" if points.mask is None else None) if mask is None else mask
+    seen = points.mask if hidden is None else dgm.infer.hide(hidden, program.event_shape, seed)
+    assert seen is not None
+    if points.mask is not None:
+        seen = seen & points.mask
     drawn = dgm.infer.impute(
         program,
         x.to(where),
@@ -372,10 +582,15 @@ def impute(
         seed=seed,
         progress=_on_a_terminal(),
     ).cpu()
-    what = f"{record.model} on {record.data}, {mask} hidden"
-    plots.write_picture(picture, plots.imputations(x, seen, drawn, levels=program.levels, title=what))
-    runs.write_array(picture.with_suffix(".npy"), drawn)
-    typer.echo(f"{picture} and {picture.with_suffix('.npy')}: {num_samples} draws for each of {len(x)} data of {what}")
+    what = f"{record}, {hidden} hidden" if hidden else f"{record}, missing values drawn"
+    shown = plots.imputations(x[:8], seen.expand_as(x)[:8], drawn[:, :8], levels=program.levels, title=what)
+    plots.write_picture(picture, shown)
+    places = {
+        "row": [i for _ in range(num_samples) for i in range(len(x))],
+        "draw": [draw for draw in range(num_samples) for _ in range(len(x))],
+    }
+    written = runs.write_alike(picture.with_suffix(""), drawn, record, program.levels, **places)
+    typer.echo(f"{picture} and {written}: {num_samples} draws for each of {len(x)} data of {what}")
 
 
 @app.command(
@@ -383,6 +598,7 @@ def impute(
 )
 def evaluate(
     run: RunFolder,
+    data: OtherData = None,
     split: Split = "test",
     num_particles: Samples = 1,
     num_samples: Annotated[
@@ -416,7 +632,7 @@ def evaluate(
     from dgm_pyro.uses import classification
 
     program, record, _, place = _opened(run, device, data_dir)
-    points = dgm.data.load(record.data, split, data_dir=place)
+    points = _points(record, program, split, data, place)
     if num_samples is not None and (program.tractable or num_particles > 1 or ode):
         raise ValueError("--num-samples is the number of ELBO samples, but this evidence is no ELBO: leave it out")
     averaged: dict[str, Any] = {} if num_samples is None else {"num_samples": num_samples}
@@ -427,17 +643,19 @@ def evaluate(
     of = "log p(x)" if program.variable == "x" else "log p(y | x)"
     numbers = {"run": str(run), "model": record.model, "split": split, "of": of} | evidence.as_dict()
     accuracy = None
-    if isinstance(program, (dgm.Labeled, dgm.Discriminative)):
-        assert points.y is not None
+    if isinstance(program, (dgm.Labeled, dgm.Discriminative)) and points.y is not None:
         probabilities, _ = classification.beliefs(program, points.x, progress=shown)
         numbers["accuracy"] = accuracy = classification.accuracy(probabilities, points.y)
     if as_json:
         typer.echo(json.dumps(numbers, indent=1))
         return
     known = "" if program.variable == "x" else f" of {of}, because it has no p(x)"
-    typer.echo(f"{record.model} on {record.data} ({split}, {len(points)} data): {evidence}{known}")
+    of_what = split if data is None else data
+    typer.echo(f"{record} ({of_what}, {len(points)} data): {evidence}{known}")
     if accuracy is not None:
         typer.echo(f"accuracy {accuracy:.4f}")
+    formula = program.formula()
+    typer.echo(f"the program: {formula.p}" + (f"; its guide: {formula.q}" if formula.q else ""))
 
 
 @app.command(epilog="Examples: dgm doctor runs/vae-digits; dgm doctor vae --prior flow; dgm doctor my.py:model,guide")
@@ -478,8 +696,8 @@ def doctor(
     from dgm_pyro.diagnosis import pair_from
     from dgm_pyro.experiments import runs
 
-    given = {"prior": prior, "encoder": encoder, "likelihood": likelihood}
-    swaps: dict[str, Any] = {name: choice for name, choice in given.items() if choice is not None}
+    parts = {"prior": prior, "encoder": encoder, "likelihood": likelihood}
+    swaps: dict[str, Any] = {name: choice for name, choice in parts.items() if choice is not None}
     if ":" in target and not Path(target).is_dir():
         model, guide, args, kwargs = pair_from(target, arguments)
         if isinstance(model, dgm.Program):
@@ -487,13 +705,13 @@ def doctor(
         else:
             diagnosis = dgm.doctor(model, guide, *args, **kwargs)
     elif target in MODELS:
-        points = dgm.data.load(data or "digits", data_dir=data_dir, num_data=64)
+        points = runs.points(data or "digits", data_dir=data_dir)[:64]
         diagnosis = dgm.doctor(build(target, points, **swaps), points)
     elif target.endswith(".py"):
         raise ValueError(f"{target} is a file: name what is in the file: {target}:MODEL,GUIDE")
     else:
         program, record = runs.read(target)
-        points = dgm.data.load(data or record.data, data_dir=data_dir or record.data_dir, num_data=64)
+        points = _points(record, program, "train", data, data_dir or record.data_dir)[:64]
         diagnosis = dgm.doctor(program, points)
     typer.echo(json.dumps(diagnosis.as_dict(), indent=1) if as_json else str(diagnosis))
     if not diagnosis.ok:
@@ -508,6 +726,15 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
+def _values(text: str) -> tuple[str, Sequence[Any]]:
+    """The name and the values in "lr=1e-3,3e-3" or "hidden=(64,),(256,256)"."""
+    name, _, values = text.partition("=")
+    found = value_of(f"[{values}]")
+    if not values:
+        raise ValueError(f"--vary must be NAME=VALUE,VALUE,..., got {text!r}")
+    return name.replace("-", "_"), found if isinstance(found, list) else _names(values)
+
+
 @app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
 def sweep(
@@ -515,10 +742,24 @@ def sweep(
         str, typer.Argument(metavar="MODEL", help="Model to train: see dgm list.", autocompletion=_models)
     ] = "vae",
     data: DataSet = "digits-binary",
+    label: Label = None,
+    given: Given = None,
+    columns: Columns = None,
+    levels: Levels = None,
+    size: Size = None,
+    gray: Gray = None,
+    test_data: TestData = None,
     prior: Annotated[str | None, _tried("Priors")] = None,
     encoder: Annotated[str | None, _tried("Encoders")] = None,
     likelihood: Annotated[str | None, _tried("Likelihoods")] = None,
     objective: Annotated[str | None, _tried("Objectives")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE,VALUE,...",
+            help="Values of another option to try, such as lr=1e-3,3e-3; may be repeated.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
@@ -539,17 +780,20 @@ def sweep(
     Run the same command again to resume. It keeps finished cells and retries failed ones.
     """
 
+    from dgm_pyro.experiments import runs
     from dgm_pyro.experiments.sweep import Options
     from dgm_pyro.experiments.sweep import sweep as run_sweep
 
-    folder = out or Path("sweeps") / f"{model}-{data}"
+    folder = out or Path("sweeps") / f"{model}-{Path(data).stem}"
+    source, reading = runs.reading_of(data, _reading(label, given, columns, levels, size, gray, test_data))
     result = run_sweep(
         folder,
-        Options(model, data, data_dir, num_data, latent_size, num_particles, options),
+        Options(model, source, data_dir, num_data, latent_size, num_particles, options, reading),
         prior=_names(prior),
         encoder=_names(encoder),
         likelihood=_names(likelihood),
         objective=_names(objective),
+        vary=dict(map(_values, vary or ())),
         seeds=seeds,
         jobs=jobs,
     )
@@ -569,6 +813,7 @@ def compare(
             metavar="RUN RUN ...", help="Runs to compare; differences are to the first.", autocompletion=_runs
         ),
     ],
+    data: OtherData = None,
     split: Split = "test",
     num_particles: Samples = 1,
     seed: Seed = 0,
@@ -586,6 +831,7 @@ def compare(
         folders,
         split=split,
         num_particles=num_particles,
+        data=data,
         data_dir=data_dir,
         device=str(find_device(device)),
         seed=seed,
@@ -600,6 +846,7 @@ def gaps(
         list[Path], typer.Argument(metavar="RUN ...", help="Runs of VAEs, one for each guide.", autocompletion=_runs)
     ],
     num_data: Annotated[int, typer.Option(help="Number of data, from the start of the split.")] = 32,
+    data: OtherData = None,
     split: Split = "test",
     num_particles: Annotated[
         int, typer.Option(help="Number of importance samples per datum in the IWAE bound on log p(x).")
@@ -634,7 +881,7 @@ def gaps(
     picture = _written_to(out, folders[0] / "gaps.png")
     found, loaded = {}, {folder: _opened(folder, device, data_dir) for folder in folders}
     for folder, (program, record, where, place) in loaded.items():
-        points = dgm.data.load(record.data, split, data_dir=place)[:num_data].to(where)
+        points = _points(record, program, split, data, place)[:num_data].to(where)
         x, given, _ = program.arguments(points)
         found[folder] = dgm.infer.gaps(
             program,
@@ -647,15 +894,15 @@ def gaps(
             progress=_on_a_terminal(),
         )
         if not as_json:
-            typer.echo(f"{folder} ({record.model} on {record.data}, {split})\n{found[folder]}")
-        if program.event_shape[:1] == (1,) and len(program.event_shape) == 3:
+            typer.echo(f"{folder} ({record}, {split if data is None else data})\n{found[folder]}")
+        if plots.is_image(points.x):
             name = f"{picture.stem}-{folder.name}-worst" if len(folders) > 1 else f"{picture.stem}-worst"
             title = f"Worst explained by {folder.name}"
             worst = plots.worst_explained(found[folder], levels=program.levels, title=title)
             plots.write_picture(picture.with_name(f"{name}.png"), worst)
     short = {folder.name for folder in found}
     names = {folder.name if len(short) == len(found) else str(folder): each for folder, each in found.items()}
-    plots.write_picture(picture, plots.gaps(names, title=f"Gaps on {record.data}, {len(points)} data"))
+    plots.write_picture(picture, plots.gaps(names, title=f"Gaps on {points.name}, {len(points)} data"))
     if as_json:
         typer.echo(json.dumps({str(folder): each.as_dict() for folder, each in found.items()}, indent=1))
     else:
@@ -667,6 +914,7 @@ def checks(
     run: RunFolder,
     num_samples: Annotated[int, typer.Option(help="Number of simulated pairs (z, x) for calibration.")] = 500,
     num_data: Annotated[int, typer.Option(help="Number of data to measure the activity of units on.")] = 512,
+    data: OtherData = None,
     split: Split = "test",
     seed: Seed = 0,
     device: Device = "auto",
@@ -686,12 +934,44 @@ def checks(
     check_count(num_data, "num_data")
     picture = _written_to(out, run / "checks.png")
     program, record, _, place = _opened(run, device, data_dir)
-    points = dgm.data.load(record.data, split, data_dir=place)[:num_data]
+    points = _points(record, program, split, data, place)[:num_data]
     report = dgm.infer.check(program, points, num_samples=num_samples, seed=seed, progress=_on_a_terminal())
-    plots.write_picture(picture, plots.calibration(report, title=f"The guide of {record.model} on {record.data}"))
+    plots.write_picture(picture, plots.calibration(report, title=f"The guide of {record}"))
     _show(report, as_json, "", {}, f"{picture}: rank histograms and the KL of each dimension")
     if any(finding.severity == "error" for finding in report.findings):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: dgm infer model.py:model --data data.json --guide meanfield,nsf --out inference")
+def infer(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="FILE.py:MODEL or MODULE:MODEL, a Pyro model.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A .json file of the model's arguments by name. Default: what data() in FILE.py returns."),
+    ] = None,
+    guide: Annotated[
+        str, typer.Option(help="Guides to fit, separated by commas: see dgm list; Pyro's AutoGuides by name, too.")
+    ] = "meanfield,fullrank,realnvp,nsf",
+    reference: Annotated[str, typer.Option(help="What to compare the guides with: nuts or none.")] = "nuts",
+    gradient_steps: Annotated[int, typer.Option(help="Number of gradient steps of each fit.")] = 1000,
+    num_samples: Annotated[int, typer.Option(help="Number of draws of each guide, and of the reference.")] = 4000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the table, the pictures and the draws.")] = Path("inference"),
+    as_json: Json = False,
+) -> None:
+    """Fit guides to the posterior of a Pyro model and say how good each is.
+
+    Numbers in a .json file become tensors, which are passed to the model by the names of its parameters.
+    """
+    from dgm_pyro.checks import check_choice
+    from dgm_pyro.experiments import inference
+
+    check_choice(reference, ("nuts", "none"), "--reference")
+    posterior = inference.posterior_from(target, data)
+    found = inference.run(posterior, out, guides=_names(guide), reference=None if reference == "none" else reference,
+                          gradient_steps=gradient_steps, num_samples=num_samples, seed=seed,
+                          progress=_on_a_terminal())  # fmt: skip
+    _show(found, as_json, f"{posterior!r}\n", {"target": target}, f"{out}: the table, pictures, and the draws of each")
 
 
 @app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --score likelihood,complexity,kl")
@@ -739,11 +1019,11 @@ def anomaly(
 
     picture = _written_to(out, run / "anomalies.png")
     program, record, where, place = _opened(run, device, data_dir)
-    x, _ = runs.inputs(data, program, place)
+    points = runs.inputs(data, program, place, record.reading)
     found = detect(
         program,
-        x,
-        runs.inputs(normal or record.data, program, place)[0],
+        points,
+        _points(record, program, "test", normal, place),
         _names(score),
         background=None if background is None else runs.read(background, where)[0],
         ensemble=[runs.read(folder, where)[0] for folder in _names(ensemble)],
@@ -752,11 +1032,11 @@ def anomaly(
         seed=seed,
         progress=_on_a_terminal(),
     )
-    what, table = f"{record.model} on {record.data}", picture.with_suffix(".csv")
+    what, table = str(record), picture.with_suffix(".csv")
     plots.write_picture(
         picture,
         plots.samples(
-            x[found.ranked[:36]],
+            points.x[found.ranked[:36]],
             levels=program.levels,
             title=f"Most anomalous for {what}, by {found.alarms[0].score}",
         ),
@@ -782,7 +1062,7 @@ def classify(
 
     A run trained with --labeled rejects by log p(x); a discriminative classifier rejects by its highest p(y | x).
     """
-    from dgm_pyro.data import load
+    from dgm_pyro.evaluation import check_whole
     from dgm_pyro.experiments import plots, runs
     from dgm_pyro.files import write_text
     from dgm_pyro.results import as_csv
@@ -790,8 +1070,9 @@ def classify(
 
     table = _written_to(out, run / "classified.csv")
     program, record, _, place = _opened(run, device, data_dir)
-    x, _ = runs.inputs(data, program, place)
-    reference = load(record.data, "test", data_dir=place)
+    points = runs.inputs(data, program, place, record.reading)
+    check_whole(points, f"a run of {record.model}")
+    x, reference = points.x, record.points("test", place)
     found = answer(
         program,
         x,
@@ -801,10 +1082,10 @@ def classify(
         seed=seed,
         progress=_on_a_terminal(),
     )
-    what, written = f"{record.model} on {record.data}", str(table)
+    what, written = str(record), str(table)
     table.parent.mkdir(parents=True, exist_ok=True)
-    write_text(table, as_csv(found.records()))
-    if x.dim() == 4 and x.shape[1] == 1:
+    write_text(table, as_csv(_by_name(found.records(), record.reading.get("classes"))))
+    if plots.is_image(x):
         picture = table.with_suffix(".png")
         plots.write_picture(
             picture,
@@ -854,14 +1135,13 @@ def represent(
             f"{run} has a code for each class, and no map of all of them; in Python: "
             f"labeled = dgm.load({str(run)!r}); dgm.representations.encode(labeled.program, x, labeled.classify(x))"
         )
-    x, y = runs.inputs(data or record.data, program, place)
-    points = dgm.Data(x[:num_data], None if y is None else y[:num_data], levels=program.levels)
+    points = _points(record, program, "test", data, place)[:num_data]
     train = None
-    if y is not None:
-        train = dgm.data.load(record.data, data_dir=place)
-        train = dgm.data.load(record.data, data_dir=place, num_data=min(num_data, len(train)), seed=seed)
+    if points.y is not None:
+        train = record.points("train", place)
+        train = record.points("train", place, min(num_data, len(train)), seed)
     found = dgm.representations.represent(program, points, train, site=site, seed=seed, progress=_on_a_terminal())
-    what, numbers = f"{record.model} on {record.data}", picture.with_suffix(".npy")
+    what, numbers = str(record), picture.with_suffix(".npy")
     title = f"{found.site} of {len(points)} data, {what}"
     figures = plots.representation(found, program, points.x, curve=curve, title=title)
     written = [numbers]
@@ -883,6 +1163,24 @@ def _opened(run: Path, device: str, data_dir: str | None = None) -> tuple[Progra
     return program, record, where, data_dir or record.data_dir
 
 
+def _points(record: Record, program: Program, split: str, other: str | None, place: str | None) -> Data:
+    """A split of the run's own data, or ``other`` data."""
+    from dgm_pyro.experiments import runs
+
+    return record.points(split, place) if other is None else runs.inputs(other, program, place, record.reading)
+
+
+def _by_name(records: list[dict[str, Any]], classes: list[str] | None) -> list[dict[str, Any]]:
+    """Answers with the names of the classes in the place of their numbers, where they have names."""
+    if classes is None:
+        return records
+    names = {f"p_{i}": f"p_{name}" for i, name in enumerate(classes)}
+    return [
+        {names.get(key, key): classes[value] if key == "class" else value for key, value in record.items()}
+        for record in records
+    ]
+
+
 def _on_a_terminal() -> bool:
     """Whether somebody sees the bars."""
     return sys.stderr.isatty()
@@ -902,11 +1200,23 @@ def _written_to(out: Path | None, default: Path) -> Path:
     return path
 
 
-@app.command("list", epilog="Example: dgm list")
-def list_names() -> None:
-    """List the models, data sets, priors, encoders, likelihoods and objectives."""
-    import dgm_pyro.data as data
+@app.command("list", epilog="Examples: dgm list; dgm list --data digits")
+def list_names(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set or path: list what each model is when built for it, and its size.", autocompletion=_data_sets
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the models, data sets, priors, encoders, likelihoods and objectives; with --data, the models for it."""
+    if data is not None:
+        typer.echo(_models_for(data, data_dir))
+        return
     from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
+    from dgm_pyro.data import NAMES
+    from dgm_pyro.families.guides import FAMILIES
     from dgm_pyro.objectives import OBJECTIVES
     from dgm_pyro.training.adversarial import COMPARISONS
 
@@ -915,19 +1225,37 @@ def list_names() -> None:
 
     sections = {
         "models: dgm train MODEL": lines(MODELS),
-        "data sets: --data": data.NAMES,
+        "data sets: --data": NAMES,
         "priors of a vae: --prior": lines(PRIORS),
         "encoders of a vae: --encoder": lines(ENCODERS),
         "likelihoods of a vae: --likelihood": lines(LIKELIHOODS),
+        "guides of any Pyro model: dgm infer --guide": lines(FAMILIES),
         "objectives: --objective NAME or NAME:NUMBER": {
             name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".")
             for name, each in (OBJECTIVES | COMPARISONS).items()
         },
     }
+    width = max(len(name) for names in sections.values() for name in names) + 2
     for title, names in sections.items():
         typer.echo(title)
         for name, line in names.items():
-            typer.echo(f"  {name:<22}{line}")
+            typer.echo(f"  {name:<{width}}{line}")
+
+
+def _models_for(name: str, data_dir: str | None) -> str:
+    """What each model is when built for data."""
+    from dgm_pyro.catalog import MODELS, build
+    from dgm_pyro.experiments import runs
+    from dgm_pyro.results import Table
+
+    points, rows = runs.points(name, data_dir=data_dir), []
+    for model in MODELS:
+        try:
+            formula = build(model, points).formula()
+            rows.append([model, f"{formula.num_parameters:,}", formula.p])
+        except ValueError as error:
+            rows.append([model, "", str(error)])
+    return f"{points}\n{Table(['model', 'parameters', 'p'], rows)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -939,6 +1267,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED) if _is_first_to_fail() else INTERRUPTED
+    except _Interruption as error:
+        message, ended = error.args
+        return _fail(message, ended) if _is_first_to_fail() else int(ended)
     except Exception as error:
         if not _is_first_to_fail():
             return 1

@@ -11,7 +11,7 @@ Data('digits', x=(1437, 1, 8, 8) uint8 of 17 levels, y of 10 classes)
 >>> len(train), len(valid), valid.measure
 (1293, 144, 'mass')
 
-Your own tensors: ``Data(x, y)`` for reals, ``Data(x, y, levels=2)`` for integers.
+Your own tensors: ``Data(x, y)`` for reals, ``Data(x, y, levels=2)`` for integers. `open` reads your own files.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 import dgm_pyro.image_sets as image_sets
+import dgm_pyro.sources as sources
 from dgm_pyro.checks import (
     INTEGERS,
     check_count,
@@ -61,6 +62,8 @@ class Data:
         given: finite reals that p(x | given) is conditioned on, ``(N, *given_shape)``.
         mask: True where a feature was observed, of the shape of x. Where it is False, x may hold anything, NaN too, and
             is set to 0.
+        columns, given_columns: names of the features of x, and of given, where they are columns of a table.
+        classes: names of the labels.
 
     `torch.utils.data.DataLoader` makes batches of it: of x, or tuples of x and what else there is, in the order y,
     given, mask.
@@ -85,6 +88,9 @@ class Data:
     num_classes: int | None = None
     given: Tensor | None = field(default=None, kw_only=True)
     mask: Tensor | None = field(default=None, kw_only=True)
+    columns: tuple[str, ...] | None = field(default=None, kw_only=True)
+    given_columns: tuple[str, ...] | None = field(default=None, kw_only=True)
+    classes: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_dense(self.x, "x")
@@ -94,6 +100,9 @@ class Data:
         _check_x(self.x, self.levels)
         if self.given is not None:
             _check_given(self.given, len(self.x))
+        _check_names(self.columns, "columns", self.x.shape[1:])
+        _check_names(self.given_columns, "given_columns", () if self.given is None else self.given.shape[1:])
+        _check_names(self.classes, "classes", (self.num_classes or len(self.classes or ()),))
         if self.y is None:
             if self.num_classes is not None:
                 raise ValueError(f"num_classes is {self.num_classes}, but there are no labels y: pass both or neither")
@@ -110,6 +119,8 @@ class Data:
             )
         if self.num_classes is not None:
             check_count(self.num_classes, "num_classes")
+        if self.classes is not None and classes > len(self.classes):
+            raise ValueError(f"y holds the label {classes - 1}, but classes has {len(self.classes)} names")
         if self.num_classes is not None and self.num_classes < classes:
             raise ValueError(f"y holds the label {classes - 1}, but num_classes is {self.num_classes}")
         vars(self).update(y=self.y.long(), num_classes=self.num_classes or classes)
@@ -125,10 +136,24 @@ class Data:
         return "density" if self.levels is None else "mass"
 
     @property
+    def misses(self) -> bool:
+        """Whether features are missing."""
+        return self.mask is not None and not bool(self.mask.all())
+
+    @property
     def parts(self) -> dict[str, Tensor]:
         """The tensors that there are, by name: x, y, given, mask."""
         tensors = {"x": self.x, "y": self.y, "given": self.given, "mask": self.mask}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    @property
+    def digest(self) -> str:
+        """A hash of all values in their order, 16 hexadecimal digits."""
+        found = hashlib.sha256()
+        for name, tensor in self.parts.items():
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {self.levels}".encode())
+            found.update(tensor.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -259,6 +284,125 @@ def _check_given(given: Any, size: int) -> None:
     check_finite(given, "given")
 
 
+def _check_names(names: Any, argument: str, shape: Sequence[int]) -> None:
+    if names is None:
+        return
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a tuple of strings, got {names!r}")
+    if (len(names),) != tuple(shape):
+        raise ValueError(f"{argument} has {len(names)} names, but there are {math.prod(shape)} of shape {tuple(shape)}")
+
+
+def open(
+    source: Any,
+    *,
+    label: Any = None,
+    given: Any = None,
+    columns: Sequence[str] | None = None,
+    levels: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    gray: bool | None = None,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Data:
+    """Your own data: a file, a folder of images, an array, a frame or a dataset.
+
+    - ``.csv``, ``.tsv``, ``.parquet`` and frames of pandas: each column is a feature, in its own units. An empty place
+      is a missing feature.
+    - ``.npy``, ``.npz`` and arrays ``(N, ...)``: NaN is a missing feature. Of an ``.npz`` file, the arrays ``x``, ``y``
+      and ``given`` are read, or its only one.
+    - A folder of images, or one folder of images for each class, whose name is the label.
+    - A `torch.utils.data.Dataset` of x, or of pairs of x and a label, such as torchvision's; a Hugging Face dataset.
+
+    Integers are reals unless ``levels`` says otherwise. Images of bytes have 256 levels; images whose channels come
+    last, ``(N, H, W, C)``, are turned to ``(N, C, H, W)``. All is read into memory.
+
+    Args:
+        source: what to read.
+        label: column of a table, or name of an array in an ``.npz`` file, that holds the labels: integers from 0, or
+            any values, which are then `Data.classes`. For an array, the labels themselves.
+        given: column or columns to condition on, or the name of an array; for an array, the values themselves.
+        columns: columns of a table to read as x; by default all others.
+        levels: how many integers a feature takes; images of bytes are rounded down to so many.
+        size: (height, width), or one number for both, to crop and scale the images of a folder to.
+        gray: whether the images of a folder are read as gray; by default where all are.
+        classes: names of the labels in the order of their numbers; by default sorted.
+        name: what reports call the data; by default the name of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError, TypeError: a value, a row or an image cannot be read; the message names file, row and column.
+        ImportError: pandas, pyarrow or Pillow is missing.
+
+    >>> import numpy as np, dgm_pyro as dgm
+    >>> dgm.data.open(np.array([[1.5, 2.0], [np.nan, 3.0]]), name="mine")
+    Data('mine', x=(2, 2) float32, 25.0% missing)
+    """
+    choice = sources.Choice(label, given, columns, levels, size, gray)
+    found = sources.arrays_of(source, choice)
+    known = found.classes if classes is None else tuple(classes)
+    y, names = (None, None) if found.label is None else _coded(found.label, known)
+    if levels is None:
+        levels = found.levels or (256 if found.x.dtype == np.uint8 and found.x.ndim == 4 else None)
+    if name is None:
+        name = Path(source).stem if isinstance(source, str | os.PathLike) else "data"
+    mask = ~np.isnan(found.x)
+    x = _as_x(found.x, levels)
+    return Data(
+        x,
+        y,
+        levels,
+        name,
+        None if names is None or y is None else len(names),
+        given=None if found.given is None else torch.tensor(found.given, dtype=torch.get_default_dtype()),
+        mask=None if mask.all() else torch.from_numpy(mask),
+        columns=found.columns,
+        given_columns=found.given_columns,
+        classes=names,
+    )
+
+
+def _as_x(values: np.ndarray, levels: int | None) -> Tensor:
+    if values.dtype.kind == "f":
+        bad = np.isinf(values) if levels is None else ~np.isnan(values) & (values != np.round(values))
+        if bad.any():
+            row, *place = np.argwhere(bad)[0].tolist()
+            what = values[(row, *place)]
+            raise ValueError(
+                f"row {row} of the data holds {what:.4g} in feature {place[0] if len(place) == 1 else tuple(place)}, "
+                + ("which is infinite: correct it" if levels is None else f"but levels={levels} says integers")
+            )
+    if levels is None:
+        return torch.tensor(values, dtype=torch.get_default_dtype())
+    whole = torch.tensor(
+        np.nan_to_num(values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
+    )
+    return whole.to(torch.uint8) if levels <= 256 and 0 <= int(whole.min()) <= int(whole.max()) < 256 else whole
+
+
+def _coded(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Labels as integers, -1 where one is missing, and their names where they are no integers from 0."""
+    known = np.array([label is not None and label == label for label in labels.tolist()])
+    values = labels[known].tolist()
+    whole = all(isinstance(value, int | float) and value == int(value) for value in values)
+    numbers = [int(value) for value in values] if whole else []
+    y = torch.full((len(labels),), -1)
+    where = torch.from_numpy(known)
+    if whole and values and min(numbers) in (0, -1) and (names is None or max(numbers) < len(names)):
+        y[where] = torch.tensor(numbers)
+        return y, names
+    texts = [str(value) for value in (numbers if whole else values)]
+    if names is None:
+        names = tuple(map(str, sorted(set(numbers)))) if whole else tuple(sorted(set(texts)))
+    codes = {name: code for code, name in enumerate(names)}
+    foreign = next((i for i, text in enumerate(texts) if text not in codes), None)
+    if foreign is not None:
+        row = int(np.flatnonzero(known)[foreign])
+        raise ValueError(f"row {row} has the label {texts[foreign]!r}, which is none of the classes {', '.join(names)}")
+    y[where] = torch.tensor([codes[text] for text in texts], dtype=torch.long)
+    return y, names
+
+
 def load(
     name: str,
     split: str = "train",
@@ -295,6 +439,15 @@ def load(
     # One stream per seed and split: no test point is a training point.
     random = np.random.default_rng((check_seed(seed), ("train", "valid", "test").index(split)))
     return chosen.make(name, split, data_dir, random, num_data)
+
+
+def subset(data: Data, num_data: int | None, random: np.random.Generator, split: str) -> Data:
+    """Random ones of the data; all where ``num_data`` is None."""
+    if num_data is None:
+        return data
+    if num_data > len(data):
+        raise ValueError(f"num_data is {num_data}, but {data.name} has {len(data)} data in its {split} split")
+    return data[torch.as_tensor(random.permutation(len(data))[:num_data])]
 
 
 # -- with scikit-learn -------------------------------------------------------------------------------------------------
@@ -514,12 +667,7 @@ def _generated(description: str, draw: Callable[[np.random.Generator, int], Poin
 
 def _stored(description: str, splits: tuple[str, ...], read: Callable[[str, str, Any], Data]) -> _Set:
     def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
-        data = read(name, split, data_dir)
-        if num_data is None:
-            return data
-        if num_data > len(data):
-            raise ValueError(f"num_data is {num_data}, but {name} has {len(data)} data in its {split} split")
-        return data[torch.as_tensor(random.permutation(len(data))[:num_data])]
+        return subset(read(name, split, data_dir), num_data, random, split)
 
     return _Set(description, splits, make)
 

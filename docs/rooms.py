@@ -34,7 +34,12 @@ FLOORS: tuple[dict[str, str], ...] = (
         "factors": "what a program prints",
         "image_sets": "glyphs, patches",
     },
-    {"checks": "what arguments must be", "files": "whole files, one writer", "results": "tables and what holds them"},
+    {
+        "checks": "what arguments must be",
+        "files": "whole files, one writer",
+        "results": "tables and what holds them",
+        "sources": "reading of files",
+    },
 )
 
 

@@ -14,6 +14,8 @@ import traceback
 import types
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -107,6 +109,10 @@ X = torch.tensor([[0.1, 0.4], [0.2, -0.1], [-1.0, 0.3], [0.5, 1.0]])
 Y = torch.tensor([0, 1, 0, 1])
 IMAGES = torch.arange(64).reshape(4, 1, 4, 4) % 4
 PROBABILITIES = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.5, 0.5]])
+
+
+def frame():
+    return pandas.DataFrame({"a": [1.0, 3.0], "b": [4, 5]})
 
 
 def linear():
@@ -226,6 +232,17 @@ CALLS = {
     "Bernoulli": Call(dict(event_shape=2, network=nn.Linear(2, 2)), {"network": MODULE[1:]}),
     "Categorical": Call(dict(event_shape=2, levels=2, network=linear), {"network": MODULE[1:]}),
     "MixtureOfNormals": Call(dict(event_shape=2, components=2), {"network": MODULE[1:]}),
+    "StudentT": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "LogNormal": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "Beta": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "Poisson": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "NegativeBinomial": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "ZeroInflated": Call(dict(base=lambda: dgm.Poisson(2)), {"network": MODULE[1:]}),
+    "Columns": Call(
+        dict(columns={"a": "real", "b": "count"}, shift=[0.0, 0.0], scale=[1.0, 1.0]),
+        {"network": MODULE[1:], "columns": [None, "x", 3, {}, {"a": "x"}, {"a": ("category", 0.5)}],
+         "shift": [[1.0], "x", [NAN, 0.0]], "scale": [[1.0], "x", [0.0, 1.0]]},
+    ),
     "DiscretizedLogistic": Call(dict(event_shape=2, levels=4, components=2), {"network": MODULE[1:]}),
     "Autoregressive": Call(dict(features=lambda: dgm.Normal(2, MADE(2, 2, (4,)))), {"features": PROGRAM}),
     "Flow": Call(
@@ -348,7 +365,7 @@ CALLS = {
     "build": Call(
         dict(name="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
         {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
-         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"]},
+         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3]},
     ),
     "compile": Call(dict(program=vae), free=["objective"]),
     "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),
@@ -415,11 +432,31 @@ CALLS = {
     # data
     "Data": Call(
         dict(x=X, y=Y, num_classes=2, levels=None, given=X, mask=X > 0),
-        {"levels": LEVELS[:2], "y": LABELS[1:], "name": [], "mask": [[True], X, X[:, :1] > 0]},
+        {
+            "levels": LEVELS[:2],
+            "y": LABELS[1:],
+            "name": [],
+            "mask": [[True], X, X[:, :1] > 0],
+            **{key: ["ab", ["a", "b"], ("a", "b", "c"), (1, 2)] for key in ("columns", "given_columns", "classes")},
+        },
     ),
     "Data.split": Call(dict(fraction=0.5, seed=0), of=data),
     "Data.keep_labels": Call(dict(num_labels=2, seed=0), of=data),
     "Data.to": Call(dict(device="cpu"), of=data),
+    "data.open": Call(
+        dict(source=frame(), label="b", given=None, columns=None, levels=None, classes=("4", "5")),
+        {
+            "source": [3, {}, np.zeros((0, 2)), np.array(["a"])],
+            "label": ["z"],
+            "given": ["z", "b"],
+            "columns": [["z"], [], ["a", "a"]],
+            "levels": [1, 2.0],
+            "size": [3, (2, 2)],
+            "gray": [True],
+            "classes": [("c",)],
+            "name": [],
+        },
+    ),
     "data.load": Call(dict(name="moons", split="train", num_data=4, seed=0)),
     # anomaly
     "anomaly.log_p": Call(dict(program=vae, x=X, num_particles=1, batch_size=2, seed=0)),
@@ -529,6 +566,15 @@ CALLS = {
     # networks
     "networks.MLP": Call(
         dict(in_shape=(2,), out_features=2, hidden=(4,), activation="silu", dropout=0.1), {"hidden": SHAPE[1:]}
+    ),
+    "networks.ColumnReader": Call(
+        dict(classes=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
+        {"classes": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
+         "shift": [[1.0] * 3, "x", [NAN, 0.0]], "scale": [[1.0] * 3, "x", [0.0, 1.0]]},
+    ),
+    "networks.ColumnMADE": Call(
+        dict(reader=lambda: networks.ColumnReader([None, 3]), num_parameters=2, hidden=(4,)),
+        {"reader": [None, "x", 3, nn.Linear(2, 2)]},
     ),
     "networks.MADE": Call(
         dict(in_shape=(2,), num_parameters=2, hidden=(4,), order=(0, 1), dropout=0.1, activation="silu"),

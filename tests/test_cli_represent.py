@@ -142,7 +142,7 @@ def test_a_single_datum_has_a_code_and_no_map(trained, tmp_path, capsys):
         (("vae", "--curve", "bent"), "curve must be one of linear, spherical"),
         (("vae", "--num-data", "0"), "num_data must be a positive integer"),
         (("vae", "--out", "map.jpg"), "--out must end in .png"),
-        (("vae", "missing.npy"), "No such file"),
+        (("vae", "missing.npy"), "and no file or folder"),
         (("vae", "moons"), "real data (a density)"),
     ],
 )

@@ -23,7 +23,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -41,6 +41,7 @@ from torch import Tensor
 from dgm_pyro.checks import (
     check_choice,
     check_count,
+    check_counts,
     check_dense,
     check_finite,
     check_labels,
@@ -52,6 +53,7 @@ from dgm_pyro.checks import (
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.files import write_file
 from dgm_pyro.infer.checks import Checks
+from dgm_pyro.infer.compare import GuideComparison
 from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.program import Program, check_program
 from dgm_pyro.training.fit import History
@@ -223,6 +225,19 @@ def _figure(height: float, title: str) -> Figure:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
+def is_image(x: Tensor) -> bool:
+    """Whether x are images, ``(N, C, H, W)``, that can be drawn: gray, or in red, green and blue."""
+    return x.dim() == 4 and x.shape[1] in (1, 3)
+
+
+def _shades(x: Tensor, levels: int | None) -> np.ndarray:
+    """Images as matplotlib draws them: ``(N, H, W, C)`` between 0 and 1."""
+    values = x.detach().cpu().double().numpy().transpose(0, 2, 3, 1)
+    low, high = (0, levels - 1) if levels else (values.min(), values.max())
+    shades: np.ndarray = ((values - low) / (high - low or 1)).clip(0, 1)
+    return shades
+
+
 @_styled
 def images(
     x: Tensor,
@@ -234,17 +249,17 @@ def images(
     column_labels: Sequence[str] = (),
     covered: Tensor | None = None,
 ) -> Figure:
-    """Images side by side: value 0 is the paper, the highest is ink.
+    """Images side by side: of one channel, value 0 is the paper and the highest is ink; of three, they are colors.
 
     Args:
-        x: ``(N, 1, H, W)``; row after row.
+        x: ``(N, 1, H, W)``, or ``(N, 3, H, W)`` in red, green and blue; row after row.
         levels: integers 0 .. levels - 1; None scales reals between their extremes.
         columns: how many per row; by default about as many as rows, or one per column label.
         row_labels, column_labels: at the left, and on top.
-        covered: bool, ``(N, 1, H, W)``: covered pixels, in a color of their own.
+        covered: bool, of the shape of x: covered pixels, in a color of their own.
 
     Raises:
-        ValueError: x is no batch of one-channel images.
+        ValueError: x is no batch of images of one or three channels.
     """
     check_finite(x, "x")
     check_network_options(levels=levels)
@@ -252,18 +267,20 @@ def images(
         check_count(columns, "columns")
     if covered is not None:
         check_tensor(covered, x.shape[1:], "covered", "the shape of one x")
-    if x.dim() != 4 or x.shape[1] != 1 or len(x) == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W), with N at least 1")
+    if not is_image(x) or len(x) == 0:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W) or (N, 3, H, W), with N at least 1"
+        )
     columns = columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
     rows = math.ceil(len(x) / columns)
     height, width = x.shape[2:]
     gap = max(1, round(min(height, width) / 8))
-    values = x[:, 0].detach().cpu().double().numpy()
-    mosaic = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    values = _shades(x, levels)
+    paper = np.array([np.nan] if x.shape[1] == 1 else to_rgb(_theme.get().paper))
+    mosaic = np.tile(paper, (rows * (height + gap) - gap, columns * (width + gap) - gap, 1))
     for i, picture in enumerate(values):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
         mosaic[top : top + height, left : left + width] = picture
-    low, high = (0, levels - 1) if levels else (values.min(), values.max())
 
     margin = 0.075 * max((len(label) for label in row_labels), default=0)
     across = WIDTH - margin - 0.1
@@ -274,12 +291,12 @@ def images(
     axes = figure.add_axes((margin / WIDTH + 0.01, 0.05 / total, across / WIDTH, down / total))
     colors = _theme.get().gray.with_extremes(bad=_theme.get().paper)
     # A frame of paper and ink: the outline shows where an image ends, also where it is blank.
-    axes.imshow(mosaic, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+    axes.imshow(mosaic, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
     cover = ListedColormap([_theme.get().series[5]])
     for i in range(len(values)):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
         if covered is not None and bool(covered[i].any()):
-            shade = np.where(covered[i, 0].cpu().numpy(), 1.0, np.nan)
+            shade = np.where(covered[i].any(0).cpu().numpy(), 1.0, np.nan)
             box = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
             axes.imshow(shade, cmap=cover, extent=box, interpolation="nearest")
         axes.add_patch(
@@ -368,7 +385,7 @@ def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") 
 def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """Samples in the form that suits their shape: images, points of the plane, or a table of features."""
     check_finite(x, "x")
-    if x.dim() == 4 and x.shape[1] == 1:
+    if is_image(x):
         return images(x, levels=levels, title=title)
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
         return plane(x, title=title)
@@ -390,7 +407,7 @@ def imputations(x: Tensor, mask: Tensor, samples: Tensor, *, levels: int | None 
     check_tensor(samples, x.shape, "samples", "the shape of x")
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
         return _imputed_points(x.cpu(), mask.cpu().expand_as(x), samples.cpu(), title)
-    shape = tuple(x.shape[1:]) if x.dim() == 4 and x.shape[1] == 1 else (1, 1, x[0].numel())
+    shape = tuple(x.shape[1:]) if is_image(x) else (1, 1, x[0].numel())
     columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), samples.to(x.dtype)]).transpose(0, 1)
     hidden = torch.zeros(columns.shape, dtype=torch.bool)
     hidden[:, 1] = ~mask.cpu().expand_as(x)
@@ -637,6 +654,117 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
     return figure
 
 
+# -- guides of a posterior ---------------------------------------------------------------------------------------------
+
+
+@_styled
+def marginals(found: GuideComparison, *, title: str = "", most: int = 8) -> Figure:
+    """Histograms of each latent: the reference filled, the draws of each guide as lines.
+
+    Args:
+        found: of `dgm.infer.compare`.
+        most: scalars to draw at most; those on which the guides differ most from the reference, or else the first.
+    """
+    check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
+    check_count(most, "most")
+    if not found.rows:
+        raise ValueError("there is nothing to draw: no guide was fitted")
+    draws = _scalar_draws(found)
+    names = (
+        sorted(draws[0], key=lambda name: -_largest_error(found, name))[:most] if found.rows else list(draws[0])[:most]
+    )
+    columns = min(2, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = _figure(1.15 * rows + 0.5, title)
+    labels = (["reference"] if found.reference is not None else []) + [row.name for row in found.rows]
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.set_title(name, size=8.5, loc="left")
+        axes.set_yticks([])
+        every = np.concatenate([each[name] for each in draws])
+        edges = np.linspace(np.quantile(every, 0.005), np.quantile(every, 0.995), 41)
+        for i, (label, each) in enumerate(zip(labels, draws, strict=True)):
+            filled = i == 0 and found.reference is not None
+            color = _theme.get().muted if filled else _theme.get().series[(i - 1) % len(_theme.get().series)]
+            axes.hist(each[name], edges.tolist(), density=True, label=label if place == 0 else None, color=color,
+                      histtype="stepfilled" if filled else "step", alpha=0.45 if filled else 1.0,
+                      linestyle="-" if i < 4 else "--")  # fmt: skip
+    figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2)
+    return figure
+
+
+@_styled
+def pairs(found: GuideComparison, guide: str, *, title: str = "", most: int = 3, num_points: int = 400) -> Figure:
+    """Scatter plots of pairs of latents: the reference below, the draws of one guide above.
+
+    Args:
+        found: of `dgm.infer.compare`.
+        guide: the name of a row.
+        most: scalars at most, those on which this guide is worst.
+        num_points: how many draws of each to show.
+    """
+    check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
+    check_choice(guide, [row.name for row in found.rows], "guide")
+    check_counts(most=most, num_points=num_points)
+    alone = replace(found, rows=(found[guide],))
+    draws = _scalar_draws(alone)
+    names = sorted(draws[0], key=lambda name: -_largest_error(alone, name))[:most]
+    figure, colors = _figure(WIDTH * 0.9, title), _theme.get()
+    shades = [colors.muted, colors.series[0]] if len(draws) == 2 else [colors.series[0]]
+    for row, below in enumerate(names):
+        for column, left in enumerate(names[: row + 1]):
+            axes = figure.add_subplot(len(names), len(names), row * len(names) + column + 1)
+            axes.tick_params(labelsize=6)
+            for each, shade in zip(draws, shades, strict=True):
+                if row == column:
+                    axes.hist(each[below], bins=30, density=True, histtype="step", color=shade)
+                else:
+                    axes.scatter(each[left][:num_points], each[below][:num_points], s=3, alpha=0.5, color=shade)
+            if row == len(names) - 1:
+                axes.set_xlabel(left, size=8)
+            if column == 0:
+                axes.set_ylabel(below, size=8)
+    return figure
+
+
+@_styled
+def k_hats(found: GuideComparison, *, title: str = "") -> Figure:
+    """k-hat of each guide, and the threshold above which its weights cannot be trusted."""
+    check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
+    if not found.rows:
+        raise ValueError("there is nothing to draw: no guide was fitted")
+    figure, axes = _rows([row.name for row in found.rows], title)
+    values = [float(row.weighted.k_hat) for row in found.rows]
+    colors = _theme.get()
+    axes.barh(range(len(values)), [min(value, 2.0) for value in values], height=0.55, color=colors.series[0])
+    axes.axvline(found.rows[0].weighted.threshold, color=colors.ink, linewidth=1.0, linestyle="--")
+    for row, value in enumerate(values):
+        axes.annotate(f"{value:.2f}", (max(0.0, min(value, 2.0)), row), (4, 0), textcoords="offset points", va="center")
+    axes.margins(x=0.14)
+    axes.set_xlabel("k-hat; beyond the dashed line the guide misses a part")
+    return figure
+
+
+def _scalar_draws(found: GuideComparison) -> list[dict[str, Any]]:
+    """Draws of each scalar by its name, ``(N,)``: of the reference, where there is one, and of each guide."""
+    vectors: list[Any] = [found.reference] if found.reference is not None else []
+    vectors += [row.weighted.u for row in found.rows]
+    every = []
+    with torch.no_grad():
+        for u in vectors:
+            values = found.posterior.constrain(u)
+            every.append({
+                name + (f"[{', '.join(map(str, place))}]" if place else ""): value[(slice(None), *place)].cpu().numpy()
+                for name, value in values.items() for place in np.ndindex(*value.shape[1:])})  # fmt: skip
+    return every
+
+
+def _largest_error(found: GuideComparison, name: str) -> float:
+    site, _, place = name.partition("[")
+    index = tuple(int(i) for i in place.rstrip("]").split(",")) if place else ()
+    return max((float(row.mean_errors[site][index]) if row.mean_errors else 0.0 for row in found.rows), default=0.0)
+
+
 # -- classifiers -------------------------------------------------------------------------------------------------------
 
 
@@ -728,32 +856,32 @@ def answers(
     """Images, each under its most probable class and that class's probability; rejected ones are struck through.
 
     Args:
-        x: ``(N, 1, H, W)``.
+        x: ``(N, 1, H, W)`` or ``(N, 3, H, W)``.
         probabilities: p(y | x), ``(N, classes)``.
         rejected: bools, ``(N,)``.
 
     Raises:
-        ValueError: x is no batch of one-channel images, or the rows do not match.
+        ValueError: x is no batch of images, or the rows do not match.
     """
     for name, each in (("x", x), ("probabilities", probabilities), ("rejected", rejected)):
         check_finite(each, name)
     check_network_options(levels=levels)
     check_count(columns, "columns")
-    if x.dim() != 4 or x.shape[1] != 1 or not len(x) == len(probabilities) == len(rejected) > 0:
+    if not is_image(x) or not len(x) == len(probabilities) == len(rejected) > 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, probabilities {tuple(probabilities.shape)} and rejected "
-            f"{tuple(rejected.shape)}: pass images (N, 1, H, W), (N, classes) and (N,)"
+            f"{tuple(rejected.shape)}: pass images (N, 1, H, W) or (N, 3, H, W), (N, classes) and "
+            "(N,)"
         )
     colors, rows = _theme.get(), math.ceil(len(x) / columns)
     figure = _figure(0.95 * rows, title)
-    values = x[:, 0].detach().cpu().double().numpy()
-    low, high = (0, levels - 1) if levels else (values.min(), values.max())
+    values = _shades(x, levels)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if i >= len(x):
             continue
-        (height, width), (share, guess) = values[i].shape, probabilities[i].max(-1)
-        axes.imshow(values[i], cmap=colors.gray, vmin=low, vmax=high, interpolation="nearest")
+        (height, width), (share, guess) = x.shape[2:], probabilities[i].max(-1)
+        axes.imshow(values[i], cmap=colors.gray, vmin=0, vmax=1, interpolation="nearest")
         axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colors.rule, linewidth=0.6))
         axes.set_title(f"{int(guess)}: {100 * float(share):.0f} %", size=8, pad=2)
         if rejected[i]:

@@ -13,8 +13,8 @@ import io
 import json
 import os
 import types
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,22 @@ import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.data as data
 import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
+import dgm_pyro.sources as sources
 from dgm_pyro.catalog import build
-from dgm_pyro.checks import INTEGERS, check_number, check_path, check_type
+from dgm_pyro.checkpoint import CheckpointError
+from dgm_pyro.checks import check_number, check_path, check_type
+from dgm_pyro.data import Data, subset
 from dgm_pyro.evaluation import as_data, program_device
 from dgm_pyro.program import Program, check_program, seeded
+from dgm_pyro.results import as_csv
 from dgm_pyro.training.distributed import process_group
-from dgm_pyro.training.fit import History, fit
-from dgm_pyro.training.options import TrainingOptions
+from dgm_pyro.training.fit import History, NonFiniteLossError, Tracker, fit
+from dgm_pyro.training.options import TrainingOptions, changes
+from dgm_pyro.training.states import States, read_header
 from dgm_pyro.uses import corruptions
 
 RECORD = "run.json"
+TRACKED = ("metrics.jsonl", "learning-curves.png")
 
 Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
 
@@ -50,8 +56,9 @@ class Record:
 
     Attributes:
         model: the name given to `dgm.build`.
-        data: the name given to `dgm.data.load`; data_dir: the folder that it read.
-        options: of the model and of the training, by name.
+        data: the name given to `dgm.data.load`, or the path given to `dgm.data.open`; data_dir: the folder that the
+            former read.
+        options: of the model and of the training, by name; "reading" has those of `points`.
         history: that of the training, as plain Python.
     """
 
@@ -61,15 +68,113 @@ class Record:
     options: dict[str, Any]
     history: dict[str, Any]
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data are read from a file; empty for a named set."""
+        found: dict[str, Any] = self.options.get("reading", {})
+        return found
 
-@contextlib.contextmanager
-def reserved(folder: Path, *, force: bool = False) -> Iterator[None]:
-    """Write a run in ``folder``, as its only writer: before an hour of training, not after.
+    def __str__(self) -> str:
+        return f"{self.model} on {Path(self.data).stem}"
 
-    Where that raises, a folder that was made for it is removed.
+    def points(self, split: str, data_dir: str | None = None, num_data: int | None = None, seed: int = 0) -> Data:
+        """A split of the data that the program was trained on.
+
+        Raises:
+            ValueError: the file is another than at the training.
+        """
+        return points(self.data, split, self.reading, data_dir or self.data_dir, num_data, seed)
+
+
+TEST_SHARE = 0.2
+SPLITS = ("train", "test")
+
+
+def points(
+    source: str,
+    split: str = "train",
+    reading: Mapping[str, Any] | None = None,
+    data_dir: str | None = None,
+    num_data: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Data by the name of a set, or from a file.
+
+    A random fifth of a file is its test split, the same for every seed; or its test data are another file.
+
+    Args:
+        source: a name of `dgm.data.load`, or a path of `dgm.data.open`.
+        split: "train" or "test", or what else a named set has.
+        reading: options of `dgm.data.open` for a file; "test", the path of its test data; "digests", what it and they
+            must have in `Data.digest`.
+        data_dir: folder of the files of a named set.
+        num_data: how many, at random by ``seed``; all by default.
 
     Raises:
-        FileExistsError: something is there, and ``force`` is not set.
+        ValueError, FileNotFoundError: there is no such set and no such file; or a file has changed.
+    """
+    check_type(source, str, "source", "the name of a data set or a path")
+    options = dict(reading or {})
+    if source in data.NAMES:
+        if options:
+            raise ValueError(f"{', '.join(options)} say how a file is read, but {source} is a data set: leave them out")
+        return data.load(source, split, data_dir=data_dir, num_data=num_data, seed=seed)
+    if split not in SPLITS:
+        raise ValueError(f"{source} has no split {split!r}: choose one of {', '.join(SPLITS)}")
+    test, digests = options.pop("test", None), options.pop("digests", {})
+    if test is not None and split == "test":
+        return subset(_read(test, options, digests.get("test")), num_data, np.random.default_rng((seed, 1)), split)
+    found = _read(source, options, digests.get("train"))
+    if test is None:
+        found = found.split(TEST_SHARE)[SPLITS.index(split)]
+    return subset(found, num_data, np.random.default_rng((seed, SPLITS.index(split))), split)
+
+
+def _read(source: str, options: Mapping[str, Any], digest: str | None = None) -> Data:
+    if not Path(source).exists():
+        raise ValueError(
+            f"there is no data set {source!r}, and no file or folder: choose a path, or a name of "
+            f"{', '.join(data.NAMES)}"
+        )
+    found = data.open(source, **options)
+    if digest is not None and found.digest != digest:
+        raise ValueError(
+            f"{source} is not what the run was trained on, its values have changed: name the file to look at by "
+            "--data, or train again"
+        )
+    return found
+
+
+def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The source as an absolute path, and all that must be known to read it, or another file, in the same way again."""
+    if source in data.NAMES:
+        return source, dict(reading)
+    test = reading.get("test")
+    kept = {name: value for name, value in reading.items() if name not in ("test", "digests")}
+    found = _read(source, kept)
+    if found.columns is not None:
+        kept["columns"] = list(found.columns)
+    if found.classes is not None:
+        kept["classes"] = list(found.classes)
+    if Path(source).is_dir():
+        channels, *kept["size"] = found.event_shape
+        kept["gray"] = channels == 1
+    digests = {"train": found.digest}
+    if test is not None:
+        digests["test"] = _read(test, kept).digest
+        kept["test"] = str(Path(test).resolve())
+    kept["digests"] = digests
+    return str(Path(source).resolve()), kept
+
+
+@contextlib.contextmanager
+def reserved(folder: Path, *, force: bool = False, resume: bool = False) -> Iterator[None]:
+    """Write a run in ``folder``, as its only writer: before an hour of training, not after.
+
+    Where that raises, and leaves no state to go on from, a folder that was made for it is removed.
+
+    Raises:
+        FileExistsError: something is there, and neither ``force`` nor, if it is a training, ``resume`` is set.
         BlockingIOError: another process writes there.
     """
     found = folder.exists()
@@ -77,13 +182,16 @@ def reserved(folder: Path, *, force: bool = False) -> Iterator[None]:
         raise FileExistsError(f"{folder} is a file, but a run is a folder: choose another --out")
     try:
         with files.only_writer(folder):
-            if not force and any(folder.iterdir()):
-                raise FileExistsError(
-                    f"{folder} exists and is not empty: choose another --out, or overwrite it with --force"
-                )
+            stored = (folder / checkpoint.STATE).is_file()
+            if not force and any(folder.iterdir()) and not (resume and stored):
+                remedy = f"continue it with dgm train --resume {folder}, " if stored else "choose another --out, "
+                what = "holds a training that was interrupted" if stored else "exists and is not empty"
+                raise FileExistsError(f"{folder} {what}: {remedy}or overwrite it with --force")
             yield
     except BaseException:
-        if not found:
+        if not found and not (folder / checkpoint.STATE).is_file():
+            for name in TRACKED:
+                (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it is not empty: somebody else has written there
                 folder.rmdir()
         raise
@@ -98,23 +206,31 @@ def train(
     *,
     labeled: bool = False,
     data_dir: str | None = None,
+    reading: Mapping[str, Any] | None = None,
     num_data: int | None = None,
     objective: str | None = None,
     num_labels: int | None = None,
     mutate: float | None = None,
     force: bool = False,
+    resume: bool = False,
+    trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> tuple[Program, Record, History]:
     """Build, train and store a run; what `dgm train` does.
 
-    Where several processes train together, each calls this, and the first writes.
+    Where several processes train together, each calls this, and the first writes. While it trains, its state is stored
+    in the folder, as `dgm.fit` does.
 
     Args:
+        data_name: a name of `dgm.data.load`, or a path of `dgm.data.open`.
         swaps: of `dgm.build`, by name.
         options: of the training.
+        reading: how a file is read, as for `points`.
         num_labels: how many data keep their label (`Data.keep_labels`), for objective "semi-supervised".
         mutate: the probability with which each feature of a training batch is replaced by noise (`corruptions.mutate`).
         force: overwrite what is in the folder.
+        resume: continue the training in the folder, if there is one; a run that is complete is returned as it is.
+        trackers: as for `dgm.fit`.
         progress: whether to show a bar with the loss.
 
     Returns:
@@ -128,31 +244,99 @@ def train(
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
     check_type(options, TrainingOptions | None, "options", "a dgm.TrainingOptions or None")
     options = options or TrainingOptions()
-    points = data.load(data_name, data_dir=data_dir, num_data=num_data)
+    check_type(data_name, str, "data_name", "the name of a data set or a path")
+    data_name, reading = reading_of(data_name, reading or {})
+    about = {
+        "model": model, "data_name": data_name, "swaps": dict(swaps), "options": vars(options), "labeled": labeled,
+        "data_dir": data_dir, "num_data": num_data, "objective": objective, "num_labels": num_labels, "mutate": mutate,
+        "reading": reading,
+    }  # fmt: skip
+    seen = points(data_name, "train", reading, data_dir, num_data)
     if num_labels is not None:
         if not labeled:
             raise ValueError("num_labels is for labeled=True (--labeled), with the objective 'semi-supervised'")
-        points = points.keep_labels(num_labels, options.seed)
+        seen = seen.keep_labels(num_labels, options.seed)
     augment = None
     if mutate is not None:
-        if points.levels is None:
+        if seen.levels is None:
             raise ValueError(f"mutate replaces integers, but {data_name!r} has reals: choose another data set")
         check_number(mutate, "mutate", at_least=0, at_most=1)
-        augment = functools.partial(corruptions.mutate, rate=mutate, levels=points.levels)
+        augment = functools.partial(corruptions.mutate, rate=mutate, levels=seen.levels)
     with seeded(options.seed, torch.device("cpu")):
-        program = build(model, points, labeled=labeled, **swaps)
+        program = build(model, seen, labeled=labeled, **swaps)
     processes = process_group()
     path = Path(folder)
-    with reserved(path, force=force) if processes.writes else contextlib.nullcontext():
-        history = fit(program, points, objective, augment=augment, progress=progress, **vars(options))
-        record = record_of(
+
+    def record(history: History) -> Record:
+        return record_of(
             model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
             num_labels=num_labels, mutate=mutate, processes=processes.size if processes.size > 1 else None,
-            training=options,
+            training=options, reading=reading or None,
         )  # fmt: skip
+
+    if resume and not force and (path / RECORD).is_file() and not (path / checkpoint.STATE).is_file():
+        return _complete(path, record(History()))
+    advice = f"go on with {'the same torchrun, and ' if processes.size > 1 else ''}dgm train --resume {path}"
+    states = States(path, about, advice)
+    with reserved(path, force=force, resume=resume) if processes.writes else contextlib.nullcontext():
+        if processes.writes and not resume:
+            states.remove()
+        processes.wait()
+        try:
+            history = fit(
+                program, seen, objective, augment=augment, resume=states, trackers=trackers, progress=progress,
+                **vars(options),
+            )  # fmt: skip
+        except Exception as error:
+            if processes.writes and (isinstance(error, NonFiniteLossError) or not states.steps):
+                states.remove()  # which would lead there again
+            raise
+        written = record(history)
         if processes.writes:
-            _write(path, program, record)
-    return program, record, history
+            _write(path, program, written)
+            states.remove()
+    return program, written, history
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    device: str | None = None,
+    *,
+    trackers: Sequence[Tracker] = (),
+    progress: bool = True,
+) -> tuple[Program, Record, History]:
+    """Continue the training that `train` began in ``folder``, with its options; a complete run is returned as it is.
+
+    Args:
+        device: in the place of the one that it began on.
+
+    Raises:
+        FileNotFoundError: there is no training.
+        CheckpointError: its state is damaged.
+    """
+    check_path(folder, "folder")
+    header = read_header(Path(folder))
+    if header is None:
+        if not (Path(folder) / RECORD).is_file():
+            raise FileNotFoundError(f"{folder} holds no training to resume: begin one with dgm train --out {folder}")
+        return _complete(Path(folder), None)
+    try:
+        about = dict(header["about"])
+        options = TrainingOptions(**about.pop("options"))
+    except (TypeError, ValueError, LookupError) as error:
+        raise CheckpointError(f"{folder} holds a training that dgm train did not begin ({error})") from error
+    if device is not None:
+        options = replace(options, device=device)
+    return train(folder, **about, options=options, resume=True, trackers=trackers, progress=progress)
+
+
+def _complete(folder: Path, wanted: Record | None) -> tuple[Program, Record, History]:
+    """The run in the folder, which must be of the same options."""
+    program, record = read(folder)
+    changed = [] if wanted is None else changes(record.options, wanted.options)
+    if changed:
+        raise FileExistsError(f"{folder} holds a run with other options ({'; '.join(changed)}): choose another --out")
+    return program, record, History.from_dict(record.history)
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
@@ -195,45 +379,52 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     return program, Record(**{name: found[name] for name in KINDS})
 
 
-def inputs(source: str, program: Program, data_dir: str | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The x, with labels if there are any, of a .npy file or of a data set's test split.
+def inputs(
+    source: str, program: Program, data_dir: str | None = None, reading: Mapping[str, Any] | None = None
+) -> Data:
+    """The test split of a data set, or all of a file, as inputs of ``program``.
 
     Args:
-        source: path of the file, or name of the data set.
+        source: name of the data set, or path of the file.
         program: what they must fit.
         data_dir: folder of the data set's files.
+        reading: how the run's own file is read. Labels are read where the file has them.
 
     Raises:
         ValueError, TypeError: the file holds no numbers, or the data do not fit the program.
     """
-    check_type(source, str, "source", "the path of a .npy file or the name of a data set")
+    check_type(source, str, "source", "the path of a file or the name of a data set")
     check_program(program)
-    if not source.endswith(".npy"):
-        points = data.load(source, "test", data_dir=data_dir)
+    if source in data.NAMES:
+        found = data.load(source, "test", data_dir=data_dir)
         if program.variable == "x":
-            as_data(program, points)
-        return points.x, points.y
-    try:
-        array = np.lib.format.open_memmap(Path(source), mode="r")  # takes no memory for what the header promises
-    except ValueError as error:
-        raise ValueError(f"{source} is no array ({error}): write one with numpy.save") from error
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{source} holds {array.dtype}: save numbers")
-    # torch reads neither foreign byte orders nor floats of more than 64 bits.
-    native = np.dtype(np.float64) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
-    x = torch.from_numpy(array.astype(native, order="C"))
-    shape = program.event_shape if program.variable == "x" else program.given_shape or x.shape[1:]
-    if x.dim() == len(shape) and len(shape) == 3 and shape[0] == 1:  # images without their channel
-        x = x.unsqueeze(1)
-    if x.is_floating_point():
-        x = x.to(torch.get_default_dtype())
-    elif x.dtype not in INTEGERS:
-        x = x.long()
-    if tuple(x.shape[1:]) != tuple(shape) or not len(x):
-        raise ValueError(f"{source} has shape {tuple(array.shape)}, but the run takes (N, *{tuple(shape)})")
-    if program.variable == "x":
-        program.check(x.to(program_device(program)))
-    return x, None
+            as_data(program, found)
+        return found
+    found = _read(source, _applicable(Path(source), reading or {}, program))
+    shape = program.event_shape if program.variable == "x" else program.given_shape or found.event_shape
+    if len(found.event_shape) == len(shape) - 1 and len(shape) == 3 and shape[0] == 1:  # images without their channel
+        found = found.replaced(x=found.x.unsqueeze(1))
+    if found.event_shape != torch.Size(shape):
+        raise ValueError(f"{source} has shape {tuple(found.x.shape)}, but the run takes (N, *{tuple(shape)})")
+    if program.variable == "x" and found.mask is None:
+        _, given, _ = program.arguments(found.to(program_device(program)))
+        program.check(found.x.to(program_device(program)), given)
+    return found
+
+
+def _applicable(path: Path, reading: Mapping[str, Any], program: Program) -> dict[str, Any]:
+    """What of the options of the run's own file says how to read another one."""
+    wanted = {"levels": program.levels if program.variable == "x" else None, **reading}
+    if path.is_dir():
+        names: tuple[str, ...] = ("levels", "size", "gray", "classes")
+    elif path.suffix in sources.TABLES:
+        names = ("levels", "columns", "label", "given", "classes")
+    else:
+        names = ("levels", "label", "given", "classes") if path.suffix == ".npz" else ("levels",)
+    found = {name: wanted[name] for name in names if wanted.get(name) is not None}
+    if path.suffix in sources.TABLES and "label" in found and found["label"] not in sources.columns_of(path):
+        del found["label"]
+    return found
 
 
 def write_array(path: Path, x: torch.Tensor) -> None:
@@ -241,6 +432,35 @@ def write_array(path: Path, x: torch.Tensor) -> None:
     content = io.BytesIO()
     np.save(content, x.numpy())
     files.write_file(path, content.getvalue())
+
+
+def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None, **more: Any) -> Path:
+    """``x`` in a file, or files, of the kind that the run was trained on: a table, a folder of images, or an array.
+
+    Args:
+        stem: the path without its suffix.
+        levels: of x.
+        more: further columns of a table, which come first.
+
+    Returns:
+        Where it is.
+    """
+    if Path(record.data).suffix in sources.TABLES:
+        names, path = record.reading["columns"], stem.with_suffix(".csv")
+        digits = (lambda value: f"{value:.7g}") if x.is_floating_point() else str  # those that float32 has
+        rows = [dict(zip(names, map(digits, row), strict=True)) for row in x.reshape(-1, len(names)).tolist()]
+        firsts = [dict(zip(more, values, strict=True)) for values in zip(*more.values(), strict=True)] or [{}] * len(
+            rows
+        )
+        files.write_text(path, as_csv([first | row for first, row in zip(firsts, rows, strict=True)]))
+        return path
+    if "gray" in record.reading and levels is not None:
+        stem.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(x.reshape(-1, *x.shape[-3:])):
+            files.write_file(stem / f"{i:05}.png", sources.png(image.cpu().numpy(), levels))
+        return stem
+    write_array(stem.with_suffix(".npy"), x)
+    return stem.with_suffix(".npy")
 
 
 def record_of(

@@ -254,7 +254,7 @@ def _png(x: Tensor) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(x[0].numpy()).save(file, "png", optimize=True)
+    Image.fromarray(x[0].numpy() if len(x) == 1 else x.movedim(0, -1).numpy()).save(file, "png", optimize=True)
     return file.getvalue()
 
 
@@ -269,10 +269,10 @@ def code_bits(x: Tensor, compressor: str = "png") -> Tensor:
     """The length of each x in bits under a lossless compressor, headers included, ``(N,)`` doubles.
 
     Args:
-        x: integers 0 .. 255, ``(N, 1, H, W)`` for "png", ``(N, *event_shape)`` for "zlib".
+        x: integers 0 .. 255, ``(N, 1, H, W)`` or ``(N, 3, H, W)`` for "png", ``(N, *event_shape)`` for "zlib".
 
     Raises:
-        ValueError, TypeError: x holds reals or other integers, or is no image of one channel; no such compressor.
+        ValueError, TypeError: x holds reals or other integers, or is no image; there is no such compressor.
     """
     check_choice(compressor, COMPRESSORS, "compressor")
     check_finite(x, "x")
@@ -280,8 +280,10 @@ def code_bits(x: Tensor, compressor: str = "png") -> Tensor:
         raise TypeError(f"x has dtype {x.dtype} and fractions, but a compressor codes integers: use another score")
     if int(x.min()) < 0 or int(x.max()) > 255:
         raise ValueError(f"x holds values from {int(x.min())} to {int(x.max())}, but one byte holds 0 .. 255")
-    if compressor == "png" and (x.dim() != 4 or x.shape[1] != 1):
-        raise ValueError(f"x has shape {tuple(x.shape)}, but png codes images (N, 1, H, W): use compressor='zlib'")
+    if compressor == "png" and (x.dim() != 4 or x.shape[1] not in (1, 3)):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, but png codes images (N, 1, H, W) or (N, 3, H, W): use compressor='zlib'"
+        )
     code = COMPRESSORS[compressor]
     return torch.tensor([8.0 * len(code(each)) for each in x.to("cpu", torch.uint8)], dtype=torch.double)
 

@@ -75,15 +75,27 @@ def test_images_are_laid_out_row_after_row_with_gaps():
     (image,) = axes.get_images()
     mosaic = np.ma.filled(image.get_array().astype(float), np.nan)
     assert mosaic.shape == (5, 8)
-    assert np.array_equal(mosaic[0, [0, 3, 6]], [0, 1, 2])
-    assert np.array_equal(mosaic[3, [0, 3, 6]], [3, 4, 5])
+    assert np.array_equal(5 * mosaic[0, [0, 3, 6]], [0, 1, 2])
+    np.testing.assert_allclose(5 * mosaic[3, [0, 3, 6]], [3, 4, 5], rtol=1e-12)
     assert np.isnan(mosaic[2]).all()
     assert np.isnan(mosaic[:, 2]).all()
-    assert image.get_clim() == (0, 5)
+    assert image.get_clim() == (0, 1)
     assert [text.get_text() for text in axes.texts] == ["up", "down", "a", "b", "c"]
     assert figure.texts[0].get_text() == "Six"
     assert len(axes.patches) == 6
     assert not axes.axison
+
+
+def test_images_of_three_channels_are_drawn_in_their_colors():
+    x = torch.randint(256, (2, 3, 4, 5))
+    covered = torch.zeros(2, 3, 4, 5, dtype=torch.bool)
+    covered[1, 2, 3, 4] = True
+    with plots.theme("dark") as theme:
+        figure = plots.samples(x, levels=256)
+        plots.images(x, levels=256, covered=covered)
+    mosaic = np.asarray(figure.axes[0].get_images()[0].get_array())
+    assert np.array_equal((255 * mosaic[:, 6:]).round(), x[1].permute(1, 2, 0).numpy())
+    assert matplotlib.colors.to_hex(mosaic[0, 5]) == theme.paper
 
 
 def test_level_zero_is_paper_and_the_highest_level_ink():
@@ -93,7 +105,7 @@ def test_level_zero_is_paper_and_the_highest_level_ink():
     assert [matplotlib.colors.to_hex(color) for color in colors] == [theme.paper, theme.ink]
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 8, 8), (0, 1, 8, 8)])
+@pytest.mark.parametrize("shape", [(4, 2, 8, 8), (4, 8, 8), (0, 1, 8, 8)])
 def test_images_refuse_what_is_none(shape):
     with pytest.raises(ValueError, match="images are"):
         plots.images(torch.zeros(shape))
@@ -349,7 +361,7 @@ def test_answers_show_image_class_share_and_what_is_rejected():
     probabilities = torch.rand(8, 3).softmax(-1)
     figure = plots.answers(x, probabilities, torch.arange(8) % 2 == 0, levels=17, columns=5)
     for i, axes in enumerate(figure.axes[:8]):
-        assert np.array_equal(axes.get_images()[0].get_array(), x[i, 0])
+        assert np.array_equal(16 * axes.get_images()[0].get_array(), x[i, 0])
         top = probabilities[i].max(-1)
         assert axes.get_title() == f"{int(top.indices)}: {100 * float(top.values):.0f} %"
         assert len(axes.get_lines()) == (i + 1) % 2

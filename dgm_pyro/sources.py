@@ -1,0 +1,418 @@
+"""Reading what people have, as arrays: files of arrays and tables, folders of images, frames, datasets of torch.
+
+`arrays_of` tells a source by its kind, and leaves the meaning of the arrays to `dgm_pyro.data.open`. No pickle is read.
+pandas reads tables and Pillow images; they are imported where they are needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import os
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset
+
+TABLES = (".csv", ".tsv", ".parquet")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# Names of the arrays in an .npz file, and of the columns of a Hugging Face dataset.
+DATA_NAMES, LABEL_NAMES = ("x", "X", "data", "images", "image", "img"), ("y", "Y", "labels", "label")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What was read.
+
+    Attributes:
+        x: ``(N, *event_shape)``.
+        label: one label per datum, of any type; None without labels.
+        given: ``(N, *given_shape)``.
+        columns, given_columns: names of the columns of a table.
+        classes: names of the labels, where the source has integers and names.
+        levels: how many integers a feature takes, where the source says so, as the bytes of images do.
+    """
+
+    x: np.ndarray
+    label: np.ndarray | None = None
+    given: np.ndarray | None = None
+    columns: tuple[str, ...] | None = None
+    given_columns: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    levels: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a source is read, as `dgm_pyro.data.open` takes it."""
+
+    label: Any = None
+    given: Any = None
+    columns: Sequence[str] | None = None
+    levels: int | None = None
+    size: int | tuple[int, int] | None = None
+    gray: bool | None = None
+
+    def refuse(self, owner: str, *names: str) -> None:
+        """Raise if an option is set that ``owner`` has no use for."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is not for {owner}: leave it out")
+
+
+def arrays_of(source: Any, choice: Choice) -> Arrays:
+    """The arrays of a path, an array, a frame or a dataset."""
+    if isinstance(source, str | os.PathLike):
+        return _of_path(Path(source).expanduser(), choice)
+    choice.refuse(f"a {type(source).__name__}", "size", "gray")
+    if type(source).__module__.startswith("pandas"):
+        return _of_frame(source.to_frame() if source.ndim == 1 else source, "the frame", choice, first=None)
+    if hasattr(source, "column_names") and hasattr(source, "to_pandas"):
+        return _of_hugging_face(source, choice)
+    if isinstance(source, (dict, IterableDataset)):
+        what = f"the parts {', '.join(map(str, source))}" if isinstance(source, dict) else "no length and no index"
+        raise TypeError(f"source is a {type(source).__name__} with {what}: open one whose data can be counted")
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "__array__"):
+        return _of_dataset(source, choice)
+    choice.refuse("an array", "columns")
+    given = None if choice.given is None else _numbers(np.asarray(choice.given), "given")
+    label = None if choice.label is None else np.asarray(choice.label)
+    return Arrays(_images_first(_numbers(np.asarray(source), "source")), label=label, given=given)
+
+
+def _of_path(path: Path, choice: Choice) -> Arrays:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    if path.is_dir():
+        choice.refuse("a folder of images", "label", "given", "columns")
+        return _of_folder(path, choice)
+    choice.refuse(f"a {path.suffix} file", "size", "gray")
+    if path.suffix in TABLES:
+        return _of_frame(_frame(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
+    choice.refuse(f"a {path.suffix} file", "columns")
+    if path.suffix == ".npy":
+        choice.refuse("a .npy file, which holds one array", "label", "given")
+        return Arrays(_images_first(_numbers(_array(path), str(path))))
+    if path.suffix == ".npz":
+        return _of_archive(path, choice)
+    kinds = ", ".join((".npy", ".npz", *TABLES))
+    raise ValueError(f"{path} is of no known kind: pass a file that ends in {kinds}, or a folder of images")
+
+
+# -- arrays ------------------------------------------------------------------------------------------------------------
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")  # takes no memory for what the header promises
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no array ({error}): write one with numpy.save") from error
+
+
+def _of_archive(path: Path, choice: Choice) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            name = names[0] if len(names) == 1 else next((name for name in DATA_NAMES if name in names), None)
+            if name is None:
+                raise KeyError(f"it holds {', '.join(names)}: name the array of the data 'x'")
+            found = next((each for each in LABEL_NAMES if each in names and each != name), None)
+            wanted = {"label": choice.label or found, "given": choice.given or ("given" if "given" in names else None)}
+            lacking = [key for key in wanted.values() if key is not None and key not in names]
+            if lacking:
+                raise KeyError(f"it holds {', '.join(names)}, and no {lacking[0]!r}")
+            parts = {role: None if key is None else archive[key] for role, key in wanted.items()}
+            x = archive[name]
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} cannot be read as an .npz file of arrays: {reason}") from error
+    given = None if parts["given"] is None else _numbers(parts["given"], f"'given' in {path}")
+    return Arrays(_images_first(_numbers(x, f"{name!r} in {path}")), label=parts["label"], given=given)
+
+
+def _numbers(array: np.ndarray, origin: str) -> np.ndarray:
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{origin} holds {array.dtype}: pass numbers")
+    if not array.size or not array.ndim:
+        raise ValueError(f"{origin} is empty: it has shape {array.shape}")
+    # torch reads neither foreign byte orders nor floats of more than 64 bits.
+    native = np.dtype(np.float64) if array.dtype.kind == "f" and array.itemsize > 8 else array.dtype.newbyteorder("=")
+    return array.astype(native, order="C", copy=False)
+
+
+def _images_first(x: np.ndarray) -> np.ndarray:
+    """Rows of features, or images with their channels first."""
+    if x.ndim == 1 or (x.dtype == np.uint8 and x.ndim == 3):
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[1] not in (1, 3, 4) and x.shape[3] in (1, 3, 4):
+        x = np.moveaxis(x, 3, 1)
+    return x
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name.split('.')[0]} is needed to read this: pip install 'dgm_pyro[data]'") from error
+
+
+def _frame(path: Path) -> Any:
+    pandas = _library("pandas")
+    try:
+        if path.suffix == ".parquet":
+            return pandas.read_parquet(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pandas.errors.DtypeWarning)
+            return pandas.read_csv(path, sep=_checked_separator(path), skipinitialspace=True)
+    except (ValueError, OSError, csv.Error) as error:
+        if isinstance(error, PermissionError) or str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+
+
+def columns_of(path: Path) -> tuple[str, ...]:
+    """Names of the columns of a table."""
+    return tuple(map(str, _frame(path).columns))
+
+
+def _checked_separator(path: Path) -> str:
+    """The separator of a table; an error where a line has more or fewer values than the header."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header = file.readline()
+        separator = "\t" if path.suffix == ".tsv" else next((each for each in ",;\t" if each in header), ",")
+        file.seek(0)
+        lines = csv.reader(file, delimiter=separator, skipinitialspace=True)
+        names = next(lines, [])
+        if not names:
+            raise ValueError(f"{path} is empty: its first line must name the columns")
+        if all(_is_number(name) for name in names):
+            raise ValueError(f"{path} has no header: its first line must name the columns, but holds {names[0]!r}")
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"{path} has two columns of the name {twice[0]!r}: rename one")
+        for values in lines:
+            if values and len(values) != len(names):
+                raise ValueError(
+                    f"{path}, line {lines.line_num}: there are {len(values)} values, but {len(names)} columns: correct "
+                    "the line"
+                )
+    return separator
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None) -> Arrays:
+    """The columns of a frame.
+
+    Args:
+        first: the line of the file that its first row is; None where rows have no lines.
+    """
+    frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+    if not len(frame):
+        raise ValueError(f"{origin} holds no rows")
+    given = () if choice.given is None else _as_names(choice.given)
+    label = () if choice.label is None else (choice.label,)
+    others = [name for name in frame.columns if name not in (*given, *label)]
+    columns = others if choice.columns is None else _as_names(choice.columns)
+    for role, names in {"columns": columns, "given": given, "label": label}.items():
+        for name in names:
+            if name not in frame.columns:
+                raise ValueError(f"{role} names {name!r}, but {origin} has the columns {', '.join(frame.columns)}")
+    twice = [name for name, count in Counter([*columns, *given, *label]).items() if count > 1]
+    if twice:
+        raise ValueError(f"columns, given and label name {twice[0]!r} twice: leave one out")
+    if not columns:
+        raise ValueError(f"no columns of {origin} are left for the data: it has {', '.join(frame.columns)}")
+
+    def values(names: Sequence[str]) -> np.ndarray:
+        return np.stack([_column(frame[name], name, origin, first) for name in names], axis=1)
+
+    conditions = values(given) if given else None
+    if conditions is not None and np.isnan(conditions).any():
+        row, column = np.argwhere(np.isnan(conditions))[0]
+        raise ValueError(
+            f"{_place(origin, row, first)}, column {given[column]!r} is empty, but it is given: fill it in"
+        )
+    return Arrays(
+        x=values(columns),
+        label=_labels(frame[label[0]]) if label else None,
+        given=conditions,
+        columns=tuple(columns),
+        given_columns=tuple(given) or None,
+    )
+
+
+def _labels(series: Any) -> np.ndarray:
+    array: np.ndarray = series.astype(object).where(series.notna(), None).to_numpy()
+    return array
+
+
+def _as_names(names: Any) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _place(origin: str, row: int, first: int | None) -> str:
+    return f"{origin}, row {row}" if first is None else f"{origin}, line {row + first}"
+
+
+def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarray:
+    """One column as doubles; NaN where it is empty."""
+    pandas = _library("pandas")
+    if series.isna().all():
+        raise ValueError(f"column {name!r} of {origin} is empty: leave it out by columns (--columns)")
+    numbers = series if pandas.api.types.is_numeric_dtype(series) else pandas.to_numeric(series, errors="coerce")
+    array: np.ndarray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = np.isnan(array) & series.notna().to_numpy() | np.isinf(array)
+    if wrong.any():
+        row = int(wrong.argmax())
+        what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is no number"
+        raise ValueError(
+            f"{_place(origin, row, first)}, column {name!r} {what}: correct it, or leave the column out by columns "
+            "(--columns); labels may be text, and so may what label (--label) names"
+        )
+    return array
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def _of_folder(folder: Path, choice: Choice) -> Arrays:
+    files = _images_in(folder)
+    classes = sorted(each.name for each in folder.iterdir() if each.is_dir() and _images_in(each))
+    if files and classes:
+        raise ValueError(f"{folder} holds both images and folders of images: keep one image folder per class, or none")
+    if not files and not classes:
+        raise ValueError(
+            f"{folder} holds no images: of the kinds {', '.join(IMAGES)}, in it or in one folder per class"
+        )
+    labels = None
+    if classes:
+        of_class = {name: _images_in(folder / name) for name in classes}
+        files = [file for each in of_class.values() for file in each]
+        labels = np.array([name for name, each in of_class.items() for _ in each])
+    pictures = [_picture(file) for file in files]
+    gray = all(mode == "L" for _, mode in pictures) if choice.gray is None else choice.gray
+    if choice.size is None:
+        sizes = [picture.size for picture, _ in pictures]
+        other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
+        if other is not None:
+            (width, height), (w, h) = sizes[0], sizes[other]
+            raise ValueError(
+                f"{files[0]} is of {width} x {height} pixels, but {files[other]} of {w} x {h}: pass size (--size) to "
+                "crop and scale all to one"
+            )
+    x = np.stack([_pixels(picture, gray, choice.size) for picture, _ in pictures])
+    levels = choice.levels or 256
+    return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), labels, levels=levels)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGES and each.is_file())
+
+
+def _picture(file: Path) -> tuple[Any, str]:
+    """An image of bytes, and whether it is gray ("L") or of color ("RGB")."""
+    images = _library("PIL.Image")
+    try:
+        with warnings.catch_warnings(), images.open(file) as image:
+            warnings.simplefilter("error", images.DecompressionBombWarning)
+            image.load()
+            mode = image.mode
+            if mode in ("I", "F") or mode.startswith("I;16"):
+                raise ValueError(f"it has pixels of mode {mode}, not bytes")
+            kind = "L" if mode in ("1", "L", "LA") else "RGB"
+            return image.convert(kind), kind
+    except (OSError, SyntaxError, ValueError, images.DecompressionBombError, images.DecompressionBombWarning) as error:
+        raise ValueError(f"{file} cannot be read as an image ({error}): copy it again, or remove it") from error
+
+
+def _pixels(picture: Any, gray: bool, size: int | tuple[int, int] | None) -> np.ndarray:
+    """``(C, H, W)`` bytes, cropped around the center and scaled to ``size``, (height, width)."""
+    picture = picture.convert("L" if gray else "RGB")
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        picture = _library("PIL.ImageOps").fit(picture, (width, height))
+    pixels = np.asarray(picture)
+    return pixels[None] if gray else np.moveaxis(pixels, 2, 0)
+
+
+def png(image: np.ndarray, levels: int) -> bytes:
+    """An image ``(C, H, W)`` of so many levels as a file."""
+    file = io.BytesIO()
+    pixels = (image.astype(np.int64) * 255 // (levels - 1)).astype(np.uint8)
+    pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
+    _library("PIL.Image").fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+# -- datasets ----------------------------------------------------------------------------------------------------------
+
+
+def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
+    features = getattr(source, "features", None) or {}
+    names = list(source.column_names)
+    image = next((name for name in names if hasattr(source[0][name], "convert")), None)
+    names_of = {name: getattr(features.get(name), "names", None) for name in names}
+    if image is None:
+        found = _of_frame(source.to_pandas(), "the dataset", choice, first=None)
+        classes = names_of.get(choice.label)
+    else:
+        choice.refuse("a dataset of images", "given", "columns")
+        label = choice.label or next((name for name in LABEL_NAMES if name in names), None)
+        rows = [source[i] for i in range(len(source))]
+        stacked = _stacked([row[image] for row in rows])
+        labels = None if label is None else np.array([row[label] for row in rows])
+        found, classes = Arrays(_images_first(stacked), label=labels), names_of.get(label)
+    return replace(found, classes=None if classes is None else tuple(classes))
+
+
+def _of_dataset(source: Any, choice: Choice) -> Arrays:
+    """A map-style `torch.utils.data.Dataset`, of x or of pairs of x and a label; torchvision's are such."""
+    choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns")
+    if not len(source):
+        raise ValueError("source is empty: its length is 0")
+    rows = [source[i] for i in range(len(source))]
+    pairs = isinstance(rows[0], tuple | list)
+    x = _stacked([row[0] for row in rows] if pairs else rows)
+    label = np.array([int(row[1]) for row in rows]) if pairs and len(rows[0]) > 1 else None
+    classes = getattr(source, "classes", None)
+    return Arrays(_images_first(x), label=label, classes=None if classes is None else tuple(map(str, classes)))
+
+
+def _stacked(rows: Sequence[Any]) -> np.ndarray:
+    arrays = [np.asarray(row) for row in rows]
+    if hasattr(rows[0], "convert"):  # Pillow's images have their channels last, however many rows there are
+        arrays = [array if array.ndim == 2 else np.moveaxis(array, 2, 0) for array in arrays]
+    other = next((i for i, array in enumerate(arrays) if array.shape != arrays[0].shape), None)
+    if other is not None:
+        raise ValueError(
+            f"datum 0 of source has shape {arrays[0].shape}, but datum {other} has {arrays[other].shape}: bring all to "
+            "one shape"
+        )
+    return _numbers(np.stack(arrays), "source")
