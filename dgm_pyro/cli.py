@@ -735,9 +735,7 @@ def _values(text: str) -> tuple[str, Sequence[Any]]:
     return name.replace("-", "_"), found if isinstance(found, list) else _names(values)
 
 
-@app.command(
-    epilog="Example: dgm sweep vae --data digits-binary --prior normal,vamp,flow --encoder meanfield,iaf --seeds 3"
-)
+@app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
 def sweep(
     model: Annotated[
@@ -908,7 +906,7 @@ def gaps(
     if as_json:
         typer.echo(json.dumps({str(folder): each.as_dict() for folder, each in found.items()}, indent=1))
     else:
-        typer.echo(f"{picture}: the gaps drawn")
+        typer.echo(f"{picture}: a bar per run")
 
 
 @app.command(epilog="Example: dgm checks runs/vae-digits --num-samples 1000")
@@ -1226,7 +1224,8 @@ def list_names(
     from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
     from dgm_pyro.data import NAMES
     from dgm_pyro.families.guides import FAMILIES
-    from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
+    from dgm_pyro.objectives import OBJECTIVES
+    from dgm_pyro.training.adversarial import COMPARISONS
 
     def lines(table: dict[str, tuple[Any, str]]) -> dict[str, str]:
         return {name: line for name, (_, line) in table.items()}

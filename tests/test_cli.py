@@ -393,6 +393,12 @@ def test_it_runs_as_a_module_and_shows_a_traceback_only_on_demand():
     assert "Traceback" in debug.stderr
 
 
+def test_the_objectives_have_their_names_where_only_the_commands_modules_are_imported():
+    code = "import dgm_pyro.experiments.runs; from dgm_pyro.objectives import objective_named; objective_named('gan:2')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert not done.returncode, done.stderr
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 BAD = [

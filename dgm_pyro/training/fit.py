@@ -32,6 +32,7 @@ from dgm_pyro.files import only_writer
 from dgm_pyro.networks import ActNorm, Standardize
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
+from dgm_pyro.training import adversarial as adversarial  # which adds the names of its objectives
 from dgm_pyro.training.compilation import Sums
 from dgm_pyro.training.distributed import ProcessGroup, process_group
 from dgm_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, optimizer_of, scheduler_of
