@@ -386,6 +386,7 @@ CALLS = {
         {"options": ["x", 3], "validation": ["x", 3, 0.5], "augment": ["x", 3], "optimizer": ["x", 3],
          "lr_schedule": ["x", 3]},
     ),
+    "Training.advance": Call(dict(), free=["pause"], of=training),
     "Training.load_state_dict": Call(dict(state=lambda: training().state_dict()), {"state": THING}, of=training),
     "Adversarial.load_state_dict": Call(dict(state=lambda: game().state_dict()), {"state": THING}, of=game),
     "TrainingOptions": Call(
@@ -661,7 +662,7 @@ CALLS = {
         dict(folder=fresh, model="pixels", data_name="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
              num_data=8, objective="elbo", progress=False),
         {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
-         "mutate": [1.5, "x"], "trackers": [3, "x", [3]]},
+         "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": []},
     ),
     "runs.resume": Call(dict(folder=run), {"trackers": [], "device": []}),
     "sweep.compare": Call(
@@ -706,8 +707,9 @@ EXCLUDED = {
         "samplers.run_sampler", "samplers.uniform",
     ],
     "helpers of other modules": [
-        "checkpoint.load_with_extra", "checkpoint.pack", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
-        "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved", "Training.advance",
+        "checkpoint.load_with_extra", "checkpoint.pack", "checkpoint.encoded",
+        "checkpoint.decoded", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
+        "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
         "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
         "runs.read_json", "runs.record_of", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
