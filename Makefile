@@ -11,7 +11,7 @@ WITH_LOWEST := -W ignore::DeprecationWarning --deselect tests/test_tutorials.py:
   representations fit tutorials,$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
 .DEFAULT_GOAL := help
-.PHONY: help tour quick test durations lowest check format tutorials docs bench clean
+.PHONY: help tour quick test durations lowest check format tutorials docs bench kills clean
 # Two installs into one environment must not run side by side.
 .NOTPARALLEL:
 
@@ -57,6 +57,9 @@ bench: $(VENV)/.installed-bench  ## time everything beside its peers, write benc
 	  OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python $$script --json bench/$$(basename $$script .py).json $(ARGS) \
 	  || exit 1; \
 	done
+
+kills: $(VENV)/.installed-test  ## kill trainings, sweeps and tours at random moments and resume them (ARGS="--kills 50")
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py $(ARGS)
 
 clean:  ## remove .venv, .venv-lowest, caches and build outputs; runs/, tour/ and bench/ stay
 	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -393,18 +393,28 @@ CALLS = {
              weight_decay=0.0, lr_schedule="cosine", seed=0, device="cpu", validation=X, early_stopping=1, ema=0.5,
              compile=False, precision="float32"),
         {"lr_schedule": NAME, "validation": [1.5, "x", 3], "ema": [0, 1, "x"], "compile": ["x", 3, None],
-         "augment": ["x", 3]},
+         "augment": ["x", 3], "resume": [3], "trackers": [3, "x", [3]],
+         "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"], "accumulate": COUNT,
+         "drop_last": [None, "x", 1],
+         "clip_norm": [0, -1.0, NAN, "x"], "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE,
+         "optimizer": NAME,
+         },
     ),
     "Training": Call(
         dict(program=lambda: dgm.Normal(2, learned=True), data=X, objective="elbo", validation=X),
-        {"options": ["x", 3], "validation": ["x", 3, 0.5], "augment": ["x", 3]},
+        {"options": ["x", 3], "validation": ["x", 3, 0.5], "augment": ["x", 3], "optimizer": ["x", 3],
+         "lr_schedule": ["x", 3]},
     ),
+    "Training.advance": Call(dict(), free=["pause"], of=training),
     "Training.load_state_dict": Call(dict(state=lambda: training().state_dict()), {"state": THING}, of=training),
     "Adversarial.load_state_dict": Call(dict(state=lambda: game().state_dict()), {"state": THING}, of=game),
     "TrainingOptions": Call(
         dict(epochs=1, batch_size=2, lr=0.1, weight_decay=0.0, lr_schedule="cosine", seed=0, device="cpu",
              validation=0.5, early_stopping=1, ema=0.5, compile=False, precision="float32"),
-        {"lr_schedule": NAME, "validation": FRACTION, "ema": [0, 1, "x"], "compile": ["x", 3, None],
+        {"lr_schedule": [3, None], "validation": FRACTION, "ema": [0, 1, "x"], "compile": ["x", 3, None],
+         "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"],
+         "accumulate": COUNT, "drop_last": [None, "x", 1], "clip_norm": [0, -1.0, NAN, "x"],
+         "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE, "optimizer": [3, None],
          "device": [3, None]},  # whether there is one is asked when it is used
     ),
     "Evidence.minus": Call(dict(other=evidence), {"other": THING}, of=evidence),
@@ -713,8 +723,9 @@ CALLS = {
         dict(folder=fresh, model="pixels", data_name="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
              num_data=8, objective="elbo", progress=False),
         {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
-         "mutate": [1.5, "x"]},
+         "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": []},
     ),
+    "runs.resume": Call(dict(folder=run), {"trackers": [], "device": []}),
     "sweep.compare": Call(
         dict(folders=lambda: [run(), run()], split="test", num_particles=1, device="cpu", seed=0),
         {"folders": [None, 3, [3, 4]]},
@@ -722,7 +733,7 @@ CALLS = {
     "sweep.sweep": Call(
         dict(out=fresh, options=fast, prior=("normal",), objective=("elbo",), seeds=1, jobs=1, progress=False),
         {"options": ["x", 3], "prior": [3, ("no",)], "encoder": [3, ("no",)], "likelihood": [3, ("no",)],
-         "objective": [3, ("no",)]},
+         "objective": [3, ("no",)], "vary": [3, {"speed": [1]}, {"lr": 3}]},
     ),
 }  # fmt: skip
 
@@ -760,7 +771,8 @@ EXCLUDED = {
         "samplers.run_sampler", "samplers.uniform",
     ],
     "helpers of other modules": [
-        "checkpoint.load_with_extra", "checkpoint.pack", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
+        "checkpoint.load_with_extra", "checkpoint.pack", "checkpoint.encoded",
+        "checkpoint.decoded", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
         "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
         "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.chosen", "representations.latents",

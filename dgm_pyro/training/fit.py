@@ -601,6 +601,13 @@ def fit(
         BlockingIOError: another process trains into the folder.
         KeyboardInterrupt: as it came; the program has the best weights so far, and is in evaluation mode.
     """
+    for name, made in (("optimizer", optimizer), ("lr_schedule", lr_schedule)):
+        if not isinstance(made, str) and not callable(made):
+            raise TypeError(f"{name} must be a name or a function that makes one, got {made!r}")
+    check_type(trackers, Sequence, "trackers", "a sequence of trackers")
+    for tracker in trackers:
+        if not all(hasattr(tracker, name) for name in ("on_start", "on_epoch", "on_end")):
+            raise TypeError(f"trackers must have on_start, on_epoch and on_end, got {type(tracker).__name__}")
     held_out = None if validation is None or isinstance(validation, float) else validation
     options = TrainingOptions(
         epochs=epochs, gradient_steps=gradient_steps, minutes=minutes, batch_size=batch_size, accumulate=accumulate,
