@@ -12,6 +12,7 @@ from dgm_pyro.experiments import plots
 from dgm_pyro.factors import formula
 from dgm_pyro.families import autoregressive, diffusion, flow, guides, implicit, priors
 from dgm_pyro.families.autoregressive import Autoregressive
+from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.conditionals import (
     Bernoulli,
     Beta,
@@ -61,6 +62,7 @@ __all__ = [
     "Beta",
     "Categorical",
     "CheckpointError",
+    "Columns",
     "CompilationError",
     "Conditional",
     "ContinuousDiffusion",

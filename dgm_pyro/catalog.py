@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, overload
@@ -19,6 +19,7 @@ from torch import nn
 from dgm_pyro.checks import as_shape, check_choice, check_count, check_type
 from dgm_pyro.data import Data
 from dgm_pyro.families.autoregressive import Autoregressive
+from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.conditionals import (
     Bernoulli,
     Beta,
@@ -53,7 +54,17 @@ from dgm_pyro.families.priors import MixturePrior, VampPrior
 from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.transforms import line_of
 from dgm_pyro.families.vae import VAE
-from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN, Standardize
+from dgm_pyro.networks import (
+    MADE,
+    MLP,
+    CausalTransformer,
+    ColumnMADE,
+    ColumnReader,
+    DenoisingMLP,
+    DenoisingUNet,
+    PixelCNN,
+    Standardize,
+)
 from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
 
 # So many numbers are looked at to find units. A standard deviation is of heavy tails from so many times the quartiles'.
@@ -64,6 +75,7 @@ LATENT_SIZE = 16
 CODE_VALUES = 8
 Catalog = dict[str, tuple[Callable[..., Program], str]]
 Units = tuple[torch.Tensor, torch.Tensor]
+Reading = Callable[[Callable[[Sequence[int]], nn.Module]], nn.Module]
 Reads = dict[str, Any]
 """What the networks are given, as their own argument: a ``given_shape``, ``num_classes``, or nothing."""
 
@@ -89,12 +101,16 @@ def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **op
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
+def _of_given(reads: Reads, outputs: int) -> nn.Module:
+    """A network of what is given alone."""
+    if "num_classes" in reads:
+        return nn.Embedding(reads["num_classes"], outputs)
+    return MLP(reads["given_shape"], outputs, (128, 128))
+
+
 def pixels(data: Data, reads: Reads) -> Program:
     def network(per_feature: int) -> nn.Module:
-        outputs = per_feature * data.event_shape.numel()
-        if "num_classes" in reads:
-            return nn.Embedding(reads["num_classes"], outputs)
-        return MLP(reads["given_shape"], outputs, (128, 128))
+        return _of_given(reads, per_feature * data.event_shape.numel())
 
     if data.levels is not None:
         values = data.levels
@@ -201,7 +217,8 @@ class Parts:
         clusters: how many values a z of shape ``()`` has.
         reads: what all parts are given besides.
         hidden: widths of the encoder's and the likelihood's hidden layers.
-        units: by which the encoder standardizes x, where it comes in units of its own.
+        reading: makes the encoder's network, of a function that makes one of its input's shape, where x comes in units
+            of its own.
     """
 
     data: Data
@@ -209,7 +226,7 @@ class Parts:
     clusters: int | None
     reads: Reads
     hidden: Sequence[int]
-    units: Units | None = None
+    reading: Reading | None = None
 
     @property
     def size(self) -> int:
@@ -217,8 +234,11 @@ class Parts:
 
     def of_x(self, outputs: int) -> nn.Module:
         """A network for the encoder."""
-        network = MLP(self.data.event_shape, outputs, self.hidden, levels=self.data.levels, **self.reads)
-        return network if self.units is None else Standardize(*self.units, network)
+
+        def network(shape: Sequence[int]) -> nn.Module:
+            return MLP(shape, outputs, self.hidden, levels=self.data.levels, **self.reads)
+
+        return network(self.data.event_shape) if self.reading is None else self.reading(network)
 
     def of_z(self, per_feature: int) -> MLP:
         """A network for the likelihood; of a z that is a class, it reads no label."""
@@ -230,7 +250,7 @@ class Parts:
         return {"num_classes": self.clusters} if self.clusters else {"given_shape": self.shape}
 
     def x_as_given(self) -> dict[str, Any]:
-        if "given_shape" in self.reads or self.units is not None:
+        if "given_shape" in self.reads or self.reading is not None:
             raise ValueError(
                 "a flow as encoder reads a standardized x and a label, nothing else: use encoder='meanfield', "
                 "'fullrank' or 'lowrank'"
@@ -247,7 +267,8 @@ def vae(
     likelihood: Program | str = "independent",
     latent_size: int | None = None,
     hidden: Sequence[int] = (256, 256),
-    units: Units | None = None,
+    reading: Reading | None = None,
+    columns: Callable[[Callable[[int], nn.Module]], Program] | None = None,
 ) -> Program:
     size = (LATENT_SIZE if is_image(data) else 2) if latent_size is None else check_count(latent_size, "latent_size")
     hidden = as_shape(hidden, "hidden")
@@ -257,7 +278,7 @@ def vae(
     coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
     named = () if one_class else (size, CODE_VALUES) if coded else (size,)
     shape = named if made is None else tuple(made.event_shape)
-    parts = Parts(data, shape, clusters, reads, hidden, units)
+    parts = Parts(data, shape, clusters, reads, hidden, reading)
     if encoder is None:
         discrete = prior == "bernoulli" if made is None else made.levels == 2
         encoder = "categorical" if one_class else "codes" if coded else "bernoulli" if discrete else "meanfield"
@@ -267,7 +288,7 @@ def vae(
     late = isinstance(encoder, str) and encoder in LATE_ENCODERS
     q = _named("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
     p_z = _named(prior, PRIORS, "prior", parts, q)
-    p_x = _named(likelihood, LIKELIHOODS, "likelihood", parts)
+    p_x = _named(likelihood, LIKELIHOODS, "likelihood", parts) if columns is None else columns(parts.of_z)
     return LATE_ENCODERS[encoder][0](parts, q, p_z, p_x) if late else VAE(p_z, p_x, q)  # type: ignore[index]
 
 
@@ -497,6 +518,7 @@ LIKELIHOODS: Catalog = {
     "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions (images)"),
 }
 
+COLUMN_MODELS = ("pixels", "made", "vae")
 OWN_UNITS = (
     "log-normal", "beta", "poisson", "negative-binomial", "zero-inflated-poisson", "zero-inflated-negative-binomial",
 )  # fmt: skip
@@ -553,6 +575,7 @@ def build(
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
     standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
 ) -> Any: ...
 
 
@@ -567,6 +590,7 @@ def build(
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
     standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
 ) -> Program:
     """A program by name, sized for ``data``.
 
@@ -587,6 +611,8 @@ def build(
         hidden: widths of the hidden layers of encoder and likelihood.
         standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
             where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
+        columns: of a table of mixed kinds, the kind of each column as `Columns` takes it: for "made" a chain over the
+            columns, for "vae" independent columns given z, for "pixels" independent columns.
 
     Warns:
         UserWarning: a feature of reals is constant, or float32 is too coarse for it.
@@ -613,6 +639,7 @@ def build(
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
     if name not in ("vae", "vq-vae") and swaps:
         raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
+    check_type(columns, Mapping | None, "columns", "a mapping of names to kinds or None")
     check_type(standardize, bool, "standardize", "True or False")
     classes = data.num_classes
     if classes is None and (labeled or name == "classifier"):
@@ -633,15 +660,19 @@ def build(
         raise ValueError(
             f"{data.name} has a given beside its labels, and a classifier conditions on the label alone: leave one out"
         )
-    units = units_of(data.x, "x") if standardize and data.levels is None else None
+    units = units_of(_with_nan(data), "x") if standardize and data.levels is None else None
     given_units = units_of(given, "given") if standardize and given is not None else None
     if name == "classifier":
         if labeled:
             raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
         return MODELS[name][0](data, units)
     reads = {"num_classes": classes} if labeled else {} if given is None else {"given_shape": given.shape[1:]}
-    if units is not None and _in_own_units(likelihood):
-        program, units = MODELS[name][0](data, reads, units=units, **swaps), None
+    if columns is not None:
+        program, units = _of_columns(name, data, reads, columns, swaps), None
+    elif units is not None and _in_own_units(likelihood):
+        standardizing = units
+        reading = lambda make: Standardize(*standardizing, make(data.event_shape))  # noqa: E731
+        program, units = MODELS[name][0](data, reads, reading=reading, **swaps), None
     else:
         program = MODELS[name][0](data if units is None else _standardized(data, units), reads, **swaps)
     if reads and (not program.conditional or (isinstance(program, VAE) and not _generates_from_given(program))):
@@ -664,6 +695,34 @@ def _generates_from_given(vae: VAE) -> bool:
     return vae.prior.conditional or is_pair(vae.likelihood.given_shape)
 
 
+def _of_columns(name: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
+    """The model of that name, of columns of mixed kinds."""
+    if name not in COLUMN_MODELS:
+        raise ValueError(f"columns are for the models {', '.join(COLUMN_MODELS)}, not for {name!r}: leave one out")
+    if "likelihood" in swaps:
+        raise ValueError("columns are the likelihood: leave out columns or likelihood")
+    if data.levels is not None or tuple(data.event_shape) != (len(columns),):
+        raise ValueError(f"columns has {len(columns)} kinds, but data are {data!r}: pass reals, (N, {len(columns)})")
+    x = _with_nan(data)
+    shift, scale = units_of(x)
+    table = Columns(columns, shift=shift, scale=scale)
+    amount = torch.tensor([i in table.amounts for i in range(len(columns))])
+    reader = partial(ColumnReader, table.categories, table.amounts, *units_of(torch.where(amount, x.log1p(), x)))
+
+    def likelihood(network: Callable[[int], nn.Module]) -> Columns:
+        """Given what a network reads that is made of its number of parameters per column."""
+        return Columns(columns, lambda size: network(size // len(columns)), shift=shift, scale=scale)
+
+    if name == "made":
+        return Autoregressive(likelihood(lambda p: ColumnMADE(reader(), p, (256, 256, 256), residual=True, **reads)))
+    if name == "vae":
+        reading = lambda make: reader(make((reader().size,)))  # noqa: E731
+        return vae(data, reads, columns=likelihood, reading=reading, **swaps)
+    if reads:
+        return likelihood(lambda p: _of_given(reads, p * len(columns)))
+    return Columns(columns, shift=shift, scale=scale, learned=True)
+
+
 def _in_own_units(likelihood: Program | str | None) -> bool:
     """Whether a shift would take x out of the likelihood's support."""
     if not isinstance(likelihood, Program):
@@ -684,7 +743,7 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     standard deviation of a Normal. The scale of a constant feature is 1. Of many data, an even sample is taken.
 
     Args:
-        x: ``(N, *event_shape)``.
+        x: ``(N, *event_shape)``; NaN where it is missing.
         argument: its name, for messages.
 
     Warns:
@@ -695,13 +754,15 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     columns = x.movedim(1, -1) if image else x
     every = max(1, columns.numel() // NUMBERS_FOR_UNITS)
     columns = columns.reshape(-1, features)[::every].double()
-    spread, center = torch.std_mean(columns, 0, correction=0)
-    low, median, high = columns.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=columns.dtype), 0)
+    center = columns.nanmean(0)
+    spread = (columns - center).square().nanmean(0).sqrt()
+    low, median, high = columns.nanquantile(torch.tensor([0.25, 0.5, 0.75], dtype=columns.dtype), 0)
     between = (high - low) / 1.349
     heavy = (spread > HEAVY * between) & (between > 0)
     shift, scale = torch.where(heavy, median, center), torch.where(heavy, between, spread)
-    constant = scale <= 1e-12 * center.abs().clamp_min(1e-12)
-    coarse = torch.finfo(x.dtype).eps * columns.abs().amax(0) > COARSE * scale
+    constant = ~(scale > 1e-12 * center.abs().clamp_min(1e-12))  # or never observed
+    shift = shift.nan_to_num()
+    coarse = torch.finfo(x.dtype).eps * columns.abs().nan_to_num().amax(0) > COARSE * scale
     for trouble, message in (
         (constant, "is constant, and its density has no bound: drop it"),
         (
@@ -714,6 +775,11 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     shape = (features, *(1,) * (x.dim() - 2)) if image else x.shape[1:]
     scale = torch.where(constant, 1.0, scale)
     return shift.to(x.dtype).reshape(shape), scale.to(torch.get_default_dtype()).reshape(shape)
+
+
+def _with_nan(data: Data) -> torch.Tensor:
+    """x with NaN where it is missing."""
+    return data.x if data.mask is None else data.x.masked_fill(~data.mask, torch.nan)
 
 
 def _standardized(data: Data, units: Units) -> Data:

@@ -315,6 +315,18 @@ def _encode(value: Any, where: str, graph: _Graph | None) -> Any:
     )
 
 
+def encoded(value: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A tree of plain Python and tensors, as JSON and tensors by name that share no memory."""
+    graph = _Graph()
+    tree = _encode(value, "it", graph)
+    return tree, {name: _plain(tensor) for name, tensor in graph.tensors.items()}
+
+
+def decoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `encoded` took."""
+    return _decode(tree, [], tensors)
+
+
 def _decode(node: Any, modules: list[nn.Module], tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, list):
         return [_decode(item, modules, tensors) for item in node]

@@ -142,6 +142,18 @@ def check_finite(x: Any, argument: str) -> None:
         raise ValueError(f"{argument} holds NaN or infinite values: clean them or drop those rows")
 
 
+def as_reals(value: Any, argument: str, *, positive: bool = False) -> Tensor:
+    """A tensor, a number or a sequence of them as a tensor of finite reals; integers get the default dtype."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{argument} must be a tensor, a number or a sequence of them, got {value!r}") from error
+    check_finite(tensor, argument)
+    if positive and not bool((tensor > 0).all()):
+        raise ValueError(f"{argument} must be positive, got {float(tensor.min()):.4g}: use 1 for a constant feature")
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
 def check_labels(y: Any, argument: str, size: int) -> None:
     """Raise unless ``y`` is one integer per datum."""
     check_dense(y, argument)

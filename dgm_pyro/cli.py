@@ -5,6 +5,7 @@ Whatever is wrong with the input ends in one line on stderr and a non-zero exit;
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -12,13 +13,13 @@ import inspect
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgm_pyro.training.options import TrainingOptions, option_types
+from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
 if TYPE_CHECKING:
     import torch
@@ -143,6 +144,19 @@ NumData = Annotated[int | None, typer.Option(help="Use only this many training d
 LatentSize = Annotated[int | None, typer.Option(help="Number of features of the latent z of a vae.")]
 
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Option of the model, such as hidden=512,512; may be repeated."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        is_eager=True, callback=lambda context, path: _configured(context, path), metavar="RUN/run.json",
+        help="Record of a run, whose options are those that the command does not name.",
+    ),
+]  # fmt: skip
+
+
 @app.callback(invoke_without_command=True, epilog="Example: dgm tour --quick")
 def root(
     context: typer.Context,
@@ -192,6 +206,57 @@ def tour(
         raise typer.Exit(1)
 
 
+def _is_told(context: typer.Context, name: str) -> bool:
+    """Whether an option stands in the command."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """The values in "NAME=VALUE": numbers and sequences of them, or names."""
+    from dgm_pyro.catalog import build
+
+    known = [name for name in inspect.signature(build).parameters if name not in ("name", "data", "labeled")]
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in known or not value:
+            raise ValueError(f"--set must be NAME=VALUE with a NAME of {', '.join(known)}, got {text!r}")
+        found[name] = value_of(value)
+    return found
+
+
+def _configured(context: typer.Context, path: Path | None) -> None:
+    """Take what a run was made with, for options that do not stand in the command."""
+    if path is None:
+        return
+    from dgm_pyro.experiments import runs
+
+    stored = runs.read_json(path, runs.KINDS, "choose the run.json of a run")
+    options = stored["options"] | {name: stored[name] for name in ("model", "data", "data_dir")}
+    names = {parameter.name for parameter in context.command.params}
+    own = _settings([f"{name}={value!r}" for name, value in options.items() if name == "hidden"])
+    settings = [f"{name}={value!r}" for name, value in own.items()]
+    none = {"validation": 0, "clip_norm": 0}  # what stands for None where that is not the default
+    given = {name: none.get(name) if value is None else value for name, value in options.items() if name in names}
+    given = {name: value for name, value in given.items() if value is not None and value != "auto"}
+    context.default_map = {**(context.default_map or {}), **given, "settings": settings}
+
+
+class _Interruption(Exception):
+    """What `Interrupted` says, past typer, which keeps of an interrupt that there was one."""
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    from dgm_pyro.training.states import Interrupted
+
+    try:
+        yield
+    except Interrupted as error:
+        raise _Interruption(str(error), error.status) from None
+
+
 def _training_options(*without: str) -> Callable[[Command], Command]:
     """Give a command one option for each field of `TrainingOptions`, in the place of its argument ``options``.
 
@@ -204,7 +269,8 @@ def _training_options(*without: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def called(**given: Any) -> None:
             options = TrainingOptions(**{parameter.name: given.pop(parameter.name) for parameter in parameters})
-            command(**given, options=options)
+            with _interruptible():
+                command(**given, options=options)
 
         signature = inspect.signature(command, eval_str=True)
         own = [parameters if each.name == "options" else [each] for each in signature.parameters.values()]
@@ -220,8 +286,8 @@ def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
     annotation: Any = Annotated[kind, typer.Option(help=meaning)]
     if field.name in ("seed", "device"):  # as for the other commands
         annotation = {"seed": Seed, "device": Device}[field.name]
-    elif field.name == "validation":
-        told = typer.Option(help=f"{meaning} 0 for none.", callback=lambda share: share or None)
+    elif field.name in ("validation", "clip_norm"):
+        told = typer.Option(help=f"{meaning} 0 for none.", callback=lambda value: value or None)
         annotation = Annotated[float, told]
     elif field.name == "compile":
         told = typer.Option(
@@ -237,7 +303,9 @@ def train(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Model to train, such as vae or pixelcnn: see dgm list.", autocompletion=_models
+            metavar="MODEL",
+            help="Model to train, such as vae or pixelcnn: see dgm list. After --resume: the folder of a run.",
+            autocompletion=_models,
         ),
     ],
     data: DataSet = "digits",
@@ -272,15 +340,43 @@ def train(
     options: TrainingOptions,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/MODEL-DATA.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an interrupted training: --resume RUN, or with the command that began it.",
+        ),
+    ] = False,
+    settings: Settings = None,
+    config: Config = None,
+    context: typer.Context,
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves.
 
+    SIGINT (Ctrl-C) and SIGTERM store the state of the training, and so does each of the checkpoint minutes.
+
     In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
     """
+    from dgm_pyro.catalog import MODELS
     from dgm_pyro.experiments import runs
+    from dgm_pyro.experiments.trackers import RunFiles
     from dgm_pyro.training import distributed
 
     processes = distributed.join(options.device)
+    shown = _on_a_terminal()
+    if resume and model not in MODELS:
+        folder = Path(model)
+        told = [
+            name for name in context.params if _is_told(context, name) and name not in ("model", "resume", "device")
+        ]
+        if told:
+            raise ValueError(f"--resume {model} takes the options of that run: leave out {', '.join(told)}")
+        device = options.device if _is_told(context, "device") else None
+        _, record, history = runs.resume(folder, device, trackers=[RunFiles(folder, str(folder))], progress=shown)
+        if processes.writes:
+            _report_training(folder, record.model, history)
+        distributed.leave()
+        return
     parts = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
     swaps: dict[str, Any] = {name: choice for name, choice in parts.items() if choice is not None}
     if not standardize:
@@ -291,7 +387,7 @@ def train(
         folder,
         model,
         data,
-        swaps,
+        swaps | _settings(settings or ()),
         options,
         labeled=labeled,
         data_dir=data_dir,
@@ -301,9 +397,12 @@ def train(
         num_labels=num_labels,
         mutate=mutate,
         force=force,
+        resume=resume,
+        trackers=[RunFiles(folder, name)],
+        progress=shown,
     )
     if processes.writes:
-        _report_training(folder, name, model, history)
+        _report_training(folder, model, history)
     distributed.leave()
 
 
@@ -329,11 +428,7 @@ def _reading(
     return {name: choice for name, choice in chosen.items() if choice is not None}
 
 
-def _report_training(folder: Path, name: str, model: str, history: History) -> None:
-    from dgm_pyro.experiments import plots
-
-    curves = plots.learning_curves(history, title=f"{name}: {len(history.epochs)} epochs")
-    plots.write_picture(folder / "learning-curves.png", curves)
+def _report_training(folder: Path, model: str, history: History) -> None:
     best = history.epochs[history.best_epoch - 1]
     loss = f"loss {best.loss:.3f} {history.unit}"
     if best.validation is not None:
@@ -1090,6 +1185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED) if _is_first_to_fail() else INTERRUPTED
+    except _Interruption as error:
+        message, ended = error.args
+        return _fail(message, ended) if _is_first_to_fail() else int(ended)
     except Exception as error:
         if not _is_first_to_fail():
             return 1

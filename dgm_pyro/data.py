@@ -136,6 +136,11 @@ class Data:
         return "density" if self.levels is None else "mass"
 
     @property
+    def misses(self) -> bool:
+        """Whether features are missing."""
+        return self.mask is not None and not bool(self.mask.all())
+
+    @property
     def parts(self) -> dict[str, Tensor]:
         """The tensors that there are, by name: x, y, given, mask."""
         tensors = {"x": self.x, "y": self.y, "given": self.given, "mask": self.mask}

@@ -23,6 +23,7 @@ from dgm_pyro.checks import check_count, check_dense, check_type, find_device
 from dgm_pyro.data import Data
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.labeled import Labeled
+from dgm_pyro.families.missing import observed_part
 from dgm_pyro.families.standardized import core_of
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
@@ -37,7 +38,7 @@ class Evidence(Result):
     Attributes:
         values: log p(x), or a bound on it, per datum in nats, ``(N,)``.
         kind: "exact", "elbo", "iwae-K", or "ode": that of a probability flow, exact up to its solver's tolerance.
-        measure: "mass" on integers, or "density" on reals.
+        measure: "mass" on integers, or "density" on reals; of columns of both, which are which.
         num_dims: D, the number of features of one datum.
         program, data: names.
         digest: of the data in their order: evidences with another one are of other data.
@@ -190,6 +191,9 @@ def evaluate(
         device: where to compute; default where the program is.
         progress: whether to show a bar; it counts data, or particles of data.
 
+    Where features are missing, the evidence is that of the observed part: exact where they are independent, and the
+    MIWAE bound of a VAE whose likelihood has independent features.
+
     The label of a `Labeled` program is summed over, and only log p(x | y) bounded, where it is not exact.
 
     Memory does not grow with ``num_particles``: they come in chunks, and only the sum of their weights is kept.
@@ -203,9 +207,10 @@ def evaluate(
     check_count(num_particles, "num_particles")
     check_count(num_samples, "num_samples")
     check_count(batch_size, "batch_size")
-    data = as_data(program, data)
+    data = as_data(program, data, missing=True)
+    part = observed_part(program, data)
     device = program_device(program) if device is None else find_device(device)
-    program.to(device)
+    part.to(device)
     kind = "exact" if program.tractable else "elbo" if num_particles == 1 else f"iwae-{num_particles}"
     flow: Any = program.ode_log_prob if ode and isinstance(core_of(program), ContinuousDiffusion) else None
     if ode:
@@ -234,7 +239,7 @@ def evaluate(
         for start in range(0, len(data.x), batch_size):
             rows = slice(start, start + batch_size)
             batch = data[rows].to(device)
-            value, given, _ = program.arguments(batch)
+            value, given, _ = part.arguments(batch)
             keys.append(_keys(value, batch).cpu())
             if flow is not None:
                 density = flow(value, given)
@@ -242,7 +247,7 @@ def evaluate(
                 bar.update(len(value))
             else:
                 with noise.per_datum(value, seed):
-                    bounds.append(_bound(program, value, given, num_particles, num_samples, bar.update))
+                    bounds.append(_bound(part, value, given, num_particles, num_samples, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -358,8 +363,11 @@ def _site_means(terms: list[dict[str, Tensor]]) -> dict[str, float]:
     return {site: torch.cat([batch[site] for batch in terms]).double().mean().item() for site in terms[0]}
 
 
-def as_data(program: Program, data: Any, argument: str = "data") -> Data:
+def as_data(program: Program, data: Any, argument: str = "data", *, missing: bool = False) -> Data:
     """``data`` as a `Data` that fits ``program``: shapes, values, levels and measure.
+
+    Args:
+        missing: whether the caller scores them by `observed_part`, and so takes data that miss features.
 
     Raises:
         ValueError, TypeError: it does not fit; the message names the remedy.
@@ -378,15 +386,17 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
     if not isinstance(data, Data):
         raise TypeError(f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}")
     moved = data.to(place)
-    value, given, observed = program.arguments(moved)
+    part = observed_part(program, moved) if missing else program
+    value, given, observed = part.arguments(moved)
     if data.given is not None and not any(part is moved.given for part in parts_of(given)):
         raise ValueError(
             f"{data.name} has given of shape {tuple(data.given.shape)}, which this {type(program).__name__} does not "
             "read: leave given out, or use a program that is conditional on reals, with a network of them"
         )
-    check_whole(data, f"this {type(program).__name__}")
+    if not missing:
+        check_whole(data, f"this use of a {type(program).__name__}")
     program.check_given(given, len(value))
-    counts = program.levels is None and program.measure_given(given) == "mass"
+    counts = program.levels is None and program.measure_given(given) != "density"
     if program.variable == "x" and not counts:
         if data.measure != program.measure:
             raise ValueError(
@@ -402,7 +412,7 @@ def as_data(program: Program, data: Any, argument: str = "data") -> Data:
                 "use a Categorical or DiscretizedLogistic likelihood with levels=data.levels, "
                 "or the binarized data for a Bernoulli"
             )
-    program.check(value, given, support=True)
+    part.check(value, given, support=True)
     classes = getattr(program, "classes", None)
     if observed and classes is not None and data.num_classes is not None and data.num_classes > classes:
         raise ValueError(f"{data.name} has {data.num_classes} classes, but this {type(program).__name__} has {classes}")
@@ -415,7 +425,7 @@ def check_whole(data: Data, owner: str) -> None:
     Args:
         owner: who takes whole data alone, for the message.
     """
-    if data.mask is not None and not data.mask.all():
+    if data.misses and data.mask is not None:
         rows = int((~data.mask).flatten(1).any(1).sum())
         raise ValueError(
             f"{rows} of {len(data)} data of {data.name} miss features, and {owner} takes whole data: keep "

@@ -51,7 +51,7 @@ def glyphs(random: np.random.Generator, num_data: int, *, num_classes: int, size
     for i in range(num_data):
         image = _drawn(FONTS[font[i]], CHARACTERS[y[i]], FINER * size)
         image = image.transform(image.size, Image.Transform.AFFINE, inverse[i], Image.Resampling.BILINEAR)
-        ink[i, 0] = image.reduce(FINER)
+        ink[i, 0] = np.asarray(image.reduce(FINER))
     return (_colored(random, ink) if color else ink), y
 
 

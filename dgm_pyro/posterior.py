@@ -548,7 +548,7 @@ class Indices(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if type(msg["fn"]).__name__ == "_Subsample":
             msg["value"] = self.indices[msg["name"]]
-        elif not msg["is_observed"] and msg["value"] is None:
+        elif not msg["is_observed"]:  # a value there is a place to start from, as by InitMessenger
             self._latent(msg)
 
     def _latent(self, msg: Any) -> None:

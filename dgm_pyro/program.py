@@ -237,7 +237,10 @@ class Program(nn.Module):
 
     @property
     def measure(self) -> str:
-        """``"mass"`` on discrete values or ``"density"`` on reals: numbers of different measure are not comparable."""
+        """``"mass"`` on discrete values or ``"density"`` on reals: numbers of different measure are not comparable.
+
+        Where some features have discrete values and others reals, it says which.
+        """
         return self.measure_given(example_given(self))
 
     def measure_given(self, given: Any) -> str:
@@ -247,7 +250,7 @@ class Program(nn.Module):
         if self.conditional and given is None:  # nothing to state x by
             return "density"
         support = self.support_given(rows_of(given, slice(1)))
-        return "mass" if support is not None and support.is_discrete else "density"
+        return "density" if support is None else _measure_of(unwrapped(support))
 
     def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
         """The support of the distribution by which `joint` states x; None where it names none, or latents move it.
@@ -353,14 +356,16 @@ class Program(nn.Module):
 
     # -- missing features --------------------------------------------------------------------------------------------
 
-    def filled(self, x: Tensor, mask: Tensor, given: Any = None) -> Tensor:
-        """x with a value of its support in the place of each that is missing, False in ``mask``: zero where it may."""
-        support = self.support_given(given, len(x))
-        inside = torch.zeros_like(x)
-        if support is not None and not support.is_discrete:
-            with contextlib.suppress(NotImplementedError):  # of a support that no transform leads to
-                inside = transform_to(unwrapped(support))(inside).to(x.dtype)
-        return torch.where(mask, x, inside)
+    @property
+    def takes_missing(self) -> bool:
+        """Whether missing features of x can be left out of p(x): where they are independent given the latents."""
+        return False
+
+    def placeholder(self) -> Tensor:
+        """An x of the support, ``event_shape``, that stands for what is missing: zero where that is one."""
+        given = example_given(self)
+        known = given is not None or not self.conditional
+        return inside(self.support_given(given) if known else None, parameter_of(self).new_zeros(self.event_shape))
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         """Weighted draws of x with its observed features: what `dgm.infer.impute` chooses among.
@@ -1244,6 +1249,32 @@ def unwrapped(constraint: Any) -> constraints.Constraint:
     return inner
 
 
+def inside(support: constraints.Constraint | None, zeros: Tensor) -> Tensor:
+    """Values of a support, of the shape of ``zeros``."""
+    line: Any = None if support is None else unwrapped(support)
+    if line is None:
+        return zeros
+    if isinstance(line, constraints.stack):
+        return torch.stack([inside(each, zero) for each, zero in zip(line.cseq, zeros.unbind(-1), strict=True)], -1)
+    if line.is_discrete:
+        zeros = zeros + getattr(line, "lower_bound", 0)
+    else:
+        with contextlib.suppress(NotImplementedError):  # no transform leads to it
+            zeros = transform_to(line)(zeros).to(zeros.dtype)
+    return zeros
+
+
+def _measure_of(line: Any) -> str:
+    if not isinstance(line, constraints.stack):
+        return "mass" if line.is_discrete else "density"
+    discrete = [i for i, each in enumerate(line.cseq) if each.is_discrete]
+    if len(discrete) in (0, len(line.cseq)):
+        return "mass" if discrete else "density"
+    runs = [list(run) for _, run in itertools.groupby(discrete, lambda i: i - discrete.index(i))]
+    named = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"mass of features {named}, density of the others"
+
+
 def bounded_by_numbers(constraint: constraints.Constraint) -> bool:
     """Whether no bound of a constraint is a tensor: then it holds for any parameters."""
     parts: Iterable[Any] = vars(constraint).values()
@@ -1265,6 +1296,8 @@ def check_within(x: Tensor, support: constraints.Constraint | None, owner: str, 
     if not wrong.any():
         return
     place = tuple(wrong.nonzero()[0].tolist())
+    if isinstance(here, constraints.stack):
+        here = here.cseq[place[-1]]
     for name, bound in bounds.items():
         setattr(here, name, bound.expand(wrong.shape)[place].item())
     value = x[place]

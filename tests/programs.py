@@ -20,7 +20,16 @@ from torch import Tensor, nn
 
 import dgm_pyro as dgm
 from dgm_pyro import flow, guides, networks, priors
-from dgm_pyro.networks import MADE, MLP, CausalTransformer, DenoisingMLP, DenoisingUNet, PixelCNN
+from dgm_pyro.networks import (
+    MADE,
+    MLP,
+    CausalTransformer,
+    ColumnMADE,
+    ColumnReader,
+    DenoisingMLP,
+    DenoisingUNet,
+    PixelCNN,
+)
 from dgm_pyro.program import batch_plates, latent_sites, log_prob_sum
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -186,6 +195,26 @@ def counts(size: int, features: int) -> Tensor:
     return torch.poisson(torch.ones(size, features))
 
 
+def table(network: nn.Module | None = None, learned: bool = False) -> dgm.Columns:
+    """A table with a column of each kind; at most 9 parameters for each."""
+    kinds = {"a": "real", "b": "positive", "c": "count", "d": ("bounded", -1.0, 3.0), "e": ("category", 3)}
+    return dgm.Columns(
+        kinds, network, shift=[0.5, 0.0, 0.0, 0.0, 0.0], scale=[2.0, 0.5, 1.0, 1.0, 1.0], learned=learned
+    )
+
+
+def rows(size: int) -> Tensor:
+    """Rows of `table`."""
+    columns = (
+        torch.randn(size),
+        torch.randn(size).exp(),
+        torch.poisson(torch.ones(size)),
+        4 * torch.rand(size) - 1,
+        torch.randint(3, (size,)).to(torch.get_default_dtype()),
+    )
+    return torch.stack(columns, -1)
+
+
 def _mlp(inputs: tuple[int, ...], outputs: int, **options: Any) -> MLP:
     return MLP(inputs, outputs, hidden=(6,), activation="tanh", **options)
 
@@ -336,6 +365,23 @@ CASES: dict[str, Case] = {
     "student-t": Case(lambda: dgm.StudentT(2, _mlp((3,), 6))),
     "log-normal": Case(lambda: dgm.LogNormal(4, learned=True), data=lambda size: torch.randn(size, 4).exp()),
     "beta": Case(lambda: dgm.Beta(4, _mlp((3,), 8)), data=lambda size: torch.rand(size, 4).clamp(0.01, 0.99)),
+    # Columns
+    "columns": Case(lambda: table(learned=True), data=rows),
+    "columns-given-vector": Case(lambda: table(_mlp((2,), 45)), data=rows),
+    "columns-vae": Case(
+        lambda: dgm.VAE(
+            dgm.Normal(2),
+            table(_mlp((2,), 45)),
+            dgm.Normal(2, ColumnReader([None, None, None, None, 3], [1, 2], network=_mlp((7,), 4))),
+        ),
+        data=rows,
+    ),
+    "columns-made": Case(
+        lambda: dgm.Autoregressive(
+            table(ColumnMADE(ColumnReader([None, None, None, None, 3], [1, 2]), 9, (8,), order=(4, 0, 1, 2, 3)))
+        ),
+        data=rows,
+    ),
     # Variational autoencoders: every part swapped in turn
     "vae": Case(lambda: vae(dgm.Normal(2))),
     "vae-linear": Case(lambda: dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 4)), dgm.Normal(1, nn.Linear(2, 2)))),

@@ -232,6 +232,17 @@ CALLS = {
     "Bernoulli": Call(dict(event_shape=2, network=nn.Linear(2, 2)), {"network": MODULE[1:]}),
     "Categorical": Call(dict(event_shape=2, levels=2, network=linear), {"network": MODULE[1:]}),
     "MixtureOfNormals": Call(dict(event_shape=2, components=2), {"network": MODULE[1:]}),
+    "StudentT": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "LogNormal": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "Beta": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "Poisson": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "NegativeBinomial": Call(dict(event_shape=2), {"network": MODULE[1:]}),
+    "ZeroInflated": Call(dict(base=lambda: dgm.Poisson(2)), {"network": MODULE[1:]}),
+    "Columns": Call(
+        dict(columns={"a": "real", "b": "count"}, shift=[0.0, 0.0], scale=[1.0, 1.0]),
+        {"network": MODULE[1:], "columns": [None, "x", 3, {}, {"a": "x"}, {"a": ("category", 0.5)}],
+         "shift": [[1.0], "x", [NAN, 0.0]], "scale": [[1.0], "x", [0.0, 1.0]]},
+    ),
     "DiscretizedLogistic": Call(dict(event_shape=2, levels=4, components=2), {"network": MODULE[1:]}),
     "Autoregressive": Call(dict(features=lambda: dgm.Normal(2, MADE(2, 2, (4,)))), {"features": PROGRAM}),
     "Flow": Call(
@@ -354,7 +365,7 @@ CALLS = {
     "build": Call(
         dict(name="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
         {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
-         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"]},
+         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3]},
     ),
     "compile": Call(dict(program=vae), free=["objective"]),
     "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),
@@ -555,6 +566,15 @@ CALLS = {
     # networks
     "networks.MLP": Call(
         dict(in_shape=(2,), out_features=2, hidden=(4,), activation="silu", dropout=0.1), {"hidden": SHAPE[1:]}
+    ),
+    "networks.ColumnReader": Call(
+        dict(classes=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
+        {"classes": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
+         "shift": [[1.0] * 3, "x", [NAN, 0.0]], "scale": [[1.0] * 3, "x", [0.0, 1.0]]},
+    ),
+    "networks.ColumnMADE": Call(
+        dict(reader=lambda: networks.ColumnReader([None, 3]), num_parameters=2, hidden=(4,)),
+        {"reader": [None, "x", 3, nn.Linear(2, 2)]},
     ),
     "networks.MADE": Call(
         dict(in_shape=(2,), num_parameters=2, hidden=(4,), order=(0, 1), dropout=0.1, activation="silu"),

@@ -271,7 +271,7 @@ CASES = {
         ValueError,
         ["order must be 'natural'", "'random'"],
     ),
-    "pixels of three channels": (lambda: networks.PixelCNN((3, 4, 4), 2), ValueError, ["one channel"]),
+    "pixels without a channel": (lambda: networks.PixelCNN((4, 4), 2), ValueError, ["(C, H, W)"]),
     "an even kernel": (lambda: networks.PixelCNN((1, 4, 4), 2, kernel_size=4), ValueError, ["kernel_size must be odd"]),
     # autoregressive models
     "features without a network": (lambda: dgm.Autoregressive(dgm.Bernoulli(3)), ValueError, ["no network", "MADE"]),

@@ -1,5 +1,7 @@
 """Every name that `dgm.build` knows for a VAE builds, trains a step, and comes back from a checkpoint."""
 
+import math
+
 import pytest
 import torch
 
@@ -175,3 +177,63 @@ def test_a_likelihood_with_bounds_keeps_its_units_as_an_object_too():
     assert isinstance(program, dgm.VAE)
     shift = program.encoder.network.shift  # which reads x standardized all the same
     torch.testing.assert_close(shift, x.mean(0))
+
+
+# -- what is given by name ---------------------------------------------------------------------------------------------
+
+
+def waves(size, seed):
+    """Pairs of t and y = sin t + noise, both in units of their own, and the mean log density of y given t."""
+    random = torch.Generator().manual_seed(seed)
+    t = 6 * torch.rand(size, 1, generator=random) - 3
+    y = torch.sin(t) + 0.3 * torch.randn(size, 1, generator=random)
+    exact = torch.distributions.Normal(torch.sin(t), 0.3).log_prob(y).mean().item()
+    return dgm.Data(1024 * y + 5000, given=50 * t + 300), exact - math.log(1024)
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("pixels", 8), ("nsf", 7)])
+def test_densities_given_reals_reach_the_analytic_one(name, epochs):
+    (data, _), (unseen, exact) = waves(2000, 0), waves(2000, 1)
+    torch.manual_seed(0)
+    program = build(name, data)
+    dgm.fit(program, data, epochs=epochs, lr=5e-3, batch_size=128, progress=False, validation=None)
+    assert dgm.evaluate(program, unseen).nats == pytest.approx(exact, abs=0.05)
+
+
+GIVEN = [name for name in MODELS if name not in ("classifier", "implicit")]
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+@pytest.mark.parametrize("name", GIVEN)
+def test_every_model_is_conditional_on_reals_by_name(name, levels, tmp_path):
+    torch.manual_seed(0)
+    given = 100 + 10 * torch.randn(24, 2)
+    data = dgm.Data(digits_like(levels).x, levels=levels, given=given)
+    program = build(name, data)
+    assert isinstance(program, dgm.Standardized)
+    assert program.given_shape == (2,)
+    dgm.fit(program, data, epochs=2, batch_size=12, lr=0.003, progress=False, validation=None)
+    evidence = dgm.evaluate(program, data)
+    other = dgm.evaluate(program, dgm.Data(data.x, levels=levels, given=given.flip(0)))
+    assert not torch.equal(evidence.values, other.values)
+    assert program.sample(3, given[:3]).shape == (3, 1, 4, 4)
+    dgm.save(program, tmp_path)
+    assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data).values, evidence.values)
+
+
+@pytest.mark.parametrize("encoder", ["meanfield", "fullrank", "lowrank"])
+def test_encoders_read_x_and_what_is_given(encoder):
+    data = dgm.Data(torch.randn(20, 3), given=torch.randn(20, 2))
+    program = build("vae", data, encoder=encoder, hidden=(8,)).program
+    x, c = torch.zeros(1, 3), torch.ones(1, 2)
+    assert not torch.equal(program.encoder((x, c)).mean, program.encoder((x, -c)).mean)
+
+
+def test_what_is_given_does_not_go_with_everything():
+    x, c, y = torch.randn(20, 3), torch.randn(20, 2), torch.arange(20) % 2
+    with pytest.raises(ValueError, match="a flow as encoder reads a standardized x and a label, nothing else"):
+        build("vae", dgm.Data(x, given=c), encoder="iaf")
+    with pytest.raises(ValueError, match="neither the prior nor the likelihood reads the given"):
+        build("vae", dgm.Data(x, given=c), likelihood="ar")
+    with pytest.raises(ValueError, match="has a given beside its labels"):
+        build("maf", dgm.Data(x, y, given=c), labeled=True)

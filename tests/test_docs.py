@@ -55,6 +55,19 @@ def test_the_program_of_parts_in_the_readme_reaches_what_it_says():
     assert lowest <= namespace["evidence"].nats <= highest
 
 
+def test_the_commands_in_the_readme_read_what_earlier_ones_wrote():
+    made = set()
+    for block in re.findall(r"^```sh\n(.*?)^```", PAGES["README.md"].read_text(), re.DOTALL | re.MULTILINE):
+        for command in re.findall(r"^dgm .*$", block, re.MULTILINE):
+            words = command.partition("#")[0].split()
+            read = {word for word in words if word.startswith("runs/")}
+            if "--out" in words:
+                made.add(words[words.index("--out") + 1])
+            if words[1] == "sample":
+                made.add(f"{words[2]}/samples.npy")
+            assert read <= made, command
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page].read_text()):

@@ -118,7 +118,9 @@ MISFITS = {
         "which this Labeled does not read",
     ),
     "given of another shape": (CONDITIONAL, dgm.Data(X, given=torch.zeros(6, 2)), "the program's given_shape is"),
-    "missing features": (PLAIN, dgm.Data(X, mask=Y[:, None] > 0), "2 of 6 data of data miss features"),
+    "missing features": (
+        dgm.flow.maf(1, layers=1), dgm.Data(X, mask=Y[:, None] > 0), "misses features, and those of this Flow depend",
+    ),
 }  # fmt: skip
 
 

@@ -13,8 +13,8 @@ import io
 import json
 import os
 import types
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,20 @@ import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 import dgm_pyro.sources as sources
 from dgm_pyro.catalog import build
+from dgm_pyro.checkpoint import CheckpointError
 from dgm_pyro.checks import check_number, check_path, check_type
 from dgm_pyro.data import Data, subset
 from dgm_pyro.evaluation import as_data, program_device
 from dgm_pyro.program import Program, check_program, seeded
 from dgm_pyro.results import as_csv
 from dgm_pyro.training.distributed import process_group
-from dgm_pyro.training.fit import History, fit
-from dgm_pyro.training.options import TrainingOptions
+from dgm_pyro.training.fit import History, NonFiniteLossError, Tracker, fit
+from dgm_pyro.training.options import TrainingOptions, changes
+from dgm_pyro.training.states import States, read_header
 from dgm_pyro.uses import corruptions
 
 RECORD = "run.json"
+TRACKED = ("metrics.jsonl", "learning-curves.png")
 
 Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
 
@@ -143,12 +146,17 @@ def _read(source: str, options: Mapping[str, Any], digest: str | None = None) ->
 
 
 def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The source as an absolute path, and all that must be known to read it, or another file, in the same way again."""
+    """The source as an absolute path, and all that must be known to read it, or another file, in the same way again.
+
+    Raises:
+        ValueError: ``reading`` has digests, and a file has changed since.
+    """
     if source in data.NAMES:
         return source, dict(reading)
     test = reading.get("test")
     kept = {name: value for name, value in reading.items() if name not in ("test", "digests")}
-    found = _read(source, kept)
+    before = reading.get("digests", {})
+    found = _read(source, kept, before.get("train"))
     if found.columns is not None:
         kept["columns"] = list(found.columns)
     if found.classes is not None:
@@ -158,20 +166,20 @@ def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, 
         kept["gray"] = channels == 1
     digests = {"train": found.digest}
     if test is not None:
-        digests["test"] = _read(test, kept).digest
+        digests["test"] = _read(test, kept, before.get("test")).digest
         kept["test"] = str(Path(test).resolve())
     kept["digests"] = digests
     return str(Path(source).resolve()), kept
 
 
 @contextlib.contextmanager
-def reserved(folder: Path, *, force: bool = False) -> Iterator[None]:
+def reserved(folder: Path, *, force: bool = False, resume: bool = False) -> Iterator[None]:
     """Write a run in ``folder``, as its only writer: before an hour of training, not after.
 
-    Where that raises, a folder that was made for it is removed.
+    Where that raises, and leaves no state to go on from, a folder that was made for it is removed.
 
     Raises:
-        FileExistsError: something is there, and ``force`` is not set.
+        FileExistsError: something is there, and neither ``force`` nor, if it is a training, ``resume`` is set.
         BlockingIOError: another process writes there.
     """
     found = folder.exists()
@@ -179,13 +187,16 @@ def reserved(folder: Path, *, force: bool = False) -> Iterator[None]:
         raise FileExistsError(f"{folder} is a file, but a run is a folder: choose another --out")
     try:
         with files.only_writer(folder):
-            if not force and any(folder.iterdir()):
-                raise FileExistsError(
-                    f"{folder} exists and is not empty: choose another --out, or overwrite it with --force"
-                )
+            stored = (folder / checkpoint.STATE).is_file()
+            if not force and any(folder.iterdir()) and not (resume and stored):
+                remedy = f"continue it with dgm train --resume {folder}, " if stored else "choose another --out, "
+                what = "holds a training that was interrupted" if stored else "exists and is not empty"
+                raise FileExistsError(f"{folder} {what}: {remedy}or overwrite it with --force")
             yield
     except BaseException:
-        if not found:
+        if not found and not (folder / checkpoint.STATE).is_file():
+            for name in TRACKED:
+                (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it is not empty: somebody else has written there
                 folder.rmdir()
         raise
@@ -206,11 +217,14 @@ def train(
     num_labels: int | None = None,
     mutate: float | None = None,
     force: bool = False,
+    resume: bool = False,
+    trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> tuple[Program, Record, History]:
     """Build, train and store a run; what `dgm train` does.
 
-    Where several processes train together, each calls this, and the first writes.
+    Where several processes train together, each calls this, and the first writes. While it trains, its state is stored
+    in the folder, as `dgm.fit` does.
 
     Args:
         data_name: a name of `dgm.data.load`, or a path of `dgm.data.open`.
@@ -220,6 +234,8 @@ def train(
         num_labels: how many data keep their label (`Data.keep_labels`), for objective "semi-supervised".
         mutate: the probability with which each feature of a training batch is replaced by noise (`corruptions.mutate`).
         force: overwrite what is in the folder.
+        resume: continue the training in the folder, if there is one; a run that is complete is returned as it is.
+        trackers: as for `dgm.fit`.
         progress: whether to show a bar with the loss.
 
     Returns:
@@ -236,6 +252,11 @@ def train(
     check_type(data_name, str, "data_name", "the name of a data set or a path")
     data_name, reading = reading_of(data_name, reading or {})
     seen = points(data_name, "train", reading, data_dir, num_data)
+    about = {
+        "model": model, "data_name": data_name, "swaps": dict(swaps), "options": vars(options), "labeled": labeled,
+        "data_dir": data_dir, "reading": reading, "num_data": num_data, "objective": objective,
+        "num_labels": num_labels, "mutate": mutate,
+    }  # fmt: skip
     if num_labels is not None:
         if not labeled:
             raise ValueError("num_labels is for labeled=True (--labeled), with the objective 'semi-supervised'")
@@ -250,16 +271,77 @@ def train(
         program = build(model, seen, labeled=labeled, **swaps)
     processes = process_group()
     path = Path(folder)
-    with reserved(path, force=force) if processes.writes else contextlib.nullcontext():
-        history = fit(program, seen, objective, augment=augment, progress=progress, **vars(options))
-        record = record_of(
+
+    def record(history: History) -> Record:
+        return record_of(
             model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
             num_labels=num_labels, mutate=mutate, processes=processes.size if processes.size > 1 else None,
             training=options, reading=reading or None,
         )  # fmt: skip
+
+    if resume and not force and (path / RECORD).is_file() and not (path / checkpoint.STATE).is_file():
+        return _complete(path, record(History()))
+    advice = f"go on with {'the same torchrun, and ' if processes.size > 1 else ''}dgm train --resume {path}"
+    states = States(path, about, advice)
+    with reserved(path, force=force, resume=resume) if processes.writes else contextlib.nullcontext():
+        if processes.writes and not resume:
+            states.remove()
+        processes.wait()
+        try:
+            history = fit(
+                program, seen, objective, augment=augment, resume=states, trackers=trackers, progress=progress,
+                **vars(options),
+            )  # fmt: skip
+        except Exception as error:
+            if processes.writes and (isinstance(error, NonFiniteLossError) or not states.steps):
+                states.remove()  # which would lead there again
+            raise
+        written = record(history)
         if processes.writes:
-            _write(path, program, record)
-    return program, record, history
+            _write(path, program, written)
+            states.remove()
+    return program, written, history
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    device: str | None = None,
+    *,
+    trackers: Sequence[Tracker] = (),
+    progress: bool = True,
+) -> tuple[Program, Record, History]:
+    """Continue the training that `train` began in ``folder``, with its options; a complete run is returned as it is.
+
+    Args:
+        device: in the place of the one that it began on.
+
+    Raises:
+        FileNotFoundError: there is no training.
+        CheckpointError: its state is damaged.
+    """
+    check_path(folder, "folder")
+    header = read_header(Path(folder))
+    if header is None:
+        if not (Path(folder) / RECORD).is_file():
+            raise FileNotFoundError(f"{folder} holds no training to resume: begin one with dgm train --out {folder}")
+        return _complete(Path(folder), None)
+    try:
+        about = dict(header["about"])
+        options = TrainingOptions(**about.pop("options"))
+    except (TypeError, ValueError, LookupError) as error:
+        raise CheckpointError(f"{folder} holds a training that dgm train did not begin ({error})") from error
+    if device is not None:
+        options = replace(options, device=device)
+    return train(folder, **about, options=options, resume=True, trackers=trackers, progress=progress)
+
+
+def _complete(folder: Path, wanted: Record | None) -> tuple[Program, Record, History]:
+    """The run in the folder, which must be of the same options."""
+    program, record = read(folder)
+    changed = [] if wanted is None else changes(record.options, wanted.options)
+    if changed:
+        raise FileExistsError(f"{folder} holds a run with other options ({'; '.join(changed)}): choose another --out")
+    return program, record, History.from_dict(record.history)
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:

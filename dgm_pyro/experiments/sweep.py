@@ -9,10 +9,12 @@ resumes where it was; a cell that failed has a ``failed.json`` with the error, a
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import threading
@@ -26,6 +28,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
@@ -38,10 +41,13 @@ from dgm_pyro.infer.checks import units
 from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import Program, check_count
 from dgm_pyro.results import Result, Table, as_csv, with_error
+from dgm_pyro.training.optimizers import optimizer_of
 from dgm_pyro.training.options import TrainingOptions, changes
 
 AXES = ("prior", "encoder", "likelihood", "objective")
 UNIT_DATA = 512
+# Seconds that a training has to store its state.
+GRACE = 30
 
 
 @dataclass(frozen=True)
@@ -242,6 +248,7 @@ def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str],
         if key not in seen:
             seen.add(key)
             program = build(options.model, points, **swaps)
+            optimizer_of(options.training, program.parameters())
             if isinstance(core_of(program), Implicit):
                 raise ValueError(f"{options.model} has no density for a sweep to compare by: use dgm train, dgm sample")
 
@@ -335,8 +342,10 @@ def _settle(places: Any) -> None:
 
 
 def _end_with(parent: Any) -> None:
-    """A pool tells its processes when it ends, but not when it is killed."""
+    """A pool tells its processes when it ends, but not when it is killed. A training stores its state first."""
     parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
     os._exit(1)
 
 
@@ -392,8 +401,10 @@ def _stored(place: Path, options: Options) -> tuple[Program, runs.Record] | None
 
 
 def _trained(place: Path, options: Options, cell: Cell) -> tuple[Program, runs.Record]:
+    """Train a cell, from where it was interrupted if that can be read."""
     swaps, objective = _swaps(options, dict(cell.choices))
-    program, record, _ = runs.train(
+    train = functools.partial(
+        runs.train,
         place,
         options.model,
         options.data,
@@ -406,6 +417,10 @@ def _trained(place: Path, options: Options, cell: Cell) -> tuple[Program, runs.R
         progress=False,
         force=True,
     )
+    try:
+        program, record, _ = train(resume=True)
+    except checkpoint.CheckpointError:
+        program, record, _ = train()
     return program, record
 
 

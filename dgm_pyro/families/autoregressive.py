@@ -83,8 +83,8 @@ class Autoregressive(Conditional):
                 f"{type(features).__name__} is {tuple(self.event_shape)}: build both for the same shape"
             )
         self.order = order_of(features)
-        standard = features.univariate(features.initial().flatten(1)[:, 0])
-        self.support = constraints.independent(standard.support, len(self.event_shape))
+        standard = features.distribution(features.initial())
+        self.support: Any = standard.support
         self.has_rsample = standard.has_rsample
         check_masked(self)
 
@@ -104,7 +104,7 @@ class Autoregressive(Conditional):
 
     def at(self, i: int, raw: Tensor) -> TorchDistribution:
         """p(x_i | x_<i, given) at place i = 1 .. D of the order, from `raw_parameters`; univariate, ``batch``."""
-        return self.features.univariate(self.raw_at(i, raw))
+        return self.features.of_feature(self.raw_at(i, raw), self.order[i - 1])
 
     def raw_at(self, i: int, raw: Tensor) -> Tensor:
         """Raw parameters of the feature at place i = 1 .. D of the order, ``(*batch, P)``."""
@@ -143,6 +143,9 @@ class Autoregressive(Conditional):
     def unroll(self) -> UnrolledAutoregressive:
         """The chain written out on the same parameters: one site per feature, ``x_1 .. x_D`` in the order."""
         return UnrolledAutoregressive(self)
+
+    def placeholder(self) -> Tensor:
+        return self.features.placeholder()
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         return by.over_features(self, x, mask, given)
@@ -237,7 +240,8 @@ class FeatureChain:
 
     def next(self) -> TorchDistribution:
         """p(x_i | x_<i, given) at the next place; univariate."""
-        return self.program.features.univariate(self.raw_parameters())
+        raw = self.raw_parameters()
+        return self.program.features.of_feature(raw, self.program.order[self.place - 1])
 
     def raw_parameters(self) -> Tensor:
         """Raw parameters of `next`, ``(*batch, P)``."""

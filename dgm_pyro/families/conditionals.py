@@ -35,7 +35,7 @@ from dgm_pyro.checks import (
     check_type,
 )
 from dgm_pyro.families import distributions
-from dgm_pyro.program import Conditional, call_network
+from dgm_pyro.program import Conditional, call_network, inside, parameter_of
 from dgm_pyro.registry import register, replace_argument
 
 Network = nn.Module | Callable[[int], nn.Module]
@@ -110,9 +110,20 @@ class IndependentConditional(Conditional):
         """Raw parameters, ``(P, *event_shape)``, of the standard member of the family."""
         return torch.zeros(self.num_parameters, *self.event_shape)
 
+    takes_missing = True
+
+    def placeholder(self) -> Tensor:
+        """Of the standard member, whose support is that of all."""
+        start = self.initial().to(parameter_of(self))
+        return inside(self.distribution(start).support, start.new_zeros(self.event_shape))
+
     def univariate(self, raw: Tensor) -> dist.TorchDistribution:
         """The distribution of single features: from raw parameters ``(*batch, P)``, one of batch shape ``batch``."""
         raise NotImplementedError
+
+    def of_feature(self, raw: Tensor, feature: int) -> dist.TorchDistribution:
+        """The distribution of one feature, by its flat index: from ``(*batch, P)``, of batch shape ``batch``."""
+        return self.univariate(raw)
 
     def raw_parameters(self, given: Any = None) -> Tensor:
         """The raw parameters given ``given``, ``(*batch, P, *event_shape)``.

@@ -77,7 +77,7 @@ class Dequantized(Program):
     def __init__(self, flow: Program, levels: int, guide: Conditional | None = None):
         super().__init__()
         check_program(flow, "flow")
-        if flow.measure == "mass":
+        if flow.measure != "density":
             raise TypeError(f"flow must be a Program with a density, such as dgm.Flow, got {type(flow).__name__}")
         guide = Uniform(flow.event_shape) if guide is None else guide
         if not isinstance(guide, Conditional):

@@ -117,7 +117,7 @@ class Flow(Conditional):
             plain = [part for part in self.transforms if isinstance(part, Transform)]
             base = Normal(ComposeTransform(plain).inverse_shape(self.event_shape))
         check_program(base, "base")
-        if not isinstance(base, Conditional) or base.measure == "mass":
+        if not isinstance(base, Conditional) or base.measure != "density":
             raise ValueError(
                 f"the base must be a Conditional with a density on reals, got {type(base).__name__}: a flow transforms "
                 "densities"

@@ -7,6 +7,7 @@ r"""Guides beyond the mean field: what can stand as q(z | x) in a `VAE`, each a 
 `SemiAmortized`                                   the encoder's answer, improved by gradient steps for each datum
 `LinearGaussianPosterior`, `EnumeratedPosterior`  p(z | x) itself, where it can be computed
 `fit_guide`                                       any of Pyro's AutoGuides, fitted to one batch
+`auto`                                            a guide of any Pyro model, q any of these on its latents
 ================================================  =====================================================================
 
 Those that need the prior and the likelihood are built from the very objects that the VAE is built from, and share their
@@ -25,16 +26,28 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, constraints, register_kl
 from torch.distributions import Normal as TorchNormal
 
-from dgm_pyro.checks import Shape, as_shape, check_count, check_counts, check_name, check_number, check_sizes
+from dgm_pyro.checks import (
+    Shape,
+    as_shape,
+    check_choice,
+    check_count,
+    check_counts,
+    check_name,
+    check_number,
+    check_sizes,
+)
+from dgm_pyro.families.autoguide import AutoConditional
 from dgm_pyro.families.conditionals import IndependentConditional, Normal, check_levels, inverse_softplus, positive
-from dgm_pyro.families.flow import Flow
+from dgm_pyro.families.flow import Flow, iaf, maf, nsf, realnvp
 from dgm_pyro.networks.bijections import Affine, Bijection, Elementwise
 from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.networks.planar import Planar, Sylvester
+from dgm_pyro.posterior import check_model
 from dgm_pyro.program import Conditional, Program, check_program, declare_given, differentiating, is_pair, seeded
 from dgm_pyro.registry import register
 
@@ -601,3 +614,104 @@ def fit_guide(
             for parameter in trainable:
                 parameter.requires_grad_(True)
     return Fitted(guide), -total / (50 * len(x))
+
+
+# -- a guide of any Pyro model -----------------------------------------------------------------------------------------
+
+
+@register
+class MixtureOfVectors(Conditional):
+    """A mixture of diagonal Normals over whole vectors, whose draws are differentiable in all parameters.
+
+    The gradient of a draw is that of a field that moves mass along with the parameters. Source: Jankowiak and
+    Karaletsos 2019 (Pathwise derivatives for multivariate distributions, arXiv 1806.01856).
+
+    Args:
+        event_shape: ``(D,)``, D at least 2.
+        components: K. Their locations start as draws of N(0, I / 4), their scales at 1.
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], components: int = 5):
+        super().__init__()
+        self.event_shape = as_shape(event_shape)
+        if len(self.event_shape) != 1 or self.event_shape[0] < 2:
+            raise ValueError(f"event_shape must be that of a vector of at least two features, got {event_shape!r}")
+        size, number = self.event_shape[0], check_count(components, "components")
+        self.logits = nn.Parameter(torch.zeros(number))
+        self.loc = nn.Parameter(0.5 * torch.randn(number, size))
+        self.raw_scale = nn.Parameter(torch.full((number, size), inverse_softplus(1.0)))
+
+    def forward(self, given: Any = None) -> TorchDistribution:
+        return dist.MixtureOfDiagNormals(self.loc, positive(self.raw_scale), self.logits)
+
+
+def _flow_of(make: Callable[..., Flow], **sizes: Any) -> Callable[[int], Flow]:
+    return lambda size: make(size, hidden=(max(32, 4 * size),) * 2, **sizes)
+
+
+FAMILIES: dict[str, tuple[Callable[[int], Conditional], str]] = {
+    "meanfield": (lambda size: Normal(size, learned=True), "independent Normals"),
+    "lowrank": (
+        lambda size: LowRankNormal(size, max(1, min(10, size // 2)), learned=True),
+        "a Normal of diagonal plus low-rank covariance",
+    ),
+    "fullrank": (lambda size: FullRankNormal(size, learned=True), "a Normal with all covariances"),
+    "planar": (lambda size: Flow(size, [Planar(size) for _ in range(8)]), "a Normal bent by 8 planar maps"),
+    "sylvester": (
+        lambda size: Flow(size, [Sylvester(size, min(4, size)) for _ in range(4)]),
+        "a Normal bent by 4 Sylvester maps",
+    ),
+    "realnvp": (_flow_of(realnvp, layers=6), "affine couplings"),
+    "maf": (_flow_of(maf, layers=3), "affine maps given the latents before: slow to draw"),
+    "iaf": (_flow_of(iaf, layers=3), "affine maps given the noise before"),
+    "nsf": (_flow_of(nsf, layers=4), "spline couplings"),
+    "mixture": (MixtureOfVectors, "a mixture of 5 diagonal Normals"),
+}
+"""q of `auto` by name: what makes it for a number of latents, and a line about it."""
+
+# What shall be free of covariances, or find them by itself.
+_DIAGONAL = ("meanfield", "lowrank")
+
+
+def auto(model: Callable[..., Any], q: Any = "fullrank", **options: Any) -> AutoGuide:
+    """A guide of a Pyro model, as one of Pyro's AutoGuides: for `SVI`, `Predictive`, `dgm.infer.psis` and the rest.
+
+    The latents, mapped to the reals and put side by side, get q. It is set up when the guide is first called: it then
+    starts near the posterior, as `dgm_pyro.families.autoguide` describes. To fit it, use `pyro.infer.SVI`, or
+    `dgm.infer.fit(posterior, guide)`.
+
+    Args:
+        model: a Pyro model; what its guide shall not draw must be observed or enumerable.
+        q: a name in `FAMILIES`; a function of the number of latents D that makes a conditional on ``(D,)``; such a
+            conditional itself; or one of Pyro's AutoGuides, by name or as its class.
+        options: of Pyro's AutoGuide, or ``init_loc_fn``.
+
+    Raises:
+        ValueError, TypeError: there is no q of that name, ``q`` or ``model`` is none.
+
+    >>> import pyro
+    >>> def model(y):
+    ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+    >>> guide = auto(model, "fullrank")
+    >>> sorted(guide(torch.tensor(1.0)))
+    ['loc']
+    """
+    check_model(model)
+    if isinstance(q, str) and q in FAMILIES:
+        return AutoConditional(model, FAMILIES[q][0], whiten=q not in _DIAGONAL, **options)
+    if isinstance(q, str) and q.startswith("Auto") and hasattr(pyro.infer.autoguide, q):
+        q = getattr(pyro.infer.autoguide, q)
+    if isinstance(q, type) and issubclass(q, AutoGuide):
+        return q(model, **options)
+    if isinstance(q, str):
+        check_choice(q, (*FAMILIES, "AutoNormal", "or another AutoGuide of Pyro"), "q")
+    if isinstance(q, Conditional):
+        conditional = q
+        return AutoConditional(model, lambda size: conditional, **options)
+    if not callable(q) or isinstance(q, nn.Module | type):
+        raise TypeError(
+            f"q must be one of {', '.join(FAMILIES)}, a dgm.Conditional on reals, a function of their number that "
+            f"makes one, or an AutoGuide of Pyro, got {type(q).__name__}"
+        )
+    return AutoConditional(model, q, **options)

@@ -87,7 +87,7 @@ class Standardized(Program):
         self.num_classes, self.tractable = program.num_classes, program.tractable
         self.units = _units("", shift, scale, program.event_shape, "the program's event_shape")
         self.given_units = None
-        if self.units is not None and program.measure == "mass":
+        if self.units is not None and program.measure != "density":
             raise TypeError(
                 f"program must have a density on reals, but this {type(program).__name__} is a mass: integers have no "
                 "other units. Leave out shift and scale"
@@ -156,7 +156,7 @@ class Standardized(Program):
 
     def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
         support = self.program.support_given(self.standard_given(given), size)
-        return support if support is None else _moved(support, self.in_units)
+        return support if support is None else moved(support, self.in_units)
 
     @torch.no_grad()
     def sample(self, num_samples: int = 1, given: Any = None, **options: Any) -> Tensor:
@@ -183,6 +183,13 @@ class Standardized(Program):
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
         return self.in_units(self.program._decode(z, self.standard_given(given), site, draw))
+
+    @property
+    def takes_missing(self) -> bool:
+        return self.program.takes_missing
+
+    def placeholder(self) -> Tensor:
+        return self.in_units(self.program.placeholder())
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         drawn, log_weights = self.program.completions(by, self.standard(x), mask, self.standard_given(given))
@@ -243,9 +250,9 @@ class _ToUnits(CachedTransform):
 
     def follow(self, support: constraints.Constraint | None) -> None:
         """Take the support of u as the domain."""
-        moved = None if support is None else _moved(support, lambda bound: in_units(bound, self.shift, self.scale))
-        if support is not None and moved is not None:
-            self.domain, self.codomain = support, constraints.independent(moved, self.dims)
+        line = None if support is None else moved(support, lambda bound: in_units(bound, self.shift, self.scale))
+        if support is not None and line is not None:
+            self.domain, self.codomain = support, constraints.independent(line, self.dims)
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         return in_units(u, self.shift, self.scale), self._volume(u)
@@ -260,7 +267,14 @@ class _ToUnits(CachedTransform):
         )
 
 
-def _moved(support: constraints.Constraint, to_units: Callable[[Any], Tensor]) -> constraints.Constraint | None:
+def in_units_of(u: dist.TorchDistribution, shift: Tensor, scale: Tensor) -> dist.TorchDistribution:
+    """The distribution of single features shift + scale * u."""
+    transform = _ToUnits(shift, scale, 0)
+    transform.follow(support_of(u))
+    return dist.TransformedDistribution(u, [transform])
+
+
+def moved(support: constraints.Constraint, to_units: Callable[[Any], Tensor]) -> constraints.Constraint | None:
     """The support of a feature of x, from that of u; None where it has no bounds to move."""
     line = copy.copy(unwrapped(support))
     bounds = [name for name in ("lower_bound", "upper_bound") if hasattr(line, name)]

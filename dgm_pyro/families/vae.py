@@ -151,6 +151,13 @@ class VAE(Program):
         above, below = self.prior.latents(self.latent_name), self.likelihood.latents(name)
         return None if above is None or below is None else (self.latent_name, *above, *below)
 
+    @property
+    def takes_missing(self) -> bool:
+        return self.likelihood.takes_missing
+
+    def placeholder(self) -> Tensor:
+        return self.likelihood.placeholder()
+
     def codes(self) -> dict[str, Program]:
         return {self.latent_name: self.prior} | (self.prior.codes() if isinstance(self.prior, VAE) else {})
 

@@ -2,6 +2,7 @@
 
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
+from dgm_pyro.infer.compare import GuideComparison, Row, compare, fit
 from dgm_pyro.infer.gaps import Gaps, gaps
 from dgm_pyro.infer.impute import hide, impute
 from dgm_pyro.infer.mcmc import Chains, nuts
@@ -16,7 +17,9 @@ __all__ = [
     "Checks",
     "Features",
     "Gaps",
+    "GuideComparison",
     "Population",
+    "Row",
     "Sandwich",
     "Stepper",
     "Tempered",
@@ -26,6 +29,8 @@ __all__ = [
     "ais",
     "bidirectional",
     "check",
+    "compare",
+    "fit",
     "gaps",
     "hide",
     "impute",

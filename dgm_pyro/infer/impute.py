@@ -93,8 +93,7 @@ def impute(
         raise ValueError(f"this {type(program).__name__} is a model of labels: it has no x to impute")
     check_tensor(x, program.event_shape, "x", "the program's event_shape")
     mask = _checked_mask(mask, x)
-    program.check_given(given, len(x))
-    known = program.filled(x, mask, given)
+    known = torch.where(mask, x, program.placeholder().to(x.dtype))
     program.check(known, given)
     imputer = Imputer(num_samples, num_particles, num_temperatures, num_leapfrog, progress)
     with evaluating(program), seeded(seed, x.device), torch.no_grad():

@@ -16,6 +16,7 @@ from dgm_pyro.networks.bijections import (
     Sigmoid,
     Univariate,
 )
+from dgm_pyro.networks.columns import ColumnMADE, ColumnReader
 from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder
 from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingUNet
 from dgm_pyro.networks.masked import MADE
@@ -31,6 +32,8 @@ __all__ = [
     "Affine",
     "Bijection",
     "CausalTransformer",
+    "ColumnMADE",
+    "ColumnReader",
     "ConvDecoder",
     "ConvEncoder",
     "Coupling",

@@ -10,10 +10,14 @@ Every layer is gated and sees h, what is given, through biases (van den Oord et 
 .. math::
     y = \tanh(W_1 * x + V_1 h) \odot \sigma(W_2 * x + V_2 h)
 
+The channels of a pixel come one after the other. The stacks read whole pixels. The parameters of a channel read the
+skips of its pixel, and the channels before it in that pixel.
+
 Sampling goes down the rows: `PixelCNN.cache` runs the vertical stack a row at a time, once the row above is known, and
 the horizontal one a pixel at a time.
 
-Source: van den Oord et al. 2016 (Conditional image generation with PixelCNN decoders, arXiv 1606.05328), section 2.
+Source: van den Oord et al. 2016 (Conditional image generation with PixelCNN decoders, arXiv 1606.05328), section 2;
+for whole pixels and their channels, Salimans et al. 2017 (PixelCNN++, arXiv 1701.05517), section 2.2.
 """
 
 from __future__ import annotations
@@ -52,16 +56,36 @@ class GatedLayer(nn.Module):
         return gate(a), h + residual, skip
 
 
+class ChannelsBefore(nn.Module):
+    """``(B, C, H, W)`` to ``(B, C * hidden, H, W)``: hidden features for each channel, from those before it."""
+
+    mask: Tensor
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.every = nn.Conv2d(channels, channels * hidden, 1, bias=False)
+        before = torch.ones(channels, channels).tril(-1).repeat_interleave(hidden, 0)
+        self.register_buffer("mask", before[:, :, None, None], persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.every.weight * self.mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight)
+
+
 @register
 class PixelCNN(nn.Module):
-    """``(B, 1, H, W)`` to ``(B, P, 1, H, W)``: the P parameters of each pixel, from the pixels before it alone.
+    """``(B, C, H, W)`` to ``(B, P, C, H, W)``: the P parameters of each feature, from the features before it alone.
 
-    Pixels are ordered row by row. After L layers of kernel size k, a pixel sees 1 + L (k // 2) pixels to the left, as
-    many rows up, and in these L (k // 2) columns to either side: choose L and k so that the image is covered.
+    Pixels are ordered row by row, and in each its channels. After L layers of kernel size k, a pixel sees
+    1 + L (k // 2) pixels to the left, as many rows up, and in these L (k // 2) columns to either side: choose L and k
+    so that the image is covered.
 
     Args:
-        in_shape: shape of one image, ``(1, H, W)``.
-        num_parameters: P, how many parameters a pixel has.
+        in_shape: shape of one image, ``(C, H, W)``.
+        num_parameters: P, how many parameters a feature has.
         channels: width of each stack.
         layers: L, how many gated layers.
         kernel_size: k, odd.
@@ -71,13 +95,15 @@ class PixelCNN(nn.Module):
         dropout: share of the features that are dropped in training.
 
     Attributes:
-        order: the flat indices of the pixels, first to last.
+        order: the flat indices of the features, first to last.
 
     Raises:
-        ValueError: the images have several channels, the kernel size is even, or a size is no positive integer.
+        ValueError: the shape is none of an image, the kernel size is even, or a size is no positive integer.
 
     >>> PixelCNN((1, 4, 4), 3, channels=8, layers=2)(torch.zeros(5, 1, 4, 4)).shape
     torch.Size([5, 3, 1, 4, 4])
+    >>> PixelCNN((3, 4, 4), 2, channels=8, layers=2).order[:4]  # the channels of a pixel, then the next pixel
+    (0, 16, 32, 1)
     """
 
     def __init__(
@@ -95,19 +121,20 @@ class PixelCNN(nn.Module):
     ):
         super().__init__()
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
-        if len(self.in_shape) != 3 or self.in_shape[0] != 1:
+        if len(self.in_shape) != 3:
             raise ValueError(
-                f"in_shape is {tuple(self.in_shape)}, but PixelCNN models images of one channel, (1, H, W): "
-                "use MADE for other shapes"
+                f"in_shape is {tuple(self.in_shape)}, but PixelCNN models images, (C, H, W): use MADE for other shapes"
             )
         check_counts(num_parameters=num_parameters, channels=channels, layers=layers)
         check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         if not is_integer(kernel_size) or kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size!r}")
         self.num_classes, self.levels = num_classes, levels
-        self.order = tuple(range(self.in_shape.numel()))
+        depth, height, width = self.in_shape
+        pixels = torch.arange(self.in_shape.numel()).reshape(depth, height * width)
+        self.order = tuple(pixels.T.flatten().tolist())
 
-        self.first = nn.Conv2d(1, channels, 1)
+        self.first = nn.Conv2d(depth, channels, 1)
         self.layers = nn.ModuleList(
             GatedLayer(
                 channels,
@@ -122,17 +149,22 @@ class PixelCNN(nn.Module):
             nn.Conv2d(channels, 2 * channels, 1),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Conv2d(2 * channels, num_parameters, 1),
+            nn.Conv2d(2 * channels * depth, num_parameters * depth, 1, groups=depth),
         )
+        self.within = None if depth == 1 else ChannelsBefore(depth, 2 * channels)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
-        x = self.first(to_unit(x, self.levels).to(self.first.weight.dtype))
-        v, h = F.pad(x, (0, 0, 1, -1)), F.pad(x, (1, -1, 0, 0))
-        skips = torch.zeros_like(x)
+        x = to_unit(x, self.levels).to(self.first.weight.dtype)
+        pixels = self.first(x)
+        v, h = F.pad(pixels, (0, 0, 1, -1)), F.pad(pixels, (1, -1, 0, 0))
+        skips = torch.zeros_like(pixels)
         for layer in self.layers:
             v, h, skip = layer(v, h, given)
             skips = skips + skip
-        return self.last(skips).unsqueeze(2)
+        hidden = self.last[:2](skips)
+        if self.within is not None:
+            hidden = hidden.repeat(1, len(x[0]), 1, 1) + self.within(x)
+        return self.last[2:](hidden).unflatten(1, (len(x[0]), -1)).transpose(1, 2)
 
     def cache(self, size: int, given: Tensor | None = None) -> PixelCNNCache:
         """A `caches.Cache` of ``size`` images: every activation is computed once.
@@ -154,6 +186,7 @@ class PixelCNNCache:
 
     def __init__(self, network: PixelCNN, size: int, given: Tensor | None):
         self.network, self.place = network, 0
+        self.depth = network.in_shape[0]
         self.layers = [layer for layer in network.layers if isinstance(layer, GatedLayer)]
         self.width, self.channels = network.in_shape[-1], network.first.out_channels
         self.reach = self.layers[0].reach
@@ -168,22 +201,37 @@ class PixelCNNCache:
         self.of_h, self.residuals = of_h.unbind(), residuals.contiguous().unbind()
         self.skips, self.skip_bias = skips.flatten(0, 1), skip_bias.sum(0)
         self.first = as_matrix(network.first)
-        self.last = [as_matrix(layer) for layer in network.last if isinstance(layer, nn.Conv2d)]
+        middle, last = (as_matrix(layer) for layer in network.last if isinstance(layer, nn.Conv2d))
+        self.middle, self.last = middle, [*zip(*(part.chunk(self.depth) for part in last), strict=True)]
+        self.within = [] if network.within is None else network.within.weight.flatten(1).chunk(self.depth)
 
         none = network.first.weight.new_zeros(size, self.channels)
         self.none, self.pixels = none, [none] * self.width  # the last row, after the first convolution
         self.embeddings = [] if given is None else [layer.embedding(given) for layer in self.layers if layer.embedding]
         self.above = [none[:, :, None, None].expand(-1, -1, self.reach, self.width)] * len(self.layers)
         self.left = self.from_above = none  # set by the first row
+        self.values: list[Tensor] = []  # the channels of the pixel at this place, so far
+        self.hidden = none
 
     def step(self, value: Tensor | None) -> Tensor:
-        column = self.place % self.width
+        pixel, channel = divmod(self.place, self.depth)
         if value is not None:
-            x = to_unit(value, self.network.levels).to(self.none.dtype)
-            self.pixels.append(F.linear(x.unsqueeze(-1), *self.first))
+            self.values.append(to_unit(value, self.network.levels).to(self.none.dtype))
+        if channel == 0:
+            if self.values:
+                self.pixels.append(F.linear(torch.stack(self.values, -1), *self.first))
+                self.values = []
+            self.hidden = F.linear(self._skips(pixel % self.width).relu(), *self.middle)
+        self.place += 1
+        hidden = self.hidden
+        if channel > 0:
+            hidden = hidden + F.linear(torch.stack(self.values, -1), self.within[channel][:, :channel])
+        return F.linear(hidden.relu(), *self.last[channel])
+
+    def _skips(self, column: int) -> Tensor:
+        """The skips at the next pixel, ``(N, C)``."""
         if column == 0:
             self._new_row()
-        self.place += 1
         h = self.pixels[-1] if column else self.none
         inputs, gated = [], []
         before = torch.baddbmm(self.from_above[column], self.left, self.of_left).unbind()
@@ -195,8 +243,7 @@ class PixelCNNCache:
             h = torch.addmm(h, gated[-1], residual)
         here = torch.stack(inputs) + self.behind
         self.left = here if self.reach == 1 else torch.cat((self.left[..., self.channels :], here), -1)
-        skips = torch.addmm(self.skip_bias, torch.cat(gated, 1), self.skips)
-        return F.linear(F.linear(skips.relu(), *self.last[0]).relu(), *self.last[1])
+        return torch.addmm(self.skip_bias, torch.cat(gated, 1), self.skips)
 
     def _new_row(self) -> None:
         """Run the vertical stack at the next row, and keep what the horizontal one reads of it, ``(W, L, N, 2 C)``."""
@@ -216,8 +263,8 @@ class PixelCNNCache:
         self.left = self.none.new_zeros(len(self.layers), self.none.shape[0], self.reach * self.channels)
 
     def take(self, rows: Tensor) -> None:
-        self.none = self.none.index_select(0, rows)
-        for each in (self.pixels, self.embeddings, self.above):
+        self.none, self.hidden = self.none.index_select(0, rows), self.hidden.index_select(0, rows)
+        for each in (self.values, self.pixels, self.embeddings, self.above):
             each[:] = [part.index_select(0, rows) for part in each]
         if self.place > 0:
             self.left, self.from_above = self.left.index_select(1, rows), self.from_above.index_select(2, rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dgm_pyro.checks import check_finite, check_type
+from dgm_pyro.checks import as_reals, check_type
 from dgm_pyro.registry import register
 
 
@@ -44,17 +44,8 @@ class Standardize(nn.Module):
         for name in ("in_shape", "given_shape", "num_classes"):  # what conditionals ask a network for
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))
-        for name, value in (("shift", shift), ("scale", scale)):
-            try:
-                tensor = torch.as_tensor(value)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise TypeError(f"{name} must be a tensor, a number or a sequence of them, got {value!r}") from error
-            tensor = tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
-            check_finite(tensor, name)
-            self.register_buffer(name, tensor.detach().clone())
-        if not bool((self.scale > 0).all()):
-            raise ValueError(f"scale must be positive, got {float(self.scale.min()):.4g}: use 1 for a constant feature")
-        self.scale = self.scale.to(torch.get_default_dtype())
+        self.register_buffer("shift", as_reals(shift, "shift").detach().clone())
+        self.register_buffer("scale", as_reals(scale, "scale", positive=True).detach().to(torch.get_default_dtype()))
 
     def forward(self, x: Tensor, *given: Tensor) -> Tensor:
         u = standard(x, self.shift, self.scale)

@@ -41,8 +41,8 @@ class ProcessGroup:
         """Whether it is for this process to write files, and to say how the training goes."""
         return self.rank == 0
 
-    def batches(self, count: int, batch_size: int) -> int:
-        """Number of batches in an epoch of ``count`` data.
+    def batches(self, count: int, batch_size: int, drop_last: bool = False) -> int:
+        """Number of batches in an epoch of ``count`` data; the last smaller one may be left out.
 
         A last batch with less than two data per process is left out, as layers that take the scale of a batch need two:
         the shuffling leaves out others each time.
@@ -57,7 +57,7 @@ class ProcessGroup:
                 "larger batch_size, more data, or fewer processes"
             )
         full, rest = divmod(count, batch_size)
-        return max(1, full + (rest >= least))
+        return max(1, full + (rest >= least and not drop_last))
 
     def share(self, rows: Tensor) -> Tensor:
         """The part of a batch that is for this process."""
@@ -81,6 +81,21 @@ class ProcessGroup:
         step = torch.where(step > 0, step, never)
         dist.all_reduce(step, dist.ReduceOp.MIN)
         return torch.where(step < never, step, 0)
+
+    def any(self, *flags: bool, device: torch.device) -> list[bool]:
+        """Whether a process says so, for each of the flags; the same in all of them."""
+        if self.size == 1:
+            return [*flags]
+        return (self.total(torch.tensor(flags, dtype=torch.long, device=device)) > 0).tolist()
+
+    def digests(self, digest: bytes, device: torch.device) -> list[str]:
+        """The digest of each process, in hexadecimal."""
+        if self.size == 1:
+            return [digest.hex()]
+        own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(device)
+        every = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(every, own)
+        return [bytes(each.tolist()).hex() for each in every]
 
     def agree(self, tensors: Iterable[Tensor]) -> None:
         """Give each of the tensors the values that it has in the first process."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
+import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -19,18 +22,22 @@ from torch import Tensor
 from torch.distributions import constraints
 from tqdm import tqdm
 
-from dgm_pyro.checks import check_type
+from dgm_pyro.checks import check_path, check_type
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
+from dgm_pyro.families.columns import Columns
+from dgm_pyro.families.missing import observed_part
+from dgm_pyro.files import only_writer
 from dgm_pyro.networks import ActNorm, Standardize
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training.compilation import Sums
 from dgm_pyro.training.distributed import ProcessGroup, process_group
+from dgm_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, optimizer_of, scheduler_of
 from dgm_pyro.training.options import TrainingOptions, changes, documented
+from dgm_pyro.training.states import States
 from dgm_pyro.training.step import PyroObjective, Step
 
-GRADIENT_NORM = 10.0
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
 COMPILE_FROM = 5_000
 # On devices other than the CPU, the number of steps between checks that all is finite, which wait for the device.
@@ -59,7 +66,7 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass
 class Epoch:
-    """One pass over the data; losses are negative bounds in nats per datum.
+    """One pass over the data, or the steps between two validations; losses are negative bounds in nats per datum.
 
     ``reconstruction`` and ``kl`` hold the mean terms per site; ``validation`` is the loss on the validation data.
     """
@@ -80,7 +87,7 @@ class History:
         epochs: one `Epoch` each.
         best_epoch: the epoch whose weights the program has now.
         seconds: wall-clock time of the training.
-        stopped_early: whether `early_stopping` ended it.
+        stopped_early: whether `early_stopping` ended it; out_of_time: whether ``minutes`` did.
         compiled: whether its steps were compiled.
         unit: of the losses; other than nats per datum where the objective is no likelihood or bound on one.
         validation_unit: of the validation losses, which games measure by another objective.
@@ -90,6 +97,7 @@ class History:
     best_epoch: int = 0
     seconds: float = 0.0
     stopped_early: bool = False
+    out_of_time: bool = False
     compiled: bool = False
     unit: str = "nats per datum"
     validation_unit: str = "nats per datum"
@@ -108,11 +116,29 @@ class History:
         """Plain Python, for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> History:
+        """What `as_dict` returned, as a history."""
+        return cls(**{**content, "epochs": [Epoch(**each) for each in content["epochs"]]})
+
+
+class Tracker(Protocol):
+    """Is told of a training as it goes, in the first process: writes a log, draws curves, calls a service."""
+
+    def on_start(self, training: Training) -> None:
+        """Before the first step, or the first after an interruption: ``training.history`` has the epochs so far."""
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """After each epoch."""
+
+    def on_end(self, history: History) -> None:
+        """When the training has ended, also by an error or an interrupt."""
+
 
 class Training:
-    """A training between two of its epochs: `dgm.fit` is a loop over it.
+    """A training between two of its steps: `dgm.fit` is a loop over it.
 
-    What it is made from, and its `state_dict`, determine the epochs that are left, bit for bit on a CPU. That is so
+    What it is made from, and its `state_dict`, determine the steps that are left, bit for bit on a CPU. That is so
     where the program keeps its state in parameters and buffers, and objective and ``augment`` draw from torch alone.
 
     Args:
@@ -122,10 +148,13 @@ class Training:
         options: how to train.
         validation: data to validate on, in the place of the fraction that the options name.
         augment: applied to each training batch of x.
+        optimizer, lr_schedule: functions that make a torch optimizer of parameters, and a scheduler of it, in the place
+            of those that the options name.
 
     Attributes:
         history: of the epochs so far.
-        finished: whether all epochs have been trained, or early stopping has ended them.
+        taken: number of steps so far.
+        finished: whether all steps have been taken, or early stopping or the time has ended them.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing has been changed.
@@ -157,18 +186,26 @@ class Training:
         *,
         validation: Data | Tensor | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
+        optimizer: OptimizerFactory | None = None,
+        lr_schedule: SchedulerFactory | None = None,
     ):
         check_program(program)
         check_type(options, TrainingOptions | None, "options", "a dgm.TrainingOptions or None")
-        if augment is not None and not callable(augment):
-            raise TypeError(f"augment must be a function of x or None, got {type(augment).__name__}")
+        for name, function in (("augment", augment), ("optimizer", optimizer), ("lr_schedule", lr_schedule)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a function or None, got {type(function).__name__}")
         options = options or TrainingOptions()
-        train = as_data(program, data)
+        train = as_data(program, data, missing=True)
         _check_scale(program, train)
         maximize: Any = PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
-        held_out = None if validation is None else as_data(program, validation, "validation")
+        held_out = None if validation is None else as_data(program, validation, "validation", missing=True)
         if held_out is None and options.validation is not None:
             train, held_out = _split(train, options.validation, options.seed)
+        incomplete = next((part for part in (train, held_out) if part is not None and part.misses), train)
+        if incomplete.misses and hasattr(maximize, "unit"):
+            raise ValueError(
+                f"{incomplete.name} misses features, but {maximize} compares whole data: use a bound such as 'iwae'"
+            )
         for part in (train, held_out):
             _check_labels(program, part, maximize)
         if options.early_stopping is not None and held_out is None:
@@ -177,30 +214,40 @@ class Training:
         self.parameters = {name: p for name, p in program.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError(f"this {type(program).__name__} has no parameters that require a gradient")
+        if options.accumulate > 1 and (isinstance(maximize, PyroObjective) or hasattr(maximize, "update")):
+            raise ValueError(f"accumulate must be 1 for {maximize!r}, which takes its own steps")
         self.processes = process_group()
-        self.steps_per_epoch = self.processes.batches(len(train), options.batch_size)
+        self.steps_per_epoch = self.processes.batches(len(train), options.batch_size, options.drop_last)
+        self.steps = options.steps or options.epochs * self.steps_per_epoch
+        self.optimizer = optimizer_of(options, self.parameters.values(), optimizer)
+        self.lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.scheduler = scheduler_of(options, self.optimizer, lr_schedule)
 
         self.program, self.objective, self.options, self.augment = program, maximize, options, augment
         program.to(self.device)
         self.processes.agree([*program.parameters(), *program.buffers()])
         self.data = train.to(self.device)
+        # By which batches are scored: the program itself, or its part that was observed.
+        self.scored = observed_part(program, incomplete)
         self.held_out = held_out
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=options.lr, weight_decay=options.weight_decay, fused=True
-        )
         self.average = None if options.ema is None else _Average(program, options.ema)
-        self.step = Step(maximize, program, options.precision)
+        self.step = Step(maximize, self.scored, options.precision)
         self.shuffling = torch.Generator().manual_seed(options.seed)
         unit = getattr(maximize, "unit", History.unit)
         self.history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
         # The weights of the best epoch and of the last, as they were validated; at first, what the program came with.
         self.best = self.last = _state(program)
+        made = {"the objective": maximize, "the optimizer": optimizer, "the scheduler": lr_schedule}
         self._recipe = {
             **options.recipe(),
-            "the objective": re.sub(r" at 0x[0-9a-f]+", "", repr(maximize)),
+            **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(thing)) for name, thing in made.items()},
             "the number of training data": len(train),
         }
-        self._between_epochs = True
+        self.taken = 0
+        self._totals = _Totals()
+        self._batches: Sequence[Tensor] = ()
+        self._order = self.shuffling.get_state()  # of which the order of the epoch was drawn
+        self._between_steps = True
         self._random: dict[str, Tensor] = {}
         self._store: Any = {"params": {}, "constraints": {}}
         with self._apart():
@@ -212,60 +259,77 @@ class Training:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         # After an interrupt, too, what has been learned is not lost.
-        self._between_epochs = False
+        self._between_steps = False
         self.program.load_state_dict(self.last if isinstance(error, NonFiniteLossError) else self.best)
         self.program.eval()
 
     @property
     def finished(self) -> bool:
-        return len(self.history.epochs) >= self.options.epochs or self.history.stopped_early
+        return self.taken >= self.steps or self.history.stopped_early or self.history.out_of_time
 
-    def advance(self) -> Epoch:
-        """Train for an epoch, validate, and remember the weights if they are the best.
+    def advance(self, pause: Callable[[], bool] | None = None) -> Epoch | None:
+        """Train for an epoch or ``validate_every`` steps, validate, and remember the weights if they are the best.
+
+        Args:
+            pause: asked after every step (every 50 in several processes). Where it is true, the epoch stays as it is:
+                `state_dict` may be taken, and the next call continues it.
+
+        Returns:
+            The epoch; None where it is paused.
 
         Raises:
-            RuntimeError: an epoch was interrupted, or the context has been left.
+            RuntimeError: the training is finished, a step was interrupted, or the context has been left.
             NonFiniteLossError: names site and step; the context gives the program its last good weights.
             CompilationError: the options say ``compile=True``, and a statement of the program cannot be compiled.
         """
-        self._require_between_epochs()
-        self._between_epochs = False
-        start, number = time.perf_counter(), len(self.history.epochs) + 1
+        self._require_between_steps()
+        if self.finished:
+            raise RuntimeError(f"the training is finished after {self.taken} steps: make one with more epochs or steps")
+        self._between_steps = False
+        start, history = time.perf_counter(), self.history
+        number, before, patience = len(history.epochs) + 1, history.seconds, self.options.early_stopping
+        loss = None
         with self._apart():
-            totals = self._train(number)
-            with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
-                loss = None if self.held_out is None else self._validate(number)
-                self.last = _state(self.program)
-        history, patience = self.history, self.options.early_stopping
-        history.seconds += time.perf_counter() - start
-        if loss is None or loss < history.best_loss:
-            self.best, history.best_epoch = self.last, number
-        history.epochs.append(totals.epoch(number, loss, history.seconds, self.processes))
-        history.stopped_early = patience is not None and number - history.best_epoch >= patience
-        self._between_epochs = True
-        return history.epochs[-1]
+            paused = self._train(number, pause or (lambda: False), start)
+            if not paused:
+                self.processes.agree(self.program.buffers())  # those that follow the data have followed other data
+                with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
+                    loss = None if self.held_out is None else self._validate(number)
+                    self.last = _state(self.program)
+        history.seconds = before + time.perf_counter() - start
+        if not paused:
+            if loss is None or loss < history.best_loss:
+                self.best, history.best_epoch = self.last, number
+            history.epochs.append(self._totals.epoch(number, loss, history.seconds, self.processes))
+            history.stopped_early = patience is not None and number - history.best_epoch >= patience
+            self._totals = _Totals()
+        self._between_steps = True
+        return None if paused else history.epochs[-1]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the epochs so far have left, in tensors and plain Python; to be taken between two epochs.
+        """What the steps so far have left, in tensors and plain Python; to be taken between two calls of `advance`.
 
         Its tensors are those of the training, as is usual in torch: store or copy them before it advances. Where
         several processes train together, each has a state of its own.
 
         Raises:
-            RuntimeError: an epoch was interrupted, or the context has been left.
+            RuntimeError: a step was interrupted, or the context has been left.
         """
-        self._require_between_epochs()
+        self._require_between_steps()
         return self._parts()
 
     def _parts(self) -> dict[str, Any]:
         return {
-            "recipe": self._recipe,
+            "recipe": self._recipe | {"the digest of the data": self._digest},
+            "taken": self.taken,
+            "totals": self._totals.state_dict(),
             "program": self.program.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "objective": self.objective.state_dict() if hasattr(self.objective, "state_dict") else None,
-            "order": self.shuffling.get_state(),
+            "order": self._order if self.taken % self.steps_per_epoch else self.shuffling.get_state(),
             "random": self._random,
             "params": self._params(),
             "history": self.history.as_dict(),
@@ -275,14 +339,15 @@ class Training:
         """Continue the training that ``state`` is of; the device may be another.
 
         Raises:
-            ValueError: that training had other options, another objective or number of data, or other weights; or a
-                part of its state is missing. Nothing has been changed.
+            ValueError: that training had other options, another objective, other data or other weights; or a part of
+                its state is missing. Nothing has been changed.
         """
         check_type(state, dict, "state", "what state_dict returned")
-        missing = [part for part in self._parts() if part not in state]
+        own = self._parts()
+        missing = [part for part in own if part not in state]
         if missing:
             raise ValueError(f"state has no {', '.join(map(repr, missing))}: pass what state_dict returned")
-        changed = changes(state["recipe"], self._recipe)
+        changed = changes(state["recipe"], own["recipe"])
         if changed:
             raise ValueError(f"the state is of another training ({'; '.join(changed)}): make this one alike")
         for part in ("program", "best"):
@@ -295,24 +360,34 @@ class Training:
         self.program.load_state_dict(state["program"])
         self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.taken = state["taken"]
+        self._totals = _Totals(**state["totals"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if state["objective"] is not None:
             self.objective.load_state_dict(state["objective"])
-        self.shuffling.set_state(state["order"].cpu())
+        self._order, self._batches = state["order"].cpu(), ()
+        self.shuffling.set_state(self._order)
         self._random = state["random"]
         self._store = {"params": state["params"], "constraints": dict.fromkeys(state["params"], constraints.real)}
-        self.history = History(**state["history"] | {"epochs": [Epoch(**each) for each in state["history"]["epochs"]]})
+        self.history = History.from_dict(state["history"])
         with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
             self.last = _state(self.program)
-        self._between_epochs = True
+        self._between_steps = True
 
-    def _require_between_epochs(self) -> None:
-        if not self._between_epochs:
+    def _require_between_steps(self) -> None:
+        if not self._between_steps:
             raise RuntimeError(
-                "the weights are not those of the end of an epoch: one was interrupted, or the training's context was "
-                "left; load the state of an earlier epoch"
+                "the weights are not those of the end of a step: one was interrupted, or the training's context was "
+                "left; load an earlier state"
             )
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        """Of the data, those to validate on included: a state does not fit others of the same size."""
+        return " ".join(part.digest for part in (self.data, self.held_out) if part is not None)
 
     def _params(self) -> dict[str, Tensor]:
         """What Pyro has put into the param store beside the program's parameters: its moving averages of costs."""
@@ -342,47 +417,85 @@ class Training:
             if on_cuda:
                 self._random["cuda"] = torch.cuda.get_rng_state(self.device)
 
-    def _train(self, epoch: int) -> _Totals:
-        """One pass over the data."""
-        options, processes, objective = self.options, self.processes, self.objective
-        steps = options.epochs * self.steps_per_epoch
-        compiling = options.compile is True or (steps >= COMPILE_FROM and options.compile)
-        totals, watch = _Totals(), _Watch(self.program.variable)
+    def _train(self, epoch: int, pause: Callable[[], bool], start: float) -> bool:
+        """Take the steps of an epoch that are left; returns whether it was paused before its end."""
+        options, processes = self.options, self.processes
+        compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
+        watch, paused = _Watch(self.program.variable), False
         self.program.train()
-        order = torch.randperm(len(self.data), generator=self.shuffling).to(self.device)
-        batches = order.split(options.batch_size)[: self.steps_per_epoch]
-        for step, rows in enumerate(batches, start=(epoch - 1) * self.steps_per_epoch + 1):
+        end = min(epoch * (options.validate_every or self.steps_per_epoch), self.steps)
+        while self.taken < end and not paused and not self.history.out_of_time:
+            step, rows = self.taken + 1, self._rows()
             # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
             if not self.step.prepared and (step > 1 or processes.size > 1):
-                self.step.prepare(lambda: self._batch(batches[0]), processes, compiling, first=step == 1)
+                example, parts = functools.partial(self._batch, self._batches[0]), options.accumulate
+                self.step.prepare(example, processes, compiling, first=step == 1, parts=parts)
                 self.history.compiled = self.step.compiled
-            rate = self._rate(step, steps)
-            self.optimizer.param_groups[0]["lr"] = rate
+            if self.scheduler is None:
+                for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
+                    group["lr"] = lr * self._rate(step)
             self.optimizer.zero_grad(set_to_none=True)
-            weight, whole = processes.weight(rows), len(rows) == options.batch_size
-            batch = self._batch(processes.share(rows))
-            if hasattr(objective, "update"):
-                objective.update(self.program, *batch[:2], rate)
-            sums = self.step(batch, (step - 1) / max(1, steps - 1), weight, whole)
+            sums = self._gradient(step, rows)
             gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-            watch.see(step, sums, _clip(gradients))
-            if self.device.type == "cpu" or step % WATCH_EVERY == 0 or step == epoch * self.steps_per_epoch:
+            watch.see(step, sums, _clip(gradients, options.clip_norm))
+            if self.device.type == "cpu" or step % WATCH_EVERY == 0 or step == end:
                 watch.check(epoch, processes)
             self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
             if self.average is not None:
                 self.average.update()
-            totals.add(len(rows), sums)
-        processes.agree(self.program.buffers())  # those that follow the data have followed other data in each
-        return totals
+            self._totals.add(len(rows), sums)
+            self.taken = step
+            if processes.size == 1 or step % WATCH_EVERY == 0 or step == end:
+                late = options.minutes is not None and self._seconds_since(start) >= 60 * options.minutes
+                paused, self.history.out_of_time = processes.any(pause() and step < end, late, device=self.device)
+        watch.check(epoch, processes)
+        return paused and not self.history.out_of_time
 
-    def _rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step: warmed up, and falling as the schedule says."""
-        falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if self.options.lr_schedule == "cosine" else 1.0
-        return self.options.lr * min(1.0, step / max(1, steps // 50)) * falling
+    def _seconds_since(self, start: float) -> float:
+        return self.history.seconds + time.perf_counter() - start
+
+    def _rows(self) -> Tensor:
+        """The data of the next step."""
+        place = self.taken % self.steps_per_epoch
+        if place == 0:
+            self._order = self.shuffling.get_state()
+        if place == 0 or not self._batches:
+            order = torch.randperm(len(self.data), generator=self.shuffling).to(self.device)
+            self._batches = order.split(self.options.batch_size)
+        return self._batches[place]
+
+    def _gradient(self, step: int, rows: Tensor) -> Sums:
+        """Leave the gradient of a batch in the parameters; returns its sums."""
+        options, processes = self.options, self.processes
+        share = processes.share(rows)
+        parts = share.tensor_split(min(options.accumulate, len(share)))
+        elapsed, whole = (step - 1) / max(1, self.steps - 1), len(rows) == options.batch_size
+        found = []
+        for part in parts:
+            batch, weight = self._batch(part), len(part) / len(share)
+            if hasattr(self.objective, "update"):
+                self.objective.update(self.program, *batch[:2], self.optimizer.param_groups[0]["lr"])
+            alike = whole and len(part) == len(parts[0])
+            found.append(self.step(batch, elapsed, processes.weight(rows) * weight, alike))
+            found[-1]["loss"] = {"": found[-1]["loss"][""].detach() * weight}
+        if len(found) == 1:
+            return found[0]
+        return {
+            kind: {site: torch.stack([each[kind][site] for each in found]).sum(0) for site in terms}
+            for kind, terms in found[0].items()
+        }
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step, as a share of the option's: warmed up, and falling as the schedule says."""
+        falls = self.options.lr_schedule == "cosine"
+        falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)) if falls else 1.0
+        return min(1.0, step / max(1, self.steps // 50)) * falling
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
         batch = self.data[rows]
-        return self.program.arguments(batch if self.augment is None else batch.replaced(x=self.augment(batch.x)))
+        return self.scored.arguments(batch if self.augment is None else batch.replaced(x=self.augment(batch.x)))
 
     def _validate(self, epoch: int) -> float:
         """The validation loss, with the same draws every time, which makes epochs comparable.
@@ -390,7 +503,7 @@ class Training:
         The batches are distributed over the processes, and each process has its own draws. A Pyro objective, whose
         loss has its own backward pass, is validated by the plain ELBO.
         """
-        program, processes, data, total = self.program, self.processes, self.held_out, 0.0
+        program, processes, data, total = self.scored, self.processes, self.held_out, 0.0
         assert data is not None
         objective = at_progress(getattr(self.objective, "validation", self.objective), 1.0)
         if isinstance(objective, PyroObjective):
@@ -406,8 +519,9 @@ class Training:
                 total -= objective(program, value, given, observed).value.double().sum().item()
         summed = processes.total(torch.tensor(total, dtype=torch.float64, device=self.device)).item()
         if not math.isfinite(summed):
-            what, step = "the validation loss is not finite", epoch * self.steps_per_epoch
-            raise NonFiniteLossError(what, program.variable, epoch, step, epoch - 1)
+            raise NonFiniteLossError(
+                "the validation loss is not finite", program.variable, epoch, self.taken, epoch - 1
+            )
         return summed / len(data.x)
 
 
@@ -420,26 +534,38 @@ def fit(
     objective: Objective | PyroELBO | str | None = None,
     *,
     epochs: int = 50,
+    steps: int | None = None,
+    minutes: float | None = None,
     batch_size: int = 64,
+    accumulate: int = 1,
+    drop_last: bool = False,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
-    lr_schedule: str = "cosine",
+    lr_schedule: str | SchedulerFactory = "cosine",
+    optimizer: str | OptimizerFactory = "AdamW",
+    clip_norm: float | None = 10.0,
     seed: int = 0,
     device: str | torch.device = "auto",
     validation: Data | Tensor | float | None = 0.1,
+    validate_every: int | None = None,
     early_stopping: int | None = None,
     ema: float | None = None,
     compile: bool | str = "auto",
+    checkpoint_minutes: float = 5.0,
     precision: str = "float32",
     augment: Callable[[Tensor], Tensor] | None = None,
+    resume: str | os.PathLike[str] | States | Mapping[str, Any] | None = None,
+    trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> History:
-    """Train ``program`` in place, by AdamW on minibatches; the best validated weights are kept.
+    """Train ``program`` in place, on minibatches; the best validated weights are kept.
 
     A last batch of one datum is left out, as BatchNorm cannot take its scale; the shuffling leaves out another in the
     next epoch. Where ``validation`` is None, the last weights are kept. Compiling takes tens of seconds, then makes
     each step faster, and leaves the random numbers as they are; see `dgm.compile`. "auto" compiles trainings of 5,000
     steps or more, and continues uncompiled, with a warning, where it cannot be done.
+
+    Of data that miss features (`Data.mask`), the observed part is fitted: "iwae" of a VAE is then the MIWAE bound.
 
     Args:
         program: what to train; it ends in evaluation mode.
@@ -448,9 +574,15 @@ def fit(
             default `ELBO`.
         {options}
         augment: applied to each training batch of x.
+        resume: a folder. The state of the training is stored there every ``checkpoint_minutes``, at its best epochs, at
+            its end, and before SIGINT or SIGTERM ends it. Where one is there, the training continues from it, and
+            ends with the same bits as without the interruption (on a CPU). Or what `Training.state_dict` returned.
+        trackers: told of the training as it goes; see `Tracker`.
         progress: whether to show a bar with the loss.
 
-    All but ``augment`` and ``progress`` are in `TrainingOptions`. ``validation`` may also be the data to validate on.
+    The others are in `TrainingOptions`. ``validation`` may also be the data to validate on. ``optimizer`` may also be a
+    function of the parameters that makes a torch optimizer, and ``lr_schedule`` one of the optimizer that makes a torch
+    scheduler, which takes a step after each of the training.
 
     Returns:
         The `History`.
@@ -463,23 +595,88 @@ def fit(
         NonFiniteLossError: names site and step; the last good weights are restored.
         ValueError, TypeError: an argument does not fit; nothing has been changed.
         CompilationError: ``compile`` is True, and a statement of the program cannot be compiled.
+        CheckpointError: the state in the folder is damaged.
+        BlockingIOError: another process trains into the folder.
         KeyboardInterrupt: as it came; the program has the best weights so far, and is in evaluation mode.
     """
     held_out = None if validation is None or isinstance(validation, float) else validation
     options = TrainingOptions(
-        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, lr_schedule=lr_schedule, seed=seed,
+        epochs=epochs, steps=steps, minutes=minutes, batch_size=batch_size, accumulate=accumulate, drop_last=drop_last,
+        lr=lr, weight_decay=weight_decay, lr_schedule=lr_schedule if isinstance(lr_schedule, str) else "constant",
+        optimizer=optimizer if isinstance(optimizer, str) else "AdamW", clip_norm=clip_norm, seed=seed,
         device=str(device) if isinstance(device, torch.device) else device,
-        validation=validation if isinstance(validation, float) else None,
-        early_stopping=early_stopping, ema=ema, compile=compile, precision=precision,
+        validation=validation if isinstance(validation, float) else None, validate_every=validate_every,
+        early_stopping=early_stopping, ema=ema, compile=compile, checkpoint_minutes=checkpoint_minutes,
+        precision=precision,
     )  # fmt: skip
-    training = Training(program, data, objective, options, validation=held_out, augment=augment)
-    shown = progress and training.processes.writes
-    with training, tqdm(total=epochs, desc=f"fit {type(program).__name__}", unit="epoch", disable=not shown) as bar:
-        while not training.finished:
-            training.advance()
-            bar.set_postfix_str(_describe(training.history), refresh=False)
-            bar.update()
+    training = Training(
+        program,
+        data,
+        objective,
+        options,
+        validation=held_out,
+        augment=augment,
+        optimizer=None if isinstance(optimizer, str) else optimizer,
+        lr_schedule=None if isinstance(lr_schedule, str) else lr_schedule,
+    )
+    with contextlib.ExitStack() as stack:
+        states = _states(training, resume, stack)
+        stack.enter_context(training)
+        if states is not None:
+            stack.enter_context(states.of(training))
+        _run(training, states, trackers if training.processes.writes else (), progress)
     return training.history
+
+
+def _states(training: Training, resume: Any, stack: contextlib.ExitStack) -> States | None:
+    """Continue from what ``resume`` names; the states to be stored, if they are."""
+    if resume is None:
+        return None
+    if isinstance(resume, Mapping):
+        training.load_state_dict(dict(resume))
+        return None
+    states = resume
+    if not isinstance(resume, States):
+        check_path(resume, "resume")
+        states = States(Path(resume))
+        if training.processes.writes:
+            stack.enter_context(only_writer(states.folder))
+        training.processes.wait()
+    state = states.read()
+    if state is not None:
+        training.load_state_dict(state)
+    return states
+
+
+def _run(training: Training, states: States | None, trackers: Sequence[Tracker], progress: bool) -> None:
+    """All epochs that are left."""
+    options, done = training.options, training.taken
+    unit, total = ("epoch", options.epochs) if options.steps is None else ("step", training.steps)
+    if options.validate_every is not None:
+        unit, total = "step", training.steps
+    with tqdm(
+        total=total,
+        initial=len(training.history.epochs) if unit == "epoch" else done,
+        desc=f"fit {type(training.program).__name__}",
+        unit=unit,
+        disable=not (progress and training.processes.writes),
+    ) as bar:
+        try:
+            for tracker in trackers:
+                tracker.on_start(training)
+            while not training.finished:
+                epoch = training.advance(None if states is None else states.pause)
+                if epoch is not None:
+                    bar.set_postfix_str(_describe(training.history), refresh=False)
+                    bar.update(1 if unit == "epoch" else training.taken - done)
+                    done = training.taken
+                    for tracker in trackers:
+                        tracker.on_epoch(epoch)
+                if states is not None:
+                    states.look(epoch)
+        finally:
+            for tracker in trackers:
+                tracker.on_end(training.history)
 
 
 class _Watch:
@@ -522,21 +719,25 @@ class _Watch:
         raise NonFiniteLossError(what, site, epoch, int(step), epoch - 1)
 
 
-def _clip(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scale the gradients to a norm of at most `GRADIENT_NORM`; returns the norm that each had."""
+def _clip(gradients: dict[str, Tensor], largest: float | None) -> dict[str, Tensor]:
+    """Scale the gradients to a norm of at most ``largest``; returns the norm that each had."""
     norms = torch._foreach_norm([*gradients.values()])
     total = torch.linalg.vector_norm(torch.stack(norms))
-    torch._foreach_mul_([*gradients.values()], (GRADIENT_NORM / (total + 1e-6)).clamp(max=1))
+    if largest is not None:
+        torch._foreach_mul_([*gradients.values()], (largest / (total + 1e-6)).clamp(max=1))
     return dict(zip(gradients, norms, strict=True)) | {"": total}
 
 
 class _Totals:
     """Sums over an epoch, on the device: only its end waits for them."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.keys: list[tuple[str, str]] = []
-        self.sums: list[Tensor] = []
+    def __init__(self, count: int = 0, keys: Iterable[Sequence[str]] = (), sums: Sequence[Tensor] = ()):
+        self.count = count
+        self.keys = [(kind, site) for kind, site in keys]
+        self.sums = [*sums]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "keys": [[*key] for key in self.keys], "sums": self.sums}
 
     def add(self, count: int, sums: Sums) -> None:
         self.count += count
@@ -602,7 +803,7 @@ def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
 
 def _check_scale(program: Program, data: Data) -> None:
     """Warn of reals that are far from 0, or spread far: networks and densities start from scale 1."""
-    scaled = any(isinstance(module, ActNorm | Standardize) for module in program.modules())
+    scaled = any(isinstance(module, ActNorm | Standardize | Columns) for module in program.modules())
     if scaled or not data.x.is_floating_point():
         return
     spread, mean = torch.std_mean(data.x.flatten(1), 0, correction=0)

@@ -6,6 +6,7 @@ types it, and a test holds the two together. This module does without torch, so 
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,16 +29,30 @@ class TrainingOptions:
     """
 
     epochs: Annotated[int, "Passes over the data."] = 50
+    steps: Annotated[int | None, "Steps in all, in the place of epochs."] = None
+    minutes: Annotated[
+        float | None, "End after this many minutes of training, whatever is left of epochs or steps."
+    ] = None
     batch_size: Annotated[int, "Data per step."] = 64
+    accumulate: Annotated[int, "Parts of a batch, computed one after another: the same step in less memory."] = 1
+    drop_last: Annotated[bool, "Leave out the last batch of an epoch where it is smaller."] = False
     lr: Annotated[float, "Learning rate. It warms up over the first 2 % of the steps."] = 1e-3
     weight_decay: Annotated[float, "Decoupled weight decay, as in AdamW."] = 0.0
-    lr_schedule: Annotated[str, "Learning-rate schedule: cosine (falls to zero) or constant."] = "cosine"
+    lr_schedule: Annotated[
+        str,
+        "Learning-rate schedule: cosine (falls to zero), constant, or a class of torch.optim.lr_scheduler, which "
+        "counts steps and has no warm-up: 'StepLR(step_size=1000)'.",
+    ] = "cosine"
+    optimizer: Annotated[str, "Class of torch.optim, with its options: 'SGD(momentum=0.9)'."] = "AdamW"
+    clip_norm: Annotated[float | None, "Largest norm of the gradient. A longer one is scaled to it."] = 10.0
     seed: Annotated[int, "Seed of all random numbers. The same seed gives the same bits on the same CPU."] = 0
     device: Annotated[str, "Device: auto (CUDA if available), cpu, cuda or cuda:N."] = "auto"
     validation: Annotated[float | None, "Fraction of the data held out for validation."] = 0.1
-    early_stopping: Annotated[int | None, "Stop after this many epochs without a better validation loss."] = None
+    validate_every: Annotated[int | None, "Steps between two validations. Default: those of an epoch."] = None
+    early_stopping: Annotated[int | None, "Stop after this many validations without a better loss."] = None
     ema: Annotated[float | None, "Decay of the average of the weights, such as 0.99. The average is kept."] = None
     compile: Annotated[bool | str, "Compile the steps. Default: only in trainings of 5,000 steps or more."] = "auto"
+    checkpoint_minutes: Annotated[float, "Minutes between two states that are stored, to be resumed from."] = 5.0
     precision: Annotated[str, "float32 (the program as it is), or bf16 (its networks under autocast)."] = "float32"
 
     def __post_init__(self) -> None:
@@ -49,17 +64,26 @@ class TrainingOptions:
             check_type,
         )  # which import torch
 
-        check_count(self.epochs, "epochs")
-        check_count(self.batch_size, "batch_size")
-        check_number(self.lr, "lr", above=0)
+        for name in ("epochs", "batch_size", "accumulate"):
+            check_count(getattr(self, name), name)
+        for name in ("steps", "validate_every", "early_stopping"):
+            if getattr(self, name) is not None:
+                check_count(getattr(self, name), name)
+        for name in ("lr", "minutes", "clip_norm", "checkpoint_minutes"):
+            if getattr(self, name) is not None or name in ("lr", "checkpoint_minutes"):
+                check_number(getattr(self, name), name, above=0)
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate is {self.accumulate}, which must divide batch_size, {self.batch_size}")
+        check_type(self.drop_last, bool, "drop_last", "True or False")
         check_number(self.weight_decay, "weight_decay", at_least=0)
-        check_choice(self.lr_schedule, LR_SCHEDULES, "lr_schedule")
+        check_type(self.lr_schedule, str, "lr_schedule", "a string")
+        if self.lr_schedule not in LR_SCHEDULES:
+            call_of(self.lr_schedule, "lr_schedule")
+        call_of(self.optimizer, "optimizer")
         check_seed(self.seed)
         check_type(self.device, str, "device", "'auto', 'cpu', 'cuda' or 'cuda:N'")
         if self.validation is not None and not 0 < check_number(self.validation, "validation") < 1:
             raise ValueError(f"validation must be a fraction between 0 and 1, or None, got {self.validation}")
-        if self.early_stopping is not None:
-            check_count(self.early_stopping, "early_stopping")
         if self.ema is not None and not 0 < check_number(self.ema, "ema") < 1:
             raise ValueError(f"ema must be a decay between 0 and 1, got {self.ema!r}")
         if not (isinstance(self.compile, bool) or self.compile == "auto"):
@@ -67,8 +91,36 @@ class TrainingOptions:
         check_choice(self.precision, PRECISIONS, "precision")
 
     def recipe(self) -> dict[str, Any]:
-        """What a record keeps, and a training that is continued must have in common: all but the device."""
-        return {name: value for name, value in vars(self).items() if name != "device"}
+        """What a record keeps, and a training that is continued must have in common: all that its numbers depend on."""
+        return {name: value for name, value in vars(self).items() if name not in ("device", "checkpoint_minutes")}
+
+
+def call_of(text: str, argument: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options in "SGD(momentum=0.9)"; "SGD" has none.
+
+    Raises:
+        ValueError, TypeError: it is no such call; values are plain Python.
+    """
+    wanted = f"{argument} must be the name of a class, or a call like 'SGD(momentum=0.9)', got {text!r}"
+    if not isinstance(text, str):
+        raise TypeError(wanted)
+    try:
+        call = ast.parse(text, mode="eval").body
+        name, keywords = (call.func, call.keywords) if isinstance(call, ast.Call) and not call.args else (call, [])
+        values = {str(each.arg): ast.literal_eval(each.value) for each in keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(wanted) from error
+    if not isinstance(name, ast.Name):
+        raise ValueError(wanted)
+    return name.id, values
+
+
+def value_of(text: str) -> Any:
+    """A number or a sequence of them, as written; any other text is a name."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return text
 
 
 def option_types() -> dict[str, tuple[Any, str]]:

@@ -71,12 +71,15 @@ class Step:
         self.loss: Any = None if self.terms is None else _ByKind(self.terms)
         self.prepared = self.compiled = False
 
-    def prepare(self, batch: Callable[[], Any], processes: ProcessGroup, compile: bool | str, *, first: bool) -> None:
+    def prepare(
+        self, batch: Callable[[], Any], processes: ProcessGroup, compile: bool | str, *, first: bool, parts: int
+    ) -> None:
         """Compile, and join with the other processes.
 
         Args:
             batch: makes a whole batch, by random numbers that are not those of the training.
             first: whether no step has been taken.
+            parts: how many a process computes its share in.
 
         Raises:
             CompilationError, ValueError: it cannot be, and ``compile`` is not "auto".
@@ -98,7 +101,7 @@ class Step:
         device = next(self.program.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             example = batch()
-            share = pytree.tree_map_only(Tensor, processes.share, example)
+            share = pytree.tree_map_only(Tensor, lambda all: processes.share(all).tensor_split(parts)[0], example)
             if processes.size > 1 and first:
                 with self._networks():  # what layers set up by their first batch, they set up alike
                     self.terms(*example, self.terms.weights(0.0))

@@ -70,6 +70,11 @@ PROGRAMS |= {
         lambda n: dgm.DiscretizedLogistic((1, 3, 3), 256, 2, n),
         lambda: PixelCNN((1, 3, 3), 6, 4, 3, levels=256, dropout=0.3),
     ),
+    "pixelcnn-color": ar(reals((3, 3, 2)), lambda: PixelCNN((3, 3, 2), 6, 4, 3, 5, given_shape=(3,))),
+    "pixelcnn-two-channels": ar(
+        lambda n: dgm.DiscretizedLogistic((2, 2, 3), 256, 2, n),
+        lambda: PixelCNN((2, 2, 3), 6, 4, 2, levels=256, num_classes=3),
+    ),
     "transformer-one-feature": ar(reals(1), lambda: CausalTransformer(1, 6, 8, 2, 2)),
     "transformer-one-head": ar(
         bits((1, 2, 3)), lambda: CausalTransformer((1, 2, 3), 1, 6, 1, 1, order=ORDER, levels=2)

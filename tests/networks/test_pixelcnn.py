@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 
+import dgm_pyro as dgm
 from dgm_pyro.networks import PixelCNN
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -35,6 +36,27 @@ def test_each_pixel_sees_exactly_the_pixels_before_it(height, width, kernel_size
     network = PixelCNN((1, height, width), 2, channels=6, layers=layers, kernel_size=kernel_size)
     row, column, other_row, other_column = grid(height, width)
     assert torch.equal(dependencies(network), other_row * width + other_column < row * width + column)
+
+
+@pytest.mark.parametrize("option", [{}, {"num_classes": 3}])
+def test_each_channel_sees_exactly_the_features_before_it(option):
+    channels, height, width = 3, 3, 2
+    network = PixelCNN((channels, height, width), 2, channels=6, layers=4, **option)
+    given = (torch.tensor([1]),) if option else ()
+    seen = torch.zeros(())
+    for _ in range(3):
+        moved = jacobian(lambda x: network(x, *given), torch.randn(1, channels, height, width))
+        seen = seen + moved.reshape(2, 18, 18).abs().sum(0)
+    place = torch.tensor(network.order).argsort()
+    assert torch.equal(seen != 0, place < place[:, None])
+    # Pixel by pixel, and in each pixel channel by channel.
+    assert network.order[:4] == (0, height * width, 2 * height * width, 1)
+
+
+def test_the_probabilities_of_all_color_images_sum_to_one():
+    program = dgm.Autoregressive(dgm.Bernoulli((2, 2, 2), PixelCNN((2, 2, 2), 1, channels=6, layers=3, levels=2)))
+    every = torch.cartesian_prod(*[torch.arange(2)] * 8).reshape(-1, 2, 2, 2)
+    torch.testing.assert_close(program.log_prob(every).logsumexp(0), torch.tensor(0.0), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("layers", "kernel_size"), [(1, 3), (2, 3), (1, 5), (3, 3)])
@@ -135,8 +157,7 @@ def test_dropout_is_for_training_only():
 @pytest.mark.parametrize(
     ("in_shape", "options", "message"),
     [
-        ((3, 8, 8), {}, r"in_shape is \(3, 8, 8\).*one channel"),
-        ((8, 8), {}, r"\(1, H, W\)"),
+        ((8, 8), {}, r"\(C, H, W\)"),
         ((64,), {}, "use MADE"),
         ((1, 0, 8), {}, "in_shape must be"),
         ((1, 8, 8), {"kernel_size": 4}, "kernel_size must be odd"),

@@ -7,8 +7,11 @@ import contextlib
 import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -131,7 +134,11 @@ def remembering():
     return trained(program, rows(32, program.event_shape[0]), validation=0.25)
 
 
-ALIKE = {each.__name__: each for each in (autoregressive, odd, flow, idle, partly_labeled, early, graph)}
+def accumulated():
+    return autoregressive(accumulate=2, clip_norm=0.5, validate_every=4)
+
+
+ALIKE = {each.__name__: each for each in (accumulated, autoregressive, odd, flow, idle, partly_labeled, early, graph)}
 
 
 # -- recipes for two alone ---------------------------------------------------------------------------------------------
@@ -180,7 +187,38 @@ def agreed():
     return {"tensors": [*tensors, parameter.detach()], "earliest": earliest}
 
 
-APART = {each.__name__: each for each in (noisy, remembering, not_finite, draws, refused, agreed)}
+def resumed():
+    """A training, and one that a signal to the second process interrupted within an epoch, and that was resumed."""
+    folder = Path(tempfile.gettempdir()) / f"resumed-{os.environ['TORCHELASTIC_RUN_ID']}"
+    rank, left = distributed.process_group().rank, [7]
+
+    def signaled(x):
+        left[0] -= 1
+        if left[0] == 0 and rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return x
+
+    def run(seed, **others):
+        torch.manual_seed(seed)
+        options = {"batch_size": 8, "validation": 0.25, "ema": 0.9}
+        return trained(CASES["diffusion-importance"].build(seed), rows(64, 2).float(), **options | others)
+
+    every, training.WATCH_EVERY = training.WATCH_EVERY, 5
+    try:
+        whole = run(0)
+        try:
+            run(0, augment=signaled, resume=folder)
+            said = "it was not interrupted"
+        except dgm.training.states.Interrupted as error:
+            said = str(error)
+        return {"whole": whole, "said": said, "resumed": run(1, resume=folder)}
+    finally:
+        training.WATCH_EVERY = every
+        distributed.process_group().wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+APART = {each.__name__: each for each in (resumed, noisy, remembering, not_finite, draws, refused, agreed)}
 
 
 def inductor():
@@ -202,11 +240,11 @@ def failing(out):
     """What `dgm train` does when something goes wrong in the second process, and there alone."""
     clip, steps = training._clip, []
 
-    def broken(gradients):
+    def broken(gradients, largest):
         steps.append(gradients)
         if distributed.process_group().rank == 1 and len(steps) == 3:
             raise OSError("the disk is on fire")
-        return clip(gradients)
+        return clip(gradients, largest)
 
     training._clip = broken
     sys.exit(cli.main(["train", "made", "--data", "moons", "--num-data", "90", "--device", "cpu", "--out", out]))
@@ -317,6 +355,14 @@ def test_one_process_alone_has_nobody_to_ask():
     assert ProcessGroup().writes
     assert not ProcessGroup(1, 2).writes
     assert distributed.is_first_to_fail()
+
+
+def test_two_processes_resume_to_the_last_bit(two):
+    """Each with its own random numbers, and buffers that differ within an epoch."""
+    for outcome in (each["resumed"] for each in two):
+        assert outcome["said"].startswith("interrupted after step 10 of 18")
+        assert_same_bits(outcome["whole"], outcome["resumed"])
+        assert outcome["whole"]["epochs"] == outcome["resumed"]["epochs"]
 
 
 def test_two_agree_and_find_the_earliest(two):

@@ -1,0 +1,59 @@
+"""What a training tells of itself while it runs: a log and curves in a run's folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from dgm_pyro.experiments import plots
+from dgm_pyro.files import write_text
+from dgm_pyro.training.fit import Epoch, History, Training
+
+EVERY = 10.0
+"""Seconds between two drawings of the curves."""
+
+
+class RunFiles:
+    """Writes ``metrics.jsonl``, a line per epoch, and ``learning-curves.png``, at most once in `EVERY` seconds.
+
+    Args:
+        folder: where they are written.
+        title: of the curves.
+
+    >>> import tempfile, torch, dgm_pyro as dgm
+    >>> from dgm_pyro.experiments.trackers import RunFiles
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     program, x = dgm.Normal(2, learned=True), torch.randn(64, 2)
+    ...     _ = dgm.fit(program, x, epochs=3, trackers=[RunFiles(folder)], progress=False)
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['learning-curves.png', 'metrics.jsonl']
+    """
+
+    def __init__(self, folder: str | Path, title: str = ""):
+        self.folder, self.title, self.drawn = Path(folder), title, time.monotonic()
+
+    def on_start(self, training: Training) -> None:
+        """Write the epochs so far anew: after a kill the file may have more of them than the state."""
+        self.history = training.history
+        write_text(self.folder / "metrics.jsonl", "".join(map(_line, training.history.epochs)))
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_line(epoch))
+        if time.monotonic() - self.drawn >= EVERY:
+            self._draw(self.history)
+
+    def on_end(self, history: History) -> None:
+        if history.epochs:
+            self._draw(history)
+
+    def _draw(self, history: History) -> None:
+        title = f"{self.title}: {len(history.epochs)} epochs" if self.title else ""
+        plots.write_picture(self.folder / "learning-curves.png", plots.learning_curves(history, title=title))
+        self.drawn = time.monotonic()
+
+
+def _line(epoch: Epoch) -> str:
+    return json.dumps(asdict(epoch), allow_nan=False) + "\n"

@@ -1,0 +1,248 @@
+r"""A guide of any Pyro model: q(u) over the real vector of all latents, with any conditional on reals as q.
+
+.. math::
+    u = m + L z, \quad z \sim q(z): \qquad \log q(u) = \log q(z) - \log |\det L|
+
+m and L come from a quick fit of a Normal, so that z is about standard: a spline bends what lies in its box, a flow
+starts near the posterior, and a learning rate fits every model. They are fixed; q is learned.
+
+The Normal is found by the Laplace approximation, refined by a mean field in its coordinates; or by a mean field from
+the start, where that explains the data better, as for a density without a maximum.
+
+Source: Kucukelbir et al. 2017 (arXiv 1603.00788).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+from torch.distributions import biject_to
+
+from dgm_pyro.checks import check_count, check_type
+from dgm_pyro.posterior import Posterior
+from dgm_pyro.program import Conditional, Program, differentiating, seeded
+
+STEPS = 300
+PARTICLES = 8
+LARGEST_HESSIAN = 200
+QUANTILE_DRAWS = 10_000
+"""Draws of q of which medians and quantiles are taken."""
+
+
+class AutoConditional(AutoContinuous):
+    """An AutoGuide of Pyro whose q is any `Conditional` on reals; `dgm.guides.auto` makes it.
+
+    It is set up when it is first called: then the Normal is fitted, and q is made for the number of latents.
+
+    Args:
+        model: a Pyro model; its discrete latents are left to be summed out.
+        make: makes q for a number of latents D: a conditional of event_shape (D,) on all reals.
+        whiten: whether L is a triangle; else it is diagonal, as for a q that shall not have covariances.
+        init_loc_fn: where to start, one of Pyro's strategies.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        make: Callable[[int], Conditional],
+        whiten: bool = True,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+    ):
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        # Not `self.model`, which looks for a place to start in every run; in a tuple, so as to be no submodule.
+        self._stated = (model,)
+        self._make, self._whiten, self._enumerated = make, whiten, tuple[str, ...]()
+
+    def _prototype_hide_fn(self, msg: Any) -> bool:
+        hidden: bool = AutoContinuous._prototype_hide_fn(msg)
+        return hidden or msg["name"] in self._enumerated
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        posterior = Posterior(self._stated[0], *args, **kwargs)
+        self._enumerated = posterior.enumerated
+        super()._setup_prototype(*args, **kwargs)
+        if self.latent_dim != posterior.D:
+            raise ValueError(
+                f"a mask removes {self.latent_dim - posterior.D} elements of the latents from the density of the "
+                "model, which a guide of all latents cannot leave out: use pyro.infer.autoguide.AutoNormal, or "
+                "dgm.infer.nuts(posterior)"
+            )
+        start = posterior.unconstrain({name: self.prototype_trace.nodes[name]["value"] for name in posterior.names})
+        loc, factor = normal_fit(posterior, start, whiten=self._whiten)
+        self.register_buffer("loc", loc)
+        self.register_buffer("factor", factor)
+        q = self._make(self.latent_dim)
+        check_type(q, Conditional, "q", "a dgm.Conditional on reals")
+        if tuple(q.event_shape) != (self.latent_dim,) or q.conditional or q.measure == "mass":
+            raise ValueError(
+                f"q is a {type(q).__name__} of event_shape {tuple(q.event_shape)}, but the model has "
+                f"{self.latent_dim} latent reals: pass a conditional on ({self.latent_dim},), without a given"
+            )
+        self.q = q.to(loc)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TransformedDistribution:
+        """q(u), a distribution of event shape ``(D,)``."""
+        transform = dist.transforms.LowerCholeskyAffine(self.loc, self.factor, cache_size=1)
+        return dist.TransformedDistribution(self.q(), [transform])
+
+    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Quantiles of each latent, of `QUANTILE_DRAWS` draws: by name, ``(len(quantiles), *site_shape)``."""
+        with seeded(0, self.loc.device), torch.no_grad():
+            u = self.get_posterior(*args, **kwargs).sample((QUANTILE_DRAWS,))
+            levels = torch.as_tensor(quantiles).to(u)
+            found = {}
+            for site, real in self._unpack_latent(u):
+                found[site["name"]] = biject_to(site["fn"].support)(real).quantile(levels, dim=0)
+        return found
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of each latent, of `QUANTILE_DRAWS` draws."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+
+# -- the Normal to start from ------------------------------------------------------------------------------------------
+
+
+def normal_fit(posterior: Posterior, start: Tensor, whiten: bool = True) -> tuple[Tensor, Tensor]:
+    """Location ``(D,)`` and lower triangular factor ``(D, D)`` of a Normal near the posterior.
+
+    Args:
+        start: where to begin, ``(D,)``.
+        whiten: whether the factor has covariances; else it is diagonal.
+    """
+    density = posterior.compiled(PARTICLES)
+    identity = torch.eye(posterior.D, dtype=start.dtype, device=start.device)
+    with seeded(0, start.device):
+        found = [_mean_field(density, start, identity)]
+        laplace = _laplace(posterior, start)
+        if laplace is not None:
+            loc, factor = laplace
+            if not whiten:
+                factor = torch.diag(factor.square().sum(-1).sqrt())
+            found.append(_mean_field(density, loc, factor))
+    _, loc, factor = max(found, key=lambda each: each[0])
+    return loc, factor
+
+
+def _laplace(posterior: Posterior, start: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The maximum and a factor of the inverse of the negative Hessian there; None where there is no maximum."""
+    if posterior.D > LARGEST_HESSIAN:
+        return None
+    with differentiating("a guide"):
+        u = start.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS([u], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = -posterior.log_joint(u)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        try:
+            optimizer.step(closure)  # type: ignore[arg-type]
+            hessian: Any = torch.autograd.functional.hessian(lambda u: -posterior.log_joint(u), u.detach())
+        except (RuntimeError, ValueError):  # a matrix that has no factorization, say
+            return None
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    if not bool(u.isfinite().all()) or not bool(factor.isfinite().all()) or bool(failed):
+        return None
+    # H = R'R reversed: the inverse of H has the lower factor that the flipped Cholesky factor inverts to.
+    flipped = torch.linalg.cholesky(hessian.flip(-1, -2)).flip(-1, -2)
+    identity = torch.eye(posterior.D, dtype=u.dtype, device=u.device)
+    return u.detach(), torch.linalg.solve_triangular(flipped, identity, upper=True).mT
+
+
+def _mean_field(
+    density: Callable[[Tensor], tuple[Tensor, Tensor]], loc: Tensor, factor: Tensor
+) -> tuple[float, Tensor, Tensor]:
+    """The best u = loc + factor (a + b e), e ~ N(0, I), by gradient ascent on the ELBO: its ELBO, location, factor."""
+    a, log_b = torch.zeros_like(loc), torch.zeros_like(loc)
+    optimizer = torch.optim.Adam([a, log_b], lr=0.1)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS, eta_min=0.005)
+    bounds, log_det = [], factor.diagonal().log().sum()
+    for _ in range(STEPS):
+        half = torch.randn(PARTICLES // 2, len(loc), dtype=loc.dtype, device=loc.device)
+        noise = torch.cat([half, -half])
+        value, gradient = density(loc + (a + log_b.exp() * noise) @ factor.mT)
+        gradient = (gradient @ factor).nan_to_num(0.0, 0.0, 0.0)
+        a.grad, log_b.grad = -gradient.mean(0), -((gradient * noise).mean(0) * log_b.exp() + 1)
+        optimizer.step()
+        decay.step()
+        bounds.append(float(value.mean() + log_b.sum() + log_det))
+    bound = sum(bounds[-50:]) / 50
+    entropy = 0.5 * len(loc) * (1 + math.log(2 * math.pi))
+    loc, factor = loc + factor @ a, factor * log_b.exp()
+    usable = math.isfinite(bound) and bool(loc.isfinite().all()) and bool(factor.isfinite().all())
+    return (bound + entropy if usable else -math.inf), loc, factor
+
+
+# -- as a program ------------------------------------------------------------------------------------------------------
+
+
+class GuidedPosterior(Program):
+    """A `Posterior` and a guide of it as a `Program` with one datum, which every objective takes.
+
+    The data of the posterior stand in the place of x, so what is passed as x, ``(1,)``, is not read.
+
+    Args:
+        posterior: with a density of u.
+        guide: an `AutoContinuous` of the same model and data, set up.
+        num_particles: how many u at once the recorded density is for; other numbers go through Pyro's handlers.
+
+    >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
+    >>> def model(y):
+    ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+    >>> guide = dgm.guides.auto(model, "fullrank")
+    >>> _ = guide(torch.tensor(1.0))
+    >>> program = GuidedPosterior(dgm.Posterior(model, torch.tensor(1.0)), guide)
+    >>> dgm.IWAE(8)(program, torch.zeros(1)).value.shape
+    torch.Size([1])
+    """
+
+    event_shape = torch.Size()
+
+    def __init__(self, posterior: Posterior, guide: AutoContinuous, num_particles: int = 1):
+        super().__init__()
+        self.target, self.q = posterior, guide
+        self.num_particles = check_count(num_particles, "num_particles")
+        self._density = posterior.compiled(num_particles)
+
+    def latents(self, name: str) -> tuple[str, ...]:
+        return ("u",)
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        u = pyro.sample("u", dist.ImproperUniform(dist.constraints.real_vector, (), (self.target.D,)))
+        batch = u.shape[:-1]
+        if batch.numel() == self.num_particles:
+            log_joint = _Recorded.apply(u.reshape(-1, self.target.D), self._density).reshape(batch)
+        else:
+            log_joint = self.target.log_joint(u)
+        pyro.factor(name, log_joint)
+        return u.new_zeros(batch)
+
+    def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        pyro.sample("u", self.q.get_posterior(*self.target.args, **self.target.kwargs))
+
+
+class _Recorded(torch.autograd.Function):
+    """A density whose gradient is known once its value is."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, density: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        value, gradient = density(u.detach())
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return weight.unsqueeze(-1) * gradient, None

@@ -1,0 +1,150 @@
+r"""Missing features: programs of the part of a datum that was observed.
+
+Where the features are independent given the latents, those that are missing integrate to one and can be left out,
+
+.. math::
+    p(x_{obs}) = \int p(z) \prod_{i \in obs} p(x_i \mid z)\, dz,
+
+exactly where there are no latents. With a guide that reads the missing ones at a fixed value, every bound on log p(x)
+becomes one on log p(x_obs): the importance-weighted one is the MIWAE bound, which tends to log p(x_obs) with the number
+of particles. This assumes that what is missing does not depend on its own value (missing at random).
+
+Source: Mattei and Frellsen 2019 (MIWAE, arXiv 1812.02633); Nazabal et al. 2020 (HI-VAE, arXiv 1807.03653).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import constraints
+
+from dgm_pyro.data import Data
+from dgm_pyro.families.distributions import features_of
+from dgm_pyro.program import Program
+
+
+def observed_part(program: Program, data: Data) -> Program:
+    """The program by which ``data`` are scored: of what was observed, where something is missing.
+
+    Raises:
+        ValueError: missing features cannot be left out of this program.
+    """
+    if not data.misses:
+        return program
+    if not program.takes_missing:
+        raise ValueError(
+            f"{data.name} misses features, and those of this {type(program).__name__} depend on one another, so that "
+            "the missing ones cannot be left out: use a VAE with independent features, or fill them in first by "
+            "dgm.infer.impute of such a VAE; or keep whole data, data[data.mask.flatten(1).all(1)]"
+        )
+    return Observed(program)
+
+
+class Observed(Program):
+    """p(x_obs): a program of x with NaN in the place of what is missing. It shares the parameters of p(x).
+
+    Args:
+        program: p(x).
+    """
+
+    blank: Tensor
+
+    def __init__(self, program: Program):
+        super().__init__()
+        self.program = program
+        self.event_shape, self.variable, self.tractable = program.event_shape, program.variable, program.tractable
+        self.conditional, self.given_shape = program.conditional, program.given_shape
+        self.num_classes, self.any_precision = program.num_classes, True
+        self.register_buffer("blank", program.placeholder().detach(), persistent=False)
+
+    def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        x, given, observed = self.program.arguments(data)
+        missing = torch.zeros_like(x, dtype=torch.bool) if data.mask is None else ~data.mask
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        return x.masked_fill(missing, torch.nan), given, observed
+
+    def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x with a value in the place of NaN, as p(x) takes it, and where it was observed."""
+        mask = ~x.isnan()
+        known = torch.where(mask, x, self.blank.to(x.dtype))
+        return known if self.program.levels is None else known.long(), mask
+
+    def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
+        if value is None:
+            return self.program.joint(name, None, given)
+        x, mask = self.whole(value)
+        with _Masked(name, mask):
+            self.program.joint(name, x, given)
+        return value
+
+    def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
+        self.program.posterior(name, self.whole(value)[0], given)
+
+    def latents(self, name: str) -> tuple[str, ...] | None:
+        return self.program.latents(name)
+
+    def unroll(self) -> Program:
+        return self.replaced(program=self.program.unroll())
+
+    def unroll_latents(self) -> Program:
+        return self.replaced(program=self.program.unroll_latents())
+
+    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
+        return self.program.support_given(given, size)
+
+    def check(self, x: Any, given: Any = None, *, values: bool = True, support: bool | None = None) -> None:
+        self.program.check(self.whole(x)[0], given, values=values, support=support)
+
+
+class _Masked(Messenger):
+    """Counts the observed features of a site alone."""
+
+    def __init__(self, name: str, mask: Tensor):
+        super().__init__()
+        self.name, self.mask = name, mask
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.name:
+            msg["fn"] = ObservedDistribution(features_of(msg["fn"]), self.mask, len(msg["fn"].event_shape))
+
+
+class ObservedDistribution(TorchDistribution):
+    """Independent features, of which those that are False in ``mask`` do not count.
+
+    Args:
+        features: their distribution, ``(*batch, *event_shape)`` of them.
+        mask: ``(B, *event_shape)``.
+        dims: of an event.
+    """
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, features: Any, mask: Tensor, dims: int):
+        self.features, self.seen, self.dims = features, mask, dims
+        self.has_rsample = features.has_rsample
+        shape = features.batch_shape
+        cut = len(shape) - dims
+        super().__init__(torch.Size(shape[:cut]), torch.Size(shape[cut:]), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        line: constraints.Constraint = constraints.independent(self.features.support, self.dims)
+        return line
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ObservedDistribution:
+        features = self.features.expand(torch.Size((*batch_shape, *self.event_shape)))
+        return ObservedDistribution(features, self.seen, self.dims)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        terms: Tensor = self.features.log_prob(value)
+        terms = torch.where(self.seen, terms, torch.zeros_like(terms))
+        return terms.flatten(-self.dims).sum(-1) if self.dims else terms
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        drawn: Tensor = self.features.sample(torch.Size(sample_shape))
+        return drawn

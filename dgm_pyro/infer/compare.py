@@ -1,0 +1,447 @@
+r"""Which guide for this model? Several of them, fitted to one posterior and held against draws that can be trusted.
+
+For each guide: its ELBO; the evidence by its importance weights, with k-hat and the effective sample size; the error of
+its means, in standard deviations of the reference, and of its standard deviations; and two distances between the
+draws, in coordinates in which the reference has mean 0 and variance 1. The *sliced Wasserstein* distance is the mean
+over directions of the distance of two sorted projections. The *maximum mean discrepancy* is
+
+.. math::
+    \mathrm{MMD}^2 = E\, k(u, u') + E\, k(v, v') - 2\, E\, k(u, v), \qquad k(u, v) = e^{-|u - v|^2 / (2 D)} .
+
+Both are computed on batches of draws, whose spread gives the error. The same between two halves of the reference is the
+floor: what a perfect guide would have.
+
+Sources: Bonneel et al. 2015 (sliced Wasserstein); Gretton et al. 2012 (MMD); Grosse, Ancha and Roy 2016 (arXiv
+1606.02275) for the upper bound by annealing back from draws of a chain.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation
+from pyro.infer.autoguide.guides import AutoContinuous
+from torch import Tensor
+from tqdm import tqdm
+
+from dgm_pyro.checks import check_count, check_counts, check_number, check_seed, check_type
+from dgm_pyro.families.autoguide import PARTICLES, STEPS, AutoConditional, GuidedPosterior
+from dgm_pyro.families.guides import Fitted, auto
+from dgm_pyro.infer.ais import HMC, annealing, temperatures
+from dgm_pyro.infer.mcmc import Chains, nuts
+from dgm_pyro.infer.psis import Weighted, psis
+from dgm_pyro.objectives import chosen
+from dgm_pyro.posterior import Posterior
+from dgm_pyro.program import Conditional, differentiating, log_mean_exp, seeded
+from dgm_pyro.results import Result, Table, with_error
+
+BATCH = 500
+DIRECTIONS = 100
+CLOSE_MEAN, CLOSE_SD = 0.1, 0.1
+"""A guide is close to the reference if no mean is off by more sds, and no sd by a larger share."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One guide of a `GuideComparison`.
+
+    Attributes:
+        name: of the guide.
+        guide: as it was fitted.
+        weighted: its draws, their weights and k-hat.
+        mean_errors: |mean - reference mean| / reference sd, by latent, of its shape.
+        sd_ratios: sd / reference sd, by latent.
+        wasserstein, mmd: distances to the reference, each with its standard error.
+        seconds: of the fit.
+        evaluations: how often the density of the model was computed in the fit.
+    """
+
+    name: str
+    guide: Any
+    weighted: Weighted
+    mean_errors: dict[str, Tensor]
+    sd_ratios: dict[str, Tensor]
+    wasserstein: tuple[float, float]
+    mmd: tuple[float, float]
+    seconds: float
+    evaluations: int
+
+    @property
+    def mean_error(self) -> tuple[float, str]:
+        """The largest of `mean_errors`, and its latent."""
+        return _largest(self.mean_errors)
+
+    @property
+    def sd_ratio(self) -> tuple[float, str]:
+        """The one of `sd_ratios` that is farthest from 1, as a factor, and its latent."""
+        _, name = _largest({name: ratio.log().abs() for name, ratio in self.sd_ratios.items()})
+        site, _, place = name.partition("[")
+        ratio = self.sd_ratios[site]
+        index = tuple(int(i) for i in place.rstrip("]").split(",")) if place else ()
+        return float(ratio[index]), name
+
+    @property
+    def close(self) -> bool:
+        """Whether means and sds are close to those of the reference."""
+        return self.mean_error[0] < CLOSE_MEAN and abs(self.sd_ratio[0] - 1) < CLOSE_SD
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        found: dict[str, Any] = {"guide": self.name, **self.weighted.as_dict()}
+        if self.mean_errors:
+            found |= {
+                "mean_error": self.mean_error[0],
+                "sd_ratio": self.sd_ratio[0],
+                "wasserstein": self.wasserstein[0],
+                "wasserstein_stderr": self.wasserstein[1],
+                "mmd": self.mmd[0],
+                "mmd_stderr": self.mmd[1],
+                "close": self.close,
+            }
+        return found | {"seconds": self.seconds, "evaluations": self.evaluations}
+
+
+@dataclass(frozen=True)
+class GuideComparison(Result):
+    """The result of `compare`: a row for each guide.
+
+    Attributes:
+        posterior: what was approximated.
+        rows: the guides, in the order given.
+        failures: what guides that could not be fitted raised, by name.
+        reference: draws of u that can be trusted, ``(N, D)``; None without them.
+        chains: the reference's chains, where it was made by `nuts`.
+        floor: the distances between halves of the reference, Wasserstein and MMD.
+        sandwich: bounds on the log evidence by annealing there and back, in nats; None where the prior is improper.
+    """
+
+    posterior: Posterior
+    rows: tuple[Row, ...]
+    failures: dict[str, str]
+    reference: Tensor | None
+    chains: Chains | None
+    floor: tuple[float, float]
+    sandwich: tuple[float, float] | None
+
+    def __getitem__(self, name: str) -> Row:
+        return next(row for row in self.rows if row.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        return {
+            "posterior": repr(self.posterior),
+            "guides": [row.as_dict() for row in self.rows],
+            "failures": self.failures,
+            "floor": None if self.reference is None else {"wasserstein": self.floor[0], "mmd": self.floor[1]},
+            "sandwich": None if self.sandwich is None else list(self.sandwich),
+        }
+
+    def parts(self) -> list[str | Table]:
+        header = ["guide", "ELBO", "log evidence", "ESS", "k-hat"]
+        compared = ["mean error", "sd ratio", "Wasserstein", "MMD"] if self.reference is not None else []
+        rows = []
+        for row in self.rows:
+            w = row.weighted
+            cells = [row.name, f"{w.elbo:.3f}", with_error(float(w.log_evidence), float(w.stderr), 3),
+                     f"{w.effective_size:.0f}", f"{w.k_hat:.2f}"]  # fmt: skip
+            if compared:
+                cells += [f"{row.mean_error[0]:.3f}", f"{row.sd_ratio[0]:.3f}",
+                          with_error(*row.wasserstein, 3), with_error(*row.mmd, 3)]  # fmt: skip
+            rows.append([*cells, f"{row.seconds:.1f}", f"{row.evaluations}"])
+        parts: list[str | Table] = [Table([*header, *compared, "seconds", "evaluations"], rows)]
+        if self.reference is not None:
+            parts.append(
+                f"{len(self.reference)} reference draws; between their halves: Wasserstein {self.floor[0]:.3f}, MMD "
+                f"{self.floor[1]:.3f}"
+            )
+        if self.sandwich is not None:
+            parts.append(
+                f"annealing there and back: log evidence from {self.sandwich[0]:.3f} to {self.sandwich[1]:.3f}"
+            )
+        return [*parts, *self.verdict()]
+
+    def verdict(self) -> list[str]:
+        """What the numbers say about each guide, in words."""
+        lines = [f"{name}: it could not be fitted: {why}" for name, why in self.failures.items()]
+        for row in self.rows:
+            k_hat, threshold = float(row.weighted.k_hat), row.weighted.threshold
+            if row.weighted.reliable:
+                weights = f"its weights can be trusted (k-hat {k_hat:.2f})"
+            else:
+                weights = f"it misses a part of the posterior (k-hat {k_hat:.2f}, above {threshold:.2f})"
+            if self.reference is None:
+                lines.append(f"{row.name}: {weights}")
+                continue
+            (error, off), (ratio, wide) = row.mean_error, row.sd_ratio
+            faults = []
+            if error >= CLOSE_MEAN:
+                faults.append(f"the mean of {off} is off by {error:.2f} sd")
+            if abs(ratio - 1) >= CLOSE_SD:
+                faults.append(f"the sd of {wide} is {ratio:.2f} of the reference's")
+            lines.append(f"{row.name}: {' and '.join(faults) or 'close to the reference'}; {weights}")
+        return lines
+
+
+def _largest(values: Mapping[str, Tensor]) -> tuple[float, str]:
+    """The largest element, and the name of its place, such as ``theta[2]``."""
+    name = max(values, key=lambda name: float(values[name].max()))
+    place = torch.unravel_index(values[name].argmax(), values[name].shape)
+    return float(values[name].max()), name + (f"[{', '.join(str(int(i)) for i in place)}]" if place else "")
+
+
+def fit(
+    posterior: Posterior,
+    guide: Any,
+    *,
+    objective: Any = None,
+    gradient_steps: int = 1000,
+    num_particles: int = 32,
+    lr: float = 0.01,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[float]:
+    """Fit a guide to a posterior; what the objective was at each step, in nats.
+
+    Args:
+        guide: of `dgm.guides.auto`, or any guide of Pyro. One that is a density of all latents together takes any
+            objective and the recorded density; others, on Pyro's ELBO through its handlers.
+        objective: as for `dgm.fit`, such as ``dgm.IWAE(32)``; default the ELBO of ``num_particles`` draws.
+        gradient_steps: of Adam; the learning rate falls to zero on a cosine.
+        num_particles: draws per step.
+        lr: the learning rate at the start.
+        seed: the global random state is left as it was.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: the guide takes no objective of ours, or an argument does not fit.
+    """
+    check_type(posterior, Posterior, "posterior", "a dgm.Posterior")
+    check_counts(gradient_steps=gradient_steps, num_particles=num_particles)
+    check_number(lr, "lr", above=0)
+    steps = tqdm(range(gradient_steps), desc="fit", unit="step", disable=not progress, leave=False)
+    with seeded(seed, posterior.device), differentiating("fit"):
+        if isinstance(guide, AutoContinuous) and not isinstance(guide, AutoLaplaceApproximation):
+            return _fit_density(posterior, guide, objective, steps, num_particles, lr)
+        if objective is not None:
+            raise ValueError(f"this {type(guide).__name__} is fitted on Pyro's ELBO: leave objective out")
+        return _fit_sites(posterior, guide, steps, num_particles, lr)
+
+
+def _fit_density(
+    posterior: Posterior, guide: AutoContinuous, objective: Any, steps: Any, num_particles: int, lr: float
+) -> list[float]:
+    if guide.prototype_trace is None:
+        guide(*posterior.args, **posterior.kwargs)
+    program, x = GuidedPosterior(posterior, guide, num_particles), torch.zeros(1, device=posterior.device)
+    program.log_weights(x)  # some guides of Pyro make their parameters at the first draw
+    maximize = chosen("elbo" if objective is None else objective)
+    maximize = type(maximize)(num_particles) if objective is None else maximize
+    optimizer = torch.optim.Adam(guide.parameters(), lr=lr)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
+    values = []
+    for _ in steps:
+        optimizer.zero_grad()
+        bound = maximize(program, x)
+        (-bound.surrogate.mean()).backward()
+        torch.nn.utils.clip_grad_norm_(guide.parameters(), 100.0, error_if_nonfinite=False)
+        if all(p.grad is None or bool(p.grad.isfinite().all()) for p in guide.parameters()):
+            optimizer.step()
+        decay.step()
+        values.append(float(bound.value.detach().mean()))
+    return values
+
+
+def _fit_sites(posterior: Posterior, guide: Any, steps: Any, num_particles: int, lr: float) -> list[float]:
+    elbo: Any = (TraceEnum_ELBO if posterior.enumerated else Trace_ELBO)(num_particles=max(1, num_particles // 8))
+    model = pyro.infer.config_enumerate(posterior.model) if posterior.enumerated else posterior.model
+    guide(*posterior.args, **posterior.kwargs)  # it makes its parameters
+    optimizer = torch.optim.Adam(guide.parameters(), lr=lr)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
+    values = []
+    for _ in steps:
+        optimizer.zero_grad()
+        loss = elbo.differentiable_loss(model, guide, *posterior.args, **posterior.kwargs)
+        loss.backward()
+        optimizer.step()
+        decay.step()
+        values.append(-float(loss.detach()))
+    return values
+
+
+def compare(
+    model: Callable[..., Any] | Posterior,
+    *args: Any,
+    guides: Sequence[Any] = ("meanfield", "fullrank", "realnvp", "nsf"),
+    reference: Any = "nuts",
+    objective: Any = None,
+    gradient_steps: int = 1000,
+    num_particles: int = 32,
+    lr: float = 0.01,
+    num_samples: int = 4000,
+    num_temperatures: int = 100,
+    seed: int = 0,
+    progress: bool = False,
+) -> GuideComparison:
+    """Fit several guides to the posterior of a Pyro model, and hold them against a reference.
+
+    Args:
+        model: a Pyro model, called with ``args``; or a `Posterior`, for a model with named arguments.
+        guides: names and classes that `dgm.guides.auto` knows, conditionals, or guides: an AutoGuide that was never
+            called is fitted, any other guide is taken as it is.
+        reference: "nuts" to draw four chains; draws by latent, ``(N, *site_shape)``; or None.
+        objective, gradient_steps, num_particles, lr: of `fit`.
+        num_samples: draws of each guide, and of the reference by NUTS.
+        num_temperatures: of annealing there and back, from the prior and from the reference; 0 leaves it out, and an
+            improper prior does. The upper bound is one as far as the reference draws are exact.
+        seed: the global random state is left as it was.
+        progress: whether to show bars.
+
+    Raises:
+        TypeError, ValueError: the model is none, or a guide does not fit.
+
+    >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
+    >>> def model(y):
+    ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+    >>> table = dgm.infer.compare(model, torch.tensor(1.0), guides=["fullrank"], reference=None, gradient_steps=50)
+    >>> table["fullrank"].close if table.reference is not None else table["fullrank"].weighted.k_hat < 0.7
+    tensor(True)
+    """
+    posterior = model if isinstance(model, Posterior) else Posterior(model, *args)
+    check_count(num_samples, "num_samples", at_least=100)
+    check_count(num_temperatures, "num_temperatures", at_least=0)
+    check_seed(seed)
+    if isinstance(guides, str) or not isinstance(guides, Sequence) or not guides:
+        raise TypeError(f"guides must be a list of guides, such as ['meanfield', 'nsf'], got {guides!r}")
+    chains, draws = _reference(posterior, reference, num_samples, seed, progress)
+    options: Any = {"objective": objective, "gradient_steps": gradient_steps, "num_particles": num_particles, "lr": lr}
+    rows, failures = list[Row](), dict[str, str]()
+    for guide in guides:
+        try:
+            rows.append(_row(posterior, guide, draws, num_samples, seed, progress, options))
+        except RuntimeError as error:  # of a matrix that has no factorization, say: the others go on
+            failures[name_of(guide)] = str(error).split("\n")[0]
+    floor = (0.0, 0.0)
+    if draws is not None:
+        with seeded(seed, posterior.device):
+            mixed = draws[torch.randperm(len(draws), device=draws.device)]
+            floor = tuple(value for value, _ in _distances(mixed[::2], mixed[1::2]))  # type: ignore[assignment]
+    sandwich = None
+    if num_temperatures and draws is not None and not posterior.improper:
+        sandwich = _sandwich(posterior, draws, num_temperatures, seed, progress)
+    return GuideComparison(posterior, tuple(rows), failures, draws, chains, floor, sandwich)
+
+
+def _reference(
+    posterior: Posterior, reference: Any, num_samples: int, seed: int, progress: bool
+) -> tuple[Chains | None, Tensor | None]:
+    if reference is None:
+        return None, None
+    if isinstance(reference, str) and reference == "nuts":
+        chains = nuts(posterior, num_samples=math.ceil(num_samples / 4), warmup=500, seed=seed, progress=progress)
+        return chains, chains.u.flatten(0, 1).to(posterior.device)
+    if not isinstance(reference, Mapping):
+        raise TypeError(
+            f"reference must be 'nuts', draws of the latents by name, or None, got {type(reference).__name__}"
+        )
+    with torch.no_grad():
+        return None, posterior.unconstrain(reference)
+
+
+def _row(
+    posterior: Posterior,
+    guide: Any,
+    draws: Tensor | None,
+    num_samples: int,
+    seed: int,
+    progress: bool,
+    options: dict[str, Any],
+) -> Row:
+    name, evaluations, began = name_of(guide), 0, time.perf_counter()
+    # Guides made here keep their parameters to themselves: in the param store two of a name would share them.
+    made = _is_choice(guide)
+    with pyro.settings.context(module_local_params=made):
+        if made:
+            guide = auto(posterior.model, guide)
+        if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+            fit(posterior, guide, seed=seed, progress=progress, **options)
+            evaluations = options["gradient_steps"] * options["num_particles"]
+            evaluations += 2 * STEPS * PARTICLES if isinstance(guide, AutoConditional) else 0
+            if isinstance(guide, AutoLaplaceApproximation):
+                guide = guide.laplace_approximation(*posterior.args, **posterior.kwargs)
+    if made and not isinstance(guide, AutoContinuous):
+        guide = Fitted(guide)
+    seconds = time.perf_counter() - began
+    weighted = psis(posterior, guide=guide, num_particles=num_samples, seed=seed)
+    if draws is None:
+        return Row(name, guide, weighted, {}, {}, (math.nan, math.nan), (math.nan, math.nan), seconds, evaluations)
+    with torch.no_grad(), seeded(seed, posterior.device):
+        ours, theirs = posterior.constrain(weighted.u), posterior.constrain(draws)  # type: ignore[arg-type]
+        scales = {site: value.std(0) for site, value in theirs.items()}
+        errors = {site: (ours[site].mean(0) - theirs[site].mean(0)).abs() / scales[site] for site in ours}
+        ratios = {site: ours[site].std(0) / scales[site] for site in ours}
+        wasserstein, mmd = _distances(weighted.u, draws)  # type: ignore[arg-type]
+    return Row(name, guide, weighted, errors, ratios, wasserstein, mmd, seconds, evaluations)
+
+
+def _is_choice(guide: Any) -> bool:
+    """Whether `dgm.guides.auto` is to make a guide of it; else it is one."""
+    return isinstance(guide, str | Conditional) or (isinstance(guide, type) and issubclass(guide, AutoGuide))
+
+
+def name_of(guide: Any) -> str:
+    """What the table calls a guide."""
+    return guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__)
+
+
+def _distances(u: Tensor, reference: Tensor) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Sliced Wasserstein distance and MMD, each a mean over batches with its standard error."""
+    center, scale = reference.mean(0), reference.std(0)
+    directions = torch.nn.functional.normalize(
+        torch.randn(u.shape[1], DIRECTIONS, dtype=u.dtype, device=u.device), dim=0
+    )
+    number = max(2, min(len(u), len(reference)) // BATCH)
+    size = min(len(u), len(reference)) // number
+    found = []
+    for i in torch.randperm(number):
+        a, b = ((value[i * size : (i + 1) * size] - center) / scale for value in (u, reference))
+        sliced = ((a @ directions).sort(0).values - (b @ directions).sort(0).values).abs().mean()
+        found.append(torch.stack([sliced, _squared_mmd(a, b)]))
+    each = torch.stack(found).double()
+    means, errors = each.mean(0), each.std(0) / math.sqrt(number)
+    mmd = float(means[1].clamp_min(0).sqrt())
+    return (float(means[0]), float(errors[0])), (mmd, float(errors[1]) / max(2 * mmd, float(errors[1]) ** 0.5))
+
+
+def _squared_mmd(a: Tensor, b: Tensor) -> Tensor:
+    """The unbiased estimate of the squared MMD of two samples of one size."""
+    size, features = a.shape
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (-torch.cdist(x, y).square() / (2 * features)).exp()
+
+    within = sum(kernel(x, x).sum() - size for x in (a, b)) / (size * (size - 1))
+    return within - 2 * kernel(a, b).mean()
+
+
+def _sandwich(
+    posterior: Posterior, draws: Tensor, num_temperatures: int, seed: int, progress: bool
+) -> tuple[float, float] | None:
+    """Bounds on the log evidence: by annealing from the prior, and back to it from reference draws."""
+    betas, transition = temperatures(num_temperatures), HMC()
+    try:
+        with annealing(posterior, None, None, 16, "prior", {}, seed) as path:
+            step_sizes = path.adapt(betas, transition, 0.65, progress)
+            _, forward, _ = path.anneal(path.start(), betas, step_sizes, transition, progress)
+            chosen_draws = draws[torch.randperm(len(draws), device=draws.device)[:16]].unsqueeze(1)
+            _, backward, _ = path.anneal(chosen_draws, betas, step_sizes, transition, progress, reverse=True)
+    except ValueError:  # the data are impossible at draws from the prior
+        return None
+    return float(log_mean_exp(forward)), float(-log_mean_exp(backward))

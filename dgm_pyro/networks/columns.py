@@ -1,0 +1,100 @@
+"""Columns of a table as inputs of a network: categories one-hot, amounts in logarithms, numbers standardized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgm_pyro.checks import as_reals, check_count, check_type, is_integer
+from dgm_pyro.networks.masked import MADE, MaskedLinear
+from dgm_pyro.networks.standardize import standard
+from dgm_pyro.registry import register
+
+
+@register
+class ColumnReader(nn.Module):
+    """A network of the columns of a table; without a network, what it would read.
+
+    Args:
+        classes: number of values of each column that is a category, which is read one-hot; None for a number.
+        logarithms: the columns whose log(1 + x) is read, instead of x.
+        shift, scale: of each column as it is read, ``(D,)``, or of all.
+        network: ``network(inputs, *given)``, with ``(B, size)`` inputs.
+
+    Attributes:
+        widths: number of inputs that each column makes.
+        size: their sum.
+
+    >>> ColumnReader([None, 3], shift=[2.0, 0.0], scale=[4.0, 1.0])(torch.tensor([[4.0, 1.0]]))
+    tensor([[0.5000, 0.0000, 1.0000, 0.0000]])
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        classes: Sequence[int | None],
+        logarithms: Sequence[int] = (),
+        shift: Tensor | float | Sequence[float] = 0.0,
+        scale: Tensor | float | Sequence[float] = 1.0,
+        network: nn.Module | None = None,
+    ):
+        super().__init__()
+        check_type(logarithms, (tuple, list), "logarithms", "a sequence of indices of columns")
+        check_type(network, nn.Module | None, "network", "a torch.nn.Module or None")
+        check_type(classes, Sequence, "classes", "a sequence of numbers of values, None for a column of numbers")
+        self.classes, self.logarithms, self.network = tuple(classes), tuple(logarithms), network
+        self.widths = [1 if count is None else check_count(count, "classes", at_least=2) for count in self.classes]
+        if any(not is_integer(i) or not 0 <= i < len(self.classes) for i in self.logarithms):
+            raise ValueError(f"logarithms must be indices of the {len(self.classes)} columns, got {logarithms!r}")
+        self.size, self.in_shape = sum(self.widths), torch.Size((len(self.widths),))
+        for name in ("given_shape", "num_classes"):  # what conditionals ask a network for
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
+        for name, value in (("shift", as_reals(shift, "shift")), ("scale", as_reals(scale, "scale", positive=True))):
+            if value.dim() > 1 or value.numel() not in (1, len(self.widths)):
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, but there are {len(self.widths)} columns")
+            self.register_buffer(name, value.detach().to(torch.get_default_dtype()).expand(self.in_shape).clone())
+
+    def forward(self, x: Tensor, *given: Tensor) -> Tensor:
+        chosen = torch.tensor([i in self.logarithms for i in range(len(self.widths))], device=x.device)
+        numbers = standard(torch.where(chosen, x.clamp_min(0).log1p(), x), self.shift, self.scale)
+        parts = [
+            numbers[..., i : i + 1]
+            if count is None
+            else F.one_hot(x[..., i].long().clamp(0, count - 1), count).to(numbers.dtype)
+            for i, count in enumerate(self.classes)
+        ]
+        inputs = torch.cat(parts, -1)
+        return inputs if self.network is None else self.network(inputs, *given)
+
+
+@register
+class ColumnMADE(MADE):
+    """A `MADE` over the columns of a table, each of which it reads as ``reader`` does.
+
+    Args:
+        reader: a `ColumnReader` without a network.
+        num_parameters, hidden, options: as of `MADE`.
+    """
+
+    cache = None  # type: ignore[assignment]  # the inputs are not the features: it samples by a pass for each
+
+    def __init__(self, reader: ColumnReader, num_parameters: int, hidden: Sequence[int] = (256, 256), **options: Any):
+        check_type(reader, ColumnReader, "reader", "a ColumnReader")
+        super().__init__(reader.in_shape, num_parameters, hidden, **options)
+        self.reader, widths = reader, torch.tensor(reader.widths)
+        place = torch.empty(len(widths), dtype=torch.long)
+        place[list(self.order)] = torch.arange(len(widths))
+        inputs = (place + 1).repeat_interleave(widths)
+        lowest = min(1 if self.given_shape is None else 0, len(widths) - 1)
+        self.first = MaskedLinear(inputs, torch.linspace(lowest, len(widths) - 1, self.first.out_features).round())
+        self.direct = MaskedLinear(inputs, place.repeat(num_parameters), bias=False)
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        return super().forward(self.reader(x), given)

@@ -1,0 +1,78 @@
+"""Optimizers and learning-rate schedules: classes of torch by name, or functions that make one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from dgm_pyro.training.options import LR_SCHEDULES, TrainingOptions, call_of
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+def optimizer_of(
+    options: TrainingOptions, parameters: Iterable[nn.Parameter], factory: OptimizerFactory | None = None
+) -> Optimizer:
+    """The optimizer that a factory or the options name; it takes ``lr`` and ``weight_decay`` where its class does.
+
+    Raises:
+        ValueError: there is no such class, or it cannot be made with these options.
+        TypeError: the factory makes something else.
+    """
+    if factory is not None:
+        return _made(factory(parameters), Optimizer, "optimizer")
+    name, given = call_of(options.optimizer, "optimizer")
+    cls = _class(torch.optim, name, Optimizer, "optimizer")
+    if inspect.signature(cls.step).parameters["closure"].default is inspect.Parameter.empty:
+        raise ValueError(f"optimizer {name!r} evaluates the loss several times in a step: choose another, like 'AdamW'")
+    given = {"lr": options.lr, **given}
+    if "weight_decay" in inspect.signature(cls).parameters:
+        given = {"weight_decay": options.weight_decay, **given}
+    elif options.weight_decay:
+        raise ValueError(f"weight_decay is {options.weight_decay}, but {name} has none")
+    if name == "AdamW":
+        given = {"fused": True, **given}
+    return _call(cls, parameters, given, options.optimizer, "optimizer")
+
+
+def scheduler_of(
+    options: TrainingOptions, optimizer: Optimizer, factory: SchedulerFactory | None = None
+) -> LRScheduler | None:
+    """The scheduler that a factory or the options name; None where the schedule is ours. Raises as `optimizer_of`."""
+    if factory is not None:
+        return _made(factory(optimizer), LRScheduler, "lr_schedule")
+    if options.lr_schedule in LR_SCHEDULES:
+        return None
+    name, given = call_of(options.lr_schedule, "lr_schedule")
+    cls = _class(torch.optim.lr_scheduler, name, LRScheduler, "lr_schedule", *LR_SCHEDULES)
+    return _made(_call(cls, optimizer, given, options.lr_schedule, "lr_schedule"), LRScheduler, "lr_schedule")
+
+
+def _class(module: Any, name: str, kind: type, argument: str, *others: str) -> Any:
+    names = {each for each, cls in vars(module).items() if inspect.isclass(cls) and issubclass(cls, kind)}
+    names -= {kind.__name__, "_LRScheduler", "ReduceLROnPlateau"}
+    if name not in names:
+        raise ValueError(f"{argument} must be one of {', '.join([*others, *sorted(names)])}, got {name!r}")
+    return getattr(module, name)
+
+
+def _call(cls: Any, first: Any, given: dict[str, Any], text: str, argument: str) -> Any:
+    try:
+        return cls(first, **given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{argument} {text!r} cannot be made: {error}") from error
+
+
+def _made(thing: Any, kind: type, argument: str) -> Any:
+    if not isinstance(thing, kind) or isinstance(thing, ReduceLROnPlateau):
+        raise TypeError(
+            f"{argument} must make a torch {kind.__name__} that steps without a metric, got {type(thing).__name__}"
+        )
+    return thing

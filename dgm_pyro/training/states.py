@@ -1,0 +1,213 @@
+"""The state of a training in a folder, from which it continues after its process has ended, however it did.
+
+``state-<digest>.safetensors`` holds what `Training.state_dict` returned: its tensors, and the rest as JSON beside them.
+Where several processes train together, each writes one. ``state.json`` names them, and is replaced in one step when
+all are there. Nothing is pickled: reading a state runs no code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+
+import dgm_pyro.checkpoint as checkpoint
+from dgm_pyro.files import write_file
+from dgm_pyro.training.distributed import process_group
+
+if TYPE_CHECKING:
+    from dgm_pyro.training.fit import Epoch, Training
+
+FORMAT = "dgm_pyro training"
+FORMAT_VERSION = 1
+SHARE = 20
+"""A state that is stored for the best epoch comes no sooner than after so many times the time that storing takes."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM ended a training, whose state was stored; ``status`` is for the process to exit with."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message, status)
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class States:
+    """The states of a training in a folder that this process alone writes.
+
+    Args:
+        folder: where they are; it exists.
+        about: plain Python to store with them, from which the training can be made again.
+        advice: how to go on after an interrupt.
+    """
+
+    def __init__(self, folder: Path, about: Any = None, advice: str = "give the same call again"):
+        self.folder, self.about, self.advice = folder, about, advice
+        self.training: Training | None = None
+        self.minutes = 0.0
+        self.stored, self.cost, self.steps = time.monotonic(), 0.0, 0
+        self.signal: int | None = None
+
+    def read(self) -> dict[str, Any] | None:
+        """The state that this process stored; None where there is none.
+
+        Raises:
+            CheckpointError: it is damaged.
+            ValueError: it is of another number of processes.
+        """
+        header, processes = read_header(self.folder), process_group()
+        if header is None:
+            return None
+        parts = header["parts"]
+        if len(parts) != processes.size:
+            raise ValueError(
+                f"{self.folder} holds a training in {len(parts)} processes, and this is one in {processes.size}: start "
+                f"{len(parts)}"
+            )
+        return _read_part(self.folder, parts[processes.rank])
+
+    def write(self) -> None:
+        """Store the state of the training."""
+        assert self.training is not None
+        start, processes = time.monotonic(), process_group()
+        content = _packed(self.training.state_dict())
+        digest = hashlib.sha256(content)
+        write_file(self.folder / _part_name(digest.hexdigest()), content)
+        digests = processes.digests(digest.digest(), self.training.device)
+        if processes.writes:
+            header = {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "about": self.about,
+                "steps": self.training.taken,
+                "parts": [{"sha256": each} for each in digests],
+            }
+            checkpoint.write_named(self.folder, checkpoint.STATE, header, {})
+        processes.wait()
+        self.stored, self.steps = time.monotonic(), self.training.taken
+        self.cost = self.stored - start
+
+    def remove(self) -> None:
+        """Remove the state, when what the training has led to is stored."""
+        (self.folder / checkpoint.STATE).unlink(missing_ok=True)
+        checkpoint.remove_unnamed(self.folder)
+
+    @contextlib.contextmanager
+    def of(self, training: Training) -> Iterator[None]:
+        """Store the state of a training: now, every few minutes, at its best epochs, and before a signal ends it."""
+        self.training, self.minutes, self.steps = training, training.options.checkpoint_minutes, training.taken
+        if training.taken == 0:
+            self.write()
+        with self._signals():
+            yield
+
+    def pause(self) -> bool:
+        """Whether it is time to store a state."""
+        return self.signal is not None or time.monotonic() - self.stored >= 60 * self.minutes
+
+    def look(self, epoch: Epoch | None) -> None:
+        """Store a state, if it is time to.
+
+        Args:
+            epoch: that has ended, if one has.
+
+        Raises:
+            Interrupted: by a signal, since the last time.
+        """
+        training = self.training
+        assert training is not None
+        best = epoch is not None and training.history.best_epoch == epoch.epoch
+        waited = time.monotonic() - self.stored >= SHARE * self.cost
+        write, interrupted = process_group().any(
+            self.pause() or (best and waited) or training.finished, self.signal is not None, device=training.device
+        )
+        if write:
+            self.write()
+        if interrupted:
+            message = f"interrupted after step {training.taken} of {training.steps}, which is stored: {self.advice}"
+            raise Interrupted(message, 128 + (self.signal or signal.SIGTERM))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM, and let the step end. A second one does what it does without this."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, frame: Any) -> None:
+            self.signal = number
+            signal.signal(number, before[signal.Signals(number)])
+
+        for each, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(each, note)
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+def read_header(folder: Path) -> dict[str, Any] | None:
+    """What `States` stored about a training in the folder; None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = folder / checkpoint.STATE
+    if not path.is_file():
+        return None
+    try:
+        header = checkpoint.parsed_json(path)
+        if header["format"] != FORMAT or header["format_version"] > FORMAT_VERSION:
+            raise ValueError("another version of dgm_pyro wrote it")
+        for part in header["parts"]:
+            bytes.fromhex(part["sha256"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {error}): start the training anew"
+        ) from error
+    found: dict[str, Any] = header
+    return found
+
+
+def _part_name(digest: str) -> str:
+    return f"state-{digest[:12]}.safetensors"
+
+
+def _packed(state: dict[str, Any]) -> bytes:
+    tree, tensors = checkpoint.encoded(_plain(state))
+    return safetensors.torch.save(tensors, {"tree": json.dumps(tree, allow_nan=False)})
+
+
+def _plain(tree: Any) -> Any:
+    """Dicts in the place of what torch makes of them."""
+    if isinstance(tree, dict):
+        return {name: _plain(value) for name, value in tree.items()}
+    return [_plain(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _read_part(folder: Path, part: dict[str, Any]) -> dict[str, Any]:
+    path = folder / _part_name(part["sha256"])
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != part["sha256"]:
+            raise ValueError("its sha256 is not the one in state.json")
+        size = int.from_bytes(content[:8], "little")
+        tree = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["tree"])
+        found: dict[str, Any] = checkpoint.decoded(tree, checkpoint.safetensors_of(path, content))
+        return found
+    except (OSError, ArithmeticError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise checkpoint.CheckpointError(f"{path} is damaged ({error}): start the training anew") from error
