@@ -117,7 +117,9 @@ def points(
     options = dict(reading or {})
     if source in data.NAMES:
         if options:
-            raise ValueError(f"{', '.join(options)} say how a file is read, but {source} is a data set: leave them out")
+            raise ValueError(
+                f"reading a file is what {', '.join(options)} are for, but {source} is a data set: leave them out"
+            )
         return data.load(source, split, data_dir=data_dir, num_data=num_data, seed=seed)
     if split not in SPLITS:
         raise ValueError(f"{source} has no split {split!r}: choose one of {', '.join(SPLITS)}")
