@@ -67,8 +67,9 @@ from dgm_pyro.networks import (
 )
 from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
 
-# So many numbers are looked at to find units. A standard deviation is of heavy tails from so many times the quartiles'.
-NUMBERS_FOR_UNITS, HEAVY = 4_000_000, 3.0
+# So many numbers are looked at to find units, which put the bulk within this reach. Tails are heavy if their range is
+# so many times that of a Normal.
+NUMBERS_FOR_UNITS, REACH, HEAVY = 4_000_000, 4.0, 3.0
 # A feature whose neighboring numbers are so many of its scales apart is too coarse for a density.
 COARSE = 0.01
 LATENT_SIZE = 16
@@ -130,7 +131,7 @@ def made(data: Data, reads: Reads) -> Program:
 
 def _require_image(data: Data, name: str) -> None:
     if not is_image(data):
-        raise ValueError(f"{name} needs images (1, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
+        raise ValueError(f"{name} needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
 
 
 def pixelcnn(data: Data, reads: Reads) -> Program:
@@ -738,9 +739,10 @@ def _in_own_units(likelihood: Program | str | None) -> bool:
 def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     """Shift and scale of each feature of reals, of each channel of images: what `build` standardizes by.
 
-    They are mean and standard deviation; where tails are so heavy that the standard deviation is more than three
-    times what the quartiles say, they are the median and the distance of the quartiles over 1.349, which is the
-    standard deviation of a Normal. The scale of a constant feature is 1. Of many data, an even sample is taken.
+    They take all but a hundredth of the values to -4 .. 4: splines bend within -5 .. 5, and networks see detail. Where
+    tails are so heavy that this range is more than three times that of a Normal with the same quartiles, the Normal's
+    is taken. A feature that is nearly always the same has its mean and standard deviation; a constant one the scale 1.
+    Of many data, an even sample is looked at.
 
     Args:
         x: ``(N, *event_shape)``; NaN where it is missing.
@@ -754,12 +756,15 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     columns = x.movedim(1, -1) if image else x
     every = max(1, columns.numel() // NUMBERS_FOR_UNITS)
     columns = columns.reshape(-1, features)[::every].double()
-    center = columns.nanmean(0)
-    spread = (columns - center).square().nanmean(0).sqrt()
-    low, median, high = columns.nanquantile(torch.tensor([0.25, 0.5, 0.75], dtype=columns.dtype), 0)
-    between = (high - low) / 1.349
-    heavy = (spread > HEAVY * between) & (between > 0)
-    shift, scale = torch.where(heavy, median, center), torch.where(heavy, between, spread)
+    levels = torch.tensor([0.005, 0.25, 0.5, 0.75, 0.995], dtype=columns.dtype)
+    low, first, median, third, high = columns.nanquantile(levels, 0)
+    center, scale = (low + high) / 2, (high - low) / (2 * REACH)
+    normal = (third - first) / 1.349 * 2.576 / REACH  # the scale of a Normal with these quartiles
+    heavy = (scale > HEAVY * normal) & (normal > 0)
+    shift, scale = torch.where(heavy, median, center), torch.where(heavy, normal, scale)
+    mean, rare = columns.nanmean(0), scale <= 0
+    shift = torch.where(rare, mean, shift)
+    scale = torch.where(rare, (columns - mean).square().nanmean(0).sqrt(), scale)
     constant = ~(scale > 1e-12 * center.abs().clamp_min(1e-12))  # or never observed
     shift = shift.nan_to_num()
     coarse = torch.finfo(x.dtype).eps * columns.abs().nan_to_num().amax(0) > COARSE * scale

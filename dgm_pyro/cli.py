@@ -195,13 +195,15 @@ def _use_threads(threads: int) -> None:
 def tour(
     quick: Annotated[bool, typer.Option("--quick", help="Train for less than a minute, with worse results.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the report; an earlier tour in it is replaced.")] = Path("tour"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a tour that was interrupted.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Train every family on real digits, compare them, and write a report."""
     from dgm_pyro.experiments.tour.run import run
 
-    failures = run(out, quick=quick, seed=seed, device=device)
+    with _interruptible():
+        failures = run(out, quick=quick, seed=seed, device=device, resume=resume)
     if failures:
         raise typer.Exit(1)
 
@@ -652,6 +654,8 @@ def evaluate(
     typer.echo(f"{record} ({of_what}, {len(points)} data): {evidence}{known}")
     if accuracy is not None:
         typer.echo(f"accuracy {accuracy:.4f}")
+    formula = program.formula()
+    typer.echo(f"the program: {formula.p}" + (f"; its guide: {formula.q}" if formula.q else ""))
 
 
 @app.command(epilog="Examples: dgm doctor runs/vae-digits; dgm doctor vae --prior flow; dgm doctor my.py:model,guide")
@@ -722,9 +726,16 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-@app.command(
-    epilog="Example: dgm sweep vae --data digits-binary --prior normal,vamp,flow --encoder meanfield,iaf --seeds 3"
-)
+def _values(text: str) -> tuple[str, Sequence[Any]]:
+    """The name and the values in "lr=1e-3,3e-3" or "hidden=(64,),(256,256)"."""
+    name, _, values = text.partition("=")
+    found = value_of(f"[{values}]")
+    if not values:
+        raise ValueError(f"--vary must be NAME=VALUE,VALUE,..., got {text!r}")
+    return name.replace("-", "_"), found if isinstance(found, list) else _names(values)
+
+
+@app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
 def sweep(
     model: Annotated[
@@ -742,6 +753,13 @@ def sweep(
     encoder: Annotated[str | None, _tried("Encoders")] = None,
     likelihood: Annotated[str | None, _tried("Likelihoods")] = None,
     objective: Annotated[str | None, _tried("Objectives")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE,VALUE,...",
+            help="Values of another option to try, such as lr=1e-3,3e-3; may be repeated.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
@@ -775,6 +793,7 @@ def sweep(
         encoder=_names(encoder),
         likelihood=_names(likelihood),
         objective=_names(objective),
+        vary=dict(map(_values, vary or ())),
         seeds=seeds,
         jobs=jobs,
     )
@@ -887,7 +906,7 @@ def gaps(
     if as_json:
         typer.echo(json.dumps({str(folder): each.as_dict() for folder, each in found.items()}, indent=1))
     else:
-        typer.echo(f"{picture}: the gaps drawn")
+        typer.echo(f"{picture}: a bar per run")
 
 
 @app.command(epilog="Example: dgm checks runs/vae-digits --num-samples 1000")
@@ -921,6 +940,45 @@ def checks(
     _show(report, as_json, "", {}, f"{picture}: rank histograms and the KL of each dimension")
     if any(finding.severity == "error" for finding in report.findings):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: dgm infer model.py:model --data data.json --guide meanfield,nsf --out inference")
+def infer(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="FILE.py:MODEL or MODULE:MODEL, a Pyro model.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A .json file of the model's arguments by name. Default: what data() in FILE.py returns."),
+    ] = None,
+    guide: Annotated[
+        str, typer.Option(help="Guides to fit, separated by commas: see dgm list; Pyro's AutoGuides by name, too.")
+    ] = "meanfield,fullrank,realnvp,nsf",
+    reference: Annotated[str, typer.Option(help="What to compare the guides with: nuts or none.")] = "nuts",
+    gradient_steps: Annotated[int, typer.Option(help="Number of gradient steps of each fit.")] = 1000,
+    num_samples: Annotated[int, typer.Option(help="Number of draws of each guide, and of the reference.")] = 4000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the table, the pictures and the draws.")] = Path("inference"),
+    as_json: Json = False,
+) -> None:
+    """Fit guides to the posterior of a Pyro model and say how good each is.
+
+    Numbers in a .json file become tensors, which are passed to the model by the names of its parameters.
+    """
+    from dgm_pyro.checks import check_choice
+    from dgm_pyro.experiments import inference
+
+    check_choice(reference, ("nuts", "none"), "--reference")
+    posterior = inference.posterior_from(target, data)
+    found = inference.infer_into(
+        posterior,
+        out,
+        guides=_names(guide),
+        reference=None if reference == "none" else reference,
+        gradient_steps=gradient_steps,
+        num_samples=num_samples,
+        seed=seed,
+        progress=_on_a_terminal(),
+    )
+    _show(found, as_json, f"{posterior!r}\n", {"target": target}, f"{out}: the table, pictures, and the draws of each")
 
 
 @app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --score likelihood,complexity,kl")
@@ -1149,31 +1207,62 @@ def _written_to(out: Path | None, default: Path) -> Path:
     return path
 
 
-@app.command("list", epilog="Example: dgm list")
-def list_names() -> None:
-    """List the models, data sets, priors, encoders, likelihoods and objectives."""
-    import dgm_pyro.data as data
+@app.command("list", epilog="Examples: dgm list; dgm list --data digits")
+def list_names(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set or path: list what each model is when built for it, and its size.", autocompletion=_data_sets
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the models, data sets, priors, encoders, likelihoods and objectives; with --data, the models for it."""
+    if data is not None:
+        typer.echo(_models_for(data, data_dir))
+        return
     from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
-    from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
+    from dgm_pyro.data import NAMES
+    from dgm_pyro.families.guides import FAMILIES
+    from dgm_pyro.objectives import OBJECTIVES
+    from dgm_pyro.training.adversarial import COMPARISONS
 
     def lines(table: dict[str, tuple[Any, str]]) -> dict[str, str]:
         return {name: line for name, (_, line) in table.items()}
 
     sections = {
         "models: dgm train MODEL": lines(MODELS),
-        "data sets: --data": data.NAMES,
+        "data sets: --data": NAMES,
         "priors of a vae: --prior": lines(PRIORS),
         "encoders of a vae: --encoder": lines(ENCODERS),
         "likelihoods of a vae: --likelihood": lines(LIKELIHOODS),
+        "guides of any Pyro model: dgm infer --guide": lines(FAMILIES),
         "objectives: --objective NAME or NAME:NUMBER": {
             name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".")
             for name, each in (OBJECTIVES | COMPARISONS).items()
         },
     }
+    width = max(len(name) for names in sections.values() for name in names) + 2
     for title, names in sections.items():
         typer.echo(title)
         for name, line in names.items():
-            typer.echo(f"  {name:<22}{line}")
+            typer.echo(f"  {name:<{width}}{line}")
+
+
+def _models_for(name: str, data_dir: str | None) -> str:
+    """What each model is when built for data."""
+    from dgm_pyro.catalog import MODELS, build
+    from dgm_pyro.experiments import runs
+    from dgm_pyro.results import Table
+
+    points, rows = runs.points(name, data_dir=data_dir), []
+    for model in MODELS:
+        try:
+            formula = build(model, points).formula()
+            rows.append([model, f"{formula.num_parameters:,}", formula.p])
+        except ValueError as error:
+            rows.append([model, "", str(error)])
+    return f"{points}\n{Table(['model', 'parameters', 'p'], rows)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

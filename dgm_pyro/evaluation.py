@@ -253,7 +253,7 @@ def evaluate(
         kind=kind,
         measure=program.measure_given(given),
         num_dims=max(1, program.event_shape.numel()),
-        program=type(program).__name__,
+        program=type(core_of(program)).__name__,
         data=data.name,
         digest=f"{int(noise.row_keys(torch.cat(keys).unsqueeze(0))) % 2**64:016x}",
         reconstruction=_site_means([bound.reconstruction for bound in bounds]),

@@ -97,6 +97,16 @@ class Formula:
         """The latent sites of the joint."""
         return tuple(f.site for f in self.joint if f.kind == "latent" or (f.kind == "estimate" and f.family != "Unit"))
 
+    @property
+    def p(self) -> str:
+        """The joint in one line."""
+        return ", ".join(self._lines("p", _Text()))
+
+    @property
+    def q(self) -> str:
+        """The guide in one line; empty where there is none."""
+        return ", ".join(self._lines("q", _Text()))
+
     def __str__(self) -> str:
         size = "" if self.num_parameters is None else f", {self.num_parameters:,} parameters"
         joint, guide = (self._lines(density, _Text()) for density in "pq")

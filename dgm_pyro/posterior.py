@@ -31,11 +31,12 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.ops.einsum import torch_log
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from dgm_pyro.checks import check_count, check_dense, check_seed
+from dgm_pyro.checks import check_count, check_dense, check_number, check_seed, check_type
 from dgm_pyro.program import (
     Program,
     check_no_distribution,
@@ -127,6 +128,14 @@ def bijection_of(site: Any) -> Transform:
             "the reals: state it by a transform of real latents, or observe it"
         ) from error
     return transform
+
+
+def middle_of(site: Any) -> tuple[Tensor, Tensor]:
+    """The value of a site at the zeros of its unconstrained space, and these zeros; nothing is drawn."""
+    transform = bijection_of(site)
+    like = next((value for value in _tensors_of(site["fn"]) if value.is_floating_point()), torch.zeros(()))
+    real = like.new_zeros(transform.inverse_shape(site["fn"].shape()))
+    return transform(real), real
 
 
 # -- the density -------------------------------------------------------------------------------------------------------
@@ -233,8 +242,8 @@ class Posterior:
                 model ten times as fast.
 
         Returns:
-            A function of u, ``(size, D)``, that returns values ``(size,)`` and gradients ``(size, D)``. Where a matrix
-            has no factorization, the density is 0.
+            A function of u, ``(size, D)``, that returns values ``(size,)`` and gradients ``(size, D)``. Where the
+            density is no number, or a matrix has no factorization, the density is 0, and its gradient too.
         """
         check_count(size, "size")
 
@@ -246,7 +255,7 @@ class Posterior:
                 u = u.detach().requires_grad_()
                 value = self.log_joint(u)
                 (gradient,) = torch.autograd.grad(value.sum(), u)
-            return value.detach(), gradient
+            return _finite(value.detach(), gradient)
 
         if not self.mapped:
             return with_handlers
@@ -263,7 +272,7 @@ class Posterior:
         def run(u: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 try:
-                    return evaluate(u)  # type: ignore[no-any-return]
+                    return _finite(*evaluate(u))
                 except torch.linalg.LinAlgError:
                     if (u == u[0]).all():
                         return u.new_full((size,), -math.inf), torch.zeros_like(u)
@@ -310,6 +319,7 @@ class Posterior:
         Raises:
             ValueError: a latent is missing, or has another shape.
         """
+        check_type(values, Mapping, "values", "a mapping of the latents' names to tensors")
         missing = [name for name in self.names if name not in values]
         if missing:
             raise ValueError(f"values has no {', '.join(map(repr, missing))}: it must have {', '.join(self.names)}")
@@ -340,6 +350,7 @@ class Posterior:
             ValueError: there is no such place.
         """
         check_count(num_samples, "num_samples")
+        check_number(radius, "radius", above=0)
         check_seed(seed)
         start = self._start if self._kept is None else self._start[self._kept]
         with seeded(seed, self.device), torch.no_grad():
@@ -398,7 +409,9 @@ class Posterior:
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def _trace(self, *handlers: Messenger) -> poutine.Trace:
-        with poutine.block(), poutine.trace() as traced, contextlib.ExitStack() as stack:
+        # Plates around this call are not those of the model: their names and dimensions are free.
+        free: Any = mock.patch.object(_DIM_ALLOCATOR, "_stack", [])
+        with free, poutine.block(), poutine.trace() as traced, contextlib.ExitStack() as stack:
             for handler in handlers:
                 stack.enter_context(handler)
             self.model(*self.args, **self.kwargs)
@@ -492,7 +505,8 @@ class Posterior:
 
     def _log_joint_without_jacobian(self, at: _At) -> Tensor:
         trace = self._trace(_Enumerate(first_available_dim=-1 - self.nesting), at)
-        return self._summed(trace) if self.enumerated else trace.log_prob_sum()
+        log_joint: Any = self._summed(trace) if self.enumerated else trace.log_prob_sum()
+        return log_joint  # type: ignore[no-any-return]
 
     def _can_be_mapped(self) -> bool:
         """Whether the model maps to what it is one by one.
@@ -573,11 +587,7 @@ class _Start(Indices):
     def _latent(self, msg: Any) -> None:
         if msg["fn"].support.is_discrete:
             return
-        transform = bijection_of(msg)
-        like = next((value for value in _tensors_of(msg["fn"]) if value.is_floating_point()), torch.zeros(()))
-        real = like.new_zeros(transform.inverse_shape(msg["fn"].shape()))
-        self.reals[msg["name"]] = real
-        msg["value"] = transform(real)
+        msg["value"], self.reals[msg["name"]] = middle_of(msg)
 
 
 class _At(Indices):
@@ -652,6 +662,10 @@ class _Enumerate(EnumMessenger):
 def _log(x: Tensor) -> Tensor:
     """log x, whose gradient at 0 is finite."""
     return torch.where(x > 0, x.clamp_min(torch.finfo(x.dtype).tiny).log(), -math.inf)
+
+
+def _finite(value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return value.nan_to_num(-math.inf, math.inf, -math.inf), gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _kept_of(kept: Tensor | None, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

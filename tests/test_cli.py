@@ -81,6 +81,15 @@ def test_training_says_what_to_do_next(tmp_path, capsys):
     assert "nats per datum" in out
 
 
+def test_reals_are_trained_in_their_units_unless_told_otherwise(tmp_path):
+    for name, options in (("units", []), ("bare", ["--no-standardize"])):
+        dgm_ok("train", "maf", "--data", "moons", "--num-data", "60", *FAST, *options, "--out", tmp_path / name)
+    assert isinstance(dgm.load(tmp_path / "units"), dgm.Standardized)
+    program, record = runs.read(tmp_path / "bare")
+    assert isinstance(program, dgm.Flow)
+    assert record.options["standardize"] is False
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.rand(17)  # the global random state must not matter
@@ -311,6 +320,15 @@ def test_the_list_names_everything_with_a_line(capsys):
         assert all(len(line) > 5 for line in listed.values())
 
 
+def test_the_list_for_a_data_set_says_what_each_model_would_be(capsys):
+    dgm_ok("list", "--data", "moons")
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
+    assert list(listed) == list(MODELS)
+    size = sum(parameter.numel() for parameter in dgm.build("vae", dgm.data.load("moons")).parameters())
+    assert re.split(r"\s{2,}", listed["vae"]) == [f"{size:,}", "p(z) p(x | z)"]
+    assert listed["pixelcnn"].startswith("pixelcnn needs images")
+
+
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
 
 
@@ -375,6 +393,12 @@ def test_it_runs_as_a_module_and_shows_a_traceback_only_on_demand():
     assert "Traceback" in debug.stderr
 
 
+def test_the_objectives_have_their_names_where_only_the_commands_modules_are_imported():
+    code = "import dgm_pyro.experiments.runs; from dgm_pyro.objectives import objective_named; objective_named('gan:2')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert not done.returncode, done.stderr
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 BAD = [
@@ -390,7 +414,7 @@ BAD = [
     (["train", "vae", "--data", "mnist", "--data-dir", "/nowhere"], 1, "/nowhere"),
     (["train", "vae", "--prior", "gaussian"], 1, "prior must be"),
     (["train", "vae", "--encoder", "flow"], 1, "encoder must be"),
-    (["train", "vae", "--likelihood", "poisson"], 1, "likelihood must be"),
+    (["train", "vae", "--likelihood", "gauss"], 1, "likelihood must be"),
     (["train", "vae", "--latent-size", "-3"], 1, "latent_size must be"),
     (["train", "vae", "--latent-size", "0"], 1, "latent_size must be"),
     (["train", "made", "--prior", "flow"], 1, "takes no prior"),

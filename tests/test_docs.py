@@ -55,17 +55,23 @@ def test_the_program_of_parts_in_the_readme_reaches_what_it_says():
     assert lowest <= namespace["evidence"].nats <= highest
 
 
-def test_the_commands_in_the_readme_read_what_earlier_ones_wrote():
+# Commands of a cluster, and of measurements that have a folder of their own.
+OF_NO_WALK = ("devices.md", "results.md", "benchmarks.md")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OF_NO_WALK])
+def test_the_commands_of_a_page_read_what_earlier_ones_wrote(page):
     made = set()
-    for block in re.findall(r"^```sh\n(.*?)^```", PAGES["README.md"].read_text(), re.DOTALL | re.MULTILINE):
-        for command in re.findall(r"^dgm .*$", block, re.MULTILINE):
-            words = command.partition("#")[0].split()
-            read = {word for word in words if word.startswith("runs/")}
-            if "--out" in words:
-                made.add(words[words.index("--out") + 1])
-            if words[1] == "sample":
-                made.add(f"{words[2]}/samples.npy")
-            assert read <= made, command
+    for command in re.findall(r"(?:^(?:    )?|`|&& )(dgm \w+ [^`\n]*)", PAGES[page].read_text(), re.MULTILINE):
+        words = command.partition("#")[0].partition("&&")[0].split()
+        out = words[words.index("--out") + 1] if "--out" in words else None
+        if words[1] == "train":
+            data = words[words.index("--data") + 1] if "--data" in words else "digits"
+            made.add(out or f"runs/{words[2]}-{data}")
+        elif words[1] == "sample":
+            made.add(f"{words[2]}/samples.npy")
+        read = {word for word in words if re.fullmatch(r"r(uns)?/[\w/.-]+|.*\.npy", word)} - {out}
+        assert read <= made, command
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -13,6 +13,7 @@ from pyro.infer.inspect import get_dependencies
 from torch import nn
 
 import dgm_pyro as dgm
+from dgm_pyro import factors
 from dgm_pyro.program import batch_plates, log_prob_sum
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -88,6 +89,16 @@ def test_a_program_prints_what_one_writes_by_hand(name, unrolled):
 
 def _split(line):
     return re.split(r"(\| |\))", line)
+
+
+def test_a_formula_in_one_line_is_what_it_prints():
+    for name in ("vae-two-levels", "vae-flow-encoder", "made", "normal"):
+        formula = formula_of(name, built(name))
+        assert [*filter(None, (formula.p, formula.q))] == [
+            ", ".join(lines) for density in "pq" if (lines := formula._lines(density, factors._Text()))
+        ]
+    assert formula_of("vae-flow-encoder", built("vae-flow-encoder")).p == "p(z) p(x | z)"
+    assert formula.q == ""
 
 
 def test_a_program_prints_its_sites_and_its_size():

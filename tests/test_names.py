@@ -37,6 +37,7 @@ FORBIDDEN = {
 
 OTHERS_WORDS = {
     "dgm_pyro.cli.root(context=)": "typer passes its Context by the type",
+    "dgm_pyro.cli.train(context=)": "typer passes its Context by the type",
     "dgm_pyro.families.onehot.OneHotDistribution.log_masses(k=)": "an outcome of the formula, no number to choose",
 }
 
@@ -54,6 +55,7 @@ SHARED = {
     "load": "dgm.load reads a program, dgm.data.load data",
     "write": "runs.write stores a run, report.write a page",
     "Bernoulli": "a conditional has the name of its distribution",
+    "Beta": "a conditional has the name of its distribution",
     "DiscretizedLogistic": "a conditional has the name of its distribution",
 }
 
@@ -61,7 +63,7 @@ KINDS = {
     r"num_\w+|\w+_steps|epochs|bins|neighbors|rank|width|components|heads": {"int"},
     r"\w*_name": {"str"},
     r"(event|in|out|given)_shape": {"int", "Sequence[int]", "Shape", "torch.Size"},
-    r"\w+_schedule": {"str", "Schedule", "LogSNR"},
+    r"\w+_schedule": {"str", "Schedule", "LogSNR", "SchedulerFactory"},
     r"progress": {"bool"},
     r"elapsed|lr|fraction|tolerance|\w+_rate": {"float"},
     r"seed|batch_size": {"int"},

@@ -128,6 +128,14 @@ def test_nothing_of_the_caller_is_touched():
     assert dict(pyro.get_param_store()).keys() == stored.keys()
 
 
+def test_plates_around_a_call_are_not_those_of_the_model():
+    posterior = made("radon")
+    u = near_start(posterior, 2)
+    alone = posterior.log_joint(u)
+    with pyro.plate("county", 2), pyro.plate("other", 5):
+        assert torch.equal(posterior.log_joint(u), alone)
+
+
 def test_a_mask_leaves_what_it_hides_out_of_u():
     posterior = made("partly-observed")
     assert 1 + int((Y <= 0).sum()) == posterior.D

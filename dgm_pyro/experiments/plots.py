@@ -23,7 +23,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -41,6 +41,7 @@ from torch import Tensor
 from dgm_pyro.checks import (
     check_choice,
     check_count,
+    check_counts,
     check_dense,
     check_finite,
     check_labels,
@@ -52,6 +53,7 @@ from dgm_pyro.checks import (
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.files import write_file
 from dgm_pyro.infer.checks import Checks
+from dgm_pyro.infer.compare import GuideComparison
 from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.program import Program, check_program
 from dgm_pyro.training.fit import History
@@ -650,6 +652,117 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
     figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
+
+
+# -- guides of a posterior ---------------------------------------------------------------------------------------------
+
+
+@_styled
+def marginals(found: GuideComparison, *, title: str = "", most: int = 8) -> Figure:
+    """Histograms of each latent: the reference filled, the draws of each guide as lines.
+
+    Args:
+        found: of `dgm.infer.compare`.
+        most: scalars to draw at most; those on which the guides differ most from the reference, or else the first.
+    """
+    check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
+    check_count(most, "most")
+    if not found.rows:
+        raise ValueError("there is nothing to draw: no guide was fitted")
+    draws = _scalar_draws(found)
+    names = (
+        sorted(draws[0], key=lambda name: -_largest_error(found, name))[:most] if found.rows else list(draws[0])[:most]
+    )
+    columns = min(2, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = _figure(1.15 * rows + 0.5, title)
+    labels = (["reference"] if found.reference is not None else []) + [row.name for row in found.rows]
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.set_title(name, size=8.5, loc="left")
+        axes.set_yticks([])
+        every = np.concatenate([each[name] for each in draws])
+        edges = np.linspace(np.quantile(every, 0.005), np.quantile(every, 0.995), 41)
+        for i, (label, each) in enumerate(zip(labels, draws, strict=True)):
+            filled = i == 0 and found.reference is not None
+            color = _theme.get().muted if filled else _theme.get().series[(i - 1) % len(_theme.get().series)]
+            axes.hist(each[name], edges.tolist(), density=True, label=label if place == 0 else None, color=color,
+                      histtype="stepfilled" if filled else "step", alpha=0.45 if filled else 1.0,
+                      linestyle="-" if i < 4 else "--")  # fmt: skip
+    figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2)
+    return figure
+
+
+@_styled
+def pairs(found: GuideComparison, guide: str, *, title: str = "", most: int = 3, num_points: int = 400) -> Figure:
+    """Scatter plots of pairs of latents: the reference below, the draws of one guide above.
+
+    Args:
+        found: of `dgm.infer.compare`.
+        guide: the name of a row.
+        most: scalars at most, those on which this guide is worst.
+        num_points: how many draws of each to show.
+    """
+    check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
+    check_choice(guide, [row.name for row in found.rows], "guide")
+    check_counts(most=most, num_points=num_points)
+    alone = replace(found, rows=(found[guide],))
+    draws = _scalar_draws(alone)
+    names = sorted(draws[0], key=lambda name: -_largest_error(alone, name))[:most]
+    figure, colors = _figure(WIDTH * 0.9, title), _theme.get()
+    shades = [colors.muted, colors.series[0]] if len(draws) == 2 else [colors.series[0]]
+    for row, below in enumerate(names):
+        for column, left in enumerate(names[: row + 1]):
+            axes = figure.add_subplot(len(names), len(names), row * len(names) + column + 1)
+            axes.tick_params(labelsize=6)
+            for each, shade in zip(draws, shades, strict=True):
+                if row == column:
+                    axes.hist(each[below], bins=30, density=True, histtype="step", color=shade)
+                else:
+                    axes.scatter(each[left][:num_points], each[below][:num_points], s=3, alpha=0.5, color=shade)
+            if row == len(names) - 1:
+                axes.set_xlabel(left, size=8)
+            if column == 0:
+                axes.set_ylabel(below, size=8)
+    return figure
+
+
+@_styled
+def k_hats(found: GuideComparison, *, title: str = "") -> Figure:
+    """k-hat of each guide, and the threshold above which its weights cannot be trusted."""
+    check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
+    if not found.rows:
+        raise ValueError("there is nothing to draw: no guide was fitted")
+    figure, axes = _rows([row.name for row in found.rows], title)
+    values = [float(row.weighted.k_hat) for row in found.rows]
+    colors = _theme.get()
+    axes.barh(range(len(values)), [min(value, 2.0) for value in values], height=0.55, color=colors.series[0])
+    axes.axvline(found.rows[0].weighted.threshold, color=colors.ink, linewidth=1.0, linestyle="--")
+    for row, value in enumerate(values):
+        axes.annotate(f"{value:.2f}", (max(0.0, min(value, 2.0)), row), (4, 0), textcoords="offset points", va="center")
+    axes.margins(x=0.14)
+    axes.set_xlabel("k-hat; beyond the dashed line the guide misses a part")
+    return figure
+
+
+def _scalar_draws(found: GuideComparison) -> list[dict[str, Any]]:
+    """Draws of each scalar by its name, ``(N,)``: of the reference, where there is one, and of each guide."""
+    vectors: list[Any] = [found.reference] if found.reference is not None else []
+    vectors += [row.weighted.u for row in found.rows]
+    every = []
+    with torch.no_grad():
+        for u in vectors:
+            values = found.posterior.constrain(u)
+            every.append({
+                name + (f"[{', '.join(map(str, place))}]" if place else ""): value[(slice(None), *place)].cpu().numpy()
+                for name, value in values.items() for place in np.ndindex(*value.shape[1:])})  # fmt: skip
+    return every
+
+
+def _largest_error(found: GuideComparison, name: str) -> float:
+    site, _, place = name.partition("[")
+    index = tuple(int(i) for i in place.rstrip("]").split(",")) if place else ()
+    return max((float(row.mean_errors[site][index]) if row.mean_errors else 0.0 for row in found.rows), default=0.0)
 
 
 # -- classifiers -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import sys
@@ -32,7 +33,7 @@ import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
-from dgm_pyro.checks import check_path, check_type
+from dgm_pyro.checks import check_choice, check_path, check_type
 from dgm_pyro.evaluation import Evidence, evaluate, find_device
 from dgm_pyro.experiments import runs
 from dgm_pyro.families.implicit import Implicit
@@ -42,9 +43,12 @@ from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import Program, check_count
 from dgm_pyro.results import Result, Table, as_csv, with_error
 from dgm_pyro.training.optimizers import optimizer_of
-from dgm_pyro.training.options import TrainingOptions, changes
+from dgm_pyro.training.options import TrainingOptions, changes, option_types, value_of
 
 AXES = ("prior", "encoder", "likelihood", "objective")
+VARIED = sorted({*option_types(), "hidden", "latent_size"} - {"seed", "device", "checkpoint_minutes"})
+"""Options that a sweep takes values of, beside the axes."""
+
 UNIT_DATA = 512
 # Seconds that a training has to store its state.
 GRACE = 30
@@ -78,7 +82,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        parts = [choice.replace(":", "_") for _, choice in self.choices]
+        parts = [re.sub(r"[^\w.+-]", "_", choice) for _, choice in self.choices]
         return "-".join([*parts, f"seed{self.seed}"])
 
 
@@ -165,6 +169,7 @@ def sweep(
     encoder: Sequence[str] = (),
     likelihood: Sequence[str] = (),
     objective: Sequence[str] = (),
+    vary: Mapping[str, Sequence[Any]] | None = None,
     seeds: int = 1,
     jobs: int = 1,
     progress: bool = True,
@@ -176,6 +181,8 @@ def sweep(
         options: what all cells share.
         prior, encoder, likelihood, objective: names of `dgm_pyro.catalog` and `dgm_pyro.objectives`; an empty one stays
             at the model's default.
+        vary: values of further options, by name: those of the training, such as ``{"lr": [1e-3, 3e-3]}``, and those of
+            `dgm.build`, such as ``{"hidden": [(64,), (256, 256)]}``.
         seeds: 0 .. seeds - 1.
         jobs: how many processes; 1 trains in this one. They take the GPUs in turn, if there are any and the
             options name none; and share the cores, unless OMP_NUM_THREADS says how many threads each has.
@@ -198,6 +205,11 @@ def sweep(
     given = dict(zip(AXES, (prior, encoder, likelihood, objective), strict=True))
     for axis, names in given.items():
         check_type(names, Sequence, axis, "a sequence of names")
+    check_type(vary, Mapping | None, "vary", "a mapping of options to sequences of values")
+    for axis, values in (vary or {}).items():
+        check_choice(axis, VARIED, "a name in vary")
+        check_type(values, Sequence, f"vary[{axis!r}]", "a sequence of values")
+        given[axis] = [str(value) for value in values]
     axes = {axis: tuple(dict.fromkeys(names)) for axis, names in given.items() if names}
     combinations = [tuple(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]
     _check_names(options, combinations)
@@ -241,23 +253,26 @@ def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str],
     points = runs.points(options.data, "train", options.reading, options.data_dir, options.num_data)[:16]
     seen = set()
     for choices in combinations:
-        swaps, objective = _swaps(options, dict(choices))
+        swaps, objective, training = _parts(options, Cell(choices, 0))
         if objective is not None:
             objective_named(objective)
-        key = tuple(swaps.items())
+        key = str((swaps, training))
         if key not in seen:
             seen.add(key)
             program = build(options.model, points, **swaps)
-            optimizer_of(options.training, program.parameters())
+            optimizer_of(training, program.parameters())
             if isinstance(core_of(program), Implicit):
                 raise ValueError(f"{options.model} has no density for a sweep to compare by: use dgm train, dgm sample")
 
 
-def _swaps(options: Options, choices: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
-    swaps: dict[str, Any] = {axis: choice for axis, choice in choices.items() if axis != "objective"}
+def _parts(options: Options, cell: Cell) -> tuple[dict[str, Any], str | None, TrainingOptions]:
+    """What a cell is made of: the arguments of `build`, the objective and the options of the training."""
+    choices = {axis: choice if axis in AXES else value_of(choice) for axis, choice in cell.choices}
+    objective = choices.pop("objective", None)
+    varied: dict[str, Any] = {axis: choices.pop(axis) for axis in [*choices] if axis in option_types()}
     if options.latent_size is not None:
-        swaps["latent_size"] = options.latent_size
-    return swaps, choices.get("objective")
+        choices = {"latent_size": options.latent_size, **choices}
+    return choices, objective, replace(options.training, **{"seed": cell.seed, **varied})
 
 
 def _open(folder: Path, options: Options) -> None:
@@ -402,14 +417,14 @@ def _stored(place: Path, options: Options) -> tuple[Program, runs.Record] | None
 
 def _trained(place: Path, options: Options, cell: Cell) -> tuple[Program, runs.Record]:
     """Train a cell, from where it was interrupted if that can be read."""
-    swaps, objective = _swaps(options, dict(cell.choices))
+    swaps, objective, training = _parts(options, cell)
     train = functools.partial(
         runs.train,
         place,
         options.model,
         options.data,
         swaps,
-        replace(options.training, seed=cell.seed),
+        training,
         data_dir=options.data_dir,
         reading=options.reading,
         num_data=options.num_data,

@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from dgm_pyro.checks import check_count, check_type
-from dgm_pyro.posterior import Posterior
+from dgm_pyro.posterior import Posterior, middle_of
 from dgm_pyro.program import Conditional, Program, differentiating, seeded
 
+STARTS = 32
 STEPS = 300
 PARTICLES = 8
 LARGEST_HESSIAN = 200
@@ -46,7 +47,7 @@ class AutoConditional(AutoContinuous):
         model: a Pyro model; its discrete latents are left to be summed out.
         make: makes q for a number of latents D: a conditional of event_shape (D,) on all reals.
         whiten: whether L is a triangle; else it is diagonal, as for a q that shall not have covariances.
-        init_loc_fn: where to start, one of Pyro's strategies.
+        init_loc_fn: where to start, one of Pyro's strategies; default `init_to_middle`.
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class AutoConditional(AutoContinuous):
         model: Callable[..., Any],
         make: Callable[[int], Conditional],
         whiten: bool = True,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_loc_fn: Callable[..., Any] | None = None,
     ):
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        super().__init__(model, init_loc_fn=init_loc_fn or init_to_middle)
         # Not `self.model`, which looks for a place to start in every run; in a tuple, so as to be no submodule.
         self._stated = (model,)
         self._make, self._whiten, self._enumerated = make, whiten, tuple[str, ...]()
@@ -75,8 +76,9 @@ class AutoConditional(AutoContinuous):
                 "model, which a guide of all latents cannot leave out: use pyro.infer.autoguide.AutoNormal, or "
                 "dgm.infer.nuts(posterior)"
             )
-        start = posterior.unconstrain({name: self.prototype_trace.nodes[name]["value"] for name in posterior.names})
-        loc, factor = normal_fit(posterior, start, whiten=self._whiten)
+        nodes: Any = self.prototype_trace.nodes  # type: ignore[union-attr]
+        start = posterior.unconstrain({name: nodes[name]["value"] for name in posterior.names})
+        loc, factor = normal_fit(posterior, _best_start(posterior, start), whiten=self._whiten)
         self.register_buffer("loc", loc)
         self.register_buffer("factor", factor)
         q = self._make(self.latent_dim)
@@ -99,8 +101,11 @@ class AutoConditional(AutoContinuous):
             u = self.get_posterior(*args, **kwargs).sample((QUANTILE_DRAWS,))
             levels = torch.as_tensor(quantiles).to(u)
             found = {}
-            for site, real in self._unpack_latent(u):
-                found[site["name"]] = biject_to(site["fn"].support)(real).quantile(levels, dim=0)
+            nodes: Any = self.prototype_trace.nodes  # type: ignore[union-attr]
+            sizes = [shape.numel() for shape in self._unconstrained_shapes.values()]
+            for (name, shape), part in zip(self._unconstrained_shapes.items(), u.split(sizes, -1), strict=True):
+                value = biject_to(nodes[name]["fn"].support)(part.reshape(-1, *shape))
+                found[name] = value.quantile(levels, dim=0)
         return found
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -108,7 +113,23 @@ class AutoConditional(AutoContinuous):
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
 
+def init_to_middle(site: Any) -> Tensor:
+    """Pyro's `init_to_median`, or the middle of the support where the prior is improper and cannot be drawn."""
+    try:
+        median: Tensor = init_to_median(site)
+    except NotImplementedError:
+        return middle_of(site)[0]
+    return median
+
+
 # -- the Normal to start from ------------------------------------------------------------------------------------------
+
+
+def _best_start(posterior: Posterior, start: Tensor) -> Tensor:
+    """``start``, or a place near the middle of the supports where the density is higher."""
+    with torch.no_grad():
+        places = torch.cat([start.unsqueeze(0), posterior.initial(STARTS)])
+        return places[posterior.log_joint(places).nan_to_num(-math.inf).argmax()]
 
 
 def normal_fit(posterior: Posterior, start: Tensor, whiten: bool = True) -> tuple[Tensor, Tensor]:

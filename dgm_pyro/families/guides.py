@@ -16,6 +16,7 @@ parameters.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ from dgm_pyro.checks import (
     check_number,
     check_sizes,
 )
-from dgm_pyro.families.autoguide import AutoConditional
+from dgm_pyro.families.autoguide import AutoConditional, init_to_middle
 from dgm_pyro.families.conditionals import IndependentConditional, Normal, check_levels, inverse_softplus, positive
 from dgm_pyro.families.flow import Flow, iaf, maf, nsf, realnvp
 from dgm_pyro.networks.bijections import Affine, Bijection, Elementwise
@@ -678,7 +679,7 @@ def auto(model: Callable[..., Any], q: Any = "fullrank", **options: Any) -> Auto
 
     The latents, mapped to the reals and put side by side, get q. It is set up when the guide is first called: it then
     starts near the posterior, as `dgm_pyro.families.autoguide` describes. To fit it, use `pyro.infer.SVI`, or
-    `dgm.infer.fit(posterior, guide)`.
+    `dgm.infer.train_guide(posterior, guide)`.
 
     Args:
         model: a Pyro model; what its guide shall not draw must be observed or enumerable.
@@ -703,7 +704,8 @@ def auto(model: Callable[..., Any], q: Any = "fullrank", **options: Any) -> Auto
     if isinstance(q, str) and q.startswith("Auto") and hasattr(pyro.infer.autoguide, q):
         q = getattr(pyro.infer.autoguide, q)
     if isinstance(q, type) and issubclass(q, AutoGuide):
-        return q(model, **options)
+        start = {"init_loc_fn": init_to_middle} if "init_loc_fn" in inspect.signature(q).parameters else {}
+        return q(model, **(start | options))
     if isinstance(q, str):
         check_choice(q, (*FAMILIES, "AutoNormal", "or another AutoGuide of Pyro"), "q")
     if isinstance(q, Conditional):

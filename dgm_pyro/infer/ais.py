@@ -446,7 +446,7 @@ class FromPosterior(Path):
 
     def start(self) -> Tensor:
         if self.q is not None:
-            u = self.q.sample(torch.Size(self.batch))
+            u: Tensor = self.q.sample(torch.Size(self.batch))
             self.require_finite(u, "guide", "fit it first, or start from another")
             return u
         u = self.posterior.prior(self.batch[0], seed=int(torch.randint(2**31, ()))).unsqueeze(1)

@@ -93,12 +93,9 @@ class Chains(Result):
             "mean": {name: value.mean((0, 1)) for name, value in self.samples.items()},
             "sd": {name: value.flatten(0, 1).std(0) for name, value in self.samples.items()},
         }
-        for name, measure in {
-            "ess_bulk": lambda: arviz.ess(values, method="bulk"),
-            "ess_tail": lambda: arviz.ess(values, method="tail"),
-            "r_hat": lambda: arviz.rhat(values),
-        }.items():
-            measured = measure()
+        measures = {"ess_bulk": arviz.ess(values, method="bulk"), "ess_tail": arviz.ess(values, method="tail"),
+                    "r_hat": arviz.rhat(values)}  # fmt: skip
+        for name, measured in measures.items():
             found[name] = {site: torch.as_tensor(np.asarray(measured[site])) for site in self.samples}
         return found
 
@@ -214,13 +211,13 @@ def nuts(
     options: Any = (num_samples, warmup, num_chains, max_tree_depth, target_acceptance, compile, seed, progress)
     if isinstance(program, Posterior):
         return _sample(program, *options)
+    program.check(x, given)
     with evaluating(program), seeded(seed, x.device), differentiating("nuts"):  # type: ignore[union-attr]
         return _sample(_posterior_of(program, x, given, observed or {}), *options)
 
 
 def _posterior_of(program: Program, x: Any, given: Any, observed: Mapping[str, Tensor]) -> Posterior:
     """The joint posterior of the latents of all data."""
-    program.check(x, given)
     chain, batch = with_latent_chains(program), (len(x),)
     with torch.no_grad():  # it says what is wrong with the latents
         Coordinates(joint_trace(chain, x, given=given, batch=batch, observed=observed), batch)
@@ -269,7 +266,8 @@ def _together(
     advance: Callable[[int], Any],
 ) -> tuple[list[Any], int]:
     """Run the chains, one evaluation of the density for all of them at a time; what each returns, and their number."""
-    places, ends, evaluations = np.stack([next(walk) for walk in walks]), dict[int, Any](), 0
+    first: list[Any] = [next(walk) for walk in walks]
+    places, ends, evaluations = np.stack(first), dict[int, Any](), 0
     while len(ends) < len(walks):
         value, gradient = density(torch.as_tensor(places).to(start))
         values, gradients = value.double().cpu().tolist(), gradient.double().cpu().numpy()

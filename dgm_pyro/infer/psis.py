@@ -141,6 +141,7 @@ def psis(
             raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
         with seeded(seed, program.device), unchecked(), torch.no_grad():
             u, log_weights = _weigh(program, guide, num_particles)
+            log_weights = log_weights.nan_to_num(-math.inf, math.inf, -math.inf)  # where the density is no number
         return Weighted(log_weights, *smooth(log_weights), u)
     if guide is not None:
         raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
@@ -161,7 +162,7 @@ def _weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor
         return u, posterior.log_joint(u) - q.log_prob(u)
     if not callable(guide):
         raise TypeError(f"guide must be a Pyro guide or a distribution of u, got {type(guide).__name__}")
-    draws, densities = [], []
+    draws, densities = [], list[Any]()
     for _ in range(num_particles):
         with poutine.block(), poutine.trace() as traced, Indices(posterior.subsamples):
             guide(*posterior.args, **posterior.kwargs)

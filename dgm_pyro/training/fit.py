@@ -27,10 +27,12 @@ from dgm_pyro.data import Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.missing import observed_part
+from dgm_pyro.families.standardized import core_of
 from dgm_pyro.files import only_writer
 from dgm_pyro.networks import ActNorm, Standardize
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
+from dgm_pyro.training import adversarial as adversarial  # which adds the names of its objectives
 from dgm_pyro.training.compilation import Sums
 from dgm_pyro.training.distributed import ProcessGroup, process_group
 from dgm_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, optimizer_of, scheduler_of
@@ -218,7 +220,7 @@ class Training:
             raise ValueError(f"accumulate must be 1 for {maximize!r}, which takes its own steps")
         self.processes = process_group()
         self.steps_per_epoch = self.processes.batches(len(train), options.batch_size, options.drop_last)
-        self.steps = options.steps or options.epochs * self.steps_per_epoch
+        self.steps = options.gradient_steps or options.epochs * self.steps_per_epoch
         self.optimizer = optimizer_of(options, self.parameters.values(), optimizer)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scheduler = scheduler_of(options, self.optimizer, lr_schedule)
@@ -284,7 +286,7 @@ class Training:
         """
         self._require_between_steps()
         if self.finished:
-            raise RuntimeError(f"the training is finished after {self.taken} steps: make one with more epochs or steps")
+            raise RuntimeError(f"the training is finished after {self.taken} steps: make one with more epochs")
         self._between_steps = False
         start, history = time.perf_counter(), self.history
         number, before, patience = len(history.epochs) + 1, history.seconds, self.options.early_stopping
@@ -387,7 +389,7 @@ class Training:
     @functools.cached_property
     def _digest(self) -> str:
         """Of the data, those to validate on included: a state does not fit others of the same size."""
-        return " ".join(part.digest for part in (self.data, self.held_out) if part is not None)
+        return "-".join(part.digest for part in (self.data, self.held_out) if part is not None)
 
     def _params(self) -> dict[str, Tensor]:
         """What Pyro has put into the param store beside the program's parameters: its moving averages of costs."""
@@ -534,7 +536,7 @@ def fit(
     objective: Objective | PyroELBO | str | None = None,
     *,
     epochs: int = 50,
-    steps: int | None = None,
+    gradient_steps: int | None = None,
     minutes: float | None = None,
     batch_size: int = 64,
     accumulate: int = 1,
@@ -601,7 +603,8 @@ def fit(
     """
     held_out = None if validation is None or isinstance(validation, float) else validation
     options = TrainingOptions(
-        epochs=epochs, steps=steps, minutes=minutes, batch_size=batch_size, accumulate=accumulate, drop_last=drop_last,
+        epochs=epochs, gradient_steps=gradient_steps, minutes=minutes, batch_size=batch_size, accumulate=accumulate,
+        drop_last=drop_last,
         lr=lr, weight_decay=weight_decay, lr_schedule=lr_schedule if isinstance(lr_schedule, str) else "constant",
         optimizer=optimizer if isinstance(optimizer, str) else "AdamW", clip_norm=clip_norm, seed=seed,
         device=str(device) if isinstance(device, torch.device) else device,
@@ -651,13 +654,13 @@ def _states(training: Training, resume: Any, stack: contextlib.ExitStack) -> Sta
 def _run(training: Training, states: States | None, trackers: Sequence[Tracker], progress: bool) -> None:
     """All epochs that are left."""
     options, done = training.options, training.taken
-    unit, total = ("epoch", options.epochs) if options.steps is None else ("step", training.steps)
+    unit, total = ("epoch", options.epochs) if options.gradient_steps is None else ("step", training.steps)
     if options.validate_every is not None:
         unit, total = "step", training.steps
     with tqdm(
         total=total,
         initial=len(training.history.epochs) if unit == "epoch" else done,
-        desc=f"fit {type(training.program).__name__}",
+        desc=f"fit {type(core_of(training.program)).__name__}",
         unit=unit,
         disable=not (progress and training.processes.writes),
     ) as bar:

@@ -29,7 +29,7 @@ class TrainingOptions:
     """
 
     epochs: Annotated[int, "Passes over the data."] = 50
-    steps: Annotated[int | None, "Steps in all, in the place of epochs."] = None
+    gradient_steps: Annotated[int | None, "Steps in all, in the place of epochs."] = None
     minutes: Annotated[
         float | None, "End after this many minutes of training, whatever is left of epochs or steps."
     ] = None
@@ -66,7 +66,7 @@ class TrainingOptions:
 
         for name in ("epochs", "batch_size", "accumulate"):
             check_count(getattr(self, name), name)
-        for name in ("steps", "validate_every", "early_stopping"):
+        for name in ("gradient_steps", "validate_every", "early_stopping"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
         for name in ("lr", "minutes", "clip_norm", "checkpoint_minutes"):

@@ -15,16 +15,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 
 import dgm_pyro.checkpoint as checkpoint
 from dgm_pyro.files import write_file
 from dgm_pyro.training.distributed import process_group
-
-if TYPE_CHECKING:
-    from dgm_pyro.training.fit import Epoch, Training
 
 FORMAT = "dgm_pyro training"
 FORMAT_VERSION = 1
@@ -54,7 +51,7 @@ class States:
 
     def __init__(self, folder: Path, about: Any = None, advice: str = "give the same call again"):
         self.folder, self.about, self.advice = folder, about, advice
-        self.training: Training | None = None
+        self.training: Any = None
         self.minutes = 0.0
         self.stored, self.cost, self.steps = time.monotonic(), 0.0, 0
         self.signal: int | None = None
@@ -79,7 +76,6 @@ class States:
 
     def write(self) -> None:
         """Store the state of the training."""
-        assert self.training is not None
         start, processes = time.monotonic(), process_group()
         content = _packed(self.training.state_dict())
         digest = hashlib.sha256(content)
@@ -104,8 +100,8 @@ class States:
         checkpoint.remove_unnamed(self.folder)
 
     @contextlib.contextmanager
-    def of(self, training: Training) -> Iterator[None]:
-        """Store the state of a training: now, every few minutes, at its best epochs, and before a signal ends it."""
+    def of(self, training: Any) -> Iterator[None]:
+        """Store the state of a `Training`: now, every few minutes, at its best epochs, and before a signal ends it."""
         self.training, self.minutes, self.steps = training, training.options.checkpoint_minutes, training.taken
         if training.taken == 0:
             self.write()
@@ -116,17 +112,16 @@ class States:
         """Whether it is time to store a state."""
         return self.signal is not None or time.monotonic() - self.stored >= 60 * self.minutes
 
-    def look(self, epoch: Epoch | None) -> None:
+    def look(self, epoch: Any) -> None:
         """Store a state, if it is time to.
 
         Args:
-            epoch: that has ended, if one has.
+            epoch: the `Epoch` that has ended, or None.
 
         Raises:
             Interrupted: by a signal, since the last time.
         """
         training = self.training
-        assert training is not None
         best = epoch is not None and training.history.best_epoch == epoch.epoch
         waited = time.monotonic() - self.stored >= SHARE * self.cost
         write, interrupted = process_group().any(

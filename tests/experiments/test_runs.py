@@ -4,9 +4,11 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ import pytest
 import dgm_pyro as dgm
 from dgm_pyro import cli, files
 from dgm_pyro.experiments import runs, sweep
+from dgm_pyro.families.standardized import core_of
+from dgm_pyro.training import fit, states
 
 OPTIONS = dgm.TrainingOptions(epochs=1, device="cpu", validation=None)
 
@@ -48,7 +52,7 @@ def killed_at(patch, number):
 def held(folder):
     """The model of the run: the program and the record agree."""
     program, record = runs.read(folder)
-    assert isinstance(program, {"made": dgm.Autoregressive, "vae": dgm.VAE}[record.model])
+    assert isinstance(core_of(program), {"made": dgm.Autoregressive, "vae": dgm.VAE}[record.model])
     return record.model
 
 
@@ -182,3 +186,141 @@ def test_the_processes_of_a_sweep_end_with_their_parent(tmp_path):
             return  # nobody has waited for it yet
         time.sleep(0.05)
     pytest.fail(f"{child} still computes")
+
+
+# -- resumed -----------------------------------------------------------------------------------------------------------
+
+COMMAND = [
+    *("train", "vae", "--data", "moons", "--num-data", "64", "--epochs", "4", "--batch-size", "16"),
+    *("--device", "cpu", "--seed", "3", "--out"),
+]
+
+
+@pytest.fixture
+def signaled(monkeypatch):
+    """A function that makes the signal come at the n-th step of a training."""
+
+    def at(number, step):
+        gradient, steps = fit.Training._gradient, []
+
+        def counted(self, *arguments):
+            steps.append(1)
+            if len(steps) == step:
+                signal.raise_signal(number)
+            return gradient(self, *arguments)
+
+        monkeypatch.setattr(fit.Training, "_gradient", counted)
+
+    return at
+
+
+def without_clock(record):
+    for each in (record["history"], *record["history"]["epochs"]):
+        del each["seconds"]
+    return record
+
+
+def contents(folder):
+    """What a run holds, but for the times."""
+    return [
+        without_clock(json.loads((folder / "run.json").read_text())),
+        json.loads((folder / "program.json").read_text())["weights"],
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()],
+    ]
+
+
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGINT, "the folder"), (signal.SIGTERM, "the command")])
+def test_the_command_says_how_to_go_on_and_that_leads_to_the_same_run(tmp_path, capsys, signaled, number, again):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert cli.main([*COMMAND, str(whole)]) == 0
+    signaled(number, 6)
+    capsys.readouterr()
+    assert cli.main([*COMMAND, str(folder)]) == 128 + number
+    error = capsys.readouterr().err
+    assert error == f"dgm: interrupted after step 6 of 16, which is stored: go on with dgm train --resume {folder}\n"
+    assert not (folder / "run.json").exists()
+    with pytest.raises(FileExistsError, match="interrupted: continue it with dgm train --resume"):
+        train(folder)
+    command = ["train", "--resume", str(folder)] if again == "the folder" else [*COMMAND, str(folder), "--resume"]
+    assert cli.main(command) == 0
+    assert contents(folder) == contents(whole)
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".jsonl", ".png", ".safetensors"}
+    assert not [*folder.glob("state*")]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert cli.main(command) == 0  # it is complete: as torchrun gives the command again
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_what_resume_cannot_do_is_one_line(tmp_path, capsys, signaled, run):
+    signaled(signal.SIGTERM, 6)
+    assert cli.main([*COMMAND, str(tmp_path / "run")]) == 143
+    capsys.readouterr()
+    for command, message in (
+        (["train", "--resume", str(tmp_path / "nowhere")], "holds no training to resume"),
+        (["train", "--resume", str(tmp_path / "run"), "--lr", "0.1"], "takes the options of that run: leave out lr"),
+        ([*COMMAND, str(tmp_path / "run"), "--resume", "--lr", "0.1"], "of another training (lr was 0.001 and is now"),
+        ([*COMMAND, str(run), "--resume"], "holds a run with other options"),
+    ):
+        assert cli.main(command) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_force_begins_anew(tmp_path, signaled):
+    signaled(signal.SIGTERM, 6)
+    assert cli.main([*COMMAND, str(tmp_path / "run")]) == 143
+    train(tmp_path / "run", force=True)
+    assert held(tmp_path / "run") == "made"
+    assert not [*(tmp_path / "run").glob("state*")]
+
+
+def test_a_training_that_diverges_leaves_no_folder(tmp_path):
+    with pytest.raises(dgm.NonFiniteLossError):
+        runs.train(
+            tmp_path / "run", "vae", "moons", {}, replace(OPTIONS, lr=1e30, epochs=5), num_data=64, progress=False
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cell_that_was_interrupted_is_resumed(tmp_path, signaled, monkeypatch):
+    options = sweep.Options("vae", "moons", num_data=64, num_particles=1, training=replace(OPTIONS, epochs=6))
+    whole = sweep.sweep(tmp_path / "whole", options, progress=False)
+    signaled(signal.SIGTERM, 4)
+    with pytest.raises(states.Interrupted):
+        sweep.sweep(tmp_path / "s", options, progress=False)
+    assert (tmp_path / "s" / "cells" / "seed0" / "state.json").is_file()
+    monkeypatch.undo()
+    advanced, advance = [], fit.Training.advance
+    monkeypatch.setattr(fit.Training, "advance", lambda self, *a: advanced.append(self.taken) or advance(self, *a))
+    again = sweep.sweep(tmp_path / "s", options, progress=False)
+    assert advanced == [4, 5]
+    assert again.rows[0].cells[0]["nats"] == whole.rows[0].cells[0]["nats"]
+
+
+# -- the options of a run ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_wrote_a_run_reads(tmp_path):
+    """But for what the command says."""
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    told = ["--set", "hidden=8,4", "--validation", "0", "--clip-norm", "0", "--optimizer", "SGD(momentum=0.5)"]
+    assert cli.main([*COMMAND, str(one), *told, "--lr-schedule", "StepLR(step_size=3)", "--no-compile"]) == 0
+    assert cli.main(["train", "--config", str(one / "run.json"), "--device", "cpu", "--out", str(two)]) == 0
+    assert contents(one) == contents(two)
+    record = json.loads((two / "run.json").read_text())["options"]
+    assert record["hidden"] == [8, 4]
+    assert (record["validation"], record["clip_norm"], record["compile"]) == (None, None, False)
+    other = ["made", "--config", str(one / "run.json"), "--set", "hidden=16,", "--epochs", "1", "--device", "cpu"]
+    assert cli.main(["train", *other, "--out", str(three)]) == 1  # a MADE has no hidden here
+    other[0] = "vae"
+    assert cli.main(["train", *other, "--out", str(three)]) == 0
+    changed = json.loads((three / "run.json").read_text())["options"]
+    assert {name for name in record if changed[name] != record[name]} == {"hidden", "epochs"}
+
+
+@pytest.mark.parametrize("text", ["hidden", "hidden=", "name=x", "lr=1", "=3"])
+def test_settings_that_do_not_fit_are_one_line(tmp_path, capsys, text):
+    assert cli.main([*COMMAND, str(tmp_path / "run"), "--set", text]) == 1
+    assert "--set must be NAME=VALUE with a NAME of prior" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

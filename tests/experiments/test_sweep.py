@@ -258,7 +258,7 @@ def test_a_sweep_of_before_there_were_some_options_is_resumed(swept):
 def test_every_option_of_the_training_reaches_every_cell(tmp_path):
     """A sweep leaves none behind on the way: run.json of a cell says what it was trained with."""
     told = dgm.TrainingOptions(
-        epochs=2, steps=5, minutes=9.0, batch_size=7, accumulate=7, drop_last=True, lr=0.02, weight_decay=0.3,
+        epochs=2, gradient_steps=5, minutes=9.0, batch_size=7, accumulate=7, drop_last=True, lr=0.02, weight_decay=0.3,
         lr_schedule="constant", optimizer="SGD", clip_norm=None, device="cpu", validation=0.3, validate_every=2,
         early_stopping=1, ema=0.5, compile=False, checkpoint_minutes=1.0, precision="bf16",
     )  # fmt: skip
@@ -331,6 +331,33 @@ def test_errors_are_one_line(capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_any_option_is_swept(tmp_path, capsys):
+    """Numbers, names and tuples, of the training and of the model: each cell is the run with these options."""
+    command = ["sweep", "vae", "--data", "moons", "--vary", "lr=1e-3,0.05", "--vary", "hidden=(8,),(4,4)", "--vary",
+               "lr-schedule=constant", "--num-data", "64", "--epochs", "1", "--num-particles", "2", "--device", "cpu",
+               "--out", str(tmp_path / "s")]  # fmt: skip
+    assert cli.main(command) == 0
+    assert re.search(r"^ *lr +hidden +bits/dim", capsys.readouterr().out, re.MULTILINE)
+    record = runs.read(tmp_path / "s" / "cells" / "0.05-_4__4_-constant-seed0")[1]
+    assert (record.options["lr"], record.options["hidden"]) == (0.05, [4, 4])
+    assert record.options["lr_schedule"] == "constant"
+    options = {"epochs": 1, "lr": 0.05, "lr_schedule": "constant", "device": "cpu"}
+    alone = runs.train(
+        tmp_path / "alone", "vae", "moons", {"hidden": (4, 4)}, dgm.TrainingOptions(**options), num_data=64
+    )
+    swept = dgm.load(tmp_path / "s" / "cells" / "0.05-_4__4_-constant-seed0")
+    assert all(torch.equal(a, b) for a, b in zip(alone[0].parameters(), swept.parameters(), strict=True))
+    for wrong, message in (
+        ("speed=3", "a name in vary must be one of"),
+        ("lr", "--vary must be NAME=VALUE"),
+        ("lr=fast", "lr must be a number above 0, got 'fast'"),
+        ("optimizer=Adam,Adm", "got 'Adm'"),
+    ):
+        assert cli.main(["sweep", "vae", "--vary", wrong, "--out", str(tmp_path / "w")]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------

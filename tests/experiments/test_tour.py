@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from dgm_pyro import anomaly, corruptions, representations
 from dgm_pyro.catalog import build
 from dgm_pyro.experiments.tour import comparison, page, results, run, stops
 from dgm_pyro.families.flow import nsf_autoregressive
+from dgm_pyro.training import fit
 
 REFERENCES = tuple(stop for stop in stops.STOPS if stop.reference)
 
@@ -214,6 +216,44 @@ def test_an_earlier_tour_is_replaced_and_nothing_else_is(tmp_path):
     with pytest.raises(FileExistsError, match="is a file"):
         run.run(tmp_path / "thesis" / "chapter.tex", stops=REFERENCES)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+def test_an_interrupted_tour_is_resumed(tmp_path, monkeypatch, capsys):
+    """What it had trained stays; the training that was interrupted continues, to the same weights."""
+    recipe = {"epochs": 4, "lr": 1e-3}
+    trained = stops.Stop("made", "MADE", "autoregressive", stops.STOPS[2].make, recipe, quick_epochs=4)
+    visited = (REFERENCES[0], trained, REFERENCES[1])
+    tour = tmp_path / "tour"
+    run.run(tmp_path / "whole", quick=True, device="cpu", stops=visited)
+    gradient, steps = fit.Training._gradient, []
+
+    def signaled(self, *arguments):
+        steps.append(1)
+        if len(steps) == 30:
+            signal.raise_signal(signal.SIGTERM)
+        return gradient(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit.Training, "_gradient", signaled)
+        with pytest.raises(KeyboardInterrupt, match=f"of 84, .*go on with dgm tour --quick --out {tour} --resume"):
+            run.run(tour, quick=True, device="cpu", stops=visited)
+    assert json.loads((tour / "metrics.json").read_text())["complete"] is False
+    with pytest.raises(ValueError, match=r"holds another tour .seed was 0 and is now 1."):
+        run.run(tour, quick=True, device="cpu", stops=visited, resume=True, seed=1)
+    kept = (tour / "checkpoints" / "pixels" / "run.json").stat().st_mtime_ns
+    steps.clear()
+    monkeypatch.setattr(fit.Training, "_gradient", lambda *a: steps.append(1) or gradient(*a))
+    run.run(tour, quick=True, device="cpu", stops=visited, resume=True)
+    assert len(steps) == 54
+    assert (tour / "checkpoints" / "pixels" / "run.json").stat().st_mtime_ns == kept
+    names = [
+        sorted(path.name for path in (each / "checkpoints" / "made").iterdir()) for each in (tour, tmp_path / "whole")
+    ]
+    assert names[0] == names[1]  # the weights among them, by their digest
+    assert (tour / "report.html").is_file()
+    steps.clear()
+    run.run(tour, quick=True, device="cpu", stops=visited, resume=True)
+    assert not steps
 
 
 def test_recipes_are_complete():

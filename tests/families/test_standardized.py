@@ -106,20 +106,29 @@ def test_correlated_normals_of_unequal_scales_are_learned_in_their_own_units():
     assert dgm.evaluate(program, test).nats == pytest.approx(truth.log_prob(test.x).mean().item(), abs=0.3)
 
 
-def test_units_are_those_of_the_bulk():
+def test_units_put_the_bulk_within_reach():
     torch.manual_seed(0)
-    x = torch.randn(4000, 3) * torch.tensor([2.0, 1.0, 1.0]) + torch.tensor([5.0, 0.0, 0.0])
-    x[:, 1] = x[:, 1] / x[:, 2]  # Cauchy: median 0, quartiles at -1 and 1
+    x = torch.randn(20_000, 4) * torch.tensor([2.0, 1.0, 1.0, 1.0]) + torch.tensor([5.0, 0.0, 0.0, 0.0])
+    x[:, 1] = x[:, 1] / x[:, 2]  # Cauchy: its quartiles are -1 and 1
+    x[:, 3] = 8 * torch.rand(20_000) + 1
     shift, scale = units_of(x)
-    torch.testing.assert_close(shift, torch.tensor([5.0, 0.0, 0.0]), atol=0.1, rtol=0)
-    torch.testing.assert_close(scale, torch.tensor([2.0, 2 / 1.349, 1.0]), atol=0.1, rtol=0)
+    torch.testing.assert_close(shift, torch.tensor([5.0, 0.0, 0.0, 5.0]), atol=0.1, rtol=0)
+    expected = torch.tensor([2 * 2.576, 2 / 1.349 * 2.576, 2.576, 4 * 0.99]) / 4
+    torch.testing.assert_close(scale, expected, rtol=0.05, atol=0)
+
+
+def test_units_of_a_feature_that_is_nearly_always_zero():
+    x = torch.zeros(1000, 1)
+    x[::400] = 50.0
+    shift, scale = units_of(x)
+    torch.testing.assert_close(torch.cat([shift, scale]), torch.cat([x.mean(0), x.std(0, correction=0)]))
 
 
 def test_units_of_images_are_those_of_their_channels():
     images = torch.randn(50, 2, 4, 4) * torch.tensor([1.0, 10.0]).reshape(2, 1, 1)
     shift, scale = units_of(images)
     assert shift.shape == scale.shape == (2, 1, 1)
-    torch.testing.assert_close(scale.flatten(), torch.tensor([1.0, 10.0]), rtol=0.1, atol=0)
+    torch.testing.assert_close(scale.flatten(), torch.tensor([0.644, 6.44]), rtol=0.1, atol=0)
 
 
 def test_a_constant_feature_and_one_too_coarse_are_named():

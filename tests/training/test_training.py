@@ -24,6 +24,7 @@ from torch import nn
 import dgm_pyro as dgm
 from dgm_pyro.networks import MLP
 from dgm_pyro.training import compilation, optimizers, step
+from dgm_pyro.training import fit as training_module
 from dgm_pyro.training.fit import Training, fit
 from dgm_pyro.training.options import TrainingOptions, option_types
 
@@ -130,7 +131,7 @@ RECIPES = {
     "bf16": of("vae", precision="bf16"),
     "graph": of("vae", "annealed", compile=True, ema=0.9),
     "schedule of torch": of("vae", optimizer="SGD(momentum=0.9)", lr_schedule="StepLR(step_size=7, gamma=0.5)"),
-    "steps": of("vae", steps=11, validate_every=4, accumulate=2, drop_last=True),
+    "steps": of("vae", gradient_steps=11, validate_every=4, accumulate=2, drop_last=True),
     "graph of a flow": of("flow-linear", compile=True, augment=moved_noise),
 }  # fmt: skip
 ALL = RECIPES | {
@@ -433,7 +434,7 @@ def test_fit_and_the_options_are_one():
 
 def test_fit_hands_every_option_on(monkeypatch):
     told = TrainingOptions(
-        epochs=2, steps=5, minutes=9.0, batch_size=7, accumulate=7, drop_last=True, lr=0.02, weight_decay=0.3,
+        epochs=2, gradient_steps=5, minutes=9.0, batch_size=7, accumulate=7, drop_last=True, lr=0.02, weight_decay=0.3,
         lr_schedule="constant", optimizer="SGD", clip_norm=None, seed=3, device="cpu", validation=0.3, validate_every=2,
         early_stopping=1, ema=0.5, compile=False, checkpoint_minutes=1.0, precision="bf16",
     )  # fmt: skip
@@ -455,6 +456,199 @@ def test_the_options_need_no_torch():
     """So that the command line can list them at once."""
     code = "import sys, dgm_pyro.training.options; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_training_refuses_to_go_on():
+    """The cosine would rise again."""
+    with RECIPES["annealed"](0) as training:
+        while not training.finished:
+            training.advance()
+        end = copy.deepcopy(training.state_dict())
+        with pytest.raises(RuntimeError, match="is finished after 24 steps"):
+            training.advance()
+        assert differences(end, training.state_dict()) == []
+
+
+def counted(**others):
+    """The steps of a training of 30 data in batches of 8, and the training."""
+    training = of("vae", **others)(0)
+    finished(training)
+    return training
+
+
+def test_steps_take_the_place_of_epochs():
+    """As many as are asked for, the learning rate falling over them; the last epoch is shorter."""
+    training = counted(gradient_steps=10)
+    assert training.taken == 10
+    assert len(training.history.epochs) == 3  # of 4, 4 and 2
+    assert training._rate(10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 9 / 10)))
+    whole, other = counted(gradient_steps=24), counted(epochs=6)
+    assert differences(*({**each.program.state_dict()} for each in (whole, other))) == []
+
+
+def test_validation_comes_every_so_many_steps_and_changes_no_weight():
+    one, other = counted(epochs=6), counted(epochs=6, validate_every=5)
+    assert [len(each.history.epochs) for each in (one, other)] == [6, 5]  # 4 times 5 and once 4
+    last = [each.last for each in (one, other)]
+    assert differences(*last) == []
+    assert one.history.losses[0] != other.history.losses[0]
+
+
+def test_the_time_ends_a_training_at_a_step(monkeypatch):
+    now = [0.0]
+
+    def second(x):
+        now[0] += 1.0
+        return x
+
+    monkeypatch.setattr(training_module.time, "perf_counter", lambda: now[0])
+    training = of("vae", augment=second, minutes=0.11, epochs=50)(0)
+    finished(training)
+    assert training.taken == 7  # a second each
+    assert training.history.out_of_time
+    assert training.history.epochs[-1].validation is not None
+
+
+@pytest.mark.parametrize("name", ["made", "realnvp", "categorical-image"])
+def test_the_parts_of_a_batch_are_the_batch(name):
+    """Where nothing is drawn: the same weights up to rounding, also where the parts of a last batch are not alike."""
+    with programs.precision(torch.float64):
+        one, other = (of(name, batch_size=12, accumulate=parts)(0) for parts in (1, 4))
+        finished(one)
+        finished(other)
+    for parameter, again in zip(one.program.parameters(), other.program.parameters(), strict=True):
+        torch.testing.assert_close(parameter, again, rtol=1e-9, atol=1e-9)
+    for epoch, again in zip(one.history.epochs, other.history.epochs, strict=True):
+        assert epoch.loss == pytest.approx(again.loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["gan", Trace_ELBO()])
+def test_objectives_that_take_their_own_steps_have_no_parts(objective):
+    make = game(objective, accumulate=2) if objective == "gan" else of("vae", objective, accumulate=2)
+    with pytest.raises(ValueError, match="accumulate must be 1 for"):
+        make(0)
+
+
+def test_a_smaller_last_batch_can_be_left_out():
+    training = counted(drop_last=True, epochs=2)
+    assert training.steps_per_epoch == 3  # of 30 data in batches of 8
+    assert training.taken == 6
+    assert {len(rows) for rows in training._batches[: training.steps_per_epoch]} == {8}
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
+    """Plain gradient descent moves by the learning rate times the norm, at most."""
+    for largest in (0.01, None):
+        training = of("made", optimizer="SGD", clip_norm=largest, lr=0.5, gradient_steps=1, validation=None)(0)
+        before = [p.detach().clone() for p in training.program.parameters()]
+        finished(training)
+        moved = torch.cat([(p - b).flatten() for p, b in zip(training.program.parameters(), before, strict=True)])
+        assert (moved.norm() <= 0.5 * 0.01 * (1 + 1e-5)) == (largest is not None)
+
+
+# -- optimizers and schedules ------------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_by_name_is_the_one_that_is_made():
+    def momentum(parameters):
+        return torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, weight_decay=0.1)
+
+    def steps(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=7)
+
+    by_name = counted(optimizer="SGD(momentum=0.9)", lr_schedule="StepLR(step_size=7)", weight_decay=0.1)
+    case = CASES["vae"]
+    program = case.build(0)
+    made = Training(program, data_for(case, program, 40), options=options(), optimizer=momentum, lr_schedule=steps)
+    finished(made)
+    assert differences(*({**each.program.state_dict()} for each in (by_name, made))) == []
+    rates = [group["lr"] for group in by_name.optimizer.param_groups]
+    assert rates == [pytest.approx(1e-2 * 0.1 ** (24 // 7))]
+
+
+def test_each_group_of_a_made_optimizer_keeps_its_share_of_the_rate():
+    program, data = vae(dgm.Normal(2)), torch.randn(40, 2)
+    made = []
+
+    def groups(parameters):
+        first, *rest = parameters
+        made.append(torch.optim.AdamW([{"params": [first], "lr": 1e-4}, {"params": rest, "lr": 1e-2}]))
+        return made[0]
+
+    dgm.fit(program, data, epochs=1, optimizer=groups, device="cpu", progress=False)
+    low, high = (group["lr"] for group in made[0].param_groups)
+    assert low == pytest.approx(high / 100)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"optimizer": "Adm"}, "optimizer must be one of .*Adam.*, got 'Adm'"),
+    ({"optimizer": "LBFGS"}, "'LBFGS' evaluates the loss several times"),
+    ({"optimizer": "SGD(momentum=-1)"}, r"optimizer 'SGD.*' cannot be made: Invalid momentum"),
+    ({"optimizer": "SGD(speed=1)"}, r"cannot be made: .*unexpected keyword"),
+    ({"optimizer": "SGD(0.1)"}, "a call like"),
+    ({"optimizer": "SGD(momentum=open('x'))"}, "a call like"),
+    ({"optimizer": "torch.optim.SGD"}, "a call like"),
+    ({"optimizer": "Adafactor", "weight_decay": 0.0, "lr_schedule": "StepLR"}, "lr_schedule 'StepLR' cannot be made"),
+    ({"optimizer": "Rprop", "weight_decay": 0.1}, "weight_decay is 0.1, but Rprop has none"),
+    ({"lr_schedule": "ReduceLROnPlateau"}, "lr_schedule must be one of cosine, constant, .*StepLR"),
+    ({"accumulate": 3}, "accumulate is 3, which must divide batch_size, 8"),
+    ({"gradient_steps": 0}, "gradient_steps must be a positive integer"),
+    ({"minutes": 0}, "minutes must be a number above 0"),
+    ({"clip_norm": -1.0}, "clip_norm must be a number above 0"),
+    ({"drop_last": 1}, "drop_last must be True or False"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_changes(wrong, message):
+    program = CASES["vae"].build(0)
+    before = copy.deepcopy(program.state_dict())
+    with pytest.raises((ValueError, TypeError), match=message):
+        Training(program, data_for(CASES["vae"], program, 40), options=options(**wrong))
+    assert differences({**before}, {**program.state_dict()}) == []
+
+
+def test_a_factory_that_makes_something_else_is_refused():
+    for wrong in (
+        {"optimizer": lambda parameters: "Adam"},
+        {"lr_schedule": torch.optim.lr_scheduler.ReduceLROnPlateau},
+    ):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))} must make a torch"):
+            dgm.fit(vae(dgm.Normal(2)), torch.randn(40, 2), progress=False, **wrong)
+
+
+# -- trackers ----------------------------------------------------------------------------------------------------------
+
+
+class Diary:
+    def __init__(self):
+        self.told = []
+
+    def on_start(self, training):
+        self.told.append(("start", len(training.history.epochs)))
+
+    def on_epoch(self, epoch):
+        self.told.append(("epoch", epoch.epoch))
+
+    def on_end(self, history):
+        self.told.append(("end", len(history.epochs)))
+
+
+def test_a_tracker_is_told_of_start_epochs_and_end_whatever_ends_it():
+    diary, calls = Diary(), []
+
+    def stopped(x):
+        calls.append(x)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return x
+
+    settings = {"epochs": 3, "batch_size": 8, "validation": None, "device": "cpu", "progress": False}
+    dgm.fit(vae(dgm.Normal(2)), torch.randn(32, 2), trackers=[diary], **settings)
+    assert diary.told == [("start", 0), ("epoch", 1), ("epoch", 2), ("epoch", 3), ("end", 3)]
+    with pytest.raises(KeyboardInterrupt):
+        dgm.fit(vae(dgm.Normal(2)), torch.randn(32, 2), trackers=[diary], augment=stopped, **settings)
+    assert diary.told[5:] == [("start", 0), ("epoch", 1), ("epoch", 2), ("end", 2)]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgm_pyro.experiments import plots, report
 from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, FALSE_ALARMS, NOISE, NOISY, SHUFFLED
-from dgm_pyro.experiments.tour.results import versions
+from dgm_pyro.experiments.tour.results import command, versions
 from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.uses.corruptions import add_noise
 
@@ -176,7 +176,7 @@ def page_of(tour: Tour) -> report.Report:
         sections=[*_overview(tour), *_families(tour), *_classifiers(tour)],
         warnings=warnings,
         facts={
-            "command": "dgm tour" + (" --quick" if tour.quick else "") + (f" --seed {tour.seed}" if tour.seed else ""),
+            "command": command(tour),
             "data": f"scikit-learn’s digits, {len(tour.train)} for training and {len(tour.test)} for testing, "
             "17 gray levels",
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.data as datasets
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import Evidence, evaluate, evaluating
@@ -30,6 +31,7 @@ from dgm_pyro.families.diffusion import Diffusion
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.program import Program, seeded
 from dgm_pyro.training.fit import History, fit
+from dgm_pyro.training.states import States
 from dgm_pyro.uses.anomaly import auroc
 from dgm_pyro.uses.classification import beliefs, share
 from dgm_pyro.uses.corruptions import add_noise, shuffle_pixels
@@ -113,17 +115,8 @@ class Tour:
 
     def visit(self, stop: Stop) -> StopResult:
         """Train a program, and measure everything that it supports."""
-        with seeded(self.seed, torch.device("cpu")):
-            program = stop.make(self.train)
-        options = stop.options(self.quick)
-        history = History()
-        if options is None:
-            program.to(self.device).eval()
-        else:
-            history = fit(program, self.train, seed=self.seed, device=self.device, **options)
+        program, history = self._stored(stop) or self._trained(stop)
         result = StopResult(stop, program, history)
-        record = runs.record_of(stop.name, "digits", history, seed=self.seed, **(options or {}))
-        runs.write(self.out / "checkpoints" / stop.name, program, record)
 
         if program.variable == "x":
 
@@ -141,6 +134,37 @@ class Tour:
             guess = beliefs(program, self.test.x)[0].argmax(-1)
             result.accuracy = share(guess == self.test.y)
         return result
+
+    def _stored(self, stop: Stop) -> tuple[Program, History] | None:
+        """What an interrupted tour has trained; None where there is nothing, or it is damaged."""
+        try:
+            program, record = runs.read(self._place(stop), self.device)
+            return program, History.from_dict(record.history)
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _trained(self, stop: Stop) -> tuple[Program, History]:
+        with seeded(self.seed, torch.device("cpu")):
+            program = stop.make(self.train)
+        options, place, history = stop.options(self.quick), self._place(stop), History()
+        place.mkdir(exist_ok=True)
+        states = States(place, advice=f"go on with {command(self)} --resume")
+        if options is None:
+            program.to(self.device).eval()
+        else:
+            train = functools.partial(fit, program, self.train, seed=self.seed, device=self.device, **options)
+            try:
+                history = train(resume=states)
+            except checkpoint.CheckpointError:
+                states.remove()
+                history = train(resume=states)
+        record = runs.record_of(stop.name, "digits", history, seed=self.seed, **(options or {}))
+        runs.write(place, program, record)
+        states.remove()
+        return program, history
+
+    def _place(self, stop: Stop) -> Path:
+        return self.out / "checkpoints" / stop.name
 
     def _like_test(self, x: Tensor) -> Data:
         return Data(x, levels=self.test.levels, name=self.test.name)
@@ -184,6 +208,12 @@ class Tour:
             "classifiers": None if self.comparison is None else self.comparison.metrics(),
             "failures": self.failures,
         }
+
+
+def command(tour: Tour) -> str:
+    """The command that takes the tour."""
+    parts = ["dgm tour"] + ["--quick"] * tour.quick + [f"--seed {tour.seed}"] * (tour.seed > 0)
+    return " ".join(parts + [f"--out {tour.out}"] * (str(tour.out) != "tour"))
 
 
 @contextlib.contextmanager

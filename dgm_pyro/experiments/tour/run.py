@@ -22,6 +22,7 @@ from dgm_pyro.experiments.tour.stops import (
 )
 from dgm_pyro.files import only_writer
 from dgm_pyro.training.fit import NonFiniteLossError
+from dgm_pyro.training.options import changes
 
 
 def run(
@@ -31,6 +32,7 @@ def run(
     seed: int = 0,
     device: str = "auto",
     stops: Sequence[Stop] = STOPS,
+    resume: bool = False,
 ) -> list[str]:
     """Take the tour. Finished results are on disk at any time; interrupted, it still writes a report of that.
 
@@ -40,19 +42,25 @@ def run(
         seed: of everything.
         device: "auto", or a torch device.
         stops: the programs to visit.
+        resume: keep the programs that an interrupted tour in ``out`` has trained, and continue the one it was training.
 
     Returns:
         A line for each program whose training failed; the tour continues without it.
 
     Raises:
         FileExistsError: ``out`` holds something that is no tour.
-        ValueError: there is no such device.
+        ValueError: there is no such device, or the tour to resume had another seed or another length.
     """
     where, folder = find_device(device), Path(out)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, but a tour is a folder: choose another --out")
     with only_writer(folder):
-        _clear(folder)
+        _check_is_tour(folder)
+        if resume:
+            _check_is_same(folder, quick, seed)
+        # The mark of a tour, complete or not: first, so that it is there whenever this is interrupted.
+        runs.write_json(folder / "metrics.json", {"complete": False, "quick": quick, "seed": seed, "programs": []})
+        _clear(folder, () if resume else ("checkpoints",))
         return _visit_all(Tour(folder, quick, seed, where, stops))
 
 
@@ -84,16 +92,28 @@ def _visit_all(tour: Tour) -> list[str]:
     return tour.failures
 
 
-def _clear(out: Path) -> None:
-    """Remove what an earlier tour reported in ``out``."""
+def _check_is_tour(out: Path) -> None:
     if any(out.iterdir()) and not (out / "metrics.json").is_file():
         raise FileExistsError(f"{out} is not empty and holds no tour: choose another --out")
-    # The mark of a tour, complete or not: first, so that it is there whenever this is interrupted.
-    runs.write_json(out / "metrics.json", {"complete": False, "programs": []})
+
+
+def _check_is_same(out: Path, quick: bool, seed: int) -> None:
+    path = out / "metrics.json"
+    if not path.is_file():
+        return
+    before = runs.read_json(path, {"quick": bool, "seed": int}, "take the tour without --resume")
+    changed = changes(before, {"quick": quick, "seed": seed})
+    if changed:
+        raise ValueError(f"{out} holds another tour ({'; '.join(changed)}): take it alike, or choose another --out")
+
+
+def _clear(out: Path, trained: Sequence[str]) -> None:
+    """Remove what an earlier tour reported in ``out``, and the folders of what it ``trained``."""
     (out / "report.html").unlink(missing_ok=True)
-    for name in ("pictures", "checkpoints"):
+    for name in ("pictures", *trained):
         shutil.rmtree(out / name, ignore_errors=True)
-        (out / name).mkdir(parents=True)
+    for name in ("pictures", "checkpoints"):
+        (out / name).mkdir(exist_ok=True)
 
 
 def _finish(tour: Tour) -> None:

@@ -1,0 +1,108 @@
+"""Inference on a user's Pyro model, from a file to a folder of results: what ``dgm infer`` does."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dgm_pyro.diagnosis import pair_from
+from dgm_pyro.experiments import plots
+from dgm_pyro.experiments.runs import write_json
+from dgm_pyro.files import parsed_json, write_file, write_text
+from dgm_pyro.infer.compare import GuideComparison, compare
+from dgm_pyro.posterior import Posterior
+
+
+def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
+    """The posterior of the model that ``FILE.py:MODEL`` names.
+
+    Args:
+        target: also ``MODULE:MODEL``.
+        data: a .json file with an object of the model's arguments by name; default what ``data`` in the same file is
+            or returns. Names that the model does not take are left out.
+
+    Raises:
+        ValueError: the target names no model, or the file no such data.
+    """
+    model, guide, args, kwargs = pair_from(target)
+    if guide is not None:
+        raise ValueError(f"{target!r} names a guide, too: pass FILE.py:MODEL, and the guides by --guide")
+    if data is not None:
+        args, kwargs = (), arguments_in(model, Path(data))
+    return Posterior(model, *args, **kwargs)
+
+
+def arguments_in(model: Any, path: Path) -> dict[str, Any]:
+    """The arguments of ``model`` that a .json file holds, as tensors.
+
+    Raises:
+        ValueError: the file is no JSON object, or lacks an argument; it names both.
+    """
+    try:
+        content = parsed_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file of data: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object of arguments by name, got a {type(content).__name__}")
+    parameters = inspect.signature(model).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in named if p.default is p.empty and p.name not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(map(repr, missing))} of the model: it has {', '.join(content)}")
+    every = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    names = content if every else [p.name for p in named if p.name in content]
+    return {name: _tensor(content[name]) for name in names}
+
+
+def _tensor(value: Any) -> Any:
+    """Numbers and lists of them as tensors; anything else as it is."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return value
+
+
+def infer_into(
+    posterior: Posterior, out: str | Path, *, guides: Sequence[str], reference: Any = "nuts", **options: Any
+) -> GuideComparison:
+    """`dgm.infer.compare`, and a folder of what it found.
+
+    The folder gets ``table.json``, ``table.txt``, ``marginals.png``, ``k-hats.png``, and for each guide
+    ``GUIDE.npz``, its draws of each latent with their log weights, ``GUIDE-pairs.png``, and ``GUIDE.pt``, the values of
+    its parameters. Draws of a reference by NUTS are in ``reference.npz``.
+
+    Args:
+        options: of `dgm.infer.compare`.
+    """
+    folder = Path(out)
+    found = compare(posterior, guides=guides, reference=reference, **options)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "table.json", found.as_dict())
+    write_text(folder / "table.txt", f"{found}\n")
+    if found.rows:
+        plots.write_picture(folder / "marginals.png", plots.marginals(found, title=repr(posterior)))
+        plots.write_picture(folder / "k-hats.png", plots.k_hats(found, title=repr(posterior)))
+    if found.chains is not None:
+        _write_arrays(folder / "reference.npz", found.chains.samples)
+    for row in found.rows:
+        assert row.weighted.u is not None
+        with torch.no_grad():
+            values = posterior.constrain(row.weighted.u, deterministic=True)
+        _write_arrays(folder / f"{row.name}.npz", {**values, "log_weights": row.weighted.log_weights})
+        plots.write_picture(folder / f"{row.name}-pairs.png", plots.pairs(found, row.name, title=row.name))
+        content = io.BytesIO()
+        torch.save(row.guide.state_dict(), content)
+        write_file(folder / f"{row.name}.pt", content.getvalue())
+    return found
+
+
+def _write_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, **{name: value.detach().cpu().numpy() for name, value in arrays.items()})  # type: ignore[arg-type]
+    write_file(path, content.getvalue())

@@ -1,0 +1,180 @@
+"""Guides compared: the numbers of a row from the draws by hand, on a posterior that is known exactly."""
+
+import json
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+
+import dgm_pyro as dgm
+from dgm_pyro import cli, plots
+from dgm_pyro.experiments import inference
+from dgm_pyro.infer import compare, train_guide
+from dgm_pyro.infer.compare import _distances
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+FACTOR = torch.tensor([[1.0, 0.0], [1.8, 0.9]], dtype=torch.float64)
+
+
+def correlated():
+    pyro.sample("z", dist.MultivariateNormal(torch.tensor([1.0, -3.0]), scale_tril=FACTOR))
+
+
+def draws(size=4000):
+    torch.manual_seed(5)
+    return {"z": dist.MultivariateNormal(torch.tensor([1.0, -3.0]), scale_tril=FACTOR).sample((size,))}
+
+
+@pytest.fixture(scope="module")
+def table():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return compare(correlated, guides=["meanfield", "fullrank", AutoNormal], reference=draws(),
+                       gradient_steps=100, num_samples=4000, num_temperatures=25)  # fmt: skip
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_the_right_family_is_close_and_the_mean_field_is_not(table):
+    meanfield, fullrank = table["meanfield"], table["fullrank"]
+    assert fullrank.close
+    assert abs(fullrank.weighted.log_evidence) < 0.02
+    assert abs(table.sandwich[0]) < 0.2
+    assert abs(table.sandwich[1]) < 0.2
+    assert not meanfield.close
+    # The best mean field has the precisions of the diagonal.
+    sd = torch.linalg.inv(FACTOR @ FACTOR.T).diagonal().rsqrt()
+    ratio = sd / (FACTOR @ FACTOR.T).diagonal().sqrt()
+    assert torch.allclose(meanfield.sd_ratios["z"], ratio, atol=0.06)
+    assert meanfield.sd_ratio[1] in ("z[0]", "z[1]")
+    assert abs(meanfield.sd_ratio[0] - ratio.min()) < 0.06
+    gap = 0.5 * (torch.linalg.inv(FACTOR @ FACTOR.T).diagonal().log().sum() + 2 * FACTOR.logdet())
+    assert abs(meanfield.weighted.elbo + gap) < 0.06
+
+
+def test_distances_to_the_reference(table):
+    assert table["meanfield"].wasserstein[0] > 2 * table.floor[0]
+    assert table["meanfield"].mmd[0] > table.floor[1] + 5 * table["meanfield"].mmd[1]
+    assert table["fullrank"].wasserstein[0] < 1.5 * table.floor[0]
+
+
+def test_what_it_prints(table):
+    text = str(table)
+    assert "fullrank: close to the reference" in text
+    assert "meanfield: the sd of z[" in text
+    assert "between their halves" in text
+    json.dumps(table.as_dict(), allow_nan=False)
+    assert [row["guide"] for row in table.as_dict()["guides"]] == ["meanfield", "fullrank", "AutoNormal"]
+
+
+def test_guides_of_one_kind_do_not_share_parameters():
+    found = compare(correlated, guides=[AutoNormal, "AutoNormal"], reference=None, gradient_steps=30, num_samples=100)
+    assert len(found.rows) == 2
+    assert not dict(pyro.get_param_store())
+
+
+def test_distances_of_known_samples():
+    """Shifted by s along one axis: W1 is s E|cos|, which is 2 s / pi in the plane."""
+    torch.manual_seed(0)
+    a, b = torch.randn(3000, 2), torch.randn(3000, 2)
+    (near, near_error), (mmd, _) = _distances(a, b)
+    (far, error), (apart, apart_error) = _distances(a + torch.tensor([3.0, 0.0]), b)
+    assert near < 0.12
+    assert near_error < 0.02
+    assert abs(far - 6 / math.pi) < 0.15 + 4.5 * error
+    # k = exp(-d^2 / (2 D)): E k = 2 / (1 + 2 / D), D = 2, at a shift s times exp(-s^2 / (2 (D + 2))).
+    same = 1 / 2
+    truth = math.sqrt(2 * same * (1 - math.exp(-9 / 8)))
+    assert abs(apart - truth) < 4.5 * apart_error + 0.01
+    assert mmd < 0.05
+
+
+def test_a_fitted_guide_is_taken_as_it_is():
+    posterior = dgm.Posterior(correlated)
+    guide = dgm.guides.auto(correlated, "fullrank")
+    values = train_guide(posterior, guide, objective=dgm.IWAE(16), num_particles=16, gradient_steps=60)
+    assert len(values) == 60
+    assert values[-1] > -0.1
+    before = [p.detach().clone() for p in guide.parameters()]
+    found = compare(posterior, guides=[guide], reference=None, num_samples=200)
+    assert all(map(torch.equal, before, guide.parameters()))
+    assert found.rows[0].evaluations == 0
+
+
+def test_what_does_not_fit():
+    with pytest.raises(TypeError, match="guides must be a list"):
+        compare(correlated, guides="nsf")
+    with pytest.raises(TypeError, match="reference must be 'nuts'"):
+        compare(correlated, reference=3)
+    with pytest.raises(ValueError, match="q must be one of"):
+        compare(correlated, guides=["gaussian"], reference=None)
+    with pytest.raises(ValueError, match="leave objective out"):
+        train_guide(dgm.Posterior(correlated), AutoNormal(correlated), objective=dgm.IWAE(3), gradient_steps=2)
+
+
+def test_pictures_hold_the_draws(table):
+    figure = plots.marginals(table)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["z[1]", "z[0]"]
+    assert len(plots.pairs(table, "meanfield").axes) == 3
+    bars = plots.k_hats(table).axes[0].patches
+    assert [bar.get_width() for bar in bars] == pytest.approx([float(row.weighted.k_hat) for row in table.rows])
+    with pytest.raises(ValueError, match="guide must be one of"):
+        plots.pairs(table, "nsf")
+
+
+SCHOOLS = """
+import pyro, pyro.distributions as dist
+
+def model(y, sigma=1.0):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("schools", len(y)):
+        pyro.sample("y", dist.Normal(mu, sigma), obs=y)
+"""
+
+
+@pytest.fixture
+def schools(tmp_path, monkeypatch):
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "schools.py").write_text(SCHOOLS)
+    (tmp_path / "data.json").write_text('{"y": [28.0, 8.0, -3.0], "J": 3}')
+    return tmp_path
+
+
+def test_the_command_writes_a_folder(schools, capsys):
+    command = ["infer", "schools.py:model", "--data", "data.json", "--guide", "fullrank", "--gradient-steps", "20",
+               "--num-samples", "120", "--reference", "none", "--out", "found"]  # fmt: skip
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "Posterior(mu: 1 reals)" in printed
+    assert "fullrank" in printed
+    names = {"table.json", "table.txt", "marginals.png", "k-hats.png", "fullrank.npz",
+             "fullrank-pairs.png", "fullrank.pt"}  # fmt: skip
+    assert {path.name for path in (schools / "found").iterdir()} == names
+    with np.load(schools / "found" / "fullrank.npz") as stored:
+        assert stored["mu"].shape == (120,)
+        assert abs(stored["mu"].mean() - 33 / (3 + 1 / 25)) < 0.5
+    posterior = inference.posterior_from("schools.py:model", "data.json")
+    guide = dgm.guides.auto(posterior.model, "fullrank")
+    guide(*posterior.args, **posterior.kwargs)
+    guide.load_state_dict(torch.load(schools / "found" / "fullrank.pt", weights_only=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "must hold an object of arguments by name, got a list"),
+        ('{"x": 1}', "lacks 'y' of the model: it has x"),
+        ("{", "is no JSON file of data"),
+    ],
+)
+def test_data_that_do_not_fit_are_told_in_one_line(schools, capsys, content, message):
+    (schools / "data.json").write_text(content)
+    assert cli.main(["infer", "schools.py:model", "--data", "data.json"]) == 1
+    assert message in capsys.readouterr().err
