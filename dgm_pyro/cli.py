@@ -895,7 +895,7 @@ def gaps(
         )
         if not as_json:
             typer.echo(f"{folder} ({record}, {split if data is None else data})\n{found[folder]}")
-        if plots.is_image(points.x):
+        if plots.is_picture(points.x):
             name = f"{picture.stem}-{folder.name}-worst" if len(folders) > 1 else f"{picture.stem}-worst"
             title = f"Worst explained by {folder.name}"
             worst = plots.worst_explained(found[folder], levels=program.levels, title=title)
@@ -1092,7 +1092,7 @@ def classify(
     what, written = str(record), str(table)
     table.parent.mkdir(parents=True, exist_ok=True)
     write_text(table, as_csv(_by_name(found.records(), record.reading.get("classes"))))
-    if plots.is_image(x):
+    if plots.is_picture(x):
         picture = table.with_suffix(".png")
         plots.write_picture(
             picture,

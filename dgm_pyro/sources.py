@@ -125,7 +125,11 @@ def _of_archive(path: Path, choice: Choice) -> Arrays:
             if name is None:
                 raise KeyError(f"it holds {', '.join(names)}: name the array of the data 'x'")
             found = next((each for each in LABEL_NAMES if each in names and each != name), None)
-            wanted = {"label": choice.label or found, "given": choice.given or ("given" if "given" in names else None)}
+            condition = "given" if "given" in names else None
+            wanted = {
+                "label": choice.label or found,
+                "given": condition if choice.given is None else _as_names(choice.given)[0],
+            }
             lacking = [key for key in wanted.values() if key is not None and key not in names]
             if lacking:
                 raise KeyError(f"it holds {', '.join(names)}, and no {lacking[0]!r}")

@@ -718,17 +718,17 @@ CALLS = {
     "plots.latent_map": Call(dict(z=X, y=Y), {"y": LABELS[1:3]}),
     # runs and sweeps
     "runs.read": Call(dict(folder=run, device="cpu")),
-    "runs.inputs": Call(dict(source="moons", program=vae), {"source": NAME}),
+    "runs.inputs": Call(dict(source="moons", program=vae), {"source": NAME}, free=("reading",)),
     "runs.train": Call(
         dict(folder=fresh, model="pixels", data_name="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
              num_data=8, objective="elbo", progress=False),
         {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
-         "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": []},
+         "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": [], "reading": [{"label": "a"}]},
     ),
     "runs.resume": Call(dict(folder=run), {"trackers": [], "device": []}),
     "sweep.compare": Call(
         dict(folders=lambda: [run(), run()], split="test", num_particles=1, device="cpu", seed=0),
-        {"folders": [None, 3, [3, 4]]},
+        {"folders": [None, 3, [3, 4]], "data": ["x"]},
     ),
     "sweep.sweep": Call(
         dict(out=fresh, options=fast, prior=("normal",), objective=("elbo",), seeds=1, jobs=1, progress=False),
@@ -776,7 +776,8 @@ EXCLUDED = {
         "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
         "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
+        "runs.read_json", "runs.record_of", "runs.points", "runs.reading_of", "runs.write_alike", "data.subset",
+        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
         "sweep.devices", "sweep.run_cell",
     ],
 }  # fmt: skip
@@ -935,7 +936,7 @@ WITHIN = {
         "mean_of_pairs",
         "enumerated",
     ),
-    *("start", "step", "finish", "tune", "expand", "replaced"),
+    *("start", "step", "finish", "tune", "expand", "replaced", "Record.points"),
     *(f"{kind.__name__}.bound" for kind in (VariationalBound, *VariationalBound.__subclasses__())),
     *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),
     *("Implicit.log_prob", "Implicit.log_weights", "Quality.stderr", "Row.over_seeds"),

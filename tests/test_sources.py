@@ -62,6 +62,9 @@ def test_arrays_come_back_as_they_were_saved(tmp_path):
     data = dgm.data.open(tmp_path / "all.npz")
     assert torch.equal(data.x, torch.from_numpy(images))
     assert (data.levels, data.num_classes, data.given.shape) == (256, 3, (5, 3))
+    np.savez(tmp_path / "named.npz", x=reals, kind=np.array(["u", "v", "u", "u", "v"]), t=reals[:, :1])
+    data = dgm.data.open(tmp_path / "named.npz", label="kind", given=["t"])
+    assert (data.classes, data.given.shape) == (("u", "v"), (5, 1))
     assert dgm.data.open(np.array([[1, 2]])).measure == "density"
     assert dgm.data.open(np.array([[1, 2]]), levels=3).measure == "mass"
     holes = dgm.data.open(np.array([[1.0, np.nan]]))

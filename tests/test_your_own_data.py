@@ -156,7 +156,7 @@ def test_a_sweep_and_a_comparison_read_it_too(page):
         (("--data", "nothing.csv"), "no data set 'nothing.csv', and no file or folder"),
         (("--data", "plant.csv"), "line 2, column 'season' holds"),
         (("--data", "plant.csv", "--columns", "force"), "columns names 'force', but"),
-        (("--data", "moons", "--label", "season"), "label say how a file is read, but moons is a data set"),
+        (("--data", "moons", "--label", "season"), "what label are for, but moons is a data set"),
         (("--data", "holes.csv", "--columns", "power,hour", "--num-data", "17"), "num_data is 17, but holes has 16"),
     ],
 )  # fmt: skip

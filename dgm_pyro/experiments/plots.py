@@ -225,7 +225,7 @@ def _figure(height: float, title: str) -> Figure:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-def is_image(x: Tensor) -> bool:
+def is_picture(x: Tensor) -> bool:
     """Whether x are images, ``(N, C, H, W)``, that can be drawn: gray, or in red, green and blue."""
     return x.dim() == 4 and x.shape[1] in (1, 3)
 
@@ -267,7 +267,7 @@ def images(
         check_count(columns, "columns")
     if covered is not None:
         check_tensor(covered, x.shape[1:], "covered", "the shape of one x")
-    if not is_image(x) or len(x) == 0:
+    if not is_picture(x) or len(x) == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W) or (N, 3, H, W), with N at least 1"
         )
@@ -385,7 +385,7 @@ def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") 
 def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     """Samples in the form that suits their shape: images, points of the plane, or a table of features."""
     check_finite(x, "x")
-    if is_image(x):
+    if is_picture(x):
         return images(x, levels=levels, title=title)
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
         return plane(x, title=title)
@@ -407,7 +407,7 @@ def imputations(x: Tensor, mask: Tensor, samples: Tensor, *, levels: int | None 
     check_tensor(samples, x.shape, "samples", "the shape of x")
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
         return _imputed_points(x.cpu(), mask.cpu().expand_as(x), samples.cpu(), title)
-    shape = tuple(x.shape[1:]) if is_image(x) else (1, 1, x[0].numel())
+    shape = tuple(x.shape[1:]) if is_picture(x) else (1, 1, x[0].numel())
     columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), samples.to(x.dtype)]).transpose(0, 1)
     hidden = torch.zeros(columns.shape, dtype=torch.bool)
     hidden[:, 1] = ~mask.cpu().expand_as(x)
@@ -867,7 +867,7 @@ def answers(
         check_finite(each, name)
     check_network_options(levels=levels)
     check_count(columns, "columns")
-    if not is_image(x) or not len(x) == len(probabilities) == len(rejected) > 0:
+    if not is_picture(x) or not len(x) == len(probabilities) == len(rejected) > 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, probabilities {tuple(probabilities.shape)} and rejected "
             f"{tuple(rejected.shape)}: pass images (N, 1, H, W) or (N, 3, H, W), (N, classes) and "

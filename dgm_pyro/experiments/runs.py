@@ -117,7 +117,9 @@ def points(
     options = dict(reading or {})
     if source in data.NAMES:
         if options:
-            raise ValueError(f"{', '.join(options)} say how a file is read, but {source} is a data set: leave them out")
+            raise ValueError(
+                f"reading a file is what {', '.join(options)} are for, but {source} is a data set: leave them out"
+            )
         return data.load(source, split, data_dir=data_dir, num_data=num_data, seed=seed)
     if split not in SPLITS:
         raise ValueError(f"{source} has no split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -146,12 +148,17 @@ def _read(source: str, options: Mapping[str, Any], digest: str | None = None) ->
 
 
 def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The source as an absolute path, and all that must be known to read it, or another file, in the same way again."""
+    """The source as an absolute path, and all that must be known to read it, or another file, in the same way again.
+
+    Raises:
+        ValueError: ``reading`` has digests, and a file has changed since.
+    """
     if source in data.NAMES:
         return source, dict(reading)
     test = reading.get("test")
     kept = {name: value for name, value in reading.items() if name not in ("test", "digests")}
-    found = _read(source, kept)
+    before = reading.get("digests", {})
+    found = _read(source, kept, before.get("train"))
     if found.columns is not None:
         kept["columns"] = list(found.columns)
     if found.classes is not None:
@@ -161,7 +168,7 @@ def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, 
         kept["gray"] = channels == 1
     digests = {"train": found.digest}
     if test is not None:
-        digests["test"] = _read(test, kept).digest
+        digests["test"] = _read(test, kept, before.get("test")).digest
         kept["test"] = str(Path(test).resolve())
     kept["digests"] = digests
     return str(Path(source).resolve()), kept
@@ -246,12 +253,12 @@ def train(
     options = options or TrainingOptions()
     check_type(data_name, str, "data_name", "the name of a data set or a path")
     data_name, reading = reading_of(data_name, reading or {})
+    seen = points(data_name, "train", reading, data_dir, num_data)
     about = {
         "model": model, "data_name": data_name, "swaps": dict(swaps), "options": vars(options), "labeled": labeled,
-        "data_dir": data_dir, "num_data": num_data, "objective": objective, "num_labels": num_labels, "mutate": mutate,
-        "reading": reading,
+        "data_dir": data_dir, "reading": reading, "num_data": num_data, "objective": objective,
+        "num_labels": num_labels, "mutate": mutate,
     }  # fmt: skip
-    seen = points(data_name, "train", reading, data_dir, num_data)
     if num_labels is not None:
         if not labeled:
             raise ValueError("num_labels is for labeled=True (--labeled), with the objective 'semi-supervised'")
