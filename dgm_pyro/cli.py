@@ -968,9 +968,16 @@ def infer(
 
     check_choice(reference, ("nuts", "none"), "--reference")
     posterior = inference.posterior_from(target, data)
-    found = inference.run(posterior, out, guides=_names(guide), reference=None if reference == "none" else reference,
-                          gradient_steps=gradient_steps, num_samples=num_samples, seed=seed,
-                          progress=_on_a_terminal())  # fmt: skip
+    found = inference.infer_into(
+        posterior,
+        out,
+        guides=_names(guide),
+        reference=None if reference == "none" else reference,
+        gradient_steps=gradient_steps,
+        num_samples=num_samples,
+        seed=seed,
+        progress=_on_a_terminal(),
+    )
     _show(found, as_json, f"{posterior!r}\n", {"target": target}, f"{out}: the table, pictures, and the draws of each")
 
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from dgm_pyro.checks import check_count, check_dense, check_seed
+from dgm_pyro.checks import check_count, check_dense, check_number, check_seed, check_type
 from dgm_pyro.program import (
     Program,
     check_no_distribution,
@@ -319,6 +319,7 @@ class Posterior:
         Raises:
             ValueError: a latent is missing, or has another shape.
         """
+        check_type(values, Mapping, "values", "a mapping of the latents' names to tensors")
         missing = [name for name in self.names if name not in values]
         if missing:
             raise ValueError(f"values has no {', '.join(map(repr, missing))}: it must have {', '.join(self.names)}")
@@ -349,6 +350,7 @@ class Posterior:
             ValueError: there is no such place.
         """
         check_count(num_samples, "num_samples")
+        check_number(radius, "radius", above=0)
         check_seed(seed)
         start = self._start if self._kept is None else self._start[self._kept]
         with seeded(seed, self.device), torch.no_grad():

@@ -4,6 +4,7 @@
 the bad values of its kind, which follows from its name.
 """
 
+import functools
 import importlib.util
 import inspect
 import math
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -67,7 +70,7 @@ kind(
     "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
     "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
     "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
-    "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping",
+    "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
@@ -202,6 +205,22 @@ def evidence():
 
 def density_ratio():
     return dgm.adversarial.density_ratio(X, X, gradient_steps=1)
+
+
+def coin():
+    p = pyro.sample("p", dist.Beta(torch.tensor(2.0), 2.0))
+    pyro.sample("y", dist.Bernoulli(p), obs=torch.tensor(1.0))
+
+
+def coin_posterior():
+    return dgm.Posterior(coin)
+
+
+@functools.cache
+def coin_table():
+    return dgm.infer.compare(
+        coin_posterior(), guides=["meanfield"], reference=None, gradient_steps=1, num_particles=2, num_samples=100
+    )
 
 
 def gaps(program, x):
@@ -415,10 +434,52 @@ CALLS = {
         {"mask": [None, "x", 3, torch.zeros(3)]},
     ),
     "infer.nuts": Call(
-        dict(program=vae, x=X, num_samples=2, warmup=2, max_tree_depth=1, seed=0), free=["observed"]
+        dict(program=vae, x=X, num_samples=2, warmup=2, num_chains=1, max_tree_depth=1, target_acceptance=0.8, seed=0),
+        free=["observed", "compile"],
     ),
     "infer.sbc": Call(dict(program=vae, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
-    "infer.smc": Call(dict(program=diffusion, x=X, num_particles=2, threshold=0.5, seed=0)),
+    "infer.smc": Call(
+        dict(program=vae, x=X, num_particles=2, threshold=0.5, num_temperatures=2, num_leapfrog=1, initial="prior",
+             seed=0),
+        free=["observed"],
+    ),
+    "infer.psis": Call(
+        dict(program=vae, x=X, num_particles=25, seed=0), {"num_particles": [24, *COUNT]}, free=["guide"]
+    ),
+    "infer.smooth": Call(dict(log_weights=torch.randn(30)), {"log_weights": [None, "x", 3]}),
+    "infer.compare": Call(
+        dict(model=coin_posterior, guides=["meanfield"], reference=None, gradient_steps=1, num_particles=2, lr=0.1,
+             num_samples=100, num_temperatures=0, seed=0),
+        {"guides": [None, "x", 3, []], "reference": ["x", 3], "num_temperatures": [-1, 1.5, None, "x"],
+         "num_samples": [99, *COUNT], "model": [3, "x", (1, 2)], "objective": [3]},
+        free=["args"],
+    ),
+    "infer.train_guide": Call(
+        dict(posterior=coin_posterior, guide=lambda: dgm.guides.auto(coin, "meanfield"), gradient_steps=1,
+             num_particles=2, lr=0.1, seed=0),
+        {"posterior": THING, "guide": THING, "objective": [3]},
+    ),
+    "Posterior": Call(
+        dict(model=lambda: coin), {"model": [None, *THING[1:], dgm.Normal(2)]}, free=["args", "kwargs"]
+    ),
+    "Posterior.initial": Call(dict(num_samples=2, radius=1.0, seed=0), of=coin_posterior, kinds={"radius": POSITIVE}),
+    "Posterior.require_proper": Call(dict(what="it is not drawn"), free=["what"], of=coin_posterior),
+    "Posterior.prior": Call(dict(num_samples=2, seed=0), of=coin_posterior),
+    "Posterior.simulated": Call(dict(seed=0), of=coin_posterior),
+    "Posterior.compiled": Call(dict(size=2), of=coin_posterior, free=["fuse"]),
+    **{
+        f"Posterior.{name}": Call(dict(u=torch.zeros(2, 1)), {"u": [None, "x", 3, torch.zeros(2, 3)]},
+                                  free=["deterministic"], of=coin_posterior)
+        for name in ("log_joint", "log_prior", "log_likelihood", "densities", "log_abs_det_jacobian", "constrain")
+    },
+    "Posterior.unconstrain": Call(
+        dict(values={"p": torch.rand(3)}), {"values": [{}, 3, "x", None]}, of=coin_posterior
+    ),
+    "guides.auto": Call(dict(model=lambda: coin, q="fullrank"), {"model": THING, "q": [3, "x", None, dgm.VAE]}),
+    "guides.MixtureOfVectors": Call(dict(event_shape=2, components=2)),
+    "plots.marginals": Call(dict(found=lambda: coin_table(), most=2), {"found": THING}),
+    "plots.pairs": Call(dict(found=lambda: coin_table(), guide="meanfield", most=1, num_points=3), {"found": THING}),
+    "plots.k_hats": Call(dict(found=lambda: coin_table()), {"found": THING}),
     "infer.propagate": Call(
         dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, size=4,
              threshold=0.5),
@@ -677,7 +738,9 @@ EXCLUDED = {
         "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
         "anomaly.Separation", "classification.Answers",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
-        "infer.Calibration", "infer.Gaps", "infer.Population", "infer.Checks", "infer.Sandwich", "infer.Units",
+        "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison", "infer.GuideRow",
+        "infer.Population", "infer.Sandwich",
+        "infer.Units", "infer.Weighted",
         "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality",
         "representations.Representation", "runs.Record",
         "samplers.Time", "sweep.Cell", "sweep.Comparison", "sweep.Options", "sweep.Row", "sweep.Sweep",
@@ -690,7 +753,8 @@ EXCLUDED = {
     "a decorator": ["register"],
     "a context manager, which checks when it is entered": ["plots.theme"],
     "distributions and steps within programs, called under Pyro's handlers or compiled": [
-        "dequantized.Floor", "guides.Finite", "infer.Features", "infer.Times", "adversarial.draw", "adversarial.slopes",
+        "dequantized.Floor", "guides.Finite", "infer.Features", "infer.Tempered",
+        "infer.Times", "adversarial.draw", "adversarial.slopes",
         "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact",
         "objectives.site_log_prob", "objectives.at_progress", "samplers.karras", "samplers.quadratic", "samplers.ratio",
         "samplers.run_sampler", "samplers.uniform",

@@ -55,6 +55,7 @@ SHARED = {
     "load": "dgm.load reads a program, dgm.data.load data",
     "write": "runs.write stores a run, report.write a page",
     "Bernoulli": "a conditional has the name of its distribution",
+    "Beta": "a conditional has the name of its distribution",
     "DiscretizedLogistic": "a conditional has the name of its distribution",
 }
 

@@ -34,11 +34,11 @@ def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
     if guide is not None:
         raise ValueError(f"{target!r} names a guide, too: pass FILE.py:MODEL, and the guides by --guide")
     if data is not None:
-        args, kwargs = (), arguments_of(model, Path(data))
+        args, kwargs = (), arguments_in(model, Path(data))
     return Posterior(model, *args, **kwargs)
 
 
-def arguments_of(model: Any, path: Path) -> dict[str, Any]:
+def arguments_in(model: Any, path: Path) -> dict[str, Any]:
     """The arguments of ``model`` that a .json file holds, as tensors.
 
     Raises:
@@ -68,7 +68,7 @@ def _tensor(value: Any) -> Any:
         return value
 
 
-def run(
+def infer_into(
     posterior: Posterior, out: str | Path, *, guides: Sequence[str], reference: Any = "nuts", **options: Any
 ) -> GuideComparison:
     """`dgm.infer.compare`, and a folder of what it found.

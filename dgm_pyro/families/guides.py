@@ -679,7 +679,7 @@ def auto(model: Callable[..., Any], q: Any = "fullrank", **options: Any) -> Auto
 
     The latents, mapped to the reals and put side by side, get q. It is set up when the guide is first called: it then
     starts near the posterior, as `dgm_pyro.families.autoguide` describes. To fit it, use `pyro.infer.SVI`, or
-    `dgm.infer.fit(posterior, guide)`.
+    `dgm.infer.train_guide(posterior, guide)`.
 
     Args:
         model: a Pyro model; what its guide shall not draw must be observed or enumerable.

@@ -2,7 +2,7 @@
 
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
-from dgm_pyro.infer.compare import GuideComparison, Row, compare, fit
+from dgm_pyro.infer.compare import GuideComparison, GuideRow, compare, train_guide
 from dgm_pyro.infer.gaps import Gaps, gaps
 from dgm_pyro.infer.impute import hide, impute
 from dgm_pyro.infer.mcmc import Chains, nuts
@@ -18,8 +18,8 @@ __all__ = [
     "Features",
     "Gaps",
     "GuideComparison",
+    "GuideRow",
     "Population",
-    "Row",
     "Sandwich",
     "Stepper",
     "Tempered",
@@ -30,7 +30,6 @@ __all__ = [
     "bidirectional",
     "check",
     "compare",
-    "fit",
     "gaps",
     "hide",
     "impute",
@@ -40,5 +39,6 @@ __all__ = [
     "sbc",
     "smc",
     "smooth",
+    "train_guide",
     "units",
 ]

@@ -49,7 +49,7 @@ CLOSE_MEAN, CLOSE_SD = 0.1, 0.1
 
 
 @dataclass(frozen=True)
-class Row:
+class GuideRow:
     """One guide of a `GuideComparison`.
 
     Attributes:
@@ -123,14 +123,14 @@ class GuideComparison(Result):
     """
 
     posterior: Posterior
-    rows: tuple[Row, ...]
+    rows: tuple[GuideRow, ...]
     failures: dict[str, str]
     reference: Tensor | None
     chains: Chains | None
     floor: tuple[float, float]
     sandwich: tuple[float, float] | None
 
-    def __getitem__(self, name: str) -> Row:
+    def __getitem__(self, name: str) -> GuideRow:
         return next(row for row in self.rows if row.name == name)
 
     def as_dict(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _largest(values: Mapping[str, Tensor]) -> tuple[float, str]:
     return float(values[name].max()), name + (f"[{', '.join(str(int(i)) for i in place)}]" if place else "")
 
 
-def fit(
+def train_guide(
     posterior: Posterior,
     guide: Any,
     *,
@@ -223,6 +223,7 @@ def fit(
         ValueError: the guide takes no objective of ours, or an argument does not fit.
     """
     check_type(posterior, Posterior, "posterior", "a dgm.Posterior")
+    check_type(guide, torch.nn.Module, "guide", "a guide with parameters, as of dgm.guides.auto")
     check_counts(gradient_steps=gradient_steps, num_particles=num_particles)
     check_number(lr, "lr", above=0)
     steps = tqdm(range(gradient_steps), desc="fit", unit="step", disable=not progress, leave=False)
@@ -296,7 +297,7 @@ def compare(
         guides: names and classes that `dgm.guides.auto` knows, conditionals, or guides: an AutoGuide that was never
             called is fitted, any other guide is taken as it is.
         reference: "nuts" to draw four chains; draws by latent, ``(N, *site_shape)``; or None.
-        objective, gradient_steps, num_particles, lr: of `fit`.
+        objective, gradient_steps, num_particles, lr: of `train_guide`.
         num_samples: draws of each guide, and of the reference by NUTS.
         num_temperatures: of annealing there and back, from the prior and from the reference; 0 leaves it out, and an
             improper prior does. The upper bound is one as far as the reference draws are exact.
@@ -318,11 +319,12 @@ def compare(
     check_count(num_samples, "num_samples", at_least=100)
     check_count(num_temperatures, "num_temperatures", at_least=0)
     check_seed(seed)
+    chosen(objective)
     if isinstance(guides, str) or not isinstance(guides, Sequence) or not guides:
         raise TypeError(f"guides must be a list of guides, such as ['meanfield', 'nsf'], got {guides!r}")
     chains, draws = _reference(posterior, reference, num_samples, seed, progress)
     options: Any = {"objective": objective, "gradient_steps": gradient_steps, "num_particles": num_particles, "lr": lr}
-    rows, failures = list[Row](), dict[str, str]()
+    rows, failures = list[GuideRow](), dict[str, str]()
     for guide in guides:
         try:
             rows.append(_row(posterior, guide, draws, num_samples, seed, progress, options))
@@ -363,7 +365,7 @@ def _row(
     seed: int,
     progress: bool,
     options: dict[str, Any],
-) -> Row:
+) -> GuideRow:
     name, evaluations, began = name_of(guide), 0, time.perf_counter()
     # Guides made here keep their parameters to themselves: in the param store two of a name would share them.
     made = _is_choice(guide)
@@ -371,7 +373,7 @@ def _row(
         if made:
             guide = auto(posterior.model, guide)
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-            fit(posterior, guide, seed=seed, progress=progress, **options)
+            train_guide(posterior, guide, seed=seed, progress=progress, **options)
             evaluations = options["gradient_steps"] * options["num_particles"]
             evaluations += 2 * STEPS * PARTICLES if isinstance(guide, AutoConditional) else 0
             if isinstance(guide, AutoLaplaceApproximation):
@@ -381,14 +383,14 @@ def _row(
     seconds = time.perf_counter() - began
     weighted = psis(posterior, guide=guide, num_particles=num_samples, seed=seed)
     if draws is None:
-        return Row(name, guide, weighted, {}, {}, (math.nan, math.nan), (math.nan, math.nan), seconds, evaluations)
+        return GuideRow(name, guide, weighted, {}, {}, (math.nan, math.nan), (math.nan, math.nan), seconds, evaluations)
     with torch.no_grad(), seeded(seed, posterior.device):
         ours, theirs = posterior.constrain(weighted.u), posterior.constrain(draws)  # type: ignore[arg-type]
         scales = {site: value.std(0) for site, value in theirs.items()}
         errors = {site: (ours[site].mean(0) - theirs[site].mean(0)).abs() / scales[site] for site in ours}
         ratios = {site: ours[site].std(0) / scales[site] for site in ours}
         wasserstein, mmd = _distances(weighted.u, draws)  # type: ignore[arg-type]
-    return Row(name, guide, weighted, errors, ratios, wasserstein, mmd, seconds, evaluations)
+    return GuideRow(name, guide, weighted, errors, ratios, wasserstein, mmd, seconds, evaluations)
 
 
 def _is_choice(guide: Any) -> bool:

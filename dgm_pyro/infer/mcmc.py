@@ -211,13 +211,13 @@ def nuts(
     options: Any = (num_samples, warmup, num_chains, max_tree_depth, target_acceptance, compile, seed, progress)
     if isinstance(program, Posterior):
         return _sample(program, *options)
+    program.check(x, given)
     with evaluating(program), seeded(seed, x.device), differentiating("nuts"):  # type: ignore[union-attr]
         return _sample(_posterior_of(program, x, given, observed or {}), *options)
 
 
 def _posterior_of(program: Program, x: Any, given: Any, observed: Mapping[str, Tensor]) -> Posterior:
     """The joint posterior of the latents of all data."""
-    program.check(x, given)
     chain, batch = with_latent_chains(program), (len(x),)
     with torch.no_grad():  # it says what is wrong with the latents
         Coordinates(joint_trace(chain, x, given=given, batch=batch, observed=observed), batch)

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 import dgm_pyro as dgm
 from dgm_pyro import cli, plots
 from dgm_pyro.experiments import inference
-from dgm_pyro.infer import compare, fit
+from dgm_pyro.infer import compare, train_guide
 from dgm_pyro.infer.compare import _distances
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -98,7 +98,7 @@ def test_distances_of_known_samples():
 def test_a_fitted_guide_is_taken_as_it_is():
     posterior = dgm.Posterior(correlated)
     guide = dgm.guides.auto(correlated, "fullrank")
-    values = fit(posterior, guide, objective=dgm.IWAE(16), num_particles=16, gradient_steps=60)
+    values = train_guide(posterior, guide, objective=dgm.IWAE(16), num_particles=16, gradient_steps=60)
     assert len(values) == 60
     assert values[-1] > -0.1
     before = [p.detach().clone() for p in guide.parameters()]
@@ -115,7 +115,7 @@ def test_what_does_not_fit():
     with pytest.raises(ValueError, match="q must be one of"):
         compare(correlated, guides=["gaussian"], reference=None)
     with pytest.raises(ValueError, match="leave objective out"):
-        fit(dgm.Posterior(correlated), AutoNormal(correlated), objective=dgm.IWAE(3), gradient_steps=2)
+        train_guide(dgm.Posterior(correlated), AutoNormal(correlated), objective=dgm.IWAE(3), gradient_steps=2)
 
 
 def test_pictures_hold_the_draws(table):
