@@ -23,15 +23,25 @@ from typing import Any, TypeVar
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, TransformedDistribution
+from pyro.distributions import (
+    ExpandedDistribution,
+    ImproperUniform,
+    Independent,
+    MaskedDistribution,
+    TransformedDistribution,
+)
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+from torch.distributions import biject_to
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+# What makes a tensor a Python value, which has no provenance: all that is stated after it may depend on it.
+LEAVES_TENSORS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__")
 
 # A chain of more factors is written with dots.
 WRITTEN_OUT = 3
@@ -272,35 +282,43 @@ class _Untouched(Messenger):
 
 
 class _Blank(Messenger):
-    """A draw from a chain would run it: a blank value stands for it."""
+    """A draw from a chain would run it, and an improper prior has none: a blank value stands for it."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        chain = _features(msg["fn"])
-        if msg["value"] is None and hasattr(chain, "factors"):
-            msg["value"] = chain.blank()
+        base = _features(msg["fn"])
+        if msg["value"] is None and hasattr(base, "factors"):
+            msg["value"] = base.blank()
+        elif msg["value"] is None and isinstance(base, ImproperUniform):
+            transform = biject_to(msg["fn"].support)
+            msg["value"] = transform(torch.zeros(transform.inverse_shape(msg["fn"].shape())))
 
 
 class _Arguments(Messenger):
-    """Notes which argument each observed site's value is."""
+    """Notes which argument each observed site's value is, and what was read as Python values before each site."""
 
-    def __init__(self, observes: dict[str, str]) -> None:
+    def __init__(self, observes: dict[str, str], untracked: _Untracked) -> None:
         super().__init__()
         self.observes, self.sites = dict(observes), set[str]()
+        self.untracked, self.read_before = untracked, dict[str, frozenset[str]]()
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and isinstance(msg["value"], Tensor):
             for name in get_provenance(msg["value"]) - self.sites:
                 self.observes.setdefault(name, msg["name"])
         self.sites.add(msg["name"])
+        self.read_before[msg["name"]] = self.untracked.as_python
 
 
-class _Written(TorchFunctionMode):
-    """Remembers what is written into tensors in place, such as a cache, which Pyro's tracking does not follow."""
+class _Untracked(TorchFunctionMode):
+    """Remembers what Pyro's tracking does not follow: what is written into tensors in place, such as a cache, and what
+    Python values were read off.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         # By address; the storages themselves are kept so that no other takes it.
         self.storages: dict[int, tuple[torch.UntypedStorage, frozenset[str]]] = {}
+        self.as_python: frozenset[str] = frozenset()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -309,6 +327,8 @@ class _Written(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
             self._write(tensors[0], get_provenance(tensors[1:]))
+        if name in LEAVES_TENSORS:
+            self.as_python |= get_provenance(tensors)
         read: frozenset[str] = frozenset().union(*map(self._read, tensors)) if self.storages else frozenset()
         return track_provenance(result, read) if read else result
 
@@ -344,7 +364,8 @@ def factors_of(
     Returns:
         the factors, the site that each argument is observed at, and the values of the sites.
     """
-    arguments = _Arguments({} if observes is None else observes)
+    untracked = _Untracked()
+    arguments = _Arguments({} if observes is None else observes, untracked)
     with (
         torch.random.fork_rng(),
         torch.no_grad(),
@@ -354,7 +375,7 @@ def factors_of(
         _Untouched(),
         arguments,
         _Blank(),
-        _Written(),
+        untracked,
         poutine.trace() as traced,
     ):
         statements(*args, **kwargs)
@@ -363,18 +384,19 @@ def factors_of(
         ]
         found: list[Factor] = []
         for site in sites:
-            found.append(_factor(site, found, latents, arguments.observes))
+            found.append(_factor(site, found, latents, arguments))
     values: Any = {site["name"]: detach_provenance(site["value"]) for site in sites}
     return tuple(found), arguments.observes, values
 
 
-def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None, observes: dict[str, str]) -> Factor:
+def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None, arguments: _Arguments) -> Factor:
     """The factor of a site, of those stated before it and of the arguments."""
     name, fn, infer = site["name"], site["fn"], site["infer"] or {}
     base = _features(fn)
     family = type(base).__name__.removesuffix("Distribution")
     fixed = family == "Delta"
-    read = {observes.get(p, p) for p in get_provenance(site["value"] if fixed else fn.log_prob(site["value"]))} - {name}
+    names = get_provenance(site["value"] if fixed else fn.log_prob(site["value"])) | arguments.read_before[name]
+    read = {arguments.observes.get(p, p) for p in names} - {name}
     order = [factor.site for factor in before]
     parents = (*(p for p in order if p in read), *sorted(read.difference(order)))
     estimates = {factor.site for factor in before if factor.kind == "estimate"}

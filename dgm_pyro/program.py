@@ -62,6 +62,10 @@ class IntractableError(RuntimeError):
     """The density of a program was requested, but it is an integral without a closed form."""
 
 
+class NoGuideError(ValueError):
+    """The guide of a program was requested, but it has none."""
+
+
 # -- one thread at a time ----------------------------------------------------------------------------------------------
 
 _lock = threading.RLock()
@@ -475,13 +479,14 @@ class Program(nn.Module):
         """The joint and the guide as products of factors, read off the statements: what `print` shows.
 
         Args:
-            given: one row, ``(1, *given_shape)``, where the program leaves its shape open. Without it, every site is
-                said to read all before it.
+            given: rows of which the first is read, ``(B, *given_shape)``, where the program leaves its shape open.
+                Without it, every site is said to read all before it.
 
         Raises:
             ValueError: ``given`` does not fit.
         """
         if given is not None:
+            given = map_given(lambda part: part[:1] if isinstance(part, Tensor) and part.dim() else part, given)
             self.check_given(given, 1)
         size = sum(p.numel() for p in self.parameters() if p.requires_grad)
         given = example_given(self) if given is None else given
@@ -502,7 +507,7 @@ class Program(nn.Module):
         x = factors.marked(name, values[name])
         try:
             posterior, _, _ = factors.factors_of(self.posterior, name, x, given, latents=latents)
-        except (IntractableError, NotImplementedError, ValueError):  # it says that it has no guide
+        except (IntractableError, NotImplementedError, NoGuideError):
             posterior = None
         return joint, posterior
 
@@ -530,10 +535,15 @@ class Program(nn.Module):
         return ["y" if label else "c" if sum(labels) >= parts - 1 else f"c{i}" for i, label in enumerate(labels, 1)]
 
     def __str__(self) -> str:
-        return str(self.formula())
+        try:
+            return str(self.formula())
+        except Exception as error:  # a program that is half written can be looked at
+            return f"{type(self).__name__}, whose statements fail: {type(error).__name__}: {error}"
 
-    def _repr_latex_(self) -> str:
-        return self.formula()._repr_latex_()
+    def _repr_latex_(self) -> str | None:
+        with contextlib.suppress(Exception):  # as in __str__, which a notebook shows then
+            return self.formula()._repr_latex_()
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():

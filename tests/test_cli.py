@@ -15,6 +15,7 @@ import dgm_pyro as dgm
 from dgm_pyro import cli
 from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
 from dgm_pyro.experiments import runs
+from dgm_pyro.families.guides import FAMILIES
 from dgm_pyro.objectives import COMPARISONS, OBJECTIVES
 from dgm_pyro.program import seeded
 from dgm_pyro.training import compilation, step
@@ -313,7 +314,7 @@ def test_the_split_is_chosen(trained, capsys):
 def test_the_list_names_everything_with_a_line(capsys):
     dgm_ok("list")
     sections = re.split(r"^(?=\S)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
-    tables = (MODELS, dgm.data.NAMES, PRIORS, ENCODERS, LIKELIHOODS, OBJECTIVES | COMPARISONS)
+    tables = (MODELS, dgm.data.NAMES, PRIORS, ENCODERS, LIKELIHOODS, FAMILIES, OBJECTIVES | COMPARISONS)
     for section, table in zip(sections, tables, strict=True):
         listed = dict(line.split(maxsplit=1) for line in section.splitlines()[1:])
         assert list(listed) == list(table)

@@ -298,3 +298,62 @@ def test_a_chain_is_not_run():
             module.register_forward_pre_hook(lambda module, _: calls.append(type(module).__name__))
         str(program)
         assert 0 < len(calls) < 100
+
+
+def test_what_is_read_as_a_python_value_is_a_parent_of_all_after_it():
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        scale = 2.0 if a > 0 else 1.0
+        pyro.sample("c", dist.Normal(b, scale))
+        pyro.sample("d", dist.Normal(b.item(), 1.0))
+
+    assert [factor.parents for factor in dgm.formula(model).joint] == [(), (), ("a", "b"), ("a", "b")]
+
+
+def test_an_improper_prior_is_not_drawn_from():
+    def model():
+        a = pyro.sample("a", dist.ImproperUniform(dist.constraints.simplex, (2,), (3,)).to_event(1))
+        b = pyro.sample("b", dist.ImproperUniform(dist.constraints.positive, (), ()))
+        pyro.sample("x", dist.Normal(a.sum() * b, 1.0), obs=torch.tensor(0.0))
+
+    found = dgm.formula(model)
+    assert [factor.parents for factor in found.joint] == [(), (), ("a", "b")]
+    assert found.joint[0].event_shape == (2, 3)
+
+
+class HalfWritten(dgm.Program):
+    event_shape = torch.Size((2,))
+
+
+class Mistaken(HalfWritten):
+    def joint(self, name, value=None, given=None):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        return pyro.sample(name, dist.Normal(z[..., None], torch.ones(2)).to_event(1), obs=value)
+
+    def posterior(self, name, value, given=None):
+        raise ValueError("a mistake of its own")
+
+
+def test_print_of_a_program_whose_statements_fail_says_why():
+    assert str(HalfWritten()) == (
+        "HalfWritten, whose statements fail: NotImplementedError: HalfWritten must define "
+        "joint(name, value=None, given=None)"
+    )
+    assert str(Mistaken()).endswith("ValueError: a mistake of its own")
+    assert Mistaken()._repr_latex_() is None
+    with pytest.raises(ValueError, match="a mistake of its own"):
+        Mistaken().formula()
+
+
+def test_rows_of_given_stand_for_their_first():
+    program = CASES["normal-given-open"].build()
+    _, given = CASES["normal-given-open"].draw(program, 4)
+    assert program.formula(given) == program.formula(given[:1])
+
+
+def test_a_lazy_network_takes_the_shape_it_is_given():
+    assert dgm.Normal(2, nn.LazyLinear(4)).given_shape is None
+    vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.LazyLinear(6)), dgm.Normal(2, nn.LazyLinear(4)))
+    assert vae.likelihood.given_shape == (2,)
+    assert vae.sample(4).shape == (4, 3)

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 import dgm_pyro as dgm
-from dgm_pyro.experiments import runs
+from dgm_pyro.experiments import runs, sweep
 
 STORED = sorted((Path(__file__).parent / "data" / "checkpoint-v1").iterdir())
 
@@ -51,3 +51,13 @@ def test_a_record_with_the_old_names_is_read_under_the_new_ones(tmp_path):
     options["latent"], options["num"] = options.pop("latent_size"), options.pop("num_data")
     path.write_text(json.dumps(stored))
     assert runs.read(folder)[1] == record
+
+
+def test_a_sweep_with_the_old_names_of_options_is_the_same_sweep(tmp_path):
+    options = sweep.Options("vae", "moons", num_data=20, latent_size=1)
+    recipe = options.recipe()
+    recipe["latent"], recipe["num"] = recipe.pop("latent_size"), recipe.pop("num_data")
+    (tmp_path / "sweep.json").write_text(json.dumps(recipe))
+    sweep._open(tmp_path, options)
+    with pytest.raises(ValueError, match=r"holds a sweep with other options.*latent_size"):
+        sweep._open(tmp_path, sweep.Options("vae", "moons", num_data=20, latent_size=2))

@@ -561,6 +561,8 @@ class DiscretizedLogistic(IndependentConditional):
 
 def shape_read_by(network: nn.Module) -> Shape | None:
     """The shape of the input of ``network``, a pair with that of its ``given``; None if it does not say."""
+    if isinstance(network, nn.LazyLinear):  # it takes what comes first
+        return None
     if isinstance(network, nn.Linear):
         return torch.Size((network.in_features,))
     if isinstance(network, nn.Embedding):

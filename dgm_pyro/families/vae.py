@@ -28,6 +28,7 @@ from dgm_pyro.checks import check_name
 from dgm_pyro.families.distributions import features_of, finite_mean, mean_of
 from dgm_pyro.program import (
     Conditional,
+    NoGuideError,
     Program,
     check_program,
     declare_given,
@@ -136,7 +137,7 @@ class VAE(Program):
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         if self.encoder is None:
-            raise ValueError("this VAE has no encoder, so it has no guide of its own: build it with one")
+            raise NoGuideError("this VAE has no encoder, so it has no guide of its own: build it with one")
         z = self.encoder.joint(self.latent_name, given=_with(value, given, self.encoder))
         if not self.top_down:
             self.prior.posterior(self.latent_name, z, given if self.prior.conditional else None)
