@@ -405,7 +405,7 @@ CALLS = {
         {"options": ["x", 3], "validation": ["x", 3, 0.5], "augment": ["x", 3], "optimizer": ["x", 3],
          "lr_schedule": ["x", 3]},
     ),
-    "Training.advance": Call(dict(), free=["pause"], of=training),
+    "Training.advance": Call({}, free=["pause"], of=training),
     "Training.load_state_dict": Call(dict(state=lambda: training().state_dict()), {"state": THING}, of=training),
     "Adversarial.load_state_dict": Call(dict(state=lambda: game().state_dict()), {"state": THING}, of=game),
     "TrainingOptions": Call(
