@@ -36,7 +36,7 @@ CALLS = {
         ("ELBO", "best q", "iwae-4", "adapt", "anneal"),
     ),
     "smc": (lambda **shown: dgm.infer.smc(diffusion(), X, num_particles=2, **shown), ("tune", "propagate")),
-    "nuts": (lambda **shown: dgm.infer.nuts(vae(), X, 2, 2, max_tree_depth=1, **shown), ("Warmup", "Sample")),
+    "nuts": (lambda **shown: dgm.infer.nuts(vae(), X, 2, 2, max_tree_depth=1, **shown), ("nuts",)),
     "sbc": (
         lambda **shown: dgm.infer.sbc(vae(), num_samples=9, num_posterior_samples=3, bins=2, **shown),
         ("rank",),

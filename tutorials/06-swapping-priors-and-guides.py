@@ -84,7 +84,7 @@ def trained(
     """A VAE with ``swaps``, trained; the same seed for each, so that the order of the cells does not matter."""
     pyro.set_rng_seed(seed)
     likelihood = likelihood() if callable(likelihood) and not isinstance(likelihood, dgm.Program) else likelihood
-    program = dgm.build("vae", data, likelihood=likelihood, hidden=(64, 64), **swaps)
+    program = dgm.build("vae", data, likelihood=likelihood, hidden=(64, 64), standardize=False, **swaps)
     if start is not None:  # where the means of the guide begin
         with torch.no_grad():
             program.encoder.network.rest[-1].bias[: len(start)] = start

@@ -83,6 +83,7 @@ class Autoregressive(Conditional):
                 f"{type(features).__name__} is {tuple(self.event_shape)}: build both for the same shape"
             )
         self.order = order_of(features)
+        features.of_feature(features.initial().flatten(1)[:, 0], 0)  # raises where features depend on each other
         standard = features.distribution(features.initial())
         self.support: Any = standard.support
         self.has_rsample = standard.has_rsample

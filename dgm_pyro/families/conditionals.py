@@ -289,6 +289,7 @@ class StudentT(_OfFeatures):
 
     Args: as `Normal`, with ``(B, 3, *event_shape)`` from the network.
 
+    >>> import torch, dgm_pyro as dgm
     >>> dgm.StudentT(1).log_prob(torch.full((1, 1), 10.0)) > dgm.Normal(1).log_prob(torch.full((1, 1), 10.0))
     tensor([True])
     """
@@ -391,6 +392,7 @@ class ZeroInflated(IndependentConditional):
     Raises:
         TypeError: ``base`` has a density, in which single values have no probability.
 
+    >>> import torch, dgm_pyro as dgm
     >>> program = dgm.ZeroInflated(dgm.Poisson(1))
     >>> round(program.log_prob(torch.zeros(1, 1)).exp().item(), 4)  # 1 / 2 + exp(-1) / 2
     0.6839

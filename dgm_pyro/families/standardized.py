@@ -178,6 +178,20 @@ class Standardized(Program):
     def codes(self) -> dict[str, Program]:
         return self.program.codes()
 
+    def code_named(self, site: str | None = None) -> str:
+        return self.program.code_named(site)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "program" or name.startswith("_") or not hasattr(self.program, name):
+                raise
+            raise AttributeError(
+                f"Standardized has no {name!r}, but the program within has one, in standardized units: use "
+                f".program.{name}, or build with standardize=False"
+            ) from None
+
     def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
         return self.program._encode(self.standard(x), self.standard_given(given), site, draw, num_samples)
 

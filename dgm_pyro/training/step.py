@@ -117,7 +117,11 @@ class Step:
         if processes.size > 1:
             # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")
-            self.loss = DistributedDataParallel(self.loss, static_graph=static, find_unused_parameters=not static)
+            # `Training` has made the processes agree, and within an epoch buffers may differ again: one that is resumed
+            # there must keep its own.
+            self.loss = DistributedDataParallel(
+                self.loss, init_sync=False, static_graph=static, find_unused_parameters=not static
+            )
             self.loss.broadcast_buffers = False  # at each step; once an epoch is enough
 
     def _compile(self, terms: Terms, example: tuple[Any, ...]) -> Any:

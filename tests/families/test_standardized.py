@@ -19,6 +19,14 @@ def moved(program):
     return dgm.Standardized(program, SHIFT, SCALE)
 
 
+def test_a_part_of_the_program_within_is_named_where_it_is():
+    program = dgm.Standardized(dgm.Normal(2), 0.0, 2.0)
+    with pytest.raises(AttributeError, match=r"use \.program\.network, or build with standardize=False"):
+        _ = program.network
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = program.nothing
+
+
 def test_the_density_is_that_of_the_moved_distribution():
     x = SHIFT + SCALE * torch.randn(9, 2)
     torch.testing.assert_close(moved(dgm.Normal(2)).log_prob(x), Normal(SHIFT, SCALE).log_prob(x).sum(-1))
