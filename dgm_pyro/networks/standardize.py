@@ -25,7 +25,8 @@ class Standardize(nn.Module):
     Raises:
         ValueError, TypeError: they are no finite numbers, or a scale is not positive.
 
-    >>> Standardize(torch.tensor([1e6], dtype=torch.float64), 0.1)(torch.tensor([[1e6 + 0.2]], dtype=torch.float64)).round(decimals=4)
+    >>> x = torch.tensor([[1e6 + 0.2]], dtype=torch.float64)
+    >>> Standardize(torch.tensor([1e6], dtype=torch.float64), 0.1)(x).round(decimals=4)
     tensor([[2.]])
     """
 
