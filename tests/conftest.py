@@ -6,6 +6,8 @@ A test is slow, and left out of ``make quick``, for one of two reasons:
 - it is one of more than `MANY` cases of one test, such as the programs of the registry. One case in `KEPT` is not slow,
   and different tests keep different ones, so that every program stays under some tests.
 
+A test marked ``nightly`` takes long and holds what a shorter one holds of a smaller or a like program.
+
 The limits are such that the rest takes less than two minutes on two cores.
 """
 
@@ -47,11 +49,13 @@ settings.load_profile("dgm_pyro")
 DURATIONS = Path(__file__).parent / "durations.json"
 SLOW = 0.15  # seconds of processor time, which other work on the machine does not change
 LONG = 5.0
+NIGHTLY = "nightly: `make test ARGS=--all` runs it"
 MANY, KEPT = 60, 4
 STARTED = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the tests marked nightly, too")
     parser.addoption("--record-durations", action="store_true", help="measure all tests, and write durations.json")
 
 
@@ -118,12 +122,17 @@ class Recorder:
 
 
 def pytest_runtest_setup(item):
+    if item.get_closest_marker("nightly") and not item.config.getoption("all"):
+        pytest.skip(NIGHTLY)
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
 
 def pytest_terminal_summary(terminalreporter):
     """What a green suite has not checked: a test says so by a property named "unchecked"."""
+    left_out = sum(NIGHTLY in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    if left_out:
+        terminalreporter.write_line(f"NOT CHECKED: {left_out} tests marked nightly; `make test ARGS=--all` runs them")
     properties = [pair for report in terminalreporter.stats.get("passed", []) for pair in report.user_properties]
     for unchecked in sorted({value for name, value in properties if name == "unchecked"}):
         terminalreporter.write_line(f"NOT CHECKED: {unchecked}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyro
+import pytest
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -677,6 +678,21 @@ CASES: dict[str, Case] = {
     ),
     "discriminative": Case(lambda: dgm.Discriminative(dgm.Categorical((), 3, _mlp((2,), 3)))),
 }
+
+
+# Programs of the same modules as another one: they differ in sizes, or in numbers that no graph and no precision sees.
+TWINS = {
+    *("normal-scalar", "normal-image", "normal-given-vector-narrow", "bernoulli-learned", "categorical-image"),
+    *("mixture-one-component", "vae-learned-prior", "vae-image-latent", "vae-three-levels", "mixture-prior-image"),
+    *("vae-ladder-three-levels", "realnvp-image", "maf-one-feature", "diffusion-one-step", "diffusion-linear"),
+    *("continuous-diffusion-learned", "standardized-twice"),
+}
+
+
+def once_per_kind(names, *also):
+    """The names as parameters of a test; `TWINS`, and those in ``also``, only every night."""
+    later = TWINS.union(also)
+    return [pytest.param(name, marks=pytest.mark.nightly if name in later else ()) for name in names]
 
 
 def data_for(case, program, size=24):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from programs import CASES, precision
+from programs import CASES, once_per_kind, precision
 
 import dgm_pyro as dgm
 from dgm_pyro import representations
@@ -69,7 +69,7 @@ def code_uses(program, x, given):
     return uses
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", once_per_kind(CASES))
 def test_the_default_precision_changes_no_answer(name):
     case, found = CASES[name], {}
     for dtype, other in ((torch.float32, torch.float64), (torch.float64, torch.float32)):

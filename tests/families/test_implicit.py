@@ -644,7 +644,11 @@ def test_evidence_of_the_noisy_model_by_annealing():
 
 
 @pytest.mark.parametrize(
-    ("centers", "steps", "r1", "units"), [(RING, 2880, 0.003, 64), (GRID, 8190, 0.0005, 96)], ids=["ring", "grid"]
+    ("centers", "steps", "r1", "units"),
+    [
+        pytest.param(RING, 2880, 0.003, 64, id="ring"),
+        pytest.param(GRID, 8190, 0.0005, 96, id="grid", marks=pytest.mark.nightly),
+    ],
 )
 def test_every_mode_is_covered(centers, steps, r1, units):
     """All eight modes of the ring, all 16 of the grid, and 90 % of the samples within three standard deviations."""

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES, assert_same_number, data_for, vae
+from programs import CASES, assert_same_number, data_for, once_per_kind, vae
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import (
@@ -70,7 +70,7 @@ def assert_equal(a, b):
 # -- the same numbers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT])
+@pytest.mark.parametrize("name", once_per_kind([name for name in CASES if name not in NOT]))
 def test_the_graph_of_every_program_is_its_loss(float64, name):
     """Exported at one number of data, run at another, from the same random numbers."""
     program = CASES[name].build().train()
@@ -713,7 +713,11 @@ def test_a_schedule_of_your_own_is_followed(float64, graphs_only):
 BF16 = {"rtol": 3e-2, "atol": 3e-2}  # a few roundings to 8 bits
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT])
+# The graphs of these unroll a root search, and take seconds to record.
+ROOTS = ("planar-given-image", "sylvester-given-vector", "flow-planar")
+
+
+@pytest.mark.parametrize("name", once_per_kind([name for name in CASES if name not in NOT], *ROOTS))
 def test_the_graph_in_bf16_is_the_loss_in_bf16(name):
     """The same operations in the same precision, so to the rounding of float32, a thousandth of that of bf16."""
     program = CASES[name].build().train()
