@@ -13,6 +13,7 @@ The limits are such that the rest takes less than two minutes on two cores.
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 from zlib import crc32
@@ -136,6 +137,14 @@ def pytest_terminal_summary(terminalreporter):
     properties = [pair for report in terminalreporter.stats.get("passed", []) for pair in report.user_properties]
     for unchecked in sorted({value for name, value in properties if name == "unchecked"}):
         terminalreporter.write_line(f"NOT CHECKED: {unchecked}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts():
+    """SIGINT as in a terminal: a shell starts its background jobs with it ignored, and this may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
