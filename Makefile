@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 # Fast, and between them they use every dependency. Old versions warn about what they depend on, but work.
 WITH_LOWEST := -W ignore::DeprecationWarning --deselect tests/test_tutorials.py::test_chapter_runs_without_a_warning \
   $(foreach name,bad_input checkpoint classification cli data dependencies distributions plots pyro_interop report \
-  representations fit tutorials,$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
+  representations fit tutorials sources,$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
 .DEFAULT_GOAL := help
 .PHONY: help tour quick test durations lowest check format tutorials docs bench kills clean
