@@ -837,12 +837,13 @@ def bad_values(name, parameter, call):
     return [value for value in values if value is not None or not optional]
 
 
-def complaint(name, argument, value):
+def complaint(name, argument, value, again=False):
     """What is wrong with the error that the bad value ends in; None if nothing is."""
     call, (function, _) = CALLS[name], found(name)
+    arguments = {**arguments_of(call), argument: value}
     start = time.process_time()
     try:
-        function(**{**arguments_of(call), argument: value})
+        function(**arguments)
     except (ValueError, TypeError) as error:
         file = traceback.extract_tb(error.__traceback__)[-1].filename
         if not file.startswith(ROOT):
@@ -853,7 +854,10 @@ def complaint(name, argument, value):
         return f"{type(error).__name__}: {error}"
     else:
         return "accepted"
-    return "took a second" if time.process_time() - start > 1 else None
+    if time.process_time() - start < 1:
+        return None
+    # The first call of a process may import what the function needs.
+    return "took a second" if again else complaint(name, argument, value, again=True)
 
 
 @pytest.mark.parametrize("name", CALLS)
