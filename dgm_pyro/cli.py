@@ -259,6 +259,25 @@ def _interruptible() -> Iterator[None]:
         raise _Interruption(str(error), error.status) from None
 
 
+def _in_place_of(
+    argument: str, parameters: Sequence[inspect.Parameter], make: Callable[..., Any]
+) -> Callable[[Command], Command]:
+    """Give a command ``parameters`` in the place of its ``argument``, which ``make`` makes of them."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            made = make(**{parameter.name: given.pop(parameter.name) for parameter in parameters})
+            command(**given, **{argument: made})
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameters if each.name == argument else [each] for each in signature.parameters.values()]
+        called.__signature__ = signature.replace(parameters=[*itertools.chain(*own)])  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
 def _training_options(*without: str) -> Callable[[Command], Command]:
     """Give a command one option for each field of `TrainingOptions`, in the place of its argument ``options``.
 
@@ -269,15 +288,11 @@ def _training_options(*without: str) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def called(**given: Any) -> None:
-            options = TrainingOptions(**{parameter.name: given.pop(parameter.name) for parameter in parameters})
+        def interruptible(**given: Any) -> None:
             with _interruptible():
-                command(**given, options=options)
+                command(**given)
 
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameters if each.name == "options" else [each] for each in signature.parameters.values()]
-        called.__signature__ = signature.replace(parameters=[*itertools.chain(*own)])  # type: ignore[attr-defined]
-        return called
+        return _in_place_of("options", parameters, TrainingOptions)(interruptible)
 
     return decorate
 
@@ -299,8 +314,34 @@ def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def _reading(
+    label: Label = None,
+    given: Given = None,
+    columns: Columns = None,
+    levels: Levels = None,
+    size: Size = None,
+    gray: Gray = None,
+    test_data: TestData = None,
+) -> dict[str, Any]:
+    """How `experiments.runs.points` reads a file."""
+    chosen = {
+        "label": label,
+        "given": None if given is None else list(_names(given)),
+        "columns": None if columns is None else list(_names(columns)),
+        "levels": levels,
+        "size": size,
+        "gray": gray,
+        "test": test_data,
+    }
+    return {name: choice for name, choice in chosen.items() if choice is not None}
+
+
+_reading_options = _in_place_of("reading", [*inspect.signature(_reading, eval_str=True).parameters.values()], _reading)
+
+
 @app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
 @_training_options()
+@_reading_options
 def train(
     model: Annotated[
         str,
@@ -311,13 +352,7 @@ def train(
         ),
     ],
     data: DataSet = "digits",
-    label: Label = None,
-    given: Given = None,
-    columns: Columns = None,
-    levels: Levels = None,
-    size: Size = None,
-    gray: Gray = None,
-    test_data: TestData = None,
+    reading: Any = None,
     data_dir: DataDir = None,
     num_data: NumData = None,
     prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
@@ -393,7 +428,7 @@ def train(
         options,
         labeled=labeled,
         data_dir=data_dir,
-        reading=_reading(label, given, columns, levels, size, gray, test_data),
+        reading=reading,
         num_data=num_data,
         objective=objective,
         num_labels=num_labels,
@@ -406,28 +441,6 @@ def train(
     if processes.writes:
         _report_training(folder, model, history)
     distributed.leave()
-
-
-def _reading(
-    label: str | None,
-    given: str | None,
-    columns: str | None,
-    levels: int | None,
-    size: int | None,
-    gray: bool | None,
-    test_data: str | None,
-) -> dict[str, Any]:
-    """How `experiments.runs.points` reads a file."""
-    chosen = {
-        "label": label,
-        "given": None if given is None else list(_names(given)),
-        "columns": None if columns is None else list(_names(columns)),
-        "levels": levels,
-        "size": size,
-        "gray": gray,
-        "test": test_data,
-    }
-    return {name: choice for name, choice in chosen.items() if choice is not None}
 
 
 def _report_training(folder: Path, model: str, history: History) -> None:
@@ -737,18 +750,13 @@ def _values(text: str) -> tuple[str, Sequence[Any]]:
 
 @app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
+@_reading_options
 def sweep(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Model to train: see dgm list.", autocompletion=_models)
     ] = "vae",
     data: DataSet = "digits-binary",
-    label: Label = None,
-    given: Given = None,
-    columns: Columns = None,
-    levels: Levels = None,
-    size: Size = None,
-    gray: Gray = None,
-    test_data: TestData = None,
+    reading: Any = None,
     prior: Annotated[str | None, _tried("Priors")] = None,
     encoder: Annotated[str | None, _tried("Encoders")] = None,
     likelihood: Annotated[str | None, _tried("Likelihoods")] = None,
@@ -785,7 +793,7 @@ def sweep(
     from dgm_pyro.experiments.sweep import sweep as run_sweep
 
     folder = out or Path("sweeps") / f"{model}-{Path(data).stem}"
-    source, reading = runs.reading_of(data, _reading(label, given, columns, levels, size, gray, test_data))
+    source, reading = runs.reading_of(data, reading)
     result = run_sweep(
         folder,
         Options(model, source, data_dir, num_data, latent_size, num_particles, options, reading),

@@ -22,7 +22,6 @@ import gzip
 import hashlib
 import math
 import os
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -628,16 +627,7 @@ def _packed_bits(name: str, split: str, data_dir: Any, folder: str, event_shape:
             if size > LARGEST:
                 raise ValueError(f"it holds {size:,} bytes, more than {name} has")
             packed = archive["packed"]
-    except (
-        AttributeError,
-        EOFError,
-        KeyError,
-        OSError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except sources.UNREADABLE as error:
         raise ValueError(
             f"{path} is truncated or no npz file with an array 'packed' ({error}): copy it again"
         ) from error

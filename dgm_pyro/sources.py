@@ -26,6 +26,11 @@ TABLES = (".csv", ".tsv", ".parquet")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # Names of the arrays in an .npz file, and of the columns of a Hugging Face dataset.
 DATA_NAMES, LABEL_NAMES = ("x", "X", "data", "images", "image", "img"), ("y", "Y", "labels", "label")
+UNREADABLE = (
+    *(AttributeError, EOFError, KeyError, OSError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What a damaged .npz file makes numpy raise."""
 
 
 @dataclass(frozen=True)
@@ -135,16 +140,7 @@ def _of_archive(path: Path, choice: Choice) -> Arrays:
                 raise KeyError(f"it holds {', '.join(names)}, and no {lacking[0]!r}")
             parts = {role: None if key is None else archive[key] for role, key in wanted.items()}
             x = archive[name]
-    except (
-        AttributeError,
-        EOFError,
-        KeyError,
-        OSError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except UNREADABLE as error:
         reason = error.args[0] if isinstance(error, KeyError) else error
         raise ValueError(f"{path} cannot be read as an .npz file of arrays: {reason}") from error
     given = None if parts["given"] is None else _numbers(parts["given"], f"'given' in {path}")

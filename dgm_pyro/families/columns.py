@@ -33,6 +33,7 @@ from dgm_pyro.families.conditionals import (
     Network,
 )
 from dgm_pyro.families.standardized import in_units_of, moved
+from dgm_pyro.networks.standardize import in_units
 from dgm_pyro.program import unwrapped
 from dgm_pyro.registry import register
 
@@ -128,9 +129,9 @@ class Columns(IndependentConditional):
         return in_units_of(u, self.shift[feature], self.scale[feature])
 
     def placeholder(self) -> Tensor:
-        """Of every column the value of its u, in units: of reals the shift, of positive ones the scale."""
+        """The placeholder of each column in its units: the shift of a real column, the scale of a positive one."""
         parts: Any = self.parts
-        return self.shift + self.scale * torch.stack([part.placeholder() for part in parts])
+        return in_units(torch.stack([part.placeholder() for part in parts]), self.shift, self.scale)
 
     def univariate(self, raw: Tensor) -> ColumnsDistribution:
         parts = [self.of_feature(row, i) for i, row in enumerate(raw.unbind(-2))]

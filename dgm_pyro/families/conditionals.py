@@ -113,7 +113,7 @@ class IndependentConditional(Conditional):
     takes_missing = True
 
     def placeholder(self) -> Tensor:
-        """Of the standard member, whose support is that of all."""
+        """A value in the support of the standard member; all members have that support."""
         start = self.initial().to(parameter_of(self))
         return inside(self.distribution(start).support, start.new_zeros(self.event_shape))
 

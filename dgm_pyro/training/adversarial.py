@@ -176,7 +176,7 @@ class Adversarial:
         self.optimizer = torch.optim.Adam(self.critic.parameters(), betas=(0.0, 0.99))
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the critic and its optimizer: what a game that was stored continues from."""
+        """The state of the critic and its optimizer, from which a stored game continues."""
         critic, optimizer = self._prepared()
         return {"critic": critic.state_dict(), "optimizer": optimizer.state_dict()}
 

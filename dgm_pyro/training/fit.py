@@ -388,7 +388,7 @@ class Training:
 
     @functools.cached_property
     def _digest(self) -> str:
-        """Of the data, those to validate on included: a state does not fit others of the same size."""
+        """A hash of the training and validation data: a state of other data of the same size does not fit."""
         return "-".join(part.digest for part in (self.data, self.held_out) if part is not None)
 
     def _params(self) -> dict[str, Tensor]:

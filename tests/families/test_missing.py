@@ -80,7 +80,7 @@ def test_a_mask_that_hides_nothing_changes_nothing():
 
 
 def test_maximum_likelihood_of_the_observed_part():
-    """Of independent Normals, the mean and variance of what was observed."""
+    """The mean and variance of the observed values of each feature, as of independent Normals."""
     torch.manual_seed(0)
     x = torch.randn(400, 2) * torch.tensor([1.0, 2.0]) + torch.tensor([0.5, -1.0])
     mask = torch.rand(400, 2) > 0.4
