@@ -2,9 +2,9 @@
 
     TORCH_COMPILE_FORCE_DISABLE_CACHES=1 python benchmarks/compiled_pairs.py [--steps 200]
 
-Both take the same loss of Pyro and Adam. All numbers are processor time of one thread, so that other work on the machine
-hardly counts. That of the first call includes the compiler's own processes; the first pair pays for what the compiler
-does once on a machine.
+Both take the same loss of Pyro and Adam. All numbers are processor time of one thread, so that other work on the
+machine hardly counts. That of the first call includes the compiler's own processes; the first pair pays for what the
+compiler does once on a machine.
 """
 
 from __future__ import annotations

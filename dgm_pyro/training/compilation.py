@@ -363,7 +363,8 @@ def _refused(elbo: str, why: Any) -> str:
     remedy = "mend the pair"
     if elbo == "TraceMeanField_ELBO":
         remedy += ", or compile it with dgm.ELBO(analytic_kl=False)"
-    return f"Pyro's {elbo} does not take the pair: {' '.join(str(why).split())}: {remedy}"
+    said = " ".join(str(why).split("Trace Shapes:")[0].split())
+    return f"Pyro's {elbo} does not take the pair: {said}: {remedy}"
 
 
 def _is_deterministic(site: Any) -> bool:

@@ -496,7 +496,7 @@ def straight_through(x):
 
 
 def named_by_draws(x):
-    for i in pyro.plate("data", len(x), subsample_size=2):
+    for i in pyro.plate("rows", len(x), subsample_size=2):
         pyro.sample(f"x_{i}", dist.Normal(0.0, 1.0), obs=x[i])
 
 
@@ -531,7 +531,7 @@ def anew(number):
         (
             lambda x: latent_mean(x) or named_by_draws(x),
             shifted,
-            "'x_.*' is the name of a statement that depends on num",
+            "'x_.*' is the name of a statement that depends",
         ),
         (anew(random.random), shifted, "drawn from Python's random"),
         (anew(np.random.rand), shifted, "drawn from numpy.random"),
