@@ -1259,7 +1259,7 @@ def list_names(
 
 def _models_for(name: str, data_dir: str | None) -> str:
     """What each model is when built for data."""
-    from dgm_pyro.catalog import MODELS, build
+    from dgm_pyro.catalog import MODELS, TooLargeError, build
     from dgm_pyro.experiments import runs
     from dgm_pyro.results import Table
 
@@ -1268,6 +1268,8 @@ def _models_for(name: str, data_dir: str | None) -> str:
         try:
             formula = build(model, points).formula()
             rows.append([model, f"{formula.num_parameters:,}", formula.p])
+        except TooLargeError as error:
+            rows.append([model, f"{error.num_parameters:,}", "refused: too large, unless --set max_parameters=NUMBER"])
         except ValueError as error:
             rows.append([model, "", str(error)])
     return f"{points}\n{Table(['model', 'parameters', 'p'], rows)}"
