@@ -384,7 +384,8 @@ CALLS = {
     "build": Call(
         dict(name="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
         {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
-         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3]},
+         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
+         "max_parameters": [0, 1.5, "x"]},
     ),
     "compile": Call(dict(program=vae), free=["objective"]),
     "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),

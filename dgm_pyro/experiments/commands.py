@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import dgm_pyro.infer as infer
-from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, build
+from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeError, build
 from dgm_pyro.checks import check_count, find_device
 from dgm_pyro.data import NAMES, Data
 from dgm_pyro.diagnosis import Diagnosis, doctor, pair_from
@@ -595,6 +595,8 @@ def list_of_models(data: str, data_dir: str | None = None) -> str:
         try:
             formula = build(model, points).formula()
             rows.append([model, f"{formula.num_parameters:,}", formula.p])
+        except TooLargeError as error:
+            rows.append([model, f"{error.num_parameters:,}", "refused: too large, unless --set max_parameters=NUMBER"])
         except ValueError as error:
             rows.append([model, "", str(error)])
     return f"{points}\n{Table(['model', 'parameters', 'p'], rows)}"
