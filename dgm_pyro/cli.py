@@ -142,6 +142,9 @@ TestData = Annotated[
 ]
 NumData = Annotated[int | None, typer.Option(help="Use only this many training data.")]
 LatentSize = Annotated[int | None, typer.Option(help="Number of features of the latent z of a vae.")]
+Standardizes = Annotated[
+    bool, typer.Option(help="Standardize reals inside the model; its numbers stay in the units of the data.")
+]
 
 
 Settings = Annotated[
@@ -362,9 +365,7 @@ def train(
     labeled: Annotated[
         bool, typer.Option("--labeled", help="Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).")
     ] = False,
-    standardize: Annotated[
-        bool, typer.Option(help="Standardize reals inside the model; its numbers stay in the units of the data.")
-    ] = True,
+    standardize: Standardizes = True,
     objective: Annotated[str | None, typer.Option(help="Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
         int | None, typer.Option(help="Keep only this many labels. Needs --labeled and a semi-supervised objective.")
@@ -771,6 +772,7 @@ def sweep(
     seeds: Annotated[int, typer.Option(help="Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
+    standardize: Standardizes = True,
     num_particles: Annotated[
         int, typer.Option(help="Number of particles of the IWAE bound. The table is sorted by this bound.")
     ] = 1000,
@@ -788,15 +790,13 @@ def sweep(
     Run the same command again to resume. It keeps finished cells and retries failed ones.
     """
 
-    from dgm_pyro.experiments import runs
     from dgm_pyro.experiments.sweep import Options
     from dgm_pyro.experiments.sweep import sweep as run_sweep
 
     folder = out or Path("sweeps") / f"{model}-{Path(data).stem}"
-    source, reading = runs.reading_of(data, reading)
     result = run_sweep(
         folder,
-        Options(model, source, data_dir, num_data, latent_size, num_particles, options, reading),
+        Options(model, data, data_dir, num_data, latent_size, num_particles, options, reading, standardize),
         prior=_names(prior),
         encoder=_names(encoder),
         likelihood=_names(likelihood),

@@ -76,7 +76,9 @@ def test_weights_are_those_of_data_in_memory(source, num_workers, epochs, path):
 
 def test_evidence_is_that_of_data_in_memory(path):
     program = dgm.build("maf", dgm.data.open(path))
-    memory, stored = (dgm.evaluate(program, dgm.data.open(path, in_memory=kept), batch_size=32) for kept in (True, False))
+    memory, stored = (
+        dgm.evaluate(program, dgm.data.open(path, in_memory=kept), batch_size=32) for kept in (True, False)
+    )
     assert torch.equal(memory.values, stored.values)
     assert memory.digest == stored.digest
 
@@ -204,8 +206,8 @@ def test_bad_values_are_found_as_they_are_read(path, monkeypatch):
     np.save(path, values)
     with pytest.raises(ValueError, match="row 1234 of reals misses a value, but none of the 256 data"):
         data[1230:1240]
+    np.save(path, np.asfortranarray(values))
     with pytest.raises(ValueError, match="is in Fortran order"):
-        np.save(path, np.asfortranarray(values))
         dgm.data.open(path, in_memory=False)
 
 
@@ -215,5 +217,5 @@ def test_what_needs_all_of_it_says_so(path):
         _ = stored.x
     assert stored.y is None
     assert repr(stored) == "StoredData('reals', x=(120, 3) float32)"
-    with pytest.raises(ValueError, match="in_memory=False is for .npy and .parquet files"):
+    with pytest.raises(ValueError, match=r"in_memory=False is for \.npy and .parquet files"):
         dgm.data.open(REALS, in_memory=False)
