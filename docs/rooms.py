@@ -19,7 +19,7 @@ PICTURE = DOCS / "pictures" / "rooms.svg"
 FLOORS: tuple[dict[str, str], ...] = (
     {"cli": "the command line"},
     {"api": "the names dgm.*"},
-    {"experiments": "runs, sweeps, plots, the tour"},
+    {"experiments": "runs, sweeps, commands, the tour"},
     {"training": "fit, compile, processes", "uses": "anomalies, labels, codes"},
     {"infer": "AIS, SMC, NUTS, gaps"},
     {"diagnosis": "dgm.doctor"},

@@ -749,13 +749,13 @@ CALLS = {
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
         "Program", "Conditional", "IndependentConditional", "data.Batches", "guides.CorrelatedNormal", "infer.Stepper",
-        "networks.Bijection", "networks.Univariate", "objectives.Objective", "objectives.VariationalBound",
-        "priors.MixtureOfParts", "samplers.Sampler",
+        "networks.Bijection", "networks.Univariate", "objectives.HasFormula", "objectives.Objective",
+        "objectives.VariationalBound", "priors.MixtureOfParts", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
-        "Diagnosis", "Evidence", "Finding", "History", "data.StoredData", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
-        "anomaly.Separation", "classification.Answers",
+        "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
+        "anomaly.Separation", "classification.Answers", "data.StoredData",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
         "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison", "infer.GuideRow",
         "infer.Population", "infer.Sandwich",

@@ -631,7 +631,8 @@ def compare(
     names = list(dict.fromkeys(str(folder) for folder in folders))
     if len(names) < 2:
         raise ValueError("name at least two different runs to compare")
-    loaded = {name: runs.read(name, device) for name in names}
+    where = find_device(device)
+    loaded = {name: runs.read(name, where) for name in names}
     first, record = loaded[names[0]]
     for name, (program, other) in loaded.items():
         if program.measure != first.measure:
