@@ -116,6 +116,9 @@ Model = Annotated[str, _argument("MODEL", "Model to train: see dgm list.", _mode
 NumData = Annotated[int | None, _option("Use only this many training data.")]
 LatentSize = Annotated[int | None, _option("Number of features of the latent z of a vae.")]
 Columns = "COLUMN,COLUMN,..."
+Standardizes = Annotated[
+    bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
+]
 
 
 def _told(context: typer.Context, name: str) -> bool:
@@ -379,9 +382,7 @@ def train(
     labeled: Annotated[
         bool, _option("Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).", "--labeled")
     ] = False,
-    standardize: Annotated[
-        bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
-    ] = True,
+    standardize: Standardizes = True,
     objective: Annotated[str | None, _option("Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
         int | None, _option("Keep only this many labels. Needs --labeled and a semi-supervised objective.")
@@ -647,6 +648,7 @@ def sweep(
     seeds: Annotated[int, _option("Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
+    standardize: Standardizes = True,
     num_particles: Annotated[
         int, _option("Number of particles of the IWAE bound. The table is sorted by this bound.")
     ] = 1000,
@@ -673,6 +675,7 @@ def sweep(
         num_data=num_data,
         latent_size=latent_size,
         num_particles=num_particles,
+        standardize=standardize,
         prior=_names(prior),
         encoder=_names(encoder),
         likelihood=_names(likelihood),

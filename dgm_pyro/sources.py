@@ -18,10 +18,10 @@ import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ UNREADABLE = (
 IN_MEMORY = 2**30
 """Sources of more bytes are read by rows, where their kind can be."""
 
-GAP = 4096
+GAP = 1024
 """Bytes between two rows of a file that are read along rather than left out."""
 
 Made = TypeVar("Made")
@@ -86,7 +86,7 @@ class Choice:
                 raise ValueError(f"{name} is not for {owner}: leave it out")
 
 
-class Stored(Protocol):
+class Stored:
     """A source that is read by rows.
 
     Attributes:
@@ -95,16 +95,17 @@ class Stored(Protocol):
         ordered: whether rows come in the order of the source alone.
     """
 
-    columns: tuple[str, ...] | None
-    given_columns: tuple[str, ...] | None
-    classes: tuple[str, ...] | None
-    blocks: bool
-    ordered: bool
+    columns: tuple[str, ...] | None = None
+    given_columns: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    blocks = ordered = False
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def read(self, rows: np.ndarray) -> Arrays:
         """The rows of those numbers, which ascend."""
+        raise NotImplementedError
 
     def ahead(
         self, parts: Iterable[np.ndarray], make: Callable[[np.ndarray, Arrays], Made], random: torch.Generator | None
@@ -114,6 +115,14 @@ class Stored(Protocol):
         Args:
             random: seeds the workers of a dataset, for what is random in it.
         """
+        with ThreadPoolExecutor(1) as pool:
+            pending = deque[Future[Made]]()
+            for rows in parts:
+                pending.append(pool.submit(lambda rows=rows: make(rows, self.read(rows))))  # type: ignore[misc]
+                if len(pending) > 1:
+                    yield pending.popleft().result()
+            if pending:
+                yield pending.popleft().result()
 
 
 def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int) -> Stored | None:
@@ -133,7 +142,7 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
         found = StoredArray(path, choice) if path.suffix == ".npy" else StoredTable(path, choice)
     elif isinstance(source, IterableDataset):
         found = StoredStream(source, num_workers)
-    elif _is_dataset(source) and (in_memory is False or len(source) * _stacked([_pair(source[0])[0]]).nbytes > IN_MEMORY):
+    elif _is_dataset(source) and (in_memory is False or _size_of(source) > IN_MEMORY):
         found = StoredDataset(source, num_workers)
     if isinstance(found, StoredDataset | StoredStream):
         choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns")
@@ -159,7 +168,7 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
     choice.refuse("an array", "columns")
     given = None if choice.given is None else _numbers(np.asarray(choice.given), "given")
     label = None if choice.label is None else np.asarray(choice.label)
-    return Arrays(_images_first(_numbers(np.asarray(source), "source")), label=label, given=given)
+    return Arrays(_images_first(_numbers(np.array(source), "source")), label=label, given=given)
 
 
 def _of_path(path: Path, choice: Choice) -> Arrays:
@@ -174,7 +183,7 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
     choice.refuse(f"a {path.suffix} file", "columns")
     if path.suffix == ".npy":
         choice.refuse("a .npy file, which holds one array", "label", "given")
-        return Arrays(_images_first(_numbers(_array(path), str(path))))
+        return Arrays(_images_first(_numbers(np.array(_array(path)), str(path))))
     if path.suffix == ".npz":
         return _of_archive(path, choice)
     kinds = ", ".join((".npy", ".npz", *TABLES))
@@ -365,8 +374,8 @@ def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarra
         row = int(wrong.argmax())
         what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is no number"
         raise ValueError(
-            f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, or leave the column out by columns "
-            "(--columns); labels may be text, and so may what label (--label) names"
+            f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, or leave the column out "
+            "by columns (--columns); labels may be text, and so may what label (--label) names"
         )
     return array
 
@@ -481,6 +490,11 @@ def _is_dataset(source: Any) -> bool:
     )
 
 
+def _size_of(dataset: Any) -> int:
+    """Bytes of all data, if they are like the first."""
+    return len(dataset) * _stacked([_pair(dataset[0])[0]]).nbytes if len(dataset) else 0
+
+
 def _classes_of(dataset: Any) -> tuple[str, ...] | None:
     classes = getattr(dataset, "classes", None)
     return None if classes is None else tuple(map(str, classes))
@@ -515,15 +529,14 @@ def _stacked(rows: Sequence[Any]) -> np.ndarray:
 # -- what is read by rows ----------------------------------------------------------------------------------------------
 
 
-class StoredArray:
+class StoredArray(Stored):
     """A .npy file. Its rows are read into memory of their own: pages of a map would count as this process's memory."""
 
-    given_columns = classes = columns = None
-    blocks, ordered = True, False
+    blocks = True
 
     def __init__(self, path: Path, choice: Choice):
         choice.refuse("a .npy file, which holds one array", "given", "columns")
-        mapped = _array(path)
+        mapped: Any = _array(path)
         if not mapped.flags.c_contiguous:
             raise ValueError(f"{path} is in Fortran order, and its rows lie apart: save numpy.ascontiguousarray of it")
         _numbers(mapped[:1], str(path))
@@ -542,26 +555,17 @@ class StoredArray:
                 whole = last - first == stop - 1 - start
                 span = x[start:stop] if whole else np.empty((last - first + 1, *self.shape[1:]), self.dtype)
                 file.seek(self.offset + int(first) * self.bytes)
-                if file.readinto(span.reshape(-1).view(np.uint8)) < span.nbytes:
+                if file.readinto(span.reshape(-1).view(np.uint8).data) < span.nbytes:
                     raise ValueError(f"{self.path} ends before its row {last}: it was cut while it was read")
                 if not whole:
                     x[start:stop] = span[rows[start:stop] - first]
         return Arrays(_images_first(_numbers(x, str(self.path))))
 
-    def ahead(
-        self,
-        parts: Iterable[np.ndarray],
-        make: Callable[[np.ndarray, Arrays], Made],
-        random: torch.Generator | None = None,
-    ) -> Iterator[Made]:
-        return _in_a_thread(self.read, parts, make)
 
-
-class StoredTable:
+class StoredTable(Stored):
     """A .parquet file, whose groups of rows are read one by one."""
 
-    classes = None
-    blocks, ordered = True, False
+    blocks = True
 
     def __init__(self, path: Path, choice: Choice):
         self.path, self.choice = path, choice
@@ -569,6 +573,8 @@ class StoredTable:
             self.file = _library("pyarrow.parquet").ParquetFile(path)
         except (ValueError, OSError) as error:
             raise ValueError(f"{path} cannot be read as a table: {error}") from error
+        if not self.file.metadata.num_rows:
+            raise ValueError(f"{path} holds no rows")
         groups = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.starts = np.cumsum([0, *groups])
         first = self.read(np.arange(1))
@@ -586,20 +592,9 @@ class StoredTable:
         frame = _library("pandas").concat(frames).set_axis(rows)
         return _of_frame(frame, str(self.path), self.choice, first=None, part=True)
 
-    def ahead(
-        self,
-        parts: Iterable[np.ndarray],
-        make: Callable[[np.ndarray, Arrays], Made],
-        random: torch.Generator | None = None,
-    ) -> Iterator[Made]:
-        return _in_a_thread(self.read, parts, make)
 
-
-class StoredDataset:
+class StoredDataset(Stored):
     """A map-style `torch.utils.data.Dataset`; its items come from so many worker processes."""
-
-    given_columns = columns = None
-    blocks = ordered = False
 
     def __init__(self, dataset: Any, num_workers: int):
         if not len(dataset):
@@ -616,7 +611,7 @@ class StoredDataset:
         self,
         parts: Iterable[np.ndarray],
         make: Callable[[np.ndarray, Arrays], Made],
-        random: torch.Generator | None = None,
+        random: torch.Generator | None,
     ) -> Iterator[Made]:
         if not self.num_workers:
             return (make(rows, self.read(rows)) for rows in parts)
@@ -633,11 +628,10 @@ class _Parts:
         return self.make(rows, self.source.read(rows))
 
 
-class StoredStream:
+class StoredStream(Stored):
     """An `IterableDataset` that has a length, read from its start in each epoch."""
 
-    given_columns = columns = None
-    blocks, ordered = False, True
+    ordered = True
 
     def __init__(self, stream: Any, num_workers: int):
         if not hasattr(stream, "__len__"):
@@ -649,38 +643,25 @@ class StoredStream:
         return len(self.stream)
 
     def read(self, rows: np.ndarray) -> Arrays:
-        return next(self.ahead([rows], lambda rows, arrays: arrays))
+        return next(self.ahead([rows], lambda rows, arrays: arrays, None))
 
     def ahead(
         self,
         parts: Iterable[np.ndarray],
         make: Callable[[np.ndarray, Arrays], Made],
-        random: torch.Generator | None = None,
+        random: torch.Generator | None,
     ) -> Iterator[Made]:
         items, place = iter(self.stream), 0
         if self.num_workers:
             items = itertools.chain.from_iterable(_loader(self.stream, self.num_workers, random, batch_size=64))
         for rows in parts:
-            taken = []
+            taken: list[Any] = []
             for row in rows:
                 taken.extend(itertools.islice(items, int(row) - place, int(row) - place + 1))
                 place = int(row) + 1
             if len(taken) < len(rows):
                 raise ValueError(f"source ended before its datum {rows[-1]}, but its length is {len(self)}")
             yield make(rows, _of_items(taken, self.classes))
-
-
-def _in_a_thread(
-    read: Callable[[np.ndarray], Arrays], parts: Iterable[np.ndarray], make: Callable[[np.ndarray, Arrays], Made]
-) -> Iterator[Made]:
-    with ThreadPoolExecutor(1) as pool:
-        pending: deque[Any] = deque()
-        for rows in parts:
-            pending.append(pool.submit(lambda rows=rows: make(rows, read(rows))))
-            if len(pending) > 1:
-                yield pending.popleft().result()
-        if pending:
-            yield pending.popleft().result()
 
 
 def _loader(dataset: Any, num_workers: int, random: torch.Generator | None, **options: Any) -> Any:

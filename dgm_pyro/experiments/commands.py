@@ -194,6 +194,7 @@ def sweep_into(
     num_data: int | None = None,
     latent_size: int | None = None,
     num_particles: int = 1000,
+    standardize: bool = True,
     **tried: Any,
 ) -> Shown[Sweep]:
     """`sweep.sweep` on data by the name of a set, or from a file.
@@ -201,8 +202,7 @@ def sweep_into(
     Args:
         tried: of `sweep.sweep`: what to try, on how many seeds, in how many processes.
     """
-    source, reading = runs.reading_of(data, reading)
-    every = Options(model, source, data_dir, num_data, latent_size, num_particles, options, reading)
+    every = Options(model, data, data_dir, num_data, latent_size, num_particles, options, dict(reading), standardize)
     found = sweep(folder, every, **tried)
     return Shown(
         found, after=f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}"

@@ -124,10 +124,14 @@ def points(
     if split not in SPLITS:
         raise ValueError(f"{source} has no split {split!r}: choose one of {', '.join(SPLITS)}")
     test, digests = options.pop("test", None), options.pop("digests", {})
-    if test is not None and split == "test":
-        return subset(_read(test, options, digests.get("test")), num_data, np.random.default_rng((seed, 1)), split)
-    found = _read(source, options, digests.get("train"))
-    if test is None:
+    own = test is not None and split == "test"
+    found = _read(test if own else source, options, digests.get("test" if own else "train"))
+    return _part(found, split, test is None, num_data, seed)
+
+
+def _part(found: Data, split: str, whole: bool, num_data: int | None, seed: int = 0) -> Data:
+    """A split of what was read; of a ``whole`` file, which has both splits, its share."""
+    if whole:
         found = found.split(TEST_SHARE)[SPLITS.index(split)]
     return subset(found, num_data, np.random.default_rng((seed, SPLITS.index(split))), split)
 
@@ -147,14 +151,18 @@ def _read(source: str, options: Mapping[str, Any], digest: str | None = None) ->
     return found
 
 
-def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The source as an absolute path, and all that must be known to read it, or another file, in the same way again.
+def opened(
+    source: str, reading: Mapping[str, Any], data_dir: str | None = None, num_data: int | None = None
+) -> tuple[str, dict[str, Any], Data]:
+    """Data to train on, as `points` returns them; before them, what `points` takes to read them again.
+
+    That is the name of a set or an absolute path, and all options of reading, with those that the file decided.
 
     Raises:
         ValueError: ``reading`` has digests, and a file has changed since.
     """
     if source in data.NAMES:
-        return source, dict(reading)
+        return source, dict(reading), points(source, "train", reading, data_dir, num_data)
     test = reading.get("test")
     kept = {name: value for name, value in reading.items() if name not in ("test", "digests")}
     before = reading.get("digests", {})
@@ -171,7 +179,7 @@ def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, 
         digests["test"] = _read(test, kept, before.get("test")).digest
         kept["test"] = str(Path(test).resolve())
     kept["digests"] = digests
-    return str(Path(source).resolve()), kept
+    return str(Path(source).resolve()), kept, _part(found, "train", test is None, num_data)
 
 
 @contextlib.contextmanager
@@ -252,8 +260,7 @@ def train(
     check_type(options, TrainingOptions | None, "options", "a dgm.TrainingOptions or None")
     options = options or TrainingOptions()
     check_type(data_name, str, "data_name", "the name of a data set or a path")
-    data_name, reading = reading_of(data_name, reading or {})
-    seen = points(data_name, "train", reading, data_dir, num_data)
+    data_name, reading, seen = opened(data_name, reading or {}, data_dir, num_data)
     about = {
         "model": model, "data_name": data_name, "swaps": dict(swaps), "options": vars(options), "labeled": labeled,
         "data_dir": data_dir, "reading": reading, "num_data": num_data, "objective": objective,
@@ -412,10 +419,12 @@ def inputs(
     if len(found.event_shape) == len(shape) - 1 and len(shape) == 3 and shape[0] == 1:  # images without their channel
         found = found.replaced(x=found.x.unsqueeze(1))
     if found.event_shape != torch.Size(shape):
-        raise ValueError(f"{source} has shape {tuple(found.x.shape)}, but the run takes (N, *{tuple(shape)})")
-    if program.variable == "x" and found.mask is None:
-        _, given, _ = program.arguments(found.to(program_device(program)))
-        program.check(found.x.to(program_device(program)), given)
+        size = (len(found), *found.event_shape)
+        raise ValueError(f"{source} has shape {size}, but the run takes (N, *{tuple(shape)})")
+    seen = found.excerpt
+    if program.variable == "x" and seen.mask is None:
+        _, given, _ = program.arguments(seen.to(program_device(program)))
+        program.check(seen.x.to(program_device(program)), given)
     return found
 
 
