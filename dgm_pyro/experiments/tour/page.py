@@ -293,7 +293,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
             lambda: plots.images(
                 torch.cat([self_or_test[:10] for self_or_test in _sample_rows(tour, rows)]),
                 levels=tour.test.levels,
-                columns=10,
+                num_columns=10,
                 row_labels=["test digits", *(result.stop.title for result in rows)],
                 title="Ten samples of each program, not selected",
             ),
@@ -305,7 +305,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
             lambda: plots.images(
                 torch.cat([tour.test.x[:10], *(x[:10] for x in tour.anomalies.values())]),
                 levels=tour.test.levels,
-                columns=10,
+                num_columns=10,
                 row_labels=["test digits", *tour.anomalies],
                 title="What counts as an anomaly",
             ),
@@ -367,7 +367,7 @@ def _pictures(tour: Tour, result: StopResult) -> Iterator[report.Picture]:
             lambda: plots.images(
                 samples,
                 levels=tour.test.levels,
-                columns=10,
+                num_columns=10,
                 column_labels=labels,
                 title=f"{title}: " + ("the class is on top" if labels else "samples"),
             ),
