@@ -638,6 +638,7 @@ def build(
         "hidden": hidden,
     }
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
+    data = data.excerpt
     if model not in ("vae", "vq-vae") and swaps:
         raise ValueError(f"{model!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
     check_type(columns, Mapping | None, "columns", "a mapping of names to kinds or None")

@@ -29,6 +29,7 @@ from pyro.distributions import (
     Independent,
     MaskedDistribution,
     TransformedDistribution,
+    Unit,
 )
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.inspect import TrackProvenance
@@ -148,7 +149,7 @@ class Formula:
             taken = {f.site for f in (*self.joint, *(self.posterior or ()))}
             u = next(letter for letter in ("u", "v", "w", "b") if letter not in taken)
             return f"{style.density(density, u, factor.parents)} {style.determinant(u, factor.site)}"
-        terms = [(site, style.density(density, site, (*parents, *factor.parents))) for site, parents in factor.chain]
+        terms = [(site, style.density(density, site, parents)) for site, parents in factor.chain]
         within = [site for site, _ in factor.chain if site != factor.site]
         written = dotted(terms, style.dots)
         return style.integral(written, within) if len(within) < len(terms) else written
@@ -302,7 +303,8 @@ class _Arguments(Messenger):
         self.untracked, self.read_before = untracked, dict[str, frozenset[str]]()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and isinstance(msg["value"], Tensor):
+        computed = type(msg["fn"]) is Unit or (msg["infer"] or {}).get("_deterministic")  # no data, whatever it reads
+        if msg["is_observed"] and isinstance(msg["value"], Tensor) and not computed:
             for name in get_provenance(msg["value"]) - self.sites:
                 self.observes.setdefault(name, msg["name"])
         self.sites.add(msg["name"])
@@ -395,7 +397,10 @@ def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None
     base = _features(fn)
     family = type(base).__name__.removesuffix("Distribution")
     fixed = family == "Delta"
-    names = get_provenance(site["value"] if fixed else fn.log_prob(site["value"])) | arguments.read_before[name]
+    is_chain = hasattr(base, "factors")
+    # A chain may state its density apart, by factors of a bound: what it is given counts too.
+    read_by_it = (fn.log_prob(site["value"]), base.given if is_chain else None)
+    names = get_provenance(site["value"] if fixed else read_by_it) | arguments.read_before[name]
     read = {arguments.observes.get(p, p) for p in names} - {name}
     order = [factor.site for factor in before]
     parents = (*(p for p in order if p in read), *sorted(read.difference(order)))
@@ -406,7 +411,7 @@ def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None
         kind = "deterministic" if fixed else "factor"
     else:
         kind = "data" if (site["is_observed"] if latents is None else name not in latents) else "latent"
-    chain = tuple(base.factors(name)) if hasattr(base, "factors") else ()
+    chain = tuple(base.factors(name, parents)) if is_chain else ()
     return Factor(name, parents, fn.event_shape, family, kind, chain, type(base) is TransformedDistribution)
 
 

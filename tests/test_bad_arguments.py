@@ -741,8 +741,8 @@ CALLS = {
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
         "Program", "Conditional", "IndependentConditional", "guides.CorrelatedNormal", "infer.Stepper",
-        "networks.Bijection", "networks.Univariate", "objectives.Objective", "objectives.VariationalBound",
-        "priors.MixtureOfParts", "samplers.Sampler",
+        "networks.Bijection", "networks.Univariate", "objectives.HasFormula", "objectives.Objective",
+        "objectives.VariationalBound", "priors.MixtureOfParts", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [

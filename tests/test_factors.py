@@ -72,6 +72,14 @@ WRITTEN = {
         "p(x_4) p(x_3 | x_4) ... p(x_1 | x_2) p(x | x_1)",
         "q(x_4 | x) q(x_3 | x, x_4) ... q(x_1 | x, x_2)",
     ],
+    ("diffusion-given-label", False): [
+        "p(x | y) = ∫ p(x_4) p(x_3 | x_4, y) ... p(x_1 | x_2, y) p(x | x_1, y) dx_4 ... dx_1",
+        "q(x_shift) q(x_t | x, x_shift)",
+    ],
+    ("continuous-diffusion-given-label", False): [
+        "p(x | y) = ∫ p(x_10) p(x_9 | x_10, y) ... p(x_1 | x_2, y) p(x | x_1, y) dx_10 ... dx_1",
+        "q(x_first | x) q(x_time) q(x_t | x, x_time)",
+    ],
     ("labeled-vae", False): ["p(y) p(z) p(x | y, z)", "q(y) q(z | x, y)"],
     ("discriminative", False): ["p(y | x)"],
 }  # fmt: skip
@@ -219,6 +227,19 @@ def test_a_pair_of_pyro_callables():
         "model\n  joint  p(b) p(out | b, w)\n  guide  q(b | out)\n  b      Normal, ()\n  out    Normal, ()"
     )
     assert not pyro.get_param_store().keys()
+
+
+def test_an_argument_is_named_after_the_site_that_observes_it_alone():
+    """A factor and a deterministic site read it, too, and observe nothing."""
+
+    def model(w):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.factor("bonus", b * w)
+        pyro.deterministic("half", w / 2)
+        pyro.sample("x", dist.Normal(b * w, 1.0))
+
+    found = {factor.site: factor.parents for factor in dgm.formula(model, torch.tensor(2.0)).joint}
+    assert found == {"b": (), "bonus": ("b", "w"), "half": ("w",), "x": ("b", "w")}
 
 
 def test_an_autoguide_and_the_store_stay_as_they_are():

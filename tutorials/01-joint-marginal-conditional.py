@@ -223,6 +223,7 @@ plt.show()
 #   $p(y \mid x)$.
 #
 # `MLP` is a plain network. `MADE` is one for $p(x \mid y)$ that chapter 02 takes apart. `Labeled` is the product rule.
+# `print` shows a program as a formula, read off its statements.
 
 # %%
 train, test = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test")
@@ -239,6 +240,9 @@ for name, program in both.items():
         f"{name:15s} accuracy on {len(unseen)} unseen digits {(program.classify(unseen.x) == unseen.y).double().mean():.3f}"
     )
     claim((program.classify(unseen.x) == unseen.y).double().mean() > 0.9)
+
+# %%
+print(discriminative, generative, sep="\n")
 
 # %% [markdown]
 # Both are good classifiers. Only one of them can also be run from the label to the image:

@@ -93,9 +93,16 @@ small = dgm.Autoregressive(dgm.Bernoulli(9, MADE(9, 1, hidden=(32, 32), levels=2
 dgm.fit(small, dgm.Data(nine, levels=2), epochs=scaled(20), lr=3e-3, progress=False)
 with torch.no_grad():
     q = small.log_prob(states).double().exp()
-print(f"parameters: {sum(each.numel() for each in small.parameters())}; sum of p(x) over the 512 states: {q.sum():.7f}")
+print(f"sum of p(x) over the 512 states: {q.sum():.7f}")
 assert abs(q.sum() - 1) < 1e-5
 
+# %% [markdown]
+# The program as a formula, read off its statements: the chain rule, and the number of parameters.
+
+# %%
+print(small)
+
+# %%
 order = q.argsort(descending=True)[:16]
 figure, panels = subplots(1, 2, width=8.5, height=3.0)
 panels[0].loglog(p[p > 0], q[p > 0], "o", ms=3, alpha=0.6)

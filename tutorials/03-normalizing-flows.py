@@ -196,20 +196,16 @@ plt.show()
 #
 # A **coupling** leaves some coordinates as they are; a network of those says how to shift and stretch the others. This
 # is "stretch" from above with a learned function for the exponent. In Pyro's language the stack is a
-# `TransformedDistribution`: a base distribution and a list of transforms. `dgm.Flow` builds it.
+# `TransformedDistribution`: a base distribution and a list of transforms. `dgm.Flow` builds it. `print` shows a program
+# as a formula, read off its statements; the base is called $u$ there.
 
 # %%
 pinwheel, unseen = dgm.data.load("pinwheel"), dgm.data.load("pinwheel", "test")
 layers = [Coupling((k % 2 == 0, k % 2 == 1), Affine(), MLP((1,), 2, hidden=(64, 64))) for k in range(12)]
 flow = dgm.Flow(2, layers)
+print(flow)
 dgm.fit(flow, pinwheel, epochs=scaled(40), batch_size=128, lr=3e-3, progress=False)
-print(
-    type(flow()).__name__,
-    "with",
-    len(flow().transforms),
-    "transforms;",
-    f"{dgm.evaluate(flow, unseen).nats:.3f} nats per datum",
-)
+print(f"{len(flow().transforms)} transforms; {dgm.evaluate(flow, unseen).nats:.3f} nats per datum")
 
 
 # %%

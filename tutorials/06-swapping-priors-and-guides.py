@@ -221,14 +221,12 @@ by_prior = {"normal": base} | {name: trained(prior=name) for name in PRIORS if n
 
 # %% [markdown]
 # Nothing else changed: the same likelihood, the same diagonal Normal as encoder, the same 25 epochs. The statements of
-# the model do change, and the trace shows how. A prior with a density of its own is one site. A prior with latents of
-# its own states them too: `z2` above `z`.
-
+# the model do change, and their factors show how. A prior with a density of its own is one factor; a flow expands it.
+# A prior with latents of its own states them too: `z2` above `z`.
 
 # %%
-for name in ("normal", "vae"):
-    print(f"prior {name}")
-    statements(by_prior[name])
+for name in PRIORS:
+    print(f"{name:10s} {by_prior[name].formula().p}")
 
 # %% [markdown]
 # The priors, each with the aggregate posterior that its encoder came to (dots), and below them what the model draws.

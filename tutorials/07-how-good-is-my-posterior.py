@@ -84,6 +84,7 @@ with torch.no_grad():
     likelihood.network.weight.copy_(W)
     likelihood.raw_scale.fill_(math.log(math.expm1(sigma)))  # softplus makes it sigma
 exact = dgm.VAE(prior, likelihood, dgm.guides.LinearGaussianPosterior(prior, likelihood))
+print(exact)
 exact.requires_grad_(False)
 
 precision = torch.eye(2).double() + W.T @ W / sigma**2

@@ -128,6 +128,7 @@ assert counted["diffusion unrolled, all 20"] == (20, 20)
 # %%
 digits = dgm.data.load("digits-binary")
 vae = dgm.build("vae", digits, latent_size=8)
+print(vae)
 x = digits.x[:64]
 
 
