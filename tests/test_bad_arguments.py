@@ -531,6 +531,7 @@ CALLS = {
             "levels": [1, 2.0],
             "size": [3, (2, 2)],
             "gray": [True],
+            "kinds": ["x", 3, {"z": "real"}, {"a": "no"}, {"a": ("bounded", 0)}],
             "classes": [("c",)],
             "name": [],
             "in_memory": [False, "yes"],
