@@ -2,8 +2,8 @@
 
     python benchmarks/color_images.py --train train.npz --test test.npz --models glow vdvae pixelcnn
 
-The files hold ``x``, ``(N, 3, H, W)`` of 8 bits, as integers. Every family takes so many steps of 32 images at the learning rate 0.001; times are
-processor time of one thread. A line per model goes to ``bench/color_images.jsonl``.
+The files hold ``x``, ``(N, 3, H, W)`` of 8 bits, as integers. Every family takes so many steps of 32 images at the
+learning rate 0.001. Times are processor time of one thread. A line per model goes to ``bench/color_images.jsonl``.
 """
 
 from __future__ import annotations

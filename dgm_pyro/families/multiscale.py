@@ -19,6 +19,7 @@ et al. 2019 (Flow++, arXiv 1902.00275).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -52,12 +53,12 @@ def convolutional_realnvp(
     *,
     scales: int | None = None,
     layers: int = 6,
-    channels: int = 64,
+    width: int = 64,
     blocks: int = 1,
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """RealNVP of images: affine couplings of checkerboards and of channels in turns (Dinh et al. 2017).
 
@@ -69,18 +70,18 @@ def convolutional_realnvp(
         scales: how many; height and width must be so often even. Default: as often as they are, up to three times, down
             to two pixels.
         layers: how many couplings at each scale.
-        channels: width of the networks.
+        width: of the networks.
         blocks: residual blocks of each network.
         given_shape: shape of one ``given``, for a conditional flow; a network with one hidden layer embeds it for all
             couplings.
         given_levels: ``given`` takes the integers 0 .. given_levels - 1.
         num_classes: how many class labels ``given`` takes.
-        unit: end on the unit cube, for `Dequantized`.
+        unit_cube: end on the unit cube, for `Dequantized`.
 
     Raises:
         ValueError: x is no image, or its height or width is odd.
 
-    >>> convolutional_realnvp((1, 4, 4), layers=2, channels=4).sample(5).shape
+    >>> convolutional_realnvp((1, 4, 4), layers=2, width=4).sample(5).shape
     torch.Size([5, 1, 4, 4])
     """
 
@@ -91,7 +92,7 @@ def convolutional_realnvp(
         return [PerPixel(shape, ActNorm(depth)), masked(shape, passes, Affine(BOUND))]
 
     reads = (given_shape, given_levels, num_classes)
-    return _multiscale(event_shape, step, scales, layers, channels, blocks, reads, unit)
+    return _multiscale(event_shape, step, scales, layers, width, blocks, reads, unit_cube)
 
 
 def glow(
@@ -99,12 +100,12 @@ def glow(
     *,
     scales: int | None = None,
     layers: int = 8,
-    channels: int = 64,
+    width: int = 64,
     blocks: int = 1,
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """Glow: steps of ActNorm, an invertible 1x1 convolution and an affine coupling (Kingma and Dhariwal 2018).
 
@@ -112,11 +113,11 @@ def glow(
 
     Args: as `convolutional_realnvp`.
 
-    >>> glow((3, 4, 4), layers=1, channels=4).log_prob(torch.zeros(2, 3, 4, 4)).shape
+    >>> glow((3, 4, 4), layers=1, width=4).log_prob(torch.zeros(2, 3, 4, 4)).shape
     torch.Size([2])
     """
     reads = (given_shape, given_levels, num_classes)
-    return _multiscale(event_shape, partial(_glow_step, Affine(BOUND)), scales, layers, channels, blocks, reads, unit)
+    return _multiscale(event_shape, partial(_glow_step, Affine(BOUND)), scales, layers, width, blocks, reads, unit_cube)
 
 
 def flow_plus_plus(
@@ -124,13 +125,13 @@ def flow_plus_plus(
     *,
     scales: int | None = None,
     layers: int = 8,
-    channels: int = 64,
+    width: int = 64,
     blocks: int = 1,
     components: int = 4,
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """Flow++: the steps of `glow` with couplings by mixtures of logistics (Ho et al. 2019), without their attention.
 
@@ -140,11 +141,11 @@ def flow_plus_plus(
     """
     step = partial(_glow_step, LogisticMixture(components, BOUND))
     reads = (given_shape, given_levels, num_classes)
-    return _multiscale(event_shape, step, scales, layers, channels, blocks, reads, unit)
+    return _multiscale(event_shape, step, scales, layers, width, blocks, reads, unit_cube)
 
 
 def convolutional_dequantizer(
-    event_shape: Sequence[int], levels: int, *, layers: int = 2, channels: int = 32, blocks: int = 1
+    event_shape: Sequence[int], levels: int, *, layers: int = 2, width: int = 32, blocks: int = 1
 ) -> Flow:
     """q(u | x) of images for variational dequantization: Normals given x, affine couplings given x, and their CDF.
 
@@ -152,25 +153,25 @@ def convolutional_dequantizer(
         event_shape: shape of one x, ``(C, H, W)``, H and W even.
         levels: x takes the integers 0 .. levels - 1.
         layers: how many couplings.
-        channels, blocks: of each network.
+        width, blocks: of each network.
 
     >>> import dgm_pyro as dgm
     >>> shape = (1, 4, 4)
-    >>> flow = dgm.multiscale.glow(shape, layers=1, channels=4, unit=True)
-    >>> program = dgm.Dequantized(flow, 256, dgm.multiscale.convolutional_dequantizer(shape, 256, layers=1, channels=4))
+    >>> flow = dgm.multiscale.glow(shape, layers=1, width=4, unit_cube=True)
+    >>> program = dgm.Dequantized(flow, 256, dgm.multiscale.convolutional_dequantizer(shape, 256, layers=1, width=4))
     >>> program.sample(2).shape
     torch.Size([2, 1, 4, 4])
     """
     shape = image_shape(event_shape, "event_shape")
-    normal = ConvNet(shape, shape, 2, channels, blocks=blocks, levels=check_levels(levels))
+    normal = ConvNet(shape, shape, 2, width, blocks=blocks, levels=check_levels(levels))
     start_near_zero(normal.last)
     base = Normal(shape, normal, initial_scale=1.0)  # u is nearly uniform at first
     coarse = squeezed(shape)
-    seen = torch.Size((channels, *coarse[1:]))
-    masked: Masked = partial(_coupling, channels=channels, blocks=blocks, given_shape=seen)
+    seen = torch.Size((width, *coarse[1:]))
+    masked: Masked = partial(_coupling, width=width, blocks=blocks, given_shape=seen)
     couplings = [masked(coarse, _half(coarse[0], i), Affine(BOUND)) for i in range(check_count(layers, "layers"))]
     parts = [Inverse(Squeeze(shape)), *couplings, Squeeze(shape), NormalCDF()]
-    embedding = ConvNet(shape, seen, None, channels, blocks=blocks, levels=levels)
+    embedding = ConvNet(shape, seen, None, width, blocks=blocks, levels=levels)
     return Flow(shape, parts, base, embedding=embedding)
 
 
@@ -190,15 +191,15 @@ def _coupling(
     passes: Sequence[bool],
     univariate: Univariate,
     *,
-    channels: int,
+    width: int,
     blocks: int,
     given_shape: Sequence[int] | None,
 ) -> Coupling:
-    depth, height, width = shape
-    seen, moving = (sum(passes), height, width), (depth - sum(passes), height, width)
-    network = ConvNet(seen, moving, univariate.num_parameters, channels, blocks=blocks, given_shape=given_shape)
+    depth, *size = shape
+    seen, moving = (sum(passes), *size), (depth - sum(passes), *size)
+    network = ConvNet(seen, moving, univariate.num_parameters, width, blocks=blocks, given_shape=given_shape)
     start_near_zero(network.last)
-    return Coupling([each for each in passes for _ in range(height * width)], univariate, network)
+    return Coupling([each for each in passes for _ in range(math.prod(size))], univariate, network)
 
 
 def _multiscale(
@@ -206,15 +207,15 @@ def _multiscale(
     step: Callable[[Sequence[int], int, Masked], list[Bijection]],
     scales: int | None,
     layers: int,
-    channels: int,
+    width: int,
     blocks: int,
     reads: GivenArguments,
-    unit: bool,
+    unit_cube: bool,
 ) -> Flow:
     shape = image_shape(event_shape, "event_shape")
     size = shape.numel()
-    embedding, features = embedding_of(reads, (check_count(channels, "channels"),))
-    masked: Masked = partial(_coupling, channels=channels, blocks=blocks, given_shape=features)
+    embedding, features = embedding_of(reads, (check_count(width, "width"),))
+    masked: Masked = partial(_coupling, width=width, blocks=blocks, given_shape=features)
     scales = _scales(shape) if scales is None else check_count(scales, "scales")
     inward: list[Bijection] = []
     for scale in range(scales):
@@ -225,7 +226,9 @@ def _multiscale(
         if scale < scales - 1:
             inward.append(masked(shape, _half(shape[0], 0), Affine(BOUND)))
             shape = torch.Size((shape[0] // 2, *shape[1:]))
-    return Flow(event_shape, [*(Partial(size, each) for each in reversed(inward)), *end_of(unit)], embedding=embedding)
+    return Flow(
+        event_shape, [*(Partial(size, each) for each in reversed(inward)), *end_of(unit_cube)], embedding=embedding
+    )
 
 
 def _scales(shape: Sequence[int]) -> int:

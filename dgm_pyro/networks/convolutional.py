@@ -24,11 +24,11 @@ from dgm_pyro.registry import register
 class Block(nn.Module):
     """x + conv(act(conv(act(x)))), the identity at the start."""
 
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, width: int, dropout: float):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class ConvNet(nn.Module):
         in_shape: ``(C, H, W)``.
         out_shape: the same for what comes out.
         outputs: P of a conditional, its parameters per feature: then ``(B, P, *out_shape)``.
-        channels: width of the residual blocks, which are at the lower resolution.
+        width: of the residual blocks, which are at the lower resolution.
         blocks: how many.
         given_shape: shape of one ``given``, for ``network(image, given)``: an image of the resolution of the blocks, or
             anything else, which is added to each pixel.
@@ -183,7 +183,7 @@ class ConvNet(nn.Module):
         in_shape: Sequence[int],
         out_shape: Sequence[int],
         outputs: int | None = None,
-        channels: int = 64,
+        width: int = 64,
         *,
         blocks: int = 1,
         given_shape: Sequence[int] | None = None,
@@ -192,7 +192,7 @@ class ConvNet(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        check_counts(channels=channels, blocks=blocks)
+        check_counts(width=width, blocks=blocks)
         check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         self.num_classes, self.levels = num_classes, levels
@@ -204,22 +204,20 @@ class ConvNet(nn.Module):
                 "by one power of two"
             )
         self.out_shape = torch.Size(out_shape if outputs is None else (check_count(outputs, "outputs"), *out_shape))
-        down = [layer for _ in range(1, halvings) for layer in (nn.SiLU(), nn.Conv2d(channels, channels, 4, 2, 1))]
-        self.first = nn.Sequential(nn.Conv2d(depth, channels, *((4, 2, 1) if halvings > 0 else (3, 1, 1))), *down)
+        down = [layer for _ in range(1, halvings) for layer in (nn.SiLU(), nn.Conv2d(width, width, 4, 2, 1))]
+        self.first = nn.Sequential(nn.Conv2d(depth, width, *((4, 2, 1) if halvings > 0 else (3, 1, 1))), *down)
         self.embedding: nn.Module | None = None
         if self.given_shape is not None:
             image = len(self.given_shape) == 3 and list(self.given_shape[1:]) == min(size, out_size)
             self.embedding = (
-                nn.Conv2d(self.given_shape[0], channels, 1)
+                nn.Conv2d(self.given_shape[0], width, 1)
                 if image
-                else nn.Sequential(InputEmbedding(self.given_shape, num_classes, channels), nn.Unflatten(1, (-1, 1, 1)))
+                else nn.Sequential(InputEmbedding(self.given_shape, num_classes, width), nn.Unflatten(1, (-1, 1, 1)))
             )
         # Without the norm, what comes out grows with what comes in, and a stack of couplings diverges.
-        self.blocks = nn.Sequential(
-            *(Block(channels, dropout) for _ in range(blocks)), nn.GroupNorm(1, channels), nn.SiLU()
-        )
-        up = [layer for _ in range(-halvings) for layer in (nn.ConvTranspose2d(channels, channels, 4, 2, 1), nn.SiLU())]
-        self.up, self.last = nn.Sequential(*up), nn.Conv2d(channels, (outputs or 1) * out_depth, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(width, dropout) for _ in range(blocks)), nn.GroupNorm(1, width), nn.SiLU())
+        up = [layer for _ in range(-halvings) for layer in (nn.ConvTranspose2d(width, width, 4, 2, 1), nn.SiLU())]
+        self.up, self.last = nn.Sequential(*up), nn.Conv2d(width, (outputs or 1) * out_depth, 3, padding=1)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         check_given(self, given)

@@ -47,7 +47,7 @@ class BottomUp(nn.Module):
         check_type(out_shapes, Sequence, "out_shapes", "a sequence of shapes")
         self.out_shapes = tuple(image_shape(shape, "out_shapes") for shape in out_shapes)
         self.stages = nn.ModuleList(
-            ConvNet(a, b, channels=b[0], blocks=blocks, levels=None if i else levels, dropout=dropout)
+            ConvNet(a, b, width=b[0], blocks=blocks, levels=None if i else levels, dropout=dropout)
             for i, (a, b) in enumerate(itertools.pairwise((self.in_shape, *self.out_shapes)))
         )
 

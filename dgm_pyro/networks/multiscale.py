@@ -46,7 +46,7 @@ class Squeeze(Bijection):
         super().__init__()
         self.in_shape = image_shape(in_shape)
         self.out_shape = squeezed(self.in_shape)
-        self.features = self.in_shape.numel()
+        self.num_features = self.in_shape.numel()
 
     def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return F.pixel_shuffle(z.reshape(-1, *self.out_shape), 2).flatten(1), z.new_zeros(z.shape[0])
@@ -68,12 +68,12 @@ class PerPixel(Bijection):
         super().__init__()
         self.in_shape = image_shape(in_shape)
         check_type(bijection, Bijection, "bijection", "a Bijection of dgm_pyro.networks")
-        if bijection.features not in (None, self.in_shape[0]) or bijection.given_shape is not None:
+        if bijection.num_features not in (None, self.in_shape[0]) or bijection.given_shape is not None:
             raise ValueError(
                 f"bijection must be of the {self.in_shape[0]} channels of in_shape {tuple(self.in_shape)}, without a "
-                f"given, but it has features={bijection.features} and given_shape={bijection.given_shape}"
+                f"given, but it has num_features={bijection.num_features} and given_shape={bijection.given_shape}"
             )
-        self.bijection, self.features = bijection, self.in_shape.numel()
+        self.bijection, self.num_features = bijection, self.in_shape.numel()
         self.domain, self.codomain = bijection.domain, bijection.codomain
 
     def _pixels(self, value: Tensor) -> Tensor:
@@ -99,20 +99,23 @@ class Partial(Bijection):
     """Another bijection of the last features; those before pass unchanged.
 
     Args:
-        features: D, how many there are in all.
+        num_features: D, how many there are in all.
         bijection: of D features or fewer, from a domain to the same.
     """
 
-    def __init__(self, features: int, bijection: Bijection):
+    bijection: Bijection
+
+    def __init__(self, num_features: int, bijection: Bijection):
         super().__init__()
-        check_count(features, "features")
+        check_count(num_features, "num_features")
         check_type(bijection, Bijection, "bijection", "a Bijection of dgm_pyro.networks")
-        if bijection.features is None or bijection.features > features or bijection.domain != bijection.codomain:
+        moving = bijection.num_features
+        if moving is None or moving > num_features or bijection.domain != bijection.codomain:
             raise ValueError(
-                f"bijection must be of at most {features} features, from a domain to the same, but it has "
-                f"features={bijection.features}, domain={bijection.domain!r} and codomain={bijection.codomain!r}"
+                f"bijection must be of at most {num_features} features, from a domain to the same, but it has "
+                f"num_features={moving}, domain={bijection.domain!r} and codomain={bijection.codomain!r}"
             )
-        self.features, self.bijection, self.passing = features, bijection, features - bijection.features
+        self.num_features, self.bijection, self.passing = num_features, bijection, num_features - moving
         self.domain = self.codomain = bijection.domain
         self.given_shape, self.num_classes = bijection.given_shape, bijection.num_classes
 

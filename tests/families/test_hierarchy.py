@@ -43,13 +43,13 @@ def linear_gaussian(sizes):
     """x of 3 numbers, h of 2, and a z of each size from the top; scales are numbers."""
     levels = [
         Level(
-            dgm.Normal((z, 1, 1), Linear(2, z), scale="feature"),
-            dgm.Normal((z, 1, 1), Linear(2, z, 3), scale="feature", initial_scale=1.5),
+            dgm.Normal((z, 1, 1), Linear(2, z), scale_type="feature"),
+            dgm.Normal((z, 1, 1), Linear(2, z, 3), scale_type="feature", initial_scale=1.5),
             Path(2, 2, z),
         )
         for z in sizes
     ]
-    return DeepVAE(levels, dgm.Normal((3, 1, 1), Linear(2, 3), scale="shared", initial_scale=0.8), Copy())
+    return DeepVAE(levels, dgm.Normal((3, 1, 1), Linear(2, 3), scale_type="shared", initial_scale=0.8), Copy())
 
 
 def evidence(program, x):

@@ -12,7 +12,7 @@ import dgm_pyro as dgm
 from dgm_pyro import multiscale
 from dgm_pyro.networks import ActNorm
 
-SMALL = {"channels": 3, "layers": 2}
+SMALL = {"width": 3, "layers": 2}
 FLOWS = {
     "realnvp": lambda shape, **options: multiscale.convolutional_realnvp(shape, **{**SMALL, "layers": 4, **options}),
     "glow": lambda shape, **options: multiscale.glow(shape, **{**SMALL, **options}),
@@ -45,8 +45,8 @@ def test_masses_of_all_binary_images_sum_to_one(name):
     """By importance weights, the dequantizer their proposal; within four standard errors."""
     shape, every = (1, 2, 2), torch.tensor([*itertools.product(range(2), repeat=4)]).reshape(-1, 1, 2, 2)
     torch.manual_seed(3)
-    q = jittered(multiscale.convolutional_dequantizer(shape, 2, layers=2, channels=3), 0.05)
-    program = dgm.Dequantized(jittered(FLOWS[name](shape, unit=True), 0.05), 2, q).eval()
+    q = jittered(multiscale.convolutional_dequantizer(shape, 2, layers=2, width=3), 0.05)
+    program = dgm.Dequantized(jittered(FLOWS[name](shape, unit_cube=True), 0.05), 2, q).eval()
     with torch.no_grad():
         weights = program.log_weights(every, num_particles=1000).double().exp()
     error = (weights.var(0) / len(weights)).sum().sqrt()
@@ -56,7 +56,7 @@ def test_masses_of_all_binary_images_sum_to_one(name):
 
 def test_what_is_done_is_normal_given_what_goes_on():
     """v is the first half of the channels that the finest scale left, and h the second."""
-    flow = multiscale.glow((1, 4, 4), scales=2, layers=1, channels=3)
+    flow = multiscale.glow((1, 4, 4), scales=2, layers=1, width=3)
     split = flow.transforms[4].bijection  # outward from z: a coupling, a convolution, an ActNorm, a squeeze
     v, h = torch.randn(2, 5, 8)
     z, log_det = split.inverse(torch.cat((v, h), 1))
@@ -69,7 +69,7 @@ def test_what_is_done_is_normal_given_what_goes_on():
 
 
 def test_the_first_batch_normalizes_each_channel_of_each_scale():
-    flow = multiscale.glow((3, 8, 8), layers=2, channels=4).train()
+    flow = multiscale.glow((3, 8, 8), layers=2, width=4).train()
     x = 3 + 5 * torch.randn(40, 3, 8, 8) * torch.linspace(0.5, 2, 8)
     assert flow().log_prob(x).isfinite().all()  # with gradients: the first step
     u, normalized = x.flatten(1), 0
@@ -77,7 +77,7 @@ def test_the_first_batch_normalizes_each_channel_of_each_scale():
         u = part.inverse(u)[0]
         inner = getattr(part.bijection, "bijection", None)
         if isinstance(inner, ActNorm):
-            pixels = u[:, part.passing :].unflatten(1, (inner.features, -1)).transpose(0, 1).flatten(1)
+            pixels = u[:, part.passing :].unflatten(1, (inner.num_features, -1)).transpose(0, 1).flatten(1)
             torch.testing.assert_close(pixels.mean(1), torch.zeros(len(pixels)), rtol=0, atol=1e-4)
             torch.testing.assert_close(pixels.std(1), torch.ones(len(pixels)), rtol=0, atol=1e-4)
             normalized += 1
@@ -91,9 +91,9 @@ def test_the_first_batch_normalizes_each_channel_of_each_scale():
     ("shape", "scales"), [((1, 28, 28), 2), ((3, 32, 32), 3), ((3, 64, 64), 3), ((1, 8, 8), 2), ((1, 4, 4), 1)]
 )
 def test_scales_follow_the_resolution(shape, scales):
-    flow = multiscale.convolutional_realnvp(shape, layers=1, channels=1)
+    flow = multiscale.convolutional_realnvp(shape, layers=1, width=1)
     assert sum(isinstance(part.bijection, dgm.networks.Squeeze) for part in flow.transforms) == scales
-    kept = [part.bijection.features for part in flow.transforms]
+    kept = [part.bijection.num_features for part in flow.transforms]
     assert min(kept) == math.prod(shape) // 2 ** (scales - 1)
 
 
