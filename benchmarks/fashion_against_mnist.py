@@ -51,7 +51,9 @@ def read_all(arguments: argparse.Namespace) -> dict[str, dgm.Program]:
         return dgm.load(arguments.out / "clothes")
 
     def vae() -> dgm.Program:
-        return dgm.build("vae", dgm.data.load("fashion-mnist", data_dir=arguments.data_dir, num_data=64))
+        return dgm.build(
+            "vae", dgm.data.load("fashion-mnist", data_dir=arguments.data_dir, num_data=64), hidden=(256, 256)
+        )
 
     by_pixels, by_vae = {"batch_size": 32, "lr": 3e-3}, {"batch_size": 64, "lr": 1e-3}
     plan: dict[str, tuple[str, Callable[[], dgm.Program], int, float, dict[str, Any]]] = {

@@ -117,6 +117,9 @@ Model = Annotated[str, _argument("MODEL", "Model to train: see dgm list.", _mode
 NumData = Annotated[int | None, _option("Use only this many training data.")]
 LatentSize = Annotated[int | None, _option("Number of features of the latent z of a vae.")]
 Columns = "COLUMN,COLUMN,..."
+Standardizes = Annotated[
+    bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
+]
 
 
 def _told(context: typer.Context, name: str) -> bool:
@@ -193,6 +196,14 @@ def _reading(
     columns: Annotated[
         str | None, _option("Columns of a table that are the data. Default: all others.", metavar=Columns)
     ] = None,
+    kinds: Annotated[
+        str | None,
+        _option(
+            "Kinds of columns: real, positive, count, integer, bounded:LOW:HIGH, category, ordinal:WORD:WORD:...; auto "
+            "looks at their values, as for all columns that are not named.",
+            metavar="auto|COLUMN=KIND,...",
+        ),
+    ] = None,
     levels: Annotated[
         int | None, _option("The data are integers from 0 to one less than this. Default: reals; images have 256.")
     ] = None,
@@ -210,7 +221,19 @@ def _reading(
     lists = {
         name: None if text is None else list(_names(text)) for name, text in (("given", given), ("columns", columns))
     }
-    return _chosen(label=label, **lists, levels=levels, size=size, gray=gray, test=test_data)
+    mixed = _kinds(kinds) if kinds not in (None, "auto") else kinds
+    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, test=test_data)
+
+
+def _kinds(text: str) -> dict[str, list[str]]:
+    """The kinds in "age=count,share=bounded:0:1"."""
+    found = {}
+    for each in _names(text):
+        name, _, kind = each.rpartition("=")
+        if not name or not kind:
+            raise ValueError(f"--kinds must be auto or COLUMN=KIND,..., got {text!r}")
+        found[name] = kind.split(":")
+    return found
 
 
 def _training_options(*without: str) -> Callable[[Command], Command]:
@@ -380,9 +403,7 @@ def train(
     labeled: Annotated[
         bool, _option("Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).", "--labeled")
     ] = False,
-    standardize: Annotated[
-        bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
-    ] = True,
+    standardize: Standardizes = True,
     objective: Annotated[str | None, _option("Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
         int | None, _option("Keep only this many labels. Needs --labeled and a semi-supervised objective.")
@@ -648,6 +669,7 @@ def sweep(
     seeds: Annotated[int, _option("Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
+    standardize: Standardizes = True,
     num_particles: Annotated[
         int, _option("Number of particles of the IWAE bound. The table is sorted by this bound.")
     ] = 1000,
@@ -674,6 +696,7 @@ def sweep(
         num_data=num_data,
         latent_size=latent_size,
         num_particles=num_particles,
+        standardize=standardize,
         prior=_names(prior),
         encoder=_names(encoder),
         likelihood=_names(likelihood),

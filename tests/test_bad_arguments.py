@@ -158,6 +158,10 @@ def data():
     return dgm.Data(X, Y)
 
 
+def large():
+    return dgm.data.open(torch.utils.data.TensorDataset(X), in_memory=False)
+
+
 def bayesian():
     return dgm.classification.Bayesian(nn.Linear(2, 2), data())
 
@@ -384,7 +388,8 @@ CALLS = {
     "build": Call(
         dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
         {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
-         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3]},
+         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
+         "max_parameters": [0, 1.5, "x"]},
     ),
     "compile": Call(dict(program=vae), free=["objective"]),
     "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),
@@ -514,6 +519,8 @@ CALLS = {
     "Data.split": Call(dict(fraction=0.5, seed=0), of=data),
     "Data.keep_labels": Call(dict(num_labels=2, seed=0), of=data),
     "Data.to": Call(dict(device="cpu"), of=data),
+    "StoredData.split": Call(dict(fraction=0.5, seed=0), of=large),
+    "StoredData.to": Call(dict(device="cpu"), of=large),
     "data.open": Call(
         dict(source=frame(), label="b", given=None, columns=None, levels=None, classes=("4", "5")),
         {
@@ -524,8 +531,11 @@ CALLS = {
             "levels": [1, 2.0],
             "size": [3, (2, 2)],
             "gray": [True],
+            "kinds": ["x", 3, {"z": "real"}, {"a": "no"}, {"a": ("bounded", 0)}],
             "classes": [("c",)],
             "name": [],
+            "in_memory": [False, "yes"],
+            "num_workers": [-1, 1.5],
         },
     ),
     "data.load": Call(dict(name="moons", split="train", num_data=4, seed=0)),
@@ -740,14 +750,14 @@ CALLS = {
 
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
-        "Program", "Conditional", "IndependentConditional", "guides.CorrelatedNormal", "infer.Stepper",
+        "Program", "Conditional", "IndependentConditional", "data.Batches", "guides.CorrelatedNormal", "infer.Stepper",
         "networks.Bijection", "networks.Univariate", "objectives.HasFormula", "objectives.Objective",
         "objectives.VariationalBound", "priors.MixtureOfParts", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
         "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
-        "anomaly.Separation", "classification.Answers",
+        "anomaly.Separation", "classification.Answers", "data.StoredData",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
         "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison", "infer.GuideRow",
         "infer.Population", "infer.Sandwich",
@@ -776,9 +786,9 @@ EXCLUDED = {
         "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
         "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.points", "runs.reading_of", "runs.write_alike", "data.subset",
+        "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
         "plots.is_picture", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
-        "sweep.devices", "sweep.run_cell",
+        "sweep.devices", "sweep.predicted", "sweep.run_cell",
     ],
 }  # fmt: skip
 
@@ -890,6 +900,7 @@ ANYTHING = {
 WITHIN = {
     *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
     *("code_named", "check_code", "completions", "filled", "feature_sites", "Standardized.ode_log_prob"),
+    *("shuffled", "taken", "alike"),  # of data, called by trainings and evaluations
     *("Standardized.formula", "Standardized.sample"),
     *("standard", "standard_given", "in_units", "log_volume", "of_feature", "of_features", "follow"),
     *(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import dgm_pyro.infer as infer
-from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, build
+from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeError, build
 from dgm_pyro.checks import check_count, find_device
 from dgm_pyro.data import NAMES, Data
 from dgm_pyro.diagnosis import Diagnosis, doctor, pair_from
@@ -194,6 +194,7 @@ def sweep_into(
     num_data: int | None = None,
     latent_size: int | None = None,
     num_particles: int = 1000,
+    standardize: bool = True,
     **tried: Any,
 ) -> Shown[Sweep]:
     """`sweep.sweep` on data by the name of a set, or from a file.
@@ -201,8 +202,7 @@ def sweep_into(
     Args:
         tried: of `sweep.sweep`: what to try, on how many seeds, in how many processes.
     """
-    source, reading = runs.reading_of(data, reading)
-    every = Options(model, source, data_dir, num_data, latent_size, num_particles, options, reading)
+    every = Options(model, data, data_dir, num_data, latent_size, num_particles, options, dict(reading), standardize)
     found = sweep(folder, every, **tried)
     return Shown(
         found, after=f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}"
@@ -339,6 +339,11 @@ def evaluate_run(
         probabilities, _ = classification.beliefs(program, points.x, progress=progress)
         facts["accuracy"] = classification.accuracy(probabilities, points.y)
         lines.append(f"accuracy {facts['accuracy']:.4f}")
+    kinds = run.record.reading.get("kinds", {})
+    masses = [name for name, (kind, *_) in kinds.items() if kind not in ("real", "positive", "bounded")]
+    if masses:
+        others = [name for name in kinds if name not in masses]
+        lines.append(f"a mass of {', '.join(masses)}" + (f", a density of {', '.join(others)}" if others else ""))
     formula = program.formula()
     lines.append(f"the program: {formula.p}" + (f"; its guide: {formula.q}" if formula.q else ""))
     before = f"{run} ({split if data is None else data}, {len(points)} data): "
@@ -595,6 +600,8 @@ def list_of_models(data: str, data_dir: str | None = None) -> str:
         try:
             formula = build(model, points).formula()
             rows.append([model, f"{formula.num_parameters:,}", formula.p])
+        except TooLargeError as error:
+            rows.append([model, f"{error.num_parameters:,}", "refused: too large, unless --set max_parameters=NUMBER"])
         except ValueError as error:
             rows.append([model, "", str(error)])
     return f"{points}\n{Table(['model', 'parameters', 'p'], rows)}"

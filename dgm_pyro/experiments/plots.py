@@ -52,7 +52,7 @@ from dgm_pyro.checks import (
 )
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.files import write_file
-from dgm_pyro.infer.checks import Checks
+from dgm_pyro.infer.checks import Calibration, Checks
 from dgm_pyro.infer.compare import GuideComparison
 from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.program import Program, check_program
@@ -1172,4 +1172,34 @@ def calibration(found: Checks, *, title: str = "", most: int = 6) -> Figure:
         live = int(each.active.sum())
         axes.set(ylabel=kind, xlabel=f"dimensions of {site}: {live} of {len(values)} active (hatched: not)")
         axes.set_xticks([])
+    return figure
+
+
+@_styled
+def coverage(found: Calibration, *, title: str = "", most: int = 4) -> Figure:
+    """How often central intervals of q hold the true z, by their mass; the diagonal is calibrated.
+
+    Below it q is too narrow, above it too wide. The band holds 99 % of calibrated curves at each mass.
+
+    Args:
+        found: of `dgm_pyro.infer.sbc`.
+        most: draw at most so many dimensions, those that are farthest off.
+    """
+    check_type(found, Calibration, "found", "what infer.sbc returns")
+    check_count(most, "most")
+    levels = np.linspace(0.01, 1.0, 100)
+    each = {site: np.stack([found.coverage(site, float(level)).numpy() for level in levels]) for site in found.ranks}
+    every = {f"{site}[{i}]": values[:, i] for site, values in each.items() for i in range(values.shape[1])}
+    worst = sorted(every, key=lambda name: -float(np.abs(every[name] - levels).max()))[:most]
+    figure, colors = _figure(3.0, title), _theme.get()
+    axes = figure.add_subplot(xlabel="mass of the interval", ylabel="share of simulations that it holds")
+    band = 2.576 * np.sqrt(levels * (1 - levels) / len(next(iter(found.ranks.values()))))
+    axes.fill_between(levels, levels - band, levels + band, color=colors.rule, zorder=0)
+    axes.plot(levels, levels, color=colors.muted, linewidth=1, linestyle=":")
+    for i, name in enumerate(worst):
+        axes.plot(levels, every[name], label=name, color=colors.series[i % len(colors.series)],
+                  linestyle="-" if i < len(colors.series) else "--")  # fmt: skip
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower left", ncols=4, columnspacing=1.2)
     return figure

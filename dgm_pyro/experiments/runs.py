@@ -74,6 +74,11 @@ class Record:
         found: dict[str, Any] = self.options.get("reading", {})
         return found
 
+    @property
+    def words(self) -> dict[str, list[str]]:
+        """Those of the columns that are categories or ordinal, in the order of their numbers."""
+        return {name: words for name, (kind, *words) in self.reading.get("kinds", {}).items() if kind in WITH_WORDS}
+
     def __str__(self) -> str:
         return f"{self.model} on {Path(self.data).stem}"
 
@@ -87,6 +92,7 @@ class Record:
 
 
 TEST_SHARE = 0.2
+WITH_WORDS = ("category", "ordinal")
 SPLITS = ("train", "test")
 
 
@@ -124,10 +130,14 @@ def points(
     if split not in SPLITS:
         raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(SPLITS)}")
     test, digests = options.pop("test", None), options.pop("digests", {})
-    if test is not None and split == "test":
-        return subset(_read(test, options, digests.get("test")), num_data, np.random.default_rng((seed, 1)), split)
-    found = _read(data, options, digests.get("train"))
-    if test is None:
+    own = test is not None and split == "test"
+    found = _read(test if own else data, options, digests.get("test" if own else "train"))
+    return _part(found, split, test is None, num_data, seed)
+
+
+def _part(found: Data, split: str, whole: bool, num_data: int | None, seed: int = 0) -> Data:
+    """A split of what was read; of a ``whole`` file, which has both splits, its share."""
+    if whole:
         found = found.split(TEST_SHARE)[SPLITS.index(split)]
     return subset(found, num_data, np.random.default_rng((seed, SPLITS.index(split))), split)
 
@@ -147,14 +157,18 @@ def _read(data: str, options: Mapping[str, Any], digest: str | None = None) -> D
     return found
 
 
-def reading_of(data: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The data as an absolute path, and all that must be known to read it, or another file, in the same way again.
+def opened(
+    data: str, reading: Mapping[str, Any], data_dir: str | None = None, num_data: int | None = None
+) -> tuple[str, dict[str, Any], Data]:
+    """Data to train on, as `points` returns them; before them, what `points` takes to read them again.
+
+    That is the name of a set or an absolute path, and all options of reading, with those that the file decided.
 
     Raises:
         ValueError: ``reading`` has digests, and a file has changed since.
     """
     if data in data_sets.NAMES:
-        return data, dict(reading)
+        return data, dict(reading), points(data, "train", reading, data_dir, num_data)
     test = reading.get("test")
     kept = {name: value for name, value in reading.items() if name not in ("test", "digests")}
     before = reading.get("digests", {})
@@ -163,6 +177,8 @@ def reading_of(data: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, An
         kept["columns"] = list(found.columns)
     if found.classes is not None:
         kept["classes"] = list(found.classes)
+    if found.kinds is not None:
+        kept["kinds"] = {name: [*kind] for name, kind in found.kinds.items()}
     if Path(data).is_dir():
         channels, *kept["size"] = found.event_shape
         kept["gray"] = channels == 1
@@ -171,7 +187,7 @@ def reading_of(data: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, An
         digests["test"] = _read(test, kept, before.get("test")).digest
         kept["test"] = str(Path(test).resolve())
     kept["digests"] = digests
-    return str(Path(data).resolve()), kept
+    return str(Path(data).resolve()), kept, _part(found, "train", test is None, num_data)
 
 
 @contextlib.contextmanager
@@ -252,8 +268,7 @@ def train(
     check_type(options, TrainingOptions | None, "options", "a dgm.TrainingOptions or None")
     options = options or TrainingOptions()
     check_type(data, str, "data", "the name of a data set or a path")
-    data, reading = reading_of(data, reading or {})
-    seen = points(data, "train", reading, data_dir, num_data)
+    data, reading, seen = opened(data, reading or {}, data_dir, num_data)
     about = {
         "model": model, "data": data, "swaps": dict(swaps), "options": vars(options), "labeled": labeled,
         "data_dir": data_dir, "reading": reading, "num_data": num_data, "objective": objective,
@@ -410,10 +425,12 @@ def inputs(data: str, program: Program, data_dir: str | None = None, reading: Ma
     if len(found.event_shape) == len(shape) - 1 and len(shape) == 3 and shape[0] == 1:  # images without their channel
         found = found.replaced(x=found.x.unsqueeze(1))
     if found.event_shape != torch.Size(shape):
-        raise ValueError(f"{data} has shape {tuple(found.x.shape)}, but the run takes (N, *{tuple(shape)})")
-    if program.variable == "x" and found.mask is None:
-        _, given, _ = program.arguments(found.to(program_device(program)))
-        program.check(found.x.to(program_device(program)), given)
+        size = (len(found), *found.event_shape)
+        raise ValueError(f"{data} has shape {size}, but the run takes (N, *{tuple(shape)})")
+    seen = found.excerpt
+    if program.variable == "x" and seen.mask is None:
+        _, given, _ = program.arguments(seen.to(program_device(program)))
+        program.check(seen.x.to(program_device(program)), given)
     return found
 
 
@@ -423,7 +440,7 @@ def _applicable(path: Path, reading: Mapping[str, Any], program: Program) -> dic
     if path.is_dir():
         names: tuple[str, ...] = ("levels", "size", "gray", "classes")
     elif path.suffix in sources.TABLES:
-        names = ("levels", "columns", "label", "given", "classes")
+        names = ("levels", "columns", "label", "given", "classes", "kinds")
     else:
         names = ("levels", "label", "given", "classes") if path.suffix == ".npz" else ("levels",)
     found = {name: wanted[name] for name in names if wanted.get(name) is not None}
@@ -452,8 +469,11 @@ def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None,
     """
     if Path(record.data).suffix in sources.TABLES:
         names, path = record.reading["columns"], stem.with_suffix(".csv")
-        digits = (lambda value: f"{value:.7g}") if x.is_floating_point() else str  # those that float32 has
-        rows = [dict(zip(names, map(digits, row), strict=True)) for row in x.reshape(-1, len(names)).tolist()]
+        texts = [
+            _in_words(column, record.words.get(name))
+            for name, column in zip(names, x.reshape(-1, len(names)).T, strict=True)
+        ]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*texts, strict=True)]
         firsts = [dict(zip(more, values, strict=True)) for values in zip(*more.values(), strict=True)] or [{}] * len(
             rows
         )
@@ -466,6 +486,13 @@ def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None,
         return stem
     write_array(stem.with_suffix(".npy"), x)
     return stem.with_suffix(".npy")
+
+
+def _in_words(column: torch.Tensor, words: Sequence[str] | None) -> list[str]:
+    """A column as it was read: words, or numbers with the digits that float32 has."""
+    if words is not None:
+        return [words[int(code)] for code in column.tolist()]
+    return [f"{value:.7g}" if column.is_floating_point() else str(value) for value in column.tolist()]
 
 
 def record_of(

@@ -34,13 +34,13 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_choice, check_count, check_number
 from dgm_pyro.evaluation import evaluating, program_device
+from dgm_pyro.families.autoguide import over_reals
 from dgm_pyro.infer.posterior import (
     Coordinates,
     check_target,
     guide_trace_at,
     joint_trace,
     log_joint,
-    over_reals,
     with_latent_chains,
 )
 from dgm_pyro.posterior import Posterior
