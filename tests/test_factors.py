@@ -294,6 +294,24 @@ def test_latex():
     )
 
 
+def test_html():
+    x, z = "<i>x</i>", "<i>z</i>"
+    assert built("vae-two-levels").formula().html() == (
+        f"p({z}<sub>2</sub>) p({z} | {z}<sub>2</sub>) p({x} | {z})<br>q({z} | {x}) q({z}<sub>2</sub> | {z})"
+    )
+    assert built("realnvp").formula().html() == f"p({x}) = p(<i>u</i>) |det ∂<i>u</i>/∂{x}|"
+    assert built("made").formula().html() == (
+        f"p({x}) = p({x}<sub>1</sub>) p({x}<sub>2</sub> | {x}<sub>1</sub>) … p({x}<sub>4</sub> | {x}<sub>&lt;4</sub>)"
+    )
+    parts = dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4))
+    assert (
+        dgm.VAE(*parts, latent_name="<b>_<c")
+        .formula()
+        .html()
+        .startswith("p(<i>&lt;b&gt;</i><sub>&lt;c</sub>) p(<i>x</i>")
+    )
+
+
 def test_latex_escapes_names():
     parts = dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4))
     assert r"p(\mathit{50\%\&\#}) p(x \mid" in dgm.VAE(*parts, latent_name="50%&#")._repr_latex_()
