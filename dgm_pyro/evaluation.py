@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_counts, check_dense, check_type, find_device
-from dgm_pyro.data import Data
+from dgm_pyro.data import Data, StoredData
 from dgm_pyro.families.autoguide import weigh
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.labeled import Labeled
@@ -246,7 +246,7 @@ def evaluate(
             f"particles weigh the paths of a chain of {within.num_steps} steps, which is looser than the bound in "
             "continuous time: use num_particles=1, or evaluate program.unroll(), the chain itself"
         )
-    total, unit = (len(data.x) * num_particles, "particle") if weighted else (len(data.x), "datum")
+    total, unit = (len(data) * num_particles, "particle") if weighted else (len(data), "datum")
     bounds, keys = list[Bound](), list[Tensor]()
     with (
         evaluating(program),
@@ -254,9 +254,8 @@ def evaluate(
         torch.no_grad(),
         tqdm(total=total, desc=kind, unit=unit, unit_scale=True, disable=not progress, leave=False) as bar,
     ):
-        for start in range(0, len(data.x), batch_size):
-            rows = slice(start, start + batch_size)
-            batch = data[rows].to(device)
+        for batch in data.taken(slice(start, start + batch_size) for start in range(0, len(data), batch_size)):
+            batch = batch.to(device)
             value, given, _ = part.arguments(batch)
             keys.append(_keys(value, batch).cpu())
             if flow is not None:
@@ -433,6 +432,8 @@ def as_data(program: Program, data: Any, argument: str = "data", *, missing: boo
         return Data(x=_as_reals(program, x), levels=program.levels, name="tensor")
     if not isinstance(data, Data):
         raise TypeError(f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}")
+    if isinstance(data, StoredData):  # their values are checked as they are read, their support by an even sample
+        return data.alike(as_data(program, data.excerpt, argument, missing=missing))
     moved = data.to(place)
     part = observed_part(program, moved) if missing else program
     value, given, observed = part.arguments(moved)

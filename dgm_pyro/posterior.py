@@ -135,7 +135,7 @@ def bijection_of(site: Any) -> Transform:
 def middle_of(site: Any) -> tuple[Tensor, Tensor]:
     """The value of a site at the zeros of its unconstrained space, and these zeros; nothing is drawn."""
     transform = bijection_of(site)
-    like = next((value for value in _tensors_of(site["fn"]) if value.is_floating_point()), torch.zeros(()))
+    like = next((value for value in tensors_held(site["fn"]) if value.is_floating_point()), torch.zeros(()))
     real = like.new_zeros(transform.inverse_shape(site["fn"].shape()))
     return transform(real), real
 
@@ -783,13 +783,13 @@ def _base_of(distribution: Any, masked: bool = True) -> Any:
     return distribution
 
 
-def _tensors_of(value: Any) -> Iterator[Tensor]:
+def tensors_held(value: Any) -> Iterator[Tensor]:
     """Tensors that a distribution holds."""
     for part in vars(value).values():
         if isinstance(part, Tensor):
             yield part
         elif isinstance(part, torch.distributions.Distribution):
-            yield from _tensors_of(part)
+            yield from tensors_held(part)
 
 
 def _device_of(*arguments: Any) -> torch.device:

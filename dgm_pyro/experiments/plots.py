@@ -245,7 +245,7 @@ def images(
     x: Tensor,
     *,
     levels: int | None = None,
-    columns: int | None = None,
+    num_columns: int | None = None,
     title: str = "",
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
@@ -256,7 +256,7 @@ def images(
     Args:
         x: ``(N, 1, H, W)``, or ``(N, 3, H, W)`` in red, green and blue; row after row.
         levels: integers 0 .. levels - 1; None scales reals between their extremes.
-        columns: how many per row; by default about as many as rows, or one per column label.
+        num_columns: how many per row; by default about as many as rows, or one per column label.
         row_labels, column_labels: at the left, and on top.
         covered: bool, of the shape of x: covered pixels, in a color of their own.
 
@@ -265,23 +265,23 @@ def images(
     """
     check_finite(x, "x")
     check_network_options(levels=levels)
-    if columns is not None:
-        check_count(columns, "columns")
+    if num_columns is not None:
+        check_count(num_columns, "num_columns")
     if covered is not None:
         check_tensor(covered, x.shape[1:], "covered", "the shape of one x")
     if not is_picture(x) or len(x) == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W) or (N, 3, H, W), with N at least 1"
         )
-    columns = columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
-    rows = math.ceil(len(x) / columns)
+    num_columns = num_columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
+    rows = math.ceil(len(x) / num_columns)
     height, width = x.shape[2:]
     gap = max(1, round(min(height, width) / 8))
     values = _shades(x, levels)
     paper = np.array([np.nan] if x.shape[1] == 1 else to_rgb(_theme.get().paper))
-    mosaic = np.tile(paper, (rows * (height + gap) - gap, columns * (width + gap) - gap, 1))
+    mosaic = np.tile(paper, (rows * (height + gap) - gap, num_columns * (width + gap) - gap, 1))
     for i, picture in enumerate(values):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // num_columns) * (height + gap), (i % num_columns) * (width + gap)
         mosaic[top : top + height, left : left + width] = picture
 
     margin = 0.075 * max((len(label) for label in row_labels), default=0)
@@ -296,7 +296,7 @@ def images(
     axes.imshow(mosaic, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
     cover = ListedColormap([_theme.get().series[5]])
     for i in range(len(values)):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // num_columns) * (height + gap), (i % num_columns) * (width + gap)
         if covered is not None and bool(covered[i].any()):
             shade = np.where(covered[i].any(0).cpu().numpy(), 1.0, np.nan)
             box = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
@@ -917,7 +917,13 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
 
 @_styled
 def answers(
-    x: Tensor, probabilities: Tensor, rejected: Tensor, *, levels: int | None = None, columns: int = 6, title: str = ""
+    x: Tensor,
+    probabilities: Tensor,
+    rejected: Tensor,
+    *,
+    levels: int | None = None,
+    num_columns: int = 6,
+    title: str = "",
 ) -> Figure:
     """Images, each under its most probable class and that class's probability; rejected ones are struck through.
 
@@ -932,17 +938,17 @@ def answers(
     for name, each in (("x", x), ("probabilities", probabilities), ("rejected", rejected)):
         check_finite(each, name)
     check_network_options(levels=levels)
-    check_count(columns, "columns")
+    check_count(num_columns, "num_columns")
     if not is_picture(x) or not len(x) == len(probabilities) == len(rejected) > 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, probabilities {tuple(probabilities.shape)} and rejected "
             f"{tuple(rejected.shape)}: pass images (N, 1, H, W) or (N, 3, H, W), (N, classes) and "
             "(N,)"
         )
-    colors, rows = _theme.get(), math.ceil(len(x) / columns)
+    colors, rows = _theme.get(), math.ceil(len(x) / num_columns)
     figure = _figure(0.95 * rows, title)
     values = _shades(x, levels)
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+    for i, axes in enumerate(figure.subplots(rows, num_columns, squeeze=False).flat):
         axes.set_axis_off()
         if i >= len(x):
             continue
@@ -1045,7 +1051,10 @@ def representation(
     if nearest and tuple(z.shape[1:]) == (2,):
         plane_of_z = grid(program)
         figures["grid"] = images(
-            plane_of_z.flatten(0, 1), levels=levels, columns=plane_of_z.shape[1], title=f"What each {site} stands for"
+            plane_of_z.flatten(0, 1),
+            levels=levels,
+            num_columns=plane_of_z.shape[1],
+            title=f"What each {site} stands for",
         )
     return figures
 
@@ -1169,7 +1178,7 @@ def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8
     num_data = min(num_data, len(found.x))
     low, wide = found.worst(num_data), found.total.argsort(descending=True)[:num_data]
     rows = ("lowest log p(x)", "largest gap")
-    return images(found.x[torch.cat([low, wide])], levels=levels, columns=num_data, title=title, row_labels=rows)
+    return images(found.x[torch.cat([low, wide])], levels=levels, num_columns=num_data, title=title, row_labels=rows)
 
 
 @_styled

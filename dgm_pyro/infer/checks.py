@@ -440,6 +440,11 @@ class Checks(Result):
     units: dict[str, Units]
     findings: tuple[Finding, ...] = field(default=())
 
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; there may be warnings."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
         return {
