@@ -50,6 +50,8 @@ from dgm_pyro.diagnosis import heard
 from dgm_pyro.objectives import ELBO, IWAE, Bound, Objective, at_progress, chosen
 from dgm_pyro.program import Program, alone, sample_sites
 
+__all__ = ["CompilationError", "Loss", "compile", "export", "optimized"]
+
 # The frames of a traceback that belong to no statement.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
 
@@ -300,9 +302,7 @@ class PairTerms(nn.Module):
                 if trace is guide and not nodes[name]["fn"].has_rsample:
                     raise CompilationError(f"importance weights need {name!r} to be reparameterized: use dgm.ELBO")
                 if (torch.as_tensor(nodes[name]["scale"]) != 1).any():
-                    raise CompilationError(
-                        f"{name!r} is scaled: importance weights make no bound, use dgm.ELBO"
-                    )
+                    raise CompilationError(f"{name!r} is scaled: importance weights make no bound, use dgm.ELBO")
 
     def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         stored = dict(pyro.get_param_store().named_parameters())
