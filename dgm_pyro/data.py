@@ -49,6 +49,8 @@ from dgm_pyro.checks import (
     is_finite,
 )
 
+__all__ = ["NAMES", "Batches", "Data", "StoredData", "load", "open"]
+
 
 class Batches(Protocol):
     """The positions of the data of each batch of an epoch."""

@@ -53,6 +53,31 @@ from dgm_pyro.program import (
     unwrapped,
 )
 
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "OBJECTIVES",
+    "RWS",
+    "STL",
+    "Bound",
+    "DReG",
+    "Enumerate",
+    "FreeBits",
+    "HasFormula",
+    "Objective",
+    "SemiSupervised",
+    "VariationalBound",
+    "WarmUp",
+    "annealed",
+    "beta",
+    "elbo",
+    "elbo_of_traces",
+    "exact",
+    "objective_named",
+    "rloo",
+    "vimco",
+]
+
 
 @dataclass
 class Bound:

@@ -51,6 +51,20 @@ from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check
 from dgm_pyro.data import Data
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 
+__all__ = [
+    "Conditional",
+    "IntractableError",
+    "NoGuideError",
+    "Program",
+    "call_network",
+    "check_program",
+    "isolated",
+    "log_mean_exp",
+    "log_prob_sum",
+    "seeded",
+    "traces",
+]
+
 # Data whose support is stated at once, where it differs between them.
 ROWS = 256
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+__all__ = ["Result", "Table", "as_csv", "with_error"]
+
 
 @dataclass(frozen=True)
 class Table:

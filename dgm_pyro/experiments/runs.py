@@ -39,6 +39,8 @@ from dgm_pyro.training.options import TrainingOptions, changes
 from dgm_pyro.training.states import States, read_header
 from dgm_pyro.uses import corruptions
 
+__all__ = ["Record", "inputs", "points", "read", "resume", "train", "write", "write_alike", "write_array"]
+
 RECORD = "run.json"
 TRACKED = ("metrics.jsonl", "learning-curves.png")
 

@@ -46,6 +46,8 @@ from dgm_pyro.results import Result, Table, as_csv, with_error
 from dgm_pyro.training.optimizers import optimizer_of
 from dgm_pyro.training.options import TrainingOptions, changes, option_types, value_of
 
+__all__ = ["Cell", "Comparison", "Options", "Row", "Sweep", "compare", "sweep"]
+
 AXES = ("prior", "encoder", "likelihood", "objective")
 VARIED = sorted({*option_types(), "hidden", "latent_size"} - {"seed", "device", "checkpoint_minutes"})
 """Options that a sweep takes values of, beside the axes."""

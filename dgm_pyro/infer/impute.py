@@ -41,6 +41,8 @@ from dgm_pyro.infer.posterior import joint_trace, log_joint, with_latent_chains
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
 from dgm_pyro.program import Conditional, Program, batch_plates, check_program, latent_sites, parameter_of, seeded
 
+__all__ = ["REGIONS", "Imputer", "hide", "impute"]
+
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 
 PARTICLES, DISCRETE = 64, 4096

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from dgm_pyro.checks import as_shape, check_choice, check_count, check_network_options
 from dgm_pyro.registry import register
 
+__all__ = ["MLP", "InputEmbedding"]
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,

@@ -61,6 +61,24 @@ from dgm_pyro.program import (
     seeded,
 )
 
+__all__ = [
+    "COMPARISONS",
+    "DIVERGENCES",
+    "Adversarial",
+    "DensityRatio",
+    "KernelScore",
+    "density_ratio",
+    "divergence_bound",
+    "draw",
+    "energy",
+    "f_gan",
+    "gan",
+    "mmd",
+    "slopes",
+    "squared_distance",
+    "wgan_gp",
+]
+
 Term = Callable[[Tensor], Tensor]
 
 # Of V = log p/q: T(V) = f'(p/q), and f*(T(V)), its convex conjugate there.

@@ -50,6 +50,8 @@ from dgm_pyro.diagnosis import heard
 from dgm_pyro.objectives import ELBO, IWAE, Bound, Objective, at_progress, chosen
 from dgm_pyro.program import Program, alone, sample_sites
 
+__all__ = ["CompilationError", "Loss", "compile", "export", "optimized"]
+
 # The frames of a traceback that belong to no statement.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
 

@@ -40,6 +40,8 @@ from dgm_pyro.training.options import TrainingOptions, changes, documented
 from dgm_pyro.training.states import States
 from dgm_pyro.training.step import PyroObjective, Step
 
+__all__ = ["Epoch", "History", "NonFiniteLossError", "Tracker", "Training", "fit"]
+
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
 COMPILE_FROM = 5_000
 # On devices other than the CPU, the number of steps between checks that all is finite, which wait for the device.
