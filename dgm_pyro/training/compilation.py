@@ -300,9 +300,7 @@ class PairTerms(nn.Module):
                 if trace is guide and not nodes[name]["fn"].has_rsample:
                     raise CompilationError(f"importance weights need {name!r} to be reparameterized: use dgm.ELBO")
                 if (torch.as_tensor(nodes[name]["scale"]) != 1).any():
-                    raise CompilationError(
-                        f"{name!r} is scaled: importance weights make no bound, use dgm.ELBO"
-                    )
+                    raise CompilationError(f"{name!r} is scaled: importance weights make no bound, use dgm.ELBO")
 
     def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         stored = dict(pyro.get_param_store().named_parameters())
