@@ -43,7 +43,7 @@ from dgm_pyro.objectives import (
     elbo_of_traces,
     site_log_prob,
 )
-from dgm_pyro.program import Program, alone, latent_sites, require_subset, sample_sites
+from dgm_pyro.program import Program, alone, latent_sites, parameter_of, require_subset, sample_sites
 
 # The frames of a traceback that belong to no statement.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
@@ -207,9 +207,15 @@ class Terms(nn.Module):
         self.schedules = _schedules(objective)
 
     def weights(self, elapsed: float) -> dict[str, Tensor]:
-        """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over."""
-        values = {name: float(schedule(elapsed)) for name, schedule in self.schedules.items()}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over.
+
+        They are on the program's device, where CUDA graphs need them, and filled there: a copy would wait for it.
+        """
+        device = parameter_of(self.program).device
+        return {
+            name: torch.full((), float(schedule(elapsed)), dtype=torch.float64, device=device)
+            for name, schedule in self.schedules.items()
+        }
 
     def forward(self, x: Tensor, given: Any, observed: dict[str, Tensor], weights: dict[str, Tensor]) -> Sums:
         """The loss, and what a `Bound` reports, summed over the batch.
