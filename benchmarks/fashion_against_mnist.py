@@ -31,7 +31,7 @@ FALSE_ALARMS = 0.05
 
 
 def pixelcnn() -> dgm.Program:
-    network = PixelCNN(SHAPE, 15, channels=16, layers=5, kernel_size=5, levels=LEVELS)
+    network = PixelCNN(SHAPE, 15, width=16, layers=5, kernel_size=5, levels=LEVELS)
     return dgm.Autoregressive(dgm.DiscretizedLogistic(SHAPE, LEVELS, 5, network))
 
 

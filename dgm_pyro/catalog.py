@@ -171,7 +171,7 @@ def _flow(stack: Callable[..., Flow], of_one: Callable[..., Flow]) -> Callable[[
         make = of_one if data.event_shape.numel() == 1 else stack
         if data.levels is None:
             return make(data.event_shape, **reads)
-        flow = make(data.event_shape, unit=True, **reads)
+        flow = make(data.event_shape, unit_cube=True, **reads)
         return Dequantized(flow, data.levels, guide=dequantizer(data.event_shape, data.levels))
 
     return build_flow
@@ -352,16 +352,16 @@ def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Prog
     return table[choice][0](*args)
 
 
-def hierarchy(size: int, levels: int, name: int = 2) -> Program:
-    """p(z) of ``size`` features as a VAE of ``levels`` levels, each of half the size of the one below."""
-    if levels == 1:
+def hierarchy(size: int, depth: int, number: int = 2) -> Program:
+    """p(z) of ``size`` features as a VAE of ``depth`` levels, each of half the size of the one below."""
+    if depth == 1:
         return Normal(size)
     top = max(1, size // 2)
     return VAE(
-        prior=hierarchy(top, levels - 1, name + 1),
+        prior=hierarchy(top, depth - 1, number + 1),
         likelihood=Normal(size, MLP((top,), 2 * size, (64, 64))),
         encoder=Normal(top, MLP((size,), 2 * top, (64, 64))),
-        latent_name=f"z{name}",
+        latent_name=f"z{number}",
     )
 
 
@@ -542,11 +542,11 @@ LIKELIHOODS: Catalog = {
         "a free mass for every level",
     ),
     "normal": (
-        lambda parts: Normal(_real(parts, "normal"), parts.of_z(1), scale="feature"),
+        lambda parts: Normal(_real(parts, "normal"), parts.of_z(1), scale_type="feature"),
         "Normals with one learned scale per feature",
     ),
     "normal-shared": (
-        lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale="shared"),
+        lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale_type="shared"),
         "Normals with one learned scale",
     ),
     "student-t": (_own(StudentT), "Student t: reals with heavy tails"),
@@ -600,7 +600,7 @@ MODELS: Catalog = {
 
 @overload
 def build(
-    name: Literal["vae", "vq-vae"],
+    model: Literal["vae", "vq-vae"],
     data: Data,
     *,
     labeled: Literal[False] = False,
@@ -616,7 +616,7 @@ def build(
 
 @overload
 def build(
-    name: str,
+    model: str,
     data: Data,
     *,
     labeled: bool = False,
@@ -632,7 +632,7 @@ def build(
 
 
 def build(
-    name: str,
+    model: str,
     data: Data,
     *,
     labeled: bool = False,
@@ -655,7 +655,7 @@ def build(
     build p(x | given).
 
     Args:
-        name: a key of `MODELS`.
+        model: a key of `MODELS`.
         data: what it will be trained on; gives shape, levels, units, number of classes and what is given.
         labeled: build the generative classifier p(y) p(x | y) over the named family instead.
         prior: p(z), a program or a key of `PRIORS`.
@@ -666,14 +666,14 @@ def build(
         standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
             where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
         columns: of a table of mixed kinds, the kind of each column as `Columns` takes it: for "made" a chain over the
-            columns, for "vae" independent columns given z, for "pixels" independent columns.
+            columns, for "vae" independent columns given z, for "pixels" independent columns. By default `Data.kinds`.
         max_parameters: how many parameters the program may have; None for any number.
 
     Warns:
         UserWarning: a feature of reals is constant, or float32 is too coarse for it.
 
     Raises:
-        ValueError, TypeError: an unknown name, or a part that the model does not have.
+        ValueError, TypeError: an unknown model, or a part that the model does not have.
         TooLargeError: the program would have more parameters than ``max_parameters``. No memory has been taken for
             them, and the message names the models that fit.
 
@@ -683,7 +683,7 @@ def build(
     >>> type(dgm.build("maf", dgm.data.load("moons")))
     <class 'dgm_pyro.families.standardized.Standardized'>
     """
-    check_choice(name, MODELS, "model")
+    check_choice(model, MODELS, "model")
     if not isinstance(data, Data):
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
     parts = {
@@ -694,16 +694,19 @@ def build(
         "hidden": hidden,
     }
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
-    if name not in ("vae", "vq-vae") and swaps:
-        raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
+    data = data.excerpt
+    if model not in ("vae", "vq-vae") and swaps:
+        raise ValueError(f"{model!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
     check_type(columns, Mapping | None, "columns", "a mapping of names to kinds or None")
+    if columns is None and data.kinds is not None:
+        columns = {name: _with_number(kind) for name, kind in data.kinds.items()}
     check_type(standardize, bool, "standardize", "True or False")
     if max_parameters is not None:
         check_count(max_parameters, "max_parameters")
     classes = data.num_classes
-    if classes is None and (labeled or name == "classifier"):
+    if classes is None and (labeled or model == "classifier"):
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")
-    if classes == 1 and (labeled or name == "classifier"):
+    if classes == 1 and (labeled or model == "classifier"):
         raise ValueError(
             f"{data.name} has labels of one class, so there is nothing to classify: pass labels of at least two "
             "classes, or build a model of x without labeled=True"
@@ -715,22 +718,22 @@ def build(
             stacklevel=2,
         )
     given = data.given
-    if given is not None and (labeled or name == "classifier"):
+    if given is not None and (labeled or model == "classifier"):
         raise ValueError(
             f"{data.name} has a given beside its labels, and a classifier conditions on the label alone: leave one out"
         )
     units = units_of(_with_nan(data), "x") if standardize and data.levels is None else None
     given_units = units_of(given, "given") if standardize and given is not None else None
-    if name == "classifier" and labeled:
+    if model == "classifier" and labeled:
         raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
     reads = {"num_classes": classes} if labeled else {} if given is None else {"given_shape": given.shape[1:]}
 
-    def made(model: str = name, swaps: dict[str, Any] = swaps, columns: Any = columns) -> _Made:
+    def made(model: str = model, swaps: dict[str, Any] = swaps, columns: Any = columns) -> _Made:
         return _made(model, data, reads, swaps, columns, units)
 
     if max_parameters is not None and (size := _num_parameters(made)) > max_parameters:
-        others = {other: partial(made, other, {}, None) for other in MODELS if other not in (name, "classifier")}
-        raise TooLargeError(name, data, size, max_parameters, _fitting(others, max_parameters))
+        others = {other: partial(made, other, {}, None) for other in MODELS if other not in (model, "classifier")}
+        raise TooLargeError(model, data, size, max_parameters, _fitting(others, max_parameters))
     program, units, labels = made()
     if units is not None or given_units is not None:
         (shift, scale), (given_shift, given_scale) = units or (None, None), given_units or (None, None)
@@ -817,10 +820,10 @@ def _generates_from_given(vae: VAE) -> bool:
     return vae.prior.conditional or is_pair(vae.likelihood.given_shape)
 
 
-def _of_columns(name: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
+def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
     """The model of that name, of columns of mixed kinds."""
-    if name not in COLUMN_MODELS:
-        raise ValueError(f"columns are for the models {', '.join(COLUMN_MODELS)}, not for {name!r}: leave one out")
+    if model not in COLUMN_MODELS:
+        raise ValueError(f"columns are for the models {', '.join(COLUMN_MODELS)}, not for {model!r}: leave one out")
     if "likelihood" in swaps:
         raise ValueError("columns are the likelihood: leave out columns or likelihood")
     if data.levels is not None or tuple(data.event_shape) != (len(columns),):
@@ -835,14 +838,22 @@ def _of_columns(name: str, data: Data, reads: Reads, columns: Mapping[str, Any],
         """Given what a network reads that is made of its number of parameters per column."""
         return Columns(columns, lambda size: network(size // len(columns)), shift=shift, scale=scale)
 
-    if name == "made":
+    if model == "made":
         return Autoregressive(likelihood(lambda p: ColumnMADE(reader(), p, (256, 256, 256), residual=True, **reads)))
-    if name == "vae":
+    if model == "vae":
         reading = lambda make: reader(make((reader().size,)))  # noqa: E731
         return vae(data, reads, columns=likelihood, reading=reading, **swaps)
     if reads:
         return likelihood(lambda p: _of_given(reads, p * len(columns)))
     return Columns(columns, shift=shift, scale=scale, learned=True)
+
+
+def _with_number(kind: tuple[Any, ...]) -> Any:
+    """A kind of `Data` as `Columns` takes it: with the number of its words."""
+    label, *values = kind
+    if label in ("category", "ordinal"):
+        return label, len(values)
+    return kind if values else label
 
 
 def _in_own_units(likelihood: Program | str | None) -> bool:

@@ -319,10 +319,10 @@ class AutoregressiveDistribution(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def factors(self, name: str) -> list[tuple[str, tuple[str, ...]]]:
-        """p(x_i | x_<i): each variable and what it is conditioned on."""
+    def factors(self, name: str, given: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+        """p(x_i | x_<i, given): each variable and the names of what it is conditioned on."""
         names = [f"{name}_{i}" for i in range(1, len(self.program.order) + 1)]
-        return [(site, tuple(names[:i])) for i, site in enumerate(names)]
+        return [(site, (*names[:i], *given)) for i, site in enumerate(names)]
 
     def blank(self) -> Tensor:
         return self.program.blank(self.batch_shape)

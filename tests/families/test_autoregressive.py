@@ -38,7 +38,7 @@ def made(size, parameters, **options):
 
 
 def pixelcnn(shape, parameters, **options):
-    return PixelCNN(shape, parameters, channels=4, layers=3, **options)
+    return PixelCNN(shape, parameters, width=4, layers=3, **options)
 
 
 PROGRAMS = {
