@@ -213,6 +213,9 @@ def _reading(
     gray: Annotated[
         bool | None, _option("Read images as gray, or in color. Default: as they are.", "--gray/--no-gray")
     ] = None,
+    crop: Annotated[
+        int | None, _option("Side of the square around the center of the images of a folder that is scaled to --size.")
+    ] = None,
     test_data: Annotated[
         str | None, _option("File or folder of the test data. Default: a random fifth of the data.", metavar="PATH")
     ] = None,
@@ -222,7 +225,7 @@ def _reading(
         name: None if text is None else list(_names(text)) for name, text in (("given", given), ("columns", columns))
     }
     mixed = _kinds(kinds) if kinds not in (None, "auto") else kinds
-    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, test=test_data)
+    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, crop=crop, test=test_data)
 
 
 def _kinds(text: str) -> dict[str, list[str]]:

@@ -440,7 +440,7 @@ def _applicable(path: Path, reading: Mapping[str, Any], program: Program) -> dic
     """What of the options of the run's own file says how to read another one."""
     wanted = {"levels": program.levels if program.variable == "x" else None, **reading}
     if path.is_dir():
-        names: tuple[str, ...] = ("levels", "size", "gray", "classes")
+        names: tuple[str, ...] = ("levels", "size", "gray", "crop", "classes")
     elif path.suffix in sources.TABLES:
         names = ("levels", "columns", "label", "given", "classes", "kinds")
     else:
