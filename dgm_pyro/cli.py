@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgm_pyro.old_names import FLAGS
 from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
 # Modules that take long to import are imported by the commands that need them.
@@ -116,6 +117,9 @@ Model = Annotated[str, _argument("MODEL", "Model to train: see dgm list.", _mode
 NumData = Annotated[int | None, _option("Use only this many training data.")]
 LatentSize = Annotated[int | None, _option("Number of features of the latent z of a vae.")]
 Columns = "COLUMN,COLUMN,..."
+Standardizes = Annotated[
+    bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
+]
 
 
 def _told(context: typer.Context, name: str) -> bool:
@@ -192,6 +196,14 @@ def _reading(
     columns: Annotated[
         str | None, _option("Columns of a table that are the data. Default: all others.", metavar=Columns)
     ] = None,
+    kinds: Annotated[
+        str | None,
+        _option(
+            "Kinds of columns: real, positive, count, integer, bounded:LOW:HIGH, category, ordinal:WORD:WORD:...; auto "
+            "looks at their values, as for all columns that are not named.",
+            metavar="auto|COLUMN=KIND,...",
+        ),
+    ] = None,
     levels: Annotated[
         int | None, _option("The data are integers from 0 to one less than this. Default: reals; images have 256.")
     ] = None,
@@ -209,7 +221,19 @@ def _reading(
     lists = {
         name: None if text is None else list(_names(text)) for name, text in (("given", given), ("columns", columns))
     }
-    return _chosen(label=label, **lists, levels=levels, size=size, gray=gray, test=test_data)
+    mixed = _kinds(kinds) if kinds not in (None, "auto") else kinds
+    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, test=test_data)
+
+
+def _kinds(text: str) -> dict[str, list[str]]:
+    """The kinds in "age=count,share=bounded:0:1"."""
+    found = {}
+    for each in _names(text):
+        name, _, kind = each.rpartition("=")
+        if not name or not kind:
+            raise ValueError(f"--kinds must be auto or COLUMN=KIND,..., got {text!r}")
+        found[name] = kind.split(":")
+    return found
 
 
 def _training_options(*without: str) -> Callable[[Command], Command]:
@@ -244,7 +268,7 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
     """The values in "NAME=VALUE": numbers and sequences of them, or names."""
     from dgm_pyro.catalog import build
 
-    known = [name for name in inspect.signature(build).parameters if name not in ("name", "data", "labeled")]
+    known = [name for name in inspect.signature(build).parameters if name not in ("model", "data", "labeled")]
     found = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -379,9 +403,7 @@ def train(
     labeled: Annotated[
         bool, _option("Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).", "--labeled")
     ] = False,
-    standardize: Annotated[
-        bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
-    ] = True,
+    standardize: Standardizes = True,
     objective: Annotated[str | None, _option("Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
         int | None, _option("Keep only this many labels. Needs --labeled and a semi-supervised objective.")
@@ -492,11 +514,11 @@ def sample(
     _print(drawn)
 
 
-@app.command(epilog="Example: dgm impute runs/pixelcnn-digits --mask top -n 6")
+@app.command(epilog="Example: dgm impute runs/pixelcnn-digits --region top -n 6")
 @_made_by("run", _open_run)
 def impute(
     *,
-    mask: Annotated[
+    region: Annotated[
         str | None,
         _option(
             "Region to hide: left, right, top, bottom, center, or a random fraction, random:0.5. Default: what the "
@@ -504,7 +526,7 @@ def impute(
         ),
     ] = None,
     num_samples: Annotated[int, _option("Number of draws per datum.", "--num-samples", "-n")] = 4,
-    rows: Annotated[
+    num_data: Annotated[
         int | None, _option("Number of data, from the start. Default: 8 of the split; all of --data.")
     ] = None,
     data: OtherData = None,
@@ -530,8 +552,8 @@ def impute(
         run,
         out,
         num_samples,
-        hidden=mask,
-        rows=rows,
+        region=region,
+        num_data=num_data,
         data=data,
         split=split,
         num_particles=num_particles,
@@ -647,6 +669,7 @@ def sweep(
     seeds: Annotated[int, _option("Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
+    standardize: Standardizes = True,
     num_particles: Annotated[
         int, _option("Number of particles of the IWAE bound. The table is sorted by this bound.")
     ] = 1000,
@@ -673,6 +696,7 @@ def sweep(
         num_data=num_data,
         latent_size=latent_size,
         num_particles=num_particles,
+        standardize=standardize,
         prior=_names(prior),
         encoder=_names(encoder),
         likelihood=_names(likelihood),
@@ -788,13 +812,13 @@ def checks(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: dgm infer model.py:model --data data.json --guide meanfield,nsf --out inference")
+@app.command(epilog="Example: dgm infer model.py:model --data data.json --guides meanfield,nsf --out inference")
 def infer(
     target: Annotated[str, _argument("TARGET", "FILE.py:MODEL or MODULE:MODEL, a Pyro model.")],
     data: Annotated[
         Path | None, _option("A .json file of the model's arguments by name. Default: what data() in FILE.py returns.")
     ] = None,
-    guide: Annotated[
+    guides: Annotated[
         str, _option("Guides to fit, separated by commas: see dgm list; Pyro's AutoGuides by name, too.")
     ] = "meanfield,fullrank,realnvp,nsf",
     reference: Annotated[str, _option("What to compare the guides with: nuts or none.")] = "nuts",
@@ -816,7 +840,7 @@ def infer(
         target,
         data,
         out,
-        guides=_names(guide),
+        guides=_names(guides),
         reference=None if reference == "none" else reference,
         gradient_steps=gradient_steps,
         num_samples=num_samples,
@@ -826,12 +850,12 @@ def infer(
     _print(found, as_json)
 
 
-@app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --score likelihood,complexity,kl")
+@app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --scores likelihood,complexity,kl")
 @_made_by("run", _open_run)
 def anomaly(
     *,
     data: Inputs,
-    score: Annotated[
+    scores: Annotated[
         str,
         _option(
             "Scores: likelihood, typicality, complexity, ratio, waic, kl. The first ranks the data.",
@@ -868,7 +892,7 @@ def anomaly(
         run,
         out,
         data,
-        _names(score),
+        _names(scores),
         background=background,
         ensemble=_names(ensemble),
         normal=normal,
@@ -972,7 +996,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(error, "format_message"):  # what typer has to say about the command line
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "dgm"
-            return _fail(f"{error.format_message()} (see {command} --help)", getattr(error, "exit_code", 2))
+            now = FLAGS.get(getattr(error, "option_name", ""))
+            remedy = f"it is {now} now, see" if now else "see"
+            return _fail(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
         if _is_of_memory(error):
             return _fail(f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1)
         if not isinstance(error, _expected()):

@@ -30,7 +30,6 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"networks": "tensors to tensors", "noise": "noise of a datum", "data": "data sets"},
     {
         "registry": "classes by name",
-        "old_names": "of older files",
         "factors": "what a program prints",
         "image_sets": "glyphs, patches",
     },
@@ -39,6 +38,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "files": "whole files, one writer",
         "results": "tables and what holds them",
         "sources": "reading of files",
+        "old_names": "of older files",
     },
 )
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import tracemalloc
 
 import numpy as np
 import pandas
@@ -76,7 +77,9 @@ def test_weights_are_those_of_data_in_memory(source, num_workers, epochs, path):
 
 def test_evidence_is_that_of_data_in_memory(path):
     program = dgm.build("maf", dgm.data.open(path))
-    memory, stored = (dgm.evaluate(program, dgm.data.open(path, in_memory=kept), batch_size=32) for kept in (True, False))
+    memory, stored = (
+        dgm.evaluate(program, dgm.data.open(path, in_memory=kept), batch_size=32) for kept in (True, False)
+    )
     assert torch.equal(memory.values, stored.values)
     assert memory.digest == stored.digest
 
@@ -204,8 +207,8 @@ def test_bad_values_are_found_as_they_are_read(path, monkeypatch):
     np.save(path, values)
     with pytest.raises(ValueError, match="row 1234 of reals misses a value, but none of the 256 data"):
         data[1230:1240]
+    np.save(path, np.asfortranarray(values))
     with pytest.raises(ValueError, match="is in Fortran order"):
-        np.save(path, np.asfortranarray(values))
         dgm.data.open(path, in_memory=False)
 
 
@@ -215,5 +218,23 @@ def test_what_needs_all_of_it_says_so(path):
         _ = stored.x
     assert stored.y is None
     assert repr(stored) == "StoredData('reals', x=(120, 3) float32)"
-    with pytest.raises(ValueError, match="in_memory=False is for .npy and .parquet files"):
+    with pytest.raises(ValueError, match=r"in_memory=False is for \.npy and .parquet files"):
         dgm.data.open(REALS, in_memory=False)
+
+
+def test_memory_is_that_of_a_few_windows(tmp_path, monkeypatch):
+    """A sparse file of 400 MB, which takes no room on the disk, in windows of 1 MB."""
+    monkeypatch.setattr(data_room, "WINDOW", 2**20)
+    monkeypatch.setattr(data_room, "BLOCK", 2**16)
+    monkeypatch.setattr(data_room, "EXCERPT", 1)
+    np.lib.format.open_memmap(tmp_path / "sparse.npy", "w+", np.float32, (100_000, 1000))
+    tracemalloc.start()
+    try:
+        train, held_out = dgm.data.open(tmp_path / "sparse.npy", in_memory=False).split(0.1)
+        batches = train.shuffled(50, torch.Generator())
+        for place in range(30):
+            assert len(train[batches[place]]) == 50
+        assert len(held_out[:50]) == 50
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()

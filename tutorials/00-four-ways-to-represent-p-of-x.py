@@ -685,7 +685,7 @@ on_digits = {
     "autoregressive": dgm.Autoregressive(
         pixels(MADE(shape, 15, (256, 256), residual=True, dropout=0.2, levels=levels)),
     ),
-    "flow": dgm.Dequantized(dgm.flow.nsf(shape, layers=4, hidden=(128, 128), unit=True), levels),
+    "flow": dgm.Dequantized(dgm.flow.nsf(shape, layers=4, hidden=(128, 128), unit_cube=True), levels),
     "VAE": dgm.VAE(
         prior=dgm.Normal(16),
         likelihood=pixels(MLP((16,), 15 * 64)),
@@ -762,7 +762,7 @@ for pair in ((0, 1), (6, 7)):
         decoded = vae_of_digits.likelihood(line).sample((scaled(500, 5),)).float().mean(0)
     faded = (1 - steps) * ends[0].flatten() + steps * ends[1].flatten()
     rows |= {f"{pair}, pixels": faded.reshape(-1, *shape), f"{pair}, latents": decoded}
-plots.images(torch.cat(list(rows.values())), levels=levels, columns=9, row_labels=list(rows))
+plots.images(torch.cat(list(rows.values())), levels=levels, num_columns=9, row_labels=list(rows))
 
 # %% [markdown]
 # The way from 0 to 1 leads through what may be a 6 and a 5. The way from 6 to 7 is less clean: the model has seen 1437

@@ -250,7 +250,7 @@ print(discriminative, generative, sep="\n")
 # %%
 with torch.no_grad():
     made = generative.sample(scaled(40, 10), torch.arange(10).repeat(scaled(4)))
-plots.images(made, levels=2, columns=10, column_labels=[str(i) for i in range(10)], title="draws from p(x | y)")
+plots.images(made, levels=2, num_columns=10, column_labels=[str(i) for i in range(10)], title="draws from p(x | y)")
 
 # %% [markdown]
 # **The problem with $p(y \mid x)$.** Flip each pixel with some probability. At one half the image is pure noise, and
@@ -277,7 +277,7 @@ for flip in flips:
         measured[name]["sure and wrong"].append(wrong.double().mean().item())
         caught[name].append(strange[wrong].double().mean().item())
 
-plots.images(torch.stack(pictures), levels=2, columns=8, column_labels=[f"{100 * f:g} %" for f in flips])
+plots.images(torch.stack(pictures), levels=2, num_columns=8, column_labels=[f"{100 * f:g} %" for f in flips])
 
 # %%
 figure, panels = subplots(1, 4, height=2.7, sharey=True)

@@ -310,7 +310,7 @@ for i, x in enumerate(some):
     rows.append(torch.cat(drawn).float())
     labels.append(f"digit {i + 1}")
 headings = ["x", "", "collapsed", "", "", "", "8 nats free", "", ""]
-plots.images(torch.cat(rows), levels=2, columns=9, row_labels=labels, column_labels=headings)
+plots.images(torch.cat(rows), levels=2, num_columns=9, row_labels=labels, column_labels=headings)
 
 # %% [markdown]
 # Each row: a digit, four draws from $p(x \mid z)$ with its own $z$ under the collapsed model, four under the cured one.

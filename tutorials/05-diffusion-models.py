@@ -422,7 +422,7 @@ claim(measured[1.0][0] > measured[0.0][0])
 claim(ink[3.0] > 2 * ink["test"])
 claim(spreads[0.0].mean() > spreads[1.0].mean())
 picture = torch.cat([part for pair in rows.values() for part in pair])
-plots.images(picture, levels=levels, columns=10, row_labels=[label for name in rows for label in (name, "")])
+plots.images(picture, levels=levels, num_columns=10, row_labels=[label for name in rows for label in (name, "")])
 
 # %% [markdown]
 # Each column starts from the same noise. With $w = 1$ the draws are more clearly of their class, and more alike: guidance

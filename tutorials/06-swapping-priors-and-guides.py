@@ -65,7 +65,7 @@ print(train)
 
 def noisy_mean(start=0.2):
     """p(x | z): a Normal with its mean from a network of z, and one learned scale for both features."""
-    likelihood = dgm.Normal(2, MLP((2,), 2, hidden=(64, 64)), scale="shared")
+    likelihood = dgm.Normal(2, MLP((2,), 2, hidden=(64, 64)), scale_type="shared")
     torch.nn.init.constant_(likelihood.raw_scale, math.log(math.expm1(start)))  # softplus makes it the start again
     return likelihood
 

@@ -139,7 +139,7 @@ strange = {
     "blank": torch.zeros_like(test.x),
 }
 shown = torch.cat([test.x[:10], *[x[:10] for x in strange.values()]])
-plots.images(shown, levels=levels, columns=10, row_labels=["test digits", *strange])
+plots.images(shown, levels=levels, num_columns=10, row_labels=["test digits", *strange])
 
 # %%
 surprise = NegativeLogLikelihood(program)  # -log p(x), in nats

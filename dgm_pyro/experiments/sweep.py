@@ -20,7 +20,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
 from dgm_pyro.checks import check_choice, check_path, check_type
+from dgm_pyro.data import Data
 from dgm_pyro.evaluation import Evidence, evaluate, find_device
 from dgm_pyro.experiments import runs
 from dgm_pyro.families.implicit import Implicit
@@ -66,6 +67,7 @@ class Options:
     num_particles: int = 1000
     training: TrainingOptions = field(default_factory=TrainingOptions)
     reading: dict[str, Any] = field(default_factory=dict)
+    standardize: bool = True
 
     def recipe(self) -> dict[str, Any]:
         """What ``sweep.json`` keeps: all but the device, and the seeds, which belong to the cells."""
@@ -212,7 +214,10 @@ def sweep(
         given[axis] = [str(value) for value in values]
     axes = {axis: tuple(dict.fromkeys(names)) for axis, names in given.items() if names}
     combinations = [tuple(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]
-    _check_names(options, combinations)
+    find_device(options.training.device)
+    source, reading, points = runs.opened(options.data, options.reading, options.data_dir, options.num_data)
+    options = replace(options, data=source, reading=reading)
+    _check_names(options, combinations, points[:16])
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, but a sweep is a folder: choose another --out")
@@ -227,30 +232,67 @@ def sweep(
 
 def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: int, progress: bool) -> None:
     """Run the cells that are not finished, and tell how it goes."""
-    missing = [cell for cell in cells if not _is_finished(folder, cell)]
+    missing = _telling_first([cell for cell in cells if not _is_finished(folder, cell)])
     if progress:
         kept = len(cells) - len(missing)
         _say(f"{len(missing)} cells to train" + (f", {kept} are finished" if kept else ""))
     shown = progress and sys.stderr.isatty()
+    done, taken, told = set[Cell](), dict[Cell, float](), 0.0
     start = time.perf_counter()
     with tqdm(total=len(cells), initial=len(cells) - len(missing), desc="sweep", unit="cell", disable=not shown) as bar:
-        for count, name in enumerate(_run_all(folder, options, missing, jobs), start=1):
-            bar.set_postfix_str(name, refresh=False)
+        for cell, seconds in _run_all(folder, options, missing, jobs):
+            done.add(cell)
+            if _is_finished(folder, cell):
+                taken[cell] = seconds
+            bar.set_postfix_str(cell.name, refresh=False)
             bar.update()
-            if progress and not shown and count == 1 < len(missing):  # a bar says it itself
-                seconds, rest = time.perf_counter() - start, len(missing) - 1
-                left = seconds * rest / min(jobs, rest)
-                _say(f"{name} took {seconds:.0f} s: about {left:.0f} s for the other {rest}")
+            rest = [each for each in missing if each not in done]
+            passed = time.perf_counter() - start
+            if progress and rest and taken and not shown and passed > 2 * told:  # a bar says it itself
+                left, told = predicted(taken, rest) / min(jobs, len(rest)), passed
+                _say(
+                    f"{cell.name} took {seconds:.0f} s: about {left:.0f} s for the other {len(rest)}"
+                    + _if_alike(taken, rest)
+                )
+
+
+def _telling_first(cells: Sequence[Cell]) -> list[Cell]:
+    """First the cells with a choice that those before do not have: they tell how long each choice takes."""
+    seen: set[tuple[str, str]] = set()
+    news = []
+    for cell in cells:
+        news.append(not seen.issuperset(cell.choices))
+        seen.update(cell.choices)
+    first = [cell for cell, new in zip(cells, news, strict=True) if new]
+    return first + [cell for cell, new in zip(cells, news, strict=True) if not new]
+
+
+def predicted(taken: Mapping[Cell, float], rest: Sequence[Cell]) -> float:
+    """Seconds that the ``rest`` will take, if every choice multiplies the time of a cell by a factor of its own."""
+    choices = sorted({choice for cell in (*taken, *rest) for choice in cell.choices})
+
+    def design(cells: Iterable[Cell]) -> torch.Tensor:
+        rows = [[1.0, *(float(choice in cell.choices) for choice in choices)] for cell in cells]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    times = torch.tensor([*taken.values()], dtype=torch.float64).clamp_min(1e-3)
+    factors = torch.linalg.lstsq(design(taken), times.log()[:, None], driver="gelsd").solution
+    return float((design(rest) @ factors).exp().sum())
+
+
+def _if_alike(taken: Iterable[Cell], rest: Iterable[Cell]) -> str:
+    """What the prediction rests on, where there are choices that no cell has told of."""
+    known = {choice for cell in taken for choice in cell.choices}
+    unknown = dict.fromkeys(name for cell in rest for axis, name in cell.choices if (axis, name) not in known)
+    return f", if {', '.join(unknown)} take as long" if unknown else ""
 
 
 def _say(line: str) -> None:
     print(f"sweep: {line}", file=sys.stderr, flush=True)
 
 
-def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]]) -> None:
+def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]], points: Data) -> None:
     """Build every combination once: what is wrong with all cells is an error now, not after an hour."""
-    find_device(options.training.device)
-    points = runs.points(options.data, "train", options.reading, options.data_dir, options.num_data)[:16]
     seen = set()
     for choices in combinations:
         swaps, objective, training = _parts(options, Cell(choices, 0))
@@ -272,6 +314,8 @@ def _parts(options: Options, cell: Cell) -> tuple[dict[str, Any], str | None, Tr
     varied: dict[str, Any] = {axis: choices.pop(axis) for axis in [*choices] if axis in option_types()}
     if options.latent_size is not None:
         choices = {"latent_size": options.latent_size, **choices}
+    if not options.standardize:
+        choices["standardize"] = False
     return choices, objective, replace(options.training, **{"seed": cell.seed, **varied})
 
 
@@ -304,12 +348,11 @@ def _is_finished(folder: Path, cell: Cell) -> bool:
     return (place / "evaluation.json").is_file() and (place / runs.RECORD).is_file()
 
 
-def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -> Iterator[str]:
-    """Run the cells and yield the name of each when it is done."""
+def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, float]]:
+    """Run the cells; yields each when it is done, and its seconds."""
     if jobs == 1:
         for cell in cells:
-            run_cell(folder, options, cell)
-            yield cell.name
+            yield cell, run_cell(folder, options, cell)
         return
     context = multiprocessing.get_context("spawn")
     places = context.SimpleQueue()
@@ -323,8 +366,7 @@ def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -
             try:
                 pending = {pool.submit(_run_there, folder, options, cell): cell for cell in cells}
                 for done in as_completed(pending):
-                    done.result()
-                    yield pending[done].name
+                    yield pending[done], done.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -364,13 +406,13 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _run_there(folder: Path, options: Options, cell: Cell) -> None:
-    run_cell(folder, replace(options, training=replace(options.training, device=_device)), cell)
+def _run_there(folder: Path, options: Options, cell: Cell) -> float:
+    return run_cell(folder, replace(options, training=replace(options.training, device=_device)), cell)
 
 
-def run_cell(folder: Path, options: Options, cell: Cell) -> None:
-    """Train and evaluate one cell; any error of it is recorded, not raised."""
-    place = _place(folder, cell)
+def run_cell(folder: Path, options: Options, cell: Cell) -> float:
+    """Train and evaluate one cell, and return the seconds that it took; any error of it is recorded, not raised."""
+    place, start = _place(folder, cell), time.perf_counter()
     place.mkdir(parents=True, exist_ok=True)
     try:
         # Numbers that are not finite cannot be written, which is an error of this cell, too.
@@ -378,8 +420,9 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> None:
     except Exception as error:  # whatever it is, the other cells continue
         text = " ".join(f"{type(error).__name__}: {error}".split())
         runs.write_json(place / "failed.json", {"error": text, **asdict(cell)})
-        return
-    (place / "failed.json").unlink(missing_ok=True)
+    else:
+        (place / "failed.json").unlink(missing_ok=True)
+    return time.perf_counter() - start
 
 
 def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from dgm_pyro.checks import (
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.convolutional import ConvEncoder
 from dgm_pyro.networks.mlp import MLP, apply_network, to_unit
+from dgm_pyro.networks.sizes import image_sizes, is_large
 from dgm_pyro.objectives import COMPARISONS, Bound, HasFormula
 from dgm_pyro.program import (
     Program,
@@ -285,8 +286,8 @@ def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> n
         if program.num_classes is None:
             options = {"given_shape": tuple(program.given_shape)}
     shape = program.event_shape
-    if len(shape) == 3 and min(shape[1:]) >= 16:
-        return ConvEncoder(shape, 1, **options)
+    if is_large(shape):
+        return ConvEncoder(shape, 1, image_sizes(shape, 1).widths, **options)
     return MLP(shape, 1, hidden, activation="silu", **options)
 
 

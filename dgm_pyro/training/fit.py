@@ -23,7 +23,7 @@ from torch.distributions import constraints
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_path, check_type
-from dgm_pyro.data import Data
+from dgm_pyro.data import Batches, Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.missing import observed_part
@@ -247,7 +247,7 @@ class Training:
         }
         self.taken = 0
         self._totals = _Totals()
-        self._batches: Sequence[Tensor] = ()
+        self._batches: Batches = ()
         self._order = self.shuffling.get_state()  # of which the order of the epoch was drawn
         self._between_steps = True
         self._random: dict[str, Tensor] = {}

@@ -140,7 +140,7 @@ def test_latents_are_the_posterior_mean_of_a_vae_and_the_z_of_a_flow(digits):
     x = digits[1].x[:5]
     vae = build("vae", digits[0])
     assert_same_number(representations.latents(vae, x), vae.encoder(x).mean.detach())
-    flow = dgm.Dequantized(nsf_autoregressive((1, 8, 8), hidden=(16, 16), unit=True), 17)
+    flow = dgm.Dequantized(nsf_autoregressive((1, 8, 8), hidden=(16, 16), unit_cube=True), 17)
     z = representations.latents(flow, x)
     assert z.shape == (5, 64)
     centers = flow.flow.forward_map(z.reshape(5, 1, 8, 8))

@@ -183,7 +183,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
             lambda: plots.images(
                 torch.cat([test, *(samples[:10].to(test.dtype) for samples in rows.values())]),
                 levels=tour.test.levels,
-                columns=10,
+                num_columns=10,
                 row_labels=["test digits", *rows],
                 title=words("samples_title"),
             ),
@@ -195,7 +195,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
             lambda: plots.images(
                 torch.cat([test, *(x[:10] for x in tour.anomalies.values())]),
                 levels=tour.test.levels,
-                columns=10,
+                num_columns=10,
                 row_labels=["test digits", *tour.anomalies],
                 title=words("anomalies_title"),
             ),
@@ -250,7 +250,7 @@ def _pictures(tour: Tour, result: StopResult) -> Iterator[report.Picture]:
             lambda: plots.images(
                 samples,
                 levels=tour.test.levels,
-                columns=10,
+                num_columns=10,
                 column_labels=labels,
                 title=words("program_samples_title", title, bool(labels)),
             ),
