@@ -614,13 +614,12 @@ class Comparison(Result):
                 ]
             )
         first, where = self.evidences[reference], f"; runs in {shared}" if shared else ""
+        signs = "; > at least, < at most" if kinds & RELATIONS.keys() else ""
         parts: list[str | Table] = [
             f"{len(first.values)} of {first.data}, a {first.measure}{where}",
             Table(header, rows),
-            f"difference: nats more than {rows[0][0]}, paired datum by datum",
+            f"difference: nats more than {rows[0][0]}, paired datum by datum{signs}",
         ]
-        if kinds & {"at least", "at most"}:
-            parts[-1] += "; > at least, < at most"
         if kinds != {"exact"}:
             parts.append(
                 "a bound may be short of log p(x) by its gap (dgm gaps), and so may a difference of two bounds"
