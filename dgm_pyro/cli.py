@@ -438,7 +438,7 @@ def train(
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves.
 
-    SIGINT (Ctrl-C) and SIGTERM store the state of the training, and so does each of the checkpoint minutes.
+    The state of the training is stored every --checkpoint-minutes, and on SIGINT (Ctrl-C) and SIGTERM.
 
     In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
     """
@@ -831,7 +831,7 @@ def infer(
     out: Annotated[Path, _option("Folder of the table, the pictures and the draws.")] = Path("inference"),
     as_json: Json = False,
 ) -> None:
-    """Fit guides to the posterior of a Pyro model and say how good each is.
+    """Fit guides to the posterior of a Pyro model and measure how good each is.
 
     Numbers in a .json file become tensors, which are passed to the model by the names of its parameters.
     """
