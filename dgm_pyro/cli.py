@@ -251,7 +251,7 @@ class _Interruption(Exception):
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    from dgm_pyro.training.states import Interrupted
+    from dgm_pyro.jobs import Interrupted
 
     try:
         yield
@@ -775,8 +775,14 @@ def sweep(
         int, typer.Option(help="Number of particles of the IWAE bound. The table is sorted by this bound.")
     ] = 1000,
     jobs: Annotated[
-        int, typer.Option(help="Number of processes. They take the GPUs in turn, or share the CPU cores.")
-    ] = 1,
+        int | None, typer.Option(help="Number of processes. They take the GPUs in turn, or share the CPU cores.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Backend of joblib to run the cells on, in the place of processes: dask or ray.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of the cluster of --backend, such as tcp://10.0.0.1:8786.")
+    ] = None,
     *,
     options: TrainingOptions,
     data_dir: DataDir = None,
@@ -791,20 +797,22 @@ def sweep(
     from dgm_pyro.experiments import runs
     from dgm_pyro.experiments.sweep import Options
     from dgm_pyro.experiments.sweep import sweep as run_sweep
+    from dgm_pyro.jobs import on_cluster
 
     folder = out or Path("sweeps") / f"{model}-{Path(data).stem}"
     source, reading = runs.reading_of(data, reading)
-    result = run_sweep(
-        folder,
-        Options(model, source, data_dir, num_data, latent_size, num_particles, options, reading),
-        prior=_names(prior),
-        encoder=_names(encoder),
-        likelihood=_names(likelihood),
-        objective=_names(objective),
-        vary=dict(map(_values, vary or ())),
-        seeds=seeds,
-        jobs=jobs,
-    )
+    with on_cluster(backend, address):
+        result = run_sweep(
+            folder,
+            Options(model, source, data_dir, num_data, latent_size, num_particles, options, reading),
+            prior=_names(prior),
+            encoder=_names(encoder),
+            likelihood=_names(likelihood),
+            objective=_names(objective),
+            vary=dict(map(_values, vary or ())),
+            seeds=seeds,
+            jobs=jobs,
+        )
     written = f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}"
     _show(result, as_json, "", {}, written)
     if result.failed:
@@ -1168,6 +1176,45 @@ def represent(
     _show(found, as_json, f"{what}: ", {"run": str(run)}, ", ".join(map(str, written)))
 
 
+Repository = Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hugging Face hub: USER/NAME.")]
+
+
+@app.command(epilog="Example: dgm push runs/vae-digits alice/vae-digits")
+def push(
+    run: RunFolder,
+    repo: Repository,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    num_particles: Samples = 1,
+    data_dir: DataDir = None,
+) -> None:
+    """Store a run on the Hugging Face hub, with a model card: formula, data, options, and evidence of the test data.
+
+    Log in before, by hf auth login.
+    """
+    from dgm_pyro.experiments import hub
+
+    address = hub.push(
+        run, repo, private=private, num_particles=num_particles, data_dir=data_dir, progress=_on_a_terminal()
+    )
+    typer.echo(f"{address}: pull it with dgm pull {repo}")
+
+
+@app.command(epilog="Example: dgm pull alice/vae-digits --out runs/alice")
+def pull(
+    repo: Repository,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: the newest.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
+) -> None:
+    """Fetch a run from the Hugging Face hub. To read it runs no code."""
+    from dgm_pyro.experiments import hub
+
+    folder = out or Path("runs") / repo.rpartition("/")[2]
+    _, record = hub.pull(repo, folder, revision=revision, force=force)
+    typer.echo(f"{folder}: {record}")
+    typer.echo(f"next: dgm sample {folder}")
+
+
 def _opened(run: Path, device: str, data_dir: str | None = None) -> tuple[Program, Record, torch.device, str | None]:
     """The program of a run, its record, the device, and the folder of its data."""
     from dgm_pyro.checks import find_device
@@ -1315,7 +1362,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from dgm_pyro.training.compilation import CompilationError
     from dgm_pyro.training.fit import NonFiniteLossError
 
-    return ValueError, TypeError, OSError, CompilationError, IntractableError, NonFiniteLossError
+    return ValueError, TypeError, OSError, ImportError, CompilationError, IntractableError, NonFiniteLossError
 
 
 def _is_of_memory(error: Exception) -> bool:

@@ -33,6 +33,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "old_names": "of older files",
         "factors": "what a program prints",
         "image_sets": "glyphs, patches",
+        "jobs": "tasks in several processes",
     },
     {
         "checks": "what arguments must be",
