@@ -1,6 +1,7 @@
 """The command line: ``dgm tour``, ``train``, ``sample``, ``evaluate``, ``list``.
 
-Whatever is wrong with the input ends in one line on stderr and a non-zero exit; ``dgm --debug`` shows the traceback.
+A command reads its options, calls one function of the library, and prints what that returns. Whatever is wrong with
+the input ends in one line on stderr and a non-zero exit; ``dgm --debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import glob
 import inspect
 import itertools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +21,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgm_pyro.old_names import FLAGS
 from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
-if TYPE_CHECKING:
-    import torch
-
-    from dgm_pyro.data import Data
-    from dgm_pyro.experiments.runs import Record
-    from dgm_pyro.program import Program
-    from dgm_pyro.results import Result
-    from dgm_pyro.training.fit import History
-
 # Modules that take long to import are imported by the commands that need them.
+if TYPE_CHECKING:
+    from dgm_pyro.experiments.commands import OpenRun
+    from dgm_pyro.results import Result
+else:
+    OpenRun = Any
 
 app = typer.Typer(
     name="dgm",
@@ -43,29 +42,11 @@ INTERRUPTED = 130
 
 Command = Callable[..., None]
 
-Device = Annotated[str, typer.Option(help="Device: auto (CUDA if available), cpu, cuda or cuda:N.")]
-Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Seed; the same seed on the same machine gives the same result.")
-]
-DataDir = Annotated[
-    str | None,
-    typer.Option(help="Folder of data sets that are read from files. Default: the environment variable DGM_DATA."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Picture = Annotated[
-    Path | None, typer.Option(help="Output picture, a .png. Default: in the folder of the (first) run.")
-]
-Split = Annotated[str, typer.Option(help="Split of the data set: train or test; valid where there is one.")]
-Samples = Annotated[
-    int,
-    typer.Option(
-        help="Number of importance samples per datum, for a model with latent variables. 1 gives the ELBO, "
-        "K the tighter IWAE bound."
-    ),
-]
-FalseAlarms = Annotated[
-    float, typer.Option(help="Largest probability that a datum like the normal ones is flagged or rejected.")
-]
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def _option(meaning: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, help=meaning, **options)
 
 
 def _runs(incomplete: str) -> list[str]:
@@ -86,87 +67,258 @@ def _data_sets(incomplete: str) -> list[str]:
     return [name for name in NAMES if name.startswith(incomplete)]
 
 
-RunFolder = Annotated[
-    Path,
-    typer.Argument(metavar="RUN", help="Folder of a run, written by dgm train or dgm tour.", autocompletion=_runs),
+def _argument(metavar: str, meaning: str, completed: Callable[[str], list[str]] | None = None) -> Any:
+    return typer.Argument(metavar=metavar, help=meaning, autocompletion=completed)
+
+
+def _output(suffix: str, meaning: str) -> Any:
+    def check(path: Path | None) -> Path | None:
+        if path is not None and path.suffix.lower() != suffix:
+            raise ValueError(f"--out must end in {suffix}, got {path}")
+        return path
+
+    return _option(meaning, callback=check)
+
+
+Device = Annotated[str, _option("Device: auto (CUDA if available), cpu, cuda or cuda:N.")]
+Seed = Annotated[int, _option("Seed; the same seed on the same machine gives the same result.", min=0, max=2**32 - 1)]
+DataDir = Annotated[
+    str | None, _option("Folder of data sets that are read from files. Default: the environment variable DGM_DATA.")
 ]
-Inputs = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA",
-        help="Data to look at: a file, a folder of images, or a data set.",
-        autocompletion=_data_sets,
+Json = Annotated[bool, _option("Print the result as JSON.", "--json")]
+Picture = Annotated[Path | None, _output(".png", "Output picture, a .png. Default: in the folder of the (first) run.")]
+Split = Annotated[str, _option("Split of the data set: train or test; valid where there is one.")]
+Samples = Annotated[
+    int,
+    _option(
+        "Number of importance samples per datum, for a model with latent variables. 1 gives the ELBO, K the tighter "
+        "IWAE bound."
     ),
 ]
+FalseAlarms = Annotated[float, _option("Largest probability that a datum like the normal ones is flagged or rejected.")]
+RunFolder = Annotated[Path, _argument("RUN", "Folder of a run, written by dgm train or dgm tour.", _runs)]
+Inputs = Annotated[str, _argument("DATA", "Data to look at: a file, a folder of images, or a data set.", _data_sets)]
 DataSet = Annotated[
     str,
-    typer.Option(
-        help="Data to train on: a data set of dgm list, a file (.csv, .tsv, .parquet, .npy, .npz), or a folder of "
-        "images.",
+    _option(
+        "Data to train on: a data set of dgm list, a file (.csv, .tsv, .parquet, .npy, .npz), or a folder of images.",
         autocompletion=_data_sets,
     ),
 ]
 OtherData = Annotated[
     str | None,
-    typer.Option(
+    _option(
+        "Other data: a file or folder, all of which is taken, or the test split of a data set. Default: the run's own.",
         metavar="PATH",
-        help="Other data: a file or folder, all of which is taken, or the test split of a data set. Default: the "
-        "run's own.",
         autocompletion=_data_sets,
     ),
 ]
-Label = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="Column of a table, or array of an .npz file, that is the label.")
+Model = Annotated[str, _argument("MODEL", "Model to train: see dgm list.", _models)]
+NumData = Annotated[int | None, _option("Use only this many training data.")]
+LatentSize = Annotated[int | None, _option("Number of features of the latent z of a vae.")]
+Columns = "COLUMN,COLUMN,..."
+Standardizes = Annotated[
+    bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
 ]
-Given = Annotated[
-    str | None,
-    typer.Option(metavar="COLUMN,COLUMN,...", help="Columns of a table to condition on; array of an .npz file."),
-]
-Columns = Annotated[
-    str | None,
-    typer.Option(metavar="COLUMN,COLUMN,...", help="Columns of a table that are the data. Default: all others."),
-]
-Levels = Annotated[
-    int | None,
-    typer.Option(help="The data are integers from 0 to one less than this. Default: reals; images have 256."),
-]
-Size = Annotated[
-    int | None, typer.Option(help="Height and width to crop and scale the images of a folder to. Default: their own.")
-]
-Gray = Annotated[
-    bool | None, typer.Option("--gray/--no-gray", help="Read images as gray, or in color. Default: as they are.")
-]
-TestData = Annotated[
-    str | None,
-    typer.Option(metavar="PATH", help="File or folder of the test data. Default: a random fifth of the data."),
-]
-NumData = Annotated[int | None, typer.Option(help="Use only this many training data.")]
-LatentSize = Annotated[int | None, typer.Option(help="Number of features of the latent z of a vae.")]
 
 
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Option of the model, such as hidden=512,512; may be repeated."),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        is_eager=True, callback=lambda context, path: _configured(context, path), metavar="RUN/run.json",
-        help="Record of a run, whose options are those that the command does not name.",
-    ),
-]  # fmt: skip
+def _told(context: typer.Context, name: str) -> bool:
+    """Whether an option stands in the command."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _chosen(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _in_place_of(
+    argument: str, parameters: Sequence[inspect.Parameter], make: Callable[..., Any]
+) -> Callable[[Command], Command]:
+    """Give a command ``parameters`` in the place of its ``argument``, which ``make`` makes of them.
+
+    Arguments without a default come first.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            made = make(**{parameter.name: given.pop(parameter.name) for parameter in parameters})
+            command(**given, **{argument: made})
+
+        signature = inspect.signature(command, eval_str=True)
+        places = [parameters if each.name == argument else [each] for each in signature.parameters.values()]
+        first = [each.name for each in parameters if each.default is each.empty]
+        every = sorted(itertools.chain(*places), key=lambda each: each.name not in first)
+        by_name = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in every]
+        called.__signature__ = signature.replace(parameters=by_name)  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def _made_by(argument: str, make: Callable[..., Any]) -> Callable[[Command], Command]:
+    """Give a command the parameters of ``make`` in the place of its ``argument``."""
+    return _in_place_of(argument, [*inspect.signature(make, eval_str=True).parameters.values()], make)
+
+
+def _open_run(run: RunFolder, device: Device = "auto", data_dir: DataDir = None) -> OpenRun:
+    from dgm_pyro.experiments.commands import open_run
+
+    return open_run(run, device, data_dir)
+
+
+def _open_own_run(run: RunFolder, device: Device = "auto") -> OpenRun:
+    """For what needs no data."""
+    return _open_run(run, device)
+
+
+def _open_runs(
+    runs: Annotated[list[Path], _argument("RUN ...", "Runs of VAEs, one for each guide.", _runs)],
+    device: Device = "auto",
+    data_dir: DataDir = None,
+) -> list[OpenRun]:
+    return [_open_run(run, device, data_dir) for run in runs]
+
+
+def _reading(
+    label: Annotated[
+        str | None, _option("Column of a table, or array of an .npz file, that is the label.", metavar="COLUMN")
+    ] = None,
+    given: Annotated[
+        str | None, _option("Columns of a table to condition on; array of an .npz file.", metavar=Columns)
+    ] = None,
+    columns: Annotated[
+        str | None, _option("Columns of a table that are the data. Default: all others.", metavar=Columns)
+    ] = None,
+    levels: Annotated[
+        int | None, _option("The data are integers from 0 to one less than this. Default: reals; images have 256.")
+    ] = None,
+    size: Annotated[
+        int | None, _option("Height and width to crop and scale the images of a folder to. Default: their own.")
+    ] = None,
+    gray: Annotated[
+        bool | None, _option("Read images as gray, or in color. Default: as they are.", "--gray/--no-gray")
+    ] = None,
+    test_data: Annotated[
+        str | None, _option("File or folder of the test data. Default: a random fifth of the data.", metavar="PATH")
+    ] = None,
+) -> dict[str, Any]:
+    """How `experiments.runs.points` reads a file."""
+    lists = {
+        name: None if text is None else list(_names(text)) for name, text in (("given", given), ("columns", columns))
+    }
+    return _chosen(label=label, **lists, levels=levels, size=size, gray=gray, test=test_data)
+
+
+def _training_options(*without: str) -> Callable[[Command], Command]:
+    """Give a command one option for each field of `TrainingOptions`, in the place of its argument ``options``.
+
+    Args:
+        without: fields that keep their default.
+    """
+    parameters = [_parameter_of(field) for field in dataclasses.fields(TrainingOptions) if field.name not in without]
+
+    def decorate(command: Command) -> Command:
+        return _in_place_of("options", parameters, TrainingOptions)(_interruptible()(command))
+
+    return decorate
+
+
+def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
+    """The option of the command line that sets a field of `TrainingOptions`."""
+    (kind, meaning), default = option_types()[field.name], field.default
+    annotation: Any = Annotated[kind, _option(meaning)]
+    if field.name in ("seed", "device"):  # as for the other commands
+        annotation = {"seed": Seed, "device": Device}[field.name]
+    elif field.name in ("validation", "clip_norm"):
+        annotation = Annotated[float, _option(f"{meaning} 0 for none.", callback=lambda value: value or None)]
+    elif field.name == "compile":
+        told = _option(meaning, "--compile/--no-compile", callback=lambda choice: "auto" if choice is None else choice)
+        annotation, default = Annotated[bool | None, told], None
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """The values in "NAME=VALUE": numbers and sequences of them, or names."""
+    from dgm_pyro.catalog import build
+
+    known = [name for name in inspect.signature(build).parameters if name not in ("model", "data", "labeled")]
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in known or not value:
+            raise ValueError(f"--set must be NAME=VALUE with a NAME of {', '.join(known)}, got {text!r}")
+        found[name] = value_of(value)
+    return found
+
+
+def _values(text: str) -> tuple[str, Sequence[Any]]:
+    """The name and the values in "lr=1e-3,3e-3" or "hidden=(64,),(256,256)"."""
+    name, _, values = text.partition("=")
+    found = value_of(f"[{values}]")
+    if not values:
+        raise ValueError(f"--vary must be NAME=VALUE,VALUE,..., got {text!r}")
+    return name.replace("-", "_"), found if isinstance(found, list) else _names(values)
+
+
+def _configured(context: typer.Context, path: Path | None) -> None:
+    """Take what a run was made with, for options that do not stand in the command."""
+    if path is None:
+        return
+    from dgm_pyro.experiments import runs
+
+    stored = runs.read_json(path, runs.KINDS, "choose the run.json of a run")
+    options = stored["options"] | {name: stored[name] for name in ("model", "data", "data_dir")}
+    names = {parameter.name for parameter in context.command.params}
+    own = _settings([f"{name}={value!r}" for name, value in options.items() if name == "hidden"])
+    settings = [f"{name}={value!r}" for name, value in own.items()]
+    none = {"validation": 0, "clip_norm": 0}  # what stands for None where that is not the default
+    given = {name: none.get(name) if value is None else value for name, value in options.items() if name in names}
+    given = {name: value for name, value in given.items() if value is not None and value != "auto"}
+    context.default_map = {**(context.default_map or {}), **given, "settings": settings}
+
+
+# -- how a command runs, and what it prints ---------------------------------------------------------------------------
+
+
+class _Interruption(Exception):
+    """What `Interrupted` says, past typer, which keeps of an interrupt that there was one."""
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    from dgm_pyro.jobs import Interrupted
+
+    try:
+        yield
+    except Interrupted as error:
+        raise _Interruption(str(error), error.status) from None
+
+
+def _on_a_terminal() -> bool:
+    """Whether somebody sees the bars."""
+    return sys.stderr.isatty()
+
+
+def _print(found: Result, as_json: bool = False) -> None:
+    typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
 
 
 @app.callback(invoke_without_command=True, epilog="Example: dgm tour --quick")
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks, as the environment variable DGM_DEBUG does.")
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(help="Number of CPU threads; 1 is often fastest for small networks.")
-    ] = None,
+    version: Annotated[bool, _option("Show the version and exit.", "--version")] = False,
+    debug: Annotated[bool, _option("Show tracebacks, as the environment variable DGM_DEBUG does.", "--debug")] = False,
+    threads: Annotated[int | None, _option("Number of CPU threads; 1 is often fastest for small networks.")] = None,
 ) -> None:
     if debug:
         os.environ["DGM_DEBUG"] = "1"
@@ -193,9 +345,9 @@ def _use_threads(threads: int) -> None:
 
 @app.command(epilog="Example: dgm tour --quick --out tour")
 def tour(
-    quick: Annotated[bool, typer.Option("--quick", help="Train for less than a minute, with worse results.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the report; an earlier tour in it is replaced.")] = Path("tour"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a tour that was interrupted.")] = False,
+    quick: Annotated[bool, _option("Train for less than a minute, with worse results.", "--quick")] = False,
+    out: Annotated[Path, _option("Folder of the report; an earlier tour in it is replaced.")] = Path("tour"),
+    resume: Annotated[bool, _option("Continue a tour that was interrupted.", "--resume")] = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -208,184 +360,57 @@ def tour(
         raise typer.Exit(1)
 
 
-def _is_told(context: typer.Context, name: str) -> bool:
-    """Whether an option stands in the command."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _settings(texts: Sequence[str]) -> dict[str, Any]:
-    """The values in "NAME=VALUE": numbers and sequences of them, or names."""
-    from dgm_pyro.catalog import build
-
-    known = [name for name in inspect.signature(build).parameters if name not in ("name", "data", "labeled")]
-    found = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        if name not in known or not value:
-            raise ValueError(f"--set must be NAME=VALUE with a NAME of {', '.join(known)}, got {text!r}")
-        found[name] = value_of(value)
-    return found
-
-
-def _configured(context: typer.Context, path: Path | None) -> None:
-    """Take what a run was made with, for options that do not stand in the command."""
-    if path is None:
-        return
-    from dgm_pyro.experiments import runs
-
-    stored = runs.read_json(path, runs.KINDS, "choose the run.json of a run")
-    options = stored["options"] | {name: stored[name] for name in ("model", "data", "data_dir")}
-    names = {parameter.name for parameter in context.command.params}
-    own = _settings([f"{name}={value!r}" for name, value in options.items() if name == "hidden"])
-    settings = [f"{name}={value!r}" for name, value in own.items()]
-    none = {"validation": 0, "clip_norm": 0}  # what stands for None where that is not the default
-    given = {name: none.get(name) if value is None else value for name, value in options.items() if name in names}
-    given = {name: value for name, value in given.items() if value is not None and value != "auto"}
-    context.default_map = {**(context.default_map or {}), **given, "settings": settings}
-
-
-class _Interruption(Exception):
-    """What `Interrupted` says, past typer, which keeps of an interrupt that there was one."""
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    from dgm_pyro.jobs import Interrupted
-
-    try:
-        yield
-    except Interrupted as error:
-        raise _Interruption(str(error), error.status) from None
-
-
-def _in_place_of(
-    argument: str, parameters: Sequence[inspect.Parameter], make: Callable[..., Any]
-) -> Callable[[Command], Command]:
-    """Give a command ``parameters`` in the place of its ``argument``, which ``make`` makes of them."""
-
-    def decorate(command: Command) -> Command:
-        @functools.wraps(command)
-        def called(**given: Any) -> None:
-            made = make(**{parameter.name: given.pop(parameter.name) for parameter in parameters})
-            command(**given, **{argument: made})
-
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameters if each.name == argument else [each] for each in signature.parameters.values()]
-        called.__signature__ = signature.replace(parameters=[*itertools.chain(*own)])  # type: ignore[attr-defined]
-        return called
-
-    return decorate
-
-
-def _training_options(*without: str) -> Callable[[Command], Command]:
-    """Give a command one option for each field of `TrainingOptions`, in the place of its argument ``options``.
-
-    Args:
-        without: fields that keep their default.
-    """
-    parameters = [_parameter_of(field) for field in dataclasses.fields(TrainingOptions) if field.name not in without]
-
-    def decorate(command: Command) -> Command:
-        @functools.wraps(command)
-        def interruptible(**given: Any) -> None:
-            with _interruptible():
-                command(**given)
-
-        return _in_place_of("options", parameters, TrainingOptions)(interruptible)
-
-    return decorate
-
-
-def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
-    """The option of the command line that sets a field of `TrainingOptions`."""
-    (kind, meaning), default = option_types()[field.name], field.default
-    annotation: Any = Annotated[kind, typer.Option(help=meaning)]
-    if field.name in ("seed", "device"):  # as for the other commands
-        annotation = {"seed": Seed, "device": Device}[field.name]
-    elif field.name in ("validation", "clip_norm"):
-        told = typer.Option(help=f"{meaning} 0 for none.", callback=lambda value: value or None)
-        annotation = Annotated[float, told]
-    elif field.name == "compile":
-        told = typer.Option(
-            "--compile/--no-compile", help=meaning, callback=lambda choice: "auto" if choice is None else choice
-        )
-        annotation, default = Annotated[bool | None, told], None
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _reading(
-    label: Label = None,
-    given: Given = None,
-    columns: Columns = None,
-    levels: Levels = None,
-    size: Size = None,
-    gray: Gray = None,
-    test_data: TestData = None,
-) -> dict[str, Any]:
-    """How `experiments.runs.points` reads a file."""
-    chosen = {
-        "label": label,
-        "given": None if given is None else list(_names(given)),
-        "columns": None if columns is None else list(_names(columns)),
-        "levels": levels,
-        "size": size,
-        "gray": gray,
-        "test": test_data,
-    }
-    return {name: choice for name, choice in chosen.items() if choice is not None}
-
-
-_reading_options = _in_place_of("reading", [*inspect.signature(_reading, eval_str=True).parameters.values()], _reading)
-
-
 @app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
 @_training_options()
-@_reading_options
+@_made_by("reading", _reading)
 def train(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Model to train, such as vae or pixelcnn: see dgm list. After --resume: the folder of a run.",
-            autocompletion=_models,
+        _argument(
+            "MODEL",
+            "Model to train, such as vae or pixelcnn: see dgm list. After --resume: the folder of a run.",
+            _models,
         ),
     ],
     data: DataSet = "digits",
     reading: Any = None,
     data_dir: DataDir = None,
     num_data: NumData = None,
-    prior: Annotated[str | None, typer.Option(help="Prior of a vae: see dgm list.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Encoder of a vae: see dgm list.")] = None,
-    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a vae: see dgm list.")] = None,
+    prior: Annotated[str | None, _option("Prior of a vae: see dgm list.")] = None,
+    encoder: Annotated[str | None, _option("Encoder of a vae: see dgm list.")] = None,
+    likelihood: Annotated[str | None, _option("Likelihood of a vae: see dgm list.")] = None,
     latent_size: LatentSize = None,
     labeled: Annotated[
-        bool, typer.Option("--labeled", help="Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).")
+        bool, _option("Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).", "--labeled")
     ] = False,
-    standardize: Annotated[
-        bool, typer.Option(help="Standardize reals inside the model; its numbers stay in the units of the data.")
-    ] = True,
-    objective: Annotated[str | None, typer.Option(help="Objective to maximize, such as iwae:50: see dgm list.")] = None,
+    standardize: Standardizes = True,
+    objective: Annotated[str | None, _option("Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
-        int | None, typer.Option(help="Keep only this many labels. Needs --labeled and a semi-supervised objective.")
+        int | None, _option("Keep only this many labels. Needs --labeled and a semi-supervised objective.")
     ] = None,
     mutate: Annotated[
-        float | None,
-        typer.Option(help="Probability of replacing each feature by noise. Trains a background for dgm anomaly."),
+        float | None, _option("Probability of replacing each feature by noise. Trains a background for dgm anomaly.")
     ] = None,
     *,
     options: TrainingOptions,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/MODEL-DATA.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
+    out: Annotated[Path | None, _option("Folder of the run. Default: runs/MODEL-DATA.")] = None,
+    force: Annotated[bool, _option("Overwrite the run's folder.", "--force")] = False,
     resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue an interrupted training: --resume RUN, or with the command that began it.",
-        ),
+        bool, _option("Continue an interrupted training: --resume RUN, or with the command that began it.", "--resume")
     ] = False,
-    settings: Settings = None,
-    config: Config = None,
+    settings: Annotated[
+        list[str] | None,
+        _option("Option of the model, such as hidden=512,512; may be repeated.", "--set", metavar="NAME=VALUE"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        _option(
+            "Record of a run, whose options are those that the command does not name.",
+            is_eager=True,
+            callback=_configured,
+            metavar="RUN/run.json",
+        ),
+    ] = None,
     context: typer.Context,
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves.
@@ -395,241 +420,154 @@ def train(
     In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
     """
     from dgm_pyro.catalog import MODELS
-    from dgm_pyro.experiments import runs
-    from dgm_pyro.experiments.trackers import RunFiles
-    from dgm_pyro.training import distributed
+    from dgm_pyro.experiments.commands import resume_run, train_run
 
-    processes = distributed.join(options.device)
-    shown = _on_a_terminal()
     if resume and model not in MODELS:
-        folder = Path(model)
-        told = [
-            name for name in context.params if _is_told(context, name) and name not in ("model", "resume", "device")
-        ]
+        told = [name for name in context.params if _told(context, name) and name not in ("model", "resume", "device")]
         if told:
             raise ValueError(f"--resume {model} takes the options of that run: leave out {', '.join(told)}")
-        device = options.device if _is_told(context, "device") else None
-        _, record, history = runs.resume(folder, device, trackers=[RunFiles(folder, str(folder))], progress=shown)
-        if processes.writes:
-            _report_training(folder, record.model, history)
-        distributed.leave()
-        return
-    parts = {"prior": prior, "encoder": encoder, "likelihood": likelihood, "latent_size": latent_size}
-    swaps: dict[str, Any] = {name: choice for name, choice in parts.items() if choice is not None}
-    if not standardize:
-        swaps["standardize"] = False
-    name = f"{model}-{Path(data).stem}"
-    folder = out or Path("runs") / name
-    _, _, history = runs.train(
-        folder,
-        model,
-        data,
-        swaps | _settings(settings or ()),
-        options,
-        labeled=labeled,
-        data_dir=data_dir,
-        reading=reading,
-        num_data=num_data,
-        objective=objective,
-        num_labels=num_labels,
-        mutate=mutate,
-        force=force,
-        resume=resume,
-        trackers=[RunFiles(folder, name)],
-        progress=shown,
-    )
-    if processes.writes:
-        _report_training(folder, model, history)
-    distributed.leave()
-
-
-def _report_training(folder: Path, model: str, history: History) -> None:
-    best = history.epochs[history.best_epoch - 1]
-    loss = f"loss {best.loss:.3f} {history.unit}"
-    if best.validation is not None:
-        same = history.validation_unit == history.unit
-        loss = f"loss {best.loss:.3f}, " if same else f"{loss}, "
-        loss += f"validation {best.validation:.3f} {history.validation_unit}"
-    typer.echo(f"{folder}: epoch {history.best_epoch} of {len(history.epochs)}, {loss}, {history.seconds:.1f} s")
-    doing = {"implicit": ("sample",), "classifier": ("evaluate",)}.get(model, ("evaluate", "sample"))
-    typer.echo("next: " + "; ".join(f"dgm {command} {folder}" for command in doing))
+        device = options.device if _told(context, "device") else None
+        found = resume_run(Path(model), device, progress=_on_a_terminal())
+    else:
+        parts = _chosen(prior=prior, encoder=encoder, likelihood=likelihood, latent_size=latent_size)
+        found = train_run(
+            out or Path("runs") / f"{model}-{Path(data).stem}",
+            model,
+            data,
+            parts | ({} if standardize else {"standardize": False}) | _settings(settings or ()),
+            options,
+            labeled=labeled,
+            data_dir=data_dir,
+            reading=reading,
+            num_data=num_data,
+            objective=objective,
+            num_labels=num_labels,
+            mutate=mutate,
+            force=force,
+            resume=resume,
+            progress=_on_a_terminal(),
+        )
+    if found is not None:
+        _print(found)
 
 
 @app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --num-steps 20")
+@_made_by("run", _open_own_run)
 def sample(
-    run: RunFolder,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Number of samples.")] = 64,
+    *,
+    num_samples: Annotated[int, _option("Number of samples.", "--num-samples", "-n")] = 64,
     label: Annotated[
-        str | None, typer.Option(help="Class to sample from, p(x | class); needs a run trained with --labeled.")
+        str | None, _option("Class to sample from, p(x | class); needs a run trained with --labeled.")
     ] = None,
     given: Annotated[
         str | None,
-        typer.Option(
-            metavar="NUMBER,NUMBER,...", help="Values to condition on, for a run trained with --given; in that order."
-        ),
+        _option("Values to condition on, for a run trained with --given; in that order.", metavar="NUMBER,NUMBER,..."),
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(
-            help="Sampler of a diffusion: ancestral (the model itself), ddim, dpm++ or heun. Default: ancestral."
-        ),
+        _option("Sampler of a diffusion: ancestral (the model itself), ddim, dpm++ or heun. Default: ancestral."),
     ] = None,
-    num_steps: Annotated[
-        int | None, typer.Option(help="Number of time steps of a diffusion to use. Default: all.")
-    ] = None,
+    num_steps: Annotated[int | None, _option("Number of time steps of a diffusion to use. Default: all.")] = None,
     spacing: Annotated[
-        str | None,
-        typer.Option(help="Spacing of a diffusion's time steps: uniform, quadratic or karras. Default: uniform."),
+        str | None, _option("Spacing of a diffusion's time steps: uniform, quadratic or karras. Default: uniform.")
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(
-            help="Strength of classifier-free guidance, for a diffusion trained with --labeled. Default: 0, none."
-        ),
+        _option("Strength of classifier-free guidance, for a diffusion trained with --labeled. Default: 0, none."),
     ] = None,
     seed: Seed = 0,
-    device: Device = "auto",
+    run: OpenRun,
     out: Picture = None,
 ) -> None:
     """Draw samples: a picture, and the values in a .npy file."""
-    import torch
+    from dgm_pyro.experiments.commands import sample_into
 
-    from dgm_pyro.evaluation import evaluating
-    from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.families.labeled import Labeled
-    from dgm_pyro.program import seeded
-
-    picture = _written_to(out, run / "samples.png")
-    program, record, where, _ = _opened(run, device)
-    condition = None if given is None else torch.tensor([_numbers(given, record)], device=where)
-    if label is not None:
-        condition = torch.tensor([_class_of(label, record)], device=where)
-    options = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "guidance": guidance}
-    options = {name: value for name, value in options.items() if value is not None}
-    if program.variable != "x":
-        raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to sample")
-    if ("guidance" in options or label is not None) and not isinstance(program, Labeled):
-        raise ValueError("--label and --guidance need a run with labels: train it with dgm train --labeled")
-    with seeded(seed, where), evaluating(program):
-        x = program.sample(num_samples, condition, **options).cpu()
-    what = f"{record}" + ("" if label is None else f", class {label}") + ("" if given is None else f", given {given}")
-    plots.write_picture(picture, plots.samples(x, levels=program.levels, title=f"{num_samples} samples of {what}"))
-    written = runs.write_alike(picture.with_suffix(""), x, record, program.levels)
-    typer.echo(f"{picture} and {written}: {num_samples} samples of {what}")
+    drawn = sample_into(
+        run,
+        out,
+        num_samples,
+        label=label,
+        given=None if given is None else _names(given),
+        seed=seed,
+        **_chosen(sampler=sampler, num_steps=num_steps, spacing=spacing, guidance=guidance),
+    )
+    _print(drawn)
 
 
-def _class_of(label: str, record: Record) -> int:
-    classes = record.reading.get("classes", [])
-    if label in classes:
-        return int(classes.index(label))
-    if label.isdecimal():
-        return int(label)
-    known = ", ".join(classes) or "numbers from 0"
-    raise ValueError(f"--label must be a class, got {label!r}: the run knows {known}")
-
-
-def _numbers(text: str, record: Record) -> list[float]:
-    names = record.reading.get("given", [])
-    try:
-        return [float(number) for number in _names(text)]
-    except ValueError as error:
-        raise ValueError(f"--given must be numbers, one for each of {', '.join(names)}, got {text!r}") from error
-
-
-@app.command(epilog="Example: dgm impute runs/pixelcnn-digits --mask top -n 6")
+@app.command(epilog="Example: dgm impute runs/pixelcnn-digits --region top -n 6")
+@_made_by("run", _open_run)
 def impute(
-    run: RunFolder,
-    mask: Annotated[
+    *,
+    region: Annotated[
         str | None,
-        typer.Option(
-            help="Region to hide: left, right, top, bottom, center, or a random fraction, random:0.5. Default: what "
-            "the data miss; left where they miss nothing."
+        _option(
+            "Region to hide: left, right, top, bottom, center, or a random fraction, random:0.5. Default: what the "
+            "data miss; left where they miss nothing."
         ),
     ] = None,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", help="Number of draws per datum.")] = 4,
-    rows: Annotated[
-        int | None, typer.Option(help="Number of data, from the start. Default: 8 of the split; all of --data.")
+    num_samples: Annotated[int, _option("Number of draws per datum.", "--num-samples", "-n")] = 4,
+    num_data: Annotated[
+        int | None, _option("Number of data, from the start. Default: 8 of the split; all of --data.")
     ] = None,
     data: OtherData = None,
     split: Split = "test",
     num_particles: Annotated[
         int | None,
-        typer.Option(
-            help="Number of weighted particles per datum that the draws are chosen from; more are more accurate. "
-            "Default: by method, see docs/inference.md."
+        _option(
+            "Number of weighted particles per datum that the draws are chosen from; more are more accurate. Default: "
+            "by method, see docs/inference.md."
         ),
     ] = None,
     num_temperatures: Annotated[
-        int, typer.Option(help="Number of annealing temperatures, for a VAE or a flow; more are more accurate.")
+        int, _option("Number of annealing temperatures, for a VAE or a flow; more are more accurate.")
     ] = 100,
     seed: Seed = 0,
-    device: Device = "auto",
-    data_dir: DataDir = None,
+    run: OpenRun,
     out: Picture = None,
 ) -> None:
     """Hide features and draw them given the others: a picture, and the values in a .npy file."""
-    import dgm_pyro as dgm
-    from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.experiments.commands import impute_into
 
-    picture = _written_to(out, run / "imputed.png")
-    if rows is not None and rows < 1:
-        raise ValueError(f"--rows must be a positive integer, got {rows}")
-    program, record, where, place = _opened(run, device, data_dir)
-    points = _points(record, program, split, data, place)[: rows or (8 if data is None else None)]
-    x, given, _ = program.arguments(points)
-    if program.variable != "x":
-        raise ValueError("this run holds a discriminative classifier: it knows p(y | x), and has no x to impute")
-    hidden = ("left" if points.mask is None else None) if mask is None else mask
-    seen = points.mask if hidden is None else dgm.infer.hide(hidden, program.event_shape, seed)
-    assert seen is not None
-    if points.mask is not None:
-        seen = seen & points.mask
-    drawn = dgm.infer.impute(
-        program,
-        x.to(where),
-        seen.to(where),
+    drawn = impute_into(
+        run,
+        out,
         num_samples,
-        None if given is None else given.to(where),
+        region=region,
+        num_data=num_data,
+        data=data,
+        split=split,
         num_particles=num_particles,
         num_temperatures=num_temperatures,
         seed=seed,
         progress=_on_a_terminal(),
-    ).cpu()
-    what = f"{record}, {hidden} hidden" if hidden else f"{record}, missing values drawn"
-    shown = plots.imputations(x[:8], seen.expand_as(x)[:8], drawn[:, :8], levels=program.levels, title=what)
-    plots.write_picture(picture, shown)
-    places = {
-        "row": [i for _ in range(num_samples) for i in range(len(x))],
-        "draw": [draw for draw in range(num_samples) for _ in range(len(x))],
-    }
-    written = runs.write_alike(picture.with_suffix(""), drawn, record, program.levels, **places)
-    typer.echo(f"{picture} and {written}: {num_samples} draws for each of {len(x)} data of {what}")
+    )
+    _print(drawn)
 
 
 @app.command(
     epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; dgm evaluate runs/continuous-moons --ode"
 )
+@_made_by("run", _open_run)
 def evaluate(
-    run: RunFolder,
+    *,
     data: OtherData = None,
     split: Split = "test",
     num_particles: Samples = 1,
     num_samples: Annotated[
         int | None,
-        typer.Option(
-            help="Number of ELBO samples per datum; for a diffusion, of times and noise. Default: 8. More samples "
-            "lower the Monte Carlo error, and do not tighten the bound."
+        _option(
+            "Number of ELBO samples per datum; for a diffusion, of times and noise. Default: 8. More samples lower the "
+            "Monte Carlo error, and do not tighten the bound."
         ),
     ] = None,
     ode: Annotated[
         bool,
-        typer.Option(
-            "--ode", help="Use the density of the probability-flow ODE (diffusion-continuous on real-valued data only)."
+        _option(
+            "Use the density of the probability-flow ODE (diffusion-continuous on real-valued data only).", "--ode"
         ),
     ] = False,
     seed: Seed = 0,
-    device: Device = "auto",
-    data_dir: DataDir = None,
+    run: OpenRun,
     as_json: Json = False,
 ) -> None:
     """Print the evidence in bits per dimension, exact or as a bound, and a classifier's accuracy.
@@ -639,61 +577,37 @@ def evaluate(
     The value after +- is the standard error of the mean over the data. It includes the Monte Carlo error, but not the
     variation between trainings.
     """
-    import json
+    from dgm_pyro.experiments.commands import evaluate_run
 
-    import dgm_pyro as dgm
-    from dgm_pyro.uses import classification
-
-    program, record, _, place = _opened(run, device, data_dir)
-    points = _points(record, program, split, data, place)
-    if num_samples is not None and (program.tractable or num_particles > 1 or ode):
-        raise ValueError("--num-samples is the number of ELBO samples, but this evidence is no ELBO: leave it out")
-    averaged: dict[str, Any] = {} if num_samples is None else {"num_samples": num_samples}
-    shown = _on_a_terminal()
-    evidence = dgm.evaluate(
-        program, points, num_particles=num_particles, ode=ode, seed=seed, progress=shown, **averaged
+    found = evaluate_run(
+        run,
+        data,
+        split,
+        num_particles=num_particles,
+        num_samples=num_samples,
+        ode=ode,
+        seed=seed,
+        progress=_on_a_terminal(),
     )
-    of = "log p(x)" if program.variable == "x" else "log p(y | x)"
-    numbers = {"run": str(run), "model": record.model, "split": split, "of": of} | evidence.as_dict()
-    accuracy = None
-    if isinstance(program, (dgm.Labeled, dgm.Discriminative)) and points.y is not None:
-        probabilities, _ = classification.beliefs(program, points.x, progress=shown)
-        numbers["accuracy"] = accuracy = classification.accuracy(probabilities, points.y)
-    if as_json:
-        typer.echo(json.dumps(numbers, indent=1))
-        return
-    known = "" if program.variable == "x" else f" of {of}, because it has no p(x)"
-    of_what = split if data is None else data
-    typer.echo(f"{record} ({of_what}, {len(points)} data): {evidence}{known}")
-    if accuracy is not None:
-        typer.echo(f"accuracy {accuracy:.4f}")
-    formula = program.formula()
-    typer.echo(f"the program: {formula.p}" + (f"; its guide: {formula.q}" if formula.q else ""))
+    _print(found, as_json)
 
 
 @app.command(epilog="Examples: dgm doctor runs/vae-digits; dgm doctor vae --prior flow; dgm doctor my.py:model,guide")
 def doctor(
-    target: Annotated[
-        str,
-        typer.Argument(metavar="TARGET", help="Run folder, model name, or FILE.py:MODEL,GUIDE.", autocompletion=_runs),
-    ],
+    target: Annotated[str, _argument("TARGET", "Run folder, model name, or FILE.py:MODEL,GUIDE.", _runs)],
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Data set to check on. Default: that of the run; digits for a model name.", autocompletion=_data_sets
-        ),
+        _option("Data set to check on. Default: that of the run; digits for a model name.", autocompletion=_data_sets),
     ] = None,
     arguments: Annotated[
         str,
-        typer.Option(
-            "--args",
-            metavar="NAME",
-            help="Name of the value or function in FILE.py that gives the arguments of the pair.",
+        _option(
+            "Name of the value or function in FILE.py that gives the arguments of the pair.", "--args", metavar="NAME"
         ),
     ] = "data",
-    prior: Annotated[str | None, typer.Option(help="Prior of a VAE, if TARGET is a model name.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Encoder of a VAE, if TARGET is a model name.")] = None,
-    likelihood: Annotated[str | None, typer.Option(help="Likelihood of a VAE, if TARGET is a model name.")] = None,
+    prior: Annotated[str | None, _option("Prior of a VAE, if TARGET is a model name.")] = None,
+    encoder: Annotated[str | None, _option("Encoder of a VAE, if TARGET is a model name.")] = None,
+    likelihood: Annotated[str | None, _option("Likelihood of a VAE, if TARGET is a model name.")] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -702,59 +616,24 @@ def doctor(
     Errors end in a non-zero exit. In FILE.py, data() returns the arguments of model and guide: one argument, a tuple,
     or a dict of named arguments.
     """
-    import json
+    from dgm_pyro.experiments.commands import doctor_of
 
-    import dgm_pyro as dgm
-    from dgm_pyro.catalog import MODELS, build
-    from dgm_pyro.diagnosis import pair_from
-    from dgm_pyro.experiments import runs
-
-    parts = {"prior": prior, "encoder": encoder, "likelihood": likelihood}
-    swaps: dict[str, Any] = {name: choice for name, choice in parts.items() if choice is not None}
-    if ":" in target and not Path(target).is_dir():
-        model, guide, args, kwargs = pair_from(target, arguments)
-        if isinstance(model, dgm.Program):
-            diagnosis = dgm.doctor(model, *args[:1])
-        else:
-            diagnosis = dgm.doctor(model, guide, *args, **kwargs)
-    elif target in MODELS:
-        points = runs.points(data or "digits", data_dir=data_dir)[:64]
-        diagnosis = dgm.doctor(build(target, points, **swaps), points)
-    elif target.endswith(".py"):
-        raise ValueError(f"{target} is a file: name what is in the file: {target}:MODEL,GUIDE")
-    else:
-        program, record = runs.read(target)
-        points = _points(record, program, "train", data, data_dir or record.data_dir)[:64]
-        diagnosis = dgm.doctor(program, points)
-    typer.echo(json.dumps(diagnosis.as_dict(), indent=1) if as_json else str(diagnosis))
+    parts = _chosen(prior=prior, encoder=encoder, likelihood=likelihood)
+    diagnosis = doctor_of(target, data, arguments, data_dir, **parts)
+    _print(diagnosis, as_json)
     if not diagnosis.ok:
         raise typer.Exit(1)
 
 
 def _tried(what: str) -> Any:
-    return typer.Option(metavar="NAME,NAME,...", help=f"{what} to try, separated by commas: see dgm list.")
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
-def _values(text: str) -> tuple[str, Sequence[Any]]:
-    """The name and the values in "lr=1e-3,3e-3" or "hidden=(64,),(256,256)"."""
-    name, _, values = text.partition("=")
-    found = value_of(f"[{values}]")
-    if not values:
-        raise ValueError(f"--vary must be NAME=VALUE,VALUE,..., got {text!r}")
-    return name.replace("-", "_"), found if isinstance(found, list) else _names(values)
+    return _option(f"{what} to try, separated by commas: see dgm list.", metavar="NAME,NAME,...")
 
 
 @app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
-@_reading_options
+@_made_by("reading", _reading)
 def sweep(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Model to train: see dgm list.", autocompletion=_models)
-    ] = "vae",
+    model: Model = "vae",
     data: DataSet = "digits-binary",
     reading: Any = None,
     prior: Annotated[str | None, _tried("Priors")] = None,
@@ -763,48 +642,49 @@ def sweep(
     objective: Annotated[str | None, _tried("Objectives")] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE,VALUE,...",
-            help="Values of another option to try, such as lr=1e-3,3e-3; may be repeated.",
+        _option(
+            "Values of another option to try, such as lr=1e-3,3e-3; may be repeated.", metavar="NAME=VALUE,VALUE,..."
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds; they count from 0.")] = 1,
+    seeds: Annotated[int, _option("Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
+    standardize: Standardizes = True,
     num_particles: Annotated[
-        int, typer.Option(help="Number of particles of the IWAE bound. The table is sorted by this bound.")
+        int, _option("Number of particles of the IWAE bound. The table is sorted by this bound.")
     ] = 1000,
     jobs: Annotated[
-        int | None, typer.Option(help="Number of processes. They take the GPUs in turn, or share the CPU cores.")
+        int | None, _option("Number of processes, by default 1. They take the GPUs in turn, or share the CPU cores.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Backend of joblib to run the cells on, in the place of processes: dask or ray.")
+        str | None, _option("Cluster to run the cells on, in the place of processes of this machine: dask or ray.")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Address of the cluster of --backend, such as tcp://10.0.0.1:8786.")
-    ] = None,
+    address: Annotated[str | None, _option("Address of the --backend, such as tcp://10.0.0.1:8786.")] = None,
     *,
     options: TrainingOptions,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/MODEL-DATA.")] = None,
+    out: Annotated[Path | None, _option("Folder of the sweep. Default: sweeps/MODEL-DATA.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train and evaluate every combination: a table, a heat map, CSV, and a run for each cell.
 
     Run the same command again to resume. It keeps finished cells and retries failed ones.
     """
-
-    from dgm_pyro.experiments import runs
-    from dgm_pyro.experiments.sweep import Options
-    from dgm_pyro.experiments.sweep import sweep as run_sweep
+    from dgm_pyro.experiments.commands import sweep_into
     from dgm_pyro.jobs import on_cluster
 
-    folder = out or Path("sweeps") / f"{model}-{Path(data).stem}"
-    source, reading = runs.reading_of(data, reading)
     with on_cluster(backend, address):
-        result = run_sweep(
-            folder,
-            Options(model, source, data_dir, num_data, latent_size, num_particles, options, reading),
+        found = sweep_into(
+            out or Path("sweeps") / f"{model}-{Path(data).stem}",
+            model,
+            data,
+            reading,
+            options,
+            data_dir=data_dir,
+            num_data=num_data,
+            latent_size=latent_size,
+            num_particles=num_particles,
+            standardize=standardize,
             prior=_names(prior),
             encoder=_names(encoder),
             likelihood=_names(likelihood),
@@ -813,22 +693,16 @@ def sweep(
             seeds=seeds,
             jobs=jobs,
         )
-    written = f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}"
-    _show(result, as_json, "", {}, written)
-    if result.failed:
-        for error, where in result.failures().items():
+    _print(found, as_json)
+    if found.found.failed:
+        for error, where in found.found.failures().items():
             typer.echo(_printable(f"failed: {', '.join(where)}: {error}"), err=True)
         raise typer.Exit(1)
 
 
 @app.command(epilog="Example: dgm compare runs/vae-digits runs/pixelcnn-digits --num-particles 100")
 def compare(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN RUN ...", help="Runs to compare; differences are to the first.", autocompletion=_runs
-        ),
-    ],
+    folders: Annotated[list[Path], _argument("RUN RUN ...", "Runs to compare; differences are to the first.", _runs)],
     data: OtherData = None,
     split: Split = "test",
     num_particles: Samples = 1,
@@ -838,9 +712,6 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare runs side by side, with paired differences. A mass is not compared with a density."""
-    import json
-
-    from dgm_pyro.checks import find_device
     from dgm_pyro.experiments.sweep import compare as compare_runs
 
     found = compare_runs(
@@ -849,37 +720,35 @@ def compare(
         num_particles=num_particles,
         data=data,
         data_dir=data_dir,
-        device=str(find_device(device)),
+        device=device,
         seed=seed,
         progress=_on_a_terminal(),
     )
-    typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
+    _print(found, as_json)
 
 
 @app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num-data 16")
+@_made_by("runs", _open_runs)
 def gaps(
-    folders: Annotated[
-        list[Path], typer.Argument(metavar="RUN ...", help="Runs of VAEs, one for each guide.", autocompletion=_runs)
-    ],
-    num_data: Annotated[int, typer.Option(help="Number of data, from the start of the split.")] = 32,
+    *,
+    num_data: Annotated[int, _option("Number of data, from the start of the split.")] = 32,
     data: OtherData = None,
     split: Split = "test",
     num_particles: Annotated[
-        int, typer.Option(help="Number of importance samples per datum in the IWAE bound on log p(x).")
+        int, _option("Number of importance samples per datum in the IWAE bound on log p(x).")
     ] = 1000,
     num_temperatures: Annotated[
         int,
-        typer.Option(
-            help="Number of temperatures of annealed importance sampling; more tighten its bound. 0 leaves it out, as "
+        _option(
+            "Number of temperatures of annealed importance sampling; more tighten its bound. 0 leaves it out, as "
             "discrete latents need."
         ),
     ] = 100,
     gradient_steps: Annotated[
-        int, typer.Option(help="Number of gradient steps in the search for the best q of the family.")
+        int, _option("Number of gradient steps in the search for the best q of the family.")
     ] = 400,
     seed: Seed = 0,
-    device: Device = "auto",
-    data_dir: DataDir = None,
+    runs: Any,
     out: Picture = None,
     as_json: Json = False,
 ) -> None:
@@ -887,54 +756,33 @@ def gaps(
 
     Prints a table and writes pictures. With the defaults, a small VAE takes about half a minute of processor time.
     """
-    import json
+    from dgm_pyro.experiments.commands import gaps_into
 
-    import dgm_pyro as dgm
-    from dgm_pyro.checks import check_count
-    from dgm_pyro.experiments import plots
-
-    check_count(num_data, "num_data")
-    picture = _written_to(out, folders[0] / "gaps.png")
-    found, loaded = {}, {folder: _opened(folder, device, data_dir) for folder in folders}
-    for folder, (program, record, where, place) in loaded.items():
-        points = _points(record, program, split, data, place)[:num_data].to(where)
-        x, given, _ = program.arguments(points)
-        found[folder] = dgm.infer.gaps(
-            program,
-            x,
-            given,
-            num_particles=num_particles,
-            num_temperatures=num_temperatures,
-            gradient_steps=gradient_steps,
-            seed=seed,
-            progress=_on_a_terminal(),
-        )
-        if not as_json:
-            typer.echo(f"{folder} ({record}, {split if data is None else data})\n{found[folder]}")
-        if plots.is_picture(points.x):
-            name = f"{picture.stem}-{folder.name}-worst" if len(folders) > 1 else f"{picture.stem}-worst"
-            title = f"Worst explained by {folder.name}"
-            worst = plots.worst_explained(found[folder], levels=program.levels, title=title)
-            plots.write_picture(picture.with_name(f"{name}.png"), worst)
-    short = {folder.name for folder in found}
-    names = {folder.name if len(short) == len(found) else str(folder): each for folder, each in found.items()}
-    plots.write_picture(picture, plots.gaps(names, title=f"Gaps on {points.name}, {len(points)} data"))
-    if as_json:
-        typer.echo(json.dumps({str(folder): each.as_dict() for folder, each in found.items()}, indent=1))
-    else:
-        typer.echo(f"{picture}: a bar per run")
+    found = gaps_into(
+        runs,
+        out,
+        num_data,
+        data=data,
+        split=split,
+        num_particles=num_particles,
+        num_temperatures=num_temperatures,
+        gradient_steps=gradient_steps,
+        seed=seed,
+        progress=_on_a_terminal(),
+    )
+    _print(found, as_json)
 
 
 @app.command(epilog="Example: dgm checks runs/vae-digits --num-samples 1000")
+@_made_by("run", _open_run)
 def checks(
-    run: RunFolder,
-    num_samples: Annotated[int, typer.Option(help="Number of simulated pairs (z, x) for calibration.")] = 500,
-    num_data: Annotated[int, typer.Option(help="Number of data to measure the activity of units on.")] = 512,
+    *,
+    num_samples: Annotated[int, _option("Number of simulated pairs (z, x) for calibration.")] = 500,
+    num_data: Annotated[int, _option("Number of data to measure the activity of units on.")] = 512,
     data: OtherData = None,
     split: Split = "test",
     seed: Seed = 0,
-    device: Device = "auto",
-    data_dir: DataDir = None,
+    run: OpenRun,
     out: Picture = None,
     as_json: Json = False,
 ) -> None:
@@ -942,37 +790,30 @@ def checks(
 
     A latent variable that has collapsed entirely ends in a non-zero exit.
     """
+    from dgm_pyro.experiments.commands import check_into
 
-    import dgm_pyro as dgm
-    from dgm_pyro.checks import check_count
-    from dgm_pyro.experiments import plots
-
-    check_count(num_data, "num_data")
-    picture = _written_to(out, run / "checks.png")
-    program, record, _, place = _opened(run, device, data_dir)
-    points = _points(record, program, split, data, place)[:num_data]
-    report = dgm.infer.check(program, points, num_samples=num_samples, seed=seed, progress=_on_a_terminal())
-    plots.write_picture(picture, plots.calibration(report, title=f"The guide of {record}"))
-    _show(report, as_json, "", {}, f"{picture}: rank histograms and the KL of each dimension")
-    if any(finding.severity == "error" for finding in report.findings):
+    report = check_into(
+        run, out, num_data, data=data, split=split, num_samples=num_samples, seed=seed, progress=_on_a_terminal()
+    )
+    _print(report, as_json)
+    if not report.found.ok:
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: dgm infer model.py:model --data data.json --guide meanfield,nsf --out inference")
+@app.command(epilog="Example: dgm infer model.py:model --data data.json --guides meanfield,nsf --out inference")
 def infer(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="FILE.py:MODEL or MODULE:MODEL, a Pyro model.")],
+    target: Annotated[str, _argument("TARGET", "FILE.py:MODEL or MODULE:MODEL, a Pyro model.")],
     data: Annotated[
-        Path | None,
-        typer.Option(help="A .json file of the model's arguments by name. Default: what data() in FILE.py returns."),
+        Path | None, _option("A .json file of the model's arguments by name. Default: what data() in FILE.py returns.")
     ] = None,
-    guide: Annotated[
-        str, typer.Option(help="Guides to fit, separated by commas: see dgm list; Pyro's AutoGuides by name, too.")
+    guides: Annotated[
+        str, _option("Guides to fit, separated by commas: see dgm list; Pyro's AutoGuides by name, too.")
     ] = "meanfield,fullrank,realnvp,nsf",
-    reference: Annotated[str, typer.Option(help="What to compare the guides with: nuts or none.")] = "nuts",
-    gradient_steps: Annotated[int, typer.Option(help="Number of gradient steps of each fit.")] = 1000,
-    num_samples: Annotated[int, typer.Option(help="Number of draws of each guide, and of the reference.")] = 4000,
+    reference: Annotated[str, _option("What to compare the guides with: nuts or none.")] = "nuts",
+    gradient_steps: Annotated[int, _option("Number of gradient steps of each fit.")] = 1000,
+    num_samples: Annotated[int, _option("Number of draws of each guide, and of the reference.")] = 4000,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the table, the pictures and the draws.")] = Path("inference"),
+    out: Annotated[Path, _option("Folder of the table, the pictures and the draws.")] = Path("inference"),
     as_json: Json = False,
 ) -> None:
     """Fit guides to the posterior of a Pyro model and say how good each is.
@@ -980,50 +821,48 @@ def infer(
     Numbers in a .json file become tensors, which are passed to the model by the names of its parameters.
     """
     from dgm_pyro.checks import check_choice
-    from dgm_pyro.experiments import inference
+    from dgm_pyro.experiments.commands import infer_of
 
     check_choice(reference, ("nuts", "none"), "--reference")
-    posterior = inference.posterior_from(target, data)
-    found = inference.infer_into(
-        posterior,
+    found = infer_of(
+        target,
+        data,
         out,
-        guides=_names(guide),
+        guides=_names(guides),
         reference=None if reference == "none" else reference,
         gradient_steps=gradient_steps,
         num_samples=num_samples,
         seed=seed,
         progress=_on_a_terminal(),
     )
-    _show(found, as_json, f"{posterior!r}\n", {"target": target}, f"{out}: the table, pictures, and the draws of each")
+    _print(found, as_json)
 
 
-@app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --score likelihood,complexity,kl")
+@app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --scores likelihood,complexity,kl")
+@_made_by("run", _open_run)
 def anomaly(
-    run: RunFolder,
+    *,
     data: Inputs,
-    score: Annotated[
+    scores: Annotated[
         str,
-        typer.Option(
+        _option(
+            "Scores: likelihood, typicality, complexity, ratio, waic, kl. The first ranks the data.",
             metavar="NAME,NAME,...",
-            help="Scores: likelihood, typicality, complexity, ratio, waic, kl. The first ranks the data.",
         ),
     ] = "likelihood",
     background: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Background for ratio: a run trained with --mutate.", autocompletion=_runs),
+        Path | None, _option("Background for ratio: a run trained with --mutate.", metavar="RUN", autocompletion=_runs)
     ] = None,
     ensemble: Annotated[
-        str | None, typer.Option(metavar="RUN,RUN,...", help="Ensemble for waic: further runs, from other seeds.")
+        str | None, _option("Ensemble for waic: further runs, from other seeds.", metavar="RUN,RUN,...")
     ] = None,
     normal: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Normal data that were not trained on. Default: the run's test split."),
+        str | None, _option("Normal data that were not trained on. Default: the run's test split.", metavar="DATA")
     ] = None,
     false_alarm_rate: FalseAlarms = 0.01,
     num_particles: Samples = 1,
     seed: Seed = 0,
-    device: Device = "auto",
-    data_dir: DataDir = None,
+    run: OpenRun,
     out: Picture = None,
     as_json: Json = False,
 ) -> None:
@@ -1035,155 +874,85 @@ def anomaly(
 
     The AUROC is the probability that one of the DATA scores above a normal datum; 0.5 is chance.
     """
-    from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.files import write_text
-    from dgm_pyro.results import as_csv
-    from dgm_pyro.uses.anomaly import detect
+    from dgm_pyro.experiments.commands import detect_into
 
-    picture = _written_to(out, run / "anomalies.png")
-    program, record, where, place = _opened(run, device, data_dir)
-    points = runs.inputs(data, program, place, record.reading)
-    found = detect(
-        program,
-        points,
-        _points(record, program, "test", normal, place),
-        _names(score),
-        background=None if background is None else runs.read(background, where)[0],
-        ensemble=[runs.read(folder, where)[0] for folder in _names(ensemble)],
+    found = detect_into(
+        run,
+        out,
+        data,
+        _names(scores),
+        background=background,
+        ensemble=_names(ensemble),
+        normal=normal,
         false_alarm_rate=false_alarm_rate,
         num_particles=num_particles,
         seed=seed,
         progress=_on_a_terminal(),
     )
-    what, table = str(record), picture.with_suffix(".csv")
-    plots.write_picture(
-        picture,
-        plots.samples(
-            points.x[found.ranked[:36]],
-            levels=program.levels,
-            title=f"Most anomalous for {what}, by {found.alarms[0].score}",
-        ),
-    )
-    write_text(table, as_csv(found.records()))
-    written = f"{picture} and {table}: the most anomalous first"
-    _show(found, as_json, f"{what}: ", {"run": str(run), "data": data}, written)
+    _print(found, as_json)
 
 
 @app.command(epilog="Example: dgm classify runs/made-digits photos.npy --false-alarm-rate 0.05")
+@_made_by("run", _open_run)
 def classify(
-    run: RunFolder,
+    *,
     data: Inputs,
     num_particles: Samples = 1,
     false_alarm_rate: FalseAlarms = 0.01,
     seed: Seed = 0,
-    device: Device = "auto",
-    data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Output table, a .csv. Default: RUN/classified.csv.")] = None,
+    run: OpenRun,
+    out: Annotated[Path | None, _output(".csv", "Output table, a .csv. Default: RUN/classified.csv.")] = None,
     as_json: Json = False,
 ) -> None:
     """Classify data, and say which answers to reject: p(y | x) and log p(x) in a CSV, and a picture.
 
     A run trained with --labeled rejects by log p(x); a discriminative classifier rejects by its highest p(y | x).
     """
-    from dgm_pyro.evaluation import check_whole
-    from dgm_pyro.experiments import plots, runs
-    from dgm_pyro.files import write_text
-    from dgm_pyro.results import as_csv
-    from dgm_pyro.uses.classification import answer
+    from dgm_pyro.experiments.commands import classify_into
 
-    table = _written_to(out, run / "classified.csv")
-    program, record, _, place = _opened(run, device, data_dir)
-    points = runs.inputs(data, program, place, record.reading)
-    check_whole(points, f"a run of {record.model}")
-    x, reference = points.x, record.points("test", place)
-    found = answer(
-        program,
-        x,
-        reference.x,
+    found = classify_into(
+        run,
+        out,
+        data,
         false_alarm_rate=false_alarm_rate,
         num_particles=num_particles,
         seed=seed,
         progress=_on_a_terminal(),
     )
-    what, written = str(record), str(table)
-    table.parent.mkdir(parents=True, exist_ok=True)
-    write_text(table, as_csv(_by_name(found.records(), record.reading.get("classes"))))
-    if plots.is_picture(x):
-        picture = table.with_suffix(".png")
-        plots.write_picture(
-            picture,
-            plots.answers(
-                x[:36],
-                found.probabilities[:36],
-                found.rejected[:36],
-                levels=reference.levels,
-                title=f"{what}: answers, struck if rejected",
-            ),
-        )
-        written += f" and {picture}"
-    _show(found, as_json, f"{what}: ", {"run": str(run), "data": data}, written)
+    _print(found, as_json)
 
 
 @app.command(epilog="Example: dgm represent runs/vae-digits")
+@_made_by("run", _open_run)
 def represent(
-    run: RunFolder,
-    data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="A .npy file, or a data set. Default: the run's test split.")
-    ] = None,
-    site: Annotated[
-        str | None, typer.Option(help="Level of a hierarchy, such as z2. Default: the nearest to x.")
-    ] = None,
-    num_data: Annotated[int, typer.Option(help="Largest number of data, and of training data for the probe.")] = 5000,
-    curve: Annotated[str, typer.Option(help="Curve of the interpolation: spherical or linear.")] = "spherical",
+    *,
+    data: Annotated[str | None, _argument("DATA", "A .npy file, or a data set. Default: the run's test split.")] = None,
+    site: Annotated[str | None, _option("Level of a hierarchy, such as z2. Default: the nearest to x.")] = None,
+    num_data: Annotated[int, _option("Largest number of data, and of training data for the probe.")] = 5000,
+    curve: Annotated[str, _option("Curve of the interpolation: spherical or linear.")] = "spherical",
     seed: Seed = 0,
-    device: Device = "auto",
-    data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Output map, a .png. Default: RUN/representation.png.")] = None,
+    run: OpenRun,
+    out: Annotated[Path | None, _output(".png", "Output map, a .png. Default: RUN/representation.png.")] = None,
     as_json: Json = False,
 ) -> None:
     """Encode data, and measure what the codes z are good for: a table, a map, pictures along codes, a .npy file.
 
     With labels: a linear probe, nearest neighbors and clusters of z, beside those of x itself.
     """
-    import dgm_pyro as dgm
-    from dgm_pyro.checks import check_count
-    from dgm_pyro.experiments import plots, runs
+    from dgm_pyro.experiments.commands import represent_into
 
-    check_count(num_data, "num_data")
-    picture = _written_to(out, run / "representation.png")
-    program, record, _, place = _opened(run, device, data_dir)
-    if isinstance(program, dgm.Labeled):
-        program.program.code_named()  # or why there is none
-        raise ValueError(
-            f"{run} has a code for each class, and no map of all of them; in Python: "
-            f"labeled = dgm.load({str(run)!r}); dgm.representations.encode(labeled.program, x, labeled.classify(x))"
-        )
-    points = _points(record, program, "test", data, place)[:num_data]
-    train = None
-    if points.y is not None:
-        train = record.points("train", place)
-        train = record.points("train", place, min(num_data, len(train)), seed)
-    found = dgm.representations.represent(program, points, train, site=site, seed=seed, progress=_on_a_terminal())
-    what, numbers = str(record), picture.with_suffix(".npy")
-    title = f"{found.site} of {len(points)} data, {what}"
-    figures = plots.representation(found, program, points.x, curve=curve, title=title)
-    written = [numbers]
-    for name, figure in figures.items():
-        written.append(picture if name == "map" else picture.with_name(f"{picture.stem}-{name}.png"))
-        plots.write_picture(written[-1], figure)
-    numbers.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_array(numbers, found.z)
-    _show(found, as_json, f"{what}: ", {"run": str(run)}, ", ".join(map(str, written)))
+    found = represent_into(run, out, data, num_data, curve=curve, seed=seed, site=site, progress=_on_a_terminal())
+    _print(found, as_json)
 
 
-Repository = Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hugging Face hub: USER/NAME.")]
+Repository = Annotated[str, _argument("REPO", "Repository of the Hugging Face hub: USER/NAME.")]
 
 
 @app.command(epilog="Example: dgm push runs/vae-digits alice/vae-digits")
 def push(
     run: RunFolder,
     repo: Repository,
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    private: Annotated[bool, _option("Make a new repository a private one.", "--private")] = False,
     num_particles: Samples = 1,
     data_dir: DataDir = None,
 ) -> None:
@@ -1202,9 +971,9 @@ def push(
 @app.command(epilog="Example: dgm pull alice/vae-digits --out runs/alice")
 def pull(
     repo: Repository,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: the newest.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the run's folder.")] = False,
+    out: Annotated[Path | None, _option("Folder of the run. Default: runs/NAME.")] = None,
+    revision: Annotated[str | None, _option("Branch, tag or commit. Default: the newest.")] = None,
+    force: Annotated[bool, _option("Overwrite the run's folder.", "--force")] = False,
 ) -> None:
     """Fetch a run from the Hugging Face hub. To read it runs no code."""
     from dgm_pyro.experiments import hub
@@ -1215,109 +984,23 @@ def pull(
     typer.echo(f"next: dgm sample {folder}")
 
 
-def _opened(run: Path, device: str, data_dir: str | None = None) -> tuple[Program, Record, torch.device, str | None]:
-    """The program of a run, its record, the device, and the folder of its data."""
-    from dgm_pyro.checks import find_device
-    from dgm_pyro.experiments import runs
-
-    where = find_device(device)
-    program, record = runs.read(run, where)
-    return program, record, where, data_dir or record.data_dir
-
-
-def _points(record: Record, program: Program, split: str, other: str | None, place: str | None) -> Data:
-    """A split of the run's own data, or ``other`` data."""
-    from dgm_pyro.experiments import runs
-
-    return record.points(split, place) if other is None else runs.inputs(other, program, place, record.reading)
-
-
-def _by_name(records: list[dict[str, Any]], classes: list[str] | None) -> list[dict[str, Any]]:
-    """Answers with the names of the classes in the place of their numbers, where they have names."""
-    if classes is None:
-        return records
-    names = {f"p_{i}": f"p_{name}" for i, name in enumerate(classes)}
-    return [
-        {names.get(key, key): classes[value] if key == "class" else value for key, value in record.items()}
-        for record in records
-    ]
-
-
-def _on_a_terminal() -> bool:
-    """Whether somebody sees the bars."""
-    return sys.stderr.isatty()
-
-
-def _show(found: Result, as_json: bool, before: str, facts: dict[str, Any], after: str) -> None:
-    """Print what was found: as JSON, with the ``facts`` about it, or between two texts."""
-    import json
-
-    typer.echo(json.dumps(facts | found.as_dict(), indent=1) if as_json else f"{before}{found}\n{after}")
-
-
-def _written_to(out: Path | None, default: Path) -> Path:
-    path = out or default
-    if path.suffix.lower() != default.suffix:
-        raise ValueError(f"--out must end in {default.suffix}, got {path}")
-    return path
-
-
 @app.command("list", epilog="Examples: dgm list; dgm list --data digits")
 def list_names(
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Data set or path: list what each model is when built for it, and its size.", autocompletion=_data_sets
+        _option(
+            "Data set or path: list what each model is when built for it, and its size.", autocompletion=_data_sets
         ),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """List the models, data sets, priors, encoders, likelihoods and objectives; with --data, the models for it."""
-    if data is not None:
-        typer.echo(_models_for(data, data_dir))
-        return
-    from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS
-    from dgm_pyro.data import NAMES
-    from dgm_pyro.families.guides import FAMILIES
-    from dgm_pyro.objectives import OBJECTIVES
-    from dgm_pyro.training.adversarial import COMPARISONS
+    from dgm_pyro.experiments.commands import list_of_models, list_of_names
 
-    def lines(table: dict[str, tuple[Any, str]]) -> dict[str, str]:
-        return {name: line for name, (_, line) in table.items()}
-
-    sections = {
-        "models: dgm train MODEL": lines(MODELS),
-        "data sets: --data": NAMES,
-        "priors of a vae: --prior": lines(PRIORS),
-        "encoders of a vae: --encoder": lines(ENCODERS),
-        "likelihoods of a vae: --likelihood": lines(LIKELIHOODS),
-        "guides of any Pyro model: dgm infer --guide": lines(FAMILIES),
-        "objectives: --objective NAME or NAME:NUMBER": {
-            name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".")
-            for name, each in (OBJECTIVES | COMPARISONS).items()
-        },
-    }
-    width = max(len(name) for names in sections.values() for name in names) + 2
-    for title, names in sections.items():
-        typer.echo(title)
-        for name, line in names.items():
-            typer.echo(f"  {name:<{width}}{line}")
+    typer.echo(list_of_names() if data is None else list_of_models(data, data_dir))
 
 
-def _models_for(name: str, data_dir: str | None) -> str:
-    """What each model is when built for data."""
-    from dgm_pyro.catalog import MODELS, build
-    from dgm_pyro.experiments import runs
-    from dgm_pyro.results import Table
-
-    points, rows = runs.points(name, data_dir=data_dir), []
-    for model in MODELS:
-        try:
-            formula = build(model, points).formula()
-            rows.append([model, f"{formula.num_parameters:,}", formula.p])
-        except ValueError as error:
-            rows.append([model, "", str(error)])
-    return f"{points}\n{Table(['model', 'parameters', 'p'], rows)}"
+# -- errors -----------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -1340,7 +1023,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(error, "format_message"):  # what typer has to say about the command line
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "dgm"
-            return _fail(f"{error.format_message()} (see {command} --help)", getattr(error, "exit_code", 2))
+            now = FLAGS.get(getattr(error, "option_name", ""))
+            remedy = f"it is {now} now, see" if now else "see"
+            return _fail(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
         if _is_of_memory(error):
             return _fail(f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1)
         if not isinstance(error, _expected()):

@@ -23,10 +23,10 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,9 +43,19 @@ from dgm_pyro.checks import (
     check_number,
     check_path,
     check_seed,
+    check_type,
     find_device,
     generator,
+    is_finite,
 )
+
+
+class Batches(Protocol):
+    """The positions of the data of each batch of an epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,6 +156,11 @@ class Data:
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @property
+    def excerpt(self) -> Data:
+        """The data in memory: all of them, or of `StoredData` an even sample."""
+        return self
+
+    @property
     def digest(self) -> str:
         """A hash of all values in their order, 16 hexadecimal digits."""
         found = hashlib.sha256()
@@ -177,14 +192,22 @@ class Data:
         Raises:
             ValueError: ``fraction`` leaves one part empty.
         """
-        check_number(fraction, "fraction")
-        held_out = round(fraction * len(self)) if 0 < fraction < 1 else 0
-        if not 0 < held_out < len(self):
-            raise ValueError(
-                f"fraction must be between 0 and 1 and leave data on both sides, got {fraction} for {len(self)} data"
-            )
-        order = torch.randperm(len(self), generator=generator(seed)).to(self.x.device)
-        return self[order[held_out:]], self[order[:held_out]]
+        first, second = _split(len(self), fraction, seed)
+        return self[first.to(self.x.device)], self[second.to(self.x.device)]
+
+    def shuffled(
+        self, batch_size: int, random: torch.Generator, share: Callable[[Tensor], Tensor] = lambda rows: rows
+    ) -> Batches:
+        """The positions of the data of each batch of an epoch, in random order.
+
+        Args:
+            share: of the positions of a batch, those of which the data will be taken; `StoredData` reads them ahead.
+        """
+        return torch.randperm(len(self), generator=random).to(self.x.device).split(batch_size)
+
+    def taken(self, parts: Iterable[slice]) -> Iterator[Data]:
+        """``self[part]`` for each of the parts; of `StoredData`, the next one is read while this one is used."""
+        return (self[part] for part in parts)
 
     def keep_labels(self, num_labels: int, seed: int = 0) -> Data:
         """The same data with ``num_labels`` labels, as many of each class as of any other, and -1 for the rest.
@@ -226,11 +249,257 @@ class Data:
 
     def __repr__(self) -> str:
         values = "" if self.levels is None else f" of {self.levels} levels"
-        labels = "" if self.y is None else f", y of {self.num_classes} classes"
-        given = "" if self.given is None else f", given {tuple(self.given.shape[1:])}"
-        missing = "" if self.mask is None else f", {1 - self.mask.double().mean():.1%} missing"
-        dtype = str(self.x.dtype).removeprefix("torch.")
-        return f"Data({self.name!r}, x={tuple(self.x.shape)} {dtype}{values}{labels}{given}{missing})"
+        seen = self.excerpt
+        labels = "" if seen.y is None else f", y of {self.num_classes} classes"
+        given = "" if seen.given is None else f", given {tuple(seen.given.shape[1:])}"
+        missing = "" if seen.mask is None else f", {1 - seen.mask.double().mean():.1%} missing"
+        shape, dtype = (len(self), *self.event_shape), str(seen.x.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({self.name!r}, x={shape} {dtype}{values}{labels}{given}{missing})"
+
+
+WINDOW, BLOCK = 2**27, 2**21
+"""Bytes that `StoredData` shuffle at once, and of the blocks that they consist of."""
+
+GRAINS = 2**23
+"""Data beyond so many are split by groups that lie beside each other: an index of each would fill the memory."""
+
+EXCERPT, LEAST = 2**20, 256
+"""Numbers of an even sample, and data in it at least."""
+
+
+Near = tuple[Tensor, Data]
+"""Positions in a source, which ascend, and what is there."""
+
+
+def _in_memory(name: str) -> Any:
+    def part(self: StoredData) -> None:
+        if name not in self.excerpt.parts:
+            return
+        raise TypeError(
+            f"{self.name} is read by rows, and this needs all of its {len(self)} data in memory: take some of them, "
+            "data[:10_000], or (--num-data)"
+        )
+
+    return property(part)
+
+
+class StoredData(Data):
+    """Data that are read when they are taken, because all of them are larger than memory: see `open`.
+
+    An index gives a `Data` in memory, whose values are checked then. What is decided by looking at data, such as units,
+    support and digest, is decided by `excerpt`, an even sample of a million numbers. Data of more than 128 MiB are
+    shuffled by windows of so many bytes: a window has 64 random blocks of 2 MiB, whose data come in random order.
+    Parts by `split` are stored data, too.
+    """
+
+    x, y, given, mask = map(_in_memory, ("x", "y", "given", "mask"))
+
+    _source: sources.Stored
+    _device: torch.device
+    _misses: bool | None  # unknown before the excerpt was read
+    _near: Near | None  # what was read ahead
+    _bytes: int  # of a datum
+    _count: int
+    _grains: Tensor | None  # groups of data that the parts of a split are made of
+    _grain: int  # data in a group
+
+    def __init__(self, source: sources.Stored, levels: int | None, name: str, classes: tuple[str, ...] | None):
+        names = source.classes if classes is None else classes
+        first = source.read(np.arange(1))
+        levels = levels or _levels_of(first)
+        vars(self).update(
+            levels=levels, name=name, classes=names, num_classes=None if names is None else len(names),
+            columns=source.columns, given_columns=source.given_columns,
+            _source=source, _device=torch.device("cpu"), _misses=None, _near=None,
+            _bytes=_as_x(first.x, levels, [0])[0].nbytes, _count=len(source), _grains=None,
+            _grain=-(-len(source) // GRAINS),
+        )  # fmt: skip
+        vars(self).update(num_classes=self.excerpt.num_classes, _misses=self.excerpt.mask is not None)
+
+    @functools.cached_property
+    def excerpt(self) -> Data:  # type: ignore[override]
+        """An even sample in memory; of a stream, its start."""
+        number = min(len(self), max(LEAST, EXCERPT * 4 // self._bytes))
+        return self[torch.arange(number) if self._source.ordered else torch.linspace(0, len(self) - 1, number).long()]
+
+    @property
+    def event_shape(self) -> torch.Size:
+        return self.excerpt.event_shape
+
+    @property
+    def misses(self) -> bool:
+        return bool(self._misses)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the number of data and of `excerpt`: reading all values would take too long."""
+        return hashlib.sha256(f"{len(self)} {self.excerpt.digest}".encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Data:
+        index = [index] if isinstance(index, int) else index
+        try:
+            rows = self._rows(self._positions(index))
+        except (IndexError, TypeError) as error:
+            raise IndexError(f"index {index!r} does not fit {self!r}: {error}") from error
+        if self._near is None or not _holds(self._near[0], rows):
+            near = rows.unique()
+            return _picked(self._made(near.numpy(), self._source.read(near.numpy())), rows).to(self._device)
+        return _picked(self._near, rows).to(self._device)
+
+    def _positions(self, index: Any) -> Tensor:
+        if isinstance(index, slice):
+            return torch.arange(*index.indices(len(self)))
+        positions = torch.as_tensor(index).cpu()
+        if positions.dtype == torch.bool:
+            return positions.nonzero()[:, 0]
+        if not ((-len(self) <= positions) & (positions < len(self))).all():
+            raise IndexError(f"there are {len(self)} data")
+        return positions % len(self)
+
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, ...]]:
+        found = self[list(rows)]
+        return found.__getitems__(range(len(found)))
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Data, Data]:
+        if self._source.ordered:
+            raise ValueError(f"{self.name} is read from its start to its end, and has no random parts: pass validation "
+                             "data of their own, or None")  # fmt: skip
+        grains = torch.arange(-(-self._count // self._grain)) if self._grains is None else self._grains
+        first, second = _split(len(grains), fraction, seed)
+        return self._view(grains[first]), self._view(grains[second])
+
+    def _view(self, grains: Tensor) -> StoredData:
+        """The data of these groups: in the order of the source, unless they are few, which are as quick in any."""
+        count, end = len(grains) * self._grain, self._grain * (int(grains.max()) + 1)
+        count -= max(0, end - len(self._source))  # the last group may have fewer
+        if self._grain > 1 or count * self._bytes > WINDOW:
+            grains = grains.sort().values
+        return self._changed(_grains=grains, _count=count)
+
+    def to(self, device: str | torch.device) -> StoredData:
+        return self._changed(_device=device if isinstance(device, torch.device) else find_device(device))
+
+    def alike(self, sample: Data) -> StoredData:
+        """These data with the levels of ``sample``."""
+        return self._changed(levels=sample.levels)
+
+    def _changed(self, **attributes: Any) -> StoredData:
+        found = copy.copy(self)
+        vars(found).pop("excerpt", None)
+        vars(found).update(attributes)
+        return found
+
+    def shuffled(
+        self, batch_size: int, random: torch.Generator, share: Callable[[Tensor], Tensor] = lambda rows: rows
+    ) -> Batches:
+        return _Epoch(self, batch_size, random, share)
+
+    def taken(self, parts: Iterable[slice]) -> Iterator[Data]:
+        positions = [torch.arange(*part.indices(len(self))) for part in parts]
+        for part, near in zip(positions, self._ahead(positions), strict=True):
+            yield _picked(near, self._rows(part)).to(self._device)
+
+    def _rows(self, positions: Tensor) -> Tensor:
+        """Positions in the source."""
+        if self._grains is None:
+            return positions
+        return self._grains[positions // self._grain] * self._grain + positions % self._grain
+
+    def _ahead(self, parts: Iterable[Tensor], random: torch.Generator | None = None) -> Iterator[Near]:
+        return self._source.ahead((self._rows(part).unique().numpy() for part in parts), self._made, random)
+
+    def _made(self, rows: np.ndarray, found: sources.Arrays) -> Near:
+        """What was read, checked."""
+        y = None if found.label is None else torch.from_numpy(found.label)
+        data = _data_of(found, y, self.levels, self.name, self.classes, self.num_classes, rows)
+        if self._misses is False and data.mask is not None:
+            row = rows[int((~data.mask).flatten(1).any(1).nonzero()[0])]
+            raise ValueError(f"row {row} of {self.name} misses a value, but none of the {len(self.excerpt)} data that "
+                             "were looked at first does: fill it in, or leave the row out")  # fmt: skip
+        if self._misses and data.mask is None:
+            data = data.replaced(mask=torch.ones_like(data.x, dtype=torch.bool))
+        return torch.from_numpy(rows), data
+
+
+def _holds(near: Tensor, rows: Tensor) -> bool:
+    return bool((near[torch.searchsorted(near, rows).clamp(max=len(near) - 1)] == rows).all())
+
+
+def _picked(near: Near, rows: Tensor) -> Data:
+    return near[1][torch.searchsorted(near[0], rows)]
+
+
+class _Epoch:
+    """The positions of the batches of an epoch, window by window. The next window is read while one is used."""
+
+    def __init__(self, data: StoredData, batch_size: int, random: torch.Generator, share: Callable[[Tensor], Tensor]):
+        source, size = data._source, data._bytes
+        self.data, self.batch_size, self.share = data, batch_size, share
+        self.window = max(1, WINDOW // size // batch_size) if source.blocks else 1  # in batches
+        self.count, self.at = len(data), -1
+        self.random = torch.Generator()  # of the workers, which leave that of the order as it is
+        self.random.set_state(random.get_state())
+        self.reading: Iterator[Near] = iter(())
+        self.order: Tensor | _Blocks
+        if source.ordered:
+            self.order = torch.arange(self.count)
+        elif source.blocks and self.count > self.window * batch_size:
+            self.order = _Blocks(self.count, max(1, BLOCK // size), self.window * batch_size, random)
+        else:
+            self.order = torch.randperm(self.count, generator=random)
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __getitem__(self, place: int) -> Tensor:
+        if place >= len(self):
+            raise IndexError(place)
+        number, place = divmod(place, self.window)
+        if number != self.at:
+            if number != self.at + 1 or number == 0:
+                windows = range(number, -(-len(self) // self.window))
+                parts = (torch.cat([*map(self.share, self._batches(i))]) for i in windows)
+                self.reading = self.data._ahead(parts, self.random)
+            self.at, self.batches = number, self._batches(number)
+            vars(self.data)["_near"] = next(self.reading)
+        return self.batches[place]
+
+    def _batches(self, number: int) -> Sequence[Tensor]:
+        size = self.window * self.batch_size
+        return self.order[number * size : (number + 1) * size].split(self.batch_size)
+
+
+class _Blocks:
+    """A random order of so many numbers: blocks in random order, and random order in each window of them."""
+
+    def __init__(self, count: int, block: int, window: int, random: torch.Generator):
+        self.starts = block * torch.randperm(-(-count // block), generator=random)
+        self.sizes = (count - self.starts).clamp(max=block)
+        self.ends = self.sizes.cumsum(0)
+        self.seeds = torch.randint(2**62, (-(-count // window),), generator=random).tolist()
+        self.window = window
+
+    def __getitem__(self, window: slice) -> Tensor:
+        stop = min(window.stop, int(self.ends[-1]))
+        first, last = torch.searchsorted(self.ends, torch.tensor([window.start, stop - 1]), right=True).tolist()
+        rows = torch.cat([self.starts[i] + torch.arange(int(self.sizes[i])) for i in range(first, last + 1)])
+        rows = rows[window.start - int(self.ends[first] - self.sizes[first]) :][: stop - window.start]
+        random = generator(self.seeds[window.start // self.window])
+        return rows[torch.randperm(len(rows), generator=random)]
+
+
+def _split(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    check_number(fraction, "fraction")
+    held_out = round(fraction * count) if 0 < fraction < 1 else 0
+    if not 0 < held_out < count:
+        raise ValueError(
+            f"fraction must be between 0 and 1 and leave data on both sides, got {fraction} for {count} data"
+        )
+    order = torch.randperm(count, generator=generator(seed))
+    return order[held_out:], order[:held_out]
 
 
 def _check_x(x: Tensor, levels: int | None) -> None:
@@ -303,6 +572,8 @@ def open(
     gray: bool | None = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
+    in_memory: bool | None = None,
+    num_workers: int = 0,
 ) -> Data:
     """Your own data: a file, a folder of images, an array, a frame or a dataset.
 
@@ -314,7 +585,10 @@ def open(
     - A `torch.utils.data.Dataset` of x, or of pairs of x and a label, such as torchvision's; a Hugging Face dataset.
 
     Integers are reals unless ``levels`` says otherwise. Images of bytes have 256 levels; images whose channels come
-    last, ``(N, H, W, C)``, are turned to ``(N, C, H, W)``. All is read into memory.
+    last, ``(N, H, W, C)``, are turned to ``(N, C, H, W)``.
+
+    All is read into memory, unless it has more than 1 GiB and is a ``.npy`` or ``.parquet`` file or a dataset of torch.
+    Then the result is a `StoredData`. A `torch.utils.data.IterableDataset` always is; it must have a length.
 
     Args:
         source: what to read.
@@ -327,6 +601,8 @@ def open(
         gray: whether the images of a folder are read as gray; by default where all are.
         classes: names of the labels in the order of their numbers; by default sorted.
         name: what reports call the data; by default the name of the file.
+        in_memory: whether all is read into memory; by default, what is no larger than 1 GiB.
+        num_workers: how many processes read a dataset of torch that is not in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -337,46 +613,78 @@ def open(
     >>> dgm.data.open(np.array([[1.5, 2.0], [np.nan, 3.0]]), name="mine")
     Data('mine', x=(2, 2) float32, 25.0% missing)
     """
+    check_type(in_memory, bool | None, "in_memory", "True, False or None")
+    check_count(num_workers, "num_workers", at_least=0)
     choice = sources.Choice(label, given, columns, levels, size, gray)
+    if name is None:
+        name = Path(source).stem if isinstance(source, str | os.PathLike) else "data"
+    stored = sources.stored(source, choice, in_memory, num_workers)
+    if stored is not None:
+        return StoredData(stored, levels, name, None if classes is None else tuple(classes))
     found = sources.arrays_of(source, choice)
     known = found.classes if classes is None else tuple(classes)
     y, names = (None, None) if found.label is None else _coded(found.label, known)
-    if levels is None:
-        levels = found.levels or (256 if found.x.dtype == np.uint8 and found.x.ndim == 4 else None)
-    if name is None:
-        name = Path(source).stem if isinstance(source, str | os.PathLike) else "data"
-    mask = ~np.isnan(found.x)
-    x = _as_x(found.x, levels)
+    levels = levels or _levels_of(found)
+    return _data_of(found, y, levels, name, names, None if names is None or y is None else len(names))
+
+
+def _levels_of(found: sources.Arrays) -> int | None:
+    """Those that the source says; images of bytes have 256."""
+    return found.levels or (256 if found.x.dtype == np.uint8 and found.x.ndim == 4 else None)
+
+
+def _data_of(
+    found: sources.Arrays,
+    y: Tensor | None,
+    levels: int | None,
+    name: str,
+    classes: tuple[str, ...] | None,
+    num_classes: int | None,
+    rows: Sequence[int] | np.ndarray | None = None,
+) -> Data:
+    """What was read, as `Data`.
+
+    Args:
+        rows: their numbers in the source, for messages; by default from 0.
+    """
+    x, mask = _as_x(found.x, levels, range(len(found.x)) if rows is None else rows)
     return Data(
         x,
         y,
         levels,
         name,
-        None if names is None or y is None else len(names),
+        num_classes,
         given=None if found.given is None else torch.tensor(found.given, dtype=torch.get_default_dtype()),
-        mask=None if mask.all() else torch.from_numpy(mask),
+        mask=mask,
         columns=found.columns,
         given_columns=found.given_columns,
-        classes=names,
+        classes=classes,
     )
 
 
-def _as_x(values: np.ndarray, levels: int | None) -> Tensor:
-    if values.dtype.kind == "f":
-        bad = np.isinf(values) if levels is None else ~np.isnan(values) & (values != np.round(values))
+def _as_x(values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor | None]:
+    """x, and where it was observed; None where it is whole."""
+    mask = None
+    if values.dtype.kind == "f" and not (levels is None and is_finite(torch.from_numpy(values))):
+        missing = np.isnan(values)
+        bad = np.isinf(values) if levels is None else ~missing & (values != np.round(values))
         if bad.any():
             row, *place = np.argwhere(bad)[0].tolist()
             what = values[(row, *place)]
             raise ValueError(
-                f"row {row} of the data holds {what:.4g} in feature {place[0] if len(place) == 1 else tuple(place)}, "
+                f"row {rows[row]} of the data holds {what:.4g} in feature "
+                f"{place[0] if len(place) == 1 else tuple(place)}, "
                 + ("which is infinite: correct it" if levels is None else f"but levels={levels} says integers")
             )
+        mask = torch.from_numpy(~missing) if missing.any() else None
+        values = values if levels is None else np.nan_to_num(values)
     if levels is None:
-        return torch.tensor(values, dtype=torch.get_default_dtype())
-    whole = torch.tensor(
-        np.nan_to_num(values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
-    )
-    return whole.to(torch.uint8) if levels <= 256 and 0 <= int(whole.min()) <= int(whole.max()) < 256 else whole
+        return torch.as_tensor(values, dtype=torch.get_default_dtype()).contiguous(), mask
+    if values.dtype != np.uint8:
+        values = values.astype(np.int64)
+    whole = torch.as_tensor(values).contiguous()
+    small = levels <= 256 and 0 <= int(whole.min()) <= int(whole.max()) < 256
+    return whole.to(torch.uint8 if small else torch.int64), mask
 
 
 def _coded(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...] | None]:

@@ -5,39 +5,51 @@ r"""Preflight: what is wrong with a model and a guide, before an hour of trainin
 .. math::
     \hat L = \sum_s \log p_s - \sum_s \log q_s + \Big(\sum_{s \in S} \log q_s\Big) \, \mathrm{stop}(\hat L),
 
-with S the latents that cannot be reparameterized, and at its gradient. It takes any Pyro pair, ours or yours. Each
-check is a function from a `Visit` to findings; `CHECKS` is the list of them.
+with S the latents that cannot be reparameterized, and at its gradient. Then Pyro's own loss runs once under validation,
+and what it raises or warns about is reported where no check has named an error. It takes any Pyro pair, ours or yours.
+Each check is a function from a `Visit` to findings; `CHECKS` is the list of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import difflib
 import functools
 import importlib
 import importlib.util
 import itertools
 import math
+import os
+import random
 import re
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import ComposeTransform, Transform
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from dgm_pyro.evaluation import as_data, program_device
+from dgm_pyro.factors import Factor, factors_of
+from dgm_pyro.posterior import middle_of, tensors_held
 from dgm_pyro.program import Program, alone, differentiating, is_pair, sample_sites, seeded
 from dgm_pyro.results import Result, Table
 
@@ -131,10 +143,15 @@ class Visit:
         drawn_apart: those of them whose part of the data the guide alone draws.
         params: by name in the param store, the tensors that `pyro.param` statements brought along.
         before: the param store as it was.
-        leaves: by id, every tensor that the loss has a gradient for; gradients: by id.
+        leaves: by id, every tensor that the loss has a gradient for; moved: ids of those whose gradient is not zero.
+        culprits: by id of a leaf, the site whose gradient for it is not finite.
         held: by name in the param store, the tensors it holds (unconstrained).
         registered: by id, the parameters that SVI would train; named: names of tensors found by looking.
         own: ids of parameters of a model or guide that is an `nn.Module` itself.
+        stored: ids of all tensors in the param store, those included that no handler may see.
+        random: names of the sites, "model" or "guide", whose density changes while every site keeps its value.
+        reads: by site of the model, the factor that names the sites it reads; empty if that could not be found out.
+        said: what Pyro raised or warned about, when its loss ran under validation.
     """
 
     model: dict[str, Site]
@@ -149,10 +166,13 @@ class Visit:
     named: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
     own: set[int] = field(default_factory=set)
     leaves: dict[int, Tensor] = field(default_factory=dict)
-    gradients: dict[int, Tensor] = field(default_factory=dict)
     moved: set[int] = field(default_factory=set)
     culprits: dict[int, str] = field(default_factory=dict)
-    loss: PyroELBO | None = None
+    stored: set[int] = field(default_factory=set)
+    random: list[tuple[str, str]] = field(default_factory=list)
+    reads: dict[str, Factor] = field(default_factory=dict)
+    said: list[Exception | Warning] = field(default_factory=list)
+    loss: Any = None
 
     @property
     def sites(self) -> Iterator[tuple[str, Site]]:
@@ -172,7 +192,7 @@ class Visit:
 Check = Callable[[Visit], Iterator[Finding]]
 
 
-def doctor(model: Any, guide: Any = None, *args: Any, loss: PyroELBO | None = None, **kwargs: Any) -> Diagnosis:
+def doctor(model: Any, guide: Any = None, *args: Any, loss: Any = None, **kwargs: Any) -> Diagnosis:
     """Look for what is wrong with a model and a guide; nothing of theirs is changed.
 
     Args:
@@ -180,7 +200,9 @@ def doctor(model: Any, guide: Any = None, *args: Any, loss: PyroELBO | None = No
         guide: a Pyro guide, or None for a model alone (as for MCMC). After a `Program`: a `Data`, a tensor, or None for
             samples of the program.
         args, kwargs: what the model and the guide are called with.
-        loss: the ELBO object you mean to use, to have its plate nesting looked at.
+        loss: the ELBO object you mean to use, or a function ``loss(model, guide, *args, **kwargs)``, as for `SVI`. It
+            runs once under Pyro's validation. Default: the one of Pyro's that the sites ask for (`TraceEnum_ELBO` where
+            one is enumerated, `TraceGraph_ELBO` where one has a baseline, else `Trace_ELBO`).
 
     Returns:
         A `Diagnosis`; ``diagnosis.ok`` says whether there is no error.
@@ -211,7 +233,7 @@ def doctor(model: Any, guide: Any = None, *args: Any, loss: PyroELBO | None = No
     return _diagnose(model, guide, args, kwargs, loss)
 
 
-def _program(program: Program, data: Any, loss: PyroELBO | None) -> Diagnosis:
+def _program(program: Program, data: Any, loss: Any) -> Diagnosis:
     modes = [(module, module.training) for module in program.modules()]
     for module, _ in modes:
         module.training = isinstance(module, Program)  # the statements of training, but no dropout and no batch norm
@@ -249,6 +271,30 @@ def _example(program: Program) -> tuple[Tensor, Any]:
         return program.sample(8, given), given
 
 
+# What Pyro says, or a part of it, and what to do.
+_FIXES = {
+    "Multiple sample sites named": "give each site a name of its own: in a loop, f'x_{i}'",
+    "collide at dim": "give each plate a dim of its own, as in dim=-2",
+    "duplicate plate": "enter each plate once, and give nested plates names of their own",
+    "need to use TraceEnum_ELBO": "use TraceEnum_ELBO(max_plate_nesting=...), or take infer={'enumerate': ...} away",
+    "no sample sites configured for enumeration": "use Trace_ELBO, or mark a site with infer={'enumerate': 'parallel'}",
+    "sequential enumeration": "use infer={'enumerate': 'parallel'}, or enumerate the site in the guide",
+    "vars in model but not guide": "sample it in the guide, or enumerate it with TraceEnum_ELBO",
+    "plate statements in guide but not model": "state that plate in the model, too, or leave it out",
+    "has_rsample": "say has_rsample=True if the factor comes from a reparameterized draw, has_rsample=False otherwise",
+    "mean field restriction": "state the guide's latents in the order of the model, or use Trace_ELBO",
+    "fully reparameterized": "use Trace_ELBO, which draws what has no closed form",
+    "auxiliary vars in the model": "take is_auxiliary away: the model has the site",
+    "max_plate_nesting": "make the loss with max_plate_nesting= the number of nested plates",
+    "requires_grad=False": "call module.eval(), which tells Pyro that it is frozen on purpose",
+}
+_PYRO = os.path.dirname(pyro.__file__) + os.sep
+
+
+def _fix(text: str, otherwise: str) -> str:
+    return next((fix for part, fix in _FIXES.items() if part in text), otherwise)
+
+
 # -- the visit ---------------------------------------------------------------------------------------------------------
 
 
@@ -272,71 +318,98 @@ class _Watch(Messenger):
             self.subsampled[message["name"]] = (fn.size, fn.subsample_size)
 
 
+class _Proper(Messenger):
+    """An improper prior cannot be drawn: a model alone gets the middle of its support."""
+
+    def _pyro_sample(self, message: Any) -> None:
+        if message["value"] is None and isinstance(_base(message["fn"]), dist.ImproperUniform):
+            message["value"] = middle_of(message)[0]
+
+
 @alone()
-def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: PyroELBO | None) -> Diagnosis:
+def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: Any) -> Diagnosis:
     named, own = _tensors_of((model, guide))
-    arguments = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)]
-    arguments += [part for group in args if isinstance(group, tuple) for part in group if isinstance(part, Tensor)]
+    arguments = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     place = next((tensor.device for tensor in arguments), torch.device("cpu"))
-    store = pyro.get_param_store()
-    before = dict(store.get_state()["params"])
     mixed = list(_device_mix(arguments, [tensor for _, tensor in named.values()]))
     if mixed:  # nothing would run
         return _sorted(mixed, None)
-    kept = [(tensor, tensor.detach().clone()) for tensor in _everything((model, guide))]
-    still: list[tuple[Tensor, Tensor]] = []
+    store = pyro.get_param_store()
+    stored: Any = store.get_state()
+    state: Any = {name: dict(table) for name, table in stored.items()}
     modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
     frozen = [named for part in modules for named in part.named_parameters() if not named[1].requires_grad]
-    state: Any = {"params": before, "constraints": dict(store.get_state()["constraints"])}
-    visit = None
-    try:
-        with (
-            store.scope(state),
-            seeded(0, place),
-            pyro.validation_enabled(False),
-            differentiating("doctor"),
-        ):
-            for draw in range(DRAWS + 1):
-                if draw == DRAWS and visit is not None:
-                    # A zero gradient may be due to weights that start at zero.
-                    still = [(leaf, leaf.detach().clone()) for leaf in visit.leaves.values()]
-                    _jitter(visit)
-                try:
-                    latest = _visit(model, guide, args, kwargs)
-                except _Raised as raised:
-                    if visit is None:
-                        return _sorted([raised.finding], None)
-                    break
-                latest.named, latest.own, latest.loss = named, own, loss
-                latest.before, latest.arguments = before, arguments
-                if any(site.trouble is not None for _, site in latest.sites):
-                    visit = visit or latest
-                    break
-                _differentiate(latest)
-                if visit is None:
-                    visit = latest
-                else:
-                    visit.leaves |= latest.leaves
-                    visit.moved |= latest.moved
-            assert visit is not None
-            _put_back(still)
-            findings = [finding for check in CHECKS for finding in check(visit)]
-            findings += [
-                Finding("error", "frozen", name, "it has requires_grad=False, but Pyro sets it to True and trains it",
-                        "make it a buffer, by register_buffer")
-                for name, tensor in frozen if tensor.requires_grad
-            ]  # fmt: skip
-    finally:
-        _put_back(kept)
-        for _, tensor in frozen:
-            tensor.requires_grad_(False)
+    with (
+        _as_it_was((model, guide)),
+        store.scope(state),
+        seeded(0, place),
+        pyro.validation_enabled(False),
+        differentiating("doctor"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # those of Pyro are heard when its loss runs
+        run = functools.partial(_visit, model, guide, args, kwargs)
+        try:
+            visit = run()
+        except _Raised as raised:
+            said: list[Exception | Warning] = []
+            if loss is not None and guide is not None:
+                with heard(said, _PYRO), pyro.validation_enabled(True):
+                    _run(loss, model, guide, args, kwargs)
+            if loss is None or guide is None or said:
+                return _sorted([raised.finding], None)
+            # Its statements count on the dimensions of particles or of enumerated values.
+            what = f"it runs under the loss alone, so that nothing else was looked at; without, {raised.finding.what}"
+            return _sorted([dataclasses.replace(raised.finding, severity="note", what=what)], None)
+        visit.named, visit.own, visit.loss = named, own, loss
+        visit.before, visit.arguments = dict(state["params"]), arguments
+        if not any(site.trouble for _, site in visit.sites):
+            _differentiate(visit)
+            with contextlib.suppress(Exception):  # another draw than those that ran, by the user's code
+                visit.reads = {f.site: f for f in factors_of(functools.partial(model, *args, **kwargs))[0]}
+            _draw_again(visit, run)
+            if guide is not None:
+                _run_loss(visit, model, guide, args, kwargs)
+            with contextlib.suppress(Exception):
+                visit.random = list(_random_sites(model, guide, args, kwargs))
+        findings = [finding for check in CHECKS for finding in check(visit)]
+        findings += [
+            Finding("error", "frozen", name, "it has requires_grad=False, but Pyro sets it to True and trains it",
+                    "make it a buffer, by register_buffer")
+            for name, tensor in frozen if tensor.requires_grad
+        ]  # fmt: skip
+        if not any(finding.severity == "error" for finding in findings):
+            findings += map(functools.partial(_words, visit), visit.said)
     return _sorted(findings, visit)
 
 
-@torch.no_grad()
-def _put_back(kept: Sequence[tuple[Tensor, Tensor]]) -> None:
-    for tensor, value in kept:
-        tensor.copy_(value)
+@contextlib.contextmanager
+def _as_it_was(callables: Sequence[Any]) -> Iterator[None]:
+    """Whatever runs of the callables change is put back: tensors, gradients, what modules hold, random states."""
+    tensors = [
+        (tensor, tensor.detach().clone(), tensor.grad if tensor.is_leaf else None, tensor.requires_grad)
+        for tensor in _everything(callables)
+        if not is_lazy(tensor)
+    ]
+    tables = [table for module in _modules(callables) for table in (vars(module), *vars(module).values())]
+    held = [(table, dict(table)) for table in tables if isinstance(table, dict)]
+    python, numpys = random.getstate(), numpy.random.get_state()
+    for tensor, _, gradient, _ in tensors:
+        if gradient is not None:
+            tensor.grad = None
+    try:
+        yield
+    finally:
+        for table, entries in held:
+            table.clear()
+            table.update(entries)
+        for tensor, value, gradient, trainable in tensors:
+            with torch.no_grad():
+                tensor.copy_(value)
+            if tensor.is_leaf:
+                tensor.requires_grad_(trainable).grad = gradient
+        random.setstate(python)
+        numpy.random.set_state(numpys)
 
 
 def _sorted(findings: Sequence[Finding], visit: Visit | None) -> Diagnosis:
@@ -356,8 +429,8 @@ class _Raised(Exception):
 
 def _visit(model: Any, guide: Any, args: Any, kwargs: Any) -> Visit:
     watch = _Watch()
-    guided: poutine.Trace | None = None
-    with watch:
+    with watch, _Proper():
+        guided = None
         if guide is not None:
             with _reported("guide"):
                 guided = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -375,9 +448,106 @@ def _visit(model: Any, guide: Any, args: Any, kwargs: Any) -> Visit:
         arguments=[],
     )
     parameters = pyro.get_param_store().get_state()["params"]
+    visit.stored = set(map(id, parameters.values()))
     visit.held = {name: parameters[name] for name in watch.params if name in parameters}
     visit.registered = {id(parameter): (name, parameter) for name, parameter in visit.held.items()}
     return visit
+
+
+def _draw_again(visit: Visit, run: Callable[[], Visit]) -> None:
+    """Further draws move what the first did not; the last one has other parameters, as weights may start at zero."""
+    still = [(leaf, leaf.data) for leaf in visit.leaves.values()]
+    for draw in range(DRAWS):
+        if draw == DRAWS - 1:
+            for leaf, value in still:  # not in place, which would undo the graph of the first run
+                leaf.data = value + JITTER * torch.randn_like(value)
+        try:
+            latest = run()
+        except _Raised:
+            break
+        if any(site.trouble for _, site in latest.sites):
+            break
+        _differentiate(latest)
+        visit.leaves |= latest.leaves
+        visit.moved |= latest.moved
+    for leaf, value in still:
+        leaf.data = value
+
+
+def _random_sites(model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[str, str]]:
+    """The sites, "model" or "guide", whose density changes while every site keeps its value; layers of torch evaluate,
+    as dropout is no mistake."""
+    for module in _modules((model, guide)):
+        module.training &= not type(module).__module__.startswith("torch.nn")
+
+    def run(guided: poutine.Trace, modeled: poutine.Trace | None) -> tuple[poutine.Trace, poutine.Trace]:
+        if guide is not None:
+            guided = poutine.trace(poutine.replay(guide, trace=guided)).get_trace(*args, **kwargs)
+        return guided, poutine.trace(poutine.replay(model, trace=modeled or guided)).get_trace(*args, **kwargs)
+
+    with torch.no_grad(), _Proper():
+        first = run(poutine.Trace(), None)
+        for role, one, again in zip(("guide", "model"), first, run(*first), strict=True):
+            before = _sites(one)
+            for name, site in _sites(again).items():
+                if name in before and not _same(site.log_prob, before[name].log_prob):
+                    yield role, name
+
+
+def _run_loss(visit: Visit, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+    """Run the loss under Pyro's validation: what Pyro says, and which parameters the gradient reaches."""
+    with heard(visit.said, _PYRO), pyro.validation_enabled(True):
+        _run(visit.loss or _loss_for(visit), model, guide, args, kwargs)
+    for _, tensor in (*visit.registered.values(), *visit.named.values()):
+        if tensor.grad is not None:
+            visit.leaves[id(tensor)] = tensor
+            if tensor.grad.ne(0).any():
+                visit.moved.add(id(tensor))
+
+
+def _run(of_pair: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+    loss: Any = copy.copy(of_pair)  # it remembers the nesting of the first pair that it sees
+    if hasattr(loss, "loss_and_grads"):
+        loss.loss_and_grads(model, guide, *args, **kwargs)
+    elif (value := loss(model, guide, *args, **kwargs)).requires_grad:
+        value.backward()
+
+
+def _loss_for(visit: Visit) -> PyroELBO:
+    """The loss that the sites ask for."""
+    infer = [site.infer for _, site in visit.sites]
+    if any(each.get("enumerate") for each in infer):
+        return TraceEnum_ELBO()
+    return TraceGraph_ELBO() if any("baseline" in each for each in infer) else Trace_ELBO()
+
+
+@contextlib.contextmanager
+def heard(said: list[Exception | Warning], files: str | tuple[str, ...]) -> Iterator[None]:
+    """What is raised, and what code in ``files`` warns about, is appended to ``said``; other warnings pass.
+
+    Args:
+        files: how the paths begin.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        except Exception as error:  # it may be anything: the code is the user's
+            said.append(error)
+    for warning in caught:
+        if warning.filename.startswith(files) and isinstance(warning.message, Warning):
+            said.append(warning.message)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _words(visit: Visit, said: Exception | Warning) -> Finding:
+    """What Pyro raised or warned about, as a finding."""
+    text, loss = _line(said), type(visit.loss or _loss_for(visit)).__name__
+    site = re.search(r"site \W*(\w+)", text)
+    severity, verb = ("warning", "warns") if isinstance(said, Warning) else ("error", f"raises {type(said).__name__}")
+    fix = _fix(text, "mend what Pyro names: training meets it too")
+    return Finding(severity, "pyro", site[1] if site else loss, f"{loss} {verb}: {text}", fix)
 
 
 def _sites(trace: poutine.Trace) -> dict[str, Site]:
@@ -420,12 +590,12 @@ def _reported(role: str) -> Iterator[None]:
         raise _Raised(
             Finding("error", "dtype" if mixed else "run", role, f"it raises {type(error).__name__}: {text}",
                     "bring parameters and arguments to one dtype and device, such as x.float()" if mixed
-                    else f"call the {role} once with the same arguments, and follow the traceback")
+                    else _fix(text, f"call the {role} once with the same arguments, and follow the traceback"))
         ) from error  # fmt: skip
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split("Trace Shapes:")[0].split())
     if isinstance(error, KeyError) and not text:
         text = "a key is missing"
     return text if len(text) <= 300 else text[:297] + "..."
@@ -457,12 +627,10 @@ def _differentiate(visit: Visit) -> None:
     for leaf, gradient in zip(leaves, gradients, strict=True):
         if gradient is None:
             continue
-        visit.gradients[id(leaf)] = gradient
+        if gradient.ne(0).any():  # NaN is not 0
+            visit.moved.add(id(leaf))
         if torch.isfinite(gradient).all():
-            if gradient.ne(0).any():
-                visit.moved.add(id(leaf))
             continue
-        visit.moved.add(id(leaf))
         for name, part in parts:
             if part.requires_grad:
                 own = torch.autograd.grad(part, leaf, retain_graph=True, allow_unused=True)[0]
@@ -485,12 +653,6 @@ def _leaves(loss: Tensor) -> dict[int, Tensor]:
     return found
 
 
-@torch.no_grad()
-def _jitter(visit: Visit) -> None:
-    for leaf in visit.leaves.values():
-        leaf.add_(JITTER * torch.randn_like(leaf))
-
-
 def _tensors_of(callables: Sequence[Any]) -> tuple[dict[int, tuple[str, Tensor]], set[int]]:
     """Names of the tensors with gradients that the callables can see, and which are a callable's own."""
     named: dict[int, tuple[str, Tensor]] = {}
@@ -510,12 +672,16 @@ def _tensors_of(callables: Sequence[Any]) -> tuple[dict[int, tuple[str, Tensor]]
 
 def _everything(callables: Sequence[Any]) -> list[Tensor]:
     """Parameters, buffers and leaves that a visit could change."""
-    found: dict[int, Tensor] = {}
-    for _, thing in _reachable(callables):
-        tensors = [*thing.parameters(), *thing.buffers()] if isinstance(thing, nn.Module) else [thing]
-        found |= {id(tensor): tensor for tensor in tensors}
+    found = {id(thing): thing for _, thing in _reachable(callables) if isinstance(thing, Tensor)}
+    for module in _modules(callables):
+        found |= {id(tensor): tensor for tensor in (*module.parameters(False), *module.buffers(False))}
     found |= {id(tensor): tensor for tensor in pyro.get_param_store().get_state()["params"].values()}
     return list(found.values())
+
+
+def _modules(callables: Sequence[Any]) -> list[nn.Module]:
+    reachable = [thing for _, thing in _reachable(callables) if isinstance(thing, nn.Module)]
+    return list(dict.fromkeys(module for thing in reachable for module in thing.modules()))
 
 
 def _reachable(callables: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -582,6 +748,11 @@ def partners(visit: Visit) -> Iterator[Finding]:
     """Sites that only the model or only the guide has."""
     if visit.guide is None:
         return
+    for role, site in visit.sites:
+        if site.enumerated and not (site.observed or site.fn.has_enumerate_support or "num_samples" in site.infer):
+            yield Finding("error", "partners", site.name,
+                          f"the {role} enumerates it, but {type(_base(site.fn)).__name__} has no finite list of values",
+                          "draw it in the guide, or use a distribution such as Categorical")  # fmt: skip
     latent = [site.name for site in visit.model.values() if not site.observed]
     guided = [site.name for site in visit.guide.values() if not site.observed]
     for name in guided:
@@ -618,7 +789,12 @@ def guide_supports(visit: Visit) -> Iterator[Finding]:
             yield Finding("error", "supports", name,
                           f"the guide draws values outside the model's support, {_support(p.fn)}",
                           f"use a guide on {_support(p.fn)}, such as {_suggestion(p.fn)}")  # fmt: skip
-        elif _fixed(q.fn) and _outside(q.fn, _draws(p.fn)) and not isinstance(_base(q.fn), dist.Delta):
+        elif (
+            _fixed(q.fn)
+            and not isinstance(_base(q.fn), dist.Delta)
+            and not isinstance(_base(p.fn), dist.ImproperUniform)
+            and _outside(q.fn, _draws(p.fn))
+        ):
             yield Finding("warning", "supports", name,
                           f"the guide covers only {_support(q.fn)}, the model {_support(p.fn)}",
                           "use a guide with the model's support, or the bound stays loose")  # fmt: skip
@@ -726,7 +902,9 @@ def plates(visit: Visit) -> Iterator[Finding]:
                               "so they are not scaled up",
                               f"move the statement into with pyro.plate({parts[0]!r}, ...)")  # fmt: skip
             else:
-                yield Finding("error", "plates", site.name,
+                # Right of a plate Pyro takes it for dependent, and sums it as ever.
+                outermost = any(dim < min(declared, default=0) for dim in extra)
+                yield Finding("error" if outermost else "warning", "plates", site.name,
                               f"the {role} has a batch dimension that no plate declares ({where})",
                               f"add .to_event({len(extra)}) if it belongs to one event, or "
                               f"with pyro.plate('data', {sizes[-1]}): if its elements are independent")  # fmt: skip
@@ -754,7 +932,11 @@ def plates(visit: Visit) -> Iterator[Finding]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return bool(torch.allclose(torch.as_tensor(a, dtype=torch.double), torch.as_tensor(b, dtype=torch.double)))
+    """Whether two scales or log-probabilities, of which either may be None, are equal to rounding."""
+    if a is None or b is None:
+        return a is b
+    ours, theirs = (torch.as_tensor(each).detach().double() for each in (a, b))
+    return bool(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True))
 
 
 def nesting(visit: Visit) -> Iterator[Finding]:
@@ -840,24 +1022,28 @@ def parameters(visit: Visit) -> Iterator[Finding]:
     if any(site.trouble is not None for _, site in visit.sites):
         return
     doubled = _collisions(visit)
-    for key, (name, tensor) in visit.registered.items():
+    trained = visit.guide is not None or any(site.observed for site in visit.model.values())
+    for key, (name, tensor) in visit.registered.items() if trained else ():
         shown = name.replace("$$$", ".")
         if name in doubled or not tensor.requires_grad:
             continue
         if key not in visit.leaves:
-            yield Finding("error", "parameters", shown, "no loss reaches it: it would never train",
-                          "use it in a distribution of the model or the guide, or remove it")  # fmt: skip
+            yield Finding("warning", "parameters", shown, "the loss of these arguments does not reach it",
+                          "use it in a distribution of the model or the guide, or remove it, unless other "
+                          "arguments use it")  # fmt: skip
         elif key not in visit.moved:
             yield Finding("warning", "parameters", shown, "its gradient is exactly zero in every draw",
                           "see whether a mask, a detach() or a saturation cuts it off, or freeze it")  # fmt: skip
-    silent = [leaf for key, leaf in visit.leaves.items() if key not in visit.registered]
     groups: dict[tuple[str, bool], list[Tensor]] = {}
-    for leaf in silent:
-        if any(leaf is tensor for name in doubled for tensor in visit.params[name]) or _is_argument(leaf, visit):
+    for key, leaf in visit.leaves.items():
+        # What the store holds but no handler sees has been hidden from the optimizer on purpose.
+        if key in visit.stored or key in visit.registered or any(leaf is argument for argument in visit.arguments):
+            continue
+        if any(leaf is tensor for name in doubled for tensor in visit.params[name]):
             continue
         name = visit.name_of(leaf)
-        root = name.split(".")[0] if id(leaf) in visit.named else name
-        groups.setdefault((root, id(leaf) in visit.own), []).append(leaf)
+        root = name.split(".")[0] if key in visit.named else name
+        groups.setdefault((root, key in visit.own), []).append(leaf)
     for (root, own), leaves in groups.items():
         if own:
             yield Finding("note", "parameters", root,
@@ -867,14 +1053,13 @@ def parameters(visit: Visit) -> Iterator[Finding]:
             yield Finding("error", "parameters", root,
                           f"{len(leaves)} of its parameters shape the loss, but no pyro.module registers them: "
                           "SVI would never train it",
-                          f"call pyro.module({root!r}, {root}) in the model or the guide")  # fmt: skip
+                          f"call pyro.module({root!r}, {root}) in the model or the guide; to keep it as it is, "
+                          "requires_grad_(False)")  # fmt: skip
         else:
-            yield Finding("error", "parameters", root, "it has a gradient, but is not a pyro.param: SVI ignores it",
+            known = any(id(leaf) in visit.named for leaf in leaves)  # else a statement makes it anew each time
+            yield Finding("error" if known else "warning", "parameters", root,
+                          "it has a gradient, but is not a pyro.param: SVI ignores it",
                           "make it one with pyro.param(name, value), or detach() it")  # fmt: skip
-
-
-def _is_argument(leaf: Tensor, visit: Visit) -> bool:
-    return any(leaf is argument for argument in visit.arguments)
 
 
 def _collisions(visit: Visit) -> list[str]:
@@ -915,8 +1100,136 @@ def store(visit: Visit) -> Iterator[Finding]:
                               "call pyro.clear_param_store() first: the store keeps the old value")  # fmt: skip
 
 
+def bounds(visit: Visit) -> Iterator[Finding]:
+    """Scales and probabilities that a gradient step may move out of their range."""
+    latents = {site.value.grad_fn: site for site in visit.model.values() if not site.observed}
+    found: set[str] = set()
+    for role, site in visit.sites:
+        for argument, constraint, value in _bounded_arguments(site.fn):
+            for source in _free(value, latents):
+                name = source.name if isinstance(source, Site) else visit.name_of(source)
+                of_module = "." in name or (isinstance(source, nn.Parameter) and id(source) in visit.named)
+                where = site.name if of_module else name
+                if where in found:
+                    continue
+                found.add(where)
+                yield Finding("warning", "bounds", where,
+                              f"nothing keeps the {argument} of {site.name!r} in the {role} within "
+                              f"{_described(constraint)}: {name} may have any value",
+                              _bounded_fix(constraint, source, of_module))  # fmt: skip
+
+
+def _bounded_fix(constraint: Any, source: Any, of_module: bool) -> str:
+    if isinstance(source, Site):
+        return "state that latent with a positive prior, such as LogNormal, or map it by exp or sigmoid"
+    if of_module:
+        return "map the network's output by softplus or exp, by sigmoid or softmax, or pass it as logits"
+    kind = {"Interval": "unit_interval", "Simplex": "simplex"}.get(type(constraint).__name__.strip("_"), "positive")
+    return f"pyro.param(name, value, constraint=constraints.{kind})"
+
+
+def _bounded_arguments(fn: Any) -> Iterator[tuple[str, Any, Tensor]]:
+    """Arguments of a distribution, and of those in it, that must lie in an interval or on the simplex."""
+    for name, part in list(vars(fn).items()):
+        if isinstance(part, torch.distributions.Distribution):
+            yield from _bounded_arguments(part)
+        constraint = fn.arg_constraints.get(name) if isinstance(fn.arg_constraints, dict) else None
+        bounded = constraint is constraints.simplex or hasattr(constraint, "lower_bound")
+        if isinstance(part, Tensor) and part.requires_grad and bounded:
+            yield name, constraint, part
+
+
+# Of autograd: operations by which a real input makes a real output.
+_LINEAR = {
+    "Add", "Sub", "Neg", "Expand", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Select", "Slice",
+    "Index", "IndexSelect", "Gather", "Embedding", "T", "Transpose", "Permute", "Split", "Clone", "ToCopy", "Sum",
+    "Mean", "Cat", "Stack", "Mul", "Div", "Mm", "Bmm", "Mv", "Dot", "Addmm", "Convolution",
+}  # fmt: skip
+_PRODUCTS = {"Mul", "Mm", "Bmm", "Mv", "Dot", "Addmm", "Convolution"}
+
+
+def _free(value: Tensor, latents: dict[Any, Site]) -> list[Any]:
+    """The leaves, and the latents on the reals, that linear operations alone lead to ``value`` from."""
+    found: dict[Any, set[Any]] = {}
+    things: dict[int, Any] = {id(value): value}
+
+    def sources(node: Any, depth: int = 0) -> set[int]:
+        if node is None or depth > 50:
+            return set()
+        if node in latents:
+            things[id(latents[node])] = latents[node]
+            return {id(latents[node])} if _kind(latents[node].fn) == "Real" else set()
+        if hasattr(node, "variable"):
+            things[id(node.variable)] = node.variable
+            return {id(node.variable)}
+        if node not in found:
+            kind = re.sub(r"Backward\d*$", "", type(node).__name__)
+            inputs = [sources(parent, depth + 1) for parent, _ in node.next_functions] if kind in _LINEAR else []
+            if kind == "Div":
+                inputs = inputs[:1]
+            # A square is positive: of a product, what is in one factor alone.
+            found[node] = {
+                key
+                for one in inputs
+                for key in one
+                if kind not in _PRODUCTS or sum(key in other for other in inputs) == 1
+            }
+        return found[node]
+
+    return [things[key] for key in (sources(value.grad_fn) if value.grad_fn is not None else {id(value)})]
+
+
+def noise(visit: Visit) -> Iterator[Finding]:
+    """Random numbers that no `pyro.sample` draws, and draws that hide their gradient."""
+    for role, name in visit.random:
+        yield Finding("warning", "noise", name,
+                      f"its density in the {role} changes while every site keeps its value: random numbers are drawn "
+                      "outside pyro.sample, so that no density counts them",
+                      "draw them by pyro.sample, or once before the call")  # fmt: skip
+    for name, q in (visit.guide or {}).items():
+        learned = any(tensor.requires_grad for tensor in tensors_held(q.fn))
+        if not q.observed and q.fn.has_rsample and learned and not q.value.requires_grad:
+            yield Finding("error", "noise", name,
+                          "its distribution claims has_rsample, but its draw has no gradient: the loss takes neither "
+                          "the pathwise nor the score-function gradient",
+                          "draw it with rsample and outside torch.no_grad(), or set has_rsample = False")  # fmt: skip
+
+
+def evidence(visit: Visit) -> Iterator[Finding]:
+    """Latents that no observation reads, or reads without a gradient."""
+    read = {site for site, factor in visit.reads.items() if factor.kind in ("data", "factor", "estimate")}
+    if not read:
+        return
+    for site in reversed(visit.reads):
+        if site in read:
+            read |= set(visit.reads[site].parents)
+    for name, p in visit.model.items():
+        if p.observed or name not in visit.reads or f"{name.removesuffix('_unobserved')}_observed" in visit.model:
+            continue
+        if name not in read:
+            yield Finding("warning", "evidence", name, "no observation depends on it: its posterior is its prior",
+                          "let the likelihood read it, or leave it out")  # fmt: skip
+        elif _cut_off(visit, name):
+            yield Finding("warning", "evidence", name, "what depends on it gives it no gradient",
+                          "see whether detach(), rounding, an index or a Python number cuts it off")  # fmt: skip
+
+
+def _cut_off(visit: Visit, name: str) -> bool:
+    """Whether a reparameterized latent gets no gradient from any site of the model that reads it."""
+    z, q = visit.model[name].value, (visit.guide or {}).get(name)
+    if q is None or not q.fn.has_rsample or not z.requires_grad:
+        return False
+    stated = [visit.model[site].log_prob for site, factor in visit.reads.items() if name in factor.parents]
+    terms = [term for term in stated if term is not None and term.any()]  # an indicator has no gradient to give
+    total = sum(term.sum() for term in terms if term.requires_grad)
+    if not isinstance(total, Tensor):
+        return bool(terms)
+    return torch.autograd.grad(total, z, retain_graph=True, allow_unused=True)[0] is None
+
+
 CHECKS: list[Check] = [
     dtypes, partners, guide_supports, data_supports, shapes, plates, nesting, inverses, finite, parameters, store,
+    bounds, noise, evidence,
 ]  # fmt: skip
 
 
@@ -946,8 +1259,11 @@ def _kind(fn: Any) -> str:
 
 def _support(fn: Any) -> str:
     """Its support in words."""
-    support = _constraint(fn)
-    kind = _kind(fn)
+    return _described(_constraint(fn))
+
+
+def _described(support: Any) -> str:
+    kind = type(support).__name__.strip("_")
     names = {"GreaterThan": "the positive reals", "GreaterThanEq": "the non-negative reals", "Real": "the reals",
              "Boolean": "{0, 1}", "Simplex": "the simplex"}  # fmt: skip
     if kind in ("GreaterThan", "GreaterThanEq") and not _same_number(getattr(support, "lower_bound", 0), 0):

@@ -13,6 +13,7 @@ p(x_2 | x_1, c) reads both.
 
 from __future__ import annotations
 
+import html
 import inspect
 import re
 import types
@@ -29,6 +30,7 @@ from pyro.distributions import (
     Independent,
     MaskedDistribution,
     TransformedDistribution,
+    Unit,
 )
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.inspect import TrackProvenance
@@ -133,6 +135,10 @@ class Formula:
         lines = [line for density in "pq" for line in self._lines(density, _Latex())]
         return r"$$\begin{gathered}" + r" \\ ".join(lines) + r"\end{gathered}$$"
 
+    def html(self) -> str:
+        """The factors as HTML without a stylesheet or script; names are escaped."""
+        return "<br>".join(line for density in "pq" for line in self._lines(density, _Html()))
+
     def _lines(self, density: str, style: _Text) -> list[str]:
         """The product of the factors of p or q, and under it what factors are themselves products."""
         factors = [f for f in self.joint if f.kind != "estimate"] if density == "p" else self.posterior or ()
@@ -148,7 +154,7 @@ class Formula:
             taken = {f.site for f in (*self.joint, *(self.posterior or ()))}
             u = next(letter for letter in ("u", "v", "w", "b") if letter not in taken)
             return f"{style.density(density, u, factor.parents)} {style.determinant(u, factor.site)}"
-        terms = [(site, style.density(density, site, (*parents, *factor.parents))) for site, parents in factor.chain]
+        terms = [(site, style.density(density, site, parents)) for site, parents in factor.chain]
         within = [site for site, _ in factor.chain if site != factor.site]
         written = dotted(terms, style.dots)
         return style.integral(written, within) if len(within) < len(terms) else written
@@ -195,6 +201,7 @@ class _Text:
 
     dots = "..."
     bar = " | "
+    differential = "d"
 
     def name(self, site: str) -> str:
         return site
@@ -216,11 +223,11 @@ class _Text:
         return self.density(density, factor.site, parents)
 
     def determinant(self, base: str, site: str) -> str:
-        return f"|det d{base}/d{self.name(site)}|"
+        return f"|det {self.differential}{self.name(base)}/{self.differential}{self.name(site)}|"
 
     def integral(self, integrand: str, over: Sequence[str]) -> str:
         ends = [over[0], over[-1]] if len(over) > 2 else over
-        return f"∫ {integrand} {f' {self.dots} '.join(f'd{name}' for name in ends)}"
+        return f"∫ {integrand} {f' {self.dots} '.join(f'd{self.name(name)}' for name in ends)}"
 
     def _parents(self, parents: Sequence[str]) -> list[str]:
         """Their names; x_1 .. x_i-1 as x_<i."""
@@ -242,12 +249,9 @@ class _Latex(_Text):
     bar = r" \mid "
 
     def name(self, site: str) -> str:
-        stem, _, index = site.partition("_")
+        stem, index = _indexed(site)
         index = index if len(index) < 2 or index.isdecimal() else rf"\text{{{_escaped(index)}}}"
         stem = stem if len(stem) == 1 else rf"\mathit{{{_escaped(stem)}}}"
-        numbered = re.fullmatch(r"([A-Za-z])(\d+)", site)  # z2
-        if numbered:
-            return f"{numbered[1]}_{{{numbered[2]}}}"
         return f"{stem}_{{{index}}}" if index else stem
 
     def all_before(self, stem: str, number: int) -> str:
@@ -259,6 +263,25 @@ class _Latex(_Text):
     def integral(self, integrand: str, over: Sequence[str]) -> str:
         ends = [over[0], over[-1]] if len(over) > 2 else over
         return rf"\int {integrand} \, " + rf" {self.dots} ".join(f"d{self.name(name)}" for name in ends)
+
+
+class _Html(_Text):
+    dots = "…"
+    differential = "∂"
+
+    def name(self, site: str) -> str:
+        stem, index = map(html.escape, _indexed(site))
+        return f"<i>{stem}</i>" + (f"<sub>{index}</sub>" if index else "")
+
+    def all_before(self, stem: str, number: int) -> str:
+        return f"{self.name(stem)}<sub>&lt;{number}</sub>"
+
+
+def _indexed(site: str) -> tuple[str, str]:
+    """The letter or word, and its index, of x_1, x_continuous, z2."""
+    found = re.fullmatch(r"([A-Za-z])(\d+)|([^_]*)_?(.*)", site)
+    assert found is not None
+    return (found[1], found[2]) if found[1] else (found[3], found[4])
 
 
 def _escaped(name: str) -> str:
@@ -302,7 +325,8 @@ class _Arguments(Messenger):
         self.untracked, self.read_before = untracked, dict[str, frozenset[str]]()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and isinstance(msg["value"], Tensor):
+        computed = type(msg["fn"]) is Unit or (msg["infer"] or {}).get("_deterministic")  # no data, whatever it reads
+        if msg["is_observed"] and isinstance(msg["value"], Tensor) and not computed:
             for name in get_provenance(msg["value"]) - self.sites:
                 self.observes.setdefault(name, msg["name"])
         self.sites.add(msg["name"])
@@ -395,7 +419,10 @@ def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None
     base = _features(fn)
     family = type(base).__name__.removesuffix("Distribution")
     fixed = family == "Delta"
-    names = get_provenance(site["value"] if fixed else fn.log_prob(site["value"])) | arguments.read_before[name]
+    is_chain = hasattr(base, "factors")
+    # A chain may state its density apart, by factors of a bound: what it is given counts too.
+    read_by_it = (fn.log_prob(site["value"]), base.given if is_chain else None)
+    names = get_provenance(site["value"] if fixed else read_by_it) | arguments.read_before[name]
     read = {arguments.observes.get(p, p) for p in names} - {name}
     order = [factor.site for factor in before]
     parents = (*(p for p in order if p in read), *sorted(read.difference(order)))
@@ -406,7 +433,7 @@ def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None
         kind = "deterministic" if fixed else "factor"
     else:
         kind = "data" if (site["is_observed"] if latents is None else name not in latents) else "latent"
-    chain = tuple(base.factors(name)) if hasattr(base, "factors") else ()
+    chain = tuple(base.factors(name, parents)) if is_chain else ()
     return Factor(name, parents, fn.event_shape, family, kind, chain, type(base) is TransformedDistribution)
 
 

@@ -105,6 +105,12 @@ def on_cluster(backend: str | None, address: str | None = None) -> Iterator[None
         yield
 
 
+def processes(jobs: int | None = None) -> int:
+    """How many processes of this machine `in_parallel` starts: none for one job, nor on a cluster."""
+    found = int(joblib.effective_n_jobs(jobs))
+    return found if found > 1 and isinstance(get_active_backend()[0], LokyBackend) else 0
+
+
 def in_parallel(
     function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], jobs: int | None = None
 ) -> Iterator[Any]:
@@ -117,10 +123,9 @@ def in_parallel(
     Raises:
         Interrupted: by a signal, when every task has stored its state.
     """
-    backend, _ = get_active_backend()
-    as_they_end = "generator_unordered" if backend.supports_return_generator else "list"
+    as_they_end = "generator_unordered" if get_active_backend()[0].supports_return_generator else "list"
     parallel = joblib.Parallel(jobs, batch_size=1, return_as=as_they_end)
-    if joblib.effective_n_jobs(jobs) == 1 or not isinstance(backend, LokyBackend):
+    if not processes(jobs):
         yield from parallel(joblib.delayed(function)(*task) for task in tasks)
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -112,16 +112,23 @@ class WarmUp:
         return min(1.0, elapsed / self.fraction)
 
 
-class VariationalBound:
+class HasFormula:
+    """An objective that a notebook shows as the formula of what it maximizes."""
+
+    @property
+    def formula(self) -> str:
+        """What is maximized for one datum, in LaTeX; sg(...) is what no gradient enters."""
+        raise NotImplementedError
+
+    def _repr_latex_(self) -> str:
+        return f"$${self.formula}$$"
+
+
+class VariationalBound(HasFormula):
     """An objective for programs with latents; of a program that is tractable it is the exact log p(x).
 
     Subclasses give `bound`.
     """
-
-    formula: ClassVar[str]
-
-    def _repr_latex_(self) -> str:
-        return f"$${self.formula}$$"
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
@@ -151,7 +158,6 @@ class ELBO(VariationalBound):
     al. 2017 (beta); Bowman et al. 2016 (arXiv 1511.06349, warm-up); Kool et al. 2019 (leave-one-out).
     """
 
-    formula: ClassVar[str] = r"E_{q(z \mid x)} [\log p(x, z) - \log q(z \mid x)]"
     num_samples: int = 1
     _: KW_ONLY
     analytic_kl: bool = True
@@ -162,6 +168,13 @@ class ELBO(VariationalBound):
         _check_draws(self.num_samples, "num_samples", self.leave_one_out)
         if not callable(self.beta) and not isinstance(self.beta, Tensor):  # a tensor is how a compiled loss varies it
             check_number(self.beta, "beta", at_least=0)
+
+    @property
+    def formula(self) -> str:
+        if self.beta == 1:
+            return r"E_{q(z \mid x)} [\log p(x, z) - \log q(z \mid x)]"
+        beta = r"\beta(t)" if callable(self.beta) else f"{self.beta:g}"
+        return rf"E_{{q(z \mid x)}} [\log p(x \mid z)] - {beta} \, KL(q(z \mid x) \,\|\, p(z))"
 
     def at(self, elapsed: float) -> ELBO:
         """This objective with the weight that the schedule has at ``elapsed``."""
@@ -192,12 +205,17 @@ class FreeBits(VariationalBound):
     Source: Kingma et al. 2016 (arXiv 1606.04934), equation 15.
     """
 
-    formula: ClassVar[str] = r"E_{q(z \mid x)} [\log p(x \mid z)] - \max(\lambda, KL(q(z \mid x) \,\|\, p(z)))"
     nats: float = 2.0
     per_feature: bool = False
 
     def __post_init__(self) -> None:
         check_number(self.nats, "nats", at_least=0)
+
+    @property
+    def formula(self) -> str:
+        sites = r"\sum_i \max" if self.per_feature else r"\max"
+        i = "_i" if self.per_feature else ""
+        return rf"E_{{q(z \mid x)}} [\log p(x \mid z)] - {sites}({self.nats:g}, KL(q(z{i} \mid x) \,\|\, p(z{i})))"
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         model, guide = traces(program, x, given, observed=observed)
@@ -238,11 +256,14 @@ class STL(VariationalBound):
     Source: Roeder, Wu and Duvenaud 2017 (arXiv 1703.09194), algorithm 1.
     """
 
-    formula: ClassVar[str] = r"E_{q_\phi(z \mid x)} [\log p(x, z) - \log q_{\mathrm{sg}(\phi)}(z \mid x)]"
     num_samples: int = 1
 
     def __post_init__(self) -> None:
         check_count(self.num_samples, "num_samples")
+
+    @property
+    def formula(self) -> str:
+        return r"E_{q_\phi(z \mid x)} [\log p(x, z) - \log q_{\mathrm{sg}(\phi)}(z \mid x)]"
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         options: Any = {"batch": (self.num_samples, x.shape[0]), "observed": observed}
@@ -266,13 +287,16 @@ class IWAE(VariationalBound):
     Source: Burda et al. 2016 (arXiv 1509.00519); Mnih and Rezende 2016 (arXiv 1602.06725), section 2.5.
     """
 
-    formula: ClassVar[str] = r"E [\log \frac{1}{K} \sum_k p(x, z_k) / q(z_k \mid x)]"
     num_particles: int = 8
     _: KW_ONLY
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
         _check_draws(self.num_particles, "num_particles", self.leave_one_out)
+
+    @property
+    def formula(self) -> str:
+        return rf"E [\log {_mean_over(self.num_particles)} p(x, z_k) / q(z_k \mid x)]"
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         batch = (self.num_particles, x.shape[0])
@@ -301,12 +325,19 @@ class DReG(VariationalBound):
     Source: Tucker et al. 2019 (arXiv 1810.04152), equation 8.
     """
 
-    formula: ClassVar[str] = r"E [\log \frac{1}{K} \sum_k p(x, z_k) / q_{\mathrm{sg}(\phi)}(z_k \mid x)]"
     num_particles: int = 8
     eager_only: ClassVar[str] = "weights gradients by a hook on the way back"
 
     def __post_init__(self) -> None:
         check_count(self.num_particles, "num_particles")
+
+    @property
+    def formula(self) -> str:
+        return (
+            rf"E [\log {_mean_over(self.num_particles)} w_k], \quad w_k = p(x, z_k) / q_\phi(z_k \mid x), \quad "
+            r"\nabla_\phi = E [\sum_k \bar w_k^2 \frac{\partial \log w_k}{\partial z_k} "
+            r"\frac{\partial z_k}{\partial \phi}], \quad \bar w_k \propto w_k"
+        )
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         program = program.unroll_latents()
@@ -341,16 +372,21 @@ class RWS(VariationalBound):
     Source: Bornschein and Bengio 2015 (arXiv 1406.2751), algorithm 1; Le et al. 2019 (arXiv 1805.10469).
     """
 
-    formula: ClassVar[str] = (
-        r"E [\sum_k \mathrm{sg}(\bar w_k) (\log p(x, z_k) + \log q(z_k \mid x))], "
-        r"\bar w_k \propto p(x, z_k) / q(z_k \mid x)"
-    )
     num_particles: int = 8
     sleep: float = 0.0
 
     def __post_init__(self) -> None:
         check_count(self.num_particles, "num_particles")
         check_number(self.sleep, "sleep", at_least=0, at_most=1)
+
+    @property
+    def formula(self) -> str:
+        wake = "" if self.sleep == 0 else f"{1 - self.sleep:g} \\, "
+        asleep = "" if self.sleep == 0 else rf" + {self.sleep:g} \, E_{{p(x', z')}} [\log q(z' \mid x')]"
+        return (
+            rf"E [\sum_{{k=1}}^{{{self.num_particles}}} \mathrm{{sg}}(\bar w_k) "
+            rf"(\log p(x, z_k) + {wake}\log q(z_k \mid x))]{asleep}, \quad \bar w_k \propto p(x, z_k) / q(z_k \mid x)"
+        )
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         program = program.unroll_latents()
@@ -381,11 +417,14 @@ class Enumerate(VariationalBound):
             or on that times B if it reads x too.
     """
 
-    formula: ClassVar[str] = r"\sum_z q(z \mid x) [\log p(x, z) - \log q(z \mid x)]"
     max_outcomes: int = 1024
 
     def __post_init__(self) -> None:
         check_count(self.max_outcomes, "max_outcomes")
+
+    @property
+    def formula(self) -> str:
+        return r"\sum_z q(z \mid x) [\log p(x, z) - \log q(z \mid x)]"
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         program = program.unroll_latents()
@@ -401,7 +440,7 @@ class Enumerate(VariationalBound):
 
 
 @dataclass(frozen=True)
-class SemiSupervised:
+class SemiSupervised(HasFormula):
     """The semi-supervised objective of a `Labeled` program with a classifier; unknown labels are -1.
 
     A labeled datum contributes the bound on log p(x, y) and ``weight`` times log q(y | x); an unlabeled one the
@@ -422,14 +461,23 @@ class SemiSupervised:
     def __post_init__(self) -> None:
         check_number(self.weight, "weight", at_least=0)
 
+    @property
+    def formula(self) -> str:
+        return (
+            rf"L(x, y) + {self.weight:g} \log q(y \mid x) \quad \mathrm{{or}} \quad "
+            r"\sum_y q(y \mid x) [L(x, y) - \log q(y \mid x)], \quad "
+            r"L(x, y) = E_{q(z \mid x, y)} [\log p(x, y, z) - \log q(z \mid x, y)]"
+        )
+
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
-        classifier, label = getattr(program, "classifier", None), getattr(program, "label", "y")
+        classifier = getattr(program, "classifier", None)
         if classifier is None:
             raise ValueError(
                 f"SemiSupervised needs a Labeled program with a classifier q(y | x), got {type(program).__name__}"
             )
+        label = getattr(program, "label_name", "y")
         y = (observed or {}).get(label, torch.full((x.shape[0],), -1, device=x.device))
         log_q = classifier(x).logits.log_softmax(-1)
         known, unknown = (y >= 0).nonzero().squeeze(-1), (y < 0).nonzero().squeeze(-1)
@@ -450,7 +498,7 @@ class SemiSupervised:
         batch = (log_q.shape[-1], x.shape[0])
         every = torch.arange(batch[0], device=x.device).unsqueeze(-1).expand(batch)
         # x itself is not repeated: a network that reads x alone runs once, not once for every label.
-        observed = {getattr(program, "label", "y"): every}
+        observed = {getattr(program, "label_name", "y"): every}
         inner = elbo(program, x, observed=observed, batch=batch, analytic_kl=self.analytic_kl)
         q = log_q.T.exp()
         return Bound((q * (inner.value - log_q.T)).sum(0), (q * (inner.surrogate - log_q.T)).sum(0))
@@ -684,6 +732,11 @@ def _mean(bound: Bound) -> Bound:
 
 
 # -- importance weights ------------------------------------------------------------------------------------------------
+
+
+def _mean_over(num_particles: int) -> str:
+    """The mean over k, in LaTeX."""
+    return rf"\frac{{1}}{{{num_particles}}} \sum_{{k=1}}^{{{num_particles}}}"
 
 
 def _without_each(log_w: Tensor) -> Tensor:

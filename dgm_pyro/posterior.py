@@ -18,6 +18,7 @@ Sources: Kucukelbir et al. 2017 (Automatic differentiation variational inference
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -133,7 +134,7 @@ def bijection_of(site: Any) -> Transform:
 def middle_of(site: Any) -> tuple[Tensor, Tensor]:
     """The value of a site at the zeros of its unconstrained space, and these zeros; nothing is drawn."""
     transform = bijection_of(site)
-    like = next((value for value in _tensors_of(site["fn"]) if value.is_floating_point()), torch.zeros(()))
+    like = next((value for value in tensors_held(site["fn"]) if value.is_floating_point()), torch.zeros(()))
     real = like.new_zeros(transform.inverse_shape(site["fn"].shape()))
     return transform(real), real
 
@@ -159,6 +160,8 @@ class Posterior:
         enumerated: names of the discrete latents, which are summed out.
         subsamples: indices of the plates that draw a subsample, by name.
         improper: names of the latents whose prior is not normalized, so that it cannot be drawn.
+        observed: the data by the name of the observed site; factors and deterministic sites are none.
+        measure: of p(y): "density", "mass", or which observed sites have which.
         mapped: whether `torch.func.vmap` maps the model; else it runs once for each u.
 
     Raises:
@@ -194,6 +197,8 @@ class Posterior:
             self.names = tuple(name for name in latents if name not in self.enumerated)
             self._require_inference(latents, nodes)
             self.improper = tuple(name for name in latents if not _is_normalized(nodes[name]))
+            self.observed = {name: nodes[name]["value"] for name in sample_sites(trace) if _is_data(nodes[name])}
+            self.measure = _measure_of({name: nodes[name]["fn"].support.is_discrete for name in self.observed})
             self.shapes = {name: nodes[name]["value"].shape for name in self.names}
             self._reals = {name: start.reals[name].shape for name in self.names}
             self._start = torch.cat([start.reals[name].flatten() for name in self.names])
@@ -310,6 +315,15 @@ class Posterior:
 
         return self._map(values, u)  # type: ignore[no-any-return]
 
+    def by_latent(self, u: Tensor) -> dict[str, Tensor]:
+        """The elements of ``u``, ``(*batch, D)``, of each latent, ``(*batch, size)``, unconstrained as they are."""
+        self._check(u)
+        sizes = [shape.numel() for shape in self._reals.values()]
+        if self._kept is not None:
+            inside = torch.zeros(sum(sizes), dtype=torch.bool, device=self.device).index_fill(0, self._kept, True)
+            sizes = [int(part.sum()) for part in inside.split(sizes)]
+        return dict(zip(self.names, u.split(sizes, -1), strict=True))
+
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """The vector u of latents with ``values``: `constrain` inverted.
 
@@ -394,7 +408,8 @@ class Posterior:
             nodes: Any = self._trace(draws).nodes
             data = {name: nodes[name]["value"] for name in draws.drawn}
             values = {name: nodes[name]["value"] for name in self.names}
-        other = Posterior(poutine.condition(self.model, data=data), *self.args, **self.kwargs)
+        other = copy.copy(self)  # all that differs are the data
+        other.model, other.observed = poutine.condition(self.model, data=data), data
         return other, data, other.unconstrain(values)
 
     def require_proper(self, what: str) -> None:
@@ -682,6 +697,18 @@ def _is_deterministic(site: Any) -> bool:
     return site["type"] == "sample" and isinstance(_base_of(site["fn"]), Delta)
 
 
+def _is_data(site: Any) -> bool:
+    """Whether a site is observed, and neither stated by a formula nor a factor."""
+    return site["is_observed"] and not _is_deterministic(site) and not isinstance(_base_of(site["fn"]), Unit)
+
+
+def _measure_of(discrete: Mapping[str, bool]) -> str:
+    if len(kinds := set(discrete.values())) < 2:
+        return "mass" if True in kinds else "density"
+    masses, densities = (", ".join(name for name, each in discrete.items() if each is kind) for kind in (True, False))
+    return f"mass of {masses}, density of {densities}"
+
+
 def _is_normalized(site: Any) -> bool:
     """Whether a latent's own term in the density is that of the distribution that it is drawn from."""
     base, scale = _base_of(site["fn"], masked=False), site["scale"]
@@ -700,13 +727,13 @@ def _base_of(distribution: Any, masked: bool = True) -> Any:
     return distribution
 
 
-def _tensors_of(value: Any) -> Iterator[Tensor]:
+def tensors_held(value: Any) -> Iterator[Tensor]:
     """Tensors that a distribution holds."""
     for part in vars(value).values():
         if isinstance(part, Tensor):
             yield part
         elif isinstance(part, torch.distributions.Distribution):
-            yield from _tensors_of(part)
+            yield from tensors_held(part)
 
 
 def _device_of(*arguments: Any) -> torch.device:

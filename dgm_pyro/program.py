@@ -1177,7 +1177,10 @@ def _remedy_for(model: Any) -> str:
             "dgm.infer.compare(model, *args, guides=[guide])"
         )
     if type(model).__name__ == "Posterior":
-        return ": dgm.infer has ais, smc, nuts and psis for a Posterior"
+        return (
+            ": a Posterior has one data set and no encoder; dgm.infer has ais, bidirectional, smc, nuts, psis, gaps, "
+            "sbc, check and compare for it"
+        )
     if inspect.isroutine(model) or isinstance(model, functools.partial | PyroModule):
         return ": wrap a Pyro model with its data, dgm.Posterior(model, *args), for dgm.infer"
     return ""

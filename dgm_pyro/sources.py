@@ -2,6 +2,8 @@
 
 `arrays_of` tells a source by its kind, and leaves the meaning of the arrays to `dgm_pyro.data.open`. No pickle is read.
 pandas reads tables and Pillow images; they are imported where they are needed.
+
+`stored` opens what is larger than memory: a `Stored` source gives the rows that it is asked for.
 """
 
 from __future__ import annotations
@@ -9,18 +11,21 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import itertools
 import os
 import warnings
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from torch.utils.data import IterableDataset
+import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 TABLES = (".csv", ".tsv", ".parquet")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -31,6 +36,14 @@ UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What a damaged .npz file makes numpy raise."""
+
+IN_MEMORY = 2**30
+"""Sources of more bytes are read by rows, where their kind can be."""
+
+GAP = 1024
+"""Bytes between two rows of a file that are read along rather than left out."""
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,71 @@ class Choice:
                 raise ValueError(f"{name} is not for {owner}: leave it out")
 
 
+class Stored:
+    """A source that is read by rows.
+
+    Attributes:
+        columns, given_columns, classes: as of `Arrays`.
+        blocks: whether rows that lie beside each other are read faster than others.
+        ordered: whether rows come in the order of the source alone.
+    """
+
+    columns: tuple[str, ...] | None = None
+    given_columns: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    blocks = ordered = False
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, rows: np.ndarray) -> Arrays:
+        """The rows of those numbers, which ascend."""
+        raise NotImplementedError
+
+    def ahead(
+        self, parts: Iterable[np.ndarray], make: Callable[[np.ndarray, Arrays], Made], random: torch.Generator | None
+    ) -> Iterator[Made]:
+        """What ``make`` makes of each of the parts; the next one is read while this one is used.
+
+        Args:
+            random: seeds the workers of a dataset, for what is random in it.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            pending = deque[Future[Made]]()
+            for rows in parts:
+                pending.append(pool.submit(lambda rows=rows: make(rows, self.read(rows))))  # type: ignore[misc]
+                if len(pending) > 1:
+                    yield pending.popleft().result()
+            if pending:
+                yield pending.popleft().result()
+
+
+def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int) -> Stored | None:
+    """The source to be read by rows; None where it is to be read as a whole.
+
+    Args:
+        in_memory: whether it is read as a whole; None where its size decides.
+        num_workers: of a dataset of torch.
+    """
+    if in_memory:
+        return None
+    found: Stored | None = None
+    path = Path(source).expanduser() if isinstance(source, str | os.PathLike) else Path()
+    size = path.stat().st_size if path.is_file() else 0
+    if path.suffix in (".npy", ".parquet") and (in_memory is False or size > IN_MEMORY):
+        choice.refuse(f"a {path.suffix} file that is read by rows", "size", "gray", "label")
+        found = StoredArray(path, choice) if path.suffix == ".npy" else StoredTable(path, choice)
+    elif isinstance(source, IterableDataset):
+        found = StoredStream(source, num_workers)
+    elif _is_dataset(source) and (in_memory is False or _size_of(source) > IN_MEMORY):
+        found = StoredDataset(source, num_workers)
+    if isinstance(found, StoredDataset | StoredStream):
+        choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns")
+    if found is None and in_memory is False:
+        raise ValueError("in_memory=False is for .npy and .parquet files and torch datasets: leave it out")
+    return found
+
+
 def arrays_of(source: Any, choice: Choice) -> Arrays:
     """The arrays of a path, an array, a frame or a dataset."""
     if isinstance(source, str | os.PathLike):
@@ -85,12 +163,12 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
     if isinstance(source, (dict, IterableDataset)):
         what = f"the parts {', '.join(map(str, source))}" if isinstance(source, dict) else "no length and no index"
         raise TypeError(f"source is a {type(source).__name__} with {what}: open one whose data can be counted")
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not hasattr(source, "__array__"):
+    if _is_dataset(source):
         return _of_dataset(source, choice)
     choice.refuse("an array", "columns")
     given = None if choice.given is None else _numbers(np.asarray(choice.given), "given")
     label = None if choice.label is None else np.asarray(choice.label)
-    return Arrays(_images_first(_numbers(np.asarray(source), "source")), label=label, given=given)
+    return Arrays(_images_first(_numbers(np.array(source), "source")), label=label, given=given)
 
 
 def _of_path(path: Path, choice: Choice) -> Arrays:
@@ -105,7 +183,7 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
     choice.refuse(f"a {path.suffix} file", "columns")
     if path.suffix == ".npy":
         choice.refuse("a .npy file, which holds one array", "label", "given")
-        return Arrays(_images_first(_numbers(_array(path), str(path))))
+        return Arrays(_images_first(_numbers(np.array(_array(path)), str(path))))
     if path.suffix == ".npz":
         return _of_archive(path, choice)
     kinds = ", ".join((".npy", ".npz", *TABLES))
@@ -227,11 +305,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None) -> Arrays:
+def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: bool = False) -> Arrays:
     """The columns of a frame.
 
     Args:
         first: the line of the file that its first row is; None where rows have no lines.
+        part: whether there are further rows, in which a column that is empty here may not be.
     """
     frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
     if not len(frame):
@@ -250,6 +329,10 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None) -> Arr
     if not columns:
         raise ValueError(f"no columns of {origin} are left for the data: it has {', '.join(frame.columns)}")
 
+    empty = [name for name in [*columns, *given] if not part and frame[name].isna().all()]
+    if empty:
+        raise ValueError(f"column {empty[0]!r} of {origin} is empty: leave it out by columns (--columns)")
+
     def values(names: Sequence[str]) -> np.ndarray:
         return np.stack([_column(frame[name], name, origin, first) for name in names], axis=1)
 
@@ -257,7 +340,7 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None) -> Arr
     if conditions is not None and np.isnan(conditions).any():
         row, column = np.argwhere(np.isnan(conditions))[0]
         raise ValueError(
-            f"{_place(origin, row, first)}, column {given[column]!r} is empty, but it is given: fill it in"
+            f"{_place(origin, frame.index[row], first)}, column {given[column]!r} is empty, but it is given: fill it in"
         )
     return Arrays(
         x=values(columns),
@@ -277,15 +360,13 @@ def _as_names(names: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _place(origin: str, row: int, first: int | None) -> str:
+def _place(origin: str, row: Any, first: int | None) -> str:
     return f"{origin}, row {row}" if first is None else f"{origin}, line {row + first}"
 
 
 def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarray:
     """One column as doubles; NaN where it is empty."""
     pandas = _library("pandas")
-    if series.isna().all():
-        raise ValueError(f"column {name!r} of {origin} is empty: leave it out by columns (--columns)")
     numbers = series if pandas.api.types.is_numeric_dtype(series) else pandas.to_numeric(series, errors="coerce")
     array: np.ndarray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isnan(array) & series.notna().to_numpy() | np.isinf(array)
@@ -293,8 +374,8 @@ def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarra
         row = int(wrong.argmax())
         what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is no number"
         raise ValueError(
-            f"{_place(origin, row, first)}, column {name!r} {what}: correct it, or leave the column out by columns "
-            "(--columns); labels may be text, and so may what label (--label) names"
+            f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, or leave the column out "
+            "by columns (--columns); labels may be text, and so may what label (--label) names"
         )
     return array
 
@@ -397,12 +478,39 @@ def _of_dataset(source: Any, choice: Choice) -> Arrays:
     choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns")
     if not len(source):
         raise ValueError("source is empty: its length is 0")
-    rows = [source[i] for i in range(len(source))]
-    pairs = isinstance(rows[0], tuple | list)
-    x = _stacked([row[0] for row in rows] if pairs else rows)
-    label = np.array([int(row[1]) for row in rows]) if pairs and len(rows[0]) > 1 else None
-    classes = getattr(source, "classes", None)
-    return Arrays(_images_first(x), label=label, classes=None if classes is None else tuple(map(str, classes)))
+    return _of_items([source[i] for i in range(len(source))], _classes_of(source))
+
+
+def _is_dataset(source: Any) -> bool:
+    return (
+        all(hasattr(source, name) for name in ("__getitem__", "__len__"))
+        and not any(hasattr(source, name) for name in ("__array__", "to_pandas"))
+        and not isinstance(source, dict | str)
+        and not type(source).__module__.startswith("pandas")
+    )
+
+
+def _size_of(dataset: Any) -> int:
+    """Bytes of all data, if they are like the first."""
+    return len(dataset) * _stacked([_pair(dataset[0])[0]]).nbytes if len(dataset) else 0
+
+
+def _classes_of(dataset: Any) -> tuple[str, ...] | None:
+    classes = getattr(dataset, "classes", None)
+    return None if classes is None else tuple(map(str, classes))
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """x and the label of an item, None where it has none."""
+    if not isinstance(item, tuple | list):
+        return item, None
+    return item[0], item[1] if len(item) > 1 else None
+
+
+def _of_items(items: Sequence[Any], classes: tuple[str, ...] | None) -> Arrays:
+    x, labels = zip(*map(_pair, items), strict=True)
+    label = None if labels[0] is None else np.array([int(each) for each in labels])
+    return Arrays(_images_first(_stacked(x)), label=label, classes=classes)
 
 
 def _stacked(rows: Sequence[Any]) -> np.ndarray:
@@ -416,3 +524,151 @@ def _stacked(rows: Sequence[Any]) -> np.ndarray:
             "one shape"
         )
     return _numbers(np.stack(arrays), "source")
+
+
+# -- what is read by rows ----------------------------------------------------------------------------------------------
+
+
+class StoredArray(Stored):
+    """A .npy file. Its rows are read into memory of their own: pages of a map would count as this process's memory."""
+
+    blocks = True
+
+    def __init__(self, path: Path, choice: Choice):
+        choice.refuse("a .npy file, which holds one array", "given", "columns")
+        mapped: Any = _array(path)
+        if not mapped.flags.c_contiguous:
+            raise ValueError(f"{path} is in Fortran order, and its rows lie apart: save numpy.ascontiguousarray of it")
+        _numbers(mapped[:1], str(path))
+        self.path, self.shape, self.dtype, self.offset = path, mapped.shape, mapped.dtype, mapped.offset
+        self.bytes = mapped[:1].nbytes
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, rows: np.ndarray) -> Arrays:
+        x = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        cuts = np.flatnonzero(np.diff(rows) > 1 + GAP // self.bytes) + 1
+        with self.path.open("rb") as file:
+            for start, stop in itertools.pairwise([0, *cuts, len(rows)]):
+                first, last = rows[start], rows[stop - 1]
+                whole = last - first == stop - 1 - start
+                span = x[start:stop] if whole else np.empty((last - first + 1, *self.shape[1:]), self.dtype)
+                file.seek(self.offset + int(first) * self.bytes)
+                if file.readinto(span.reshape(-1).view(np.uint8).data) < span.nbytes:
+                    raise ValueError(f"{self.path} ends before its row {last}: it was cut while it was read")
+                if not whole:
+                    x[start:stop] = span[rows[start:stop] - first]
+        return Arrays(_images_first(_numbers(x, str(self.path))))
+
+
+class StoredTable(Stored):
+    """A .parquet file, whose groups of rows are read one by one."""
+
+    blocks = True
+
+    def __init__(self, path: Path, choice: Choice):
+        self.path, self.choice = path, choice
+        try:
+            self.file = _library("pyarrow.parquet").ParquetFile(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a table: {error}") from error
+        if not self.file.metadata.num_rows:
+            raise ValueError(f"{path} holds no rows")
+        groups = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
+        self.starts = np.cumsum([0, *groups])
+        first = self.read(np.arange(1))
+        self.columns, self.given_columns = first.columns, first.given_columns
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, rows: np.ndarray) -> Arrays:
+        groups = np.searchsorted(self.starts, rows, "right") - 1
+        frames = [
+            self.file.read_row_group(int(i)).to_pandas().iloc[rows[groups == i] - self.starts[i]]
+            for i in np.unique(groups)
+        ]
+        frame = _library("pandas").concat(frames).set_axis(rows)
+        return _of_frame(frame, str(self.path), self.choice, first=None, part=True)
+
+
+class StoredDataset(Stored):
+    """A map-style `torch.utils.data.Dataset`; its items come from so many worker processes."""
+
+    def __init__(self, dataset: Any, num_workers: int):
+        if not len(dataset):
+            raise ValueError("source is empty: its length is 0")
+        self.dataset, self.num_workers, self.classes = dataset, num_workers, _classes_of(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, rows: np.ndarray) -> Arrays:
+        return _of_items([self.dataset[int(row)] for row in rows], self.classes)
+
+    def ahead(
+        self,
+        parts: Iterable[np.ndarray],
+        make: Callable[[np.ndarray, Arrays], Made],
+        random: torch.Generator | None,
+    ) -> Iterator[Made]:
+        if not self.num_workers:
+            return (make(rows, self.read(rows)) for rows in parts)
+        return iter(_loader(_Parts(self, make), self.num_workers, random, sampler=parts, batch_size=None))
+
+
+class _Parts:
+    """What a worker reads: an index is the rows of a part."""
+
+    def __init__(self, source: Stored, make: Callable[[np.ndarray, Arrays], Any]):
+        self.source, self.make = source, make
+
+    def __getitem__(self, rows: np.ndarray) -> Any:
+        return self.make(rows, self.source.read(rows))
+
+
+class StoredStream(Stored):
+    """An `IterableDataset` that has a length, read from its start in each epoch."""
+
+    ordered = True
+
+    def __init__(self, stream: Any, num_workers: int):
+        if not hasattr(stream, "__len__"):
+            raise TypeError(f"source is a {type(stream).__name__} without a length: give it a __len__, the data of one "
+                            "epoch")  # fmt: skip
+        self.stream, self.num_workers, self.classes = stream, num_workers, _classes_of(stream)
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def read(self, rows: np.ndarray) -> Arrays:
+        return next(self.ahead([rows], lambda rows, arrays: arrays, None))
+
+    def ahead(
+        self,
+        parts: Iterable[np.ndarray],
+        make: Callable[[np.ndarray, Arrays], Made],
+        random: torch.Generator | None,
+    ) -> Iterator[Made]:
+        items, place = iter(self.stream), 0
+        if self.num_workers:
+            items = itertools.chain.from_iterable(_loader(self.stream, self.num_workers, random, batch_size=64))
+        for rows in parts:
+            taken: list[Any] = []
+            for row in rows:
+                taken.extend(itertools.islice(items, int(row) - place, int(row) - place + 1))
+                place = int(row) + 1
+            if len(taken) < len(rows):
+                raise ValueError(f"source ended before its datum {rows[-1]}, but its length is {len(self)}")
+            yield make(rows, _of_items(taken, self.classes))
+
+
+def _loader(dataset: Any, num_workers: int, random: torch.Generator | None, **options: Any) -> Any:
+    """A DataLoader that leaves the global random state as it is."""
+    random = random or torch.Generator()
+    return DataLoader(dataset, num_workers=num_workers, collate_fn=_same, generator=random, **options)
+
+
+def _same(items: Any) -> Any:
+    return items

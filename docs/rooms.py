@@ -19,7 +19,7 @@ PICTURE = DOCS / "pictures" / "rooms.svg"
 FLOORS: tuple[dict[str, str], ...] = (
     {"cli": "the command line"},
     {"api": "the names dgm.*"},
-    {"experiments": "runs, sweeps, plots, the tour"},
+    {"experiments": "runs, sweeps, commands, the tour"},
     {"training": "fit, compile, processes", "uses": "anomalies, labels, codes"},
     {"infer": "AIS, SMC, NUTS, gaps"},
     {"diagnosis": "dgm.doctor"},
@@ -30,7 +30,6 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"networks": "tensors to tensors", "noise": "noise of a datum", "data": "data sets"},
     {
         "registry": "classes by name",
-        "old_names": "of older files",
         "factors": "what a program prints",
         "image_sets": "glyphs, patches",
         "jobs": "tasks in several processes",
@@ -40,6 +39,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "files": "whole files, one writer",
         "results": "tables and what holds them",
         "sources": "reading of files",
+        "old_names": "of older files",
     },
 )
 

@@ -159,6 +159,10 @@ def data():
     return dgm.Data(X, Y)
 
 
+def large():
+    return dgm.data.open(torch.utils.data.TensorDataset(X), in_memory=False)
+
+
 def bayesian():
     return dgm.classification.Bayesian(nn.Linear(2, 2), data())
 
@@ -261,7 +265,7 @@ CODES = dict(train=X, train_y=Y, test=X, test_y=Y)
 
 CALLS = {
     # programs
-    "Normal": Call(CONDITIONAL | dict(scale="network"), {"scale": NAME, "network": MODULE[1:]}),
+    "Normal": Call(CONDITIONAL | dict(scale_type="network"), {"scale_type": NAME, "network": MODULE[1:]}),
     "Bernoulli": Call(dict(event_shape=2, network=nn.Linear(2, 2)), {"network": MODULE[1:]}),
     "Categorical": Call(dict(event_shape=2, levels=2, network=linear), {"network": MODULE[1:]}),
     "MixtureOfNormals": Call(dict(event_shape=2, components=2), {"network": MODULE[1:]}),
@@ -283,7 +287,7 @@ CALLS = {
         {"transforms": [None, "x", 3, [3]], "base": PROGRAM[1:]},
     ),
     "Dequantized": Call(
-        dict(flow=lambda: dgm.flow.realnvp(2, layers=1, unit=True), levels=4, guide=lambda: dgm.Uniform(2)),
+        dict(flow=lambda: dgm.flow.realnvp(2, layers=1, unit_cube=True), levels=4, guide=lambda: dgm.Uniform(2)),
         {"guide": PROGRAM[1:]},
     ),
     "VAE": Call(
@@ -299,7 +303,7 @@ CALLS = {
         {"noise_schedule": NAME},
     ),
     "Schedule": Call(dict(alpha_bar=[0.9, 0.5]), {"alpha_bar": [None, "x", 3, [NAN], [[0.9]]]}),
-    "LogSNR": Call(dict(highest=10.0, lowest=-6.0, units=0), {"units": COUNT[1:]}),
+    "LogSNR": Call(dict(highest=10.0, lowest=-6.0, num_units=0), {"num_units": COUNT[1:]}),
     "Implicit": Call(
         dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent_name="z"),
         {"latent_name": ["", 3, None]},
@@ -339,7 +343,7 @@ CALLS = {
         dict(encoder=encoder, prior=lambda: dgm.Normal(2), likelihood=encoder, gradient_steps=2, lr=0.1, num_samples=2)
     ),
     "guides.LinearGaussianPosterior": Call(
-        dict(prior=lambda: dgm.Normal(2), likelihood=lambda: dgm.Normal(2, nn.Linear(2, 2), scale="shared"))
+        dict(prior=lambda: dgm.Normal(2), likelihood=lambda: dgm.Normal(2, nn.Linear(2, 2), scale_type="shared"))
     ),
     "guides.EnumeratedPosterior": Call(dict(prior=lambda: dgm.Bernoulli(2), likelihood=encoder)),
     "guides.fit_guide": Call(
@@ -398,7 +402,8 @@ CALLS = {
     "build": Call(
         dict(name="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
         {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
-         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3]},
+         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
+         "max_parameters": [0, 1.5, "x"]},
     ),
     "compile": Call(dict(program=vae), free=["objective"]),
     "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),
@@ -528,6 +533,8 @@ CALLS = {
     "Data.split": Call(dict(fraction=0.5, seed=0), of=data),
     "Data.keep_labels": Call(dict(num_labels=2, seed=0), of=data),
     "Data.to": Call(dict(device="cpu"), of=data),
+    "StoredData.split": Call(dict(fraction=0.5, seed=0), of=large),
+    "StoredData.to": Call(dict(device="cpu"), of=large),
     "data.open": Call(
         dict(source=frame(), label="b", given=None, columns=None, levels=None, classes=("4", "5")),
         {
@@ -540,6 +547,8 @@ CALLS = {
             "gray": [True],
             "classes": [("c",)],
             "name": [],
+            "in_memory": [False, "yes"],
+            "num_workers": [-1, 1.5],
         },
     ),
     "data.load": Call(dict(name="moons", split="train", num_data=4, seed=0)),
@@ -612,7 +621,7 @@ CALLS = {
     "representations.arc": Call(dict(a=X, b=X + 1, num_points=3)),
     "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, curve="spherical")),
     "representations.traverse": Call(
-        dict(program=vae, z=X[:1], values=(0.0, 1.0), features=[0], site="z"),
+        dict(program=vae, z=X[:1], values=(0.0, 1.0), indices=[0], site="z"),
         {"values": [None, "x", 3, [NAN]], "features": ["x", 3, [7], [0.5]], "site": ["no", 3]},
     ),
     "representations.grid": Call(dict(program=vae, num_points=2, reach=1.0)),
@@ -685,17 +694,17 @@ CALLS = {
     "networks.DenoisingUNet": Call(
         dict(event_shape=(1, 4, 4), channels=(8,), outputs=1, dropout=0.1, max_frequency=30.0)
     ),
-    "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, features=2), {"shape": SHAPE}),
+    "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, out_features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),
     "networks.RationalQuadraticSpline": Call(dict(bins=4, low=-1.0, high=1.0, tails="identity")),
-    "networks.ActNorm": Call(dict(features=2)),
-    "networks.LULinear": Call(dict(features=2)),
-    "networks.Planar": Call(dict(features=2)),
-    "networks.Sylvester": Call(dict(features=2, reflections=1), {"reflections": COUNT[1:]}),
+    "networks.ActNorm": Call(dict(num_features=2)),
+    "networks.LULinear": Call(dict(num_features=2)),
+    "networks.Planar": Call(dict(num_features=2)),
+    "networks.Sylvester": Call(dict(num_features=2, reflections=1), {"reflections": COUNT[1:]}),
     "networks.Permutation": Call(dict(order=(1, 0)), {"order": ["x", None, 3, (0, 0), (0.0, 1.0)]}),
     "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
     "networks.Elementwise": Call(
-        dict(features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
+        dict(num_features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
     ),
     "networks.Coupling": Call(
         dict(passes=(True, False), univariate=Affine, network=lambda: nn.Linear(1, 2)),
@@ -703,7 +712,7 @@ CALLS = {
     ),
     "networks.MaskedAutoregressive": Call(dict(univariate=Affine, network=lambda: MADE(2, 2, (4,)))),
     # plots
-    "plots.images": Call(dict(x=IMAGES, levels=4, columns=2), {"covered": ["x", 3]}),
+    "plots.images": Call(dict(x=IMAGES, levels=4, num_columns=2), {"covered": ["x", 3]}),
     "plots.plane": Call(dict(samples=X, resolution=4), {"log_density": ["x", 3], "limits": ["x", 3, (1.0, 0.0)]}),
     "plots.table_of_features": Call(dict(x=X)),
     "plots.samples": Call(dict(x=X)),
@@ -719,7 +728,7 @@ CALLS = {
     "plots.curves": Call(dict(x=[0, 1], panels={"a": {"b": [0, 1]}}, xlabel="x"), {"x": [None, 3], "panels": THING}),
     "plots.reliability": Call(dict(probabilities={"a": PROBABILITIES}, y=Y, bins=3), {"probabilities": THING}),
     "plots.answers": Call(
-        dict(x=IMAGES, probabilities=PROBABILITIES, rejected=Y > 0, columns=2),
+        dict(x=IMAGES, probabilities=PROBABILITIES, rejected=Y > 0, num_columns=2),
         {"probabilities": REALS[:4], "rejected": REALS[:4]},
     ),
     "plots.heat_map": Call(dict(panels={"a": {("b", "c"): (1.0, 0.1)}}), {"panels": THING}),
@@ -732,11 +741,11 @@ CALLS = {
     "plots.latent_map": Call(dict(z=X, y=Y), {"y": LABELS[1:3]}),
     # runs and sweeps
     "runs.read": Call(dict(folder=run, device="cpu")),
-    "runs.inputs": Call(dict(source="moons", program=vae), {"source": NAME}, free=("reading",)),
+    "runs.inputs": Call(dict(data="moons", program=vae), {"data": NAME}, free=("reading",)),
     "runs.train": Call(
-        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
+        dict(folder=fresh, model="pixels", data="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
              num_data=8, objective="elbo", progress=False),
-        {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
+        {"model": NAME, "data": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
          "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": [], "reading": [{"label": "a"}]},
     ),
     "hub.push": Call(
@@ -761,14 +770,14 @@ CALLS = {
 
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
-        "Program", "Conditional", "IndependentConditional", "guides.CorrelatedNormal", "infer.Stepper",
-        "networks.Bijection", "networks.Univariate", "objectives.Objective", "objectives.VariationalBound",
-        "priors.MixtureOfParts", "samplers.Sampler",
+        "Program", "Conditional", "IndependentConditional", "data.Batches", "guides.CorrelatedNormal", "infer.Stepper",
+        "networks.Bijection", "networks.Univariate", "objectives.HasFormula", "objectives.Objective",
+        "objectives.VariationalBound", "priors.MixtureOfParts", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
         "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
-        "anomaly.Separation", "classification.Answers",
+        "anomaly.Separation", "classification.Answers", "data.StoredData",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
         "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison", "infer.GuideRow",
         "infer.Population", "infer.Sandwich",
@@ -797,10 +806,9 @@ EXCLUDED = {
         "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
         "classification.beliefs", "classification.share", "flow.start_near_zero",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "hub.card", "runs.read_json", "runs.record_of", "runs.points", "runs.reading_of", "runs.write_alike",
-        "data.subset",
+        "hub.card", "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
         "plots.is_picture", "runs.write", "runs.write_array", "runs.write_files", "runs.write_json", "sweep.collect",
-        "sweep.devices", "sweep.run_cell",
+        "sweep.devices", "sweep.predicted", "sweep.run_cell",
     ],
 }  # fmt: skip
 
@@ -835,7 +843,6 @@ CALLED = {
     "reference": "x",
     "normal": "x",
     "name": "model|data set",
-    "data_name": "data set",
     "text": "objective",
     "source": "data set",
 }
@@ -913,6 +920,7 @@ ANYTHING = {
 WITHIN = {
     *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
     *("code_named", "check_code", "completions", "filled", "feature_sites", "Standardized.ode_log_prob"),
+    *("shuffled", "taken", "alike"),  # of data, called by trainings and evaluations
     *("Standardized.formula", "Standardized.sample"),
     *("standard", "standard_given", "in_units", "log_volume", "of_feature", "of_features", "follow"),
     *(

@@ -309,10 +309,10 @@ CASES = {
     "dequantizing off the cube": (
         lambda: dgm.Dequantized(flow.realnvp(2), levels=4),
         ValueError,
-        ["unit cube", "unit=True"],
+        ["unit cube", "unit_cube=True"],
     ),
     "dequantizing to one level": (
-        lambda: dgm.Dequantized(flow.realnvp(2, unit=True), levels=1),
+        lambda: dgm.Dequantized(flow.realnvp(2, unit_cube=True), levels=1),
         ValueError,
         ["levels must be an int of at least 2"],
     ),
@@ -576,9 +576,9 @@ CASES = {
         ["at most 4096 values", r"event_shape \(20,\)"],
     ),
     "a posterior of a nonlinear likelihood": (
-        lambda: guides.LinearGaussianPosterior(dgm.Normal(2), dgm.Normal(3, MLP((2,), 3), scale="shared")),
+        lambda: guides.LinearGaussianPosterior(dgm.Normal(2), dgm.Normal(3, MLP((2,), 3), scale_type="shared")),
         ValueError,
-        ["must be linear", 'scale="feature"'],
+        ["must be linear", 'scale_type="feature"'],
     ),
     "a guide without its program's data": (
         lambda: guides.fit_guide(vae(), torch.zeros(4, 3), pyro.infer.autoguide.AutoNormal),
@@ -586,7 +586,7 @@ CASES = {
         [r"x has shape \(4, 3\)"],
     ),
     "a scale of no kind": (
-        lambda: dgm.Normal(2, nn.Linear(3, 2), scale="fixed"),
+        lambda: dgm.Normal(2, nn.Linear(3, 2), scale_type="fixed"),
         ValueError,
         ["scale must be one of network, feature, shared, got 'fixed'"],
     ),

@@ -1,8 +1,14 @@
 """The doctor: one pair broken on purpose for each finding, and no alarm for pairs that are right."""
 
+import copy
+import importlib.util
 import json
 import math
+import random
+import sys
+from pathlib import Path
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -18,6 +24,7 @@ import dgm_pyro as dgm
 from dgm_pyro import cli
 from dgm_pyro.diagnosis import CHECKS, doctor
 
+BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "doctor.py"
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 BITS = (X > 0).float()
 
@@ -426,8 +433,8 @@ def module_model():
 
 # name: (pair, data, severity, check, where, a word of the fix)
 BROKEN = {
-    "a param nobody uses": (lambda: (global_model, unused_param), X, "error", "parameters", "lost", "remove it"),
-    "a detached param": (lambda: (global_model, detached), X, "error", "parameters", "cut", "use it"),
+    "a param nobody uses": (lambda: (global_model, unused_param), X, "warning", "parameters", "lost", "remove it"),
+    "a detached param": (lambda: (global_model, detached), X, "warning", "parameters", "cut", "use it"),
     "a gradient of zero": (lambda: (global_model, zeroed), X, "warning", "parameters", "nil", "freeze"),
     "a tensor that is no param": (loose_tensor, X, "error", "parameters", "weight", "pyro.param"),
     "a module not registered": (unregistered, X, "error", "parameters", "decoder", "pyro.module"),
@@ -482,7 +489,79 @@ def test_what_is_broken_is_named_with_a_remedy(name):
 def test_every_check_has_a_broken_pair():
     found = {check for *_, check, _, _ in BROKEN.values()}
     assert {"partners", "supports", "data", "shapes", "plates", "inverses", "finite", "parameters", "store"} <= found
-    assert len(CHECKS) == 11
+    assert len(CHECKS) == 14
+
+
+# Pairs of the benchmark that an earlier doctor took for right or for wrong.
+TELLING = {
+    "correct": [
+        "parameter_of_another_batch", "score_function_with_a_baseline", "semi_supervised_with_labels",
+        "kernel_distance", "decoder_hidden_from_the_optimizer", "model_of_an_improper_prior", "plate_without_a_size",
+        "vae_with_dropout", "scale_by_other_means", "weights_that_are_normalized", "missing_values",
+        "hidden_markov_model",
+    ],
+    "refused": [
+        "nothing_to_enumerate", "enumeration_by_another_loss", "endless_enumeration", "rank_that_particles_break",
+        "sequential_enumeration_of_the_model", "enumerated_value_outside_its_plate", "closed_kl_in_another_order",
+        "factor_of_the_guide_without_a_word", "auxiliary_site_of_the_model", "transposed_guide",
+    ],
+    "broken": [
+        "scale_without_a_constraint", "network_that_gives_a_raw_scale", "weights_without_a_constraint",
+        "noise_outside_sample", "draw_outside_sample", "draw_without_a_gradient", "latent_that_no_datum_sees",
+        "latent_that_is_detached", "frozen_parameter_of_a_pyro_module", "auto_guide_of_other_rows",
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_of_the_doctor", BENCHMARK)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in TELLING.items() for name in names])
+def test_pairs_of_the_benchmark_are_told_apart(benchmark, kind, name):
+    where, make = benchmark.BROKEN[name] if kind == "broken" else (None, getattr(benchmark, name))
+    torch.manual_seed(0)
+    pair = make()
+    found = doctor(pair.model, pair.guide, *pair.args, loss=pair.loss, **pair.kwargs)
+    grave = [f for f in found.findings if f.severity in ("error", "warning") and where in (None, f.where)]
+    assert found.ok if kind == "correct" else grave, str(found)
+    if kind == "refused":
+        with pyro.get_param_store().scope():
+            assert benchmark.words_of_pyro(make())
+
+
+def test_pyros_words_come_with_a_fix_of_their_own():
+    fixes = {}
+    for loss in (TraceEnum_ELBO(), Trace_ELBO()):
+        (said,) = doctor(global_model, global_guide, X, loss=loss).findings or [None]
+        fixes[type(loss).__name__] = said and (said.check, said.where, said.fix)
+    assert fixes == {
+        "TraceEnum_ELBO": (
+            "pyro", "TraceEnum_ELBO", "use Trace_ELBO, or mark a site with infer={'enumerate': 'parallel'}"
+        ),
+        "Trace_ELBO": None,
+    }  # fmt: skip
+
+
+def test_a_pair_that_runs_under_its_loss_alone_is_no_error():
+    """Its statements count on the dimension of the particles."""
+    loss = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=0)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        assert z.shape == (2,)
+
+    def guide():
+        pyro.sample("z", dist.Normal(loc(), 1.0))
+
+    (finding,) = doctor(model, guide, loss=loss).findings
+    assert finding.severity == "note"
+    assert "runs under the loss alone" in finding.what
+    assert doctor(model, guide).errors[0].check == "run"
 
 
 def test_an_elbo_that_remembers_another_nesting():
@@ -504,6 +583,40 @@ def test_the_store_the_parameters_and_the_random_state_stay_as_they_were():
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in net.parameters())
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Stateful(PyroModule):
+    """Counts its calls, evaluates from the first one on, and has a buffer that follows the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.weight = PyroParam(torch.tensor(0.5))
+        self.calls, self.seen = 0, {}
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen[self.calls] = random.random() + np.random.rand()
+        mean = self.norm(x).sum(-1) * self.weight * pyro.sample("z", dist.Normal(0.0, 1.0))
+        self.eval()
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[:, 0])
+
+
+def test_a_module_and_an_autoguide_stay_as_they_were():
+    model = Stateful()
+    guide, loss = AutoNormal(model), Trace_ELBO()
+    for parameter in model.norm.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    states = [module.state_dict() for module in (model, guide)]
+    before = copy.deepcopy(states), random.getstate(), np.random.get_state()[1].tolist(), vars(loss).copy()
+    assert doctor(model, guide, X, loss=loss).sites
+    assert [module.state_dict().keys() for module in (model, guide)] == [state.keys() for state in before[0]]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[0][0][name]), name
+    assert (random.getstate(), np.random.get_state()[1].tolist(), vars(loss)) == before[1:]
+    assert (model.calls, model.seen, model.training, guide.prototype_trace) == (0, {}, True, None)
+    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in model.norm.parameters())
 
 
 def test_a_pair_that_has_been_trained_is_healthy():

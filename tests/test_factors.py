@@ -72,6 +72,14 @@ WRITTEN = {
         "p(x_4) p(x_3 | x_4) ... p(x_1 | x_2) p(x | x_1)",
         "q(x_4 | x) q(x_3 | x, x_4) ... q(x_1 | x, x_2)",
     ],
+    ("diffusion-given-label", False): [
+        "p(x | y) = ∫ p(x_4) p(x_3 | x_4, y) ... p(x_1 | x_2, y) p(x | x_1, y) dx_4 ... dx_1",
+        "q(x_shift) q(x_t | x, x_shift)",
+    ],
+    ("continuous-diffusion-given-label", False): [
+        "p(x | y) = ∫ p(x_10) p(x_9 | x_10, y) ... p(x_1 | x_2, y) p(x | x_1, y) dx_10 ... dx_1",
+        "q(x_first | x) q(x_time) q(x_t | x, x_time)",
+    ],
     ("labeled-vae", False): ["p(y) p(z) p(x | y, z)", "q(y) q(z | x, y)"],
     ("discriminative", False): ["p(y | x)"],
 }  # fmt: skip
@@ -221,6 +229,19 @@ def test_a_pair_of_pyro_callables():
     assert not pyro.get_param_store().keys()
 
 
+def test_an_argument_is_named_after_the_site_that_observes_it_alone():
+    """A factor and a deterministic site read it, too, and observe nothing."""
+
+    def model(w):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.factor("bonus", b * w)
+        pyro.deterministic("half", w / 2)
+        pyro.sample("x", dist.Normal(b * w, 1.0))
+
+    found = {factor.site: factor.parents for factor in dgm.formula(model, torch.tensor(2.0)).joint}
+    assert found == {"b": (), "bonus": ("b", "w"), "half": ("w",), "x": ("b", "w")}
+
+
 def test_an_autoguide_and_the_store_stay_as_they_are():
     def model():
         pyro.sample("b", dist.Normal(0.0, 1.0))
@@ -270,6 +291,24 @@ def test_latex():
     )
     assert built("made")._repr_latex_() == (
         r"$$\begin{gathered}p(x) = p(x_{1}) p(x_{2} \mid x_{1}) \cdots p(x_{4} \mid x_{<4})\end{gathered}$$"
+    )
+
+
+def test_html():
+    x, z = "<i>x</i>", "<i>z</i>"
+    assert built("vae-two-levels").formula().html() == (
+        f"p({z}<sub>2</sub>) p({z} | {z}<sub>2</sub>) p({x} | {z})<br>q({z} | {x}) q({z}<sub>2</sub> | {z})"
+    )
+    assert built("realnvp").formula().html() == f"p({x}) = p(<i>u</i>) |det ∂<i>u</i>/∂{x}|"
+    assert built("made").formula().html() == (
+        f"p({x}) = p({x}<sub>1</sub>) p({x}<sub>2</sub> | {x}<sub>1</sub>) … p({x}<sub>4</sub> | {x}<sub>&lt;4</sub>)"
+    )
+    parts = dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4))
+    assert (
+        dgm.VAE(*parts, latent_name="<b>_<c")
+        .formula()
+        .html()
+        .startswith("p(<i>&lt;b&gt;</i><sub>&lt;c</sub>) p(<i>x</i>")
     )
 
 

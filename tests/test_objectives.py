@@ -12,16 +12,32 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.mathtext import MathTextParser
 from programs import CASES, assert_same_number, made
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, kl_divergence
+from torch.func import functional_call
 
 import dgm_pyro as dgm
 from dgm_pyro import ELBO, IWAE, SemiSupervised, networks
 from dgm_pyro.networks import MLP
-from dgm_pyro.objectives import OBJECTIVES, STL, Enumerate, FreeBits, VariationalBound, WarmUp, elbo, objective_named
+from dgm_pyro.objectives import (
+    COMPARISONS,
+    OBJECTIVES,
+    RWS,
+    STL,
+    DReG,
+    Enumerate,
+    FreeBits,
+    VariationalBound,
+    WarmUp,
+    elbo,
+    log_mean_exp,
+    objective_named,
+)
+from dgm_pyro.training.adversarial import GAMES, Adversarial, divergence_bound
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -730,3 +746,141 @@ def test_enumeration_by_pyro_is_the_same_bound():
         gradient = flat_gradient(program, loss) + flat_gradient(program, bound.surrogate.mean())
         draws.append(torch.cat([difference, gradient]))
     assert_zero_mean(torch.stack(draws))
+
+
+# -- what an objective prints ------------------------------------------------------------------------------------------
+
+
+class Drawn:
+    """The terms of formulas at K draws of a VAE with independent Normals, ``(K, B)``."""
+
+    def __init__(self, vae, x, num_particles):
+        q = vae.encoder(x.expand(num_particles, *x.shape))
+        self.z = q.rsample()
+        self.log_likelihood, log_prior = vae.likelihood(self.z).log_prob(x), vae.prior().log_prob(self.z)
+        self.log_p, self.log_q = self.log_likelihood + log_prior, q.log_prob(self.z)
+        fixed = {name: p.detach() for name, p in vae.encoder.named_parameters()}
+        q_fixed = functional_call(vae.encoder, fixed, (x.expand(num_particles, *x.shape),))
+        self.log_q_fixed = q_fixed.log_prob(self.z)
+        self.kl_by_feature = kl_divergence(q.base_dist, vae.prior().base_dist)
+        self.kl = self.kl_by_feature.sum(-1)
+        self.shares = (self.log_p - self.log_q).softmax(0).detach()
+
+
+ELBO_FORMULA = r"E_{q(z \mid x)} [\log p(x, z) - \log q(z \mid x)]"
+IWAE_FORMULA = r"E [\log \frac{1}{3} \sum_{k=1}^{3} p(x, z_k) / q(z_k \mid x)]"
+BETA_FORMULA = r"E_{q(z \mid x)} [\log p(x \mid z)] - %s \, KL(q(z \mid x) \,\|\, p(z))"
+WRITTEN = [
+    (ELBO(analytic_kl=False), ELBO_FORMULA, lambda d: (d.log_p - d.log_q).mean(0)),
+    (objective_named("beta:4"), BETA_FORMULA % 4, lambda d: (d.log_likelihood - 4 * d.kl).mean(0)),
+    (ELBO(beta=WarmUp()), BETA_FORMULA % r"\beta(t)", lambda d: (d.log_likelihood - d.kl).mean(0)),
+    (
+        FreeBits(0.5),
+        r"E_{q(z \mid x)} [\log p(x \mid z)] - \max(0.5, KL(q(z \mid x) \,\|\, p(z)))",
+        lambda d: (d.log_likelihood - d.kl.clamp(min=0.5)).mean(0),
+    ),
+    (
+        FreeBits(0.1, per_feature=True),
+        r"E_{q(z \mid x)} [\log p(x \mid z)] - \sum_i \max(0.1, KL(q(z_i \mid x) \,\|\, p(z_i)))",
+        lambda d: (d.log_likelihood - d.kl_by_feature.clamp(min=0.1).sum(-1)).mean(0),
+    ),
+    (
+        STL(3),
+        r"E_{q_\phi(z \mid x)} [\log p(x, z) - \log q_{\mathrm{sg}(\phi)}(z \mid x)]",
+        lambda d: (d.log_p - d.log_q_fixed).mean(0),
+    ),
+    (IWAE(3), IWAE_FORMULA, lambda d: log_mean_exp(d.log_p - d.log_q)),
+]
+
+
+def vae_of_normals():
+    vae = CASES["vae"].build()
+    return vae, CASES["vae"].draw(vae, 1)[0]
+
+
+@pytest.mark.parametrize(("objective", "formula", "by_hand"), WRITTEN, ids=lambda value: repr(value)[:20])
+def test_a_formula_is_what_the_objective_computes(objective, formula, by_hand):
+    """Value and gradient at the same draws, for one datum, whose KL is the mean over the batch that free bits floor."""
+    assert objective.formula == formula
+    vae, x = vae_of_normals()
+    draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
+    torch.manual_seed(0)
+    bound = objective(vae, x)
+    torch.manual_seed(0)
+    expected = by_hand(Drawn(vae, x, draws))
+    torch.testing.assert_close(bound.value, expected)
+    torch.testing.assert_close(flat_gradient(vae, bound.surrogate.sum()), flat_gradient(vae, expected.sum()))
+
+
+def test_the_formulas_of_reweighted_gradients_are_what_is_ascended():
+    """Of DReG the gradient in the guide, by the paths; of RWS the sum whose weights and draws are constants."""
+    vae, x = vae_of_normals()
+    assert DReG(3).formula == (
+        r"E [\log \frac{1}{3} \sum_{k=1}^{3} w_k], \quad w_k = p(x, z_k) / q_\phi(z_k \mid x), \quad "
+        r"\nabla_\phi = E [\sum_k \bar w_k^2 \frac{\partial \log w_k}{\partial z_k} "
+        r"\frac{\partial z_k}{\partial \phi}], \quad \bar w_k \propto w_k"
+    )
+    torch.manual_seed(0)
+    bound = DReG(3)(vae, x)
+    torch.manual_seed(0)
+    drawn = Drawn(vae, x, 3)
+    log_w = drawn.log_p - drawn.log_q_fixed
+    torch.testing.assert_close(bound.value, log_mean_exp(log_w))
+    paths = flat_gradient(vae.encoder, (drawn.shares.square() * log_w).sum())
+    torch.testing.assert_close(flat_gradient(vae.encoder, bound.surrogate.sum()), paths)
+
+    assert RWS(3).formula == (
+        r"E [\sum_{k=1}^{3} \mathrm{sg}(\bar w_k) (\log p(x, z_k) + \log q(z_k \mid x))], "
+        r"\quad \bar w_k \propto p(x, z_k) / q(z_k \mid x)"
+    )
+    assert r"0.75 \, \log q(z_k \mid x))] + 0.25 \, E_{p(x', z')} [\log q(z' \mid x')]" in RWS(3, 0.25).formula
+    torch.manual_seed(0)
+    bound = RWS(3)(vae, x)
+    z = drawn.z.detach()
+    log_p = vae.prior().log_prob(z) + vae.likelihood(z).log_prob(x)
+    ascended = (drawn.shares * (log_p + vae.encoder(x.expand(3, *x.shape)).log_prob(z))).sum()
+    torch.testing.assert_close(flat_gradient(vae, bound.surrogate.sum()), flat_gradient(vae, ascended))
+
+
+def test_the_formula_of_enumeration_is_the_sum_over_every_latent():
+    assert Enumerate().formula == r"\sum_z q(z \mid x) [\log p(x, z) - \log q(z \mid x)]"
+    vae = dgm.VAE(dgm.Bernoulli(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Bernoulli(2, nn.Linear(3, 2)))
+    x, total = torch.randn(4, 3), 0
+    for values in itertools.product([0.0, 1.0], repeat=2):
+        z = torch.tensor(values).expand(4, 2)
+        log_q = vae.encoder(x).log_prob(z)
+        total = total + log_q.exp() * (vae.prior().log_prob(z) + vae.likelihood(z).log_prob(x) - log_q)
+    torch.testing.assert_close(Enumerate()(vae, x).value, total)
+
+
+PLAYED = {
+    "js": lambda p, q: (2 * p.sigmoid()).log().mean() + (2 * (-q).sigmoid()).log().mean(),
+    "kl": lambda p, q: (1 + p).mean() - q.exp().mean(),
+    "reverse-kl": lambda p, q: -(-p).exp().mean() - (q - 1).mean(),
+    "pearson": lambda p, q: 2 * (p.exp() - 1).mean() - ((2 * q).exp() - 1).mean(),
+    "hellinger": lambda p, q: (1 - (-p / 2).exp()).mean() - ((q / 2).exp() - 1).mean(),
+}
+PLAYED_WRITTEN = {
+    "js": r"E_p[\log 2 \sigma(V)] + E_q[\log 2 \sigma(-V)]",
+    "kl": r"E_p[1 + V] - E_q[e^V]",
+    "reverse-kl": r"E_p[-e^{-V}] - E_q[V - 1]",
+    "pearson": r"E_p[2 (e^V - 1)] - E_q[e^{2V} - 1]",
+    "hellinger": r"E_p[1 - e^{-V/2}] - E_q[e^{V/2} - 1]",
+}
+
+
+@pytest.mark.parametrize("game", PLAYED)
+def test_the_formula_of_a_game_is_what_the_critic_ascends(game):
+    assert Adversarial(game).formula == rf"\min_q \max_V \, {PLAYED_WRITTEN[game]}"
+    p, q = torch.randn(2, 50)
+    torch.testing.assert_close(divergence_bound(game, p, q), PLAYED[game](p, q))
+
+
+def test_every_objective_has_a_formula_that_can_be_set():
+    """By matplotlib's mathtext, which knows less of LaTeX than a notebook."""
+    objectives = [objective_named(name) for name in OBJECTIVES | COMPARISONS]
+    objectives += [RWS(sleep=0.5), FreeBits(per_feature=True), *map(Adversarial, GAMES)]
+    parser = MathTextParser("path")
+    for objective in objectives:
+        assert objective._repr_latex_() == f"$${objective.formula}$$"
+        parser.parse(f"${objective.formula}$")

@@ -506,7 +506,7 @@ def test_the_support_is_found_without_running_a_chain_of_latents():
 
 @pytest.mark.parametrize("make", [flow.nsf, flow.realnvp, flow.maf, flow.nsf_autoregressive])
 def test_a_flow_on_the_unit_cube_refuses_what_lies_outside(make):
-    program, x = make(2, unit=True, hidden=(6,)), torch.full((20, 2), 1.5)
+    program, x = make(2, unit_cube=True, hidden=(6,)), torch.full((20, 2), 1.5)
     for call in (dgm.evaluate, dgm.Program.log_prob, lambda *data: dgm.fit(*data, epochs=1, progress=False)):
         with pytest.raises(ValueError, match=r"x holds 1.5 in row 0, .*Interval"):
             call(program, x)

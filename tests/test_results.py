@@ -1,6 +1,7 @@
 """One printer of tables: text, markdown and HTML; and results that show themselves by it."""
 
 import dgm_pyro as dgm
+from dgm_pyro.experiments.commands import Shown
 from dgm_pyro.results import Result, Table, as_csv, with_error
 
 
@@ -25,3 +26,21 @@ def test_a_result_shows_the_same_in_text_and_in_a_notebook():
     assert isinstance(diagnosis, Result)
     for line in str(diagnosis).splitlines():
         assert line.split("(")[0].split("<")[0].strip() in diagnosis._repr_html_()
+
+
+def test_what_a_command_shows_is_the_result_and_what_it_is_about():
+    diagnosis = dgm.doctor(dgm.Normal(2), dgm.data.load("moons", num_data=8))
+    shown = Shown(diagnosis, "a Normal: ", "a.png", {"run": "a"})
+    assert str(shown) == f"a Normal: {diagnosis}\na.png"
+    assert shown.as_dict() == {"run": "a"} | diagnosis.as_dict()
+    assert "a.png" in shown._repr_html_()
+    assert str(Shown(Numbers())) == str(Numbers())
+    assert str(Shown(Numbers(), "two numbers")) == f"two numbers\n{Numbers()}"
+
+
+class Numbers(Result):
+    def parts(self):
+        return [Table(["a", "b"], [["1", "2"]])]
+
+    def as_dict(self):
+        return {"a": 1, "b": 2}

@@ -137,10 +137,10 @@ def test_columns_are_found_by_name_whatever_their_order(page, tmp_path):
 
 
 def test_a_sweep_and_a_comparison_read_it_too(page):
-    source, reading = runs.reading_of(str(page / "plant.csv"), {"columns": ["power", "pressure"]})
     options = sweep.Options(
-        "vae", source, num_particles=2, training=dgm.TrainingOptions(epochs=1, device="cpu"), reading=reading
-    )
+        "vae", str(page / "plant.csv"), num_particles=2, training=dgm.TrainingOptions(epochs=1, device="cpu"),
+        reading={"columns": ["power", "pressure"]},
+    )  # fmt: skip
     found = sweep.sweep(page / "sweep", options, prior=["normal", "learned"], progress=False)
     assert found.failed == 0
     again = sweep.sweep(page / "sweep", options, prior=["normal", "learned"], progress=False)

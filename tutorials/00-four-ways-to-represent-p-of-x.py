@@ -274,6 +274,12 @@ statements(chain)
 with torch.no_grad():
     torch.testing.assert_close(autoregressive.log_prob(test.x), chain.log_prob(test.x))
 
+# %% [markdown]
+# `print` shows a program as a formula. The factors are read off its statements; here they are the chain rule.
+
+# %%
+print(autoregressive)
+
 # %%
 history = train_on(train, autoregressive, epochs=50, batch_size=128, lr=1e-2)
 
@@ -369,6 +375,12 @@ history = train_on(train, flow, epochs=30, batch_size=128, lr=3e-3)
 # %% [markdown]
 # `TransformedDistribution` is Pyro's name for a distribution that is pushed through invertible functions. There are no
 # latent sites: $z$ is no further random variable but a function of $x$, the *latent representation* `inverse_map(x)`.
+# Printed, where the base is called $u$:
+
+# %%
+print(flow)
+
+# %% [markdown]
 # The formula above, term by term, and the condition that gives *normalizing* flows their name, that the density
 # integrates to one:
 
@@ -457,8 +469,13 @@ statements(vae)
 
 # %% [markdown]
 # This is the first guide with a site. `z` is latent in the model, where it is drawn from the prior, and latent in the
-# guide, where it is drawn from the encoder; equal names are what ties the two together. Two steps of SVI, with nothing
-# but Pyro. `SVI` takes model, guide, an optimizer (`pyro.optim` wraps those of PyTorch, with their options in a dict)
+# guide, where it is drawn from the encoder; equal names are what ties the two together.
+
+# %%
+print(vae)
+
+# %% [markdown]
+# Two steps of SVI, with nothing but Pyro. `SVI` takes model, guide, an optimizer (`pyro.optim` wraps those of PyTorch, with their options in a dict)
 # and a loss: `Trace_ELBO` is minus the ELBO, estimated by one draw from the guide. `step` is one step of all this, and
 # returns the loss of the whole batch:
 
@@ -546,7 +563,13 @@ diffusion = dgm.Diffusion((2,), DenoisingMLP((2,), hidden=(64, 64, 64)), schedul
 statements(diffusion)
 
 # %% [markdown]
-# The definition is again a chain, `diffusion.unroll()`, with sites `x_50`, ..., `x_1`, `x`. Since $q(x_t \mid x_0)$ is
+# The definition is again a chain, `diffusion.unroll()`, with sites `x_50`, ..., `x_1`, `x`:
+
+# %%
+print(diffusion.unroll())
+
+# %% [markdown]
+# Since $q(x_t \mid x_0)$ is
 # known for each $t$ alone, training need not walk along it. The ELBO is a sum over time,
 #
 # $$E_q\Big[\log p(x_0 \mid x_1) - D_{KL}(q(x_T \mid x_0) \| p(x_T)) -
@@ -662,7 +685,7 @@ on_digits = {
     "autoregressive": dgm.Autoregressive(
         pixels(MADE(shape, 15, (256, 256), residual=True, dropout=0.2, levels=levels)),
     ),
-    "flow": dgm.Dequantized(dgm.flow.nsf(shape, layers=4, hidden=(128, 128), unit=True), levels),
+    "flow": dgm.Dequantized(dgm.flow.nsf(shape, layers=4, hidden=(128, 128), unit_cube=True), levels),
     "VAE": dgm.VAE(
         prior=dgm.Normal(16),
         likelihood=pixels(MLP((16,), 15 * 64)),
@@ -739,7 +762,7 @@ for pair in ((0, 1), (6, 7)):
         decoded = vae_of_digits.likelihood(line).sample((scaled(500, 5),)).float().mean(0)
     faded = (1 - steps) * ends[0].flatten() + steps * ends[1].flatten()
     rows |= {f"{pair}, pixels": faded.reshape(-1, *shape), f"{pair}, latents": decoded}
-plots.images(torch.cat(list(rows.values())), levels=levels, columns=9, row_labels=list(rows))
+plots.images(torch.cat(list(rows.values())), levels=levels, num_columns=9, row_labels=list(rows))
 
 # %% [markdown]
 # The way from 0 to 1 leads through what may be a 6 and a 5. The way from 6 to 7 is less clean: the model has seen 1437
@@ -789,6 +812,12 @@ given_label = dgm.Autoregressive(mixtures(num_classes=2))  # p(x | y)
 generative = dgm.Labeled(dgm.Categorical((), 2, learned=True), given_label)
 history = train_on(train, discriminative, epochs=20, batch_size=128, lr=3e-3)
 history = train_on(train, generative, epochs=40, batch_size=128, lr=1e-2)
+
+# %% [markdown]
+# The product rule, as the program states it; its guide for $y$ is Bayes' rule:
+
+# %%
+print(generative)
 
 # %%
 line = torch.linspace(-10, 10, scaled(101, 13))

@@ -223,6 +223,7 @@ plt.show()
 #   $p(y \mid x)$.
 #
 # `MLP` is a plain network. `MADE` is one for $p(x \mid y)$ that chapter 02 takes apart. `Labeled` is the product rule.
+# `print` shows a program as a formula, read off its statements.
 
 # %%
 train, test = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test")
@@ -240,13 +241,16 @@ for name, program in both.items():
     )
     claim((program.classify(unseen.x) == unseen.y).double().mean() > 0.9)
 
+# %%
+print(discriminative, generative, sep="\n")
+
 # %% [markdown]
 # Both are good classifiers. Only one of them can also be run from the label to the image:
 
 # %%
 with torch.no_grad():
     made = generative.sample(scaled(40, 10), torch.arange(10).repeat(scaled(4)))
-plots.images(made, levels=2, columns=10, column_labels=[str(i) for i in range(10)], title="draws from p(x | y)")
+plots.images(made, levels=2, num_columns=10, column_labels=[str(i) for i in range(10)], title="draws from p(x | y)")
 
 # %% [markdown]
 # **The problem with $p(y \mid x)$.** Flip each pixel with some probability. At one half the image is pure noise, and
@@ -273,7 +277,7 @@ for flip in flips:
         measured[name]["sure and wrong"].append(wrong.double().mean().item())
         caught[name].append(strange[wrong].double().mean().item())
 
-plots.images(torch.stack(pictures), levels=2, columns=8, column_labels=[f"{100 * f:g} %" for f in flips])
+plots.images(torch.stack(pictures), levels=2, num_columns=8, column_labels=[f"{100 * f:g} %" for f in flips])
 
 # %%
 figure, panels = subplots(1, 4, height=2.7, sharey=True)

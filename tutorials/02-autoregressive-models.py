@@ -93,9 +93,16 @@ small = dgm.Autoregressive(dgm.Bernoulli(9, MADE(9, 1, hidden=(32, 32), levels=2
 dgm.fit(small, dgm.Data(nine, levels=2), epochs=scaled(20), lr=3e-3, progress=False)
 with torch.no_grad():
     q = small.log_prob(states).double().exp()
-print(f"parameters: {sum(each.numel() for each in small.parameters())}; sum of p(x) over the 512 states: {q.sum():.7f}")
+print(f"sum of p(x) over the 512 states: {q.sum():.7f}")
 assert abs(q.sum() - 1) < 1e-5
 
+# %% [markdown]
+# The program as a formula, read off its statements: the chain rule, and the number of parameters.
+
+# %%
+print(small)
+
+# %%
 order = q.argsort(descending=True)[:16]
 figure, panels = subplots(1, 2, width=8.5, height=3.0)
 panels[0].loglog(p[p > 0], q[p > 0], "o", ms=3, alpha=0.6)
@@ -224,9 +231,9 @@ shape = digits.event_shape
 place = (4, 4)
 networks = {
     "MADE": MADE(shape, 1, hidden=(128,), levels=2),
-    "PixelCNN, 1 layer": PixelCNN(shape, 1, channels=8, layers=1, kernel_size=3, levels=2),
-    "2 layers": PixelCNN(shape, 1, channels=8, layers=2, kernel_size=3, levels=2),
-    "4 layers": PixelCNN(shape, 1, channels=8, layers=4, kernel_size=3, levels=2),
+    "PixelCNN, 1 layer": PixelCNN(shape, 1, width=8, layers=1, kernel_size=3, levels=2),
+    "2 layers": PixelCNN(shape, 1, width=8, layers=2, kernel_size=3, levels=2),
+    "4 layers": PixelCNN(shape, 1, width=8, layers=4, kernel_size=3, levels=2),
 }
 figure, panels = subplots(1, 4, height=2.6)
 sees = {}
@@ -263,7 +270,7 @@ def shuffled(data):
 def masked_network(name):
     if name == "MADE":
         return MADE(shape, 1, hidden=(256,), levels=2, dropout=0.3)
-    return PixelCNN(shape, 1, channels=16, layers=4, levels=2)
+    return PixelCNN(shape, 1, width=16, layers=4, levels=2)
 
 
 programs, evidences = {}, {}
@@ -413,7 +420,7 @@ for known in moments:
     frame.view(-1)[:known] = drawn.view(-1)[:known].float()
     frames.append(frame[0])
 plots.images(
-    torch.stack(frames), columns=8, column_labels=[str(known) for known in moments], title="pixels drawn so far"
+    torch.stack(frames), num_columns=8, column_labels=[str(known) for known in moments], title="pixels drawn so far"
 )
 
 # %% [markdown]

@@ -196,20 +196,16 @@ plt.show()
 #
 # A **coupling** leaves some coordinates as they are; a network of those says how to shift and stretch the others. This
 # is "stretch" from above with a learned function for the exponent. In Pyro's language the stack is a
-# `TransformedDistribution`: a base distribution and a list of transforms. `dgm.Flow` builds it.
+# `TransformedDistribution`: a base distribution and a list of transforms. `dgm.Flow` builds it. `print` shows a program
+# as a formula, read off its statements; the base is called $u$ there.
 
 # %%
 pinwheel, unseen = dgm.data.load("pinwheel"), dgm.data.load("pinwheel", "test")
 layers = [Coupling((k % 2 == 0, k % 2 == 1), Affine(), MLP((1,), 2, hidden=(64, 64))) for k in range(12)]
 flow = dgm.Flow(2, layers)
+print(flow)
 dgm.fit(flow, pinwheel, epochs=scaled(40), batch_size=128, lr=3e-3, progress=False)
-print(
-    type(flow()).__name__,
-    "with",
-    len(flow().transforms),
-    "transforms;",
-    f"{dgm.evaluate(flow, unseen).nats:.3f} nats per datum",
-)
+print(f"{len(flow().transforms)} transforms; {dgm.evaluate(flow, unseen).nats:.3f} nats per datum")
 
 
 # %%
@@ -445,7 +441,7 @@ for name, make in {"coupling": dgm.flow.realnvp, "autoregressive": dgm.flow.maf}
 #   outputs. How many layers do the same then?
 # - **The base.** Give `dgm.Flow(..., base=dgm.MixtureOfNormals(2, 3, learned=True))` for the rings. Does a base of
 #   several pieces help with the threads?
-# - **Integers.** `dgm.Dequantized(dgm.flow.nsf(shape, unit=True), levels=17)` puts a flow on the digits. What happens
+# - **Integers.** `dgm.Dequantized(dgm.flow.nsf(shape, unit_cube=True), levels=17)` puts a flow on the digits. What happens
 #   if you train a flow on integers that were merely converted to floats?
 # - **Condition.** `dgm.flow.nsf((2,), num_classes=5)` is $p(x \mid y)$: draw single arms.
 #

@@ -42,7 +42,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import dgm_pyro as dgm
@@ -84,11 +83,8 @@ def train_on_digits(vae, epochs=40, objective="elbo"):
 
 
 vae = make(2)
+print(vae)
 train_on_digits(vae, epochs=80)
-for role in ("model", "guide"):
-    trace = poutine.trace(getattr(vae, role)).get_trace(test.x[:3])
-    sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name != "data"]
-    print(f"{role}: sites {', '.join(sites)}")
 evidence = dgm.evaluate(vae, test, num_samples=scaled(100, 4))
 print(evidence)
 
@@ -314,7 +310,7 @@ for i, x in enumerate(some):
     rows.append(torch.cat(drawn).float())
     labels.append(f"digit {i + 1}")
 headings = ["x", "", "collapsed", "", "", "", "8 nats free", "", ""]
-plots.images(torch.cat(rows), levels=2, columns=9, row_labels=labels, column_labels=headings)
+plots.images(torch.cat(rows), levels=2, num_columns=9, row_labels=labels, column_labels=headings)
 
 # %% [markdown]
 # Each row: a digit, four draws from $p(x \mid z)$ with its own $z$ under the collapsed model, four under the cured one.

@@ -169,11 +169,13 @@ assert distances[-1] < 1e-3 * distances[0]
 # If $x_0$ were known, the way back would be known too: $q(x_{t-1} \mid x_t, x_0)$ is a Normal with a formula. Since it
 # is not, a network guesses it. It sees $x_t$ and $t$, and gives $\hat x_\theta(x_t, t)$, which is trained to be the
 # mean of $q(x_0 \mid x_t)$. Its input and its output have the size of the data, and there is no second network: the
-# guide has no parameters.
+# guide has no parameters. `print` shows the program as a formula; the guide is that of training, which draws a few
+# times $t$ (section 4).
 
 # %%
 size = {"hidden": (128, 128, 128), "max_frequency": 30.0}  # the answer changes smoothly with t
 diffusion = dgm.Diffusion(2, DenoisingMLP((2,), **size), schedule, subsample=5)
+print(diffusion)
 recipe = {"epochs": scaled(80), "batch_size": 128, "lr": 3e-3, "ema": 0.99, "progress": False}
 dgm.fit(diffusion, moons, **recipe)
 
@@ -360,7 +362,8 @@ given_label = dgm.Diffusion(
     levels=levels,
     label_dropout=0.15,
 )
-labeled = dgm.Labeled(dgm.Categorical((), 10), given_label)  # p(y) p(x | y): it hands the labels on
+labeled = dgm.Labeled(dgm.Categorical((), 10), given_label)  # it hands the labels on
+print(labeled)
 dgm.fit(labeled, digits, epochs=scaled(30), lr=3e-3, ema=0.99, progress=False)
 judge = dgm.Discriminative(dgm.Categorical((), 10, MLP(shape, 10, hidden=(256, 256), levels=levels)))
 dgm.fit(judge, digits, epochs=scaled(40), progress=False)
@@ -419,7 +422,7 @@ claim(measured[1.0][0] > measured[0.0][0])
 claim(ink[3.0] > 2 * ink["test"])
 claim(spreads[0.0].mean() > spreads[1.0].mean())
 picture = torch.cat([part for pair in rows.values() for part in pair])
-plots.images(picture, levels=levels, columns=10, row_labels=[label for name in rows for label in (name, "")])
+plots.images(picture, levels=levels, num_columns=10, row_labels=[label for name in rows for label in (name, "")])
 
 # %% [markdown]
 # Each column starts from the same noise. With $w = 1$ the draws are more clearly of their class, and more alike: guidance

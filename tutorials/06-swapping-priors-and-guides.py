@@ -65,7 +65,7 @@ print(train)
 
 def noisy_mean(start=0.2):
     """p(x | z): a Normal with its mean from a network of z, and one learned scale for both features."""
-    likelihood = dgm.Normal(2, MLP((2,), 2, hidden=(64, 64)), scale="shared")
+    likelihood = dgm.Normal(2, MLP((2,), 2, hidden=(64, 64)), scale_type="shared")
     torch.nn.init.constant_(likelihood.raw_scale, math.log(math.expm1(start)))  # softplus makes it the start again
     return likelihood
 
@@ -221,14 +221,12 @@ by_prior = {"normal": base} | {name: trained(prior=name) for name in PRIORS if n
 
 # %% [markdown]
 # Nothing else changed: the same likelihood, the same diagonal Normal as encoder, the same 25 epochs. The statements of
-# the model do change, and the trace shows how. A prior with a density of its own is one site. A prior with latents of
-# its own states them too: `z2` above `z`.
-
+# the model do change, and their factors show how. A prior with a density of its own is one factor; a flow expands it.
+# A prior with latents of its own states them too: `z2` above `z`.
 
 # %%
-for name in ("normal", "vae"):
-    print(f"prior {name}")
-    statements(by_prior[name])
+for name in PRIORS:
+    print(f"{name:10s} {by_prior[name].formula().p}")
 
 # %% [markdown]
 # The priors, each with the aggregate posterior that its encoder came to (dots), and below them what the model draws.

@@ -79,11 +79,12 @@ style(dpi=110)
 W = torch.tensor([[1.0, 0.9], [0.8, 1.0], [1.2, 0.9], [0.7, 1.1]]).double()
 sigma = 0.5
 prior = dgm.Normal(2).double()
-likelihood = dgm.Normal(4, nn.Linear(2, 4, bias=False), scale="shared").double()
+likelihood = dgm.Normal(4, nn.Linear(2, 4, bias=False), scale_type="shared").double()
 with torch.no_grad():
     likelihood.network.weight.copy_(W)
     likelihood.raw_scale.fill_(math.log(math.expm1(sigma)))  # softplus makes it sigma
 exact = dgm.VAE(prior, likelihood, dgm.guides.LinearGaussianPosterior(prior, likelihood))
+print(exact)
 exact.requires_grad_(False)
 
 precision = torch.eye(2).double() + W.T @ W / sigma**2
@@ -788,7 +789,7 @@ labels = ["original", "seen"]
 for name, draws in completed.items():
     shown += [*draws[:3, :8].float()]
     labels += [name, "", ""]
-plots.images(torch.cat(shown), levels=2, columns=8, row_labels=labels)
+plots.images(torch.cat(shown), levels=2, num_columns=8, row_labels=labels)
 
 # %%
 frequencies = train.x.float().mean(0)[~upper]

@@ -139,7 +139,7 @@ strange = {
     "blank": torch.zeros_like(test.x),
 }
 shown = torch.cat([test.x[:10], *[x[:10] for x in strange.values()]])
-plots.images(shown, levels=levels, columns=10, row_labels=["test digits", *strange])
+plots.images(shown, levels=levels, num_columns=10, row_labels=["test digits", *strange])
 
 # %%
 surprise = NegativeLogLikelihood(program)  # -log p(x), in nats
@@ -312,7 +312,7 @@ for _ in range(3):
 # write that by hand. An **autoguide** writes it: Pyro runs the model once, sees which sites are latent, and makes a
 # guide for them. `AutoNormal` is an independent Normal for each number, with a mean and a scale to learn; `AutoDelta`
 # is a single point, the most probable one. Training is SVI as in chapter 00. `Bayesian` puts these pieces together for
-# any network.
+# any network. Its model is plain Pyro, and `dgm.formula` shows it with its sites.
 #
 # In the plane the doubt can be drawn. The same 40 points and the same model, three posteriors: a point, the autoguide,
 # and draws by NUTS (chapter 07). `Predictive(model, draws)` runs the model once per draw, and collects what it returns.
@@ -327,8 +327,7 @@ def network_of_points():
 
 point = Bayesian(network_of_points(), few, guide="map", scale=3.0).fit(epochs=scaled(500), batch_size=40)
 normals = Bayesian(network_of_points(), few, guide="normal", scale=3.0).fit(epochs=scaled(500), batch_size=40)
-sites = poutine.trace(normals.model).get_trace(few.x).nodes
-print("sites:", ", ".join(name for name, site in sites.items() if site["type"] == "sample" and name != "data"))
+print(dgm.formula(normals.model, few.x))
 
 pyro.set_rng_seed(0)
 nuts = MCMC(
@@ -382,6 +381,7 @@ bayesian = Bayesian(MLP(shape, 10, hidden=(64,), levels=levels), train, "normal"
 bayesian.fit(epochs=scaled(30))
 generative = dgm.Labeled(dgm.Categorical((), 10, learned=True), autoregressive(num_classes=10))  # p(y) p(x | y)
 dgm.fit(generative, train, epochs=scaled(30), lr=3e-3, **recipe)
+print(generative)
 
 
 def network_says(x):

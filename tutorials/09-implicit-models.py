@@ -69,6 +69,7 @@ class Fold(torch.nn.Module):
 
 
 folded = dgm.Implicit(2, dgm.Normal(2), Fold())
+print(folded)
 pyro.set_rng_seed(0)
 trace = poutine.trace(folded.model).get_trace(scaled(3000, 50))
 z, x = trace.nodes["z"]["value"], trace.nodes["x"]["value"]

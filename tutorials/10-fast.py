@@ -128,6 +128,7 @@ assert counted["diffusion unrolled, all 20"] == (20, 20)
 # %%
 digits = dgm.data.load("digits-binary")
 vae = dgm.build("vae", digits, latent_size=8)
+print(vae)
 x = digits.x[:64]
 
 
@@ -282,7 +283,7 @@ for network in (Sign(), Where()):
 found = {}
 for side, batches in ((8, (1, 4, 16, 64)), (16, (1, 4, 16)))[: scaled(2)]:
     shape = (1, side, side)
-    program = dgm.Autoregressive(dgm.Bernoulli(shape, PixelCNN(shape, 1, channels=32, layers=3, levels=2)))
+    program = dgm.Autoregressive(dgm.Bernoulli(shape, PixelCNN(shape, 1, width=32, layers=3, levels=2)))
     program.eval()
     for batch in batches[: scaled(4)]:
         handle = program.features.network.register_forward_hook(lambda *_: None)
@@ -409,7 +410,7 @@ rows = {
     for sampler, steps in (("ancestral", 50), ("ancestral", 5), ("dpm++", 10), ("dpm++", 5))
 }
 plots.images(
-    torch.cat(list(rows.values())), levels=levels, columns=12 if not QUICK else min(12, num), row_labels=list(rows)
+    torch.cat(list(rows.values())), levels=levels, num_columns=12 if not QUICK else min(12, num), row_labels=list(rows)
 )
 
 # %% [markdown]

@@ -32,7 +32,7 @@ def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
     """
     model, guide, args, kwargs = pair_from(target)
     if guide is not None:
-        raise ValueError(f"{target!r} names a guide, too: pass FILE.py:MODEL, and the guides by --guide")
+        raise ValueError(f"{target!r} names a guide, too: pass FILE.py:MODEL, and the guides by --guides")
     if data is not None:
         args, kwargs = (), arguments_in(model, Path(data))
     return Posterior(model, *args, **kwargs)

@@ -52,7 +52,7 @@ from dgm_pyro.checks import (
 )
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.files import write_file
-from dgm_pyro.infer.checks import Checks
+from dgm_pyro.infer.checks import Calibration, Checks
 from dgm_pyro.infer.compare import GuideComparison
 from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.program import Program, check_program
@@ -243,7 +243,7 @@ def images(
     x: Tensor,
     *,
     levels: int | None = None,
-    columns: int | None = None,
+    num_columns: int | None = None,
     title: str = "",
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
@@ -254,7 +254,7 @@ def images(
     Args:
         x: ``(N, 1, H, W)``, or ``(N, 3, H, W)`` in red, green and blue; row after row.
         levels: integers 0 .. levels - 1; None scales reals between their extremes.
-        columns: how many per row; by default about as many as rows, or one per column label.
+        num_columns: how many per row; by default about as many as rows, or one per column label.
         row_labels, column_labels: at the left, and on top.
         covered: bool, of the shape of x: covered pixels, in a color of their own.
 
@@ -263,23 +263,23 @@ def images(
     """
     check_finite(x, "x")
     check_network_options(levels=levels)
-    if columns is not None:
-        check_count(columns, "columns")
+    if num_columns is not None:
+        check_count(num_columns, "num_columns")
     if covered is not None:
         check_tensor(covered, x.shape[1:], "covered", "the shape of one x")
     if not is_picture(x) or len(x) == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W) or (N, 3, H, W), with N at least 1"
         )
-    columns = columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
-    rows = math.ceil(len(x) / columns)
+    num_columns = num_columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
+    rows = math.ceil(len(x) / num_columns)
     height, width = x.shape[2:]
     gap = max(1, round(min(height, width) / 8))
     values = _shades(x, levels)
     paper = np.array([np.nan] if x.shape[1] == 1 else to_rgb(_theme.get().paper))
-    mosaic = np.tile(paper, (rows * (height + gap) - gap, columns * (width + gap) - gap, 1))
+    mosaic = np.tile(paper, (rows * (height + gap) - gap, num_columns * (width + gap) - gap, 1))
     for i, picture in enumerate(values):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // num_columns) * (height + gap), (i % num_columns) * (width + gap)
         mosaic[top : top + height, left : left + width] = picture
 
     margin = 0.075 * max((len(label) for label in row_labels), default=0)
@@ -294,7 +294,7 @@ def images(
     axes.imshow(mosaic, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
     cover = ListedColormap([_theme.get().series[5]])
     for i in range(len(values)):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // num_columns) * (height + gap), (i % num_columns) * (width + gap)
         if covered is not None and bool(covered[i].any()):
             shade = np.where(covered[i].any(0).cpu().numpy(), 1.0, np.nan)
             box = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
@@ -851,7 +851,13 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
 
 @_styled
 def answers(
-    x: Tensor, probabilities: Tensor, rejected: Tensor, *, levels: int | None = None, columns: int = 6, title: str = ""
+    x: Tensor,
+    probabilities: Tensor,
+    rejected: Tensor,
+    *,
+    levels: int | None = None,
+    num_columns: int = 6,
+    title: str = "",
 ) -> Figure:
     """Images, each under its most probable class and that class's probability; rejected ones are struck through.
 
@@ -866,17 +872,17 @@ def answers(
     for name, each in (("x", x), ("probabilities", probabilities), ("rejected", rejected)):
         check_finite(each, name)
     check_network_options(levels=levels)
-    check_count(columns, "columns")
+    check_count(num_columns, "num_columns")
     if not is_picture(x) or not len(x) == len(probabilities) == len(rejected) > 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, probabilities {tuple(probabilities.shape)} and rejected "
             f"{tuple(rejected.shape)}: pass images (N, 1, H, W) or (N, 3, H, W), (N, classes) and "
             "(N,)"
         )
-    colors, rows = _theme.get(), math.ceil(len(x) / columns)
+    colors, rows = _theme.get(), math.ceil(len(x) / num_columns)
     figure = _figure(0.95 * rows, title)
     values = _shades(x, levels)
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+    for i, axes in enumerate(figure.subplots(rows, num_columns, squeeze=False).flat):
         axes.set_axis_off()
         if i >= len(x):
             continue
@@ -979,7 +985,10 @@ def representation(
     if nearest and tuple(z.shape[1:]) == (2,):
         plane_of_z = grid(program)
         figures["grid"] = images(
-            plane_of_z.flatten(0, 1), levels=levels, columns=plane_of_z.shape[1], title=f"What each {site} stands for"
+            plane_of_z.flatten(0, 1),
+            levels=levels,
+            num_columns=plane_of_z.shape[1],
+            title=f"What each {site} stands for",
         )
     return figures
 
@@ -1103,7 +1112,7 @@ def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8
     num_data = min(num_data, len(found.x))
     low, wide = found.worst(num_data), found.total.argsort(descending=True)[:num_data]
     rows = ("lowest log p(x)", "largest gap")
-    return images(found.x[torch.cat([low, wide])], levels=levels, columns=num_data, title=title, row_labels=rows)
+    return images(found.x[torch.cat([low, wide])], levels=levels, num_columns=num_data, title=title, row_labels=rows)
 
 
 @_styled
@@ -1163,4 +1172,34 @@ def calibration(found: Checks, *, title: str = "", most: int = 6) -> Figure:
         live = int(each.active.sum())
         axes.set(ylabel=kind, xlabel=f"dimensions of {site}: {live} of {len(values)} active (hatched: not)")
         axes.set_xticks([])
+    return figure
+
+
+@_styled
+def coverage(found: Calibration, *, title: str = "", most: int = 4) -> Figure:
+    """How often central intervals of q hold the true z, by their mass; the diagonal is calibrated.
+
+    Below it q is too narrow, above it too wide. The band holds 99 % of calibrated curves at each mass.
+
+    Args:
+        found: of `dgm_pyro.infer.sbc`.
+        most: draw at most so many dimensions, those that are farthest off.
+    """
+    check_type(found, Calibration, "found", "what infer.sbc returns")
+    check_count(most, "most")
+    levels = np.linspace(0.01, 1.0, 100)
+    each = {site: np.stack([found.coverage(site, float(level)).numpy() for level in levels]) for site in found.ranks}
+    every = {f"{site}[{i}]": values[:, i] for site, values in each.items() for i in range(values.shape[1])}
+    worst = sorted(every, key=lambda name: -float(np.abs(every[name] - levels).max()))[:most]
+    figure, colors = _figure(3.0, title), _theme.get()
+    axes = figure.add_subplot(xlabel="mass of the interval", ylabel="share of simulations that it holds")
+    band = 2.576 * np.sqrt(levels * (1 - levels) / len(next(iter(found.ranks.values()))))
+    axes.fill_between(levels, levels - band, levels + band, color=colors.rule, zorder=0)
+    axes.plot(levels, levels, color=colors.muted, linewidth=1, linestyle=":")
+    for i, name in enumerate(worst):
+        axes.plot(levels, every[name], label=name, color=colors.series[i % len(colors.series)],
+                  linestyle="-" if i < len(colors.series) else "--")  # fmt: skip
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower left", ncols=4, columnspacing=1.2)
     return figure

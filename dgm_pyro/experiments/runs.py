@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import dgm_pyro.checkpoint as checkpoint
-import dgm_pyro.data as data
+import dgm_pyro.data as data_sets
 import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 import dgm_pyro.sources as sources
@@ -91,7 +91,7 @@ SPLITS = ("train", "test")
 
 
 def points(
-    source: str,
+    data: str,
     split: str = "train",
     reading: Mapping[str, Any] | None = None,
     data_dir: str | None = None,
@@ -103,7 +103,7 @@ def points(
     A random fifth of a file is its test split, the same for every seed; or its test data are another file.
 
     Args:
-        source: a name of `dgm.data.load`, or a path of `dgm.data.open`.
+        data: a name of `dgm.data.load`, or a path of `dgm.data.open`.
         split: "train" or "test", or what else a named set has.
         reading: options of `dgm.data.open` for a file; "test", the path of its test data; "digests", what it and they
             must have in `Data.digest`.
@@ -113,57 +113,65 @@ def points(
     Raises:
         ValueError, FileNotFoundError: there is no such set and no such file; or a file has changed.
     """
-    check_type(source, str, "source", "the name of a data set or a path")
+    check_type(data, str, "data", "the name of a data set or a path")
     options = dict(reading or {})
-    if source in data.NAMES:
+    if data in data_sets.NAMES:
         if options:
             raise ValueError(
-                f"reading a file is what {', '.join(options)} are for, but {source} is a data set: leave them out"
+                f"reading a file is what {', '.join(options)} are for, but {data} is a data set: leave them out"
             )
-        return data.load(source, split, data_dir=data_dir, num_data=num_data, seed=seed)
+        return data_sets.load(data, split, data_dir=data_dir, num_data=num_data, seed=seed)
     if split not in SPLITS:
-        raise ValueError(f"{source} has no split {split!r}: choose one of {', '.join(SPLITS)}")
+        raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(SPLITS)}")
     test, digests = options.pop("test", None), options.pop("digests", {})
-    if test is not None and split == "test":
-        return subset(_read(test, options, digests.get("test")), num_data, np.random.default_rng((seed, 1)), split)
-    found = _read(source, options, digests.get("train"))
-    if test is None:
+    own = test is not None and split == "test"
+    found = _read(test if own else data, options, digests.get("test" if own else "train"))
+    return _part(found, split, test is None, num_data, seed)
+
+
+def _part(found: Data, split: str, whole: bool, num_data: int | None, seed: int = 0) -> Data:
+    """A split of what was read; of a ``whole`` file, which has both splits, its share."""
+    if whole:
         found = found.split(TEST_SHARE)[SPLITS.index(split)]
     return subset(found, num_data, np.random.default_rng((seed, SPLITS.index(split))), split)
 
 
-def _read(source: str, options: Mapping[str, Any], digest: str | None = None) -> Data:
-    if not Path(source).exists():
+def _read(data: str, options: Mapping[str, Any], digest: str | None = None) -> Data:
+    if not Path(data).exists():
         raise ValueError(
-            f"there is no data set {source!r}, and no file or folder: choose a path, or a name of "
-            f"{', '.join(data.NAMES)}"
+            f"there is no data set {data!r}, and no file or folder: choose a path, or a name of "
+            f"{', '.join(data_sets.NAMES)}"
         )
-    found = data.open(source, **options)
+    found = data_sets.open(data, **options)
     if digest is not None and found.digest != digest:
         raise ValueError(
-            f"{source} is not what the run was trained on, its values have changed: name the file to look at by "
+            f"{data} is not what the run was trained on, its values have changed: name the file to look at by "
             "--data, or train again"
         )
     return found
 
 
-def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The source as an absolute path, and all that must be known to read it, or another file, in the same way again.
+def opened(
+    data: str, reading: Mapping[str, Any], data_dir: str | None = None, num_data: int | None = None
+) -> tuple[str, dict[str, Any], Data]:
+    """Data to train on, as `points` returns them; before them, what `points` takes to read them again.
+
+    That is the name of a set or an absolute path, and all options of reading, with those that the file decided.
 
     Raises:
         ValueError: ``reading`` has digests, and a file has changed since.
     """
-    if source in data.NAMES:
-        return source, dict(reading)
+    if data in data_sets.NAMES:
+        return data, dict(reading), points(data, "train", reading, data_dir, num_data)
     test = reading.get("test")
     kept = {name: value for name, value in reading.items() if name not in ("test", "digests")}
     before = reading.get("digests", {})
-    found = _read(source, kept, before.get("train"))
+    found = _read(data, kept, before.get("train"))
     if found.columns is not None:
         kept["columns"] = list(found.columns)
     if found.classes is not None:
         kept["classes"] = list(found.classes)
-    if Path(source).is_dir():
+    if Path(data).is_dir():
         channels, *kept["size"] = found.event_shape
         kept["gray"] = channels == 1
     digests = {"train": found.digest}
@@ -171,7 +179,7 @@ def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, 
         digests["test"] = _read(test, kept, before.get("test")).digest
         kept["test"] = str(Path(test).resolve())
     kept["digests"] = digests
-    return str(Path(source).resolve()), kept
+    return str(Path(data).resolve()), kept, _part(found, "train", test is None, num_data)
 
 
 @contextlib.contextmanager
@@ -207,7 +215,7 @@ def reserved(folder: Path, *, force: bool = False, resume: bool = False) -> Iter
 def train(
     folder: str | os.PathLike[str],
     model: str,
-    data_name: str,
+    data: str,
     swaps: Mapping[str, Any],
     options: TrainingOptions | None = None,
     *,
@@ -229,7 +237,7 @@ def train(
     in the folder, as `dgm.fit` does.
 
     Args:
-        data_name: a name of `dgm.data.load`, or a path of `dgm.data.open`.
+        data: a name of `dgm.data.load`, or a path of `dgm.data.open`.
         swaps: of `dgm.build`, by name.
         options: of the training.
         reading: how a file is read, as for `points`.
@@ -251,11 +259,10 @@ def train(
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
     check_type(options, TrainingOptions | None, "options", "a dgm.TrainingOptions or None")
     options = options or TrainingOptions()
-    check_type(data_name, str, "data_name", "the name of a data set or a path")
-    data_name, reading = reading_of(data_name, reading or {})
-    seen = points(data_name, "train", reading, data_dir, num_data)
+    check_type(data, str, "data", "the name of a data set or a path")
+    data, reading, seen = opened(data, reading or {}, data_dir, num_data)
     about = {
-        "model": model, "data_name": data_name, "swaps": dict(swaps), "options": vars(options), "labeled": labeled,
+        "model": model, "data": data, "swaps": dict(swaps), "options": vars(options), "labeled": labeled,
         "data_dir": data_dir, "reading": reading, "num_data": num_data, "objective": objective,
         "num_labels": num_labels, "mutate": mutate,
     }  # fmt: skip
@@ -266,7 +273,7 @@ def train(
     augment = None
     if mutate is not None:
         if seen.levels is None:
-            raise ValueError(f"mutate replaces integers, but {data_name!r} has reals: choose another data set")
+            raise ValueError(f"mutate replaces integers, but {data!r} has reals: choose another data set")
         check_number(mutate, "mutate", at_least=0, at_most=1)
         augment = functools.partial(corruptions.mutate, rate=mutate, levels=seen.levels)
     with seeded(options.seed, torch.device("cpu")):
@@ -276,7 +283,7 @@ def train(
 
     def record(history: History) -> Record:
         return record_of(
-            model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
+            model, data, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
             num_labels=num_labels, mutate=mutate, processes=processes.size if processes.size > 1 else None,
             training=options, reading=reading or None,
         )  # fmt: skip
@@ -328,7 +335,7 @@ def resume(
             raise FileNotFoundError(f"{folder} holds no training to resume: begin one with dgm train --out {folder}")
         return _complete(Path(folder), None)
     try:
-        about = dict(header["about"])
+        about = old_names.renamed(header["about"], old_names.OPTIONS)
         options = TrainingOptions(**about.pop("options"))
     except (TypeError, ValueError, LookupError) as error:
         raise CheckpointError(f"{folder} holds a training that dgm train did not begin ({error})") from error
@@ -387,13 +394,11 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     return program, Record(**{name: found[name] for name in KINDS})
 
 
-def inputs(
-    source: str, program: Program, data_dir: str | None = None, reading: Mapping[str, Any] | None = None
-) -> Data:
+def inputs(data: str, program: Program, data_dir: str | None = None, reading: Mapping[str, Any] | None = None) -> Data:
     """The test split of a data set, or all of a file, as inputs of ``program``.
 
     Args:
-        source: name of the data set, or path of the file.
+        data: name of the data set, or path of the file.
         program: what they must fit.
         data_dir: folder of the data set's files.
         reading: how the run's own file is read. Labels are read where the file has them.
@@ -401,22 +406,24 @@ def inputs(
     Raises:
         ValueError, TypeError: the file holds no numbers, or the data do not fit the program.
     """
-    check_type(source, str, "source", "the path of a file or the name of a data set")
+    check_type(data, str, "data", "the path of a file or the name of a data set")
     check_program(program)
-    if source in data.NAMES:
-        found = data.load(source, "test", data_dir=data_dir)
+    if data in data_sets.NAMES:
+        found = data_sets.load(data, "test", data_dir=data_dir)
         if program.variable == "x":
             as_data(program, found)
         return found
-    found = _read(source, _applicable(Path(source), reading or {}, program))
+    found = _read(data, _applicable(Path(data), reading or {}, program))
     shape = program.event_shape if program.variable == "x" else program.given_shape or found.event_shape
     if len(found.event_shape) == len(shape) - 1 and len(shape) == 3 and shape[0] == 1:  # images without their channel
         found = found.replaced(x=found.x.unsqueeze(1))
     if found.event_shape != torch.Size(shape):
-        raise ValueError(f"{source} has shape {tuple(found.x.shape)}, but the run takes (N, *{tuple(shape)})")
-    if program.variable == "x" and found.mask is None:
-        _, given, _ = program.arguments(found.to(program_device(program)))
-        program.check(found.x.to(program_device(program)), given)
+        size = (len(found), *found.event_shape)
+        raise ValueError(f"{data} has shape {size}, but the run takes (N, *{tuple(shape)})")
+    seen = found.excerpt
+    if program.variable == "x" and seen.mask is None:
+        _, given, _ = program.arguments(seen.to(program_device(program)))
+        program.check(seen.x.to(program_device(program)), given)
     return found
 
 

@@ -17,7 +17,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
 from dgm_pyro.checks import check_choice, check_path, check_type
+from dgm_pyro.data import Data
 from dgm_pyro.evaluation import Evidence, evaluate, find_device
 from dgm_pyro.experiments import runs
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.standardized import core_of
 from dgm_pyro.infer.checks import units
-from dgm_pyro.jobs import Interrupted, in_parallel
+from dgm_pyro.jobs import Interrupted, in_parallel, processes
 from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import Program, check_count
 from dgm_pyro.results import Result, Table, as_csv, with_error
@@ -62,6 +63,7 @@ class Options:
     num_particles: int = 1000
     training: TrainingOptions = field(default_factory=TrainingOptions)
     reading: dict[str, Any] = field(default_factory=dict)
+    standardize: bool = True
 
     def recipe(self) -> dict[str, Any]:
         """What ``sweep.json`` keeps: all but the device, and the seeds, which belong to the cells."""
@@ -211,7 +213,10 @@ def sweep(
         given[axis] = [str(value) for value in values]
     axes = {axis: tuple(dict.fromkeys(names)) for axis, names in given.items() if names}
     combinations = [tuple(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]
-    _check_names(options, combinations)
+    find_device(options.training.device)
+    source, reading, points = runs.opened(options.data, options.reading, options.data_dir, options.num_data)
+    options = replace(options, data=source, reading=reading)
+    _check_names(options, combinations, points[:16])
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, but a sweep is a folder: choose another --out")
@@ -226,30 +231,67 @@ def sweep(
 
 def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | None, progress: bool) -> None:
     """Run the cells that are not finished, and tell how it goes."""
-    missing = [cell for cell in cells if not _is_finished(folder, cell)]
+    missing = _telling_first([cell for cell in cells if not _is_finished(folder, cell)])
     if progress:
         kept = len(cells) - len(missing)
         _say(f"{len(missing)} cells to train" + (f", {kept} are finished" if kept else ""))
     shown = progress and sys.stderr.isatty()
+    done, taken, told = set[Cell](), dict[Cell, float](), 0.0
     start = time.perf_counter()
     with tqdm(total=len(cells), initial=len(cells) - len(missing), desc="sweep", unit="cell", disable=not shown) as bar:
-        for count, name in enumerate(_run_all(folder, options, missing, jobs), start=1):
-            bar.set_postfix_str(name, refresh=False)
+        for cell, seconds in _run_all(folder, options, missing, jobs):
+            done.add(cell)
+            if _is_finished(folder, cell):
+                taken[cell] = seconds
+            bar.set_postfix_str(cell.name, refresh=False)
             bar.update()
-            if progress and not shown and count == 1 < len(missing):  # a bar says it itself
-                seconds, rest = time.perf_counter() - start, len(missing) - 1
-                left = seconds * rest / min(joblib.effective_n_jobs(jobs), rest)
-                _say(f"{name} took {seconds:.0f} s: about {left:.0f} s for the other {rest}")
+            rest = [each for each in missing if each not in done]
+            passed = time.perf_counter() - start
+            if progress and rest and taken and not shown and passed > 2 * told:  # a bar says it itself
+                left, told = predicted(taken, rest) / min(joblib.effective_n_jobs(jobs), len(rest)), passed
+                _say(
+                    f"{cell.name} took {seconds:.0f} s: about {left:.0f} s for the other {len(rest)}"
+                    + _if_alike(taken, rest)
+                )
+
+
+def _telling_first(cells: Sequence[Cell]) -> list[Cell]:
+    """First the cells with a choice that those before do not have: they tell how long each choice takes."""
+    seen: set[tuple[str, str]] = set()
+    news = []
+    for cell in cells:
+        news.append(not seen.issuperset(cell.choices))
+        seen.update(cell.choices)
+    first = [cell for cell, new in zip(cells, news, strict=True) if new]
+    return first + [cell for cell, new in zip(cells, news, strict=True) if not new]
+
+
+def predicted(taken: Mapping[Cell, float], rest: Sequence[Cell]) -> float:
+    """Seconds that the ``rest`` will take, if every choice multiplies the time of a cell by a factor of its own."""
+    choices = sorted({choice for cell in (*taken, *rest) for choice in cell.choices})
+
+    def design(cells: Iterable[Cell]) -> torch.Tensor:
+        rows = [[1.0, *(float(choice in cell.choices) for choice in choices)] for cell in cells]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    times = torch.tensor([*taken.values()], dtype=torch.float64).clamp_min(1e-3)
+    factors = torch.linalg.lstsq(design(taken), times.log()[:, None], driver="gelsd").solution
+    return float((design(rest) @ factors).exp().sum())
+
+
+def _if_alike(taken: Iterable[Cell], rest: Iterable[Cell]) -> str:
+    """What the prediction rests on, where there are choices that no cell has told of."""
+    known = {choice for cell in taken for choice in cell.choices}
+    unknown = dict.fromkeys(name for cell in rest for axis, name in cell.choices if (axis, name) not in known)
+    return f", if {', '.join(unknown)} take as long" if unknown else ""
 
 
 def _say(line: str) -> None:
     print(f"sweep: {line}", file=sys.stderr, flush=True)
 
 
-def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]]) -> None:
+def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]], points: Data) -> None:
     """Build every combination once: what is wrong with all cells is an error now, not after an hour."""
-    find_device(options.training.device)
-    points = runs.points(options.data, "train", options.reading, options.data_dir, options.num_data)[:16]
     seen = set()
     for choices in combinations:
         swaps, objective, training = _parts(options, Cell(choices, 0))
@@ -271,6 +313,8 @@ def _parts(options: Options, cell: Cell) -> tuple[dict[str, Any], str | None, Tr
     varied: dict[str, Any] = {axis: choices.pop(axis) for axis in [*choices] if axis in option_types()}
     if options.latent_size is not None:
         choices = {"latent_size": options.latent_size, **choices}
+    if not options.standardize:
+        choices["standardize"] = False
     return choices, objective, replace(options.training, **{"seed": cell.seed, **varied})
 
 
@@ -303,9 +347,9 @@ def _is_finished(folder: Path, cell: Cell) -> bool:
     return (place / "evaluation.json").is_file() and (place / runs.RECORD).is_file()
 
 
-def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | None) -> Iterator[str]:
-    """Run the cells and yield the name of each when it is done."""
-    places = itertools.cycle(devices(options.training.device, joblib.effective_n_jobs(jobs)))
+def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | None) -> Iterator[tuple[Cell, float]]:
+    """Run the cells; yields each when it is done, and its seconds."""
+    places = itertools.cycle(devices(options.training.device, processes(jobs)))
     tasks = [
         (folder.absolute(), replace(options, training=replace(options.training, device=place)), cell)
         for cell, place in zip(cells, places, strict=False)
@@ -317,14 +361,14 @@ def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | 
 
 
 def devices(device: str, jobs: int) -> list[str]:
-    """The device of each job: the GPUs in turn, if there are any and ``device`` names none."""
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") and jobs > 1 else 0
-    return [f"cuda:{job % gpus}" if gpus else device for job in range(jobs)]
+    """The device of each of so many processes: the GPUs in turn, if there are any and ``device`` names none."""
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    return [f"cuda:{job % gpus}" if gpus else device for job in range(jobs)] or [device]
 
 
-def run_cell(folder: Path, options: Options, cell: Cell) -> str:
-    """Train and evaluate one cell, and return its name; any error of it is recorded, not raised."""
-    place = _place(folder, cell)
+def run_cell(folder: Path, options: Options, cell: Cell) -> tuple[Cell, float]:
+    """Train and evaluate one cell; returns it and its seconds. Any error of it is recorded, not raised."""
+    place, start = _place(folder, cell), time.perf_counter()
     place.mkdir(parents=True, exist_ok=True)
     try:
         # Numbers that are not finite cannot be written, which is an error of this cell, too.
@@ -332,9 +376,9 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> str:
     except Exception as error:  # whatever it is, the other cells continue
         text = " ".join(f"{type(error).__name__}: {error}".split())
         runs.write_json(place / "failed.json", {"error": text, **asdict(cell)})
-        return cell.name
-    (place / "failed.json").unlink(missing_ok=True)
-    return cell.name
+    else:
+        (place / "failed.json").unlink(missing_ok=True)
+    return cell, time.perf_counter() - start
 
 
 def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:
@@ -543,7 +587,8 @@ def compare(
     names = list(dict.fromkeys(str(folder) for folder in folders))
     if len(names) < 2:
         raise ValueError("name at least two different runs to compare")
-    loaded = {name: runs.read(name, device) for name in names}
+    where = find_device(device)
+    loaded = {name: runs.read(name, where) for name in names}
     first, record = loaded[names[0]]
     for name, (program, other) in loaded.items():
         if program.measure != first.measure:

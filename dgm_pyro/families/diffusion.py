@@ -696,10 +696,10 @@ class ReverseChain(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.diffusion.run_chain(torch.Size(sample_shape) + self.batch_shape, self.given)
 
-    def factors(self, name: str) -> list[tuple[str, tuple[str, ...]]]:
-        """p(x_T) p(x_{T-1} | x_T) .. p(x | x_1): each variable and what it is conditioned on."""
+    def factors(self, name: str, given: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+        """p(x_T) p(x_{T-1} | x_T, given) .. p(x | x_1, given): each variable and what it is conditioned on."""
         names = [*(f"{name}_{t}" for t in range(self.diffusion.num_steps, 0, -1)), name]
-        return [(names[0], ()), *((site, (above,)) for above, site in itertools.pairwise(names))]
+        return [(names[0], ()), *((site, (above, *given)) for above, site in itertools.pairwise(names))]
 
     def blank(self) -> Tensor:
         return self.diffusion.zeros(*self.batch_shape)

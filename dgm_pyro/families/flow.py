@@ -232,8 +232,10 @@ class Flow(Conditional):
         for i, part in enumerate(self.transforms):
             owner = f"transforms[{i}], {type(part).__name__},"
             if isinstance(part, Bijection):
-                if part.features not in (None, shape.numel()):
-                    raise ValueError(f"{owner} has {part.features} features, but gets {tuple(shape)}: {shape.numel()}")
+                if part.num_features not in (None, shape.numel()):
+                    raise ValueError(
+                        f"{owner} has {part.num_features} features, but gets {tuple(shape)}: {shape.numel()}"
+                    )
                 if part.domain not in ("any", line_of(line)):
                     raise ValueError(f"{owner} maps {MEANINGS[part.domain]}, but gets {line}: {REMEDIES[part.domain]}")
                 line = line if part.codomain == "any" else LINES[part.codomain]
@@ -310,7 +312,7 @@ def realnvp(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """RealNVP: affine couplings of alternating halves of a checkerboard (Dinh et al. 2017, arXiv 1605.08803).
 
@@ -322,12 +324,12 @@ def realnvp(
             couplings.
         given_levels: ``given`` takes the integers 0 .. given_levels - 1.
         num_classes: how many class labels ``given`` takes.
-        unit: end on the unit cube, for `Dequantized`.
+        unit_cube: end on the unit cube, for `Dequantized`.
 
     >>> realnvp(2).sample(5).shape
     torch.Size([5, 2])
     """
-    return _coupled(event_shape, Affine(), layers, hidden, (given_shape, given_levels, num_classes), unit)
+    return _coupled(event_shape, Affine(), layers, hidden, (given_shape, given_levels, num_classes), unit_cube)
 
 
 def nsf(
@@ -339,7 +341,7 @@ def nsf(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """Neural spline flow: couplings of rational-quadratic splines (Durkan et al. 2019, arXiv 1906.04032).
 
@@ -348,7 +350,7 @@ def nsf(
     Args: as `realnvp`, and ``bins`` per spline.
     """
     spline = RationalQuadraticSpline(bins)
-    return _coupled(event_shape, spline, layers, hidden, (given_shape, given_levels, num_classes), unit)
+    return _coupled(event_shape, spline, layers, hidden, (given_shape, given_levels, num_classes), unit_cube)
 
 
 def maf(
@@ -360,7 +362,7 @@ def maf(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """MAF: affine maps given the features before, in turns first to last and last to first (Papamakarios et al. 2017).
 
@@ -370,7 +372,7 @@ def maf(
         that maps are inverse to each other only in evaluation mode).
     """
     reads = (given_shape, given_levels, num_classes)
-    return _autoregressive(event_shape, Affine(), layers, hidden, dropout, reads, unit)
+    return _autoregressive(event_shape, Affine(), layers, hidden, dropout, reads, unit_cube)
 
 
 def nsf_autoregressive(
@@ -383,14 +385,14 @@ def nsf_autoregressive(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """Autoregressive neural spline flow: `maf` with rational-quadratic splines (Durkan et al. 2019).
 
     Args: as `maf`, and ``bins`` per spline.
     """
     reads = (given_shape, given_levels, num_classes)
-    return _autoregressive(event_shape, RationalQuadraticSpline(bins), layers, hidden, dropout, reads, unit)
+    return _autoregressive(event_shape, RationalQuadraticSpline(bins), layers, hidden, dropout, reads, unit_cube)
 
 
 def iaf(
@@ -401,7 +403,7 @@ def iaf(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """IAF: the inverse of MAF, for encoders: it samples, and scores its own samples, in one call of each network.
 
@@ -410,7 +412,7 @@ def iaf(
     Args: as `realnvp`.
     """
     reads = (given_shape, given_levels, num_classes)
-    return _autoregressive(event_shape, Affine(), layers, hidden, 0.0, reads, unit, turn=Inverse)
+    return _autoregressive(event_shape, Affine(), layers, hidden, 0.0, reads, unit_cube, turn=Inverse)
 
 
 _GivenArguments = tuple[Sequence[int] | None, int | None, int | None]
@@ -422,7 +424,7 @@ def _coupled(
     layers: int,
     hidden: Sequence[int],
     reads: _GivenArguments,
-    unit: bool,
+    unit_cube: bool,
 ) -> Flow:
     shape = as_shape(event_shape)
     if shape.numel() < 2:
@@ -436,7 +438,7 @@ def _coupled(
         network = MLP((len(passes) - moving,), univariate.num_parameters * moving, hidden, given_shape=features)
         start_near_zero(network.rest[-1])
         parts.append(Coupling(passes, univariate, network))
-    return Flow(shape, [*parts, *_end(unit)], embedding=embedding)
+    return Flow(shape, [*parts, *_end(unit_cube)], embedding=embedding)
 
 
 def _autoregressive(
@@ -446,7 +448,7 @@ def _autoregressive(
     hidden: Sequence[int],
     dropout: float,
     reads: _GivenArguments,
-    unit: bool,
+    unit_cube: bool,
     turn: Callable[[Bijection], Bijection] = lambda bijection: bijection,
 ) -> Flow:
     shape = as_shape(event_shape)
@@ -459,7 +461,7 @@ def _autoregressive(
         )
         start_near_zero(network.last, network.direct)
         parts.append(turn(MaskedAutoregressive(univariate, network)))
-    return Flow(shape, [*parts, *_end(unit)], embedding=embedding)
+    return Flow(shape, [*parts, *_end(unit_cube)], embedding=embedding)
 
 
 def _embedding(reads: _GivenArguments, hidden: Sequence[int]) -> tuple[MLP | None, tuple[int] | None]:
@@ -491,5 +493,5 @@ def start_near_zero(*layers: nn.Module) -> None:
             parameter.mul_(0.01)
 
 
-def _end(unit: bool) -> list[Bijection]:
-    return [NormalCDF()] if unit else []
+def _end(unit_cube: bool) -> list[Bijection]:
+    return [NormalCDF()] if unit_cube else []

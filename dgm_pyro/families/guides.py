@@ -371,7 +371,7 @@ class SemiAmortized(Conditional):
         super().__init__()
         if not isinstance(encoder, Normal) or not encoder.conditional:
             raise TypeError(f"encoder must be a dgm.Normal with a network to refine, got {type(encoder).__name__}")
-        if encoder.scale != "network" or is_pair(encoder.given_shape):
+        if encoder.scale_type != "network" or is_pair(encoder.given_shape):
             raise ValueError("SemiAmortized refines an encoder whose network gives location and scale from x alone")
         _check_parts(prior, likelihood, "SemiAmortized")
         if encoder.event_shape != prior.event_shape:
@@ -419,7 +419,7 @@ class LinearGaussianPosterior(Conditional):
     Args:
         prior: a `Normal` over vectors without a network.
         likelihood: a `Normal` with an `nn.Linear` network for its location and a learned scale,
-            ``Normal(event_shape, nn.Linear(D, F), scale="feature")`` or ``"shared"``.
+            ``Normal(event_shape, nn.Linear(D, F), scale_type="feature")`` or ``"shared"``.
     """
 
     conditional = True
@@ -429,10 +429,10 @@ class LinearGaussianPosterior(Conditional):
         if not isinstance(prior, Normal) or prior.conditional or len(prior.event_shape) != 1:
             raise ValueError("the prior must be a dgm.Normal over vectors, without a network")
         linear = isinstance(likelihood, Normal) and isinstance(likelihood.network, nn.Linear)
-        if not linear or likelihood.scale == "network":
+        if not linear or likelihood.scale_type == "network":
             raise ValueError(
                 "the likelihood must be linear with a scale that does not depend on z: "
-                'dgm.Normal(event_shape, nn.Linear(D, F), scale="feature") or scale="shared"'
+                'dgm.Normal(event_shape, nn.Linear(D, F), scale_type="feature") or scale_type="shared"'
             )
         _check_parts(prior, likelihood, "LinearGaussianPosterior")
         self.prior, self.likelihood = prior, likelihood

@@ -3,7 +3,7 @@
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
 from dgm_pyro.infer.compare import GuideComparison, GuideRow, compare, train_guide
-from dgm_pyro.infer.gaps import Gaps, gaps
+from dgm_pyro.infer.gaps import Gaps, GuideGaps, gaps
 from dgm_pyro.infer.impute import hide, impute
 from dgm_pyro.infer.mcmc import Chains, nuts
 from dgm_pyro.infer.psis import Weighted, psis, smooth
@@ -18,6 +18,7 @@ __all__ = [
     "Features",
     "Gaps",
     "GuideComparison",
+    "GuideGaps",
     "GuideRow",
     "Population",
     "Sandwich",

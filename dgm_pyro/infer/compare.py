@@ -42,6 +42,7 @@ from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Conditional, differentiating, log_mean_exp, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
 
+NUM_PARTICLES = 32
 BATCH = 500
 DIRECTIONS = 100
 CLOSE_MEAN, CLOSE_SD = 0.1, 0.1
@@ -202,7 +203,7 @@ def train_guide(
     *,
     objective: Any = None,
     gradient_steps: int = 1000,
-    num_particles: int = 32,
+    num_particles: int = NUM_PARTICLES,
     lr: float = 0.01,
     seed: int = 0,
     progress: bool = False,
@@ -283,7 +284,7 @@ def compare(
     reference: Any = "nuts",
     objective: Any = None,
     gradient_steps: int = 1000,
-    num_particles: int = 32,
+    num_particles: int = NUM_PARTICLES,
     lr: float = 0.01,
     num_samples: int = 4000,
     num_temperatures: int = 100,
@@ -366,20 +367,8 @@ def _row(
     progress: bool,
     options: dict[str, Any],
 ) -> GuideRow:
-    name, evaluations, began = name_of(guide), 0, time.perf_counter()
-    # Guides made here keep their parameters to themselves: in the param store two of a name would share them.
-    made = _is_choice(guide)
-    with pyro.settings.context(module_local_params=made):
-        if made:
-            guide = auto(posterior.model, guide)
-        if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-            train_guide(posterior, guide, seed=seed, progress=progress, **options)
-            evaluations = options["gradient_steps"] * options["num_particles"]
-            evaluations += 2 * STEPS * PARTICLES if isinstance(guide, AutoConditional) else 0
-            if isinstance(guide, AutoLaplaceApproximation):
-                guide = guide.laplace_approximation(*posterior.args, **posterior.kwargs)
-    if made and not isinstance(guide, AutoContinuous):
-        guide = Fitted(guide)
+    name, began = name_of(guide), time.perf_counter()
+    guide, evaluations = fitted(posterior, guide, seed=seed, progress=progress, **options)
     seconds = time.perf_counter() - began
     weighted = psis(posterior, guide=guide, num_particles=num_samples, seed=seed)
     if draws is None:
@@ -393,7 +382,32 @@ def _row(
     return GuideRow(name, guide, weighted, errors, ratios, wasserstein, mmd, seconds, evaluations)
 
 
-def _is_choice(guide: Any) -> bool:
+def fitted(
+    posterior: Posterior, guide: Any, *, seed: int = 0, progress: bool = False, **options: Any
+) -> tuple[Any, int]:
+    """The guide that ``guide`` names, or an AutoGuide that was never called, fitted; any other guide as it is.
+
+    Args:
+        options: of `train_guide`.
+
+    Returns:
+        The guide, and how often the density of the model was computed.
+    """
+    # Guides made here keep their parameters to themselves: in the param store two of a name would share them.
+    made, evaluations = is_choice(guide), 0
+    with pyro.settings.context(module_local_params=made):
+        if made:
+            guide = auto(posterior.model, guide)
+        if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+            evaluations = len(train_guide(posterior, guide, seed=seed, progress=progress, **options))
+            evaluations *= options.get("num_particles", NUM_PARTICLES)
+            evaluations += 2 * STEPS * PARTICLES if isinstance(guide, AutoConditional) else 0
+            if isinstance(guide, AutoLaplaceApproximation):
+                guide = guide.laplace_approximation(*posterior.args, **posterior.kwargs)
+    return (Fitted(guide) if made and not isinstance(guide, AutoContinuous) else guide), evaluations
+
+
+def is_choice(guide: Any) -> bool:
     """Whether `dgm.guides.auto` is to make a guide of it; else it is one."""
     return isinstance(guide, str | Conditional) or (isinstance(guide, type) and issubclass(guide, AutoGuide))
 

@@ -49,7 +49,7 @@ from dgm_pyro.families.autoregressive import Autoregressive, FeatureChain
 from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.families.distributions import features_of
 from dgm_pyro.families.standardized import Standardized, core_of
-from dgm_pyro.infer.ais import HMC, Path, Transition, annealing, temperatures
+from dgm_pyro.infer.ais import HMC, AnnealingPath, Transition, annealing, temperatures
 from dgm_pyro.infer.posterior import check_target
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, seeded
@@ -318,25 +318,30 @@ class Tempered:
     """The densities of an annealing path, one temperature after the other, and a move at each.
 
     Args:
-        path: from a density that can be drawn to the posterior.
+        annealing_path: from a density that can be drawn to the posterior.
         betas: inverse temperatures, 0 to 1, ``(T + 1,)``.
         step_sizes: of the moves, by temperature and datum, ``(T + 1, B)``.
         transition: as for `dgm_pyro.infer.ais.ais`.
     """
 
-    def __init__(self, path: Path, betas: Tensor, step_sizes: Tensor, transition: Transition):
-        self.path, self.betas, self.step_sizes, self.transition = path, betas, step_sizes, transition
+    def __init__(self, annealing_path: AnnealingPath, betas: Tensor, step_sizes: Tensor, transition: Transition):
+        self.annealing_path, self.betas, self.step_sizes, self.transition = (
+            annealing_path,
+            betas,
+            step_sizes,
+            transition,
+        )
 
     def __len__(self) -> int:
         return len(self.betas) - 1
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
-        u = self.path.start()
+        u = self.annealing_path.start()
         return {"u": u}, u.new_zeros(tuple(batch))
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
-        weight = (self.betas[i + 1] - self.betas[i]) * self.path.densities(state["u"])[1]
-        u, _ = self.transition(state["u"], self.step_sizes[i + 1], self.path.at(self.betas[i + 1]))
+        weight = (self.betas[i + 1] - self.betas[i]) * self.annealing_path.densities(state["u"])[1]
+        u, _ = self.transition(state["u"], self.step_sizes[i + 1], self.annealing_path.at(self.betas[i + 1]))
         return {"u": u}, weight
 
 

@@ -200,14 +200,14 @@ class Bijection(nn.Module):
     To write one, give `forward` and `inverse`, and set what applies:
 
     Attributes:
-        features: D; None if any will do.
+        num_features: D; None if any will do.
         given_shape: shape of one ``given``, ``()`` for class labels; None if the map takes none.
         num_classes: how many labels ``given`` may take; None where it is no label.
         domain, codomain: "real" or "unit", where the features of z and of x lie: the real line or the unit interval;
             "any" on both sides if the map works on either and stays there.
     """
 
-    features: int | None = None
+    num_features: int | None = None
     given_shape: torch.Size | None = None
     num_classes: int | None = None
     domain: str = "real"
@@ -230,7 +230,7 @@ class Inverse(Bijection):
         super().__init__()
         check_type(bijection, Bijection, "bijection", "a Bijection of dgm_pyro.networks")
         self.bijection = bijection
-        self.features, self.num_classes = bijection.features, bijection.num_classes
+        self.num_features, self.num_classes = bijection.num_features, bijection.num_classes
         self.given_shape = bijection.given_shape
         self.domain, self.codomain = bijection.codomain, bijection.domain
 
@@ -246,19 +246,19 @@ class Elementwise(Bijection):
     """A univariate map of each feature, its parameters free or from ``given``.
 
     Args:
-        features: D.
+        num_features: D.
         univariate: the map.
         network: maps ``given`` to ``(N, P, D)`` or flat ``(N, P * D)``; without one the parameters are free.
     """
 
-    def __init__(self, features: int, univariate: Univariate, network: nn.Module | None = None):
+    def __init__(self, num_features: int, univariate: Univariate, network: nn.Module | None = None):
         super().__init__()
-        check_count(features, "features")
+        check_count(num_features, "num_features")
         _check_univariate(univariate)
-        self.features, self.univariate, self.network = features, univariate, network
+        self.num_features, self.univariate, self.network = num_features, univariate, network
         self.domain = self.codomain = "unit" if univariate.unit else "real"
         if network is None:
-            self.raw = nn.Parameter(torch.zeros(univariate.num_parameters, features))
+            self.raw = nn.Parameter(torch.zeros(univariate.num_parameters, num_features))
         else:
             self.given_shape = torch.Size(_declared(network, "in_shape", "the shape of one given"))
             self.num_classes = getattr(network, "num_classes", None)
@@ -304,7 +304,7 @@ class Coupling(Bijection):
         if not booleans or all(passes) or not any(passes):
             raise ValueError(f"passes must be a sequence of booleans, some True and some False, got {passes!r}")
         mask = torch.tensor(passes)
-        self.features, self.univariate, self.network = len(mask), univariate, network
+        self.num_features, self.univariate, self.network = len(mask), univariate, network
         self.domain = self.codomain = "unit" if univariate.unit else "real"
         self.given_shape, self.num_classes = _second_input(network)
         passing, moving = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
@@ -348,7 +348,7 @@ class MaskedAutoregressive(Bijection):
         self.univariate, self.network = univariate, network
         self.in_shape = torch.Size(_declared(network, "in_shape", "the shape of one x"))
         self.order = tuple(_declared(network, "order", "the indices of the features, first to last"))
-        self.features = self.in_shape.numel()
+        self.num_features = self.in_shape.numel()
         self.domain = self.codomain = "unit" if univariate.unit else "real"
         self.given_shape, self.num_classes = _second_input(network)
 
@@ -394,7 +394,7 @@ class Permutation(Bijection):
         if not integers or sorted(order) != list(range(len(order))):
             raise ValueError(f"order must hold each index 0 .. D - 1 once, got {order!r}")
         indices = torch.tensor(order)
-        self.features = len(indices)
+        self.num_features = len(indices)
         self.register_buffer("order", indices, persistent=False)
         self.register_buffer("back", indices.argsort(), persistent=False)
 
@@ -412,15 +412,17 @@ class LULinear(Bijection):
     The log-determinant is the sum of the log-diagonal of U (Kingma and Dhariwal 2018, section 3.2).
 
     Args:
-        features: D.
+        num_features: D.
     """
 
-    def __init__(self, features: int):
+    def __init__(self, num_features: int):
         super().__init__()
-        check_count(features, "features")
-        self.features = features
-        self.weight = nn.Parameter(torch.zeros(features, features))  # L below the diagonal, log-diagonal, U above it
-        self.bias = nn.Parameter(torch.zeros(features))
+        check_count(num_features, "num_features")
+        self.num_features = num_features
+        self.weight = nn.Parameter(
+            torch.zeros(num_features, num_features)
+        )  # L below the diagonal, log-diagonal, U above it
+        self.bias = nn.Parameter(torch.zeros(num_features))
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
         log_diagonal = self.weight.diagonal()
@@ -449,18 +451,18 @@ class ActNorm(Bijection):
     Source: Kingma and Dhariwal 2018, section 3.1.
 
     Args:
-        features: D.
+        num_features: D.
     """
 
     SMALLEST = 1e-4  # scale, for features that hardly vary in the first batch
     initialized: Tensor
 
-    def __init__(self, features: int):
+    def __init__(self, num_features: int):
         super().__init__()
-        check_count(features, "features")
-        self.features = features
-        self.location = nn.Parameter(torch.zeros(features))
-        self.log_scale = nn.Parameter(torch.zeros(features))
+        check_count(num_features, "num_features")
+        self.num_features = num_features
+        self.location = nn.Parameter(torch.zeros(num_features))
+        self.log_scale = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("initialized", torch.tensor(False))
         self._waiting = True  # `initialized` for the host, which must not wait for the device at each step
 
@@ -475,7 +477,7 @@ class ActNorm(Bijection):
         Raises:
             ValueError: there is one x, which has no scale, or a value of it is not finite.
         """
-        check_tensor(x, (self.features,), "x", "the shape of the features")
+        check_tensor(x, (self.num_features,), "x", "the shape of the features")
         if len(x) < 2:
             raise ValueError("x is one datum, which has no scale to start ActNorm from: initialize with two or more")
         check_finite(x, "x")
@@ -545,7 +547,7 @@ def _clamp_inside(x: Tensor) -> Tensor:
 
 
 def _parameters(
-    network: nn.Module, inputs: tuple[Any, ...], count: int, univariate: Univariate, features: int
+    network: nn.Module, inputs: tuple[Any, ...], count: int, univariate: Univariate, num_features: int
 ) -> Tensor:
     """The network's raw parameters, (N, P, D).
 
@@ -554,13 +556,13 @@ def _parameters(
     """
     raw = apply_network(network, *inputs)
     p = univariate.num_parameters
-    if raw.shape[0] != count or raw.numel() != count * p * features:
+    if raw.shape[0] != count or raw.numel() != count * p * num_features:
         raise ValueError(
             f"the network of a bijection returned shape {tuple(raw.shape)} for a batch of {count}, but "
-            f"{type(univariate).__name__} on {features} features needs {(count, p, features)} or "
-            f"{(count, p * features)}"
+            f"{type(univariate).__name__} on {num_features} features needs {(count, p, num_features)} or "
+            f"{(count, p * num_features)}"
         )
-    return raw.reshape(count, p, features)
+    return raw.reshape(count, p, num_features)
 
 
 def _second_input(network: nn.Module) -> tuple[torch.Size | None, int | None]:

@@ -24,11 +24,11 @@ from dgm_pyro.registry import register
 class Block(nn.Module):
     """x + conv(act(conv(act(x)))), the identity at the start."""
 
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, width: int, dropout: float):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class MaskedLinear(nn.Linear):
 
     def __init__(self, degrees_in: Tensor, degrees_out: Tensor, bias: bool = True):
         super().__init__(len(degrees_in), len(degrees_out), bias)
-        self.register_buffer("mask", degrees_in <= degrees_out.unsqueeze(-1), persistent=False)
+        device = self.weight.device  # also one on which nothing takes memory
+        self.register_buffer("mask", degrees_in.to(device) <= degrees_out.to(device).unsqueeze(-1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.mask, self.bias)

@@ -80,29 +80,29 @@ def apply_network(network: Callable[..., Any], *inputs: Any) -> Any:
 
 
 class InputEmbedding(nn.Module):
-    """An input, ``(B, *shape)`` reals or ``(B,)`` class labels, to ``(B, features)``.
+    """An input, ``(B, *shape)`` reals or ``(B,)`` class labels, to ``(B, out_features)``.
 
     Args:
         shape: shape of one input; ``()`` for labels.
         num_classes: how many labels; needed for labels, and for them only.
-        features: output features.
+        out_features: how many it gives.
         levels: integers 0 .. levels - 1 in the input are scaled to [-1, 1].
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int | None, features: int, levels: int | None = None):
+    def __init__(self, shape: Sequence[int], num_classes: int | None, out_features: int, levels: int | None = None):
         super().__init__()
         shape = as_shape(shape, "shape")
-        check_count(features, "features")
+        check_count(out_features, "out_features")
         check_network_options(levels=levels, num_classes=num_classes)
         self.levels = levels
         if num_classes is not None:
             if shape != ():
                 raise ValueError(f"num_classes is for labels of shape (), but the input has shape {tuple(shape)}")
-            self.embed: nn.Module = nn.Embedding(num_classes, features)
+            self.embed: nn.Module = nn.Embedding(num_classes, out_features)
         else:
             if shape == ():
                 raise ValueError("an input of shape () is a class label: pass num_classes")
-            self.embed = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), features))
+            self.embed = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), out_features))
         self.is_label = num_classes is not None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ from dgm_pyro.checks import (
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.convolutional import ConvEncoder
 from dgm_pyro.networks.mlp import MLP, apply_network, to_unit
-from dgm_pyro.objectives import COMPARISONS, Bound
+from dgm_pyro.networks.sizes import image_sizes, is_large
+from dgm_pyro.objectives import COMPARISONS, Bound, HasFormula
 from dgm_pyro.program import (
     Program,
     batch_plates,
@@ -109,10 +110,22 @@ def _scaled(program: Program, x: Tensor) -> Tensor:
     return to_unit(x, program.levels, parameter_of(program).dtype)
 
 
+# What critic and program play for, in LaTeX, without the penalties on the critic's slope.
+GAMES = {
+    "gan": r"\max_q \, E_q[\log \sigma(V)], \quad \max_V \, E_p[\log \sigma(V)] + E_q[\log \sigma(-V)]",
+    "wasserstein": r"\min_q \max_V \, E_p[V] - E_q[V]",
+    "kl": r"\min_q \max_V \, E_p[1 + V] - E_q[e^V]",
+    "reverse-kl": r"\min_q \max_V \, E_p[-e^{-V}] - E_q[V - 1]",
+    "js": r"\min_q \max_V \, E_p[\log 2 \sigma(V)] + E_q[\log 2 \sigma(-V)]",
+    "pearson": r"\min_q \max_V \, E_p[2 (e^V - 1)] - E_q[e^{2V} - 1]",
+    "hellinger": r"\min_q \max_V \, E_p[1 - e^{-V/2}] - E_q[e^{V/2} - 1]",
+}
+
+
 # -- games -------------------------------------------------------------------------------------------------------------
 
 
-class Adversarial:
+class Adversarial(HasFormula):
     """Adversarial training of the program against a critic, which learns in the same `dgm.fit`.
 
     Before each step of the program the critic takes ``critic_steps`` steps, by Adam with the program's current learning
@@ -153,7 +166,7 @@ class Adversarial:
         critic_steps: int = 1,
         critic_lr: float = 1.0,
     ):
-        check_choice(game, ("gan", "wasserstein", *DIVERGENCES), "game")
+        check_choice(game, GAMES, "game")
         check_type(critic, nn.Module | None, "critic", "a torch.nn.Module or None")
         check_number(r1, "r1", at_least=0)
         check_number(gradient_penalty, "gradient_penalty", at_least=0)
@@ -168,6 +181,10 @@ class Adversarial:
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={getattr(self, k)}" for k in ("r1", "gradient_penalty", "critic_steps", "critic_lr"))
         return f"Adversarial({self.game!r}, {options})"
+
+    @property
+    def formula(self) -> str:
+        return GAMES[self.game]
 
     def prepare(self, program: Program) -> None:
         """Begin a game against ``program``: `dgm.fit` calls it once."""
@@ -269,8 +286,8 @@ def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> n
         if program.num_classes is None:
             options = {"given_shape": tuple(program.given_shape)}
     shape = program.event_shape
-    if len(shape) == 3 and min(shape[1:]) >= 16:
-        return ConvEncoder(shape, 1, **options)
+    if is_large(shape):
+        return ConvEncoder(shape, 1, image_sizes(shape, 1).widths, **options)
     return MLP(shape, 1, hidden, activation="silu", **options)
 
 
@@ -293,7 +310,7 @@ def f_gan(divergence: str = "js") -> Adversarial:
 
 
 @dataclass(frozen=True)
-class KernelScore:
+class KernelScore(HasFormula):
     """Less the energy distance, or the squared maximum mean discrepancy, of samples to the data: no critic.
 
     Per datum x, with samples y of the program and the other data x',
@@ -329,6 +346,11 @@ class KernelScore:
         check_count(self.num_samples, "num_samples")
         if self.num_samples < 2:
             raise ValueError("num_samples must be at least 2: the score compares samples of one datum")
+
+    @property
+    def formula(self) -> str:
+        kernel = "-|x - y|" if self.kernel == "energy" else r"\mathrm{mean}_s \, e^{-|x - y|^2 / (2 s^2 D)}"
+        return rf"2 \, E[k(x, y)] - E[k(y, y')] - E[k(x, x')], \quad k(x, y) = {kernel}"
 
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None

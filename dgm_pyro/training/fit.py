@@ -23,7 +23,7 @@ from torch.distributions import constraints
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_path, check_type
-from dgm_pyro.data import Data
+from dgm_pyro.data import Batches, Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.missing import observed_part
@@ -198,7 +198,7 @@ class Training:
                 raise TypeError(f"{name} must be a function or None, got {type(function).__name__}")
         options = options or TrainingOptions()
         train = as_data(program, data, missing=True)
-        _check_scale(program, train)
+        _check_scale(program, train.excerpt)
         maximize: Any = PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
         held_out = None if validation is None else as_data(program, validation, "validation", missing=True)
         if held_out is None and options.validation is not None:
@@ -209,7 +209,7 @@ class Training:
                 f"{incomplete.name} misses features, but {maximize} compares whole data: use a bound such as 'iwae'"
             )
         for part in (train, held_out):
-            _check_labels(program, part, maximize)
+            _check_labels(program, None if part is None else part.excerpt, maximize)
         if options.early_stopping is not None and held_out is None:
             raise ValueError("early_stopping needs validation data: pass validation=0.1, or a Data")
         self.device = find_device(options.device)
@@ -247,7 +247,7 @@ class Training:
         }
         self.taken = 0
         self._totals = _Totals()
-        self._batches: Sequence[Tensor] = ()
+        self._batches: Batches = ()
         self._order = self.shuffling.get_state()  # of which the order of the epoch was drawn
         self._between_steps = True
         self._random: dict[str, Tensor] = {}
@@ -430,7 +430,8 @@ class Training:
             step, rows = self.taken + 1, self._rows()
             # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
             if not self.step.prepared and (step > 1 or processes.size > 1):
-                example, parts = functools.partial(self._batch, self._batches[0]), options.accumulate
+                whole = rows if len(rows) == options.batch_size else self._batches[0]
+                example, parts = functools.partial(self._batch, whole), options.accumulate
                 self.step.prepare(example, processes, compiling, first=step == 1, parts=parts)
                 self.history.compiled = self.step.compiled
             if self.scheduler is None:
@@ -464,8 +465,7 @@ class Training:
         if place == 0:
             self._order = self.shuffling.get_state()
         if place == 0 or not self._batches:
-            order = torch.randperm(len(self.data), generator=self.shuffling).to(self.device)
-            self._batches = order.split(self.options.batch_size)
+            self._batches = self.data.shuffled(self.options.batch_size, self.shuffling, self.processes.share)
         return self._batches[place]
 
     def _gradient(self, step: int, rows: Tensor) -> Sums:
@@ -513,18 +513,17 @@ class Training:
         # Larger batches than in training, as no graph is kept; but particles take the room of data.
         draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
         size = max(self.options.batch_size, 4 * self.options.batch_size // draws)
-        starts = range(0, len(data.x), size)
+        starts = range(0, len(data), size)[processes.rank :: processes.size]
         with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
-            for number in range(processes.rank, len(starts), processes.size):
-                rows = slice(starts[number], starts[number] + size)
-                value, given, observed = program.arguments(data[rows].to(self.device))
+            for batch in data.taken(slice(start, start + size) for start in starts):
+                value, given, observed = program.arguments(batch.to(self.device))
                 total -= objective(program, value, given, observed).value.double().sum().item()
         summed = processes.total(torch.tensor(total, dtype=torch.float64, device=self.device)).item()
         if not math.isfinite(summed):
             raise NonFiniteLossError(
                 "the validation loss is not finite", program.variable, epoch, self.taken, epoch - 1
             )
-        return summed / len(data.x)
+        return summed / len(data)
 
 
 @documented

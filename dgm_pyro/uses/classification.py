@@ -196,7 +196,7 @@ They start at a draw from the prior: at its median, zero, all units of a layer a
 """
 
 
-class _Weighted(PyroModule):
+class _BayesianNetwork(PyroModule):
     """p(w) prod_i p(y_i | x_i, w): the network's parameters are sample sites."""
 
     def __init__(self, network: nn.Module, scale: float, size: int):
@@ -244,7 +244,7 @@ class Bayesian:
         if not callable(guide) and not (isinstance(guide, str) and guide in GUIDES):
             raise ValueError(f"guide must be one of {', '.join(GUIDES)}, or a function of a model, got {guide!r}")
         check_number(scale, "scale", above=0)
-        self.data, self.model = data, _Weighted(network, scale, len(data))
+        self.data, self.model = data, _BayesianNetwork(network, scale, len(data))
         self.guide = (GUIDES[guide] if isinstance(guide, str) else guide)(self.model)
         self.losses: list[float] = []
 

@@ -255,6 +255,11 @@ def test_with_all_labels_unknown_it_is_the_enumerated_bound():
 @pytest.mark.parametrize("weight", [0.0, 1.0, 7.5])
 def test_known_and_unknown_labels_each_get_their_bound(weight):
     """Kingma et al. 2014, equations 6 to 9, datum by datum, at the latents that were drawn."""
+    assert SemiSupervised(weight).formula == (
+        rf"L(x, y) + {weight:g} \log q(y \mid x) \quad \mathrm{{or}} \quad "
+        r"\sum_y q(y \mid x) [L(x, y) - \log q(y \mid x)], \quad "
+        r"L(x, y) = E_{q(z \mid x, y)} [\log p(x, y, z) - \log q(z \mid x, y)]"
+    )
     program = labeled_vae()
     x, y = torch.randn(6, 2), torch.tensor([2, -1, 0, -1, -1, 1])
     torch.manual_seed(3)
@@ -307,6 +312,16 @@ def test_with_every_label_tried_a_network_of_x_alone_runs_once():
     error = (ours.var(0) / 2000 + theirs.var(0) / 2000).sqrt()
     assert ((ours.mean(0) - theirs.mean(0)).abs() < 4.5 * error).all()
     assert torch.isfinite(bound.value).all()
+
+
+def test_a_label_of_another_name_is_the_same_label():
+    program, x, y = labeled_vae(), torch.randn(4, 2), torch.tensor([2, -1, 0, 1])
+    renamed = Labeled(program.prior, program.program, program.classifier, label_name="digit")
+    bounds = []
+    for labeled, name in ((program, "y"), (renamed, "digit")):
+        torch.manual_seed(3)
+        bounds.append(SemiSupervised()(labeled, x, observed={name: y}).value)
+    torch.testing.assert_close(*bounds)
 
 
 def test_all_known_and_all_unknown_are_no_special_cases():

@@ -148,7 +148,7 @@ def schools(tmp_path, monkeypatch):
 
 
 def test_the_command_writes_a_folder(schools, capsys):
-    command = ["infer", "schools.py:model", "--data", "data.json", "--guide", "fullrank", "--gradient-steps", "20",
+    command = ["infer", "schools.py:model", "--data", "data.json", "--guides", "fullrank", "--gradient-steps", "20",
                "--num-samples", "120", "--reference", "none", "--out", "found"]  # fmt: skip
     assert cli.main(command) == 0
     printed = capsys.readouterr().out

@@ -1,0 +1,602 @@
+"""What the commands of ``dgm`` do with a run: each function returns what it found, and writes what shows it.
+
+A function that writes is called ``..._into``. It takes the path of its picture, and writes the numbers beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+import dgm_pyro.infer as infer
+from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeError, build
+from dgm_pyro.checks import check_count, find_device
+from dgm_pyro.data import NAMES, Data
+from dgm_pyro.diagnosis import Diagnosis, doctor, pair_from
+from dgm_pyro.evaluation import Evidence, check_whole, evaluate, evaluating
+from dgm_pyro.experiments import plots, runs
+from dgm_pyro.experiments.inference import infer_into, posterior_from
+from dgm_pyro.experiments.runs import Record
+from dgm_pyro.experiments.sweep import Options, Sweep, sweep
+from dgm_pyro.experiments.trackers import RunFiles
+from dgm_pyro.families.guides import FAMILIES
+from dgm_pyro.families.labeled import Discriminative, Labeled
+from dgm_pyro.files import write_text
+from dgm_pyro.infer.gaps import Gaps
+from dgm_pyro.objectives import OBJECTIVES
+from dgm_pyro.program import Program, seeded
+from dgm_pyro.results import Result, Table, as_csv
+from dgm_pyro.training import distributed
+from dgm_pyro.training.adversarial import COMPARISONS
+from dgm_pyro.training.fit import History
+from dgm_pyro.training.options import TrainingOptions
+from dgm_pyro.uses import anomaly, classification, representations
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run as a command finds it.
+
+    Attributes:
+        folder: where it is.
+        program, record: what is in it; the program is on ``device``.
+        data_dir: folder of the files of its data set.
+    """
+
+    folder: Path
+    program: Program
+    record: Record
+    device: torch.device
+    data_dir: str | None
+
+    def __str__(self) -> str:
+        return str(self.record)
+
+    def points(self, split: str, other: str | None = None) -> Data:
+        """A split of the run's own data, or ``other`` data."""
+        if other is None:
+            return self.record.points(split, self.data_dir)
+        return runs.inputs(other, self.program, self.data_dir, self.record.reading)
+
+    def output(self, out: Path | None, name: str) -> Path:
+        """``out``, or by default the file of that name in the run."""
+        return out or self.folder / name
+
+    def require_x(self, action: str) -> None:
+        """Raise for a discriminative classifier."""
+        if self.program.variable != "x":
+            raise ValueError(f"this run holds a discriminative classifier: it knows p(y | x), and has no x to {action}")
+
+
+def open_run(folder: Path, device: str = "auto", data_dir: str | None = None) -> OpenRun:
+    """The run in a folder."""
+    where = find_device(device)
+    program, record = runs.read(folder, where)
+    return OpenRun(folder, program, record, where, data_dir or record.data_dir)
+
+
+Found = TypeVar("Found", bound=Result)
+
+
+@dataclass(frozen=True)
+class Shown(Result, Generic[Found]):
+    """A result, with what it is about and what was written.
+
+    Attributes:
+        found: the result.
+        before, after: text around it.
+        facts: what its JSON has, too.
+    """
+
+    found: Found
+    before: str = ""
+    after: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def parts(self) -> list[str | Table]:
+        first, *others = self.found.parts()
+        start = [f"{self.before}{first}"] if isinstance(first, str) else [self.before, first]
+        return [part for part in (*start, *others, self.after) if part]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.facts, **self.found.as_dict()}
+
+
+@dataclass(frozen=True)
+class Drawn(Result):
+    """Samples, and the files that have them.
+
+    Attributes:
+        samples: what was drawn.
+        what: in words.
+        files: a picture, and the values.
+    """
+
+    samples: Tensor
+    what: str
+    files: tuple[Path, Path]
+
+    def parts(self) -> list[str | Table]:
+        return [f"{' and '.join(map(str, self.files))}: {self.what}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"what": self.what, "files": [str(path) for path in self.files]}
+
+
+@dataclass(frozen=True)
+class TrainedRun(Result):
+    """The history of a run, and what to do next with it.
+
+    Attributes:
+        folder: of the run.
+        model: its name in the catalog.
+    """
+
+    folder: Path
+    model: str
+    history: History
+
+    def parts(self) -> list[str | Table]:
+        history = self.history
+        best = history.epochs[history.best_epoch - 1]
+        loss = f"loss {best.loss:.3f} {history.unit}"
+        if best.validation is not None:
+            same = history.validation_unit == history.unit
+            loss = f"loss {best.loss:.3f}, " if same else f"{loss}, "
+            loss += f"validation {best.validation:.3f} {history.validation_unit}"
+        doing = {"implicit": ("sample",), "classifier": ("evaluate",)}.get(self.model, ("evaluate", "sample"))
+        return [
+            f"{self.folder}: epoch {history.best_epoch} of {len(history.epochs)}, {loss}, {history.seconds:.1f} s",
+            "next: " + "; ".join(f"dgm {command} {self.folder}" for command in doing),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"run": str(self.folder), "model": self.model, "history": self.history.as_dict()}
+
+
+def train_run(
+    folder: Path, model: str, data: str, swaps: Mapping[str, Any], options: TrainingOptions, **others: Any
+) -> TrainedRun | None:
+    """`runs.train`, also as one of the processes that torchrun started: those that do not write return None.
+
+    Args:
+        swaps: of `dgm.build`; others: of `runs.train`.
+    """
+    processes = distributed.join(options.device)
+    tracker = RunFiles(folder, f"{model}-{Path(data).stem}")
+    _, _, history = runs.train(folder, model, data, swaps, options, trackers=[tracker], **others)
+    distributed.leave()
+    return TrainedRun(folder, model, history) if processes.writes else None
+
+
+def resume_run(folder: Path, device: str | None = None, *, progress: bool = True) -> TrainedRun | None:
+    """`runs.resume`, also as one of the processes that torchrun started: those that do not write return None."""
+    processes = distributed.join(device or "auto")
+    _, record, history = runs.resume(folder, device, trackers=[RunFiles(folder, str(folder))], progress=progress)
+    distributed.leave()
+    return TrainedRun(folder, record.model, history) if processes.writes else None
+
+
+def sweep_into(
+    folder: Path,
+    model: str,
+    data: str,
+    reading: Mapping[str, Any],
+    options: TrainingOptions,
+    *,
+    data_dir: str | None = None,
+    num_data: int | None = None,
+    latent_size: int | None = None,
+    num_particles: int = 1000,
+    standardize: bool = True,
+    **tried: Any,
+) -> Shown[Sweep]:
+    """`sweep.sweep` on data by the name of a set, or from a file.
+
+    Args:
+        tried: of `sweep.sweep`: what to try, on how many seeds, in how many processes.
+    """
+    every = Options(model, data, data_dir, num_data, latent_size, num_particles, options, dict(reading), standardize)
+    found = sweep(folder, every, **tried)
+    return Shown(
+        found, after=f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}"
+    )
+
+
+def sample_into(
+    run: OpenRun,
+    out: Path | None,
+    num_samples: int,
+    *,
+    label: str | None = None,
+    given: Sequence[str] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Drawn:
+    """Samples of a run's program: a picture, and the values in a file of the kind that it was trained on.
+
+    Args:
+        label: a class; given: numbers. Either is what to condition on.
+        options: of the program's `sample`; None for its default.
+    """
+    picture = run.output(out, "samples.png")
+    run.require_x("sample")
+    options = {name: value for name, value in options.items() if value is not None}
+    if ("guidance" in options or label is not None) and not isinstance(run.program, Labeled):
+        raise ValueError("--label and --guidance need a run with labels: train it with dgm train --labeled")
+    condition = None if given is None else torch.tensor([_numbers(given, run.record)], device=run.device)
+    if label is not None:
+        condition = torch.tensor([_class_of(label, run.record)], device=run.device)
+    with seeded(seed, run.device), evaluating(run.program):
+        x = run.program.sample(num_samples, condition, **options).cpu()
+    about = f"{run}" + ("" if label is None else f", class {label}")
+    what = f"{num_samples} samples of {about}" + ("" if given is None else f", given {', '.join(given)}")
+    plots.write_picture(picture, plots.samples(x, levels=run.program.levels, title=what))
+    written = runs.write_alike(picture.with_suffix(""), x, run.record, run.program.levels)
+    return Drawn(x, what, (picture, written))
+
+
+def _class_of(label: str, record: Record) -> int:
+    classes = record.reading.get("classes", [])
+    if label in classes:
+        return int(classes.index(label))
+    if label.isdecimal():
+        return int(label)
+    known = ", ".join(classes) or "numbers from 0"
+    raise ValueError(f"--label must be a class, got {label!r}: the run knows {known}")
+
+
+def _numbers(texts: Sequence[str], record: Record) -> list[float]:
+    try:
+        return [float(text) for text in texts]
+    except ValueError as error:
+        names = ", ".join(record.reading.get("given", []))
+        raise ValueError(f"--given must be numbers, one for each of {names}, got {','.join(texts)!r}") from error
+
+
+def impute_into(
+    run: OpenRun,
+    out: Path | None,
+    num_samples: int,
+    *,
+    region: str | None = None,
+    num_data: int | None = None,
+    data: str | None = None,
+    split: str = "test",
+    seed: int = 0,
+    **options: Any,
+) -> Drawn:
+    """`dgm.infer.impute` on data of a run: a picture, and the values in a file of the kind that it was trained on.
+
+    Args:
+        region: what to hide. By default what the data miss, or the left half where they miss nothing.
+        num_data: how many, from the start. By default 8 of the run's own, and all others.
+        data: other data.
+        options: of `dgm.infer.impute`.
+    """
+    picture = run.output(out, "imputed.png")
+    if num_data is not None:
+        check_count(num_data, "num_data")
+    points = run.points(split, data)[: num_data or (8 if data is None else None)]
+    run.require_x("impute")
+    x, given, _ = run.program.arguments(points)
+    if region is None and points.mask is None:
+        region = "left"
+    seen = torch.ones_like(x, dtype=torch.bool) if points.mask is None else points.mask
+    if region is not None:
+        seen = seen & infer.hide(region, run.program.event_shape, seed)
+    drawn = infer.impute(
+        run.program,
+        x.to(run.device),
+        seen.to(run.device),
+        num_samples,
+        None if given is None else given.to(run.device),
+        seed=seed,
+        **options,
+    ).cpu()
+    about = f"{run}, {f'{region} hidden' if region else 'missing values drawn'}"
+    shown = plots.imputations(x[:8], seen[:8], drawn[:, :8], levels=run.program.levels, title=about)
+    plots.write_picture(picture, shown)
+    places = {
+        "row": [i for _ in range(num_samples) for i in range(len(x))],
+        "draw": [draw for draw in range(num_samples) for _ in range(len(x))],
+    }
+    written = runs.write_alike(picture.with_suffix(""), drawn, run.record, run.program.levels, **places)
+    return Drawn(drawn, f"{num_samples} draws for each of {len(x)} data of {about}", (picture, written))
+
+
+def evaluate_run(
+    run: OpenRun,
+    data: str | None = None,
+    split: str = "test",
+    *,
+    num_particles: int = 1,
+    num_samples: int | None = None,
+    ode: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Shown[Evidence]:
+    """`dgm.evaluate` on data of a run; the accuracy of a classifier; the program as a formula.
+
+    Args:
+        num_samples: of the ELBO, which the evidence must be; the default of `dgm.evaluate` where None.
+    """
+    program, points = run.program, run.points(split, data)
+    if num_samples is not None and (program.tractable or num_particles > 1 or ode):
+        raise ValueError("--num-samples is the number of ELBO samples, but this evidence is no ELBO: leave it out")
+    averaged: dict[str, Any] = {} if num_samples is None else {"num_samples": num_samples}
+    evidence = evaluate(program, points, num_particles=num_particles, ode=ode, seed=seed, progress=progress, **averaged)
+    of, why = ("log p(x)", "") if program.variable == "x" else ("log p(y | x)", ", because it has no p(x)")
+    facts: dict[str, Any] = {"run": str(run.folder), "model": run.record.model, "split": split, "of": of}
+    lines = [f"the evidence is that of {of}{why}"] if why else []
+    if isinstance(program, Labeled | Discriminative) and points.y is not None:
+        probabilities, _ = classification.beliefs(program, points.x, progress=progress)
+        facts["accuracy"] = classification.accuracy(probabilities, points.y)
+        lines.append(f"accuracy {facts['accuracy']:.4f}")
+    formula = program.formula()
+    lines.append(f"the program: {formula.p}" + (f"; its guide: {formula.q}" if formula.q else ""))
+    before = f"{run} ({split if data is None else data}, {len(points)} data): "
+    return Shown(evidence, before, "\n".join(lines), facts)
+
+
+@dataclass(frozen=True)
+class GapsOfRuns(Result):
+    """The gaps of several runs.
+
+    Attributes:
+        found: the gaps, by the folder of the run.
+        about: what each run is, and on which data.
+        picture: a bar per run.
+    """
+
+    found: Mapping[Path, Gaps]
+    about: Mapping[Path, str]
+    picture: Path
+
+    def parts(self) -> list[str | Table]:
+        each = [[f"{folder} ({self.about[folder]})", *gaps.parts()] for folder, gaps in self.found.items()]
+        return [*itertools.chain(*each), f"{self.picture}: a bar per run"]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {str(folder): gaps.as_dict() for folder, gaps in self.found.items()}
+
+
+def gaps_into(
+    opened: Sequence[OpenRun],
+    out: Path | None,
+    num_data: int,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    **options: Any,
+) -> GapsOfRuns:
+    """`dgm.infer.gaps` of runs: a bar for each, and the worst explained images.
+
+    Args:
+        out: by default a file in the first run.
+        num_data: how many data, from the start.
+        data: other data.
+        options: of `dgm.infer.gaps`.
+    """
+    check_count(num_data, "num_data")
+    picture, found, about = opened[0].output(out, "gaps.png"), {}, {}
+    for run in opened:
+        points = run.points(split, data)[:num_data].to(run.device)
+        x, given, _ = run.program.arguments(points)
+        found[run.folder] = gaps = infer.gaps(run.program, x, given, **options)
+        about[run.folder] = f"{run}, {split if data is None else data}"
+        if plots.is_picture(points.x):
+            name = f"{picture.stem}-{run.folder.name}-worst" if len(opened) > 1 else f"{picture.stem}-worst"
+            title = f"Worst explained by {run.folder.name}"
+            worst = plots.worst_explained(gaps, levels=run.program.levels, title=title)
+            plots.write_picture(picture.with_name(f"{name}.png"), worst)
+    short = {folder.name for folder in found}
+    names = {folder.name if len(short) == len(found) else str(folder): each for folder, each in found.items()}
+    plots.write_picture(picture, plots.gaps(names, title=f"Gaps on {points.name}, {len(points)} data"))
+    return GapsOfRuns(found, about, picture)
+
+
+def check_into(
+    run: OpenRun, out: Path | None, num_data: int, *, data: str | None = None, split: str = "test", **options: Any
+) -> Shown[infer.Checks]:
+    """`dgm.infer.check` of a run: rank histograms, and the KL of each dimension.
+
+    Args:
+        num_data: how many data the activity of units is measured on.
+        options: of `dgm.infer.check`.
+    """
+    check_count(num_data, "num_data")
+    picture = run.output(out, "checks.png")
+    found = infer.check(run.program, run.points(split, data)[:num_data], **options)
+    plots.write_picture(picture, plots.calibration(found, title=f"The guide of {run}"))
+    return Shown(found, after=f"{picture}: rank histograms and the KL of each dimension")
+
+
+def detect_into(
+    run: OpenRun,
+    out: Path | None,
+    data: str,
+    scores: Sequence[str],
+    *,
+    background: Path | None = None,
+    ensemble: Sequence[str] = (),
+    normal: str | None = None,
+    **options: Any,
+) -> Shown[anomaly.Anomalies]:
+    """`dgm.anomaly.detect` by a run: a picture of the most anomalous, and a CSV beside it.
+
+    Args:
+        background: the folder of a run; ensemble: those of several.
+        normal: data in the place of the run's test split.
+        options: of `dgm.anomaly.detect`.
+    """
+    picture = run.output(out, "anomalies.png")
+    points = run.points("test", data)
+    found = anomaly.detect(
+        run.program,
+        points,
+        run.points("test", normal),
+        scores,
+        background=None if background is None else runs.read(background, run.device)[0],
+        ensemble=[runs.read(folder, run.device)[0] for folder in ensemble],
+        **options,
+    )
+    title = f"Most anomalous for {run}, by {found.alarms[0].score}"
+    plots.write_picture(picture, plots.samples(points.x[found.ranked[:36]], levels=run.program.levels, title=title))
+    table = picture.with_suffix(".csv")
+    write_text(table, as_csv(found.records()))
+    facts = {"run": str(run.folder), "data": data}
+    return Shown(found, f"{run}: ", f"{picture} and {table}: the most anomalous first", facts)
+
+
+def classify_into(run: OpenRun, out: Path | None, data: str, **options: Any) -> Shown[classification.Answers]:
+    """`dgm.classification.answer` by a run: a CSV, and a picture beside it.
+
+    Args:
+        options: of `dgm.classification.answer`.
+    """
+    table = run.output(out, "classified.csv")
+    points, reference = run.points("test", data), run.points("test")
+    check_whole(points, f"a run of {run.record.model}")
+    found = classification.answer(run.program, points.x, reference.x, **options)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    write_text(table, as_csv(_by_name(found.records(), run.record.reading.get("classes"))))
+    written = str(table)
+    if plots.is_picture(points.x):
+        picture, title = table.with_suffix(".png"), f"{run}: answers, struck if rejected"
+        shown = points.x[:36], found.probabilities[:36], found.rejected[:36]
+        plots.write_picture(picture, plots.answers(*shown, levels=reference.levels, title=title))
+        written += f" and {picture}"
+    return Shown(found, f"{run}: ", written, {"run": str(run.folder), "data": data})
+
+
+def _by_name(records: list[dict[str, Any]], classes: list[str] | None) -> list[dict[str, Any]]:
+    """Answers with the names of the classes in the place of their numbers, where they have names."""
+    if classes is None:
+        return records
+    names = {f"p_{i}": f"p_{name}" for i, name in enumerate(classes)}
+    return [
+        {names.get(key, key): classes[value] if key == "class" else value for key, value in record.items()}
+        for record in records
+    ]
+
+
+def represent_into(
+    run: OpenRun,
+    out: Path | None,
+    data: str | None,
+    num_data: int,
+    *,
+    curve: str = "spherical",
+    seed: int = 0,
+    **options: Any,
+) -> Shown[representations.Representation]:
+    """`dgm.representations.represent` by a run: a map of the codes, pictures along them, and a .npy file.
+
+    Args:
+        num_data: the largest number of data, and of training data for the probe.
+        curve: of the interpolation.
+        options: of `dgm.representations.represent`.
+    """
+    check_count(num_data, "num_data")
+    picture = run.output(out, "representation.png")
+    if isinstance(run.program, Labeled):
+        run.program.program.code_named()  # or why there is none
+        raise ValueError(
+            f"{run.folder} has a code for each class, and no map of all of them; in Python: labeled = "
+            f"dgm.load({str(run.folder)!r}); dgm.representations.encode(labeled.program, x, labeled.classify(x))"
+        )
+    points, train = run.points("test", data)[:num_data], None
+    if points.y is not None:
+        train = run.points("train")
+        train = run.record.points("train", run.data_dir, min(num_data, len(train)), seed)
+    found = representations.represent(run.program, points, train, seed=seed, **options)
+    title = f"{found.site} of {len(points)} data, {run}"
+    written = [picture.with_suffix(".npy")]
+    for name, figure in plots.representation(found, run.program, points.x, curve=curve, title=title).items():
+        written.append(picture if name == "map" else picture.with_name(f"{picture.stem}-{name}.png"))
+        plots.write_picture(written[-1], figure)
+    written[0].parent.mkdir(parents=True, exist_ok=True)
+    runs.write_array(written[0], found.z)
+    return Shown(found, f"{run}: ", ", ".join(map(str, written)), {"run": str(run.folder)})
+
+
+def doctor_of(
+    target: str, data: str | None = None, arguments: str = "data", data_dir: str | None = None, **parts: str | None
+) -> Diagnosis:
+    """`dgm.doctor` on the folder of a run, a model by name, or the pair that FILE.py:MODEL,GUIDE names.
+
+    Args:
+        data: what to check on. By default that of the run; digits for a name.
+        arguments: the name in the file that gives the arguments of the pair.
+        parts: prior, encoder and likelihood of a model by name.
+    """
+    if ":" in target and not Path(target).is_dir():
+        model, guide, args, kwargs = pair_from(target, arguments)
+        return doctor(model, *args[:1]) if isinstance(model, Program) else doctor(model, guide, *args, **kwargs)
+    if target in MODELS:
+        points = runs.points(data or "digits", data_dir=data_dir)[:64]
+        swaps: dict[str, Any] = {name: choice for name, choice in parts.items() if choice is not None}
+        return doctor(build(target, points, **swaps), points)
+    if target.endswith(".py"):
+        raise ValueError(f"{target} is a file: name what is in the file: {target}:MODEL,GUIDE")
+    run = open_run(Path(target), "cpu", data_dir)
+    return doctor(run.program, run.points("train", data)[:64])
+
+
+def infer_of(target: str, data: Path | None, out: Path, **options: Any) -> Shown[infer.GuideComparison]:
+    """`dgm.infer.compare` on the posterior of the model that FILE.py:MODEL names, and a folder of what it found.
+
+    Args:
+        data: the .json file of the model's arguments.
+        options: of `dgm.infer.compare`.
+    """
+    posterior = posterior_from(target, data)
+    found = infer_into(posterior, out, **options)
+    after = f"{out}: the table, pictures, and the draws of each"
+    return Shown(found, f"{posterior!r}", after, {"target": target})
+
+
+def list_of_names() -> str:
+    """Every name that the commands take, with a line on each."""
+
+    def lines(table: Mapping[str, tuple[Any, str]]) -> dict[str, str]:
+        return {name: line for name, (_, line) in table.items()}
+
+    sections = {
+        "models: dgm train MODEL": lines(MODELS),
+        "data sets: --data": NAMES,
+        "priors of a vae: --prior": lines(PRIORS),
+        "encoders of a vae: --encoder": lines(ENCODERS),
+        "likelihoods of a vae: --likelihood": lines(LIKELIHOODS),
+        "guides of any Pyro model: dgm infer --guides": lines(FAMILIES),
+        "objectives: --objective NAME or NAME:NUMBER": {
+            name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".")
+            for name, each in (OBJECTIVES | COMPARISONS).items()
+        },
+    }
+    width = max(len(name) for section in sections.values() for name in section) + 2
+    return "\n".join(
+        "\n".join([title, *(f"  {name:<{width}}{line}" for name, line in section.items())])
+        for title, section in sections.items()
+    )
+
+
+def list_of_models(data: str, data_dir: str | None = None) -> str:
+    """What each model is when built for data, and its size."""
+    points, rows = runs.points(data, data_dir=data_dir), []
+    for model in MODELS:
+        try:
+            formula = build(model, points).formula()
+            rows.append([model, f"{formula.num_parameters:,}", formula.p])
+        except TooLargeError as error:
+            rows.append([model, f"{error.num_parameters:,}", "refused: too large, unless --set max_parameters=NUMBER"])
+        except ValueError as error:
+            rows.append([model, "", str(error)])
+    return f"{points}\n{Table(['model', 'parameters', 'p'], rows)}"

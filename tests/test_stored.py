@@ -1,0 +1,240 @@
+"""Data that are read by rows: the same weights as from memory, bit for bit, and every row once in an epoch."""
+
+import copy
+import itertools
+import tracemalloc
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+import dgm_pyro as dgm
+from dgm_pyro import data as data_room
+from dgm_pyro import sources
+from dgm_pyro.networks import MADE
+
+REALS = np.random.default_rng(0).normal(size=(120, 3))
+
+
+class Rows(torch.utils.data.Dataset):
+    """Pairs of x and a label."""
+
+    def __len__(self):
+        return len(REALS)
+
+    def __getitem__(self, i):
+        return torch.from_numpy(REALS[i]), i % 3
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return len(REALS)
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        return itertools.islice(iter(REALS), worker and worker.id, None, worker and worker.num_workers)
+
+
+@pytest.fixture
+def path(tmp_path):
+    np.save(tmp_path / "reals.npy", REALS)
+    return tmp_path / "reals.npy"
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Windows of four batches of five, in blocks of three; float32 of three columns are 12 bytes."""
+    monkeypatch.setattr(data_room, "WINDOW", 240)
+    monkeypatch.setattr(data_room, "BLOCK", 36)
+    monkeypatch.setattr(sources, "GAP", 48)
+
+
+def small():
+    torch.manual_seed(0)
+    return dgm.Autoregressive(dgm.Normal(3, MADE(3, 2, hidden=(8,))))
+
+
+def trained(data, epochs=3, **options):
+    program = small()
+    history = dgm.fit(program, data, epochs=epochs, batch_size=8, device="cpu", progress=False, **options)
+    return {name: value.clone() for name, value in program.state_dict().items()}, history
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("source", "num_workers", "epochs"), [("path", 0, 3), ("rows", 0, 3), ("rows", 1, 1)])
+def test_weights_are_those_of_data_in_memory(source, num_workers, epochs, path):
+    weights, history = trained(dgm.data.open(path), epochs, accumulate=2)
+    stored = dgm.data.open(path if source == "path" else Rows(), in_memory=False, num_workers=num_workers)
+    assert isinstance(stored, data_room.StoredData)
+    again, other = trained(stored, epochs, accumulate=2)
+    assert same(again, weights)
+    assert [epoch.validation for epoch in other.epochs] == [epoch.validation for epoch in history.epochs]
+
+
+def test_evidence_is_that_of_data_in_memory(path):
+    program = dgm.build("maf", dgm.data.open(path))
+    memory, stored = (
+        dgm.evaluate(program, dgm.data.open(path, in_memory=kept), batch_size=32) for kept in (True, False)
+    )
+    assert torch.equal(memory.values, stored.values)
+    assert memory.digest == stored.digest
+
+
+@pytest.mark.parametrize("count", [120, 119, 113])
+def test_each_datum_is_in_an_epoch_once_and_windows_are_blocks(count, tmp_path, windows):
+    np.save(tmp_path / "counted.npy", np.arange(3 * count, dtype=np.float32).reshape(count, 3))
+    data = dgm.data.open(tmp_path / "counted.npy", in_memory=False)
+    random = torch.Generator().manual_seed(0)
+    orders = []
+    for _ in range(2):
+        batches = data.shuffled(5, random)
+        rows = [data[rows].x[:, 0] / 3 for rows in batches]
+        orders.append(torch.cat(rows))
+        assert orders[-1].sort().values.tolist() == [*range(count)]
+        assert [len(each) for each in rows[:-1]] == [5] * (len(rows) - 1)
+        window = torch.cat(rows[:4]).sort().values
+        assert len((window // 3).unique()) <= 8  # of 20 data: six whole blocks, and parts of two at most
+        assert not torch.equal(torch.cat(rows[:4]), window)
+    assert not torch.equal(*orders)
+
+
+def test_resumed_in_the_middle_of_a_window_the_weights_are_the_same(path, windows):
+    data = dgm.data.open(path, in_memory=False)
+    whole, _ = trained(data)
+    options = dgm.TrainingOptions(epochs=3, batch_size=8, device="cpu")
+    with dgm.Training(small(), data, options=options) as training:
+        training.advance()
+        assert training.advance(lambda: training.taken == 21) is None
+        state = copy.deepcopy(training.state_dict())
+    assert same(trained(data, resume=state)[0], whole)
+    with pytest.raises(ValueError, match="the digest of the data"):
+        trained(dgm.data.open(REALS.astype(np.float32) + 1), resume=state)
+
+
+def test_a_share_is_all_that_a_process_reads(path, windows, monkeypatch):
+    data = dgm.data.open(path, in_memory=False)
+    read = []
+    monkeypatch.setattr(data._source, "read", lambda rows, whole=data._source.read: read.extend(rows) or whole(rows))
+    batches = data.shuffled(6, torch.Generator().manual_seed(0), lambda rows: rows.tensor_split(2)[1])
+    for rows in batches:
+        share = rows.tensor_split(2)[1]
+        assert torch.equal(data[share].x, torch.from_numpy(REALS).float()[share])
+    assert len(read) == 60
+
+
+def test_an_index_reads_what_it_reads_of_memory(path, windows):
+    memory, stored = dgm.data.open(path), dgm.data.open(path, in_memory=False)
+    for index in (3, slice(100, None, 7), [5, 5, 0, -1], torch.arange(120) % 11 == 0, torch.tensor([40, 2])):
+        assert torch.equal(stored[index].x, memory[index].x)
+    with pytest.raises(IndexError, match="does not fit StoredData"):
+        stored[[120]]
+    parts = stored.split(0.25, seed=3)
+    both = torch.cat([part[:].x for part in parts])
+    assert (len(parts[0]), len(parts[1])) == (90, 30)
+    assert torch.equal(both.sort(0).values, memory.x.sort(0).values)
+    again = torch.cat([part[:].x for part in parts[1].split(0.5)])
+    assert torch.equal(again.sort(0).values, parts[1][:].x.sort(0).values)
+
+
+def test_many_data_are_split_by_groups(path, monkeypatch):
+    monkeypatch.setattr(data_room, "GRAINS", 50)  # so that three data are a group
+    stored = dgm.data.open(path, in_memory=False)
+    train, test = stored.split(0.2)
+    assert len(test) == 24
+    rows = torch.cat([part[:].x for part in (train, test)])
+    assert torch.equal(rows.sort(0).values, torch.from_numpy(REALS).float().sort(0).values)
+    np.save(path, REALS[:119])
+    parts = dgm.data.open(path, in_memory=False).split(0.2)
+    assert sum(map(len, parts)) == 119
+    assert len(torch.cat([part[:].x for part in parts]).unique(dim=0)) == 119
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_is_read_from_its_start_to_its_end(num_workers):
+    stream = dgm.data.open(Stream(), num_workers=num_workers)
+    with pytest.raises(ValueError, match="has no random parts: pass validation"):
+        trained(stream)
+    seen = torch.cat([stream[rows].x for rows in stream.shuffled(7, torch.Generator())])
+    whole = torch.from_numpy(REALS).float()
+    assert torch.equal(seen.sort(0).values, whole.sort(0).values)
+    if not num_workers:
+        assert torch.equal(seen, whole)
+        assert same(*(trained(data, validation=None)[0] for data in (stream, dgm.data.open(Stream()))))
+
+
+def test_a_stream_says_how_long_it_is():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return itertools.repeat(REALS[0])
+
+    class Short(Stream):
+        def __iter__(self):
+            return iter(REALS[:100])
+
+    with pytest.raises(TypeError, match="Endless without a length: give it a __len__"):
+        dgm.data.open(Endless())
+    with pytest.raises(ValueError, match=r"source ended before its datum 119, but its length is 120"):
+        trained(dgm.data.open(Short()), validation=None)
+
+
+def test_a_parquet_file_is_read_by_groups_of_rows(tmp_path, windows):
+    frame = pandas.DataFrame(REALS, columns=["a", "b", "c"])
+    frame.loc[7, "b"] = np.nan
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=13)
+    memory = dgm.data.open(tmp_path / "t.parquet", columns=["a", "b"], given="c")
+    stored = dgm.data.open(tmp_path / "t.parquet", columns=["a", "b"], given="c", in_memory=False)
+    rows = torch.tensor([118, 0, 7, 13, 12, 40])
+    for name, part in memory[rows].parts.items():
+        assert torch.equal(stored[rows].parts[name], part)
+    assert stored.columns == ("a", "b")
+    assert stored.misses
+
+
+def test_bad_values_are_found_as_they_are_read(path, monkeypatch):
+    monkeypatch.setattr(data_room, "EXCERPT", 1)
+    values = np.zeros((5000, 300))
+    values[:, 0] = np.arange(5000)
+    values[1234, 5] = np.inf
+    np.save(path, values)
+    data = dgm.data.open(path, in_memory=False)
+    with pytest.raises(ValueError, match="row 1234 of the data holds inf in feature 5"):
+        data[1230:1240]
+    values[1234, 5] = np.nan
+    np.save(path, values)
+    with pytest.raises(ValueError, match="row 1234 of reals misses a value, but none of the 256 data"):
+        data[1230:1240]
+    np.save(path, np.asfortranarray(values))
+    with pytest.raises(ValueError, match="is in Fortran order"):
+        dgm.data.open(path, in_memory=False)
+
+
+def test_what_needs_all_of_it_says_so(path):
+    stored = dgm.data.open(path, in_memory=False)
+    with pytest.raises(TypeError, match=r"reals is read by rows, and this needs all of its 120 data in memory"):
+        _ = stored.x
+    assert stored.y is None
+    assert repr(stored) == "StoredData('reals', x=(120, 3) float32)"
+    with pytest.raises(ValueError, match=r"in_memory=False is for \.npy and .parquet files"):
+        dgm.data.open(REALS, in_memory=False)
+
+
+def test_memory_is_that_of_a_few_windows(tmp_path, monkeypatch):
+    """A sparse file of 400 MB, which takes no room on the disk, in windows of 1 MB."""
+    monkeypatch.setattr(data_room, "WINDOW", 2**20)
+    monkeypatch.setattr(data_room, "BLOCK", 2**16)
+    monkeypatch.setattr(data_room, "EXCERPT", 1)
+    np.lib.format.open_memmap(tmp_path / "sparse.npy", "w+", np.float32, (100_000, 1000))
+    tracemalloc.start()
+    try:
+        train, held_out = dgm.data.open(tmp_path / "sparse.npy", in_memory=False).split(0.1)
+        batches = train.shuffled(50, torch.Generator())
+        for place in range(30):
+            assert len(train[batches[place]]) == 50
+        assert len(held_out[:50]) == 50
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
