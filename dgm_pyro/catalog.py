@@ -666,7 +666,7 @@ def build(
         standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
             where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
         columns: of a table of mixed kinds, the kind of each column as `Columns` takes it: for "made" a chain over the
-            columns, for "vae" independent columns given z, for "pixels" independent columns.
+            columns, for "vae" independent columns given z, for "pixels" independent columns. By default `Data.kinds`.
         max_parameters: how many parameters the program may have; None for any number.
 
     Warns:
@@ -698,6 +698,8 @@ def build(
     if model not in ("vae", "vq-vae") and swaps:
         raise ValueError(f"{model!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
     check_type(columns, Mapping | None, "columns", "a mapping of names to kinds or None")
+    if columns is None and data.kinds is not None:
+        columns = {name: _with_number(kind) for name, kind in data.kinds.items()}
     check_type(standardize, bool, "standardize", "True or False")
     if max_parameters is not None:
         check_count(max_parameters, "max_parameters")
@@ -844,6 +846,14 @@ def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any]
     if reads:
         return likelihood(lambda p: _of_given(reads, p * len(columns)))
     return Columns(columns, shift=shift, scale=scale, learned=True)
+
+
+def _with_number(kind: tuple[Any, ...]) -> Any:
+    """A kind of `Data` as `Columns` takes it: with the number of its words."""
+    label, *values = kind
+    if label in ("category", "ordinal"):
+        return label, len(values)
+    return kind if values else label
 
 
 def _in_own_units(likelihood: Program | str | None) -> bool:

@@ -196,6 +196,14 @@ def _reading(
     columns: Annotated[
         str | None, _option("Columns of a table that are the data. Default: all others.", metavar=Columns)
     ] = None,
+    kinds: Annotated[
+        str | None,
+        _option(
+            "Kinds of columns: real, positive, count, integer, bounded:LOW:HIGH, category, ordinal:WORD:WORD:...; auto "
+            "looks at their values, as for all columns that are not named.",
+            metavar="auto|COLUMN=KIND,...",
+        ),
+    ] = None,
     levels: Annotated[
         int | None, _option("The data are integers from 0 to one less than this. Default: reals; images have 256.")
     ] = None,
@@ -213,7 +221,19 @@ def _reading(
     lists = {
         name: None if text is None else list(_names(text)) for name, text in (("given", given), ("columns", columns))
     }
-    return _chosen(label=label, **lists, levels=levels, size=size, gray=gray, test=test_data)
+    mixed = _kinds(kinds) if kinds not in (None, "auto") else kinds
+    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, test=test_data)
+
+
+def _kinds(text: str) -> dict[str, list[str]]:
+    """The kinds in "age=count,share=bounded:0:1"."""
+    found = {}
+    for each in _names(text):
+        name, _, kind = each.rpartition("=")
+        if not name or not kind:
+            raise ValueError(f"--kinds must be auto or COLUMN=KIND,..., got {text!r}")
+        found[name] = kind.split(":")
+    return found
 
 
 def _training_options(*without: str) -> Callable[[Command], Command]:

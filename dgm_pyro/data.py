@@ -23,7 +23,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +73,8 @@ class Data:
             is set to 0.
         columns, given_columns: names of the features of x, and of given, where they are columns of a table.
         classes: names of the labels.
+        kinds: of the columns, of a table of mixed kinds: what `dgm.build` makes a `dgm.Columns` of. For a category or
+            an ordinal, its words follow; x has their numbers.
 
     `torch.utils.data.DataLoader` makes batches of it: of x, or tuples of x and what else there is, in the order y,
     given, mask.
@@ -100,6 +102,7 @@ class Data:
     columns: tuple[str, ...] | None = field(default=None, kw_only=True)
     given_columns: tuple[str, ...] | None = field(default=None, kw_only=True)
     classes: tuple[str, ...] | None = field(default=None, kw_only=True)
+    kinds: dict[str, sources.Kind] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_dense(self.x, "x")
@@ -112,6 +115,8 @@ class Data:
         _check_names(self.columns, "columns", self.x.shape[1:])
         _check_names(self.given_columns, "given_columns", () if self.given is None else self.given.shape[1:])
         _check_names(self.classes, "classes", (self.num_classes or len(self.classes or ()),))
+        if self.kinds is not None and tuple(self.kinds) != self.columns:
+            raise ValueError(f"kinds are of {', '.join(self.kinds)}, but columns are {self.columns}: name all of them")
         if self.y is None:
             if self.num_classes is not None:
                 raise ValueError(f"num_classes is {self.num_classes}, but there are no labels y: pass both or neither")
@@ -570,6 +575,7 @@ def open(
     levels: int | None = None,
     size: int | tuple[int, int] | None = None,
     gray: bool | None = None,
+    kinds: Mapping[str, Any] | str | None = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
     in_memory: bool | None = None,
@@ -599,6 +605,10 @@ def open(
         levels: how many integers a feature takes; images of bytes are rounded down to so many.
         size: (height, width), or one number for both, to crop and scale the images of a folder to.
         gray: whether the images of a folder are read as gray; by default where all are.
+        kinds: of a table of mixed kinds, what `dgm.Columns` takes of each column by name: "real", "positive", "count",
+            ("bounded", low, high), "integer" or ("integer", low, high), and "category" or "ordinal", whose words may
+            follow in their order. "auto", and columns without one: text is a category, whole numbers are counts, or
+            integers if some are negative, others are reals.
         classes: names of the labels in the order of their numbers; by default sorted.
         name: what reports call the data; by default the name of the file.
         in_memory: whether all is read into memory; by default, what is no larger than 1 GiB.
@@ -615,7 +625,7 @@ def open(
     """
     check_type(in_memory, bool | None, "in_memory", "True, False or None")
     check_count(num_workers, "num_workers", at_least=0)
-    choice = sources.Choice(label, given, columns, levels, size, gray)
+    choice = sources.Choice(label, given, columns, levels, size, gray, kinds)
     if name is None:
         name = Path(source).stem if isinstance(source, str | os.PathLike) else "data"
     stored = sources.stored(source, choice, in_memory, num_workers)
@@ -659,6 +669,7 @@ def _data_of(
         columns=found.columns,
         given_columns=found.given_columns,
         classes=classes,
+        kinds=found.kinds,
     )
 
 

@@ -530,15 +530,17 @@ def heard(said: list[Exception | Warning], files: str | tuple[str, ...]) -> Iter
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        raised = []
         try:
             yield
         except Exception as error:  # it may be anything: the code is the user's
-            said.append(error)
+            raised.append(error)
     for warning in caught:
         if warning.filename.startswith(files) and isinstance(warning.message, Warning):
             said.append(warning.message)
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    said += raised
 
 
 def _words(visit: Visit, said: Exception | Warning) -> Finding:

@@ -283,7 +283,7 @@ def _of_posterior(
 ) -> Evidence:
     """A bound on log p(y) of all data together, by draws of a guide."""
     for argument, value in others.items():
-        if value:
+        if value is not None and value is not False:
             raise TypeError(f"{argument} was passed, but a Posterior has its own data and device: leave it out")
     if guide is None:
         raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")

@@ -17,7 +17,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,10 +40,15 @@ UNREADABLE = (
 IN_MEMORY = 2**30
 """Sources of more bytes are read by rows, where their kind can be."""
 
+MOST_WORDS = 256
+"""A column of text with more words is no category."""
+
 GAP = 1024
 """Bytes between two rows of a file that are read along rather than left out."""
 
 Made = TypeVar("Made")
+Kind = tuple[Any, ...]
+"""The kind of a column: its name, and the words of a category or the two bounds of what has bounds."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Arrays:
         columns, given_columns: names of the columns of a table.
         classes: names of the labels, where the source has integers and names.
         levels: how many integers a feature takes, where the source says so, as the bytes of images do.
+        kinds: of each column, with its words or bounds, where kinds were asked for.
     """
 
     x: np.ndarray
@@ -66,6 +72,7 @@ class Arrays:
     given_columns: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     levels: int | None = None
+    kinds: dict[str, Kind] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class Choice:
     levels: int | None = None
     size: int | tuple[int, int] | None = None
     gray: bool | None = None
+    kinds: Mapping[str, Any] | str | None = None
 
     def refuse(self, owner: str, *names: str) -> None:
         """Raise if an option is set that ``owner`` has no use for."""
@@ -138,14 +146,14 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
     path = Path(source).expanduser() if isinstance(source, str | os.PathLike) else Path()
     size = path.stat().st_size if path.is_file() else 0
     if path.suffix in (".npy", ".parquet") and (in_memory is False or size > IN_MEMORY):
-        choice.refuse(f"a {path.suffix} file that is read by rows", "size", "gray", "label")
+        choice.refuse(f"a {path.suffix} file that is read by rows", "size", "gray", "label", "kinds")
         found = StoredArray(path, choice) if path.suffix == ".npy" else StoredTable(path, choice)
     elif isinstance(source, IterableDataset):
         found = StoredStream(source, num_workers)
     elif _is_dataset(source) and (in_memory is False or _size_of(source) > IN_MEMORY):
         found = StoredDataset(source, num_workers)
     if isinstance(found, StoredDataset | StoredStream):
-        choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns")
+        choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns", "kinds")
     if found is None and in_memory is False:
         raise ValueError("in_memory=False is for .npy and .parquet files and torch datasets: leave it out")
     return found
@@ -165,7 +173,7 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
         raise TypeError(f"source is a {type(source).__name__} with {what}: open one whose data can be counted")
     if _is_dataset(source):
         return _of_dataset(source, choice)
-    choice.refuse("an array", "columns")
+    choice.refuse("an array", "columns", "kinds")
     given = None if choice.given is None else _numbers(np.asarray(choice.given), "given")
     label = None if choice.label is None else np.asarray(choice.label)
     return Arrays(_images_first(_numbers(np.array(source), "source")), label=label, given=given)
@@ -175,12 +183,12 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     if path.is_dir():
-        choice.refuse("a folder of images", "label", "given", "columns")
+        choice.refuse("a folder of images", "label", "given", "columns", "kinds")
         return _of_folder(path, choice)
     choice.refuse(f"a {path.suffix} file", "size", "gray")
     if path.suffix in TABLES:
         return _of_frame(_frame(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
-    choice.refuse(f"a {path.suffix} file", "columns")
+    choice.refuse(f"a {path.suffix} file", "columns", "kinds")
     if path.suffix == ".npy":
         choice.refuse("a .npy file, which holds one array", "label", "given")
         return Arrays(_images_first(_numbers(np.array(_array(path)), str(path))))
@@ -342,13 +350,107 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: 
         raise ValueError(
             f"{_place(origin, frame.index[row], first)}, column {given[column]!r} is empty, but it is given: fill it in"
         )
+    kinds = None if choice.kinds is None else _kinds(frame[[*columns]], choice, origin)
+    x = (
+        values(columns)
+        if kinds is None
+        else np.stack([_of_kind(frame[name], name, kind, origin, first) for name, kind in kinds.items()], axis=1)
+    )
     return Arrays(
-        x=values(columns),
+        x=x,
         label=_labels(frame[label[0]]) if label else None,
         given=conditions,
         columns=tuple(columns),
         given_columns=tuple(given) or None,
+        kinds=kinds,
     )
+
+
+def _kinds(frame: Any, choice: Choice, origin: str) -> dict[str, Kind]:
+    """The kind of each column: what was asked for, or what its values look like; with its words or bounds."""
+    choice.refuse("columns of mixed kinds", "levels")
+    asked = {} if choice.kinds == "auto" else choice.kinds
+    if not isinstance(asked, Mapping):
+        raise TypeError(f"kinds must be 'auto' or a mapping of columns to kinds, got {asked!r}")
+    foreign = [name for name in asked if name not in frame.columns]
+    if foreign:
+        raise ValueError(f"kinds names {foreign[0]!r}, but the data have the columns {', '.join(frame.columns)}")
+    return {name: _kind(frame[name], name, asked.get(name), origin) for name in frame.columns}
+
+
+def _kind(series: Any, name: str, asked: Any, origin: str) -> Kind:
+    kind, *values = (asked,) if isinstance(asked, str) else asked or (_guessed(series),)
+    wanted = KINDS.get(kind)
+    if wanted is None:
+        raise ValueError(f"the kind of column {name!r} must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind in ("category", "ordinal"):
+        words = [str(word) for word in values] or _words(series)
+        if not 2 <= len(words) <= MOST_WORDS:
+            raise ValueError(
+                f"column {name!r} of {origin} has {len(words)} different values, and a {kind} 2 to {MOST_WORDS}: leave "
+                "it out by columns (--columns), or choose another kind (--kinds)"
+            )
+        return kind, *words
+    if kind == "integer" and not values:
+        values = [series.min(), series.max()]
+    try:
+        bounds = [float(value) for value in values]
+    except (TypeError, ValueError):
+        bounds = []
+    if len(bounds) != wanted or len(values) != wanted:
+        example = f"{name}={kind}:0:1" if wanted else f"{name}={kind}"
+        raise ValueError(f"column {name!r} is {kind}, which has {wanted or 'no'} bounds, got {values}: write {example}")
+    return kind, *(int(bound) if kind == "integer" and bound == int(bound) else bound for bound in bounds)
+
+
+KINDS = {"real": 0, "positive": 0, "count": 0, "bounded": 2, "integer": 2, "category": 0, "ordinal": 0}
+"""Kinds of columns that a source can be read as, and how many bounds each has."""
+
+
+def _guessed(series: Any) -> str:
+    """Text and truth values are categories, whole numbers counts or integers, others reals."""
+    pandas = _library("pandas")
+    if not pandas.api.types.is_numeric_dtype(series) or pandas.api.types.is_bool_dtype(series):
+        return "category"
+    known = series.dropna()
+    # An integer column that misses values is read as one of floats.
+    if pandas.api.types.is_integer_dtype(series) or (len(known) < len(series) and (known == known.round()).all()):
+        return "count" if known.min() >= 0 else "integer"
+    return "real"
+
+
+def _word(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _words(series: Any) -> list[str]:
+    known = series.dropna()
+    return [_word(value) for value in sorted(set(known.tolist()), key=lambda value: (isinstance(value, str), value))]
+
+
+def _of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None) -> np.ndarray:
+    """One column as doubles: the numbers of words; NaN where it is empty."""
+    label, *values = kind
+    if label in ("category", "ordinal"):
+        codes = {word: code for code, word in enumerate(values)}
+        array = np.array([np.nan if empty else codes.get(_word(value), -1.0)
+                          for value, empty in zip(series.tolist(), series.isna(), strict=True)])  # fmt: skip
+        wrong, wanted = array == -1, f"none of its words {', '.join(values)}"
+    else:
+        array = _column(series, name, origin, first)
+        low, high = values or (0.0 if label in ("positive", "count") else -np.inf, np.inf)
+        closed = label in ("integer", "count")
+        inside = (
+            (low <= array) & (array <= high) & (array == array.round()) if closed else (low < array) & (array < high)
+        )
+        wrong, wanted = ~inside & ~np.isnan(array), f"outside of the kind {':'.join(map(str, kind))}"
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{_place(origin, series.index[row], first)}, column {name!r} holds {str(series.iloc[row])!r}, which is "
+            f"{wanted}: correct it, or choose another kind (--kinds)"
+        )
+    return array
 
 
 def _labels(series: Any) -> np.ndarray:
@@ -374,8 +476,8 @@ def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarra
         row = int(wrong.argmax())
         what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is no number"
         raise ValueError(
-            f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, or leave the column out "
-            "by columns (--columns); labels may be text, and so may what label (--label) names"
+            f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, leave the column out "
+            "by columns (--columns), or read text as a category by kinds (--kinds auto); labels (--label) may be text"
         )
     return array
 
@@ -464,7 +566,7 @@ def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
         found = _of_frame(source.to_pandas(), "the dataset", choice, first=None)
         classes = names_of.get(choice.label)
     else:
-        choice.refuse("a dataset of images", "given", "columns")
+        choice.refuse("a dataset of images", "given", "columns", "kinds")
         label = choice.label or next((name for name in LABEL_NAMES if name in names), None)
         rows = [source[i] for i in range(len(source))]
         stacked = _stacked([row[image] for row in rows])
@@ -475,7 +577,7 @@ def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
 
 def _of_dataset(source: Any, choice: Choice) -> Arrays:
     """A map-style `torch.utils.data.Dataset`, of x or of pairs of x and a label; torchvision's are such."""
-    choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns")
+    choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns", "kinds")
     if not len(source):
         raise ValueError("source is empty: its length is 0")
     return _of_items([source[i] for i in range(len(source))], _classes_of(source))

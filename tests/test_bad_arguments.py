@@ -70,7 +70,7 @@ kind(
     COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
     "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
     "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
-    "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
+    "out_features", "num_features", "num_columns", "width", "heads", "max_outcomes", "resolution", "seeds", "jobs", "blocks",
     "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
@@ -400,7 +400,7 @@ CALLS = {
     "objectives.vimco": Call(dict(num_particles=2)),
     # running
     "build": Call(
-        dict(name="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
+        dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
         {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
          "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
          "max_parameters": [0, 1.5, "x"]},
@@ -545,6 +545,7 @@ CALLS = {
             "levels": [1, 2.0],
             "size": [3, (2, 2)],
             "gray": [True],
+            "kinds": ["x", 3, {"z": "real"}, {"a": "no"}, {"a": ("bounded", 0)}],
             "classes": [("c",)],
             "name": [],
             "in_memory": [False, "yes"],
@@ -622,7 +623,7 @@ CALLS = {
     "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, curve="spherical")),
     "representations.traverse": Call(
         dict(program=vae, z=X[:1], values=(0.0, 1.0), indices=[0], site="z"),
-        {"values": [None, "x", 3, [NAN]], "features": ["x", 3, [7], [0.5]], "site": ["no", 3]},
+        {"values": [None, "x", 3, [NAN]], "indices": ["x", 3, [7], [0.5]], "site": ["no", 3]},
     ),
     "representations.grid": Call(dict(program=vae, num_points=2, reach=1.0)),
     "representations.is_discrete": Call(dict(program=vae, site="z"), {"site": ["no", 3]}),
@@ -910,7 +911,7 @@ def test_each_bad_argument_is_named(name):
 # the table; and shapes and mappings that are checked where they are used.
 ANYTHING = {
     *("title", "xlabel", "reference_label", "row_labels", "column_labels", "percent", "progress", "force", "draw"),
-    *("learned", "unit", "labeled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
+    *("learned", "unit_cube", "labeled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
     *("learned_ends", "per_feature", "given_shape", "observed", "options", "swaps", "self", "importance"),
 }
 

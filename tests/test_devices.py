@@ -203,7 +203,7 @@ def test_the_random_state_that_is_left_as_it_was_is_that_of_the_device(pretence,
     forked = watched(monkeypatch)
     Undeclared(program.prior, program.likelihood, program.encoder).guide(x)
     assert forked == [DEVICE]
-    compilation.PairTerms(program.model, program.guide, True).stated((x,), {})
+    compilation.PairTerms(program.model, program.guide, Trace_ELBO()).stated((x,), {})
     assert forked == [DEVICE] * 2
     labeled.log_joint(x_of_labeled)
     assert forked == [DEVICE] * (2 + labeled.classes)

@@ -339,6 +339,11 @@ def evaluate_run(
         probabilities, _ = classification.beliefs(program, points.x, progress=progress)
         facts["accuracy"] = classification.accuracy(probabilities, points.y)
         lines.append(f"accuracy {facts['accuracy']:.4f}")
+    kinds = run.record.reading.get("kinds", {})
+    masses = [name for name, (kind, *_) in kinds.items() if kind not in ("real", "positive", "bounded")]
+    if masses:
+        others = [name for name in kinds if name not in masses]
+        lines.append(f"a mass of {', '.join(masses)}" + (f", a density of {', '.join(others)}" if others else ""))
     formula = program.formula()
     lines.append(f"the program: {formula.p}" + (f"; its guide: {formula.q}" if formula.q else ""))
     before = f"{run} ({split if data is None else data}, {len(points)} data): "

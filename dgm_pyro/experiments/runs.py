@@ -74,6 +74,11 @@ class Record:
         found: dict[str, Any] = self.options.get("reading", {})
         return found
 
+    @property
+    def words(self) -> dict[str, list[str]]:
+        """Those of the columns that are categories or ordinal, in the order of their numbers."""
+        return {name: words for name, (kind, *words) in self.reading.get("kinds", {}).items() if kind in WITH_WORDS}
+
     def __str__(self) -> str:
         return f"{self.model} on {Path(self.data).stem}"
 
@@ -87,6 +92,7 @@ class Record:
 
 
 TEST_SHARE = 0.2
+WITH_WORDS = ("category", "ordinal")
 SPLITS = ("train", "test")
 
 
@@ -171,6 +177,8 @@ def opened(
         kept["columns"] = list(found.columns)
     if found.classes is not None:
         kept["classes"] = list(found.classes)
+    if found.kinds is not None:
+        kept["kinds"] = {name: [*kind] for name, kind in found.kinds.items()}
     if Path(data).is_dir():
         channels, *kept["size"] = found.event_shape
         kept["gray"] = channels == 1
@@ -433,7 +441,7 @@ def _applicable(path: Path, reading: Mapping[str, Any], program: Program) -> dic
     if path.is_dir():
         names: tuple[str, ...] = ("levels", "size", "gray", "classes")
     elif path.suffix in sources.TABLES:
-        names = ("levels", "columns", "label", "given", "classes")
+        names = ("levels", "columns", "label", "given", "classes", "kinds")
     else:
         names = ("levels", "label", "given", "classes") if path.suffix == ".npz" else ("levels",)
     found = {name: wanted[name] for name in names if wanted.get(name) is not None}
@@ -462,8 +470,11 @@ def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None,
     """
     if Path(record.data).suffix in sources.TABLES:
         names, path = record.reading["columns"], stem.with_suffix(".csv")
-        digits = (lambda value: f"{value:.7g}") if x.is_floating_point() else str  # those that float32 has
-        rows = [dict(zip(names, map(digits, row), strict=True)) for row in x.reshape(-1, len(names)).tolist()]
+        texts = [
+            _in_words(column, record.words.get(name))
+            for name, column in zip(names, x.reshape(-1, len(names)).T, strict=True)
+        ]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*texts, strict=True)]
         firsts = [dict(zip(more, values, strict=True)) for values in zip(*more.values(), strict=True)] or [{}] * len(
             rows
         )
@@ -476,6 +487,13 @@ def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None,
         return stem
     write_array(stem.with_suffix(".npy"), x)
     return stem.with_suffix(".npy")
+
+
+def _in_words(column: torch.Tensor, words: Sequence[str] | None) -> list[str]:
+    """A column as it was read: words, or numbers with the digits that float32 has."""
+    if words is not None:
+        return [words[int(code)] for code in column.tolist()]
+    return [f"{value:.7g}" if column.is_floating_point() else str(value) for value in column.tolist()]
 
 
 def record_of(

@@ -35,6 +35,7 @@ from dgm_pyro.checks import check_count, check_counts, check_number, check_seed,
 from dgm_pyro.families.autoguide import PARTICLES, STEPS, AutoConditional, GuidedPosterior
 from dgm_pyro.families.guides import Fitted, auto
 from dgm_pyro.infer.ais import HMC, annealing, temperatures
+from dgm_pyro.infer.draws import Draws
 from dgm_pyro.infer.mcmc import Chains, nuts
 from dgm_pyro.infer.psis import Weighted, psis
 from dgm_pyro.objectives import chosen
@@ -133,6 +134,11 @@ class GuideComparison(Result):
 
     def __getitem__(self, name: str) -> GuideRow:
         return next(row for row in self.rows if row.name == name)
+
+    def draws(self) -> Draws | None:
+        """The reference's chains, or else the draws of the guide with the lowest k-hat; None without a guide."""
+        rows = sorted(self.rows, key=lambda row: float(row.weighted.k_hat))
+        return self.chains or (rows[0].weighted if rows else None)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""

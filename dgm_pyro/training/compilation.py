@@ -12,38 +12,43 @@ that quotes the line; so do random numbers of Python or NumPy. Python numbers ke
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import linecache
+import math
 import os
 import pickle
 import random
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer import (
+    RenyiELBO,
+    Trace_ELBO,
+    TraceMeanField_ELBO,
+    trace_elbo,
+    trace_mean_field_elbo,
+    traceenum_elbo,
+    tracetmc_elbo,
+)
+from pyro.infer.util import Dice
 from torch import Tensor, nn
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro.objectives import (
-    ELBO,
-    Bound,
-    Objective,
-    at_progress,
-    chosen,
-    elbo_of_traces,
-    site_log_prob,
-)
-from dgm_pyro.program import Program, alone, latent_sites, require_subset, sample_sites
+from dgm_pyro.diagnosis import heard
+from dgm_pyro.objectives import ELBO, IWAE, Bound, Objective, at_progress, chosen
+from dgm_pyro.program import Program, alone, sample_sites
 
 # The frames of a traceback that belong to no statement.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
@@ -63,8 +68,9 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
     """The loss of ``program`` under ``objective``, compiled; it has the program's own parameters.
 
     Args:
-        program: a `Program`; or any pair ``(model, guide)`` of Pyro callables whose latents are reparameterized.
-        objective: an objective or its name, as for `dgm.fit`; default `ELBO`. A pair takes an `ELBO` of one draw.
+        program: a `Program`; or any pair ``(model, guide)`` of Pyro callables.
+        objective: an objective or its name, as for `dgm.fit`; default `ELBO`. For a pair it is an `ELBO`, an `IWAE`, or
+            one of Pyro's that has a ``differentiable_loss``: `Trace_ELBO`, `TraceMeanField_ELBO`, `TraceEnum_ELBO`.
 
     Returns:
         For a program a `Loss`, ``loss(x, given=None)``; for a pair a `PairLoss`, called with the pair's arguments. It
@@ -86,9 +92,21 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
         return Loss(program, maximize)
     if not (isinstance(program, tuple) and len(program) == 2 and all(callable(part) for part in program)):
         raise TypeError(f"program must be a dgm.Program or a pair (model, guide), got {type(program).__name__}")
-    if not isinstance(maximize, ELBO) or maximize.num_samples != 1 or maximize.beta != 1.0:
-        raise ValueError(f"a pair (model, guide) is compiled with dgm.ELBO(analytic_kl=...) alone, got {maximize}")
-    return PairLoss(*program, analytic_kl=maximize.analytic_kl)
+    return PairLoss(*program, _of_pyro(maximize))
+
+
+def _of_pyro(objective: Any) -> Any:
+    """The ELBO of Pyro that a pair maximizes."""
+    if isinstance(objective, ELBO) and objective.beta == 1.0 and not objective.leave_one_out:
+        return (TraceMeanField_ELBO if objective.analytic_kl else Trace_ELBO)(objective.num_samples)
+    if isinstance(objective, IWAE) and not objective.leave_one_out:
+        return RenyiELBO(0.0, objective.num_particles)
+    if isinstance(objective, PyroELBO) and hasattr(objective, "differentiable_loss"):
+        return objective
+    raise ValueError(
+        f"a pair (model, guide) is compiled with dgm.ELBO(), dgm.IWAE(), or an ELBO of Pyro that has a "
+        f"differentiable_loss, got {objective}: train it with pyro.infer.SVI"
+    )
 
 
 class Loss(nn.Module):
@@ -137,24 +155,18 @@ class Loss(nn.Module):
 class PairLoss(nn.Module):
     """The negative ELBO of the data of any Pyro callables, compiled, in nats.
 
-    It is what `Trace_ELBO` estimates, with the closed forms of `TraceMeanField_ELBO` if ``analytic_kl``. Its
-    `parameters` are those that the callables state, known once it has been called.
+    It is what Pyro's loss estimates, and its gradient what that loss descends. Its `parameters` are those that the
+    callables state, known once it has been called.
 
     Args:
         model, guide: Pyro callables of the same arguments.
-        analytic_kl: whether to use closed forms of KL(q || p).
+        elbo: Pyro's loss: one with a ``differentiable_loss``, or `RenyiELBO` at alpha 0.
         backend: as for `torch.compile`.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        analytic_kl: bool = True,
-        backend: str = "inductor",
-    ):
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], elbo: Any, backend: str = "inductor"):
         super().__init__()
-        self.terms, self.backend = PairTerms(model, guide, analytic_kl), backend
+        self.terms, self.backend = PairTerms(model, guide, elbo), backend
         self._parts = [*self.terms.modules()]
         self._names: dict[Any, list[str]] = {}  # of the parameters, by kind of arguments
         self._graphs: dict[Any, Callable[..., Any]] = {}
@@ -250,61 +262,74 @@ class _Scalar(nn.Module):
 
 
 class PairTerms(nn.Module):
-    """The negative ELBO of a pair as a function of its parameters and arguments."""
+    """Pyro's loss of a pair as a function of the pair's parameters and arguments."""
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], analytic_kl: bool):
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], elbo: Any):
         super().__init__()
-        self.model, self.guide, self.analytic_kl = model, guide, analytic_kl
+        self.model, self.guide = model, guide
+        self.elbo = copy.copy(elbo)  # it remembers the plate nesting of its first pair
+        # A deterministic site has no density, but Pyro would miss it in the model.
+        self.densities = poutine.block(guide, hide_fn=_is_deterministic)
 
     def stated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-        """Names of the parameters that the callables state, found by running them.
+        """Names of the parameters that the callables state, found by running Pyro's loss once under validation.
 
         Raises:
-            CompilationError: a site's loss would be another than Pyro's, or Pyro's ELBO raises an error or warns.
+            CompilationError: Pyro's loss raises an error or warns, or importance weights do not take a site.
         """
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         on_cuda = {tensor.device for tensor in tensors if tensor.is_cuda}
-        # A deterministic site has no density, but Pyro would miss it in the model.
-        densities = poutine.block(self.guide, hide_fn=_is_deterministic)
-        theirs: Any = (TraceMeanField_ELBO if self.analytic_kl else Trace_ELBO)()
+        said: list[Exception | Warning] = []
+        validated = pyro.settings.context(validate_infer=True)
         with torch.no_grad(), torch.random.fork_rng(devices=[*on_cuda]), poutine.block():
-            model, guide = self.traces(args, kwargs)
-            with _as_errors(type(theirs).__name__):
-                theirs.loss(self.model, densities, *args, **kwargs)
-        return [name for name, site in {**guide.nodes, **model.nodes}.items() if site["type"] == "param"]
+            with poutine.trace(param_only=True) as traced, heard(said, _CHECKS), validated:
+                self.elbo.loss(self.model, self.densities, *args, **kwargs)
+            if said:
+                raise CompilationError(_refused(type(self.elbo).__name__, said[0]))
+            if isinstance(self.elbo, RenyiELBO):
+                self._check_weights(args, kwargs)
+        return [name for name, site in traced.trace.nodes.items() if site["type"] == "param"]
 
-    def traces(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[poutine.Trace, poutine.Trace]:
-        """The traces of model and guide; the model is replayed on the guide's latents."""
-        guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
+    def _check_weights(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise a CompilationError that names the first site for which importance weights make no bound."""
+        guide = poutine.trace(self.densities).get_trace(*args, **kwargs)
         model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
-        _check_pair(model, guide)
-        return model, guide
+        for trace in (guide, model):
+            nodes: dict[str, Any] = trace.nodes
+            for name in sample_sites(trace):
+                if trace is guide and not nodes[name]["fn"].has_rsample:
+                    raise CompilationError(f"importance weights need {name!r} to be reparameterized: use dgm.ELBO")
+                if (torch.as_tensor(nodes[name]["scale"]) != 1).any():
+                    raise CompilationError(
+                        f"{name!r} is scaled: importance weights make no bound, use dgm.ELBO"
+                    )
 
     def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         stored = dict(pyro.get_param_store().named_parameters())
-        with poutine.block(), _Instead({id(stored[name]): leaf for name, leaf in leaves.items()}):
-            model, guide = self.traces(args, kwargs)
-            # Auxiliary sites of an AutoGuide, which the model does not state.
-            nodes: dict[str, Any] = guide.nodes
-            auxiliary = [name for name in latent_sites(guide) if nodes[name]["infer"].get("is_auxiliary")]
-            require_subset([name for name in latent_sites(guide) if name not in auxiliary], latent_sites(model))
-            log_q = sum(site_log_prob(nodes[name]).sum() for name in auxiliary)
-            return log_q - elbo_of_traces(model, guide, (), analytic_kl=self.analytic_kl).value
+        instead = _Instead({id(stored[name]): leaf for name, leaf in leaves.items()})
+        with poutine.block(), instead, _without_numbers():
+            if not isinstance(self.elbo, RenyiELBO):
+                return torch.as_tensor(self.elbo.differentiable_loss(self.model, self.densities, *args, **kwargs))
+            each = [
+                torch.as_tensor(Trace_ELBO().differentiable_loss(self.model, self.densities, *args, **kwargs))
+                for _ in range(self.elbo.num_particles)
+            ]
+            return math.log(len(each)) - (-torch.stack(each)).logsumexp(0)
 
 
 @contextlib.contextmanager
-def _as_errors(elbo: str) -> Iterator[None]:
-    """Make a CompilationError of what Pyro's ELBO raises or warns about under validation."""
-    with warnings.catch_warnings(record=True) as caught, pyro.settings.context(validate_infer=True):
-        warnings.simplefilter("always")
-        try:
-            yield
-        except Exception as error:
-            raise CompilationError(_refused(elbo, error)) from error
-    for warning in caught:
-        if warning.filename.startswith(_CHECKS):
-            raise CompilationError(_refused(elbo, warning.message))
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+def _without_numbers() -> Iterator[None]:
+    """Keep Pyro's losses from reading numbers off tensors, to warn of NaN and to subtract a surrogate from itself."""
+
+    def detached(value: Any) -> Any:
+        return value.detach() if isinstance(value, Tensor) else value
+
+    with contextlib.ExitStack() as stack:
+        for module in (trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracetmc_elbo):
+            for name, instead in (("torch_item", detached), ("warn_if_nan", lambda value, *args: value)):
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, instead))
+        yield
 
 
 def _refused(elbo: str, why: Any) -> str:
@@ -316,17 +341,6 @@ def _refused(elbo: str, why: Any) -> str:
 
 def _is_deterministic(site: Any) -> bool:
     return site["infer"].get("_deterministic", False)  # type: ignore[no-any-return]
-
-
-def _check_pair(model: poutine.Trace, guide: poutine.Trace) -> None:
-    """Raise a CompilationError that names the first site whose loss is not that of a reparameterized guide."""
-    latents, nodes = latent_sites(guide), dict[str, Any](guide.nodes)
-    stated = [name for name in sample_sites(guide) if not _is_deterministic(nodes[name])]
-    wrong = {name: "is observed in the guide, or a factor there" for name in stated if name not in latents}
-    wrong |= {name: "has no site in the guide" for name in latent_sites(model) if name not in latents}
-    wrong |= {name: "is not reparameterized" for name in latents if not nodes[name]["fn"].has_rsample}
-    for name, why in wrong.items():
-        raise CompilationError(f"{name!r} {why}: write the pair as a dgm.Program, or train it with SVI")
 
 
 def _check_arguments(arguments: Any) -> None:
@@ -341,7 +355,8 @@ def _check_arguments(arguments: Any) -> None:
 class _Instead(TorchFunctionMode):
     """Substitutes tensors in the arguments of every function, matched by identity.
 
-    The param store hands out its own tensors, not those that stand for them while a function is traced.
+    The param store hands out its own tensors, not those that stand for them while a function is traced. And Pyro's sum
+    over enumerated values looks whether some have probability 0, to leave these out: here they are zeros.
     """
 
     def __init__(self, others: dict[int, Tensor]):
@@ -350,6 +365,11 @@ class _Instead(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = pytree.tree_map(lambda leaf: self.others.get(id(leaf), leaf), (args, kwargs or {}))
+        if sys._getframe(1).f_code is Dice.compute_expectation.__code__:
+            if function is Tensor.__bool__:
+                return False
+            if function is Tensor.masked_select:
+                return torch.where(args[1], args[0], 0)
         return function(*args, **kwargs)
 
 
@@ -413,11 +433,28 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         ):
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
-        return _inlined(exported.module(check_guards=False))
+        return _inlined(_drawn_at_once(exported.module(check_guards=False)))
     except CompilationError:
         raise
     except Exception as error:
         raise CompilationError(_what_prevents(error)) from error
+
+
+def _drawn_at_once(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """``graph`` with ``torch.randn`` for ``torch.empty(...).normal_()``, the same numbers: the compiler would fill the
+    memory by a kernel of its own, each of which costs it a second."""
+    aten = torch.ops.aten
+    for node in graph.graph.find_nodes(op="call_function", target=aten.normal_.default):
+        memory: Any = node.args[0]
+        if len(node.args) > 1 or node.kwargs or memory.target is not aten.empty.memory_format or len(memory.users) > 1:
+            continue
+        with graph.graph.inserting_before(node):
+            drawn = graph.graph.call_function(aten.randn.default, memory.args, memory.kwargs)
+        drawn.meta = node.meta
+        node.replace_all_uses_with(drawn)
+        graph.graph.erase_node(node)
+        graph.graph.erase_node(memory)
+    return graph
 
 
 def _inlined(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from programs import CASES, assert_same_number, data_for, once_per_kind, vae
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -239,7 +239,7 @@ def test_a_pair_of_pyro_callables_has_pyros_loss(float64, name, analytic_kl):
     model, guide, args = PAIRS[name]()
     theirs = (TraceMeanField_ELBO if analytic_kl else Trace_ELBO)()
     theirs.loss(model, guide, *args)  # sets up guide and store
-    loss = compilation.PairLoss(model, guide, analytic_kl, backend="eager")
+    loss = compilation.PairLoss(model, guide, theirs, backend="eager")
     stored = dict(pyro.get_param_store().named_parameters())
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -379,7 +379,8 @@ def test_small_pairs_have_pyros_loss_and_gradient(name, analytic_kl):
     if isinstance(guide, type):
         guide = guide(model)
     x = torch.tensor([0.5, -0.2, 1.0])
-    loss = compilation.PairLoss(model, guide, analytic_kl, backend="eager")
+    theirs = (TraceMeanField_ELBO if analytic_kl else Trace_ELBO)()
+    loss = compilation.PairLoss(model, guide, theirs, backend="eager")
     if name == "reversed" and analytic_kl:
         with pytest.raises(
             CompilationError, match=r"mean field restriction.* or compile it with dgm.ELBO\(analytic_kl"
@@ -392,13 +393,89 @@ def test_small_pairs_have_pyros_loss_and_gradient(name, analytic_kl):
     if name == "deterministic in the guide":  # which Pyro takes for a latent
         guide = shifted
     torch.manual_seed(3)
-    theirs = (TraceMeanField_ELBO if analytic_kl else Trace_ELBO)()
     expected = torch.as_tensor(theirs.differentiable_loss(model, guide, x))
     torch.testing.assert_close(ours, expected)
     leaves = [*loss.parameters()]
     if leaves and expected.requires_grad:
         found = [torch.autograd.grad(value, leaves, allow_unused=True) for value in (ours, expected)]
         torch.testing.assert_close(*found)
+
+
+def switched(x):
+    """A data point's component, and their probability."""
+    k = pyro.sample("k", dist.Bernoulli(0.4))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(2 * k - 1, 1.0), obs=x)
+
+
+def switch(x):
+    pyro.sample("k", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.3))))
+
+
+def clusters(x):
+    weights = pyro.param("weights", torch.tensor([0.3, 0.7]), constraint=dist.constraints.simplex)
+    centers = pyro.sample("centers", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(centers[..., k], 1.0), obs=x)
+
+
+def centers(x):
+    loc = pyro.param("centers_loc", torch.tensor([-1.0, 1.0]))
+    pyro.sample("centers", dist.Normal(loc, 0.5).to_event(1))
+
+
+def penalized(has_rsample):
+    def guide(x):
+        z = shifted(x)
+        pyro.factor("cost", -(z**2) - pyro.param("m", torch.tensor(0.3)) ** 2, has_rsample=has_rsample)
+
+    return guide
+
+
+# A model, a guide and the loss of Pyro that they are for.
+LOSSES = {
+    "score function": (switched, switch, Trace_ELBO(2)),
+    "score function in a plate": (local, lambda x: local_guide(x), Trace_ELBO()),
+    "enumerated model": (clusters, centers, TraceEnum_ELBO(max_plate_nesting=1)),
+    "enumerated guide": (switched, config_enumerate(switch), TraceEnum_ELBO(max_plate_nesting=1)),
+    "enumerated one by one": (
+        switched, config_enumerate(switch, default="sequential"), TraceEnum_ELBO(max_plate_nesting=1)
+    ),
+    "particles": (latent_mean, shifted, Trace_ELBO(3)),
+    "particles at once": (latent_mean, shifted, Trace_ELBO(3, max_plate_nesting=1, vectorize_particles=True)),
+    "particles of closed forms": (chain, chain_guide, TraceMeanField_ELBO(2)),
+    "importance weights": (latent_mean, shifted, RenyiELBO(0.0, 3)),
+    "a factor of the guide": (latent_mean, penalized(True), Trace_ELBO()),
+    "a factor without a path": (latent_mean, penalized(False), Trace_ELBO()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_compiled_pair_has_the_loss_and_gradient_of_its_elbo(float64, name):
+    pyro.clear_param_store()
+    model, guide, theirs = LOSSES[name]
+    x = torch.tensor([0.5, -0.2, 1.0])
+    loss = compilation.PairLoss(model, guide, theirs, backend="eager")
+    loss(x)
+    torch.manual_seed(3)
+    ours = loss(x)
+    gradients = torch.autograd.grad(ours, [*loss.parameters()])
+    torch.manual_seed(3)
+    expected = theirs.loss_and_grads(model, guide, x)
+    assert ours.item() == pytest.approx(expected, rel=1e-9)
+    for leaf, gradient in zip(loss.parameters(), gradients, strict=True):
+        torch.testing.assert_close(gradient, leaf.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_what_importance_weights_do_not_take_is_refused_by_the_site():
+    x = torch.tensor([0.5, -0.2, 1.0])
+    for model, guide, message in (
+        (switched, switch, "need 'k' to be reparameterized"),
+        (poutine.scale(latent_mean, 2.0), poutine.scale(shifted, 2.0), "'z' is scaled"),
+    ):
+        with pytest.raises(CompilationError, match=message):
+            dgm.compile((model, guide), dgm.IWAE(2))(x)
 
 
 def anew(number):
@@ -433,7 +510,7 @@ def anew(number):
     ],
 )
 def test_a_pair_that_pyro_refuses_is_refused_by_the_site(model, guide, message):
-    loss = compilation.PairLoss(model, guide, analytic_kl=False, backend="eager")
+    loss = compilation.PairLoss(model, guide, Trace_ELBO(), backend="eager")
     with pytest.raises(CompilationError, match=message):
         loss(torch.tensor([0.5, -0.2, 1.0]))
 
@@ -448,7 +525,7 @@ def test_a_pair_reads_the_param_store_as_it_is():
         latent_mean(x)
 
     x = torch.tensor([0.5, -0.2, 1.0])
-    loss = compilation.PairLoss(model, guide, analytic_kl=False, backend="eager")
+    loss = compilation.PairLoss(model, guide, Trace_ELBO(), backend="eager")
 
     def check(wide):
         torch.manual_seed(1)
@@ -471,7 +548,7 @@ def test_a_pair_is_trained_in_the_param_store(float64):
     torch.manual_seed(0)
     model, guide = functions()
     x = 2 + torch.randn(64, 2)
-    loss = compilation.PairLoss(model, guide, backend="eager")
+    loss = compilation.PairLoss(model, guide, TraceMeanField_ELBO(), backend="eager")
     with pytest.raises(RuntimeError, match="call the loss first"):
         list(loss.parameters())
     first = loss(x)
@@ -504,30 +581,22 @@ def normal_pair(more_of_the_model=lambda: None, more_of_the_guide=lambda: None, 
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (normal_pair(latent=dist.Bernoulli(0.5)), "'z' is not reparameterized"),
         (
-            normal_pair(more_of_the_guide=lambda: pyro.factor("cost", torch.tensor(-2.0), has_rsample=False)),
-            "'cost' is obs",
-        ),
-        (
-            normal_pair(more_of_the_guide=lambda: pyro.factor("cost", torch.tensor(-2.0), has_rsample=True)),
-            "'cost' is obs",
+            normal_pair(latent=dist.Bernoulli(0.5)),
+            r"fully repar.* or compile it with dgm.ELBO\(analytic_kl=False",
         ),
         (
             normal_pair(more_of_the_guide=lambda: pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))),
-            "'y' is observed in the guide",
+            "in guide but not model.*'y'",
         ),
-        (
-            normal_pair(more_of_the_model=lambda: pyro.sample("u", dist.Normal(0.0, 1.0))),
-            "'u' has no site in the guide",
-        ),
-        (normal_pair(more_of_the_model=lambda: pyro.sample("k", dist.Categorical(torch.ones(3)))), "'k' has no site"),
+        (normal_pair(more_of_the_model=lambda: pyro.sample("u", dist.Normal(0.0, 1.0))), "not guide: {'u'}"),
+        (normal_pair(more_of_the_model=lambda: pyro.sample("k", dist.Categorical(torch.ones(3)))), "not guide: {'k'}"),
     ],
 )
-def test_a_pair_with_another_loss_than_that_of_its_draws_is_refused_by_the_site(pair, message):
+def test_a_pair_that_its_loss_does_not_take_is_refused_by_the_site(pair, message):
     pyro.clear_param_store()
     with pytest.raises(CompilationError, match=message):
-        compilation.PairLoss(*pair, backend="eager")(torch.tensor([0.3, -0.1]))
+        compilation.PairLoss(*pair, TraceMeanField_ELBO(), backend="eager")(torch.tensor([0.3, -0.1]))
 
 
 def test_a_pair_takes_keywords_and_structures_and_compiles_anew_for_other_numbers():
@@ -538,7 +607,7 @@ def test_a_pair_takes_keywords_and_structures_and_compiles_anew_for_other_number
     def guide(x, scales, *, shift=0.0):
         pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.5)), 1.0))
 
-    loss, x = compilation.PairLoss(model, guide, analytic_kl=False, backend="eager"), torch.tensor([0.3, -0.1])
+    loss, x = compilation.PairLoss(model, guide, Trace_ELBO(), backend="eager"), torch.tensor([0.3, -0.1])
     for scale, shift in ((2.0, 0.0), (2.0, 1.5), (3.0, 1.5)):
         torch.manual_seed(0)
         ours = loss(x, {"x": [scale]}, shift=shift)
@@ -601,8 +670,9 @@ def test_other_things_are_refused():
         dgm.compile(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"objective is the class IWAE: pass an instance, IWAE\(\)"):
         dgm.compile(vae(dgm.Normal(2)), dgm.IWAE)
-    with pytest.raises(ValueError, match=r"compiled with dgm\.ELBO"):
-        dgm.compile(functions(), "iwae:5")
+    for objective in ("dreg:2", "beta:2", TraceGraph_ELBO()):
+        with pytest.raises(ValueError, match=r"compiled with dgm\.ELBO"):
+            dgm.compile(functions(), objective)
     with pytest.raises(ValueError, match=r"x has shape \(5, 3\)"):
         dgm.compile(vae(dgm.Normal(2)))(torch.randn(5, 3))
 
