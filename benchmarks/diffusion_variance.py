@@ -80,7 +80,7 @@ def run(bench: Benchmark) -> None:
         add(f"T = 100, {schedule}: even and importance-sampled", weighted.eval())
 
     torch.manual_seed(0)
-    schedule = dgm.LogSNR(6.0, -6.0, units=16)
+    schedule = dgm.LogSNR(6.0, -6.0, num_units=16)
     learned = train(
         dgm.ContinuousDiffusion(data.event_shape, DenoisingMLP(data.event_shape, HIDDEN), schedule, levels=data.levels)
     ).eval()

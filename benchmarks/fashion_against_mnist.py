@@ -31,7 +31,7 @@ FALSE_ALARMS = 0.05
 
 
 def pixelcnn() -> dgm.Program:
-    network = PixelCNN(SHAPE, 15, channels=16, layers=5, kernel_size=5, levels=LEVELS)
+    network = PixelCNN(SHAPE, 15, width=16, layers=5, kernel_size=5, levels=LEVELS)
     return dgm.Autoregressive(dgm.DiscretizedLogistic(SHAPE, LEVELS, 5, network))
 
 
@@ -51,7 +51,9 @@ def read_all(arguments: argparse.Namespace) -> dict[str, dgm.Program]:
         return dgm.load(arguments.out / "clothes")
 
     def vae() -> dgm.Program:
-        return dgm.build("vae", dgm.data.load("fashion-mnist", data_dir=arguments.data_dir, num_data=64))
+        return dgm.build(
+            "vae", dgm.data.load("fashion-mnist", data_dir=arguments.data_dir, num_data=64), hidden=(256, 256)
+        )
 
     by_pixels, by_vae = {"batch_size": 32, "lr": 3e-3}, {"batch_size": 64, "lr": 1e-3}
     plan: dict[str, tuple[str, Callable[[], dgm.Program], int, float, dict[str, Any]]] = {

@@ -138,8 +138,14 @@ def columns(parts: Parts, kinds: dict[str, object], names: tuple[str, ...]) -> f
         for decay in (0.0, 0.3):
             torch.manual_seed(0)
             program = small_chain(train, kinds) if name == "small" else dgm.build(name, train, columns=kinds)
-            options = {"epochs": 200, "early_stopping": 15, "lr_schedule": "constant", "weight_decay": decay}
-            dgm.fit(program, train, validation=valid, progress=False, **options)
+            options = {
+                "epochs": 400,
+                "early_stopping": 30,
+                "lr_schedule": "constant",
+                "weight_decay": decay,
+                "lr": 2e-3,
+            }
+            dgm.fit(program, train, validation=valid, batch_size=32, progress=False, **options)
             particles = {} if program.tractable else {"num_particles": 300}
             found.append((dgm.evaluate(program, valid, **particles).nats, program, particles))
     _, program, particles = max(found, key=lambda each: each[0])

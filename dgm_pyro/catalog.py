@@ -6,18 +6,21 @@ and points in the plane. A swap may be a name or an object.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, overload
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from dgm_pyro.checks import as_shape, check_choice, check_count, check_type
 from dgm_pyro.data import Data
+from dgm_pyro.families import multiscale
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.conditionals import (
@@ -47,6 +50,7 @@ from dgm_pyro.families.guides import (
     planar,
     sylvester,
 )
+from dgm_pyro.families.hierarchy import vdvae
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
@@ -60,19 +64,26 @@ from dgm_pyro.networks import (
     CausalTransformer,
     ColumnMADE,
     ColumnReader,
+    ConvDecoder,
+    ConvEncoder,
+    ConvNet,
     DenoisingMLP,
     DenoisingUNet,
     PixelCNN,
     Standardize,
 )
+from dgm_pyro.networks.sizes import ImageSizes, image_sizes, is_large
 from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
+
+__all__ = ["ENCODERS", "LIKELIHOODS", "MODELS", "PRIORS", "TooLargeError", "build", "conditional_for", "units_of"]
 
 # So many numbers are looked at to find units, which put the bulk within this reach. Tails are heavy if their range is
 # so many times that of a Normal.
 NUMBERS_FOR_UNITS, REACH, HEAVY = 4_000_000, 4.0, 3.0
 # A feature whose neighboring numbers are so many of its scales apart is too coarse for a density.
 COARSE = 0.01
-LATENT_SIZE = 16
+LATENT_SIZE, HIDDEN = 16, (256, 256)
+MAX_PARAMETERS = 50_000_000
 CODE_VALUES = 8
 Catalog = dict[str, tuple[Callable[..., Program], str]]
 Units = tuple[torch.Tensor, torch.Tensor]
@@ -83,6 +94,10 @@ Reads = dict[str, Any]
 
 def is_image(data: Data) -> bool:
     return len(data.event_shape) == 3
+
+
+def _sizes_of(data: Data) -> ImageSizes:
+    return image_sizes(data.event_shape, data.whole if isinstance(data, _Sample) else len(data))
 
 
 def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
@@ -136,8 +151,12 @@ def _require_image(data: Data, name: str) -> None:
 
 def pixelcnn(data: Data, reads: Reads) -> Program:
     _require_image(data, "pixelcnn")
+    size: dict[str, Any] = {"dropout": 0.1}
+    if is_large(data.event_shape):
+        sizes = _sizes_of(data)
+        size = {"layers": sizes.layers, "kernel_size": sizes.kernel_size, "dropout": sizes.dropout}
     return Autoregressive(
-        conditional_for(data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, dropout=0.1, **reads))
+        conditional_for(data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **size, **reads))
     )
 
 
@@ -157,10 +176,46 @@ def _flow(stack: Callable[..., Flow], of_one: Callable[..., Flow]) -> Callable[[
         make = of_one if data.event_shape.numel() == 1 else stack
         if data.levels is None:
             return make(data.event_shape, **reads)
-        flow = make(data.event_shape, unit=True, **reads)
+        flow = make(data.event_shape, unit_cube=True, **reads)
         return Dequantized(flow, data.levels, guide=dequantizer(data.event_shape, data.levels))
 
     return build_flow
+
+
+def _image_flow(name: str, stack: Callable[..., Flow]) -> Callable[[Data, Reads], Program]:
+    """A multiscale stack of that name."""
+
+    def build_flow(data: Data, reads: Reads) -> Program:
+        _require_image(data, name)
+        if data.levels is None:
+            return stack(data.event_shape, **reads)
+        flow = stack(data.event_shape, unit_cube=True, **reads)
+        return Dequantized(flow, data.levels, guide=multiscale.convolutional_dequantizer(data.event_shape, data.levels))
+
+    return build_flow
+
+
+def realnvp_of(data: Data, reads: Reads) -> Program:
+    """The multiscale stack for large images, else one of vectors."""
+    squeezes = is_large(data.event_shape) and all(side % 2 == 0 for side in data.event_shape[1:])
+    build_flow = _image_flow("realnvp", multiscale.convolutional_realnvp) if squeezes else _flow(realnvp, maf)
+    return build_flow(data, reads)
+
+
+def deep_vae(data: Data, reads: Reads) -> Program:
+    """Latents from half of the resolution down to about 4 pixels, three levels at each but two at the coarsest."""
+    _require_image(data, "vdvae")
+    if reads:
+        raise ValueError("vdvae reads neither labels nor a given: leave them out, or use 'vae'")
+    height, width = data.event_shape[1:]
+    if height % 2 or width % 2:
+        raise ValueError(f"vdvae halves images, but {data.name} has {height}x{width} pixels: use 'vae', or crop them")
+    size, counts = [height // 2, width // 2], [3]
+    while min(size) >= 8 and all(side % 2 == 0 for side in size):
+        size, counts = [side // 2 for side in size], [*counts, 3]
+    h = (64, height // 2, width // 2)
+    likelihood = conditional_for(data, lambda p: ConvNet(h, data.event_shape, p, 64))
+    return vdvae(likelihood, [2, *counts[1:]])
 
 
 def diffusion(data: Data, reads: Reads) -> Program:
@@ -178,9 +233,13 @@ def diffusion_continuous(data: Data, reads: Reads) -> Program:
 def _denoising(data: Data, reads: Reads, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a diffusion of such data, and its prediction target."""
     predict, outputs = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
-    halved = all(size % 2 == 0 for size in data.event_shape[1:])
-    channels = (32, 64) if halved else (64,)
-    network = partial(DenoisingUNet, channels=channels) if is_image(data) else DenoisingMLP
+    network: Callable[..., nn.Module] = DenoisingMLP
+    if is_large(data.event_shape):
+        sizes = _sizes_of(data)
+        network = partial(DenoisingUNet, channels=sizes.unet, dropout=sizes.dropout)
+    elif is_image(data):
+        halved = all(size % 2 == 0 for size in data.event_shape[1:])
+        network = partial(DenoisingUNet, channels=(32, 64) if halved else (64,))
     denoiser = network(data.event_shape, outputs=outputs, max_frequency=max_frequency, **reads)
     hidden = 0.1 if "num_classes" in reads else 0.0
     return denoiser, {"predict": predict, "levels": data.levels, "label_dropout": hidden}
@@ -192,9 +251,14 @@ def implicit(data: Data, reads: Reads) -> Program:
             "'implicit' has no density, so Bayes' rule gives no p(y | x): leave labeled out; for samples of a class "
             "use dgm.Implicit with a generator that reads the label"
         )
-    size = LATENT_SIZE if is_image(data) else 2
-    hidden = (256, 256) if is_image(data) else (128, 128, 128)
-    generator = MLP((size,), data.event_shape.numel(), hidden, **reads)
+    generator: nn.Module
+    if is_large(data.event_shape):
+        sizes = _sizes_of(data)
+        size = sizes.latent_size
+        generator = ConvDecoder((size,), data.event_shape, 1, sizes.widths, **reads)
+    else:
+        size, hidden = (LATENT_SIZE, (256, 256)) if is_image(data) else (2, (128, 128, 128))
+        generator = MLP((size,), data.event_shape.numel(), hidden, **reads)
     return Implicit(data.event_shape, Normal(size), generator, levels=data.levels)
 
 
@@ -205,7 +269,10 @@ def classifier(data: Data, units: Units | None) -> Program:
 def _labels_of(data: Data, units: Units | None, dropout: float = 0.0) -> Categorical:
     """p(y | x) of an x in its own units."""
     assert data.num_classes is not None  # `build` has asked
-    network: nn.Module = MLP(data.event_shape, data.num_classes, levels=data.levels, dropout=dropout)
+    make: Callable[..., nn.Module] = MLP
+    if is_large(data.event_shape):
+        make = partial(ConvEncoder, channels=_sizes_of(data).widths)
+    network = make(data.event_shape, data.num_classes, levels=data.levels, dropout=dropout)
     return Categorical((), data.num_classes, network if units is None else Standardize(*units, network))
 
 
@@ -217,7 +284,8 @@ class Parts:
         shape: of one z; ``()`` for one of ``clusters`` classes.
         clusters: how many values a z of shape ``()`` has.
         reads: what all parts are given besides.
-        hidden: widths of the encoder's and the likelihood's hidden layers.
+        hidden: widths of the encoder's and the likelihood's hidden layers; None for those that suit the data, which
+            are convolutions for large images.
         reading: makes the encoder's network, of a function that makes one of its input's shape, where x comes in units
             of its own.
     """
@@ -226,26 +294,43 @@ class Parts:
     shape: tuple[int, ...]
     clusters: int | None
     reads: Reads
-    hidden: Sequence[int]
+    hidden: Sequence[int] | None
     reading: Reading | None = None
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def convolutions(self) -> dict[str, Any]:
+        """Options of the convolutional networks that suit x; empty for MLPs."""
+        if self.hidden is not None or not is_large(self.data.event_shape):
+            return {}
+        sizes = _sizes_of(self.data)
+        return {"channels": sizes.widths, "dropout": sizes.dropout}
+
+    @property
+    def widths(self) -> Sequence[int]:
+        """Of the hidden layers of an MLP."""
+        return HIDDEN if self.hidden is None else self.hidden
+
     def of_x(self, outputs: int) -> nn.Module:
         """A network for the encoder."""
 
         def network(shape: Sequence[int]) -> nn.Module:
-            return MLP(shape, outputs, self.hidden, levels=self.data.levels, **self.reads)
+            options = {"levels": self.data.levels, **self.reads}
+            if self.convolutions:
+                return ConvEncoder(shape, outputs, **self.convolutions, **options)
+            return MLP(shape, outputs, self.widths, **options)
 
         return network(self.data.event_shape) if self.reading is None else self.reading(network)
 
-    def of_z(self, per_feature: int) -> MLP:
+    def of_z(self, per_feature: int) -> nn.Module:
         """A network for the likelihood; of a z that is a class, it reads no label."""
-        outputs = per_feature * self.data.event_shape.numel()
         reads = self.reads | ({"num_classes": self.clusters} if self.clusters else {})
-        return MLP(self.shape, outputs, self.hidden, **reads)
+        if self.convolutions:
+            return ConvDecoder(self.shape, self.data.event_shape, per_feature, **self.convolutions, **reads)
+        return MLP(self.shape, per_feature * self.data.event_shape.numel(), self.widths, **reads)
 
     def z_as_given(self) -> dict[str, Any]:
         return {"num_classes": self.clusters} if self.clusters else {"given_shape": self.shape}
@@ -267,12 +352,17 @@ def vae(
     encoder: Program | str | None = None,
     likelihood: Program | str = "independent",
     latent_size: int | None = None,
-    hidden: Sequence[int] = (256, 256),
+    hidden: Sequence[int] | None = None,
     reading: Reading | None = None,
     columns: Callable[[Callable[[int], nn.Module]], Program] | None = None,
 ) -> Program:
-    size = (LATENT_SIZE if is_image(data) else 2) if latent_size is None else check_count(latent_size, "latent_size")
-    hidden = as_shape(hidden, "hidden")
+    if latent_size is not None:
+        size = check_count(latent_size, "latent_size")
+    elif is_large(data.event_shape) and prior not in ("categorical", "codes", "codes-uniform"):
+        size = _sizes_of(data).latent_size
+    else:
+        size = LATENT_SIZE if is_image(data) else 2
+    hidden = None if hidden is None else as_shape(hidden, "hidden")
     made = prior if isinstance(prior, Program) else encoder if isinstance(encoder, Program) else None
     one_class = prior == "categorical" if made is None else made.event_shape == ()
     clusters = (size if made is None else made.levels) if one_class else None
@@ -303,16 +393,16 @@ def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Prog
     return table[choice][0](*args)
 
 
-def hierarchy(size: int, levels: int, name: int = 2) -> Program:
-    """p(z) of ``size`` features as a VAE of ``levels`` levels, each of half the size of the one below."""
-    if levels == 1:
+def hierarchy(size: int, depth: int, number: int = 2) -> Program:
+    """p(z) of ``size`` features as a VAE of ``depth`` levels, each of half the size of the one below."""
+    if depth == 1:
         return Normal(size)
     top = max(1, size // 2)
     return VAE(
-        prior=hierarchy(top, levels - 1, name + 1),
+        prior=hierarchy(top, depth - 1, number + 1),
         likelihood=Normal(size, MLP((top,), 2 * size, (64, 64))),
         encoder=Normal(top, MLP((size,), 2 * top, (64, 64))),
-        latent_name=f"z{name}",
+        latent_name=f"z{number}",
     )
 
 
@@ -448,11 +538,11 @@ EARLY_ENCODERS: Catalog = {
         "a Normal with covariances of rank 2",
     ),
     "planar": (
-        lambda parts: planar(parts.shape, hidden=parts.hidden, **parts.x_as_given()),
+        lambda parts: planar(parts.shape, hidden=parts.widths, **parts.x_as_given()),
         "a Normal and 8 planar maps",
     ),
     "sylvester": (
-        lambda parts: sylvester(parts.shape, hidden=parts.hidden, **parts.x_as_given()),
+        lambda parts: sylvester(parts.shape, hidden=parts.widths, **parts.x_as_given()),
         "a Normal and 4 Sylvester maps",
     ),
     "iaf": (
@@ -493,11 +583,11 @@ LIKELIHOODS: Catalog = {
         "a free mass for every level",
     ),
     "normal": (
-        lambda parts: Normal(_real(parts, "normal"), parts.of_z(1), scale="feature"),
+        lambda parts: Normal(_real(parts, "normal"), parts.of_z(1), scale_type="feature"),
         "Normals with one learned scale per feature",
     ),
     "normal-shared": (
-        lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale="shared"),
+        lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale_type="shared"),
         "Normals with one learned scale",
     ),
     "student-t": (_own(StudentT), "Student t: reals with heavy tails"),
@@ -530,7 +620,12 @@ MODELS: Catalog = {
     "made": (made, "autoregressive, by a masked MLP"),
     "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),
     "transformer": (transformer, "autoregressive, by causal attention"),
-    "realnvp": (_flow(realnvp, maf), "flow of affine couplings; dequantized for integers"),
+    "realnvp": (realnvp_of, "flow of affine couplings, multiscale for images; dequantized for integers"),
+    "glow": (_image_flow("glow", multiscale.glow), "multiscale flow with invertible 1x1 convolutions (images)"),
+    "flow++": (
+        _image_flow("flow++", multiscale.flow_plus_plus),
+        "multiscale flow of couplings by mixtures of logistics (images)",
+    ),
     "maf": (_flow(maf, maf), "masked autoregressive flow; dequantized for integers"),
     "nsf": (_flow(nsf, nsf_autoregressive), "neural spline flow of couplings; dequantized for integers"),
     "nsf-autoregressive": (
@@ -542,6 +637,7 @@ MODELS: Catalog = {
         lambda data, reads, **swaps: vae(data, reads, **{"prior": "codes", **swaps}),
         "VAE of discrete codes, their prior autoregressive; swaps: those of vae",
     ),
+    "vdvae": (deep_vae, "deep hierarchy of latents with a residual path from the top down (images)"),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
     "diffusion-continuous": (diffusion_continuous, "diffusion in continuous time, its schedule learned"),
     "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
@@ -551,7 +647,7 @@ MODELS: Catalog = {
 
 @overload
 def build(
-    name: Literal["vae", "vq-vae"],
+    model: Literal["vae", "vq-vae"],
     data: Data,
     *,
     labeled: Literal[False] = False,
@@ -561,12 +657,13 @@ def build(
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
     standardize: Literal[False],
+    max_parameters: int | None = MAX_PARAMETERS,
 ) -> VAE: ...
 
 
 @overload
 def build(
-    name: str,
+    model: str,
     data: Data,
     *,
     labeled: bool = False,
@@ -577,11 +674,12 @@ def build(
     hidden: Sequence[int] | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
+    max_parameters: int | None = MAX_PARAMETERS,
 ) -> Any: ...
 
 
 def build(
-    name: str,
+    model: str,
     data: Data,
     *,
     labeled: bool = False,
@@ -592,34 +690,39 @@ def build(
     hidden: Sequence[int] | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
+    max_parameters: int | None = MAX_PARAMETERS,
 ) -> Program:
     """A program by name, sized for ``data``.
 
-    The parts are those of "vae" and "vq-vae"; None leaves the model's own.
+    The parts are those of "vae" and "vq-vae"; None leaves the model's own. Images of at least 16 pixels a side get
+    convolutions, of the sizes of `networks.sizes.image_sizes`.
 
     Reals get the units of the data: the program is a `Standardized` one, its shift and scale those of each feature (of
     each channel of an image), so that evidence and samples are in the units of x. See `units_of`. Data with a ``given``
     build p(x | given).
 
     Args:
-        name: a key of `MODELS`.
+        model: a key of `MODELS`.
         data: what it will be trained on; gives shape, levels, units, number of classes and what is given.
         labeled: build the generative classifier p(y) p(x | y) over the named family instead.
         prior: p(z), a program or a key of `PRIORS`.
         encoder: q(z | x), a program or a key of `ENCODERS`.
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
         latent_size: number of features of z; of one-hot z, number of codes or classes.
-        hidden: widths of the hidden layers of encoder and likelihood.
+        hidden: widths of the hidden layers of encoder and likelihood, which are MLPs then, of images too.
         standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
             where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
         columns: of a table of mixed kinds, the kind of each column as `Columns` takes it: for "made" a chain over the
-            columns, for "vae" independent columns given z, for "pixels" independent columns.
+            columns, for "vae" independent columns given z, for "pixels" independent columns. By default `Data.kinds`.
+        max_parameters: how many parameters the program may have; None for any number.
 
     Warns:
         UserWarning: a feature of reals is constant, or float32 is too coarse for it.
 
     Raises:
-        ValueError, TypeError: an unknown name, or a part that the model does not have.
+        ValueError, TypeError: an unknown model, or a part that the model does not have.
+        TooLargeError: the program would have more parameters than ``max_parameters``. No memory has been taken for
+            them, and the message names the models that fit.
 
     >>> import dgm_pyro as dgm
     >>> dgm.build("vae", dgm.data.load("digits"), prior="vae").latents("x")
@@ -627,7 +730,7 @@ def build(
     >>> type(dgm.build("maf", dgm.data.load("moons")))
     <class 'dgm_pyro.families.standardized.Standardized'>
     """
-    check_choice(name, MODELS, "model")
+    check_choice(model, MODELS, "model")
     if not isinstance(data, Data):
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
     parts = {
@@ -639,14 +742,18 @@ def build(
     }
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
     data = data.excerpt
-    if name not in ("vae", "vq-vae") and swaps:
-        raise ValueError(f"{name!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
+    if model not in ("vae", "vq-vae") and swaps:
+        raise ValueError(f"{model!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
     check_type(columns, Mapping | None, "columns", "a mapping of names to kinds or None")
+    if columns is None and data.kinds is not None:
+        columns = {name: _with_number(kind) for name, kind in data.kinds.items()}
     check_type(standardize, bool, "standardize", "True or False")
+    if max_parameters is not None:
+        check_count(max_parameters, "max_parameters")
     classes = data.num_classes
-    if classes is None and (labeled or name == "classifier"):
+    if classes is None and (labeled or model == "classifier"):
         raise ValueError(f"{data.name} has no labels, so no classifier can be built for it")
-    if classes == 1 and (labeled or name == "classifier"):
+    if classes == 1 and (labeled or model == "classifier"):
         raise ValueError(
             f"{data.name} has labels of one class, so there is nothing to classify: pass labels of at least two "
             "classes, or build a model of x without labeled=True"
@@ -658,38 +765,101 @@ def build(
             stacklevel=2,
         )
     given = data.given
-    if given is not None and (labeled or name == "classifier"):
+    if given is not None and (labeled or model == "classifier"):
         raise ValueError(
             f"{data.name} has a given beside its labels, and a classifier conditions on the label alone: leave one out"
         )
     units = units_of(_with_nan(data), "x") if standardize and data.levels is None else None
     given_units = units_of(given, "given") if standardize and given is not None else None
-    if name == "classifier":
-        if labeled:
-            raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
-        return MODELS[name][0](data, units)
+    if model == "classifier" and labeled:
+        raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
     reads = {"num_classes": classes} if labeled else {} if given is None else {"given_shape": given.shape[1:]}
-    if columns is not None:
-        program, units = _of_columns(name, data, reads, columns, swaps), None
-    elif units is not None and _in_own_units(likelihood):
-        standardizing = units
-        reading = lambda make: Standardize(*standardizing, make(data.event_shape))  # noqa: E731
-        program, units = MODELS[name][0](data, reads, reading=reading, **swaps), None
-    else:
-        program = MODELS[name][0](data if units is None else _standardized(data, units), reads, **swaps)
-    if reads and (not program.conditional or (isinstance(program, VAE) and not _generates_from_given(program))):
-        what = "label" if labeled else "given"
-        raise ValueError(
-            f"neither the prior nor the likelihood reads the {what}: use likelihood='independent', or pass parts of "
-            "your own"
-        )
+
+    def made(model: str = model, swaps: dict[str, Any] = swaps, columns: Any = columns) -> _Made:
+        return _made(model, data, reads, swaps, columns, units)
+
+    if max_parameters is not None and (size := _num_parameters(made)) > max_parameters:
+        others = {other: partial(made, other, {}, None) for other in MODELS if other not in (model, "classifier")}
+        raise TooLargeError(model, data, size, max_parameters, _fitting(others, max_parameters))
+    program, units, labels = made()
     if units is not None or given_units is not None:
         (shift, scale), (given_shift, given_scale) = units or (None, None), given_units or (None, None)
         program = Standardized(program, shift, scale, given_shift=given_shift, given_scale=given_scale)
-    if not labeled or classes is None:
-        return program
-    guide = None if program.tractable else _labels_of(data, units)
-    return Labeled(Categorical((), classes, learned=True), program, guide)
+    return Labeled(Categorical((), classes, learned=True), program, labels) if labeled and classes else program
+
+
+class TooLargeError(ValueError):
+    """A model would have more parameters than `build` may make.
+
+    Attributes:
+        num_parameters: how many.
+    """
+
+    def __init__(self, name: str, data: Data, num_parameters: int, largest: int, fitting: Mapping[str, int]):
+        self.num_parameters = num_parameters
+        fit = ", ".join(f"{other} ({size:,})" for other, size in fitting.items())
+        super().__init__(
+            f"{name!r} would have {num_parameters:,} parameters for {data.name}, x of shape {tuple(data.event_shape)}; "
+            f"max_parameters is {largest:,}. These fit: {fit or 'none'}. Or pass max_parameters=None"
+        )
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """The weights of layers, which torch makes by `torch.empty`, have no numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("dtype") is None:  # not one of indices
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+# A program in units of its own, these units, and q(y | x) where a label has to be inferred.
+_Made = tuple[Program, Units | None, Categorical | None]
+
+
+def _num_parameters(make: Callable[[], _Made]) -> int:
+    """Number of parameters of what ``make`` makes; it takes no memory, and draws no random numbers."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutMemory():
+        warnings.simplefilter("ignore")
+        program, _, labels = make()
+    return sum(p.numel() for part in (program, labels) if part is not None for p in part.parameters())
+
+
+def _fitting(makes: Mapping[str, Callable[[], _Made]], largest: int) -> dict[str, int]:
+    """The number of parameters of each of these that can be made and has at most ``largest``."""
+    sizes = {}
+    for name, make in makes.items():
+        with contextlib.suppress(ValueError):
+            sizes[name] = _num_parameters(make)
+    return {name: size for name, size in sizes.items() if size <= largest}
+
+
+def _made(
+    name: str,
+    data: Data,
+    reads: Reads,
+    swaps: dict[str, Any],
+    columns: Mapping[str, Any] | None,
+    units: Units | None,
+) -> _Made:
+    """What `build` puts together, of arguments that fit each other."""
+    if name == "classifier":
+        return classifier(data, units), None, None
+    labels = "num_classes" in reads
+    if columns is not None:
+        program, left = _of_columns(name, data, reads, columns, swaps), None
+    elif units is not None and _in_own_units(swaps.get("likelihood")):
+        reading = lambda make: Standardize(*units, make(data.event_shape))  # noqa: E731
+        program, left = MODELS[name][0](data, reads, reading=reading, **swaps), None
+    else:
+        program, left = MODELS[name][0](data if units is None else _standardized(data, units), reads, **swaps), units
+    if reads and (not program.conditional or (isinstance(program, VAE) and not _generates_from_given(program))):
+        raise ValueError(
+            f"neither the prior nor the likelihood reads the {'label' if labels else 'given'}: use "
+            "likelihood='independent', or pass parts of your own"
+        )
+    return program, left, _labels_of(data, left) if labels and not program.tractable else None
 
 
 def _generates_from_given(vae: VAE) -> bool:
@@ -697,10 +867,10 @@ def _generates_from_given(vae: VAE) -> bool:
     return vae.prior.conditional or is_pair(vae.likelihood.given_shape)
 
 
-def _of_columns(name: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
+def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
     """The model of that name, of columns of mixed kinds."""
-    if name not in COLUMN_MODELS:
-        raise ValueError(f"columns are for the models {', '.join(COLUMN_MODELS)}, not for {name!r}: leave one out")
+    if model not in COLUMN_MODELS:
+        raise ValueError(f"columns are for the models {', '.join(COLUMN_MODELS)}, not for {model!r}: leave one out")
     if "likelihood" in swaps:
         raise ValueError("columns are the likelihood: leave out columns or likelihood")
     if data.levels is not None or tuple(data.event_shape) != (len(columns),):
@@ -715,14 +885,22 @@ def _of_columns(name: str, data: Data, reads: Reads, columns: Mapping[str, Any],
         """Given what a network reads that is made of its number of parameters per column."""
         return Columns(columns, lambda size: network(size // len(columns)), shift=shift, scale=scale)
 
-    if name == "made":
+    if model == "made":
         return Autoregressive(likelihood(lambda p: ColumnMADE(reader(), p, (256, 256, 256), residual=True, **reads)))
-    if name == "vae":
+    if model == "vae":
         reading = lambda make: reader(make((reader().size,)))  # noqa: E731
         return vae(data, reads, columns=likelihood, reading=reading, **swaps)
     if reads:
         return likelihood(lambda p: _of_given(reads, p * len(columns)))
     return Columns(columns, shift=shift, scale=scale, learned=True)
+
+
+def _with_number(kind: tuple[Any, ...]) -> Any:
+    """A kind of `Data` as `Columns` takes it: with the number of its words."""
+    label, *values = kind
+    if label in ("category", "ordinal"):
+        return label, len(values)
+    return kind if values else label
 
 
 def _in_own_units(likelihood: Program | str | None) -> bool:
@@ -788,7 +966,15 @@ def _with_nan(data: Data) -> torch.Tensor:
     return data.x if data.mask is None else data.x.masked_fill(~data.mask, torch.nan)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class _Sample(Data):
+    """Some of the data; ``whole`` is the number of all."""
+
+    whole: int = field(default=0, kw_only=True)
+
+
 def _standardized(data: Data, units: Units) -> Data:
     """Some of the data as the program within sees them."""
     rows = data[:: max(1, data.x.numel() // NUMBERS_FOR_UNITS)]
-    return replace(rows, x=Standardize(*units)(rows.x))
+    parts = {each.name: getattr(rows, each.name) for each in fields(rows)}
+    return _Sample(**{**parts, "x": Standardize(*units)(rows.x)}, whole=len(data))

@@ -52,8 +52,10 @@ from dgm_pyro.files import only_writer, parsed_json, write_file
 from dgm_pyro.program import Program, check_program
 from dgm_pyro.registry import REGISTRY, arguments_of
 
+__all__ = ["CheckpointError", "load", "load_with_extra", "read_extra", "save"]
+
 FORMAT = "dgm_pyro program"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HEADER = "program.json"
 STATE = "state.json"
 _PART = re.compile(r"(?:weights|state)-([0-9a-f]{12})\.safetensors")
@@ -179,7 +181,7 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
         importlib.import_module(f"{families.__name__}.{module.name}")
     header, weights = _read(folder)
     with _parsing(folder):
-        nodes = header["modules"] if header["format_version"] > 1 else old_names.upgraded(header["modules"])
+        nodes = header["modules"] if header["format_version"] > 2 else old_names.upgraded(header["modules"])
         tied, extra = dict(header["tied"]), _decode(header["extra"], [], {})
         _check_uses(nodes)
         # Reals may be stored in a quarter of the bytes that are computed with, and initial values take some more.

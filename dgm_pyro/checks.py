@@ -135,11 +135,24 @@ def check_dense(x: Any, argument: str) -> None:
         raise TypeError(f"{argument} is a tensor of layout {x.layout}: use {argument}.to_dense()")
 
 
-def check_finite(x: Any, argument: str) -> None:
-    """Raise unless ``x`` is a tensor of numbers, none of them NaN or infinite."""
+def is_finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite. A sum shows it without a copy, unless it overflows."""
+    return bool(torch.isfinite(x.sum()) or torch.isfinite(x).all())
+
+
+def check_finite(x: Any, argument: str, *, missing: bool = False) -> None:
+    """Raise unless ``x`` is a tensor of numbers, none of them NaN or infinite.
+
+    Args:
+        missing: whether NaN may stand for what is missing, which a `Data` says.
+    """
     check_dense(x, argument)
-    if not torch.isfinite(x).all():
-        raise ValueError(f"{argument} holds NaN or infinite values: clean them or drop those rows")
+    if not is_finite(x):
+        masked = f"dgm.Data({argument}, mask=~{argument}.isnan())"
+        raise ValueError(
+            f"{argument} holds NaN or infinite values: clean them or drop those rows"
+            + (f"; if NaN means missing, dgm.fit and dgm.evaluate take {masked}" if missing and x.isnan().any() else "")
+        )
 
 
 def as_reals(value: Any, argument: str, *, positive: bool = False) -> Tensor:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgm_pyro.old_names import FLAGS
 from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
 # Modules that take long to import are imported by the commands that need them.
@@ -116,6 +117,9 @@ Model = Annotated[str, _argument("MODEL", "Model to train: see dgm list.", _mode
 NumData = Annotated[int | None, _option("Use only this many training data.")]
 LatentSize = Annotated[int | None, _option("Number of features of the latent z of a vae.")]
 Columns = "COLUMN,COLUMN,..."
+Standardizes = Annotated[
+    bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
+]
 
 
 def _told(context: typer.Context, name: str) -> bool:
@@ -192,6 +196,14 @@ def _reading(
     columns: Annotated[
         str | None, _option("Columns of a table that are the data. Default: all others.", metavar=Columns)
     ] = None,
+    kinds: Annotated[
+        str | None,
+        _option(
+            "Kinds of columns: real, positive, count, integer, bounded:LOW:HIGH, category, ordinal:WORD:WORD:...; auto "
+            "looks at their values, as for all columns that are not named.",
+            metavar="auto|COLUMN=KIND,...",
+        ),
+    ] = None,
     levels: Annotated[
         int | None, _option("The data are integers from 0 to one less than this. Default: reals; images have 256.")
     ] = None,
@@ -201,6 +213,9 @@ def _reading(
     gray: Annotated[
         bool | None, _option("Read images as gray, or in color. Default: as they are.", "--gray/--no-gray")
     ] = None,
+    crop: Annotated[
+        int | None, _option("Side of the square around the center of the images of a folder that is scaled to --size.")
+    ] = None,
     test_data: Annotated[
         str | None, _option("File or folder of the test data. Default: a random fifth of the data.", metavar="PATH")
     ] = None,
@@ -209,7 +224,19 @@ def _reading(
     lists = {
         name: None if text is None else list(_names(text)) for name, text in (("given", given), ("columns", columns))
     }
-    return _chosen(label=label, **lists, levels=levels, size=size, gray=gray, test=test_data)
+    mixed = _kinds(kinds) if kinds not in (None, "auto") else kinds
+    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, crop=crop, test=test_data)
+
+
+def _kinds(text: str) -> dict[str, list[str]]:
+    """The kinds in "age=count,share=bounded:0:1"."""
+    found = {}
+    for each in _names(text):
+        name, _, kind = each.rpartition("=")
+        if not name or not kind:
+            raise ValueError(f"--kinds must be auto or COLUMN=KIND,..., got {text!r}")
+        found[name] = kind.split(":")
+    return found
 
 
 def _training_options(*without: str) -> Callable[[Command], Command]:
@@ -244,7 +271,7 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
     """The values in "NAME=VALUE": numbers and sequences of them, or names."""
     from dgm_pyro.catalog import build
 
-    known = [name for name in inspect.signature(build).parameters if name not in ("name", "data", "labeled")]
+    known = [name for name in inspect.signature(build).parameters if name not in ("model", "data", "labeled")]
     found = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -289,7 +316,7 @@ class _Interruption(Exception):
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    from dgm_pyro.training.states import Interrupted
+    from dgm_pyro.jobs import Interrupted
 
     try:
         yield
@@ -379,9 +406,7 @@ def train(
     labeled: Annotated[
         bool, _option("Train a generative classifier p(y) p(x | y) with MODEL as p(x | y).", "--labeled")
     ] = False,
-    standardize: Annotated[
-        bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
-    ] = True,
+    standardize: Standardizes = True,
     objective: Annotated[str | None, _option("Objective to maximize, such as iwae:50: see dgm list.")] = None,
     num_labels: Annotated[
         int | None, _option("Keep only this many labels. Needs --labeled and a semi-supervised objective.")
@@ -413,7 +438,7 @@ def train(
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves.
 
-    SIGINT (Ctrl-C) and SIGTERM store the state of the training, and so does each of the checkpoint minutes.
+    The state of the training is stored every --checkpoint-minutes, and on SIGINT (Ctrl-C) and SIGTERM.
 
     In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
     """
@@ -492,11 +517,11 @@ def sample(
     _print(drawn)
 
 
-@app.command(epilog="Example: dgm impute runs/pixelcnn-digits --mask top -n 6")
+@app.command(epilog="Example: dgm impute runs/pixelcnn-digits --region top -n 6")
 @_made_by("run", _open_run)
 def impute(
     *,
-    mask: Annotated[
+    region: Annotated[
         str | None,
         _option(
             "Region to hide: left, right, top, bottom, center, or a random fraction, random:0.5. Default: what the "
@@ -504,7 +529,7 @@ def impute(
         ),
     ] = None,
     num_samples: Annotated[int, _option("Number of draws per datum.", "--num-samples", "-n")] = 4,
-    rows: Annotated[
+    num_data: Annotated[
         int | None, _option("Number of data, from the start. Default: 8 of the split; all of --data.")
     ] = None,
     data: OtherData = None,
@@ -530,8 +555,8 @@ def impute(
         run,
         out,
         num_samples,
-        hidden=mask,
-        rows=rows,
+        region=region,
+        num_data=num_data,
         data=data,
         split=split,
         num_particles=num_particles,
@@ -647,10 +672,17 @@ def sweep(
     seeds: Annotated[int, _option("Number of seeds; they count from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
+    standardize: Standardizes = True,
     num_particles: Annotated[
         int, _option("Number of particles of the IWAE bound. The table is sorted by this bound.")
     ] = 1000,
-    jobs: Annotated[int, _option("Number of processes. They take the GPUs in turn, or share the CPU cores.")] = 1,
+    jobs: Annotated[
+        int | None, _option("Number of processes, by default 1. They take the GPUs in turn, or share the CPU cores.")
+    ] = None,
+    backend: Annotated[
+        str | None, _option("Cluster to run the cells on, in the place of processes of this machine: dask or ray.")
+    ] = None,
+    address: Annotated[str | None, _option("Address of the --backend, such as tcp://10.0.0.1:8786.")] = None,
     *,
     options: TrainingOptions,
     data_dir: DataDir = None,
@@ -662,25 +694,28 @@ def sweep(
     Run the same command again to resume. It keeps finished cells and retries failed ones.
     """
     from dgm_pyro.experiments.commands import sweep_into
+    from dgm_pyro.jobs import on_cluster
 
-    found = sweep_into(
-        out or Path("sweeps") / f"{model}-{Path(data).stem}",
-        model,
-        data,
-        reading,
-        options,
-        data_dir=data_dir,
-        num_data=num_data,
-        latent_size=latent_size,
-        num_particles=num_particles,
-        prior=_names(prior),
-        encoder=_names(encoder),
-        likelihood=_names(likelihood),
-        objective=_names(objective),
-        vary=dict(map(_values, vary or ())),
-        seeds=seeds,
-        jobs=jobs,
-    )
+    with on_cluster(backend, address):
+        found = sweep_into(
+            out or Path("sweeps") / f"{model}-{Path(data).stem}",
+            model,
+            data,
+            reading,
+            options,
+            data_dir=data_dir,
+            num_data=num_data,
+            latent_size=latent_size,
+            num_particles=num_particles,
+            standardize=standardize,
+            prior=_names(prior),
+            encoder=_names(encoder),
+            likelihood=_names(likelihood),
+            objective=_names(objective),
+            vary=dict(map(_values, vary or ())),
+            seeds=seeds,
+            jobs=jobs,
+        )
     _print(found, as_json)
     if found.found.failed:
         for error, where in found.found.failures().items():
@@ -788,13 +823,13 @@ def checks(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: dgm infer model.py:model --data data.json --guide meanfield,nsf --out inference")
+@app.command(epilog="Example: dgm infer model.py:model --data data.json --guides meanfield,nsf --out inference")
 def infer(
     target: Annotated[str, _argument("TARGET", "FILE.py:MODEL or MODULE:MODEL, a Pyro model.")],
     data: Annotated[
         Path | None, _option("A .json file of the model's arguments by name. Default: what data() in FILE.py returns.")
     ] = None,
-    guide: Annotated[
+    guides: Annotated[
         str, _option("Guides to fit, separated by commas: see dgm list; Pyro's AutoGuides by name, too.")
     ] = "meanfield,fullrank,realnvp,nsf",
     reference: Annotated[str, _option("What to compare the guides with: nuts or none.")] = "nuts",
@@ -804,7 +839,7 @@ def infer(
     out: Annotated[Path, _option("Folder of the table, the pictures and the draws.")] = Path("inference"),
     as_json: Json = False,
 ) -> None:
-    """Fit guides to the posterior of a Pyro model and say how good each is.
+    """Fit guides to the posterior of a Pyro model and measure how good each is.
 
     Numbers in a .json file become tensors, which are passed to the model by the names of its parameters.
     """
@@ -816,7 +851,7 @@ def infer(
         target,
         data,
         out,
-        guides=_names(guide),
+        guides=_names(guides),
         reference=None if reference == "none" else reference,
         gradient_steps=gradient_steps,
         num_samples=num_samples,
@@ -826,12 +861,12 @@ def infer(
     _print(found, as_json)
 
 
-@app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --score likelihood,complexity,kl")
+@app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --scores likelihood,complexity,kl")
 @_made_by("run", _open_run)
 def anomaly(
     *,
     data: Inputs,
-    score: Annotated[
+    scores: Annotated[
         str,
         _option(
             "Scores: likelihood, typicality, complexity, ratio, waic, kl. The first ranks the data.",
@@ -868,7 +903,7 @@ def anomaly(
         run,
         out,
         data,
-        _names(score),
+        _names(scores),
         background=background,
         ensemble=_names(ensemble),
         normal=normal,
@@ -933,6 +968,45 @@ def represent(
     _print(found, as_json)
 
 
+Repository = Annotated[str, _argument("REPO", "Repository of the Hugging Face hub: USER/NAME.")]
+
+
+@app.command(epilog="Example: dgm push runs/vae-digits alice/vae-digits")
+def push(
+    run: RunFolder,
+    repo: Repository,
+    private: Annotated[bool, _option("Make a new repository a private one.", "--private")] = False,
+    num_particles: Samples = 1,
+    data_dir: DataDir = None,
+) -> None:
+    """Store a run on the Hugging Face hub, with a model card: formula, data, options, and evidence of the test data.
+
+    Log in before, by hf auth login.
+    """
+    from dgm_pyro.experiments import hub
+
+    address = hub.push(
+        run, repo, private=private, num_particles=num_particles, data_dir=data_dir, progress=_on_a_terminal()
+    )
+    typer.echo(f"{address}: pull it with dgm pull {repo}")
+
+
+@app.command(epilog="Example: dgm pull alice/vae-digits --out runs/alice")
+def pull(
+    repo: Repository,
+    out: Annotated[Path | None, _option("Folder of the run. Default: runs/NAME.")] = None,
+    revision: Annotated[str | None, _option("Branch, tag or commit. Default: the newest.")] = None,
+    force: Annotated[bool, _option("Overwrite the run's folder.", "--force")] = False,
+) -> None:
+    """Fetch a run from the Hugging Face hub. To read it runs no code."""
+    from dgm_pyro.experiments import hub
+
+    folder = out or Path("runs") / repo.rpartition("/")[2]
+    _, record = hub.pull(repo, folder, revision=revision, force=force)
+    typer.echo(f"{folder}: {record}")
+    typer.echo(f"next: dgm sample {folder}")
+
+
 @app.command("list", epilog="Examples: dgm list; dgm list --data digits")
 def list_names(
     data: Annotated[
@@ -972,7 +1046,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(error, "format_message"):  # what typer has to say about the command line
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "dgm"
-            return _fail(f"{error.format_message()} (see {command} --help)", getattr(error, "exit_code", 2))
+            now = FLAGS.get(getattr(error, "option_name", ""))
+            remedy = f"it is {now} now, see" if now else "see"
+            return _fail(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
         if _is_of_memory(error):
             return _fail(f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1)
         if not isinstance(error, _expected()):
@@ -994,7 +1070,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from dgm_pyro.training.compilation import CompilationError
     from dgm_pyro.training.fit import NonFiniteLossError
 
-    return ValueError, TypeError, OSError, CompilationError, IntractableError, NonFiniteLossError
+    return ValueError, TypeError, OSError, ImportError, CompilationError, IntractableError, NonFiniteLossError
 
 
 def _is_of_memory(error: Exception) -> bool:

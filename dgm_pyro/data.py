@@ -23,16 +23,17 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import dgm_pyro.image_sets as image_sets
+import dgm_pyro.published as published
 import dgm_pyro.sources as sources
 from dgm_pyro.checks import (
     INTEGERS,
@@ -46,7 +47,18 @@ from dgm_pyro.checks import (
     check_type,
     find_device,
     generator,
+    is_finite,
 )
+
+__all__ = ["NAMES", "Batches", "Data", "StoredData", "load", "open"]
+
+
+class Batches(Protocol):
+    """The positions of the data of each batch of an epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,6 +76,8 @@ class Data:
             is set to 0.
         columns, given_columns: names of the features of x, and of given, where they are columns of a table.
         classes: names of the labels.
+        kinds: of the columns, of a table of mixed kinds: what `dgm.build` makes a `dgm.Columns` of. For a category or
+            an ordinal, its words follow; x has their numbers.
 
     `torch.utils.data.DataLoader` makes batches of it: of x, or tuples of x and what else there is, in the order y,
     given, mask.
@@ -91,6 +105,7 @@ class Data:
     columns: tuple[str, ...] | None = field(default=None, kw_only=True)
     given_columns: tuple[str, ...] | None = field(default=None, kw_only=True)
     classes: tuple[str, ...] | None = field(default=None, kw_only=True)
+    kinds: dict[str, sources.Kind] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_dense(self.x, "x")
@@ -103,6 +118,9 @@ class Data:
         _check_names(self.columns, "columns", self.x.shape[1:])
         _check_names(self.given_columns, "given_columns", () if self.given is None else self.given.shape[1:])
         _check_names(self.classes, "classes", (self.num_classes or len(self.classes or ()),))
+        check_type(self.kinds, dict | None, "kinds", "a dict of columns to kinds or None")
+        if self.kinds is not None and tuple(self.kinds) != self.columns:
+            raise ValueError(f"kinds are of {', '.join(self.kinds)}, but columns are {self.columns}: name all of them")
         if self.y is None:
             if self.num_classes is not None:
                 raise ValueError(f"num_classes is {self.num_classes}, but there are no labels y: pass both or neither")
@@ -188,7 +206,7 @@ class Data:
 
     def shuffled(
         self, batch_size: int, random: torch.Generator, share: Callable[[Tensor], Tensor] = lambda rows: rows
-    ) -> Sequence[Tensor]:
+    ) -> Batches:
         """The positions of the data of each batch of an epoch, in random order.
 
         Args:
@@ -285,6 +303,15 @@ class StoredData(Data):
 
     x, y, given, mask = map(_in_memory, ("x", "y", "given", "mask"))
 
+    _source: sources.Stored
+    _device: torch.device
+    _misses: bool | None  # unknown before the excerpt was read
+    _near: Near | None  # what was read ahead
+    _bytes: int  # of a datum
+    _count: int
+    _grains: Tensor | None  # groups of data that the parts of a split are made of
+    _grain: int  # data in a group
+
     def __init__(self, source: sources.Stored, levels: int | None, name: str, classes: tuple[str, ...] | None):
         names = source.classes if classes is None else classes
         first = source.read(np.arange(1))
@@ -293,7 +320,8 @@ class StoredData(Data):
             levels=levels, name=name, classes=names, num_classes=None if names is None else len(names),
             columns=source.columns, given_columns=source.given_columns,
             _source=source, _device=torch.device("cpu"), _misses=None, _near=None,
-            _bytes=_as_x(first.x, levels, [0]).nbytes, _count=len(source), _grain=-(-len(source) // GRAINS), _grains=None,
+            _bytes=_as_x(first.x, levels, [0])[0].nbytes, _count=len(source), _grains=None,
+            _grain=-(-len(source) // GRAINS),
         )  # fmt: skip
         vars(self).update(num_classes=self.excerpt.num_classes, _misses=self.excerpt.mask is not None)
 
@@ -322,18 +350,23 @@ class StoredData(Data):
     def __getitem__(self, index: Any) -> Data:
         index = [index] if isinstance(index, int) else index
         try:
-            count = len(self)
-            positions = torch.arange(*index.indices(count)) if isinstance(index, slice) else torch.as_tensor(index).cpu()
-            positions = positions.nonzero()[:, 0] if positions.dtype == torch.bool else positions
-            if not ((-count <= positions) & (positions < count)).all():
-                raise IndexError(f"there are {count} data")
-            rows = self._rows(positions % count)
+            rows = self._rows(self._positions(index))
         except (IndexError, TypeError) as error:
             raise IndexError(f"index {index!r} does not fit {self!r}: {error}") from error
         if self._near is None or not _holds(self._near[0], rows):
             near = rows.unique()
             return _picked(self._made(near.numpy(), self._source.read(near.numpy())), rows).to(self._device)
         return _picked(self._near, rows).to(self._device)
+
+    def _positions(self, index: Any) -> Tensor:
+        if isinstance(index, slice):
+            return torch.arange(*index.indices(len(self)))
+        positions = torch.as_tensor(index).cpu()
+        if positions.dtype == torch.bool:
+            return positions.nonzero()[:, 0]
+        if not ((-len(self) <= positions) & (positions < len(self))).all():
+            raise IndexError(f"there are {len(self)} data")
+        return positions % len(self)
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, ...]]:
         found = self[list(rows)]
@@ -370,7 +403,7 @@ class StoredData(Data):
 
     def shuffled(
         self, batch_size: int, random: torch.Generator, share: Callable[[Tensor], Tensor] = lambda rows: rows
-    ) -> Sequence[Tensor]:
+    ) -> Batches:
         return _Epoch(self, batch_size, random, share)
 
     def taken(self, parts: Iterable[slice]) -> Iterator[Data]:
@@ -408,12 +441,10 @@ def _picked(near: Near, rows: Tensor) -> Data:
     return near[1][torch.searchsorted(near[0], rows)]
 
 
-class _Epoch(Sequence[Tensor]):
+class _Epoch:
     """The positions of the batches of an epoch, window by window. The next window is read while one is used."""
 
-    def __init__(
-        self, data: StoredData, batch_size: int, random: torch.Generator, share: Callable[[Tensor], Tensor]
-    ):
+    def __init__(self, data: StoredData, batch_size: int, random: torch.Generator, share: Callable[[Tensor], Tensor]):
         source, size = data._source, data._bytes
         self.data, self.batch_size, self.share = data, batch_size, share
         self.window = max(1, WINDOW // size // batch_size) if source.blocks else 1  # in batches
@@ -432,7 +463,7 @@ class _Epoch(Sequence[Tensor]):
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
-    def __getitem__(self, place: Any) -> Tensor:
+    def __getitem__(self, place: int) -> Tensor:
         if place >= len(self):
             raise IndexError(place)
         number, place = divmod(place, self.window)
@@ -490,7 +521,7 @@ def _check_x(x: Tensor, levels: int | None) -> None:
     if levels is None:
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}: pass levels=... for integers, or x.float() if the values are real")
-        check_finite(x, "x")
+        check_finite(x, "x", missing=True)
         return
     check_count(levels, "levels", at_least=2)
     if x.dtype not in INTEGERS:
@@ -548,6 +579,8 @@ def open(
     levels: int | None = None,
     size: int | tuple[int, int] | None = None,
     gray: bool | None = None,
+    crop: int | None = None,
+    kinds: Mapping[str, Any] | str | None = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
     in_memory: bool | None = None,
@@ -577,6 +610,12 @@ def open(
         levels: how many integers a feature takes; images of bytes are rounded down to so many.
         size: (height, width), or one number for both, to crop and scale the images of a folder to.
         gray: whether the images of a folder are read as gray; by default where all are.
+        crop: height and width of the square around the center of the images of a folder that ``size`` is made of; by
+            default the largest of its shape.
+        kinds: of a table of mixed kinds, what `dgm.Columns` takes of each column by name: "real", "positive", "count",
+            ("bounded", low, high), "integer" or ("integer", low, high), and "category" or "ordinal", whose words may
+            follow in their order. "auto", and columns without one: text is a category, whole numbers are counts, or
+            integers if some are negative, others are reals.
         classes: names of the labels in the order of their numbers; by default sorted.
         name: what reports call the data; by default the name of the file.
         in_memory: whether all is read into memory; by default, what is no larger than 1 GiB.
@@ -593,7 +632,9 @@ def open(
     """
     check_type(in_memory, bool | None, "in_memory", "True, False or None")
     check_count(num_workers, "num_workers", at_least=0)
-    choice = sources.Choice(label, given, columns, levels, size, gray)
+    if crop is not None:
+        check_count(crop, "crop")
+    choice = sources.Choice(label, given, columns, levels, size, gray, crop, kinds)
     if name is None:
         name = Path(source).stem if isinstance(source, str | os.PathLike) else "data"
     stored = sources.stored(source, choice, in_memory, num_workers)
@@ -625,8 +666,7 @@ def _data_of(
     Args:
         rows: their numbers in the source, for messages; by default from 0.
     """
-    mask = ~np.isnan(found.x)
-    x = _as_x(found.x, levels, range(len(found.x)) if rows is None else rows)
+    x, mask = _as_x(found.x, levels, range(len(found.x)) if rows is None else rows)
     return Data(
         x,
         y,
@@ -634,29 +674,37 @@ def _data_of(
         name,
         num_classes,
         given=None if found.given is None else torch.tensor(found.given, dtype=torch.get_default_dtype()),
-        mask=None if mask.all() else torch.from_numpy(mask),
+        mask=mask,
         columns=found.columns,
         given_columns=found.given_columns,
         classes=classes,
+        kinds=found.kinds,
     )
 
 
-def _as_x(values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarray) -> Tensor:
-    if values.dtype.kind == "f":
-        bad = np.isinf(values) if levels is None else ~np.isnan(values) & (values != np.round(values))
+def _as_x(values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor | None]:
+    """x, and where it was observed; None where it is whole."""
+    mask = None
+    if values.dtype.kind == "f" and not (levels is None and is_finite(torch.from_numpy(values))):
+        missing = np.isnan(values)
+        bad = np.isinf(values) if levels is None else ~missing & (values != np.round(values))
         if bad.any():
             row, *place = np.argwhere(bad)[0].tolist()
             what = values[(row, *place)]
             raise ValueError(
-                f"row {rows[row]} of the data holds {what:.4g} in feature {place[0] if len(place) == 1 else tuple(place)}, "
+                f"row {rows[row]} of the data holds {what:.4g} in feature "
+                f"{place[0] if len(place) == 1 else tuple(place)}, "
                 + ("which is infinite: correct it" if levels is None else f"but levels={levels} says integers")
             )
+        mask = torch.from_numpy(~missing) if missing.any() else None
+        values = values if levels is None else np.nan_to_num(values)
     if levels is None:
-        return torch.tensor(values, dtype=torch.get_default_dtype())
-    whole = torch.tensor(
-        np.nan_to_num(values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
-    )
-    return whole.to(torch.uint8) if levels <= 256 and 0 <= int(whole.min()) <= int(whole.max()) < 256 else whole
+        return torch.as_tensor(values, dtype=torch.get_default_dtype()).contiguous(), mask
+    if values.dtype != np.uint8:
+        values = values.astype(np.int64)
+    whole = torch.as_tensor(values).contiguous()
+    small = levels <= 256 and 0 <= int(whole.min()) <= int(whole.max()) < 256
+    return whole.to(torch.uint8 if small else torch.int64), mask
 
 
 def _coded(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...] | None]:
@@ -696,8 +744,8 @@ def load(
         name: "digits" and "digits-binary" come with scikit-learn; "moons", "rings", "checkerboard" and "pinwheel" are
             generated, as are "glyphs" and "patches" of several kinds; the others are read from ``data_dir``.
         split: "train" or "test"; also "valid" where the set is published with one, and for generated ones.
-        data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``binary/`` and so on; by default the environment
-            variable ``DGM_DATA``.
+        data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``cifar-10-batches-py/`` and so on; by default the
+            environment variable ``DGM_DATA``.
         num_data: how many data; of generated sets 5000 by default, or 20,000 if they are images; of the others, a
             random subset.
         seed: of the generated points, or of the random subset. Splits differ under one seed.
@@ -916,6 +964,49 @@ def _packed_bits(name: str, split: str, data_dir: Any, folder: str, event_shape:
     return Data(torch.from_numpy(bits).reshape(-1, *event_shape), levels=2, name=name)
 
 
+def _of_images(images: published.Images, name: str, classes: tuple[str, ...] | int) -> Data:
+    number, names = (classes, None) if isinstance(classes, int) else (len(classes), classes)
+    x, y = map(torch.from_numpy, images)
+    return Data(x, y, levels=256, name=name, num_classes=number, classes=names)
+
+
+def _cifar_10(name: str, split: str, data_dir: Any) -> Data:
+    batches = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    folders = ("cifar-10-batches-py", "cifar-10-batches-bin")
+    paths = [_find(name, data_dir, folders, (batch, f"{batch}.bin")) for batch in batches]
+    return _of_images(published.cifar_10(paths), name, published.CIFAR_10)
+
+
+def _svhn(name: str, split: str, data_dir: Any) -> Data:
+    return _of_images(published.svhn(_find(name, data_dir, ("svhn", "SVHN"), (f"{split}_32x32.mat",))), name, 10)
+
+
+def _imagenet(size: int) -> _Set:
+    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
+        parts = [f"Imagenet{size}_train_npz", *(f"Imagenet{size}_train_part{part}_npz" for part in (1, 2))]
+        files = [f"train_data_batch_{i}.npz" for i in range(1, 11)]
+        if split == "test":
+            parts, files = [f"Imagenet{size}_val_npz"], ["val_data.npz"]
+        paths = [_find(name, data_dir, tuple(parts), (file,)) for file in files]
+        return _of_images(published.imagenet(paths, size, num_data, random), name, 1000)
+
+    described = (
+        f"{size}x{size} photographs in color, 1000 classes; its validation images are the test split; from files"
+    )
+    return _Set(described, ("train", "test"), make)
+
+
+def _celeba(name: str, split: str, data_dir: Any) -> Data:
+    listed = _find(name, data_dir, ("celeba", "CelebA"), ("list_eval_partition.txt",))
+    number = ("train", "valid", "test").index(split)
+    lines = [line.split() for line in listed.read_text().splitlines() if line.strip()]
+    files = [listed.parent / "img_align_celeba" / line[0] for line in lines if line[1:] == [str(number)]]
+    if not files:
+        raise ValueError(f"{listed} names no image of the {split} split: copy it again")
+    x = sources.pictures(files, sources.Choice(size=64, gray=False, crop=148))
+    return Data(torch.from_numpy(x), levels=256, name=name)
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
@@ -967,6 +1058,11 @@ _SETS: dict[str, _Set] = {
     "patches-32": _drawn("32x32 patches of the same", image_sets.patches, size=32),
     "mnist": _idx("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
     "fashion-mnist": _idx("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
+    "cifar-10": _stored("32x32 photographs in color, 10 classes; from files", ("train", "test"), _cifar_10),
+    "svhn": _stored("32x32 house numbers in color, 10 classes; from files", ("train", "test"), _svhn),
+    "imagenet32": _imagenet(32),
+    "imagenet64": _imagenet(64),
+    "celeba": _stored("64x64 faces in color; from files", ("train", "valid", "test"), _celeba),
     "binarized-mnist": _bits("28x28 digits as bits, Larochelle's split", "binarized-mnist", 1, 28, 28),
     "nltcs": _bits("16 bits: disabilities in a survey of the elderly", "binary/nltcs", 16),
     "plants": _bits("69 bits: regions where a plant grows", "binary/plants", 69),

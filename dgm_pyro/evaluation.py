@@ -19,16 +19,29 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_count, check_dense, check_type, find_device
+from dgm_pyro.checks import check_counts, check_dense, check_type, find_device
 from dgm_pyro.data import Data, StoredData
+from dgm_pyro.families.autoguide import weigh
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.families.missing import observed_part
 from dgm_pyro.families.standardized import core_of
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.objectives import ELBO, Bound
-from dgm_pyro.program import Program, alone, check_program, parameter_of, parts_of, seeded
-from dgm_pyro.results import Result, Table
+from dgm_pyro.posterior import Posterior
+from dgm_pyro.program import (
+    Program,
+    alone,
+    check_program,
+    log_mean_exp,
+    parameter_of,
+    parts_of,
+    seeded,
+    unchecked,
+)
+from dgm_pyro.results import Result, Table, with_error
+
+__all__ = ["Difference", "Evidence", "as_data", "evaluate", "evaluating", "program_device", "standard_error"]
 
 
 @dataclass(frozen=True)
@@ -116,8 +129,8 @@ class Evidence(Result):
 
     def parts(self) -> list[str | Table]:
         text = (
-            f"{self.bits_per_dim:.4f} +- {self.stderr:.4f} bits/dim "
-            f"({self.nats:.3f} +- {self.nats_stderr:.3f} nats, {self.kind}, {self.measure})"
+            f"{with_error(self.bits_per_dim, self.stderr, 4)} bits/dim "
+            f"({with_error(self.nats, self.nats_stderr, 3)} nats, {self.kind}, {self.measure})"
         )
         for label, terms in (("reconstruction", self.reconstruction), ("KL", self.kl)):
             told = [f"{site} {value:.3f}" for site, value in terms.items() if value]  # a time costs nothing
@@ -154,7 +167,8 @@ class Difference:
         return iter((self.nats, self.stderr))
 
     def __str__(self) -> str:
-        return f"{self.nats:+.3f} +- {self.stderr:.3f} nats ({self.kind})"
+        error = "" if math.isnan(self.stderr) else f" +- {self.stderr:.3f}"
+        return f"{self.nats:+.3f}{error} nats ({self.kind})"
 
 
 def standard_error(values: Tensor) -> float:
@@ -164,9 +178,10 @@ def standard_error(values: Tensor) -> float:
 
 @alone()
 def evaluate(
-    program: Program,
-    data: Data | Tensor,
+    program: Program | Posterior,
+    data: Data | Tensor | None = None,
     *,
+    guide: Any = None,
     num_particles: int = 1,
     num_samples: int = 8,
     ode: bool = False,
@@ -178,8 +193,11 @@ def evaluate(
     """The evidence of ``data``: exact where the program is tractable, else a bound.
 
     Args:
-        program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it.
-        data: a `Data`, or a tensor ``(N, *event_shape)``; with ``given`` or labels for a conditional program.
+        program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it; or a
+            `Posterior`, whose data count as a single datum.
+        data: a `Data`, or a tensor ``(N, *event_shape)``; with ``given`` or labels for a conditional program. A
+            `Posterior` has its own.
+        guide: of a `Posterior`, fitted, as for `dgm.infer.psis`; a `Program` has one.
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
         num_samples: how many draws of an ELBO to average per datum: less noise, the same bound.
         ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
@@ -204,9 +222,11 @@ def evaluate(
     Raises:
         ValueError, TypeError: shapes, values or measures do not fit; the message names the remedy.
     """
-    check_count(num_particles, "num_particles")
-    check_count(num_samples, "num_samples")
-    check_count(batch_size, "batch_size")
+    check_counts(num_particles=num_particles, num_samples=num_samples, batch_size=batch_size)
+    if isinstance(program, Posterior):
+        return _of_posterior(program, guide, num_particles, num_samples, seed, data=data, ode=ode, device=device)
+    if guide is not None:
+        raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
     data = as_data(program, data, missing=True)
     part = observed_part(program, data)
     device = program_device(program) if device is None else find_device(device)
@@ -257,6 +277,33 @@ def evaluate(
         digest=f"{int(noise.row_keys(torch.cat(keys).unsqueeze(0))) % 2**64:016x}",
         reconstruction=_site_means([bound.reconstruction for bound in bounds]),
         kl=_site_means([bound.kl for bound in bounds]),
+    )
+
+
+def _of_posterior(
+    posterior: Posterior, guide: Any, num_particles: int, num_samples: int, seed: int, **others: Any
+) -> Evidence:
+    """A bound on log p(y) of all data together, by draws of a guide."""
+    for argument, value in others.items():
+        if value is not None and value is not False:
+            raise TypeError(f"{argument} was passed, but a Posterior has its own data and device: leave it out")
+    if guide is None:
+        raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
+    posterior.require_proper("its evidence is known up to a constant factor only")
+    total, weighted = (num_particles, True) if num_particles > 1 else (num_samples, False)
+    with seeded(seed, posterior.device), unchecked(), torch.no_grad():
+        parts = [weigh(posterior, guide, size)[1] for _, size in noise.chunks(total, POSTERIOR_ROWS)]
+    log_weights = torch.cat(parts).double()
+    observed = [value.double().flatten() for value in posterior.observed.values()]
+    values = torch.cat(observed) if observed else torch.zeros(0, device=posterior.device)
+    return Evidence(
+        values=(log_mean_exp(log_weights) if weighted else log_weights.mean()).reshape(1).cpu(),
+        kind=f"iwae-{num_particles}" if weighted else "elbo",
+        measure=posterior.measure,
+        num_dims=max(1, len(values)),
+        program=getattr(posterior.model, "__name__", type(posterior.model).__name__),
+        data=", ".join(posterior.observed),
+        digest=f"{int(noise.row_keys(values.unsqueeze(0))) % 2**64:016x}",
     )
 
 
@@ -321,8 +368,11 @@ def _sum_over_labels(
     return Bound(value, value, reconstruction, kl)
 
 
+POSTERIOR_ROWS = 2**12
+"""At most so many draws of a guide are weighed at once by the density of a `Posterior`,"""
+
 ROWS_AT_ONCE = 2**14
-"""At most so many rows (particles of data) go through the networks at once when evidence is computed,"""
+"""so many rows (particles of data) go through the networks at once when evidence is computed,"""
 
 VALUES_AT_ONCE = 2**20
 """and so many numbers, counting those of x and of every step of a chain: 4 MiB for each tensor of that size."""

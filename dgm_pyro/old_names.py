@@ -1,4 +1,4 @@
-"""Names in files that an earlier version wrote: each is read as the name that the thing has now."""
+"""Names of an earlier version: each is read from files as today's, and an error elsewhere says today's."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from typing import Any
 CLASSES: dict[str, str] = {"Labelled": "Labeled"}
 """Classes in version 1 of the checkpoint format, by their old names."""
 
-_GIVEN = {"context_shape": "given_shape"}
+_GIVEN, _SIZE = {"context_shape": "given_shape"}, {"features": "num_features"}
 
 ARGUMENTS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("CausalTransformer", "ConvDecoder", "DenoisingMLP", "DenoisingUNet"), _GIVEN),
-    **dict.fromkeys(("MADE", "MLP", "PixelCNN", "Planar", "Sylvester"), _GIVEN),
+    **dict.fromkeys(("MADE", "MLP"), _GIVEN),
+    **dict.fromkeys(("ActNorm", "Elementwise", "LULinear"), _SIZE),
+    **dict.fromkeys(("Planar", "Sylvester"), _GIVEN | _SIZE),
+    "ColumnReader": {"classes": "categories"},
     "ConvEncoder": {**_GIVEN, "hidden": "width"},
     "ContinuousDiffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Diffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Flow": {"context": "embedding"},
     "Implicit": {"latent": "latent_name"},
     "Labelled": {"label": "label_name"},
+    "LogSNR": {"units": "num_units"},
+    "Normal": {"scale": "scale_type"},
+    "PixelCNN": {**_GIVEN, "channels": "width"},
     "SemiAmortized": {"draws": "num_samples", "steps": "gradient_steps"},
     "TopDown": {"latent": "latent_name"},
     "VAE": {"latent": "latent_name"},
 }
-"""Arguments of the constructors in that version, by class."""
+"""Arguments of the constructors in versions 1 and 2, by class."""
 
 PARTS: dict[str, str] = {
     "centres": "centers",
@@ -31,14 +37,28 @@ PARTS: dict[str, str] = {
     "contexts": "embeddings",
     "schedule": "noise_schedule",
 }
-"""Modules and weights in that version, as parts of the paths of a state_dict."""
+"""Modules and weights in version 1, as parts of the paths of a state_dict."""
 
-OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num": "num_data"}
+OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num": "num_data", "data_name": "data"}
 """Options of a run and of a sweep."""
+
+FLAGS: dict[str, str] = {
+    "--draws": "--num-samples",
+    "--guide": "--guides",
+    "--labelled": "--labeled",
+    "--latent": "--latent-size",
+    "--mask": "--region",
+    "--num": "--num-data or --num-samples",
+    "--path": "--curve",
+    "--rows": "--num-data",
+    "--score": "--scores",
+    "--steps": "--num-steps or --gradient-steps",
+}
+"""Options of the command line; an error says what each is called now."""
 
 
 def upgraded(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The modules of a checkpoint's header in version 1, under the names that classes and arguments have now."""
+    """The modules of a checkpoint's header in version 1 or 2, under the names that classes and arguments have now."""
     return [
         {
             **node,

@@ -18,7 +18,9 @@ Sources: Kucukelbir et al. 2017 (Automatic differentiation variational inference
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -46,6 +48,8 @@ from dgm_pyro.program import (
     seeded,
     unchecked,
 )
+
+__all__ = ["Posterior"]
 
 PROBES = 3
 
@@ -159,6 +163,8 @@ class Posterior:
         enumerated: names of the discrete latents, which are summed out.
         subsamples: indices of the plates that draw a subsample, by name.
         improper: names of the latents whose prior is not normalized, so that it cannot be drawn.
+        observed: the data by the name of the observed site; factors and deterministic sites are none.
+        measure: of p(y): "density", "mass", or which observed sites have which.
         mapped: whether `torch.func.vmap` maps the model; else it runs once for each u.
 
     Raises:
@@ -194,6 +200,8 @@ class Posterior:
             self.names = tuple(name for name in latents if name not in self.enumerated)
             self._require_inference(latents, nodes)
             self.improper = tuple(name for name in latents if not _is_normalized(nodes[name]))
+            self.observed = {name: nodes[name]["value"] for name in sample_sites(trace) if _is_data(nodes[name])}
+            self.measure = _measure_of({name: nodes[name]["fn"].support.is_discrete for name in self.observed})
             self.shapes = {name: nodes[name]["value"].shape for name in self.names}
             self._reals = {name: start.reals[name].shape for name in self.names}
             self._start = torch.cat([start.reals[name].flatten() for name in self.names])
@@ -310,6 +318,15 @@ class Posterior:
 
         return self._map(values, u)  # type: ignore[no-any-return]
 
+    def by_latent(self, u: Tensor) -> dict[str, Tensor]:
+        """The elements of ``u``, ``(*batch, D)``, of each latent, ``(*batch, size)``, unconstrained as they are."""
+        self._check(u)
+        sizes = [shape.numel() for shape in self._reals.values()]
+        if self._kept is not None:
+            inside = torch.zeros(sum(sizes), dtype=torch.bool, device=self.device).index_fill(0, self._kept, True)
+            sizes = [int(part.sum()) for part in inside.split(sizes)]
+        return dict(zip(self.names, u.split(sizes, -1), strict=True))
+
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """The vector u of latents with ``values``: `constrain` inverted.
 
@@ -394,8 +411,60 @@ class Posterior:
             nodes: Any = self._trace(draws).nodes
             data = {name: nodes[name]["value"] for name in draws.drawn}
             values = {name: nodes[name]["value"] for name in self.names}
-        other = Posterior(poutine.condition(self.model, data=data), *self.args, **self.kwargs)
+        other = copy.copy(self)  # all that differs are the data
+        other.model, other.observed = poutine.condition(self.model, data=data), data
         return other, data, other.unconstrain(values)
+
+    def predict(self, u: Tensor, seed: int = 0) -> dict[str, Tensor]:
+        """Draw data like the observed ones, given ``u``, ``(*batch, D)``: by observed site, ``(*batch, *shape)``.
+
+        Raises:
+            ValueError: discrete latents, which are summed out, or a factor: neither can be drawn from.
+        """
+        self._check(u)
+        check_seed(seed)
+        if self.enumerated:
+            raise ValueError(
+                f"the discrete latents {', '.join(self.enumerated)} are summed out, so that nothing can be predicted "
+                "given them: draw them by pyro.infer.infer_discrete, or state the sum as a mixture"
+            )
+
+        def values(u: Tensor) -> dict[str, Tensor]:
+            draws = _Simulate(self.subsamples)
+            nodes: Any = self._trace(draws, _At(self, u)).nodes
+            return {name: nodes[name]["value"] for name in draws.drawn}
+
+        with seeded(seed, self.device), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            try:
+                return self._map(values, u)  # type: ignore[no-any-return]
+            except (RuntimeError, UserWarning):  # some distributions cannot be drawn under vmap, as a binomial
+                one_by_one = copy.copy(self)
+                one_by_one.mapped = False
+                return one_by_one._map(values, u)  # type: ignore[no-any-return]
+
+    def pointwise(self, u: Tensor) -> dict[str, Tensor]:
+        """log p of each datum given ``u``, ``(*batch, D)``, in nats: by observed site, ``(*batch, *plates)``.
+
+        A scale does not enter, as it says nothing of a single datum; what a mask leaves out is 0.
+
+        Raises:
+            ValueError: discrete latents, which are summed out, tie the data together.
+        """
+        self._check(u)
+        if self.enumerated:
+            raise ValueError(
+                f"the discrete latents {', '.join(self.enumerated)} are summed out over all data at once: for the "
+                "density of each datum, state the sum as a mixture, such as dist.MixtureSameFamily"
+            )
+
+        def values(u: Tensor) -> dict[str, Tensor]:
+            trace = self._trace(_At(self, u))
+            trace.compute_log_prob()
+            nodes: Any = trace.nodes
+            return {name: _seen(nodes[name]["unscaled_log_prob"], nodes[name]["mask"]) for name in self.observed}
+
+        return self._map(values, u)  # type: ignore[no-any-return]
 
     def require_proper(self, what: str) -> None:
         """Raise a ValueError that says ``what`` cannot be done, and why, if the prior is improper."""
@@ -680,6 +749,22 @@ def _kept_of(kept: Tensor | None, shapes: Mapping[str, torch.Size]) -> dict[str,
 
 def _is_deterministic(site: Any) -> bool:
     return site["type"] == "sample" and isinstance(_base_of(site["fn"]), Delta)
+
+
+def _seen(terms: Tensor, mask: Any) -> Tensor:
+    return terms if mask is None else torch.where(torch.as_tensor(mask), terms, torch.zeros_like(terms))
+
+
+def _is_data(site: Any) -> bool:
+    """Whether a site is observed, and neither stated by a formula nor a factor."""
+    return site["is_observed"] and not _is_deterministic(site) and not isinstance(_base_of(site["fn"]), Unit)
+
+
+def _measure_of(discrete: Mapping[str, bool]) -> str:
+    if len(kinds := set(discrete.values())) < 2:
+        return "mass" if True in kinds else "density"
+    masses, densities = (", ".join(name for name, each in discrete.items() if each is kind) for kind in (True, False))
+    return f"mass of {masses}, density of {densities}"
 
 
 def _is_normalized(site: Any) -> bool:

@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 
+import dgm_pyro.old_names as old_names
 from dgm_pyro.checks import check_type
+
+__all__ = ["arguments_of", "register"]
 
 REGISTRY: dict[str, type] = {}
 
@@ -44,9 +47,13 @@ def register(cls: T) -> T:
     REGISTRY[cls.__name__] = cls
     init = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
+    names = old_names.ARGUMENTS.get(cls.__name__, {})
+    old = {name: now for name, now in names.items() if name not in signature.parameters}
 
     @functools.wraps(init)
     def recording_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in old.keys() & kwargs.keys():
+            raise TypeError(f"{cls.__name__} takes no {name}: it is {old[name]} now")
         # The outermost constructor runs first, so the arguments kept are those the user wrote.
         if "_arguments" not in self.__dict__:
             bound = signature.bind(self, *args, **kwargs)

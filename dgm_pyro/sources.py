@@ -17,11 +17,11 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,10 +40,15 @@ UNREADABLE = (
 IN_MEMORY = 2**30
 """Sources of more bytes are read by rows, where their kind can be."""
 
-GAP = 4096
+MOST_WORDS = 256
+"""A column of text with more words is no category."""
+
+GAP = 1024
 """Bytes between two rows of a file that are read along rather than left out."""
 
 Made = TypeVar("Made")
+Kind = tuple[Any, ...]
+"""The kind of a column: its name, and the words of a category or the two bounds of what has bounds."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Arrays:
         columns, given_columns: names of the columns of a table.
         classes: names of the labels, where the source has integers and names.
         levels: how many integers a feature takes, where the source says so, as the bytes of images do.
+        kinds: of each column, with its words or bounds, where kinds were asked for.
     """
 
     x: np.ndarray
@@ -66,6 +72,7 @@ class Arrays:
     given_columns: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     levels: int | None = None
+    kinds: dict[str, Kind] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class Choice:
     levels: int | None = None
     size: int | tuple[int, int] | None = None
     gray: bool | None = None
+    crop: int | None = None
+    kinds: Mapping[str, Any] | str | None = None
 
     def refuse(self, owner: str, *names: str) -> None:
         """Raise if an option is set that ``owner`` has no use for."""
@@ -86,7 +95,7 @@ class Choice:
                 raise ValueError(f"{name} is not for {owner}: leave it out")
 
 
-class Stored(Protocol):
+class Stored:
     """A source that is read by rows.
 
     Attributes:
@@ -95,16 +104,17 @@ class Stored(Protocol):
         ordered: whether rows come in the order of the source alone.
     """
 
-    columns: tuple[str, ...] | None
-    given_columns: tuple[str, ...] | None
-    classes: tuple[str, ...] | None
-    blocks: bool
-    ordered: bool
+    columns: tuple[str, ...] | None = None
+    given_columns: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    blocks = ordered = False
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def read(self, rows: np.ndarray) -> Arrays:
         """The rows of those numbers, which ascend."""
+        raise NotImplementedError
 
     def ahead(
         self, parts: Iterable[np.ndarray], make: Callable[[np.ndarray, Arrays], Made], random: torch.Generator | None
@@ -114,6 +124,14 @@ class Stored(Protocol):
         Args:
             random: seeds the workers of a dataset, for what is random in it.
         """
+        with ThreadPoolExecutor(1) as pool:
+            pending = deque[Future[Made]]()
+            for rows in parts:
+                pending.append(pool.submit(lambda rows=rows: make(rows, self.read(rows))))  # type: ignore[misc]
+                if len(pending) > 1:
+                    yield pending.popleft().result()
+            if pending:
+                yield pending.popleft().result()
 
 
 def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int) -> Stored | None:
@@ -129,14 +147,14 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
     path = Path(source).expanduser() if isinstance(source, str | os.PathLike) else Path()
     size = path.stat().st_size if path.is_file() else 0
     if path.suffix in (".npy", ".parquet") and (in_memory is False or size > IN_MEMORY):
-        choice.refuse(f"a {path.suffix} file that is read by rows", "size", "gray", "label")
+        choice.refuse(f"a {path.suffix} file that is read by rows", "size", "gray", "crop", "label", "kinds")
         found = StoredArray(path, choice) if path.suffix == ".npy" else StoredTable(path, choice)
     elif isinstance(source, IterableDataset):
         found = StoredStream(source, num_workers)
-    elif _is_dataset(source) and (in_memory is False or len(source) * _stacked([_pair(source[0])[0]]).nbytes > IN_MEMORY):
+    elif _is_dataset(source) and (in_memory is False or _size_of(source) > IN_MEMORY):
         found = StoredDataset(source, num_workers)
     if isinstance(found, StoredDataset | StoredStream):
-        choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns")
+        choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns", "kinds")
     if found is None and in_memory is False:
         raise ValueError("in_memory=False is for .npy and .parquet files and torch datasets: leave it out")
     return found
@@ -146,7 +164,7 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
     """The arrays of a path, an array, a frame or a dataset."""
     if isinstance(source, str | os.PathLike):
         return _of_path(Path(source).expanduser(), choice)
-    choice.refuse(f"a {type(source).__name__}", "size", "gray")
+    choice.refuse(f"a {type(source).__name__}", "size", "gray", "crop")
     if type(source).__module__.startswith("pandas"):
         return _of_frame(source.to_frame() if source.ndim == 1 else source, "the frame", choice, first=None)
     if hasattr(source, "column_names") and hasattr(source, "to_pandas"):
@@ -156,25 +174,25 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
         raise TypeError(f"source is a {type(source).__name__} with {what}: open one whose data can be counted")
     if _is_dataset(source):
         return _of_dataset(source, choice)
-    choice.refuse("an array", "columns")
+    choice.refuse("an array", "columns", "kinds")
     given = None if choice.given is None else _numbers(np.asarray(choice.given), "given")
     label = None if choice.label is None else np.asarray(choice.label)
-    return Arrays(_images_first(_numbers(np.asarray(source), "source")), label=label, given=given)
+    return Arrays(_images_first(_numbers(np.array(source), "source")), label=label, given=given)
 
 
 def _of_path(path: Path, choice: Choice) -> Arrays:
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     if path.is_dir():
-        choice.refuse("a folder of images", "label", "given", "columns")
+        choice.refuse("a folder of images", "label", "given", "columns", "kinds")
         return _of_folder(path, choice)
-    choice.refuse(f"a {path.suffix} file", "size", "gray")
+    choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
     if path.suffix in TABLES:
         return _of_frame(_frame(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
-    choice.refuse(f"a {path.suffix} file", "columns")
+    choice.refuse(f"a {path.suffix} file", "columns", "kinds")
     if path.suffix == ".npy":
         choice.refuse("a .npy file, which holds one array", "label", "given")
-        return Arrays(_images_first(_numbers(_array(path), str(path))))
+        return Arrays(_images_first(_numbers(np.array(_array(path)), str(path))))
     if path.suffix == ".npz":
         return _of_archive(path, choice)
     kinds = ", ".join((".npy", ".npz", *TABLES))
@@ -333,13 +351,107 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: 
         raise ValueError(
             f"{_place(origin, frame.index[row], first)}, column {given[column]!r} is empty, but it is given: fill it in"
         )
+    kinds = None if choice.kinds is None else _kinds(frame[[*columns]], choice, origin)
+    x = (
+        values(columns)
+        if kinds is None
+        else np.stack([_of_kind(frame[name], name, kind, origin, first) for name, kind in kinds.items()], axis=1)
+    )
     return Arrays(
-        x=values(columns),
+        x=x,
         label=_labels(frame[label[0]]) if label else None,
         given=conditions,
         columns=tuple(columns),
         given_columns=tuple(given) or None,
+        kinds=kinds,
     )
+
+
+def _kinds(frame: Any, choice: Choice, origin: str) -> dict[str, Kind]:
+    """The kind of each column: what was asked for, or what its values look like; with its words or bounds."""
+    choice.refuse("columns of mixed kinds", "levels")
+    asked = {} if choice.kinds == "auto" else choice.kinds
+    if not isinstance(asked, Mapping):
+        raise TypeError(f"kinds must be 'auto' or a mapping of columns to kinds, got {asked!r}")
+    foreign = [name for name in asked if name not in frame.columns]
+    if foreign:
+        raise ValueError(f"kinds names {foreign[0]!r}, but the data have the columns {', '.join(frame.columns)}")
+    return {name: _kind(frame[name], name, asked.get(name), origin) for name in frame.columns}
+
+
+def _kind(series: Any, name: str, asked: Any, origin: str) -> Kind:
+    kind, *values = (asked,) if isinstance(asked, str) else asked or (_guessed(series),)
+    wanted = KINDS.get(kind)
+    if wanted is None:
+        raise ValueError(f"kinds[{name!r}] must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind in ("category", "ordinal"):
+        words = [str(word) for word in values] or _words(series)
+        if not 2 <= len(words) <= MOST_WORDS:
+            raise ValueError(
+                f"column {name!r} of {origin} has {len(words)} different values, and a {kind} 2 to {MOST_WORDS}: leave "
+                "it out by columns (--columns), or choose another kind (--kinds)"
+            )
+        return kind, *words
+    if kind == "integer" and not values:
+        values = [series.min(), series.max()]
+    try:
+        bounds = [float(value) for value in values]
+    except (TypeError, ValueError):
+        bounds = []
+    if len(bounds) != wanted or len(values) != wanted:
+        example = f"{name}={kind}:0:1" if wanted else f"{name}={kind}"
+        raise ValueError(f"kinds[{name!r}] is {kind}, which has {wanted or 'no'} bounds, got {values}: write {example}")
+    return kind, *(int(bound) if kind == "integer" and bound == int(bound) else bound for bound in bounds)
+
+
+KINDS = {"real": 0, "positive": 0, "count": 0, "bounded": 2, "integer": 2, "category": 0, "ordinal": 0}
+"""Kinds of columns that a source can be read as, and how many bounds each has."""
+
+
+def _guessed(series: Any) -> str:
+    """Text and truth values are categories, whole numbers counts or integers, others reals."""
+    pandas = _library("pandas")
+    if not pandas.api.types.is_numeric_dtype(series) or pandas.api.types.is_bool_dtype(series):
+        return "category"
+    known = series.dropna()
+    # An integer column that misses values is read as one of floats.
+    if pandas.api.types.is_integer_dtype(series) or (len(known) < len(series) and (known == known.round()).all()):
+        return "count" if known.min() >= 0 else "integer"
+    return "real"
+
+
+def _word(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _words(series: Any) -> list[str]:
+    known = series.dropna()
+    return [_word(value) for value in sorted(set(known.tolist()), key=lambda value: (isinstance(value, str), value))]
+
+
+def _of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None) -> np.ndarray:
+    """One column as doubles: the numbers of words; NaN where it is empty."""
+    label, *values = kind
+    if label in ("category", "ordinal"):
+        codes = {word: code for code, word in enumerate(values)}
+        array = np.array([np.nan if empty else codes.get(_word(value), -1.0)
+                          for value, empty in zip(series.tolist(), series.isna(), strict=True)])  # fmt: skip
+        wrong, wanted = array == -1, f"none of its words {', '.join(values)}"
+    else:
+        array = _column(series, name, origin, first)
+        low, high = values or (0.0 if label in ("positive", "count") else -np.inf, np.inf)
+        closed = label in ("integer", "count")
+        inside = (
+            (low <= array) & (array <= high) & (array == array.round()) if closed else (low < array) & (array < high)
+        )
+        wrong, wanted = ~inside & ~np.isnan(array), f"outside of the kind {':'.join(map(str, kind))}"
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{_place(origin, series.index[row], first)}, column {name!r} holds {str(series.iloc[row])!r}, which is "
+            f"{wanted}: correct it, or choose another kind (--kinds)"
+        )
+    return array
 
 
 def _labels(series: Any) -> np.ndarray:
@@ -365,8 +477,8 @@ def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarra
         row = int(wrong.argmax())
         what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is no number"
         raise ValueError(
-            f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, or leave the column out by columns "
-            "(--columns); labels may be text, and so may what label (--label) names"
+            f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, leave the column out "
+            "by columns (--columns), or read text as a category by kinds (--kinds auto); labels (--label) may be text"
         )
     return array
 
@@ -388,10 +500,23 @@ def _of_folder(folder: Path, choice: Choice) -> Arrays:
         of_class = {name: _images_in(folder / name) for name in classes}
         files = [file for each in of_class.values() for file in each]
         labels = np.array([name for name, each in of_class.items() for _ in each])
-    pictures = [_picture(file) for file in files]
-    gray = all(mode == "L" for _, mode in pictures) if choice.gray is None else choice.gray
-    if choice.size is None:
-        sizes = [picture.size for picture, _ in pictures]
+    levels = choice.levels or 256
+    x = pictures(files, choice)
+    return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), labels, levels=levels)
+
+
+def pictures(files: Sequence[Path], choice: Choice) -> np.ndarray:
+    """Images of bytes ``(N, C, H, W)``."""
+    if choice.gray is not None and choice.size is not None:  # one after the other, in the memory of the result
+        first = _pixels(_picture(files[0])[0], choice.gray, choice)
+        x = np.empty((len(files), *first.shape), np.uint8)
+        for i, file in enumerate(files):
+            x[i] = _pixels(_picture(file)[0], choice.gray, choice)
+        return x
+    opened = [_picture(file) for file in files]
+    gray = all(mode == "L" for _, mode in opened) if choice.gray is None else choice.gray
+    if choice.size is None and choice.crop is None:
+        sizes = [picture.size for picture, _ in opened]
         other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
         if other is not None:
             (width, height), (w, h) = sizes[0], sizes[other]
@@ -399,9 +524,7 @@ def _of_folder(folder: Path, choice: Choice) -> Arrays:
                 f"{files[0]} is of {width} x {height} pixels, but {files[other]} of {w} x {h}: pass size (--size) to "
                 "crop and scale all to one"
             )
-    x = np.stack([_pixels(picture, gray, choice.size) for picture, _ in pictures])
-    levels = choice.levels or 256
-    return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), labels, levels=levels)
+    return np.stack([_pixels(picture, gray, choice) for picture, _ in opened])
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -424,9 +547,16 @@ def _picture(file: Path) -> tuple[Any, str]:
         raise ValueError(f"{file} cannot be read as an image ({error}): copy it again, or remove it") from error
 
 
-def _pixels(picture: Any, gray: bool, size: int | tuple[int, int] | None) -> np.ndarray:
-    """``(C, H, W)`` bytes, cropped around the center and scaled to ``size``, (height, width)."""
-    picture = picture.convert("L" if gray else "RGB")
+def _pixels(picture: Any, gray: bool, choice: Choice) -> np.ndarray:
+    """``(C, H, W)`` bytes, cropped around the center and scaled to the size that was chosen, (height, width)."""
+    picture, size = picture.convert("L" if gray else "RGB"), choice.size
+    if choice.crop is not None:
+        left, top = ((side - choice.crop) // 2 for side in picture.size)
+        if min(left, top) < 0:
+            raise ValueError(
+                f"crop is {choice.crop}, but there is an image of {picture.size[0]} x {picture.size[1]} pixels"
+            )
+        picture = picture.crop((left, top, left + choice.crop, top + choice.crop))
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         picture = _library("PIL.ImageOps").fit(picture, (width, height))
@@ -455,7 +585,7 @@ def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
         found = _of_frame(source.to_pandas(), "the dataset", choice, first=None)
         classes = names_of.get(choice.label)
     else:
-        choice.refuse("a dataset of images", "given", "columns")
+        choice.refuse("a dataset of images", "given", "columns", "kinds")
         label = choice.label or next((name for name in LABEL_NAMES if name in names), None)
         rows = [source[i] for i in range(len(source))]
         stacked = _stacked([row[image] for row in rows])
@@ -466,7 +596,7 @@ def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
 
 def _of_dataset(source: Any, choice: Choice) -> Arrays:
     """A map-style `torch.utils.data.Dataset`, of x or of pairs of x and a label; torchvision's are such."""
-    choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns")
+    choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns", "kinds")
     if not len(source):
         raise ValueError("source is empty: its length is 0")
     return _of_items([source[i] for i in range(len(source))], _classes_of(source))
@@ -479,6 +609,11 @@ def _is_dataset(source: Any) -> bool:
         and not isinstance(source, dict | str)
         and not type(source).__module__.startswith("pandas")
     )
+
+
+def _size_of(dataset: Any) -> int:
+    """Bytes of all data, if they are like the first."""
+    return len(dataset) * _stacked([_pair(dataset[0])[0]]).nbytes if len(dataset) else 0
 
 
 def _classes_of(dataset: Any) -> tuple[str, ...] | None:
@@ -515,15 +650,14 @@ def _stacked(rows: Sequence[Any]) -> np.ndarray:
 # -- what is read by rows ----------------------------------------------------------------------------------------------
 
 
-class StoredArray:
+class StoredArray(Stored):
     """A .npy file. Its rows are read into memory of their own: pages of a map would count as this process's memory."""
 
-    given_columns = classes = columns = None
-    blocks, ordered = True, False
+    blocks = True
 
     def __init__(self, path: Path, choice: Choice):
         choice.refuse("a .npy file, which holds one array", "given", "columns")
-        mapped = _array(path)
+        mapped: Any = _array(path)
         if not mapped.flags.c_contiguous:
             raise ValueError(f"{path} is in Fortran order, and its rows lie apart: save numpy.ascontiguousarray of it")
         _numbers(mapped[:1], str(path))
@@ -542,26 +676,17 @@ class StoredArray:
                 whole = last - first == stop - 1 - start
                 span = x[start:stop] if whole else np.empty((last - first + 1, *self.shape[1:]), self.dtype)
                 file.seek(self.offset + int(first) * self.bytes)
-                if file.readinto(span.reshape(-1).view(np.uint8)) < span.nbytes:
+                if file.readinto(span.reshape(-1).view(np.uint8).data) < span.nbytes:
                     raise ValueError(f"{self.path} ends before its row {last}: it was cut while it was read")
                 if not whole:
                     x[start:stop] = span[rows[start:stop] - first]
         return Arrays(_images_first(_numbers(x, str(self.path))))
 
-    def ahead(
-        self,
-        parts: Iterable[np.ndarray],
-        make: Callable[[np.ndarray, Arrays], Made],
-        random: torch.Generator | None = None,
-    ) -> Iterator[Made]:
-        return _in_a_thread(self.read, parts, make)
 
-
-class StoredTable:
+class StoredTable(Stored):
     """A .parquet file, whose groups of rows are read one by one."""
 
-    classes = None
-    blocks, ordered = True, False
+    blocks = True
 
     def __init__(self, path: Path, choice: Choice):
         self.path, self.choice = path, choice
@@ -569,6 +694,8 @@ class StoredTable:
             self.file = _library("pyarrow.parquet").ParquetFile(path)
         except (ValueError, OSError) as error:
             raise ValueError(f"{path} cannot be read as a table: {error}") from error
+        if not self.file.metadata.num_rows:
+            raise ValueError(f"{path} holds no rows")
         groups = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.starts = np.cumsum([0, *groups])
         first = self.read(np.arange(1))
@@ -586,20 +713,9 @@ class StoredTable:
         frame = _library("pandas").concat(frames).set_axis(rows)
         return _of_frame(frame, str(self.path), self.choice, first=None, part=True)
 
-    def ahead(
-        self,
-        parts: Iterable[np.ndarray],
-        make: Callable[[np.ndarray, Arrays], Made],
-        random: torch.Generator | None = None,
-    ) -> Iterator[Made]:
-        return _in_a_thread(self.read, parts, make)
 
-
-class StoredDataset:
+class StoredDataset(Stored):
     """A map-style `torch.utils.data.Dataset`; its items come from so many worker processes."""
-
-    given_columns = columns = None
-    blocks = ordered = False
 
     def __init__(self, dataset: Any, num_workers: int):
         if not len(dataset):
@@ -616,7 +732,7 @@ class StoredDataset:
         self,
         parts: Iterable[np.ndarray],
         make: Callable[[np.ndarray, Arrays], Made],
-        random: torch.Generator | None = None,
+        random: torch.Generator | None,
     ) -> Iterator[Made]:
         if not self.num_workers:
             return (make(rows, self.read(rows)) for rows in parts)
@@ -633,11 +749,10 @@ class _Parts:
         return self.make(rows, self.source.read(rows))
 
 
-class StoredStream:
+class StoredStream(Stored):
     """An `IterableDataset` that has a length, read from its start in each epoch."""
 
-    given_columns = columns = None
-    blocks, ordered = False, True
+    ordered = True
 
     def __init__(self, stream: Any, num_workers: int):
         if not hasattr(stream, "__len__"):
@@ -649,38 +764,25 @@ class StoredStream:
         return len(self.stream)
 
     def read(self, rows: np.ndarray) -> Arrays:
-        return next(self.ahead([rows], lambda rows, arrays: arrays))
+        return next(self.ahead([rows], lambda rows, arrays: arrays, None))
 
     def ahead(
         self,
         parts: Iterable[np.ndarray],
         make: Callable[[np.ndarray, Arrays], Made],
-        random: torch.Generator | None = None,
+        random: torch.Generator | None,
     ) -> Iterator[Made]:
         items, place = iter(self.stream), 0
         if self.num_workers:
             items = itertools.chain.from_iterable(_loader(self.stream, self.num_workers, random, batch_size=64))
         for rows in parts:
-            taken = []
+            taken: list[Any] = []
             for row in rows:
                 taken.extend(itertools.islice(items, int(row) - place, int(row) - place + 1))
                 place = int(row) + 1
             if len(taken) < len(rows):
                 raise ValueError(f"source ended before its datum {rows[-1]}, but its length is {len(self)}")
             yield make(rows, _of_items(taken, self.classes))
-
-
-def _in_a_thread(
-    read: Callable[[np.ndarray], Arrays], parts: Iterable[np.ndarray], make: Callable[[np.ndarray, Arrays], Made]
-) -> Iterator[Made]:
-    with ThreadPoolExecutor(1) as pool:
-        pending: deque[Any] = deque()
-        for rows in parts:
-            pending.append(pool.submit(lambda rows=rows: make(rows, read(rows))))
-            if len(pending) > 1:
-                yield pending.popleft().result()
-        if pending:
-            yield pending.popleft().result()
 
 
 def _loader(dataset: Any, num_workers: int, random: torch.Generator | None, **options: Any) -> Any:

@@ -30,15 +30,17 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"networks": "tensors to tensors", "noise": "noise of a datum", "data": "data sets"},
     {
         "registry": "classes by name",
-        "old_names": "of older files",
         "factors": "what a program prints",
         "image_sets": "glyphs, patches",
+        "published": "CIFAR-10, SVHN, ...",
+        "jobs": "tasks in several processes",
     },
     {
         "checks": "what arguments must be",
         "files": "whole files, one writer",
         "results": "tables and what holds them",
         "sources": "reading of files",
+        "old_names": "of older files",
     },
 )
 

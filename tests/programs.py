@@ -20,7 +20,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
-from dgm_pyro import flow, guides, networks, priors
+from dgm_pyro import flow, guides, hierarchy, multiscale, networks, priors
 from dgm_pyro.networks import (
     MADE,
     MLP,
@@ -235,7 +235,7 @@ def guided(
 ) -> dgm.VAE:
     """A VAE of 3-D reals over 2 features, its encoder made of the prior and the likelihood."""
     prior = prior or dgm.Normal(2, learned=True)
-    likelihood = likelihood or dgm.Normal(3, _mlp((2,), 3), scale="feature")
+    likelihood = likelihood or dgm.Normal(3, _mlp((2,), 3), scale_type="feature")
     return dgm.VAE(prior, likelihood, encoder(prior, likelihood))
 
 
@@ -274,7 +274,7 @@ def continuous(
 ) -> dgm.ContinuousDiffusion:
     """A diffusion in continuous time between ends so near that the bound of a short chain is hardly below its own."""
     event_shape = (shape,) if isinstance(shape, int) else shape
-    schedule = dgm.LogSNR(0.6, -0.6, learned_ends=learned, units=3 if learned else 0)
+    schedule = dgm.LogSNR(0.6, -0.6, learned_ends=learned, num_units=3 if learned else 0)
     return dgm.ContinuousDiffusion(
         shape, DenoisingMLP(event_shape, (6,), **network), schedule, num_steps=10, levels=levels
     )
@@ -306,7 +306,7 @@ def made(
 
 def pixelcnn(levels: int, **context: Any) -> dgm.Autoregressive:
     """A PixelCNN of 2x2 images."""
-    network = PixelCNN((1, 2, 2), levels, channels=4, layers=2, levels=levels, **context)
+    network = PixelCNN((1, 2, 2), levels, width=4, layers=2, levels=levels, **context)
     return dgm.Autoregressive(dgm.Categorical((1, 2, 2), levels, network))
 
 
@@ -442,6 +442,11 @@ CASES: dict[str, Case] = {
     "vamp-prior": Case(lambda: priors.VampPrior(dgm.Normal(2, _mlp((3,), 4)), torch.randn(4, 3))),
     "vae-vamp-prior": Case(lambda: vamp()),
     "vae-vamp-prior-integers": Case(lambda: vamp(levels=5)),
+    "deep-vae": Case(
+        lambda: hierarchy.vdvae(
+            dgm.Categorical((1, 4, 4), 3, networks.ConvNet((2, 2, 2), (1, 4, 4), 3, 2)), (1, 1), latent_channels=1
+        )
+    ),
     # Guides
     "fullrank": Case(lambda: guides.FullRankNormal(2, learned=True)),
     "fullrank-given-vector": Case(lambda: guides.FullRankNormal(3, _mlp((2,), 12))),
@@ -461,7 +466,7 @@ CASES: dict[str, Case] = {
         lambda: guided(lambda p, q: guides.SemiAmortized(dgm.Normal(2, _mlp((3,), 4)), p, q, gradient_steps=2, lr=0.05))
     ),
     "vae-exact-linear": Case(
-        lambda: guided(guides.LinearGaussianPosterior, likelihood=dgm.Normal(3, nn.Linear(2, 3), scale="shared"))
+        lambda: guided(guides.LinearGaussianPosterior, likelihood=dgm.Normal(3, nn.Linear(2, 3), scale_type="shared"))
     ),
     "vae-exact-bits": Case(
         lambda: guided(guides.EnumeratedPosterior, dgm.Bernoulli(2, learned=True), dgm.Bernoulli(3, _mlp((2,), 3)))
@@ -473,7 +478,7 @@ CASES: dict[str, Case] = {
             dgm.Normal(3, _mlp((), 6, num_classes=3)),
         )
     ),
-    "normal-given-vector-shared-scale": Case(lambda: dgm.Normal((1, 2, 2), _mlp((2,), 4), scale="shared")),
+    "normal-given-vector-shared-scale": Case(lambda: dgm.Normal((1, 2, 2), _mlp((2,), 4), scale_type="shared")),
     # Autoregressive models
     "made": Case(lambda: made(dgm.Bernoulli, 4)),
     "made-order": Case(lambda: made(dgm.Bernoulli, (1, 2, 2), order=(2, 0, 3, 1), residual=True, hidden=(6, 6))),
@@ -512,23 +517,36 @@ CASES: dict[str, Case] = {
     "flow-mixture-base": Case(
         lambda: dgm.Flow(1, [networks.Elementwise(1, networks.Affine())], dgm.MixtureOfNormals(1, 2, learned=True))
     ),
+    "multiscale": Case(
+        lambda: multiscale.convolutional_realnvp((1, 4, 4), scales=2, layers=2, width=2, num_classes=3), jitter=0.1
+    ),
+    "glow": Case(lambda: multiscale.glow((2, 2, 4), layers=2, width=2), jitter=0.1),
+    "flow++": Case(
+        lambda: dgm.Dequantized(
+            multiscale.flow_plus_plus((1, 2, 2), layers=1, width=2, components=2, given_shape=(3,), unit_cube=True),
+            levels=3,
+            guide=multiscale.convolutional_dequantizer((1, 2, 2), 3, layers=1, width=2),
+        ),
+        jitter=0.1,
+        certain=True,
+    ),
     "dequantized": Case(
-        lambda: dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit=True), levels=4), certain=True
+        lambda: dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit_cube=True), levels=4), certain=True
     ),
     "dequantized-variational": Case(
         lambda: dgm.Dequantized(
-            flow.maf(2, layers=2, hidden=(6,), unit=True),
+            flow.maf(2, layers=2, hidden=(6,), unit_cube=True),
             levels=3,
-            guide=flow.realnvp(2, layers=1, hidden=(6,), given_shape=(2,), given_levels=3, unit=True),
+            guide=flow.realnvp(2, layers=1, hidden=(6,), given_shape=(2,), given_levels=3, unit_cube=True),
         ),
         certain=True,
     ),
     "dequantized-given-label": Case(
-        lambda: dgm.Dequantized(flow.nsf(2, layers=1, hidden=(6,), bins=3, num_classes=3, unit=True), levels=5),
+        lambda: dgm.Dequantized(flow.nsf(2, layers=1, hidden=(6,), bins=3, num_classes=3, unit_cube=True), levels=5),
         certain=True,
     ),
     "dequantized-bytes": Case(
-        lambda: dgm.Dequantized(flow.nsf(2, layers=1, hidden=(6,), bins=3, unit=True), levels=256), certain=True
+        lambda: dgm.Dequantized(flow.nsf(2, layers=1, hidden=(6,), bins=3, unit_cube=True), levels=256), certain=True
     ),
     "vae-flow-prior": Case(lambda: vae(flow.nsf(2, layers=2, hidden=(6,), bins=4))),
     "vae-autoregressive-prior": Case(lambda: vae(made(dgm.MixtureOfNormals, 2, components=2))),
@@ -559,7 +577,7 @@ CASES: dict[str, Case] = {
     "vae-dequantized-likelihood": Case(
         lambda: dgm.VAE(
             dgm.Normal(2),
-            dgm.Dequantized(flow.maf(2, layers=1, hidden=(6,), given_shape=(2,), unit=True), levels=3),
+            dgm.Dequantized(flow.maf(2, layers=1, hidden=(6,), given_shape=(2,), unit_cube=True), levels=3),
             dgm.Normal(2, _mlp((2,), 4, levels=3)),
         ),
         certain=True,
@@ -613,7 +631,7 @@ CASES: dict[str, Case] = {
     "standardized-flow": Case(lambda: standardized(flow.nsf(2, layers=2, hidden=(6,), bins=4))),
     "standardized-cube": Case(
         lambda: dgm.Standardized(
-            flow.realnvp(4, layers=1, hidden=(6,), unit=True), shift=-4.0, scale=[1.0, 2.0, 3.0, 4.0]
+            flow.realnvp(4, layers=1, hidden=(6,), unit_cube=True), shift=-4.0, scale=[1.0, 2.0, 3.0, 4.0]
         ),
         data=lambda size: torch.arange(1, 5) * torch.rand(size, 4) - 4,
     ),
@@ -658,7 +676,7 @@ CASES: dict[str, Case] = {
     "labeled-dequantized": Case(
         lambda: dgm.Labeled(
             dgm.Categorical((), 3),
-            dgm.Dequantized(flow.realnvp(2, layers=1, hidden=(6,), num_classes=3, unit=True), levels=4),
+            dgm.Dequantized(flow.realnvp(2, layers=1, hidden=(6,), num_classes=3, unit_cube=True), levels=4),
         ),
         certain=True,
     ),

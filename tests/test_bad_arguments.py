@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import math
 import re
+import shutil
 import tempfile
 import time
 import traceback
@@ -32,8 +33,8 @@ from dgm_pyro.objectives import VariationalBound
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
-    "guides", "implicit", "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers",
-    "sweep",
+    "guides", "hierarchy", "hub", "implicit", "infer", "multiscale", "networks", "objectives", "plots", "priors",
+    "representations", "runs", "samplers", "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
@@ -69,8 +70,8 @@ kind(
     COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
     "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
     "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
-    "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
-    "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
+    "out_features", "num_features", "num_columns", "width", "heads", "max_outcomes", "resolution", "seeds", "jobs",
+    "blocks", "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
@@ -158,6 +159,10 @@ def data():
     return dgm.Data(X, Y)
 
 
+def large():
+    return dgm.data.open(torch.utils.data.TensorDataset(X), in_memory=False)
+
+
 def bayesian():
     return dgm.classification.Bayesian(nn.Linear(2, 2), data())
 
@@ -193,6 +198,19 @@ def run():
     options = dgm.TrainingOptions(epochs=1, validation=None)
     runs.train(folder := fresh(), "pixels", "moons", {}, options, num_data=8, progress=False)
     return folder
+
+
+class Hub:
+    """In the place of a hub: every repository is a run."""
+
+    def create_repo(self, repo, **options):
+        return repo
+
+    def upload_folder(self, **options):
+        pass
+
+    def snapshot_download(self, repo, revision, local_dir, allow_patterns):
+        shutil.copytree(run(), local_dir, dirs_exist_ok=True)
 
 
 def history():
@@ -232,6 +250,15 @@ def image_vae():
     return dgm.VAE(dgm.Normal(2), dgm.Normal(shape, MLP((2,), 32, (4,))), dgm.Normal(2, MLP(shape, 4, (4,))))
 
 
+def deep_vae():
+    h, shape = (2, 1, 1), (1, 2, 2)
+    return dgm.hierarchy.vdvae(dgm.Bernoulli(shape, networks.ConvNet(h, shape, 1, 2)), (1,), latent_channels=1)
+
+
+def level():
+    return deep_vae().levels_down[0]
+
+
 def report():
     return dgm.infer.check(vae(), X, num_samples=20, num_posterior_samples=3, bins=2)
 
@@ -243,11 +270,13 @@ def own_folder(tmp_path, monkeypatch):
 
 CONDITIONAL = dict(event_shape=2, network=linear)
 STACK = dict(event_shape=2, layers=1, hidden=(4,))
+MULTISCALE = dict(event_shape=(1, 2, 2), scales=1, layers=1, width=2, blocks=1)
+OF_SCALES = {"scales": [0, 1.5, "x"]}
 CODES = dict(train=X, train_y=Y, test=X, test_y=Y)
 
 CALLS = {
     # programs
-    "Normal": Call(CONDITIONAL | dict(scale="network"), {"scale": NAME, "network": MODULE[1:]}),
+    "Normal": Call(CONDITIONAL | dict(scale_type="network"), {"scale_type": NAME, "network": MODULE[1:]}),
     "Bernoulli": Call(dict(event_shape=2, network=nn.Linear(2, 2)), {"network": MODULE[1:]}),
     "Categorical": Call(dict(event_shape=2, levels=2, network=linear), {"network": MODULE[1:]}),
     "MixtureOfNormals": Call(dict(event_shape=2, components=2), {"network": MODULE[1:]}),
@@ -269,7 +298,7 @@ CALLS = {
         {"transforms": [None, "x", 3, [3]], "base": PROGRAM[1:]},
     ),
     "Dequantized": Call(
-        dict(flow=lambda: dgm.flow.realnvp(2, layers=1, unit=True), levels=4, guide=lambda: dgm.Uniform(2)),
+        dict(flow=lambda: dgm.flow.realnvp(2, layers=1, unit_cube=True), levels=4, guide=lambda: dgm.Uniform(2)),
         {"guide": PROGRAM[1:]},
     ),
     "VAE": Call(
@@ -285,7 +314,7 @@ CALLS = {
         {"noise_schedule": NAME},
     ),
     "Schedule": Call(dict(alpha_bar=[0.9, 0.5]), {"alpha_bar": [None, "x", 3, [NAN], [[0.9]]]}),
-    "LogSNR": Call(dict(highest=10.0, lowest=-6.0, units=0), {"units": COUNT[1:]}),
+    "LogSNR": Call(dict(highest=10.0, lowest=-6.0, num_units=0), {"num_units": COUNT[1:]}),
     "Implicit": Call(
         dict(prior=lambda: dgm.Normal(2), generator=lambda: nn.Linear(2, 2), event_shape=2, latent_name="z"),
         {"latent_name": ["", 3, None]},
@@ -311,6 +340,25 @@ CALLS = {
     "flow.maf": Call(STACK | dict(dropout=0.1)),
     "flow.nsf_autoregressive": Call(STACK | dict(bins=4, dropout=0.1)),
     "flow.iaf": Call(STACK),
+    "multiscale.convolutional_realnvp": Call(MULTISCALE, OF_SCALES),
+    "multiscale.glow": Call(MULTISCALE, OF_SCALES),
+    "multiscale.flow_plus_plus": Call(MULTISCALE | dict(components=2), OF_SCALES),
+    "multiscale.convolutional_dequantizer": Call(
+        dict(event_shape=(1, 2, 2), levels=4, layers=1, width=2, blocks=1)
+    ),
+    "hierarchy.Level": Call(
+        dict(prior=lambda: level().prior, posterior=lambda: level().posterior, path=lambda: level().path),
+        {"posterior": PROGRAM, "path": MODULE},
+    ),
+    "DeepVAE": Call(
+        dict(levels=lambda: list(deep_vae().levels_down), likelihood=lambda: deep_vae().likelihood,
+             reader=lambda: deep_vae().reader),
+        {"levels": [None, 3, [], [3]], "reader": MODULE},
+    ),
+    "hierarchy.vdvae": Call(
+        dict(likelihood=lambda: deep_vae().likelihood, levels=(1,), latent_channels=1, blocks=1),
+        {"levels": SHAPE, "latent_channels": COUNT},
+    ),
     "dequantized.dequantizer": Call(dict(event_shape=2, levels=4, hidden=(4,))),
     "guides.FullRankNormal": Call(dict(event_shape=2, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
     "guides.LowRankNormal": Call(dict(event_shape=2, rank=1, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
@@ -325,7 +373,7 @@ CALLS = {
         dict(encoder=encoder, prior=lambda: dgm.Normal(2), likelihood=encoder, gradient_steps=2, lr=0.1, num_samples=2)
     ),
     "guides.LinearGaussianPosterior": Call(
-        dict(prior=lambda: dgm.Normal(2), likelihood=lambda: dgm.Normal(2, nn.Linear(2, 2), scale="shared"))
+        dict(prior=lambda: dgm.Normal(2), likelihood=lambda: dgm.Normal(2, nn.Linear(2, 2), scale_type="shared"))
     ),
     "guides.EnumeratedPosterior": Call(dict(prior=lambda: dgm.Bernoulli(2), likelihood=encoder)),
     "guides.fit_guide": Call(
@@ -382,9 +430,10 @@ CALLS = {
     "objectives.vimco": Call(dict(num_particles=2)),
     # running
     "build": Call(
-        dict(name="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
-        {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
-         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3]},
+        dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
+        {"model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
+         "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
+         "max_parameters": [0, 1.5, "x"]},
     ),
     "compile": Call(dict(program=vae), free=["objective"]),
     "evaluate": Call(dict(program=vae, data=X, num_particles=2, num_samples=2, batch_size=2, seed=0, device="cpu")),
@@ -396,8 +445,8 @@ CALLS = {
          "augment": ["x", 3], "resume": [3], "trackers": [3, "x", [3]],
          "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"], "accumulate": COUNT,
          "drop_last": [None, "x", 1],
-         "clip_norm": [0, -1.0, NAN, "x"], "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE,
-         "optimizer": NAME,
+         "clip_norm": [0, -1.0, NAN, "x"], "skip_norm": [0, -1.0, NAN, "x"],
+         "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE, "optimizer": NAME,
          },
     ),
     "Training": Call(
@@ -414,6 +463,7 @@ CALLS = {
         {"lr_schedule": [3, None], "validation": FRACTION, "ema": [0, 1, "x"], "compile": ["x", 3, None],
          "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"],
          "accumulate": COUNT, "drop_last": [None, "x", 1], "clip_norm": [0, -1.0, NAN, "x"],
+         "skip_norm": [0, -1.0, NAN, "x"],
          "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE, "optimizer": [3, None],
          "device": [3, None]},  # whether there is one is asked when it is used
     ),
@@ -508,12 +558,15 @@ CALLS = {
             "y": LABELS[1:],
             "name": [],
             "mask": [[True], X, X[:, :1] > 0],
+            "kinds": [3, {"a": ("real",)}],
             **{key: ["ab", ["a", "b"], ("a", "b", "c"), (1, 2)] for key in ("columns", "given_columns", "classes")},
         },
     ),
     "Data.split": Call(dict(fraction=0.5, seed=0), of=data),
     "Data.keep_labels": Call(dict(num_labels=2, seed=0), of=data),
     "Data.to": Call(dict(device="cpu"), of=data),
+    "StoredData.split": Call(dict(fraction=0.5, seed=0), of=large),
+    "StoredData.to": Call(dict(device="cpu"), of=large),
     "data.open": Call(
         dict(source=frame(), label="b", given=None, columns=None, levels=None, classes=("4", "5")),
         {
@@ -524,8 +577,12 @@ CALLS = {
             "levels": [1, 2.0],
             "size": [3, (2, 2)],
             "gray": [True],
+            "crop": [3, 0],
+            "kinds": ["x", 3, {"z": "real"}, {"a": "no"}, {"a": ("bounded", 0)}],
             "classes": [("c",)],
             "name": [],
+            "in_memory": [False, "yes"],
+            "num_workers": [-1, 1.5],
         },
     ),
     "data.load": Call(dict(name="moons", split="train", num_data=4, seed=0)),
@@ -598,8 +655,8 @@ CALLS = {
     "representations.arc": Call(dict(a=X, b=X + 1, num_points=3)),
     "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, curve="spherical")),
     "representations.traverse": Call(
-        dict(program=vae, z=X[:1], values=(0.0, 1.0), features=[0], site="z"),
-        {"values": [None, "x", 3, [NAN]], "features": ["x", 3, [7], [0.5]], "site": ["no", 3]},
+        dict(program=vae, z=X[:1], values=(0.0, 1.0), indices=[0], site="z"),
+        {"values": [None, "x", 3, [NAN]], "indices": ["x", 3, [7], [0.5]], "site": ["no", 3]},
     ),
     "representations.grid": Call(dict(program=vae, num_points=2, reach=1.0)),
     "representations.is_discrete": Call(dict(program=vae, site="z"), {"site": ["no", 3]}),
@@ -639,8 +696,8 @@ CALLS = {
         dict(in_shape=(2,), out_features=2, hidden=(4,), activation="silu", dropout=0.1), {"hidden": SHAPE[1:]}
     ),
     "networks.ColumnReader": Call(
-        dict(classes=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
-        {"classes": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
+        dict(categories=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
+        {"categories": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
          "shift": [[1.0] * 3, "x", [NAN, 0.0]], "scale": [[1.0] * 3, "x", [0.0, 1.0]]},
     ),
     "networks.ColumnMADE": Call(
@@ -656,8 +713,8 @@ CALLS = {
         {"order": ["x", None, 3, (0, 0)]},
     ),
     "networks.PixelCNN": Call(
-        dict(in_shape=(1, 4, 4), num_parameters=1, channels=4, layers=1, kernel_size=3, dropout=0.1),
-        {"kernel_size": [2, 1.5, "x", None], "channels": COUNT},
+        dict(in_shape=(1, 4, 4), num_parameters=1, width=4, layers=1, kernel_size=3, dropout=0.1),
+        {"kernel_size": [2, 1.5, "x", None]},
     ),
     "networks.ConvEncoder": Call(
         dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, width=4, dropout=0.1)
@@ -665,23 +722,38 @@ CALLS = {
     "networks.ConvDecoder": Call(
         dict(in_shape=(2,), out_shape=(1, 4, 4), outputs=1, channels=(4,), blocks=1, dropout=0.1)
     ),
+    "networks.ConvNet": Call(
+        dict(in_shape=(1, 4, 4), out_shape=(1, 2, 2), outputs=2, width=2, blocks=1, levels=2, dropout=0.1),
+        {"outputs": [0, 1.5, "x"], "levels": LEVELS[:2], "num_classes": [0, 1.5]},
+    ),
+    "networks.BottomUp": Call(
+        dict(in_shape=(1, 4, 4), out_shapes=[(2, 2, 2)], blocks=1, levels=2, dropout=0.1),
+        {"out_shapes": [None, "x", 3, [(2, 2)]], "levels": LEVELS[:2]},
+    ),
+    "networks.TopDownStep": Call(
+        dict(in_shape=(2, 1, 1), given_shape=(1, 1, 1), out_shape=(2, 2, 2), blocks=1, dropout=0.1)
+    ),
     "networks.DenoisingMLP": Call(
         dict(event_shape=(2,), hidden=(4,), outputs=1, activation="silu", max_frequency=30.0)
     ),
     "networks.DenoisingUNet": Call(
         dict(event_shape=(1, 4, 4), channels=(8,), outputs=1, dropout=0.1, max_frequency=30.0)
     ),
-    "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, features=2), {"shape": SHAPE}),
+    "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, out_features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),
     "networks.RationalQuadraticSpline": Call(dict(bins=4, low=-1.0, high=1.0, tails="identity")),
-    "networks.ActNorm": Call(dict(features=2)),
-    "networks.LULinear": Call(dict(features=2)),
-    "networks.Planar": Call(dict(features=2)),
-    "networks.Sylvester": Call(dict(features=2, reflections=1), {"reflections": COUNT[1:]}),
+    "networks.ActNorm": Call(dict(num_features=2)),
+    "networks.LULinear": Call(dict(num_features=2)),
+    "networks.Planar": Call(dict(num_features=2)),
+    "networks.Sylvester": Call(dict(num_features=2, reflections=1), {"reflections": COUNT[1:]}),
     "networks.Permutation": Call(dict(order=(1, 0)), {"order": ["x", None, 3, (0, 0), (0.0, 1.0)]}),
     "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
+    "networks.Squeeze": Call(dict(in_shape=(1, 2, 2))),
+    "networks.PerPixel": Call(dict(in_shape=(2, 1, 1), bijection=lambda: networks.LULinear(2))),
+    "networks.Partial": Call(dict(features=3, bijection=lambda: networks.LULinear(2))),
+    "networks.LogisticMixture": Call(dict(components=2, bound=5.0)),
     "networks.Elementwise": Call(
-        dict(features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
+        dict(num_features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
     ),
     "networks.Coupling": Call(
         dict(passes=(True, False), univariate=Affine, network=lambda: nn.Linear(1, 2)),
@@ -689,7 +761,7 @@ CALLS = {
     ),
     "networks.MaskedAutoregressive": Call(dict(univariate=Affine, network=lambda: MADE(2, 2, (4,)))),
     # plots
-    "plots.images": Call(dict(x=IMAGES, levels=4, columns=2), {"covered": ["x", 3]}),
+    "plots.images": Call(dict(x=IMAGES, levels=4, num_columns=2), {"covered": ["x", 3]}),
     "plots.plane": Call(dict(samples=X, resolution=4), {"log_density": ["x", 3], "limits": ["x", 3, (1.0, 0.0)]}),
     "plots.table_of_features": Call(dict(x=X)),
     "plots.samples": Call(dict(x=X)),
@@ -705,7 +777,7 @@ CALLS = {
     "plots.curves": Call(dict(x=[0, 1], panels={"a": {"b": [0, 1]}}, xlabel="x"), {"x": [None, 3], "panels": THING}),
     "plots.reliability": Call(dict(probabilities={"a": PROBABILITIES}, y=Y, bins=3), {"probabilities": THING}),
     "plots.answers": Call(
-        dict(x=IMAGES, probabilities=PROBABILITIES, rejected=Y > 0, columns=2),
+        dict(x=IMAGES, probabilities=PROBABILITIES, rejected=Y > 0, num_columns=2),
         {"probabilities": REALS[:4], "rejected": REALS[:4]},
     ),
     "plots.heat_map": Call(dict(panels={"a": {("b", "c"): (1.0, 0.1)}}), {"panels": THING}),
@@ -718,12 +790,19 @@ CALLS = {
     "plots.latent_map": Call(dict(z=X, y=Y), {"y": LABELS[1:3]}),
     # runs and sweeps
     "runs.read": Call(dict(folder=run, device="cpu")),
-    "runs.inputs": Call(dict(source="moons", program=vae), {"source": NAME}, free=("reading",)),
+    "runs.inputs": Call(dict(data="moons", program=vae), {"data": NAME}, free=("reading",)),
     "runs.train": Call(
-        dict(folder=fresh, model="pixels", data_name="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
+        dict(folder=fresh, model="pixels", data="moons", swaps={}, options=dgm.TrainingOptions(epochs=1),
              num_data=8, objective="elbo", progress=False),
-        {"model": NAME, "data_name": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
+        {"model": NAME, "data": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
          "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": [], "reading": [{"label": "a"}]},
+    ),
+    "hub.push": Call(
+        dict(folder=run, repo="alice/pixels", num_particles=1, api=lambda: Hub()),
+        {"repo": [None, 3]}, free=("api", "data_dir", "private"),
+    ),
+    "hub.pull": Call(
+        dict(repo="alice/pixels", out=fresh, api=lambda: Hub()), {"repo": [None, 3]}, free=("api", "revision"),
     ),
     "runs.resume": Call(dict(folder=run), {"trackers": [], "device": []}),
     "sweep.compare": Call(
@@ -740,14 +819,14 @@ CALLS = {
 
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
-        "Program", "Conditional", "IndependentConditional", "guides.CorrelatedNormal", "infer.Stepper",
+        "Program", "Conditional", "IndependentConditional", "data.Batches", "guides.CorrelatedNormal", "infer.Stepper",
         "networks.Bijection", "networks.Univariate", "objectives.HasFormula", "objectives.Objective",
         "objectives.VariationalBound", "priors.MixtureOfParts", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
         "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
-        "anomaly.Separation", "classification.Answers",
+        "anomaly.Separation", "classification.Answers", "data.StoredData",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
         "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison", "infer.GuideRow",
         "infer.Population", "infer.Sandwich",
@@ -775,10 +854,11 @@ EXCLUDED = {
         "checkpoint.decoded", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
         "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
         "classification.beliefs", "classification.share", "flow.start_near_zero",
+        "flow.embedding_of", "flow.end_of",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.points", "runs.reading_of", "runs.write_alike", "data.subset",
-        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
-        "sweep.devices", "sweep.run_cell",
+        "hub.card", "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
+        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_files", "runs.write_json", "sweep.collect",
+        "sweep.devices", "sweep.predicted", "sweep.run_cell",
     ],
 }  # fmt: skip
 
@@ -813,7 +893,6 @@ CALLED = {
     "reference": "x",
     "normal": "x",
     "name": "model|data set",
-    "data_name": "data set",
     "text": "objective",
     "source": "data set",
 }
@@ -881,7 +960,7 @@ def test_each_bad_argument_is_named(name):
 # the table; and shapes and mappings that are checked where they are used.
 ANYTHING = {
     *("title", "xlabel", "reference_label", "row_labels", "column_labels", "percent", "progress", "force", "draw"),
-    *("learned", "unit", "labeled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
+    *("learned", "unit_cube", "labeled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
     *("learned_ends", "per_feature", "given_shape", "observed", "options", "swaps", "self", "importance"),
 }
 
@@ -891,6 +970,7 @@ ANYTHING = {
 WITHIN = {
     *("joint", "posterior", "latents", "arguments", "exact_log_prob", "check", "check_given", "check_draws", "forward"),
     *("code_named", "check_code", "completions", "filled", "feature_sites", "Standardized.ode_log_prob"),
+    *("shuffled", "taken", "alike"),  # of data, called by trainings and evaluations
     *("Standardized.formula", "Standardized.sample"),
     *("standard", "standard_given", "in_units", "log_volume", "of_feature", "of_features", "follow"),
     *(
@@ -940,6 +1020,7 @@ WITHIN = {
         "mean_of_pairs",
         "enumerated",
     ),
+    *("onward", "Bijection.initialize", "PerPixel.initialize", "Partial.initialize"),
     *("start", "step", "finish", "tune", "expand", "replaced", "Record.points"),
     *(f"{kind.__name__}.bound" for kind in (VariationalBound, *VariationalBound.__subclasses__())),
     *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),

@@ -309,10 +309,10 @@ CASES = {
     "dequantizing off the cube": (
         lambda: dgm.Dequantized(flow.realnvp(2), levels=4),
         ValueError,
-        ["unit cube", "unit=True"],
+        ["unit cube", "unit_cube=True"],
     ),
     "dequantizing to one level": (
-        lambda: dgm.Dequantized(flow.realnvp(2, unit=True), levels=1),
+        lambda: dgm.Dequantized(flow.realnvp(2, unit_cube=True), levels=1),
         ValueError,
         ["levels must be an int of at least 2"],
     ),
@@ -382,6 +382,28 @@ CASES = {
         ["program is given", "not conditional"],
     ),
     "classifying another shape": (lambda: classifier().classify(torch.zeros(2, 3)), ValueError, ["x has shape"]),
+    "a classifier without levels given integers": (
+        lambda: dgm.Discriminative(dgm.Categorical((), 3, nn.Linear(2, 3))).classify(BITS),
+        TypeError,
+        [r"the Linear was given integers \(torch.int64\)", r"use \.float\(\)", r"MLP\(\.\.\., levels=\.\.\.\)"],
+    ),
+    "an encoder without levels given integers": (
+        lambda: dgm.ELBO()(vae(), BITS.byte()),
+        TypeError,
+        [r"the Linear was given integers \(torch.uint8\)"],
+    ),
+    "bytes for an embedding": (
+        lambda: dgm.Normal(2, nn.Sequential(nn.Embedding(2, 2), nn.Flatten())).log_prob(X, BITS.byte()),
+        TypeError,
+        ["given integers", r"\.long\(\) for an nn.Embedding"],
+    ),
+    "missing values for evaluate": (
+        lambda: dgm.evaluate(vae(), X * NAN),
+        ValueError,
+        [r"dgm\.fit and dgm\.evaluate take dgm\.Data\(x, mask=~x\.isnan\(\)\)"],
+    ),
+    "missing values for log_weights": (lambda: vae().log_weights(X * NAN), ValueError, [r"mask=~x\.isnan\(\)"]),
+    "infinite values, none of them missing": (lambda: dgm.Data(X + INF), ValueError, ["drop those rows$"]),
     "a classifier of nothing": (lambda: dgm.Discriminative(dgm.Categorical((), 3)), TypeError, ["network of x"]),
     # objectives
     "an objective of no samples": (lambda: dgm.ELBO(num_samples=0), ValueError, ["num_samples"]),
@@ -576,9 +598,9 @@ CASES = {
         ["at most 4096 values", r"event_shape \(20,\)"],
     ),
     "a posterior of a nonlinear likelihood": (
-        lambda: guides.LinearGaussianPosterior(dgm.Normal(2), dgm.Normal(3, MLP((2,), 3), scale="shared")),
+        lambda: guides.LinearGaussianPosterior(dgm.Normal(2), dgm.Normal(3, MLP((2,), 3), scale_type="shared")),
         ValueError,
-        ["must be linear", 'scale="feature"'],
+        ["must be linear", 'scale_type="feature"'],
     ),
     "a guide without its program's data": (
         lambda: guides.fit_guide(vae(), torch.zeros(4, 3), pyro.infer.autoguide.AutoNormal),
@@ -586,7 +608,7 @@ CASES = {
         [r"x has shape \(4, 3\)"],
     ),
     "a scale of no kind": (
-        lambda: dgm.Normal(2, nn.Linear(3, 2), scale="fixed"),
+        lambda: dgm.Normal(2, nn.Linear(3, 2), scale_type="fixed"),
         ValueError,
         ["scale must be one of network, feature, shared, got 'fixed'"],
     ),

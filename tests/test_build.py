@@ -1,12 +1,14 @@
 """Every name that `dgm.build` knows for a VAE builds, trains a step, and comes back from a checkpoint."""
 
 import math
+import resource
 
 import pytest
 import torch
 
 import dgm_pyro as dgm
-from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, build, units_of
+from dgm_pyro import catalog
+from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeError, build, units_of
 
 # Likelihoods of reals or counts, and how to make such data of Normal ones.
 COUNTED = {
@@ -50,7 +52,9 @@ def test_every_model_builds_for_reals_and_integers_trains_and_is_stored(name, le
     program = build(name, data)
     assert program.measure == data.measure
     before = dgm.evaluate(program, data, num_samples=20).nats
-    dgm.fit(program, data, epochs=6, batch_size=12, lr=0.003, progress=False, validation=None)
+    # The masses start as the uniform that the data come from, and deep stacks take longer to know these 24.
+    epochs, lr = (20, 0.001) if name in ("glow", "flow++") else (6, 0.003)
+    dgm.fit(program, data, epochs=epochs, batch_size=12, lr=lr, progress=False, validation=None)
     dgm.save(program, tmp_path)
     after = dgm.evaluate(program, data, num_samples=20)
     assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data, num_samples=20).values, after.values)
@@ -200,7 +204,7 @@ def test_densities_given_reals_reach_the_analytic_one(name, epochs):
     assert dgm.evaluate(program, unseen).nats == pytest.approx(exact, abs=0.05)
 
 
-GIVEN = [name for name in MODELS if name not in ("classifier", "implicit")]
+GIVEN = [name for name in MODELS if name not in ("classifier", "implicit", "vdvae")]
 
 
 @pytest.mark.parametrize("levels", [None, 3])
@@ -237,3 +241,86 @@ def test_what_is_given_does_not_go_with_everything():
         build("vae", dgm.Data(x, given=c), likelihood="ar")
     with pytest.raises(ValueError, match="has a given beside its labels"):
         build("maf", dgm.Data(x, y, given=c), labeled=True)
+
+
+# -- large images, and what is too large -------------------------------------------------------------------------------
+
+
+def large(levels=4, channels=1, size=16, classes=None):
+    torch.manual_seed(0)
+    x = torch.randint(levels, (8, channels, size, size), dtype=torch.uint8)
+    return dgm.Data(x, None if classes is None else torch.arange(8) % classes, levels=levels, name="large")
+
+
+@pytest.mark.parametrize(
+    ("name", "swaps"),
+    [
+        ("vae", {}),
+        ("vae", {"prior": "categorical"}),
+        ("vae", {"labeled": True}),
+        ("vq-vae", {}),
+        ("diffusion", {}),
+        ("diffusion-continuous", {"labeled": True}),
+        ("pixelcnn", {}),
+        ("classifier", {}),
+    ],
+    ids=str,
+)
+def test_large_images_get_convolutions_that_train_and_are_stored(name, swaps, tmp_path):
+    data = large(classes=2)
+    program = build(name, data, **swaps)
+    assert any(isinstance(module, torch.nn.Conv2d) for module in program.modules())
+    wide = [m for m in program.modules() if isinstance(m, torch.nn.Linear) and m.in_features == 256]
+    assert all(m.out_features < 256 for m in wide), "no layer reads pixels one by one"
+    dgm.fit(program, data, epochs=1, batch_size=8, progress=False, validation=None)
+    dgm.save(program, tmp_path)
+    few = {"num_samples": 1}
+    values = dgm.evaluate(program, data, **few).values
+    assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data, **few).values, values)
+
+
+def test_weights_are_shared_among_places():
+    for name in ("vae", "pixelcnn", "diffusion"):
+        small, wide = (
+            sum(p.numel() for p in build(name, large(256, 3, size), labeled=False).parameters()) for size in (32, 64)
+        )
+        assert wide < 4 * small, name  # four times the pixels
+
+
+def test_hidden_widths_that_are_asked_for_are_those_of_an_mlp():
+    program = build("vae", large(), hidden=(8,))
+    assert not any(isinstance(module, torch.nn.Conv2d) for module in program.modules())
+
+
+def test_samples_of_the_data_are_counted_as_all_of_them(monkeypatch):
+    monkeypatch.setattr(catalog, "NUMBERS_FOR_UNITS", 10_000)
+    images = torch.randn(6000, 1, 16, 16)
+    few, many = (build("diffusion", dgm.Data(images[:n])) for n in (4000, 6000))
+    assert [next(m.p for m in p.modules() if isinstance(m, torch.nn.Dropout)) for p in (few, many)] == [0.2, 0.1]
+
+
+@pytest.mark.parametrize("data", [large(), digits_like(None), dgm.Data(torch.randn(9, 3))], ids=str)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "classifier"])
+def test_what_is_counted_without_memory_is_what_is_made(name, data):
+    if name == "pixelcnn" and len(data.event_shape) == 1:
+        return
+    torch.manual_seed(0)
+    program = build(name, data)
+    drawn = torch.rand(())
+    torch.manual_seed(0)
+    with pytest.raises(TooLargeError, match=r"max_parameters is 1\. These fit: none") as caught:
+        build(name, data, max_parameters=1)
+    assert caught.value.num_parameters == sum(p.numel() for p in program.parameters())
+    build(name, data, max_parameters=caught.value.num_parameters)
+    assert torch.rand(()) == drawn, "no random number is drawn to count"
+
+
+def test_a_made_of_large_images_is_refused_before_it_takes_memory():
+    images = dgm.Data(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), levels=256, name="photos")
+    size, before = 3 * 64 * 64, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TooLargeError, match=r"'made' would have 2,365,\d+,\d+ .*photos.* fit: .*pixelcnn \(") as caught:
+        build("made", images)
+    weights = size * 512 + 512 * 15 * size + 15 * size**2
+    assert caught.value.num_parameters == weights + 512 + 15 * size
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # 128 MiB
+    assert "made" not in str(caught.value).split("fit:")[1]

@@ -1,5 +1,6 @@
 """The command line: what it writes and prints, and how bad input ends: one line, a non-zero exit and no traceback."""
 
+import functools
 import json
 import os
 import re
@@ -328,6 +329,14 @@ def test_the_list_for_a_data_set_says_what_each_model_would_be(capsys):
     size = sum(parameter.numel() for parameter in dgm.build("vae", dgm.data.load("moons")).parameters())
     assert re.split(r"\s{2,}", listed["vae"]) == [f"{size:,}", "p(z) p(x | z)"]
     assert listed["pixelcnn"].startswith("pixelcnn needs images")
+
+
+def test_the_list_for_a_data_set_says_what_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr("dgm_pyro.catalog.build", functools.partial(dgm.build, max_parameters=200_000))
+    dgm_ok("list", "--data", "moons")
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
+    assert re.split(r"\s{2,}", listed["made"])[1] == "refused: too large, unless --set max_parameters=NUMBER"
+    assert int(listed["made"].split()[0].replace(",", "")) > 200_000
 
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]

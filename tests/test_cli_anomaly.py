@@ -73,7 +73,7 @@ def test_a_background_of_mutated_data_alone_knows_nothing_but_the_levels(trained
 
 def test_every_score_in_one_table(trained, capsys):
     dgm_ok(
-        "anomaly", trained / "vae", trained / "noise.npy", "--score", "likelihood,typicality,complexity,ratio,waic,kl",
+        "anomaly", trained / "vae", trained / "noise.npy", "--scores", "likelihood,typicality,complexity,ratio,waic,kl",
         "--background", trained / "background", "--ensemble", trained / "background", "--json",
     )  # fmt: skip
     found = json.loads(capsys.readouterr().out)
@@ -142,10 +142,10 @@ def test_noise_is_rejected_by_who_knows_p_of_x(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("anomaly", "pixels", "noise.npy", "--score", "luck"), "scores must be one of likelihood"),
-        (("anomaly", "pixels", "noise.npy", "--score", "ratio"), "needs a background (--background RUN)"),
-        (("anomaly", "pixels", "noise.npy", "--score", "waic"), "needs an ensemble (--ensemble RUN,RUN,...)"),
-        (("anomaly", "pixels", "noise.npy", "--score", "kl"), "has no latents"),
+        (("anomaly", "pixels", "noise.npy", "--scores", "luck"), "scores must be one of likelihood"),
+        (("anomaly", "pixels", "noise.npy", "--scores", "ratio"), "needs a background (--background RUN)"),
+        (("anomaly", "pixels", "noise.npy", "--scores", "waic"), "needs an ensemble (--ensemble RUN,RUN,...)"),
+        (("anomaly", "pixels", "noise.npy", "--scores", "kl"), "has no latents"),
         (("anomaly", "pixels", "noise.npy", "--false-alarm-rate", "0.001"), "pass at least 999"),
         (("anomaly", "pixels", "noise.npy", "--out", "found.jpg"), "--out must end in .png"),
         (("anomaly", "pixels", "words.npy"), "pass numbers"),

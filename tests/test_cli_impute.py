@@ -27,7 +27,9 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("mask", ["left", "random:0.3"])
 def test_a_picture_and_the_numbers_of_it(trained, tmp_path, mask, capsys):
     out = tmp_path / "new" / "half.png"
-    dgm_ok("impute", trained / "made", "--mask", mask, "-n", "3", "--rows", "2", "--num-particles", "8", "--out", out)
+    dgm_ok(
+        "impute", trained / "made", "--region", mask, "-n", "3", "--num-data", "2", "--num-particles", "8", "--out", out
+    )
     assert "3 draws for each of 2 data" in capsys.readouterr().out
     drawn = torch.from_numpy(np.load(out.with_suffix(".npy")))
     x = dgm.data.load("digits-binary", "test").x[:2]
@@ -38,7 +40,18 @@ def test_a_picture_and_the_numbers_of_it(trained, tmp_path, mask, capsys):
 
 
 def test_the_seed_decides_and_the_run_is_the_default_place(trained):
-    options = ("impute", trained / "vae", "-n", "2", "--rows", "2", "--num-particles", "4", "--num-temperatures", "2")
+    options = (
+        "impute",
+        trained / "vae",
+        "-n",
+        "2",
+        "--num-data",
+        "2",
+        "--num-particles",
+        "4",
+        "--num-temperatures",
+        "2",
+    )
     drawn = []
     for seed in (0, 0, 1):
         dgm_ok(*options, "--seed", seed)
@@ -50,7 +63,7 @@ def test_the_seed_decides_and_the_run_is_the_default_place(trained):
 def test_points_have_a_left_and_a_right(trained, tmp_path):
     out = tmp_path / "points.png"
     dgm_ok(
-        "impute", trained / "realnvp", "--mask", "right", "--rows", "3", "-n", "2", "--num-particles", "4",
+        "impute", trained / "realnvp", "--region", "right", "--num-data", "3", "-n", "2", "--num-particles", "4",
         "--num-temperatures", "2", "--out", out,
     )  # fmt: skip
     x = dgm.data.load("moons", "test").x[:3]
@@ -62,13 +75,13 @@ def test_points_have_a_left_and_a_right(trained, tmp_path):
 @pytest.mark.parametrize(
     ("run", "options", "words"),
     [
-        ("made", ("--mask", "middle"), "must be one of left, right, top, bottom, center, random:SHARE, got"),
-        ("made", ("--mask", "random:half"), "share of features to hide, such as random:0.5"),
-        ("made", ("--mask", "random:1.5"), "share of features to hide, such as random:0.5"),
+        ("made", ("--region", "middle"), "must be one of left, right, top, bottom, center, random:SHARE, got"),
+        ("made", ("--region", "random:half"), "share of features to hide, such as random:0.5"),
+        ("made", ("--region", "random:1.5"), "share of features to hide, such as random:0.5"),
         ("made", ("-n", "0"), "num_samples must be a positive integer"),
-        ("made", ("--rows", "0"), "--rows must be a positive integer"),
+        ("made", ("--num-data", "0"), "num_data must be a positive integer"),
         ("made", ("--out", "half.jpg"), "--out must end in .png"),
-        ("realnvp", ("--mask", "top"), "'top' needs images, but x has event_shape (2,)"),
+        ("realnvp", ("--region", "top"), "'top' needs images, but x has event_shape (2,)"),
         ("classifier", (), "has no x to impute"),
         ("nothing", (), "holds no run"),
     ],

@@ -56,7 +56,7 @@ WRITTEN = {
     ("vae-flow-prior", False): ["p(z) p(x | z)", "p(z) = p(u) |det du/dz|", "q(z | x)"],
     ("vae-flow-encoder", False): ["p(z) p(x | z)", "q(z | x) = q(u | x) |det du/dz|"],
     ("made", False): ["p(x) = p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4)"],
-    ("made", True): ["p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4) [x = f(x_<5)]"],
+    ("made", True): ["p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4) [x = f(x_1, ..., x_4)]"],
     ("made-given-label", False): ["p(x | y) = p(x_1 | y) p(x_2 | x_1, y)"],
     ("realnvp-given-label", False): ["p(x | y) = p(u | y) |det du/dx|"],
     ("dequantized", False): [
@@ -103,7 +103,7 @@ def test_a_formula_in_one_line_is_what_it_prints():
     for name in ("vae-two-levels", "vae-flow-encoder", "made", "normal"):
         formula = formula_of(name, built(name))
         assert [*filter(None, (formula.p, formula.q))] == [
-            ", ".join(lines) for density in "pq" if (lines := formula._lines(density, factors._Text()))
+            ", ".join(lines) for density in "pq" if (lines := formula._lines(density, factors._Text))
         ]
     assert formula_of("vae-flow-encoder", built("vae-flow-encoder")).p == "p(z) p(x | z)"
     assert formula.q == ""
@@ -229,6 +229,18 @@ def test_a_pair_of_pyro_callables():
     assert not pyro.get_param_store().keys()
 
 
+def test_a_plate_of_any_name_is_printed():
+    class OwnPlate(dgm.Conditional):
+        event_shape = torch.Size((2,))
+
+        def joint(self, name, value=None, given=None):
+            with pyro.plate("data", 4):
+                w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            return pyro.sample(name, dist.Normal(w.sum(), 1.0).expand((2,)).to_event(1), obs=value)
+
+    assert equations(OwnPlate()) == ["p(w) p(x | w)"]
+
+
 def test_an_argument_is_named_after_the_site_that_observes_it_alone():
     """A factor and a deterministic site read it, too, and observe nothing."""
 
@@ -291,6 +303,24 @@ def test_latex():
     )
     assert built("made")._repr_latex_() == (
         r"$$\begin{gathered}p(x) = p(x_{1}) p(x_{2} \mid x_{1}) \cdots p(x_{4} \mid x_{<4})\end{gathered}$$"
+    )
+
+
+def test_html():
+    x, z = "<i>x</i>", "<i>z</i>"
+    assert built("vae-two-levels").formula().html() == (
+        f"p({z}<sub>2</sub>) p({z} | {z}<sub>2</sub>) p({x} | {z})<br>q({z} | {x}) q({z}<sub>2</sub> | {z})"
+    )
+    assert built("realnvp").formula().html() == f"p({x}) = p(<i>u</i>) |det ∂<i>u</i>/∂{x}|"
+    assert built("made").formula().html() == (
+        f"p({x}) = p({x}<sub>1</sub>) p({x}<sub>2</sub> | {x}<sub>1</sub>) … p({x}<sub>4</sub> | {x}<sub>&lt;4</sub>)"
+    )
+    parts = dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4))
+    assert (
+        dgm.VAE(*parts, latent_name="<b>_<c")
+        .formula()
+        .html()
+        .startswith("p(<i>&lt;b&gt;</i><sub>&lt;c</sub>) p(<i>x</i>")
     )
 
 

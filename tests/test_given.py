@@ -46,7 +46,7 @@ def test_evidence_is_that_of_each_datum_given_its_own():
 
 def test_fit_finds_the_least_squares_line():
     c, x = pairs()
-    program = dgm.Normal(1, lambda size: nn.Linear(1, size), scale="shared")
+    program = dgm.Normal(1, lambda size: nn.Linear(1, size), scale_type="shared")
     dgm.fit(program, dgm.Data(x, given=c), epochs=200, batch_size=100, lr=3e-2, validation=None, progress=False)
     design = torch.cat([c, torch.ones_like(c)], 1)
     line = torch.linalg.lstsq(design, x).solution

@@ -25,6 +25,7 @@ FORBIDDEN = {
     "doubt": "uncertainty",
     "draws": "num_samples for a number, samples for a tensor",
     "k": "what is counted, as in neighbors",
+    "data_name": "data, by name or object",
     "latent": "latent_name for the name of a site, latent_size for a number of features",
     "num": "what is counted: num_data, num_samples, num_points",
     "num_bins": "bins",
@@ -48,6 +49,8 @@ SHARED = {
     "evaluate": "the command calls the function",
     "gaps": "the command calls the function, and plots.gaps draws its result",
     "impute": "the command calls the function",
+    "pull": "the command calls the function",
+    "push": "the command calls the function",
     "represent": "the command calls the function",
     "sweep": "the command calls the function",
     "train": "the command calls the function",
@@ -60,14 +63,18 @@ SHARED = {
 }
 
 KINDS = {
-    r"num_\w+|\w+_steps|epochs|bins|neighbors|rank|width|components|heads": {"int"},
+    r"num_\w+|\w+_steps|epochs|bins|neighbors|rank|width|components|heads|\w+_features": {"int"},
     r"\w*_name": {"str"},
     r"(event|in|out|given)_shape": {"int", "Sequence[int]", "Shape", "torch.Size"},
     r"\w+_schedule": {"str", "Schedule", "LogSNR", "SchedulerFactory"},
     r"progress": {"bool"},
     r"elapsed|lr|fraction|tolerance|\w+_rate": {"float"},
     r"seed|batch_size": {"int"},
-    r"curve|tails|divergence|game": {"str"},
+    r"curve|tails|divergence|game|\w+_type": {"str"},
+    r"scale": {"float", "Numbers", "Tensor", "Sequence[float]", "Any"},
+    r"channels|hidden": {"Sequence[int]", "tuple[int, ...]"},
+    r"features": {"IndependentConditional"},
+    r"unit_cube|learned|labeled": {"bool"},
 }
 
 BRITISH = re.compile(

@@ -1,24 +1,27 @@
-"""Files of an earlier version: read under the names of today.
+"""Files of an earlier version: read under the names of today. Old options of the command line: answered by today's.
 
-``data/checkpoint-v1`` was written by the last version before the names of the format changed. What was exact then is
-stored beside the programs: log p(x) of a few x.
+``data/checkpoint-v1`` and ``-v2`` were written by the last versions before names changed. What was exact then is stored
+beside the programs: log p(x) of a few x.
 """
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+import typer
 
 import dgm_pyro as dgm
+from dgm_pyro import cli, old_names, registry
 from dgm_pyro.experiments import runs, sweep
 
-STORED = sorted((Path(__file__).parent / "data" / "checkpoint-v1").iterdir())
+STORED = sorted((Path(__file__).parent / "data").glob("checkpoint-v*/*"))
 
 
-@pytest.mark.parametrize("folder", STORED, ids=lambda folder: folder.name)
-def test_a_checkpoint_of_version_1_loads_with_every_weight_in_its_place(folder, tmp_path):
+@pytest.mark.parametrize("folder", STORED, ids=lambda folder: f"{folder.parent.name[-2:]}-{folder.name}")
+def test_a_checkpoint_of_an_earlier_version_loads_with_every_weight_in_its_place(folder, tmp_path):
     [file] = folder.glob("*.safetensors")
     weights = safetensors.torch.load_file(file)
     program = dgm.load(folder)
@@ -36,8 +39,37 @@ def test_a_checkpoint_of_version_1_loads_with_every_weight_in_its_place(folder, 
     assert all(torch.equal(value, again[name]) for name, value in program.state_dict().items())
 
 
-def test_the_stored_checkpoints_are_of_version_1():
-    assert {json.loads((folder / "program.json").read_bytes())["format_version"] for folder in STORED} == {1}
+def test_the_stored_checkpoints_are_of_their_versions():
+    for folder in STORED:
+        version = json.loads((folder / "program.json").read_bytes())["format_version"]
+        assert folder.parent.name == f"checkpoint-v{version}"
+
+
+def test_every_argument_that_changed_its_name_has_the_new_one():
+    stored = [node for folder in STORED for node in json.loads((folder / "program.json").read_bytes())["modules"]]
+    seen = {(node["class"], name) for node in stored for name in node["arguments"]}
+    for cls, names in old_names.ARGUMENTS.items():
+        parameters = inspect.signature(registry.REGISTRY[old_names.CLASSES.get(cls, cls)]).parameters
+        assert set(names.values()) <= set(parameters)
+        assert not {name for name in names if name in parameters and (cls, name) in seen}, "it means another thing now"
+
+
+def test_an_old_argument_is_answered_by_the_new_one():
+    with pytest.raises(TypeError, match="Normal takes no scale: it is scale_type now"):
+        dgm.Normal(2, torch.nn.Linear(1, 2), scale="shared")
+    with pytest.raises(TypeError, match="VAE takes no latent: it is latent_name now"):
+        dgm.VAE(dgm.Normal(1), dgm.Normal(1), dgm.Normal(1), latent="z")
+
+
+@pytest.mark.parametrize("flag", old_names.FLAGS)
+def test_an_old_option_is_answered_by_the_new_one(flag, capsys):
+    commands = typer.main.get_command(cli.app).commands.values()
+    options = {name for command in commands for each in command.params for name in each.opts}
+    assert set(old_names.FLAGS[flag].split(" or ")) <= options
+    known = {command.name for command in commands if any(flag in each.opts for each in command.params)}
+    for command in {"impute", "infer", "anomaly"} - known:
+        assert cli.main([command, flag, "3"]) == 2
+        assert f"(it is {old_names.FLAGS[flag]} now, see dgm {command} --help)" in capsys.readouterr().err
 
 
 def test_a_record_with_the_old_names_is_read_under_the_new_ones(tmp_path):

@@ -32,7 +32,7 @@ def test_digits_without_labels_make_the_classifier_better():
 
         inner = dgm.VAE(
             dgm.Normal(4),
-            dgm.Normal(64, MLP((4,), 64, (64,), num_classes=10), scale="shared", initial_scale=0.4),
+            dgm.Normal(64, MLP((4,), 64, (64,), num_classes=10), scale_type="shared", initial_scale=0.4),
             dgm.Normal(4, MLP((64,), 8, (64,))),
         )
         program = dgm.Labeled(dgm.Categorical((), 10), inner, classifier())

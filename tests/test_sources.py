@@ -161,6 +161,67 @@ def test_the_digest_is_that_of_the_values():
     assert len({dgm.data.open(frame).digest for frame in (first, other, first[["b"]], first[::-1])}) == 4
 
 
+PEOPLE = pandas.DataFrame({
+    "age": [30, None, 41, 28], "job": ["cook", "nurse", None, "cook"], "grade": ["mid", "low", "high", "low"],
+    "change": [-2, 3, 0, 1], "member": [True, False, False, True], "share": [0.5, 0.25, 0.75, 0.1],
+})  # fmt: skip
+
+
+def test_columns_have_kinds_by_their_values_or_by_name(tmp_path):
+    PEOPLE.to_csv(tmp_path / "people.csv", index=False)
+    for source in (PEOPLE, tmp_path / "people.csv"):
+        data = dgm.data.open(source, kinds={"grade": ("ordinal", "low", "mid", "high"), "share": ("bounded", 0, 1)})
+        assert data.kinds == {
+            "age": ("count",), "job": ("category", "cook", "nurse"), "grade": ("ordinal", "low", "mid", "high"),
+            "change": ("integer", -2, 3), "member": ("category", "False", "True"), "share": ("bounded", 0, 1),
+        }  # fmt: skip
+        assert data.x[:, 1:5].tolist() == [[0, 1, -2, 1], [1, 0, 3, 0], [0, 2, 0, 0], [0, 0, 1, 1]]
+        assert data.mask[:, :2].tolist() == [[True, True], [False, True], [True, False], [True, True]]
+        chain = dgm.build("made", data)
+        assert chain.measure == "mass of features 0-4, density of the others"
+        assert torch.isfinite(chain.log_prob(data.x)).all()
+    plain = dgm.data.open(PEOPLE, kinds="auto")
+    assert plain.kinds["share"] == ("real",)
+    codes = dgm.data.open(pandas.DataFrame({"code": [7, 3, 7]}), kinds={"code": "category"})
+    assert (codes.kinds["code"], codes.x.flatten().tolist()) == (("category", "3", "7"), [1, 0, 1])
+
+
+BAD_KINDS = {
+    "no such column": ({"force": "real"}, r"kinds names 'force', but the data have the columns age, job"),
+    "no such kind": ({"age": "amount"}, r"kinds\['age'\] must be one of real, positive.*got 'amount'"),
+    "no bounds": (
+        {"share": "bounded"},
+        r"kinds\['share'\] is bounded, which has 2 bounds, got \[\]: write share=bounded:0:1",
+    ),
+    "beyond a bound": (
+        {"share": ("bounded", 0, 0.5)},
+        r"row 0, column 'share' holds '0.5', which is outside of .*bounded:0",
+    ),
+    "no count": ({"change": "count"}, r"row 0, column 'change' holds '-2', which is outside of the kind count"),
+    "not whole": ({"share": "count"}, r"column 'share' holds '0.5', which is outside of the kind count"),
+    "an unknown word": (
+        {"job": ("category", "cook", "pilot")},
+        r"row 1, column 'job' holds 'nurse'.*none of its words",
+    ),
+    "text": ({"job": "real"}, r"row 0, column 'job' holds 'cook', which is no number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KINDS)
+def test_a_column_of_another_kind_is_named(case):
+    kinds, words = BAD_KINDS[case]
+    with pytest.raises(ValueError, match=words):
+        dgm.data.open(PEOPLE, kinds=kinds)
+
+
+def test_names_are_no_category():
+    names = pandas.DataFrame({"name": [f"n{i}" for i in range(300)]})
+    with pytest.raises(
+        ValueError, match=r"column 'name' of the frame has 300 different values, and a category 2 to 256"
+    ):
+        dgm.data.open(names, kinds="auto")
+
+
 BAD_TABLES = {
     "text": ("a,b\n1,2\n3,x\n", r"t\.csv, line 3, column 'b' holds 'x', which is no number: .*--columns"),
     "ragged": ("a,b\n1,2\n3\n", r"t\.csv, line 3: there are 1 values, but 2 columns"),

@@ -122,7 +122,9 @@ def test_the_two_terms_of_the_bound_pull_apart():
     found = {}
     for beta in (0.1, 1.0, 10.0):
         torch.manual_seed(1)
-        vae = dgm.VAE(dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 2), scale="shared"), dgm.Normal(1, nn.Linear(2, 2)))
+        vae = dgm.VAE(
+            dgm.Normal(1), dgm.Normal(2, nn.Linear(1, 2), scale_type="shared"), dgm.Normal(1, nn.Linear(2, 2))
+        )
         dgm.fit(vae, x, f"beta:{beta}", epochs=20, lr=0.05, validation=None, progress=False)
         evidence = dgm.evaluate(vae, x, num_samples=200, progress=False)
         found[beta] = (sum(evidence.reconstruction.values()), sum(evidence.kl.values()), evidence.nats)

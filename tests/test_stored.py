@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import tracemalloc
 
 import numpy as np
 import pandas
@@ -11,6 +12,7 @@ import torch
 import dgm_pyro as dgm
 from dgm_pyro import data as data_room
 from dgm_pyro import sources
+from dgm_pyro.experiments import runs
 from dgm_pyro.networks import MADE
 
 REALS = np.random.default_rng(0).normal(size=(120, 3))
@@ -76,7 +78,9 @@ def test_weights_are_those_of_data_in_memory(source, num_workers, epochs, path):
 
 def test_evidence_is_that_of_data_in_memory(path):
     program = dgm.build("maf", dgm.data.open(path))
-    memory, stored = (dgm.evaluate(program, dgm.data.open(path, in_memory=kept), batch_size=32) for kept in (True, False))
+    memory, stored = (
+        dgm.evaluate(program, dgm.data.open(path, in_memory=kept), batch_size=32) for kept in (True, False)
+    )
     assert torch.equal(memory.values, stored.values)
     assert memory.digest == stored.digest
 
@@ -204,8 +208,8 @@ def test_bad_values_are_found_as_they_are_read(path, monkeypatch):
     np.save(path, values)
     with pytest.raises(ValueError, match="row 1234 of reals misses a value, but none of the 256 data"):
         data[1230:1240]
+    np.save(path, np.asfortranarray(values))
     with pytest.raises(ValueError, match="is in Fortran order"):
-        np.save(path, np.asfortranarray(values))
         dgm.data.open(path, in_memory=False)
 
 
@@ -215,5 +219,42 @@ def test_what_needs_all_of_it_says_so(path):
         _ = stored.x
     assert stored.y is None
     assert repr(stored) == "StoredData('reals', x=(120, 3) float32)"
-    with pytest.raises(ValueError, match="in_memory=False is for .npy and .parquet files"):
+    with pytest.raises(ValueError, match=r"in_memory=False is for \.npy and .parquet files"):
         dgm.data.open(REALS, in_memory=False)
+
+
+def test_memory_is_that_of_a_few_windows(tmp_path, monkeypatch):
+    """A sparse file of 400 MB, which takes no room on the disk, in windows of 1 MB."""
+    monkeypatch.setattr(data_room, "WINDOW", 2**20)
+    monkeypatch.setattr(data_room, "BLOCK", 2**16)
+    monkeypatch.setattr(data_room, "EXCERPT", 1)
+    np.lib.format.open_memmap(tmp_path / "sparse.npy", "w+", np.float32, (100_000, 1000))
+    tracemalloc.start()
+    try:
+        train, held_out = dgm.data.open(tmp_path / "sparse.npy", in_memory=False).split(0.1)
+        batches = train.shuffled(50, torch.Generator())
+        for place in range(30):
+            assert len(train[batches[place]]) == 50
+        assert len(held_out[:50]) == 50
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_run_on_a_large_file_is_that_on_a_small_one(path, tmp_path, monkeypatch):
+    options = dgm.TrainingOptions(epochs=2, batch_size=16, device="cpu")
+    found = []
+    for number, largest in enumerate((10**9, 0)):
+        monkeypatch.setattr(sources, "IN_MEMORY", largest)
+        folder = tmp_path / str(number)
+        program, record, _ = runs.train(folder, "realnvp", str(path), {}, options, progress=False)
+        test = record.points("test")
+        assert isinstance(test, data_room.StoredData) == (largest == 0)
+        found.append((program.state_dict(), dgm.evaluate(program, test).values, record.points("train", num_data=9).x))
+    (weights, values, some), (again, others, few) = found
+    assert same(weights, again)
+    assert torch.equal(values, others)
+    assert torch.equal(some, few)
+    np.save(path, REALS + 1)
+    with pytest.raises(ValueError, match="is not what the run was trained on"):
+        record.points("test")

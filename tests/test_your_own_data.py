@@ -72,6 +72,24 @@ def test_imputations_keep_what_was_seen_and_fill_in_the_rest(page):
     assert drawn[drawn["row"] == 0]["power"].nunique() == 5
 
 
+def test_words_come_back_in_samples_and_imputations(page):
+    seen = pandas.read_csv(page / "holes.csv")
+    sampled, drawn = (pandas.read_csv(page / "mixed" / f"{name}.csv") for name in ("samples", "imputed"))
+    assert set(sampled["season"]) == {"summer", "winter"}
+    assert sampled["hour"].between(-0.01, 24.01).all()
+    assert (drawn["season"] == seen.loc[drawn["row"], "season"].to_numpy()).all()
+    assert drawn["power"].notna().all()
+    kinds = json.loads((page / "mixed" / "run.json").read_text())["options"]["reading"]["kinds"]
+    assert kinds == {"hour": ["bounded", -0.01, 24.01], "power": ["real"], "pressure": ["real"],
+                     "season": ["category", "summer", "winter"]}  # fmt: skip
+
+
+def test_evaluate_says_which_columns_are_a_mass(page, capfd):
+    capfd.readouterr()
+    ok("evaluate", page / "mixed")
+    assert "a mass of season, a density of hour, power, pressure" in capfd.readouterr().out
+
+
 def test_classes_keep_their_names(page):
     rows = rows_of(page / "seasons" / "classified.csv")
     assert {row["class"] for row in rows} <= {"summer", "winter"}
@@ -137,10 +155,10 @@ def test_columns_are_found_by_name_whatever_their_order(page, tmp_path):
 
 
 def test_a_sweep_and_a_comparison_read_it_too(page):
-    source, reading = runs.reading_of(str(page / "plant.csv"), {"columns": ["power", "pressure"]})
     options = sweep.Options(
-        "vae", source, num_particles=2, training=dgm.TrainingOptions(epochs=1, device="cpu"), reading=reading
-    )
+        "vae", str(page / "plant.csv"), num_particles=2, training=dgm.TrainingOptions(epochs=1, device="cpu"),
+        reading={"columns": ["power", "pressure"]},
+    )  # fmt: skip
     found = sweep.sweep(page / "sweep", options, prior=["normal", "learned"], progress=False)
     assert found.failed == 0
     again = sweep.sweep(page / "sweep", options, prior=["normal", "learned"], progress=False)
@@ -156,6 +174,8 @@ def test_a_sweep_and_a_comparison_read_it_too(page):
         (("--data", "nothing.csv"), "no data set 'nothing.csv', and no file or folder"),
         (("--data", "plant.csv"), "line 2, column 'season' holds"),
         (("--data", "plant.csv", "--columns", "force"), "columns names 'force', but"),
+        (("--data", "plant.csv", "--kinds", "auto"), "columns are for the models pixels, made, vae, not for 'maf'"),
+        (("--data", "plant.csv", "--kinds", "hour"), "--kinds must be auto or COLUMN=KIND,..., got 'hour'"),
         (("--data", "moons", "--label", "season"), "what label are for, but moons is a data set"),
         (("--data", "holes.csv", "--columns", "power,hour", "--num-data", "17"), "num_data is 17, but holes has 16"),
     ],

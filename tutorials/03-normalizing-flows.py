@@ -441,7 +441,7 @@ for name, make in {"coupling": dgm.flow.realnvp, "autoregressive": dgm.flow.maf}
 #   outputs. How many layers do the same then?
 # - **The base.** Give `dgm.Flow(..., base=dgm.MixtureOfNormals(2, 3, learned=True))` for the rings. Does a base of
 #   several pieces help with the threads?
-# - **Integers.** `dgm.Dequantized(dgm.flow.nsf(shape, unit=True), levels=17)` puts a flow on the digits. What happens
+# - **Integers.** `dgm.Dequantized(dgm.flow.nsf(shape, unit_cube=True), levels=17)` puts a flow on the digits. What happens
 #   if you train a flow on integers that were merely converted to floats?
 # - **Condition.** `dgm.flow.nsf((2,), num_classes=5)` is $p(x \mid y)$: draw single arms.
 #

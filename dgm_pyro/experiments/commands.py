@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import dgm_pyro.infer as infer
-from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, build
+from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeError, build
 from dgm_pyro.checks import check_count, find_device
 from dgm_pyro.data import NAMES, Data
 from dgm_pyro.diagnosis import Diagnosis, doctor, pair_from
@@ -37,6 +37,30 @@ from dgm_pyro.training.adversarial import COMPARISONS
 from dgm_pyro.training.fit import History
 from dgm_pyro.training.options import TrainingOptions
 from dgm_pyro.uses import anomaly, classification, representations
+
+__all__ = [
+    "Drawn",
+    "GapsOfRuns",
+    "OpenRun",
+    "Shown",
+    "TrainedRun",
+    "check_into",
+    "classify_into",
+    "detect_into",
+    "doctor_of",
+    "evaluate_run",
+    "gaps_into",
+    "impute_into",
+    "infer_of",
+    "list_of_models",
+    "list_of_names",
+    "open_run",
+    "represent_into",
+    "resume_run",
+    "sample_into",
+    "sweep_into",
+    "train_run",
+]
 
 
 @dataclass(frozen=True)
@@ -161,16 +185,16 @@ class TrainedRun(Result):
 
 
 def train_run(
-    folder: Path, model: str, data: str, parts: Mapping[str, Any], options: TrainingOptions, **others: Any
+    folder: Path, model: str, data: str, swaps: Mapping[str, Any], options: TrainingOptions, **others: Any
 ) -> TrainedRun | None:
     """`runs.train`, also as one of the processes that torchrun started: those that do not write return None.
 
     Args:
-        parts: of `dgm.build`; others: of `runs.train`.
+        swaps: of `dgm.build`; others: of `runs.train`.
     """
     processes = distributed.join(options.device)
     tracker = RunFiles(folder, f"{model}-{Path(data).stem}")
-    _, _, history = runs.train(folder, model, data, parts, options, trackers=[tracker], **others)
+    _, _, history = runs.train(folder, model, data, swaps, options, trackers=[tracker], **others)
     distributed.leave()
     return TrainedRun(folder, model, history) if processes.writes else None
 
@@ -194,6 +218,7 @@ def sweep_into(
     num_data: int | None = None,
     latent_size: int | None = None,
     num_particles: int = 1000,
+    standardize: bool = True,
     **tried: Any,
 ) -> Shown[Sweep]:
     """`sweep.sweep` on data by the name of a set, or from a file.
@@ -201,8 +226,7 @@ def sweep_into(
     Args:
         tried: of `sweep.sweep`: what to try, on how many seeds, in how many processes.
     """
-    source, reading = runs.reading_of(data, reading)
-    every = Options(model, source, data_dir, num_data, latent_size, num_particles, options, reading)
+    every = Options(model, data, data_dir, num_data, latent_size, num_particles, options, dict(reading), standardize)
     found = sweep(folder, every, **tried)
     return Shown(
         found, after=f"{folder}: table.md, table.csv, cells.csv, sweep.png; each cell is a run in {folder / 'cells'}"
@@ -265,8 +289,8 @@ def impute_into(
     out: Path | None,
     num_samples: int,
     *,
-    hidden: str | None = None,
-    rows: int | None = None,
+    region: str | None = None,
+    num_data: int | None = None,
     data: str | None = None,
     split: str = "test",
     seed: int = 0,
@@ -275,22 +299,22 @@ def impute_into(
     """`dgm.infer.impute` on data of a run: a picture, and the values in a file of the kind that it was trained on.
 
     Args:
-        hidden: the region to hide. By default what the data miss, or the left half where they miss nothing.
-        rows: how many data, from the start. By default 8 of the run's own, and all others.
+        region: what to hide. By default what the data miss, or the left half where they miss nothing.
+        num_data: how many, from the start. By default 8 of the run's own, and all others.
         data: other data.
         options: of `dgm.infer.impute`.
     """
     picture = run.output(out, "imputed.png")
-    if rows is not None and rows < 1:
-        raise ValueError(f"--rows must be a positive integer, got {rows}")
-    points = run.points(split, data)[: rows or (8 if data is None else None)]
+    if num_data is not None:
+        check_count(num_data, "num_data")
+    points = run.points(split, data)[: num_data or (8 if data is None else None)]
     run.require_x("impute")
     x, given, _ = run.program.arguments(points)
-    if hidden is None and points.mask is None:
-        hidden = "left"
+    if region is None and points.mask is None:
+        region = "left"
     seen = torch.ones_like(x, dtype=torch.bool) if points.mask is None else points.mask
-    if hidden is not None:
-        seen = seen & infer.hide(hidden, run.program.event_shape, seed)
+    if region is not None:
+        seen = seen & infer.hide(region, run.program.event_shape, seed)
     drawn = infer.impute(
         run.program,
         x.to(run.device),
@@ -300,7 +324,7 @@ def impute_into(
         seed=seed,
         **options,
     ).cpu()
-    about = f"{run}, {f'{hidden} hidden' if hidden else 'missing values drawn'}"
+    about = f"{run}, {f'{region} hidden' if region else 'missing values drawn'}"
     shown = plots.imputations(x[:8], seen[:8], drawn[:, :8], levels=run.program.levels, title=about)
     plots.write_picture(picture, shown)
     places = {
@@ -339,6 +363,11 @@ def evaluate_run(
         probabilities, _ = classification.beliefs(program, points.x, progress=progress)
         facts["accuracy"] = classification.accuracy(probabilities, points.y)
         lines.append(f"accuracy {facts['accuracy']:.4f}")
+    kinds = run.record.reading.get("kinds", {})
+    masses = [name for name, (kind, *_) in kinds.items() if kind not in ("real", "positive", "bounded")]
+    if masses:
+        others = [name for name in kinds if name not in masses]
+        lines.append(f"a mass of {', '.join(masses)}" + (f", a density of {', '.join(others)}" if others else ""))
     formula = program.formula()
     lines.append(f"the program: {formula.p}" + (f"; its guide: {formula.q}" if formula.q else ""))
     before = f"{run} ({split if data is None else data}, {len(points)} data): "
@@ -575,7 +604,7 @@ def list_of_names() -> str:
         "priors of a vae: --prior": lines(PRIORS),
         "encoders of a vae: --encoder": lines(ENCODERS),
         "likelihoods of a vae: --likelihood": lines(LIKELIHOODS),
-        "guides of any Pyro model: dgm infer --guide": lines(FAMILIES),
+        "guides of any Pyro model: dgm infer --guides": lines(FAMILIES),
         "objectives: --objective NAME or NAME:NUMBER": {
             name: (each.__doc__ or "").strip().splitlines()[0].rstrip(".")
             for name, each in (OBJECTIVES | COMPARISONS).items()
@@ -595,6 +624,8 @@ def list_of_models(data: str, data_dir: str | None = None) -> str:
         try:
             formula = build(model, points).formula()
             rows.append([model, f"{formula.num_parameters:,}", formula.p])
+        except TooLargeError as error:
+            rows.append([model, f"{error.num_parameters:,}", "refused: too large, unless --set max_parameters=NUMBER"])
         except ValueError as error:
             rows.append([model, "", str(error)])
     return f"{points}\n{Table(['model', 'parameters', 'p'], rows)}"

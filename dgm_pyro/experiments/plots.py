@@ -52,13 +52,44 @@ from dgm_pyro.checks import (
 )
 from dgm_pyro.evaluation import Evidence
 from dgm_pyro.files import write_file
-from dgm_pyro.infer.checks import Checks
+from dgm_pyro.infer.checks import Calibration, Checks
 from dgm_pyro.infer.compare import GuideComparison
+from dgm_pyro.infer.draws import PredictiveCheck
 from dgm_pyro.infer.gaps import Gaps
+from dgm_pyro.infer.mcmc import Chains
 from dgm_pyro.program import Program, check_program
 from dgm_pyro.training.fit import History
 from dgm_pyro.uses.classification import reliability as bins_of_answers
 from dgm_pyro.uses.representations import CURVES, Representation, codes, grid, interpolate, is_discrete, traverse
+
+__all__ = [
+    "Theme",
+    "answers",
+    "aurocs",
+    "bits_per_dim",
+    "calibration",
+    "coverage",
+    "curves",
+    "gaps",
+    "heat_map",
+    "images",
+    "imputations",
+    "is_picture",
+    "k_hats",
+    "latent_map",
+    "learning_curves",
+    "marginals",
+    "pairs",
+    "plane",
+    "reliability",
+    "representation",
+    "samples",
+    "score_histograms",
+    "table_of_features",
+    "theme",
+    "worst_explained",
+    "write_picture",
+]
 
 WIDTH = 4.3
 """Width of every figure, in inches: on a phone of 360 pixels, its text is 10 pixels high."""
@@ -243,7 +274,7 @@ def images(
     x: Tensor,
     *,
     levels: int | None = None,
-    columns: int | None = None,
+    num_columns: int | None = None,
     title: str = "",
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
@@ -254,7 +285,7 @@ def images(
     Args:
         x: ``(N, 1, H, W)``, or ``(N, 3, H, W)`` in red, green and blue; row after row.
         levels: integers 0 .. levels - 1; None scales reals between their extremes.
-        columns: how many per row; by default about as many as rows, or one per column label.
+        num_columns: how many per row; by default about as many as rows, or one per column label.
         row_labels, column_labels: at the left, and on top.
         covered: bool, of the shape of x: covered pixels, in a color of their own.
 
@@ -263,23 +294,23 @@ def images(
     """
     check_finite(x, "x")
     check_network_options(levels=levels)
-    if columns is not None:
-        check_count(columns, "columns")
+    if num_columns is not None:
+        check_count(num_columns, "num_columns")
     if covered is not None:
         check_tensor(covered, x.shape[1:], "covered", "the shape of one x")
     if not is_picture(x) or len(x) == 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, but images are (N, 1, H, W) or (N, 3, H, W), with N at least 1"
         )
-    columns = columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
-    rows = math.ceil(len(x) / columns)
+    num_columns = num_columns or len(column_labels) or math.ceil(math.sqrt(len(x)))
+    rows = math.ceil(len(x) / num_columns)
     height, width = x.shape[2:]
     gap = max(1, round(min(height, width) / 8))
     values = _shades(x, levels)
     paper = np.array([np.nan] if x.shape[1] == 1 else to_rgb(_theme.get().paper))
-    mosaic = np.tile(paper, (rows * (height + gap) - gap, columns * (width + gap) - gap, 1))
+    mosaic = np.tile(paper, (rows * (height + gap) - gap, num_columns * (width + gap) - gap, 1))
     for i, picture in enumerate(values):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // num_columns) * (height + gap), (i % num_columns) * (width + gap)
         mosaic[top : top + height, left : left + width] = picture
 
     margin = 0.075 * max((len(label) for label in row_labels), default=0)
@@ -294,7 +325,7 @@ def images(
     axes.imshow(mosaic, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
     cover = ListedColormap([_theme.get().series[5]])
     for i in range(len(values)):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // num_columns) * (height + gap), (i % num_columns) * (width + gap)
         if covered is not None and bool(covered[i].any()):
             shade = np.where(covered[i].any(0).cpu().numpy(), 1.0, np.nan)
             box = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
@@ -745,18 +776,82 @@ def k_hats(found: GuideComparison, *, title: str = "") -> Figure:
     return figure
 
 
+@_styled
+def traces(found: Chains, *, title: str = "", most: int = 4) -> Figure:
+    """The draws of each chain in their order, those of divergent trajectories marked below.
+
+    Chains that mix look alike, and none of them drifts.
+
+    Args:
+        found: of `dgm.infer.nuts`.
+        most: scalars to draw at most, those whose chains differ most for their spread.
+    """
+    check_type(found, Chains, "found", "the result of dgm.infer.nuts")
+    check_count(most, "most")
+    draws = {
+        name: values.reshape(found.diverging.shape)
+        for name, values in _scalars({site: value.flatten(0, 1) for site, value in found.samples.items()}).items()
+    }
+    names = sorted(draws, key=lambda name: -float(draws[name].mean(1).std() / (draws[name].std() + 1e-300)))[:most]
+    figure, colors = _figure(0.95 * len(names) + 0.55, title), _theme.get()
+    for place, (name, axes) in enumerate(
+        zip(names, figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], strict=True)
+    ):
+        axes.set_title(name, size=8.5, loc="left")
+        for i, chain in enumerate(draws[name]):
+            axes.plot(chain, color=colors.series[i % len(colors.series)], linewidth=0.5, alpha=0.8)
+        axes.plot(found.diverging.any(0).nonzero()[:, 0], np.full(int(found.diverging.any(0).sum()), draws[name].min()),
+                  "|", color=colors.ink, markersize=6, label="divergent" if place == 0 else None)  # fmt: skip
+    axes.set_xlabel("draw after the warm-up" + ("; ticks: a trajectory diverged" if found.diverging.any() else ""))
+    return figure
+
+
+@_styled
+def predictions(found: PredictiveCheck, *, title: str = "", bins: int = 20) -> Figure:
+    """Histograms of the data, and the band that holds those of 90 % of the replicates.
+
+    Args:
+        found: of `dgm.infer.predictive_check`.
+    """
+    check_type(found, PredictiveCheck, "found", "the result of dgm.infer.predictive_check")
+    check_count(bins, "bins")
+    figure, colors = _figure(1.9 * len(found.observed) + 0.5, title), _theme.get()
+    for place, (site, data) in enumerate(found.observed.items()):
+        y, drawn = data.double().flatten().cpu().numpy(), found.replicated[site].double().cpu().numpy()
+        drawn = drawn.reshape(len(drawn), -1)
+        axes = figure.add_subplot(len(found.observed), 1, place + 1, xlabel=site, ylabel="share of the data")
+        low, high = np.quantile(drawn, [0.005, 0.995])
+        low, high = min(low, y.min()), max(high, y.max())
+        edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
+        counts = np.stack([np.histogram(row.clip(low, high), edges)[0] for row in drawn]) / drawn.shape[1]
+        bottom, middle, top = np.quantile(counts, [0.05, 0.5, 0.95], axis=0)
+        first = place == 0
+        axes.stairs(
+            top, edges, baseline=bottom, fill=True, color=colors.rule, label="90 % of replicates" if first else None
+        )
+        axes.stairs(middle, edges, color=colors.muted, label="their median" if first else None)
+        axes.stairs(np.histogram(y, edges)[0] / len(y), edges, color=colors.series[0], linewidth=1.5,
+                    label="data" if first else None)  # fmt: skip
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2)
+    return figure
+
+
+def _scalars(values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Draws of each scalar by its name, such as ``theta[2]``, ``(N,)``."""
+    return {
+        name + (f"[{', '.join(map(str, place))}]" if place else ""): value[(slice(None), *place)].cpu().numpy()
+        for name, value in values.items()
+        for place in np.ndindex(*value.shape[1:])
+    }
+
+
 def _scalar_draws(found: GuideComparison) -> list[dict[str, Any]]:
     """Draws of each scalar by its name, ``(N,)``: of the reference, where there is one, and of each guide."""
     vectors: list[Any] = [found.reference] if found.reference is not None else []
     vectors += [row.weighted.u for row in found.rows]
-    every = []
     with torch.no_grad():
-        for u in vectors:
-            values = found.posterior.constrain(u)
-            every.append({
-                name + (f"[{', '.join(map(str, place))}]" if place else ""): value[(slice(None), *place)].cpu().numpy()
-                for name, value in values.items() for place in np.ndindex(*value.shape[1:])})  # fmt: skip
-    return every
+        return [_scalars(found.posterior.constrain(u)) for u in vectors]
 
 
 def _largest_error(found: GuideComparison, name: str) -> float:
@@ -851,7 +946,13 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
 
 @_styled
 def answers(
-    x: Tensor, probabilities: Tensor, rejected: Tensor, *, levels: int | None = None, columns: int = 6, title: str = ""
+    x: Tensor,
+    probabilities: Tensor,
+    rejected: Tensor,
+    *,
+    levels: int | None = None,
+    num_columns: int = 6,
+    title: str = "",
 ) -> Figure:
     """Images, each under its most probable class and that class's probability; rejected ones are struck through.
 
@@ -866,17 +967,17 @@ def answers(
     for name, each in (("x", x), ("probabilities", probabilities), ("rejected", rejected)):
         check_finite(each, name)
     check_network_options(levels=levels)
-    check_count(columns, "columns")
+    check_count(num_columns, "num_columns")
     if not is_picture(x) or not len(x) == len(probabilities) == len(rejected) > 0:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, probabilities {tuple(probabilities.shape)} and rejected "
             f"{tuple(rejected.shape)}: pass images (N, 1, H, W) or (N, 3, H, W), (N, classes) and "
             "(N,)"
         )
-    colors, rows = _theme.get(), math.ceil(len(x) / columns)
+    colors, rows = _theme.get(), math.ceil(len(x) / num_columns)
     figure = _figure(0.95 * rows, title)
     values = _shades(x, levels)
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+    for i, axes in enumerate(figure.subplots(rows, num_columns, squeeze=False).flat):
         axes.set_axis_off()
         if i >= len(x):
             continue
@@ -979,7 +1080,10 @@ def representation(
     if nearest and tuple(z.shape[1:]) == (2,):
         plane_of_z = grid(program)
         figures["grid"] = images(
-            plane_of_z.flatten(0, 1), levels=levels, columns=plane_of_z.shape[1], title=f"What each {site} stands for"
+            plane_of_z.flatten(0, 1),
+            levels=levels,
+            num_columns=plane_of_z.shape[1],
+            title=f"What each {site} stands for",
         )
     return figures
 
@@ -1103,7 +1207,7 @@ def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8
     num_data = min(num_data, len(found.x))
     low, wide = found.worst(num_data), found.total.argsort(descending=True)[:num_data]
     rows = ("lowest log p(x)", "largest gap")
-    return images(found.x[torch.cat([low, wide])], levels=levels, columns=num_data, title=title, row_labels=rows)
+    return images(found.x[torch.cat([low, wide])], levels=levels, num_columns=num_data, title=title, row_labels=rows)
 
 
 @_styled
@@ -1163,4 +1267,34 @@ def calibration(found: Checks, *, title: str = "", most: int = 6) -> Figure:
         live = int(each.active.sum())
         axes.set(ylabel=kind, xlabel=f"dimensions of {site}: {live} of {len(values)} active (hatched: not)")
         axes.set_xticks([])
+    return figure
+
+
+@_styled
+def coverage(found: Calibration, *, title: str = "", most: int = 4) -> Figure:
+    """How often central intervals of q hold the true z, by their mass; the diagonal is calibrated.
+
+    Below it q is too narrow, above it too wide. The band holds 99 % of calibrated curves at each mass.
+
+    Args:
+        found: of `dgm_pyro.infer.sbc`.
+        most: draw at most so many dimensions, those that are farthest off.
+    """
+    check_type(found, Calibration, "found", "what infer.sbc returns")
+    check_count(most, "most")
+    levels = np.linspace(0.01, 1.0, 100)
+    each = {site: np.stack([found.coverage(site, float(level)).numpy() for level in levels]) for site in found.ranks}
+    every = {f"{site}[{i}]": values[:, i] for site, values in each.items() for i in range(values.shape[1])}
+    worst = sorted(every, key=lambda name: -float(np.abs(every[name] - levels).max()))[:most]
+    figure, colors = _figure(3.0, title), _theme.get()
+    axes = figure.add_subplot(xlabel="mass of the interval", ylabel="share of simulations that it holds")
+    band = 2.576 * np.sqrt(levels * (1 - levels) / len(next(iter(found.ranks.values()))))
+    axes.fill_between(levels, levels - band, levels + band, color=colors.rule, zorder=0)
+    axes.plot(levels, levels, color=colors.muted, linewidth=1, linestyle=":")
+    for i, name in enumerate(worst):
+        axes.plot(levels, every[name], label=name, color=colors.series[i % len(colors.series)],
+                  linestyle="-" if i < len(colors.series) else "--")  # fmt: skip
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower left", ncols=4, columnspacing=1.2)
     return figure

@@ -12,6 +12,7 @@ The parts are plain data, so any results can become a report:
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from matplotlib.figure import Figure
 import dgm_pyro.results as results
 from dgm_pyro.experiments import plots
 from dgm_pyro.files import write_file, write_text
+
+__all__ = ["Column", "PageTable", "Picture", "Report", "Section", "TableCell", "picture", "render", "write"]
 
 
 @dataclass(frozen=True)
@@ -131,16 +134,21 @@ def picture(name: str, draw: Callable[[], Figure], alt: str, caption: str = "") 
     return Picture(name, alt, pngs["light"], pngs["dark"], caption)
 
 
-def render(report: Report) -> str:
-    """The page as HTML, without reference to anything outside it."""
-    environment = jinja2.Environment(
+@functools.cache
+def environment() -> jinja2.Environment:
+    """The templates of the package."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("dgm_pyro"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(report=report, themes=plots.THEMES)
+
+
+def render(report: Report) -> str:
+    """The page as HTML, without reference to anything outside it."""
+    return environment().get_template("report.html.j2").render(report=report, themes=plots.THEMES)
 
 
 def write(report: Report, path: str | os.PathLike[str]) -> None:

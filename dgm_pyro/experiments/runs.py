@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import dgm_pyro.checkpoint as checkpoint
-import dgm_pyro.data as data
+import dgm_pyro.data as data_sets
 import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 import dgm_pyro.sources as sources
@@ -38,6 +38,8 @@ from dgm_pyro.training.fit import History, NonFiniteLossError, Tracker, fit
 from dgm_pyro.training.options import TrainingOptions, changes
 from dgm_pyro.training.states import States, read_header
 from dgm_pyro.uses import corruptions
+
+__all__ = ["Record", "inputs", "points", "read", "resume", "train", "write", "write_alike", "write_array"]
 
 RECORD = "run.json"
 TRACKED = ("metrics.jsonl", "learning-curves.png")
@@ -74,6 +76,11 @@ class Record:
         found: dict[str, Any] = self.options.get("reading", {})
         return found
 
+    @property
+    def words(self) -> dict[str, list[str]]:
+        """Those of the columns that are categories or ordinal, in the order of their numbers."""
+        return {name: words for name, (kind, *words) in self.reading.get("kinds", {}).items() if kind in WITH_WORDS}
+
     def __str__(self) -> str:
         return f"{self.model} on {Path(self.data).stem}"
 
@@ -87,11 +94,12 @@ class Record:
 
 
 TEST_SHARE = 0.2
+WITH_WORDS = ("category", "ordinal")
 SPLITS = ("train", "test")
 
 
 def points(
-    source: str,
+    data: str,
     split: str = "train",
     reading: Mapping[str, Any] | None = None,
     data_dir: str | None = None,
@@ -103,7 +111,7 @@ def points(
     A random fifth of a file is its test split, the same for every seed; or its test data are another file.
 
     Args:
-        source: a name of `dgm.data.load`, or a path of `dgm.data.open`.
+        data: a name of `dgm.data.load`, or a path of `dgm.data.open`.
         split: "train" or "test", or what else a named set has.
         reading: options of `dgm.data.open` for a file; "test", the path of its test data; "digests", what it and they
             must have in `Data.digest`.
@@ -113,57 +121,67 @@ def points(
     Raises:
         ValueError, FileNotFoundError: there is no such set and no such file; or a file has changed.
     """
-    check_type(source, str, "source", "the name of a data set or a path")
+    check_type(data, str, "data", "the name of a data set or a path")
     options = dict(reading or {})
-    if source in data.NAMES:
+    if data in data_sets.NAMES:
         if options:
             raise ValueError(
-                f"reading a file is what {', '.join(options)} are for, but {source} is a data set: leave them out"
+                f"reading a file is what {', '.join(options)} are for, but {data} is a data set: leave them out"
             )
-        return data.load(source, split, data_dir=data_dir, num_data=num_data, seed=seed)
+        return data_sets.load(data, split, data_dir=data_dir, num_data=num_data, seed=seed)
     if split not in SPLITS:
-        raise ValueError(f"{source} has no split {split!r}: choose one of {', '.join(SPLITS)}")
+        raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(SPLITS)}")
     test, digests = options.pop("test", None), options.pop("digests", {})
-    if test is not None and split == "test":
-        return subset(_read(test, options, digests.get("test")), num_data, np.random.default_rng((seed, 1)), split)
-    found = _read(source, options, digests.get("train"))
-    if test is None:
+    own = test is not None and split == "test"
+    found = _read(test if own else data, options, digests.get("test" if own else "train"))
+    return _part(found, split, test is None, num_data, seed)
+
+
+def _part(found: Data, split: str, whole: bool, num_data: int | None, seed: int = 0) -> Data:
+    """A split of what was read; of a ``whole`` file, which has both splits, its share."""
+    if whole:
         found = found.split(TEST_SHARE)[SPLITS.index(split)]
     return subset(found, num_data, np.random.default_rng((seed, SPLITS.index(split))), split)
 
 
-def _read(source: str, options: Mapping[str, Any], digest: str | None = None) -> Data:
-    if not Path(source).exists():
+def _read(data: str, options: Mapping[str, Any], digest: str | None = None) -> Data:
+    if not Path(data).exists():
         raise ValueError(
-            f"there is no data set {source!r}, and no file or folder: choose a path, or a name of "
-            f"{', '.join(data.NAMES)}"
+            f"there is no data set {data!r}, and no file or folder: choose a path, or a name of "
+            f"{', '.join(data_sets.NAMES)}"
         )
-    found = data.open(source, **options)
+    found = data_sets.open(data, **options)
     if digest is not None and found.digest != digest:
         raise ValueError(
-            f"{source} is not what the run was trained on, its values have changed: name the file to look at by "
+            f"{data} is not what the run was trained on, its values have changed: name the file to look at by "
             "--data, or train again"
         )
     return found
 
 
-def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The source as an absolute path, and all that must be known to read it, or another file, in the same way again.
+def opened(
+    data: str, reading: Mapping[str, Any], data_dir: str | None = None, num_data: int | None = None
+) -> tuple[str, dict[str, Any], Data]:
+    """Data to train on, as `points` returns them; before them, what `points` takes to read them again.
+
+    That is the name of a set or an absolute path, and all options of reading, with those that the file decided.
 
     Raises:
         ValueError: ``reading`` has digests, and a file has changed since.
     """
-    if source in data.NAMES:
-        return source, dict(reading)
+    if data in data_sets.NAMES:
+        return data, dict(reading), points(data, "train", reading, data_dir, num_data)
     test = reading.get("test")
     kept = {name: value for name, value in reading.items() if name not in ("test", "digests")}
     before = reading.get("digests", {})
-    found = _read(source, kept, before.get("train"))
+    found = _read(data, kept, before.get("train"))
     if found.columns is not None:
         kept["columns"] = list(found.columns)
     if found.classes is not None:
         kept["classes"] = list(found.classes)
-    if Path(source).is_dir():
+    if found.kinds is not None:
+        kept["kinds"] = {name: [*kind] for name, kind in found.kinds.items()}
+    if Path(data).is_dir():
         channels, *kept["size"] = found.event_shape
         kept["gray"] = channels == 1
     digests = {"train": found.digest}
@@ -171,7 +189,7 @@ def reading_of(source: str, reading: Mapping[str, Any]) -> tuple[str, dict[str, 
         digests["test"] = _read(test, kept, before.get("test")).digest
         kept["test"] = str(Path(test).resolve())
     kept["digests"] = digests
-    return str(Path(source).resolve()), kept
+    return str(Path(data).resolve()), kept, _part(found, "train", test is None, num_data)
 
 
 @contextlib.contextmanager
@@ -207,7 +225,7 @@ def reserved(folder: Path, *, force: bool = False, resume: bool = False) -> Iter
 def train(
     folder: str | os.PathLike[str],
     model: str,
-    data_name: str,
+    data: str,
     swaps: Mapping[str, Any],
     options: TrainingOptions | None = None,
     *,
@@ -229,7 +247,7 @@ def train(
     in the folder, as `dgm.fit` does.
 
     Args:
-        data_name: a name of `dgm.data.load`, or a path of `dgm.data.open`.
+        data: a name of `dgm.data.load`, or a path of `dgm.data.open`.
         swaps: of `dgm.build`, by name.
         options: of the training.
         reading: how a file is read, as for `points`.
@@ -251,11 +269,10 @@ def train(
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
     check_type(options, TrainingOptions | None, "options", "a dgm.TrainingOptions or None")
     options = options or TrainingOptions()
-    check_type(data_name, str, "data_name", "the name of a data set or a path")
-    data_name, reading = reading_of(data_name, reading or {})
-    seen = points(data_name, "train", reading, data_dir, num_data)
+    check_type(data, str, "data", "the name of a data set or a path")
+    data, reading, seen = opened(data, reading or {}, data_dir, num_data)
     about = {
-        "model": model, "data_name": data_name, "swaps": dict(swaps), "options": vars(options), "labeled": labeled,
+        "model": model, "data": data, "swaps": dict(swaps), "options": vars(options), "labeled": labeled,
         "data_dir": data_dir, "reading": reading, "num_data": num_data, "objective": objective,
         "num_labels": num_labels, "mutate": mutate,
     }  # fmt: skip
@@ -266,7 +283,7 @@ def train(
     augment = None
     if mutate is not None:
         if seen.levels is None:
-            raise ValueError(f"mutate replaces integers, but {data_name!r} has reals: choose another data set")
+            raise ValueError(f"mutate replaces integers, but {data!r} has reals: choose another data set")
         check_number(mutate, "mutate", at_least=0, at_most=1)
         augment = functools.partial(corruptions.mutate, rate=mutate, levels=seen.levels)
     with seeded(options.seed, torch.device("cpu")):
@@ -276,7 +293,7 @@ def train(
 
     def record(history: History) -> Record:
         return record_of(
-            model, data_name, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
+            model, data, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
             num_labels=num_labels, mutate=mutate, processes=processes.size if processes.size > 1 else None,
             training=options, reading=reading or None,
         )  # fmt: skip
@@ -300,7 +317,7 @@ def train(
             raise
         written = record(history)
         if processes.writes:
-            _write(path, program, written)
+            write_files(path, program, written)
             states.remove()
     return program, written, history
 
@@ -328,7 +345,7 @@ def resume(
             raise FileNotFoundError(f"{folder} holds no training to resume: begin one with dgm train --out {folder}")
         return _complete(Path(folder), None)
     try:
-        about = dict(header["about"])
+        about = old_names.renamed(header["about"], old_names.OPTIONS)
         options = TrainingOptions(**about.pop("options"))
     except (TypeError, ValueError, LookupError) as error:
         raise CheckpointError(f"{folder} holds a training that dgm train did not begin ({error})") from error
@@ -353,10 +370,11 @@ def write(folder: str | os.PathLike[str], program: Program, record: Record) -> N
         BlockingIOError: another process writes there.
     """
     with files.only_writer(Path(folder)):
-        _write(Path(folder), program, record)
+        write_files(Path(folder), program, record)
 
 
-def _write(folder: Path, program: Program, record: Record) -> None:
+def write_files(folder: Path, program: Program, record: Record) -> None:
+    """Write the files of a run, for the `only_writer` of the folder."""
     header, weights = checkpoint.pack(program, {RECORD: asdict(record)})
     checkpoint.write_packed(folder, header, weights)
     write_json(folder / RECORD, asdict(record) | {"weights": header["weights"]["sha256"]})
@@ -386,13 +404,11 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     return program, Record(**{name: found[name] for name in KINDS})
 
 
-def inputs(
-    source: str, program: Program, data_dir: str | None = None, reading: Mapping[str, Any] | None = None
-) -> Data:
+def inputs(data: str, program: Program, data_dir: str | None = None, reading: Mapping[str, Any] | None = None) -> Data:
     """The test split of a data set, or all of a file, as inputs of ``program``.
 
     Args:
-        source: name of the data set, or path of the file.
+        data: name of the data set, or path of the file.
         program: what they must fit.
         data_dir: folder of the data set's files.
         reading: how the run's own file is read. Labels are read where the file has them.
@@ -400,22 +416,24 @@ def inputs(
     Raises:
         ValueError, TypeError: the file holds no numbers, or the data do not fit the program.
     """
-    check_type(source, str, "source", "the path of a file or the name of a data set")
+    check_type(data, str, "data", "the path of a file or the name of a data set")
     check_program(program)
-    if source in data.NAMES:
-        found = data.load(source, "test", data_dir=data_dir)
+    if data in data_sets.NAMES:
+        found = data_sets.load(data, "test", data_dir=data_dir)
         if program.variable == "x":
             as_data(program, found)
         return found
-    found = _read(source, _applicable(Path(source), reading or {}, program))
+    found = _read(data, _applicable(Path(data), reading or {}, program))
     shape = program.event_shape if program.variable == "x" else program.given_shape or found.event_shape
     if len(found.event_shape) == len(shape) - 1 and len(shape) == 3 and shape[0] == 1:  # images without their channel
         found = found.replaced(x=found.x.unsqueeze(1))
     if found.event_shape != torch.Size(shape):
-        raise ValueError(f"{source} has shape {tuple(found.x.shape)}, but the run takes (N, *{tuple(shape)})")
-    if program.variable == "x" and found.mask is None:
-        _, given, _ = program.arguments(found.to(program_device(program)))
-        program.check(found.x.to(program_device(program)), given)
+        size = (len(found), *found.event_shape)
+        raise ValueError(f"{data} has shape {size}, but the run takes (N, *{tuple(shape)})")
+    seen = found.excerpt
+    if program.variable == "x" and seen.mask is None:
+        _, given, _ = program.arguments(seen.to(program_device(program)))
+        program.check(seen.x.to(program_device(program)), given)
     return found
 
 
@@ -423,9 +441,9 @@ def _applicable(path: Path, reading: Mapping[str, Any], program: Program) -> dic
     """What of the options of the run's own file says how to read another one."""
     wanted = {"levels": program.levels if program.variable == "x" else None, **reading}
     if path.is_dir():
-        names: tuple[str, ...] = ("levels", "size", "gray", "classes")
+        names: tuple[str, ...] = ("levels", "size", "gray", "crop", "classes")
     elif path.suffix in sources.TABLES:
-        names = ("levels", "columns", "label", "given", "classes")
+        names = ("levels", "columns", "label", "given", "classes", "kinds")
     else:
         names = ("levels", "label", "given", "classes") if path.suffix == ".npz" else ("levels",)
     found = {name: wanted[name] for name in names if wanted.get(name) is not None}
@@ -454,8 +472,11 @@ def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None,
     """
     if Path(record.data).suffix in sources.TABLES:
         names, path = record.reading["columns"], stem.with_suffix(".csv")
-        digits = (lambda value: f"{value:.7g}") if x.is_floating_point() else str  # those that float32 has
-        rows = [dict(zip(names, map(digits, row), strict=True)) for row in x.reshape(-1, len(names)).tolist()]
+        texts = [
+            _in_words(column, record.words.get(name))
+            for name, column in zip(names, x.reshape(-1, len(names)).T, strict=True)
+        ]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*texts, strict=True)]
         firsts = [dict(zip(more, values, strict=True)) for values in zip(*more.values(), strict=True)] or [{}] * len(
             rows
         )
@@ -468,6 +489,13 @@ def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None,
         return stem
     write_array(stem.with_suffix(".npy"), x)
     return stem.with_suffix(".npy")
+
+
+def _in_words(column: torch.Tensor, words: Sequence[str] | None) -> list[str]:
+    """A column as it was read: words, or numbers with the digits that float32 has."""
+    if words is not None:
+        return [words[int(code)] for code in column.tolist()]
+    return [f"{value:.7g}" if column.is_floating_point() else str(value) for value in column.tolist()]
 
 
 def record_of(

@@ -15,20 +15,25 @@ Source: Kucukelbir et al. 2017 (arXiv 1603.00788).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.distributions import Delta
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Distribution, Independent, biject_to
 
 from dgm_pyro.checks import check_count, check_type
-from dgm_pyro.posterior import Posterior, middle_of
-from dgm_pyro.program import Conditional, Program, differentiating, seeded
+from dgm_pyro.families.hierarchical import Hierarchical, groups_of
+from dgm_pyro.posterior import Indices, Posterior, middle_of
+from dgm_pyro.program import Conditional, Program, differentiating, latent_sites, seeded
+
+__all__ = ["AutoConditional", "GuidedPosterior", "normal_fit"]
 
 STARTS = 32
 STEPS = 300
@@ -48,7 +53,14 @@ class AutoConditional(AutoContinuous):
         make: makes q for a number of latents D: a conditional of event_shape (D,) on all reals.
         whiten: whether L is a triangle; else it is diagonal, as for a q that shall not have covariances.
         init_loc_fn: where to start, one of Pyro's strategies; default `init_to_middle`.
+        plates: whether q follows the plates of the model: ``make`` then makes the one of the global latents.
+        features: of the elements of plates, by name, ``(J, F)``, for a q that follows them.
+
+    Attributes:
+        start: 0 to begin at the best of several places; else the seed of a place to begin at, for restarts.
     """
+
+    start = 0
 
     def __init__(
         self,
@@ -56,11 +68,14 @@ class AutoConditional(AutoContinuous):
         make: Callable[[int], Conditional],
         whiten: bool = True,
         init_loc_fn: Callable[..., Any] | None = None,
+        plates: bool = False,
+        features: Mapping[str, Tensor] | None = None,
     ):
         super().__init__(model, init_loc_fn=init_loc_fn or init_to_middle)
         # Not `self.model`, which looks for a place to start in every run; in a tuple, so as to be no submodule.
         self._stated = (model,)
         self._make, self._whiten, self._enumerated = make, whiten, tuple[str, ...]()
+        self._plates, self._features = plates, features
 
     def _prototype_hide_fn(self, msg: Any) -> bool:
         hidden: bool = AutoContinuous._prototype_hide_fn(msg)
@@ -78,10 +93,16 @@ class AutoConditional(AutoContinuous):
             )
         nodes: Any = self.prototype_trace.nodes  # type: ignore[union-attr]
         start = posterior.unconstrain({name: nodes[name]["value"] for name in posterior.names})
-        loc, factor = normal_fit(posterior, _best_start(posterior, start), whiten=self._whiten)
+        place = posterior.initial(1, seed=self.start)[0] if self.start else _best_start(posterior, start)
+        loc, factor = normal_fit(posterior, place, whiten=self._whiten)
         self.register_buffer("loc", loc)
         self.register_buffer("factor", factor)
-        q = self._make(self.latent_dim)
+        q: Any
+        if self._plates:
+            groups = groups_of(nodes, {name: posterior._reals[name] for name in posterior.names})
+            q = Hierarchical(groups, self._make, self._features)
+        else:
+            q = self._make(self.latent_dim)
         check_type(q, Conditional, "q", "a dgm.Conditional on reals")
         if tuple(q.event_shape) != (self.latent_dim,) or q.conditional or q.measure == "mass":
             raise ValueError(
@@ -203,6 +224,69 @@ def _mean_field(
     loc, factor = loc + factor @ a, factor * log_b.exp()
     usable = math.isfinite(bound) and bool(loc.isfinite().all()) and bool(factor.isfinite().all())
     return (bound + entropy if usable else -math.inf), loc, factor
+
+
+OverReals = AutoContinuous | Conditional | Distribution
+"""What is a density of u as it is; other guides state their sites one by one."""
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def over_reals(q: Any, posterior: Posterior, argument: str) -> Any:
+    """The distribution of u that a guide, a conditional or a distribution is.
+
+    Raises:
+        TypeError, ValueError: it is no distribution of u; the message says what is.
+    """
+    if isinstance(q, AutoContinuous):
+        if q.prototype_trace is None:
+            raise ValueError(f"{argument} is a guide that was never called: fit it first")
+        q = q.get_posterior(*posterior.args, **posterior.kwargs)
+    elif isinstance(q, Conditional):
+        q = q()
+    if not isinstance(q, Distribution):
+        raise TypeError(
+            f"{argument} must be 'prior', or a fitted guide that is a density of all latents together, such as "
+            f"dgm.guides.auto(model, 'fullrank'), got {type(q).__name__}"
+        )
+    if q.batch_shape + q.event_shape != (posterior.D,):
+        raise ValueError(
+            f"{argument} is a distribution of shape {tuple(q.batch_shape + q.event_shape)}, but {posterior!r} has "
+            f"vectors of {posterior.D}: fit it to the same model and data"
+        )
+    return Independent(q, 1) if q.batch_shape else q
+
+
+def weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor, Tensor]:
+    """Draws of a guide as u, ``(K, D)``, and log p(u, y) - log q(u), ``(K,)``, in nats.
+
+    Raises:
+        TypeError, ValueError: the guide does not fit the posterior; the message says what does.
+    """
+    if isinstance(guide, OverReals):
+        q = over_reals(guide, posterior, "guide")
+        u = q.sample((num_particles,))
+        return u, _numbers(posterior.log_joint(u) - q.log_prob(u))
+    if not callable(guide):
+        raise TypeError(f"guide must be a Pyro guide or a distribution of u, got {type(guide).__name__}")
+    draws, densities = [], list[Any]()
+    for _ in range(num_particles):
+        with poutine.block(), poutine.trace() as traced, Indices(posterior.subsamples):
+            guide(*posterior.args, **posterior.kwargs)
+        nodes: Any = traced.trace.nodes
+        stated = latent_sites(traced.trace)
+        if all(isinstance(nodes[name]["fn"], Delta) for name in stated):
+            raise ValueError(f"this {type(guide).__name__} is a point, which has no density: weights need one")
+        draws.append({name: nodes[name]["value"] for name in stated if name in posterior.names})
+        densities.append(traced.trace.log_prob_sum())
+    u = posterior.unconstrain({name: torch.stack([draw[name] for draw in draws]) for name in draws[0]})
+    # The guide is a density of z, and the joint one of u.
+    return u, _numbers(posterior.log_joint(u) - posterior.log_abs_det_jacobian(u) - torch.stack(densities))
+
+
+def _numbers(log_weights: Tensor) -> Tensor:
+    """Where the density of the model is no number, it is 0."""
+    return log_weights.nan_to_num(-math.inf, math.inf, -math.inf)
 
 
 # -- as a program ------------------------------------------------------------------------------------------------------

@@ -42,6 +42,11 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
+__all__ = ["Autoregressive", "AutoregressiveDistribution", "FeatureChain", "UnrolledAutoregressive", "check_masked"]
+
+# `check_masked` takes about so many features through the network.
+FEATURES_CHECKED = 2**13
+
 
 @register
 class Autoregressive(Conditional):
@@ -87,7 +92,8 @@ class Autoregressive(Conditional):
         standard = features.distribution(features.initial())
         self.support: Any = standard.support
         self.has_rsample = standard.has_rsample
-        check_masked(self)
+        if not any(parameter.is_meta for parameter in self.parameters()):  # which have no numbers to look at
+            check_masked(self)
 
     def forward(self, given: Any = None) -> AutoregressiveDistribution:
         """The distribution of x given ``given``."""
@@ -362,29 +368,30 @@ def order_of(features: IndependentConditional) -> tuple[int, ...]:
 
 @torch.no_grad()
 def check_masked(program: Autoregressive, places: int = 16) -> None:
-    """Raise if parameters of some feature change when that feature and all after it do.
+    """Raise if parameters of a feature change when features at its place or later do.
 
     Args:
-        places: test at most so many places in the order, evenly spread.
+        places: from at most so many places in the order on, evenly spread, all features are changed; from fewer where
+            there are thousands of features, because each takes a pass of the network.
     """
     size, order, like = len(program.order), torch.tensor(program.order), parameter_of(program)
-    tested = torch.linspace(0, size - 1, min(size, places)).round().long()
+    count = min(size, places, max(1, FEATURES_CHECKED // size))
+    changed_from = ((torch.arange(count) + 0.5) * size / count).long().unsqueeze(-1)
+    place = order.argsort()
     bits = torch.arange(size) % 2
-    later = torch.empty(size, dtype=torch.long).scatter_(0, order, torch.arange(size)) >= tested.unsqueeze(-1)
-    x = torch.cat([bits.unsqueeze(0), torch.where(later, 1 - bits, bits)]) * ((program.levels or 2) - 1)
+    x = torch.cat([bits.unsqueeze(0), torch.where(place >= changed_from, 1 - bits, bits)]) * ((program.levels or 2) - 1)
     x = x.reshape(-1, *program.event_shape).to(like.device, like.dtype if program.levels is None else torch.uint8)
     given = example_given(program)
     with eval_mode(program):
         raw = program.raw_parameters(x, given).flatten(1, -2)
-    features = order[tested].to(raw.device)
-    change = (raw[1:] - raw[:1])[torch.arange(len(tested)), features].abs().amax(-1)
-    broken = (change > 1e-4 * (1 + raw.abs().max())).nonzero().flatten().tolist()  # far above rounding
-    if broken:
-        i = int(tested[broken[0]]) + 1
+    change = (raw[1:] - raw[:1]).abs().amax(-1).cpu()
+    broken = (change > 1e-4 * (1 + raw.abs().max().cpu())) & (place <= changed_from)  # far above rounding
+    if broken.any():
+        row, feature = broken.nonzero()[0].tolist()
         raise ValueError(
-            f"the network of features is not autoregressive in its order: the parameters of feature "
-            f"{program.order[i - 1]}, at place {i}, change with features at place {i} or later. Use dgm.networks.MADE "
-            "or dgm.networks.PixelCNN, or mask your network likewise"
+            f"the network of features is not autoregressive in its order: the parameters of feature {feature}, at "
+            f"place {int(place[feature]) + 1}, change with features at place {int(changed_from[row]) + 1} or later. "
+            "Use dgm.networks.MADE or dgm.networks.PixelCNN, or mask your network likewise"
         )
     check_cache(program, x[:1], given, raw[0, order[:places].to(raw.device)])
 

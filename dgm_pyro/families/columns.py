@@ -37,6 +37,8 @@ from dgm_pyro.networks.standardize import in_units
 from dgm_pyro.program import unwrapped
 from dgm_pyro.registry import register
 
+__all__ = ["Columns", "ColumnsDistribution"]
+
 COMPONENTS = 3
 KINDS = (
     "'real', 'positive', 'count', ('bounded', low, high), ('integer', low, high), ('category', number), "
@@ -63,7 +65,8 @@ class Columns(IndependentConditional):
         columns: the kind of each, by name, in the order of x.
         network: maps ``given`` to ``(B, P, D)`` or flat; or a function that makes one of P * D outputs.
         shift, scale: of each column, ``(D,)``: a real column is shift + scale * u, a positive one scale * u, of a u
-            that starts with scale 1. They count for no other kind.
+            that starts with scale 1. A positive column starts with its median at the shift, and a count with its mean
+            there, where that is positive. They count for no other kind.
         learned, parameters, given_shape: as `Normal`.
 
     Raises:
@@ -96,7 +99,11 @@ class Columns(IndependentConditional):
             raise ValueError("columns is empty: name at least one")
         parts, units = zip(*(_column(name, kind) for name, kind in columns.items()), strict=True)
         per_feature = max(part.num_parameters for part in parts)
-        start = _padded(parts, per_feature)
+        start, (shifts, scales) = _padded(parts, per_feature), _units(shift, scale, units, columns)
+        if shift is not None:  # which is many steps away, where the scale is small beside it
+            place = as_reals(shift, "shift").to(start) / scales.to(start)
+            amount = torch.tensor([isinstance(part, LogNormal | NegativeBinomial) for part in parts])
+            start[0] = torch.where(amount & (place > 0), place.clamp_min(1e-6).log(), start[0])
         options: Any = {"learned": learned, "parameters": parameters, "given_shape": given_shape}
         if network is None and parameters is None:
             options["parameters"] = start
@@ -104,10 +111,9 @@ class Columns(IndependentConditional):
         if network is not None:
             self.register_buffer("start", start, persistent=False)
         self.names, self.parts = tuple(columns), torch.nn.ModuleList(parts)
-        for argument, given in (("shift", shift), ("scale", scale)):
-            self.register_buffer(argument, _filled(given, units, argument, columns))
-        shifts, scales = self.shift.tolist(), self.scale.tolist()
-        self.supports = [_support(*column) for column in zip(parts, shifts, scales, strict=True)]
+        self.register_buffer("shift", shifts)
+        self.register_buffer("scale", scales)
+        self.supports = [_support(*column) for column in zip(parts, shifts.tolist(), scales.tolist(), strict=True)]
 
     @property
     def categories(self) -> list[int | None]:
@@ -217,6 +223,13 @@ def _padded(parts: Any, per_feature: int) -> Tensor:
     """Raw parameters of the standard members, ``(P, D)``, zeros below those of a column that has fewer."""
     columns = [torch.nn.functional.pad(part.initial(), (0, per_feature - part.num_parameters)) for part in parts]
     return torch.stack(columns, -1)
+
+
+def _units(
+    shift: Any, scale: Any, units: Sequence[tuple[float, float] | None], columns: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Shift and scale of all columns."""
+    return _filled(shift, units, "shift", columns), _filled(scale, units, "scale", columns)
 
 
 def _filled(

@@ -38,6 +38,22 @@ from dgm_pyro.families import distributions
 from dgm_pyro.program import Conditional, call_network, inside, parameter_of
 from dgm_pyro.registry import register, replace_argument
 
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "DiscretizedLogistic",
+    "IndependentConditional",
+    "LogNormal",
+    "MixtureOfNormals",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "StudentT",
+    "Uniform",
+    "ZeroInflated",
+]
+
 Network = nn.Module | Callable[[int], nn.Module]
 """A network, or a function that makes one of its number of outputs, P times the number of features."""
 
@@ -179,8 +195,8 @@ class Normal(IndependentConditional):
         learned: without a network, whether the parameters are free.
         parameters: without a network, raw parameters to start from, ``(2, *event_shape)``.
         given_shape: shape of one ``given``, for a network without a `given_shape`.
-        scale: "network", or with a network that gives the location alone (P = 1), a learned scale that does not depend
-            on ``given``: one per "feature", or one that is "shared" by all.
+        scale_type: "network", or with a network that gives the location alone (P = 1), a learned scale that does not
+            depend on ``given``: one per "feature", or one that is "shared" by all.
         initial_scale: with a network, the scale where its output, or the learned scale, starts: at 0. Default: where
             softplus is at 0, 0.69, for a network's; 1 for a learned one. An encoder that starts narrow, at 0.05 say,
             tells its latents apart from the prior's noise before the KL switches them off.
@@ -201,21 +217,21 @@ class Normal(IndependentConditional):
         learned: bool = False,
         parameters: Tensor | None = None,
         given_shape: Shape | None = None,
-        scale: str = "network",
+        scale_type: str = "network",
         initial_scale: float | None = None,
     ):
-        check_choice(scale, ("network", "feature", "shared"), "scale")
-        if scale != "network" and network is None:
-            raise ValueError(f"scale={scale!r} is for a Normal with a network: use learned=True without one")
-        number = 2 if scale == "network" else 1
+        check_choice(scale_type, ("network", "feature", "shared"), "scale_type")
+        if scale_type != "network" and network is None:
+            raise ValueError(f"scale_type={scale_type!r} is for a Normal with a network: use learned=True without one")
+        number = 2 if scale_type == "network" else 1
         super().__init__(event_shape, number, network, learned=learned, parameters=parameters, given_shape=given_shape)
-        self.scale = scale
+        self.scale_type = scale_type
         if initial_scale is not None:
             if network is None:
                 raise ValueError("initial_scale is for a Normal with a network: without one, use parameters")
             check_number(initial_scale, "initial_scale", above=0)
-        if scale != "network":
-            shape = self.event_shape if scale == "feature" else ()
+        if scale_type != "network":
+            shape = self.event_shape if scale_type == "feature" else ()
             self.raw_scale = nn.Parameter(torch.full(shape, inverse_softplus(initial_scale or 1.0)))
         elif initial_scale is not None:
             self.start = torch.zeros(2, *self.event_shape)
@@ -227,7 +243,7 @@ class Normal(IndependentConditional):
         return raw
 
     def adjusted(self, raw: Tensor, feature: int | None = None) -> Tensor:
-        if self.scale == "network":
+        if self.scale_type == "network":
             return super().adjusted(raw, feature)
         if feature is None:
             return torch.cat((raw, self.raw_scale.expand_as(raw)), -1 - len(self.event_shape))

@@ -48,6 +48,8 @@ from dgm_pyro.families.samplers import Spacing, Time
 from dgm_pyro.program import differentiating
 from dgm_pyro.registry import register
 
+__all__ = ["ContinuousDiffusion", "LogSNR"]
+
 
 @register
 class LogSNR(nn.Module):
@@ -56,20 +58,20 @@ class LogSNR(nn.Module):
     Args:
         highest, lowest: the ends. Reals are modeled down to noise of scale exp(-highest / 2).
         learned_ends: whether the bound moves the ends.
-        units: width of the monotone network u -> t, whose weights are positive; with 0, t = u.
+        num_units: of the monotone network u -> t, whose weights are positive; with 0, t = u.
     """
 
     highest: Tensor
     raw_width: Tensor
 
-    def __init__(self, highest: float = 10.0, lowest: float = -6.0, *, learned_ends: bool = False, units: int = 0):
+    def __init__(self, highest: float = 10.0, lowest: float = -6.0, *, learned_ends: bool = False, num_units: int = 0):
         super().__init__()
         check_number(highest, "highest")
         check_number(lowest, "lowest")
         if not highest > lowest:
             raise ValueError(f"highest must be a number above lowest, got highest={highest}, lowest={lowest}")
-        check_count(units, "units", at_least=0)
-        self.units = units
+        check_count(num_units, "num_units", at_least=0)
+        self.num_units = num_units
         width = torch.tensor(highest - lowest, dtype=torch.float64)
         raw_width = (width + (-(-width).expm1()).log()).to(torch.get_default_dtype())
         for name, value in (("highest", torch.tensor(float(highest))), ("raw_width", raw_width)):
@@ -77,11 +79,11 @@ class LogSNR(nn.Module):
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
-        if units > 0:
+        if num_units > 0:
             # u -> sum of a line and of sigmoids about evenly spread centers, all rising: at first nearly a line.
-            self.centers = nn.Parameter(torch.linspace(0, 1, units))
-            self.raw_steepness = nn.Parameter(torch.full((units,), float(units)))
-            self.raw_heights = nn.Parameter(torch.full((units,), math.log(math.expm1(0.5 / units))))
+            self.centers = nn.Parameter(torch.linspace(0, 1, num_units))
+            self.raw_steepness = nn.Parameter(torch.full((num_units,), float(num_units)))
+            self.raw_heights = nn.Parameter(torch.full((num_units,), math.log(math.expm1(0.5 / num_units))))
 
     @property
     def width(self) -> Tensor:
@@ -94,7 +96,7 @@ class LogSNR(nn.Module):
 
     def spread(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """t(u) and its slope dt/du, for u in [0, 1]."""
-        if self.units == 0:
+        if self.num_units == 0:
             return u, torch.ones_like(u)
         heights, steepness = nn.functional.softplus(self.raw_heights), nn.functional.softplus(self.raw_steepness)
         start, end = (self._risen(x, heights, steepness) for x in (torch.zeros_like(u), torch.ones_like(u)))
@@ -117,7 +119,7 @@ class LogSNR(nn.Module):
 
 def learned() -> LogSNR:
     """Ends and density of times both learned."""
-    return LogSNR(learned_ends=True, units=16)
+    return LogSNR(learned_ends=True, num_units=16)
 
 
 CONTINUOUS_SCHEDULES = {"linear": LogSNR, "learned": learned}
@@ -221,7 +223,7 @@ class ContinuousDiffusion(Denoising):
         snr, fall = self.noise_schedule(t).exp(), self.noise_schedule.width * slope
         loss = 0.5 * fall * snr * self._sum((x0 - at_t.x0) ** 2)
         pyro.factor(f"{name}_kl", -loss)
-        if self.training and self.noise_schedule.units > 0:
+        if self.training and self.noise_schedule.num_units > 0:
             square = loss.detach() ** 2
             descended = -square / square.mean() * self.noise_schedule.log_density(u)
             pyro.factor(f"{name}_schedule_kl", descended.detach() - descended)

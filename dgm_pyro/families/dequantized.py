@@ -48,6 +48,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
+__all__ = ["Dequantized", "Floor", "dequantizer"]
+
 
 @register
 class Dequantized(Program):
@@ -159,7 +161,8 @@ def _require_unit_cube(program: Program, role: str) -> None:
     if outside:
         raise ValueError(
             f"the {role} of Dequantized must live on the unit cube, but this {type(program).__name__} does not: end it "
-            "in networks.NormalCDF(), as in Flow(event_shape, [..., NormalCDF()]) or realnvp(event_shape, unit=True)"
+            "in networks.NormalCDF(), as in Flow(event_shape, [..., NormalCDF()]) or realnvp(event_shape, "
+            "unit_cube=True)"
         )
 
 
@@ -242,7 +245,7 @@ def dequantizer(event_shape: int | Sequence[int], levels: int, *, hidden: Sequen
         hidden: widths of the hidden layers.
 
     >>> import dgm_pyro as dgm
-    >>> program = dgm.Dequantized(dgm.flow.nsf(4, unit=True), levels=17, guide=dequantizer(4, levels=17))
+    >>> program = dgm.Dequantized(dgm.flow.nsf(4, unit_cube=True), levels=17, guide=dequantizer(4, levels=17))
     >>> program.log_weights(torch.zeros(2, 4, dtype=torch.long), num_particles=3).shape
     torch.Size([3, 2])
     """

@@ -46,7 +46,6 @@ from dgm_pyro.families.transforms import (
     require_invertible,
 )
 from dgm_pyro.networks.bijections import (
-    ActNorm,
     Affine,
     Bijection,
     Coupling,
@@ -60,6 +59,8 @@ from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.program import Conditional, Program, call_network, check_program, unwrapped
 from dgm_pyro.registry import register
+
+__all__ = ["Flow", "iaf", "maf", "nsf", "nsf_autoregressive", "realnvp"]
 
 Part = Bijection | Transform | dist.ConditionalTransform
 
@@ -215,7 +216,7 @@ class Flow(Conditional):
         """Start every `ActNorm` from the data ``x``, ``(B, *event_shape)``, as a first training step would."""
         self.check(x, given)
         for part, transform in zip(reversed(self.transforms), reversed(self(given).transforms), strict=True):
-            if isinstance(part, ActNorm):
+            if isinstance(part, Bijection):
                 part.initialize(x.flatten(1))
             x = transform.inv(x)
 
@@ -232,8 +233,10 @@ class Flow(Conditional):
         for i, part in enumerate(self.transforms):
             owner = f"transforms[{i}], {type(part).__name__},"
             if isinstance(part, Bijection):
-                if part.features not in (None, shape.numel()):
-                    raise ValueError(f"{owner} has {part.features} features, but gets {tuple(shape)}: {shape.numel()}")
+                if part.num_features not in (None, shape.numel()):
+                    raise ValueError(
+                        f"{owner} has {part.num_features} features, but gets {tuple(shape)}: {shape.numel()}"
+                    )
                 if part.domain not in ("any", line_of(line)):
                     raise ValueError(f"{owner} maps {MEANINGS[part.domain]}, but gets {line}: {REMEDIES[part.domain]}")
                 line = line if part.codomain == "any" else LINES[part.codomain]
@@ -310,7 +313,7 @@ def realnvp(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """RealNVP: affine couplings of alternating halves of a checkerboard (Dinh et al. 2017, arXiv 1605.08803).
 
@@ -322,12 +325,12 @@ def realnvp(
             couplings.
         given_levels: ``given`` takes the integers 0 .. given_levels - 1.
         num_classes: how many class labels ``given`` takes.
-        unit: end on the unit cube, for `Dequantized`.
+        unit_cube: end on the unit cube, for `Dequantized`.
 
     >>> realnvp(2).sample(5).shape
     torch.Size([5, 2])
     """
-    return _coupled(event_shape, Affine(), layers, hidden, (given_shape, given_levels, num_classes), unit)
+    return _coupled(event_shape, Affine(), layers, hidden, (given_shape, given_levels, num_classes), unit_cube)
 
 
 def nsf(
@@ -339,7 +342,7 @@ def nsf(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """Neural spline flow: couplings of rational-quadratic splines (Durkan et al. 2019, arXiv 1906.04032).
 
@@ -348,7 +351,7 @@ def nsf(
     Args: as `realnvp`, and ``bins`` per spline.
     """
     spline = RationalQuadraticSpline(bins)
-    return _coupled(event_shape, spline, layers, hidden, (given_shape, given_levels, num_classes), unit)
+    return _coupled(event_shape, spline, layers, hidden, (given_shape, given_levels, num_classes), unit_cube)
 
 
 def maf(
@@ -360,7 +363,7 @@ def maf(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """MAF: affine maps given the features before, in turns first to last and last to first (Papamakarios et al. 2017).
 
@@ -370,7 +373,7 @@ def maf(
         that maps are inverse to each other only in evaluation mode).
     """
     reads = (given_shape, given_levels, num_classes)
-    return _autoregressive(event_shape, Affine(), layers, hidden, dropout, reads, unit)
+    return _autoregressive(event_shape, Affine(), layers, hidden, dropout, reads, unit_cube)
 
 
 def nsf_autoregressive(
@@ -383,14 +386,14 @@ def nsf_autoregressive(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """Autoregressive neural spline flow: `maf` with rational-quadratic splines (Durkan et al. 2019).
 
     Args: as `maf`, and ``bins`` per spline.
     """
     reads = (given_shape, given_levels, num_classes)
-    return _autoregressive(event_shape, RationalQuadraticSpline(bins), layers, hidden, dropout, reads, unit)
+    return _autoregressive(event_shape, RationalQuadraticSpline(bins), layers, hidden, dropout, reads, unit_cube)
 
 
 def iaf(
@@ -401,7 +404,7 @@ def iaf(
     given_shape: Sequence[int] | None = None,
     given_levels: int | None = None,
     num_classes: int | None = None,
-    unit: bool = False,
+    unit_cube: bool = False,
 ) -> Flow:
     """IAF: the inverse of MAF, for encoders: it samples, and scores its own samples, in one call of each network.
 
@@ -410,10 +413,10 @@ def iaf(
     Args: as `realnvp`.
     """
     reads = (given_shape, given_levels, num_classes)
-    return _autoregressive(event_shape, Affine(), layers, hidden, 0.0, reads, unit, turn=Inverse)
+    return _autoregressive(event_shape, Affine(), layers, hidden, 0.0, reads, unit_cube, turn=Inverse)
 
 
-_GivenArguments = tuple[Sequence[int] | None, int | None, int | None]
+GivenArguments = tuple[Sequence[int] | None, int | None, int | None]
 
 
 def _coupled(
@@ -421,13 +424,13 @@ def _coupled(
     univariate: Univariate,
     layers: int,
     hidden: Sequence[int],
-    reads: _GivenArguments,
-    unit: bool,
+    reads: GivenArguments,
+    unit_cube: bool,
 ) -> Flow:
     shape = as_shape(event_shape)
     if shape.numel() < 2:
         raise ValueError("couplings need at least two features: use maf or nsf_autoregressive for one")
-    embedding, features = _embedding(reads, hidden)
+    embedding, features = embedding_of(reads, hidden)
     colors = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).sum(0).flatten() % 2
     parts: list[Bijection] = []
     for i in range(check_count(layers, "layers")):
@@ -436,7 +439,7 @@ def _coupled(
         network = MLP((len(passes) - moving,), univariate.num_parameters * moving, hidden, given_shape=features)
         start_near_zero(network.rest[-1])
         parts.append(Coupling(passes, univariate, network))
-    return Flow(shape, [*parts, *_end(unit)], embedding=embedding)
+    return Flow(shape, [*parts, *end_of(unit_cube)], embedding=embedding)
 
 
 def _autoregressive(
@@ -445,12 +448,12 @@ def _autoregressive(
     layers: int,
     hidden: Sequence[int],
     dropout: float,
-    reads: _GivenArguments,
-    unit: bool,
+    reads: GivenArguments,
+    unit_cube: bool,
     turn: Callable[[Bijection], Bijection] = lambda bijection: bijection,
 ) -> Flow:
     shape = as_shape(event_shape)
-    embedding, features = _embedding(reads, hidden)
+    embedding, features = embedding_of(reads, hidden)
     parts: list[Bijection] = []
     for i in range(check_count(layers, "layers")):
         order = tuple(range(shape.numel()))[:: -1 if i % 2 else 1]
@@ -459,10 +462,10 @@ def _autoregressive(
         )
         start_near_zero(network.last, network.direct)
         parts.append(turn(MaskedAutoregressive(univariate, network)))
-    return Flow(shape, [*parts, *_end(unit)], embedding=embedding)
+    return Flow(shape, [*parts, *end_of(unit_cube)], embedding=embedding)
 
 
-def _embedding(reads: _GivenArguments, hidden: Sequence[int]) -> tuple[MLP | None, tuple[int] | None]:
+def embedding_of(reads: GivenArguments, hidden: Sequence[int]) -> tuple[MLP | None, tuple[int] | None]:
     """A network of ``given`` for all bijections of a stack, and the shape of its output."""
     given_shape, levels, num_classes = reads
     if levels is not None:
@@ -491,5 +494,5 @@ def start_near_zero(*layers: nn.Module) -> None:
             parameter.mul_(0.01)
 
 
-def _end(unit: bool) -> list[Bijection]:
-    return [NormalCDF()] if unit else []
+def end_of(unit_cube: bool) -> list[Bijection]:
+    return [NormalCDF()] if unit_cube else []

@@ -27,6 +27,8 @@ from dgm_pyro.data import Data
 from dgm_pyro.families.distributions import features_of
 from dgm_pyro.program import Program
 
+__all__ = ["Observed", "ObservedDistribution", "observed_part"]
+
 
 def observed_part(program: Program, data: Data) -> Program:
     """The program by which ``data`` are scored: of what was observed, where something is missing.
@@ -117,34 +119,34 @@ class ObservedDistribution(TorchDistribution):
     """Independent features, of which those that are False in ``mask`` do not count.
 
     Args:
-        features: their distribution, ``(*batch, *event_shape)`` of them.
+        distribution: of all features, ``(*batch, *event_shape)`` of them.
         mask: ``(B, *event_shape)``.
         dims: of an event.
     """
 
     arg_constraints: ClassVar = {}
 
-    def __init__(self, features: Any, mask: Tensor, dims: int):
-        self.features, self.seen, self.dims = features, mask, dims
-        self.has_rsample = features.has_rsample
-        shape = features.batch_shape
+    def __init__(self, distribution: Any, mask: Tensor, dims: int):
+        self.distribution, self.seen, self.dims = distribution, mask, dims
+        self.has_rsample = distribution.has_rsample
+        shape = distribution.batch_shape
         cut = len(shape) - dims
         super().__init__(torch.Size(shape[:cut]), torch.Size(shape[cut:]), validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:
-        line: constraints.Constraint = constraints.independent(self.features.support, self.dims)
+        line: constraints.Constraint = constraints.independent(self.distribution.support, self.dims)
         return line
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ObservedDistribution:
-        features = self.features.expand(torch.Size((*batch_shape, *self.event_shape)))
-        return ObservedDistribution(features, self.seen, self.dims)
+        expanded = self.distribution.expand(torch.Size((*batch_shape, *self.event_shape)))
+        return ObservedDistribution(expanded, self.seen, self.dims)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        terms: Tensor = self.features.log_prob(value)
+        terms: Tensor = self.distribution.log_prob(value)
         terms = torch.where(self.seen, terms, torch.zeros_like(terms))
         return terms.flatten(-self.dims).sum(-1) if self.dims else terms
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        drawn: Tensor = self.features.sample(torch.Size(sample_shape))
+        drawn: Tensor = self.distribution.sample(torch.Size(sample_shape))
         return drawn

@@ -39,6 +39,8 @@ from dgm_pyro.families.conditionals import Categorical
 from dgm_pyro.program import Conditional, parameter_of
 from dgm_pyro.registry import register
 
+__all__ = ["OneHot", "OneHotDistribution"]
+
 
 @register
 class OneHot(Conditional):
@@ -93,15 +95,15 @@ class OneHotDistribution(TorchDistribution):
 
     Args:
         codes: the distribution of the integers: independent Categoricals, or an autoregressive model's.
-        classes: K.
+        levels: K.
     """
 
     arg_constraints: ClassVar = {}
 
-    def __init__(self, codes: Any, classes: int, validate_args: bool | None = None):
-        self.codes, self.classes = codes, classes
+    def __init__(self, codes: Any, levels: int, validate_args: bool | None = None):
+        self.codes, self.levels = codes, levels
         self.has_rsample = not isinstance(codes, AutoregressiveDistribution)
-        super().__init__(codes.batch_shape, torch.Size((*codes.event_shape, classes)), validate_args=validate_args)
+        super().__init__(codes.batch_shape, torch.Size((*codes.event_shape, levels)), validate_args=validate_args)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -109,7 +111,7 @@ class OneHotDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: OneHotDistribution | None = None) -> OneHotDistribution:
         new = self._get_checked_instance(OneHotDistribution, _instance)
-        new.codes, new.classes, new.has_rsample = self.codes.expand(batch_shape), self.classes, self.has_rsample
+        new.codes, new.levels, new.has_rsample = self.codes.expand(batch_shape), self.levels, self.has_rsample
         super(OneHotDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -146,7 +148,7 @@ class OneHotDistribution(TorchDistribution):
         """One-hot rows, ``(*sample_shape, *batch, *event_shape)``."""
         k = self.codes.sample(torch.Size(sample_shape))
         like = self._independent.logits if self.has_rsample else parameter_of(self.codes.program)
-        return (k.unsqueeze(-1) == torch.arange(self.classes, device=k.device)).to(like.dtype)
+        return (k.unsqueeze(-1) == torch.arange(self.levels, device=k.device)).to(like.dtype)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """`sample`, with the gradient of the mean."""

@@ -34,17 +34,20 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_choice, check_count, check_number
 from dgm_pyro.evaluation import evaluating, program_device
+from dgm_pyro.families.autoguide import over_reals
+from dgm_pyro.infer.draws import Draws, resampled
 from dgm_pyro.infer.posterior import (
     Coordinates,
     check_target,
     guide_trace_at,
     joint_trace,
     log_joint,
-    over_reals,
     with_latent_chains,
 )
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, check_program, differentiating, latent_sites, log_mean_exp, log_prob_sum, seeded
+
+__all__ = ["HMC", "Annealed", "AnnealingPath", "Sandwich", "Transition", "ais", "bidirectional"]
 
 Density = Callable[[Tensor], Tensor]
 Transition = Callable[[Tensor, Tensor, Density], tuple[Tensor, Tensor]]
@@ -99,7 +102,7 @@ def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Annealed:
+class Annealed(Draws):
     """The result of `ais`. Of a `Posterior`, a single datum, nothing has the dimension B.
 
     Attributes:
@@ -108,12 +111,18 @@ class Annealed:
         acceptance: mean acceptance probability of the moves, ``(B,)``.
         latents: where the chains ended, site by site, ``(K, B, *site_shape)``; weighted by log_weights, draws from
             the posterior.
+        posterior: of which they are; None for a `Program`.
     """
 
     log_evidence: Tensor
     log_weights: Tensor
     acceptance: Tensor
     latents: dict[str, Tensor]
+    posterior: Posterior | None = None
+
+    def _vectors(self, posterior: Posterior) -> Tensor:
+        with torch.no_grad():
+            return posterior.unconstrain(self.latents)[resampled(self.log_weights)].unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,8 @@ def ais(
     if isinstance(program, Posterior):
         log_weights, acceptance = log_weights.squeeze(1), acceptance.squeeze(0)
         latents = {name: value.squeeze(1) for name, value in latents.items()}
-    return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents)
+    posterior = program if isinstance(program, Posterior) else None
+    return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents, posterior)
 
 
 @contextlib.contextmanager
@@ -204,7 +214,7 @@ def annealing(
     initial: Any,
     observed: Mapping[str, Tensor],
     seed: int,
-) -> Iterator[Path]:
+) -> Iterator[AnnealingPath]:
     """The path to the posterior, and inside the context what it needs: evaluation mode, and noise of each datum's own.
 
     Raises:
@@ -261,7 +271,7 @@ def bidirectional(
     betas = temperatures(num_temperatures, temperature_schedule)
     transition = transition or HMC(num_leapfrog)
 
-    def both(path: Path, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def both(path: AnnealingPath, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The two bounds and the mean acceptance, ``(B,)``, with ``exact`` draws from the posterior, ``(K, B, D)``."""
         step_sizes = path.adapt(betas, transition, target_acceptance, progress)
         _, forward, there = path.anneal(path.start(), betas, step_sizes, transition, progress)
@@ -308,7 +318,7 @@ def temperatures(num_temperatures: int, temperature_schedule: str = "sigmoid") -
     return (curve - curve[0]) / (curve[-1] - curve[0])
 
 
-class Path:
+class AnnealingPath:
     """Densities f_beta of u, ``(K, B, D)``, from one that can be sampled at beta = 0 to another at beta = 1.
 
     Subclasses give ``batch`` = (K, B), `start`, `densities` and `latents`.
@@ -367,7 +377,7 @@ class Path:
             acceptance = acceptance + accepted.mean(0) / len(order)
         return u, log_weights, acceptance
 
-    def adapt(self, betas: Tensor, transition: Transition, target: float, progress: bool = False) -> Tensor:
+    def adapt(self, betas: Tensor, transition: Transition, target_acceptance: float, progress: bool = False) -> Tensor:
         """Step sizes for each temperature and datum, ``(T + 1, B)``, from chains that are then thrown away.
 
         They walk a quarter of the temperatures, at least 20; in between, log step sizes are interpolated.
@@ -379,12 +389,12 @@ class Path:
         places = [0.0] * 10 + coarse.tolist()
         for place in tqdm(places, desc="adapt", unit="temperature", disable=not progress, leave=False):
             u, accepted = transition(u, log_step.exp(), self.at(betas[round(place)]))
-            log_step = log_step + ADAPTATION_RATE * (accepted.mean(0) - target)
+            log_step = log_step + ADAPTATION_RATE * (accepted.mean(0) - target_acceptance)
             logs.append(log_step)
         return _interpolate(torch.stack(logs[10:]), len(betas)).exp()
 
 
-class ToPosterior(Path):
+class ToPosterior(AnnealingPath):
     """The path from the prior or the guide to p(x, latents), as densities of unconstrained coordinates."""
 
     def __init__(
@@ -435,7 +445,7 @@ class ToPosterior(Path):
         return log_q + log_det, log_prior + log_likelihood - log_q
 
 
-class FromPosterior(Path):
+class FromPosterior(AnnealingPath):
     """The path from the prior of a `Posterior`, or from a distribution of u, to its joint density; B is 1."""
 
     def __init__(self, posterior: Posterior, num_chains: int, initial: Any):

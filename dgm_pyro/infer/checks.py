@@ -7,37 +7,56 @@ is too narrow, a hump that it is too wide, a slope that it is shifted.
 A latent has *collapsed* if q(z_i | x) is the prior for every x: its KL is zero and its mean does not move with x. It is
 *active* if :math:`\mathrm{Var}_x\, E_q[z_i] > 0.01`.
 
-Sources: Talts et al. 2018 (arXiv 1804.06788); Burda et al. 2016 (arXiv 1509.00519, section 5.2) for active units.
+The ranks say three things. Their histogram is flat only if q is the posterior. The share of z within the central
+interval of q is its *coverage*. And if q is neither too high nor too low, ranks are symmetric about the middle, even
+where q is too narrow: the *VSBC* test asks for that alone, by the distance of the distribution of u, a rank as a share
+of L, from that of 1 - u.
+
+A `Posterior` has one data set, so each simulation is fitted anew, by a guide or by NUTS: that calibrates the method.
+
+Sources: Talts et al. 2018 (arXiv 1804.06788); Yao et al. 2018 (Yes, but did it work?, arXiv 1802.02538), for VSBC;
+Butler 1969 (A test for symmetry using the sample distribution function), for its p-value; Burda et al. 2016 (arXiv
+1509.00519, section 5.2) for active units.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm import tqdm
 
-from dgm_pyro.checks import check_choice, check_count, check_counts
+from dgm_pyro.checks import check_choice, check_count, check_counts, check_number, check_seed
 from dgm_pyro.data import Data
 from dgm_pyro.diagnosis import Finding
 from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
+from dgm_pyro.families.autoguide import OverReals, over_reals, weigh
 from dgm_pyro.families.distributions import features_of, finite_mean
-from dgm_pyro.infer.posterior import guide_trace_at, joint_trace
-from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded
+from dgm_pyro.infer.compare import fitted, is_choice
+from dgm_pyro.infer.mcmc import nuts
+from dgm_pyro.infer.posterior import check_target, guide_trace_at, joint_trace
+from dgm_pyro.posterior import Posterior
+from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded, unchecked
 from dgm_pyro.results import Result, Table
+
+__all__ = ["Calibration", "Checks", "Units", "check", "sbc", "units"]
 
 NUM_SAMPLES = 32
 ACTIVE = 0.01
 COLLAPSED = 0.01
 SIGNIFICANT = 0.01
+ROWS = 2**12
+"""At most so many draws of a posterior are mapped to its latents at once."""
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Result):
     """The result of `sbc`.
 
     Attributes:
@@ -66,6 +85,36 @@ class Calibration:
         p_values: Tensor = torch.special.gammaincc(half, statistic / 2)
         return p_values
 
+    def shares(self, site: str) -> Tensor:
+        """Ranks as shares of the draws, in the middle of their cells, between 0 and 1, ``(N, D)``."""
+        check_choice(site, self.ranks, "site")
+        return (self.ranks[site].double() + 0.5) / (self.num_posterior_samples + 1)
+
+    def symmetry_p_values(self, site: str) -> Tensor:
+        """p-value of VSBC, a test that the ranks are symmetric, for each dimension, ``(D,)``.
+
+        Far ranks come first: the sums of their signs are a random walk, whose largest distance from 0 is that of the
+        two distribution functions.
+        """
+        check_choice(site, self.ranks, "site")
+        offset = 2 * self.ranks[site] - self.num_posterior_samples
+        signs = offset.gather(0, offset.abs().argsort(dim=0, descending=True, stable=True)).sign()
+        distance = signs.cumsum(0).abs().amax(0) / math.sqrt(len(signs))
+        # P(max |Brownian motion on [0, 1]| > distance)
+        odd = 2 * torch.arange(50, dtype=torch.double).unsqueeze(-1) + 1
+        terms = (-((odd * math.pi / distance) ** 2) / 8).exp() / odd
+        terms[1::2] *= -1
+        return (1 - 4 / math.pi * terms.sum(0)).clamp(0, 1)
+
+    def coverage(self, site: str, level: float = 0.9) -> Tensor:
+        """The share of simulations whose z is within the central interval of q of that mass, ``(D,)``.
+
+        An interval that ends between two ranks has a part of the next.
+        """
+        check_number(level, "level", above=0, at_most=1)
+        half = (self.num_posterior_samples + 1) * (self.shares(site) - 0.5).abs() - 0.5
+        return (level * (self.num_posterior_samples + 1) / 2 - half).clamp(0, 1).mean(0)
+
     @property
     def p_value(self) -> float:
         """One p-value for all dimensions of all sites: the smallest times their number (Bonferroni)."""
@@ -77,34 +126,56 @@ class Calibration:
         return {
             "p_value": self.p_value,
             "p_values": {site: self.p_values(site).tolist() for site in self.ranks},
+            "symmetry_p_values": {site: self.symmetry_p_values(site).tolist() for site in self.ranks},
+            "coverage": {site: self.coverage(site).tolist() for site in self.ranks},
             "num_samples": len(next(iter(self.ranks.values()))),
             "num_posterior_samples": self.num_posterior_samples,
         }
 
+    def parts(self) -> list[str | Table]:
+        rows = []
+        for site in self.ranks:
+            columns = (self.p_values(site), self.symmetry_p_values(site), self.coverage(site, 0.5), self.coverage(site))
+            for i, (p, symmetry, half, most) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+                rows.append([f"{site}[{i}]", f"{p:.2g}", f"{symmetry:.2g}", f"{half:.2f}", f"{most:.2f}"])
+        size = len(next(iter(self.ranks.values())))
+        return [
+            Table(["latent", "p of uniform", "p of symmetric", "50 % covers", "90 % covers"], rows),
+            f"{size} simulations, {self.num_posterior_samples} draws of q for each; uniform ranks of all: p = "
+            f"{self.p_value:.3g}",
+            *map(str, miscalibration(self)),
+        ]
+
 
 def sbc(
-    program: Program,
+    program: Program | Posterior,
     given: Any = None,
     *,
+    method: Any = None,
     num_samples: int = 500,
     num_posterior_samples: int = 99,
     bins: int = 20,
+    gradient_steps: int = 300,
     seed: int = 0,
     progress: bool = False,
 ) -> Calibration:
-    """Simulation-based calibration of the program's guide against its own model.
+    """Simulation-based calibration of the program's guide against its own model; of a `Posterior`, of a method.
 
     Args:
-        program: with latents that the guide draws; left as it was.
+        program: with latents that the guide draws; left as it was. Or a `Posterior`, whose model simulates data from
+            its prior: each simulation is fitted, so 100 of them with ``bins=10`` are a start.
+        method: for a `Posterior`: a guide that `dgm.guides.auto` knows, by name or class; "nuts"; or a function of a
+            `Posterior` that returns its guide, fitted, or draws of u, ``(num_posterior_samples, D)``.
         given: ``(num_samples, *given_shape)`` for a conditional program, or one row for all.
         num_samples: how many pairs (z, x) to simulate; every bin should expect 5 of them at least.
         num_posterior_samples: L, draws of the guide to rank each true z among.
         bins: must divide L + 1, for equal expected counts in all bins.
+        gradient_steps: of each fit of a guide to a `Posterior`.
         seed: the global random state is left as it was.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: there are no latents to rank, or a count does not fit.
+        ValueError: there are no latents to rank, a count does not fit, or the prior of a `Posterior` cannot be drawn.
 
     >>> import torch, dgm_pyro as dgm
     >>> vae = dgm.VAE(
@@ -112,13 +183,21 @@ def sbc(
     >>> dgm.infer.sbc(vae, num_samples=100).ranks["z"].shape
     torch.Size([100, 1])
     """
-    check_program(program)
-    check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, bins=bins)
-    given = program.check_draws(num_samples, given)
+    check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, bins=bins,
+                 gradient_steps=gradient_steps)  # fmt: skip
+    check_seed(seed)
     if (num_posterior_samples + 1) % bins or bins < 2:
         raise ValueError(
             f"bins must be at least 2 and divide num_posterior_samples + 1 = {num_posterior_samples + 1}, got {bins}"
         )
+    if isinstance(program, Posterior):
+        if given is not None:
+            raise TypeError("given was passed, but a Posterior has its own arguments: leave it out")
+        return _of_fits(program, method, num_samples, num_posterior_samples, bins, gradient_steps, seed, progress)[0]
+    check_program(program)
+    if method is not None:
+        raise TypeError(f"this {type(program).__name__} has a guide of its own: leave method out")
+    given = program.check_draws(num_samples, given)
     where = program_device(program)
     with evaluating(program), seeded(seed, where), torch.no_grad():
         cut = _parts(program, num_samples)
@@ -130,11 +209,87 @@ def sbc(
                 for rows, size in cut
             ]
         below = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
-        # Ties, of discrete latents, put z anywhere among its equals.
-        ranks = {name: less + (torch.rand(less.shape) * (equal + 1)).long() for name, (less, equal) in below.items()}
+        ranks = {name: _with_ties_split(less, equal) for name, (less, equal) in below.items()}
     if not ranks:
         raise ValueError(f"the guide of this {type(program).__name__} draws no latents: there is nothing to calibrate")
     return Calibration(ranks, num_posterior_samples, bins)
+
+
+def _of_fits(
+    posterior: Posterior,
+    method: Any,
+    num_samples: int,
+    num_posterior_samples: int,
+    bins: int,
+    gradient_steps: int,
+    seed: int,
+    progress: bool,
+) -> tuple[Calibration, dict[str, Units]]:
+    """The ranks of the latents and `pyro.deterministic` sites of simulations, and how far data move the latents."""
+    draw = _drawing(method, num_posterior_samples, gradient_steps)
+    truths, draws = list[Tensor](), list[Tensor]()
+    for i in tqdm(range(num_samples), desc="calibrate", unit="fit", disable=not progress, leave=False):
+        simulated, _, truth = posterior.simulated((seed + i) % 2**64)
+        u = draw(simulated, (seed + i) % 2**64)
+        if not isinstance(u, Tensor) or u.shape != (num_posterior_samples, posterior.D):
+            shape = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
+            wanted = (num_posterior_samples, posterior.D)
+            raise ValueError(f"method returned {shape}: it must return a fitted guide, or draws of u, {wanted}")
+        truths.append(truth)
+        draws.append(u)
+    truth, u = torch.stack(truths), torch.stack(draws)
+    ranks = dict[str, list[Tensor]]()
+    with torch.no_grad(), seeded(seed, posterior.device):
+        for rows in torch.arange(num_samples).split(max(1, ROWS // num_posterior_samples)):
+            z, guesses = (posterior.constrain(value[rows], deterministic=True) for value in (truth, u))
+            for site, value in z.items():
+                less, equal = (of(guesses[site], value.unsqueeze(1)).sum(1) for of in (torch.lt, torch.eq))
+                ranks.setdefault(site, []).append(_with_ties_split(less, equal).reshape(len(rows), -1).cpu())
+    calibration = Calibration({site: torch.cat(each) for site, each in ranks.items()}, num_posterior_samples, bins)
+    if num_samples < 2:
+        return calibration, {}
+    moved = u.mean(1).var(0) - u.var(1).mean(0) / num_posterior_samples
+    shares = posterior.by_latent((moved / truth.var(0)).cpu())
+    return calibration, {site: Units(part, None) for site, part in shares.items()}
+
+
+def _with_ties_split(less: Tensor, equal: Tensor) -> Tensor:
+    """Ranks of a value above ``less`` draws: where it equals some, as of discrete latents, anywhere among these."""
+    return less + (torch.rand(less.shape).to(less.device) * (equal + 1)).long()
+
+
+def _drawing(method: Any, num_samples: int, gradient_steps: int) -> Callable[[Posterior, int], Any]:
+    """What draws ``num_samples`` vectors u from a posterior, with a seed."""
+    if isinstance(method, str) and method == "nuts":
+        # Every fourth draw of four chains: ranks are of draws that are as good as independent.
+        length = 4 * math.ceil(num_samples / 4)
+
+        def by_nuts(posterior: Posterior, seed: int) -> Tensor:
+            return nuts(posterior, num_samples=length, warmup=300, seed=seed).u[:, ::4].flatten(0, 1)[:num_samples]
+
+        return by_nuts
+    if isinstance(method, AutoGuide):
+        raise TypeError("method is a guide of one data set, but each simulation has others: pass its name or its class")
+    if not is_choice(method) and not callable(method):
+        raise TypeError(
+            "method must be a guide that dgm.guides.auto knows, 'nuts', or a function of a Posterior that returns a "
+            f"guide or draws of u, got {type(method).__name__}"
+        )
+
+    def by_guide(posterior: Posterior, seed: int) -> Any:
+        if is_choice(method):
+            guide, _ = fitted(posterior, method, seed=seed, gradient_steps=gradient_steps)
+        else:
+            with seeded(seed, posterior.device):
+                guide = method(posterior)
+        if isinstance(guide, Tensor):
+            return guide
+        with seeded(seed, posterior.device), unchecked(), torch.no_grad():
+            if isinstance(guide, OverReals):
+                return over_reals(guide, posterior, "method").sample((num_samples,))
+            return weigh(posterior, guide, num_samples)[0]
+
+    return by_guide
 
 
 def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
@@ -317,20 +472,33 @@ class Checks(Result):
 
 
 def check(
-    program: Program,
-    data: Any,
+    program: Program | Posterior,
+    data: Any = None,
     *,
     given: Any = None,
+    method: Any = None,
     num_samples: int = 500,
     num_posterior_samples: int = 99,
     bins: int = 20,
+    gradient_steps: int = 300,
     seed: int = 0,
     progress: bool = False,
 ) -> Checks:
     """`sbc` and `units` together, with a warning for each thing that is wrong.
 
-    Args: as those of `sbc` and `units`.
+    Of a `Posterior`, a unit is an element of u, and its variance, over simulated data, is a share of that of its prior:
+    the posterior mean of an element that no data determine does not move.
+
+    Args: as those of `sbc` and `units`; a `Posterior` takes no ``data``.
     """
+    check_target(program, data, "data")
+    if isinstance(program, Posterior):
+        check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, bins=bins,
+                     gradient_steps=gradient_steps)  # fmt: skip
+        calibration, found = _of_fits(
+            program, method, num_samples, num_posterior_samples, bins, gradient_steps, seed, progress
+        )
+        return Checks(calibration, found, (*undetermined(found), *miscalibration(calibration)))
     calibration = sbc(
         program,
         given,
@@ -363,6 +531,22 @@ def collapse(found: dict[str, Units]) -> list[Finding]:
     return findings
 
 
+def undetermined(found: dict[str, Units]) -> list[Finding]:
+    """A warning for every latent of a `Posterior` that data leave where the prior has it."""
+    return [
+        Finding(
+            "warning",
+            "identification",
+            site,
+            f"{int(each.collapsed.sum())} of {len(each.variance)} elements have the posterior mean of the prior, "
+            "whatever the data",
+            "state an informative prior, more data, or a model without it",
+        )
+        for site, each in found.items()
+        if bool(each.collapsed.any())
+    ]
+
+
 def miscalibration(calibration: Calibration) -> list[Finding]:
     """A warning for every site whose ranks are not uniform, with the shape of its histograms in words."""
     findings = []
@@ -371,12 +555,12 @@ def miscalibration(calibration: Calibration) -> list[Finding]:
         if p_value >= SIGNIFICANT:
             continue
         # Of uniform ranks u in [0, 1]: the variance of u is 1/12, its mean 1/2.
-        u = (ranks.double() + 0.5) / (calibration.num_posterior_samples + 1)
+        u = calibration.shares(site)
         spread, shift = float(u.var(0).mean() * 12), float((u.mean(0) - 0.5).abs().max())
         width = "too narrow" if spread > 1 else "too wide"
         shape = "shifted" if 12 * shift**2 > abs(spread - 1) else width
         remedy = (
-            "a richer encoder (dgm list), or one that is trained for longer, p fixed"
+            "a richer guide (dgm list), or one that is trained for longer, p fixed"
             if shape == "too narrow"
             else "longer training"
         )

@@ -15,6 +15,9 @@ weights with many particles of the encoder's q and of the best q, and of the ELB
 log p(x), so the approximation gap may be larger than reported, not smaller; the highest one of each datum would be
 above it, by the noise of all. The best q is also the better one of the end and the start of the ascent.
 
+A guide of a `Posterior` has one data set and amortizes nothing. The second gap is then that of the *optimization*: what
+the same guide gains by further gradient steps.
+
 Source: Cremer, Li and Duvenaud 2018 (Inference suboptimality in variational autoencoders, arXiv 1801.03558).
 """
 
@@ -23,9 +26,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +37,27 @@ from tqdm import tqdm
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_counts, check_dense
 from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
+from dgm_pyro.families.autoguide import OverReals, weigh
 from dgm_pyro.families.conditionals import IndependentConditional
 from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.ais import ais
+from dgm_pyro.infer.compare import train_guide
+from dgm_pyro.infer.posterior import check_target
 from dgm_pyro.objectives import elbo
-from dgm_pyro.program import Program, differentiating, is_pair, rows_of, seeded
+from dgm_pyro.posterior import Posterior
+from dgm_pyro.program import (
+    Program,
+    differentiating,
+    is_pair,
+    log_mean_exp,
+    rows_of,
+    seeded,
+    unchecked,
+)
 from dgm_pyro.results import Result, Table, with_error
+
+__all__ = ["Gaps", "GuideGaps", "best_elbo", "gaps"]
 
 DRAWS_PER_STEP = 8
 LEARNING_RATE = 0.05
@@ -110,11 +127,69 @@ class Gaps(Result):
                 f"{len(self.elbo)} data; log p(x) is a lower bound: {self.kind}"]  # fmt: skip
 
 
-def gaps(
-    program: Program,
-    x: Tensor,
+@dataclass(frozen=True)
+class GuideGaps(Result):
+    """log p(y) and the two bounds below it for a guide of a `Posterior`, in nats, each with its standard error.
+
+    Attributes:
+        log_evidence: the best lower bound on log p(y) at hand.
+        best: the ELBO of the guide after further gradient steps.
+        elbo: the ELBO of the guide.
+        kind: how log_evidence was found, as for `Gaps`.
+    """
+
+    log_evidence: tuple[float, float]
+    best: tuple[float, float]
+    elbo: tuple[float, float]
+    kind: str
+
+    @property
+    def approximation(self) -> tuple[float, float]:
+        """Loss of nats due to the guide's family."""
+        return _minus(self.log_evidence, self.best)
+
+    @property
+    def optimization(self) -> tuple[float, float]:
+        """Loss of nats that further gradient steps made good."""
+        return _minus(self.best, self.elbo)
+
+    @property
+    def total(self) -> tuple[float, float]:
+        return _minus(self.log_evidence, self.elbo)
+
+    def _numbers(self) -> dict[str, tuple[float, float]]:
+        return {"log p(y)": self.log_evidence, "best ELBO": self.best, "ELBO": self.elbo,
+                "approximation gap": self.approximation, "optimization gap": self.optimization,
+                "gap": self.total}  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python, for JSON."""
+        return {"kind": self.kind, **{name: {"mean": mean, "stderr": error if math.isfinite(error) else None}
+                                      for name, (mean, error) in self._numbers().items()}}  # fmt: skip
+
+    def parts(self) -> list[str | Table]:
+        rows = [[name, with_error(mean, error, 3)] for name, (mean, error) in self._numbers().items()]
+        return [
+            Table(["all data together", "nats"], rows),
+            f"log p(y) is a lower bound: {self.kind}",
+            "a guide of one data set amortizes nothing: there is no amortization gap",
+        ]
+
+
+def _minus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return a[0] - b[0], math.hypot(a[1], b[1])
+
+
+@overload
+def gaps(program: Posterior, x: None = None, given: None = None, *, guide: Any, **options: Any) -> GuideGaps: ...
+@overload
+def gaps(program: Program, x: Tensor, given: Any = None, **options: Any) -> Gaps: ...
+def gaps(  # type: ignore[misc]
+    program: Program | Posterior,
+    x: Tensor | None = None,
     given: Any = None,
     *,
+    guide: Any = None,
     num_particles: int = 1000,
     num_temperatures: int = 100,
     num_chains: int = 8,
@@ -123,19 +198,22 @@ def gaps(
     log_evidence: Tensor | None = None,
     seed: int = 0,
     progress: bool = False,
-) -> Gaps:
+) -> Gaps | GuideGaps:
     """Split log p(x) - ELBO into what the guide's family costs and what amortization costs.
 
     Args:
-        program: a `VAE`; it is left as it was.
-        x: ``(B, *event_shape)``; given: ``(B, *given_shape)`` where the VAE is conditional.
+        program: a `VAE`, or a `Posterior`; it is left as it was.
+        x: ``(B, *event_shape)``; given: ``(B, *given_shape)`` where the VAE is conditional. A `Posterior` has its own
+            data.
+        guide: of a `Posterior`, fitted, as for `psis`; it is left as it was. One without parameters is the best of its
+            family.
         num_particles: of the importance-weighted bound on log p(x).
         num_temperatures, num_chains: of annealed importance sampling, see `ais`; 0 temperatures leave it out, as they
             must where a latent is discrete.
         gradient_steps: of gradient ascent on q.
         num_samples: per datum, in every ELBO that is reported.
         log_evidence: log p(x) in nats, ``(B,)``, instead of an estimate by this guide: guides of one p are compared
-            fairly on one number.
+            fairly on one number. Of a `Posterior`, a tensor of one number.
         seed: the global random state is left as it was.
         progress: whether to show bars.
 
@@ -143,6 +221,19 @@ def gaps(
         TypeError: the program is no VAE: it has no encoder whose family could be searched.
         ValueError: shapes or values do not fit, or a latent is discrete and ``num_temperatures`` is not 0.
     """
+    check_target(program, x)
+    check_counts(
+        num_particles=num_particles, num_chains=num_chains, gradient_steps=gradient_steps, num_samples=num_samples
+    )
+    check_count(num_temperatures, "num_temperatures", at_least=0)
+    if log_evidence is not None:
+        check_dense(log_evidence, "log_evidence")
+    if isinstance(program, Posterior):
+        return _of_guide(program, guide, num_particles, num_temperatures, num_chains, gradient_steps, num_samples,
+                         log_evidence, seed, progress)  # fmt: skip
+    if guide is not None:
+        raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
+    assert x is not None  # `check_target` has asked
     if isinstance(program, Standardized):
         program.check(x, given)
         volume = program.log_volume()
@@ -157,12 +248,6 @@ def gaps(
     if not isinstance(program, VAE) or program.encoder is None:
         raise TypeError(f"program must be a VAE with an encoder, got {type(program).__name__}")
     program.check(x, given)
-    check_counts(
-        num_particles=num_particles, num_chains=num_chains, gradient_steps=gradient_steps, num_samples=num_samples
-    )
-    check_count(num_temperatures, "num_temperatures", at_least=0)
-    if log_evidence is not None:
-        check_dense(log_evidence, "log_evidence")
     if log_evidence is not None and log_evidence.shape != (len(x),):
         raise ValueError(
             f"log_evidence has shape {tuple(log_evidence.shape)}, but x has {len(x)} rows: pass one number per datum"
@@ -187,6 +272,73 @@ def gaps(
     best = _highest({"ascent": best, "encoder": amortized})[1]
     kind, evidence = ("given", log_evidence) if log_evidence is not None else _highest(bounds | {"best ELBO": best})
     return Gaps(evidence.cpu().double(), best.cpu().double(), amortized.cpu().double(), kind, x.cpu())
+
+
+def _of_guide(
+    posterior: Posterior,
+    guide: Any,
+    num_particles: int,
+    num_temperatures: int,
+    num_chains: int,
+    gradient_steps: int,
+    num_samples: int,
+    log_evidence: Tensor | None,
+    seed: int,
+    progress: bool,
+) -> GuideGaps:
+    if guide is None:
+        raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
+    if log_evidence is not None and log_evidence.numel() != 1:
+        raise ValueError(f"log_evidence has shape {tuple(log_evidence.shape)}: a Posterior has one, pass one number")
+
+    def weights(size: int) -> Tensor:
+        with seeded(seed, posterior.device), unchecked(), torch.no_grad():
+            return weigh(posterior, guide, size)[1].double()
+
+    kind, many = f"iwae-{num_particles}", weights(num_particles)
+    ours = _mean(weights(num_samples))
+    best, bounds = ours, {kind: _log_mean(many)}
+    with _restoring(guide) as module:
+        if module is not None:
+            train_guide(posterior, module, gradient_steps=gradient_steps, seed=seed, progress=progress)
+            best = max(ours, _mean(weights(num_samples)))
+            bounds[f"{kind} of the best q"] = _log_mean(weights(num_particles))
+    if log_evidence is not None:
+        return GuideGaps((float(log_evidence), 0.0), best, ours, "given")
+    from_guide = isinstance(guide, OverReals)
+    if num_temperatures and (from_guide or not posterior.improper):
+        annealed = ais(posterior, num_chains=num_chains, num_temperatures=num_temperatures,
+                       initial=guide if posterior.improper else "prior", seed=seed, progress=progress)  # fmt: skip
+        bounds[f"ais-{num_temperatures}"] = _log_mean(annealed.log_weights.double())
+    kind, evidence = next(iter(bounds.items()))
+    for name, bound in [*bounds.items(), ("best ELBO", best)]:
+        more, error = _minus(bound, evidence)
+        if more > 2 * error:  # else it may be higher by its noise alone
+            kind, evidence = name, bound
+    return GuideGaps(evidence, best, ours, kind)
+
+
+@contextlib.contextmanager
+def _restoring(guide: Any) -> Iterator[nn.Module | None]:
+    """``guide`` if it has parameters to move, which have their values of before at the end; else None."""
+    parameters = [*guide.parameters()] if isinstance(guide, nn.Module) else []
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield guide if parameters else None
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+
+
+def _mean(log_weights: Tensor) -> tuple[float, float]:
+    return float(log_weights.mean()), standard_error(log_weights)
+
+
+def _log_mean(log_weights: Tensor) -> tuple[float, float]:
+    mean = log_mean_exp(log_weights)
+    return float(mean), standard_error((log_weights - mean).exp())
 
 
 def _highest(bounds: dict[str, Tensor]) -> tuple[str, Tensor]:

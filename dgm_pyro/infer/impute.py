@@ -36,10 +36,21 @@ from dgm_pyro.families.autoregressive import Autoregressive, AutoregressiveDistr
 from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.diffusion import Denoising
 from dgm_pyro.families.distributions import features_of
-from dgm_pyro.infer.ais import HMC, Path, ToPosterior, temperatures
+from dgm_pyro.infer.ais import HMC, AnnealingPath, ToPosterior, temperatures
 from dgm_pyro.infer.posterior import joint_trace, log_joint, with_latent_chains
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
-from dgm_pyro.program import Conditional, Program, batch_plates, check_program, latent_sites, parameter_of, seeded
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    batch_plates,
+    check_program,
+    hidden,
+    latent_sites,
+    parameter_of,
+    seeded,
+)
+
+__all__ = ["REGIONS", "Imputer", "hide", "impute"]
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 
@@ -150,7 +161,7 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
         order = torch.rand(shape.numel(), generator=generator(seed)).argsort().argsort()
         return (order >= round(wanted * shape.numel())).reshape(shape)
     if region not in REGIONS[:-1]:
-        raise ValueError(f"region (--mask) must be one of {', '.join(REGIONS)}, got {region!r}")
+        raise ValueError(f"region (--region) must be one of {', '.join(REGIONS)}, got {region!r}")
     if len(shape) < 2 and name not in ("left", "right"):
         raise ValueError(
             f"mask {region!r} needs images, but x has event_shape {tuple(shape)}: use left, right or random"
@@ -200,10 +211,12 @@ class Imputer:
         kept = take(population.state, systematic(population.log_weights, self.num_samples))
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
 
-    def annealed(self, path: _ToCells | _ToReals) -> Weighted:
-        step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
-        u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
-        return path.features(u), log_weights
+    def annealed(self, annealing_path: _ToCells | _ToReals) -> Weighted:
+        step_sizes = annealing_path.adapt(self.betas, self.transition, 0.65, self.progress)
+        u, log_weights, _ = annealing_path.anneal(
+            annealing_path.start(), self.betas, step_sizes, self.transition, self.progress
+        )
+        return annealing_path.features(u), log_weights
 
     def of_distribution(self, program: Conditional, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         distribution = program(given)
@@ -242,7 +255,7 @@ class Imputer:
             u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
         known = _Known(program.variable, x, mask)
-        with poutine.block(), known, poutine.condition(data=latents), batch_plates(batch):
+        with hidden(), known, poutine.condition(data=latents), batch_plates(batch):
             drawn = program.joint(program.variable, None, given)
         return drawn, log_weights
 
@@ -267,7 +280,7 @@ class _Known(poutine.messenger.Messenger):
         message["value"], message["done"] = fn.program.chain(draw, fn.batch_shape, fn.given), True
 
 
-class _ToReals(Path):
+class _ToReals(AnnealingPath):
     """The path from Normals to p(x), in unconstrained coordinates.
 
     The Normals are fitted to the program's own draws of each missing feature. The coordinates of observed features
@@ -304,7 +317,7 @@ class _ToReals(Path):
         return torch.where(self.mask, torch.zeros_like(terms), terms).reshape(*self.batch, -1).sum(-1)
 
 
-class _ToCells(Path):
+class _ToCells(AnnealingPath):
     """The path to p(v) from the uniform on the observed features' cells and the missing ones' unit interval."""
 
     def __init__(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any, num_chains: int):

@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
-from torch.distributions import Distribution, Independent, biject_to
+from torch.distributions import biject_to
 
 from dgm_pyro.families.autoregressive import AutoregressiveDistribution
 from dgm_pyro.families.distributions import features_of
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import (
-    Conditional,
     Program,
     batch_plates,
     check_program,
@@ -32,41 +30,18 @@ from dgm_pyro.program import (
     sample_sites,
 )
 
+__all__ = ["Coordinates", "log_joint"]
 
-def check_target(program: Any, x: Any) -> None:
+
+def check_target(program: Any, x: Any, argument: str = "x") -> None:
     """Raise unless ``program`` is a `Program`, or a `Posterior`, which has its own data."""
     if isinstance(program, Posterior):
         if x is not None:
-            raise TypeError("x was passed, but a Posterior has its own data: leave it out")
+            raise TypeError(f"{argument} was passed, but a Posterior has its own data: leave it out")
         return
     check_program(program)
     if x is None:
-        raise TypeError(f"this {type(program).__name__} needs data: pass x, (B, *event_shape)")
-
-
-def over_reals(q: Any, posterior: Posterior, argument: str) -> Any:
-    """The distribution of u that a guide, a conditional or a distribution is.
-
-    Raises:
-        TypeError, ValueError: it is no distribution of u; the message says what is.
-    """
-    if isinstance(q, AutoContinuous):
-        if q.prototype_trace is None:
-            raise ValueError(f"{argument} is a guide that was never called: fit it first")
-        q = q.get_posterior(*posterior.args, **posterior.kwargs)
-    elif isinstance(q, Conditional):
-        q = q()
-    if not isinstance(q, Distribution):
-        raise TypeError(
-            f"{argument} must be 'prior', or a fitted guide that is a density of all latents together, such as "
-            f"dgm.guides.auto(model, 'fullrank'), got {type(q).__name__}"
-        )
-    if q.batch_shape + q.event_shape != (posterior.D,):
-        raise ValueError(
-            f"{argument} is a distribution of shape {tuple(q.batch_shape + q.event_shape)}, but {posterior!r} has "
-            f"vectors of {posterior.D}: fit it to the same model and data"
-        )
-    return Independent(q, 1) if q.batch_shape else q
+        raise TypeError(f"this {type(program).__name__} needs data: pass {argument}, (B, *event_shape)")
 
 
 def with_latent_chains(program: Program) -> Program:

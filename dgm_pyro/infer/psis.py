@@ -17,23 +17,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.distributions import Delta
-from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
-from torch.distributions import Distribution
 
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_dense
 from dgm_pyro.evaluation import evaluating, particles_at_once
-from dgm_pyro.infer.posterior import check_target, over_reals
-from dgm_pyro.posterior import Indices, Posterior
-from dgm_pyro.program import Conditional, Program, latent_sites, log_mean_exp, seeded, unchecked
+from dgm_pyro.families.autoguide import weigh
+from dgm_pyro.infer.draws import Draws, resampled
+from dgm_pyro.infer.posterior import check_target
+from dgm_pyro.posterior import Posterior
+from dgm_pyro.program import Program, log_mean_exp, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
+
+__all__ = ["Weighted", "psis", "smooth"]
 
 
 @dataclass(frozen=True)
-class Weighted(Result):
+class Weighted(Result, Draws):
     """The result of `psis`: weighted draws of q. B is the number of data; of a `Posterior` that dimension is missing.
 
     Attributes:
@@ -41,12 +41,18 @@ class Weighted(Result):
         smoothed: log of the smoothed weights, which sum to one, ``(K, B)``.
         k_hat: the shape of the tail, ``(B,)``.
         u: the draws as unconstrained vectors, ``(K, D)``, of a `Posterior`; else None.
+        posterior: which the guide approximates; None for a `Program`.
     """
 
     log_weights: Tensor
     smoothed: Tensor
     k_hat: Tensor
     u: Tensor | None = None
+    posterior: Posterior | None = None
+
+    def _vectors(self, posterior: Posterior) -> Tensor:
+        assert self.u is not None
+        return self.u[resampled(self.smoothed)].unsqueeze(0)
 
     @property
     def elbo(self) -> Tensor:
@@ -140,9 +146,8 @@ def psis(
         if guide is None:
             raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
         with seeded(seed, program.device), unchecked(), torch.no_grad():
-            u, log_weights = _weigh(program, guide, num_particles)
-            log_weights = log_weights.nan_to_num(-math.inf, math.inf, -math.inf)  # where the density is no number
-        return Weighted(log_weights, *smooth(log_weights), u)
+            u, log_weights = weigh(program, guide, num_particles)
+        return Weighted(log_weights, *smooth(log_weights), u, program)
     if guide is not None:
         raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
     program.check(x, given)
@@ -152,29 +157,6 @@ def psis(
         sizes = noise.chunks(num_particles, particles_at_once(program, len(x)))
         log_weights = torch.cat([program.log_weights(x, given, size) for _, size in sizes])
     return Weighted(log_weights, *smooth(log_weights))
-
-
-def _weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor, Tensor]:
-    """Draws of the guide as u, ``(K, D)``, and their log weights, ``(K,)``."""
-    if isinstance(guide, AutoContinuous | Conditional | Distribution):
-        q = over_reals(guide, posterior, "guide")
-        u = q.sample((num_particles,))
-        return u, posterior.log_joint(u) - q.log_prob(u)
-    if not callable(guide):
-        raise TypeError(f"guide must be a Pyro guide or a distribution of u, got {type(guide).__name__}")
-    draws, densities = [], list[Any]()
-    for _ in range(num_particles):
-        with poutine.block(), poutine.trace() as traced, Indices(posterior.subsamples):
-            guide(*posterior.args, **posterior.kwargs)
-        nodes: Any = traced.trace.nodes
-        stated = latent_sites(traced.trace)
-        if all(isinstance(nodes[name]["fn"], Delta) for name in stated):
-            raise ValueError(f"this {type(guide).__name__} is a point, which has no density: weights need one")
-        draws.append({name: nodes[name]["value"] for name in stated if name in posterior.names})
-        densities.append(traced.trace.log_prob_sum())
-    u = posterior.unconstrain({name: torch.stack([draw[name] for draw in draws]) for name in draws[0]})
-    # The guide is a density of z, and the joint one of u.
-    return u, posterior.log_joint(u) - posterior.log_abs_det_jacobian(u) - torch.stack(densities)
 
 
 def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,10 +49,13 @@ from dgm_pyro.families.autoregressive import Autoregressive, FeatureChain
 from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.families.distributions import features_of
 from dgm_pyro.families.standardized import Standardized, core_of
-from dgm_pyro.infer.ais import HMC, Path, Transition, annealing, temperatures
+from dgm_pyro.infer.ais import HMC, AnnealingPath, Transition, annealing, temperatures
+from dgm_pyro.infer.draws import Draws, resampled
 from dgm_pyro.infer.posterior import check_target
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, seeded
+
+__all__ = ["Features", "Population", "Stepper", "Tempered", "Times", "propagate", "smc", "take"]
 
 State = dict[str, Tensor]
 
@@ -71,7 +74,7 @@ class Stepper(Protocol):
 
 
 @dataclass(frozen=True)
-class Population:
+class Population(Draws):
     """Weighted particles.
 
     Attributes:
@@ -79,11 +82,17 @@ class Population:
         log_weights: ``(K, B)``, in nats; the mean of their exponentials estimates the normalizer without bias.
         log_evidence: log of that mean, ``(B,)``: on average below the log normalizer.
         resampled: how often each datum's particles were resampled, ``(B,)``.
+        posterior: of which they are draws; None for a `Program`.
     """
 
     state: State
     log_weights: Tensor
     resampled: Tensor
+    posterior: Posterior | None = None
+
+    def _vectors(self, posterior: Posterior) -> Tensor:
+        with torch.no_grad():
+            return posterior.unconstrain(self.state)[resampled(self.log_weights)].unsqueeze(0)
 
     @property
     def log_evidence(self) -> Tensor:
@@ -318,25 +327,30 @@ class Tempered:
     """The densities of an annealing path, one temperature after the other, and a move at each.
 
     Args:
-        path: from a density that can be drawn to the posterior.
+        annealing_path: from a density that can be drawn to the posterior.
         betas: inverse temperatures, 0 to 1, ``(T + 1,)``.
         step_sizes: of the moves, by temperature and datum, ``(T + 1, B)``.
         transition: as for `dgm_pyro.infer.ais.ais`.
     """
 
-    def __init__(self, path: Path, betas: Tensor, step_sizes: Tensor, transition: Transition):
-        self.path, self.betas, self.step_sizes, self.transition = path, betas, step_sizes, transition
+    def __init__(self, annealing_path: AnnealingPath, betas: Tensor, step_sizes: Tensor, transition: Transition):
+        self.annealing_path, self.betas, self.step_sizes, self.transition = (
+            annealing_path,
+            betas,
+            step_sizes,
+            transition,
+        )
 
     def __len__(self) -> int:
         return len(self.betas) - 1
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
-        u = self.path.start()
+        u = self.annealing_path.start()
         return {"u": u}, u.new_zeros(tuple(batch))
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
-        weight = (self.betas[i + 1] - self.betas[i]) * self.path.densities(state["u"])[1]
-        u, _ = self.transition(state["u"], self.step_sizes[i + 1], self.path.at(self.betas[i + 1]))
+        weight = (self.betas[i + 1] - self.betas[i]) * self.annealing_path.densities(state["u"])[1]
+        u, _ = self.transition(state["u"], self.step_sizes[i + 1], self.annealing_path.at(self.betas[i + 1]))
         return {"u": u}, weight
 
 
@@ -406,7 +420,7 @@ def smc(
     if not isinstance(program, Posterior):
         return Population(latents, found.log_weights, found.resampled)
     latents = {name: value.squeeze(1) for name, value in latents.items()}
-    return Population(latents, found.log_weights.squeeze(1), found.resampled.squeeze(0))
+    return Population(latents, found.log_weights.squeeze(1), found.resampled.squeeze(0), program)
 
 
 def _along_times(

@@ -38,6 +38,22 @@ from dgm_pyro.networks.caches import cache_maker
 from dgm_pyro.networks.mlp import apply_network
 from dgm_pyro.registry import register
 
+__all__ = [
+    "ActNorm",
+    "Affine",
+    "Bijection",
+    "Coupling",
+    "Elementwise",
+    "Inverse",
+    "LULinear",
+    "MaskedAutoregressive",
+    "NormalCDF",
+    "Permutation",
+    "RationalQuadraticSpline",
+    "Sigmoid",
+    "Univariate",
+]
+
 # -- univariate maps -------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +94,7 @@ class Affine(Univariate):
 
     def _shift_and_log_scale(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw_scale = raw.unbind(-2)
-        return shift, raw_scale / (1 + raw_scale.abs() / self.bound)
+        return shift, bounded(raw_scale, self.bound)
 
     def inverse(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(raw)
@@ -87,6 +103,11 @@ class Affine(Univariate):
     def forward(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(raw)
         return z * torch.exp(log_scale) + shift, log_scale.expand_as(z)
+
+
+def bounded(raw: Tensor, bound: float) -> Tensor:
+    """``raw`` near 0, and within (-bound, bound) everywhere."""
+    return raw / (1 + raw.abs() / bound)
 
 
 @register
@@ -200,14 +221,14 @@ class Bijection(nn.Module):
     To write one, give `forward` and `inverse`, and set what applies:
 
     Attributes:
-        features: D; None if any will do.
+        num_features: D; None if any will do.
         given_shape: shape of one ``given``, ``()`` for class labels; None if the map takes none.
         num_classes: how many labels ``given`` may take; None where it is no label.
         domain, codomain: "real" or "unit", where the features of z and of x lie: the real line or the unit interval;
             "any" on both sides if the map works on either and stays there.
     """
 
-    features: int | None = None
+    num_features: int | None = None
     given_shape: torch.Size | None = None
     num_classes: int | None = None
     domain: str = "real"
@@ -221,6 +242,9 @@ class Bijection(nn.Module):
         """x, (N, D), to z, (N, D), and log|det dz/dx|, (N,). ``given`` is (N, *given_shape)."""
         raise NotImplementedError
 
+    def initialize(self, x: Tensor) -> None:
+        """Start from the data ``x``, (N, D), what starts from data: `ActNorm`."""
+
 
 @register
 class Inverse(Bijection):
@@ -230,7 +254,7 @@ class Inverse(Bijection):
         super().__init__()
         check_type(bijection, Bijection, "bijection", "a Bijection of dgm_pyro.networks")
         self.bijection = bijection
-        self.features, self.num_classes = bijection.features, bijection.num_classes
+        self.num_features, self.num_classes = bijection.num_features, bijection.num_classes
         self.given_shape = bijection.given_shape
         self.domain, self.codomain = bijection.codomain, bijection.domain
 
@@ -246,19 +270,19 @@ class Elementwise(Bijection):
     """A univariate map of each feature, its parameters free or from ``given``.
 
     Args:
-        features: D.
+        num_features: D.
         univariate: the map.
         network: maps ``given`` to ``(N, P, D)`` or flat ``(N, P * D)``; without one the parameters are free.
     """
 
-    def __init__(self, features: int, univariate: Univariate, network: nn.Module | None = None):
+    def __init__(self, num_features: int, univariate: Univariate, network: nn.Module | None = None):
         super().__init__()
-        check_count(features, "features")
+        check_count(num_features, "num_features")
         _check_univariate(univariate)
-        self.features, self.univariate, self.network = features, univariate, network
+        self.num_features, self.univariate, self.network = num_features, univariate, network
         self.domain = self.codomain = "unit" if univariate.unit else "real"
         if network is None:
-            self.raw = nn.Parameter(torch.zeros(univariate.num_parameters, features))
+            self.raw = nn.Parameter(torch.zeros(univariate.num_parameters, num_features))
         else:
             self.given_shape = torch.Size(_declared(network, "in_shape", "the shape of one given"))
             self.num_classes = getattr(network, "num_classes", None)
@@ -289,8 +313,8 @@ class Coupling(Bijection):
     Args:
         passes: D booleans, True for the features A; some must be True and some False.
         univariate: u.
-        network: maps ``(N, |A|)`` to ``(N, P, |B|)`` or flat ``(N, P * |B|)``; if it has a
-            ``given_shape``, it is called with ``given`` too.
+        network: maps ``(N, |A|)``, or its own ``(N, *in_shape)`` of as many features, to ``(N, P, |B|)`` or any shape
+            of as many numbers in that order; if it has a ``given_shape``, it is called with ``given`` too.
     """
 
     passing: Tensor
@@ -304,7 +328,7 @@ class Coupling(Bijection):
         if not booleans or all(passes) or not any(passes):
             raise ValueError(f"passes must be a sequence of booleans, some True and some False, got {passes!r}")
         mask = torch.tensor(passes)
-        self.features, self.univariate, self.network = len(mask), univariate, network
+        self.num_features, self.univariate, self.network = len(mask), univariate, network
         self.domain = self.codomain = "unit" if univariate.unit else "real"
         self.given_shape, self.num_classes = _second_input(network)
         passing, moving = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
@@ -314,7 +338,8 @@ class Coupling(Bijection):
 
     def _map(self, value: Tensor, given: Tensor | None, univariate: Any) -> tuple[Tensor, Tensor]:
         a, b = value.index_select(-1, self.passing), value.index_select(-1, self.moving)
-        inputs = (a,) if self.given_shape is None else (a, given)
+        seen = a.reshape(-1, *getattr(self.network, "in_shape", a.shape[1:]))
+        inputs = (seen,) if self.given_shape is None else (seen, given)
         b, log_slope = univariate(b, _parameters(self.network, inputs, b.shape[0], self.univariate, b.shape[-1]))
         return torch.cat((a, b), -1).index_select(-1, self.places), log_slope.sum(-1)
 
@@ -348,7 +373,7 @@ class MaskedAutoregressive(Bijection):
         self.univariate, self.network = univariate, network
         self.in_shape = torch.Size(_declared(network, "in_shape", "the shape of one x"))
         self.order = tuple(_declared(network, "order", "the indices of the features, first to last"))
-        self.features = self.in_shape.numel()
+        self.num_features = self.in_shape.numel()
         self.domain = self.codomain = "unit" if univariate.unit else "real"
         self.given_shape, self.num_classes = _second_input(network)
 
@@ -394,7 +419,7 @@ class Permutation(Bijection):
         if not integers or sorted(order) != list(range(len(order))):
             raise ValueError(f"order must hold each index 0 .. D - 1 once, got {order!r}")
         indices = torch.tensor(order)
-        self.features = len(indices)
+        self.num_features = len(indices)
         self.register_buffer("order", indices, persistent=False)
         self.register_buffer("back", indices.argsort(), persistent=False)
 
@@ -412,15 +437,17 @@ class LULinear(Bijection):
     The log-determinant is the sum of the log-diagonal of U (Kingma and Dhariwal 2018, section 3.2).
 
     Args:
-        features: D.
+        num_features: D.
     """
 
-    def __init__(self, features: int):
+    def __init__(self, num_features: int):
         super().__init__()
-        check_count(features, "features")
-        self.features = features
-        self.weight = nn.Parameter(torch.zeros(features, features))  # L below the diagonal, log-diagonal, U above it
-        self.bias = nn.Parameter(torch.zeros(features))
+        check_count(num_features, "num_features")
+        self.num_features = num_features
+        self.weight = nn.Parameter(
+            torch.zeros(num_features, num_features)
+        )  # L below the diagonal, log-diagonal, U above it
+        self.bias = nn.Parameter(torch.zeros(num_features))
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
         log_diagonal = self.weight.diagonal()
@@ -449,18 +476,18 @@ class ActNorm(Bijection):
     Source: Kingma and Dhariwal 2018, section 3.1.
 
     Args:
-        features: D.
+        num_features: D.
     """
 
     SMALLEST = 1e-4  # scale, for features that hardly vary in the first batch
     initialized: Tensor
 
-    def __init__(self, features: int):
+    def __init__(self, num_features: int):
         super().__init__()
-        check_count(features, "features")
-        self.features = features
-        self.location = nn.Parameter(torch.zeros(features))
-        self.log_scale = nn.Parameter(torch.zeros(features))
+        check_count(num_features, "num_features")
+        self.num_features = num_features
+        self.location = nn.Parameter(torch.zeros(num_features))
+        self.log_scale = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("initialized", torch.tensor(False))
         self._waiting = True  # `initialized` for the host, which must not wait for the device at each step
 
@@ -475,7 +502,7 @@ class ActNorm(Bijection):
         Raises:
             ValueError: there is one x, which has no scale, or a value of it is not finite.
         """
-        check_tensor(x, (self.features,), "x", "the shape of the features")
+        check_tensor(x, (self.num_features,), "x", "the shape of the features")
         if len(x) < 2:
             raise ValueError("x is one datum, which has no scale to start ActNorm from: initialize with two or more")
         check_finite(x, "x")
@@ -545,7 +572,7 @@ def _clamp_inside(x: Tensor) -> Tensor:
 
 
 def _parameters(
-    network: nn.Module, inputs: tuple[Any, ...], count: int, univariate: Univariate, features: int
+    network: nn.Module, inputs: tuple[Any, ...], count: int, univariate: Univariate, num_features: int
 ) -> Tensor:
     """The network's raw parameters, (N, P, D).
 
@@ -554,13 +581,13 @@ def _parameters(
     """
     raw = apply_network(network, *inputs)
     p = univariate.num_parameters
-    if raw.shape[0] != count or raw.numel() != count * p * features:
+    if raw.shape[0] != count or raw.numel() != count * p * num_features:
         raise ValueError(
             f"the network of a bijection returned shape {tuple(raw.shape)} for a batch of {count}, but "
-            f"{type(univariate).__name__} on {features} features needs {(count, p, features)} or "
-            f"{(count, p * features)}"
+            f"{type(univariate).__name__} on {num_features} features needs {(count, p, num_features)} or "
+            f"{(count, p * num_features)}"
         )
-    return raw.reshape(count, p, features)
+    return raw.reshape(count, p, num_features)
 
 
 def _second_input(network: nn.Module) -> tuple[torch.Size | None, int | None]:

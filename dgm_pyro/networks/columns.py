@@ -14,13 +14,15 @@ from dgm_pyro.networks.masked import MADE, MaskedLinear
 from dgm_pyro.networks.standardize import standard
 from dgm_pyro.registry import register
 
+__all__ = ["ColumnMADE", "ColumnReader"]
+
 
 @register
 class ColumnReader(nn.Module):
     """A network of the columns of a table; without a network, what it would read.
 
     Args:
-        classes: number of values of each column that is a category, which is read one-hot; None for a number.
+        categories: number of values of each column that is a category, which is read one-hot; None for a number.
         logarithms: the columns whose log(1 + x) is read, instead of x.
         shift, scale: of each column as it is read, ``(D,)``, or of all.
         network: ``network(inputs, *given)``, with ``(B, size)`` inputs.
@@ -38,7 +40,7 @@ class ColumnReader(nn.Module):
 
     def __init__(
         self,
-        classes: Sequence[int | None],
+        categories: Sequence[int | None],
         logarithms: Sequence[int] = (),
         shift: Tensor | float | Sequence[float] = 0.0,
         scale: Tensor | float | Sequence[float] = 1.0,
@@ -47,11 +49,13 @@ class ColumnReader(nn.Module):
         super().__init__()
         check_type(logarithms, (tuple, list), "logarithms", "a sequence of indices of columns")
         check_type(network, nn.Module | None, "network", "a torch.nn.Module or None")
-        check_type(classes, Sequence, "classes", "a sequence of numbers of values, None for a column of numbers")
-        self.classes, self.logarithms, self.network = tuple(classes), tuple(logarithms), network
-        self.widths = [1 if count is None else check_count(count, "classes", at_least=2) for count in self.classes]
-        if any(not is_integer(i) or not 0 <= i < len(self.classes) for i in self.logarithms):
-            raise ValueError(f"logarithms must be indices of the {len(self.classes)} columns, got {logarithms!r}")
+        check_type(categories, Sequence, "categories", "a sequence of numbers of values, None for a column of numbers")
+        self.categories, self.logarithms, self.network = tuple(categories), tuple(logarithms), network
+        self.widths = [
+            1 if count is None else check_count(count, "categories", at_least=2) for count in self.categories
+        ]
+        if any(not is_integer(i) or not 0 <= i < len(self.categories) for i in self.logarithms):
+            raise ValueError(f"logarithms must be indices of the {len(self.categories)} columns, got {logarithms!r}")
         self.size, self.in_shape = sum(self.widths), torch.Size((len(self.widths),))
         for name in ("given_shape", "num_classes"):  # what conditionals ask a network for
             if hasattr(network, name):
@@ -68,7 +72,7 @@ class ColumnReader(nn.Module):
             numbers[..., i : i + 1]
             if count is None
             else F.one_hot(x[..., i].long().clamp(0, count - 1), count).to(numbers.dtype)
-            for i, count in enumerate(self.classes)
+            for i, count in enumerate(self.categories)
         ]
         inputs = torch.cat(parts, -1)
         return inputs if self.network is None else self.network(inputs, *given)

@@ -14,20 +14,24 @@ from dgm_pyro.checks import as_shape, check_count, check_network_options, check_
 from dgm_pyro.networks.mlp import InputEmbedding, activation_named
 from dgm_pyro.registry import register
 
+__all__ = ["DenoisingMLP", "DenoisingUNet", "TimeEmbedding"]
+
 
 class TimeEmbedding(nn.Module):
-    """Time in [0, 1] to ``(B, features)``: sines and cosines of geometrically spaced frequencies, then two layers.
+    """Time in [0, 1] to ``(B, out_features)``: sines and cosines of geometrically spaced frequencies, then two layers.
 
     Source: Ho et al. 2020 (DDPM), appendix B; Vaswani et al. 2017, section 3.5.
     """
 
     frequencies: Tensor
 
-    def __init__(self, features: int, num_frequencies: int = 16, max_frequency: float = 1000.0):
+    def __init__(self, out_features: int, num_frequencies: int = 16, max_frequency: float = 1000.0):
         super().__init__()
         exponents = torch.linspace(0, 1, num_frequencies)
         self.register_buffer("frequencies", math.pi / 2 * max_frequency**exponents)
-        self.layers = nn.Sequential(nn.Linear(2 * num_frequencies, features), nn.SiLU(), nn.Linear(features, features))
+        self.layers = nn.Sequential(
+            nn.Linear(2 * num_frequencies, out_features), nn.SiLU(), nn.Linear(out_features, out_features)
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         angles = t.unsqueeze(-1) * self.frequencies
@@ -44,7 +48,7 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         event_shape: Sequence[int],
-        features: int,
+        time_features: int,
         given_shape: Sequence[int] | None,
         num_classes: int | None,
         outputs: int,
@@ -60,11 +64,11 @@ class Denoiser(nn.Module):
         if num_classes is not None:
             given_shape = ()
         self.given_shape = None if given_shape is None else as_shape(given_shape, "given_shape")
-        self.time = TimeEmbedding(features, max_frequency=max_frequency)
+        self.time = TimeEmbedding(time_features, max_frequency=max_frequency)
         self.embedding: InputEmbedding | None = None
         if self.given_shape is not None:
             self.embedding = InputEmbedding(
-                self.given_shape, None if num_classes is None else num_classes + 1, features
+                self.given_shape, None if num_classes is None else num_classes + 1, time_features
             )
 
     def embed(self, t: Tensor, given: Tensor | None) -> Tensor:
@@ -127,11 +131,11 @@ class ResidualBlock(nn.Module):
     After the normalization, which would take a shift of whole channels away (Dhariwal and Nichol 2021, section 3).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, features: int, dropout: float):
+    def __init__(self, in_channels: int, out_channels: int, time_features: int, dropout: float):
         super().__init__()
         self.norm1 = nn.GroupNorm(min(8, in_channels), in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.modulation = nn.Linear(features, 2 * out_channels)
+        self.modulation = nn.Linear(time_features, 2 * out_channels)
         self.norm2 = nn.GroupNorm(min(8, out_channels), out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)

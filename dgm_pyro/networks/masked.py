@@ -33,6 +33,8 @@ from dgm_pyro.networks.caches import Growing
 from dgm_pyro.networks.mlp import InputEmbedding, activation_named, input_shapes, to_unit
 from dgm_pyro.registry import register
 
+__all__ = ["MADE", "MaskedLinear"]
+
 
 class MaskedLinear(nn.Linear):
     """A linear layer whose outputs read no input of a higher degree than their own.
@@ -47,7 +49,8 @@ class MaskedLinear(nn.Linear):
 
     def __init__(self, degrees_in: Tensor, degrees_out: Tensor, bias: bool = True):
         super().__init__(len(degrees_in), len(degrees_out), bias)
-        self.register_buffer("mask", degrees_in <= degrees_out.unsqueeze(-1), persistent=False)
+        device = self.weight.device  # also one on which nothing takes memory
+        self.register_buffer("mask", degrees_in.to(device) <= degrees_out.to(device).unsqueeze(-1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.mask, self.bias)

@@ -32,19 +32,21 @@ from dgm_pyro.checks import check_counts, check_network_options, is_integer
 from dgm_pyro.networks.mlp import InputEmbedding, input_shapes, to_unit
 from dgm_pyro.registry import register
 
+__all__ = ["PixelCNN"]
+
 
 class GatedLayer(nn.Module):
     """One layer of both stacks: (vertical, horizontal, given) to (vertical, horizontal, skip)."""
 
-    def __init__(self, channels: int, kernel_size: int, embedding: InputEmbedding | None, dropout: float):
+    def __init__(self, width: int, kernel_size: int, embedding: InputEmbedding | None, dropout: float):
         super().__init__()
         self.reach = kernel_size // 2
         self.embedding = embedding
         self.dropout = nn.Dropout(dropout)
-        self.vertical = nn.Conv2d(channels, 2 * channels, (self.reach + 1, kernel_size))
-        self.horizontal = nn.Conv2d(channels, 2 * channels, (1, self.reach + 1))
-        self.across = nn.Conv2d(2 * channels, 2 * channels, 1)
-        self.out = nn.Conv2d(channels, 2 * channels, 1)
+        self.vertical = nn.Conv2d(width, 2 * width, (self.reach + 1, kernel_size))
+        self.horizontal = nn.Conv2d(width, 2 * width, (1, self.reach + 1))
+        self.across = nn.Conv2d(2 * width, 2 * width, 1)
+        self.out = nn.Conv2d(width, 2 * width, 1)
 
     def forward(self, v: Tensor, h: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         a = self.vertical(F.pad(self.dropout(v), (self.reach, self.reach, self.reach, 0)))
@@ -57,14 +59,14 @@ class GatedLayer(nn.Module):
 
 
 class ChannelsBefore(nn.Module):
-    """``(B, C, H, W)`` to ``(B, C * hidden, H, W)``: hidden features for each channel, from those before it."""
+    """``(B, C, H, W)`` to ``(B, C * width, H, W)``: features for each channel, from those before it."""
 
     mask: Tensor
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, depth: int, width: int):
         super().__init__()
-        self.every = nn.Conv2d(channels, channels * hidden, 1, bias=False)
-        before = torch.ones(channels, channels).tril(-1).repeat_interleave(hidden, 0)
+        self.every = nn.Conv2d(depth, depth * width, 1, bias=False)
+        before = torch.ones(depth, depth).tril(-1).repeat_interleave(width, 0)
         self.register_buffer("mask", before[:, :, None, None], persistent=False)
 
     @property
@@ -86,7 +88,7 @@ class PixelCNN(nn.Module):
     Args:
         in_shape: shape of one image, ``(C, H, W)``.
         num_parameters: P, how many parameters a feature has.
-        channels: width of each stack.
+        width: of each stack.
         layers: L, how many gated layers.
         kernel_size: k, odd.
         given_shape: shape of one ``given``, for ``network(x, given)``.
@@ -100,9 +102,9 @@ class PixelCNN(nn.Module):
     Raises:
         ValueError: the shape is none of an image, the kernel size is even, or a size is no positive integer.
 
-    >>> PixelCNN((1, 4, 4), 3, channels=8, layers=2)(torch.zeros(5, 1, 4, 4)).shape
+    >>> PixelCNN((1, 4, 4), 3, width=8, layers=2)(torch.zeros(5, 1, 4, 4)).shape
     torch.Size([5, 3, 1, 4, 4])
-    >>> PixelCNN((3, 4, 4), 2, channels=8, layers=2).order[:4]  # the channels of a pixel, then the next pixel
+    >>> PixelCNN((3, 4, 4), 2, width=8, layers=2).order[:4]  # the channels of a pixel, then the next pixel
     (0, 16, 32, 1)
     """
 
@@ -110,7 +112,7 @@ class PixelCNN(nn.Module):
         self,
         in_shape: Sequence[int],
         num_parameters: int,
-        channels: int = 32,
+        width: int = 32,
         layers: int = 8,
         kernel_size: int = 3,
         *,
@@ -125,33 +127,33 @@ class PixelCNN(nn.Module):
             raise ValueError(
                 f"in_shape is {tuple(self.in_shape)}, but PixelCNN models images, (C, H, W): use MADE for other shapes"
             )
-        check_counts(num_parameters=num_parameters, channels=channels, layers=layers)
+        check_counts(num_parameters=num_parameters, width=width, layers=layers)
         check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         if not is_integer(kernel_size) or kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size!r}")
         self.num_classes, self.levels = num_classes, levels
-        depth, height, width = self.in_shape
-        pixels = torch.arange(self.in_shape.numel()).reshape(depth, height * width)
+        depth = self.in_shape[0]
+        pixels = torch.arange(self.in_shape.numel()).reshape(depth, -1)
         self.order = tuple(pixels.T.flatten().tolist())
 
-        self.first = nn.Conv2d(depth, channels, 1)
+        self.first = nn.Conv2d(depth, width, 1)
         self.layers = nn.ModuleList(
             GatedLayer(
-                channels,
+                width,
                 kernel_size,
-                None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, 4 * channels),
+                None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, 4 * width),
                 dropout,
             )
             for _ in range(layers)
         )
         self.last = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(channels, 2 * channels, 1),
+            nn.Conv2d(width, 2 * width, 1),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Conv2d(2 * channels * depth, num_parameters * depth, 1, groups=depth),
+            nn.Conv2d(2 * width * depth, num_parameters * depth, 1, groups=depth),
         )
-        self.within = None if depth == 1 else ChannelsBefore(depth, 2 * channels)
+        self.within = None if depth == 1 else ChannelsBefore(depth, 2 * width)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         x = to_unit(x, self.levels).to(self.first.weight.dtype)

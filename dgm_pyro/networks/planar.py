@@ -32,17 +32,19 @@ from dgm_pyro.networks.bijections import Bijection
 from dgm_pyro.networks.mlp import InputEmbedding, apply_network
 from dgm_pyro.registry import register
 
+__all__ = ["Planar", "Sylvester"]
+
 SLOPE = 0.999  # in place of 1: rounding may not make a determinant zero
 
 
 class _Amortized(Bijection):
     """A bijection with one vector of raw parameters: free, or a linear function of ``given``."""
 
-    def __init__(self, features: int, num_parameters: int, given_shape: Sequence[int] | None):
+    def __init__(self, num_features: int, num_parameters: int, given_shape: Sequence[int] | None):
         super().__init__()
-        self.features = features
+        self.num_features = num_features
         if given_shape is None:
-            self.raw = nn.Parameter(torch.randn(num_parameters) / math.sqrt(features))
+            self.raw = nn.Parameter(torch.randn(num_parameters) / math.sqrt(num_features))
         else:
             self.given_shape = as_shape(given_shape, "given_shape")
             self.network = InputEmbedding(self.given_shape, None, num_parameters)
@@ -57,7 +59,7 @@ class Planar(_Amortized):
     r"""x = z + u tanh(w . z + b). 2 D + 1 raw parameters: w, a raw u, b; a raw u of zero makes the identity.
 
     Args:
-        features: D.
+        num_features: D.
         given_shape: shape of one ``given``, of which the parameters are a linear function; without one they are free.
 
     >>> bijection = Planar(3)
@@ -66,9 +68,9 @@ class Planar(_Amortized):
     True
     """
 
-    def __init__(self, features: int, *, given_shape: Sequence[int] | None = None):
-        check_count(features, "features")
-        super().__init__(features, 2 * features + 1, given_shape)
+    def __init__(self, num_features: int, *, given_shape: Sequence[int] | None = None):
+        check_count(num_features, "num_features")
+        super().__init__(num_features, 2 * num_features + 1, given_shape)
 
     def _terms(self, value: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """w, u, b and w . u, the last above -1."""
@@ -97,7 +99,7 @@ class Sylvester(_Amortized):
     D (D + 1) + D + H D raw parameters: R and R~ row by row, their diagonals squashed by tanh, b, and H vectors.
 
     Args:
-        features: D.
+        num_features: D.
         reflections: H; 0 makes Q the identity.
         given_shape: as `Planar`.
 
@@ -109,14 +111,14 @@ class Sylvester(_Amortized):
 
     upper: Tensor
 
-    def __init__(self, features: int, reflections: int = 4, *, given_shape: Sequence[int] | None = None):
-        check_count(features, "features")
+    def __init__(self, num_features: int, reflections: int = 4, *, given_shape: Sequence[int] | None = None):
+        check_count(num_features, "num_features")
         check_count(reflections, "reflections", at_least=0)
-        triangle = features * (features + 1) // 2
-        super().__init__(features, 2 * triangle + (1 + reflections) * features, given_shape)
+        triangle = num_features * (num_features + 1) // 2
+        super().__init__(num_features, 2 * triangle + (1 + reflections) * num_features, given_shape)
         self.reflections, self.triangle = reflections, triangle
-        rows, columns = torch.triu_indices(features, features)
-        self.register_buffer("upper", rows * features + columns, persistent=False)
+        rows, columns = torch.triu_indices(num_features, num_features)
+        self.register_buffer("upper", rows * num_features + columns, persistent=False)
 
     def _terms(self, value: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """R and R~, (N, D, D), b, (N, D), and the vectors, (N, H, D)."""
@@ -126,7 +128,7 @@ class Sylvester(_Amortized):
         return self._triangular(first), self._triangular(second), b, v.unflatten(-1, (self.reflections, size))
 
     def _triangular(self, flat: Tensor) -> Tensor:
-        size = self.features or 0
+        size = self.num_features or 0
         blank = flat.new_zeros(flat.shape[0], size * size)
         matrix = blank.index_copy(-1, self.upper, flat).unflatten(-1, (size, size))
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)

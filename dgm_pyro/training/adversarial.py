@@ -32,7 +32,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pyro import poutine
 from torch import Tensor, nn
 
 from dgm_pyro.checks import (
@@ -47,18 +46,38 @@ from dgm_pyro.checks import (
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.convolutional import ConvEncoder
 from dgm_pyro.networks.mlp import MLP, apply_network, to_unit
+from dgm_pyro.networks.sizes import image_sizes, is_large
 from dgm_pyro.objectives import COMPARISONS, Bound, HasFormula
 from dgm_pyro.program import (
     Program,
     batch_plates,
     check_program,
     differentiating,
+    hidden,
     is_pair,
     map_given,
     parameter_of,
     parts_of,
     seeded,
 )
+
+__all__ = [
+    "COMPARISONS",
+    "DIVERGENCES",
+    "Adversarial",
+    "DensityRatio",
+    "KernelScore",
+    "density_ratio",
+    "divergence_bound",
+    "draw",
+    "energy",
+    "f_gan",
+    "gan",
+    "mmd",
+    "slopes",
+    "squared_distance",
+    "wgan_gp",
+]
 
 Term = Callable[[Tensor], Tensor]
 
@@ -95,7 +114,7 @@ def draw(program: Program, size: int, given: Any = None) -> Tensor:
     Raises:
         ValueError: they have none, although some parameter requires it: x is discrete, or drawn by steps without one.
     """
-    with poutine.block(), batch_plates((size,)):
+    with hidden(), batch_plates((size,)):
         x = program.joint(program.variable, None, given)
     if torch.is_grad_enabled() and not x.requires_grad:
         raise ValueError(
@@ -285,8 +304,8 @@ def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> n
         if program.num_classes is None:
             options = {"given_shape": tuple(program.given_shape)}
     shape = program.event_shape
-    if len(shape) == 3 and min(shape[1:]) >= 16:
-        return ConvEncoder(shape, 1, **options)
+    if is_large(shape):
+        return ConvEncoder(shape, 1, image_sizes(shape, 1).widths, **options)
     return MLP(shape, 1, hidden, activation="silu", **options)
 
 

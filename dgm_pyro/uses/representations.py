@@ -70,6 +70,29 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = [
+    "CURVES",
+    "Agreement",
+    "Quality",
+    "Representation",
+    "agreement",
+    "arc",
+    "assess",
+    "cluster",
+    "codes",
+    "decode",
+    "encode",
+    "grid",
+    "interpolate",
+    "is_discrete",
+    "knn",
+    "latents",
+    "line",
+    "probe",
+    "represent",
+    "traverse",
+]
+
 # -- to the code, and back ---------------------------------------------------------------------------------------------
 
 
@@ -269,7 +292,7 @@ def traverse(
     program: Program,
     z: Tensor,
     values: Sequence[float] | Tensor = (-3, -2, -1, 0, 1, 2, 3),
-    features: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     *,
     given: Any = None,
     site: str | None = None,
@@ -279,12 +302,12 @@ def traverse(
     Args:
         z: one code, ``(1, *z_shape)``: of a datum, by `encode`, or zeros, the mean of a standard prior.
         values: in the units of z.
-        features: flat indices of the features to set, in the order wanted; default all. `units` says which matter.
+        indices: flat ones of the features to set, in the order wanted; default all. `units` says which matter.
         given: ``(1, *given_shape)`` for a conditional program.
         site: which code z is.
 
     Returns:
-        ``(features, values, *event_shape)``.
+        ``(indices, values, *event_shape)``.
 
     Raises:
         ValueError: z is not one code of reals, or a feature is not there.
@@ -296,10 +319,10 @@ def traverse(
     check_finite(z, "z")
     if tuple(z.shape) != (1, *shape):
         raise ValueError(f"z has shape {tuple(z.shape)}, but one code is (1, *{tuple(shape)})")
-    chosen = range(shape.numel()) if features is None else features
-    indices = isinstance(chosen, Sequence) and all(is_integer(i) and 0 <= i < shape.numel() for i in chosen)
-    if not indices or not chosen:
-        raise ValueError(f"features must be among 0 .. {shape.numel() - 1}, got {features!r}")
+    chosen = range(shape.numel()) if indices is None else indices
+    known = isinstance(chosen, Sequence) and all(is_integer(i) and 0 <= i < shape.numel() for i in chosen)
+    if not known or not chosen:
+        raise ValueError(f"indices must be among 0 .. {shape.numel() - 1}, got {indices!r}")
     if not isinstance(values, Tensor):
         check_type(values, Sequence, "values", "a tensor or a sequence of numbers")
         for value in values:

@@ -70,7 +70,9 @@ def test_text_and_lines_stand_out_from_the_paper():
 
 def test_images_are_laid_out_row_after_row_with_gaps():
     x = torch.arange(6).reshape(6, 1, 1, 1).expand(6, 1, 2, 2)
-    figure = plots.images(x, levels=6, columns=3, title="Six", column_labels=["a", "b", "c"], row_labels=["up", "down"])
+    figure = plots.images(
+        x, levels=6, num_columns=3, title="Six", column_labels=["a", "b", "c"], row_labels=["up", "down"]
+    )
     (axes,) = figure.axes
     (image,) = axes.get_images()
     mosaic = np.ma.filled(image.get_array().astype(float), np.nan)
@@ -359,7 +361,7 @@ def test_reliability_is_the_share_that_is_right_in_each_bin():
 def test_answers_show_image_class_share_and_what_is_rejected():
     x = torch.randint(17, (8, 1, 5, 4))
     probabilities = torch.rand(8, 3).softmax(-1)
-    figure = plots.answers(x, probabilities, torch.arange(8) % 2 == 0, levels=17, columns=5)
+    figure = plots.answers(x, probabilities, torch.arange(8) % 2 == 0, levels=17, num_columns=5)
     for i, axes in enumerate(figure.axes[:8]):
         assert np.array_equal(16 * axes.get_images()[0].get_array(), x[i, 0])
         top = probabilities[i].max(-1)

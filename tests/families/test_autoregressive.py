@@ -19,7 +19,8 @@ from scipy import stats
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro.networks import MADE, MLP, PixelCNN
+from dgm_pyro.networks import MADE, MLP, CausalTransformer, PixelCNN
+from dgm_pyro.networks.attention import AttentionLayer
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -37,7 +38,7 @@ def made(size, parameters, **options):
 
 
 def pixelcnn(shape, parameters, **options):
-    return PixelCNN(shape, parameters, channels=4, layers=3, **options)
+    return PixelCNN(shape, parameters, width=4, layers=3, **options)
 
 
 PROGRAMS = {
@@ -608,15 +609,27 @@ def test_bad_features(make, error, message):
         dgm.Autoregressive(make())
 
 
-def test_one_wrong_weight_among_many_features_is_found_where_it_is_tested():
+@pytest.mark.parametrize("feature", [0, 9])
+def test_one_wrong_weight_among_many_features_is_found(feature):
     weight = torch.randn(200, 200).tril(-1)
     network = Ordered(weight, tuple(range(200)))
     network.in_shape = (200,)
     dgm.Autoregressive(dgm.Bernoulli(200, network))
     with torch.no_grad():
-        network.weight[0, 150] = 0.5
-    with pytest.raises(ValueError, match="feature 0, at place 1"):
+        network.weight[feature, 150] = 0.5
+    with pytest.raises(ValueError, match=f"feature {feature}, at place {feature + 1}"):
         dgm.Autoregressive(dgm.Bernoulli(200, network))
+
+
+def test_thousands_of_features_take_few_passes(monkeypatch):
+    rows, forward = [], AttentionLayer.forward
+    monkeypatch.setattr(AttentionLayer, "forward", lambda layer, h: rows.append(len(h)) or forward(layer, h))
+    network = CausalTransformer((3, 32, 32), 15, width=4, layers=1, heads=1, levels=256)
+    dgm.Autoregressive(dgm.DiscretizedLogistic((3, 32, 32), 256, 5, network))
+    assert rows == [3]
+    monkeypatch.setattr(AttentionLayer, "forward", lambda layer, h: h.flip(1))
+    with pytest.raises(ValueError, match="not autoregressive"):
+        dgm.Autoregressive(dgm.DiscretizedLogistic((3, 32, 32), 256, 5, network))
 
 
 def test_a_masked_network_of_ones_own_serves_and_learns_its_shape():

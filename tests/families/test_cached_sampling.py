@@ -56,9 +56,9 @@ PROGRAMS |= {
     "made-levels-unscaled": ar(lambda n: dgm.Categorical(4, 5, n), lambda: MADE(4, 5, (8,), order=(3, 0, 2, 1))),
     "made-logistic": ar(lambda n: dgm.DiscretizedLogistic(5, 256, 3, n), lambda: MADE(5, 9, (16, 16), levels=256)),
     "made-scale-per-feature": ar(
-        lambda n: dgm.Normal(4, n, scale="feature"), lambda: MADE(4, 1, (8,), order=(3, 0, 2, 1))
+        lambda n: dgm.Normal(4, n, scale_type="feature"), lambda: MADE(4, 1, (8,), order=(3, 0, 2, 1))
     ),
-    "made-scale-shared": ar(lambda n: dgm.Normal((1, 2, 2), n, scale="shared"), lambda: MADE((1, 2, 2), 1, (8,))),
+    "made-scale-shared": ar(lambda n: dgm.Normal((1, 2, 2), n, scale_type="shared"), lambda: MADE((1, 2, 2), 1, (8,))),
     "made-dropout": ar(bits(5), lambda: MADE(5, 1, (8, 8), dropout=0.5)),
     "pixelcnn-wide-kernel": ar(bits((1, 4, 5)), lambda: PixelCNN((1, 4, 5), 1, 4, 3, 5, levels=2)),
     "pixelcnn-wider-kernel": ar(reals((1, 3, 4)), lambda: PixelCNN((1, 3, 4), 6, 4, 2, 7, given_shape=(3,))),
@@ -211,7 +211,7 @@ def test_gradients_through_the_draws(name, naive):
     networks = {
         "made-normal": lambda: dgm.Normal(5, MADE(5, 2, (8, 8), order=(3, 1, 4, 0, 2), given_shape=(2,))),
         "made-residual": lambda: dgm.Normal(5, MADE(5, 2, (8, 8, 8), residual=True, given_shape=(2,))),
-        "made-scale-shared": lambda: dgm.Normal(4, MADE(4, 1, (8,), given_shape=(2,)), scale="shared"),
+        "made-scale-shared": lambda: dgm.Normal(4, MADE(4, 1, (8,), given_shape=(2,)), scale_type="shared"),
         "pixelcnn": lambda: dgm.Normal((1, 3, 4), PixelCNN((1, 3, 4), 2, 4, 3, 5, given_shape=(2,))),
         "transformer": lambda: dgm.Normal(4, CausalTransformer(4, 2, 8, 2, 2, given_shape=(2,))),
     }

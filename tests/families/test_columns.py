@@ -34,6 +34,20 @@ def test_the_density_is_the_product_of_those_of_the_columns():
     torch.testing.assert_close(program.log_prob(x), torch.from_numpy(expected) + torch.from_numpy(real).log())
 
 
+@pytest.mark.usefixtures("float64")
+def test_amounts_start_where_the_data_are():
+    """A count around 750 and a positive column of 13 +- 0.4 are many steps from a mean of 1 and a median of 0.4."""
+    kinds, units = {"proline": "count", "alcohol": "positive"}, {"shift": [750.0, 13.0], "scale": [200.0, 0.4]}
+    network = torch.nn.Linear(1, 4)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    x = torch.tensor([[700.0, 12.0]])
+    expected = stats.nbinom.logpmf(700, 1, 1 / 751) + stats.lognorm.logpdf(12, 1, scale=13)
+    assert dgm.Columns(kinds, **units).log_prob(x).item() == pytest.approx(expected)
+    given = dgm.Columns(kinds, network, **units)
+    assert given.log_prob(x, torch.ones(1, 1)).item() == pytest.approx(expected)
+
+
 def test_draws_are_of_each_columns_kind():
     torch.manual_seed(0)
     program = dgm.Columns(

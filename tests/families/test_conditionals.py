@@ -373,7 +373,7 @@ def test_components_under_a_network_start_apart():
 @pytest.mark.parametrize(("scale", "numel"), [("feature", 6), ("shared", 1)])
 @pytest.mark.parametrize("event_shape", [(6,), (1, 2, 3)])
 def test_a_scale_that_is_learned_beside_the_network(scale, numel, event_shape):
-    program = dgm.Normal(event_shape, nn.Linear(2, 6), scale=scale)
+    program = dgm.Normal(event_shape, nn.Linear(2, 6), scale_type=scale)
     assert program.num_parameters == 1
     assert program.raw_scale.numel() == numel
     with torch.no_grad():
@@ -394,10 +394,10 @@ def test_the_standard_scale_is_one_to_the_precision_it_is_built_in():
 
 
 def test_a_learned_scale_needs_a_network():
-    with pytest.raises(ValueError, match="scale='shared' is for a Normal with a network"):
-        dgm.Normal(2, scale="shared")
+    with pytest.raises(ValueError, match="scale_type='shared' is for a Normal with a network"):
+        dgm.Normal(2, scale_type="shared")
     with pytest.raises(ValueError, match="scale must be one of network, feature, shared, got 'fixed'"):
-        dgm.Normal(2, nn.Linear(1, 2), scale="fixed")
+        dgm.Normal(2, nn.Linear(1, 2), scale_type="fixed")
 
 
 @pytest.mark.parametrize("scale", ["network", "feature", "shared"])
@@ -407,9 +407,9 @@ def test_the_scale_starts_where_it_is_told(scale):
     nn.init.zeros_(network.bias)
     given = torch.randn(4, 2)
     for initial in (0.05, 1.0, 7.0):
-        stddev = dgm.Normal(3, network, scale=scale, initial_scale=initial)(given).stddev
+        stddev = dgm.Normal(3, network, scale_type=scale, initial_scale=initial)(given).stddev
         torch.testing.assert_close(stddev, torch.full((4, 3), initial))
-    default = dgm.Normal(3, network, scale=scale)(given).stddev
+    default = dgm.Normal(3, network, scale_type=scale)(given).stddev
     torch.testing.assert_close(default, torch.full((4, 3), math.log(2) if scale == "network" else 1.0))
 
 
@@ -425,7 +425,7 @@ def test_a_start_that_is_no_scale_is_refused(initial):
     "make",
     [
         lambda network: dgm.Normal((2, 3), network),
-        lambda network: dgm.Normal((2, 3), network, scale="feature"),
+        lambda network: dgm.Normal((2, 3), network, scale_type="feature"),
         lambda network: dgm.Bernoulli((2, 3), network),
         lambda network: dgm.Categorical((2, 3), 4, network),
         lambda network: dgm.MixtureOfNormals((2, 3), 2, network),

@@ -132,7 +132,7 @@ def test_one_network_call_serves_both_terms():
 @given(st.integers(0, 1000), st.integers(0, 20))
 def test_the_learned_map_rises_from_0_to_1_with_the_slope_it_says(seed, units):
     torch.manual_seed(seed)
-    schedule = jittered(dgm.LogSNR(units=units), 1.0)
+    schedule = jittered(dgm.LogSNR(num_units=units), 1.0)
     u = torch.linspace(0, 1, 200, requires_grad=True)
     t, said = schedule.spread(u)
     torch.testing.assert_close(t[[0, -1]], torch.tensor([0.0, 1.0]), rtol=0, atol=1e-12)
@@ -174,7 +174,7 @@ def test_a_learned_schedule_leaves_the_bound_and_takes_its_variance_away():
     mean, scale = torch.tensor([0.0]), torch.tensor([0.3])
     linear = gaussian(mean, torch.diag(scale**2), 8.0, -14.0)
     learned = gaussian(mean, torch.diag(scale**2), 8.0, -14.0)
-    learned.noise_schedule = dgm.LogSNR(8.0, -14.0, units=16)
+    learned.noise_schedule = dgm.LogSNR(8.0, -14.0, num_units=16)
     x = mean + scale * torch.randn(2000, 1)
 
     def terms(program):
@@ -371,7 +371,7 @@ def build(**options):
     [
         (lambda: dgm.LogSNR(1.0, 1.0), ValueError, "highest must be a number above lowest"),
         (lambda: dgm.LogSNR(math.nan), ValueError, "highest must be a finite number"),
-        (lambda: dgm.LogSNR(units=-1), ValueError, "units must be an int of at least 0"),
+        (lambda: dgm.LogSNR(num_units=-1), ValueError, "units must be an int of at least 0"),
         (
             build(noise_schedule="cosine"),
             ValueError,

@@ -90,7 +90,7 @@ def test_weights_average_to_the_mass_of_the_cell_and_their_logarithms_to_less(gu
 
 
 def test_masses_of_all_outcomes_in_the_plane_add_to_one():
-    program = dgm.Dequantized(jittered(nsf_autoregressive(2, layers=2, hidden=(8,), bins=4, unit=True), 0.1), 3)
+    program = dgm.Dequantized(jittered(nsf_autoregressive(2, layers=2, hidden=(8,), bins=4, unit_cube=True), 0.1), 3)
     estimate, error = log_mean_exp(program.log_weights(every(3, 2), num_particles=20_000))
     total, total_error = estimate.exp().sum(), (estimate.exp() * error).square().sum().sqrt()
     assert abs(total - 1) < 4 * total_error
@@ -107,7 +107,7 @@ def test_samples_follow_the_masses_of_the_cells():
 
 
 def test_the_elbo_is_pyros():
-    flow, guide = realnvp(IMAGE, layers=2, hidden=(8,), unit=True), dequantizer(IMAGE, 17)
+    flow, guide = realnvp(IMAGE, layers=2, hidden=(8,), unit_cube=True), dequantizer(IMAGE, 17)
     program = jittered(dgm.Dequantized(flow, 17, guide))
     x = torch.randint(17, (6, *IMAGE))
     torch.manual_seed(5)
@@ -150,7 +150,7 @@ def fitted(program, steps=150):
 
 def test_variational_dequantization_tightens_the_bound():
     torch.manual_seed(0)
-    flow = realnvp(2, layers=4, hidden=(16,), unit=True)
+    flow = realnvp(2, layers=4, hidden=(16,), unit_cube=True)
     plain = fitted(dgm.Dequantized(flow, 6))
     for parameter in flow.parameters():
         parameter.requires_grad_(False)
@@ -173,20 +173,20 @@ def test_variational_dequantization_tightens_the_bound():
 GUIDES = {
     "uniform": lambda: None,
     "normal": lambda: dequantizer(IMAGE, 17),
-    "flow": lambda: nsf(IMAGE, layers=2, hidden=(8,), bins=4, given_shape=IMAGE, given_levels=17, unit=True),
-    "iaf": lambda: iaf(IMAGE, layers=2, hidden=(8,), given_shape=IMAGE, given_levels=17, unit=True),
+    "flow": lambda: nsf(IMAGE, layers=2, hidden=(8,), bins=4, given_shape=IMAGE, given_levels=17, unit_cube=True),
+    "iaf": lambda: iaf(IMAGE, layers=2, hidden=(8,), given_shape=IMAGE, given_levels=17, unit_cube=True),
     "on-the-cube": lambda: dgm.Flow(
         IMAGE,
         [MaskedAutoregressive(cube := RationalQuadraticSpline(4, 0, 1, "linear"), MADE(4, cube.num_parameters, (8,)))],
         base=Uniform(IMAGE),
     ),
-    "unconditional": lambda: maf(IMAGE, layers=1, hidden=(8,), unit=True),
+    "unconditional": lambda: maf(IMAGE, layers=1, hidden=(8,), unit_cube=True),
 }
 
 
 @pytest.mark.parametrize("make", GUIDES.values(), ids=GUIDES)
 def test_every_guide_gives_finite_bounds_and_every_parameter_a_gradient(make):
-    program = jittered(dgm.Dequantized(nsf(IMAGE, layers=2, hidden=(8,), bins=4, unit=True), 17, make()))
+    program = jittered(dgm.Dequantized(nsf(IMAGE, layers=2, hidden=(8,), bins=4, unit_cube=True), 17, make()))
     x = torch.randint(17, (32, *IMAGE), dtype=torch.uint8)
     weights = program.log_weights(x, num_particles=3)
     assert weights.shape == (3, 32)
@@ -198,7 +198,7 @@ def test_every_guide_gives_finite_bounds_and_every_parameter_a_gradient(make):
 
 def test_a_guide_may_read_x_and_given():
     guide = dgm.Flow(2, [NormalCDF()], dgm.Normal(2, MLP((2,), 4, (8,), levels=5, num_classes=3)))
-    program = jittered(dgm.Dequantized(realnvp(2, layers=2, hidden=(8,), num_classes=3, unit=True), 5, guide))
+    program = jittered(dgm.Dequantized(realnvp(2, layers=2, hidden=(8,), num_classes=3, unit_cube=True), 5, guide))
     x, y = torch.randint(5, (6, 2)), torch.arange(6) % 3
     trace = poutine.trace(program.guide).get_trace(x, y)
     trace.compute_log_prob()
@@ -211,7 +211,7 @@ def test_a_guide_may_read_x_and_given():
 
 
 def test_given_reaches_the_flow():
-    program = jittered(dgm.Dequantized(realnvp(2, layers=2, hidden=(8,), num_classes=3, unit=True), 5), 1.0)
+    program = jittered(dgm.Dequantized(realnvp(2, layers=2, hidden=(8,), num_classes=3, unit_cube=True), 5), 1.0)
     assert (program.conditional, program.num_classes) == (True, 3)
     x, y = torch.randint(5, (6, 2)), torch.arange(6) % 3
     torch.manual_seed(0)
@@ -223,7 +223,7 @@ def test_given_reaches_the_flow():
 
 
 def test_labels_are_summed_out_over_a_dequantized_flow():
-    program = jittered(dgm.Dequantized(realnvp(2, layers=2, hidden=(8,), num_classes=3, unit=True), 5))
+    program = jittered(dgm.Dequantized(realnvp(2, layers=2, hidden=(8,), num_classes=3, unit_cube=True), 5))
     labeled = dgm.Labeled(dgm.Categorical((), 3), program)
     x = torch.randint(5, (4, 2))
     torch.manual_seed(0)
@@ -236,7 +236,7 @@ def test_labels_are_summed_out_over_a_dequantized_flow():
 
 
 def test_latents_nest_and_unroll():
-    program = dgm.Dequantized(nsf(2, layers=1, hidden=(8,), unit=True), 5)
+    program = dgm.Dequantized(nsf(2, layers=1, hidden=(8,), unit_cube=True), 5)
     assert program.latents("x") == ("x_continuous",)
     assert program.latents("y") == ("y_continuous",)
     assert program.unroll() is program
@@ -318,11 +318,11 @@ BAD = {
     "no-cube": (
         lambda: dgm.Dequantized(realnvp(2), 5),
         ValueError,
-        r"flow of Dequantized must live on the unit cube.*NormalCDF\(\).*unit=True",
+        r"flow of Dequantized must live on the unit cube.*NormalCDF\(\).*unit_cube=True",
     ),
     "no-cube-normal": (lambda: dgm.Dequantized(dgm.Normal(2), 5), ValueError, "unit cube, but this Normal does not"),
     "no-cube-guide": (
-        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, given_shape=(2,))),
+        lambda: dgm.Dequantized(realnvp(2, unit_cube=True), 5, guide=realnvp(2, given_shape=(2,))),
         ValueError,
         "guide of Dequantized must live on the unit cube",
     ),
@@ -333,23 +333,23 @@ BAD = {
     ),
     "no-program": (lambda: dgm.Dequantized(nn.Linear(2, 2), 5), TypeError, "flow must be a dgm.Program, got Linear"),
     "levels-one": (
-        lambda: dgm.Dequantized(realnvp(2, unit=True), 1),
+        lambda: dgm.Dequantized(realnvp(2, unit_cube=True), 1),
         ValueError,
         "levels must be an int of at least 2",
     ),
-    "levels-real": (lambda: dgm.Dequantized(realnvp(2, unit=True), 5.0), ValueError, "levels must be an int"),
+    "levels-real": (lambda: dgm.Dequantized(realnvp(2, unit_cube=True), 5.0), ValueError, "levels must be an int"),
     "guide-shape": (
-        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=Uniform(3)),
+        lambda: dgm.Dequantized(realnvp(2, unit_cube=True), 5, guide=Uniform(3)),
         ValueError,
         r"guide's event_shape is \(3,\), but the flow's is \(2,\)",
     ),
     "guide-given": (
-        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=realnvp(2, given_shape=(3,), unit=True)),
+        lambda: dgm.Dequantized(realnvp(2, unit_cube=True), 5, guide=realnvp(2, given_shape=(3,), unit_cube=True)),
         ValueError,
         r"guide expects given_shape \(3,\), but it is given x, of shape \(2,\)",
     ),
     "guide-type": (
-        lambda: dgm.Dequantized(realnvp(2, unit=True), 5, guide=nn.Linear(2, 2)),
+        lambda: dgm.Dequantized(realnvp(2, unit_cube=True), 5, guide=nn.Linear(2, 2)),
         TypeError,
         "guide must be a dgm_pyro.Conditional or None, got Linear",
     ),

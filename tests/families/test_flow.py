@@ -65,7 +65,7 @@ FLOWS = {
     "iaf-image": lambda: iaf(IMAGE, layers=2, hidden=(8,)),
     "nsf": lambda: nsf(4, layers=2, hidden=(8,), bins=4),
     "nsf-autoregressive": lambda: nsf_autoregressive(IMAGE, layers=2, hidden=(8,), bins=4),
-    "unit": lambda: nsf(3, layers=2, hidden=(8,), bins=4, unit=True),
+    "unit": lambda: nsf(3, layers=2, hidden=(8,), bins=4, unit_cube=True),
     "given-vector": lambda: maf(3, layers=2, hidden=(8,), given_shape=(2,)),
     "given-image": lambda: nsf(IMAGE, layers=2, hidden=(8,), bins=3, given_shape=(1, 3, 3)),
     "given-label": lambda: realnvp(3, layers=2, hidden=(8,), num_classes=4),

@@ -92,7 +92,7 @@ def _bijection(request):
 
 
 def test_determinants_equal_autograds(bijection):
-    z = 2 * torch.randn(6, bijection.features)
+    z = 2 * torch.randn(6, bijection.num_features)
     x, log_det = bijection(z)
     jacobian = torch.stack([torch.autograd.functional.jacobian(lambda v: bijection(v)[0][0], v[None])[:, 0] for v in z])
     torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian)[1])
@@ -103,7 +103,7 @@ def test_determinants_equal_autograds(bijection):
 
 def test_the_inverse_is_differentiable(bijection):
     """By the implicit function theorem, in x and in the parameters."""
-    x = bijection(torch.randn(3, bijection.features))[0].detach().requires_grad_()
+    x = bijection(torch.randn(3, bijection.num_features))[0].detach().requires_grad_()
     names, values = zip(*bijection.named_parameters(), strict=True)
 
     def inverse(x, *values):
@@ -126,7 +126,7 @@ class _Backwards(nn.Module):
 def test_extreme_parameters_stay_invertible(bijection):
     with torch.no_grad():
         bijection.raw.mul_(100)
-    z = torch.randn(6, bijection.features)
+    z = torch.randn(6, bijection.num_features)
     x, log_det = bijection(z)
     assert torch.isfinite(log_det).all()
     back, _ = bijection.inverse(x)
@@ -169,9 +169,9 @@ def test_posteriors_of_bent_normals_integrate_to_one(make):
 # -- exact posteriors --------------------------------------------------------------------------------------------------
 
 
-def linear(scale="feature", learned=True):
+def linear(scale_type="feature", learned=True):
     prior = jittered(dgm.Normal(2, learned=learned))
-    likelihood = jittered(dgm.Normal((1, 2, 2), MLP((2,), 4, ()).first.embed[1], scale=scale))
+    likelihood = jittered(dgm.Normal((1, 2, 2), MLP((2,), 4, ()).first.embed[1], scale_type=scale_type))
     return prior, likelihood
 
 

@@ -17,7 +17,7 @@ HIDDEN = torch.tensor([[True, True, True], [True, False, True], [False, False, T
 def linear_gaussian():
     """A VAE of 3 features over z of 2, and p(x) = N(mean, cov)."""
     torch.manual_seed(1)
-    likelihood = dgm.Normal(3, nn.Linear(2, 3), scale="shared")
+    likelihood = dgm.Normal(3, nn.Linear(2, 3), scale_type="shared")
     # A guide that is wider than any posterior: the weights are bounded.
     vae = dgm.VAE(dgm.Normal(2), likelihood, dgm.Normal(2, nn.Linear(3, 4), initial_scale=1.2))
     with torch.no_grad():

@@ -148,14 +148,14 @@ def schools(tmp_path, monkeypatch):
 
 
 def test_the_command_writes_a_folder(schools, capsys):
-    command = ["infer", "schools.py:model", "--data", "data.json", "--guide", "fullrank", "--gradient-steps", "20",
+    command = ["infer", "schools.py:model", "--data", "data.json", "--guides", "fullrank", "--gradient-steps", "20",
                "--num-samples", "120", "--reference", "none", "--out", "found"]  # fmt: skip
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert "Posterior(mu: 1 reals)" in printed
     assert "fullrank" in printed
     names = {"table.json", "table.txt", "marginals.png", "k-hats.png", "fullrank.npz",
-             "fullrank-pairs.png", "fullrank.pt"}  # fmt: skip
+             "fullrank-pairs.png", "fullrank.pt", "predictions.png", "prior-predictions.png"}  # fmt: skip
     assert {path.name for path in (schools / "found").iterdir()} == names
     with np.load(schools / "found" / "fullrank.npz") as stored:
         assert stored["mu"].shape == (120,)

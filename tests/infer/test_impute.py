@@ -215,7 +215,7 @@ def test_a_flow_on_a_grid():
 
 
 def test_a_dequantized_flow_by_quadrature():
-    program = seeded(dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit=True), levels=3), 0.4)
+    program = seeded(dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit_cube=True), levels=3), 0.4)
     fine = (torch.arange(300) + 0.5) / 300
     density = program.flow.log_prob(torch.cartesian_prod(fine, fine)).detach().exp().reshape(3, 100, 3, 100)
     table = density.mean((1, 3)) / 9

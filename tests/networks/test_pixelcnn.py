@@ -33,7 +33,7 @@ def test_each_pixel_sees_exactly_the_pixels_before_it(height, width, kernel_size
     """No blind spot: with layers enough to reach everywhere, every dependency that the order allows is there."""
     torch.manual_seed(seed)
     layers = -(-max(height, width) // (kernel_size // 2))
-    network = PixelCNN((1, height, width), 2, channels=6, layers=layers, kernel_size=kernel_size)
+    network = PixelCNN((1, height, width), 2, width=6, layers=layers, kernel_size=kernel_size)
     row, column, other_row, other_column = grid(height, width)
     assert torch.equal(dependencies(network), other_row * width + other_column < row * width + column)
 
@@ -41,7 +41,7 @@ def test_each_pixel_sees_exactly_the_pixels_before_it(height, width, kernel_size
 @pytest.mark.parametrize("option", [{}, {"num_classes": 3}])
 def test_each_channel_sees_exactly_the_features_before_it(option):
     channels, height, width = 3, 3, 2
-    network = PixelCNN((channels, height, width), 2, channels=6, layers=4, **option)
+    network = PixelCNN((channels, height, width), 2, width=6, layers=4, **option)
     given = (torch.tensor([1]),) if option else ()
     seen = torch.zeros(())
     for _ in range(3):
@@ -54,7 +54,7 @@ def test_each_channel_sees_exactly_the_features_before_it(option):
 
 
 def test_the_probabilities_of_all_color_images_sum_to_one():
-    program = dgm.Autoregressive(dgm.Bernoulli((2, 2, 2), PixelCNN((2, 2, 2), 1, channels=6, layers=3, levels=2)))
+    program = dgm.Autoregressive(dgm.Bernoulli((2, 2, 2), PixelCNN((2, 2, 2), 1, width=6, layers=3, levels=2)))
     every = torch.cartesian_prod(*[torch.arange(2)] * 8).reshape(-1, 2, 2, 2)
     torch.testing.assert_close(program.log_prob(every).logsumexp(0), torch.tensor(0.0), rtol=0, atol=1e-12)
 
@@ -62,7 +62,7 @@ def test_the_probabilities_of_all_color_images_sum_to_one():
 @pytest.mark.parametrize(("layers", "kernel_size"), [(1, 3), (2, 3), (1, 5), (3, 3)])
 def test_the_field_of_view_is_as_documented(layers, kernel_size):
     size, reach = 9, layers * (kernel_size // 2)
-    network = PixelCNN((1, size, size), 1, channels=8, layers=layers, kernel_size=kernel_size)
+    network = PixelCNN((1, size, size), 1, width=8, layers=layers, kernel_size=kernel_size)
     row, column, other_row, other_column = grid(size, size)
     up, left = row - other_row, column - other_column
     above = (up >= 1) & (up <= 1 + reach) & (left.abs() <= reach)
@@ -72,7 +72,7 @@ def test_the_field_of_view_is_as_documented(layers, kernel_size):
 
 @pytest.mark.parametrize("levels", [2, 17])
 def test_later_pixels_may_hold_anything(levels):
-    network = PixelCNN((1, 4, 4), 3, channels=8, layers=4, levels=levels)
+    network = PixelCNN((1, 4, 4), 3, width=8, layers=4, levels=levels)
     x, other = torch.randint(levels, (2, 5, 1, 4, 4), dtype=torch.uint8)
     index = torch.arange(16).reshape(4, 4)
     for i in network.order:
@@ -84,7 +84,7 @@ def test_later_pixels_may_hold_anything(levels):
 
 @pytest.mark.parametrize("option", [{"num_classes": 3}, {"given_shape": (2,)}, {"given_shape": (1, 4, 4)}])
 def test_the_context_reaches_every_pixel_and_opens_no_other_way(option):
-    network = PixelCNN((1, 4, 4), 2, channels=6, layers=4, **option)
+    network = PixelCNN((1, 4, 4), 2, width=6, layers=4, **option)
     c = torch.tensor([0, 1]) if "num_classes" in option else torch.randn(2, *option["given_shape"])
     x = torch.randn(1, 1, 4, 4).expand(2, 1, 4, 4)
     a, b = network(x, c)
@@ -94,7 +94,7 @@ def test_the_context_reaches_every_pixel_and_opens_no_other_way(option):
 
 
 def test_rows_of_a_batch_do_not_mix():
-    network = PixelCNN((1, 3, 5), 4, channels=6, layers=2, num_classes=3)
+    network = PixelCNN((1, 3, 5), 4, width=6, layers=2, num_classes=3)
     x, y = torch.randn(6, 1, 3, 5), torch.arange(6) % 3
     each = torch.cat([network(x[i : i + 1], y[i : i + 1]) for i in range(6)])
     assert each.shape == (6, 4, 1, 3, 5)
@@ -103,7 +103,7 @@ def test_rows_of_a_batch_do_not_mix():
 
 def test_one_layer_by_hand():
     """Gates and stacks pixel by pixel, from the weights (van den Oord et al. 2016, figure 2 and eq. 4)."""
-    network = PixelCNN((1, 3, 3), 1, channels=2, layers=1, num_classes=2)
+    network = PixelCNN((1, 3, 3), 1, width=2, layers=1, num_classes=2)
     layer = network.layers[0]
     x, y = torch.randn(1, 1, 3, 3), torch.tensor([1])
 
@@ -132,7 +132,7 @@ def test_one_layer_by_hand():
 
 
 def test_a_gradient_reaches_every_parameter():
-    network = PixelCNN((1, 4, 4), 3, channels=6, layers=3, num_classes=2)
+    network = PixelCNN((1, 4, 4), 3, width=6, layers=3, num_classes=2)
     network(torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 0, 1, 1])).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -140,14 +140,14 @@ def test_a_gradient_reaches_every_parameter():
 
 
 def test_integers_are_scaled_to_the_unit_interval():
-    integers, reals = (PixelCNN((1, 3, 3), 2, channels=4, layers=2, levels=levels) for levels in (17, None))
+    integers, reals = (PixelCNN((1, 3, 3), 2, width=4, layers=2, levels=levels) for levels in (17, None))
     reals.load_state_dict(integers.state_dict())
     x = torch.randint(17, (5, 1, 3, 3), dtype=torch.uint8)
     torch.testing.assert_close(integers(x), reals(x / 8.0 - 1))
 
 
 def test_dropout_is_for_training_only():
-    network = PixelCNN((1, 3, 3), 1, channels=8, layers=2, dropout=0.5)
+    network = PixelCNN((1, 3, 3), 1, width=8, layers=2, dropout=0.5)
     x = torch.randn(3, 1, 3, 3)
     assert not torch.equal(network(x), network(x))
     network.eval()
@@ -162,7 +162,7 @@ def test_dropout_is_for_training_only():
         ((1, 0, 8), {}, "in_shape must be"),
         ((1, 8, 8), {"kernel_size": 4}, "kernel_size must be odd"),
         ((1, 8, 8), {"kernel_size": 1}, "kernel_size must be odd"),
-        ((1, 8, 8), {"channels": 0}, "channels must be"),
+        ((1, 8, 8), {"width": 0}, "width must be"),
         ((1, 8, 8), {"layers": 0}, "layers must be"),
         ((1, 8, 8), {"num_parameters": 0}, "num_parameters must be"),
         ((1, 8, 8), {"given_shape": ()}, "pass num_classes"),

@@ -128,14 +128,14 @@ def test_a_family_of_your_own_has_codes_by_its_methods():
     torch.testing.assert_close(
         interpolate(program, x[:3], x[3:6], num_points=3, curve="linear")[1], (x[:3] + x[3:6]) / 2
     )
-    integers = dgm.Dequantized(dgm.flow.realnvp(2, layers=1, unit=True), levels=4)
+    integers = dgm.Dequantized(dgm.flow.realnvp(2, layers=1, unit_cube=True), levels=4)
     assert list(integers.codes()) == ["z"]
 
 
 def test_the_code_of_a_linear_gaussian_vae_is_the_mean_of_its_posterior():
     x = torch.randn(300, 3).double()
     precision, to_mean = (part.double() for part in posterior(CORRELATED))
-    likelihood = dgm.Normal(3, linear(CORRELATED, torch.zeros(3)), scale="shared", initial_scale=NOISE)
+    likelihood = dgm.Normal(3, linear(CORRELATED, torch.zeros(3)), scale_type="shared", initial_scale=NOISE)
     prior = dgm.Normal(2)
     exact = dgm.VAE(prior, likelihood, guides.LinearGaussianPosterior(prior, likelihood)).double()
     torch.testing.assert_close(encode(exact, x), x @ to_mean.T, rtol=0, atol=1e-6)
@@ -302,7 +302,7 @@ def test_a_traversal_sets_one_feature_and_leaves_the_others():
     weight, values = torch.randn(4, 3), (-1.0, 0.5, 2.0)
     program = dgm.VAE(dgm.Normal(3), scaled(weight, 0.1), scaled(torch.randn(3, 4), 0.1))
     z = torch.randn(1, 3)
-    found = traverse(program, z, values, features=[2, 0])
+    found = traverse(program, z, values, indices=[2, 0])
     assert found.shape == (2, 3, 4)
     for row, feature in enumerate((2, 0)):
         for column, value in enumerate(values):
@@ -461,7 +461,7 @@ def test_a_labeled_vae_is_encoded_given_its_classes():
             "curve must be one of linear",
         ),
         (lambda p: traverse(p, torch.zeros(2, 2)), r"one code is \(1, \*\(2,\)\)"),
-        (lambda p: traverse(p, torch.zeros(1, 2), features=[2]), r"features must be among 0 .. 1, got \[2\]"),
+        (lambda p: traverse(p, torch.zeros(1, 2), indices=[2]), r"indices must be among 0 .. 1, got \[2\]"),
         (lambda p: grid(p, num_points=0), "num_points must be a positive integer"),
         (lambda p: grid(CASES["maf"].build()), "a grid is for codes of 2 features"),
         (lambda p: grid(CASES["vae-discrete-autoregressive-prior"].build()), "the code 'z' is discrete"),
