@@ -689,7 +689,16 @@ CALLS = {
     "implicit.Around": Call(dict(generator=lambda: nn.Linear(2, 2), event_shape=2, scale=0.1)),
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
-    "implicit.precision_recall": Call(dict(real=X, fake=X, neighbors=1)),
+    "quality.sample_quality": Call(
+        dict(real=X, samples=X, features=None, neighbors=1, num_blocks=2, batch_size=2),
+        {"features": ["x", 3], "num_blocks": [0, 1, 1.5, "x"]},
+    ),
+    "quality.program_quality": Call(
+        dict(program=lambda: dgm.Normal(2), real=X, features=None, num_samples=20, seed=0, neighbors=1),
+        {"features": ["x", 3], "real": [None, "x", 3]},
+        free=["given"],
+    ),
+    "quality.hidden_features": Call(dict(network=lambda: nn.Linear(2, 2)), {"network": [None, "x", 3]}),
     "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks
     "networks.MLP": Call(
@@ -750,7 +759,7 @@ CALLS = {
     "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
     "networks.Squeeze": Call(dict(in_shape=(1, 2, 2))),
     "networks.PerPixel": Call(dict(in_shape=(2, 1, 1), bijection=lambda: networks.LULinear(2))),
-    "networks.Partial": Call(dict(features=3, bijection=lambda: networks.LULinear(2))),
+    "networks.Partial": Call(dict(num_features=3, bijection=lambda: networks.LULinear(2))),
     "networks.LogisticMixture": Call(dict(components=2, bound=5.0)),
     "networks.Elementwise": Call(
         dict(num_features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
