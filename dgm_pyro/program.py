@@ -751,11 +751,13 @@ def register_parameters(program: Program) -> None:
             _take_over(parameter, there, key)
         if not parameter.requires_grad:
             continue
-        if not parameter.is_contiguous():  # the store would keep a contiguous copy, and SVI would train the copy
-            parameter.data = parameter.data.contiguous()
+        layout = parameter.data
         if there is not parameter:
+            # Of another layout, such as channels_last, the store would keep a copy, and SVI would train the copy.
+            parameter.data = layout.contiguous()
             store[key] = parameter  # not deleted before: the store cannot delete both names of a tensor that has two
         pyro.param(key, parameter)
+        parameter.data = layout
         _put[parameter] = None
         _let_pickle(parameter)
 

@@ -32,7 +32,8 @@ from dgm_pyro.objectives import VariationalBound
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
-    "guides", "implicit", "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers",
+    "guides", "hierarchy", "implicit", "infer", "multiscale", "networks",
+    "objectives", "plots", "priors", "representations", "runs", "samplers",
     "sweep",
 ]  # fmt: skip
 
@@ -236,6 +237,15 @@ def image_vae():
     return dgm.VAE(dgm.Normal(2), dgm.Normal(shape, MLP((2,), 32, (4,))), dgm.Normal(2, MLP(shape, 4, (4,))))
 
 
+def deep_vae():
+    h, shape = (2, 1, 1), (1, 2, 2)
+    return dgm.hierarchy.vdvae(dgm.Bernoulli(shape, networks.ConvNet(h, shape, 1, 2)), (1,), latent_channels=1)
+
+
+def level():
+    return deep_vae().levels_down[0]
+
+
 def report():
     return dgm.infer.check(vae(), X, num_samples=20, num_posterior_samples=3, bins=2)
 
@@ -247,6 +257,8 @@ def own_folder(tmp_path, monkeypatch):
 
 CONDITIONAL = dict(event_shape=2, network=linear)
 STACK = dict(event_shape=2, layers=1, hidden=(4,))
+MULTISCALE = dict(event_shape=(1, 2, 2), scales=1, layers=1, width=2, blocks=1)
+OF_SCALES = {"scales": [0, 1.5, "x"]}
 CODES = dict(train=X, train_y=Y, test=X, test_y=Y)
 
 CALLS = {
@@ -315,6 +327,25 @@ CALLS = {
     "flow.maf": Call(STACK | dict(dropout=0.1)),
     "flow.nsf_autoregressive": Call(STACK | dict(bins=4, dropout=0.1)),
     "flow.iaf": Call(STACK),
+    "multiscale.convolutional_realnvp": Call(MULTISCALE, OF_SCALES),
+    "multiscale.glow": Call(MULTISCALE, OF_SCALES),
+    "multiscale.flow_plus_plus": Call(MULTISCALE | dict(components=2), OF_SCALES),
+    "multiscale.convolutional_dequantizer": Call(
+        dict(event_shape=(1, 2, 2), levels=4, layers=1, width=2, blocks=1)
+    ),
+    "hierarchy.Level": Call(
+        dict(prior=lambda: level().prior, posterior=lambda: level().posterior, path=lambda: level().path),
+        {"posterior": PROGRAM, "path": MODULE},
+    ),
+    "DeepVAE": Call(
+        dict(levels=lambda: list(deep_vae().levels_down), likelihood=lambda: deep_vae().likelihood,
+             reader=lambda: deep_vae().reader),
+        {"levels": [None, 3, [], [3]], "reader": MODULE},
+    ),
+    "hierarchy.vdvae": Call(
+        dict(likelihood=lambda: deep_vae().likelihood, levels=(1,), latent_channels=1, blocks=1),
+        {"levels": SHAPE, "latent_channels": COUNT},
+    ),
     "dequantized.dequantizer": Call(dict(event_shape=2, levels=4, hidden=(4,))),
     "guides.FullRankNormal": Call(dict(event_shape=2, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
     "guides.LowRankNormal": Call(dict(event_shape=2, rank=1, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
@@ -401,8 +432,8 @@ CALLS = {
          "augment": ["x", 3], "resume": [3], "trackers": [3, "x", [3]],
          "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"], "accumulate": COUNT,
          "drop_last": [None, "x", 1],
-         "clip_norm": [0, -1.0, NAN, "x"], "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE,
-         "optimizer": NAME,
+         "clip_norm": [0, -1.0, NAN, "x"], "skip_norm": [0, -1.0, NAN, "x"],
+         "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE, "optimizer": NAME,
          },
     ),
     "Training": Call(
@@ -419,6 +450,7 @@ CALLS = {
         {"lr_schedule": [3, None], "validation": FRACTION, "ema": [0, 1, "x"], "compile": ["x", 3, None],
          "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"],
          "accumulate": COUNT, "drop_last": [None, "x", 1], "clip_norm": [0, -1.0, NAN, "x"],
+         "skip_norm": [0, -1.0, NAN, "x"],
          "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE, "optimizer": [3, None],
          "device": [3, None]},  # whether there is one is asked when it is used
     ),
@@ -675,6 +707,17 @@ CALLS = {
     "networks.ConvDecoder": Call(
         dict(in_shape=(2,), out_shape=(1, 4, 4), outputs=1, channels=(4,), blocks=1, dropout=0.1)
     ),
+    "networks.ConvNet": Call(
+        dict(in_shape=(1, 4, 4), out_shape=(1, 2, 2), outputs=2, width=2, blocks=1, levels=2, dropout=0.1),
+        {"outputs": [0, 1.5, "x"], "levels": LEVELS[:2], "num_classes": [0, 1.5]},
+    ),
+    "networks.BottomUp": Call(
+        dict(in_shape=(1, 4, 4), out_shapes=[(2, 2, 2)], blocks=1, levels=2, dropout=0.1),
+        {"out_shapes": [None, "x", 3, [(2, 2)]], "levels": LEVELS[:2]},
+    ),
+    "networks.TopDownStep": Call(
+        dict(in_shape=(2, 1, 1), given_shape=(1, 1, 1), out_shape=(2, 2, 2), blocks=1, dropout=0.1)
+    ),
     "networks.DenoisingMLP": Call(
         dict(event_shape=(2,), hidden=(4,), outputs=1, activation="silu", max_frequency=30.0)
     ),
@@ -690,6 +733,10 @@ CALLS = {
     "networks.Sylvester": Call(dict(num_features=2, reflections=1), {"reflections": COUNT[1:]}),
     "networks.Permutation": Call(dict(order=(1, 0)), {"order": ["x", None, 3, (0, 0), (0.0, 1.0)]}),
     "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
+    "networks.Squeeze": Call(dict(in_shape=(1, 2, 2))),
+    "networks.PerPixel": Call(dict(in_shape=(2, 1, 1), bijection=lambda: networks.LULinear(2))),
+    "networks.Partial": Call(dict(features=3, bijection=lambda: networks.LULinear(2))),
+    "networks.LogisticMixture": Call(dict(components=2, bound=5.0)),
     "networks.Elementwise": Call(
         dict(num_features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
     ),
@@ -785,6 +832,7 @@ EXCLUDED = {
         "checkpoint.decoded", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
         "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
         "classification.beliefs", "classification.share", "flow.start_near_zero",
+        "flow.embedding_of", "flow.end_of",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
         "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
         "plots.is_picture", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
@@ -950,6 +998,7 @@ WITHIN = {
         "mean_of_pairs",
         "enumerated",
     ),
+    *("onward", "Bijection.initialize", "PerPixel.initialize", "Partial.initialize"),
     *("start", "step", "finish", "tune", "expand", "replaced", "Record.points"),
     *(f"{kind.__name__}.bound" for kind in (VariationalBound, *VariationalBound.__subclasses__())),
     *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),

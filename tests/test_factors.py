@@ -56,7 +56,7 @@ WRITTEN = {
     ("vae-flow-prior", False): ["p(z) p(x | z)", "p(z) = p(u) |det du/dz|", "q(z | x)"],
     ("vae-flow-encoder", False): ["p(z) p(x | z)", "q(z | x) = q(u | x) |det du/dz|"],
     ("made", False): ["p(x) = p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4)"],
-    ("made", True): ["p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4) [x = f(x_<5)]"],
+    ("made", True): ["p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4) [x = f(x_1, ..., x_4)]"],
     ("made-given-label", False): ["p(x | y) = p(x_1 | y) p(x_2 | x_1, y)"],
     ("realnvp-given-label", False): ["p(x | y) = p(u | y) |det du/dx|"],
     ("dequantized", False): [
@@ -103,7 +103,7 @@ def test_a_formula_in_one_line_is_what_it_prints():
     for name in ("vae-two-levels", "vae-flow-encoder", "made", "normal"):
         formula = formula_of(name, built(name))
         assert [*filter(None, (formula.p, formula.q))] == [
-            ", ".join(lines) for density in "pq" if (lines := formula._lines(density, factors._Text()))
+            ", ".join(lines) for density in "pq" if (lines := formula._lines(density, factors._Text))
         ]
     assert formula_of("vae-flow-encoder", built("vae-flow-encoder")).p == "p(z) p(x | z)"
     assert formula.q == ""

@@ -48,7 +48,7 @@ from torch.utils import _pytree as pytree
 
 from dgm_pyro.diagnosis import heard
 from dgm_pyro.objectives import ELBO, IWAE, Bound, Objective, at_progress, chosen
-from dgm_pyro.program import Program, alone, sample_sites
+from dgm_pyro.program import Program, alone, parameter_of, sample_sites
 
 __all__ = ["CompilationError", "Loss", "compile", "export", "optimized"]
 
@@ -221,9 +221,15 @@ class Terms(nn.Module):
         self.schedules = _schedules(objective)
 
     def weights(self, elapsed: float) -> dict[str, Tensor]:
-        """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over."""
-        values = {name: float(schedule(elapsed)) for name, schedule in self.schedules.items()}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over.
+
+        They are on the program's device, where CUDA graphs need them, and filled there: a copy would wait for it.
+        """
+        device = parameter_of(self.program).device
+        return {
+            name: torch.full((), float(schedule(elapsed)), dtype=torch.float64, device=device)
+            for name, schedule in self.schedules.items()
+        }
 
     def forward(self, x: Tensor, given: Any, observed: dict[str, Tensor], weights: dict[str, Tensor]) -> Sums:
         """The loss, and what a `Bound` reports, summed over the batch.
