@@ -735,7 +735,7 @@ CALLS = {
     "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
     "networks.Squeeze": Call(dict(in_shape=(1, 2, 2))),
     "networks.PerPixel": Call(dict(in_shape=(2, 1, 1), bijection=lambda: networks.LULinear(2))),
-    "networks.Partial": Call(dict(features=3, bijection=lambda: networks.LULinear(2))),
+    "networks.Partial": Call(dict(num_features=3, bijection=lambda: networks.LULinear(2))),
     "networks.LogisticMixture": Call(dict(components=2, bound=5.0)),
     "networks.Elementwise": Call(
         dict(num_features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
