@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import math
 import re
+import shutil
 import tempfile
 import time
 import traceback
@@ -32,9 +33,8 @@ from dgm_pyro.objectives import VariationalBound
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
-    "guides", "hierarchy", "implicit", "infer", "multiscale", "networks",
-    "objectives", "plots", "priors", "representations", "runs", "samplers",
-    "sweep",
+    "guides", "hierarchy", "hub", "implicit", "infer", "multiscale", "networks", "objectives", "plots", "priors",
+    "representations", "runs", "samplers", "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
@@ -198,6 +198,19 @@ def run():
     options = dgm.TrainingOptions(epochs=1, validation=None)
     runs.train(folder := fresh(), "pixels", "moons", {}, options, num_data=8, progress=False)
     return folder
+
+
+class Hub:
+    """In the place of a hub: every repository is a run."""
+
+    def create_repo(self, repo, **options):
+        return repo
+
+    def upload_folder(self, **options):
+        pass
+
+    def snapshot_download(self, repo, revision, local_dir, allow_patterns):
+        shutil.copytree(run(), local_dir, dirs_exist_ok=True)
 
 
 def history():
@@ -545,6 +558,7 @@ CALLS = {
             "y": LABELS[1:],
             "name": [],
             "mask": [[True], X, X[:, :1] > 0],
+            "kinds": [3, {"a": ("real",)}],
             **{key: ["ab", ["a", "b"], ("a", "b", "c"), (1, 2)] for key in ("columns", "given_columns", "classes")},
         },
     ),
@@ -563,6 +577,7 @@ CALLS = {
             "levels": [1, 2.0],
             "size": [3, (2, 2)],
             "gray": [True],
+            "crop": [3, 0],
             "kinds": ["x", 3, {"z": "real"}, {"a": "no"}, {"a": ("bounded", 0)}],
             "classes": [("c",)],
             "name": [],
@@ -782,6 +797,13 @@ CALLS = {
         {"model": NAME, "data": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
          "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": [], "reading": [{"label": "a"}]},
     ),
+    "hub.push": Call(
+        dict(folder=run, repo="alice/pixels", num_particles=1, api=lambda: Hub()),
+        {"repo": [None, 3]}, free=("api", "data_dir", "private"),
+    ),
+    "hub.pull": Call(
+        dict(repo="alice/pixels", out=fresh, api=lambda: Hub()), {"repo": [None, 3]}, free=("api", "revision"),
+    ),
     "runs.resume": Call(dict(folder=run), {"trackers": [], "device": []}),
     "sweep.compare": Call(
         dict(folders=lambda: [run(), run()], split="test", num_particles=1, device="cpu", seed=0),
@@ -834,8 +856,8 @@ EXCLUDED = {
         "classification.beliefs", "classification.share", "flow.start_near_zero",
         "flow.embedding_of", "flow.end_of",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
-        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
+        "hub.card", "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
+        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_files", "runs.write_json", "sweep.collect",
         "sweep.devices", "sweep.predicted", "sweep.run_cell",
     ],
 }  # fmt: skip
