@@ -38,6 +38,7 @@ check: $(VENV)/.installed-dev  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
 
 format: $(VENV)/.installed-dev  ## put the code into the house format
 	$(BIN)/ruff check --fix .

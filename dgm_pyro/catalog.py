@@ -645,6 +645,9 @@ MODELS: Catalog = {
 }
 
 
+# What a checker of types knows: which models have parts, and which class comes whatever the data are.
+
+
 @overload
 def build(
     model: Literal["vae", "vq-vae"],
@@ -663,7 +666,24 @@ def build(
 
 @overload
 def build(
-    model: str,
+    model: Literal["vae", "vq-vae"],
+    data: Data,
+    *,
+    labeled: Literal[True],
+    prior: Program | str | None = None,
+    encoder: Program | str | None = None,
+    likelihood: Program | str | None = None,
+    latent_size: int | None = None,
+    hidden: Sequence[int] | None = None,
+    standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
+    max_parameters: int | None = MAX_PARAMETERS,
+) -> Labeled: ...
+
+
+@overload
+def build(
+    model: Literal["vae", "vq-vae"],
     data: Data,
     *,
     labeled: bool = False,
@@ -672,6 +692,40 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
+    standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
+    max_parameters: int | None = MAX_PARAMETERS,
+) -> Any: ...
+
+
+@overload
+def build(
+    model: Literal["classifier"],
+    data: Data,
+    *,
+    standardize: bool = True,
+    max_parameters: int | None = MAX_PARAMETERS,
+) -> Discriminative: ...
+
+
+@overload
+def build(
+    model: str,
+    data: Data,
+    *,
+    labeled: Literal[True],
+    standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
+    max_parameters: int | None = MAX_PARAMETERS,
+) -> Labeled: ...
+
+
+@overload
+def build(
+    model: str,
+    data: Data,
+    *,
+    labeled: bool = False,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,

@@ -712,8 +712,8 @@ def auto(
             conditional itself; or one of Pyro's AutoGuides, by name or as its class.
         structure: "plates" for a guide that follows the plates of the model: q is that of the global latents, and those
             in a plate are Normal given what is above them (`dgm_pyro.families.hierarchical`).
-        covariates: with that structure, data of each element of a plate, by the name of the plate, ``(J, F)``:
-            one network reads them for all elements. Default: every element has parameters of its own.
+        covariates: with that structure, data of each element of a plate, by the name of the plate, ``(J, F)``: one
+            network reads them for all elements. Default: every element has parameters of its own.
         options: of Pyro's AutoGuide, or ``init_loc_fn``.
 
     Raises:
@@ -738,7 +738,9 @@ def auto(
             )
         return AutoConditional(model, make, whiten=False, plates=True, covariates=covariates, **options)
     if covariates is not None:
-        raise ValueError("covariates belong to plates: pass structure='plates' too, or leave them out")
+        raise ValueError(
+            "covariates are those of the elements of plates: pass structure='plates' too, or leave them out"
+        )
     if isinstance(q, str) and q in FAMILIES:
         return AutoConditional(model, FAMILIES[q][0], whiten=q not in _DIAGONAL, **options)
     if isinstance(q, str) and q.startswith("Auto") and hasattr(pyro.infer.autoguide, q):

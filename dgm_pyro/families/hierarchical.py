@@ -8,7 +8,7 @@ the data are in the plate too, and q has the same form:
     x_{ij})
 
 A local q is a Normal whose location and scale come from one network for all elements of a plate. The network reads the
-latents above the element and its features :math:`x_i`: data of the element, so that q is amortized, or else numbers
+latents above the element and its covariates :math:`x_i`: data of the element, so that q is amortized, or else numbers
 that are learned for it. The number of dependencies grows with the plate, not with its square.
 
 Source: Agrawal and Domke 2021 (Amortized variational inference for simple hierarchical models, arXiv 2111.03144).
@@ -32,11 +32,11 @@ from dgm_pyro.checks import check_finite
 from dgm_pyro.families.conditionals import inverse_softplus, positive
 from dgm_pyro.program import Conditional
 
-__all__ = ["Hierarchical", "HierarchicalDistribution", "LocalNormal"]
+__all__ = ["Group", "Hierarchical", "HierarchicalDistribution", "LocalNormal", "groups_of"]
 
 HIDDEN = 32
 LEARNED = 4
-"""How many numbers are learned for an element without features."""
+"""How many numbers are learned for an element without covariates."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class LocalNormal(nn.Module):
     Args:
         size: of an element.
         above: how many latents an element is given.
-        covariates: ``(J, F)`` of the elements; or J, and the features are learned.
+        covariates: ``(J, F)`` of the elements; or J, and the covariates are learned.
     """
 
     def __init__(self, size: int, above: int, covariates: Tensor | int):
@@ -96,11 +96,11 @@ class LocalNormal(nn.Module):
         if isinstance(covariates, Tensor):
             spread = covariates.std(0) if len(covariates) > 1 else torch.ones_like(covariates[0])
             center = covariates.mean(0)
-            self.register_buffer("features", (covariates - center) / torch.where(spread > 0, spread, 1.0))
+            self.register_buffer("covariates", (covariates - center) / torch.where(spread > 0, spread, 1.0))
         else:
-            self.features = nn.Parameter(torch.randn(covariates, LEARNED))
+            self.covariates = nn.Parameter(torch.randn(covariates, LEARNED))
             self.own = nn.Parameter(torch.zeros(covariates, size * (1 + size)))
-        reads = above + self.features.shape[-1]
+        reads = above + self.covariates.shape[-1]
         self.network = nn.Sequential(nn.Linear(reads, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU())
         self.out = nn.Linear(reads + HIDDEN, size * (1 + size))
         nn.init.zeros_(self.out.weight)
@@ -108,8 +108,8 @@ class LocalNormal(nn.Module):
 
     def forward(self, above: Tensor) -> TorchDistribution:
         """q of all elements given the latents above each, ``(*batch, J, above)``."""
-        features = self.features.expand(*above.shape[:-1], self.features.shape[-1])
-        given = torch.cat([above, features], -1)
+        covariates = self.covariates.expand(*above.shape[:-1], self.covariates.shape[-1])
+        given = torch.cat([above, covariates], -1)
         raw = self.out(torch.cat([given, self.network(given)], -1)) + getattr(self, "own", 0.0)
         loc, rows = raw[..., : self.size], raw[..., self.size :].unflatten(-1, (self.size, self.size))
         diagonal = positive(rows.diagonal(dim1=-2, dim2=-1) + inverse_softplus(1.0))
@@ -136,9 +136,9 @@ class Hierarchical(Conditional):
     ):
         super().__init__()
         self.groups = list(groups)
-        features = {name: _as_columns(value, name) for name, value in (covariates or {}).items()}
+        covariates = {name: _as_columns(value, name) for name, value in (covariates or {}).items()}
         sizes = dict(itertools.chain(*(zip(group.plates, group.sizes, strict=True) for group in groups)))
-        for name, value in features.items():
+        for name, value in covariates.items():
             if sizes.get(name) != len(value):
                 have = ", ".join(f"{plate} of {size}" for plate, size in sizes.items()) or "no plates"
                 raise ValueError(f"covariates[{name!r}] has {len(value)} rows, but the latents are in {have}")
@@ -150,8 +150,8 @@ class Hierarchical(Conditional):
             if not group.plates:
                 continue
             above = sum(groups[j].places.shape[1] for j in self.above(i))
-            read = [features[name][group.elements_of(_line(name, sizes[name]))]
-                    for name in group.plates if name in features]  # fmt: skip
+            read = [covariates[name][group.elements_of(_line(name, sizes[name]))]
+                    for name in group.plates if name in covariates]  # fmt: skip
             self.local.append(
                 LocalNormal(group.places.shape[1], above, torch.cat(read, -1) if read else len(group.places))
             )

@@ -31,7 +31,7 @@ from dgm_pyro.networks.bijections import Affine, Bijection, Univariate, bounded
 from dgm_pyro.networks.convolutional import image_shape
 from dgm_pyro.registry import register
 
-__all__ = ["LogisticMixture", "Partial", "PerPixel", "Squeeze"]
+__all__ = ["LogisticMixture", "Partial", "PerPixel", "Squeeze", "squeezed"]
 
 
 @register

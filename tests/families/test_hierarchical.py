@@ -1,4 +1,4 @@
-"""Guides along plates: exact for a hierarchical Normal, independent where the model is, amortized by features."""
+"""Guides along plates: exact for a hierarchical Normal, independent where the model is, amortized by covariates."""
 
 import math
 
@@ -29,9 +29,9 @@ EVIDENCE = dist.MultivariateNormal(
 ).log_prob(Y)
 
 
-@pytest.mark.parametrize("features", [None, {"groups": Y}], ids=["own", "amortized"])
-def test_the_posterior_of_a_hierarchical_normal_is_found(features):
-    guide = dgm.guides.auto(means, "meanfield", structure="plates", covariates=features)
+@pytest.mark.parametrize("covariates", [None, {"groups": Y}], ids=["own", "amortized"])
+def test_the_posterior_of_a_hierarchical_normal_is_found(covariates):
+    guide = dgm.guides.auto(means, "meanfield", structure="plates", covariates=covariates)
     posterior = dgm.Posterior(means, Y)
     train_guide(posterior, guide, gradient_steps=200, lr=0.03)
     found = psis(posterior, guide=guide, num_particles=2000)
@@ -78,7 +78,7 @@ def test_elements_depend_on_what_is_above_them_alone():
     assert (hessian[~apart] != 0).all()
 
 
-def test_the_network_of_features_does_not_grow_with_the_plate():
+def test_the_network_of_covariates_does_not_grow_with_the_plate():
     sizes = []
     for number in (4, 9):
         y = torch.linspace(-1, 1, number)
@@ -102,9 +102,9 @@ def test_what_does_not_fit():
         dgm.guides.auto(means, covariates={"groups": Y})
     with pytest.raises(ValueError, match="with structure='plates', q must be one of"):
         dgm.guides.auto(means, "AutoNormal", structure="plates")
-    for features in ({"groups": Y[:3]}, {"group": Y}):
+    for covariates in ({"groups": Y[:3]}, {"group": Y}):
         with pytest.raises(ValueError, match=r"rows, but the latents are in groups of 4"):
-            dgm.guides.auto(means, structure="plates", covariates=features)(Y)
+            dgm.guides.auto(means, structure="plates", covariates=covariates)(Y)
 
 
 # -- restarts ----------------------------------------------------------------------------------------------------------
