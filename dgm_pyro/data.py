@@ -50,6 +50,8 @@ from dgm_pyro.checks import (
     is_finite,
 )
 
+__all__ = ["NAMES", "Batches", "Data", "StoredData", "load", "open"]
+
 
 class Batches(Protocol):
     """The positions of the data of each batch of an epoch."""
@@ -519,7 +521,7 @@ def _check_x(x: Tensor, levels: int | None) -> None:
     if levels is None:
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}: pass levels=... for integers, or x.float() if the values are real")
-        check_finite(x, "x")
+        check_finite(x, "x", missing=True)
         return
     check_count(levels, "levels", at_least=2)
     if x.dtype not in INTEGERS:
