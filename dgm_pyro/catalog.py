@@ -75,6 +75,8 @@ from dgm_pyro.networks import (
 from dgm_pyro.networks.sizes import ImageSizes, image_sizes, is_large
 from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
 
+__all__ = ["ENCODERS", "LIKELIHOODS", "MODELS", "PRIORS", "TooLargeError", "build", "conditional_for", "units_of"]
+
 # So many numbers are looked at to find units, which put the bulk within this reach. Tails are heavy if their range is
 # so many times that of a Normal.
 NUMBERS_FOR_UNITS, REACH, HEAVY = 4_000_000, 4.0, 3.0

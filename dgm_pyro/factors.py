@@ -42,6 +42,8 @@ from torch.distributions import biject_to
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+__all__ = ["Factor", "Formula", "factors_of", "formula"]
+
 # What makes a tensor a Python value, which has no provenance: all that is stated after it may depend on it.
 LEAVES_TENSORS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__")
 

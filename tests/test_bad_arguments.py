@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import math
 import re
+import shutil
 import tempfile
 import time
 import traceback
@@ -32,9 +33,8 @@ from dgm_pyro.objectives import VariationalBound
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
-    "guides", "hierarchy", "implicit", "infer", "multiscale", "networks",
-    "objectives", "plots", "priors", "representations", "runs", "samplers",
-    "sweep",
+    "guides", "hierarchy", "hub", "implicit", "infer", "multiscale", "networks", "objectives", "plots", "priors",
+    "representations", "runs", "samplers", "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
@@ -71,8 +71,7 @@ kind(
     "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
     "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
     "out_features", "num_features", "num_columns", "width", "heads", "max_outcomes", "resolution", "seeds", "jobs",
-    "blocks",
-    "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
+    "blocks", "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
@@ -199,6 +198,19 @@ def run():
     options = dgm.TrainingOptions(epochs=1, validation=None)
     runs.train(folder := fresh(), "pixels", "moons", {}, options, num_data=8, progress=False)
     return folder
+
+
+class Hub:
+    """In the place of a hub: every repository is a run."""
+
+    def create_repo(self, repo, **options):
+        return repo
+
+    def upload_folder(self, **options):
+        pass
+
+    def snapshot_download(self, repo, revision, local_dir, allow_patterns):
+        shutil.copytree(run(), local_dir, dirs_exist_ok=True)
 
 
 def history():
@@ -419,7 +431,7 @@ CALLS = {
     # running
     "build": Call(
         dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
-        {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
+        {"model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
          "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
          "max_parameters": [0, 1.5, "x"]},
     ),
@@ -546,6 +558,7 @@ CALLS = {
             "y": LABELS[1:],
             "name": [],
             "mask": [[True], X, X[:, :1] > 0],
+            "kinds": [3, {"a": ("real",)}],
             **{key: ["ab", ["a", "b"], ("a", "b", "c"), (1, 2)] for key in ("columns", "given_columns", "classes")},
         },
     ),
@@ -564,6 +577,7 @@ CALLS = {
             "levels": [1, 2.0],
             "size": [3, (2, 2)],
             "gray": [True],
+            "crop": [3, 0],
             "kinds": ["x", 3, {"z": "real"}, {"a": "no"}, {"a": ("bounded", 0)}],
             "classes": [("c",)],
             "name": [],
@@ -675,15 +689,24 @@ CALLS = {
     "implicit.Around": Call(dict(generator=lambda: nn.Linear(2, 2), event_shape=2, scale=0.1)),
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
-    "implicit.precision_recall": Call(dict(real=X, fake=X, neighbors=1)),
+    "quality.sample_quality": Call(
+        dict(real=X, samples=X, features=None, neighbors=1, num_blocks=2, batch_size=2),
+        {"features": ["x", 3], "num_blocks": [0, 1, 1.5, "x"]},
+    ),
+    "quality.program_quality": Call(
+        dict(program=lambda: dgm.Normal(2), real=X, features=None, num_samples=20, seed=0, neighbors=1),
+        {"features": ["x", 3], "real": [None, "x", 3]},
+        free=["given"],
+    ),
+    "quality.hidden_features": Call(dict(network=lambda: nn.Linear(2, 2)), {"network": [None, "x", 3]}),
     "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks
     "networks.MLP": Call(
         dict(in_shape=(2,), out_features=2, hidden=(4,), activation="silu", dropout=0.1), {"hidden": SHAPE[1:]}
     ),
     "networks.ColumnReader": Call(
-        dict(classes=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
-        {"classes": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
+        dict(categories=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
+        {"categories": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
          "shift": [[1.0] * 3, "x", [NAN, 0.0]], "scale": [[1.0] * 3, "x", [0.0, 1.0]]},
     ),
     "networks.ColumnMADE": Call(
@@ -699,8 +722,8 @@ CALLS = {
         {"order": ["x", None, 3, (0, 0)]},
     ),
     "networks.PixelCNN": Call(
-        dict(in_shape=(1, 4, 4), num_parameters=1, channels=4, layers=1, kernel_size=3, dropout=0.1),
-        {"kernel_size": [2, 1.5, "x", None], "channels": COUNT},
+        dict(in_shape=(1, 4, 4), num_parameters=1, width=4, layers=1, kernel_size=3, dropout=0.1),
+        {"kernel_size": [2, 1.5, "x", None]},
     ),
     "networks.ConvEncoder": Call(
         dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, width=4, dropout=0.1)
@@ -736,7 +759,7 @@ CALLS = {
     "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
     "networks.Squeeze": Call(dict(in_shape=(1, 2, 2))),
     "networks.PerPixel": Call(dict(in_shape=(2, 1, 1), bijection=lambda: networks.LULinear(2))),
-    "networks.Partial": Call(dict(features=3, bijection=lambda: networks.LULinear(2))),
+    "networks.Partial": Call(dict(num_features=3, bijection=lambda: networks.LULinear(2))),
     "networks.LogisticMixture": Call(dict(components=2, bound=5.0)),
     "networks.Elementwise": Call(
         dict(num_features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
@@ -782,6 +805,13 @@ CALLS = {
              num_data=8, objective="elbo", progress=False),
         {"model": NAME, "data": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
          "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": [], "reading": [{"label": "a"}]},
+    ),
+    "hub.push": Call(
+        dict(folder=run, repo="alice/pixels", num_particles=1, api=lambda: Hub()),
+        {"repo": [None, 3]}, free=("api", "data_dir", "private"),
+    ),
+    "hub.pull": Call(
+        dict(repo="alice/pixels", out=fresh, api=lambda: Hub()), {"repo": [None, 3]}, free=("api", "revision"),
     ),
     "runs.resume": Call(dict(folder=run), {"trackers": [], "device": []}),
     "sweep.compare": Call(
@@ -835,8 +865,8 @@ EXCLUDED = {
         "classification.beliefs", "classification.share", "flow.start_near_zero",
         "flow.embedding_of", "flow.end_of",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
-        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
+        "hub.card", "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
+        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_files", "runs.write_json", "sweep.collect",
         "sweep.devices", "sweep.predicted", "sweep.run_cell",
     ],
 }  # fmt: skip

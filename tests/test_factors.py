@@ -229,6 +229,18 @@ def test_a_pair_of_pyro_callables():
     assert not pyro.get_param_store().keys()
 
 
+def test_a_plate_of_any_name_is_printed():
+    class OwnPlate(dgm.Conditional):
+        event_shape = torch.Size((2,))
+
+        def joint(self, name, value=None, given=None):
+            with pyro.plate("data", 4):
+                w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            return pyro.sample(name, dist.Normal(w.sum(), 1.0).expand((2,)).to_event(1), obs=value)
+
+    assert equations(OwnPlate()) == ["p(w) p(x | w)"]
+
+
 def test_an_argument_is_named_after_the_site_that_observes_it_alone():
     """A factor and a deterministic site read it, too, and observe nothing."""
 

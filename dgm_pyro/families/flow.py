@@ -60,6 +60,8 @@ from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.program import Conditional, Program, call_network, check_program, unwrapped
 from dgm_pyro.registry import register
 
+__all__ = ["Flow", "iaf", "maf", "nsf", "nsf_autoregressive", "realnvp"]
+
 Part = Bijection | Transform | dist.ConditionalTransform
 
 

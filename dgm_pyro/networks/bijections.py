@@ -38,6 +38,22 @@ from dgm_pyro.networks.caches import cache_maker
 from dgm_pyro.networks.mlp import apply_network
 from dgm_pyro.registry import register
 
+__all__ = [
+    "ActNorm",
+    "Affine",
+    "Bijection",
+    "Coupling",
+    "Elementwise",
+    "Inverse",
+    "LULinear",
+    "MaskedAutoregressive",
+    "NormalCDF",
+    "Permutation",
+    "RationalQuadraticSpline",
+    "Sigmoid",
+    "Univariate",
+]
+
 # -- univariate maps -------------------------------------------------------------------------------------------------
 
 

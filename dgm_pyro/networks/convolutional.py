@@ -20,6 +20,8 @@ from dgm_pyro.checks import as_shape, check_count, check_counts, check_network_o
 from dgm_pyro.networks.mlp import InputEmbedding, check_given, input_shapes, to_unit
 from dgm_pyro.registry import register
 
+__all__ = ["ConvDecoder", "ConvEncoder"]
+
 
 class Block(nn.Module):
     """x + conv(act(conv(act(x)))), the identity at the start."""

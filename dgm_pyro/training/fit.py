@@ -40,6 +40,8 @@ from dgm_pyro.training.options import TrainingOptions, changes, documented
 from dgm_pyro.training.states import States
 from dgm_pyro.training.step import PyroObjective, Step
 
+__all__ = ["Epoch", "History", "NonFiniteLossError", "Tracker", "Training", "fit"]
+
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
 COMPILE_FROM = 5_000
 # On devices other than the CPU, the number of steps between checks that all is finite, which wait for the device.
@@ -511,8 +513,9 @@ class Training:
         The batches are distributed over the processes, and each process has its own draws. A Pyro objective, whose
         loss has its own backward pass, is validated by the plain ELBO.
         """
-        program, processes, data, total = self.scored, self.processes, self.held_out, 0.0
+        program, processes, data = self.scored, self.processes, self.held_out
         assert data is not None
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         objective = at_progress(getattr(self.objective, "validation", self.objective), 1.0)
         if isinstance(objective, PyroObjective):
             objective = ELBO()
@@ -523,8 +526,8 @@ class Training:
         with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
             for batch in data.taken(slice(start, start + size) for start in starts):
                 value, given, observed = program.arguments(batch.to(self.device))
-                total -= objective(program, value, given, observed).value.double().sum().item()
-        summed = processes.total(torch.tensor(total, dtype=torch.float64, device=self.device)).item()
+                total -= objective(program, value, given, observed).value.double().sum()
+        summed = processes.total(total).item()  # the only wait for the device
         if not math.isfinite(summed):
             raise NonFiniteLossError(
                 "the validation loss is not finite", program.variable, epoch, self.taken, epoch - 1

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
+__all__ = ["TrainingOptions"]
+
 LR_SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "bf16")
 Documented = TypeVar("Documented")
