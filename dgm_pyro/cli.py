@@ -316,7 +316,7 @@ class _Interruption(Exception):
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    from dgm_pyro.training.states import Interrupted
+    from dgm_pyro.jobs import Interrupted
 
     try:
         yield
@@ -568,7 +568,8 @@ def impute(
 
 
 @app.command(
-    epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; dgm evaluate runs/continuous-moons --ode"
+    epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; "
+    "dgm evaluate runs/continuous-moons --ode; dgm evaluate runs/vae-digits --quality --features runs/classifier-digits"
 )
 @_made_by("run", _open_run)
 def evaluate(
@@ -589,6 +590,17 @@ def evaluate(
             "Use the density of the probability-flow ODE (diffusion-continuous on real-valued data only).", "--ode"
         ),
     ] = False,
+    quality: Annotated[
+        bool,
+        _option(
+            "Judge samples in place of the evidence: Frechet and kernel distance, precision, recall, density and "
+            "coverage.",
+            "--quality",
+        ),
+    ] = False,
+    features: Annotated[
+        Path | None, _option("Run of a classifier whose features --quality compares. Default: x itself.", metavar="RUN")
+    ] = None,
     seed: Seed = 0,
     run: OpenRun,
     as_json: Json = False,
@@ -600,8 +612,13 @@ def evaluate(
     The value after +- is the standard error of the mean over the data. It includes the Monte Carlo error, but not the
     variation between trainings.
     """
-    from dgm_pyro.experiments.commands import evaluate_run
+    from dgm_pyro.experiments.commands import evaluate_run, quality_of_run
 
+    if quality:
+        _print(quality_of_run(run, data, split, features=features, seed=seed), as_json)
+        return
+    if features is not None:
+        raise ValueError("--features is for --quality: leave it out")
     found = evaluate_run(
         run,
         data,
@@ -676,7 +693,13 @@ def sweep(
     num_particles: Annotated[
         int, _option("Number of particles of the IWAE bound. The table is sorted by this bound.")
     ] = 1000,
-    jobs: Annotated[int, _option("Number of processes. They take the GPUs in turn, or share the CPU cores.")] = 1,
+    jobs: Annotated[
+        int | None, _option("Number of processes, by default 1. They take the GPUs in turn, or share the CPU cores.")
+    ] = None,
+    backend: Annotated[
+        str | None, _option("Cluster to run the cells on, in the place of processes of this machine: dask or ray.")
+    ] = None,
+    address: Annotated[str | None, _option("Address of the --backend, such as tcp://10.0.0.1:8786.")] = None,
     *,
     options: TrainingOptions,
     data_dir: DataDir = None,
@@ -688,26 +711,28 @@ def sweep(
     Run the same command again to resume. It keeps finished cells and retries failed ones.
     """
     from dgm_pyro.experiments.commands import sweep_into
+    from dgm_pyro.jobs import on_cluster
 
-    found = sweep_into(
-        out or Path("sweeps") / f"{model}-{Path(data).stem}",
-        model,
-        data,
-        reading,
-        options,
-        data_dir=data_dir,
-        num_data=num_data,
-        latent_size=latent_size,
-        num_particles=num_particles,
-        standardize=standardize,
-        prior=_names(prior),
-        encoder=_names(encoder),
-        likelihood=_names(likelihood),
-        objective=_names(objective),
-        vary=dict(map(_values, vary or ())),
-        seeds=seeds,
-        jobs=jobs,
-    )
+    with on_cluster(backend, address):
+        found = sweep_into(
+            out or Path("sweeps") / f"{model}-{Path(data).stem}",
+            model,
+            data,
+            reading,
+            options,
+            data_dir=data_dir,
+            num_data=num_data,
+            latent_size=latent_size,
+            num_particles=num_particles,
+            standardize=standardize,
+            prior=_names(prior),
+            encoder=_names(encoder),
+            likelihood=_names(likelihood),
+            objective=_names(objective),
+            vary=dict(map(_values, vary or ())),
+            seeds=seeds,
+            jobs=jobs,
+        )
     _print(found, as_json)
     if found.found.failed:
         for error, where in found.found.failures().items():
@@ -960,6 +985,45 @@ def represent(
     _print(found, as_json)
 
 
+Repository = Annotated[str, _argument("REPO", "Repository of the Hugging Face hub: USER/NAME.")]
+
+
+@app.command(epilog="Example: dgm push runs/vae-digits alice/vae-digits")
+def push(
+    run: RunFolder,
+    repo: Repository,
+    private: Annotated[bool, _option("Make a new repository a private one.", "--private")] = False,
+    num_particles: Samples = 1,
+    data_dir: DataDir = None,
+) -> None:
+    """Store a run on the Hugging Face hub, with a model card: formula, data, options, and evidence of the test data.
+
+    Log in before, by hf auth login.
+    """
+    from dgm_pyro.experiments import hub
+
+    address = hub.push(
+        run, repo, private=private, num_particles=num_particles, data_dir=data_dir, progress=_on_a_terminal()
+    )
+    typer.echo(f"{address}: pull it with dgm pull {repo}")
+
+
+@app.command(epilog="Example: dgm pull alice/vae-digits --out runs/alice")
+def pull(
+    repo: Repository,
+    out: Annotated[Path | None, _option("Folder of the run. Default: runs/NAME.")] = None,
+    revision: Annotated[str | None, _option("Branch, tag or commit. Default: the newest.")] = None,
+    force: Annotated[bool, _option("Overwrite the run's folder.", "--force")] = False,
+) -> None:
+    """Fetch a run from the Hugging Face hub. To read it runs no code."""
+    from dgm_pyro.experiments import hub
+
+    folder = out or Path("runs") / repo.rpartition("/")[2]
+    _, record = hub.pull(repo, folder, revision=revision, force=force)
+    typer.echo(f"{folder}: {record}")
+    typer.echo(f"next: dgm sample {folder}")
+
+
 @app.command("list", epilog="Examples: dgm list; dgm list --data digits")
 def list_names(
     data: Annotated[
@@ -1023,7 +1087,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from dgm_pyro.training.compilation import CompilationError
     from dgm_pyro.training.fit import NonFiniteLossError
 
-    return ValueError, TypeError, OSError, CompilationError, IntractableError, NonFiniteLossError
+    return ValueError, TypeError, OSError, ImportError, CompilationError, IntractableError, NonFiniteLossError
 
 
 def _is_of_memory(error: Exception) -> bool:

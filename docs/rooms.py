@@ -33,6 +33,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "factors": "what a program prints",
         "image_sets": "glyphs, patches",
         "published": "CIFAR-10, SVHN, ...",
+        "jobs": "tasks in several processes",
     },
     {
         "checks": "what arguments must be",

@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import math
 import re
+import shutil
 import tempfile
 import time
 import traceback
@@ -32,9 +33,8 @@ from dgm_pyro.objectives import VariationalBound
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
-    "guides", "hierarchy", "implicit", "infer", "multiscale", "networks",
-    "objectives", "plots", "priors", "representations", "runs", "samplers",
-    "sweep",
+    "guides", "hierarchy", "hub", "implicit", "infer", "multiscale", "networks", "objectives", "plots", "priors",
+    "representations", "runs", "samplers", "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
@@ -198,6 +198,19 @@ def run():
     options = dgm.TrainingOptions(epochs=1, validation=None)
     runs.train(folder := fresh(), "pixels", "moons", {}, options, num_data=8, progress=False)
     return folder
+
+
+class Hub:
+    """In the place of a hub: every repository is a run."""
+
+    def create_repo(self, repo, **options):
+        return repo
+
+    def upload_folder(self, **options):
+        pass
+
+    def snapshot_download(self, repo, revision, local_dir, allow_patterns):
+        shutil.copytree(run(), local_dir, dirs_exist_ok=True)
 
 
 def history():
@@ -676,7 +689,16 @@ CALLS = {
     "implicit.Around": Call(dict(generator=lambda: nn.Linear(2, 2), event_shape=2, scale=0.1)),
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
-    "implicit.precision_recall": Call(dict(real=X, fake=X, neighbors=1)),
+    "quality.sample_quality": Call(
+        dict(real=X, samples=X, features=None, neighbors=1, num_blocks=2, batch_size=2),
+        {"features": ["x", 3], "num_blocks": [0, 1, 1.5, "x"]},
+    ),
+    "quality.program_quality": Call(
+        dict(program=lambda: dgm.Normal(2), real=X, features=None, num_samples=20, seed=0, neighbors=1),
+        {"features": ["x", 3], "real": [None, "x", 3]},
+        free=["given"],
+    ),
+    "quality.hidden_features": Call(dict(network=lambda: nn.Linear(2, 2)), {"network": [None, "x", 3]}),
     "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks
     "networks.MLP": Call(
@@ -737,7 +759,7 @@ CALLS = {
     "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
     "networks.Squeeze": Call(dict(in_shape=(1, 2, 2))),
     "networks.PerPixel": Call(dict(in_shape=(2, 1, 1), bijection=lambda: networks.LULinear(2))),
-    "networks.Partial": Call(dict(features=3, bijection=lambda: networks.LULinear(2))),
+    "networks.Partial": Call(dict(num_features=3, bijection=lambda: networks.LULinear(2))),
     "networks.LogisticMixture": Call(dict(components=2, bound=5.0)),
     "networks.Elementwise": Call(
         dict(num_features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
@@ -783,6 +805,13 @@ CALLS = {
              num_data=8, objective="elbo", progress=False),
         {"model": NAME, "data": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
          "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": [], "reading": [{"label": "a"}]},
+    ),
+    "hub.push": Call(
+        dict(folder=run, repo="alice/pixels", num_particles=1, api=lambda: Hub()),
+        {"repo": [None, 3]}, free=("api", "data_dir", "private"),
+    ),
+    "hub.pull": Call(
+        dict(repo="alice/pixels", out=fresh, api=lambda: Hub()), {"repo": [None, 3]}, free=("api", "revision"),
     ),
     "runs.resume": Call(dict(folder=run), {"trackers": [], "device": []}),
     "sweep.compare": Call(
@@ -836,8 +865,8 @@ EXCLUDED = {
         "classification.beliefs", "classification.share", "flow.start_near_zero",
         "flow.embedding_of", "flow.end_of",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
-        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
+        "hub.card", "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
+        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_files", "runs.write_json", "sweep.collect",
         "sweep.devices", "sweep.predicted", "sweep.run_cell",
     ],
 }  # fmt: skip

@@ -777,7 +777,7 @@ def k_hats(found: GuideComparison, *, title: str = "") -> Figure:
 
 
 @_styled
-def traces(found: Chains, *, title: str = "", most: int = 4) -> Figure:
+def trace_plot(found: Chains, *, title: str = "", most: int = 4) -> Figure:
     """The draws of each chain in their order, those of divergent trajectories marked below.
 
     Chains that mix look alike, and none of them drifts.

@@ -317,7 +317,7 @@ def train(
             raise
         written = record(history)
         if processes.writes:
-            _write(path, program, written)
+            write_files(path, program, written)
             states.remove()
     return program, written, history
 
@@ -370,10 +370,11 @@ def write(folder: str | os.PathLike[str], program: Program, record: Record) -> N
         BlockingIOError: another process writes there.
     """
     with files.only_writer(Path(folder)):
-        _write(Path(folder), program, record)
+        write_files(Path(folder), program, record)
 
 
-def _write(folder: Path, program: Program, record: Record) -> None:
+def write_files(folder: Path, program: Program, record: Record) -> None:
+    """Write the files of a run, for the `only_writer` of the folder."""
     header, weights = checkpoint.pack(program, {RECORD: asdict(record)})
     checkpoint.write_packed(folder, header, weights)
     write_json(folder / RECORD, asdict(record) | {"weights": header["weights"]["sha256"]})

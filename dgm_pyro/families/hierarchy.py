@@ -40,6 +40,8 @@ from dgm_pyro.networks.mlp import apply_network
 from dgm_pyro.program import Conditional, Program, call_network, check_program, declare_given
 from dgm_pyro.registry import register
 
+__all__ = ["DeepVAE", "Level", "vdvae"]
+
 
 @register
 class Level(nn.Module):

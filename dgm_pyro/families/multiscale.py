@@ -41,6 +41,8 @@ from dgm_pyro.networks.bijections import (
 from dgm_pyro.networks.convolutional import ConvNet, image_shape
 from dgm_pyro.networks.multiscale import LogisticMixture, Partial, PerPixel, Squeeze, squeezed
 
+__all__ = ["convolutional_dequantizer", "convolutional_realnvp", "flow_plus_plus", "glow"]
+
 MOST_SCALES = 3
 # Of the log-scale of one affine coupling: a few dozen of them follow each other.
 BOUND = 2.0

@@ -16,6 +16,8 @@ from dgm_pyro.checks import check_counts, check_network_options, check_type
 from dgm_pyro.networks.convolutional import Block, ConvNet, image_shape
 from dgm_pyro.registry import register
 
+__all__ = ["BottomUp", "TopDownStep"]
+
 
 @register
 class BottomUp(nn.Module):

@@ -31,6 +31,8 @@ from dgm_pyro.networks.bijections import Affine, Bijection, Univariate, bounded
 from dgm_pyro.networks.convolutional import image_shape
 from dgm_pyro.registry import register
 
+__all__ = ["LogisticMixture", "Partial", "PerPixel", "Squeeze"]
+
 
 @register
 class Squeeze(Bijection):

@@ -156,7 +156,7 @@ def test_chains_are_drawn_with_those_that_differ_first():
 
     found = dgm.infer.nuts(dgm.Posterior(two), num_samples=20, warmup=20)
     found.samples["z"][0, :, 1] += 10.0
-    figure = plots.traces(found, most=1)
+    figure = plots.trace_plot(found, most=1)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["z[1]"]
     lines = figure.axes[0].lines
     assert np.array_equal(lines[0].get_ydata(), found.samples["z"][0, :, 1])
