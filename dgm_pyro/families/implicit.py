@@ -45,7 +45,7 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
-__all__ = ["Around", "Implicit", "mode_coverage", "noisy", "parzen", "precision_recall"]
+__all__ = ["Around", "Implicit", "mode_coverage", "noisy", "parzen"]
 
 
 @register
