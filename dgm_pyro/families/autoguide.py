@@ -54,7 +54,7 @@ class AutoConditional(AutoContinuous):
         whiten: whether L is a triangle; else it is diagonal, as for a q that shall not have covariances.
         init_loc_fn: where to start, one of Pyro's strategies; default `init_to_middle`.
         plates: whether q follows the plates of the model: ``make`` then makes the one of the global latents.
-        element_features: of the elements of plates, by name, ``(J, F)``, for a q that follows them.
+        covariates: of the elements of plates, by name, ``(J, F)``, for a q that follows them.
 
     Attributes:
         start: 0 to begin at the best of several places; else the seed of a place to begin at, for restarts.
@@ -69,13 +69,13 @@ class AutoConditional(AutoContinuous):
         whiten: bool = True,
         init_loc_fn: Callable[..., Any] | None = None,
         plates: bool = False,
-        element_features: Mapping[str, Tensor] | None = None,
+        covariates: Mapping[str, Tensor] | None = None,
     ):
         super().__init__(model, init_loc_fn=init_loc_fn or init_to_middle)
         # Not `self.model`, which looks for a place to start in every run; in a tuple, so as to be no submodule.
         self._stated = (model,)
         self._make, self._whiten, self._enumerated = make, whiten, tuple[str, ...]()
-        self._plates, self._element_features = plates, element_features
+        self._plates, self._covariates = plates, covariates
 
     def _prototype_hide_fn(self, msg: Any) -> bool:
         hidden: bool = AutoContinuous._prototype_hide_fn(msg)
@@ -100,7 +100,7 @@ class AutoConditional(AutoContinuous):
         q: Any
         if self._plates:
             groups = groups_of(nodes, {name: posterior._reals[name] for name in posterior.names})
-            q = Hierarchical(groups, self._make, self._element_features)
+            q = Hierarchical(groups, self._make, self._covariates)
         else:
             q = self._make(self.latent_dim)
         check_type(q, Conditional, "q", "a dgm.Conditional on reals")

@@ -697,7 +697,7 @@ def auto(
     q: Any = "fullrank",
     *,
     structure: str | None = None,
-    element_features: Mapping[str, Tensor] | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> AutoGuide:
     """A guide of a Pyro model, as one of Pyro's AutoGuides: for `SVI`, `Predictive`, `dgm.infer.psis` and the rest.
@@ -712,7 +712,7 @@ def auto(
             conditional itself; or one of Pyro's AutoGuides, by name or as its class.
         structure: "plates" for a guide that follows the plates of the model: q is that of the global latents, and those
             in a plate are Normal given what is above them (`dgm_pyro.families.hierarchical`).
-        element_features: with that structure, data of each element of a plate, by the name of the plate, ``(J, F)``:
+        covariates: with that structure, data of each element of a plate, by the name of the plate, ``(J, F)``:
             one network reads them for all elements. Default: every element has parameters of its own.
         options: of Pyro's AutoGuide, or ``init_loc_fn``.
 
@@ -736,9 +736,9 @@ def auto(
                 f"with structure='plates', q must be one of {', '.join(FAMILIES)}, or a function of the number of "
                 f"global latents, got {q!r}"
             )
-        return AutoConditional(model, make, whiten=False, plates=True, element_features=element_features, **options)
-    if element_features is not None:
-        raise ValueError("element_features belong to plates: pass structure='plates' too, or leave them out")
+        return AutoConditional(model, make, whiten=False, plates=True, covariates=covariates, **options)
+    if covariates is not None:
+        raise ValueError("covariates belong to plates: pass structure='plates' too, or leave them out")
     if isinstance(q, str) and q in FAMILIES:
         return AutoConditional(model, FAMILIES[q][0], whiten=q not in _DIAGONAL, **options)
     if isinstance(q, str) and q.startswith("Auto") and hasattr(pyro.infer.autoguide, q):

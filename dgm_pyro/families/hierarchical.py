@@ -87,19 +87,19 @@ class LocalNormal(nn.Module):
     Args:
         size: of an element.
         above: how many latents an element is given.
-        element_features: ``(J, F)`` of the elements; or J, and the features are learned.
+        covariates: ``(J, F)`` of the elements; or J, and the features are learned.
     """
 
-    def __init__(self, size: int, above: int, element_features: Tensor | int):
+    def __init__(self, size: int, above: int, covariates: Tensor | int):
         super().__init__()
         self.size = size
-        if isinstance(element_features, Tensor):
-            spread = element_features.std(0) if len(element_features) > 1 else torch.ones_like(element_features[0])
-            center = element_features.mean(0)
-            self.register_buffer("features", (element_features - center) / torch.where(spread > 0, spread, 1.0))
+        if isinstance(covariates, Tensor):
+            spread = covariates.std(0) if len(covariates) > 1 else torch.ones_like(covariates[0])
+            center = covariates.mean(0)
+            self.register_buffer("features", (covariates - center) / torch.where(spread > 0, spread, 1.0))
         else:
-            self.features = nn.Parameter(torch.randn(element_features, LEARNED))
-            self.own = nn.Parameter(torch.zeros(element_features, size * (1 + size)))
+            self.features = nn.Parameter(torch.randn(covariates, LEARNED))
+            self.own = nn.Parameter(torch.zeros(covariates, size * (1 + size)))
         reads = above + self.features.shape[-1]
         self.network = nn.Sequential(nn.Linear(reads, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU())
         self.out = nn.Linear(reads + HIDDEN, size * (1 + size))
@@ -122,7 +122,7 @@ class Hierarchical(Conditional):
     Args:
         groups: the latents by their plates.
         make: makes q of the global latents for their number.
-        element_features: of the elements of plates, by the name of the plate, ``(J, F)``.
+        covariates: of the elements of plates, by the name of the plate, ``(J, F)``.
 
     Raises:
         ValueError: a plate of that name has no latents, or another size.
@@ -132,16 +132,16 @@ class Hierarchical(Conditional):
         self,
         groups: Sequence[Group],
         make: Callable[[int], Conditional],
-        element_features: Mapping[str, Tensor] | None = None,
+        covariates: Mapping[str, Tensor] | None = None,
     ):
         super().__init__()
         self.groups = list(groups)
-        features = {name: _as_columns(value, name) for name, value in (element_features or {}).items()}
+        features = {name: _as_columns(value, name) for name, value in (covariates or {}).items()}
         sizes = dict(itertools.chain(*(zip(group.plates, group.sizes, strict=True) for group in groups)))
         for name, value in features.items():
             if sizes.get(name) != len(value):
                 have = ", ".join(f"{plate} of {size}" for plate, size in sizes.items()) or "no plates"
-                raise ValueError(f"element_features[{name!r}] has {len(value)} rows, but the latents are in {have}")
+                raise ValueError(f"covariates[{name!r}] has {len(value)} rows, but the latents are in {have}")
         self.event_shape = torch.Size([sum(group.places.numel() for group in groups)])
         everywhere = not groups[0].plates
         self.top = make(groups[0].places.numel()) if everywhere else None
@@ -171,7 +171,7 @@ def _line(name: str, size: int) -> Group:
 
 
 def _as_columns(value: Any, name: str) -> Tensor:
-    check_finite(value, f"element_features[{name!r}]")
+    check_finite(value, f"covariates[{name!r}]")
     return value.reshape(len(value), -1).to(torch.get_default_dtype())
 
 

@@ -31,7 +31,7 @@ EVIDENCE = dist.MultivariateNormal(
 
 @pytest.mark.parametrize("features", [None, {"groups": Y}], ids=["own", "amortized"])
 def test_the_posterior_of_a_hierarchical_normal_is_found(features):
-    guide = dgm.guides.auto(means, "meanfield", structure="plates", element_features=features)
+    guide = dgm.guides.auto(means, "meanfield", structure="plates", covariates=features)
     posterior = dgm.Posterior(means, Y)
     train_guide(posterior, guide, gradient_steps=200, lr=0.03)
     found = psis(posterior, guide=guide, num_particles=2000)
@@ -82,7 +82,7 @@ def test_the_network_of_features_does_not_grow_with_the_plate():
     sizes = []
     for number in (4, 9):
         y = torch.linspace(-1, 1, number)
-        guide = dgm.guides.auto(means, "meanfield", structure="plates", element_features={"groups": y})
+        guide = dgm.guides.auto(means, "meanfield", structure="plates", covariates={"groups": y})
         guide(y)
         sizes.append(sum(p.numel() for p in guide.parameters()))
     assert sizes[0] == sizes[1]
@@ -99,12 +99,12 @@ def test_what_does_not_fit():
     with pytest.raises(ValueError, match="structure must be one of plates"):
         dgm.guides.auto(means, structure="tree")
     with pytest.raises(ValueError, match="pass structure='plates' too"):
-        dgm.guides.auto(means, element_features={"groups": Y})
+        dgm.guides.auto(means, covariates={"groups": Y})
     with pytest.raises(ValueError, match="with structure='plates', q must be one of"):
         dgm.guides.auto(means, "AutoNormal", structure="plates")
     for features in ({"groups": Y[:3]}, {"group": Y}):
         with pytest.raises(ValueError, match=r"rows, but the latents are in groups of 4"):
-            dgm.guides.auto(means, structure="plates", element_features=features)(Y)
+            dgm.guides.auto(means, structure="plates", covariates=features)(Y)
 
 
 # -- restarts ----------------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def test_what_cannot_be_predicted(weighted):
     function, args, _ = MODELS["flat-regression"]
     with pytest.raises(ValueError, match="not a normalized distribution"):
         dgm.infer.predictive_check(dgm.Posterior(function, *args))
-    with pytest.raises(TypeError, match="draws must be 'prior', or draws of the posterior"):
+    with pytest.raises(TypeError, match="draw_from must be 'prior', or draws of the posterior"):
         dgm.infer.predictive_check(weighted.posterior, "posterior")
     program = dgm.VAE(dgm.Normal(1), dgm.Normal(2, torch.nn.Linear(1, 4)), dgm.Normal(1, torch.nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="latents of a Program"):
