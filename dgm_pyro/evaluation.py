@@ -41,6 +41,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = ["Difference", "Evidence", "as_data", "evaluate", "evaluating", "program_device", "standard_error"]
+
 
 @dataclass(frozen=True)
 class Evidence(Result):
@@ -283,7 +285,7 @@ def _of_posterior(
 ) -> Evidence:
     """A bound on log p(y) of all data together, by draws of a guide."""
     for argument, value in others.items():
-        if value:
+        if value is not None and value is not False:
             raise TypeError(f"{argument} was passed, but a Posterior has its own data and device: leave it out")
     if guide is None:
         raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")

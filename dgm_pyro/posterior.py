@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -47,6 +48,8 @@ from dgm_pyro.program import (
     seeded,
     unchecked,
 )
+
+__all__ = ["Posterior"]
 
 PROBES = 3
 
@@ -412,6 +415,57 @@ class Posterior:
         other.model, other.observed = poutine.condition(self.model, data=data), data
         return other, data, other.unconstrain(values)
 
+    def predict(self, u: Tensor, seed: int = 0) -> dict[str, Tensor]:
+        """Draw data like the observed ones, given ``u``, ``(*batch, D)``: by observed site, ``(*batch, *shape)``.
+
+        Raises:
+            ValueError: discrete latents, which are summed out, or a factor: neither can be drawn from.
+        """
+        self._check(u)
+        check_seed(seed)
+        if self.enumerated:
+            raise ValueError(
+                f"the discrete latents {', '.join(self.enumerated)} are summed out, so that nothing can be predicted "
+                "given them: draw them by pyro.infer.infer_discrete, or state the sum as a mixture"
+            )
+
+        def values(u: Tensor) -> dict[str, Tensor]:
+            draws = _Simulate(self.subsamples)
+            nodes: Any = self._trace(draws, _At(self, u)).nodes
+            return {name: nodes[name]["value"] for name in draws.drawn}
+
+        with seeded(seed, self.device), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            try:
+                return self._map(values, u)  # type: ignore[no-any-return]
+            except (RuntimeError, UserWarning):  # some distributions cannot be drawn under vmap, as a binomial
+                one_by_one = copy.copy(self)
+                one_by_one.mapped = False
+                return one_by_one._map(values, u)  # type: ignore[no-any-return]
+
+    def pointwise(self, u: Tensor) -> dict[str, Tensor]:
+        """log p of each datum given ``u``, ``(*batch, D)``, in nats: by observed site, ``(*batch, *plates)``.
+
+        A scale does not enter, as it says nothing of a single datum; what a mask leaves out is 0.
+
+        Raises:
+            ValueError: discrete latents, which are summed out, tie the data together.
+        """
+        self._check(u)
+        if self.enumerated:
+            raise ValueError(
+                f"the discrete latents {', '.join(self.enumerated)} are summed out over all data at once: for the "
+                "density of each datum, state the sum as a mixture, such as dist.MixtureSameFamily"
+            )
+
+        def values(u: Tensor) -> dict[str, Tensor]:
+            trace = self._trace(_At(self, u))
+            trace.compute_log_prob()
+            nodes: Any = trace.nodes
+            return {name: _seen(nodes[name]["unscaled_log_prob"], nodes[name]["mask"]) for name in self.observed}
+
+        return self._map(values, u)  # type: ignore[no-any-return]
+
     def require_proper(self, what: str) -> None:
         """Raise a ValueError that says ``what`` cannot be done, and why, if the prior is improper."""
         if self.improper:
@@ -695,6 +749,10 @@ def _kept_of(kept: Tensor | None, shapes: Mapping[str, torch.Size]) -> dict[str,
 
 def _is_deterministic(site: Any) -> bool:
     return site["type"] == "sample" and isinstance(_base_of(site["fn"]), Delta)
+
+
+def _seen(terms: Tensor, mask: Any) -> Tensor:
+    return terms if mask is None else torch.where(torch.as_tensor(mask), terms, torch.zeros_like(terms))
 
 
 def _is_data(site: Any) -> bool:

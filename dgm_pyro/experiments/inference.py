@@ -16,7 +16,10 @@ from dgm_pyro.experiments import plots
 from dgm_pyro.experiments.runs import write_json
 from dgm_pyro.files import parsed_json, write_file, write_text
 from dgm_pyro.infer.compare import GuideComparison, compare
+from dgm_pyro.infer.draws import predictive_check
 from dgm_pyro.posterior import Posterior
+
+__all__ = ["arguments_in", "infer_into", "posterior_from"]
 
 
 def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
@@ -75,7 +78,8 @@ def infer_into(
 
     The folder gets ``table.json``, ``table.txt``, ``marginals.png``, ``k-hats.png``, and for each guide
     ``GUIDE.npz``, its draws of each latent with their log weights, ``GUIDE-pairs.png``, and ``GUIDE.pt``, the values of
-    its parameters. Draws of a reference by NUTS are in ``reference.npz``.
+    its parameters. Draws of a reference by NUTS are in ``reference.npz``, their chains in ``traces.png``. What prior
+    and posterior predict, where they can, is in ``prior-predictions.png`` and ``predictions.png``.
 
     Args:
         options: of `dgm.infer.compare`.
@@ -90,6 +94,14 @@ def infer_into(
         plots.write_picture(folder / "k-hats.png", plots.k_hats(found, title=repr(posterior)))
     if found.chains is not None:
         _write_arrays(folder / "reference.npz", found.chains.samples)
+        plots.write_picture(folder / "traces.png", plots.traces(found.chains, title=repr(posterior)))
+    if posterior.observed and not posterior.enumerated:
+        for name, draws in (("prior-predictions", "prior"), ("predictions", found.draws())):
+            if draws is not None and not (draws == "prior" and posterior.improper):
+                checked = predictive_check(posterior, draws)
+                plots.write_picture(
+                    folder / f"{name}.png", plots.predictions(checked, title=f"{checked.source} predictions")
+                )
     for row in found.rows:
         assert row.weighted.u is not None
         with torch.no_grad():

@@ -54,11 +54,42 @@ from dgm_pyro.evaluation import Evidence
 from dgm_pyro.files import write_file
 from dgm_pyro.infer.checks import Calibration, Checks
 from dgm_pyro.infer.compare import GuideComparison
+from dgm_pyro.infer.draws import PredictiveCheck
 from dgm_pyro.infer.gaps import Gaps
+from dgm_pyro.infer.mcmc import Chains
 from dgm_pyro.program import Program, check_program
 from dgm_pyro.training.fit import History
 from dgm_pyro.uses.classification import reliability as bins_of_answers
 from dgm_pyro.uses.representations import CURVES, Representation, codes, grid, interpolate, is_discrete, traverse
+
+__all__ = [
+    "Theme",
+    "answers",
+    "aurocs",
+    "bits_per_dim",
+    "calibration",
+    "coverage",
+    "curves",
+    "gaps",
+    "heat_map",
+    "images",
+    "imputations",
+    "is_picture",
+    "k_hats",
+    "latent_map",
+    "learning_curves",
+    "marginals",
+    "pairs",
+    "plane",
+    "reliability",
+    "representation",
+    "samples",
+    "score_histograms",
+    "table_of_features",
+    "theme",
+    "worst_explained",
+    "write_picture",
+]
 
 WIDTH = 4.3
 """Width of every figure, in inches: on a phone of 360 pixels, its text is 10 pixels high."""
@@ -745,18 +776,82 @@ def k_hats(found: GuideComparison, *, title: str = "") -> Figure:
     return figure
 
 
+@_styled
+def traces(found: Chains, *, title: str = "", most: int = 4) -> Figure:
+    """The draws of each chain in their order, those of divergent trajectories marked below.
+
+    Chains that mix look alike, and none of them drifts.
+
+    Args:
+        found: of `dgm.infer.nuts`.
+        most: scalars to draw at most, those whose chains differ most for their spread.
+    """
+    check_type(found, Chains, "found", "the result of dgm.infer.nuts")
+    check_count(most, "most")
+    draws = {
+        name: values.reshape(found.diverging.shape)
+        for name, values in _scalars({site: value.flatten(0, 1) for site, value in found.samples.items()}).items()
+    }
+    names = sorted(draws, key=lambda name: -float(draws[name].mean(1).std() / (draws[name].std() + 1e-300)))[:most]
+    figure, colors = _figure(0.95 * len(names) + 0.55, title), _theme.get()
+    for place, (name, axes) in enumerate(
+        zip(names, figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], strict=True)
+    ):
+        axes.set_title(name, size=8.5, loc="left")
+        for i, chain in enumerate(draws[name]):
+            axes.plot(chain, color=colors.series[i % len(colors.series)], linewidth=0.5, alpha=0.8)
+        axes.plot(found.diverging.any(0).nonzero()[:, 0], np.full(int(found.diverging.any(0).sum()), draws[name].min()),
+                  "|", color=colors.ink, markersize=6, label="divergent" if place == 0 else None)  # fmt: skip
+    axes.set_xlabel("draw after the warm-up" + ("; ticks: a trajectory diverged" if found.diverging.any() else ""))
+    return figure
+
+
+@_styled
+def predictions(found: PredictiveCheck, *, title: str = "", bins: int = 20) -> Figure:
+    """Histograms of the data, and the band that holds those of 90 % of the replicates.
+
+    Args:
+        found: of `dgm.infer.predictive_check`.
+    """
+    check_type(found, PredictiveCheck, "found", "the result of dgm.infer.predictive_check")
+    check_count(bins, "bins")
+    figure, colors = _figure(1.9 * len(found.observed) + 0.5, title), _theme.get()
+    for place, (site, data) in enumerate(found.observed.items()):
+        y, drawn = data.double().flatten().cpu().numpy(), found.replicated[site].double().cpu().numpy()
+        drawn = drawn.reshape(len(drawn), -1)
+        axes = figure.add_subplot(len(found.observed), 1, place + 1, xlabel=site, ylabel="share of the data")
+        low, high = np.quantile(drawn, [0.005, 0.995])
+        low, high = min(low, y.min()), max(high, y.max())
+        edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
+        counts = np.stack([np.histogram(row.clip(low, high), edges)[0] for row in drawn]) / drawn.shape[1]
+        bottom, middle, top = np.quantile(counts, [0.05, 0.5, 0.95], axis=0)
+        first = place == 0
+        axes.stairs(
+            top, edges, baseline=bottom, fill=True, color=colors.rule, label="90 % of replicates" if first else None
+        )
+        axes.stairs(middle, edges, color=colors.muted, label="their median" if first else None)
+        axes.stairs(np.histogram(y, edges)[0] / len(y), edges, color=colors.series[0], linewidth=1.5,
+                    label="data" if first else None)  # fmt: skip
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2)
+    return figure
+
+
+def _scalars(values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Draws of each scalar by its name, such as ``theta[2]``, ``(N,)``."""
+    return {
+        name + (f"[{', '.join(map(str, place))}]" if place else ""): value[(slice(None), *place)].cpu().numpy()
+        for name, value in values.items()
+        for place in np.ndindex(*value.shape[1:])
+    }
+
+
 def _scalar_draws(found: GuideComparison) -> list[dict[str, Any]]:
     """Draws of each scalar by its name, ``(N,)``: of the reference, where there is one, and of each guide."""
     vectors: list[Any] = [found.reference] if found.reference is not None else []
     vectors += [row.weighted.u for row in found.rows]
-    every = []
     with torch.no_grad():
-        for u in vectors:
-            values = found.posterior.constrain(u)
-            every.append({
-                name + (f"[{', '.join(map(str, place))}]" if place else ""): value[(slice(None), *place)].cpu().numpy()
-                for name, value in values.items() for place in np.ndindex(*value.shape[1:])})  # fmt: skip
-    return every
+        return [_scalars(found.posterior.constrain(u)) for u in vectors]
 
 
 def _largest_error(found: GuideComparison, name: str) -> float:

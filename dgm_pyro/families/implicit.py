@@ -45,6 +45,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
+__all__ = ["Around", "Implicit", "mode_coverage", "noisy", "parzen"]
+
 
 @register
 class Implicit(Program):

@@ -3,6 +3,7 @@
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
 from dgm_pyro.infer.compare import GuideComparison, GuideRow, compare, train_guide
+from dgm_pyro.infer.draws import Draws, Loo, PredictiveCheck, predictive_check
 from dgm_pyro.infer.gaps import Gaps, GuideGaps, gaps
 from dgm_pyro.infer.impute import hide, impute
 from dgm_pyro.infer.mcmc import Chains, nuts
@@ -15,12 +16,15 @@ __all__ = [
     "Calibration",
     "Chains",
     "Checks",
+    "Draws",
     "Features",
     "Gaps",
     "GuideComparison",
     "GuideGaps",
     "GuideRow",
+    "Loo",
     "Population",
+    "PredictiveCheck",
     "Sandwich",
     "Stepper",
     "Tempered",
@@ -35,6 +39,7 @@ __all__ = [
     "hide",
     "impute",
     "nuts",
+    "predictive_check",
     "propagate",
     "psis",
     "sbc",

@@ -35,6 +35,7 @@ import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_choice, check_count, check_number
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.families.autoguide import over_reals
+from dgm_pyro.infer.draws import Draws, resampled
 from dgm_pyro.infer.posterior import (
     Coordinates,
     check_target,
@@ -45,6 +46,8 @@ from dgm_pyro.infer.posterior import (
 )
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, check_program, differentiating, latent_sites, log_mean_exp, log_prob_sum, seeded
+
+__all__ = ["HMC", "Annealed", "AnnealingPath", "Sandwich", "Transition", "ais", "bidirectional"]
 
 Density = Callable[[Tensor], Tensor]
 Transition = Callable[[Tensor, Tensor, Density], tuple[Tensor, Tensor]]
@@ -99,7 +102,7 @@ def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Annealed:
+class Annealed(Draws):
     """The result of `ais`. Of a `Posterior`, a single datum, nothing has the dimension B.
 
     Attributes:
@@ -108,12 +111,18 @@ class Annealed:
         acceptance: mean acceptance probability of the moves, ``(B,)``.
         latents: where the chains ended, site by site, ``(K, B, *site_shape)``; weighted by log_weights, draws from
             the posterior.
+        posterior: of which they are; None for a `Program`.
     """
 
     log_evidence: Tensor
     log_weights: Tensor
     acceptance: Tensor
     latents: dict[str, Tensor]
+    posterior: Posterior | None = None
+
+    def _vectors(self, posterior: Posterior) -> Tensor:
+        with torch.no_grad():
+            return posterior.unconstrain(self.latents)[resampled(self.log_weights)].unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,8 @@ def ais(
     if isinstance(program, Posterior):
         log_weights, acceptance = log_weights.squeeze(1), acceptance.squeeze(0)
         latents = {name: value.squeeze(1) for name, value in latents.items()}
-    return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents)
+    posterior = program if isinstance(program, Posterior) else None
+    return Annealed(log_mean_exp(log_weights), log_weights, acceptance, latents, posterior)
 
 
 @contextlib.contextmanager

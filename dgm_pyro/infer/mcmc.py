@@ -22,9 +22,8 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,10 +34,13 @@ from tqdm import tqdm
 
 from dgm_pyro.checks import check_counts, check_number, check_seed
 from dgm_pyro.evaluation import evaluating
+from dgm_pyro.infer.draws import Draws, find_arviz
 from dgm_pyro.infer.posterior import Coordinates, check_target, joint_trace, with_latent_chains
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, batch_plates, differentiating, seeded
 from dgm_pyro.results import Result, Table
+
+__all__ = ["Chains", "nuts"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Walk = Generator[Array | None, tuple[float, Array], Any]
@@ -46,7 +48,7 @@ DIVERGENT = 1000.0  # an error of H beyond which a trajectory is given up (Stan)
 
 
 @dataclass(frozen=True)
-class Chains(Result):
+class Chains(Result, Draws):
     """The result of `nuts`; ``chains[name]`` has the draws of a latent from all chains, ``(C * S, *site_shape)``.
 
     Attributes:
@@ -58,6 +60,7 @@ class Chains(Result):
         step_size: of each chain, ``(C,)``.
         evaluations: how often the density and its gradient were computed, for all chains, warm-up included.
         seconds: how long it took.
+        posterior: which was drawn; None for a `Program`.
     """
 
     samples: dict[str, Tensor]
@@ -68,21 +71,16 @@ class Chains(Result):
     step_size: Tensor
     evaluations: int
     seconds: float
+    posterior: Posterior | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         return self.samples[name].flatten(0, 1)
 
-    def to_arviz(self) -> Any:
-        """The draws and the sampler's statistics as ArviZ holds them, for its plots and diagnostics."""
-        groups = {
-            "posterior": {name: value.numpy() for name, value in self.samples.items()},
-            "sample_stats": {
-                "diverging": self.diverging.numpy(),
-                "tree_depth": self.tree_depth.numpy(),
-                "energy": self.energy.numpy(),
-            },
-        }
-        return as_arviz(groups)
+    def _vectors(self, posterior: Posterior) -> Tensor:
+        return self.u.to(posterior.device)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        return {"diverging": self.diverging, "tree_depth": self.tree_depth, "energy": self.energy}
 
     def diagnostics(self) -> dict[str, dict[str, Tensor]]:
         """By name and site: mean, sd, and ArviZ's r_hat, ess_bulk, ess_tail, each of the site's shape."""
@@ -136,27 +134,6 @@ class Chains(Result):
             f"{chains} chains of {size} draws, {int(self.diverging.sum())} divergences, E-BFMI at least "
             f"{float(self.bfmi.min()):.2f}, {self.evaluations} gradients, {self.seconds:.1f} s",
         ]
-
-
-def find_arviz() -> Any:
-    """ArviZ.
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # it tells of its next version
-            import arviz
-    except ImportError as error:
-        raise ImportError("diagnostics of chains need ArviZ: pip install 'dgm_pyro[arviz]'") from error
-    return arviz
-
-
-def as_arviz(groups: dict[str, dict[str, Any]]) -> Any:
-    """Groups of arrays ``(chain, draw, ...)`` as ArviZ holds them: by name before its version 1, in one dict since."""
-    arviz = find_arviz()
-    return arviz.from_dict(**groups) if arviz.__version__.startswith("0.") else arviz.from_dict(groups)
 
 
 def nuts(
@@ -213,7 +190,7 @@ def nuts(
         return _sample(program, *options)
     program.check(x, given)
     with evaluating(program), seeded(seed, x.device), differentiating("nuts"):  # type: ignore[union-attr]
-        return _sample(_posterior_of(program, x, given, observed or {}), *options)
+        return replace(_sample(_posterior_of(program, x, given, observed or {}), *options), posterior=None)
 
 
 def _posterior_of(program: Program, x: Any, given: Any, observed: Mapping[str, Tensor]) -> Posterior:
@@ -256,7 +233,7 @@ def _sample(
     with torch.no_grad():
         samples = {name: value.cpu() for name, value in posterior.constrain(u, deterministic=True).items()}
     seconds = time.perf_counter() - began
-    return Chains(samples, u.cpu(), diverging, depth, energy, step, evaluations, seconds)
+    return Chains(samples, u.cpu(), diverging, depth, energy, step, evaluations, seconds, posterior)
 
 
 def _together(

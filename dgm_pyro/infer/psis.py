@@ -23,14 +23,17 @@ import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_dense
 from dgm_pyro.evaluation import evaluating, particles_at_once
 from dgm_pyro.families.autoguide import weigh
+from dgm_pyro.infer.draws import Draws, resampled
 from dgm_pyro.infer.posterior import check_target
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, log_mean_exp, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = ["Weighted", "psis", "smooth"]
+
 
 @dataclass(frozen=True)
-class Weighted(Result):
+class Weighted(Result, Draws):
     """The result of `psis`: weighted draws of q. B is the number of data; of a `Posterior` that dimension is missing.
 
     Attributes:
@@ -38,12 +41,18 @@ class Weighted(Result):
         smoothed: log of the smoothed weights, which sum to one, ``(K, B)``.
         k_hat: the shape of the tail, ``(B,)``.
         u: the draws as unconstrained vectors, ``(K, D)``, of a `Posterior`; else None.
+        posterior: which the guide approximates; None for a `Program`.
     """
 
     log_weights: Tensor
     smoothed: Tensor
     k_hat: Tensor
     u: Tensor | None = None
+    posterior: Posterior | None = None
+
+    def _vectors(self, posterior: Posterior) -> Tensor:
+        assert self.u is not None
+        return self.u[resampled(self.smoothed)].unsqueeze(0)
 
     @property
     def elbo(self) -> Tensor:
@@ -138,7 +147,7 @@ def psis(
             raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
         with seeded(seed, program.device), unchecked(), torch.no_grad():
             u, log_weights = weigh(program, guide, num_particles)
-        return Weighted(log_weights, *smooth(log_weights), u)
+        return Weighted(log_weights, *smooth(log_weights), u, program)
     if guide is not None:
         raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
     program.check(x, given)

@@ -50,9 +50,12 @@ from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
 from dgm_pyro.families.distributions import features_of
 from dgm_pyro.families.standardized import Standardized, core_of
 from dgm_pyro.infer.ais import HMC, AnnealingPath, Transition, annealing, temperatures
+from dgm_pyro.infer.draws import Draws, resampled
 from dgm_pyro.infer.posterior import check_target
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, seeded
+
+__all__ = ["Features", "Population", "Stepper", "Tempered", "Times", "propagate", "smc", "take"]
 
 State = dict[str, Tensor]
 
@@ -71,7 +74,7 @@ class Stepper(Protocol):
 
 
 @dataclass(frozen=True)
-class Population:
+class Population(Draws):
     """Weighted particles.
 
     Attributes:
@@ -79,11 +82,17 @@ class Population:
         log_weights: ``(K, B)``, in nats; the mean of their exponentials estimates the normalizer without bias.
         log_evidence: log of that mean, ``(B,)``: on average below the log normalizer.
         resampled: how often each datum's particles were resampled, ``(B,)``.
+        posterior: of which they are draws; None for a `Program`.
     """
 
     state: State
     log_weights: Tensor
     resampled: Tensor
+    posterior: Posterior | None = None
+
+    def _vectors(self, posterior: Posterior) -> Tensor:
+        with torch.no_grad():
+            return posterior.unconstrain(self.state)[resampled(self.log_weights)].unsqueeze(0)
 
     @property
     def log_evidence(self) -> Tensor:
@@ -411,7 +420,7 @@ def smc(
     if not isinstance(program, Posterior):
         return Population(latents, found.log_weights, found.resampled)
     latents = {name: value.squeeze(1) for name, value in latents.items()}
-    return Population(latents, found.log_weights.squeeze(1), found.resampled.squeeze(0))
+    return Population(latents, found.log_weights.squeeze(1), found.resampled.squeeze(0), program)
 
 
 def _along_times(

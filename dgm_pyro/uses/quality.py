@@ -44,6 +44,16 @@ from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.program import Program, alone, check_program, seeded
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = [
+    "Quality",
+    "features_of",
+    "frechet_distance",
+    "hidden_features",
+    "kernel_distance",
+    "program_quality",
+    "sample_quality",
+]
+
 ROWS_AT_ONCE = 1024
 Features = Callable[[Tensor], Tensor] | nn.Module
 MEASURES = ("frechet", "kernel", "precision", "recall", "density", "coverage")

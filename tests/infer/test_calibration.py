@@ -83,10 +83,9 @@ def test_coverage_of_all_ranks_is_the_level():
 
 @pytest.mark.parametrize("method", ["meanfield", AutoNormal])
 def test_a_guide_is_fitted_to_each_simulation(method):
-    posterior = dgm.Posterior(conjugate, Y)
-    found = dgm.infer.sbc(posterior, method=method, num_samples=2, num_posterior_samples=19, bins=2, gradient_steps=20)
-    assert found.ranks["mu"].shape == (2, 1)
-    again = dgm.infer.sbc(posterior, method=method, num_samples=2, num_posterior_samples=19, bins=2, gradient_steps=20)
+    options = {"num_samples": 1, "num_posterior_samples": 19, "bins": 2, "gradient_steps": 5}
+    found, again = (dgm.infer.sbc(dgm.Posterior(conjugate, Y), method=method, **options) for _ in range(2))
+    assert found.ranks["mu"].shape == (1, 1)
     assert torch.equal(found.ranks["mu"], again.ranks["mu"])
 
 
@@ -148,19 +147,19 @@ def test_an_improper_prior_makes_no_data():
 def pair(y):
     mu = pyro.sample("mu", dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0])).to_event(1))
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(mu.sum(), SD), obs=y)
+        pyro.sample("y", dist.Normal(mu.sum(), 1.0), obs=y)
 
 
-PRECISION = torch.tensor([[1.0, 0.0], [0.0, 0.25]], dtype=torch.float64) + len(Y) / SD**2
+PRECISION = torch.tensor([[1.0, 0.0], [0.0, 0.25]], dtype=torch.float64) + len(Y)
 EVIDENCE = dist.MultivariateNormal(
-    torch.zeros(3, dtype=torch.float64), 5 * torch.ones(3, 3, dtype=torch.float64) + SD**2 * torch.eye(3).double()
+    torch.zeros(3, dtype=torch.float64), 5 * torch.ones(3, 3, dtype=torch.float64) + torch.eye(3).double()
 ).log_prob(Y)
 BEST = 0.5 * (PRECISION.diagonal().log().sum() - PRECISION.logdet())
 """KL of the best mean field."""
 
 
 def moved(by):
-    mean = torch.linalg.solve(PRECISION, torch.ones(2) * Y.sum() / SD**2)
+    mean = torch.linalg.solve(PRECISION, torch.ones(2) * Y.sum())
     return dist.Normal(mean + by, PRECISION.diagonal().rsqrt()).to_event(1)
 
 
@@ -169,16 +168,15 @@ def test_gaps_of_a_mean_field_are_the_analytic_ones():
     guide = dgm.guides.auto(pair, "meanfield")
     guide(Y)
     with torch.no_grad():
-        guide.q.parameter[0] += 2.0  # far from where the fit begins
+        guide.q.parameter[0] += 0.8  # far from where the fit begins
     before = [p.detach().clone() for p in guide.parameters()]
-    found = dgm.infer.gaps(posterior, guide=guide, gradient_steps=300, num_samples=2000, num_temperatures=30)
+    found = dgm.infer.gaps(posterior, guide=guide, gradient_steps=200, num_samples=2000, num_temperatures=10)
     assert all(map(torch.equal, before, guide.parameters()))
-    assert found.kind == "ais-30"
     mean, error = found.log_evidence
     assert abs(mean - EVIDENCE) < 4 * error
     mean, error = found.best
     assert abs(mean - (EVIDENCE - BEST)) < 4 * error + 0.02
-    assert found.optimization[0] > 0.5
+    assert found.optimization[0] > 0.3
     assert found.total[0] == pytest.approx(found.approximation[0] + found.optimization[0])
     assert "no amortization gap" in str(found)
 

@@ -155,7 +155,7 @@ def test_the_command_writes_a_folder(schools, capsys):
     assert "Posterior(mu: 1 reals)" in printed
     assert "fullrank" in printed
     names = {"table.json", "table.txt", "marginals.png", "k-hats.png", "fullrank.npz",
-             "fullrank-pairs.png", "fullrank.pt"}  # fmt: skip
+             "fullrank-pairs.png", "fullrank.pt", "predictions.png", "prior-predictions.png"}  # fmt: skip
     assert {path.name for path in (schools / "found").iterdir()} == names
     with np.load(schools / "found" / "fullrank.npz") as stored:
         assert stored["mu"].shape == (120,)
