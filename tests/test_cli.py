@@ -344,7 +344,7 @@ def test_the_list_for_a_data_set_says_what_each_model_would_be(capsys):
 
 
 def test_the_list_for_a_data_set_says_what_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr("dgm_pyro.catalog.build", functools.partial(dgm.build, max_parameters=200_000))
+    monkeypatch.setattr("dgm_pyro.experiments.commands.build", functools.partial(dgm.build, max_parameters=200_000))
     dgm_ok("list", "--data", "moons")
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
     assert re.split(r"\s{2,}", listed["made"])[1] == "refused: too large, unless --set max_parameters=NUMBER"
