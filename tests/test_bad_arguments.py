@@ -694,10 +694,12 @@ CALLS = {
         {"features": ["x", 3], "num_blocks": [0, 1, 1.5, "x"]},
     ),
     "quality.program_quality": Call(
-        dict(program=lambda: dgm.Normal(2), real=X, features=None, num_samples=20, seed=0, neighbors=1),
+        dict(program=lambda: dgm.Normal(2), real=X.repeat(20, 1), features=None, num_samples=20, seed=0, neighbors=1),
         {"features": ["x", 3], "real": [None, "x", 3]},
         free=["given"],
     ),
+    "quality.frechet_distance": Call(dict(real=X, samples=X)),
+    "quality.kernel_distance": Call(dict(real=X, samples=X)),
     "quality.hidden_features": Call(dict(network=lambda: nn.Linear(2, 2)), {"network": [None, "x", 3]}),
     "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks

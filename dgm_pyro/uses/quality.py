@@ -44,6 +44,15 @@ from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.program import Program, alone, check_program, seeded
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = [
+    "Quality",
+    "frechet_distance",
+    "hidden_features",
+    "kernel_distance",
+    "program_quality",
+    "sample_quality",
+]
+
 ROWS_AT_ONCE = 1024
 Features = Callable[[Tensor], Tensor] | nn.Module
 MEASURES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
@@ -120,7 +129,7 @@ def sample_quality(
             f"there are {len(real)} real data and {len(samples)} samples, but {neighbors} neighbors and {num_blocks} "
             f"blocks need {least} of each: draw more, or ask for fewer"
         )
-    r, s = (features_of(x, features, batch_size) for x in (real, samples))
+    r, s = (_features_of(x, features, batch_size) for x in (real, samples))
     density, covered = _in_balls(s, r, neighbors)
     inside = {"precision": density > 0, "density": density / neighbors, "coverage": covered}
     inside["recall"] = _in_balls(r, s, neighbors)[0] > 0
@@ -165,7 +174,7 @@ def program_quality(
     return sample_quality(real.to(device), torch.cat(drawn), features, neighbors=neighbors)
 
 
-def features_of(x: Tensor, features: Features | None, batch_size: int = 256) -> Tensor:
+def _features_of(x: Tensor, features: Features | None, batch_size: int = 256) -> Tensor:
     """Vectors of x in double precision, ``(N, D)``."""
     if features is None:
         return x.flatten(1).double()
@@ -201,6 +210,7 @@ def hidden_features(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def frechet_distance(real: Tensor, samples: Tensor) -> float:
     """The squared Wasserstein distance of the Normals with the means and covariances of two sets, ``(N, D)``."""
+    _check_features(real, samples)
     means, covariances = zip(*((x.mean(0), x.T.cov().reshape(x.shape[1], -1)) for x in (real, samples)), strict=True)
     # tr (A B)^1/2 is that of the symmetric (A^1/2 B A^1/2)^1/2.
     values, vectors = torch.linalg.eigh(covariances[0])
@@ -211,6 +221,7 @@ def frechet_distance(real: Tensor, samples: Tensor) -> float:
 
 def kernel_distance(real: Tensor, samples: Tensor) -> float:
     """The unbiased squared maximum mean discrepancy of two sets, ``(N, D)``, with the kernel of the module."""
+    _check_features(real, samples)
 
     def mean(a: Tensor, b: Tensor) -> Tensor:
         total = torch.stack([kernel(part, b).sum() for part in a.split(ROWS_AT_ONCE)]).sum()
@@ -223,6 +234,16 @@ def kernel_distance(real: Tensor, samples: Tensor) -> float:
         return (a @ b.T / a.shape[1] + 1).pow(3)
 
     return (mean(real, real) + mean(samples, samples) - 2 * mean(real, samples)).item()
+
+
+def _check_features(real: Tensor, samples: Tensor) -> None:
+    check_finite(real, "real")
+    check_finite(samples, "samples")
+    if real.dim() != 2 or samples.dim() != 2 or real.shape[1] != samples.shape[1] or min(len(real), len(samples)) < 2:
+        raise ValueError(
+            f"real and samples must be at least two vectors of features each, (N, D) and (M, D), got "
+            f"{tuple(real.shape)} and {tuple(samples.shape)}"
+        )
 
 
 def _jackknife(distance: Callable[[Tensor, Tensor], float], real: Tensor, samples: Tensor, num_blocks: int) -> float:
