@@ -360,7 +360,7 @@ def _without_numbers() -> Iterator[None]:
         yield
 
 
-def _counted(plate: Any, iterate: Callable[[Any], Iterator[int]] = IndepMessenger.__iter__) -> Iterator[int]:
+def _counted(plate: Any, iterate: Any = IndepMessenger.__iter__) -> Any:
     """Iterate over a sequential plate of all data by Python numbers, of which names are made."""
     if plate.subsample_size == plate.size:
         plate._indices = range(plate.size)
