@@ -213,6 +213,9 @@ def _reading(
     gray: Annotated[
         bool | None, _option("Read images as gray, or in color. Default: as they are.", "--gray/--no-gray")
     ] = None,
+    crop: Annotated[
+        int | None, _option("Side of the square around the center of the images of a folder that is scaled to --size.")
+    ] = None,
     test_data: Annotated[
         str | None, _option("File or folder of the test data. Default: a random fifth of the data.", metavar="PATH")
     ] = None,
@@ -222,7 +225,7 @@ def _reading(
         name: None if text is None else list(_names(text)) for name, text in (("given", given), ("columns", columns))
     }
     mixed = _kinds(kinds) if kinds not in (None, "auto") else kinds
-    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, test=test_data)
+    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, crop=crop, test=test_data)
 
 
 def _kinds(text: str) -> dict[str, list[str]]:
@@ -313,7 +316,7 @@ class _Interruption(Exception):
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    from dgm_pyro.training.states import Interrupted
+    from dgm_pyro.jobs import Interrupted
 
     try:
         yield
@@ -435,7 +438,7 @@ def train(
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves.
 
-    SIGINT (Ctrl-C) and SIGTERM store the state of the training, and so does each of the checkpoint minutes.
+    The state of the training is stored every --checkpoint-minutes, and on SIGINT (Ctrl-C) and SIGTERM.
 
     In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
     """
@@ -673,7 +676,13 @@ def sweep(
     num_particles: Annotated[
         int, _option("Number of particles of the IWAE bound. The table is sorted by this bound.")
     ] = 1000,
-    jobs: Annotated[int, _option("Number of processes. They take the GPUs in turn, or share the CPU cores.")] = 1,
+    jobs: Annotated[
+        int | None, _option("Number of processes, by default 1. They take the GPUs in turn, or share the CPU cores.")
+    ] = None,
+    backend: Annotated[
+        str | None, _option("Cluster to run the cells on, in the place of processes of this machine: dask or ray.")
+    ] = None,
+    address: Annotated[str | None, _option("Address of the --backend, such as tcp://10.0.0.1:8786.")] = None,
     *,
     options: TrainingOptions,
     data_dir: DataDir = None,
@@ -685,26 +694,28 @@ def sweep(
     Run the same command again to resume. It keeps finished cells and retries failed ones.
     """
     from dgm_pyro.experiments.commands import sweep_into
+    from dgm_pyro.jobs import on_cluster
 
-    found = sweep_into(
-        out or Path("sweeps") / f"{model}-{Path(data).stem}",
-        model,
-        data,
-        reading,
-        options,
-        data_dir=data_dir,
-        num_data=num_data,
-        latent_size=latent_size,
-        num_particles=num_particles,
-        standardize=standardize,
-        prior=_names(prior),
-        encoder=_names(encoder),
-        likelihood=_names(likelihood),
-        objective=_names(objective),
-        vary=dict(map(_values, vary or ())),
-        seeds=seeds,
-        jobs=jobs,
-    )
+    with on_cluster(backend, address):
+        found = sweep_into(
+            out or Path("sweeps") / f"{model}-{Path(data).stem}",
+            model,
+            data,
+            reading,
+            options,
+            data_dir=data_dir,
+            num_data=num_data,
+            latent_size=latent_size,
+            num_particles=num_particles,
+            standardize=standardize,
+            prior=_names(prior),
+            encoder=_names(encoder),
+            likelihood=_names(likelihood),
+            objective=_names(objective),
+            vary=dict(map(_values, vary or ())),
+            seeds=seeds,
+            jobs=jobs,
+        )
     _print(found, as_json)
     if found.found.failed:
         for error, where in found.found.failures().items():
@@ -828,7 +839,7 @@ def infer(
     out: Annotated[Path, _option("Folder of the table, the pictures and the draws.")] = Path("inference"),
     as_json: Json = False,
 ) -> None:
-    """Fit guides to the posterior of a Pyro model and say how good each is.
+    """Fit guides to the posterior of a Pyro model and measure how good each is.
 
     Numbers in a .json file become tensors, which are passed to the model by the names of its parameters.
     """
@@ -957,6 +968,45 @@ def represent(
     _print(found, as_json)
 
 
+Repository = Annotated[str, _argument("REPO", "Repository of the Hugging Face hub: USER/NAME.")]
+
+
+@app.command(epilog="Example: dgm push runs/vae-digits alice/vae-digits")
+def push(
+    run: RunFolder,
+    repo: Repository,
+    private: Annotated[bool, _option("Make a new repository a private one.", "--private")] = False,
+    num_particles: Samples = 1,
+    data_dir: DataDir = None,
+) -> None:
+    """Store a run on the Hugging Face hub, with a model card: formula, data, options, and evidence of the test data.
+
+    Log in before, by hf auth login.
+    """
+    from dgm_pyro.experiments import hub
+
+    address = hub.push(
+        run, repo, private=private, num_particles=num_particles, data_dir=data_dir, progress=_on_a_terminal()
+    )
+    typer.echo(f"{address}: pull it with dgm pull {repo}")
+
+
+@app.command(epilog="Example: dgm pull alice/vae-digits --out runs/alice")
+def pull(
+    repo: Repository,
+    out: Annotated[Path | None, _option("Folder of the run. Default: runs/NAME.")] = None,
+    revision: Annotated[str | None, _option("Branch, tag or commit. Default: the newest.")] = None,
+    force: Annotated[bool, _option("Overwrite the run's folder.", "--force")] = False,
+) -> None:
+    """Fetch a run from the Hugging Face hub. To read it runs no code."""
+    from dgm_pyro.experiments import hub
+
+    folder = out or Path("runs") / repo.rpartition("/")[2]
+    _, record = hub.pull(repo, folder, revision=revision, force=force)
+    typer.echo(f"{folder}: {record}")
+    typer.echo(f"next: dgm sample {folder}")
+
+
 @app.command("list", epilog="Examples: dgm list; dgm list --data digits")
 def list_names(
     data: Annotated[
@@ -1020,7 +1070,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from dgm_pyro.training.compilation import CompilationError
     from dgm_pyro.training.fit import NonFiniteLossError
 
-    return ValueError, TypeError, OSError, CompilationError, IntractableError, NonFiniteLossError
+    return ValueError, TypeError, OSError, ImportError, CompilationError, IntractableError, NonFiniteLossError
 
 
 def _is_of_memory(error: Exception) -> bool:

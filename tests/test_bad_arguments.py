@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import math
 import re
+import shutil
 import tempfile
 import time
 import traceback
@@ -32,8 +33,8 @@ from dgm_pyro.objectives import VariationalBound
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
-    "guides", "implicit", "infer", "networks", "objectives", "plots", "priors", "representations", "runs", "samplers",
-    "sweep",
+    "guides", "hierarchy", "hub", "implicit", "infer", "multiscale", "networks", "objectives", "plots", "priors",
+    "representations", "runs", "samplers", "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
@@ -68,9 +69,9 @@ kind(SEED, "seed")
 kind(
     COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
     "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
-    "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
-    "out_features", "features", "width", "heads", "max_outcomes", "columns", "resolution", "seeds", "jobs", "blocks",
-    "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
+    "restarts", "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
+    "out_features", "num_features", "num_columns", "width", "heads", "max_outcomes", "resolution", "seeds", "jobs",
+    "blocks", "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
@@ -199,6 +200,19 @@ def run():
     return folder
 
 
+class Hub:
+    """In the place of a hub: every repository is a run."""
+
+    def create_repo(self, repo, **options):
+        return repo
+
+    def upload_folder(self, **options):
+        pass
+
+    def snapshot_download(self, repo, revision, local_dir, allow_patterns):
+        shutil.copytree(run(), local_dir, dirs_exist_ok=True)
+
+
 def history():
     return dgm.fit(dgm.Normal(2, learned=True), X, epochs=1, validation=None, progress=False)
 
@@ -236,6 +250,10 @@ def flat_coin():
     return dist.Normal(torch.zeros(1), 1.0).to_event(1)
 
 
+def coin_predictions():
+    return dgm.infer.predictive_check(coin_posterior(), num_samples=2)
+
+
 def coin_chains():
     return dgm.infer.nuts(coin_posterior(), num_samples=2, warmup=2, num_chains=2)
 
@@ -249,6 +267,15 @@ def image_vae():
     return dgm.VAE(dgm.Normal(2), dgm.Normal(shape, MLP((2,), 32, (4,))), dgm.Normal(2, MLP(shape, 4, (4,))))
 
 
+def deep_vae():
+    h, shape = (2, 1, 1), (1, 2, 2)
+    return dgm.hierarchy.vdvae(dgm.Bernoulli(shape, networks.ConvNet(h, shape, 1, 2)), (1,), latent_channels=1)
+
+
+def level():
+    return deep_vae().levels_down[0]
+
+
 def report():
     return dgm.infer.check(vae(), X, num_samples=20, num_posterior_samples=3, bins=2)
 
@@ -260,6 +287,8 @@ def own_folder(tmp_path, monkeypatch):
 
 CONDITIONAL = dict(event_shape=2, network=linear)
 STACK = dict(event_shape=2, layers=1, hidden=(4,))
+MULTISCALE = dict(event_shape=(1, 2, 2), scales=1, layers=1, width=2, blocks=1)
+OF_SCALES = {"scales": [0, 1.5, "x"]}
 CODES = dict(train=X, train_y=Y, test=X, test_y=Y)
 
 CALLS = {
@@ -328,6 +357,25 @@ CALLS = {
     "flow.maf": Call(STACK | dict(dropout=0.1)),
     "flow.nsf_autoregressive": Call(STACK | dict(bins=4, dropout=0.1)),
     "flow.iaf": Call(STACK),
+    "multiscale.convolutional_realnvp": Call(MULTISCALE, OF_SCALES),
+    "multiscale.glow": Call(MULTISCALE, OF_SCALES),
+    "multiscale.flow_plus_plus": Call(MULTISCALE | dict(components=2), OF_SCALES),
+    "multiscale.convolutional_dequantizer": Call(
+        dict(event_shape=(1, 2, 2), levels=4, layers=1, width=2, blocks=1)
+    ),
+    "hierarchy.Level": Call(
+        dict(prior=lambda: level().prior, posterior=lambda: level().posterior, path=lambda: level().path),
+        {"posterior": PROGRAM, "path": MODULE},
+    ),
+    "DeepVAE": Call(
+        dict(levels=lambda: list(deep_vae().levels_down), likelihood=lambda: deep_vae().likelihood,
+             reader=lambda: deep_vae().reader),
+        {"levels": [None, 3, [], [3]], "reader": MODULE},
+    ),
+    "hierarchy.vdvae": Call(
+        dict(likelihood=lambda: deep_vae().likelihood, levels=(1,), latent_channels=1, blocks=1),
+        {"levels": SHAPE, "latent_channels": COUNT},
+    ),
     "dequantized.dequantizer": Call(dict(event_shape=2, levels=4, hidden=(4,))),
     "guides.FullRankNormal": Call(dict(event_shape=2, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
     "guides.LowRankNormal": Call(dict(event_shape=2, rank=1, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
@@ -399,8 +447,8 @@ CALLS = {
     "objectives.vimco": Call(dict(num_particles=2)),
     # running
     "build": Call(
-        dict(name="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
-        {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
+        dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
+        {"model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
          "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
          "max_parameters": [0, 1.5, "x"]},
     ),
@@ -414,8 +462,8 @@ CALLS = {
          "augment": ["x", 3], "resume": [3], "trackers": [3, "x", [3]],
          "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"], "accumulate": COUNT,
          "drop_last": [None, "x", 1],
-         "clip_norm": [0, -1.0, NAN, "x"], "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE,
-         "optimizer": NAME,
+         "clip_norm": [0, -1.0, NAN, "x"], "skip_norm": [0, -1.0, NAN, "x"],
+         "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE, "optimizer": NAME,
          },
     ),
     "Training": Call(
@@ -432,6 +480,7 @@ CALLS = {
         {"lr_schedule": [3, None], "validation": FRACTION, "ema": [0, 1, "x"], "compile": ["x", 3, None],
          "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"],
          "accumulate": COUNT, "drop_last": [None, "x", 1], "clip_norm": [0, -1.0, NAN, "x"],
+         "skip_norm": [0, -1.0, NAN, "x"],
          "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE, "optimizer": [3, None],
          "device": [3, None]},  # whether there is one is asked when it is used
     ),
@@ -450,7 +499,10 @@ CALLS = {
              temperature_schedule="sigmoid", target_acceptance=0.65, seed=0),
         {"temperature_schedule": NAME, "transition": ["x", 3]},
     ),
-    "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
+    "infer.check": Call(
+        dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, bins=2, gradient_steps=1, seed=0),
+        {"method": ["meanfield", 3]},
+    ),
     "infer.gaps": Call(
         dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, gradient_steps=1, num_samples=2,
              seed=0),
@@ -459,7 +511,11 @@ CALLS = {
     "infer.predictive_check": Call(
         dict(posterior=coin_posterior, draws="prior", num_samples=2, seed=0), {"posterior": THING, "draws": ["x", 3]}
     ),
-    "Weighted.to_arviz": Call(dict(num_prior=2, seed=0), of=coin_draws),
+    "Draws.to_arviz": Call(dict(num_prior=2, seed=0), {"num_prior": COUNT}, of=coin_draws),
+    "Loo.minus": Call(dict(other=lambda: dgm.infer.Loo(X[:, 0], X[:, 1], 1.0)), {"other": THING},
+                      of=lambda: dgm.infer.Loo(X[:, 0], X[:, 1], 1.0)),
+    "PredictiveCheck.statistics": Call(dict(site="y"), {"site": NAME}, of=coin_predictions),
+    "PredictiveCheck.p_values": Call(dict(site="y"), {"site": NAME}, of=coin_predictions),
     "infer.hide": Call(dict(region="random:0.5", event_shape=(2,), seed=0)),
     "infer.impute": Call(
         dict(program=made, x=X, mask=X > 0, num_samples=2, num_particles=2, num_temperatures=2, num_leapfrog=1, seed=0),
@@ -511,13 +567,16 @@ CALLS = {
     "Posterior.unconstrain": Call(
         dict(values={"p": torch.rand(3)}), {"values": [{}, 3, "x", None]}, of=coin_posterior
     ),
-    "guides.auto": Call(dict(model=lambda: coin, q="fullrank"), {"model": THING, "q": [3, "x", None, dgm.VAE]}),
+    "guides.auto": Call(
+        dict(model=lambda: coin, q="fullrank"),
+        {"model": THING, "q": [3, "x", None, dgm.VAE], "structure": ["x", 3], "features": [3, "x", {"a": X}]},
+    ),
     "guides.MixtureOfVectors": Call(dict(event_shape=2, components=2)),
     "plots.marginals": Call(dict(found=lambda: coin_table(), most=2), {"found": THING}),
     "plots.pairs": Call(dict(found=lambda: coin_table(), guide="meanfield", most=1, num_points=3), {"found": THING}),
     "plots.traces": Call(dict(found=coin_chains, most=1), {"found": THING}),
     "plots.predictions": Call(
-        dict(found=lambda: dgm.infer.predictive_check(coin_posterior(), num_samples=2), bins=3), {"found": THING}
+        dict(found=coin_predictions, bins=3), {"found": THING}
     ),
     "plots.coverage": Call(dict(found=lambda: report().calibration, most=1), {"found": THING}),
     "plots.k_hats": Call(dict(found=lambda: coin_table()), {"found": THING}),
@@ -543,6 +602,7 @@ CALLS = {
             "y": LABELS[1:],
             "name": [],
             "mask": [[True], X, X[:, :1] > 0],
+            "kinds": [3, {"a": ("real",)}],
             **{key: ["ab", ["a", "b"], ("a", "b", "c"), (1, 2)] for key in ("columns", "given_columns", "classes")},
         },
     ),
@@ -561,6 +621,7 @@ CALLS = {
             "levels": [1, 2.0],
             "size": [3, (2, 2)],
             "gray": [True],
+            "crop": [3, 0],
             "kinds": ["x", 3, {"z": "real"}, {"a": "no"}, {"a": ("bounded", 0)}],
             "classes": [("c",)],
             "name": [],
@@ -639,7 +700,7 @@ CALLS = {
     "representations.interpolate": Call(dict(program=vae, a=X, b=X + 1, num_points=3, curve="spherical")),
     "representations.traverse": Call(
         dict(program=vae, z=X[:1], values=(0.0, 1.0), indices=[0], site="z"),
-        {"values": [None, "x", 3, [NAN]], "features": ["x", 3, [7], [0.5]], "site": ["no", 3]},
+        {"values": [None, "x", 3, [NAN]], "indices": ["x", 3, [7], [0.5]], "site": ["no", 3]},
     ),
     "representations.grid": Call(dict(program=vae, num_points=2, reach=1.0)),
     "representations.is_discrete": Call(dict(program=vae, site="z"), {"site": ["no", 3]}),
@@ -679,8 +740,8 @@ CALLS = {
         dict(in_shape=(2,), out_features=2, hidden=(4,), activation="silu", dropout=0.1), {"hidden": SHAPE[1:]}
     ),
     "networks.ColumnReader": Call(
-        dict(classes=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
-        {"classes": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
+        dict(categories=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
+        {"categories": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
          "shift": [[1.0] * 3, "x", [NAN, 0.0]], "scale": [[1.0] * 3, "x", [0.0, 1.0]]},
     ),
     "networks.ColumnMADE": Call(
@@ -696,14 +757,25 @@ CALLS = {
         {"order": ["x", None, 3, (0, 0)]},
     ),
     "networks.PixelCNN": Call(
-        dict(in_shape=(1, 4, 4), num_parameters=1, channels=4, layers=1, kernel_size=3, dropout=0.1),
-        {"kernel_size": [2, 1.5, "x", None], "channels": COUNT},
+        dict(in_shape=(1, 4, 4), num_parameters=1, width=4, layers=1, kernel_size=3, dropout=0.1),
+        {"kernel_size": [2, 1.5, "x", None]},
     ),
     "networks.ConvEncoder": Call(
         dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, width=4, dropout=0.1)
     ),
     "networks.ConvDecoder": Call(
         dict(in_shape=(2,), out_shape=(1, 4, 4), outputs=1, channels=(4,), blocks=1, dropout=0.1)
+    ),
+    "networks.ConvNet": Call(
+        dict(in_shape=(1, 4, 4), out_shape=(1, 2, 2), outputs=2, width=2, blocks=1, levels=2, dropout=0.1),
+        {"outputs": [0, 1.5, "x"], "levels": LEVELS[:2], "num_classes": [0, 1.5]},
+    ),
+    "networks.BottomUp": Call(
+        dict(in_shape=(1, 4, 4), out_shapes=[(2, 2, 2)], blocks=1, levels=2, dropout=0.1),
+        {"out_shapes": [None, "x", 3, [(2, 2)]], "levels": LEVELS[:2]},
+    ),
+    "networks.TopDownStep": Call(
+        dict(in_shape=(2, 1, 1), given_shape=(1, 1, 1), out_shape=(2, 2, 2), blocks=1, dropout=0.1)
     ),
     "networks.DenoisingMLP": Call(
         dict(event_shape=(2,), hidden=(4,), outputs=1, activation="silu", max_frequency=30.0)
@@ -720,6 +792,10 @@ CALLS = {
     "networks.Sylvester": Call(dict(num_features=2, reflections=1), {"reflections": COUNT[1:]}),
     "networks.Permutation": Call(dict(order=(1, 0)), {"order": ["x", None, 3, (0, 0), (0.0, 1.0)]}),
     "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
+    "networks.Squeeze": Call(dict(in_shape=(1, 2, 2))),
+    "networks.PerPixel": Call(dict(in_shape=(2, 1, 1), bijection=lambda: networks.LULinear(2))),
+    "networks.Partial": Call(dict(features=3, bijection=lambda: networks.LULinear(2))),
+    "networks.LogisticMixture": Call(dict(components=2, bound=5.0)),
     "networks.Elementwise": Call(
         dict(num_features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
     ),
@@ -764,6 +840,13 @@ CALLS = {
              num_data=8, objective="elbo", progress=False),
         {"model": NAME, "data": NAME, "swaps": [3, "x"], "options": ["x", 3], "num_labels": [0, "x"],
          "mutate": [1.5, "x"], "trackers": [3, "x", [3]], "resume": [], "reading": [{"label": "a"}]},
+    ),
+    "hub.push": Call(
+        dict(folder=run, repo="alice/pixels", num_particles=1, api=lambda: Hub()),
+        {"repo": [None, 3]}, free=("api", "data_dir", "private"),
+    ),
+    "hub.pull": Call(
+        dict(repo="alice/pixels", out=fresh, api=lambda: Hub()), {"repo": [None, 3]}, free=("api", "revision"),
     ),
     "runs.resume": Call(dict(folder=run), {"trackers": [], "device": []}),
     "sweep.compare": Call(
@@ -816,9 +899,10 @@ EXCLUDED = {
         "checkpoint.decoded", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
         "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
         "classification.beliefs", "classification.share", "flow.start_near_zero",
+        "flow.embedding_of", "flow.end_of",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
-        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_json", "sweep.collect",
+        "hub.card", "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
+        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_files", "runs.write_json", "sweep.collect",
         "sweep.devices", "sweep.predicted", "sweep.run_cell",
     ],
 }  # fmt: skip
@@ -921,7 +1005,7 @@ def test_each_bad_argument_is_named(name):
 # the table; and shapes and mappings that are checked where they are used.
 ANYTHING = {
     *("title", "xlabel", "reference_label", "row_labels", "column_labels", "percent", "progress", "force", "draw"),
-    *("learned", "unit", "labeled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
+    *("learned", "unit_cube", "labeled", "leave_one_out", "analytic_kl", "residual", "ode", "lowest_is_best"),
     *("learned_ends", "per_feature", "given_shape", "observed", "options", "swaps", "self", "importance"),
 }
 
@@ -981,6 +1065,7 @@ WITHIN = {
         "mean_of_pairs",
         "enumerated",
     ),
+    *("onward", "Bijection.initialize", "PerPixel.initialize", "Partial.initialize"),
     *("start", "step", "finish", "tune", "expand", "replaced", "Record.points"),
     *(f"{kind.__name__}.bound" for kind in (VariationalBound, *VariationalBound.__subclasses__())),
     *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = dict(line.split(">=") for line in PROJECT["dependencies"])
 EXTRAS = PROJECT["optional-dependencies"]
-OPTIONAL = dict(line.split(">=") for line in EXTRAS["data"] + EXTRAS["arviz"])
+OPTIONAL = dict(line.split(">=") for name in ("data", "arviz", "cluster", "hub") for line in EXTRAS[name])
 TEST = RUNTIME | dict(line.split(">=") for line in EXTRAS["test"])
 
 

@@ -69,6 +69,8 @@ def test_the_commands_of_a_page_read_what_earlier_ones_wrote(page):
         if words[1] == "train":
             data = words[words.index("--data") + 1] if "--data" in words else "digits"
             made.add(out or f"runs/{words[2]}-{data}")
+        elif words[1] == "pull":
+            made.add(out)
         elif words[1] == "sample":
             made.add(f"{words[2]}/samples.npy")
         read = {word for word in words if re.fullmatch(r"r(uns)?/[\w/.-]+|.*\.npy", word)} - {out}

@@ -49,6 +49,8 @@ SHARED = {
     "evaluate": "the command calls the function",
     "gaps": "the command calls the function, and plots.gaps draws its result",
     "impute": "the command calls the function",
+    "pull": "the command calls the function",
+    "push": "the command calls the function",
     "represent": "the command calls the function",
     "sweep": "the command calls the function",
     "train": "the command calls the function",

@@ -188,10 +188,10 @@ def test_columns_have_kinds_by_their_values_or_by_name(tmp_path):
 
 BAD_KINDS = {
     "no such column": ({"force": "real"}, r"kinds names 'force', but the data have the columns age, job"),
-    "no such kind": ({"age": "amount"}, r"kind of column 'age' must be one of real, positive.*got 'amount'"),
+    "no such kind": ({"age": "amount"}, r"kinds\['age'\] must be one of real, positive.*got 'amount'"),
     "no bounds": (
         {"share": "bounded"},
-        r"column 'share' is bounded, which has 2 bounds, got \[\]: write share=bounded:0:1",
+        r"kinds\['share'\] is bounded, which has 2 bounds, got \[\]: write share=bounded:0:1",
     ),
     "beyond a bound": (
         {"share": ("bounded", 0, 0.5)},

@@ -38,6 +38,30 @@ from dgm_pyro.training.fit import History
 from dgm_pyro.training.options import TrainingOptions
 from dgm_pyro.uses import anomaly, classification, representations
 
+__all__ = [
+    "Drawn",
+    "GapsOfRuns",
+    "OpenRun",
+    "Shown",
+    "TrainedRun",
+    "check_into",
+    "classify_into",
+    "detect_into",
+    "doctor_of",
+    "evaluate_run",
+    "gaps_into",
+    "impute_into",
+    "infer_of",
+    "list_of_models",
+    "list_of_names",
+    "open_run",
+    "represent_into",
+    "resume_run",
+    "sample_into",
+    "sweep_into",
+    "train_run",
+]
+
 
 @dataclass(frozen=True)
 class OpenRun:

@@ -19,6 +19,8 @@ from dgm_pyro.infer.compare import GuideComparison, compare
 from dgm_pyro.infer.draws import predictive_check
 from dgm_pyro.posterior import Posterior
 
+__all__ = ["arguments_in", "infer_into", "posterior_from"]
+
 
 def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
     """The posterior of the model that ``FILE.py:MODEL`` names.

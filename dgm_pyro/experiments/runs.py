@@ -39,6 +39,8 @@ from dgm_pyro.training.options import TrainingOptions, changes
 from dgm_pyro.training.states import States, read_header
 from dgm_pyro.uses import corruptions
 
+__all__ = ["Record", "inputs", "points", "read", "resume", "train", "write", "write_alike", "write_array"]
+
 RECORD = "run.json"
 TRACKED = ("metrics.jsonl", "learning-curves.png")
 
@@ -315,7 +317,7 @@ def train(
             raise
         written = record(history)
         if processes.writes:
-            _write(path, program, written)
+            write_files(path, program, written)
             states.remove()
     return program, written, history
 
@@ -368,10 +370,11 @@ def write(folder: str | os.PathLike[str], program: Program, record: Record) -> N
         BlockingIOError: another process writes there.
     """
     with files.only_writer(Path(folder)):
-        _write(Path(folder), program, record)
+        write_files(Path(folder), program, record)
 
 
-def _write(folder: Path, program: Program, record: Record) -> None:
+def write_files(folder: Path, program: Program, record: Record) -> None:
+    """Write the files of a run, for the `only_writer` of the folder."""
     header, weights = checkpoint.pack(program, {RECORD: asdict(record)})
     checkpoint.write_packed(folder, header, weights)
     write_json(folder / RECORD, asdict(record) | {"weights": header["weights"]["sha256"]})
@@ -438,7 +441,7 @@ def _applicable(path: Path, reading: Mapping[str, Any], program: Program) -> dic
     """What of the options of the run's own file says how to read another one."""
     wanted = {"levels": program.levels if program.variable == "x" else None, **reading}
     if path.is_dir():
-        names: tuple[str, ...] = ("levels", "size", "gray", "classes")
+        names: tuple[str, ...] = ("levels", "size", "gray", "crop", "classes")
     elif path.suffix in sources.TABLES:
         names = ("levels", "columns", "label", "given", "classes", "kinds")
     else:

@@ -12,20 +12,17 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import multiprocessing
 import os
 import re
-import signal
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from tqdm import tqdm
 
@@ -40,19 +37,20 @@ from dgm_pyro.experiments import runs
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.standardized import core_of
 from dgm_pyro.infer.checks import units
+from dgm_pyro.jobs import Interrupted, in_parallel, processes
 from dgm_pyro.objectives import objective_named
 from dgm_pyro.program import Program, check_count
 from dgm_pyro.results import Result, Table, as_csv, with_error
 from dgm_pyro.training.optimizers import optimizer_of
 from dgm_pyro.training.options import TrainingOptions, changes, option_types, value_of
 
+__all__ = ["Cell", "Comparison", "Options", "Row", "Sweep", "compare", "sweep"]
+
 AXES = ("prior", "encoder", "likelihood", "objective")
 VARIED = sorted({*option_types(), "hidden", "latent_size"} - {"seed", "device", "checkpoint_minutes"})
 """Options that a sweep takes values of, beside the axes."""
 
 UNIT_DATA = 512
-# Seconds that a training has to store its state.
-GRACE = 30
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def sweep(
     objective: Sequence[str] = (),
     vary: Mapping[str, Sequence[Any]] | None = None,
     seeds: int = 1,
-    jobs: int = 1,
+    jobs: int | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Train and evaluate every combination of the names, with ``seeds`` seeds each; finished cells are kept.
@@ -187,7 +185,9 @@ def sweep(
             `dgm.build`, such as ``{"hidden": [(64,), (256, 256)]}``.
         seeds: 0 .. seeds - 1.
         jobs: how many processes; 1 trains in this one. They take the GPUs in turn, if there are any and the
-            options name none; and share the cores, unless OMP_NUM_THREADS says how many threads each has.
+            options name none; and share the cores, unless OMP_NUM_THREADS says how many threads each has. By default as
+            `joblib.parallel_config` says, or 1: under its backend "dask" the cells run on that cluster, whose workers
+            see the same folder and have one thread each.
         progress: whether to say how many cells there are and how long they take, with a bar on a terminal.
 
     Returns:
@@ -202,7 +202,8 @@ def sweep(
     check_type(options, Options | None, "options", "a sweep.Options or None")
     options = options or Options()
     check_count(seeds, "seeds")
-    check_count(jobs, "jobs")
+    if jobs is not None:
+        check_count(jobs, "jobs")
     check_count(options.num_particles, "num_particles")
     given = dict(zip(AXES, (prior, encoder, likelihood, objective), strict=True))
     for axis, names in given.items():
@@ -230,7 +231,7 @@ def sweep(
     return result
 
 
-def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: int, progress: bool) -> None:
+def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | None, progress: bool) -> None:
     """Run the cells that are not finished, and tell how it goes."""
     missing = _telling_first([cell for cell in cells if not _is_finished(folder, cell)])
     if progress:
@@ -249,7 +250,7 @@ def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: in
             rest = [each for each in missing if each not in done]
             passed = time.perf_counter() - start
             if progress and rest and taken and not shown and passed > 2 * told:  # a bar says it itself
-                left, told = predicted(taken, rest) / min(jobs, len(rest)), passed
+                left, told = predicted(taken, rest) / min(joblib.effective_n_jobs(jobs), len(rest)), passed
                 _say(
                     f"{cell.name} took {seconds:.0f} s: about {left:.0f} s for the other {len(rest)}"
                     + _if_alike(taken, rest)
@@ -348,70 +349,27 @@ def _is_finished(folder: Path, cell: Cell) -> bool:
     return (place / "evaluation.json").is_file() and (place / runs.RECORD).is_file()
 
 
-def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, float]]:
+def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | None) -> Iterator[tuple[Cell, float]]:
     """Run the cells; yields each when it is done, and its seconds."""
-    if jobs == 1:
-        for cell in cells:
-            yield cell, run_cell(folder, options, cell)
-        return
-    context = multiprocessing.get_context("spawn")
-    places = context.SimpleQueue()
-    for device in devices(options.training.device, jobs):
-        places.put(device)
-    before = os.environ.get("OMP_NUM_THREADS")
-    if before is None:  # the processes inherit it, and read it when they load torch
-        os.environ["OMP_NUM_THREADS"] = str(max(1, _cores() // jobs))
+    places = itertools.cycle(devices(options.training.device, processes(jobs)))
+    tasks = [
+        (folder.absolute(), replace(options, training=replace(options.training, device=place)), cell)
+        for cell, place in zip(cells, places, strict=False)
+    ]
     try:
-        with ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(places,)) as pool:
-            try:
-                pending = {pool.submit(_run_there, folder, options, cell): cell for cell in cells}
-                for done in as_completed(pending):
-                    yield pending[done], done.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
+        yield from in_parallel(run_cell, tasks, jobs)
+    except Interrupted as error:
+        raise Interrupted(f"interrupted: give the same command again to continue {folder}", error.status) from None
 
 
 def devices(device: str, jobs: int) -> list[str]:
-    """The device of each job: the GPUs in turn, if there are any and ``device`` names none."""
+    """The device of each of so many processes: the GPUs in turn, if there are any and ``device`` names none."""
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    return [f"cuda:{job % gpus}" if gpus else device for job in range(jobs)]
+    return [f"cuda:{job % gpus}" if gpus else device for job in range(jobs)] or [device]
 
 
-def _cores() -> int:
-    """Number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# Of a process that runs cells.
-_device = "auto"
-
-
-def _settle(places: Any) -> None:
-    global _device
-    _device = places.get()
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    """A pool tells its processes when it ends, but not when it is killed. A training stores its state first."""
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
-    os._exit(1)
-
-
-def _run_there(folder: Path, options: Options, cell: Cell) -> float:
-    return run_cell(folder, replace(options, training=replace(options.training, device=_device)), cell)
-
-
-def run_cell(folder: Path, options: Options, cell: Cell) -> float:
-    """Train and evaluate one cell, and return the seconds that it took; any error of it is recorded, not raised."""
+def run_cell(folder: Path, options: Options, cell: Cell) -> tuple[Cell, float]:
+    """Train and evaluate one cell; returns it and its seconds. Any error of it is recorded, not raised."""
     place, start = _place(folder, cell), time.perf_counter()
     place.mkdir(parents=True, exist_ok=True)
     try:
@@ -422,7 +380,7 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> float:
         runs.write_json(place / "failed.json", {"error": text, **asdict(cell)})
     else:
         (place / "failed.json").unlink(missing_ok=True)
-    return time.perf_counter() - start
+    return cell, time.perf_counter() - start
 
 
 def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:
@@ -558,6 +516,16 @@ def _grid(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, f
 # -- runs side by side -------------------------------------------------------------------------------------------------
 
 
+# How a difference that is a bound is marked in the table.
+RELATIONS = {"at least": "> ", "at most": "< "}
+
+
+def _folder_of(names: Collection[str]) -> str:
+    """The folder that all of the runs are in, where they name the same one; empty where there is none."""
+    parents = {os.path.dirname(name) for name in names}
+    return os.path.commonpath(parents) if len({os.path.isabs(parent) for parent in parents}) == 1 else ""
+
+
 @dataclass(frozen=True)
 class Comparison(Result):
     """Runs on the same data, the first of them the one that differences are taken to."""
@@ -583,25 +551,33 @@ class Comparison(Result):
         return lines
 
     def parts(self) -> list[str | Table]:
-        reference, *_ = self.evidences
-        header = ["run", "bits/dim", "nats", f"nats more than {reference}", "kind", "parameters", "seconds"]
+        reference, *others = self.evidences
+        header = ["run", "bits/dim", "nats", "kind", "difference", "parameters", "seconds"]
         rows, kinds = [], set[str]()
+        shared = _folder_of(self.evidences)
         for name, evidence in self.evidences.items():
             difference = evidence.minus(self.evidences[reference])
-            kinds.add(difference.kind)
+            if name in others:
+                kinds.add(difference.kind)
+            sign = RELATIONS.get(difference.kind, "")
             rows.append(
                 [
-                    name,
-                    with_error(evidence.bits_per_dim, evidence.stderr, 4),
-                    f"{evidence.nats:.3f}",
-                    "-" if name == reference else str(difference).replace(" nats", ""),
+                    os.path.relpath(name, shared) if shared else name,
+                    f"{evidence.bits_per_dim:.4f}",
+                    with_error(evidence.nats, evidence.nats_stderr, 3),
                     evidence.kind,
+                    sign + str(difference).partition(" nats")[0] if name in others else "-",
                     f"{self.parameters[name]:,}",
                     f"{self.seconds[name]:.1f}",
                 ]
             )
-        first = self.evidences[reference]
-        parts: list[str | Table] = [f"{len(first.values)} of {first.data}, a {first.measure}", Table(header, rows)]
+        first, where = self.evidences[reference], f"; runs in {shared}" if shared else ""
+        signs = "; > at least, < at most" if kinds & RELATIONS.keys() else ""
+        parts: list[str | Table] = [
+            f"{len(first.values)} of {first.data}, a {first.measure}{where}",
+            Table(header, rows),
+            f"difference: nats more than {rows[0][0]}, paired datum by datum{signs}",
+        ]
         if kinds != {"exact"}:
             parts.append(
                 "a bound may be short of log p(x) by its gap (dgm gaps), and so may a difference of two bounds"

@@ -33,6 +33,8 @@ from dgm_pyro.families.hierarchical import Hierarchical, groups_of
 from dgm_pyro.posterior import Indices, Posterior, middle_of
 from dgm_pyro.program import Conditional, Program, differentiating, latent_sites, seeded
 
+__all__ = ["AutoConditional", "GuidedPosterior", "normal_fit"]
+
 STARTS = 32
 STEPS = 300
 PARTICLES = 8

@@ -52,6 +52,24 @@ from dgm_pyro.posterior import check_model
 from dgm_pyro.program import Conditional, Program, check_program, declare_given, differentiating, is_pair, seeded
 from dgm_pyro.registry import register
 
+__all__ = [
+    "FAMILIES",
+    "EnumeratedPosterior",
+    "Finite",
+    "Fitted",
+    "FullRankNormal",
+    "LinearGaussianPosterior",
+    "LowRankNormal",
+    "MixtureOfVectors",
+    "PrecisionWeighted",
+    "SemiAmortized",
+    "TopDown",
+    "auto",
+    "fit_guide",
+    "planar",
+    "sylvester",
+]
+
 # -- Normals with covariances ------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
+__all__ = ["Around", "Implicit", "mode_coverage", "noisy", "parzen", "precision_recall"]
+
 
 @register
 class Implicit(Program):

@@ -43,6 +43,8 @@ from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Conditional, differentiating, log_mean_exp, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = ["GuideComparison", "GuideRow", "compare", "train_guide"]
+
 NUM_PARTICLES = 32
 BATCH = 500
 DIRECTIONS = 100

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,23 +20,15 @@ import safetensors.torch
 
 import dgm_pyro.checkpoint as checkpoint
 from dgm_pyro.files import write_file
+from dgm_pyro.jobs import Interrupted, noted
 from dgm_pyro.training.distributed import process_group
+
+__all__ = ["Interrupted", "States"]
 
 FORMAT = "dgm_pyro training"
 FORMAT_VERSION = 1
 SHARE = 20
 """A state that is stored for the best epoch comes no sooner than after so many times the time that storing takes."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended a training, whose state was stored; ``status`` is for the process to exit with."""
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message, status)
-        self.status = status
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class States:
@@ -105,7 +96,7 @@ class States:
         self.training, self.minutes, self.steps = training, training.options.checkpoint_minutes, training.taken
         if training.taken == 0:
             self.write()
-        with self._signals():
+        with noted(self._note):
             yield
 
     def pause(self) -> bool:
@@ -133,26 +124,8 @@ class States:
             message = f"interrupted after step {training.taken} of {training.steps}, which is stored: {self.advice}"
             raise Interrupted(message, 128 + (self.signal or signal.SIGTERM))
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM, and let the step end. A second one does what it does without this."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-
-        def note(number: int, frame: Any) -> None:
-            self.signal = number
-            signal.signal(number, before[signal.Signals(number)])
-
-        for each, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(each, note)
-        try:
-            yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
+    def _note(self, number: int) -> None:
+        self.signal = number
 
 
 def read_header(folder: Path) -> dict[str, Any] | None:

@@ -5,19 +5,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import dgm_pyro as dgm
-from dgm_pyro import cli, files
+from dgm_pyro import cli, files, jobs
 from dgm_pyro.experiments import runs, sweep
 from dgm_pyro.families.standardized import core_of
-from dgm_pyro.training import fit, states
+from dgm_pyro.training import fit
 
 OPTIONS = dgm.TrainingOptions(epochs=1, device="cpu", validation=None)
 
@@ -157,37 +154,6 @@ def test_a_sweep_has_one_writer(tmp_path):
         sweep.sweep(tmp_path / "s", options, progress=False)
 
 
-PARENT = """
-import multiprocessing, sys, time
-from dgm_pyro.experiments import sweep
-if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    places = context.SimpleQueue()
-    places.put("cpu")
-    pool = sweep.ProcessPoolExecutor(1, mp_context=context, initializer=sweep._settle, initargs=(places,))
-    print(pool.submit(sweep.os.getpid).result(), flush=True)
-    pool.submit(time.sleep, 600)
-    time.sleep(600)
-"""
-
-
-def test_the_processes_of_a_sweep_end_with_their_parent(tmp_path):
-    (tmp_path / "parent.py").write_text(PARENT)
-    command = [sys.executable, str(tmp_path / "parent.py")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
-        child = int(parent.stdout.readline())
-        parent.kill()
-    for _ in range(100):
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            return
-        if Path(f"/proc/{child}/stat").is_file() and Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
-            return  # nobody has waited for it yet
-        time.sleep(0.05)
-    pytest.fail(f"{child} still computes")
-
-
 # -- resumed -----------------------------------------------------------------------------------------------------------
 
 COMMAND = [
@@ -287,7 +253,7 @@ def test_a_cell_that_was_interrupted_is_resumed(tmp_path, signaled, monkeypatch)
     options = sweep.Options("vae", "moons", num_data=64, num_particles=1, training=replace(OPTIONS, epochs=6))
     whole = sweep.sweep(tmp_path / "whole", options, progress=False)
     signaled(signal.SIGTERM, 4)
-    with pytest.raises(states.Interrupted):
+    with pytest.raises(jobs.Interrupted):
         sweep.sweep(tmp_path / "s", options, progress=False)
     assert (tmp_path / "s" / "cells" / "seed0" / "state.json").is_file()
     monkeypatch.undo()

@@ -3,11 +3,10 @@
 import csv
 import json
 import math
-import os
 import re
-from concurrent.futures import Future
 from dataclasses import replace
 
+import joblib
 import pytest
 import torch
 
@@ -226,47 +225,23 @@ def test_processes_give_the_same_numbers(swept, tmp_path):
     assert result.rows[0].cells[0]["nats"] == pytest.approx(before.cells[0]["nats"], abs=1e-4)
 
 
-class Pool:
-    """In the place of a pool: two processes, which are this one."""
-
-    def __init__(self, jobs, mp_context, initializer, initargs):
-        self.jobs, self.settle = jobs, lambda: initializer(*initargs)
-        self.threads = os.environ["OMP_NUM_THREADS"]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *failure):
-        pass
-
-    def submit(self, function, *arguments):
-        self.settle()
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-
 @pytest.mark.parametrize(("gpus", "device", "places"), [
     (0, "auto", ["auto", "auto", "auto"]), (2, "auto", ["cuda:0", "cuda:1", "cuda:0"]),
     (2, "cpu", ["cpu", "cpu", "cpu"]), (2, "cuda:1", ["cuda:1", "cuda:1", "cuda:1"]), (1, "cuda", ["cuda:0"] * 3),
 ])  # fmt: skip
-@pytest.mark.parametrize(("cores", "given", "threads"), [(8, None, "2"), (2, None, "1"), (8, "5", "5")])
-def test_jobs_take_the_gpus_in_turn_and_share_the_cores(
-    tmp_path, monkeypatch, gpus, device, places, cores, given, threads
-):
-    pools, ran = [], []
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", lambda *a, **kw: pools.append(Pool(*a, **kw)) or pools[0])
-    monkeypatch.setattr(sweep, "run_cell", lambda folder, options, cell: ran.append(options.training.device))
-    monkeypatch.setattr(sweep, "_cores", lambda: cores)
+def test_cells_take_the_gpus_in_turn(tmp_path, monkeypatch, gpus, device, places):
+    ran = []
+    monkeypatch.setattr(sweep, "in_parallel", lambda function, tasks, jobs: ran.extend(tasks) or [])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    if given is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", given)
     cells = [sweep.Cell((), seed) for seed in range(3)]
-    assert list(sweep._run_all(tmp_path, training(device=device), cells, 3)) != []
-    assert ran == places
-    assert pools[0].threads == threads
-    assert os.environ.get("OMP_NUM_THREADS") == given
+    for jobs, expected in ((3, places), (1, [device] * 3)):
+        ran.clear()
+        assert not [*sweep._run_all(tmp_path, training(device=device), cells, jobs)]
+        assert [options.training.device for _, options, _ in ran] == expected
+    with joblib.parallel_config("threading", n_jobs=3):  # of a cluster, each worker chooses for itself
+        ran.clear()
+        assert not [*sweep._run_all(tmp_path, training(device=device), cells, None)]
+    assert {options.training.device for _, options, _ in ran} == {device}
 
 
 def test_a_sweep_of_before_there_were_some_options_is_resumed(swept):

@@ -26,6 +26,7 @@ from torch import nn
 import dgm_pyro as dgm
 from dgm_pyro import cli, objectives
 from dgm_pyro.experiments import runs
+from dgm_pyro.jobs import Interrupted
 from dgm_pyro.networks import MADE, MLP
 from dgm_pyro.training import compilation, distributed, step
 from dgm_pyro.training import fit as training
@@ -209,7 +210,7 @@ def resumed():
         try:
             run(0, augment=signaled, resume=folder)
             said = "it was not interrupted"
-        except dgm.training.states.Interrupted as error:
+        except Interrupted as error:
             said = str(error)
         return {"whole": whole, "said": said, "resumed": run(1, resume=folder)}
     finally:

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 import dgm_pyro as dgm
-from dgm_pyro import checkpoint, files
+from dgm_pyro import checkpoint, files, jobs
 from dgm_pyro.checkpoint import CheckpointError
+from dgm_pyro.jobs import Interrupted
 from dgm_pyro.networks import MADE
 from dgm_pyro.training import states
-from dgm_pyro.training.states import Interrupted, States
+from dgm_pyro.training.states import States
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 STEPS = 5 * 4
@@ -123,7 +124,9 @@ def test_a_signal_stores_the_state_after_the_step_and_says_how_to_go_on(number, 
     assert same(fit(tmp_path)[0], whole)
 
 
-def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
+def test_a_second_signal_does_not_wait_for_the_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "AT_ONCE", -1)
+
     def twice():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -132,6 +135,18 @@ def test_a_second_signal_does_not_wait_for_the_step(tmp_path):
     with pytest.raises(KeyboardInterrupt) as it:
         fit(tmp_path, 0, augment=At(6, twice))
     assert not isinstance(it.value, Interrupted)
+
+
+def test_the_same_signal_twice_at_once_is_one(tmp_path, whole):
+    """``timeout 3600 dgm train`` sends SIGTERM to the process, and to its group."""
+
+    def twice():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        fit(tmp_path, 0, augment=At(6, twice))
+    assert same(fit(tmp_path)[0], whole)
 
 
 def test_in_a_thread_signals_are_left_alone(tmp_path, whole):

@@ -1,0 +1,195 @@
+"""Runs on the Hugging Face hub: a repository holds a run, and a model card that its record says.
+
+    dgm push runs/vae-digits alice/vae-digits
+    dgm pull alice/vae-digits
+    dgm sample runs/vae-digits
+
+A pushed run has the files of a run, written anew. Of a file of your own that it was trained on, it has the name, the
+digest and the columns, and not the place. A pulled run is read as any checkpoint is, which runs no code, and nothing
+else of the repository is fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dgm_pyro.checkpoint as checkpoint
+from dgm_pyro.checks import check_path, check_type
+from dgm_pyro.evaluation import Evidence, evaluate
+from dgm_pyro.experiments import runs
+from dgm_pyro.families.implicit import Implicit
+from dgm_pyro.families.standardized import core_of
+from dgm_pyro.files import write_text
+from dgm_pyro.program import Program
+from dgm_pyro.results import Table
+from dgm_pyro.training.fit import History
+
+CURVES = "learning-curves.png"
+FILES = (runs.RECORD, checkpoint.HEADER, "weights-*.safetensors")
+"""What is fetched of a repository."""
+
+
+def push(
+    folder: str | os.PathLike[str],
+    repo: str,
+    *,
+    private: bool = False,
+    num_particles: int = 1,
+    data_dir: str | None = None,
+    progress: bool = False,
+    api: Any = None,
+) -> str:
+    """Store a run in a repository of the hub, which is made if need be, in one commit.
+
+    Its model card has the evidence of the test data, where they are at hand.
+
+    Args:
+        folder: of the run.
+        repo: its name, "user/name".
+        private: whether a repository that is made is private.
+        num_particles, progress: of `dgm.evaluate`.
+        data_dir: folder of the data set's files.
+        api: a `huggingface_hub.HfApi`, with a token and an endpoint of its own. By default those that ``hf auth login``
+            and the environment say.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        FileNotFoundError, ValueError: ``folder`` holds no run, or a damaged one.
+        ImportError: huggingface_hub is not installed.
+        OSError: the hub cannot be reached, or refuses.
+    """
+    check_path(folder, "folder")
+    check_type(repo, str, "repo", "the name of a repository, 'user/name'")
+    program, record = runs.read(folder)
+    evidence = _evidence(program, record, num_particles, data_dir, progress)
+    public = _public(record)
+    with tempfile.TemporaryDirectory() as scratch, _hub(api) as hub:
+        runs.write(scratch, program, public)
+        if (Path(folder) / CURVES).is_file():
+            shutil.copy(Path(folder) / CURVES, scratch)
+        write_text(Path(scratch) / "README.md", card(program, public, evidence, repo))
+        address = hub.create_repo(repo, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repo, folder_path=scratch, commit_message=f"dgm push: {public}", delete_patterns=[FILES[-1]]
+        )
+    return str(address)
+
+
+def pull(
+    repo: str,
+    out: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    force: bool = False,
+    api: Any = None,
+) -> tuple[Program, runs.Record]:
+    """Fetch the run in a repository of the hub into the folder ``out``.
+
+    Args:
+        repo: its name, "user/name".
+        revision: branch, tag or commit; the newest by default.
+        force: overwrite what is in ``out``.
+        api: as for `push`.
+
+    Raises:
+        FileExistsError: something is in ``out``, and ``force`` is not set.
+        CheckpointError, FileNotFoundError, ValueError: the repository holds no run, or a damaged one; nothing has been
+            written.
+        ImportError, OSError: as `push`.
+    """
+    check_type(repo, str, "repo", "the name of a repository, 'user/name'")
+    check_path(out, "out")
+    with runs.reserved(Path(out), force=force), tempfile.TemporaryDirectory() as scratch:
+        with _hub(api) as hub:
+            hub.snapshot_download(repo, revision=revision, local_dir=scratch, allow_patterns=[*FILES])
+        try:
+            program, record = runs.read(scratch)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{repo} holds no run of dgm_pyro: it has no {runs.RECORD}") from error
+        runs.write_files(Path(out), program, record)
+    return program, record
+
+
+@contextlib.contextmanager
+def _hub(api: Any) -> Iterator[Any]:
+    """The hub; whatever its transport raises is an OSError."""
+    if api is None:
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise ImportError("the hub needs huggingface_hub: pip install 'dgm_pyro[hub]'") from error
+        api = HfApi()
+    try:
+        yield api
+    except (OSError, ValueError, TypeError):
+        raise
+    except Exception as error:  # of httpx
+        raise ConnectionError(f"the hub does not answer: {error}") from error
+
+
+def _public(record: runs.Record) -> runs.Record:
+    """The record without the places of files."""
+    reading = dict(record.reading)
+    if "test" in reading:
+        reading["test"] = Path(reading["test"]).name
+    options = record.options | ({"reading": reading} if reading else {})
+    return replace(record, data=Path(record.data).name, data_dir=None, options=options)
+
+
+def _evidence(
+    program: Program, record: runs.Record, num_particles: int, data_dir: str | None, progress: bool
+) -> Evidence | None:
+    """That of the test data; None for a program without a density, or where the data are not at hand."""
+    if isinstance(core_of(program), Implicit):
+        return None
+    try:
+        points = record.points("test", data_dir)
+    except (FileNotFoundError, ValueError):
+        return None
+    return evaluate(program, points, num_particles=num_particles, progress=progress)
+
+
+def card(program: Program, record: runs.Record, evidence: Evidence | None, repo: str) -> str:
+    """The model card of a run, in markdown."""
+    history, formula = History.from_dict(record.history), program.formula()
+    digests = {f"digest of the {split} data": digest for split, digest in record.reading.get("digests", {}).items()}
+    if evidence is not None:
+        of = "log p(x)" if program.variable == "x" else "log p(y | x)"
+        digests |= {f"{of} of the {len(evidence.values)} test data": str(evidence), "their digest": evidence.digest}
+    facts = {
+        "model": record.model,
+        "data": record.data,
+        **digests,
+        "training": f"{len(history.epochs)} epochs, {history.seconds:.0f} s",
+        "epoch of the weights": str(history.best_epoch),
+        **{name: str(value) for name, value in record.options.items() if name != "reading"},
+    }
+    name = repo.rpartition("/")[2]
+    curves = f"\n![learning curves]({CURVES})\n" if history.epochs else ""
+    return f"""---
+library_name: dgm_pyro
+tags: [pyro, generative-model, {type(core_of(program)).__name__.lower()}]
+---
+
+# {name}: {record}
+
+    {formula.p}
+{f"    {formula.q}" if formula.q else ""}
+
+The run of a deep generative model, written by `dgm push`. To read it runs no code:
+
+    pip install 'dgm_pyro[hub]'
+    dgm pull {repo} --out runs/{name}
+    dgm sample runs/{name}
+
+{Table(["", ""], [[*fact] for fact in facts.items()]).markdown()}
+{curves}"""

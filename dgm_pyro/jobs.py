@@ -1,0 +1,182 @@
+"""Independent tasks in several processes, here or on a cluster, and the signals that end them.
+
+joblib starts the processes, gives them tasks and shares the cores; `joblib.parallel_config` names another backend, such
+as "dask". Two things are added for processes of this machine. They end when their parent is killed. And an interrupt of
+the parent gives each task the time to store what it has done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+from joblib.parallel import LokyBackend, get_active_backend
+
+from dgm_pyro.files import write_text
+
+GRACE = 30
+"""Seconds that a task has to store its state when the parent of its process is gone."""
+EVERY = 0.2
+"""Seconds between two looks for that."""
+AT_ONCE = 1.0
+"""Seconds within which two signals of a kind are one."""
+OTHER = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGINT}
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM ended work whose state was stored; ``status`` is for the process to exit with."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message, status)
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@contextlib.contextmanager
+def noted(note: Callable[[int], None]) -> Iterator[None]:
+    """``note`` hears SIGINT and SIGTERM, and the work continues. A second signal does what it does without this.
+
+    One that comes within `AT_ONCE` is no second one: the command timeout sends each to the process and to its group.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, heard = {each: signal.getsignal(each) for each in OTHER}, dict[int, float]()
+
+    def hear(number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if now - heard.setdefault(number, now) <= AT_ONCE:
+            note(number)
+        else:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+
+    for each, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(each, hear)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def on_cluster(backend: str | None, address: str | None = None) -> Iterator[None]:
+    """Tasks run on a cluster that is there already.
+
+    Args:
+        backend: "dask" or "ray"; None for processes of this machine.
+        address: of the scheduler; by default the cluster that this process has joined.
+
+    Raises:
+        ValueError: another backend; or an address without one.
+        ImportError: the backend is not installed.
+        OSError: nobody answers at the address.
+    """
+    if backend is None:
+        if address is not None:
+            raise ValueError(f"address is {address!r}, but there is no backend: choose backend='dask' or 'ray'")
+        yield
+        return
+    from dgm_pyro.checks import check_choice  # which imports torch
+
+    check_choice(backend, ("dask", "ray"), "backend")
+    try:
+        package = importlib.import_module({"dask": "distributed", "ray": "ray"}[backend])
+    except ModuleNotFoundError as error:
+        remedy = {"dask": "pip install 'dgm_pyro[cluster]'", "ray": "pip install ray"}[backend]
+        raise ImportError(f"backend={backend!r} needs a package that is missing: {remedy}") from error
+    if backend == "ray":
+        package.init(address)
+        importlib.import_module("ray.util.joblib").register_ray()
+    with joblib.parallel_config(backend, n_jobs=-1, **({"scheduler_host": address} if backend == "dask" else {})):
+        yield
+
+
+def processes(jobs: int | None = None) -> int:
+    """How many processes of this machine `in_parallel` starts: none for one job, nor on a cluster."""
+    found = int(joblib.effective_n_jobs(jobs))
+    return found if found > 1 and isinstance(get_active_backend()[0], LokyBackend) else 0
+
+
+def in_parallel(
+    function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], jobs: int | None = None
+) -> Iterator[Any]:
+    """What ``function`` returns for the arguments in each of the ``tasks``, in the order in which they end.
+
+    Args:
+        jobs: how many processes; 1 is this one. By default as `joblib.parallel_config` says, or 1. A cluster decides
+            itself.
+
+    Raises:
+        Interrupted: by a signal, when every task has stored its state.
+    """
+    as_they_end = "generator_unordered" if get_active_backend()[0].supports_return_generator else "list"
+    parallel = joblib.Parallel(jobs, batch_size=1, return_as=as_they_end)
+    if not processes(jobs):
+        yield from parallel(joblib.delayed(function)(*task) for task in tasks)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        stop, heard = Path(scratch) / "stop", list[int]()
+
+        def note(number: int) -> None:
+            heard.append(number)
+            write_text(stop, str(int(OTHER[signal.Signals(number)])))
+
+        held = joblib.delayed(_held)
+        with noted(note):
+            for ended, result in parallel(held(function, task, os.getpid(), stop) for task in tasks):
+                if ended:
+                    yield result
+        if heard:
+            raise Interrupted("interrupted", 128 + heard[0])
+
+
+def _held(function: Callable[..., Any], task: tuple[Any, ...], parent: int, stop: Path) -> tuple[bool, Any]:
+    """In a process of joblib: whether the task came to its end, and its result.
+
+    Between two tasks the process hears no signals. One that dies there would take the others with it.
+    """
+    if stop.exists():
+        return False, None
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(parent, stop, over), daemon=True)
+    for each in OTHER:
+        signal.signal(each, signal.default_int_handler)
+    try:
+        watch.start()
+        return True, function(*task)
+    except KeyboardInterrupt:
+        return False, None
+    finally:
+        for each in OTHER:
+            signal.signal(each, signal.SIG_IGN)
+        over.set()
+
+
+def _watch(parent: int, stop: Path, over: threading.Event) -> None:
+    """End the task when the parent was killed or interrupted.
+
+    A terminal sends SIGINT, and a queue SIGTERM, to all processes: the signal that comes from here is the other one. A
+    second one of a kind would not wait for the state to be stored.
+    """
+    while not over.wait(EVERY):
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+            over.wait(GRACE)
+            os._exit(1)
+        if stop.exists():
+            os.kill(os.getpid(), int(stop.read_text()))
+            return
