@@ -377,7 +377,7 @@ def evaluate_run(
 
 def quality_of_run(
     run: OpenRun, data: str | None = None, split: str = "test", *, features: Path | None = None, seed: int = 0
-) -> Shown[quality.Quality]:
+) -> Shown[quality.SampleQuality]:
     """`quality.program_quality` on data of a run: as many samples as there are data.
 
     Args:
