@@ -690,12 +690,12 @@ CALLS = {
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
     "quality.sample_quality": Call(
-        dict(real=X, samples=X, features=None, neighbors=1, num_blocks=2, batch_size=2),
-        {"features": ["x", 3], "num_blocks": [0, 1, 1.5, "x"]},
+        dict(real=X, samples=X, extractor=None, neighbors=1, num_blocks=2, batch_size=2),
+        {"extractor": ["x", 3], "num_blocks": [0, 1, 1.5, "x"]},
     ),
     "quality.program_quality": Call(
-        dict(program=lambda: dgm.Normal(2), real=X.repeat(20, 1), features=None, num_samples=20, seed=0, neighbors=1),
-        {"features": ["x", 3], "real": [None, "x", 3]},
+        dict(program=lambda: dgm.Normal(2), real=X.repeat(20, 1), extractor=None, num_samples=20, seed=0, neighbors=1),
+        {"extractor": ["x", 3], "real": [None, "x", 3]},
         free=["given"],
     ),
     "quality.frechet_distance": Call(dict(real=X, samples=X)),
