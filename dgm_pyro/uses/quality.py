@@ -45,7 +45,7 @@ from dgm_pyro.program import Program, alone, check_program, seeded
 from dgm_pyro.results import Result, Table, with_error
 
 __all__ = [
-    "Quality",
+    "SampleQuality",
     "frechet_distance",
     "hidden_features",
     "kernel_distance",
@@ -54,12 +54,12 @@ __all__ = [
 ]
 
 ROWS_AT_ONCE = 1024
-Features = Callable[[Tensor], Tensor] | nn.Module
+Extractor = Callable[[Tensor], Tensor] | nn.Module
 MEASURES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
-class Quality(Result):
+class SampleQuality(Result):
     """What `sample_quality` finds; errors are standard errors over data and samples.
 
     Attributes:
@@ -92,23 +92,23 @@ class Quality(Result):
 def sample_quality(
     real: Tensor,
     samples: Tensor,
-    features: Features | None = None,
+    extractor: Extractor | None = None,
     *,
     neighbors: int = 5,
     num_blocks: int = 10,
     batch_size: int = 256,
-) -> Quality:
+) -> SampleQuality:
     """Frechet and kernel distance, precision, recall, density and coverage of samples against data.
 
     Args:
         real: data, ``(N, *shape)``.
         samples: ``(M, *shape)``.
-        features: maps a batch of either to vectors, ``(B, ...)``: a network, which is used in evaluation mode, or any
+        extractor: maps a batch of either to vectors, ``(B, ...)``: a network, which is used in evaluation mode, or any
             function; None for x itself, as it is. For the published numbers of photographs, pass Inception.
         neighbors: k.
         num_blocks: the errors of the two distances are those of leaving out each of so many blocks of both sets in turn
             (the jackknife).
-        batch_size: data per batch of ``features``.
+        batch_size: data per batch of ``extractor``.
 
     Raises:
         ValueError: the shapes differ, or there are too few of either.
@@ -129,7 +129,7 @@ def sample_quality(
             f"there are {len(real)} real data and {len(samples)} samples, but {neighbors} neighbors and {num_blocks} "
             f"blocks need {least} of each: draw more, or ask for fewer"
         )
-    r, s = (_features_of(x, features, batch_size) for x in (real, samples))
+    r, s = (_features_of(x, extractor, batch_size) for x in (real, samples))
     density, covered = _in_balls(s, r, neighbors)
     inside = {"precision": density > 0, "density": density / neighbors, "coverage": covered}
     inside["recall"] = _in_balls(r, s, neighbors)[0] > 0
@@ -137,26 +137,26 @@ def sample_quality(
     errors = {name: standard_error(each.double()) for name, each in inside.items()}
     for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
         values[name], errors[name] = distance(r, s), _jackknife(distance, r, s, num_blocks)
-    return Quality(values, errors, len(r), len(s), r.shape[1], neighbors)
+    return SampleQuality(values, errors, len(r), len(s), r.shape[1], neighbors)
 
 
 @alone()
 def program_quality(
     program: Program,
     real: Tensor,
-    features: Features | None = None,
+    extractor: Extractor | None = None,
     *,
     given: Any = None,
     num_samples: int | None = None,
     seed: int = 0,
     neighbors: int = 5,
-) -> Quality:
+) -> SampleQuality:
     """`sample_quality` of a program's samples.
 
     Args:
         program: to sample from.
         real: data that it was not trained on, ``(N, *event_shape)``.
-        features: as for `sample_quality`.
+        extractor: as for `sample_quality`.
         given: for a conditional program, ``(num_samples, *given_shape)``.
         num_samples: as many as real data by default.
         seed: of the samples. The global random state is left as it was.
@@ -171,17 +171,17 @@ def program_quality(
         sizes = [len(part) for part in torch.arange(count).split(ROWS_AT_ONCE)]
         parts = [None] * len(sizes) if given is None else given.split(ROWS_AT_ONCE)
         drawn = [program.sample(size, part) for size, part in zip(sizes, parts, strict=True)]
-    return sample_quality(real.to(device), torch.cat(drawn), features, neighbors=neighbors)
+    return sample_quality(real.to(device), torch.cat(drawn), extractor, neighbors=neighbors)
 
 
-def _features_of(x: Tensor, features: Features | None, batch_size: int = 256) -> Tensor:
+def _features_of(x: Tensor, extractor: Extractor | None, batch_size: int = 256) -> Tensor:
     """Vectors of x in double precision, ``(N, D)``."""
-    if features is None:
+    if extractor is None:
         return x.flatten(1).double()
-    if not callable(features):
-        raise TypeError(f"features must be a network, a function of x or None, got {type(features).__name__}")
-    with eval_mode(features) if isinstance(features, nn.Module) else torch.no_grad(), torch.no_grad():
-        return torch.cat([features(part).flatten(1).double() for part in x.split(batch_size)])
+    if not callable(extractor):
+        raise TypeError(f"extractor must be a network, a function of x or None, got {type(extractor).__name__}")
+    with eval_mode(extractor) if isinstance(extractor, nn.Module) else torch.no_grad(), torch.no_grad():
+        return torch.cat([extractor(part).flatten(1).double() for part in x.split(batch_size)])
 
 
 def hidden_features(network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -193,7 +193,7 @@ def hidden_features(network: nn.Module) -> Callable[[Tensor], Tensor]:
     check_type(network, nn.Module, "network", "a torch.nn.Module")
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ValueError(f"this {type(network).__name__} has no linear layer: pass a function of x as features")
+        raise ValueError(f"this {type(network).__name__} has no linear layer: pass a function of x as extractor")
 
     def features(x: Tensor) -> Tensor:
         read: list[Tensor] = []
