@@ -47,7 +47,7 @@ from dgm_pyro.training.adversarial import Adversarial, KernelScore
 from dgm_pyro.training.compilation import CompilationError, compile
 from dgm_pyro.training.fit import History, NonFiniteLossError, Training, fit
 from dgm_pyro.training.options import TrainingOptions
-from dgm_pyro.uses import anomaly, classification, corruptions, representations
+from dgm_pyro.uses import anomaly, classification, corruptions, quality, representations
 
 __version__ = version("dgm_pyro")
 
@@ -131,6 +131,7 @@ __all__ = [
     "objectives",
     "plots",
     "priors",
+    "quality",
     "register",
     "registry",
     "representations",

@@ -568,7 +568,8 @@ def impute(
 
 
 @app.command(
-    epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; dgm evaluate runs/continuous-moons --ode"
+    epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; "
+    "dgm evaluate runs/continuous-moons --ode; dgm evaluate runs/vae-digits --quality --features runs/classifier-digits"
 )
 @_made_by("run", _open_run)
 def evaluate(
@@ -589,6 +590,17 @@ def evaluate(
             "Use the density of the probability-flow ODE (diffusion-continuous on real-valued data only).", "--ode"
         ),
     ] = False,
+    quality: Annotated[
+        bool,
+        _option(
+            "Judge samples in place of the evidence: Frechet and kernel distance, precision, recall, density and "
+            "coverage.",
+            "--quality",
+        ),
+    ] = False,
+    features: Annotated[
+        Path | None, _option("Run of a classifier whose features --quality compares. Default: x itself.", metavar="RUN")
+    ] = None,
     seed: Seed = 0,
     run: OpenRun,
     as_json: Json = False,
@@ -600,8 +612,13 @@ def evaluate(
     The value after +- is the standard error of the mean over the data. It includes the Monte Carlo error, but not the
     variation between trainings.
     """
-    from dgm_pyro.experiments.commands import evaluate_run
+    from dgm_pyro.experiments.commands import evaluate_run, quality_of_run
 
+    if quality:
+        _print(quality_of_run(run, data, split, features=features, seed=seed), as_json)
+        return
+    if features is not None:
+        raise ValueError("--features is for --quality: leave it out")
     found = evaluate_run(
         run,
         data,

@@ -45,7 +45,7 @@ def _cifar_batch(path: Path) -> Images:
             raise ValueError(f"it has images of shape {pixels.shape} and {len(labels)} labels")
     except (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError,
             pickle.UnpicklingError) as error:  # fmt: skip
-        raise ValueError(f"{path} is no batch of CIFAR-10 ({error}): copy it again") from error
+        raise ValueError(f"{path} is not a batch of CIFAR-10 ({error}): copy it again") from error
     return pixels.reshape(-1, 3, 32, 32), labels
 
 
@@ -136,7 +136,7 @@ def svhn(path: Path) -> Images:
         ValueError,
         zlib.error,
     ) as error:
-        raise ValueError(f"{path} is no file of SVHN ({error}): copy it again") from error
+        raise ValueError(f"{path} is not a file of SVHN ({error}): copy it again") from error
     return np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)), content["y"][:, 0].astype(np.int64) % 10
 
 
@@ -179,5 +179,5 @@ def _count(path: Path, size: int) -> int:
         if shape[1:] != (3 * size * size,) or dtype != np.uint8:
             raise ValueError(f"its data have shape {shape} and dtype {dtype}")
     except (LookupError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no file of ImageNet at {size}x{size} ({error}): copy it again") from error
+        raise ValueError(f"{path} is not a file of ImageNet at {size}x{size} ({error}): copy it again") from error
     return int(shape[0])

@@ -206,7 +206,7 @@ def _array(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")  # takes no memory for what the header promises
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no array ({error}): write one with numpy.save") from error
+        raise ValueError(f"{path} is not an array ({error}): write one with numpy.save") from error
 
 
 def _of_archive(path: Path, choice: Choice) -> Arrays:
@@ -475,7 +475,7 @@ def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarra
     wrong = np.isnan(array) & series.notna().to_numpy() | np.isinf(array)
     if wrong.any():
         row = int(wrong.argmax())
-        what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is no number"
+        what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is not a number"
         raise ValueError(
             f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, leave the column out "
             "by columns (--columns), or read text as a category by kinds (--kinds auto); labels (--label) may be text"

@@ -69,7 +69,7 @@ kind(SEED, "seed")
 kind(
     COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
     "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
-    "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
+    "restarts", "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
     "out_features", "num_features", "num_columns", "width", "heads", "max_outcomes", "resolution", "seeds", "jobs",
     "blocks", "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
 )  # fmt: skip
@@ -239,6 +239,23 @@ def coin_table():
     return dgm.infer.compare(
         coin_posterior(), guides=["meanfield"], reference=None, gradient_steps=1, num_particles=2, num_samples=100
     )
+
+
+@functools.cache
+def coin_draws():
+    return dgm.infer.psis(coin_posterior(), guide=flat_coin(), num_particles=30)
+
+
+def flat_coin():
+    return dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+
+def coin_predictions():
+    return dgm.infer.predictive_check(coin_posterior(), num_samples=2)
+
+
+def coin_chains():
+    return dgm.infer.nuts(coin_posterior(), num_samples=2, warmup=2, num_chains=2)
 
 
 def gaps(program, x):
@@ -482,12 +499,23 @@ CALLS = {
              temperature_schedule="sigmoid", target_acceptance=0.65, seed=0),
         {"temperature_schedule": NAME, "transition": ["x", 3]},
     ),
-    "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
+    "infer.check": Call(
+        dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, bins=2, gradient_steps=1, seed=0),
+        {"method": ["meanfield", 3]},
+    ),
     "infer.gaps": Call(
         dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, gradient_steps=1, num_samples=2,
              seed=0),
         {"num_temperatures": [-1, 1.5, None, "x"], "log_evidence": REALS[1:]},
     ),
+    "infer.predictive_check": Call(
+        dict(posterior=coin_posterior, draws="prior", num_samples=2, seed=0), {"posterior": THING, "draws": ["x", 3]}
+    ),
+    "Draws.to_arviz": Call(dict(num_prior=2, seed=0), {"num_prior": COUNT}, of=coin_draws),
+    "Loo.minus": Call(dict(other=lambda: dgm.infer.Loo(X[:, 0], X[:, 1], 1.0)), {"other": THING},
+                      of=lambda: dgm.infer.Loo(X[:, 0], X[:, 1], 1.0)),
+    "PredictiveCheck.statistics": Call(dict(site="y"), {"site": NAME}, of=coin_predictions),
+    "PredictiveCheck.p_values": Call(dict(site="y"), {"site": NAME}, of=coin_predictions),
     "infer.hide": Call(dict(region="random:0.5", event_shape=(2,), seed=0)),
     "infer.impute": Call(
         dict(program=made, x=X, mask=X > 0, num_samples=2, num_particles=2, num_temperatures=2, num_leapfrog=1, seed=0),
@@ -497,7 +525,10 @@ CALLS = {
         dict(program=vae, x=X, num_samples=2, warmup=2, num_chains=1, max_tree_depth=1, target_acceptance=0.8, seed=0),
         free=["observed", "compile"],
     ),
-    "infer.sbc": Call(dict(program=vae, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
+    "infer.sbc": Call(
+        dict(program=vae, num_samples=20, num_posterior_samples=3, bins=2, gradient_steps=1, seed=0),
+        {"method": ["meanfield", 3]},
+    ),
     "infer.smc": Call(
         dict(program=vae, x=X, num_particles=2, threshold=0.5, num_temperatures=2, num_leapfrog=1, initial="prior",
              seed=0),
@@ -516,7 +547,7 @@ CALLS = {
     ),
     "infer.train_guide": Call(
         dict(posterior=coin_posterior, guide=lambda: dgm.guides.auto(coin, "meanfield"), gradient_steps=1,
-             num_particles=2, lr=0.1, seed=0),
+             num_particles=2, lr=0.1, restarts=1, seed=0),
         {"posterior": THING, "guide": THING, "objective": [3]},
     ),
     "Posterior": Call(
@@ -529,16 +560,25 @@ CALLS = {
     "Posterior.compiled": Call(dict(size=2), of=coin_posterior, free=["fuse"]),
     **{
         f"Posterior.{name}": Call(dict(u=torch.zeros(2, 1)), {"u": [None, "x", 3, torch.zeros(2, 3)]},
-                                  free=["deterministic"], of=coin_posterior)
-        for name in ("log_joint", "log_prior", "log_likelihood", "densities", "log_abs_det_jacobian", "constrain")
+                                  free=["deterministic", "seed"], of=coin_posterior)
+        for name in ("log_joint", "log_prior", "log_likelihood", "densities", "log_abs_det_jacobian", "constrain",
+                     "by_latent", "predict", "pointwise")
     },
     "Posterior.unconstrain": Call(
         dict(values={"p": torch.rand(3)}), {"values": [{}, 3, "x", None]}, of=coin_posterior
     ),
-    "guides.auto": Call(dict(model=lambda: coin, q="fullrank"), {"model": THING, "q": [3, "x", None, dgm.VAE]}),
+    "guides.auto": Call(
+        dict(model=lambda: coin, q="fullrank"),
+        {"model": THING, "q": [3, "x", None, dgm.VAE], "structure": ["x", 3], "features": [3, "x", {"a": X}]},
+    ),
     "guides.MixtureOfVectors": Call(dict(event_shape=2, components=2)),
     "plots.marginals": Call(dict(found=lambda: coin_table(), most=2), {"found": THING}),
     "plots.pairs": Call(dict(found=lambda: coin_table(), guide="meanfield", most=1, num_points=3), {"found": THING}),
+    "plots.traces": Call(dict(found=coin_chains, most=1), {"found": THING}),
+    "plots.predictions": Call(
+        dict(found=coin_predictions, bins=3), {"found": THING}
+    ),
+    "plots.coverage": Call(dict(found=lambda: report().calibration, most=1), {"found": THING}),
     "plots.k_hats": Call(dict(found=lambda: coin_table()), {"found": THING}),
     "infer.propagate": Call(
         dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, size=4,
@@ -546,6 +586,10 @@ CALLS = {
         free=["stepper"],
     ),
     "infer.units": Call(dict(program=vae, data=X, num_samples=2, seed=0)),
+    "Calibration.shares": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
+    "Calibration.symmetry_p_values": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
+    "Calibration.coverage": Call(dict(site="z", level=0.5), {"site": NAME, "level": [0.0, 1.5, "x"]},
+                                 of=lambda: report().calibration),
     "Calibration.histogram": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
     "Calibration.p_values": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
     "Gaps.worst": Call(dict(num_data=2), of=lambda: gaps(vae(), X)),
@@ -689,7 +733,18 @@ CALLS = {
     "implicit.Around": Call(dict(generator=lambda: nn.Linear(2, 2), event_shape=2, scale=0.1)),
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
-    "implicit.precision_recall": Call(dict(real=X, fake=X, neighbors=1)),
+    "quality.sample_quality": Call(
+        dict(real=X, samples=X, features=None, neighbors=1, num_blocks=2, batch_size=2),
+        {"features": ["x", 3], "num_blocks": [0, 1, 1.5, "x"]},
+    ),
+    "quality.program_quality": Call(
+        dict(program=lambda: dgm.Normal(2), real=X.repeat(20, 1), features=None, num_samples=20, seed=0, neighbors=1),
+        {"features": ["x", 3], "real": [None, "x", 3]},
+        free=["given"],
+    ),
+    "quality.frechet_distance": Call(dict(real=X, samples=X)),
+    "quality.kernel_distance": Call(dict(real=X, samples=X)),
+    "quality.hidden_features": Call(dict(network=lambda: nn.Linear(2, 2)), {"network": [None, "x", 3]}),
     "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks
     "networks.MLP": Call(
@@ -828,7 +883,8 @@ EXCLUDED = {
         "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
         "anomaly.Separation", "classification.Answers", "data.StoredData",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
-        "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison", "infer.GuideRow",
+        "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison",
+        "infer.GuideGaps", "infer.GuideRow", "infer.Draws", "infer.Loo", "infer.PredictiveCheck",
         "infer.Population", "infer.Sandwich",
         "infer.Units", "infer.Weighted",
         "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality",

@@ -83,7 +83,7 @@ def test_what_a_batch_of_cifar_names_is_not_called(tmp_path):
     }
     for words, content in hostile.items():
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"data_batch_3 is no batch of CIFAR-10 \(.*{words}.*copy it again"):
+        with pytest.raises(ValueError, match=rf"data_batch_3 is not a batch of CIFAR-10 \(.*{words}.*copy it again"):
             dgm.data.load("cifar-10", data_dir=tmp_path)
 
 
@@ -96,10 +96,10 @@ def test_svhn(tmp_path):
     assert data.y.tolist() == [0, 1, 9]
     for content in (path.read_bytes()[:300], b"no such file"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"train_32x32\.mat is no file of SVHN"):
+        with pytest.raises(ValueError, match=r"train_32x32\.mat is not a file of SVHN"):
             dgm.data.load("svhn", data_dir=tmp_path)
     savemat(path, {"X": PIXELS, "y": np.zeros((3, 1))})
-    with pytest.raises(ValueError, match=r"is no file of SVHN .*it holds"):
+    with pytest.raises(ValueError, match=r"is not a file of SVHN .*it holds"):
         dgm.data.load("svhn", data_dir=tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_imagenet(tmp_path):
         dgm.data.load("imagenet64", "test", data_dir=tmp_path)
     (tmp_path / "Imagenet32_val_npz").mkdir()
     np.savez(tmp_path / "Imagenet32_val_npz" / "val_data.npz", data=images, labels=np.arange(20))
-    with pytest.raises(ValueError, match=r"val_data\.npz is no file of ImageNet at 32x32 \(its data have shape"):
+    with pytest.raises(ValueError, match=r"val_data\.npz is not a file of ImageNet at 32x32 \(its data have shape"):
         dgm.data.load("imagenet32", "test", data_dir=tmp_path)
 
 

@@ -14,7 +14,9 @@ NO_REFERENCE = {
     "dgm_pyro.__main__",
     "dgm_pyro.api",  # whose names are documented where they are defined
     "dgm_pyro.cli",  # for who calls `dgm`, not for who imports
-    *(f"dgm_pyro.{name}" for name in ("checks", "families.transforms", "files", "old_names", "sources")),  # helpers
+    *(
+        f"dgm_pyro.{name}" for name in ("checks", "families.transforms", "files", "old_names", "published", "sources")
+    ),  # helpers
     *(f"dgm_pyro.training.{name}" for name in ("optimizers", "step")),
     *(f"dgm_pyro.experiments.tour.{name}" for name in ("comparison", "page", "results", "stops")),
     *(f"dgm_pyro.{name}" for name in ("experiments", "experiments.tour", "families", "training", "uses")),

@@ -1,4 +1,5 @@
-"""A script as a user writes it: mypy, as strictly as it can, and pyright read it in `make check`, and pytest runs it.
+"""A script as a user writes it: mypy reads it in `make check`, as strictly as it can, pyright in `make pyright`;
+pytest runs it.
 
 A comment that ignores an error is an error where there is none: mypy says so, and so it must see these mistakes.
 """

@@ -300,7 +300,7 @@ def train(
 
     if resume and not force and (path / RECORD).is_file() and not (path / checkpoint.STATE).is_file():
         return _complete(path, record(History()))
-    advice = f"go on with {'the same torchrun, and ' if processes.size > 1 else ''}dgm train --resume {path}"
+    advice = f"resume with {'the same torchrun, and ' if processes.size > 1 else ''}dgm train --resume {path}"
     states = States(path, about, advice)
     with reserved(path, force=force, resume=resume) if processes.writes else contextlib.nullcontext():
         if processes.writes and not resume:

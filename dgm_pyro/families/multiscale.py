@@ -26,7 +26,7 @@ from functools import partial
 import torch
 
 from dgm_pyro.checks import check_count
-from dgm_pyro.families.conditionals import Normal, check_levels
+from dgm_pyro.families.conditionals import Normal, check_levels, inverse_softplus
 from dgm_pyro.families.flow import Flow, GivenArguments, embedding_of, end_of, start_near_zero
 from dgm_pyro.networks.bijections import (
     ActNorm,
@@ -40,6 +40,7 @@ from dgm_pyro.networks.bijections import (
 )
 from dgm_pyro.networks.convolutional import ConvNet, image_shape
 from dgm_pyro.networks.multiscale import LogisticMixture, Partial, PerPixel, Squeeze, squeezed
+from dgm_pyro.networks.pixelcnn import bias_of
 
 __all__ = ["convolutional_dequantizer", "convolutional_realnvp", "flow_plus_plus", "glow"]
 
@@ -167,14 +168,15 @@ def convolutional_dequantizer(
     shape = image_shape(event_shape, "event_shape")
     normal = ConvNet(shape, shape, 2, width, blocks=blocks, levels=check_levels(levels))
     start_near_zero(normal.last)
-    base = Normal(shape, normal, initial_scale=1.0)  # u is nearly uniform at first
+    with torch.no_grad():
+        bias_of(normal.last)[shape[0] :] += inverse_softplus(1.0)  # of scale one, so that u is nearly uniform at first
     coarse = squeezed(shape)
     seen = torch.Size((width, *coarse[1:]))
     masked: Masked = partial(_coupling, width=width, blocks=blocks, given_shape=seen)
     couplings = [masked(coarse, _half(coarse[0], i), Affine(BOUND)) for i in range(check_count(layers, "layers"))]
     parts = [Inverse(Squeeze(shape)), *couplings, Squeeze(shape), NormalCDF()]
     embedding = ConvNet(shape, seen, None, width, blocks=blocks, levels=levels)
-    return Flow(shape, parts, base, embedding=embedding)
+    return Flow(shape, parts, Normal(shape, normal), embedding=embedding)
 
 
 def _glow_step(univariate: Univariate, shape: Sequence[int], i: int, masked: Masked) -> list[Bijection]:

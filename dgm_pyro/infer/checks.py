@@ -502,9 +502,11 @@ def check(
     calibration = sbc(
         program,
         given,
+        method=method,
         num_samples=num_samples,
         num_posterior_samples=num_posterior_samples,
         bins=bins,
+        gradient_steps=gradient_steps,
         seed=seed,
         progress=progress,
     )

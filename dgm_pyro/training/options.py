@@ -31,7 +31,7 @@ class TrainingOptions:
     """
 
     epochs: Annotated[int, "Passes over the data."] = 50
-    gradient_steps: Annotated[int | None, "Steps in all, in the place of epochs."] = None
+    gradient_steps: Annotated[int | None, "Total number of steps, instead of epochs."] = None
     minutes: Annotated[
         float | None, "End after this many minutes of training, whatever is left of epochs or steps."
     ] = None
