@@ -13,6 +13,7 @@ The limits are such that the rest takes less than two minutes on two cores.
 
 import json
 import os
+import random
 import signal
 import tempfile
 from pathlib import Path
@@ -29,6 +30,7 @@ if "ATEN_CPU_CAPABILITY" in os.environ:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
 import matplotlib
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -150,7 +152,12 @@ def interrupts():
 @pytest.fixture(autouse=True)
 def fresh_start():
     """Equal seeds and an empty param store, so that a test's outcome does not depend on those before it."""
-    pyro.set_rng_seed(0)  # torch's, numpy's and Python's
+    # Not pyro.set_rng_seed: torch.manual_seed keeps the stack for each kind of device that is not there.
+    random.seed(0)
+    np.random.seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
     pyro.clear_param_store()
 
 

@@ -9,6 +9,7 @@ Example data are made from what the program declares: integers below its levels,
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,7 +32,9 @@ from dgm_pyro.networks import (
     DenoisingUNet,
     PixelCNN,
 )
-from dgm_pyro.program import batch_plates, latent_sites, log_prob_sum
+from dgm_pyro.program import batch_plates, latent_sites, log_prob_sum, seeded
+
+CPU = torch.device("cpu")
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -81,17 +84,25 @@ class Case:
 
     def build(self, seed: int = 0, device: str = "cpu", dtype: torch.dtype | None = None) -> dgm.Program:
         """The program, in the default dtype or in ``dtype``, its parameters a function of the seed."""
-        with precision(dtype or torch.get_default_dtype()), torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with precision(dtype or torch.get_default_dtype()), seeded(seed, CPU):
             program = jittered(self.make(), self.jitter)
         return program.to(device)
+
+    @functools.cached_property
+    def example(self) -> dgm.Program:
+        """One of these programs to look at, where tests are chosen: it is built once, and no test may change it."""
+        return self.build()
+
+    @functools.cached_property
+    def trainable(self) -> bool:
+        """Whether there is something to learn, and data to learn it from."""
+        return any(p.requires_grad for p in self.example.parameters()) and data_for(self, self.example) is not None
 
     def draw(
         self, program: dgm.Program, size: int, seed: int = 1, device: str = "cpu", dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Any]:
         """Example data of ``program``: x, ``(size, *event_shape)``, and given."""
-        with precision(dtype or torch.get_default_dtype()), torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with precision(dtype or torch.get_default_dtype()), seeded(seed, CPU):
             x = self.data(size) if self.data else outcomes(program, size)
             given = self.contexts(program, size) if program.conditional else None
         move = lambda part: tuple(map(move, part)) if isinstance(part, tuple) else part.to(device)  # noqa: E731
@@ -722,8 +733,3 @@ def data_for(case, program, size=24):
     if (given is not None and not labeled) or program.event_shape == ():
         return None
     return dgm.Data(x, given, levels=program.levels, num_classes=program.num_classes if labeled else None)
-
-
-def trainable(case):
-    program = case.build()
-    return any(p.requires_grad for p in program.parameters()) and data_for(case, program) is not None

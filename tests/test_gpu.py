@@ -5,7 +5,7 @@ import math
 import pyro
 import pytest
 import torch
-from programs import CASES, data_for, trainable
+from programs import CASES, data_for
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 
 import dgm_pyro as dgm
@@ -15,7 +15,7 @@ from dgm_pyro.evaluation import program_device
 DEVICE = "cuda"
 pytestmark = pytest.mark.gpu
 
-TRAINABLE = [name for name, case in CASES.items() if trainable(case)]
+TRAINABLE = [name for name, case in CASES.items() if case.trainable]
 DIFFUSIONS = [name for name in CASES if name.startswith(("diffusion", "continuous"))]
 
 

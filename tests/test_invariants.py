@@ -341,7 +341,7 @@ def chi_square(counts, expected):
     return stats.chisquare(observed, [scale * h for h in hoped]).pvalue
 
 
-SMALL = [name for name, case in CASES.items() if math.prod(case.build().event_shape) <= 3]
+SMALL = [name for name, case in CASES.items() if math.prod(case.example.event_shape) <= 3]
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -169,8 +169,8 @@ def same_in_every_batch(of, num, tolerance=1e-7):
         torch.testing.assert_close(found, whole[torch.cat(parts)], rtol=tolerance, atol=tolerance)
 
 
-UNCONDITIONAL = {name: case for name, case in CASES.items() if not case.build().conditional}
-BOUNDED = {name: case for name, case in UNCONDITIONAL.items() if not case.build().tractable}
+UNCONDITIONAL = {name: case for name, case in CASES.items() if not case.example.conditional}
+BOUNDED = {name: case for name, case in UNCONDITIONAL.items() if not case.example.tractable}
 CONTINUOUS = [name for name, case in BOUNDED.items() if "continuous-diffusion" in name and "prior" not in name]
 
 

@@ -619,7 +619,7 @@ def test_counts_reach_an_encoder_and_the_measure_needs_no_given_shape():
 # -- torch.func --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.build().tractable])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.example.tractable])
 @pytest.mark.parametrize("validating", [True, False])
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention, mapped by a loop
 def test_exact_densities_are_mapped(name, validating):

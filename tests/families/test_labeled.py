@@ -23,8 +23,8 @@ from dgm_pyro.objectives import elbo
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-LABELED = [name for name, case in CASES.items() if isinstance(case.build(), Labeled)]
-EXACT = [name for name in LABELED if CASES[name].build().tractable]
+LABELED = [name for name, case in CASES.items() if isinstance(case.example, Labeled)]
+EXACT = [name for name in LABELED if CASES[name].example.tractable]
 CLASSES = 3
 
 

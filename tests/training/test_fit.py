@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import CASES, data_for, trainable, vae
+from programs import CASES, data_for, vae
 from pyro.infer import (
     JitTrace_ELBO,
     JitTraceMeanField_ELBO,
@@ -124,7 +124,7 @@ def test_training_starts_from_the_weights_it_finds():
 # -- every program -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if trainable(case)])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.trainable])
 def test_every_program_trains(name):
     case = CASES[name]
     program = case.build()

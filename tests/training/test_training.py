@@ -17,7 +17,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES, data_for, trainable, vae
+from programs import CASES, data_for, vae
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import nn
 
@@ -135,7 +135,7 @@ RECIPES = {
     "graph of a flow": of("flow-linear", compile=True, augment=moved_noise),
 }  # fmt: skip
 ALL = RECIPES | {
-    f"registry: {name}": of(name, size=24, epochs=2, ema=0.9) for name, case in CASES.items() if trainable(case)
+    f"registry: {name}": of(name, size=24, epochs=2, ema=0.9) for name, case in CASES.items() if case.trainable
 }
 
 
