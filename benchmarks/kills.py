@@ -93,6 +93,7 @@ def killed(command: list[str], folder: Path, after: float, counts: Counts, read:
     counts.kills += 1
     counts.lost.append(now - last_stored(folder, start))
     counts.look(folder)
+    print(f"  kill {counts.kills} after {after:.1f} s: {counts.lost[-1]:.1f} s lost", file=sys.stderr, flush=True)
     return False
 
 

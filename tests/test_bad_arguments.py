@@ -71,7 +71,7 @@ kind(
     "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
     "restarts", "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
     "out_features", "num_features", "num_columns", "width", "heads", "max_outcomes", "resolution", "seeds", "jobs",
-    "blocks", "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components", 
+    "blocks", "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components",
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")

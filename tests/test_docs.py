@@ -10,7 +10,12 @@ ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Where a page trains for real.
-SHORTER = {"epochs=40": "epochs=1", "epochs=20": "epochs=1", "num_particles=100": "num_particles=2"}
+SHORTER = {
+    "n_trials=20": "n_trials=2",
+    "epochs=40": "epochs=1",
+    "epochs=20": "epochs=1",
+    "num_particles=100": "num_particles=2",
+}
 SHORTER |= {'"realnvp"], reference="nuts"': '"realnvp"], gradient_steps=10, num_samples=100, num_temperatures=3'}
 
 

@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +99,32 @@ def test_the_record_names_its_weights_and_one_that_does_not_is_of_another_moment
     del record["weights"]  # of before there was a digest
     (folder / "run.json").write_text(json.dumps(record))
     assert runs.read(folder)[1].model == "made"
+
+
+OPENED = []
+
+
+def _note_opened(event, arguments):
+    """For writing, by whatever library."""
+    if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        OPENED.append(Path(arguments[0]))
+
+
+sys.addaudithook(_note_opened)
+
+
+def test_nothing_is_written_in_its_place(tmp_path):
+    """Pictures, tables and arrays are written beside it and moved there; the log of a training grows by lines."""
+    OPENED.clear()
+    (tmp_path / "mine.csv").write_text("a,b\n" + "0.5,1\n1,0\n0,2\n" * 8)
+    command = ["train", "made", "--data", str(tmp_path / "mine.csv"), "--epochs", "1", "--device", "cpu"]
+    assert cli.main([*command, "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["anomaly", str(tmp_path / "run"), str(tmp_path / "mine.csv"), "--false-alarm-rate", "0.5"]) == 0
+    found = [path.name for path in OPENED if path.is_relative_to(tmp_path / "run")]
+    assert {"anomalies.csv", "anomalies.png", "program.json", "learning-curves.png"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    assert {name for name in found if not re.fullmatch(r"\..+\.part", name)} == {"metrics.jsonl"}
 
 
 def test_two_trainings_into_one_folder_the_second_refuses_in_one_line(tmp_path, capsys):

@@ -251,6 +251,21 @@ def failing(out):
     sys.exit(cli.main(["train", "made", "--data", "moons", "--num-data", "90", "--device", "cpu", "--out", out]))
 
 
+def restarted(*arguments):
+    """`dgm` with a second process that is killed in its 20th step, when torchrun starts it for the first time."""
+    gradient, steps = training.Training._gradient, []
+
+    def killed(self, *batch):
+        steps.append(batch)
+        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if first and os.environ["RANK"] == "1" and len(steps) == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return gradient(self, *batch)
+
+    training.Training._gradient = killed
+    sys.exit(cli.main([*arguments]))
+
+
 def run_here(folder, names):
     """In each of the processes: run the recipes and write the outcomes down."""
     warnings.simplefilter("error")
@@ -266,13 +281,13 @@ RECIPES = ALIKE | APART | {"inductor": inductor, "registry": registry}
 # -- starting them -----------------------------------------------------------------------------------------------------
 
 
-def torchrun(*arguments, logs, processes=2):
+def torchrun(*arguments, logs, processes=2, restarts=0):
     """Start ``arguments``; the exit status, and what each process said on stdout and stderr."""
     places = os.pathsep.join(filter(None, (str(Path(programs.__file__).parent), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places, "TERM": "dumb"}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-         "--log-dir", str(logs), "--redirects=3", *map(str, arguments)],
+         f"--max-restarts={restarts}", "--log-dir", str(logs), "--redirects=3", *map(str, arguments)],
         env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     said = {
@@ -504,6 +519,19 @@ def test_one_writes_the_run_that_one_process_would_have_written(tmp_path):
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.nightly
+def test_torchrun_restarts_a_training_that_lost_a_process_and_it_ends_with_the_same_weights(tmp_path):
+    recipe = ["train", "made", "--data", "moons", "--num-data", "100", "--epochs", "8", "--batch-size", "16"]
+    recipe += ["--device", "cpu", "--checkpoint-minutes", "1e-9", "--resume", "--out"]
+    status, said = torchrun("-m", "--", "dgm_pyro", *recipe, tmp_path / "whole", logs=tmp_path / "logs")
+    assert status == 0, said
+    status, said = torchrun(__file__, "restarted", *recipe, tmp_path / "run", logs=tmp_path / "more", restarts=1)
+    assert status == 0, said
+    whole, run = (json.loads((tmp_path / name / runs.RECORD).read_text()) for name in ("whole", "run"))
+    assert run["weights"] == whole["weights"]
+    assert len({path.parent.parent.name for path in (tmp_path / "more").rglob("stdout.log")}) == 2  # two attempts
+
+
 @pytest.mark.parametrize("command", ["sweep", "tour"])
 def test_other_commands_are_refused_under_torchrun(command, monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "0")
@@ -517,7 +545,7 @@ def test_other_commands_are_refused_under_torchrun(command, monkeypatch, capsys)
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
-    if what == "failing":
-        failing(*arguments)
+    if what in ("failing", "restarted"):
+        {"failing": failing, "restarted": restarted}[what](*arguments)
     else:
         run_here(arguments[0], arguments[1:])
