@@ -31,6 +31,7 @@ def mean_and_error(values):
 
 def style(dpi=100):
     """Draw from here on with the package's fonts and colors."""
+    plt.close(plt.figure())  # from here on a notebook knows how to show a figure that pyplot has not made
     plt.rcParams.update(theme.rc | {"figure.dpi": dpi, "savefig.dpi": dpi, "axes.titlesize": 9.5})
 
 
