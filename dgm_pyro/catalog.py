@@ -17,6 +17,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from dgm_pyro.checks import as_shape, check_choice, check_count, check_type
 from dgm_pyro.data import Data
@@ -865,6 +866,10 @@ class _WithoutMemory(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("dtype") is None:  # not one of indices
             kwargs = {**kwargs, "device": "meta"}
+        # A statement that runs when a program is made mixes weights with numbers: what comes of it has none.
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if len({tensor.is_meta for tensor in tensors}) == 2:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         return func(*args, **kwargs)
 
 
