@@ -45,7 +45,7 @@ from dgm_pyro.program import Program, alone, check_program, seeded
 from dgm_pyro.results import Result, Table, with_error
 
 __all__ = [
-    "Quality",
+    "SampleQuality",
     "frechet_distance",
     "hidden_features",
     "kernel_distance",
@@ -59,7 +59,7 @@ MEASURES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
-class Quality(Result):
+class SampleQuality(Result):
     """What `sample_quality` finds; errors are standard errors over data and samples.
 
     Attributes:
@@ -97,7 +97,7 @@ def sample_quality(
     neighbors: int = 5,
     num_blocks: int = 10,
     batch_size: int = 256,
-) -> Quality:
+) -> SampleQuality:
     """Frechet and kernel distance, precision, recall, density and coverage of samples against data.
 
     Args:
@@ -137,7 +137,7 @@ def sample_quality(
     errors = {name: standard_error(each.double()) for name, each in inside.items()}
     for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
         values[name], errors[name] = distance(r, s), _jackknife(distance, r, s, num_blocks)
-    return Quality(values, errors, len(r), len(s), r.shape[1], neighbors)
+    return SampleQuality(values, errors, len(r), len(s), r.shape[1], neighbors)
 
 
 @alone()
@@ -150,7 +150,7 @@ def program_quality(
     num_samples: int | None = None,
     seed: int = 0,
     neighbors: int = 5,
-) -> Quality:
+) -> SampleQuality:
     """`sample_quality` of a program's samples.
 
     Args:
