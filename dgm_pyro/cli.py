@@ -569,7 +569,8 @@ def impute(
 
 @app.command(
     epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; "
-    "dgm evaluate runs/continuous-moons --ode; dgm evaluate runs/vae-digits --quality --classifier runs/classifier-digits"
+    "dgm evaluate runs/continuous-moons --ode; "
+    "dgm evaluate runs/vae-digits --quality --classifier runs/classifier-digits"
 )
 @_made_by("run", _open_run)
 def evaluate(
