@@ -569,7 +569,8 @@ def impute(
 
 @app.command(
     epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; "
-    "dgm evaluate runs/continuous-moons --ode; dgm evaluate runs/vae-digits --quality"
+    "dgm evaluate runs/continuous-moons --ode; "
+    "dgm evaluate runs/vae-digits --quality --classifier runs/classifier-digits"
 )
 @_made_by("run", _open_run)
 def evaluate(
@@ -598,7 +599,7 @@ def evaluate(
             "--quality",
         ),
     ] = False,
-    extractor: Annotated[
+    classifier: Annotated[
         Path | None, _option("Run of a classifier whose features --quality compares. Default: x itself.", metavar="RUN")
     ] = None,
     seed: Seed = 0,
@@ -615,10 +616,10 @@ def evaluate(
     from dgm_pyro.experiments.commands import evaluate_run, quality_of_run
 
     if quality:
-        _print(quality_of_run(run, data, split, extractor=extractor, seed=seed), as_json)
+        _print(quality_of_run(run, data, split, classifier=classifier, seed=seed), as_json)
         return
-    if extractor is not None:
-        raise ValueError("--extractor is for --quality: leave it out")
+    if classifier is not None:
+        raise ValueError("--classifier is for --quality: leave it out")
     found = evaluate_run(
         run,
         data,

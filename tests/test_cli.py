@@ -254,7 +254,7 @@ def test_the_evidence_is_that_of_the_library(trained, capsys):
 
 def test_the_quality_of_samples_is_that_of_the_library(trained, capsys):
     capsys.readouterr()
-    dgm_ok("evaluate", trained["vae"], "--quality", "--extractor", trained["classifier"], "--json", "--device", "cpu")
+    dgm_ok("evaluate", trained["vae"], "--quality", "--classifier", trained["classifier"], "--json", "--device", "cpu")
     numbers = json.loads(capsys.readouterr().out)
     classifier, test = dgm.load(trained["classifier"]), dgm.data.load("digits", "test")
     features = dgm.quality.hidden_features(classifier)

@@ -73,7 +73,7 @@ KINDS = {
     r"curve|tails|divergence|game|\w+_type": {"str"},
     r"scale": {"float", "Numbers", "Tensor", "Sequence[float]", "Any"},
     r"channels|hidden": {"Sequence[int]", "tuple[int, ...]"},
-    r"features": {"IndependentConditional"},
+    r"features": {"IndependentConditional", "Features"},
     r"unit_cube|learned|labeled": {"bool"},
 }
 

@@ -376,24 +376,24 @@ def evaluate_run(
 
 
 def quality_of_run(
-    run: OpenRun, data: str | None = None, split: str = "test", *, extractor: Path | None = None, seed: int = 0
+    run: OpenRun, data: str | None = None, split: str = "test", *, classifier: Path | None = None, seed: int = 0
 ) -> Shown[quality.SampleQuality]:
     """`quality.program_quality` on data of a run: as many samples as there are data.
 
     Args:
-        extractor: the folder of a run of a discriminative classifier, whose last layer but one makes the features; None
-            for x itself.
+        classifier: the folder of a run of a discriminative classifier, whose last layer but one makes the features;
+            None for x itself.
     """
     run.require_x("sample quality")
     points, network = run.points(split, data), None
-    if extractor is not None:
-        classifier = load(extractor, device=run.device)
-        if not isinstance(classifier, Discriminative) or classifier.given_shape != run.program.event_shape:
-            raise ValueError(f"--extractor must be the run of a classifier of such data, and {extractor} is not")
-        network = quality.hidden_features(classifier)
+    if classifier is not None:
+        loaded = load(classifier, device=run.device)
+        if not isinstance(loaded, Discriminative) or loaded.given_shape != run.program.event_shape:
+            raise ValueError(f"--classifier must be the run of a classifier of such data, and {classifier} is not")
+        network = quality.hidden_features(loaded)
     given = run.program.arguments(points)[1] if run.program.conditional else None
     found = quality.program_quality(run.program, points.x, network, given=given, seed=seed)
-    by = "x itself" if extractor is None else f"features of {extractor}"
+    by = "x itself" if classifier is None else f"features of {classifier}"
     facts = {"run": str(run.folder), "model": run.record.model, "split": split, "features": by}
     return Shown(found, f"{run} ({split if data is None else data}), {by}, ", facts=facts)
 
