@@ -11,7 +11,7 @@ WITH_LOWEST := -W ignore::DeprecationWarning --deselect tests/test_tutorials.py:
   representations fit tutorials sources,$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
 .DEFAULT_GOAL := help
-.PHONY: help tour quick test durations lowest check format tutorials docs bench kills clean
+.PHONY: help tour quick test durations lowest check pyright format tutorials docs bench kills clean
 # Two installs into one environment must not run side by side.
 .NOTPARALLEL:
 
@@ -38,6 +38,9 @@ check: $(VENV)/.installed-dev  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pyright: $(VENV)/.installed-dev  ## read a user's script as pyright does (fetches node where there is none)
+	$(BIN)/pyright
 
 format: $(VENV)/.installed-dev  ## put the code into the house format
 	$(BIN)/ruff check --fix .

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import dgm_pyro as dgm
-from dgm_pyro import implicit
+from dgm_pyro import implicit, quality
 from dgm_pyro.evaluation import standard_error
 from dgm_pyro.networks.mlp import to_unit
 from dgm_pyro.training.adversarial import squared_distance
@@ -83,9 +83,9 @@ def main() -> None:
 
 
 def compared(name: str, real: Tensor, fake: Tensor, seconds: str) -> None:
-    precision, recall = implicit.precision_recall(real, fake)
+    found = quality.sample_quality(real, fake, neighbors=3).values
     distance = 1000 * squared_distance(fake, real)
-    print(f"| {name} | {precision:.2f} | {recall:.2f} | {distance:.0f} | {seconds} |", flush=True)
+    print(f"| {name} | {found['precision']:.2f} | {found['recall']:.2f} | {distance:.0f} | {seconds} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dgm_pyro.diagnosis import Diagnosis, Finding, doctor
 from dgm_pyro.evaluation import Evidence, evaluate
 from dgm_pyro.experiments import plots
 from dgm_pyro.factors import formula
-from dgm_pyro.families import autoregressive, diffusion, flow, guides, implicit, priors
+from dgm_pyro.families import autoregressive, diffusion, flow, guides, hierarchy, implicit, multiscale, priors
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.conditionals import (
@@ -32,6 +32,7 @@ from dgm_pyro.families.continuous import ContinuousDiffusion, LogSNR
 from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.diffusion import Diffusion, Schedule
 from dgm_pyro.families.flow import Flow
+from dgm_pyro.families.hierarchy import DeepVAE
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
@@ -46,7 +47,7 @@ from dgm_pyro.training.adversarial import Adversarial, KernelScore
 from dgm_pyro.training.compilation import CompilationError, compile
 from dgm_pyro.training.fit import History, NonFiniteLossError, Training, fit
 from dgm_pyro.training.options import TrainingOptions
-from dgm_pyro.uses import anomaly, classification, corruptions, representations
+from dgm_pyro.uses import anomaly, classification, corruptions, quality, representations
 
 __version__ = version("dgm_pyro")
 
@@ -68,6 +69,7 @@ __all__ = [
     "ContinuousDiffusion",
     "DReG",
     "Data",
+    "DeepVAE",
     "Dequantized",
     "Diagnosis",
     "Diffusion",
@@ -120,13 +122,16 @@ __all__ = [
     "flow",
     "formula",
     "guides",
+    "hierarchy",
     "implicit",
     "infer",
     "load",
+    "multiscale",
     "networks",
     "objectives",
     "plots",
     "priors",
+    "quality",
     "register",
     "registry",
     "representations",

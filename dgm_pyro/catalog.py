@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from dgm_pyro.checks import as_shape, check_choice, check_count, check_type
 from dgm_pyro.data import Data
+from dgm_pyro.families import multiscale
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.conditionals import (
@@ -49,6 +50,7 @@ from dgm_pyro.families.guides import (
     planar,
     sylvester,
 )
+from dgm_pyro.families.hierarchy import vdvae
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
@@ -64,6 +66,7 @@ from dgm_pyro.networks import (
     ColumnReader,
     ConvDecoder,
     ConvEncoder,
+    ConvNet,
     DenoisingMLP,
     DenoisingUNet,
     PixelCNN,
@@ -71,6 +74,8 @@ from dgm_pyro.networks import (
 )
 from dgm_pyro.networks.sizes import ImageSizes, image_sizes, is_large
 from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
+
+__all__ = ["ENCODERS", "LIKELIHOODS", "MODELS", "PRIORS", "TooLargeError", "build", "conditional_for", "units_of"]
 
 # So many numbers are looked at to find units, which put the bulk within this reach. Tails are heavy if their range is
 # so many times that of a Normal.
@@ -175,6 +180,42 @@ def _flow(stack: Callable[..., Flow], of_one: Callable[..., Flow]) -> Callable[[
         return Dequantized(flow, data.levels, guide=dequantizer(data.event_shape, data.levels))
 
     return build_flow
+
+
+def _image_flow(name: str, stack: Callable[..., Flow]) -> Callable[[Data, Reads], Program]:
+    """A multiscale stack of that name."""
+
+    def build_flow(data: Data, reads: Reads) -> Program:
+        _require_image(data, name)
+        if data.levels is None:
+            return stack(data.event_shape, **reads)
+        flow = stack(data.event_shape, unit_cube=True, **reads)
+        return Dequantized(flow, data.levels, guide=multiscale.convolutional_dequantizer(data.event_shape, data.levels))
+
+    return build_flow
+
+
+def realnvp_of(data: Data, reads: Reads) -> Program:
+    """The multiscale stack for large images, else one of vectors."""
+    squeezes = is_large(data.event_shape) and all(side % 2 == 0 for side in data.event_shape[1:])
+    build_flow = _image_flow("realnvp", multiscale.convolutional_realnvp) if squeezes else _flow(realnvp, maf)
+    return build_flow(data, reads)
+
+
+def deep_vae(data: Data, reads: Reads) -> Program:
+    """Latents from half of the resolution down to about 4 pixels, three levels at each but two at the coarsest."""
+    _require_image(data, "vdvae")
+    if reads:
+        raise ValueError("vdvae reads neither labels nor a given: leave them out, or use 'vae'")
+    height, width = data.event_shape[1:]
+    if height % 2 or width % 2:
+        raise ValueError(f"vdvae halves images, but {data.name} has {height}x{width} pixels: use 'vae', or crop them")
+    size, counts = [height // 2, width // 2], [3]
+    while min(size) >= 8 and all(side % 2 == 0 for side in size):
+        size, counts = [side // 2 for side in size], [*counts, 3]
+    h = (64, height // 2, width // 2)
+    likelihood = conditional_for(data, lambda p: ConvNet(h, data.event_shape, p, 64))
+    return vdvae(likelihood, [2, *counts[1:]])
 
 
 def diffusion(data: Data, reads: Reads) -> Program:
@@ -579,7 +620,12 @@ MODELS: Catalog = {
     "made": (made, "autoregressive, by a masked MLP"),
     "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),
     "transformer": (transformer, "autoregressive, by causal attention"),
-    "realnvp": (_flow(realnvp, maf), "flow of affine couplings; dequantized for integers"),
+    "realnvp": (realnvp_of, "flow of affine couplings, multiscale for images; dequantized for integers"),
+    "glow": (_image_flow("glow", multiscale.glow), "multiscale flow with invertible 1x1 convolutions (images)"),
+    "flow++": (
+        _image_flow("flow++", multiscale.flow_plus_plus),
+        "multiscale flow of couplings by mixtures of logistics (images)",
+    ),
     "maf": (_flow(maf, maf), "masked autoregressive flow; dequantized for integers"),
     "nsf": (_flow(nsf, nsf_autoregressive), "neural spline flow of couplings; dequantized for integers"),
     "nsf-autoregressive": (
@@ -591,11 +637,15 @@ MODELS: Catalog = {
         lambda data, reads, **swaps: vae(data, reads, **{"prior": "codes", **swaps}),
         "VAE of discrete codes, their prior autoregressive; swaps: those of vae",
     ),
+    "vdvae": (deep_vae, "deep hierarchy of latents with a residual path from the top down (images)"),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
     "diffusion-continuous": (diffusion_continuous, "diffusion in continuous time, its schedule learned"),
     "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
     "classifier": (classifier, "discriminative p(y | x)"),
 }
+
+
+# What a checker of types knows: which models have parts, and which class comes whatever the data are.
 
 
 @overload
@@ -616,7 +666,24 @@ def build(
 
 @overload
 def build(
-    model: str,
+    model: Literal["vae", "vq-vae"],
+    data: Data,
+    *,
+    labeled: Literal[True],
+    prior: Program | str | None = None,
+    encoder: Program | str | None = None,
+    likelihood: Program | str | None = None,
+    latent_size: int | None = None,
+    hidden: Sequence[int] | None = None,
+    standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
+    max_parameters: int | None = MAX_PARAMETERS,
+) -> Labeled: ...
+
+
+@overload
+def build(
+    model: Literal["vae", "vq-vae"],
     data: Data,
     *,
     labeled: bool = False,
@@ -625,6 +692,40 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
+    standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
+    max_parameters: int | None = MAX_PARAMETERS,
+) -> Any: ...
+
+
+@overload
+def build(
+    model: Literal["classifier"],
+    data: Data,
+    *,
+    standardize: bool = True,
+    max_parameters: int | None = MAX_PARAMETERS,
+) -> Discriminative: ...
+
+
+@overload
+def build(
+    model: str,
+    data: Data,
+    *,
+    labeled: Literal[True],
+    standardize: bool = True,
+    columns: Mapping[str, Any] | None = None,
+    max_parameters: int | None = MAX_PARAMETERS,
+) -> Labeled: ...
+
+
+@overload
+def build(
+    model: str,
+    data: Data,
+    *,
+    labeled: bool = False,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,

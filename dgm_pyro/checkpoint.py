@@ -52,6 +52,8 @@ from dgm_pyro.files import only_writer, parsed_json, write_file
 from dgm_pyro.program import Program, check_program
 from dgm_pyro.registry import REGISTRY, arguments_of
 
+__all__ = ["CheckpointError", "load", "load_with_extra", "read_extra", "save"]
+
 FORMAT = "dgm_pyro program"
 FORMAT_VERSION = 3
 HEADER = "program.json"

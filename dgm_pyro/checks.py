@@ -140,11 +140,19 @@ def is_finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x.sum()) or torch.isfinite(x).all())
 
 
-def check_finite(x: Any, argument: str) -> None:
-    """Raise unless ``x`` is a tensor of numbers, none of them NaN or infinite."""
+def check_finite(x: Any, argument: str, *, missing: bool = False) -> None:
+    """Raise unless ``x`` is a tensor of numbers, none of them NaN or infinite.
+
+    Args:
+        missing: whether NaN may stand for what is missing, which a `Data` says.
+    """
     check_dense(x, argument)
     if not is_finite(x):
-        raise ValueError(f"{argument} holds NaN or infinite values: clean them or drop those rows")
+        masked = f"dgm.Data({argument}, mask=~{argument}.isnan())"
+        raise ValueError(
+            f"{argument} holds NaN or infinite values: clean them or drop those rows"
+            + (f"; if NaN means missing, dgm.fit and dgm.evaluate take {masked}" if missing and x.isnan().any() else "")
+        )
 
 
 def as_reals(value: Any, argument: str, *, positive: bool = False) -> Tensor:

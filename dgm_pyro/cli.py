@@ -213,6 +213,9 @@ def _reading(
     gray: Annotated[
         bool | None, _option("Read images as gray, or in color. Default: as they are.", "--gray/--no-gray")
     ] = None,
+    crop: Annotated[
+        int | None, _option("Side of the square around the center of the images of a folder that is scaled to --size.")
+    ] = None,
     test_data: Annotated[
         str | None, _option("File or folder of the test data. Default: a random fifth of the data.", metavar="PATH")
     ] = None,
@@ -222,7 +225,7 @@ def _reading(
         name: None if text is None else list(_names(text)) for name, text in (("given", given), ("columns", columns))
     }
     mixed = _kinds(kinds) if kinds not in (None, "auto") else kinds
-    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, test=test_data)
+    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, crop=crop, test=test_data)
 
 
 def _kinds(text: str) -> dict[str, list[str]]:
@@ -435,7 +438,7 @@ def train(
 ) -> None:
     """Train a model and store the run: its program, options, history and learning curves.
 
-    SIGINT (Ctrl-C) and SIGTERM store the state of the training, and so does each of the checkpoint minutes.
+    The state of the training is stored every --checkpoint-minutes, and on SIGINT (Ctrl-C) and SIGTERM.
 
     In several processes: torchrun --nproc-per-node=N -m dgm_pyro train MODEL ...; see docs/devices.md.
     """
@@ -565,7 +568,8 @@ def impute(
 
 
 @app.command(
-    epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; dgm evaluate runs/continuous-moons --ode"
+    epilog="Examples: dgm evaluate runs/vae-digits --num-particles 64 --json; "
+    "dgm evaluate runs/continuous-moons --ode; dgm evaluate runs/vae-digits --quality --features runs/classifier-digits"
 )
 @_made_by("run", _open_run)
 def evaluate(
@@ -586,6 +590,17 @@ def evaluate(
             "Use the density of the probability-flow ODE (diffusion-continuous on real-valued data only).", "--ode"
         ),
     ] = False,
+    quality: Annotated[
+        bool,
+        _option(
+            "Judge samples in place of the evidence: Frechet and kernel distance, precision, recall, density and "
+            "coverage.",
+            "--quality",
+        ),
+    ] = False,
+    features: Annotated[
+        Path | None, _option("Run of a classifier whose features --quality compares. Default: x itself.", metavar="RUN")
+    ] = None,
     seed: Seed = 0,
     run: OpenRun,
     as_json: Json = False,
@@ -597,8 +612,13 @@ def evaluate(
     The value after +- is the standard error of the mean over the data. It includes the Monte Carlo error, but not the
     variation between trainings.
     """
-    from dgm_pyro.experiments.commands import evaluate_run
+    from dgm_pyro.experiments.commands import evaluate_run, quality_of_run
 
+    if quality:
+        _print(quality_of_run(run, data, split, features=features, seed=seed), as_json)
+        return
+    if features is not None:
+        raise ValueError("--features is for --quality: leave it out")
     found = evaluate_run(
         run,
         data,
@@ -836,7 +856,7 @@ def infer(
     out: Annotated[Path, _option("Folder of the table, the pictures and the draws.")] = Path("inference"),
     as_json: Json = False,
 ) -> None:
-    """Fit guides to the posterior of a Pyro model and say how good each is.
+    """Fit guides to the posterior of a Pyro model and measure how good each is.
 
     Numbers in a .json file become tensors, which are passed to the model by the names of its parameters.
     """

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 import dgm_pyro.image_sets as image_sets
+import dgm_pyro.published as published
 import dgm_pyro.sources as sources
 from dgm_pyro.checks import (
     INTEGERS,
@@ -48,6 +49,8 @@ from dgm_pyro.checks import (
     generator,
     is_finite,
 )
+
+__all__ = ["NAMES", "Batches", "Data", "StoredData", "load", "open"]
 
 
 class Batches(Protocol):
@@ -115,6 +118,7 @@ class Data:
         _check_names(self.columns, "columns", self.x.shape[1:])
         _check_names(self.given_columns, "given_columns", () if self.given is None else self.given.shape[1:])
         _check_names(self.classes, "classes", (self.num_classes or len(self.classes or ()),))
+        check_type(self.kinds, dict | None, "kinds", "a dict of columns to kinds or None")
         if self.kinds is not None and tuple(self.kinds) != self.columns:
             raise ValueError(f"kinds are of {', '.join(self.kinds)}, but columns are {self.columns}: name all of them")
         if self.y is None:
@@ -517,7 +521,7 @@ def _check_x(x: Tensor, levels: int | None) -> None:
     if levels is None:
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}: pass levels=... for integers, or x.float() if the values are real")
-        check_finite(x, "x")
+        check_finite(x, "x", missing=True)
         return
     check_count(levels, "levels", at_least=2)
     if x.dtype not in INTEGERS:
@@ -575,6 +579,7 @@ def open(
     levels: int | None = None,
     size: int | tuple[int, int] | None = None,
     gray: bool | None = None,
+    crop: int | None = None,
     kinds: Mapping[str, Any] | str | None = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
@@ -605,6 +610,8 @@ def open(
         levels: how many integers a feature takes; images of bytes are rounded down to so many.
         size: (height, width), or one number for both, to crop and scale the images of a folder to.
         gray: whether the images of a folder are read as gray; by default where all are.
+        crop: height and width of the square around the center of the images of a folder that ``size`` is made of; by
+            default the largest of its shape.
         kinds: of a table of mixed kinds, what `dgm.Columns` takes of each column by name: "real", "positive", "count",
             ("bounded", low, high), "integer" or ("integer", low, high), and "category" or "ordinal", whose words may
             follow in their order. "auto", and columns without one: text is a category, whole numbers are counts, or
@@ -625,7 +632,9 @@ def open(
     """
     check_type(in_memory, bool | None, "in_memory", "True, False or None")
     check_count(num_workers, "num_workers", at_least=0)
-    choice = sources.Choice(label, given, columns, levels, size, gray, kinds)
+    if crop is not None:
+        check_count(crop, "crop")
+    choice = sources.Choice(label, given, columns, levels, size, gray, crop, kinds)
     if name is None:
         name = Path(source).stem if isinstance(source, str | os.PathLike) else "data"
     stored = sources.stored(source, choice, in_memory, num_workers)
@@ -735,8 +744,8 @@ def load(
         name: "digits" and "digits-binary" come with scikit-learn; "moons", "rings", "checkerboard" and "pinwheel" are
             generated, as are "glyphs" and "patches" of several kinds; the others are read from ``data_dir``.
         split: "train" or "test"; also "valid" where the set is published with one, and for generated ones.
-        data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``binary/`` and so on; by default the environment
-            variable ``DGM_DATA``.
+        data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``cifar-10-batches-py/`` and so on; by default the
+            environment variable ``DGM_DATA``.
         num_data: how many data; of generated sets 5000 by default, or 20,000 if they are images; of the others, a
             random subset.
         seed: of the generated points, or of the random subset. Splits differ under one seed.
@@ -955,6 +964,49 @@ def _packed_bits(name: str, split: str, data_dir: Any, folder: str, event_shape:
     return Data(torch.from_numpy(bits).reshape(-1, *event_shape), levels=2, name=name)
 
 
+def _of_images(images: published.Images, name: str, classes: tuple[str, ...] | int) -> Data:
+    number, names = (classes, None) if isinstance(classes, int) else (len(classes), classes)
+    x, y = map(torch.from_numpy, images)
+    return Data(x, y, levels=256, name=name, num_classes=number, classes=names)
+
+
+def _cifar_10(name: str, split: str, data_dir: Any) -> Data:
+    batches = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    folders = ("cifar-10-batches-py", "cifar-10-batches-bin")
+    paths = [_find(name, data_dir, folders, (batch, f"{batch}.bin")) for batch in batches]
+    return _of_images(published.cifar_10(paths), name, published.CIFAR_10)
+
+
+def _svhn(name: str, split: str, data_dir: Any) -> Data:
+    return _of_images(published.svhn(_find(name, data_dir, ("svhn", "SVHN"), (f"{split}_32x32.mat",))), name, 10)
+
+
+def _imagenet(size: int) -> _Set:
+    def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
+        parts = [f"Imagenet{size}_train_npz", *(f"Imagenet{size}_train_part{part}_npz" for part in (1, 2))]
+        files = [f"train_data_batch_{i}.npz" for i in range(1, 11)]
+        if split == "test":
+            parts, files = [f"Imagenet{size}_val_npz"], ["val_data.npz"]
+        paths = [_find(name, data_dir, tuple(parts), (file,)) for file in files]
+        return _of_images(published.imagenet(paths, size, num_data, random), name, 1000)
+
+    described = (
+        f"{size}x{size} photographs in color, 1000 classes; its validation images are the test split; from files"
+    )
+    return _Set(described, ("train", "test"), make)
+
+
+def _celeba(name: str, split: str, data_dir: Any) -> Data:
+    listed = _find(name, data_dir, ("celeba", "CelebA"), ("list_eval_partition.txt",))
+    number = ("train", "valid", "test").index(split)
+    lines = [line.split() for line in listed.read_text().splitlines() if line.strip()]
+    files = [listed.parent / "img_align_celeba" / line[0] for line in lines if line[1:] == [str(number)]]
+    if not files:
+        raise ValueError(f"{listed} names no image of the {split} split: copy it again")
+    x = sources.pictures(files, sources.Choice(size=64, gray=False, crop=148))
+    return Data(torch.from_numpy(x), levels=256, name=name)
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
@@ -1006,6 +1058,11 @@ _SETS: dict[str, _Set] = {
     "patches-32": _drawn("32x32 patches of the same", image_sets.patches, size=32),
     "mnist": _idx("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
     "fashion-mnist": _idx("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
+    "cifar-10": _stored("32x32 photographs in color, 10 classes; from files", ("train", "test"), _cifar_10),
+    "svhn": _stored("32x32 house numbers in color, 10 classes; from files", ("train", "test"), _svhn),
+    "imagenet32": _imagenet(32),
+    "imagenet64": _imagenet(64),
+    "celeba": _stored("64x64 faces in color; from files", ("train", "valid", "test"), _celeba),
     "binarized-mnist": _bits("28x28 digits as bits, Larochelle's split", "binarized-mnist", 1, 28, 28),
     "nltcs": _bits("16 bits: disabilities in a survey of the elderly", "binary/nltcs", 16),
     "plants": _bits("69 bits: regions where a plant grows", "binary/plants", 69),

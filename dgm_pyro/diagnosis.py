@@ -53,6 +53,8 @@ from dgm_pyro.posterior import middle_of, tensors_held
 from dgm_pyro.program import Program, alone, differentiating, is_pair, sample_sites, seeded
 from dgm_pyro.results import Result, Table
 
+__all__ = ["CHECKS", "Diagnosis", "Finding", "Site", "Visit", "doctor", "pair_from"]
+
 SEVERITIES = ("error", "warning", "note")
 DRAWS = 3
 JITTER = 0.1

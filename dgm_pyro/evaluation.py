@@ -41,6 +41,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = ["Difference", "Evidence", "as_data", "evaluate", "evaluating", "program_device", "standard_error"]
+
 
 @dataclass(frozen=True)
 class Evidence(Result):

@@ -17,7 +17,7 @@ import html
 import inspect
 import re
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,6 +41,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+__all__ = ["Factor", "Formula", "factors_of", "formula"]
 
 # What makes a tensor a Python value, which has no provenance: all that is stated after it may depend on it.
 LEAVES_TENSORS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__")
@@ -112,16 +114,16 @@ class Formula:
     @property
     def p(self) -> str:
         """The joint in one line."""
-        return ", ".join(self._lines("p", _Text()))
+        return ", ".join(self._lines("p", _Text))
 
     @property
     def q(self) -> str:
         """The guide in one line; empty where there is none."""
-        return ", ".join(self._lines("q", _Text()))
+        return ", ".join(self._lines("q", _Text))
 
     def __str__(self) -> str:
         size = "" if self.num_parameters is None else f", {self.num_parameters:,} parameters"
-        joint, guide = (self._lines(density, _Text()) for density in "pq")
+        joint, guide = (self._lines(density, _Text) for density in "pq")
         rows = [*zip(["joint"] + [""] * len(joint), joint, strict=False)]
         rows += zip(["guide"] + [""] * len(guide), guide, strict=False)
         sites = [(f.site, _kind_of_value(f)) for f in self.joint if f.kind in ("latent", "data")]
@@ -132,15 +134,16 @@ class Formula:
         return "\n".join([self.name + size, *(f"  {name:{width}}  {text}" for name, text in rows)])
 
     def _repr_latex_(self) -> str:
-        lines = [line for density in "pq" for line in self._lines(density, _Latex())]
+        lines = [line for density in "pq" for line in self._lines(density, _Latex)]
         return r"$$\begin{gathered}" + r" \\ ".join(lines) + r"\end{gathered}$$"
 
     def html(self) -> str:
         """The factors as HTML without a stylesheet or script; names are escaped."""
-        return "<br>".join(line for density in "pq" for line in self._lines(density, _Html()))
+        return "<br>".join(line for density in "pq" for line in self._lines(density, _Html))
 
-    def _lines(self, density: str, style: _Text) -> list[str]:
+    def _lines(self, density: str, writing: type[_Text]) -> list[str]:
         """The product of the factors of p or q, and under it what factors are themselves products."""
+        style = writing(f.site for f in (*self.joint, *(self.posterior or ())))
         factors = [f for f in self.joint if f.kind != "estimate"] if density == "p" else self.posterior or ()
         if not factors:
             return []
@@ -197,17 +200,21 @@ def _follows(first: str, second: str) -> bool:
 
 
 class _Text:
-    """How a formula is written as text."""
+    """How a formula of these sites is written as text."""
 
     dots = "..."
     bar = " | "
     differential = "d"
 
+    def __init__(self, sites: Iterable[str]) -> None:
+        numbered = sorted(filter(None, map(_numbered, sites)))
+        self.highest = dict(numbered)  # by stem
+
     def name(self, site: str) -> str:
         return site
 
-    def all_before(self, stem: str, number: int) -> str:
-        return f"{stem}_<{number}"
+    def all_beyond(self, stem: str, sign: str, number: int) -> str:
+        return f"{stem}_{sign}{number}"
 
     def density(self, density: str, variable: str, parents: Sequence[str]) -> str:
         given = ", ".join(self._parents(parents))
@@ -230,17 +237,26 @@ class _Text:
         return f"∫ {integrand} {f' {self.dots} '.join(f'd{self.name(name)}' for name in ends)}"
 
     def _parents(self, parents: Sequence[str]) -> list[str]:
-        """Their names; x_1 .. x_i-1 as x_<i."""
+        """Their names; x_1 .. x_i-1 as x_<i, and z_i+1 .. z_L as z_>i."""
         runs: dict[str, set[int]] = {}
         for stem, number in filter(None, map(_numbered, parents)):
             runs.setdefault(stem, set()).add(number)
-        whole = {stem: max(run) for stem, run in runs.items() if len(run) > 1 and run == set(range(1, max(run) + 1))}
         names: list[str] = []
         for parent in parents:
             stem = (_numbered(parent) or ("", 0))[0]
-            name = self.all_before(stem, whole[stem] + 1) if stem in whole else self.name(parent)
-            if name not in names:
-                names.append(name)
+            run = runs.get(stem, {0})
+            first, last = min(run), max(run)
+            if len(run) == 1 or len(run) < last - first + 1:
+                written = [self.name(parent)]
+            elif last == self.highest.get(stem) and first > 1:
+                written = [self.all_beyond(stem, ">", first - 1)]
+            elif last == self.highest.get(stem):
+                written = [self.name(f"{stem}_{first}"), *[self.dots] * (last > 2), self.name(f"{stem}_{last}")]
+            elif first == 1:
+                written = [self.all_beyond(stem, "<", last + 1)]
+            else:
+                written = [self.name(parent)]
+            names += [name for name in written if name not in names]
         return names
 
 
@@ -254,8 +270,8 @@ class _Latex(_Text):
         stem = stem if len(stem) == 1 else rf"\mathit{{{_escaped(stem)}}}"
         return f"{stem}_{{{index}}}" if index else stem
 
-    def all_before(self, stem: str, number: int) -> str:
-        return f"{self.name(stem)}_{{<{number}}}"
+    def all_beyond(self, stem: str, sign: str, number: int) -> str:
+        return f"{self.name(stem)}_{{{sign}{number}}}"
 
     def determinant(self, base: str, site: str) -> str:
         return rf"\left|\det \frac{{\partial {base}}}{{\partial {self.name(site)}}}\right|"
@@ -273,8 +289,8 @@ class _Html(_Text):
         stem, index = map(html.escape, _indexed(site))
         return f"<i>{stem}</i>" + (f"<sub>{index}</sub>" if index else "")
 
-    def all_before(self, stem: str, number: int) -> str:
-        return f"{self.name(stem)}<sub>&lt;{number}</sub>"
+    def all_beyond(self, stem: str, sign: str, number: int) -> str:
+        return f"{self.name(stem)}<sub>{html.escape(sign)}{number}</sub>"
 
 
 def _indexed(site: str) -> tuple[str, str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+__all__ = ["glyphs", "patches"]
+
 Images = tuple[np.ndarray, np.ndarray | None]
 
 FONTS = (

@@ -23,6 +23,8 @@ from joblib.parallel import LokyBackend, get_active_backend
 
 from dgm_pyro.files import write_text
 
+__all__ = ["Interrupted", "on_cluster"]
+
 GRACE = 30
 """Seconds that a task has to store its state when the parent of its process is gone."""
 EVERY = 0.2

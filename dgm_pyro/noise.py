@@ -30,6 +30,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+__all__ = ["chunks", "drawing", "per_datum"]
+
 
 def _word(value: int) -> int:
     """The integer of 64 bits, with a sign, that has the last 64 bits of ``value``."""

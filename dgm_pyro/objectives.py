@@ -42,6 +42,7 @@ from dgm_pyro.program import (
     Program,
     batch_plates,
     guide_trace,
+    hidden,
     latent_sites,
     log_mean_exp,
     model_trace,
@@ -52,6 +53,31 @@ from dgm_pyro.program import (
     traces,
     unwrapped,
 )
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "OBJECTIVES",
+    "RWS",
+    "STL",
+    "Bound",
+    "DReG",
+    "Enumerate",
+    "FreeBits",
+    "HasFormula",
+    "Objective",
+    "SemiSupervised",
+    "VariationalBound",
+    "WarmUp",
+    "annealed",
+    "beta",
+    "elbo",
+    "elbo_of_traces",
+    "exact",
+    "objective_named",
+    "rloo",
+    "vimco",
+]
 
 
 @dataclass
@@ -826,7 +852,7 @@ def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[st
     batch = (x.shape[0],)
     with (
         torch.no_grad(),
-        poutine.block(),
+        hidden(),
         poutine.condition(data=observed or {}),
         poutine.trace() as dreamt,
         batch_plates(batch),

@@ -49,6 +49,8 @@ from dgm_pyro.program import (
     unchecked,
 )
 
+__all__ = ["Posterior"]
+
 PROBES = 3
 
 # -- bijections that torch lacks ---------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.params import module_from_param_with_module_name, param_with_module_name, user_param_name
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -51,8 +51,25 @@ from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check
 from dgm_pyro.data import Data
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 
+__all__ = [
+    "Conditional",
+    "IntractableError",
+    "NoGuideError",
+    "Program",
+    "call_network",
+    "check_program",
+    "isolated",
+    "log_mean_exp",
+    "log_prob_sum",
+    "seeded",
+    "traces",
+]
+
 # Data whose support is stated at once, where it differs between them.
 ROWS = 256
+
+# The plates around statements, from the right.
+PLATES = ("data", "particles")
 
 
 _Factors = tuple[factors.Factor, ...]
@@ -271,10 +288,10 @@ class Program(nn.Module):
             eval_mode(self),
             torch.no_grad(),
             pyro.validation_enabled(False),
-            poutine.block(),
+            hidden(),
             contextlib.suppress(_Found),
             site,
-            pyro.plate("data", size, dim=-1),
+            batch_plates((size,)),
         ):
             self.joint(self.variable, given=given)
         return site.support
@@ -307,7 +324,7 @@ class Program(nn.Module):
         """
         with alone():
             given = self.check_draws(num_samples, given, options)
-            with poutine.block(), pyro.plate("data", num_samples, dim=-1):
+            with hidden(), batch_plates((num_samples,)):
                 return self.joint(self.variable, given=given)
 
     def log_prob(self, x: Tensor, given: Any = None) -> Tensor:
@@ -337,7 +354,7 @@ class Program(nn.Module):
         """
         batch = x.shape[: x.dim() - len(self.event_shape)]
         # No plates: the value has the whole batch, and a guide may call this inside plates of these names.
-        with poutine.block(), poutine.trace() as traced:
+        with hidden(), poutine.trace() as traced:
             self.joint(self.variable, x, given)
         return log_prob_sum(traced.trace, batch)
 
@@ -493,7 +510,7 @@ class Program(nn.Module):
         if self.conditional and given is None:
             found: tuple[_Factors, _Factors | None] = self._declared_factors()
         else:
-            with eval_mode(self), alone(), poutine.block(), pyro.plate("data", 1, dim=-1):
+            with eval_mode(self), alone(), hidden():
                 found = self._stated_factors(self._marked(given))
         return factors.Formula(type(self).__name__, *found, size)
 
@@ -571,7 +588,7 @@ class Program(nn.Module):
                 "or give log_weights all data at once, (B, *event_shape), and num_particles: it has these dimensions"
             )
         counts = not x.is_floating_point() and self.measure_given(given) == "mass"
-        check_values(x, self.levels, type(self).__name__, counts=counts)
+        check_values(x, self.levels, type(self).__name__, counts=counts, missing=True)
         if pyro.settings.get("validate_distributions_pyro") if support is None else support:
             self._check_support(x, given)
 
@@ -737,11 +754,13 @@ def register_parameters(program: Program) -> None:
             _take_over(parameter, there, key)
         if not parameter.requires_grad:
             continue
-        if not parameter.is_contiguous():  # the store would keep a contiguous copy, and SVI would train the copy
-            parameter.data = parameter.data.contiguous()
+        layout = parameter.data
         if there is not parameter:
+            # Of another layout, such as channels_last, the store would keep a copy, and SVI would train the copy.
+            parameter.data = layout.contiguous()
             store[key] = parameter  # not deleted before: the store cannot delete both names of a tensor that has two
         pyro.param(key, parameter)
+        parameter.data = layout
         _put[parameter] = None
         _let_pickle(parameter)
 
@@ -865,7 +884,7 @@ class Model(_View):
         """State the model of ``x``: data ``(B, *event_shape)``, or an int B to leave B data unobserved."""
         with _driven():
             value, size = self._enter(x, given)
-            with pyro.plate("data", size, dim=-1):
+            with batch_plates((size,)):
                 return self.program.joint(self.program.variable, value, given)
 
 
@@ -878,7 +897,7 @@ class Guide(_View):
             value, size = self._enter(x, given)
             if value is None:
                 raise ValueError("the guide needs data: q(latents | x) is conditioned on x")
-            with _Stated() as stated, pyro.plate("data", size, dim=-1):
+            with _Stated() as stated, batch_plates((size,)):
                 self.program.posterior(self.program.variable, value, given)
             self._require_in_model(latent_sites(stated), value, given)
 
@@ -892,7 +911,7 @@ class Guide(_View):
             with (
                 torch.no_grad(),
                 torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
-                poutine.block(),
+                hidden(),
                 _Stated() as stated,
                 batch_plates((x.shape[0],)),
             ):
@@ -905,19 +924,46 @@ class Guide(_View):
 
 
 @contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Hide the sites from handlers further out, and free the names and dimensions of the plates there."""
+    taken, _DIM_ALLOCATOR._stack = _DIM_ALLOCATOR._stack, []
+    try:
+        with poutine.block():
+            yield
+    finally:
+        _DIM_ALLOCATOR._stack = taken
+
+
+@contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Hide the sites from handlers further out; within `noise.per_datum` they are drawn by each datum's own noise."""
-    with poutine.block(), noise.sites():
+    """`hidden`; within `noise.per_datum` the sites are drawn by each datum's own noise."""
+    with hidden(), noise.sites():
         yield
+
+
+class _Reserved(Messenger):
+    """Refuses the names of the plates of a batch, which Pyro would call duplicates of what the user has not written."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in PLATES:
+            kind = "plate" if type(msg["fn"]).__name__ == "_Subsample" else "site"
+            raise ValueError(
+                f"the statements have a {kind} {msg['name']!r}, but {_quoted(PLATES)} are the plates that dgm_pyro "
+                f"puts around them: give the {kind} another name"
+            )
 
 
 @contextlib.contextmanager
 def batch_plates(batch: Sequence[int]) -> Iterator[None]:
-    """The plates of a batch shape: rightmost ``data``, left of it ``particles``, then unnamed further ones."""
+    """The plates of a batch shape: rightmost ``data``, left of it ``particles``, then unnamed further ones.
+
+    Raises:
+        ValueError: a site or plate inside has the name of one of them.
+    """
     with contextlib.ExitStack() as stack:
         for i, size in enumerate(reversed(batch)):
-            name = ("data", "particles")[i] if i < 2 else f"batch_{i}"
-            stack.enter_context(pyro.plate(name, size, dim=-1 - i))
+            stack.enter_context(pyro.plate(PLATES[i] if i < len(PLATES) else f"batch_{i}", size, dim=-1 - i))
+        stack.enter_context(_Reserved())
         yield
 
 
@@ -1212,16 +1258,17 @@ def check_place(x: Tensor, argument: str, program: Program, *, reals: bool = Tru
         )
 
 
-def check_values(x: Tensor, levels: int | None, owner: str, *, counts: bool = False) -> None:
+def check_values(x: Tensor, levels: int | None, owner: str, *, counts: bool = False, missing: bool = False) -> None:
     """Raise unless the values of ``x`` can be outcomes: finite, and integers below ``levels`` where there are any.
 
     Args:
         counts: whether integers are welcome without levels.
+        missing: as for `check_finite`.
     """
     if x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"x has dtype {x.dtype}: use x.to(torch.uint8) for binary data, x.real for complex data")
-    if x.is_floating_point() and not torch.isfinite(x).all():
-        raise ValueError("x holds NaN or infinite values: clean them or drop those rows")
+    if x.is_floating_point():
+        check_finite(x, "x", missing=missing)
     if levels is None:
         if not x.is_floating_point() and not counts:
             raise TypeError(

@@ -14,6 +14,8 @@ import torch
 import dgm_pyro.old_names as old_names
 from dgm_pyro.checks import check_type
 
+__all__ = ["arguments_of", "register"]
+
 REGISTRY: dict[str, type] = {}
 
 T = TypeVar("T", bound=type)

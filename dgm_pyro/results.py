@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+__all__ = ["Result", "Table", "as_csv", "with_error"]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -40,7 +42,7 @@ class Table:
     def _numeric(self) -> list[bool]:
         """Which columns hold numbers, or nothing."""
         columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.header)
-        return [all(cell[:1] in "+-.0123456789" for cell in column) for column in columns]
+        return [all(cell[:1] in "<>+-.0123456789" for cell in column) for column in columns]
 
     def markdown(self) -> str:
         """The table in markdown."""

@@ -85,6 +85,7 @@ class Choice:
     levels: int | None = None
     size: int | tuple[int, int] | None = None
     gray: bool | None = None
+    crop: int | None = None
     kinds: Mapping[str, Any] | str | None = None
 
     def refuse(self, owner: str, *names: str) -> None:
@@ -146,7 +147,7 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
     path = Path(source).expanduser() if isinstance(source, str | os.PathLike) else Path()
     size = path.stat().st_size if path.is_file() else 0
     if path.suffix in (".npy", ".parquet") and (in_memory is False or size > IN_MEMORY):
-        choice.refuse(f"a {path.suffix} file that is read by rows", "size", "gray", "label", "kinds")
+        choice.refuse(f"a {path.suffix} file that is read by rows", "size", "gray", "crop", "label", "kinds")
         found = StoredArray(path, choice) if path.suffix == ".npy" else StoredTable(path, choice)
     elif isinstance(source, IterableDataset):
         found = StoredStream(source, num_workers)
@@ -163,7 +164,7 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
     """The arrays of a path, an array, a frame or a dataset."""
     if isinstance(source, str | os.PathLike):
         return _of_path(Path(source).expanduser(), choice)
-    choice.refuse(f"a {type(source).__name__}", "size", "gray")
+    choice.refuse(f"a {type(source).__name__}", "size", "gray", "crop")
     if type(source).__module__.startswith("pandas"):
         return _of_frame(source.to_frame() if source.ndim == 1 else source, "the frame", choice, first=None)
     if hasattr(source, "column_names") and hasattr(source, "to_pandas"):
@@ -185,7 +186,7 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
     if path.is_dir():
         choice.refuse("a folder of images", "label", "given", "columns", "kinds")
         return _of_folder(path, choice)
-    choice.refuse(f"a {path.suffix} file", "size", "gray")
+    choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
     if path.suffix in TABLES:
         return _of_frame(_frame(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
     choice.refuse(f"a {path.suffix} file", "columns", "kinds")
@@ -205,7 +206,7 @@ def _array(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")  # takes no memory for what the header promises
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no array ({error}): write one with numpy.save") from error
+        raise ValueError(f"{path} is not an array ({error}): write one with numpy.save") from error
 
 
 def _of_archive(path: Path, choice: Choice) -> Arrays:
@@ -382,7 +383,7 @@ def _kind(series: Any, name: str, asked: Any, origin: str) -> Kind:
     kind, *values = (asked,) if isinstance(asked, str) else asked or (_guessed(series),)
     wanted = KINDS.get(kind)
     if wanted is None:
-        raise ValueError(f"the kind of column {name!r} must be one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"kinds[{name!r}] must be one of {', '.join(KINDS)}, got {kind!r}")
     if kind in ("category", "ordinal"):
         words = [str(word) for word in values] or _words(series)
         if not 2 <= len(words) <= MOST_WORDS:
@@ -399,7 +400,7 @@ def _kind(series: Any, name: str, asked: Any, origin: str) -> Kind:
         bounds = []
     if len(bounds) != wanted or len(values) != wanted:
         example = f"{name}={kind}:0:1" if wanted else f"{name}={kind}"
-        raise ValueError(f"column {name!r} is {kind}, which has {wanted or 'no'} bounds, got {values}: write {example}")
+        raise ValueError(f"kinds[{name!r}] is {kind}, which has {wanted or 'no'} bounds, got {values}: write {example}")
     return kind, *(int(bound) if kind == "integer" and bound == int(bound) else bound for bound in bounds)
 
 
@@ -474,7 +475,7 @@ def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarra
     wrong = np.isnan(array) & series.notna().to_numpy() | np.isinf(array)
     if wrong.any():
         row = int(wrong.argmax())
-        what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is no number"
+        what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is not a number"
         raise ValueError(
             f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, leave the column out "
             "by columns (--columns), or read text as a category by kinds (--kinds auto); labels (--label) may be text"
@@ -499,10 +500,23 @@ def _of_folder(folder: Path, choice: Choice) -> Arrays:
         of_class = {name: _images_in(folder / name) for name in classes}
         files = [file for each in of_class.values() for file in each]
         labels = np.array([name for name, each in of_class.items() for _ in each])
-    pictures = [_picture(file) for file in files]
-    gray = all(mode == "L" for _, mode in pictures) if choice.gray is None else choice.gray
-    if choice.size is None:
-        sizes = [picture.size for picture, _ in pictures]
+    levels = choice.levels or 256
+    x = pictures(files, choice)
+    return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), labels, levels=levels)
+
+
+def pictures(files: Sequence[Path], choice: Choice) -> np.ndarray:
+    """Images of bytes ``(N, C, H, W)``."""
+    if choice.gray is not None and choice.size is not None:  # one after the other, in the memory of the result
+        first = _pixels(_picture(files[0])[0], choice.gray, choice)
+        x = np.empty((len(files), *first.shape), np.uint8)
+        for i, file in enumerate(files):
+            x[i] = _pixels(_picture(file)[0], choice.gray, choice)
+        return x
+    opened = [_picture(file) for file in files]
+    gray = all(mode == "L" for _, mode in opened) if choice.gray is None else choice.gray
+    if choice.size is None and choice.crop is None:
+        sizes = [picture.size for picture, _ in opened]
         other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
         if other is not None:
             (width, height), (w, h) = sizes[0], sizes[other]
@@ -510,9 +524,7 @@ def _of_folder(folder: Path, choice: Choice) -> Arrays:
                 f"{files[0]} is of {width} x {height} pixels, but {files[other]} of {w} x {h}: pass size (--size) to "
                 "crop and scale all to one"
             )
-    x = np.stack([_pixels(picture, gray, choice.size) for picture, _ in pictures])
-    levels = choice.levels or 256
-    return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), labels, levels=levels)
+    return np.stack([_pixels(picture, gray, choice) for picture, _ in opened])
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -535,9 +547,16 @@ def _picture(file: Path) -> tuple[Any, str]:
         raise ValueError(f"{file} cannot be read as an image ({error}): copy it again, or remove it") from error
 
 
-def _pixels(picture: Any, gray: bool, size: int | tuple[int, int] | None) -> np.ndarray:
-    """``(C, H, W)`` bytes, cropped around the center and scaled to ``size``, (height, width)."""
-    picture = picture.convert("L" if gray else "RGB")
+def _pixels(picture: Any, gray: bool, choice: Choice) -> np.ndarray:
+    """``(C, H, W)`` bytes, cropped around the center and scaled to the size that was chosen, (height, width)."""
+    picture, size = picture.convert("L" if gray else "RGB"), choice.size
+    if choice.crop is not None:
+        left, top = ((side - choice.crop) // 2 for side in picture.size)
+        if min(left, top) < 0:
+            raise ValueError(
+                f"crop is {choice.crop}, but there is an image of {picture.size[0]} x {picture.size[1]} pixels"
+            )
+        picture = picture.crop((left, top, left + choice.crop, top + choice.crop))
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         picture = _library("PIL.ImageOps").fit(picture, (width, height))

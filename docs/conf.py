@@ -107,23 +107,22 @@ def escape(app: Sphinx, what: str, name: str, obj: object, options: object, line
 # -- references --------------------------------------------------------------------------------------------------------
 
 
-def public_names() -> set[str]:
-    """Names of the classes, functions and modules of the package."""
-    names = {"dgm_pyro"}
+def names_of_ours() -> tuple[set[str], set[str]]:
+    """Names of modules, classes and functions of the package: those in an ``__all__``, and those that are in none."""
+    public, helpers = {"dgm_pyro"}, set()
     for info in pkgutil.walk_packages(dgm_pyro.__path__, "dgm_pyro."):
         if info.name == "dgm_pyro.__main__":
             continue
-        names.add(info.name)
-        for name, value in vars(importlib.import_module(info.name)).items():
-            ours = getattr(value, "__module__", "") == info.name and (
-                inspect.isclass(value) or inspect.isfunction(value)
-            )
-            if ours and not name.startswith("_") and value.__doc__:
-                names.add(name)
-    return names
+        public.add(info.name)
+        module = importlib.import_module(info.name)
+        listed = getattr(module, "__all__", ())
+        for name, value in vars(module).items():
+            if getattr(value, "__module__", "") == info.name and (inspect.isclass(value) or inspect.isfunction(value)):
+                (public if name in listed else helpers).add(name)
+    return public, helpers - public
 
 
-OURS = public_names()
+PUBLIC, HELPERS = names_of_ours()
 
 
 def documented(env: BuildEnvironment, name: str) -> str | None:
@@ -161,7 +160,7 @@ def link(app: Sphinx, fromdoc: str, full: str, content: nodes.Node) -> nodes.ref
 def resolve(app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: nodes.Node) -> nodes.Node | None:
     """Python names that Sphinx cannot resolve: ours by their last part; torch's and Pyro's are left as plain text.
 
-    A name of ours that no page documents stays unresolved, and so fails the build.
+    A public name of ours that no page documents stays unresolved, and so fails the build.
     """
     if node.get("refdomain") != "py":
         return None
@@ -170,9 +169,8 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: nodes.Element, content: no
     full = documented(env, here) or documented(env, target) or inherited(env, node)
     if full is not None:
         return link(app, node.get("refdoc", env.docname), full, content)
-    ours = target.startswith("dgm_pyro.") or target in OURS
-    public = not target.split(".")[-1].startswith("_") and target.split(".")[-1] != "T"
-    return None if ours and public else content
+    ours, last = target.startswith("dgm_pyro.") or target in PUBLIC, target.split(".")[-1]
+    return None if ours and last not in HELPERS and last != "T" else content
 
 
 def number(app: Sphinx, doctree: nodes.document) -> None:

@@ -32,6 +32,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "registry": "classes by name",
         "factors": "what a program prints",
         "image_sets": "glyphs, patches",
+        "published": "CIFAR-10, SVHN, ...",
         "jobs": "tasks in several processes",
     },
     {

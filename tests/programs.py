@@ -20,7 +20,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
-from dgm_pyro import flow, guides, networks, priors
+from dgm_pyro import flow, guides, hierarchy, multiscale, networks, priors
 from dgm_pyro.networks import (
     MADE,
     MLP,
@@ -442,6 +442,11 @@ CASES: dict[str, Case] = {
     "vamp-prior": Case(lambda: priors.VampPrior(dgm.Normal(2, _mlp((3,), 4)), torch.randn(4, 3))),
     "vae-vamp-prior": Case(lambda: vamp()),
     "vae-vamp-prior-integers": Case(lambda: vamp(levels=5)),
+    "deep-vae": Case(
+        lambda: hierarchy.vdvae(
+            dgm.Categorical((1, 4, 4), 3, networks.ConvNet((2, 2, 2), (1, 4, 4), 3, 2)), (1, 1), latent_channels=1
+        )
+    ),
     # Guides
     "fullrank": Case(lambda: guides.FullRankNormal(2, learned=True)),
     "fullrank-given-vector": Case(lambda: guides.FullRankNormal(3, _mlp((2,), 12))),
@@ -511,6 +516,19 @@ CASES: dict[str, Case] = {
     ),
     "flow-mixture-base": Case(
         lambda: dgm.Flow(1, [networks.Elementwise(1, networks.Affine())], dgm.MixtureOfNormals(1, 2, learned=True))
+    ),
+    "multiscale": Case(
+        lambda: multiscale.convolutional_realnvp((1, 4, 4), scales=2, layers=2, width=2, num_classes=3), jitter=0.1
+    ),
+    "glow": Case(lambda: multiscale.glow((2, 2, 4), layers=2, width=2), jitter=0.1),
+    "flow++": Case(
+        lambda: dgm.Dequantized(
+            multiscale.flow_plus_plus((1, 2, 2), layers=1, width=2, components=2, given_shape=(3,), unit_cube=True),
+            levels=3,
+            guide=multiscale.convolutional_dequantizer((1, 2, 2), 3, layers=1, width=2),
+        ),
+        jitter=0.1,
+        certain=True,
     ),
     "dequantized": Case(
         lambda: dgm.Dequantized(flow.realnvp(2, layers=2, hidden=(6,), unit_cube=True), levels=4), certain=True

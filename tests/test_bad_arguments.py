@@ -33,8 +33,8 @@ from dgm_pyro.objectives import VariationalBound
 ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
-    "guides", "hub", "implicit", "infer", "networks", "objectives", "plots", "priors", "representations", "runs",
-    "samplers", "sweep",
+    "guides", "hierarchy", "hub", "implicit", "infer", "multiscale", "networks", "objectives", "plots", "priors",
+    "representations", "runs", "samplers", "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
@@ -69,10 +69,9 @@ kind(SEED, "seed")
 kind(
     COUNT, "num_samples", "num_particles", "num_chains", "num_temperatures", "num_leapfrog", "num_posterior_samples",
     "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
-    "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
+    "restarts", "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
     "out_features", "num_features", "num_columns", "width", "heads", "max_outcomes", "resolution", "seeds", "jobs",
-    "blocks",
-    "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components",
+    "blocks", "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components",
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
@@ -242,6 +241,23 @@ def coin_table():
     )
 
 
+@functools.cache
+def coin_draws():
+    return dgm.infer.psis(coin_posterior(), guide=flat_coin(), num_particles=30)
+
+
+def flat_coin():
+    return dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+
+def coin_predictions():
+    return dgm.infer.predictive_check(coin_posterior(), num_samples=2)
+
+
+def coin_chains():
+    return dgm.infer.nuts(coin_posterior(), num_samples=2, warmup=2, num_chains=2)
+
+
 def gaps(program, x):
     return dgm.infer.gaps(program, x, num_particles=2, num_temperatures=0, gradient_steps=1, num_samples=2)
 
@@ -249,6 +265,15 @@ def gaps(program, x):
 def image_vae():
     shape = (1, 4, 4)
     return dgm.VAE(dgm.Normal(2), dgm.Normal(shape, MLP((2,), 32, (4,))), dgm.Normal(2, MLP(shape, 4, (4,))))
+
+
+def deep_vae():
+    h, shape = (2, 1, 1), (1, 2, 2)
+    return dgm.hierarchy.vdvae(dgm.Bernoulli(shape, networks.ConvNet(h, shape, 1, 2)), (1,), latent_channels=1)
+
+
+def level():
+    return deep_vae().levels_down[0]
 
 
 def report():
@@ -262,6 +287,8 @@ def own_folder(tmp_path, monkeypatch):
 
 CONDITIONAL = dict(event_shape=2, network=linear)
 STACK = dict(event_shape=2, layers=1, hidden=(4,))
+MULTISCALE = dict(event_shape=(1, 2, 2), scales=1, layers=1, width=2, blocks=1)
+OF_SCALES = {"scales": [0, 1.5, "x"]}
 CODES = dict(train=X, train_y=Y, test=X, test_y=Y)
 
 CALLS = {
@@ -330,6 +357,25 @@ CALLS = {
     "flow.maf": Call(STACK | dict(dropout=0.1)),
     "flow.nsf_autoregressive": Call(STACK | dict(bins=4, dropout=0.1)),
     "flow.iaf": Call(STACK),
+    "multiscale.convolutional_realnvp": Call(MULTISCALE, OF_SCALES),
+    "multiscale.glow": Call(MULTISCALE, OF_SCALES),
+    "multiscale.flow_plus_plus": Call(MULTISCALE | dict(components=2), OF_SCALES),
+    "multiscale.convolutional_dequantizer": Call(
+        dict(event_shape=(1, 2, 2), levels=4, layers=1, width=2, blocks=1)
+    ),
+    "hierarchy.Level": Call(
+        dict(prior=lambda: level().prior, posterior=lambda: level().posterior, path=lambda: level().path),
+        {"posterior": PROGRAM, "path": MODULE},
+    ),
+    "DeepVAE": Call(
+        dict(levels=lambda: list(deep_vae().levels_down), likelihood=lambda: deep_vae().likelihood,
+             reader=lambda: deep_vae().reader),
+        {"levels": [None, 3, [], [3]], "reader": MODULE},
+    ),
+    "hierarchy.vdvae": Call(
+        dict(likelihood=lambda: deep_vae().likelihood, levels=(1,), latent_channels=1, blocks=1),
+        {"levels": SHAPE, "latent_channels": COUNT},
+    ),
     "dequantized.dequantizer": Call(dict(event_shape=2, levels=4, hidden=(4,))),
     "guides.FullRankNormal": Call(dict(event_shape=2, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
     "guides.LowRankNormal": Call(dict(event_shape=2, rank=1, network=lambda: nn.Linear(2, 6)), {"network": MODULE[1:]}),
@@ -402,7 +448,7 @@ CALLS = {
     # running
     "build": Call(
         dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
-        {"data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
+        {"model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
          "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
          "max_parameters": [0, 1.5, "x"]},
     ),
@@ -416,8 +462,8 @@ CALLS = {
          "augment": ["x", 3], "resume": [3], "trackers": [3, "x", [3]],
          "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"], "accumulate": COUNT,
          "drop_last": [None, "x", 1],
-         "clip_norm": [0, -1.0, NAN, "x"], "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE,
-         "optimizer": NAME,
+         "clip_norm": [0, -1.0, NAN, "x"], "skip_norm": [0, -1.0, NAN, "x"],
+         "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE, "optimizer": NAME,
          },
     ),
     "Training": Call(
@@ -434,6 +480,7 @@ CALLS = {
         {"lr_schedule": [3, None], "validation": FRACTION, "ema": [0, 1, "x"], "compile": ["x", 3, None],
          "gradient_steps": [0, 1.5, "x"], "minutes": [0, -1.0, NAN, "x"],
          "accumulate": COUNT, "drop_last": [None, "x", 1], "clip_norm": [0, -1.0, NAN, "x"],
+         "skip_norm": [0, -1.0, NAN, "x"],
          "validate_every": [0, 1.5, "x"], "checkpoint_minutes": POSITIVE, "optimizer": [3, None],
          "device": [3, None]},  # whether there is one is asked when it is used
     ),
@@ -452,12 +499,23 @@ CALLS = {
              temperature_schedule="sigmoid", target_acceptance=0.65, seed=0),
         {"temperature_schedule": NAME, "transition": ["x", 3]},
     ),
-    "infer.check": Call(dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
+    "infer.check": Call(
+        dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, bins=2, gradient_steps=1, seed=0),
+        {"method": ["meanfield", 3]},
+    ),
     "infer.gaps": Call(
         dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, gradient_steps=1, num_samples=2,
              seed=0),
         {"num_temperatures": [-1, 1.5, None, "x"], "log_evidence": REALS[1:]},
     ),
+    "infer.predictive_check": Call(
+        dict(posterior=coin_posterior, draws="prior", num_samples=2, seed=0), {"posterior": THING, "draws": ["x", 3]}
+    ),
+    "Draws.to_arviz": Call(dict(num_prior=2, seed=0), {"num_prior": COUNT}, of=coin_draws),
+    "Loo.minus": Call(dict(other=lambda: dgm.infer.Loo(X[:, 0], X[:, 1], 1.0)), {"other": THING},
+                      of=lambda: dgm.infer.Loo(X[:, 0], X[:, 1], 1.0)),
+    "PredictiveCheck.statistics": Call(dict(site="y"), {"site": NAME}, of=coin_predictions),
+    "PredictiveCheck.p_values": Call(dict(site="y"), {"site": NAME}, of=coin_predictions),
     "infer.hide": Call(dict(region="random:0.5", event_shape=(2,), seed=0)),
     "infer.impute": Call(
         dict(program=made, x=X, mask=X > 0, num_samples=2, num_particles=2, num_temperatures=2, num_leapfrog=1, seed=0),
@@ -467,7 +525,10 @@ CALLS = {
         dict(program=vae, x=X, num_samples=2, warmup=2, num_chains=1, max_tree_depth=1, target_acceptance=0.8, seed=0),
         free=["observed", "compile"],
     ),
-    "infer.sbc": Call(dict(program=vae, num_samples=20, num_posterior_samples=3, bins=2, seed=0)),
+    "infer.sbc": Call(
+        dict(program=vae, num_samples=20, num_posterior_samples=3, bins=2, gradient_steps=1, seed=0),
+        {"method": ["meanfield", 3]},
+    ),
     "infer.smc": Call(
         dict(program=vae, x=X, num_particles=2, threshold=0.5, num_temperatures=2, num_leapfrog=1, initial="prior",
              seed=0),
@@ -486,7 +547,7 @@ CALLS = {
     ),
     "infer.train_guide": Call(
         dict(posterior=coin_posterior, guide=lambda: dgm.guides.auto(coin, "meanfield"), gradient_steps=1,
-             num_particles=2, lr=0.1, seed=0),
+             num_particles=2, lr=0.1, restarts=1, seed=0),
         {"posterior": THING, "guide": THING, "objective": [3]},
     ),
     "Posterior": Call(
@@ -499,16 +560,25 @@ CALLS = {
     "Posterior.compiled": Call(dict(size=2), of=coin_posterior, free=["fuse"]),
     **{
         f"Posterior.{name}": Call(dict(u=torch.zeros(2, 1)), {"u": [None, "x", 3, torch.zeros(2, 3)]},
-                                  free=["deterministic"], of=coin_posterior)
-        for name in ("log_joint", "log_prior", "log_likelihood", "densities", "log_abs_det_jacobian", "constrain")
+                                  free=["deterministic", "seed"], of=coin_posterior)
+        for name in ("log_joint", "log_prior", "log_likelihood", "densities", "log_abs_det_jacobian", "constrain",
+                     "by_latent", "predict", "pointwise")
     },
     "Posterior.unconstrain": Call(
         dict(values={"p": torch.rand(3)}), {"values": [{}, 3, "x", None]}, of=coin_posterior
     ),
-    "guides.auto": Call(dict(model=lambda: coin, q="fullrank"), {"model": THING, "q": [3, "x", None, dgm.VAE]}),
+    "guides.auto": Call(
+        dict(model=lambda: coin, q="fullrank"),
+        {"model": THING, "q": [3, "x", None, dgm.VAE], "structure": ["x", 3], "features": [3, "x", {"a": X}]},
+    ),
     "guides.MixtureOfVectors": Call(dict(event_shape=2, components=2)),
     "plots.marginals": Call(dict(found=lambda: coin_table(), most=2), {"found": THING}),
     "plots.pairs": Call(dict(found=lambda: coin_table(), guide="meanfield", most=1, num_points=3), {"found": THING}),
+    "plots.traces": Call(dict(found=coin_chains, most=1), {"found": THING}),
+    "plots.predictions": Call(
+        dict(found=coin_predictions, bins=3), {"found": THING}
+    ),
+    "plots.coverage": Call(dict(found=lambda: report().calibration, most=1), {"found": THING}),
     "plots.k_hats": Call(dict(found=lambda: coin_table()), {"found": THING}),
     "infer.propagate": Call(
         dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, size=4,
@@ -516,6 +586,10 @@ CALLS = {
         free=["stepper"],
     ),
     "infer.units": Call(dict(program=vae, data=X, num_samples=2, seed=0)),
+    "Calibration.shares": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
+    "Calibration.symmetry_p_values": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
+    "Calibration.coverage": Call(dict(site="z", level=0.5), {"site": NAME, "level": [0.0, 1.5, "x"]},
+                                 of=lambda: report().calibration),
     "Calibration.histogram": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
     "Calibration.p_values": Call(dict(site="z"), {"site": NAME}, of=lambda: report().calibration),
     "Gaps.worst": Call(dict(num_data=2), of=lambda: gaps(vae(), X)),
@@ -528,6 +602,7 @@ CALLS = {
             "y": LABELS[1:],
             "name": [],
             "mask": [[True], X, X[:, :1] > 0],
+            "kinds": [3, {"a": ("real",)}],
             **{key: ["ab", ["a", "b"], ("a", "b", "c"), (1, 2)] for key in ("columns", "given_columns", "classes")},
         },
     ),
@@ -546,6 +621,7 @@ CALLS = {
             "levels": [1, 2.0],
             "size": [3, (2, 2)],
             "gray": [True],
+            "crop": [3, 0],
             "kinds": ["x", 3, {"z": "real"}, {"a": "no"}, {"a": ("bounded", 0)}],
             "classes": [("c",)],
             "name": [],
@@ -657,15 +733,26 @@ CALLS = {
     "implicit.Around": Call(dict(generator=lambda: nn.Linear(2, 2), event_shape=2, scale=0.1)),
     "implicit.noisy": Call(dict(program=implicit, scale=0.1)),
     "implicit.parzen": Call(dict(samples=X, x=X, scale=0.1)),
-    "implicit.precision_recall": Call(dict(real=X, fake=X, neighbors=1)),
+    "quality.sample_quality": Call(
+        dict(real=X, samples=X, features=None, neighbors=1, num_blocks=2, batch_size=2),
+        {"features": ["x", 3], "num_blocks": [0, 1, 1.5, "x"]},
+    ),
+    "quality.program_quality": Call(
+        dict(program=lambda: dgm.Normal(2), real=X.repeat(20, 1), features=None, num_samples=20, seed=0, neighbors=1),
+        {"features": ["x", 3], "real": [None, "x", 3]},
+        free=["given"],
+    ),
+    "quality.frechet_distance": Call(dict(real=X, samples=X)),
+    "quality.kernel_distance": Call(dict(real=X, samples=X)),
+    "quality.hidden_features": Call(dict(network=lambda: nn.Linear(2, 2)), {"network": [None, "x", 3]}),
     "implicit.mode_coverage": Call(dict(x=X, centers=X, scale=0.1)),
     # networks
     "networks.MLP": Call(
         dict(in_shape=(2,), out_features=2, hidden=(4,), activation="silu", dropout=0.1), {"hidden": SHAPE[1:]}
     ),
     "networks.ColumnReader": Call(
-        dict(classes=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
-        {"classes": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
+        dict(categories=[None, 3], logarithms=[0], shift=[0.0, 0.0], scale=[1.0, 1.0]),
+        {"categories": [None, 3, "x", [1], [1.5]], "logarithms": [None, 3, "x", [2]], "network": ["x", 3],
          "shift": [[1.0] * 3, "x", [NAN, 0.0]], "scale": [[1.0] * 3, "x", [0.0, 1.0]]},
     ),
     "networks.ColumnMADE": Call(
@@ -681,14 +768,25 @@ CALLS = {
         {"order": ["x", None, 3, (0, 0)]},
     ),
     "networks.PixelCNN": Call(
-        dict(in_shape=(1, 4, 4), num_parameters=1, channels=4, layers=1, kernel_size=3, dropout=0.1),
-        {"kernel_size": [2, 1.5, "x", None], "channels": COUNT},
+        dict(in_shape=(1, 4, 4), num_parameters=1, width=4, layers=1, kernel_size=3, dropout=0.1),
+        {"kernel_size": [2, 1.5, "x", None]},
     ),
     "networks.ConvEncoder": Call(
         dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, width=4, dropout=0.1)
     ),
     "networks.ConvDecoder": Call(
         dict(in_shape=(2,), out_shape=(1, 4, 4), outputs=1, channels=(4,), blocks=1, dropout=0.1)
+    ),
+    "networks.ConvNet": Call(
+        dict(in_shape=(1, 4, 4), out_shape=(1, 2, 2), outputs=2, width=2, blocks=1, levels=2, dropout=0.1),
+        {"outputs": [0, 1.5, "x"], "levels": LEVELS[:2], "num_classes": [0, 1.5]},
+    ),
+    "networks.BottomUp": Call(
+        dict(in_shape=(1, 4, 4), out_shapes=[(2, 2, 2)], blocks=1, levels=2, dropout=0.1),
+        {"out_shapes": [None, "x", 3, [(2, 2)]], "levels": LEVELS[:2]},
+    ),
+    "networks.TopDownStep": Call(
+        dict(in_shape=(2, 1, 1), given_shape=(1, 1, 1), out_shape=(2, 2, 2), blocks=1, dropout=0.1)
     ),
     "networks.DenoisingMLP": Call(
         dict(event_shape=(2,), hidden=(4,), outputs=1, activation="silu", max_frequency=30.0)
@@ -705,6 +803,10 @@ CALLS = {
     "networks.Sylvester": Call(dict(num_features=2, reflections=1), {"reflections": COUNT[1:]}),
     "networks.Permutation": Call(dict(order=(1, 0)), {"order": ["x", None, 3, (0, 0), (0.0, 1.0)]}),
     "networks.Inverse": Call(dict(bijection=lambda: networks.LULinear(2))),
+    "networks.Squeeze": Call(dict(in_shape=(1, 2, 2))),
+    "networks.PerPixel": Call(dict(in_shape=(2, 1, 1), bijection=lambda: networks.LULinear(2))),
+    "networks.Partial": Call(dict(num_features=3, bijection=lambda: networks.LULinear(2))),
+    "networks.LogisticMixture": Call(dict(components=2, bound=5.0)),
     "networks.Elementwise": Call(
         dict(num_features=2, univariate=Affine, network=lambda: MLP((2,), 4)), {"network": MODULE[1:]}
     ),
@@ -781,7 +883,8 @@ EXCLUDED = {
         "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
         "anomaly.Separation", "classification.Answers", "data.StoredData",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
-        "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison", "infer.GuideRow",
+        "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison",
+        "infer.GuideGaps", "infer.GuideRow", "infer.Draws", "infer.Loo", "infer.PredictiveCheck",
         "infer.Population", "infer.Sandwich",
         "infer.Units", "infer.Weighted",
         "objectives.Bound", "plots.Theme", "representations.Agreement", "representations.Quality",
@@ -807,6 +910,7 @@ EXCLUDED = {
         "checkpoint.decoded", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
         "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
         "classification.beliefs", "classification.share", "flow.start_near_zero",
+        "flow.embedding_of", "flow.end_of",
         "anomaly.auroc", "objectives.chosen", "representations.latents",
         "hub.card", "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
         "plots.is_picture", "runs.write", "runs.write_array", "runs.write_files", "runs.write_json", "sweep.collect",
@@ -972,6 +1076,7 @@ WITHIN = {
         "mean_of_pairs",
         "enumerated",
     ),
+    *("onward", "Bijection.initialize", "PerPixel.initialize", "Partial.initialize"),
     *("start", "step", "finish", "tune", "expand", "replaced", "Record.points"),
     *(f"{kind.__name__}.bound" for kind in (VariationalBound, *VariationalBound.__subclasses__())),
     *("SemiAmortized.bound", "Finite.log_prob", "Floor.log_prob", "Finite.sample", "Floor.sample"),

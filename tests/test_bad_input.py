@@ -382,6 +382,28 @@ CASES = {
         ["program is given", "not conditional"],
     ),
     "classifying another shape": (lambda: classifier().classify(torch.zeros(2, 3)), ValueError, ["x has shape"]),
+    "a classifier without levels given integers": (
+        lambda: dgm.Discriminative(dgm.Categorical((), 3, nn.Linear(2, 3))).classify(BITS),
+        TypeError,
+        [r"the Linear was given integers \(torch.int64\)", r"use \.float\(\)", r"MLP\(\.\.\., levels=\.\.\.\)"],
+    ),
+    "an encoder without levels given integers": (
+        lambda: dgm.ELBO()(vae(), BITS.byte()),
+        TypeError,
+        [r"the Linear was given integers \(torch.uint8\)"],
+    ),
+    "bytes for an embedding": (
+        lambda: dgm.Normal(2, nn.Sequential(nn.Embedding(2, 2), nn.Flatten())).log_prob(X, BITS.byte()),
+        TypeError,
+        ["given integers", r"\.long\(\) for an nn.Embedding"],
+    ),
+    "missing values for evaluate": (
+        lambda: dgm.evaluate(vae(), X * NAN),
+        ValueError,
+        [r"dgm\.fit and dgm\.evaluate take dgm\.Data\(x, mask=~x\.isnan\(\)\)"],
+    ),
+    "missing values for log_weights": (lambda: vae().log_weights(X * NAN), ValueError, [r"mask=~x\.isnan\(\)"]),
+    "infinite values, none of them missing": (lambda: dgm.Data(X + INF), ValueError, ["drop those rows$"]),
     "a classifier of nothing": (lambda: dgm.Discriminative(dgm.Categorical((), 3)), TypeError, ["network of x"]),
     # objectives
     "an objective of no samples": (lambda: dgm.ELBO(num_samples=0), ValueError, ["num_samples"]),

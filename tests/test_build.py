@@ -52,7 +52,9 @@ def test_every_model_builds_for_reals_and_integers_trains_and_is_stored(name, le
     program = build(name, data)
     assert program.measure == data.measure
     before = dgm.evaluate(program, data, num_samples=20).nats
-    dgm.fit(program, data, epochs=6, batch_size=12, lr=0.003, progress=False, validation=None)
+    # The masses start as the uniform that the data come from, and deep stacks take longer to know these 24.
+    epochs, lr = (20, 0.001) if name in ("glow", "flow++") else (6, 0.003)
+    dgm.fit(program, data, epochs=epochs, batch_size=12, lr=lr, progress=False, validation=None)
     dgm.save(program, tmp_path)
     after = dgm.evaluate(program, data, num_samples=20)
     assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data, num_samples=20).values, after.values)
@@ -202,7 +204,7 @@ def test_densities_given_reals_reach_the_analytic_one(name, epochs):
     assert dgm.evaluate(program, unseen).nats == pytest.approx(exact, abs=0.05)
 
 
-GIVEN = [name for name in MODELS if name not in ("classifier", "implicit")]
+GIVEN = [name for name in MODELS if name not in ("classifier", "implicit", "vdvae")]
 
 
 @pytest.mark.parametrize("levels", [None, 3])
@@ -300,7 +302,7 @@ def test_samples_of_the_data_are_counted_as_all_of_them(monkeypatch):
 @pytest.mark.parametrize("data", [large(), digits_like(None), dgm.Data(torch.randn(9, 3))], ids=str)
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "classifier"])
 def test_what_is_counted_without_memory_is_what_is_made(name, data):
-    if name == "pixelcnn" and len(data.event_shape) == 1:
+    if MODELS[name][1].endswith("(images)") and len(data.event_shape) == 1:
         return
     torch.manual_seed(0)
     program = build(name, data)

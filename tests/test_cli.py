@@ -252,6 +252,18 @@ def test_the_evidence_is_that_of_the_library(trained, capsys):
     assert "accuracy" not in numbers
 
 
+def test_the_quality_of_samples_is_that_of_the_library(trained, capsys):
+    capsys.readouterr()
+    dgm_ok("evaluate", trained["vae"], "--quality", "--features", trained["classifier"], "--json", "--device", "cpu")
+    numbers = json.loads(capsys.readouterr().out)
+    classifier, test = dgm.load(trained["classifier"]), dgm.data.load("digits", "test")
+    features = dgm.quality.hidden_features(classifier)
+    expected = dgm.quality.program_quality(dgm.load(trained["vae"]), test.x, features)
+    assert numbers["values"] == pytest.approx(expected.values)
+    dgm_ok("evaluate", trained["vae"], "--quality", "--device", "cpu")
+    assert "x itself" in capsys.readouterr().out
+
+
 def test_more_particles_tighten_the_bound(trained, capsys):
     def evaluate(*options):
         capsys.readouterr()
@@ -332,7 +344,7 @@ def test_the_list_for_a_data_set_says_what_each_model_would_be(capsys):
 
 
 def test_the_list_for_a_data_set_says_what_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr("dgm_pyro.catalog.build", functools.partial(dgm.build, max_parameters=200_000))
+    monkeypatch.setattr("dgm_pyro.experiments.commands.build", functools.partial(dgm.build, max_parameters=200_000))
     dgm_ok("list", "--data", "moons")
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
     assert re.split(r"\s{2,}", listed["made"])[1] == "refused: too large, unless --set max_parameters=NUMBER"

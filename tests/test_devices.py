@@ -30,8 +30,8 @@ from dgm_pyro.training import compilation
 from dgm_pyro.training import fit as training
 
 DEVICE = torch.device("cuda:0")
-# A gradient is asked for within the guide, and torch's engine has no thread for a device that is not there.
-DIFFERENTIATES = {"vae-semi-amortized"}
+# A device of torch's own that has neither numbers nor a driver: operations and gradients on it need no stand-in.
+LAZY = torch.device("lazy:0")
 
 # Before each operation torch switches to the device of the tensors. Here there is nothing to switch to.
 GUARD = """
@@ -49,15 +49,19 @@ extern "C" void leave() { in_use.store(before); }
 
 
 class Pretence(FakeTensorMode):
-    """Within it tensors are fake; `there` takes what is outside along."""
+    """Within it tensors are fake; `there` takes what is outside along, to ``device``."""
+
+    def __init__(self, device):
+        super().__init__(allow_non_fake_inputs=True)
+        self.device = device
 
     def dispatch(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
             return True if args[0].dtype == torch.bool else 0
         return super().dispatch(func, types, args, kwargs or {})
 
-    def there(self, value, device=DEVICE):
-        """A tensor, a tuple of them or None; or a module, in place, as ``module.to(DEVICE)`` would: on `DEVICE`."""
+    def there(self, value, device=None):
+        """A tensor, a tuple of them or None; or a module, in place, as ``module.to(device)`` would."""
         if isinstance(value, tuple):
             return tuple(map(self.there, value))
         if isinstance(value, nn.Module):
@@ -66,7 +70,7 @@ class Pretence(FakeTensorMode):
             return value
         if value is None:
             return None
-        return FakeTensor(self, torch.empty(value.shape, dtype=value.dtype, device="meta"), device)
+        return FakeTensor(self, torch.empty(value.shape, dtype=value.dtype, device="meta"), device or self.device)
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +94,26 @@ def guard(tmp_path_factory):
 
 
 @pytest.fixture
-def pretence(guard, monkeypatch):
-    # The checks of data look at values, and those of distributions too.
+def unchecked(monkeypatch):
+    """The checks of data look at values, and those of distributions too."""
     for check in ("check", "check_given"):
         monkeypatch.setattr(Program, check, lambda *arguments, **options: None)
+
+
+@pytest.fixture
+def pretence(guard, unchecked):
     with contextlib.ExitStack() as stack:
         stack.callback(guard.leave)
         guard.enter()
         stack.enter_context(torch.no_grad())
         stack.enter_context(pyro.validation_enabled(False))
-        yield stack.enter_context(Pretence(allow_non_fake_inputs=True))
+        yield stack.enter_context(Pretence(DEVICE))
+
+
+@pytest.fixture
+def elsewhere(unchecked):
+    with pyro.validation_enabled(False), Pretence(LAZY) as pretence:
+        yield pretence
 
 
 def watched(monkeypatch):
@@ -121,7 +135,7 @@ def watched(monkeypatch):
 
 
 def built(name, pretence):
-    """A program of the registry, x and given, on `DEVICE`."""
+    """A program of the registry, x and given, on the device of ``pretence``."""
     with unset_fake_temporarily():
         case = CASES[name]
         program = case.build(dtype=torch.float32)
@@ -129,29 +143,46 @@ def built(name, pretence):
     return pretence.there(program), pretence.there(x), pretence.there(given)
 
 
-def test_a_mix_is_seen(pretence):
+@pytest.mark.parametrize("place", ["pretence", "elsewhere"])
+def test_a_mix_is_seen(place, request):
+    pretence = request.getfixturevalue(place)
     on_device = pretence.there(torch.zeros(3))
-    assert (on_device + 1).device == DEVICE
+    assert (on_device + 1).device == pretence.device
     with pytest.raises(RuntimeError, match="same device"):
         on_device + torch.zeros(3)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in DIFFERENTIATES])
-def test_every_program_stays_there(name, pretence, monkeypatch):
-    program, x, given = built(name, pretence)
-    forked = watched(monkeypatch)
-    assert program.sample(6, given).device == DEVICE
+def test_a_mix_is_seen_on_the_way_back(elsewhere):
+    class Mixed(torch.autograd.Function):
+        forward = staticmethod(lambda context, x: x + 0)
+        backward = staticmethod(lambda context, gradient: gradient * torch.ones(3))
+
+    with pytest.raises(RuntimeError, match="same device"):
+        Mixed.apply(elsewhere.there(torch.zeros(3)).requires_grad_()).sum().backward()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_program_and_its_gradient_stay_there(name, elsewhere):
+    program, x, given = built(name, elsewhere)
+    if "diffusion" not in name:  # whose many steps are those of the next test
+        with torch.no_grad():
+            assert program.sample(6, given).device == LAZY
     if isinstance(program, dgm.Implicit):
         return
-    assert program.log_weights(x, given, num_particles=3).device == DEVICE
-    objectives = [ELBO(2)]
-    if not program.tractable:
-        objectives += [FreeBits(), RWS(3, sleep=0.5), Enumerate()]
-    for objective in objectives:
-        assert objective(program, x, given).surrogate.device == DEVICE, objective
-    if isinstance(program, Labeled):
-        assert program.log_joint(x, 2).device == DEVICE
-    assert set(forked) <= {DEVICE}
+    with torch.no_grad():
+        assert program.log_weights(x, given, num_particles=3).device == LAZY
+        objectives = [] if program.tractable else [FreeBits(), RWS(3, sleep=0.5), Enumerate()]
+        for objective in objectives:
+            assert objective(program, x, given).surrogate.device == LAZY, objective
+        if isinstance(program, Labeled):
+            assert program.log_joint(x, 2).device == LAZY
+    loss = -ELBO(2)(program, x, given).surrogate.mean()
+    assert loss.device == LAZY
+    if loss.requires_grad:  # a Normal without a parameter learns nothing
+        loss.backward()
+        gradients = [p.grad for p in program.parameters() if p.grad is not None]
+        assert gradients
+        assert all(gradient.device == LAZY for gradient in gradients)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++", "heun"])
@@ -207,6 +238,15 @@ def test_the_random_state_that_is_left_as_it_was_is_that_of_the_device(pretence,
     assert forked == [DEVICE] * 2
     labeled.log_joint(x_of_labeled)
     assert forked == [DEVICE] * (2 + labeled.classes)
+
+
+@pytest.mark.parametrize("objective", ["annealed", FreeBits()], ids=str)
+def test_schedules_are_there_for_cuda_graphs(objective, elsewhere):
+    program, x, given = built("vae", elsewhere)
+    terms = compilation.Terms(program, dgm.objectives.chosen(objective))
+    weights = terms.weights(0.5)
+    assert {weight.device for weight in weights.values()} <= {LAZY}
+    assert terms(x, given, {}, weights)["loss"][""].device == LAZY
 
 
 def test_a_flow_of_pyros_transforms_stays_there(pretence):

@@ -56,7 +56,7 @@ WRITTEN = {
     ("vae-flow-prior", False): ["p(z) p(x | z)", "p(z) = p(u) |det du/dz|", "q(z | x)"],
     ("vae-flow-encoder", False): ["p(z) p(x | z)", "q(z | x) = q(u | x) |det du/dz|"],
     ("made", False): ["p(x) = p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4)"],
-    ("made", True): ["p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4) [x = f(x_<5)]"],
+    ("made", True): ["p(x_1) p(x_2 | x_1) ... p(x_4 | x_<4) [x = f(x_1, ..., x_4)]"],
     ("made-given-label", False): ["p(x | y) = p(x_1 | y) p(x_2 | x_1, y)"],
     ("realnvp-given-label", False): ["p(x | y) = p(u | y) |det du/dx|"],
     ("dequantized", False): [
@@ -103,7 +103,7 @@ def test_a_formula_in_one_line_is_what_it_prints():
     for name in ("vae-two-levels", "vae-flow-encoder", "made", "normal"):
         formula = formula_of(name, built(name))
         assert [*filter(None, (formula.p, formula.q))] == [
-            ", ".join(lines) for density in "pq" if (lines := formula._lines(density, factors._Text()))
+            ", ".join(lines) for density in "pq" if (lines := formula._lines(density, factors._Text))
         ]
     assert formula_of("vae-flow-encoder", built("vae-flow-encoder")).p == "p(z) p(x | z)"
     assert formula.q == ""
@@ -227,6 +227,18 @@ def test_a_pair_of_pyro_callables():
         "model\n  joint  p(b) p(out | b, w)\n  guide  q(b | out)\n  b      Normal, ()\n  out    Normal, ()"
     )
     assert not pyro.get_param_store().keys()
+
+
+def test_a_plate_of_any_name_is_printed():
+    class OwnPlate(dgm.Conditional):
+        event_shape = torch.Size((2,))
+
+        def joint(self, name, value=None, given=None):
+            with pyro.plate("data", 4):
+                w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            return pyro.sample(name, dist.Normal(w.sum(), 1.0).expand((2,)).to_event(1), obs=value)
+
+    assert equations(OwnPlate()) == ["p(w) p(x | w)"]
 
 
 def test_an_argument_is_named_after_the_site_that_observes_it_alone():

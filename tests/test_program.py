@@ -219,6 +219,78 @@ def test_plates_are_named_and_placed():
     assert frames == {"data": -1, "particles": -2, "batch_2": -3}
 
 
+class Offset(dgm.Program):
+    """Features with a random offset of four parts, in a plate of its own, left of those of a batch."""
+
+    event_shape = torch.Size((3,))
+
+    def __init__(self, plate):
+        super().__init__()
+        self.plate, self.scale = plate, nn.Parameter(torch.ones(()))
+
+    def _parts(self):
+        with pyro.plate(self.plate, 4, dim=-3):
+            return pyro.sample("parts", dist.Normal(0.0, 1.0))
+
+    def joint(self, name, value=None, given=None):
+        loc = self._parts().sum(0).squeeze(0).unsqueeze(-1)
+        return pyro.sample(name, dist.Normal(loc, self.scale.expand(3)).to_event(1), obs=value)
+
+    def posterior(self, name, value, given=None):
+        self._parts()
+
+    def latents(self, name):
+        return ("parts",)
+
+
+ASKED = {
+    "log_weights": lambda program, x: program.log_weights(x),
+    "elbo": lambda program, x: dgm.ELBO()(program, x),
+    "sample": lambda program, x: program.sample(5),
+    "measure": lambda program, x: program.measure,
+    "model": lambda program, x: program.model(x),
+    "guide": lambda program, x: program.guide(x),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_the_names_of_the_plates_around_statements_are_taken(asked):
+    x = torch.randn(5, 3)
+    ASKED[asked](Offset("parts_of_offset"), x)
+    for name in ("data", "particles"):
+        with pytest.raises(
+            ValueError, match=f"statements have a plate '{name}', but 'data', 'particles' are the plates"
+        ):
+            ASKED[asked](Offset(name), x)
+        vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4)), latent_name=name)
+        with pytest.raises(ValueError, match=f"statements have a site '{name}'.*: give the site another name"):
+            ASKED[asked](vae, x)
+
+
+@pytest.mark.parametrize("plate", ["data", "particles", "rows"])
+def test_what_is_computed_inside_a_plate_is_what_it_is_outside(plate):
+    """Plates of any name and at any dimension around a call are no part of it."""
+    flow, vae = dgm.flow.realnvp(3), CASES["vae"].build()
+    x, _ = CASES["vae"].draw(vae, 4)
+
+    def numbers():
+        torch.manual_seed(0)
+        return [
+            flow.log_prob(torch.randn(2, 3)),
+            vae.log_weights(x, num_particles=2),
+            vae.sample(5),
+            dgm.ELBO()(vae, x).value,
+        ]
+
+    with poutine.trace() as traced, pyro.plate(plate, 7, dim=-1), pyro.plate("more", 2, dim=-2):
+        inside = numbers()
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    assert z.shape == (2, 7)
+    assert set(traced.trace.nodes) == {plate, "more", "z"}
+    for within, outside in zip(inside, numbers(), strict=True):
+        assert torch.equal(within, outside)
+
+
 def test_an_exact_density_inside_a_guide():
     """A guide may ask for log_prob inside the plates of its own program."""
 

@@ -377,6 +377,17 @@ def test_a_transposed_parameter_learns(after_a_step):
     assert learns(program, x, given)
 
 
+def test_a_layout_of_channels_last_stays_and_learns():
+    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten())
+    network.to(memory_format=torch.channels_last)
+    program = dgm.Normal((2, 4, 4), network, given_shape=(2, 4, 4))
+    x, given = torch.randn(5, 2, 4, 4), torch.randn(5, 2, 4, 4)
+    assert learns(program, x, given)
+    for layer in network[:2]:
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+        assert not layer.weight.is_contiguous()
+
+
 def test_a_replaced_network_learns():
     program = dgm.Normal(3, nn.Linear(2, 6))
     x, given = torch.randn(5, 3), torch.randn(5, 2)

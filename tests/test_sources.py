@@ -188,10 +188,10 @@ def test_columns_have_kinds_by_their_values_or_by_name(tmp_path):
 
 BAD_KINDS = {
     "no such column": ({"force": "real"}, r"kinds names 'force', but the data have the columns age, job"),
-    "no such kind": ({"age": "amount"}, r"kind of column 'age' must be one of real, positive.*got 'amount'"),
+    "no such kind": ({"age": "amount"}, r"kinds\['age'\] must be one of real, positive.*got 'amount'"),
     "no bounds": (
         {"share": "bounded"},
-        r"column 'share' is bounded, which has 2 bounds, got \[\]: write share=bounded:0:1",
+        r"kinds\['share'\] is bounded, which has 2 bounds, got \[\]: write share=bounded:0:1",
     ),
     "beyond a bound": (
         {"share": ("bounded", 0, 0.5)},
@@ -203,7 +203,7 @@ BAD_KINDS = {
         {"job": ("category", "cook", "pilot")},
         r"row 1, column 'job' holds 'nurse'.*none of its words",
     ),
-    "text": ({"job": "real"}, r"row 0, column 'job' holds 'cook', which is no number"),
+    "text": ({"job": "real"}, r"row 0, column 'job' holds 'cook', which is not a number"),
 }
 
 
@@ -223,7 +223,7 @@ def test_names_are_no_category():
 
 
 BAD_TABLES = {
-    "text": ("a,b\n1,2\n3,x\n", r"t\.csv, line 3, column 'b' holds 'x', which is no number: .*--columns"),
+    "text": ("a,b\n1,2\n3,x\n", r"t\.csv, line 3, column 'b' holds 'x', which is not a number: .*--columns"),
     "ragged": ("a,b\n1,2\n3\n", r"t\.csv, line 3: there are 1 values, but 2 columns"),
     "long": ("a,b\n1,2,3\n", r"t\.csv, line 2: there are 3 values, but 2 columns"),
     "infinite": ("a,b\n1,inf\n", r"t\.csv, line 2, column 'b' is infinite"),
@@ -248,7 +248,7 @@ BAD_CHOICES = {
     "taken twice": (FRAME, {"label": "c", "given": "c"}, "columns, given and label name 'c' twice"),
     "nothing left": (FRAME[["b"]], {"given": "b"}, "no columns of the frame are left"),
     "empty given": (FRAME, {"given": "a", "columns": ["b"]}, "row 1, column 'a' is empty, but it is given"),
-    "text": (FRAME, {}, "row 0, column 'c' holds 'u', which is no number"),
+    "text": (FRAME, {}, "row 0, column 'c' holds 'u', which is not a number"),
     "foreign label": (FRAME, {"label": "c", "columns": "b", "classes": ("u",)}, "row 1 has the label 'v', which is"),
     "no integers": (FRAME, {"columns": "t", "levels": 3}, "row 0 of the data holds 0.1 in feature 0, but levels=3"),
     "too few levels": (FRAME, {"columns": "b", "levels": 5}, "x holds values from 4 to 6, but levels=5"),

@@ -12,6 +12,7 @@ import torch
 import dgm_pyro as dgm
 from dgm_pyro import data as data_room
 from dgm_pyro import sources
+from dgm_pyro.experiments import runs
 from dgm_pyro.networks import MADE
 
 REALS = np.random.default_rng(0).normal(size=(120, 3))
@@ -238,3 +239,22 @@ def test_memory_is_that_of_a_few_windows(tmp_path, monkeypatch):
         assert tracemalloc.get_traced_memory()[1] < 8e6
     finally:
         tracemalloc.stop()
+
+
+def test_a_run_on_a_large_file_is_that_on_a_small_one(path, tmp_path, monkeypatch):
+    options = dgm.TrainingOptions(epochs=2, batch_size=16, device="cpu")
+    found = []
+    for number, largest in enumerate((10**9, 0)):
+        monkeypatch.setattr(sources, "IN_MEMORY", largest)
+        folder = tmp_path / str(number)
+        program, record, _ = runs.train(folder, "realnvp", str(path), {}, options, progress=False)
+        test = record.points("test")
+        assert isinstance(test, data_room.StoredData) == (largest == 0)
+        found.append((program.state_dict(), dgm.evaluate(program, test).values, record.points("train", num_data=9).x))
+    (weights, values, some), (again, others, few) = found
+    assert same(weights, again)
+    assert torch.equal(values, others)
+    assert torch.equal(some, few)
+    np.save(path, REALS + 1)
+    with pytest.raises(ValueError, match="is not what the run was trained on"):
+        record.points("test")

@@ -375,7 +375,7 @@ history = train_on(train, flow, epochs=30, batch_size=128, lr=3e-3)
 # %% [markdown]
 # `TransformedDistribution` is Pyro's name for a distribution that is pushed through invertible functions. There are no
 # latent sites: $z$ is no further random variable but a function of $x$, the *latent representation* `inverse_map(x)`.
-# Printed, where the base is called $u$:
+# As a formula; $u$ is the base variable, $z$ above:
 
 # %%
 print(flow)
@@ -469,15 +469,15 @@ statements(vae)
 
 # %% [markdown]
 # This is the first guide with a site. `z` is latent in the model, where it is drawn from the prior, and latent in the
-# guide, where it is drawn from the encoder; equal names are what ties the two together.
+# guide, where it is drawn from the encoder; the two are tied together by their name.
 
 # %%
 print(vae)
 
 # %% [markdown]
-# Two steps of SVI, with nothing but Pyro. `SVI` takes model, guide, an optimizer (`pyro.optim` wraps those of PyTorch, with their options in a dict)
-# and a loss: `Trace_ELBO` is minus the ELBO, estimated by one draw from the guide. `step` is one step of all this, and
-# returns the loss of the whole batch:
+# Here are two steps of SVI, with nothing but Pyro. `SVI` takes model, guide, an optimizer (`pyro.optim` wraps those of
+# PyTorch, with their options in a dict) and a loss: `Trace_ELBO` is minus the ELBO, estimated by one draw from the
+# guide. `step` is one step of all this, and returns the loss of the whole batch:
 
 # %%
 svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
@@ -569,8 +569,8 @@ statements(diffusion)
 print(diffusion.unroll())
 
 # %% [markdown]
-# Since $q(x_t \mid x_0)$ is
-# known for each $t$ alone, training need not walk along it. The ELBO is a sum over time,
+# Since $q(x_t \mid x_0)$ is known for each $t$ alone, training does not need to run through it. The ELBO is a sum over
+# time,
 #
 # $$E_q\Big[\log p(x_0 \mid x_1) - D_{KL}(q(x_T \mid x_0) \| p(x_T)) -
 # \sum_{t=2}^{T} D_{KL}(q(x_{t-1} \mid x_t, x_0) \| p(x_{t-1} \mid x_t))\Big],$$
@@ -654,11 +654,11 @@ for name, program in programs.items():
         )
 
 # %% [markdown]
-# How to read it. The standard error of the nats is that of the choice of test points. The last column is a difference
-# on the same points, and so much less uncertain. An *exact* row says how good the model is. A bound says how good it is
-# *at least*: some of what is missing may be the guide's fault. The two rows of the VAE, and of the diffusion, are one
-# model with two bounds. For the diffusion most of the distance to the truth was the bound's. For the VAE most is the
-# model's, as its picture shows: it fills the space between the half circles.
+# How to read the table: the standard error of the nats is over the test points. The last column is a difference on the
+# same points, so its error is much smaller. An *exact* row says how good the model is. A bound says how good it is *at
+# least*: some of what is missing may be the guide's fault. The two rows of the VAE, and of the diffusion, are one model
+# with two bounds. For the diffusion most of the distance to the truth was the bound's. For the VAE most is the model's,
+# as its picture shows: it fills the space between the half circles.
 #
 # This does not rank the families. Networks and epochs were chosen so that the chapter is quick, and exercise 3 improves
 # the VAE in one line.
@@ -768,8 +768,8 @@ plots.images(torch.cat(list(rows.values())), levels=levels, num_columns=9, row_l
 # The way from 0 to 1 leads through what may be a 6 and a 5. The way from 6 to 7 is less clean: the model has seen 1437
 # digits.
 #
-# Is $z$ also a better input for a classifier, when labels are few? Here a linear classifier gets five labeled digits
-# of each class, ten times over with other digits.
+# Is $z$ also a better input for a classifier, when labels are few? Here a linear classifier gets five labeled digits of
+# each class; this is repeated ten times with other digits.
 
 # %%
 from sklearn.linear_model import LogisticRegression  # noqa: E402
@@ -814,7 +814,7 @@ history = train_on(train, discriminative, epochs=20, batch_size=128, lr=3e-3)
 history = train_on(train, generative, epochs=40, batch_size=128, lr=1e-2)
 
 # %% [markdown]
-# The product rule, as the program states it; its guide for $y$ is Bayes' rule:
+# The program states the product rule; its guide for $y$ is Bayes' rule:
 
 # %%
 print(generative)

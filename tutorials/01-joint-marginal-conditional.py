@@ -306,15 +306,15 @@ for name, lines in measured.items():
 claim(rejected[0] < 0.15 and rejected[2] > 0.5 and rejected[-1] > 0.95)
 
 # %% [markdown]
-# Three things to read off, one of them not what one hopes for.
+# Three things to read off. One of them is a disappointment.
 #
 # 1. On noise *both* are still sure of a label, and wrong. A generative model does not have a less confident $p(y \mid
 #    x)$: Bayes' rule divides by $p(x)$, and so removes it.
-# 2. The generative model has kept that number. Where an image is noise, the alarm catches the confident errors of
+# 2. The generative model still has $p(x)$ itself. Where an image is noise, the alarm catches the confident errors of
 #    either classifier. This is why estimating $p(x)$ is worth the trouble.
 # 3. The alarm does not answer "is the label right?". It answers whether $x$ is like the training data. At 5 % of
-#    flipped pixels it goes off for most digits, though most are still classified rightly. And it has a price, chosen
-#    beforehand: about 5 % of good digits.
+#    flipped pixels it goes off for most digits, though most are still classified correctly. Its cost is chosen
+#    beforehand: it rejects about 5 % of good digits.
 #
 # ## 4. Explicit and implicit
 #
@@ -416,8 +416,8 @@ panels[3].grid(False)
 plt.show()
 
 # %% [markdown]
-# The implicit model has found both half circles, and leaves the space between them not quite empty. The energy distance
-# hardly sees that. A likelihood would: each datum that is made where there are none is missing elsewhere.
+# The implicit model has found both half circles, but the space between them is not quite empty. The energy distance is
+# hardly sensitive to this. A likelihood would: each datum that is made where there are none is missing elsewhere.
 #
 # Both can be sampled. Only the explicit one can be asked how likely a point is, so only that one can raise the alarm of
 # section 3, choose between labels by Bayes' rule, or be compared with another model in nats:

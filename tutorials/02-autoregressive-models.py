@@ -97,7 +97,7 @@ print(f"sum of p(x) over the 512 states: {q.sum():.7f}")
 assert abs(q.sum() - 1) < 1e-5
 
 # %% [markdown]
-# The program as a formula, read off its statements: the chain rule, and the number of parameters.
+# `print` shows the program as a formula, read off its statements: the chain rule, and the number of parameters.
 
 # %%
 print(small)
@@ -294,9 +294,9 @@ claim(abs(lost["MADE"]) < 0.6)
 claim(evidences["MADE", "as they are"].minus(evidences["PixelCNN", "as they are"]).nats > 0)
 
 # %% [markdown]
-# Shuffling costs the PixelCNN nearly two nats per image. MADE never assumed anything about neighbors, and hardly
-# notices. (Its small difference is that of the order of the chain, which has changed too.) On images this small MADE is
-# the better model all the same: it can look at the whole image in one layer.
+# Shuffling costs the PixelCNN nearly two nats per image. MADE assumes nothing about neighbors, and hardly changes. (Its
+# small difference comes from the order of the chain, which has changed too.) On images this small MADE is the better
+# model all the same: it can look at the whole image in one layer.
 #
 # ## 4. The chain, unrolled
 #
@@ -367,10 +367,9 @@ plots.images(
 
 # %% [markdown]
 # These are exact draws from $p(x_{33}, \dots, x_{64} \mid x_{\le 32})$. Now fix the *lower* half instead. The chain
-# draws the upper half first, before it meets the fixed sites, and so without knowing of them. What the fixed sites do
-# is change the density of the trace: each adds $\log p(x_i \mid x_{<i})$. Draws have to be weighted by that, and if all
-# weights are tiny, to be chosen again and again along the way. That is **sequential Monte Carlo**, and
-# `dgm.infer.impute` does it.
+# draws the upper half first, before it reaches the fixed sites, so these have no influence on the draw. They change the
+# density of the trace: each adds $\log p(x_i \mid x_{<i})$. Draws have to be weighted by that, and if all weights are
+# tiny, to be resampled along the way. That is **sequential Monte Carlo**, and `dgm.infer.impute` does it.
 
 # %%
 lower = fixed_at(some, range(33, 65))

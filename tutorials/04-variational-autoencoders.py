@@ -89,7 +89,7 @@ evidence = dgm.evaluate(vae, test, num_samples=scaled(100, 4))
 print(evidence)
 
 # %% [markdown]
-# `evaluate` prints the two terms apart. The distance of the bound from the truth is known in principle:
+# `evaluate` prints the two terms separately. The distance of the bound from the truth is a divergence:
 #
 # $$\log p_\theta(x) - \text{ELBO} = D_{KL}\big(q(z \mid x) \,\|\, p_\theta(z \mid x)\big).$$
 #
@@ -139,9 +139,8 @@ plt.show()
 
 # %% [markdown]
 # Blue is the true posterior, orange one and two standard deviations of the encoder's Normal. On the right is the datum
-# where the two differ most: its posterior has two modes, and the encoder has put itself between them.
-# The gap is the cost of a guide that is a Normal with axes along the coordinates, computed by one network for all
-# data.
+# where the two differ most: its posterior has two modes, and the encoder's Normal lies between them. The gap is the
+# cost of a guide that is a Normal with axes along the coordinates, computed by one network for all data.
 #
 # ## 2. The two terms
 #
@@ -191,10 +190,10 @@ plots.images(torch.cat([part.flatten(0, 1) for part in picture]), columns=len(so
 
 # %% [markdown]
 # - Small $\beta$: the best reconstructions, at too high a cost. Each $q(z \mid x)$ is small and far from the others,
-#   the prior seldom meets any of them, and the bound on $\log p(x)$ is low.
+#   draws from the prior seldom fall into any of them, and the bound on $\log p(x)$ is low.
 # - Large $\beta$: $q(z \mid x)$ is the prior, $z$ says nothing, and every reconstruction is the mean of all digits.
-# - $\beta = 1$ is no compromise that somebody chose. It is the bound on $\log p(x)$: moving along the dashed line, one
-#   more nat of KL has to buy a nat of reconstruction.
+# - $\beta = 1$ is not an arbitrary compromise. It is the bound on $\log p(x)$: along the dashed line, each further nat
+#   of KL has to improve the reconstruction by a nat.
 #
 # ## 3. Latent maps
 #
@@ -241,8 +240,8 @@ claim(same > 0.6)
 #
 # ## 4. Posterior collapse
 #
-# Sometimes $z$ is not used at all. It happens when the decoder can do without. Here is one that can: an autoregressive
-# model of the pixels (chapter 02), which is given $z$.
+# Sometimes $z$ is not used at all. This happens when the decoder does not need it. Here is such a decoder: an
+# autoregressive model of the pixels (chapter 02), which is given $z$.
 
 
 # %%
@@ -314,7 +313,8 @@ plots.images(torch.cat(rows), levels=2, num_columns=9, row_labels=labels, column
 
 # %% [markdown]
 # Each row: a digit, four draws from $p(x \mid z)$ with its own $z$ under the collapsed model, four under the cured one.
-# The collapsed model draws digits, but not *this* digit: $z$ says next to nothing, and the decoder does everything.
+# The collapsed model draws digits, but not *this* digit: $z$ carries almost no information, and the decoder does
+# everything.
 
 # %%
 weak, lost, warmed, freed = ways.values()
@@ -331,14 +331,14 @@ difference, error = freed[0].minus(lost[0])
 print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats")
 
 # %% [markdown]
-# Collapse is no failure of training: as a model of $x$ the collapsed one is *better* than the weak decoder, by its
+# Collapse is not a failure of training: as a model of $x$ the collapsed one is *better* than the weak decoder, by its
 # bound on $\log p(x)$. The bound prefers it. A nat of information in $z$ costs a nat of KL plus the gap of the guide,
 # while the decoder can learn the same at no cost. If you need $z$, change the training:
 #
 # - **a weaker decoder**, which cannot do without $z$;
 # - **free bits**: the KL costs nothing up to a number of nats, so that there is no gain in saving them;
-# - **warm-up**: the weight of the KL rises from zero, so that $z$ gets into use before it has a price. Here much of it
-#   stays in use. With longer training it may be lost after all, since the bound at the end is the same.
+# - **warm-up**: the weight of the KL rises from zero, so that $z$ is used before it costs anything. Here much of it
+#   stays in use. Longer training may still lose it, because the bound at the end is the same.
 #
 # ## 5. A gradient through a draw
 #
@@ -399,9 +399,9 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterized"].std()
 #
 # - **The data.** Gray levels: `dgm.data.load("digits")`, with `dgm.DiscretizedLogistic(shape, 17, 5, network)` as the
 #   likelihood and 15 parameters per pixel.
-# - **The encoder.** `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)` is a guide that is no Normal. What
+# - **The encoder.** `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)` is a guide that is not a Normal. What
 #   happens to the KL of section 1?
-# - **The objective.** `dgm.fit(vae, train, "iwae:10")` climbs a tighter bound. Does the encoder get better or worse?
+# - **The objective.** `dgm.fit(vae, train, "iwae:10")` maximizes a tighter bound. Does the encoder get better or worse?
 # - **The price.** Try `"free-bits:2"` and `"free-bits:20"` in section 4. What does a nat of $z$ cost in log p(x)?
 # - **Labels.** `dgm.Labeled(prior, vae)` with parts that take `num_classes` is the semi-supervised VAE.
 #

@@ -101,7 +101,7 @@ panels[1, 0].set_ylabel("a digit")
 plt.show()
 
 # %% [markdown]
-# At the end nothing is left: $q(x_T \mid x_0)$ is nearly $N(0, I)$ whatever $x_0$ was.
+# At the end no information is left: $q(x_T \mid x_0)$ is nearly $N(0, I)$ for every $x_0$.
 #
 # ## 2. Why small steps?
 #
@@ -169,7 +169,7 @@ assert distances[-1] < 1e-3 * distances[0]
 # If $x_0$ were known, the way back would be known too: $q(x_{t-1} \mid x_t, x_0)$ is a Normal with a formula. Since it
 # is not, a network guesses it. It sees $x_t$ and $t$, and gives $\hat x_\theta(x_t, t)$, which is trained to be the
 # mean of $q(x_0 \mid x_t)$. Its input and its output have the size of the data, and there is no second network: the
-# guide has no parameters. `print` shows the program as a formula; the guide is that of training, which draws a few
+# guide has no parameters. `print` shows the program as a formula. Its guide is that of training, which draws a few
 # times $t$ (section 4).
 
 # %%
@@ -206,10 +206,11 @@ panels[0].set_ylabel("$x_2$")
 plt.show()
 
 # %% [markdown]
-# Arrows go from $x_t$ to the guess (orange). With much noise the guess is the middle of all data: nothing better can be
-# said. With little noise it is on or near the nearest half circle. The chain calls the network again and again, each
-# time with less noise, and so need not decide at once. The runs on the right are traces of the *unrolled* model,
-# which has a sample site for each step, `x_50`, ..., `x_1`, `x`. Each site is $p_\theta(x_{t-1} \mid x_t)$, a Normal:
+# Arrows go from $x_t$ to the guess (orange). With much noise the guess is the mean of all data: no better guess is
+# possible. With little noise it is on or near the nearest half circle. The chain calls the network again and again,
+# each time with less noise, so it does not have to decide at once. The runs on the right are traces of the *unrolled*
+# model, which has a sample site for each step, `x_50`, ..., `x_1`, `x`. Each site is $p_\theta(x_{t-1} \mid x_t)$, a
+# Normal:
 
 # %%
 names = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name.startswith("x")]
@@ -220,8 +221,8 @@ assert len(names) == 51
 # ## 4. The bound, a sum over t
 #
 # $\log p_\theta(x_0)$ would need an integral over all ways in which noise could have become $x_0$. The bound is that of
-# a VAE whose latents are $x_1, \dots, x_T$ and whose encoder is the forward process. It falls apart into a term for
-# each step:
+# a VAE whose latents are $x_1, \dots, x_T$ and whose encoder is the forward process. It is a sum with a term for each
+# step:
 #
 # $$\log p_\theta(x_0) \ge E_q\Big[\underbrace{\log p_\theta(x_0 \mid x_1)}_{-L_0} -
 # \sum_{t=2}^{T} \underbrace{D_{KL}(q(x_{t-1} \mid x_t, x_0) \,\|\, p_\theta(x_{t-1} \mid x_t))}_{L_{t-1}} -
@@ -257,8 +258,8 @@ claim(abs(-terms.sum() - whole.nats) < 0.05)
 claim(terms[-1] < 0.05)
 
 # %% [markdown]
-# The last term has no parameters, and is small because $x_T$ is nearly noise. Nor does training compute all $T$ terms.
-# It looks at five times per datum and lets Pyro's plate scale them up (chapter 00). $L_0$ may be negative: it is minus
+# The last term has no parameters, and is small because $x_T$ is nearly noise. Training does not compute all $T$ terms:
+# it draws five times per datum, and Pyro's plate scales their terms up (chapter 00). $L_0$ may be negative: it is minus
 # the logarithm of a *density*.
 #
 # How good is that? The moons are two half circles with a little noise (chapter 00), so that the mean of
@@ -296,8 +297,8 @@ print(f"what the network has not learned {network_cost.nats:.3f} +- {network_cos
 claim(steps_cost[0] > 0 and 0 < network_cost.nats < 0.15)
 
 # %% [markdown]
-# The first cost is that of steps which are Normals, and falls with more steps. The second falls with more training and
-# wider networks. It is what separates the draws in the pictures below from the data.
+# The first cost comes from modeling each step as a Normal, and falls with more steps. The second falls with more
+# training and wider networks. It is what separates the draws in the pictures below from the data.
 #
 # ## 5. t as an input
 #
@@ -338,13 +339,13 @@ plt.show()
 
 # %% [markdown]
 # The first panel shows where the bound is lost: nearly nothing at high noise, where both sides agree on a Normal, and
-# most at low noise, where the data's details are. The second is the price of not knowing $t$, step by step. It adds up
-# to the difference of the two bounds.
+# most at low noise, where the data's details are. The second is the cost of not knowing $t$, step by step. These costs
+# add up to the difference of the two bounds.
 #
 # ## 6. Conditional on a class, and guidance
 #
-# To draw a digit of a given class $y$, feed $y$ to the network as one more input, in training too. It learns to use it
-# as a hint about what it should restore. That is $p_\theta(x \mid y)$, a program with `given`.
+# To draw a digit of a given class $y$, feed $y$ to the network as one more input, in training too. It learns to use the
+# class as a hint about what to restore. This gives $p_\theta(x \mid y)$, a program with `given`.
 #
 # Pixels are integers here, 0 to 16. The network predicts, for each pixel, how probable each of the 17 levels is. In 15
 # % of the training data the label is hidden, so that the same network can also do without.
@@ -383,9 +384,9 @@ print(f"bound given the right label {right.mean():.1f}, given a wrong one {wrong
 claim(right.mean() > wrong.mean() + 5)
 
 # %% [markdown]
-# The hint is worth that many nats. At sampling time one can lean on it more than the model does. **Classifier-free
-# guidance** with strength $w$ takes both answers of the network, with and without the label, and goes beyond the first,
-# away from the second:
+# The difference is what the hint is worth. When sampling, one can give it more weight than the model does.
+# **Classifier-free guidance** with strength $w$ takes both answers of the network, with and without the label, and goes
+# beyond the first, away from the second:
 #
 # $$(1 + w)\, f(x_t, t, y) - w\, f(x_t, t).$$
 
@@ -425,18 +426,19 @@ picture = torch.cat([part for pair in rows.values() for part in pair])
 plots.images(picture, levels=levels, num_columns=10, row_labels=[label for name in rows for label in (name, "")])
 
 # %% [markdown]
-# Each column starts from the same noise. With $w = 1$ the draws are more clearly of their class, and more alike: guidance
-# is no longer sampling from $p_\theta(x \mid y)$. With $w = 3$ the classifier is as content, but the pictures are no
-# better: strokes run on into corners where digits have hardly any ink. Guidance has scaled the predictions beyond the
-# range of the training data. Without guidance the draws vary nearly as much as test digits, and a little less.
+# Each column starts from the same noise. With $w = 1$ the draws are more clearly of their class, and more alike:
+# guidance is no longer sampling from $p_\theta(x \mid y)$. With $w = 3$ the classifier is equally accurate, but the
+# images are no better: strokes run on into corners where digits have hardly any ink. Guidance has scaled the
+# predictions beyond the range of the training data. Without guidance the draws vary nearly as much as test digits, and
+# a little less.
 #
 # ## 7. Few steps
 #
-# A draw costs a network call for each step. Once the network is trained, one need not stop at all $T$ times. A
+# A draw costs a network call for each step. Once the network is trained, a draw does not need all $T$ times. A
 # *sampler* is a rule for going from $x_t$ to an earlier $x_s$: `ancestral` is the model itself, `ddim` leaves out the
 # noise, `dpm++` also uses the previous guess to aim better. We count how far the draws are from test data, by the
-# energy distance (chapter 01), which is zero for equal distributions. Its estimate is unbiased, and so may be below zero.
-# Beside it stands that of fresh data from the same process. All of them meet the same test data, in five parts.
+# energy distance (chapter 01), which is zero for equal distributions. Its estimate is unbiased, and so may be below
+# zero. Beside it stands that of fresh data from the same process. All of them meet the same test data, in five parts.
 #
 # One number does not see everything. So we also measure what the pictures show: how many draws are farther from both half
 # circles than three deviations of the data's noise, 0.6, and how far the others are from them.
@@ -506,13 +508,13 @@ for axes, name in zip(panels[1:], ("ancestral, 50 steps", "dpm++, 5 steps", "dpm
 plt.show()
 
 # %% [markdown]
-# By the energy distance ten steps of `dpm++` cannot be told from fresh data. (Its estimates are skewed, mostly a little
-# below zero and at times far above, so that the error over five parts is a rough one.) The pictures say more. Some draws
-# lie between the half circles, where fresh data have next to none. All fifty steps of the model itself do not remove
-# them: they come from the network, the second cost of section 4. And the half circles of `dpm++` are thinner than
-# those of the data, because it ends with a guess of $x_0$, a mean, to which it adds no noise; those of `ancestral`
-# are wider. With three steps every rule fails, and `ancestral` least: it uses the variance of the guess, and adds
-# noise of that size instead of relying on it.
+# By the energy distance, ten steps of `dpm++` are indistinguishable from fresh data. (Its estimates are skewed, mostly
+# a little below zero and at times far above, so that the error over five parts is a rough one.) The pictures show more.
+# Some draws lie between the half circles, where there are almost no fresh data. All fifty steps of the model itself do
+# not remove them: they come from the network, the second cost of section 4. And the half circles of `dpm++` are thinner
+# than those of the data, because it ends with a guess of $x_0$, a mean, to which it adds no noise; those of `ancestral`
+# are wider. With three steps every rule fails, and `ancestral` least: it uses the variance of the guess, and adds noise
+# of that size instead of relying on it.
 #
 # ## 8. Exercises
 #

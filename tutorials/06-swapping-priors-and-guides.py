@@ -221,8 +221,8 @@ by_prior = {"normal": base} | {name: trained(prior=name) for name in PRIORS if n
 
 # %% [markdown]
 # Nothing else changed: the same likelihood, the same diagonal Normal as encoder, the same 25 epochs. The statements of
-# the model do change, and their factors show how. A prior with a density of its own is one factor; a flow expands it.
-# A prior with latents of its own states them too: `z2` above `z`.
+# the model do change, and their factors show how. A prior with an exact density is one factor, whose own formula
+# follows after the comma. A prior with latents of its own adds factors: `z2` above `z`.
 
 # %%
 for name in PRIORS:
@@ -451,7 +451,7 @@ def draws_of(guides, given=told, num=1000):
 
 draws_of(by_guide)
 # %% [markdown]
-# First row: a diagonal Normal cannot lie aslant, and is too narrow instead; all the others can. Second row: no Normal
+# First row: a diagonal Normal cannot be tilted, and is too narrow instead; all the others can. Second row: no Normal
 # can bend; the flows can, and follow the corner for a part of its way. Third row: the spline flow alone has both modes;
 # the others have one.
 #
@@ -480,11 +480,11 @@ for name, share in wrong.items():
 claim(wrong["fullrank"] < 10 and wrong["meanfield"] < 10 and wrong["fullrank, far"] > 90)
 
 # %% [markdown]
-# The one family, trained for the same time by the same objective, has the best bound of the Normals or the worst of the
-# table. From the middle of the prior it finds the nearer mode, which is the likelier one; from the far side it stays
-# there, because there is no mass between the modes. (The spline flow is often "wrong" because it has both modes:
-# which of them is the larger is then a close call.) A larger family can only be better at its best; what training
-# finds in it is another matter.
+# The same family, trained for the same time by the same objective, has the best bound of the Normals or the worst of
+# the table. From the middle of the prior it finds the nearer mode, which is the likelier one; from the far side it
+# stays there, because there is no mass between the modes. (The spline flow is often "wrong" because it has both modes:
+# which of them is the larger is then a close call.) A larger family can only be better at its best; what training finds
+# in it is another matter.
 #
 # ### Two gaps
 #
@@ -520,10 +520,10 @@ for means in split.values():
 # starts at the encoder's answer and climbs; from the wrong mode it does not come back, so that a family may look
 # poorer than it is.)
 #
-# And a trap: the importance-weighted estimate of $\log p(x)$ takes its draws from the same guide. What the guide
-# overlooks, the estimate overlooks as well, and with it the gap that was to be measured. Even 1000 particles say that
-# the approximation gap is a fraction of what it is. Left to itself, `gaps` therefore takes annealed importance sampling
-# if that is higher.
+# There is a trap: the importance-weighted estimate of $\log p(x)$ takes its draws from the same guide. It misses the
+# modes that the guide misses, and so underestimates the gap that it is to measure. Even 1000 particles say that the
+# approximation gap is a fraction of what it is. Left to itself, `gaps` therefore takes annealed importance sampling if
+# that is higher.
 #
 # ### A guide for a hierarchy
 #
@@ -616,7 +616,7 @@ claim(ratios["IWAE"] == sorted(ratios["IWAE"]) and ratios["DReG"][1:] == sorted(
 # Both are less noisy, `DReG` at every $K$, for the same number of draws. The price is that the guide runs twice and
 # must be able to score its own draws.
 #
-# One thing is not as the theory has it. Where the weights $p/q$ have a small variance, the ratio of IWAE falls like
+# One result differs from the theory. Where the weights $p/q$ have a small variance, the ratio of IWAE falls like
 # $1/\sqrt K$, and that of `DReG` rises (Rainforth et al. 2018, Tucker et al. 2019). Here IWAE's rises, and `DReG`'s
 # falls from $K = 4$ on. This guide stays in one of two modes, its weights are as uneven as they can be, and its
 # gradient at a large $K$ is not the small remainder of a bound that is nearly tight.

@@ -25,8 +25,8 @@
 # $$\log p_\theta(x) \;=\; \underbrace{E_{q}\big[\log p_\theta(x, z) - \log q(z \mid x)\big]}_{\text{ELBO}}
 # \;+\; D_{KL}\big(q(z \mid x) \,\|\, p_\theta(z \mid x)\big).$$
 #
-# Only the ELBO can be computed. A low one may mean a poor model or a poor guide, and nothing in the number says which.
-# This chapter is about telling them apart. Each method is first tried where the truth is known.
+# Only the ELBO can be computed. A low one may mean a poor model or a poor guide, and the number alone does not show
+# which. This chapter tells them apart. Each method is first tried where the truth is known.
 #
 # | section | question | answered by |
 # |---|---|---|
@@ -211,9 +211,9 @@ for name, scale in (("best mean-field", narrow), ("true marginals", wide), ("the
 # rolls over the landscape $-\log f$, and a Metropolis test makes up for the finite step size). The mean weight is
 # $p(x)$ whatever $T$ is, so its log is again a bound from *below*.
 #
-# Run backwards from an exact posterior draw, the same chain gives a bound from *above*. Exact posterior draws are there
-# for data that the model itself has made: draw $z$, then $x$ given $z$; that $z$ is one draw from $p(z \mid x)$. The
-# two together are *bidirectional Monte Carlo*. It says how far off AIS is without knowing the truth, which we draw here
+# Run backwards from an exact posterior draw, the same chain gives a bound from *above*. Exact posterior draws exist for
+# data that the model itself has made: draw $z$, then $x$ given $z$; that $z$ is one draw from $p(z \mid x)$. The two
+# together are *bidirectional Monte Carlo*. It says how far off AIS is without knowing the truth, which we draw here
 # only because we have it.
 
 # %%
@@ -486,12 +486,12 @@ claim((distance["AIS from prior"] < 0.2).all() and errors["prior"].abs().max() <
 # mode holds. Started from the prior, which is everywhere, some chains find each mode, and their weights put the modes
 # in proportion: close on all three.
 #
-# NUTS is often called the gold standard. On the ordinary datum it is as good as AIS. On the second it has found the one
-# mode and not the other; on the third its chain was caught where there is next to nothing. It is one chain
-# that walks, a mode far away is visited rarely or never, and nothing in its draws says so. The remedy is to run several
-# chains from different starts and to compare them. **R-hat** (`pyro.ops.stats.gelman_rubin`) is the ratio of the spread
-# of all chains together to the spread within one: near 1 if they agree. Three short chains for the second and the third
-# datum:
+# NUTS is often called the gold standard. On the ordinary datum it is as good as AIS. On the second it has found one
+# mode and not the other; on the third its chain was stuck where there is almost no mass. It is a single chain that
+# moves in small steps: it visits a distant mode rarely or never, and its draws do not show this. The remedy is to run
+# several chains from different starts and to compare them. **R-hat** (`pyro.ops.stats.gelman_rubin`) is the ratio of
+# the spread of all chains together to the spread within one: near 1 if they agree. Three short chains for the second
+# and the third datum:
 
 # %%
 chains = torch.stack(
@@ -580,10 +580,10 @@ plots.worst_explained(mlp, levels=2)
 #
 # ### Simulation-based calibration
 #
-# So far the evidence was in the middle. *Simulation-based calibration* (SBC) asks directly whether $q(z \mid x)$ can be
-# believed. Draw $z$ from the prior and $x$ given $z$. If $q(z \mid x)$ is the posterior, then the true $z$ and draws of
-# $q$ come from one distribution, and the **rank** of $z_i$ among $L$ draws of $q$ is uniform on $0, \dots, L$. Do that
-# a few thousand times and look at the histogram. We try it on the model of section 1, with guides that we know.
+# So far we judged a guide through the evidence. *Simulation-based calibration* (SBC) tests directly whether $q(z \mid
+# x)$ is right. Draw $z$ from the prior and $x$ given $z$. If $q(z \mid x)$ is the posterior, then the true $z$ and
+# draws of $q$ come from one distribution, and the **rank** of $z_i$ among $L$ draws of $q$ is uniform on $0, \dots, L$.
+# Do that a few thousand times and look at the histogram. We try it on the model of section 1, with guides that we know.
 
 # %%
 pyro.set_rng_seed(3)
@@ -708,8 +708,8 @@ claim(measured["strong likelihood"][2].kl.sum() < 0.6 * measured["plain"][2].kl.
 claim(measured["strong likelihood"][0] > measured["plain"][0] + 1)
 
 # %% [markdown]
-# With $\beta = 6$ nothing is left: no feature is active, and $p(x)$ is a product of independent pixels. SBC does not
-# object, and it is right: the posterior of a model that ignores $z$ *is* the prior, and so is the guide.
+# With $\beta = 6$ all features have collapsed: none is active, and $p(x)$ is a product of independent pixels. SBC finds
+# no fault, and it is right: the posterior of a model that ignores $z$ *is* the prior, and so is the guide.
 #
 # The strong likelihood is the more instructive one. Its evidence is *better* than the plain one's, and its $z$ says
 # much less. Nothing is wrong with it as a model of $x$; as a representation it is poor. **The evidence is about $x$;

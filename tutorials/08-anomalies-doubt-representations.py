@@ -158,8 +158,8 @@ print(
 )
 
 # %% [markdown]
-# Shuffled pixels are caught without doubt. But a blank image is more probable than nearly every digit, black-and-white
-# digits are as probable as gray ones, half a digit more so than most whole ones. It is the origin of section 1 again:
+# Shuffled pixels are always detected. But a blank image is more probable than nearly every digit, black-and-white
+# digits are as probable as gray ones, half a digit more so than most whole ones. This is the origin of section 1 again:
 # what is *simpler* than the data is not improbable. Published models of photographs do the same. Trained on clothes,
 # they find digits more probable than clothes.
 #
@@ -364,10 +364,10 @@ for name, value in confidence.items():
 claim(confidence["NUTS"] < confidence["autoguide"] - 0.02)
 
 # %% [markdown]
-# Many lines separate these points. NUTS draws many of them, so that the doubt fans out with the distance. The autoguide
-# stands for one of the many modes of the posterior and its surroundings, and hardly doubts more than the single
-# network. The idea is in the model; how much of it is left is a question of the guide. And even with NUTS, most places
-# far from all data are held for certain: doubt about $w$ is not the same as "I have not seen this".
+# Many lines separate these points. NUTS draws many of them, so the uncertainty grows with the distance. The autoguide
+# represents one of the many modes of the posterior, and is hardly less certain than the single network. How much of the
+# posterior's uncertainty is left depends on the guide. Even with NUTS, the prediction is certain at most places far
+# from all data: uncertainty about $w$ is not the same as "I have not seen this".
 #
 # ## 5. Sure, and wrong
 #
@@ -454,7 +454,7 @@ claim(by_network["inverted"][2] > 0.9 > by_bayesian["inverted"][1] > by_network[
 claim(0.3 < by_network["turned by 30°"][2] < 0.7)
 
 # %% [markdown]
-# The line between dot and diamond is what is wrong with a classifier: how much surer it is than right.
+# The line between dot and diamond is the overconfidence of a classifier: its confidence minus its accuracy.
 #
 # - The **network** is nearly as sure of digits on their side as of upright ones, and nearly always wrong. It keeps most
 #   of these answers, and half of those on digits turned by 30°. Inverted digits do make it doubt, all of them.
@@ -537,9 +537,9 @@ claim(min(noticed["generative"] for _, noticed in under_attack.values()) > 0.95)
 claim(under_attack["network"][1]["network"] < 0.6)
 
 # %% [markdown]
-# **Bayes' rule is no defense.** The generative classifier gives way even more. But $p(x)$ notices both attacks, while
-# the attacked network's own confidence lets most of them pass. This attack did not *try* to keep $p(x)$ high; exercise
-# 2 does.
+# **Bayes' rule is no defense.** The generative classifier loses even more accuracy. But $p(x)$ detects both attacks,
+# while the attacked network's own confidence lets most of them pass. This attack did not *try* to keep $p(x)$ high;
+# exercise 2 does.
 #
 # ## 7. Which doubt for which question
 #
@@ -710,9 +710,8 @@ plt.show()
 #
 # 1. Surprise and complexity miss different anomalies. Build one alarm of both that keeps the promise of at most 5 %
 #    false alarms, and say why it does. What does it catch?
-# 2. The attack of section 6 lowers $p(y \mid x)$ and does not care for $p(x)$. Write one that does: it moves single
-#    pixels, those that lower $p(y \mid x)$ most, and only as long as the alarm on $p(x)$ is silent. Is $p(x)$ a
-#    defense?
+# 2. The attack of section 6 lowers $p(y \mid x)$ and ignores $p(x)$. Write one that does: it moves single pixels, those
+#    that lower $p(y \mid x)$ most, and only as long as the alarm on $p(x)$ is silent. Is $p(x)$ a defense?
 # 3. Between the codes of two digits one can walk on the straight line, or on the arc that keeps the length
 #    (`representations.arc`). Which way do draws from the prior $N(0, I)$ suggest, by section 1? How long are the codes
 #    that the encoder gives, and does it matter here?

@@ -20,7 +20,7 @@
 #
 # $$z \sim p(z), \qquad x = G_\theta(z),$$
 #
-# and that is all that is known of it. This chapter shows what such a map does to a distribution, why no density comes
+# and nothing else is known about it. This chapter shows what such a map does to a distribution, why no density comes
 # with it, and how it can be trained all the same: by comparing *samples* with data. On the way it finds a tool that is
 # useful elsewhere, a classifier that estimates the ratio of two unknown densities.
 #
@@ -124,9 +124,9 @@ except dgm.IntractableError as error:
 
 # %% [markdown]
 # A VAE has the same generator, and a density, because its likelihood adds noise around $G(z)$. That noise is what makes
-# $p(x) = \int p(x \mid z) p(z) dz$ an honest integral. Take it away and every $p(x \mid z)$ is a point.
+# $p(x) = \int p(x \mid z) p(z) dz$ an honest integral. Without it every $p(x \mid z)$ is a point.
 #
-# So maximum likelihood is gone, and with it the ELBO. What is left are samples of two distributions, data and model.
+# So there is no likelihood to maximize, and no ELBO. What is left are samples of two distributions, data and model.
 #
 # ## 3. A classifier knows the ratio of densities
 #
@@ -205,9 +205,9 @@ for name in ("js", "kl", "hellinger"):
 #
 # Now let $p$ be the data and $q$ the model. The classifier, called **critic** or discriminator, learns to tell data
 # from samples. The generator moves its samples to where the critic sees data. The critic learns again. If both succeed,
-# in the end $q = p$ and the critic knows nothing. That is the generative adversarial network (Goodfellow et al. 2014),
-# and in code it is an objective as others are: `dgm.fit(program, data, "gan")`. The critic, its optimizer, and its
-# steps between those of the program come with the objective.
+# in the end $q = p$ and the critic knows nothing. This is the generative adversarial network (Goodfellow et al. 2014).
+# In code it is an objective like any other: `dgm.fit(program, data, "gan")`. The critic, its optimizer, and its steps
+# between those of the program come with the objective.
 #
 # The data are eight Normals on a ring. What can go wrong with them can be counted: which share of the samples is within
 # three standard deviations of a mode, and how many modes there are.
@@ -310,17 +310,17 @@ claim(coverage["energy"][0] == coverage["mmd"][0] == 8)
 claim(coverage["gan"][1] > max(share for name, (_, share) in coverage.items() if name != "gan"))
 
 # %% [markdown]
-# Three of the referees have all eight modes, and differ in what they leave between them. The energy distance hardly
-# notices stray points: it weighs by distance, and the modes are narrow. The critic of the GAN sees a density ratio, and
-# that is very negative where data never are; but its modes are points and lines, narrower than the data's. The
-# Wasserstein critic, whose slope is held to one, has not got beyond the outline: in 12 epochs it says where mass is
+# Three of the referees have all eight modes, and differ in what they leave between them. The energy distance is hardly
+# sensitive to stray points: it weighs by distance, and the modes are narrow. The critic of the GAN sees a density
+# ratio, and that is very negative where data never are; but its modes are points and lines, narrower than the data's.
+# The Wasserstein critic, whose slope is held to one, has not got beyond the outline: in 12 epochs it says where mass is
 # missing, not yet where the edges are. It needs more steps than this chapter has time for.
 #
 # ## 6. Losing modes
 #
-# Mode collapse is the failure that games are known for. The penalty on the critic's slope, R1, is what holds it off
-# here. Without it, and with a critic that learns faster than the generator, the critic becomes a cliff, with no slope
-# where the samples are, and the generator goes to wherever the last steps told it to.
+# Mode collapse is the failure that adversarial training is known for. Here the penalty on the critic's slope, R1,
+# prevents it. Without it, and with a critic that learns faster than the generator, the critic becomes a cliff, with no
+# slope where the samples are, and the generator goes to wherever the last steps told it to.
 
 # %%
 collapsing = lambda: dgm.Adversarial("gan", critic(), r1=0.0, critic_lr=2.0, critic_steps=2)  # noqa: E731

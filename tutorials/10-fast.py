@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Fast
 #
-# The same model can be slow or fast. This chapter changes nothing of what a program *is*, and goes through what can be
-# saved of the work, with a proof each time that the numbers stay the same, or by how much they do not:
+# The same model can be slow or fast. This chapter leaves the programs as they are and shows what work can be saved.
+# Each time it proves that the numbers stay the same, or measures by how much they change:
 #
 # | section | what is saved | what stays the same |
 # |---|---|---|
@@ -61,7 +61,7 @@ torch.set_num_threads(1)  # small networks are not faster with two: their thread
 # %% [markdown]
 # ## 1. How often is the network asked?
 #
-# Each family has its own expensive direction. A hook on a network counts its calls. (A *hook* is PyTorch's word for a
+# Each family is expensive in one direction. A hook on a network counts its calls. (A *hook* is PyTorch's word for a
 # function that is called along with a module.) All programs here have $D = 16$ features, and the diffusion $T = 20$
 # steps.
 
@@ -111,9 +111,9 @@ assert counted["diffusion unrolled, all 20"] == (20, 20)
 
 # %% [markdown]
 # The table is the course in numbers. A chain is scored at once where its values are known, and walked where they are
-# not: $D$ calls for a draw of the autoregressive model, $D$ for the *score* of an inverse flow. A coupling layer asks
-# one half about the other, and takes one call in both directions. A VAE has one step from $z$ to $x$. A diffusion is as
-# long as its chain, unless it is trained at random times, as Pyro's subsampled plate allows (chapter 00).
+# not: $D$ calls for a draw of the autoregressive model, $D$ for the *score* of an inverse flow. A coupling layer
+# computes one half from the other, with one call in either direction. A VAE has one step from $z$ to $x$. A diffusion
+# is as long as its chain, unless it is trained at random times, as Pyro's subsampled plate allows (chapter 00).
 #
 # Sections 3 and 4 shorten the long ones. First, what happens *around* a network.
 #
@@ -240,7 +240,7 @@ for name in ("plain Pyro", "dgm"):
 
 # %% [markdown]
 # `dgm.fit` does this by itself for trainings of 5000 steps and more, `compile=True` always. (Compiling needs a C++
-# compiler on the machine. Where there is none, `dgm.fit` by default says so and goes on without.)
+# compiler on the machine. Without one, `dgm.fit` by default warns and trains uncompiled.)
 #
 # What cannot be seen in one run is Python that looks at numbers. The message quotes the line:
 
@@ -414,7 +414,7 @@ plots.images(
 )
 
 # %% [markdown]
-# A fifth of the calls, and draws that are as good by this measure, or better. Nothing was trained anew for that.
+# With a fifth of the calls the draws are as good by this measure, or better. No new training was needed.
 #
 # ## 5. Precision
 #

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import dgm_pyro.infer as infer
 from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeError, build
+from dgm_pyro.checkpoint import load
 from dgm_pyro.checks import check_count, find_device
 from dgm_pyro.data import NAMES, Data
 from dgm_pyro.diagnosis import Diagnosis, doctor, pair_from
@@ -36,7 +37,31 @@ from dgm_pyro.training import distributed
 from dgm_pyro.training.adversarial import COMPARISONS
 from dgm_pyro.training.fit import History
 from dgm_pyro.training.options import TrainingOptions
-from dgm_pyro.uses import anomaly, classification, representations
+from dgm_pyro.uses import anomaly, classification, quality, representations
+
+__all__ = [
+    "Drawn",
+    "GapsOfRuns",
+    "OpenRun",
+    "Shown",
+    "TrainedRun",
+    "check_into",
+    "classify_into",
+    "detect_into",
+    "doctor_of",
+    "evaluate_run",
+    "gaps_into",
+    "impute_into",
+    "infer_of",
+    "list_of_models",
+    "list_of_names",
+    "open_run",
+    "represent_into",
+    "resume_run",
+    "sample_into",
+    "sweep_into",
+    "train_run",
+]
 
 
 @dataclass(frozen=True)
@@ -348,6 +373,29 @@ def evaluate_run(
     lines.append(f"the program: {formula.p}" + (f"; its guide: {formula.q}" if formula.q else ""))
     before = f"{run} ({split if data is None else data}, {len(points)} data): "
     return Shown(evidence, before, "\n".join(lines), facts)
+
+
+def quality_of_run(
+    run: OpenRun, data: str | None = None, split: str = "test", *, features: Path | None = None, seed: int = 0
+) -> Shown[quality.Quality]:
+    """`quality.program_quality` on data of a run: as many samples as there are data.
+
+    Args:
+        features: the folder of a run of a discriminative classifier, whose last layer but one makes the features; None
+            for x itself.
+    """
+    run.require_x("sample quality")
+    points, network = run.points(split, data), None
+    if features is not None:
+        classifier = load(features, device=run.device)
+        if not isinstance(classifier, Discriminative) or classifier.given_shape != run.program.event_shape:
+            raise ValueError(f"--features must be the run of a classifier of such data, and {features} is not")
+        network = quality.hidden_features(classifier)
+    given = run.program.arguments(points)[1] if run.program.conditional else None
+    found = quality.program_quality(run.program, points.x, network, given=given, seed=seed)
+    by = "x itself" if features is None else f"features of {features}"
+    facts = {"run": str(run.folder), "model": run.record.model, "split": split, "features": by}
+    return Shown(found, f"{run} ({split if data is None else data}), {by}, ", facts=facts)
 
 
 @dataclass(frozen=True)

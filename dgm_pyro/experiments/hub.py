@@ -31,6 +31,8 @@ from dgm_pyro.program import Program
 from dgm_pyro.results import Table
 from dgm_pyro.training.fit import History
 
+__all__ = ["pull", "push"]
+
 CURVES = "learning-curves.png"
 FILES = (runs.RECORD, checkpoint.HEADER, "weights-*.safetensors")
 """What is fetched of a repository."""

@@ -19,6 +19,8 @@ from dgm_pyro.infer.compare import GuideComparison, compare
 from dgm_pyro.infer.draws import predictive_check
 from dgm_pyro.posterior import Posterior
 
+__all__ = ["arguments_in", "infer_into", "posterior_from"]
+
 
 def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
     """The posterior of the model that ``FILE.py:MODEL`` names.
@@ -92,7 +94,7 @@ def infer_into(
         plots.write_picture(folder / "k-hats.png", plots.k_hats(found, title=repr(posterior)))
     if found.chains is not None:
         _write_arrays(folder / "reference.npz", found.chains.samples)
-        plots.write_picture(folder / "traces.png", plots.traces(found.chains, title=repr(posterior)))
+        plots.write_picture(folder / "traces.png", plots.chains(found.chains, title=repr(posterior)))
     if posterior.observed and not posterior.enumerated:
         for name, draws in (("prior-predictions", "prior"), ("predictions", found.draws())):
             if draws is not None and not (draws == "prior" and posterior.improper):

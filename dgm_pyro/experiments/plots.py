@@ -62,6 +62,35 @@ from dgm_pyro.training.fit import History
 from dgm_pyro.uses.classification import reliability as bins_of_answers
 from dgm_pyro.uses.representations import CURVES, Representation, codes, grid, interpolate, is_discrete, traverse
 
+__all__ = [
+    "Theme",
+    "answers",
+    "aurocs",
+    "bits_per_dim",
+    "calibration",
+    "coverage",
+    "curves",
+    "gaps",
+    "heat_map",
+    "images",
+    "imputations",
+    "is_picture",
+    "k_hats",
+    "latent_map",
+    "learning_curves",
+    "marginals",
+    "pairs",
+    "plane",
+    "reliability",
+    "representation",
+    "samples",
+    "score_histograms",
+    "table_of_features",
+    "theme",
+    "worst_explained",
+    "write_picture",
+]
+
 WIDTH = 4.3
 """Width of every figure, in inches: on a phone of 360 pixels, its text is 10 pixels high."""
 
@@ -748,7 +777,7 @@ def k_hats(found: GuideComparison, *, title: str = "") -> Figure:
 
 
 @_styled
-def traces(found: Chains, *, title: str = "", most: int = 4) -> Figure:
+def chains(found: Chains, *, title: str = "", most: int = 4) -> Figure:
     """The draws of each chain in their order, those of divergent trajectories marked below.
 
     Chains that mix look alike, and none of them drifts.

@@ -27,6 +27,8 @@ import dgm_pyro.results as results
 from dgm_pyro.experiments import plots
 from dgm_pyro.files import write_file, write_text
 
+__all__ = ["Column", "PageTable", "Picture", "Report", "Section", "TableCell", "picture", "render", "write"]
+
 
 @dataclass(frozen=True)
 class Picture:

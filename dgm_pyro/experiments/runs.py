@@ -39,6 +39,8 @@ from dgm_pyro.training.options import TrainingOptions, changes
 from dgm_pyro.training.states import States, read_header
 from dgm_pyro.uses import corruptions
 
+__all__ = ["Record", "inputs", "points", "read", "resume", "train", "write", "write_alike", "write_array"]
+
 RECORD = "run.json"
 TRACKED = ("metrics.jsonl", "learning-curves.png")
 
@@ -298,7 +300,7 @@ def train(
 
     if resume and not force and (path / RECORD).is_file() and not (path / checkpoint.STATE).is_file():
         return _complete(path, record(History()))
-    advice = f"go on with {'the same torchrun, and ' if processes.size > 1 else ''}dgm train --resume {path}"
+    advice = f"resume with {'the same torchrun, and ' if processes.size > 1 else ''}dgm train --resume {path}"
     states = States(path, about, advice)
     with reserved(path, force=force, resume=resume) if processes.writes else contextlib.nullcontext():
         if processes.writes and not resume:
@@ -439,7 +441,7 @@ def _applicable(path: Path, reading: Mapping[str, Any], program: Program) -> dic
     """What of the options of the run's own file says how to read another one."""
     wanted = {"levels": program.levels if program.variable == "x" else None, **reading}
     if path.is_dir():
-        names: tuple[str, ...] = ("levels", "size", "gray", "classes")
+        names: tuple[str, ...] = ("levels", "size", "gray", "crop", "classes")
     elif path.suffix in sources.TABLES:
         names = ("levels", "columns", "label", "given", "classes", "kinds")
     else:

@@ -17,7 +17,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from dgm_pyro.program import Program, check_count
 from dgm_pyro.results import Result, Table, as_csv, with_error
 from dgm_pyro.training.optimizers import optimizer_of
 from dgm_pyro.training.options import TrainingOptions, changes, option_types, value_of
+
+__all__ = ["Cell", "Comparison", "Options", "Row", "Sweep", "compare", "sweep"]
 
 AXES = ("prior", "encoder", "likelihood", "objective")
 VARIED = sorted({*option_types(), "hidden", "latent_size"} - {"seed", "device", "checkpoint_minutes"})
@@ -514,6 +516,16 @@ def _grid(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, f
 # -- runs side by side -------------------------------------------------------------------------------------------------
 
 
+# How a difference that is a bound is marked in the table.
+RELATIONS = {"at least": "> ", "at most": "< "}
+
+
+def _folder_of(names: Collection[str]) -> str:
+    """The folder that all of the runs are in, where they name the same one; empty where there is none."""
+    parents = {os.path.dirname(name) for name in names}
+    return os.path.commonpath(parents) if len({os.path.isabs(parent) for parent in parents}) == 1 else ""
+
+
 @dataclass(frozen=True)
 class Comparison(Result):
     """Runs on the same data, the first of them the one that differences are taken to."""
@@ -539,25 +551,33 @@ class Comparison(Result):
         return lines
 
     def parts(self) -> list[str | Table]:
-        reference, *_ = self.evidences
-        header = ["run", "bits/dim", "nats", f"nats more than {reference}", "kind", "parameters", "seconds"]
+        reference, *others = self.evidences
+        header = ["run", "bits/dim", "nats", "kind", "difference", "parameters", "seconds"]
         rows, kinds = [], set[str]()
+        shared = _folder_of(self.evidences)
         for name, evidence in self.evidences.items():
             difference = evidence.minus(self.evidences[reference])
-            kinds.add(difference.kind)
+            if name in others:
+                kinds.add(difference.kind)
+            sign = RELATIONS.get(difference.kind, "")
             rows.append(
                 [
-                    name,
-                    with_error(evidence.bits_per_dim, evidence.stderr, 4),
-                    f"{evidence.nats:.3f}",
-                    "-" if name == reference else str(difference).replace(" nats", ""),
+                    os.path.relpath(name, shared) if shared else name,
+                    f"{evidence.bits_per_dim:.4f}",
+                    with_error(evidence.nats, evidence.nats_stderr, 3),
                     evidence.kind,
+                    sign + str(difference).partition(" nats")[0] if name in others else "-",
                     f"{self.parameters[name]:,}",
                     f"{self.seconds[name]:.1f}",
                 ]
             )
-        first = self.evidences[reference]
-        parts: list[str | Table] = [f"{len(first.values)} of {first.data}, a {first.measure}", Table(header, rows)]
+        first, where = self.evidences[reference], f"; runs in {shared}" if shared else ""
+        signs = "; > at least, < at most" if kinds & RELATIONS.keys() else ""
+        parts: list[str | Table] = [
+            f"{len(first.values)} of {first.data}, a {first.measure}{where}",
+            Table(header, rows),
+            f"difference: nats more than {rows[0][0]}, paired datum by datum{signs}",
+        ]
         if kinds != {"exact"}:
             parts.append(
                 "a bound may be short of log p(x) by its gap (dgm gaps), and so may a difference of two bounds"

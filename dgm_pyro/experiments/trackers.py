@@ -11,6 +11,8 @@ from dgm_pyro.experiments import plots
 from dgm_pyro.files import write_text
 from dgm_pyro.training.fit import Epoch, History, Training
 
+__all__ = ["RunFiles"]
+
 EVERY = 10.0
 """Seconds between two drawings of the curves."""
 

@@ -15,7 +15,7 @@ Source: Kucukelbir et al. 2017 (arXiv 1603.00788).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -29,8 +29,11 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, biject_to
 
 from dgm_pyro.checks import check_count, check_type
+from dgm_pyro.families.hierarchical import Hierarchical, groups_of
 from dgm_pyro.posterior import Indices, Posterior, middle_of
 from dgm_pyro.program import Conditional, Program, differentiating, latent_sites, seeded
+
+__all__ = ["AutoConditional", "GuidedPosterior", "normal_fit"]
 
 STARTS = 32
 STEPS = 300
@@ -50,7 +53,14 @@ class AutoConditional(AutoContinuous):
         make: makes q for a number of latents D: a conditional of event_shape (D,) on all reals.
         whiten: whether L is a triangle; else it is diagonal, as for a q that shall not have covariances.
         init_loc_fn: where to start, one of Pyro's strategies; default `init_to_middle`.
+        plates: whether q follows the plates of the model: ``make`` then makes the one of the global latents.
+        covariates: of the elements of plates, by name, ``(J, F)``, for a q that follows them.
+
+    Attributes:
+        start: 0 to begin at the best of several places; else the seed of a place to begin at, for restarts.
     """
+
+    start = 0
 
     def __init__(
         self,
@@ -58,11 +68,14 @@ class AutoConditional(AutoContinuous):
         make: Callable[[int], Conditional],
         whiten: bool = True,
         init_loc_fn: Callable[..., Any] | None = None,
+        plates: bool = False,
+        covariates: Mapping[str, Tensor] | None = None,
     ):
         super().__init__(model, init_loc_fn=init_loc_fn or init_to_middle)
         # Not `self.model`, which looks for a place to start in every run; in a tuple, so as to be no submodule.
         self._stated = (model,)
         self._make, self._whiten, self._enumerated = make, whiten, tuple[str, ...]()
+        self._plates, self._covariates = plates, covariates
 
     def _prototype_hide_fn(self, msg: Any) -> bool:
         hidden: bool = AutoContinuous._prototype_hide_fn(msg)
@@ -80,10 +93,16 @@ class AutoConditional(AutoContinuous):
             )
         nodes: Any = self.prototype_trace.nodes  # type: ignore[union-attr]
         start = posterior.unconstrain({name: nodes[name]["value"] for name in posterior.names})
-        loc, factor = normal_fit(posterior, _best_start(posterior, start), whiten=self._whiten)
+        place = posterior.initial(1, seed=self.start)[0] if self.start else _best_start(posterior, start)
+        loc, factor = normal_fit(posterior, place, whiten=self._whiten)
         self.register_buffer("loc", loc)
         self.register_buffer("factor", factor)
-        q = self._make(self.latent_dim)
+        q: Any
+        if self._plates:
+            groups = groups_of(nodes, {name: posterior._reals[name] for name in posterior.names})
+            q = Hierarchical(groups, self._make, self._covariates)
+        else:
+            q = self._make(self.latent_dim)
         check_type(q, Conditional, "q", "a dgm.Conditional on reals")
         if tuple(q.event_shape) != (self.latent_dim,) or q.conditional or q.measure == "mass":
             raise ValueError(

@@ -42,6 +42,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
+__all__ = ["Autoregressive", "AutoregressiveDistribution", "FeatureChain", "UnrolledAutoregressive", "check_masked"]
+
 # `check_masked` takes about so many features through the network.
 FEATURES_CHECKED = 2**13
 

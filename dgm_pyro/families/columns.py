@@ -37,6 +37,8 @@ from dgm_pyro.networks.standardize import in_units
 from dgm_pyro.program import unwrapped
 from dgm_pyro.registry import register
 
+__all__ = ["Columns", "ColumnsDistribution"]
+
 COMPONENTS = 3
 KINDS = (
     "'real', 'positive', 'count', ('bounded', low, high), ('integer', low, high), ('category', number), "

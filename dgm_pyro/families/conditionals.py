@@ -38,6 +38,22 @@ from dgm_pyro.families import distributions
 from dgm_pyro.program import Conditional, call_network, inside, parameter_of
 from dgm_pyro.registry import register, replace_argument
 
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "DiscretizedLogistic",
+    "IndependentConditional",
+    "LogNormal",
+    "MixtureOfNormals",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "StudentT",
+    "Uniform",
+    "ZeroInflated",
+]
+
 Network = nn.Module | Callable[[int], nn.Module]
 """A network, or a function that makes one of its number of outputs, P times the number of features."""
 

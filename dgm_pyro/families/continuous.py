@@ -48,6 +48,8 @@ from dgm_pyro.families.samplers import Spacing, Time
 from dgm_pyro.program import differentiating
 from dgm_pyro.registry import register
 
+__all__ = ["ContinuousDiffusion", "LogSNR"]
+
 
 @register
 class LogSNR(nn.Module):

@@ -48,6 +48,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
+__all__ = ["Dequantized", "Floor", "dequantizer"]
+
 
 @register
 class Dequantized(Program):

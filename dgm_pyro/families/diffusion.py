@@ -48,6 +48,18 @@ from dgm_pyro.networks.mlp import to_unit
 from dgm_pyro.program import Program, call_network
 from dgm_pyro.registry import register
 
+__all__ = [
+    "Denoised",
+    "Denoising",
+    "Diffusion",
+    "ReverseChain",
+    "Schedule",
+    "UnrolledDiffusion",
+    "cosine",
+    "linear",
+    "log_snr",
+]
+
 
 @register
 class Schedule(nn.Module):

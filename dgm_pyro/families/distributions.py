@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.distributions import Independent, constraints
 from torch.distributions.utils import broadcast_all
 
+__all__ = ["Bernoulli", "Beta", "DiscretizedLogistic", "Mixture"]
+
 
 def features_of(distribution: Any) -> Any:
     """The distribution of single features, batched over them, where features are independent.

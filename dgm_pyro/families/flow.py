@@ -46,7 +46,6 @@ from dgm_pyro.families.transforms import (
     require_invertible,
 )
 from dgm_pyro.networks.bijections import (
-    ActNorm,
     Affine,
     Bijection,
     Coupling,
@@ -60,6 +59,8 @@ from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP
 from dgm_pyro.program import Conditional, Program, call_network, check_program, unwrapped
 from dgm_pyro.registry import register
+
+__all__ = ["Flow", "iaf", "maf", "nsf", "nsf_autoregressive", "realnvp"]
 
 Part = Bijection | Transform | dist.ConditionalTransform
 
@@ -215,7 +216,7 @@ class Flow(Conditional):
         """Start every `ActNorm` from the data ``x``, ``(B, *event_shape)``, as a first training step would."""
         self.check(x, given)
         for part, transform in zip(reversed(self.transforms), reversed(self(given).transforms), strict=True):
-            if isinstance(part, ActNorm):
+            if isinstance(part, Bijection):
                 part.initialize(x.flatten(1))
             x = transform.inv(x)
 
@@ -415,7 +416,7 @@ def iaf(
     return _autoregressive(event_shape, Affine(), layers, hidden, 0.0, reads, unit_cube, turn=Inverse)
 
 
-_GivenArguments = tuple[Sequence[int] | None, int | None, int | None]
+GivenArguments = tuple[Sequence[int] | None, int | None, int | None]
 
 
 def _coupled(
@@ -423,13 +424,13 @@ def _coupled(
     univariate: Univariate,
     layers: int,
     hidden: Sequence[int],
-    reads: _GivenArguments,
+    reads: GivenArguments,
     unit_cube: bool,
 ) -> Flow:
     shape = as_shape(event_shape)
     if shape.numel() < 2:
         raise ValueError("couplings need at least two features: use maf or nsf_autoregressive for one")
-    embedding, features = _embedding(reads, hidden)
+    embedding, features = embedding_of(reads, hidden)
     colors = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij")).sum(0).flatten() % 2
     parts: list[Bijection] = []
     for i in range(check_count(layers, "layers")):
@@ -438,7 +439,7 @@ def _coupled(
         network = MLP((len(passes) - moving,), univariate.num_parameters * moving, hidden, given_shape=features)
         start_near_zero(network.rest[-1])
         parts.append(Coupling(passes, univariate, network))
-    return Flow(shape, [*parts, *_end(unit_cube)], embedding=embedding)
+    return Flow(shape, [*parts, *end_of(unit_cube)], embedding=embedding)
 
 
 def _autoregressive(
@@ -447,12 +448,12 @@ def _autoregressive(
     layers: int,
     hidden: Sequence[int],
     dropout: float,
-    reads: _GivenArguments,
+    reads: GivenArguments,
     unit_cube: bool,
     turn: Callable[[Bijection], Bijection] = lambda bijection: bijection,
 ) -> Flow:
     shape = as_shape(event_shape)
-    embedding, features = _embedding(reads, hidden)
+    embedding, features = embedding_of(reads, hidden)
     parts: list[Bijection] = []
     for i in range(check_count(layers, "layers")):
         order = tuple(range(shape.numel()))[:: -1 if i % 2 else 1]
@@ -461,10 +462,10 @@ def _autoregressive(
         )
         start_near_zero(network.last, network.direct)
         parts.append(turn(MaskedAutoregressive(univariate, network)))
-    return Flow(shape, [*parts, *_end(unit_cube)], embedding=embedding)
+    return Flow(shape, [*parts, *end_of(unit_cube)], embedding=embedding)
 
 
-def _embedding(reads: _GivenArguments, hidden: Sequence[int]) -> tuple[MLP | None, tuple[int] | None]:
+def embedding_of(reads: GivenArguments, hidden: Sequence[int]) -> tuple[MLP | None, tuple[int] | None]:
     """A network of ``given`` for all bijections of a stack, and the shape of its output."""
     given_shape, levels, num_classes = reads
     if levels is not None:
@@ -493,5 +494,5 @@ def start_near_zero(*layers: nn.Module) -> None:
             parameter.mul_(0.01)
 
 
-def _end(unit_cube: bool) -> list[Bijection]:
+def end_of(unit_cube: bool) -> list[Bijection]:
     return [NormalCDF()] if unit_cube else []

@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyro
@@ -51,6 +51,24 @@ from dgm_pyro.networks.planar import Planar, Sylvester
 from dgm_pyro.posterior import check_model
 from dgm_pyro.program import Conditional, Program, check_program, declare_given, differentiating, is_pair, seeded
 from dgm_pyro.registry import register
+
+__all__ = [
+    "FAMILIES",
+    "EnumeratedPosterior",
+    "Finite",
+    "Fitted",
+    "FullRankNormal",
+    "LinearGaussianPosterior",
+    "LowRankNormal",
+    "MixtureOfVectors",
+    "PrecisionWeighted",
+    "SemiAmortized",
+    "TopDown",
+    "auto",
+    "fit_guide",
+    "planar",
+    "sylvester",
+]
 
 # -- Normals with covariances ------------------------------------------------------------------------------------------
 
@@ -674,7 +692,14 @@ FAMILIES: dict[str, tuple[Callable[[int], Conditional], str]] = {
 _DIAGONAL = ("meanfield", "lowrank")
 
 
-def auto(model: Callable[..., Any], q: Any = "fullrank", **options: Any) -> AutoGuide:
+def auto(
+    model: Callable[..., Any],
+    q: Any = "fullrank",
+    *,
+    structure: str | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> AutoGuide:
     """A guide of a Pyro model, as one of Pyro's AutoGuides: for `SVI`, `Predictive`, `dgm.infer.psis` and the rest.
 
     The latents, mapped to the reals and put side by side, get q. It is set up when the guide is first called: it then
@@ -685,6 +710,10 @@ def auto(model: Callable[..., Any], q: Any = "fullrank", **options: Any) -> Auto
         model: a Pyro model; what its guide shall not draw must be observed or enumerable.
         q: a name in `FAMILIES`; a function of the number of latents D that makes a conditional on ``(D,)``; such a
             conditional itself; or one of Pyro's AutoGuides, by name or as its class.
+        structure: "plates" for a guide that follows the plates of the model: q is that of the global latents, and those
+            in a plate are Normal given what is above them (`dgm_pyro.families.hierarchical`).
+        covariates: with that structure, data of each element of a plate, by the name of the plate, ``(J, F)``: one
+            network reads them for all elements. Default: every element has parameters of its own.
         options: of Pyro's AutoGuide, or ``init_loc_fn``.
 
     Raises:
@@ -699,6 +728,19 @@ def auto(model: Callable[..., Any], q: Any = "fullrank", **options: Any) -> Auto
     ['loc']
     """
     check_model(model)
+    if structure is not None:
+        check_choice(structure, ("plates",), "structure")
+        make = FAMILIES[q][0] if isinstance(q, str) and q in FAMILIES else q
+        if isinstance(make, str | type | nn.Module) or not callable(make):
+            raise ValueError(
+                f"with structure='plates', q must be one of {', '.join(FAMILIES)}, or a function of the number of "
+                f"global latents, got {q!r}"
+            )
+        return AutoConditional(model, make, whiten=False, plates=True, covariates=covariates, **options)
+    if covariates is not None:
+        raise ValueError(
+            "covariates are those of the elements of plates: pass structure='plates' too, or leave them out"
+        )
     if isinstance(q, str) and q in FAMILIES:
         return AutoConditional(model, FAMILIES[q][0], whiten=q not in _DIAGONAL, **options)
     if isinstance(q, str) and q.startswith("Auto") and hasattr(pyro.infer.autoguide, q):

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from dgm_pyro.checks import (
     as_shape,
-    check_count,
     check_dense,
     check_finite,
     check_name,
@@ -45,6 +44,8 @@ from dgm_pyro.program import (
     require_distinct,
 )
 from dgm_pyro.registry import register
+
+__all__ = ["Around", "Implicit", "mode_coverage", "noisy", "parzen"]
 
 
 @register
@@ -156,8 +157,8 @@ class Implicit(Program):
         raise IntractableError(
             "an Implicit has no density: x = generator(z) is a function of z, and the generator need not be "
             "invertible, so neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
-            "train with dgm.fit(program, data, 'gan') (or 'wgan-gp', 'f-gan:kl', 'energy', 'mmd'); compare samples "
-            "with implicit.precision_recall; or add noise, implicit.noisy(program, scale), and evaluate that"
+            "train with dgm.fit(program, data, 'gan') (or 'wgan-gp', 'f-gan:kl', 'energy', 'mmd'); judge samples "
+            "with dgm.quality; or add noise, implicit.noisy(program, scale), and evaluate that"
         )
 
 
@@ -247,45 +248,6 @@ def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
 
 
 # -- judging samples ---------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def precision_recall(real: Tensor, fake: Tensor, neighbors: int = 3) -> tuple[float, float]:
-    """Are the samples like data, and are all data like samples?
-
-    Around each point of a set is a ball that reaches to its k-th nearest neighbor in that set; their union stands for
-    the set's support. Precision is the share of ``fake`` inside the support of ``real``; recall the share of ``real``
-    inside that of ``fake``. Even two samples of one distribution do not reach 1: compare with two halves of the data.
-
-    Args:
-        real, fake: data and samples, or features of them, ``(N, ...)`` and ``(M, ...)``.
-        neighbors: at least 1, and less than N and M.
-
-    Returns:
-        precision and recall, in [0, 1].
-
-    Raises:
-        ValueError: the shapes differ, or there are too few points.
-
-    Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2.
-    """
-    check_count(neighbors, "neighbors")
-    check_finite(real, "real")
-    check_tensor(fake, real.shape[1:], "fake", "the shape of a real datum")
-    check_finite(fake, "fake")
-    if min(len(real), len(fake)) <= neighbors:
-        raise ValueError(
-            f"neighbors is {neighbors}, but there are {len(real)} real and {len(fake)} fake points: ask for fewer"
-        )
-    real, fake = real.flatten(1).double(), fake.flatten(1).double()
-    return _share_inside(fake, real, neighbors), _share_inside(real, fake, neighbors)
-
-
-def _share_inside(points: Tensor, support: Tensor, neighbors: int) -> float:
-    # The nearest in the set is the point itself.
-    radius = torch.cat([torch.cdist(part, support).kthvalue(neighbors + 1, 1).values for part in support.split(1024)])
-    inside = [(torch.cdist(part, support) <= radius).any(1) for part in points.split(1024)]
-    return torch.cat(inside).double().mean().item()
 
 
 @torch.no_grad()

@@ -34,6 +34,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
+__all__ = ["Discriminative", "Labeled"]
+
 
 @register
 class Labeled(Program):

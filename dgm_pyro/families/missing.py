@@ -27,6 +27,8 @@ from dgm_pyro.data import Data
 from dgm_pyro.families.distributions import features_of
 from dgm_pyro.program import Program
 
+__all__ = ["Observed", "ObservedDistribution", "observed_part"]
+
 
 def observed_part(program: Program, data: Data) -> Program:
     """The program by which ``data`` are scored: of what was observed, where something is missing.

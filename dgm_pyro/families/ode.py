@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+__all__ = ["solve"]
+
 # Row i: the weights of the slopes so far that lead to the i-th. The last row is the step of order 5 itself.
 STAGES = (
     (1 / 5,),

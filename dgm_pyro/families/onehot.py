@@ -39,6 +39,8 @@ from dgm_pyro.families.conditionals import Categorical
 from dgm_pyro.program import Conditional, parameter_of
 from dgm_pyro.registry import register
 
+__all__ = ["OneHot", "OneHotDistribution"]
+
 
 @register
 class OneHot(Conditional):

@@ -28,6 +28,8 @@ from dgm_pyro.families.conditionals import check_levels, inverse_softplus, posit
 from dgm_pyro.program import Conditional, check_no_distribution, declare_given, is_pair
 from dgm_pyro.registry import register
 
+__all__ = ["MixtureOfParts", "MixturePrior", "VampPrior"]
+
 
 class MixtureOfParts(Conditional):
     """sum_k pi_k p_k(z) with free weights; subclasses give `parts`, the p_k as one distribution of batch shape (K,)."""

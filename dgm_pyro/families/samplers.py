@@ -28,6 +28,8 @@ from torch import Tensor
 
 from dgm_pyro.checks import check_number
 
+__all__ = ["DDIM", "Ancestral", "DPMSolver", "Heun", "Sampler", "Time", "karras", "quadratic", "run_sampler", "uniform"]
+
 Scale = float | Tensor
 """A float, or a tensor without dimensions."""
 

@@ -41,6 +41,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
+__all__ = ["Standardized"]
+
 Numbers = Tensor | float | Sequence[float]
 
 

@@ -40,6 +40,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.registry import register
 
+__all__ = ["VAE"]
+
 
 @register
 class VAE(Program):

@@ -47,6 +47,8 @@ from dgm_pyro.infer.posterior import (
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, check_program, differentiating, latent_sites, log_mean_exp, log_prob_sum, seeded
 
+__all__ = ["HMC", "Annealed", "AnnealingPath", "Sandwich", "Transition", "ais", "bidirectional"]
+
 Density = Callable[[Tensor], Tensor]
 Transition = Callable[[Tensor, Tensor, Density], tuple[Tensor, Tensor]]
 

@@ -45,6 +45,8 @@ from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded, unchecked
 from dgm_pyro.results import Result, Table
 
+__all__ = ["Calibration", "Checks", "Units", "check", "sbc", "units"]
+
 NUM_SAMPLES = 32
 ACTIVE = 0.01
 COLLAPSED = 0.01
@@ -500,9 +502,11 @@ def check(
     calibration = sbc(
         program,
         given,
+        method=method,
         num_samples=num_samples,
         num_posterior_samples=num_posterior_samples,
         bins=bins,
+        gradient_steps=gradient_steps,
         seed=seed,
         progress=progress,
     )

@@ -43,6 +43,8 @@ from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Conditional, differentiating, log_mean_exp, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = ["GuideComparison", "GuideRow", "compare", "train_guide"]
+
 NUM_PARTICLES = 32
 BATCH = 500
 DIRECTIONS = 100
@@ -211,6 +213,7 @@ def train_guide(
     gradient_steps: int = 1000,
     num_particles: int = NUM_PARTICLES,
     lr: float = 0.01,
+    restarts: int = 1,
     seed: int = 0,
     progress: bool = False,
 ) -> list[float]:
@@ -223,6 +226,9 @@ def train_guide(
         gradient_steps: of Adam; the learning rate falls to zero on a cosine.
         num_particles: draws per step.
         lr: the learning rate at the start.
+        restarts: how many fits, one after the other, of which the best is kept. The first starts at the best of several
+            places, the others each at a place of its own. The guide must be one of `dgm.guides.auto` that was never
+            called.
         seed: the global random state is left as it was.
         progress: whether to show a bar.
 
@@ -231,8 +237,11 @@ def train_guide(
     """
     check_type(posterior, Posterior, "posterior", "a dgm.Posterior")
     check_type(guide, torch.nn.Module, "guide", "a guide with parameters, as of dgm.guides.auto")
-    check_counts(gradient_steps=gradient_steps, num_particles=num_particles)
+    check_counts(gradient_steps=gradient_steps, num_particles=num_particles, restarts=restarts)
     check_number(lr, "lr", above=0)
+    if restarts > 1:
+        return _best_fit(posterior, guide, restarts, seed, objective=objective, gradient_steps=gradient_steps,
+                         num_particles=num_particles, lr=lr, progress=progress)  # fmt: skip
     steps = tqdm(range(gradient_steps), desc="fit", unit="step", disable=not progress, leave=False)
     with seeded(seed, posterior.device), unchecked(), differentiating("fit"):
         if isinstance(guide, AutoContinuous) and not isinstance(guide, AutoLaplaceApproximation):
@@ -240,6 +249,23 @@ def train_guide(
         if objective is not None:
             raise ValueError(f"this {type(guide).__name__} is fitted on Pyro's ELBO: leave objective out")
         return _fit_sites(posterior, guide, steps, num_particles, lr)
+
+
+def _best_fit(posterior: Posterior, guide: Any, restarts: int, seed: int, **options: Any) -> list[float]:
+    """The fit with the highest mean over its last tenth."""
+    if not isinstance(guide, AutoConditional) or guide.prototype_trace is not None:
+        raise ValueError("restarts begin anew: pass a guide of dgm.guides.auto that was never called, or restarts=1")
+    fits = list[tuple[float, list[float], dict[str, Tensor]]]()
+    for start in range(restarts):
+        guide.start = start
+        with seeded((seed + start) % 2**64, posterior.device):
+            guide._setup_prototype(*posterior.args, **posterior.kwargs)
+        values = train_guide(posterior, guide, seed=(seed + start) % 2**64, **options)
+        last = values[-max(1, len(values) // 10) :]
+        fits.append((sum(last) / len(last), values, {name: v.clone() for name, v in guide.state_dict().items()}))
+    _, values, state = max(fits, key=lambda fit: fit[0])
+    guide.load_state_dict(state)
+    return values
 
 
 def _fit_density(

@@ -38,6 +38,8 @@ from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import seeded
 from dgm_pyro.results import Result, Table
 
+__all__ = ["STATISTICS", "Draws", "Loo", "PredictiveCheck", "find_arviz", "predictive_check", "resampled"]
+
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda y: y.mean(-1),
     "sd": lambda y: y.std(-1),
@@ -258,18 +260,18 @@ class PredictiveCheck(Result):
 
 
 def predictive_check(
-    posterior: Posterior, draws: Any = "prior", *, num_samples: int = 500, seed: int = 0
+    posterior: Posterior, samples: Any = "prior", *, num_samples: int = 500, seed: int = 0
 ) -> PredictiveCheck:
     """Compare the data with what the prior or the posterior predicts.
 
     Args:
         posterior: a model with data.
-        draws: "prior"; or posterior draws: the result of `nuts`, `psis`, `ais` or `smc`.
+        samples: "prior"; or draws of the posterior: the result of `nuts`, `psis`, `ais` or `smc`.
         num_samples: how many replicates.
         seed: the global random state is left as it was.
 
     Raises:
-        TypeError, ValueError: the model has no data, its prior cannot be drawn, or ``draws`` are none.
+        TypeError, ValueError: the model has no data, its prior cannot be drawn, or ``samples`` are none.
 
     >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
     >>> def model(y):
@@ -285,16 +287,16 @@ def predictive_check(
     check_seed(seed)
     if not posterior.observed:
         raise ValueError(f"{posterior!r} observes no data: there is nothing to predict")
-    if isinstance(draws, str) and draws == "prior":
+    if isinstance(samples, str) and samples == "prior":
         u = posterior.prior(num_samples, seed)
-    elif isinstance(draws, Draws):
-        u = draws.vectors().flatten(0, 1)
+    elif isinstance(samples, Draws):
+        u = samples.vectors().flatten(0, 1)
         with seeded(seed, u.device):
             u = u[torch.randint(len(u), (num_samples,), device=u.device)]
     else:
         raise TypeError(
-            "draws must be 'prior', or draws of the posterior, the result of dgm.infer.nuts, psis, ais or smc, got "
-            f"{draws!r}"
+            "samples must be 'prior', or draws of the posterior, the result of dgm.infer.nuts, psis, ais or smc, got "
+            f"{samples!r}"
         )
-    return PredictiveCheck("prior" if isinstance(draws, str) else "posterior", dict(posterior.observed),
+    return PredictiveCheck("prior" if isinstance(samples, str) else "posterior", dict(posterior.observed),
                            posterior.predict(u, seed))  # fmt: skip

@@ -57,6 +57,8 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = ["Gaps", "GuideGaps", "best_elbo", "gaps"]
+
 DRAWS_PER_STEP = 8
 LEARNING_RATE = 0.05
 FINE_TUNING_RATE = 0.003

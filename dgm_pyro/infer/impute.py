@@ -39,7 +39,18 @@ from dgm_pyro.families.distributions import features_of
 from dgm_pyro.infer.ais import HMC, AnnealingPath, ToPosterior, temperatures
 from dgm_pyro.infer.posterior import joint_trace, log_joint, with_latent_chains
 from dgm_pyro.infer.smc import Features, Times, propagate, systematic, take
-from dgm_pyro.program import Conditional, Program, batch_plates, check_program, latent_sites, parameter_of, seeded
+from dgm_pyro.program import (
+    Conditional,
+    Program,
+    batch_plates,
+    check_program,
+    hidden,
+    latent_sites,
+    parameter_of,
+    seeded,
+)
+
+__all__ = ["REGIONS", "Imputer", "hide", "impute"]
 
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 
@@ -244,7 +255,7 @@ class Imputer:
             u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
         known = _Known(program.variable, x, mask)
-        with poutine.block(), known, poutine.condition(data=latents), batch_plates(batch):
+        with hidden(), known, poutine.condition(data=latents), batch_plates(batch):
             drawn = program.joint(program.variable, None, given)
         return drawn, log_weights
 

@@ -40,6 +40,8 @@ from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, batch_plates, differentiating, seeded
 from dgm_pyro.results import Result, Table
 
+__all__ = ["Chains", "nuts"]
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Walk = Generator[Array | None, tuple[float, Array], Any]
 DIVERGENT = 1000.0  # an error of H beyond which a trajectory is given up (Stan)

@@ -30,6 +30,8 @@ from dgm_pyro.program import (
     sample_sites,
 )
 
+__all__ = ["Coordinates", "log_joint"]
+
 
 def check_target(program: Any, x: Any, argument: str = "x") -> None:
     """Raise unless ``program`` is a `Program`, or a `Posterior`, which has its own data."""

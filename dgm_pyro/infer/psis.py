@@ -29,6 +29,8 @@ from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, log_mean_exp, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = ["Weighted", "psis", "smooth"]
+
 
 @dataclass(frozen=True)
 class Weighted(Result, Draws):

@@ -55,6 +55,8 @@ from dgm_pyro.infer.posterior import check_target
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, seeded
 
+__all__ = ["Features", "Population", "Stepper", "Tempered", "Times", "propagate", "smc", "take"]
+
 State = dict[str, Tensor]
 
 

@@ -17,10 +17,12 @@ from dgm_pyro.networks.bijections import (
     Univariate,
 )
 from dgm_pyro.networks.columns import ColumnMADE, ColumnReader
-from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder
+from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder, ConvNet
 from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingUNet
+from dgm_pyro.networks.hierarchy import BottomUp, TopDownStep
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, InputEmbedding
+from dgm_pyro.networks.multiscale import LogisticMixture, Partial, PerPixel, Squeeze
 from dgm_pyro.networks.pixelcnn import PixelCNN
 from dgm_pyro.networks.planar import Planar, Sylvester
 from dgm_pyro.networks.standardize import Standardize
@@ -31,11 +33,13 @@ __all__ = [
     "ActNorm",
     "Affine",
     "Bijection",
+    "BottomUp",
     "CausalTransformer",
     "ColumnMADE",
     "ColumnReader",
     "ConvDecoder",
     "ConvEncoder",
+    "ConvNet",
     "Coupling",
     "DenoisingMLP",
     "DenoisingUNet",
@@ -43,14 +47,19 @@ __all__ = [
     "InputEmbedding",
     "Inverse",
     "LULinear",
+    "LogisticMixture",
     "MaskedAutoregressive",
     "NormalCDF",
+    "Partial",
+    "PerPixel",
     "Permutation",
     "PixelCNN",
     "Planar",
     "RationalQuadraticSpline",
     "Sigmoid",
+    "Squeeze",
     "Standardize",
     "Sylvester",
+    "TopDownStep",
     "Univariate",
 ]

@@ -29,6 +29,8 @@ from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import InputEmbedding, input_shapes
 from dgm_pyro.registry import register
 
+__all__ = ["CausalTransformer"]
+
 
 class AttentionLayer(nn.Module):
     """``(N, T, width)`` to the same."""

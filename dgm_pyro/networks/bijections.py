@@ -38,6 +38,22 @@ from dgm_pyro.networks.caches import cache_maker
 from dgm_pyro.networks.mlp import apply_network
 from dgm_pyro.registry import register
 
+__all__ = [
+    "ActNorm",
+    "Affine",
+    "Bijection",
+    "Coupling",
+    "Elementwise",
+    "Inverse",
+    "LULinear",
+    "MaskedAutoregressive",
+    "NormalCDF",
+    "Permutation",
+    "RationalQuadraticSpline",
+    "Sigmoid",
+    "Univariate",
+]
+
 # -- univariate maps -------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +94,7 @@ class Affine(Univariate):
 
     def _shift_and_log_scale(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw_scale = raw.unbind(-2)
-        return shift, raw_scale / (1 + raw_scale.abs() / self.bound)
+        return shift, bounded(raw_scale, self.bound)
 
     def inverse(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(raw)
@@ -87,6 +103,11 @@ class Affine(Univariate):
     def forward(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(raw)
         return z * torch.exp(log_scale) + shift, log_scale.expand_as(z)
+
+
+def bounded(raw: Tensor, bound: float) -> Tensor:
+    """``raw`` near 0, and within (-bound, bound) everywhere."""
+    return raw / (1 + raw.abs() / bound)
 
 
 @register
@@ -221,6 +242,9 @@ class Bijection(nn.Module):
         """x, (N, D), to z, (N, D), and log|det dz/dx|, (N,). ``given`` is (N, *given_shape)."""
         raise NotImplementedError
 
+    def initialize(self, x: Tensor) -> None:
+        """Start from the data ``x``, (N, D), what starts from data: `ActNorm`."""
+
 
 @register
 class Inverse(Bijection):
@@ -289,8 +313,8 @@ class Coupling(Bijection):
     Args:
         passes: D booleans, True for the features A; some must be True and some False.
         univariate: u.
-        network: maps ``(N, |A|)`` to ``(N, P, |B|)`` or flat ``(N, P * |B|)``; if it has a
-            ``given_shape``, it is called with ``given`` too.
+        network: maps ``(N, |A|)``, or its own ``(N, *in_shape)`` of as many features, to ``(N, P, |B|)`` or any shape
+            of as many numbers in that order; if it has a ``given_shape``, it is called with ``given`` too.
     """
 
     passing: Tensor
@@ -314,7 +338,8 @@ class Coupling(Bijection):
 
     def _map(self, value: Tensor, given: Tensor | None, univariate: Any) -> tuple[Tensor, Tensor]:
         a, b = value.index_select(-1, self.passing), value.index_select(-1, self.moving)
-        inputs = (a,) if self.given_shape is None else (a, given)
+        seen = a.reshape(-1, *getattr(self.network, "in_shape", a.shape[1:]))
+        inputs = (seen,) if self.given_shape is None else (seen, given)
         b, log_slope = univariate(b, _parameters(self.network, inputs, b.shape[0], self.univariate, b.shape[-1]))
         return torch.cat((a, b), -1).index_select(-1, self.places), log_slope.sum(-1)
 

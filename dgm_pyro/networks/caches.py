@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+__all__ = ["Cache", "Growing", "cache_maker"]
+
 
 class Cache(Protocol):
     """State of N partly sampled chains."""

@@ -14,6 +14,8 @@ from dgm_pyro.networks.masked import MADE, MaskedLinear
 from dgm_pyro.networks.standardize import standard
 from dgm_pyro.registry import register
 
+__all__ = ["ColumnMADE", "ColumnReader"]
+
 
 @register
 class ColumnReader(nn.Module):

@@ -1,7 +1,7 @@
-"""Convolutional networks between images and vectors, as encoders and likelihoods of images use them.
+"""Convolutional networks: between images and vectors, as encoders and likelihoods use them, and images to images.
 
-Both are stacks of residual blocks, and change the resolution by strided convolutions. They halve as `ceil(n / 2)`, so
-any size works: 28 becomes 14, 7.
+All are stacks of residual blocks, and change the resolution by strided convolutions. `ConvEncoder` and `ConvDecoder`
+halve as `ceil(n / 2)`, so any size works: 28 becomes 14, 7. `ConvNet` keeps the place of everything it sees.
 
 Source: He et al. 2016 (arXiv 1603.05027) for the blocks.
 """
@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import as_shape, check_counts, check_network_options, check_sizes
+from dgm_pyro.checks import as_shape, check_count, check_counts, check_network_options, check_sizes
 from dgm_pyro.networks.mlp import InputEmbedding, check_given, input_shapes, to_unit
 from dgm_pyro.registry import register
+
+__all__ = ["ConvDecoder", "ConvEncoder"]
 
 
 class Block(nn.Module):
@@ -152,6 +154,87 @@ class ConvDecoder(nn.Module):
         check_given(self, given)
         h = self.first(z) if self.embedding is None else self.first(z) + self.embedding(given)
         return self.stages(h.unflatten(1, self.coarsest)).unflatten(1, self.out_shape[:2])
+
+
+@register
+class ConvNet(nn.Module):
+    """Images ``(B, *in_shape)`` to images ``(B, *out_shape)``, of the same resolution or so often halved or doubled.
+
+    Args:
+        in_shape: ``(C, H, W)``.
+        out_shape: the same for what comes out.
+        outputs: P of a conditional, its parameters per feature: then ``(B, P, *out_shape)``.
+        width: of the residual blocks, which are at the lower resolution.
+        blocks: how many.
+        given_shape: shape of one ``given``, for ``network(image, given)``: an image of the resolution of the blocks, or
+            anything else, which is added to each pixel.
+        num_classes: number of class labels, where ``given`` is one.
+        levels: the image takes integers 0 .. levels - 1, and is scaled to [-1, 1].
+        dropout: probability, inside the residual blocks.
+
+    Raises:
+        ValueError: one resolution is not the other times a power of two.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> dgm.networks.ConvNet((3, 8, 8), (5, 2, 2))(torch.zeros(7, 3, 8, 8)).shape
+    torch.Size([7, 5, 2, 2])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        outputs: int | None = None,
+        width: int = 64,
+        *,
+        blocks: int = 1,
+        given_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        levels: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        check_counts(width=width, blocks=blocks)
+        check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
+        self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
+        self.num_classes, self.levels = num_classes, levels
+        (depth, *size), (out_depth, *out_size) = image_shape(in_shape), image_shape(out_shape, "out_shape")
+        halvings = round(math.log2(size[0] / out_size[0]))
+        if [n / 2**halvings for n in size] != out_size:
+            raise ValueError(
+                f"out_shape is {tuple(out_shape)}, but in_shape {tuple(in_shape)}: give heights and widths that differ "
+                "by one power of two"
+            )
+        self.out_shape = torch.Size(out_shape if outputs is None else (check_count(outputs, "outputs"), *out_shape))
+        down = [layer for _ in range(1, halvings) for layer in (nn.SiLU(), nn.Conv2d(width, width, 4, 2, 1))]
+        self.first = nn.Sequential(nn.Conv2d(depth, width, *((4, 2, 1) if halvings > 0 else (3, 1, 1))), *down)
+        self.embedding: nn.Module | None = None
+        if self.given_shape is not None:
+            image = len(self.given_shape) == 3 and list(self.given_shape[1:]) == min(size, out_size)
+            self.embedding = (
+                nn.Conv2d(self.given_shape[0], width, 1)
+                if image
+                else nn.Sequential(InputEmbedding(self.given_shape, num_classes, width), nn.Unflatten(1, (-1, 1, 1)))
+            )
+        # Without the norm, what comes out grows with what comes in, and a stack of couplings diverges.
+        self.blocks = nn.Sequential(*(Block(width, dropout) for _ in range(blocks)), nn.GroupNorm(1, width), nn.SiLU())
+        up = [layer for _ in range(-halvings) for layer in (nn.ConvTranspose2d(width, width, 4, 2, 1), nn.SiLU())]
+        self.up, self.last = nn.Sequential(*up), nn.Conv2d(width, (outputs or 1) * out_depth, 3, padding=1)
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        check_given(self, given)
+        h = self.first(to_unit(x, self.levels).to(self.last.weight.dtype))
+        if self.embedding is not None:
+            h = h + self.embedding(given)
+        return self.last(self.up(self.blocks(h))).unflatten(1, self.out_shape[:-2])
+
+
+def image_shape(shape: Sequence[int], argument: str = "in_shape") -> torch.Size:
+    """``shape`` if it is that of an image."""
+    image = as_shape(shape, argument)
+    if len(image) != 3:
+        raise ValueError(f"{argument} must be that of an image, (C, H, W), got {tuple(image)}")
+    return image
 
 
 def sizes(shape: Sequence[int], channels: Sequence[int], argument: str) -> tuple[list[int], list[int]]:

@@ -14,6 +14,8 @@ from dgm_pyro.checks import as_shape, check_count, check_network_options, check_
 from dgm_pyro.networks.mlp import InputEmbedding, activation_named
 from dgm_pyro.registry import register
 
+__all__ = ["DenoisingMLP", "DenoisingUNet", "TimeEmbedding"]
+
 
 class TimeEmbedding(nn.Module):
     """Time in [0, 1] to ``(B, out_features)``: sines and cosines of geometrically spaced frequencies, then two layers.

@@ -33,6 +33,8 @@ from dgm_pyro.networks.caches import Growing
 from dgm_pyro.networks.mlp import InputEmbedding, activation_named, input_shapes, to_unit
 from dgm_pyro.registry import register
 
+__all__ = ["MADE", "MaskedLinear"]
+
 
 class MaskedLinear(nn.Linear):
     """A linear layer whose outputs read no input of a higher degree than their own.

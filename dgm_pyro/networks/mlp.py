@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from dgm_pyro.checks import as_shape, check_choice, check_count, check_network_options
 from dgm_pyro.registry import register
+
+__all__ = ["MLP", "InputEmbedding"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -67,13 +70,24 @@ def apply_network(network: Callable[..., Any], *inputs: Any) -> Any:
 
     Sums of many log-probabilities need the full precision, and so do the products of matrices in a density; the network
     alone does not. The cache of an autoregressive network, which draws, keeps to the precision of its weights.
+
+    Raises:
+        TypeError: the network takes reals, or integers of another type, than those given.
     """
     dtype, device = _precision.get(), inputs[0].device.type
-    if dtype is None or not isinstance(network, nn.Module):
-        out = network(*inputs)
-    else:
-        with torch.autocast(device, dtype):
+    lower = dtype is not None and isinstance(network, nn.Module)
+    try:
+        with torch.autocast(device, dtype) if lower else contextlib.nullcontext():
             out = network(*inputs)
+    except RuntimeError as error:
+        given = next((x.dtype for x in inputs if isinstance(x, Tensor) and not x.is_floating_point()), None)
+        if given is None or not re.search(r"(?i)\b(long|byte|int|short|char)", str(error)):
+            raise
+        raise TypeError(
+            f"the {type(network).__name__} was given integers ({given}), which it does not take ({error}): use "
+            ".float() if the values are real, .long() for an nn.Embedding, or a network with levels, such as "
+            "MLP(..., levels=...)"
+        ) from error
     if not isinstance(out, Tensor) or out.dtype not in (torch.bfloat16, torch.float16):
         return out
     return out.float() if dtype is not None or torch.is_autocast_enabled(device) else out

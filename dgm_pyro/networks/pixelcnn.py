@@ -32,6 +32,8 @@ from dgm_pyro.checks import check_counts, check_network_options, is_integer
 from dgm_pyro.networks.mlp import InputEmbedding, input_shapes, to_unit
 from dgm_pyro.registry import register
 
+__all__ = ["PixelCNN"]
+
 
 class GatedLayer(nn.Module):
     """One layer of both stacks: (vertical, horizontal, given) to (vertical, horizontal, skip)."""

@@ -32,6 +32,8 @@ from dgm_pyro.networks.bijections import Bijection
 from dgm_pyro.networks.mlp import InputEmbedding, apply_network
 from dgm_pyro.registry import register
 
+__all__ = ["Planar", "Sylvester"]
+
 SLOPE = 0.999  # in place of 1: rounding may not make a determinant zero
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from dgm_pyro.checks import as_shape, check_count
 
+__all__ = ["ImageSizes", "image_sizes"]
+
 CONVOLUTIONS_FROM = 16
 COARSEST = 8
 WIDEST = 4

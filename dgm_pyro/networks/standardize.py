@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from dgm_pyro.checks import as_reals, check_type
 from dgm_pyro.registry import register
 
+__all__ = ["Standardize"]
+
 
 @register
 class Standardize(nn.Module):

@@ -32,7 +32,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pyro import poutine
 from torch import Tensor, nn
 
 from dgm_pyro.checks import (
@@ -54,12 +53,31 @@ from dgm_pyro.program import (
     batch_plates,
     check_program,
     differentiating,
+    hidden,
     is_pair,
     map_given,
     parameter_of,
     parts_of,
     seeded,
 )
+
+__all__ = [
+    "COMPARISONS",
+    "DIVERGENCES",
+    "Adversarial",
+    "DensityRatio",
+    "KernelScore",
+    "density_ratio",
+    "divergence_bound",
+    "draw",
+    "energy",
+    "f_gan",
+    "gan",
+    "mmd",
+    "slopes",
+    "squared_distance",
+    "wgan_gp",
+]
 
 Term = Callable[[Tensor], Tensor]
 
@@ -96,7 +114,7 @@ def draw(program: Program, size: int, given: Any = None) -> Tensor:
     Raises:
         ValueError: they have none, although some parameter requires it: x is discrete, or drawn by steps without one.
     """
-    with poutine.block(), batch_plates((size,)):
+    with hidden(), batch_plates((size,)):
         x = program.joint(program.variable, None, given)
     if torch.is_grad_enabled() and not x.requires_grad:
         raise ValueError(

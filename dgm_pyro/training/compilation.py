@@ -29,6 +29,7 @@ from unittest import mock
 import numpy
 import pyro
 import torch
+import torch.fx.config
 from pyro import poutine
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import (
@@ -41,6 +42,9 @@ from pyro.infer import (
     tracetmc_elbo,
 )
 from pyro.infer.util import Dice
+from pyro.ops.special import _SafeLog
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.overrides import TorchFunctionMode
@@ -48,7 +52,9 @@ from torch.utils import _pytree as pytree
 
 from dgm_pyro.diagnosis import heard
 from dgm_pyro.objectives import ELBO, IWAE, Bound, Objective, at_progress, chosen
-from dgm_pyro.program import Program, alone, sample_sites
+from dgm_pyro.program import Program, alone, parameter_of, sample_sites
+
+__all__ = ["CompilationError", "Loss", "compile", "export", "optimized"]
 
 # The frames of a traceback that belong to no statement.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
@@ -219,9 +225,15 @@ class Terms(nn.Module):
         self.schedules = _schedules(objective)
 
     def weights(self, elapsed: float) -> dict[str, Tensor]:
-        """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over."""
-        values = {name: float(schedule(elapsed)) for name, schedule in self.schedules.items()}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over.
+
+        They are on the program's device, where CUDA graphs need them, and filled there: a copy would wait for it.
+        """
+        device = parameter_of(self.program).device
+        return {
+            name: torch.full((), float(schedule(elapsed)), dtype=torch.float64, device=device)
+            for name, schedule in self.schedules.items()
+        }
 
     def forward(self, x: Tensor, given: Any, observed: dict[str, Tensor], weights: dict[str, Tensor]) -> Sums:
         """The loss, and what a `Bound` reports, summed over the batch.
@@ -270,6 +282,7 @@ class PairTerms(nn.Module):
         self.elbo = copy.copy(elbo)  # it remembers the plate nesting of its first pair
         # A deterministic site has no density, but Pyro would miss it in the model.
         self.densities = poutine.block(guide, hide_fn=_is_deterministic)
+        self._names: set[str] = set()  # of all statements
 
     def stated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
         """Names of the parameters that the callables state, found by running Pyro's loss once under validation.
@@ -282,13 +295,14 @@ class PairTerms(nn.Module):
         said: list[Exception | Warning] = []
         validated = pyro.settings.context(validate_infer=True)
         with torch.no_grad(), torch.random.fork_rng(devices=[*on_cuda]), poutine.block():
-            with poutine.trace(param_only=True) as traced, heard(said, _CHECKS), validated:
+            with _Stated() as statements, heard(said, _CHECKS), validated:
                 self.elbo.loss(self.model, self.densities, *args, **kwargs)
             if said:
                 raise CompilationError(_refused(type(self.elbo).__name__, said[0]))
             if isinstance(self.elbo, RenyiELBO):
                 self._check_weights(args, kwargs)
-        return [name for name, site in traced.trace.nodes.items() if site["type"] == "param"]
+        self._names = {*statements.params, *statements.samples}
+        return [*statements.params]
 
     def _check_weights(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise a CompilationError that names the first site for which importance weights make no bound."""
@@ -300,21 +314,34 @@ class PairTerms(nn.Module):
                 if trace is guide and not nodes[name]["fn"].has_rsample:
                     raise CompilationError(f"importance weights need {name!r} to be reparameterized: use dgm.ELBO")
                 if (torch.as_tensor(nodes[name]["scale"]) != 1).any():
-                    raise CompilationError(
-                        f"{name!r} is scaled: importance weights make no bound, use dgm.ELBO"
-                    )
+                    raise CompilationError(f"{name!r} is scaled: importance weights make no bound, use dgm.ELBO")
 
     def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         stored = dict(pyro.get_param_store().named_parameters())
         instead = _Instead({id(stored[name]): leaf for name, leaf in leaves.items()})
-        with poutine.block(), instead, _without_numbers():
-            if not isinstance(self.elbo, RenyiELBO):
-                return torch.as_tensor(self.elbo.differentiable_loss(self.model, self.densities, *args, **kwargs))
-            each = [
-                torch.as_tensor(Trace_ELBO().differentiable_loss(self.model, self.densities, *args, **kwargs))
-                for _ in range(self.elbo.num_particles)
-            ]
-            return math.log(len(each)) - (-torch.stack(each)).logsumexp(0)
+        weighs = isinstance(self.elbo, RenyiELBO)
+        elbo, times = (Trace_ELBO(), self.elbo.num_particles) if weighs else (self.elbo, 1)
+        with poutine.block(), _Stated() as statements, instead, _without_numbers():
+            each = [elbo.differentiable_loss(self.model, self.densities, *args, **kwargs) for _ in range(times)]
+        for name in {*statements.params, *statements.samples} - self._names:
+            raise CompilationError(f"{name!r} is the name of a statement that depends on numbers: fix the names")
+        losses = torch.stack([torch.as_tensor(loss) for loss in each])
+        return math.log(times) - (-losses).logsumexp(0) if weighs else losses[0]
+
+
+class _Stated(Messenger):
+    """The names of parameters and sample sites, in the order stated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.params: dict[str, None] = {}
+        self.samples: dict[str, None] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        self.params[msg["name"]] = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.samples[msg["name"]] = None
 
 
 @contextlib.contextmanager
@@ -329,14 +356,23 @@ def _without_numbers() -> Iterator[None]:
             for name, instead in (("torch_item", detached), ("warn_if_nan", lambda value, *args: value)):
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, instead))
+        stack.enter_context(mock.patch.object(IndepMessenger, "__iter__", _counted))
         yield
+
+
+def _counted(plate: Any, iterate: Callable[[Any], Iterator[Any]] = IndepMessenger.__iter__) -> Iterator[Any]:
+    """Iterate over a sequential plate of all data by Python numbers, of which names are made."""
+    if plate.subsample_size == plate.size:
+        plate._indices = range(plate.size)
+    return iterate(plate)
 
 
 def _refused(elbo: str, why: Any) -> str:
     remedy = "mend the pair"
     if elbo == "TraceMeanField_ELBO":
         remedy += ", or compile it with dgm.ELBO(analytic_kl=False)"
-    return f"Pyro's {elbo} does not take the pair: {' '.join(str(why).split())}: {remedy}"
+    said = " ".join(str(why).split("Trace Shapes:")[0].split())
+    return f"Pyro's {elbo} does not take the pair: {said}: {remedy}"
 
 
 def _is_deterministic(site: Any) -> bool:
@@ -420,6 +456,10 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
     def dimensions(leaf: Any) -> Any:
         return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
 
+    def alone_in_storage(leaf: Any) -> Any:  # torch takes the size of what a view is of for a symbol
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+
+    arguments = pytree.tree_map(alone_in_storage, arguments)
     shapes = pytree.tree_map(dimensions, arguments) if dynamic else None
     store = pyro.get_param_store()
     printed = io.StringIO()  # torch prints the whole graph beside an error that says what is wrong
@@ -429,13 +469,16 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
             store.scope(store.get_state()),  # what stands for parameters while they are traced does not stay there
             _no_validation(),
             _only_torch_draws(),
+            # A seventh of the time, for what no message of ours reads.
+            mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True, create=True),
+            mock.patch.object(torch.autograd.Function, "apply", classmethod(_applied)),
             contextlib.redirect_stderr(printed),
         ):
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         return _inlined(_drawn_at_once(exported.module(check_guards=False)))
-    except CompilationError:
-        raise
+    except CompilationError as error:
+        raise CompilationError(str(error).split("Trace Shapes:")[0].strip()) from error  # to which Pyro adds its table
     except Exception as error:
         raise CompilationError(_what_prevents(error)) from error
 
@@ -478,6 +521,17 @@ def _inlined(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
         graph.graph.erase_node(node)
     graph.recompile()
     return graph
+
+
+def _applied(function: type, *args: Any) -> Any:
+    """A graph holds what a `torch.autograd.Function` does forward, and would differentiate that."""
+    if function is _SafeLog:
+        (x,), fixed = args, args[0].detach()
+        return fixed.log() + (x - fixed) / fixed.clamp(min=torch.finfo(x.dtype).eps)
+    raise CompilationError(
+        f"{function.__qualname__} is a torch.autograd.Function, whose backward pass no graph holds: use "
+        "operations that torch differentiates, or compile=False"
+    )
 
 
 @contextlib.contextmanager

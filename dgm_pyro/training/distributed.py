@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+__all__ = ["ProcessGroup", "join", "leave", "process_group"]
+
 # Fewer data than these are no share: a compiled loss takes one graph for every number of data from here on.
 SMALLEST_SHARE = 2
 # What `join` met the others at; the first to fail leaves a word there.

@@ -40,6 +40,8 @@ from dgm_pyro.training.options import TrainingOptions, changes, documented
 from dgm_pyro.training.states import States
 from dgm_pyro.training.step import PyroObjective, Step
 
+__all__ = ["Epoch", "History", "NonFiniteLossError", "Tracker", "Training", "fit"]
+
 # compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
 COMPILE_FROM = 5_000
 # On devices other than the CPU, the number of steps between checks that all is finite, which wait for the device.
@@ -91,6 +93,7 @@ class History:
         seconds: wall-clock time of the training.
         stopped_early: whether `early_stopping` ended it; out_of_time: whether ``minutes`` did.
         compiled: whether its steps were compiled.
+        skipped: how many steps ``skip_norm`` has left out.
         unit: of the losses; other than nats per datum where the objective is no likelihood or bound on one.
         validation_unit: of the validation losses, which games measure by another objective.
     """
@@ -101,6 +104,7 @@ class History:
     stopped_early: bool = False
     out_of_time: bool = False
     compiled: bool = False
+    skipped: int = 0
     unit: str = "nats per datum"
     validation_unit: str = "nats per datum"
 
@@ -440,10 +444,14 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             sums = self._gradient(step, rows)
             gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-            watch.see(step, sums, _clip(gradients, options.clip_norm))
+            norms = _clip(gradients, options.clip_norm)
+            watch.see(step, sums, norms)
             if self.device.type == "cpu" or step % WATCH_EVERY == 0 or step == end:
                 watch.check(epoch, processes)
-            self.optimizer.step()
+            if options.skip_norm is not None and norms[""] > options.skip_norm:
+                self.history.skipped += 1
+            else:
+                self.optimizer.step()
             if self.scheduler is not None:
                 self.scheduler.step()
             if self.average is not None:
@@ -505,8 +513,9 @@ class Training:
         The batches are distributed over the processes, and each process has its own draws. A Pyro objective, whose
         loss has its own backward pass, is validated by the plain ELBO.
         """
-        program, processes, data, total = self.scored, self.processes, self.held_out, 0.0
+        program, processes, data = self.scored, self.processes, self.held_out
         assert data is not None
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         objective = at_progress(getattr(self.objective, "validation", self.objective), 1.0)
         if isinstance(objective, PyroObjective):
             objective = ELBO()
@@ -517,8 +526,8 @@ class Training:
         with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
             for batch in data.taken(slice(start, start + size) for start in starts):
                 value, given, observed = program.arguments(batch.to(self.device))
-                total -= objective(program, value, given, observed).value.double().sum().item()
-        summed = processes.total(torch.tensor(total, dtype=torch.float64, device=self.device)).item()
+                total -= objective(program, value, given, observed).value.double().sum()
+        summed = processes.total(total).item()  # the only wait for the device
         if not math.isfinite(summed):
             raise NonFiniteLossError(
                 "the validation loss is not finite", program.variable, epoch, self.taken, epoch - 1
@@ -545,6 +554,7 @@ def fit(
     lr_schedule: str | SchedulerFactory = "cosine",
     optimizer: str | OptimizerFactory = "AdamW",
     clip_norm: float | None = 10.0,
+    skip_norm: float | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     validation: Data | Tensor | float | None = 0.1,
@@ -612,7 +622,8 @@ def fit(
         epochs=epochs, gradient_steps=gradient_steps, minutes=minutes, batch_size=batch_size, accumulate=accumulate,
         drop_last=drop_last,
         lr=lr, weight_decay=weight_decay, lr_schedule=lr_schedule if isinstance(lr_schedule, str) else "constant",
-        optimizer=optimizer if isinstance(optimizer, str) else "AdamW", clip_norm=clip_norm, seed=seed,
+        optimizer=optimizer if isinstance(optimizer, str) else "AdamW", clip_norm=clip_norm,
+        skip_norm=skip_norm, seed=seed,
         device=str(device) if isinstance(device, torch.device) else device,
         validation=validation if isinstance(validation, float) else None, validate_every=validate_every,
         early_stopping=early_stopping, ema=ema, compile=compile, checkpoint_minutes=checkpoint_minutes,

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
+__all__ = ["TrainingOptions"]
+
 LR_SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "bf16")
 Documented = TypeVar("Documented")
@@ -29,7 +31,7 @@ class TrainingOptions:
     """
 
     epochs: Annotated[int, "Passes over the data."] = 50
-    gradient_steps: Annotated[int | None, "Steps in all, in the place of epochs."] = None
+    gradient_steps: Annotated[int | None, "Total number of steps, instead of epochs."] = None
     minutes: Annotated[
         float | None, "End after this many minutes of training, whatever is left of epochs or steps."
     ] = None
@@ -45,6 +47,9 @@ class TrainingOptions:
     ] = "cosine"
     optimizer: Annotated[str, "Class of torch.optim, with its options: 'SGD(momentum=0.9)'."] = "AdamW"
     clip_norm: Annotated[float | None, "Largest norm of the gradient. A longer one is scaled to it."] = 10.0
+    skip_norm: Annotated[
+        float | None, "Leave out the steps whose gradient has a longer norm than this, before clipping."
+    ] = None
     seed: Annotated[int, "Seed of all random numbers. The same seed gives the same bits on the same CPU."] = 0
     device: Annotated[str, "Device: auto (CUDA if available), cpu, cuda or cuda:N."] = "auto"
     validation: Annotated[float | None, "Fraction of the data held out for validation."] = 0.1
@@ -69,7 +74,7 @@ class TrainingOptions:
         for name in ("gradient_steps", "validate_every", "early_stopping"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
-        for name in ("lr", "minutes", "clip_norm", "checkpoint_minutes"):
+        for name in ("lr", "minutes", "clip_norm", "skip_norm", "checkpoint_minutes"):
             if getattr(self, name) is not None or name in ("lr", "checkpoint_minutes"):
                 check_number(getattr(self, name), name, above=0)
         if self.batch_size % self.accumulate:

@@ -61,6 +61,26 @@ from dgm_pyro.objectives import ELBO
 from dgm_pyro.program import Program, check_program, seeded
 from dgm_pyro.results import Result, Table
 
+__all__ = [
+    "COMPRESSORS",
+    "SCORES",
+    "WAIC",
+    "Alarm",
+    "Anomalies",
+    "Complexity",
+    "Detector",
+    "NegativeLogLikelihood",
+    "PosteriorKL",
+    "Ratio",
+    "Separation",
+    "Typicality",
+    "auroc",
+    "code_bits",
+    "detect",
+    "log_p",
+    "separation",
+]
+
 Score = Callable[[Tensor], Tensor]
 
 ROUNDING = 1e-5

@@ -56,6 +56,21 @@ from dgm_pyro.program import Program, check_program, differentiating, log_mean_e
 from dgm_pyro.results import Result, Table, with_error
 from dgm_pyro.uses.anomaly import Detector
 
+__all__ = [
+    "GUIDES",
+    "Answers",
+    "Bayesian",
+    "Reliability",
+    "RiskCoverage",
+    "accuracy",
+    "answer",
+    "beliefs",
+    "nll",
+    "reliability",
+    "risk_coverage",
+    "share",
+]
+
 # -- how good the answers are ------------------------------------------------------------------------------------------
 
 

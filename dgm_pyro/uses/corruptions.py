@@ -37,6 +37,8 @@ from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.program import Program, differentiating
 
+__all__ = ["add_noise", "blur", "fgsm", "log_class_probabilities", "mutate", "pgd", "rotate", "shift", "shuffle_pixels"]
+
 
 def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
     """Each image with its own random order of the pixels: the same gray levels, in other places."""

@@ -70,6 +70,29 @@ from dgm_pyro.program import (
 )
 from dgm_pyro.results import Result, Table, with_error
 
+__all__ = [
+    "CURVES",
+    "Agreement",
+    "Quality",
+    "Representation",
+    "agreement",
+    "arc",
+    "assess",
+    "cluster",
+    "codes",
+    "decode",
+    "encode",
+    "grid",
+    "interpolate",
+    "is_discrete",
+    "knn",
+    "latents",
+    "line",
+    "probe",
+    "represent",
+    "traverse",
+]
+
 # -- to the code, and back ---------------------------------------------------------------------------------------------
 
 

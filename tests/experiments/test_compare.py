@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 import dgm_pyro as dgm
 from dgm_pyro import cli
+from dgm_pyro.evaluation import Evidence
 from dgm_pyro.experiments import runs
-from dgm_pyro.experiments.sweep import compare
+from dgm_pyro.experiments.sweep import Comparison, compare
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,35 @@ def test_differences_are_paired(folders):
     assert numbers["parameters"] == sum(p.numel() for p in dgm.load(folders["vae"]).parameters())
     assert [evidence.kind for evidence in found.evidences.values()] == ["exact", "iwae-3"]
     assert numbers["difference_kind"] == "at least"
-    assert "(at least)" in str(found)
+    assert "more than pixels, paired datum by datum; > at least" in str(found)
     assert "a bound may be short of log p(x) by its gap" in str(found)
-    assert f"{difference:+.3f} +- {error:.3f}" in str(found)
+    assert f"  > {difference:+.3f} +- {error:.3f}  " in str(found)
+    assert f", a mass; runs in {folders['vae'].parent}\n" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("names", "folder", "shown"),
+    [
+        (["runs/vae", "runs/iaf"], "runs", ["vae", "iaf"]),
+        (["/a/b/runs/one", "/a/b/two"], "/a/b", ["runs/one", "two"]),
+        (["vae", "runs/iaf"], "", ["vae", "runs/iaf"]),
+        (["/a/vae", "runs/iaf"], "", ["/a/vae", "runs/iaf"]),
+    ],
+)
+def test_the_table_fits_a_terminal(names, folder, shown):
+    """With one long name, and numbers as large as they get."""
+    kinds = ["exact", "iwae-1000"]
+    values = torch.tensor([[-1234.5, -1200.25, -1111.0], [-1200.125, -1190.0, -1101.5]])
+    evidences = {
+        name: Evidence(each, kind, "mass", 784, "Any", "mnist-binary (test)")
+        for name, each, kind in zip(names, values, kinds, strict=True)
+    }
+    found = Comparison(evidences, dict.fromkeys(names, 12_345_678), dict.fromkeys(names, 1234.5))
+    lines = str(found).splitlines()
+    assert lines[0] == "3 of mnist-binary (test), a mass" + (f"; runs in {folder}" if folder else "")
+    assert [line.split()[0] for line in lines[2:4]] == shown
+    assert max(map(len, lines)) <= 100
+    assert "> +18.042" in lines[3]
 
 
 @pytest.mark.parametrize(

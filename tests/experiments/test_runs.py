@@ -231,7 +231,7 @@ def test_the_command_says_how_to_go_on_and_that_leads_to_the_same_run(tmp_path, 
     capsys.readouterr()
     assert cli.main([*COMMAND, str(folder)]) == 128 + number
     error = capsys.readouterr().err
-    assert error == f"dgm: interrupted after step 6 of 16, which is stored: go on with dgm train --resume {folder}\n"
+    assert error == f"dgm: interrupted after step 6 of 16, which is stored: resume with dgm train --resume {folder}\n"
     assert not (folder / "run.json").exists()
     with pytest.raises(FileExistsError, match="interrupted: continue it with dgm train --resume"):
         train(folder)

@@ -237,7 +237,7 @@ def test_an_interrupted_tour_is_resumed(tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(fit.Training, "_gradient", signaled)
-        with pytest.raises(KeyboardInterrupt, match=f"of 84, .*go on with dgm tour --quick --out {tour} --resume"):
+        with pytest.raises(KeyboardInterrupt, match=f"of 84, .*resume with dgm tour --quick --out {tour} --resume"):
             run.run(tour, quick=True, device="cpu", stops=visited)
     assert json.loads((tour / "metrics.json").read_text())["complete"] is False
     with pytest.raises(ValueError, match=r"holds another tour .seed was 0 and is now 1."):

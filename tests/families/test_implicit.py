@@ -150,7 +150,7 @@ def test_what_needs_a_density_says_that_there_is_none(question):
     before = [p.clone() for p in program.parameters()]
     with pytest.raises(dgm.IntractableError) as error:
         question(program, torch.zeros(4, 3))
-    for text in ("has no density", "not be invertible", "program.sample(n)", "Predictive", "'gan'", "precision_recall"):
+    for text in ("has no density", "not be invertible", "program.sample(n)", "Predictive", "'gan'", "dgm.quality"):
         assert text in " ".join(str(error.value).split())
     assert all(torch.equal(a, b) for a, b in zip(before, program.parameters(), strict=True))
 
@@ -194,7 +194,6 @@ def test_what_needs_a_density_says_that_there_is_none(question):
         ),
         (lambda: density_ratio(torch.zeros(4, 2), torch.zeros(4, 3)), ValueError, r"q has shape \(4, 3\)"),
         (lambda: density_ratio(torch.zeros(4, 2), torch.zeros(4, 2), divergence="tv"), ValueError, "divergence must"),
-        (lambda: implicit.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)), ValueError, "neighbors is 3, but"),
         (lambda: implicit.parzen(torch.zeros(3, 2), torch.zeros(3, 2), 0.0), ValueError, "scale must be"),
         (lambda: implicit.noisy(tiny(), -1.0), ValueError, "scale must be a number above 0, got -1.0"),
         (lambda: dgm.build("implicit", dgm.data.load("digits"), labeled=True), ValueError, "no density.*p.y . x"),
@@ -578,29 +577,6 @@ def test_any_program_that_draws_with_a_gradient_can_be_trained(text):
 
 
 # -- judging samples ---------------------------------------------------------------------------------------------------
-
-
-def test_precision_and_recall_of_sets_counted_by_hand():
-    """On a line, k = 1: the balls of 0, 1, 3 reach 1, 1, 2; those of 0.5, 10, 11 reach 9.5, 1, 1."""
-    real, fake = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [10.0], [11.0]])
-    precision, recall = implicit.precision_recall(real, fake, neighbors=1)
-    assert precision == pytest.approx(1 / 3)  # 0.5 alone is near data
-    assert recall == pytest.approx(1.0)  # all data are within 9.5 of 0.5
-
-
-def test_precision_falls_with_strays_and_recall_with_lost_modes():
-    torch.manual_seed(0)
-    real = RING[torch.arange(2000) % 8] + 0.1 * torch.randn(2000, 2)
-    again = RING[torch.arange(2000) % 8] + 0.1 * torch.randn(2000, 2)
-    half = RING[torch.arange(2000) % 4] + 0.1 * torch.randn(2000, 2)
-    strays = torch.cat([again[:1000], 0.1 * torch.randn(1000, 2)])
-    assert min(implicit.precision_recall(real, again)) > 0.9
-    precision, recall = implicit.precision_recall(real, half)
-    assert precision > 0.9
-    assert 0.4 < recall < 0.55
-    precision, recall = implicit.precision_recall(real, strays)
-    assert 0.45 < precision < 0.55
-    assert recall > 0.85
 
 
 def test_coverage_of_the_data_themselves():

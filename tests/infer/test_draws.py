@@ -156,7 +156,7 @@ def test_chains_are_drawn_with_those_that_differ_first():
 
     found = dgm.infer.nuts(dgm.Posterior(two), num_samples=20, warmup=20)
     found.samples["z"][0, :, 1] += 10.0
-    figure = plots.traces(found, most=1)
+    figure = plots.chains(found, most=1)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["z[1]"]
     lines = figure.axes[0].lines
     assert np.array_equal(lines[0].get_ydata(), found.samples["z"][0, :, 1])
@@ -174,7 +174,7 @@ def test_what_cannot_be_predicted(weighted):
     function, args, _ = MODELS["flat-regression"]
     with pytest.raises(ValueError, match="not a normalized distribution"):
         dgm.infer.predictive_check(dgm.Posterior(function, *args))
-    with pytest.raises(TypeError, match="draws must be 'prior', or draws of the posterior"):
+    with pytest.raises(TypeError, match="samples must be 'prior', or draws of the posterior"):
         dgm.infer.predictive_check(weighted.posterior, "posterior")
     program = dgm.VAE(dgm.Normal(1), dgm.Normal(2, torch.nn.Linear(1, 4)), dgm.Normal(1, torch.nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="latents of a Program"):

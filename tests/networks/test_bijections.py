@@ -17,15 +17,20 @@ from dgm_pyro.networks import (
     MLP,
     ActNorm,
     Affine,
+    ConvNet,
     Coupling,
     Elementwise,
     Inverse,
+    LogisticMixture,
     LULinear,
     MaskedAutoregressive,
     NormalCDF,
+    Partial,
     Permutation,
+    PerPixel,
     RationalQuadraticSpline,
     Sigmoid,
+    Squeeze,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -44,6 +49,12 @@ def coupling(univariate, **context):
 
 def autoregressive(univariate, **options):
     return MaskedAutoregressive(univariate, MADE(D, univariate.num_parameters, (8,), activation="tanh", **options))
+
+
+def convolutional(shape, **context):
+    """A coupling of the second channel, by a network of the first."""
+    one = (1, *shape[1:])
+    return Coupling((True, True, False, False), Affine(), ConvNet(one, one, 2, 4, **context))
 
 
 BIJECTIONS = {
@@ -74,6 +85,14 @@ BIJECTIONS = {
     "sigmoid": lambda: Sigmoid(),
     "logit": lambda: Inverse(Sigmoid()),
     "normal-cdf": lambda: NormalCDF(),
+    "coupling-logistic-mixture": lambda: coupling(LogisticMixture(3)),
+    "coupling-of-images": lambda: convolutional((2, 1, 2)),
+    "coupling-of-images-given-image": lambda: convolutional((2, 1, 2), given_shape=(3, 1, 2)),
+    "coupling-of-images-given-label": lambda: convolutional((2, 1, 2), num_classes=3),
+    "squeeze": lambda: Squeeze((1, 2, 2)),
+    "lu-per-pixel": lambda: PerPixel((2, 1, 2), LULinear(2)),
+    "actnorm-per-pixel": lambda: PerPixel((2, 2, 1), ActNorm(2)),
+    "partial-given-vector": lambda: Partial(D, Coupling((True, False), Affine(), MLP((1,), 2, (4,), given_shape=(3,)))),
     "twice-inverse": lambda: Inverse(Inverse(coupling(Affine()))),
 }
 
@@ -190,6 +209,7 @@ UNIVARIATE = {
     "spline-two-bins": lambda: RationalQuadraticSpline(2),
     "spline-off-center": lambda: RationalQuadraticSpline(7, -1.0, 4.0),
     "spline-unit": lambda: spline(0, 1, "linear"),
+    "logistic-mixture": lambda: LogisticMixture(3),
 }
 
 

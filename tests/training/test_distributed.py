@@ -286,7 +286,8 @@ def torchrun(*arguments, logs, processes=2, restarts=0):
     places = os.pathsep.join(filter(None, (str(Path(programs.__file__).parent), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places, "TERM": "dumb"}
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+         f"--max-restarts={restarts}",
          "--log-dir", str(logs), "--redirects=3", *map(str, arguments)],
         env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip

@@ -435,7 +435,8 @@ def test_fit_and_the_options_are_one():
 def test_fit_hands_every_option_on(monkeypatch):
     told = TrainingOptions(
         epochs=2, gradient_steps=5, minutes=9.0, batch_size=7, accumulate=7, drop_last=True, lr=0.02, weight_decay=0.3,
-        lr_schedule="constant", optimizer="SGD", clip_norm=None, seed=3, device="cpu", validation=0.3, validate_every=2,
+        lr_schedule="constant", optimizer="SGD", clip_norm=None, skip_norm=5.0, seed=3, device="cpu", validation=0.3,
+        validate_every=2,
         early_stopping=1, ema=0.5, compile=False, checkpoint_minutes=1.0, precision="bf16",
     )  # fmt: skip
     default = TrainingOptions()
@@ -549,6 +550,18 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
         assert (moved.norm() <= 0.5 * 0.01 * (1 + 1e-5)) == (largest is not None)
 
 
+def test_steps_of_too_long_a_gradient_are_left_out():
+    """They move no weight, and the momentum of the optimizer does not see them."""
+    for largest, left_out in ((1e-6, 4), (1e6, 0)):
+        training = of("made", optimizer="AdamW", skip_norm=largest, gradient_steps=4, validation=None)(0)
+        before = [p.detach().clone() for p in training.program.parameters()]
+        finished(training)
+        assert training.history.skipped == left_out
+        unmoved = [torch.equal(p, b) for p, b in zip(training.program.parameters(), before, strict=True)]
+        assert all(unmoved) if left_out else not any(unmoved)
+        assert (len(training.optimizer.state) == 0) == (left_out == 4)
+
+
 # -- optimizers and schedules ------------------------------------------------------------------------------------------
 
 
@@ -598,6 +611,7 @@ def test_each_group_of_a_made_optimizer_keeps_its_share_of_the_rate():
     ({"gradient_steps": 0}, "gradient_steps must be a positive integer"),
     ({"minutes": 0}, "minutes must be a number above 0"),
     ({"clip_norm": -1.0}, "clip_norm must be a number above 0"),
+    ({"skip_norm": -1.0}, "skip_norm must be a number above 0"),
     ({"drop_last": 1}, "drop_last must be True or False"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_changes(wrong, message):

@@ -148,7 +148,7 @@ class Tour:
             program = stop.make(self.train)
         options, place, history = stop.options(self.quick), self._place(stop), History()
         place.mkdir(exist_ok=True)
-        states = States(place, advice=f"go on with {command(self)} --resume")
+        states = States(place, advice=f"resume with {command(self)} --resume")
         if options is None:
             program.to(self.device).eval()
         else:

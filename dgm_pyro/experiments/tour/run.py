@@ -24,6 +24,8 @@ from dgm_pyro.files import only_writer
 from dgm_pyro.training.fit import NonFiniteLossError
 from dgm_pyro.training.options import changes
 
+__all__ = ["run"]
+
 
 def run(
     out: str | Path = "tour",

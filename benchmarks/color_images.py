@@ -1,0 +1,102 @@
+"""Bits per dimension of color images: families of one training budget beside independent features, PNG and WebP.
+
+    python benchmarks/color_images.py --train train.npz --test test.npz --models glow vdvae pixelcnn
+
+The files hold ``x``, ``(N, 3, H, W)`` of 8 bits, as integers. Every family takes so many steps of 32 images at the
+learning rate 0.001. Times are processor time of one thread. A line per model goes to ``bench/color_images.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import dgm_pyro as dgm
+
+SAMPLES = 4  # draws of a bound for each image
+
+
+def images(path: str) -> dgm.Data:
+    return dgm.Data(torch.from_numpy(np.load(path)["x"]), levels=256, name=Path(path).stem)
+
+
+def file_bits(data: dgm.Data, format: str, **options: object) -> torch.Tensor:
+    """Bits per dimension of each image as a file of its own."""
+    from PIL import Image
+
+    def size(x: np.ndarray) -> int:
+        Image.fromarray(x).save(file := io.BytesIO(), format, **options)
+        return len(file.getvalue())
+
+    pixels = data.x.permute(0, 2, 3, 1).numpy()
+    return torch.tensor([8 * size(x) / x.size for x in pixels], dtype=torch.float64)
+
+
+def histograms(train: dgm.Data, test: dgm.Data) -> torch.Tensor:
+    """Bits per dimension of independent features, by their frequencies among the training data, each value 0.1 more."""
+    counts = torch.zeros(256, train.event_shape.numel()).scatter_add_(
+        0, train.x.flatten(1).long(), torch.ones(train.x.flatten(1).shape)
+    )
+    masses = (counts + 0.1) / (len(train) + 25.6)
+    return -masses.gather(0, test.x.flatten(1).long()).double().log2().mean(1)
+
+
+def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, seed: int) -> dict[str, object]:
+    torch.manual_seed(seed)
+    program = dgm.build(name, train)
+    start = time.process_time()
+    dgm.fit(
+        program, train, gradient_steps=steps, batch_size=32, lr=1e-3, ema=0.98, seed=seed, compile=False,
+        validation=None, progress=False,
+    )  # fmt: skip
+    seconds = time.process_time() - start
+    found = dgm.evaluate(program, test, num_particles=1, num_samples=SAMPLES, batch_size=32)
+    dgm.save(program, Path("bench") / f"color_images_{name}_{seed}")
+    return {
+        "model": name,
+        "bits": found.bits_per_dim,
+        "stderr": found.stderr,
+        "kind": found.kind,
+        "parameters": sum(p.numel() for p in program.parameters()),
+        "seconds": round(seconds),
+        "steps": steps,
+        "seed": seed,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--models", nargs="+", default=["glow", "vdvae", "pixelcnn"])
+    parser.add_argument("--steps", type=int, nargs="+", default=[700], help="one number, or one for each model")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    train, test = images(options.train), images(options.test)
+    Path("bench").mkdir(exist_ok=True)
+
+    def told(row: dict[str, object]) -> None:
+        print(row, flush=True)
+        with Path("bench/color_images.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    for model, bits in {
+        "independent features": histograms(train, test),
+        "PNG": file_bits(test, "png", optimize=True),
+        "WebP": file_bits(test, "webp", lossless=True, quality=100, method=6),
+    }.items():
+        told({"model": model, "bits": bits.mean().item(), "stderr": (bits.std() / len(bits) ** 0.5).item()})
+    steps = options.steps * len(options.models) if len(options.steps) == 1 else options.steps
+    for name, count in zip(options.models, steps, strict=True):
+        told(trained(name, train, test, count, options.seed))
+
+
+if __name__ == "__main__":
+    main()

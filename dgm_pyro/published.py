@@ -1,0 +1,183 @@
+"""Images in the layouts that they are published in: CIFAR-10, SVHN, down-sampled ImageNet, CelebA.
+
+Each function returns images of bytes ``(N, C, H, W)`` and labels from 0. `dgm.data.load` finds the files.
+
+CIFAR-10 comes as pickles, which may name any function to call. Here they may name none: what stands for numpy's
+arrays in them are classes of this module, which keep bytes and a shape.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+Images = tuple[np.ndarray, np.ndarray]
+
+CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PIXELS = 3 * 32 * 32
+LARGEST_BATCH = 2**26
+"""Bytes of the largest file of CIFAR-10."""
+
+
+def cifar_10(paths: Sequence[Path]) -> Images:
+    """Batches of CIFAR-10, as pickles of Python or as binary files, ``.bin``.
+
+    Raises:
+        ValueError: a file is damaged, or no such batch.
+    """
+    x, y = zip(*map(_cifar_batch, paths), strict=True)
+    return np.concatenate(x), np.concatenate(y)
+
+
+def _cifar_batch(path: Path) -> Images:
+    try:
+        if path.stat().st_size > LARGEST_BATCH:
+            raise ValueError(f"it has more than {LARGEST_BATCH:,} bytes")
+        pixels, labels = _rows_of_bytes(path) if path.suffix == ".bin" else _pickled(path)
+        if pixels.shape != (len(labels), PIXELS) or not ((labels >= 0) & (labels < len(CIFAR_10))).all():
+            raise ValueError(f"it has images of shape {pixels.shape} and {len(labels)} labels")
+    except (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError,
+            pickle.UnpicklingError) as error:  # fmt: skip
+        raise ValueError(f"{path} is not a batch of CIFAR-10 ({error}): copy it again") from error
+    return pixels.reshape(-1, 3, 32, 32), labels
+
+
+def _rows_of_bytes(path: Path) -> Images:
+    rows = np.fromfile(path, np.uint8).reshape(-1, 1 + PIXELS)
+    return rows[:, 1:], rows[:, 0].astype(np.int64)
+
+
+def _pickled(path: Path) -> Images:
+    with path.open("rb") as file:
+        content = _Unpickler(file, encoding="bytes").load()
+    found = {os.fsdecode(key): value for key, value in content.items()}  # bytes if Python 2 wrote them
+    pixels = found["data"]
+    return pixels.array() if isinstance(pixels, _Array) else np.array(pixels), np.array(found["labels"], np.int64)
+
+
+class _Array:
+    """What a pickle says of a numpy array of bytes."""
+
+    def __init__(self, *_: Any):
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def array(self) -> np.ndarray:
+        _, shape, dtype, in_columns, content = self.state
+        if not isinstance(dtype, _Dtype) or dtype.name not in ("u1", b"u1") or not isinstance(content, bytes):
+            raise ValueError("its images are no bytes")
+        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if in_columns else "C").copy()
+
+
+class _Dtype:
+    """What a pickle says of a dtype of numpy."""
+
+    def __init__(self, name: Any, *_: Any):
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        """The byte order, and nothing that bytes have."""
+
+
+def _latin(text: str, encoding: str) -> bytes:
+    """How Python 3 pickles bytes in the protocol of Python 2."""
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads dicts, lists, numbers, texts and arrays of bytes; it calls nothing that a file names."""
+
+    KNOWN: ClassVar = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("_codecs", "encode"): _latin,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.KNOWN:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no such batch has")
+        return self.KNOWN[module, name]
+
+
+def svhn(path: Path) -> Images:
+    """Cropped digits of SVHN, a ``.mat`` file with X ``(32, 32, 3, N)`` and y, in which 10 is the digit 0.
+
+    Raises:
+        ValueError: the file is damaged, or another one.
+    """
+    # Imported here because it takes long, and few commands need it.
+    from scipy.io import loadmat, whosmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        shapes = {name: (shape, kind) for name, shape, kind in whosmat(path)}
+        shape, kind = shapes["X"]
+        if shape[:3] != (32, 32, 3) or kind != "uint8" or shapes["y"][0] != (shape[3], 1):
+            raise ValueError(f"it holds {shapes}")
+        content = loadmat(path, variable_names=["X", "y"])
+    except (
+        EOFError,
+        LookupError,
+        MatReadError,
+        NotImplementedError,
+        OSError,
+        TypeError,
+        ValueError,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"{path} is not a file of SVHN ({error}): copy it again") from error
+    return np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)), content["y"][:, 0].astype(np.int64) % 10
+
+
+def imagenet(paths: Sequence[Path], size: int, num_data: int | None, random: np.random.Generator) -> Images:
+    """Down-sampled ImageNet, ``.npz`` files with ``data`` ``(N, 3 * size * size)`` and ``labels`` from 1.
+
+    Args:
+        num_data: how many, at random; all by default. No others are kept in memory.
+
+    Raises:
+        ValueError: a file is damaged, or another one; or there are fewer.
+    """
+    counts = [_count(path, size) for path in paths]
+    starts = np.cumsum([0, *counts])
+    total = int(starts[-1])
+    if num_data is not None and num_data > total:
+        raise ValueError(f"num_data is {num_data}, but there are {total} images")
+    rows = np.arange(total) if num_data is None else np.sort(random.permutation(total)[:num_data])
+    x, y = np.empty((len(rows), 3, size, size), np.uint8), np.empty(len(rows), np.int64)
+    for path, start, stop in zip(paths, starts[:-1], starts[1:], strict=True):
+        places = slice(*np.searchsorted(rows, [start, stop]))
+        if places.start == places.stop:
+            continue
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                x[places] = archive["data"][rows[places] - start].reshape(-1, 3, size, size)
+                y[places] = archive["labels"][rows[places] - start]
+        except (LookupError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged ({error}): copy it again") from error
+    return x, y - 1
+
+
+def _count(path: Path, size: int) -> int:
+    """Number of images in a file, from its header alone."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("data.npy") as file:
+            version = np.lib.format.read_magic(file)
+            header: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = header[version](file)
+        if shape[1:] != (3 * size * size,) or dtype != np.uint8:
+            raise ValueError(f"its data have shape {shape} and dtype {dtype}")
+    except (LookupError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a file of ImageNet at {size}x{size} ({error}): copy it again") from error
+    return int(shape[0])

@@ -1,0 +1,69 @@
+"""benchmarks/gpu.py, which is for a GPU, runs on a CPU; what it compares is the same loss."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dgm_pyro as dgm
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location("gpu_benchmark", BENCHMARKS / "gpu.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("title", ["VAE 784-400-50, 128", "PixelCNN 28x28, 64"])
+def test_the_loss_by_hand_is_that_of_the_program(title, gpu):
+    make, hand, x = gpu.programs(gpu.Benchmark(quick=True))[title]
+    losses = []
+    for of in (lambda: (program := make(), lambda: -dgm.ELBO()(program, x).surrogate.mean())[1], lambda: hand()):
+        torch.manual_seed(0)
+        loss = of()
+        torch.manual_seed(1)
+        losses.append(loss() if not isinstance(loss, torch.nn.Module) else loss(x))
+    torch.testing.assert_close(*losses)
+
+
+def test_every_part_runs_on_a_cpu(gpu, monkeypatch):
+    bench = gpu.Benchmark(quick=True)
+    cases = gpu.programs(bench)
+    monkeypatch.setattr(gpu, "programs", lambda bench: dict([*cases.items()][:1]))
+    monkeypatch.setattr(gpu, "tests", lambda bench: None)
+    gpu.run(bench)
+    assert [table["title"] for table in bench.tables] == [
+        "Waits of the host for the device",
+        "A step of VAE 784-400-50, 128",
+        "A PixelCNN of glyphs of bits",
+    ]
+    assert all(way["ms"] > 0 for way in bench.tables[1]["ways"].values())
+    assert bench.tables[2]["test"]["kind"] == "exact"
+
+
+def test_a_way_that_fails_is_named_and_the_others_run(gpu, monkeypatch):
+    bench = gpu.Benchmark(quick=True)
+    cases = gpu.programs(bench)
+    monkeypatch.setattr(gpu, "programs", lambda bench: dict([*cases.items()][:1]))
+    monkeypatch.setattr(gpu.Ways, "plain", lambda ways: 1 / 0)
+    gpu.steps(bench, lambda: 1000.0)
+    ways = bench.tables[0]["ways"]
+    assert ways["plain Pyro"] == {"error": "ZeroDivisionError: division by zero"}
+    assert ways["by hand"]["ms"] > 0
+
+
+def test_flags_of_tf32_come_back(gpu):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    with gpu.tf32():
+        assert torch.get_float32_matmul_precision() == "high"
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark) == before

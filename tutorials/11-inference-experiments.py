@@ -1,0 +1,245 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inference experiments
+#
+# A Pyro model with data has one posterior, and many ways to approximate it. Each comes with numbers. This chapter takes
+# one small model that is known to be hard, and asks of every number what it tells:
+#
+# | section | question | number |
+# |---|---|---|
+# | 1 | could the prior have made such data? | prior predictive check |
+# | 2 | do the chains explore the posterior? | R-hat, ESS, divergences |
+# | 3 | which guide is close? | ELBO, $\hat k$, errors of means and sds |
+# | 4 | what is $\log p(y)$? | importance weights, annealing there and back |
+# | 5 | why is the ELBO low? | approximation and optimization gap |
+# | 6 | is the *method* calibrated? | SBC, VSBC, coverage |
+# | 7 | does the model predict? | posterior predictive check, leave-one-out |
+#
+# The model is that of the eight schools (Rubin 1981; Gelman et al., Bayesian Data Analysis): a coaching program was
+# tried in eight schools, and each gave an estimate $y_j$ of its effect with a known standard error $\sigma_j$.
+#
+# $$\mu \sim N(0, 5), \quad \tau \sim C^+(5), \quad \theta_j \sim N(\mu, \tau), \quad y_j \sim N(\theta_j, \sigma_j).$$
+#
+# You need PyTorch and chapter 00. Chapter 07 asks the same questions of an encoder $q(z \mid x)$, for many data.
+
+# %%
+import pyro
+import pyro.distributions as dist
+import torch
+from IPython.display import display
+
+import dgm_pyro as dgm
+from chapter import claim, scaled, style  # small helpers, in chapter.py beside this
+from dgm_pyro import plots
+
+pyro.set_rng_seed(0)
+style(dpi=110)
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)
+
+y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+
+def centered(y, sigma):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def noncentered(y, sigma):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        raw = pyro.sample("raw", dist.Normal(0.0, 1.0))
+        theta = pyro.deterministic("theta", mu + tau * raw)
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+hard = dgm.Posterior(centered, y, sigma)
+posterior = dgm.Posterior(noncentered, y, sigma)
+print(hard)
+print(posterior)
+
+# %% [markdown]
+# The two models state the same distribution of $\mu, \tau, \theta, y$. They differ in the latents that are explored:
+# $\theta_j$, or $(\theta_j - \mu) / \tau$. A `Posterior` maps the latents to the reals, with the Jacobian, and puts
+# them side by side in a vector u. All of `dgm.infer` works on it.
+#
+# ## 1. Could the prior have made such data?
+#
+# A prior predictive check draws data from the prior and compares statistics. The last column is the share of replicates
+# above the data: near 0 or 1 the data surprise the model.
+
+# %%
+prior = dgm.infer.predictive_check(posterior, num_samples=scaled(1000, 50))
+print(prior)
+display(plots.predictions(prior, title="The prior and the data"))
+claim(all(0.01 < p < 0.99 for p in prior.p_values("y").values()))
+
+# %% [markdown]
+# Nothing here surprises. The half-Cauchy prior of $\tau$ has a heavy tail: some replicates have enormous effects.
+#
+# ## 2. Do the chains explore the posterior?
+#
+# NUTS draws from the posterior exactly, in the end. *R-hat* compares the chains with each other and should be 1. The
+# *effective sample size* (ESS) is what the draws are worth, as they depend on each other. A trajectory *diverges* where
+# the density is too steep for the step size: there the chain cannot go, and the draws miss something.
+
+# %%
+draws = {"num_samples": scaled(1000, 10), "warmup": scaled(500, 20)}
+chains = dgm.infer.nuts(posterior, **draws)
+of_hard = dgm.infer.nuts(hard, **draws)
+print(chains)
+for name, found in {"centered": of_hard, "noncentered": chains}.items():
+    ess = float(found.diagnostics()["ess_bulk"]["tau"])
+    print(f"{name:12s} {int(found.diverging.sum()):4d} divergences, ESS of tau {ess:.0f}")
+display(plots.traces(of_hard, title="Chains of the centered model", most=2))
+claim(of_hard.diverging.sum() > chains.diverging.sum())
+claim(of_hard.diagnostics()["ess_bulk"]["tau"] < chains.diagnostics()["ess_bulk"]["tau"])
+
+# %% [markdown]
+# The centered posterior is a funnel: where $\tau$ is small, all $\theta_j$ are squeezed to $\mu$. No step size serves
+# the neck and the mouth. The other parameterization has no funnel, as its latents are a priori independent. From here on
+# its chains are the reference.
+#
+# ## 3. Which guide is close?
+#
+# `dgm.infer.compare` fits guides and holds each against the reference. The fifth guide follows the plate: a Normal for
+# $\mu, \tau$, and for each school a Normal given these, whose parameters a small network computes.
+
+# %%
+plates = dgm.guides.auto(noncentered, "fullrank", structure="plates")
+reference = {name: chains[name] for name in posterior.names}
+table = dgm.infer.compare(
+    posterior, guides=["meanfield", "fullrank", "realnvp", "nsf", plates], reference=reference,
+    gradient_steps=scaled(400, 5), num_samples=scaled(4000, 100), num_temperatures=scaled(100, 4),
+)  # fmt: skip
+print(table)
+display(plots.k_hats(table, title="k-hat of five guides"))
+display(plots.marginals(table, title="Marginals over those of NUTS", most=4))
+best = max(row.weighted.elbo for row in table.rows)
+claim(table["meanfield"].weighted.elbo < best - 0.1)
+claim(table["AutoConditional"].weighted.elbo > table["fullrank"].weighted.elbo)
+
+# %% [markdown]
+# What the columns tell:
+#
+# - **ELBO** ranks guides of *one* model: higher is closer, in KL. By itself it does not say how close.
+# - **log evidence** is the same for all guides, or should be. Where they disagree by more than their errors, some guide
+#   misses a part.
+# - **k-hat** says whether importance weights can repair the guide. It is computed from the tail of the weights, and
+#   needs no reference. A low k-hat does not mean that the draws are right *before* they are weighted.
+# - **mean error** and **sd ratio** are of the draws as they are. The mean field's sds are too small: it cannot see that
+#   $\tau$ and the spread of the effects go together.
+# - **Wasserstein** and **MMD** compare the whole clouds. The line below the table has their floor, the distance between
+#   two halves of the reference.
+#
+# ## 4. What is log p(y)?
+#
+# Annealing from the prior gives a lower bound on $\log p(y)$; annealing back to it from posterior draws an upper one.
+# The last but one part of the table is this sandwich. The centered model is the same model, so it has the same
+# evidence, whatever its guides find:
+
+# %%
+lower, upper = table.sandwich
+print(f"noncentered: log p(y) between {lower:.2f} and {upper:.2f}")
+for name in ("meanfield", "fullrank"):
+    guide = dgm.guides.auto(centered, name)
+    dgm.infer.train_guide(hard, guide, gradient_steps=scaled(400, 5))
+    found = dgm.infer.psis(hard, guide=guide, num_particles=scaled(4000, 100))
+    print(f"centered, {name}: ELBO {found.elbo:.2f}, log evidence {found.log_evidence:.2f}, k-hat {found.k_hat:.2f}")
+    claim(found.elbo < lower - 1)
+    claim(not found.reliable)
+
+# %% [markdown]
+# The ELBOs of the centered model are more than a nat too low, and k-hat says so without any reference: the guides miss
+# the neck of the funnel.
+#
+# ## 5. Why is the ELBO low?
+#
+# The distance to $\log p(y)$ has two parts: what the family cannot reach, and what the optimizer has not reached yet.
+# `gaps` continues the fit to tell them apart.
+
+# %%
+guide = dgm.guides.auto(noncentered, "fullrank")
+dgm.infer.train_guide(posterior, guide, gradient_steps=scaled(30, 2))
+gaps = dgm.infer.gaps(
+    posterior, guide=guide, gradient_steps=scaled(300, 3), num_samples=scaled(4000, 100),
+    num_temperatures=scaled(50, 4), num_particles=scaled(4000, 100),
+)  # fmt: skip
+print(gaps)
+claim(gaps.optimization[0] > 0)
+claim(gaps.approximation[0] > 0)
+
+# %% [markdown]
+# ## 6. Is the method calibrated?
+#
+# All this was about one data set. *Simulation-based calibration* (SBC) asks about the method: draw latents from the
+# prior, data from the latents, fit, and rank the true latents among the draws of the fit. Uniform ranks are right. VSBC
+# asks less: whether ranks are symmetric, that is, whether the guide is centered right on average. Each simulation is a
+# fit, so that few are made here; take hundreds for your own model.
+
+# %%
+calibration = dgm.infer.sbc(
+    posterior, method="meanfield", num_samples=scaled(30, 2), num_posterior_samples=19, bins=4,
+    gradient_steps=scaled(50, 2),
+)  # fmt: skip
+print(calibration)
+display(plots.coverage(calibration, title="Coverage of the mean field"))
+
+# %% [markdown]
+# With 30 simulations only gross errors show: the band is wide, and a p-value that is not small says little. The share of
+# intervals that hold the truth has a standard error of about 0.09 at 50 %.
+#
+# ## 7. Does the model predict?
+#
+# Posterior predictive checks compare the data with replicates from the posterior. Leave-one-out cross-validation asks
+# how well each school is predicted from the seven others. ArviZ does the arithmetic; `chains.to_arviz()` has all its
+# groups for further plots.
+
+# %%
+after = dgm.infer.predictive_check(posterior, chains, num_samples=scaled(1000, 50))
+print(after)
+loo = chains.loo()
+print(loo)
+display(plots.predictions(after, title="The posterior and the data"))
+claim(all(0.01 < p < 0.99 for p in after.p_values("y").values()))
+claim(loo.nats > -40)
+
+# %% [markdown]
+# ## What each number tells
+#
+# | number | needs | is fooled by |
+# |---|---|---|
+# | R-hat, ESS | several chains | chains that all miss the same part |
+# | divergences | NUTS | a density that is flat where it should not be |
+# | ELBO | a guide | nothing, but it has no zero: it compares |
+# | k-hat | a guide with a density | a mode that no draw has found |
+# | sandwich | a proper prior, posterior draws | reference draws that are not exact |
+# | errors of means and sds | a reference | a reference that is wrong |
+# | SBC | a proper prior, many fits | few simulations; data unlike those of the prior |
+# | predictive checks, LOO | data that are independent given latents | a wrong guide that predicts well all the same |
+#
+# ## What to change next
+#
+# - **The prior.** Put `HalfNormal(5)` on tau. Which numbers change, and does the funnel go?
+# - **The guide.** Add `features={"schools": torch.stack([y, sigma], -1)}` to the guide of section 3: one network for all
+#   schools. What happens to the ELBO?
+# - **The method.** Calibrate `method="nuts"` in section 6. How many simulations tell it from the mean field?
+# - **The command line.** `dgm infer schools.py:noncentered --data data.json --guides meanfield,nsf` writes all of this
+#   into a folder.
