@@ -19,7 +19,7 @@ import programs
 import pyro
 import pytest
 import torch
-from programs import CASES, data_for, vae
+from programs import CASES, data_for, trainable, vae
 from pyro.infer import Trace_ELBO
 from torch import nn
 
@@ -230,7 +230,7 @@ def registry():
     """Every program, from weights that differ, each with noise of its own."""
     states = {}
     for name, case in CASES.items():
-        if case.trainable:
+        if trainable(case):
             program = case.build(seed=distributed.process_group().rank)
             data = data_for(case, program, 24)
             states[name] = trained(program, data, epochs=1, batch_size=9, validation=0.25, ema=0.9)
@@ -287,7 +287,8 @@ def torchrun(*arguments, logs, processes=2, restarts=0):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places, "TERM": "dumb"}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-         f"--max-restarts={restarts}", "--log-dir", str(logs), "--redirects=3", *map(str, arguments)],
+         f"--max-restarts={restarts}",
+         "--log-dir", str(logs), "--redirects=3", *map(str, arguments)],
         env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     said = {
