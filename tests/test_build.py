@@ -302,7 +302,7 @@ def test_samples_of_the_data_are_counted_as_all_of_them(monkeypatch):
 @pytest.mark.parametrize("data", [large(), digits_like(None), dgm.Data(torch.randn(9, 3))], ids=str)
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "classifier"])
 def test_what_is_counted_without_memory_is_what_is_made(name, data):
-    if name == "pixelcnn" and len(data.event_shape) == 1:
+    if name in ("pixelcnn", "glow", "flow++", "vdvae") and len(data.event_shape) == 1:  # they are of images
         return
     torch.manual_seed(0)
     program = build(name, data)
