@@ -34,7 +34,7 @@ ROOT = str(Path(dgm.__file__).parent)
 MODULES = [
     "", "adversarial", "anomaly", "checkpoint", "classification", "corruptions", "data", "dequantized", "flow",
     "guides", "hierarchy", "hub", "implicit", "infer", "multiscale", "networks", "objectives", "plots", "priors",
-    "representations", "runs", "samplers", "sweep",
+    "quality", "representations", "runs", "samplers", "sweep",
 ]  # fmt: skip
 
 # -- kinds of arguments, and what is none of them ----------------------------------------------------------------------
@@ -509,7 +509,7 @@ CALLS = {
         {"num_temperatures": [-1, 1.5, None, "x"], "log_evidence": REALS[1:]},
     ),
     "infer.predictive_check": Call(
-        dict(posterior=coin_posterior, draws="prior", num_samples=2, seed=0), {"posterior": THING, "draws": ["x", 3]}
+        dict(posterior=coin_posterior, samples="prior", num_samples=2, seed=0), {"posterior": THING, "samples": ["x", 3]}
     ),
     "Draws.to_arviz": Call(dict(num_prior=2, seed=0), {"num_prior": COUNT}, of=coin_draws),
     "Loo.minus": Call(dict(other=lambda: dgm.infer.Loo(X[:, 0], X[:, 1], 1.0)), {"other": THING},
@@ -569,12 +569,12 @@ CALLS = {
     ),
     "guides.auto": Call(
         dict(model=lambda: coin, q="fullrank"),
-        {"model": THING, "q": [3, "x", None, dgm.VAE], "structure": ["x", 3], "features": [3, "x", {"a": X}]},
+        {"model": THING, "q": [3, "x", None, dgm.VAE], "structure": ["x", 3], "covariates": [3, "x", {"a": X}]},
     ),
     "guides.MixtureOfVectors": Call(dict(event_shape=2, components=2)),
     "plots.marginals": Call(dict(found=lambda: coin_table(), most=2), {"found": THING}),
     "plots.pairs": Call(dict(found=lambda: coin_table(), guide="meanfield", most=1, num_points=3), {"found": THING}),
-    "plots.traces": Call(dict(found=coin_chains, most=1), {"found": THING}),
+    "plots.chains": Call(dict(found=coin_chains, most=1), {"found": THING}),
     "plots.predictions": Call(
         dict(found=coin_predictions, bins=3), {"found": THING}
     ),
@@ -874,20 +874,20 @@ CALLS = {
 
 EXCLUDED = {
     "base classes and protocols, to be subclassed": [
-        "Program", "Conditional", "IndependentConditional", "data.Batches", "guides.CorrelatedNormal", "infer.Stepper",
+        "Program", "Conditional", "IndependentConditional", "data.Batches", "infer.Stepper",
         "networks.Bijection", "networks.Univariate", "objectives.HasFormula", "objectives.Objective",
         "objectives.VariationalBound", "priors.MixtureOfParts", "samplers.Sampler",
     ],
     "errors": ["CheckpointError", "CompilationError", "IntractableError", "NonFiniteLossError"],
     "results, which the package makes": [
         "Diagnosis", "Evidence", "Finding", "History", "adversarial.DensityRatio", "anomaly.Alarm", "anomaly.Anomalies",
-        "anomaly.Separation", "classification.Answers", "data.StoredData",
+        "anomaly.Separation", "classification.Answers", "data.StoredData", "quality.SampleQuality",
         "classification.Reliability", "classification.RiskCoverage", "guides.Fitted", "infer.Annealed",
         "infer.Calibration", "infer.Chains", "infer.Checks", "infer.Gaps", "infer.GuideComparison",
         "infer.GuideGaps", "infer.GuideRow", "infer.Draws", "infer.Loo", "infer.PredictiveCheck",
         "infer.Population", "infer.Sandwich",
         "infer.Units", "infer.Weighted",
-        "objectives.Bound", "plots.Theme", "quality.SampleQuality", "representations.Agreement",
+        "objectives.Bound", "plots.Theme", "representations.Agreement",
         "representations.Quality",
         "representations.Representation", "runs.Record",
         "samplers.Time", "sweep.Cell", "sweep.Comparison", "sweep.Options", "sweep.Row", "sweep.Sweep",
@@ -902,20 +902,14 @@ EXCLUDED = {
     "distributions and steps within programs, called under Pyro's handlers or compiled": [
         "dequantized.Floor", "guides.Finite", "infer.Features", "infer.Tempered",
         "infer.Times", "adversarial.draw", "adversarial.slopes",
-        "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact",
-        "objectives.site_log_prob", "objectives.at_progress", "samplers.karras", "samplers.quadratic", "samplers.ratio",
+        "objectives.elbo", "objectives.elbo_of_traces", "objectives.exact", "samplers.karras", "samplers.quadratic",
         "samplers.run_sampler", "samplers.uniform",
     ],
     "helpers of other modules": [
-        "checkpoint.load_with_extra", "checkpoint.pack", "checkpoint.encoded",
-        "checkpoint.decoded", "checkpoint.remove_unnamed", "checkpoint.safetensors_of",
-        "checkpoint.write_packed", "checkpoint.write_named", "plots.write_picture", "runs.reserved",
-        "classification.beliefs", "classification.share", "flow.start_near_zero",
-        "flow.embedding_of", "flow.end_of",
-        "anomaly.auroc", "objectives.chosen", "representations.latents",
-        "hub.card", "runs.read_json", "runs.record_of", "runs.points", "runs.opened", "runs.write_alike", "data.subset",
-        "plots.is_picture", "runs.write", "runs.write_array", "runs.write_files", "runs.write_json", "sweep.collect",
-        "sweep.devices", "sweep.predicted", "sweep.run_cell",
+        "checkpoint.load_with_extra", "plots.write_picture",
+        "classification.beliefs", "classification.share",
+        "anomaly.auroc", "representations.latents", "runs.points", "runs.write_alike",
+        "plots.is_picture", "runs.write", "runs.write_array",
     ],
 }  # fmt: skip
 
