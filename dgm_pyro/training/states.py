@@ -23,7 +23,7 @@ from dgm_pyro.files import write_file
 from dgm_pyro.jobs import Interrupted, noted
 from dgm_pyro.training.distributed import process_group
 
-__all__ = ["Interrupted", "States"]
+__all__ = ["States"]
 
 FORMAT = "dgm_pyro training"
 FORMAT_VERSION = 1
