@@ -23,7 +23,7 @@ from joblib.parallel import LokyBackend, get_active_backend
 
 from dgm_pyro.files import write_text
 
-__all__ = ["Interrupted", "on_cluster"]
+__all__ = ["Interrupted", "in_parallel", "noted", "on_cluster", "processes"]
 
 GRACE = 30
 """Seconds that a task has to store its state when the parent of its process is gone."""
