@@ -101,7 +101,7 @@ claim(all(0.01 < p < 0.99 for p in prior.p_values("y").values()))
 # the density is too steep for the step size: there the chain cannot go, and the draws miss something.
 
 # %%
-draws = {"num_samples": scaled(1000, 10), "warmup": scaled(500, 20)}
+draws = {"num_samples": scaled(1000, 10), "warmup": scaled(300, 20)}
 chains = dgm.infer.nuts(posterior, **draws)
 of_hard = dgm.infer.nuts(hard, **draws)
 print(chains)
@@ -127,7 +127,7 @@ plates = dgm.guides.auto(noncentered, "fullrank", structure="plates")
 reference = {name: chains[name] for name in posterior.names}
 table = dgm.infer.compare(
     posterior, guides=["meanfield", "fullrank", "realnvp", "nsf", plates], reference=reference,
-    gradient_steps=scaled(400, 5), num_samples=scaled(4000, 100), num_temperatures=scaled(100, 4),
+    gradient_steps=scaled(300, 5), num_samples=scaled(4000, 100), num_temperatures=scaled(60, 4),
 )  # fmt: skip
 print(table)
 display(plots.k_hats(table, title="k-hat of five guides"))
@@ -152,15 +152,16 @@ claim(table["AutoConditional"].weighted.elbo > table["fullrank"].weighted.elbo)
 # ## 4. What is log p(y)?
 #
 # Annealing from the prior gives a lower bound on $\log p(y)$; annealing back to it from posterior draws an upper one.
-# The last but one part of the table is this sandwich. The centered model is the same model, so it has the same
+# Both are bounds on average alone: each is the log of a mean of 16 weights, and the heavy tail of $\tau$ makes the way
+# back noisy, so that the two may cross by some tenths of a nat. The centered model is the same model, so it has the same
 # evidence, whatever its guides find:
 
 # %%
 lower, upper = table.sandwich
-print(f"noncentered: log p(y) between {lower:.2f} and {upper:.2f}")
+print(f"noncentered: log p(y) {lower:.2f} by annealing from the prior, {upper:.2f} by annealing back")
 for name in ("meanfield", "fullrank"):
     guide = dgm.guides.auto(centered, name)
-    dgm.infer.train_guide(hard, guide, gradient_steps=scaled(400, 5))
+    dgm.infer.train_guide(hard, guide, gradient_steps=scaled(200, 5))
     found = dgm.infer.psis(hard, guide=guide, num_particles=scaled(4000, 100))
     print(f"centered, {name}: ELBO {found.elbo:.2f}, log evidence {found.log_evidence:.2f}, k-hat {found.k_hat:.2f}")
     claim(found.elbo < lower - 1)
@@ -179,7 +180,7 @@ for name in ("meanfield", "fullrank"):
 guide = dgm.guides.auto(noncentered, "fullrank")
 dgm.infer.train_guide(posterior, guide, gradient_steps=scaled(30, 2))
 gaps = dgm.infer.gaps(
-    posterior, guide=guide, gradient_steps=scaled(300, 3), num_samples=scaled(4000, 100),
+    posterior, guide=guide, gradient_steps=scaled(150, 3), num_samples=scaled(4000, 100),
     num_temperatures=scaled(50, 4), num_particles=scaled(4000, 100),
 )  # fmt: skip
 print(gaps)
@@ -196,15 +197,15 @@ claim(gaps.approximation[0] > 0)
 
 # %%
 calibration = dgm.infer.sbc(
-    posterior, method="meanfield", num_samples=scaled(30, 2), num_posterior_samples=19, bins=4,
+    posterior, method="meanfield", num_samples=scaled(24, 2), num_posterior_samples=19, bins=4,
     gradient_steps=scaled(50, 2),
 )  # fmt: skip
 print(calibration)
 display(plots.coverage(calibration, title="Coverage of the mean field"))
 
 # %% [markdown]
-# With 30 simulations only gross errors show: the band is wide, and a p-value that is not small says little. The share of
-# intervals that hold the truth has a standard error of about 0.09 at 50 %.
+# With 24 simulations only gross errors show: the band is wide, and a p-value that is not small says little. The share of
+# intervals that hold the truth has a standard error of about 0.10 at 50 %.
 #
 # ## 7. Does the model predict?
 #
