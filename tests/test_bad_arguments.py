@@ -509,7 +509,8 @@ CALLS = {
         {"num_temperatures": [-1, 1.5, None, "x"], "log_evidence": REALS[1:]},
     ),
     "infer.predictive_check": Call(
-        dict(posterior=coin_posterior, samples="prior", num_samples=2, seed=0), {"posterior": THING, "samples": ["x", 3]}
+        dict(posterior=coin_posterior, samples="prior", num_samples=2, seed=0),
+        {"posterior": THING, "samples": ["x", 3]},
     ),
     "Draws.to_arviz": Call(dict(num_prior=2, seed=0), {"num_prior": COUNT}, of=coin_draws),
     "Loo.minus": Call(dict(other=lambda: dgm.infer.Loo(X[:, 0], X[:, 1], 1.0)), {"other": THING},
