@@ -84,8 +84,8 @@ def test_shares_on_supports_that_are_known():
     same, lost, strays = (sample_quality(real, squares(*places)).values for places in ((0, 10), (0, 0), (0, 20)))
     assert 0.95 < same["precision"] <= 1
     assert 0.95 < same["recall"] <= 1
-    assert same["density"] == pytest.approx(1, abs=0.08)  # three standard errors, of which balls share points
-    assert same["coverage"] == pytest.approx(1 - 2**-5, abs=0.02)
+    assert same["density"] == pytest.approx(1, abs=0.06)  # over seeds its standard deviation is 0.02
+    assert same["coverage"] == pytest.approx(1 - 2**-5, abs=0.02)  # 0.009
     assert 0.95 < lost["precision"] <= 1
     assert 0.475 < lost["recall"] <= 0.5
     assert lost["coverage"] == pytest.approx((1 - 3**-5) / 2, abs=0.01)  # twice as many samples as data in the square
