@@ -754,13 +754,15 @@ def register_parameters(program: Program) -> None:
             _take_over(parameter, there, key)
         if not parameter.requires_grad:
             continue
-        layout = parameter.data
         if there is not parameter:
             # Of another layout, such as channels_last, the store would keep a copy, and SVI would train the copy.
-            parameter.data = layout.contiguous()
+            layout = None if parameter.is_contiguous() else parameter.data
+            if layout is not None:
+                parameter.data = layout.contiguous()
             store[key] = parameter  # not deleted before: the store cannot delete both names of a tensor that has two
+            if layout is not None:
+                parameter.data = layout
         pyro.param(key, parameter)
-        parameter.data = layout
         _put[parameter] = None
         _let_pickle(parameter)
 

@@ -610,7 +610,7 @@ CASES = {
     "a scale of no kind": (
         lambda: dgm.Normal(2, nn.Linear(3, 2), scale_type="fixed"),
         ValueError,
-        ["scale must be one of network, feature, shared, got 'fixed'"],
+        ["scale_type must be one of network, feature, shared, got 'fixed'"],
     ),
     # build
     "a ladder without a hierarchy": (

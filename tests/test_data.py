@@ -20,6 +20,7 @@ from dgm_pyro.data import CHECKSUMS, NAMES, Data
 GENERATED = ("moons", "rings", "checkerboard", "pinwheel")
 IMAGES = ("glyphs", "glyphs-62", "glyphs-color", "patches-8", "patches-16", "patches-32")
 DIGITS = ("digits", "digits-binary")
+PUBLISHED = ("cifar-10", "svhn", "imagenet32", "imagenet64", "celeba")
 IDX = {"mnist": ("mnist", "MNIST/raw"), "fashion-mnist": ("fashion-mnist", "FashionMNIST/raw")}
 BITS = {
     "binarized-mnist": (1, 28, 28),
@@ -32,7 +33,7 @@ BITS = {
 
 
 def test_names_describe_every_set():
-    assert set(NAMES) == {*GENERATED, *IMAGES, *DIGITS, *IDX, *BITS}
+    assert set(NAMES) == {*GENERATED, *IMAGES, *DIGITS, *PUBLISHED, *IDX, *BITS}
     assert all("\n" not in line and line for line in NAMES.values())
 
 

@@ -706,7 +706,7 @@ for name, program in on_digits.items():
 # %%
 columns = scaled(14, 3)
 rows = {"data": unseen.x[:columns]} | {name: program.sample(columns) for name, program in on_digits.items()}
-plots.images(torch.cat(list(rows.values())), levels=levels, columns=columns, row_labels=list(rows))
+plots.images(torch.cat(list(rows.values())), levels=levels, num_columns=columns, row_labels=list(rows))
 
 # %%
 model = on_digits["autoregressive"]

@@ -360,7 +360,7 @@ hidden = torch.cat([torch.zeros_like(some).bool(), half.expand(some.shape), *[to
 plots.images(
     torch.cat([some, some, *rows]),
     levels=2,
-    columns=len(some),
+    num_columns=len(some),
     covered=hidden,
     row_labels=["digit", "seen", "draw 1", "draw 2", "draw 3"],
 )
@@ -379,7 +379,7 @@ weighted = dgm.infer.impute(model, some, half, num_samples=3, num_particles=scal
 plots.images(
     torch.cat([some, some, naive.to(torch.uint8), *weighted]),
     levels=2,
-    columns=len(some),
+    num_columns=len(some),
     covered=torch.cat([torch.zeros_like(some).bool(), ~half.expand(some.shape), *[torch.zeros_like(some).bool()] * 4]),
     row_labels=["digit", "seen", "naive", "SMC 1", "SMC 2", "SMC 3"],
 )
@@ -515,7 +515,7 @@ print("pixels that differ between the two:", int((with_cache != without).sum()))
 columns = scaled(14, 3)
 rows = {"data": unseen.x[:columns]}
 rows |= {name: programs[name, "as they are"].sample(columns) for name in ("MADE", "PixelCNN")}
-plots.images(torch.cat(list(rows.values())), levels=2, columns=columns, row_labels=list(rows))
+plots.images(torch.cat(list(rows.values())), levels=2, num_columns=columns, row_labels=list(rows))
 
 # %% [markdown]
 # ## 6. Exercises

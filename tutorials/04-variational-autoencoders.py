@@ -186,7 +186,7 @@ axes.legend(loc="lower right")
 plt.show()
 picture = [some.float().unsqueeze(0), *[part.unsqueeze(0) for row in rows.values() for part in row.chunk(2)]]
 labels = ["digits"] + [f"{what}, β {beta:g}" for beta in rows for what in ("rec.", "draws")]
-plots.images(torch.cat([part.flatten(0, 1) for part in picture]), columns=len(some), row_labels=labels)
+plots.images(torch.cat([part.flatten(0, 1) for part in picture]), num_columns=len(some), row_labels=labels)
 
 # %% [markdown]
 # - Small $\beta$: the best reconstructions, at too high a cost. Each $q(z \mid x)$ is small and far from the others,

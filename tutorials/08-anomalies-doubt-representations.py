@@ -599,7 +599,7 @@ pictures = representations.traverse(vae, representations.encode(vae, shown), val
 plots.images(
     pictures.flatten(0, 1),
     levels=levels,
-    columns=len(values),
+    num_columns=len(values),
     row_labels=[f"z_{feature + 1}, {used.kl[feature]:.1f} nats" for feature in order.tolist()],
     column_labels=[f"{value:g}" for value in values],
 )
@@ -800,7 +800,7 @@ claim(after < before - 0.2 and rejected < 0.2)
 picked = (probabilities.argmax(1) != some.y).nonzero()[:10, 0]
 if len(picked):
     plots.images(
-        torch.cat([some.x[picked], x[picked]]), levels=levels, columns=len(picked), row_labels=["before", "after"]
+        torch.cat([some.x[picked], x[picked]]), levels=levels, num_columns=len(picked), row_labels=["before", "after"]
     )
 
 # %% [markdown]

@@ -108,7 +108,7 @@ print(chains)
 for name, found in {"centered": of_hard, "noncentered": chains}.items():
     ess = float(found.diagnostics()["ess_bulk"]["tau"])
     print(f"{name:12s} {int(found.diverging.sum()):4d} divergences, ESS of tau {ess:.0f}")
-display(plots.traces(of_hard, title="Chains of the centered model", most=2))
+display(plots.chains(of_hard, title="Chains of the centered model", most=2))
 claim(of_hard.diverging.sum() > chains.diverging.sum())
 claim(of_hard.diagnostics()["ess_bulk"]["tau"] < chains.diagnostics()["ess_bulk"]["tau"])
 

@@ -257,8 +257,8 @@ def test_every_option_of_the_training_reaches_every_cell(tmp_path):
     """A sweep leaves none behind on the way: run.json of a cell says what it was trained with."""
     told = dgm.TrainingOptions(
         epochs=2, gradient_steps=5, minutes=9.0, batch_size=7, accumulate=7, drop_last=True, lr=0.02, weight_decay=0.3,
-        lr_schedule="constant", optimizer="SGD", clip_norm=None, device="cpu", validation=0.3, validate_every=2,
-        early_stopping=1, ema=0.5, compile=False, checkpoint_minutes=1.0, precision="bf16",
+        lr_schedule="constant", optimizer="SGD", clip_norm=None, skip_norm=1e6, device="cpu", validation=0.3,
+        validate_every=2, early_stopping=1, ema=0.5, compile=False, checkpoint_minutes=1.0, precision="bf16",
     )  # fmt: skip
     default = dgm.TrainingOptions()
     assert [name for name, value in vars(told).items() if value == getattr(default, name)] == ["seed"]

@@ -396,7 +396,7 @@ def test_the_standard_scale_is_one_to_the_precision_it_is_built_in():
 def test_a_learned_scale_needs_a_network():
     with pytest.raises(ValueError, match="scale_type='shared' is for a Normal with a network"):
         dgm.Normal(2, scale_type="shared")
-    with pytest.raises(ValueError, match="scale must be one of network, feature, shared, got 'fixed'"):
+    with pytest.raises(ValueError, match="scale_type must be one of network, feature, shared, got 'fixed'"):
         dgm.Normal(2, nn.Linear(1, 2), scale_type="fixed")
 
 

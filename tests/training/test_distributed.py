@@ -19,7 +19,7 @@ import programs
 import pyro
 import pytest
 import torch
-from programs import CASES, data_for, trainable, vae
+from programs import CASES, data_for, vae
 from pyro.infer import Trace_ELBO
 from torch import nn
 
@@ -230,7 +230,7 @@ def registry():
     """Every program, from weights that differ, each with noise of its own."""
     states = {}
     for name, case in CASES.items():
-        if trainable(case):
+        if case.trainable:
             program = case.build(seed=distributed.process_group().rank)
             data = data_for(case, program, 24)
             states[name] = trained(program, data, epochs=1, batch_size=9, validation=0.25, ema=0.9)
