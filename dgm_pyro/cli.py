@@ -502,7 +502,7 @@ def sample(
     run: OpenRun,
     out: Picture = None,
 ) -> None:
-    """Draw samples: a picture, and the values in a .npy file."""
+    """Draw samples: a picture, and the values as the run's data were: in a .csv, as images, or in a .npy file."""
     from dgm_pyro.experiments.commands import sample_into
 
     drawn = sample_into(
@@ -548,7 +548,7 @@ def impute(
     run: OpenRun,
     out: Picture = None,
 ) -> None:
-    """Hide features and draw them given the others: a picture, and the values in a .npy file."""
+    """Hide features and draw them given the others: a picture, and the values as dgm sample writes them."""
     from dgm_pyro.experiments.commands import impute_into
 
     drawn = impute_into(
@@ -616,6 +616,8 @@ def evaluate(
     from dgm_pyro.experiments.commands import evaluate_run, quality_of_run
 
     if quality:
+        if num_particles > 1 or num_samples is not None or ode:
+            raise ValueError("--quality computes no evidence: leave out --num-particles, --num-samples and --ode")
         _print(quality_of_run(run, data, split, classifier=classifier, seed=seed), as_json)
         return
     if classifier is not None:

@@ -17,19 +17,15 @@ import copy
 import dataclasses
 import difflib
 import functools
-import importlib
-import importlib.util
 import itertools
 import math
 import os
 import random
 import re
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -53,7 +49,7 @@ from dgm_pyro.posterior import middle_of, tensors_held
 from dgm_pyro.program import Program, alone, differentiating, is_pair, sample_sites, seeded
 from dgm_pyro.results import Result, Table
 
-__all__ = ["CHECKS", "Diagnosis", "Finding", "Site", "Visit", "doctor", "pair_from"]
+__all__ = ["CHECKS", "Diagnosis", "Finding", "Site", "Visit", "doctor"]
 
 SEVERITIES = ("error", "warning", "note")
 DRAWS = 3
@@ -246,7 +242,7 @@ def _program(program: Program, data: Any, loss: Any) -> Diagnosis:
             try:
                 points = as_data(program, data)
             except (ValueError, TypeError) as error:
-                return Diagnosis((Finding("error", "data", program.variable, _line(error), _remedy(error)),))
+                return Diagnosis((Finding("error", "data", program.variable, line_of(error), _remedy(error)),))
             value, given, _ = program.arguments(points[:64].to(program_device(program)))
         return _diagnose(program.model, program.guide, (value, given), {}, loss)
     finally:
@@ -547,7 +543,7 @@ def heard(said: list[Exception | Warning], files: str | tuple[str, ...]) -> Iter
 
 def _words(visit: Visit, said: Exception | Warning) -> Finding:
     """What Pyro raised or warned about, as a finding."""
-    text, loss = _line(said), type(visit.loss or _loss_for(visit)).__name__
+    text, loss = line_of(said), type(visit.loss or _loss_for(visit)).__name__
     site = re.search(r"site \W*(\w+)", text)
     severity, verb = ("warning", "warns") if isinstance(said, Warning) else ("error", f"raises {type(said).__name__}")
     fix = _fix(text, "mend what Pyro names: training meets it too")
@@ -579,7 +575,7 @@ def _reported(role: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # it may be anything: the code is the user's
-        text = _line(error)
+        text = line_of(error)
         broken = re.search(r"Shape mismatch inside plate\('(.+)'\) at site (.+) dim (-?\d+), (\d+) vs (\d+)", text)
         if broken:
             plate, site, dim, size, found = broken.groups()
@@ -598,7 +594,8 @@ def _reported(role: str) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """What an error says, in one line of at most 300 characters."""
     text = " ".join(str(error).split("Trace Shapes:")[0].split())
     if isinstance(error, KeyError) and not text:
         text = "a key is missing"
@@ -607,7 +604,7 @@ def _line(error: BaseException) -> str:
 
 def _remedy(error: BaseException) -> str:
     """The remedy in one of our own messages: what follows the colon."""
-    return _line(error).rpartition(": ")[2]
+    return line_of(error).rpartition(": ")[2]
 
 
 def _differentiate(visit: Visit) -> None:
@@ -861,8 +858,9 @@ def shapes(visit: Visit) -> Iterator[Finding]:
             shape = tuple(site.value.shape) if isinstance(site.value, Tensor) else ()
             yield Finding("error", "shapes", site.name,
                           f"the {role}'s distribution, batch {tuple(site.fn.batch_shape)} and event "
-                          f"{tuple(site.fn.event_shape)}, cannot score a value of shape {shape}: {_line(site.trouble)}",
-                          "make the value's last dimensions the event shape, and the others the plates'")  # fmt: skip
+                          f"{tuple(site.fn.event_shape)}, cannot score a value of shape {shape}: "
+                          f"{line_of(site.trouble)}",
+                          "make the value's last dimensions the event shape, the others those of plates")  # fmt: skip
 
 
 def _odd_plate(site: Site) -> Any:
@@ -1336,77 +1334,3 @@ def _one_way(fn: Any) -> str:
 
 def _transform_name(transform: Transform) -> str:
     return type(transform).__name__
-
-
-# -- the command line's targets ----------------------------------------------------------------------------------------
-
-
-def pair_from(target: str, arguments: str = "data") -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
-    """The pair that ``FILE.py:MODEL,GUIDE`` or ``MODULE:MODEL,GUIDE`` names, and what to call it with.
-
-    Args:
-        target: without ``,GUIDE`` it is a model alone, or a `Program`.
-        arguments: a name in the same file: a value, or a function without arguments that returns one. A tuple holds
-            the positional arguments, a dict the named ones; without such a name the pair is called with none.
-
-    Returns:
-        model, guide, args, kwargs.
-
-    Raises:
-        ValueError: the target names nothing that is there.
-    """
-    source, _, names = target.rpartition(":")
-    model_name, _, guide_name = names.partition(",")
-    if not source or not model_name:
-        raise ValueError(f"{target!r} must be FILE.py:MODEL,GUIDE or MODULE:MODEL,GUIDE")
-    module = _module(source)
-
-    def get(name: str) -> Any:
-        thing: Any = module
-        for part in name.strip().split("."):
-            if not hasattr(thing, part):
-                close = difflib.get_close_matches(part, dir(thing), 1)
-                hint = f": did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"{source} has no {name!r}{hint}")
-            thing = getattr(thing, part)
-        return thing
-
-    model, guide = get(model_name), get(guide_name) if guide_name else None
-    value = get(arguments) if arguments != "data" or hasattr(module, "data") else ()
-    if callable(value) and not isinstance(value, Tensor):
-        with _users(f"{arguments}() of {source}", "when it is called without arguments"):
-            value = value()
-    if isinstance(value, dict):
-        return model, guide, (), value
-    return model, guide, value if isinstance(value, tuple) else (value,), {}
-
-
-def _module(source: str) -> types.ModuleType:
-    if not source.endswith(".py"):
-        try:
-            return importlib.import_module(source)
-        except (Exception, SystemExit) as error:
-            raise ValueError(f"cannot import {source}: {_line(error)}") from error
-    path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"there is no file {source}")
-    spec = importlib.util.spec_from_file_location(f"dgm_doctor_{path.stem}", path)  # random.py must not become random
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where data classes look for it
-    sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbors
-    try:
-        with _users(source, "when it is loaded"):
-            spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
-
-
-@contextlib.contextmanager
-def _users(code: str, when: str) -> Iterator[None]:
-    """Whatever ``code``, which is the user's, raises or exits with, is an error in one line."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{code} raises {type(error).__name__} {when}: {_line(error)}") from error

@@ -147,7 +147,8 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
     path = Path(source).expanduser() if isinstance(source, str | os.PathLike) else Path()
     size = path.stat().st_size if path.is_file() else 0
     if path.suffix in (".npy", ".parquet") and (in_memory is False or size > IN_MEMORY):
-        choice.refuse(f"a {path.suffix} file that is read by rows", "size", "gray", "crop", "label", "kinds")
+        choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
+        choice.refuse(f"a {path.suffix} file that is read by rows, which in_memory=True avoids", "label", "kinds")
         found = StoredArray(path, choice) if path.suffix == ".npy" else StoredTable(path, choice)
     elif isinstance(source, IterableDataset):
         found = StoredStream(source, num_workers)

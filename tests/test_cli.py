@@ -262,6 +262,9 @@ def test_the_quality_of_samples_is_that_of_the_library(trained, capsys):
     assert numbers["values"] == pytest.approx(expected.values)
     dgm_ok("evaluate", trained["vae"], "--quality", "--device", "cpu")
     assert "x itself" in capsys.readouterr().out
+    for unused in (["--num-particles", "5"], ["--num-samples", "5"], ["--ode"]):
+        assert cli.main(["evaluate", str(trained["vae"]), "--quality", *unused]) == 1
+        assert "--quality computes no evidence: leave out" in capsys.readouterr().err
 
 
 def test_more_particles_tighten_the_bound(trained, capsys):

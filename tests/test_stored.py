@@ -221,6 +221,8 @@ def test_what_needs_all_of_it_says_so(path):
     assert repr(stored) == "StoredData('reals', x=(120, 3) float32)"
     with pytest.raises(ValueError, match=r"in_memory=False is for \.npy and .parquet files"):
         dgm.data.open(REALS, in_memory=False)
+    with pytest.raises(ValueError, match=r"label is not for a \.npy file that is read by rows, which in_memory=True"):
+        dgm.data.open(path, in_memory=False, label="y")
 
 
 def test_memory_is_that_of_a_few_windows(tmp_path, monkeypatch):

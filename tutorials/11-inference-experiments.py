@@ -239,8 +239,8 @@ claim(loo.nats > -40)
 # ## What to change next
 #
 # - **The prior.** Put `HalfNormal(5)` on tau. Which numbers change, and does the funnel go?
-# - **The guide.** Add `features={"schools": torch.stack([y, sigma], -1)}` to the guide of section 3: one network for all
-#   schools. What happens to the ELBO?
+# - **The guide.** Add `covariates={"schools": torch.stack([y, sigma], -1)}` to the guide of section 3: one network for
+#   all schools. What happens to the ELBO?
 # - **The method.** Calibrate `method="nuts"` in section 6. How many simulations tell it from the mean field?
 # - **The command line.** `dgm infer schools.py:noncentered --data data.json --guides meanfield,nsf` writes all of this
 #   into a folder.

@@ -19,12 +19,13 @@ from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeErro
 from dgm_pyro.checkpoint import load
 from dgm_pyro.checks import check_count, find_device
 from dgm_pyro.data import NAMES, Data
-from dgm_pyro.diagnosis import Diagnosis, doctor, pair_from
+from dgm_pyro.diagnosis import Diagnosis, doctor
 from dgm_pyro.evaluation import Evidence, check_whole, evaluate, evaluating
 from dgm_pyro.experiments import plots, runs
 from dgm_pyro.experiments.inference import infer_into, posterior_from
 from dgm_pyro.experiments.runs import Record
 from dgm_pyro.experiments.sweep import Options, Sweep, sweep
+from dgm_pyro.experiments.targets import pair_from
 from dgm_pyro.experiments.trackers import RunFiles
 from dgm_pyro.families.guides import FAMILIES
 from dgm_pyro.families.labeled import Discriminative, Labeled

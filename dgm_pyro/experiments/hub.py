@@ -5,8 +5,8 @@
     dgm sample runs/vae-digits
 
 A pushed run has the files of a run, written anew. Of a file of your own that it was trained on, it has the name, the
-digest and the columns, and not the place. A pulled run is read as any checkpoint is, which runs no code, and nothing
-else of the repository is fetched.
+digest, the names of columns and classes, and the words of categories. It does not have the place. A pulled run is read
+as any checkpoint is, which runs no code, and nothing else of the repository is fetched.
 """
 
 from __future__ import annotations
@@ -74,15 +74,17 @@ def push(
     program, record = runs.read(folder)
     evidence = _evidence(program, record, num_particles, data_dir, progress)
     public = _public(record)
-    with tempfile.TemporaryDirectory() as scratch, _hub(api) as hub:
+    with tempfile.TemporaryDirectory() as scratch:
         runs.write(scratch, program, public)
-        if (Path(folder) / CURVES).is_file():
+        curves = (Path(folder) / CURVES).is_file()
+        if curves:
             shutil.copy(Path(folder) / CURVES, scratch)
-        write_text(Path(scratch) / "README.md", card(program, public, evidence, repo))
-        address = hub.create_repo(repo, private=private, exist_ok=True)
-        hub.upload_folder(
-            repo_id=repo, folder_path=scratch, commit_message=f"dgm push: {public}", delete_patterns=[FILES[-1]]
-        )
+        write_text(Path(scratch) / "README.md", card(program, public, evidence, repo, curves))
+        with _hub(api) as hub:
+            address = hub.create_repo(repo, private=private, exist_ok=True)
+            hub.upload_folder(
+                repo_id=repo, folder_path=scratch, commit_message=f"dgm push: {public}", delete_patterns=[FILES[-1]]
+            )
     return str(address)
 
 
@@ -160,8 +162,8 @@ def _evidence(
     return evaluate(program, points, num_particles=num_particles, progress=progress)
 
 
-def card(program: Program, record: runs.Record, evidence: Evidence | None, repo: str) -> str:
-    """The model card of a run, in markdown."""
+def card(program: Program, record: runs.Record, evidence: Evidence | None, repo: str, curves: bool) -> str:
+    """The model card of a run, in markdown; with a picture of the learning ``curves``, if there is one."""
     history, formula = History.from_dict(record.history), program.formula()
     digests = {f"digest of the {split} data": digest for split, digest in record.reading.get("digests", {}).items()}
     if evidence is not None:
@@ -176,7 +178,7 @@ def card(program: Program, record: runs.Record, evidence: Evidence | None, repo:
         **{name: str(value) for name, value in record.options.items() if name != "reading"},
     }
     name = repo.rpartition("/")[2]
-    curves = f"\n![learning curves]({CURVES})\n" if history.epochs else ""
+    picture = f"\n![learning curves]({CURVES})\n" if curves else ""
     return f"""---
 library_name: dgm_pyro
 tags: [pyro, generative-model, {type(core_of(program)).__name__.lower()}]
@@ -194,4 +196,4 @@ The run of a deep generative model, written by `dgm push`. To read it runs no co
     dgm sample runs/{name}
 
 {Table(["", ""], [[*fact] for fact in facts.items()]).markdown()}
-{curves}"""
+{picture}"""

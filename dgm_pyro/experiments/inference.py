@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dgm_pyro.diagnosis import pair_from
 from dgm_pyro.experiments import plots
 from dgm_pyro.experiments.runs import write_json
+from dgm_pyro.experiments.targets import pair_from
 from dgm_pyro.files import parsed_json, write_file, write_text
 from dgm_pyro.infer.compare import GuideComparison, compare
 from dgm_pyro.infer.draws import predictive_check

@@ -30,16 +30,16 @@ import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
 from dgm_pyro.catalog import build
-from dgm_pyro.checks import check_choice, check_path, check_type
+from dgm_pyro.checks import check_choice, check_count, check_path, check_type, find_device
 from dgm_pyro.data import Data
-from dgm_pyro.evaluation import Evidence, evaluate, find_device
+from dgm_pyro.evaluation import Evidence, evaluate
 from dgm_pyro.experiments import runs
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.standardized import core_of
 from dgm_pyro.infer.checks import units
 from dgm_pyro.jobs import Interrupted, in_parallel, processes
 from dgm_pyro.objectives import objective_named
-from dgm_pyro.program import Program, check_count
+from dgm_pyro.program import Program
 from dgm_pyro.results import Result, Table, as_csv, with_error
 from dgm_pyro.training.optimizers import optimizer_of
 from dgm_pyro.training.options import TrainingOptions, changes, option_types, value_of
@@ -82,8 +82,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        parts = [re.sub(r"[^\w.+-]", "_", choice) for _, choice in self.choices]
-        return "-".join([*parts, f"seed{self.seed}"])
+        # A name says what it is of, and a number does not: 0.001 of the learning rate, or of the weight decay.
+        parts = [choice if axis in AXES else f"{axis}={choice}" for axis, choice in self.choices]
+        return "-".join([*(re.sub(r"[^\w.+=-]", "_", part) for part in parts), f"seed{self.seed}"])
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def sweep(
 
     Raises:
         ValueError: an unknown name, an option that fits no cell, a model without a density, or the folder holds a sweep
-            with other options.
+            with other options, or other cells by the same names.
         FileExistsError: the folder holds something else.
     """
     check_path(out, "out")
@@ -345,8 +346,19 @@ def _place(folder: Path, cell: Cell) -> Path:
 
 
 def _is_finished(folder: Path, cell: Cell) -> bool:
+    """Whether the cell has been evaluated.
+
+    Raises:
+        ValueError: the folder of its name has the cell of other choices.
+    """
     place = _place(folder, cell)
-    return (place / "evaluation.json").is_file() and (place / runs.RECORD).is_file()
+    if not ((place / "evaluation.json").is_file() and (place / runs.RECORD).is_file()):
+        return False
+    choices = runs.read_json(place / "evaluation.json", NUMBERS, REMEDY)["choices"]
+    if choices != dict(cell.choices):
+        before, now = (", ".join(" ".join(choice) for choice in of.items()) for of in (choices, dict(cell.choices)))
+        raise ValueError(f"{place} is of {before}, and this sweep has {now} by that name: choose another --out")
+    return True
 
 
 def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | None) -> Iterator[tuple[Cell, float]]:

@@ -36,7 +36,7 @@ __all__ = ["Group", "Hierarchical", "HierarchicalDistribution", "LocalNormal", "
 
 HIDDEN = 32
 LEARNED = 4
-"""How many numbers are learned for an element without covariates."""
+"""How many covariates are learned for an element that comes without."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class LocalNormal(nn.Module):
     Args:
         size: of an element.
         above: how many latents an element is given.
-        covariates: ``(J, F)`` of the elements; or J, and the covariates are learned.
+        covariates: ``(J, F)`` of the elements; or J, and the covariates are learned, as is what each element adds to
+            the output of the network.
     """
 
     def __init__(self, size: int, above: int, covariates: Tensor | int):

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -206,7 +207,7 @@ def gaps(  # type: ignore[misc]
         x: ``(B, *event_shape)``; given: ``(B, *given_shape)`` where the VAE is conditional. A `Posterior` has its own
             data.
         guide: of a `Posterior`, fitted, as for `psis`; it is left as it was. One without parameters is the best of its
-            family.
+            family; a function must have none, as those in the param store are no guide's own.
         num_particles: of the importance-weighted bound on log p(x).
         num_temperatures, num_chains: of annealed importance sampling, see `ais`; 0 temperatures leave it out, as they
             must where a latent is discrete.
@@ -290,6 +291,11 @@ def _of_guide(
         raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
     if log_evidence is not None and log_evidence.numel() != 1:
         raise ValueError(f"log_evidence has shape {tuple(log_evidence.shape)}: a Posterior has one, pass one number")
+    if callable(guide) and not isinstance(guide, OverReals | nn.Module):
+        with seeded(seed, posterior.device), torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as traced:
+            guide(*posterior.args, **posterior.kwargs)
+        if stored := ", ".join(traced.trace.param_nodes):
+            raise TypeError(f"guide is a function with the parameters {stored}: make it a PyroModule that has them")
 
     def weights(size: int) -> Tensor:
         with seeded(seed, posterior.device), unchecked(), torch.no_grad():

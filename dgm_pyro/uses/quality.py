@@ -18,7 +18,8 @@ whose expected value is 0 for equal distributions; so it may be negative.
 Around each point of a set is a ball that reaches to its k-th nearest neighbor in that set. *Precision* is the share of
 samples in any real ball, *recall* the share of real data in any ball of samples. Balls around outliers are large, and
 count too much: *density* is the number of real balls that a sample is in, over k, and *coverage* the share of real
-balls that hold a sample. Density is 1 for equal distributions, and coverage near :math:`1 - 2^{-k}`.
+balls that hold a sample. For equal distributions density is 1, and coverage of as many samples as data is near
+:math:`1 - 2^{-k}`.
 
 No number is one of the program alone. It depends on the features, and all but the kernel distance depend on the number
 of samples: compare programs on the same features and the same numbers, and with other real data in the place of the
@@ -174,7 +175,7 @@ def program_quality(
     return sample_quality(real.to(device), torch.cat(drawn), extractor, neighbors=neighbors)
 
 
-def _features_of(x: Tensor, extractor: Extractor | None, batch_size: int = 256) -> Tensor:
+def _features_of(x: Tensor, extractor: Extractor | None, batch_size: int) -> Tensor:
     """Vectors of x in double precision, ``(N, D)``."""
     if extractor is None:
         return x.flatten(1).double()

@@ -80,6 +80,7 @@ def test_what_is_pushed_says_no_place_and_has_no_file_of_the_user(run, tmp_path,
     (run / "learning-curves.png").write_bytes(b"a picture")
     hub.push(run, "alice/made", api=api)
     there = api.folder / "alice/made"
+    assert "](learning-curves.png)" in (there / "README.md").read_text()
     names = sorted(path.name for path in there.iterdir())
     assert names[:3] == ["README.md", "learning-curves.png", "program.json"]
     assert [Path(name).suffix for name in names[3:]] == [".json", ".safetensors"]
@@ -105,6 +106,20 @@ def test_the_card_says_what_the_record_and_the_evaluation_do(run, api):
     finally:
         (run.parent / "moved.csv").rename(run.parent / "patients.csv")
     assert "test data" not in (api.folder / "alice/blind/README.md").read_text()
+
+
+def test_a_card_shows_no_picture_that_is_not_there(run, tmp_path, api):
+    hub.push(run, "alice/made", api=api)
+    hub.pull("alice/made", tmp_path / "pulled", api=api)
+    hub.push(tmp_path / "pulled", "alice/again", api=api)
+    assert not (api.folder / "alice/again/learning-curves.png").exists()
+    assert "learning-curves" not in (api.folder / "alice/again/README.md").read_text()
+
+
+def test_an_error_of_ours_is_not_blamed_on_the_hub(run, api, monkeypatch):
+    monkeypatch.setattr(hub, "card", lambda *args: {}["key"])
+    with pytest.raises(KeyError):
+        hub.push(run, "alice/made", api=api)
 
 
 def test_a_repository_with_more_than_a_run_brings_the_run_alone(run, tmp_path, api):

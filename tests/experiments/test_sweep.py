@@ -185,6 +185,17 @@ def test_a_damaged_evaluation_is_named_with_what_to_do(tmp_path, capsys, spoilt)
     assert ours == theirs
 
 
+def test_cells_of_two_axes_in_one_folder_are_not_taken_for_each_other(tmp_path):
+    """The same number, or the same name, of another axis is another cell."""
+    few = replace(FAST, num_data=32, num_particles=2, training=replace(FAST.training, epochs=1))
+    rows = [sweep.sweep(tmp_path / "s", few, vary={axis: [1e-3]}, progress=False).rows[0]
+            for axis in ("lr", "weight_decay")]  # fmt: skip
+    assert all(row.cells[0]["choices"] == row.choices for row in rows)
+    sweep.sweep(tmp_path / "s", few, prior=["normal"], progress=False)
+    with pytest.raises(ValueError, match=r"normal-seed0 is of prior normal, and this sweep has encoder normal by"):
+        sweep._is_finished(tmp_path / "s", sweep.Cell((("encoder", "normal"),), 0))
+
+
 def test_a_damaged_sweep_is_named(tmp_path):
     (tmp_path / "sweep.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"sweep.json is damaged \(it is a list\): choose another --out"):
@@ -338,14 +349,14 @@ def test_any_option_is_swept(tmp_path, capsys):
                "--out", str(tmp_path / "s")]  # fmt: skip
     assert cli.main(command) == 0
     assert re.search(r"^ *lr +hidden +bits/dim", capsys.readouterr().out, re.MULTILINE)
-    record = runs.read(tmp_path / "s" / "cells" / "0.05-_4__4_-constant-seed0")[1]
+    record = runs.read(tmp_path / "s" / "cells" / "lr=0.05-hidden=_4__4_-lr_schedule=constant-seed0")[1]
     assert (record.options["lr"], record.options["hidden"]) == (0.05, [4, 4])
     assert record.options["lr_schedule"] == "constant"
     options = {"epochs": 1, "lr": 0.05, "lr_schedule": "constant", "device": "cpu"}
     alone = runs.train(
         tmp_path / "alone", "vae", "moons", {"hidden": (4, 4)}, dgm.TrainingOptions(**options), num_data=64
     )
-    swept = dgm.load(tmp_path / "s" / "cells" / "0.05-_4__4_-constant-seed0")
+    swept = dgm.load(tmp_path / "s" / "cells" / "lr=0.05-hidden=_4__4_-lr_schedule=constant-seed0")
     assert all(torch.equal(a, b) for a, b in zip(alone[0].parameters(), swept.parameters(), strict=True))
     for wrong, message in (
         ("speed=3", "a name in vary must be one of"),

@@ -188,6 +188,14 @@ def test_a_distribution_is_the_best_of_its_family():
     assert abs(found.approximation[0] - BEST) < 4 * found.approximation[1]
 
 
+def test_parameters_that_no_step_would_move_are_named():
+    def guide(y):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1))
+
+    with pytest.raises(TypeError, match="guide is a function with the parameters loc: make it a PyroModule"):
+        dgm.infer.gaps(dgm.Posterior(pair, Y), guide=guide)
+
+
 def test_the_evidence_of_a_posterior():
     posterior = dgm.Posterior(pair, Y)
     guide = dist.MultivariateNormal(moved(0.0).mean, precision_matrix=PRECISION)

@@ -1,0 +1,90 @@
+"""A model and a guide in a file of the user's: the targets of ``dgm doctor`` and ``dgm infer``."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dgm_pyro.diagnosis import line_of
+
+__all__ = ["pair_from"]
+
+
+def pair_from(target: str, arguments: str = "data") -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
+    """The pair that ``FILE.py:MODEL,GUIDE`` or ``MODULE:MODEL,GUIDE`` names, and what to call it with.
+
+    Args:
+        target: without ``,GUIDE`` it is a model alone, or a `Program`.
+        arguments: a name in the same file: a value, or a function without arguments that returns one. A tuple holds
+            the positional arguments, a dict the named ones; without such a name the pair is called with none.
+
+    Returns:
+        model, guide, args, kwargs.
+
+    Raises:
+        ValueError: the target names nothing that is there, or the user's code raises an error or exits.
+    """
+    source, _, names = target.rpartition(":")
+    model_name, _, guide_name = names.partition(",")
+    if not source or not model_name:
+        raise ValueError(f"{target!r} must be FILE.py:MODEL,GUIDE or MODULE:MODEL,GUIDE")
+    module = _module(source)
+
+    def get(name: str) -> Any:
+        thing: Any = module
+        for part in name.strip().split("."):
+            if not hasattr(thing, part):
+                close = difflib.get_close_matches(part, dir(thing), 1)
+                hint = f": did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"{source} has no {name!r}{hint}")
+            thing = getattr(thing, part)
+        return thing
+
+    model, guide = get(model_name), get(guide_name) if guide_name else None
+    value = get(arguments) if arguments != "data" or hasattr(module, "data") else ()
+    if callable(value) and not isinstance(value, Tensor):
+        with _users(f"{arguments}() of {source}", "when it is called without arguments"):
+            value = value()
+    if isinstance(value, dict):
+        return model, guide, (), value
+    return model, guide, value if isinstance(value, tuple) else (value,), {}
+
+
+def _module(source: str) -> types.ModuleType:
+    if not source.endswith(".py"):
+        try:
+            return importlib.import_module(source)
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"cannot import {source}: {line_of(error)}") from error
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"there is no file {source}")
+    spec = importlib.util.spec_from_file_location(f"dgm_doctor_{path.stem}", path)  # random.py must not become random
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where data classes look for it
+    sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbors
+    try:
+        with _users(source, "when it is loaded"):
+            spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+@contextlib.contextmanager
+def _users(code: str, when: str) -> Iterator[None]:
+    """Whatever ``code``, which is the user's, raises or exits with, is an error in one line."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{code} raises {type(error).__name__} {when}: {line_of(error)}") from error
