@@ -6,10 +6,11 @@
 - gp: the three hyperparameters of a Gaussian process with a squared-exponential kernel, 11 simulated points.
 - ar: an autoregression of order 5, 200 simulated steps.
 
-The same model, warm-up, number of draws and target acceptance for all, one thread, double precision. Ours and
-NumPyro's run four chains together; Pyro's runs one, as its chains take as long each. A row says the processor time of all: warm-up,
-recording, and compilation inside the process (`torch.compile` has processes of its own, which are not counted). It says
-the smallest bulk effective sample size over the latents, by ArviZ. NumPyro has a row where it is installed.
+The same model, warm-up, number of draws and target acceptance for all, one thread, double precision. Ours and NumPyro's
+run four chains together; Pyro's runs one, as its chains take as long each. A row says the processor time of all:
+warm-up, recording, and compilation inside the process (`torch.compile` has processes of its own, which are not
+counted). It says the smallest bulk effective sample size over the latents, by ArviZ. NumPyro has a row where it is
+installed.
 """
 
 from __future__ import annotations
