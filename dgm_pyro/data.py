@@ -707,15 +707,25 @@ def _as_x(values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarr
     return whole.to(torch.uint8 if small else torch.int64), mask
 
 
+LARGEST_CODE = 10**5
+"""Whole labels from there on are numbers of something, such as customers, and not codes of as many classes."""
+
+
 def _coded(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...] | None]:
     """Labels as integers, -1 where one is missing, and their names where they are no integers from 0."""
+    if names is not None and len(set(names)) < len(names):
+        raise ValueError(f"classes must be names that differ, got {', '.join(names)}")
     known = np.array([label is not None and label == label for label in labels.tolist()])
     values = labels[known].tolist()
+    if not values:
+        raise ValueError("label is missing in every row: leave it out (--label), or choose another column")
+    if any(isinstance(value, float) and math.isinf(value) for value in values):
+        raise ValueError("label holds an infinite value: correct it, or choose another column (--label)")
     whole = all(isinstance(value, int | float) and value == int(value) for value in values)
     numbers = [int(value) for value in values] if whole else []
     y = torch.full((len(labels),), -1)
     where = torch.from_numpy(known)
-    if whole and values and min(numbers) in (0, -1) and (names is None or max(numbers) < len(names)):
+    if whole and min(numbers) in (0, -1) and max(numbers) < (LARGEST_CODE if names is None else len(names)):
         y[where] = torch.tensor(numbers)
         return y, names
     texts = [str(value) for value in (numbers if whole else values)]

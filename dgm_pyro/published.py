@@ -126,6 +126,8 @@ def svhn(path: Path) -> Images:
         if shape[:3] != (32, 32, 3) or kind != "uint8" or shapes["y"][0] != (shape[3], 1):
             raise ValueError(f"it holds {shapes}")
         content = loadmat(path, variable_names=["X", "y"])
+        x, y = content["X"].transpose(3, 2, 0, 1), content["y"][:, 0].astype(np.float64)
+        _check_labels(y, range(1, 11))
     except (
         EOFError,
         LookupError,
@@ -137,7 +139,14 @@ def svhn(path: Path) -> Images:
         zlib.error,
     ) as error:
         raise ValueError(f"{path} is not a file of SVHN ({error}): copy it again") from error
-    return np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)), content["y"][:, 0].astype(np.int64) % 10
+    return np.ascontiguousarray(x), y.astype(np.int64) % 10
+
+
+def _check_labels(y: np.ndarray, known: range) -> None:
+    """Raise unless all labels are among the known ones."""
+    foreign = y[~np.isin(y, known)]
+    if len(foreign):
+        raise ValueError(f"it has the label {foreign[0]}, but labels are {known[0]} to {known[-1]}")
 
 
 def imagenet(paths: Sequence[Path], size: int, num_data: int | None, random: np.random.Generator) -> Images:
@@ -163,7 +172,9 @@ def imagenet(paths: Sequence[Path], size: int, num_data: int | None, random: np.
         try:
             with np.load(path, allow_pickle=False) as archive:
                 x[places] = archive["data"][rows[places] - start].reshape(-1, 3, size, size)
-                y[places] = archive["labels"][rows[places] - start]
+                labels = archive["labels"]
+                _check_labels(labels, range(1, 1001))
+                y[places] = labels[rows[places] - start]
         except (LookupError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged ({error}): copy it again") from error
     return x, y - 1

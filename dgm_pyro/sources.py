@@ -12,6 +12,7 @@ import csv
 import importlib
 import io
 import itertools
+import math
 import os
 import warnings
 import zipfile
@@ -381,12 +382,16 @@ def _kinds(frame: Any, choice: Choice, origin: str) -> dict[str, Kind]:
 
 
 def _kind(series: Any, name: str, asked: Any, origin: str) -> Kind:
+    if not isinstance(asked, str | Sequence | None):
+        raise TypeError(f"kinds[{name!r}] must be a kind, or a kind and its words or bounds, got {asked!r}")
     kind, *values = (asked,) if isinstance(asked, str) else asked or (_guessed(series),)
     wanted = KINDS.get(kind)
     if wanted is None:
         raise ValueError(f"kinds[{name!r}] must be one of {', '.join(KINDS)}, got {kind!r}")
     if kind in ("category", "ordinal"):
         words = [str(word) for word in values] or _words(series)
+        if len(set(words)) < len(words):
+            raise ValueError(f"kinds[{name!r}] must have words that differ, got {', '.join(words)}")
         if not 2 <= len(words) <= MOST_WORDS:
             raise ValueError(
                 f"column {name!r} of {origin} has {len(words)} different values, and a {kind} 2 to {MOST_WORDS}: leave "
@@ -402,6 +407,8 @@ def _kind(series: Any, name: str, asked: Any, origin: str) -> Kind:
     if len(bounds) != wanted or len(values) != wanted:
         example = f"{name}={kind}:0:1" if wanted else f"{name}={kind}"
         raise ValueError(f"kinds[{name!r}] is {kind}, which has {wanted or 'no'} bounds, got {values}: write {example}")
+    if wanted and not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise ValueError(f"kinds[{name!r}] must have finite bounds in ascending order, got {bounds}")
     return kind, *(int(bound) if kind == "integer" and bound == int(bound) else bound for bound in bounds)
 
 

@@ -98,6 +98,10 @@ def test_svhn(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"train_32x32\.mat is not a file of SVHN"):
             dgm.data.load("svhn", data_dir=tmp_path)
+    for label in (11, 0, 1.5, np.nan):
+        savemat(path, {"X": PIXELS.transpose(2, 3, 1, 0), "y": np.array([[1], [2], [label]])})
+        with pytest.raises(ValueError, match=r"is not a file of SVHN .*it has the label"):
+            dgm.data.load("svhn", data_dir=tmp_path)
     savemat(path, {"X": PIXELS, "y": np.zeros((3, 1))})
     with pytest.raises(ValueError, match=r"is not a file of SVHN .*it holds"):
         dgm.data.load("svhn", data_dir=tmp_path)

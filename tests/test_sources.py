@@ -51,6 +51,8 @@ def test_labels_keep_the_numbers_that_they_are_and_the_order_that_is_asked_for()
     assert (years.y.tolist(), years.classes) == ([0, 1, 0, 2], ("1999", "2001", "2010"))
     fixed = dgm.data.open(x[:2], label=np.array(["b", "c"]), classes=("c", "a", "b"))
     assert (fixed.y.tolist(), fixed.num_classes) == ([2, 0], 3)
+    of_customers = dgm.data.open(np.zeros((3, 1)), label=[0, 10**12, 0])
+    assert (of_customers.y.tolist(), of_customers.classes) == ([0, 1, 0], ("0", str(10**12)))
 
 
 def test_arrays_come_back_as_they_were_saved(tmp_path):
@@ -203,6 +205,14 @@ BAD_KINDS = {
         {"job": ("category", "cook", "pilot")},
         r"row 1, column 'job' holds 'nurse'.*none of its words",
     ),
+    "a word given twice": (
+        {"job": ("category", "cook", "nurse", "cook")},
+        r"kinds\['job'\] must have words that differ",
+    ),
+    "bounds in no order": (
+        {"share": ("bounded", 1, 0)},
+        r"kinds\['share'\] must have finite bounds in ascending order",
+    ),
     "text": ({"job": "real"}, r"row 0, column 'job' holds 'cook', which is not a number"),
 }
 
@@ -212,6 +222,8 @@ def test_a_column_of_another_kind_is_named(case):
     kinds, words = BAD_KINDS[case]
     with pytest.raises(ValueError, match=words):
         dgm.data.open(PEOPLE, kinds=kinds)
+    with pytest.raises(TypeError, match=r"kinds\['age'\] must be a kind, or a kind and its words or bounds, got 5"):
+        dgm.data.open(PEOPLE, kinds={"age": 5})
 
 
 def test_names_are_no_category():
@@ -250,6 +262,13 @@ BAD_CHOICES = {
     "empty given": (FRAME, {"given": "a", "columns": ["b"]}, "row 1, column 'a' is empty, but it is given"),
     "text": (FRAME, {}, "row 0, column 'c' holds 'u', which is not a number"),
     "foreign label": (FRAME, {"label": "c", "columns": "b", "classes": ("u",)}, "row 1 has the label 'v', which is"),
+    "a class given twice": (
+        FRAME,
+        {"label": "c", "columns": "b", "classes": ("u", "v", "u")},
+        "classes must be names that",
+    ),
+    "infinite label": (np.zeros((2, 1)), {"label": [0.0, np.inf]}, "label holds an infinite value"),
+    "no label": (np.zeros((2, 1)), {"label": [np.nan, np.nan]}, "label is missing in every row"),
     "no integers": (FRAME, {"columns": "t", "levels": 3}, "row 0 of the data holds 0.1 in feature 0, but levels=3"),
     "too few levels": (FRAME, {"columns": "b", "levels": 5}, "x holds values from 4 to 6, but levels=5"),
     "infinite": (np.array([[1.0, 2.0], [0.0, np.inf]]), {}, "row 1 of the data holds inf in feature 1"),

@@ -119,6 +119,10 @@ def pull(
             program, record = runs.read(scratch)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{repo} holds no run of dgm_pyro: it has no {runs.RECORD}") from error
+        except ValueError as error:
+            raise checkpoint.CheckpointError(
+                f"the run in {repo} is damaged: pull it again, or push it again ({error})"
+            ) from error
         runs.write_files(Path(out), program, record)
     return program, record
 

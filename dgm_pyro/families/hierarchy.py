@@ -240,6 +240,8 @@ def vdvae(
     check_program(likelihood, "likelihood")
     check_count(latent_channels, "latent_channels")
     counts = as_shape(levels, "levels")
+    if not counts:
+        raise ValueError("levels must be the number of levels at each resolution, got none: give at least one")
     channels, height, width = image_shape(likelihood.given_shape or (), "the given_shape of likelihood")
     factor = 2 ** (len(counts) - 1)
     if height % factor or width % factor:

@@ -221,6 +221,11 @@ def _multiscale(
     embedding, features = embedding_of(reads, (check_count(width, "width"),))
     masked: Masked = partial(_coupling, width=width, blocks=blocks, given_shape=features)
     scales = _scales(shape) if scales is None else check_count(scales, "scales")
+    if any(side % 2**scales for side in shape[1:]):
+        raise ValueError(
+            f"height and width are halved at each of {scales} scales, but images are {shape[1]}x{shape[2]}: crop or "
+            "pad them, or give fewer scales"
+        )
     inward: list[Bijection] = []
     for scale in range(scales):
         inward.append(Squeeze(shape))

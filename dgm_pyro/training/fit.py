@@ -203,6 +203,8 @@ class Training:
         options = options or TrainingOptions()
         train = as_data(program, data, missing=True)
         _check_scale(program, train.excerpt)
+        if train.excerpt.mask is not None and not train.excerpt.mask.any():
+            raise ValueError(f"every value of {train.name} is missing: there is nothing to learn from")
         maximize: Any = PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
         held_out = None if validation is None else as_data(program, validation, "validation", missing=True)
         if held_out is None and options.validation is not None:

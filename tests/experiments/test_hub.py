@@ -136,7 +136,7 @@ def test_what_is_no_run_or_a_damaged_one_leaves_nothing(run, tmp_path, api):
     there = api.folder / "alice/made"
     [weights] = there.glob("weights-*")
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    with pytest.raises(dgm.CheckpointError, match="is damaged"):
+    with pytest.raises(dgm.CheckpointError, match="the run in alice/made is damaged: pull it again"):
         hub.pull("alice/made", tmp_path / "pulled", api=api)
     for path in there.glob("*.json"):
         path.unlink()

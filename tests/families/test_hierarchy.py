@@ -160,3 +160,5 @@ def test_parts_that_do_not_fit_are_refused(change, message):
 def test_a_resolution_that_cannot_be_halved_is_refused():
     with pytest.raises(ValueError, match="halve the resolution 2 times, but that of the likelihood is 2x2"):
         tiny((1, 1, 1))
+    with pytest.raises(ValueError, match="levels must be the number of levels at each resolution, got none"):
+        tiny(())

@@ -133,6 +133,12 @@ def test_programs_that_cannot_leave_features_out_say_what_to_do(name):
             use()
 
 
+def test_data_of_which_nothing_was_observed_teach_nothing():
+    data = dgm.Data(torch.randn(40, 3), mask=torch.zeros(40, 3, dtype=torch.bool), name="blank")
+    with pytest.raises(ValueError, match="every value of blank is missing: there is nothing to learn from"):
+        dgm.fit(dgm.Normal(3, learned=True), data, progress=False)
+
+
 def test_a_comparison_of_samples_needs_whole_data():
     x = torch.randn(40, 3)
     with pytest.raises(ValueError, match=r"misses features, but .* compares whole data"):

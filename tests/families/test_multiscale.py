@@ -98,5 +98,7 @@ def test_scales_follow_the_resolution(shape, scales):
 
 
 def test_an_odd_side_is_refused_by_its_name():
-    with pytest.raises(ValueError, match=r"in_shape \(1, 5, 4\) cannot be squeezed: height and width must be even"):
+    with pytest.raises(ValueError, match="halved at each of 1 scales, but images are 5x4: crop or pad"):
         multiscale.glow((1, 5, 4))
+    with pytest.raises(ValueError, match="halved at each of 3 scales, but images are 4x4"):
+        multiscale.glow((1, 4, 4), scales=3)
