@@ -929,7 +929,10 @@ def _generates_from_given(vae: VAE) -> bool:
 def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
     """The model of that name, of columns of mixed kinds."""
     if model not in COLUMN_MODELS:
-        raise ValueError(f"columns are for the models {', '.join(COLUMN_MODELS)}, not for {model!r}: leave one out")
+        raise ValueError(
+            f"columns are for the models {', '.join(COLUMN_MODELS)}, not for {model!r}: choose one of these, or leave "
+            "out columns (--kinds) and have numbers alone"
+        )
     if "likelihood" in swaps:
         raise ValueError("columns are the likelihood: leave out columns or likelihood")
     if data.levels is not None or tuple(data.event_shape) != (len(columns),):

@@ -242,7 +242,7 @@ def _program(program: Program, data: Any, loss: Any) -> Diagnosis:
             try:
                 points = as_data(program, data)
             except (ValueError, TypeError) as error:
-                return Diagnosis((Finding("error", "data", program.variable, line_of(error), _remedy(error)),))
+                return Diagnosis((Finding("error", "data", program.variable, in_one_line(error), _remedy(error)),))
             value, given, _ = program.arguments(points[:64].to(program_device(program)))
         return _diagnose(program.model, program.guide, (value, given), {}, loss)
     finally:
@@ -543,7 +543,7 @@ def heard(said: list[Exception | Warning], files: str | tuple[str, ...]) -> Iter
 
 def _words(visit: Visit, said: Exception | Warning) -> Finding:
     """What Pyro raised or warned about, as a finding."""
-    text, loss = line_of(said), type(visit.loss or _loss_for(visit)).__name__
+    text, loss = in_one_line(said), type(visit.loss or _loss_for(visit)).__name__
     site = re.search(r"site \W*(\w+)", text)
     severity, verb = ("warning", "warns") if isinstance(said, Warning) else ("error", f"raises {type(said).__name__}")
     fix = _fix(text, "mend what Pyro names: training meets it too")
@@ -575,7 +575,7 @@ def _reported(role: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # it may be anything: the code is the user's
-        text = line_of(error)
+        text = in_one_line(error)
         broken = re.search(r"Shape mismatch inside plate\('(.+)'\) at site (.+) dim (-?\d+), (\d+) vs (\d+)", text)
         if broken:
             plate, site, dim, size, found = broken.groups()
@@ -594,7 +594,7 @@ def _reported(role: str) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def line_of(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters."""
     text = " ".join(str(error).split("Trace Shapes:")[0].split())
     if isinstance(error, KeyError) and not text:
@@ -604,7 +604,7 @@ def line_of(error: BaseException) -> str:
 
 def _remedy(error: BaseException) -> str:
     """The remedy in one of our own messages: what follows the colon."""
-    return line_of(error).rpartition(": ")[2]
+    return in_one_line(error).rpartition(": ")[2]
 
 
 def _differentiate(visit: Visit) -> None:
@@ -859,7 +859,7 @@ def shapes(visit: Visit) -> Iterator[Finding]:
             yield Finding("error", "shapes", site.name,
                           f"the {role}'s distribution, batch {tuple(site.fn.batch_shape)} and event "
                           f"{tuple(site.fn.event_shape)}, cannot score a value of shape {shape}: "
-                          f"{line_of(site.trouble)}",
+                          f"{in_one_line(site.trouble)}",
                           "make the value's last dimensions the event shape, the others those of plates")  # fmt: skip
 
 

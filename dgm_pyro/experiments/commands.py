@@ -90,6 +90,11 @@ class OpenRun:
             return self.record.points(split, self.data_dir)
         return runs.inputs(other, self.program, self.data_dir, self.record.reading)
 
+    @property
+    def columns(self) -> list[str] | None:
+        """Names of the columns of x, of a table of reals."""
+        return self.record.reading.get("columns") if self.program.levels is None else None
+
     def output(self, out: Path | None, name: str) -> Path:
         """``out``, or by default the file of that name in the run."""
         return out or self.folder / name
@@ -162,11 +167,14 @@ class TrainedRun(Result):
     Attributes:
         folder: of the run.
         model: its name in the catalog.
+        history: of the training.
+        given: names of the columns that x is given.
     """
 
     folder: Path
     model: str
     history: History
+    given: Sequence[str] = ()
 
     def parts(self) -> list[str | Table]:
         history = self.history
@@ -177,9 +185,10 @@ class TrainedRun(Result):
             loss = f"loss {best.loss:.3f}, " if same else f"{loss}, "
             loss += f"validation {best.validation:.3f} {history.validation_unit}"
         doing = {"implicit": ("sample",), "classifier": ("evaluate",)}.get(self.model, ("evaluate", "sample"))
+        number = " --given " + ",".join("NUMBER" for _ in self.given) if self.given else ""
         return [
             f"{self.folder}: epoch {history.best_epoch} of {len(history.epochs)}, {loss}, {history.seconds:.1f} s",
-            "next: " + "; ".join(f"dgm {command} {self.folder}" for command in doing),
+            "next: " + "; ".join(f"dgm {each} {self.folder}{number if each == 'sample' else ''}" for each in doing),
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -196,9 +205,9 @@ def train_run(
     """
     processes = distributed.join(options.device)
     tracker = RunFiles(folder, f"{model}-{Path(data).stem}")
-    _, _, history = runs.train(folder, model, data, swaps, options, trackers=[tracker], **others)
+    _, record, history = runs.train(folder, model, data, swaps, options, trackers=[tracker], **others)
     distributed.leave()
-    return TrainedRun(folder, model, history) if processes.writes else None
+    return TrainedRun(folder, model, history, record.reading.get("given", ())) if processes.writes else None
 
 
 def resume_run(folder: Path, device: str | None = None, *, progress: bool = True) -> TrainedRun | None:
@@ -206,7 +215,7 @@ def resume_run(folder: Path, device: str | None = None, *, progress: bool = True
     processes = distributed.join(device or "auto")
     _, record, history = runs.resume(folder, device, trackers=[RunFiles(folder, str(folder))], progress=progress)
     distributed.leave()
-    return TrainedRun(folder, record.model, history) if processes.writes else None
+    return TrainedRun(folder, record.model, history, record.reading.get("given", ())) if processes.writes else None
 
 
 def sweep_into(
@@ -256,6 +265,10 @@ def sample_into(
     options = {name: value for name, value in options.items() if value is not None}
     if ("guidance" in options or label is not None) and not isinstance(run.program, Labeled):
         raise ValueError("--label and --guidance need a run with labels: train it with dgm train --labeled")
+    needed = run.record.reading.get("given", [])
+    if needed and given is None:
+        raise ValueError(f"this run is of x given {', '.join(needed)}: pass --given, a number for each, such as "
+                         f"--given {','.join(str(float(i)) for i in range(len(needed)))}")  # fmt: skip
     condition = None if given is None else torch.tensor([_numbers(given, run.record)], device=run.device)
     if label is not None:
         condition = torch.tensor([_class_of(label, run.record)], device=run.device)
@@ -263,7 +276,7 @@ def sample_into(
         x = run.program.sample(num_samples, condition, **options).cpu()
     about = f"{run}" + ("" if label is None else f", class {label}")
     what = f"{num_samples} samples of {about}" + ("" if given is None else f", given {', '.join(given)}")
-    plots.write_picture(picture, plots.samples(x, levels=run.program.levels, title=what))
+    plots.write_picture(picture, plots.samples(x, levels=run.program.levels, title=what, columns=run.columns))
     written = runs.write_alike(picture.with_suffix(""), x, run.record, run.program.levels)
     return Drawn(x, what, (picture, written))
 
@@ -327,7 +340,9 @@ def impute_into(
         **options,
     ).cpu()
     about = f"{run}, {f'{region} hidden' if region else 'missing values drawn'}"
-    shown = plots.imputations(x[:8], seen[:8], drawn[:, :8], levels=run.program.levels, title=about)
+    shown = plots.imputations(
+        x[:8], seen[:8], drawn[:, :8], levels=run.program.levels, title=about, columns=run.columns
+    )
     plots.write_picture(picture, shown)
     places = {
         "row": [i for _ in range(num_samples) for i in range(len(x))],
@@ -501,8 +516,14 @@ def detect_into(
         ensemble=[runs.read(folder, run.device)[0] for folder in ensemble],
         **options,
     )
-    title = f"Most anomalous for {run}, by {found.alarms[0].score}"
-    plots.write_picture(picture, plots.samples(points.x[found.ranked[:36]], levels=run.program.levels, title=title))
+    if run.columns is None:
+        title = f"Most anomalous for {run}, by {found.alarms[0].score}"
+        shown = plots.samples(points.x[found.ranked[:36]], levels=run.program.levels, title=title)
+    else:
+        flagged = found.flags
+        title = f"{data}, and what {run} flags by {found.alarms[0].score}: {int(flagged.sum())} of {len(flagged)} rows"
+        shown = plots.by_column(points.x, run.columns, marked=flagged, title=title)
+    plots.write_picture(picture, shown)
     table = picture.with_suffix(".csv")
     write_text(table, as_csv(found.records()))
     facts = {"run": str(run.folder), "data": data}

@@ -67,6 +67,7 @@ __all__ = [
     "answers",
     "aurocs",
     "bits_per_dim",
+    "by_column",
     "calibration",
     "chains",
     "coverage",
@@ -415,9 +416,67 @@ def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") 
     return figure
 
 
-def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
-    """Samples in the form that suits their shape: images, points of the plane, or a table of features."""
+@_styled
+def by_column(
+    x: Tensor, columns: Sequence[str], *, marked: Tensor | None = None, title: str = "", most: int = 12
+) -> Figure:
+    """A histogram of each column of a table, in its own units.
+
+    Args:
+        x: ``(N, D)``.
+        columns: names of the D columns.
+        marked: bool, ``(N,)``: rows to mark by lines.
+        most: how many columns are drawn at most, from the first.
+    """
     check_finite(x, "x")
+    _check_columns(columns, x)
+    check_count(most, "most")
+    if marked is not None:
+        check_tensor(marked, (), "marked", "one truth value per row")
+    values = x.detach().cpu().double().numpy()
+    figure, grid = _panels(columns[:most], title)
+    for i, axes in enumerate(grid):
+        whole = bool((values[:, i] == np.round(values[:, i])).all()) and np.ptp(values[:, i]) < 40
+        low, high = int(values[:, i].min()), int(values[:, i].max())
+        bins = [value - 0.5 for value in range(low, high + 2)] if whole else min(40, 2 * math.isqrt(len(values)))
+        axes.hist(values[:, i], bins, color=_theme.get().series[0])
+        for value in () if marked is None else values[marked.cpu().numpy(), i].tolist():
+            axes.axvline(value, ymax=0.15, color=_theme.get().series[1], linewidth=1)
+    return figure
+
+
+def _check_columns(columns: Any, x: Tensor) -> None:
+    if isinstance(columns, str) or not isinstance(columns, Sequence):
+        raise TypeError(f"columns must be names, got {columns!r}")
+    if x.dim() != 2 or len(columns) != x.shape[1]:
+        raise ValueError(
+            f"columns has {len(columns)} names, but x has shape {tuple(x.shape)}: pass a name for each column"
+        )
+
+
+def _panels(columns: Sequence[str], title: str) -> tuple[Figure, list[Axes]]:
+    """A panel for each column, named below it."""
+    across = min(3, len(columns))
+    down = math.ceil(len(columns) / across)
+    figure = _figure(1.7 * down, title)
+    grid = [*figure.subplots(down, across, squeeze=False).flat]
+    for axes, name in zip(grid, columns, strict=False):
+        axes.set_xlabel(name)
+        axes.locator_params(nbins=3)
+    for axes in grid[len(columns) :]:
+        axes.set_visible(False)
+    return figure, grid[: len(columns)]
+
+
+def samples(x: Tensor, *, levels: int | None = None, title: str = "", columns: Sequence[str] | None = None) -> Figure:
+    """Samples in the form that suits their shape: images, points of the plane, or a table of features.
+
+    Args:
+        columns: names of the columns of a table, which `by_column` draws.
+    """
+    check_finite(x, "x")
+    if columns is not None:
+        return by_column(x, columns, title=title)
     if is_picture(x):
         return images(x, levels=levels, title=title)
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
@@ -425,33 +484,61 @@ def samples(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
     return table_of_features(x, levels=levels, title=title)
 
 
-def imputations(x: Tensor, mask: Tensor, samples: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
+def imputations(
+    x: Tensor,
+    mask: Tensor,
+    samples: Tensor,
+    *,
+    levels: int | None = None,
+    title: str = "",
+    columns: Sequence[str] | None = None,
+) -> Figure:
     """One row per datum: x itself, x with the hidden part covered, and draws of that part given the rest.
 
-    Points of the plane have a panel each instead, with the datum, the draws, and a line where they agree.
+    Points of the plane have a panel each instead, with the datum, the draws, and a line where they agree. The columns
+    of a table have a panel each: for each datum the value where it was observed, and the draws where not.
 
     Args:
         x: ``(N, *event_shape)``; what has no rows is drawn as one row of features.
         mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
         samples: ``(S, N, *event_shape)``.
+        columns: names of the columns of a table.
     """
     check_dense(x, "x")
     check_dense(mask, "mask")
     check_tensor(samples, x.shape, "samples", "the shape of x")
+    if columns is not None:
+        _check_columns(columns, x)
+        return _imputed_columns(x.cpu(), mask.cpu().expand_as(x), samples.cpu(), columns, title)
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
         return _imputed_points(x.cpu(), mask.cpu().expand_as(x), samples.cpu(), title)
     shape = tuple(x.shape[1:]) if is_picture(x) else (1, 1, x[0].numel())
-    columns = torch.cat([x.unsqueeze(0), x.unsqueeze(0), samples.to(x.dtype)]).transpose(0, 1)
-    hidden = torch.zeros(columns.shape, dtype=torch.bool)
+    rows = torch.cat([x.unsqueeze(0), x.unsqueeze(0), samples.to(x.dtype)]).transpose(0, 1)
+    hidden = torch.zeros(rows.shape, dtype=torch.bool)
     hidden[:, 1] = ~mask.cpu().expand_as(x)
     labels = ("data", "seen", *(f"draw {i}" for i in range(1, len(samples) + 1)))
     return images(
-        columns.reshape(-1, *shape),
+        rows.reshape(-1, *shape),
         levels=levels,
         title=title,
         column_labels=labels,
         covered=hidden.reshape(-1, *shape),
     )
+
+
+@_styled
+def _imputed_columns(x: Tensor, seen: Tensor, samples: Tensor, columns: Sequence[str], title: str) -> Figure:
+    figure, grid = _panels(columns, title)
+    rows = torch.arange(len(x))
+    for i, axes in enumerate(grid):
+        known = seen[:, i]
+        axes.plot(x[known, i], rows[known], "s", color=_theme.get().series[1], markersize=4, label="observed")
+        drawn = samples[:, ~known, i]
+        axes.plot(drawn.flatten(), rows[~known].repeat(len(drawn)), "o", alpha=0.6, markersize=3, label="draws")
+        axes.set(ylim=(len(x) - 0.5, -0.5), ylabel="row" if i % 3 == 0 else "")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.legend(handles=grid[0].get_legend_handles_labels()[0], loc="outside lower left", ncols=2)
+    return figure
 
 
 @_styled

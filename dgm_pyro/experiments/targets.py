@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dgm_pyro.diagnosis import line_of
+from dgm_pyro.diagnosis import in_one_line
 
 __all__ = ["pair_from"]
 
@@ -64,7 +64,7 @@ def _module(source: str) -> types.ModuleType:
         try:
             return importlib.import_module(source)
         except (Exception, SystemExit) as error:
-            raise ValueError(f"cannot import {source}: {line_of(error)}") from error
+            raise ValueError(f"cannot import {source}: {in_one_line(error)}") from error
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"there is no file {source}")
@@ -87,4 +87,4 @@ def _users(code: str, when: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{code} raises {type(error).__name__} {when}: {line_of(error)}") from error
+        raise ValueError(f"{code} raises {type(error).__name__} {when}: {in_one_line(error)}") from error

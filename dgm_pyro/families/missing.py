@@ -41,8 +41,8 @@ def observed_part(program: Program, data: Data) -> Program:
     if not program.takes_missing:
         raise ValueError(
             f"{data.name} misses features, and those of this {type(program).__name__} depend on one another, so that "
-            "the missing ones cannot be left out: use a VAE with independent features, or fill them in first by "
-            "dgm.infer.impute of such a VAE; or keep whole data, data[data.mask.flatten(1).all(1)]"
+            "the missing ones cannot be left out: use a VAE with independent features (dgm train vae), or fill them in "
+            "first by dgm.infer.impute of such a VAE; or keep whole data, data[data.mask.flatten(1).all(1)]"
         )
     return Observed(program)
 

@@ -350,7 +350,7 @@ class Detector:
             need = math.ceil(1 / false_alarm_rate - 1e-9) - 1
             raise ValueError(
                 f"{len(scores)} reference data cannot set a false_alarm_rate of {false_alarm_rate}: pass at least "
-                f"{max(1, need)}, and a rate below 1"
+                f"{max(1, need)}, or a rate from {1 / (len(scores) + 1):.2g} on (--false-alarm-rate), and below 1"
             )
         self.reference = scores.sort().values
         self.threshold = self.reference[rank - 1].item()

@@ -290,6 +290,31 @@ def test_imputed_points_are_points():
     assert np.allclose(second.get_ydata(), x[1, 1])
 
 
+def test_columns_have_histograms_in_their_own_units():
+    x = torch.stack([torch.randn(90) * 1e5, torch.randint(4, (90,)).float()], 1)
+    marked = torch.arange(90) < 2
+    figure = plots.by_column(x, ["pressure", "cars"], marked=marked)
+    bins = (18, [-0.5, 0.5, 1.5, 2.5, 3.5])  # a bar for each whole number
+    for values, name, edges, axes in zip(x.T, ("pressure", "cars"), bins, figure.axes, strict=False):
+        assert axes.get_xlabel() == name
+        heights = [bar.get_height() for bar in axes.patches]
+        assert heights == np.histogram(values.double().numpy(), edges)[0].tolist()
+        assert sum(heights) == 90
+        assert [line.get_xdata()[0] for line in axes.get_lines()] == pytest.approx(values[:2].tolist())
+    with pytest.raises(ValueError, match=r"columns has 1 names, but x has shape \(90, 2\)"):
+        plots.samples(x, columns=["pressure"])
+
+
+def test_imputed_columns_show_what_was_observed_and_the_draws():
+    x, seen, draws = torch.randn(4, 2) * 50, torch.tensor([True, False]), torch.randn(3, 4, 2)
+    figure = plots.imputations(x, seen, draws, columns=["a", "b"])
+    known, drawn = (dict(zip(("observed", "draws"), axes.get_lines(), strict=True)) for axes in figure.axes[:2])
+    assert known["observed"].get_xdata().tolist() == pytest.approx(x[:, 0].tolist())
+    assert not len(known["draws"].get_xdata())
+    assert drawn["draws"].get_xdata().tolist() == pytest.approx(draws[:, :, 1].flatten().tolist())
+    assert drawn["draws"].get_ydata().tolist() == [0, 1, 2, 3] * 3
+
+
 def test_score_histograms_hold_all_the_data_on_common_bins():
     scores = {"digits": torch.randn(200), "noise": torch.randn(100) - 5}
     axes = plots.score_histograms(scores, bins=20).axes[0]
