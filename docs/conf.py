@@ -35,6 +35,8 @@ nitpick_ignore = [
     ("py:class", "dgm_pyro.program.P"),
     ("py:class", "dgm_pyro.training.options.Documented"),
     ("py:class", "dgm_pyro.experiments.tour.stops.Stop"),
+    ("py:class", "dgm_pyro.experiments.commands.Found"),
+    ("py:obj", "dgm_pyro.experiments.commands.Found"),
 ]
 
 # -- pages and notebooks -----------------------------------------------------------------------------------------------

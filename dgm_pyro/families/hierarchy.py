@@ -87,7 +87,7 @@ class Level(nn.Module):
 
 @register
 class DeepVAE(Program):
-    """p(z_L) ... p(z_1 | z_>1) p(x | z), and q(z_L | x) ... q(z_1 | z_>1, x), on one path from the top down.
+    """``p(z_L) ... p(z_1 | z_>1) p(x | z)`` and ``q(z_L | x) ... q(z_1 | z_>1, x)`` on one path from the top down.
 
     The sites are ``z_1``, nearest to x, to ``z_L``, at the top.
 

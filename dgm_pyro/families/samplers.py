@@ -28,7 +28,19 @@ from torch import Tensor
 
 from dgm_pyro.checks import check_number
 
-__all__ = ["DDIM", "Ancestral", "DPMSolver", "Heun", "Sampler", "Time", "karras", "quadratic", "run_sampler", "uniform"]
+__all__ = [
+    "DDIM",
+    "Ancestral",
+    "DPMSolver",
+    "Heun",
+    "Sampler",
+    "Spacing",
+    "Time",
+    "karras",
+    "quadratic",
+    "run_sampler",
+    "uniform",
+]
 
 Scale = float | Tensor
 """A float, or a tensor without dimensions."""
