@@ -187,7 +187,7 @@ class TrainedRun(Result):
         doing = {"implicit": ("sample",), "classifier": ("evaluate",)}.get(self.model, ("evaluate", "sample"))
         number = " --given " + ",".join("NUMBER" for _ in self.given) if self.given else ""
         return [
-            f"{self.folder}: epoch {history.best_epoch} of {len(history.epochs)}, {loss}, {history.seconds:.1f} s",
+            f"{self.folder}: kept epoch {history.best_epoch} of {len(history.epochs)}, {loss}, {history.seconds:.1f} s",
             "next: " + "; ".join(f"dgm {each} {self.folder}{number if each == 'sample' else ''}" for each in doing),
         ]
 
