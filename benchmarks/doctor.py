@@ -4,8 +4,8 @@
 
 - *Correct*: over what Pyro offers. An error is a false alarm.
 - *Refused*: Pyro's own loss raises an error or warns under validation. Any error or warning finds it.
-- *Broken*: one mistake each, most of which train without a word. It is found if an error or a warning names the site,
-  the parameter or the plate at fault.
+- *Broken*: each pair has one mistake. Most of them train without a message. An error or a warning finds the mistake if
+  it names the site, the parameter or the plate at fault.
 
 The table also says what Pyro itself reports when the loss runs once under validation.
 """

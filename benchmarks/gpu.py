@@ -86,7 +86,7 @@ class HandDiffusion(nn.Module):
 
 
 def programs(bench: Benchmark) -> dict[str, tuple[Callable[[], Any], Callable[[], nn.Module], Tensor]]:
-    """Of each case: our program, the loss by hand, a batch."""
+    """Each case by name: our program, the hand-written loss and a batch."""
     quick, image = bench.quick, (1, 28, 28)
     widths = (8, 16) if quick else (32, 64)
 

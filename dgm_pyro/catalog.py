@@ -75,6 +75,7 @@ from dgm_pyro.networks import (
 )
 from dgm_pyro.networks.sizes import ImageSizes, image_sizes, is_large
 from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
+from dgm_pyro.sources import WITH_WORDS
 
 __all__ = ["ENCODERS", "LIKELIHOODS", "MODELS", "PRIORS", "TooLargeError", "build", "conditional_for", "units_of"]
 
@@ -98,7 +99,7 @@ def is_image(data: Data) -> bool:
 
 
 def _sizes_of(data: Data) -> ImageSizes:
-    return image_sizes(data.event_shape, data.whole if isinstance(data, _Sample) else len(data))
+    return image_sizes(data.event_shape, _number_of(data))
 
 
 def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
@@ -175,10 +176,7 @@ def _flow(stack: Callable[..., Flow], of_one: Callable[..., Flow]) -> Callable[[
 
     def build_flow(data: Data, reads: Reads) -> Program:
         make = of_one if data.event_shape.numel() == 1 else stack
-        if data.levels is None:
-            return make(data.event_shape, **reads)
-        flow = make(data.event_shape, unit_cube=True, **reads)
-        return Dequantized(flow, data.levels, guide=dequantizer(data.event_shape, data.levels))
+        return _of_flow(data, reads, make, dequantizer)
 
     return build_flow
 
@@ -188,12 +186,17 @@ def _image_flow(name: str, stack: Callable[..., Flow]) -> Callable[[Data, Reads]
 
     def build_flow(data: Data, reads: Reads) -> Program:
         _require_image(data, name)
-        if data.levels is None:
-            return stack(data.event_shape, **reads)
-        flow = stack(data.event_shape, unit_cube=True, **reads)
-        return Dequantized(flow, data.levels, guide=multiscale.convolutional_dequantizer(data.event_shape, data.levels))
+        return _of_flow(data, reads, stack, multiscale.convolutional_dequantizer)
 
     return build_flow
+
+
+def _of_flow(data: Data, reads: Reads, make: Callable[..., Flow], guide: Callable[..., Flow]) -> Program:
+    """The flow of reals; of integers, it dequantized by that guide."""
+    if data.levels is None:
+        return make(data.event_shape, **reads)
+    flow = make(data.event_shape, unit_cube=True, **reads)
+    return Dequantized(flow, data.levels, guide=guide(data.event_shape, data.levels))
 
 
 def realnvp_of(data: Data, reads: Reads) -> Program:
@@ -312,7 +315,7 @@ class Parts:
 
     @property
     def widths(self) -> Sequence[int]:
-        """Of the hidden layers of an MLP."""
+        """Widths of the hidden layers of an MLP."""
         return HIDDEN if self.hidden is None else self.hidden
 
     def of_x(self, outputs: int) -> nn.Module:
@@ -796,7 +799,7 @@ def build(
         "hidden": hidden,
     }
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
-    data = data.excerpt
+    data = _sample(data.excerpt, len(data))
     if model not in ("vae", "vq-vae") and swaps:
         raise ValueError(f"{model!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
     check_type(columns, Mapping | None, "columns", "a mapping of names to kinds or None")
@@ -960,7 +963,7 @@ def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any]
 def _with_number(kind: tuple[Any, ...]) -> Any:
     """A kind of `Data` as `Columns` takes it: with the number of its words."""
     label, *values = kind
-    if label in ("category", "ordinal"):
+    if label in WITH_WORDS:
         return label, len(values)
     return kind if values else label
 
@@ -1035,8 +1038,18 @@ class _Sample(Data):
     whole: int = field(default=0, kw_only=True)
 
 
+def _sample(rows: Data, whole: int) -> Data:
+    """``rows``, of so many data."""
+    if len(rows) == whole:
+        return rows
+    return _Sample(**{each.name: getattr(rows, each.name) for each in fields(Data)}, whole=whole)
+
+
+def _number_of(data: Data) -> int:
+    return data.whole if isinstance(data, _Sample) else len(data)
+
+
 def _standardized(data: Data, units: Units) -> Data:
     """Some of the data as the program within sees them."""
     rows = data[:: max(1, data.x.numel() // NUMBERS_FOR_UNITS)]
-    parts = {each.name: getattr(rows, each.name) for each in fields(rows)}
-    return _Sample(**{**parts, "x": Standardize(*units)(rows.x)}, whole=len(data))
+    return _sample(rows.replaced(x=Standardize(*units)(rows.x)), _number_of(data))

@@ -116,7 +116,7 @@ OtherData = Annotated[
 Model = Annotated[str, _argument("MODEL", "Model to train: see dgm list.", _models)]
 NumData = Annotated[int | None, _option("Use only this many training data.")]
 LatentSize = Annotated[int | None, _option("Number of features of the latent z of a vae.")]
-Columns = "COLUMN,COLUMN,..."
+COLUMNS = "COLUMN,COLUMN,..."
 Standardizes = Annotated[
     bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
 ]
@@ -191,10 +191,10 @@ def _reading(
         str | None, _option("Column of a table, or array of an .npz file, that is the label.", metavar="COLUMN")
     ] = None,
     given: Annotated[
-        str | None, _option("Columns of a table to condition on; array of an .npz file.", metavar=Columns)
+        str | None, _option("Columns of a table to condition on; array of an .npz file.", metavar=COLUMNS)
     ] = None,
     columns: Annotated[
-        str | None, _option("Columns of a table that are the data. Default: all others.", metavar=Columns)
+        str | None, _option("Columns of a table that are the data. Default: all others.", metavar=COLUMNS)
     ] = None,
     kinds: Annotated[
         str | None,
@@ -512,7 +512,10 @@ def sample(
         label=label,
         given=None if given is None else _names(given),
         seed=seed,
-        **_chosen(sampler=sampler, num_steps=num_steps, spacing=spacing, guidance=guidance),
+        sampler=sampler,
+        num_steps=num_steps,
+        spacing=spacing,
+        guidance=guidance,
     )
     _print(drawn)
 
@@ -661,8 +664,7 @@ def doctor(
     """
     from dgm_pyro.experiments.commands import doctor_of
 
-    parts = _chosen(prior=prior, encoder=encoder, likelihood=likelihood)
-    diagnosis = doctor_of(target, data, arguments, data_dir, **parts)
+    diagnosis = doctor_of(target, data, arguments, data_dir, prior=prior, encoder=encoder, likelihood=likelihood)
     _print(diagnosis, as_json)
     if not diagnosis.ok:
         raise typer.Exit(1)

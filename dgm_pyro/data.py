@@ -648,7 +648,7 @@ def open(
 
 
 def _levels_of(found: sources.Arrays) -> int | None:
-    """Those that the source says; images of bytes have 256."""
+    """The number of levels that the source declares; images of bytes have 256."""
     return found.levels or (256 if found.x.dtype == np.uint8 and found.x.ndim == 4 else None)
 
 

@@ -594,9 +594,14 @@ def _reported(role: str) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
+def without_table(error: BaseException) -> str:
+    """What an error says, without the table of shapes that Pyro adds."""
+    return str(error).split("Trace Shapes:")[0].strip()
+
+
 def in_one_line(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters."""
-    text = " ".join(str(error).split("Trace Shapes:")[0].split())
+    text = " ".join(without_table(error).split())
     if isinstance(error, KeyError) and not text:
         text = "a key is missing"
     return text if len(text) <= 300 else text[:297] + "..."

@@ -176,6 +176,25 @@ def standard_error(values: Tensor) -> float:
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
+def squared_mmd(a: Tensor, b: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The squared maximum mean discrepancy of two sets, ``(N, D)`` and ``(M, D)``, without bias: it may be negative.
+
+    Args:
+        kernel: of every pair, ``(N, D)`` and ``(M, D)`` to ``(N, M)``.
+
+    Source: Gretton et al. 2012 (A kernel two-sample test), lemma 6.
+    """
+
+    def total(x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([kernel(part, y).sum() for part in x.split(PAIRED_ROWS)]).sum()
+
+    def within(x: Tensor) -> Tensor:
+        itself = torch.stack([kernel(part, part).diagonal().sum() for part in x.split(PAIRED_ROWS)]).sum()
+        return (total(x, x) - itself) / (len(x) * (len(x) - 1))
+
+    return within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b))
+
+
 @alone()
 def evaluate(
     program: Program | Posterior,
@@ -287,8 +306,6 @@ def _of_posterior(
     for argument, value in others.items():
         if value is not None and value is not False:
             raise TypeError(f"{argument} was passed, but a Posterior has its own data and device: leave it out")
-    if guide is None:
-        raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
     posterior.require_proper("its evidence is known up to a constant factor only")
     total, weighted = (num_particles, True) if num_particles > 1 else (num_samples, False)
     with seeded(seed, posterior.device), unchecked(), torch.no_grad():
@@ -368,14 +385,17 @@ def _sum_over_labels(
     return Bound(value, value, reconstruction, kl)
 
 
+PAIRED_ROWS = 2**10
+"""At most so many rows of one set are compared with all of another at once."""
+
 POSTERIOR_ROWS = 2**12
-"""At most so many draws of a guide are weighed at once by the density of a `Posterior`,"""
+"""At most so many draws go through the model of a `Posterior` at once."""
 
 ROWS_AT_ONCE = 2**14
-"""so many rows (particles of data) go through the networks at once when evidence is computed,"""
+"""At most so many rows, particles of data, go through the networks at once when evidence is computed."""
 
 VALUES_AT_ONCE = 2**20
-"""and so many numbers, counting those of x and of every step of a chain: 4 MiB for each tensor of that size."""
+"""At most so many numbers go through them at once, those of every step of a chain counted: 4 MiB of float32."""
 
 
 @torch.no_grad()

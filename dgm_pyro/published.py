@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+
+from dgm_pyro.sources import UNREADABLE
 
 Images = tuple[np.ndarray, np.ndarray]
 
@@ -128,16 +129,7 @@ def svhn(path: Path) -> Images:
         content = loadmat(path, variable_names=["X", "y"])
         x, y = content["X"].transpose(3, 2, 0, 1), content["y"][:, 0].astype(np.float64)
         _check_labels(y, range(1, 11))
-    except (
-        EOFError,
-        LookupError,
-        MatReadError,
-        NotImplementedError,
-        OSError,
-        TypeError,
-        ValueError,
-        zlib.error,
-    ) as error:
+    except (*UNREADABLE, MatReadError, NotImplementedError) as error:
         raise ValueError(f"{path} is not a file of SVHN ({error}): copy it again") from error
     return np.ascontiguousarray(x), y.astype(np.int64) % 10
 
@@ -175,7 +167,7 @@ def imagenet(paths: Sequence[Path], size: int, num_data: int | None, random: np.
                 labels = archive["labels"]
                 _check_labels(labels, range(1, 1001))
                 y[places] = labels[rows[places] - start]
-        except (LookupError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise ValueError(f"{path} is damaged ({error}): copy it again") from error
     return x, y - 1
 
@@ -189,6 +181,6 @@ def _count(path: Path, size: int) -> int:
             shape, _, dtype = header[version](file)
         if shape[1:] != (3 * size * size,) or dtype != np.uint8:
             raise ValueError(f"its data have shape {shape} and dtype {dtype}")
-    except (LookupError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is not a file of ImageNet at {size}x{size} ({error}): copy it again") from error
     return int(shape[0])

@@ -33,7 +33,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 # Names of the arrays in an .npz file, and of the columns of a Hugging Face dataset.
 DATA_NAMES, LABEL_NAMES = ("x", "X", "data", "images", "image", "img"), ("y", "Y", "labels", "label")
 UNREADABLE = (
-    *(AttributeError, EOFError, KeyError, OSError, TypeError, ValueError),
+    *(AttributeError, EOFError, LookupError, OSError, TypeError, ValueError),
     *(zipfile.BadZipFile, zlib.error),
 )
 """What a damaged .npz file makes numpy raise."""
@@ -156,7 +156,7 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
     elif _is_dataset(source) and (in_memory is False or _size_of(source) > IN_MEMORY):
         found = StoredDataset(source, num_workers)
     if isinstance(found, StoredDataset | StoredStream):
-        choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns", "kinds")
+        choice.refuse(*OF_DATASETS)
     if found is None and in_memory is False:
         raise ValueError("in_memory=False is for .npy and .parquet files and torch datasets: leave it out")
     return found
@@ -388,7 +388,7 @@ def _kind(series: Any, name: str, asked: Any, origin: str) -> Kind:
     wanted = KINDS.get(kind)
     if wanted is None:
         raise ValueError(f"kinds[{name!r}] must be one of {', '.join(KINDS)}, got {kind!r}")
-    if kind in ("category", "ordinal"):
+    if kind in WITH_WORDS:
         words = [str(word) for word in values] or _words(series)
         if len(set(words)) < len(words):
             raise ValueError(f"kinds[{name!r}] must have words that differ, got {', '.join(words)}")
@@ -411,6 +411,9 @@ def _kind(series: Any, name: str, asked: Any, origin: str) -> Kind:
         raise ValueError(f"kinds[{name!r}] must have finite bounds in ascending order, got {bounds}")
     return kind, *(int(bound) if kind == "integer" and bound == int(bound) else bound for bound in bounds)
 
+
+WITH_WORDS = ("category", "ordinal")
+"""Kinds of columns whose values are words, which x has as numbers."""
 
 KINDS = {"real": 0, "positive": 0, "count": 0, "bounded": 2, "integer": 2, "category": 0, "ordinal": 0}
 """Kinds of columns that a source can be read as, and how many bounds each has."""
@@ -440,7 +443,7 @@ def _words(series: Any) -> list[str]:
 def _of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None) -> np.ndarray:
     """One column as doubles: the numbers of words; NaN where it is empty."""
     label, *values = kind
-    if label in ("category", "ordinal"):
+    if label in WITH_WORDS:
         codes = {word: code for code, word in enumerate(values)}
         array = np.array([np.nan if empty else codes.get(_word(value), -1.0)
                           for value, empty in zip(series.tolist(), series.isna(), strict=True)])  # fmt: skip
@@ -516,10 +519,11 @@ def _of_folder(folder: Path, choice: Choice) -> Arrays:
 def pictures(files: Sequence[Path], choice: Choice) -> np.ndarray:
     """Images of bytes ``(N, C, H, W)``."""
     if choice.gray is not None and choice.size is not None:  # one after the other, in the memory of the result
-        first = _pixels(_picture(files[0])[0], choice.gray, choice)
+        each = (_pixels(_picture(file)[0], choice.gray, choice) for file in files)
+        first = next(each)
         x = np.empty((len(files), *first.shape), np.uint8)
-        for i, file in enumerate(files):
-            x[i] = _pixels(_picture(file)[0], choice.gray, choice)
+        for i, pixels in enumerate(itertools.chain([first], each)):
+            x[i] = pixels
         return x
     opened = [_picture(file) for file in files]
     gray = all(mode == "L" for _, mode in opened) if choice.gray is None else choice.gray
@@ -604,10 +608,14 @@ def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
 
 def _of_dataset(source: Any, choice: Choice) -> Arrays:
     """A map-style `torch.utils.data.Dataset`, of x or of pairs of x and a label; torchvision's are such."""
-    choice.refuse("a torch Dataset, which says itself what its label is", "label", "given", "columns", "kinds")
+    choice.refuse(*OF_DATASETS)
     if not len(source):
         raise ValueError("source is empty: its length is 0")
     return _of_items([source[i] for i in range(len(source))], _classes_of(source))
+
+
+OF_DATASETS = ("a torch Dataset, which says itself what its label is", "label", "given", "columns", "kinds")
+"""A kind of source, and the options that it refuses."""
 
 
 def _is_dataset(source: Any) -> bool:

@@ -1,12 +1,9 @@
 """The doctor: one pair broken on purpose for each finding, and no alarm for pairs that are right."""
 
 import copy
-import importlib.util
 import json
 import math
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyro
@@ -18,13 +15,13 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoLowRankMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
+from scripts import load_script
 from torch import nn
 
 import dgm_pyro as dgm
 from dgm_pyro import cli
 from dgm_pyro.diagnosis import CHECKS, doctor
 
-BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "doctor.py"
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 BITS = (X > 0).float()
 
@@ -515,10 +512,7 @@ TELLING = {
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_doctor", BENCHMARK)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/doctor.py")
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in TELLING.items() for name in names])

@@ -1,27 +1,15 @@
 """benchmarks/gpu.py, which is for a GPU, runs on a CPU; what it compares is the same loss."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import load_script
 
 import dgm_pyro as dgm
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("gpu_benchmark", BENCHMARKS / "gpu.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return load_script("benchmarks/gpu.py")
 
 
 @pytest.mark.parametrize("title", ["VAE 784-400-50, 128", "PixelCNN 28x28, 64"])

@@ -1,6 +1,5 @@
 """The site's interactive page computes what the package does: its networks in JavaScript beside PyTorch's, in node."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 
 import dgm_pyro as dgm
 
@@ -36,17 +36,10 @@ console.log(JSON.stringify({
 """
 
 
-def load_export():
-    spec = importlib.util.spec_from_file_location("export", DOCS / "interactive" / "export.py")
-    export = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(export)
-    return export
-
-
 @pytest.fixture(scope="module")
 def programs():
     torch.manual_seed(0)
-    export, data = load_export(), dgm.data.load("digits", "test")
+    export, data = load_script("docs/interactive/export.py"), dgm.data.load("digits", "test")
     vae, diffusion = export.a_vae(data), export.a_diffusion(data)
     with torch.no_grad():
         for parameter in (*vae.parameters(), *diffusion.parameters()):  # some start as zeros, and would hide an error

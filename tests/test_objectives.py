@@ -813,7 +813,7 @@ def test_a_formula_is_what_the_objective_computes(objective, formula, by_hand):
 
 
 def test_the_formulas_of_reweighted_gradients_are_what_is_ascended():
-    """Of DReG the gradient in the guide, by the paths; of RWS the sum whose weights and draws are constants."""
+    """DReG ascends the guide's pathwise gradient; RWS ascends a sum whose weights and draws are constants."""
     vae, x = vae_of_normals()
     assert DReG(3).formula == (
         r"E [\log \frac{1}{3} \sum_{k=1}^{3} w_k], \quad w_k = p(x, z_k) / q_\phi(z_k \mid x), \quad "

@@ -1,16 +1,16 @@
 """Imports run in one direction, as docs/rooms.py states it; and the picture is that of the imports."""
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+from scripts import load_script
+
 import dgm_pyro as dgm
 
 DOCS = Path(__file__).parent.parent / "docs"
-spec = importlib.util.spec_from_file_location("rooms", DOCS / "rooms.py")
-rooms = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(rooms)
+rooms = load_script("docs/rooms.py")
 
 FLOOR = {room: level for level, floor in enumerate(rooms.FLOORS) for room in floor}
 

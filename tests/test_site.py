@@ -7,6 +7,8 @@ import re
 import types
 from pathlib import Path
 
+import pytest
+
 import dgm_pyro
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -60,12 +62,14 @@ def test_the_reference_has_what_is_public_and_nothing_else():
                 assert inspect.getdoc(value), f"{name}.{each} has no docstring"
 
 
-def test_what_dgm_exports_is_public_where_it_is_defined():
+@pytest.mark.parametrize("package", ["dgm_pyro", *PACKAGES])
+def test_what_a_package_exports_is_public_where_it_is_defined(package):
     modules = {name: importlib.import_module(name) for name in documented_modules()}
-    for name in dgm_pyro.__all__:
-        value = getattr(dgm_pyro, name)
+    exported = importlib.import_module(package)
+    for name in exported.__all__:
+        value = getattr(exported, name)
         if isinstance(value, type | types.FunctionType):
-            assert name in modules[value.__module__].__all__, f"dgm.{name} is missing in {value.__module__}.__all__"
+            assert name in modules[value.__module__].__all__, f"{name} is missing in {value.__module__}.__all__"
 
 
 def test_links_of_the_reference_lead_somewhere():

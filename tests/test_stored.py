@@ -85,6 +85,21 @@ def test_evidence_is_that_of_data_in_memory(path):
     assert memory.digest == stored.digest
 
 
+def test_a_network_has_the_dropout_of_the_number_of_all_data(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5_000, 1, 32, 32), dtype=np.uint8)
+    images[0, 0, 0, :2] = 0, 255
+    np.save(tmp_path / "images.npy", images)
+    memory, stored = (dgm.data.open(tmp_path / "images.npy", in_memory=kept) for kept in (True, False))
+    assert len(stored.excerpt) < 5_000 == len(stored)
+    for model in ("vae", "diffusion"):
+        one, other = (
+            [layer.p for layer in dgm.build(model, data).modules() if isinstance(layer, torch.nn.Dropout)]
+            for data in (memory, stored)
+        )
+        assert one == other
+        assert 0.1 in one
+
+
 @pytest.mark.parametrize("count", [120, 119, 113])
 def test_each_datum_is_in_an_epoch_once_and_windows_are_blocks(count, tmp_path, windows):
     np.save(tmp_path / "counted.npy", np.arange(3 * count, dtype=np.float32).reshape(count, 3))

@@ -1,18 +1,12 @@
 """The stopwatch of the benchmarks, on a clock that the cases themselves move."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 
-PATH = Path(__file__).parent.parent / "benchmarks" / "timing.py"
-spec = importlib.util.spec_from_file_location("timing", PATH)
-timing = importlib.util.module_from_spec(spec)
-sys.modules["timing"] = timing  # where dataclasses look for their module
-spec.loader.exec_module(timing)
+timing = load_script("benchmarks/timing.py")
 
 
 class Clock:

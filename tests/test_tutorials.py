@@ -1,6 +1,5 @@
 """Every chapter runs, and the notebook beside it is that chapter, executed: a new chapter needs no change here."""
 
-import importlib.util
 import os
 import platform
 import re
@@ -14,6 +13,7 @@ import jupytext
 import nbformat
 import pytest
 from conftest import pytest_terminal_summary
+from scripts import load_script
 
 TUTORIALS = Path(__file__).parent.parent / "tutorials"
 CHAPTERS = sorted(TUTORIALS.glob("[0-9]*.py"))
@@ -92,9 +92,7 @@ def test_the_chapters_after_a_broken_claim_are_executed_and_it_is_named(tmp_path
     whole.write_text(
         "# %% [markdown]\n# # Title\n\n# %%\nimport matplotlib.pyplot as plt\n\nplt.plot([1, 2])\nplt.show()\n"
     )
-    spec = importlib.util.spec_from_file_location("execute", TUTORIALS / "execute.py")
-    execute = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(execute)
+    execute = load_script("tutorials/execute.py")
     with pytest.raises(SystemExit) as stopped:
         execute.main(chapters=tmp_path)
     assert stopped.value.code == "00-broken: AssertionError: line 4 of its cell is not so: claim(2 < 1)"

@@ -156,7 +156,7 @@ def _public(record: runs.Record) -> runs.Record:
 def _evidence(
     program: Program, record: runs.Record, num_particles: int, data_dir: str | None, progress: bool
 ) -> Evidence | None:
-    """That of the test data; None for a program without a density, or where the data are not at hand."""
+    """The evidence of the test data; None for a program without a density, or where the data are missing."""
     if isinstance(core_of(program), Implicit):
         return None
     try:

@@ -78,8 +78,9 @@ class Record:
 
     @property
     def words(self) -> dict[str, list[str]]:
-        """Those of the columns that are categories or ordinal, in the order of their numbers."""
-        return {name: words for name, (kind, *words) in self.reading.get("kinds", {}).items() if kind in WITH_WORDS}
+        """The words of each column that is a category or ordinal, in the order of their numbers."""
+        kinds = self.reading.get("kinds", {}).items()
+        return {name: words for name, (kind, *words) in kinds if kind in sources.WITH_WORDS}
 
     def __str__(self) -> str:
         return f"{self.model} on {Path(self.data).stem}"
@@ -94,7 +95,6 @@ class Record:
 
 
 TEST_SHARE = 0.2
-WITH_WORDS = ("category", "ordinal")
 SPLITS = ("train", "test")
 
 

@@ -267,6 +267,8 @@ def weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor,
         q = over_reals(guide, posterior, "guide")
         u = q.sample((num_particles,))
         return u, _numbers(posterior.log_joint(u) - q.log_prob(u))
+    if guide is None:
+        raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
     if not callable(guide):
         raise TypeError(f"guide must be a Pyro guide or a distribution of u, got {type(guide).__name__}")
     draws, densities = [], list[Any]()

@@ -45,7 +45,7 @@ from dgm_pyro.networks.pixelcnn import bias_of
 __all__ = ["convolutional_dequantizer", "convolutional_realnvp", "flow_plus_plus", "glow"]
 
 MOST_SCALES = 3
-# Of the log-scale of one affine coupling: a few dozen of them follow each other.
+# Bounds the log-scale of one affine coupling, because a few dozen of them follow each other.
 BOUND = 2.0
 Masked = Callable[[Sequence[int], Sequence[bool], Univariate], Coupling]
 """Makes a coupling of an image of some shape, by the channels that pass and a univariate map."""

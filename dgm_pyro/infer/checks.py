@@ -35,7 +35,7 @@ from tqdm import tqdm
 from dgm_pyro.checks import check_choice, check_count, check_counts, check_number, check_seed
 from dgm_pyro.data import Data
 from dgm_pyro.diagnosis import Finding
-from dgm_pyro.evaluation import as_data, evaluating, particles_at_once, program_device
+from dgm_pyro.evaluation import POSTERIOR_ROWS, as_data, evaluating, particles_at_once, program_device
 from dgm_pyro.families.autoguide import OverReals, over_reals, weigh
 from dgm_pyro.families.distributions import features_of, finite_mean
 from dgm_pyro.infer.compare import fitted, is_choice
@@ -51,8 +51,6 @@ NUM_SAMPLES = 32
 ACTIVE = 0.01
 COLLAPSED = 0.01
 SIGNIFICANT = 0.01
-ROWS = 2**12
-"""At most so many draws of a posterior are mapped to its latents at once."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,7 @@ def _of_fits(
     truth, u = torch.stack(truths), torch.stack(draws)
     ranks = dict[str, list[Tensor]]()
     with torch.no_grad(), seeded(seed, posterior.device):
-        for rows in torch.arange(num_samples).split(max(1, ROWS // num_posterior_samples)):
+        for rows in torch.arange(num_samples).split(max(1, POSTERIOR_ROWS // num_posterior_samples)):
             z, guesses = (posterior.constrain(value[rows], deterministic=True) for value in (truth, u))
             for site, value in z.items():
                 less, equal = (of(guesses[site], value.unsqueeze(1)).sum(1) for of in (torch.lt, torch.eq))

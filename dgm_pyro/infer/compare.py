@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_count, check_counts, check_number, check_seed, check_type
+from dgm_pyro.evaluation import squared_mmd
 from dgm_pyro.families.autoguide import PARTICLES, STEPS, AutoConditional, GuidedPosterior
 from dgm_pyro.families.guides import Fitted, auto
 from dgm_pyro.infer.ais import HMC, annealing, temperatures
@@ -461,22 +462,16 @@ def _distances(u: Tensor, reference: Tensor) -> tuple[tuple[float, float], tuple
     for i in torch.randperm(number):
         a, b = ((value[i * size : (i + 1) * size] - center) / scale for value in (u, reference))
         sliced = ((a @ directions).sort(0).values - (b @ directions).sort(0).values).abs().mean()
-        found.append(torch.stack([sliced, _squared_mmd(a, b)]))
+        found.append(torch.stack([sliced, squared_mmd(a, b, _gaussian)]))
     each = torch.stack(found).double()
     means, errors = each.mean(0), each.std(0) / math.sqrt(number)
     mmd = float(means[1].clamp_min(0).sqrt())
     return (float(means[0]), float(errors[0])), (mmd, float(errors[1]) / max(2 * mmd, float(errors[1]) ** 0.5))
 
 
-def _squared_mmd(a: Tensor, b: Tensor) -> Tensor:
-    """The unbiased estimate of the squared MMD of two samples of one size."""
-    size, features = a.shape
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (-torch.cdist(x, y).square() / (2 * features)).exp()
-
-    within = sum(kernel(x, x).sum() - size for x in (a, b)) / (size * (size - 1))
-    return within - 2 * kernel(a, b).mean()
+def _gaussian(x: Tensor, y: Tensor) -> Tensor:
+    """The kernel of every pair, as wide as the number of dimensions asks for."""
+    return (-torch.cdist(x, y).square() / (2 * x.shape[1])).exp()
 
 
 def _sandwich(

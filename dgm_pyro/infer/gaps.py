@@ -287,8 +287,6 @@ def _of_guide(
     seed: int,
     progress: bool,
 ) -> GuideGaps:
-    if guide is None:
-        raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
     if log_evidence is not None and log_evidence.numel() != 1:
         raise ValueError(f"log_evidence has shape {tuple(log_evidence.shape)}: a Posterior has one, pass one number")
     if callable(guide) and not isinstance(guide, OverReals | nn.Module):

@@ -143,8 +143,6 @@ def psis(
     check_target(program, x)
     check_count(num_particles, "num_particles", at_least=25)
     if isinstance(program, Posterior):
-        if guide is None:
-            raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
         with seeded(seed, program.device), unchecked(), torch.no_grad():
             u, log_weights = weigh(program, guide, num_particles)
         return Weighted(log_weights, *smooth(log_weights), u, program)

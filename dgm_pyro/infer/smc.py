@@ -334,12 +334,8 @@ class Tempered:
     """
 
     def __init__(self, annealing_path: AnnealingPath, betas: Tensor, step_sizes: Tensor, transition: Transition):
-        self.annealing_path, self.betas, self.step_sizes, self.transition = (
-            annealing_path,
-            betas,
-            step_sizes,
-            transition,
-        )
+        self.annealing_path, self.betas = annealing_path, betas
+        self.step_sizes, self.transition = step_sizes, transition
 
     def __len__(self) -> int:
         return len(self.betas) - 1

@@ -444,9 +444,8 @@ class LULinear(Bijection):
         super().__init__()
         check_count(num_features, "num_features")
         self.num_features = num_features
-        self.weight = nn.Parameter(
-            torch.zeros(num_features, num_features)
-        )  # L below the diagonal, log-diagonal, U above it
+        # L below the diagonal, its logarithm on it, U above it.
+        self.weight = nn.Parameter(torch.zeros(num_features, num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ from dgm_pyro.checks import as_shape, check_count, check_counts, check_network_o
 from dgm_pyro.networks.mlp import InputEmbedding, check_given, input_shapes, to_unit
 from dgm_pyro.registry import register
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "ConvNet"]
 
 
 class Block(nn.Module):

@@ -50,7 +50,7 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro.diagnosis import heard
+from dgm_pyro.diagnosis import heard, without_table
 from dgm_pyro.objectives import ELBO, IWAE, Bound, Objective, at_progress, chosen
 from dgm_pyro.program import Program, alone, parameter_of, sample_sites
 
@@ -371,7 +371,7 @@ def _refused(elbo: str, why: Any) -> str:
     remedy = "mend the pair"
     if elbo == "TraceMeanField_ELBO":
         remedy += ", or compile it with dgm.ELBO(analytic_kl=False)"
-    said = " ".join(str(why).split("Trace Shapes:")[0].split())
+    said = " ".join(without_table(why).split())
     return f"Pyro's {elbo} does not take the pair: {said}: {remedy}"
 
 
@@ -478,7 +478,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         sys.stderr.write(printed.getvalue())
         return _inlined(_drawn_at_once(exported.module(check_guards=False)))
     except CompilationError as error:
-        raise CompilationError(str(error).split("Trace Shapes:")[0].strip()) from error  # to which Pyro adds its table
+        raise CompilationError(without_table(error)) from error
     except Exception as error:
         raise CompilationError(_what_prevents(error)) from error
 

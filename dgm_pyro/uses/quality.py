@@ -31,6 +31,7 @@ Source: Heusel et al. 2017 (FID, arXiv 1706.08500); Binkowski et al. 2018 (KID, 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgm_pyro.checks import check_count, check_dense, check_finite, check_tensor, check_type
-from dgm_pyro.evaluation import evaluating, program_device, standard_error
+from dgm_pyro.checks import check_count, check_counts, check_dense, check_finite, check_tensor, check_type
+from dgm_pyro.evaluation import PAIRED_ROWS, evaluating, program_device, squared_mmd, standard_error
 from dgm_pyro.networks.mlp import eval_mode
 from dgm_pyro.program import Program, alone, check_program, seeded
 from dgm_pyro.results import Result, Table, with_error
@@ -54,7 +55,6 @@ __all__ = [
     "sample_quality",
 ]
 
-ROWS_AT_ONCE = 1024
 Extractor = Callable[[Tensor], Tensor] | nn.Module
 MEASURES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
@@ -122,8 +122,8 @@ def sample_quality(
     check_finite(real, "real")
     check_tensor(samples, real.shape[1:], "samples", "the shape of a datum")
     check_finite(samples, "samples")
-    for name, count in (("neighbors", neighbors), ("num_blocks", num_blocks), ("batch_size", batch_size)):
-        check_count(count, name, at_least=2 if name == "num_blocks" else 1)
+    check_counts(neighbors=neighbors, batch_size=batch_size)
+    check_count(num_blocks, "num_blocks", at_least=2)
     least = max(neighbors + 1, 2 * num_blocks)
     if min(len(real), len(samples)) < least:
         raise ValueError(
@@ -169,8 +169,8 @@ def program_quality(
     device = program_device(program)
     with evaluating(program), seeded(seed, device), torch.no_grad():
         # In batches, because what a network holds of all of them at once may be large.
-        sizes = [len(part) for part in torch.arange(count).split(ROWS_AT_ONCE)]
-        parts = [None] * len(sizes) if given is None else given.split(ROWS_AT_ONCE)
+        sizes = [len(part) for part in torch.arange(count).split(PAIRED_ROWS)]
+        parts = [None] * len(sizes) if given is None else given.split(PAIRED_ROWS)
         drawn = [program.sample(size, part) for size, part in zip(sizes, parts, strict=True)]
     return sample_quality(real.to(device), torch.cat(drawn), extractor, neighbors=neighbors)
 
@@ -181,7 +181,7 @@ def _features_of(x: Tensor, extractor: Extractor | None, batch_size: int) -> Ten
         return x.flatten(1).double()
     if not callable(extractor):
         raise TypeError(f"extractor must be a network, a function of x or None, got {type(extractor).__name__}")
-    with eval_mode(extractor) if isinstance(extractor, nn.Module) else torch.no_grad(), torch.no_grad():
+    with eval_mode(extractor) if isinstance(extractor, nn.Module) else contextlib.nullcontext():
         return torch.cat([extractor(part).flatten(1).double() for part in x.split(batch_size)])
 
 
@@ -223,18 +223,7 @@ def frechet_distance(real: Tensor, samples: Tensor) -> float:
 def kernel_distance(real: Tensor, samples: Tensor) -> float:
     """The unbiased squared maximum mean discrepancy of two sets, ``(N, D)``, with the kernel of the module."""
     _check_features(real, samples)
-
-    def mean(a: Tensor, b: Tensor) -> Tensor:
-        total = torch.stack([kernel(part, b).sum() for part in a.split(ROWS_AT_ONCE)]).sum()
-        if a is not b:
-            return total / (len(a) * len(b))
-        itself = (a.square().sum(1) / a.shape[1] + 1).pow(3).sum()
-        return (total - itself) / (len(a) * (len(a) - 1))
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1).pow(3)
-
-    return (mean(real, real) + mean(samples, samples) - 2 * mean(real, samples)).item()
+    return squared_mmd(real, samples, lambda a, b: (a @ b.T / a.shape[1] + 1).pow(3)).item()
 
 
 def _check_features(real: Tensor, samples: Tensor) -> None:
@@ -258,10 +247,10 @@ def _in_balls(points: Tensor, centers: Tensor, neighbors: int) -> tuple[Tensor, 
     """In how many balls around ``centers`` each point is, and whether each of these balls holds a point."""
     # The nearest in the set is the center itself.
     radius = torch.cat(
-        [torch.cdist(part, centers).kthvalue(neighbors + 1, 1).values for part in centers.split(ROWS_AT_ONCE)]
+        [torch.cdist(part, centers).kthvalue(neighbors + 1, 1).values for part in centers.split(PAIRED_ROWS)]
     )
     counts, covered = list[Tensor](), torch.zeros(len(centers), dtype=torch.bool, device=centers.device)
-    for part in points.split(ROWS_AT_ONCE):
+    for part in points.split(PAIRED_ROWS):
         inside = torch.cdist(part, centers) <= radius
         counts.append(inside.sum(1))
         covered |= inside.any(0)

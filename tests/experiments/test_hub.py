@@ -50,7 +50,7 @@ def api(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Of a table of the user's own, with labels."""
+    """The folder of a run that was trained on a user's table with labels."""
     folder = tmp_path_factory.mktemp("home")
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     lines = [f"{a:.5f},{b:.5f}" for a, b in x.tolist()]
