@@ -74,7 +74,7 @@ def naive_sampling(features: int, device: str) -> Callable[[], object]:
     def draw() -> None:
         x = torch.zeros(64, features, device=device)
         for i in range(features):  # in a whole pass each
-            x[:, i] = program.features(x).sample()[:, i]
+            x[:, i] = program.factors(x).sample()[:, i]
 
     return draw
 

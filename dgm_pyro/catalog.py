@@ -119,11 +119,11 @@ def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **op
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
-def _of_given(reads: Reads, outputs: int) -> nn.Module:
+def _of_given(reads: Reads, out_features: int) -> nn.Module:
     """A network of what is given alone."""
     if "num_classes" in reads:
-        return nn.Embedding(reads["num_classes"], outputs)
-    return MLP(reads["given_shape"], outputs, (128, 128))
+        return nn.Embedding(reads["num_classes"], out_features)
+    return MLP(reads["given_shape"], out_features, (128, 128))
 
 
 def pixels(data: Data, reads: Reads) -> Program:
@@ -236,7 +236,7 @@ def diffusion_continuous(data: Data, reads: Reads) -> Program:
 
 def _denoising(data: Data, reads: Reads, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a diffusion of such data, and its prediction target."""
-    predict, outputs = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
+    predict, num_parameters = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
     network: Callable[..., nn.Module] = DenoisingMLP
     if is_large(data.event_shape):
         sizes = _sizes_of(data)
@@ -244,7 +244,7 @@ def _denoising(data: Data, reads: Reads, max_frequency: float = 1000.0) -> tuple
     elif is_image(data):
         halved = all(size % 2 == 0 for size in data.event_shape[1:])
         network = partial(DenoisingUNet, channels=(32, 64) if halved else (64,))
-    denoiser = network(data.event_shape, outputs=outputs, max_frequency=max_frequency, **reads)
+    denoiser = network(data.event_shape, num_parameters=num_parameters, max_frequency=max_frequency, **reads)
     hidden = 0.1 if "num_classes" in reads else 0.0
     return denoiser, {"predict": predict, "levels": data.levels, "label_dropout": hidden}
 
@@ -318,14 +318,14 @@ class Parts:
         """Widths of the hidden layers of an MLP."""
         return HIDDEN if self.hidden is None else self.hidden
 
-    def of_x(self, outputs: int) -> nn.Module:
+    def of_x(self, out_features: int) -> nn.Module:
         """A network for the encoder."""
 
         def network(shape: Sequence[int]) -> nn.Module:
             options = {"levels": self.data.levels, **self.reads}
             if self.convolutions:
-                return ConvEncoder(shape, outputs, **self.convolutions, **options)
-            return MLP(shape, outputs, self.widths, **options)
+                return ConvEncoder(shape, out_features, **self.convolutions, **options)
+            return MLP(shape, out_features, self.widths, **options)
 
         return network(self.data.event_shape) if self.reading is None else self.reading(network)
 
@@ -397,15 +397,15 @@ def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Prog
     return table[choice][0](*args)
 
 
-def hierarchy(size: int, depth: int, number: int = 2) -> Program:
-    """p(z) of ``size`` features as a VAE of ``depth`` levels, each of half the size of the one below."""
+def hierarchy(latent_size: int, depth: int, number: int = 2) -> Program:
+    """p(z) of ``latent_size`` features as a VAE of ``depth`` levels, each of half the size of the one below."""
     if depth == 1:
-        return Normal(size)
-    top = max(1, size // 2)
+        return Normal(latent_size)
+    top = max(1, latent_size // 2)
     return VAE(
         prior=hierarchy(top, depth - 1, number + 1),
-        likelihood=Normal(size, MLP((top,), 2 * size, (64, 64))),
-        encoder=Normal(top, MLP((size,), 2 * top, (64, 64))),
+        likelihood=Normal(latent_size, MLP((top,), 2 * latent_size, (64, 64))),
+        encoder=Normal(top, MLP((latent_size,), 2 * top, (64, 64))),
         latent_name=f"z{number}",
     )
 
@@ -953,7 +953,7 @@ def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any]
     if model == "made":
         return Autoregressive(likelihood(lambda p: ColumnMADE(reader(), p, (256, 256, 256), residual=True, **reads)))
     if model == "vae":
-        reading = lambda make: reader(make((reader().size,)))  # noqa: E731
+        reading = lambda make: reader(make((reader().out_features,)))  # noqa: E731
         return vae(data, reads, columns=likelihood, reading=reading, **swaps)
     if reads:
         return likelihood(lambda p: _of_given(reads, p * len(columns)))

@@ -55,7 +55,7 @@ from dgm_pyro.registry import REGISTRY, arguments_of
 __all__ = ["CheckpointError", "load", "load_with_extra", "read_extra", "save"]
 
 FORMAT = "dgm_pyro program"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 HEADER = "program.json"
 STATE = "state.json"
 _PART = re.compile(r"(?:weights|state)-([0-9a-f]{12})\.safetensors")
@@ -181,15 +181,17 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
         importlib.import_module(f"{families.__name__}.{module.name}")
     header, weights = _read(folder)
     with _parsing(folder):
-        nodes = header["modules"] if header["format_version"] > 2 else old_names.upgraded(header["modules"])
+        version = header["format_version"]
+        nodes = header["modules"] if version == FORMAT_VERSION else old_names.upgraded(header["modules"])
         tied, extra = dict(header["tied"]), _decode(header["extra"], [], {})
         _check_uses(nodes)
         # Reals may be stored in a quarter of the bytes that are computed with, and initial values take some more.
         with _Budget(16 * header["weights"]["bytes"] + 2**26):
             program = _rebuild(nodes, weights)
         frozen, evaluating = set(header["frozen"]), set(header["evaluating"])
-        if header["format_version"] == 1:
-            moved = old_names.paths([*_state(program), *(name for name, _ in program.named_modules())])
+        if version in old_names.PARTS:
+            now = [*_state(program), *(name for name, _ in program.named_modules())]
+            moved = old_names.paths(now, version)
             weights, tied = (old_names.renamed(names, moved) for names in (weights, tied))
             tied = {name: moved.get(first, first) for name, first in tied.items()}
             frozen, evaluating = ({moved.get(name, name) for name in names} for names in (frozen, evaluating))

@@ -167,12 +167,12 @@ def as_reals(value: Any, argument: str, *, positive: bool = False) -> Tensor:
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
-def check_labels(y: Any, argument: str, size: int) -> None:
+def check_labels(y: Any, argument: str, num_data: int) -> None:
     """Raise unless ``y`` is one integer per datum."""
     check_dense(y, argument)
-    if tuple(y.shape) != (size,):
+    if tuple(y.shape) != (num_data,):
         raise ValueError(
-            f"{argument} has shape {tuple(y.shape)}, but x has {size} rows: pass one label per datum, ({size},)"
+            f"{argument} has shape {tuple(y.shape)}, but x has {num_data} rows: pass one label per datum, ({num_data},)"
         )
     if y.dtype not in INTEGERS:
         raise TypeError(f"{argument} has dtype {y.dtype}: labels are integers, use {argument}.long()")

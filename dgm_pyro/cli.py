@@ -474,13 +474,13 @@ def train(
         _print(found)
 
 
-@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --label 3 --sampler dpm++ --num-steps 20")
+@app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --class 3 --sampler dpm++ --num-steps 20")
 @_made_by("run", _open_own_run)
 def sample(
     *,
     num_samples: Annotated[int, _option("Number of samples.", "--num-samples", "-n")] = 64,
-    label: Annotated[
-        str | None, _option("Class to sample from, p(x | class); needs a run trained with --labeled.")
+    class_name: Annotated[
+        str | None, _option("Class to sample from, p(x | class); needs a run trained with --labeled.", "--class")
     ] = None,
     given: Annotated[
         str | None,
@@ -509,7 +509,7 @@ def sample(
         run,
         out,
         num_samples,
-        label=label,
+        class_name=class_name,
         given=None if given is None else _names(given),
         seed=seed,
         sampler=sampler,
@@ -1068,7 +1068,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(error, "format_message"):  # what typer has to say about the command line
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "dgm"
-            now = FLAGS.get(getattr(error, "option_name", ""))
+            options = {name for each in context.command.params for name in each.opts} if context else set()
+            renamed = FLAGS.get(getattr(error, "option_name", ""), "").split(" or ")
+            now = " or ".join(name for name in renamed if name in options)
             remedy = f"it is {now} now, see" if now else "see"
             return _fail(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
         if _is_of_memory(error):

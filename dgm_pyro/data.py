@@ -533,8 +533,8 @@ def _check_x(x: Tensor, levels: int | None) -> None:
         raise ValueError(f"x holds values from {low} to {high}, but levels={levels} allows 0 .. {levels - 1}")
 
 
-def _check_y(y: Any, size: int) -> None:
-    check_labels(y, "y", size)
+def _check_y(y: Any, num_data: int) -> None:
+    check_labels(y, "y", num_data)
     if int(y.min()) < -1:
         raise ValueError(f"y holds the label {int(y.min())}: labels count from 0, and -1 stands for an unknown one")
 
@@ -550,10 +550,10 @@ def _check_mask(mask: Any, x: Tensor) -> None:
         raise ValueError(f"mask is on {mask.device}, but x on {x.device}: use mask.to({str(x.device)!r})")
 
 
-def _check_given(given: Any, size: int) -> None:
+def _check_given(given: Any, num_data: int) -> None:
     check_dense(given, "given")
-    if given.shape[:1] != (size,):
-        raise ValueError(f"given has shape {tuple(given.shape)}, but x has {size} rows: pass one row per datum")
+    if given.shape[:1] != (num_data,):
+        raise ValueError(f"given has shape {tuple(given.shape)}, but x has {num_data} rows: pass one row per datum")
     if not given.is_floating_point():
         raise TypeError(
             f"given has dtype {given.dtype}: use given.float() if the values are real; a class label is y, Data(x, y)"

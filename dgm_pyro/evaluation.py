@@ -421,11 +421,11 @@ def importance_bound(
     return total - math.log(num_particles)
 
 
-def particles_at_once(program: Program, size: int) -> int:
-    """Number of particles of each of ``size`` data that fits the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
+def particles_at_once(program: Program, num_data: int) -> int:
+    """Number of particles of each of ``num_data`` data that fits the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
     chain = len(program.unroll().latents(program.variable) or ())
     rows = min(ROWS_AT_ONCE, VALUES_AT_ONCE // (max(1, program.event_shape.numel()) * max(1, chain)))
-    return max(1, rows // size)
+    return max(1, rows // num_data)
 
 
 def _site_means(terms: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -241,13 +241,13 @@ def sites() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if noise is None else _Sites(noise)
 
 
-def chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
+def chunks(total: int, chunk_size: int) -> Iterator[tuple[int, int]]:
     """Start and size of each of the chunks of ``total`` particles, whose noise is the same in chunks of any size."""
     noise = _current.get()
     count = 0 if noise is None else noise.count
-    for start in range(0, total, size):
+    for start in range(0, total, chunk_size):
         if noise is not None:
             noise.count, noise.first = count, start
-        yield start, min(size, total - start)
+        yield start, min(chunk_size, total - start)
     if noise is not None:
         noise.first = 0

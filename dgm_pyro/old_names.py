@@ -9,14 +9,17 @@ CLASSES: dict[str, str] = {"Labelled": "Labeled"}
 """Classes in version 1 of the checkpoint format, by their old names."""
 
 _GIVEN, _SIZE = {"context_shape": "given_shape"}, {"features": "num_features"}
+_PARAMETERS = {"outputs": "num_parameters"}
 
 ARGUMENTS: dict[str, dict[str, str]] = {
-    **dict.fromkeys(("CausalTransformer", "ConvDecoder", "DenoisingMLP", "DenoisingUNet"), _GIVEN),
-    **dict.fromkeys(("MADE", "MLP"), _GIVEN),
+    **dict.fromkeys(("ConvDecoder", "DenoisingMLP", "DenoisingUNet"), _GIVEN | _PARAMETERS),
+    **dict.fromkeys(("CausalTransformer", "MADE", "MLP"), _GIVEN),
     **dict.fromkeys(("ActNorm", "Elementwise", "LULinear"), _SIZE),
     **dict.fromkeys(("Planar", "Sylvester"), _GIVEN | _SIZE),
+    "Autoregressive": {"features": "factors"},
     "ColumnReader": {"classes": "categories"},
     "ConvEncoder": {**_GIVEN, "hidden": "width"},
+    "ConvNet": _PARAMETERS,
     "ContinuousDiffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Diffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Flow": {"context": "embedding"},
@@ -29,15 +32,22 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "TopDown": {"latent": "latent_name"},
     "VAE": {"latent": "latent_name"},
 }
-"""Arguments of the constructors in versions 1 and 2, by class."""
+"""Arguments of the constructors in versions 1 to 3, by class."""
 
-PARTS: dict[str, str] = {
-    "centres": "centers",
-    "context": "embedding",
-    "contexts": "embeddings",
-    "schedule": "noise_schedule",
+_FACTORS = {"features": "factors"}
+
+PARTS: dict[int, dict[str, str]] = {
+    1: {
+        "centres": "centers",
+        "context": "embedding",
+        "contexts": "embeddings",
+        "schedule": "noise_schedule",
+        **_FACTORS,
+    },
+    2: _FACTORS,
+    3: _FACTORS,
 }
-"""Modules and weights in version 1, as parts of the paths of a state_dict."""
+"""Modules and weights in each version, as parts of the paths of a state_dict."""
 
 OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num": "num_data", "data_name": "data"}
 """Options of a run and of a sweep."""
@@ -45,6 +55,7 @@ OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num"
 FLAGS: dict[str, str] = {
     "--draws": "--num-samples",
     "--guide": "--guides",
+    "--label": "--class",
     "--labelled": "--labeled",
     "--latent": "--latent-size",
     "--mask": "--region",
@@ -54,11 +65,11 @@ FLAGS: dict[str, str] = {
     "--score": "--scores",
     "--steps": "--num-steps or --gradient-steps",
 }
-"""Options of the command line; an error says what each is called now."""
+"""Options of the command line; the error of a command that has the new one says it."""
 
 
 def upgraded(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The modules of a checkpoint's header in version 1 or 2, under the names that classes and arguments have now."""
+    """The modules of a checkpoint's header in versions 1 to 3, under the names that classes and arguments have now."""
     return [
         {
             **node,
@@ -69,9 +80,9 @@ def upgraded(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def paths(now: Iterable[str]) -> dict[str, str]:
-    """The paths of modules and weights in version 1, each with the one that it has ``now``."""
-    was = {new: old for old, new in PARTS.items()}
+def paths(now: Iterable[str], version: int) -> dict[str, str]:
+    """The paths of modules and weights in that version, each with the one that it has ``now``."""
+    was = {new: old for old, new in PARTS[version].items()}
     return {".".join(was.get(part, part) for part in path.split(".")): path for path in now}
 
 

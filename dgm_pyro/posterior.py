@@ -238,22 +238,22 @@ class Posterior:
         self._check(u)
         return self._map(self._densities, u)  # type: ignore[no-any-return]
 
-    def compiled(self, size: int, fuse: bool = False) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """`log_joint` and its gradient for ``size`` vectors, as tensor operations without Pyro's handlers.
+    def compiled(self, batch_size: int, fuse: bool = False) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """`log_joint` and its gradient for ``batch_size`` vectors, as tensor operations without Pyro's handlers.
 
         One run of the model is recorded. The values of parameters and data are those of now. A model that cannot be
         mapped or recorded, such as one that branches on the value of a latent, runs through its handlers.
 
         Args:
-            size: how many vectors.
+            batch_size: how many vectors.
             fuse: whether `torch.compile` fuses the operations, which takes some ten seconds first and makes a small
                 model ten times as fast.
 
         Returns:
-            A function of u, ``(size, D)``, that returns values ``(size,)`` and gradients ``(size, D)``. Where the
-            density is no number, or a matrix has no factorization, the density is 0, and its gradient too.
+            A function of u, ``(batch_size, D)``, that returns values, ``(batch_size,)``, and gradients, shaped as u.
+            Where the density is no number, or a matrix has no factorization, the density is 0, and its gradient too.
         """
-        check_count(size, "size")
+        check_count(batch_size, "batch_size")
 
         def with_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
             return self._map(torch.func.grad_and_value(self._log_joint), u)[::-1]  # type: ignore[no-any-return]
@@ -267,7 +267,7 @@ class Posterior:
 
         if not self.mapped:
             return with_handlers
-        u = self.initial(size, seed=0)
+        u = self.initial(batch_size, seed=0)
         try:
             with seeded(0, u.device), unchecked(), torch.no_grad():
                 recorded = make_fx(with_gradient)(u)
@@ -283,7 +283,7 @@ class Posterior:
                     return _finite(*evaluate(u))
                 except torch.linalg.LinAlgError:
                     if (u == u[0]).all():
-                        return u.new_full((size,), -math.inf), torch.zeros_like(u)
+                        return u.new_full((batch_size,), -math.inf), torch.zeros_like(u)
                     each = [run(row.expand_as(u)) for row in u]
                     return torch.stack([value[0] for value, _ in each]), torch.stack([slope[0] for _, slope in each])
 

@@ -273,14 +273,14 @@ class Program(nn.Module):
         support = self.support_given(rows_of(given, slice(1)))
         return "density" if support is None else _measure_of(unwrapped(support))
 
-    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
+    def support_given(self, given: Any = None, batch_size: int = 1) -> constraints.Constraint | None:
         """The support of the distribution by which `joint` states x; None where it names none, or latents move it.
 
         Nothing is drawn that has a transform from the reals, because a draw of a latent may be a whole chain.
 
         Args:
-            given: ``size`` rows, for a conditional program.
-            size: of x; bounds that are tensors have so many rows.
+            given: ``batch_size`` rows, for a conditional program.
+            batch_size: of x; bounds that are tensors have so many rows.
         """
         site = _DataSite(self.variable, parameter_of(self))
         with (
@@ -291,7 +291,7 @@ class Program(nn.Module):
             hidden(),
             contextlib.suppress(_Found),
             site,
-            batch_plates((size,)),
+            batch_plates((batch_size,)),
         ):
             self.joint(self.variable, given=given)
         return site.support
@@ -602,7 +602,7 @@ class Program(nn.Module):
             support = self.support_given(rows_of(given, slice(start, start + ROWS)), len(part))
             check_within(part, support, owner, start)
 
-    def check_given(self, given: Any, size: int, *, values: bool = True) -> None:
+    def check_given(self, given: Any, batch_size: int, *, values: bool = True) -> None:
         if not self.conditional:
             if given is not None:
                 raise ValueError(f"given was passed, but this {type(self).__name__} is not conditional: leave it out")
@@ -618,8 +618,8 @@ class Program(nn.Module):
             else:
                 check_tensor(part, shape, "given", "the program's given_shape")
             check_place(part, "given", self, reals=not self.any_precision)
-            if len(part) != size:
-                raise ValueError(f"given has {len(part)} rows, but x has {size}: pass one row per datum")
+            if len(part) != batch_size:
+                raise ValueError(f"given has {len(part)} rows, but x has {batch_size}: pass one row per datum")
             if values and part.is_floating_point() and not torch.isfinite(part).all():
                 raise ValueError("given holds NaN or infinite values: clean them or drop those rows")
             if values and self.num_classes is not None and part.dim() == 1:

@@ -495,7 +495,7 @@ CASES: dict[str, Case] = {
     "made-order": Case(lambda: made(dgm.Bernoulli, (1, 2, 2), order=(2, 0, 3, 1), residual=True, hidden=(6, 6))),
     "made-one-feature": Case(
         lambda: made(dgm.Categorical, 1, levels=4),
-        inert=("features.network.first.weight", "features.network.direct.weight"),  # no feature comes before it
+        inert=("factors.network.first.weight", "factors.network.direct.weight"),  # no feature comes before it
     ),
     "made-categorical": Case(lambda: made(dgm.Categorical, 3, levels=4)),
     "made-normal": Case(lambda: made(dgm.Normal, 2)),
@@ -605,7 +605,13 @@ CASES: dict[str, Case] = {
     "diffusion-bytes": Case(lambda: diffusion(2, levels=256)),
     "diffusion-levels": Case(
         lambda: dgm.Diffusion(
-            2, DenoisingMLP((2,), (8, 8), outputs=4), "log-snr", num_steps=4, predict="levels", levels=4, subsample=2
+            2,
+            DenoisingMLP((2,), (8, 8), num_parameters=4),
+            "log-snr",
+            num_steps=4,
+            predict="levels",
+            levels=4,
+            subsample=2,
         )
     ),
     "diffusion-given-label": Case(lambda: diffusion(2, num_classes=3)),
@@ -623,7 +629,7 @@ CASES: dict[str, Case] = {
     "continuous-diffusion-levels": Case(
         lambda: dgm.ContinuousDiffusion(
             2,
-            DenoisingMLP((2,), (6,), outputs=4),
+            DenoisingMLP((2,), (6,), num_parameters=4),
             dgm.LogSNR(0.6, -0.6),
             num_steps=10,
             levels=4,

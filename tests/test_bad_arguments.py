@@ -71,7 +71,7 @@ kind(
     "bins", "num_data", "num_points", "num_labels", "batch_size", "epochs", "num_steps", "gradient_steps", "warmup",
     "restarts", "max_tree_depth", "bins", "neighbors", "num_clusters", "layers", "components", "rank", "num_parameters",
     "out_features", "num_features", "num_columns", "width", "heads", "max_outcomes", "resolution", "seeds", "jobs",
-    "blocks", "outputs", "critic_steps", "size", "k", "num_classes", "most", "early_stopping", "components",
+    "blocks", "critic_steps", "k", "num_classes", "most", "early_stopping", "components",
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
 kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
@@ -309,7 +309,7 @@ CALLS = {
          "shift": [[1.0], "x", [NAN, 0.0]], "scale": [[1.0], "x", [0.0, 1.0]]},
     ),
     "DiscretizedLogistic": Call(dict(event_shape=2, levels=4, components=2), {"network": MODULE[1:]}),
-    "Autoregressive": Call(dict(features=lambda: dgm.Normal(2, MADE(2, 2, (4,)))), {"features": PROGRAM}),
+    "Autoregressive": Call(dict(factors=lambda: dgm.Normal(2, MADE(2, 2, (4,)))), {"factors": PROGRAM}),
     "Flow": Call(
         dict(event_shape=2, transforms=lambda: [networks.LULinear(2)], base=lambda: dgm.Normal(2)),
         {"transforms": [None, "x", 3, [3]], "base": PROGRAM[1:]},
@@ -558,7 +558,7 @@ CALLS = {
     "Posterior.require_proper": Call(dict(what="it is not drawn"), free=["what"], of=coin_posterior),
     "Posterior.prior": Call(dict(num_samples=2, seed=0), of=coin_posterior),
     "Posterior.simulated": Call(dict(seed=0), of=coin_posterior),
-    "Posterior.compiled": Call(dict(size=2), of=coin_posterior, free=["fuse"]),
+    "Posterior.compiled": Call(dict(batch_size=2), of=coin_posterior, free=["fuse"]),
     **{
         f"Posterior.{name}": Call(dict(u=torch.zeros(2, 1)), {"u": [None, "x", 3, torch.zeros(2, 3)]},
                                   free=["deterministic", "seed"], of=coin_posterior)
@@ -582,7 +582,7 @@ CALLS = {
     "plots.coverage": Call(dict(found=lambda: report().calibration, most=1), {"found": THING}),
     "plots.k_hats": Call(dict(found=lambda: coin_table()), {"found": THING}),
     "infer.propagate": Call(
-        dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, size=4,
+        dict(stepper=lambda: dgm.infer.Times(diffusion(), X, torch.ones(4, 2).bool()), num_particles=2, num_data=4,
              threshold=0.5),
         free=["stepper"],
     ),
@@ -776,11 +776,11 @@ CALLS = {
         dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, width=4, dropout=0.1)
     ),
     "networks.ConvDecoder": Call(
-        dict(in_shape=(2,), out_shape=(1, 4, 4), outputs=1, channels=(4,), blocks=1, dropout=0.1)
+        dict(in_shape=(2,), out_shape=(1, 4, 4), num_parameters=1, channels=(4,), blocks=1, dropout=0.1)
     ),
     "networks.ConvNet": Call(
-        dict(in_shape=(1, 4, 4), out_shape=(1, 2, 2), outputs=2, width=2, blocks=1, levels=2, dropout=0.1),
-        {"outputs": [0, 1.5, "x"], "levels": LEVELS[:2], "num_classes": [0, 1.5]},
+        dict(in_shape=(1, 4, 4), out_shape=(1, 2, 2), num_parameters=2, width=2, blocks=1, levels=2, dropout=0.1),
+        {"num_parameters": [0, 1.5, "x"], "levels": LEVELS[:2], "num_classes": [0, 1.5]},
     ),
     "networks.BottomUp": Call(
         dict(in_shape=(1, 4, 4), out_shapes=[(2, 2, 2)], blocks=1, levels=2, dropout=0.1),
@@ -790,10 +790,10 @@ CALLS = {
         dict(in_shape=(2, 1, 1), given_shape=(1, 1, 1), out_shape=(2, 2, 2), blocks=1, dropout=0.1)
     ),
     "networks.DenoisingMLP": Call(
-        dict(event_shape=(2,), hidden=(4,), outputs=1, activation="silu", max_frequency=30.0)
+        dict(event_shape=(2,), hidden=(4,), num_parameters=1, activation="silu", max_frequency=30.0)
     ),
     "networks.DenoisingUNet": Call(
-        dict(event_shape=(1, 4, 4), channels=(8,), outputs=1, dropout=0.1, max_frequency=30.0)
+        dict(event_shape=(1, 4, 4), channels=(8,), num_parameters=1, dropout=0.1, max_frequency=30.0)
     ),
     "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, out_features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),

@@ -288,7 +288,7 @@ CASES = {
     "features that are no conditional": (
         lambda: dgm.Autoregressive(vae()),
         TypeError,
-        ["features must be a conditional", "VAE"],
+        ["factors must be a conditional", "VAE"],
     ),
     # flows
     "a flow of one feature by couplings": (lambda: flow.realnvp(1), ValueError, ["at least two features", "maf"]),

@@ -213,7 +213,7 @@ def test_samples_go_into_the_run_by_default_and_follow_the_seed(trained):
 
 def test_a_label_is_what_samples_are_drawn_given(trained, tmp_path):
     program = dgm.load(trained["labeled"])
-    dgm_ok("sample", trained["labeled"], "-n", "400", "--label", "3", "--out", tmp_path / "three.png")
+    dgm_ok("sample", trained["labeled"], "-n", "400", "--class", "3", "--out", tmp_path / "three.png")
     x = torch.as_tensor(np.load(tmp_path / "three.npy")).double()
     distribution = program.program(torch.tensor([3]))
     probabilities = distribution.base_dist.probs[0].detach().double()
@@ -227,7 +227,7 @@ def test_a_label_is_what_samples_are_drawn_given(trained, tmp_path):
 def test_a_diffusion_takes_its_sampler_steps_and_guidance(trained, tmp_path):
     out = tmp_path / "points.png"
     dgm_ok(
-        "sample", trained["diffusion"], "-n", "7", "--label", "1", "--sampler", "dpm++", "--num-steps", "4",
+        "sample", trained["diffusion"], "-n", "7", "--class", "1", "--sampler", "dpm++", "--num-steps", "4",
         "--spacing", "karras", "--guidance", "1.5", "--out", out,
     )  # fmt: skip
     x = np.load(out.with_suffix(".npy"))
@@ -464,8 +464,8 @@ BAD = [
     (["sample", "{vae}", "-n", "1000000000000000"], 1, "there is not enough memory: ask for fewer"),
     (["sample", "{vae}", "--seed", "18446744073709551616"], 2, "--seed"),
     (["train", "vae", "--seed", "-1"], 2, "--seed"),
-    (["sample", "{vae}", "--label", "3"], 1, "--labeled"),
-    (["sample", "{labeled}", "--label", "12"], 1, "12"),
+    (["sample", "{vae}", "--class", "3"], 1, "--labeled"),
+    (["sample", "{labeled}", "--class", "12"], 1, "12"),
     (["sample", "{vae}", "--sampler", "ddim"], 1, "diffusion"),
     (["sample", "{diffusion}", "--sampler", "euler"], 1, "sampler must be"),
     (["sample", "{diffusion}", "--num-steps", "100000"], 1, "num_steps must be"),

@@ -31,9 +31,31 @@ FORBIDDEN = {
     "num_bins": "bins",
     "num_draws": "num_samples",
     "num_simulations": "num_samples",
+    "outputs": "num_parameters of a conditional, out_features of a layer",
     "schedule": "what is scheduled: lr_schedule, noise_schedule, temperature_schedule",
     "steps": "num_steps of a chain, gradient_steps of an optimization",
     "surprise": "nll",
+}
+
+# Arguments that have one meaning, and where; elsewhere the word would mean another thing.
+ONE_MEANING = {
+    "features": set(),  # num_features counts them, Autoregressive(factors=) has their distributions
+    "label": {  # where the labels are read; dgm sample --class is one of them
+        "dgm_pyro.cli.sweep",
+        "dgm_pyro.cli.train",
+        "dgm_pyro.data.open",
+        "dgm_pyro.sources.Arrays.__init__",
+        "dgm_pyro.sources.Choice.__init__",
+    },
+    "size": {  # of images; rows are counted by batch_size, num_data or num_samples, processes by world_size
+        "dgm_pyro.cli.sweep",
+        "dgm_pyro.cli.train",
+        "dgm_pyro.data.open",
+        "dgm_pyro.image_sets.glyphs",
+        "dgm_pyro.image_sets.patches",
+        "dgm_pyro.published.imagenet",
+        "dgm_pyro.sources.Choice.__init__",
+    },
 }
 
 OTHERS_WORDS = {
@@ -73,7 +95,6 @@ KINDS = {
     r"curve|tails|divergence|game|\w+_type": {"str"},
     r"scale": {"float", "Numbers", "Tensor", "Sequence[float]", "Any"},
     r"channels|hidden": {"Sequence[int]", "tuple[int, ...]"},
-    r"features": {"IndependentConditional", "Features"},
     r"unit_cube|learned|labeled": {"bool"},
 }
 
@@ -118,6 +139,11 @@ def test_no_argument_has_a_name_that_meant_several_things():
         f"{where}({name}=)": FORBIDDEN[name] for where, names in signatures() for name in names if name in FORBIDDEN
     }
     assert found.keys() == OTHERS_WORDS.keys()
+
+
+@pytest.mark.parametrize("name", ONE_MEANING)
+def test_an_argument_of_one_meaning_is_where_it_has_it(name):
+    assert {where for where, names in signatures() if name in names} == ONE_MEANING[name]
 
 
 def test_no_option_of_the_command_line_has_one_of_these_names():

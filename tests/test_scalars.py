@@ -13,9 +13,9 @@ from dgm_pyro.networks import DenoisingMLP
 SIZE = 5
 
 
-def diffusion(shape, kind=dgm.Diffusion, outputs=1, **options):
+def diffusion(shape, kind=dgm.Diffusion, num_parameters=1, **options):
     torch.manual_seed(0)
-    denoiser = DenoisingMLP(shape, (8, 8), outputs=outputs, max_frequency=10.0)
+    denoiser = DenoisingMLP(shape, (8, 8), num_parameters=num_parameters, max_frequency=10.0)
     return kind(shape, denoiser, num_steps=4, **options)
 
 
@@ -44,7 +44,7 @@ DIFFUSIONS = {
     "reals": {},
     "noise": {"predict": "noise"},
     "integers": {"levels": 5},
-    "levels": {"levels": 5, "predict": "levels", "outputs": 5},
+    "levels": {"levels": 5, "predict": "levels", "num_parameters": 5},
 }
 
 

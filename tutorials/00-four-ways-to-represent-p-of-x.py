@@ -341,7 +341,7 @@ def passes(program, call):
         count += 1
 
     with torch.no_grad():
-        handle = program.features.network.register_forward_hook(add)
+        handle = program.factors.network.register_forward_hook(add)
         call()
         handle.remove()
     return count
@@ -692,7 +692,12 @@ on_digits = {
         encoder=dgm.Normal(16, MLP(shape, 32, levels=levels)),
     ),
     "diffusion": dgm.Diffusion(
-        shape, DenoisingUNet(shape, (32, 64), outputs=levels), "log-snr", num_steps=50, predict="levels", levels=levels
+        shape,
+        DenoisingUNet(shape, (32, 64), num_parameters=levels),
+        "log-snr",
+        num_steps=50,
+        predict="levels",
+        levels=levels,
     ),
 }
 epochs = {"autoregressive": 35, "flow": 30, "VAE": 50, "diffusion": 30}

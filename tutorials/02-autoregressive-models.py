@@ -459,7 +459,7 @@ def costs(program):
     """One pass, a naive draw and a cached one, for a single x."""
     x = torch.zeros(1, *program.event_shape, dtype=torch.uint8)
     one_pass, cached = multiplications(lambda: program.log_prob(x)), multiplications(lambda: program.sample(1))
-    hook = program.features.network.register_forward_hook(lambda *_: None)  # under a hook there is no cache
+    hook = program.factors.network.register_forward_hook(lambda *_: None)  # under a hook there is no cache
     naive = multiplications(lambda: program.sample(1))
     hook.remove()
     return one_pass, naive, cached

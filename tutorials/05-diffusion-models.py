@@ -356,7 +356,7 @@ shape, levels = digits.event_shape, digits.levels
 torch.manual_seed(0)
 given_label = dgm.Diffusion(
     shape,
-    DenoisingUNet(shape, (32, 64), num_classes=10, outputs=levels),
+    DenoisingUNet(shape, (32, 64), num_classes=10, num_parameters=levels),
     "log-snr",
     num_steps=50,
     predict="levels",
@@ -527,7 +527,7 @@ plt.show()
 #
 # - **The data.** Replace the moons by `"rings"` or `"checkerboard"`. Does a diffusion have the trouble that a flow has?
 # - **The schedule.** Try `"cosine"` and `"linear"` in section 4. Which terms become large?
-# - **The network.** Give the digits a `dgm.networks.DenoisingUNet(shape, (32, 64), num_classes=10, outputs=17)`.
+# - **The network.** Give the digits a `dgm.networks.DenoisingUNet(shape, (32, 64), num_classes=10, num_parameters=17)`.
 # - **Guidance.** Draw accuracy and variety against $w$, also for $w = 10$ and for $w = -1$. What is the latter?
 # - **Continuous time.** `dgm.ContinuousDiffusion(2, network, "learned")` has no $T$, and learns its schedule.
 #

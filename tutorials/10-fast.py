@@ -286,7 +286,7 @@ for side, batches in ((8, (1, 4, 16, 64)), (16, (1, 4, 16)))[: scaled(2)]:
     program = dgm.Autoregressive(dgm.Bernoulli(shape, PixelCNN(shape, 1, width=32, layers=3, levels=2)))
     program.eval()
     for batch in batches[: scaled(4)]:
-        handle = program.features.network.register_forward_hook(lambda *_: None)
+        handle = program.factors.network.register_forward_hook(lambda *_: None)
         torch.manual_seed(0)
         start = time.process_time()
         naive = program.sample(batch)
@@ -380,7 +380,7 @@ assert abs(slopes["heun"] - 2) < 0.15
 gray, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")
 shape, levels = gray.event_shape, gray.levels
 torch.manual_seed(0)
-network = DenoisingMLP(shape, (256, 256, 256), outputs=levels)
+network = DenoisingMLP(shape, (256, 256, 256), num_parameters=levels)
 diffusion = dgm.Diffusion(shape, network, "log-snr", num_steps=50, predict="levels", levels=levels)
 dgm.fit(diffusion, gray, epochs=scaled(40), lr=2e-3, ema=0.99, progress=False)
 

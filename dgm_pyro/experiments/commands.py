@@ -249,7 +249,7 @@ def sample_into(
     out: Path | None,
     num_samples: int,
     *,
-    label: str | None = None,
+    class_name: str | None = None,
     given: Sequence[str] | None = None,
     seed: int = 0,
     **options: Any,
@@ -257,38 +257,38 @@ def sample_into(
     """Samples of a run's program: a picture, and the values in a file of the kind that it was trained on.
 
     Args:
-        label: a class; given: numbers. Either is what to condition on.
+        class_name: a class, by name or number; given: numbers. Either is what to condition on.
         options: of the program's `sample`; None for its default.
     """
     picture = run.output(out, "samples.png")
     run.require_x("sample")
     options = {name: value for name, value in options.items() if value is not None}
-    if ("guidance" in options or label is not None) and not isinstance(run.program, Labeled):
-        raise ValueError("--label and --guidance need a run with labels: train it with dgm train --labeled")
+    if ("guidance" in options or class_name is not None) and not isinstance(run.program, Labeled):
+        raise ValueError("--class and --guidance need a run with labels: train it with dgm train --labeled")
     needed = run.record.reading.get("given", [])
     if needed and given is None:
         raise ValueError(f"this run is of x given {', '.join(needed)}: pass --given, a number for each, such as "
                          f"--given {','.join(str(float(i)) for i in range(len(needed)))}")  # fmt: skip
     condition = None if given is None else torch.tensor([_numbers(given, run.record)], device=run.device)
-    if label is not None:
-        condition = torch.tensor([_class_of(label, run.record)], device=run.device)
+    if class_name is not None:
+        condition = torch.tensor([_class_of(class_name, run.record)], device=run.device)
     with seeded(seed, run.device), evaluating(run.program):
         x = run.program.sample(num_samples, condition, **options).cpu()
-    about = f"{run}" + ("" if label is None else f", class {label}")
+    about = f"{run}" + ("" if class_name is None else f", class {class_name}")
     what = f"{num_samples} samples of {about}" + ("" if given is None else f", given {', '.join(given)}")
     plots.write_picture(picture, plots.samples(x, levels=run.program.levels, title=what, columns=run.columns))
     written = runs.write_alike(picture.with_suffix(""), x, run.record, run.program.levels)
     return Drawn(x, what, (picture, written))
 
 
-def _class_of(label: str, record: Record) -> int:
+def _class_of(class_name: str, record: Record) -> int:
     classes = record.reading.get("classes", [])
-    if label in classes:
-        return int(classes.index(label))
-    if label.isdecimal():
-        return int(label)
+    if class_name in classes:
+        return int(classes.index(class_name))
+    if class_name.isdecimal():
+        return int(class_name)
     known = ", ".join(classes) or "numbers from 0"
-    raise ValueError(f"--label must be a class, got {label!r}: the run knows {known}")
+    raise ValueError(f"--class must be a class, got {class_name!r}: the run knows {known}")
 
 
 def _numbers(texts: Sequence[str], record: Record) -> list[float]:

@@ -294,13 +294,13 @@ def train(
     def record(history: History) -> Record:
         return record_of(
             model, data, history, data_dir, **swaps, labeled=labeled, objective=objective, num_data=num_data,
-            num_labels=num_labels, mutate=mutate, processes=processes.size if processes.size > 1 else None,
+            num_labels=num_labels, mutate=mutate, processes=processes.world_size if processes.world_size > 1 else None,
             training=options, reading=reading or None,
         )  # fmt: skip
 
     if resume and not force and (path / RECORD).is_file() and not (path / checkpoint.STATE).is_file():
         return _complete(path, record(History()))
-    advice = f"resume with {'the same torchrun, and ' if processes.size > 1 else ''}dgm train --resume {path}"
+    advice = f"resume with {'the same torchrun, and ' if processes.world_size > 1 else ''}dgm train --resume {path}"
     states = States(path, about, advice)
     with reserved(path, force=force, resume=resume) if processes.writes else contextlib.nullcontext():
         if processes.writes and not resume:

@@ -53,12 +53,12 @@ class Autoregressive(Conditional):
     """The chain rule over the features of a conditional whose network reads x itself, masked.
 
     Args:
-        features: p(x_i | x_<i): a `Bernoulli`, `Categorical`, `MixtureOfNormals`, ... whose network is masked in
+        factors: p(x_i | x_<i): a `Bernoulli`, `Categorical`, `MixtureOfNormals`, ... whose network is masked in
             some ``network.order`` of the features, such as `networks.MADE` or `networks.PixelCNN`. A network with a
             ``given_shape`` makes the program conditional.
 
     Raises:
-        TypeError: ``features`` is no conditional with parameters.
+        TypeError: ``factors`` is no conditional with parameters.
         ValueError: its network is missing or not masked, or reads x of another shape.
 
     >>> import torch, dgm_pyro as dgm
@@ -68,28 +68,28 @@ class Autoregressive(Conditional):
     1.0
     """
 
-    def __init__(self, features: IndependentConditional):
+    def __init__(self, factors: IndependentConditional):
         super().__init__()
-        check_no_distribution(features, "features")
-        if not isinstance(features, IndependentConditional):
+        check_no_distribution(factors, "factors")
+        if not isinstance(factors, IndependentConditional):
             raise TypeError(
-                f"features must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(features).__name__}"
+                f"factors must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(factors).__name__}"
             )
-        self.features = features
-        self.event_shape, self.levels, self.num_classes = features.event_shape, features.levels, features.num_classes
-        if features.given_shape is None:
-            features.given_shape = features.event_shape
-        shapes: Any = features.given_shape
+        self.factors = factors
+        self.event_shape, self.levels, self.num_classes = factors.event_shape, factors.levels, factors.num_classes
+        if factors.given_shape is None:
+            factors.given_shape = factors.event_shape
+        shapes: Any = factors.given_shape
         self.conditional = is_pair(shapes)
         inputs, self.given_shape = shapes if self.conditional else (shapes, None)
         if tuple(inputs) != tuple(self.event_shape):
             raise ValueError(
-                f"the network of features reads x of shape {tuple(inputs)}, but the event_shape of this "
-                f"{type(features).__name__} is {tuple(self.event_shape)}: build both for the same shape"
+                f"the network of factors reads x of shape {tuple(inputs)}, but the event_shape of this "
+                f"{type(factors).__name__} is {tuple(self.event_shape)}: build both for the same shape"
             )
-        self.order = order_of(features)
-        features.of_feature(features.initial().flatten(1)[:, 0], 0)  # raises where features depend on each other
-        standard = features.distribution(features.initial())
+        self.order = order_of(factors)
+        factors.of_feature(factors.initial().flatten(1)[:, 0], 0)  # raises where features depend on each other
+        standard = factors.distribution(factors.initial())
         self.support: Any = standard.support
         self.has_rsample = standard.has_rsample
         if not any(parameter.is_meta for parameter in self.parameters()):  # which have no numbers to look at
@@ -106,12 +106,12 @@ class Autoregressive(Conditional):
             x: ``(*batch, *event_shape)``.
             given: ``(*batch, *given_shape)``; the two batch shapes broadcast.
         """
-        raw = self.features.raw_parameters((x, given) if self.conditional else x)
+        raw = self.factors.raw_parameters((x, given) if self.conditional else x)
         return raw.movedim(-1 - len(self.event_shape), -1)
 
     def at(self, i: int, raw: Tensor) -> TorchDistribution:
         """p(x_i | x_<i, given) at place i = 1 .. D of the order, from `raw_parameters`; univariate, ``batch``."""
-        return self.features.of_feature(self.raw_at(i, raw), self.order[i - 1])
+        return self.factors.of_feature(self.raw_at(i, raw), self.order[i - 1])
 
     def raw_at(self, i: int, raw: Tensor) -> Tensor:
         """Raw parameters of the feature at place i = 1 .. D of the order, ``(*batch, P)``."""
@@ -152,7 +152,7 @@ class Autoregressive(Conditional):
         return UnrolledAutoregressive(self)
 
     def placeholder(self) -> Tensor:
-        return self.features.placeholder()
+        return self.factors.placeholder()
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         return by.over_features(self, x, mask, given)
@@ -186,8 +186,8 @@ class UnrolledAutoregressive(Program):
         self.conditional, self.given_shape = program.conditional, program.given_shape
         self.num_classes = program.num_classes
 
-    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
-        return self.program.support_given(given, size)
+    def support_given(self, given: Any = None, batch_size: int = 1) -> constraints.Constraint | None:
+        return self.program.support_given(given, batch_size)
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         return self.program.completions(by, x, mask, given)
@@ -230,10 +230,10 @@ class FeatureChain:
 
     def __init__(self, program: Autoregressive, batch: Sequence[int] = (), given: Any = None):
         self.program, self.given, self.place = program, given, 0
-        features, self.x = program.features, program.blank(batch)
-        make = cache_maker(features.network)
+        factors, self.x = program.factors, program.blank(batch)
+        make = cache_maker(factors.network)
         if (
-            type(features).raw_parameters is not IndependentConditional.raw_parameters
+            type(factors).raw_parameters is not IndependentConditional.raw_parameters
         ):  # which may do with x whatever it likes
             make = None
         self.cache: Cache | None = None
@@ -243,12 +243,12 @@ class FeatureChain:
         if make is not None:
             start: Any = lambda x, *given: make(x.shape[0], *given)  # noqa: E731
             inputs = (self.x, given) if program.conditional else self.x
-            self.batch, self.cache = call_network(start, inputs, features.given_shape)  # type: ignore[assignment]
+            self.batch, self.cache = call_network(start, inputs, factors.given_shape)  # type: ignore[assignment]
 
     def next(self) -> TorchDistribution:
         """p(x_i | x_<i, given) at the next place; univariate."""
         raw = self.raw_parameters()
-        return self.program.features.of_feature(raw, self.program.order[self.place - 1])
+        return self.program.factors.of_feature(raw, self.program.order[self.place - 1])
 
     def raw_parameters(self) -> Tensor:
         """Raw parameters of `next`, ``(*batch, P)``."""
@@ -256,7 +256,7 @@ class FeatureChain:
         if self.cache is None:
             return p.raw_at(self.place, p.raw_parameters(self.x, self.given))
         raw = self.cache.step(self.last)
-        return p.features.adjusted(raw.reshape(*self.batch, raw.shape[-1]), p.order[self.place - 1])
+        return p.factors.adjusted(raw.reshape(*self.batch, raw.shape[-1]), p.order[self.place - 1])
 
     def put(self, value: Tensor) -> None:
         """Go on with ``value`` as the feature at this place."""
@@ -334,13 +334,13 @@ class AutoregressiveDistribution(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         raw = self.program.raw_parameters(value, self.given)
-        log_prob = self.program.features.univariate(raw).to_event(len(self.event_shape)).log_prob(value)
+        log_prob = self.program.factors.univariate(raw).to_event(len(self.event_shape)).log_prob(value)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw x_1 .. x_D in turn, ``(*sample_shape, *batch_shape, *event_shape)``, differentiably."""
         if not self.has_rsample:
-            raise NotImplementedError(f"{type(self.program.features).__name__} features have no rsample: use sample")
+            raise NotImplementedError(f"{type(self.program.factors).__name__} features have no rsample: use sample")
         return self._chain(lambda i, p_i: p_i.rsample(), sample_shape)
 
     @torch.no_grad()
@@ -354,16 +354,16 @@ class AutoregressiveDistribution(TorchDistribution):
         return self.program.chain(draw, (*sample_shape, *self.batch_shape), self.given)
 
 
-def order_of(features: IndependentConditional) -> tuple[int, ...]:
-    """The order in which the network of ``features`` is masked, as flat indices."""
-    order = getattr(features.network, "order", None)
+def order_of(factors: IndependentConditional) -> tuple[int, ...]:
+    """The order in which the network of ``factors`` is masked, as flat indices."""
+    order = getattr(factors.network, "order", None)
     if order is None:
-        what = "features has no network" if features.network is None else "the network of features has no .order"
+        what = "factors has no network" if factors.network is None else "the network of factors has no .order"
         raise ValueError(
             f"{what}: an autoregressive model needs one that is masked in some order of the features, such as "
             "dgm.networks.MADE or dgm.networks.PixelCNN"
         )
-    return check_order(order, math.prod(features.event_shape))
+    return check_order(order, math.prod(factors.event_shape))
 
 
 @torch.no_grad()
@@ -389,7 +389,7 @@ def check_masked(program: Autoregressive, places: int = 16) -> None:
     if broken.any():
         row, feature = broken.nonzero()[0].tolist()
         raise ValueError(
-            f"the network of features is not autoregressive in its order: the parameters of feature {feature}, at "
+            f"the network of factors is not autoregressive in its order: the parameters of feature {feature}, at "
             f"place {int(place[feature]) + 1}, change with features at place {int(changed_from[row]) + 1} or later. "
             "Use dgm.networks.MADE or dgm.networks.PixelCNN, or mask your network likewise"
         )
@@ -406,7 +406,7 @@ def check_cache(program: Autoregressive, x: Tensor, given: Any, raw: Tensor) -> 
             # Convolutions on a GPU may round to three digits where matrix products do not.
             if found.shape != expected.shape or bool((found - expected).abs().max() > 1e-2 * (1 + raw.abs().max())):
                 raise ValueError(
-                    f"the cache of {type(program.features.network).__name__} gives other parameters than the network "
+                    f"the cache of {type(program.factors.network).__name__} gives other parameters than the network "
                     f"itself for the feature at place {i + 1}: correct its step, or leave out the cache method"
                 )
             chain.put(x.flatten(1)[:, program.order[i]])

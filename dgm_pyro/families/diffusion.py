@@ -738,8 +738,8 @@ class UnrolledDiffusion(Program):
         self.conditional, self.given_shape = diffusion.conditional, diffusion.given_shape
         self.num_classes = diffusion.num_classes
 
-    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
-        return self.diffusion.support_given(given, size)
+    def support_given(self, given: Any = None, batch_size: int = 1) -> constraints.Constraint | None:
+        return self.diffusion.support_given(given, batch_size)
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         return self.diffusion.completions(by, x, mask, given)

@@ -85,25 +85,25 @@ class LocalNormal(nn.Module):
     """q of the elements of a plate: a Normal with covariances within an element, given what is above.
 
     Args:
-        size: of an element.
+        num_features: of an element.
         above: how many latents an element is given.
         covariates: ``(J, F)`` of the elements; or J, and the covariates are learned, as is what each element adds to
             the output of the network.
     """
 
-    def __init__(self, size: int, above: int, covariates: Tensor | int):
+    def __init__(self, num_features: int, above: int, covariates: Tensor | int):
         super().__init__()
-        self.size = size
+        self.num_features = num_features
         if isinstance(covariates, Tensor):
             spread = covariates.std(0) if len(covariates) > 1 else torch.ones_like(covariates[0])
             center = covariates.mean(0)
             self.register_buffer("covariates", (covariates - center) / torch.where(spread > 0, spread, 1.0))
         else:
             self.covariates = nn.Parameter(torch.randn(covariates, LEARNED))
-            self.own = nn.Parameter(torch.zeros(covariates, size * (1 + size)))
+            self.own = nn.Parameter(torch.zeros(covariates, num_features * (1 + num_features)))
         reads = above + self.covariates.shape[-1]
         self.network = nn.Sequential(nn.Linear(reads, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU())
-        self.out = nn.Linear(reads + HIDDEN, size * (1 + size))
+        self.out = nn.Linear(reads + HIDDEN, num_features * (1 + num_features))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -112,7 +112,10 @@ class LocalNormal(nn.Module):
         covariates = self.covariates.expand(*above.shape[:-1], self.covariates.shape[-1])
         given = torch.cat([above, covariates], -1)
         raw = self.out(torch.cat([given, self.network(given)], -1)) + getattr(self, "own", 0.0)
-        loc, rows = raw[..., : self.size], raw[..., self.size :].unflatten(-1, (self.size, self.size))
+        loc, rows = (
+            raw[..., : self.num_features],
+            raw[..., self.num_features :].unflatten(-1, (self.num_features, self.num_features)),
+        )
         diagonal = positive(rows.diagonal(dim1=-2, dim2=-1) + inverse_softplus(1.0))
         return dist.MultivariateNormal(loc, scale_tril=rows.tril(-1) + torch.diag_embed(diagonal), validate_args=False)
 

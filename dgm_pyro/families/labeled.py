@@ -233,8 +233,8 @@ class Discriminative(Conditional):
         self._check_values(x)
         return self.labels(x).probs
 
-    def check_given(self, given: Any, size: int, *, values: bool = True) -> None:
-        super().check_given(given, size, values=values)
+    def check_given(self, given: Any, batch_size: int, *, values: bool = True) -> None:
+        super().check_given(given, batch_size, values=values)
         if values:
             self._check_values(given)
 

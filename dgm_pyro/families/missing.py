@@ -96,8 +96,8 @@ class Observed(Program):
     def unroll_latents(self) -> Program:
         return self.replaced(program=self.program.unroll_latents())
 
-    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
-        return self.program.support_given(given, size)
+    def support_given(self, given: Any = None, batch_size: int = 1) -> constraints.Constraint | None:
+        return self.program.support_given(given, batch_size)
 
     def check(self, x: Any, given: Any = None, *, values: bool = True, support: bool | None = None) -> None:
         self.program.check(self.whole(x)[0], given, values=values, support=support)

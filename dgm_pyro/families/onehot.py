@@ -61,11 +61,11 @@ class OneHot(Conditional):
 
     def __init__(self, program: Categorical | Autoregressive):
         super().__init__()
-        features = program.features if isinstance(program, Autoregressive) else program
-        if not isinstance(features, Categorical):
+        factors = program.factors if isinstance(program, Autoregressive) else program
+        if not isinstance(factors, Categorical):
             raise TypeError(
                 "program must be a dgm.Categorical, or a dgm.Autoregressive of Categorical features, got "
-                f"{type(program).__name__}" + (f" of {type(features).__name__}" if features is not program else "")
+                f"{type(program).__name__}" + (f" of {type(factors).__name__}" if factors is not program else "")
             )
         self.program = program
         self.event_shape = torch.Size((*program.event_shape, self.classes))

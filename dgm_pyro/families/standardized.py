@@ -156,8 +156,8 @@ class Standardized(Program):
     def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
         return self.program.arguments(data)
 
-    def support_given(self, given: Any = None, size: int = 1) -> constraints.Constraint | None:
-        support = self.program.support_given(self.standard_given(given), size)
+    def support_given(self, given: Any = None, batch_size: int = 1) -> constraints.Constraint | None:
+        support = self.program.support_given(self.standard_given(given), batch_size)
         return support if support is None else moved(support, self.in_units)
 
     @torch.no_grad()

@@ -203,13 +203,13 @@ class Imputer:
     def over_cells(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         return self.annealed(_ToCells(program, x, mask, given, self.count(PARTICLES)))
 
-    def chain(self, stepper: Features | Times, size: int) -> Weighted:
+    def chain(self, stepper: Features | Times, num_data: int) -> Weighted:
         # Without a step the weights are equal, and the draws exact.
         num_particles = self.count(PARTICLES) if len(stepper) else self.num_samples
-        population = propagate(stepper, num_particles, size, progress=self.progress)
+        population = propagate(stepper, num_particles, num_data, progress=self.progress)
         # What comes after the last observation is drawn for those alone that are kept.
         kept = take(population.state, systematic(population.log_weights, self.num_samples))
-        return stepper.finish(kept), population.log_evidence.expand(self.num_samples, size)
+        return stepper.finish(kept), population.log_evidence.expand(self.num_samples, num_data)
 
     def annealed(self, annealing_path: _ToCells | _ToReals) -> Weighted:
         step_sizes = annealing_path.adapt(self.betas, self.transition, 0.65, self.progress)

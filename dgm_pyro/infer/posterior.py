@@ -106,7 +106,7 @@ def feature_log_prob(distribution: Any, x: Tensor, mask: Tensor) -> Tensor:
                 "the likelihood is autoregressive, and a feature is observed after a missing one in its order: what "
                 "is missing would have to be summed out given the latents. Observe a prefix of the order"
             )
-        terms = p.features.univariate(p.raw_parameters(x, distribution.given)).log_prob(x)
+        terms = p.factors.univariate(p.raw_parameters(x, distribution.given)).log_prob(x)
     else:
         terms = features_of(distribution).log_prob(x)
     return torch.where(mask, terms, torch.zeros_like(terms))

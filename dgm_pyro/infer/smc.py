@@ -100,20 +100,20 @@ class Population(Draws):
 
 
 def propagate(
-    stepper: Stepper, num_particles: int, size: int, *, threshold: float = 0.5, progress: bool = False
+    stepper: Stepper, num_particles: int, num_data: int, *, threshold: float = 0.5, progress: bool = False
 ) -> Population:
-    """Run ``stepper`` for ``num_particles`` of each of ``size`` data.
+    """Run ``stepper`` for ``num_particles`` of each of ``num_data`` data.
 
     Args:
         threshold: resample a datum's particles when their effective number falls below this share of them.
         progress: whether to show a bar.
     """
-    check_counts(num_particles=num_particles, size=size)
+    check_counts(num_particles=num_particles, num_data=num_data)
     check_number(threshold, "threshold", at_least=0)
-    batch = (num_particles, size)
+    batch = (num_particles, num_data)
     state, log_weights = stepper.start(batch)
-    log_mean = log_weights.new_zeros(size)
-    resampled = torch.zeros(size, dtype=torch.long, device=log_weights.device)
+    log_mean = log_weights.new_zeros(num_data)
+    resampled = torch.zeros(num_data, dtype=torch.long, device=log_weights.device)
     for i in tqdm(range(len(stepper)), desc="propagate", unit="step", disable=not progress, leave=False):
         poor = effective_number(log_weights) < threshold * num_particles
         # Asked for at each step, as what some datum needs must not move the noise of the others.
@@ -193,7 +193,7 @@ class Features:
 
     def start(self, batch: Sequence[int]) -> tuple[State, Tensor]:
         raw = self.program.raw_parameters(self.x, self.given)
-        log_prob = self.program.features.univariate(raw).log_prob(self.x).flatten(1)
+        log_prob = self.program.factors.univariate(raw).log_prob(self.x).flatten(1)
         before = log_prob[:, list(self.program.order[: self.first])].sum(-1)
         self.chain = FeatureChain(self.program, self.x.shape[:1], self.given)
         for value in self.values[:, : self.first].unbind(1):

@@ -145,23 +145,23 @@ class CausalTransformer(nn.Module):
             return self.embed(x.unsqueeze(-1).to(self.start.dtype))
         return self.embed(x.long())
 
-    def cache(self, size: int, given: Tensor | None = None) -> TransformerCache:
-        """A `caches.Cache` of ``size`` chains: the keys and values of the places so far.
+    def cache(self, batch_size: int, given: Tensor | None = None) -> TransformerCache:
+        """A `caches.Cache` of ``batch_size`` chains: the keys and values of the places so far.
 
         Args:
-            given: ``(size, *given_shape)``, or ``(size,)`` labels.
+            given: ``(batch_size, *given_shape)``, or ``(batch_size,)`` labels.
         """
-        return TransformerCache(self, size, given)
+        return TransformerCache(self, batch_size, given)
 
 
 class TransformerCache:
     """The keys and values of every layer, ``(N, heads, places so far, width / heads)``."""
 
-    def __init__(self, network: CausalTransformer, size: int, given: Tensor | None):
+    def __init__(self, network: CausalTransformer, batch_size: int, given: Tensor | None):
         self.network, self.place = network, 0
         like = network.start
-        self.embedding = like.new_zeros(size, 1) if network.embedding is None else network.embedding(given)
-        none = like.new_empty(size, network.heads, 0, network.width // network.heads)
+        self.embedding = like.new_zeros(batch_size, 1) if network.embedding is None else network.embedding(given)
+        none = like.new_empty(batch_size, network.heads, 0, network.width // network.heads)
         self.seen = [[Growing(none, len(network.order), dim=2) for _ in "kv"] for _ in network.layers]
 
     def step(self, value: Tensor | None) -> Tensor:

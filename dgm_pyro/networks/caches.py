@@ -3,7 +3,7 @@ r"""Caches: the values that a masked network keeps while x is filled feature by 
 The parameters of :math:`p(x_i \mid x_{<i})` need features before i only, and most of what they are computed from was
 there at the feature before. A network that can continue from there has one more method,
 
-    network.cache(size, given=None)     # a `Cache` of ``size`` rows, at the first place of ``network.order``
+    network.cache(batch_size, given=None)     # a `Cache` of that many rows, at the first place of ``network.order``
 
 and sampling then costs one pass of the network altogether, instead of one for each feature. A network without it is
 passed the whole x each time.

@@ -25,11 +25,11 @@ class ColumnReader(nn.Module):
         categories: number of values of each column that is a category, which is read one-hot; None for a number.
         logarithms: the columns whose log(1 + x) is read, instead of x.
         shift, scale: of each column as it is read, ``(D,)``, or of all.
-        network: ``network(inputs, *given)``, with ``(B, size)`` inputs.
+        network: ``network(inputs, *given)``, with ``(B, out_features)`` inputs.
 
     Attributes:
         widths: number of inputs that each column makes.
-        size: their sum.
+        out_features: their sum.
 
     >>> ColumnReader([None, 3], shift=[2.0, 0.0], scale=[4.0, 1.0])(torch.tensor([[4.0, 1.0]]))
     tensor([[0.5000, 0.0000, 1.0000, 0.0000]])
@@ -56,7 +56,7 @@ class ColumnReader(nn.Module):
         ]
         if any(not is_integer(i) or not 0 <= i < len(self.categories) for i in self.logarithms):
             raise ValueError(f"logarithms must be indices of the {len(self.categories)} columns, got {logarithms!r}")
-        self.size, self.in_shape = sum(self.widths), torch.Size((len(self.widths),))
+        self.out_features, self.in_shape = sum(self.widths), torch.Size((len(self.widths),))
         for name in ("given_shape", "num_classes"):  # what conditionals ask a network for
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))

@@ -92,12 +92,12 @@ class ConvEncoder(nn.Module):
 
 @register
 class ConvDecoder(nn.Module):
-    """Vectors ``(B, *in_shape)`` to ``(B, outputs, C, H, W)``, with an optional ``given`` as a second input.
+    """Vectors ``(B, *in_shape)`` to ``(B, P, C, H, W)``, with an optional ``given`` as a second input.
 
     Args:
         in_shape: shape of one input, such as ``(16,)`` for z; ``()`` for a class label.
         out_shape: ``(C, H, W)``.
-        outputs: P of the conditional, its parameters per feature.
+        num_parameters: P of the conditional, its parameters per feature.
         channels: widths, from the finest resolution to the coarsest, as in `ConvEncoder`.
         blocks: residual blocks at each resolution below the full one.
         given_shape: shape of one ``given``, for ``network(input, given)``.
@@ -106,7 +106,7 @@ class ConvDecoder(nn.Module):
         dropout: probability, inside the residual blocks.
 
     >>> import torch, dgm_pyro as dgm
-    >>> dgm.networks.ConvDecoder((5,), (1, 7, 7), outputs=2)(torch.zeros(3, 5)).shape
+    >>> dgm.networks.ConvDecoder((5,), (1, 7, 7), num_parameters=2)(torch.zeros(3, 5)).shape
     torch.Size([3, 2, 1, 7, 7])
     """
 
@@ -114,7 +114,7 @@ class ConvDecoder(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        outputs: int = 1,
+        num_parameters: int = 1,
         channels: Sequence[int] = (32, 64),
         *,
         blocks: int = 1,
@@ -125,7 +125,7 @@ class ConvDecoder(nn.Module):
     ):
         super().__init__()
         heights, widths = sizes(out_shape, channels, "out_shape")
-        check_counts(outputs=outputs, blocks=blocks)
+        check_counts(num_parameters=num_parameters, blocks=blocks)
         check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         label_in = as_shape(in_shape, "in_shape") == ()
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, None if label_in else num_classes)
@@ -146,9 +146,9 @@ class ConvDecoder(nn.Module):
             up = nn.ConvTranspose2d(channels[i], finer, 4, stride=2, padding=1)
             stages += [*(Block(channels[i], dropout) for _ in range(blocks)), nn.SiLU(), up]
             stages += [nn.ZeroPad2d((0, -crop[1], 0, -crop[0]))] if any(crop) else []
-        last = nn.Conv2d(max(8, channels[0] // 2), outputs * out_shape[0], 3, padding=1)
+        last = nn.Conv2d(max(8, channels[0] // 2), num_parameters * out_shape[0], 3, padding=1)
         self.stages = nn.Sequential(*stages, nn.SiLU(), last)
-        self.out_shape = torch.Size((outputs, *out_shape))
+        self.out_shape = torch.Size((num_parameters, *out_shape))
 
     def forward(self, z: Tensor, given: Tensor | None = None) -> Tensor:
         check_given(self, given)
@@ -163,7 +163,7 @@ class ConvNet(nn.Module):
     Args:
         in_shape: ``(C, H, W)``.
         out_shape: the same for what comes out.
-        outputs: P of a conditional, its parameters per feature: then ``(B, P, *out_shape)``.
+        num_parameters: P of a conditional, its parameters per feature: then ``(B, P, *out_shape)``.
         width: of the residual blocks, which are at the lower resolution.
         blocks: how many.
         given_shape: shape of one ``given``, for ``network(image, given)``: an image of the resolution of the blocks, or
@@ -184,7 +184,7 @@ class ConvNet(nn.Module):
         self,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        outputs: int | None = None,
+        num_parameters: int | None = None,
         width: int = 64,
         *,
         blocks: int = 1,
@@ -205,7 +205,9 @@ class ConvNet(nn.Module):
                 f"out_shape is {tuple(out_shape)}, but in_shape {tuple(in_shape)}: give heights and widths that differ "
                 "by one power of two"
             )
-        self.out_shape = torch.Size(out_shape if outputs is None else (check_count(outputs, "outputs"), *out_shape))
+        self.out_shape = torch.Size(
+            out_shape if num_parameters is None else (check_count(num_parameters, "num_parameters"), *out_shape)
+        )
         down = [layer for _ in range(1, halvings) for layer in (nn.SiLU(), nn.Conv2d(width, width, 4, 2, 1))]
         self.first = nn.Sequential(nn.Conv2d(depth, width, *((4, 2, 1) if halvings > 0 else (3, 1, 1))), *down)
         self.embedding: nn.Module | None = None
@@ -219,7 +221,7 @@ class ConvNet(nn.Module):
         # Without the norm, what comes out grows with what comes in, and a stack of couplings diverges.
         self.blocks = nn.Sequential(*(Block(width, dropout) for _ in range(blocks)), nn.GroupNorm(1, width), nn.SiLU())
         up = [layer for _ in range(-halvings) for layer in (nn.ConvTranspose2d(width, width, 4, 2, 1), nn.SiLU())]
-        self.up, self.last = nn.Sequential(*up), nn.Conv2d(width, (outputs or 1) * out_depth, 3, padding=1)
+        self.up, self.last = nn.Sequential(*up), nn.Conv2d(width, (num_parameters or 1) * out_depth, 3, padding=1)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         check_given(self, given)

@@ -51,15 +51,15 @@ class Denoiser(nn.Module):
         time_features: int,
         given_shape: Sequence[int] | None,
         num_classes: int | None,
-        outputs: int,
+        num_parameters: int,
         max_frequency: float,
     ):
         super().__init__()
-        check_count(outputs, "outputs")
+        check_count(num_parameters, "num_parameters")
         check_number(max_frequency, "max_frequency", above=0)
         check_network_options(num_classes=num_classes)
         self.event_shape = as_shape(event_shape)
-        self.out_shape = self.event_shape if outputs == 1 else torch.Size((outputs, *self.event_shape))
+        self.out_shape = self.event_shape if num_parameters == 1 else torch.Size((num_parameters, *self.event_shape))
         self.num_classes = num_classes
         if num_classes is not None:
             given_shape = ()
@@ -87,7 +87,7 @@ class DenoisingMLP(Denoiser):
         hidden: widths of the hidden layers.
         given_shape: shape of one ``given``, for a conditional denoiser.
         num_classes: number of labels, for ``given`` labels.
-        outputs: values per feature; L for a diffusion that predicts L levels.
+        num_parameters: P per feature: 1 for a diffusion that predicts a value, L for one that predicts L levels.
         activation: one of relu, silu, gelu, tanh, elu.
         max_frequency: of the sines of time. Lower ones, such as 30, are smoother in time: better for continuous time,
             and for its flow above all, whose solver has to follow.
@@ -100,23 +100,23 @@ class DenoisingMLP(Denoiser):
         *,
         given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
-        outputs: int = 1,
+        num_parameters: int = 1,
         activation: str = "silu",
         max_frequency: float = 1000.0,
     ):
         check_sizes(hidden=hidden)  # at least one width, for time to enter
         hidden = as_shape(hidden)
         features = hidden[0]
-        super().__init__(event_shape, features, given_shape, num_classes, outputs, max_frequency)
+        super().__init__(event_shape, features, given_shape, num_classes, num_parameters, max_frequency)
         numel = math.prod(self.event_shape)
         widths = [numel, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.modulations = nn.ModuleList(nn.Linear(features, b) for b in hidden)
-        self.last = nn.Linear(widths[-1], outputs * numel)
+        self.last = nn.Linear(widths[-1], num_parameters * numel)
         self.activation = activation_named(activation)
 
     def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
-        """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to ``(B, *event_shape)``, outputs first if > 1."""
+        """``(B, *event_shape)`` and times in [0, 1], ``(B,)``, to ``(B, *event_shape)``, P first if > 1."""
         embedded = self.activation(self.embed(t, given))
         h = x.reshape(x.shape[0], math.prod(self.event_shape))  # not len(), which would fix the batch size in an export
         for i, (layer, modulation) in enumerate(zip(self.layers, self.modulations, strict=True)):
@@ -155,7 +155,7 @@ class DenoisingUNet(Denoiser):
     Args:
         event_shape: ``(C, H, W)``; H and W must be divisible by 2 ** (len(channels) - 1).
         channels: width at each resolution, multiples of 8.
-        given_shape, num_classes, outputs, max_frequency: as in `DenoisingMLP`.
+        given_shape, num_classes, num_parameters, max_frequency: as in `DenoisingMLP`.
         dropout: probability, inside the residual blocks.
 
     Source: Ho et al. 2020 (DDPM), appendix B, without attention.
@@ -168,7 +168,7 @@ class DenoisingUNet(Denoiser):
         *,
         given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
-        outputs: int = 1,
+        num_parameters: int = 1,
         dropout: float = 0.0,
         max_frequency: float = 1000.0,
     ):
@@ -184,7 +184,7 @@ class DenoisingUNet(Denoiser):
                 f"event_shape {tuple(event_shape)} cannot be halved {len(channels) - 1} times: give fewer channels"
             )
         features = 2 * channels[-1]
-        super().__init__(event_shape, features, given_shape, num_classes, outputs, max_frequency)
+        super().__init__(event_shape, features, given_shape, num_classes, num_parameters, max_frequency)
         self.first = nn.Conv2d(event_shape[0], channels[0], 3, padding=1)
         ins = [channels[0], *channels[:-1]]
         self.down = nn.ModuleList(ResidualBlock(a, b, features, dropout) for a, b in zip(ins, channels, strict=True))
@@ -192,11 +192,13 @@ class DenoisingUNet(Denoiser):
         outs = [channels[0], *channels[:-1]]
         self.up = nn.ModuleList(ResidualBlock(2 * b, a, features, dropout) for a, b in zip(outs, channels, strict=True))
         self.last = nn.Sequential(
-            nn.GroupNorm(8, channels[0]), nn.SiLU(), nn.Conv2d(channels[0], outputs * event_shape[0], 3, padding=1)
+            nn.GroupNorm(8, channels[0]),
+            nn.SiLU(),
+            nn.Conv2d(channels[0], num_parameters * event_shape[0], 3, padding=1),
         )
 
     def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
-        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``, outputs first if > 1."""
+        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``, P first if > 1."""
         embedded = F.silu(self.embed(t, given))
         h = self.first(x)
         kept = []

@@ -149,19 +149,19 @@ class MADE(nn.Module):
         raw = self.last(self.activation(h)) + self.direct(x)
         return raw.unflatten(-1, (self.num_parameters, *self.in_shape))
 
-    def cache(self, size: int, given: Tensor | None = None) -> MADECache:
-        """A `caches.Cache` of ``size`` chains: every unit is computed once, when the last feature it reads is known.
+    def cache(self, batch_size: int, given: Tensor | None = None) -> MADECache:
+        """A `caches.Cache` of ``batch_size`` chains: a unit is computed once, when the last feature it reads is known.
 
         Args:
-            given: ``(size, *given_shape)``, or ``(size,)`` labels.
+            given: ``(batch_size, *given_shape)``, or ``(batch_size,)`` labels.
         """
-        return MADECache(self, size, given)
+        return MADECache(self, batch_size, given)
 
 
 class MADECache:
     """The inputs, by place, and the hidden units, by degree, that are known so far."""
 
-    def __init__(self, network: MADE, size: int, given: Tensor | None):
+    def __init__(self, network: MADE, batch_size: int, given: Tensor | None):
         self.network, self.degree = network, -1
         self.embeddings = [embed(given) for embed in network.embeddings]
         self.layers = [Stairs(network.first, network.counts[0], network.order)]
@@ -177,7 +177,7 @@ class MADECache:
         self.bias = network.last.bias.reshape(shape[:2]).unbind(1)
         self.direct = in_order(network.direct.weight, network.order).reshape(shape).unbind(1)
 
-        none = network.first.weight.new_empty(size, 0)
+        none = network.first.weight.new_empty(batch_size, 0)
         self.x = Growing(none, features)
         self.units = [Growing(none, sum(counts)) for counts in network.counts]
         self.inner = [Growing(none, sum(counts)) for counts in network.counts[1:]]
@@ -240,16 +240,18 @@ def in_order(weight: Tensor, order: Sequence[int]) -> Tensor:
     return weight.index_select(1, torch.tensor(order, device=weight.device))
 
 
-def check_order(order: str | Sequence[int], size: int) -> tuple[int, ...]:
+def check_order(order: str | Sequence[int], num_features: int) -> tuple[int, ...]:
     """The order as flat indices, first to last."""
     if isinstance(order, str):
         if order != "natural":
             raise ValueError(f"order must be 'natural' or a sequence of indices, got {order!r}")
-        return tuple(range(size))
+        return tuple(range(num_features))
     try:
         indices = tuple(int(i) for i in order)
     except (TypeError, ValueError) as error:
         raise TypeError(f"order must be 'natural' or a sequence of indices, got {order!r}") from error
-    if sorted(indices) != list(range(size)):
-        raise ValueError(f"order must name each of the {size} features 0 .. {size - 1} once, got {indices}")
+    if sorted(indices) != list(range(num_features)):
+        raise ValueError(
+            f"order must name each of the {num_features} features 0 .. {num_features - 1} once, got {indices}"
+        )
     return indices

@@ -168,13 +168,13 @@ class PixelCNN(nn.Module):
             hidden = hidden.repeat(1, len(x[0]), 1, 1) + self.within(x)
         return self.last[2:](hidden).unflatten(1, (len(x[0]), -1)).transpose(1, 2)
 
-    def cache(self, size: int, given: Tensor | None = None) -> PixelCNNCache:
-        """A `caches.Cache` of ``size`` images: every activation is computed once.
+    def cache(self, batch_size: int, given: Tensor | None = None) -> PixelCNNCache:
+        """A `caches.Cache` of ``batch_size`` images: every activation is computed once.
 
         Args:
-            given: ``(size, *given_shape)``, or ``(size,)`` labels.
+            given: ``(batch_size, *given_shape)``, or ``(batch_size,)`` labels.
         """
-        return PixelCNNCache(self, size, given)
+        return PixelCNNCache(self, batch_size, given)
 
 
 class PixelCNNCache:
@@ -186,7 +186,7 @@ class PixelCNNCache:
     less their sum so far, `behind`.
     """
 
-    def __init__(self, network: PixelCNN, size: int, given: Tensor | None):
+    def __init__(self, network: PixelCNN, batch_size: int, given: Tensor | None):
         self.network, self.place = network, 0
         self.depth = network.in_shape[0]
         self.layers = [layer for layer in network.layers if isinstance(layer, GatedLayer)]
@@ -207,7 +207,7 @@ class PixelCNNCache:
         self.middle, self.last = middle, [*zip(*(part.chunk(self.depth) for part in last), strict=True)]
         self.within = [] if network.within is None else network.within.weight.flatten(1).chunk(self.depth)
 
-        none = network.first.weight.new_zeros(size, self.channels)
+        none = network.first.weight.new_zeros(batch_size, self.channels)
         self.none, self.pixels = none, [none] * self.width  # the last row, after the first convolution
         self.embeddings = [] if given is None else [layer.embedding(given) for layer in self.layers if layer.embedding]
         self.above = [none[:, :, None, None].expand(-1, -1, self.reach, self.width)] * len(self.layers)

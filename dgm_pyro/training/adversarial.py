@@ -108,13 +108,13 @@ def _known(divergence: Any) -> str:
     return divergence
 
 
-def draw(program: Program, size: int, given: Any = None) -> Tensor:
-    """Samples of ``program`` with their gradient, ``(size, *event_shape)``, integers scaled to [-1, 1].
+def draw(program: Program, num_samples: int, given: Any = None) -> Tensor:
+    """Samples of ``program`` with their gradient, ``(num_samples, *event_shape)``, integers scaled to [-1, 1].
 
     Raises:
         ValueError: they have none, although some parameter requires it: x is discrete, or drawn by steps without one.
     """
-    with hidden(), batch_plates((size,)):
+    with hidden(), batch_plates((num_samples,)):
         x = program.joint(program.variable, None, given)
     if torch.is_grad_enabled() and not x.requires_grad:
         raise ValueError(

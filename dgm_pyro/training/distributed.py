@@ -32,11 +32,11 @@ class ProcessGroup:
 
     Attributes:
         rank: which one this is, from 0; the first one writes.
-        size: how many there are.
+        world_size: how many there are.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
     def writes(self) -> bool:
@@ -52,32 +52,32 @@ class ProcessGroup:
         Raises:
             ValueError: there are less than two data per process in every batch.
         """
-        least = SMALLEST_SHARE * self.size
-        if self.size > 1 and min(count, batch_size) < least:
+        least = SMALLEST_SHARE * self.world_size
+        if self.world_size > 1 and min(count, batch_size) < least:
             raise ValueError(
-                f"a batch has {min(count, batch_size)} data, but {self.size} processes need at least {least}: use a "
-                "larger batch_size, more data, or fewer processes"
+                f"a batch has {min(count, batch_size)} data, but {self.world_size} processes need at least {least}: "
+                "use a larger batch_size, more data, or fewer processes"
             )
         full, rest = divmod(count, batch_size)
         return max(1, full + (rest >= least and not drop_last))
 
     def share(self, rows: Tensor) -> Tensor:
         """The part of a batch that is for this process."""
-        return rows.tensor_split(self.size)[self.rank]
+        return rows.tensor_split(self.world_size)[self.rank]
 
     def weight(self, rows: Tensor) -> float:
         """The factor of the mean loss of `share` that makes the mean over processes the mean of the batch."""
-        return len(self.share(rows)) * self.size / len(rows)
+        return len(self.share(rows)) * self.world_size / len(rows)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of the processes' values, the same in all of them to the last bit."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def earliest(self, step: Tensor) -> Tensor:
         """The smallest positive value that a process has; 0 if none has one."""
-        if self.size == 1:
+        if self.world_size == 1:
             return step
         never = torch.iinfo(step.dtype).max
         step = torch.where(step > 0, step, never)
@@ -86,22 +86,22 @@ class ProcessGroup:
 
     def any(self, *flags: bool, device: torch.device) -> list[bool]:
         """Whether a process says so, for each of the flags; the same in all of them."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [*flags]
         return (self.total(torch.tensor(flags, dtype=torch.long, device=device)) > 0).tolist()
 
     def digests(self, digest: bytes, device: torch.device) -> list[str]:
         """The digest of each process, in hexadecimal."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [digest.hex()]
         own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(device)
-        every = [torch.empty_like(own) for _ in range(self.size)]
+        every = [torch.empty_like(own) for _ in range(self.world_size)]
         dist.all_gather(every, own)
         return [bytes(each.tolist()).hex() for each in every]
 
     def agree(self, tensors: Iterable[Tensor]) -> None:
         """Give each of the tensors the values that it has in the first process."""
-        if self.size > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 values = tensor.detach().contiguous()
                 dist.broadcast(values, 0)
@@ -109,7 +109,7 @@ class ProcessGroup:
 
     def wait(self) -> None:
         """Until all have come here."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.barrier()
 
 
@@ -142,18 +142,18 @@ def join(device: str = "auto") -> ProcessGroup:
         _take_gpu(device, int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     # Of convolutions: the strides of dimensions of size 1, which do not matter.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    _store, rank, size = next(iter(dist.rendezvous("env://")))
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=_store, rank=rank, world_size=size)
+    _store, rank, world_size = next(iter(dist.rendezvous("env://")))
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=_store, rank=rank, world_size=world_size)
     return process_group()
 
 
-def _take_gpu(device: str, rank: int, size: int) -> None:
+def _take_gpu(device: str, rank: int, world_size: int) -> None:
     count = torch.cuda.device_count()
-    if size > 1 and device not in ("auto", "cuda"):
-        raise ValueError(f"device must be 'auto', 'cuda' or 'cpu' where {size} processes train, got {device!r}")
-    if size > count:
+    if world_size > 1 and device not in ("auto", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cuda' or 'cpu' where {world_size} processes train, got {device!r}")
+    if world_size > count:
         raise ValueError(
-            f"{size} processes were started, but there are {count} GPUs: start one per GPU, or use device 'cpu'"
+            f"{world_size} processes were started, but there are {count} GPUs: start one per GPU, or use device 'cpu'"
         )
     torch.cuda.set_device(rank % count)
 

@@ -435,7 +435,7 @@ class Training:
         while self.taken < end and not paused and not self.history.out_of_time:
             step, rows = self.taken + 1, self._rows()
             # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
-            if not self.step.prepared and (step > 1 or processes.size > 1):
+            if not self.step.prepared and (step > 1 or processes.world_size > 1):
                 whole = rows if len(rows) == options.batch_size else self._batches[0]
                 example, parts = functools.partial(self._batch, whole), options.accumulate
                 self.step.prepare(example, processes, compiling, first=step == 1, parts=parts)
@@ -460,7 +460,7 @@ class Training:
                 self.average.update()
             self._totals.add(len(rows), sums)
             self.taken = step
-            if processes.size == 1 or step % WATCH_EVERY == 0 or step == end:
+            if processes.world_size == 1 or step % WATCH_EVERY == 0 or step == end:
                 late = options.minutes is not None and self._seconds_since(start) >= 60 * options.minutes
                 paused, self.history.out_of_time = processes.any(pause() and step < end, late, device=self.device)
         watch.check(epoch, processes)
@@ -524,7 +524,7 @@ class Training:
         # Larger batches than in training, as no graph is kept; but particles take the room of data.
         draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
         size = max(self.options.batch_size, 4 * self.options.batch_size // draws)
-        starts = range(0, len(data), size)[processes.rank :: processes.size]
+        starts = range(0, len(data), size)[processes.rank :: processes.world_size]
         with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
             for batch in data.taken(slice(start, start + size) for start in starts):
                 value, given, observed = program.arguments(batch.to(self.device))

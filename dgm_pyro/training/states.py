@@ -58,10 +58,10 @@ class States:
         if header is None:
             return None
         parts = header["parts"]
-        if len(parts) != processes.size:
+        if len(parts) != processes.world_size:
             raise ValueError(
-                f"{self.folder} holds a training in {len(parts)} processes, and this is one in {processes.size}: start "
-                f"{len(parts)}"
+                f"{self.folder} holds a training in {len(parts)} processes, and this is one in {processes.world_size}: "
+                f"start {len(parts)}"
             )
         return _read_part(self.folder, parts[processes.rank])
 

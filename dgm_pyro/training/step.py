@@ -85,24 +85,24 @@ class Step:
             CompilationError, ValueError: it cannot be, and ``compile`` is not "auto".
         """
         self.prepared = True
-        if self.terms is None and (compile is True or processes.size > 1):
+        if self.terms is None and (compile is True or processes.world_size > 1):
             raise ValueError(
                 f"{type(self.objective.objective).__name__} has its own backward pass, which can be neither "
                 "compiled nor shared among processes: use an objective of dgm, such as 'elbo'"
             )
         if hasattr(self.objective, "update"):
-            if processes.size > 1:
+            if processes.world_size > 1:
                 raise ValueError("each process would have its own critic: use one process for an adversarial objective")
             if compile is True:
                 check_compilable(self.objective)  # says why not
             return
-        if self.terms is None or not (compile or processes.size > 1):
+        if self.terms is None or not (compile or processes.world_size > 1):
             return
         device = next(self.program.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             example = batch()
             share = pytree.tree_map_only(Tensor, lambda all: processes.share(all).tensor_split(parts)[0], example)
-            if processes.size > 1 and first:
+            if processes.world_size > 1 and first:
                 with self._networks():  # what layers set up by their first batch, they set up alike
                     self.terms(*example, self.terms.weights(0.0))
             if compile:
@@ -114,7 +114,7 @@ class Step:
                         raise
                     # Past the methods of Training, and fit with its two decorators.
                     warnings.warn(f"the training continues uncompiled: {error}", stacklevel=7)
-        if processes.size > 1:
+        if processes.world_size > 1:
             # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")
             # `Training` has made the processes agree, and within an epoch buffers may differ again: one that is resumed

@@ -214,9 +214,9 @@ They start at a draw from the prior: at its median, zero, all units of a layer a
 class _BayesianNetwork(PyroModule):
     """p(w) prod_i p(y_i | x_i, w): the network's parameters are sample sites."""
 
-    def __init__(self, network: nn.Module, scale: float, size: int):
+    def __init__(self, network: nn.Module, scale: float, num_data: int):
         super().__init__()
-        self.network, self.size = copy.deepcopy(network), size
+        self.network, self.num_data = copy.deepcopy(network), num_data
         to_pyro_module_(self.network)
         for part in list(self.network.modules()):
             for name, value in list(part.named_parameters(recurse=False)):
@@ -226,7 +226,7 @@ class _BayesianNetwork(PyroModule):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         logits = self.network(x)
-        with pyro.plate("data", max(self.size, len(x)), subsample_size=len(x)):
+        with pyro.plate("data", max(self.num_data, len(x)), subsample_size=len(x)):
             pyro.sample("y", dist.Categorical(logits=logits), obs=y)
         return logits
 

@@ -227,7 +227,7 @@ def _ascend(
     at: Tensor,
     x: Tensor,
     y: Tensor,
-    size: float,
+    step_size: float,
     epsilon: float,
     levels: int | None,
     num_particles: int,
@@ -236,7 +236,7 @@ def _ascend(
     parts = zip(_as_reals(at).split(AT_ONCE), y.to(x.device).split(AT_ONCE), strict=True)
     gradient = torch.cat([_slope(classifier, part, labels, num_particles) for part, labels in parts])
     center = _as_reals(x)
-    return _as_before((at + size * gradient.sign()).clamp(center - epsilon, center + epsilon), x, levels)
+    return _as_before((at + step_size * gradient.sign()).clamp(center - epsilon, center + epsilon), x, levels)
 
 
 def _slope(classifier: Classifier, at: Tensor, y: Tensor, num_particles: int) -> Tensor:

@@ -132,7 +132,7 @@ def log_univariate(features, raw, value):
 
 def raw_at(program, i, x, given):
     """Raw parameters of place i = 0 .. D - 1, ``(B, P)``; features from there on are replaced by zeros first."""
-    features, order = program.features, list(program.order)
+    features, order = program.factors, list(program.order)
     known = torch.zeros(len(order), dtype=torch.bool)
     known[order[:i]] = True
     seen = torch.where(known.reshape(program.event_shape), x, torch.zeros_like(x))
@@ -143,7 +143,7 @@ def raw_at(program, i, x, given):
 
 def chain_rule(program, x, given):
     terms = [
-        log_univariate(program.features, raw_at(program, i, x, given), x.flatten(1)[:, j])
+        log_univariate(program.factors, raw_at(program, i, x, given), x.flatten(1)[:, j])
         for i, j in enumerate(program.order)
     ]
     return torch.stack(terms, -1)
@@ -200,7 +200,7 @@ def test_samples_of_reals_follow_their_conditionals(program):
     uniform = []
     for i, j in enumerate(program.order):
         raw, value = raw_at(program, i, x, given).detach(), x.flatten(1)[:, j]
-        if isinstance(program.features, dgm.Normal):
+        if isinstance(program.factors, dgm.Normal):
             u = torch.special.ndtr((value - raw[:, 0]) / F.softplus(raw[:, 1]))
         else:
             logits, loc, scale = raw.reshape(n, 3, -1).unbind(1)
@@ -236,14 +236,14 @@ def test_unrolled_samples_as_plated_from_the_same_random_numbers(program):
     unrolled = program.unroll().sample(7, given)
     assert plated.dtype == unrolled.dtype
     torch.testing.assert_close(plated, unrolled, rtol=1e-12, atol=1e-12)  # matrix products round by their batch size
-    integers = not isinstance(program.features, dgm.Bernoulli) and program.levels is not None
+    integers = not isinstance(program.factors, dgm.Bernoulli) and program.levels is not None
     assert plated.dtype == (torch.int64 if integers else torch.float64)
 
 
 def test_the_chain_conditioned_everywhere_is_the_density(program):
     """The definition: every site fixed by poutine.condition, so that each step sees what was fixed before it."""
     x, given = outcomes(program, 4), contexts(program, 4)
-    x = x.double() if isinstance(program.features, dgm.Bernoulli) else x
+    x = x.double() if isinstance(program.factors, dgm.Bernoulli) else x
     fixed = {f"x_{i}": x.flatten(1)[:, j] for i, j in enumerate(program.order, 1)}
     conditioned = poutine.condition(program.unroll().model, data=fixed)
     trace = poutine.trace(conditioned).get_trace(4, given)
@@ -359,7 +359,7 @@ def test_plates_expand_the_distribution(program):
 def test_particles_of_observed_data_cost_one_pass(program):
     """Expanding over particles must not repeat the data through the network."""
     rows = []
-    program.features.network.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
+    program.factors.network.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
     with dgm.program.batch_plates((50, 4)):
         program.joint("x", outcomes(program, 4), contexts(program, 4))
     x = outcomes(program, 4)
@@ -397,7 +397,7 @@ def test_sampling_reads_only_what_was_drawn():
     """One pass of the network per feature."""
     program = dgm.Autoregressive(PROGRAMS["bits"]())
     passes = []
-    program.features.network.register_forward_hook(lambda module, args, out: passes.append(args[0].clone()))
+    program.factors.network.register_forward_hook(lambda module, args, out: passes.append(args[0].clone()))
     x = program.sample(3)
     assert len(passes) == 5
     for i, seen in enumerate(passes):
@@ -563,7 +563,7 @@ def test_scores_and_samples_on_a_gpu(program):
     torch.testing.assert_close(program.log_prob(x.cuda(), cuda_given).cpu(), expected)
     for form in (program, program.unroll()):
         assert form.sample(5, cuda_given).is_cuda
-    dgm.Autoregressive(program.features)
+    dgm.Autoregressive(program.factors)
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -588,7 +588,7 @@ STRICT = torch.ones(3, 3).tril(-1)
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: dgm.networks.MLP((3,), 3), TypeError, "features must be a conditional"),
+        (lambda: dgm.networks.MLP((3,), 3), TypeError, "factors must be a conditional"),
         (lambda: dgm.Bernoulli(3), ValueError, "no network.*MADE.*PixelCNN"),
         (lambda: dgm.Bernoulli(3, nn.Linear(3, 3)), ValueError, r"no \.order.*MADE.*PixelCNN"),
         (lambda: dgm.Bernoulli(4, made(3, 1)), ValueError, r"reads x of shape \(3,\).*event_shape.*\(4,\)"),

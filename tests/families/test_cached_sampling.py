@@ -142,7 +142,7 @@ def same(draw, naive, network=None):
 @pytest.mark.parametrize("size", [1, 5])
 def test_samples(program, naive, size):
     given = contexts(program, size)
-    x = same(lambda: program.sample(size, given), naive, program.features.network)
+    x = same(lambda: program.sample(size, given), naive, program.factors.network)
     assert x.shape == (size, *program.event_shape)
 
 
@@ -156,7 +156,7 @@ def test_samples_without_a_batch_and_with_two(program, naive):
 
 def test_samples_of_one_chain(program, naive):
     given = contexts(program)
-    same(lambda: program(given).sample(), naive, program.features.network)
+    same(lambda: program(given).sample(), naive, program.factors.network)
 
 
 def test_unrolled_with_sites_fixed(program, naive):
@@ -167,7 +167,7 @@ def test_unrolled_with_sites_fixed(program, naive):
     if program.levels is not None and size > 1:
         fixed["x_1"] = torch.tensor(program.levels - 1).to(like.dtype)  # one number for the whole batch
     conditioned = poutine.condition(program.unroll().model, data=fixed)
-    x = same(lambda: conditioned(3, given), naive, program.features.network)
+    x = same(lambda: conditioned(3, given), naive, program.factors.network)
     for name, value in fixed.items():
         assert torch.equal(x.flatten(1)[:, program.order[int(name[2:]) - 1]], value.expand(3))
 
@@ -189,7 +189,7 @@ def test_particles_grow_the_batch_of_what_is_fixed(program, naive):
 def test_enumeration_grows_the_batch_at_every_step(name):
     """Pyro's enumeration of two of the four features, against the table."""
     program = PROGRAMS[name]().eval()
-    calls = passes(program.features.network)
+    calls = passes(program.factors.network)
     seen = {"x_2": torch.tensor([0, 1, 1]), "x_4": torch.tensor([1, 1, 0])}
     seen = {site: value.double() for site, value in seen.items()} if name != "pixelcnn" else seen
     conditioned = poutine.condition(program.unroll().model, data=seen)
@@ -218,7 +218,7 @@ def test_gradients_through_the_draws(name, naive):
     program = jittered(dgm.Autoregressive(networks[name]()), 0.2).eval()
     given = torch.randn(3, 2, requires_grad=True)
     inputs = [given, *program.parameters()]
-    calls = passes(program.features.network)
+    calls = passes(program.factors.network)
     assert program(given).has_rsample
 
     def gradients(form):
@@ -257,7 +257,7 @@ def test_dropout_draws_anew_in_each_pass():
 def test_a_hook_may_change_what_passes(naive):
     """So it is called at every feature."""
     program = jittered(dgm.Autoregressive(dgm.Normal(4, MADE(4, 2, (6,)))), 0.4)
-    program.features.network.last.register_forward_hook(lambda module, args, out: 2 * out)
+    program.factors.network.last.register_forward_hook(lambda module, args, out: 2 * out)
     same(lambda: program.sample(3), naive)
 
 
@@ -277,8 +277,8 @@ def test_a_cache_that_gives_something_else_is_refused(wrong):
             return 1.1 * super().forward(x)
 
     class Short(MADE):
-        def cache(self, size, given=None):
-            made = super().cache(size, given)
+        def cache(self, batch_size, given=None):
+            made = super().cache(batch_size, given)
             step = made.step
             made.step = lambda value: step(value)[:, :1]
             return made
@@ -497,7 +497,7 @@ def test_cached_samples_on_a_gpu(program, naive):
     program.cuda()
     given = contexts(program, 4)
     given = None if given is None else given.cuda()
-    same(lambda: program.sample(4, given), naive, program.features.network)
+    same(lambda: program.sample(4, given), naive, program.factors.network)
 
 
 def test_a_cache_of_ones_own():
@@ -513,12 +513,12 @@ def test_a_cache_of_ones_own():
         def forward(self, x):
             return self.scale * (x.cumsum(-1) - x)
 
-        def cache(self, size, given=None):
-            return Sum(self, size)
+        def cache(self, batch_size, given=None):
+            return Sum(self, batch_size)
 
     class Sum:
-        def __init__(self, network, size):
-            self.network, self.sum, self.place = network, torch.zeros(size), -1
+        def __init__(self, network, batch_size):
+            self.network, self.sum, self.place = network, torch.zeros(batch_size), -1
 
         def step(self, value):
             self.place += 1

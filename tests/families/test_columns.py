@@ -90,7 +90,7 @@ def test_a_reader_shows_categories_one_hot_and_amounts_in_logarithms():
     reader = ColumnReader([None, 3, None], [2], shift=[1.0, 0.0, 0.0], scale=[2.0, 1.0, 1.0])
     inputs = reader(torch.tensor([[5.0, 1.0, math.e - 1]]))
     torch.testing.assert_close(inputs, torch.tensor([[2.0, 0.0, 1.0, 0.0, 1.0]]))
-    assert (reader.size, reader.widths) == (5, [1, 3, 1])
+    assert (reader.out_features, reader.widths) == (5, [1, 3, 1])
 
 
 def related(size):

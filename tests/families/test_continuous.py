@@ -49,11 +49,13 @@ def gaussian(mean, cov, highest=10.0, lowest=-14.0, **options):
 def small(shape=2, seed=0, **options):
     network = {name: options.pop(name) for name in ("num_classes", "given_shape") if name in options}
     network["max_frequency"] = 10.0
-    outputs = options.get("levels") if options.get("predict") == "levels" else 1
+    num_parameters = options.get("levels") if options.get("predict") == "levels" else 1
     event_shape = (shape,) if isinstance(shape, int) else shape
     torch.manual_seed(seed)
     program = dgm.ContinuousDiffusion(
-        shape, DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network), **{"num_steps": 6, **options}
+        shape,
+        DenoisingMLP(event_shape, (12, 12), num_parameters=num_parameters, **network),
+        **{"num_steps": 6, **options},
     )
     return jittered(program, 0.1)
 

@@ -66,9 +66,9 @@ def small(shape=2, num_steps=6, *, levels=None, seed=0, **options):
     """A diffusion with random weights."""
     event_shape = (shape,) if isinstance(shape, int) else shape
     network = {name: options.pop(name) for name in ("num_classes", "given_shape") if name in options}
-    outputs = levels if options.get("predict") == "levels" else 1
+    num_parameters = levels if options.get("predict") == "levels" else 1
     torch.manual_seed(seed)
-    denoiser = DenoisingMLP(event_shape, (12, 12), outputs=outputs, **network)
+    denoiser = DenoisingMLP(event_shape, (12, 12), num_parameters=num_parameters, **network)
     return jittered(dgm.Diffusion(shape, denoiser, levels=levels, num_steps=num_steps, **options), 0.2)
 
 
@@ -907,7 +907,12 @@ def test_a_unet_diffusion_of_integers_learns():
     x = torch.zeros(64, 1, 4, 4, dtype=torch.uint8)
     x[:32, :, :2], x[32:, :, 2:] = 3, 3
     program = dgm.Diffusion(
-        (1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), outputs=4), "log-snr", num_steps=10, levels=4, predict="levels"
+        (1, 4, 4),
+        DenoisingUNet((1, 4, 4), (8, 16), num_parameters=4),
+        "log-snr",
+        num_steps=10,
+        levels=4,
+        predict="levels",
     )
     data = dgm.Data(x, levels=4)
     before = dgm.evaluate(program, data)

@@ -38,11 +38,11 @@ def inputs(size=5):
     return torch.randn(size, 1, 4, 4), torch.linspace(0.1, 0.9, size)
 
 
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_shapes(make, outputs):
-    network = make(outputs=outputs)
+@pytest.mark.parametrize("num_parameters", [1, 3])
+def test_shapes(make, num_parameters):
+    network = make(num_parameters=num_parameters)
     x, t = inputs()
-    assert network(x, t).shape == ((5, 1, 4, 4) if outputs == 1 else (5, 3, 1, 4, 4))
+    assert network(x, t).shape == ((5, 1, 4, 4) if num_parameters == 1 else (5, 3, 1, 4, 4))
     assert network(x[:1], t[:1]).shape[0] == 1
 
 
@@ -141,7 +141,7 @@ def test_neighboring_times_are_told_apart():
         (lambda: DenoisingMLP((2,), ()), r"hidden must be a positive int or a tuple of them, got \(\)"),
         (lambda: DenoisingMLP((2,), (8,), activation="softsign"), "activation must be one of relu, .*'softsign'"),
         (lambda: DenoisingMLP((2,), (8,), given_shape=()), "class label: pass num_classes"),
-        (lambda: DenoisingMLP((2,), (8,), outputs=0), "outputs must be a positive integer, got 0"),
+        (lambda: DenoisingMLP((2,), (8,), num_parameters=0), "num_parameters must be a positive integer, got 0"),
     ],
 )
 def test_networks_that_cannot_be_are_refused(make, message):

@@ -59,7 +59,7 @@ def page_of(tour: Tour) -> report.Report:
             "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         },
         commands={
-            words("sample_command"): f"dgm sample {tour.out}/checkpoints/generative-classifier -n 64 --label 3 "
+            words("sample_command"): f"dgm sample {tour.out}/checkpoints/generative-classifier -n 64 --class 3 "
             "--out threes.png",
             words("evaluate_command"): f"dgm evaluate {tour.out}/checkpoints/vae --num-particles 500",
             words("train_command"): "dgm train vae --prior ar --encoder iaf --epochs 60 --out runs/vae-ar",
