@@ -128,7 +128,7 @@ def test_a_vae_of_columns_reads_them_in_its_own_way():
     before = dgm.evaluate(program, data).nats
     dgm.fit(program, data, epochs=8, lr=0.01, progress=False)
     assert dgm.evaluate(program, data).nats > before + 1
-    assert program.encoder.network.size == 5
+    assert program.encoder.network.out_features == 5
     assert program.sample(50)[:, 0].max() <= 2
 
 
