@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dgm_pyro.diagnosis import in_one_line
+from dgm_pyro.diagnosis.messages import in_one_line
 
 __all__ = ["pair_from"]
 

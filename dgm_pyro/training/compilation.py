@@ -50,7 +50,7 @@ from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro.diagnosis import heard, without_table
+from dgm_pyro.diagnosis.messages import heard, without_table
 from dgm_pyro.objectives import ELBO, IWAE, Bound, Objective, at_progress, chosen
 from dgm_pyro.program import Program, alone, parameter_of, sample_sites
 
