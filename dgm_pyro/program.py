@@ -849,7 +849,7 @@ class _DataSite(Messenger):
         return point
 
 
-class _Stated(Messenger):
+class _StatedSites(Messenger):
     """The sample sites under the names that they were stated by: handlers further out may rename them."""
 
     def __init__(self) -> None:
@@ -899,7 +899,7 @@ class Guide(_View):
             value, size = self._enter(x, given)
             if value is None:
                 raise ValueError("the guide needs data: q(latents | x) is conditioned on x")
-            with _Stated() as stated, batch_plates((size,)):
+            with _StatedSites() as stated, batch_plates((size,)):
                 self.program.posterior(self.program.variable, value, given)
             self._require_in_model(latent_sites(stated), value, given)
 
@@ -914,7 +914,7 @@ class Guide(_View):
                 torch.no_grad(),
                 torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
                 hidden(),
-                _Stated() as stated,
+                _StatedSites() as stated,
                 batch_plates((x.shape[0],)),
             ):
                 program.joint(program.variable, x, given)
@@ -1049,7 +1049,7 @@ def model_trace(
     return model
 
 
-def sample_sites(trace: poutine.Trace | _Stated) -> list[str]:
+def sample_sites(trace: poutine.Trace | _StatedSites) -> list[str]:
     """Names of the sample sites, in the order stated; plates' own subsample sites are left out."""
     return [
         name
@@ -1058,7 +1058,7 @@ def sample_sites(trace: poutine.Trace | _Stated) -> list[str]:
     ]
 
 
-def latent_sites(trace: poutine.Trace | _Stated) -> list[str]:
+def latent_sites(trace: poutine.Trace | _StatedSites) -> list[str]:
     """Names of the unobserved sample sites, as `sample_sites`."""
     return [name for name in sample_sites(trace) if not trace.nodes[name]["is_observed"]]
 

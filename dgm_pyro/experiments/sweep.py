@@ -219,7 +219,7 @@ def sweep(
     find_device(options.training.device)
     source, reading, points = runs.opened(options.data, options.reading, options.data_dir, options.num_data)
     options = replace(options, data=source, reading=reading)
-    _check_names(options, combinations, points[:16])
+    _check_combinations(options, combinations, points[:16])
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, but a sweep is a folder: choose another --out")
@@ -293,7 +293,7 @@ def _say(line: str) -> None:
     print(f"sweep: {line}", file=sys.stderr, flush=True)
 
 
-def _check_names(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]], points: Data) -> None:
+def _check_combinations(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]], points: Data) -> None:
     """Build every combination once: what is wrong with all cells is an error now, not after an hour."""
     seen = set()
     for choices in combinations:

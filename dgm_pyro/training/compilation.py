@@ -295,7 +295,7 @@ class PairTerms(nn.Module):
         said: list[Exception | Warning] = []
         validated = pyro.settings.context(validate_infer=True)
         with torch.no_grad(), torch.random.fork_rng(devices=[*on_cuda]), poutine.block():
-            with _Stated() as statements, heard(said, _CHECKS), validated:
+            with _StatedNames() as statements, heard(said, _CHECKS), validated:
                 self.elbo.loss(self.model, self.densities, *args, **kwargs)
             if said:
                 raise CompilationError(_refused(type(self.elbo).__name__, said[0]))
@@ -321,7 +321,7 @@ class PairTerms(nn.Module):
         instead = _Instead({id(stored[name]): leaf for name, leaf in leaves.items()})
         weighs = isinstance(self.elbo, RenyiELBO)
         elbo, times = (Trace_ELBO(), self.elbo.num_particles) if weighs else (self.elbo, 1)
-        with poutine.block(), _Stated() as statements, instead, _without_numbers():
+        with poutine.block(), _StatedNames() as statements, instead, _without_numbers():
             each = [elbo.differentiable_loss(self.model, self.densities, *args, **kwargs) for _ in range(times)]
         for name in {*statements.params, *statements.samples} - self._names:
             raise CompilationError(f"{name!r} is the name of a statement that depends on numbers: fix the names")
@@ -329,7 +329,7 @@ class PairTerms(nn.Module):
         return math.log(times) - (-losses).logsumexp(0) if weighs else losses[0]
 
 
-class _Stated(Messenger):
+class _StatedNames(Messenger):
     """The names of parameters and sample sites, in the order stated."""
 
     def __init__(self) -> None:

@@ -429,7 +429,7 @@ class Training:
         """Take the steps of an epoch that are left; returns whether it was paused before its end."""
         options, processes = self.options, self.processes
         compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
-        watch, paused = _Watch(self.program.variable), False
+        watch, paused = _FirstNonFinite(self.program.variable), False
         self.program.train()
         end = min(epoch * (options.validate_every or self.steps_per_epoch), self.steps)
         while self.taken < end and not paused and not self.history.out_of_time:
@@ -701,7 +701,7 @@ def _run(training: Training, states: States | None, trackers: Sequence[Tracker],
                 tracker.on_end(training.history)
 
 
-class _Watch:
+class _FirstNonFinite:
     """Records on the device when the loss or a gradient first was not finite, and its value."""
 
     def __init__(self, variable: str):

@@ -185,7 +185,7 @@ def fgsm(
         ValueError: the classifier's output does not depend smoothly on x, or ``epsilon`` does not fit.
     """
     _check_attack(x, y, epsilon, levels)
-    return _ascend(classifier, x, x, y, epsilon, epsilon, levels, num_particles)
+    return _signed_step(classifier, x, x, y, epsilon, epsilon, levels, num_particles)
 
 
 def pgd(
@@ -218,11 +218,11 @@ def pgd(
     start = x + epsilon * (2 * torch.rand(x.shape, generator=random) - 1).to(x.device)
     moved = _as_before(start, x, levels)
     for _ in range(gradient_steps):
-        moved = _ascend(classifier, moved, x, y, size, epsilon, levels, num_particles)
+        moved = _signed_step(classifier, moved, x, y, size, epsilon, levels, num_particles)
     return moved
 
 
-def _ascend(
+def _signed_step(
     classifier: Classifier,
     at: Tensor,
     x: Tensor,
