@@ -28,7 +28,7 @@ from dgm_pyro.diagnosis.findings import SEVERITIES, Diagnosis, Finding
 from dgm_pyro.diagnosis.gradients import bounds, evidence, finite, noise, parameters, store
 from dgm_pyro.diagnosis.loss import finding_of, run_loss, run_of_pair
 from dgm_pyro.diagnosis.messages import PYRO, heard, in_one_line, remedy_in
-from dgm_pyro.diagnosis.reach import tensors_of, unchanged
+from dgm_pyro.diagnosis.reach import named_tensors, unchanged
 from dgm_pyro.diagnosis.statements import (
     data_supports,
     device_mix,
@@ -134,7 +134,7 @@ def _example(program: Program) -> tuple[Tensor, Any]:
 
 @alone()
 def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: Any) -> Diagnosis:
-    named, own = tensors_of((model, guide))
+    named, own = named_tensors((model, guide))
     arguments = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     place = next((tensor.device for tensor in arguments), torch.device("cpu"))
     mixed = list(device_mix(arguments, [tensor for _, tensor in named.values()]))

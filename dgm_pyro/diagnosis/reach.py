@@ -46,7 +46,7 @@ def unchanged(callables: Sequence[Any]) -> Iterator[None]:
         numpy.random.set_state(numpys)
 
 
-def tensors_of(callables: Sequence[Any]) -> tuple[dict[int, tuple[str, Tensor]], set[int]]:
+def named_tensors(callables: Sequence[Any]) -> tuple[dict[int, tuple[str, Tensor]], set[int]]:
     """Names of the tensors with gradients that the callables can see, and which are a callable's own."""
     named: dict[int, tuple[str, Tensor]] = {}
     own: set[int] = set()
