@@ -2,7 +2,8 @@
 
 A test is slow, and left out of ``make quick``, for one of two reasons:
 
-- ``tests/durations.json`` names it: it took more than `SLOW` seconds when ``make durations`` last ran all tests;
+- ``tests/durations.json`` names it, or a fixture that it shares with other tests: that took more than `SLOW` seconds
+  when ``make durations`` last ran all tests;
 - it is one of more than `MANY` cases of one test, such as the programs of the registry. One case in `KEPT` is not slow,
   and different tests keep different ones, so that every program stays under some tests.
 
@@ -55,6 +56,9 @@ LONG = 5.0
 NIGHTLY = "nightly: `make test ARGS=--all` runs it"
 MANY, KEPT = 60, 4
 STARTED = pytest.StashKey[float]()
+SHARED = pytest.StashKey[
+    dict[str, float]
+]()  # seconds of the fixtures that were set up for this test and for later ones
 
 
 def pytest_addoption(parser):
@@ -76,17 +80,21 @@ def pytest_collection_modifyitems(items):
     for name, cases in tests.items():
         kept = crc32(name.encode()) % KEPT
         for i, item in enumerate(cases):
-            if item.nodeid in seconds or (len(cases) > MANY and i % KEPT != kept):
+            measured = item.nodeid in seconds or any(name in seconds for name in shared_fixtures(item))
+            if measured or (len(cases) > MANY and i % KEPT != kept):
                 item.add_marker(pytest.mark.slow)
-    long = {item.nodeid: seconds.get(item.nodeid, 0.0) >= LONG for item in items}
     # A fixture of a module is made again when tests of another module have run in between.
-    shared = {fixture for item in items if long[item.nodeid] for fixture in module_fixtures(item)}
-    items.sort(key=lambda item: not (long[item.nodeid] or shared & module_fixtures(item)))
+    items.sort(key=lambda item: max(seconds.get(name, 0.0) for name in {item.nodeid, *shared_fixtures(item)}) < LONG)
 
 
-def module_fixtures(item):
+def shared_fixtures(item):
+    """The names, in durations.json, of the fixtures that the test shares with others."""
     definitions = item._fixtureinfo.name2fixturedefs.values() if hasattr(item, "_fixtureinfo") else ()
-    return {(item.path, found.argname) for *_, found in definitions if found.scope == "module"}
+    return {name_of(found) for *_, found in definitions if found.scope != "function"}
+
+
+def name_of(fixture):
+    return f"{fixture.baseid}::{fixture.argname}"
 
 
 def processor_time():
@@ -97,19 +105,35 @@ def processor_time():
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     item.stash[STARTED] = processor_time()
+    item.stash[SHARED] = {}
     return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """A fixture that tests share is charged to all of them, not to the one that happens to run first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    start, shared = processor_time(), request._pyfuncitem.stash[SHARED]
+    within = sum(shared.values())
+    try:
+        return (yield)
+    finally:  # less the time of fixtures that this one asked for
+        shared[name_of(fixturedef)] = processor_time() - start - (sum(shared.values()) - within)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if call.when == "teardown":
-        report.user_properties.append(("seconds", processor_time() - item.stash[STARTED]))
+        shared = item.stash[SHARED]
+        own = processor_time() - item.stash[STARTED] - sum(shared.values())
+        report.user_properties.append(("seconds", {item.nodeid: own, **shared}))
     return report
 
 
 class Recorder:
-    """Writes the durations of all tests that ran, in whatever process, and forgets those that were not run."""
+    """Writes the durations of tests and shared fixtures, in whatever process, and forgets those that did not run."""
 
     def __init__(self):
         self.seconds = {}
@@ -117,7 +141,7 @@ class Recorder:
     def pytest_runtest_logreport(self, report):
         measured = dict(report.user_properties)  # a worker that crashed has measured nothing
         if report.when == "teardown" and "seconds" in measured:
-            self.seconds[report.nodeid] = measured["seconds"]
+            self.seconds |= measured["seconds"]
 
     def pytest_sessionfinish(self):
         slow = {name: round(seconds, 1) for name, seconds in sorted(self.seconds.items()) if seconds > SLOW}

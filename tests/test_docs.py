@@ -16,7 +16,7 @@ SHORTER = {
     "epochs=20": "epochs=1",
     "num_particles=100": "num_particles=2",
 }
-SHORTER |= {'"realnvp"], reference="nuts"': '"realnvp"], gradient_steps=10, num_samples=100, num_temperatures=3'}
+SHORTER |= {'"realnvp"], reference="nuts"': '"realnvp"], gradient_steps=10, num_temperatures=3, reference=None'}
 
 
 def blocks(page):
