@@ -85,6 +85,8 @@ Seed = Annotated[int, _option("Seed; the same seed on the same machine gives the
 DataDir = Annotated[
     str | None, _option("Folder of data sets that are read from files. Default: the environment variable DGM_DATA.")
 ]
+Backend = Annotated[str | None, _option("Cluster to run on, in the place of processes of this machine: dask or ray.")]
+Address = Annotated[str | None, _option("Address of the --backend, such as tcp://10.0.0.1:8786.")]
 Json = Annotated[bool, _option("Print the result as JSON.", "--json")]
 Picture = Annotated[Path | None, _output(".png", "Output picture, a .png. Default: in the folder of the (first) run.")]
 Split = Annotated[str, _option("Split of the data set: train or test; valid where there is one.")]
@@ -701,10 +703,8 @@ def sweep(
     jobs: Annotated[
         int | None, _option("Number of processes, by default 1. They take the GPUs in turn, or share the CPU cores.")
     ] = None,
-    backend: Annotated[
-        str | None, _option("Cluster to run the cells on, in the place of processes of this machine: dask or ray.")
-    ] = None,
-    address: Annotated[str | None, _option("Address of the --backend, such as tcp://10.0.0.1:8786.")] = None,
+    backend: Backend = None,
+    address: Address = None,
     *,
     options: TrainingOptions,
     data_dir: DataDir = None,
@@ -856,7 +856,32 @@ def infer(
     ] = "meanfield,fullrank,realnvp,nsf",
     reference: Annotated[str, _option("What to compare the guides with: nuts or none.")] = "nuts",
     gradient_steps: Annotated[int, _option("Number of gradient steps of each fit.")] = 1000,
+    restarts: Annotated[
+        int,
+        _option(
+            "Number of fits of each guide, from different starts. The table says which was kept: the one with the "
+            "highest mean objective over its last tenth. AutoGuides of Pyro have one start."
+        ),
+    ] = 1,
     num_samples: Annotated[int, _option("Number of draws of each guide, and of the reference.")] = 4000,
+    num_temperatures: Annotated[
+        int, _option("Number of temperatures of annealing, which bounds the log evidence. 0 leaves it out.")
+    ] = 100,
+    num_data: Annotated[
+        int, _option("Number of data sets that the model makes, whose log evidence is bounded from below and above.")
+    ] = 4,
+    calibrate: Annotated[
+        int,
+        _option(
+            "Number of data sets that the model makes to calibrate each guide on: it is fitted to each, and its ranks "
+            "should be uniform. 100 find gross errors. 0 leaves it out."
+        ),
+    ] = 0,
+    jobs: Annotated[
+        int | None, _option("Number of processes that run the restarts and the fits of --calibrate, by default 1.")
+    ] = None,
+    backend: Backend = None,
+    address: Address = None,
     seed: Seed = 0,
     out: Annotated[Path, _option("Folder of the table, the pictures and the draws.")] = Path("inference"),
     as_json: Json = False,
@@ -867,19 +892,26 @@ def infer(
     """
     from dgm_pyro.checks import check_choice
     from dgm_pyro.experiments.commands import infer_of
+    from dgm_pyro.jobs import on_cluster
 
     check_choice(reference, ("nuts", "none"), "--reference")
-    found = infer_of(
-        target,
-        data,
-        out,
-        guides=_names(guides),
-        reference=None if reference == "none" else reference,
-        gradient_steps=gradient_steps,
-        num_samples=num_samples,
-        seed=seed,
-        progress=_on_a_terminal(),
-    )
+    with on_cluster(backend, address):
+        found = infer_of(
+            target,
+            data,
+            out,
+            guides=_names(guides),
+            reference=None if reference == "none" else reference,
+            gradient_steps=gradient_steps,
+            restarts=restarts,
+            num_samples=num_samples,
+            num_temperatures=num_temperatures,
+            num_data=num_data,
+            calibrate=calibrate,
+            jobs=jobs,
+            seed=seed,
+            progress=_on_a_terminal(),
+        )
     _print(found, as_json)
 
 

@@ -244,6 +244,7 @@ def evaluate(
     check_counts(num_particles=num_particles, num_samples=num_samples, batch_size=batch_size)
     if isinstance(program, Posterior):
         return _of_posterior(program, guide, num_particles, num_samples, seed, data=data, ode=ode, device=device)
+    check_program(program)
     if guide is not None:
         raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
     data = as_data(program, data, missing=True)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -35,15 +36,16 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Distribution, Transform, biject_to, constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dgm_pyro.checks import check_count, check_dense, check_number, check_seed, check_type
 from dgm_pyro.program import (
+    OF_PYRO,
     Program,
-    check_no_distribution,
     differentiating,
     latent_sites,
+    let_pickle,
     sample_sites,
     seeded,
     unchecked,
@@ -168,7 +170,7 @@ class Posterior:
         mapped: whether `torch.func.vmap` maps the model; else it runs once for each u.
 
     Raises:
-        TypeError: ``model`` is no model.
+        TypeError: ``model`` is no model, or takes other arguments.
         ValueError: there is nothing to infer, a latent is discrete and has no finite support, or the density of the
             same u differs from run to run.
 
@@ -190,7 +192,11 @@ class Posterior:
         self.model, self.args, self.kwargs = model, args, kwargs
         with seeded(0, _device_of(args, kwargs)), unchecked(), torch.no_grad():
             start = _Start()
-            trace = self._trace(start)
+            try:
+                trace = self._trace(start)
+            except TypeError:
+                _check_arguments(model, args, kwargs)
+                raise
             nodes: Any = trace.nodes
             self.nesting = max((-frame.dim for name in sample_sites(trace) for frame in nodes[name]["cond_indep_stack"]
                                 if frame.vectorized), default=0)  # fmt: skip
@@ -209,6 +215,11 @@ class Posterior:
             self._kept = self._in_density(nodes)
             self.D = len(self._start) if self._kept is None else len(self._kept)
             self.mapped = self._can_be_mapped()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self.model, torch.nn.Module):
+            let_pickle(self.model.parameters())
+        return dict(self.__dict__)
 
     @property
     def device(self) -> torch.device:
@@ -600,22 +611,56 @@ class Posterior:
         return torch.allclose(together, one_by_one, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
+def check_posterior(posterior: Any) -> None:
+    """Raise unless ``posterior`` is one."""
+    remedy = "a dgm.Posterior, dgm.Posterior(model, *args) of a Pyro model and its data"
+    check_type(posterior, Posterior, "posterior", remedy)
+
+
 def check_model(model: Any, argument: str = "model") -> None:
     """Raise unless ``model`` is a Pyro callable that may be wrapped in a `Posterior`."""
-    check_no_distribution(model, argument)
+    kind = type(model).__name__
+    if isinstance(model, Distribution):
+        raise TypeError(
+            f"{argument} is the distribution {kind}: state it in a model, a function that calls "
+            "pyro.sample(name, distribution)"
+        )
     if isinstance(model, Program):
         raise TypeError(
-            f"{argument} is a {type(model).__name__}, which dgm.infer takes as it is, with its data: dgm.infer.ais("
-            f"program, x); its Pyro model is program.model"
+            f"{argument} is a {kind}, which dgm.infer takes as it is, with its data: dgm.infer.ais(program, x); its "
+            "Pyro model is program.model"
         )
+    if isinstance(model, Posterior):
+        raise TypeError(f"{argument} is a Posterior already: pass it to dgm.infer, or its model here")
     if isinstance(model, tuple):
         raise TypeError(
             f"{argument} is a tuple: pass the model alone, dgm.Posterior(model, *args), and its guide to dgm.infer.psis"
         )
     if isinstance(model, pyro.infer.autoguide.AutoGuide):
-        raise TypeError(f"{argument} is a guide, {type(model).__name__}: pass the model that it was made of")
-    if not callable(model) or isinstance(model, type):
-        raise TypeError(f"{argument} must be a Pyro model, a callable with sample sites, got {type(model).__name__}")
+        raise TypeError(f"{argument} is a guide, {kind}: pass the model that it was made of")
+    if isinstance(model, OF_PYRO):
+        raise TypeError(f"{argument} is an object of {kind}, which runs a model: pass the model alone")
+    if isinstance(model, type):
+        raise TypeError(f"{argument} is the class {model.__name__}: pass a model, such as an object of it")
+    if not callable(model):
+        raise TypeError(
+            f"{argument} must be a Pyro model, a callable with sample sites, got {kind}: pass the function or "
+            "PyroModule that calls pyro.sample, and its arguments after it"
+        )
+
+
+def _check_arguments(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise unless ``model`` can be called with these."""
+    try:
+        signature = inspect.signature(getattr(model, "forward", model))
+    except ValueError:  # some builtins have none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"args do not fit the model, which takes {signature}: {error}; pass them after the model, as it is called"
+        ) from error
 
 
 # -- handlers ----------------------------------------------------------------------------------------------------------
@@ -790,7 +835,7 @@ def tensors_held(value: Any) -> Iterator[Tensor]:
     for part in vars(value).values():
         if isinstance(part, Tensor):
             yield part
-        elif isinstance(part, torch.distributions.Distribution):
+        elif isinstance(part, Distribution):
             yield from tensors_held(part)
 
 

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import hashlib
-import inspect
 import itertools
 import math
 import re
@@ -36,6 +34,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.infer import MCMC, SVI, Predictive
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.params import module_from_param_with_module_name, param_with_module_name, user_param_name
@@ -150,6 +149,9 @@ def unchecked() -> Iterator[None]:
 
 # -- programs ----------------------------------------------------------------------------------------------------------
 
+
+OF_PYRO = (SVI, Predictive, MCMC)
+"""What takes a model, and is none."""
 
 P = TypeVar("P", bound="Program")
 
@@ -563,9 +565,7 @@ class Program(nn.Module):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        for parameter in self.parameters():
-            if "unconstrained" in vars(parameter):
-                _let_pickle(parameter)
+        let_pickle(self.parameters())
         return dict(self.__dict__)
 
     # -- checks ------------------------------------------------------------------------------------------------------
@@ -764,7 +764,7 @@ def register_parameters(program: Program) -> None:
                 parameter.data = layout
         pyro.param(key, parameter)
         _put[parameter] = None
-        _let_pickle(parameter)
+        let_pickle([parameter])
 
 
 def _take_over(parameter: Tensor, value: Tensor, name: str) -> None:
@@ -803,8 +803,11 @@ class _Reference(weakref.ref):  # type: ignore[type-arg]
         return type(None), ()
 
 
-def _let_pickle(parameter: Any) -> None:
-    parameter.unconstrained = _Reference(parameter)
+def let_pickle(parameters: Iterable[Any]) -> None:
+    """Let parameters be pickled that Pyro has had in its param store."""
+    for parameter in parameters:
+        if "unconstrained" in vars(parameter):
+            parameter.unconstrained = _Reference(parameter)
 
 
 class _Found(Exception):
@@ -1211,12 +1214,20 @@ def check_program(program: Any, argument: str = "program") -> None:
     """Raise unless ``program`` is one."""
     check_no_distribution(program, argument)
     if not isinstance(program, Program):
-        remedy = _remedy_for(program)
-        raise TypeError(f"{argument} must be a dgm.Program, got {type(program).__name__}{remedy}")
+        got = f"the class {program.__name__}" if isinstance(program, type) else type(program).__name__
+        remedy = _remedy_for(program) if argument == "program" else ""
+        raise TypeError(f"{argument} must be a dgm.Program, got {got}{remedy}")
+
+
+WRAPPED = "wrap a Pyro model with its data, dgm.Posterior(model, *args), for dgm.infer"
 
 
 def _remedy_for(model: Any) -> str:
-    """What a Pyro model, a guide or a pair of them is to be wrapped in; nothing for other objects."""
+    """What to pass in the place of an object that is no program."""
+    if isinstance(model, type) and issubclass(model, AutoGuide):
+        return f": it is a guide's; use dgm.infer.compare(model, *args, guides=[{model.__name__}])"
+    if isinstance(model, type):
+        return ": make an object of it" + ("" if issubclass(model, Program) else f", and {WRAPPED}")
     if isinstance(model, AutoGuide):
         return ": it is a guide; wrap the model, dgm.Posterior(model, *args), and use dgm.infer.psis(posterior, guide)"
     if isinstance(model, tuple) and model and all(map(callable, model)):
@@ -1229,9 +1240,17 @@ def _remedy_for(model: Any) -> str:
             ": a Posterior has one data set and no encoder; dgm.infer has ais, bidirectional, smc, nuts, psis, gaps, "
             "sbc, check and compare for it"
         )
-    if inspect.isroutine(model) or isinstance(model, functools.partial | PyroModule):
-        return ": wrap a Pyro model with its data, dgm.Posterior(model, *args), for dgm.infer"
-    return ""
+    if isinstance(model, OF_PYRO):
+        return f": it runs a model; {WRAPPED}"
+    if callable(model) and (isinstance(model, PyroModule) or not isinstance(model, nn.Module)):
+        return f": {WRAPPED}"
+    if isinstance(model, nn.Module):
+        return ": a network states no density; make it that of a conditional, such as dgm.Normal(shape, network)"
+    if isinstance(model, str):
+        return ": dgm.build(name, data) makes a program, and dgm.load(path) reads one"
+    if isinstance(model, Data) or hasattr(model, "shape"):
+        return ": data come second, after the program"
+    return f": pass a program, such as dgm.build('vae', data), or {WRAPPED}"
 
 
 def check_no_distribution(value: Any, argument: str) -> None:

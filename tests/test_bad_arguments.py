@@ -501,7 +501,7 @@ CALLS = {
     ),
     "infer.check": Call(
         dict(program=vae, data=X, num_samples=20, num_posterior_samples=3, bins=2, gradient_steps=1, seed=0),
-        {"method": ["meanfield", 3]},
+        {"method": ["meanfield", 3], "jobs": [2, *COUNT]},
     ),
     "infer.gaps": Call(
         dict(program=vae, x=X, num_particles=2, num_temperatures=2, num_chains=2, gradient_steps=1, num_samples=2,
@@ -528,7 +528,7 @@ CALLS = {
     ),
     "infer.sbc": Call(
         dict(program=vae, num_samples=20, num_posterior_samples=3, bins=2, gradient_steps=1, seed=0),
-        {"method": ["meanfield", 3]},
+        {"method": ["meanfield", 3], "jobs": [2, *COUNT]},
     ),
     "infer.smc": Call(
         dict(program=vae, x=X, num_particles=2, threshold=0.5, num_temperatures=2, num_leapfrog=1, initial="prior",
@@ -541,14 +541,15 @@ CALLS = {
     "infer.smooth": Call(dict(log_weights=torch.randn(30)), {"log_weights": [None, "x", 3]}),
     "infer.compare": Call(
         dict(model=coin_posterior, guides=["meanfield"], reference=None, gradient_steps=1, num_particles=2, lr=0.1,
-             num_samples=100, num_temperatures=0, seed=0),
+             restarts=1, num_samples=100, num_temperatures=0, num_data=0, jobs=1, seed=0),
         {"guides": [None, "x", 3, []], "reference": ["x", 3], "num_temperatures": [-1, 1.5, None, "x"],
+         "num_data": [-1, 1.5, None, "x"],
          "num_samples": [99, *COUNT], "model": [3, "x", (1, 2)], "objective": [3]},
         free=["args"],
     ),
     "infer.train_guide": Call(
         dict(posterior=coin_posterior, guide=lambda: dgm.guides.auto(coin, "meanfield"), gradient_steps=1,
-             num_particles=2, lr=0.1, restarts=1, seed=0),
+             num_particles=2, lr=0.1, restarts=1, jobs=1, seed=0),
         {"posterior": THING, "guide": THING, "objective": [3]},
     ),
     "Posterior": Call(

@@ -22,7 +22,7 @@ from dgm_pyro.data import NAMES, Data
 from dgm_pyro.diagnosis import Diagnosis, doctor
 from dgm_pyro.evaluation import Evidence, check_whole, evaluate, evaluating
 from dgm_pyro.experiments import plots, runs
-from dgm_pyro.experiments.inference import infer_into, posterior_from
+from dgm_pyro.experiments.inference import calibrate_into, infer_into, posterior_from
 from dgm_pyro.experiments.runs import Record
 from dgm_pyro.experiments.sweep import Options, Sweep, sweep
 from dgm_pyro.experiments.targets import pair_from
@@ -625,17 +625,36 @@ def doctor_of(
     return doctor(run.program, run.points("train", data)[:64])
 
 
-def infer_of(target: str, data: Path | None, out: Path, **options: Any) -> Shown[infer.GuideComparison]:
+def infer_of(
+    target: str,
+    data: Path | None,
+    out: Path,
+    *,
+    guides: Sequence[str],
+    calibrate: int = 0,
+    gradient_steps: int = 1000,
+    jobs: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> Shown[infer.GuideComparison]:
     """`dgm.infer.compare` on the posterior of the model that FILE.py:MODEL names, and a folder of what it found.
 
     Args:
         data: the .json file of the model's arguments.
+        calibrate: the number of simulations of `dgm.infer.sbc` for each guide; 0 leaves it out.
+        guides, gradient_steps, jobs, seed, progress: of both.
         options: of `dgm.infer.compare`.
     """
+    check_count(calibrate, "calibrate", at_least=0)
     posterior = posterior_from(target, data)
-    found = infer_into(posterior, out, **options)
-    after = f"{out}: the table, pictures, and the draws of each"
-    return Shown(found, f"{posterior!r}", after, {"target": target})
+    shared: dict[str, Any] = {"gradient_steps": gradient_steps, "jobs": jobs, "seed": seed, "progress": progress}
+    found = infer_into(posterior, out, guides=guides, **shared, **options)
+    calibrated = calibrate_into(posterior, out, guides, calibrate, **shared) if calibrate else {}
+    told = [f"calibration of {name}\n{each}" for name, each in calibrated.items()]
+    after = "\n".join([*told, f"{out}: the table, pictures, and the draws of each"])
+    facts = {"target": target, "calibration": {name: each.as_dict() for name, each in calibrated.items()}}
+    return Shown(found, f"{posterior!r}", after, facts)
 
 
 def list_of_names() -> str:

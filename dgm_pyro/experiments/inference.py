@@ -15,11 +15,14 @@ from dgm_pyro.experiments import plots
 from dgm_pyro.experiments.runs import write_json
 from dgm_pyro.experiments.targets import pair_from
 from dgm_pyro.files import parsed_json, write_file, write_text
+from dgm_pyro.infer.checks import Calibration, sbc
 from dgm_pyro.infer.compare import GuideComparison, compare
 from dgm_pyro.infer.draws import predictive_check
 from dgm_pyro.posterior import Posterior
 
-__all__ = ["arguments_in", "infer_into", "posterior_from"]
+__all__ = ["arguments_in", "calibrate_into", "infer_into", "posterior_from"]
+
+BINS = (20, 10, 5, 4, 2)
 
 
 def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
@@ -111,6 +114,24 @@ def infer_into(
         content = io.BytesIO()
         torch.save(row.guide.state_dict(), content)
         write_file(folder / f"{row.name}.pt", content.getvalue())
+    return found
+
+
+def calibrate_into(
+    posterior: Posterior, out: str | Path, guides: Sequence[str], num_samples: int, **options: Any
+) -> dict[str, Calibration]:
+    """`dgm.infer.sbc` of each guide, and in a folder ``GUIDE-calibration.json`` and ``GUIDE-coverage.png``.
+
+    Args:
+        num_samples: of simulations; there are as many bins as expect five of them each.
+        options: of `dgm.infer.sbc`.
+    """
+    bins = next((bins for bins in BINS if num_samples >= 5 * bins), BINS[-1])
+    found = {}
+    for name in guides:
+        found[name] = sbc(posterior, method=name, num_samples=num_samples, bins=bins, **options)
+        write_json(Path(out) / f"{name}-calibration.json", found[name].as_dict())
+        plots.write_picture(Path(out) / f"{name}-coverage.png", plots.coverage(found[name], title=name))
     return found
 
 

@@ -77,6 +77,10 @@ class AutoConditional(AutoContinuous):
         self._make, self._whiten, self._enumerated = make, whiten, tuple[str, ...]()
         self._plates, self._covariates = plates, covariates
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's leaves the model out, and takes it from the guide that is pickled, too.
+        return {**self.__dict__, "master": None}
+
     def _prototype_hide_fn(self, msg: Any) -> bool:
         hidden: bool = AutoContinuous._prototype_hide_fn(msg)
         return hidden or msg["name"] in self._enumerated

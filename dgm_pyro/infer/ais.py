@@ -282,7 +282,7 @@ def bidirectional(
         found, data = list[tuple[Tensor, Tensor, Tensor]](), list[dict[str, Tensor]]()
         for i in range(num_data):
             posterior, values, u = program.simulated((seed + i) % 2**64)
-            with annealing(posterior, None, None, num_chains, initial, {}, seed) as path:
+            with annealing(posterior, None, None, num_chains, initial, {}, (seed + i) % 2**64) as path:
                 found.append(both(path, u.expand(*path.batch, posterior.D)))
             data.append(values)
         lower, upper, acceptance = (torch.cat(part) for part in zip(*found, strict=True))

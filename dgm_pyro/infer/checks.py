@@ -40,6 +40,7 @@ from dgm_pyro.families.autoguide import OverReals, over_reals, weigh
 from dgm_pyro.families.distributions import features_of, finite_mean
 from dgm_pyro.infer.compare import fitted, is_choice
 from dgm_pyro.infer.mcmc import nuts
+from dgm_pyro.infer.parallel import run_fits
 from dgm_pyro.infer.posterior import check_target, guide_trace_at, joint_trace
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, check_program, latent_sites, rows_of, seeded, unchecked
@@ -154,6 +155,7 @@ def sbc(
     num_posterior_samples: int = 99,
     bins: int = 20,
     gradient_steps: int = 300,
+    jobs: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Calibration:
@@ -169,11 +171,14 @@ def sbc(
         num_posterior_samples: L, draws of the guide to rank each true z among.
         bins: must divide L + 1, for equal expected counts in all bins.
         gradient_steps: of each fit of a guide to a `Posterior`.
+        jobs: how many processes fit the simulations of a `Posterior`. By default as `joblib.parallel_config` says, or
+            1: under its backend "dask" they run on that cluster.
         seed: the global random state is left as it was.
         progress: whether to show a bar.
 
     Raises:
         ValueError: there are no latents to rank, a count does not fit, or the prior of a `Posterior` cannot be drawn.
+        TypeError: the model or the method cannot be sent to another process, or an argument does not fit.
 
     >>> import torch, dgm_pyro as dgm
     >>> vae = dgm.VAE(
@@ -191,10 +196,14 @@ def sbc(
     if isinstance(program, Posterior):
         if given is not None:
             raise TypeError("given was passed, but a Posterior has its own arguments: leave it out")
-        return _of_fits(program, method, num_samples, num_posterior_samples, bins, gradient_steps, seed, progress)[0]
+        return _of_fits(
+            program, method, num_samples, num_posterior_samples, bins, gradient_steps, jobs, seed, progress
+        )[0]
     check_program(program)
     if method is not None:
         raise TypeError(f"this {type(program).__name__} has a guide of its own: leave method out")
+    if jobs is not None:
+        raise TypeError(f"this {type(program).__name__} draws all simulations at once, in this process: leave jobs out")
     given = program.check_draws(num_samples, given)
     where = program_device(program)
     with evaluating(program), seeded(seed, where), torch.no_grad():
@@ -220,22 +229,15 @@ def _of_fits(
     num_posterior_samples: int,
     bins: int,
     gradient_steps: int,
+    jobs: int | None,
     seed: int,
     progress: bool,
 ) -> tuple[Calibration, dict[str, Units]]:
     """The ranks of the latents and `pyro.deterministic` sites of simulations, and how far data move the latents."""
     draw = _drawing(method, num_posterior_samples, gradient_steps)
-    truths, draws = list[Tensor](), list[Tensor]()
-    for i in tqdm(range(num_samples), desc="calibrate", unit="fit", disable=not progress, leave=False):
-        simulated, _, truth = posterior.simulated((seed + i) % 2**64)
-        u = draw(simulated, (seed + i) % 2**64)
-        if not isinstance(u, Tensor) or u.shape != (num_posterior_samples, posterior.D):
-            shape = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
-            wanted = (num_posterior_samples, posterior.D)
-            raise ValueError(f"method returned {shape}: it must return a fitted guide, or draws of u, {wanted}")
-        truths.append(truth)
-        draws.append(u)
-    truth, u = torch.stack(truths), torch.stack(draws)
+    tasks = [(posterior, draw, num_posterior_samples, (seed + i) % 2**64) for i in range(num_samples)]
+    pairs = run_fits(_fit_simulated, tasks, jobs, what="calibrate", unit="fit", progress=progress)
+    truth, u = (torch.stack(part) for part in zip(*pairs, strict=True))
     ranks = dict[str, list[Tensor]]()
     with torch.no_grad(), seeded(seed, posterior.device):
         for rows in torch.arange(num_samples).split(max(1, POSTERIOR_ROWS // num_posterior_samples)):
@@ -249,6 +251,18 @@ def _of_fits(
     moved = u.mean(1).var(0) - u.var(1).mean(0) / num_posterior_samples
     shares = posterior.by_latent((moved / truth.var(0)).cpu())
     return calibration, {site: Units(part, None) for site, part in shares.items()}
+
+
+def _fit_simulated(
+    posterior: Posterior, draw: Callable[[Posterior, int], Any], num_posterior_samples: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The u that has made data, ``(D,)``, and draws from their posterior, ``(L, D)``."""
+    simulated, _, truth = posterior.simulated(seed)
+    u, wanted = draw(simulated, seed), (num_posterior_samples, posterior.D)
+    if not isinstance(u, Tensor) or u.shape != wanted:
+        shape = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
+        raise ValueError(f"method returned {shape}: it must return a fitted guide, or draws of u, {wanted}")
+    return truth, u
 
 
 def _with_ties_split(less: Tensor, equal: Tensor) -> Tensor:
@@ -276,7 +290,7 @@ def _drawing(method: Any, num_samples: int, gradient_steps: int) -> Callable[[Po
 
     def by_guide(posterior: Posterior, seed: int) -> Any:
         if is_choice(method):
-            guide, _ = fitted(posterior, method, seed=seed, gradient_steps=gradient_steps)
+            guide, *_ = fitted(posterior, method, seed=seed, gradient_steps=gradient_steps)
         else:
             with seeded(seed, posterior.device):
                 guide = method(posterior)
@@ -479,6 +493,7 @@ def check(
     num_posterior_samples: int = 99,
     bins: int = 20,
     gradient_steps: int = 300,
+    jobs: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Checks:
@@ -494,7 +509,7 @@ def check(
         check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, bins=bins,
                      gradient_steps=gradient_steps)  # fmt: skip
         calibration, found = _of_fits(
-            program, method, num_samples, num_posterior_samples, bins, gradient_steps, seed, progress
+            program, method, num_samples, num_posterior_samples, bins, gradient_steps, jobs, seed, progress
         )
         return Checks(calibration, found, (*undetermined(found), *miscalibration(calibration)))
     calibration = sbc(
@@ -505,6 +520,7 @@ def check(
         num_posterior_samples=num_posterior_samples,
         bins=bins,
         gradient_steps=gradient_steps,
+        jobs=jobs,
         seed=seed,
         progress=progress,
     )

@@ -11,12 +11,18 @@ over directions of the distance of two sorted projections. The *maximum mean dis
 Both are computed on batches of draws, whose spread gives the error. The same between two halves of the reference is the
 floor: what a perfect guide would have.
 
+Annealing from the prior to the posterior bounds log p(y) from below. Annealing back bounds it from above if it starts
+from exact draws of the posterior. Draws of NUTS are not exact, so for the data at hand the second number is an
+estimate. For data that the model itself has made, the latents that made them are an exact draw: there both bounds hold,
+and their distance says how far annealing is off on such data.
+
 Sources: Bonneel et al. 2015 (sliced Wasserstein); Gretton et al. 2012 (MMD); Grosse, Ancha and Roy 2016 (arXiv
-1606.02275) for the upper bound by annealing back from draws of a chain.
+1606.02275) for annealing back, from draws of a chain and on simulated data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,21 +38,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_count, check_counts, check_number, check_seed, check_type
-from dgm_pyro.evaluation import squared_mmd
+from dgm_pyro.evaluation import squared_mmd, standard_error
 from dgm_pyro.families.autoguide import PARTICLES, STEPS, AutoConditional, GuidedPosterior
 from dgm_pyro.families.guides import Fitted, auto
-from dgm_pyro.infer.ais import HMC, annealing, temperatures
+from dgm_pyro.infer.ais import HMC, Sandwich, annealing, bidirectional, temperatures
 from dgm_pyro.infer.draws import Draws
 from dgm_pyro.infer.mcmc import Chains, nuts
+from dgm_pyro.infer.parallel import run_fits
 from dgm_pyro.infer.psis import Weighted, psis
 from dgm_pyro.objectives import chosen
-from dgm_pyro.posterior import Posterior
+from dgm_pyro.posterior import Posterior, check_posterior
 from dgm_pyro.program import Conditional, differentiating, log_mean_exp, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
 
 __all__ = ["GuideComparison", "GuideRow", "compare", "train_guide"]
 
 NUM_PARTICLES = 32
+NUM_CHAINS = 16
 BATCH = 500
 DIRECTIONS = 100
 CLOSE_MEAN, CLOSE_SD = 0.1, 0.1
@@ -66,6 +74,8 @@ class GuideRow:
         wasserstein, mmd: distances to the reference, each with its standard error.
         seconds: of the fit.
         evaluations: how often the density of the model was computed in the fit.
+        restarts: how many fits there were, of which the best was kept.
+        start: which one that is, counted from 0.
     """
 
     name: str
@@ -77,6 +87,8 @@ class GuideRow:
     mmd: tuple[float, float]
     seconds: float
     evaluations: int
+    restarts: int = 1
+    start: int = 0
 
     @property
     def mean_error(self) -> tuple[float, str]:
@@ -110,7 +122,8 @@ class GuideRow:
                 "mmd_stderr": self.mmd[1],
                 "close": self.close,
             }
-        return found | {"seconds": self.seconds, "evaluations": self.evaluations}
+        return found | {"seconds": self.seconds, "evaluations": self.evaluations, "restarts": self.restarts,
+                        "start": self.start}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,11 @@ class GuideComparison(Result):
         reference: draws of u that can be trusted, ``(N, D)``; None without them.
         chains: the reference's chains, where it was made by `nuts`.
         floor: the distances between halves of the reference, Wasserstein and MMD.
-        sandwich: bounds on the log evidence by annealing there and back, in nats; None where the prior is improper.
+        sandwich: log p(y) by annealing there and back, in nats. The first is a stochastic lower bound; the second, from
+            reference draws, is a stochastic upper bound if these are exact, and else an estimate. None without a
+            reference, or where the prior is improper.
+        sandwich_errors: their standard errors.
+        simulated: the stochastic bounds on both sides, for data sets that the model has made; None where it makes none.
     """
 
     posterior: Posterior
@@ -134,6 +151,8 @@ class GuideComparison(Result):
     chains: Chains | None
     floor: tuple[float, float]
     sandwich: tuple[float, float] | None
+    sandwich_errors: tuple[float, float] = (math.nan, math.nan)
+    simulated: Sandwich | None = None
 
     def __getitem__(self, name: str) -> GuideRow:
         return next(row for row in self.rows if row.name == name)
@@ -151,11 +170,15 @@ class GuideComparison(Result):
             "failures": self.failures,
             "floor": None if self.reference is None else {"wasserstein": self.floor[0], "mmd": self.floor[1]},
             "sandwich": None if self.sandwich is None else list(self.sandwich),
-        }
+            "sandwich_errors": None if self.sandwich is None else list(self.sandwich_errors),
+            "simulated": None if self.simulated is None else {
+                "lower": self.simulated.lower.tolist(), "upper": self.simulated.upper.tolist()},
+        }  # fmt: skip
 
     def parts(self) -> list[str | Table]:
         header = ["guide", "ELBO", "log evidence", "ESS", "k-hat"]
         compared = ["mean error", "sd ratio", "Wasserstein", "MMD"] if self.reference is not None else []
+        several = ["best start"] if any(row.restarts > 1 for row in self.rows) else []
         rows = []
         for row in self.rows:
             w = row.weighted
@@ -164,16 +187,27 @@ class GuideComparison(Result):
             if compared:
                 cells += [f"{row.mean_error[0]:.3f}", f"{row.sd_ratio[0]:.3f}",
                           with_error(*row.wasserstein, 3), with_error(*row.mmd, 3)]  # fmt: skip
+            cells += [f"{row.start + 1} of {row.restarts}"] if several else []
             rows.append([*cells, f"{row.seconds:.1f}", f"{row.evaluations}"])
-        parts: list[str | Table] = [Table([*header, *compared, "seconds", "evaluations"], rows)]
+        parts: list[str | Table] = [Table([*header, *compared, *several, "seconds", "evaluations"], rows)]
         if self.reference is not None:
             parts.append(
                 f"{len(self.reference)} reference draws; between their halves: Wasserstein {self.floor[0]:.3f}, MMD "
                 f"{self.floor[1]:.3f}"
             )
         if self.sandwich is not None:
+            lower, back = (with_error(*each, 3) for each in zip(self.sandwich, self.sandwich_errors, strict=True))
+            if_exact = "a stochastic upper bound if these are exact"
+            kind = if_exact if self.chains is None else "an estimate, no bound: draws of NUTS are not exact"
+            parts += [
+                f"log evidence by annealing from the prior: {lower} (a stochastic lower bound)",
+                f"by annealing back from reference draws: {back} ({kind})",
+            ]
+        if self.simulated is not None:
+            apart = self.simulated.upper - self.simulated.lower
             parts.append(
-                f"annealing there and back: log evidence from {self.sandwich[0]:.3f} to {self.sandwich[1]:.3f}"
+                f"annealing there and back on {len(apart)} data sets that the model made: stochastic bounds on both "
+                f"sides, {with_error(float(apart.mean()), standard_error(apart), 3)} nats apart"
             )
         return [*parts, *self.verdict()]
 
@@ -215,6 +249,7 @@ def train_guide(
     num_particles: int = NUM_PARTICLES,
     lr: float = 0.01,
     restarts: int = 1,
+    jobs: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> list[float]:
@@ -227,22 +262,27 @@ def train_guide(
         gradient_steps: of Adam; the learning rate falls to zero on a cosine.
         num_particles: draws per step.
         lr: the learning rate at the start.
-        restarts: how many fits, one after the other, of which the best is kept. The first starts at the best of several
-            places, the others each at a place of its own. The guide must be one of `dgm.guides.auto` that was never
-            called.
+        restarts: how many fits, of which the best is kept: the one with the highest mean objective over its last tenth.
+            The first starts at the best of several places, the others each at a place of its own. The guide must be
+            one of `dgm.guides.auto` that was never called; its attribute ``start`` then counts from 0 which was kept.
+        jobs: how many processes run the restarts. By default as `joblib.parallel_config` says, or 1: under its backend
+            "dask" they run on that cluster.
         seed: the global random state is left as it was.
         progress: whether to show a bar.
 
     Raises:
         ValueError: the guide takes no objective of ours, or an argument does not fit.
+        TypeError: the model or the guide cannot be sent to another process.
     """
-    check_type(posterior, Posterior, "posterior", "a dgm.Posterior")
+    check_posterior(posterior)
     check_type(guide, torch.nn.Module, "guide", "a guide with parameters, as of dgm.guides.auto")
     check_counts(gradient_steps=gradient_steps, num_particles=num_particles, restarts=restarts)
     check_number(lr, "lr", above=0)
+    if jobs is not None:
+        check_count(jobs, "jobs")
     if restarts > 1:
-        return _best_fit(posterior, guide, restarts, seed, objective=objective, gradient_steps=gradient_steps,
-                         num_particles=num_particles, lr=lr, progress=progress)  # fmt: skip
+        return _best_fit(posterior, guide, restarts, seed, jobs, progress, objective=objective,
+                         gradient_steps=gradient_steps, num_particles=num_particles, lr=lr)  # fmt: skip
     steps = tqdm(range(gradient_steps), desc="fit", unit="step", disable=not progress, leave=False)
     with seeded(seed, posterior.device), unchecked(), differentiating("fit"):
         if isinstance(guide, AutoContinuous) and not isinstance(guide, AutoLaplaceApproximation):
@@ -252,21 +292,42 @@ def train_guide(
         return _fit_sites(posterior, guide, steps, num_particles, lr)
 
 
-def _best_fit(posterior: Posterior, guide: Any, restarts: int, seed: int, **options: Any) -> list[float]:
-    """The fit with the highest mean over its last tenth."""
+def _best_fit(
+    posterior: Posterior, guide: Any, restarts: int, seed: int, jobs: int | None, progress: bool, **options: Any
+) -> list[float]:
     if not isinstance(guide, AutoConditional) or guide.prototype_trace is not None:
         raise ValueError("restarts begin anew: pass a guide of dgm.guides.auto that was never called, or restarts=1")
-    fits = list[tuple[float, list[float], dict[str, Tensor]]]()
-    for start in range(restarts):
-        guide.start = start
-        with seeded((seed + start) % 2**64, posterior.device):
-            guide._setup_prototype(*posterior.args, **posterior.kwargs)
-        values = train_guide(posterior, guide, seed=(seed + start) % 2**64, **options)
-        last = values[-max(1, len(values) // 10) :]
-        fits.append((sum(last) / len(last), values, {name: v.clone() for name, v in guide.state_dict().items()}))
-    _, values, state = max(fits, key=lambda fit: fit[0])
-    guide.load_state_dict(state)
+    tasks = [(posterior, guide, start, seed, options) for start in range(restarts)]
+    fits = run_fits(_fit_from, tasks, jobs, what="restarts", unit="fit", progress=progress)
+    best = max(range(restarts), key=lambda start: _last_tenth(fits[start][0]))
+    values: list[float] = fits[best][0]
+    if guide.prototype_trace is None:  # the fits were in other processes
+        _set_up(posterior, guide, best, seed)
+    guide.start = best
+    guide.load_state_dict(fits[best][1])
     return values
+
+
+def _fit_from(
+    posterior: Posterior, guide: Any, start: int, seed: int, options: dict[str, Any]
+) -> tuple[list[float], dict[str, Tensor]]:
+    """One of the fits: the objective at each step, and the state of the guide."""
+    _set_up(posterior, guide, start, seed)
+    values = train_guide(posterior, guide, seed=(seed + start) % 2**64, **options)
+    return values, {name: value.clone() for name, value in guide.state_dict().items()}
+
+
+def _set_up(posterior: Posterior, guide: AutoConditional, start: int, seed: int) -> None:
+    guide.start = start
+    with seeded((seed + start) % 2**64, posterior.device):
+        guide._setup_prototype(*posterior.args, **posterior.kwargs)
+
+
+def _last_tenth(values: list[float]) -> float:
+    """The mean over the last tenth of the steps; a fit that ended in NaN is below all others."""
+    last = values[-max(1, len(values) // 10) :]
+    mean = sum(last) / len(last)
+    return -math.inf if math.isnan(mean) else mean
 
 
 def _fit_density(
@@ -319,8 +380,11 @@ def compare(
     gradient_steps: int = 1000,
     num_particles: int = NUM_PARTICLES,
     lr: float = 0.01,
+    restarts: int = 1,
     num_samples: int = 4000,
     num_temperatures: int = 100,
+    num_data: int = 4,
+    jobs: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> GuideComparison:
@@ -332,9 +396,15 @@ def compare(
             called is fitted, any other guide is taken as it is.
         reference: "nuts" to draw four chains; draws by latent, ``(N, *site_shape)``; or None.
         objective, gradient_steps, num_particles, lr: of `train_guide`.
+        restarts: fits of each guide, of which the best is kept, as in `train_guide`; a guide that is not one of
+            `dgm.guides.auto` has one.
         num_samples: draws of each guide, and of the reference by NUTS.
         num_temperatures: of annealing there and back, from the prior and from the reference; 0 leaves it out, and an
-            improper prior does. The upper bound is one as far as the reference draws are exact.
+            improper prior does. The way from the prior gives a stochastic lower bound. The way back gives a stochastic
+            upper bound if the reference draws are exact, which those of NUTS are not.
+        num_data: how many data sets the model makes, for which both ways give stochastic bounds. 0 leaves them
+            out, as does a model that cannot make data.
+        jobs: how many processes run the restarts, as in `train_guide`.
         seed: the global random state is left as it was.
         progress: whether to show bars.
 
@@ -352,12 +422,15 @@ def compare(
     posterior = model if isinstance(model, Posterior) else Posterior(model, *args)
     check_count(num_samples, "num_samples", at_least=100)
     check_count(num_temperatures, "num_temperatures", at_least=0)
+    check_count(num_data, "num_data", at_least=0)
+    check_counts(restarts=restarts, jobs=1 if jobs is None else jobs)
     check_seed(seed)
     chosen(objective)
     if isinstance(guides, str) or not isinstance(guides, Sequence) or not guides:
         raise TypeError(f"guides must be a list of guides, such as ['meanfield', 'nsf'], got {guides!r}")
     chains, draws = _reference(posterior, reference, num_samples, seed, progress)
-    options: Any = {"objective": objective, "gradient_steps": gradient_steps, "num_particles": num_particles, "lr": lr}
+    options: Any = {"objective": objective, "gradient_steps": gradient_steps, "num_particles": num_particles, "lr": lr,
+                    "restarts": restarts, "jobs": jobs}  # fmt: skip
     rows, failures = list[GuideRow](), dict[str, str]()
     for guide in guides:
         try:
@@ -369,10 +442,16 @@ def compare(
         with seeded(seed, posterior.device):
             mixed = draws[torch.randperm(len(draws), device=draws.device)]
             floor = tuple(value for value, _ in _distances(mixed[::2], mixed[1::2]))  # type: ignore[assignment]
-    sandwich = None
-    if num_temperatures and draws is not None and not posterior.improper:
-        sandwich = _sandwich(posterior, draws, num_temperatures, seed, progress)
-    return GuideComparison(posterior, tuple(rows), failures, draws, chains, floor, sandwich)
+    sandwich, errors, simulated = None, (math.nan, math.nan), None
+    if num_temperatures and not posterior.improper:
+        with contextlib.suppress(ValueError):  # the data are impossible at draws from the prior
+            if draws is not None:
+                sandwich, errors = _sandwich(posterior, draws, num_temperatures, seed, progress)
+        with contextlib.suppress(ValueError):  # the model makes no data
+            if num_data:
+                simulated = bidirectional(posterior, num_data, num_chains=NUM_CHAINS,
+                                          num_temperatures=num_temperatures, seed=seed, progress=progress)  # fmt: skip
+    return GuideComparison(posterior, tuple(rows), failures, draws, chains, floor, sandwich, errors, simulated)
 
 
 def _reference(
@@ -401,43 +480,49 @@ def _row(
     options: dict[str, Any],
 ) -> GuideRow:
     name, began = name_of(guide), time.perf_counter()
-    guide, evaluations = fitted(posterior, guide, seed=seed, progress=progress, **options)
+    guide, evaluations, restarts = fitted(posterior, guide, seed=seed, progress=progress, **options)
+    kept = (restarts, guide.start if restarts > 1 else 0)
     seconds = time.perf_counter() - began
     weighted = psis(posterior, guide=guide, num_particles=num_samples, seed=seed)
     if draws is None:
-        return GuideRow(name, guide, weighted, {}, {}, (math.nan, math.nan), (math.nan, math.nan), seconds, evaluations)
+        return GuideRow(name, guide, weighted, {}, {}, (math.nan, math.nan), (math.nan, math.nan), seconds, evaluations,
+                        *kept)  # fmt: skip
     with torch.no_grad(), seeded(seed, posterior.device):
         ours, theirs = posterior.constrain(weighted.u), posterior.constrain(draws)  # type: ignore[arg-type]
         scales = {site: value.std(0) for site, value in theirs.items()}
         errors = {site: (ours[site].mean(0) - theirs[site].mean(0)).abs() / scales[site] for site in ours}
         ratios = {site: ours[site].std(0) / scales[site] for site in ours}
         wasserstein, mmd = _distances(weighted.u, draws)  # type: ignore[arg-type]
-    return GuideRow(name, guide, weighted, errors, ratios, wasserstein, mmd, seconds, evaluations)
+    return GuideRow(name, guide, weighted, errors, ratios, wasserstein, mmd, seconds, evaluations, *kept)
 
 
 def fitted(
-    posterior: Posterior, guide: Any, *, seed: int = 0, progress: bool = False, **options: Any
-) -> tuple[Any, int]:
+    posterior: Posterior, guide: Any, *, restarts: int = 1, seed: int = 0, progress: bool = False, **options: Any
+) -> tuple[Any, int, int]:
     """The guide that ``guide`` names, or an AutoGuide that was never called, fitted; any other guide as it is.
 
     Args:
+        restarts: of a guide of `dgm.guides.auto`; others have one.
         options: of `train_guide`.
 
     Returns:
-        The guide, and how often the density of the model was computed.
+        The guide, how often the density of the model was computed, and of how many fits it is the best.
     """
     # Guides made here keep their parameters to themselves: in the param store two of a name would share them.
     made, evaluations = is_choice(guide), 0
     with pyro.settings.context(module_local_params=made):
         if made:
             guide = auto(posterior.model, guide)
-        if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-            evaluations = len(train_guide(posterior, guide, seed=seed, progress=progress, **options))
-            evaluations *= options.get("num_particles", NUM_PARTICLES)
+        new = isinstance(guide, AutoGuide) and guide.prototype_trace is None
+        restarts = restarts if new and isinstance(guide, AutoConditional) else 1
+        if new:
+            values = train_guide(posterior, guide, restarts=restarts, seed=seed, progress=progress, **options)
+            evaluations = len(values) * options.get("num_particles", NUM_PARTICLES)
             evaluations += 2 * STEPS * PARTICLES if isinstance(guide, AutoConditional) else 0
             if isinstance(guide, AutoLaplaceApproximation):
                 guide = guide.laplace_approximation(*posterior.args, **posterior.kwargs)
-    return (Fitted(guide) if made and not isinstance(guide, AutoContinuous) else guide), evaluations
+    guide = Fitted(guide) if made and not isinstance(guide, AutoContinuous) else guide
+    return guide, evaluations * restarts, restarts
 
 
 def is_choice(guide: Any) -> bool:
@@ -475,16 +560,24 @@ def _gaussian(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _sandwich(
-    posterior: Posterior, draws: Tensor, num_temperatures: int, seed: int, progress: bool
-) -> tuple[float, float] | None:
-    """Bounds on the log evidence: by annealing from the prior, and back to it from reference draws."""
-    betas, transition = temperatures(num_temperatures), HMC()
-    try:
-        with annealing(posterior, None, None, 16, "prior", {}, seed) as path:
-            step_sizes = path.adapt(betas, transition, 0.65, progress)
-            _, forward, _ = path.anneal(path.start(), betas, step_sizes, transition, progress)
-            chosen_draws = draws[torch.randperm(len(draws), device=draws.device)[:16]].unsqueeze(1)
-            _, backward, _ = path.anneal(chosen_draws, betas, step_sizes, transition, progress, reverse=True)
-    except ValueError:  # the data are impossible at draws from the prior
-        return None
-    return float(log_mean_exp(forward)), float(-log_mean_exp(backward))
+    posterior: Posterior, draws: Tensor, num_temperatures: int, seed: int, progress: bool, num_chains: int = NUM_CHAINS
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The log evidence by annealing from the prior, and back to it from reference draws; their standard errors.
+
+    Raises:
+        ValueError: the data are impossible at draws from the prior.
+    """
+    betas, transition, num_chains = temperatures(num_temperatures), HMC(), min(num_chains, len(draws))
+    with annealing(posterior, None, None, num_chains, "prior", {}, seed) as path:
+        step_sizes = path.adapt(betas, transition, 0.65, progress)
+        _, forward, _ = path.anneal(path.start(), betas, step_sizes, transition, progress)
+        chosen_draws = draws[torch.randperm(len(draws), device=draws.device)[:num_chains]].unsqueeze(1)
+        _, backward, _ = path.anneal(chosen_draws, betas, step_sizes, transition, progress, reverse=True)
+    (lower, error), (inverse, other) = log_mean(forward.squeeze(1)), log_mean(backward.squeeze(1))
+    return (lower, -inverse), (error, other)
+
+
+def log_mean(log_weights: Tensor) -> tuple[float, float]:
+    """The log of the mean weight, and its standard error, in nats."""
+    mean = log_mean_exp(log_weights)
+    return float(mean), standard_error((log_weights - mean).exp())

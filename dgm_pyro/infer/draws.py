@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from dgm_pyro.checks import check_choice, check_count, check_seed, check_type
-from dgm_pyro.posterior import Posterior
+from dgm_pyro.posterior import Posterior, check_posterior
 from dgm_pyro.program import seeded
 from dgm_pyro.results import Result, Table
 
@@ -282,7 +282,7 @@ def predictive_check(
     >>> found.p_values("y")["max"]
     0.0
     """
-    check_type(posterior, Posterior, "posterior", "a dgm.Posterior")
+    check_posterior(posterior)
     check_count(num_samples, "num_samples")
     check_seed(seed)
     if not posterior.observed:

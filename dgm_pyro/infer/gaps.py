@@ -43,7 +43,7 @@ from dgm_pyro.families.conditionals import IndependentConditional
 from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.ais import ais
-from dgm_pyro.infer.compare import train_guide
+from dgm_pyro.infer.compare import log_mean, train_guide
 from dgm_pyro.infer.posterior import check_target
 from dgm_pyro.objectives import elbo
 from dgm_pyro.posterior import Posterior
@@ -51,7 +51,6 @@ from dgm_pyro.program import (
     Program,
     differentiating,
     is_pair,
-    log_mean_exp,
     rows_of,
     seeded,
     unchecked,
@@ -301,19 +300,19 @@ def _of_guide(
 
     kind, many = f"iwae-{num_particles}", weights(num_particles)
     ours = _mean(weights(num_samples))
-    best, bounds = ours, {kind: _log_mean(many)}
+    best, bounds = ours, {kind: log_mean(many)}
     with _restoring(guide) as module:
         if module is not None:
             train_guide(posterior, module, gradient_steps=gradient_steps, seed=seed, progress=progress)
             best = max(ours, _mean(weights(num_samples)))
-            bounds[f"{kind} of the best q"] = _log_mean(weights(num_particles))
+            bounds[f"{kind} of the best q"] = log_mean(weights(num_particles))
     if log_evidence is not None:
         return GuideGaps((float(log_evidence), 0.0), best, ours, "given")
     from_guide = isinstance(guide, OverReals)
     if num_temperatures and (from_guide or not posterior.improper):
         annealed = ais(posterior, num_chains=num_chains, num_temperatures=num_temperatures,
                        initial=guide if posterior.improper else "prior", seed=seed, progress=progress)  # fmt: skip
-        bounds[f"ais-{num_temperatures}"] = _log_mean(annealed.log_weights.double())
+        bounds[f"ais-{num_temperatures}"] = log_mean(annealed.log_weights.double())
     kind, evidence = next(iter(bounds.items()))
     for name, bound in [*bounds.items(), ("best ELBO", best)]:
         more, error = _minus(bound, evidence)
@@ -338,11 +337,6 @@ def _restoring(guide: Any) -> Iterator[nn.Module | None]:
 
 def _mean(log_weights: Tensor) -> tuple[float, float]:
     return float(log_weights.mean()), standard_error(log_weights)
-
-
-def _log_mean(log_weights: Tensor) -> tuple[float, float]:
-    mean = log_mean_exp(log_weights)
-    return float(mean), standard_error((log_weights - mean).exp())
 
 
 def _highest(bounds: dict[str, Tensor]) -> tuple[str, Tensor]:

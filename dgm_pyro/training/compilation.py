@@ -109,9 +109,11 @@ def _of_pyro(objective: Any) -> Any:
         return RenyiELBO(0.0, objective.num_particles)
     if isinstance(objective, PyroELBO) and hasattr(objective, "differentiable_loss"):
         return objective
+    got = type(objective).__name__ if isinstance(objective, PyroELBO) else objective
     raise ValueError(
-        f"a pair (model, guide) is compiled with dgm.ELBO(), dgm.IWAE(), or an ELBO of Pyro that has a "
-        f"differentiable_loss, got {objective}: train it with pyro.infer.SVI"
+        "a pair (model, guide) is compiled with dgm.ELBO(), dgm.IWAE(), or an ELBO of Pyro that has a "
+        f"differentiable_loss, got {got}: train it with pyro.infer.SVI, or compile it with "
+        "dgm.ELBO(analytic_kl=False), whose score function has no baselines"
     )
 
 

@@ -1,6 +1,7 @@
 """Calibration of a method: uniform ranks for the exact posterior of a conjugate model, and what a wrong q does."""
 
 import math
+import threading
 
 import pyro
 import pyro.distributions as dist
@@ -92,6 +93,44 @@ def test_a_guide_is_fitted_to_each_simulation(method):
 def test_nuts_is_a_method():
     found = dgm.infer.sbc(dgm.Posterior(conjugate, Y), method="nuts", num_samples=1, num_posterior_samples=9, bins=2)
     assert 0 <= int(found.ranks["mu"]) <= 9
+
+
+def learned(y):
+    """Its prior has a width that is a parameter, known to the param store alone."""
+    sd = pyro.param("sd", torch.tensor(1.0), constraint=dist.constraints.positive)
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(()), sd))
+    pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def of_learned(posterior):
+    """p(mu | y) of `learned`, by the parameter."""
+    shrunk = 1 / (1 + pyro.param("sd").detach() ** -2)
+    return dist.Normal((shrunk * posterior.observed["y"]).reshape(1), shrunk.sqrt()).to_event(1)
+
+
+def test_two_processes_rank_as_one_does():
+    """They draw the same numbers, in the dtype and with the parameters of this one."""
+    pyro.clear_param_store()
+    pyro.param("sd", torch.tensor(3.0), constraint=dist.constraints.positive)
+    pyro.param("sd")  # it leaves a reference on the parameter, which no pickle takes
+    posterior = dgm.Posterior(learned, Y[0])
+    options = {"method": of_learned, "num_samples": 40, "num_posterior_samples": 19, "bins": 2}
+    alone, together = (dgm.infer.sbc(posterior, jobs=jobs, **options) for jobs in (1, 2))
+    # A rank is an integer, which the rounding of a draw changes only where a draw and the truth all but agree.
+    assert torch.equal(alone.ranks["mu"], together.ranks["mu"])
+    assert alone.ranks["mu"].unique().numel() > 10
+    assert [*pyro.get_param_store()] == ["sd"]
+
+
+def test_what_cannot_be_sent_to_another_process_is_told():
+    lock = threading.Lock()
+
+    def method(posterior):
+        with lock:
+            return exact(posterior)
+
+    with pytest.raises(TypeError, match=r"cannot be sent to another process .*lock.*: use jobs=1"):
+        dgm.infer.sbc(dgm.Posterior(conjugate, Y), method=method, num_samples=2, jobs=2)
 
 
 def two(y):
@@ -223,6 +262,7 @@ def test_the_evidence_of_a_posterior():
         (lambda p: dgm.infer.check(p, Y, method="nuts"), "data was passed, but a Posterior has its own data"),
         (lambda p: dgm.infer.gaps(dgm.Normal(2), Y, guide=moved(0.0)), "has a guide of its own"),
         (lambda p: dgm.infer.sbc(dgm.Normal(2), method="nuts"), "has a guide of its own"),
+        (lambda p: dgm.infer.sbc(dgm.Normal(2), jobs=2), "leave jobs out"),
         (lambda p: dgm.infer.sbc(pair, method="nuts"), r"wrap a Pyro model with its data, dgm.Posterior\(model"),
         (lambda p: dgm.infer.gaps((pair, pair), Y), "wrap the model of the pair"),
         (lambda p: dgm.evaluate(pair, Y), r"wrap a Pyro model with its data, dgm.Posterior\(model"),

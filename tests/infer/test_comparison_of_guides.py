@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pyro
@@ -14,7 +15,7 @@ import dgm_pyro as dgm
 from dgm_pyro import cli, plots
 from dgm_pyro.experiments import inference
 from dgm_pyro.infer import compare, train_guide
-from dgm_pyro.infer.compare import _distances
+from dgm_pyro.infer.compare import _distances, _sandwich
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -36,7 +37,7 @@ def table():
     torch.set_default_dtype(torch.float64)
     try:
         return compare(correlated, guides=["meanfield", "fullrank", AutoNormal], reference=draws(),
-                       gradient_steps=100, num_samples=4000, num_temperatures=25)  # fmt: skip
+                       gradient_steps=100, num_samples=4000, num_temperatures=25, num_data=2)  # fmt: skip
     finally:
         torch.set_default_dtype(before)
 
@@ -47,6 +48,8 @@ def test_the_right_family_is_close_and_the_mean_field_is_not(table):
     assert abs(fullrank.weighted.log_evidence) < 0.02
     assert abs(table.sandwich[0]) < 0.2
     assert abs(table.sandwich[1]) < 0.2
+    assert table.simulated.lower.abs().max() < 0.2  # without data p(y) is 1
+    assert table.simulated.upper.abs().max() < 0.2
     assert not meanfield.close
     # The best mean field has the precisions of the diagonal.
     sd = torch.linalg.inv(FACTOR @ FACTOR.T).diagonal().rsqrt()
@@ -69,12 +72,123 @@ def test_what_it_prints(table):
     assert "fullrank: close to the reference" in text
     assert "meanfield: the sd of z[" in text
     assert "between their halves" in text
+    assert "a stochastic upper bound if these are exact" in text
+    assert "2 data sets that the model made: stochastic bounds on both sides" in text
     json.dumps(table.as_dict(), allow_nan=False)
     assert [row["guide"] for row in table.as_dict()["guides"]] == ["meanfield", "fullrank", "AutoNormal"]
 
 
+# -- bounds on the evidence, and what is none --------------------------------------------------------------------------
+
+Y = torch.tensor([1.4, -0.3, 0.9], dtype=torch.float64)
+VARIANCE = 1 / (1 + len(Y) / 0.25)
+
+
+def conjugate(y):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 0.5), obs=y)
+
+
+def evidence(y):
+    """log p(y) of `conjugate`, for each row."""
+    covariance = torch.ones(3, 3) + 0.25 * torch.eye(3)
+    return dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(y)
+
+
+def test_annealing_back_bounds_the_evidence_from_exact_draws_alone():
+    """A weight of the way there has the mean p(y), and one of the way back 1 / p(y): so their logs are bounds."""
+    posterior, truth = dgm.Posterior(conjugate, Y), evidence(Y)
+    torch.manual_seed(0)
+    exact = dist.Normal(VARIANCE * Y.sum() / 0.25, VARIANCE**0.5).sample((200, 1))
+    (lower, upper), (error, other) = _sandwich(posterior, exact, 2, 0, False, num_chains=200)
+    assert abs(math.expm1(lower - truth)) < 4.5 * error
+    assert abs(math.expm1(truth - upper)) < 4.5 * other
+    wide = torch.randn(200, 1)
+    (_, no_bound), (_, error) = _sandwich(posterior, wide, 2, 0, False, num_chains=200)
+    assert no_bound < truth - 4.5 * error
+
+
+def vague(y):
+    """A datum that says little: few temperatures are enough."""
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 1.0))
+    pyro.sample("y", dist.Normal(mu, 2.0), obs=y)
+
+
+def test_the_bounds_on_simulated_data_bracket_their_evidence():
+    found = compare(dgm.Posterior(vague, Y[0]), guides=["meanfield"], reference=None, gradient_steps=1,
+                    num_particles=2, num_samples=100, num_temperatures=3, num_data=2)  # fmt: skip
+    truth = dist.Normal(torch.zeros(()), 5**0.5).log_prob(found.simulated.x["y"])
+    for bound in (found.simulated.lower, found.simulated.upper):
+        assert ((bound - truth).abs() < 0.2).all()
+        assert len((bound - truth).unique()) == 2, "each data set has noise of its own"
+    assert found.sandwich is None
+    assert found.as_dict()["simulated"]["upper"] == found.simulated.upper.tolist()
+
+
+def test_a_model_that_makes_no_data_has_no_simulated_bounds():
+    def penalized():
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 1.0))
+        pyro.factor("penalty", -(mu**2))
+
+    options = {"guides": ["meanfield"], "gradient_steps": 1, "num_particles": 2, "num_samples": 100}
+    found = compare(penalized, reference={"mu": torch.randn(20)}, num_temperatures=3, **options)
+    assert found.simulated is None
+    assert "on both sides" not in str(found)
+    # The integral of N(mu; 0, 1) exp(-mu^2) is 1 / sqrt(3).
+    assert abs(found.sandwich[0] + 0.5 * math.log(3)) < 4.5 * found.sandwich_errors[0]
+
+
+# -- restarts ----------------------------------------------------------------------------------------------------------
+
+
+def two_modes():
+    """One of them has 0.9 of the mass."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(()), 20.0))
+    modes = dist.Normal(torch.tensor([-1.0, 1.5]), 0.2).log_prob(z) + torch.tensor([0.1, 0.9]).log()
+    pyro.factor("modes", modes.logsumexp(-1))
+
+
+def test_the_best_start_is_kept_and_named():
+    options = {"reference": None, "gradient_steps": 20, "num_particles": 8, "num_samples": 100, "num_temperatures": 0}
+    found = compare(two_modes, guides=["meanfield", AutoNormal], restarts=3, **options)
+    meanfield, other = found.rows
+    assert (meanfield.restarts, other.restarts) == (3, 1)
+    assert meanfield.evaluations > 2 * other.evaluations
+    assert f"{meanfield.start + 1} of 3" in str(found)
+    assert "1 of 1" in str(found)
+    assert meanfield.as_dict()["start"] == meanfield.start
+    # It is the one that the same start finds alone.
+    each = []
+    for start in range(3):
+        guide = dgm.guides.auto(two_modes, "meanfield")
+        guide.start = start
+        with torch.random.fork_rng():
+            torch.manual_seed(start)
+            guide._setup_prototype()
+        each.append(train_guide(dgm.Posterior(two_modes), guide, gradient_steps=20, num_particles=8, seed=start))
+    last = [sum(values[-2:]) / 2 for values in each]
+    assert meanfield.start == max(range(3), key=last.__getitem__)
+
+
+def test_restarts_in_two_processes_are_those_in_one():
+    """In the dtype of this one; rounding alone may differ."""
+    found = []
+    for jobs in (1, 2):
+        guide = dgm.guides.auto(correlated, "fullrank")
+        options = {"gradient_steps": 10, "num_particles": 4, "restarts": 2}
+        values = train_guide(dgm.Posterior(correlated), guide, jobs=jobs, **options)
+        found.append((values, guide.start, guide.state_dict()))
+    (alone, start, state), (together, other, theirs) = found
+    assert together == pytest.approx(alone, abs=1e-6)
+    assert other == start
+    for name, value in state.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-6, atol=1e-6)
+
+
 def test_guides_of_one_kind_do_not_share_parameters():
-    found = compare(correlated, guides=[AutoNormal, "AutoNormal"], reference=None, gradient_steps=30, num_samples=100)
+    found = compare(correlated, guides=[AutoNormal, "AutoNormal"], reference=None, gradient_steps=30, num_samples=100,
+                    num_temperatures=0)  # fmt: skip
     assert len(found.rows) == 2
     assert not dict(pyro.get_param_store())
 
@@ -102,7 +216,7 @@ def test_a_fitted_guide_is_taken_as_it_is():
     assert len(values) == 60
     assert values[-1] > -0.1
     before = [p.detach().clone() for p in guide.parameters()]
-    found = compare(posterior, guides=[guide], reference=None, num_samples=200)
+    found = compare(posterior, guides=[guide], reference=None, num_samples=200, num_temperatures=0)
     assert all(map(torch.equal, before, guide.parameters()))
     assert found.rows[0].evaluations == 0
 
@@ -149,11 +263,13 @@ def schools(tmp_path, monkeypatch):
 
 def test_the_command_writes_a_folder(schools, capsys):
     command = ["infer", "schools.py:model", "--data", "data.json", "--guides", "fullrank", "--gradient-steps", "20",
-               "--num-samples", "120", "--reference", "none", "--out", "found"]  # fmt: skip
+               "--num-samples", "120", "--reference", "none", "--num-temperatures", "0", "--restarts", "2",
+               "--out", "found"]  # fmt: skip
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert "Posterior(mu: 1 reals)" in printed
     assert "fullrank" in printed
+    assert re.search(r"best start .*\n.*fullrank .* [12] of 2 ", printed)
     names = {"table.json", "table.txt", "marginals.png", "k-hats.png", "fullrank.npz",
              "fullrank-pairs.png", "fullrank.pt", "predictions.png", "prior-predictions.png"}  # fmt: skip
     assert {path.name for path in (schools / "found").iterdir()} == names
@@ -164,6 +280,18 @@ def test_the_command_writes_a_folder(schools, capsys):
     guide = dgm.guides.auto(posterior.model, "fullrank")
     guide(*posterior.args, **posterior.kwargs)
     guide.load_state_dict(torch.load(schools / "found" / "fullrank.pt", weights_only=True))
+
+
+def test_the_command_calibrates_the_guides(schools, capsys):
+    command = ["infer", "schools.py:model", "--data", "data.json", "--guides", "meanfield", "--gradient-steps", "2",
+               "--num-samples", "100", "--reference", "none", "--num-temperatures", "0", "--calibrate", "2",
+               "--jobs", "1", "--out", "found", "--json"]  # fmt: skip
+    assert cli.main(command) == 0
+    found = json.loads(capsys.readouterr().out)["calibration"]["meanfield"]
+    posterior = inference.posterior_from("schools.py:model", "data.json")
+    assert found == dgm.infer.sbc(posterior, method="meanfield", num_samples=2, bins=2, gradient_steps=2).as_dict()
+    assert json.loads((schools / "found" / "meanfield-calibration.json").read_text()) == found
+    assert (schools / "found" / "meanfield-coverage.png").is_file()
 
 
 @pytest.mark.parametrize(

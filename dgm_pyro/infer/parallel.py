@@ -1,0 +1,75 @@
+"""Independent fits of a Pyro model in several processes, each of which sees what this one does.
+
+A process of its own knows neither the default dtype nor the param store of its parent, so both go with each task.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from tqdm import tqdm
+
+from dgm_pyro.checks import check_count
+from dgm_pyro.jobs import in_parallel
+from dgm_pyro.program import let_pickle
+
+__all__ = ["run_fits"]
+
+
+def run_fits(
+    function: Callable[..., Any],
+    tasks: Sequence[tuple[Any, ...]],
+    jobs: int | None,
+    *,
+    what: str,
+    unit: str,
+    progress: bool = False,
+) -> list[Any]:
+    """What ``function`` returns for the arguments in each of the ``tasks``, in their order.
+
+    Every task starts with the param store of now, and what it puts there goes with it.
+
+    Args:
+        jobs: how many processes, as for `dgm_pyro.jobs.in_parallel`.
+        what: the name of the bar.
+        unit: what the bar counts.
+        progress: whether to show it.
+
+    Raises:
+        TypeError: a task cannot be sent to another process.
+        Interrupted: by a signal.
+    """
+    if jobs is not None:
+        check_count(jobs, "jobs")
+    state: Any = pyro.get_param_store().get_state()
+    let_pickle(state["params"].values())
+    numbered = [(function, task, i, torch.get_default_dtype(), state) for i, task in enumerate(tasks)]
+    found = dict[int, Any]()
+    try:
+        with tqdm(total=len(numbered), desc=what, unit=unit, disable=not progress, leave=False) as bar:
+            for i, result in in_parallel(_alike, numbered, jobs):
+                found[i] = result
+                bar.update()
+    except pickle.PicklingError as error:
+        [*_, why] = [line for line in str(error.__cause__ or error).splitlines() if line.strip('" ')]  # of a traceback
+        raise TypeError(
+            f"the model, or what is called with it, cannot be sent to another process ({why}): use jobs=1"
+        ) from error
+    return [found[i] for i in range(len(numbered))]
+
+
+def _alike(
+    function: Callable[..., Any], task: tuple[Any, ...], number: int, dtype: torch.dtype, state: Any
+) -> tuple[int, Any]:
+    """A task where the default dtype and the param store are those of the process that has sent it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with pyro.get_param_store().scope(state):
+            return number, function(*task)
+    finally:
+        torch.set_default_dtype(before)
