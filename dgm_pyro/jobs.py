@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from joblib.parallel import LokyBackend, get_active_backend
 
 from dgm_pyro.files import write_text
 
-__all__ = ["Interrupted", "in_parallel", "noted", "on_cluster", "processes"]
+__all__ = ["Interrupted", "in_parallel", "noted", "on_cluster", "processes", "send_by_value"]
 
 GRACE = 30
 """Seconds that a task has to store its state when the parent of its process is gone."""
@@ -144,6 +145,13 @@ def in_parallel(
                     yield result
         if heard:
             raise Interrupted("interrupted", 128 + heard[0])
+
+
+def send_by_value(module: types.ModuleType) -> None:
+    """Let tasks have functions and classes of a ``module`` that other processes cannot import."""
+    for pickler in ("cloudpickle", "joblib.externals.cloudpickle"):  # since joblib 1.6, and before
+        with contextlib.suppress(ImportError):
+            importlib.import_module(pickler).register_pickle_by_value(module)
 
 
 def _held(function: Callable[..., Any], task: tuple[Any, ...], parent: int, stop: Path) -> tuple[bool, Any]:

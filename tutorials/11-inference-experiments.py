@@ -151,10 +151,10 @@ claim(table["AutoConditional"].weighted.elbo > table["fullrank"].weighted.elbo)
 #
 # ## 4. What is log p(y)?
 #
-# Annealing from the prior gives a lower bound on $\log p(y)$; annealing back to it from posterior draws an upper one.
-# Both are bounds on average alone: each is the log of a mean of 16 weights, and the heavy tail of $\tau$ makes the way
-# back noisy, so that the two may cross by some tenths of a nat. The centered model is the same model, so it has the same
-# evidence, whatever its guides find:
+# Annealing from the prior gives a lower bound on $\log p(y)$, on average. Annealing back to it gives an upper bound, on
+# average, if it starts from exact posterior draws. The draws of NUTS are not exact, so the second number is an estimate.
+# Each is the log of a mean of 16 weights, and the heavy tail of $\tau$ makes the way back noisy: the two may cross by some
+# tenths of a nat. The centered model is the same model, so it has the same evidence, whatever its guides find:
 
 # %%
 lower, upper = table.sandwich
@@ -231,7 +231,7 @@ claim(loo.nats > -40)
 # | divergences | NUTS | a density that is flat where it should not be |
 # | ELBO | a guide | nothing, but it has no zero: it compares |
 # | k-hat | a guide with a density | a mode that no draw has found |
-# | sandwich | a proper prior, posterior draws | reference draws that are not exact |
+# | annealing there and back | a proper prior, posterior draws | reference draws that are not exact |
 # | errors of means and sds | a reference | a reference that is wrong |
 # | SBC | a proper prior, many fits | few simulations; data unlike those of the prior |
 # | predictive checks, LOO | data that are independent given latents | a wrong guide that predicts well all the same |

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from dgm_pyro.diagnosis.messages import in_one_line
+from dgm_pyro.jobs import send_by_value
 
 __all__ = ["pair_from"]
 
@@ -78,6 +79,7 @@ def _module(source: str) -> types.ModuleType:
             spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
+    send_by_value(module)
     return module
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import pyro
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_count
@@ -54,7 +56,9 @@ def run_fits(
             for i, result in in_parallel(_alike, numbered, jobs):
                 found[i] = result
                 bar.update()
-    except pickle.PicklingError as error:
+    except (pickle.PicklingError, BrokenExecutor) as error:
+        if isinstance(error, TerminatedWorkerError):  # it was killed, for want of memory, say
+            raise
         [*_, why] = [line for line in str(error.__cause__ or error).splitlines() if line.strip('" ')]  # of a traceback
         raise TypeError(
             f"the model, or what is called with it, cannot be sent to another process ({why}): use jobs=1"

@@ -1,5 +1,6 @@
 """Calibration of a method: uniform ranks for the exact posterior of a conjugate model, and what a wrong q does."""
 
+import importlib
 import math
 import threading
 
@@ -122,15 +123,17 @@ def test_two_processes_rank_as_one_does():
     assert [*pyro.get_param_store()] == ["sd"]
 
 
-def test_what_cannot_be_sent_to_another_process_is_told():
-    lock = threading.Lock()
+class Unknown:
+    """It arrives as what only this process could import."""
 
-    def method(posterior):
-        with lock:
-            return exact(posterior)
+    def __reduce__(self):
+        return importlib.import_module, ("of_this_process_alone",)
 
-    with pytest.raises(TypeError, match=r"cannot be sent to another process .*lock.*: use jobs=1"):
-        dgm.infer.sbc(dgm.Posterior(conjugate, Y), method=method, num_samples=2, jobs=2)
+
+@pytest.mark.parametrize(("held", "why"), [(threading.Lock(), "lock"), (Unknown(), "of_this_process_alone")])
+def test_what_cannot_be_sent_to_another_process_is_told(held, why):
+    with pytest.raises(TypeError, match=f"cannot be sent to another process .*{why}.*: use jobs=1"):
+        dgm.infer.sbc(dgm.Posterior(conjugate, Y), method=lambda posterior: held, num_samples=2, jobs=2)
 
 
 def two(y):

@@ -285,7 +285,7 @@ def test_the_command_writes_a_folder(schools, capsys):
 def test_the_command_calibrates_the_guides(schools, capsys):
     command = ["infer", "schools.py:model", "--data", "data.json", "--guides", "meanfield", "--gradient-steps", "2",
                "--num-samples", "100", "--reference", "none", "--num-temperatures", "0", "--calibrate", "2",
-               "--jobs", "1", "--out", "found", "--json"]  # fmt: skip
+               "--jobs", "2", "--out", "found", "--json"]  # fmt: skip
     assert cli.main(command) == 0
     found = json.loads(capsys.readouterr().out)["calibration"]["meanfield"]
     posterior = inference.posterior_from("schools.py:model", "data.json")
