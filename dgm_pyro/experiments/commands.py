@@ -648,6 +648,8 @@ def infer_of(
     """
     check_count(calibrate, "calibrate", at_least=0)
     posterior = posterior_from(target, data)
+    if calibrate:
+        posterior.simulated(seed)  # a model that makes no data is told before the fits
     shared: dict[str, Any] = {"gradient_steps": gradient_steps, "jobs": jobs, "seed": seed, "progress": progress}
     found = infer_into(posterior, out, guides=guides, **shared, **options)
     calibrated = calibrate_into(posterior, out, guides, calibrate, **shared) if calibrate else {}

@@ -294,6 +294,14 @@ def test_the_command_calibrates_the_guides(schools, capsys):
     assert (schools / "found" / "meanfield-coverage.png").is_file()
 
 
+def test_a_model_that_makes_no_data_is_told_before_the_fits(schools, capsys):
+    penalty = "    import torch\n    pyro.factor('penalty', torch.as_tensor(-(mu**2)))\n"
+    (schools / "schools.py").write_text(SCHOOLS + penalty)
+    assert cli.main(["infer", "schools.py:model", "--data", "data.json", "--calibrate", "2", "--out", "found"]) == 1
+    assert "the factor 'penalty' is no distribution, so the model makes no data" in capsys.readouterr().err
+    assert not (schools / "found").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
