@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 import dgm_pyro as dgm
 from dgm_pyro import cli, plots
 from dgm_pyro.experiments import inference
+from dgm_pyro.families import autoguide
 from dgm_pyro.infer import compare, train_guide
 from dgm_pyro.infer.compare import _distances, _sandwich
 
@@ -149,7 +150,8 @@ def two_modes():
     pyro.factor("modes", modes.logsumexp(-1))
 
 
-def test_the_best_start_is_kept_and_named():
+def test_the_best_start_is_kept_and_named(monkeypatch):
+    monkeypatch.setattr(autoguide, "STEPS", 20)  # of the Normal to start from
     options = {"reference": None, "gradient_steps": 20, "num_particles": 8, "num_samples": 100, "num_temperatures": 0}
     found = compare(two_modes, guides=["meanfield", AutoNormal], restarts=3, **options)
     meanfield, other = found.rows
