@@ -278,6 +278,7 @@ def train_guide(
     check_type(guide, torch.nn.Module, "guide", "a guide with parameters, as of dgm.guides.auto")
     check_counts(gradient_steps=gradient_steps, num_particles=num_particles, restarts=restarts)
     check_number(lr, "lr", above=0)
+    chosen(objective)
     if jobs is not None:
         check_count(jobs, "jobs")
     if restarts > 1:
