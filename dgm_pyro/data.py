@@ -304,6 +304,7 @@ class StoredData(Data):
     x, y, given, mask = map(_in_memory, ("x", "y", "given", "mask"))
 
     _source: sources.Stored
+    _codes: _Codes | None  # of its labels; None where they are codes themselves
     _device: torch.device
     _misses: bool | None  # unknown before the excerpt was read
     _near: Near | None  # what was read ahead
@@ -313,11 +314,14 @@ class StoredData(Data):
     _grain: int  # data in a group
 
     def __init__(self, source: sources.Stored, levels: int | None, name: str, classes: tuple[str, ...] | None):
-        names = source.classes if classes is None else classes
+        names, number = source.classes if classes is None else classes, None
+        codes = None if source.labels is None else _Codes.of(source.labels, names)
+        if codes is not None:
+            names, number = codes.names, codes.count
         first = source.read(np.arange(1))
         levels = levels or _levels_of(first)
         vars(self).update(
-            levels=levels, name=name, classes=names, num_classes=None if names is None else len(names),
+            levels=levels, name=name, classes=names, num_classes=number if names is None else len(names), _codes=codes,
             columns=source.columns, given_columns=source.given_columns,
             _source=source, _device=torch.device("cpu"), _misses=None, _near=None,
             _bytes=_as_x(first.x, levels, [0])[0].nbytes, _count=len(source), _grains=None,
@@ -422,7 +426,9 @@ class StoredData(Data):
 
     def _made(self, rows: np.ndarray, found: sources.Arrays) -> Near:
         """What was read, checked."""
-        y = None if found.label is None else torch.from_numpy(found.label)
+        y = None
+        if found.label is not None:
+            y = torch.from_numpy(found.label) if self._codes is None else self._codes(found.label, rows)
         data = _data_of(found, y, self.levels, self.name, self.classes, self.num_classes, rows)
         if self._misses is False and data.mask is not None:
             row = rows[int((~data.mask).flatten(1).any(1).nonzero()[0])]
@@ -598,14 +604,16 @@ def open(
     Integers are reals unless ``levels`` says otherwise. Images of bytes have 256 levels; images whose channels come
     last, ``(N, H, W, C)``, are turned to ``(N, C, H, W)``.
 
-    All is read into memory, unless it has more than 1 GiB and is a ``.npy`` or ``.parquet`` file or a dataset of torch.
-    Then the result is a `StoredData`. A `torch.utils.data.IterableDataset` always is; it must have a length.
+    All is read into memory, unless it has more than 1 GiB and is a ``.npy``, ``.parquet`` or uncompressed ``.npz``
+    file, a folder of images or a dataset of torch. Then the result is a `StoredData`. A
+    `torch.utils.data.IterableDataset` always is; it must have a length.
 
     Args:
         source: what to read.
         label: column of a table, or name of an array in an ``.npz`` file, that holds the labels: integers from 0, or
-            any values, which are then `Data.classes`. For an array, the labels themselves.
-        given: column or columns to condition on, or the name of an array; for an array, the values themselves.
+            any values, which are then `Data.classes`. For an array or a ``.npy`` file, the labels themselves.
+        given: column or columns to condition on, or the name of an array; for an array or a ``.npy`` file, the values
+            themselves.
         columns: columns of a table to read as x; by default all others.
         levels: how many integers a feature takes; images of bytes are rounded down to so many.
         size: (height, width), or one number for both, to crop and scale the images of a folder to.
@@ -619,7 +627,7 @@ def open(
         classes: names of the labels in the order of their numbers; by default sorted.
         name: what reports call the data; by default the name of the file.
         in_memory: whether all is read into memory; by default, what is no larger than 1 GiB.
-        num_workers: how many processes read a dataset of torch that is not in memory.
+        num_workers: how many processes read a dataset of torch, or decode images, that are not in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -641,10 +649,11 @@ def open(
     if stored is not None:
         return StoredData(stored, levels, name, None if classes is None else tuple(classes))
     found = sources.arrays_of(source, choice)
-    known = found.classes if classes is None else tuple(classes)
-    y, names = (None, None) if found.label is None else _coded(found.label, known)
     levels = levels or _levels_of(found)
-    return _data_of(found, y, levels, name, names, None if names is None or y is None else len(names))
+    if found.label is None:
+        return _data_of(found, None, levels, name, None, None)
+    codes = _Codes.of(found.label, found.classes if classes is None else tuple(classes))
+    return _data_of(found, codes(found.label, range(len(found.label))), levels, name, codes.names, codes.count)
 
 
 def _levels_of(found: sources.Arrays) -> int | None:
@@ -711,33 +720,67 @@ LARGEST_CODE = 10**5
 """Whole labels from there on are numbers of something, such as customers, and not codes of as many classes."""
 
 
-def _coded(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Labels as integers, -1 where one is missing, and their names where they are no integers from 0."""
-    if names is not None and len(set(names)) < len(names):
-        raise ValueError(f"classes must be names that differ, got {', '.join(names)}")
-    known = np.array([label is not None and label == label for label in labels.tolist()])
-    values = labels[known].tolist()
-    if not values:
-        raise ValueError("label is missing in every row: leave it out (--label), or choose another column")
-    if any(isinstance(value, float) and math.isinf(value) for value in values):
-        raise ValueError("label holds an infinite value: correct it, or choose another column (--label)")
-    whole = all(isinstance(value, int | float) and value == int(value) for value in values)
-    numbers = [int(value) for value in values] if whole else []
-    y = torch.full((len(labels),), -1)
-    where = torch.from_numpy(known)
-    if whole and min(numbers) in (0, -1) and max(numbers) < (LARGEST_CODE if names is None else len(names)):
-        y[where] = torch.tensor(numbers)
-        return y, names
-    texts = [str(value) for value in (numbers if whole else values)]
-    if names is None:
-        names = tuple(map(str, sorted(set(numbers)))) if whole else tuple(sorted(set(texts)))
-    codes = {name: code for code, name in enumerate(names)}
-    foreign = next((i for i, text in enumerate(texts) if text not in codes), None)
-    if foreign is not None:
-        row = int(np.flatnonzero(known)[foreign])
-        raise ValueError(f"row {row} has the label {texts[foreign]!r}, which is none of the classes {', '.join(names)}")
-    y[where] = torch.tensor([codes[text] for text in texts], dtype=torch.long)
-    return y, names
+@dataclass(frozen=True)
+class _Codes:
+    """How labels are numbered.
+
+    Attributes:
+        names: of the classes, in the order of their numbers; None where labels are integers from 0 without names.
+        count: number of classes.
+        whole: whether all labels are whole numbers, whose names are those of integers.
+        as_they_are: whether labels are the numbers of the classes.
+    """
+
+    names: tuple[str, ...] | None
+    count: int
+    whole: bool
+    as_they_are: bool
+
+    @classmethod
+    def of(cls, labels: np.ndarray, names: tuple[str, ...] | None) -> _Codes:
+        """The numbering of labels of which these are all values."""
+        if labels.ndim != 1:
+            raise ValueError(f"label has shape {labels.shape}: pass one label per datum, ({len(labels)},)")
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"classes must be names that differ, got {', '.join(names)}")
+        values = labels[_known(labels)].tolist()
+        if not values:
+            raise ValueError("label is missing in every row: leave it out (--label), or choose another column")
+        if any(isinstance(value, float) and math.isinf(value) for value in values):
+            raise ValueError("label holds an infinite value: correct it, or choose another column (--label)")
+        whole = all(isinstance(value, int | float) and value == int(value) for value in values)
+        numbers = [int(value) for value in values] if whole else []
+        if whole and min(numbers) in (0, -1) and max(numbers) < (LARGEST_CODE if names is None else len(names)):
+            return cls(names, max(numbers) + 1 if names is None else len(names), whole, as_they_are=True)
+        if names is None:
+            names = tuple(map(str, sorted(set(numbers)))) if whole else tuple(sorted({str(value) for value in values}))
+        return cls(names, len(names), whole, as_they_are=False)
+
+    def __call__(self, labels: np.ndarray, rows: Sequence[int] | np.ndarray) -> Tensor:
+        """Labels as integers, -1 where one is missing.
+
+        Args:
+            rows: their numbers in the source, for messages.
+        """
+        known = _known(labels)
+        values = labels[known].tolist()
+        if self.as_they_are:
+            found = [int(value) for value in values]
+        else:
+            texts = [str(int(value) if self.whole else value) for value in values]
+            codes = {name: code for code, name in enumerate(self.names or ())}
+            foreign = next((i for i, text in enumerate(texts) if text not in codes), None)
+            if foreign is not None:
+                row, text = rows[int(np.flatnonzero(known)[foreign])], texts[foreign]
+                raise ValueError(f"row {row} has the label {text!r}, which is none of the classes {', '.join(codes)}")
+            found = [codes[text] for text in texts]
+        y = torch.full((len(labels),), -1)
+        y[torch.from_numpy(known)] = torch.tensor(found, dtype=torch.long)
+        return y
+
+
+def _known(labels: np.ndarray) -> np.ndarray:
+    return np.array([label is not None and label == label for label in labels.tolist()], dtype=bool)
 
 
 def load(

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dgm_pyro.sources import UNREADABLE
+from dgm_pyro.sources import UNREADABLE, npy_header
 
 Images = tuple[np.ndarray, np.ndarray]
 
@@ -176,9 +176,7 @@ def _count(path: Path, size: int) -> int:
     """Number of images in a file, from its header alone."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("data.npy") as file:
-            version = np.lib.format.read_magic(file)
-            header: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, _, dtype = header[version](file)
+            shape, _, dtype = npy_header(file)
         if shape[1:] != (3 * size * size,) or dtype != np.uint8:
             raise ValueError(f"its data have shape {shape} and dtype {dtype}")
     except UNREADABLE as error:

@@ -8,12 +8,14 @@ pandas reads tables and Pillow images; they are imported where they are needed.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import io
 import itertools
 import math
 import os
+import struct
 import warnings
 import zipfile
 import zlib
@@ -29,6 +31,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 TABLES = (".csv", ".tsv", ".parquet")
+BY_ROWS = (".npy", ".npz", ".parquet")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # Names of the arrays in an .npz file, and of the columns of a Hugging Face dataset.
 DATA_NAMES, LABEL_NAMES = ("x", "X", "data", "images", "image", "img"), ("y", "Y", "labels", "label")
@@ -46,6 +49,9 @@ MOST_WORDS = 256
 
 GAP = 1024
 """Bytes between two rows of a file that are read along rather than left out."""
+
+CHUNK = 2**20
+"""Labels that are looked at together."""
 
 Made = TypeVar("Made")
 Kind = tuple[Any, ...]
@@ -101,14 +107,18 @@ class Stored:
 
     Attributes:
         columns, given_columns, classes: as of `Arrays`.
+        labels: every value that a label takes; None where labels are integers from 0, or there are none.
         blocks: whether rows that lie beside each other are read faster than others.
         ordered: whether rows come in the order of the source alone.
+        num_workers: how many processes read ahead; with 0, a thread does.
     """
 
     columns: tuple[str, ...] | None = None
     given_columns: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
+    labels: np.ndarray | None = None
     blocks = ordered = False
+    num_workers = 0
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -125,6 +135,9 @@ class Stored:
         Args:
             random: seeds the workers of a dataset, for what is random in it.
         """
+        if self.num_workers:
+            yield from _loader(_Parts(self, make), self.num_workers, random, sampler=parts, batch_size=None)
+            return
         with ThreadPoolExecutor(1) as pool:
             pending = deque[Future[Made]]()
             for rows in parts:
@@ -140,17 +153,21 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
 
     Args:
         in_memory: whether it is read as a whole; None where its size decides.
-        num_workers: of a dataset of torch.
+        num_workers: of a dataset of torch, or of a folder of images.
     """
     if in_memory:
         return None
     found: Stored | None = None
-    path = Path(source).expanduser() if isinstance(source, str | os.PathLike) else Path()
-    size = path.stat().st_size if path.is_file() else 0
-    if path.suffix in (".npy", ".parquet") and (in_memory is False or size > IN_MEMORY):
+    path = Path(source).expanduser() if isinstance(source, str | os.PathLike) else None
+    if path is not None and path.is_dir():
+        choice.refuse(*OF_FOLDERS)
+        folder = _Folder.of(path)
+        if in_memory is False or len(folder.files) * _first_of(folder, choice).nbytes > IN_MEMORY:
+            found = StoredImages(folder, choice, num_workers)
+    elif path is not None and path.suffix in BY_ROWS and (in_memory is False or _size_of_file(path) > IN_MEMORY):
         choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
-        choice.refuse(f"a {path.suffix} file that is read by rows, which in_memory=True avoids", "label", "kinds")
-        found = StoredArray(path, choice) if path.suffix == ".npy" else StoredTable(path, choice)
+        choice.refuse(f"a {path.suffix} file that is read by rows, which in_memory=True avoids", "kinds")
+        found = _of_rows(path, choice, in_memory is None)
     elif isinstance(source, IterableDataset):
         found = StoredStream(source, num_workers)
     elif _is_dataset(source) and (in_memory is False or _size_of(source) > IN_MEMORY):
@@ -158,8 +175,14 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
     if isinstance(found, StoredDataset | StoredStream):
         choice.refuse(*OF_DATASETS)
     if found is None and in_memory is False:
-        raise ValueError("in_memory=False is for .npy and .parquet files and torch datasets: leave it out")
+        raise ValueError(
+            f"in_memory=False is for {', '.join(BY_ROWS)} files, folders of images and torch datasets: leave it out"
+        )
     return found
+
+
+def _size_of_file(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def arrays_of(source: Any, choice: Choice) -> Arrays:
@@ -177,24 +200,28 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
     if _is_dataset(source):
         return _of_dataset(source, choice)
     choice.refuse("an array", "columns", "kinds")
-    given = None if choice.given is None else _numbers(np.asarray(choice.given), "given")
+    return Arrays(_images_first(_numbers(np.array(source), "source")), *_beside(choice))
+
+
+def _beside(choice: Choice) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Labels, and what is given, of an array: they are arrays themselves."""
     label = None if choice.label is None else np.asarray(choice.label)
-    return Arrays(_images_first(_numbers(np.array(source), "source")), label=label, given=given)
+    return label, None if choice.given is None else _numbers(np.asarray(choice.given), "given")
 
 
 def _of_path(path: Path, choice: Choice) -> Arrays:
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     if path.is_dir():
-        choice.refuse("a folder of images", "label", "given", "columns", "kinds")
-        return _of_folder(path, choice)
+        choice.refuse(*OF_FOLDERS)
+        return _of_folder(_Folder.of(path), choice)
     choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
     if path.suffix in TABLES:
         return _of_frame(_frame(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
     choice.refuse(f"a {path.suffix} file", "columns", "kinds")
     if path.suffix == ".npy":
-        choice.refuse("a .npy file, which holds one array", "label", "given")
-        return Arrays(_images_first(_numbers(np.array(_array(path)), str(path))))
+        _refuse_names(choice)
+        return Arrays(_images_first(_numbers(np.array(_array(path)), str(path))), *_beside(choice))
     if path.suffix == ".npz":
         return _of_archive(path, choice)
     kinds = ", ".join((".npy", ".npz", *TABLES))
@@ -211,29 +238,51 @@ def _array(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not an array ({error}): write one with numpy.save") from error
 
 
+def _refuse_names(choice: Choice) -> None:
+    """Raise where a .npy file, which holds one array, is asked for others by name."""
+    for role, named in {"label": choice.label, "given": choice.given}.items():
+        if isinstance(named, str):
+            raise ValueError(
+                f"{role} is {named!r}, but a .npy file holds one array: pass {role} as an array, or write both to an "
+                f".npz file, numpy.savez(file, x=..., {'y' if role == 'label' else role}=...)"
+            )
+
+
 def _of_archive(path: Path, choice: Choice) -> Arrays:
+    with _reading(path), np.load(path, allow_pickle=False) as archive:
+        names = _names_in(archive.files, choice)
+        parts = {role: archive[name] for role, name in names.items()}
+    given = _numbers(parts["given"], f"'given' in {path}") if "given" in parts else None
+    x = _numbers(parts["x"], f"{names['x']!r} in {path}")
+    return Arrays(_images_first(x), label=parts.get("label"), given=given)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a damaged .npz file raises is one error."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            name = names[0] if len(names) == 1 else next((name for name in DATA_NAMES if name in names), None)
-            if name is None:
-                raise KeyError(f"it holds {', '.join(names)}: name the array of the data 'x'")
-            found = next((each for each in LABEL_NAMES if each in names and each != name), None)
-            condition = "given" if "given" in names else None
-            wanted = {
-                "label": choice.label or found,
-                "given": condition if choice.given is None else _as_names(choice.given)[0],
-            }
-            lacking = [key for key in wanted.values() if key is not None and key not in names]
-            if lacking:
-                raise KeyError(f"it holds {', '.join(names)}, and no {lacking[0]!r}")
-            parts = {role: None if key is None else archive[key] for role, key in wanted.items()}
-            x = archive[name]
+        yield
     except UNREADABLE as error:
         reason = error.args[0] if isinstance(error, KeyError) else error
         raise ValueError(f"{path} cannot be read as an .npz file of arrays: {reason}") from error
-    given = None if parts["given"] is None else _numbers(parts["given"], f"'given' in {path}")
-    return Arrays(_images_first(_numbers(x, f"{name!r} in {path}")), label=parts["label"], given=given)
+
+
+def _names_in(names: Sequence[str], choice: Choice) -> dict[str, str]:
+    """Names of the arrays of an .npz file: of "x", and of "label" and "given" where there are any."""
+    name = names[0] if len(names) == 1 else next((name for name in DATA_NAMES if name in names), None)
+    if name is None:
+        raise KeyError(f"it holds {', '.join(names)}: name the array of the data 'x'")
+    found = next((each for each in LABEL_NAMES if each in names and each != name), None)
+    condition = "given" if "given" in names else None
+    wanted = {
+        "x": name,
+        "label": choice.label or found,
+        "given": condition if choice.given is None else _as_names(choice.given)[0],
+    }
+    lacking = [key for key in wanted.values() if key is not None and key not in names]
+    if lacking:
+        raise KeyError(f"it holds {', '.join(names)}, and no {lacking[0]!r}")
+    return {role: key for role, key in wanted.items() if key is not None}
 
 
 def _numbers(array: np.ndarray, origin: str) -> np.ndarray:
@@ -497,23 +546,45 @@ def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarra
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-def _of_folder(folder: Path, choice: Choice) -> Arrays:
-    files = _images_in(folder)
-    classes = sorted(each.name for each in folder.iterdir() if each.is_dir() and _images_in(each))
-    if files and classes:
-        raise ValueError(f"{folder} holds both images and folders of images: keep one image folder per class, or none")
-    if not files and not classes:
-        raise ValueError(
-            f"{folder} holds no images: of the kinds {', '.join(IMAGES)}, in it or in one folder per class"
-        )
-    labels = None
-    if classes:
-        of_class = {name: _images_in(folder / name) for name in classes}
-        files = [file for each in of_class.values() for file in each]
-        labels = np.array([name for name, each in of_class.items() for _ in each])
+OF_FOLDERS = ("a folder of images", "label", "given", "columns", "kinds")
+"""A kind of source, and the options that it refuses."""
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Files of images, the names of their classes, and the class of each file; None without class folders."""
+
+    files: list[Path]
+    classes: tuple[str, ...]
+    label: np.ndarray | None
+
+    @classmethod
+    def of(cls, folder: Path) -> _Folder:
+        files = _images_in(folder)
+        of_class = {each.name: _images_in(each) for each in sorted(folder.iterdir()) if each.is_dir()}
+        of_class = {name: each for name, each in of_class.items() if each}
+        if files and of_class:
+            raise ValueError(
+                f"{folder} holds both images and folders of images: keep one image folder per class, or none"
+            )
+        if not files and not of_class:
+            raise ValueError(
+                f"{folder} holds no images: of the kinds {', '.join(IMAGES)}, in it or in one folder per class"
+            )
+        if not of_class:
+            return cls(files, (), None)
+        label = np.repeat(np.array([*of_class]), [len(each) for each in of_class.values()])
+        return cls([*itertools.chain.from_iterable(of_class.values())], tuple(of_class), label)
+
+
+def _of_folder(folder: _Folder, choice: Choice) -> Arrays:
+    return _leveled(pictures(folder.files, choice), folder.label, choice)
+
+
+def _leveled(x: np.ndarray, label: np.ndarray | None, choice: Choice) -> Arrays:
+    """Images of bytes, rounded down to the levels that were chosen."""
     levels = choice.levels or 256
-    x = pictures(files, choice)
-    return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), labels, levels=levels)
+    return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), label, levels=levels)
 
 
 def pictures(files: Sequence[Path], choice: Choice) -> np.ndarray:
@@ -528,15 +599,18 @@ def pictures(files: Sequence[Path], choice: Choice) -> np.ndarray:
     opened = [_picture(file) for file in files]
     gray = all(mode == "L" for _, mode in opened) if choice.gray is None else choice.gray
     if choice.size is None and choice.crop is None:
-        sizes = [picture.size for picture, _ in opened]
-        other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
-        if other is not None:
-            (width, height), (w, h) = sizes[0], sizes[other]
-            raise ValueError(
-                f"{files[0]} is of {width} x {height} pixels, but {files[other]} of {w} x {h}: pass size (--size) to "
-                "crop and scale all to one"
-            )
+        _check_sizes(files, [picture.size for picture, _ in opened])
     return np.stack([_pixels(picture, gray, choice) for picture, _ in opened])
+
+
+def _check_sizes(files: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
+    other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
+    if other is not None:
+        (width, height), (w, h) = sizes[0], sizes[other]
+        raise ValueError(
+            f"{files[0]} is of {width} x {height} pixels, but {files[other]} of {w} x {h}: pass size (--size) to "
+            "crop and scale all to one"
+        )
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -545,18 +619,30 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _picture(file: Path) -> tuple[Any, str]:
     """An image of bytes, and whether it is gray ("L") or of color ("RGB")."""
+    with _opened(file) as image:
+        image.load()
+        kind = _kind_of(image)
+        return image.convert(kind), kind
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """An image whose header was read. Whatever a damaged file raises is one error, which names it."""
     images = _library("PIL.Image")
     try:
         with warnings.catch_warnings(), images.open(file) as image:
             warnings.simplefilter("error", images.DecompressionBombWarning)
-            image.load()
-            mode = image.mode
-            if mode in ("I", "F") or mode.startswith("I;16"):
-                raise ValueError(f"it has pixels of mode {mode}, not bytes")
-            kind = "L" if mode in ("1", "L", "LA") else "RGB"
-            return image.convert(kind), kind
+            yield image
     except (OSError, SyntaxError, ValueError, images.DecompressionBombError, images.DecompressionBombWarning) as error:
         raise ValueError(f"{file} cannot be read as an image ({error}): copy it again, or remove it") from error
+
+
+def _kind_of(image: Any) -> str:
+    """Whether an image is gray ("L") or of color ("RGB")."""
+    mode = image.mode
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        raise ValueError(f"it has pixels of mode {mode}, not bytes")
+    return "L" if mode in ("1", "L", "LA") else "RGB"
 
 
 def _pixels(picture: Any, gray: bool, choice: Choice) -> np.ndarray:
@@ -666,24 +752,22 @@ def _stacked(rows: Sequence[Any]) -> np.ndarray:
 # -- what is read by rows ----------------------------------------------------------------------------------------------
 
 
-class StoredArray(Stored):
-    """A .npy file. Its rows are read into memory of their own: pages of a map would count as this process's memory."""
+class _Rows:
+    """The rows of an array that begins at ``offset`` of a file; an index is rows, which ascend.
 
-    blocks = True
+    They are read into memory of their own: pages of a map would count as this process's memory.
+    """
 
-    def __init__(self, path: Path, choice: Choice):
-        choice.refuse("a .npy file, which holds one array", "given", "columns")
-        mapped: Any = _array(path)
-        if not mapped.flags.c_contiguous:
+    def __init__(self, path: Path, shape: tuple[int, ...], in_columns: bool, dtype: np.dtype, offset: int):
+        if in_columns:
             raise ValueError(f"{path} is in Fortran order, and its rows lie apart: save numpy.ascontiguousarray of it")
-        _numbers(mapped[:1], str(path))
-        self.path, self.shape, self.dtype, self.offset = path, mapped.shape, mapped.dtype, mapped.offset
-        self.bytes = mapped[:1].nbytes
+        self.path, self.shape, self.dtype, self.offset = path, shape, dtype, offset
+        self.bytes = dtype.itemsize * math.prod(shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def read(self, rows: np.ndarray) -> Arrays:
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         x = np.empty((len(rows), *self.shape[1:]), self.dtype)
         cuts = np.flatnonzero(np.diff(rows) > 1 + GAP // self.bytes) + 1
         with self.path.open("rb") as file:
@@ -696,7 +780,87 @@ class StoredArray(Stored):
                     raise ValueError(f"{self.path} ends before its row {last}: it was cut while it was read")
                 if not whole:
                     x[start:stop] = span[rows[start:stop] - first]
-        return Arrays(_images_first(_numbers(x, str(self.path))))
+        return x
+
+    def values(self) -> np.ndarray:
+        """Every value that there is, once.
+
+        Raises:
+            ValueError: rows have more than one.
+        """
+        if len(self.shape) != 1:
+            raise ValueError(f"the labels in {self.path} have shape {self.shape}: write one for each row")
+        parts = [np.arange(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK)]
+        return np.unique(np.concatenate([np.unique(self[rows]) for rows in parts]))
+
+
+def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran order, and dtype of an array, from the start of its .npy file."""
+    version = np.lib.format.read_magic(file)
+    header: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    found: tuple[tuple[int, ...], bool, np.dtype] = header[version](file)
+    return found
+
+
+def _member(path: Path, name: str) -> _Rows | None:
+    """An array of an .npz file; None where it is compressed, and has no rows to go to."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            return None
+        file.seek(info.header_offset + 26)  # of the lengths of its name and of what else its header holds
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        header = npy_header(file)
+        return _Rows(path, *header, file.tell())
+
+
+def _of_rows(path: Path, choice: Choice, may_be_whole: bool) -> Stored | None:
+    """A file to be read by rows; None for a compressed one, if that may be read as a whole."""
+    if path.suffix == ".parquet":
+        return StoredTable(path, choice)
+    choice.refuse(f"a {path.suffix} file", "columns")
+    if path.suffix == ".npy":
+        _refuse_names(choice)
+        mapped: Any = _array(path)
+        in_columns = not mapped.flags.c_contiguous
+        return StoredArray(_Rows(path, mapped.shape, in_columns, mapped.dtype, mapped.offset), *_beside(choice))
+    with _reading(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [each.removesuffix(".npy") for each in archive.namelist()]
+        parts = {role: _member(path, name) for role, name in _names_in(names, choice).items()}
+    found: dict[str, _Rows] = {role: rows for role, rows in parts.items() if rows is not None}
+    if len(found) == len(parts):
+        return StoredArray(**found)
+    if may_be_whole:
+        return None
+    raise ValueError(
+        f"{path} is compressed, and cannot be read by rows: write it by numpy.savez, or leave in_memory out"
+    )
+
+
+class StoredArray(Stored):
+    """Rows of an array, of its labels and of what is given, of a .npy file or an uncompressed .npz file."""
+
+    blocks = True
+
+    def __init__(self, x: _Rows, label: _Rows | np.ndarray | None = None, given: _Rows | np.ndarray | None = None):
+        self.x, self.label, self.given = x, label, given
+        _numbers(x[np.arange(min(1, len(x)))], str(x.path))
+        for role, part in {"label": label, "given": given}.items():
+            if part is not None and len(part) != len(x):
+                raise ValueError(f"{role} has {len(part)} rows, but {x.path} has {len(x)}: pass one for each")
+        self.labels = label.values() if isinstance(label, _Rows) else label
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, rows: np.ndarray) -> Arrays:
+        path = self.x.path
+        return Arrays(
+            _images_first(_numbers(self.x[rows], str(path))),
+            label=None if self.label is None else self.label[rows],
+            given=None if self.given is None else _numbers(self.given[rows], f"given of {path}"),
+        )
 
 
 class StoredTable(Stored):
@@ -716,9 +880,16 @@ class StoredTable(Stored):
         self.starts = np.cumsum([0, *groups])
         first = self.read(np.arange(1))
         self.columns, self.given_columns = first.columns, first.given_columns
+        if choice.label is not None:
+            self.labels = np.concatenate([_labels(each.drop_duplicates()) for each in self._column(choice.label)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def _column(self, name: str) -> Iterator[Any]:
+        """One column, group by group."""
+        for i in range(self.file.num_row_groups):
+            yield self.file.read_row_group(i, columns=[name]).to_pandas()[name]
 
     def read(self, rows: np.ndarray) -> Arrays:
         groups = np.searchsorted(self.starts, rows, "right") - 1
@@ -750,9 +921,47 @@ class StoredDataset(Stored):
         make: Callable[[np.ndarray, Arrays], Made],
         random: torch.Generator | None,
     ) -> Iterator[Made]:
-        if not self.num_workers:
-            return (make(rows, self.read(rows)) for rows in parts)
-        return iter(_loader(_Parts(self, make), self.num_workers, random, sampler=parts, batch_size=None))
+        if self.num_workers:
+            return super().ahead(parts, make, random)
+        return (make(rows, self.read(rows)) for rows in parts)  # in this thread: the dataset may not know of others
+
+
+class StoredImages(Stored):
+    """A folder of images, whose files are decoded when their rows are read.
+
+    Where the size or the number of channels is not chosen, it is read from the headers of all files.
+    """
+
+    def __init__(self, folder: _Folder, choice: Choice, num_workers: int):
+        self.files, self.label, self.num_workers = folder.files, folder.label, num_workers
+        self.classes = folder.classes or None
+        self.labels = None if folder.label is None else np.array(folder.classes)
+        sizes, gray = [], choice.gray
+        if gray is None or (choice.size is None and choice.crop is None):
+            kinds = []
+            for file in self.files:
+                with _opened(file) as image:
+                    sizes.append(image.size)
+                    kinds.append(_kind_of(image))
+            gray = all(kind == "L" for kind in kinds) if gray is None else gray
+        if choice.size is None and choice.crop is None:
+            _check_sizes(self.files, sizes)
+        self.choice = replace(choice, gray=gray)
+        self.shape = _first_of(folder, self.choice).shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, rows: np.ndarray) -> Arrays:
+        files = [self.files[row] for row in rows]
+        x = pictures(files, self.choice)
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"{files[0]} is not of the size that it had when its folder was opened: open it again")
+        return _leveled(x, None if self.label is None else self.label[rows], self.choice)
+
+
+def _first_of(folder: _Folder, choice: Choice) -> np.ndarray:
+    return pictures(folder.files[:1], choice)[0]  # type: ignore[no-any-return]
 
 
 class _Parts:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from PIL import Image
 
 import dgm_pyro as dgm
 from dgm_pyro import data as data_room
@@ -210,6 +211,155 @@ def test_a_parquet_file_is_read_by_groups_of_rows(tmp_path, windows):
     assert stored.misses
 
 
+# -- labels, and what is given -----------------------------------------------------------------------------------------
+
+LABELS = {
+    "codes": np.arange(120) % 3,
+    "years": 1999 + np.arange(120) % 4,
+    "words": np.array(["b", "c", "a", "d"])[np.arange(120) % 4],
+    "halves": np.arange(120) % 3 / 2,
+    "unknown": np.where(np.arange(120) % 5 == 0, np.nan, np.arange(120) % 3),
+}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """An excerpt, and labels looked at together, of a few rows, in which not every class is."""
+    monkeypatch.setattr(data_room, "EXCERPT", 1)
+    monkeypatch.setattr(data_room, "LEAST", 2)
+    monkeypatch.setattr(sources, "CHUNK", 7)
+
+
+def alike(stored, memory):
+    """Every part of both, in any rows."""
+    assert isinstance(stored, data_room.StoredData)
+    assert (stored.num_classes, stored.classes, stored.columns) == (memory.num_classes, memory.classes, memory.columns)
+    for rows in (torch.tensor([118, 0, 7, 13, 12, 40]), torch.tensor([1]), slice(None)):
+        one, other = stored[rows], memory[rows]
+        assert one.parts.keys() == other.parts.keys()
+        assert all(torch.equal(part, other.parts[name]) for name, part in one.parts.items())
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_are_read_beside_their_rows(kind, tmp_path, windows, few):
+    label, given = LABELS[kind], REALS[:, :1] + 1
+    frame = pandas.DataFrame(REALS, columns=["a", "b", "c"]).assign(label=label)
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=13)
+    np.savez(tmp_path / "a.npz", given=given, y=label, x=REALS)
+    np.save(tmp_path / "a.npy", REALS)
+    for name, options in {
+        "t.parquet": {"label": "label", "given": "c"},
+        "a.npz": {},
+        "a.npy": {"label": label, "given": given},
+    }.items():
+        memory, stored = (dgm.data.open(tmp_path / name, in_memory=kept, **options) for kept in (True, False))
+        assert memory.given.shape == (120, 1)
+        alike(stored, memory)
+
+
+def test_a_labeled_program_learns_from_stored_labels_what_it_learns_from_memory(tmp_path, few):
+    np.savez(tmp_path / "a.npz", x=REALS, y=LABELS["words"])
+    found = []
+    for kept in (True, False):
+        data = dgm.data.open(tmp_path / "a.npz", in_memory=kept)
+        torch.manual_seed(0)
+        program = dgm.build("pixels", data, labeled=True, standardize=False)
+        dgm.fit(program, data, epochs=2, batch_size=8, device="cpu", progress=False)
+        found.append(program.state_dict())
+    assert same(*found)
+
+
+def test_arrays_in_an_archive_are_whole(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", x=REALS)
+    with pytest.raises(ValueError, match=r"a\.npz is compressed, and cannot be read by rows: write it by numpy\.savez"):
+        dgm.data.open(tmp_path / "a.npz", in_memory=False)
+    monkeypatch.setattr(sources, "IN_MEMORY", 0)
+    assert not isinstance(dgm.data.open(tmp_path / "a.npz"), data_room.StoredData)
+    np.savez(tmp_path / "b.npz", x=REALS, y=np.zeros((120, 2)))
+    with pytest.raises(ValueError, match=r"the labels in .*b\.npz have shape \(120, 2\): write one for each row"):
+        dgm.data.open(tmp_path / "b.npz")
+    np.savez(tmp_path / "b.npz", x=REALS, y=np.zeros(119))
+    with pytest.raises(ValueError, match=r"label has 119 rows, but .*b\.npz has 120"):
+        dgm.data.open(tmp_path / "b.npz")
+    content = (tmp_path / "b.npz").read_bytes()
+    (tmp_path / "b.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"b\.npz cannot be read as an \.npz file of arrays"):
+        dgm.data.open(tmp_path / "b.npz")
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """25 gray images of 6 x 5 pixels, in folders of two classes."""
+    pixels = np.random.default_rng(0).integers(256, size=(25, 5, 6), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        file = tmp_path / "pictures" / ("dog" if i % 3 else "cat") / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"levels": 4}, {"size": 4}, {"gray": False, "crop": 3}, {"size": (3, 4), "gray": True}], ids=str
+)
+def test_a_folder_of_images_is_decoded_as_batches_need_it(options, pictures, few):
+    if "size" in options:  # of a size of its own, and in color
+        Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(pictures / "dog" / "odd.png")
+    memory = dgm.data.open(pictures, in_memory=True, **options)
+    stored = dgm.data.open(pictures, in_memory=False, **options)
+    assert isinstance(stored, data_room.StoredData)
+    assert (stored.classes, stored.num_classes, stored.levels) == (("cat", "dog"), 2, options.get("levels", 256))
+    for rows in (torch.tensor([20, 0, 7]), slice(None)):
+        assert torch.equal(stored[rows].x, memory[rows].x)
+        assert torch.equal(stored[rows].y, memory[rows].y)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_weights_of_a_folder_are_those_of_memory_and_it_is_resumed_inside_an_epoch(num_workers, pictures):
+    memory = dgm.data.open(pictures)
+    stored = dgm.data.open(pictures, in_memory=False, num_workers=num_workers)
+
+    def small_images():
+        torch.manual_seed(0)
+        return dgm.Autoregressive(dgm.Categorical((1, 5, 6), 256, MADE((1, 5, 6), 256, hidden=(2,), levels=256)))
+
+    whole = small_images()
+    dgm.fit(whole, memory, epochs=2, batch_size=4, device="cpu", progress=False)
+    options = dgm.TrainingOptions(epochs=2, batch_size=4, device="cpu")
+    with dgm.Training(small_images(), stored, options=options) as training:
+        assert training.advance(lambda: training.taken == 3) is None
+        state = copy.deepcopy(training.state_dict())
+    again = small_images()
+    dgm.fit(again, stored, epochs=2, batch_size=4, device="cpu", progress=False, resume=state)
+    assert same(again.state_dict(), whole.state_dict())
+
+
+def test_a_bad_image_is_named_as_it_is_read(pictures, few):
+    data = dgm.data.open(pictures, in_memory=False)
+    damaged = pictures / "dog" / "8.png"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"dog/8\.png cannot be read as an image .*: copy it again, or remove it"):
+        data[:]
+    Image.fromarray(np.zeros((9, 8), np.uint8)).save(damaged)
+    row = [file.name for file in data._source.files].index("8.png")
+    with pytest.raises(ValueError, match=r"dog/8\.png is not of the size that it had when its folder was opened"):
+        data[row]
+    with pytest.raises(ValueError, match=r"cat/0\.png is of 6 x 5 pixels, but .*dog/8\.png of 8 x 9: pass size"):
+        dgm.data.open(pictures, in_memory=False)
+    damaged.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"dog/8\.png cannot be read as an image"):
+        dgm.data.open(pictures, in_memory=False)
+
+
+def test_a_large_folder_is_not_read_into_memory(pictures, monkeypatch):
+    monkeypatch.setattr(sources, "IN_MEMORY", 25 * 30 - 1)
+    assert isinstance(dgm.data.open(pictures), data_room.StoredData)
+    monkeypatch.setattr(sources, "IN_MEMORY", 25 * 30)
+    assert not isinstance(dgm.data.open(pictures), data_room.StoredData)
+
+
 def test_bad_values_are_found_as_they_are_read(path, monkeypatch):
     monkeypatch.setattr(data_room, "EXCERPT", 1)
     values = np.zeros((5000, 300))
@@ -234,10 +384,11 @@ def test_what_needs_all_of_it_says_so(path):
         _ = stored.x
     assert stored.y is None
     assert repr(stored) == "StoredData('reals', x=(120, 3) float32)"
-    with pytest.raises(ValueError, match=r"in_memory=False is for \.npy and .parquet files"):
+    with pytest.raises(ValueError, match=r"in_memory=False is for \.npy, \.npz, \.parquet files"):
         dgm.data.open(REALS, in_memory=False)
-    with pytest.raises(ValueError, match=r"label is not for a \.npy file that is read by rows, which in_memory=True"):
-        dgm.data.open(path, in_memory=False, label="y")
+    for kept in (True, False):
+        with pytest.raises(ValueError, match=r"label is 'y', but a \.npy file holds one array: pass label as an array"):
+            dgm.data.open(path, in_memory=kept, label="y")
 
 
 def test_memory_is_that_of_a_few_windows(tmp_path, monkeypatch):
