@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro.checks import as_shape, check_choice, check_count, check_type
+from dgm_pyro.checks import as_shape, check_choice, check_count, check_type, close_to
 from dgm_pyro.data import Data
 from dgm_pyro.families import multiscale
 from dgm_pyro.families.autoregressive import Autoregressive
@@ -393,7 +393,9 @@ def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Prog
     if not isinstance(choice, str):
         check_program(choice, role)
     if choice not in table:
-        raise ValueError(f"{role} must be a Program or one of {', '.join(table)}, got {choice!r}")
+        raise ValueError(
+            f"{role} must be a Program or one of {', '.join(table)}, got {choice!r}{close_to(choice, table)}"
+        )
     return table[choice][0](*args)
 
 

@@ -5,9 +5,10 @@ They import neither programs nor Pyro, so every module can use them.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +91,13 @@ def generator(seed: Any) -> torch.Generator:
 
 def check_choice(value: Any, choices: Collection[str], argument: str) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{close_to(value, choices)}")
+
+
+def close_to(name: Any, choices: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that is spelled most alike, where one is."""
+    close = difflib.get_close_matches(name, [*choices], 1) if isinstance(name, str) else []
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_network_options(*, levels: Any = None, num_classes: Any = None, dropout: Any = 0.0) -> None:
@@ -153,6 +160,25 @@ def check_finite(x: Any, argument: str, *, missing: bool = False) -> None:
             f"{argument} holds NaN or infinite values: clean them or drop those rows"
             + (f"; if NaN means missing, dgm.fit and dgm.evaluate take {masked}" if missing and x.isnan().any() else "")
         )
+
+
+def check_range(x: Tensor, argument: str, rows: Sequence[int] | Any = None) -> None:
+    """Raise if a finite double is beyond the range of the default dtype, in which networks compute.
+
+    Args:
+        rows: numbers of the rows, for the message; by default from 0.
+    """
+    dtype = torch.get_default_dtype()
+    largest = torch.finfo(dtype).max
+    if x.dtype != torch.float64 or dtype == torch.float64 or not bool((x.abs() > largest).any()):
+        return
+    row, *_ = place = tuple((x.abs() > largest).nonzero()[0].tolist())
+    name = str(dtype).removeprefix("torch.")
+    raise ValueError(
+        f"{argument} holds {x[place].item():.4g} in row {row if rows is None else rows[row]}, but networks compute in "
+        f"{name}, whose largest number is {largest:.4g}: use other units or logarithms, or correct it if it stands for "
+        "something else, such as a missing value"
+    )
 
 
 def as_reals(value: Any, argument: str, *, positive: bool = False) -> Tensor:

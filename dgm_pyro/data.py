@@ -43,8 +43,10 @@ from dgm_pyro.checks import (
     check_labels,
     check_number,
     check_path,
+    check_range,
     check_seed,
     check_type,
+    close_to,
     find_device,
     generator,
     is_finite,
@@ -314,11 +316,11 @@ class StoredData(Data):
     _grain: int  # data in a group
 
     def __init__(self, source: sources.Stored, levels: int | None, name: str, classes: tuple[str, ...] | None):
-        names, number = source.classes if classes is None else classes, None
+        first = source.read(np.arange(1))
+        names, number = None if first.label is None else classes or source.classes, None
         codes = None if source.labels is None else _Codes.of(source.labels, names)
         if codes is not None:
             names, number = codes.names, codes.count
-        first = source.read(np.arange(1))
         levels = levels or _levels_of(first)
         vars(self).update(
             levels=levels, name=name, classes=names, num_classes=number if names is None else len(names), _codes=codes,
@@ -528,6 +530,7 @@ def _check_x(x: Tensor, levels: int | None) -> None:
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}: pass levels=... for integers, or x.float() if the values are real")
         check_finite(x, "x", missing=True)
+        check_range(x, "x")
         return
     check_count(levels, "levels", at_least=2)
     if x.dtype not in INTEGERS:
@@ -565,6 +568,7 @@ def _check_given(given: Any, num_data: int) -> None:
             f"given has dtype {given.dtype}: use given.float() if the values are real; a class label is y, Data(x, y)"
         )
     check_finite(given, "given")
+    check_range(given, "given")
 
 
 def _check_names(names: Any, argument: str, shape: Sequence[int]) -> None:
@@ -676,6 +680,8 @@ def _data_of(
         rows: their numbers in the source, for messages; by default from 0.
     """
     x, mask = _as_x(found.x, levels, range(len(found.x)) if rows is None else rows)
+    if found.given is not None:
+        check_range(torch.from_numpy(found.given), "given", rows)
     return Data(
         x,
         y,
@@ -708,6 +714,8 @@ def _as_x(values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarr
         mask = torch.from_numpy(~missing) if missing.any() else None
         values = values if levels is None else np.nan_to_num(values)
     if levels is None:
+        if values.dtype == np.float64:
+            check_range(torch.from_numpy(values), "x", rows)
         return torch.as_tensor(values, dtype=torch.get_default_dtype()).contiguous(), mask
     if values.dtype != np.uint8:
         values = values.astype(np.int64)
@@ -808,7 +816,7 @@ def load(
         FileNotFoundError: the files are not there; the message lists the paths looked for.
     """
     if not isinstance(name, str) or name not in _SETS:
-        raise ValueError(f"there is no data set {name!r}: choose a name of {', '.join(NAMES)}")
+        raise ValueError(f"there is no data set {name!r}{close_to(name, NAMES)}: choose a name of {', '.join(NAMES)}")
     chosen = _SETS[name]
     if split not in chosen.splits:
         raise ValueError(f"{name} has no split {split!r}: choose one of {', '.join(chosen.splits)}")

@@ -36,7 +36,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
-from dgm_pyro.checks import check_count, check_number, check_type
+from dgm_pyro.checks import check_count, check_number, check_type, close_to
 from dgm_pyro.factors import is_cost
 from dgm_pyro.program import (
     Program,
@@ -604,7 +604,10 @@ def objective_named(text: str) -> Objective:
     known = OBJECTIVES | COMPARISONS
     if name not in known:
         names = ", ".join(known)
-        raise ValueError(f"objective must be one of {names}, alone or with its argument as in iwae:50, got {text!r}")
+        raise ValueError(
+            f"objective must be one of {names}, alone or with its argument as in iwae:50, got {text!r}"
+            f"{close_to(name, known)}"
+        )
     make = known[name]
     if not colon:
         return make()

@@ -825,7 +825,7 @@ CALLS = {
                             {"columns": [3, None, ["a"], "ab"], "marked": [3, "x"]}),
     "plots.samples": Call(dict(x=X), {"columns": [3, ["a"], "ab"]}),
     "plots.imputations": Call(
-        dict(x=IMAGES, mask=IMAGES > 0, samples=IMAGES.unsqueeze(0), levels=4),
+        dict(x=IMAGES, mask=IMAGES > 0, samples=IMAGES.unsqueeze(0), levels=4, most=2),
         {"mask": ["x", 3], "samples": REALS[:4], "columns": [3, ["a"], "ab"]},
     ),
     "plots.learning_curves": Call(dict(history=history), {"history": THING}),

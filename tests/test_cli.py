@@ -429,7 +429,11 @@ def test_the_objectives_have_their_names_where_only_the_commands_modules_are_imp
 BAD = [
     (["train"], 2, "MODEL"),
     (["train", "gan"], 1, "model must be one of"),
+    (["train", "vea"], 1, "got 'vea' (did you mean 'vae'?)"),
     (["train", "vae", "--data", "cats"], 1, "no data set 'cats'"),
+    (["train", "vae", "--data", "digit"], 1, "no file or folder (did you mean 'digits'?)"),
+    (["train", "vae", "--objective", "iwea:5"], 1, "(did you mean 'iwae'?)"),
+    (["train", "vae", "--optimizer", "Adm"], 1, "(did you mean 'Adam'?)"),
     (["train", "made", "--mutate", "1.5"], 1, "mutate must be a number"),
     (["train", "maf", "--data", "moons", "--mutate", "0.3"], 1, "mutate replaces integers, but 'moons' has reals"),
     (["train", "vae", "--num-labels", "100"], 1, "num_labels is for labeled=True"),

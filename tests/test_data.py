@@ -171,6 +171,16 @@ BAD_DATA = {
     "integers without levels": (dict(x=BYTES), TypeError, "torch.uint8.*pass levels"),
     "NaN": (dict(x=X / 0), ValueError, "x holds NaN"),
     "infinite": (dict(x=X + math.inf), ValueError, "x holds NaN or infinite"),
+    "beyond float32": (
+        dict(x=torch.tensor([[0.0, 1.0], [2.0, 1e300]], dtype=torch.double)),
+        ValueError,
+        r"x holds 1e\+300 in row 1, but networks compute in float32, whose largest number is 3\.403e\+38: use other",
+    ),
+    "given beyond float32": (
+        dict(x=X, given=torch.full((3, 1), -1e39, dtype=torch.double)),
+        ValueError,
+        r"given holds -1e\+39 in row 0, but networks compute in float32",
+    ),
     "reals with levels": (dict(x=X, levels=2), TypeError, "torch.float32.*levels=2"),
     "booleans": (dict(x=X > 0, levels=2), TypeError, r"torch.bool.*x.long\(\)"),
     "complex": (dict(x=X.to(torch.complex64)), TypeError, "torch.complex64"),

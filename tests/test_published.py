@@ -79,6 +79,9 @@ def test_what_a_batch_of_cifar_names_is_not_called(tmp_path):
         "2 labels": pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [1, 2]}, protocol=2),
         "Ran out of input": b"",
         "truncated": whole[:-100],
+        "protocol 5, where published batches have protocol 2.*read up to protocol 4": pickle.dumps(
+            {b"data": np.zeros((1, 3072), np.uint8), b"labels": [1]}, protocol=5
+        ),
         "builtins.eval": b"cbuiltins\neval\n(V1\ntR.",
     }
     for words, content in hostile.items():

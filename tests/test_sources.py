@@ -272,6 +272,16 @@ BAD_CHOICES = {
     "no integers": (FRAME, {"columns": "t", "levels": 3}, "row 0 of the data holds 0.1 in feature 0, but levels=3"),
     "too few levels": (FRAME, {"columns": "b", "levels": 5}, "x holds values from 4 to 6, but levels=5"),
     "infinite": (np.array([[1.0, 2.0], [0.0, np.inf]]), {}, "row 1 of the data holds inf in feature 1"),
+    "beyond float32": (
+        np.array([[1.0, 2.0], [np.nan, 1e300]]),
+        {},
+        r"x holds 1e\+300 in row 1, but networks compute",
+    ),
+    "given beyond float32": (
+        np.zeros((2, 1)),
+        {"given": np.array([[0.0], [-1e39]])},
+        r"given holds -1e\+39 in row 1, but networks",
+    ),
     "no rows": (np.zeros((0, 2)), {}, r"source is empty: it has shape \(0, 2\)"),
     "columns of an array": (np.zeros((2, 2)), {"columns": ["a"]}, "columns is not for an array"),
     "size of an array": (np.zeros((2, 2)), {"size": 3}, "size is not for a ndarray"),
@@ -288,6 +298,9 @@ def test_what_does_not_fit_the_source_is_refused(case):
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file or folder /nowhere/x\.csv"):
         dgm.data.open("/nowhere/x.csv")
+    written(tmp_path / "plant.csv", "a")
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*plnt\.csv \(did you mean 'plant\.csv'\?\)"):
+        dgm.data.open(tmp_path / "plnt.csv")
     with pytest.raises(ValueError, match=r"x\.txt is of no known kind: pass a file that ends in \.npy"):
         dgm.data.open(written(tmp_path / "x.txt", "1"))
     for name in ("x.npy", "x.npz", "x.parquet"):

@@ -13,7 +13,7 @@ from PIL import Image
 import dgm_pyro as dgm
 from dgm_pyro import data as data_room
 from dgm_pyro import sources
-from dgm_pyro.experiments import runs
+from dgm_pyro.experiments import commands, runs
 from dgm_pyro.networks import MADE
 
 REALS = np.random.default_rng(0).normal(size=(120, 3))
@@ -358,6 +358,22 @@ def test_a_large_folder_is_not_read_into_memory(pictures, monkeypatch):
     assert isinstance(dgm.data.open(pictures), data_room.StoredData)
     monkeypatch.setattr(sources, "IN_MEMORY", 25 * 30)
     assert not isinstance(dgm.data.open(pictures), data_room.StoredData)
+
+
+def test_a_labeled_run_on_a_stored_folder_is_evaluated_as_one_in_memory(pictures, tmp_path, monkeypatch):
+    options = dgm.TrainingOptions(epochs=1, batch_size=8, device="cpu")
+    found = []
+    for number, largest in enumerate((10**9, 0)):
+        monkeypatch.setattr(sources, "IN_MEMORY", largest)
+        folder = tmp_path / str(number)
+        runs.train(folder, "pixels", str(pictures), {}, options, labeled=True, progress=False)
+        run = commands.open_run(folder, "cpu")
+        assert isinstance(run.points("test"), data_room.StoredData) == (largest == 0)
+        found.append(commands.evaluate_run(run, progress=False).as_dict() | {"run": ""})
+        unlabeled = run.points("test", str(pictures / "dog"))  # whose classes the record names
+        assert unlabeled.num_classes is None
+    assert "accuracy" in found[0]
+    assert found[0] == found[1]
 
 
 def test_bad_values_are_found_as_they_are_read(path, monkeypatch):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ import dgm_pyro.infer as infer
 from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeError, build
 from dgm_pyro.checkpoint import load
 from dgm_pyro.checks import check_count, find_device
-from dgm_pyro.data import NAMES, Data
+from dgm_pyro.data import NAMES, Data, subset
 from dgm_pyro.diagnosis import Diagnosis, doctor
 from dgm_pyro.evaluation import Evidence, check_whole, evaluate, evaluating
 from dgm_pyro.experiments import plots, runs
@@ -187,7 +188,8 @@ class TrainedRun(Result):
         doing = {"implicit": ("sample",), "classifier": ("evaluate",)}.get(self.model, ("evaluate", "sample"))
         number = " --given " + ",".join("NUMBER" for _ in self.given) if self.given else ""
         return [
-            f"{self.folder}: kept epoch {history.best_epoch} of {len(history.epochs)}, {loss}, {history.seconds:.1f} s",
+            f"{self.folder}: trained {len(history.epochs)} epochs in {history.seconds:.1f} s, "
+            f"kept the weights of epoch {history.best_epoch}: {loss}",
             "next: " + "; ".join(f"dgm {each} {self.folder}{number if each == 'sample' else ''}" for each in doing),
         ]
 
@@ -376,9 +378,8 @@ def evaluate_run(
     of, why = ("log p(x)", "") if program.variable == "x" else ("log p(y | x)", ", because it has no p(x)")
     facts: dict[str, Any] = {"run": str(run.folder), "model": run.record.model, "split": split, "of": of}
     lines = [f"the evidence is that of {of}{why}"] if why else []
-    if isinstance(program, Labeled | Discriminative) and points.y is not None:
-        probabilities, _ = classification.beliefs(program, points.x, progress=progress)
-        facts["accuracy"] = classification.accuracy(probabilities, points.y)
+    if isinstance(program, Labeled | Discriminative) and points.num_classes is not None:
+        facts["accuracy"] = _accuracy(program, points, progress)
         lines.append(f"accuracy {facts['accuracy']:.4f}")
     kinds = run.record.reading.get("kinds", {})
     masses = [name for name, (kind, *_) in kinds.items() if kind not in ("real", "positive", "bounded")]
@@ -562,6 +563,16 @@ def _by_name(records: list[dict[str, Any]], classes: list[str] | None) -> list[d
     ]
 
 
+def _accuracy(program: Program, points: Data, progress: bool, size: int = 8192) -> float:
+    """The accuracy of p(y | x) on labeled data, of which so many are in memory at once."""
+    probabilities, labels = [], []
+    for part in points.taken(slice(start, start + size) for start in range(0, len(points), size)):
+        assert part.y is not None
+        probabilities.append(classification.beliefs(program, part.x, progress=progress)[0])
+        labels.append(part.y)
+    return classification.accuracy(torch.cat(probabilities), torch.cat(labels))
+
+
 def represent_into(
     run: OpenRun,
     out: Path | None,
@@ -590,7 +601,7 @@ def represent_into(
     points, train = run.points("test", data)[:num_data], None
     if points.y is not None:
         train = run.points("train")
-        train = run.record.points("train", run.data_dir, min(num_data, len(train)), seed)
+        train = subset(train, min(num_data, len(train)), np.random.default_rng((seed, 0)), "train")
     found = representations.represent(run.program, points, train, seed=seed, **options)
     title = f"{found.site} of {len(points)} data, {run}"
     written = [picture.with_suffix(".npy")]

@@ -416,9 +416,13 @@ def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") 
     return figure
 
 
+MOST_COLUMNS = 12
+"""Columns of a table that a picture has, from the first."""
+
+
 @_styled
 def by_column(
-    x: Tensor, columns: Sequence[str], *, marked: Tensor | None = None, title: str = "", most: int = 12
+    x: Tensor, columns: Sequence[str], *, marked: Tensor | None = None, title: str = "", most: int = MOST_COLUMNS
 ) -> Figure:
     """A histogram of each column of a table, in its own units.
 
@@ -492,6 +496,7 @@ def imputations(
     levels: int | None = None,
     title: str = "",
     columns: Sequence[str] | None = None,
+    most: int = MOST_COLUMNS,
 ) -> Figure:
     """One row per datum: x itself, x with the hidden part covered, and draws of that part given the rest.
 
@@ -503,13 +508,18 @@ def imputations(
         mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
         samples: ``(S, N, *event_shape)``.
         columns: names of the columns of a table.
+        most: how many columns are drawn at most: those that miss the most values, in their order.
     """
     check_dense(x, "x")
     check_dense(mask, "mask")
     check_tensor(samples, x.shape, "samples", "the shape of x")
+    check_count(most, "most")
     if columns is not None:
         _check_columns(columns, x)
-        return _imputed_columns(x.cpu(), mask.cpu().expand_as(x), samples.cpu(), columns, title)
+        seen = mask.cpu().expand_as(x)
+        shown = (~seen).sum(0).argsort(descending=True, stable=True)[:most].sort().values
+        names = [columns[i] for i in shown]
+        return _imputed_columns(x.cpu()[:, shown], seen[:, shown], samples.cpu()[..., shown], names, title)
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
         return _imputed_points(x.cpu(), mask.cpu().expand_as(x), samples.cpu(), title)
     shape = tuple(x.shape[1:]) if is_picture(x) else (1, 1, x[0].numel())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -14,8 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from dgm_pyro.checks import close_to
 from dgm_pyro.diagnosis.messages import in_one_line
 from dgm_pyro.jobs import send_by_value
+from dgm_pyro.sources import near_name
 
 __all__ = ["pair_from"]
 
@@ -44,9 +45,7 @@ def pair_from(target: str, arguments: str = "data") -> tuple[Any, Any, tuple[Any
         thing: Any = module
         for part in name.strip().split("."):
             if not hasattr(thing, part):
-                close = difflib.get_close_matches(part, dir(thing), 1)
-                hint = f": did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"{source} has no {name!r}{hint}")
+                raise ValueError(f"{source} has no {name!r}{close_to(part, dir(thing))}")
             thing = getattr(thing, part)
         return thing
 
@@ -68,7 +67,7 @@ def _module(source: str) -> types.ModuleType:
             raise ValueError(f"cannot import {source}: {in_one_line(error)}") from error
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"there is no file {source}")
+        raise ValueError(f"there is no file {source}{near_name(path)}")
     spec = importlib.util.spec_from_file_location(f"dgm_doctor_{path.stem}", path)  # random.py must not become random
     assert spec is not None
     assert spec.loader is not None

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from dgm_pyro.checks import check_choice
 from dgm_pyro.training.options import LR_SCHEDULES, TrainingOptions, call_of
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -59,7 +60,7 @@ def _class(module: Any, name: str, kind: type, argument: str, *others: str) -> A
     names = {each for each, cls in vars(module).items() if inspect.isclass(cls) and issubclass(cls, kind)}
     names -= {kind.__name__, "_LRScheduler", "ReduceLROnPlateau"}
     if name not in names:
-        raise ValueError(f"{argument} must be one of {', '.join([*others, *sorted(names)])}, got {name!r}")
+        check_choice(name, [*others, *sorted(names)], argument)
     return getattr(module, name)
 
 

@@ -315,6 +315,19 @@ def test_imputed_columns_show_what_was_observed_and_the_draws():
     assert drawn["draws"].get_ydata().tolist() == [0, 1, 2, 3] * 3
 
 
+def test_imputed_columns_are_those_that_miss_most():
+    x, seen = torch.randn(6, 20), torch.ones(6, 20, dtype=torch.bool)
+    seen[:3, 17], seen[:2, 4], seen[:1, 9] = False, False, False
+    names = [f"c{i}" for i in range(20)]
+    for most, wanted in ((3, ["c4", "c9", "c17"]), (1, ["c17"]), (4, ["c0", "c4", "c9", "c17"])):
+        figure = plots.imputations(x, seen, torch.randn(2, 6, 20), columns=names, most=most)
+        drawn = [axes for axes in figure.axes if axes.get_visible()]
+        assert [axes.get_xlabel() for axes in drawn] == wanted
+    assert len(drawn[-1].get_lines()[1].get_xdata()) == 3 * 2  # draws of three rows
+    figure = plots.imputations(x, seen, torch.randn(2, 6, 20), columns=names)
+    assert len(figure.axes) == plots.MOST_COLUMNS
+
+
 def test_score_histograms_hold_all_the_data_on_common_bins():
     scores = {"digits": torch.randn(200), "noise": torch.randn(100) - 5}
     axes = plots.score_histograms(scores, bins=20).axes[0]
