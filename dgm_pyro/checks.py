@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +99,12 @@ def close_to(name: Any, choices: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one that is spelled most alike, where one is."""
     close = difflib.get_close_matches(name, [*choices], 1) if isinstance(name, str) else []
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def near_name(path: Path) -> str:
+    """The end of a message about a path that is not there: the file beside it whose name is most alike."""
+    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    return close_to(path.name, beside)
 
 
 def check_network_options(*, levels: Any = None, num_classes: Any = None, dropout: Any = 0.0) -> None:

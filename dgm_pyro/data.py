@@ -50,6 +50,7 @@ from dgm_pyro.checks import (
     find_device,
     generator,
     is_finite,
+    near_name,
 )
 
 __all__ = ["NAMES", "Batches", "Data", "StoredData", "load", "open"]
@@ -647,8 +648,12 @@ def open(
     if crop is not None:
         check_count(crop, "crop")
     choice = sources.Choice(label, given, columns, levels, size, gray, crop, kinds)
-    if name is None:
-        name = Path(source).stem if isinstance(source, str | os.PathLike) else "data"
+    if isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {path}{near_name(path)}")
+        name = path.stem if name is None else name
+    name = "data" if name is None else name
     stored = sources.stored(source, choice, in_memory, num_workers)
     if stored is not None:
         return StoredData(stored, levels, name, None if classes is None else tuple(classes))

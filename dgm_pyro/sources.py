@@ -30,8 +30,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from dgm_pyro.checks import close_to
-
 TABLES = (".csv", ".tsv", ".parquet")
 BY_ROWS = (".npy", ".npz", ".parquet")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -211,15 +209,7 @@ def _beside(choice: Choice) -> tuple[np.ndarray | None, np.ndarray | None]:
     return label, None if choice.given is None else _numbers(np.asarray(choice.given), "given")
 
 
-def near_name(path: Path) -> str:
-    """The end of a message about a path that is not there: the file beside it whose name is most alike."""
-    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-    return close_to(path.name, beside)
-
-
 def _of_path(path: Path, choice: Choice) -> Arrays:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {path}{near_name(path)}")
     if path.is_dir():
         choice.refuse(*OF_FOLDERS)
         return _of_folder(_Folder.of(path), choice)

@@ -46,6 +46,7 @@ ONE_MEANING = {
         "dgm_pyro.data.open",
         "dgm_pyro.sources.Arrays.__init__",
         "dgm_pyro.sources.Choice.__init__",
+        "dgm_pyro.sources.StoredArray.__init__",
     },
     "size": {  # of images; rows are counted by batch_size, num_data or num_samples, processes by world_size
         "dgm_pyro.cli.sweep",

@@ -28,7 +28,7 @@ import dgm_pyro.old_names as old_names
 import dgm_pyro.sources as sources
 from dgm_pyro.catalog import build
 from dgm_pyro.checkpoint import CheckpointError
-from dgm_pyro.checks import check_number, check_path, check_type, close_to
+from dgm_pyro.checks import check_number, check_path, check_type, close_to, near_name
 from dgm_pyro.data import Data, subset
 from dgm_pyro.evaluation import as_data, program_device
 from dgm_pyro.program import Program, check_program, seeded
@@ -146,7 +146,7 @@ def _part(found: Data, split: str, whole: bool, num_data: int | None, seed: int 
 
 def _read(data: str, options: Mapping[str, Any], digest: str | None = None) -> Data:
     if not Path(data).exists():
-        close = close_to(data, data_sets.NAMES) or sources.near_name(Path(data))
+        close = close_to(data, data_sets.NAMES) or near_name(Path(data))
         raise ValueError(
             f"there is no data set {data!r}, and no file or folder{close}: choose a path, or a name of "
             f"{', '.join(data_sets.NAMES)}"

@@ -13,10 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dgm_pyro.checks import close_to
+from dgm_pyro.checks import close_to, near_name
 from dgm_pyro.diagnosis.messages import in_one_line
 from dgm_pyro.jobs import send_by_value
-from dgm_pyro.sources import near_name
 
 __all__ = ["pair_from"]
 
