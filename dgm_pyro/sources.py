@@ -239,7 +239,7 @@ def _array(path: Path) -> np.ndarray:
 def _refuse_names(choice: Choice) -> None:
     """Raise where a .npy file, which holds one array, is asked for others by name."""
     for role, named in {"label": choice.label, "given": choice.given}.items():
-        if isinstance(named, str):
+        if isinstance(named, str) or (role == "given" and np.asarray(named).dtype.kind == "U"):
             raise ValueError(
                 f"{role} is {named!r}, but a .npy file holds one array: pass {role} as an array, or write both to an "
                 f".npz file, numpy.savez(file, x=..., {'y' if role == 'label' else role}=...)"

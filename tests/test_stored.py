@@ -405,6 +405,8 @@ def test_what_needs_all_of_it_says_so(path):
     for kept in (True, False):
         with pytest.raises(ValueError, match=r"label is 'y', but a \.npy file holds one array: pass label as an array"):
             dgm.data.open(path, in_memory=kept, label="y")
+        with pytest.raises(ValueError, match=r"given is \['t'\], but a \.npy file holds one array"):
+            dgm.data.open(path, in_memory=kept, given=["t"])
 
 
 def test_memory_is_that_of_a_few_windows(tmp_path, monkeypatch):
