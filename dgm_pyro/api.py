@@ -36,6 +36,7 @@ from dgm_pyro.families.hierarchy import DeepVAE
 from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
+from dgm_pyro.families.quantized import Embedded, VectorQuantizer
 from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
@@ -75,6 +76,7 @@ __all__ = [
     "Diffusion",
     "DiscretizedLogistic",
     "Discriminative",
+    "Embedded",
     "Enumerate",
     "Evidence",
     "Finding",
@@ -103,6 +105,7 @@ __all__ = [
     "Training",
     "TrainingOptions",
     "Uniform",
+    "VectorQuantizer",
     "WarmUp",
     "ZeroInflated",
     "__version__",

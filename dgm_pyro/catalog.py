@@ -56,6 +56,7 @@ from dgm_pyro.families.implicit import Implicit
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.priors import MixturePrior, VampPrior
+from dgm_pyro.families.quantized import Embedded, VectorQuantizer
 from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.transforms import line_of
 from dgm_pyro.families.vae import VAE
@@ -63,6 +64,7 @@ from dgm_pyro.networks import (
     MADE,
     MLP,
     CausalTransformer,
+    Codebook,
     ColumnMADE,
     ColumnReader,
     ConvDecoder,
@@ -87,6 +89,8 @@ COARSE = 0.01
 LATENT_SIZE, HIDDEN = 16, (256, 256)
 MAX_PARAMETERS = 50_000_000
 CODE_VALUES = 8
+# Of a codebook: its vectors, their size, and the decay of their means. A grid has at most so many places a side.
+NUM_CODES, CODE_SIZE, DECAY, WIDEST_GRID = 256, 32, 0.99, 16
 Catalog = dict[str, tuple[Callable[..., Program], str]]
 Units = tuple[torch.Tensor, torch.Tensor]
 Reading = Callable[[Callable[[Sequence[int]], nn.Module]], nn.Module]
@@ -387,6 +391,56 @@ def vae(
     return LATE_ENCODERS[encoder][0](parts, q, p_z, p_x) if late else VAE(p_z, p_x, q)  # type: ignore[index]
 
 
+def vq_vae(
+    data: Data,
+    reads: Reads,
+    *,
+    num_codes: int | None = None,
+    grid: Sequence[int] | None = None,
+    decay: float | None = None,
+    **swaps: Any,
+) -> Program:
+    """A grid of code vectors, of images of at least 16 pixels a side that are multiples of 4; else one-hot codes."""
+    options = {"num_codes": num_codes, "grid": grid, "decay": decay}
+    asked = [name for name, value in options.items() if value is not None]
+    if asked and swaps:
+        raise ValueError(
+            f"{', '.join(asked)} is of a grid of code vectors, but {', '.join(swaps)} of a VAE of one-hot codes: leave "
+            "out one of the two"
+        )
+    if swaps or not (asked or (is_large(data.event_shape) and all(side % 4 == 0 for side in data.event_shape[1:]))):
+        return vae(data, reads, **{"prior": "codes", **swaps})
+    _require_image(data, f"a vq-vae with {', '.join(asked)}")
+    places = _grid(data, grid)
+    codebook = Codebook(num_codes or NUM_CODES, CODE_SIZE, decay=DECAY if decay is None else decay)
+    dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
+    shape, options = (CODE_SIZE, *places), {"blocks": 2, "dropout": dropout, **reads}
+    codes = CausalTransformer(places, codebook.num_codes, levels=codebook.num_codes, dropout=dropout, **reads)
+    return VAE(
+        prior=Embedded(Autoregressive(Categorical(places, codebook.num_codes, codes)), codebook),
+        likelihood=_given_z(data, lambda p: ConvNet(shape, data.event_shape, p, **options)),
+        encoder=VectorQuantizer(
+            shape, ConvNet(data.event_shape, shape, 1, levels=data.levels, **options), codebook
+        ),
+    )
+
+
+def _grid(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
+    """Places of the codes: those asked for, or the image halved twice, and further down to at most 16 a side."""
+    height, width = data.event_shape[1:]
+    every = [2**i for i in range(1, 16) if height % 2**i == 0 and width % 2**i == 0]
+    found = {(height // factor, width // factor): factor for factor in every}
+    if grid is None and found:
+        small = [place for place, factor in found.items() if factor >= 4 and max(place) <= WIDEST_GRID]
+        return small[0] if small else [*found][-1]
+    if grid is None or tuple(as_shape(grid, "grid")) not in found:
+        raise ValueError(
+            f"grid must be the image's height and width halved alike, {', '.join(map(str, found)) or 'of even sides'}, "
+            f"got {grid} for {height}x{width} pixels: choose one of these, or crop the images"
+        )
+    return tuple(grid)  # type: ignore[return-value]
+
+
 def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
     if isinstance(choice, Program):
         return choice
@@ -497,9 +551,12 @@ def _inflated(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], 
 
 
 def _independent(parts: Parts) -> Program:
-    if parts.data.levels is None:
-        return Normal(parts.data.event_shape, parts.of_z(2))
-    return conditional_for(parts.data, parts.of_z)
+    return _given_z(parts.data, parts.of_z)
+
+
+def _given_z(data: Data, network: Callable[[int], nn.Module]) -> Program:
+    """Independent features given z, as suits the data."""
+    return Normal(data.event_shape, network(2)) if data.levels is None else conditional_for(data, network)
 
 
 def _pixelcnn(parts: Parts) -> Program:
@@ -639,10 +696,7 @@ MODELS: Catalog = {
         "autoregressive neural spline flow; dequantized for integers",
     ),
     "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, hidden"),
-    "vq-vae": (
-        lambda data, reads, **swaps: vae(data, reads, **{"prior": "codes", **swaps}),
-        "VAE of discrete codes, their prior autoregressive; swaps: those of vae",
-    ),
+    "vq-vae": (vq_vae, "VAE of codes, their prior autoregressive; num_codes, grid, decay (images), or the swaps of vae"),
     "vdvae": (deep_vae, "deep hierarchy of latents with a residual path from the top down (images)"),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
     "diffusion-continuous": (diffusion_continuous, "diffusion in continuous time, its schedule learned"),
@@ -665,6 +719,9 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
+    num_codes: int | None = None,
+    grid: Sequence[int] | None = None,
+    decay: float | None = None,
     standardize: Literal[False],
     max_parameters: int | None = MAX_PARAMETERS,
 ) -> VAE: ...
@@ -681,6 +738,9 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
+    num_codes: int | None = None,
+    grid: Sequence[int] | None = None,
+    decay: float | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
@@ -698,6 +758,9 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
+    num_codes: int | None = None,
+    grid: Sequence[int] | None = None,
+    decay: float | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
@@ -748,13 +811,18 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
+    num_codes: int | None = None,
+    grid: Sequence[int] | None = None,
+    decay: float | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
 ) -> Program:
     """A program by name, sized for ``data``.
 
-    The parts are those of "vae" and "vq-vae"; None leaves the model's own. Images of at least 16 pixels a side get
+    The parts are those of "vae" and "vq-vae"; None leaves the model's own. "vq-vae" is a grid of code vectors for images
+    of at least 16 pixels a side that are multiples of 4, and wherever num_codes, grid or decay is given. It is a VAE of
+    one-hot codes for other data, and wherever a part is given. Images of at least 16 pixels a side get
     convolutions, of the sizes of `networks.sizes.image_sizes`.
 
     Reals get the units of the data: the program is a `Standardized` one, its shift and scale those of each feature (of
@@ -770,6 +838,10 @@ def build(
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
         latent_size: number of features of z; of one-hot z, number of codes or classes.
         hidden: widths of the hidden layers of encoder and likelihood, which are MLPs then, of images too.
+        num_codes: of "vq-vae" of images: number of code vectors, 256 by default.
+        grid: of "vq-vae" of images: height and width of the grid of codes, the image's halved once or more often. By
+            default halved twice, and down to at most 16 a side.
+        decay: of "vq-vae" of images: decay of the running means that the code vectors are, 0.99 by default.
         standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
             where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
         columns: of a table of mixed kinds, the kind of each column as `Columns` takes it: for "made" a chain over the
@@ -799,11 +871,16 @@ def build(
         "likelihood": likelihood,
         "latent_size": latent_size,
         "hidden": hidden,
+        "num_codes": num_codes,
+        "grid": grid,
+        "decay": decay,
     }
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
     data = _sample(data.excerpt, len(data))
     if model not in ("vae", "vq-vae") and swaps:
         raise ValueError(f"{model!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
+    if model == "vae" and (of_codes := [name for name in ("num_codes", "grid", "decay") if name in swaps]):
+        raise ValueError(f"'vae' takes no {', '.join(of_codes)}: only 'vq-vae' has a grid of codes")
     check_type(columns, Mapping | None, "columns", "a mapping of names to kinds or None")
     if columns is None and data.kinds is not None:
         columns = {name: _with_number(kind) for name, kind in data.kinds.items()}

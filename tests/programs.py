@@ -28,6 +28,7 @@ from dgm_pyro.networks import (
     CausalTransformer,
     ColumnMADE,
     ColumnReader,
+    ConvNet,
     DenoisingMLP,
     DenoisingUNet,
     PixelCNN,
@@ -253,6 +254,19 @@ def guided(
 def codes(prior: dgm.Categorical | dgm.Autoregressive) -> dgm.VAE:
     """A VAE of 3-D reals over 2 codes of 3 values."""
     return dgm.VAE(dgm.OneHot(prior), dgm.Normal(3, _mlp((2, 3), 6)), dgm.OneHot(dgm.Categorical(2, 3, _mlp((3,), 6))))
+
+
+def quantized(given_label: bool = False) -> dgm.VAE:
+    """A VQ-VAE of 4x4 images of 3 levels, over 2x2 codes of 3 vectors."""
+    codebook, labels = networks.Codebook(3, 2), {"num_classes": 3} if given_label else {}
+    codes = transformer(dgm.Categorical, (2, 2), levels=3, **labels)
+    encode = ConvNet((1, 4, 4), (2, 2, 2), 1, width=4, levels=3, **labels)
+    decode = ConvNet((2, 2, 2), (1, 4, 4), 3, width=4, **labels)
+    return dgm.VAE(
+        dgm.Embedded(codes, codebook),
+        dgm.Categorical((1, 4, 4), 3, decode),
+        dgm.VectorQuantizer((2, 2, 2), encode, codebook),
+    )
 
 
 def one_hot(*shape: int) -> Tensor:
@@ -582,6 +596,8 @@ CASES: dict[str, Case] = {
     ),
     "vae-codes": Case(lambda: codes(dgm.Categorical(2, 3, learned=True))),
     "vae-codes-autoregressive": Case(lambda: codes(transformer(dgm.Categorical, 2, levels=3, order=(1, 0)))),
+    "vae-quantized": Case(lambda: quantized()),
+    "vae-quantized-given-label": Case(lambda: quantized(given_label=True)),
     "pixelvae": Case(
         lambda: dgm.VAE(dgm.Normal(2), pixelcnn(3, given_shape=(2,)), dgm.Normal(2, _mlp((1, 2, 2), 4, levels=3)))
     ),

@@ -16,6 +16,7 @@ from dgm_pyro.networks.bijections import (
     Sigmoid,
     Univariate,
 )
+from dgm_pyro.networks.codebook import Codebook
 from dgm_pyro.networks.columns import ColumnMADE, ColumnReader
 from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder, ConvNet
 from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingUNet
@@ -35,6 +36,7 @@ __all__ = [
     "Bijection",
     "BottomUp",
     "CausalTransformer",
+    "Codebook",
     "ColumnMADE",
     "ColumnReader",
     "ConvDecoder",

@@ -29,7 +29,7 @@ from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.missing import observed_part
 from dgm_pyro.families.standardized import core_of
 from dgm_pyro.files import only_writer
-from dgm_pyro.networks import ActNorm, Standardize
+from dgm_pyro.networks import ActNorm, Codebook, Standardize
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training import adversarial as adversarial  # which adds the names of its objectives
@@ -240,6 +240,7 @@ class Training:
         self.held_out = held_out
         self.average = None if options.ema is None else _Average(program, options.ema)
         self.step = Step(maximize, self.scored, options.precision)
+        self.codebooks = [module for module in program.modules() if isinstance(module, Codebook)]
         self.shuffling = torch.Generator().manual_seed(options.seed)
         unit = getattr(maximize, "unit", History.unit)
         self.history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
@@ -454,6 +455,7 @@ class Training:
                 self.history.skipped += 1
             else:
                 self.optimizer.step()
+            self._follow()
             if self.scheduler is not None:
                 self.scheduler.step()
             if self.average is not None:
@@ -498,6 +500,13 @@ class Training:
             kind: {site: torch.stack([each[kind][site] for each in found]).sum(0) for site in terms}
             for kind, terms in found[0].items()
         }
+
+    def _follow(self) -> None:
+        """Let the codebooks follow what all processes have encoded in this step."""
+        for codebook in self.codebooks:
+            self.processes.total(codebook.seen)
+            self.processes.agree([codebook.fresh])
+            codebook.follow()
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step, as a share of the option's: warmed up, and falling as the schedule says."""

@@ -1,0 +1,221 @@
+r"""Vector quantization: latents that are vectors of a codebook, one for each place of a grid, as in a VQ-VAE.
+
+An encoder network gives an encoding h_i(x) in R^D for each place i of a grid, and q puts all mass on the nearest codes:
+
+.. math::
+    k_i(x) = \arg\min_k \|h_i(x) - e_k\|, \qquad z_i = e_{k_i}, \qquad
+    p(z) = p(k_1) \prod_{i > 1} p(k_i \mid k_{<i}).
+
+`VectorQuantizer` is that q(z | x), and `Embedded` that p(z): a program of integers whose draws are looked up in the
+same `networks.Codebook`. Between them a `VAE` is a VQ-VAE whose prior is learned along. q is deterministic, so the
+ELBO is
+
+.. math::
+    \log p(x) = \log \sum_z p(z)\, p(x \mid z) \ge \log p(z(x)) + \log p(x \mid z(x)):
+
+minus the length of a code in nats, first that of the grid, then that of x given the grid. This is the value of every
+objective and what `dgm.evaluate` reports. Its gradient is another one, in three ways:
+
+- The likelihood's gradient passes straight through to h, see `networks.codebook`.
+- The codebook takes no gradient. It follows the encodings as running means.
+- A commitment loss, :math:`\beta \sum_i \|h_i - \mathrm{sg}(z_i)\|^2`, keeps encodings near their codes. It is no term
+  of the bound, so it enters as log q(z | x) = c - sg(c), which is 0 and has its gradient.
+
+The prior has no say in which codes are chosen: at fixed codes it is fitted by maximum likelihood, as in a second stage
+of training. The encoder minimizes -log p(x | z) alone, and the size of the codebook and of the grid limit -log p(z).
+
+Source: van den Oord et al. 2017 (arXiv 1711.00937), equations 1 to 3; Razavi et al. 2019 (arXiv 1906.00446).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints, register_kl
+
+from dgm_pyro.checks import check_number, check_type
+from dgm_pyro.families.autoregressive import Autoregressive
+from dgm_pyro.families.conditionals import Categorical, IndependentConditional, Network
+from dgm_pyro.networks.codebook import Codebook
+from dgm_pyro.program import Conditional, Shape
+from dgm_pyro.registry import register
+
+__all__ = ["Embedded", "EmbeddedDistribution", "PointMass", "VectorQuantizer"]
+
+
+@register
+class Embedded(Conditional):
+    """The code vectors of a program of integers, ``(D, *event_shape)``: the prior p(z) of a VQ-VAE.
+
+    Args:
+        program: a `Categorical`, or an `Autoregressive` model of Categorical features, with as many levels as there are
+            codes.
+        codebook: whose vectors they are.
+
+    Raises:
+        TypeError: the program is neither, or ``codebook`` is no `networks.Codebook`.
+        ValueError: the numbers of levels and codes differ.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> codebook = dgm.networks.Codebook(num_codes=4, size=3)
+    >>> prior = Embedded(dgm.Categorical((2, 2), 4), codebook)
+    >>> z = prior.sample(5)
+    >>> z.shape, prior.log_prob(z).exp()[0]  # 4 codes at each of 4 places
+    (torch.Size([5, 3, 2, 2]), tensor(0.0039))
+    """
+
+    def __init__(self, program: Categorical | Autoregressive, codebook: Codebook):
+        super().__init__()
+        features = program.features if isinstance(program, Autoregressive) else program
+        if not isinstance(features, Categorical):
+            raise TypeError(
+                "program must be a dgm.Categorical, or a dgm.Autoregressive of Categorical features, got "
+                f"{type(program).__name__}" + (f" of {type(features).__name__}" if features is not program else "")
+            )
+        check_type(codebook, Codebook, "codebook", "a dgm.networks.Codebook")
+        if program.levels != codebook.num_codes:
+            raise ValueError(
+                f"program has {program.levels} levels, but codebook has {codebook.num_codes} codes: give both the same "
+                "number"
+            )
+        self.program, self.codebook = program, codebook
+        self.event_shape = torch.Size((codebook.size, *program.event_shape))
+        self.conditional, self.given_shape = program.conditional, program.given_shape
+        self.num_classes = program.num_classes
+
+    def forward(self, given: Any = None) -> EmbeddedDistribution:
+        if self.conditional and self.program.given_shape is None:
+            self.program.given_shape = self.given_shape
+        return EmbeddedDistribution(self.program(given), self.codebook)
+
+
+class EmbeddedDistribution(TorchDistribution):
+    """The distribution that `Embedded` returns: a mass on the code vectors.
+
+    Args:
+        codes: the distribution of the integers.
+        codebook: whose vectors they stand for.
+    """
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, codes: Any, codebook: Codebook, validate_args: bool | None = None):
+        self.codes, self.codebook = codes, codebook
+        shape = torch.Size((codebook.size, *codes.event_shape))
+        super().__init__(codes.batch_shape, shape, validate_args=validate_args)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return _OfCodes(self.codebook, len(self.event_shape))
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: EmbeddedDistribution | None = None
+    ) -> EmbeddedDistribution:
+        new = self._get_checked_instance(EmbeddedDistribution, _instance)
+        new.codes, new.codebook = self.codes.expand(batch_shape), self.codebook
+        super(EmbeddedDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(k) of the codes whose vectors z has, in nats; minus infinity where it has others."""
+        if self._validate_args:
+            self._validate_sample(value)
+        distance, k = self.codebook.distances(_last(value, self.event_shape)).min(-1)
+        inside = (distance == 0).flatten(1 - len(self.event_shape)).all(-1) if self.codes.event_shape else distance == 0
+        log_prob = self.codes.log_prob(k)
+        return torch.where(inside, log_prob, -torch.inf)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Code vectors, ``(*sample_shape, *batch, D, *places)``."""
+        k = self.codes.sample(torch.Size(sample_shape))
+        return F.embedding(k.long(), self.codebook.vectors).movedim(-1, -len(self.event_shape))
+
+
+class _OfCodes(constraints.Constraint):
+    """Vectors of a codebook, at each of the places."""
+
+    is_discrete = True
+
+    def __init__(self, codebook: Codebook, event_dim: int):
+        self.codebook, self._event_dim = codebook, event_dim
+        super().__init__()
+
+    @property
+    def event_dim(self) -> int:  # type: ignore[override]
+        return self._event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        distance = self.codebook.distances(value.movedim(-self._event_dim, -1)).amin(-1)
+        return (distance == 0).reshape(*value.shape[: value.dim() - self._event_dim], -1).all(-1)
+
+
+def _last(z: Tensor, event_shape: torch.Size) -> Tensor:
+    """z with the vectors as its last dimension."""
+    return z.movedim(-len(event_shape), -1)
+
+
+@register
+class VectorQuantizer(IndependentConditional):
+    """q(z | x) of a VQ-VAE: all mass on the code vectors nearest to what a network encodes x as.
+
+    Args:
+        event_shape: of z, ``(D, *places)``, such as ``(D, H, W)`` for a grid.
+        network: maps x to encodings ``(B, 1, D, *places)``, or flat.
+        codebook: of vectors of size D, shared with the prior.
+        commitment: beta, the weight of the commitment loss in the gradient, in nats per squared distance.
+        given_shape: shape of x, for a network without an `in_shape`.
+
+    Raises:
+        TypeError: there is no network, or ``codebook`` is no `networks.Codebook`.
+        ValueError: the first dimension of ``event_shape`` is not the size of the code vectors.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> codebook = dgm.networks.Codebook(num_codes=4, size=3)
+    >>> q = VectorQuantizer((3, 2, 2), dgm.networks.ConvNet((1, 4, 4), (3, 2, 2), 1, width=8), codebook)
+    >>> q.sample(5, given=torch.zeros(5, 1, 4, 4)).shape
+    torch.Size([5, 3, 2, 2])
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        network: Network,
+        codebook: Codebook,
+        *,
+        commitment: float = 0.25,
+        given_shape: Shape | None = None,
+    ):
+        check_type(codebook, Codebook, "codebook", "a dgm.networks.Codebook")
+        if network is None:
+            raise TypeError("network is None, but the encodings of x come from it: pass a network")
+        super().__init__(event_shape, 1, network, given_shape=given_shape)
+        if self.event_shape[:1] != (codebook.size,):
+            raise ValueError(
+                f"event_shape is {tuple(self.event_shape)}, but the vectors of codebook have size {codebook.size}: it "
+                f"must be ({codebook.size}, *places)"
+            )
+        self.codebook, self.commitment = codebook, check_number(commitment, "commitment", at_least=0)
+
+    def distribution(self, raw: Tensor) -> PointMass:
+        event_dim = len(self.event_shape)
+        h = _last(raw.squeeze(-1 - event_dim), self.event_shape)
+        z = self.codebook(h)
+        cost = self.commitment * (h - z.detach()).square().flatten(-event_dim).sum(-1)
+        return PointMass(z.movedim(-1, -event_dim), cost - cost.detach(), event_dim=event_dim)
+
+
+class PointMass(dist.Delta):
+    """The distribution that `VectorQuantizer` returns: mass 1 at z, and in log q the gradient of the commitment loss."""
+
+
+@register_kl(PointMass, EmbeddedDistribution)
+def _kl(q: PointMass, p: EmbeddedDistribution) -> Tensor:
+    return q.log_density - p.log_prob(q.v)

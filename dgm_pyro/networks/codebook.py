@@ -1,0 +1,116 @@
+r"""A codebook: vectors that stand for whatever is nearest to them, and follow it as running means.
+
+Each of K vectors e_k in R^D is the running mean of what it stood for. With the n_k encodings h of a training step that
+are nearest to e_k, and the decay :math:`\gamma`,
+
+.. math::
+    N_k \leftarrow \gamma N_k + (1 - \gamma)\, n_k, \qquad
+    m_k \leftarrow \gamma m_k + (1 - \gamma) \sum_{h \to k} h, \qquad
+    e_k = m_k / N_k.
+
+A code is dead when its N_k falls below a share of the mean one. It is reset to an encoding of the last batch, with the
+mean N. The codes start so light that the first step makes all of them means or encodings of its own batch.
+
+Quantizing has no derivative. *Straight through* means to take the identity's: :math:`z = e_k + h - \mathrm{sg}(h)`,
+where sg(h) is h without a gradient.
+
+Source: van den Oord et al. 2017 (arXiv 1711.00937), section 3.2 and appendix A.1; Razavi et al. 2019 (arXiv
+1906.00446), equation 3. Dhariwal et al. 2020 (Jukebox, arXiv 2005.00341), section 3.1, for the resets.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgm_pyro.checks import check_counts, check_number
+from dgm_pyro.registry import register
+
+__all__ = ["Codebook"]
+
+# The weight N of a code before training: next to nothing.
+START = 1e-12
+
+
+@register
+class Codebook(nn.Module):
+    """Encodings ``(*batch, size)`` to their nearest code vectors, of the same shape; gradients pass straight through.
+
+    In training mode, encodings that require a gradient are noted, and the next `follow` moves the codebook. `dgm.fit`
+    calls it after each step; a training loop of your own calls it after the optimizer's step.
+
+    Args:
+        num_codes: K.
+        size: D, of a vector.
+        decay: gamma of the running means.
+        dead_below: a code is reset when its running count is below this share of the mean over all codes; 0 for never.
+
+    Attributes:
+        running: N_k and m_k of each code, ``(K, 1 + D)``.
+
+    Raises:
+        ValueError, TypeError: a number does not fit.
+
+    >>> import torch, dgm_pyro as dgm
+    >>> codebook = dgm.networks.Codebook(4, 2)
+    >>> z = codebook(torch.randn(3, 5, 2))
+    >>> bool((codebook.vectors[codebook.nearest(z)] == z).all())
+    True
+    """
+
+    running: Tensor
+    seen: Tensor
+    fresh: Tensor
+
+    def __init__(self, num_codes: int, size: int, *, decay: float = 0.99, dead_below: float = 0.01):
+        super().__init__()
+        check_counts(num_codes=num_codes, size=size)
+        if not 0 < check_number(decay, "decay") < 1:
+            raise ValueError(f"decay must be a number between 0 and 1, got {decay}")
+        if not 0 <= check_number(dead_below, "dead_below") < 1:
+            raise ValueError(f"dead_below must be a share of the mean, at least 0 and below 1, got {dead_below}")
+        self.num_codes, self.size, self.decay, self.dead_below = num_codes, size, decay, dead_below
+        self.register_buffer("running", START * torch.cat((torch.ones(num_codes, 1), torch.randn(num_codes, size)), 1))
+        # Of the step that is under way: n_k and the sum of the encodings, and encodings for dead codes.
+        self.register_buffer("seen", torch.zeros(num_codes, 1 + size), persistent=False)
+        self.register_buffer("fresh", torch.zeros(num_codes, size), persistent=False)
+
+    @property
+    def vectors(self) -> Tensor:
+        """The code vectors e_k, ``(K, D)``."""
+        return self.running[:, 1:] / self.running[:, :1]
+
+    def nearest(self, h: Tensor) -> Tensor:
+        """The index k of the code vector nearest to each h, ``(*batch, D)`` to integers ``(*batch,)``."""
+        return self.distances(h).argmin(-1)
+
+    @torch.no_grad()
+    def distances(self, h: Tensor) -> Tensor:
+        """The distance of each h from each code vector, ``(*batch, D)`` to ``(*batch, K)``; exactly 0 where equal."""
+        # By differences: what a matrix product computes is not 0 for equal vectors.
+        flat = torch.cdist(h.detach().reshape(-1, self.size), self.vectors, compute_mode="donot_use_mm_for_euclid_dist")
+        return flat.reshape(*h.shape[:-1], self.num_codes)
+
+    def forward(self, h: Tensor) -> Tensor:
+        k, straight_through = self.nearest(h), h - h.detach()
+        if self.training and straight_through.requires_grad:
+            self._note(h, k)
+        return F.embedding(k, self.vectors) + straight_through
+
+    @torch.no_grad()
+    def _note(self, h: Tensor, k: Tensor) -> None:
+        flat = h.detach().reshape(-1, self.size)
+        self.seen.index_add_(0, k.flatten(), F.pad(flat, (1, 0), value=1.0))
+        rows = (torch.rand(self.num_codes, device=h.device) * flat.shape[0]).long()
+        self.fresh.copy_(flat[rows])
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Take in the encodings that were noted since the last time, and reset dead codes; without any, do nothing."""
+        some = self.seen[:, :1].sum() > 0
+        self.running.lerp_(self.seen, (1 - self.decay) * some.to(self.running.dtype))
+        mean = self.running[:, :1].mean()
+        dead = some & (self.running[:, :1] < self.dead_below * mean)
+        self.running.copy_(torch.where(dead, mean * F.pad(self.fresh, (1, 0), value=1.0), self.running))
+        self.seen.zero_()
