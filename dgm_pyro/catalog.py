@@ -412,16 +412,16 @@ def vq_vae(
         return vae(data, reads, **{"prior": "codes", **swaps})
     _require_image(data, f"a vq-vae with {', '.join(asked)}")
     places = _grid(data, grid)
-    codebook = Codebook(num_codes or NUM_CODES, CODE_SIZE, decay=DECAY if decay is None else decay)
+    codebook = Codebook(
+        NUM_CODES if num_codes is None else num_codes, CODE_SIZE, decay=DECAY if decay is None else decay
+    )
     dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
     shape, options = (CODE_SIZE, *places), {"blocks": 2, "dropout": dropout, **reads}
     codes = CausalTransformer(places, codebook.num_codes, levels=codebook.num_codes, dropout=dropout, **reads)
     return VAE(
         prior=Embedded(Autoregressive(Categorical(places, codebook.num_codes, codes)), codebook),
         likelihood=_given_z(data, lambda p: ConvNet(shape, data.event_shape, p, **options)),
-        encoder=VectorQuantizer(
-            shape, ConvNet(data.event_shape, shape, 1, levels=data.levels, **options), codebook
-        ),
+        encoder=VectorQuantizer(shape, ConvNet(data.event_shape, shape, 1, levels=data.levels, **options), codebook),
     )
 
 
@@ -433,12 +433,13 @@ def _grid(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
     if grid is None and found:
         small = [place for place, factor in found.items() if factor >= 4 and max(place) <= WIDEST_GRID]
         return small[0] if small else [*found][-1]
-    if grid is None or tuple(as_shape(grid, "grid")) not in found:
+    place: Any = None if grid is None else tuple(as_shape(grid, "grid"))
+    if place not in found:
         raise ValueError(
             f"grid must be the image's height and width halved alike, {', '.join(map(str, found)) or 'of even sides'}, "
             f"got {grid} for {height}x{width} pixels: choose one of these, or crop the images"
         )
-    return tuple(grid)  # type: ignore[return-value]
+    return place
 
 
 def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
@@ -696,7 +697,10 @@ MODELS: Catalog = {
         "autoregressive neural spline flow; dequantized for integers",
     ),
     "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, hidden"),
-    "vq-vae": (vq_vae, "VAE of codes, their prior autoregressive; num_codes, grid, decay (images), or the swaps of vae"),
+    "vq-vae": (
+        vq_vae,
+        "VAE of codes with an autoregressive prior; num_codes, grid, decay (images), or the swaps of vae",
+    ),
     "vdvae": (deep_vae, "deep hierarchy of latents with a residual path from the top down (images)"),
     "diffusion": (diffusion, "diffusion model, the bound in closed form"),
     "diffusion-continuous": (diffusion_continuous, "diffusion in continuous time, its schedule learned"),
@@ -820,9 +824,9 @@ def build(
 ) -> Program:
     """A program by name, sized for ``data``.
 
-    The parts are those of "vae" and "vq-vae"; None leaves the model's own. "vq-vae" is a grid of code vectors for images
-    of at least 16 pixels a side that are multiples of 4, and wherever num_codes, grid or decay is given. It is a VAE of
-    one-hot codes for other data, and wherever a part is given. Images of at least 16 pixels a side get
+    The parts are those of "vae" and "vq-vae"; None leaves the model's own. "vq-vae" is a grid of code vectors for
+    images of 16, 20, 24, ... pixels a side, and wherever num_codes, grid or decay is given. It is a VAE of one-hot
+    codes for other data, and wherever a part is given. Images of at least 16 pixels a side get
     convolutions, of the sizes of `networks.sizes.image_sizes`.
 
     Reals get the units of the data: the program is a `Standardized` one, its shift and scale those of each feature (of

@@ -349,6 +349,14 @@ CALLS = {
     ),
     "Discriminative": Call(dict(labels=lambda: dgm.Categorical((), 2, nn.Linear(2, 2)))),
     "OneHot": Call(dict(program=lambda: dgm.Categorical(2, 3))),
+    "Embedded": Call(
+        dict(program=lambda: dgm.Categorical(2, 3), codebook=lambda: dgm.networks.Codebook(3, 2)), {"codebook": MODULE}
+    ),
+    "VectorQuantizer": Call(
+        dict(event_shape=(2, 1), network=lambda: nn.Linear(2, 2), codebook=lambda: dgm.networks.Codebook(3, 2),
+             commitment=0.5),
+        {"codebook": MODULE, "network": MODULE, "commitment": [-1, *NUMBER]},
+    ),
     "priors.MixturePrior": Call(dict(event_shape=2, components=2)),
     "priors.VampPrior": Call(dict(encoder=encoder, pseudo_inputs=X), {"pseudo_inputs": REALS}),
     "Uniform": Call(dict(event_shape=2)),
@@ -448,7 +456,8 @@ CALLS = {
     # running
     "build": Call(
         dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
-        {"model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
+        {"num_codes": COUNT, "grid": SHAPE, "decay": [0, 1, *NUMBER],
+         "model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
          "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
          "max_parameters": [0, 1.5, "x"]},
     ),
@@ -779,6 +788,12 @@ CALLS = {
     "networks.ConvDecoder": Call(
         dict(in_shape=(2,), out_shape=(1, 4, 4), num_parameters=1, channels=(4,), blocks=1, dropout=0.1)
     ),
+    "networks.Codebook": Call(
+        dict(num_codes=3, size=2, decay=0.9, dead_below=0.1),
+        {"num_codes": COUNT, "decay": [0, 1, *NUMBER], "dead_below": [1, *PROBABILITY]},
+    ),
+    "Codebook.nearest": Call(dict(h=X), {"h": [None, "x", 3, torch.ones(2, 3)]}, of=lambda: networks.Codebook(3, 2)),
+    "Codebook.distances": Call(dict(h=X), {"h": [None, "x", 3, torch.ones(2, 3)]}, of=lambda: networks.Codebook(3, 2)),
     "networks.ConvNet": Call(
         dict(in_shape=(1, 4, 4), out_shape=(1, 2, 2), num_parameters=2, width=2, blocks=1, levels=2, dropout=0.1),
         {"num_parameters": [0, 1.5, "x"], "levels": LEVELS[:2], "num_classes": [0, 1.5]},

@@ -279,6 +279,42 @@ def test_large_images_get_convolutions_that_train_and_are_stored(name, swaps, tm
     assert torch.equal(dgm.evaluate(dgm.load(tmp_path), data, **few).values, values)
 
 
+def test_large_images_have_a_grid_of_codes_and_others_one_hot_codes():
+    program = build("vq-vae", large(size=28))
+    assert program.encoder.codebook is program.prior.codebook
+    assert program.event_shape == (1, 28, 28)
+    assert program.encoder.event_shape == (32, 7, 7)
+    assert program.encoder.codebook.num_codes == 256
+    assert build("vq-vae", large(size=72)).encoder.event_shape == (32, 9, 9), "at most 16 places a side"
+    asked = build("vq-vae", digits_like(3), num_codes=5, grid=(2, 2), decay=0.9).encoder
+    assert (asked.event_shape, asked.codebook.num_codes, asked.codebook.decay) == ((32, 2, 2), 5, 0.9)
+    for one_hot in (
+        build("vq-vae", digits_like(3)),
+        build("vq-vae", large(size=18)),
+        build("vq-vae", large(), prior="codes-uniform"),
+        build("vq-vae", dgm.Data(torch.randn(9, 3))),
+    ):
+        assert isinstance(getattr(one_hot, "program", one_hot).encoder, dgm.OneHot)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "options", "message"),
+    [
+        ("vae", large(), {"num_codes": 4}, "'vae' takes no num_codes: only 'vq-vae' has a grid of codes"),
+        ("made", large(), {"grid": (4, 4)}, "'made' takes no grid"),
+        ("vq-vae", large(), {"decay": 0.9, "hidden": (8,)}, "decay is of a grid .* hidden of a VAE of one-hot codes"),
+        ("vq-vae", large(), {"grid": (5, 5)}, r"\(8, 8\), \(4, 4\), .*got \(5, 5\) for 16x16 pixels"),
+        ("vq-vae", large(size=17), {"num_codes": 4}, "of even sides.* for 17x17 pixels"),
+        ("vq-vae", dgm.Data(torch.randn(9, 3)), {"num_codes": 4}, "a vq-vae with num_codes needs images"),
+        ("vq-vae", large(), {"num_codes": 0}, "num_codes must be"),
+        ("vq-vae", large(), {"decay": 2}, "decay must be"),
+    ],
+)
+def test_options_of_a_grid_that_do_not_fit_are_refused(model, data, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(model, data, **options)
+
+
 def test_weights_are_shared_among_places():
     for name in ("vae", "pixelcnn", "diffusion"):
         small, wide = (

@@ -243,7 +243,8 @@ def test_gradients_equal_finite_differences(case):
     guide = poutine.trace(program.unroll().guide).get_trace(x, given)
     drawn = [guide.nodes[name]["fn"] for name in dgm.program.latent_sites(guide)]
     # Straight through, the gradient is none of the draw, which jumps: it has a test of its own.
-    if not parameters or not all(fn.has_rsample and not isinstance(fn, (OneHotDistribution, PointMass)) for fn in drawn):
+    jumps = (OneHotDistribution, PointMass)
+    if not parameters or not all(fn.has_rsample and not isinstance(fn, jumps) for fn in drawn):
         return
 
     def total():

@@ -1,4 +1,4 @@
-r"""Discrete codes that gradients pass straight through: the latents of a VQ-VAE.
+r"""Discrete codes that gradients pass straight through, as one-hot rows.
 
 A code k of K values is the row z of K numbers that is 1 at k and 0 elsewhere. A linear layer of z is then a codebook:
 it picks a learned vector for each k. `OneHot` makes a program of such rows of one of integers: a prior,

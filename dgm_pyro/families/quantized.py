@@ -114,9 +114,7 @@ class EmbeddedDistribution(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return _OfCodes(self.codebook, len(self.event_shape))
 
-    def expand(
-        self, batch_shape: Sequence[int], _instance: EmbeddedDistribution | None = None
-    ) -> EmbeddedDistribution:
+    def expand(self, batch_shape: Sequence[int], _instance: EmbeddedDistribution | None = None) -> EmbeddedDistribution:
         new = self._get_checked_instance(EmbeddedDistribution, _instance)
         new.codes, new.codebook = self.codes.expand(batch_shape), self.codebook
         super(EmbeddedDistribution, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
@@ -213,7 +211,7 @@ class VectorQuantizer(IndependentConditional):
 
 
 class PointMass(dist.Delta):
-    """The distribution that `VectorQuantizer` returns: mass 1 at z, and in log q the gradient of the commitment loss."""
+    """The distribution that `VectorQuantizer` returns: mass 1 at z; log q has the gradient of the commitment loss."""
 
 
 @register_kl(PointMass, EmbeddedDistribution)

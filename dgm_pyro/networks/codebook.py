@@ -8,14 +8,16 @@ are nearest to e_k, and the decay :math:`\gamma`,
     m_k \leftarrow \gamma m_k + (1 - \gamma) \sum_{h \to k} h, \qquad
     e_k = m_k / N_k.
 
-A code is dead when its N_k falls below a share of the mean one. It is reset to an encoding of the last batch, with the
-mean N. The codes start so light that the first step makes all of them means or encodings of its own batch.
+A code is dead when its N_k falls below a share of the mean one. It is reset, with the mean N, to an encoding of the
+last batch. That is drawn in proportion to its squared distance from its code: a code beside others would only take over
+from them. The codes start so light that the first step makes all of them means or encodings of its own batch.
 
 Quantizing has no derivative. *Straight through* means to take the identity's: :math:`z = e_k + h - \mathrm{sg}(h)`,
 where sg(h) is h without a gradient.
 
 Source: van den Oord et al. 2017 (arXiv 1711.00937), section 3.2 and appendix A.1; Razavi et al. 2019 (arXiv
-1906.00446), equation 3. Dhariwal et al. 2020 (Jukebox, arXiv 2005.00341), section 3.1, for the resets.
+1906.00446), equation 3. Resets: Dhariwal et al. 2020 (Jukebox, arXiv 2005.00341), section 3.1; their draws: Arthur and
+Vassilvitskii 2007 (k-means++).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import check_counts, check_number
+from dgm_pyro.checks import check_counts, check_dense, check_number
 from dgm_pyro.registry import register
 
 __all__ = ["Codebook"]
@@ -82,12 +84,25 @@ class Codebook(nn.Module):
         return self.running[:, 1:] / self.running[:, :1]
 
     def nearest(self, h: Tensor) -> Tensor:
-        """The index k of the code vector nearest to each h, ``(*batch, D)`` to integers ``(*batch,)``."""
+        """The index k of the code vector nearest to each h, ``(*batch, D)`` to integers ``(*batch,)``.
+
+        Raises:
+            TypeError, ValueError: h is no tensor, or its last dimension is not D.
+        """
         return self.distances(h).argmin(-1)
 
     @torch.no_grad()
     def distances(self, h: Tensor) -> Tensor:
-        """The distance of each h from each code vector, ``(*batch, D)`` to ``(*batch, K)``; exactly 0 where equal."""
+        """The distance of each h from each code vector, ``(*batch, D)`` to ``(*batch, K)``; exactly 0 where equal.
+
+        Raises:
+            TypeError, ValueError: as for `nearest`.
+        """
+        check_dense(h, "h")
+        if h.shape[-1:] != (self.size,):
+            raise ValueError(
+                f"h has shape {tuple(h.shape)}, but the code vectors have size {self.size}: pass (*batch, D)"
+            )
         # By differences: what a matrix product computes is not 0 for equal vectors.
         flat = torch.cdist(h.detach().reshape(-1, self.size), self.vectors, compute_mode="donot_use_mm_for_euclid_dist")
         return flat.reshape(*h.shape[:-1], self.num_codes)
@@ -102,8 +117,9 @@ class Codebook(nn.Module):
     def _note(self, h: Tensor, k: Tensor) -> None:
         flat = h.detach().reshape(-1, self.size)
         self.seen.index_add_(0, k.flatten(), F.pad(flat, (1, 0), value=1.0))
-        rows = (torch.rand(self.num_codes, device=h.device) * flat.shape[0]).long()
-        self.fresh.copy_(flat[rows])
+        edges = (flat - F.embedding(k.flatten(), self.vectors)).square().sum(-1).cumsum(0)
+        places = torch.rand(self.num_codes, dtype=h.dtype, device=h.device) * edges[-1]
+        self.fresh.copy_(flat[torch.searchsorted(edges, places).clamp(max=flat.shape[0] - 1)])
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -441,6 +441,8 @@ class Training:
                 example, parts = functools.partial(self._batch, whole), options.accumulate
                 self.step.prepare(example, processes, compiling, first=step == 1, parts=parts)
                 self.history.compiled = self.step.compiled
+                for codebook in self.codebooks:
+                    codebook.seen.zero_()  # the example was no step
             if self.scheduler is None:
                 for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
                     group["lr"] = lr * self._rate(step)

@@ -26,9 +26,9 @@ def test_the_nearest_vector_is_found_and_a_vector_finds_itself():
     h = encodings(2, 5, 3)
     codebook = codebook_of(torch.randn(7, 3))
     k = codebook.nearest(h)
-    for place in torch.cartesian_prod(torch.arange(2), torch.arange(5)):
-        squares = [((h[*place] - e) ** 2).sum() for e in codebook.vectors]
-        assert k[*place] == min(range(7), key=squares.__getitem__)
+    for encoding, found in zip(h.reshape(-1, 3), k.flatten(), strict=True):
+        squares = [((encoding - e) ** 2).sum() for e in codebook.vectors]
+        assert found == min(range(7), key=squares.__getitem__)
 
 
 def test_values_are_the_code_vectors_to_the_last_bit_and_gradients_pass_straight_through():

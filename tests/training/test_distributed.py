@@ -88,6 +88,15 @@ def flow():
     return trained(program, rows(45), validation=None)
 
 
+def quantized():
+    """Its codebook follows the encodings of both; without resets, which draw them from one."""
+    torch.manual_seed(0)
+    program = CASES["vae-quantized"].build(dtype=torch.float64)
+    program.encoder.codebook.dead_below = 0.0
+    x, _ = CASES["vae-quantized"].draw(program, 45)
+    return trained(program, dgm.Data(x, levels=3), validation=None)
+
+
 def idle():
     return trained(Idle(), rows(24), validation=None)
 
@@ -139,7 +148,10 @@ def accumulated():
     return autoregressive(accumulate=2, clip_norm=0.5, validate_every=4)
 
 
-ALIKE = {each.__name__: each for each in (accumulated, autoregressive, odd, flow, idle, partly_labeled, early, graph)}
+ALIKE = {
+    each.__name__: each
+    for each in (accumulated, autoregressive, odd, flow, quantized, idle, partly_labeled, early, graph)
+}
 
 
 # -- recipes for two alone ---------------------------------------------------------------------------------------------
