@@ -416,12 +416,12 @@ def vq_vae(
         NUM_CODES if num_codes is None else num_codes, CODE_SIZE, decay=DECAY if decay is None else decay
     )
     dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
-    shape, options = (CODE_SIZE, *places), {"blocks": 2, "dropout": dropout, **reads}
+    shape, network = (CODE_SIZE, *places), partial(ConvNet, blocks=2, dropout=dropout, **reads)
     codes = CausalTransformer(places, codebook.num_codes, levels=codebook.num_codes, dropout=dropout, **reads)
     return VAE(
         prior=Embedded(Autoregressive(Categorical(places, codebook.num_codes, codes)), codebook),
-        likelihood=_given_z(data, lambda p: ConvNet(shape, data.event_shape, p, **options)),
-        encoder=VectorQuantizer(shape, ConvNet(data.event_shape, shape, 1, levels=data.levels, **options), codebook),
+        likelihood=_given_z(data, lambda p: network(shape, data.event_shape, p)),
+        encoder=VectorQuantizer(shape, network(data.event_shape, shape, 1, levels=data.levels), codebook),
     )
 
 
