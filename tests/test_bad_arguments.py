@@ -789,7 +789,7 @@ CALLS = {
         dict(in_shape=(2,), out_shape=(1, 4, 4), num_parameters=1, channels=(4,), blocks=1, dropout=0.1)
     ),
     "networks.Codebook": Call(
-        dict(num_codes=3, size=2, decay=0.9, dead_below=0.1),
+        dict(num_codes=3, num_features=2, decay=0.9, dead_below=0.1),
         {"num_codes": COUNT, "decay": [0, 1, *NUMBER], "dead_below": [1, *PROBABILITY]},
     ),
     "Codebook.nearest": Call(dict(h=X), {"h": [None, "x", 3, torch.ones(2, 3)]}, of=lambda: networks.Codebook(3, 2)),

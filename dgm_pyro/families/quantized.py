@@ -63,7 +63,7 @@ class Embedded(Conditional):
         ValueError: the numbers of levels and codes differ.
 
     >>> import torch, dgm_pyro as dgm
-    >>> codebook = dgm.networks.Codebook(num_codes=4, size=3)
+    >>> codebook = dgm.networks.Codebook(num_codes=4, num_features=3)
     >>> prior = Embedded(dgm.Categorical((2, 2), 4), codebook)
     >>> z = prior.sample(5)
     >>> z.shape, prior.log_prob(z).exp()[0]  # 4 codes at each of 4 places
@@ -72,11 +72,11 @@ class Embedded(Conditional):
 
     def __init__(self, program: Categorical | Autoregressive, codebook: Codebook):
         super().__init__()
-        features = program.features if isinstance(program, Autoregressive) else program
-        if not isinstance(features, Categorical):
+        factors = program.factors if isinstance(program, Autoregressive) else program
+        if not isinstance(factors, Categorical):
             raise TypeError(
                 "program must be a dgm.Categorical, or a dgm.Autoregressive of Categorical features, got "
-                f"{type(program).__name__}" + (f" of {type(features).__name__}" if features is not program else "")
+                f"{type(program).__name__}" + (f" of {type(factors).__name__}" if factors is not program else "")
             )
         check_type(codebook, Codebook, "codebook", "a dgm.networks.Codebook")
         if program.levels != codebook.num_codes:
@@ -85,7 +85,7 @@ class Embedded(Conditional):
                 "number"
             )
         self.program, self.codebook = program, codebook
-        self.event_shape = torch.Size((codebook.size, *program.event_shape))
+        self.event_shape = torch.Size((codebook.num_features, *program.event_shape))
         self.conditional, self.given_shape = program.conditional, program.given_shape
         self.num_classes = program.num_classes
 
@@ -107,7 +107,7 @@ class EmbeddedDistribution(TorchDistribution):
 
     def __init__(self, codes: Any, codebook: Codebook, validate_args: bool | None = None):
         self.codes, self.codebook = codes, codebook
-        shape = torch.Size((codebook.size, *codes.event_shape))
+        shape = torch.Size((codebook.num_features, *codes.event_shape))
         super().__init__(codes.batch_shape, shape, validate_args=validate_args)
 
     @constraints.dependent_property
@@ -167,16 +167,16 @@ class VectorQuantizer(IndependentConditional):
     Args:
         event_shape: of z, ``(D, *places)``, such as ``(D, H, W)`` for a grid.
         network: maps x to encodings ``(B, 1, D, *places)``, or flat.
-        codebook: of vectors of size D, shared with the prior.
+        codebook: of vectors of D features, shared with the prior.
         commitment: beta, the weight of the commitment loss in the gradient, in nats per squared distance.
         given_shape: shape of x, for a network without an `in_shape`.
 
     Raises:
         TypeError: there is no network, or ``codebook`` is no `networks.Codebook`.
-        ValueError: the first dimension of ``event_shape`` is not the size of the code vectors.
+        ValueError: the first dimension of ``event_shape`` is not the D of the codebook.
 
     >>> import torch, dgm_pyro as dgm
-    >>> codebook = dgm.networks.Codebook(num_codes=4, size=3)
+    >>> codebook = dgm.networks.Codebook(num_codes=4, num_features=3)
     >>> q = VectorQuantizer((3, 2, 2), dgm.networks.ConvNet((1, 4, 4), (3, 2, 2), 1, width=8), codebook)
     >>> q.sample(5, given=torch.zeros(5, 1, 4, 4)).shape
     torch.Size([5, 3, 2, 2])
@@ -195,10 +195,10 @@ class VectorQuantizer(IndependentConditional):
         if network is None:
             raise TypeError("network is None, but the encodings of x come from it: pass a network")
         super().__init__(event_shape, 1, network, given_shape=given_shape)
-        if self.event_shape[:1] != (codebook.size,):
+        if self.event_shape[:1] != (codebook.num_features,):
             raise ValueError(
-                f"event_shape is {tuple(self.event_shape)}, but the vectors of codebook have size {codebook.size}: it "
-                f"must be ({codebook.size}, *places)"
+                f"event_shape is {tuple(self.event_shape)}, but codebook has vectors of {codebook.num_features} features: "
+                f"it must be ({codebook.num_features}, *places)"
             )
         self.codebook, self.commitment = codebook, check_number(commitment, "commitment", at_least=0)
 

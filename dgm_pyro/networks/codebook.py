@@ -37,14 +37,14 @@ START = 1e-12
 
 @register
 class Codebook(nn.Module):
-    """Encodings ``(*batch, size)`` to their nearest code vectors, of the same shape; gradients pass straight through.
+    """Encodings ``(*batch, D)`` to their nearest code vectors, of the same shape; gradients pass straight through.
 
     In training mode, encodings that require a gradient are noted, and the next `follow` moves the codebook. `dgm.fit`
     calls it after each step; a training loop of your own calls it after the optimizer's step.
 
     Args:
         num_codes: K.
-        size: D, of a vector.
+        num_features: D, of a vector.
         decay: gamma of the running means.
         dead_below: a code is reset when its running count is below this share of the mean over all codes; 0 for never.
 
@@ -65,18 +65,20 @@ class Codebook(nn.Module):
     seen: Tensor
     fresh: Tensor
 
-    def __init__(self, num_codes: int, size: int, *, decay: float = 0.99, dead_below: float = 0.01):
+    def __init__(self, num_codes: int, num_features: int, *, decay: float = 0.99, dead_below: float = 0.01):
         super().__init__()
-        check_counts(num_codes=num_codes, size=size)
+        check_counts(num_codes=num_codes, num_features=num_features)
         if not 0 < check_number(decay, "decay") < 1:
             raise ValueError(f"decay must be a number between 0 and 1, got {decay}")
         if not 0 <= check_number(dead_below, "dead_below") < 1:
             raise ValueError(f"dead_below must be a share of the mean, at least 0 and below 1, got {dead_below}")
-        self.num_codes, self.size, self.decay, self.dead_below = num_codes, size, decay, dead_below
-        self.register_buffer("running", START * torch.cat((torch.ones(num_codes, 1), torch.randn(num_codes, size)), 1))
+        self.num_codes, self.num_features, self.decay, self.dead_below = num_codes, num_features, decay, dead_below
+        self.register_buffer(
+            "running", START * torch.cat((torch.ones(num_codes, 1), torch.randn(num_codes, num_features)), 1)
+        )
         # Of the step that is under way: n_k and the sum of the encodings, and encodings for dead codes.
-        self.register_buffer("seen", torch.zeros(num_codes, 1 + size), persistent=False)
-        self.register_buffer("fresh", torch.zeros(num_codes, size), persistent=False)
+        self.register_buffer("seen", torch.zeros(num_codes, 1 + num_features), persistent=False)
+        self.register_buffer("fresh", torch.zeros(num_codes, num_features), persistent=False)
 
     @property
     def vectors(self) -> Tensor:
@@ -99,12 +101,14 @@ class Codebook(nn.Module):
             TypeError, ValueError: as for `nearest`.
         """
         check_dense(h, "h")
-        if h.shape[-1:] != (self.size,):
+        if h.shape[-1:] != (self.num_features,):
             raise ValueError(
-                f"h has shape {tuple(h.shape)}, but the code vectors have size {self.size}: pass (*batch, D)"
+                f"h has shape {tuple(h.shape)}, but the code vectors have size {self.num_features}: pass (*batch, D)"
             )
         # By differences: what a matrix product computes is not 0 for equal vectors.
-        flat = torch.cdist(h.detach().reshape(-1, self.size), self.vectors, compute_mode="donot_use_mm_for_euclid_dist")
+        flat = torch.cdist(
+            h.detach().reshape(-1, self.num_features), self.vectors, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         return flat.reshape(*h.shape[:-1], self.num_codes)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _note(self, h: Tensor, k: Tensor) -> None:
-        flat = h.detach().reshape(-1, self.size)
+        flat = h.detach().reshape(-1, self.num_features)
         self.seen.index_add_(0, k.flatten(), F.pad(flat, (1, 0), value=1.0))
         edges = (flat - F.embedding(k.flatten(), self.vectors)).square().sum(-1).cumsum(0)
         places = torch.rand(self.num_codes, dtype=h.dtype, device=h.device) * edges[-1]

@@ -110,4 +110,4 @@ def test_nothing_moves_without_training():
 )
 def test_options_that_make_no_codebook_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Codebook(**{"num_codes": 3, "size": 2, **options})
+        Codebook(**{"num_codes": 3, "num_features": 2, **options})
