@@ -197,7 +197,7 @@ class VectorQuantizer(IndependentConditional):
         super().__init__(event_shape, 1, network, given_shape=given_shape)
         if self.event_shape[:1] != (codebook.num_features,):
             raise ValueError(
-                f"event_shape is {tuple(self.event_shape)}, but codebook has vectors of {codebook.num_features} features: "
+                f"event_shape is {tuple(self.event_shape)}, but codebook has {codebook.num_features} features: "
                 f"it must be ({codebook.num_features}, *places)"
             )
         self.codebook, self.commitment = codebook, check_number(commitment, "commitment", at_least=0)
