@@ -416,7 +416,8 @@ def vq_vae(
         NUM_CODES if num_codes is None else num_codes, CODE_SIZE, decay=DECAY if decay is None else decay
     )
     dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
-    shape, network = (CODE_SIZE, *places), partial(ConvNet, blocks=2, dropout=dropout, **reads)
+    shape = (CODE_SIZE, *places)
+    network: Callable[..., nn.Module] = partial(ConvNet, blocks=2, dropout=dropout, **reads)
     codes = CausalTransformer(places, codebook.num_codes, levels=codebook.num_codes, dropout=dropout, **reads)
     return VAE(
         prior=Embedded(Autoregressive(Categorical(places, codebook.num_codes, codes)), codebook),
