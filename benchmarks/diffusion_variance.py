@@ -84,15 +84,15 @@ def run(bench: Benchmark) -> None:
     learned = train(
         dgm.ContinuousDiffusion(data.event_shape, DenoisingMLP(data.event_shape, HIDDEN), schedule, levels=data.levels)
     ).eval()
-    units = schedule.units
-    schedule.units = 0
+    units = schedule.num_units
+    schedule.num_units = 0
     add(
         "continuous: independent",
         learned,
         independent(learned, x, "x_time", lambda: torch.rand(len(x), device=x.device)),
     )
     add("continuous: even", learned)
-    schedule.units = units
+    schedule.num_units = units
     add("continuous: even, learned schedule", learned)
     bench.add(f"the loss of a batch of {len(x)} digits, {draws} draws", rows)
 

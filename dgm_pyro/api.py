@@ -39,7 +39,7 @@ from dgm_pyro.families.onehot import OneHot
 from dgm_pyro.families.quantized import Embedded, VectorQuantizer
 from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
-from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
+from dgm_pyro.objectives import ELBO, IWAE, RWS, STL, DenoisingLoss, DReG, Enumerate, FreeBits, SemiSupervised, WarmUp
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Conditional, IntractableError, Program
 from dgm_pyro.registry import register
@@ -71,6 +71,7 @@ __all__ = [
     "DReG",
     "Data",
     "DeepVAE",
+    "DenoisingLoss",
     "Dequantized",
     "Diagnosis",
     "Diffusion",

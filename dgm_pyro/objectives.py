@@ -18,6 +18,13 @@ The importance-weighted bounds draw z_1 .. z_K and take, with the weights w_k = 
 With z = T(noise, phi), the gradient of log w in phi has two parts: along the *path* through z, and the direct one, the
 *score* -d log q(z | x) / d phi at fixed z. `STL` and `DReG` keep the path alone, `RWS` the score alone.
 
+A diffusion's bound is an integral over noise levels lambda = log SNR, and `DenoisingLoss` weights it otherwise,
+
+.. math::
+    -\frac12 \int w(\lambda)\, E_\epsilon \|\epsilon - \hat\epsilon(x_\lambda)\|^2\, d\lambda,
+
+where w = 1 is the bound (Kingma and Gao 2023, arXiv 2303.00848, equation 10). Any other w is no bound on log p(x).
+
 A tractable program has no bound to tighten: there every objective is the exact log p(x).
 """
 
@@ -40,6 +47,7 @@ from dgm_pyro.checks import check_count, check_number, check_type, close_to
 from dgm_pyro.factors import is_cost
 from dgm_pyro.program import (
     Program,
+    Weighting,
     batch_plates,
     guide_trace,
     hidden,
@@ -52,6 +60,7 @@ from dgm_pyro.program import (
     support_of,
     traces,
     unwrapped,
+    weighting_errors,
 )
 
 __all__ = [
@@ -62,20 +71,27 @@ __all__ = [
     "STL",
     "Bound",
     "DReG",
+    "DenoisingLoss",
+    "EDMWeight",
     "Enumerate",
     "FreeBits",
     "HasFormula",
+    "MinSNRWeight",
     "Objective",
     "SemiSupervised",
+    "SimpleWeight",
     "VariationalBound",
     "WarmUp",
     "annealed",
     "beta",
+    "edm",
     "elbo",
     "elbo_of_traces",
     "exact",
+    "min_snr",
     "objective_named",
     "rloo",
+    "simple",
     "vimco",
 ]
 
@@ -530,6 +546,128 @@ class SemiSupervised(HasFormula):
         return Bound((q * (inner.value - log_q.T)).sum(0), (q * (inner.surrogate - log_q.T)).sum(0))
 
 
+@dataclass(frozen=True)
+class SimpleWeight:
+    """E |noise - predicted noise|^2 at times drawn evenly (Ho et al. 2020, equation 14)."""
+
+    formula: ClassVar[str] = r"-E_{t, \epsilon} [\|\epsilon - \hat\epsilon\|^2]"
+
+    def __call__(self, log_snr: Tensor, fall: Tensor) -> Tensor:
+        return 2 / fall
+
+
+@dataclass(frozen=True)
+class MinSNRWeight:
+    """E min(SNR, gamma) |x_0 - predicted x_0|^2 at times drawn evenly.
+
+    Args:
+        gamma: the largest weight; with a very large one, it is `SimpleWeight`.
+
+    Source: Hang et al. 2023 (arXiv 2303.09556), section 3.4.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_number(self.gamma, "gamma", above=0)
+
+    @property
+    def formula(self) -> str:
+        return rf"-E_{{t, \epsilon}} [\min(\mathrm{{SNR}}(t), {self.gamma:g}) \, \|x - \hat x\|^2]"
+
+    def __call__(self, log_snr: Tensor, fall: Tensor) -> Tensor:
+        return 2 / fall * (self.gamma * (-log_snr).exp()).clamp(max=1)
+
+
+@dataclass(frozen=True)
+class EDMWeight:
+    """E |F - target|^2 of the network F of predict="edm", log(sigma / alpha) drawn from N(-1.2, 1.2^2).
+
+    Args:
+        sigma_data: standard deviation of the data, as for predict="edm". Other predictions have the same error of x_0.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), equation 8 and table 1.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number(self.sigma_data, "sigma_data", above=0)
+
+    @property
+    def formula(self) -> str:
+        return (
+            r"-E_{\lambda \sim N(2.4, 2.4^2), \epsilon} "
+            rf"[(e^\lambda + {self.sigma_data:g}^{{-2}}) \, \|x - \hat x\|^2]"
+        )
+
+    def __call__(self, log_snr: Tensor, fall: Tensor) -> Tensor:
+        density = (-0.5 * ((log_snr - 2.4) / 2.4) ** 2).exp() / (2.4 * math.sqrt(2 * math.pi))
+        return 2 * density * (1 + (-log_snr).exp() / self.sigma_data**2)
+
+
+@dataclass(frozen=True)
+class DenoisingLoss(VariationalBound):
+    """The weighted squared error of a diffusion's denoiser, which is no bound on log p(x).
+
+    The denoiser learns from this error alone. The variance v of its prediction, which the bound depends on and the
+    error does not, learns from the bound, in which the prediction is held (Nichol and Dhariwal 2021, section 3.1, for
+    the variances of the steps). A learned noise schedule is held, too. `dgm.fit` validates by the bound, and
+    `dgm.evaluate` reports it. In discrete time, the density of noise levels in `EDMWeight` is that of the steps.
+
+    Args:
+        weight: ``weight(log_snr, fall)``, the weight w in place of the bound's 1, in the shape of its arguments: the
+            log signal-to-noise ratio of a time, and -d log_snr / dt there.
+
+    Raises:
+        ValueError: the program is no diffusion of x in its plated form, or predicts levels.
+    """
+
+    weight: Weighting = field(default_factory=SimpleWeight)
+    unit: ClassVar[str] = "weighted squared error, no bound"
+
+    def __post_init__(self) -> None:
+        if not callable(self.weight):
+            raise TypeError(f"weight must be callable, as SimpleWeight(), got {self.weight!r}")
+
+    @property
+    def validation(self) -> ELBO:
+        """The bound, by which epochs are compared."""
+        return ELBO()
+
+    @property
+    def formula(self) -> str:
+        by_hand = r"-\frac{1}{2} \int w(\lambda) \, E_\epsilon \|\epsilon - \hat\epsilon\|^2 \, d\lambda"
+        return getattr(self.weight, "formula", by_hand) + r" \quad (\mathrm{no\ bound})"
+
+    def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
+        with weighting_errors(self.weight):
+            stated = elbo(program, x, given, observed=observed)
+        site = f"{program.variable}_weighted_kl"
+        error = stated.kl.get(site)
+        if error is None:
+            raise ValueError(
+                f"{self} weights the error of a denoiser of {program.variable}, which {type(program).__name__} does "
+                "not state: use it for a Diffusion or a ContinuousDiffusion, and 'elbo' for all others"
+            )
+        return Bound(-error, _nothing(stated.surrogate) - error.detach(), {}, {site: error})
+
+
+def simple() -> DenoisingLoss:
+    """A diffusion's error of the noise, evenly over time (Ho et al. 2020): no bound."""
+    return DenoisingLoss(SimpleWeight())
+
+
+def min_snr(gamma: float = 5.0) -> DenoisingLoss:
+    """A diffusion's error of the noise, less of it where there is little noise (Hang et al. 2023): no bound."""
+    return DenoisingLoss(MinSNRWeight(gamma))
+
+
+def edm(sigma_data: float = 0.5) -> DenoisingLoss:
+    """A diffusion's error of the preconditioned network, mostly at middle noise (Karras et al. 2022): no bound."""
+    return DenoisingLoss(EDMWeight(sigma_data))
+
+
 def beta(weight: float = 4.0) -> ELBO:
     """The ELBO with its KL weighted: above 1 for simpler latents, below 1 for sharper data (Higgins et al. 2017)."""
     check_number(weight, "weight", at_least=0)
@@ -565,6 +703,9 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "vimco": vimco,
     "enumerate": Enumerate,
     "semi-supervised": SemiSupervised,
+    "simple": simple,
+    "min-snr": min_snr,
+    "edm": edm,
 }
 
 # Those that compare samples with data, by name; `adversarial` fills it.
@@ -611,7 +752,9 @@ def objective_named(text: str) -> Objective:
     make = known[name]
     if not colon:
         return make()
-    first = next(iter(inspect.signature(make).parameters.values()))
+    first = next(iter(inspect.signature(make).parameters.values()), None)
+    if first is None:
+        raise ValueError(f"objective {text!r}: {name} takes no number, got {argument!r}: write {name}")
     kind = type(first.default)
     try:
         value = kind(argument)

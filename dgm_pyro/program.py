@@ -19,6 +19,7 @@ left, and the networks never see them: `call_network` folds them away.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import hashlib
 import itertools
@@ -926,6 +927,27 @@ class Guide(_View):
 
 
 # -- traces ------------------------------------------------------------------------------------------------------------
+
+
+Weighting = Callable[[Tensor, Tensor], Tensor]
+"""The weight of an error at a noise level, of the log signal-to-noise ratio and of its fall."""
+
+_weighting: contextvars.ContextVar[Weighting | None] = contextvars.ContextVar("weighting", default=None)
+
+
+@contextlib.contextmanager
+def weighting_errors(weight: Weighting) -> Iterator[None]:
+    """Diffusions state their weighted errors beside the bound, in which their predictions are constants meanwhile."""
+    token = _weighting.set(weight)
+    try:
+        yield
+    finally:
+        _weighting.reset(token)
+
+
+def weighting() -> Weighting | None:
+    """What `weighting_errors` sets."""
+    return _weighting.get()
 
 
 @contextlib.contextmanager

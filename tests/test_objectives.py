@@ -28,9 +28,12 @@ from dgm_pyro.objectives import (
     OBJECTIVES,
     RWS,
     STL,
+    DenoisingLoss,
     DReG,
+    EDMWeight,
     Enumerate,
     FreeBits,
+    MinSNRWeight,
     VariationalBound,
     WarmUp,
     elbo,
@@ -560,6 +563,9 @@ def test_an_objective_by_its_name_has_its_defaults(name):
         ("free-bits:0.5", FreeBits(0.5)),
         ("enumerate:64", Enumerate(64)),
         ("semi-supervised:50", SemiSupervised(50.0)),
+        ("simple", DenoisingLoss()),
+        ("min-snr:3", DenoisingLoss(MinSNRWeight(3.0))),
+        ("edm:0.3", DenoisingLoss(EDMWeight(0.3))),
     ],
 )
 def test_an_argument_follows_the_name(text, objective):
@@ -583,6 +589,8 @@ def test_an_argument_follows_the_name(text, objective):
         ("annealed:2", "fraction must be a number above 0 and at most 1"),
         ("free-bits:-3", "nats must be a number of at least 0"),
         ("enumerate:0", "max_outcomes must be a positive integer"),
+        ("simple:2", "objective 'simple:2': simple takes no number, got '2': write simple"),
+        ("min-snr:0", "gamma must be a number above 0, got 0"),
     ],
 )
 def test_a_name_that_does_not_fit_is_refused(text, message):
@@ -879,7 +887,12 @@ def test_the_formula_of_a_game_is_what_the_critic_ascends(game):
 def test_every_objective_has_a_formula_that_can_be_set():
     """By matplotlib's mathtext, which knows less of LaTeX than a notebook."""
     objectives = [objective_named(name) for name in OBJECTIVES | COMPARISONS]
-    objectives += [RWS(sleep=0.5), FreeBits(per_feature=True), *map(Adversarial, GAMES)]
+    objectives += [
+        DenoisingLoss(lambda log_snr, fall: fall),
+        RWS(sleep=0.5),
+        FreeBits(per_feature=True),
+        *map(Adversarial, GAMES),
+    ]
     parser = MathTextParser("path")
     for objective in objectives:
         assert objective._repr_latex_() == f"$${objective.formula}$$"

@@ -45,7 +45,7 @@ from dgm_pyro.families.conditionals import positive
 from dgm_pyro.families.diffusion import Denoised, Denoising, Even, ReverseChain, noising
 from dgm_pyro.families.ode import solve
 from dgm_pyro.families.samplers import Spacing, Time
-from dgm_pyro.program import differentiating
+from dgm_pyro.program import differentiating, weighting
 from dgm_pyro.registry import register
 
 __all__ = ["ContinuousDiffusion", "LogSNR"]
@@ -135,7 +135,7 @@ class ContinuousDiffusion(Denoising):
             the log signal-to-noise ratio.
         noise_schedule: a `LogSNR`, or "linear" (fixed), or "learned".
         num_steps: T of the chain that `unroll` writes out, and that `sample` takes by default; training knows no steps.
-        predict, levels, label_dropout: as in `Diffusion`.
+        predict, levels, label_dropout, sigma_data: as in `Diffusion`.
 
     Sites of ``joint("x")``: ``x``, ``x_first`` (x at t = 0), ``x_time`` (u), ``x_t``, and the factors
     ``x_likelihood``, ``x_T_kl``, ``x_kl``; in training, with a learned density of times, ``x_schedule_kl``, which is
@@ -154,8 +154,9 @@ class ContinuousDiffusion(Denoising):
         predict: str = "v",
         levels: int | None = None,
         label_dropout: float = 0.0,
+        sigma_data: float = 0.5,
     ):
-        super().__init__(event_shape, denoiser, predict, levels, label_dropout)
+        super().__init__(event_shape, denoiser, predict, levels, label_dropout, sigma_data)
         if isinstance(noise_schedule, str):
             if noise_schedule not in CONTINUOUS_SCHEDULES:
                 names = ", ".join(CONTINUOUS_SCHEDULES)
@@ -167,9 +168,9 @@ class ContinuousDiffusion(Denoising):
             raise ValueError(f"num_steps must be an int of at least 2, the ends of time, got {num_steps!r}")
         self.noise_schedule, self.num_steps = noise_schedule, num_steps
         if predict != "levels":
-            # sqrt(v) per feature at t = 0: at first, what it is for data of unit variance.
+            # sqrt(v) per feature at t = 0: at first, what it is for Normal data of variance sigma_data^2.
             with torch.no_grad():
-                start = torch.sigmoid(-noise_schedule.highest).sqrt()
+                _, _, start = self.preconditioning(torch.zeros((), dtype=noise_schedule.highest.dtype))
             start = start if levels is None else start.clamp_min(1 / (levels - 1))
             self.raw_scale = nn.Parameter(start.expm1().log().expand(self.event_shape).clone())
 
@@ -179,7 +180,7 @@ class ContinuousDiffusion(Denoising):
         return t if t.is_floating_point() else (t - 1).to(self.noise_schedule.highest.dtype) / (self.num_steps - 1)
 
     def noise_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        log_snr = self._wide(self.noise_schedule(self._real(t)))
+        log_snr = self._wide(_held(self.noise_schedule(self._real(t))))
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
     def clock(self, t: Tensor) -> Tensor:
@@ -191,9 +192,9 @@ class ContinuousDiffusion(Denoising):
         return torch.where(self._wide(self._real(t) == 0), v, torch.zeros_like(v))
 
     def posterior_variance(self, t: Tensor) -> Tensor:
-        """v at t = 0; elsewhere sigma_t^2, that of data of unit variance, or v where that is more."""
-        v, (_, sigma) = positive(self.raw_scale) ** 2, self.noise_at(t)
-        return torch.where(self._wide(self._real(t) == 0), v, torch.maximum(v, sigma**2))
+        """v at t = 0; elsewhere that of Normal data of variance sigma_data^2, or v where that is more."""
+        v, (_, _, scale) = positive(self.raw_scale) ** 2, self.preconditioning(t)
+        return torch.where(self._wide(self._real(t) == 0), v, torch.maximum(v, scale**2))
 
     def zeros(self, *batch: int) -> Tensor:
         return self.noise_schedule.highest.new_zeros((*batch, *self.event_shape))
@@ -219,11 +220,13 @@ class ContinuousDiffusion(Denoising):
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         first, u, t, slope, x_t = self._noising(name, x0)
         at_first, at_t = self._denoise_both((first, torch.zeros_like(t)), (x_t, t), given)
+        log_snr, width = _held(self.noise_schedule(t)), _held(self.noise_schedule.width)
+        at_t = self._weigh(name, x0, at_t, (log_snr, width.expand_as(t)), slope)
+        at_first = at_first if weighting() is None else at_first.held()
         pyro.factor(f"{name}_likelihood", self.likelihood(at_first).log_prob(x))
-        snr, fall = self.noise_schedule(t).exp(), self.noise_schedule.width * slope
-        loss = 0.5 * fall * snr * self._sum((x0 - at_t.x0) ** 2)
+        loss = 0.5 * width * slope * log_snr.exp() * self._sum((x0 - at_t.x0) ** 2)
         pyro.factor(f"{name}_kl", -loss)
-        if self.training and self.noise_schedule.num_units > 0:
+        if self.training and self.noise_schedule.num_units > 0 and weighting() is None:
             square = loss.detach() ** 2
             descended = -square / square.mean() * self.noise_schedule.log_density(u)
             pyro.factor(f"{name}_schedule_kl", descended.detach() - descended)
@@ -319,3 +322,8 @@ class ContinuousDiffusion(Denoising):
         prior = dist.Normal(0.0, 1.0).log_prob(alpha * end[:, :dims]).sum(-1) + dims * alpha.log()
         log_prob = prior + end[:, dims:].T
         return log_prob[0] if probes is None else log_prob
+
+
+def _held(level: Tensor) -> Tensor:
+    """A noise level; a constant within `weighting_errors`: a weighted error is least where there is no noise at all."""
+    return level if weighting() is None else level.detach()

@@ -18,8 +18,21 @@ bound on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
 Two forms of one model, on the same parameters. *Plated* (`Diffusion`): a plate over time, subsampled, states the
 sum. *Unrolled* (`Diffusion.unroll`): one site per step, ``x_1 .. x_T``, the definition, to be conditioned anywhere.
 
+*Preconditioning.* With ``predict="edm"`` the network F sees an input of unit variance, and its target has unit
+variance, at every noise level. For data of variance :math:`s^2` (``sigma_data``), x_t has the variance
+:math:`d_t^2 = \alpha_t^2 s^2 + \sigma_t^2`, and
+
+.. math::
+    \hat x_0 = c_{skip} x_t + c_{out} F(c_{in} x_t), \qquad
+    c_{in} = \frac{1}{d_t}, \quad c_{skip} = \frac{\alpha_t s^2}{d_t^2}, \quad c_{out} = \frac{\sigma_t s}{d_t}.
+
+Karras et al. (2022, table 1) write this for :math:`y = x_t / \alpha_t`, whose noise has the scale
+:math:`\sigma_t / \alpha_t`: their c_out is the same, their c_skip and c_in are :math:`\alpha_t` times these. The
+network is told :math:`c_{noise} = \tfrac14 \log (\sigma_t / \alpha_t)`, moved and scaled to [0, 1]. For s = 1, F is
+-v.
+
 Source: Sohl-Dickstein et al. 2015 (arXiv 1503.03585); Ho, Jain and Abbeel 2020 (arXiv 2006.11239); Bao et al. 2022
-(Analytic-DPM, arXiv 2201.06503).
+(Analytic-DPM, arXiv 2201.06503); Karras et al. 2022 (EDM, arXiv 2206.00364).
 """
 
 from __future__ import annotations
@@ -45,7 +58,7 @@ from dgm_pyro.families import distributions
 from dgm_pyro.families.conditionals import Normal, check_levels, positive
 from dgm_pyro.families.samplers import Heun, Sampler, Spacing, Time, run_sampler, sampler_named, spacing_named
 from dgm_pyro.networks.mlp import to_unit
-from dgm_pyro.program import Program, call_network
+from dgm_pyro.program import Program, call_network, weighting
 from dgm_pyro.registry import register
 
 __all__ = [
@@ -71,6 +84,9 @@ class Schedule(nn.Module):
 
     Attributes:
         alpha, sigma: signal and noise scale, ``(T + 1,)``, with alpha_0 = 1.
+        log_snr: log of alpha^2 / sigma^2, ``(T + 1,)``; 0 at t = 0, where it is infinite.
+        fall: T (SNR(t - 1) / SNR(t) - 1), the relative fall of the ratio in a time of 1, ``(T + 1,)``; at t = 1 that
+            of t = 2, or 1 where there is none.
 
     Raises:
         ValueError: ``alpha_bar`` is no such sequence.
@@ -81,6 +97,8 @@ class Schedule(nn.Module):
     from_clean: Tensor
     from_noisy: Tensor
     spread: Tensor
+    log_snr: Tensor
+    fall: Tensor
 
     def __init__(self, alpha_bar: Tensor | Sequence[float]):
         super().__init__()
@@ -101,6 +119,10 @@ class Schedule(nn.Module):
         # In double precision, for any precision of the program: samplers reckon with these, one time at a time.
         levels = torch.stack([bar.sqrt(), (1 - bar).sqrt(), bar.log() - (1 - bar).log()], 1)
         self.times = [Time(t, *level) for t, level in enumerate(levels.tolist(), 1)]
+        log_snr = levels[:, 2]
+        fall = self.num_steps * (-log_snr.diff()).expm1() if self.num_steps > 1 else torch.ones(1)
+        self._constant("log_snr", _after_zero(log_snr))
+        self._constant("fall", _after_zero(torch.cat([fall[:1], fall])[-self.num_steps :]))
         bar = torch.cat([bar.new_ones(1), bar])
         t = torch.arange(1, self.num_steps + 1)
         s = t - 1
@@ -154,7 +176,7 @@ def log_snr(num_steps: int, highest: float = 6.0, lowest: float = -6.0) -> Sched
 SCHEDULES = {"linear": linear, "cosine": cosine, "log-snr": log_snr}
 # Of importance-sampled times: the share drawn evenly, and how much of a mean square outlives one more observation.
 EVEN_SHARE, MEMORY = 0.05, 0.98
-PREDICTIONS = ("noise", "x0", "v", "levels")
+PREDICTIONS = ("noise", "x0", "v", "edm", "levels")
 
 
 def check_steps(num_steps: int) -> None:
@@ -188,16 +210,19 @@ class Denoising(Program):
         predict: str,
         levels: int | None,
         label_dropout: float,
+        sigma_data: float,
     ):
         super().__init__()
         self.event_shape = as_shape(event_shape)
         if not isinstance(denoiser, nn.Module):
             raise TypeError(f"denoiser must be a torch.nn.Module, got {type(denoiser).__name__}")
         check_choice(predict, PREDICTIONS, "predict")
+        check_number(sigma_data, "sigma_data", above=0)
         check_number(label_dropout, "label_dropout")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must be a probability below 1, got {label_dropout}")
         self.denoiser, self.predict = denoiser, predict
+        self.sigma_data = float(sigma_data) if predict == "edm" else 1.0
         self.levels = None if levels is None else check_levels(levels)
         self.label_dropout = label_dropout
         self.num_classes = getattr(denoiser, "num_classes", None)
@@ -207,7 +232,7 @@ class Denoising(Program):
             raise ValueError("label_dropout needs a denoiser with num_classes: only labels can be hidden")
         if predict == "levels":
             if levels is None:
-                raise ValueError("predict='levels' needs integer data: pass levels, or predict 'noise', 'x0' or 'v'")
+                raise ValueError("predict='levels' needs integer data: pass levels, or predict 'v' or 'edm'")
             self.register_buffer("grid", to_unit(torch.arange(levels), levels), persistent=False)
 
     # -- what a subclass says ----------------------------------------------------------------------------------------
@@ -237,6 +262,15 @@ class Denoising(Program):
         raise NotImplementedError
 
     # -- the pieces of the equations -----------------------------------------------------------------------------------
+
+    def preconditioning(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_in, c_skip and c_out at t, for data of the scale `sigma_data`; in the shapes of `noise_at`.
+
+        c_out is also the standard deviation of x_0 given x_t, for Normal data.
+        """
+        alpha, sigma = self.noise_at(t)
+        scale = ((alpha * self.sigma_data) ** 2 + sigma**2).sqrt()
+        return 1 / scale, alpha * (self.sigma_data / scale) ** 2, sigma * (self.sigma_data / scale)
 
     def clean(self, x: Tensor) -> Tensor:
         """x as the chain's x_0: integers scaled to [-1, 1], reals as they are."""
@@ -278,13 +312,19 @@ class Denoising(Program):
             mean = (probabilities * self.grid).sum(-1)
             return Denoised(mean, (probabilities * (self.grid - mean.unsqueeze(-1)) ** 2).sum(-1), logits)
         if self.predict == "noise":
-            return Denoised((x_t - sigma * prediction) / alpha, self.denoised_variance(t))
-        return Denoised(
-            alpha * x_t - sigma * prediction if self.predict == "v" else prediction, self.denoised_variance(t)
-        )
+            x0 = (x_t - sigma * prediction) / alpha
+        elif self.predict == "v":
+            x0 = alpha * x_t - sigma * prediction
+        elif self.predict == "edm":
+            _, c_skip, c_out = self.preconditioning(t)
+            x0 = c_skip * x_t + c_out * prediction
+        else:
+            x0 = prediction
+        return Denoised(x0, self.denoised_variance(t))
 
     def _predict(self, x_t: Tensor, t: Tensor, given: Any) -> Tensor:
-        inputs: tuple[Any, ...] = (x_t, self.clock(t).to(x_t.dtype))
+        seen = self.preconditioning(t)[0] * x_t if self.predict == "edm" else x_t
+        inputs: tuple[Any, ...] = (seen, self.clock(t).to(x_t.dtype))
         shapes: tuple[Any, ...] = (self.event_shape, torch.Size())
         if self.conditional:
             inputs, shapes = (*inputs, given), (*shapes, self.given_shape)
@@ -317,6 +357,27 @@ class Denoising(Program):
     def zeros(self, *batch: int) -> Tensor:
         """Zeros, ``(*batch, *event_shape)``, in the precision and on the device of the chain."""
         raise NotImplementedError
+
+    def _weigh(
+        self, name: str, x0: Tensor, denoised: Denoised, level: tuple[Tensor, Tensor], share: Tensor | float
+    ) -> Denoised:
+        """What the bound is stated with: the denoised x_0; within `weighting_errors`, a constant.
+
+        There the error itself is a factor of its own, ``<name>_weighted_kl``. ``level`` is the log signal-to-noise
+        ratio and its fall, ``(*batch,)`` each, and ``share`` what a time counts in the mean over all.
+        """
+        weight = weighting()
+        if weight is None:
+            return denoised
+        if denoised.logits is not None:
+            raise ValueError(
+                "weighted errors are those of a predicted x_0, but this program predicts levels: build it with "
+                "predict='v' or 'edm', or train it by 'elbo'"
+            )
+        log_snr, fall = level
+        error = self._sum((x0 - denoised.x0) ** 2)
+        pyro.factor(f"{name}_weighted_kl", -0.5 * share * weight(log_snr, fall) * fall * log_snr.exp() * error)
+        return denoised.held()
 
     def _wide(self, value: Tensor) -> Tensor:
         """``(*batch,)`` in a shape that broadcasts with x."""
@@ -447,15 +508,16 @@ class Diffusion(Denoising):
         denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x.
         noise_schedule: a `Schedule`, or one of "linear", "cosine", "log-snr".
         num_steps: T, for a schedule given by name.
-        predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), or,
-            for integers, "levels": logits of a prior over the levels of each feature, ``(B, levels, *event_shape)``,
-            which Bayes' rule turns into p(x_0 | x_t) with the known noise; its mean is the denoised x_0, its variance
-            v.
+        predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), "edm"
+            (preconditioned, Karras et al. 2022: see the module), or, for integers, "levels": logits of a prior over the
+            levels of each feature, ``(B, levels, *event_shape)``, which Bayes' rule turns into p(x_0 | x_t) with the
+            known noise; its mean is the denoised x_0, its variance v.
         levels: x takes the integers 0 .. levels - 1 (scaled to [-1, 1] for the chain), and p(x_0 | x_1) is a
             discretized logistic (with "levels", that Categorical), so that the bound is on a mass; None for reals,
             where p(x_0 | x_1) is Normal.
         subsample: how many times per datum a step of training looks at.
         label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
+        sigma_data: standard deviation of the data that "edm" is preconditioned for; of integers, once they are scaled.
         importance: whether training looks more often at the times whose terms are large: with probabilities
             proportional to the root mean square of each time's term so far, which is kept in a buffer. The terms are
             weighted accordingly, and the bound does not change (Nichol and Dhariwal 2021, section 3.3).
@@ -479,9 +541,10 @@ class Diffusion(Denoising):
         levels: int | None = None,
         subsample: int = 1,
         label_dropout: float = 0.0,
+        sigma_data: float = 0.5,
         importance: bool = False,
     ):
-        super().__init__(event_shape, denoiser, predict, levels, label_dropout)
+        super().__init__(event_shape, denoiser, predict, levels, label_dropout, sigma_data)
         if isinstance(noise_schedule, str):
             if noise_schedule not in SCHEDULES:
                 raise ValueError(
@@ -498,9 +561,9 @@ class Diffusion(Denoising):
         if importance:
             self.register_buffer("mean_square", torch.ones(self.num_steps))
         if predict != "levels":
-            # sqrt(v) per time and feature: at first, what it is for data of unit variance.
-            start = noise_schedule.sigma[1:] if levels is None else noise_schedule.sigma[1:].clamp_min(1 / (levels - 1))
-            start = start.expm1().log().reshape(-1, *(1,) * len(self.event_shape))
+            # sqrt(v) per time and feature: at first, what it is for Normal data of variance sigma_data^2.
+            _, _, start = self.preconditioning(torch.arange(1, num_steps + 1))
+            start = (start if levels is None else start.clamp_min(1 / (levels - 1))).expm1().log()
             self.raw_scale = nn.Parameter(start.expand(-1, *self.event_shape).clone())
 
     # -- the pieces of the equations -------------------------------------------------------------------------------
@@ -509,6 +572,9 @@ class Diffusion(Denoising):
         return self._at("alpha", t), self._at("sigma", t)
 
     def clock(self, t: Tensor) -> Tensor:
+        if self.predict == "edm":  # c_noise, from 0 to 1
+            fallen = self.noise_schedule.log_snr[1] - self.noise_schedule.log_snr
+            return fallen[t] / fallen[-1] if self.num_steps > 1 else torch.zeros_like(fallen[t])
         return t.to(self.noise_schedule.alpha.dtype) / self.num_steps
 
     def denoised_variance(self, t: Tensor) -> Tensor:
@@ -547,6 +613,8 @@ class Diffusion(Denoising):
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         with self._noising(name, x0) as (t, weight, x_t):
             denoised = self.denoise(x_t, t, self._hide(given, x_t))
+            level = (self.noise_schedule.log_snr[t], self.noise_schedule.fall[t])
+            denoised = self._weigh(name, x0, denoised, level, weight / self.num_steps)
             kl = kl_divergence(self.reverse(x_t, t, x0), self.reverse(x_t, t, denoised))
             pyro.factor(f"{name}_kl", torch.where(t > 1, -weight * kl, torch.zeros_like(kl)))
             last = self.likelihood(denoised).log_prob(x)
@@ -614,6 +682,10 @@ class Denoised:
     x0: Tensor
     variance: Tensor
     logits: Tensor | None = None
+
+    def held(self) -> Denoised:
+        """The same x_0 as a constant, its variance as it is."""
+        return Denoised(self.x0.detach(), self.variance)
 
 
 def evenly(shape: torch.Size, like: Tensor) -> Tensor:

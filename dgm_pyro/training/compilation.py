@@ -438,7 +438,8 @@ def _follows_its_schedules(objective: Any) -> bool:
 
 
 def _schedules(objective: Any) -> dict[str, Callable[[float], float]]:
-    fields = dataclasses.fields(objective) if dataclasses.is_dataclass(objective) else ()
+    changes = hasattr(objective, "at") and dataclasses.is_dataclass(objective)
+    fields = dataclasses.fields(objective) if changes else ()
     values = {field.name: getattr(objective, field.name) for field in fields}
     return {name: value for name, value in values.items() if callable(value)}
 

@@ -243,7 +243,8 @@ class Training:
         self.codebooks = [module for module in program.modules() if isinstance(module, Codebook)]
         self.shuffling = torch.Generator().manual_seed(options.seed)
         unit = getattr(maximize, "unit", History.unit)
-        self.history = History(unit=unit, validation_unit=getattr(getattr(maximize, "validation", None), "unit", unit))
+        judged_by = getattr(getattr(maximize, "validation", maximize), "unit", History.unit)
+        self.history = History(unit=unit, validation_unit=judged_by)
         # The weights of the best epoch and of the last, as they were validated; at first, what the program came with.
         self.best = self.last = _state(program)
         made = {"the objective": maximize, "the optimizer": optimizer, "the scheduler": lr_schedule}

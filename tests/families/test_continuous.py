@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from programs import denoised_normal, jittered
 from scipy import stats
-from test_diffusion import assert_mean, slope
+from test_diffusion import assert_mean, assert_preconditioned, slope
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
@@ -17,7 +17,7 @@ from dgm_pyro.families import ode
 from dgm_pyro.families.continuous import Even
 from dgm_pyro.families.samplers import SAMPLERS, SPACINGS
 from dgm_pyro.networks import DenoisingMLP
-from dgm_pyro.objectives import elbo
+from dgm_pyro.objectives import DenoisingLoss, elbo, objective_named
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -95,7 +95,7 @@ def test_the_bound_is_the_limit_of_the_chains():
     assert slope(steps[:-1], gaps[:-1]) == pytest.approx(-1, abs=0.3)
 
 
-@pytest.mark.parametrize("predict", ["noise", "x0", "v"])
+@pytest.mark.parametrize("predict", ["noise", "x0", "v", "edm"])
 def test_the_terms_are_the_integrand_by_finite_differences(predict):
     """-SNR'(t) / 2 |x - x_hat|^2, the derivative of the schedule taken numerically; and all else by hand."""
     program = small(noise_schedule="learned", predict=predict).eval()
@@ -112,6 +112,63 @@ def test_the_terms_are_the_integrand_by_finite_differences(predict):
     torch.testing.assert_close(stated["x_kl"], expected, rtol=1e-6, atol=1e-9)
     last = program.likelihood(program.denoise(first, torch.zeros(5)))
     torch.testing.assert_close(stated["x_likelihood"], last.log_prob(x))
+
+
+def test_what_edm_sees_and_predicts_has_unit_variance_at_every_time():
+    program = small(predict="edm", sigma_data=0.3)
+    assert_preconditioned(program, torch.linspace(0, 1, 50), 0.3)
+
+
+def test_the_exact_denoiser_has_one_bound_as_the_network_of_edm():
+    mean, scale = mean_and_scale()
+    expected = gaussian(mean, torch.diag(scale**2))
+
+    class Network(nn.Module):
+        def forward(self, x, t):
+            c_in, c_skip, c_out = program.preconditioning(t)
+            x_t = x / c_in
+            return (expected.denoiser(x_t, t) - c_skip * x_t) / c_out
+
+    program = dgm.ContinuousDiffusion(2, Network(), expected.noise_schedule, predict="edm").eval()
+    program.raw_scale = expected.raw_scale
+    x, bounds = mean + scale * torch.randn(20, 2), []
+    for each in (expected, program):
+        torch.manual_seed(0)
+        bounds.append(elbo(each, x).value)
+    torch.testing.assert_close(*bounds)
+
+
+@pytest.mark.parametrize("noise_schedule", ["linear", "learned"])
+def test_weight_one_is_the_bound(noise_schedule):
+    """In value, and in the denoiser's gradient of the integral; and no schedule learns from a weighted error."""
+    program = small(noise_schedule=noise_schedule, predict="edm").eval()
+    x = torch.randn(6, 2)
+    torch.manual_seed(0)
+    bound = elbo(program, x)
+    torch.manual_seed(0)
+    found = DenoisingLoss(lambda log_snr, fall: torch.ones_like(fall))(program, x)
+    torch.testing.assert_close(found.value, -bound.kl["x_kl"])
+    rest = bound.reconstruction["x_likelihood"] - bound.kl["x_T_kl"]
+    torch.testing.assert_close(found.value + rest, bound.value)
+    denoiser = [*program.denoiser.parameters()]
+    ours, theirs = (
+        torch.autograd.grad(v.sum(), denoiser, retain_graph=True) for v in (found.surrogate, -bound.kl["x_kl"])
+    )
+    torch.testing.assert_close(ours, theirs)
+    (-found.surrogate.sum()).backward()
+    assert all(p.grad is None for p in program.noise_schedule.parameters())
+    torch.testing.assert_close(program.raw_scale.grad, -torch.autograd.grad(rest.sum(), program.raw_scale)[0])
+
+
+def test_simple_is_the_error_of_the_noise_evenly_in_time_whatever_times_are_drawn():
+    program = small(noise_schedule="learned", predict="noise").eval()
+    x = torch.randn(1, 2).expand(20000, 2)
+    with torch.no_grad():
+        found = objective_named("simple")(program, x).value
+        t, noise = torch.rand(20000), torch.randn(20000, 2)
+        alpha, sigma = program.noise_at(t)
+        by_hand = -(noise - program.denoiser(alpha * x + sigma * noise, t)).square().sum(-1)
+    assert_mean(found - by_hand)
 
 
 def test_one_network_call_serves_both_terms():

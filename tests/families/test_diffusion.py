@@ -21,7 +21,8 @@ from torch.distributions import Categorical, MultivariateNormal, Normal, kl_dive
 import dgm_pyro as dgm
 from dgm_pyro.families.diffusion import SCHEDULES, Denoised, _Shift
 from dgm_pyro.networks import MLP, DenoisingMLP, DenoisingUNet
-from dgm_pyro.objectives import elbo
+from dgm_pyro.objectives import DenoisingLoss, EDMWeight, elbo, objective_named
+from dgm_pyro.program import seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -239,9 +240,186 @@ def test_all_predictions_of_one_clean_x_agree():
     x0, noise, t = torch.randn(4, 3), torch.randn(4, 3), torch.arange(1, 5)
     alpha, sigma = schedule.alpha[1:, None], schedule.sigma[1:, None]
     x_t = alpha * x0 + sigma * noise
-    for predict, prediction in {"x0": x0, "noise": noise, "v": alpha * noise - sigma * x0}.items():
-        program = dgm.Diffusion(3, Constant(prediction), schedule, predict=predict)
+    # Karras et al. 2022, table 1, on y = x_t / alpha with noise of scale sigma / alpha, for data of scale 0.3.
+    y, scale = x_t / alpha, sigma / alpha
+    c_skip, c_out = 0.09 / (scale**2 + 0.09), scale * 0.3 / (scale**2 + 0.09).sqrt()
+    predictions = {"x0": x0, "noise": noise, "v": alpha * noise - sigma * x0, "edm": (x0 - c_skip * y) / c_out}
+    for predict, prediction in predictions.items():
+        program = dgm.Diffusion(3, Constant(prediction), schedule, predict=predict, sigma_data=0.3)
         torch.testing.assert_close(program.denoise(x_t, t).x0, x0, rtol=1e-9, atol=1e-12)
+    v = dgm.Diffusion(3, Constant(-predictions["v"]), schedule, predict="edm", sigma_data=1.0)
+    torch.testing.assert_close(v.denoise(x_t, t).x0, x0, rtol=1e-9, atol=1e-12)
+
+
+def assert_preconditioned(program, t, s):
+    """For x_0 of variance s^2, c_in x_t and (x_0 - c_skip x_t) / c_out have unit variance, and are uncorrelated."""
+    alpha, sigma = (level.flatten() for level in program.noise_at(t))
+    c_in, c_skip, c_out = (each.flatten() for each in program.preconditioning(t))
+    one = torch.ones_like(alpha)
+    torch.testing.assert_close(c_in**2 * (alpha**2 * s**2 + sigma**2), one, rtol=1e-9, atol=0)
+    of_x0, of_noise = (1 - c_skip * alpha) / c_out, -c_skip * sigma / c_out
+    torch.testing.assert_close(of_x0**2 * s**2 + of_noise**2, one, rtol=1e-6, atol=0)
+    torch.testing.assert_close(of_x0 * alpha * s**2 + of_noise * sigma, 0 * one, rtol=0, atol=1e-6)
+    torch.testing.assert_close(c_in * (alpha * one), (sigma**2 / alpha**2 + s**2) ** -0.5)  # table 1, on x_t / alpha
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_what_edm_sees_and_predicts_has_unit_variance_at_every_time(name):
+    program = small(noise_schedule=name, num_steps=30, predict="edm", sigma_data=0.3)
+    assert_preconditioned(program, times(program), 0.3)
+    c_noise = program.noise_schedule.log_snr[1:] / -8
+    told = program.clock(times(program))
+    torch.testing.assert_close(told[[0, -1]], torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(told * (c_noise[-1] - c_noise[0]) + c_noise[0], c_noise, rtol=1e-9, atol=1e-9)
+
+
+class Predicting(nn.Module):
+    """The exact x_0 as another prediction: `edm` sees c_in x_t."""
+
+    def __init__(self, exact, predict):
+        super().__init__()
+        self.exact, self.predict = exact, predict
+        self.program = []  # in a list, as it contains this network
+
+    def forward(self, x, clock):
+        (program,) = self.program
+        fallen = program.noise_schedule.log_snr[1] - program.noise_schedule.log_snr
+        told = fallen / fallen[-1] if self.predict == "edm" else torch.arange(program.num_steps + 1) / program.num_steps
+        t = 1 + (told[1:] - clock.unsqueeze(-1)).abs().argmin(-1)
+        alpha, sigma = program.noise_at(t)
+        c_in, c_skip, c_out = program.preconditioning(t)
+        x_t = x / c_in if self.predict == "edm" else x
+        x0 = self.exact(x_t, t / program.num_steps)
+        return {
+            "x0": x0,
+            "noise": (x_t - alpha * x0) / sigma,
+            "v": (alpha * x_t - x0) / sigma,
+            "edm": (x0 - c_skip * x_t) / c_out,
+        }[self.predict]
+
+
+@pytest.mark.parametrize("predict", ["noise", "v", "edm"])
+def test_the_exact_denoiser_has_one_bound_under_every_prediction(predict):
+    mean, cov = torch.tensor([0.6, -1.2]), torch.tensor([[0.6, -0.3], [-0.3, 0.5]])
+    expected = gaussian(("log-snr", 12), mean, cov)
+    network = Predicting(expected.denoiser, predict)
+    program = dgm.Diffusion(2, network, expected.noise_schedule, predict=predict).eval()
+    network.program.append(program)
+    program.raw_scale = expected.raw_scale
+    x, bounds = torch.randn(20, 2), []
+    for each in (expected, program):
+        torch.manual_seed(0)
+        bounds.append(elbo(each, x).value)
+    torch.testing.assert_close(*bounds)
+
+
+# -- weighted errors ---------------------------------------------------------------------------------------------------
+
+# By hand: of the squared errors of the noise and of x_0, ``(T, B)``, and the signal-to-noise ratio.
+WEIGHTED = {
+    "simple": (
+        r"-E_{t, \epsilon} [\|\epsilon - \hat\epsilon\|^2] \quad (\mathrm{no\ bound})",
+        lambda noise, x0, snr: noise,
+    ),
+    "min-snr:3": (
+        r"-E_{t, \epsilon} [\min(\mathrm{SNR}(t), 3) \, \|x - \hat x\|^2] \quad (\mathrm{no\ bound})",
+        lambda noise, x0, snr: snr.clamp(max=3) * x0,
+    ),
+}
+
+
+@pytest.mark.parametrize("predict", ["noise", "x0", "v", "edm"])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_weighted_error_and_its_gradient_are_those_by_hand(name, predict):
+    formula, by_hand = WEIGHTED[name]
+    program, objective = small(2, 6, predict=predict, subsample=6), objective_named(name)
+    assert objective.formula == formula
+    x, t = torch.randn(5, 2), times(program).unsqueeze(-1).expand(6, 5)
+    torch.manual_seed(0)
+    found = objective(program, x)
+    torch.manual_seed(0)
+    bound = elbo(program, x).value
+    torch.manual_seed(0)
+    noise = torch.randn(6, 5, 2)
+    alpha, sigma = program.noise_at(t)
+    x_t = alpha * x + sigma * noise
+    x0 = program.denoise(x_t, t).x0
+    errors = ((noise - (x_t - alpha * x0) / sigma).square().sum(-1), (x - x0).square().sum(-1))
+    expected = -by_hand(*errors, (alpha / sigma).square().squeeze(-1)).mean(0)
+    torch.testing.assert_close(found.value, expected)
+    denoiser = [*program.denoiser.parameters()]
+    ours, hand = (torch.autograd.grad(v.sum(), denoiser, retain_graph=True) for v in (found.surrogate, expected))
+    torch.testing.assert_close(ours, hand)
+    # v learns from the bound.
+    ours, hand = (torch.autograd.grad(v.sum(), program.raw_scale) for v in (found.surrogate, bound))
+    torch.testing.assert_close(ours, hand)
+
+
+def test_the_weight_of_edm_is_that_of_the_papers_loss():
+    """Karras et al. 2022, eq. 8: lambda(sigma) |D(y) - x_0|^2, ln sigma drawn from N(-1.2, 1.2^2), by quadrature."""
+    log_sigma = torch.linspace(-8, 5, 4001)
+    sigma = log_sigma.exp()
+    error = sigma**2 / (1 + sigma)  # of some denoiser
+    weight = (sigma**2 + 0.3**2) / (sigma * 0.3) ** 2
+    expected = (Normal(-1.2, 1.2).log_prob(log_sigma).exp() * weight * error).sum() * (log_sigma[1] - log_sigma[0])
+    log_snr = -2 * log_sigma  # falls at the rate `fall` in a time that runs from 0 to 1
+    fall = (log_snr[0] - log_snr[-1]).expand(4001)
+    stated = 0.5 * fall * log_snr.exp() * EDMWeight(0.3)(log_snr, fall) * error
+    torch.testing.assert_close(stated.mean(), expected, rtol=1e-3, atol=0)
+    assert "0.3^{-2}" in EDMWeight(0.3).formula
+
+
+def test_weight_one_is_the_bound_where_nothing_is_left_uncertain():
+    """With v = 0 each divergence is the squared error, times half the step's fall in signal-to-noise ratio."""
+    program = small(2, 6, subsample=3)
+    with torch.no_grad():
+        program.raw_scale[1:] = -math.inf
+    x = torch.randn(50, 2)
+    torch.manual_seed(0)
+    bound = elbo(program, x)
+    first = program.noise_schedule.log_snr[1]
+    torch.manual_seed(0)
+    found = DenoisingLoss(lambda log_snr, fall: (log_snr < first) * 1.0)(program, x)
+    torch.testing.assert_close(found.value, -bound.kl["x_kl"])
+
+
+def test_importance_sampled_times_have_the_same_weighted_error():
+    program = uneven(subsample=2).eval()
+    x = torch.randn(1, 2).expand(20000, 2)
+    with torch.no_grad():
+        sampled = objective_named("simple")(program, x).value
+        program.subsample = program.num_steps
+        assert_mean(sampled - objective_named("simple")(program, x).value)
+
+
+def test_training_by_a_weighted_error_is_judged_by_the_bound():
+    torch.set_default_dtype(torch.float32)
+    data = dgm.data.load("moons", num_data=200)
+    program = small(2, 10, predict="edm", subsample=10).float()
+    history = dgm.fit(program, data, "simple", epochs=1, lr=1e-2, validation=data, progress=False)
+    assert (history.unit, history.validation_unit) == ("weighted squared error, no bound", "nats per datum")
+    with seeded(0, torch.device("cpu")), torch.no_grad():
+        bound = dgm.ELBO()(program.eval(), data.x).value.mean()
+    assert history.epochs[0].validation == pytest.approx(-bound.item(), rel=1e-5)
+    found = dgm.evaluate(program, data, num_samples=1, seed=0)
+    assert (found.kind, found.measure) == ("elbo", "density")
+    assert abs(found.nats - bound.item()) < 4.5 * found.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: small(levels=5, predict="levels"), "predicts levels: build it with predict='v' or 'edm'"),
+        (lambda: small().unroll(), "error of a denoiser of x, which UnrolledDiffusion does not state.*'elbo'"),
+        (
+            lambda: dgm.VAE(small(), dgm.Normal(2, MLP((2,), 4)), dgm.Normal(2, MLP((2,), 4))),
+            "which VAE does not state: use it for a Diffusion",
+        ),
+    ],
+)
+def test_a_weighted_error_that_is_not_stated_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        objective_named("simple")(make(), torch.zeros(3, 2))
 
 
 def test_predicted_levels_meet_the_noise_by_bayes_rule():
