@@ -40,7 +40,7 @@ from dgm_pyro.families.conditionals import (
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.dequantized import Dequantized, dequantizer
-from dgm_pyro.families.diffusion import Diffusion
+from dgm_pyro.families.diffusion import PREDICTIONS, Diffusion
 from dgm_pyro.families.flow import Flow, iaf, maf, nsf, nsf_autoregressive, realnvp
 from dgm_pyro.families.guides import (
     FullRankNormal,
@@ -71,10 +71,12 @@ from dgm_pyro.networks import (
     ConvEncoder,
     ConvNet,
     DenoisingMLP,
+    DenoisingTransformer,
     DenoisingUNet,
     PixelCNN,
     Standardize,
 )
+from dgm_pyro.networks.mlp import to_unit
 from dgm_pyro.networks.sizes import ImageSizes, image_sizes, is_large
 from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
 from dgm_pyro.sources import WITH_WORDS
@@ -226,31 +228,69 @@ def deep_vae(data: Data, reads: Reads) -> Program:
     return vdvae(likelihood, [2, *counts[1:]])
 
 
-def diffusion(data: Data, reads: Reads) -> Program:
-    denoiser, options = _denoising(data, reads)
+def diffusion(data: Data, reads: Reads, **swaps: Any) -> Program:
+    denoiser, options = _denoising(data, reads, **swaps)
     schedule = "cosine" if data.levels is None else "log-snr"
     return Diffusion(data.event_shape, denoiser, schedule, num_steps=50, subsample=2, **options)
 
 
-def diffusion_continuous(data: Data, reads: Reads) -> Program:
+def diffusion_continuous(data: Data, reads: Reads, **swaps: Any) -> Program:
     # Smooth in time: its ODE can be solved in few steps.
-    denoiser, options = _denoising(data, reads, max_frequency=30.0)
+    denoiser, options = _denoising(data, reads, max_frequency=30.0, **swaps)
     return ContinuousDiffusion(data.event_shape, denoiser, "learned", **options)
 
 
-def _denoising(data: Data, reads: Reads, max_frequency: float = 1000.0) -> tuple[nn.Module, dict[str, Any]]:
+def _denoising(
+    data: Data,
+    reads: Reads,
+    max_frequency: float = 1000.0,
+    *,
+    network: str | None = None,
+    predict: str | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a diffusion of such data, and its prediction target."""
-    predict, num_parameters = ("v", 1) if data.levels is None or data.levels > 32 else ("levels", data.levels)
-    network: Callable[..., nn.Module] = DenoisingMLP
+    few = data.levels is not None and data.levels <= 32
+    predict = predict or ("levels" if few else "v")
+    check_choice(predict, PREDICTIONS, "predict")
+    network = network or ("unet" if is_image(data) else "mlp")
+    check_choice(network, DENOISERS, "network")
+    if network != "mlp":
+        _require_image(data, f"network {network!r}")
+    num_parameters = data.levels if predict == "levels" and data.levels is not None else 1
+    make = DENOISERS[network][0](data)
+    options: dict[str, Any] = {"label_dropout": 0.1 if "num_classes" in reads else 0.0}
+    if predict == "edm":
+        x = to_unit(data.x, data.levels).double()
+        options["sigma_data"] = float(x[~x.isnan()].std().clamp_min(1e-3))
+    denoiser = make(data.event_shape, num_parameters=num_parameters, max_frequency=max_frequency, **reads)
+    return denoiser, {"predict": predict, "levels": data.levels, **options}
+
+
+def _unet(data: Data) -> Callable[..., nn.Module]:
     if is_large(data.event_shape):
         sizes = _sizes_of(data)
-        network = partial(DenoisingUNet, channels=sizes.unet, dropout=sizes.dropout)
-    elif is_image(data):
-        halved = all(size % 2 == 0 for size in data.event_shape[1:])
-        network = partial(DenoisingUNet, channels=(32, 64) if halved else (64,))
-    denoiser = network(data.event_shape, num_parameters=num_parameters, max_frequency=max_frequency, **reads)
-    hidden = 0.1 if "num_classes" in reads else 0.0
-    return denoiser, {"predict": predict, "levels": data.levels, "label_dropout": hidden}
+        return partial(DenoisingUNet, channels=sizes.unet, dropout=sizes.dropout)
+    return partial(DenoisingUNet, channels=(32, 64) if _halves(data) else (64,))
+
+
+def _dit(data: Data) -> Callable[..., nn.Module]:
+    if is_large(data.event_shape):
+        sizes = _sizes_of(data)
+        return partial(
+            DenoisingTransformer, patch_size=sizes.patch_size, width=sizes.patch_width, dropout=sizes.dropout
+        )
+    return partial(DenoisingTransformer, patch_size=2 if _halves(data) else 1, width=64)
+
+
+def _halves(data: Data) -> bool:
+    return all(size % 2 == 0 for size in data.event_shape[1:])
+
+
+DENOISERS: dict[str, tuple[Callable[[Data], Callable[..., nn.Module]], str]] = {
+    "mlp": (lambda data: DenoisingMLP, "layers over all features"),
+    "unet": (_unet, "convolutions at several resolutions (images)"),
+    "dit": (_dit, "a diffusion transformer over patches (images)"),
+}
 
 
 def implicit(data: Data, reads: Reads) -> Program:
@@ -675,6 +715,12 @@ LIKELIHOODS: Catalog = {
 }
 
 COLUMN_MODELS = ("pixels", "made", "vae")
+SWAPS = {
+    "vae": ("prior", "encoder", "likelihood", "latent_size", "hidden"),
+    "vq-vae": ("prior", "encoder", "likelihood", "latent_size", "hidden", "num_codes", "grid", "decay"),
+    **dict.fromkeys(("diffusion", "diffusion-continuous"), ("network", "predict")),
+}
+"""Parts of the models that have any."""
 OWN_UNITS = (
     "log-normal", "beta", "poisson", "negative-binomial", "zero-inflated-poisson", "zero-inflated-negative-binomial",
 )  # fmt: skip
@@ -703,8 +749,11 @@ MODELS: Catalog = {
         "VAE of codes with an autoregressive prior; num_codes, grid, decay (images), or the swaps of vae",
     ),
     "vdvae": (deep_vae, "deep hierarchy of latents with a residual path from the top down (images)"),
-    "diffusion": (diffusion, "diffusion model, the bound in closed form"),
-    "diffusion-continuous": (diffusion_continuous, "diffusion in continuous time, its schedule learned"),
+    "diffusion": (diffusion, "diffusion model, the bound in closed form; swaps: network, predict"),
+    "diffusion-continuous": (
+        diffusion_continuous,
+        "diffusion in continuous time, its schedule learned; swaps: network, predict",
+    ),
     "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
     "classifier": (classifier, "discriminative p(y | x)"),
 }
@@ -788,6 +837,8 @@ def build(
     data: Data,
     *,
     labeled: Literal[True],
+    network: str | None = None,
+    predict: str | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
@@ -800,6 +851,8 @@ def build(
     data: Data,
     *,
     labeled: bool = False,
+    network: str | None = None,
+    predict: str | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
@@ -819,16 +872,18 @@ def build(
     num_codes: int | None = None,
     grid: Sequence[int] | None = None,
     decay: float | None = None,
+    network: str | None = None,
+    predict: str | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
 ) -> Program:
     """A program by name, sized for ``data``.
 
-    The parts are those of "vae" and "vq-vae"; None leaves the model's own. "vq-vae" is a grid of code vectors for
-    images of 16, 20, 24, ... pixels a side, and wherever num_codes, grid or decay is given. It is a VAE of one-hot
-    codes for other data, and wherever a part is given. Images of at least 16 pixels a side get
-    convolutions, of the sizes of `networks.sizes.image_sizes`.
+    The parts are those of "vae" and "vq-vae", network and predict those of diffusions; None leaves the model's own.
+    "vq-vae" is a grid of code vectors for images of 16, 20, 24, ... pixels a side, and wherever num_codes, grid or
+    decay is given. It is a VAE of one-hot codes for other data, and wherever a part is given. Images of at least 16
+    pixels a side get convolutions, of the sizes of `networks.sizes.image_sizes`.
 
     Reals get the units of the data: the program is a `Standardized` one, its shift and scale those of each feature (of
     each channel of an image), so that evidence and samples are in the units of x. See `units_of`. Data with a ``given``
@@ -847,6 +902,8 @@ def build(
         grid: of "vq-vae" of images: height and width of the grid of codes, the image's halved once or more often. By
             default halved twice, and down to at most 16 a side.
         decay: of "vq-vae" of images: decay of the running means that the code vectors are, 0.99 by default.
+        network: of a diffusion, "mlp", "unet" or "dit" (a diffusion transformer); the last two are for images.
+        predict: of a diffusion, what its network predicts, as `Diffusion` takes it; "edm" for the scale of the data.
         standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
             where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
         columns: of a table of mixed kinds, the kind of each column as `Columns` takes it: for "made" a chain over the
@@ -879,13 +936,15 @@ def build(
         "num_codes": num_codes,
         "grid": grid,
         "decay": decay,
+        "network": network,
+        "predict": predict,
     }
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
     data = _sample(data.excerpt, len(data))
-    if model not in ("vae", "vq-vae") and swaps:
-        raise ValueError(f"{model!r} takes no {', '.join(swaps)}: only 'vae' and 'vq-vae' have these parts")
-    if model == "vae" and (of_codes := [name for name in ("num_codes", "grid", "decay") if name in swaps]):
-        raise ValueError(f"'vae' takes no {', '.join(of_codes)}: only 'vq-vae' has a grid of codes")
+    for part in swaps:
+        if part not in SWAPS.get(model, ()):
+            owners = " and ".join(repr(each) for each in SWAPS if part in SWAPS[each])
+            raise ValueError(f"{model!r} takes no {part}: it is a part of {owners}")
     check_type(columns, Mapping | None, "columns", "a mapping of names to kinds or None")
     if columns is None and data.kinds is not None:
         columns = {name: _with_number(kind) for name, kind in data.kinds.items()}

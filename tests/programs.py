@@ -30,6 +30,7 @@ from dgm_pyro.networks import (
     ColumnReader,
     ConvNet,
     DenoisingMLP,
+    DenoisingTransformer,
     DenoisingUNet,
     PixelCNN,
 )
@@ -295,13 +296,13 @@ def ladder(levels: int) -> dgm.VAE:
 
 
 def continuous(
-    shape: int | tuple[int, ...], levels: int | None = None, learned: bool = False, **network: Any
+    shape: int | tuple[int, ...], levels: int | None = None, learned: bool = False, predict: str = "v", **network: Any
 ) -> dgm.ContinuousDiffusion:
     """A diffusion in continuous time between ends so near that the bound of a short chain is hardly below its own."""
     event_shape = (shape,) if isinstance(shape, int) else shape
     schedule = dgm.LogSNR(0.6, -0.6, learned_ends=learned, num_units=3 if learned else 0)
     return dgm.ContinuousDiffusion(
-        shape, DenoisingMLP(event_shape, (6,), **network), schedule, num_steps=10, levels=levels
+        shape, DenoisingMLP(event_shape, (6,), **network), schedule, num_steps=10, levels=levels, predict=predict
     )
 
 
@@ -616,6 +617,7 @@ CASES: dict[str, Case] = {
     "diffusion-importance": Case(lambda: diffusion(2, importance=True)),
     "diffusion-linear": Case(lambda: diffusion(2, noise_schedule="linear", num_steps=6, subsample=2)),
     "diffusion-noise": Case(lambda: diffusion(2, noise_schedule=dgm.Schedule([0.9, 0.6, 0.3]), predict="noise")),
+    "diffusion-edm": Case(lambda: diffusion(2, predict="edm", sigma_data=0.8)),
     "diffusion-x0": Case(lambda: diffusion((1, 2, 1), predict="x0")),
     "diffusion-integers": Case(lambda: diffusion(2, levels=5)),
     "diffusion-bytes": Case(lambda: diffusion(2, levels=256)),
@@ -635,13 +637,18 @@ CASES: dict[str, Case] = {
     "diffusion-unet": Case(
         lambda: dgm.Diffusion((1, 4, 4), DenoisingUNet((1, 4, 4), (8, 16), num_classes=3), num_steps=3, levels=4)
     ),
+    "diffusion-dit": Case(
+        lambda: dgm.Diffusion(
+            (1, 4, 4), DenoisingTransformer((1, 4, 4), 2, 8, 2, 2, num_classes=3), num_steps=3, levels=4, predict="edm"
+        )
+    ),
     "continuous-diffusion": Case(lambda: continuous(2)),
     # The density of times is no part of the chain, which is what log_weights scores.
     "continuous-diffusion-learned": Case(
         lambda: continuous(2, learned=True),
         inert=("noise_schedule.centers", "noise_schedule.raw_steepness", "noise_schedule.raw_heights"),
     ),
-    "continuous-diffusion-integers": Case(lambda: continuous((1, 2, 1), levels=5)),
+    "continuous-diffusion-integers": Case(lambda: continuous((1, 2, 1), levels=5, predict="edm")),
     "continuous-diffusion-levels": Case(
         lambda: dgm.ContinuousDiffusion(
             2,

@@ -74,7 +74,8 @@ kind(
     "blocks", "critic_steps", "k", "num_classes", "most", "early_stopping", "components",
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
-kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance")
+kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance",
+     "sigma_data", "gamma")  # fmt: skip
 kind(NUMBER, "low", "high", "degrees", "reach", "highest", "lowest", "guidance")
 kind([-1.0, *NUMBER], "scale", "sigma", "epsilon", "step_size", "weight_decay", "nats", "beta", "weight", "r1",
      "gradient_penalty", "eta", "threshold")  # fmt: skip
@@ -323,11 +324,14 @@ CALLS = {
         {"latent_name": ["", 3, None], "encoder": PROGRAM[1:]},
     ),
     "Diffusion": Call(
-        dict(event_shape=2, denoiser=denoiser, noise_schedule="cosine", num_steps=3, predict="v", subsample=1),
+        dict(
+            event_shape=2, denoiser=denoiser, noise_schedule="cosine", num_steps=3, predict="edm", subsample=1,
+            sigma_data=0.5,
+        ),
         {"noise_schedule": NAME, "subsample": COUNT},
     ),
     "ContinuousDiffusion": Call(
-        dict(event_shape=2, denoiser=denoiser, noise_schedule="linear", num_steps=3, predict="v"),
+        dict(event_shape=2, denoiser=denoiser, noise_schedule="linear", num_steps=3, predict="edm", sigma_data=0.5),
         {"noise_schedule": NAME},
     ),
     "Schedule": Call(dict(alpha_bar=[0.9, 0.5]), {"alpha_bar": [None, "x", 3, [NAN], [[0.9]]]}),
@@ -440,6 +444,11 @@ CALLS = {
     "STL": Call(dict(num_samples=2)),
     "DReG": Call(dict(num_particles=2)),
     "Enumerate": Call(dict(max_outcomes=3)),
+    "DenoisingLoss": Call(dict(weight=dgm.objectives.SimpleWeight), {"weight": ["x", 3]}),
+    "objectives.MinSNRWeight": Call(dict(gamma=5.0)),
+    "objectives.EDMWeight": Call(dict(sigma_data=0.5)),
+    "objectives.min_snr": Call(dict(gamma=5.0)),
+    "objectives.edm": Call(dict(sigma_data=0.5)),
     "FreeBits": Call(dict(nats=1.0), free=["per_feature"]),
     "SemiSupervised": Call(dict(weight=1.0)),
     "WarmUp": Call(dict(fraction=0.5), {"fraction": PROBABILITY}),
@@ -809,7 +818,14 @@ CALLS = {
         dict(event_shape=(2,), hidden=(4,), num_parameters=1, activation="silu", max_frequency=30.0)
     ),
     "networks.DenoisingUNet": Call(
-        dict(event_shape=(1, 4, 4), channels=(8,), num_parameters=1, dropout=0.1, max_frequency=30.0)
+        dict(event_shape=(1, 4, 4), channels=(8,), num_parameters=1, dropout=0.1, max_frequency=30.0,
+             heads=2, fourier=(7, 8)),
+        {"heads": COUNT[1:], "fourier": [None, 3, "x", (0.5,)]},
+    ),
+    "networks.DenoisingTransformer": Call(
+        dict(event_shape=(1, 4, 4), patch_size=2, width=8, layers=1, heads=2, num_parameters=1, dropout=0.1,
+             max_frequency=30.0),
+        {"patch_size": COUNT},
     ),
     "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, out_features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),

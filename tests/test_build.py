@@ -9,6 +9,7 @@ import torch
 import dgm_pyro as dgm
 from dgm_pyro import catalog
 from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeError, build, units_of
+from dgm_pyro.networks import DenoisingMLP, DenoisingTransformer
 
 # Likelihoods of reals or counts, and how to make such data of Normal ones.
 COUNTED = {
@@ -300,7 +301,7 @@ def test_large_images_have_a_grid_of_codes_and_others_one_hot_codes():
 @pytest.mark.parametrize(
     ("model", "data", "options", "message"),
     [
-        ("vae", large(), {"num_codes": 4}, "'vae' takes no num_codes: only 'vq-vae' has a grid of codes"),
+        ("vae", large(), {"num_codes": 4}, "'vae' takes no num_codes: it is a part of 'vq-vae'$"),
         ("made", large(), {"grid": (4, 4)}, "'made' takes no grid"),
         ("vq-vae", large(), {"decay": 0.9, "hidden": (8,)}, "decay is of a grid .* hidden of a VAE of one-hot codes"),
         ("vq-vae", large(), {"grid": (5, 5)}, r"\(8, 8\), \(4, 4\), .*got \(5, 5\) for 16x16 pixels"),
@@ -360,3 +361,33 @@ def test_a_made_of_large_images_is_refused_before_it_takes_memory():
     assert caught.value.num_parameters == weights + 512 + 15 * size
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # 128 MiB
     assert "made" not in str(caught.value).split("fit:")[1]
+
+
+@pytest.mark.parametrize("model", ["diffusion", "diffusion-continuous"])
+def test_a_diffusion_takes_a_network_and_a_prediction(model):
+    images = dgm.data.load("glyphs", num_data=50)
+    program = dgm.build(model, images, network="dit", predict="edm", labeled=True).program
+    assert isinstance(program.denoiser, DenoisingTransformer)
+    assert program.denoiser.num_classes == images.num_classes
+    assert program.predict == "edm"
+    unit = images.x.double() * 2 / 255 - 1
+    assert program.sigma_data == pytest.approx(unit.std().item())
+    points = dgm.build(model, dgm.data.load("moons", num_data=50), predict="noise").program
+    assert (points.predict, type(points.denoiser)) == ("noise", DenoisingMLP)
+
+
+@pytest.mark.parametrize(
+    ("model", "swaps", "message"),
+    [
+        ("diffusion", {"network": "dit"}, "network 'dit' needs images"),
+        ("diffusion", {"network": "resnet"}, "network must be one of mlp, unet, dit, got 'resnet'"),
+        ("diffusion", {"predict": "score"}, "predict must be one of noise, x0, v, edm, levels, got 'score'"),
+        ("diffusion", {"predict": "levels"}, "predict='levels' needs integer data"),
+        ("diffusion", {"prior": "flow"}, "'diffusion' takes no prior: it is a part of 'vae' and 'vq-vae'$"),
+        ("vae", {"network": "dit"}, "'vae' takes no network"),
+        ("made", {"predict": "v"}, "'made' takes no predict"),
+    ],
+)
+def test_a_part_that_the_model_does_not_have_is_refused(model, swaps, message):
+    with pytest.raises(ValueError, match=message):
+        dgm.build(model, dgm.data.load("moons", num_data=50), **swaps)

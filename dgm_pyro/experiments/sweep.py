@@ -47,7 +47,9 @@ from dgm_pyro.training.options import TrainingOptions, changes, option_types, va
 __all__ = ["Cell", "Comparison", "Options", "Row", "Sweep", "compare", "sweep"]
 
 AXES = ("prior", "encoder", "likelihood", "objective")
-VARIED = sorted({*option_types(), "hidden", "latent_size"} - {"seed", "device", "checkpoint_minutes"})
+VARIED = sorted(
+    {*option_types(), "hidden", "latent_size", "network", "predict"} - {"seed", "device", "checkpoint_minutes"}
+)
 """Options that a sweep takes values of, beside the axes."""
 
 UNIT_DATA = 512

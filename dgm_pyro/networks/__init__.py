@@ -19,7 +19,7 @@ from dgm_pyro.networks.bijections import (
 from dgm_pyro.networks.codebook import Codebook
 from dgm_pyro.networks.columns import ColumnMADE, ColumnReader
 from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder, ConvNet
-from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingUNet
+from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingTransformer, DenoisingUNet
 from dgm_pyro.networks.hierarchy import BottomUp, TopDownStep
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, InputEmbedding
@@ -44,6 +44,7 @@ __all__ = [
     "ConvNet",
     "Coupling",
     "DenoisingMLP",
+    "DenoisingTransformer",
     "DenoisingUNet",
     "Elementwise",
     "InputEmbedding",

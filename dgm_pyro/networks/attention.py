@@ -32,8 +32,28 @@ from dgm_pyro.registry import register
 __all__ = ["CausalTransformer"]
 
 
+class SelfAttention(nn.Module):
+    """Attention of every place to every place, ``(N, T, width)`` to the same."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, got width={width} and heads={heads}")
+        self.heads = heads
+        self.queries_keys_values, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = _by_head(self.queries_keys_values(h), self.heads)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _by_head(read: Tensor, heads: int) -> list[Tensor]:
+    """Queries, keys and values, ``(N, heads, T, width / heads)`` each, of ``(N, T, 3 width)``."""
+    return [each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in read.chunk(3, -1)]
+
+
 class AttentionLayer(nn.Module):
-    """``(N, T, width)`` to the same."""
+    """A layer of the causal transformer, ``(N, T, width)`` to the same."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -53,8 +73,7 @@ class AttentionLayer(nn.Module):
         return self._write(h, F.scaled_dot_product_attention(q, keys.append(k), values.append(v)))
 
     def _read(self, h: Tensor) -> list[Tensor]:
-        read = self.queries_keys_values(self.norm(h)).chunk(3, -1)
-        return [each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in read]
+        return _by_head(self.queries_keys_values(self.norm(h)), self.heads)
 
     def _write(self, h: Tensor, attended: Tensor) -> Tensor:
         h = h + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))

@@ -1,4 +1,15 @@
-"""Denoisers: networks that see a noisy x_t and the time t, and predict noise, x_0 or v in the shape of x."""
+r"""Denoisers: networks that see a noisy x_t and the time t, and predict noise, x_0 or v in the shape of x.
+
+`DenoisingTransformer` (DiT) cuts the image into patches and reads them as a sequence. With c the embedding of time and
+label, a layer is
+
+.. math::
+    h \leftarrow h + \gamma_1\, \mathrm{attention}((1 + \beta_1)\, \mathrm{norm}(h) + \alpha_1), \qquad
+    h \leftarrow h + \gamma_2\, \mathrm{mlp}((1 + \beta_2)\, \mathrm{norm}(h) + \alpha_2),
+
+where all :math:`\alpha, \beta, \gamma` are a linear map of silu(c) that starts at zero (adaLN-Zero): at first, every
+layer is the identity.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import as_shape, check_count, check_network_options, check_number, check_sizes
+from dgm_pyro.checks import (
+    as_shape,
+    check_count,
+    check_counts,
+    check_network_options,
+    check_number,
+    check_sizes,
+    check_type,
+)
+from dgm_pyro.networks.attention import SelfAttention
 from dgm_pyro.networks.mlp import InputEmbedding, activation_named
 from dgm_pyro.registry import register
 
-__all__ = ["DenoisingMLP", "DenoisingUNet", "TimeEmbedding"]
+__all__ = ["DenoisingMLP", "DenoisingTransformer", "DenoisingUNet", "TimeEmbedding"]
 
 
 class TimeEmbedding(nn.Module):
@@ -148,6 +168,19 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + self.conv2(self.dropout(F.silu(h * (1 + scale) + shift)))
 
 
+class AttentionBlock(nn.Module):
+    """h + attention(norm(h)) over the pixels of an image, the identity at the start."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm, self.attention = nn.GroupNorm(8, width), SelfAttention(width, heads)
+        nn.init.zeros_(self.attention.out.weight)
+        nn.init.zeros_(self.attention.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(self.norm(x).flatten(2).mT).mT.unflatten(2, x.shape[2:])
+
+
 @register
 class DenoisingUNet(Denoiser):
     """A small U-Net: residual blocks down, across and up, halving the resolution between entries of ``channels``.
@@ -157,9 +190,15 @@ class DenoisingUNet(Denoiser):
         channels: width at each resolution, multiples of 8.
         given_shape, num_classes, num_parameters, max_frequency: as in `DenoisingMLP`.
         dropout: probability, inside the residual blocks.
+        heads: how many attentions the pixels of the lowest resolution have on each other; 0 for none.
+        fourier: n of the features sin(2^n pi x) and cos(2^n pi x) that the network reads beside x, such as (7, 8) for
+            256 levels. They tell levels apart that are next to each other.
 
-    Source: Ho et al. 2020 (DDPM), appendix B, without attention.
+    Source: Ho et al. 2020 (DDPM), appendix B, with attention at the lowest resolution alone; Kingma et al. 2021 (VDM,
+    arXiv 2107.00630), appendix C, for the Fourier features.
     """
+
+    fourier: Tensor
 
     def __init__(
         self,
@@ -171,10 +210,15 @@ class DenoisingUNet(Denoiser):
         num_parameters: int = 1,
         dropout: float = 0.0,
         max_frequency: float = 1000.0,
+        heads: int = 0,
+        fourier: Sequence[int] = (),
     ):
         if len(as_shape(event_shape)) != 3:
             raise ValueError(f"event_shape must be (C, H, W) for a U-Net, got {event_shape}: use DenoisingMLP")
         check_sizes(channels=channels)
+        check_count(heads, "heads", at_least=0)
+        check_type(fourier, Sequence, "fourier", "a sequence of integers")
+        exponents = [check_count(n, "fourier", at_least=0) for n in fourier]
         check_network_options(dropout=dropout)
         if any(width % 8 for width in channels):
             raise ValueError(f"channels must be positive multiples of 8, got {tuple(channels)}")
@@ -185,10 +229,12 @@ class DenoisingUNet(Denoiser):
             )
         features = 2 * channels[-1]
         super().__init__(event_shape, features, given_shape, num_classes, num_parameters, max_frequency)
-        self.first = nn.Conv2d(event_shape[0], channels[0], 3, padding=1)
+        self.register_buffer("fourier", math.pi * 2.0 ** torch.tensor(exponents).reshape(-1, 1, 1, 1), persistent=False)
+        self.first = nn.Conv2d((1 + 2 * len(exponents)) * event_shape[0], channels[0], 3, padding=1)
         ins = [channels[0], *channels[:-1]]
         self.down = nn.ModuleList(ResidualBlock(a, b, features, dropout) for a, b in zip(ins, channels, strict=True))
         self.middle = ResidualBlock(channels[-1], channels[-1], features, dropout)
+        self.attention = AttentionBlock(channels[-1], heads) if heads > 0 else nn.Identity()
         outs = [channels[0], *channels[:-1]]
         self.up = nn.ModuleList(ResidualBlock(2 * b, a, features, dropout) for a, b in zip(outs, channels, strict=True))
         self.last = nn.Sequential(
@@ -200,14 +246,124 @@ class DenoisingUNet(Denoiser):
     def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``, P first if > 1."""
         embedded = F.silu(self.embed(t, given))
+        if len(self.fourier) > 0:
+            angles = (self.fourier * x.unsqueeze(1)).flatten(1, 2)
+            x = torch.cat([x, angles.sin(), angles.cos()], 1)
         h = self.first(x)
         kept = []
         for i, block in enumerate(self.down):
             h = block(F.avg_pool2d(h, 2) if i > 0 else h, embedded)
             kept.append(h)
-        h = self.middle(h, embedded)
+        h = self.attention(self.middle(h, embedded))
         for i in reversed(range(len(self.up))):
             h = self.up[i](torch.cat([h, kept[i]], 1), embedded)
             if i > 0:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
         return self.last(h).reshape(-1, *self.out_shape)
+
+
+class TransformerBlock(nn.Module):
+    """A layer of `DenoisingTransformer`, ``(N, T, width)`` to the same; the identity at the start."""
+
+    def __init__(self, width: int, heads: int, time_features: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention, self.dropout = SelfAttention(width, heads), nn.Dropout(dropout)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.modulation = _zero(nn.Linear(time_features, 6 * width))
+
+    def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedded).unsqueeze(1).chunk(6, -1)
+        h = h + gate1 * self.dropout(self.attention(self.norm(h) * (1 + scale1) + shift1))
+        return h + gate2 * self.dropout(self.mlp(self.norm(h) * (1 + scale2) + shift2))
+
+
+def _zero(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def patchify(x: Tensor, size: int) -> Tensor:
+    """Images ``(B, C, H, W)`` as their patches, row by row, ``(B, H / size * W / size, C * size * size)``."""
+    return F.unfold(x, size, stride=size).mT
+
+
+def unpatchify(patches: Tensor, size: int, height: int, width: int) -> Tensor:
+    """The images ``(B, C, height, width)`` of `patchify`."""
+    return F.fold(patches.mT, (height, width), size, stride=size)
+
+
+def places(rows: int, columns: int, width: int) -> Tensor:
+    """Sines and cosines of the row, and of the column, of each place of a grid, ``(rows * columns, width)``."""
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 4 + 1)[:-1]
+
+    def code(size: int) -> Tensor:
+        angles = torch.arange(size).unsqueeze(-1) * frequencies
+        return torch.cat([angles.sin(), angles.cos()], -1)
+
+    row, column = code(rows).unsqueeze(1), code(columns).unsqueeze(0)
+    return torch.cat([row.expand(-1, columns, -1), column.expand(rows, -1, -1)], -1).flatten(0, 1)
+
+
+@register
+class DenoisingTransformer(Denoiser):
+    """A diffusion transformer (DiT): attention over the patches of an image, led by time and label (adaLN-Zero).
+
+    Time and memory grow with the square of the number of patches. At first, the network returns zero.
+
+    Args:
+        event_shape: ``(C, H, W)``.
+        patch_size: height and width of a patch, which must divide H and W.
+        width: of the embedding of a patch; a multiple of 4 and of ``heads``.
+        layers: how many.
+        heads: how many attentions per layer, each on a part of the width.
+        given_shape, num_classes, num_parameters, max_frequency: as in `DenoisingMLP`.
+        dropout: share of what each layer adds that is dropped in training.
+
+    Source: Peebles and Xie 2023 (arXiv 2212.09748), section 3.2.
+    """
+
+    places: Tensor
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        patch_size: int = 4,
+        width: int = 128,
+        layers: int = 6,
+        heads: int = 4,
+        *,
+        given_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        num_parameters: int = 1,
+        dropout: float = 0.0,
+        max_frequency: float = 1000.0,
+    ):
+        if len(as_shape(event_shape)) != 3:
+            raise ValueError(f"event_shape must be (C, H, W) for a DiT, got {event_shape}: use DenoisingMLP")
+        check_counts(patch_size=patch_size, width=width, layers=layers, heads=heads)
+        check_network_options(dropout=dropout)
+        depth, height, across = event_shape
+        if height % patch_size or across % patch_size:
+            raise ValueError(f"patch_size must divide H and W of {tuple(event_shape)}, got {patch_size}")
+        if width % 4:
+            raise ValueError(f"width must be a multiple of 4, for the sines of rows and columns, got {width}")
+        super().__init__(event_shape, width, given_shape, num_classes, num_parameters, max_frequency)
+        self.patch_size = patch_size
+        self.register_buffer("places", places(height // patch_size, across // patch_size, width), persistent=False)
+        self.first = nn.Linear(depth * patch_size**2, width)
+        self.layers = nn.ModuleList(TransformerBlock(width, heads, width, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = _zero(nn.Linear(width, 2 * width))
+        self.last = _zero(nn.Linear(width, num_parameters * depth * patch_size**2))
+
+    def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
+        """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``, P first if > 1."""
+        embedded = F.silu(self.embed(t, given))
+        h = self.first(patchify(x, self.patch_size)) + self.places
+        for layer in self.layers:
+            h = layer(h, embedded)
+        shift, scale = self.modulation(embedded).unsqueeze(1).chunk(2, -1)
+        patches = self.last(self.norm(h) * (1 + scale) + shift)
+        return unpatchify(patches, self.patch_size, *self.event_shape[1:]).reshape(-1, *self.out_shape)

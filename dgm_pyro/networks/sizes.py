@@ -28,6 +28,8 @@ class ImageSizes:
     Attributes:
         widths: channels of the stages of a convolutional network, each at half the resolution of the one before.
         unet: channels of a U-Net, the first at the full resolution.
+        patch_size, patch_width: of a diffusion transformer, whose patches are the pixels of the U-Net's lowest
+            resolution, and as wide.
         latent_size: number of features of z.
         layers, kernel_size: of a PixelCNN.
         dropout: share of the features that are dropped in training: the fewer images, the more.
@@ -35,6 +37,8 @@ class ImageSizes:
 
     widths: tuple[int, ...]
     unet: tuple[int, ...]
+    patch_size: int
+    patch_width: int
     latent_size: int
     layers: int
     kernel_size: int
@@ -74,6 +78,8 @@ def image_sizes(shape: Sequence[int], num_data: int) -> ImageSizes:
     return ImageSizes(
         widths=_doubled(first, halvings),
         unet=_doubled(first, exact + 1),
+        patch_size=2**exact,
+        patch_width=first * WIDEST,
         latent_size=16 * 2**halvings,
         layers=max(8, math.ceil(side / 2 / (kernel_size // 2))),
         kernel_size=kernel_size,

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from dgm_pyro.networks import DenoisingMLP, DenoisingUNet
-from dgm_pyro.networks.denoisers import TimeEmbedding
+from dgm_pyro.networks import DenoisingMLP, DenoisingTransformer, DenoisingUNet
+from dgm_pyro.networks.attention import SelfAttention
+from dgm_pyro.networks.denoisers import AttentionBlock, TimeEmbedding, TransformerBlock, patchify, places, unpatchify
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -17,6 +18,10 @@ NETWORKS = {
     "unet": lambda **options: DenoisingUNet((1, 4, 4), (8, 16), **options),
     "unet, three resolutions": lambda **options: DenoisingUNet((1, 4, 4), (8, 16, 24), **options),
     "unet, one resolution": lambda **options: DenoisingUNet((1, 4, 4), (8,), **options),
+    "unet, attention and Fourier features": lambda **options: DenoisingUNet(
+        (1, 4, 4), (8, 16), heads=2, fourier=(0, 1), **options
+    ),
+    "dit": lambda **options: DenoisingTransformer((1, 4, 4), 2, width=8, layers=2, heads=2, **options),
 }
 
 
@@ -93,12 +98,80 @@ def test_every_parameter_learns(make):
 
 def test_it_has_no_randomness_but_dropout():
     x, t = inputs()
-    for network in (NETWORKS["mlp"](), NETWORKS["unet"]()):
+    for network in (NETWORKS["mlp"](), NETWORKS["unet"](), NETWORKS["dit"]()):
         assert torch.equal(network.train()(x, t), network(x, t))
     network = NETWORKS["unet"](dropout=0.5)
     nn.init.normal_(network.middle.conv2.weight)
     assert not torch.equal(network.train()(x, t), network(x, t))
     assert torch.equal(network.eval()(x, t), network(x, t))
+
+
+@pytest.mark.parametrize(
+    ("depth", "height", "across", "size"), [(1, 4, 4, 2), (3, 4, 6, 2), (2, 6, 3, 3), (1, 2, 3, 1)]
+)
+def test_patches_and_images_are_each_others_inverse(depth, height, across, size):
+    x = torch.randn(5, depth, height, across)
+    patches = patchify(x, size)
+    rows, columns = height // size, across // size
+    assert patches.shape == (5, rows * columns, depth * size**2)
+    for row in range(rows):
+        for column in range(columns):
+            patch = x[:, :, row * size : (row + 1) * size, column * size : (column + 1) * size]
+            assert torch.equal(patches[:, row * columns + column], patch.flatten(1))
+    assert torch.equal(unpatchify(patches, size, height, across), x)
+
+
+def test_layers_that_start_at_zero_start_as_the_identity():
+    h, embedded = torch.randn(3, 4, 8), torch.randn(3, 6)
+    block = TransformerBlock(8, 2, 6, dropout=0.0)
+    assert torch.equal(block(h, embedded), h)
+    x = torch.randn(3, 8, 2, 3)
+    assert torch.equal(AttentionBlock(8, 2)(x), x)
+    assert (NETWORKS["dit"]()(*inputs()) == 0).all()
+
+
+def test_a_layer_of_the_transformer_is_that_of_the_paper():
+    """Peebles and Xie 2023, figure 3: scale and shift after the norm, and a gate before the sum."""
+    torch.manual_seed(0)
+    block = TransformerBlock(8, 2, 6, dropout=0.0)
+    nn.init.normal_(block.modulation.weight)
+    h, embedded = torch.randn(3, 4, 8), torch.randn(3, 6)
+
+    def norm(h):
+        return (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+    shift1, scale1, gate1, shift2, scale2, gate2 = (embedded @ block.modulation.weight.T).unsqueeze(1).split(8, -1)
+    middle = h + gate1 * block.attention((1 + scale1) * norm(h) + shift1)
+    expected = middle + gate2 * block.mlp((1 + scale2) * norm(middle) + shift2)
+    torch.testing.assert_close(block(h, embedded), expected)
+
+
+def test_attention_is_a_mean_of_values_weighted_by_similarity():
+    attention, h = SelfAttention(6, 2), torch.randn(2, 5, 6)
+    q, k, v = attention.queries_keys_values(h).split(6, -1)
+    heads = []
+    for part in (slice(0, 3), slice(3, 6)):
+        similarity = (q[..., part] @ k[..., part].mT / math.sqrt(3)).exp()
+        heads.append(similarity / similarity.sum(-1, keepdim=True) @ v[..., part])
+    torch.testing.assert_close(attention(h), attention.out(torch.cat(heads, -1)))
+
+
+def test_every_place_of_a_grid_has_a_code_of_its_own():
+    code = places(4, 6, 16)
+    assert code.shape == (24, 16)
+    distance = torch.cdist(code, code).fill_diagonal_(math.inf).reshape(4, 6, 4, 6)
+    assert distance.min() > 0.3
+    assert (distance[:, :-1, :, :].amin((2, 3)) <= distance[0, 0, 0, 1] + 1e-9).all()  # the nearest is a neighbor
+
+
+def test_fourier_features_tell_levels_apart():
+    """Kingma et al. 2021, appendix C: the network reads x, sin(2^n pi x) and cos(2^n pi x)."""
+    network, seen = DenoisingUNet((2, 4, 4), (8,), fourier=(6, 7)), []
+    network.first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x = torch.rand(3, 2, 4, 4)
+    network(x, torch.ones(3))
+    expected = [x, *(f(2**n * math.pi * x) for f in (torch.sin, torch.cos) for n in (6, 7))]
+    torch.testing.assert_close(seen[0], torch.cat(expected, 1))
 
 
 @pytest.mark.parametrize("event_shape", [(1, 8, 8), (3, 4, 8), (2, 12, 4)])
@@ -138,6 +211,15 @@ def test_neighboring_times_are_told_apart():
         (lambda: DenoisingUNet((1, 8, 8), (12, 16)), r"channels must be positive multiples of 8, got \(12, 16\)"),
         (lambda: DenoisingUNet((1, 8, 8), (0, 8)), "channels must be a positive int or a tuple of them"),
         (lambda: DenoisingUNet((1, 8, 8), ()), r"channels must be a positive int or a tuple of them, got \(\)"),
+        (lambda: DenoisingUNet((1, 8, 8), (8,), heads=3), "width must be a multiple of heads, got width=8 and heads=3"),
+        (lambda: DenoisingUNet((1, 8, 8), (8,), fourier=(-1,)), "fourier must be an int of at least 0, got -1"),
+        (
+            lambda: DenoisingTransformer((64,)),
+            r"event_shape must be \(C, H, W\) for a DiT, got \(64,\): use DenoisingMLP",
+        ),
+        (lambda: DenoisingTransformer((1, 8, 6), 4), r"patch_size must divide H and W of \(1, 8, 6\), got 4"),
+        (lambda: DenoisingTransformer((1, 8, 8), width=6, heads=2), "width must be a multiple of 4, .*, got 6"),
+        (lambda: DenoisingTransformer((1, 8, 8), width=8, heads=3), "width must be a multiple of heads, .* heads=3"),
         (lambda: DenoisingMLP((2,), ()), r"hidden must be a positive int or a tuple of them, got \(\)"),
         (lambda: DenoisingMLP((2,), (8,), activation="softsign"), "activation must be one of relu, .*'softsign'"),
         (lambda: DenoisingMLP((2,), (8,), given_shape=()), "class label: pass num_classes"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dgm_pyro.networks import ConvDecoder, ConvEncoder, DenoisingUNet, PixelCNN
+from dgm_pyro.networks import ConvDecoder, ConvEncoder, DenoisingTransformer, DenoisingUNet, PixelCNN
 from dgm_pyro.networks.sizes import image_sizes
 
 PAGE = Path(__file__).parents[2] / "docs" / "images.md"
@@ -19,6 +19,7 @@ def test_the_table_is_what_build_takes(row):
     of = [
         sizes.widths,
         sizes.unet,
+        f"{sizes.patch_size} x {sizes.patch_width}",
         sizes.latent_size,
         f"{sizes.layers} x {sizes.kernel_size}",
         sizes.reach,
@@ -41,6 +42,7 @@ def test_every_network_takes_the_sizes_and_sees_the_image(shape):
     ConvEncoder(shape, 2, sizes.widths, width=8)
     ConvDecoder((2,), shape, 1, sizes.widths)
     DenoisingUNet(shape, sizes.unet)
+    DenoisingTransformer(shape, sizes.patch_size, sizes.patch_width, layers=1)
     PixelCNN(shape, 1, 4, sizes.layers, sizes.kernel_size)
 
 

@@ -103,6 +103,8 @@ def test_so_is_its_machine_code(float64):
         # A KL in closed form, and one that is sampled; then factors, of whatever terms there are.
         *itertools.product(("vae-two-levels", "vae-flow-prior"), ("free-bits:0.3",)),
         *itertools.product(("vae-two-levels",), ("beta:0.5", "annealed")),
+        # Weighted errors, which a diffusion states beside its bound.
+        *itertools.product(("diffusion-edm", "continuous-diffusion-learned"), ("simple", "edm")),
     ],
 )
 def test_the_graph_of_every_objective_is_its_loss(float64, name, objective):
@@ -821,7 +823,7 @@ NETWORKS = (
     "columns-made", "columns-vae", "vae", "vae-given-label", "vae-categorical-latent", "vae-foreign-network",
     "deep-vae", "discriminative", "labeled-flow", "realnvp-given-label", "iaf-given-vector", "nsf-given-image",
     "vae-planar-encoder", "multiscale", "glow", "flow++", "dequantized-variational", "standardized-vae",
-    "diffusion-given-label", "diffusion-unet", "continuous-diffusion", "vae-diffusion-prior",
+    "diffusion-given-label", "diffusion-unet", "diffusion-dit", "continuous-diffusion", "vae-diffusion-prior",
 )  # fmt: skip
 
 

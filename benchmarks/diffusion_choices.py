@@ -1,0 +1,94 @@
+"""Predictions, weights and networks of a diffusion of images, each trained for the same time.
+
+    python benchmarks/diffusion_choices.py [--quick] [--seconds N] [--data NAME] [--cases NAME ...]
+
+Diffusions of T = 50 times are trained on the same images for so many seconds of processor time each, which a busy
+machine does not shorten. The table has the bound on validation images in bits per dimension, the lower the better, with
+its standard error over the images, and the difference from the first case, whose error is that of paired images. One
+seed: the difference between two trainings of one case is not part of the errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro.networks import DenoisingUNet
+from dgm_pyro.networks.sizes import image_sizes
+
+
+def unet(data: dgm.Data, **options: object) -> dgm.Program:
+    """The diffusion of "v", its U-Net with further options."""
+    sizes = image_sizes(data.event_shape, len(data))
+    network: nn.Module = DenoisingUNet(data.event_shape, sizes.unet, dropout=sizes.dropout, **options)
+    return dgm.Diffusion(data.event_shape, network, "log-snr", num_steps=50, subsample=2, levels=data.levels)
+
+
+def built(data: dgm.Data, **swaps: str) -> dgm.Program:
+    return dgm.build("diffusion", data, **swaps)
+
+
+Case = tuple[Callable[[dgm.Data], dgm.Program], str]
+CASES: dict[str, Case] = {
+    "v": (partial(built, predict="v"), "elbo"),
+    "edm": (partial(built, predict="edm"), "elbo"),
+    "simple": (partial(built, predict="v"), "simple"),
+    "min-snr": (partial(built, predict="v"), "min-snr"),
+    "edm, weight edm": (partial(built, predict="edm"), "edm"),
+    "dit": (partial(built, network="dit", predict="v"), "elbo"),
+    "attention": (partial(unet, heads=4), "elbo"),
+    "fourier": (partial(unet, fourier=(6, 7)), "elbo"),
+    "noise": (partial(built, predict="noise"), "elbo"),
+    "x0": (partial(built, predict="x0"), "elbo"),
+}
+
+
+def trained(
+    make: Callable[[dgm.Data], dgm.Program], objective: str, data: dgm.Data, seconds: float
+) -> tuple[dgm.Program, int]:
+    """The program after so many seconds of processor time, and the steps that it took."""
+    torch.manual_seed(0)
+    options = dgm.TrainingOptions(epochs=10_000, batch_size=32, lr=1e-3, lr_schedule="constant", validation=None)
+    program = make(data)
+    with dgm.Training(program, data, objective, options=options) as training:
+        training.advance(lambda: training.taken > 0)  # the first step records the graph of the others
+        start = time.process_time()
+        while time.process_time() - start < seconds:
+            training.advance(lambda: time.process_time() - start > seconds)
+        return copy.deepcopy(program), training.taken  # the weights of now, within an epoch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two seconds, few images")
+    parser.add_argument("--seconds", type=float, default=60.0, help="processor time of a training (default: 60)")
+    parser.add_argument("--data", default="patches-16")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES], metavar="NAME")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    seconds, number = (2.0, 20) if options.quick else (options.seconds, 200)
+    data = dgm.data.load(options.data)
+    valid = dgm.data.load(options.data, "test", num_data=number)
+    first: dgm.Evidence | None = None
+    for name in options.cases:
+        program, steps = trained(*CASES[name], data, seconds)
+        evidence = dgm.evaluate(program, valid, num_samples=8)
+        first = first or evidence
+        nats = first.values - evidence.values
+        bits = nats / (data.event_shape.numel() * torch.tensor(2.0).log())
+        print(
+            f"{name:<16} {evidence.bits_per_dim:.3f} +- {evidence.stderr:.3f} bits/dim, "
+            f"{bits.mean():+.3f} +- {bits.std() / len(bits) ** 0.5:.3f}, {steps} steps",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
