@@ -21,13 +21,16 @@ from torch import nn
 
 import dgm_pyro as dgm
 from dgm_pyro.networks import DenoisingUNet
-from dgm_pyro.networks.sizes import image_sizes
+from dgm_pyro.networks.sizes import image_sizes, is_large
 
 
 def unet(data: dgm.Data, **options: object) -> dgm.Program:
     """The diffusion of "v", its U-Net with further options."""
-    sizes = image_sizes(data.event_shape, len(data))
-    network: nn.Module = DenoisingUNet(data.event_shape, sizes.unet, dropout=sizes.dropout, **options)
+    size: dict[str, object] = {"channels": (32, 64)}
+    if is_large(data.event_shape):
+        sizes = image_sizes(data.event_shape, len(data))
+        size = {"channels": sizes.unet, "dropout": sizes.dropout}
+    network: nn.Module = DenoisingUNet(data.event_shape, **size, **options)
     return dgm.Diffusion(data.event_shape, network, "log-snr", num_steps=50, subsample=2, levels=data.levels)
 
 
@@ -46,6 +49,7 @@ CASES: dict[str, Case] = {
     "attention": (partial(unet, heads=4), "elbo"),
     "fourier": (partial(unet, fourier=(6, 7)), "elbo"),
     "noise": (partial(built, predict="noise"), "elbo"),
+    "levels": (partial(built, predict="levels"), "elbo"),
     "x0": (partial(built, predict="x0"), "elbo"),
 }
 
@@ -67,7 +71,7 @@ def trained(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two seconds, few images")
+    parser.add_argument("--quick", action="store_true", help="two seconds a training, few images")
     parser.add_argument("--seconds", type=float, default=60.0, help="processor time of a training (default: 60)")
     parser.add_argument("--data", default="patches-16")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES], metavar="NAME")

@@ -465,7 +465,7 @@ CALLS = {
     # running
     "build": Call(
         dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
-        {"num_codes": COUNT, "grid": SHAPE, "decay": [0, 1, *NUMBER],
+        {"num_codes": COUNT, "grid": SHAPE, "decay": [0, 1, *NUMBER], "network": [3, "no"],
          "model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
          "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
          "max_parameters": [0, 1.5, "x"]},
@@ -929,6 +929,7 @@ EXCLUDED = {
         "samplers.Time", "sweep.Cell", "sweep.Comparison", "sweep.Options", "sweep.Row", "sweep.Sweep",
     ],
     "no arguments": [
+        "objectives.SimpleWeight", "objectives.simple",
         "adversarial.energy", "networks.NormalCDF", "networks.Sigmoid", "samplers.Ancestral", "samplers.DPMSolver",
         "samplers.Heun",
     ],
@@ -1081,6 +1082,7 @@ WITHIN = {
         "denoise",
         "denoised_variance",
         "noise_at",
+        "preconditioning",
         "noised",
         "posterior_variance",
     ),

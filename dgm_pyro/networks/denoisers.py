@@ -284,14 +284,14 @@ def _zero(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-def patchify(x: Tensor, size: int) -> Tensor:
-    """Images ``(B, C, H, W)`` as their patches, row by row, ``(B, H / size * W / size, C * size * size)``."""
-    return F.unfold(x, size, stride=size).mT
+def patchify(x: Tensor, patch_size: int) -> Tensor:
+    """Images ``(B, C, H, W)`` as their patches, P pixels a side, row by row, ``(B, H W / P^2, C P^2)``."""
+    return F.unfold(x, patch_size, stride=patch_size).mT
 
 
-def unpatchify(patches: Tensor, size: int, height: int, width: int) -> Tensor:
+def unpatchify(patches: Tensor, patch_size: int, height: int, width: int) -> Tensor:
     """The images ``(B, C, height, width)`` of `patchify`."""
-    return F.fold(patches.mT, (height, width), size, stride=size)
+    return F.fold(patches.mT, (height, width), patch_size, stride=patch_size)
 
 
 def places(rows: int, columns: int, width: int) -> Tensor:
