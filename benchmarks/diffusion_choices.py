@@ -62,7 +62,7 @@ def trained(
     options = dgm.TrainingOptions(epochs=10_000, batch_size=32, lr=1e-3, lr_schedule="constant", validation=None)
     program = make(data)
     with dgm.Training(program, data, objective, options=options) as training:
-        training.advance(lambda: training.taken > 0)  # the first step records the graph of the others
+        training.advance(lambda: training.taken > 1)  # the second step records the graph of the others
         start = time.process_time()
         while time.process_time() - start < seconds:
             training.advance(lambda: time.process_time() - start > seconds)
