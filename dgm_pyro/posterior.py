@@ -279,8 +279,10 @@ class Posterior:
         if not self.mapped:
             return with_handlers
         u = self.initial(batch_size, seed=0)
+        # A distribution that was expanded where validation was on keeps it on, and looks at values.
+        unvalidated = mock.patch.object(torch.distributions.Distribution, "_validate_sample")
         try:
-            with seeded(0, u.device), unchecked(), torch.no_grad():
+            with seeded(0, u.device), unchecked(), unvalidated, torch.no_grad():
                 recorded = make_fx(with_gradient)(u)
         except Exception:
             return with_handlers

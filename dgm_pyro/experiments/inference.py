@@ -56,7 +56,8 @@ def arguments_in(model: Any, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON file of data: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object of arguments by name, got a {type(content).__name__}")
-    parameters = inspect.signature(model).parameters.values()
+    stated = model.forward if isinstance(model, torch.nn.Module) else model
+    parameters = inspect.signature(stated).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     missing = [p.name for p in named if p.default is p.empty and p.name not in content]
     if missing:

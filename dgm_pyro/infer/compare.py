@@ -34,6 +34,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation
 from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.nn import PyroModule
 from torch import Tensor
 from tqdm import tqdm
 
@@ -173,6 +174,7 @@ class GuideComparison(Result):
             "sandwich_errors": None if self.sandwich is None else list(self.sandwich_errors),
             "simulated": None if self.simulated is None else {
                 "lower": self.simulated.lower.tolist(), "upper": self.simulated.upper.tolist()},
+            "chains": None if self.chains is None else self.chains.worst() | {"seconds": self.chains.seconds},
         }  # fmt: skip
 
     def parts(self) -> list[str | Table]:
@@ -195,6 +197,8 @@ class GuideComparison(Result):
                 f"{len(self.reference)} reference draws; between their halves: Wasserstein {self.floor[0]:.3f}, MMD "
                 f"{self.floor[1]:.3f}"
             )
+        if self.chains is not None:
+            parts.append(f"they are of {self.chains.summary()}")
         if self.sandwich is not None:
             lower, back = (with_error(*each, 3) for each in zip(self.sandwich, self.sandwich_errors, strict=True))
             if_exact = "a stochastic upper bound if these are exact"
@@ -214,6 +218,8 @@ class GuideComparison(Result):
     def verdict(self) -> list[str]:
         """What the numbers say about each guide, in words."""
         lines = [f"{name}: it could not be fitted: {why}" for name, why in self.failures.items()]
+        if self.chains is not None and (doubts := self.chains.faults()):
+            lines.append(f"the reference itself cannot be trusted: {', '.join(doubts)}; dgm.infer.nuts says where")
         for row in self.rows:
             k_hat, threshold = float(row.weighted.k_hat), row.weighted.threshold
             if row.weighted.reliable:
@@ -511,6 +517,10 @@ def fitted(
     """
     # Guides made here keep their parameters to themselves: in the param store two of a name would share them.
     made, evaluations = is_choice(guide), 0
+    model = posterior.model
+    if made and isinstance(model, PyroModule) and not hasattr(model._pyro_context, "param_state"):
+        # Pyro makes this only in modules that are built while parameters are local.
+        model._pyro_context.param_state = {"params": {}, "constraints": {}}
     with pyro.settings.context(module_local_params=made):
         if made:
             guide = auto(posterior.model, guide)

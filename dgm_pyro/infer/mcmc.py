@@ -20,6 +20,7 @@ draws and the turns between subtrees; Carpenter et al. 2017 (Stan), for the wind
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -45,6 +46,7 @@ __all__ = ["Chains", "nuts"]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Walk = Generator[Array | None, tuple[float, Array], Any]
 DIVERGENT = 1000.0  # an error of H beyond which a trajectory is given up (Stan)
+MAX_R_HAT, MIN_ESS, MIN_BFMI = 1.01, 100, 0.3  # the effective size is that per chain (Vehtari et al.; Stan)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,33 @@ class Chains(Result, Draws):
         steps = self.energy.diff(dim=-1).square().mean(-1)
         return steps / self.energy.var(-1)
 
+    def worst(self) -> dict[str, Any]:
+        """The diagnostics at their worst, over latents and chains: r_hat, ess_bulk, divergences and bfmi.
+
+        What `pyro.deterministic` states is left out, as it may be constant. Without ArviZ, r_hat and ess_bulk are None.
+        """
+        found: dict[str, Any] = {"r_hat": None, "ess_bulk": None}
+        names = self.samples if self.posterior is None else self.posterior.names
+        with contextlib.suppress(ImportError):
+            measured = self.diagnostics()
+            found["r_hat"] = max(float(measured["r_hat"][name].max()) for name in names)
+            found["ess_bulk"] = min(float(measured["ess_bulk"][name].min()) for name in names)
+        return found | {"divergences": int(self.diverging.sum()), "bfmi": float(self.bfmi.min())}
+
+    def faults(self) -> list[str]:
+        """Why the draws should not be trusted, in words; nothing if no diagnostic objects."""
+        worst, ess = self.worst(), MIN_ESS * len(self.u)
+        found = []
+        if worst["r_hat"] is not None and not worst["r_hat"] <= MAX_R_HAT:
+            found.append(f"R-hat is {worst['r_hat']:.3f}, above {MAX_R_HAT}")
+        if worst["ess_bulk"] is not None and not worst["ess_bulk"] >= ess:
+            found.append(f"the bulk ESS is {worst['ess_bulk']:.0f}, below {ess}")
+        if worst["divergences"]:
+            found.append(f"{worst['divergences']} trajectories diverge")
+        if worst["bfmi"] < MIN_BFMI:
+            found.append(f"E-BFMI is {worst['bfmi']:.2f}, below {MIN_BFMI}")
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
         return {
@@ -128,12 +157,17 @@ class Chains(Result, Draws):
                 numbers = [float(found[measure][site][index]) for measure in ("mean", "sd", "ess_bulk", "ess_tail")]
                 row = [f"{numbers[0]:.3f}", f"{numbers[1]:.3f}", f"{numbers[2]:.0f}", f"{numbers[3]:.0f}"]
                 rows.append([name, *row, f"{float(found['r_hat'][site][index]):.3f}"])
-        chains, size = self.u.shape[:2]
-        return [
-            Table(["latent", "mean", "sd", "bulk ESS", "tail ESS", "R-hat"], rows),
-            f"{chains} chains of {size} draws, {int(self.diverging.sum())} divergences, E-BFMI at least "
-            f"{float(self.bfmi.min()):.2f}, {self.evaluations} gradients, {self.seconds:.1f} s",
-        ]
+        return [Table(["latent", "mean", "sd", "bulk ESS", "tail ESS", "R-hat"], rows), self.summary()]
+
+    def summary(self) -> str:
+        """`worst` and the cost, in a line."""
+        worst, (chains, size) = self.worst(), self.u.shape[:2]
+        mixing = "" if worst["r_hat"] is None else (
+            f"R-hat at most {worst['r_hat']:.3f}, bulk ESS at least {worst['ess_bulk']:.0f}, ")  # fmt: skip
+        return (
+            f"{chains} chains of {size} draws, {worst['divergences']} divergences, {mixing}E-BFMI at least "
+            f"{worst['bfmi']:.2f}, {self.evaluations} gradients, {self.seconds:.1f} s"
+        )
 
 
 def nuts(

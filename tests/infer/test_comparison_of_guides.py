@@ -1,5 +1,6 @@
 """Guides compared: the numbers of a row from the draws by hand, on a posterior that is known exactly."""
 
+import dataclasses
 import json
 import math
 import re
@@ -15,7 +16,7 @@ import dgm_pyro as dgm
 from dgm_pyro import cli, plots
 from dgm_pyro.experiments import inference
 from dgm_pyro.families import autoguide
-from dgm_pyro.infer import compare, train_guide
+from dgm_pyro.infer import Chains, compare, train_guide
 from dgm_pyro.infer.compare import _distances, _sandwich
 
 pytestmark = pytest.mark.usefixtures("float64")

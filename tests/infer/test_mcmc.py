@@ -10,7 +10,7 @@ from programs import CASES
 from test_evaluation import linear_vae
 
 import dgm_pyro as dgm
-from dgm_pyro.infer import nuts
+from dgm_pyro.infer import Chains, nuts
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -90,6 +90,26 @@ def test_a_funnel_diverges_and_says_so():
     chains = nuts(dgm.Posterior(funnel), num_samples=60, warmup=60, seed=1)
     assert chains.diverging.any() or chains.bfmi.min() < 0.5
     assert f"{int(chains.diverging.sum())} divergences" in str(chains)
+
+
+def chains_of(z, diverging=0):
+    """Chains ``(C, S)`` of one latent, of which ``diverging`` trajectories were given up."""
+    given_up = (torch.arange(z.numel()) < diverging).reshape(z.shape)
+    energy = torch.randn(z.shape, generator=torch.Generator().manual_seed(2))
+    return Chains({"z": z}, z.unsqueeze(-1), given_up, torch.ones_like(z), energy, torch.ones(len(z)), 1, 1.0)
+
+
+def test_what_makes_chains_doubtful():
+    z = torch.randn(4, 500, generator=torch.Generator().manual_seed(1))
+    assert chains_of(z).faults() == []
+    assert chains_of(z, 3).faults() == ["3 trajectories diverge"]
+    apart = chains_of(z + 3 * torch.arange(4.0).unsqueeze(-1))
+    r_hat, size = apart.faults()
+    assert r_hat.startswith("R-hat is ")
+    assert size.startswith("the bulk ESS is ")
+    assert size.endswith("below 400")
+    assert apart.worst()["r_hat"] == float(apart.diagnostics()["r_hat"]["z"]) > 1.5
+    assert f"R-hat at most {apart.worst()['r_hat']:.3f}" in str(apart)
 
 
 def test_chains_are_those_of_a_seed():
