@@ -189,6 +189,17 @@ def test_restarts_in_two_processes_are_those_in_one():
         torch.testing.assert_close(theirs[name], value, rtol=1e-6, atol=1e-6)
 
 
+def test_a_reference_that_did_not_mix_is_named(table):
+    torch.manual_seed(0)
+    z = torch.randn(4, 100, 2) + 3 * torch.arange(4.0)[:, None, None]
+    flags = torch.zeros(4, 100, dtype=torch.bool)
+    chains = Chains({"z": z}, z, flags, flags.long(), torch.randn(4, 100), torch.ones(4), 1, 1.0)
+    doubtful = dataclasses.replace(table, chains=chains)
+    assert "the reference itself cannot be trusted: R-hat is" in str(doubtful)
+    assert doubtful.as_dict()["chains"]["r_hat"] > 1.5
+    assert "cannot be trusted" not in str(table)
+
+
 def test_guides_of_one_kind_do_not_share_parameters():
     found = compare(correlated, guides=[AutoNormal, "AutoNormal"], reference=None, gradient_steps=30, num_samples=100,
                     num_temperatures=0)  # fmt: skip
