@@ -15,7 +15,8 @@
 # # Diffusion models
 #
 # The fourth answer to "how to represent $p(x)$": destroy the structure of data in many small steps, and learn to undo
-# each step. The steps are latent variables, so that $p(x)$ is an integral again, over a whole chain:
+# each step. The noisy versions of $x$ are latent variables, so $p(x)$ is again an integral, this time over a whole
+# chain:
 #
 # $$p_\theta(x_0) = \int p(x_T) \prod_{t=1}^{T} p_\theta(x_{t-1} \mid x_t)\; dx_{1:T}.$$
 #
@@ -26,10 +27,10 @@
 # | 3 | what does the network learn, and how does the reverse chain run? |
 # | 4 | what is the bound, term by term? |
 # | 5 | why is $t$ an input? |
-# | 6 | how does one ask for a class, and what does guidance do? |
+# | 6 | how do we sample from one class, and what does guidance do? |
 # | 7 | how few steps are enough? |
 #
-# You need PyTorch and chapter 00. Chapter 04 explains the bound that is used here with a longer chain.
+# You need PyTorch and chapter 00. Chapter 04 explains the bound, which this chapter applies to a longer chain.
 
 # %%
 
@@ -52,8 +53,8 @@ style()
 # %% [markdown]
 # ## 1. Forward: destruction
 #
-# The forward process adds a little Gaussian noise, again and again. It is a Markov chain without parameters; nothing is
-# learned here. $\beta_t$ is the share of noise in step $t$:
+# The forward process adds a little Gaussian noise, again and again. It is a Markov chain without parameters, so nothing
+# is learned here. $\beta_t$ is the variance of the noise that step $t$ adds:
 #
 # $$q(x_t \mid x_{t-1}) = N\big(\sqrt{1 - \beta_t}\, x_{t-1},\; \beta_t I\big).$$
 #
@@ -62,7 +63,7 @@ style()
 # $$q(x_t \mid x_0) = N(\alpha_t x_0,\, \sigma_t^2 I), \qquad \alpha_t^2 = \prod_{s \le t} (1 - \beta_s), \qquad
 # \alpha_t^2 + \sigma_t^2 = 1.$$
 #
-# So any time can be reached at once. A `Schedule` holds $\alpha_t$ and $\sigma_t$. In this one, the logarithm of the
+# So we can jump to any time directly. A `Schedule` holds $\alpha_t$ and $\sigma_t$. In this one, the logarithm of the
 # signal-to-noise ratio $\alpha_t^2 / \sigma_t^2$ falls evenly from 4 to -5 in $T = 50$ steps.
 
 # %%
@@ -101,17 +102,17 @@ panels[1, 0].set_ylabel("a digit")
 plt.show()
 
 # %% [markdown]
-# At the end no information is left: $q(x_T \mid x_0)$ is nearly $N(0, I)$ for every $x_0$.
+# At the end almost no information is left: $q(x_T \mid x_0)$ is nearly $N(0, I)$ for every $x_0$.
 #
 # ## 2. Why small steps?
 #
-# To undo a step one needs $q(x_{t-1} \mid x_t)$. It depends on the distribution of data, and in general it has any
-# shape. The key to diffusion models: if the step is *small*, it is close to a Normal, so that a network only has to
-# find mean and variance. Take data with two values, $x_0 = \pm 1$. Then everything is known by Bayes' rule,
+# To undo a step we need $q(x_{t-1} \mid x_t)$. It depends on the distribution of the data and can have any shape. The
+# key to diffusion models is that for a *small* step it is close to a Normal, so a network only has to find its mean and
+# variance. Take data with two values, $x_0 = \pm 1$. Bayes' rule then gives everything,
 #
 # $$q(x_{t-1} \mid x_t) \propto q(x_t \mid x_{t-1})\, q(x_{t-1}).$$
 #
-# We look at $x_t = 0.1$ at one noise level, reached by a large or a small last step.
+# We look at $x_t = 0.1$ at one noise level, which the last step reaches from nearby or from far away.
 
 # %%
 grid = torch.linspace(-5, 5, 4001, dtype=torch.float64)
@@ -161,16 +162,17 @@ assert distances == sorted(distances, reverse=True)
 assert distances[-1] < 1e-3 * distances[0]
 
 # %% [markdown]
-# A large step leaves two answers to "where did this come from?", and a Normal lies between them. A small step leaves
-# one. That is the reason for many steps, and for $p_\theta(x_{t-1} \mid x_t)$ being a Normal.
+# After a large step there are two answers to "where did this come from?", and the best Normal covers both and the gap
+# between them. After a small step there is one. This is why there are many steps, and why $p_\theta(x_{t-1} \mid x_t)$
+# can be a Normal.
 #
 # ## 3. Reverse
 #
-# If $x_0$ were known, the way back would be known too: $q(x_{t-1} \mid x_t, x_0)$ is a Normal with a formula. Since it
-# is not, a network guesses it. It sees $x_t$ and $t$, and gives $\hat x_\theta(x_t, t)$, which is trained to be the
-# mean of $q(x_0 \mid x_t)$. Its input and its output have the size of the data, and there is no second network: the
-# guide has no parameters. `print` shows the program as a formula. Its guide is that of training, which draws a few
-# times $t$ (section 4).
+# If $x_0$ were known, the reverse step would be known too: $q(x_{t-1} \mid x_t, x_0)$ is a Normal with a formula. Since
+# $x_0$ is unknown, a network estimates it. The network takes $x_t$ and $t$ and returns $\hat x_\theta(x_t, t)$, which
+# is trained to be the mean of $q(x_0 \mid x_t)$. Its input and its output have the size of the data. There is no second
+# network, because the guide has no parameters. `print` shows the program as a formula. The guide it shows is the one
+# used in training, which draws a few times $t$ (section 4).
 
 # %%
 size = {"hidden": (128, 128, 128), "max_frequency": 30.0}  # the answer changes smoothly with t
@@ -206,11 +208,11 @@ panels[0].set_ylabel("$x_2$")
 plt.show()
 
 # %% [markdown]
-# Arrows go from $x_t$ to the guess (orange). With much noise the guess is the mean of all data: no better guess is
-# possible. With little noise it is on or near the nearest half circle. The chain calls the network again and again,
-# each time with less noise, so it does not have to decide at once. The runs on the right are traces of the *unrolled*
-# model, which has a sample site for each step, `x_50`, ..., `x_1`, `x`. Each site is $p_\theta(x_{t-1} \mid x_t)$, a
-# Normal:
+# Arrows go from $x_t$ to the guess (orange). With much noise the guess is close to the mean of all data, because $x_t$
+# says little about $x_0$. With little noise it is mostly on or near the nearest half circle. The chain calls the
+# network again and again, each time with less noise, so it does not have to decide at once. The runs on the right are
+# traces of the *unrolled* model, which has a sample site for each step, `x_50`, ..., `x_1`, `x`. Each site is
+# $p_\theta(x_{t-1} \mid x_t)$, a Normal:
 
 # %%
 names = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name.startswith("x")]
@@ -220,15 +222,14 @@ assert len(names) == 51
 # %% [markdown]
 # ## 4. The bound, a sum over t
 #
-# $\log p_\theta(x_0)$ would need an integral over all ways in which noise could have become $x_0$. The bound is that of
-# a VAE whose latents are $x_1, \dots, x_T$ and whose encoder is the forward process. It is a sum with a term for each
-# step:
+# $\log p_\theta(x_0)$ needs an integral over all paths from noise to $x_0$. The bound is the ELBO of a VAE whose
+# latents are $x_1, \dots, x_T$ and whose encoder is the forward process. It is a sum with one term per step:
 #
 # $$\log p_\theta(x_0) \ge E_q\Big[\underbrace{\log p_\theta(x_0 \mid x_1)}_{-L_0} -
 # \sum_{t=2}^{T} \underbrace{D_{KL}(q(x_{t-1} \mid x_t, x_0) \,\|\, p_\theta(x_{t-1} \mid x_t))}_{L_{t-1}} -
 # \underbrace{D_{KL}(q(x_T \mid x_0) \,\|\, p(x_T))}_{L_T}\Big].$$
 #
-# Each line below is one of these terms.
+# The function below computes these terms one by one.
 
 
 # %%
@@ -258,13 +259,13 @@ claim(abs(-terms.sum() - whole.nats) < 0.05)
 claim(terms[-1] < 0.05)
 
 # %% [markdown]
-# The last term has no parameters, and is small because $x_T$ is nearly noise. Training does not compute all $T$ terms:
-# it draws five times per datum, and Pyro's plate scales their terms up (chapter 00). $L_0$ may be negative: it is minus
-# the logarithm of a *density*.
+# The last term has no parameters, and is small because $x_T$ is nearly pure noise. Training does not compute all $T$
+# terms: it draws five values of $t$ per datum, and Pyro's plate scales their terms up (chapter 00). $L_0$ can be
+# negative, because it is minus the logarithm of a *density*.
 #
-# How good is that? The moons are two half circles with a little noise (chapter 00), so that the mean of
-# $q(x_0 \mid x_t)$ and $\log p(x_0)$ have formulas. We put that mean in the network's place. Only the variances, one
-# number for each step and feature, are left to learn.
+# How good is this bound? The moons are two half circles with a little noise (chapter 00), so the mean of $q(x_0 \mid
+# x_t)$ and $\log p(x_0)$ have formulas. We replace the network by that exact mean. Only the variances, one number for
+# each step and feature, are left to learn.
 
 
 # %%
@@ -298,12 +299,13 @@ claim(steps_cost[0] > 0 and 0 < network_cost.nats < 0.15)
 
 # %% [markdown]
 # The first cost comes from modeling each step as a Normal, and falls with more steps. The second falls with more
-# training and wider networks. It is what separates the draws in the pictures below from the data.
+# training and wider networks. The second is why the draws in the pictures below differ from the data.
 #
 # ## 5. t as an input
 #
-# The network receives $t$. Each noise level is a different task: at $t = 45$ the answer is the middle of all data, at
-# $t = 5$ it is the point itself. A network without $t$ has to solve all of them with one function of $x_t$.
+# The network receives $t$. Each noise level is a different task: at $t = 45$ the answer is close to the mean of all
+# data, at $t = 5$ it is close to $x_t$ itself. A network without $t$ has to solve all these tasks with one function of
+# $x_t$.
 
 
 # %%
@@ -338,17 +340,18 @@ for axes, (name, points) in zip(panels[2:], drawn.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# The first panel shows where the bound is lost: nearly nothing at high noise, where both sides agree on a Normal, and
-# most at low noise, where the data's details are. The second is the cost of not knowing $t$, step by step. These costs
-# add up to the difference of the two bounds.
+# The first panel shows which steps cost most: those at high noise cost almost nothing, because both sides of the KL are
+# nearly the same Normal; those at low noise, where the details of the data appear, cost most. The second panel shows
+# the cost of not knowing $t$, step by step. These costs add up to the difference of the two bounds.
 #
 # ## 6. Conditional on a class, and guidance
 #
-# To draw a digit of a given class $y$, feed $y$ to the network as one more input, in training too. It learns to use the
-# class as a hint about what to restore. This gives $p_\theta(x \mid y)$, a program with `given`.
+# To draw a digit of a given class $y$, feed $y$ to the network as one more input, in training as well as in sampling.
+# The network learns to use the class as a hint about what to restore. This gives $p_\theta(x \mid y)$, a program with
+# `given`.
 #
-# Pixels are integers here, 0 to 16. The network predicts, for each pixel, how probable each of the 17 levels is. In 15
-# % of the training data the label is hidden, so that the same network can also do without.
+# Pixels are integers here, 0 to 16. The network predicts the probability of each of the 17 levels, for each pixel.
+# Training hides 15 % of the labels, so the same network also learns to work without one.
 
 # %%
 digits, test = dgm.data.load("digits"), dgm.data.load("digits", "test")
@@ -384,9 +387,9 @@ print(f"bound given the right label {right.mean():.1f}, given a wrong one {wrong
 claim(right.mean() > wrong.mean() + 5)
 
 # %% [markdown]
-# The difference is what the hint is worth. When sampling, one can give it more weight than the model does.
-# **Classifier-free guidance** with strength $w$ takes both answers of the network, with and without the label, and goes
-# beyond the first, away from the second:
+# The difference shows how much the label tells the network. When sampling, we can give the label more weight than the
+# model does. **Classifier-free guidance** with strength $w$ takes both predictions of the network, with and without the
+# label, and extrapolates from the second through the first:
 #
 # $$(1 + w)\, f(x_t, t, y) - w\, f(x_t, t).$$
 
@@ -427,21 +430,22 @@ plots.images(picture, levels=levels, num_columns=10, row_labels=[label for name 
 
 # %% [markdown]
 # Each column starts from the same noise. With $w = 1$ the draws are more clearly of their class, and more alike:
-# guidance is no longer sampling from $p_\theta(x \mid y)$. With $w = 3$ the classifier is equally accurate, but the
-# images are no better: strokes run on into corners where digits have hardly any ink. Guidance has scaled the
-# predictions beyond the range of the training data. Without guidance the draws vary nearly as much as test digits, and
-# a little less.
+# guidance no longer samples from $p_\theta(x \mid y)$. With $w = 3$ the classifier recognizes the class as often as
+# with $w = 1$, but the images are no better: strokes extend into corners where digits have hardly any ink. Guidance has
+# pushed the predictions outside the range of the training data. Without guidance the draws vary slightly less than test
+# digits do.
 #
 # ## 7. Few steps
 #
-# A draw costs a network call for each step. Once the network is trained, a draw does not need all $T$ times. A
-# *sampler* is a rule for going from $x_t$ to an earlier $x_s$: `ancestral` is the model itself, `ddim` leaves out the
-# noise, `dpm++` also uses the previous guess to aim better. We count how far the draws are from test data, by the
-# energy distance (chapter 01), which is zero for equal distributions. Its estimate is unbiased, and so may be below
-# zero. Beside it stands that of fresh data from the same process. All of them meet the same test data, in five parts.
+# A draw costs one network call per step. Once the network is trained, a draw does not need all $T$ times. A *sampler*
+# is a rule for going from $x_t$ to an earlier $x_s$: `ancestral` is the model itself, `ddim` adds no noise, and `dpm++`
+# also uses the previous guess to step more accurately. We measure how far the draws are from test data by the energy
+# distance (chapter 01), which is zero for equal distributions. Its estimate is unbiased, so it can fall below zero. For
+# reference we also measure fresh data from the same process. All are compared with the same test data, in five parts.
 #
-# One number does not see everything. So we also measure what the pictures show: how many draws are farther from both half
-# circles than three deviations of the data's noise, 0.6, and how far the others are from them.
+# One number does not capture everything. So we also measure what the pictures show: how many draws are farther from
+# both half circles than 0.6, which is three standard deviations of the data's noise, and how far the others are from
+# them.
 
 
 # %%
@@ -508,33 +512,33 @@ for axes, name in zip(panels[1:], ("ancestral, 50 steps", "dpm++, 5 steps", "dpm
 plt.show()
 
 # %% [markdown]
-# By the energy distance, ten steps of `dpm++` are indistinguishable from fresh data. (Its estimates are skewed, mostly
-# a little below zero and at times far above, so that the error over five parts is a rough one.) The pictures show more.
-# Some draws lie between the half circles, where there are almost no fresh data. All fifty steps of the model itself do
-# not remove them: they come from the network, the second cost of section 4. And the half circles of `dpm++` are thinner
-# than those of the data, because it ends with a guess of $x_0$, a mean, to which it adds no noise; those of `ancestral`
-# are wider. With three steps every rule fails, and `ancestral` least: it uses the variance of the guess, and adds noise
-# of that size instead of relying on it.
+# By the energy distance, ten steps of `dpm++` are indistinguishable from fresh data. (The estimates are skewed, mostly
+# a little below zero and occasionally far above, so the error over five parts is rough.) The pictures show more. Some
+# draws lie between the half circles, where there are almost no fresh data. Even all fifty steps of the model itself do
+# not remove them: they come from the network, the second cost of section 4. The half circles of `dpm++` are thinner
+# than those of the data, because it ends with a guess of $x_0$, a mean, and adds no noise to it; those of `ancestral`
+# are wider. With three steps every sampler fails, and `ancestral` fails least: it uses the variance of the guess and
+# adds noise of that size.
 #
 # ## 8. Exercises
 #
-# 1. Train a diffusion of 5 steps on the moons, with the same ends of the schedule. What happens to the bound? Why?
-# 2. The network may predict the clean $x_0$, the noise $\epsilon$ in $x_t = \alpha_t x_0 + \sigma_t \epsilon$, or
-#    $v = \alpha_t \epsilon - \sigma_t x_0$. Show that each gives the others. Which is of no use at $t = T$?
-# 3. Use the class-conditional diffusion as a classifier, by Bayes' rule: `labeled.classify(x)`. How often is it right?
+# 1. Train a diffusion of 5 steps on the moons, with the same ends of the schedule. What happens to the bound, and why?
+# 2. The network may predict the clean $x_0$, the noise $\epsilon$ in $x_t = \alpha_t x_0 + \sigma_t \epsilon$, or $v =
+#    \alpha_t \epsilon - \sigma_t x_0$. Show that each determines the others. Which one is useless at $t = T$?
+# 3. Use the class-conditional diffusion as a classifier, by Bayes' rule: `labeled.classify(x)`. How accurate is it?
 #
 # ## What to change next
 #
-# - **The data.** Replace the moons by `"rings"` or `"checkerboard"`. Does a diffusion have the trouble that a flow has?
+# - **The data.** Replace the moons by `"rings"` or `"checkerboard"`. Does a diffusion have the same trouble as a flow?
 # - **The schedule.** Try `"cosine"` and `"linear"` in section 4. Which terms become large?
-# - **The network.** Give the digits a `dgm.networks.DenoisingUNet(shape, (32, 64), num_classes=10, num_parameters=17)`.
-# - **Guidance.** Draw accuracy and variety against $w$, also for $w = 10$ and for $w = -1$. What is the latter?
-# - **Continuous time.** `dgm.ContinuousDiffusion(2, network, "learned")` has no $T$, and learns its schedule.
+# - **The network.** Replace the U-Net of section 6 by a `DenoisingMLP(shape, num_classes=10, num_parameters=levels)`.
+# - **Guidance.** Plot accuracy and variety against $w$, also for $w = 10$ and for $w = -1$. What is the latter?
+# - **Continuous time.** `dgm.ContinuousDiffusion(2, network, "learned")` has no $T$ and learns its schedule.
 #
 # ## Solutions
 #
-# **1.** The bound is worse. With five steps each is large, $q(x_{t-1} \mid x_t)$ is no Normal any more (section 2), and
-# the sum of the KL terms pays for it.
+# **1.** The bound is worse. With only five steps, each step is large, so $q(x_{t-1} \mid x_t)$ is no longer close to a
+# Normal (section 2), and the KL terms are larger.
 
 # %%
 torch.manual_seed(0)
@@ -545,9 +549,9 @@ print(f"bound with T = 5: {-few.sum():.3f}, with T = 50: {-terms.sum():.3f} nats
 claim(-few.sum() < -terms.sum() - 0.02)
 
 # %% [markdown]
-# **2.** Two linear equations in $x_0$ and $\epsilon$. From $\epsilon$ one gets
-# $x_0 = (x_t - \sigma_t \epsilon) / \alpha_t$, which divides by $\alpha_T \approx 0$: errors of the prediction are
-# multiplied. With $v$ nothing is divided.
+# **2.** $x_t$ and $v$ are two linear equations in $x_0$ and $\epsilon$. From $\epsilon$ we get $x_0 = (x_t - \sigma_t
+# \epsilon) / \alpha_t$, which divides by $\alpha_T \approx 0$ and so magnifies errors of the prediction. With $v$ there
+# is no division.
 
 # %%
 x0, noise, t = torch.randn(1000, 2), torch.randn(1000, 2), torch.randint(1, 51, (1000, 1))
@@ -563,8 +567,8 @@ print(
 assert factor > 10
 
 # %% [markdown]
-# **3.** Ten bounds per digit, one for each label, and the largest wins. The bounds of one digit use the same draws of
-# the chain, so that much of their noise cancels.
+# **3.** There are ten bounds per digit, one for each label, and the largest wins. The bounds of one digit use the same
+# draws of the chain, so much of their noise cancels.
 
 # %%
 x, y = test.x[: scaled(100, 5)], test.y[: scaled(100, 5)]

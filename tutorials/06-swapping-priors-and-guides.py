@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Swapping priors and guides
 #
-# A variational autoencoder has three parts, and each of them is a choice:
+# A variational autoencoder has three parts, and we choose each of them:
 #
 # | part | what it says | textbook choice |
 # |---|---|---|
@@ -22,13 +22,14 @@
 # | likelihood $p_\theta(x \mid z)$ | how a latent becomes a datum | a Normal with its mean from a network |
 # | encoder, the guide $q(z \mid x)$ | which latents may have produced a datum | a diagonal Normal |
 #
-# A fourth choice is the *objective*, by which they are trained. Prior and likelihood together are the model: they alone
-# decide what $p_\theta(x)$ is. Guide and objective decide how well we know it, and what training makes of it.
+# The fourth choice is the training *objective*. Prior and likelihood together are the model: they alone define
+# $p_\theta(x)$. Guide and objective determine how well we can estimate $p_\theta(x)$, and which parameters training
+# finds.
 #
-# This chapter swaps them one at a time and looks at what changes. Everything is two-dimensional, so that every prior,
-# every guide and even the true posterior can be drawn. It takes up where
-# [chapter 00](00-four-ways-to-represent-p-of-x.ipynb) left the VAE; Pyro's words *sample site*, *plate*, *trace*,
-# *model* and *guide* are explained there.
+# This chapter swaps them one at a time and looks at what changes. Everything is two-dimensional, so every prior, every
+# guide and even the true posterior can be plotted. It continues from the VAE of [chapter
+# 00](00-four-ways-to-represent-p-of-x.ipynb), which also explains Pyro's terms *sample site*, *plate*, *trace*, *model*
+# and *guide*.
 
 # %%
 import math
@@ -53,9 +54,8 @@ subplots = partial(subplots, squeeze=False)
 # %% [markdown]
 # ## 1. Data, and a VAE to start from
 #
-# The data are a pinwheel of five arms. `dgm.build("vae", ...)` makes a VAE from names, and takes objects as well.
-# The likelihood here is an object: a Normal whose mean is a network of $z$, with one learned scale, the noise, which
-# starts at 0.2.
+# The data are a pinwheel of five arms. `dgm.build("vae", ...)` makes a VAE from names or objects. The likelihood here
+# is an object: a Normal whose mean is a network of $z$, with one learned scale, the noise, which starts at 0.2.
 
 # %%
 train, test = dgm.data.load("pinwheel"), dgm.data.load("pinwheel", "test")
@@ -99,13 +99,13 @@ base = trained(prior="normal", encoder="meanfield")
 statements(base)
 
 # %% [markdown]
-# The picture that this chapter is about compares two distributions of $z$:
+# The central picture of this chapter compares two distributions of $z$:
 #
-# - the **prior** $p(z)$, from which new data will be made;
+# - the **prior** $p(z)$, from which new data are generated;
 # - the **aggregate posterior** $q(z) = \frac1N \sum_n q(z \mid x_n)$: where the encoder puts the data.
 #
-# The likelihood is trained on draws from $q(z)$ only. Where the prior has mass and $q(z)$ has none there is a **hole**:
-# the likelihood was never trained there, and new data come from there all the same.
+# The likelihood is trained on draws from $q(z)$ only. Where the prior has mass and $q(z)$ has almost none there is a
+# **hole**: the likelihood was hardly trained there, yet new data are generated from there.
 
 # %%
 colors = theme.classes
@@ -171,19 +171,20 @@ print(f"{100 * share:.0f} % of the prior's draws fall where q(z) is less than ha
 claim(share > 0.25)
 
 # %% [markdown]
-# The aggregate posterior is a wheel of its own. In the third picture red is where the encoder puts more than the prior
-# promises, and blue where it puts less: the holes. In the last, orange draws come from holes (less than half of what
-# the prior promises), and they decode to points between the arms of the data (gray), where there are none.
+# The aggregate posterior is itself a wheel with five arms. In the third picture, $q(z)$ is above the prior in red
+# regions and below it in blue regions, the holes. In the last picture, orange draws come from holes, where $q(z)$ is
+# less than half of $p(z)$. Many of them decode to points between the arms of the data (gray), where there are hardly
+# any data.
 #
-# The bound itself knows about this. Its KL splits, on average over the data, into two parts that are never negative
-# (Hoffman and Johnson 2016):
+# The bound shows this too. Its KL, averaged over the data, splits into two parts that are never negative (Hoffman and
+# Johnson 2016):
 #
 # $$\frac1N \sum_n D_{KL}(q(z \mid x_n) \,\|\, p(z)) = \underbrace{I_q(x; z)}_{\text{what z says of x}} +
 # \underbrace{D_{KL}(q(z) \,\|\, p(z))}_{\text{mismatch}}.$$
 #
-# The first part is the cost of encoding which datum it was, and is worth it. The second is wasted: it would be zero
-# if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any other prior can
-# win**.
+# The first part is the cost of encoding which datum it was, and buys a better reconstruction. The second is wasted: it
+# would be zero if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any
+# other prior can gain**.
 
 
 # %%
@@ -204,8 +205,8 @@ claim(0.3 < wasted < kl / 2)
 # %% [markdown]
 # ## 2. Swapping the prior
 #
-# A prior is any program over $z$. These are the names that `dgm.build` knows for real $z$, from plain to elaborate; the
-# comment says what the name stands for, and each could be passed as an object instead.
+# A prior is any program over $z$. These are the names that `dgm.build` knows for real $z$, from simple to elaborate.
+# Each could be passed as an object instead; the comments show most of these objects.
 
 # %%
 PRIORS = {
@@ -220,18 +221,18 @@ PRIORS = {
 by_prior = {"normal": base} | {name: trained(prior=name) for name in PRIORS if name != "normal"}
 
 # %% [markdown]
-# Nothing else changed: the same likelihood, the same diagonal Normal as encoder, the same 25 epochs. The statements of
-# the model do change, and their factors show how. A prior with an exact density is one factor, whose own formula
-# follows after the comma. A prior with latents of its own adds factors: `z2` above `z`.
+# Nothing else changed: the likelihood, the diagonal Normal as encoder and the 25 epochs are the same. The factors of
+# the model show what did change. A prior with an exact density is one factor, whose own formula follows after the
+# comma. A prior with latents of its own adds factors: `z2` above `z`.
 
 # %%
 for name in PRIORS:
     print(f"{name:10s} {by_prior[name].formula().p}")
 
 # %% [markdown]
-# The priors, each with the aggregate posterior that its encoder came to (dots), and below them what the model draws.
-# The density of `diffusion` and `vae` is an integral of its own; what is drawn of it is the importance-weighted
-# estimate of chapter 00.
+# The upper row shows each prior, with the aggregate posterior of its trained encoder as dots. The lower row shows draws
+# of $x$ from the model. The densities of `diffusion` and `vae` are integrals themselves; the picture shows their
+# importance-weighted estimates (chapter 00).
 
 # %%
 figure, panels = subplots(2, len(by_prior), width=13.5, height=4.4)
@@ -252,9 +253,12 @@ panels[1, 0].set_ylabel("draws of x")
 plt.show()
 
 # %% [markdown]
-# How good is each? We list the ELBO and the importance-weighted bound with 100 particles (IWAE), which is close to
-# $\log p_\theta(x)$; how far the IWAE is above that of $N(0, I)$, on the same data; the KL with its wasted part, the
-# mismatch; and the share of draws of $x$ that stray: further from all test data than 99 % of the training data are.
+# How good is each prior? The table lists:
+#
+# - the ELBO, and the importance-weighted bound with 100 particles (IWAE), which is close to $\log p_\theta(x)$;
+# - by how much the IWAE bound exceeds that of $N(0, I)$ on the same data;
+# - the KL and its wasted part, the mismatch;
+# - the share of draws of $x$ that stray: they are farther from all test data than 99 % of the training data are.
 
 
 # %%
@@ -297,15 +301,16 @@ for name in ("mog", "vamp", "nsf", "ar"):
     claim(strays(made_by[name]) < 0.75 * strays(made_by["normal"]))
 
 # %% [markdown]
-# The mixture, the VampPrior, the spline flow and the autoregressive prior win most. They need not be round, the
-# mismatch falls by some two thirds or more, and fewer draws stray. The mixture gains about the 0.5 nats of mismatch
-# that the first VAE had, the others *more*, because its encoder and likelihood were compromises too: with a prior
-# that can have gaps, the encoder moves the arms apart, and the likelihood needs less noise. The diffusion and the
-# hierarchy win least with this recipe. The hierarchy's top latent is a single number, so that its $p(z)$ is a thick
-# line; the diffusion has not learned the gaps in 25 epochs.
+# The mixture, the VampPrior, the spline flow and the autoregressive prior gain most. They need not be round, the
+# mismatch falls by about two thirds or more, and fewer draws stray. The mixture gains about as much as the 0.5 nats of
+# mismatch of the first VAE. The others gain *more*, because the encoder and likelihood of the first VAE were
+# compromises too: with a prior that can have gaps, the encoder moves the arms apart, and the likelihood needs less
+# noise. The diffusion and the hierarchy gain least with these settings. The hierarchy's top latent is a single number,
+# so its $p(z)$ is a thick line; the diffusion has not learned the gaps in 25 epochs.
 #
-# The standard errors are those of the choice of test data. Another start of the training changes the result too, and
-# by how much is the unit in which differences should be read. Three seeds with the prior $N(0, I)$:
+# The standard errors account only for the choice of test data. The training seed changes the result too, and a
+# difference between priors matters only if it is large compared with that change. Here are three seeds with the prior
+# $N(0, I)$:
 
 # %%
 of_seeds = {0: iwaes["normal"].nats}
@@ -316,16 +321,17 @@ print(f"from worst to best: {spread:.3f} nats")
 claim(min(gain for gain, _ in gains.values()) > 3 * spread)
 
 # %% [markdown]
-# Every swapped prior is better by several times that. Among the swapped ones, one seed each does not make a ranking.
+# Every swapped prior is better by several times that spread. One seed each is not enough to rank the swapped priors
+# among themselves.
 #
 # ## 3. Swapping the guide
 #
-# The guide is no part of the model. To see what it does by itself, we now take a model in which nothing is learned, and
-# whose posterior has awkward shapes: a ship at $z \sim N(0, I)$ hears two beacons and estimates its distance to each,
-# with an error of 0.2. Given the two distances $x$, where may it be?
+# The guide is not part of the model. To see what the guide alone does, we now take a model in which nothing is learned
+# and whose posterior has awkward shapes: a ship at $z \sim N(0, I)$ hears two beacons and measures its distance to
+# each, with an error of standard deviation 0.2. Where can the ship be, given the two distances $x$?
 #
-# This likelihood is no network. Any function of $z$ that returns a Pyro distribution is one: `dgm.Conditional` needs
-# `event_shape` and `forward`, nothing else.
+# This likelihood has no network. Any function of $z$ that returns a Pyro distribution can be a likelihood: a
+# `dgm.Conditional` needs only `event_shape` and `forward`.
 
 
 # %%
@@ -362,8 +368,8 @@ truth = log_joint(unheard.x).logsumexp(1).double() + math.log(area)
 print(f"log p(x) by quadrature: {truth.mean():.3f} +- {truth.std() / len(truth) ** 0.5:.3f} nats per datum")
 
 # %% [markdown]
-# With two dimensions the exact posterior $p(z \mid x) = p(x, z) / p(x)$ is a matter of dividing by a sum over a grid.
-# Three ships, marked by a cross, and what their distances leave possible:
+# In two dimensions we get the exact posterior $p(z \mid x) = p(x, z) / p(x)$ by dividing by a sum over a grid. The
+# pictures show three ships, each marked by a cross, and where they can be, given their distances:
 
 # %%
 ships = {"correlated": [0.3, -0.2], "banana": [2.0, 0.8], "bimodal": [-0.7, 1.3]}
@@ -391,11 +397,12 @@ figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right cent
 plt.show()
 
 # %% [markdown]
-# Two circles meet in two points, mirror images in the line through the beacons. On that line they touch; beyond a
-# beacon they nearly coincide. The prior only says that the nearer one is somewhat likelier.
+# The two circles around the beacons meet in two points, which are mirror images in the line through the beacons. For a
+# ship on that line between the beacons the two points coincide. Beyond a beacon the circles nearly coincide, so a whole
+# arc is possible. The prior only says that the point nearer the origin is somewhat likelier.
 #
-# Five guides by name, and one of them once more with its means started on the far side of the line. Only their
-# parameters are trained: the prior and the likelihood have none.
+# We train five guides by name, and one of them again with its initial means on the far side of the line. Only the
+# guides have parameters to train; the prior and the likelihood have none.
 
 # %%
 GUIDES = {
@@ -451,16 +458,16 @@ def draws_of(guides, given=told, num=1000):
 
 draws_of(by_guide)
 # %% [markdown]
-# First row: a diagonal Normal cannot be tilted, and is too narrow instead; all the others can. Second row: no Normal
-# can bend; the flows can, and follow the corner for a part of its way. Third row: the spline flow alone has both modes;
-# the others have one.
+# First row: a diagonal Normal cannot tilt, and is too narrow instead; all the others can tilt. Second row: a Normal
+# cannot bend; the flows can, and follow part of the corner. Third row: only the spline flow has both modes; the others
+# have one.
 #
-# The gap of the ELBO *is* a divergence, the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$. That direction punishes
-# $q$ for every draw where the posterior has no mass, and not for mass that it overlooks: a guide that sees one of two
-# modes of equal weight pays $\log 2 = 0.69$ nats, one that spreads over the desert between them pays more. So most
-# guides trained by the ELBO choose a mode, and one that could cover both may not find the way: nothing pulls it there.
-# Which of two modes it chooses depends on where it starts. How often is the side of the line of beacons on which the
-# guide puts more of its mass not the one on which the posterior has more?
+# The gap of the ELBO *is* a divergence, the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$. This direction penalizes
+# $q$ heavily for draws where the posterior has no mass, and only lightly for mass that it misses: a guide that covers
+# one of two modes of equal weight pays $\log 2 = 0.69$ nats, and one that spreads over the empty region between them
+# pays more. So most guides trained by the ELBO choose one mode. A guide that could cover both may never find the
+# second, because its draws give no gradient towards it. Which of the two modes a guide chooses depends on where it
+# starts. How often does the guide put most of its mass on the less likely side of the line through the beacons?
 
 
 # %%
@@ -480,21 +487,21 @@ for name, share in wrong.items():
 claim(wrong["fullrank"] < 10 and wrong["meanfield"] < 10 and wrong["fullrank, far"] > 90)
 
 # %% [markdown]
-# The same family, trained for the same time by the same objective, has the best bound of the Normals or the worst of
-# the table. From the middle of the prior it finds the nearer mode, which is the likelier one; from the far side it
-# stays there, because there is no mass between the modes. (The spline flow is often "wrong" because it has both modes:
-# which of them is the larger is then a close call.) A larger family can only be better at its best; what training finds
-# in it is another matter.
+# The same family, trained for the same time by the same objective, has either the best bound of the Normals or the
+# worst of the table. Started at the middle of the prior, it finds the mode nearer the origin, which is the likelier
+# one. Started on the far side, it stays there, because there is no mass between the modes. (The spline flow is often
+# "wrong" because it has both modes: which of them is larger is then a close call.) The best member of a larger family
+# is at least as good; but training need not find it.
 #
 # ### Two gaps
 #
-# What is lost has two causes. The family of $q$ may have no good member: the **approximation gap**. Or the encoder, one
-# network for all data, does not find the best member for each: the **amortization gap**. `dgm.infer.gaps` searches for
-# the best member, datum by datum, and so tells them apart. It needs $\log p(x)$, which in general has to be estimated;
-# here we can put the exact value in its place, and see how good the estimate was.
+# The gap of a guide has two causes. The family of $q$ may have no good member: the **approximation gap**. Or the
+# encoder, one network for all data, does not find the best member for each datum: the **amortization gap**.
+# `dgm.infer.gaps` separates the two by searching for the best member, datum by datum. It needs $\log p(x)$, which
+# usually has to be estimated. Here we can substitute the exact value, and see how good the estimate was.
 
 # %%
-few = unheard.x[: scaled(100, 4)]
+few = unheard.x[: scaled(300, 4)]
 split = {}
 for name in ("meanfield", "fullrank"):
     found = dgm.infer.gaps(
@@ -515,21 +522,21 @@ for means in split.values():
     claim(family - encoder > 2 * (of_family + of_encoder))
 
 # %% [markdown]
-# The family costs more than the encoder: here it is the guide that should be swapped, not its network that should be
-# made larger. (For a guide that is a flow, the search trains a copy for each datum: minutes, so we leave it out. It
-# starts at the encoder's answer and climbs; from the wrong mode it does not come back, so that a family may look
-# poorer than it is.)
+# The family costs more than the encoder, so here we should swap the family of the guide, not enlarge its network. (For
+# a flow as guide, the search trains a copy of the flow for each datum. That takes minutes, so we leave it out. The
+# search starts at the encoder's answer and climbs. It cannot leave a wrong mode, so a family may look poorer than it
+# is.)
 #
 # There is a trap: the importance-weighted estimate of $\log p(x)$ takes its draws from the same guide. It misses the
-# modes that the guide misses, and so underestimates the gap that it is to measure. Even 1000 particles say that the
-# approximation gap is a fraction of what it is. Left to itself, `gaps` therefore takes annealed importance sampling if
-# that is higher.
+# modes that the guide misses, and so underestimates the gap that it should measure. Even with 1000 particles, the
+# estimated approximation gap is only a fraction of the true one. By default, `gaps` therefore also runs annealed
+# importance sampling, and uses that estimate if it is higher.
 #
 # ### A guide for a hierarchy
 #
-# With the prior `vae` there are two latents, and the guide has a choice of order. *Bottom-up*,
-# $q(z \mid x)\, q(z_2 \mid z)$, is what we trained above. The *ladder* goes in the order of the model,
-# $q(z_2 \mid x)\, q(z \mid z_2, x)$, and multiplies at each level what $x$ says with what the model says.
+# With the prior `vae` there are two latents, and the guide can draw them in either order. *Bottom-up*, $q(z \mid x)\,
+# q(z_2 \mid z)$, is what we trained above. The *ladder* follows the order of the model, $q(z_2 \mid x)\, q(z \mid z_2,
+# x)$. At each level it multiplies a Normal computed from $x$ by the Normal of the model.
 
 # %%
 ladder = trained(prior="vae", encoder="ladder")
@@ -538,17 +545,17 @@ row("bottom-up", by_prior["vae"])
 iwae_of_ladder = row("ladder", ladder, iwaes["vae"])
 
 # %% [markdown]
-# The ladder is a better guide, but by about as much as separates two seeds in section 2. With two levels of two and
-# one numbers there is little to be gained; the ladder was made for deep hierarchies.
+# The ladder is a better guide, but the gain is about as large as the difference between two seeds in section 2. With
+# levels of only two numbers and one there is little to gain; the ladder was designed for deep hierarchies.
 #
 # ## 4. Swapping the objective
 #
 # ### Which side a poor guide errs on
 #
-# The importance-weighted bound with $K$ draws, $E[\log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)]$, is an objective
-# too. It does not ask that every draw be good, only that among $K$ there be some. Reweighted wake-sleep (`rws`) trains
-# the guide on draws that are weighted the same way, and so descends the opposite divergence,
-# $D_{KL}(p(z \mid x) \,\|\, q(z \mid x))$, which punishes what $q$ overlooks.
+# The importance-weighted bound with $K$ draws, $E[\log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)]$, is an objective too.
+# It does not need every draw to be good; some good ones among $K$ are enough. Reweighted wake-sleep (`rws`) trains the
+# guide on draws with the same weights. It thereby descends the opposite divergence, $D_{KL}(p(z \mid x) \,\|\, q(z \mid
+# x))$, which penalizes $q$ for mass that it misses.
 
 # %%
 by_objective = {
@@ -567,20 +574,19 @@ claim(gap_by["nsf, rws"][0] < gap_by["nsf, elbo"][0] / 2)
 
 # %% [markdown]
 # Under `iwae:50` the diagonal Normal spreads over both modes and everything between. As an approximation of the
-# posterior it is useless, and its ELBO shows this; but among fifty of its draws some are good, and the IWAE bound is
-# the tightest a mean-field guide has here. A number of particles belongs to a guide: judge by the bound that the
-# guide was trained for.
+# posterior it is useless, and its ELBO shows this. But some of fifty draws are good, and its IWAE bound is the tightest
+# of the mean-field guides here. Judge a guide by the bound it was trained for, with the same number of particles.
 #
-# Under `rws` the mean field stays in one mode, although the divergence now asks it to cover both. Weights can only
-# reward draws that the guide has made, and from one mode it never draws the other. The spline flow reaches it.
-# Trained by `rws` its ELBO gap is less than half of what the ELBO itself made of it: the guide *and* the objective
-# had to be swapped.
+# Under `rws` the mean-field guide stays in one mode, although the divergence now favors covering both. Weights can only
+# reward draws that the guide has made, and from one mode it never draws the other. The spline flow does reach both.
+# Trained by `rws`, its ELBO gap is less than half of the gap it has when trained by the ELBO itself: we had to swap the
+# guide *and* the objective.
 #
 # ### Noise of the gradient
 #
-# `STL` and `DReG` have the same expectation as the ELBO's and the IWAE's gradient, and differ in noise only. We measure
-# it for the mean-field guide at the end of its training: the signal-to-noise ratio of its gradient, the length of the
-# mean over the root of the total variance, for batches of 32 data.
+# The gradients of `STL` and `DReG` have the same expectation as those of the ELBO and of IWAE, but different noise. We
+# measure the signal-to-noise ratio of the gradient for the mean-field guide at the end of its training. The ratio is
+# the norm of the mean gradient divided by the square root of its total variance, for batches of 32 data.
 
 
 # %%
@@ -613,19 +619,19 @@ claim(stuck > 1.5 * plain and all(b > 1.1 * a for a, b in zip(*ratios.values(), 
 claim(ratios["IWAE"] == sorted(ratios["IWAE"]) and ratios["DReG"][1:] == sorted(ratios["DReG"][1:], reverse=True))
 
 # %% [markdown]
-# Both are less noisy, `DReG` at every $K$, for the same number of draws. The price is that the guide runs twice and
-# must be able to score its own draws.
+# Both are less noisy with the same number of draws, `DReG` at every $K$. In return, the guide runs twice and must be
+# able to score its own draws.
 #
 # One result differs from the theory. Where the weights $p/q$ have a small variance, the ratio of IWAE falls like
 # $1/\sqrt K$, and that of `DReG` rises (Rainforth et al. 2018, Tucker et al. 2019). Here IWAE's rises, and `DReG`'s
-# falls from $K = 4$ on. This guide stays in one of two modes, its weights are as uneven as they can be, and its
-# gradient at a large $K$ is not the small remainder of a bound that is nearly tight.
+# falls from $K = 4$ on. The theory does not apply here: this guide stays in one of two modes, so its weights are very
+# uneven, and the bound is far from tight even at a large $K$.
 #
 # ### The weight of the KL
 #
-# Back to the pinwheel. `beta:4` multiplies the KL by four, `beta:0.2` by a fifth. The value is then no bound on
-# $\log p(x)$; what we print are the true bounds of the models that come out. Ellipses are the standard deviations of
-# $q(z \mid x)$ for a few data.
+# Back to the pinwheel. `beta:4` multiplies the KL by four, `beta:0.2` by a fifth. With $\beta < 1$ the objective is not
+# a bound on $\log p(x)$, and with $\beta > 1$ it is a looser one; we print the ELBO of each trained model. Ellipses
+# show one standard deviation of $q(z \mid x)$ for a few data.
 
 # %%
 by_beta = {0.2: trained("beta:0.2"), 1.0: base, 4.0: trained("beta:4")}
@@ -655,16 +661,16 @@ claim(info[0.2][0] > info[1.0][0] > info[4.0][0])
 claim(info[0.2][1] > info[1.0][1] > info[4.0][1])
 
 # %% [markdown]
-# A small weight buys sharp reconstructions with narrow $q(z \mid x)$: the KL doubles, the noise falls, and $q(z)$ is
-# all the further from the prior. The reconstructions are better, and the draws are not: the mismatch has grown with the
-# rest. A large weight does away with the mismatch, and with everything else: all data have the same $q(z \mid x)$, the
-# prior. That is *posterior collapse*: $z$ carries no information about $x$. Neither has a better bound than the
-# weight 1.
+# A small weight gives sharp reconstructions with a narrow $q(z \mid x)$: the KL doubles, the noise falls, and $q(z)$
+# moves even farther from the prior. The reconstructions are better but the draws are not, because the mismatch has
+# grown too. A large weight removes the mismatch, but also everything else: all data have the same $q(z \mid x)$, the
+# prior. This is *posterior collapse*: $z$ carries no information about $x$. Neither weight gives a better bound than
+# the weight 1.
 #
 # ## 5. Swapping the likelihood
 #
-# One cell: the noise may depend on $z$ (`independent`), or the features may depend on each other (`ar`, an
-# autoregressive model given $z$).
+# We try two other likelihoods: the noise may depend on $z$ (`independent`), or the features may depend on each other
+# (`ar`, an autoregressive model given $z$).
 
 # %%
 by_likelihood = {"shared noise": base} | {
@@ -677,18 +683,18 @@ for name, vae in by_likelihood.items():
 claim(kls["ar"] < 0.05)
 
 # %% [markdown]
-# The autoregressive likelihood has the best bound of the chapter, a nat above the VAE that we started from, and its KL
-# is zero: it models $x$ by itself and leaves $z$ unused. As a model of $x$ that is fine. As a way to *learn a
-# representation* it is a failure that the bound does not show. Always look at the KL too. (Noise that depends on $z$,
-# which contains the shared noise as a special case, ends below it: again a larger family, but a worse start, because
-# it begins with more noise.)
+# The autoregressive likelihood has the best bound of the chapter, about one nat above the VAE that we started from, and
+# its KL is zero: it models $x$ by itself and leaves $z$ unused. As a model of $x$ that is fine. As a way to *learn a
+# representation* it fails, and the bound does not show this. Always look at the KL too. (Noise that depends on $z$
+# includes shared noise as a special case, yet its bound is lower. The family is larger, but training starts worse, with
+# more noise.)
 #
 # ## 6. A discrete latent
 #
-# Nothing said that $z$ is a vector of reals. Let it be one of ten classes: the prior is a table of ten probabilities,
-# the likelihood a Normal for each, the guide a classifier, and the VAE a mixture of ten Normals. A class cannot be
-# reparameterized, so its gradient would need the score function, with much noise. But with ten values the expectation
-# over $q$ is a sum of ten terms. Pyro calls this **enumeration**; here it is an objective.
+# Nothing requires $z$ to be a vector of reals. Let it be one of ten classes: the prior is a table of ten probabilities,
+# the likelihood a Normal for each class, the guide a classifier, and the VAE a mixture of ten Normals. A class cannot
+# be reparameterized, so its gradient would need the score-function estimator, which is noisy. But with ten values the
+# expectation over $q$ is a sum of ten terms. Pyro calls this **enumeration**; here it is an objective.
 
 
 # %%
@@ -704,8 +710,8 @@ classes = trained("enumerate", prior="categorical", latent_size=10, likelihood=t
 statements(classes)
 
 # %% [markdown]
-# The true posterior is a sum of ten terms too: Bayes' rule. It is a guide like any other, and as the exact posterior it
-# has no gap. *Every draw* gives the same number, $\log p(x)$.
+# The true posterior follows from Bayes' rule, whose denominator is a sum of ten terms too. It is a guide like any
+# other, and because it is exact it has no gap. *Every draw* gives the same number, $\log p(x)$.
 
 # %%
 bayes = dgm.VAE(classes.prior, classes.likelihood, guides.EnumeratedPosterior(classes.prior, classes.likelihood))
@@ -728,14 +734,14 @@ figure.colorbar(shown, ax=panels[0, 2])
 plt.show()
 
 # %% [markdown]
-# Each class is one Normal, and the latent map of section 1 has become a division of the plane. The gap between
-# classifier and Bayes' rule is all there is to win by a better guide here. What is missing to the vector-valued VAEs
-# with good priors is the model's: ten straight Normals (some of which may share a place) for five bent arms.
+# Each class is one Normal, and the classes divide the plane among themselves. The gap between the classifier and Bayes'
+# rule is all that a better guide can gain here. The rest of the distance to the VAEs of section 2 with good priors
+# comes from the model: ten straight Normals (some of which may overlap) for five bent arms.
 #
 # ## 7. What does not help
 #
-# The first picture of this chapter showed a prior that does not fit. Would a better *guide* help there? A full
-# covariance instead of a diagonal one, for the same $N(0, I)$, same likelihood:
+# The first picture of this chapter showed a prior that does not fit. Would a better *guide* help there? We train a full
+# covariance instead of a diagonal one, with the same prior $N(0, I)$ and the same likelihood:
 
 # %%
 better_guide = trained(encoder="fullrank")
@@ -747,12 +753,12 @@ print(
 claim(won < 0.1 and won < 0.4 * min(gain for gain, _ in gains.values()))
 
 # %% [markdown]
-# Hardly. The difference is significant on these data and no larger than what another seed makes. No guide can repair a
-# prior, because the guide is no part of $p_\theta(x)$: a better one lets the bound say more exactly what the model is
-# worth, and gives training a truer gradient. The other way round it is the same: on the ships, where the prior is right
-# and the posterior has two modes, no prior would help.
+# Hardly. The difference is significant on these data, but no larger than the difference between seeds. No guide can
+# repair a prior, because the guide is not part of $p_\theta(x)$: a better guide makes the bound tighter, and gives
+# training a gradient closer to that of $\log p_\theta(x)$. The converse holds too: for the ships, whose prior is right
+# and whose posterior has two modes, no prior would help.
 #
-# So, before swapping, look at which number is large:
+# So before you swap anything, look at which number is large:
 #
 # | what is large | what to swap |
 # |---|---|
@@ -764,26 +770,26 @@ claim(won < 0.1 and won < 0.4 * min(gain for gain, _ in gains.values()))
 #
 # ## 8. Exercises
 #
-# 1. The mismatch of section 1 was said to be the most that another prior can win *for a given encoder and likelihood*.
-#    Freeze both, train a flow as prior alone, and compare what it wins with the mismatch, and with what it won in
-#    section 2 where all three were trained.
-# 2. `guides.SemiAmortized` improves the encoder's answer for each datum by a few steps of gradient ascent. Which of
-#    the two gaps of section 3 can it close? Wrap the trained mean-field encoder in one and see.
-# 3. In section 3 the planar flow found one mode. Train it by `iwae:8` instead. Which of its two bounds is better now
-#    than with `elbo`, which is worse, and which guide would you draw from?
+# 1. Section 1 said that the mismatch is the most that another prior can gain *for a given encoder and likelihood*.
+#    Freeze both, train only a flow as prior, and compare its gain with the mismatch, and with its gain in section 2,
+#    where all three parts were trained.
+# 2. `guides.SemiAmortized` improves the encoder's answer for each datum by a few steps of gradient ascent. Which of the
+#    two gaps of section 3 can it close? Wrap the trained mean-field encoder in it and measure.
+# 3. In section 3 the planar flow found one mode. Train it by `iwae:8` instead. Which of its two bounds is better than
+#    with `elbo`, and which is worse? Which guide would you draw from?
 #
 # ## What to change next
 #
-# - **Data.** Replace `"pinwheel"` by `"rings"` or `"checkerboard"`. Which prior copes with a ring?
-# - **Likelihood.** Let `noisy_mean` start at 1 instead of 0.2. Where does the training end, and what did $z$ learn?
+# - **Data.** Replace `"pinwheel"` by `"rings"` or `"checkerboard"`. Which prior can fit a ring?
+# - **Likelihood.** Let `noisy_mean` start at 1 instead of 0.2. Where does training end, and what does $z$ learn?
 # - **Both.** `trained(prior="nsf", encoder="iaf")`. Does the guide matter more once the prior fits?
-# - **Size.** On images there are sixteen latents and no picture. The tables of this chapter remain:
-#   `dgm sweep vae --data digits-binary --prior normal,vamp,flow --encoder meanfield,iaf` prints them.
+# - **Size.** On images there are sixteen latents, so the densities cannot be plotted, but the comparison works the same
+#   way: try `dgm sweep vae --data digits-binary --prior normal,vamp,flow --encoder meanfield,iaf`.
 #
 # ## Solutions
 #
-# **1.** Draws of $z$ from the aggregate posterior are data for a flow, and `dgm.fit` on them maximizes
-# $E_{q(z)}[\log p(z)]$, the only term of the ELBO that the prior enters.
+# **1.** Draws of $z$ from the aggregate posterior are data for a flow. `dgm.fit` on them maximizes $E_{q(z)}[\log
+# p(z)]$, the only term of the ELBO that contains the prior.
 
 # %%
 pyro.set_rng_seed(0)
@@ -801,11 +807,11 @@ print(f"ELBO won when all parts were trained with it {together:.3f}")
 claim(0.7 * bound[0] < won < bound[0] + 4 * math.hypot(error, bound[1]))
 
 # %% [markdown]
-# Most of the mismatch is won, and not more: the bound holds. Training all three parts together won more than the
-# mismatch, because then encoder and likelihood change as well.
+# The flow gains most of the mismatch and no more: the bound holds. Training all three parts together gained more than
+# the mismatch, because then encoder and likelihood change as well.
 #
-# **2.** The amortization gap only: its steps move within the family of mean-field Normals, so the best it can do is the
-# best member.
+# **2.** Only the amortization gap: its steps stay within the family of mean-field Normals, so the best it can reach is
+# the best member.
 
 # %%
 refined = guides.SemiAmortized(
@@ -819,10 +825,10 @@ print(f"won {won:.3f} +- {error:.3f} of an amortization gap of {amortization:.3f
 claim(0.3 * amortization < won < amortization + 4 * error)
 
 # %% [markdown]
-# Nearly all of it, and nothing of the approximation gap, which is some three times as large. That takes another
-# family.
+# It closes nearly all of the amortization gap. It leaves the approximation gap, which is about three times as large;
+# closing that takes another family.
 #
-# **3.** Eight draws need not all be good, so the guide may cast wide.
+# **3.** Eight draws need not all be good, so the guide can spread out.
 
 # %%
 by_iwae = trained("iwae:8", encoder="planar", **navigate)
@@ -831,6 +837,6 @@ claim(gap_by_iwae[1] < gap_of["planar"][1] / 4 and gap_by_iwae[0] > 2 * gap_of["
 draws_of({"planar, elbo": by_guide["planar"], "planar, iwae:8": by_iwae})
 
 # %% [markdown]
-# The IWAE-50 bound is much better than with `elbo`: the guide has both modes. Its ELBO is worse, because it has what is
-# between them too. To draw from, draw several and choose among them by their weights, or take the spline flow trained
-# by `rws`. A single draw of this guide is often one that the posterior would not give.
+# The IWAE-50 bound is much better than with `elbo`, because the guide covers both modes. Its ELBO is worse, because it
+# also covers the region between them. A single draw of this guide is often far from both modes. For samples, draw
+# several and choose one by its weight, or use the spline flow trained by `rws`.

@@ -14,28 +14,28 @@
 # %% [markdown]
 # # How good is my posterior?
 #
-# A model with a latent variable gives rise to three distributions. Two of them we want and cannot have:
+# A model with a latent variable involves three distributions. We want two of them, but cannot compute them:
 #
 # $$p_\theta(x) = \int p_\theta(x \mid z)\, p(z)\, dz, \qquad
 # p_\theta(z \mid x) = \frac{p_\theta(x \mid z)\, p(z)}{p_\theta(x)}.$$
 #
-# The third is the guide $q(z \mid x)$, which we choose to stand for the posterior $p_\theta(z \mid x)$. One identity
-# ties them together:
+# The third is the guide $q(z \mid x)$, which we choose to approximate the posterior $p_\theta(z \mid x)$. One identity
+# relates them:
 #
 # $$\log p_\theta(x) \;=\; \underbrace{E_{q}\big[\log p_\theta(x, z) - \log q(z \mid x)\big]}_{\text{ELBO}}
 # \;+\; D_{KL}\big(q(z \mid x) \,\|\, p_\theta(z \mid x)\big).$$
 #
-# Only the ELBO can be computed. A low one may mean a poor model or a poor guide, and the number alone does not show
-# which. This chapter tells them apart. Each method is first tried where the truth is known.
+# Only the ELBO can be computed. A low ELBO can mean a poor model or a poor guide, and the number alone does not show
+# which. This chapter shows how to tell them apart. We first try each method where the truth is known.
 #
 # | section | question | answered by |
 # |---|---|---|
 # | 1 | what is $\log p(x)$? | many draws (IWAE), annealing (AIS), a sandwich |
 # | 1, 2 | what is $p(z \mid x)$? | a formula, a grid, NUTS, weighted draws |
 # | 3 | why is the ELBO low? | the gap, split in two |
-# | 4 | are the guide's error bars right? does $z$ say anything? | calibration, active units |
+# | 4 | are the guide's error bars right? does $z$ carry information? | calibration, active units |
 # | 5 | what is $x_\text{missing}$, given the rest of $x$? | imputation |
-# | 6 | which number to trust when? | a table |
+# | 6 | when can you trust which number? | a table |
 #
 # You need PyTorch and chapter 00, which explains `pyro.sample`, plates, traces, models, guides and the ELBO.
 
@@ -62,7 +62,7 @@ style(dpi=110)
 # %% [markdown]
 # ## 1. A model whose posterior is known
 #
-# Let everything be Normal and linear: $z$ has two features, $x$ has four,
+# Let everything be Normal and linear. $z$ has two features, $x$ has four:
 #
 # $$p(z) = N(0, I), \qquad p(x \mid z) = N(W z, \sigma^2 I).$$
 #
@@ -72,8 +72,8 @@ style(dpi=110)
 # $$p(z \mid x) = N\big(\Lambda^{-1} W^\top x / \sigma^2,\; \Lambda^{-1}\big), \qquad
 # \Lambda = I + W^\top W / \sigma^2.$$
 #
-# The columns of this $W$ are nearly parallel, so that $x$ says much about the sum of $z_1$ and $z_2$, and little about
-# their difference. `LinearGaussianPosterior` is this formula as a guide.
+# The columns of this $W$ are nearly parallel, so $x$ says much about the sum of $z_1$ and $z_2$ and little about their
+# difference. `LinearGaussianPosterior` is this formula as a guide.
 
 # %%
 W = torch.tensor([[1.0, 0.9], [0.8, 1.0], [1.2, 0.9], [0.7, 1.1]]).double()
@@ -99,10 +99,10 @@ def log_p(x):
 
 
 # %% [markdown]
-# What the ELBO averages is the log of an importance weight, $\log w = \log p(x, z) - \log q(z \mid x)$ at a draw $z$ of
-# the guide. In Pyro, `poutine.replay(model, trace)` runs a program with its sites fixed to the values they have in a
-# trace. So one draw of the ELBO is: trace the guide, replay the model on it, subtract. `log_weights` does it for many
-# draws at a time.
+# The ELBO is the mean of log importance weights, $\log w = \log p(x, z) - \log q(z \mid x)$ at draws $z$ of the guide.
+# In Pyro, `poutine.replay(model, trace)` runs a program with its sites fixed to the values they have in a trace. So one
+# draw of the ELBO takes three steps: trace the guide, replay the model on that trace, subtract. `log_weights` does this
+# for many draws at a time.
 
 # %%
 x = exact.sample(3)
@@ -116,13 +116,13 @@ print(f"standard deviation of log w over 1000 draws, each datum: {[f'{s:.0e}' fo
 assert (log_w - log_p(x)).abs().max() < 1e-7
 
 # %% [markdown]
-# With the exact posterior as guide, $p(x, z) / p(z \mid x) = p(x)$ whatever $z$ is: every single draw *is* the answer,
-# and the variance is zero up to rounding. Every problem in this chapter comes from inexact guides.
+# With the exact posterior as guide, $p(x, z) / p(z \mid x) = p(x)$ for every $z$: each single draw *is* the answer, and
+# the variance is zero up to rounding. Every problem in this chapter comes from inexact guides.
 #
 # ### Inexact guides
 #
-# Let us build some. All are mean-field Normals: their features are independent, with standard deviations that do not
-# depend on $x$. One `nn.Linear` maps $x$ to means and raw scales.
+# Let us build some inexact guides. All are mean-field Normals: their features are independent, with standard deviations
+# that do not depend on $x$. One `nn.Linear` maps $x$ to means and raw scales.
 
 
 # %%
@@ -144,13 +144,14 @@ guides = {
 print("standard deviations: best mean-field", narrow.numpy().round(3), "true marginals", wide.numpy().round(3))
 
 # %% [markdown]
-# The *best mean-field* guide is the one with the highest ELBO. It has the right mean and the variances
-# $1 / \Lambda_{ii}$, which are smaller than the true ones, $(\Lambda^{-1})_{ii}$: $D_{KL}(q \| p)$ punishes a guide for
-# being where the posterior is not, and hardly for being absent where it is. The guide with the *true marginals* has the
-# right mean and variance of each feature, and lacks only their correlation. The third one ignores $x$: it is the prior.
+# The *best mean-field* guide is the one with the highest ELBO. It has the right mean and the variances $1 /
+# \Lambda_{ii}$, which are smaller than the true ones, $(\Lambda^{-1})_{ii}$: $D_{KL}(q \| p)$ penalizes a guide heavily
+# for mass where the posterior has none, and only lightly for missing mass of the posterior. The guide with the *true
+# marginals* has the right mean and variance of each feature, and lacks only their correlation. The third guide is the
+# prior, which ignores $x$.
 #
-# **IWAE.** The mean of $K$ weights is unbiased for $p(x)$, so that the mean of its log is a bound, which rises with
-# $K$:
+# **IWAE.** The mean of $K$ weights is an unbiased estimate of $p(x)$. So the expectation of its log is a lower bound,
+# which rises with $K$:
 #
 # $$E\Big[\log \frac1K \sum_{k=1}^K w_k\Big] \le \log p(x), \qquad w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \quad
 # z_k \sim q(z \mid x).$$
@@ -186,10 +187,10 @@ plt.show()
 # %% [markdown]
 # Bars are two standard errors over the data. At $K = 1$ the bound is the ELBO, and its distance to $\log p(x)$ is
 # $D_{KL}(q \| p)$, as the formula says. From there all three rise towards the same number, at very different speeds.
-# The guide with the best ELBO is the *worst* one at the end: even the prior overtakes it. It is narrower than the
-# posterior, so that once in a while a draw falls where $q$ is tiny and $p$ is not, with a huge weight; and until such a
-# draw comes, the estimate is too low. The variance of the weights is finite only if $2 \Lambda - \Lambda_q$ is positive
-# definite, with $\Lambda_q$ the precision of $q$:
+# The guide with the best ELBO is the *worst* at the end: even the prior overtakes it. It is narrower than the
+# posterior, so now and then a draw falls where $q$ is tiny and $p$ is not, and has a huge weight. Until such a draw
+# occurs, the estimate is too low. The variance of the weights is finite only if $2 \Lambda - \Lambda_q$ is positive
+# definite, where $\Lambda_q$ is the precision of $q$:
 
 # %%
 for name, scale in (("best mean-field", narrow), ("true marginals", wide), ("the prior", torch.ones(2).double())):
@@ -197,7 +198,7 @@ for name, scale in (("best mean-field", narrow), ("true marginals", wide), ("the
     print(f"{name:16s} smallest eigenvalue {smallest:6.2f}: {'finite' if smallest > 0 else 'infinite'} variance")
 
 # %% [markdown]
-# So: **a guide for an ELBO may be narrow; a guide to draw weights from should be wide.**
+# So **a guide for an ELBO may be narrow; a guide for importance sampling should be wide.**
 #
 # ### A sandwich: annealing there and back
 #
@@ -207,14 +208,14 @@ for name, scale in (("best mean-field", narrow), ("true marginals", wide), ("the
 # $$f_\beta(z) = p(z)\, p(x \mid z)^{\beta}.$$
 #
 # A chain starts at a draw of the prior. At each step its weight is multiplied by $f_{\beta_t}(z) / f_{\beta_{t-1}}(z)$,
-# and then $z$ moves a little, by a transition that leaves $f_{\beta_t}$ as it is (here Hamiltonian Monte Carlo: $z$
-# rolls over the landscape $-\log f$, and a Metropolis test makes up for the finite step size). The mean weight is
-# $p(x)$ whatever $T$ is, so its log is again a bound from *below*.
+# and then $z$ moves a little, by a transition that leaves $f_{\beta_t}$ invariant (here Hamiltonian Monte Carlo: $z$
+# rolls over the landscape $-\log f$, and a Metropolis test corrects for the finite step size). The expected weight is
+# $p(x)$ for every $T$, so the expectation of its log is again a *lower* bound.
 #
-# Run backwards from an exact posterior draw, the same chain gives a bound from *above*. Exact posterior draws exist for
-# data that the model itself has made: draw $z$, then $x$ given $z$; that $z$ is one draw from $p(z \mid x)$. The two
-# together are *bidirectional Monte Carlo*. It says how far off AIS is without knowing the truth, which we draw here
-# only because we have it.
+# Run backwards from an exact posterior draw, the same chain gives an *upper* bound. Exact posterior draws are available
+# for data that the model itself has generated: draw $z$, then $x$ given $z$; that $z$ is one draw from $p(z \mid x)$.
+# The two bounds together are *bidirectional Monte Carlo*. It shows how far off AIS is without knowing the truth; here
+# we know the truth, and plot it for comparison.
 
 # %%
 temperatures = (2, 6, 20, 60, 200)[: scaled(5, 2)]
@@ -255,17 +256,17 @@ axes.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# The sandwich closes as $T$ grows, and the truth is between its halves. On a model without a formula you would see the
-# two lines and not the dashed one, and their distance would be your error bar: for data like those that the model
-# makes. (On other data there is no upper half. One then takes the $T$ at which the sandwich was narrow.)
+# The sandwich closes as $T$ grows, and the truth lies between the two bounds. On a model without a formula you would
+# see the two lines but not the dashed one. Their distance would be your error bar, for data like those that the model
+# generates. (For other data there is no upper bound. Use the $T$ at which the sandwich was narrow.)
 #
 # ### Draws from the posterior: NUTS
 #
-# *Markov chain Monte Carlo* (MCMC) gives draws from $p(z \mid x)$ and needs no guide. It walks: each step proposes a
-# new $z$ and accepts it so that in the long run every place is visited in proportion to $p(z \mid x)$. Pyro's
-# `MCMC(kernel, num_samples, warmup_steps)` runs such a chain on any model. The **kernel** makes the steps; `NUTS`, the
-# No-U-Turn sampler, is Hamiltonian Monte Carlo that finds out by itself how far to roll. During the **warm-up** it
-# adapts its step size, and those draws are thrown away. `dgm.infer.nuts` runs it on a program's model.
+# *Markov chain Monte Carlo* (MCMC) gives draws from $p(z \mid x)$ and needs no guide. Each step of the chain proposes a
+# new $z$ and accepts or rejects it. In the long run the chain visits every region in proportion to $p(z \mid x)$.
+# Pyro's `MCMC(kernel, num_samples, warmup_steps)` runs such a chain on any model. The **kernel** makes the steps;
+# `NUTS`, the No-U-Turn sampler, is Hamiltonian Monte Carlo that chooses by itself how far to roll. During the
+# **warm-up** it adapts its step size, and those draws are discarded. `dgm.infer.nuts` runs it on a program's model.
 
 # %%
 observed = x[:2]
@@ -282,10 +283,11 @@ print("posterior mean, by formula: ", formula.numpy().round(3).tolist())
 claim(((draws.mean(0) - formula).abs() < 4 * error).all())
 
 # %% [markdown]
-# Neighbors in a chain are alike, so that 400 draws tell us less than 400 independent ones would. The **effective
-# sample size** (`pyro.ops.stats.effective_sample_size`) says how much less. It gives the standard errors above.
+# Successive draws of a chain are correlated, so 400 of them usually carry less information than 400 independent ones.
+# The **effective sample size** (`pyro.ops.stats.effective_sample_size`) is the number of independent draws with the
+# same standard error. The standard errors above use it.
 #
-# Here are the draws for the first datum, and for each guide the ellipse that holds 90 % of its own draws.
+# The pictures show the draws for the first datum, and for each guide the ellipse that contains 90 % of its own draws.
 
 # %%
 circle = torch.linspace(0, 2 * math.pi, 200).double()
@@ -311,16 +313,16 @@ plt.show()
 claim(0.85 < inside["exact posterior"] < 0.95 and inside["best mean-field"] < 0.7)
 
 # %% [markdown]
-# The exact ellipse holds about 90 % of the draws, as it should: NUTS and the formula agree. The best mean-field guide
-# is sure of too little, its 90 % are far fewer. The one with the true marginals covers most draws, together with two
-# corners where there are none.
+# The exact ellipse contains about 90 % of the NUTS draws, as it should: NUTS and the formula agree. The best mean-field
+# guide is too narrow: its 90 % ellipse contains far fewer. The guide with the true marginals covers most draws, but
+# also two corners where there are none.
 #
 # ## 2. A posterior that is not Normal
 #
-# Now a VAE with a network, on digits of 8x8 bits. Its $z$ has two features, so that $p(x)$ is an integral over the
-# plane, and a fine grid gives the truth: on a grid, $p(z \mid x)$ is $p(x, z)$ divided by its sum. We train by the
-# IWAE bound with 20 draws, which asks less of the guide than the ELBO does, and so leaves the model more freedom to
-# have posteriors of any shape.
+# Now we take a VAE with a network, on digits of 8x8 bits. Its $z$ has two features, so $p(x)$ is an integral over the
+# plane, and a fine grid gives the truth: on a grid, $p(z \mid x)$ is $p(x, z)$ divided by its sum. We train by the IWAE
+# bound with 20 draws. It depends less on the guide than the ELBO does, so the model is freer to have posteriors that
+# are not Normal.
 
 # %%
 pyro.set_rng_seed(1)
@@ -344,8 +346,8 @@ train_on(train, model, epochs=60, objective="iwae:20")
 model = model.requires_grad_(False)  # from here on p is fixed
 
 # %% [markdown]
-# The guide that we put to the test is a mean-field Normal, trained by the ELBO for this fixed $p$. Programs share
-# parts: a new `VAE` of the old prior and likelihood and a new encoder *is* the same model with another guide.
+# We test a mean-field Normal guide, trained by the ELBO for this fixed $p$. Programs can share parts: a new `VAE` of
+# the old prior and likelihood and a new encoder *is* the same model with another guide.
 
 
 # %%
@@ -380,11 +382,11 @@ claim(gap.max() > 5 * gap.median())
 
 # %% [markdown]
 # The gap is not spread evenly: for most data it is small, for a few it is huge. We look at three data: an ordinary one
-# (with the median gap), the one with the largest gap, and of the others the one whose posterior has the largest
-# variance. For each, four ways to draw from $p(z \mid x)$:
+# (with the median gap), the one with the largest gap, and, among the others, the one whose posterior has the largest
+# variance. For each we compare four ways to draw from $p(z \mid x)$:
 #
 # - the **guide**;
-# - the guide, **resampled**: draw $K$ times, keep one draw with a probability in proportion to its weight $w_k$. For
+# - the guide, **resampled**: draw $K$ times, and keep one draw with a probability proportional to its weight $w_k$. For
 #   $K = 1$ this is the guide, for $K \to \infty$ the posterior (it is also the distribution that IWAE-K implies);
 # - **NUTS**;
 # - the **end points of AIS** chains, kept in proportion to their weights. The chains start from the prior, or from the
@@ -449,8 +451,9 @@ plt.show()
 
 # %% [markdown]
 # How far are the draws from the truth? We count them in squares of side 0.5, and take half the sum of the absolute
-# differences to the true shares: the *total variation*, 0 for the same distribution, 1 for two that never meet. A
-# finite number of draws is never at 0; the first row, of as many exact draws from the grid, is the best there can be.
+# differences from the true shares. This is the *total variation*: 0 for equal distributions, 1 for two without overlap.
+# A finite number of draws does not reach 0; the first row shows what the same number of exact draws from the grid
+# reaches.
 
 
 # %%
@@ -479,19 +482,19 @@ claim(errors["guide"][1] < -1)
 claim((distance["AIS from prior"] < 0.2).all() and errors["prior"].abs().max() < 0.2)
 
 # %% [markdown]
-# For the ordinary datum the guide is about right. For the second it is one round blob, where there is hardly any of the
-# posterior: of its two modes the guide is near the smaller one. Resampling corrects a guide only where it has mass:
-# 100 draws do not find a mode that it hardly ever visits. AIS started from the guide goes wrong with it: its chains
-# walk, but in 200 steps not across the desert between the modes. And its $\log p(x)$ is too low by what the larger
-# mode holds. Started from the prior, which is everywhere, some chains find each mode, and their weights put the modes
-# in proportion: close on all three.
+# For the ordinary datum the guide is about right. For the second datum the guide is one round blob where the posterior
+# has hardly any mass: it is near the smaller of two modes. Resampling corrects a guide only where it has mass: 100
+# draws do not find a mode that it hardly ever visits. AIS started from the guide fails with it: its chains move, but
+# 200 steps do not take them across the empty region between the modes. Its $\log p(x)$ is too low because it misses the
+# larger mode. If AIS starts from the prior, which covers the plane, some chains find each mode, and their weights put
+# the modes in proportion: it is close on all three data.
 #
 # NUTS is often called the gold standard. On the ordinary datum it is as good as AIS. On the second it has found one
 # mode and not the other; on the third its chain was stuck where there is almost no mass. It is a single chain that
-# moves in small steps: it visits a distant mode rarely or never, and its draws do not show this. The remedy is to run
-# several chains from different starts and to compare them. **R-hat** (`pyro.ops.stats.gelman_rubin`) is the ratio of
-# the spread of all chains together to the spread within one: near 1 if they agree. Three short chains for the second
-# and the third datum:
+# moves in small steps, so it visits a distant mode rarely or never, and its draws do not show this. The remedy is to
+# run several chains from different starts and to compare them. **R-hat** (`pyro.ops.stats.gelman_rubin`) is the ratio
+# of the spread of all chains together to the spread within one. It is near 1 if they agree. Here are three short chains
+# for the second and the third datum:
 
 # %%
 chains = torch.stack(
@@ -508,21 +511,22 @@ claim((r_hat[0] < 1.01).all() and (chains.mean(1)[:, 0] - means[rows[1]]).norm(d
 claim(r_hat[1].max() > 1.05)
 
 # %% [markdown]
-# An R-hat above 1.01 is commonly taken as a warning. For the third datum it is: one of the chains took its time to
-# arrive. For the second, R-hat is below that, and all is *not* well: the three chains agree, because all of them are in
-# the same mode, and the mean on the grid is elsewhere. R-hat compares chains with each other. It cannot detect a mode
-# that none of them has found.
+# An R-hat above 1.01 is commonly taken as a warning. For the third datum the warning is right: one of the chains was
+# slow to reach the mode. For the second datum R-hat is below 1.01, and yet the result is *wrong*: the three chains
+# agree because all of them are in the same mode, and the mean on the grid is elsewhere. R-hat compares chains with each
+# other. It cannot detect a mode that none of them has found.
 #
 # ## 3. Why is the ELBO low? The gap in two parts
 #
-# What is missing between the ELBO and $\log p(x)$ has two causes. With $\mathcal{Q}$ the family of the guide (all
-# mean-field Normals, say) and $q_\phi$ what the encoder says for a datum,
+# The gap between the ELBO and $\log p(x)$ has two causes. Let $\mathcal{Q}$ be the family of the guide (for example all
+# mean-field Normals), and $q_\phi$ the member that the encoder returns for a datum. Then
 #
 # $$\log p(x) - \mathrm{ELBO}[q_\phi] = \underbrace{\log p(x) - \max_{q \in \mathcal{Q}} \mathrm{ELBO}[q]}_{\text{approximation gap: the family}}
 # + \underbrace{\max_{q \in \mathcal{Q}} \mathrm{ELBO}[q] - \mathrm{ELBO}[q_\phi]}_{\text{amortization gap: the encoder}}.$$
 #
-# An encoder is **amortized** inference: one network for all data, instead of a search for each. `dgm.infer.gaps` does
-# that search, by gradient ascent on the parameters of $q$ for each datum. We compare three guides for one fixed $p$.
+# An encoder does **amortized** inference: one network for all data, instead of a search for each datum.
+# `dgm.infer.gaps` does that search, by gradient ascent on the parameters of $q$ for each datum. We compare three guides
+# for one fixed $p$.
 
 # %%
 pyro.set_rng_seed(2)
@@ -558,32 +562,33 @@ claim(all(each.amortization.mean() > 2 * each.approximation.mean() for each in f
 plots.gaps(found)
 
 # %% [markdown]
-# The first two guides are of one family, so that their approximation gaps agree up to the error of the search; the
-# linear encoder merely finds the good members less often. Full covariances do make the family better, measurably, but
-# that was never the problem: for all three, most of the gap is the encoder's. So the thing to change is the encoder
-# (larger, trained longer or on more data) or to improve its answer for each datum (`dgm.guides.SemiAmortized`), and not
-# the family. The ELBO alone could not have shown this.
+# The first two guides have the same family, so their approximation gaps agree up to the error of the search; the linear
+# encoder just finds the good members less often. Full covariances make the family measurably better, but the family was
+# never the problem: for all three guides, most of the gap comes from the encoder. So change the encoder (larger,
+# trained longer or on more data), or improve its answer for each datum (`dgm.guides.SemiAmortized`), rather than the
+# family. The ELBO alone could not have shown this.
 #
-# The first lines show a trap. $p$ is the same in all three, but IWAE with 1000 draws of the linear guide is lower than
-# with the others: an estimate of $\log p(x)$ is only as good as its guide, and *two models must not be compared by
-# bounds from guides of different quality*.
+# The first three lines of output show a trap. $p$ is the same in all three, but IWAE with 1000 draws of the linear
+# guide is lower than with the others. An estimate of $\log p(x)$ is only as good as its guide, so *do not compare two
+# models by bounds from guides of different quality*.
 #
-# Which data are explained worst, and for which is the guide worst?
+# Which data does the model explain worst, and for which is the guide worst?
 
 # %%
 plots.worst_explained(mlp, levels=2)
 
 # %% [markdown]
-# These are different questions: a digit can be improbable and have a fine guide, or the other way round.
+# These are different questions: the guide can be good for an improbable digit, and bad for a probable one.
 #
-# ## 4. Are the error bars right, and does z say anything?
+# ## 4. Are the error bars right, and does z carry information?
 #
 # ### Simulation-based calibration
 #
-# So far we judged a guide through the evidence. *Simulation-based calibration* (SBC) tests directly whether $q(z \mid
-# x)$ is right. Draw $z$ from the prior and $x$ given $z$. If $q(z \mid x)$ is the posterior, then the true $z$ and
-# draws of $q$ come from one distribution, and the **rank** of $z_i$ among $L$ draws of $q$ is uniform on $0, \dots, L$.
-# Do that a few thousand times and look at the histogram. We try it on the model of section 1, with guides that we know.
+# So far we judged a guide by the evidence. *Simulation-based calibration* (SBC) tests directly whether $q(z \mid x)$ is
+# right. Draw $z$ from the prior and $x$ given $z$. If $q(z \mid x)$ is the posterior, then the true $z$ and draws of
+# $q$ come from one distribution, and the **rank** of $z_i$ among $L$ draws of $q$ is uniform on $0, \dots, L$. Repeat
+# this a few thousand times and look at the histogram. We try it on the model of section 1, with guides whose errors we
+# know.
 
 # %%
 pyro.set_rng_seed(3)
@@ -630,16 +635,16 @@ panels[1, 0].set_ylabel("simulations")
 plt.show()
 
 # %% [markdown]
-# The upper row and the first of the lower one are what SBC is for: right, too narrow, shifted, too wide each have their
-# shape. (Too narrow: the true $z$ is often outside all draws. The gray band holds 99 % of uniform bars.) The guide with
-# the best mean-field ELBO is *overconfident*.
+# The first four histograms show what SBC is for: right, too narrow, shifted and too wide each have their own shape. (If
+# the guide is too narrow, the true $z$ is often outside all draws. The gray band contains 99 % of the bars of a uniform
+# histogram.) The guide with the best mean-field ELBO is *overconfident*.
 #
-# The last two are what SBC cannot see. It looks at one feature of $z$ at a time, so a guide with the right marginals
-# and no correlation passes (exercise 2 catches it). And the prior passes as well: its draws and the true $z$ come from
-# one distribution, because it ignores $x$. **SBC is a test to fail, not a certificate**, and the second column, the
-# distance in nats, is what tells these two apart from the exact posterior.
+# The last two show what SBC cannot detect. It looks at one feature of $z$ at a time, so a guide with the right
+# marginals and no correlation passes (exercise 2 catches it). The prior passes as well: its draws and the true $z$ come
+# from one distribution, because neither depends on $x$. **SBC can show that a guide is wrong, but not that it is
+# right.** The gap in nats, in the first column of the table, separates these two guides from the exact posterior.
 #
-# On the digits, `dgm.infer.check` runs SBC and what comes next, and says in words what is wrong:
+# On the digits, `dgm.infer.check` runs SBC and the checks of the next section, and says in words what is wrong:
 
 # %%
 report = dgm.infer.check(vae, test)
@@ -650,12 +655,13 @@ plots.calibration(report)
 # %% [markdown]
 # ### Posterior collapse
 #
-# A latent feature has **collapsed** if $q(z_i \mid x)$ is the prior, whatever $x$ is. It says nothing about $x$ then.
-# Two numbers notice: its own $D_{KL}(q(z_i \mid x) \| p(z_i))$, averaged over data, is zero; and the mean of $q$ does
-# not move with $x$. A feature is called **active** if the variance over the data of $E_q[z_i]$ is above 0.01.
+# A latent feature has **collapsed** if $q(z_i \mid x)$ is the prior for every $x$. It then carries no information about
+# $x$. Two numbers show this: its $D_{KL}(q(z_i \mid x) \| p(z_i))$, averaged over the data, is zero; and the mean of
+# $q$ does not change with $x$. A feature is called **active** if the variance over the data of $E_q[z_i]$ is above
+# 0.01.
 #
-# We provoke it in two ways, with 8 latent features. $\beta$ times the KL in the objective makes $z$ expensive. And a
-# likelihood that is itself autoregressive can explain $x$ without $z$.
+# We provoke collapse in two ways, with 8 latent features. First, multiplying the KL in the objective by $\beta$ makes
+# information in $z$ expensive. Second, a likelihood that is itself autoregressive can explain $x$ without $z$.
 
 
 # %%
@@ -708,27 +714,27 @@ claim(measured["strong likelihood"][2].kl.sum() < 0.6 * measured["plain"][2].kl.
 claim(measured["strong likelihood"][0] > measured["plain"][0] + 1)
 
 # %% [markdown]
-# With $\beta = 6$ all features have collapsed: none is active, and $p(x)$ is a product of independent pixels. SBC finds
-# no fault, and it is right: the posterior of a model that ignores $z$ *is* the prior, and so is the guide.
+# With $\beta = 6$ all features have collapsed: none is active, and $p(x)$ is nearly a product of independent pixels.
+# SBC finds no fault, and rightly so: the posterior of a model that ignores $z$ *is* the prior, and so is the guide.
 #
-# The strong likelihood is the more instructive one. Its evidence is *better* than the plain one's, and its $z$ says
-# much less. Nothing is wrong with it as a model of $x$; as a representation it is poor. **The evidence is about $x$;
-# whether $z$ is of any use is a question of its own.** (The threshold of 0.01 is lenient: it calls features active that
-# carry less than a tenth of a nat. Look at the KL of each.)
+# The strong likelihood is more instructive. Its evidence is *better* than that of the plain VAE, and its $z$ carries
+# much less information. As a model of $x$ nothing is wrong with it; as a representation it is poor. **The evidence is
+# about $x$; whether $z$ is useful is a separate question.** (The threshold of 0.01 is lenient: it calls features active
+# that carry less than a tenth of a nat. Look at the KL of each.)
 #
 # ## 5. Missing features
 #
-# A posterior over what was not seen: $p(x_\text{mis} \mid x_\text{obs})$, by the product rule $p(x) / p(x_\text{obs})$.
-# `dgm.infer.impute` draws from it, by the method that suits the program:
+# Missing features have a posterior too: by the product rule, $p(x_\text{mis} \mid x_\text{obs}) = p(x) /
+# p(x_\text{obs})$. `dgm.infer.impute` draws from it, by the method that suits the program:
 #
-# - an **autoregressive** model whose observed features come first just goes on from there, exactly. Otherwise the
-#   missing features are drawn in order, and each observed one reweights many such attempts, of which the poor are
-#   dropped and the good continued: *sequential Monte Carlo*;
+# - an **autoregressive** model whose observed features come first just continues from there, which is exact. Otherwise
+#   it draws the missing features in order for many particles. Each observed feature reweights the particles, and
+#   resampling drops the poor ones and continues the good ones: *sequential Monte Carlo*;
 # - a **VAE** anneals $z$ to $p(z \mid x_\text{obs})$, as in section 1 but with the likelihood of the observed features
-#   only, and draws the missing ones given $z$. The encoder, which has never seen half an image, is not asked.
+#   only, and draws the missing ones given $z$. It does not use the encoder, which was never trained on half an image.
 #
-# First a check. Six bits make 64 possible $x$, so any conditional probability is a sum. We observe the *last* three
-# bits, which is the hard direction for a chain that starts at the first.
+# First we check the method. Six bits make 64 possible $x$, so any conditional probability is a finite sum. We observe
+# the *last* three bits, which is the hard direction for a chain that starts at the first.
 
 # %%
 pyro.set_rng_seed(5)
@@ -752,8 +758,8 @@ print("impute:      ", " ".join(f"{value:.3f}" for value in by_draws))
 assert ((by_draws - by_sum).abs() < 4 * error).all()
 
 # %% [markdown]
-# And one for the VAE of section 2, on the grid: the probability of each missing pixel given the upper half of a digit.
-# It is the mean of the pixel's probability over $p(z \mid x_\text{obs})$, which is a sum over the grid.
+# The second check uses the VAE of section 2 and the grid. The probability of each missing pixel, given the upper half
+# of a digit, is the mean of the pixel's probability over $p(z \mid x_\text{obs})$, which is a sum over the grid.
 
 # %%
 upper = torch.zeros(shape, dtype=torch.bool)
@@ -771,7 +777,7 @@ print(
 claim(difference < 1.5 * expected)
 
 # %% [markdown]
-# Now real use: the lower half of test digits, by an autoregressive model and by the VAE with 8 latents.
+# Now we complete the lower half of test digits, with an autoregressive model and with the VAE with 8 latents.
 
 # %%
 autoregressive = dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), levels=2)))
@@ -807,38 +813,39 @@ difference, error = mean_and_error(errors["VAE"] - errors["autoregressive"])
 print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 
 # %% [markdown]
-# Each row of draws is another answer to what the lower half may be; where the upper half leaves a choice, they differ.
-# The forecasts compared here are the means over 16 draws for each digit, those of the first row the pixel frequencies
-# of the training data. Both models know more than the frequencies, and the autoregressive one is the better forecaster
-# here. Its missing pixels know of each other; those of the VAE are independent given $z$, which has only 8 features to
-# say what goes with what.
+# Each row of draws is another completion of the lower half; where the upper half leaves a choice, they differ. For the
+# errors, each model forecasts a missing pixel by its mean over 16 draws. The reference forecasts it by its frequency in
+# the training data. Both models are better than the frequencies, and the autoregressive model is the better forecaster
+# here. Its missing pixels depend on each other directly; those of the VAE are independent given $z$, so only 8 features
+# describe how they vary together.
 #
-# ## 6. Which number to trust when
+# ## 6. When to trust which number
 #
-# | number | what it is | cost per datum | trust it | do not see with it |
+# | number | what it is | cost per datum | trust it | what it does not show |
 # |---|---|---|---|---|
-# | ELBO | lower bound; gap $D_{KL}(q \| p(z \mid x))$ | one draw, averaged | as the objective of training; to compare guides of one $p$ | whether model or guide is to blame |
+# | ELBO | lower bound; gap $D_{KL}(q \| p(z \mid x))$ | one draw, averaged | as a training objective; to compare guides of one $p$ | whether model or guide is to blame |
 # | IWAE-K | lower bound, rises with $K$ | $K$ draws | if it hardly changes from $K$ to $10 K$, and $q$ is wide | modes that no draw found |
-# | AIS-T | lower bound, rises with $T$ | $T$ short trajectories for each chain | if the sandwich at this $T$ is narrow | as little; less in need of a guide |
+# | AIS-T | lower bound, rises with $T$ | $T$ short trajectories for each chain | if the sandwich at this $T$ is narrow | modes that no chain found |
 # | bidirectional | lower *and* upper bound | twice AIS | on data that the model made | real data that are unlike those |
-# | grid | the truth | exponential in the size of $z$ | always, for two or three features | |
+# | grid | the truth, if the grid is fine and wide enough | exponential in the size of $z$ | for two or three features | |
 # | NUTS | draws of $p(z \mid x)$ | hundreds of gradients per draw | several chains, R-hat near 1 | modes that no chain found; $\log p(x)$ |
-# | gaps | family and encoder apart | a search for each datum | if $\log p(x)$ is good | whether $p$ is any good |
+# | gaps | the costs of family and encoder | a search for each datum | if the estimate of $\log p(x)$ is good | whether $p$ is any good |
 # | SBC | are the marginals of $q$ right for data of the model? | cheap | when it fails | correlations; a guide that ignores $x$; real data |
 # | active units, KL | does $z$ depend on $x$? | cheap | when they are zero | whether $z$ is useful |
 #
-# Two rules are worth more than the table. Every bound errs to one side, so that of two *lower* bounds on one $p$ the
-# higher is the better. And where truth is out of reach, two methods with different weaknesses that agree come closest.
+# Two rules matter more than the table. Every bound errs on one side, so of two *lower* bounds for one $p$ the higher
+# one is closer to the truth. Where the truth is out of reach, the best evidence is that two methods with different
+# weaknesses agree.
 #
 # ## 7. Exercises
 #
 # 1. AIS can start from the guide (`initial="guide"`) instead of from the prior. On the model of section 1, with only 10
-#    temperatures, compare the prior, the best mean-field guide and the one with the true marginals as the start. Which
-#    gives the highest bound?
-# 2. SBC passed the guide with the true marginals. Write down a scalar function of $z$ whose ranks give it away, and
-#    compute them: no more than ten lines, with `poutine.trace`.
-# 3. Bring the latents of the strong likelihood back, by training with `"free-bits:6"`: the KL costs nothing below 6
-#    nats. What do the ELBO and IWAE-64 say about the price?
+#    temperatures, compare three starts: the prior, the best mean-field guide, and the guide with the true marginals.
+#    Which gives the highest bound?
+# 2. SBC passed the guide with the true marginals. Find a scalar function of $z$ whose ranks reveal the error, and
+#    compute them. With `poutine.trace` ten lines are enough.
+# 3. Make the VAE with the strong likelihood use its latents again, by training with `"free-bits:6"`: the KL costs
+#    nothing below 6 nats. How much does this cost in ELBO, and how much in IWAE-64?
 #
 # ## What to change next
 #
@@ -846,8 +853,8 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 #   a model learn posteriors that suit its guide?
 # - **The guide.** Put `dgm.flow.nsf((2,), given_shape=shape, given_levels=2)`, or `dgm.guides.SemiAmortized`, into
 #   `guided_by`, and look at the gaps and the rank histograms again.
-# - **The size of $z$.** With 16 latents there is no grid. Do IWAE-1000 and AIS still agree? Use `bidirectional` to
-#   choose the number of temperatures.
+# - **The size of $z$.** With 16 latents there is no grid. Do IWAE-1000 and AIS agree? Use `bidirectional` to choose the
+#   number of temperatures.
 # - **The likelihood's scale.** Make `sigma` in section 1 ten times smaller. What happens to IWAE with the prior as the
 #   guide, and to AIS?
 # - **The mask.** Show the left half instead of the upper half. The autoregressive model then needs sequential Monte
@@ -855,9 +862,9 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 #
 # ## Solutions
 #
-# **1.** Both guides are better starts than the prior, because the way to the posterior is shorter. That the one is too
-# narrow, and was the worst for plain importance weights, does little harm here: the chains move away from where they
-# started.
+# **1.** Both guides are better starts than the prior, because they are closer to the posterior. The best mean-field
+# guide is too narrow, and was the worst for plain importance weights. This does little harm here, because the chains
+# move away from where they started.
 
 # %%
 data = exact.sample(scaled(200, 20))
@@ -875,8 +882,8 @@ difference, error = mean_and_error(bounds["true marginals"] - bounds["the prior"
 claim(difference > 3 * error)
 
 # %% [markdown]
-# **2.** The guide knows nothing of the correlation of $z_1$ and $z_2$, so ask for their sum. It is well determined by
-# $x$, but not by two independent draws with the true marginals: these are too wide for the sum.
+# **2.** The guide ignores the correlation of $z_1$ and $z_2$, so rank their sum. $x$ determines the sum well. But the
+# sum of two independent draws with the true marginals varies too much.
 
 
 # %%
@@ -896,8 +903,8 @@ for name in ("exact posterior", "true marginals"):
     assert (statistic < 19 + 4 * 6.2) == (name == "exact posterior")
 
 # %% [markdown]
-# **3.** The KL is back at 6 nats, and all features carry some. By the ELBO the price is high; by IWAE-64 much less of
-# it is left: the model of $x$ lost little, but the guide fits its posterior less well. SBC says so too.
+# **3.** The KL is back at about 6 nats, and every feature carries some of it. In ELBO the cost is high, in IWAE-64 it
+# is much lower: the model of $x$ lost little, but the guide fits the posterior less well. SBC shows this too.
 
 # %%
 pyro.set_rng_seed(6)

@@ -14,17 +14,17 @@
 # %% [markdown]
 # # Anomalies, doubt, representations
 #
-# The chapters so far were about how to represent $p(x)$. This one is about what it is *for*, besides drawing from it:
+# The chapters so far were about how to represent $p(x)$. This one is about its uses other than sampling:
 #
 # | part | use | question |
 # |---|---|---|
 # | 1 to 3 | density estimation: **anomaly detection** | is this $x$ like the data? |
-# | 4 to 7 | beliefs that are quantified: **classification with doubt** | what is it, and how sure is that? |
+# | 4 to 7 | quantified beliefs: **classification with uncertainty** | what is it, and how certain is the answer? |
 # | 8 to 10 | **unsupervised representation learning** | what do the data have in common? |
 #
-# All three work, and none of them as one would first think. So each part also shows what does *not* hold. The data are
-# the 8x8 digits with 17 gray levels. You need PyTorch, chapter 00, and chapter 01 for the words generative and
-# discriminative.
+# All three work, but none of them in the obvious way. So each part also shows what does *not* work. The data are the
+# 8x8 digits with 17 gray levels. You need PyTorch, chapter 00, and, for the terms generative and discriminative,
+# chapter 01.
 
 # %%
 import itertools
@@ -71,9 +71,9 @@ style()
 # %% [markdown]
 # ## 1. The most probable is not typical
 #
-# A density seems to answer at once whether $x$ is strange: it is, if $p(x)$ is low. The number to look at is the
-# **surprise**, $-\log p(x)$. Before any network, a distribution that is known, $N(0, I)$ in $D$ dimensions. Its most
-# probable point is the origin. How near to it are draws?
+# A density seems to answer directly whether $x$ is strange: $x$ is strange if $p(x)$ is low. The number to look at is
+# the **surprise**, $-\log p(x)$. We begin without a network, with a known distribution: $N(0, I)$ in $D$ dimensions.
+# Its most probable point is the origin. How near to the origin are draws?
 
 # %%
 figure, panels = subplots(1, 3)
@@ -103,15 +103,15 @@ claim(abs(mean - entropy) < 4 * error)
 claim(surprise.min() > origin + 5)
 
 # %% [markdown]
-# In 64 dimensions no draw is anywhere near the most probable point. There is so much more room further out that all
-# draws lie in a thin shell around it, with a surprise close to its mean, the entropy $H$. By surprise alone the origin
-# is the *least* anomalous point there is. By its distance from $H$ it is found at once. What such data look like is
-# called **typical**, and it is not the same as probable.
+# In 64 dimensions no draw is anywhere near the most probable point. There is so much more volume farther out that all
+# draws lie in a thin shell around it, and their surprise is close to its mean, the entropy $H$. By surprise alone the
+# origin is the *least* anomalous point of all. The distance of its surprise from $H$ reveals it. Points whose surprise
+# is close to $H$ are called **typical**, and typical does not mean most probable.
 #
 # ## 2. Scores
 #
-# Now digits. One program is trained on them: an autoregressive one, with an exact $\log p(x)$ (chapter 02). Then it is
-# shown seven kinds of images that are no digits of this data set, all made from the test digits:
+# Now we turn to digits. We train one program on them: an autoregressive model, with an exact $\log p(x)$ (chapter 02).
+# Then we apply it to seven kinds of images that do not belong to this data set, most of them made from the test digits:
 
 # %%
 digits, test = dgm.data.load("digits"), dgm.data.load("digits", "test")
@@ -159,22 +159,22 @@ print(
 
 # %% [markdown]
 # Shuffled pixels are always detected. But a blank image is more probable than nearly every digit, black-and-white
-# digits are as probable as gray ones, half a digit more so than most whole ones. This is the origin of section 1 again:
-# what is *simpler* than the data is not improbable. Published models of photographs do the same. Trained on clothes,
-# they find digits more probable than clothes.
+# digits are about as probable as gray ones, and half a digit is more probable than most whole ones. This is the same
+# effect as for the origin in section 1: what is *simpler* than the data is not improbable. Published models of images
+# behave the same way: trained on pictures of clothes, they find digits more probable than clothes.
 #
-# A **score** is any number per image that is higher for anomalies. Those of `dgm_pyro.uses.anomaly` take out of $p(x)$ what
-# is not the point:
+# A **score** is any number per image that is meant to be higher for anomalies. The scores of `dgm_pyro.uses.anomaly`
+# try to remove from $p(x)$ what does not indicate an anomaly:
 #
 # - `Typicality`: section 1, the distance of the surprise from its mean over other normal data;
-# - `Ratio`: $\log p_0(x) - \log p(x)$. The *background* $p_0$ is the same program, trained on digits with a third of
-#   their pixels replaced at random. It knows the gray levels, and little of the form;
-# - `Complexity`: $-\log p(x) - L(x)$, where $L(x)$ is the length of $x$ in a compressed file. A program that knows
-#   digits should need fewer nats for a digit than zlib, which knows nothing;
+# - `Ratio`: $\log p_0(x) - \log p(x)$. The *background* $p_0$ is the same program, trained on digits with about a third
+#   of their pixels replaced at random. It learns the gray levels, but little of the shapes;
+# - `Complexity`: $-\log p(x) - L(x)$, where $L(x)$ is the length of $x$ in a compressed file. A program trained on
+#   digits should need fewer nats for a digit than zlib, which is not trained on anything;
 # - `PosteriorKL`: how unusual a $z$ a VAE (chapter 04) needs for $x$.
 #
-# For comparison the length alone, its sign turned. The AUROC is the probability that an anomaly has a higher score than
-# a normal image: 1 is perfect, 0.5 is guessing, 0 is always wrong.
+# For comparison we include the length alone, with a minus sign. The AUROC is the probability that an anomaly has a
+# higher score than a normal image: 1 is perfect, 0.5 is chance, 0 is always wrong.
 
 # %%
 background = autoregressive()
@@ -221,31 +221,31 @@ for name, value in worst.items():
     print(f"{name:17s} worst AUROC {value:.2f}")
 
 # %% [markdown]
-# Read it by rows. No score is good at everything, and all but one are worse than guessing somewhere:
+# Read the table by rows. No score is good at everything, and all but one are worse than chance somewhere:
 #
-# - **Typicality** finds the blank image. It is blind to whatever happens to be as probable as the data.
-# - **The ratio** calls inverted digits normal. They are improbable, but the background is even more surprised, and the
-#   ratio only compares.
-# - **The posterior KL** knows how far $z$ is from the prior, not how badly $x$ is explained by it.
-# - **Complexity** is the only one that is above 0.75 everywhere. It needs both of its parts: by the length alone,
-#   noise, which does not compress, would be the most normal of all. And it has a price: faint noise is found less well
-#   than by the surprise.
+# - **Typicality** finds the blank image. It cannot detect images that happen to be as probable as the data.
+# - **The ratio** calls inverted digits normal. They are improbable under the model, but even less probable under the
+#   background, and the ratio only compares the two.
+# - **The posterior KL** measures how far $q(z \mid x)$ is from the prior, not how badly $z$ explains $x$.
+# - **Complexity** is the only score that is above 0.75 everywhere. It needs both of its parts: by the length alone,
+#   images with noise, which compress badly, look more normal than digits. It also has a cost: it detects faint noise
+#   less well than the surprise does.
 #
-# Which score is right depends on the anomalies, and these are not known beforehand. So an alarm should promise
-# something that does not depend on them.
+# The right score depends on the anomalies, which are not known beforehand. So an alarm should come with a guarantee
+# that does not depend on them.
 #
 # ## 3. An alarm with a promise
 #
-# The promise can be about *normal* data: how often do they raise a false alarm? Take $n$ reference data that were not
-# trained on, and their scores $s_1, \dots, s_n$. Let the threshold be the $k$-th smallest,
-# $k = \lceil (n + 1)(1 - \alpha) \rceil$. A new normal datum is one more draw of the same kind, so its rank among all
-# $n + 1$ scores is uniform, and
+# The guarantee can be about *normal* data: how often do they raise a false alarm? Take $n$ reference data that were not
+# used in training, and their scores $s_1, \dots, s_n$. Let the threshold be the $k$-th smallest of these, where
+# $k = \lceil (n + 1)(1 - \alpha) \rceil$. A new normal datum comes from the same distribution, so without ties its rank
+# among all $n + 1$ scores is uniform, and
 #
 # $$P(\text{false alarm}) = \frac{n + 1 - k}{n + 1} \le \alpha.$$
 #
 # This makes no assumption about the program or the score: a bad score gives an alarm that is useless, but keeps its
-# rate. `Detector` is this rule. Here it is tried on many random splits of the test digits into 99 for the threshold
-# and the rest to judge.
+# rate. `Detector` applies this rule. We try it on many random splits of the test digits, with 99 digits to set the
+# threshold and the rest to measure the rate.
 
 # %%
 alpha, n, rates = 0.05, 99, []
@@ -278,23 +278,23 @@ for name, alarm in alarms.items():
 claim(alarms["surprise"].flag(strange["blank"]).double().mean() == 0)
 
 # %% [markdown]
-# The promise is kept *on average over alarms*. A single alarm with 99 references may have 2 % or 10 % false alarms, as
-# the left panel shows. The others are drawn for any $\alpha$: test digits follow the dashed line, whatever the score.
-# What is caught of the rest is another question, and that is where scores differ.
+# The guarantee holds *on average over alarms*. A single alarm with 99 reference data may have 2 % or 10 % false alarms,
+# as the left panel shows. The other panels show every $\alpha$: test digits follow the dashed line for both scores. How
+# many anomalies an alarm detects is a separate question, and there the scores differ.
 #
 # ## 4. Weights in doubt
 #
-# A discriminative network, $p_\theta(y \mid x)$ alone, has to give some class to every $x$. Add noise, turn the digit,
-# or invert it, and it may be completely wrong without a sign of doubt: nothing in it says whether it knows such images.
-# There are two ways to quantify that belief:
+# A discriminative network, $p_\theta(y \mid x)$ alone, assigns a class to every $x$. Add noise, rotate the digit, or
+# invert it, and the network may be completely wrong without any sign of uncertainty: it has no way to tell whether such
+# images were in its training data. There are two ways to quantify this uncertainty:
 #
-# - **generative**: $p(x \mid y)\, p(y)$ has Bayes' rule for the answer, and $p(x)$ for the doubt;
-# - **Bayesian**: keep $p(y \mid x, w)$, and doubt the weights $w$, given the data $\mathcal{D}$:
-#   $p(y \mid x, \mathcal{D}) = \int p(y \mid x, w)\, p(w \mid \mathcal{D})\, dw$.
+# - **generative**: $p(x \mid y)\, p(y)$ gives the answer by Bayes' rule, and $p(x)$ tells how unusual $x$ is;
+# - **Bayesian**: keep $p(y \mid x, w)$, and average over the posterior of the weights $w$, given the data
+#   $\mathcal{D}$: $p(y \mid x, \mathcal{D}) = \int p(y \mid x, w)\, p(w \mid \mathcal{D})\, dw$.
 #
-# The second makes weights random variables, and so sample sites. Two new words of Pyro do this. A **`PyroModule`** is
-# an `nn.Module` that may state sample sites. A **`PyroSample`** takes the place of a parameter: a distribution. From
-# then on each call of the module draws the weights, once per call.
+# The second makes the weights random variables, and so sample sites. Two more classes of Pyro do this. A
+# **`PyroModule`** is an `nn.Module` that can contain sample sites. A **`PyroSample`** replaces a parameter by a
+# distribution. Each call of the module then draws the weights once.
 
 # %%
 line = PyroModule[nn.Linear](1, 1)  # the same Linear, as a PyroModule
@@ -308,14 +308,15 @@ for _ in range(3):
     assert math.isclose(trace.nodes["_RETURN"]["value"].item(), 2 * w + b, rel_tol=1e-5, abs_tol=1e-6)
 
 # %% [markdown]
-# The posterior $p(w \mid \mathcal{D})$ needs a guide, with a site for every weight of every layer. Nobody wants to
-# write that by hand. An **autoguide** writes it: Pyro runs the model once, sees which sites are latent, and makes a
-# guide for them. `AutoNormal` is an independent Normal for each number, with a mean and a scale to learn; `AutoDelta`
-# is a single point, the most probable one. Training is SVI as in chapter 00. `Bayesian` puts these pieces together for
-# any network. Its model is plain Pyro, and `dgm.formula` shows it with its sites.
+# The posterior $p(w \mid \mathcal{D})$ needs a guide, with a site for the weights and biases of every layer. An
+# **autoguide** saves writing it by hand: Pyro runs the model once, sees which sites are latent, and builds a guide for
+# them. `AutoNormal` is an independent Normal for each number, with a learned mean and scale; `AutoDelta` is a single
+# point, the most probable one. Training is SVI as in chapter 00. `Bayesian` combines these pieces for any network. Its
+# model is plain Pyro, and `dgm.formula` shows it with its sites.
 #
-# In the plane the doubt can be drawn. The same 40 points and the same model, three posteriors: a point, the autoguide,
-# and draws by NUTS (chapter 07). `Predictive(model, draws)` runs the model once per draw, and collects what it returns.
+# In the plane the uncertainty can be plotted. We compare three approximations of one posterior, with the same 40 points
+# and the same model: a single point, the autoguide, and draws by NUTS (chapter 07). `Predictive(model, draws)` runs the
+# model once per draw, and collects what it returns.
 
 # %%
 few = dgm.data.load("moons", num_data=40)
@@ -364,14 +365,14 @@ for name, value in confidence.items():
 claim(confidence["NUTS"] < confidence["autoguide"] - 0.02)
 
 # %% [markdown]
-# Many lines separate these points. NUTS draws many of them, so the uncertainty grows with the distance. The autoguide
-# represents one of the many modes of the posterior, and is hardly less certain than the single network. How much of the
-# posterior's uncertainty is left depends on the guide. Even with NUTS, the prediction is certain at most places far
-# from all data: uncertainty about $w$ is not the same as "I have not seen this".
+# Many curves separate these points. NUTS draws many of them, so the uncertain region widens with the distance from the
+# data. The autoguide represents one of the many modes of the posterior, and is hardly less certain than the single
+# network. So how much of the posterior's uncertainty remains depends on the guide. Even with NUTS, the prediction is
+# certain at most places far from all data: uncertainty about $w$ is not the same as "I have not seen this".
 #
 # ## 5. Sure, and wrong
 #
-# Three classifiers of digits, trained on the same 1150.
+# We train three classifiers on the same 1150 digits.
 
 # %%
 torch.manual_seed(0)
@@ -454,18 +455,20 @@ claim(by_network["inverted"][2] > 0.9 > by_bayesian["inverted"][1] > by_network[
 claim(0.3 < by_network["turned by 30°"][2] < 0.7)
 
 # %% [markdown]
-# The line between dot and diamond is the overconfidence of a classifier: its confidence minus its accuracy.
+# The line from dot to diamond shows the overconfidence of a classifier: its confidence minus its accuracy.
 #
-# - The **network** is nearly as sure of digits on their side as of upright ones, and nearly always wrong. It keeps most
-#   of these answers, and half of those on digits turned by 30°. Inverted digits do make it doubt, all of them.
-# - The **Bayesian** network is less sure of upright digits, too, and of digits on their side. But inverted digits,
-#   which the network doubts, it takes for something it knows. As an alarm its confidence is no better.
-# - The **generative** classifier rejects all of the strange images, and few good ones, as agreed. But look at its dots
-#   and diamonds: its answers are *worse* than the network's under noise, and it is just as sure of them. What it has is
-#   $p(x)$, and only that. Bayes' rule divides it out of $p(y \mid x)$.
+# - The **network** is nearly as confident on digits on their side as on upright ones, and nearly always wrong. It keeps
+#   most of these answers, and about half of its answers on digits rotated by 30°. On inverted digits its confidence is
+#   low, and nearly all of them are rejected.
+# - The **Bayesian** network is less confident on digits on their side, but also on upright ones. It is more confident
+#   than the network on inverted digits. As an alarm its confidence is no better.
+# - The **generative** classifier rejects nearly all of the strange images, and about 5 % of the test digits, as its
+#   alarm was set to do. But look at its dots and diamonds: its answers under noise are *worse* than the network's, and
+#   it is more confident. Its advantage is $p(x)$ alone, which Bayes' rule divides out of $p(y \mid x)$.
 #
-# Is a confidence of 80 % right in 80 % of the cases? A **reliability** diagram puts answers into bins by confidence,
-# and shows how many in each are right. The mean distance from the diagonal is the expected calibration error, ECE.
+# Are answers with a confidence of 80 % right in 80 % of the cases? A **reliability** diagram puts answers into bins by
+# confidence, and shows the share of right answers in each. The mean distance from the diagonal, weighted by the number
+# of answers, is the expected calibration error (ECE).
 
 # %%
 figure, panels = subplots(1, 3, height=2.8, sharey=True)
@@ -489,14 +492,15 @@ claim(errors["Bayesian", "turned by 30°"] < errors["network", "turned by 30°"]
 claim(errors["generative", "turned by 30°"] > errors["network", "turned by 30°"])
 
 # %% [markdown]
-# Calibration is a property of a classifier *on some data*. The network is calibrated where it was trained, and nowhere
-# else.
+# Calibration is a property of a classifier *on some data*. The network is calibrated on data like its training data,
+# but not on the rotated digits.
 #
 # ## 6. An attack
 #
-# Noise is not the worst case. The worst change of $x$ within $\pm\epsilon$ per pixel is the one that raises
-# $-\log p(y \mid x)$ most. `corruptions.pgd` looks for it by steps along the sign of its gradient in $x$, each
-# projected back to within $\epsilon$. Here $\epsilon$ is 2 of 17 gray levels, and every image stays on the levels.
+# Noise is not the worst case. The worst change of $x$ within $\pm\epsilon$ per pixel is the one that raises $-\log p(y
+# \mid x)$ most. `corruptions.pgd` searches for it by steps along the sign of the gradient with respect to $x$, and
+# projects each step back to within $\epsilon$. Here $\epsilon$ is 2 gray levels of the range 0 to 16, and every pixel
+# stays an integer level.
 
 # %%
 attacked = {
@@ -538,15 +542,15 @@ claim(under_attack["network"][1]["network"] < 0.6)
 
 # %% [markdown]
 # **Bayes' rule is no defense.** The generative classifier loses even more accuracy. But $p(x)$ detects both attacks,
-# while the attacked network's own confidence lets most of them pass. This attack did not *try* to keep $p(x)$ high;
-# exercise 2 does.
+# while the network's own confidence lets most attacks on it pass. This attack did not *try* to keep $p(x)$ high; the
+# one in exercise 2 does.
 #
 # ## 7. Which doubt for which question
 #
-# Let answers be rejected by some doubt, the most doubtful first. The **risk** is the share of wrong ones among those
-# that are kept, the **coverage** how many are kept. One classifier, the network, and two doubts: its own confidence,
-# and $\log p(x)$ of the generative model. Left on digits under some noise; right on upright digits mixed with as many
-# on their side.
+# Suppose that we reject the most uncertain answers first. The **coverage** is the share of answers that are kept, the
+# **risk** is the share of wrong ones among them. We take one classifier, the network, and two measures of uncertainty:
+# its own confidence, and $\log p(x)$ of the generative model. The left panel is for digits with some noise, the right
+# panel for upright digits mixed with as many on their side.
 
 # %%
 mild = corruptions.add_noise(test.x, 3.0, levels)
@@ -576,16 +580,17 @@ claim(areas[one, "confidence"] < areas[one, "log p(x)"])
 claim(areas[other, "log p(x)"] < areas[other, "confidence"])
 
 # %% [markdown]
-# Among images of one kind, confidence tells right from wrong, and $p(x)$ does not: how much noise there is says little
-# of how hard the digit is. Between kinds it is the other way round. Two questions, "is the answer right?" and "have I
-# seen this?", and two numbers. The product rule has room for both: $p(x, y) = p(y \mid x)\, p(x)$.
+# Among images of one kind, confidence separates right answers from wrong ones, and $p(x)$ hardly does: how noisy an
+# image is says little about how hard its digit is. Between kinds it is the other way round. There are two questions,
+# "is the answer right?" and "have I seen this?", and two numbers. The product rule contains both: $p(x, y) = p(y \mid
+# x)\, p(x)$.
 #
 # ## 8. Codes
 #
-# The third use asks for no density at all. In place of 64 pixels, take the latent $z$ that a model found for them
-# without labels: a **code**. `representations.encode` gives the mean of $q(z \mid x)$, `decode` the mean of
-# $p(x \mid z)$. The VAE of section 2 has eight features of $z$. Which of them says how much, in nats, is in the terms
-# of its bound:
+# The third use needs no density at all. Replace the 64 pixels by the latent $z$ that a model has learned without
+# labels: a **code**. `representations.encode` gives the mean of $q(z \mid x)$, `decode` the mean of $p(x \mid z)$. In
+# the VAE of section 2, $z$ has eight features. The KL terms of its bound tell how much information each feature
+# carries, in nats:
 
 # %%
 of_train, of_test = (representations.encode(vae, data.x) for data in (train, test))
@@ -605,17 +610,19 @@ plots.images(
 )
 
 # %% [markdown]
-# Each row is one digit, with one feature of its $z$ set to the value on top and the others left alone. Features with
-# many nats change the shape: they bend, open or thicken it, or turn it into another digit. Those with next to none do
-# nothing. That is what "common features" means here: what varies from digit to digit, in an order of how much it says.
+# Each row shows the same digit, with one feature of its $z$ set to the value at the top and the others unchanged.
+# Features with many nats change the shape: they bend, open or thicken it, or turn it into another digit. Features with
+# almost no nats change nothing. This is what "features that data have in common" means here: what varies from digit to
+# digit, ordered by how much information it carries.
 #
 # ## 9. What is a code good for?
 #
-# That depends on the question, so it needs one. The usual one is the label, which training never saw: is it linear in
-# $z$ (a logistic regression, called **probe**)? Are neighbors alike (the majority among the five nearest)? Are there
-# groups, and are they the classes (k-means, with clusters named after classes as well as possible)? Pixels are the
-# reference. So is the oldest code of all: the principal components, as many as $z$ has features.
-# The maps below place test digits in the plane by t-SNE, which keeps neighbors near; what is far has no meaning.
+# That depends on the question, so we need one. The usual question is the label, which training never saw. Is it linear
+# in $z$? A logistic regression, called a **probe**, tells. Do neighbors have the same label? We predict the majority
+# label among the five nearest. Are there clusters, and are they the classes? We run k-means, and match clusters to
+# classes as well as possible. The references are the pixels and the oldest code of all, the principal components, as
+# many as $z$ has features. The maps below place test digits in the plane by t-SNE, which keeps neighbors near; large
+# distances in the map have no meaning.
 
 # %%
 of_pixels = train.x.flatten(1) / 16, test.x.flatten(1) / 16
@@ -648,26 +655,27 @@ for axes, name in zip(panels, ("principal components", "z of the VAE"), strict=T
 plt.show()
 
 # %% [markdown]
-# Eight numbers of a VAE keep most of the digit's class. Still the pixels are the better input here, and as many
-# principal components are as good as $z$. There is no reason why it should be otherwise: the bound asks $z$ to help to
-# rebuild $x$, and no term of it asks for classes that lie apart. With large images, where pixels say little one by one,
-# the comparison looks different; that a code is *learned* is no merit by itself. Measure it, for the question at hand.
+# Eight numbers of a VAE keep most of the information about the digit's class. Still, the pixels are the better input
+# here, and eight principal components are about as good as $z$. There is no reason to expect otherwise: the bound
+# rewards a $z$ that helps to reconstruct $x$, and no term of it rewards classes that are far apart. With large images,
+# where single pixels say little, the comparison can look different. That a code is *learned* does not make it good:
+# measure it, for your question.
 #
 # ## 10. Few labels
 #
-# If labels are the question and only a few are known, the model can be told that there is a label: $y$ as one more
-# latent, observed for some data, and latent for the others,
+# If labels are what you want and only a few are known, include the label in the model: $y$ is one more variable,
+# observed for some data and latent for the others,
 #
 # $$p(x, y, z) = p(y)\, p(z)\, p(x \mid y, z), \qquad q(y, z \mid x) = q(y \mid x)\, q(z \mid x, y).$$
 #
-# That is `Labeled` around a VAE. For a datum without label the bound is a sum over all ten labels, which is
-# enumeration (chapter 06), weighted by the classifier $q(y \mid x)$:
+# This is `Labeled` around a VAE. For a datum without a label, the bound is a sum over all ten labels (enumeration,
+# chapter 06), weighted by the classifier $q(y \mid x)$:
 #
 # $$\log p(x) \ge \sum_y q(y \mid x)\, \big[\mathrm{ELBO}(x, y) - \log q(y \mid x)\big].$$
 #
-# So data without labels train the classifier too. `dgm.SemiSupervised` is this objective; unknown labels are -1. Five
-# labels of each class, black-and-white digits, three draws of which labels are known. Beside it the same classifier
-# trained on the fifty labeled digits alone.
+# So data without labels train the classifier too. `dgm.SemiSupervised` is this objective; unknown labels are -1. We use
+# black-and-white digits with five known labels per class, and repeat this for three random choices of the known labels.
+# For comparison we train a classifier of the same kind on the fifty labeled digits alone.
 
 # %%
 binary, unseen = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test")
@@ -703,34 +711,35 @@ axes.set(xlim=(-0.3, 1.3), ylabel="right, %", title="three draws of the labels")
 plt.show()
 
 # %% [markdown]
-# Data without labels help, in each of the three draws. Not because $z$ is a better input: because $p(x \mid y, z)$ has
-# to explain every image by *some* label, so that images which are alike get the same one.
+# Data without labels help, for each of the three choices of labels. The reason is not that $z$ is a better input. It is
+# that $p(x \mid y, z)$ has to explain every image by *some* label, so similar images get the same one.
 #
 # ## 11. Exercises
 #
-# 1. Surprise and complexity miss different anomalies. Build one alarm of both that keeps the promise of at most 5 %
-#    false alarms, and say why it does. What does it catch?
-# 2. The attack of section 6 lowers $p(y \mid x)$ and ignores $p(x)$. Write one that does: it moves single pixels, those
-#    that lower $p(y \mid x)$ most, and only as long as the alarm on $p(x)$ is silent. Is $p(x)$ a defense?
-# 3. Between the codes of two digits one can walk on the straight line, or on the arc that keeps the length
-#    (`representations.arc`). Which way do draws from the prior $N(0, I)$ suggest, by section 1? How long are the codes
-#    that the encoder gives, and does it matter here?
+# 1. Surprise and complexity miss different anomalies. Build one alarm from both that still guarantees at most 5 % false
+#    alarms, and explain why it does. What does it detect?
+# 2. The attack of section 6 lowers $p(y \mid x)$ and ignores $p(x)$. Write an attack that takes $p(x)$ into account: it
+#    changes single pixels, those that lower $p(y \mid x)$ most, and only as long as the alarm on $p(x)$ is silent. Is
+#    $p(x)$ a defense?
+# 3. We can interpolate between the codes of two digits along the straight line, or along the arc that keeps the length
+#    (`representations.arc`). Which path do draws from the prior $N(0, I)$ suggest, by section 1? How long are the codes
+#    that the encoder gives, and does the choice matter here?
 #
 # ## What to change next
 #
 # - **The anomalies.** Add your own to `strange`: digits shifted by a pixel, two digits on top of each other, your
-#   handwriting. Guess the row of AUROCs first.
-# - **The rate.** Set $\alpha$ to 1 % and calibrate on 99 data, then on 50. What does the error message say?
+#   handwriting. Guess the column of AUROCs first.
+# - **The rate.** Set $\alpha$ to 1 % and calibrate on 99 data, then on 50. What does the error message say, and why?
 # - **The family.** Replace the MADE of section 5 by a VAE, `dgm.build("vae", train, labeled=True)`, with
 #   `beliefs(..., num_particles=16)`. Is a bound good enough for an alarm?
 # - **The guide of the weights.** `Bayesian(..., guide="lowrank")`, or any `AutoGuide`. Does it come closer to NUTS?
-# - **The size of the code.** Two features of $z$, or thirty-two. Which of the three measures of section 9 rises?
-# - **The command line.** `dgm anomaly`, `dgm classify` and `dgm represent` ask the same questions of a stored run.
+# - **The size of the code.** Try two features of $z$, or thirty-two. Which of the three measures of section 9 rise?
+# - **The command line.** `dgm anomaly`, `dgm classify` and `dgm represent` answer the same questions for a stored run.
 #
 # ## Solutions
 #
-# **1.** Two alarms at half the rate each, of which either may ring: the probability that one of two things happens is
-# at most the sum of their probabilities, whatever they have to do with each other.
+# **1.** Take two alarms at half the rate each, and flag an image if either alarm does. The probability that at least
+# one of two events happens is at most the sum of their probabilities, however they depend on each other.
 
 # %%
 halves = [Detector(scores[name]).calibrate(reference, alpha / 2) for name in ("surprise", "complexity")]
@@ -752,10 +761,11 @@ claim(false_alarms < alpha + 3 * spread)
 claim(min(caught.values()) > max(one_by_one))
 
 # %% [markdown]
-# Faint noise is caught nearly as often as by the surprise, and all that is too simple as by complexity.
+# It detects faint noise nearly as often as the surprise does, and images that are too simple nearly as often as
+# complexity does.
 #
-# **2.** Only sets of pixels that are worth it may move. The gradient of $-\log p(y \mid x)$ proposes eight pixels of
-# each image; each is tried one level in the gradient's direction, and the best that does not wake the alarm is kept.
+# **2.** The gradient of $-\log p(y \mid x)$ proposes eight pixels of each image. We try to move each of them one level
+# in the gradient's direction, and keep the best move that does not trigger the alarm.
 
 
 # %%
@@ -804,11 +814,12 @@ if len(picked):
     )
 
 # %% [markdown]
-# No. With the alarm silent it loses half of the digits, at a price of a few nats of $\log p(x)$. $p(x)$ had made the
-# attack harder: without it, section 6, all were lost. An alarm finds what was not aimed at it.
+# No. This attack makes the classifier wrong on half of the digits while the alarm stays silent, at a cost of a few nats
+# of $\log p(x)$. The alarm does make the attack harder: in section 6, without that constraint, nearly every digit was
+# misclassified. An alarm on $p(x)$ detects only attacks that do not take it into account.
 #
 # **3.** In 8 dimensions draws from the prior are about $\sqrt 8 \approx 2.8$ from the origin, and hardly ever near it.
-# The middle of a line between two such points is shorter than both; the arc stays in the shell.
+# The midpoint of the line between two such points is usually much nearer to the origin; the arc stays in the shell.
 
 # %%
 a, b = of_test[: scaled(180, 4)], of_test[180 : 180 + scaled(180, 4)]
@@ -826,5 +837,6 @@ claim(middle["linear"].norm(dim=1).mean() < 0.85 * middle["spherical"].norm(dim=
 claim(difference > 2 * error)
 
 # %% [markdown]
-# The codes are about as long as draws from the prior. Half way on the line they are much shorter, and what they decode
-# to is more surprising to the autoregressive program of section 2, by two nats of eighty: it matters, and not much.
+# The codes are about as long as draws from the prior. Halfway along the line they are much shorter, and the decoded
+# images are more surprising to the autoregressive program of section 2, by two nats out of about eighty: the choice
+# matters, but not much.
