@@ -459,8 +459,8 @@ def draws_of(guides, given=told, num=1000):
 draws_of(by_guide)
 # %% [markdown]
 # First row: a diagonal Normal cannot tilt, and is too narrow instead; all the others can tilt. Second row: a Normal
-# cannot bend; the flows can, and follow part of the corner. Third row: only the spline flow has both modes; the others
-# have one.
+# cannot bend; the flows can, and follow part of the corner. Third row: each guide has one mode, and only the spline
+# flow puts a few draws near the other.
 #
 # The gap of the ELBO *is* a divergence, the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$. This direction penalizes
 # $q$ heavily for draws where the posterior has no mass, and only lightly for mass that it misses: a guide that covers
@@ -489,9 +489,8 @@ claim(wrong["fullrank"] < 10 and wrong["meanfield"] < 10 and wrong["fullrank, fa
 # %% [markdown]
 # The same family, trained for the same time by the same objective, has either the best bound of the Normals or the
 # worst of the table. Started at the middle of the prior, it finds the mode nearer the origin, which is the likelier
-# one. Started on the far side, it stays there, because there is no mass between the modes. (The spline flow is often
-# "wrong" because it has both modes: which of them is larger is then a close call.) The best member of a larger family
-# is at least as good; but training need not find it.
+# one. Started on the far side, it stays there, because there is no mass between the modes. The best member of a larger
+# family is at least as good; but training need not find it.
 #
 # ### Two gaps
 #
