@@ -824,8 +824,8 @@ print(f"won {won:.3f} +- {error:.3f} of an amortization gap of {amortization:.3f
 claim(0.3 * amortization < won < amortization + 4 * error)
 
 # %% [markdown]
-# It closes nearly all of the amortization gap. It leaves the approximation gap, which is about three times as large;
-# closing that takes another family.
+# It closes about three quarters of the amortization gap. It leaves the approximation gap, which is about three times as
+# large; closing that takes another family.
 #
 # **3.** Eight draws need not all be good, so the guide can spread out.
 
