@@ -17,6 +17,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ def cox_process(counts: Tensor) -> None:
 
 
 def epidemic(cases: Tensor, population: Tensor) -> None:
-    """An outbreak (Kermack and McKendrick 1927), with the priors of Grinsztajn et al. 2021 (arXiv 2006.02985).
+    """An outbreak (Kermack and McKendrick 1927), after Grinsztajn et al. 2021 (arXiv 2006.02985).
 
     dS/dt = -beta S I / N, dI/dt = beta S I / N - gamma I, and daily cases are negative binomial with mean I(t) and
     variance I + I^2 / phi.
@@ -67,7 +68,7 @@ def epidemic(cases: Tensor, population: Tensor) -> None:
 
 
 def dirichlet_process(y: Tensor) -> None:
-    """A Dirichlet process mixture, its sticks broken six times (Ishwaran and James 2001, JASA 96).
+    """A Dirichlet process mixture, truncated at six components (Ishwaran and James 2001, JASA 96).
 
     V_k ~ Beta(1, alpha), p_k = V_k (1 - V_1) ... (1 - V_{k-1}), with V_6 = 1.
     """
@@ -114,7 +115,7 @@ class Network(PyroModule):
         self.s_v = PyroSample(dist.HalfNormal(3.0))
         self.noise = PyroSample(dist.HalfNormal(1.0))
         self.hidden = PyroModule[nn.Linear](1, units)
-        self.hidden.weight = PyroSample(lambda m: dist.Normal(0.0, 1.0).expand([units, 1]).to_event(2))
+        self.hidden.weight = PyroSample(dist.Normal(0.0, 1.0).expand([units, 1]).to_event(2))
         self.hidden.bias = PyroSample(dist.Normal(0.0, 1.0).expand([units]).to_event(1))
         self.out = PyroModule[nn.Linear](units, 1)
         self.out.weight = PyroSample(dist.Normal(0.0, units**-0.5).expand([1, units]).to_event(2))
@@ -122,7 +123,8 @@ class Network(PyroModule):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         noise = self.noise
-        mean = self.s_v * self.out((self.s_u * self.hidden(x.unsqueeze(-1))).tanh()).squeeze(-1)
+        hidden = (self.s_u * self.hidden(x.unsqueeze(-1))).tanh()
+        mean = (self.out.bias + self.s_v * F.linear(hidden, self.out.weight)).squeeze(-1)
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(mean, noise), obs=y)
         return mean

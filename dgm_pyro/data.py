@@ -317,6 +317,8 @@ class StoredData(Data):
     _grain: int  # data in a group
 
     def __init__(self, source: sources.Stored, levels: int | None, name: str, classes: tuple[str, ...] | None):
+        if len(source) == 0:
+            raise ValueError(f"{name} is empty: it holds no rows")
         first = source.read(np.arange(1))
         names, number = None if first.label is None else classes or source.classes, None
         codes = None if source.labels is None else _Codes.of(source.labels, names)

@@ -23,7 +23,8 @@ A diffusion's bound is an integral over noise levels lambda = log SNR, and `Deno
 .. math::
     -\frac12 \int w(\lambda)\, E_\epsilon \|\epsilon - \hat\epsilon(x_\lambda)\|^2\, d\lambda,
 
-where w = 1 is the bound (Kingma and Gao 2023, arXiv 2303.00848, equation 10). Any other w is no bound on log p(x).
+where w = 1 is the bound in continuous time (Kingma and Gao 2023, arXiv 2303.00848). Any other w is no bound on
+log p(x).
 
 A tractable program has no bound to tighten: there every objective is the exact log p(x).
 """
@@ -584,24 +585,30 @@ class EDMWeight:
     """E |F - target|^2 of the network F of predict="edm", log(sigma / alpha) drawn from N(-1.2, 1.2^2).
 
     Args:
-        sigma_data: standard deviation of the data, as for predict="edm". Other predictions have the same error of x_0.
+        sigma_data: standard deviation of the data. By default the program's, which is 1 unless it predicts "edm". The
+            weight of the error of x_0 is the same for all predictions.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), equation 8 and table 1.
     """
 
-    sigma_data: float = 0.5
+    sigma_data: float | None = None
 
     def __post_init__(self) -> None:
-        check_number(self.sigma_data, "sigma_data", above=0)
+        if self.sigma_data is not None:
+            check_number(self.sigma_data, "sigma_data", above=0)
 
     @property
     def formula(self) -> str:
-        return (
-            r"-E_{\lambda \sim N(2.4, 2.4^2), \epsilon} "
-            rf"[(e^\lambda + {self.sigma_data:g}^{{-2}}) \, \|x - \hat x\|^2]"
-        )
+        scale = r"\sigma_\mathrm{data}" if self.sigma_data is None else f"{self.sigma_data:g}"
+        return rf"-E_{{\lambda \sim N(2.4, 2.4^2), \epsilon}} [(e^\lambda + {scale}^{{-2}}) \, \|x - \hat x\|^2]"
+
+    def scaled_to(self, sigma_data: float) -> EDMWeight:
+        """The weight for data of that standard deviation, unless it has one of its own."""
+        return EDMWeight(sigma_data) if self.sigma_data is None else self
 
     def __call__(self, log_snr: Tensor, fall: Tensor) -> Tensor:
+        if self.sigma_data is None:
+            raise ValueError("sigma_data is None, the program's: call scaled_to(sigma_data) first, or pass a number")
         density = (-0.5 * ((log_snr - 2.4) / 2.4) ** 2).exp() / (2.4 * math.sqrt(2 * math.pi))
         return 2 * density * (1 + (-log_snr).exp() / self.sigma_data**2)
 
@@ -613,11 +620,13 @@ class DenoisingLoss(VariationalBound):
     The denoiser learns from this error alone. The variance v of its prediction, which the bound depends on and the
     error does not, learns from the bound, in which the prediction is held (Nichol and Dhariwal 2021, section 3.1, for
     the variances of the steps). A learned noise schedule is held, too. `dgm.fit` validates by the bound, and
-    `dgm.evaluate` reports it. In discrete time, the density of noise levels in `EDMWeight` is that of the steps.
+    `dgm.evaluate` reports it. In discrete time, an integral over noise levels is a sum over the steps of the schedule.
 
     Args:
         weight: ``weight(log_snr, fall)``, the weight w in place of the bound's 1, in the shape of its arguments: the
-            log signal-to-noise ratio of a time, and -d log_snr / dt there.
+            log signal-to-noise ratio of a time, and how fast the ratio falls there: -d log_snr / dt in continuous time,
+            and `Schedule.fall` in discrete time. A weight with a method ``scaled_to`` is first told the ``sigma_data``
+            of the program.
 
     Raises:
         ValueError: the program is no diffusion of x in its plated form, or predicts levels.
@@ -663,7 +672,7 @@ def min_snr(gamma: float = 5.0) -> DenoisingLoss:
     return DenoisingLoss(MinSNRWeight(gamma))
 
 
-def edm(sigma_data: float = 0.5) -> DenoisingLoss:
+def edm(sigma_data: float | None = None) -> DenoisingLoss:
     """A diffusion's error of the preconditioned network, mostly at middle noise (Karras et al. 2022): no bound."""
     return DenoisingLoss(EDMWeight(sigma_data))
 
@@ -755,7 +764,7 @@ def objective_named(text: str) -> Objective:
     first = next(iter(inspect.signature(make).parameters.values()), None)
     if first is None:
         raise ValueError(f"objective {text!r}: {name} takes no number, got {argument!r}: write {name}")
-    kind = type(first.default)
+    kind = float if first.default is None else type(first.default)
     try:
         value = kind(argument)
     except ValueError:

@@ -604,7 +604,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
     figure = _figure(2.1 * panels + 0.3, title)
     top, *rest = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
     top.plot(epochs, history.losses, label="training", marker=marker)
-    top.set_ylabel(f"loss ({history.unit})")
+    top.set_ylabel(textwrap.fill(f"loss ({history.unit})", 24))
     if validation:
         beside = top if together else rest.pop()
         beside.plot(*zip(*validation, strict=True), label="validation", color=_theme.get().series[1], marker=marker)
@@ -612,7 +612,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
         if together:
             top.legend()
         else:
-            beside.set_ylabel(f"validation ({history.validation_unit})")
+            beside.set_ylabel(textwrap.fill(f"validation ({history.validation_unit})", 24))
             _from_start(beside, [loss for _, loss in validation])
     for axes in rest:
         for name, values in terms.items():

@@ -374,6 +374,8 @@ class Denoising(Program):
                 "weighted errors are those of a predicted x_0, but this program predicts levels: build it with "
                 "predict='v' or 'edm', or train it by 'elbo'"
             )
+        if hasattr(weight, "scaled_to"):
+            weight = weight.scaled_to(self.sigma_data)
         log_snr, fall = level
         error = self._sum((x0 - denoised.x0) ** 2)
         pyro.factor(f"{name}_weighted_kl", -0.5 * share * weight(log_snr, fall) * fall * log_snr.exp() * error)

@@ -14,15 +14,16 @@ ELBO is
     \log p(x) = \log \sum_z p(z)\, p(x \mid z) \ge \log p(z(x)) + \log p(x \mid z(x)):
 
 minus the length of a code in nats, first that of the grid, then that of x given the grid. This is the value of every
-objective and what `dgm.evaluate` reports. Its gradient is another one, in three ways:
+objective and what `dgm.evaluate` reports. Training follows another gradient, in three respects:
 
 - The likelihood's gradient passes straight through to h, see `networks.codebook`.
 - The codebook takes no gradient. It follows the encodings as running means.
 - A commitment loss, :math:`\beta \sum_i \|h_i - \mathrm{sg}(z_i)\|^2`, keeps encodings near their codes. It is no term
   of the bound, so it enters as log q(z | x) = c - sg(c), which is 0 and has its gradient.
 
-The prior has no say in which codes are chosen: at fixed codes it is fitted by maximum likelihood, as in a second stage
-of training. The encoder minimizes -log p(x | z) alone, and the size of the codebook and of the grid limit -log p(z).
+The prior does not affect which codes are chosen: at fixed codes it is fitted by maximum likelihood, as in a second
+stage of training. The encoder minimizes -log p(x | z) alone, and the size of the codebook and of the grid limit
+-log p(z).
 
 Source: van den Oord et al. 2017 (arXiv 1711.00937), equations 1 to 3; Razavi et al. 2019 (arXiv 1906.00446).
 """

@@ -210,8 +210,8 @@ class GuideComparison(Result):
         if self.simulated is not None:
             apart = self.simulated.upper - self.simulated.lower
             parts.append(
-                f"annealing there and back on {len(apart)} data sets that the model made: stochastic bounds on both "
-                f"sides, {with_error(float(apart.mean()), standard_error(apart), 3)} nats apart"
+                f"annealing there and back, data sets that the model made: {len(apart)}. The stochastic bounds on both "
+                f"sides are {with_error(float(apart.mean()), standard_error(apart), 3)} nats apart"
             )
         return [*parts, *self.verdict()]
 
@@ -435,6 +435,9 @@ def compare(
     chosen(objective)
     if isinstance(guides, str) or not isinstance(guides, Sequence) or not guides:
         raise TypeError(f"guides must be a list of guides, such as ['meanfield', 'nsf'], got {guides!r}")
+    for guide in guides:
+        if is_choice(guide):
+            auto(posterior.model, guide)  # an unknown name is told before the chains are drawn
     chains, draws = _reference(posterior, reference, num_samples, seed, progress)
     options: Any = {"objective": objective, "gradient_steps": gradient_steps, "num_particles": num_particles, "lr": lr,
                     "restarts": restarts, "jobs": jobs}  # fmt: skip

@@ -114,8 +114,9 @@ class Chains(Result, Draws):
         names = self.samples if self.posterior is None else self.posterior.names
         with contextlib.suppress(ImportError):
             measured = self.diagnostics()
-            found["r_hat"] = max(float(measured["r_hat"][name].max()) for name in names)
-            found["ess_bulk"] = min(float(measured["ess_bulk"][name].min()) for name in names)
+            # Not Python's max and min, which drop the NaN of a chain that stands still.
+            found["r_hat"] = float(torch.stack([measured["r_hat"][name].max() for name in names]).max())
+            found["ess_bulk"] = float(torch.stack([measured["ess_bulk"][name].min() for name in names]).min())
         return found | {"divergences": int(self.diverging.sum()), "bfmi": float(self.bfmi.min())}
 
     def faults(self) -> list[str]:
@@ -127,8 +128,8 @@ class Chains(Result, Draws):
         if worst["ess_bulk"] is not None and not worst["ess_bulk"] >= ess:
             found.append(f"the bulk ESS is {worst['ess_bulk']:.0f}, below {ess}")
         if worst["divergences"]:
-            found.append(f"{worst['divergences']} trajectories diverge")
-        if worst["bfmi"] < MIN_BFMI:
+            found.append(f"divergent trajectories: {worst['divergences']}")
+        if not worst["bfmi"] >= MIN_BFMI:
             found.append(f"E-BFMI is {worst['bfmi']:.2f}, below {MIN_BFMI}")
         return found
 

@@ -9,8 +9,9 @@ are nearest to e_k, and the decay :math:`\gamma`,
     e_k = m_k / N_k.
 
 A code is dead when its N_k falls below a share of the mean one. It is reset, with the mean N, to an encoding of the
-last batch. That is drawn in proportion to its squared distance from its code: a code beside others would only take over
-from them. The codes start so light that the first step makes all of them means or encodings of its own batch.
+last batch. That is drawn in proportion to its squared distance from its code: a code placed near existing ones would
+only split their encodings. The codes start so light that the first step makes all of them means or encodings of its own
+batch.
 
 Quantizing has no derivative. *Straight through* means to take the identity's: :math:`z = e_k + h - \mathrm{sg}(h)`,
 where sg(h) is h without a gradient.
@@ -76,7 +77,7 @@ class Codebook(nn.Module):
         self.register_buffer(
             "running", START * torch.cat((torch.ones(num_codes, 1), torch.randn(num_codes, num_features)), 1)
         )
-        # Of the step that is under way: n_k and the sum of the encodings, and encodings for dead codes.
+        # Accumulated in the current step: n_k and the sum of the encodings, and encodings for dead codes.
         self.register_buffer("seen", torch.zeros(num_codes, 1 + num_features), persistent=False)
         self.register_buffer("fresh", torch.zeros(num_codes, num_features), persistent=False)
 
@@ -106,9 +107,7 @@ class Codebook(nn.Module):
                 f"h has shape {tuple(h.shape)}, but the code vectors have size {self.num_features}: pass (*batch, D)"
             )
         # By differences: what a matrix product computes is not 0 for equal vectors.
-        flat = torch.cdist(
-            h.detach().reshape(-1, self.num_features), self.vectors, compute_mode="donot_use_mm_for_euclid_dist"
-        )
+        flat = torch.cdist(self._flat(h), self.vectors, compute_mode="donot_use_mm_for_euclid_dist")
         return flat.reshape(*h.shape[:-1], self.num_codes)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -117,12 +116,16 @@ class Codebook(nn.Module):
             self._note(h, k)
         return F.embedding(k, self.vectors) + straight_through
 
+    def _flat(self, h: Tensor) -> Tensor:
+        """``(N, D)`` in the precision of the code vectors."""
+        return h.detach().reshape(-1, self.num_features).to(self.running.dtype)
+
     @torch.no_grad()
     def _note(self, h: Tensor, k: Tensor) -> None:
-        flat = h.detach().reshape(-1, self.num_features)
+        flat = self._flat(h)
         self.seen.index_add_(0, k.flatten(), F.pad(flat, (1, 0), value=1.0))
         edges = (flat - F.embedding(k.flatten(), self.vectors)).square().sum(-1).cumsum(0)
-        places = torch.rand(self.num_codes, dtype=h.dtype, device=h.device) * edges[-1]
+        places = torch.rand(self.num_codes, dtype=flat.dtype, device=h.device) * edges[-1]
         self.fresh.copy_(flat[torch.searchsorted(edges, places).clamp(max=flat.shape[0] - 1)])
 
     @torch.no_grad()
@@ -133,4 +136,10 @@ class Codebook(nn.Module):
         mean = self.running[:, :1].mean()
         dead = some & (self.running[:, :1] < self.dead_below * mean)
         self.running.copy_(torch.where(dead, mean * F.pad(self.fresh, (1, 0), value=1.0), self.running))
+        # A code that is never used keeps its vector: without a floor, N and m would decay to denormal numbers.
+        self.running.mul_((START / self.running[:, :1]).clamp(min=1.0))
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the encodings that were noted since the last time, as those of a step that was left out."""
         self.seen.zero_()

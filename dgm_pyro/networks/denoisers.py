@@ -4,11 +4,11 @@ r"""Denoisers: networks that see a noisy x_t and the time t, and predict noise, 
 label, a layer is
 
 .. math::
-    h \leftarrow h + \gamma_1\, \mathrm{attention}((1 + \beta_1)\, \mathrm{norm}(h) + \alpha_1), \qquad
-    h \leftarrow h + \gamma_2\, \mathrm{mlp}((1 + \beta_2)\, \mathrm{norm}(h) + \alpha_2),
+    h \leftarrow h + g_1\, \mathrm{attention}((1 + \gamma_1)\, \mathrm{norm}(h) + \beta_1), \qquad
+    h \leftarrow h + g_2\, \mathrm{mlp}((1 + \gamma_2)\, \mathrm{norm}(h) + \beta_2),
 
-where all :math:`\alpha, \beta, \gamma` are a linear map of silu(c) that starts at zero (adaLN-Zero): at first, every
-layer is the identity.
+where the gates g, scales :math:`\gamma` and shifts :math:`\beta` are a linear map of silu(c) that starts at zero
+(adaLN-Zero): at first, every layer is the identity.
 """
 
 from __future__ import annotations

@@ -241,6 +241,8 @@ class Training:
         self.average = None if options.ema is None else _Average(program, options.ema)
         self.step = Step(maximize, self.scored, options.precision)
         self.codebooks = [module for module in program.modules() if isinstance(module, Codebook)]
+        for codebook in self.codebooks:
+            codebook.forget()  # what a training noted that ended in an error
         self.shuffling = torch.Generator().manual_seed(options.seed)
         unit = getattr(maximize, "unit", History.unit)
         judged_by = getattr(getattr(maximize, "validation", maximize), "unit", History.unit)
@@ -443,7 +445,7 @@ class Training:
                 self.step.prepare(example, processes, compiling, first=step == 1, parts=parts)
                 self.history.compiled = self.step.compiled
                 for codebook in self.codebooks:
-                    codebook.seen.zero_()  # the example was no step
+                    codebook.forget()  # the example was no step
             if self.scheduler is None:
                 for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
                     group["lr"] = lr * self._rate(step)
@@ -456,9 +458,11 @@ class Training:
                 watch.check(epoch, processes)
             if options.skip_norm is not None and norms[""] > options.skip_norm:
                 self.history.skipped += 1
+                for codebook in self.codebooks:
+                    codebook.forget()
             else:
                 self.optimizer.step()
-            self._follow()
+                self._follow()
             if self.scheduler is not None:
                 self.scheduler.step()
             if self.average is not None:

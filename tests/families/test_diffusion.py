@@ -369,6 +369,16 @@ def test_the_weight_of_edm_is_that_of_the_papers_loss():
     assert "0.3^{-2}" in EDMWeight(0.3).formula
 
 
+def test_the_weight_of_edm_is_for_the_scale_of_the_program():
+    """By name it is the error of that program's network; a number of one's own stays."""
+    x, found = torch.randn(5, 2), {}
+    for objective in ("edm", "edm:0.3", "edm:0.5"):
+        torch.manual_seed(0)
+        found[objective] = objective_named(objective)(small(2, 6, predict="edm", sigma_data=0.3, subsample=6), x).value
+    torch.testing.assert_close(found["edm"], found["edm:0.3"], rtol=0, atol=0)
+    assert not torch.allclose(found["edm"], found["edm:0.5"])
+
+
 def test_weight_one_is_the_bound_where_nothing_is_left_uncertain():
     """With v = 0 each divergence is the squared error, times half the step's fall in signal-to-noise ratio."""
     program = small(2, 6, subsample=3)

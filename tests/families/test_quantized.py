@@ -206,3 +206,29 @@ def test_a_label_changes_every_part():
     assert program.num_classes == 3
     x = torch.randint(3, (1, 1, 4, 4), dtype=torch.uint8)
     assert len(program.log_weights(x.expand(3, -1, -1, -1), torch.arange(3)).unique()) == 3
+
+
+def trained_on(program, data, **options):
+    return dgm.fit(program, data, batch_size=8, compile=False, progress=False, validation=None, **options)
+
+
+def test_a_training_that_fails_leaves_nothing_to_the_next():
+    data, steps = dgm.Data(torch.rand(24, 1, 16, 16)), []
+
+    def infinite_at_the_second(x):
+        steps.append(len(x))
+        return x * math.inf if len(steps) == 2 else x
+
+    program = dgm.build("vq-vae", data, num_codes=4)
+    with pytest.raises(dgm.NonFiniteLossError):
+        trained_on(program, data, epochs=2, augment=infinite_at_the_second)
+    assert all(math.isfinite(loss) for loss in trained_on(program, data, epochs=1).losses)
+
+
+def test_a_step_that_is_left_out_moves_no_code():
+    data = dgm.Data(torch.rand(24, 1, 16, 16))
+    program = dgm.build("vq-vae", data, num_codes=4)
+    (codebook,) = (module for module in program.modules() if isinstance(module, Codebook))
+    before = codebook.running.clone()
+    assert trained_on(program, data, epochs=1, skip_norm=1e-9).skipped == 3
+    assert torch.equal(codebook.running, before)

@@ -111,3 +111,24 @@ def test_nothing_moves_without_training():
 def test_options_that_make_no_codebook_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Codebook(**{"num_codes": 3, "num_features": 2, **options})
+
+
+def test_a_code_that_is_never_used_keeps_its_vector():
+    """Where none is reset: its running count decays, and would end in numbers without digits."""
+    codebook = Codebook(2, 3, decay=0.5, dead_below=0.0)
+    far = torch.tensor([[3.0, -0.5, 0.7], [-100.0, 0.0, 0.0]])
+    codebook.running.copy_(torch.cat([torch.ones(2, 1), far], 1))
+    for _ in range(300):
+        codebook(torch.zeros(4, 3, requires_grad=True) + far[0])
+        codebook.follow()
+    torch.testing.assert_close(codebook.vectors, far)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_encodings_of_another_precision_get_the_codes_of_their_values(dtype):
+    codebook = Codebook(4, 3)
+    h = torch.randn(6, 3).to(dtype).requires_grad_()
+    assert torch.equal(codebook.nearest(h), codebook.nearest(h.float()))
+    codebook(h)
+    codebook.follow()
+    assert codebook.running.isfinite().all()
