@@ -197,7 +197,9 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
             frozen, evaluating = ({moved.get(name, name) for name in names} for names in (frozen, evaluating))
     if not isinstance(program, Program):
         raise _corrupted(folder, f"it describes a {type(program).__name__}, which is not a Program")
-    state = _state(program)
+    state, learned = _state(program), program.state_dict().keys()
+    # What a state_dict leaves out is computed by the constructor; an earlier version of the class may not have had it.
+    state = {name: tensor for name, tensor in state.items() if name in learned or tied.get(name, name) in weights}
     stored = {name: weights[tied.get(name, name)] for name in state if tied.get(name, name) in weights}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if {name: tuple(tensor.shape) for name, tensor in stored.items()} != shapes:

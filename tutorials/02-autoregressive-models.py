@@ -316,7 +316,7 @@ assert abs(bits.sum(1).mean() - total) < 1e-3
 
 example = unseen.x[3]
 with torch.no_grad():
-    given_before = model.features(example.unsqueeze(0)).base_dist.probs[
+    given_before = model.factors(example.unsqueeze(0)).base_dist.probs[
         0, 0
     ]  # p(x_i = 1 | x_<i) for every i, in one pass
 figure, panels = subplots(1, 4, height=2.7)
@@ -415,7 +415,7 @@ for known in moments:
     x = drawn.clone()
     x.view(-1)[known:] = 0
     with torch.no_grad():
-        frame = model.features(x).base_dist.probs.clone()
+        frame = model.factors(x).base_dist.probs.clone()
     frame.view(-1)[:known] = drawn.view(-1)[:known].float()
     frames.append(frame[0])
 plots.images(
@@ -498,7 +498,7 @@ assert cached < 1.01 * one_pass
 # %%
 torch.manual_seed(2)
 with_cache = model.sample(4)
-hook = model.features.network.register_forward_hook(lambda *_: None)
+hook = model.factors.network.register_forward_hook(lambda *_: None)
 torch.manual_seed(2)
 without = model.sample(4)
 hook.remove()
@@ -544,9 +544,9 @@ plots.images(torch.cat(list(rows.values())), levels=2, num_columns=columns, row_
 
 # %%
 broken = copy.deepcopy(small)
-broken.features.network.direct.mask[0, 2] = True
+broken.factors.network.direct.mask[0, 2] = True
 with torch.no_grad():
-    broken.features.network.direct.weight[0, 2] = 2.0
+    broken.factors.network.direct.weight[0, 2] = 2.0
     print(f"sum over the states: {broken.log_prob(states).double().exp().sum():.4f}, before {q.sum():.4f}")
     claim(abs(broken.log_prob(states).double().exp().sum() - 1) > 0.01)
 

@@ -383,7 +383,7 @@ class Denoising(Program):
 
     def _wide(self, value: Tensor) -> Tensor:
         """``(*batch,)`` in a shape that broadcasts with x."""
-        return value.reshape(*value.shape, *(1,) * len(self.event_shape))
+        return value.reshape((*value.shape, *(1,) * len(self.event_shape)))
 
     def _sum(self, value: Tensor) -> Tensor:
         return sum_rightmost(value, len(self.event_shape))
