@@ -160,12 +160,15 @@ ALIKE = {
 def not_finite():
     """One datum of the last batch has no density: it is in the share of one process."""
     program, data = Idle(), rows(32)
-    data[5] = 1e30
+    data[5] = 1e200
     warnings.filterwarnings("ignore", "feature 0 of the data has mean")  # which is what they are for
+    torch.set_default_dtype(torch.float64)  # in which data may be so large
     try:
         trained(program, data, validation=None, epochs=2)
     except dgm.NonFiniteLossError as error:
         return {"what": str(error), "site": error.site, "step": error.step, "state": program.state_dict()}
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def draws():
