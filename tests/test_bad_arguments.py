@@ -238,7 +238,13 @@ def coin_posterior():
 @functools.cache
 def coin_table():
     return dgm.infer.compare(
-        coin_posterior(), guides=["meanfield"], reference=None, gradient_steps=1, num_particles=2, num_samples=100
+        coin_posterior(),
+        guides=["meanfield"],
+        reference=None,
+        gradient_steps=1,
+        num_particles=2,
+        num_samples=100,
+        num_temperatures=0,
     )
 
 
