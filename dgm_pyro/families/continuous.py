@@ -154,7 +154,7 @@ class ContinuousDiffusion(Denoising):
         predict: str = "v",
         levels: int | None = None,
         label_dropout: float = 0.0,
-        sigma_data: float = 0.5,
+        sigma_data: float | None = None,
     ):
         super().__init__(event_shape, denoiser, predict, levels, label_dropout, sigma_data)
         if isinstance(noise_schedule, str):

@@ -210,19 +210,21 @@ class Denoising(Program):
         predict: str,
         levels: int | None,
         label_dropout: float,
-        sigma_data: float,
+        sigma_data: float | None,
     ):
         super().__init__()
         self.event_shape = as_shape(event_shape)
         if not isinstance(denoiser, nn.Module):
             raise TypeError(f"denoiser must be a torch.nn.Module, got {type(denoiser).__name__}")
         check_choice(predict, PREDICTIONS, "predict")
-        check_number(sigma_data, "sigma_data", above=0)
+        if sigma_data is not None and predict != "edm":
+            raise ValueError(f"sigma_data is for predict='edm' alone: leave it out for {predict!r}")
+        usual = 0.5 if predict == "edm" else 1.0
         check_number(label_dropout, "label_dropout")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must be a probability below 1, got {label_dropout}")
         self.denoiser, self.predict = denoiser, predict
-        self.sigma_data = float(sigma_data) if predict == "edm" else 1.0
+        self.sigma_data = usual if sigma_data is None else check_number(sigma_data, "sigma_data", above=0)
         self.levels = None if levels is None else check_levels(levels)
         self.label_dropout = label_dropout
         self.num_classes = getattr(denoiser, "num_classes", None)
@@ -519,7 +521,8 @@ class Diffusion(Denoising):
             where p(x_0 | x_1) is Normal.
         subsample: how many times per datum a step of training looks at.
         label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
-        sigma_data: standard deviation of the data that "edm" is preconditioned for; of integers, once they are scaled.
+        sigma_data: standard deviation of the data that "edm" is preconditioned for, 0.5 by default; of integers, once
+            they are scaled.
         importance: whether training looks more often at the times whose terms are large: with probabilities
             proportional to the root mean square of each time's term so far, which is kept in a buffer. The terms are
             weighted accordingly, and the bound does not change (Nichol and Dhariwal 2021, section 3.3).
@@ -543,7 +546,7 @@ class Diffusion(Denoising):
         levels: int | None = None,
         subsample: int = 1,
         label_dropout: float = 0.0,
-        sigma_data: float = 0.5,
+        sigma_data: float | None = None,
         importance: bool = False,
     ):
         super().__init__(event_shape, denoiser, predict, levels, label_dropout, sigma_data)

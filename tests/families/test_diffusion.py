@@ -245,7 +245,8 @@ def test_all_predictions_of_one_clean_x_agree():
     c_skip, c_out = 0.09 / (scale**2 + 0.09), scale * 0.3 / (scale**2 + 0.09).sqrt()
     predictions = {"x0": x0, "noise": noise, "v": alpha * noise - sigma * x0, "edm": (x0 - c_skip * y) / c_out}
     for predict, prediction in predictions.items():
-        program = dgm.Diffusion(3, Constant(prediction), schedule, predict=predict, sigma_data=0.3)
+        options = {"sigma_data": 0.3} if predict == "edm" else {}
+        program = dgm.Diffusion(3, Constant(prediction), schedule, predict=predict, **options)
         torch.testing.assert_close(program.denoise(x_t, t).x0, x0, rtol=1e-9, atol=1e-12)
     v = dgm.Diffusion(3, Constant(-predictions["v"]), schedule, predict="edm", sigma_data=1.0)
     torch.testing.assert_close(v.denoise(x_t, t).x0, x0, rtol=1e-9, atol=1e-12)
@@ -377,6 +378,8 @@ def test_the_weight_of_edm_is_for_the_scale_of_the_program():
         found[objective] = objective_named(objective)(small(2, 6, predict="edm", sigma_data=0.3, subsample=6), x).value
     torch.testing.assert_close(found["edm"], found["edm:0.3"], rtol=0, atol=0)
     assert not torch.allclose(found["edm"], found["edm:0.5"])
+    with pytest.raises(ValueError, match="sigma_data is for predict='edm' alone: leave it out for 'v'"):
+        small(predict="v", sigma_data=0.3)
 
 
 def test_weight_one_is_the_bound_where_nothing_is_left_uncertain():
