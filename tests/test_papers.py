@@ -46,6 +46,7 @@ def test_a_module_is_recorded_and_fitted(papers, data, tmp_path):
     assert posterior.compiled(2).__name__ == "run"  # without Pyro's handlers
     found = dgm.infer.compare(posterior, guides=["meanfield"], reference=None, gradient_steps=2, num_samples=100)
     assert not found.failures
+    assert not hasattr(papers.neural_network._pyro_context, "param_state"), "the user's module is left as it was"
     assert found.rows[0].weighted.log_evidence.isfinite()
     stored.write_text('{"x": [1.0]}')
     with pytest.raises(ValueError, match="lacks 'y' of the model"):

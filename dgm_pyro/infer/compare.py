@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -518,13 +518,8 @@ def fitted(
     Returns:
         The guide, how often the density of the model was computed, and of how many fits it is the best.
     """
-    # Guides made here keep their parameters to themselves: in the param store two of a name would share them.
     made, evaluations = is_choice(guide), 0
-    model = posterior.model
-    if made and isinstance(model, PyroModule) and not hasattr(model._pyro_context, "param_state"):
-        # Pyro makes this only in modules that are built while parameters are local.
-        model._pyro_context.param_state = {"params": {}, "constraints": {}}
-    with pyro.settings.context(module_local_params=made):
+    with _keeping_parameters(posterior.model, made):
         if made:
             guide = auto(posterior.model, guide)
         new = isinstance(guide, AutoGuide) and guide.prototype_trace is None
@@ -537,6 +532,21 @@ def fitted(
                 guide = guide.laplace_approximation(*posterior.args, **posterior.kwargs)
     guide = Fitted(guide) if made and not isinstance(guide, AutoContinuous) else guide
     return guide, evaluations * restarts, restarts
+
+
+@contextlib.contextmanager
+def _keeping_parameters(model: Any, local: bool) -> Iterator[None]:
+    """Guides made here keep their parameters to themselves: in the param store two of a name would share them."""
+    context = model._pyro_context if local and isinstance(model, PyroModule) else None
+    lacking = context is not None and not hasattr(context, "param_state")
+    if lacking:  # Pyro makes it only in modules that are built while parameters are local
+        context.param_state = {"params": {}, "constraints": {}}
+    try:
+        with pyro.settings.context(module_local_params=local):
+            yield
+    finally:
+        if lacking:
+            del context.param_state
 
 
 def is_choice(guide: Any) -> bool:
