@@ -537,7 +537,7 @@ def fitted(
 @contextlib.contextmanager
 def _keeping_parameters(model: Any, local: bool) -> Iterator[None]:
     """Guides made here keep their parameters to themselves: in the param store two of a name would share them."""
-    context = model._pyro_context if local and isinstance(model, PyroModule) else None
+    context: Any = model._pyro_context if local and isinstance(model, PyroModule) else None
     lacking = context is not None and not hasattr(context, "param_state")
     if lacking:  # Pyro makes it only in modules that are built while parameters are local
         context.param_state = {"params": {}, "constraints": {}}
