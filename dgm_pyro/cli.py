@@ -863,7 +863,7 @@ def infer(
             "highest mean objective over its last tenth. AutoGuides of Pyro have one start."
         ),
     ] = 1,
-    num_samples: Annotated[int, _option("Number of draws of each guide, and of the reference.")] = 4000,
+    num_samples: Annotated[int, _option("Number of draws of each guide, and of the reference, at least 100.")] = 4000,
     num_temperatures: Annotated[
         int, _option("Number of temperatures of annealing, which bounds the log evidence. 0 leaves it out.")
     ] = 100,
