@@ -604,6 +604,7 @@ class EDMWeight:
 
     def scaled_to(self, sigma_data: float) -> EDMWeight:
         """The weight for data of that standard deviation, unless it has one of its own."""
+        check_number(sigma_data, "sigma_data", above=0)
         return EDMWeight(sigma_data) if self.sigma_data is None else self
 
     def __call__(self, log_snr: Tensor, fall: Tensor) -> Tensor:

@@ -453,6 +453,7 @@ CALLS = {
     "DenoisingLoss": Call(dict(weight=dgm.objectives.SimpleWeight), {"weight": ["x", 3]}),
     "objectives.MinSNRWeight": Call(dict(gamma=5.0)),
     "objectives.EDMWeight": Call(dict(sigma_data=0.5)),
+    "EDMWeight.scaled_to": Call(dict(sigma_data=0.5), of=dgm.objectives.EDMWeight),
     "objectives.min_snr": Call(dict(gamma=5.0)),
     "objectives.edm": Call(dict(sigma_data=0.5)),
     "FreeBits": Call(dict(nats=1.0), free=["per_feature"]),

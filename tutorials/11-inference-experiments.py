@@ -127,7 +127,7 @@ plates = dgm.guides.auto(noncentered, "fullrank", structure="plates")
 reference = {name: chains[name] for name in posterior.names}
 table = dgm.infer.compare(
     posterior, guides=["meanfield", "fullrank", "realnvp", "nsf", plates], reference=reference,
-    gradient_steps=scaled(300, 5), num_samples=scaled(4000, 100), num_temperatures=scaled(60, 4),
+    gradient_steps=scaled(300, 5), num_samples=scaled(4000, 100), num_temperatures=scaled(60, 4), num_data=scaled(4, 0),
 )  # fmt: skip
 print(table)
 display(plots.k_hats(table, title="k-hat of five guides"))

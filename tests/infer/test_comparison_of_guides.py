@@ -75,7 +75,7 @@ def test_what_it_prints(table):
     assert "meanfield: the sd of z[" in text
     assert "between their halves" in text
     assert "a stochastic upper bound if these are exact" in text
-    assert "2 data sets that the model made: stochastic bounds on both sides" in text
+    assert "data sets that the model made: 2. The stochastic bounds on both sides are" in text
     json.dumps(table.as_dict(), allow_nan=False)
     assert [row["guide"] for row in table.as_dict()["guides"]] == ["meanfield", "fullrank", "AutoNormal"]
 
