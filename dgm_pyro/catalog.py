@@ -91,8 +91,8 @@ COARSE = 0.01
 LATENT_SIZE, HIDDEN = 16, (256, 256)
 MAX_PARAMETERS = 50_000_000
 CODE_VALUES = 8
-# Of a codebook: its vectors, their size, and the decay of their means. A grid has at most so many places a side.
-NUM_CODES, CODE_SIZE, DECAY, WIDEST_GRID = 256, 32, 0.99, 16
+# Of a codebook: its vectors and their size. A grid has at most so many places a side.
+NUM_CODES, CODE_SIZE, WIDEST_GRID = 256, 32, 16
 Catalog = dict[str, tuple[Callable[..., Program], str]]
 Units = tuple[torch.Tensor, torch.Tensor]
 Reading = Callable[[Callable[[Sequence[int]], nn.Module]], nn.Module]
@@ -257,7 +257,7 @@ def _denoising(
     if network != "mlp":
         _require_image(data, f"network {network!r}")
     num_parameters = data.levels if predict == "levels" and data.levels is not None else 1
-    make = DENOISERS[network][0](data)
+    make = DENOISERS[network](data)
     options: dict[str, Any] = {"label_dropout": 0.1 if "num_classes" in reads else 0.0}
     if predict == "edm":
         x = to_unit(data.x, data.levels).double()
@@ -286,10 +286,10 @@ def _halves(data: Data) -> bool:
     return all(size % 2 == 0 for size in data.event_shape[1:])
 
 
-DENOISERS: dict[str, tuple[Callable[[Data], Callable[..., nn.Module]], str]] = {
-    "mlp": (lambda data: DenoisingMLP, "layers over all features"),
-    "unet": (_unet, "convolutions at several resolutions (images)"),
-    "dit": (_dit, "a diffusion transformer over patches (images)"),
+DENOISERS: dict[str, Callable[[Data], Callable[..., nn.Module]]] = {
+    "mlp": lambda data: DenoisingMLP,
+    "unet": _unet,
+    "dit": _dit,
 }
 
 
@@ -452,9 +452,8 @@ def vq_vae(
         return vae(data, reads, **{"prior": "codes", **swaps})
     _require_image(data, f"a vq-vae with {', '.join(asked)}")
     places = _grid(data, grid)
-    codebook = Codebook(
-        NUM_CODES if num_codes is None else num_codes, CODE_SIZE, decay=DECAY if decay is None else decay
-    )
+    means = {} if decay is None else {"decay": decay}
+    codebook = Codebook(NUM_CODES if num_codes is None else num_codes, CODE_SIZE, **means)
     dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
     shape = (CODE_SIZE, *places)
     network: Callable[..., nn.Module] = partial(ConvNet, blocks=2, dropout=dropout, **reads)

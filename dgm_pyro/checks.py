@@ -97,8 +97,13 @@ def check_choice(value: Any, choices: Collection[str], argument: str) -> None:
 
 def close_to(name: Any, choices: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one that is spelled most alike, where one is."""
-    close = difflib.get_close_matches(name, [*choices], 1) if isinstance(name, str) else []
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = nearest_name(name, choices) if isinstance(name, str) else None
+    return "" if close is None else f" (did you mean {close!r}?)"
+
+
+def nearest_name(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The choice that is spelled most alike; None where none is at least ``cutoff`` alike, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(name, [*choices], 1, cutoff)), None)
 
 
 def near_name(path: Path) -> str:

@@ -176,6 +176,12 @@ def standard_error(values: Tensor) -> float:
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
+def log_mean_weight(log_weights: Tensor) -> tuple[float, float]:
+    """The log of the mean weight, and its standard error, in nats."""
+    mean = log_mean_exp(log_weights)
+    return float(mean), standard_error((log_weights - mean).exp())
+
+
 def squared_mmd(a: Tensor, b: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The squared maximum mean discrepancy of two sets, ``(N, D)`` and ``(M, D)``, without bias: it may be negative.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import ComposeTransform
 
+from dgm_pyro.checks import nearest_name
 from dgm_pyro.diagnosis.findings import Finding
 from dgm_pyro.diagnosis.messages import in_one_line
 from dgm_pyro.diagnosis.supports import (
@@ -72,8 +72,8 @@ def partners(visit: Visit) -> Iterator[Finding]:
             yield Finding("error", "partners", name, "the guide samples it, but the model observes it",
                           "leave it out of the guide: what is observed needs no guide")  # fmt: skip
             continue
-        close = difflib.get_close_matches(name, latent, 1, 0.5)
-        hint = f"did you mean {close[0]!r}? Otherwise " if close else ""
+        close = nearest_name(name, latent, 0.5)
+        hint = "" if close is None else f"did you mean {close!r}? Otherwise "
         yield Finding("error", "partners", name, "the guide samples it, but the model does not",
                       hint + "sample it in the model, or mark it infer={'is_auxiliary': True}")  # fmt: skip
     for name in latent:

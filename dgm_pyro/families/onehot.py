@@ -42,8 +42,37 @@ from dgm_pyro.registry import register
 __all__ = ["OneHot", "OneHotDistribution"]
 
 
+class OverIntegers(Conditional):
+    """Anything made of a program of integers.
+
+    Args:
+        program: a `Categorical`, or an `Autoregressive` model of Categorical features.
+
+    Raises:
+        TypeError: it is neither.
+    """
+
+    def __init__(self, program: Categorical | Autoregressive):
+        super().__init__()
+        factors = program.factors if isinstance(program, Autoregressive) else program
+        if not isinstance(factors, Categorical):
+            raise TypeError(
+                "program must be a dgm.Categorical, or a dgm.Autoregressive of Categorical features, got "
+                f"{type(program).__name__}" + (f" of {type(factors).__name__}" if factors is not program else "")
+            )
+        self.program = program
+        self.conditional, self.given_shape = program.conditional, program.given_shape
+        self.num_classes = program.num_classes
+
+    def codes(self, given: Any = None) -> Any:
+        """The distribution of the integers."""
+        if self.conditional and self.program.given_shape is None:
+            self.program.given_shape = self.given_shape
+        return self.program(given)
+
+
 @register
-class OneHot(Conditional):
+class OneHot(OverIntegers):
     """The one-hot rows of a program of integers, ``(*event_shape, K)``; its draws let gradients straight through.
 
     An autoregressive program's draws are constants: it is a prior, and no encoder for these.
@@ -60,17 +89,8 @@ class OneHot(Conditional):
     """
 
     def __init__(self, program: Categorical | Autoregressive):
-        super().__init__()
-        factors = program.factors if isinstance(program, Autoregressive) else program
-        if not isinstance(factors, Categorical):
-            raise TypeError(
-                "program must be a dgm.Categorical, or a dgm.Autoregressive of Categorical features, got "
-                f"{type(program).__name__}" + (f" of {type(factors).__name__}" if factors is not program else "")
-            )
-        self.program = program
+        super().__init__(program)
         self.event_shape = torch.Size((*program.event_shape, self.classes))
-        self.conditional, self.given_shape = program.conditional, program.given_shape
-        self.num_classes = program.num_classes
 
     @property
     def classes(self) -> int:
@@ -79,9 +99,7 @@ class OneHot(Conditional):
         return self.program.levels
 
     def forward(self, given: Any = None) -> OneHotDistribution:
-        if self.conditional and self.program.given_shape is None:
-            self.program.given_shape = self.given_shape
-        return OneHotDistribution(self.program(given), self.classes)
+        return OneHotDistribution(self.codes(given), self.classes)
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         raise ValueError(

@@ -43,15 +43,16 @@ from torch.distributions import constraints, register_kl
 from dgm_pyro.checks import check_number, check_type
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.conditionals import Categorical, IndependentConditional, Network
+from dgm_pyro.families.onehot import OverIntegers
 from dgm_pyro.networks.codebook import Codebook
-from dgm_pyro.program import Conditional, Shape
+from dgm_pyro.program import Shape
 from dgm_pyro.registry import register
 
 __all__ = ["Embedded", "EmbeddedDistribution", "PointMass", "VectorQuantizer"]
 
 
 @register
-class Embedded(Conditional):
+class Embedded(OverIntegers):
     """The code vectors of a program of integers, ``(D, *event_shape)``: the prior p(z) of a VQ-VAE.
 
     Args:
@@ -72,28 +73,18 @@ class Embedded(Conditional):
     """
 
     def __init__(self, program: Categorical | Autoregressive, codebook: Codebook):
-        super().__init__()
-        factors = program.factors if isinstance(program, Autoregressive) else program
-        if not isinstance(factors, Categorical):
-            raise TypeError(
-                "program must be a dgm.Categorical, or a dgm.Autoregressive of Categorical features, got "
-                f"{type(program).__name__}" + (f" of {type(factors).__name__}" if factors is not program else "")
-            )
+        super().__init__(program)
         check_type(codebook, Codebook, "codebook", "a dgm.networks.Codebook")
         if program.levels != codebook.num_codes:
             raise ValueError(
                 f"program has {program.levels} levels, but codebook has {codebook.num_codes} codes: give both the same "
                 "number"
             )
-        self.program, self.codebook = program, codebook
+        self.codebook = codebook
         self.event_shape = torch.Size((codebook.num_features, *program.event_shape))
-        self.conditional, self.given_shape = program.conditional, program.given_shape
-        self.num_classes = program.num_classes
 
     def forward(self, given: Any = None) -> EmbeddedDistribution:
-        if self.conditional and self.program.given_shape is None:
-            self.program.given_shape = self.given_shape
-        return EmbeddedDistribution(self.program(given), self.codebook)
+        return EmbeddedDistribution(self.codes(given), self.codebook)
 
 
 class EmbeddedDistribution(TorchDistribution):

@@ -39,7 +39,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_count, check_counts, check_number, check_seed, check_type
-from dgm_pyro.evaluation import squared_mmd, standard_error
+from dgm_pyro.evaluation import log_mean_weight, squared_mmd, standard_error
 from dgm_pyro.families.autoguide import PARTICLES, STEPS, AutoConditional, GuidedPosterior
 from dgm_pyro.families.guides import Fitted, auto
 from dgm_pyro.infer.ais import HMC, Sandwich, annealing, bidirectional, temperatures
@@ -49,7 +49,7 @@ from dgm_pyro.infer.parallel import run_fits
 from dgm_pyro.infer.psis import Weighted, psis
 from dgm_pyro.objectives import chosen
 from dgm_pyro.posterior import Posterior, check_posterior
-from dgm_pyro.program import Conditional, differentiating, log_mean_exp, seeded, unchecked
+from dgm_pyro.program import Conditional, differentiating, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
 
 __all__ = ["GuideComparison", "GuideRow", "compare", "train_guide"]
@@ -283,10 +283,9 @@ def train_guide(
     check_posterior(posterior)
     check_type(guide, torch.nn.Module, "guide", "a guide with parameters, as of dgm.guides.auto")
     check_counts(gradient_steps=gradient_steps, num_particles=num_particles, restarts=restarts)
+    check_counts(jobs=1 if jobs is None else jobs)
     check_number(lr, "lr", above=0)
     chosen(objective)
-    if jobs is not None:
-        check_count(jobs, "jobs")
     if restarts > 1:
         return _best_fit(posterior, guide, restarts, seed, jobs, progress, objective=objective,
                          gradient_steps=gradient_steps, num_particles=num_particles, lr=lr)  # fmt: skip
@@ -597,11 +596,5 @@ def _sandwich(
         _, forward, _ = path.anneal(path.start(), betas, step_sizes, transition, progress)
         chosen_draws = draws[torch.randperm(len(draws), device=draws.device)[:num_chains]].unsqueeze(1)
         _, backward, _ = path.anneal(chosen_draws, betas, step_sizes, transition, progress, reverse=True)
-    (lower, error), (inverse, other) = log_mean(forward.squeeze(1)), log_mean(backward.squeeze(1))
+    (lower, error), (inverse, other) = log_mean_weight(forward.squeeze(1)), log_mean_weight(backward.squeeze(1))
     return (lower, -inverse), (error, other)
-
-
-def log_mean(log_weights: Tensor) -> tuple[float, float]:
-    """The log of the mean weight, and its standard error, in nats."""
-    mean = log_mean_exp(log_weights)
-    return float(mean), standard_error((log_weights - mean).exp())

@@ -37,13 +37,13 @@ from tqdm import tqdm
 
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import check_count, check_counts, check_dense
-from dgm_pyro.evaluation import evaluating, importance_bound, standard_error
+from dgm_pyro.evaluation import evaluating, importance_bound, log_mean_weight, standard_error
 from dgm_pyro.families.autoguide import OverReals, weigh
 from dgm_pyro.families.conditionals import IndependentConditional
 from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.vae import VAE
 from dgm_pyro.infer.ais import ais
-from dgm_pyro.infer.compare import log_mean, train_guide
+from dgm_pyro.infer.compare import train_guide
 from dgm_pyro.infer.posterior import check_target
 from dgm_pyro.objectives import elbo
 from dgm_pyro.posterior import Posterior
@@ -300,19 +300,19 @@ def _of_guide(
 
     kind, many = f"iwae-{num_particles}", weights(num_particles)
     ours = _mean(weights(num_samples))
-    best, bounds = ours, {kind: log_mean(many)}
+    best, bounds = ours, {kind: log_mean_weight(many)}
     with _restoring(guide) as module:
         if module is not None:
             train_guide(posterior, module, gradient_steps=gradient_steps, seed=seed, progress=progress)
             best = max(ours, _mean(weights(num_samples)))
-            bounds[f"{kind} of the best q"] = log_mean(weights(num_particles))
+            bounds[f"{kind} of the best q"] = log_mean_weight(weights(num_particles))
     if log_evidence is not None:
         return GuideGaps((float(log_evidence), 0.0), best, ours, "given")
     from_guide = isinstance(guide, OverReals)
     if num_temperatures and (from_guide or not posterior.improper):
         annealed = ais(posterior, num_chains=num_chains, num_temperatures=num_temperatures,
                        initial=guide if posterior.improper else "prior", seed=seed, progress=progress)  # fmt: skip
-        bounds[f"ais-{num_temperatures}"] = log_mean(annealed.log_weights.double())
+        bounds[f"ais-{num_temperatures}"] = log_mean_weight(annealed.log_weights.double())
     kind, evidence = next(iter(bounds.items()))
     for name, bound in [*bounds.items(), ("best ELBO", best)]:
         more, error = _minus(bound, evidence)

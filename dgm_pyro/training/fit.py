@@ -241,8 +241,7 @@ class Training:
         self.average = None if options.ema is None else _Average(program, options.ema)
         self.step = Step(maximize, self.scored, options.precision)
         self.codebooks = [module for module in program.modules() if isinstance(module, Codebook)]
-        for codebook in self.codebooks:
-            codebook.forget()  # what a training noted that ended in an error
+        self._forget()  # what a training noted that ended in an error
         self.shuffling = torch.Generator().manual_seed(options.seed)
         unit = getattr(maximize, "unit", History.unit)
         judged_by = getattr(getattr(maximize, "validation", maximize), "unit", History.unit)
@@ -444,8 +443,7 @@ class Training:
                 example, parts = functools.partial(self._batch, whole), options.accumulate
                 self.step.prepare(example, processes, compiling, first=step == 1, parts=parts)
                 self.history.compiled = self.step.compiled
-                for codebook in self.codebooks:
-                    codebook.forget()  # the example was no step
+                self._forget()  # the example was no step
             if self.scheduler is None:
                 for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
                     group["lr"] = lr * self._rate(step)
@@ -458,8 +456,7 @@ class Training:
                 watch.check(epoch, processes)
             if options.skip_norm is not None and norms[""] > options.skip_norm:
                 self.history.skipped += 1
-                for codebook in self.codebooks:
-                    codebook.forget()
+                self._forget()
             else:
                 self.optimizer.step()
                 self._follow()
@@ -514,6 +511,10 @@ class Training:
             self.processes.total(codebook.seen)
             self.processes.agree([codebook.fresh])
             codebook.follow()
+
+    def _forget(self) -> None:
+        for codebook in self.codebooks:
+            codebook.forget()
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step, as a share of the option's: warmed up, and falling as the schedule says."""
