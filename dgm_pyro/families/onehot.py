@@ -64,7 +64,7 @@ class OverIntegers(Conditional):
         self.conditional, self.given_shape = program.conditional, program.given_shape
         self.num_classes = program.num_classes
 
-    def codes(self, given: Any = None) -> Any:
+    def _integers(self, given: Any = None) -> Any:
         """The distribution of the integers."""
         if self.conditional and self.program.given_shape is None:
             self.program.given_shape = self.given_shape
@@ -99,7 +99,7 @@ class OneHot(OverIntegers):
         return self.program.levels
 
     def forward(self, given: Any = None) -> OneHotDistribution:
-        return OneHotDistribution(self.codes(given), self.classes)
+        return OneHotDistribution(self._integers(given), self.classes)
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         raise ValueError(

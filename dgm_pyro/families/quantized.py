@@ -84,7 +84,7 @@ class Embedded(OverIntegers):
         self.event_shape = torch.Size((codebook.num_features, *program.event_shape))
 
     def forward(self, given: Any = None) -> EmbeddedDistribution:
-        return EmbeddedDistribution(self.codes(given), self.codebook)
+        return EmbeddedDistribution(self._integers(given), self.codebook)
 
 
 class EmbeddedDistribution(TorchDistribution):
