@@ -478,6 +478,8 @@ class Denoising(Program):
         x = run_sampler(step, torch.randn_like(self.zeros(*batch)), times, denoise)
         denoised = denoise(x, times[-1])
         if getattr(step, "draws_last", False):
+            if denoised.logits is None:  # a chain of one step ends where there is noise
+                denoised = Denoised(denoised.x0, self.posterior_variance(self._of_all(times[-1], x)))
             return self.likelihood(denoised).sample()
         if self.levels is None:
             return denoised.x0
@@ -487,12 +489,14 @@ class Denoising(Program):
         """`denoise` in the form that samplers call."""
 
         def denoise(x: Tensor, time: Time) -> Denoised:
-            # One time for all: what depends on it alone is computed once, not for every draw.
-            one, t = (1,) * (x.dim() - len(self.event_shape)), time.t
-            t = t.expand(one) if isinstance(t, Tensor) else torch.full(one, t, device=x.device)
-            return self.denoise(x, t, given, guidance)
+            return self.denoise(x, self._of_all(time, x), given, guidance)
 
         return denoise
+
+    def _of_all(self, time: Time, x: Tensor) -> Tensor:
+        """One time for all of x: what depends on it alone is computed once, not for every draw."""
+        one, t = (1,) * (x.dim() - len(self.event_shape)), time.t
+        return t.expand(one) if isinstance(t, Tensor) else torch.full(one, t, device=x.device)
 
     def _chosen_times(self, num_steps: int | None, spacing: str | Spacing) -> list[Time]:
         num_steps = self.num_steps if num_steps is None else num_steps

@@ -46,7 +46,6 @@ from pyro.ops.special import _SafeLog
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -479,7 +478,8 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         ):
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
-        return _inlined(_drawn_at_once(exported.module(check_guards=False)))
+        device = next((leaf.device for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)), None)
+        return _inlined(_numbers_on(_drawn_at_once(exported.module(check_guards=False)), device))
     except CompilationError as error:
         raise CompilationError(without_table(error)) from error
     except Exception as error:
@@ -503,25 +503,56 @@ def _drawn_at_once(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph
 
 
-def _inlined(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """``graph`` with what runs under autocast between its other operations.
+def _numbers_on(graph: torch.fx.GraphModule, device: torch.device | None) -> torch.fx.GraphModule:
+    """``graph`` with its constants of no dimension, such as ``torch.tensor(0.5)``, on the device of its arguments.
 
-    `torch.export` makes a graph of its own of it, which `torch.compile` refuses for a second number of data.
+    Written on the CPU, they take part in operations on every device, but the compiler may expand them there.
+    """
+    aten, cpu = torch.ops.aten, torch.device("cpu")
+    if device in (None, cpu):
+        return graph
+    for make in (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default):
+        for node in graph.graph.find_nodes(op="call_function", target=make):
+            if node.kwargs.get("device") == cpu and node.meta["val"].dim() == 0:
+                node.update_kwarg("device", device)
+    for node in graph.graph.find_nodes(op="get_attr"):
+        *path, name = node.target.split(".")
+        owner: Any = graph.get_submodule(".".join(path))
+        value = getattr(owner, name)
+        if isinstance(value, Tensor) and value.device == cpu and value.dim() == 0 and not value.requires_grad:
+            setattr(owner, name, value.to(device))
+    graph.recompile()
+    return graph
+
+
+class _Autocast(nn.Module):
+    """A part of a graph under autocast."""
+
+    def __init__(self, how: tuple[Any, ...], part: nn.Module):
+        super().__init__()
+        self.how, self.part = how, part
+
+    def forward(self, *args: Any) -> Any:
+        with torch.autocast(*self.how):
+            return self.part(*args)
+
+
+def _inlined(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """``graph`` with the parts that run under autocast as modules.
+
+    `torch.export` leaves them as an operator of its own, which `torch.compile` refuses for a second number of data.
     """
     for node in [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.wrap_with_autocast]:
         arguments: Any = node.args
         *how, inner = arguments[:5]
-        part: Any = graph.get_submodule(inner.target).graph
-        values = dict(zip(part.find_nodes(op="placeholder"), arguments[5:], strict=True))
+        name: Any = inner.target
+        graph.set_submodule(name, _Autocast(tuple(how), graph.get_submodule(name)))
         with graph.graph.inserting_before(node):
-            entered = graph.graph.call_function(_enter_autocast, tuple(how))
-            outputs: Any = graph.graph.graph_copy(part, values)
-            graph.graph.call_function(_exit_autocast, (entered,))
-        for output in [*node.users]:
-            place: Any = output.args[1]
-            output.replace_all_uses_with(outputs[place])
-            graph.graph.erase_node(output)
+            called = graph.graph.call_module(name, arguments[5:])
+        node.replace_all_uses_with(called)
         graph.graph.erase_node(node)
+        if not inner.users:
+            graph.graph.erase_node(inner)
     graph.recompile()
     return graph
 

@@ -64,6 +64,15 @@ def mean_and_scale():
     return torch.tensor([0.6, -0.4]), torch.tensor([0.5, 1.3])
 
 
+def test_one_step_of_the_ancestral_sampler_has_the_moments_of_standard_normals():
+    """From x_T, which tells next to nothing of x_0, the draw spreads as the data do."""
+    program = gaussian(torch.zeros(2), torch.eye(2))
+    x = program.sample(20000, num_steps=1)
+    for d in range(2):
+        assert_mean(x[:, d], 0.0)
+        assert_mean(x[:, d] ** 2, 1.0)
+
+
 # -- the bound ---------------------------------------------------------------------------------------------------------
 
 

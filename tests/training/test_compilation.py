@@ -25,6 +25,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import dgm_pyro as dgm
 from dgm_pyro.networks.mlp import networks_in
@@ -40,6 +41,14 @@ NOT = {"vae-semi-amortized"}
 WITHOUT_NETWORKS = {"fullrank", "lowrank", "flow-linear", "flow-planar"}
 TRAINED = ["normal-learned", "made", "vae", "vae-ladder", "vae-flow-prior", "diffusion", "diffusion-importance"]
 TRAINED += ["labeled", "dequantized"]
+# One program of each kind of network: enough for every day where the network decides.
+NETWORKS = (
+    "made", "made-order", "made-given-label", "pixelcnn", "pixelcnn-given-label", "transformer", "transformer-mixture",
+    "columns-made", "columns-vae", "vae", "vae-given-label", "vae-categorical-latent", "vae-foreign-network",
+    "deep-vae", "discriminative", "labeled-flow", "realnvp-given-label", "iaf-given-vector", "nsf-given-image",
+    "vae-planar-encoder", "multiscale", "glow", "flow++", "dequantized-variational", "standardized-vae",
+    "diffusion-given-label", "diffusion-unet", "diffusion-dit", "continuous-diffusion", "vae-diffusion-prior",
+)  # fmt: skip
 
 
 def loss_and_gradients(loss, program, x, given=None, observed=None, seed=0, **options):
@@ -816,19 +825,43 @@ def test_a_schedule_of_your_own_is_followed(float64, graphs_only):
     assert {0.0, 1.0} <= set(seen)
 
 
+# -- devices -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_graph_has_a_tensor_on_another_device(name):
+    """Tensors of the device "meta" have no numbers, which no graph needs. On a GPU, too, the compiler refuses others."""
+    program = CASES[name].build().train()
+    x, given = CASES[name].draw(program, 4)
+    loss_and_gradients(eager(program, ELBO()), program, x, given)
+    terms = compilation.Terms(program.to("meta"), ELBO())
+    arguments = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to("meta"), (x, given, {}, terms.weights(1.0)))
+    for node in compilation.export(terms, arguments).graph.nodes:
+        value = node.meta.get("val")
+        assert not isinstance(value, torch.Tensor) or value.device.type == "meta" or not node.users, node
+
+
+def test_numbers_written_on_the_cpu_move_to_the_device_of_the_arguments():
+    class Numbers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.constant = nn.Parameter(torch.ones(3)), torch.tensor(0.5)
+
+        def forward(self, x):
+            return (self.weight * x + self.constant * torch.tensor(2.0) + torch.zeros(()) + torch.full((), 3.0)).sum()
+
+    graph = compilation.export(Numbers(), (torch.ones(4, 3),))
+    assert graph(torch.ones(2, 3)) == 2 * 3 * 5
+    graph = compilation.export(Numbers().to("meta"), (torch.ones(4, 3, device="meta"),))
+    made = [node.kwargs["device"] for node in graph.graph.nodes if "device" in node.kwargs]
+    kept = [getattr(graph, node.target).device for node in graph.graph.find_nodes(op="get_attr")]
+    assert {device.type for device in (*made, *kept)} == {"meta"}
+    assert (len(made), len(kept)) == (2, 3)
+
+
 # -- precision ---------------------------------------------------------------------------------------------------------
 
 BF16 = {"rtol": 3e-2, "atol": 3e-2}  # a few roundings to 8 bits
-
-
-# Only a network runs under autocast, so one program of each kind of network is enough for every day.
-NETWORKS = (
-    "made", "made-order", "made-given-label", "pixelcnn", "pixelcnn-given-label", "transformer", "transformer-mixture",
-    "columns-made", "columns-vae", "vae", "vae-given-label", "vae-categorical-latent", "vae-foreign-network",
-    "deep-vae", "discriminative", "labeled-flow", "realnvp-given-label", "iaf-given-vector", "nsf-given-image",
-    "vae-planar-encoder", "multiscale", "glow", "flow++", "dequantized-variational", "standardized-vae",
-    "diffusion-given-label", "diffusion-unet", "diffusion-dit", "continuous-diffusion", "vae-diffusion-prior",
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(
