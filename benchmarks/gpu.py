@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import itertools
 import math
 import subprocess
 import sys
@@ -71,7 +72,34 @@ class HandChain(nn.Module):
 
 
 class HandDiffusion(nn.Module):
-    """The usual squared error of v-prediction, at one time per datum."""
+    """The negative bound of a diffusion in continuous time on the same network, at one time per datum."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("highest", torch.tensor(10.0))
+        self.register_buffer("lowest", torch.tensor(-6.0))
+        self.raw_scale = nn.Parameter(torch.full(shape, -5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn_like(x)
+        t = (torch.arange(len(x), device=x.device) / len(x) + torch.rand((), device=x.device)) % 1
+        t, noise = torch.cat((torch.zeros_like(t), t)), torch.cat((noise, torch.randn_like(x)))
+        width = self.highest - self.lowest
+        log_snr = (self.highest - width * t)[:, None, None, None]
+        alpha, sigma = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
+        both = torch.cat((x, x))
+        x_t = alpha * both + sigma * noise
+        first, later = (alpha * x_t - sigma * self.network(x_t, t)).chunk(2)
+        fit = torch.distributions.Normal(first, F.softplus(self.raw_scale), validate_args=False).log_prob(x)
+        loss = 0.5 * width * log_snr[len(x) :].exp() * (x - later).square()
+        end_alpha, end_sigma = self.lowest.sigmoid().sqrt(), (-self.lowest).sigmoid().sqrt()
+        last = 0.5 * (end_sigma**2 + (end_alpha * x) ** 2 - 1) - end_sigma.log()
+        return (loss + last - fit).flatten(1).sum(-1).mean()
+
+
+class HandSquaredError(nn.Module):
+    """The usual loss of a diffusion, which is no bound: the squared error of v, one call of the network per datum."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -122,8 +150,8 @@ def programs(bench: Benchmark) -> dict[str, tuple[Callable[[], Any], Callable[[]
             bits(64, *image),
         ),
         "U-Net 3x32x32, 64": (
-            lambda: dgm.ContinuousDiffusion((3, 32, 32), unet(), "learned", predict="v"),
-            lambda: HandDiffusion(unet()),
+            lambda: dgm.ContinuousDiffusion((3, 32, 32), unet(), predict="v"),
+            lambda: HandDiffusion(unet(), (3, 32, 32)),
             torch.randn(4 if quick else 64, 3, 32, 32, device=bench.device),
         ),
     }
@@ -131,11 +159,13 @@ def programs(bench: Benchmark) -> dict[str, tuple[Callable[[], Any], Callable[[]
 
 def step_of(loss: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, bf16: bool = False) -> Step:
     """A step whose networks, or all of it where they are torch's alone, are in bf16."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
+    ours = any(isinstance(part, dgm.Program) for part in module.modules())
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=torch.tensor(1e-3, device=x.device), fused=True, capturable=True
+    )
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        ours = not isinstance(loss, HandVAE | HandChain | HandDiffusion)
         everything = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16 and not ours)
         with everything, networks_in(torch.bfloat16 if bf16 and ours else None):
             value = loss(x)
@@ -145,15 +175,8 @@ def step_of(loss: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, bf16
     return step
 
 
-def graphed(loss: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> Step:
+def graphed(step: Step) -> Step:
     """Forward, backward and update as one CUDA graph: the least time of a step that its launches bound."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True, capturable=True)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss(x).backward()
-        optimizer.step()
-
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -161,22 +184,9 @@ def graphed(loss: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> S
             step()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=aside):
         step()
     return graph.replay
-
-
-@contextlib.contextmanager
-def tf32() -> Iterator[None]:
-    """TF32 in products and convolutions, and cuDNN's choice of the fastest algorithm."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
 
 
 class Ways:
@@ -185,40 +195,73 @@ class Ways:
     def __init__(self, bench: Benchmark, make: Callable[[], Any], hand: Callable[[], nn.Module], x: Tensor):
         self.bench, self.make, self.hand, self.x = bench, make, hand, x
 
-    def ours(self, compiled: bool = False, bf16: bool = False, graph: bool = False, last: bool = False) -> Step:
-        program, bound = self.make().to(self.bench.device).train(), dgm.ELBO()
-        if last:
-            program.to(memory_format=torch.channels_last)
-        loss = dgm.compile(program) if compiled else lambda x: -bound(program, x).surrogate.mean()
-        return graphed(loss, program, self.x) if graph else step_of(loss, program, self.x, bf16)
+    def by_hand(self, *, graph: bool = False, compiled: bool = False, bf16: bool = False, last: bool = False) -> Step:
+        module = self.module(self.hand(), last)
+        loss = torch.compile(module, fullgraph=True) if compiled else module
+        step = step_of(loss, module, self.x, bf16)
+        return graphed(step) if graph else step
 
-    def by_hand(self, graph: bool = False, bf16: bool = False) -> Step:
-        loss = self.hand().to(self.bench.device).train()
-        return graphed(loss, loss, self.x) if graph else step_of(loss, loss, self.x, bf16)
+    def eager(self, *, bf16: bool = False) -> Step:
+        program, bound = self.module(self.make()), dgm.ELBO()
+        return step_of(lambda x: -bound(program, x).surrogate.mean(), program, self.x, bf16)
 
     def plain(self) -> Step:
-        program = self.make().to(self.bench.device).train()
-        optimizer = pyro.optim.Adam({"lr": 1e-3})
+        program, optimizer = self.module(self.make()), pyro.optim.Adam({"lr": 1e-3})
         svi = pyro.infer.SVI(program.model, program.guide, optimizer, pyro.infer.Trace_ELBO())
         return functools.partial(svi.step, self.x)
 
+    def fit(self, *, last: bool = False, **options: Any) -> Step:
+        """A step of a training, with all that it does around the loss: batches, clipping, checks, totals."""
+        program, number = self.module(self.make(), last), 1 if self.bench.quick else 20
+        data = dgm.Data(self.x.repeat(number, *(1,) * (self.x.dim() - 1)), levels=program.levels)
+        chosen = dgm.TrainingOptions(
+            batch_size=len(self.x), epochs=200, validation=None, device=self.bench.device, **options
+        )
+        training = dgm.Training(program, data, options=chosen)
+        rows = itertools.count()
+
+        def step() -> None:
+            if next(rows) % number == 0:
+                training.advance()
+
+        while training.taken < max(8, 2 * number):  # compiled, recorded
+            training.advance()
+        if torch.device(self.bench.device).type == "cuda" and not training.history.cuda_graph:
+            raise RuntimeError("the step has not become a CUDA graph")
+        return step
+
+    def module(self, module: nn.Module, last: bool = False) -> Any:
+        module = module.to(self.bench.device).train()
+        return module.to(memory_format=torch.channels_last) if last else module
+
     def all(self) -> dict[str, Callable[[], Step]]:
+        cuda, images = torch.device(self.bench.device).type == "cuda", self.x.dim() == 4
         found: dict[str, Callable[[], Step]] = {
-            "by hand": self.by_hand,
             "plain Pyro": self.plain,
-            "eager": self.ours,
-            "eager, bf16": functools.partial(self.ours, bf16=True),
-            "by hand, bf16": functools.partial(self.by_hand, bf16=True),
+            "eager": self.eager,
+            "by hand": self.by_hand,
+            "fit": functools.partial(self.fit, compile="auto"),
+            "fit, TF32": functools.partial(self.fit, compile="auto", precision="tf32"),
+            "fit, bf16": functools.partial(self.fit, compile="auto", precision="bf16"),
         }
-        if self.x.dim() == 4:
-            found["eager, bf16, channels last"] = functools.partial(self.ours, bf16=True, last=True)
-        if torch.device(self.bench.device).type == "cuda":
-            found["eager, TF32"] = self.ours
+        if cuda:
             found["by hand, one graph"] = functools.partial(self.by_hand, graph=True)
-            found["eager, one graph"] = functools.partial(self.ours, graph=True)
+            found["by hand, one graph, bf16"] = functools.partial(self.by_hand, graph=True, bf16=True)
+            if images:
+                more = {"graph": True, "bf16": True, "last": True}
+                found["by hand, one graph, bf16, channels last"] = functools.partial(self.by_hand, **more)
+        if images:
+            found["fit, bf16, channels last"] = functools.partial(self.fit, precision="bf16", last=True)
         if not self.bench.quick:
-            found["compiled"] = functools.partial(self.ours, compiled=True)
-            found["compiled, bf16"] = functools.partial(self.ours, compiled=True, bf16=True)
+            found["fit, compiled"] = functools.partial(self.fit, compile=True)
+            found["fit, compiled, bf16"] = functools.partial(self.fit, compile=True, precision="bf16")
+        if cuda and not self.bench.quick:
+            compiled = {"graph": True, "compiled": True}
+            found["by hand, compiled, one graph"] = functools.partial(self.by_hand, **compiled)
+            found["by hand, compiled, one graph, bf16"] = functools.partial(self.by_hand, **compiled, bf16=True)
+        if isinstance(self.hand(), HandDiffusion):
+            usual = Ways(self.bench, self.make, lambda: HandSquaredError(self.hand().network), self.x)
+            found["squared error by hand"] = functools.partial(usual.by_hand, graph=cuda)
         return found
 
 
@@ -232,7 +275,7 @@ def steps(bench: Benchmark, left: Callable[[], float]) -> None:
             pyro.clear_param_store()
             torch.manual_seed(0)
             try:
-                with tf32() if "TF32" in name else contextlib.nullcontext(), pyro.validation_enabled(False):
+                with pyro.validation_enabled(False):
                     numbers[name] = timed(bench, way)
                 shown = numbers[name]
                 rows.append([name, f"{shown['ms']:.2f}", f"{shown['first']:.1f}", f"{shown['mebibytes']:.0f}"])
@@ -253,7 +296,7 @@ def timed(bench: Benchmark, way: Callable[[], Step]) -> dict[str, float]:
     if cuda:
         torch.cuda.synchronize()
     first = time.perf_counter() - start
-    repeats = {"warm_up": 0, "repeats": 1} if bench.quick else {"warm_up": 6, "repeats": 20, "in_a_row": 10}
+    repeats = {"warm_up": 0, "repeats": 1} if bench.quick else {"warm_up": 20, "repeats": 20, "in_a_row": 20}
     times = compare({"": step}, **repeats, seconds=1.5)
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else math.nan
     return {"ms": 1e3 * times.median(""), "first": first, "mebibytes": peak}
@@ -338,8 +381,7 @@ def training(bench: Benchmark, left: Callable[[], float]) -> None:
         program = dgm.Autoregressive(dgm.Bernoulli(shape, PixelCNN(shape, 1, 8, 3, levels=2)))
     else:
         options |= {"epochs": 1000, "minutes": max(0.5, (left() - 30) / 60), "compile": True, "precision": "bf16"}
-    with tf32():
-        history = dgm.fit(program, data, device=bench.device, **options)
+    history = dgm.fit(program, data, device=bench.device, **options)
     evidence, start = dgm.evaluate(program, test, batch_size=1000), time.perf_counter()
     program.sample(4)
     rows = [

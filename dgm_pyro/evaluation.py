@@ -26,7 +26,7 @@ from dgm_pyro.families.continuous import ContinuousDiffusion
 from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.families.missing import observed_part
 from dgm_pyro.families.standardized import core_of
-from dgm_pyro.networks.mlp import eval_mode
+from dgm_pyro.networks.mlp import eval_mode, products_in
 from dgm_pyro.objectives import ELBO, Bound
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import (
@@ -524,6 +524,6 @@ def program_device(program: Program) -> torch.device:
 
 @contextlib.contextmanager
 def evaluating(program: Program) -> Iterator[None]:
-    """Evaluation mode, with Pyro's checks off; ours have been made."""
-    with alone(), eval_mode(program), pyro.validation_enabled(False):
+    """Evaluation mode in full precision, with Pyro's checks off; ours have been made."""
+    with alone(), eval_mode(program), products_in("float32"), pyro.validation_enabled(False):
         yield

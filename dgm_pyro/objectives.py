@@ -853,7 +853,7 @@ def elbo_of_traces(
             log_q_here = site_sum(site_log_prob(q), batch)
             if log_q_here.requires_grad:
                 score = log_q_here + (0 if score is None else score)
-    value = sum(reconstruction.values()) - beta * sum(kl.values())
+    value: Any = sum(reconstruction.values()) - beta * sum(kl.values())
     surrogate = value if score is None else value + _nothing(score) * value.detach()
     return Bound(value, surrogate, reconstruction, kl, score)
 

@@ -129,7 +129,7 @@ def test_a_run_of_few_labels_is_that_of_the_same_labels_hidden_in_python(tmp_pat
 
 
 def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(step, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+    monkeypatch.setattr(step, "optimized", lambda graph, **options: compilation.optimized(graph, "eager"))
     recipe = ["train", "made", "--data", "moons", "--num-data", "200", *FAST]
     dgm_ok(*recipe, "--compile", "--precision", "bf16", "--out", tmp_path / "run")
     record = runs.read(tmp_path / "run")[1]

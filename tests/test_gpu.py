@@ -15,6 +15,8 @@ from dgm_pyro.evaluation import program_device
 DEVICE = "cuda"
 pytestmark = pytest.mark.gpu
 
+# Whose steps wait for the device, or follow their data outside of what is differentiated.
+WITHOUT_GRAPH: set[str] = set()
 TRAINABLE = [name for name, case in CASES.items() if case.trainable]
 DIFFUSIONS = [name for name in CASES if name.startswith(("diffusion", "continuous"))]
 
@@ -36,12 +38,30 @@ def test_every_program_trains_and_is_evaluated_there(name):
     assert evidence.values.device.type == "cpu"
     assert torch.isfinite(evidence.values).all()
     assert torch.equal(evidence.values, dgm.evaluate(program, data, batch_size=20).values)
-    if not program.tractable:
+    if not (program.tractable or "continuous" in name):
         assert torch.isfinite(dgm.evaluate(program, data, num_particles=3).values).all()
     on_cpu = dgm.evaluate(program, data, device="cpu")
     assert program_device(program).type == "cpu"
     if program.tractable:
         torch.testing.assert_close(evidence.values, on_cpu.values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_steps_as_one_graph_are_the_steps(name):
+    """To the rounding of their learning rate, a float32 on the device."""
+    data, found = data_for(CASES[name], CASES[name].build(dtype=torch.float32), 43), []
+    for compile in (False, "auto"):
+        torch.manual_seed(0)
+        program = CASES[name].build(dtype=torch.float32)
+        options = {"epochs": 3, "batch_size": 8, "validation": None, "device": DEVICE, "progress": False}
+        history = dgm.fit(program, data, compile=compile, **options)
+        found.append((history, program.state_dict()))
+    (eager, ours), (graph, theirs) = found
+    assert not eager.cuda_graph
+    assert graph.cuda_graph == (name not in WITHOUT_GRAPH)
+    assert graph.losses == pytest.approx(eager.losses, rel=1e-3, abs=1e-3)
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -65,6 +65,22 @@ def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
         _precision.reset(token)
 
 
+@contextlib.contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Products of float32 matrices, and convolutions, in "float32", or in "tf32" where a GPU has it.
+
+    By itself torch takes TF32, ten bits of fraction, for convolutions on a GPU.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def apply_network(network: Callable[..., Any], *inputs: Any) -> Any:
     """``network(*inputs)`` in the precision of `networks_in`; what autocast computed in a lower one leaves in float32.
 

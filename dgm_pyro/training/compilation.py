@@ -415,11 +415,18 @@ class _Instead(TorchFunctionMode):
 
 def check_compilable(objective: Any) -> None:
     """Raise a ValueError if ``objective`` does what no graph of tensor operations holds."""
-    why = getattr(objective, "eager_only", None)
-    if why is None and not _follows_its_schedules(objective):
-        why = "follows the progress of training by more than schedules in the fields of a dataclass"
+    why = why_eager(objective)
     if why is not None:
         raise ValueError(f"{type(objective).__name__} cannot be compiled, as it {why}: use compile=False")
+
+
+def why_eager(objective: Any) -> str | None:
+    """What ``objective`` does that no graph of tensor operations holds; None if nothing."""
+    if hasattr(objective, "eager_only"):
+        return str(objective.eager_only)
+    if not _follows_its_schedules(objective):
+        return "follows the progress of training by more than schedules in the fields of a dataclass"
+    return None
 
 
 def _follows_its_schedules(objective: Any) -> bool:
@@ -470,7 +477,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
             alone(),
             store.scope(store.get_state()),  # what stands for parameters while they are traced does not stay there
             _no_validation(),
-            _only_torch_draws(),
+            only_torch_draws(),
             # A seventh of the time, for what no message of ours reads.
             mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True, create=True),
             mock.patch.object(torch.autograd.Function, "apply", classmethod(_applied)),
@@ -569,7 +576,7 @@ def _applied(function: type, *args: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _only_torch_draws() -> Iterator[None]:
+def only_torch_draws() -> Iterator[None]:
     """Raise a CompilationError if Python's or NumPy's random numbers are drawn, which a graph would repeat."""
     python, numpys = random.getstate(), pickle.dumps(numpy.random.get_state())
     yield
@@ -604,11 +611,12 @@ class _Optimized(nn.Module):
         return self.call(*args)
 
 
-def optimized(graph: nn.Module, backend: str = "inductor") -> nn.Module:
+def optimized(graph: nn.Module, backend: str = "inductor", *, cuda_graphs: bool = True) -> nn.Module:
     """``graph``, exported, as fast as its device allows; it draws the random numbers that it would draw uncompiled.
 
     Args:
         backend: as for `torch.compile`; "eager" leaves the graph as it is.
+        cuda_graphs: whether its calls are replayed as CUDA graphs where they can be.
     """
     if backend == "eager":
         return _Optimized(graph, graph.forward)
@@ -616,8 +624,7 @@ def optimized(graph: nn.Module, backend: str = "inductor") -> nn.Module:
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     if backend == "inductor":
         options["fallback_random"] = True
-        if any(p.is_cuda for p in graph.parameters()):
-            options["triton.cudagraphs"] = True
+        options["triton.cudagraphs"] = cuda_graphs and any(p.is_cuda for p in graph.parameters())
     return _Optimized(graph, torch.compile(graph.forward, backend=backend, fullgraph=True, options=options))
 
 

@@ -30,10 +30,12 @@ from dgm_pyro.families.missing import observed_part
 from dgm_pyro.families.standardized import core_of
 from dgm_pyro.files import only_writer
 from dgm_pyro.networks import ActNorm, Codebook, Standardize
+from dgm_pyro.networks.mlp import products_in
 from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, chosen
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training import adversarial as adversarial  # which adds the names of its objectives
-from dgm_pyro.training.compilation import Sums
+from dgm_pyro.training.compilation import Sums, why_eager
+from dgm_pyro.training.cuda_graph import DEVICES, CudaGraph, can_be_recorded, on_device, portable, set_lr
 from dgm_pyro.training.distributed import ProcessGroup, process_group
 from dgm_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, optimizer_of, scheduler_of
 from dgm_pyro.training.options import TrainingOptions, changes, documented
@@ -93,6 +95,7 @@ class History:
         seconds: wall-clock time of the training.
         stopped_early: whether `early_stopping` ended it; out_of_time: whether ``minutes`` did.
         compiled: whether its steps were compiled.
+        cuda_graph: whether each step was launched as one CUDA graph.
         skipped: how many steps ``skip_norm`` has left out.
         unit: of the losses; other than nats per datum where the objective is no likelihood or bound on one.
         validation_unit: of the validation losses, which games measure by another objective.
@@ -104,6 +107,7 @@ class History:
     stopped_early: bool = False
     out_of_time: bool = False
     compiled: bool = False
+    cuda_graph: bool = False
     skipped: int = 0
     unit: str = "nats per datum"
     validation_unit: str = "nats per datum"
@@ -230,6 +234,8 @@ class Training:
         self.optimizer = optimizer_of(options, self.parameters.values(), optimizer)
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scheduler = scheduler_of(options, self.optimizer, lr_schedule)
+        # The step of a whole batch as one CUDA graph, once there is one.
+        self.graph: CudaGraph | None = None
 
         self.program, self.objective, self.options, self.augment = program, maximize, options, augment
         program.to(self.device)
@@ -240,6 +246,7 @@ class Training:
         self.held_out = held_out
         self.average = None if options.ema is None else _Average(program, options.ema)
         self.step = Step(maximize, self.scored, options.precision)
+        self.watch = _FirstNonFinite(program.variable, self.device)
         self.codebooks = [module for module in program.modules() if isinstance(module, Codebook)]
         self._forget()  # what a training noted that ended in an error
         self.shuffling = torch.Generator().manual_seed(options.seed)
@@ -301,7 +308,8 @@ class Training:
         number, before, patience = len(history.epochs) + 1, history.seconds, self.options.early_stopping
         loss = None
         with self._apart():
-            paused = self._train(number, pause or (lambda: False), start)
+            with products_in("tf32") if self.options.precision == "tf32" else contextlib.nullcontext():
+                paused = self._train(number, pause or (lambda: False), start)
             if not paused:
                 self.processes.agree(self.program.buffers())  # those that follow the data have followed other data
                 with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
@@ -336,7 +344,7 @@ class Training:
             "totals": self._totals.state_dict(),
             "program": self.program.state_dict(),
             "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": portable(self.optimizer.state_dict()),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "objective": self.objective.state_dict() if hasattr(self.objective, "state_dict") else None,
@@ -371,6 +379,8 @@ class Training:
         self.program.load_state_dict(state["program"])
         self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.graph is not None:  # the optimizer has other tensors now
+            self._make_graph()
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.taken = state["taken"]
@@ -431,34 +441,37 @@ class Training:
     def _train(self, epoch: int, pause: Callable[[], bool], start: float) -> bool:
         """Take the steps of an epoch that are left; returns whether it was paused before its end."""
         options, processes = self.options, self.processes
-        compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
-        watch, paused = _FirstNonFinite(self.program.variable), False
+        watch, paused = self.watch, False
+        watch.start(self.taken)
         self.program.train()
         end = min(epoch * (options.validate_every or self.steps_per_epoch), self.steps)
         while self.taken < end and not paused and not self.history.out_of_time:
             step, rows = self.taken + 1, self._rows()
             # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
             if not self.step.prepared and (step > 1 or processes.world_size > 1):
-                whole = rows if len(rows) == options.batch_size else self._batches[0]
-                example, parts = functools.partial(self._batch, whole), options.accumulate
-                self.step.prepare(example, processes, compiling, first=step == 1, parts=parts)
-                self.history.compiled = self.step.compiled
-                self._forget()  # the example was no step
+                self._prepare(rows, first=step == 1)
             if self.scheduler is None:
                 for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
-                    group["lr"] = lr * self._rate(step)
-            self.optimizer.zero_grad(set_to_none=True)
-            sums = self._gradient(step, rows)
-            gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-            norms = _clip(gradients, options.clip_norm)
-            watch.see(step, sums, norms)
-            if self.device.type == "cpu" or step % WATCH_EVERY == 0 or step == end:
+                    set_lr(group, lr * self._rate(step))
+            if self.graph is not None and len(rows) == options.batch_size:
+                sums = self.graph(self._batch(rows), self.step.weights(self._elapsed(step)))
+                self._see_graph()
+                skipped = False
+            else:
+                self.optimizer.zero_grad(set_to_none=True)
+                sums = self._gradient(step, rows)
+                norm = self._clipped(sums)
+                if self.device.type == "cpu":
+                    watch.check(epoch, processes)
+                skipped = options.skip_norm is not None and bool(norm > options.skip_norm)
+                if not skipped:
+                    self.optimizer.step()
+            if self.device.type != "cpu" and (step % WATCH_EVERY == 0 or step == end):
                 watch.check(epoch, processes)
-            if options.skip_norm is not None and norms[""] > options.skip_norm:
+            if skipped:
                 self.history.skipped += 1
                 self._forget()
             else:
-                self.optimizer.step()
                 self._follow()
             if self.scheduler is not None:
                 self.scheduler.step()
@@ -471,6 +484,74 @@ class Training:
                 paused, self.history.out_of_time = processes.any(pause() and step < end, late, device=self.device)
         watch.check(epoch, processes)
         return paused and not self.history.out_of_time
+
+    def _prepare(self, rows: Tensor, *, first: bool) -> None:
+        """Compile the step, join with the other processes, and record it at the next calls."""
+        options = self.options
+        compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
+        records = self._can_be_recorded()
+        whole = rows if len(rows) == options.batch_size else self._batches[0]
+        self.step.prepare(
+            functools.partial(self._batch, whole),
+            self.processes,
+            compiling,
+            first=first,
+            parts=options.accumulate,
+            cuda_graphs=not records and self.processes.world_size == 1,
+        )
+        self.history.compiled = self.step.compiled
+        self._forget()  # the example was no step
+        if records:
+            self._make_graph()
+
+    def _make_graph(self) -> None:
+        on_device(self.optimizer, self.device)
+        self.graph = CudaGraph(self._whole_step)
+
+    def _can_be_recorded(self) -> bool:
+        """Whether a step is one graph of device operations, as far as can be told before one is taken."""
+        return (
+            self.device.type in DEVICES
+            and self.options.compile is not False
+            and self.processes.world_size == 1
+            and self.options.accumulate == 1
+            and self.options.skip_norm is None
+            and self.scheduler is None
+            and self.step.terms is not None
+            and not hasattr(self.objective, "update")
+            and not self.codebooks
+            and can_be_recorded(self.optimizer)
+            and why_eager(self.objective) is None
+        )
+
+    def _whole_step(self, batch: tuple[Any, ...], weights: dict[str, Tensor]) -> Sums:
+        """Loss, gradient and update of a whole batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = self.step(batch, weights, whole=True)
+        self._clipped(sums)
+        self.optimizer.step()
+        return sums
+
+    def _see_graph(self) -> None:
+        """Note what has become of the graph."""
+        assert self.graph is not None
+        self.history.cuda_graph = self.graph.recorded
+        if self.graph.refused is not None:
+            if self.options.compile is True:
+                # Past the methods of Training, and fit with its two decorators.
+                warnings.warn(f"the step is no CUDA graph: {self.graph.refused}", stacklevel=7)
+            self.graph = None
+
+    def _clipped(self, sums: Sums) -> Tensor:
+        """The norm of the gradient, which is then clipped."""
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        norms = _clip(gradients, self.options.clip_norm)
+        self.watch.see(sums, norms)
+        return norms[""]
+
+    def _elapsed(self, step: int) -> float:
+        """The share of training that is over before ``step``, from 0 to 1."""
+        return (step - 1) / max(1, self.steps - 1)
 
     def _seconds_since(self, start: float) -> float:
         return self.history.seconds + time.perf_counter() - start
@@ -489,15 +570,14 @@ class Training:
         options, processes = self.options, self.processes
         share = processes.share(rows)
         parts = share.tensor_split(min(options.accumulate, len(share)))
-        elapsed, whole = (step - 1) / max(1, self.steps - 1), len(rows) == options.batch_size
+        weights, whole = self.step.weights(self._elapsed(step)), len(rows) == options.batch_size
         found = []
         for part in parts:
             batch, weight = self._batch(part), len(part) / len(share)
             if hasattr(self.objective, "update"):
                 self.objective.update(self.program, *batch[:2], self.optimizer.param_groups[0]["lr"])
             alike = whole and len(part) == len(parts[0])
-            found.append(self.step(batch, elapsed, processes.weight(rows) * weight, alike))
-            found[-1]["loss"] = {"": found[-1]["loss"][""].detach() * weight}
+            found.append(self.step(batch, weights, processes.weight(rows) * weight, alike))
         if len(found) == 1:
             return found[0]
         return {
@@ -721,24 +801,30 @@ def _run(training: Training, states: States | None, trackers: Sequence[Tracker],
 class _FirstNonFinite:
     """Records on the device when the loss or a gradient first was not finite, and its value."""
 
-    def __init__(self, variable: str):
+    def __init__(self, variable: str, device: torch.device):
         self.variable = variable
         self.sites: list[str] = []
         self.names: list[str] = []
         self.values: Tensor | None = None
-        self.step = torch.zeros((), dtype=torch.long)
+        self.now, self.step = torch.zeros(2, dtype=torch.long, device=device)
 
-    def see(self, step: int, sums: Sums, norms: dict[str, Tensor]) -> None:
+    def start(self, taken: int) -> None:
+        """Begin anew after so many steps."""
+        self.now.fill_(taken)
+        self.step.zero_()
+
+    def see(self, sums: Sums, norms: dict[str, Tensor]) -> None:
+        """Look at one step more. Its tensors stay where they are, as a CUDA graph writes to them."""
         terms = {**sums["reconstruction"], **sums["kl"]}
         self.sites, self.names = [*terms], [*norms]
         losses = torch.stack([*terms.values(), sums["value"][""], sums["loss"][""].detach().double()])
         values = torch.cat([losses, torch.stack([*norms.values()]).double()])
-        finite = torch.isfinite(values).all()
         if self.values is None:
-            self.values, self.step = values, torch.where(finite, 0, step)
-        else:
-            self.values = torch.where(self.step > 0, self.values, values)
-            self.step = torch.where((self.step > 0) | finite, self.step, step)
+            self.values = torch.zeros_like(values)
+        self.now += 1
+        found = self.step > 0
+        self.values.copy_(torch.where(found, self.values, values))
+        self.step.copy_(torch.where(found | torch.isfinite(values).all(), self.step, self.now))
 
     def check(self, epoch: int, processes: ProcessGroup) -> None:
         """Raise a `NonFiniteLossError` if there was one; in every process, or the others would wait for one."""

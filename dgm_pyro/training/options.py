@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 __all__ = ["TrainingOptions"]
 
 LR_SCHEDULES = ("cosine", "constant")
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "tf32", "bf16")
 Documented = TypeVar("Documented")
 
 
@@ -56,9 +56,14 @@ class TrainingOptions:
     validate_every: Annotated[int | None, "Steps between two validations. Default: those of an epoch."] = None
     early_stopping: Annotated[int | None, "Stop after this many validations without a better loss."] = None
     ema: Annotated[float | None, "Decay of the average of the weights, such as 0.99. The average is kept."] = None
-    compile: Annotated[bool | str, "Compile the steps. Default: only in trainings of 5,000 steps or more."] = "auto"
+    compile: Annotated[
+        bool | str,
+        "Compile the steps. Default: in trainings of 5,000 steps or more. Unless False, a step on a GPU is one CUDA graph.",
+    ] = "auto"
     checkpoint_minutes: Annotated[float, "Minutes between two states that are stored, to be resumed from."] = 5.0
-    precision: Annotated[str, "float32 (the program as it is), or bf16 (its networks under autocast)."] = "float32"
+    precision: Annotated[
+        str, "float32 (the program as it is), tf32 (matrix products too, on a GPU), or bf16 (networks under autocast)."
+    ] = "float32"
 
     def __post_init__(self) -> None:
         from dgm_pyro.checks import (

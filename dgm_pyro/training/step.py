@@ -72,7 +72,14 @@ class Step:
         self.prepared = self.compiled = False
 
     def prepare(
-        self, batch: Callable[[], Any], processes: ProcessGroup, compile: bool | str, *, first: bool, parts: int
+        self,
+        batch: Callable[[], Any],
+        processes: ProcessGroup,
+        compile: bool | str,
+        *,
+        first: bool,
+        parts: int,
+        cuda_graphs: bool,
     ) -> None:
         """Compile, and join with the other processes.
 
@@ -80,6 +87,7 @@ class Step:
             batch: makes a whole batch, by random numbers that are not those of the training.
             first: whether no step has been taken.
             parts: how many a process computes its share in.
+            cuda_graphs: whether the loss and its gradient are replayed as CUDA graphs where they can be.
 
         Raises:
             CompilationError, ValueError: it cannot be, and ``compile`` is not "auto".
@@ -107,7 +115,7 @@ class Step:
                     self.terms(*example, self.terms.weights(0.0))
             if compile:
                 try:
-                    self.loss.whole = self._compile(self.terms, (*share, self.terms.weights(0.0)))
+                    self.loss.whole = self._compile(self.terms, (*share, self.terms.weights(0.0)), cuda_graphs)
                     self.compiled = True
                 except Exception as error:
                     if compile is True:
@@ -124,10 +132,10 @@ class Step:
             )
             self.loss.broadcast_buffers = False  # at each step; once an epoch is enough
 
-    def _compile(self, terms: Terms, example: tuple[Any, ...]) -> Any:
+    def _compile(self, terms: Terms, example: tuple[Any, ...], cuda_graphs: bool) -> Any:
         check_compilable(self.objective)
         with self._networks():  # their precision is part of the graph
-            whole = optimized(export(terms, example))
+            whole = optimized(export(terms, example), cuda_graphs=cuda_graphs)
         before = [buffer.clone() for buffer in self.program.buffers()]
         loss = whole(*example)["loss"][""]
         loss.backward()  # now, so that what fails fails here
@@ -136,23 +144,32 @@ class Step:
             buffer.copy_(value)
         return whole
 
-    def __call__(self, batch: tuple[Any, ...], elapsed: float, weight: float = 1.0, whole: bool = False) -> Sums:
-        """Leave the gradient in the parameters; returns what `Terms` returns.
+    def weights(self, elapsed: float) -> dict[str, Tensor]:
+        """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over."""
+        if self.terms is None:
+            return {}
+        if not self.terms.schedules:
+            self.terms.objective = at_progress(self.objective, elapsed)
+        return self.terms.weights(elapsed)
+
+    def __call__(
+        self, batch: tuple[Any, ...], weights: dict[str, Tensor], weight: float = 1.0, whole: bool = False
+    ) -> Sums:
+        """Leave the gradient in the parameters; returns what `Terms` returns, the loss as a constant.
 
         Args:
-            elapsed: the share of training that is over, from 0 to 1.
+            weights: what the method `weights` returned.
             weight: of the loss in the gradient.
             whole: whether the batch is as large as that of `prepare`.
         """
         if self.terms is None:
             with self._networks():
                 return self.objective.sums(self.program, *batch)
-        if not self.terms.schedules:
-            self.terms.objective = at_progress(self.objective, elapsed)
         with self._networks():
-            sums = self.loss(whole, *batch, self.terms.weights(elapsed))
-        (weight * sums["loss"][""]).backward()
-        return sums
+            sums = self.loss(whole, *batch, weights)
+        loss = weight * sums["loss"][""]
+        loss.backward()
+        return {**sums, "loss": {"": loss.detach()}}
 
     def _networks(self) -> Any:
         return networks_in(torch.bfloat16 if self.precision == "bf16" else None)

@@ -751,7 +751,7 @@ def test_a_compiled_training_is_the_eager_one(float64):
 @pytest.fixture
 def graphs_only(monkeypatch):
     """Compile to the exported graph, without machine code."""
-    monkeypatch.setattr(step, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+    monkeypatch.setattr(step, "optimized", lambda graph, **options: compilation.optimized(graph, "eager"))
 
 
 @pytest.mark.parametrize("name", TRAINED)

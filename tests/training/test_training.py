@@ -145,7 +145,7 @@ ALL = RECIPES | {
 @pytest.fixture
 def graphs_only(monkeypatch):
     """Compile to the exported graph, without machine code."""
-    monkeypatch.setattr(step, "optimized", lambda graph: compilation.optimized(graph, "eager"))
+    monkeypatch.setattr(step, "optimized", lambda graph, **options: compilation.optimized(graph, "eager"))
 
 
 def finished(training, until=None, more=0):

@@ -1,0 +1,128 @@
+"""A training step as one CUDA graph: the host launches it as a whole, not its hundreds of operations one by one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer
+from torch.utils import _pytree as pytree
+
+from dgm_pyro.training.compilation import only_torch_draws
+
+# Calls before the one that is recorded: libraries choose their algorithms, and the optimizer makes its state.
+WARM_UP = 3
+# Devices that replay what they have recorded.
+DEVICES = {"cuda"}
+# What torch says where the host waits for the device.
+WAITS = "synchronizing"
+
+
+class CudaGraph:
+    """A function of tensors that is recorded once, and then replayed.
+
+    The first calls run the function as it is. If the host waits for the device in one of them, as it does where a
+    program looks at a number, the function is never recorded.
+
+    Args:
+        function: of trees of tensors, of the same shapes at every call, to a tree of tensors. What else it reads is
+            part of the recording, such as Python numbers; what it writes to is written to by every replay.
+
+    Attributes:
+        refused: why it cannot be recorded; None as long as it can.
+        recorded: whether calls are replays.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.calls = function, 0
+        self.refused: str | None = None
+        self.recorded = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.refused is None and not self.recorded:
+            if self.calls < WARM_UP:
+                self.calls += 1
+                return self.warm_up(arguments)
+            self._record(arguments)
+        if self.refused is not None:
+            return self.function(*arguments)
+        for held, leaf in zip(self.held, _tensors(arguments), strict=True):
+            held.copy_(leaf)
+        self.replay()
+        return self.result
+
+    def warm_up(self, arguments: tuple[Any, ...]) -> Any:
+        """Call the function, and see whether it waits for the device."""
+        if self.calls == 1:
+            self.stream = torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                with torch.cuda.stream(self.stream):
+                    result = self.function(*arguments)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        for each in said:
+            if WAITS in str(each.message):
+                self.refused = f"the host waits for the device in {each.filename}:{each.lineno}"
+            else:
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        return result
+
+    def _record(self, arguments: tuple[Any, ...]) -> None:
+        self.held = [leaf.clone() for leaf in _tensors(arguments)]
+        leaves, structure = pytree.tree_flatten(arguments)
+        copies = iter(self.held)
+        held = [next(copies) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        try:
+            with only_torch_draws():
+                self.replay, self.result = self.record(pytree.tree_unflatten(held, structure))
+            self.recorded = True
+        except Exception as error:
+            self.refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+
+    def record(self, arguments: tuple[Any, ...]) -> tuple[Callable[[], None], Any]:
+        """What replays a call with ``arguments``, and the tensors that its result will be in."""
+        graph = torch.cuda.CUDAGraph()
+        # Threads that read data meanwhile may ask for memory.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            result = self.function(*arguments)
+        return graph.replay, result
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def can_be_recorded(optimizer: Optimizer) -> bool:
+    """Whether all that a step of ``optimizer`` changes is on the device, and so is what it depends on."""
+    return type(optimizer) in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)
+
+
+def on_device(optimizer: Optimizer, device: torch.device) -> None:
+    """Move the learning rates to the device, where a replay reads them."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+        group["capturable"] = True
+
+
+def set_lr(group: dict[str, Any], lr: float) -> None:
+    """Set the learning rate of a group of parameters, where it is."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def portable(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer with learning rates as numbers, for any device."""
+    groups = [{**group, "lr": float(group["lr"]), "capturable": False} if isinstance(group["lr"], Tensor) else group
+              for group in state["param_groups"]]  # fmt: skip
+    return {**state, "param_groups": groups}
