@@ -58,7 +58,7 @@ class TrainingOptions:
     ema: Annotated[float | None, "Decay of the average of the weights, such as 0.99. The average is kept."] = None
     compile: Annotated[
         bool | str,
-        "Compile the steps. Default: in trainings of 5,000 steps or more. Unless False, a step on a GPU is one CUDA graph.",
+        "Compile the steps. Default: in trainings of 5,000 steps or more. Unless False, a GPU takes each as one graph.",
     ] = "auto"
     checkpoint_minutes: Annotated[float, "Minutes between two states that are stored, to be resumed from."] = 5.0
     precision: Annotated[

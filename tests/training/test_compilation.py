@@ -830,7 +830,7 @@ def test_a_schedule_of_your_own_is_followed(float64, graphs_only):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_graph_has_a_tensor_on_another_device(name):
-    """Tensors of the device "meta" have no numbers, which no graph needs. On a GPU, too, the compiler refuses others."""
+    """Tensors of the device "meta" have no numbers, and no graph needs them. The compiler of a GPU refuses others."""
     program = CASES[name].build().train()
     x, given = CASES[name].draw(program, 4)
     loss_and_gradients(eager(program, ELBO()), program, x, given)

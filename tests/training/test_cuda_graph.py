@@ -177,5 +177,7 @@ def test_random_numbers_of_python_are_not_recorded(replayed):
     graph.calls = cuda_graph.WARM_UP
     graph.record = lambda arguments: (None, graph.function(*arguments))
     assert 0 < graph() < 1
-    assert graph.refused == "CompilationError: a number is drawn from Python's random, which a graph would repeat: " \
+    assert (
+        graph.refused == "CompilationError: a number is drawn from Python's random, which a graph would repeat: "
         "draw it with torch"
+    )
