@@ -5,10 +5,10 @@
 
 - **Tests**: those of tests/test_gpu.py, and what failed.
 - **Waits**: how often a training, an evaluation and samples make the host wait for the device, and in which lines.
-- **Steps**: plain Pyro, eager, compiled, the step as one CUDA graph, bf16 and TF32, beside the same networks by hand.
+- **Steps**: plain Pyro, eager, and by `fit`, compiled or not, in bf16 and TF32; beside the same loss by hand.
 - **Training**: a PixelCNN on glyphs of two levels for the time that is left; exact -log p(x) of test images.
 
-A part that fails is named in the tables and in the file, and the others run. Untried on CUDA.
+A part that fails is named in the tables and in the file, and the others run.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ class Terms(nn.Module):
 
         They are on the program's device, where CUDA graphs need them, and filled there: a copy would wait for it.
         """
-        device = parameter_of(self.program).device
+        device = parameter_of(self.program).device if self.schedules else None
         return {
             name: torch.full((), float(schedule(elapsed)), dtype=torch.float64, device=device)
             for name, schedule in self.schedules.items()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ WARM_UP = 3
 # Devices that replay what they have recorded.
 DEVICES = {"cuda"}
 # What torch says where the host waits for the device.
-WAITS = "synchronizing"
+WAITS = "called a synchronizing CUDA operation"
 
 
 class CudaGraph:
@@ -91,10 +93,28 @@ class CudaGraph:
     def record(self, arguments: tuple[Any, ...]) -> tuple[Callable[[], None], Any]:
         """What replays a call with ``arguments``, and the tensors that its result will be in."""
         graph = torch.cuda.CUDAGraph()
-        # Threads that read data meanwhile may ask for memory.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            result = self.function(*arguments)
+        try:
+            # Threads that read data meanwhile may ask for memory.
+            with _no_garbage(), torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                result = self.function(*arguments)
+        except Exception:  # a generator whose recording was broken off would draw no more
+            generator = torch.cuda.default_generators[self.stream.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
         return graph.replay, result
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Nothing is collected meanwhile: a graph that is destroyed while another is recorded breaks it off."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _tensors(tree: Any) -> list[Tensor]:

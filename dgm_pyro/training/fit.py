@@ -277,7 +277,7 @@ class Training:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         # After an interrupt, too, what has been learned is not lost.
-        self._between_steps = False
+        self._between_steps, self.graph = False, None  # which holds much of the device's memory
         self.program.load_state_dict(self.last if isinstance(error, NonFiniteLossError) else self.best)
         self.program.eval()
 
