@@ -15,6 +15,7 @@ SHORTER = {
     "epochs=40": "epochs=1",
     "epochs=20": "epochs=1",
     "num_particles=100": "num_particles=2",
+    "num_samples=60, warmup=60": "num_samples=20, warmup=20",
 }
 SHORTER |= {'"realnvp"], reference="nuts"': '"realnvp"], gradient_steps=10, num_temperatures=3, reference=None'}
 

@@ -37,6 +37,9 @@ from dgm_pyro.uses.classification import beliefs, share
 from dgm_pyro.uses.corruptions import add_noise, shuffle_pixels
 from dgm_pyro.uses.representations import latents, probe
 
+# The number of test images of a quick tour.
+QUICK_TEST = 100
+
 
 @dataclass
 class StopResult:
@@ -108,6 +111,8 @@ class Tour:
     def __post_init__(self) -> None:
         self.train = datasets.load("digits", "train")
         self.test = datasets.load("digits", "test")
+        if self.quick:
+            self.test = self.test[:QUICK_TEST]
         self.anomalies = {
             SHUFFLED: shuffle_pixels(self.test.x, self.seed),
             NOISY: add_noise(self.test.x, ANOMALY_NOISE, self.levels, self.seed),

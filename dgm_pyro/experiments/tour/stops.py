@@ -87,7 +87,7 @@ STOPS: tuple[Stop, ...] = (
         "autoregressive",
         functools.partial(build, "made"),
         {"epochs": 100, "lr": 3e-3, "weight_decay": 0.01},
-        quick_epochs=8,
+        quick_epochs=6,
     ),
     Stop(
         "pixelcnn",
@@ -95,7 +95,7 @@ STOPS: tuple[Stop, ...] = (
         "autoregressive",
         functools.partial(build, "pixelcnn"),
         {"epochs": 30, "lr": 6e-3, "weight_decay": 0.01},
-        quick_epochs=3,
+        quick_epochs=2,
     ),
     Stop(
         "flow",
@@ -103,7 +103,7 @@ STOPS: tuple[Stop, ...] = (
         "flow",
         functools.partial(build, "nsf"),
         {"epochs": 60, "lr": 2e-3, "weight_decay": 1.0, "ema": 0.99},
-        quick_epochs=8,
+        quick_epochs=6,
         ask={"num_particles": 16},
     ),
     Stop(
@@ -112,7 +112,7 @@ STOPS: tuple[Stop, ...] = (
         "vae",
         functools.partial(build, "vae"),
         {"objective": "annealed", "epochs": 120, "lr": 2e-3, "weight_decay": 0.01, "ema": 0.99},
-        quick_epochs=15,
+        quick_epochs=10,
         ask={"num_particles": 50},
     ),
     Stop(
@@ -127,7 +127,7 @@ STOPS: tuple[Stop, ...] = (
             "weight_decay": 0.01,
             "ema": 0.99,
         },  # as above: only the prior differs
-        quick_epochs=15,
+        quick_epochs=10,
         ask={"num_particles": 50},
     ),
     Stop(
@@ -136,7 +136,7 @@ STOPS: tuple[Stop, ...] = (
         "diffusion",
         functools.partial(build, "diffusion"),
         {"epochs": 50, "lr": 4e-3, "weight_decay": 0.01, "ema": 0.995},
-        quick_epochs=4,
+        quick_epochs=3,
         ask={"num_samples": 1, "batch_size": 64},
     ),
     Stop(
@@ -146,7 +146,7 @@ STOPS: tuple[Stop, ...] = (
         # PixelCNN is as accurate on clean digits, takes ten times as long, and noise throws it off sooner.
         functools.partial(build, "made", labeled=True),
         {"epochs": 60, "lr": 3e-3, "weight_decay": 0.01},
-        quick_epochs=8,
+        quick_epochs=6,
     ),
     Stop(
         "discriminative-classifier",
@@ -154,6 +154,6 @@ STOPS: tuple[Stop, ...] = (
         "discriminative",
         functools.partial(build, "classifier"),
         {"epochs": 80, "lr": 1e-3, "weight_decay": 1.0},
-        quick_epochs=15,
+        quick_epochs=10,
     ),
 )
