@@ -1,5 +1,6 @@
 """Every chapter runs, and the notebook beside it is that chapter, executed: a new chapter needs no change here."""
 
+import io
 import os
 import platform
 import re
@@ -70,7 +71,7 @@ def forked(script, folder):
             try:
                 for number, file in ((1, out), (2, err)):
                     os.dup2(file.fileno(), number)
-                sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+                sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w", closefd=False)) for number in (1, 2))
                 os.chdir(folder)
                 os.environ.update(SETTINGS)
                 warnings.resetwarnings()

@@ -330,7 +330,7 @@ def test_its_numbers_are_plausible(quick):
     programs = {program["name"]: program for program in metrics["programs"]}
     assert programs["pixels"]["bits_per_dim"] == pytest.approx(2.43, abs=0.01)
     assert programs["pixels-by-class"]["bits_per_dim"] == pytest.approx(2.22, abs=0.01)
-    assert programs["pixels-by-class"]["accuracy"] == pytest.approx(0.91, abs=0.01)
+    assert programs["pixels-by-class"]["accuracy"] == pytest.approx(0.88, abs=0.01)
     for name, program in programs.items():
         if name == "discriminative-classifier":
             assert program["bits_per_dim"] is None
