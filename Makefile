@@ -69,7 +69,7 @@ clean:  ## remove .venv, .venv-lowest, caches and build outputs; runs/, tour/ an
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp per set of dependencies: pip runs again only when what it would install has changed. Larger sets hold the
-# smaller ones.
+# smaller ones. Python compiles a module when it is first imported; pip would compile all, for half of its time.
 $(VENV)/.installed: EXTRAS :=
 $(VENV)/.installed-test: EXTRAS := [test]
 $(VENV)/.installed-test: SMALLER := $(VENV)/.installed
@@ -82,10 +82,10 @@ $(VENV)/.installed-bench: SMALLER := $(VENV)/.installed
 STAMPS := $(addprefix $(VENV)/.installed,-test -dev -docs -bench)
 $(VENV)/.installed $(STAMPS): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
 	@touch $(SMALLER) $@
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/pip || $(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
+	$(LOWEST)/bin/python -m pip install --no-compile --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
 	@touch $@

@@ -747,6 +747,33 @@ TWINS = {
 }
 
 
+# Between them they have every class of module, and every kind of what is given: for tests of what each statement does.
+EVERY_PART = {
+    *("normal-given-pair", "logistic", "zero-inflated", "student-t", "columns-made", "vae-foreign-network"),
+    *("mixture-prior", "vamp-prior", "deep-vae", "lowrank", "planar-given-image", "flow-planar"),
+    *("vae-fullrank-encoder", "vae-ladder", "vae-semi-amortized", "vae-exact-linear", "vae-exact-bits", "made-order"),
+    *("nsf-given-image", "flow-linear", "flow++", "dequantized", "onehot", "vae-quantized", "pixelvae"),
+    *("diffusion-noise", "diffusion-x0", "diffusion-levels", "diffusion-unet", "diffusion-dit"),
+    *("continuous-diffusion-integers", "continuous-diffusion-levels", "standardized-continuous-diffusion"),
+    *("standardized-given-alone", "labeled-made", "discriminative"),
+}
+
+
+def once_per_part(names):
+    """The names as parameters of a test; those outside of `EVERY_PART` only every night."""
+    return [pytest.param(name, marks=() if name in EVERY_PART else pytest.mark.nightly) for name in names]
+
+
+def parts_of(name):
+    """The classes of a program's modules, and the kind of what it is given."""
+    case = CASES[name]
+    program = case.build()
+    _, given = case.draw(program, 3)
+    leaf = given[0] if isinstance(given, tuple) else given
+    kind = None if leaf is None else (isinstance(given, tuple), leaf.is_floating_point(), min(leaf.dim(), 3))
+    return {kind, *(type(module).__name__ for module in program.modules())}
+
+
 def once_per_kind(names, *also):
     """The names as parameters of a test; `TWINS`, and those in ``also``, only every night."""
     later = TWINS.union(also)

@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES
+from programs import CASES, once_per_part
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -161,7 +161,7 @@ def test_a_mix_is_seen_on_the_way_back(elsewhere):
         Mixed.apply(elsewhere.there(torch.zeros(3)).requires_grad_()).sum().backward()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", once_per_part(CASES))
 def test_every_program_and_its_gradient_stay_there(name, elsewhere):
     program, x, given = built(name, elsewhere)
     if "diffusion" not in name:  # whose many steps are those of the next test

@@ -10,7 +10,7 @@ import math
 import pyro
 import pytest
 import torch
-from programs import CASES, guide_latents, log_joint, model_latents, score
+from programs import CASES, EVERY_PART, guide_latents, log_joint, model_latents, parts_of, score
 from pyro import poutine
 from scipy import stats
 
@@ -409,3 +409,8 @@ def assert_equal_means(a, b):
     error = (a.var() / len(a) + b.var() / len(b)).sqrt() + 1e-12
     z = ((a.mean() - b.mean()) / error).item()
     assert abs(z) < 4.5, f"means {a.mean():.4f} and {b.mean():.4f} are {z:.1f} standard errors apart"
+
+
+def test_what_is_tested_every_day_has_every_part():
+    parts = {name: parts_of(name) for name in CASES}
+    assert set().union(*(parts[name] for name in EVERY_PART)) == set().union(*parts.values())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from programs import CASES, once_per_kind, precision
+from programs import CASES, once_per_part, precision
 
 import dgm_pyro as dgm
 from dgm_pyro import representations
@@ -69,17 +69,7 @@ def code_uses(program, x, given):
     return uses
 
 
-# Programs that differ from another one in a likelihood or a prediction alone.
-ALIKE = (
-    "diffusion-all-times", "diffusion-importance", "diffusion-noise", "diffusion-x0", "diffusion-integers",
-    "diffusion-bytes", "continuous-diffusion-integers", "dequantized-bytes", "standardized-cube",
-    "standardized-given-vector", "vae-logistic", "vae-counts", "vae-bernoulli", "vae-vamp-prior-integers",
-    "vae-vector-mixture-prior", "vae-lowrank-encoder", "vae-exact-bits", "vae-given-vector", "vae-foreign-network",
-    "labeled-flow", "planar-given-image", "sylvester-given-vector", "nsf-given-image", "realnvp-given-label",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", once_per_kind(CASES, *ALIKE))
+@pytest.mark.parametrize("name", once_per_part(CASES))
 def test_the_default_precision_changes_no_answer(name):
     case, found = CASES[name], {}
     for dtype, other in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
