@@ -405,6 +405,10 @@ VALUES_AT_ONCE = 2**20
 """At most so many numbers go through them at once, those of every step of a chain counted: 4 MiB of float32."""
 
 
+BYTES_PER_VALUE = 2**14
+"""What a number that goes through the networks of an image model may take on a GPU, all activations counted."""
+
+
 @torch.no_grad()
 def importance_bound(
     program: Program,
@@ -428,10 +432,20 @@ def importance_bound(
     return total - math.log(num_particles)
 
 
+def budget(device: torch.device) -> tuple[int, int]:
+    """`ROWS_AT_ONCE` and `VALUES_AT_ONCE`, which fit a processor's cache; on a GPU more, by its memory."""
+    if device.type != "cuda":
+        return ROWS_AT_ONCE, VALUES_AT_ONCE
+    # All of the memory, not what is free: the same program then gets the same chunks, and so the same rounding.
+    times = max(1, torch.cuda.get_device_properties(device).total_memory // (BYTES_PER_VALUE * VALUES_AT_ONCE))
+    return times * ROWS_AT_ONCE, times * VALUES_AT_ONCE
+
+
 def particles_at_once(program: Program, num_data: int) -> int:
-    """Number of particles of each of ``num_data`` data that fits the budget of `ROWS_AT_ONCE` and `VALUES_AT_ONCE`."""
+    """Number of particles of each of ``num_data`` data that fits the budget of `budget`."""
+    most_rows, most_values = budget(parameter_of(program).device)
     chain = len(program.unroll().latents(program.variable) or ())
-    rows = min(ROWS_AT_ONCE, VALUES_AT_ONCE // (max(1, program.event_shape.numel()) * max(1, chain)))
+    rows = min(most_rows, most_values // (max(1, program.event_shape.numel()) * max(1, chain)))
     return max(1, rows // num_data)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pyro.distributions as dist
 import pytest
@@ -275,6 +276,17 @@ def test_memory_is_flat_in_the_number_of_particles(monkeypatch, name):
     seen.clear()
     dgm.evaluate(program, x, num_particles=3)
     assert max(seen) == 9  # never less than one particle of the batch
+
+
+def test_a_gpu_takes_more_at_once_by_its_memory(monkeypatch):
+    """24 GiB are 1.5 million values of 16 KiB; a small card takes what a processor takes."""
+    for gibibytes, times in ((24, 1), (140, 8), (2, 1)):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda device, g=gibibytes: SimpleNamespace(total_memory=g * 2**30)
+        )
+        rows, values = evaluation.budget(torch.device("cuda"))
+        assert (rows, values) == (times * evaluation.ROWS_AT_ONCE, times * evaluation.VALUES_AT_ONCE)
+    assert evaluation.budget(torch.device("cpu")) == (evaluation.ROWS_AT_ONCE, evaluation.VALUES_AT_ONCE)
 
 
 def test_the_bar_counts_particles_of_data(monkeypatch):
