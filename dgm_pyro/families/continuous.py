@@ -219,10 +219,15 @@ class ContinuousDiffusion(Denoising):
         x0 = self.clean(x)
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         first, u, t, slope, x_t = self._noising(name, x0)
-        at_first, at_t = self._denoise_both((first, torch.zeros_like(t)), (x_t, t), given)
+        zero, given = torch.zeros_like(t), self._hide(given, x_t)
         log_snr, width = _held(self.noise_schedule(t)), _held(self.noise_schedule.width)
-        at_t = self._weigh(name, x0, at_t, (log_snr, width.expand_as(t)), slope)
-        at_first = at_first if weighting() is None else at_first.held()
+        if weighting() is None:
+            at_first, at_t = self._denoise_both((first, zero), (x_t, t), given)
+        else:
+            at_t = self._weigh(name, x0, self.denoise(x_t, t, given), (log_snr, width.expand_as(t)), slope)
+            with torch.no_grad():  # the network is a constant here
+                x0_first = self.denoise(first, zero, given).x0
+            at_first = Denoised(x0_first, self.denoised_variance(zero))
         pyro.factor(f"{name}_likelihood", self.likelihood(at_first).log_prob(x))
         loss = 0.5 * width * slope * log_snr.exp() * self._sum((x0 - at_t.x0) ** 2)
         pyro.factor(f"{name}_kl", -loss)
@@ -250,7 +255,6 @@ class ContinuousDiffusion(Denoising):
         self, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], given: Any
     ) -> tuple[Denoised, Denoised]:
         """`denoise` of two pairs (x, t), in one call of the network."""
-        given = self._hide(given, other[0])
         batches = [x.shape[: x.dim() - len(self.event_shape)] for x, _ in (one, other)]
         if self.given_shape is not None:
             batches.append(given.shape[: given.dim() - len(self.given_shape)])
