@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-from joblib.parallel import LokyBackend, get_active_backend
+from joblib.parallel import LokyBackend, SequentialBackend, get_active_backend
 
 from dgm_pyro.files import write_text
 
-__all__ = ["Interrupted", "in_parallel", "noted", "on_cluster", "processes", "send_by_value"]
+__all__ = ["Interrupted", "in_parallel", "in_this_process", "noted", "on_cluster", "processes", "send_by_value"]
 
 GRACE = 30
 """Seconds that a task has to store its state when the parent of its process is gone."""
@@ -112,6 +112,11 @@ def processes(jobs: int | None = None) -> int:
     """How many processes of this machine `in_parallel` starts: none for one job, nor on a cluster."""
     found = int(joblib.effective_n_jobs(jobs))
     return found if found > 1 and isinstance(get_active_backend()[0], LokyBackend) else 0
+
+
+def in_this_process(jobs: int | None = None) -> bool:
+    """Whether `in_parallel` runs the tasks here, one after another."""
+    return isinstance(get_active_backend()[0], LokyBackend | SequentialBackend) and processes(jobs) == 0
 
 
 def in_parallel(

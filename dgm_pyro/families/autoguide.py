@@ -14,19 +14,25 @@ Source: Kucukelbir et al. 2017 (arXiv 1603.00788).
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Delta, TorchDistribution
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
-from torch import Tensor
-from torch.distributions import Distribution, Independent, biject_to
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, biject_to, constraints
+from torch.distributions import lowrank_multivariate_normal as lowrank_normals
+from torch.distributions import multivariate_normal as multivariate_normals
+from torch.distributions import normal as normals
+from torch.func import functional_call, stack_module_state, vmap
 
 from dgm_pyro.checks import check_count, check_type
 from dgm_pyro.families.hierarchical import Hierarchical, groups_of
@@ -117,8 +123,7 @@ class AutoConditional(AutoContinuous):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TransformedDistribution:
         """q(u), a distribution of event shape ``(D,)``."""
-        transform = dist.transforms.LowerCholeskyAffine(self.loc, self.factor, cache_size=1)
-        return dist.TransformedDistribution(self.q(), [transform])
+        return _placed(self.q(), self.loc, self.factor)
 
     def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each latent, of `QUANTILE_DRAWS` draws: by name, ``(len(quantiles), *site_shape)``."""
@@ -236,6 +241,108 @@ OverReals = AutoContinuous | Conditional | Distribution
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
+def _placed(q: Distribution, loc: Tensor, factor: Tensor) -> dist.TransformedDistribution:
+    """The distribution of loc + factor z, with z drawn from q."""
+    return dist.TransformedDistribution(q, [dist.transforms.LowerCholeskyAffine(loc, factor, cache_size=1)])
+
+
+class _Placed(nn.Module):
+    """A call of a function of `_placed`, during which q has the parameters of `torch.func.functional_call`."""
+
+    def __init__(self, q: Conditional):
+        super().__init__()
+        self.q = q
+
+    def forward(self, function: Callable[..., Any], loc: Tensor, factor: Tensor, *inputs: Any) -> Any:
+        return function(_placed(self.q(), loc, factor), *inputs)
+
+
+class Stacked(nn.Module):
+    """Guides of one posterior side by side, each with its own parameters, as one of batch shape ``(R,)``.
+
+    A call of q under `torch.func.vmap` stands for R calls.
+
+    Args:
+        guides: q, loc and factor of each `AutoConditional`; they differ in nothing but numbers.
+    """
+
+    def __init__(self, guides: Sequence[tuple[Conditional, Tensor, Tensor]]):
+        super().__init__()
+        self.guides = tuple(_Placed(q) for q, _, _ in guides)  # in a tuple, so as to be no submodules
+        stacked, buffers = stack_module_state([*self.guides])
+        self.names = [*stacked]
+        self.stacked = nn.ParameterList(stacked.values())
+        self.fixed = (buffers, torch.stack([loc for _, loc, _ in guides]), torch.stack([f for _, _, f in guides]))
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> StackedDistribution:
+        """The distributions of u, of batch shape ``(R,)`` and event shape ``(D,)``."""
+        return StackedDistribution(self)
+
+    def call(self, function: Callable[..., Any], *inputs: Any, **dims: Any) -> Any:
+        """``function(q(u), *inputs)`` of every guide; ``dims`` as for `torch.func.vmap`."""
+
+        def one(parameters: Any, buffers: Any, *inputs: Any) -> Any:
+            return functional_call(self.guides[0], (parameters, buffers), (function, *inputs))
+
+        parameters = dict(zip(self.names, self.stacked, strict=True))
+        dims["in_dims"] = (0, 0, 0, 0, *dims.pop("in_dims", ()))
+        with _vectorized_draws():
+            return vmap(one, randomness="different", **dims)(parameters, *self.fixed, *inputs)
+
+    def unstack(self) -> None:
+        """Give every q the parameters that it has here."""
+        with torch.no_grad():
+            for i, guide in enumerate(self.guides):
+                for parameter, stacked in zip(guide.parameters(), self.stacked, strict=True):
+                    parameter.copy_(stacked[i])
+
+
+class StackedDistribution(TorchDistribution):
+    """What `Stacked.get_posterior` returns. The density of a draw is computed with the draw, whose inverse is known."""
+
+    arg_constraints: ClassVar = {}
+    has_rsample = True
+    support = constraints.real_vector
+
+    def __init__(self, stacked: Stacked, batch_shape: Sequence[int] | None = None):
+        self.stacked, loc = stacked, stacked.fixed[1]
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(torch.Size(batch_shape or loc.shape[:1]), loc.shape[1:], validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> StackedDistribution:
+        return StackedDistribution(self.stacked, batch_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """``(*sample_shape, *batch_shape, D)``; the last dimension of the batch is that of the guides."""
+
+        def draw(q: Any) -> tuple[Tensor, Tensor]:
+            u = q.rsample((*sample_shape, *self.batch_shape[:-1]))
+            return u, q.log_prob(u)
+
+        self._drawn = self.stacked.call(draw, out_dims=(-2, -1))
+        return self._drawn[0]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log q(u) in nats, ``(..., R)``."""
+        if self._drawn is not None and value is self._drawn[0]:
+            return self._drawn[1]
+        found: Tensor = self.stacked.call(lambda q, u: q.log_prob(u), value, in_dims=(-2,), out_dims=-1)
+        return found
+
+
+@contextlib.contextmanager
+def _vectorized_draws() -> Iterator[None]:
+    """torch draws normal numbers into empty memory, which `vmap` refuses: here `torch.randn` makes them."""
+
+    def normal(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    with contextlib.ExitStack() as stack:
+        for module in (normals, multivariate_normals, lowrank_normals):
+            stack.enter_context(mock.patch.object(module, "_standard_normal", normal))
+        yield
+
+
 def over_reals(q: Any, posterior: Posterior, argument: str) -> Any:
     """The distribution of u that a guide, a conditional or a distribution is.
 
@@ -305,7 +412,7 @@ class GuidedPosterior(Program):
 
     Args:
         posterior: with a density of u.
-        guide: an `AutoContinuous` of the same model and data, set up.
+        guide: an `AutoContinuous` of the same model and data, set up; or `Stacked` ones, for as many data.
         num_particles: how many u at once the recorded density is for; other numbers go through Pyro's handlers.
 
     >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
@@ -321,7 +428,7 @@ class GuidedPosterior(Program):
 
     event_shape = torch.Size()
 
-    def __init__(self, posterior: Posterior, guide: AutoContinuous, num_particles: int = 1):
+    def __init__(self, posterior: Posterior, guide: AutoContinuous | Stacked, num_particles: int = 1):
         super().__init__()
         self.target, self.q = posterior, guide
         self.num_particles = check_count(num_particles, "num_particles")

@@ -40,14 +40,15 @@ from tqdm import tqdm
 
 from dgm_pyro.checks import check_count, check_counts, check_number, check_seed, check_type
 from dgm_pyro.evaluation import log_mean_weight, squared_mmd, standard_error
-from dgm_pyro.families.autoguide import PARTICLES, STEPS, AutoConditional, GuidedPosterior
+from dgm_pyro.families.autoguide import PARTICLES, STEPS, AutoConditional, GuidedPosterior, Stacked
 from dgm_pyro.families.guides import Fitted, auto
 from dgm_pyro.infer.ais import HMC, Sandwich, annealing, bidirectional, temperatures
 from dgm_pyro.infer.draws import Draws
 from dgm_pyro.infer.mcmc import Chains, nuts
 from dgm_pyro.infer.parallel import run_fits
 from dgm_pyro.infer.psis import Weighted, psis
-from dgm_pyro.objectives import chosen
+from dgm_pyro.jobs import in_this_process
+from dgm_pyro.objectives import ELBO, IWAE, chosen
 from dgm_pyro.posterior import Posterior, check_posterior
 from dgm_pyro.program import Conditional, differentiating, seeded, unchecked
 from dgm_pyro.results import Result, Table, with_error
@@ -57,6 +58,8 @@ __all__ = ["GuideComparison", "GuideRow", "compare", "train_guide"]
 NUM_PARTICLES = 32
 NUM_CHAINS = 16
 BATCH = 500
+LARGEST_NORM = 100.0
+"""To which the gradient of a guide is clipped."""
 DIRECTIONS = 100
 CLOSE_MEAN, CLOSE_SD = 0.1, 0.1
 """A guide is close to the reference if no mean is off by more sds, and no sd by a larger share."""
@@ -271,8 +274,9 @@ def train_guide(
         restarts: how many fits, of which the best is kept: the one with the highest mean objective over its last tenth.
             The first starts at the best of several places, the others each at a place of its own. The guide must be
             one of `dgm.guides.auto` that was never called; its attribute ``start`` then counts from 0 which was kept.
-        jobs: how many processes run the restarts. By default as `joblib.parallel_config` says, or 1: under its backend
-            "dask" they run on that cluster.
+        jobs: how many processes run the restarts, one after another if 1. By default all fits take their steps at once
+            in this process, under `torch.func.vmap`, where the objective is an ELBO or an IWAE bound and q allows it;
+            or as `joblib.parallel_config` says: under its backend "dask" they run on that cluster.
         seed: the global random state is left as it was.
         progress: whether to show a bar.
 
@@ -303,8 +307,12 @@ def _best_fit(
 ) -> list[float]:
     if not isinstance(guide, AutoConditional) or guide.prototype_trace is not None:
         raise ValueError("restarts begin anew: pass a guide of dgm.guides.auto that was never called, or restarts=1")
-    tasks = [(posterior, guide, start, seed, options) for start in range(restarts)]
-    fits = run_fits(_fit_from, tasks, jobs, what="restarts", unit="fit", progress=progress)
+    fits = None
+    if jobs is None and in_this_process():
+        fits = _fits_at_once(posterior, guide, restarts, seed, progress, **options)
+    if fits is None:
+        tasks = [(posterior, guide, start, seed, options) for start in range(restarts)]
+        fits = run_fits(_fit_from, tasks, jobs, what="restarts", unit="fit", progress=progress)
     best = max(range(restarts), key=lambda start: _last_tenth(fits[start][0]))
     values: list[float] = fits[best][0]
     if guide.prototype_trace is None:  # the fits were in other processes
@@ -312,6 +320,63 @@ def _best_fit(
     guide.start = best
     guide.load_state_dict(fits[best][1])
     return values
+
+
+def _fits_at_once(
+    posterior: Posterior,
+    guide: AutoConditional,
+    restarts: int,
+    seed: int,
+    progress: bool,
+    *,
+    objective: Any,
+    gradient_steps: int,
+    num_particles: int,
+    lr: float,
+) -> list[tuple[list[float], dict[str, Tensor]]] | None:
+    """What `_fit_from` returns of every start, from fits whose steps are taken at once; None where they cannot be."""
+    maximize = ELBO(num_particles) if objective is None else chosen(objective)
+    if type(maximize) not in (ELBO, IWAE) or maximize.leave_one_out:
+        return None
+    guides = []
+    for start in range(restarts):
+        _set_up(posterior, guide, start, seed)
+        guides.append((guide.q, guide.loc, guide.factor))
+    steps = tqdm(range(gradient_steps), desc="restarts", unit="step", disable=not progress, leave=False)
+    with seeded(seed, posterior.device), unchecked(), differentiating("fit"):
+        stacked = Stacked(guides)
+        try:
+            stacked.get_posterior().rsample((2,))
+        except RuntimeError:  # q looks at numbers, or has a gradient of its own
+            return None
+        draws = maximize.num_samples if isinstance(maximize, ELBO) else maximize.num_particles
+        program, x = GuidedPosterior(posterior, stacked, draws * restarts), guides[0][1].new_zeros(restarts)
+        optimizer = torch.optim.Adam(stacked.parameters(), lr=lr)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
+        values = []
+        for _ in steps:
+            optimizer.zero_grad()
+            bound = maximize(program, x)
+            (-bound.surrogate.sum()).backward()
+            _clip_each(list(stacked.parameters()))
+            optimizer.step()
+            decay.step()
+            values.append(bound.value.detach())
+    stacked.unstack()
+    found = []
+    for each, (q, loc, factor) in zip(torch.stack(values, 1).tolist(), guides, strict=True):
+        guide.q, guide.loc, guide.factor = q, loc, factor
+        found.append((each, {name: value.clone() for name, value in guide.state_dict().items()}))
+    return found
+
+
+def _clip_each(parameters: list[Tensor]) -> None:
+    """Clip the gradient of each fit to a norm of `LARGEST_NORM`; one that is not finite counts for nothing."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    share = torch.where(norms.isfinite(), (LARGEST_NORM / (norms + 1e-6)).clamp(max=1), 0)
+    for gradient in gradients:
+        gradient.copy_((gradient * share.reshape(-1, *(1,) * (gradient.dim() - 1))).nan_to_num(0, 0, 0))
 
 
 def _fit_from(
@@ -352,7 +417,7 @@ def _fit_density(
         optimizer.zero_grad()
         bound = maximize(program, x)
         (-bound.surrogate.mean()).backward()
-        torch.nn.utils.clip_grad_norm_(guide.parameters(), 100.0, error_if_nonfinite=False)
+        torch.nn.utils.clip_grad_norm_(guide.parameters(), LARGEST_NORM, error_if_nonfinite=False)
         if all(p.grad is None or bool(p.grad.isfinite().all()) for p in guide.parameters()):
             optimizer.step()
         decay.step()
