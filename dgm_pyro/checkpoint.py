@@ -55,7 +55,7 @@ from dgm_pyro.registry import REGISTRY, arguments_of
 __all__ = ["CheckpointError", "load", "load_with_extra", "read_extra", "save"]
 
 FORMAT = "dgm_pyro program"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 HEADER = "program.json"
 STATE = "state.json"
 _PART = re.compile(r"(?:weights|state)-([0-9a-f]{12})\.safetensors")
@@ -190,8 +190,8 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
             program = _rebuild(nodes, weights)
         frozen, evaluating = set(header["frozen"]), set(header["evaluating"])
         if version in old_names.PARTS:
-            now = [*_state(program), *(name for name, _ in program.named_modules())]
-            moved = old_names.paths(now, version)
+            classes = {name: type(module).__name__ for name, module in program.named_modules(remove_duplicate=False)}
+            moved = old_names.paths([*_state(program), *classes], classes, version)
             weights, tied = (old_names.renamed(names, moved) for names in (weights, tied))
             tied = {name: moved.get(first, first) for name, first in tied.items()}
             frozen, evaluating = ({moved.get(name, name) for name in names} for names in (frozen, evaluating))

@@ -321,7 +321,7 @@ class StoredData(Data):
             raise ValueError(f"{name} is empty: it holds no rows")
         first = source.read(np.arange(1))
         names, number = None if first.label is None else classes or source.classes, None
-        codes = None if source.labels is None else _Codes.of(source.labels, names)
+        codes = None if source.label_values is None else _Codes.of(source.label_values, names)
         if codes is not None:
             names, number = codes.names, codes.count
         levels = levels or _levels_of(first)

@@ -107,7 +107,7 @@ class Stored:
 
     Attributes:
         columns, given_columns, classes: as of `Arrays`.
-        labels: every value that a label takes; None where labels are integers from 0, or there are none.
+        label_values: every value that a label takes; None where labels are integers from 0, or there are none.
         blocks: whether rows that lie beside each other are read faster than others.
         ordered: whether rows come in the order of the source alone.
         num_workers: how many processes read ahead; with 0, a thread does.
@@ -116,7 +116,7 @@ class Stored:
     columns: tuple[str, ...] | None = None
     given_columns: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
-    labels: np.ndarray | None = None
+    label_values: np.ndarray | None = None
     blocks = ordered = False
     num_workers = 0
 
@@ -847,7 +847,7 @@ class StoredArray(Stored):
         for role, part in {"label": label, "given": given}.items():
             if part is not None and len(part) != len(x):
                 raise ValueError(f"{role} has {len(part)} rows, but {x.path} has {len(x)}: pass one for each")
-        self.labels = label.values() if isinstance(label, _Rows) else label
+        self.label_values = label.values() if isinstance(label, _Rows) else label
 
     def __len__(self) -> int:
         return len(self.x)
@@ -879,7 +879,8 @@ class StoredTable(Stored):
         first = self.read(np.arange(1))
         self.columns, self.given_columns = first.columns, first.given_columns
         if choice.label is not None:
-            self.labels = np.concatenate([_labels(each.drop_duplicates()) for each in self._column(choice.label)])
+            values = [_labels(each.drop_duplicates()) for each in self._column(choice.label)]
+            self.label_values = np.concatenate(values)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -933,7 +934,7 @@ class StoredImages(Stored):
     def __init__(self, folder: _Folder, choice: Choice, num_workers: int):
         self.files, self.label, self.num_workers = folder.files, folder.label, num_workers
         self.classes = folder.classes or None
-        self.labels = None if folder.label is None else np.array(folder.classes)
+        self.label_values = None if folder.label is None else np.array(folder.classes)
         sizes, gray = [], choice.gray
         if gray is None or (choice.size is None and choice.crop is None):
             kinds = []

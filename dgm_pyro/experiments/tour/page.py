@@ -307,7 +307,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
         ),
         _picture(
             "reliability",
-            lambda: plots.reliability(comparison.probabilities, comparison.labels, title=words("reliability_title")),
+            lambda: plots.reliability(comparison.probabilities, comparison.y, title=words("reliability_title")),
             "reliability",
             caption=words("reliability_caption"),
         ),
