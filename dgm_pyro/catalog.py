@@ -438,19 +438,13 @@ def vq_vae(
     num_codes: int | None = None,
     grid: Sequence[int] | None = None,
     decay: float | None = None,
-    **swaps: Any,
 ) -> Program:
-    """A grid of code vectors, of images of at least 16 pixels a side that are multiples of 4; else one-hot codes."""
-    options = {"num_codes": num_codes, "grid": grid, "decay": decay}
-    asked = [name for name, value in options.items() if value is not None]
-    if asked and swaps:
+    """A grid of code vectors, for images whose sides can be halved."""
+    if not is_image(data):
         raise ValueError(
-            f"{', '.join(asked)} is of a grid of code vectors, but {', '.join(swaps)} of a VAE of one-hot codes: leave "
-            "out one of the two"
+            f"vq-vae needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}: use 'vae' with "
+            "prior='codes', a VAE of one-hot codes"
         )
-    if swaps or not (asked or (is_large(data.event_shape) and all(side % 4 == 0 for side in data.event_shape[1:]))):
-        return vae(data, reads, **{"prior": "codes", **swaps})
-    _require_image(data, f"a vq-vae with {', '.join(asked)}")
     places = _grid(data, grid)
     means = {} if decay is None else {"decay": decay}
     codebook = Codebook(NUM_CODES if num_codes is None else num_codes, CODE_SIZE, **means)
@@ -627,7 +621,7 @@ PRIORS: Catalog = {
     "vae3": (lambda parts, q: hierarchy(parts.size, 3), "a VAE over a VAE: a hierarchy of three levels"),
     "bernoulli": (lambda parts, q: Bernoulli(parts.shape, learned=True), "independent bits with learned probabilities"),
     "categorical": (lambda parts, q: Categorical((), parts.clusters, learned=True), "one class: clusters"),
-    "codes": (lambda parts, q: OneHot(_chain_of_codes(parts)), "autoregressive codes of 8 values, as in a VQ-VAE"),
+    "codes": (lambda parts, q: OneHot(_chain_of_codes(parts)), "one-hot codes of 8 values, autoregressive"),
     "codes-uniform": (lambda parts, q: OneHot(Categorical(*_codes(parts))), "such codes, independent and uniform"),
 }
 
@@ -716,7 +710,7 @@ LIKELIHOODS: Catalog = {
 COLUMN_MODELS = ("pixels", "made", "vae")
 SWAPS = {
     "vae": ("prior", "encoder", "likelihood", "latent_size", "hidden"),
-    "vq-vae": ("prior", "encoder", "likelihood", "latent_size", "hidden", "num_codes", "grid", "decay"),
+    "vq-vae": ("num_codes", "grid", "decay"),
     **dict.fromkeys(("diffusion", "diffusion-continuous"), ("network", "predict")),
 }
 """Parts of the models that have any."""
@@ -745,7 +739,7 @@ MODELS: Catalog = {
     "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, hidden"),
     "vq-vae": (
         vq_vae,
-        "VAE of codes with an autoregressive prior; num_codes, grid, decay (images), or the swaps of vae",
+        "VAE of a grid of code vectors, their prior autoregressive; swaps: num_codes, grid, decay (images)",
     ),
     "vdvae": (deep_vae, "deep hierarchy of latents with a residual path from the top down (images)"),
     "diffusion": (diffusion, "diffusion model, the bound in closed form; swaps: network, predict"),
@@ -763,7 +757,7 @@ MODELS: Catalog = {
 
 @overload
 def build(
-    model: Literal["vae", "vq-vae"],
+    model: Literal["vae"],
     data: Data,
     *,
     labeled: Literal[False] = False,
@@ -772,9 +766,6 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
-    num_codes: int | None = None,
-    grid: Sequence[int] | None = None,
-    decay: float | None = None,
     standardize: Literal[False],
     max_parameters: int | None = MAX_PARAMETERS,
 ) -> VAE: ...
@@ -782,7 +773,7 @@ def build(
 
 @overload
 def build(
-    model: Literal["vae", "vq-vae"],
+    model: Literal["vae"],
     data: Data,
     *,
     labeled: Literal[True],
@@ -791,9 +782,6 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
-    num_codes: int | None = None,
-    grid: Sequence[int] | None = None,
-    decay: float | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
@@ -802,7 +790,7 @@ def build(
 
 @overload
 def build(
-    model: Literal["vae", "vq-vae"],
+    model: Literal["vae"],
     data: Data,
     *,
     labeled: bool = False,
@@ -811,9 +799,6 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
-    num_codes: int | None = None,
-    grid: Sequence[int] | None = None,
-    decay: float | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
@@ -836,6 +821,9 @@ def build(
     data: Data,
     *,
     labeled: Literal[True],
+    num_codes: int | None = None,
+    grid: Sequence[int] | None = None,
+    decay: float | None = None,
     network: str | None = None,
     predict: str | None = None,
     standardize: bool = True,
@@ -850,6 +838,9 @@ def build(
     data: Data,
     *,
     labeled: bool = False,
+    num_codes: int | None = None,
+    grid: Sequence[int] | None = None,
+    decay: float | None = None,
     network: str | None = None,
     predict: str | None = None,
     standardize: bool = True,
@@ -879,10 +870,9 @@ def build(
 ) -> Program:
     """A program by name, sized for ``data``.
 
-    The parts are those of "vae" and "vq-vae", network and predict those of diffusions; None leaves the model's own.
-    "vq-vae" is a grid of code vectors for images of 16, 20, 24, ... pixels a side, and wherever num_codes, grid or
-    decay is given. It is a VAE of one-hot codes for other data, and wherever a part is given. Images of at least 16
-    pixels a side get convolutions, of the sizes of `networks.sizes.image_sizes`.
+    The parts from prior to hidden are those of "vae", num_codes, grid and decay those of "vq-vae", network and predict
+    those of diffusions; None leaves the model's own. Images of at least 16 pixels a side get convolutions, of the sizes
+    of `networks.sizes.image_sizes`.
 
     Reals get the units of the data: the program is a `Standardized` one, its shift and scale those of each feature (of
     each channel of an image), so that evidence and samples are in the units of x. See `units_of`. Data with a ``given``
@@ -897,10 +887,10 @@ def build(
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
         latent_size: number of features of z; of one-hot z, number of codes or classes.
         hidden: widths of the hidden layers of encoder and likelihood, which are MLPs then, of images too.
-        num_codes: of "vq-vae" of images: number of code vectors, 256 by default.
-        grid: of "vq-vae" of images: height and width of the grid of codes, the image's halved once or more often. By
+        num_codes: of "vq-vae": number of code vectors, 256 by default.
+        grid: of "vq-vae": height and width of the grid of codes, the image's halved once or more often. By
             default halved twice, and down to at most 16 a side.
-        decay: of "vq-vae" of images: decay of the running means that the code vectors are, 0.99 by default.
+        decay: of "vq-vae": decay of the running means that the code vectors are, 0.99 by default.
         network: of a diffusion, "mlp", "unet" or "dit" (a diffusion transformer); the last two are for images.
         predict: of a diffusion, what its network predicts, as `Diffusion` takes it; "edm" for the scale of the data.
         standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
