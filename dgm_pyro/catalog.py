@@ -270,7 +270,7 @@ def _unet(data: Data) -> Callable[..., nn.Module]:
     if is_large(data.event_shape):
         sizes = _sizes_of(data)
         return partial(DenoisingUNet, channels=sizes.unet, dropout=sizes.dropout)
-    return partial(DenoisingUNet, channels=(32, 64) if _halves(data) else (64,))
+    return partial(DenoisingUNet, channels=(32, 64) if _has_even_sides(data) else (64,))
 
 
 def _dit(data: Data) -> Callable[..., nn.Module]:
@@ -279,10 +279,10 @@ def _dit(data: Data) -> Callable[..., nn.Module]:
         return partial(
             DenoisingTransformer, patch_size=sizes.patch_size, width=sizes.patch_width, dropout=sizes.dropout
         )
-    return partial(DenoisingTransformer, patch_size=2 if _halves(data) else 1, width=64)
+    return partial(DenoisingTransformer, patch_size=2 if _has_even_sides(data) else 1, width=64)
 
 
-def _halves(data: Data) -> bool:
+def _has_even_sides(data: Data) -> bool:
     return all(size % 2 == 0 for size in data.event_shape[1:])
 
 
@@ -425,9 +425,9 @@ def vae(
         raise ValueError("a prior of one-hot codes needs a one-hot encoder: use encoder='codes', or leave it out")
     # The encoder comes first, because VampPrior is made of it; unless it is itself made of the other parts.
     late = isinstance(encoder, str) and encoder in LATE_ENCODERS
-    q = _named("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
-    p_z = _named(prior, PRIORS, "prior", parts, q)
-    p_x = _named(likelihood, LIKELIHOODS, "likelihood", parts) if columns is None else columns(parts.of_z)
+    q = _part_of_name("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
+    p_z = _part_of_name(prior, PRIORS, "prior", parts, q)
+    p_x = _part_of_name(likelihood, LIKELIHOODS, "likelihood", parts) if columns is None else columns(parts.of_z)
     return LATE_ENCODERS[encoder][0](parts, q, p_z, p_x) if late else VAE(p_z, p_x, q)  # type: ignore[index]
 
 
@@ -476,7 +476,7 @@ def _grid(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
     return place
 
 
-def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
+def _part_of_name(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
     if isinstance(choice, Program):
         return choice
     if not isinstance(choice, str):
@@ -536,7 +536,7 @@ def _after_normal(parts: Parts, flow: Flow) -> Flow:
     )
 
 
-def _codes(parts: Parts) -> tuple[tuple[int, ...], int]:
+def _codes_shape(parts: Parts) -> tuple[tuple[int, ...], int]:
     """Number of codes and of their values: z holds them in one-hot rows."""
     if len(parts.shape) < 2:
         raise ValueError("encoder 'codes' is for discrete codes: use prior='codes' or 'codes-uniform'")
@@ -544,12 +544,12 @@ def _codes(parts: Parts) -> tuple[tuple[int, ...], int]:
 
 
 def _chain_of_codes(parts: Parts) -> Autoregressive:
-    shape, values = _codes(parts)
+    shape, values = _codes_shape(parts)
     network = CausalTransformer(shape, values, width=32, layers=2, heads=2, levels=values)
     return Autoregressive(Categorical(shape, values, network))
 
 
-def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
+def _real_event_shape(parts: Parts, likelihood: str) -> tuple[int, ...]:
     if parts.data.levels is not None:
         raise ValueError(
             f"likelihood {likelihood!r} is of reals or counts, but {parts.data.name} has {parts.data.levels} levels: "
@@ -558,7 +558,7 @@ def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
     return parts.data.event_shape
 
 
-def _levels(parts: Parts, likelihood: str) -> int:
+def _required_levels(parts: Parts, likelihood: str) -> int:
     if parts.data.levels is None:
         raise ValueError(
             f"likelihood {likelihood!r} is a mass on integers, but {parts.data.name} holds reals: use 'independent'"
@@ -566,20 +566,20 @@ def _levels(parts: Parts, likelihood: str) -> int:
     return parts.data.levels
 
 
-def _own(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
+def _likelihood_of(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
     """The conditional of that class, given z."""
 
     def likelihood(parts: Parts) -> Program:
-        shape = _real(parts, kind.__name__)
+        shape = _real_event_shape(parts, kind.__name__)
         kind(shape)  # refused before a network is made
         return kind(shape, lambda size: parts.of_z(size // math.prod(shape)))
 
     return likelihood
 
 
-def _inflated(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
+def _zero_inflated(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
     def likelihood(parts: Parts) -> Program:
-        shape = _real(parts, f"zero-inflated {kind.__name__}")
+        shape = _real_event_shape(parts, f"zero-inflated {kind.__name__}")
         return ZeroInflated(kind(shape), lambda size: parts.of_z(size // math.prod(shape)))
 
     return likelihood
@@ -622,7 +622,10 @@ PRIORS: Catalog = {
     "bernoulli": (lambda parts, q: Bernoulli(parts.shape, learned=True), "independent bits with learned probabilities"),
     "categorical": (lambda parts, q: Categorical((), parts.clusters, learned=True), "one class: clusters"),
     "codes": (lambda parts, q: OneHot(_chain_of_codes(parts)), "one-hot codes of 8 values, autoregressive"),
-    "codes-uniform": (lambda parts, q: OneHot(Categorical(*_codes(parts))), "such codes, independent and uniform"),
+    "codes-uniform": (
+        lambda parts, q: OneHot(Categorical(*_codes_shape(parts))),
+        "such codes, independent and uniform",
+    ),
 }
 
 EARLY_ENCODERS: Catalog = {
@@ -657,7 +660,7 @@ EARLY_ENCODERS: Catalog = {
         "a classifier, for prior categorical",
     ),
     "codes": (
-        lambda parts: OneHot(Categorical(*_codes(parts), parts.of_x(parts.size))),
+        lambda parts: OneHot(Categorical(*_codes_shape(parts), parts.of_x(parts.size))),
         "codes, straight through, for priors codes",
     ),
 }
@@ -676,25 +679,25 @@ LIKELIHOODS: Catalog = {
     "independent": (_independent, "independent features given z, as suits the data"),
     "categorical": (
         lambda parts: Categorical(
-            parts.data.event_shape, _levels(parts, "categorical"), parts.of_z(parts.data.levels or 0)
+            parts.data.event_shape, _required_levels(parts, "categorical"), parts.of_z(parts.data.levels or 0)
         ),
         "a free mass for every level",
     ),
     "normal": (
-        lambda parts: Normal(_real(parts, "normal"), parts.of_z(1), scale_type="feature"),
+        lambda parts: Normal(_real_event_shape(parts, "normal"), parts.of_z(1), scale_type="feature"),
         "Normals with one learned scale per feature",
     ),
     "normal-shared": (
-        lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale_type="shared"),
+        lambda parts: Normal(_real_event_shape(parts, "normal-shared"), parts.of_z(1), scale_type="shared"),
         "Normals with one learned scale",
     ),
-    "student-t": (_own(StudentT), "Student t: reals with heavy tails"),
-    "log-normal": (_own(LogNormal), "log-normal: positive reals"),
-    "beta": (_own(Beta), "Beta: reals between 0 and 1"),
-    "poisson": (_own(Poisson), "Poisson: counts, as whole reals"),
-    "negative-binomial": (_own(NegativeBinomial), "negative binomial: counts of any variance above the mean"),
-    "zero-inflated-poisson": (_inflated(Poisson), "Poisson, or zero"),
-    "zero-inflated-negative-binomial": (_inflated(NegativeBinomial), "negative binomial, or zero"),
+    "student-t": (_likelihood_of(StudentT), "Student t: reals with heavy tails"),
+    "log-normal": (_likelihood_of(LogNormal), "log-normal: positive reals"),
+    "beta": (_likelihood_of(Beta), "Beta: reals between 0 and 1"),
+    "poisson": (_likelihood_of(Poisson), "Poisson: counts, as whole reals"),
+    "negative-binomial": (_likelihood_of(NegativeBinomial), "negative binomial: counts of any variance above the mean"),
+    "zero-inflated-poisson": (_zero_inflated(Poisson), "Poisson, or zero"),
+    "zero-inflated-negative-binomial": (_zero_inflated(NegativeBinomial), "negative binomial, or zero"),
     "ar": (
         lambda parts: Autoregressive(
             conditional_for(
@@ -929,7 +932,7 @@ def build(
         "predict": predict,
     }
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
-    data = _sample(data.excerpt, len(data))
+    data = _sample_rows(data.excerpt, len(data))
     for part in swaps:
         if part not in SWAPS.get(model, ()):
             owners = " and ".join(repr(each) for each in SWAPS if part in SWAPS[each])
@@ -965,8 +968,8 @@ def build(
         raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
     reads = {"num_classes": classes} if labeled else {} if given is None else {"given_shape": given.shape[1:]}
 
-    def made(model: str = model, swaps: dict[str, Any] = swaps, columns: Any = columns) -> _Made:
-        return _made(model, data, reads, swaps, columns, units)
+    def made(model: str = model, swaps: dict[str, Any] = swaps, columns: Any = columns) -> _MadeProgram:
+        return _make_program(model, data, reads, swaps, columns, units)
 
     if max_parameters is not None and (size := _num_parameters(made)) > max_parameters:
         others = {other: partial(made, other, {}, None) for other in MODELS if other not in (model, "classifier")}
@@ -1009,10 +1012,10 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 # A program in units of its own, these units, and q(y | x) where a label has to be inferred.
-_Made = tuple[Program, Units | None, Categorical | None]
+_MadeProgram = tuple[Program, Units | None, Categorical | None]
 
 
-def _num_parameters(make: Callable[[], _Made]) -> int:
+def _num_parameters(make: Callable[[], _MadeProgram]) -> int:
     """Number of parameters of what ``make`` makes; it takes no memory, and draws no random numbers."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutMemory():
         warnings.simplefilter("ignore")
@@ -1020,7 +1023,7 @@ def _num_parameters(make: Callable[[], _Made]) -> int:
     return sum(p.numel() for part in (program, labels) if part is not None for p in part.parameters())
 
 
-def _fitting(makes: Mapping[str, Callable[[], _Made]], largest: int) -> dict[str, int]:
+def _fitting(makes: Mapping[str, Callable[[], _MadeProgram]], largest: int) -> dict[str, int]:
     """The number of parameters of each of these that can be made and has at most ``largest``."""
     sizes = {}
     for name, make in makes.items():
@@ -1029,14 +1032,14 @@ def _fitting(makes: Mapping[str, Callable[[], _Made]], largest: int) -> dict[str
     return {name: size for name, size in sizes.items() if size <= largest}
 
 
-def _made(
+def _make_program(
     name: str,
     data: Data,
     reads: Reads,
     swaps: dict[str, Any],
     columns: Mapping[str, Any] | None,
     units: Units | None,
-) -> _Made:
+) -> _MadeProgram:
     """What `build` puts together, of arguments that fit each other."""
     if name == "classifier":
         return classifier(data, units), None, None
@@ -1164,24 +1167,24 @@ def _with_nan(data: Data) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Sample(Data):
+class _SampledData(Data):
     """Some of the data; ``whole`` is the number of all."""
 
     whole: int = field(default=0, kw_only=True)
 
 
-def _sample(rows: Data, whole: int) -> Data:
+def _sample_rows(rows: Data, whole: int) -> Data:
     """``rows``, of so many data."""
     if len(rows) == whole:
         return rows
-    return _Sample(**{each.name: getattr(rows, each.name) for each in fields(Data)}, whole=whole)
+    return _SampledData(**{each.name: getattr(rows, each.name) for each in fields(Data)}, whole=whole)
 
 
 def _number_of(data: Data) -> int:
-    return data.whole if isinstance(data, _Sample) else len(data)
+    return data.whole if isinstance(data, _SampledData) else len(data)
 
 
 def _standardized(data: Data, units: Units) -> Data:
     """Some of the data as the program within sees them."""
     rows = data[:: max(1, data.x.numel() // NUMBERS_FOR_UNITS)]
-    return _sample(rows.replaced(x=Standardize(*units)(rows.x)), _number_of(data))
+    return _sample_rows(rows.replaced(x=Standardize(*units)(rows.x)), _number_of(data))

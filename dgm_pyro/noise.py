@@ -33,22 +33,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["chunks", "drawing", "per_datum"]
 
 
-def _word(value: int) -> int:
+def _signed_64_bits(value: int) -> int:
     """The integer of 64 bits, with a sign, that has the last 64 bits of ``value``."""
     return (value + 2**63) % 2**64 - 2**63
 
 
-_GOLDEN, _FIRST, _SECOND = map(_word, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_GOLDEN, _FIRST, _SECOND = map(_signed_64_bits, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def mix(z: Tensor) -> Tensor:
     """A bijection of the 64-bit integers after which every bit depends on every bit."""
-    z = (z ^ _shifted(z, 30)) * _FIRST
-    z = (z ^ _shifted(z, 27)) * _SECOND
-    return z ^ _shifted(z, 31)
+    z = (z ^ _shift_right(z, 30)) * _FIRST
+    z = (z ^ _shift_right(z, 27)) * _SECOND
+    return z ^ _shift_right(z, 31)
 
 
-def _shifted(z: Tensor, places: int) -> Tensor:
+def _shift_right(z: Tensor, places: int) -> Tensor:
     return (z >> places) & ((1 << (64 - places)) - 1)  # torch's own shift repeats the sign
 
 
@@ -125,14 +125,14 @@ class _DatumNoise(TorchDispatchMode):
     def _streams(self, keys: Tensor, particles: int) -> Tensor:
         """A key for each particle of each datum, ``(particles, B)``."""
         numbers = torch.arange(self.first, self.first + particles, device=keys.device)
-        return mix(mix(keys + _word(self.count * _SECOND)) + (numbers.unsqueeze(-1) + 1) * _FIRST)
+        return mix(mix(keys + _signed_64_bits(self.count * _SECOND)) + (numbers.unsqueeze(-1) + 1) * _FIRST)
 
     def _uniform(self, like: Tensor, flat: bool) -> Tensor:
         """Uniform on (0, 1) in double precision, in the shape of ``like``."""
         keys, (outer, particles, _, *right) = self._layout(like.shape, flat)
         places = torch.arange(1, outer * math.prod(right) + 1, device=like.device).reshape(outer, 1, 1, -1)
         bits = mix(self._streams(keys.to(like.device), particles).unsqueeze(-1) + places * _GOLDEN)
-        return ((_shifted(bits, 12).double() + 0.5) * 2.0**-52).reshape(like.shape)
+        return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).reshape(like.shape)
 
     def _row_by_row(self, func: Any, args: Any, like: Tensor) -> Tensor:
         """Draws that are not a formula of uniform ones, by a generator for each particle of each datum."""
@@ -212,7 +212,7 @@ def per_datum(x: Tensor, seed: int) -> Iterator[None]:
     >>> torch.equal(alone, second)
     True
     """
-    base = mix(torch.tensor([_word(seed)], device=x.device) + _GOLDEN)
+    base = mix(torch.tensor([_signed_64_bits(seed)], device=x.device) + _GOLDEN)
     token = _current.set(_DatumNoise(mix(row_keys(x) + base), base))
     try:
         yield

@@ -108,6 +108,6 @@ def test_a_sweep_with_the_old_names_of_options_is_the_same_sweep(tmp_path):
     recipe = options.recipe()
     recipe["latent"], recipe["num"] = recipe.pop("latent_size"), recipe.pop("num_data")
     (tmp_path / "sweep.json").write_text(json.dumps(recipe))
-    sweep._open(tmp_path, options)
+    sweep._open_sweep(tmp_path, options)
     with pytest.raises(ValueError, match=r"holds a sweep with other options.*latent_size"):
-        sweep._open(tmp_path, sweep.Options("vae", "moons", num_data=20, latent_size=2))
+        sweep._open_sweep(tmp_path, sweep.Options("vae", "moons", num_data=20, latent_size=2))

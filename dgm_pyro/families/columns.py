@@ -99,7 +99,7 @@ class Columns(IndependentConditional):
             raise ValueError("columns is empty: name at least one")
         parts, units = zip(*(_column(name, kind) for name, kind in columns.items()), strict=True)
         per_feature = max(part.num_parameters for part in parts)
-        start, (shifts, scales) = _padded(parts, per_feature), _units(shift, scale, units, columns)
+        start, (shifts, scales) = _padded(parts, per_feature), _shift_and_scale(shift, scale, units, columns)
         if shift is not None:  # which is many steps away, where the scale is small beside it
             place = as_reals(shift, "shift").to(start) / scales.to(start)
             amount = torch.tensor([isinstance(part, LogNormal | NegativeBinomial) for part in parts])
@@ -225,14 +225,14 @@ def _padded(parts: Any, per_feature: int) -> Tensor:
     return torch.stack(columns, -1)
 
 
-def _units(
+def _shift_and_scale(
     shift: Any, scale: Any, units: Sequence[tuple[float, float] | None], columns: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Shift and scale of all columns."""
-    return _filled(shift, units, "shift", columns), _filled(scale, units, "scale", columns)
+    return _filled_in(shift, units, "shift", columns), _filled_in(scale, units, "scale", columns)
 
 
-def _filled(
+def _filled_in(
     given: Any, units: Sequence[tuple[float, float] | None], argument: str, columns: Mapping[str, Any]
 ) -> Tensor:
     """The shifts or the scales of all columns: those that kinds fix, and for the others ``given``."""

@@ -56,7 +56,7 @@ class CachedTransform(Transform):
         known, x = self._cached_x_y
         if known is not z or not self._usable():
             x, self._log_det = self.forward(z)
-            self._remember(z, x)
+            self._remember_pair(z, x)
         return x
 
     def _inv_call(self, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class CachedTransform(Transform):
         if known is not x or not self._usable():
             z, log_det = self.inverse(x)
             self._log_det = -log_det
-            self._remember(z, x)
+            self._remember_pair(z, x)
         return z
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class CachedTransform(Transform):
             return self.forward(x)[1]
         return self._log_det
 
-    def _remember(self, z: Tensor, x: Tensor) -> None:
+    def _remember_pair(self, z: Tensor, x: Tensor) -> None:
         self._cached_x_y = z, x  # type: ignore[assignment]  # torch says (None, None)
         self._with_gradient = torch.is_grad_enabled()
 
@@ -240,7 +240,7 @@ def require_invertible(part: Transform | dist.ConditionalTransform, shape: torch
             raise ValueError(message)
         parts = () if isinstance(part, nn.Module) else vars(part).values()
         if any(isinstance(value, nn.Module) or getattr(value, "requires_grad", False) for value in parts):
-            raise ValueError(_unheld(owner))
+            raise ValueError(_untrained_message(owner))
         return
     if not part.bijective:
         raise ValueError(message)
@@ -251,7 +251,7 @@ def require_invertible(part: Transform | dist.ConditionalTransform, shape: torch
     try:
         twin = copy.deepcopy(fresh_twin(part), copied)
     except RuntimeError as error:  # of a tensor that was computed from parameters, which torch does not copy
-        raise ValueError(_unheld(owner)) from error
+        raise ValueError(_untrained_message(owner)) from error
     try:
         with torch.enable_grad():
             x = twin(z)
@@ -262,10 +262,10 @@ def require_invertible(part: Transform | dist.ConditionalTransform, shape: torch
         raise ValueError(message) from error
     held = {id(copied.get(id(p))) for module in modules_of(part) for p in module.parameters()}
     if any(id(leaf) not in held for leaf in _leaves(x)):
-        raise ValueError(_unheld(owner))
+        raise ValueError(_untrained_message(owner))
 
 
-def _unheld(owner: str) -> str:
+def _untrained_message(owner: str) -> str:
     return (
         f"{owner} has parameters that no module of the flow holds, so that they would not be trained: make it a "
         "TransformModule that holds them, as docs/flows.md shows for the transforms of zuko"

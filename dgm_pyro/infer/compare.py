@@ -94,12 +94,12 @@ class GuideRow:
     @property
     def mean_error(self) -> tuple[float, str]:
         """The largest of `mean_errors`, and its latent."""
-        return _largest(self.mean_errors)
+        return _largest_element(self.mean_errors)
 
     @property
     def sd_ratio(self) -> tuple[float, str]:
         """The one of `sd_ratios` that is farthest from 1, as a factor, and its latent."""
-        _, name = _largest({name: ratio.log().abs() for name, ratio in self.sd_ratios.items()})
+        _, name = _largest_element({name: ratio.log().abs() for name, ratio in self.sd_ratios.items()})
         site, _, place = name.partition("[")
         ratio = self.sd_ratios[site]
         index = tuple(int(i) for i in place.rstrip("]").split(",")) if place else ()
@@ -239,7 +239,7 @@ class GuideComparison(Result):
         return lines
 
 
-def _largest(values: Mapping[str, Tensor]) -> tuple[float, str]:
+def _largest_element(values: Mapping[str, Tensor]) -> tuple[float, str]:
     """The largest element, and the name of its place, such as ``theta[2]``."""
     name = max(values, key=lambda name: float(values[name].max()))
     place = torch.unravel_index(values[name].argmax(), values[name].shape)
@@ -443,7 +443,7 @@ def compare(
     rows, failures = list[GuideRow](), dict[str, str]()
     for guide in guides:
         try:
-            rows.append(_row(posterior, guide, draws, num_samples, seed, progress, options))
+            rows.append(_guide_row(posterior, guide, draws, num_samples, seed, progress, options))
         except RuntimeError as error:  # of a matrix that has no factorization, say: the others go on
             failures[name_of(guide)] = str(error).split("\n")[0]
     floor = (0.0, 0.0)
@@ -479,7 +479,7 @@ def _reference(
         return None, posterior.unconstrain(reference)
 
 
-def _row(
+def _guide_row(
     posterior: Posterior,
     guide: Any,
     draws: Tensor | None,

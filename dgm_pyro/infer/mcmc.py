@@ -262,7 +262,7 @@ def _sample(
         for chain, place in enumerate(start.double().cpu().numpy())
     ]
     with tqdm(total=(num_samples + warmup) * num_chains, desc="nuts", unit="draw", disable=not progress) as bar:
-        ends, evaluations = _together(walks, posterior.compiled(num_chains, compile), start, bar.update)
+        ends, evaluations = _walk_together(walks, posterior.compiled(num_chains, compile), start, bar.update)
     u, energy, diverging, depth, step = (torch.as_tensor(np.stack(part)) for part in zip(*ends, strict=True))
     u = u.to(start)
     with torch.no_grad():
@@ -271,7 +271,7 @@ def _sample(
     return Chains(samples, u.cpu(), diverging, depth, energy, step, evaluations, seconds, posterior)
 
 
-def _together(
+def _walk_together(
     walks: Sequence[Walk],
     density: Callable[[Tensor], tuple[Tensor, Tensor]],
     start: Tensor,
