@@ -445,7 +445,7 @@ def vq_vae(
             f"vq-vae needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}: use 'vae' with "
             "prior='codes', a VAE of one-hot codes"
         )
-    places = _grid(data, grid)
+    places = _grid_of_codes(data, grid)
     means = {} if decay is None else {"decay": decay}
     codebook = Codebook(NUM_CODES if num_codes is None else num_codes, CODE_SIZE, **means)
     dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
@@ -459,7 +459,7 @@ def vq_vae(
     )
 
 
-def _grid(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
+def _grid_of_codes(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
     """Places of the codes: those asked for, or the image halved twice, and further down to at most 16 a side."""
     height, width = data.event_shape[1:]
     every = [2**i for i in range(1, 16) if height % 2**i == 0 and width % 2**i == 0]
@@ -973,7 +973,7 @@ def build(
 
     if max_parameters is not None and (size := _num_parameters(made)) > max_parameters:
         others = {other: partial(made, other, {}, None) for other in MODELS if other not in (model, "classifier")}
-        raise TooLargeError(model, data, size, max_parameters, _fitting(others, max_parameters))
+        raise TooLargeError(model, data, size, max_parameters, _sizes_that_fit(others, max_parameters))
     program, units, labels = made()
     if units is not None or given_units is not None:
         (shift, scale), (given_shift, given_scale) = units or (None, None), given_units or (None, None)
@@ -1023,7 +1023,7 @@ def _num_parameters(make: Callable[[], _MadeProgram]) -> int:
     return sum(p.numel() for part in (program, labels) if part is not None for p in part.parameters())
 
 
-def _fitting(makes: Mapping[str, Callable[[], _MadeProgram]], largest: int) -> dict[str, int]:
+def _sizes_that_fit(makes: Mapping[str, Callable[[], _MadeProgram]], largest: int) -> dict[str, int]:
     """The number of parameters of each of these that can be made and has at most ``largest``."""
     sizes = {}
     for name, make in makes.items():

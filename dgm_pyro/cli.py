@@ -71,7 +71,7 @@ def _argument(metavar: str, meaning: str, completed: Callable[[str], list[str]] 
     return typer.Argument(metavar=metavar, help=meaning, autocompletion=completed)
 
 
-def _output(suffix: str, meaning: str) -> Any:
+def _output_option(suffix: str, meaning: str) -> Any:
     def check(path: Path | None) -> Path | None:
         if path is not None and path.suffix.lower() != suffix:
             raise ValueError(f"--out must end in {suffix}, got {path}")
@@ -88,7 +88,9 @@ DataDir = Annotated[
 Backend = Annotated[str | None, _option("Cluster to run on, in the place of processes of this machine: dask or ray.")]
 Address = Annotated[str | None, _option("Address of the --backend, such as tcp://10.0.0.1:8786.")]
 Json = Annotated[bool, _option("Print the result as JSON.", "--json")]
-Picture = Annotated[Path | None, _output(".png", "Output picture, a .png. Default: in the folder of the (first) run.")]
+Picture = Annotated[
+    Path | None, _output_option(".png", "Output picture, a .png. Default: in the folder of the (first) run.")
+]
 Split = Annotated[str, _option("Split of the data set: train or test; valid where there is one.")]
 Samples = Annotated[
     int,
@@ -188,7 +190,7 @@ def _open_runs(
     return [_open_run(run, device, data_dir) for run in runs]
 
 
-def _reading(
+def _reading_options(
     label: Annotated[
         str | None, _option("Column of a table, or array of an .npz file, that is the label.", metavar="COLUMN")
     ] = None,
@@ -390,7 +392,7 @@ def tour(
 
 @app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
 @_training_options()
-@_made_by("reading", _reading)
+@_made_by("reading", _reading_options)
 def train(
     model: Annotated[
         str,
@@ -683,7 +685,7 @@ def _choices_option(what: str) -> Any:
 
 @app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
-@_made_by("reading", _reading)
+@_made_by("reading", _reading_options)
 def sweep(
     model: Model = "vae",
     data: DataSet = "digits-binary",
@@ -986,7 +988,7 @@ def classify(
     false_alarm_rate: FalseAlarms = 0.01,
     seed: Seed = 0,
     run: OpenRun,
-    out: Annotated[Path | None, _output(".csv", "Output table, a .csv. Default: RUN/classified.csv.")] = None,
+    out: Annotated[Path | None, _output_option(".csv", "Output table, a .csv. Default: RUN/classified.csv.")] = None,
     as_json: Json = False,
 ) -> None:
     """Classify data, and say which answers to reject: p(y | x) and log p(x) in a CSV, and a picture.
@@ -1017,7 +1019,7 @@ def represent(
     curve: Annotated[str, _option("Curve of the interpolation: spherical or linear.")] = "spherical",
     seed: Seed = 0,
     run: OpenRun,
-    out: Annotated[Path | None, _output(".png", "Output map, a .png. Default: RUN/representation.png.")] = None,
+    out: Annotated[Path | None, _output_option(".png", "Output map, a .png. Default: RUN/representation.png.")] = None,
     as_json: Json = False,
 ) -> None:
     """Encode data, and measure what the codes z are good for: a table, a map, pictures along codes, a .npy file.
@@ -1096,10 +1098,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED) if _is_first_to_fail() else INTERRUPTED
+        return _print_error("interrupted", INTERRUPTED) if _is_first_to_fail() else INTERRUPTED
     except _Interruption as error:
         message, ended = error.args
-        return _fail(message, ended) if _is_first_to_fail() else int(ended)
+        return _print_error(message, ended) if _is_first_to_fail() else int(ended)
     except Exception as error:
         if not _is_first_to_fail():
             return 1
@@ -1112,12 +1114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             renamed = FLAGS.get(getattr(error, "option_name", ""), "").split(" or ")
             now = " or ".join(name for name in renamed if name in options)
             remedy = f"it is {now} now, see" if now else "see"
-            return _fail(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
+            return _print_error(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
         if _is_of_memory(error):
-            return _fail(f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1)
-        if not isinstance(error, _expected()):
+            return _print_error(
+                f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1
+            )
+        if not isinstance(error, _errors_of_bad_input()):
             raise
-        return _fail(str(error), 1)
+        return _print_error(str(error), 1)
 
 
 def _is_first_to_fail() -> bool:
@@ -1128,7 +1132,7 @@ def _is_first_to_fail() -> bool:
     return is_first_to_fail()
 
 
-def _expected() -> tuple[type[Exception], ...]:
+def _errors_of_bad_input() -> tuple[type[Exception], ...]:
     """What bad input raises; anything else is a bug, and shows its traceback."""
     from dgm_pyro.program import IntractableError
     from dgm_pyro.training.compilation import CompilationError
@@ -1150,6 +1154,6 @@ def _printable(message: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 
 
-def _fail(message: str, status: int) -> int:
+def _print_error(message: str, status: int) -> int:
     typer.echo(f"dgm: {_printable(message)}", err=True)
     return status

@@ -105,7 +105,7 @@ class _DatumNoise(TorchDispatchMode):
         given |= {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
         return like.copy_(_INVERSES[name](self._uniform(like, flat=name == "multinomial"), given))
 
-    def _layout(self, shape: torch.Size, flat: bool) -> tuple[Tensor, torch.Size]:
+    def _keys_and_sizes(self, shape: torch.Size, flat: bool) -> tuple[Tensor, torch.Size]:
         """Whose keys, and the sizes of what is left of the particles, the particles, the data, and what is right.
 
         Args:
@@ -129,14 +129,14 @@ class _DatumNoise(TorchDispatchMode):
 
     def _uniform(self, like: Tensor, flat: bool) -> Tensor:
         """Uniform on (0, 1) in double precision, in the shape of ``like``."""
-        keys, (outer, particles, _, *right) = self._layout(like.shape, flat)
+        keys, (outer, particles, _, *right) = self._keys_and_sizes(like.shape, flat)
         places = torch.arange(1, outer * math.prod(right) + 1, device=like.device).reshape(outer, 1, 1, -1)
         bits = mix(self._streams(keys.to(like.device), particles).unsqueeze(-1) + places * _GOLDEN)
         return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).reshape(like.shape)
 
     def _row_by_row(self, func: Any, args: Any, like: Tensor) -> Tensor:
         """Draws that are not a formula of uniform ones, by a generator for each particle of each datum."""
-        keys, shape = self._layout(like.shape, flat=False)
+        keys, shape = self._keys_and_sizes(like.shape, flat=False)
         parameters = [arg.detach().cpu().reshape(shape) for arg in args]
         drawn, generator = torch.empty(shape, dtype=like.dtype), torch.Generator()
         for k, of_data in enumerate(self._streams(keys.cpu(), shape[1]).tolist()):
@@ -183,7 +183,7 @@ _INVERSES: dict[str, Callable[[Tensor, dict[str, Any]], Tensor]] = {
 _ROW_BY_ROW = ("_standard_gamma", "_sample_dirichlet", "poisson", "binomial")
 
 
-class _Sites(Messenger):
+class _DrawSites(Messenger):
     """Draws the sites of a program by the noise of each datum, as the last handler that may give them a value."""
 
     def __init__(self, noise: _DatumNoise):
@@ -238,7 +238,7 @@ def drawing(batch: Sequence[int]) -> contextlib.AbstractContextManager[Any]:
 def sites() -> contextlib.AbstractContextManager[Any]:
     """Make the draws of sites each datum's own, where they are inside `per_datum`; enter it before the plates."""
     noise = _current.get()
-    return contextlib.nullcontext() if noise is None else _Sites(noise)
+    return contextlib.nullcontext() if noise is None else _DrawSites(noise)
 
 
 def chunks(total: int, chunk_size: int) -> Iterator[tuple[int, int]]:

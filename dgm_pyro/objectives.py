@@ -932,7 +932,7 @@ def _without_each(log_w: Tensor) -> Tensor:
 # -- gradients along the path, or of the score, alone ------------------------------------------------------------------
 
 
-class _Scored(nn.Module):
+class _GuideScore(nn.Module):
     """log q of the latents in a guide's trace, per site, scored by the guide's statements made anew."""
 
     def __init__(self, program: Program):
@@ -962,7 +962,7 @@ def _path_log_q(
     parameters = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
     before = None if torch.compiler.is_exporting() else _random_state(x.device)
     try:
-        log_q = torch.func.functional_call(_Scored(program), parameters, (x, given, guide), options)
+        log_q = torch.func.functional_call(_GuideScore(program), parameters, (x, given, guide), options)
     except (NotImplementedError, KeyError) as error:
         names = ", ".join(repr(name) for name in latent_sites(guide))
         raise ValueError(

@@ -246,8 +246,8 @@ class Posterior:
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`log_prior` and `log_likelihood` of ``u`` from one run."""
-        self._check(u)
-        return self._map_vectors(self._densities, u)  # type: ignore[no-any-return]
+        self._check_vector(u)
+        return self._map_vectors(self._log_prior_and_likelihood, u)  # type: ignore[no-any-return]
 
     def compiled(self, batch_size: int, fuse: bool = False) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """`log_joint` and its gradient for ``batch_size`` vectors, as tensor operations without Pyro's handlers.
@@ -304,7 +304,7 @@ class Posterior:
 
     def log_abs_det_jacobian(self, u: Tensor) -> Tensor:
         """log |dz / du| in nats, ``batch``; `log_prior` contains it."""
-        self._check(u)
+        self._check_vector(u)
 
         def log_det(u: Tensor) -> Tensor:
             at = _LatentsAt(self, u)
@@ -321,7 +321,7 @@ class Posterior:
         Args:
             deterministic: whether to return what `pyro.deterministic` states, too.
         """
-        self._check(u)
+        self._check_vector(u)
 
         def values(u: Tensor) -> dict[str, Tensor]:
             trace = self._trace_model(_LatentsAt(self, u))
@@ -333,7 +333,7 @@ class Posterior:
 
     def by_latent(self, u: Tensor) -> dict[str, Tensor]:
         """The elements of ``u``, ``(*batch, D)``, of each latent, ``(*batch, size)``, unconstrained as they are."""
-        self._check(u)
+        self._check_vector(u)
         sizes = [shape.numel() for shape in self._reals.values()]
         if self._kept is not None:
             inside = torch.zeros(sum(sizes), dtype=torch.bool, device=self.device).index_fill(0, self._kept, True)
@@ -434,7 +434,7 @@ class Posterior:
         Raises:
             ValueError: discrete latents, which are summed out, or a factor: neither can be drawn from.
         """
-        self._check(u)
+        self._check_vector(u)
         check_seed(seed)
         if self.enumerated:
             raise ValueError(
@@ -464,7 +464,7 @@ class Posterior:
         Raises:
             ValueError: discrete latents, which are summed out, tie the data together.
         """
-        self._check(u)
+        self._check_vector(u)
         if self.enumerated:
             raise ValueError(
                 f"the discrete latents {', '.join(self.enumerated)} are summed out over all data at once: for the "
@@ -499,7 +499,7 @@ class Posterior:
             self.model(*self.args, **self.kwargs)
         return traced.trace
 
-    def _densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _log_prior_and_likelihood(self, u: Tensor) -> tuple[Tensor, Tensor]:
         at = _LatentsAt(self, u)
         if self.enumerated:
             # The enumerating handler is the outer one: it acts on the sites that ours has marked.
@@ -527,7 +527,7 @@ class Posterior:
         return total
 
     def _log_joint(self, u: Tensor) -> Tensor:
-        log_prior, log_likelihood = self._densities(u)
+        log_prior, log_likelihood = self._log_prior_and_likelihood(u)
         return log_prior + log_likelihood
 
     def _map_vectors(self, function: Callable[[Any], Any], values: Any, batch: torch.Size | None = None) -> Any:
@@ -546,7 +546,7 @@ class Posterior:
                 found = torch.utils._pytree.tree_map(lambda *parts: torch.stack(parts), *each)
             return torch.utils._pytree.tree_map(lambda part: part.reshape(*batch, *part.shape[1:]), found)
 
-    def _check(self, u: Tensor) -> None:
+    def _check_vector(self, u: Tensor) -> None:
         check_dense(u, "u")
         if u.dim() == 0 or u.shape[-1] != self.D:
             raise ValueError(f"u has shape {tuple(u.shape)}, but {self!r} takes (*batch, {self.D})")

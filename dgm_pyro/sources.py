@@ -200,13 +200,13 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
     if _is_dataset(source):
         return _of_dataset(source, choice)
     choice.refuse("an array", "columns", "kinds")
-    return Arrays(_images_first(_numbers(np.array(source), "source")), *_label_and_given(choice))
+    return Arrays(_images_first(_checked_numbers(np.array(source), "source")), *_label_and_given(choice))
 
 
 def _label_and_given(choice: Choice) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Labels, and what is given, of an array: they are arrays themselves."""
     label = None if choice.label is None else np.asarray(choice.label)
-    return label, None if choice.given is None else _numbers(np.asarray(choice.given), "given")
+    return label, None if choice.given is None else _checked_numbers(np.asarray(choice.given), "given")
 
 
 def _of_path(path: Path, choice: Choice) -> Arrays:
@@ -215,11 +215,13 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
         return _of_folder(_Folder.of(path), choice)
     choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
     if path.suffix in TABLES:
-        return _of_frame(_frame(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
+        return _of_frame(_read_table(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
     choice.refuse(f"a {path.suffix} file", "columns", "kinds")
     if path.suffix == ".npy":
         _refuse_names(choice)
-        return Arrays(_images_first(_numbers(np.array(_array(path)), str(path))), *_label_and_given(choice))
+        return Arrays(
+            _images_first(_checked_numbers(np.array(_mapped_array(path)), str(path))), *_label_and_given(choice)
+        )
     if path.suffix == ".npz":
         return _of_archive(path, choice)
     kinds = ", ".join((".npy", ".npz", *TABLES))
@@ -229,7 +231,7 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
 # -- arrays ------------------------------------------------------------------------------------------------------------
 
 
-def _array(path: Path) -> np.ndarray:
+def _mapped_array(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")  # takes no memory for what the header promises
     except (ValueError, OSError, EOFError) as error:
@@ -247,16 +249,16 @@ def _refuse_names(choice: Choice) -> None:
 
 
 def _of_archive(path: Path, choice: Choice) -> Arrays:
-    with _reading(path), np.load(path, allow_pickle=False) as archive:
+    with _one_error_for_npz(path), np.load(path, allow_pickle=False) as archive:
         names = _names_in(archive.files, choice)
         parts = {role: archive[name] for role, name in names.items()}
-    given = _numbers(parts["given"], f"'given' in {path}") if "given" in parts else None
-    x = _numbers(parts["x"], f"{names['x']!r} in {path}")
+    given = _checked_numbers(parts["given"], f"'given' in {path}") if "given" in parts else None
+    x = _checked_numbers(parts["x"], f"{names['x']!r} in {path}")
     return Arrays(_images_first(x), label=parts.get("label"), given=given)
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _one_error_for_npz(path: Path) -> Iterator[None]:
     """Whatever a damaged .npz file raises is one error."""
     try:
         yield
@@ -283,7 +285,7 @@ def _names_in(names: Sequence[str], choice: Choice) -> dict[str, str]:
     return {role: key for role, key in wanted.items() if key is not None}
 
 
-def _numbers(array: np.ndarray, origin: str) -> np.ndarray:
+def _checked_numbers(array: np.ndarray, origin: str) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{origin} holds {array.dtype}: pass numbers")
     if not array.size or not array.ndim:
@@ -305,15 +307,15 @@ def _images_first(x: np.ndarray) -> np.ndarray:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _library(name: str) -> Any:
+def _optional_import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"{name.split('.')[0]} is needed to read this: pip install 'dgm_pyro[data]'") from error
 
 
-def _frame(path: Path) -> Any:
-    pandas = _library("pandas")
+def _read_table(path: Path) -> Any:
+    pandas = _optional_import("pandas")
     try:
         if path.suffix == ".parquet":
             return pandas.read_parquet(path)
@@ -328,7 +330,7 @@ def _frame(path: Path) -> Any:
 
 def columns_of(path: Path) -> tuple[str, ...]:
     """Names of the columns of a table."""
-    return tuple(map(str, _frame(path).columns))
+    return tuple(map(str, _read_table(path).columns))
 
 
 def _checked_separator(path: Path) -> str:
@@ -469,7 +471,7 @@ KINDS = {"real": 0, "positive": 0, "count": 0, "bounded": 2, "integer": 2, "cate
 
 def _guess_kind(series: Any) -> str:
     """Text and truth values are categories, whole numbers counts or integers, others reals."""
-    pandas = _library("pandas")
+    pandas = _optional_import("pandas")
     if not pandas.api.types.is_numeric_dtype(series) or pandas.api.types.is_bool_dtype(series):
         return "category"
     known = series.dropna()
@@ -531,7 +533,7 @@ def _line_of(origin: str, row: Any, first: int | None) -> str:
 
 def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarray:
     """One column as doubles; NaN where it is empty."""
-    pandas = _library("pandas")
+    pandas = _optional_import("pandas")
     numbers = series if pandas.api.types.is_numeric_dtype(series) else pandas.to_numeric(series, errors="coerce")
     array: np.ndarray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isnan(array) & series.notna().to_numpy() | np.isinf(array)
@@ -630,7 +632,7 @@ def _read_picture(file: Path) -> tuple[Any, str]:
 @contextlib.contextmanager
 def _open_picture(file: Path) -> Iterator[Any]:
     """An image whose header was read. Whatever a damaged file raises is one error, which names it."""
-    images = _library("PIL.Image")
+    images = _optional_import("PIL.Image")
     try:
         with warnings.catch_warnings(), images.open(file) as image:
             warnings.simplefilter("error", images.DecompressionBombWarning)
@@ -659,7 +661,7 @@ def _pixels(picture: Any, gray: bool, choice: Choice) -> np.ndarray:
         picture = picture.crop((left, top, left + choice.crop, top + choice.crop))
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        picture = _library("PIL.ImageOps").fit(picture, (width, height))
+        picture = _optional_import("PIL.ImageOps").fit(picture, (width, height))
     pixels = np.asarray(picture)
     return pixels[None] if gray else np.moveaxis(pixels, 2, 0)
 
@@ -669,7 +671,7 @@ def png(image: np.ndarray, levels: int) -> bytes:
     file = io.BytesIO()
     pixels = (image.astype(np.int64) * 255 // (levels - 1)).astype(np.uint8)
     pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
-    _library("PIL.Image").fromarray(pixels).save(file, "png")
+    _optional_import("PIL.Image").fromarray(pixels).save(file, "png")
     return file.getvalue()
 
 
@@ -748,7 +750,7 @@ def _stack_rows(rows: Sequence[Any]) -> np.ndarray:
             f"datum 0 of source has shape {arrays[0].shape}, but datum {other} has {arrays[other].shape}: bring all to "
             "one shape"
         )
-    return _numbers(np.stack(arrays), "source")
+    return _checked_numbers(np.stack(arrays), "source")
 
 
 # -- what is read by rows ----------------------------------------------------------------------------------------------
@@ -823,12 +825,12 @@ def _of_rows(path: Path, choice: Choice, may_be_whole: bool) -> Stored | None:
     choice.refuse(f"a {path.suffix} file", "columns")
     if path.suffix == ".npy":
         _refuse_names(choice)
-        mapped: Any = _array(path)
+        mapped: Any = _mapped_array(path)
         in_columns = not mapped.flags.c_contiguous
         return StoredArray(
             _Rows(path, mapped.shape, in_columns, mapped.dtype, mapped.offset), *_label_and_given(choice)
         )
-    with _reading(path):
+    with _one_error_for_npz(path):
         with zipfile.ZipFile(path) as archive:
             names = [each.removesuffix(".npy") for each in archive.namelist()]
         parts = {role: _array_of_npz(path, name) for role, name in _names_in(names, choice).items()}
@@ -849,7 +851,7 @@ class StoredArray(Stored):
 
     def __init__(self, x: _Rows, label: _Rows | np.ndarray | None = None, given: _Rows | np.ndarray | None = None):
         self.x, self.label, self.given = x, label, given
-        _numbers(x[np.arange(min(1, len(x)))], str(x.path))
+        _checked_numbers(x[np.arange(min(1, len(x)))], str(x.path))
         for role, part in {"label": label, "given": given}.items():
             if part is not None and len(part) != len(x):
                 raise ValueError(f"{role} has {len(part)} rows, but {x.path} has {len(x)}: pass one for each")
@@ -861,9 +863,9 @@ class StoredArray(Stored):
     def read(self, rows: np.ndarray) -> Arrays:
         path = self.x.path
         return Arrays(
-            _images_first(_numbers(self.x[rows], str(path))),
+            _images_first(_checked_numbers(self.x[rows], str(path))),
             label=None if self.label is None else self.label[rows],
-            given=None if self.given is None else _numbers(self.given[rows], f"given of {path}"),
+            given=None if self.given is None else _checked_numbers(self.given[rows], f"given of {path}"),
         )
 
 
@@ -875,7 +877,7 @@ class StoredTable(Stored):
     def __init__(self, path: Path, choice: Choice):
         self.path, self.choice = path, choice
         try:
-            self.file = _library("pyarrow.parquet").ParquetFile(path)
+            self.file = _optional_import("pyarrow.parquet").ParquetFile(path)
         except (ValueError, OSError) as error:
             raise ValueError(f"{path} cannot be read as a table: {error}") from error
         if not self.file.metadata.num_rows:
@@ -902,7 +904,7 @@ class StoredTable(Stored):
             self.file.read_row_group(int(i)).to_pandas().iloc[rows[groups == i] - self.starts[i]]
             for i in np.unique(groups)
         ]
-        frame = _library("pandas").concat(frames).set_axis(rows)
+        frame = _optional_import("pandas").concat(frames).set_axis(rows)
         return _of_frame(frame, str(self.path), self.choice, first=None, part=True)
 
 

@@ -424,7 +424,7 @@ def inputs(data: str, program: Program, data_dir: str | None = None, reading: Ma
         if program.variable == "x":
             as_data(program, found)
         return found
-    found = _read_source(data, _applicable(Path(data), reading or {}, program))
+    found = _read_source(data, _reading_options_for(Path(data), reading or {}, program))
     shape = program.event_shape if program.variable == "x" else program.given_shape or found.event_shape
     if len(found.event_shape) == len(shape) - 1 and len(shape) == 3 and shape[0] == 1:  # images without their channel
         found = found.replaced(x=found.x.unsqueeze(1))
@@ -438,7 +438,7 @@ def inputs(data: str, program: Program, data_dir: str | None = None, reading: Ma
     return found
 
 
-def _applicable(path: Path, reading: Mapping[str, Any], program: Program) -> dict[str, Any]:
+def _reading_options_for(path: Path, reading: Mapping[str, Any], program: Program) -> dict[str, Any]:
     """What of the options of the run's own file says how to read another one."""
     wanted = {"levels": program.levels if program.variable == "x" else None, **reading}
     if path.is_dir():

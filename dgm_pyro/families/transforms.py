@@ -54,14 +54,14 @@ class CachedTransform(Transform):
 
     def __call__(self, z: Tensor) -> Tensor:
         known, x = self._cached_x_y
-        if known is not z or not self._usable():
+        if known is not z or not self._may_reuse_pair():
             x, self._log_det = self.forward(z)
             self._remember_pair(z, x)
         return x
 
     def _inv_call(self, x: Tensor) -> Tensor:
         z, known = self._cached_x_y
-        if known is not x or not self._usable():
+        if known is not x or not self._may_reuse_pair():
             z, log_det = self.inverse(x)
             self._log_det = -log_det
             self._remember_pair(z, x)
@@ -70,7 +70,7 @@ class CachedTransform(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         # In torch's names x goes to y; they are z and x here.
         known_z, known_x = self._cached_x_y
-        if known_z is not x or known_x is not y or not self._usable():
+        if known_z is not x or known_x is not y or not self._may_reuse_pair():
             return self.forward(x)[1]
         return self._log_det
 
@@ -78,7 +78,7 @@ class CachedTransform(Transform):
         self._cached_x_y = z, x  # type: ignore[assignment]  # torch says (None, None)
         self._with_gradient = torch.is_grad_enabled()
 
-    def _usable(self) -> bool:
+    def _may_reuse_pair(self) -> bool:
         # What `sample` remembered carries no gradient: a score-function estimator that reused it would be zero.
         return self._with_gradient or not torch.is_grad_enabled()
 
@@ -261,7 +261,7 @@ def require_invertible(part: Transform | dist.ConditionalTransform, shape: torch
     except (KeyError, NotImplementedError) as error:
         raise ValueError(message) from error
     held = {id(copied.get(id(p))) for module in modules_of(part) for p in module.parameters()}
-    if any(id(leaf) not in held for leaf in _leaves(x)):
+    if any(id(leaf) not in held for leaf in _leaf_tensors(x)):
         raise ValueError(_untrained_message(owner))
 
 
@@ -272,7 +272,7 @@ def _untrained_message(owner: str) -> str:
     )
 
 
-def _leaves(x: Tensor) -> Iterator[Tensor]:
+def _leaf_tensors(x: Tensor) -> Iterator[Tensor]:
     """The tensors with a gradient of their own that ``x`` was computed from."""
     seen, waiting = set(), [x.grad_fn]
     while waiting:

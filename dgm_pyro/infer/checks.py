@@ -234,7 +234,7 @@ def _of_fits(
     progress: bool,
 ) -> tuple[Calibration, dict[str, Units]]:
     """The ranks of the latents and `pyro.deterministic` sites of simulations, and how far data move the latents."""
-    draw = _drawing(method, num_posterior_samples, gradient_steps)
+    draw = _sampler_of_method(method, num_posterior_samples, gradient_steps)
     tasks = [(posterior, draw, num_posterior_samples, (seed + i) % 2**64) for i in range(num_samples)]
     pairs = run_fits(_fit_simulated, tasks, jobs, what="calibrate", unit="fit", progress=progress)
     truth, u = (torch.stack(part) for part in zip(*pairs, strict=True))
@@ -270,7 +270,7 @@ def _with_ties_split(less: Tensor, equal: Tensor) -> Tensor:
     return less + (torch.rand(less.shape).to(less.device) * (equal + 1)).long()
 
 
-def _drawing(method: Any, num_samples: int, gradient_steps: int) -> Callable[[Posterior, int], Any]:
+def _sampler_of_method(method: Any, num_samples: int, gradient_steps: int) -> Callable[[Posterior, int], Any]:
     """What draws ``num_samples`` vectors u from a posterior, with a seed."""
     if isinstance(method, str) and method == "nuts":
         # Every fourth draw of four chains: ranks are of draws that are as good as independent.

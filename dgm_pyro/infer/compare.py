@@ -437,7 +437,7 @@ def compare(
     for guide in guides:
         if is_choice(guide):
             auto(posterior.model, guide)  # an unknown name is told before the chains are drawn
-    chains, draws = _reference(posterior, reference, num_samples, seed, progress)
+    chains, draws = _reference_draws(posterior, reference, num_samples, seed, progress)
     options: Any = {"objective": objective, "gradient_steps": gradient_steps, "num_particles": num_particles, "lr": lr,
                     "restarts": restarts, "jobs": jobs}  # fmt: skip
     rows, failures = list[GuideRow](), dict[str, str]()
@@ -455,7 +455,7 @@ def compare(
     if num_temperatures and not posterior.improper:
         with contextlib.suppress(ValueError):  # the data are impossible at draws from the prior
             if draws is not None:
-                sandwich, errors = _sandwich(posterior, draws, num_temperatures, seed, progress)
+                sandwich, errors = _anneal_both_ways(posterior, draws, num_temperatures, seed, progress)
         with contextlib.suppress(ValueError):  # the model makes no data
             if num_data:
                 simulated = bidirectional(posterior, num_data, num_chains=NUM_CHAINS,
@@ -463,7 +463,7 @@ def compare(
     return GuideComparison(posterior, tuple(rows), failures, draws, chains, floor, sandwich, errors, simulated)
 
 
-def _reference(
+def _reference_draws(
     posterior: Posterior, reference: Any, num_samples: int, seed: int, progress: bool
 ) -> tuple[Chains | None, Tensor | None]:
     if reference is None:
@@ -582,7 +582,7 @@ def _gaussian(x: Tensor, y: Tensor) -> Tensor:
     return (-torch.cdist(x, y).square() / (2 * x.shape[1])).exp()
 
 
-def _sandwich(
+def _anneal_both_ways(
     posterior: Posterior, draws: Tensor, num_temperatures: int, seed: int, progress: bool, num_chains: int = NUM_CHAINS
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """The log evidence by annealing from the prior, and back to it from reference draws; their standard errors.

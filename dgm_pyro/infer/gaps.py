@@ -263,7 +263,7 @@ def gaps(  # type: ignore[misc]
         best, weighted = _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress, num_particles)
         if log_evidence is None:
             with own_noise():
-                bounds[f"iwae-{num_particles}"] = _weighted(program, x, given, num_particles, progress)
+                bounds[f"iwae-{num_particles}"] = _importance_bound(program, x, given, num_particles, progress)
             bounds[f"iwae-{num_particles} of the best q"] = weighted
             if num_temperatures:
                 bounds[f"ais-{num_temperatures}"] = ais(
@@ -400,7 +400,7 @@ def _of_best_q(
                 shown = progress and size == len(x)  # one datum at a time, the bar of all moves enough
                 bounds = (
                     _mean_elbo(local, row, own, num_samples, shown),
-                    _weighted(local, row, own, num_particles, shown),
+                    _importance_bound(local, row, own, num_particles, shown),
                 )
             found.append(torch.stack(bounds))
     best, weighted = torch.cat(found, -1)
@@ -431,7 +431,7 @@ def _ascend(
             advance(1)
 
 
-def _weighted(program: Program, x: Tensor, given: Any, num_particles: int, progress: bool) -> Tensor:
+def _importance_bound(program: Program, x: Tensor, given: Any, num_particles: int, progress: bool) -> Tensor:
     total = num_particles * len(x)
     kind = f"iwae-{num_particles}"
     with tqdm(total=total, desc=kind, unit="particle", unit_scale=True, disable=not progress, leave=False) as bar:
@@ -459,7 +459,7 @@ def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor
 
 def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
     """The same p, with a copy of every encoder; and the copies' parameters, less those that belong to p as well."""
-    generative = {id(p) for part in (program.prior, program.likelihood) for p in _generative(part)}
+    generative = {id(p) for part in (program.prior, program.likelihood) for p in _generative_parameters(part)}
     encoder: Any = copy.deepcopy(program.encoder)
     originals = dict(program.encoder.named_parameters()) if program.encoder is not None else {}
     parameters: list[Tensor] = [
@@ -478,7 +478,7 @@ def _is_hierarchy(program: VAE) -> bool:
     return bool(program.prior.latents(program.latent_name))
 
 
-def _generative(part: Program) -> list[nn.Parameter]:
+def _generative_parameters(part: Program) -> list[nn.Parameter]:
     if isinstance(part, VAE):
-        return _generative(part.prior) + _generative(part.likelihood)
+        return _generative_parameters(part.prior) + _generative_parameters(part.likelihood)
     return list(part.parameters())

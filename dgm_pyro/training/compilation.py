@@ -223,7 +223,7 @@ class Terms(nn.Module):
     def __init__(self, program: Program, objective: Objective):
         super().__init__()
         self.program, self.objective = program, objective
-        self.schedules = _schedules(objective)
+        self.schedules = _changing_fields(objective)
 
     def weights(self, elapsed: float) -> dict[str, Tensor]:
         """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over.
@@ -299,7 +299,7 @@ class PairTerms(nn.Module):
             with _StatedNames() as statements, heard(said, _CHECKS), validated:
                 self.elbo.loss(self.model, self.densities, *args, **kwargs)
             if said:
-                raise CompilationError(_refused(type(self.elbo).__name__, said[0]))
+                raise CompilationError(_refusal_message(type(self.elbo).__name__, said[0]))
             if isinstance(self.elbo, RenyiELBO):
                 self._check_weights(args, kwargs)
         self._names = {*statements.params, *statements.samples}
@@ -357,18 +357,18 @@ def _without_numbers() -> Iterator[None]:
             for name, instead in (("torch_item", detached), ("warn_if_nan", lambda value, *args: value)):
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, instead))
-        stack.enter_context(mock.patch.object(IndepMessenger, "__iter__", _counted))
+        stack.enter_context(mock.patch.object(IndepMessenger, "__iter__", _iterate_by_numbers))
         yield
 
 
-def _counted(plate: Any, iterate: Callable[[Any], Iterator[Any]] = IndepMessenger.__iter__) -> Iterator[Any]:
+def _iterate_by_numbers(plate: Any, iterate: Callable[[Any], Iterator[Any]] = IndepMessenger.__iter__) -> Iterator[Any]:
     """Iterate over a sequential plate of all data by Python numbers, of which names are made."""
     if plate.subsample_size == plate.size:
         plate._indices = range(plate.size)
     return iterate(plate)
 
 
-def _refused(elbo: str, why: Any) -> str:
+def _refusal_message(elbo: str, why: Any) -> str:
     remedy = "mend the pair"
     if elbo == "TraceMeanField_ELBO":
         remedy += ", or compile it with dgm.ELBO(analytic_kl=False)"
@@ -435,7 +435,7 @@ def _follows_its_schedules(objective: Any) -> bool:
         return True
     if not dataclasses.is_dataclass(objective) or isinstance(objective, type):
         return False
-    schedules = _schedules(objective)
+    schedules = _changing_fields(objective)
     return all(
         dataclasses.replace(objective, **{name: schedule(elapsed) for name, schedule in schedules.items()})
         == at_progress(objective, elapsed)
@@ -443,7 +443,7 @@ def _follows_its_schedules(objective: Any) -> bool:
     )
 
 
-def _schedules(objective: Any) -> dict[str, Callable[[float], float]]:
+def _changing_fields(objective: Any) -> dict[str, Callable[[float], float]]:
     changes = hasattr(objective, "at") and dataclasses.is_dataclass(objective)
     fields = dataclasses.fields(objective) if changes else ()
     values = {field.name: getattr(objective, field.name) for field in fields}

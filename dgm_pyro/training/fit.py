@@ -451,12 +451,12 @@ class Training:
             step, rows = self.taken + 1, self._next_rows()
             # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
             if not self.step.prepared and (step > 1 or processes.world_size > 1):
-                self._prepare(rows, first=step == 1)
+                self._prepare_step(rows, first=step == 1)
             if self.scheduler is None:
                 for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
                     set_lr(group, lr * self._lr_factor(step))
             if self.graph is not None and len(rows) == options.batch_size:
-                sums = self.graph(self._batch(rows), self.step.weights(self._elapsed(step)))
+                sums = self.graph(self._batch_arguments(rows), self.step.weights(self._elapsed(step)))
                 self._see_graph()
                 skipped = False
             else:
@@ -487,14 +487,14 @@ class Training:
         watch.check(epoch, processes)
         return paused and not self.history.out_of_time
 
-    def _prepare(self, rows: Tensor, *, first: bool) -> None:
+    def _prepare_step(self, rows: Tensor, *, first: bool) -> None:
         """Compile the step, join with the other processes, and record it at the next calls."""
         options = self.options
         compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
         records = self._can_be_recorded()
         whole = rows if len(rows) == options.batch_size else self._batches[0]
         self.step.prepare(
-            functools.partial(self._batch, whole),
+            functools.partial(self._batch_arguments, whole),
             self.processes,
             compiling,
             first=first,
@@ -575,7 +575,7 @@ class Training:
         weights, whole = self.step.weights(self._elapsed(step)), len(rows) == options.batch_size
         found = []
         for part in parts:
-            batch, weight = self._batch(part), len(part) / len(share)
+            batch, weight = self._batch_arguments(part), len(part) / len(share)
             if hasattr(self.objective, "update"):
                 self.objective.update(self.program, *batch[:2], self.optimizer.param_groups[0]["lr"])
             alike = whole and len(part) == len(parts[0])
@@ -604,7 +604,7 @@ class Training:
         falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)) if falls else 1.0
         return min(1.0, step / max(1, self.steps // 50)) * falling
 
-    def _batch(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
+    def _batch_arguments(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
         batch = self.data[rows]
         return self.scored.arguments(batch if self.augment is None else batch.replaced(x=self.augment(batch.x)))
 
@@ -741,15 +741,15 @@ def fit(
         lr_schedule=None if isinstance(lr_schedule, str) else lr_schedule,
     )
     with contextlib.ExitStack() as stack:
-        states = _states(training, resume, stack)
+        states = _resume_states(training, resume, stack)
         stack.enter_context(training)
         if states is not None:
             stack.enter_context(states.of(training))
-        _run(training, states, trackers if training.processes.writes else (), progress)
+        _run_epochs(training, states, trackers if training.processes.writes else (), progress)
     return training.history
 
 
-def _states(training: Training, resume: Any, stack: contextlib.ExitStack) -> States | None:
+def _resume_states(training: Training, resume: Any, stack: contextlib.ExitStack) -> States | None:
     """Continue from what ``resume`` names; the states to be stored, if they are."""
     if resume is None:
         return None
@@ -769,7 +769,7 @@ def _states(training: Training, resume: Any, stack: contextlib.ExitStack) -> Sta
     return states
 
 
-def _run(training: Training, states: States | None, trackers: Sequence[Tracker], progress: bool) -> None:
+def _run_epochs(training: Training, states: States | None, trackers: Sequence[Tracker], progress: bool) -> None:
     """All epochs that are left."""
     options, done = training.options, training.taken
     unit, total = ("epoch", options.epochs) if options.gradient_steps is None else ("step", training.steps)

@@ -46,7 +46,7 @@ def page_of(tour: Tour) -> report.Report:
     return report.Report(
         title=words("title"),
         lead=words("lead", min(tour.models, key=lambda result: result.bits_per_dim, default=None)),
-        table=_table(tour),
+        table=_results_table(tour),
         sections=[*_overview(tour), *_families(tour), *_classifiers(tour)],
         warnings=warnings,
         facts={
@@ -92,7 +92,7 @@ DIGITS: dict[str, tuple[int, Callable[..., float | None]]] = {
 """Number of digits shown and the best value, for each measured column."""
 
 
-def _table(tour: Tour) -> report.PageTable:
+def _results_table(tour: Tour) -> report.PageTable:
     rounded = [_rounded_values(result) for result in tour.results]
     best = _best_values([each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference])
     columns, rows = _columns(), []
