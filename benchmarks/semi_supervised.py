@@ -113,9 +113,11 @@ def right(probabilities: Tensor, y: Tensor) -> float:
 
 def supervised(data: dgm.Data, network: nn.Module, epochs: int, **options: Any) -> dgm.Categorical:
     """A classifier trained on the labels alone."""
-    labels = dgm.Categorical((), CLASSES, network)
-    dgm.fit(dgm.Discriminative(labels), data, epochs=epochs, validation=None, device="cpu", progress=False, **options)
-    return labels
+    classifier = dgm.Categorical((), CLASSES, network)
+    dgm.fit(
+        dgm.Discriminative(classifier), data, epochs=epochs, validation=None, device="cpu", progress=False, **options
+    )
+    return classifier
 
 
 def taught(p: Tensor, images: Tensor, few: Tensor, y: Tensor, rounds: int) -> dgm.Categorical:

@@ -270,7 +270,7 @@ def _unet(data: Data) -> Callable[..., nn.Module]:
     if is_large(data.event_shape):
         sizes = _sizes_of(data)
         return partial(DenoisingUNet, channels=sizes.unet, dropout=sizes.dropout)
-    return partial(DenoisingUNet, channels=(32, 64) if _halves(data) else (64,))
+    return partial(DenoisingUNet, channels=(32, 64) if _has_even_sides(data) else (64,))
 
 
 def _dit(data: Data) -> Callable[..., nn.Module]:
@@ -279,10 +279,10 @@ def _dit(data: Data) -> Callable[..., nn.Module]:
         return partial(
             DenoisingTransformer, patch_size=sizes.patch_size, width=sizes.patch_width, dropout=sizes.dropout
         )
-    return partial(DenoisingTransformer, patch_size=2 if _halves(data) else 1, width=64)
+    return partial(DenoisingTransformer, patch_size=2 if _has_even_sides(data) else 1, width=64)
 
 
-def _halves(data: Data) -> bool:
+def _has_even_sides(data: Data) -> bool:
     return all(size % 2 == 0 for size in data.event_shape[1:])
 
 
@@ -425,9 +425,9 @@ def vae(
         raise ValueError("a prior of one-hot codes needs a one-hot encoder: use encoder='codes', or leave it out")
     # The encoder comes first, because VampPrior is made of it; unless it is itself made of the other parts.
     late = isinstance(encoder, str) and encoder in LATE_ENCODERS
-    q = _named("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
-    p_z = _named(prior, PRIORS, "prior", parts, q)
-    p_x = _named(likelihood, LIKELIHOODS, "likelihood", parts) if columns is None else columns(parts.of_z)
+    q = _part_of_name("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
+    p_z = _part_of_name(prior, PRIORS, "prior", parts, q)
+    p_x = _part_of_name(likelihood, LIKELIHOODS, "likelihood", parts) if columns is None else columns(parts.of_z)
     return LATE_ENCODERS[encoder][0](parts, q, p_z, p_x) if late else VAE(p_z, p_x, q)  # type: ignore[index]
 
 
@@ -438,20 +438,14 @@ def vq_vae(
     num_codes: int | None = None,
     grid: Sequence[int] | None = None,
     decay: float | None = None,
-    **swaps: Any,
 ) -> Program:
-    """A grid of code vectors, of images of at least 16 pixels a side that are multiples of 4; else one-hot codes."""
-    options = {"num_codes": num_codes, "grid": grid, "decay": decay}
-    asked = [name for name, value in options.items() if value is not None]
-    if asked and swaps:
+    """A grid of code vectors, for images whose sides can be halved."""
+    if not is_image(data):
         raise ValueError(
-            f"{', '.join(asked)} is of a grid of code vectors, but {', '.join(swaps)} of a VAE of one-hot codes: leave "
-            "out one of the two"
+            f"vq-vae needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}: use 'vae' with "
+            "prior='codes', a VAE of one-hot codes"
         )
-    if swaps or not (asked or (is_large(data.event_shape) and all(side % 4 == 0 for side in data.event_shape[1:]))):
-        return vae(data, reads, **{"prior": "codes", **swaps})
-    _require_image(data, f"a vq-vae with {', '.join(asked)}")
-    places = _grid(data, grid)
+    places = _grid_of_codes(data, grid)
     means = {} if decay is None else {"decay": decay}
     codebook = Codebook(NUM_CODES if num_codes is None else num_codes, CODE_SIZE, **means)
     dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
@@ -465,7 +459,7 @@ def vq_vae(
     )
 
 
-def _grid(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
+def _grid_of_codes(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
     """Places of the codes: those asked for, or the image halved twice, and further down to at most 16 a side."""
     height, width = data.event_shape[1:]
     every = [2**i for i in range(1, 16) if height % 2**i == 0 and width % 2**i == 0]
@@ -482,7 +476,7 @@ def _grid(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
     return place
 
 
-def _named(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
+def _part_of_name(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
     if isinstance(choice, Program):
         return choice
     if not isinstance(choice, str):
@@ -542,7 +536,7 @@ def _after_normal(parts: Parts, flow: Flow) -> Flow:
     )
 
 
-def _codes(parts: Parts) -> tuple[tuple[int, ...], int]:
+def _codes_shape(parts: Parts) -> tuple[tuple[int, ...], int]:
     """Number of codes and of their values: z holds them in one-hot rows."""
     if len(parts.shape) < 2:
         raise ValueError("encoder 'codes' is for discrete codes: use prior='codes' or 'codes-uniform'")
@@ -550,12 +544,12 @@ def _codes(parts: Parts) -> tuple[tuple[int, ...], int]:
 
 
 def _chain_of_codes(parts: Parts) -> Autoregressive:
-    shape, values = _codes(parts)
+    shape, values = _codes_shape(parts)
     network = CausalTransformer(shape, values, width=32, layers=2, heads=2, levels=values)
     return Autoregressive(Categorical(shape, values, network))
 
 
-def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
+def _real_event_shape(parts: Parts, likelihood: str) -> tuple[int, ...]:
     if parts.data.levels is not None:
         raise ValueError(
             f"likelihood {likelihood!r} is of reals or counts, but {parts.data.name} has {parts.data.levels} levels: "
@@ -564,7 +558,7 @@ def _real(parts: Parts, likelihood: str) -> tuple[int, ...]:
     return parts.data.event_shape
 
 
-def _levels(parts: Parts, likelihood: str) -> int:
+def _required_levels(parts: Parts, likelihood: str) -> int:
     if parts.data.levels is None:
         raise ValueError(
             f"likelihood {likelihood!r} is a mass on integers, but {parts.data.name} holds reals: use 'independent'"
@@ -572,20 +566,20 @@ def _levels(parts: Parts, likelihood: str) -> int:
     return parts.data.levels
 
 
-def _own(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
+def _likelihood_of(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
     """The conditional of that class, given z."""
 
     def likelihood(parts: Parts) -> Program:
-        shape = _real(parts, kind.__name__)
+        shape = _real_event_shape(parts, kind.__name__)
         kind(shape)  # refused before a network is made
         return kind(shape, lambda size: parts.of_z(size // math.prod(shape)))
 
     return likelihood
 
 
-def _inflated(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
+def _zero_inflated(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
     def likelihood(parts: Parts) -> Program:
-        shape = _real(parts, f"zero-inflated {kind.__name__}")
+        shape = _real_event_shape(parts, f"zero-inflated {kind.__name__}")
         return ZeroInflated(kind(shape), lambda size: parts.of_z(size // math.prod(shape)))
 
     return likelihood
@@ -627,8 +621,11 @@ PRIORS: Catalog = {
     "vae3": (lambda parts, q: hierarchy(parts.size, 3), "a VAE over a VAE: a hierarchy of three levels"),
     "bernoulli": (lambda parts, q: Bernoulli(parts.shape, learned=True), "independent bits with learned probabilities"),
     "categorical": (lambda parts, q: Categorical((), parts.clusters, learned=True), "one class: clusters"),
-    "codes": (lambda parts, q: OneHot(_chain_of_codes(parts)), "autoregressive codes of 8 values, as in a VQ-VAE"),
-    "codes-uniform": (lambda parts, q: OneHot(Categorical(*_codes(parts))), "such codes, independent and uniform"),
+    "codes": (lambda parts, q: OneHot(_chain_of_codes(parts)), "one-hot codes of 8 values, autoregressive"),
+    "codes-uniform": (
+        lambda parts, q: OneHot(Categorical(*_codes_shape(parts))),
+        "such codes, independent and uniform",
+    ),
 }
 
 EARLY_ENCODERS: Catalog = {
@@ -663,7 +660,7 @@ EARLY_ENCODERS: Catalog = {
         "a classifier, for prior categorical",
     ),
     "codes": (
-        lambda parts: OneHot(Categorical(*_codes(parts), parts.of_x(parts.size))),
+        lambda parts: OneHot(Categorical(*_codes_shape(parts), parts.of_x(parts.size))),
         "codes, straight through, for priors codes",
     ),
 }
@@ -682,25 +679,25 @@ LIKELIHOODS: Catalog = {
     "independent": (_independent, "independent features given z, as suits the data"),
     "categorical": (
         lambda parts: Categorical(
-            parts.data.event_shape, _levels(parts, "categorical"), parts.of_z(parts.data.levels or 0)
+            parts.data.event_shape, _required_levels(parts, "categorical"), parts.of_z(parts.data.levels or 0)
         ),
         "a free mass for every level",
     ),
     "normal": (
-        lambda parts: Normal(_real(parts, "normal"), parts.of_z(1), scale_type="feature"),
+        lambda parts: Normal(_real_event_shape(parts, "normal"), parts.of_z(1), scale_type="feature"),
         "Normals with one learned scale per feature",
     ),
     "normal-shared": (
-        lambda parts: Normal(_real(parts, "normal-shared"), parts.of_z(1), scale_type="shared"),
+        lambda parts: Normal(_real_event_shape(parts, "normal-shared"), parts.of_z(1), scale_type="shared"),
         "Normals with one learned scale",
     ),
-    "student-t": (_own(StudentT), "Student t: reals with heavy tails"),
-    "log-normal": (_own(LogNormal), "log-normal: positive reals"),
-    "beta": (_own(Beta), "Beta: reals between 0 and 1"),
-    "poisson": (_own(Poisson), "Poisson: counts, as whole reals"),
-    "negative-binomial": (_own(NegativeBinomial), "negative binomial: counts of any variance above the mean"),
-    "zero-inflated-poisson": (_inflated(Poisson), "Poisson, or zero"),
-    "zero-inflated-negative-binomial": (_inflated(NegativeBinomial), "negative binomial, or zero"),
+    "student-t": (_likelihood_of(StudentT), "Student t: reals with heavy tails"),
+    "log-normal": (_likelihood_of(LogNormal), "log-normal: positive reals"),
+    "beta": (_likelihood_of(Beta), "Beta: reals between 0 and 1"),
+    "poisson": (_likelihood_of(Poisson), "Poisson: counts, as whole reals"),
+    "negative-binomial": (_likelihood_of(NegativeBinomial), "negative binomial: counts of any variance above the mean"),
+    "zero-inflated-poisson": (_zero_inflated(Poisson), "Poisson, or zero"),
+    "zero-inflated-negative-binomial": (_zero_inflated(NegativeBinomial), "negative binomial, or zero"),
     "ar": (
         lambda parts: Autoregressive(
             conditional_for(
@@ -716,7 +713,7 @@ LIKELIHOODS: Catalog = {
 COLUMN_MODELS = ("pixels", "made", "vae")
 SWAPS = {
     "vae": ("prior", "encoder", "likelihood", "latent_size", "hidden"),
-    "vq-vae": ("prior", "encoder", "likelihood", "latent_size", "hidden", "num_codes", "grid", "decay"),
+    "vq-vae": ("num_codes", "grid", "decay"),
     **dict.fromkeys(("diffusion", "diffusion-continuous"), ("network", "predict")),
 }
 """Parts of the models that have any."""
@@ -745,7 +742,7 @@ MODELS: Catalog = {
     "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, hidden"),
     "vq-vae": (
         vq_vae,
-        "VAE of codes with an autoregressive prior; num_codes, grid, decay (images), or the swaps of vae",
+        "VAE of a grid of code vectors, their prior autoregressive; swaps: num_codes, grid, decay (images)",
     ),
     "vdvae": (deep_vae, "deep hierarchy of latents with a residual path from the top down (images)"),
     "diffusion": (diffusion, "diffusion model, the bound in closed form; swaps: network, predict"),
@@ -763,7 +760,7 @@ MODELS: Catalog = {
 
 @overload
 def build(
-    model: Literal["vae", "vq-vae"],
+    model: Literal["vae"],
     data: Data,
     *,
     labeled: Literal[False] = False,
@@ -772,9 +769,6 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
-    num_codes: int | None = None,
-    grid: Sequence[int] | None = None,
-    decay: float | None = None,
     standardize: Literal[False],
     max_parameters: int | None = MAX_PARAMETERS,
 ) -> VAE: ...
@@ -782,7 +776,7 @@ def build(
 
 @overload
 def build(
-    model: Literal["vae", "vq-vae"],
+    model: Literal["vae"],
     data: Data,
     *,
     labeled: Literal[True],
@@ -791,9 +785,6 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
-    num_codes: int | None = None,
-    grid: Sequence[int] | None = None,
-    decay: float | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
@@ -802,7 +793,7 @@ def build(
 
 @overload
 def build(
-    model: Literal["vae", "vq-vae"],
+    model: Literal["vae"],
     data: Data,
     *,
     labeled: bool = False,
@@ -811,9 +802,6 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
-    num_codes: int | None = None,
-    grid: Sequence[int] | None = None,
-    decay: float | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
@@ -836,6 +824,9 @@ def build(
     data: Data,
     *,
     labeled: Literal[True],
+    num_codes: int | None = None,
+    grid: Sequence[int] | None = None,
+    decay: float | None = None,
     network: str | None = None,
     predict: str | None = None,
     standardize: bool = True,
@@ -850,6 +841,9 @@ def build(
     data: Data,
     *,
     labeled: bool = False,
+    num_codes: int | None = None,
+    grid: Sequence[int] | None = None,
+    decay: float | None = None,
     network: str | None = None,
     predict: str | None = None,
     standardize: bool = True,
@@ -879,10 +873,9 @@ def build(
 ) -> Program:
     """A program by name, sized for ``data``.
 
-    The parts are those of "vae" and "vq-vae", network and predict those of diffusions; None leaves the model's own.
-    "vq-vae" is a grid of code vectors for images of 16, 20, 24, ... pixels a side, and wherever num_codes, grid or
-    decay is given. It is a VAE of one-hot codes for other data, and wherever a part is given. Images of at least 16
-    pixels a side get convolutions, of the sizes of `networks.sizes.image_sizes`.
+    The parts from prior to hidden are those of "vae", num_codes, grid and decay those of "vq-vae", network and predict
+    those of diffusions; None leaves the model's own. Images of at least 16 pixels a side get convolutions, of the sizes
+    of `networks.sizes.image_sizes`.
 
     Reals get the units of the data: the program is a `Standardized` one, its shift and scale those of each feature (of
     each channel of an image), so that evidence and samples are in the units of x. See `units_of`. Data with a ``given``
@@ -897,10 +890,10 @@ def build(
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
         latent_size: number of features of z; of one-hot z, number of codes or classes.
         hidden: widths of the hidden layers of encoder and likelihood, which are MLPs then, of images too.
-        num_codes: of "vq-vae" of images: number of code vectors, 256 by default.
-        grid: of "vq-vae" of images: height and width of the grid of codes, the image's halved once or more often. By
+        num_codes: of "vq-vae": number of code vectors, 256 by default.
+        grid: of "vq-vae": height and width of the grid of codes, the image's halved once or more often. By
             default halved twice, and down to at most 16 a side.
-        decay: of "vq-vae" of images: decay of the running means that the code vectors are, 0.99 by default.
+        decay: of "vq-vae": decay of the running means that the code vectors are, 0.99 by default.
         network: of a diffusion, "mlp", "unet" or "dit" (a diffusion transformer); the last two are for images.
         predict: of a diffusion, what its network predicts, as `Diffusion` takes it; "edm" for the scale of the data.
         standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
@@ -939,7 +932,7 @@ def build(
         "predict": predict,
     }
     swaps = {part: choice for part, choice in parts.items() if choice is not None}
-    data = _sample(data.excerpt, len(data))
+    data = _sample_rows(data.excerpt, len(data))
     for part in swaps:
         if part not in SWAPS.get(model, ()):
             owners = " and ".join(repr(each) for each in SWAPS if part in SWAPS[each])
@@ -975,12 +968,12 @@ def build(
         raise ValueError("'classifier' is discriminative: labeled=True needs a generative model")
     reads = {"num_classes": classes} if labeled else {} if given is None else {"given_shape": given.shape[1:]}
 
-    def made(model: str = model, swaps: dict[str, Any] = swaps, columns: Any = columns) -> _Made:
-        return _made(model, data, reads, swaps, columns, units)
+    def made(model: str = model, swaps: dict[str, Any] = swaps, columns: Any = columns) -> _MadeProgram:
+        return _make_program(model, data, reads, swaps, columns, units)
 
     if max_parameters is not None and (size := _num_parameters(made)) > max_parameters:
         others = {other: partial(made, other, {}, None) for other in MODELS if other not in (model, "classifier")}
-        raise TooLargeError(model, data, size, max_parameters, _fitting(others, max_parameters))
+        raise TooLargeError(model, data, size, max_parameters, _sizes_that_fit(others, max_parameters))
     program, units, labels = made()
     if units is not None or given_units is not None:
         (shift, scale), (given_shift, given_scale) = units or (None, None), given_units or (None, None)
@@ -1019,10 +1012,10 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 # A program in units of its own, these units, and q(y | x) where a label has to be inferred.
-_Made = tuple[Program, Units | None, Categorical | None]
+_MadeProgram = tuple[Program, Units | None, Categorical | None]
 
 
-def _num_parameters(make: Callable[[], _Made]) -> int:
+def _num_parameters(make: Callable[[], _MadeProgram]) -> int:
     """Number of parameters of what ``make`` makes; it takes no memory, and draws no random numbers."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutMemory():
         warnings.simplefilter("ignore")
@@ -1030,7 +1023,7 @@ def _num_parameters(make: Callable[[], _Made]) -> int:
     return sum(p.numel() for part in (program, labels) if part is not None for p in part.parameters())
 
 
-def _fitting(makes: Mapping[str, Callable[[], _Made]], largest: int) -> dict[str, int]:
+def _sizes_that_fit(makes: Mapping[str, Callable[[], _MadeProgram]], largest: int) -> dict[str, int]:
     """The number of parameters of each of these that can be made and has at most ``largest``."""
     sizes = {}
     for name, make in makes.items():
@@ -1039,14 +1032,14 @@ def _fitting(makes: Mapping[str, Callable[[], _Made]], largest: int) -> dict[str
     return {name: size for name, size in sizes.items() if size <= largest}
 
 
-def _made(
+def _make_program(
     name: str,
     data: Data,
     reads: Reads,
     swaps: dict[str, Any],
     columns: Mapping[str, Any] | None,
     units: Units | None,
-) -> _Made:
+) -> _MadeProgram:
     """What `build` puts together, of arguments that fit each other."""
     if name == "classifier":
         return classifier(data, units), None, None
@@ -1174,24 +1167,24 @@ def _with_nan(data: Data) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Sample(Data):
+class _SampledData(Data):
     """Some of the data; ``whole`` is the number of all."""
 
     whole: int = field(default=0, kw_only=True)
 
 
-def _sample(rows: Data, whole: int) -> Data:
+def _sample_rows(rows: Data, whole: int) -> Data:
     """``rows``, of so many data."""
     if len(rows) == whole:
         return rows
-    return _Sample(**{each.name: getattr(rows, each.name) for each in fields(Data)}, whole=whole)
+    return _SampledData(**{each.name: getattr(rows, each.name) for each in fields(Data)}, whole=whole)
 
 
 def _number_of(data: Data) -> int:
-    return data.whole if isinstance(data, _Sample) else len(data)
+    return data.whole if isinstance(data, _SampledData) else len(data)
 
 
 def _standardized(data: Data, units: Units) -> Data:
     """Some of the data as the program within sees them."""
     rows = data[:: max(1, data.x.numel() // NUMBERS_FOR_UNITS)]
-    return _sample(rows.replaced(x=Standardize(*units)(rows.x)), _number_of(data))
+    return _sample_rows(rows.replaced(x=Standardize(*units)(rows.x)), _number_of(data))

@@ -55,7 +55,7 @@ from dgm_pyro.registry import REGISTRY, arguments_of
 __all__ = ["CheckpointError", "load", "load_with_extra", "read_extra", "save"]
 
 FORMAT = "dgm_pyro program"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 HEADER = "program.json"
 STATE = "state.json"
 _PART = re.compile(r"(?:weights|state)-([0-9a-f]{12})\.safetensors")
@@ -118,7 +118,7 @@ def pack(program: Program, extra: Any = None) -> tuple[dict[str, Any], bytes]:
     check_program(program)
     graph = _Graph()
     graph.add(program, "program")
-    state = _state(program)
+    state = _all_tensors(program)
     first: dict[int, str] = {}
     tied = {name: first[id(tensor)] for name, tensor in state.items() if first.setdefault(id(tensor), name) != name}
     weights = {name: tensor for name, tensor in state.items() if name not in tied} | graph.tensors
@@ -137,7 +137,7 @@ def pack(program: Program, extra: Any = None) -> tuple[dict[str, Any], bytes]:
         "extra": _encode(extra, "extra", None),
     }
     # Better now, while the program is in memory, than when it is needed again.
-    difference = _difference(program, _rebuild(graph.nodes, graph.tensors))
+    difference = _first_difference(program, _rebuild(graph.nodes, graph.tensors))
     if difference:
         raise CheckpointError(
             f"this {type(program).__name__} was changed after it was built: {difference}. Its constructor arguments no "
@@ -146,7 +146,7 @@ def pack(program: Program, extra: Any = None) -> tuple[dict[str, Any], bytes]:
     spoilt = next((name for name, tensor in state.items() if _holds_nan(tensor)), None)
     if spoilt is not None:
         raise CheckpointError(f"{spoilt} of this {type(program).__name__} holds NaN: train it again, at a lower rate")
-    content = safetensors.torch.save({name: _plain(tensor) for name, tensor in weights.items()})
+    content = safetensors.torch.save({name: _storable(tensor) for name, tensor in weights.items()})
     header["weights"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     return header, content
 
@@ -179,7 +179,7 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
     folder = Path(path)
     for module in pkgutil.iter_modules(families.__path__):  # importing it registers its classes
         importlib.import_module(f"{families.__name__}.{module.name}")
-    header, weights = _read(folder)
+    header, weights = _read_folder(folder)
     with _parsing(folder):
         version = header["format_version"]
         nodes = header["modules"] if version == FORMAT_VERSION else old_names.upgraded(header["modules"])
@@ -190,14 +190,14 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
             program = _rebuild(nodes, weights)
         frozen, evaluating = set(header["frozen"]), set(header["evaluating"])
         if version in old_names.PARTS:
-            now = [*_state(program), *(name for name, _ in program.named_modules())]
-            moved = old_names.paths(now, version)
+            classes = {name: type(module).__name__ for name, module in program.named_modules(remove_duplicate=False)}
+            moved = old_names.paths([*_all_tensors(program), *classes], classes, version)
             weights, tied = (old_names.renamed(names, moved) for names in (weights, tied))
             tied = {name: moved.get(first, first) for name, first in tied.items()}
             frozen, evaluating = ({moved.get(name, name) for name in names} for names in (frozen, evaluating))
     if not isinstance(program, Program):
         raise _corrupted(folder, f"it describes a {type(program).__name__}, which is not a Program")
-    state, learned = _state(program), program.state_dict().keys()
+    state, learned = _all_tensors(program), program.state_dict().keys()
     # What a state_dict leaves out is computed by the constructor; an earlier version of the class may not have had it.
     state = {name: tensor for name, tensor in state.items() if name in learned or tied.get(name, name) in weights}
     stored = {name: weights[tied.get(name, name)] for name in state if tied.get(name, name) in weights}
@@ -207,7 +207,7 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
         there = f"has shape {tuple(stored[name].shape)}" if name in stored else "is missing"
         raise CheckpointError(
             f"{folder}: the classes or their arguments no longer fit the weights: {name} has shape {shapes[name]} in "
-            f"this {type(program).__name__}, but {there} in the checkpoint, written by dgm_pyro {_writer(header)}"
+            f"this {type(program).__name__}, but {there} in the checkpoint, written by dgm_pyro {_written_by(header)}"
         )
     file = folder / _weights_name(header["weights"]["sha256"])
     for name, tensor in state.items():
@@ -325,7 +325,7 @@ def encoded(value: Any) -> tuple[Any, dict[str, Tensor]]:
     """A tree of plain Python and tensors, as JSON and tensors by name that share no memory."""
     graph = _Graph()
     tree = _encode(value, "it", graph)
-    return tree, {name: _plain(tensor) for name, tensor in graph.tensors.items()}
+    return tree, {name: _storable(tensor) for name, tensor in graph.tensors.items()}
 
 
 def decoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
@@ -435,7 +435,7 @@ def _construct(cls: type, arguments: dict[str, Any]) -> Any:
     return cls(*bound.args, **bound.kwargs, **{key: value for key, value in arguments.items() if key not in named})
 
 
-def _state(program: nn.Module) -> dict[str, Tensor]:
+def _all_tensors(program: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under each of its names; also the buffers that a state_dict leaves out."""
     foreign = [name for name, value in program.state_dict().items() if not isinstance(value, Tensor)]
     if foreign:
@@ -457,11 +457,11 @@ def _holds_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.isnan().any())
 
 
-def _difference(program: nn.Module, rebuilt: nn.Module) -> str | None:
+def _first_difference(program: nn.Module, rebuilt: nn.Module) -> str | None:
     """The first place where two module trees differ in class, in shape, or in what shares memory; None if none does."""
 
     def layout(module: nn.Module) -> dict[str, str]:
-        state, first = _state(module), dict[int, str]()
+        state, first = _all_tensors(module), dict[int, str]()
         kinds = {name: type(part).__name__ for name, part in module.named_modules(remove_duplicate=False)}
         for name, tensor in state.items():
             shared = first.setdefault(id(tensor), name)
@@ -479,7 +479,7 @@ def _difference(program: nn.Module, rebuilt: nn.Module) -> str | None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _storable(tensor: Tensor) -> Tensor:
     # A clone, because safetensors refuses tensors that share memory.
     return tensor.detach().cpu().contiguous().clone()
 
@@ -511,7 +511,7 @@ def remove_unnamed(folder: Path) -> None:
             path.unlink()
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the weights of one moment."""
     while True:
         header = _read_header(folder)
@@ -540,7 +540,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise _corrupted(folder, f"its format version is {version!r}")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} has format version {version}, written by dgm_pyro {_writer(header)}, but dgm_pyro "
+            f"{folder} has format version {version}, written by dgm_pyro {_written_by(header)}, but dgm_pyro "
             f"{importlib.metadata.version('dgm_pyro')} reads versions up to {FORMAT_VERSION}: upgrade dgm_pyro"
         )
     return header
@@ -553,10 +553,10 @@ def _read_weights(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     path = folder / _weights_name(digest)
     if not path.is_file():
         raise CheckpointError(f"{folder} lacks its weights, {path.name}: copy the whole folder")
-    return safetensors_of(path, _checked(path, digest, size, HEADER))
+    return safetensors_of(path, _checked_content(path, digest, size, HEADER))
 
 
-def _checked(path: Path, digest: str, size: int, header: str) -> bytes:
+def _checked_content(path: Path, digest: str, size: int, header: str) -> bytes:
     """The content of a file, if it is the one that the header names; larger ones are not read."""
     found = path.stat().st_size
     if found < size:
@@ -594,6 +594,6 @@ def _corrupted(folder: Path, reason: object) -> CheckpointError:
     return CheckpointError(f"{folder / HEADER} is corrupted ({reason}): copy it again")
 
 
-def _writer(header: dict[str, Any]) -> str:
+def _written_by(header: dict[str, Any]) -> str:
     versions = header.get("versions")
     return str(versions.get("dgm_pyro", "unknown")) if isinstance(versions, dict) else "unknown"

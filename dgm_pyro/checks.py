@@ -24,7 +24,7 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _got(value: Any) -> str:
+def _got_no_int(value: Any) -> str:
     """The end of a message about an integer: numpy's and torch's look like one."""
     kind = type(value).__name__
     return f"got {value}, of type {kind}: use int(...) of it" if hasattr(value, "item") else f"got {value!r}"
@@ -34,7 +34,7 @@ def as_shape(shape: Any, argument: str = "event_shape") -> torch.Size:
     """An int or a sequence of positive ints as a torch.Size."""
     sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
     if not all(is_integer(size) and size > 0 for size in sizes):
-        raise ValueError(f"{argument} must be a positive int or a tuple of them, {_got(shape)}")
+        raise ValueError(f"{argument} must be a positive int or a tuple of them, {_got_no_int(shape)}")
     return torch.Size(sizes)
 
 
@@ -61,7 +61,7 @@ def check_counts(**counts: Any) -> None:
 def check_count(count: Any, argument: str, at_least: int = 1) -> int:
     if not is_integer(count) or count < at_least:
         wanted = "a positive integer" if at_least == 1 else f"an int of at least {at_least}"
-        raise ValueError(f"{argument} must be {wanted}, {_got(count)}")
+        raise ValueError(f"{argument} must be {wanted}, {_got_no_int(count)}")
     return count
 
 
@@ -79,7 +79,7 @@ def check_number(
 
 def check_seed(seed: Any) -> int:
     if not is_integer(seed):
-        raise TypeError(f"seed must be an integer, {_got(seed)}")
+        raise TypeError(f"seed must be an integer, {_got_no_int(seed)}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be an integer of at least 0 and at most 64 bits, got {seed}")
     return seed

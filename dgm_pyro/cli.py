@@ -49,13 +49,13 @@ def _option(meaning: str, *names: str, **options: Any) -> Any:
     return typer.Option(*names, help=meaning, **options)
 
 
-def _runs(incomplete: str) -> list[str]:
+def _complete_run(incomplete: str) -> list[str]:
     """Folders of runs that complete a word."""
     patterns = (f"{glob.escape(incomplete)}*{below}/run.json" for below in ("", "/*"))
     return sorted({os.path.dirname(found) for pattern in patterns for found in glob.glob(pattern)})
 
 
-def _models(incomplete: str) -> list[str]:
+def _complete_model(incomplete: str) -> list[str]:
     from dgm_pyro.catalog import MODELS
 
     return [name for name in MODELS if name.startswith(incomplete)]
@@ -71,7 +71,7 @@ def _argument(metavar: str, meaning: str, completed: Callable[[str], list[str]] 
     return typer.Argument(metavar=metavar, help=meaning, autocompletion=completed)
 
 
-def _output(suffix: str, meaning: str) -> Any:
+def _output_option(suffix: str, meaning: str) -> Any:
     def check(path: Path | None) -> Path | None:
         if path is not None and path.suffix.lower() != suffix:
             raise ValueError(f"--out must end in {suffix}, got {path}")
@@ -88,7 +88,9 @@ DataDir = Annotated[
 Backend = Annotated[str | None, _option("Cluster to run on, in the place of processes of this machine: dask or ray.")]
 Address = Annotated[str | None, _option("Address of the --backend, such as tcp://10.0.0.1:8786.")]
 Json = Annotated[bool, _option("Print the result as JSON.", "--json")]
-Picture = Annotated[Path | None, _output(".png", "Output picture, a .png. Default: in the folder of the (first) run.")]
+Picture = Annotated[
+    Path | None, _output_option(".png", "Output picture, a .png. Default: in the folder of the (first) run.")
+]
 Split = Annotated[str, _option("Split of the data set: train or test; valid where there is one.")]
 Samples = Annotated[
     int,
@@ -98,7 +100,7 @@ Samples = Annotated[
     ),
 ]
 FalseAlarms = Annotated[float, _option("Largest probability that a datum like the normal ones is flagged or rejected.")]
-RunFolder = Annotated[Path, _argument("RUN", "Folder of a run, written by dgm train or dgm tour.", _runs)]
+RunFolder = Annotated[Path, _argument("RUN", "Folder of a run, written by dgm train or dgm tour.", _complete_run)]
 Inputs = Annotated[str, _argument("DATA", "Data to look at: a file, a folder of images, or a data set.", _data_sets)]
 DataSet = Annotated[
     str,
@@ -115,7 +117,7 @@ OtherData = Annotated[
         autocompletion=_data_sets,
     ),
 ]
-Model = Annotated[str, _argument("MODEL", "Model to train: see dgm list.", _models)]
+Model = Annotated[str, _argument("MODEL", "Model to train: see dgm list.", _complete_model)]
 NumData = Annotated[int | None, _option("Use only this many training data.")]
 LatentSize = Annotated[int | None, _option("Number of features of the latent z of a vae.")]
 COLUMNS = "COLUMN,COLUMN,..."
@@ -124,17 +126,17 @@ Standardizes = Annotated[
 ]
 
 
-def _told(context: typer.Context, name: str) -> bool:
+def _is_given(context: typer.Context, name: str) -> bool:
     """Whether an option stands in the command."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _names(text: str | None) -> tuple[str, ...]:
+def _comma_separated(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def _chosen(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}
 
@@ -181,14 +183,14 @@ def _open_own_run(run: RunFolder, device: Device = "auto") -> OpenRun:
 
 
 def _open_runs(
-    runs: Annotated[list[Path], _argument("RUN ...", "Runs of VAEs, one for each guide.", _runs)],
+    runs: Annotated[list[Path], _argument("RUN ...", "Runs of VAEs, one for each guide.", _complete_run)],
     device: Device = "auto",
     data_dir: DataDir = None,
 ) -> list[OpenRun]:
     return [_open_run(run, device, data_dir) for run in runs]
 
 
-def _reading(
+def _reading_options(
     label: Annotated[
         str | None, _option("Column of a table, or array of an .npz file, that is the label.", metavar="COLUMN")
     ] = None,
@@ -224,16 +226,19 @@ def _reading(
 ) -> dict[str, Any]:
     """How `experiments.runs.points` reads a file."""
     lists = {
-        name: None if text is None else list(_names(text)) for name, text in (("given", given), ("columns", columns))
+        name: None if text is None else list(_comma_separated(text))
+        for name, text in (("given", given), ("columns", columns))
     }
-    mixed = _kinds(kinds) if kinds not in (None, "auto") else kinds
-    return _chosen(label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, crop=crop, test=test_data)
+    mixed = _parsed_kinds(kinds) if kinds not in (None, "auto") else kinds
+    return _without_none(
+        label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, crop=crop, test=test_data
+    )
 
 
-def _kinds(text: str) -> dict[str, list[str]]:
+def _parsed_kinds(text: str) -> dict[str, list[str]]:
     """The kinds in "age=count,share=bounded:0:1"."""
     found = {}
-    for each in _names(text):
+    for each in _comma_separated(text):
         name, _, kind = each.rpartition("=")
         if not name or not kind:
             raise ValueError(f"--kinds must be auto or COLUMN=KIND,..., got {text!r}")
@@ -283,16 +288,16 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _values(text: str) -> tuple[str, Sequence[Any]]:
+def _name_and_values(text: str) -> tuple[str, Sequence[Any]]:
     """The name and the values in "lr=1e-3,3e-3" or "hidden=(64,),(256,256)"."""
     name, _, values = text.partition("=")
     found = value_of(f"[{values}]")
     if not values:
         raise ValueError(f"--vary must be NAME=VALUE,VALUE,..., got {text!r}")
-    return name.replace("-", "_"), found if isinstance(found, list) else _names(values)
+    return name.replace("-", "_"), found if isinstance(found, list) else _comma_separated(values)
 
 
-def _configured(context: typer.Context, path: Path | None) -> None:
+def _apply_configuration(context: typer.Context, path: Path | None) -> None:
     """Take what a run was made with, for options that do not stand in the command."""
     if path is None:
         return
@@ -387,14 +392,14 @@ def tour(
 
 @app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
 @_training_options()
-@_made_by("reading", _reading)
+@_made_by("reading", _reading_options)
 def train(
     model: Annotated[
         str,
         _argument(
             "MODEL",
             "Model to train, such as vae or pixelcnn: see dgm list. After --resume: the folder of a run.",
-            _models,
+            _complete_model,
         ),
     ],
     data: DataSet = "digits",
@@ -432,7 +437,7 @@ def train(
         _option(
             "Record of a run, whose options are those that the command does not name.",
             is_eager=True,
-            callback=_configured,
+            callback=_apply_configuration,
             metavar="RUN/run.json",
         ),
     ] = None,
@@ -448,13 +453,15 @@ def train(
     from dgm_pyro.experiments.commands import resume_run, train_run
 
     if resume and model not in MODELS:
-        told = [name for name in context.params if _told(context, name) and name not in ("model", "resume", "device")]
+        told = [
+            name for name in context.params if _is_given(context, name) and name not in ("model", "resume", "device")
+        ]
         if told:
             raise ValueError(f"--resume {model} takes the options of that run: leave out {', '.join(told)}")
-        device = options.device if _told(context, "device") else None
+        device = options.device if _is_given(context, "device") else None
         found = resume_run(Path(model), device, progress=_on_a_terminal())
     else:
-        parts = _chosen(prior=prior, encoder=encoder, likelihood=likelihood, latent_size=latent_size)
+        parts = _without_none(prior=prior, encoder=encoder, likelihood=likelihood, latent_size=latent_size)
         found = train_run(
             out or Path("runs") / f"{model}-{Path(data).stem}",
             model,
@@ -512,7 +519,7 @@ def sample(
         out,
         num_samples,
         class_name=class_name,
-        given=None if given is None else _names(given),
+        given=None if given is None else _comma_separated(given),
         seed=seed,
         sampler=sampler,
         num_steps=num_steps,
@@ -642,7 +649,7 @@ def evaluate(
 
 @app.command(epilog="Examples: dgm doctor runs/vae-digits; dgm doctor vae --prior flow; dgm doctor my.py:model,guide")
 def doctor(
-    target: Annotated[str, _argument("TARGET", "Run folder, model name, or FILE.py:MODEL,GUIDE.", _runs)],
+    target: Annotated[str, _argument("TARGET", "Run folder, model name, or FILE.py:MODEL,GUIDE.", _complete_run)],
     data: Annotated[
         str | None,
         _option("Data set to check on. Default: that of the run; digits for a model name.", autocompletion=_data_sets),
@@ -672,21 +679,21 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _tried(what: str) -> Any:
+def _choices_option(what: str) -> Any:
     return _option(f"{what} to try, separated by commas: see dgm list.", metavar="NAME,NAME,...")
 
 
 @app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
-@_made_by("reading", _reading)
+@_made_by("reading", _reading_options)
 def sweep(
     model: Model = "vae",
     data: DataSet = "digits-binary",
     reading: Any = None,
-    prior: Annotated[str | None, _tried("Priors")] = None,
-    encoder: Annotated[str | None, _tried("Encoders")] = None,
-    likelihood: Annotated[str | None, _tried("Likelihoods")] = None,
-    objective: Annotated[str | None, _tried("Objectives")] = None,
+    prior: Annotated[str | None, _choices_option("Priors")] = None,
+    encoder: Annotated[str | None, _choices_option("Encoders")] = None,
+    likelihood: Annotated[str | None, _choices_option("Likelihoods")] = None,
+    objective: Annotated[str | None, _choices_option("Objectives")] = None,
     vary: Annotated[
         list[str] | None,
         _option(
@@ -730,11 +737,11 @@ def sweep(
             latent_size=latent_size,
             num_particles=num_particles,
             standardize=standardize,
-            prior=_names(prior),
-            encoder=_names(encoder),
-            likelihood=_names(likelihood),
-            objective=_names(objective),
-            vary=dict(map(_values, vary or ())),
+            prior=_comma_separated(prior),
+            encoder=_comma_separated(encoder),
+            likelihood=_comma_separated(likelihood),
+            objective=_comma_separated(objective),
+            vary=dict(map(_name_and_values, vary or ())),
             seeds=seeds,
             jobs=jobs,
         )
@@ -747,7 +754,9 @@ def sweep(
 
 @app.command(epilog="Example: dgm compare runs/vae-digits runs/pixelcnn-digits --num-particles 100")
 def compare(
-    folders: Annotated[list[Path], _argument("RUN RUN ...", "Runs to compare; differences are to the first.", _runs)],
+    folders: Annotated[
+        list[Path], _argument("RUN RUN ...", "Runs to compare; differences are to the first.", _complete_run)
+    ],
     data: OtherData = None,
     split: Split = "test",
     num_particles: Samples = 1,
@@ -900,7 +909,7 @@ def infer(
             target,
             data,
             out,
-            guides=_names(guides),
+            guides=_comma_separated(guides),
             reference=None if reference == "none" else reference,
             gradient_steps=gradient_steps,
             restarts=restarts,
@@ -928,7 +937,8 @@ def anomaly(
         ),
     ] = "likelihood",
     background: Annotated[
-        Path | None, _option("Background for ratio: a run trained with --mutate.", metavar="RUN", autocompletion=_runs)
+        Path | None,
+        _option("Background for ratio: a run trained with --mutate.", metavar="RUN", autocompletion=_complete_run),
     ] = None,
     ensemble: Annotated[
         str | None, _option("Ensemble for waic: further runs, from other seeds.", metavar="RUN,RUN,...")
@@ -957,9 +967,9 @@ def anomaly(
         run,
         out,
         data,
-        _names(scores),
+        _comma_separated(scores),
         background=background,
-        ensemble=_names(ensemble),
+        ensemble=_comma_separated(ensemble),
         normal=normal,
         false_alarm_rate=false_alarm_rate,
         num_particles=num_particles,
@@ -978,7 +988,7 @@ def classify(
     false_alarm_rate: FalseAlarms = 0.01,
     seed: Seed = 0,
     run: OpenRun,
-    out: Annotated[Path | None, _output(".csv", "Output table, a .csv. Default: RUN/classified.csv.")] = None,
+    out: Annotated[Path | None, _output_option(".csv", "Output table, a .csv. Default: RUN/classified.csv.")] = None,
     as_json: Json = False,
 ) -> None:
     """Classify data, and say which answers to reject: p(y | x) and log p(x) in a CSV, and a picture.
@@ -1009,7 +1019,7 @@ def represent(
     curve: Annotated[str, _option("Curve of the interpolation: spherical or linear.")] = "spherical",
     seed: Seed = 0,
     run: OpenRun,
-    out: Annotated[Path | None, _output(".png", "Output map, a .png. Default: RUN/representation.png.")] = None,
+    out: Annotated[Path | None, _output_option(".png", "Output map, a .png. Default: RUN/representation.png.")] = None,
     as_json: Json = False,
 ) -> None:
     """Encode data, and measure what the codes z are good for: a table, a map, pictures along codes, a .npy file.
@@ -1088,10 +1098,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED) if _is_first_to_fail() else INTERRUPTED
+        return _print_error("interrupted", INTERRUPTED) if _is_first_to_fail() else INTERRUPTED
     except _Interruption as error:
         message, ended = error.args
-        return _fail(message, ended) if _is_first_to_fail() else int(ended)
+        return _print_error(message, ended) if _is_first_to_fail() else int(ended)
     except Exception as error:
         if not _is_first_to_fail():
             return 1
@@ -1104,12 +1114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             renamed = FLAGS.get(getattr(error, "option_name", ""), "").split(" or ")
             now = " or ".join(name for name in renamed if name in options)
             remedy = f"it is {now} now, see" if now else "see"
-            return _fail(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
+            return _print_error(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
         if _is_of_memory(error):
-            return _fail(f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1)
-        if not isinstance(error, _expected()):
+            return _print_error(
+                f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1
+            )
+        if not isinstance(error, _errors_of_bad_input()):
             raise
-        return _fail(str(error), 1)
+        return _print_error(str(error), 1)
 
 
 def _is_first_to_fail() -> bool:
@@ -1120,7 +1132,7 @@ def _is_first_to_fail() -> bool:
     return is_first_to_fail()
 
 
-def _expected() -> tuple[type[Exception], ...]:
+def _errors_of_bad_input() -> tuple[type[Exception], ...]:
     """What bad input raises; anything else is a bug, and shows its traceback."""
     from dgm_pyro.program import IntractableError
     from dgm_pyro.training.compilation import CompilationError
@@ -1142,6 +1154,6 @@ def _printable(message: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 
 
-def _fail(message: str, status: int) -> int:
+def _print_error(message: str, status: int) -> int:
     typer.echo(f"dgm: {_printable(message)}", err=True)
     return status

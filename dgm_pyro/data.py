@@ -204,7 +204,7 @@ class Data:
         Raises:
             ValueError: ``fraction`` leaves one part empty.
         """
-        first, second = _split(len(self), fraction, seed)
+        first, second = _split_rows(len(self), fraction, seed)
         return self[first.to(self.x.device)], self[second.to(self.x.device)]
 
     def shuffled(
@@ -321,7 +321,7 @@ class StoredData(Data):
             raise ValueError(f"{name} is empty: it holds no rows")
         first = source.read(np.arange(1))
         names, number = None if first.label is None else classes or source.classes, None
-        codes = None if source.labels is None else _Codes.of(source.labels, names)
+        codes = None if source.label_values is None else _Codes.of(source.label_values, names)
         if codes is not None:
             names, number = codes.names, codes.count
         levels = levels or _levels_of(first)
@@ -359,13 +359,13 @@ class StoredData(Data):
     def __getitem__(self, index: Any) -> Data:
         index = [index] if isinstance(index, int) else index
         try:
-            rows = self._rows(self._positions(index))
+            rows = self._source_rows(self._positions(index))
         except (IndexError, TypeError) as error:
             raise IndexError(f"index {index!r} does not fit {self!r}: {error}") from error
-        if self._near is None or not _holds(self._near[0], rows):
+        if self._near is None or not _holds_rows(self._near[0], rows):
             near = rows.unique()
-            return _picked(self._made(near.numpy(), self._source.read(near.numpy())), rows).to(self._device)
-        return _picked(self._near, rows).to(self._device)
+            return _pick_rows(self._checked_data(near.numpy(), self._source.read(near.numpy())), rows).to(self._device)
+        return _pick_rows(self._near, rows).to(self._device)
 
     def _positions(self, index: Any) -> Tensor:
         if isinstance(index, slice):
@@ -386,25 +386,25 @@ class StoredData(Data):
             raise ValueError(f"{self.name} is read from its start to its end, and has no random parts: pass validation "
                              "data of their own, or None")  # fmt: skip
         grains = torch.arange(-(-self._count // self._grain)) if self._grains is None else self._grains
-        first, second = _split(len(grains), fraction, seed)
-        return self._view(grains[first]), self._view(grains[second])
+        first, second = _split_rows(len(grains), fraction, seed)
+        return self._of_grains(grains[first]), self._of_grains(grains[second])
 
-    def _view(self, grains: Tensor) -> StoredData:
+    def _of_grains(self, grains: Tensor) -> StoredData:
         """The data of these groups: in the order of the source, unless they are few, which are as quick in any."""
         count, end = len(grains) * self._grain, self._grain * (int(grains.max()) + 1)
         count -= max(0, end - len(self._source))  # the last group may have fewer
         if self._grain > 1 or count * self._bytes > WINDOW:
             grains = grains.sort().values
-        return self._changed(_grains=grains, _count=count)
+        return self._copy_with(_grains=grains, _count=count)
 
     def to(self, device: str | torch.device) -> StoredData:
-        return self._changed(_device=device if isinstance(device, torch.device) else find_device(device))
+        return self._copy_with(_device=device if isinstance(device, torch.device) else find_device(device))
 
     def alike(self, sample: Data) -> StoredData:
         """These data with the levels of ``sample``."""
-        return self._changed(levels=sample.levels)
+        return self._copy_with(levels=sample.levels)
 
-    def _changed(self, **attributes: Any) -> StoredData:
+    def _copy_with(self, **attributes: Any) -> StoredData:
         found = copy.copy(self)
         vars(found).pop("excerpt", None)
         vars(found).update(attributes)
@@ -417,19 +417,21 @@ class StoredData(Data):
 
     def taken(self, parts: Iterable[slice]) -> Iterator[Data]:
         positions = [torch.arange(*part.indices(len(self))) for part in parts]
-        for part, near in zip(positions, self._ahead(positions), strict=True):
-            yield _picked(near, self._rows(part)).to(self._device)
+        for part, near in zip(positions, self._read_ahead(positions), strict=True):
+            yield _pick_rows(near, self._source_rows(part)).to(self._device)
 
-    def _rows(self, positions: Tensor) -> Tensor:
+    def _source_rows(self, positions: Tensor) -> Tensor:
         """Positions in the source."""
         if self._grains is None:
             return positions
         return self._grains[positions // self._grain] * self._grain + positions % self._grain
 
-    def _ahead(self, parts: Iterable[Tensor], random: torch.Generator | None = None) -> Iterator[Near]:
-        return self._source.ahead((self._rows(part).unique().numpy() for part in parts), self._made, random)
+    def _read_ahead(self, parts: Iterable[Tensor], random: torch.Generator | None = None) -> Iterator[Near]:
+        return self._source.ahead(
+            (self._source_rows(part).unique().numpy() for part in parts), self._checked_data, random
+        )
 
-    def _made(self, rows: np.ndarray, found: sources.Arrays) -> Near:
+    def _checked_data(self, rows: np.ndarray, found: sources.Arrays) -> Near:
         """What was read, checked."""
         y = None
         if found.label is not None:
@@ -444,11 +446,11 @@ class StoredData(Data):
         return torch.from_numpy(rows), data
 
 
-def _holds(near: Tensor, rows: Tensor) -> bool:
+def _holds_rows(near: Tensor, rows: Tensor) -> bool:
     return bool((near[torch.searchsorted(near, rows).clamp(max=len(near) - 1)] == rows).all())
 
 
-def _picked(near: Near, rows: Tensor) -> Data:
+def _pick_rows(near: Near, rows: Tensor) -> Data:
     return near[1][torch.searchsorted(near[0], rows)]
 
 
@@ -482,7 +484,7 @@ class _Epoch:
             if number != self.at + 1 or number == 0:
                 windows = range(number, -(-len(self) // self.window))
                 parts = (torch.cat([*map(self.share, self._batches(i))]) for i in windows)
-                self.reading = self.data._ahead(parts, self.random)
+                self.reading = self.data._read_ahead(parts, self.random)
             self.at, self.batches = number, self._batches(number)
             vars(self.data)["_near"] = next(self.reading)
         return self.batches[place]
@@ -511,7 +513,7 @@ class _Blocks:
         return rows[torch.randperm(len(rows), generator=random)]
 
 
-def _split(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def _split_rows(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     check_number(fraction, "fraction")
     held_out = round(fraction * count) if 0 < fraction < 1 else 0
     if not 0 < held_out < count:
@@ -758,7 +760,7 @@ class _Codes:
             raise ValueError(f"label has shape {labels.shape}: pass one label per datum, ({len(labels)},)")
         if names is not None and len(set(names)) < len(names):
             raise ValueError(f"classes must be names that differ, got {', '.join(names)}")
-        values = labels[_known(labels)].tolist()
+        values = labels[_is_known(labels)].tolist()
         if not values:
             raise ValueError("label is missing in every row: leave it out (--label), or choose another column")
         if any(isinstance(value, float) and math.isinf(value) for value in values):
@@ -777,7 +779,7 @@ class _Codes:
         Args:
             rows: their numbers in the source, for messages.
         """
-        known = _known(labels)
+        known = _is_known(labels)
         values = labels[known].tolist()
         if self.as_they_are:
             found = [int(value) for value in values]
@@ -794,7 +796,7 @@ class _Codes:
         return y
 
 
-def _known(labels: np.ndarray) -> np.ndarray:
+def _is_known(labels: np.ndarray) -> np.ndarray:
     return np.array([label is not None and label == label for label in labels.tolist()], dtype=bool)
 
 
@@ -899,14 +901,14 @@ def _pinwheel(random: np.random.Generator, num_data: int) -> Points:
 # -- generated, images -------------------------------------------------------------------------------------------------
 
 
-def _drawn(description: str, draw: Callable[..., image_sets.Images], **options: Any) -> _Set:
+def _drawn_images(description: str, draw: Callable[..., image_sets.Images], **options: Any) -> _DataSet:
     def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
         where = {"split": split} if draw is image_sets.patches else {}
         x, y = draw(random, num_data or 20_000, **options, **where)
         labels = None if y is None else torch.from_numpy(y)
         return Data(torch.from_numpy(x), labels, levels=256, name=name, num_classes=options.get("num_classes"))
 
-    return _Set(description, ("train", "valid", "test"), make)
+    return _DataSet(description, ("train", "valid", "test"), make)
 
 
 # -- from files --------------------------------------------------------------------------------------------------------
@@ -961,7 +963,7 @@ CHECKSUMS: dict[str, dict[str, str]] = {
 }
 
 
-def _find(name: str, data_dir: Any, folders: tuple[str, ...], files: tuple[str, ...]) -> Path:
+def _find_files(name: str, data_dir: Any, folders: tuple[str, ...], files: tuple[str, ...]) -> Path:
     places = " or ".join(f"{folder}/" for folder in folders)
     remedy = f"pass data_dir (--data-dir), or set DGM_DATA, to the folder that holds {places}"
     root = data_dir or os.environ.get("DGM_DATA")
@@ -1009,14 +1011,14 @@ def _read_idx(path: Path, name: str, dims: int, checksum: str) -> np.ndarray:
 def _idx_images(name: str, split: str, data_dir: Any, folders: tuple[str, ...]) -> Data:
     def part(kind: str, dims: int) -> Tensor:
         file = f"{'train' if split == 'train' else 't10k'}-{kind}-idx{dims}-ubyte"
-        path = _find(name, data_dir, folders, (file, f"{file}.gz"))
+        path = _find_files(name, data_dir, folders, (file, f"{file}.gz"))
         return torch.from_numpy(_read_idx(path, name, dims, CHECKSUMS[name][file]))
 
     return Data(part("images", 3).unsqueeze(1), part("labels", 1), levels=256, name=name, num_classes=10)
 
 
 def _packed_bits(name: str, split: str, data_dir: Any, folder: str, event_shape: tuple[int, ...]) -> Data:
-    path = _find(name, data_dir, (folder,), (f"{split}.npz",))
+    path = _find_files(name, data_dir, (folder,), (f"{split}.npz",))
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             size = archive.zip.getinfo("packed.npy").file_size
@@ -1041,31 +1043,31 @@ def _of_images(images: published.Images, name: str, classes: tuple[str, ...] | i
 def _cifar_10(name: str, split: str, data_dir: Any) -> Data:
     batches = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     folders = ("cifar-10-batches-py", "cifar-10-batches-bin")
-    paths = [_find(name, data_dir, folders, (batch, f"{batch}.bin")) for batch in batches]
+    paths = [_find_files(name, data_dir, folders, (batch, f"{batch}.bin")) for batch in batches]
     return _of_images(published.cifar_10(paths), name, published.CIFAR_10)
 
 
 def _svhn(name: str, split: str, data_dir: Any) -> Data:
-    return _of_images(published.svhn(_find(name, data_dir, ("svhn", "SVHN"), (f"{split}_32x32.mat",))), name, 10)
+    return _of_images(published.svhn(_find_files(name, data_dir, ("svhn", "SVHN"), (f"{split}_32x32.mat",))), name, 10)
 
 
-def _imagenet(size: int) -> _Set:
+def _imagenet(size: int) -> _DataSet:
     def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
         parts = [f"Imagenet{size}_train_npz", *(f"Imagenet{size}_train_part{part}_npz" for part in (1, 2))]
         files = [f"train_data_batch_{i}.npz" for i in range(1, 11)]
         if split == "test":
             parts, files = [f"Imagenet{size}_val_npz"], ["val_data.npz"]
-        paths = [_find(name, data_dir, tuple(parts), (file,)) for file in files]
+        paths = [_find_files(name, data_dir, tuple(parts), (file,)) for file in files]
         return _of_images(published.imagenet(paths, size, num_data, random), name, 1000)
 
     described = (
         f"{size}x{size} photographs in color, 1000 classes; its validation images are the test split; from files"
     )
-    return _Set(described, ("train", "test"), make)
+    return _DataSet(described, ("train", "test"), make)
 
 
 def _celeba(name: str, split: str, data_dir: Any) -> Data:
-    listed = _find(name, data_dir, ("celeba", "CelebA"), ("list_eval_partition.txt",))
+    listed = _find_files(name, data_dir, ("celeba", "CelebA"), ("list_eval_partition.txt",))
     number = ("train", "valid", "test").index(split)
     lines = [line.split() for line in listed.read_text().splitlines() if line.strip()]
     files = [listed.parent / "img_align_celeba" / line[0] for line in lines if line[1:] == [str(number)]]
@@ -1079,64 +1081,70 @@ def _celeba(name: str, split: str, data_dir: Any) -> Data:
 
 
 @dataclass(frozen=True)
-class _Set:
+class _DataSet:
     description: str
     splits: tuple[str, ...]
     make: Callable[[str, str, Any, np.random.Generator, int | None], Data]
 
 
-def _generated(description: str, draw: Callable[[np.random.Generator, int], Points], num_classes: int) -> _Set:
+def _generated_points(
+    description: str, draw: Callable[[np.random.Generator, int], Points], num_classes: int
+) -> _DataSet:
     def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
         points, y = draw(random, num_data or 5000)
         x = torch.as_tensor(points, dtype=torch.get_default_dtype())
         return Data(x, torch.as_tensor(y), name=name, num_classes=num_classes)
 
-    return _Set(f"2-D points: {description}", ("train", "valid", "test"), make)
+    return _DataSet(f"2-D points: {description}", ("train", "valid", "test"), make)
 
 
-def _stored(description: str, splits: tuple[str, ...], read: Callable[[str, str, Any], Data]) -> _Set:
+def _files_set(description: str, splits: tuple[str, ...], read: Callable[[str, str, Any], Data]) -> _DataSet:
     def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
         return subset(read(name, split, data_dir), num_data, random, split)
 
-    return _Set(description, splits, make)
+    return _DataSet(description, splits, make)
 
 
-def _bits(description: str, folder: str, *event_shape: int) -> _Set:
+def _binary_images_set(description: str, folder: str, *event_shape: int) -> _DataSet:
     read = functools.partial(_packed_bits, folder=folder, event_shape=event_shape)
-    return _stored(f"{description}; from files", ("train", "valid", "test"), read)
+    return _files_set(f"{description}; from files", ("train", "valid", "test"), read)
 
 
-def _idx(description: str, *folders: str) -> _Set:
+def _idx(description: str, *folders: str) -> _DataSet:
     read = functools.partial(_idx_images, folders=folders)
-    return _stored(f"{description}; from files", ("train", "test"), read)
+    return _files_set(f"{description}; from files", ("train", "test"), read)
 
 
-_SETS: dict[str, _Set] = {
-    "digits": _stored("8x8 digits, integers 0 .. 16, 10 classes", ("train", "test"), _digits),
-    "digits-binary": _stored("the same digits as bits: 1 where the integer is at least 8", ("train", "test"), _digits),
-    "moons": _generated("two interleaved half circles", _moons, 2),
-    "rings": _generated("three concentric circles", _rings, 3),
-    "checkerboard": _generated("uniform on the 8 dark squares of a 4x4 board, entropy log 32", _checkerboard, 8),
-    "pinwheel": _generated("five bent arms", _pinwheel, 5),
-    "glyphs": _drawn("28x28 digits and capitals, 36 classes", image_sets.glyphs, num_classes=36, size=28),
-    "glyphs-62": _drawn("28x28 digits, capitals and small letters", image_sets.glyphs, num_classes=62, size=28),
-    "glyphs-color": _drawn("32x32 glyphs in color, 36 classes", image_sets.glyphs, num_classes=36, size=32, color=True),
-    "patches-8": _drawn("8x8 patches of two photographs in color", image_sets.patches, size=8),
-    "patches-16": _drawn("16x16 patches of the same", image_sets.patches, size=16),
-    "patches-32": _drawn("32x32 patches of the same", image_sets.patches, size=32),
+_SETS: dict[str, _DataSet] = {
+    "digits": _files_set("8x8 digits, integers 0 .. 16, 10 classes", ("train", "test"), _digits),
+    "digits-binary": _files_set(
+        "the same digits as bits: 1 where the integer is at least 8", ("train", "test"), _digits
+    ),
+    "moons": _generated_points("two interleaved half circles", _moons, 2),
+    "rings": _generated_points("three concentric circles", _rings, 3),
+    "checkerboard": _generated_points("uniform on the 8 dark squares of a 4x4 board, entropy log 32", _checkerboard, 8),
+    "pinwheel": _generated_points("five bent arms", _pinwheel, 5),
+    "glyphs": _drawn_images("28x28 digits and capitals, 36 classes", image_sets.glyphs, num_classes=36, size=28),
+    "glyphs-62": _drawn_images("28x28 digits, capitals and small letters", image_sets.glyphs, num_classes=62, size=28),
+    "glyphs-color": _drawn_images(
+        "32x32 glyphs in color, 36 classes", image_sets.glyphs, num_classes=36, size=32, color=True
+    ),
+    "patches-8": _drawn_images("8x8 patches of two photographs in color", image_sets.patches, size=8),
+    "patches-16": _drawn_images("16x16 patches of the same", image_sets.patches, size=16),
+    "patches-32": _drawn_images("32x32 patches of the same", image_sets.patches, size=32),
     "mnist": _idx("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
     "fashion-mnist": _idx("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
-    "cifar-10": _stored("32x32 photographs in color, 10 classes; from files", ("train", "test"), _cifar_10),
-    "svhn": _stored("32x32 house numbers in color, 10 classes; from files", ("train", "test"), _svhn),
+    "cifar-10": _files_set("32x32 photographs in color, 10 classes; from files", ("train", "test"), _cifar_10),
+    "svhn": _files_set("32x32 house numbers in color, 10 classes; from files", ("train", "test"), _svhn),
     "imagenet32": _imagenet(32),
     "imagenet64": _imagenet(64),
-    "celeba": _stored("64x64 faces in color; from files", ("train", "valid", "test"), _celeba),
-    "binarized-mnist": _bits("28x28 digits as bits, Larochelle's split", "binarized-mnist", 1, 28, 28),
-    "nltcs": _bits("16 bits: disabilities in a survey of the elderly", "binary/nltcs", 16),
-    "plants": _bits("69 bits: regions where a plant grows", "binary/plants", 69),
-    "mushrooms": _bits("112 bits: features of mushrooms", "binary/mushrooms", 112),
-    "dna": _bits("180 bits: splice junctions", "binary/dna", 180),
-    "nips": _bits("500 bits: words in papers", "binary/nips", 500),
+    "celeba": _files_set("64x64 faces in color; from files", ("train", "valid", "test"), _celeba),
+    "binarized-mnist": _binary_images_set("28x28 digits as bits, Larochelle's split", "binarized-mnist", 1, 28, 28),
+    "nltcs": _binary_images_set("16 bits: disabilities in a survey of the elderly", "binary/nltcs", 16),
+    "plants": _binary_images_set("69 bits: regions where a plant grows", "binary/plants", 69),
+    "mushrooms": _binary_images_set("112 bits: features of mushrooms", "binary/mushrooms", 112),
+    "dna": _binary_images_set("180 bits: splice junctions", "binary/dna", 180),
+    "nips": _binary_images_set("500 bits: words in papers", "binary/nips", 500),
 }
 
 NAMES: dict[str, str] = {name: each.description for name, each in _SETS.items()}

@@ -285,14 +285,14 @@ def evaluate(
         for batch in data.taken(slice(start, start + batch_size) for start in range(0, len(data), batch_size)):
             batch = batch.to(device)
             value, given, _ = part.arguments(batch)
-            keys.append(_keys(value, batch).cpu())
+            keys.append(_datum_keys(value, batch).cpu())
             if flow is not None:
                 density = flow(value, given)
                 bounds.append(Bound(density, density))
                 bar.update(len(value))
             else:
                 with noise.per_datum(value, seed):
-                    bounds.append(_bound(part, value, given, num_particles, num_samples, bar.update))
+                    bounds.append(_exact_or_bound(part, value, given, num_particles, num_samples, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -331,13 +331,13 @@ def _of_posterior(
     )
 
 
-def _keys(value: Tensor, data: Data) -> Tensor:
+def _datum_keys(value: Tensor, data: Data) -> Tensor:
     """A hash of each datum: of what is scored, and of x, given and mask; not of labels, which p(x) sums over."""
     found = [value, *(part for name, part in data.parts.items() if name != "y" and part is not value)]
     return noise.row_keys(torch.stack([noise.row_keys(part) for part in found], 1))
 
 
-def _bound(
+def _exact_or_bound(
     program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
     """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
@@ -368,7 +368,7 @@ def _sum_over_labels(
 
     def of_classes() -> list[Bound]:
         return [
-            _bound(
+            _exact_or_bound(
                 program.program, x, y.expand(len(x)), num_particles, num_samples, lambda done: advance(done / passes)
             )
             for y in labels

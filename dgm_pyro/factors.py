@@ -128,7 +128,8 @@ class Formula:
         rows += zip(["guide"] + [""] * len(guide), guide, strict=False)
         sites = [(f.site, _kind_of_value(f)) for f in self.joint if f.kind in ("latent", "data")]
         rows += [
-            (f"{run[0][0]} .. {run[-1][0]}" if len(run) > 1 else run[0][0], run[0][1]) for run in _runs(sites, _like)
+            (f"{run[0][0]} .. {run[-1][0]}" if len(run) > 1 else run[0][0], run[0][1])
+            for run in _cut_into_runs(sites, _are_alike_neighbors)
         ]
         width = max((len(name) for name, _ in rows), default=0)
         return "\n".join([self.name + size, *(f"  {name:{width}}  {text}" for name, text in rows)])
@@ -169,11 +170,14 @@ def _kind_of_value(factor: Factor) -> str:
 
 def dotted(terms: Sequence[tuple[str, str]], dots: str) -> str:
     """The texts of (site, text) in a row; a run of numbered sites, such as x_1 .. x_64, with dots."""
-    runs = [[text for _, text in run] for run in _runs(terms, lambda first, second: _follows(first[0], second[0]))]
+    runs = [
+        [text for _, text in run]
+        for run in _cut_into_runs(terms, lambda first, second: _are_neighbors(first[0], second[0]))
+    ]
     return " ".join(" ".join(run if len(run) <= WRITTEN_OUT else [*run[:2], dots, run[-1]]) for run in runs)
 
 
-def _runs(terms: Sequence[_T], goes_on: Callable[[_T, _T], bool]) -> list[list[_T]]:
+def _cut_into_runs(terms: Sequence[_T], goes_on: Callable[[_T, _T], bool]) -> list[list[_T]]:
     """``terms`` cut wherever one does not go on from the one before it."""
     runs: list[list[_T]] = []
     for term in terms:
@@ -184,18 +188,18 @@ def _runs(terms: Sequence[_T], goes_on: Callable[[_T, _T], bool]) -> list[list[_
     return runs
 
 
-def _numbered(site: str) -> tuple[str, int] | None:
+def _chain_index(site: str) -> tuple[str, int] | None:
     found = re.fullmatch(r"(.+)_(\d+)", site)
     return (found[1], int(found[2])) if found else None
 
 
-def _like(first: tuple[str, str], second: tuple[str, str]) -> bool:
+def _are_alike_neighbors(first: tuple[str, str], second: tuple[str, str]) -> bool:
     """Whether two (site, text) are sites next to each other in a chain, of one text."""
-    return first[1] == second[1] and _follows(first[0], second[0])
+    return first[1] == second[1] and _are_neighbors(first[0], second[0])
 
 
-def _follows(first: str, second: str) -> bool:
-    a, b = _numbered(first), _numbered(second)
+def _are_neighbors(first: str, second: str) -> bool:
+    a, b = _chain_index(first), _chain_index(second)
     return a is not None and b is not None and a[0] == b[0] and abs(a[1] - b[1]) == 1
 
 
@@ -207,7 +211,7 @@ class _Text:
     differential = "d"
 
     def __init__(self, sites: Iterable[str]) -> None:
-        numbered = sorted(filter(None, map(_numbered, sites)))
+        numbered = sorted(filter(None, map(_chain_index, sites)))
         self.highest = dict(numbered)  # by stem
 
     def name(self, site: str) -> str:
@@ -239,11 +243,11 @@ class _Text:
     def _parents(self, parents: Sequence[str]) -> list[str]:
         """Their names; x_1 .. x_i-1 as x_<i, and z_i+1 .. z_L as z_>i."""
         runs: dict[str, set[int]] = {}
-        for stem, number in filter(None, map(_numbered, parents)):
+        for stem, number in filter(None, map(_chain_index, parents)):
             runs.setdefault(stem, set()).add(number)
         names: list[str] = []
         for parent in parents:
-            stem = (_numbered(parent) or ("", 0))[0]
+            stem = (_chain_index(parent) or ("", 0))[0]
             run = runs.get(stem, {0})
             first, last = min(run), max(run)
             if len(run) == 1 or len(run) < last - first + 1:
@@ -265,7 +269,7 @@ class _Latex(_Text):
     bar = r" \mid "
 
     def name(self, site: str) -> str:
-        stem, index = _indexed(site)
+        stem, index = _letter_and_index(site)
         index = index if len(index) < 2 or index.isdecimal() else rf"\text{{{_escaped(index)}}}"
         stem = stem if len(stem) == 1 else rf"\mathit{{{_escaped(stem)}}}"
         return f"{stem}_{{{index}}}" if index else stem
@@ -286,14 +290,14 @@ class _Html(_Text):
     differential = "∂"
 
     def name(self, site: str) -> str:
-        stem, index = map(html.escape, _indexed(site))
+        stem, index = map(html.escape, _letter_and_index(site))
         return f"<i>{stem}</i>" + (f"<sub>{index}</sub>" if index else "")
 
     def all_beyond(self, stem: str, sign: str, number: int) -> str:
         return f"{self.name(stem)}<sub>{html.escape(sign)}{number}</sub>"
 
 
-def _indexed(site: str) -> tuple[str, str]:
+def _letter_and_index(site: str) -> tuple[str, str]:
     """The letter or word, and its index, of x_1, x_continuous, z2."""
     found = re.fullmatch(r"([A-Za-z])(\d+)|([^_]*)_?(.*)", site)
     assert found is not None
@@ -324,7 +328,7 @@ class _Blank(Messenger):
     """A draw from a chain would run it, and an improper prior has none: a blank value stands for it."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        base = _features(msg["fn"])
+        base = _base_distribution(msg["fn"])
         if msg["value"] is None and hasattr(base, "factors"):
             msg["value"] = base.blank()
         elif msg["value"] is None and isinstance(base, ImproperUniform):
@@ -366,18 +370,20 @@ class _Untracked(TorchFunctionMode):
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-            self._write(tensors[0], get_provenance(tensors[1:]))
+            self._note_storage(tensors[0], get_provenance(tensors[1:]))
         if name in LEAVES_TENSORS:
             self.as_python |= get_provenance(tensors)
-        read: frozenset[str] = frozenset().union(*map(self._read, tensors)) if self.storages else frozenset()
+        read: frozenset[str] = (
+            frozenset().union(*map(self._names_in_storage, tensors)) if self.storages else frozenset()
+        )
         return track_provenance(result, read) if read else result
 
-    def _write(self, tensor: Tensor, names: frozenset[str]) -> None:
+    def _note_storage(self, tensor: Tensor, names: frozenset[str]) -> None:
         if names:
             storage = detach_provenance(tensor).untyped_storage()
-            self.storages[storage._cdata] = storage, self._read(tensor) | names
+            self.storages[storage._cdata] = storage, self._names_in_storage(tensor) | names
 
-    def _read(self, tensor: Tensor) -> frozenset[str]:
+    def _names_in_storage(self, tensor: Tensor) -> frozenset[str]:
         storage = detach_provenance(tensor).untyped_storage()
         return self.storages.get(storage._cdata, (None, frozenset()))[1]
 
@@ -424,15 +430,17 @@ def factors_of(
         ]
         found: list[Factor] = []
         for site in sites:
-            found.append(_factor(site, found, latents, arguments))
+            found.append(_factor_of_site(site, found, latents, arguments))
     values: Any = {site["name"]: detach_provenance(site["value"]) for site in sites}
     return tuple(found), arguments.observes, values
 
 
-def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None, arguments: _Arguments) -> Factor:
+def _factor_of_site(
+    site: Any, before: Sequence[Factor], latents: Collection[str] | None, arguments: _Arguments
+) -> Factor:
     """The factor of a site, of those stated before it and of the arguments."""
     name, fn, infer = site["name"], site["fn"], site["infer"] or {}
-    base = _features(fn)
+    base = _base_distribution(fn)
     family = type(base).__name__.removesuffix("Distribution")
     fixed = family == "Delta"
     is_chain = hasattr(base, "factors")
@@ -453,7 +461,7 @@ def _factor(site: Any, before: Sequence[Factor], latents: Collection[str] | None
     return Factor(name, parents, fn.event_shape, family, kind, chain, type(base) is TransformedDistribution)
 
 
-def _features(distribution: Any) -> Any:
+def _base_distribution(distribution: Any) -> Any:
     """Less what only shapes it, `Independent` and expanded distributions, and less its units."""
     while isinstance(distribution, Independent | ExpandedDistribution | MaskedDistribution) or _only_units(
         distribution

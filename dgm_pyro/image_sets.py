@@ -51,10 +51,10 @@ def glyphs(random: np.random.Generator, num_data: int, *, num_classes: int, size
     inverse = _distortions(random, num_data, FINER * size)
     ink = np.empty((num_data, 1, size, size), np.uint8)
     for i in range(num_data):
-        image = _drawn(FONTS[font[i]], CHARACTERS[y[i]], FINER * size)
+        image = _drawn_character(FONTS[font[i]], CHARACTERS[y[i]], FINER * size)
         image = image.transform(image.size, Image.Transform.AFFINE, inverse[i], Image.Resampling.BILINEAR)
         ink[i, 0] = np.asarray(image.reduce(FINER))
-    return (_colored(random, ink) if color else ink), y
+    return (_colored_glyphs(random, ink) if color else ink), y
 
 
 def patches(random: np.random.Generator, num_data: int, *, size: int, split: str) -> Images:
@@ -75,9 +75,9 @@ def patches(random: np.random.Generator, num_data: int, *, size: int, split: str
 
 
 @functools.cache
-def _drawn(font: str, character: str, size: int) -> Image.Image:
+def _drawn_character(font: str, character: str, size: int) -> Image.Image:
     """The character in white on a black square, its capitals in the middle."""
-    face = _face(font, size)
+    face = _font_of_capital_size(font, size)
     image = Image.new("L", (size, size))
     baseline = size * (1 + CAPITAL) / 2
     ImageDraw.Draw(image).text((size / 2, baseline), character, fill=255, font=face, anchor="ms")
@@ -85,7 +85,7 @@ def _drawn(font: str, character: str, size: int) -> Image.Image:
 
 
 @functools.cache
-def _face(font: str, size: int) -> ImageFont.FreeTypeFont:
+def _font_of_capital_size(font: str, size: int) -> ImageFont.FreeTypeFont:
     """The font at the size of which its capitals are `CAPITAL` of an image."""
     import matplotlib
 
@@ -108,7 +108,7 @@ def _distortions(random: np.random.Generator, num_data: int, size: int) -> np.nd
     return np.concatenate([inverse, constant[:, :, None]], axis=2).reshape(num_data, 6)
 
 
-def _colored(random: np.random.Generator, ink: np.ndarray) -> np.ndarray:
+def _colored_glyphs(random: np.random.Generator, ink: np.ndarray) -> np.ndarray:
     num_data, _, size, _ = ink.shape
     top, bottom, front = random.uniform(0, 255, (3, num_data, 3, 1, 1))
     # A glyph as dark as its background could not be seen.

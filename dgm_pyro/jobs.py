@@ -143,7 +143,7 @@ def in_parallel(
             heard.append(number)
             write_text(stop, str(int(OTHER[signal.Signals(number)])))
 
-        held = joblib.delayed(_held)
+        held = joblib.delayed(_run_uninterrupted)
         with noted(note):
             for ended, result in parallel(held(function, task, os.getpid(), stop) for task in tasks):
                 if ended:
@@ -159,7 +159,9 @@ def send_by_value(module: types.ModuleType) -> None:
             importlib.import_module(pickler).register_pickle_by_value(module)
 
 
-def _held(function: Callable[..., Any], task: tuple[Any, ...], parent: int, stop: Path) -> tuple[bool, Any]:
+def _run_uninterrupted(
+    function: Callable[..., Any], task: tuple[Any, ...], parent: int, stop: Path
+) -> tuple[bool, Any]:
     """In a process of joblib: whether the task came to its end, and its result.
 
     Between two tasks the process hears no signals. One that dies there would take the others with it.
@@ -167,7 +169,7 @@ def _held(function: Callable[..., Any], task: tuple[Any, ...], parent: int, stop
     if stop.exists():
         return False, None
     over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(parent, stop, over), daemon=True)
+    watch = threading.Thread(target=_watch_parent, args=(parent, stop, over), daemon=True)
     for each in OTHER:
         signal.signal(each, signal.default_int_handler)
     try:
@@ -181,7 +183,7 @@ def _held(function: Callable[..., Any], task: tuple[Any, ...], parent: int, stop
         over.set()
 
 
-def _watch(parent: int, stop: Path, over: threading.Event) -> None:
+def _watch_parent(parent: int, stop: Path, over: threading.Event) -> None:
     """End the task when the parent was killed or interrupted.
 
     A terminal sends SIGINT, and a queue SIGTERM, to all processes: the signal that comes from here is the other one. A

@@ -33,22 +33,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["chunks", "drawing", "per_datum"]
 
 
-def _word(value: int) -> int:
+def _signed_64_bits(value: int) -> int:
     """The integer of 64 bits, with a sign, that has the last 64 bits of ``value``."""
     return (value + 2**63) % 2**64 - 2**63
 
 
-_GOLDEN, _FIRST, _SECOND = map(_word, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_GOLDEN, _FIRST, _SECOND = map(_signed_64_bits, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def mix(z: Tensor) -> Tensor:
     """A bijection of the 64-bit integers after which every bit depends on every bit."""
-    z = (z ^ _shifted(z, 30)) * _FIRST
-    z = (z ^ _shifted(z, 27)) * _SECOND
-    return z ^ _shifted(z, 31)
+    z = (z ^ _shift_right(z, 30)) * _FIRST
+    z = (z ^ _shift_right(z, 27)) * _SECOND
+    return z ^ _shift_right(z, 31)
 
 
-def _shifted(z: Tensor, places: int) -> Tensor:
+def _shift_right(z: Tensor, places: int) -> Tensor:
     return (z >> places) & ((1 << (64 - places)) - 1)  # torch's own shift repeats the sign
 
 
@@ -105,7 +105,7 @@ class _DatumNoise(TorchDispatchMode):
         given |= {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
         return like.copy_(_INVERSES[name](self._uniform(like, flat=name == "multinomial"), given))
 
-    def _layout(self, shape: torch.Size, flat: bool) -> tuple[Tensor, torch.Size]:
+    def _keys_and_sizes(self, shape: torch.Size, flat: bool) -> tuple[Tensor, torch.Size]:
         """Whose keys, and the sizes of what is left of the particles, the particles, the data, and what is right.
 
         Args:
@@ -125,18 +125,18 @@ class _DatumNoise(TorchDispatchMode):
     def _streams(self, keys: Tensor, particles: int) -> Tensor:
         """A key for each particle of each datum, ``(particles, B)``."""
         numbers = torch.arange(self.first, self.first + particles, device=keys.device)
-        return mix(mix(keys + _word(self.count * _SECOND)) + (numbers.unsqueeze(-1) + 1) * _FIRST)
+        return mix(mix(keys + _signed_64_bits(self.count * _SECOND)) + (numbers.unsqueeze(-1) + 1) * _FIRST)
 
     def _uniform(self, like: Tensor, flat: bool) -> Tensor:
         """Uniform on (0, 1) in double precision, in the shape of ``like``."""
-        keys, (outer, particles, _, *right) = self._layout(like.shape, flat)
+        keys, (outer, particles, _, *right) = self._keys_and_sizes(like.shape, flat)
         places = torch.arange(1, outer * math.prod(right) + 1, device=like.device).reshape(outer, 1, 1, -1)
         bits = mix(self._streams(keys.to(like.device), particles).unsqueeze(-1) + places * _GOLDEN)
-        return ((_shifted(bits, 12).double() + 0.5) * 2.0**-52).reshape(like.shape)
+        return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).reshape(like.shape)
 
     def _row_by_row(self, func: Any, args: Any, like: Tensor) -> Tensor:
         """Draws that are not a formula of uniform ones, by a generator for each particle of each datum."""
-        keys, shape = self._layout(like.shape, flat=False)
+        keys, shape = self._keys_and_sizes(like.shape, flat=False)
         parameters = [arg.detach().cpu().reshape(shape) for arg in args]
         drawn, generator = torch.empty(shape, dtype=like.dtype), torch.Generator()
         for k, of_data in enumerate(self._streams(keys.cpu(), shape[1]).tolist()):
@@ -183,7 +183,7 @@ _INVERSES: dict[str, Callable[[Tensor, dict[str, Any]], Tensor]] = {
 _ROW_BY_ROW = ("_standard_gamma", "_sample_dirichlet", "poisson", "binomial")
 
 
-class _Sites(Messenger):
+class _DrawSites(Messenger):
     """Draws the sites of a program by the noise of each datum, as the last handler that may give them a value."""
 
     def __init__(self, noise: _DatumNoise):
@@ -212,7 +212,7 @@ def per_datum(x: Tensor, seed: int) -> Iterator[None]:
     >>> torch.equal(alone, second)
     True
     """
-    base = mix(torch.tensor([_word(seed)], device=x.device) + _GOLDEN)
+    base = mix(torch.tensor([_signed_64_bits(seed)], device=x.device) + _GOLDEN)
     token = _current.set(_DatumNoise(mix(row_keys(x) + base), base))
     try:
         yield
@@ -238,7 +238,7 @@ def drawing(batch: Sequence[int]) -> contextlib.AbstractContextManager[Any]:
 def sites() -> contextlib.AbstractContextManager[Any]:
     """Make the draws of sites each datum's own, where they are inside `per_datum`; enter it before the plates."""
     noise = _current.get()
-    return contextlib.nullcontext() if noise is None else _Sites(noise)
+    return contextlib.nullcontext() if noise is None else _DrawSites(noise)
 
 
 def chunks(total: int, chunk_size: int) -> Iterator[tuple[int, int]]:

@@ -229,8 +229,8 @@ class ELBO(VariationalBound):
         bound = elbo(program, x, given, observed=observed, batch=batch, analytic_kl=self.analytic_kl, beta=beta)
         if self.leave_one_out and bound.score is not None:
             others = (bound.value.sum(0) - bound.value) / (self.num_samples - 1)
-            bound.surrogate = bound.value + _nothing(bound.score) * (bound.value - others).detach()
-        return bound if self.num_samples == 1 else _mean(bound)
+            bound.surrogate = bound.value + _zero_with_gradient(bound.score) * (bound.value - others).detach()
+        return bound if self.num_samples == 1 else _mean_over_draws(bound)
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class FreeBits(VariationalBound):
         data = [p for name, p in bound.reconstruction.items() if not name.startswith(tuple(f"{z}_" for z in latents))]
         log_likelihood = sum(data, torch.zeros_like(bound.value))
         apart = len(data) == len(bound.reconstruction) and bound.kl.keys() == set(latents)
-        apart = apart and all(_ordered(name, model, guide) for name in latents)
+        apart = apart and all(_guide_drew_earlier_latents(name, model, guide) for name in latents)
         if self.per_feature:
             by_feature = {name: _by_feature(guide.nodes[name], model.nodes[name]) for name in latents} if apart else {}
             if not apart or any(kl is None for kl in by_feature.values()):
@@ -276,13 +276,13 @@ class FreeBits(VariationalBound):
                     f"per_feature needs a divergence per feature: latents {latents} whose guide and prior have "
                     "independent features, with a closed form, drawn in the model's order; use per_feature=False"
                 )
-            floored = [_floor(kl, self.nats).sum(-1) for kl in by_feature.values() if kl is not None]
+            floored = [_free_bits_kl(kl, self.nats).sum(-1) for kl in by_feature.values() if kl is not None]
         elif apart:
-            floored = [_floor(kl, self.nats) for kl in bound.kl.values()]
+            floored = [_free_bits_kl(kl, self.nats) for kl in bound.kl.values()]
         else:
-            floored = [_floor(log_likelihood - bound.value, self.nats)]
+            floored = [_free_bits_kl(log_likelihood - bound.value, self.nats)]
         value = log_likelihood - sum(floored)
-        surrogate = value if bound.score is None else value + _nothing(bound.score) * value.detach()
+        surrogate = value if bound.score is None else value + _zero_with_gradient(bound.score) * value.detach()
         return Bound(value, surrogate, bound.reconstruction, bound.kl)
 
 
@@ -313,7 +313,7 @@ class STL(VariationalBound):
         guide = guide_trace(program, x, given, **options)
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
-        return _mean(elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=log_q))
+        return _mean_over_draws(elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=log_q))
 
 
 @dataclass(frozen=True)
@@ -348,8 +348,8 @@ class IWAE(VariationalBound):
         surrogate = value
         if weights.score is not None:
             without = _without_each(weights.value) if self.leave_one_out else torch.zeros_like(weights.value)
-            surrogate = value + (_nothing(weights.score) * (value - without).detach()).sum(0)
-        terms = _mean(weights)
+            surrogate = value + (_zero_with_gradient(weights.score) * (value - without).detach()).sum(0)
+        terms = _mean_over_draws(weights)
         return Bound(value, surrogate, terms.reconstruction, terms.kl)
 
 
@@ -395,7 +395,7 @@ class DReG(VariationalBound):
         weights = elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=log_q)
         shares.append(weights.value.softmax(0).detach())
         value = log_mean_exp(weights.value)
-        terms = _mean(weights)
+        terms = _mean_over_draws(weights)
         return Bound(value, value, terms.reconstruction, terms.kl)
 
 
@@ -437,13 +437,13 @@ class RWS(VariationalBound):
         guide = guide_trace(program, x, given, handler=_Detached(), **options)
         model = model_trace(program, x, given, guide, **options)
         weights = elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=_log_q(guide))
-        log_q = _total(_log_q(guide).values(), options["batch"], weights.value)
+        log_q = _sum_sites(_log_q(guide).values(), options["batch"], weights.value)
         log_p, shares = weights.value + log_q, weights.value.softmax(0).detach()
         value = log_mean_exp(weights.value).detach()
-        surrogate = value + _nothing((shares * (log_p + (1 - self.sleep) * log_q)).sum(0))
+        surrogate = value + _zero_with_gradient((shares * (log_p + (1 - self.sleep) * log_q)).sum(0))
         if self.sleep > 0:
-            surrogate = surrogate + self.sleep * _nothing(_log_q_of_a_dream(program, x, given, observed))
-        terms = _mean(weights)
+            surrogate = surrogate + self.sleep * _zero_with_gradient(_log_q_of_a_dream(program, x, given, observed))
+        terms = _mean_over_draws(weights)
         return Bound(value, surrogate, terms.reconstruction, terms.kl)
 
 
@@ -478,8 +478,8 @@ class Enumerate(VariationalBound):
             return elbo_of_traces(model, guide, (x.shape[0],))
         batch = (*reversed(every.sizes.values()), x.shape[0])
         bound = elbo_of_traces(model, guide, batch, summed=every.sizes)
-        q = _total([_log_q(guide)[name] for name in every.sizes], batch, bound.value).exp()
-        return _map(bound, lambda term: (q * term).flatten(0, -2).sum(0))
+        q = _sum_sites([_log_q(guide)[name] for name in every.sizes], batch, bound.value).exp()
+        return _map_terms(bound, lambda term: (q * term).flatten(0, -2).sum(0))
 
 
 @dataclass(frozen=True)
@@ -660,7 +660,7 @@ class DenoisingLoss(VariationalBound):
                 f"{self} weights the error of a denoiser of {program.variable}, which {type(program).__name__} does "
                 "not state: use it for a Diffusion or a ContinuousDiffusion, and 'elbo' for all others"
             )
-        return Bound(-error, _nothing(stated.surrogate) - error.detach(), {}, {site: error})
+        return Bound(-error, _zero_with_gradient(stated.surrogate) - error.detach(), {}, {site: error})
 
 
 def simple() -> DenoisingLoss:
@@ -844,7 +844,7 @@ def elbo_of_traces(
                 reconstruction[name] = log_p
             continue
         q: Any = guide.nodes[name]
-        closed = analytic_kl and name not in summed and _ordered(name, model, guide)
+        closed = analytic_kl and name not in summed and _guide_drew_earlier_latents(name, model, guide)
         divergence = _closed_form(q, site) if closed else None
         if divergence is None:
             divergence = (site_log_prob(q) if log_q is None else log_q[name]) - site_log_prob(site)
@@ -854,11 +854,11 @@ def elbo_of_traces(
             if log_q_here.requires_grad:
                 score = log_q_here + (0 if score is None else score)
     value: Any = sum(reconstruction.values()) - beta * sum(kl.values())
-    surrogate = value if score is None else value + _nothing(score) * value.detach()
+    surrogate = value if score is None else value + _zero_with_gradient(score) * value.detach()
     return Bound(value, surrogate, reconstruction, kl, score)
 
 
-def _ordered(name: str, model: poutine.Trace, guide: poutine.Trace) -> bool:
+def _guide_drew_earlier_latents(name: str, model: poutine.Trace, guide: poutine.Trace) -> bool:
     """Whether the guide drew all latents before ``name`` that the model states before it.
 
     The closed form of a KL holds the model's earlier latents fixed, so the guide must have drawn them earlier too.
@@ -868,10 +868,10 @@ def _ordered(name: str, model: poutine.Trace, guide: poutine.Trace) -> bool:
 
 
 def site_log_prob(site: Any) -> Tensor:
-    return _scaled(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+    return _scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
 
 
-def _scaled(term: Tensor, scale: Any, mask: Any) -> Tensor:
+def _scale_and_mask(term: Tensor, scale: Any, mask: Any) -> Tensor:
     """``term`` under the handlers around its site; Pyro's own function looks at numbers, and so cannot be compiled."""
     if not (isinstance(scale, numbers.Number) and scale == 1):
         term = term * scale
@@ -884,23 +884,23 @@ def _log_q(guide: poutine.Trace) -> dict[str, Tensor]:
     return {name: site_log_prob(guide.nodes[name]) for name in latent_sites(guide)}
 
 
-def _total(log_probs: Iterable[Tensor], batch: Sequence[int], like: Tensor) -> Tensor:
+def _sum_sites(log_probs: Iterable[Tensor], batch: Sequence[int], like: Tensor) -> Tensor:
     return sum((site_sum(log_prob, batch) for log_prob in log_probs), torch.zeros_like(like))
 
 
-def _nothing(score: Tensor) -> Tensor:
+def _zero_with_gradient(score: Tensor) -> Tensor:
     """Zero, with the gradient of ``score``: so a surrogate has the bound's value, and may be weighted like it."""
     return score - score.detach()
 
 
 def _closed_form(q: Any, p: Any) -> Tensor | None:
     try:
-        return _scaled(kl_divergence(q["fn"], p["fn"]), q["scale"], q["mask"])
+        return _scale_and_mask(kl_divergence(q["fn"], p["fn"]), q["scale"], q["mask"])
     except NotImplementedError:
         return None
 
 
-def _map(bound: Bound, reduce: Callable[[Tensor], Tensor]) -> Bound:
+def _map_terms(bound: Bound, reduce: Callable[[Tensor], Tensor]) -> Bound:
     return Bound(
         reduce(bound.value),
         reduce(bound.surrogate),
@@ -909,8 +909,8 @@ def _map(bound: Bound, reduce: Callable[[Tensor], Tensor]) -> Bound:
     )
 
 
-def _mean(bound: Bound) -> Bound:
-    return _map(bound, lambda term: term.mean(0))
+def _mean_over_draws(bound: Bound) -> Bound:
+    return _map_terms(bound, lambda term: term.mean(0))
 
 
 # -- importance weights ------------------------------------------------------------------------------------------------
@@ -932,7 +932,7 @@ def _without_each(log_w: Tensor) -> Tensor:
 # -- gradients along the path, or of the score, alone ------------------------------------------------------------------
 
 
-class _Scored(nn.Module):
+class _GuideScore(nn.Module):
     """log q of the latents in a guide's trace, per site, scored by the guide's statements made anew."""
 
     def __init__(self, program: Program):
@@ -956,13 +956,13 @@ def _path_log_q(
         site: Any = guide.nodes[name]
         if not site["fn"].has_rsample and site_log_prob(site).requires_grad:
             raise ValueError(
-                f"{objective} needs gradients through the latents, but {name!r} ({_family(site)}) is not "
+                f"{objective} needs gradients through the latents, but {name!r} ({_distribution_name(site)}) is not "
                 "reparameterized: use the objective 'enumerate', 'vimco', 'rloo' or 'rws'"
             )
     parameters = {f"program.{name}": parameter.detach() for name, parameter in program.named_parameters()}
     before = None if torch.compiler.is_exporting() else _random_state(x.device)
     try:
-        log_q = torch.func.functional_call(_Scored(program), parameters, (x, given, guide), options)
+        log_q = torch.func.functional_call(_GuideScore(program), parameters, (x, given, guide), options)
     except (NotImplementedError, KeyError) as error:
         names = ", ".join(repr(name) for name in latent_sites(guide))
         raise ValueError(
@@ -981,7 +981,7 @@ def _random_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _family(site: Any) -> str:
+def _distribution_name(site: Any) -> str:
     return type(getattr(site["fn"], "base_dist", site["fn"])).__name__
 
 
@@ -1016,7 +1016,7 @@ def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[st
         dream = program.joint(program.variable, None, given)
     guide = guide_trace(program, dream, given, observed=observed, handler=poutine.replay(trace=dreamt.trace))
     require_subset(latent_sites(guide), latent_sites(dreamt.trace))
-    return _total(_log_q(guide).values(), batch, torch.zeros(batch, device=x.device))
+    return _sum_sites(_log_q(guide).values(), batch, torch.zeros(batch, device=x.device))
 
 
 # -- every value -------------------------------------------------------------------------------------------------------
@@ -1066,7 +1066,7 @@ def _finite_support(distribution: Any) -> range | None:
 # -- free bits ---------------------------------------------------------------------------------------------------------
 
 
-def _floor(kl: Tensor, nats: float) -> Tensor:
+def _free_bits_kl(kl: Tensor, nats: float) -> Tensor:
     """``kl`` where its mean over the batch exceeds ``nats``, else ``nats``: their mean is max(nats, mean kl)."""
     return torch.where(kl.mean(0) > nats, kl, nats)
 
@@ -1082,4 +1082,4 @@ def _by_feature(q: Any, p: Any) -> Tensor | None:
         divergence = kl_divergence(*parts)
     except NotImplementedError:
         return None
-    return _scaled(divergence.flatten(1).T, q["scale"], q["mask"]).T
+    return _scale_and_mask(divergence.flatten(1).T, q["scale"], q["mask"]).T

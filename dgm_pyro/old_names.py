@@ -22,6 +22,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "ConvNet": _PARAMETERS,
     "ContinuousDiffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
     "Diffusion": {"schedule": "noise_schedule", "steps": "num_steps"},
+    "Discriminative": {"labels": "classifier"},
     "Flow": {"context": "embedding"},
     "Implicit": {"latent": "latent_name"},
     "Labelled": {"label": "label_name"},
@@ -32,8 +33,9 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "TopDown": {"latent": "latent_name"},
     "VAE": {"latent": "latent_name"},
 }
-"""Arguments of the constructors in versions 1 to 3, by class."""
+"""Arguments of the constructors in versions 1 to 4, by class."""
 
+_CLASSIFIER = {"labels": "Discriminative.classifier"}
 _FACTORS = {"features": "factors"}
 
 PARTS: dict[int, dict[str, str]] = {
@@ -43,11 +45,13 @@ PARTS: dict[int, dict[str, str]] = {
         "contexts": "embeddings",
         "schedule": "noise_schedule",
         **_FACTORS,
+        **_CLASSIFIER,
     },
-    2: _FACTORS,
-    3: _FACTORS,
+    2: _FACTORS | _CLASSIFIER,
+    3: _FACTORS | _CLASSIFIER,
+    4: _CLASSIFIER,
 }
-"""Modules and weights in each version, as parts of the paths of a state_dict."""
+"""Modules and weights in each version, as parts of the paths of a state_dict; some are of one class alone."""
 
 OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num": "num_data", "data_name": "data"}
 """Options of a run and of a sweep."""
@@ -69,7 +73,7 @@ FLAGS: dict[str, str] = {
 
 
 def upgraded(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The modules of a checkpoint's header in versions 1 to 3, under the names that classes and arguments have now."""
+    """The modules of a checkpoint's header in versions 1 to 4, under the names that classes and arguments have now."""
     return [
         {
             **node,
@@ -80,10 +84,21 @@ def upgraded(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def paths(now: Iterable[str], version: int) -> dict[str, str]:
-    """The paths of modules and weights in that version, each with the one that it has ``now``."""
+def paths(now: Iterable[str], classes: Mapping[str, str], version: int) -> dict[str, str]:
+    """The paths of modules and weights in that version, each with the one that it has ``now``.
+
+    ``classes`` has the name of the class of each module, by the module's path now.
+    """
     was = {new: old for old, new in PARTS[version].items()}
-    return {".".join(was.get(part, part) for part in path.split(".")): path for path in now}
+
+    def before(path: str) -> str:
+        parts = path.split(".")
+        owners = [classes.get(".".join(parts[:i])) for i in range(len(parts))]
+        return ".".join(
+            was.get(f"{owner}.{part}", was.get(part, part)) for owner, part in zip(owners, parts, strict=True)
+        )
+
+    return {before(path): path for path in now}
 
 
 def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -191,9 +191,9 @@ class Posterior:
         check_model(model)
         self.model, self.args, self.kwargs = model, args, kwargs
         with seeded(0, _device_of(args, kwargs)), unchecked(), torch.no_grad():
-            start = _Start()
+            start = _MiddleOfSupports()
             try:
-                trace = self._trace(start)
+                trace = self._trace_model(start)
             except TypeError:
                 _check_arguments(model, args, kwargs)
                 raise
@@ -246,8 +246,8 @@ class Posterior:
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`log_prior` and `log_likelihood` of ``u`` from one run."""
-        self._check(u)
-        return self._map(self._densities, u)  # type: ignore[no-any-return]
+        self._check_vector(u)
+        return self._map_vectors(self._log_prior_and_likelihood, u)  # type: ignore[no-any-return]
 
     def compiled(self, batch_size: int, fuse: bool = False) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """`log_joint` and its gradient for ``batch_size`` vectors, as tensor operations without Pyro's handlers.
@@ -267,14 +267,14 @@ class Posterior:
         check_count(batch_size, "batch_size")
 
         def with_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
-            return self._map(torch.func.grad_and_value(self._log_joint), u)[::-1]  # type: ignore[no-any-return]
+            return self._map_vectors(torch.func.grad_and_value(self._log_joint), u)[::-1]  # type: ignore[no-any-return]
 
         def with_handlers(u: Tensor) -> tuple[Tensor, Tensor]:
             with differentiating("a gradient"):
                 u = u.detach().requires_grad_()
                 value = self.log_joint(u)
                 (gradient,) = torch.autograd.grad(value.sum(), u)
-            return _finite(value.detach(), gradient)
+            return _without_nan(value.detach(), gradient)
 
         if not self.mapped:
             return with_handlers
@@ -293,7 +293,7 @@ class Posterior:
         def run(u: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 try:
-                    return _finite(*evaluate(u))
+                    return _without_nan(*evaluate(u))
                 except torch.linalg.LinAlgError:
                     if (u == u[0]).all():
                         return u.new_full((batch_size,), -math.inf), torch.zeros_like(u)
@@ -304,14 +304,14 @@ class Posterior:
 
     def log_abs_det_jacobian(self, u: Tensor) -> Tensor:
         """log |dz / du| in nats, ``batch``; `log_prior` contains it."""
-        self._check(u)
+        self._check_vector(u)
 
         def log_det(u: Tensor) -> Tensor:
-            at = _At(self, u)
-            self._trace(at)
+            at = _LatentsAt(self, u)
+            self._trace_model(at)
             return at.log_det
 
-        return self._map(log_det, u)  # type: ignore[no-any-return]
+        return self._map_vectors(log_det, u)  # type: ignore[no-any-return]
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -321,19 +321,19 @@ class Posterior:
         Args:
             deterministic: whether to return what `pyro.deterministic` states, too.
         """
-        self._check(u)
+        self._check_vector(u)
 
         def values(u: Tensor) -> dict[str, Tensor]:
-            trace = self._trace(_At(self, u))
+            trace = self._trace_model(_LatentsAt(self, u))
             nodes: Any = trace.nodes
             stated = [name for name in nodes if deterministic and _is_deterministic(nodes[name])]
             return {name: nodes[name]["value"] for name in [*self.names, *stated]}
 
-        return self._map(values, u)  # type: ignore[no-any-return]
+        return self._map_vectors(values, u)  # type: ignore[no-any-return]
 
     def by_latent(self, u: Tensor) -> dict[str, Tensor]:
         """The elements of ``u``, ``(*batch, D)``, of each latent, ``(*batch, size)``, unconstrained as they are."""
-        self._check(u)
+        self._check_vector(u)
         sizes = [shape.numel() for shape in self._reals.values()]
         if self._kept is not None:
             inside = torch.zeros(sum(sizes), dtype=torch.bool, device=self.device).index_fill(0, self._kept, True)
@@ -363,12 +363,12 @@ class Posterior:
                 )
 
         def real(values: dict[str, Tensor]) -> Tensor:
-            inverse = _Inverse(self, values)
-            self._trace(inverse)
+            inverse = _RealsOfValues(self, values)
+            self._trace_model(inverse)
             u = torch.cat([inverse.reals[name].flatten() for name in self.names])
             return u if self._kept is None else u[self._kept]
 
-        return self._map(real, {name: values[name] for name in self.names}, batch)  # type: ignore[no-any-return]
+        return self._map_vectors(real, {name: values[name] for name in self.names}, batch)  # type: ignore[no-any-return]
 
     def initial(self, num_samples: int, radius: float = 2.0, seed: int = 0) -> Tensor:
         """Places to start from, ``(num_samples, D)``: uniform within ``radius`` of the middle of each support.
@@ -408,7 +408,7 @@ class Posterior:
         with seeded(seed, self.device), unchecked(), torch.no_grad():
             draws = []
             for _ in range(num_samples):
-                nodes: Any = self._trace(Indices(self.subsamples)).nodes
+                nodes: Any = self._trace_model(Indices(self.subsamples)).nodes
                 draws.append({name: nodes[name]["value"] for name in self.names})
             return self.unconstrain({name: torch.stack([draw[name] for draw in draws]) for name in self.names})
 
@@ -420,8 +420,8 @@ class Posterior:
         """
         self.require_proper("it makes no data")
         with seeded(seed, self.device), unchecked(), torch.no_grad():
-            draws = _Simulate(self.subsamples)
-            nodes: Any = self._trace(draws).nodes
+            draws = _SimulateObserved(self.subsamples)
+            nodes: Any = self._trace_model(draws).nodes
             data = {name: nodes[name]["value"] for name in draws.drawn}
             values = {name: nodes[name]["value"] for name in self.names}
         other = copy.copy(self)  # all that differs are the data
@@ -434,7 +434,7 @@ class Posterior:
         Raises:
             ValueError: discrete latents, which are summed out, or a factor: neither can be drawn from.
         """
-        self._check(u)
+        self._check_vector(u)
         check_seed(seed)
         if self.enumerated:
             raise ValueError(
@@ -443,18 +443,18 @@ class Posterior:
             )
 
         def values(u: Tensor) -> dict[str, Tensor]:
-            draws = _Simulate(self.subsamples)
-            nodes: Any = self._trace(draws, _At(self, u)).nodes
+            draws = _SimulateObserved(self.subsamples)
+            nodes: Any = self._trace_model(draws, _LatentsAt(self, u)).nodes
             return {name: nodes[name]["value"] for name in draws.drawn}
 
         with seeded(seed, self.device), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             try:
-                return self._map(values, u)  # type: ignore[no-any-return]
+                return self._map_vectors(values, u)  # type: ignore[no-any-return]
             except (RuntimeError, UserWarning):  # some distributions cannot be drawn under vmap, as a binomial
                 one_by_one = copy.copy(self)
                 one_by_one.mapped = False
-                return one_by_one._map(values, u)  # type: ignore[no-any-return]
+                return one_by_one._map_vectors(values, u)  # type: ignore[no-any-return]
 
     def pointwise(self, u: Tensor) -> dict[str, Tensor]:
         """log p of each datum given ``u``, ``(*batch, D)``, in nats: by observed site, ``(*batch, *plates)``.
@@ -464,7 +464,7 @@ class Posterior:
         Raises:
             ValueError: discrete latents, which are summed out, tie the data together.
         """
-        self._check(u)
+        self._check_vector(u)
         if self.enumerated:
             raise ValueError(
                 f"the discrete latents {', '.join(self.enumerated)} are summed out over all data at once: for the "
@@ -472,12 +472,12 @@ class Posterior:
             )
 
         def values(u: Tensor) -> dict[str, Tensor]:
-            trace = self._trace(_At(self, u))
+            trace = self._trace_model(_LatentsAt(self, u))
             trace.compute_log_prob()
             nodes: Any = trace.nodes
-            return {name: _seen(nodes[name]["unscaled_log_prob"], nodes[name]["mask"]) for name in self.observed}
+            return {name: _masked(nodes[name]["unscaled_log_prob"], nodes[name]["mask"]) for name in self.observed}
 
-        return self._map(values, u)  # type: ignore[no-any-return]
+        return self._map_vectors(values, u)  # type: ignore[no-any-return]
 
     def require_proper(self, what: str) -> None:
         """Raise a ValueError that says ``what`` cannot be done, and why, if the prior is improper."""
@@ -490,7 +490,7 @@ class Posterior:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def _trace(self, *handlers: Messenger) -> poutine.Trace:
+    def _trace_model(self, *handlers: Messenger) -> poutine.Trace:
         # Plates around this call are not those of the model: their names and dimensions are free.
         free: Any = mock.patch.object(_DIM_ALLOCATOR, "_stack", [])
         with free, poutine.block(), poutine.trace() as traced, contextlib.ExitStack() as stack:
@@ -499,19 +499,19 @@ class Posterior:
             self.model(*self.args, **self.kwargs)
         return traced.trace
 
-    def _densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        at = _At(self, u)
+    def _log_prior_and_likelihood(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        at = _LatentsAt(self, u)
         if self.enumerated:
             # The enumerating handler is the outer one: it acts on the sites that ours has marked.
-            trace = self._trace(_Enumerate(first_available_dim=-1 - self.nesting), at)
-            log_joint = self._summed(trace)
+            trace = self._trace_model(_MappableEnumeration(first_available_dim=-1 - self.nesting), at)
+            log_joint = self._sum_out_enumerated(trace)
             prior = trace.copy()
             for name in sample_sites(trace):
                 if trace.nodes[name]["is_observed"]:
                     prior.remove_node(name)
-            log_prior = self._summed(prior)
+            log_prior = self._sum_out_enumerated(prior)
             return log_prior + at.log_det, log_joint - log_prior
-        trace = self._trace(at)
+        trace = self._trace_model(at)
         trace.compute_log_prob()
         nodes: Any = trace.nodes
         zero = u.new_zeros(())
@@ -520,17 +520,17 @@ class Posterior:
         log_likelihood = sum((term for name, term in terms.items() if name not in self.names), zero)
         return log_prior + at.log_det, log_likelihood
 
-    def _summed(self, trace: poutine.Trace) -> Tensor:
+    def _sum_out_enumerated(self, trace: poutine.Trace) -> Tensor:
         evaluator = TraceEinsumEvaluator(trace, has_enumerable_sites=True, max_plate_nesting=self.nesting)
-        with mock.patch.object(torch_log, "safe_log", _log):  # theirs cannot be mapped
+        with mock.patch.object(torch_log, "safe_log", _log_with_finite_gradient):  # theirs cannot be mapped
             total: Tensor = evaluator.log_prob(trace)
         return total
 
     def _log_joint(self, u: Tensor) -> Tensor:
-        log_prior, log_likelihood = self._densities(u)
+        log_prior, log_likelihood = self._log_prior_and_likelihood(u)
         return log_prior + log_likelihood
 
-    def _map(self, function: Callable[[Any], Any], values: Any, batch: torch.Size | None = None) -> Any:
+    def _map_vectors(self, function: Callable[[Any], Any], values: Any, batch: torch.Size | None = None) -> Any:
         """``function`` of each of a batch of vectors, or of trees of tensors with ``batch`` dimensions."""
         leaves = torch.utils._pytree.tree_leaves(values)
         batch = leaves[0].shape[:-1] if batch is None else batch
@@ -546,7 +546,7 @@ class Posterior:
                 found = torch.utils._pytree.tree_map(lambda *parts: torch.stack(parts), *each)
             return torch.utils._pytree.tree_map(lambda part: part.reshape(*batch, *part.shape[1:]), found)
 
-    def _check(self, u: Tensor) -> None:
+    def _check_vector(self, u: Tensor) -> None:
         check_dense(u, "u")
         if u.dim() == 0 or u.shape[-1] != self.D:
             raise ValueError(f"u has shape {tuple(u.shape)}, but {self!r} takes (*batch, {self.D})")
@@ -576,7 +576,7 @@ class Posterior:
         sizes = [shape.numel() for shape in self._reals.values()]
         with torch.enable_grad():
             u = (self._start + 0.1 * torch.rand_like(self._start)).requires_grad_()
-            at = _At(self, u)
+            at = _LatentsAt(self, u)
             log_joint = self._log_joint_without_jacobian(at)
             (gradient,) = torch.autograd.grad(log_joint, u, allow_unused=True)
         free = torch.cat([torch.full((size,), name in masked) for name, size in zip(self.names, sizes, strict=True)])
@@ -585,9 +585,9 @@ class Posterior:
             raise ValueError("a mask removes every latent from the density: there is no posterior to explore")
         return None if len(kept) == len(u) else kept
 
-    def _log_joint_without_jacobian(self, at: _At) -> Tensor:
-        trace = self._trace(_Enumerate(first_available_dim=-1 - self.nesting), at)
-        log_joint: Any = self._summed(trace) if self.enumerated else trace.log_prob_sum()
+    def _log_joint_without_jacobian(self, at: _LatentsAt) -> Tensor:
+        trace = self._trace_model(_MappableEnumeration(first_available_dim=-1 - self.nesting), at)
+        log_joint: Any = self._sum_out_enumerated(trace) if self.enumerated else trace.log_prob_sum()
         return log_joint  # type: ignore[no-any-return]
 
     def _can_be_mapped(self) -> bool:
@@ -679,13 +679,13 @@ class Indices(Messenger):
         if type(msg["fn"]).__name__ == "_Subsample":
             msg["value"] = self.indices[msg["name"]]
         elif not msg["is_observed"]:  # a value there is a place to start from, as by InitMessenger
-            self._latent(msg)
+            self._visit_latent(msg)
 
-    def _latent(self, msg: Any) -> None:
+    def _visit_latent(self, msg: Any) -> None:
         """Nothing: it is drawn."""
 
 
-class _Start(Indices):
+class _MiddleOfSupports(Indices):
     """Latents are in the middle of their supports; subsamples are drawn, and remembered."""
 
     def __init__(self) -> None:
@@ -700,13 +700,13 @@ class _Start(Indices):
         if type(msg["fn"]).__name__ != "_Subsample":
             super()._pyro_sample(msg)
 
-    def _latent(self, msg: Any) -> None:
+    def _visit_latent(self, msg: Any) -> None:
         if msg["fn"].support.is_discrete:
             return
         msg["value"], self.reals[msg["name"]] = middle_of(msg)
 
 
-class _At(Indices):
+class _LatentsAt(Indices):
     """Latents are those of one u, ``(D,)``; it sums up log |dz / du|."""
 
     def __init__(self, posterior: Posterior, u: Tensor):
@@ -719,7 +719,7 @@ class _At(Indices):
         self.enumerated, self.log_det = posterior.enumerated, u.new_zeros(())
         self.in_density = _kept_of(kept, shapes)
 
-    def _latent(self, msg: Any) -> None:
+    def _visit_latent(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.enumerated:
             msg["infer"] = {**msg["infer"], "enumerate": "parallel"}
@@ -735,20 +735,20 @@ class _At(Indices):
         self.log_det = self.log_det + log_det.sum()
 
 
-class _Inverse(Indices):
+class _RealsOfValues(Indices):
     """Latents have given values; it collects the reals behind them."""
 
     def __init__(self, posterior: Posterior, values: Mapping[str, Tensor]):
         super().__init__(posterior.subsamples)
         self.values, self.reals = values, dict[str, Tensor]()
 
-    def _latent(self, msg: Any) -> None:
+    def _visit_latent(self, msg: Any) -> None:
         if msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
             self.reals[msg["name"]] = bijection_of(msg).inv(msg["value"])
 
 
-class _Simulate(Indices):
+class _SimulateObserved(Indices):
     """Observed sites are drawn; what is stated by a formula stays, which `pyro.poutine.uncondition` draws anew."""
 
     def __init__(self, indices: dict[str, Tensor]):
@@ -764,7 +764,7 @@ class _Simulate(Indices):
         super()._pyro_sample(msg)
 
 
-class _Enumerate(EnumMessenger):
+class _MappableEnumeration(EnumMessenger):
     """The enumeration of Pyro, which reads the shape of a value in a way that `torch.func.vmap` refuses."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -775,12 +775,12 @@ class _Enumerate(EnumMessenger):
         msg["value"] = value
 
 
-def _log(x: Tensor) -> Tensor:
+def _log_with_finite_gradient(x: Tensor) -> Tensor:
     """log x, whose gradient at 0 is finite."""
     return torch.where(x > 0, x.clamp_min(torch.finfo(x.dtype).tiny).log(), -math.inf)
 
 
-def _finite(value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _without_nan(value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return value.nan_to_num(-math.inf, math.inf, -math.inf), gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
@@ -798,7 +798,7 @@ def _is_deterministic(site: Any) -> bool:
     return site["type"] == "sample" and isinstance(_base_of(site["fn"]), Delta)
 
 
-def _seen(terms: Tensor, mask: Any) -> Tensor:
+def _masked(terms: Tensor, mask: Any) -> Tensor:
     return terms if mask is None else torch.where(torch.as_tensor(mask), terms, torch.zeros_like(terms))
 
 

@@ -99,7 +99,7 @@ def alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _driven() -> Iterator[None]:
+def _driven_alone() -> Iterator[None]:
     """Like `alone`, for statements inside Pyro's handlers, which see other threads too: it raises and never waits."""
     global _driver
     if not _lock.acquire(blocking=False):
@@ -292,7 +292,7 @@ class Program(nn.Module):
             torch.no_grad(),
             pyro.validation_enabled(False),
             hidden(),
-            contextlib.suppress(_Found),
+            contextlib.suppress(_StatementReached),
             site,
             batch_plates((batch_size,)),
         ):
@@ -514,7 +514,7 @@ class Program(nn.Module):
             found: tuple[_Factors, _Factors | None] = self._declared_factors()
         else:
             with eval_mode(self), alone(), hidden():
-                found = self._stated_factors(self._marked(given))
+                found = self._stated_factors(self._with_provenance(given))
         return factors.Formula(type(self).__name__, *found, size)
 
     def _stated_factors(self, given: Any) -> tuple[_Factors, _Factors | None]:
@@ -541,7 +541,7 @@ class Program(nn.Module):
         joint.append(factors.Factor(self.variable, (*latents, *before), self.event_shape, None, "data"))
         return tuple(joint), tuple(posterior)
 
-    def _marked(self, given: Any) -> Any:
+    def _with_provenance(self, given: Any) -> Any:
         """``given`` with the names of its parts."""
         names = iter(self._given_names(len(parts_of(given))))
         return map_given(lambda part: factors.marked(next(names), part), given)
@@ -811,7 +811,7 @@ def let_pickle(parameters: Iterable[Any]) -> None:
             parameter.unconstrained = _Reference(parameter)
 
 
-class _Found(Exception):
+class _StatementReached(Exception):
     """The statement that was looked for has been reached."""
 
 
@@ -836,12 +836,12 @@ class _DataSite(Messenger):
             support = None if msg["infer"].get("_deterministic") else support_of(msg["fn"])
             if support is not None and (bounded_by_numbers(support) or not self.after_latents):
                 self.support = support
-            raise _Found
+            raise _StatementReached
         if not msg["is_observed"]:
             self.after_latents = True
-            msg["value"] = self._point(msg["fn"])
+            msg["value"] = self._value_in_support(msg["fn"])
 
-    def _point(self, distribution: Any) -> Tensor:
+    def _value_in_support(self, distribution: Any) -> Tensor:
         """A value of the support."""
         try:
             transform = transform_to(distribution.support)
@@ -888,7 +888,7 @@ class Model(_View):
 
     def forward(self, x: Tensor | int, given: Any = None) -> Tensor:
         """State the model of ``x``: data ``(B, *event_shape)``, or an int B to leave B data unobserved."""
-        with _driven():
+        with _driven_alone():
             value, size = self._enter(x, given)
             with batch_plates((size,)):
                 return self.program.joint(self.program.variable, value, given)
@@ -899,7 +899,7 @@ class Guide(_View):
 
     def forward(self, x: Tensor, given: Any = None) -> None:
         """State the guide for the data ``x``, ``(B, *event_shape)``."""
-        with _driven():
+        with _driven_alone():
             value, size = self._enter(x, given)
             if value is None:
                 raise ValueError("the guide needs data: q(latents | x) is conditioned on x")

@@ -41,7 +41,7 @@ def _cifar_batch(path: Path) -> Images:
     try:
         if path.stat().st_size > LARGEST_BATCH:
             raise ValueError(f"it has more than {LARGEST_BATCH:,} bytes")
-        pixels, labels = _rows_of_bytes(path) if path.suffix == ".bin" else _pickled(path)
+        pixels, labels = _rows_of_bytes(path) if path.suffix == ".bin" else _images_of_pickle(path)
         if pixels.shape != (len(labels), PIXELS) or not ((labels >= 0) & (labels < len(CIFAR_10))).all():
             raise ValueError(f"it has images of shape {pixels.shape} and {len(labels)} labels")
     except (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError,
@@ -55,7 +55,7 @@ def _rows_of_bytes(path: Path) -> Images:
     return rows[:, 1:], rows[:, 0].astype(np.int64)
 
 
-def _pickled(path: Path) -> Images:
+def _images_of_pickle(path: Path) -> Images:
     with path.open("rb") as file:
         content = _Unpickler(file, encoding="bytes").load()
     found = {os.fsdecode(key): value for key, value in content.items()}  # bytes if Python 2 wrote them
@@ -89,7 +89,7 @@ class _Dtype:
         """The byte order, and nothing that bytes have."""
 
 
-def _latin(text: str, encoding: str) -> bytes:
+def _encode_latin1(text: str, encoding: str) -> bytes:
     """How Python 3 pickles bytes in the protocol of Python 2."""
     return text.encode("latin1")
 
@@ -102,7 +102,7 @@ class _Unpickler(pickle.Unpickler):
         ("numpy", "dtype"): _Dtype,
         ("numpy.core.multiarray", "_reconstruct"): _Array,
         ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("_codecs", "encode"): _latin,
+        ("_codecs", "encode"): _encode_latin1,
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -155,7 +155,7 @@ def imagenet(paths: Sequence[Path], size: int, num_data: int | None, random: np.
     Raises:
         ValueError: a file is damaged, or another one; or there are fewer.
     """
-    counts = [_count(path, size) for path in paths]
+    counts = [_num_images(path, size) for path in paths]
     starts = np.cumsum([0, *counts])
     total = int(starts[-1])
     if num_data is not None and num_data > total:
@@ -177,7 +177,7 @@ def imagenet(paths: Sequence[Path], size: int, num_data: int | None, random: np.
     return x, y - 1
 
 
-def _count(path: Path, size: int) -> int:
+def _num_images(path: Path, size: int) -> int:
     """Number of images in a file, from its header alone."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("data.npy") as file:

@@ -107,7 +107,7 @@ class Stored:
 
     Attributes:
         columns, given_columns, classes: as of `Arrays`.
-        labels: every value that a label takes; None where labels are integers from 0, or there are none.
+        label_values: every value that a label takes; None where labels are integers from 0, or there are none.
         blocks: whether rows that lie beside each other are read faster than others.
         ordered: whether rows come in the order of the source alone.
         num_workers: how many processes read ahead; with 0, a thread does.
@@ -116,7 +116,7 @@ class Stored:
     columns: tuple[str, ...] | None = None
     given_columns: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
-    labels: np.ndarray | None = None
+    label_values: np.ndarray | None = None
     blocks = ordered = False
     num_workers = 0
 
@@ -136,7 +136,7 @@ class Stored:
             random: seeds the workers of a dataset, for what is random in it.
         """
         if self.num_workers:
-            yield from _loader(_Parts(self, make), self.num_workers, random, sampler=parts, batch_size=None)
+            yield from _loader(_RowParts(self, make), self.num_workers, random, sampler=parts, batch_size=None)
             return
         with ThreadPoolExecutor(1) as pool:
             pending = deque[Future[Made]]()
@@ -200,13 +200,13 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
     if _is_dataset(source):
         return _of_dataset(source, choice)
     choice.refuse("an array", "columns", "kinds")
-    return Arrays(_images_first(_numbers(np.array(source), "source")), *_beside(choice))
+    return Arrays(_images_first(_checked_numbers(np.array(source), "source")), *_label_and_given(choice))
 
 
-def _beside(choice: Choice) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _label_and_given(choice: Choice) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Labels, and what is given, of an array: they are arrays themselves."""
     label = None if choice.label is None else np.asarray(choice.label)
-    return label, None if choice.given is None else _numbers(np.asarray(choice.given), "given")
+    return label, None if choice.given is None else _checked_numbers(np.asarray(choice.given), "given")
 
 
 def _of_path(path: Path, choice: Choice) -> Arrays:
@@ -215,11 +215,13 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
         return _of_folder(_Folder.of(path), choice)
     choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
     if path.suffix in TABLES:
-        return _of_frame(_frame(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
+        return _of_frame(_read_table(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
     choice.refuse(f"a {path.suffix} file", "columns", "kinds")
     if path.suffix == ".npy":
         _refuse_names(choice)
-        return Arrays(_images_first(_numbers(np.array(_array(path)), str(path))), *_beside(choice))
+        return Arrays(
+            _images_first(_checked_numbers(np.array(_mapped_array(path)), str(path))), *_label_and_given(choice)
+        )
     if path.suffix == ".npz":
         return _of_archive(path, choice)
     kinds = ", ".join((".npy", ".npz", *TABLES))
@@ -229,7 +231,7 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
 # -- arrays ------------------------------------------------------------------------------------------------------------
 
 
-def _array(path: Path) -> np.ndarray:
+def _mapped_array(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")  # takes no memory for what the header promises
     except (ValueError, OSError, EOFError) as error:
@@ -247,16 +249,16 @@ def _refuse_names(choice: Choice) -> None:
 
 
 def _of_archive(path: Path, choice: Choice) -> Arrays:
-    with _reading(path), np.load(path, allow_pickle=False) as archive:
+    with _one_error_for_npz(path), np.load(path, allow_pickle=False) as archive:
         names = _names_in(archive.files, choice)
         parts = {role: archive[name] for role, name in names.items()}
-    given = _numbers(parts["given"], f"'given' in {path}") if "given" in parts else None
-    x = _numbers(parts["x"], f"{names['x']!r} in {path}")
+    given = _checked_numbers(parts["given"], f"'given' in {path}") if "given" in parts else None
+    x = _checked_numbers(parts["x"], f"{names['x']!r} in {path}")
     return Arrays(_images_first(x), label=parts.get("label"), given=given)
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _one_error_for_npz(path: Path) -> Iterator[None]:
     """Whatever a damaged .npz file raises is one error."""
     try:
         yield
@@ -283,7 +285,7 @@ def _names_in(names: Sequence[str], choice: Choice) -> dict[str, str]:
     return {role: key for role, key in wanted.items() if key is not None}
 
 
-def _numbers(array: np.ndarray, origin: str) -> np.ndarray:
+def _checked_numbers(array: np.ndarray, origin: str) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{origin} holds {array.dtype}: pass numbers")
     if not array.size or not array.ndim:
@@ -305,15 +307,15 @@ def _images_first(x: np.ndarray) -> np.ndarray:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _library(name: str) -> Any:
+def _optional_import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"{name.split('.')[0]} is needed to read this: pip install 'dgm_pyro[data]'") from error
 
 
-def _frame(path: Path) -> Any:
-    pandas = _library("pandas")
+def _read_table(path: Path) -> Any:
+    pandas = _optional_import("pandas")
     try:
         if path.suffix == ".parquet":
             return pandas.read_parquet(path)
@@ -328,7 +330,7 @@ def _frame(path: Path) -> Any:
 
 def columns_of(path: Path) -> tuple[str, ...]:
     """Names of the columns of a table."""
-    return tuple(map(str, _frame(path).columns))
+    return tuple(map(str, _read_table(path).columns))
 
 
 def _checked_separator(path: Path) -> str:
@@ -398,9 +400,10 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: 
     if conditions is not None and np.isnan(conditions).any():
         row, column = np.argwhere(np.isnan(conditions))[0]
         raise ValueError(
-            f"{_place(origin, frame.index[row], first)}, column {given[column]!r} is empty, but it is given: fill it in"
+            f"{_line_of(origin, frame.index[row], first)}, column {given[column]!r} is empty, but it is given: fill it "
+            "in"
         )
-    kinds = None if choice.kinds is None else _kinds(frame[[*columns]], choice, origin)
+    kinds = None if choice.kinds is None else _kinds_of_columns(frame[[*columns]], choice, origin)
     x = (
         values(columns)
         if kinds is None
@@ -408,7 +411,7 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: 
     )
     return Arrays(
         x=x,
-        label=_labels(frame[label[0]]) if label else None,
+        label=_labels_of_column(frame[label[0]]) if label else None,
         given=conditions,
         columns=tuple(columns),
         given_columns=tuple(given) or None,
@@ -416,7 +419,7 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: 
     )
 
 
-def _kinds(frame: Any, choice: Choice, origin: str) -> dict[str, Kind]:
+def _kinds_of_columns(frame: Any, choice: Choice, origin: str) -> dict[str, Kind]:
     """The kind of each column: what was asked for, or what its values look like; with its words or bounds."""
     choice.refuse("columns of mixed kinds", "levels")
     asked = {} if choice.kinds == "auto" else choice.kinds
@@ -425,18 +428,18 @@ def _kinds(frame: Any, choice: Choice, origin: str) -> dict[str, Kind]:
     foreign = [name for name in asked if name not in frame.columns]
     if foreign:
         raise ValueError(f"kinds names {foreign[0]!r}, but the data have the columns {', '.join(frame.columns)}")
-    return {name: _kind(frame[name], name, asked.get(name), origin) for name in frame.columns}
+    return {name: _kind_of_column(frame[name], name, asked.get(name), origin) for name in frame.columns}
 
 
-def _kind(series: Any, name: str, asked: Any, origin: str) -> Kind:
+def _kind_of_column(series: Any, name: str, asked: Any, origin: str) -> Kind:
     if not isinstance(asked, str | Sequence | None):
         raise TypeError(f"kinds[{name!r}] must be a kind, or a kind and its words or bounds, got {asked!r}")
-    kind, *values = (asked,) if isinstance(asked, str) else asked or (_guessed(series),)
+    kind, *values = (asked,) if isinstance(asked, str) else asked or (_guess_kind(series),)
     wanted = KINDS.get(kind)
     if wanted is None:
         raise ValueError(f"kinds[{name!r}] must be one of {', '.join(KINDS)}, got {kind!r}")
     if kind in WITH_WORDS:
-        words = [str(word) for word in values] or _words(series)
+        words = [str(word) for word in values] or _category_words(series)
         if len(set(words)) < len(words):
             raise ValueError(f"kinds[{name!r}] must have words that differ, got {', '.join(words)}")
         if not 2 <= len(words) <= MOST_WORDS:
@@ -466,9 +469,9 @@ KINDS = {"real": 0, "positive": 0, "count": 0, "bounded": 2, "integer": 2, "cate
 """Kinds of columns that a source can be read as, and how many bounds each has."""
 
 
-def _guessed(series: Any) -> str:
+def _guess_kind(series: Any) -> str:
     """Text and truth values are categories, whole numbers counts or integers, others reals."""
-    pandas = _library("pandas")
+    pandas = _optional_import("pandas")
     if not pandas.api.types.is_numeric_dtype(series) or pandas.api.types.is_bool_dtype(series):
         return "category"
     known = series.dropna()
@@ -478,13 +481,16 @@ def _guessed(series: Any) -> str:
     return "real"
 
 
-def _word(value: Any) -> str:
+def _category_word(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _words(series: Any) -> list[str]:
+def _category_words(series: Any) -> list[str]:
     known = series.dropna()
-    return [_word(value) for value in sorted(set(known.tolist()), key=lambda value: (isinstance(value, str), value))]
+    return [
+        _category_word(value)
+        for value in sorted(set(known.tolist()), key=lambda value: (isinstance(value, str), value))
+    ]
 
 
 def _of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None) -> np.ndarray:
@@ -492,7 +498,7 @@ def _of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None)
     label, *values = kind
     if label in WITH_WORDS:
         codes = {word: code for code, word in enumerate(values)}
-        array = np.array([np.nan if empty else codes.get(_word(value), -1.0)
+        array = np.array([np.nan if empty else codes.get(_category_word(value), -1.0)
                           for value, empty in zip(series.tolist(), series.isna(), strict=True)])  # fmt: skip
         wrong, wanted = array == -1, f"none of its words {', '.join(values)}"
     else:
@@ -506,13 +512,13 @@ def _of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None)
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"{_place(origin, series.index[row], first)}, column {name!r} holds {str(series.iloc[row])!r}, which is "
+            f"{_line_of(origin, series.index[row], first)}, column {name!r} holds {str(series.iloc[row])!r}, which is "
             f"{wanted}: correct it, or choose another kind (--kinds)"
         )
     return array
 
 
-def _labels(series: Any) -> np.ndarray:
+def _labels_of_column(series: Any) -> np.ndarray:
     array: np.ndarray = series.astype(object).where(series.notna(), None).to_numpy()
     return array
 
@@ -521,13 +527,13 @@ def _as_names(names: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _place(origin: str, row: Any, first: int | None) -> str:
+def _line_of(origin: str, row: Any, first: int | None) -> str:
     return f"{origin}, row {row}" if first is None else f"{origin}, line {row + first}"
 
 
 def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarray:
     """One column as doubles; NaN where it is empty."""
-    pandas = _library("pandas")
+    pandas = _optional_import("pandas")
     numbers = series if pandas.api.types.is_numeric_dtype(series) else pandas.to_numeric(series, errors="coerce")
     array: np.ndarray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isnan(array) & series.notna().to_numpy() | np.isinf(array)
@@ -535,7 +541,7 @@ def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarra
         row = int(wrong.argmax())
         what = "is infinite" if np.isinf(array[row]) else f"holds {str(series.iloc[row])!r}, which is not a number"
         raise ValueError(
-            f"{_place(origin, series.index[row], first)}, column {name!r} {what}: correct it, leave the column out "
+            f"{_line_of(origin, series.index[row], first)}, column {name!r} {what}: correct it, leave the column out "
             "by columns (--columns), or read text as a category by kinds (--kinds auto); labels (--label) may be text"
         )
     return array
@@ -576,10 +582,10 @@ class _Folder:
 
 
 def _of_folder(folder: _Folder, choice: Choice) -> Arrays:
-    return _leveled(pictures(folder.files, choice), folder.label, choice)
+    return _quantized_images(pictures(folder.files, choice), folder.label, choice)
 
 
-def _leveled(x: np.ndarray, label: np.ndarray | None, choice: Choice) -> Arrays:
+def _quantized_images(x: np.ndarray, label: np.ndarray | None, choice: Choice) -> Arrays:
     """Images of bytes, rounded down to the levels that were chosen."""
     levels = choice.levels or 256
     return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), label, levels=levels)
@@ -588,13 +594,13 @@ def _leveled(x: np.ndarray, label: np.ndarray | None, choice: Choice) -> Arrays:
 def pictures(files: Sequence[Path], choice: Choice) -> np.ndarray:
     """Images of bytes ``(N, C, H, W)``."""
     if choice.gray is not None and choice.size is not None:  # one after the other, in the memory of the result
-        each = (_pixels(_picture(file)[0], choice.gray, choice) for file in files)
+        each = (_pixels(_read_picture(file)[0], choice.gray, choice) for file in files)
         first = next(each)
         x = np.empty((len(files), *first.shape), np.uint8)
         for i, pixels in enumerate(itertools.chain([first], each)):
             x[i] = pixels
         return x
-    opened = [_picture(file) for file in files]
+    opened = [_read_picture(file) for file in files]
     gray = all(mode == "L" for _, mode in opened) if choice.gray is None else choice.gray
     if choice.size is None and choice.crop is None:
         _check_sizes(files, [picture.size for picture, _ in opened])
@@ -615,18 +621,18 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(each for each in folder.iterdir() if each.suffix.lower() in IMAGES and each.is_file())
 
 
-def _picture(file: Path) -> tuple[Any, str]:
+def _read_picture(file: Path) -> tuple[Any, str]:
     """An image of bytes, and whether it is gray ("L") or of color ("RGB")."""
-    with _opened(file) as image:
+    with _open_picture(file) as image:
         image.load()
         kind = _kind_of(image)
         return image.convert(kind), kind
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _open_picture(file: Path) -> Iterator[Any]:
     """An image whose header was read. Whatever a damaged file raises is one error, which names it."""
-    images = _library("PIL.Image")
+    images = _optional_import("PIL.Image")
     try:
         with warnings.catch_warnings(), images.open(file) as image:
             warnings.simplefilter("error", images.DecompressionBombWarning)
@@ -655,7 +661,7 @@ def _pixels(picture: Any, gray: bool, choice: Choice) -> np.ndarray:
         picture = picture.crop((left, top, left + choice.crop, top + choice.crop))
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        picture = _library("PIL.ImageOps").fit(picture, (width, height))
+        picture = _optional_import("PIL.ImageOps").fit(picture, (width, height))
     pixels = np.asarray(picture)
     return pixels[None] if gray else np.moveaxis(pixels, 2, 0)
 
@@ -665,7 +671,7 @@ def png(image: np.ndarray, levels: int) -> bytes:
     file = io.BytesIO()
     pixels = (image.astype(np.int64) * 255 // (levels - 1)).astype(np.uint8)
     pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
-    _library("PIL.Image").fromarray(pixels).save(file, "png")
+    _optional_import("PIL.Image").fromarray(pixels).save(file, "png")
     return file.getvalue()
 
 
@@ -684,7 +690,7 @@ def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
         choice.refuse("a dataset of images", "given", "columns", "kinds")
         label = choice.label or next((name for name in LABEL_NAMES if name in names), None)
         rows = [source[i] for i in range(len(source))]
-        stacked = _stacked([row[image] for row in rows])
+        stacked = _stack_rows([row[image] for row in rows])
         labels = None if label is None else np.array([row[label] for row in rows])
         found, classes = Arrays(_images_first(stacked), label=labels), names_of.get(label)
     return replace(found, classes=None if classes is None else tuple(classes))
@@ -713,7 +719,7 @@ def _is_dataset(source: Any) -> bool:
 
 def _size_of(dataset: Any) -> int:
     """Bytes of all data, if they are like the first."""
-    return len(dataset) * _stacked([_pair(dataset[0])[0]]).nbytes if len(dataset) else 0
+    return len(dataset) * _stack_rows([_x_and_label(dataset[0])[0]]).nbytes if len(dataset) else 0
 
 
 def _classes_of(dataset: Any) -> tuple[str, ...] | None:
@@ -721,7 +727,7 @@ def _classes_of(dataset: Any) -> tuple[str, ...] | None:
     return None if classes is None else tuple(map(str, classes))
 
 
-def _pair(item: Any) -> tuple[Any, Any]:
+def _x_and_label(item: Any) -> tuple[Any, Any]:
     """x and the label of an item, None where it has none."""
     if not isinstance(item, tuple | list):
         return item, None
@@ -729,12 +735,12 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 
 def _of_items(items: Sequence[Any], classes: tuple[str, ...] | None) -> Arrays:
-    x, labels = zip(*map(_pair, items), strict=True)
+    x, labels = zip(*map(_x_and_label, items), strict=True)
     label = None if labels[0] is None else np.array([int(each) for each in labels])
-    return Arrays(_images_first(_stacked(x)), label=label, classes=classes)
+    return Arrays(_images_first(_stack_rows(x)), label=label, classes=classes)
 
 
-def _stacked(rows: Sequence[Any]) -> np.ndarray:
+def _stack_rows(rows: Sequence[Any]) -> np.ndarray:
     arrays = [np.asarray(row) for row in rows]
     if hasattr(rows[0], "convert"):  # Pillow's images have their channels last, however many rows there are
         arrays = [array if array.ndim == 2 else np.moveaxis(array, 2, 0) for array in arrays]
@@ -744,7 +750,7 @@ def _stacked(rows: Sequence[Any]) -> np.ndarray:
             f"datum 0 of source has shape {arrays[0].shape}, but datum {other} has {arrays[other].shape}: bring all to "
             "one shape"
         )
-    return _numbers(np.stack(arrays), "source")
+    return _checked_numbers(np.stack(arrays), "source")
 
 
 # -- what is read by rows ----------------------------------------------------------------------------------------------
@@ -800,7 +806,7 @@ def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     return found
 
 
-def _member(path: Path, name: str) -> _Rows | None:
+def _array_of_npz(path: Path, name: str) -> _Rows | None:
     """An array of an .npz file; None where it is compressed, and has no rows to go to."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         info = archive.getinfo(f"{name}.npy")
@@ -819,13 +825,15 @@ def _of_rows(path: Path, choice: Choice, may_be_whole: bool) -> Stored | None:
     choice.refuse(f"a {path.suffix} file", "columns")
     if path.suffix == ".npy":
         _refuse_names(choice)
-        mapped: Any = _array(path)
+        mapped: Any = _mapped_array(path)
         in_columns = not mapped.flags.c_contiguous
-        return StoredArray(_Rows(path, mapped.shape, in_columns, mapped.dtype, mapped.offset), *_beside(choice))
-    with _reading(path):
+        return StoredArray(
+            _Rows(path, mapped.shape, in_columns, mapped.dtype, mapped.offset), *_label_and_given(choice)
+        )
+    with _one_error_for_npz(path):
         with zipfile.ZipFile(path) as archive:
             names = [each.removesuffix(".npy") for each in archive.namelist()]
-        parts = {role: _member(path, name) for role, name in _names_in(names, choice).items()}
+        parts = {role: _array_of_npz(path, name) for role, name in _names_in(names, choice).items()}
     found: dict[str, _Rows] = {role: rows for role, rows in parts.items() if rows is not None}
     if len(found) == len(parts):
         return StoredArray(**found)
@@ -843,11 +851,11 @@ class StoredArray(Stored):
 
     def __init__(self, x: _Rows, label: _Rows | np.ndarray | None = None, given: _Rows | np.ndarray | None = None):
         self.x, self.label, self.given = x, label, given
-        _numbers(x[np.arange(min(1, len(x)))], str(x.path))
+        _checked_numbers(x[np.arange(min(1, len(x)))], str(x.path))
         for role, part in {"label": label, "given": given}.items():
             if part is not None and len(part) != len(x):
                 raise ValueError(f"{role} has {len(part)} rows, but {x.path} has {len(x)}: pass one for each")
-        self.labels = label.values() if isinstance(label, _Rows) else label
+        self.label_values = label.values() if isinstance(label, _Rows) else label
 
     def __len__(self) -> int:
         return len(self.x)
@@ -855,9 +863,9 @@ class StoredArray(Stored):
     def read(self, rows: np.ndarray) -> Arrays:
         path = self.x.path
         return Arrays(
-            _images_first(_numbers(self.x[rows], str(path))),
+            _images_first(_checked_numbers(self.x[rows], str(path))),
             label=None if self.label is None else self.label[rows],
-            given=None if self.given is None else _numbers(self.given[rows], f"given of {path}"),
+            given=None if self.given is None else _checked_numbers(self.given[rows], f"given of {path}"),
         )
 
 
@@ -869,7 +877,7 @@ class StoredTable(Stored):
     def __init__(self, path: Path, choice: Choice):
         self.path, self.choice = path, choice
         try:
-            self.file = _library("pyarrow.parquet").ParquetFile(path)
+            self.file = _optional_import("pyarrow.parquet").ParquetFile(path)
         except (ValueError, OSError) as error:
             raise ValueError(f"{path} cannot be read as a table: {error}") from error
         if not self.file.metadata.num_rows:
@@ -879,7 +887,8 @@ class StoredTable(Stored):
         first = self.read(np.arange(1))
         self.columns, self.given_columns = first.columns, first.given_columns
         if choice.label is not None:
-            self.labels = np.concatenate([_labels(each.drop_duplicates()) for each in self._column(choice.label)])
+            values = [_labels_of_column(each.drop_duplicates()) for each in self._column(choice.label)]
+            self.label_values = np.concatenate(values)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -895,7 +904,7 @@ class StoredTable(Stored):
             self.file.read_row_group(int(i)).to_pandas().iloc[rows[groups == i] - self.starts[i]]
             for i in np.unique(groups)
         ]
-        frame = _library("pandas").concat(frames).set_axis(rows)
+        frame = _optional_import("pandas").concat(frames).set_axis(rows)
         return _of_frame(frame, str(self.path), self.choice, first=None, part=True)
 
 
@@ -933,12 +942,12 @@ class StoredImages(Stored):
     def __init__(self, folder: _Folder, choice: Choice, num_workers: int):
         self.files, self.label, self.num_workers = folder.files, folder.label, num_workers
         self.classes = folder.classes or None
-        self.labels = None if folder.label is None else np.array(folder.classes)
+        self.label_values = None if folder.label is None else np.array(folder.classes)
         sizes, gray = [], choice.gray
         if gray is None or (choice.size is None and choice.crop is None):
             kinds = []
             for file in self.files:
-                with _opened(file) as image:
+                with _open_picture(file) as image:
                     sizes.append(image.size)
                     kinds.append(_kind_of(image))
             gray = all(kind == "L" for kind in kinds) if gray is None else gray
@@ -955,14 +964,14 @@ class StoredImages(Stored):
         x = pictures(files, self.choice)
         if x.shape[1:] != self.shape:
             raise ValueError(f"{files[0]} is not of the size that it had when its folder was opened: open it again")
-        return _leveled(x, None if self.label is None else self.label[rows], self.choice)
+        return _quantized_images(x, None if self.label is None else self.label[rows], self.choice)
 
 
 def _first_of(folder: _Folder, choice: Choice) -> np.ndarray:
     return pictures(folder.files[:1], choice)[0]  # type: ignore[no-any-return]
 
 
-class _Parts:
+class _RowParts:
     """What a worker reads: an index is the rows of a part."""
 
     def __init__(self, source: Stored, make: Callable[[np.ndarray, Arrays], Any]):
@@ -1011,8 +1020,8 @@ class StoredStream(Stored):
 def _loader(dataset: Any, num_workers: int, random: torch.Generator | None, **options: Any) -> Any:
     """A DataLoader that leaves the global random state as it is."""
     random = random or torch.Generator()
-    return DataLoader(dataset, num_workers=num_workers, collate_fn=_same, generator=random, **options)
+    return DataLoader(dataset, num_workers=num_workers, collate_fn=_identity, generator=random, **options)
 
 
-def _same(items: Any) -> Any:
+def _identity(items: Any) -> Any:
     return items

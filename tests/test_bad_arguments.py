@@ -90,7 +90,7 @@ kind(
     NAME, "initial", "transition", "compressor", "activation", "predict", "sampler", "spacing", "game", "divergence",
     "kernel", "curve", "tails", "region", "split", "precision", "objective", "guide", "name", "text",
 )  # fmt: skip
-kind(PROGRAM, "program", "prior", "likelihood", "flow", "labels", "top", "bottom", "generative", "score", "nll",
+kind(PROGRAM, "program", "prior", "likelihood", "flow", "top", "bottom", "generative", "score", "nll",
      "background", "base", "encoder", "classifier")  # fmt: skip
 kind(MODULE, "network", "denoiser", "generator", "critic", "univariate", "bijection")
 kind(["x", 3], "embedding")
@@ -357,7 +357,7 @@ CALLS = {
         dict(prior=lambda: dgm.Categorical((), 2), program=lambda: dgm.Normal(2, nn.Embedding(2, 4)), label_name="y"),
         {"label_name": ["", 3, None], "classifier": PROGRAM[1:]},
     ),
-    "Discriminative": Call(dict(labels=lambda: dgm.Categorical((), 2, nn.Linear(2, 2)))),
+    "Discriminative": Call(dict(classifier=lambda: dgm.Categorical((), 2, nn.Linear(2, 2)))),
     "OneHot": Call(dict(program=lambda: dgm.Categorical(2, 3))),
     "Embedded": Call(
         dict(program=lambda: dgm.Categorical(2, 3), codebook=lambda: dgm.networks.Codebook(3, 2)), {"codebook": MODULE}

@@ -495,7 +495,7 @@ BAD_FOLDERS = {
     "another format": (edit(lambda header: header.update(format="onnx")), "was written by another program"),
     "a newer format": (
         edit(lambda header: header.update(format_version=99, versions={"dgm_pyro": "9.1"}, modules="?")),
-        r"format version 99, written by dgm_pyro 9.1, but dgm_pyro 0.1.0 reads versions up to 4: upgrade",
+        r"format version 99, written by dgm_pyro 9.1, but dgm_pyro 0.1.0 reads versions up to 5: upgrade",
     ),
     "no version": (edit(lambda header: header.pop("format_version") and None), "format version is None"),
     "no modules": (edit(lambda header: header.pop("modules") and None), "corrupted.*'modules'"),

@@ -33,7 +33,7 @@ def test_an_image_is_distorted_about_its_middle():
 
 def test_a_glyph_in_color_differs_from_its_background():
     blank, full = (np.full((500, 1, 8, 8), value, np.uint8) for value in (0, 255))
-    back, front = (image_sets._colored(np.random.default_rng(0), ink).astype(int) for ink in (blank, full))
+    back, front = (image_sets._colored_glyphs(np.random.default_rng(0), ink).astype(int) for ink in (blank, full))
     assert abs(front - back).mean((2, 3)).max(1).min() > 60
 
 

@@ -26,6 +26,7 @@ FORBIDDEN = {
     "draws": "num_samples for a number, samples for a tensor",
     "k": "what is counted, as in neighbors",
     "data_name": "data, by name or object",
+    "labels": "y for those of data, classifier for p(y | x), num_classes for how many there are, labeled for a choice",
     "latent": "latent_name for the name of a site, latent_size for a number of features",
     "num": "what is counted: num_data, num_samples, num_points",
     "num_bins": "bins",

@@ -1,6 +1,6 @@
 """Files of an earlier version: read under the names of today. Old options of the command line: answered by today's.
 
-``data/checkpoint-v1`` to ``-v3`` were written by the last versions before names changed. What was exact then is stored
+``data/checkpoint-v1`` to ``-v4`` were written by the last versions before names changed. What was exact then is stored
 beside the programs: log p(x) of a few x.
 """
 
@@ -26,12 +26,17 @@ def test_a_checkpoint_of_an_earlier_version_loads_with_every_weight_in_its_place
     weights = safetensors.torch.load_file(file)
     program = dgm.load(folder)
     state = {**dict(program.named_parameters()), **dict(program.named_buffers())}
-    version = json.loads((folder / "program.json").read_text())["format_version"]
-    now = [*state, *(name for name, _ in program.named_modules())]
-    moved = old_names.paths(now, version) if version in old_names.PARTS else {}
+    header = json.loads((folder / "program.json").read_text())
+    version = header["format_version"]
+    classes = {name: type(module).__name__ for name, module in program.named_modules()}
+    moved = old_names.paths([*state, *classes], classes, version)
     stored = {moved.get(name, name) for name in weights if not name.startswith("argument/")}
     # Constants that a state_dict leaves out may be younger than the checkpoint.
     assert state.keys() & program.state_dict().keys() <= stored <= state.keys()
+    frozen = {name for name, parameter in program.named_parameters() if not parameter.requires_grad}
+    assert frozen == {moved.get(name, name) for name in header["frozen"]}
+    evaluating = {name for name, module in program.named_modules() if not module.training}
+    assert evaluating == {moved.get(name, name) for name in header["evaluating"]}
     extra = dgm.checkpoint.read_extra(folder)
     if extra is not None:
         x, given = torch.tensor(extra["x"]), extra["given"]
@@ -64,6 +69,8 @@ def test_an_old_argument_is_answered_by_the_new_one():
         dgm.VAE(dgm.Normal(1), dgm.Normal(1), dgm.Normal(1), latent="z")
     with pytest.raises(TypeError, match="Autoregressive takes no features: it is factors now"):
         dgm.Autoregressive(features=dgm.Bernoulli(2, dgm.networks.MADE(2, 1)))
+    with pytest.raises(TypeError, match="Discriminative takes no labels: it is classifier now"):
+        dgm.Discriminative(labels=dgm.Categorical((), 2, torch.nn.Linear(2, 2)))
     with pytest.raises(TypeError, match="ConvNet takes no outputs: it is num_parameters now"):
         dgm.networks.ConvNet((1, 2, 2), (1, 2, 2), outputs=1)
 
@@ -101,6 +108,6 @@ def test_a_sweep_with_the_old_names_of_options_is_the_same_sweep(tmp_path):
     recipe = options.recipe()
     recipe["latent"], recipe["num"] = recipe.pop("latent_size"), recipe.pop("num_data")
     (tmp_path / "sweep.json").write_text(json.dumps(recipe))
-    sweep._open(tmp_path, options)
+    sweep._open_sweep(tmp_path, options)
     with pytest.raises(ValueError, match=r"holds a sweep with other options.*latent_size"):
-        sweep._open(tmp_path, sweep.Options("vae", "moons", num_data=20, latent_size=2))
+        sweep._open_sweep(tmp_path, sweep.Options("vae", "moons", num_data=20, latent_size=2))

@@ -36,7 +36,7 @@ def test_digits_without_labels_make_the_classifier_better():
             dgm.Normal(4, MLP((64,), 8, (64,))),
         )
         program = dgm.Labeled(dgm.Categorical((), 10), inner, classifier())
-        program.classifier.network.load_state_dict(alone.labels.network.state_dict())
+        program.classifier.network.load_state_dict(alone.classifier.network.state_dict())
         # The labeled tenth of each batch: every label 5 times an epoch.
         every = torch.cat([x, x[rows].repeat(5, 1)])
         labels = torch.cat([torch.full((len(x),), -1), digits.y[rows].repeat(5)])

@@ -15,11 +15,11 @@
 # # Four ways to represent p(x)
 #
 # A *generative model* is a joint distribution over random variables, written as the process that generates them. Deep
-# generative models parameterize the distributions in it with neural networks. Once the network is there, one question
-# is left, and the field is organized by its answers: **how do we represent $p(x)$**, so that we can draw from it,
-# evaluate it, and fit it to data?
+# generative models parameterize the distributions in it with neural networks. One question remains, and the field is
+# organized by its answers: **how do we represent $p(x)$**, so that we can draw from it, evaluate it, and fit it to
+# data?
 #
-# This chapter gives four answers to it, on the same data, as programs in [Pyro](https://pyro.ai):
+# This chapter gives four answers, on the same data, as programs in [Pyro](https://pyro.ai):
 #
 # | family | $p(x)$ is | density |
 # |---|---|---|
@@ -28,8 +28,8 @@
 # | variational autoencoder | an integral over a latent variable, $\int p(x \mid z)\,p(z)\,dz$ | a bound |
 # | diffusion model | an integral over a chain, $\int p(x_{0:T})\,dx_{1:T}$ | a bound |
 #
-# You need PyTorch and a little probability. Pyro's words are explained where they first appear. Everything runs on a
-# laptop CPU in a few minutes.
+# You need PyTorch and a little probability. The chapter explains Pyro's terms where they first appear. Everything runs
+# on a laptop CPU in a few minutes.
 
 # %%
 import math
@@ -54,9 +54,9 @@ style(dpi=110)
 # %% [markdown]
 # ## 1. Joint, marginal, conditional
 #
-# We start from a process that we know completely, so that every number later can be held against the truth. A point of
-# the plane is made in three steps: choose one of two half circles, $y \in \{0, 1\}$; choose an angle $a$ on it; add
-# Gaussian noise. As a Pyro program:
+# We start from a process that we know completely, so that we can compare every later number with the truth. The process
+# makes a point of the plane in three steps: choose one of two half circles, $y \in \{0, 1\}$; choose an angle $a$ on
+# it; add Gaussian noise. Here it is as a Pyro program:
 
 
 # %%
@@ -76,18 +76,18 @@ print(moons(3))
 
 # %% [markdown]
 # `pyro.sample(name, distribution)` is a **sample site**, the one statement that all of Pyro is built on. It draws from
-# the distribution and returns the value, so the function above is an ordinary sampler. What the name adds is that other
-# code can find the site: record it, fix it, or replace it. So the same function is also the joint distribution
+# the distribution and returns the value, so the function above is an ordinary sampler. Through the name, other code can
+# find the site, and record, fix or replace it. The same function is therefore also the joint distribution
 #
 # $$p(x, y, a) = p(y)\, p(a)\, p(x \mid y, a).$$
 #
-# `pyro.plate("data", num)` says that what happens inside happens `num` times, independently. `.to_event(1)` says that
+# `pyro.plate("data", num)` says that the statements inside it hold for `num` independent data. `.to_event(1)` says that
 # the two coordinates of a point are one event with one probability, not two independent data.
 #
 # `poutine.trace` runs a program and records its sites; the record is called a **trace**. `trace.nodes` has an entry for
-# each site, with its `value` and its distribution, `fn`; `compute_log_prob` adds the `log_prob` of the one under the
-# other, and `log_prob_sum` adds them up. Below, left of each bar are the independent data, right of it the shape of one
-# event:
+# each site, with its `value` and its distribution, `fn`; `compute_log_prob` adds the `log_prob` of the value under the
+# distribution, and `log_prob_sum` sums these. In the output below, the independent data are to the left of each bar,
+# and the shape of one event is to the right:
 
 # %%
 trace = poutine.trace(moons).get_trace(3)
@@ -105,8 +105,8 @@ print("log p(x, y, a) of the three data together:", f"{trace.log_prob_sum():.3f}
 # - **product rule**: $p(x, y) = p(x \mid y)\,p(y) = p(y \mid x)\,p(x)$,
 # - **sum rule**: $p(x) = \sum_y p(x, y)$, an integral where the variable is continuous.
 #
-# Here both variables that are not $x$ can be removed: $y$ by a sum, $a$ by an integral over one dimension, which a
-# midpoint rule does to many digits.
+# Here we can remove both variables that are not $x$: $y$ by a sum, and $a$ by an integral over one dimension, which a
+# midpoint rule computes to many digits.
 
 
 # %%
@@ -134,7 +134,7 @@ print(f"p(x, y = 0) = {p_xy[0]:.4f}, p(x, y = 1) = {p_xy[1]:.4f}, and their sum 
 print(f"p(y = 1 | x) = p(x, y = 1) / p(x) = {p_xy[1] / p_x:.3f}")
 
 # %% [markdown]
-# The same by counting draws, where a trace of many data gives $x$ and $y$ together:
+# We get the same by counting draws, because a trace of many data has $x$ and $y$ together:
 
 # %%
 drawn = poutine.trace(moons).get_trace(2_000_000)
@@ -181,11 +181,11 @@ figure.colorbar(shown, ax=panels[3], shrink=0.8)
 plt.show()
 
 # %% [markdown]
-# The last panel has a value everywhere, also where there are no data: $p(y \mid x)$ alone cannot say how unusual an $x$
+# The last panel has a value everywhere, even where there are no data: $p(y \mid x)$ alone cannot say how unusual an $x$
 # is. We come back to this in section 9.
 #
-# The mean of $\log p(x)$ over test data is the number by which models of $x$ are compared, in nats per datum, higher
-# being better. On average no model can exceed that of the true process.
+# We compare models of $x$ by the mean of $\log p(x)$ over test data, in nats per datum; higher is better. On average no
+# model can exceed the true process.
 
 # %%
 truth = log_p(test.x).double()
@@ -194,12 +194,12 @@ print(f"truth: {truth.mean():.3f} +- {truth.std() / len(truth) ** 0.5:.3f} nats 
 # %% [markdown]
 # ## 2. Models and guides
 #
-# From now on $p_\theta$ has learned parameters $\theta$, and the true process is forgotten until we compare. In
-# `dgm_pyro` each way to represent $p(x)$ is a `Program`, and every program has two faces, both ordinary Pyro programs:
+# From now on $p_\theta$ has learned parameters $\theta$, and we use the true process only for comparison. In `dgm_pyro`
+# each way to represent $p(x)$ is a `Program`, and every program has two parts, both ordinary Pyro programs:
 #
 # - `program.model(x)` states $p_\theta(x, \text{latents})$, with $x$ observed;
-# - `program.guide(x)` states $q(\text{latents} \mid x)$, a distribution that we *choose*, to stand for the latents that
-#   may have produced $x$. A program without latents has an empty guide.
+# - `program.guide(x)` states $q(\text{latents} \mid x)$, a distribution that we *choose* to approximate the posterior
+#   of the latents. A program without latents has an empty guide.
 #
 # Pyro's training is called **SVI**, stochastic variational inference: draw the latents from the guide, run the model on
 # the same values, and climb the **ELBO**, the evidence lower bound
@@ -244,12 +244,12 @@ def train_on(data, program, epochs, **options):
 # %% [markdown]
 # ## 3. Autoregressive: a product of conditionals
 #
-# The product rule, applied once per feature, needs no assumption at all:
+# The product rule, applied once per feature, makes no assumption:
 #
 # $$p_\theta(x) = \prod_{i=1}^{D} p_\theta(x_i \mid x_{<i}), \qquad x_{<i} = (x_1, \dots, x_{i-1}).$$
 #
-# What is left is one univariate distribution per feature. Here each is a mixture of ten Normals. One network computes
-# the $3 \times 10$ parameters of all of them, and is *masked* so that those of $x_i$ depend on $x_{<i}$ only.
+# Each factor is one univariate distribution. Here each is a mixture of ten Normals. One network computes the $3 \times
+# 10$ parameters of every feature. It is *masked*, so that the parameters of $x_i$ depend on $x_{<i}$ only.
 
 
 # %%
@@ -266,7 +266,7 @@ statements(autoregressive)
 
 # %% [markdown]
 # This is the form for training: all features in one site, scored by one pass of the network. `unroll()` gives the chain
-# itself, one site per feature, on the same parameters. Both state the same number.
+# itself, one site per feature, on the same parameters. Both have the same log-probability.
 
 # %%
 chain = autoregressive.unroll()
@@ -275,7 +275,7 @@ with torch.no_grad():
     torch.testing.assert_close(autoregressive.log_prob(test.x), chain.log_prob(test.x))
 
 # %% [markdown]
-# `print` shows a program as a formula. The factors are read off its statements; here they are the chain rule.
+# `print` shows a program as a formula. It reads the factors off the statements; here they are the chain rule.
 
 # %%
 print(autoregressive)
@@ -284,8 +284,8 @@ print(autoregressive)
 history = train_on(train, autoregressive, epochs=50, batch_size=128, lr=1e-2)
 
 # %% [markdown]
-# Because the sites have names, the trained conditionals can be taken out of the chain one by one. Conditioning the
-# chain on $x_1 = c$ and tracing it leaves the distribution $p(x_2 \mid x_1 = c)$ at the site `x_2`.
+# Because the sites have names, we can look at each trained conditional. Conditioning the chain on $x_1 = c$ and tracing
+# it leaves the distribution $p(x_2 \mid x_1 = c)$ at the site `x_2`.
 
 
 # %%
@@ -322,13 +322,13 @@ for axes, c in zip(panels[1:], (-2.0, 0.0, 0.9), strict=True):
 plt.show()
 
 # %% [markdown]
-# The bars are the data with $x_1$ within 0.1 of $c$. One conditional has one mode or two, as the data require: the
+# The bars are the data with $x_1$ within 0.1 of $c$. A conditional has one mode or two, as the data require; the
 # mixture allows both.
 #
-# **Sampling is sequential.** $x_2$ cannot be drawn before $x_1$ is there, so a draw takes $D$ passes of the network,
-# while a score takes one. It does not show at $D = 2$. For the 64 pixels of section 8 it will. (Chapter 02 has a cache
-# that makes each pass but a small part of one. They stay sequential, and here we count whole ones: a network that is
-# watched runs as a whole.)
+# **Sampling is sequential.** $x_2$ cannot be drawn before $x_1$, so a draw takes $D$ passes of the network, while a
+# score takes one. At $D = 2$ this hardly matters; for the 64 pixels of section 8 it does. (Chapter 02 has a cache that
+# computes only a small part of each pass. The passes stay sequential. Here we count whole passes, because a network
+# that is watched runs as a whole.)
 
 
 # %%
@@ -353,15 +353,15 @@ print("passes to draw 1000 data: ", passes(autoregressive, lambda: autoregressiv
 # %% [markdown]
 # ## 4. Flow: a change of variables
 #
-# Take $z$ from a simple distribution, $p(z) = N(0, I)$, and push it through an invertible function $x = f_\theta(z)$.
-# The probability of a small region does not change when the region is moved and bent, so its density changes with its
-# area:
+# Draw $z$ from a simple distribution, $p(z) = N(0, I)$, and map it by an invertible function $x = f_\theta(z)$. The map
+# moves and bends a small region without changing its probability, so the density changes with the area:
 #
 # $$p_\theta(x) = p(z)\, \left| \det \frac{\partial z}{\partial x} \right|, \qquad z = f_\theta^{-1}(x).$$
 #
 # $f = f_4 \circ \dots \circ f_1$ must be easy to invert, with a determinant that is easy to compute. In a *coupling*
-# one coordinate passes unchanged, and a network of it chooses a monotone map for the other one. The Jacobian is then
-# triangular, and its determinant the product of its diagonal. The monotone maps here are rational-quadratic splines.
+# one coordinate stays unchanged, and a network reads it and chooses a monotone map for the other one. The Jacobian is
+# then triangular, and its determinant is the product of its diagonal. The monotone maps here are rational-quadratic
+# splines.
 
 # %%
 spline = RationalQuadraticSpline(bins=8)
@@ -374,15 +374,15 @@ history = train_on(train, flow, epochs=30, batch_size=128, lr=3e-3)
 
 # %% [markdown]
 # `TransformedDistribution` is Pyro's name for a distribution that is pushed through invertible functions. There are no
-# latent sites: $z$ is no further random variable but a function of $x$, the *latent representation* `inverse_map(x)`.
-# As a formula; $u$ is the base variable, $z$ above:
+# latent sites: $z$ is not a further random variable. It is a function of $x$, the *latent representation*
+# `inverse_map(x)`. In the formula, $u$ is the base variable, which is called $z$ above:
 
 # %%
 print(flow)
 
 # %% [markdown]
-# The formula above, term by term, and the condition that gives *normalizing* flows their name, that the density
-# integrates to one:
+# Next we check the formula above, term by term. We also check the condition that gives *normalizing* flows their name:
+# the density integrates to one.
 
 # %%
 with torch.no_grad():
@@ -423,25 +423,24 @@ panels[2].grid(False)
 plt.show()
 
 # %% [markdown]
-# The middle panel is the left one, bent: colors show where each quadrant of $z$ went. $f$ is continuous and so cannot
-# tear the plane. It draws out a thin strip of $z$ over the whole space between the two half circles instead: the red
-# line on the right. There the density is low, but not zero.
+# The middle panel is the left one after $f$; the colors show where each quadrant of $z$ goes. $f$ is continuous, so it
+# cannot tear the plane. Instead it stretches a thin strip of $z$ over the whole space between the two half circles: the
+# red line on the right. The density there is low, but not zero.
 #
 # ## 5. VAE: an integral over a latent variable
 #
-# Now $z$ is a random variable of its own, which we do not see:
+# Now $z$ is a separate random variable, which we do not observe:
 #
 # $$p_\theta(x) = \int p_\theta(x \mid z)\, p(z)\, dz.$$
 #
-# The *decoder* $p_\theta(x \mid z)$ can be any network, because nothing needs to be inverted. The price is the
-# integral, which has no closed form. The ELBO of section 2, with a learned *encoder* $q(z \mid x)$ as the guide, splits
-# in two:
+# The *decoder* $p_\theta(x \mid z)$ can be any network, because nothing needs to be inverted. In return, the integral
+# has no closed form. The ELBO of section 2, with a learned *encoder* $q(z \mid x)$ as the guide, splits in two:
 #
 # $$\log p_\theta(x) \;\ge\; \underbrace{E_{q(z \mid x)}[\log p_\theta(x \mid z)]}_{\text{reconstruction}} \;-\;
 # \underbrace{D_{KL}(q(z \mid x) \,\|\, p(z))}_{\text{stay near the prior}}.$$
 #
-# The decoder below is a Normal with its mean from a network and one free scale per coordinate. Any `nn.Module` will do
-# that returns two numbers per feature: location, and a raw scale that is made positive.
+# The decoder below is a Normal. A network computes its mean, and each coordinate has one free scale. The network can be
+# any `nn.Module` that returns two numbers per feature: the location, and a raw scale that is made positive.
 
 
 # %%
@@ -468,8 +467,8 @@ vae = make_vae()
 statements(vae)
 
 # %% [markdown]
-# This is the first guide with a site. `z` is latent in the model, where it is drawn from the prior, and latent in the
-# guide, where it is drawn from the encoder; the two are tied together by their name.
+# This is the first guide with a site. `z` is latent in both: the model draws it from the prior, the guide from the
+# encoder. Their common name ties the two sites together.
 
 # %%
 print(vae)
@@ -509,16 +508,16 @@ for axes in panels[1:]:
 plt.show()
 
 # %% [markdown]
-# The dashed circles are one and two standard deviations of the prior. The labels $y$ were not used in training, and
-# still the latent map keeps the half circles apart. The encoder gives each datum a small Normal; those of all data
-# together, the *aggregate posterior* $\frac1N \sum_n q(z \mid x_n)$, should be the prior. They nearly are, with a dent
-# in the middle. Draws from the prior fall into it all the same, and decode to points between the half circles, where
+# The dashed circles are one and two standard deviations of the prior. Training did not use the labels $y$, yet the
+# latent map keeps the half circles apart. The encoder gives each datum a small Normal. The mean of these Normals over
+# all data, the *aggregate posterior* $\frac1N \sum_n q(z \mid x_n)$, should be the prior. It nearly is, except for a
+# gap in the middle. Some draws from the prior fall into this gap, and decode to points between the half circles, where
 # there are no data.
 #
-# **How far is the bound from $\log p(x)$?** Draws from the guide can be weighted instead of averaged in the log:
+# **How far is the bound from $\log p(x)$?** We can weight the draws from the guide instead of averaging their logs:
 # $\hat p(x) = \frac1K \sum_k p(x, z_k) / q(z_k \mid x)$ is unbiased for $p(x)$, and the mean of $\log \hat p(x)$ is a
-# bound that rises with $K$ (IWAE, importance-weighted; $K = 1$ is the ELBO). Our $z$ is so small that the integral can
-# also be done by quadrature, which a VAE of any use does not allow.
+# bound that rises with $K$ (IWAE, importance-weighted; $K = 1$ is the ELBO). Our $z$ has so few features that
+# quadrature can compute the integral, too. For a VAE of practical size this is impossible.
 
 
 # %%
@@ -540,8 +539,8 @@ print(f"quadrature {log_p_by_quadrature(vae, some.x).mean():.3f}")
 
 # %% [markdown]
 # The gap between ELBO and $\log p(x)$ is the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$: the cost of a diagonal
-# Normal guide for a posterior that is not one. Exercise 3 swaps parts of this VAE to see which of them costs how
-# much.
+# Normal guide for a posterior that is not a diagonal Normal. Exercise 3 swaps parts of this VAE and shows how much each
+# of them costs.
 #
 # ## 6. Diffusion: an integral over a chain
 #
@@ -550,11 +549,11 @@ print(f"quadrature {log_p_by_quadrature(vae, some.x).mean():.3f}")
 #
 # $$q(x_t \mid x_0) = N(\alpha_t x_0, \sigma_t^2 I), \qquad \alpha_t^2 + \sigma_t^2 = 1.$$
 #
-# The model runs backwards and undoes one step at a time,
+# The model runs backwards and reverses one step at a time,
 #
 # $$p_\theta(x_{0:T}) = p(x_T)\, \prod_{t=1}^{T} p_\theta(x_{t-1} \mid x_t).$$
 #
-# If the steps are small, each $q(x_{t-1} \mid x_t)$ is close to a Normal, so Normals suffice. One network serves all
+# If the steps are small, each $q(x_{t-1} \mid x_t)$ is close to a Normal, so Normals are enough. One network serves all
 # steps. It sees $x_t$ and $t$, since different times have different noise, and restores an estimate of $x_0$.
 
 # %%
@@ -575,10 +574,10 @@ print(diffusion.unroll())
 # $$E_q\Big[\log p(x_0 \mid x_1) - D_{KL}(q(x_T \mid x_0) \| p(x_T)) -
 # \sum_{t=2}^{T} D_{KL}(q(x_{t-1} \mid x_t, x_0) \| p(x_{t-1} \mid x_t))\Big],$$
 #
-# and the form above states it with a *plate over time*, of which a random subsample of 5 of the 50 steps is looked at
-# (`x_shift` makes the choice). Pyro scales what happens in a subsampled plate, here by 50 / 5, so that its expectation
-# is the whole sum. The terms enter as **factors**: `pyro.factor(name, value)` adds a number to the log density of a
-# program. The site `x` itself can only be drawn, by running the chain.
+# and the form above states it with a *plate over time*. It evaluates a random subsample of 5 of the 50 steps (`x_shift`
+# makes the choice). Pyro scales the terms in a subsampled plate, here by 50 / 5, so that their expectation is the whole
+# sum. The terms enter as **factors**: `pyro.factor(name, value)` adds a number to the log density of a program. The
+# site `x` itself can only be drawn, by running the chain.
 
 # %%
 history = train_on(train, diffusion, epochs=80, batch_size=128, lr=3e-3, ema=0.99)
@@ -605,7 +604,7 @@ plt.show()
 
 # %% [markdown]
 # Both forms state the same bound. They use different draws, so they agree within a few standard errors, not exactly.
-# (The plated form looks at 5 times in a draw, the unrolled one at all 50. Hence the many draws of the former.)
+# (The plated form evaluates 5 times per draw and the unrolled form all 50, so the plated form needs more draws.)
 
 # %%
 plated = dgm.evaluate(diffusion, some, num_samples=scaled(200, 10))
@@ -618,8 +617,8 @@ print(f"difference {difference:.3f} +- {error:.3f}")
 # %% [markdown]
 # ## 7. The four, side by side
 #
-# `dgm.evaluate` gives $\log p(x)$ per datum for any program: exact, or the importance-weighted bound with as many draws
-# as asked for. Its exponential is unbiased for $p(x)$ in each case, so all four must integrate to about one.
+# `dgm.evaluate` gives $\log p(x)$ per datum for any program: exact, or the importance-weighted bound with the chosen
+# number of draws. Its exponential is unbiased for $p(x)$ in each case, so all four must integrate to about one.
 
 # %%
 programs = {"autoregressive": autoregressive, "flow": flow, "VAE": vae, "diffusion": diffusion}
@@ -654,21 +653,21 @@ for name, program in programs.items():
         )
 
 # %% [markdown]
-# How to read the table: the standard error of the nats is over the test points. The last column is a difference on the
-# same points, so its error is much smaller. An *exact* row says how good the model is. A bound says how good it is *at
-# least*: some of what is missing may be the guide's fault. The two rows of the VAE, and of the diffusion, are one model
-# with two bounds. For the diffusion most of the distance to the truth was the bound's. For the VAE most is the model's,
-# as its picture shows: it fills the space between the half circles.
+# The standard error of the nats is over the test points. The last column is a difference on the same points, so its
+# error is much smaller. An *exact* row says how good the model is. A bound says how good it is *at least*: the guide
+# may cause a part of the distance. The two rows of the VAE are one model with two bounds, and so are the two rows of
+# the diffusion. For the diffusion, most of the ELBO's distance to the truth comes from the bound. For the VAE, most of
+# it comes from the model, as its picture shows: it fills the space between the half circles.
 #
-# This does not rank the families. Networks and epochs were chosen so that the chapter is quick, and exercise 3 improves
-# the VAE in one line.
+# These numbers do not rank the families. The networks and epochs were chosen to keep the chapter quick, and exercise 3
+# improves the VAE in one line.
 #
 # ## 8. The same four on digits
 #
 # The digits have 8x8 pixels with integer values 0 to 16. Only the parts change. Pixels are integers, so $p(x)$ is now a
 # *mass*: a pixel's distribution is a mixture of five discretized logistics, which are bell curves cut into bins. A flow
 # has a density and no mass, so it is *dequantized*: the mass of an integer is the integral of the flow's density over
-# its bin. That integral is bounded with a guide, like any other one here, so that on integers the flow has a bound too.
+# its bin. A guide bounds this integral, as in the other families, so on integers the flow has a bound too.
 
 # %%
 digits, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")[: scaled(360, 60)]
@@ -718,8 +717,8 @@ model = on_digits["autoregressive"]
 print("passes to draw autoregressively:", passes(model, lambda: model.sample(14)), "- one per pixel")
 
 # %% [markdown]
-# **Density estimation** is the second. On integers one counts in bits per dimension, $-\log_2 p(x) / 64$, lower being
-# better. Storing the integers as they are takes $\log_2 17 = 4.09$ bits each.
+# **Density estimation** is the second. For integers we use bits per dimension, $-\log_2 p(x) / 64$; lower is better.
+# Storing the integers as they are takes $\log_2 17 = 4.09$ bits each.
 
 # %%
 particles = {"flow": scaled(16, 2), "VAE": scaled(64, 2)}
@@ -732,8 +731,8 @@ for name, program in on_digits.items():
 # %% [markdown]
 # A density can also say whether a datum is like the training data: **anomaly detection**. We try two kinds of
 # anomalies: digits with their pixels shuffled, and digits with faint noise of half a gray level, rounded. The AUROC is
-# the probability that a test digit has a higher $p(x)$ than an anomaly; 0.5 is guessing. (A score of one datum needs
-# less noise than a mean over many: hence `unroll()`, with which the diffusion looks at all its times.)
+# the probability that a test digit has a higher $p(x)$ than an anomaly; 0.5 is guessing. (The score of one datum must
+# have less noise than a mean over many data. `unroll()` makes the diffusion evaluate all its times.)
 
 
 # %%
@@ -751,9 +750,9 @@ for name in on_digits:
     print(f"{name:15s} shuffled {aurocs[0]:.3f}   faint noise {aurocs[1]:.3f}")
 
 # %% [markdown]
-# **Representation** is the third. Along a straight line from one image to another, pixels only fade from the one to the
-# other. Along a line between their latent variables, the images on the way should look like data. Each is the mean of
-# $p(x \mid z)$.
+# **Representation** is the third. Along a straight line from one image to another, pixels only fade from the first to
+# the second. Along a line between their latent variables, the images on the way should look like data. Each image is
+# the mean of $p(x \mid z)$.
 
 # %%
 vae_of_digits = on_digits["VAE"]
@@ -770,11 +769,11 @@ for pair in ((0, 1), (6, 7)):
 plots.images(torch.cat(list(rows.values())), levels=levels, num_columns=9, row_labels=list(rows))
 
 # %% [markdown]
-# The way from 0 to 1 leads through what may be a 6 and a 5. The way from 6 to 7 is less clean: the model has seen 1437
-# digits.
+# The path from 0 to 1 passes images that resemble a 6 and a 5. The path from 6 to 7 is less clean: the model was
+# trained on only 1437 digits.
 #
 # Is $z$ also a better input for a classifier, when labels are few? Here a linear classifier gets five labeled digits of
-# each class; this is repeated ten times with other digits.
+# each class. We repeat this ten times with other digits.
 
 # %%
 from sklearn.linear_model import LogisticRegression  # noqa: E402
@@ -867,10 +866,10 @@ print(f"  log p(x) is below that of 99 % of the test data at {100 * alarms:.1f} 
 
 # %% [markdown]
 # Both classify the test data equally well. Far from all data, *both* are sure of a label nearly everywhere: Bayes' rule
-# divides by $p(x)$ and so compares two numbers that are both tiny. Which label it is there is an accident of training:
-# the two panels do not agree. The difference is that the generative model also has $p(x)$ itself, and so can say that
-# it has seen nothing like this. The line in the last panel is a threshold with 1 % false alarms. $p(y \mid x)$ alone
-# has no such number, and its own confidence is no substitute: it is high there.
+# divides by $p(x)$ and so compares two numbers that are both tiny. The label there is an accident of training: the two
+# panels do not agree. But the generative model also has $p(x)$ itself, so it can tell that its training data had
+# nothing like this. The line in the last panel is a threshold with 1 % false alarms. $p(y \mid x)$ alone has no such
+# number. Its confidence cannot replace $p(x)$, because it is high there.
 #
 # All models of this chapter are *explicit*: they define $p(x)$, exactly or through a bound. An *implicit* model, such
 # as a GAN, is only a map from noise to data. It can be sampled, but has no $p(x)$ to evaluate.
@@ -879,15 +878,15 @@ print(f"  log p(x) is below that of 99 % of the test data at {100 * alarms:.1f} 
 #
 # 1. The chain rule holds in any order. Train the autoregressive model on the moons with $x_2$ first,
 #    `MADE(..., order=(1, 0))`. Must the nats be the same? Are they?
-# 2. `poutine.condition(chain.model, {"x_2": 0.5})` fixes $x_2$. Are the values of $x_1$ that it draws draws from
-#    $p(x_1 \mid x_2 = 0.5)$? If not, how do you get those from the same chain?
+# 2. `poutine.condition(chain.model, {"x_2": 0.5})` fixes $x_2$. Do the draws of $x_1$ have the distribution $p(x_1 \mid
+#    x_2 = 0.5)$? If not, how do you get such draws from the same chain?
 # 3. Swap one part of the VAE on the moons for a flow: once the prior, once the encoder. Which helps, and what happens
 #    to the gap between ELBO and IWAE?
 #
 # ## What to change next
 #
-# - **Data.** Replace `"moons"` by `"pinwheel"`, `"rings"` or `"checkerboard"` (and skip the rows of the truth). Rings
-#   are hard for a flow: it must tear holes into a plane that has none.
+# - **Data.** Replace `"moons"` by `"pinwheel"`, `"rings"` or `"checkerboard"` (and skip the rows of the true process).
+#   Rings are hard for a flow: it must tear holes into a plane that has none.
 # - **Inductive bias.** On digits, replace the MADE by `dgm.networks.PixelCNN`, whose convolutions know that pixels have
 #   neighbors. Train it longer and compare the bits.
 # - **Steps.** Give the diffusion 10 or 200 steps. What happens to the distance between its ELBO and its IWAE bound?
@@ -898,10 +897,11 @@ print(f"  log p(x) is below that of 99 % of the test data at {100 * alarms:.1f} 
 #
 # ## Solutions
 #
-# **1.** The true $p(x)$ is one, whatever the order, so two *perfect* models must agree. Two trained ones need not:
-# their conditionals have other shapes, up to two modes in $p(x_2 \mid x_1)$ and up to four in $p(x_1 \mid x_2)$, and
-# the networks other starts. The difference is larger than its standard error, and larger than what separated the
-# autoregressive model from the flow above: one more reason not to read those as a ranking.
+# **1.** The true $p(x)$ is one, whatever the order, so two *perfect* models must agree. Two trained models need not
+# agree. Their conditionals have other shapes, with up to two modes in $p(x_2 \mid x_1)$ and up to four in $p(x_1 \mid
+# x_2)$, and their networks have other initial weights. The difference is larger than its standard error, and larger
+# than the difference between the autoregressive model and the flow above. This is one more reason not to read that
+# table as a ranking.
 
 # %%
 other_order = dgm.Autoregressive(mixtures(order=(1, 0)))
@@ -915,9 +915,9 @@ fixed = poutine.condition(other_order.unroll().model, {"x_1": torch.full((4,), 0
 assert torch.equal(fixed(4)[:, 1], torch.full((4,), 0.5))
 
 # %% [markdown]
-# **2.** No. $x_1$ is drawn before $x_2$ is looked at, so it comes from $p(x_1)$, whatever $x_2$ is fixed to. What
-# conditioning does change is the density of the trace: the observed site contributes $p(x_2 = 0.5 \mid x_1)$. By Bayes'
-# rule $p(x_1 \mid x_2) \propto p(x_1)\,p(x_2 \mid x_1)$, so each draw of $x_1$ is weighted by just this number. It is
+# **2.** No. The chain draws $x_1$ before it reaches $x_2$, so $x_1$ comes from $p(x_1)$, whatever the value of $x_2$.
+# Conditioning changes only the density of the trace: the observed site contributes $p(x_2 = 0.5 \mid x_1)$. By Bayes'
+# rule $p(x_1 \mid x_2) \propto p(x_1)\,p(x_2 \mid x_1)$, so this number is the weight of each draw of $x_1$. This is
 # importance sampling, with the prior as the guide.
 
 # %%
@@ -964,7 +964,7 @@ for name, program in {"as above": vae, **swaps}.items():
     assert gap > -4 * error  # in expectation the gap is never negative
 
 # %% [markdown]
-# In this run the flow as prior is the better model: it need not be round, so the aggregate posterior need not be
-# either. The flow as encoder closes most of the gap between the bounds, and yet its IWAE bound is not above that of the
-# plain VAE: a better guide makes the ELBO say more precisely what $p_\theta$ is worth, and does not make $p_\theta$
-# better by itself.
+# In this run the flow as prior gives the better model: this prior need not be round, so the aggregate posterior need
+# not be round either. The flow as encoder closes most of the gap between the bounds, but its IWAE bound is not above
+# that of the plain VAE. A better guide brings the ELBO closer to $\log p_\theta(x)$; it does not by itself make
+# $p_\theta$ better.

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Joint, marginal, conditional
 #
-# A *generative model* is a process that makes data. Written down, it is a joint distribution over random variables.
-# This chapter is about the words around that sentence, each with a picture and a number:
+# A *generative model* is a process that makes data. In formulas, it is a joint distribution over random variables. This
+# chapter explains the terms of that sentence, each with a picture and a number:
 #
 # | section | words |
 # |---|---|
@@ -48,9 +48,9 @@ style()
 # %% [markdown]
 # ## 1. Two variables, one table
 #
-# The digits of scikit-learn have 8x8 pixels of 17 gray levels, and a label. We look at two of their variables only: the
-# label $y$, and the gray level $x$ of one pixel in the middle. Counting gives a table with a probability in every cell.
-# That table *is* the joint distribution $p(x, y)$.
+# The digits of scikit-learn have 8x8 pixels of 17 gray levels, and a label. We use only two variables: the label $y$,
+# and the gray level $x$ of one pixel in the middle. Counting gives a table with a probability in every cell. That table
+# *is* the joint distribution $p(x, y)$.
 
 # %%
 digits = dgm.data.load("digits")
@@ -85,11 +85,11 @@ plt.show()
 # - **Sum rule**, $p(x) = \sum_y p(x, y)$: a marginal is a sum over rows or columns of the table.
 # - **Product rule**, $p(x, y) = p(x \mid y)\, p(y) = p(y \mid x)\, p(x)$: a joint can be factorized in two ways.
 #
-# Most zeros have no ink in this pixel, which $p(x = 0 \mid y = 0)$ says. That $p(y = 0 \mid x = 0)$ is another number
-# is the whole difference between the two conditionals.
+# Most zeros have no ink in this pixel, so $p(x = 0 \mid y = 0)$ is high. $p(y = 0 \mid x = 0)$ is a different number,
+# because the two conditionals are different distributions.
 #
 # The two factorizations are two *programs*: one draws the label first, the other the pixel. They are different
-# processes, and the same joint.
+# processes with the same joint.
 
 
 # %%
@@ -118,11 +118,11 @@ for program in (label_first, pixel_first):
 print(f"by the table: {p_xy[y, x].log().sum():.6f} and {p_xy[0, 0]:.4f}")
 
 # %% [markdown]
-# Only one direction comes for free. `label_first` draws $x$ given $y$; to get $p(x)$ or $p(y \mid x)$ from it, $y$ has
-# to be summed out. Pyro can do that sum for discrete sites. It is called **enumeration**: `config_enumerate` marks the
-# discrete sites of a program, and in place of a draw they then return *all* their values at once, in a new dimension at
-# the left. `TraceEnum_ELBO` sums over that dimension: its loss is $-\log p(x)$, and `compute_marginals` gives
-# $p(y \mid x)$ of every unobserved site.
+# A program gives only one conditional directly. `label_first` draws $x$ given $y$; for $p(x)$ or $p(y \mid x)$ we must
+# sum over $y$. Pyro can compute that sum for discrete sites. This is called **enumeration**: `config_enumerate` marks
+# the discrete sites of a program, which then return *all* their values at once instead of a draw, in a new dimension on
+# the left. `TraceEnum_ELBO` sums over that dimension: its loss is $-\log p(x)$, and `compute_marginals` gives $p(y \mid
+# x)$ of every unobserved site.
 
 # %%
 summed = TraceEnum_ELBO(max_plate_nesting=1)  # one plate, so that Pyro knows which dimensions are taken
@@ -136,15 +136,14 @@ torch.testing.assert_close(posterior, p_y_given_x.T, atol=1e-6, rtol=1e-6)
 assert abs(log_p_x - p_x.log().sum()) < 1e-6
 
 # %% [markdown]
-# With 64 pixels of 17 levels the table would have $10 \cdot 17^{64}$ cells. Nobody can count those. A *deep* generative
-# model computes the probabilities with a network instead. What changes is where the numbers come from; the two rules
-# stay.
+# With 64 pixels of 17 levels the table would have $10 \cdot 17^{64}$ cells, too many to count. A *deep* generative
+# model computes the probabilities with a network instead. Only the source of the numbers changes; the two rules remain.
 #
 # ## 2. Continuous variables
 #
-# A continuous $x$ has no probability at a point, but a **density**: the probability of a region is the integral of
-# $p(x)$ over it. For a random *vector* this is the joint density of its features. Here is one in the plane, from three
-# Normals. It has a narrow peak.
+# A continuous $x$ has a **density** instead of a probability at each point: the probability of a region is the integral
+# of $p(x)$ over it. For a random *vector* this is the joint density of its features. Here is one in the plane, from
+# three Normals. It has a narrow peak.
 
 
 # %%
@@ -180,12 +179,12 @@ print(f"probability of a square of side 0.6 around the peak: {region:.4f} by the
 claim(abs(region - share) < 0.005)
 
 # %% [markdown]
-# A density of 1.6 is not a mistake. Its unit is *per area*, and the area with that density is small. Integrals take
-# the place of sums, and the rules are the same:
+# A density of 1.6 is not a mistake. Its unit is *per area*, and the area with that density is small. Integrals replace
+# sums, and the rules are the same:
 #
 # $$p(x_1) = \int p(x_1, x_2)\, dx_2, \qquad p(x_2 \mid x_1) = \frac{p(x_1, x_2)}{p(x_1)}.$$
 #
-# A conditional is a slice through the joint, divided by its area.
+# A conditional is a slice through the joint, divided by the area under the slice.
 
 # %%
 p_1 = p.sum(1) * step  # the sum rule
@@ -211,8 +210,8 @@ panels[2].legend()
 plt.show()
 
 # %% [markdown]
-# The bars are draws: on the right, those whose $x_1$ is within 0.05 of the cut. Lines and bars come from two
-# independent ways to use one program: its density, and its samples.
+# The bars are draws. The right panel has the draws whose $x_1$ is within 0.05 of the cut. The lines come from the
+# density of the program, and the bars from its samples: two independent ways to use one program.
 #
 # ## 3. Generative and discriminative
 #
@@ -222,8 +221,8 @@ plt.show()
 # - a **generative** model is $p_\theta(x \mid y)\, p_\theta(y)$. By the sum rule it has $p(x)$, by Bayes' rule
 #   $p(y \mid x)$.
 #
-# `MLP` is a plain network. `MADE` is one for $p(x \mid y)$ that chapter 02 takes apart. `Labeled` is the product rule.
-# `print` shows a program as a formula, read off its statements.
+# `MLP` is a plain network. `MADE` is a network for $p(x \mid y)$, which chapter 02 explains. `Labeled` is the product
+# rule. `print` shows a program as a formula, which it reads off the statements.
 
 # %%
 train, test = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test")
@@ -254,8 +253,8 @@ plots.images(made, levels=2, num_columns=10, column_labels=[str(i) for i in rang
 
 # %% [markdown]
 # **The problem with $p(y \mid x)$.** Flip each pixel with some probability. At one half the image is pure noise, and
-# the right answer would be "I do not know". A classifier's confidence is the largest of its ten probabilities. Beside
-# it we draw the model's own alarm: $\log p(x)$ below that of 95 % of held-out digits.
+# the right answer would be "I do not know". A classifier's confidence is the largest of its ten probabilities. The
+# last panel has the model's own alarm: it goes off if $\log p(x)$ is lower than for 95 % of held-out digits.
 
 # %%
 flips = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
@@ -306,21 +305,21 @@ for name, lines in measured.items():
 claim(rejected[0] < 0.15 and rejected[2] > 0.5 and rejected[-1] > 0.95)
 
 # %% [markdown]
-# Three things to read off. One of them is a disappointment.
+# The pictures show three things, and the first one is a disappointment.
 #
 # 1. On noise *both* are still sure of a label, and wrong. A generative model does not have a less confident $p(y \mid
-#    x)$: Bayes' rule divides by $p(x)$, and so removes it.
-# 2. The generative model still has $p(x)$ itself. Where an image is noise, the alarm catches the confident errors of
-#    either classifier. This is why estimating $p(x)$ is worth the trouble.
+#    x)$: Bayes' rule divides by $p(x)$, which removes it.
+# 2. The generative model still has $p(x)$ itself. If an image is noise, the alarm catches the confident errors of
+#    either classifier. This is why it is worth estimating $p(x)$.
 # 3. The alarm does not answer "is the label right?". It answers whether $x$ is like the training data. At 5 % of
-#    flipped pixels it goes off for most digits, though most are still classified correctly. Its cost is chosen
-#    beforehand: it rejects about 5 % of good digits.
+#    flipped pixels it goes off for most digits, although most are still classified correctly. Its false-alarm rate is
+#    chosen beforehand: it rejects about 5 % of good digits.
 #
 # ## 4. Explicit and implicit
 #
-# An **explicit** model defines a density. An **implicit** one is a map: draw an easy $z$, return $x = f(z)$. The
-# process below is implicit. `pyro.deterministic(name, value)` is a site that is a function of others: it is recorded,
-# and has no distribution.
+# An **explicit** model defines a density. An **implicit** model is a map: draw $z$ from a simple distribution and
+# return $x = f(z)$. The process below is implicit. `pyro.deterministic(name, value)` is a site that is a function of
+# others: the trace records it, but it has no distribution.
 
 
 # %%
@@ -359,13 +358,13 @@ for level in (1.0, 3.0, 6.0):
     claim(abs(share - probability) < 0.01)
 
 # %% [markdown]
-# With a network as $f$ nobody knows that integral. How can $f$ be trained, without a likelihood to climb? By comparing
-# draws with data. The **energy distance** of two sets of points is
+# If $f$ is a network, that integral is unknown. Without a likelihood to maximize, we train $f$ by comparing draws with
+# data. The **energy distance** of two sets of points is
 #
 # $$2\,E\lVert x - g \rVert - E\lVert x - x' \rVert - E\lVert g - g' \rVert, \qquad x, x' \sim \text{data}, \;
 # g, g' \sim \text{model}.$$
 #
-# It is zero only if both have one distribution, and needs nothing but samples. (Chapter 09 has better ways.)
+# It is zero only if both sets have the same distribution, and it needs only samples. (Chapter 09 has better ways.)
 
 
 # %%
@@ -417,10 +416,11 @@ plt.show()
 
 # %% [markdown]
 # The implicit model has found both half circles, but the space between them is not quite empty. The energy distance is
-# hardly sensitive to this. A likelihood would: each datum that is made where there are none is missing elsewhere.
+# hardly sensitive to this. A likelihood is: probability that the model puts where there are no data is missing
+# elsewhere.
 #
-# Both can be sampled. Only the explicit one can be asked how likely a point is, so only that one can raise the alarm of
-# section 3, choose between labels by Bayes' rule, or be compared with another model in nats:
+# Both models can be sampled. Only the explicit model gives the density of a point, so only the explicit model can raise
+# the alarm of section 3, choose between labels by Bayes' rule, or be compared with another model in nats:
 
 # %%
 print(f"explicit: {dgm.evaluate(explicit, fresh).nats:.3f} nats per datum; implicit: no such number")
@@ -428,7 +428,7 @@ print(f"explicit: {dgm.evaluate(explicit, fresh).nats:.3f} nats per datum; impli
 # %% [markdown]
 # ## 5. How to represent p(x)?
 #
-# A density over 64 pixels must be flexible, must sum to one, and must be computable. The next chapters are four
+# A distribution over 64 pixels must be flexible, must sum to one, and must be computable. The next chapters give
 # answers:
 #
 # | chapter | $p(x)$ | explicit? |
@@ -444,8 +444,8 @@ print(f"explicit: {dgm.evaluate(explicit, fresh).nats:.3f} nats per datum; impli
 # 1. How much does the pixel of section 1 say about the label? Compute the mutual information in three ways:
 #    $D_{KL}(p(x, y) \,\|\, p(x)\,p(y))$, $H(y) - H(y \mid x)$ and $H(x) - H(x \mid y)$. Must they agree?
 # 2. Suppose that only the digits 0 to 4 occur from now on. Change $p(y)$ in the generative model, without any training,
-#    and compare accuracies. Do the same to the discriminative model: what must its output be multiplied with?
-# 3. For an implicit model one might count draws near $x$. How many of 100,000 draws of a standard Normal in $D$
+#    and compare accuracies. Do the same to the discriminative model: by what must you multiply its output?
+# 3. With an implicit model, one could count draws near $x$. How many of 100,000 draws of a standard Normal in $D$
 #    dimensions lie within 0.5 of the origin, for $D = 1, 2, 4, 8$?
 #
 # ## What to change next
@@ -454,10 +454,10 @@ print(f"explicit: {dgm.evaluate(explicit, fresh).nats:.3f} nats per datum; impli
 #   `p_y_given_x` hold NaN?
 # - **The noise.** Shift the digits by one pixel instead of flipping pixels. Does the alarm still go off where the
 #   classifiers fail?
-# - **The threshold.** Trade false alarms for misses: draw the share of rejected good digits against that of caught
+# - **The threshold.** Trade false alarms for misses: plot the share of rejected good digits against the share of caught
 #   errors.
 # - **The family.** Give `Labeled` another $p(x \mid y)$: a flow on the moons, `dgm.flow.nsf((2,), num_classes=2)`.
-# - **The map.** Let the generator have a $z$ of one dimension. What can its draws no longer look like?
+# - **The map.** Let the generator have a $z$ of one dimension. Which shapes are then impossible for its draws?
 #
 # ## Solutions
 #
@@ -478,9 +478,9 @@ torch.testing.assert_close(kl, entropy(p_y) - y_given_x)
 torch.testing.assert_close(kl, entropy(p_x) - x_given_y)
 
 # %% [markdown]
-# **2.** By Bayes' rule $p'(y \mid x) \propto p(x \mid y)\, p'(y)$. The generative model needs its prior replaced, no
-# more. A discriminative model does not have $p(x \mid y)$, but $p(y \mid x) / p(y)$ is proportional to it: multiply
-# with $p'(y) / p(y)$ and normalize. It takes knowing the $p(y)$ of the training data.
+# **2.** By Bayes' rule $p'(y \mid x) \propto p(x \mid y)\, p'(y)$. In the generative model, replace the prior; nothing
+# else changes. A discriminative model does not have $p(x \mid y)$, but $p(y \mid x) / p(y)$ is proportional to it:
+# multiply by $p'(y) / p(y)$ and normalize. This requires the $p(y)$ of the training data.
 
 # %%
 low = test[test.y < 5]
@@ -499,8 +499,8 @@ for name, (before, after) in guesses.items():
     claim(accuracies[1] > accuracies[0])
 
 # %% [markdown]
-# **3.** Hardly any for $D = 8$, and that is the *most* likely place of that size. In 64 dimensions nobody would ever
-# draw a single one. Counting cannot replace a density.
+# **3.** Hardly any for $D = 8$, although a ball around the origin is the *most* likely ball of that size. In 64
+# dimensions, one would never see a single draw there. Counting cannot replace a density.
 
 # %%
 for size in (1, 2, 4, 8):

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Autoregressive models
 #
-# The first answer to "how to represent $p(x)$": write it as a product of conditionals, one for each feature, given the
-# features before it,
+# This chapter is the first answer to "how to represent $p(x)$?": write it as a product of conditionals, one for each
+# feature given the features before it,
 #
 # $$p_\theta(x) = \prod_{i=1}^{D} p_\theta(x_i \mid x_{<i}), \qquad x_{<i} = (x_1, \dots, x_{i-1}).$$
 #
@@ -84,9 +84,9 @@ assert (product - p).abs().max() < 1e-12
 assert free == 511
 
 # %% [markdown]
-# Nothing is lost, and nothing is gained: the nine tables hold as many numbers as the one. The last of them has 256
-# rows. For 64 pixels it would have $2^{63}$. So the tables are replaced by a network that *computes*
-# $p(x_i = 1 \mid x_{<i})$ from $x_{<i}$. `MADE` is one network for all nine:
+# Nothing is lost and nothing is gained: the nine tables hold as many numbers as the one table. The last table has 256
+# rows. For 64 pixels it would have $2^{63}$. A network therefore replaces the tables: it *computes* $p(x_i = 1 \mid
+# x_{<i})$ from $x_{<i}$. `MADE` is one network for all nine:
 
 # %%
 small = dgm.Autoregressive(dgm.Bernoulli(9, MADE(9, 1, hidden=(32, 32), levels=2)))
@@ -97,7 +97,8 @@ print(f"sum of p(x) over the 512 states: {q.sum():.7f}")
 assert abs(q.sum() - 1) < 1e-5
 
 # %% [markdown]
-# `print` shows the program as a formula, read off its statements: the chain rule, and the number of parameters.
+# `print` shows the program as a formula, which it reads off the statements: the chain rule, and the number of
+# parameters.
 
 # %%
 print(small)
@@ -118,8 +119,8 @@ panels[1].set_axis_off()
 plt.show()
 
 # %% [markdown]
-# Rare states scatter: one count says little. The network does not copy the table. It gives some probability to states
-# that never occurred, $1 - \sum_{x \text{ seen}} p(x)$:
+# The probabilities of rare states scatter, because a single count is an uncertain estimate. The network does not copy
+# the table. It gives some probability to states that never occurred, $1 - \sum_{x \text{ seen}} p(x)$:
 
 # %%
 print(
@@ -130,9 +131,9 @@ claim(0 < q[counts == 0].sum() < 0.3)
 # %% [markdown]
 # ## 2. Masks
 #
-# Training wants all conditionals at once: $x$ goes in, $D$ probabilities come out, in one pass. Then output $i$ must
-# not see $x_i$, or anything after it. What happens if it does? Here is a plain network, which reads all of $x$ to
-# "predict" all of $x$.
+# Training needs all conditionals at once: the network reads $x$ and returns $D$ probabilities, in one pass. Output $i$
+# must then not depend on $x_i$ or on anything after it. What happens if it does? Here is a plain network, which reads
+# all of $x$ to "predict" all of $x$.
 
 # %%
 cheat = MLP((9,), 9, hidden=(32, 32), levels=2)
@@ -151,9 +152,9 @@ claim(-loss.item() > masked + 1)
 claim(every.exp().sum() > 10)
 
 # %% [markdown]
-# It looks perfect, because it copies its input. And it is no distribution: its "probabilities" sum to far more than
-# one. A likelihood that is too good is the usual sign of a broken mask. `dgm_pyro` tests the mask of every network that
-# it is given:
+# It looks perfect, because it copies its input. But it is not a distribution: its "probabilities" sum to far more than
+# one. A likelihood that is too good is the usual sign of a broken mask. `dgm_pyro` tests the mask of every
+# autoregressive network:
 
 # %%
 cheat.order = tuple(range(9))  # it claims to be masked in this order
@@ -166,13 +167,14 @@ else:
 
 # %% [markdown]
 # **MADE** gives each unit a *degree* $m$: the unit may depend on the first $m$ features and on no others. Input $i$ has
-# degree $i$; the output for $x_i$ has degree $i - 1$; hidden units have degrees between. A weight stays only if it does
-# not lead to a lower degree,
+# degree $i$; the output for $x_i$ has degree $i - 1$; hidden units have degrees in between. A weight is kept only if it
+# does not lead to a lower degree,
 #
 # $$W_{ab} = 0 \quad \text{unless} \quad m_b \le m_a .$$
 #
 # Here are all weights of a small one, for $D = 5$. Gray cells are masked. `direct` connects inputs to outputs. The last
-# panel is the Jacobian $\partial\, \text{output}_i / \partial x_j$, which autograd computes and knows nothing of masks.
+# panel is the Jacobian $\partial\, \text{output}_i / \partial x_j$. Autograd computes it without knowledge of the
+# masks.
 
 
 # %%
@@ -217,14 +219,16 @@ assert not paths.triu().any()
 assert (paths + torch.ones(5, 5).triu() > 0).all()  # and no allowed path is missing
 
 # %% [markdown]
-# The masks are staircases. Multiplied, they count the paths from an input to an output: none on or above the diagonal,
-# many below. In another order the staircase is shuffled, and triangular again once rows and columns follow that order.
+# The masks are staircases. Their product counts the paths from an input to an output: none on or above the diagonal,
+# many below. With another order of the features the staircase is shuffled. It is triangular again when rows and columns
+# are sorted by that order.
 #
 # ## 3. Which pixels does a pixel see?
 #
-# The masks say what a network *may* look at. Its architecture says what it does look at. A **PixelCNN** uses masked
-# convolutions: a pixel sees neighbors above and to the left, and further away with every layer. Below, the pixel of
-# interest is red, and the pixels that its conditional depends on are blue (found by autograd again).
+# The masks say which features a network *may* read. Its architecture says which features it does read. A **PixelCNN**
+# uses masked convolutions: a pixel sees its neighbors above and to the left, and every layer extends this region.
+# Below, the pixel of interest is red, and the pixels that its conditional depends on are blue (found by autograd
+# again).
 
 # %%
 shape = digits.event_shape
@@ -255,9 +259,9 @@ sizes = [int(seen.sum()) for seen in list(sees.values())[1:]]
 assert sizes == sorted(sizes)
 
 # %% [markdown]
-# Looking at neighbors with the same weights everywhere is an **inductive bias**: an assumption about the data, built
-# into the network. It helps where the assumption holds. To see that it is the assumption that helps, we shuffle the
-# pixels of all digits in one fixed way. The information is the same, but neighbors are neighbors no more.
+# Reading neighbors with the same weights everywhere is an **inductive bias**: an assumption about the data that is
+# built into the network. It helps where the assumption holds. To test this, we shuffle the pixels of all digits in one
+# fixed way. The information is the same, but neighbors are no longer next to each other.
 
 # %%
 shuffle = torch.randperm(64, generator=torch.Generator().manual_seed(0))
@@ -295,13 +299,13 @@ claim(evidences["MADE", "as they are"].minus(evidences["PixelCNN", "as they are"
 
 # %% [markdown]
 # Shuffling costs the PixelCNN nearly two nats per image. MADE assumes nothing about neighbors, and hardly changes. (Its
-# small difference comes from the order of the chain, which has changed too.) On images this small MADE is the better
-# model all the same: it can look at the whole image in one layer.
+# small difference comes from the order of the chain, which has changed too.) MADE is nevertheless the better model on
+# images this small, because one layer can read the whole image.
 #
 # ## 4. The chain, unrolled
 #
-# `unroll()` writes the product out, one sample site for each feature. So each factor can be looked at alone. The bits
-# that pixel $i$ costs are $-\log_2 p(x_i \mid x_{<i})$.
+# `unroll()` states the product with one sample site for each feature, so we can look at each factor alone. Pixel $i$
+# costs $-\log_2 p(x_i \mid x_{<i})$ bits.
 
 # %%
 model = programs["PixelCNN", "as they are"]
@@ -335,11 +339,11 @@ plt.show()
 claim(bits.mean(0)[0] < 0.1 * bits.mean())
 
 # %% [markdown]
-# The corner costs next to nothing: it is always empty. On the single digit, bits are spent where the model is
-# surprised: where it thought white likely and the pixel is black, or the other way round.
+# The corner costs almost nothing, because it is always empty. On the single digit, the expensive pixels are those that
+# the model predicted wrongly: it expected white and the pixel is black, or the reverse.
 #
-# **Conditioning.** Any site of the chain can be fixed with `poutine.condition`, and what comes after it is drawn given
-# it. Fix the first 32 sites, the upper half of a digit:
+# **Conditioning.** `poutine.condition` can fix any site of the chain, and the sites after it are drawn given its value.
+# Fix the first 32 sites, the upper half of a digit:
 
 # %%
 some = unseen.x[: scaled(8, 2)]
@@ -367,9 +371,10 @@ plots.images(
 
 # %% [markdown]
 # These are exact draws from $p(x_{33}, \dots, x_{64} \mid x_{\le 32})$. Now fix the *lower* half instead. The chain
-# draws the upper half first, before it reaches the fixed sites, so these have no influence on the draw. They change the
-# density of the trace: each adds $\log p(x_i \mid x_{<i})$. Draws have to be weighted by that, and if all weights are
-# tiny, to be resampled along the way. That is **sequential Monte Carlo**, and `dgm.infer.impute` does it.
+# draws the upper half first, before it reaches the fixed sites, so the fixed sites have no influence on the draw. They
+# change only the density of the trace: each adds $\log p(x_i \mid x_{<i})$. We must weight the draws by this density,
+# and resample them along the chain if all weights are tiny. This is **sequential Monte Carlo**, and `dgm.infer.impute`
+# does it.
 
 # %%
 lower = fixed_at(some, range(33, 65))
@@ -398,13 +403,15 @@ print(f"SMC above naive: {gained.mean():.2f} +- {gained.std() / len(gained) ** 0
 claim(gained.mean() > 4 * gained.std() / len(gained) ** 0.5)
 
 # %% [markdown]
-# The naive halves fit together less well, and the model's own $\log p(x)$ says so. Those of SMC score like real digits.
+# The naive halves fit together less well, and the model's own $\log p(x)$ is lower. The digits from SMC score like real
+# digits.
 #
 # ## 5. Why sampling is slow, and the cache
 #
-# All conditionals of a *known* $x$ come out of one pass. A draw is not known beforehand: $x_2$ needs $x_1$, $x_3$ needs
-# both. So a draw takes $D$ passes, one after the other. Below is one draw as it grows. Undecided pixels show
-# $p(x_i = 1 \mid \cdot)$ as the network computes it from the pixels so far, the others taken as 0.
+# One pass computes all conditionals of a *known* $x$. A draw is not known beforehand: $x_2$ needs $x_1$, and $x_3$
+# needs both. A draw therefore takes $D$ passes, one after the other. The picture shows one draw as it grows. Pixels
+# that are not yet drawn show $p(x_i = 1 \mid \cdot)$ as the network computes it from the pixels so far, with 0 for the
+# others.
 
 # %%
 torch.manual_seed(1)
@@ -423,10 +430,10 @@ plots.images(
 )
 
 # %% [markdown]
-# Each of the $D$ passes computes nearly everything that the one before has computed. The masks say what may be kept: a
-# hidden unit of degree $m$ reads the first $m$ features only, so it is final as soon as $x_m$ is drawn. A **cache**
-# computes each unit once, at that moment. (In a PixelCNN it is a row of the vertical stack, or a pixel of the
-# horizontal one.)
+# Each of the $D$ passes repeats nearly everything that the previous pass has computed. The masks say what can be
+# reused: a hidden unit of degree $m$ reads the first $m$ features only, so it is final as soon as $x_m$ is drawn. A
+# **cache** computes each unit once, at that moment. (In a PixelCNN, the cached unit is a row of the vertical stack or a
+# pixel of the horizontal stack.)
 
 # %%
 network = MADE(16, 1, hidden=(48, 48), levels=2)
@@ -492,8 +499,8 @@ assert naive == 64 * one_pass
 assert cached < 1.01 * one_pass
 
 # %% [markdown]
-# A naive draw costs exactly $D$ passes. A cached one costs as much as a single pass, and for MADE less, since masked
-# weights are not even multiplied. And it is the same draw, not an approximation:
+# A naive draw costs exactly $D$ passes. A cached draw costs as much as a single pass, and less for MADE, because masked
+# weights are not multiplied. It is the same draw, not an approximation:
 
 # %%
 torch.manual_seed(2)
@@ -506,10 +513,10 @@ assert torch.equal(with_cache, without)
 print("pixels that differ between the two:", int((with_cache != without).sum()))
 
 # %% [markdown]
-# What no cache removes: the $D$ steps come one after the other, each small. A machine that is fast at large products
-# stays idle. That is the drawback of autoregressive models. Score in parallel, draw in sequence.
+# A cache does not remove the sequence: $D$ small steps run one after the other, and hardware that is fast at large
+# products is mostly idle. This is the drawback of autoregressive models: they score in parallel but draw in sequence.
 #
-# Finally, draws of the two networks beside the data:
+# Finally, we compare draws of the two networks with the data:
 
 # %%
 columns = scaled(14, 3)
@@ -523,7 +530,8 @@ plots.images(torch.cat(list(rows.values())), levels=2, num_columns=columns, row_
 # 1. Break the mask of `small` at a single weight: let the output for $x_1$ read $x_3$ directly, with weight 2. What do
 #    the 512 probabilities sum to?
 # 2. *Greedy* decoding takes the more probable value at every step. Does it find the most probable state of the nine
-#    pixels? It is the best choice at each step; construct a distribution of two bits for which it fails.
+#    pixels? Greedy decoding makes the best choice at each step; construct a distribution of two bits for which it
+#    fails.
 # 3. Divide every logit by a *temperature* $\tau$ while drawing: `model.chain(draw)` calls `draw(i, p_i)` for each
 #    conditional. How do $\log p(x)$ and the variety of the draws change for $\tau = 0.5, 1, 1.5$?
 #
@@ -532,15 +540,15 @@ plots.images(torch.cat(list(rows.values())), levels=2, num_columns=columns, row_
 # - **The order.** Train `MADE` in the reverse order, or in a random one. How many nats does the order matter?
 # - **The gray levels.** Use `dgm.data.load("digits")` with `DiscretizedLogistic(shape, 17, 5, network)` as the features
 #   and `PixelCNN(shape, 15, levels=17)`: five logistics have 15 parameters.
-# - **The network.** `dgm.networks.CausalTransformer` sees everything before, as MADE does, with weights that are
-#   shared, as those of a PixelCNN. Where does it end up?
-# - **The mask of what is known.** Condition on every other pixel. When does SMC run out of particles?
+# - **The network.** `dgm.networks.CausalTransformer` sees all earlier pixels, as MADE does, and shares its weights, as
+#   a PixelCNN does. How well does it do?
+# - **The observed pixels.** Condition on every other pixel. When does SMC run out of particles?
 # - **Your own cache.** The page on autoregressive models in `docs/` shows one in ten lines.
 #
 # ## Solutions
 #
-# **1.** Not to one. $x_1$ now depends on $x_3$ and $x_3$ on $x_1$: no order of drawing is left, and the product of the
-# three factors is the chain rule of nothing.
+# **1.** They do not sum to one. $x_1$ now depends on $x_3$ and $x_3$ on $x_1$, so no order of drawing is left, and the
+# product of the three factors is not the chain rule of any distribution.
 
 # %%
 broken = copy.deepcopy(small)
@@ -551,8 +559,9 @@ with torch.no_grad():
     claim(abs(broken.log_prob(states).double().exp().sum() - 1) > 0.01)
 
 # %% [markdown]
-# **2.** On the nine pixels it does, in this run. It need not: with $p(x_1 = 1) = 0.6$, and after it a fair coin for
-# $x_2$, but $x_2 = 0$ for sure after $x_1 = 0$, greedy goes to a state of probability 0.3 and misses the one of 0.4.
+# **2.** On the nine pixels it does, in this run. In general it need not. Let $p(x_1 = 1) = 0.6$, let $x_2$ be a fair
+# coin after $x_1 = 1$, and let $x_2 = 0$ after $x_1 = 0$. Greedy decoding then finds a state of probability 0.3 and
+# misses the state of probability 0.4.
 
 # %%
 with torch.no_grad():
@@ -583,8 +592,8 @@ print(
 assert two.log_prob(greedy) < two.log_prob(best)
 
 # %% [markdown]
-# **3.** Low temperatures give likely and similar images, high ones varied and unlikely. Neither are draws from $p(x)$:
-# those have $\tau = 1$. Variety is measured by how many pixels two draws differ in.
+# **3.** Low temperatures give likely and similar images, high ones varied and unlikely. Neither are draws from $p(x)$,
+# which needs $\tau = 1$. We measure variety by the number of pixels in which two draws differ.
 
 
 # %%

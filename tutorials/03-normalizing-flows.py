@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Normalizing flows
 #
-# The second answer to "how to represent $p(x)$": take a simple random variable $z \sim p(z)$ and bend space. With an
-# invertible $x = f_\theta(z)$ the density of $x$ is
+# This chapter is the second answer to "how to represent $p(x)$?": take a simple random variable $z \sim p(z)$ and bend
+# space. With an invertible $x = f_\theta(z)$ the density of $x$ is
 #
 # $$p_\theta(x) = p(z)\, \left| \det \frac{\partial z}{\partial x} \right|, \qquad z = f_\theta^{-1}(x).$$
 #
@@ -52,9 +52,9 @@ style()
 # %% [markdown]
 # ## 1. One dimension
 #
-# $f$ must be invertible: here, rising everywhere. A draw that lies in a short piece $[z, z + dz]$ lands in
-# $[f(z), f(z) + f'(z)\,dz]$, and with it its probability. So $p(x)\, f'(z)\,dz = p(z)\,dz$: where $f$ is steep, space
-# expands and the density falls.
+# $f$ must be invertible. Here it is increasing everywhere. A draw in a short interval $[z, z + dz]$ is mapped into
+# $[f(z), f(z) + f'(z)\,dz]$, so the two intervals have the same probability: $p(x)\, f'(z)\,dz = p(z)\,dz$. Where $f$
+# is steep, space expands and the density falls.
 
 
 # %%
@@ -88,13 +88,14 @@ panels[2].set(title="p(x)", xlabel="x", xlim=(-5, 5), ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# Equal colors have equal areas, left and right. The middle piece is spread over a long stretch of $x$, and becomes
-# low; the pieces beside it are pushed together into the two bumps. Without the factor the total would not be one.
+# Equal colors have equal areas, left and right. The middle interval is spread over a long interval of $x$, so its
+# density becomes low; the intervals next to it are compressed into the two bumps. Without the factor the total would
+# not be one.
 #
 # ## 2. Two dimensions
 #
-# In the plane lengths become areas: a small square at $z$ is mapped to a small parallelogram, whose area is
-# $\lvert \det \partial x / \partial z \rvert$ times as large. Four maps, with their inverses:
+# In the plane, areas take the place of lengths: $f$ maps a small square at $z$ to a small parallelogram, whose area is
+# $\lvert \det \partial x / \partial z \rvert$ times as large. Here are four maps with their inverses:
 
 # %%
 A = torch.tensor([[1.1, 0.5], [-0.4, 0.8]])
@@ -134,7 +135,7 @@ for name, (f, _) in maps.items():
 A = A.float()
 
 # %% [markdown]
-# Now all of space. Above, a grid of $z$ is bent by $f$; in the middle is
+# The next picture has the whole plane. Above, $f$ bends a grid of $z$; in the middle is
 # $\log \lvert \det \partial x / \partial z \rvert$ at each $z$, red where $f$ expands; below is the density of $x$.
 
 # %%
@@ -179,25 +180,26 @@ plt.show()
 
 # %% [markdown]
 # - **linear**: one matrix, so space expands by the same factor everywhere.
-# - **bend**: looks like the strongest of the four, and its determinant is one at every point. Bending moves density,
-#   and changes no area.
-# - **stretch**: expands on the right, contracts on the left. The density is low where lines are far apart.
-# - **squeeze**: pulls the far away in. It contracts there, and piles the density up at some distance from the middle.
+# - **bend**: looks like the strongest of the four, but its determinant is one at every point. Bending moves density
+#   without changing any area.
+# - **stretch**: expands on the right and contracts on the left. The density is low where lines are far apart.
+# - **squeeze**: pulls distant points in. It contracts space there, so the density is highest at some distance from the
+#   middle.
 #
-# The sum over a grid is one in each case. That is the requirement $\int p(x)\,dx = 1$, and what *normalizing* means.
-# The sum without the determinant is one only for the map that keeps areas.
+# The sum over a grid is one in each case. This is the requirement $\int p(x)\,dx = 1$, and the meaning of
+# *normalizing*. Without the determinant, the sum is one only for the map that preserves areas.
 #
 # ## 3. A composition
 #
-# Simple maps become rich by composition: $f = f_K \circ \dots \circ f_2 \circ f_1$. Each $f_k$ is invertible, so $f$
-# is, and the determinants multiply:
+# Simple maps become rich by composition: $f = f_K \circ \dots \circ f_2 \circ f_1$. Each $f_k$ is invertible, so $f$ is
+# invertible, and the determinants multiply:
 #
 # $$\log p_\theta(x) = \log p(z) - \sum_{k=1}^{K} \log \left| \det \frac{\partial f_k}{\partial z_{k-1}} \right|.$$
 #
-# A **coupling** leaves some coordinates as they are; a network of those says how to shift and stretch the others. This
-# is "stretch" from above with a learned function for the exponent. In Pyro's language the stack is a
+# A **coupling** leaves some coordinates unchanged. A network reads these, and says how to shift and stretch the others.
+# This is "stretch" from above with a learned function as the exponent. In Pyro, the stack is a
 # `TransformedDistribution`: a base distribution and a list of transforms. `dgm.Flow` builds it. `print` shows a program
-# as a formula, read off its statements; the base is called $u$ there.
+# as a formula, which it reads off the statements; the base is called $u$ there.
 
 # %%
 pinwheel, unseen = dgm.data.load("pinwheel"), dgm.data.load("pinwheel", "test")
@@ -238,12 +240,12 @@ figure.colorbar(shown, ax=panels[1, :], label="log |det| so far", shrink=0.9)
 plt.show()
 
 # %% [markdown]
-# Above: the grid and draws of $z$ after the first $k$ couplings; the color is the angle of $z$, so that one sees where
-# each direction goes. Below: the sum of log-determinants so far, over $z$. A single coupling moves one coordinate.
-# Together they make five arms. The red lines of the last panel are where space is drawn apart between two arms.
+# Above: the grid and draws of $z$ after the first $k$ couplings; the color is the angle of $z$, and shows where each
+# direction goes. Below: the sum of log-determinants so far, over $z$. A single coupling moves one coordinate; all
+# couplings together make five arms. The red lines of the last panel are where space is stretched between two arms.
 #
-# Three numbers for the same thing, and one Jacobian of a single coupling, which is triangular: hence the cheap
-# determinant.
+# The next cell computes the same number in three ways. It also computes the Jacobian of a single coupling, which is
+# triangular, so its determinant is cheap.
 
 # %%
 with torch.no_grad():
@@ -265,7 +267,7 @@ assert one[0, 1] == 0
 # %% [markdown]
 # ## 4. Normalized at every step of training
 #
-# Nothing in the training objective, $\log p_\theta(x)$ of the data, makes the density sum to one. It does so by
+# The training objective, $\log p_\theta(x)$ of the data, does not make the density sum to one. The density does so by
 # construction, for any weights: before training, halfway, and at the end.
 
 # %%
@@ -294,14 +296,14 @@ panels[0].set_ylabel("$x_2$")
 plt.show()
 
 # %% [markdown]
-# Where the density rises it must fall elsewhere; that is why fitting works at all. A network that simply outputs a
-# number "log p(x)" could raise it everywhere.
+# If the density rises in one place, it must fall in another. This is why maximum likelihood works. A network that
+# simply outputs a number "log p(x)" could raise it everywhere.
 #
 # ## 5. The latents of data
 #
-# The map runs both ways. **Sampling** is $z \sim p(z)$, $x = f(z)$. **Inference** is $z = f^{-1}(x)$: no guide, no
-# bound, one exact $z$ for each $x$. If the flow is good, the $z$ of data are draws from $N(0, I)$: their mean is 0,
-# their covariance $I$, and $\lVert z \rVert^2 / 2$ is exponential.
+# The map runs both ways. **Sampling** is $z \sim p(z)$, $x = f(z)$. **Inference** is $z = f^{-1}(x)$: there is no guide
+# and no bound, but one exact $z$ for each $x$. If the flow is good, the $z$ of data are draws from $N(0, I)$: their
+# mean is 0, their covariance $I$, and $\lVert z \rVert^2 / 2$ is exponential.
 
 # %%
 with torch.no_grad():
@@ -335,12 +337,12 @@ panels[2].legend()
 plt.show()
 
 # %% [markdown]
-# The five arms lie side by side like slices of a cake, with hardly a gap between them: all of the plane of $z$ has to
-# be used, and no more.
+# The five arms lie side by side like slices of a cake, with hardly a gap between them, because the flow has to use the
+# whole plane of $z$.
 #
 # ## 6. What a flow cannot do, and what it costs
 #
-# $f$ is continuous and invertible. It cannot cut the plane, nor make a hole. Three rings ask for both. Here we know the
+# $f$ is continuous and invertible. It cannot cut the plane or make a hole. Three rings require both. Here we know the
 # truth: a radius of 1, 2 or 3 with noise of 0.1, and any angle.
 
 # %%
@@ -394,10 +396,10 @@ plt.show()
 # The rings of the flow are cut open, and threads of low density hold them together. Training can make the threads thin,
 # but not remove them: a plane that is bent and stretched has no holes afterwards.
 #
-# **Cost.** A coupling is as cheap forwards as backwards. An *autoregressive* flow (`maf`) lets each feature depend on
-# all before it, which says more per layer. Its inverse $x \to z$ takes one pass of the network, and $z \to x$ goes
-# feature by feature, as in chapter 02. Counted for 16 features and four layers, with a hook on the networks (under a
-# hook there is no cache):
+# **Cost.** A coupling is as cheap forwards as backwards. In an *autoregressive* flow (`maf`) each feature depends on
+# all features before it, so each layer is more expressive. Its inverse $x \to z$ takes one pass of the network, but $z
+# \to x$ goes feature by feature, as in chapter 02. The next cell counts passes for 16 features and four layers, by a
+# hook on the networks (under a hook there is no cache):
 
 
 # %%
@@ -436,9 +438,9 @@ for name, make in {"coupling": dgm.flow.realnvp, "autoregressive": dgm.flow.maf}
 #
 # ## What to change next
 #
-# - **The layers.** Use 2, 4, 24 couplings in section 3. How many does it take until the arms come apart?
+# - **The layers.** Use 2, 4, 24 couplings in section 3. How many layers separate the arms?
 # - **The map.** Replace `Affine()` by `RationalQuadraticSpline(bins=8)`, with a network of `spline.num_parameters`
-#   outputs. How many layers do the same then?
+#   outputs. How many layers are enough then?
 # - **The base.** Give `dgm.Flow(..., base=dgm.MixtureOfNormals(2, 3, learned=True))` for the rings. Does a base of
 #   several pieces help with the threads?
 # - **Integers.** `dgm.Dequantized(dgm.flow.nsf(shape, unit_cube=True), levels=17)` puts a flow on the digits. What happens
@@ -484,8 +486,8 @@ print(f"sum of p(x) over a grid: {total:.4f}")
 claim(abs(total - 1) < 5e-3)
 
 # %% [markdown]
-# **2.** That of $x \to z$, which is $f^{-1}$ if $f$ is the map from $z$. The two are inverse to each other. The wrong
-# one gives high density where it should be low, and the sum is not one.
+# **2.** $J$ is the Jacobian of $x \to z$, which is $f^{-1}$ if $f$ is the map from $z$. The two Jacobians are inverse
+# to each other. The wrong one gives a high density where it should be low, and the sum is not one.
 
 # %%
 f, inverse = maps["stretch"]

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Variational autoencoders
 #
-# The third answer to "how to represent $p(x)$": invent a latent variable $z$, and integrate it out,
+# This chapter is the third answer to "how to represent $p(x)$?": add a latent variable $z$ and integrate over it,
 #
 # $$p_\theta(x) = \int p_\theta(x \mid z)\, p(z)\, dz .$$
 #
@@ -31,7 +31,7 @@
 # | 4 | posterior collapse: shown, and cured |
 # | 5 | how does a gradient pass through a draw? |
 #
-# You need PyTorch and chapter 00, which explains models, guides and the ELBO. How to judge a guide is chapter 07.
+# You need PyTorch and chapter 00, which explains models, guides and the ELBO. Chapter 07 shows how to judge a guide.
 
 # %%
 import itertools
@@ -63,7 +63,7 @@ style()
 # - **encoder** $q(z \mid x)$: a network maps $x$ to the mean and scale of a Normal. It is the guide, and not part of
 #   the model.
 #
-# With $z$ in the plane everything can be drawn.
+# With $z$ in the plane we can draw everything.
 
 # %%
 train, test = dgm.data.load("digits-binary"), dgm.data.load("digits-binary", "test")
@@ -93,8 +93,8 @@ print(evidence)
 #
 # $$\log p_\theta(x) - \text{ELBO} = D_{KL}\big(q(z \mid x) \,\|\, p_\theta(z \mid x)\big).$$
 #
-# For a $z$ of two features all of it can be computed on a grid. The grid gives $\log p(x)$ by summing over $z$, and the
-# true posterior $p(z \mid x) = p(x \mid z)\,p(z) / p(x)$. The ELBO is estimated from draws, without the grid.
+# For a $z$ of two features, a grid gives all of these terms. It gives $\log p(x)$ by summing over $z$, and the true
+# posterior $p(z \mid x) = p(x \mid z)\,p(z) / p(x)$. The ELBO does not use the grid; it is estimated from draws.
 
 # %%
 line = torch.linspace(-5, 5, scaled(241, 81))
@@ -138,14 +138,14 @@ for axes, i in zip(panels, chosen, strict=True):
 plt.show()
 
 # %% [markdown]
-# Blue is the true posterior, orange one and two standard deviations of the encoder's Normal. On the right is the datum
-# where the two differ most: its posterior has two modes, and the encoder's Normal lies between them. The gap is the
-# cost of a guide that is a Normal with axes along the coordinates, computed by one network for all data.
+# The true posterior is blue; one and two standard deviations of the encoder's Normal are orange. On the right is the
+# datum where the two differ most: its posterior has two modes, and the encoder's Normal lies between them. The gap is
+# the cost of this guide: a Normal with axes along the coordinates, which one network computes for all data.
 #
 # ## 2. The two terms
 #
-# The terms pull in different directions. Reconstruction wants each $x$ to have a $z$ of its own, sharp and far from all
-# others. The KL wants $q(z \mid x)$ to be the prior, whatever $x$ is. Put a weight $\beta$ on the KL, and see:
+# The two terms oppose each other. The reconstruction is best if each $x$ has its own $z$, sharp and far from all
+# others. The KL is best if $q(z \mid x)$ is the prior, whatever $x$ is. A weight $\beta$ on the KL shows the effect:
 
 # %%
 betas = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -192,14 +192,15 @@ plots.images(torch.cat([part.flatten(0, 1) for part in picture]), num_columns=le
 # - Small $\beta$: the best reconstructions, at too high a cost. Each $q(z \mid x)$ is small and far from the others,
 #   draws from the prior seldom fall into any of them, and the bound on $\log p(x)$ is low.
 # - Large $\beta$: $q(z \mid x)$ is the prior, $z$ says nothing, and every reconstruction is the mean of all digits.
-# - $\beta = 1$ is not an arbitrary compromise. It is the bound on $\log p(x)$: along the dashed line, each further nat
-#   of KL has to improve the reconstruction by a nat.
+# - $\beta = 1$ is not an arbitrary compromise: it is the bound on $\log p(x)$. Along the dashed line, each further nat
+#   of KL improves the reconstruction by one nat.
 #
 # ## 3. Latent maps
 #
-# Back to the plane. Left: means of $q(z \mid x)$, colored by the label, which training never saw. Middle: a draw of
-# $q(z \mid x)$ for each datum, all together: the **aggregate posterior**. It should look like the prior, whose circles
-# of one and two standard deviations are dashed. Right: what each place of the plane decodes to.
+# We return to $z$ in the plane. The left panel has the means of $q(z \mid x)$, colored by the label, which training did
+# not use. The middle panel has a draw of $q(z \mid x)$ for each datum. Together, these draws are the **aggregate
+# posterior**. It should look like the prior, whose circles of one and two standard deviations are dashed. The right
+# panel has the decoded image at each place of the plane.
 
 # %%
 with torch.no_grad():
@@ -235,13 +236,13 @@ print(f"variance of the aggregate posterior: {[f'{v:.2f}' for v in drawn.var(0)]
 claim(same > 0.6)
 
 # %% [markdown]
-# Two numbers per image are enough to keep many classes apart. Neighbors in $z$ look alike, and between two classes lie
-# images that are a bit of both.
+# Two numbers per image are enough to keep many classes apart. Neighbors in $z$ look alike, and images between two
+# classes resemble both.
 #
 # ## 4. Posterior collapse
 #
-# Sometimes $z$ is not used at all. This happens when the decoder does not need it. Here is such a decoder: an
-# autoregressive model of the pixels (chapter 02), which is given $z$.
+# Sometimes a VAE does not use $z$ at all. This happens when the decoder does not need $z$. Here is such a decoder: an
+# autoregressive model of the pixels (chapter 02) given $z$.
 
 
 # %%
@@ -312,9 +313,9 @@ headings = ["x", "", "collapsed", "", "", "", "8 nats free", "", ""]
 plots.images(torch.cat(rows), levels=2, num_columns=9, row_labels=labels, column_labels=headings)
 
 # %% [markdown]
-# Each row: a digit, four draws from $p(x \mid z)$ with its own $z$ under the collapsed model, four under the cured one.
-# The collapsed model draws digits, but not *this* digit: $z$ carries almost no information, and the decoder does
-# everything.
+# Each row has a digit, then four draws from $p(x \mid z)$ with its own $z$ under the collapsed model, then four draws
+# under the cured model. The collapsed model draws digits, but not *this* digit: $z$ carries almost no information, and
+# the decoder does everything.
 
 # %%
 weak, lost, warmed, freed = ways.values()
@@ -331,24 +332,24 @@ difference, error = freed[0].minus(lost[0])
 print(f"ELBO, 8 nats free minus collapsed: {difference:.2f} +- {error:.2f} nats")
 
 # %% [markdown]
-# Collapse is not a failure of training: as a model of $x$ the collapsed one is *better* than the weak decoder, by its
-# bound on $\log p(x)$. The bound prefers it. A nat of information in $z$ costs a nat of KL plus the gap of the guide,
-# while the decoder can learn the same at no cost. If you need $z$, change the training:
+# Collapse is not a failure of training: the collapsed model has a *better* bound on $\log p(x)$ than the weak decoder.
+# The bound prefers collapse. A nat of information in $z$ costs a nat of KL plus the gap of the guide, while the decoder
+# can learn the same at no cost. If you need $z$, change the training:
 #
 # - **a weaker decoder**, which cannot do without $z$;
-# - **free bits**: the KL costs nothing up to a number of nats, so that there is no gain in saving them;
-# - **warm-up**: the weight of the KL rises from zero, so that $z$ is used before it costs anything. Here much of it
+# - **free bits**: the KL costs nothing up to a number of nats, so a smaller KL gains nothing;
+# - **warm-up**: the weight of the KL rises from zero, so the model uses $z$ before it has a cost. Here much of $z$
 #   stays in use. Longer training may still lose it, because the bound at the end is the same.
 #
 # ## 5. A gradient through a draw
 #
-# The bound is an expectation over $q$, and $q$ has parameters. How does a gradient get past `sample`? By the
+# The bound is an expectation over $q$, and $q$ has parameters. The gradient passes through `sample` by the
 # **reparameterization** $z = \mu + \sigma \epsilon$, $\epsilon \sim N(0, 1)$: the draw becomes a differentiable
-# function of $\mu$ and $\sigma$. In Pyro a distribution that can do this has `has_rsample`, and `Trace_ELBO` uses it.
-# Where it is switched off, the score function is used, $E[\nabla \log q(z)\, (\dots)]$: right on average, and far
-# noisier. (`pyro.param(name, start)` is a parameter that Pyro keeps for you, in its *param store*; a guide without a
-# network needs no more. `clear_param_store` forgets all of them. `differentiable_loss` is minus the ELBO as a tensor,
-# for `backward`.)
+# function of $\mu$ and $\sigma$. In Pyro, a distribution with this property has `has_rsample`, and `Trace_ELBO` uses
+# it. Without it, `Trace_ELBO` uses the score function, $E[\nabla \log q(z)\, (\dots)]$, which is right on average but
+# far noisier. (`pyro.param(name, start)` is a parameter that Pyro keeps for you, in its *param store*; a guide without
+# a network needs nothing else. `clear_param_store` deletes all parameters. `differentiable_loss` is minus the ELBO as a
+# tensor, for `backward`.)
 
 
 # %%
@@ -390,10 +391,10 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterized"].std()
 # ## 6. Exercises
 #
 # 1. The KL of two Normals has a closed form. Pyro's `TraceMeanField_ELBO` uses it, `Trace_ELBO` samples it. Do they
-#    agree on the VAE of section 1? Which do you expect to have less noise, and which has?
+#    agree on the VAE of section 1? Which do you expect to have less noise, and which does have less?
 # 2. How many features of $z$ are used if there are 1, 8 or 32 of them?
-# 3. The aggregate posterior is not quite $N(0, I)$. Replace the prior of the two-dimensional VAE by a flow. What do KL
-#    and importance-weighted bound say?
+# 3. The aggregate posterior is not quite $N(0, I)$. Replace the prior of the two-dimensional VAE by a flow. What are
+#    the KL and the importance-weighted bound then?
 #
 # ## What to change next
 #
@@ -407,10 +408,9 @@ claim(gradients["score function"].std() > 2 * gradients["reparameterized"].std()
 #
 # ## Solutions
 #
-# **1.** They agree on average. The closed form samples less, but is the noisier of the two: here its KL is a
-# constant, and all the noise of $\log p(x \mid z)$ remains. In the sampled form $\log p(x, z) - \log q(z \mid x)$ the
-# two parts rise and fall together. If $q$ were the exact posterior, that difference would be $\log p(x)$ for every
-# draw, without any noise.
+# **1.** They agree on average. The closed form samples less, but it is the noisier one: here its KL is a constant, and
+# all the noise of $\log p(x \mid z)$ remains. In the sampled form $\log p(x, z) - \log q(z \mid x)$ the two parts vary
+# together. If $q$ were the exact posterior, that difference would be $\log p(x)$ for every draw, without any noise.
 
 # %%
 x = test.x[: scaled(100, 20)]
@@ -426,7 +426,8 @@ claim(abs(sampled.mean() - closed.mean()) < 4 * (sampled.var() / 200 + closed.va
 claim(closed.std() > sampled.std())
 
 # %% [markdown]
-# **2.** One, and more of eight; but of 32 only some. Each feature in use has a cost, and the rest stay at the prior.
+# **2.** With one feature, it is used. With eight, more are used; with 32, only some of them. Each used feature has a
+# cost, and the other features stay at the prior.
 
 # %%
 used = {}
@@ -441,8 +442,8 @@ claim(used[8] <= 8)
 claim(used[32] < 32)
 
 # %% [markdown]
-# **3.** Little. A flow could take any shape that the aggregate posterior has, but in section 3 that was nearly round
-# already. Where it is not, as on the moons of chapter 00, the prior is worth swapping.
+# **3.** They change little. A flow can take any shape of the aggregate posterior, but in section 3 this was nearly
+# round already. Where it is not round, as on the moons of chapter 00, another prior helps.
 
 # %%
 torch.manual_seed(0)

@@ -15,16 +15,16 @@
 # # Implicit models
 #
 # The four families of [chapter 00](00-four-ways-to-represent-p-of-x.ipynb) are *explicit*: each defines a density
-# $p_\theta(x)$, exactly or as an integral. An **implicit** model defines none. It is a mapping that makes samples out
-# of an easy random variable,
+# $p_\theta(x)$, exactly or as an integral. An **implicit** model defines none. It maps a simple random variable to
+# samples,
 #
 # $$z \sim p(z), \qquad x = G_\theta(z),$$
 #
-# and nothing else is known about it. This chapter shows what such a map does to a distribution, why no density comes
-# with it, and how it can be trained all the same: by comparing *samples* with data. On the way it finds a tool that is
-# useful elsewhere, a classifier that estimates the ratio of two unknown densities.
+# and nothing else is known about it. This chapter shows what such a map does to a distribution, why it has no density,
+# and how to train it nevertheless, by comparing *samples* with data. It also introduces a tool that is useful
+# elsewhere: a classifier that estimates the ratio of two unknown densities.
 #
-# Pyro's words *sample site*, *plate*, *trace* and *model* are explained in chapter 00. One is new here:
+# Chapter 00 explains Pyro's terms *sample site*, *plate*, *trace* and *model*. One term is new here:
 # `pyro.deterministic("x", value)` records a value under a name, without a probability.
 
 # %%
@@ -55,8 +55,8 @@ def points(axes, x, reach, title="", **options):
 # %% [markdown]
 # ## 1. The pushforward
 #
-# Any function will do as $G$. Here is one that was not learned: it stretches the plane, folds it along a line, and
-# bends it. To see what it does, we draw a grid of $z$ and where the grid goes.
+# $G$ can be any function. Here is one that was not learned: it stretches the plane, folds it along a line, and bends
+# it. We draw a grid of $z$ and its image under $G$.
 
 
 # %%
@@ -95,16 +95,16 @@ panels[0, 2].grid(False)
 plt.show()
 
 # %% [markdown]
-# Left and right half of the plane land on each other. The probability of a region of $x$ is the probability of all $z$
-# that land there, $P(x \in A) = P(z \in G^{-1}(A))$:
-# the **pushforward** of $p(z)$ by $G$. It is defined for every $G$, and sampling it is one call of the network.
+# $G$ maps the left and the right half of the plane onto each other. The probability of a region of $x$ is the
+# probability of all $z$ that land there, $P(x \in A) = P(z \in G^{-1}(A))$: the **pushforward** of $p(z)$ by $G$. It is
+# defined for every $G$, and sampling from it takes one call of the network.
 #
 # ## 2. Why there is no density
 #
-# A flow turns the pushforward into a density by the change of variables, $p(x) = p(z) |\det J_{f^{-1}}(x)|$. That needs
-# the one $z$ that an $x$ came from. Here there are two of them for each $x$, one on each side of the fold; a network
-# has an unknown number. Worse, if $z$ has fewer dimensions than $x$, the samples lie on a curve or surface. Its volume
-# is zero, and there is no density at all: not an expensive one, none. With a $z$ of one dimension:
+# A flow turns the pushforward into a density by the change of variables, $p(x) = p(z) |\det J_{f^{-1}}(x)|$. This needs
+# a unique $z$ for each $x$. Here each $x$ has two, one on each side of the fold; for a network the number is unknown.
+# If $z$ has fewer dimensions than $x$, the samples even lie on a curve or a surface. Its volume is zero, so no density
+# exists. Here is an example with a $z$ of one dimension:
 
 # %%
 pyro.set_rng_seed(3)
@@ -123,22 +123,23 @@ except dgm.IntractableError as error:
     print(f"IntractableError: {error}")
 
 # %% [markdown]
-# A VAE has the same generator, and a density, because its likelihood adds noise around $G(z)$. That noise is what makes
-# $p(x) = \int p(x \mid z) p(z) dz$ an honest integral. Without it every $p(x \mid z)$ is a point.
+# A VAE has the same generator, but it has a density, because its likelihood adds noise around $G(z)$. With this noise,
+# $p(x) = \int p(x \mid z) p(z) dz$ is an integral over densities. Without the noise, every $p(x \mid z)$ is a point
+# mass.
 #
-# So there is no likelihood to maximize, and no ELBO. What is left are samples of two distributions, data and model.
+# There is therefore no likelihood to maximize, and no ELBO. There are only samples of two distributions, data and
+# model.
 #
 # ## 3. A classifier knows the ratio of densities
 #
-# Take samples of two distributions $p$ and $q$, label the first 1 and the others 0, mix them half and half, and train
-# a classifier. By Bayes' rule, the best one says
+# Take samples of two distributions $p$ and $q$, label the first 1 and the others 0, mix them half and half, and train a
+# classifier. By Bayes' rule, the best classifier is
 #
 # $$D(x) = p(1 \mid x) = \frac{p(x)}{p(x) + q(x)}, \qquad \operatorname{logit} D(x) = \log \frac{p(x)}{q(x)}.$$
 #
-# Its logit is the **log density ratio**, although neither density was ever used. Whether that is true can be checked
-# where the densities are known. $p$ is a Normal at $(1, 0)$ with standard deviation 1, $q$ one at the origin with
-# standard deviation 2. Then
-# $D_{KL}(p \| q) = \log 4 + \frac{2 + 1}{8} - 1$.
+# Its logit is the **log density ratio**, although training used neither density. We check this where the densities are
+# known. $p$ is a Normal at $(1, 0)$ with standard deviation 1, and $q$ is a Normal at the origin with standard
+# deviation 2. Then $D_{KL}(p \| q) = \log 4 + \frac{2 + 1}{8} - 1$.
 
 # %%
 pyro.set_rng_seed(0)
@@ -186,10 +187,10 @@ plt.show()
 #
 # $$D_f(p \,\|\, q) \ge E_p[T(x)] - E_q[f^*(T(x))],$$
 #
-# for any function $T$, with equality at $T = f'(p/q)$ (Nowozin et al. 2016; $f^*$ is the convex conjugate of $f$). So
-# training a network to raise the right side measures how different two sets of samples are. `adversarial.DIVERGENCES`
-# holds the two terms, written as functions of $V = \log p/q$; for the Jensen-Shannon divergence, raising the bound is
-# exactly to train the classifier.
+# for any function $T$, with equality at $T = f'(p/q)$ (Nowozin et al. 2016; $f^*$ is the convex conjugate of $f$). A
+# network that is trained to maximize the right side therefore measures how different two sets of samples are.
+# `adversarial.DIVERGENCES` has the two terms as functions of $V = \log p/q$. For the Jensen-Shannon divergence,
+# maximizing the bound is the same as training the classifier.
 
 # %%
 print("known: " + ", ".join(DIVERGENCES))
@@ -205,12 +206,12 @@ for name in ("js", "kl", "hellinger"):
 #
 # Now let $p$ be the data and $q$ the model. The classifier, called **critic** or discriminator, learns to tell data
 # from samples. The generator moves its samples to where the critic sees data. The critic learns again. If both succeed,
-# in the end $q = p$ and the critic knows nothing. This is the generative adversarial network (Goodfellow et al. 2014).
-# In code it is an objective like any other: `dgm.fit(program, data, "gan")`. The critic, its optimizer, and its steps
-# between those of the program come with the objective.
+# $q = p$ in the end, and the critic can only guess. This is the generative adversarial network (Goodfellow et al.
+# 2014). In code it is an objective like any other: `dgm.fit(program, data, "gan")`. The objective includes the critic,
+# its optimizer, and its steps between those of the program.
 #
-# The data are eight Normals on a ring. What can go wrong with them can be counted: which share of the samples is within
-# three standard deviations of a mode, and how many modes there are.
+# The data are eight Normals on a ring. For these data we can count what goes wrong: the share of the samples within
+# three standard deviations of a mode, and the number of modes.
 
 # %%
 angles = torch.arange(8) * math.pi / 4
@@ -249,9 +250,9 @@ modes, share = mode_coverage(drawn, ring, width)
 print(f"GAN: {modes} of 8 modes, {100 * share:.0f} % of the samples within three standard deviations")
 
 # %% [markdown]
-# How does a blob of noise become eight? The generator is continuous, so that it cannot tear the plane apart. It can
-# only be steep: the picture shows the $z$ plane, colored by the mode that each $z$ goes to; gray is what ends between
-# modes.
+# How does one blob of noise become eight? The generator is continuous, so it cannot tear the plane apart. It can only
+# be steep. The picture shows the $z$ plane, colored by the mode that each $z$ is mapped to. Points that are mapped
+# between modes are gray.
 
 # %%
 figure, panels = subplots(1, 3, width=9.8, height=3.2)
@@ -273,9 +274,9 @@ plt.show()
 # %% [markdown]
 # ## 5. Other referees
 #
-# The critic may measure something else. In the **Wasserstein** game it must have slopes of about one (the gradient
-# penalty of Gulrajani et al. 2017), and then tells how far mass must be moved. **Kernel scores** need no second player:
-# from a kernel $k(x, y)$, a number that is large for similar points,
+# The critic can measure other divergences. In the **Wasserstein** game its slope must be about one (the gradient
+# penalty of Gulrajani et al. 2017), and it then measures how far mass must be moved. **Kernel scores** need no critic.
+# With a kernel $k(x, y)$, a number that is large for similar points,
 #
 # $$E\,k(x, x') + E\,k(y, y') - 2\, E\,k(x, y) \ge 0$$
 #
@@ -310,17 +311,18 @@ claim(coverage["energy"][0] == coverage["mmd"][0] == 8)
 claim(coverage["gan"][1] > max(share for name, (_, share) in coverage.items() if name != "gan"))
 
 # %% [markdown]
-# Three of the referees have all eight modes, and differ in what they leave between them. The energy distance is hardly
-# sensitive to stray points: it weighs by distance, and the modes are narrow. The critic of the GAN sees a density
-# ratio, and that is very negative where data never are; but its modes are points and lines, narrower than the data's.
-# The Wasserstein critic, whose slope is held to one, has not got beyond the outline: in 12 epochs it says where mass is
-# missing, not yet where the edges are. It needs more steps than this chapter has time for.
+# Three of the objectives find all eight modes, and differ in the samples between the modes. The energy distance is
+# hardly sensitive to stray points, because it weights by distance, and the modes are narrow. The critic of the GAN
+# estimates a density ratio, whose log is very negative where there are no data. But the modes of the GAN are points and
+# lines, narrower than those of the data. The Wasserstein critic, whose slope is held to one, has found only the
+# outline: after 12 epochs it shows where mass is missing, but not yet where the edges are. It needs more steps than
+# this chapter has time for.
 #
 # ## 6. Losing modes
 #
 # Mode collapse is the failure that adversarial training is known for. Here the penalty on the critic's slope, R1,
-# prevents it. Without it, and with a critic that learns faster than the generator, the critic becomes a cliff, with no
-# slope where the samples are, and the generator goes to wherever the last steps told it to.
+# prevents it. Without this penalty, and with a critic that learns faster than the generator, the critic becomes a step
+# function. It has no slope where the samples are, and the generator goes wherever its last gradients sent it.
 
 # %%
 collapsing = lambda: dgm.Adversarial("gan", critic(), r1=0.0, critic_lr=2.0, critic_steps=2)  # noqa: E731
@@ -334,8 +336,8 @@ print(f"without R1, and a faster critic: {found} of 8 modes, {100 * near:.0f} % 
 claim(near < share)
 
 # %% [markdown]
-# No loss curve shows this: the generator's loss depends on the critic, the critic's on the generator. That is why
-# `dgm.fit` validates a game by the energy distance to held-out data, and why this chapter counts modes.
+# No loss curve shows this, because the generator's loss depends on the critic, and the critic's loss on the generator.
+# For this reason `dgm.fit` validates a game by the energy distance to held-out data, and this chapter counts modes.
 #
 # ## 7. What did it cost?
 #
@@ -351,16 +353,16 @@ claim(near < share)
 #
 # 1. The generator must tear a blob into eight because $p(z)$ has one mode. Give it a prior that has several:
 #    `dgm.MixtureOfNormals(2, 3, ...)` has nine, in a square. Are there fewer samples between the modes?
-# 2. `density_ratio` works on samples of anything. Let it judge the four models of section 5: which has the smallest
+# 2. `density_ratio` works on samples of anything. Apply it to the four models of section 5: which has the smallest
 #    lower bound on the Jensen-Shannon divergence to the test data? Does the order agree with the energy distance?
-# 3. Add noise to an implicit model and it has a density, for which `dgm.implicit.parzen` is an estimate from samples.
-#    Evaluate the GAN's at noise 0.02, 0.05, 0.1, 0.2 and 0.5. Which number would you publish?
+# 3. With added noise, an implicit model has a density, for which `dgm.implicit.parzen` is an estimate from samples.
+#    Evaluate that of the GAN at noise 0.02, 0.05, 0.1, 0.2 and 0.5. Which number would you publish?
 #
 # ## What to change next
 #
-# - **Data.** `dgm.data.load("pinwheel")` or `"checkerboard"` in the place of the ring. Which referee draws edges?
+# - **Data.** `dgm.data.load("pinwheel")` or `"checkerboard"` instead of the ring. Which objective finds the edges?
 # - **Dimension of z.** `dgm.Normal(1)` with `MLP((1,), 2)`: can a curve cover eight modes?
-# - **The game.** `dgm.Adversarial("kl", ...)` or `"reverse-kl"`: one covers, one seeks modes.
+# - **The game.** `dgm.Adversarial("kl", ...)` or `"reverse-kl"`: one covers the modes, the other seeks them.
 # - **Images.** `dgm train implicit --data digits --objective gan:2 --epochs 100 --lr 2e-3 --ema 0.99 --out runs/gan`,
 #   then `dgm sample runs/gan`. With R1 at 0.1 instead of 2 the game collapses.
 #
@@ -378,9 +380,10 @@ print(f"prior with one mode: {100 * share:.0f} % near a mode; with nine: {100 * 
 claim(more[0] == 8 and more[1] > share)
 
 # %% [markdown]
-# The gaps of the prior can be laid over the gaps of the data, and less of $z$ has to cross them.
+# The generator can map the gaps of the prior to the gaps of the data, so less of $z$ lies between modes.
 #
-# **2.** The test data against each model's samples; half of each set trains the ratio, the other half is judged.
+# **2.** We compare the test data with each model's samples. Half of each set trains the ratio, and the other half gives
+# the bound.
 
 # %%
 half = scaled(2000, 50)
@@ -395,12 +398,13 @@ print(f"the most it can be: log 2 = {math.log(2):.3f}")
 claim(all(value < 2 * math.log(2) for value, _ in judged.values()))
 
 # %% [markdown]
-# A bound from a critic that was given a few hundred steps can be far below the truth: the order of two models means
-# something only if the same critic, trained alike, sees a difference larger than the errors. Here it finds next to
-# nothing wrong with the energy distance's samples, half of which lie between the modes in plain sight: this critic is
-# too smooth for modes so narrow. The order by energy distance is another one. Two numbers and a picture, at least.
+# A bound from a critic with a few hundred steps of training can be far below the true divergence. The order of two
+# models is meaningful only if the same critic, trained in the same way, finds a difference larger than the errors. Here
+# it finds almost no difference for the samples of the energy distance, although half of them visibly lie between the
+# modes: this critic is too smooth for such narrow modes. The energy distance orders the models differently. Judge an
+# implicit model by at least two numbers and a picture.
 #
-# **3.** Parzen's estimate at five scales:
+# **3.** Here is Parzen's estimate at five scales:
 
 # %%
 worse = {}
@@ -414,8 +418,8 @@ print(f"the density that the data came from: {exact:.2f} nats")
 claim(worse[0.02] > 1 and max(abs(worse[scale]) for scale in (0.1, 0.2, 0.5)) < 0.1)
 
 # %% [markdown]
-# None of them alone: the number is that of the noise as much as of the model. At noise 0.1 and more the GAN looks as
-# good as the data themselves; at 0.02, where the number is ruled by the data that no sample is near to, it shows how
-# narrow its modes are. And a "model" that merely stores the training data does as well as any. In two dimensions this
-# is a nuisance; in the 784 of an image the estimate is so far from the truth that it ranks models wrongly (Theis et al.
-# 2016).
+# No single one of them: the number depends on the noise as much as on the model. At noise 0.1 and more, the GAN looks
+# as good as the data themselves. At 0.02, the data that are far from every sample dominate the number, and it shows how
+# narrow the modes of the GAN are. A "model" that merely stores the training data does as well as any model. In two
+# dimensions these are small problems. In the 784 dimensions of an image, the estimate is so far from the truth that it
+# ranks models wrongly (Theis et al. 2016).

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Fast
 #
-# The same model can be slow or fast. This chapter leaves the programs as they are and shows what work can be saved.
-# Each time it proves that the numbers stay the same, or measures by how much they change:
+# The same model can be slow or fast. This chapter does not change the programs, and shows which work can be saved. For
+# each saving it shows that the numbers stay the same, or measures by how much they change:
 #
 # | section | what is saved | what stays the same |
 # |---|---|---|
@@ -26,8 +26,8 @@
 # | 5 | bits: **precision** | the loss, to some digits |
 # | 6 | time, not work: **many devices** | the gradient, to rounding |
 #
-# Work is counted here where it can be, because counts are the same on every machine. Times are given as ratios of two
-# things timed in the same cell; yours will differ. You need PyTorch and chapter 00; chapters 02 to 05 explain the
+# The chapter counts work where it can, because counts are the same on every machine. Times are ratios of two times that
+# were measured in the same cell; yours will differ. You need PyTorch and chapter 00; chapters 02 to 05 explain the
 # programs.
 
 # %%
@@ -61,9 +61,8 @@ torch.set_num_threads(1)  # small networks are not faster with two: their thread
 # %% [markdown]
 # ## 1. How often is the network asked?
 #
-# Each family is expensive in one direction. A hook on a network counts its calls. (A *hook* is PyTorch's word for a
-# function that is called along with a module.) All programs here have $D = 16$ features, and the diffusion $T = 20$
-# steps.
+# Each family is expensive in one direction. A hook on a network counts its calls. (In PyTorch, a *hook* is a function
+# that is called along with a module.) All programs here have $D = 16$ features, and the diffusion $T = 20$ steps.
 
 
 # %%
@@ -110,20 +109,21 @@ assert counted["VAE"] == (2, 1)
 assert counted["diffusion unrolled, all 20"] == (20, 20)
 
 # %% [markdown]
-# The table is the course in numbers. A chain is scored at once where its values are known, and walked where they are
-# not: $D$ calls for a draw of the autoregressive model, $D$ for the *score* of an inverse flow. A coupling layer
-# computes one half from the other, with one call in either direction. A VAE has one step from $z$ to $x$. A diffusion
-# is as long as its chain, unless it is trained at random times, as Pyro's subsampled plate allows (chapter 00).
+# The table sums up the course in numbers. A chain whose values are known is scored in one call. A chain whose values
+# are not known is computed step by step: $D$ calls for a draw of the autoregressive model, and $D$ for the *score* of
+# an inverse flow. A coupling layer computes one half from the other, with one call in either direction. A VAE has one
+# step from $z$ to $x$. A diffusion takes one call for each step of its chain, except in training, where Pyro's
+# subsampled plate evaluates random times (chapter 00).
 #
-# Sections 3 and 4 shorten the long ones. First, what happens *around* a network.
+# Sections 3 and 4 shorten the long chains. Section 2 first looks at the work *around* a network.
 #
 # ## 2. Python: compiled programs
 #
-# A step of training is arithmetic on tensors, and the Python that arranges it: handlers that run around every statement
-# of model and guide, record it, look for plates, sum up. The arithmetic grows with the data; the Python does not.
-# Below, a VAE of binary digits, by three routes to the same number. `TraceMeanField_ELBO` is Pyro's ELBO with closed
-# forms of the KL where there are any. Python's own profiler hook counts calls of Python functions, here for one loss
-# with its gradient.
+# A training step consists of arithmetic on tensors and of Python code that arranges it: handlers run around every
+# statement of model and guide, record it, look for plates, and sum terms. The arithmetic grows with the data; the
+# Python code does not. The next cell computes the loss of a VAE of binary digits in three ways. `TraceMeanField_ELBO`
+# is Pyro's ELBO with closed forms of the KL where there are any. Python's profiler hook counts the calls of Python
+# functions for one loss with its gradient.
 
 # %%
 digits = dgm.data.load("digits-binary")
@@ -173,11 +173,11 @@ for name, loss in losses.items():
 claim(functions["plain Pyro"] > 3 * functions["by hand"])
 
 # %% [markdown]
-# Pyro's handlers may do anything, also look at numbers and decide by them. That is why `torch.compile`, which turns
-# Python into machine code, has to stop at each of them. But in most programs *which* statements run does not depend on
-# the numbers. So `dgm.compile` runs model and guide once, on symbolic tensors, through all handlers. What is left is a
-# graph of tensor operations, for any number of data, on the program's own parameters; no statement and no handler is in
-# it. This graph is compiled.
+# Pyro's handlers can run any Python code, including decisions that depend on numbers. Therefore `torch.compile`, which
+# turns Python into machine code, has to stop at each of them. In most programs, however, the choice of statements does
+# not depend on the numbers. `dgm.compile` therefore runs model and guide once, on symbolic tensors, through all
+# handlers. The result is a graph of tensor operations on the program's own parameters, for any number of data, without
+# statements and handlers. `torch.compile` compiles this graph.
 
 # %%
 start = time.process_time()
@@ -230,7 +230,7 @@ for name, each in took.items():
 claim(took["plain Pyro"] > 1.2 * took["compiled"])
 
 # %% [markdown]
-# Compiling itself takes time, and only many steps pay it back:
+# Compiling takes time, and pays off only after many steps:
 
 # %%
 for name in ("plain Pyro", "dgm"):
@@ -239,10 +239,10 @@ for name in ("plain Pyro", "dgm"):
     print(f"it pays after {seconds / saved:,.0f} steps" if saved > 0 else "it did not pay in this run")
 
 # %% [markdown]
-# `dgm.fit` does this by itself for trainings of 5000 steps and more, `compile=True` always. (Compiling needs a C++
-# compiler on the machine. Without one, `dgm.fit` by default warns and trains uncompiled.)
+# `dgm.fit` compiles trainings of 5000 steps or more by itself; with `compile=True` it compiles every training.
+# (Compiling needs a C++ compiler on the machine. Without one, `dgm.fit` by default warns and trains uncompiled.)
 #
-# What cannot be seen in one run is Python that looks at numbers. The message quotes the line:
+# One run cannot capture Python code that depends on numbers. The error quotes the line:
 
 
 # %%
@@ -276,8 +276,9 @@ for network in (Sign(), Where()):
 # ## 3. What was computed before: caches
 #
 # A naive draw from an autoregressive model calls the network $D$ times, and each time computes nearly everything anew.
-# Chapter 02 counted what a cache saves: a factor $D$ in multiplications. How much of it is left in *time*? The networks
-# below are not trained: that would change no count and no time. Naive is what happens while a hook is on the network.
+# Chapter 02 counted what a cache saves: a factor $D$ in multiplications. How much *time* does this save? The networks
+# below are not trained, because training changes neither counts nor times. A hook on the network turns the cache off,
+# so sampling is naive.
 
 # %%
 found = {}
@@ -313,21 +314,21 @@ if not QUICK:
     claim(found[16, 16] > found[8, 16] and found[8, 64] > found[8, 1])
 
 # %% [markdown]
-# Less than the factor $D$: that one is of multiplications, and a cached step is so small that calling it costs more
-# than doing it. The larger the batch and the longer the chain, the nearer the two come. The same cache serves whatever
-# walks the chain: the unrolled program with some sites conditioned, `dgm.infer.impute`, SMC, and the slow direction of
-# masked flows.
+# The saving in time is smaller than the factor $D$ in multiplications: a cached step is so small that the call takes
+# longer than its arithmetic. For larger batches and longer chains, the two factors come closer. Everything that runs
+# the chain uses the same cache: the unrolled program with some sites conditioned, `dgm.infer.impute`, SMC, and the slow
+# direction of masked flows.
 #
 # ## 4. Fewer steps
 #
-# A draw from a diffusion walks from noise to data. Without its random part the walk is a curve, the *probability flow*:
-# a differential equation, which a sampler solves in steps. Numerical analysis knows what to expect. A rule of **order**
-# $k$ has an error that falls like $(\text{step})^k$, so twice the steps make it $2^k$ times smaller.
+# A draw from a diffusion moves from noise to data. Without the random part, the path is a curve, the *probability
+# flow*. It solves a differential equation, and a sampler solves this equation in steps. Numerical analysis predicts the
+# error: for a rule of **order** $k$ it falls like $(\text{step})^k$, so twice the steps make it $2^k$ times smaller.
 #
-# For data from $N(0, s^2)$ everything is known. The best guess of $x_0$ is
-# $E[x_0 \mid x_t] = \alpha_t s^2 x_t / (\alpha_t^2 s^2 + \sigma_t^2)$, and the flow keeps $x_t$ at the same number of
-# standard deviations. So the error of each sampler can be measured exactly, without any network. (A sampler is a
-# function of $x$, the time $t$ it is at, the less noisy time it goes to, and the guess.)
+# For data from $N(0, s^2)$ everything is known. The best guess of $x_0$ is $E[x_0 \mid x_t] = \alpha_t s^2 x_t /
+# (\alpha_t^2 s^2 + \sigma_t^2)$, and the flow keeps $x_t$ at the same number of standard deviations. We can therefore
+# measure the error of each sampler exactly, without any network. (A sampler is a function of $x$, the current time $t$,
+# the next, less noisy time, and the guess of $x_0$.)
 
 # %%
 spread = 0.5
@@ -370,11 +371,11 @@ assert abs(slopes["dpm++"] - 2) < 0.15
 assert abs(slopes["heun"] - 2) < 0.15
 
 # %% [markdown]
-# The slopes are those of the theory. `heun` asks twice per step, `dpm++` reuses the guess of the step before. (With 8
-# steps it is lucky: near there its error changes sign.) With a *learned* network there is a floor that no sampler gets
-# under, the error of the network. The question is how soon it is reached. A diffusion on the digits, trained with
-# $T = 50$; draws are compared with test digits by the energy distance (chapter 09), which is zero for equal
-# distributions.
+# The slopes agree with the theory. `heun` calls the network twice per step; `dpm++` reuses the guess of the previous
+# step. (Its small error with 8 steps is an accident: the error changes sign near there.) With a *learned* network, no
+# sampler can fall below the error of the network. The question is how many steps reach this floor. The next cell trains
+# a diffusion on the digits with $T = 50$, and compares draws with test digits by the energy distance (chapter 09),
+# which is zero for equal distributions.
 
 # %%
 gray, unseen = dgm.data.load("digits"), dgm.data.load("digits", "test")
@@ -414,13 +415,13 @@ plots.images(
 )
 
 # %% [markdown]
-# With a fifth of the calls the draws are as good by this measure, or better. No new training was needed.
+# With a fifth of the calls, the draws are as good or better by this measure, without new training.
 #
 # ## 5. Precision
 #
 # Numbers with fewer bits are faster to move and, on hardware made for them, to multiply. `bfloat16` has the range of
-# `float32` and eight bits of precision. For the inside of a network that is often enough. For a log density it is not:
-# it is a *sum* over features, and differences of a nat matter.
+# `float32` and eight bits of precision. Inside a network this is often enough. For a log density it is not, because
+# this is a *sum* over features in which differences of a nat matter.
 
 # %%
 with torch.no_grad():
@@ -448,20 +449,21 @@ claim(abs(losses_by["bf16"][-1] - losses_by["float32"][-1]) < 0.02 * losses_by["
 
 # %% [markdown]
 # `dgm.fit(..., precision="bf16")` runs the networks in bfloat16 (PyTorch calls this *autocast*). Log-probabilities,
-# their sums, the parameters and the optimizer keep their full precision. On a CPU like this one there is seldom a gain;
-# on a GPU there is.
+# their sums, the parameters and the optimizer keep their full precision. On a CPU like this one, bfloat16 is seldom
+# faster; on a GPU it is.
 #
 # ## 6. Many devices
 #
-# The loss of a batch is a mean over its data. So several processes can each take a share of the batch and average their
-# gradients: two half batches are one batch,
+# The loss of a batch is a mean over its data. Several processes can therefore each take a share of the batch and
+# average their gradients: two half batches are one batch,
 #
 # $$\nabla \frac1n \sum_{i=1}^n \ell_i = \sum_r \frac{n_r}{n}\, \nabla \Big[\frac1{n_r} \sum_{i \in \text{share } r}
 # \ell_i\Big].$$
 #
-# That is all that happens, on two processes of a laptop or on a cluster. PyTorch's `DistributedDataParallel` takes the
-# plain mean over the $N$ processes, and so each one weights its loss by $N n_r / n$, which matters when the shares differ.
-# `ProcessGroup` is this bookkeeping, for process `rank` of `size`. Here all processes are played by one:
+# Nothing else happens, whether there are two processes on a laptop or a cluster. PyTorch's `DistributedDataParallel`
+# takes the plain mean over the $N$ processes, so each process weights its loss by $N n_r / n$, which matters when the
+# shares differ. `ProcessGroup` computes these weights, for process `rank` of `size`. Here one process plays all of
+# them:
 
 # %%
 torch.manual_seed(0)
@@ -485,16 +487,17 @@ for size in (1, 2, 3, 4):
     torch.testing.assert_close(together, whole, rtol=1e-10, atol=1e-12)
 
 # %% [markdown]
-# What starts real processes is PyTorch's `torchrun`. Each gets a number, and a GPU if there are any; everything else is
-# the command of one process:
+# PyTorch's `torchrun` starts real processes. Each process gets a number, and a GPU if there are any. The rest of the
+# command is the same as for one process:
 #
 #     dgm train vae --data digits --batch-size 512 --out runs/one
 #     torchrun --standalone --nproc-per-node=2 -m dgm_pyro train vae --data digits --batch-size 512 --out runs/two
 #
-# `--batch-size` is that of all together, so that both are the same training: the same data in the same order, the same
-# learning rate. What differs is noise. Each process draws its own $z$, so two runs differ as runs with two seeds do. It
-# pays when a share is work enough: gradients have to be sent at every step, and here, with 64 pixels, sending takes
-# longer than computing. The page on devices in `docs/` has GPUs, several machines and SLURM.
+# `--batch-size` is the total over all processes, so both commands run the same training: the same data in the same
+# order, with the same learning rate. Only the noise differs. Each process draws its own $z$, so the two runs differ
+# like runs with two seeds. Several processes are faster if each share has enough work: every step sends gradients, and
+# here, with 64 pixels, sending takes longer than computing. The page on devices in `docs/` has GPUs, several machines
+# and SLURM.
 #
 # ## 7. What to reach for
 #
@@ -509,17 +512,18 @@ for size in (1, 2, 3, 4):
 #
 # ## 8. Exercises
 #
-# 1. Python's share of a step does not depend on the batch. So for large batches the handlers should not matter. Compare
-#    the time of `by_pyro` with that of `by_hand` for batches of 8 to 1024.
+# 1. The time of the Python code does not depend on the batch size, so for large batches the handlers should not matter.
+#    Compare the time of `by_pyro` with that of `by_hand` for batches of 8 to 1024.
 # 2. Write a sampler of order two: make a plain `ddim` step to the middle of $[t, s]$, in the logarithm of the
-#    signal-to-noise ratio, ask there, and use that guess for the whole step. Measure its order.
-# 3. Leave the weights $N n_r / n$ of section 6 out. For which batch sizes is the result still right, and how wrong is
+#    signal-to-noise ratio, call the network there, and use that guess for the whole step. Measure its order.
+# 3. Leave out the weights $N n_r / n$ of section 6. For which batch sizes is the result still right, and how wrong is
 #    it for 34 data on three processes, and for 4?
 #
 # ## What to change next
 #
-# - **The program.** Count Python calls for the other families of section 1. Which has most, and does it gain most?
-# - **The chain.** Compile an unrolled diffusion of 20 steps. It has most to gain, and takes longest to compile.
+# - **The program.** Count Python calls for the other families of section 1. Which has the most calls, and does it gain
+#   the most?
+# - **The chain.** Compile an unrolled diffusion of 20 steps. It gains the most, and takes the longest to compile.
 # - **The network.** In section 3 use `MADE` or `dgm.networks.CausalTransformer`. Where is the cache worth most?
 # - **Spacing.** `sample(..., spacing="karras")` puts the steps where there is little noise. With 5 steps, is it better?
 # - **Threads.** Set `torch.set_num_threads(2)` and time section 2 again, with a batch of 64 and of 4096.
@@ -538,7 +542,7 @@ for size in (8, 64, 1024)[: scaled(3, 2)]:
 claim(ratios[8] > ratios[max(ratios)] > 0.8 and ratios[8] > 1.3)
 
 # %% [markdown]
-# **2.** Two guesses per step, and order two.
+# **2.** The sampler takes two guesses per step and has order two.
 
 
 # %%
@@ -556,8 +560,8 @@ print(f"order {order:.2f}; error with 64 calls {errors[2]:.1e}, of ddim {error_o
 assert abs(order - 2) < 0.15
 
 # %% [markdown]
-# **3.** Right if all shares are equal, that is if $N$ divides $n$. Else the data of small shares count too much. Four
-# data for three processes are refused: a process would have a single datum.
+# **3.** The result is right if all shares are equal, that is, if $N$ divides $n$. Otherwise the data of small shares
+# count too much. Four data for three processes raise an error, because one process would have a single datum.
 
 # %%
 team = [ProcessGroup(rank, 3) for rank in range(3)]

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Inference experiments
 #
-# A Pyro model with data has one posterior, and many ways to approximate it. Each comes with numbers. This chapter takes
-# one small model that is known to be hard, and asks of every number what it tells:
+# A Pyro model with data has one posterior, and many ways to approximate it. Each method reports numbers. This chapter
+# takes one small model that is known to be hard, and explains what each number says:
 #
 # | section | question | number |
 # |---|---|---|
@@ -27,7 +27,7 @@
 # | 6 | is the *method* calibrated? | SBC, VSBC, coverage |
 # | 7 | does the model predict? | posterior predictive check, leave-one-out |
 #
-# The model is that of the eight schools (Rubin 1981; Gelman et al., Bayesian Data Analysis): a coaching program was
+# The example is the eight-schools model (Rubin 1981; Gelman et al., Bayesian Data Analysis): a coaching program was
 # tried in eight schools, and each gave an estimate $y_j$ of its effect with a known standard error $\sigma_j$.
 #
 # $$\mu \sim N(0, 5), \quad \tau \sim C^+(5), \quad \theta_j \sim N(\mu, \tau), \quad y_j \sim N(\theta_j, \sigma_j).$$
@@ -76,14 +76,14 @@ print(hard)
 print(posterior)
 
 # %% [markdown]
-# The two models state the same distribution of $\mu, \tau, \theta, y$. They differ in the latents that are explored:
-# $\theta_j$, or $(\theta_j - \mu) / \tau$. A `Posterior` maps the latents to the reals, with the Jacobian, and puts
-# them side by side in a vector u. All of `dgm.infer` works on it.
+# The two models state the same distribution of $\mu, \tau, \theta, y$. They differ in the latents: $\theta_j$ in the
+# first model, $(\theta_j - \mu) / \tau$ in the second. A `Posterior` maps the latents to the reals, with the Jacobian,
+# and puts them side by side in a vector u. All of `dgm.infer` works on it.
 #
 # ## 1. Could the prior have made such data?
 #
 # A prior predictive check draws data from the prior and compares statistics. The last column is the share of replicates
-# above the data: near 0 or 1 the data surprise the model.
+# above the data. If it is near 0 or 1, the data are unusual under the model.
 
 # %%
 prior = dgm.infer.predictive_check(posterior, num_samples=scaled(1000, 50))
@@ -92,13 +92,14 @@ display(plots.predictions(prior, title="The prior and the data"))
 claim(all(0.01 < p < 0.99 for p in prior.p_values("y").values()))
 
 # %% [markdown]
-# Nothing here surprises. The half-Cauchy prior of $\tau$ has a heavy tail: some replicates have enormous effects.
+# No statistic here is unusual. The half-Cauchy prior of $\tau$ has a heavy tail: some replicates have enormous effects.
 #
 # ## 2. Do the chains explore the posterior?
 #
-# NUTS draws from the posterior exactly, in the end. *R-hat* compares the chains with each other and should be 1. The
-# *effective sample size* (ESS) is what the draws are worth, as they depend on each other. A trajectory *diverges* where
-# the density is too steep for the step size: there the chain cannot go, and the draws miss something.
+# In the limit of many draws, NUTS draws exactly from the posterior. *R-hat* compares the chains with each other and
+# should be 1. The *effective sample size* (ESS) is the number of independent draws that would be worth as much as the
+# dependent draws of the chain. A trajectory *diverges* where the density is too steep for the step size. The chain
+# cannot enter such a region, so the draws miss it.
 
 # %%
 draws = {"num_samples": scaled(1000, 10), "warmup": scaled(300, 20)}
@@ -113,13 +114,13 @@ claim(of_hard.diverging.sum() > chains.diverging.sum())
 claim(of_hard.diagnostics()["ess_bulk"]["tau"] < chains.diagnostics()["ess_bulk"]["tau"])
 
 # %% [markdown]
-# The centered posterior is a funnel: where $\tau$ is small, all $\theta_j$ are squeezed to $\mu$. No step size serves
-# the neck and the mouth. The other parameterization has no funnel, as its latents are a priori independent. From here on
-# its chains are the reference.
+# The centered posterior is a funnel: where $\tau$ is small, all $\theta_j$ are close to $\mu$. No step size fits both
+# the neck and the mouth. The other parameterization has no funnel, because its latents are a priori independent. From
+# here on, its chains are the reference.
 #
 # ## 3. Which guide is close?
 #
-# `dgm.infer.compare` fits guides and holds each against the reference. The fifth guide follows the plate: a Normal for
+# `dgm.infer.compare` fits guides and compares each with the reference. The fifth guide follows the plate: a Normal for
 # $\mu, \tau$, and for each school a Normal given these, whose parameters a small network computes.
 
 # %%
@@ -137,24 +138,25 @@ claim(table["meanfield"].weighted.elbo < best - 0.1)
 claim(table["AutoConditional"].weighted.elbo > table["fullrank"].weighted.elbo)
 
 # %% [markdown]
-# What the columns tell:
+# The columns mean:
 #
 # - **ELBO** ranks guides of *one* model: higher is closer, in KL. By itself it does not say how close.
-# - **log evidence** is the same for all guides, or should be. Where they disagree by more than their errors, some guide
-#   misses a part.
+# - **log evidence** should be the same for all guides. If the values differ by more than their errors, some guide
+#   misses a part of the posterior.
 # - **k-hat** says whether importance weights can repair the guide. It is computed from the tail of the weights, and
 #   needs no reference. A low k-hat does not mean that the draws are right *before* they are weighted.
-# - **mean error** and **sd ratio** are of the draws as they are. The mean field's sds are too small: it cannot see that
-#   $\tau$ and the spread of the effects go together.
-# - **Wasserstein** and **MMD** compare the whole clouds. The line below the table has their floor, the distance between
-#   two halves of the reference.
+# - **mean error** and **sd ratio** describe the unweighted draws. The mean field's sds are too small, because it cannot
+#   represent that $\tau$ and the spread of the effects depend on each other.
+# - **Wasserstein** and **MMD** compare the whole sets of draws. The line below the table has their floor, the distance
+#   between two halves of the reference.
 #
 # ## 4. What is log p(y)?
 #
 # Annealing from the prior gives a lower bound on $\log p(y)$, on average. Annealing back to it gives an upper bound, on
-# average, if it starts from exact posterior draws. The draws of NUTS are not exact, so the second number is an estimate.
-# Each is the log of a mean of 16 weights, and the heavy tail of $\tau$ makes the way back noisy: the two may cross by some
-# tenths of a nat. The centered model is the same model, so it has the same evidence, whatever its guides find:
+# average, if it starts from exact posterior draws. The draws of NUTS are not exact, so the second number is an
+# estimate. Each is the log of a mean of 16 weights, and the heavy tail of $\tau$ makes the reverse estimate noisy, so
+# the two may cross by some tenths of a nat. The centered model is the same model, so it has the same evidence, whatever
+# its guides report:
 
 # %%
 lower, upper = table.sandwich
@@ -168,13 +170,13 @@ for name in ("meanfield", "fullrank"):
     claim(not found.reliable)
 
 # %% [markdown]
-# The ELBOs of the centered model are more than a nat too low, and k-hat says so without any reference: the guides miss
-# the neck of the funnel.
+# The ELBOs of the centered model are more than a nat too low, because the guides miss the neck of the funnel. k-hat
+# shows this without any reference.
 #
 # ## 5. Why is the ELBO low?
 #
 # The distance to $\log p(y)$ has two parts: what the family cannot reach, and what the optimizer has not reached yet.
-# `gaps` continues the fit to tell them apart.
+# `gaps` continues the fit to separate the two.
 
 # %%
 guide = dgm.guides.auto(noncentered, "fullrank")
@@ -190,10 +192,10 @@ claim(gaps.approximation[0] > 0)
 # %% [markdown]
 # ## 6. Is the method calibrated?
 #
-# All this was about one data set. *Simulation-based calibration* (SBC) asks about the method: draw latents from the
-# prior, data from the latents, fit, and rank the true latents among the draws of the fit. Uniform ranks are right. VSBC
-# asks less: whether ranks are symmetric, that is, whether the guide is centered right on average. Each simulation is a
-# fit, so that few are made here; take hundreds for your own model.
+# The sections above use one data set. *Simulation-based calibration* (SBC) checks the method: draw latents from the
+# prior and data from the latents, fit, and rank the true latents among the draws of the fit. For an exact method the
+# ranks are uniform. VSBC checks less: whether the ranks are symmetric, that is, whether the guide is centered correctly
+# on average. Each simulation is a fit, so this chapter makes only a few; use hundreds for your own model.
 
 # %%
 calibration = dgm.infer.sbc(
@@ -204,14 +206,14 @@ print(calibration)
 display(plots.coverage(calibration, title="Coverage of the mean field"))
 
 # %% [markdown]
-# With 24 simulations only gross errors show: the band is wide, and a p-value that is not small says little. The share of
-# intervals that hold the truth has a standard error of about 0.10 at 50 %.
+# With 24 simulations, only large errors are visible: the band is wide, and a p-value that is not small says little. The
+# share of intervals that contain the truth has a standard error of about 0.10 at 50 %.
 #
 # ## 7. Does the model predict?
 #
 # Posterior predictive checks compare the data with replicates from the posterior. Leave-one-out cross-validation asks
-# how well each school is predicted from the seven others. ArviZ does the arithmetic; `chains.to_arviz()` has all its
-# groups for further plots.
+# how well each school is predicted from the seven others. ArviZ computes both; `chains.to_arviz()` has all its groups
+# for further plots.
 
 # %%
 after = dgm.infer.predictive_check(posterior, chains, num_samples=scaled(1000, 50))
@@ -238,9 +240,9 @@ claim(loo.nats > -40)
 #
 # ## What to change next
 #
-# - **The prior.** Put `HalfNormal(5)` on tau. Which numbers change, and does the funnel go?
+# - **The prior.** Put `HalfNormal(5)` on tau. Which numbers change, and does the funnel disappear?
 # - **The guide.** Add `covariates={"schools": torch.stack([y, sigma], -1)}` to the guide of section 3: one network for
 #   all schools. What happens to the ELBO?
-# - **The method.** Calibrate `method="nuts"` in section 6. How many simulations tell it from the mean field?
+# - **The method.** Calibrate `method="nuts"` in section 6. How many simulations distinguish it from the mean field?
 # - **The command line.** `dgm infer schools.py:noncentered --data data.json --guides meanfield,nsf` writes all of this
 #   into a folder.

@@ -128,7 +128,7 @@ def bounds(visit: Visit) -> Iterator[Finding]:
     found: set[str] = set()
     for role, site in visit.sites:
         for argument, constraint, value in _bounded_arguments(site.fn):
-            for source in _free(value, latents):
+            for source in _linear_ancestors(value, latents):
                 name = source.name if isinstance(source, Site) else visit.name_of(source)
                 of_module = "." in name or (isinstance(source, nn.Parameter) and id(source) in visit.named)
                 where = site.name if of_module else name
@@ -172,7 +172,7 @@ _LINEAR = {
 _PRODUCTS = {"Mul", "Mm", "Bmm", "Mv", "Dot", "Addmm", "Convolution"}
 
 
-def _free(value: Tensor, latents: dict[Any, Site]) -> list[Any]:
+def _linear_ancestors(value: Tensor, latents: dict[Any, Site]) -> list[Any]:
     """The leaves, and the latents on the reals, that linear operations alone lead to ``value`` from."""
     found: dict[Any, set[Any]] = {}
     things: dict[int, Any] = {id(value): value}

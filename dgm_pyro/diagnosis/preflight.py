@@ -85,7 +85,7 @@ def doctor(model: Any, guide: Any = None, *args: Any, loss: Any = None, **kwargs
                 "a Program is called as doctor(program, data): pass labels in a dgm.Data(x, y), and other variables in "
                 "a dgm.Data(x, given=...)"
             )
-        return _program(model, guide, loss)
+        return _diagnose_program(model, guide, loss)
     if not callable(model) or not (guide is None or callable(guide)):
         raise TypeError(
             f"model and guide must be callable, got {type(model).__name__} and {type(guide).__name__}: "
@@ -94,13 +94,13 @@ def doctor(model: Any, guide: Any = None, *args: Any, loss: Any = None, **kwargs
     return _diagnose(model, guide, args, kwargs, loss)
 
 
-def _program(program: Program, data: Any, loss: Any) -> Diagnosis:
+def _diagnose_program(program: Program, data: Any, loss: Any) -> Diagnosis:
     modes = [(module, module.training) for module in program.modules()]
     for module, _ in modes:
         module.training = isinstance(module, Program)  # the statements of training, but no dropout and no batch norm
     try:
         if data is None:
-            value, given = _example(program)
+            value, given = _example_data(program)
         else:
             try:
                 points = as_data(program, data)
@@ -113,7 +113,7 @@ def _program(program: Program, data: Any, loss: Any) -> Diagnosis:
             module.training = training
 
 
-def _example(program: Program) -> tuple[Tensor, Any]:
+def _example_data(program: Program) -> tuple[Tensor, Any]:
     """Eight draws from the program itself, with some ``given``."""
     where = program_device(program)
     given = None
@@ -139,7 +139,7 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: Any) -> Diag
     place = next((tensor.device for tensor in arguments), torch.device("cpu"))
     mixed = list(device_mix(arguments, [tensor for _, tensor in named.values()]))
     if mixed:  # nothing would run
-        return _sorted(mixed, None)
+        return _sorted_by_severity(mixed, None)
     store = pyro.get_param_store()
     stored: Any = store.get_state()
     state: Any = {name: dict(table) for name, table in stored.items()}
@@ -163,10 +163,10 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: Any) -> Diag
                 with heard(said, PYRO), pyro.validation_enabled(True):
                     run_of_pair(loss, model, guide, args, kwargs)
             if loss is None or guide is None or said:
-                return _sorted([raised.finding], None)
+                return _sorted_by_severity([raised.finding], None)
             # Its statements count on the dimensions of particles or of enumerated values.
             what = f"it runs under the loss alone, so that nothing else was looked at; without, {raised.finding.what}"
-            return _sorted([dataclasses.replace(raised.finding, severity="note", what=what)], None)
+            return _sorted_by_severity([dataclasses.replace(raised.finding, severity="note", what=what)], None)
         visit.named, visit.own, visit.loss = named, own, loss
         visit.before, visit.arguments = dict(state["params"]), arguments
         if not any(site.trouble for _, site in visit.sites):
@@ -186,10 +186,10 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: Any) -> Diag
         ]  # fmt: skip
         if not any(finding.severity == "error" for finding in findings):
             findings += map(functools.partial(finding_of, visit), visit.said)
-    return _sorted(findings, visit)
+    return _sorted_by_severity(findings, visit)
 
 
-def _sorted(findings: Sequence[Finding], visit: Visit | None) -> Diagnosis:
+def _sorted_by_severity(findings: Sequence[Finding], visit: Visit | None) -> Diagnosis:
     ordered = sorted(dict.fromkeys(findings), key=lambda finding: SEVERITIES.index(finding.severity))
     if visit is None:
         return Diagnosis(tuple(ordered))

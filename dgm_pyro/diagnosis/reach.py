@@ -22,7 +22,7 @@ def unchanged(callables: Sequence[Any]) -> Iterator[None]:
     """Whatever runs of the callables change is put back: tensors, gradients, what modules hold, random states."""
     tensors = [
         (tensor, tensor.detach().clone(), tensor.grad if tensor.is_leaf else None, tensor.requires_grad)
-        for tensor in _everything(callables)
+        for tensor in _changeable_tensors(callables)
         if not is_lazy(tensor)
     ]
     tables = [table for module in modules_held(callables) for table in (vars(module), *vars(module).values())]
@@ -50,7 +50,7 @@ def named_tensors(callables: Sequence[Any]) -> tuple[dict[int, tuple[str, Tensor
     """Names of the tensors with gradients that the callables can see, and which are a callable's own."""
     named: dict[int, tuple[str, Tensor]] = {}
     own: set[int] = set()
-    for path, thing in _reachable(callables):
+    for path, thing in _reachable_tensors(callables):
         if isinstance(thing, nn.Module):
             for name, parameter in thing.named_parameters():
                 if parameter.requires_grad:
@@ -63,9 +63,9 @@ def named_tensors(callables: Sequence[Any]) -> tuple[dict[int, tuple[str, Tensor
     return named, own
 
 
-def _everything(callables: Sequence[Any]) -> list[Tensor]:
+def _changeable_tensors(callables: Sequence[Any]) -> list[Tensor]:
     """Parameters, buffers and leaves that a visit could change."""
-    found = {id(thing): thing for _, thing in _reachable(callables) if isinstance(thing, Tensor)}
+    found = {id(thing): thing for _, thing in _reachable_tensors(callables) if isinstance(thing, Tensor)}
     for module in modules_held(callables):
         found |= {id(tensor): tensor for tensor in (*module.parameters(False), *module.buffers(False))}
     found |= {id(tensor): tensor for tensor in pyro.get_param_store().get_state()["params"].values()}
@@ -73,11 +73,11 @@ def _everything(callables: Sequence[Any]) -> list[Tensor]:
 
 
 def modules_held(callables: Sequence[Any]) -> list[nn.Module]:
-    reachable = [thing for _, thing in _reachable(callables) if isinstance(thing, nn.Module)]
+    reachable = [thing for _, thing in _reachable_tensors(callables) if isinstance(thing, nn.Module)]
     return list(dict.fromkeys(module for thing in reachable for module in thing.modules()))
 
 
-def _reachable(callables: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+def _reachable_tensors(callables: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     """Modules and leaf tensors, with a name, that callables hold, close over, or read from their globals."""
     pending: list[tuple[str, Any, int]] = [("", each, 0) for each in callables if each is not None]
     seen: set[int] = set()

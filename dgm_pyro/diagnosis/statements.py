@@ -100,7 +100,7 @@ def guide_supports(visit: Visit) -> Iterator[Finding]:
                           f"the guide draws values outside the model's support, {support_in_words(p.fn)}",
                           f"use a guide on {support_in_words(p.fn)}, such as {suggestion(p.fn)}")  # fmt: skip
         elif (
-            _fixed(q.fn)
+            _has_fixed_bounds(q.fn)
             and not isinstance(base_of(q.fn), dist.Delta)
             and not isinstance(base_of(p.fn), dist.ImproperUniform)
             and outside(q.fn, draws_of(p.fn))
@@ -110,7 +110,7 @@ def guide_supports(visit: Visit) -> Iterator[Finding]:
                           "use a guide with the model's support, or the bound stays loose")  # fmt: skip
 
 
-def _fixed(fn: Any) -> bool:
+def _has_fixed_bounds(fn: Any) -> bool:
     """Whether its support has bounds, the same for every element; bounds that differ were computed from the data."""
     support = constraint_of(fn)
     bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
@@ -268,7 +268,7 @@ def inverses(visit: Visit) -> Iterator[Finding]:
             x = transform(z).clone()
             back = transform.inv(x).clone()
             # Where a sigmoid saturates, z cannot be found again, but x can.
-            gap = min(_gap(back, z), _gap(transform(back), x))
+            gap = min(_relative_difference(back, z), _relative_difference(transform(back), x))
         if not gap <= ROUND_TRIP:
             yield Finding("error", "inverses", site.name, f"the round trip z to x and back is off by {gap:.2g}",
                           "make its inverse undo its forward; if float64 helps, it is rounding")  # fmt: skip
@@ -281,7 +281,7 @@ def inverses(visit: Visit) -> Iterator[Finding]:
                           "correct log_abs_det_jacobian: the density does not integrate to 1")  # fmt: skip
 
 
-def _gap(a: Tensor, b: Tensor) -> float:
+def _relative_difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / (1 + b.abs().max())).nan_to_num(math.inf).item()
 
 

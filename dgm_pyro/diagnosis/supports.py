@@ -48,13 +48,13 @@ def in_words(support: Any) -> str:
     if kind in ("GreaterThan", "GreaterThanEq") and not _same_number(getattr(support, "lower_bound", 0), 0):
         return str(support)
     if kind == "IntegerInterval":
-        return f"the integers {_number(support.lower_bound)} .. {_number(support.upper_bound)}"
+        return f"the integers {_bound_as_text(support.lower_bound)} .. {_bound_as_text(support.upper_bound)}"
     if kind in ("Interval", "HalfOpenInterval"):
-        return f"the interval from {_number(support.lower_bound)} to {_number(support.upper_bound)}"
+        return f"the interval from {_bound_as_text(support.lower_bound)} to {_bound_as_text(support.upper_bound)}"
     return names.get(kind, kind)
 
 
-def _number(bound: Any) -> str:
+def _bound_as_text(bound: Any) -> str:
     numbers = torch.as_tensor(bound).flatten().unique()
     return f"{numbers[0].item():g}" if len(numbers) == 1 else "its bounds"
 

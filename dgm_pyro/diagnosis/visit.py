@@ -109,7 +109,7 @@ class Visit:
 Check = Callable[[Visit], Iterator[Finding]]
 
 
-class _Watch(Messenger):
+class _NotedParams(Messenger):
     """Notes what every `pyro.param` statement brings along, and which plates take a part of their data."""
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class _Watch(Messenger):
             self.subsampled[message["name"]] = (fn.size, fn.subsample_size)
 
 
-class _Proper(Messenger):
+class _MiddleForImproper(Messenger):
     """An improper prior cannot be drawn: a model alone gets the middle of its support."""
 
     def _pyro_sample(self, message: Any) -> None:
@@ -144,15 +144,15 @@ class PairFailed(Exception):
 
 
 def visit_of(model: Any, guide: Any, args: Any, kwargs: Any) -> Visit:
-    watch = _Watch()
-    with watch, _Proper():
+    watch = _NotedParams()
+    with watch, _MiddleForImproper():
         guided = None
         if guide is not None:
-            with _reported("guide"):
+            with _errors_as_findings("guide"):
                 guided = poutine.trace(guide).get_trace(*args, **kwargs)
             model = poutine.replay(model, trace=guided)
         by_guide, watch.subsampled = watch.subsampled, {}
-        with _reported("model"):
+        with _errors_as_findings("model"):
             modeled = poutine.trace(model).get_trace(*args, **kwargs)
     visit = Visit(
         model=_sites(modeled),
@@ -190,7 +190,7 @@ def _sites(trace: poutine.Trace) -> dict[str, Site]:
 
 
 @contextlib.contextmanager
-def _reported(role: str) -> Iterator[None]:
+def _errors_as_findings(role: str) -> Iterator[None]:
     """Turn what a pair raises into a finding."""
     try:
         yield
@@ -300,7 +300,7 @@ def random_sites(model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tup
             guided = poutine.trace(poutine.replay(guide, trace=guided)).get_trace(*args, **kwargs)
         return guided, poutine.trace(poutine.replay(model, trace=modeled or guided)).get_trace(*args, **kwargs)
 
-    with torch.no_grad(), _Proper():
+    with torch.no_grad(), _MiddleForImproper():
         first = run(poutine.Trace(), None)
         for role, one, again in zip(("guide", "model"), first, run(*first), strict=True):
             before = _sites(one)

@@ -271,7 +271,7 @@ def sample_into(
     if needed and given is None:
         raise ValueError(f"this run is of x given {', '.join(needed)}: pass --given, a number for each, such as "
                          f"--given {','.join(str(float(i)) for i in range(len(needed)))}")  # fmt: skip
-    condition = None if given is None else torch.tensor([_numbers(given, run.record)], device=run.device)
+    condition = None if given is None else torch.tensor([_parsed_numbers(given, run.record)], device=run.device)
     if class_name is not None:
         condition = torch.tensor([_class_of(class_name, run.record)], device=run.device)
     with seeded(seed, run.device), evaluating(run.program):
@@ -293,7 +293,7 @@ def _class_of(class_name: str, record: Record) -> int:
     raise ValueError(f"--class must be a class, got {class_name!r}: the run knows {known}")
 
 
-def _numbers(texts: Sequence[str], record: Record) -> list[float]:
+def _parsed_numbers(texts: Sequence[str], record: Record) -> list[float]:
     try:
         return [float(text) for text in texts]
     except ValueError as error:

@@ -72,15 +72,15 @@ def push(
     check_path(folder, "folder")
     check_type(repo, str, "repo", "the name of a repository, 'user/name'")
     program, record = runs.read(folder)
-    evidence = _evidence(program, record, num_particles, data_dir, progress)
-    public = _public(record)
+    evidence = _test_evidence(program, record, num_particles, data_dir, progress)
+    public = _without_paths(record)
     with tempfile.TemporaryDirectory() as scratch:
         runs.write(scratch, program, public)
         curves = (Path(folder) / CURVES).is_file()
         if curves:
             shutil.copy(Path(folder) / CURVES, scratch)
         write_text(Path(scratch) / "README.md", card(program, public, evidence, repo, curves))
-        with _hub(api) as hub:
+        with _hub_api(api) as hub:
             address = hub.create_repo(repo, private=private, exist_ok=True)
             hub.upload_folder(
                 repo_id=repo, folder_path=scratch, commit_message=f"dgm push: {public}", delete_patterns=[FILES[-1]]
@@ -113,7 +113,7 @@ def pull(
     check_type(repo, str, "repo", "the name of a repository, 'user/name'")
     check_path(out, "out")
     with runs.reserved(Path(out), force=force), tempfile.TemporaryDirectory() as scratch:
-        with _hub(api) as hub:
+        with _hub_api(api) as hub:
             hub.snapshot_download(repo, revision=revision, local_dir=scratch, allow_patterns=[*FILES])
         try:
             program, record = runs.read(scratch)
@@ -128,7 +128,7 @@ def pull(
 
 
 @contextlib.contextmanager
-def _hub(api: Any) -> Iterator[Any]:
+def _hub_api(api: Any) -> Iterator[Any]:
     """The hub; whatever its transport raises is an OSError."""
     if api is None:
         try:
@@ -144,7 +144,7 @@ def _hub(api: Any) -> Iterator[Any]:
         raise ConnectionError(f"the hub does not answer: {error}") from error
 
 
-def _public(record: runs.Record) -> runs.Record:
+def _without_paths(record: runs.Record) -> runs.Record:
     """The record without the places of files."""
     reading = dict(record.reading)
     if "test" in reading:
@@ -153,7 +153,7 @@ def _public(record: runs.Record) -> runs.Record:
     return replace(record, data=Path(record.data).name, data_dir=None, options=options)
 
 
-def _evidence(
+def _test_evidence(
     program: Program, record: runs.Record, num_particles: int, data_dir: str | None, progress: bool
 ) -> Evidence | None:
     """The evidence of the test data; None for a program without a density, or where the data are missing."""

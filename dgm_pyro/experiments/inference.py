@@ -64,10 +64,10 @@ def arguments_in(model: Any, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} lacks {', '.join(map(repr, missing))} of the model: it has {', '.join(content)}")
     every = any(p.kind == p.VAR_KEYWORD for p in parameters)
     names = content if every else [p.name for p in named if p.name in content]
-    return {name: _tensor(content[name]) for name in names}
+    return {name: _as_tensor(content[name]) for name in names}
 
 
-def _tensor(value: Any) -> Any:
+def _as_tensor(value: Any) -> Any:
     """Numbers and lists of them as tensors; anything else as it is."""
     try:
         return torch.as_tensor(value)

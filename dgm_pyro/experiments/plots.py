@@ -264,7 +264,7 @@ def is_picture(x: Tensor) -> bool:
     return x.dim() == 4 and x.shape[1] in (1, 3)
 
 
-def _shades(x: Tensor, levels: int | None) -> np.ndarray:
+def _pixel_values(x: Tensor, levels: int | None) -> np.ndarray:
     """Images as matplotlib draws them: ``(N, H, W, C)`` between 0 and 1."""
     values = x.detach().cpu().double().numpy().transpose(0, 2, 3, 1)
     low, high = (0, levels - 1) if levels else (values.min(), values.max())
@@ -309,7 +309,7 @@ def images(
     rows = math.ceil(len(x) / num_columns)
     height, width = x.shape[2:]
     gap = max(1, round(min(height, width) / 8))
-    values = _shades(x, levels)
+    values = _pixel_values(x, levels)
     paper = np.array([np.nan] if x.shape[1] == 1 else to_rgb(_theme.get().paper))
     mosaic = np.tile(paper, (rows * (height + gap) - gap, num_columns * (width + gap) - gap, 1))
     for i, picture in enumerate(values):
@@ -597,7 +597,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
         raise ValueError("history holds no epochs: train first")
     epochs = [each.epoch for each in history.epochs]
     together = history.validation_unit == history.unit
-    terms = _terms(history) if together and history.epochs[0].kl else {}
+    terms = _loss_terms(history) if together and history.epochs[0].kl else {}
     validation = [(each.epoch, each.validation) for each in history.epochs if each.validation is not None]
     panels = 1 + (len(terms) > 1) + bool(validation and not together)  # a single term is the loss itself
     marker = "." if len(epochs) == 1 else ""
@@ -629,7 +629,7 @@ MOST_TERMS = 8
 """Terms of a loss that are drawn as separate curves."""
 
 
-def _terms(history: History) -> dict[str, list[float]]:
+def _loss_terms(history: History) -> dict[str, list[float]]:
     """The parts of the loss, by name, less those of factors and plates that are always zero."""
     terms = {}
     for site in history.epochs[0].reconstruction:
@@ -677,7 +677,7 @@ def bits_per_dim(
     measures = {evidence.measure for evidence in evidences.values()}
     if len(measures) > 1:
         raise ValueError("masses and densities are not comparable: draw them apart")
-    figure, axes = _rows(list(evidences), title)
+    figure, axes = _horizontal_rows(list(evidences), title)
     colors = _theme.get()
     for row, evidence in enumerate(evidences.values()):
         exact = evidence.kind == "exact"
@@ -722,7 +722,7 @@ def aurocs(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Fig
     check_type(values, Mapping, "values", "a mapping of names to mappings")
     if not values:
         raise ValueError("there is nothing to draw: values is empty")
-    figure, axes = _rows(list(values), title)
+    figure, axes = _horizontal_rows(list(values), title)
     kinds = list(dict.fromkeys(kind for each in values.values() for kind in each))
     for kind, marker in zip(kinds, "osD^v"[: len(kinds)], strict=True):
         rows = [row for row, each in enumerate(values.values()) if kind in each]
@@ -736,7 +736,7 @@ def aurocs(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Fig
     return figure
 
 
-def _rows(names: list[str], title: str) -> tuple[Figure, Axes]:
+def _horizontal_rows(names: list[str], title: str) -> tuple[Figure, Axes]:
     figure = _figure(0.31 * len(names) + 1.15, title)
     axes = figure.add_subplot()
     axes.set_yticks(range(len(names)), names)
@@ -863,7 +863,7 @@ def k_hats(found: GuideComparison, *, title: str = "") -> Figure:
     check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
     if not found.rows:
         raise ValueError("there is nothing to draw: no guide was fitted")
-    figure, axes = _rows([row.name for row in found.rows], title)
+    figure, axes = _horizontal_rows([row.name for row in found.rows], title)
     values = [float(row.weighted.k_hat) for row in found.rows]
     colors = _theme.get()
     axes.barh(range(len(values)), [min(value, 2.0) for value in values], height=0.55, color=colors.series[0])
@@ -1075,7 +1075,7 @@ def answers(
         )
     colors, rows = _theme.get(), math.ceil(len(x) / num_columns)
     figure = _figure(0.95 * rows, title)
-    values = _shades(x, levels)
+    values = _pixel_values(x, levels)
     for i, axes in enumerate(figure.subplots(rows, num_columns, squeeze=False).flat):
         axes.set_axis_off()
         if i >= len(x):
@@ -1264,7 +1264,7 @@ def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
     check_type(found, Mapping, "found", "a mapping of names to gaps")
     if not found:
         raise ValueError("there is nothing to draw: found is empty")
-    figure, axes = _rows(list(found), title)
+    figure, axes = _horizontal_rows(list(found), title)
     figure.set_figheight(figure.get_figheight() + 0.25)
     colors = _theme.get()
     for row, each in enumerate(found.values()):

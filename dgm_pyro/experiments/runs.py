@@ -133,18 +133,18 @@ def points(
         raise ValueError(f"{data} has no split {split!r}: choose one of {', '.join(SPLITS)}")
     test, digests = options.pop("test", None), options.pop("digests", {})
     own = test is not None and split == "test"
-    found = _read(test if own else data, options, digests.get("test" if own else "train"))
-    return _part(found, split, test is None, num_data, seed)
+    found = _read_source(test if own else data, options, digests.get("test" if own else "train"))
+    return _split_of(found, split, test is None, num_data, seed)
 
 
-def _part(found: Data, split: str, whole: bool, num_data: int | None, seed: int = 0) -> Data:
+def _split_of(found: Data, split: str, whole: bool, num_data: int | None, seed: int = 0) -> Data:
     """A split of what was read; of a ``whole`` file, which has both splits, its share."""
     if whole:
         found = found.split(TEST_SHARE)[SPLITS.index(split)]
     return subset(found, num_data, np.random.default_rng((seed, SPLITS.index(split))), split)
 
 
-def _read(data: str, options: Mapping[str, Any], digest: str | None = None) -> Data:
+def _read_source(data: str, options: Mapping[str, Any], digest: str | None = None) -> Data:
     if not Path(data).exists():
         close = close_to(data, data_sets.NAMES) or near_name(Path(data))
         raise ValueError(
@@ -175,7 +175,7 @@ def opened(
     test = reading.get("test")
     kept = {name: value for name, value in reading.items() if name not in ("test", "digests")}
     before = reading.get("digests", {})
-    found = _read(data, kept, before.get("train"))
+    found = _read_source(data, kept, before.get("train"))
     if found.columns is not None:
         kept["columns"] = list(found.columns)
     if found.classes is not None:
@@ -187,10 +187,10 @@ def opened(
         kept["gray"] = channels == 1
     digests = {"train": found.digest}
     if test is not None:
-        digests["test"] = _read(test, kept, before.get("test")).digest
+        digests["test"] = _read_source(test, kept, before.get("test")).digest
         kept["test"] = str(Path(test).resolve())
     kept["digests"] = digests
-    return str(Path(data).resolve()), kept, _part(found, "train", test is None, num_data)
+    return str(Path(data).resolve()), kept, _split_of(found, "train", test is None, num_data)
 
 
 @contextlib.contextmanager
@@ -300,7 +300,7 @@ def train(
         )  # fmt: skip
 
     if resume and not force and (path / RECORD).is_file() and not (path / checkpoint.STATE).is_file():
-        return _complete(path, record(History()))
+        return _complete_run(path, record(History()))
     advice = f"resume with {'the same torchrun, and ' if processes.world_size > 1 else ''}dgm train --resume {path}"
     states = States(path, about, advice)
     with reserved(path, force=force, resume=resume) if processes.writes else contextlib.nullcontext():
@@ -344,7 +344,7 @@ def resume(
     if header is None:
         if not (Path(folder) / RECORD).is_file():
             raise FileNotFoundError(f"{folder} holds no training to resume: begin one with dgm train --out {folder}")
-        return _complete(Path(folder), None)
+        return _complete_run(Path(folder), None)
     try:
         about = old_names.renamed(header["about"], old_names.OPTIONS)
         options = TrainingOptions(**about.pop("options"))
@@ -355,7 +355,7 @@ def resume(
     return train(folder, **about, options=options, resume=True, trackers=trackers, progress=progress)
 
 
-def _complete(folder: Path, wanted: Record | None) -> tuple[Program, Record, History]:
+def _complete_run(folder: Path, wanted: Record | None) -> tuple[Program, Record, History]:
     """The run in the folder, which must be of the same options."""
     program, record = read(folder)
     changed = [] if wanted is None else changes(record.options, wanted.options)
@@ -424,7 +424,7 @@ def inputs(data: str, program: Program, data_dir: str | None = None, reading: Ma
         if program.variable == "x":
             as_data(program, found)
         return found
-    found = _read(data, _applicable(Path(data), reading or {}, program))
+    found = _read_source(data, _reading_options_for(Path(data), reading or {}, program))
     shape = program.event_shape if program.variable == "x" else program.given_shape or found.event_shape
     if len(found.event_shape) == len(shape) - 1 and len(shape) == 3 and shape[0] == 1:  # images without their channel
         found = found.replaced(x=found.x.unsqueeze(1))
@@ -438,7 +438,7 @@ def inputs(data: str, program: Program, data_dir: str | None = None, reading: Ma
     return found
 
 
-def _applicable(path: Path, reading: Mapping[str, Any], program: Program) -> dict[str, Any]:
+def _reading_options_for(path: Path, reading: Mapping[str, Any], program: Program) -> dict[str, Any]:
     """What of the options of the run's own file says how to read another one."""
     wanted = {"levels": program.levels if program.variable == "x" else None, **reading}
     if path.is_dir():

@@ -226,7 +226,7 @@ def sweep(
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, but a sweep is a folder: choose another --out")
     with files.only_writer(folder):
-        _open(folder, options)
+        _open_sweep(folder, options)
         cells = [Cell(choices, seed) for seed in range(seeds) for choices in combinations]
         _run_missing(folder, options, cells, jobs, progress)
         result = collect(folder, options, axes or {"model": (options.model,)}, combinations, seeds)
@@ -239,7 +239,7 @@ def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: in
     missing = _telling_first([cell for cell in cells if not _is_finished(folder, cell)])
     if progress:
         kept = len(cells) - len(missing)
-        _say(f"{len(missing)} cells to train" + (f", {kept} are finished" if kept else ""))
+        _print_progress(f"{len(missing)} cells to train" + (f", {kept} are finished" if kept else ""))
     shown = progress and sys.stderr.isatty()
     done, taken, told = set[Cell](), dict[Cell, float](), 0.0
     start = time.perf_counter()
@@ -254,7 +254,7 @@ def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: in
             passed = time.perf_counter() - start
             if progress and rest and taken and not shown and passed > 2 * told:  # a bar says it itself
                 left, told = predicted(taken, rest) / min(joblib.effective_n_jobs(jobs), len(rest)), passed
-                _say(
+                _print_progress(
                     f"{cell.name} took {seconds:.0f} s: about {left:.0f} s for the other {len(rest)}"
                     + _if_alike(taken, rest)
                 )
@@ -291,7 +291,7 @@ def _if_alike(taken: Iterable[Cell], rest: Iterable[Cell]) -> str:
     return f", if {', '.join(unknown)} take as long" if unknown else ""
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(f"sweep: {line}", file=sys.stderr, flush=True)
 
 
@@ -299,7 +299,7 @@ def _check_combinations(options: Options, combinations: Sequence[tuple[tuple[str
     """Build every combination once: what is wrong with all cells is an error now, not after an hour."""
     seen = set()
     for choices in combinations:
-        swaps, objective, training = _parts(options, Cell(choices, 0))
+        swaps, objective, training = _cell_arguments(options, Cell(choices, 0))
         if objective is not None:
             objective_named(objective)
         key = str((swaps, training))
@@ -311,7 +311,7 @@ def _check_combinations(options: Options, combinations: Sequence[tuple[tuple[str
                 raise ValueError(f"{options.model} has no density for a sweep to compare by: use dgm train, dgm sample")
 
 
-def _parts(options: Options, cell: Cell) -> tuple[dict[str, Any], str | None, TrainingOptions]:
+def _cell_arguments(options: Options, cell: Cell) -> tuple[dict[str, Any], str | None, TrainingOptions]:
     """What a cell is made of: the arguments of `build`, the objective and the options of the training."""
     choices = {axis: choice if axis in AXES else value_of(choice) for axis, choice in cell.choices}
     objective = choices.pop("objective", None)
@@ -323,7 +323,7 @@ def _parts(options: Options, cell: Cell) -> tuple[dict[str, Any], str | None, Tr
     return choices, objective, replace(options.training, **{"seed": cell.seed, **varied})
 
 
-def _open(folder: Path, options: Options) -> None:
+def _open_sweep(folder: Path, options: Options) -> None:
     """Make it the folder of a sweep, or see that it holds one with the same options."""
     path = folder / "sweep.json"
     if path.is_file():
@@ -343,7 +343,7 @@ def _open(folder: Path, options: Options) -> None:
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
-def _place(folder: Path, cell: Cell) -> Path:
+def _cell_folder(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / cell.name
 
 
@@ -353,7 +353,7 @@ def _is_finished(folder: Path, cell: Cell) -> bool:
     Raises:
         ValueError: the folder of its name has the cell of other choices.
     """
-    place = _place(folder, cell)
+    place = _cell_folder(folder, cell)
     if not ((place / "evaluation.json").is_file() and (place / runs.RECORD).is_file()):
         return False
     choices = runs.read_json(place / "evaluation.json", NUMBERS, REMEDY)["choices"]
@@ -384,7 +384,7 @@ def devices(device: str, jobs: int) -> list[str]:
 
 def run_cell(folder: Path, options: Options, cell: Cell) -> tuple[Cell, float]:
     """Train and evaluate one cell; returns it and its seconds. Any error of it is recorded, not raised."""
-    place, start = _place(folder, cell), time.perf_counter()
+    place, start = _cell_folder(folder, cell), time.perf_counter()
     place.mkdir(parents=True, exist_ok=True)
     try:
         # Numbers that are not finite cannot be written, which is an error of this cell, too.
@@ -398,7 +398,7 @@ def run_cell(folder: Path, options: Options, cell: Cell) -> tuple[Cell, float]:
 
 
 def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, Any]:
-    program, record = _stored(place, options) or _trained(place, options, cell)
+    program, record = _load_cell(place, options) or _train_cell(place, options, cell)
     test = record.points("test", options.data_dir)
     bound = evaluate(program, test)
     best = evaluate(program, test, num_particles=options.num_particles) if bound.kind == "elbo" else bound
@@ -422,7 +422,7 @@ def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, 
     }
 
 
-def _stored(place: Path, options: Options) -> tuple[Program, runs.Record] | None:
+def _load_cell(place: Path, options: Options) -> tuple[Program, runs.Record] | None:
     """The run of a cell that was killed while it was evaluated; None where there is none, or it is damaged."""
     try:
         return runs.read(place, find_device(options.training.device))
@@ -430,9 +430,9 @@ def _stored(place: Path, options: Options) -> tuple[Program, runs.Record] | None
         return None
 
 
-def _trained(place: Path, options: Options, cell: Cell) -> tuple[Program, runs.Record]:
+def _train_cell(place: Path, options: Options, cell: Cell) -> tuple[Program, runs.Record]:
     """Train a cell, from where it was interrupted if that can be read."""
-    swaps, objective, training = _parts(options, cell)
+    swaps, objective, training = _cell_arguments(options, cell)
     train = functools.partial(
         runs.train,
         place,
@@ -481,7 +481,7 @@ def collect(
     for choices in combinations:
         done, errors = [], []
         for seed in range(seeds):
-            place = _place(folder, Cell(choices, seed))
+            place = _cell_folder(folder, Cell(choices, seed))
             if (place / "evaluation.json").is_file():
                 done.append(runs.read_json(place / "evaluation.json", NUMBERS, REMEDY))
             elif (place / "failed.json").is_file():
@@ -507,14 +507,14 @@ def _write_tables(result: Sweep) -> None:
              for row in result.rows for cell in row.cells]  # fmt: skip
     if cells:
         files.write_text(result.folder / "cells.csv", as_csv(cells))
-        plots.write_picture(result.folder / "sweep.png", plots.heat_map(*_grid(result)))
+        plots.write_picture(result.folder / "sweep.png", plots.heat_map(*_heat_map_panels(result)))
 
 
 def _cell_of(value: float) -> float | str:
     return "" if math.isnan(value) else value
 
 
-def _grid(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, float]]], str]:
+def _heat_map_panels(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, float]]], str]:
     """Panels of cells (row, column) for the heat map: two axes span a panel, the others tell panels apart."""
     swept = sorted((axis for axis in result.axes if len(result.axes[axis]) > 1), key=lambda a: -len(result.axes[a]))
     down, across = (*swept, None, None)[:2] if swept else (next(iter(result.axes)), None)

@@ -38,7 +38,7 @@ def pair_from(target: str, arguments: str = "data") -> tuple[Any, Any, tuple[Any
     model_name, _, guide_name = names.partition(",")
     if not source or not model_name:
         raise ValueError(f"{target!r} must be FILE.py:MODEL,GUIDE or MODULE:MODEL,GUIDE")
-    module = _module(source)
+    module = _import_source(source)
 
     def get(name: str) -> Any:
         thing: Any = module
@@ -51,14 +51,14 @@ def pair_from(target: str, arguments: str = "data") -> tuple[Any, Any, tuple[Any
     model, guide = get(model_name), get(guide_name) if guide_name else None
     value = get(arguments) if arguments != "data" or hasattr(module, "data") else ()
     if callable(value) and not isinstance(value, Tensor):
-        with _users(f"{arguments}() of {source}", "when it is called without arguments"):
+        with _errors_of_user_code(f"{arguments}() of {source}", "when it is called without arguments"):
             value = value()
     if isinstance(value, dict):
         return model, guide, (), value
     return model, guide, value if isinstance(value, tuple) else (value,), {}
 
 
-def _module(source: str) -> types.ModuleType:
+def _import_source(source: str) -> types.ModuleType:
     if not source.endswith(".py"):
         try:
             return importlib.import_module(source)
@@ -73,7 +73,7 @@ def _module(source: str) -> types.ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where data classes look for it
     sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbors
     try:
-        with _users(source, "when it is loaded"):
+        with _errors_of_user_code(source, "when it is loaded"):
             spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
@@ -82,7 +82,7 @@ def _module(source: str) -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def _users(code: str, when: str) -> Iterator[None]:
+def _errors_of_user_code(code: str, when: str) -> Iterator[None]:
     """Whatever ``code``, which is the user's, raises or exits with, is an error in one line."""
     try:
         yield

@@ -39,23 +39,23 @@ class RunFiles:
     def on_start(self, training: Training) -> None:
         """Write the epochs so far anew: after a kill the file may have more of them than the state."""
         self.history = training.history
-        write_text(self.folder / "metrics.jsonl", "".join(map(_line, training.history.epochs)))
+        write_text(self.folder / "metrics.jsonl", "".join(map(_json_line, training.history.epochs)))
 
     def on_epoch(self, epoch: Epoch) -> None:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_line(epoch))
+            file.write(_json_line(epoch))
         if time.monotonic() - self.drawn >= EVERY:
-            self._draw(self.history)
+            self._draw_curves(self.history)
 
     def on_end(self, history: History) -> None:
         if history.epochs:
-            self._draw(history)
+            self._draw_curves(history)
 
-    def _draw(self, history: History) -> None:
+    def _draw_curves(self, history: History) -> None:
         title = f"{self.title}: {len(history.epochs)} epochs" if self.title else ""
         plots.write_picture(self.folder / "learning-curves.png", plots.learning_curves(history, title=title))
         self.drawn = time.monotonic()
 
 
-def _line(epoch: Epoch) -> str:
+def _json_line(epoch: Epoch) -> str:
     return json.dumps(asdict(epoch), allow_nan=False) + "\n"

@@ -377,7 +377,7 @@ def weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor,
     if isinstance(guide, OverReals):
         q = over_reals(guide, posterior, "guide")
         u = q.sample((num_particles,))
-        return u, _numbers(posterior.log_joint(u) - q.log_prob(u))
+        return u, _nan_to_zero_density(posterior.log_joint(u) - q.log_prob(u))
     if guide is None:
         raise TypeError("a Posterior has no guide: pass guide=, such as a fitted dgm.guides.auto(model, 'nsf')")
     if not callable(guide):
@@ -394,10 +394,10 @@ def weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor,
         densities.append(traced.trace.log_prob_sum())
     u = posterior.unconstrain({name: torch.stack([draw[name] for draw in draws]) for name in draws[0]})
     # The guide is a density of z, and the joint one of u.
-    return u, _numbers(posterior.log_joint(u) - posterior.log_abs_det_jacobian(u) - torch.stack(densities))
+    return u, _nan_to_zero_density(posterior.log_joint(u) - posterior.log_abs_det_jacobian(u) - torch.stack(densities))
 
 
-def _numbers(log_weights: Tensor) -> Tensor:
+def _nan_to_zero_density(log_weights: Tensor) -> Tensor:
     """Where the density of the model is no number, it is 0."""
     return log_weights.nan_to_num(-math.inf, math.inf, -math.inf)
 
@@ -441,7 +441,7 @@ class GuidedPosterior(Program):
         u = pyro.sample("u", dist.ImproperUniform(dist.constraints.real_vector, (), (self.target.D,)))
         batch = u.shape[:-1]
         if batch.numel() == self.num_particles:
-            log_joint = _Recorded.apply(u.reshape(-1, self.target.D), self._density).reshape(batch)
+            log_joint = _KnownGradient.apply(u.reshape(-1, self.target.D), self._density).reshape(batch)
         else:
             log_joint = self.target.log_joint(u)
         pyro.factor(name, log_joint)
@@ -451,7 +451,7 @@ class GuidedPosterior(Program):
         pyro.sample("u", self.q.get_posterior(*self.target.args, **self.target.kwargs))
 
 
-class _Recorded(torch.autograd.Function):
+class _KnownGradient(torch.autograd.Function):
     """A density whose gradient is known once its value is."""
 
     @staticmethod

@@ -282,12 +282,12 @@ class FeatureChain:
             self.cache.take(rows.reshape(-1))
             self.last = None if self.last is None else self.last[rows.reshape(-1)]
         else:
-            self.x = self._taken(self.x, p.event_shape, rows)
+            self.x = self._gather_rows(self.x, p.event_shape, rows)
             if p.conditional:
-                self.given = self._taken(self.given, p.given_shape or (), rows)
+                self.given = self._gather_rows(self.given, p.given_shape or (), rows)
         self.batch = rows.shape
 
-    def _taken(self, part: Tensor, shape: Sequence[int], rows: Tensor) -> Tensor:
+    def _gather_rows(self, part: Tensor, shape: Sequence[int], rows: Tensor) -> Tensor:
         flat = part.expand(*self.batch, *shape).reshape(-1, *shape)
         return flat[rows.reshape(-1)].reshape(*rows.shape, *shape)
 
@@ -341,16 +341,16 @@ class AutoregressiveDistribution(TorchDistribution):
         """Draw x_1 .. x_D in turn, ``(*sample_shape, *batch_shape, *event_shape)``, differentiably."""
         if not self.has_rsample:
             raise NotImplementedError(f"{type(self.program.factors).__name__} features have no rsample: use sample")
-        return self._chain(lambda i, p_i: p_i.rsample(), sample_shape)
+        return self._run_chain(lambda i, p_i: p_i.rsample(), sample_shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw x_1 .. x_D in turn, ``(*sample_shape, *batch_shape, *event_shape)``."""
         if self.has_rsample:
             return self.rsample(sample_shape)
-        return self._chain(lambda i, p_i: p_i.sample(), sample_shape)
+        return self._run_chain(lambda i, p_i: p_i.sample(), sample_shape)
 
-    def _chain(self, draw: Callable[[int, TorchDistribution], Tensor], sample_shape: Sequence[int]) -> Tensor:
+    def _run_chain(self, draw: Callable[[int, TorchDistribution], Tensor], sample_shape: Sequence[int]) -> Tensor:
         return self.program.chain(draw, (*sample_shape, *self.batch_shape), self.given)
 
 

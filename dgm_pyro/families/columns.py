@@ -97,9 +97,9 @@ class Columns(IndependentConditional):
         check_type(columns, Mapping, "columns", "a mapping of names to kinds")
         if not columns:
             raise ValueError("columns is empty: name at least one")
-        parts, units = zip(*(_column(name, kind) for name, kind in columns.items()), strict=True)
+        parts, units = zip(*(_conditional_of_column(name, kind) for name, kind in columns.items()), strict=True)
         per_feature = max(part.num_parameters for part in parts)
-        start, (shifts, scales) = _padded(parts, per_feature), _units(shift, scale, units, columns)
+        start, (shifts, scales) = _padded(parts, per_feature), _shift_and_scale(shift, scale, units, columns)
         if shift is not None:  # which is many steps away, where the scale is small beside it
             place = as_reals(shift, "shift").to(start) / scales.to(start)
             amount = torch.tensor([isinstance(part, LogNormal | NegativeBinomial) for part in parts])
@@ -113,7 +113,9 @@ class Columns(IndependentConditional):
         self.names, self.parts = tuple(columns), torch.nn.ModuleList(parts)
         self.register_buffer("shift", shifts)
         self.register_buffer("scale", scales)
-        self.supports = [_support(*column) for column in zip(parts, shifts.tolist(), scales.tolist(), strict=True)]
+        self.supports = [
+            _support_of_column(*column) for column in zip(parts, shifts.tolist(), scales.tolist(), strict=True)
+        ]
 
     @property
     def categories(self) -> list[int | None]:
@@ -188,7 +190,7 @@ class ColumnsDistribution(TorchDistribution):
         return torch.stack([value.to(dtype) for value in values], -1)
 
 
-def _column(name: str, kind: Any) -> tuple[IndependentConditional, tuple[float, float] | None]:
+def _conditional_of_column(name: str, kind: Any) -> tuple[IndependentConditional, tuple[float, float] | None]:
     """A conditional of one feature, and the shift and scale that its kind fixes; None where those of the data serve."""
     if isinstance(kind, IndependentConditional):
         if kind.event_shape != () or kind.conditional or any(True for _ in kind.parameters()):
@@ -225,14 +227,14 @@ def _padded(parts: Any, per_feature: int) -> Tensor:
     return torch.stack(columns, -1)
 
 
-def _units(
+def _shift_and_scale(
     shift: Any, scale: Any, units: Sequence[tuple[float, float] | None], columns: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Shift and scale of all columns."""
-    return _filled(shift, units, "shift", columns), _filled(scale, units, "scale", columns)
+    return _filled_in(shift, units, "shift", columns), _filled_in(scale, units, "scale", columns)
 
 
-def _filled(
+def _filled_in(
     given: Any, units: Sequence[tuple[float, float] | None], argument: str, columns: Mapping[str, Any]
 ) -> Tensor:
     """The shifts or the scales of all columns: those that kinds fix, and for the others ``given``."""
@@ -247,7 +249,7 @@ def _filled(
     return torch.tensor(fixed, dtype=dtype)
 
 
-def _support(part: IndependentConditional, shift: float, scale: float) -> constraints.Constraint:
+def _support_of_column(part: IndependentConditional, shift: float, scale: float) -> constraints.Constraint:
     """The support of a column, whose bounds are numbers: those of a likelihood hold for any latents."""
     line = unwrapped(part.univariate(part.initial()).support)
     found = moved(line, lambda bound: shift + scale * bound)

@@ -81,7 +81,7 @@ class IndependentConditional(Conditional):
         self.event_shape = as_shape(event_shape)
         self.num_parameters = num_parameters
         if network is not None and not isinstance(network, nn.Module):
-            network = self._sized(network)
+            network = self._made_network(network)
         self.network = network
         self.conditional = network is not None
         self.register_buffer("start", None)
@@ -110,7 +110,7 @@ class IndependentConditional(Conditional):
             else:
                 self.register_buffer("parameter", parameters.detach().clone())
 
-    def _sized(self, make: Callable[[int], nn.Module]) -> nn.Module:
+    def _made_network(self, make: Callable[[int], nn.Module]) -> nn.Module:
         size = self.num_parameters * self.event_shape.numel()
         must = "network must be a torch.nn.Module, or a function that makes one of a number of outputs"
         try:
@@ -254,7 +254,7 @@ class Normal(IndependentConditional):
         return dist.Normal(loc, positive(raw_scale))
 
 
-class _OfFeatures(IndependentConditional):
+class _CountedParameters(IndependentConditional):
     """Base of the conditionals that nothing but the number of their parameters distinguishes.
 
     Attributes:
@@ -277,14 +277,14 @@ class _OfFeatures(IndependentConditional):
         if network is not None and bool(self.initial().any()):
             self.register_buffer("start", self.initial(), persistent=False)
 
-    def _raw(self, *values: float) -> Tensor:
+    def _constant_parameters(self, *values: float) -> Tensor:
         """Raw parameters that are these numbers in every feature."""
         raw = torch.tensor(values, dtype=torch.get_default_dtype())
         return raw.reshape(-1, *(1,) * len(self.event_shape)).expand(-1, *self.event_shape).clone()
 
 
 @register
-class Bernoulli(_OfFeatures):
+class Bernoulli(_CountedParameters):
     """Independent bits. P = 1: logits. Standard: fair coins.
 
     Args: as `Normal`, with ``(B, 1, *event_shape)`` from the network.
@@ -298,7 +298,7 @@ class Bernoulli(_OfFeatures):
 
 
 @register
-class StudentT(_OfFeatures):
+class StudentT(_CountedParameters):
     """Independent reals with heavy tails. P = 3: location, raw scale, raw degrees of freedom, which are above 1.
 
     Standard: location 0, scale 1, 5 degrees; what a network gives is added to these.
@@ -313,7 +313,7 @@ class StudentT(_OfFeatures):
     per_feature = 3
 
     def initial(self) -> Tensor:
-        return self._raw(0.0, inverse_softplus(1.0), inverse_softplus(4.0))
+        return self._constant_parameters(0.0, inverse_softplus(1.0), inverse_softplus(4.0))
 
     def univariate(self, raw: Tensor) -> dist.StudentT:
         loc, raw_scale, raw_degrees = raw.unbind(-1)
@@ -321,7 +321,7 @@ class StudentT(_OfFeatures):
 
 
 @register
-class LogNormal(_OfFeatures):
+class LogNormal(_CountedParameters):
     """Independent positive reals. P = 2: location and raw scale of log x. Standard: log x is N(0, 1).
 
     What a network gives is added to the standard member's parameters.
@@ -332,7 +332,7 @@ class LogNormal(_OfFeatures):
     per_feature = 2
 
     def initial(self) -> Tensor:
-        return self._raw(0.0, inverse_softplus(1.0))
+        return self._constant_parameters(0.0, inverse_softplus(1.0))
 
     def univariate(self, raw: Tensor) -> dist.LogNormal:
         loc, raw_scale = raw.unbind(-1)
@@ -340,7 +340,7 @@ class LogNormal(_OfFeatures):
 
 
 @register
-class Beta(_OfFeatures):
+class Beta(_CountedParameters):
     """Independent reals strictly between 0 and 1. P = 2: logit of the mean, raw concentration a + b. Standard: uniform.
 
     What a network gives is added to the standard member's parameters. For other bounds, put it into `Standardized` with
@@ -352,7 +352,7 @@ class Beta(_OfFeatures):
     per_feature = 2
 
     def initial(self) -> Tensor:
-        return self._raw(0.0, inverse_softplus(2.0))
+        return self._constant_parameters(0.0, inverse_softplus(2.0))
 
     def univariate(self, raw: Tensor) -> dist.Beta:
         logit, raw_concentration = raw.unbind(-1)
@@ -363,7 +363,7 @@ class Beta(_OfFeatures):
 
 
 @register
-class Poisson(_OfFeatures):
+class Poisson(_CountedParameters):
     """Independent counts, of mean and variance r. P = 1: log r. Standard: r = 1.
 
     Args: as `Normal`, with ``(B, 1, *event_shape)`` from the network.
@@ -376,7 +376,7 @@ class Poisson(_OfFeatures):
 
 
 @register
-class NegativeBinomial(_OfFeatures):
+class NegativeBinomial(_CountedParameters):
     """Independent counts of mean r and variance r + r^2 / k. P = 2: log r, and a raw k. Standard: r = k = 1.
 
     What a network gives is added to the standard member's parameters.
@@ -387,7 +387,7 @@ class NegativeBinomial(_OfFeatures):
     per_feature = 2
 
     def initial(self) -> Tensor:
-        return self._raw(0.0, inverse_softplus(1.0))
+        return self._constant_parameters(0.0, inverse_softplus(1.0))
 
     def univariate(self, raw: Tensor) -> dist.NegativeBinomial:
         log_rate, raw_count = raw.unbind(-1)

@@ -99,12 +99,12 @@ class LogSNR(nn.Module):
         if self.num_units == 0:
             return u, torch.ones_like(u)
         heights, steepness = nn.functional.softplus(self.raw_heights), nn.functional.softplus(self.raw_steepness)
-        start, end = (self._risen(x, heights, steepness) for x in (torch.zeros_like(u), torch.ones_like(u)))
+        start, end = (self._rise(x, heights, steepness) for x in (torch.zeros_like(u), torch.ones_like(u)))
         here = torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))
         slope = 0.5 + (heights * steepness * here * (1 - here)).sum(-1)
-        return (self._risen(u, heights, steepness) - start) / (end - start), slope / (end - start)
+        return (self._rise(u, heights, steepness) - start) / (end - start), slope / (end - start)
 
-    def _risen(self, u: Tensor, heights: Tensor, steepness: Tensor) -> Tensor:
+    def _rise(self, u: Tensor, heights: Tensor, steepness: Tensor) -> Tensor:
         return 0.5 * u + (heights * torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))).sum(-1)
 
     def log_density(self, u: Tensor) -> Tensor:
@@ -176,25 +176,25 @@ class ContinuousDiffusion(Denoising):
 
     # -- the pieces of the equations: t in [0, 1], or as an integer in 1 .. T one of the times of the chain ------------
 
-    def _real(self, t: Tensor) -> Tensor:
+    def _continuous_time(self, t: Tensor) -> Tensor:
         return t if t.is_floating_point() else (t - 1).to(self.noise_schedule.highest.dtype) / (self.num_steps - 1)
 
     def noise_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        log_snr = self._wide(_held(self.noise_schedule(self._real(t))))
+        log_snr = self._broadcast_with_x(_held_in_weighting(self.noise_schedule(self._continuous_time(t))))
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
     def clock(self, t: Tensor) -> Tensor:
-        return self._real(t)
+        return self._continuous_time(t)
 
     def denoised_variance(self, t: Tensor) -> Tensor:
         """v at t = 0; elsewhere none, as in the limit of infinitely many steps it changes nothing."""
         v = positive(self.raw_scale) ** 2
-        return torch.where(self._wide(self._real(t) == 0), v, torch.zeros_like(v))
+        return torch.where(self._broadcast_with_x(self._continuous_time(t) == 0), v, torch.zeros_like(v))
 
     def posterior_variance(self, t: Tensor) -> Tensor:
         """v at t = 0; elsewhere that of Normal data of variance sigma_data^2, or v where that is more."""
         v, (_, _, scale) = positive(self.raw_scale) ** 2, self.preconditioning(t)
-        return torch.where(self._wide(self._real(t) == 0), v, torch.maximum(v, scale**2))
+        return torch.where(self._broadcast_with_x(self._continuous_time(t) == 0), v, torch.maximum(v, scale**2))
 
     def zeros(self, *batch: int) -> Tensor:
         return self.noise_schedule.highest.new_zeros((*batch, *self.event_shape))
@@ -219,17 +219,17 @@ class ContinuousDiffusion(Denoising):
         x0 = self.clean(x)
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         first, u, t, slope, x_t = self._noising(name, x0)
-        zero, given = torch.zeros_like(t), self._hide(given, x_t)
-        log_snr, width = _held(self.noise_schedule(t)), _held(self.noise_schedule.width)
+        zero, given = torch.zeros_like(t), self._drop_labels(given, x_t)
+        log_snr, width = _held_in_weighting(self.noise_schedule(t)), _held_in_weighting(self.noise_schedule.width)
         if weighting() is None:
             at_first, at_t = self._denoise_both((first, zero), (x_t, t), given)
         else:
-            at_t = self._weigh(name, x0, self.denoise(x_t, t, given), (log_snr, width.expand_as(t)), slope)
+            at_t = self._weigh_errors(name, x0, self.denoise(x_t, t, given), (log_snr, width.expand_as(t)), slope)
             with torch.no_grad():  # the network is a constant here
                 x0_first = self.denoise(first, zero, given).x0
             at_first = Denoised(x0_first, self.denoised_variance(zero))
         pyro.factor(f"{name}_likelihood", self.likelihood(at_first).log_prob(x))
-        loss = 0.5 * width * slope * log_snr.exp() * self._sum((x0 - at_t.x0) ** 2)
+        loss = 0.5 * width * slope * log_snr.exp() * self._sum_features((x0 - at_t.x0) ** 2)
         pyro.factor(f"{name}_kl", -loss)
         if self.training and self.noise_schedule.num_units > 0 and weighting() is None:
             square = loss.detach() ** 2
@@ -328,6 +328,6 @@ class ContinuousDiffusion(Denoising):
         return log_prob[0] if probes is None else log_prob
 
 
-def _held(level: Tensor) -> Tensor:
+def _held_in_weighting(level: Tensor) -> Tensor:
     """A noise level; a constant within `weighting_errors`: a weighted error is least where there is no noise at all."""
     return level if weighting() is None else level.detach()

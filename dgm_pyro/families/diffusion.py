@@ -300,11 +300,11 @@ class Denoising(Program):
             guidance: w in (1 + w) f(given) - w f(null), f the network (Ho and Salimans 2021, eq. 6); both in one call.
         """
         if guidance == 0.0:
-            prediction = self._predict(x_t, t, given)
+            prediction = self._call_denoiser(x_t, t, given)
         else:
-            both = torch.stack([given, torch.full_like(given, self._null())])
+            both = torch.stack([given, torch.full_like(given, self._null_label())])
             both = both.reshape(2, *(1,) * (t.dim() - given.dim()), *given.shape)
-            told, untold = self._predict(x_t.expand(2, *x_t.shape), t.expand(2, *t.shape), both)
+            told, untold = self._call_denoiser(x_t.expand(2, *x_t.shape), t.expand(2, *t.shape), both)
             prediction = (1 + guidance) * told - guidance * untold
         alpha, sigma = self.noise_at(t)
         if self.predict == "levels":
@@ -324,7 +324,7 @@ class Denoising(Program):
             x0 = prediction
         return Denoised(x0, self.denoised_variance(t))
 
-    def _predict(self, x_t: Tensor, t: Tensor, given: Any) -> Tensor:
+    def _call_denoiser(self, x_t: Tensor, t: Tensor, given: Any) -> Tensor:
         seen = self.preconditioning(t)[0] * x_t if self.predict == "edm" else x_t
         inputs: tuple[Any, ...] = (seen, self.clock(t).to(x_t.dtype))
         shapes: tuple[Any, ...] = (self.event_shape, torch.Size())
@@ -354,13 +354,13 @@ class Denoising(Program):
         """KL(q(x_T | x_0) || N(0, I)) in nats, ``(*batch,)``."""
         alpha, sigma = self.noise_at(torch.full((1,), self.num_steps, device=x0.device))
         kl = 0.5 * (sigma**2 + (alpha * x0) ** 2 - 1) - sigma.log()
-        return self._sum(kl)
+        return self._sum_features(kl)
 
     def zeros(self, *batch: int) -> Tensor:
         """Zeros, ``(*batch, *event_shape)``, in the precision and on the device of the chain."""
         raise NotImplementedError
 
-    def _weigh(
+    def _weigh_errors(
         self, name: str, x0: Tensor, denoised: Denoised, level: tuple[Tensor, Tensor], share: Tensor | float
     ) -> Denoised:
         """What the bound is stated with: the denoised x_0; within `weighting_errors`, a constant.
@@ -379,30 +379,30 @@ class Denoising(Program):
         if hasattr(weight, "scaled_to"):
             weight = weight.scaled_to(self.sigma_data)
         log_snr, fall = level
-        error = self._sum((x0 - denoised.x0) ** 2)
+        error = self._sum_features((x0 - denoised.x0) ** 2)
         pyro.factor(f"{name}_weighted_kl", -0.5 * share * weight(log_snr, fall) * fall * log_snr.exp() * error)
         return denoised.held()
 
-    def _wide(self, value: Tensor) -> Tensor:
+    def _broadcast_with_x(self, value: Tensor) -> Tensor:
         """``(*batch,)`` in a shape that broadcasts with x."""
         return value.reshape((*value.shape, *(1,) * len(self.event_shape)))
 
-    def _sum(self, value: Tensor) -> Tensor:
+    def _sum_features(self, value: Tensor) -> Tensor:
         return sum_rightmost(value, len(self.event_shape))
 
-    def _null(self) -> int:
+    def _null_label(self) -> int:
         if self.num_classes is None or self.label_dropout == 0:
             raise ValueError("guidance needs a denoiser with num_classes, trained with label_dropout")
         return self.num_classes
 
-    def _hide(self, given: Any, x: Tensor) -> Any:
+    def _drop_labels(self, given: Any, x: Tensor) -> Any:
         """``given`` with labels dropped at random in training mode: for scoring x, never for drawing it."""
         if not self.training or self.label_dropout == 0:
             return given
         # Enumerated labels have no data dimension of their own yet.
         batch = torch.broadcast_shapes(given.shape, x.shape[: x.dim() - len(self.event_shape)])
         hidden = torch.rand(batch, device=given.device) < self.label_dropout
-        return torch.where(hidden, self._null(), given)
+        return torch.where(hidden, self._null_label(), given)
 
     def unroll(self) -> UnrolledDiffusion:
         return UnrolledDiffusion(self)
@@ -578,7 +578,7 @@ class Diffusion(Denoising):
     # -- the pieces of the equations -------------------------------------------------------------------------------
 
     def noise_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self._at("alpha", t), self._at("sigma", t)
+        return self._level_at("alpha", t), self._level_at("sigma", t)
 
     def clock(self, t: Tensor) -> Tensor:
         if self.predict == "edm":  # c_noise, from 0 to 1
@@ -593,10 +593,10 @@ class Diffusion(Denoising):
         return self.noise_schedule.alpha.new_zeros((*batch, *self.event_shape))
 
     def step_back(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self._at("from_clean", t), self._at("from_noisy", t), self._at("spread", t)
+        return self._level_at("from_clean", t), self._level_at("from_noisy", t), self._level_at("spread", t)
 
-    def _at(self, name: str, t: Tensor) -> Tensor:
-        return self._wide(getattr(self.noise_schedule, name)[t])
+    def _level_at(self, name: str, t: Tensor) -> Tensor:
+        return self._broadcast_with_x(getattr(self.noise_schedule, name)[t])
 
     def times(self, num_steps: int, spacing: Spacing) -> list[Time]:
         if num_steps > self.num_steps:
@@ -621,9 +621,9 @@ class Diffusion(Denoising):
         x0 = self.clean(x)
         pyro.factor(f"{name}_T_kl", -self.prior_kl(x0))
         with self._noising(name, x0) as (t, weight, x_t):
-            denoised = self.denoise(x_t, t, self._hide(given, x_t))
+            denoised = self.denoise(x_t, t, self._drop_labels(given, x_t))
             level = (self.noise_schedule.log_snr[t], self.noise_schedule.fall[t])
-            denoised = self._weigh(name, x0, denoised, level, weight / self.num_steps)
+            denoised = self._weigh_errors(name, x0, denoised, level, weight / self.num_steps)
             kl = kl_divergence(self.reverse(x_t, t, x0), self.reverse(x_t, t, denoised))
             pyro.factor(f"{name}_kl", torch.where(t > 1, -weight * kl, torch.zeros_like(kl)))
             last = self.likelihood(denoised).log_prob(x)
@@ -829,7 +829,7 @@ class UnrolledDiffusion(Program):
         p, num_steps = self.diffusion, self.diffusion.num_steps
         zero = p.zeros()
         x_t = pyro.sample(f"{name}_{num_steps}", dist.Normal(zero, 1.0).to_event(zero.dim()))
-        given = p._hide(given, x_t)
+        given = p._drop_labels(given, x_t)
         for t in range(num_steps, 1, -1):
             times = self._times(x_t, t)
             x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, times, p.denoise(x_t, times, given)))

@@ -126,7 +126,7 @@ class Flow(Conditional):
         check_type(embedding, nn.Module | None, "embedding", "a torch.nn.Module or None")
         self.base, self.embedding = base, embedding
         self.parts = nn.ModuleList(module for part in self.transforms for module in modules_of(part))
-        self._follow()
+        self._check_transforms()
         self._declare_given(None if given_shape is None else as_given_shape(given_shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flow:
@@ -150,10 +150,10 @@ class Flow(Conditional):
         if embedded is not None:
             base = base.expand(torch.broadcast_shapes(base.batch_shape, embedded.batch))
         return dist.TransformedDistribution(
-            base, [self._bound(i, given, embedded) for i in range(len(self.transforms))]
+            base, [self._bound_transform(i, given, embedded) for i in range(len(self.transforms))]
         )
 
-    def _bound(self, i: int, given: Any, embedded: Given | None) -> Transform:
+    def _bound_transform(self, i: int, given: Any, embedded: Given | None) -> Transform:
         """The i-th transform, bound to ``given``."""
         part = self.transforms[i]
         if isinstance(part, Bijection):
@@ -225,7 +225,7 @@ class Flow(Conditional):
         check_finite(z, "z")
         self.check_given(given, len(z))
 
-    def _follow(self) -> None:
+    def _check_transforms(self) -> None:
         """Follow the shape and the support of the features through the transforms, and check that they fit."""
         shape = self.base.event_shape
         line = constraints.real if self.base.conditional else unwrapped(self.base().support)

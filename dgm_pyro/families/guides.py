@@ -194,7 +194,9 @@ def planar(
     torch.Size([3, 2])
     """
     reads = (given_shape, given_levels, num_classes)
-    return _bent(event_shape, lambda size, width: Planar(size, given_shape=(width,)), layers, hidden, reads)
+    return _normal_through_bijections(
+        event_shape, lambda size, width: Planar(size, given_shape=(width,)), layers, hidden, reads
+    )
 
 
 def sylvester(
@@ -215,10 +217,10 @@ def sylvester(
     """
     reads = (given_shape, given_levels, num_classes)
     make = lambda size, width: Sylvester(size, reflections, given_shape=(width,))  # noqa: E731
-    return _bent(event_shape, make, layers, hidden, reads)
+    return _normal_through_bijections(event_shape, make, layers, hidden, reads)
 
 
-def _bent(
+def _normal_through_bijections(
     event_shape: int | Sequence[int],
     bijection: Callable[[int, int], Bijection],
     layers: int,

@@ -154,7 +154,7 @@ class Hierarchical(Conditional):
             if not group.plates:
                 continue
             above = sum(groups[j].places.shape[1] for j in self.above(i))
-            read = [covariates[name][group.elements_of(_line(name, sizes[name]))]
+            read = [covariates[name][group.elements_of(_plate_group(name, sizes[name]))]
                     for name in group.plates if name in covariates]  # fmt: skip
             self.local.append(
                 LocalNormal(group.places.shape[1], above, torch.cat(read, -1) if read else len(group.places))
@@ -169,7 +169,7 @@ class Hierarchical(Conditional):
         return HierarchicalDistribution(self)
 
 
-def _line(name: str, size: int) -> Group:
+def _plate_group(name: str, size: int) -> Group:
     """A plate alone."""
     return Group((name,), (size,), torch.arange(size).unsqueeze(-1))
 
@@ -196,7 +196,7 @@ class HierarchicalDistribution(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         # A local q has the batch of what it is given.
-        parts = self._walk(lambda i, q: q.rsample(() if q.batch_shape else shape), shape)
+        parts = self._visit_groups(lambda i, q: q.rsample(() if q.batch_shape else shape), shape)
         return torch.cat([part.flatten(-2) for part in parts], -1)[..., self.program.order]  # type: ignore[index]
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -209,10 +209,10 @@ class HierarchicalDistribution(TorchDistribution):
             total = total + (q.log_prob(part.squeeze(-2)) if single else q.log_prob(part).sum(-1))
             return part.squeeze(-2) if single else part
 
-        self._walk(score, value.shape[:-1])
+        self._visit_groups(score, value.shape[:-1])
         return total
 
-    def _walk(self, visit: Callable[[int, Any], Tensor], batch: torch.Size) -> list[Tensor]:
+    def _visit_groups(self, visit: Callable[[int, Any], Tensor], batch: torch.Size) -> list[Tensor]:
         """The values of the groups, ``(*batch, J, D)``, of which ``visit`` says each by its number and its q."""
         program, values, local = self.program, list[Tensor](), iter(self.program.local)
         for i, group in enumerate(program.groups):

@@ -139,23 +139,23 @@ class DeepVAE(Program):
         self.event_shape, self.levels = likelihood.event_shape, likelihood.levels
 
     @property
-    def _named(self) -> list[tuple[str, Any]]:
+    def _named_levels(self) -> list[tuple[str, Any]]:
         """The levels from the top down, with the names of their sites."""
         size = len(self.levels_down)
         return [(f"z_{size - i}", level) for i, level in enumerate(self.levels_down)]
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         h: Tensor = self.start
-        for site, level in self._named:
+        for site, level in self._named_levels:
             h = level.onward(h, level.prior.joint(site, given=h))
         return self.likelihood.joint(name, value, given=h)
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        h, seen = self.start, self._read(value)
-        for site, level in self._named:
+        h, seen = self.start, self._read_features(value)
+        for site, level in self._named_levels:
             h = level.onward(h, level.posterior.joint(site, given=(h, seen[_seen_by(level)])))
 
-    def _read(self, x: Tensor) -> dict[torch.Size, Tensor]:
+    def _read_features(self, x: Tensor) -> dict[torch.Size, Tensor]:
         """The features of x by their shapes."""
         batch = x.shape[: x.dim() - len(self.event_shape)]
         features = apply_network(self.reader, x.reshape(math.prod(batch), *self.event_shape))
@@ -164,7 +164,7 @@ class DeepVAE(Program):
         }
 
     def latents(self, name: str) -> tuple[str, ...]:
-        return tuple(site for site, _ in self._named)
+        return tuple(site for site, _ in self._named_levels)
 
     def unroll(self) -> DeepVAE:
         """Unrolls a chain in the likelihood."""
@@ -183,12 +183,12 @@ class DeepVAE(Program):
 
     def codes(self) -> dict[str, Program]:
         """The top: what is below it is no function of it."""
-        site, level = self._named[0]
+        site, level = self._named_levels[0]
         return {site: level.prior}
 
     def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
         """The mean of q(z_L | x), or a draw."""
-        q = self.levels_down[0].posterior((self.start, self._read(x)[_seen_by(self.levels_down[0])]))
+        q = self.levels_down[0].posterior((self.start, self._read_features(x)[_seen_by(self.levels_down[0])]))
         return q.rsample() if draw else q.mean
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:

@@ -112,12 +112,12 @@ class Implicit(Program):
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         if value is not None:
-            self._refuse()
+            self._refuse_density()
         z = self.prior.joint(self.latent_name, given=given if self.prior.conditional else None)
         generated = self.generate(z, given)
         stated = pyro.deterministic(name, generated, event_dim=len(self.event_shape))
         if stated is not generated:  # poutine.condition put data in its place, and no probability was charged for it
-            self._refuse()
+            self._refuse_density()
         return stated
 
     def generate(self, z: Tensor, given: Any = None) -> Tensor:
@@ -136,10 +136,10 @@ class Implicit(Program):
                 f"{tuple(self.event_shape)} needs {(math.prod(batch), *self.event_shape)}"
             )
         x = x.reshape(*batch, *self.event_shape)
-        return x if self.levels is None else _rounded((self.levels - 1) * x.sigmoid())
+        return x if self.levels is None else _round_straight_through((self.levels - 1) * x.sigmoid())
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        self._refuse()
+        self._refuse_density()
 
     def latents(self, name: str) -> tuple[str, ...] | None:
         above = self.prior.latents(self.latent_name)
@@ -147,13 +147,13 @@ class Implicit(Program):
 
     def log_prob(self, x: Tensor, given: Any = None) -> Tensor:
         """Raises an `IntractableError`: there is no density."""
-        self._refuse()
+        self._refuse_density()
 
     def log_weights(self, x: Tensor, given: Any = None, num_particles: int = 1) -> Tensor:
         """Raises an `IntractableError`: there is no density, and so no bound on it."""
-        self._refuse()
+        self._refuse_density()
 
-    def _refuse(self) -> NoReturn:
+    def _refuse_density(self) -> NoReturn:
         raise IntractableError(
             "an Implicit has no density: x = generator(z) is a function of z, and the generator need not be "
             "invertible, so neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
@@ -162,7 +162,7 @@ class Implicit(Program):
         )
 
 
-def _rounded(x: Tensor) -> Tensor:
+def _round_straight_through(x: Tensor) -> Tensor:
     """The nearest integer, with the gradient of ``x``."""
     return x.round().detach() + (x - x.detach())
 

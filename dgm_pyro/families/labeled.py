@@ -198,22 +198,24 @@ class Discriminative(Conditional):
     """The discriminative classifier p(y | x): its variable is the label, its ``given`` the x.
 
     Args:
-        labels: p(y | x), a `Categorical` of event shape ``()`` conditional on x.
+        classifier: p(y | x), a `Categorical` of event shape ``()`` conditional on x.
     """
 
     variable = "y"
     conditional = True
 
-    def __init__(self, labels: Categorical):
+    def __init__(self, classifier: Categorical):
         super().__init__()
-        if not isinstance(labels, Categorical) or labels.event_shape != () or not labels.conditional:
-            raise TypeError(f"labels must be a Categorical of event_shape () with a network of x, got {labels!r}")
-        self.labels = labels
-        self.event_shape, self.levels = torch.Size(), labels.levels
-        self.given_shape = labels.given_shape
+        if not isinstance(classifier, Categorical) or classifier.event_shape != () or not classifier.conditional:
+            raise TypeError(
+                f"classifier must be a Categorical of event_shape () with a network of x, got {classifier!r}"
+            )
+        self.classifier = classifier
+        self.event_shape, self.levels = torch.Size(), classifier.levels
+        self.given_shape = classifier.given_shape
 
     def forward(self, given: Any = None) -> dist.TorchDistribution:
-        return self.labels(given)
+        return self.classifier(given)
 
     def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
         if data.y is None:
@@ -231,7 +233,7 @@ class Discriminative(Conditional):
             check_tensor(x, self.given_shape, "x", "the program's given_shape")
         check_place(x, "x", self)
         self._check_values(x)
-        return self.labels(x).probs
+        return self.classifier(x).probs
 
     def check_given(self, given: Any, batch_size: int, *, values: bool = True) -> None:
         super().check_given(given, batch_size, values=values)
@@ -240,8 +242,8 @@ class Discriminative(Conditional):
 
     def _check_values(self, x: Tensor) -> None:
         """Check x against the levels that the network was given; without any, x may hold any integers."""
-        assert self.labels.network is not None  # they are conditional
-        told = (getattr(part, "levels", None) for part in self.labels.network.modules())
+        assert self.classifier.network is not None  # it is conditional
+        told = (getattr(part, "levels", None) for part in self.classifier.network.modules())
         levels = next((levels for levels in told if levels is not None), None)
         if levels is not None or x.dtype not in INTEGERS:
             check_values(x, levels, f"the x of a {type(self).__name__}")

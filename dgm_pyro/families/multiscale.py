@@ -91,7 +91,7 @@ def convolutional_realnvp(
     def step(shape: Sequence[int], i: int, masked: Masked) -> list[Bijection]:
         depth = shape[0]
         checkerboard = [(channel % 4 in (0, 3)) == bool(i % 2) for channel in range(depth)]
-        passes = checkerboard if i % 4 < 2 else _half(depth, i)
+        passes = checkerboard if i % 4 < 2 else _passing_half(depth, i)
         return [PerPixel(shape, ActNorm(depth)), masked(shape, passes, Affine(BOUND))]
 
     reads = (given_shape, given_levels, num_classes)
@@ -173,7 +173,9 @@ def convolutional_dequantizer(
     coarse = squeezed(shape)
     seen = torch.Size((width, *coarse[1:]))
     masked: Masked = partial(_coupling, width=width, blocks=blocks, given_shape=seen)
-    couplings = [masked(coarse, _half(coarse[0], i), Affine(BOUND)) for i in range(check_count(layers, "layers"))]
+    couplings = [
+        masked(coarse, _passing_half(coarse[0], i), Affine(BOUND)) for i in range(check_count(layers, "layers"))
+    ]
     parts = [Inverse(Squeeze(shape)), *couplings, Squeeze(shape), NormalCDF()]
     embedding = ConvNet(shape, seen, None, width, blocks=blocks, levels=levels)
     return Flow(shape, parts, Normal(shape, normal), embedding=embedding)
@@ -181,11 +183,11 @@ def convolutional_dequantizer(
 
 def _glow_step(univariate: Univariate, shape: Sequence[int], i: int, masked: Masked) -> list[Bijection]:
     depth = shape[0]
-    coupling = masked(shape, _half(depth, i), univariate)
+    coupling = masked(shape, _passing_half(depth, i), univariate)
     return [PerPixel(shape, ActNorm(depth)), PerPixel(shape, LULinear(depth)), coupling]
 
 
-def _half(depth: int, i: int) -> list[bool]:
+def _passing_half(depth: int, i: int) -> list[bool]:
     """Which channels pass the i-th coupling: the last half, then the first, in turns."""
     return [(channel < depth // 2) == bool(i % 2) for channel in range(depth)]
 
@@ -220,7 +222,7 @@ def _multiscale(
     size = shape.numel()
     embedding, features = embedding_of(reads, (check_count(width, "width"),))
     masked: Masked = partial(_coupling, width=width, blocks=blocks, given_shape=features)
-    scales = _scales(shape) if scales is None else check_count(scales, "scales")
+    scales = _num_scales(shape) if scales is None else check_count(scales, "scales")
     if any(side % 2**scales for side in shape[1:]):
         raise ValueError(
             f"height and width are halved at each of {scales} scales, but images are {shape[1]}x{shape[2]}: crop or "
@@ -233,14 +235,14 @@ def _multiscale(
         for i in range(check_count(layers, "layers")):
             inward += step(shape, i, masked)
         if scale < scales - 1:
-            inward.append(masked(shape, _half(shape[0], 0), Affine(BOUND)))
+            inward.append(masked(shape, _passing_half(shape[0], 0), Affine(BOUND)))
             shape = torch.Size((shape[0] // 2, *shape[1:]))
     return Flow(
         event_shape, [*(Partial(size, each) for each in reversed(inward)), *end_of(unit_cube)], embedding=embedding
     )
 
 
-def _scales(shape: Sequence[int]) -> int:
+def _num_scales(shape: Sequence[int]) -> int:
     """How often height and width are even, up to `MOST_SCALES` times and down to two pixels, and at least once."""
     scales, (height, width) = 1, shape[1:]
     while scales < MOST_SCALES and height % 4 == 0 and width % 4 == 0 and min(height, width) > 4:

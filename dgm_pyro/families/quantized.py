@@ -104,7 +104,7 @@ class EmbeddedDistribution(TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        return _OfCodes(self.codebook, len(self.event_shape))
+        return _CodebookVectors(self.codebook, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: EmbeddedDistribution | None = None) -> EmbeddedDistribution:
         new = self._get_checked_instance(EmbeddedDistribution, _instance)
@@ -117,7 +117,7 @@ class EmbeddedDistribution(TorchDistribution):
         """log p(k) of the codes whose vectors z has, in nats; minus infinity where it has others."""
         if self._validate_args:
             self._validate_sample(value)
-        distance, k = self.codebook.distances(_last(value, self.event_shape)).min(-1)
+        distance, k = self.codebook.distances(_vectors_last(value, self.event_shape)).min(-1)
         inside = (distance == 0).flatten(1 - len(self.event_shape)).all(-1) if self.codes.event_shape else distance == 0
         log_prob = self.codes.log_prob(k)
         return torch.where(inside, log_prob, -torch.inf)
@@ -129,7 +129,7 @@ class EmbeddedDistribution(TorchDistribution):
         return F.embedding(k.long(), self.codebook.vectors).movedim(-1, -len(self.event_shape))
 
 
-class _OfCodes(constraints.Constraint):
+class _CodebookVectors(constraints.Constraint):
     """Vectors of a codebook, at each of the places."""
 
     is_discrete = True
@@ -147,7 +147,7 @@ class _OfCodes(constraints.Constraint):
         return (distance == 0).reshape(*value.shape[: value.dim() - self._event_dim], -1).all(-1)
 
 
-def _last(z: Tensor, event_shape: torch.Size) -> Tensor:
+def _vectors_last(z: Tensor, event_shape: torch.Size) -> Tensor:
     """z with the vectors as its last dimension."""
     return z.movedim(-len(event_shape), -1)
 
@@ -196,7 +196,7 @@ class VectorQuantizer(IndependentConditional):
 
     def distribution(self, raw: Tensor) -> PointMass:
         event_dim = len(self.event_shape)
-        h = _last(raw.squeeze(-1 - event_dim), self.event_shape)
+        h = _vectors_last(raw.squeeze(-1 - event_dim), self.event_shape)
         z = self.codebook(h)
         cost = self.commitment * (h - z.detach()).square().flatten(-event_dim).sum(-1)
         return PointMass(z.movedim(-1, -event_dim), cost - cost.detach(), event_dim=event_dim)

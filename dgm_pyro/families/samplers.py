@@ -117,7 +117,7 @@ class DPMSolver:
         estimate = x0
         if carried is not None:
             x0_before, before = carried
-            estimate = torch.lerp(x0_before, x0, 1 + _half(t, s) / _half(before, t) / 2)
+            estimate = torch.lerp(x0_before, x0, 1 + _half_log_snr_step(t, s) / _half_log_snr_step(before, t) / 2)
         return (s.sigma / t.sigma) * x + (s.alpha * (1 - ratio(t, s))) * estimate, (x0, t)
 
 
@@ -145,7 +145,7 @@ def ratio(t: Time, s: Time) -> Scale:
     return (t.alpha * s.sigma) / (t.sigma * s.alpha)
 
 
-def _half(t: Time, s: Time) -> Scale:
+def _half_log_snr_step(t: Time, s: Time) -> Scale:
     return (s.log_snr - t.log_snr) / 2
 
 

@@ -87,7 +87,7 @@ class Standardized(Program):
         self.event_shape, self.levels, self.variable = program.event_shape, program.levels, program.variable
         self.conditional, self.given_shape = program.conditional, program.given_shape
         self.num_classes, self.tractable = program.num_classes, program.tractable
-        self.units = _units("", shift, scale, program.event_shape, "the program's event_shape")
+        self.units = _standardize_layer("", shift, scale, program.event_shape, "the program's event_shape")
         self.given_units = None
         if self.units is not None and program.measure != "density":
             raise TypeError(
@@ -101,7 +101,7 @@ class Standardized(Program):
                     f"given_shift and given_scale are of one given of reals, but this {type(program).__name__} has "
                     f"given_shape {read} and num_classes {program.num_classes}: leave them out"
                 )
-            self.given_units = _units("given_", given_shift, given_scale, read, "the program's given_shape")
+            self.given_units = _standardize_layer("given_", given_shift, given_scale, read, "the program's given_shape")
         elif self.units is None:
             raise ValueError("nothing is standardized: pass shift and scale, or given_shift and given_scale")
 
@@ -145,12 +145,12 @@ class Standardized(Program):
         return self.program.feature_sites(name)
 
     def unroll(self) -> Standardized:
-        return self._with(self.program.unroll())
+        return self._with_program(self.program.unroll())
 
     def unroll_latents(self) -> Standardized:
-        return self._with(self.program.unroll_latents())
+        return self._with_program(self.program.unroll_latents())
 
-    def _with(self, program: Program) -> Standardized:
+    def _with_program(self, program: Program) -> Standardized:
         return self if program is self.__dict__["_modules"]["program"] else self.replaced(program=program)
 
     def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
@@ -299,7 +299,9 @@ def moved(support: constraints.Constraint, to_units: Callable[[Any], Tensor]) ->
     return line if bounds or line_of(line) == "real" else None
 
 
-def _units(prefix: str, shift: Numbers | None, scale: Numbers | None, shape: Shape, owner: str) -> Standardize | None:
+def _standardize_layer(
+    prefix: str, shift: Numbers | None, scale: Numbers | None, shape: Shape, owner: str
+) -> Standardize | None:
     """The layer of these arguments, whose names start with ``prefix``; None where there are none."""
     if shift is None and scale is None:
         return None

@@ -54,31 +54,31 @@ class CachedTransform(Transform):
 
     def __call__(self, z: Tensor) -> Tensor:
         known, x = self._cached_x_y
-        if known is not z or not self._usable():
+        if known is not z or not self._may_reuse_pair():
             x, self._log_det = self.forward(z)
-            self._remember(z, x)
+            self._remember_pair(z, x)
         return x
 
     def _inv_call(self, x: Tensor) -> Tensor:
         z, known = self._cached_x_y
-        if known is not x or not self._usable():
+        if known is not x or not self._may_reuse_pair():
             z, log_det = self.inverse(x)
             self._log_det = -log_det
-            self._remember(z, x)
+            self._remember_pair(z, x)
         return z
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         # In torch's names x goes to y; they are z and x here.
         known_z, known_x = self._cached_x_y
-        if known_z is not x or known_x is not y or not self._usable():
+        if known_z is not x or known_x is not y or not self._may_reuse_pair():
             return self.forward(x)[1]
         return self._log_det
 
-    def _remember(self, z: Tensor, x: Tensor) -> None:
+    def _remember_pair(self, z: Tensor, x: Tensor) -> None:
         self._cached_x_y = z, x  # type: ignore[assignment]  # torch says (None, None)
         self._with_gradient = torch.is_grad_enabled()
 
-    def _usable(self) -> bool:
+    def _may_reuse_pair(self) -> bool:
         # What `sample` remembered carries no gradient: a score-function estimator that reused it would be zero.
         return self._with_gradient or not torch.is_grad_enabled()
 
@@ -240,7 +240,7 @@ def require_invertible(part: Transform | dist.ConditionalTransform, shape: torch
             raise ValueError(message)
         parts = () if isinstance(part, nn.Module) else vars(part).values()
         if any(isinstance(value, nn.Module) or getattr(value, "requires_grad", False) for value in parts):
-            raise ValueError(_unheld(owner))
+            raise ValueError(_untrained_message(owner))
         return
     if not part.bijective:
         raise ValueError(message)
@@ -251,7 +251,7 @@ def require_invertible(part: Transform | dist.ConditionalTransform, shape: torch
     try:
         twin = copy.deepcopy(fresh_twin(part), copied)
     except RuntimeError as error:  # of a tensor that was computed from parameters, which torch does not copy
-        raise ValueError(_unheld(owner)) from error
+        raise ValueError(_untrained_message(owner)) from error
     try:
         with torch.enable_grad():
             x = twin(z)
@@ -261,18 +261,18 @@ def require_invertible(part: Transform | dist.ConditionalTransform, shape: torch
     except (KeyError, NotImplementedError) as error:
         raise ValueError(message) from error
     held = {id(copied.get(id(p))) for module in modules_of(part) for p in module.parameters()}
-    if any(id(leaf) not in held for leaf in _leaves(x)):
-        raise ValueError(_unheld(owner))
+    if any(id(leaf) not in held for leaf in _leaf_tensors(x)):
+        raise ValueError(_untrained_message(owner))
 
 
-def _unheld(owner: str) -> str:
+def _untrained_message(owner: str) -> str:
     return (
         f"{owner} has parameters that no module of the flow holds, so that they would not be trained: make it a "
         "TransformModule that holds them, as docs/flows.md shows for the transforms of zuko"
     )
 
 
-def _leaves(x: Tensor) -> Iterator[Tensor]:
+def _leaf_tensors(x: Tensor) -> Iterator[Tensor]:
     """The tensors with a gradient of their own that ``x`` was computed from."""
     seen, waiting = set(), [x.grad_fn]
     while waiting:

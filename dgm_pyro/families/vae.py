@@ -101,7 +101,7 @@ class VAE(Program):
         self.prior, self.likelihood, self.encoder, self.latent_name = prior, likelihood, encoder, latent_name
         self.event_shape, self.levels = likelihood.event_shape, likelihood.levels
         readers = [part for part in (likelihood, encoder) if part is not None and is_pair(part.given_shape)]
-        found = [*(_second(part) for part in readers), prior.given_shape]
+        found = [*(_second_given_shape(part) for part in readers), prior.given_shape]
         given_shape = next((shape for shape in found if shape is not None), None)
         self.conditional = prior.conditional or bool(readers)
         self.given_shape = given_shape if self.conditional else None
@@ -135,15 +135,15 @@ class VAE(Program):
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         z = self.prior.joint(self.latent_name, given=given if self.prior.conditional else None)
-        return self.likelihood.joint(name, value, given=_with(z, given, self.likelihood))
+        return self.likelihood.joint(name, value, given=_joined_with_given(z, given, self.likelihood))
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         if self.encoder is None:
             raise NoGuideError("this VAE has no encoder, so it has no guide of its own: build it with one")
-        z = self.encoder.joint(self.latent_name, given=_with(value, given, self.encoder))
+        z = self.encoder.joint(self.latent_name, given=_joined_with_given(value, given, self.encoder))
         if not self.top_down:
             self.prior.posterior(self.latent_name, z, given if self.prior.conditional else None)
-        self.likelihood.posterior(name, value, given=_with(z, given, self.likelihood))
+        self.likelihood.posterior(name, value, given=_joined_with_given(z, given, self.likelihood))
 
     @property
     def guided(self) -> bool:
@@ -173,7 +173,7 @@ class VAE(Program):
                 raise ValueError(
                     f"the guide of this {type(self).__name__} does not state {site!r}: encode needs q(z | x)"
                 )
-            value, mean = trace.nodes[site]["value"], _mean(trace.nodes[site]["fn"])
+            value, mean = trace.nodes[site]["value"], _closed_form_mean(trace.nodes[site]["fn"])
             if draw:
                 return value
             if mean is not None and latent_sites(trace)[0] == site:
@@ -188,7 +188,7 @@ class VAE(Program):
         if site != self.latent_name:
             above = given if self.prior.conditional else None
             z = self.prior.decode(z, above, site=site, draw=draw or self.prior.levels is not None)
-        seen = _with(z, given, self.likelihood)
+        seen = _joined_with_given(z, given, self.likelihood)
         if isinstance(self.likelihood, Conditional) and not draw:
             with contextlib.suppress(NotImplementedError, ValueError):  # no mean, or features depend on one another
                 return mean_of(self.likelihood(seen), self.likelihood.levels, z.device)
@@ -207,7 +207,7 @@ class VAE(Program):
         return self if all(chains[role] is parts[role] for role in chains) else self.replaced(**chains)
 
 
-def _mean(distribution: Any) -> Tensor | None:
+def _closed_form_mean(distribution: Any) -> Tensor | None:
     """The mean in closed form, of classes that of their one-hot code; None if there is none."""
     with contextlib.suppress(ValueError):
         feature = features_of(distribution)
@@ -216,9 +216,9 @@ def _mean(distribution: Any) -> Tensor | None:
     return finite_mean(distribution)
 
 
-def _second(part: Program) -> Any:
+def _second_given_shape(part: Program) -> Any:
     return part.given_shape[1] if part.given_shape is not None else None
 
 
-def _with(value: Tensor, given: Any, part: Program) -> Any:
+def _joined_with_given(value: Tensor, given: Any, part: Program) -> Any:
     return (value, given) if is_pair(part.given_shape) else value

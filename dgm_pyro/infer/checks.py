@@ -207,7 +207,7 @@ def sbc(
     given = program.check_draws(num_samples, given)
     where = program_device(program)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        cut = _parts(program, num_samples)
+        cut = _parts_at_once(program, num_samples)
         with tqdm(
             total=len(cut) * num_posterior_samples, desc="rank", unit="draw", disable=not progress, leave=False
         ) as bar:
@@ -234,7 +234,7 @@ def _of_fits(
     progress: bool,
 ) -> tuple[Calibration, dict[str, Units]]:
     """The ranks of the latents and `pyro.deterministic` sites of simulations, and how far data move the latents."""
-    draw = _drawing(method, num_posterior_samples, gradient_steps)
+    draw = _sampler_of_method(method, num_posterior_samples, gradient_steps)
     tasks = [(posterior, draw, num_posterior_samples, (seed + i) % 2**64) for i in range(num_samples)]
     pairs = run_fits(_fit_simulated, tasks, jobs, what="calibrate", unit="fit", progress=progress)
     truth, u = (torch.stack(part) for part in zip(*pairs, strict=True))
@@ -270,7 +270,7 @@ def _with_ties_split(less: Tensor, equal: Tensor) -> Tensor:
     return less + (torch.rand(less.shape).to(less.device) * (equal + 1)).long()
 
 
-def _drawing(method: Any, num_samples: int, gradient_steps: int) -> Callable[[Posterior, int], Any]:
+def _sampler_of_method(method: Any, num_samples: int, gradient_steps: int) -> Callable[[Posterior, int], Any]:
     """What draws ``num_samples`` vectors u from a posterior, with a seed."""
     if isinstance(method, str) and method == "nuts":
         # Every fourth draw of four chains: ranks are of draws that are as good as independent.
@@ -304,7 +304,7 @@ def _drawing(method: Any, num_samples: int, gradient_steps: int) -> Callable[[Po
     return by_guide
 
 
-def _parts(program: Program, total: int) -> list[tuple[slice, int]]:
+def _parts_at_once(program: Program, total: int) -> list[tuple[slice, int]]:
     """``total`` data in parts that go through the networks at once, and the size of each: memory is flat in them."""
     most = particles_at_once(program, 1)
     return [(slice(start, start + most), min(most, total - start)) for start in range(0, total, most)]
@@ -372,13 +372,13 @@ def units(
     Raises:
         ValueError, TypeError: the data do not fit, or the guide draws no codes of x.
     """
-    found = _units(program, data, num_samples, seed, progress)
+    found = _units_of_sites(program, data, num_samples, seed, progress)
     if not found:
         raise ValueError(f"the guide of this {type(program).__name__} has no latent variables to measure")
     return found
 
 
-def _units(program: Program, data: Any, num_samples: int, seed: int, progress: bool) -> dict[str, Units]:
+def _units_of_sites(program: Program, data: Any, num_samples: int, seed: int, progress: bool) -> dict[str, Units]:
     points = as_data(program, data)
     check_count(num_samples, "num_samples")
     if len(points) < 2:
@@ -386,7 +386,7 @@ def _units(program: Program, data: Any, num_samples: int, seed: int, progress: b
     where = program_device(program)
     points = points.to(where)
     with evaluating(program), seeded(seed, where), torch.no_grad():
-        cut = _parts(program, len(points))
+        cut = _parts_at_once(program, len(points))
         with tqdm(total=len(cut) * num_samples, desc="units", unit="draw", disable=not progress, leave=False) as bar:
             parts = [_moments(program, points[rows], num_samples, bar.update) for rows, _ in cut]
     found = {}
@@ -412,7 +412,7 @@ def _moments(
         for name in latents:
             if name not in p.nodes or not _is_code(q.nodes[name]):
                 continue
-            mean = _mean(q.nodes[name]).reshape(len(x), -1).double().cpu()
+            mean = _posterior_mean(q.nodes[name]).reshape(len(x), -1).double().cpu()
             kl = _elementwise_kl(q.nodes[name], p.nodes[name])
             first, second, third = sums.get(name, (0, 0, 0))
             third = None if kl is None or third is None else third + kl.sum(0).cpu() / num_samples
@@ -427,7 +427,7 @@ def _is_code(site: Any) -> bool:
     return site["value"].dim() - site["fn"].event_dim == 1 and not any(site["infer"].get(mark) for mark in others)
 
 
-def _mean(site: Any) -> Tensor:
+def _posterior_mean(site: Any) -> Tensor:
     """E_q[z] given the latents before z, or the draw itself where the mean has no closed form."""
     mean, value = finite_mean(site["fn"]), site["value"]
     return value if mean is None else mean.expand(value.shape)
@@ -524,7 +524,7 @@ def check(
         seed=seed,
         progress=progress,
     )
-    found = _units(program, data, NUM_SAMPLES, seed, progress)
+    found = _units_of_sites(program, data, NUM_SAMPLES, seed, progress)
     return Checks(calibration, found, (*collapse(found), *miscalibration(calibration)))
 
 

@@ -97,12 +97,12 @@ class GuideRow:
     @property
     def mean_error(self) -> tuple[float, str]:
         """The largest of `mean_errors`, and its latent."""
-        return _largest(self.mean_errors)
+        return _largest_element(self.mean_errors)
 
     @property
     def sd_ratio(self) -> tuple[float, str]:
         """The one of `sd_ratios` that is farthest from 1, as a factor, and its latent."""
-        _, name = _largest({name: ratio.log().abs() for name, ratio in self.sd_ratios.items()})
+        _, name = _largest_element({name: ratio.log().abs() for name, ratio in self.sd_ratios.items()})
         site, _, place = name.partition("[")
         ratio = self.sd_ratios[site]
         index = tuple(int(i) for i in place.rstrip("]").split(",")) if place else ()
@@ -242,7 +242,7 @@ class GuideComparison(Result):
         return lines
 
 
-def _largest(values: Mapping[str, Tensor]) -> tuple[float, str]:
+def _largest_element(values: Mapping[str, Tensor]) -> tuple[float, str]:
     """The largest element, and the name of its place, such as ``theta[2]``."""
     name = max(values, key=lambda name: float(values[name].max()))
     place = torch.unravel_index(values[name].argmax(), values[name].shape)
@@ -502,13 +502,13 @@ def compare(
     for guide in guides:
         if is_choice(guide):
             auto(posterior.model, guide)  # an unknown name is told before the chains are drawn
-    chains, draws = _reference(posterior, reference, num_samples, seed, progress)
+    chains, draws = _reference_draws(posterior, reference, num_samples, seed, progress)
     options: Any = {"objective": objective, "gradient_steps": gradient_steps, "num_particles": num_particles, "lr": lr,
                     "restarts": restarts, "jobs": jobs}  # fmt: skip
     rows, failures = list[GuideRow](), dict[str, str]()
     for guide in guides:
         try:
-            rows.append(_row(posterior, guide, draws, num_samples, seed, progress, options))
+            rows.append(_guide_row(posterior, guide, draws, num_samples, seed, progress, options))
         except RuntimeError as error:  # of a matrix that has no factorization, say: the others go on
             failures[name_of(guide)] = str(error).split("\n")[0]
     floor = (0.0, 0.0)
@@ -520,7 +520,7 @@ def compare(
     if num_temperatures and not posterior.improper:
         with contextlib.suppress(ValueError):  # the data are impossible at draws from the prior
             if draws is not None:
-                sandwich, errors = _sandwich(posterior, draws, num_temperatures, seed, progress)
+                sandwich, errors = _anneal_both_ways(posterior, draws, num_temperatures, seed, progress)
         with contextlib.suppress(ValueError):  # the model makes no data
             if num_data:
                 simulated = bidirectional(posterior, num_data, num_chains=NUM_CHAINS,
@@ -528,7 +528,7 @@ def compare(
     return GuideComparison(posterior, tuple(rows), failures, draws, chains, floor, sandwich, errors, simulated)
 
 
-def _reference(
+def _reference_draws(
     posterior: Posterior, reference: Any, num_samples: int, seed: int, progress: bool
 ) -> tuple[Chains | None, Tensor | None]:
     if reference is None:
@@ -544,7 +544,7 @@ def _reference(
         return None, posterior.unconstrain(reference)
 
 
-def _row(
+def _guide_row(
     posterior: Posterior,
     guide: Any,
     draws: Tensor | None,
@@ -647,7 +647,7 @@ def _gaussian(x: Tensor, y: Tensor) -> Tensor:
     return (-torch.cdist(x, y).square() / (2 * x.shape[1])).exp()
 
 
-def _sandwich(
+def _anneal_both_ways(
     posterior: Posterior, draws: Tensor, num_temperatures: int, seed: int, progress: bool, num_chains: int = NUM_CHAINS
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """The log evidence by annealing from the prior, and back to it from reference draws; their standard errors.

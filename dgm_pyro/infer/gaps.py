@@ -146,18 +146,18 @@ class GuideGaps(Result):
     @property
     def approximation(self) -> tuple[float, float]:
         """Loss of nats due to the guide's family."""
-        return _minus(self.log_evidence, self.best)
+        return _independent_difference(self.log_evidence, self.best)
 
     @property
     def optimization(self) -> tuple[float, float]:
         """Loss of nats that further gradient steps made good."""
-        return _minus(self.best, self.elbo)
+        return _independent_difference(self.best, self.elbo)
 
     @property
     def total(self) -> tuple[float, float]:
-        return _minus(self.log_evidence, self.elbo)
+        return _independent_difference(self.log_evidence, self.elbo)
 
-    def _numbers(self) -> dict[str, tuple[float, float]]:
+    def _named_values(self) -> dict[str, tuple[float, float]]:
         return {"log p(y)": self.log_evidence, "best ELBO": self.best, "ELBO": self.elbo,
                 "approximation gap": self.approximation, "optimization gap": self.optimization,
                 "gap": self.total}  # fmt: skip
@@ -165,10 +165,10 @@ class GuideGaps(Result):
     def as_dict(self) -> dict[str, Any]:
         """Plain Python, for JSON."""
         return {"kind": self.kind, **{name: {"mean": mean, "stderr": error if math.isfinite(error) else None}
-                                      for name, (mean, error) in self._numbers().items()}}  # fmt: skip
+                                      for name, (mean, error) in self._named_values().items()}}  # fmt: skip
 
     def parts(self) -> list[str | Table]:
-        rows = [[name, with_error(mean, error, 3)] for name, (mean, error) in self._numbers().items()]
+        rows = [[name, with_error(mean, error, 3)] for name, (mean, error) in self._named_values().items()]
         return [
             Table(["all data together", "nats"], rows),
             f"log p(y) is a lower bound: {self.kind}",
@@ -176,7 +176,7 @@ class GuideGaps(Result):
         ]
 
 
-def _minus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+def _independent_difference(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
     return a[0] - b[0], math.hypot(a[1], b[1])
 
 
@@ -263,7 +263,7 @@ def gaps(  # type: ignore[misc]
         best, weighted = _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress, num_particles)
         if log_evidence is None:
             with own_noise():
-                bounds[f"iwae-{num_particles}"] = _weighted(program, x, given, num_particles, progress)
+                bounds[f"iwae-{num_particles}"] = _importance_bound(program, x, given, num_particles, progress)
             bounds[f"iwae-{num_particles} of the best q"] = weighted
             if num_temperatures:
                 bounds[f"ais-{num_temperatures}"] = ais(
@@ -299,12 +299,12 @@ def _of_guide(
             return weigh(posterior, guide, size)[1].double()
 
     kind, many = f"iwae-{num_particles}", weights(num_particles)
-    ours = _mean(weights(num_samples))
+    ours = _mean_and_stderr(weights(num_samples))
     best, bounds = ours, {kind: log_mean_weight(many)}
     with _restoring(guide) as module:
         if module is not None:
             train_guide(posterior, module, gradient_steps=gradient_steps, seed=seed, progress=progress)
-            best = max(ours, _mean(weights(num_samples)))
+            best = max(ours, _mean_and_stderr(weights(num_samples)))
             bounds[f"{kind} of the best q"] = log_mean_weight(weights(num_particles))
     if log_evidence is not None:
         return GuideGaps((float(log_evidence), 0.0), best, ours, "given")
@@ -315,7 +315,7 @@ def _of_guide(
         bounds[f"ais-{num_temperatures}"] = log_mean_weight(annealed.log_weights.double())
     kind, evidence = next(iter(bounds.items()))
     for name, bound in [*bounds.items(), ("best ELBO", best)]:
-        more, error = _minus(bound, evidence)
+        more, error = _independent_difference(bound, evidence)
         if more > 2 * error:  # else it may be higher by its noise alone
             kind, evidence = name, bound
     return GuideGaps(evidence, best, ours, kind)
@@ -335,7 +335,7 @@ def _restoring(guide: Any) -> Iterator[nn.Module | None]:
                 parameter.grad = None
 
 
-def _mean(log_weights: Tensor) -> tuple[float, float]:
+def _mean_and_stderr(log_weights: Tensor) -> tuple[float, float]:
     return float(log_weights.mean()), standard_error(log_weights)
 
 
@@ -400,7 +400,7 @@ def _of_best_q(
                 shown = progress and size == len(x)  # one datum at a time, the bar of all moves enough
                 bounds = (
                     _mean_elbo(local, row, own, num_samples, shown),
-                    _weighted(local, row, own, num_particles, shown),
+                    _importance_bound(local, row, own, num_particles, shown),
                 )
             found.append(torch.stack(bounds))
     best, weighted = torch.cat(found, -1)
@@ -431,7 +431,7 @@ def _ascend(
             advance(1)
 
 
-def _weighted(program: Program, x: Tensor, given: Any, num_particles: int, progress: bool) -> Tensor:
+def _importance_bound(program: Program, x: Tensor, given: Any, num_particles: int, progress: bool) -> Tensor:
     total = num_particles * len(x)
     kind = f"iwae-{num_particles}"
     with tqdm(total=total, desc=kind, unit="particle", unit_scale=True, disable=not progress, leave=False) as bar:
@@ -459,7 +459,7 @@ def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor
 
 def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
     """The same p, with a copy of every encoder; and the copies' parameters, less those that belong to p as well."""
-    generative = {id(p) for part in (program.prior, program.likelihood) for p in _generative(part)}
+    generative = {id(p) for part in (program.prior, program.likelihood) for p in _generative_parameters(part)}
     encoder: Any = copy.deepcopy(program.encoder)
     originals = dict(program.encoder.named_parameters()) if program.encoder is not None else {}
     parameters: list[Tensor] = [
@@ -478,7 +478,7 @@ def _is_hierarchy(program: VAE) -> bool:
     return bool(program.prior.latents(program.latent_name))
 
 
-def _generative(part: Program) -> list[nn.Parameter]:
+def _generative_parameters(part: Program) -> list[nn.Parameter]:
     if isinstance(part, VAE):
-        return _generative(part.prior) + _generative(part.likelihood)
+        return _generative_parameters(part.prior) + _generative_parameters(part.likelihood)
     return list(part.parameters())

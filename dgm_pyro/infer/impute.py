@@ -201,7 +201,7 @@ class Imputer:
         return self.chain(times, len(x))
 
     def over_cells(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any) -> Weighted:
-        return self.annealed(_ToCells(program, x, mask, given, self.count(PARTICLES)))
+        return self.annealed(_PathOfCells(program, x, mask, given, self.count(PARTICLES)))
 
     def chain(self, stepper: Features | Times, num_data: int) -> Weighted:
         # Without a step the weights are equal, and the draws exact.
@@ -211,7 +211,7 @@ class Imputer:
         kept = take(population.state, systematic(population.log_weights, self.num_samples))
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, num_data)
 
-    def annealed(self, annealing_path: _ToCells | _ToReals) -> Weighted:
+    def annealed(self, annealing_path: _PathOfCells | _PathOfReals) -> Weighted:
         step_sizes = annealing_path.adapt(self.betas, self.transition, 0.65, self.progress)
         u, log_weights, _ = annealing_path.anneal(
             annealing_path.start(), self.betas, step_sizes, self.transition, self.progress
@@ -229,7 +229,7 @@ class Imputer:
                     f"there is no method to impute with {type(program).__name__}: its features are integers that "
                     "depend on one another, without a chain rule to sample by"
                 ) from None
-            return self.annealed(_ToReals(program, x, mask, given, self.count(PARTICLES)))
+            return self.annealed(_PathOfReals(program, x, mask, given, self.count(PARTICLES)))
         log_prob = torch.where(mask, features.log_prob(x), 0.0).reshape(len(x), -1).sum(-1)
         return distribution.expand(batch).sample(), log_prob.expand(batch)
 
@@ -254,13 +254,13 @@ class Imputer:
             step_sizes = path.adapt(self.betas, self.transition, 0.65, self.progress)
             u, log_weights, _ = path.anneal(path.start(), self.betas, step_sizes, self.transition, self.progress)
             latents, _ = path.coordinates.unflatten(u)
-        known = _Known(program.variable, x, mask)
+        known = _DrawMissing(program.variable, x, mask)
         with hidden(), known, poutine.condition(data=latents), batch_plates(batch):
             drawn = program.joint(program.variable, None, given)
         return drawn, log_weights
 
 
-class _Known(poutine.messenger.Messenger):
+class _DrawMissing(poutine.messenger.Messenger):
     """Draw what is missing of an autoregressive site given what is observed, which comes first in its order."""
 
     def __init__(self, name: str, x: Tensor, mask: Tensor):
@@ -280,7 +280,7 @@ class _Known(poutine.messenger.Messenger):
         message["value"], message["done"] = fn.program.chain(draw, fn.batch_shape, fn.given), True
 
 
-class _ToReals(AnnealingPath):
+class _PathOfReals(AnnealingPath):
     """The path from Normals to p(x), in unconstrained coordinates.
 
     The Normals are fitted to the program's own draws of each missing feature. The coordinates of observed features
@@ -317,7 +317,7 @@ class _ToReals(AnnealingPath):
         return torch.where(self.mask, torch.zeros_like(terms), terms).reshape(*self.batch, -1).sum(-1)
 
 
-class _ToCells(AnnealingPath):
+class _PathOfCells(AnnealingPath):
     """The path to p(v) from the uniform on the observed features' cells and the missing ones' unit interval."""
 
     def __init__(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any, num_chains: int):
@@ -337,14 +337,14 @@ class _ToCells(AnnealingPath):
         return within.clamp(eps, 1 - eps).logit().reshape(*self.batch, -1)
 
     def features(self, u: Tensor) -> Tensor:
-        v = self._point(u)
+        v = self._point_in_cells(u)
         return (v * self.program.levels).floor().clamp(0, self.program.levels - 1).long()
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
         # u has the logistic density: that of the logit of a uniform place within the cell.
         start = (torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)).sum(-1)
         volume = self.width.log().reshape(self.batch[1], -1).sum(-1)
-        return start, self.program.flow.exact_log_prob(self._point(u), self.given) + volume
+        return start, self.program.flow.exact_log_prob(self._point_in_cells(u), self.given) + volume
 
-    def _point(self, u: Tensor) -> Tensor:
+    def _point_in_cells(self, u: Tensor) -> Tensor:
         return self.low + self.width * u.reshape(*self.batch, *self.low.shape[1:]).sigmoid()

@@ -222,10 +222,10 @@ def nuts(
     check_seed(seed)
     options: Any = (num_samples, warmup, num_chains, max_tree_depth, target_acceptance, compile, seed, progress)
     if isinstance(program, Posterior):
-        return _sample(program, *options)
+        return _sample_chains(program, *options)
     program.check(x, given)
     with evaluating(program), seeded(seed, x.device), differentiating("nuts"):  # type: ignore[union-attr]
-        return replace(_sample(_posterior_of(program, x, given, observed or {}), *options), posterior=None)
+        return replace(_sample_chains(_posterior_of(program, x, given, observed or {}), *options), posterior=None)
 
 
 def _posterior_of(program: Program, x: Any, given: Any, observed: Mapping[str, Tensor]) -> Posterior:
@@ -241,7 +241,7 @@ def _posterior_of(program: Program, x: Any, given: Any, observed: Mapping[str, T
     return Posterior(model)
 
 
-def _sample(
+def _sample_chains(
     posterior: Posterior,
     num_samples: int,
     warmup: int,
@@ -258,11 +258,13 @@ def _sample(
     except ValueError as error:
         raise ValueError(f"NUTS found no latents at which the data are possible: {error}") from error
     walks = [
-        _walk(place, num_samples, warmup, max_tree_depth, target_acceptance, np.random.default_rng([seed, chain]))
+        _chain_coroutine(
+            place, num_samples, warmup, max_tree_depth, target_acceptance, np.random.default_rng([seed, chain])
+        )
         for chain, place in enumerate(start.double().cpu().numpy())
     ]
     with tqdm(total=(num_samples + warmup) * num_chains, desc="nuts", unit="draw", disable=not progress) as bar:
-        ends, evaluations = _together(walks, posterior.compiled(num_chains, compile), start, bar.update)
+        ends, evaluations = _walk_together(walks, posterior.compiled(num_chains, compile), start, bar.update)
     u, energy, diverging, depth, step = (torch.as_tensor(np.stack(part)) for part in zip(*ends, strict=True))
     u = u.to(start)
     with torch.no_grad():
@@ -271,7 +273,7 @@ def _sample(
     return Chains(samples, u.cpu(), diverging, depth, energy, step, evaluations, seconds, posterior)
 
 
-def _together(
+def _walk_together(
     walks: Sequence[Walk],
     density: Callable[[Tensor], tuple[Tensor, Tensor]],
     start: Tensor,
@@ -342,7 +344,7 @@ class _Metric:
         return value - 0.5 * float(p @ (self.variance * p))
 
 
-def _walk(
+def _chain_coroutine(
     u: Array, num_samples: int, warmup: int, max_tree_depth: int, target: float, random: np.random.Generator
 ) -> Walk:
     """A chain as a coroutine: it yields places and receives the density and its gradient there; None ends a draw."""

@@ -53,7 +53,7 @@ def run_fits(
     found = dict[int, Any]()
     try:
         with tqdm(total=len(numbered), desc=what, unit=unit, disable=not progress, leave=False) as bar:
-            for i, result in in_parallel(_alike, numbered, jobs):
+            for i, result in in_parallel(_run_in_same_state, numbered, jobs):
                 found[i] = result
                 bar.update()
     except (pickle.PicklingError, BrokenExecutor) as error:
@@ -66,7 +66,7 @@ def run_fits(
     return [found[i] for i in range(len(numbered))]
 
 
-def _alike(
+def _run_in_same_state(
     function: Callable[..., Any], task: tuple[Any, ...], number: int, dtype: torch.dtype, state: Any
 ) -> tuple[int, Any]:
     """A task where the default dtype and the param store are those of the process that has sent it."""

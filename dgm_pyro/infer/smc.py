@@ -203,18 +203,18 @@ class Features:
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
         place = self.first + i
-        self._follow(state)
+        self._take_resampled(state)
         p_i = self.chain.next()
         seen, value = self.mask[:, place], self.values[:, place]
         log_prob, drawn = p_i.log_prob(value), p_i.sample()
         weight = torch.where(seen, log_prob, torch.zeros_like(log_prob))
-        return self._put(state, place + 1, torch.where(seen, value, drawn)), weight
+        return self._put_feature(state, place + 1, torch.where(seen, value, drawn)), weight
 
     def finish(self, state: State) -> Tensor:
         """x with the features after the last observed one drawn, ``(*batch, *event_shape)``."""
-        self._follow(state)
+        self._take_resampled(state)
         for i in range(self.last + 1, len(self.program.order) + 1):
-            state = self._put(state, i, self.chain.next().sample())
+            state = self._put_feature(state, i, self.chain.next().sample())
         return state["x"]
 
     def _state(self, x: Tensor) -> State:
@@ -222,11 +222,11 @@ class Features:
         self.row = torch.arange(batch.numel(), device=x.device).reshape(batch)
         return {"x": x, "row": self.row}
 
-    def _put(self, state: State, i: int, value: Tensor) -> State:
+    def _put_feature(self, state: State, i: int, value: Tensor) -> State:
         self.chain.put(value)
         return self._state(self.program.place(state["x"], i, value))
 
-    def _follow(self, state: State) -> None:
+    def _take_resampled(self, state: State) -> None:
         """Take the particles that a resampling has left, where there was one."""
         if state["row"] is not self.row:  # not by its values, which would be to wait for the device at every step
             self.chain.take(state["row"])
@@ -274,20 +274,20 @@ class Times:
         p = self.program
         zero = p.zeros(*batch)
         prior = torch.distributions.Normal(zero, 1.0)
-        guide = features_of(p.noised(self.x0.expand_as(zero), self._time(zero, p.num_steps)))
+        guide = features_of(p.noised(self.x0.expand_as(zero), self._times_of(zero, p.num_steps)))
         with noise.drawing(batch):
             x_t = torch.where(self.mask, guide.sample(), prior.sample())
-        return self._state(x_t, p.num_steps, self._seen(prior.log_prob(x_t) - guide.log_prob(x_t)))
+        return self._state(x_t, p.num_steps, self._log_prob_observed(prior.log_prob(x_t) - guide.log_prob(x_t)))
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
         p, x_t, t = self.program, state["x_t"], self.program.num_steps - i
         before = self._log_gamma(state, t)
-        times = self._time(x_t, t)
+        times = self._times_of(x_t, t)
         model = features_of(p.reverse(x_t, times, self._denoised(state)))
         guide = features_of(p.reverse(x_t, times, self.x0))
         with noise.drawing(x_t.shape[:2]):
             x_s = torch.where(self.mask, guide.sample(), model.sample())
-        log_path = state["log_path"] + self._seen(model.log_prob(x_s) - guide.log_prob(x_s))
+        log_path = state["log_path"] + self._log_prob_observed(model.log_prob(x_s) - guide.log_prob(x_s))
         state, log_gamma = self._state(x_s, t - 1, log_path)
         return state, log_gamma - before
 
@@ -296,12 +296,12 @@ class Times:
         return torch.where(self.mask, self.x, self.program.likelihood(self._denoised(state)).sample())
 
     def _state(self, x_t: Tensor, t: int, log_path: Tensor) -> tuple[State, Tensor]:
-        times = self._time(x_t, t)
+        times = self._times_of(x_t, t)
         denoised = self.program.denoise(x_t, times, self.given)
         ahead = denoised
         if denoised.logits is None:
             ahead = Denoised(denoised.x0, self.program.posterior_variance(times))
-        log_psi = self._seen(features_of(self.program.likelihood(ahead)).log_prob(self.x))
+        log_psi = self._log_prob_observed(features_of(self.program.likelihood(ahead)).log_prob(self.x))
         state = {"x_t": x_t, "x0": denoised.x0, "variance": denoised.variance.expand_as(x_t)}
         state |= {"log_path": log_path, "log_psi": log_psi}
         if denoised.logits is not None:
@@ -316,10 +316,10 @@ class Times:
     def _denoised(self, state: State) -> Denoised:
         return Denoised(state["x0"], state["variance"], state.get("logits"))
 
-    def _seen(self, log_prob: Tensor) -> Tensor:
+    def _log_prob_observed(self, log_prob: Tensor) -> Tensor:
         return torch.where(self.mask, log_prob, torch.zeros_like(log_prob)).reshape(*log_prob.shape[:2], -1).sum(-1)
 
-    def _time(self, x_t: Tensor, t: int) -> Tensor:
+    def _times_of(self, x_t: Tensor, t: int) -> Tensor:
         return torch.full(x_t.shape[:2], t, device=x_t.device)
 
 

@@ -64,18 +64,18 @@ class AttentionLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        q, k, v = self._read(h)
-        return self._write(h, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        q, k, v = self._queries_keys_values(h)
+        return self._add_attended(h, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
     def next(self, h: Tensor, keys: Growing, values: Growing) -> Tensor:
         """The layer at one more place, ``(N, 1, width)``, given the keys and values of those before it."""
-        q, k, v = self._read(h)
-        return self._write(h, F.scaled_dot_product_attention(q, keys.append(k), values.append(v)))
+        q, k, v = self._queries_keys_values(h)
+        return self._add_attended(h, F.scaled_dot_product_attention(q, keys.append(k), values.append(v)))
 
-    def _read(self, h: Tensor) -> list[Tensor]:
+    def _queries_keys_values(self, h: Tensor) -> list[Tensor]:
         return _by_head(self.queries_keys_values(self.norm(h)), self.heads)
 
-    def _write(self, h: Tensor, attended: Tensor) -> Tensor:
+    def _add_attended(self, h: Tensor, attended: Tensor) -> Tensor:
         h = h + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return h + self.dropout(self.mlp(self.norm_mlp(h)))
 

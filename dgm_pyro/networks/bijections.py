@@ -152,16 +152,16 @@ class RationalQuadraticSpline(Univariate):
     def inverse(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         place, raw, back = self._from_nearer_end(x, raw)
         inside = place.clamp_min(0)
-        w, h, x0, z0, d0, d1 = self._bin(inside, raw, axis=0)
+        w, h, x0, z0, d0, d1 = self._bin_parameters(inside, raw, axis=0)
         s, t = h / w, ((inside - x0) / w).clamp(0, 1)
-        z = z0 + h * (s * t.square() + d0 * t * (1 - t)) / _c(s, t, d0, d1)
+        z = z0 + h * (s * t.square() + d0 * t * (1 - t)) / _spline_denominator(s, t, d0, d1)
         log_slope = _log_slope(s, t, d0, d1)
         return back(z + log_slope.exp() * (place - inside)), log_slope
 
     def forward(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         place, raw, back = self._from_nearer_end(z, raw)
         inside = place.clamp_min(0)
-        w, h, x0, z0, d0, d1 = self._bin(inside, raw, axis=1)
+        w, h, x0, z0, d0, d1 = self._bin_parameters(inside, raw, axis=1)
         s, q = h / w, ((inside - z0) / h).clamp(0, 1)
         # The quadratic formula cancels to nothing in single precision. Here g + r > 0 is what is left of its divisor
         # beside 2 s q, and r^2 - g^2 = 4 s^2 q (1 - q) gives it where g and r would cancel.
@@ -183,7 +183,7 @@ class RationalQuadraticSpline(Univariate):
         raw = torch.where(above.unsqueeze(-2), torch.cat([part.flip(-2) for part in parts], -2), raw)
         return place, raw, lambda y: torch.where(above, self.high - self.size * y, self.low + self.size * y)
 
-    def _bin(self, inside: Tensor, raw: Tensor, axis: int) -> tuple[Tensor, ...]:
+    def _bin_parameters(self, inside: Tensor, raw: Tensor, axis: int) -> tuple[Tensor, ...]:
         """w, h, x0, z0, d0, d1 of the bins that hold ``inside``, along x (axis 0) or z (axis 1)."""
         raw_sizes, raw_derivatives = raw.split((2 * self.bins, self.num_parameters - 2 * self.bins), -2)
         sizes = torch.softmax(raw_sizes.unflatten(-2, (2, self.bins)), -2)
@@ -203,13 +203,13 @@ class RationalQuadraticSpline(Univariate):
         return w, h, x0, z0, d0, d1
 
 
-def _c(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+def _spline_denominator(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
     return s * (1 - 2 * t * (1 - t)) + (d0 + d1) * t * (1 - t)
 
 
 def _log_slope(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
     top = d1 * t.square() + 2 * s * t * (1 - t) + d0 * (1 - t).square()
-    return 2 * (s / _c(s, t, d0, d1)).log() + top.log()
+    return 2 * (s / _spline_denominator(s, t, d0, d1)).log() + top.log()
 
 
 # -- bijections ------------------------------------------------------------------------------------------------------
@@ -287,17 +287,17 @@ class Elementwise(Bijection):
             self.given_shape = torch.Size(_declared(network, "in_shape", "the shape of one given"))
             self.num_classes = getattr(network, "num_classes", None)
 
-    def _raw(self, value: Tensor, given: Tensor | None) -> Tensor:
+    def _raw_parameters(self, value: Tensor, given: Tensor | None) -> Tensor:
         if self.network is None:
             return self.raw
-        return _parameters(self.network, (given,), value.shape[0], self.univariate, value.shape[-1])
+        return _parameters_of(self.network, (given,), value.shape[0], self.univariate, value.shape[-1])
 
     def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, log_slope = self.univariate(z, self._raw(z, given))
+        x, log_slope = self.univariate(z, self._raw_parameters(z, given))
         return x, log_slope.sum(-1)
 
     def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z, log_slope = self.univariate.inverse(x, self._raw(x, given))
+        z, log_slope = self.univariate.inverse(x, self._raw_parameters(x, given))
         return z, log_slope.sum(-1)
 
 
@@ -336,18 +336,18 @@ class Coupling(Bijection):
         self.register_buffer("moving", moving, persistent=False)
         self.register_buffer("places", torch.cat((passing, moving)).argsort(), persistent=False)
 
-    def _map(self, value: Tensor, given: Tensor | None, univariate: Any) -> tuple[Tensor, Tensor]:
+    def _move_features(self, value: Tensor, given: Tensor | None, univariate: Any) -> tuple[Tensor, Tensor]:
         a, b = value.index_select(-1, self.passing), value.index_select(-1, self.moving)
         seen = a.reshape(-1, *getattr(self.network, "in_shape", a.shape[1:]))
         inputs = (seen,) if self.given_shape is None else (seen, given)
-        b, log_slope = univariate(b, _parameters(self.network, inputs, b.shape[0], self.univariate, b.shape[-1]))
+        b, log_slope = univariate(b, _parameters_of(self.network, inputs, b.shape[0], self.univariate, b.shape[-1]))
         return torch.cat((a, b), -1).index_select(-1, self.places), log_slope.sum(-1)
 
     def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._map(z, given, self.univariate)
+        return self._move_features(z, given, self.univariate)
 
     def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._map(x, given, self.univariate.inverse)
+        return self._move_features(x, given, self.univariate.inverse)
 
 
 @register
@@ -377,13 +377,13 @@ class MaskedAutoregressive(Bijection):
         self.domain = self.codomain = "unit" if univariate.unit else "real"
         self.given_shape, self.num_classes = _second_input(network)
 
-    def _raw(self, x: Tensor, given: Tensor | None) -> Tensor:
+    def _raw_parameters(self, x: Tensor, given: Tensor | None) -> Tensor:
         image = x.reshape(-1, *self.in_shape)
         inputs = (image,) if self.given_shape is None else (image, given)
-        return _parameters(self.network, inputs, x.shape[0], self.univariate, x.shape[-1])
+        return _parameters_of(self.network, inputs, x.shape[0], self.univariate, x.shape[-1])
 
     def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z, log_slope = self.univariate.inverse(x, self._raw(x, given))
+        z, log_slope = self.univariate.inverse(x, self._raw_parameters(x, given))
         return z, log_slope.sum(-1)
 
     def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -395,7 +395,7 @@ class MaskedAutoregressive(Bijection):
             one = slice(i, i + 1)
             raw = None if cache is None else cache.step(last).unsqueeze(-1)
             if raw is None or raw.shape[1] != self.univariate.num_parameters:  # in which case this raises
-                raw = self._raw(x, given)[..., one]
+                raw = self._raw_parameters(x, given)[..., one]
             x_i, log_slope = self.univariate(z[:, one], raw)
             x, log_det, last = torch.where(places == i, x_i, x), log_det + log_slope.squeeze(-1), x_i.squeeze(-1)
         return x, log_det
@@ -570,7 +570,7 @@ def _clamp_inside(x: Tensor) -> Tensor:
     return x.clamp(eps, 1 - eps)
 
 
-def _parameters(
+def _parameters_of(
     network: nn.Module, inputs: tuple[Any, ...], count: int, univariate: Univariate, num_features: int
 ) -> Tensor:
     """The network's raw parameters, (N, P, D).

@@ -107,22 +107,22 @@ class Codebook(nn.Module):
                 f"h has shape {tuple(h.shape)}, but the code vectors have size {self.num_features}: pass (*batch, D)"
             )
         # By differences: what a matrix product computes is not 0 for equal vectors.
-        flat = torch.cdist(self._flat(h), self.vectors, compute_mode="donot_use_mm_for_euclid_dist")
+        flat = torch.cdist(self._flat_encodings(h), self.vectors, compute_mode="donot_use_mm_for_euclid_dist")
         return flat.reshape(*h.shape[:-1], self.num_codes)
 
     def forward(self, h: Tensor) -> Tensor:
         k, straight_through = self.nearest(h), h - h.detach()
         if self.training and straight_through.requires_grad:
-            self._note(h, k)
+            self._note_use(h, k)
         return F.embedding(k, self.vectors) + straight_through
 
-    def _flat(self, h: Tensor) -> Tensor:
+    def _flat_encodings(self, h: Tensor) -> Tensor:
         """``(N, D)`` in the precision of the code vectors."""
         return h.detach().reshape(-1, self.num_features).to(self.running.dtype)
 
     @torch.no_grad()
-    def _note(self, h: Tensor, k: Tensor) -> None:
-        flat = self._flat(h)
+    def _note_use(self, h: Tensor, k: Tensor) -> None:
+        flat = self._flat_encodings(h)
         self.seen.index_add_(0, k.flatten(), F.pad(flat, (1, 0), value=1.0))
         edges = (flat - F.embedding(k.flatten(), self.vectors)).square().sum(-1).cumsum(0)
         places = torch.rand(self.num_codes, dtype=flat.dtype, device=h.device) * edges[-1]

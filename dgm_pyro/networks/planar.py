@@ -49,7 +49,7 @@ class _Amortized(Bijection):
             self.given_shape = as_shape(given_shape, "given_shape")
             self.network = InputEmbedding(self.given_shape, None, num_parameters)
 
-    def _raw(self, value: Tensor, given: Tensor | None) -> Tensor:
+    def _raw_parameters(self, value: Tensor, given: Tensor | None) -> Tensor:
         raw = self.raw if given is None else apply_network(self.network, given)
         return raw.expand(value.shape[0], raw.shape[-1])
 
@@ -74,7 +74,7 @@ class Planar(_Amortized):
 
     def _terms(self, value: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """w, u, b and w . u, the last above -1."""
-        w, u, b = self._raw(value, given).split((value.shape[-1], value.shape[-1], 1), -1)
+        w, u, b = self._raw_parameters(value, given).split((value.shape[-1], value.shape[-1], 1), -1)
         inner = (w * u).sum(-1, keepdim=True)
         along = SLOPE * (F.softplus(inner + math.log(math.expm1(1))) - 1)  # 0 at 0
         u = u + (along - inner) * w / w.square().sum(-1, keepdim=True).clamp_min(1e-12)
@@ -123,7 +123,7 @@ class Sylvester(_Amortized):
     def _terms(self, value: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """R and R~, (N, D, D), b, (N, D), and the vectors, (N, H, D)."""
         size, triangle = value.shape[-1], self.triangle
-        raw = self._raw(value, given)
+        raw = self._raw_parameters(value, given)
         first, second, b, v = raw.split((triangle, triangle, size, self.reflections * size), -1)
         return self._triangular(first), self._triangular(second), b, v.unflatten(-1, (self.reflections, size))
 

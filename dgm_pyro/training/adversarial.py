@@ -99,11 +99,11 @@ def divergence_bound(divergence: str, of_p: Tensor, of_q: Tensor) -> Tensor:
     Raises:
         ValueError: the divergence is none of `DIVERGENCES`.
     """
-    t, conjugate = DIVERGENCES[_known(divergence)]
+    t, conjugate = DIVERGENCES[_check_divergence(divergence)]
     return t(of_p).mean() - conjugate(of_q).mean()
 
 
-def _known(divergence: Any) -> str:
+def _check_divergence(divergence: Any) -> str:
     check_choice(divergence, DIVERGENCES, "divergence")
     return divergence
 
@@ -121,10 +121,10 @@ def draw(program: Program, num_samples: int, given: Any = None) -> Tensor:
             f"the draws of this {type(program).__name__} carry no gradient, so comparing samples cannot train "
             "it: use a dgm.Implicit, a flow, or continuous likelihoods; or an objective such as 'elbo'"
         )
-    return _scaled(program, x)
+    return _to_unit_range(program, x)
 
 
-def _scaled(program: Program, x: Tensor) -> Tensor:
+def _to_unit_range(program: Program, x: Tensor) -> Tensor:
     return to_unit(x, program.levels, parameter_of(program).dtype)
 
 
@@ -212,21 +212,21 @@ class Adversarial(HasFormula):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the critic and its optimizer, from which a stored game continues."""
-        critic, optimizer = self._prepared()
+        critic, optimizer = self._critic_and_optimizer()
         return {"critic": critic.state_dict(), "optimizer": optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`, after `prepare`."""
         check_type(state, dict, "state", "what state_dict returned")
-        critic, optimizer = self._prepared()
+        critic, optimizer = self._critic_and_optimizer()
         critic.load_state_dict(state["critic"])
         optimizer.load_state_dict(state["optimizer"])
 
     def update(self, program: Program, x: Tensor, given: Any, lr: float) -> None:
         """The critic's move: `dgm.fit` calls it before each step of the program, with its learning rate."""
-        critic, optimizer = self._prepared()
+        critic, optimizer = self._critic_and_optimizer()
         optimizer.param_groups[0]["lr"] = self.critic_lr * lr
-        real = _scaled(program, x)
+        real = _to_unit_range(program, x)
         critic.requires_grad_(True)
         for _ in range(self.critic_steps):
             with torch.no_grad():
@@ -238,8 +238,8 @@ class Adversarial(HasFormula):
 
     def critic_loss(self, real: Tensor, fake: Tensor, given: Any = None) -> Tensor:
         """The critic's loss: minus the distance that it measures, plus the penalties on its slope; a scalar."""
-        critic = self._prepared()[0]
-        loss = -self.distance(_values(critic, real, given), _values(critic, fake, given))
+        critic = self._critic_and_optimizer()[0]
+        loss = -self.distance(_critic_values(critic, real, given), _critic_values(critic, fake, given))
         if self.r1 > 0:
             loss = loss + self.r1 / 2 * slopes(critic, real, given).square().mean()
         if self.gradient_penalty > 0:
@@ -258,24 +258,24 @@ class Adversarial(HasFormula):
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
         """The program's move: its payoff per sample, and the distance that the critic sees (as ``kl``)."""
-        critic, _ = self._prepared()
+        critic, _ = self._critic_and_optimizer()
         critic.requires_grad_(False)
-        of_samples = _values(critic, draw(program, len(x), given), given)
+        of_samples = _critic_values(critic, draw(program, len(x), given), given)
         if self.game == "gan":
             payoff = F.logsigmoid(of_samples)
         else:
             payoff = of_samples if self.game == "wasserstein" else DIVERGENCES[self.game][1](of_samples)
         with torch.no_grad():
-            distance = self.distance(_values(critic, _scaled(program, x), given), of_samples)
+            distance = self.distance(_critic_values(critic, _to_unit_range(program, x), given), of_samples)
         return Bound(payoff, payoff, {program.variable: payoff}, {"critic": distance.expand_as(payoff)})
 
-    def _prepared(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def _critic_and_optimizer(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         if self.critic is None or self.optimizer is None:
             raise ValueError("the critic is not set up: pass the objective to dgm.fit, or call prepare(program) first")
         return self.critic, self.optimizer
 
 
-def _values(critic: nn.Module, x: Tensor, given: Any) -> Tensor:
+def _critic_values(critic: nn.Module, x: Tensor, given: Any) -> Tensor:
     """V(x), ``(B,)``."""
     value = apply_network(critic, x, *(() if given is None else parts_of(given)))
     if value.shape not in ((len(x), 1), (len(x),)):
@@ -287,7 +287,7 @@ def _values(critic: nn.Module, x: Tensor, given: Any) -> Tensor:
 def slopes(critic: nn.Module, x: Tensor, given: Any = None) -> Tensor:
     """|grad V| at every x, ``(B,)``, itself differentiable."""
     x = x.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(_values(critic, x, given).sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(_critic_values(critic, x, given).sum(), x, create_graph=True)
     return (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
 
 
@@ -321,7 +321,7 @@ def wgan_gp(gradient_penalty: float = 10.0) -> Adversarial:
 
 def f_gan(divergence: str = "js") -> Adversarial:
     """Against a critic, an f-divergence: kl, reverse-kl, js, pearson, hellinger."""
-    return Adversarial(_known(divergence))
+    return Adversarial(_check_divergence(divergence))
 
 
 # -- kernel scores -----------------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ class KernelScore(HasFormula):
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
-        real = _scaled(program, x).flatten(1)
+        real = _to_unit_range(program, x).flatten(1)
         if given is None:
             fake = draw(program, max(len(x), 2)).flatten(1)
             between, within = self.similarity(real, fake).mean(1), self.mean_of_pairs(fake)
@@ -455,7 +455,7 @@ class DensityRatio:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """log p(x) / q(x) in nats, ``(B,)``."""
-        return _values(self.critic, x, None)
+        return _critic_values(self.critic, x, None)
 
     def kl(self, p: Tensor) -> tuple[float, float]:
         """KL(p || q) in nats, as the mean log ratio at fresh samples of p, and its standard error.
@@ -474,7 +474,7 @@ class DensityRatio:
         """
         check_finite(p, "p")
         check_finite(q, "q")
-        t, conjugate = DIVERGENCES[_known(self.divergence if divergence is None else divergence)]
+        t, conjugate = DIVERGENCES[_check_divergence(self.divergence if divergence is None else divergence)]
         of_p, of_q = t(self(p).double()), conjugate(self(q).double())
         return (of_p.mean() - of_q.mean()).item(), math.hypot(standard_error(of_p), standard_error(of_q))
 
@@ -511,7 +511,7 @@ def density_ratio(
     >>> ratio(torch.zeros(5, 2)).shape
     torch.Size([5])
     """
-    _known(divergence)
+    _check_divergence(divergence)
     check_counts(gradient_steps=gradient_steps, batch_size=batch_size)
     check_number(lr, "lr", above=0)
     check_type(critic, nn.Module | None, "critic", "a torch.nn.Module or None")
@@ -526,7 +526,7 @@ def density_ratio(
         bounds, total = [], torch.zeros((), dtype=torch.float64, device=p.device)
         for step in range(1, gradient_steps + 1):
             batches = [x[torch.randint(len(x), (batch_size,), device=x.device)] for x in (p, q)]
-            bound = divergence_bound(divergence, *(_values(chosen, x, None) for x in batches))
+            bound = divergence_bound(divergence, *(_critic_values(chosen, x, None) for x in batches))
             optimizer.zero_grad(set_to_none=True)
             (-bound).backward()
             optimizer.step()

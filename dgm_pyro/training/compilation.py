@@ -132,7 +132,7 @@ class Loss(nn.Module):
         super().__init__()
         check_compilable(objective)
         self.terms, self.backend = Terms(program, objective), backend
-        self.scalar = _Scalar(self.terms)
+        self.scalar = _LossAlone(self.terms)
         self._parts, self._leaves = [*self.terms.modules()], [*self.terms.parameters()]
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
@@ -149,7 +149,7 @@ class Loss(nn.Module):
         """
         arguments = (x, given, observed or {}, self.terms.weights(elapsed))
         leaves = [(leaf.dtype, leaf.device, leaf.requires_grad) for leaf in self._leaves]
-        key = (_kind(arguments, 1), *[part.training for part in self._parts], *leaves)
+        key = (_graph_key(arguments, 1), *[part.training for part in self._parts], *leaves)
         graph = self._graphs.get(key)
         if graph is None or len(x) == 1:
             self.terms.program.check(x, given, values=False)
@@ -188,13 +188,13 @@ class PairLoss(nn.Module):
             CompilationError: Pyro's ELBO raises an error or warns at the pair, or a statement cannot be compiled.
         """
         _check_arguments((args, kwargs))
-        kind = (_kind((args, kwargs), 0), *[part.training for part in self._parts])
+        kind = (_graph_key((args, kwargs), 0), *[part.training for part in self._parts])
         stored = dict(pyro.get_param_store().named_parameters())
         if not set(self._names.get(kind, [""])) <= set(stored):  # the first time, or the store has been cleared
             self._names[kind] = self.terms.stated(args, kwargs)
             stored = dict(pyro.get_param_store().named_parameters())
         leaves = {name: stored[name] for name in self._names[kind]}
-        key = (kind, _kind((leaves,), 0))
+        key = (kind, _graph_key((leaves,), 0))
         if key not in self._graphs:
             example = (leaves, args, kwargs)
             self._graphs[key] = optimized(export(self.terms, example, dynamic=False), self.backend)
@@ -223,7 +223,7 @@ class Terms(nn.Module):
     def __init__(self, program: Program, objective: Objective):
         super().__init__()
         self.program, self.objective = program, objective
-        self.schedules = _schedules(objective)
+        self.schedules = _changing_fields(objective)
 
     def weights(self, elapsed: float) -> dict[str, Tensor]:
         """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over.
@@ -263,7 +263,7 @@ class Terms(nn.Module):
         }
 
 
-class _Scalar(nn.Module):
+class _LossAlone(nn.Module):
     """The loss of `Terms` alone: its graph has no unused sums."""
 
     def __init__(self, terms: Terms):
@@ -299,7 +299,7 @@ class PairTerms(nn.Module):
             with _StatedNames() as statements, heard(said, _CHECKS), validated:
                 self.elbo.loss(self.model, self.densities, *args, **kwargs)
             if said:
-                raise CompilationError(_refused(type(self.elbo).__name__, said[0]))
+                raise CompilationError(_refusal_message(type(self.elbo).__name__, said[0]))
             if isinstance(self.elbo, RenyiELBO):
                 self._check_weights(args, kwargs)
         self._names = {*statements.params, *statements.samples}
@@ -319,7 +319,7 @@ class PairTerms(nn.Module):
 
     def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         stored = dict(pyro.get_param_store().named_parameters())
-        instead = _Instead({id(stored[name]): leaf for name, leaf in leaves.items()})
+        instead = _SubstitutedTensors({id(stored[name]): leaf for name, leaf in leaves.items()})
         weighs = isinstance(self.elbo, RenyiELBO)
         elbo, times = (Trace_ELBO(), self.elbo.num_particles) if weighs else (self.elbo, 1)
         with poutine.block(), _StatedNames() as statements, instead, _without_numbers():
@@ -357,18 +357,18 @@ def _without_numbers() -> Iterator[None]:
             for name, instead in (("torch_item", detached), ("warn_if_nan", lambda value, *args: value)):
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, instead))
-        stack.enter_context(mock.patch.object(IndepMessenger, "__iter__", _counted))
+        stack.enter_context(mock.patch.object(IndepMessenger, "__iter__", _iterate_by_numbers))
         yield
 
 
-def _counted(plate: Any, iterate: Callable[[Any], Iterator[Any]] = IndepMessenger.__iter__) -> Iterator[Any]:
+def _iterate_by_numbers(plate: Any, iterate: Callable[[Any], Iterator[Any]] = IndepMessenger.__iter__) -> Iterator[Any]:
     """Iterate over a sequential plate of all data by Python numbers, of which names are made."""
     if plate.subsample_size == plate.size:
         plate._indices = range(plate.size)
     return iterate(plate)
 
 
-def _refused(elbo: str, why: Any) -> str:
+def _refusal_message(elbo: str, why: Any) -> str:
     remedy = "mend the pair"
     if elbo == "TraceMeanField_ELBO":
         remedy += ", or compile it with dgm.ELBO(analytic_kl=False)"
@@ -389,7 +389,7 @@ def _check_arguments(arguments: Any) -> None:
             )
 
 
-class _Instead(TorchFunctionMode):
+class _SubstitutedTensors(TorchFunctionMode):
     """Substitutes tensors in the arguments of every function, matched by identity.
 
     The param store hands out its own tensors, not those that stand for them while a function is traced. And Pyro's sum
@@ -435,7 +435,7 @@ def _follows_its_schedules(objective: Any) -> bool:
         return True
     if not dataclasses.is_dataclass(objective) or isinstance(objective, type):
         return False
-    schedules = _schedules(objective)
+    schedules = _changing_fields(objective)
     return all(
         dataclasses.replace(objective, **{name: schedule(elapsed) for name, schedule in schedules.items()})
         == at_progress(objective, elapsed)
@@ -443,7 +443,7 @@ def _follows_its_schedules(objective: Any) -> bool:
     )
 
 
-def _schedules(objective: Any) -> dict[str, Callable[[float], float]]:
+def _changing_fields(objective: Any) -> dict[str, Callable[[float], float]]:
     changes = hasattr(objective, "at") and dataclasses.is_dataclass(objective)
     fields = dataclasses.fields(objective) if changes else ()
     values = {field.name: getattr(objective, field.name) for field in fields}
@@ -480,13 +480,13 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
             only_torch_draws(),
             # A seventh of the time, for what no message of ours reads.
             mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True, create=True),
-            mock.patch.object(torch.autograd.Function, "apply", classmethod(_applied)),
+            mock.patch.object(torch.autograd.Function, "apply", classmethod(_in_graph_form)),
             contextlib.redirect_stderr(printed),
         ):
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         device = next((leaf.device for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)), None)
-        return _inlined(_numbers_on(_drawn_at_once(exported.module(check_guards=False)), device))
+        return _with_autocast_modules(_numbers_on(_drawn_at_once(exported.module(check_guards=False)), device))
     except CompilationError as error:
         raise CompilationError(without_table(error)) from error
     except Exception as error:
@@ -544,7 +544,7 @@ class _Autocast(nn.Module):
             return self.part(*args)
 
 
-def _inlined(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def _with_autocast_modules(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """``graph`` with the parts that run under autocast as modules.
 
     `torch.export` leaves them as an operator of its own, which `torch.compile` refuses for a second number of data.
@@ -564,7 +564,7 @@ def _inlined(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph
 
 
-def _applied(function: type, *args: Any) -> Any:
+def _in_graph_form(function: type, *args: Any) -> Any:
     """A graph holds what a `torch.autograd.Function` does forward, and would differentiate that."""
     if function is _SafeLog:
         (x,), fixed = args, args[0].detach()
@@ -628,7 +628,7 @@ def optimized(graph: nn.Module, backend: str = "inductor", *, cuda_graphs: bool 
     return _Optimized(graph, torch.compile(graph.forward, backend=backend, fullgraph=True, options=options))
 
 
-def _kind(arguments: tuple[Any, ...], first: int) -> Any:
+def _graph_key(arguments: tuple[Any, ...], first: int) -> Any:
     """The key of a graph: the arguments' structure, and the shapes of their tensors from dimension ``first`` on."""
 
     def kind(leaf: Any) -> Any:

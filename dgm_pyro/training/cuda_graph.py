@@ -51,7 +51,7 @@ class CudaGraph:
             self._record(arguments)
         if self.refused is not None:
             return self.function(*arguments)
-        for held, leaf in zip(self.held, _tensors(arguments), strict=True):
+        for held, leaf in zip(self.held, _tensor_leaves(arguments), strict=True):
             held.copy_(leaf)
         self.replay()
         return self.result
@@ -79,7 +79,7 @@ class CudaGraph:
         return result
 
     def _record(self, arguments: tuple[Any, ...]) -> None:
-        self.held = [leaf.clone() for leaf in _tensors(arguments)]
+        self.held = [leaf.clone() for leaf in _tensor_leaves(arguments)]
         leaves, structure = pytree.tree_flatten(arguments)
         copies = iter(self.held)
         held = [next(copies) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -117,7 +117,7 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def _tensor_leaves(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 

@@ -212,7 +212,7 @@ class Training:
         maximize: Any = PyroObjective(objective) if isinstance(objective, PyroELBO) else chosen(objective)
         held_out = None if validation is None else as_data(program, validation, "validation", missing=True)
         if held_out is None and options.validation is not None:
-            train, held_out = _split(train, options.validation, options.seed)
+            train, held_out = _split_validation(train, options.validation, options.seed)
         incomplete = next((part for part in (train, held_out) if part is not None and part.misses), train)
         if incomplete.misses and hasattr(maximize, "unit"):
             raise ValueError(
@@ -248,13 +248,13 @@ class Training:
         self.step = Step(maximize, self.scored, options.precision)
         self.watch = _FirstNonFinite(program.variable, self.device)
         self.codebooks = [module for module in program.modules() if isinstance(module, Codebook)]
-        self._forget()  # what a training noted that ended in an error
+        self._forget_encodings()  # what a training noted that ended in an error
         self.shuffling = torch.Generator().manual_seed(options.seed)
         unit = getattr(maximize, "unit", History.unit)
         judged_by = getattr(getattr(maximize, "validation", maximize), "unit", History.unit)
         self.history = History(unit=unit, validation_unit=judged_by)
         # The weights of the best epoch and of the last, as they were validated; at first, what the program came with.
-        self.best = self.last = _state(program)
+        self.best = self.last = _cloned_state(program)
         made = {"the objective": maximize, "the optimizer": optimizer, "the scheduler": lr_schedule}
         self._recipe = {
             **options.recipe(),
@@ -268,7 +268,7 @@ class Training:
         self._between_steps = True
         self._random: dict[str, Tensor] = {}
         self._store: Any = {"params": {}, "constraints": {}}
-        with self._apart():
+        with self._own_random_state():
             if hasattr(maximize, "prepare"):
                 maximize.prepare(program)
 
@@ -307,14 +307,14 @@ class Training:
         start, history = time.perf_counter(), self.history
         number, before, patience = len(history.epochs) + 1, history.seconds, self.options.early_stopping
         loss = None
-        with self._apart():
+        with self._own_random_state():
             with products_in("tf32") if self.options.precision == "tf32" else contextlib.nullcontext():
                 paused = self._train(number, pause or (lambda: False), start)
             if not paused:
                 self.processes.agree(self.program.buffers())  # those that follow the data have followed other data
                 with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
                     loss = None if self.held_out is None else self._validate(number)
-                    self.last = _state(self.program)
+                    self.last = _cloned_state(self.program)
         history.seconds = before + time.perf_counter() - start
         if not paused:
             if loss is None or loss < history.best_loss:
@@ -335,9 +335,9 @@ class Training:
             RuntimeError: a step was interrupted, or the context has been left.
         """
         self._require_between_steps()
-        return self._parts()
+        return self._local_state()
 
-    def _parts(self) -> dict[str, Any]:
+    def _local_state(self) -> dict[str, Any]:
         return {
             "recipe": self._recipe | {"the digest of the data": self._digest},
             "taken": self.taken,
@@ -362,7 +362,7 @@ class Training:
                 its state is missing. Nothing has been changed.
         """
         check_type(state, dict, "state", "what state_dict returned")
-        own = self._parts()
+        own = self._local_state()
         missing = [part for part in own if part not in state]
         if missing:
             raise ValueError(f"state has no {', '.join(map(repr, missing))}: pass what state_dict returned")
@@ -370,7 +370,9 @@ class Training:
         if changed:
             raise ValueError(f"the state is of another training ({'; '.join(changed)}): make this one alike")
         for part in ("program", "best"):
-            changed = changes(_kinds(state[part]), _kinds(self.last)) or sorted(state[part].keys() - self.last.keys())
+            changed = changes(_dtypes_and_shapes(state[part]), _dtypes_and_shapes(self.last)) or sorted(
+                state[part].keys() - self.last.keys()
+            )
             if changed:
                 raise ValueError(
                     f"the state is of another program (in {part!r}, {'; '.join(changed)}): make this one alike"
@@ -395,7 +397,7 @@ class Training:
         self._store = {"params": state["params"], "constraints": dict.fromkeys(state["params"], constraints.real)}
         self.history = History.from_dict(state["history"])
         with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
-            self.last = _state(self.program)
+            self.last = _cloned_state(self.program)
         self._between_steps = True
 
     def _require_between_steps(self) -> None:
@@ -420,7 +422,7 @@ class Training:
         }
 
     @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
+    def _own_random_state(self) -> Iterator[None]:
         """The training's own random state and param store in the place of the caller's; Pyro's validation off."""
         with (
             differentiating("a training"),
@@ -446,15 +448,15 @@ class Training:
         self.program.train()
         end = min(epoch * (options.validate_every or self.steps_per_epoch), self.steps)
         while self.taken < end and not paused and not self.history.out_of_time:
-            step, rows = self.taken + 1, self._rows()
+            step, rows = self.taken + 1, self._next_rows()
             # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
             if not self.step.prepared and (step > 1 or processes.world_size > 1):
-                self._prepare(rows, first=step == 1)
+                self._prepare_step(rows, first=step == 1)
             if self.scheduler is None:
                 for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
-                    set_lr(group, lr * self._rate(step))
+                    set_lr(group, lr * self._lr_factor(step))
             if self.graph is not None and len(rows) == options.batch_size:
-                sums = self.graph(self._batch(rows), self.step.weights(self._elapsed(step)))
+                sums = self.graph(self._batch_arguments(rows), self.step.weights(self._elapsed(step)))
                 self._see_graph()
                 skipped = False
             else:
@@ -470,9 +472,9 @@ class Training:
                 watch.check(epoch, processes)
             if skipped:
                 self.history.skipped += 1
-                self._forget()
+                self._forget_encodings()
             else:
-                self._follow()
+                self._move_codebooks()
             if self.scheduler is not None:
                 self.scheduler.step()
             if self.average is not None:
@@ -485,14 +487,14 @@ class Training:
         watch.check(epoch, processes)
         return paused and not self.history.out_of_time
 
-    def _prepare(self, rows: Tensor, *, first: bool) -> None:
+    def _prepare_step(self, rows: Tensor, *, first: bool) -> None:
         """Compile the step, join with the other processes, and record it at the next calls."""
         options = self.options
         compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
         records = self._can_be_recorded()
         whole = rows if len(rows) == options.batch_size else self._batches[0]
         self.step.prepare(
-            functools.partial(self._batch, whole),
+            functools.partial(self._batch_arguments, whole),
             self.processes,
             compiling,
             first=first,
@@ -500,7 +502,7 @@ class Training:
             cuda_graphs=not records and self.processes.world_size == 1,
         )
         self.history.compiled = self.step.compiled
-        self._forget()  # the example was no step
+        self._forget_encodings()  # the example was no step
         if records:
             self._make_graph()
 
@@ -556,7 +558,7 @@ class Training:
     def _seconds_since(self, start: float) -> float:
         return self.history.seconds + time.perf_counter() - start
 
-    def _rows(self) -> Tensor:
+    def _next_rows(self) -> Tensor:
         """The data of the next step."""
         place = self.taken % self.steps_per_epoch
         if place == 0:
@@ -573,7 +575,7 @@ class Training:
         weights, whole = self.step.weights(self._elapsed(step)), len(rows) == options.batch_size
         found = []
         for part in parts:
-            batch, weight = self._batch(part), len(part) / len(share)
+            batch, weight = self._batch_arguments(part), len(part) / len(share)
             if hasattr(self.objective, "update"):
                 self.objective.update(self.program, *batch[:2], self.optimizer.param_groups[0]["lr"])
             alike = whole and len(part) == len(parts[0])
@@ -585,24 +587,24 @@ class Training:
             for kind, terms in found[0].items()
         }
 
-    def _follow(self) -> None:
+    def _move_codebooks(self) -> None:
         """Let the codebooks follow what all processes have encoded in this step."""
         for codebook in self.codebooks:
             self.processes.total(codebook.seen)
             self.processes.agree([codebook.fresh])
             codebook.follow()
 
-    def _forget(self) -> None:
+    def _forget_encodings(self) -> None:
         for codebook in self.codebooks:
             codebook.forget()
 
-    def _rate(self, step: int) -> float:
+    def _lr_factor(self, step: int) -> float:
         """The learning rate of a step, as a share of the option's: warmed up, and falling as the schedule says."""
         falls = self.options.lr_schedule == "cosine"
         falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)) if falls else 1.0
         return min(1.0, step / max(1, self.steps // 50)) * falling
 
-    def _batch(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
+    def _batch_arguments(self, rows: Tensor) -> tuple[Tensor, Any, dict[str, Tensor]]:
         batch = self.data[rows]
         return self.scored.arguments(batch if self.augment is None else batch.replaced(x=self.augment(batch.x)))
 
@@ -739,15 +741,15 @@ def fit(
         lr_schedule=None if isinstance(lr_schedule, str) else lr_schedule,
     )
     with contextlib.ExitStack() as stack:
-        states = _states(training, resume, stack)
+        states = _resume_states(training, resume, stack)
         stack.enter_context(training)
         if states is not None:
             stack.enter_context(states.of(training))
-        _run(training, states, trackers if training.processes.writes else (), progress)
+        _run_epochs(training, states, trackers if training.processes.writes else (), progress)
     return training.history
 
 
-def _states(training: Training, resume: Any, stack: contextlib.ExitStack) -> States | None:
+def _resume_states(training: Training, resume: Any, stack: contextlib.ExitStack) -> States | None:
     """Continue from what ``resume`` names; the states to be stored, if they are."""
     if resume is None:
         return None
@@ -767,7 +769,7 @@ def _states(training: Training, resume: Any, stack: contextlib.ExitStack) -> Sta
     return states
 
 
-def _run(training: Training, states: States | None, trackers: Sequence[Tracker], progress: bool) -> None:
+def _run_epochs(training: Training, states: States | None, trackers: Sequence[Tracker], progress: bool) -> None:
     """All epochs that are left."""
     options, done = training.options, training.taken
     unit, total = ("epoch", options.epochs) if options.gradient_steps is None else ("step", training.steps)
@@ -786,7 +788,7 @@ def _run(training: Training, states: States | None, trackers: Sequence[Tracker],
             while not training.finished:
                 epoch = training.advance(None if states is None else states.pause)
                 if epoch is not None:
-                    bar.set_postfix_str(_describe(training.history), refresh=False)
+                    bar.set_postfix_str(_epoch_line(training.history), refresh=False)
                     bar.update(1 if unit == "epoch" else training.taken - done)
                     done = training.taken
                     for tracker in trackers:
@@ -903,21 +905,21 @@ class _Average:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        self._swap()
+        self._swap_weights()
         try:
             yield
         finally:
-            self._swap()
+            self._swap_weights()
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def _swap_weights(self) -> None:
         for live, mean in zip(self.live, self.mean, strict=True):
             kept = live.detach().clone()
             live.copy_(mean)
             mean.copy_(kept)
 
 
-def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
+def _split_validation(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
     if not 0 < round(fraction * len(data)) < len(data):
         raise ValueError(
             f"validation={fraction} of {len(data)} data leaves one side empty: pass validation=None to train on all "
@@ -954,15 +956,15 @@ def _check_labels(program: Program, data: Data | None, objective: Objective) -> 
             )
 
 
-def _kinds(weights: dict[str, Tensor]) -> dict[str, str]:
+def _dtypes_and_shapes(weights: dict[str, Tensor]) -> dict[str, str]:
     return {name: f"{value.dtype} {tuple(value.shape)}" for name, value in weights.items()}
 
 
-def _state(program: Program) -> dict[str, Tensor]:
+def _cloned_state(program: Program) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in program.state_dict().items()}
 
 
-def _describe(history: History) -> str:
+def _epoch_line(history: History) -> str:
     epoch = history.epochs[-1]
     text = f"loss {epoch.loss:.3f} {history.unit.removesuffix(' per datum')}"
     if epoch.validation is None:

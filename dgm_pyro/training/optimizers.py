@@ -28,9 +28,9 @@ def optimizer_of(
         TypeError: the factory makes something else.
     """
     if factory is not None:
-        return _made(factory(parameters), Optimizer, "optimizer")
+        return _check_made(factory(parameters), Optimizer, "optimizer")
     name, given = call_of(options.optimizer, "optimizer")
-    cls = _class(torch.optim, name, Optimizer, "optimizer")
+    cls = _class_by_name(torch.optim, name, Optimizer, "optimizer")
     if inspect.signature(cls.step).parameters["closure"].default is inspect.Parameter.empty:
         raise ValueError(f"optimizer {name!r} evaluates the loss several times in a step: choose another, like 'AdamW'")
     given = {"lr": options.lr, **given}
@@ -40,7 +40,7 @@ def optimizer_of(
         raise ValueError(f"weight_decay is {options.weight_decay}, but {name} has none")
     if name == "AdamW":
         given = {"fused": True, **given}
-    return _call(cls, parameters, given, options.optimizer, "optimizer")
+    return _construct(cls, parameters, given, options.optimizer, "optimizer")
 
 
 def scheduler_of(
@@ -48,15 +48,17 @@ def scheduler_of(
 ) -> LRScheduler | None:
     """The scheduler that a factory or the options name; None where the schedule is ours. Raises as `optimizer_of`."""
     if factory is not None:
-        return _made(factory(optimizer), LRScheduler, "lr_schedule")
+        return _check_made(factory(optimizer), LRScheduler, "lr_schedule")
     if options.lr_schedule in LR_SCHEDULES:
         return None
     name, given = call_of(options.lr_schedule, "lr_schedule")
-    cls = _class(torch.optim.lr_scheduler, name, LRScheduler, "lr_schedule", *LR_SCHEDULES)
-    return _made(_call(cls, optimizer, given, options.lr_schedule, "lr_schedule"), LRScheduler, "lr_schedule")
+    cls = _class_by_name(torch.optim.lr_scheduler, name, LRScheduler, "lr_schedule", *LR_SCHEDULES)
+    return _check_made(
+        _construct(cls, optimizer, given, options.lr_schedule, "lr_schedule"), LRScheduler, "lr_schedule"
+    )
 
 
-def _class(module: Any, name: str, kind: type, argument: str, *others: str) -> Any:
+def _class_by_name(module: Any, name: str, kind: type, argument: str, *others: str) -> Any:
     names = {each for each, cls in vars(module).items() if inspect.isclass(cls) and issubclass(cls, kind)}
     names -= {kind.__name__, "_LRScheduler", "ReduceLROnPlateau"}
     if name not in names:
@@ -64,14 +66,14 @@ def _class(module: Any, name: str, kind: type, argument: str, *others: str) -> A
     return getattr(module, name)
 
 
-def _call(cls: Any, first: Any, given: dict[str, Any], text: str, argument: str) -> Any:
+def _construct(cls: Any, first: Any, given: dict[str, Any], text: str, argument: str) -> Any:
     try:
         return cls(first, **given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{argument} {text!r} cannot be made: {error}") from error
 
 
-def _made(thing: Any, kind: type, argument: str) -> Any:
+def _check_made(thing: Any, kind: type, argument: str) -> Any:
     if not isinstance(thing, kind) or isinstance(thing, ReduceLROnPlateau):
         raise TypeError(
             f"{argument} must make a torch {kind.__name__} that steps without a metric, got {type(thing).__name__}"

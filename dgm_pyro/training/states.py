@@ -68,7 +68,7 @@ class States:
     def write(self) -> None:
         """Store the state of the training."""
         start, processes = time.monotonic(), process_group()
-        content = _packed(self.training.state_dict())
+        content = _packed_state(self.training.state_dict())
         digest = hashlib.sha256(content)
         write_file(self.folder / _part_name(digest.hexdigest()), content)
         digests = processes.digests(digest.digest(), self.training.device)
@@ -96,7 +96,7 @@ class States:
         self.training, self.minutes, self.steps = training, training.options.checkpoint_minutes, training.taken
         if training.taken == 0:
             self.write()
-        with noted(self._note):
+        with noted(self._note_signal):
             yield
 
     def pause(self) -> bool:
@@ -124,7 +124,7 @@ class States:
             message = f"interrupted after step {training.taken} of {training.steps}, which is stored: {self.advice}"
             raise Interrupted(message, 128 + (self.signal or signal.SIGTERM))
 
-    def _note(self, number: int) -> None:
+    def _note_signal(self, number: int) -> None:
         self.signal = number
 
 
@@ -155,16 +155,16 @@ def _part_name(digest: str) -> str:
     return f"state-{digest[:12]}.safetensors"
 
 
-def _packed(state: dict[str, Any]) -> bytes:
-    tree, tensors = checkpoint.encoded(_plain(state))
+def _packed_state(state: dict[str, Any]) -> bytes:
+    tree, tensors = checkpoint.encoded(_as_plain_dicts(state))
     return safetensors.torch.save(tensors, {"tree": json.dumps(tree, allow_nan=False)})
 
 
-def _plain(tree: Any) -> Any:
+def _as_plain_dicts(tree: Any) -> Any:
     """Dicts in the place of what torch makes of them."""
     if isinstance(tree, dict):
-        return {name: _plain(value) for name, value in tree.items()}
-    return [_plain(value) for value in tree] if isinstance(tree, list) else tree
+        return {name: _as_plain_dicts(value) for name, value in tree.items()}
+    return [_as_plain_dicts(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _read_part(folder: Path, part: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Step:
     def __init__(self, objective: Any, program: Program, precision: str):
         self.program, self.objective, self.precision = program, objective, precision
         self.terms = None if isinstance(objective, PyroObjective) else Terms(program, objective)
-        self.loss: Any = None if self.terms is None else _ByKind(self.terms)
+        self.loss: Any = None if self.terms is None else _WholeOrPartBatch(self.terms)
         self.prepared = self.compiled = False
 
     def prepare(
@@ -111,7 +111,7 @@ class Step:
             example = batch()
             share = pytree.tree_map_only(Tensor, lambda all: processes.share(all).tensor_split(parts)[0], example)
             if processes.world_size > 1 and first:
-                with self._networks():  # what layers set up by their first batch, they set up alike
+                with self._networks_in_precision():  # what layers set up by their first batch, they set up alike
                     self.terms(*example, self.terms.weights(0.0))
             if compile:
                 try:
@@ -134,7 +134,7 @@ class Step:
 
     def _compile(self, terms: Terms, example: tuple[Any, ...], cuda_graphs: bool) -> Any:
         check_compilable(self.objective)
-        with self._networks():  # their precision is part of the graph
+        with self._networks_in_precision():  # their precision is part of the graph
             whole = optimized(export(terms, example), cuda_graphs=cuda_graphs)
         before = [buffer.clone() for buffer in self.program.buffers()]
         loss = whole(*example)["loss"][""]
@@ -163,19 +163,19 @@ class Step:
             whole: whether the batch is as large as that of `prepare`.
         """
         if self.terms is None:
-            with self._networks():
+            with self._networks_in_precision():
                 return self.objective.sums(self.program, *batch)
-        with self._networks():
+        with self._networks_in_precision():
             sums = self.loss(whole, *batch, weights)
         loss = weight * sums["loss"][""]
         loss.backward()
         return {**sums, "loss": {"": loss.detach()}}
 
-    def _networks(self) -> Any:
+    def _networks_in_precision(self) -> Any:
         return networks_in(torch.bfloat16 if self.precision == "bf16" else None)
 
 
-class _ByKind(nn.Module):
+class _WholeOrPartBatch(nn.Module):
     """One loss for whole batches, which may be compiled for their size, and one for others; of the same parameters."""
 
     def __init__(self, loss: nn.Module):

@@ -151,8 +151,8 @@ class Typicality:
     """
 
     def __init__(self, nll: NegativeLogLikelihood | Program, reference: Tensor | Data):
-        self.nll = _nll(nll)
-        self.entropy = self.nll(_x(reference, "reference")).mean().item()
+        self.nll = _as_nll(nll)
+        self.entropy = self.nll(_as_tensor(reference, "reference")).mean().item()
 
     def __call__(self, x: Tensor) -> Tensor:
         return (self.nll(x) - self.entropy).abs()
@@ -172,7 +172,7 @@ class Ratio:
     """
 
     def __init__(self, nll: NegativeLogLikelihood | Program, background: NegativeLogLikelihood | Program):
-        self.nll, self.background = _nll(nll), _nll(background, "background")
+        self.nll, self.background = _as_nll(nll), _as_nll(background, "background")
         ours, theirs = self.nll.program.measure, self.background.program.measure
         if ours != theirs:
             raise ValueError(f"the program is a {ours}, but the background is a {theirs}: train both on the same data")
@@ -190,7 +190,7 @@ class Complexity:
     """
 
     def __init__(self, nll: NegativeLogLikelihood | Program, compressor: str = "png"):
-        self.nll, self.compressor = _nll(nll), compressor
+        self.nll, self.compressor = _as_nll(nll), compressor
         levels = self.nll.program.levels
         if levels is None or levels > 256:
             what = "a density on reals" if levels is None else f"a mass on {levels} levels"
@@ -213,7 +213,7 @@ class WAIC:
 
     def __init__(self, ensemble: Sequence[NegativeLogLikelihood | Program]):
         check_type(ensemble, Sequence, "ensemble", "a sequence of programs")
-        self.ensemble = [_nll(each, "ensemble") for each in ensemble]
+        self.ensemble = [_as_nll(each, "ensemble") for each in ensemble]
         if len(self.ensemble) < 2:
             raise ValueError(f"ensemble has {len(self.ensemble)} program(s), but a variance needs at least 2")
 
@@ -254,12 +254,12 @@ class PosteriorKL:
         return torch.cat(parts)
 
 
-def _nll(nll: NegativeLogLikelihood | Program, argument: str = "nll") -> NegativeLogLikelihood:
+def _as_nll(nll: NegativeLogLikelihood | Program, argument: str = "nll") -> NegativeLogLikelihood:
     check_type(nll, (NegativeLogLikelihood, Program), argument, "a NegativeLogLikelihood or a dgm.Program")
     return nll if isinstance(nll, NegativeLogLikelihood) else NegativeLogLikelihood(nll)
 
 
-def _x(data: Tensor | Data, argument: str = "x") -> Tensor:
+def _as_tensor(data: Tensor | Data, argument: str = "x") -> Tensor:
     if isinstance(data, Data):
         check_whole(data, "a score")
     x = data.x if isinstance(data, Data) else data
@@ -344,7 +344,7 @@ class Detector:
             ValueError: the rate is out of range, the reference is too small for it, or a score is not finite.
         """
         check_number(false_alarm_rate, "false_alarm_rate", above=0, at_most=1)
-        scores = self._scores(_x(reference, "reference"))
+        scores = self._checked_scores(_as_tensor(reference, "reference"))
         rank = math.ceil((len(scores) + 1) * (1 - false_alarm_rate) - 1e-9)  # 100 * (1 - 0.99) is 1.0000000000000009
         if not 1 <= rank <= len(scores):
             need = math.ceil(1 / false_alarm_rate - 1e-9) - 1
@@ -364,8 +364,8 @@ class Detector:
         """
         if self.threshold is None:
             raise ValueError("the detector has no threshold yet: call detector.calibrate(reference_data) first")
-        scores = self._scores(_x(x))
-        return scores - _rounding(scores) > self.threshold
+        scores = self._checked_scores(_as_tensor(x))
+        return scores - _rounding_error(scores) > self.threshold
 
     def p_values(self, x: Tensor | Data) -> Tensor:
         """Conformal p-values, ``(N,)``: the share of the reference data, x itself counted in, that score no lower.
@@ -374,11 +374,11 @@ class Detector:
         """
         if self.threshold is None:
             raise ValueError("the detector has no reference yet: call detector.calibrate(reference_data) first")
-        scores = self._scores(_x(x))
-        below = torch.searchsorted(self.reference, scores - _rounding(scores))
+        scores = self._checked_scores(_as_tensor(x))
+        below = torch.searchsorted(self.reference, scores - _rounding_error(scores))
         return (1 + len(self.reference) - below) / (1 + len(self.reference))
 
-    def _scores(self, x: Tensor) -> Tensor:
+    def _checked_scores(self, x: Tensor) -> Tensor:
         scores = self.score(x).detach().double().cpu()
         if scores.shape != x.shape[:1]:
             raise ValueError(f"the score returned shape {tuple(scores.shape)} for {len(x)} data: return one per datum")
@@ -387,7 +387,7 @@ class Detector:
         return scores
 
 
-def _rounding(scores: Tensor) -> Tensor:
+def _rounding_error(scores: Tensor) -> Tensor:
     """Largest difference by rounding between scores of equal data: batches multiply matrices in another order."""
     return ROUNDING * scores.abs().clamp(min=1)
 
@@ -578,7 +578,7 @@ def detect(
     for each in ensemble:
         check_program(each, "ensemble")
     check_count(num_particles, "num_particles")
-    x, kept = _x(x), _x(normal, "normal")
+    x, kept = _as_tensor(x), _as_tensor(normal, "normal")
     if len(kept) < 2:
         raise ValueError("normal has one datum: pass at least two, to calibrate on and to measure on")
     order = torch.randperm(len(kept), generator=generator(seed))

@@ -76,13 +76,13 @@ __all__ = [
 
 def accuracy(probabilities: Tensor, y: Tensor) -> float:
     """Share of the data whose most probable class is the true one."""
-    _check(probabilities, y)
+    _check_predictions(probabilities, y)
     return (probabilities.argmax(-1) == y.to(probabilities.device)).double().mean().item()
 
 
 def nll(probabilities: Tensor, y: Tensor) -> tuple[float, float]:
     """Mean of -log p(y | x) in nats, and its standard error; infinite if a true class was held impossible."""
-    _check(probabilities, y)
+    _check_predictions(probabilities, y)
     values = -probabilities.double().gather(-1, y.to(probabilities.device).long()[:, None])[:, 0].log()
     return values.mean().item(), standard_error(values)
 
@@ -128,7 +128,7 @@ def reliability(probabilities: Tensor, y: Tensor, bins: int = 15) -> Reliability
         y: the true labels, ``(N,)``.
         bins: of equal width; a confidence on an edge belongs to the bin below.
     """
-    _check(probabilities, y)
+    _check_predictions(probabilities, y)
     check_count(bins, "bins")
     confidence, guess = probabilities.detach().cpu().double().max(-1)
     right = (guess == y.cpu()).double()
@@ -187,7 +187,7 @@ def risk_coverage(correct: Tensor, uncertainty: Tensor) -> RiskCoverage:
     return RiskCoverage((kept / len(uncertainty))[ends], (wrong / kept)[ends])
 
 
-def _check(probabilities: Tensor, y: Tensor) -> None:
+def _check_predictions(probabilities: Tensor, y: Tensor) -> None:
     check_finite(probabilities, "probabilities")
     if probabilities.dim() != 2 or not len(probabilities):
         raise ValueError(f"probabilities has shape {tuple(probabilities.shape)}: pass (N, classes)")
@@ -279,7 +279,7 @@ class Bayesian:
         optimizer = ClippedAdam({"lr": lr, "lrd": 0.01 ** (1 / steps), "clip_norm": 10.0})
         bound = TraceMeanField_ELBO() if isinstance(self.guide, (AutoNormal, AutoDelta)) else Trace_ELBO()
         svi, shuffling = SVI(self.model, self.guide, optimizer, bound), generator(seed)
-        with _alone(seed, x.device):
+        with _isolated_from_pyro(seed, x.device):
             for _ in range(epochs):
                 batches = torch.randperm(len(x), generator=shuffling).split(batch_size)
                 losses = [svi.step(x[rows], y[rows]) / len(x) for rows in batches]
@@ -298,7 +298,7 @@ class Bayesian:
         if not self.losses:
             raise ValueError("this Bayesian has no q(w) yet: call its fit first")
         drawn = []
-        with _alone(seed, x.device), poutine.block():
+        with _isolated_from_pyro(seed, x.device), poutine.block():
             for _ in range(num_samples):
                 with torch.no_grad():
                     weights = poutine.trace(self.guide).get_trace(x[:1])
@@ -323,7 +323,7 @@ class Bayesian:
 
 
 @contextlib.contextmanager
-def _alone(seed: int, device: torch.device) -> Iterator[None]:
+def _isolated_from_pyro(seed: int, device: torch.device) -> Iterator[None]:
     """A separate random state and param store: AutoGuides of one class would share the store's entries."""
     with seeded(seed, device), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         yield

@@ -161,7 +161,7 @@ def log_class_probabilities(classifier: Classifier, x: Tensor, num_particles: in
     if isinstance(classifier, Labeled):
         return classifier.log_joint(x, num_particles).log_softmax(0).movedim(0, -1)
     if isinstance(classifier, Discriminative):
-        return classifier.labels(x).logits
+        return classifier.classifier(x).logits
     if isinstance(classifier, Program):
         raise TypeError(
             f"classifier is a {type(classifier).__name__}, which has no p(y | x): pass a Labeled or a Discriminative"

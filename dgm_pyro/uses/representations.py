@@ -146,7 +146,7 @@ def encode(
     check_count(batch_size, "batch_size")
     check_dense(x, "x")
     where = program_device(program)
-    program.check(x.to(where), _to(given, where))
+    program.check(x.to(where), _given_rows(given, where))
 
     def of(x: Tensor, given: Any) -> Tensor:
         with noise.per_datum(x, seed):
@@ -186,7 +186,7 @@ def decode(
     check_count(batch_size, "batch_size")
     check_dense(z, "z")
     where = program_device(program)
-    site = program.check_code(z.to(where), _to(given, where), site)
+    site = program.check_code(z.to(where), _given_rows(given, where), site)
 
     def of(z: Tensor, given: Any) -> Tensor:
         return program.decode(z, given, site=site, draw=draw)
@@ -208,11 +208,11 @@ def _in_batches(
         starts = range(0, len(rows), batch_size)
         for start in tqdm(starts, desc="codes", unit="batch", disable=not progress, leave=False):
             part = slice(start, start + batch_size)
-            found.append(of(rows[part].to(where), _to(given, where, part)).cpu())
+            found.append(of(rows[part].to(where), _given_rows(given, where, part)).cpu())
     return torch.cat(found)
 
 
-def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
+def _given_rows(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
     def moved(part: Any) -> Tensor:
         check_dense(part, "given")
         return part[rows].to(where)
@@ -225,7 +225,7 @@ def _to(given: Any, where: torch.device, rows: slice = slice(None)) -> Any:
 
 def line(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
     """Evenly spaced points on the line from each a to each b, ends included, ``(num_points, N, *shape)``."""
-    t = _shares(a, b, num_points)
+    t = _curve_positions(a, b, num_points)
     return torch.where(t == 1, b, a + t * (b - a))
 
 
@@ -235,7 +235,7 @@ def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
     The length goes with the angle from that of a to that of b. Codes in the same or in opposite directions have no
     unique arc and get the line.
     """
-    t = _shares(a, b, num_points)
+    t = _curve_positions(a, b, num_points)
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     lengths = flat_a.norm(dim=1) * flat_b.norm(dim=1)
     cosine = ((flat_a * flat_b).sum(1) / torch.where(lengths > 0, lengths, 1.0)).clamp(-1, 1)
@@ -251,7 +251,7 @@ CURVES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "s
 """Ways from one code to another, by name."""
 
 
-def _shares(a: Tensor, b: Tensor, num_points: int) -> Tensor:
+def _curve_positions(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     check_count(num_points, "num_points", at_least=2)
     check_finite(a, "a")
     check_finite(b, "b")
@@ -399,8 +399,8 @@ def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float
     from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    classifier.fit(_features(train), train_y.cpu().numpy())
-    return float(classifier.score(_features(test), test_y.cpu().numpy()))
+    classifier.fit(_as_feature_rows(train), train_y.cpu().numpy())
+    return float(classifier.score(_as_feature_rows(test), test_y.cpu().numpy()))
 
 
 def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbors: int = 5) -> float:
@@ -412,8 +412,8 @@ def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbors:
     if neighbors > len(train):
         raise ValueError(f"neighbors is {neighbors}, but there are {len(train)} training data")
     classifier = KNeighborsClassifier(neighbors)
-    classifier.fit(_features(train), train_y.cpu().numpy())
-    return float(classifier.score(_features(test), test_y.cpu().numpy()))
+    classifier.fit(_as_feature_rows(train), train_y.cpu().numpy())
+    return float(classifier.score(_as_feature_rows(test), test_y.cpu().numpy()))
 
 
 def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
@@ -425,7 +425,7 @@ def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
     check_count(num_clusters, "num_clusters")
     if num_clusters > len(z):
         raise ValueError(f"num_clusters is {num_clusters}, but there are {len(z)} codes: use fewer")
-    found = KMeans(num_clusters, n_init=10, random_state=seed % 2**32).fit_predict(_features(z))
+    found = KMeans(num_clusters, n_init=10, random_state=seed % 2**32).fit_predict(_as_feature_rows(z))
     return torch.from_numpy(found).long()
 
 
@@ -520,7 +520,7 @@ def _check_codes(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -
             raise ValueError(f"{name}_y holds unknown labels (-1), which are no class: drop those rows")
 
 
-def _features(z: Tensor) -> Any:
+def _as_feature_rows(z: Tensor) -> Any:
     return z.detach().cpu().double().reshape(len(z), -1).numpy()
 
 
@@ -604,10 +604,10 @@ def represent(
         for name, (seen, unseen) in {site: (coded(train), z), "x": (train.x, points.x)}.items():
             quality[name] = assess(seen, train.y, unseen, points.y, seed=seed)
     used = units(program, points[:512], seed=seed) if isinstance(core_of(program), VAE) and len(z) > 1 else {}
-    return Representation(site, z, points.y, _form(program, site, z), quality, used)
+    return Representation(site, z, points.y, _describe_code(program, site, z), quality, used)
 
 
-def _form(program: Program, site: str, z: Tensor) -> str:
+def _describe_code(program: Program, site: str, z: Tensor) -> str:
     size, values, prior = z[0].numel(), z.shape[-1], program.codes()[site]
     if not is_discrete(program, site):
         return f"{size} features"

@@ -167,7 +167,7 @@ def test_the_comparison_holds_what_the_programs_say(digits):
     shuffled = generative.class_probabilities(corruptions.shuffle_pixels(test.x)).max(1).values
     assert compared.shuffled["generative"] == pytest.approx(shuffled.mean().item(), abs=1e-6)
     for name, probabilities in compared.probabilities.items():
-        right = (probabilities.argmax(1) == compared.labels).double().reshape(len(comparison.NOISE), -1).mean(1)
+        right = (probabilities.argmax(1) == compared.y).double().reshape(len(comparison.NOISE), -1).mean(1)
         assert right.tolist() == pytest.approx(compared.accuracy[name])
     assert json.dumps(compared.metrics(), allow_nan=False)
 

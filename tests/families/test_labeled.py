@@ -520,7 +520,7 @@ def test_discriminative_fits_as_plain_torch_does():
     x, y = torch.randn(64, 2), torch.randint(3, (64,))
     start = nn.Linear(2, 3)
     program = dgm.Discriminative(dgm.Categorical((), 3, nn.Linear(2, 3)))
-    program.labels.network.load_state_dict(start.state_dict())
+    program.classifier.network.load_state_dict(start.state_dict())
     dgm.fit(
         program,
         dgm.Data(x, y),
@@ -536,8 +536,8 @@ def test_discriminative_fits_as_plain_torch_does():
         optimizer.zero_grad()
         F.cross_entropy(start(x), y).backward()
         optimizer.step()
-    torch.testing.assert_close(program.labels.network.weight, start.weight, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(program.labels.network.bias, start.bias, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(program.classifier.network.weight, start.weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(program.classifier.network.bias, start.bias, rtol=1e-6, atol=1e-8)
 
 
 def test_generative_and_discriminative_agree_where_both_are_right():
@@ -592,9 +592,9 @@ def test_discriminative_of_reals_refuses_nan_and_leaves_integers_to_its_network(
 
 
 def test_discriminative_refuses_what_is_none():
-    with pytest.raises(TypeError, match="labels must be a Categorical of event_shape"):
+    with pytest.raises(TypeError, match="classifier must be a Categorical of event_shape"):
         dgm.Discriminative(dgm.Categorical((), 3))
-    with pytest.raises(TypeError, match="labels must be a Categorical of event_shape"):
+    with pytest.raises(TypeError, match="classifier must be a Categorical of event_shape"):
         dgm.Discriminative(dgm.Categorical(2, 3, nn.Linear(2, 6)))
     program = dgm.Discriminative(classifier())
     with pytest.raises(ValueError, match="models labels, but the data have no y"):

@@ -190,7 +190,7 @@ def test_training_lifts_the_bound_of_digits():
     digits, test = (dgm.data.load("digits-binary", split) for split in ("train", "test"))
     pixels = dgm.build("pixels", digits)
     dgm.fit(pixels, digits, epochs=20, lr=0.1, validation=None, progress=False, compile=False)
-    program = dgm.build("vq-vae", digits, prior="codes-uniform", hidden=(128,))
+    program = dgm.build("vae", digits, prior="codes-uniform", hidden=(128,))
     dgm.fit(program, digits, "annealed:0.6", epochs=30, validation=None, progress=False, compile=False)
     gain, error = dgm.evaluate(program, test).minus(dgm.evaluate(pixels, test))
     assert gain > 4.5 * error

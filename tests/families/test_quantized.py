@@ -95,7 +95,7 @@ def test_a_codebook_is_shared_and_follows_the_training():
 
 
 def test_a_batch_in_parts_moves_the_codebook_alike(float64, monkeypatch):
-    monkeypatch.setattr(Codebook, "_note", no_resets(Codebook._note))
+    monkeypatch.setattr(Codebook, "_note_use", no_resets(Codebook._note_use))
     whole, parts = (trained(accumulate=count).encoder.codebook.running for count in (1, 2))
     torch.testing.assert_close(whole, parts)
 

@@ -17,7 +17,7 @@ from dgm_pyro import cli, plots
 from dgm_pyro.experiments import inference
 from dgm_pyro.families import autoguide
 from dgm_pyro.infer import Chains, compare, train_guide
-from dgm_pyro.infer.compare import _distances, _sandwich
+from dgm_pyro.infer.compare import _anneal_both_ways, _distances
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -103,11 +103,11 @@ def test_annealing_back_bounds_the_evidence_from_exact_draws_alone():
     posterior, truth = dgm.Posterior(conjugate, Y), evidence(Y)
     torch.manual_seed(0)
     exact = dist.Normal(VARIANCE * Y.sum() / 0.25, VARIANCE**0.5).sample((200, 1))
-    (lower, upper), (error, other) = _sandwich(posterior, exact, 2, 0, False, num_chains=200)
+    (lower, upper), (error, other) = _anneal_both_ways(posterior, exact, 2, 0, False, num_chains=200)
     assert abs(math.expm1(lower - truth)) < 4.5 * error
     assert abs(math.expm1(truth - upper)) < 4.5 * other
     wide = torch.randn(200, 1)
-    (_, no_bound), (_, error) = _sandwich(posterior, wide, 2, 0, False, num_chains=200)
+    (_, no_bound), (_, error) = _anneal_both_ways(posterior, wide, 2, 0, False, num_chains=200)
     assert no_bound < truth - 4.5 * error
 
 

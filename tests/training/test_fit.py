@@ -449,7 +449,7 @@ def by_hand(network, x, y, steps, lr, *, weight_decay=0.0, rate=lambda step: 1.0
 def test_it_is_adamw(float64, options, expected):
     x, y = torch.randn(20, 2), torch.randint(3, (20,))
     program = classifier()
-    reference = copy.deepcopy(program.labels.network)
+    reference = copy.deepcopy(program.classifier.network)
     fit(program, dgm.Data(x, y), epochs=30, batch_size=20, lr=1e-2, **options)
     for ours, theirs in zip(program.parameters(), by_hand(reference, x, y, 30, 1e-2, **expected), strict=True):
         torch.testing.assert_close(ours.detach(), theirs, rtol=1e-7, atol=1e-9)
@@ -458,7 +458,7 @@ def test_it_is_adamw(float64, options, expected):
 def test_the_rate_is_warmed_up_over_the_first_fiftieth(float64):
     x, y = torch.randn(20, 2), torch.randint(3, (20,))
     program = classifier()
-    reference = copy.deepcopy(program.labels.network)
+    reference = copy.deepcopy(program.classifier.network)
     fit(program, dgm.Data(x, y), epochs=200, batch_size=20, lr=1e-2, lr_schedule="constant")
     expected = by_hand(reference, x, y, 200, 1e-2, rate=lambda step: min(1.0, (step + 1) / 4))
     for ours, theirs in zip(program.parameters(), expected, strict=True):

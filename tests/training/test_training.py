@@ -485,7 +485,7 @@ def test_steps_take_the_place_of_epochs():
     training = counted(gradient_steps=10)
     assert training.taken == 10
     assert len(training.history.epochs) == 3  # of 4, 4 and 2
-    assert training._rate(10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 9 / 10)))
+    assert training._lr_factor(10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 9 / 10)))
     whole, other = counted(gradient_steps=24), counted(epochs=6)
     assert differences(*({**each.program.state_dict()} for each in (whole, other))) == []
 

@@ -245,10 +245,10 @@ def test_bad_input(attempt, error, words):
     ],
 )
 def test_data_that_do_not_fit_a_classifier_are_named(program, x, error, words):
-    labels = dgm.Categorical((), 2, nn.Linear(2, 2))
+    classifier = dgm.Categorical((), 2, nn.Linear(2, 2))
     classifiers = {
         "labeled": dgm.Labeled(dgm.Categorical((), 2), dgm.Normal(2, nn.Embedding(2, 4))),
-        "discriminative": dgm.Discriminative(labels),
+        "discriminative": dgm.Discriminative(classifier),
     }
     with pytest.raises(error, match=words):
         beliefs(classifiers[program], x)

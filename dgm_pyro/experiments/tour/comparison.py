@@ -36,7 +36,8 @@ class ClassifierComparison:
         log_p: mean log p(x) under the generative one, in nats.
         alarm: share of the digits whose log p(x) is below that of all but `FALSE_ALARMS` of the clean ones.
         shuffled: by classifier, its confidence where there is no digit, but shuffled pixels.
-        probabilities, labels: by classifier, p(y | x), and the true y, of all levels of noise.
+        probabilities: by classifier, p(y | x) at all levels of noise, ``(N, classes)``.
+        y: the true labels of these, ``(N,)``.
     """
 
     accuracy: dict[str, list[float]] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class ClassifierComparison:
     alarm: list[float] = field(default_factory=list)
     shuffled: dict[str, float] = field(default_factory=dict)
     probabilities: dict[str, Tensor] = field(default_factory=dict)
-    labels: Tensor = field(default_factory=lambda: torch.zeros(0))
+    y: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def metrics(self) -> dict[str, Any]:
         """The numbers, as plain Python."""
@@ -64,7 +65,7 @@ def compare_classifiers(classifiers: dict[str, Program], test: Data, seed: int =
     """Accuracy, confidence and log p(x) of each classifier on test digits with growing noise."""
     assert test.y is not None
     assert test.levels is not None
-    comparison = ClassifierComparison(labels=test.y.repeat(len(NOISE)))
+    comparison = ClassifierComparison(y=test.y.repeat(len(NOISE)))
     noisy = [add_noise(test.x, scale, test.levels, seed) for scale in NOISE]
     for name, program in classifiers.items():
         believed = [beliefs(program, x) for x in noisy]

@@ -46,7 +46,7 @@ def page_of(tour: Tour) -> report.Report:
     return report.Report(
         title=words("title"),
         lead=words("lead", min(tour.models, key=lambda result: result.bits_per_dim, default=None)),
-        table=_table(tour),
+        table=_results_table(tour),
         sections=[*_overview(tour), *_families(tour), *_classifiers(tour)],
         warnings=warnings,
         facts={
@@ -92,9 +92,9 @@ DIGITS: dict[str, tuple[int, Callable[..., float | None]]] = {
 """Number of digits shown and the best value, for each measured column."""
 
 
-def _table(tour: Tour) -> report.PageTable:
-    rounded = [_rounded(result) for result in tour.results]
-    best = _best([each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference])
+def _results_table(tour: Tour) -> report.PageTable:
+    rounded = [_rounded_values(result) for result in tour.results]
+    best = _best_values([each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference])
     columns, rows = _columns(), []
     for result, values in zip(tour.results, rounded, strict=True):
         cells = {
@@ -117,7 +117,7 @@ def _table(tour: Tour) -> report.PageTable:
     return report.PageTable(columns, rows, muted)
 
 
-def _best(models: list[dict[str, float]]) -> dict[str, float | None]:
+def _best_values(models: list[dict[str, float]]) -> dict[str, float | None]:
     """The best value of each column; None where most share it."""
     best: dict[str, float | None] = {}
     for name, (_, choose) in DIGITS.items():
@@ -127,7 +127,7 @@ def _best(models: list[dict[str, float]]) -> dict[str, float | None]:
     return best
 
 
-def _rounded(result: StopResult) -> dict[str, float]:
+def _rounded_values(result: StopResult) -> dict[str, float]:
     """The measured values by column, as they are shown."""
     values = {
         "bits/dim": None if result.evidence is None else result.evidence.bits_per_dim,
@@ -215,7 +215,7 @@ def _families(tour: Tour) -> Iterator[report.Section]:
                 family,
                 words(f"{family}_formula"),
                 [*paragraphs(family), *(_priors(tour) if family == "vae" else [])],
-                parts=[_part(tour, result) for result in results],
+                parts=[_stop_section(tour, result) for result in results],
             )
 
 
@@ -230,7 +230,7 @@ def _priors(tour: Tour) -> list[Markup]:
     return paragraphs("priors", better, worse, bits, error, len(tour.train))
 
 
-def _part(tour: Tour, result: StopResult) -> report.Section:
+def _stop_section(tour: Tour, result: StopResult) -> report.Section:
     return report.Section(
         _capital(result.stop.title),
         result.stop.name,
@@ -307,7 +307,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
         ),
         _picture(
             "reliability",
-            lambda: plots.reliability(comparison.probabilities, comparison.labels, title=words("reliability_title")),
+            lambda: plots.reliability(comparison.probabilities, comparison.y, title=words("reliability_title")),
             "reliability",
             caption=words("reliability_caption"),
         ),
@@ -329,7 +329,7 @@ def _classifiers(tour: Tour) -> Iterator[report.Section]:
         words("classifiers_formula"),
         paragraphs("classifiers", comparison, NOISE),
         pictures,
-        [_part(tour, result) for result in tour.results if result.stop.family == "discriminative"],
+        [_stop_section(tour, result) for result in tour.results if result.stop.family == "discriminative"],
     )
 
 

@@ -120,7 +120,7 @@ class Tour:
 
     def visit(self, stop: Stop) -> StopResult:
         """Train a program, and measure everything that it supports."""
-        program, history = self._stored(stop) or self._trained(stop)
+        program, history = self._load_stop(stop) or self._train_stop(stop)
         result = StopResult(stop, program, history)
 
         if program.variable == "x":
@@ -131,7 +131,7 @@ class Tour:
             with at_all_times(program):
                 result.evidence = ask(self.test)
                 result.scores = {name: ask(self._like_test(x)).values for name, x in self.anomalies.items()}
-            result.samples = self._samples(program)
+            result.samples = self._sample_digits(program)
         features, test_features = latents(program, self.train.x), latents(program, self.test.x)
         if features is not None and test_features is not None:
             result.latents, result.probe = test_features, self._probe(features, test_features)
@@ -140,18 +140,18 @@ class Tour:
             result.accuracy = share(guess == self.test.y)
         return result
 
-    def _stored(self, stop: Stop) -> tuple[Program, History] | None:
+    def _load_stop(self, stop: Stop) -> tuple[Program, History] | None:
         """What an interrupted tour has trained; None where there is nothing, or it is damaged."""
         try:
-            program, record = runs.read(self._place(stop), self.device)
+            program, record = runs.read(self._stop_folder(stop), self.device)
             return program, History.from_dict(record.history)
         except (FileNotFoundError, ValueError):
             return None
 
-    def _trained(self, stop: Stop) -> tuple[Program, History]:
+    def _train_stop(self, stop: Stop) -> tuple[Program, History]:
         with seeded(self.seed, torch.device("cpu")):
             program = stop.make(self.train)
-        options, place, history = stop.options(self.quick), self._place(stop), History()
+        options, place, history = stop.options(self.quick), self._stop_folder(stop), History()
         place.mkdir(exist_ok=True)
         states = States(place, advice=f"resume with {command(self)} --resume")
         if options is None:
@@ -168,13 +168,13 @@ class Tour:
         states.remove()
         return program, history
 
-    def _place(self, stop: Stop) -> Path:
+    def _stop_folder(self, stop: Stop) -> Path:
         return self.out / "checkpoints" / stop.name
 
     def _like_test(self, x: Tensor) -> Data:
         return Data(x, levels=self.test.levels, name=self.test.name)
 
-    def _samples(self, program: Program) -> Tensor:
+    def _sample_digits(self, program: Program) -> Tensor:
         """40 draws; 4 rows of all classes, in order, where the program knows classes."""
         given = torch.arange(10, device=self.device).repeat(4) if isinstance(program, Labeled) else None
         with seeded(self.seed, self.device), evaluating(program):
