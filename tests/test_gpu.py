@@ -71,7 +71,7 @@ def test_a_recording_that_fails_leaves_everything_as_it_was():
         return x + torch.randn_like(x) * float(x.sum())
 
     graph = CudaGraph(waits)
-    graph.calls, graph.stream = cuda_graph.WARM_UP, torch.cuda.Stream()  # as if none had waited
+    graph.warm_ups, graph.stream = cuda_graph.WARM_UP, torch.cuda.Stream()  # as if none had waited
     x = torch.ones(3, device=DEVICE)
     assert graph(x).shape == (3,)
     assert not graph.recorded

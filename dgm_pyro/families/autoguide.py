@@ -247,7 +247,7 @@ def _placed(q: Distribution, loc: Tensor, factor: Tensor) -> dist.TransformedDis
 
 
 class _Placed(nn.Module):
-    """A call of a function of `_placed`, during which q has the parameters of `torch.func.functional_call`."""
+    """Calls a function with the distribution of u, on the parameters that `functional_call` puts in for q's."""
 
     def __init__(self, q: Conditional):
         super().__init__()
@@ -272,13 +272,14 @@ class Stacked(nn.Module):
         stacked, buffers = stack_module_state([*self.guides])
         self.names = [*stacked]
         self.stacked = nn.ParameterList(stacked.values())
-        self.fixed = (buffers, torch.stack([loc for _, loc, _ in guides]), torch.stack([f for _, _, f in guides]))
+        self.fixed, self.loc = buffers, torch.stack([loc for _, loc, _ in guides])
+        self.factor = torch.stack([factor for _, _, factor in guides])
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> StackedDistribution:
         """The distributions of u, of batch shape ``(R,)`` and event shape ``(D,)``."""
         return StackedDistribution(self)
 
-    def call(self, function: Callable[..., Any], *inputs: Any, **dims: Any) -> Any:
+    def for_each(self, function: Callable[..., Any], *inputs: Any, **dims: Any) -> Any:
         """``function(q(u), *inputs)`` of every guide; ``dims`` as for `torch.func.vmap`."""
 
         def one(parameters: Any, buffers: Any, *inputs: Any) -> Any:
@@ -287,7 +288,7 @@ class Stacked(nn.Module):
         parameters = dict(zip(self.names, self.stacked, strict=True))
         dims["in_dims"] = (0, 0, 0, 0, *dims.pop("in_dims", ()))
         with _vectorized_draws():
-            return vmap(one, randomness="different", **dims)(parameters, *self.fixed, *inputs)
+            return vmap(one, randomness="different", **dims)(parameters, self.fixed, self.loc, self.factor, *inputs)
 
     def unstack(self) -> None:
         """Give every q the parameters that it has here."""
@@ -305,7 +306,7 @@ class StackedDistribution(TorchDistribution):
     support = constraints.real_vector
 
     def __init__(self, stacked: Stacked, batch_shape: Sequence[int] | None = None):
-        self.stacked, loc = stacked, stacked.fixed[1]
+        self.stacked, loc = stacked, stacked.loc
         self._drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape or loc.shape[:1]), loc.shape[1:], validate_args=False)
 
@@ -319,20 +320,20 @@ class StackedDistribution(TorchDistribution):
             u = q.rsample((*sample_shape, *self.batch_shape[:-1]))
             return u, q.log_prob(u)
 
-        self._drawn = self.stacked.call(draw, out_dims=(-2, -1))
+        self._drawn = self.stacked.for_each(draw, out_dims=(-2, -1))
         return self._drawn[0]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(u) in nats, ``(..., R)``."""
         if self._drawn is not None and value is self._drawn[0]:
             return self._drawn[1]
-        found: Tensor = self.stacked.call(lambda q, u: q.log_prob(u), value, in_dims=(-2,), out_dims=-1)
+        found: Tensor = self.stacked.for_each(lambda q, u: q.log_prob(u), value, in_dims=(-2,), out_dims=-1)
         return found
 
 
 @contextlib.contextmanager
 def _vectorized_draws() -> Iterator[None]:
-    """torch draws normal numbers into empty memory, which `vmap` refuses: here `torch.randn` makes them."""
+    """torch (2.11 to 2.13) draws normal numbers into empty memory, which `vmap` refuses: here they are made anew."""
 
     def normal(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.randn(shape, dtype=dtype, device=device)

@@ -225,9 +225,7 @@ class ContinuousDiffusion(Denoising):
             at_first, at_t = self._denoise_both((first, zero), (x_t, t), given)
         else:
             at_t = self._weigh_errors(name, x0, self.denoise(x_t, t, given), (log_snr, width.expand_as(t)), slope)
-            with torch.no_grad():  # the network is a constant here
-                x0_first = self.denoise(first, zero, given).x0
-            at_first = Denoised(x0_first, self.denoised_variance(zero))
+            at_first = self.denoise(first, zero, given).held()  # in a call of its own, which needs no way back
         pyro.factor(f"{name}_likelihood", self.likelihood(at_first).log_prob(x))
         loss = 0.5 * width * slope * log_snr.exp() * self._sum_features((x0 - at_t.x0) ** 2)
         pyro.factor(f"{name}_kl", -loss)

@@ -339,29 +339,17 @@ def _fits_at_once(
     if type(maximize) not in (ELBO, IWAE) or maximize.leave_one_out:
         return None
     guides = []
-    for start in range(restarts):
-        _set_up(posterior, guide, start, seed)
-        guides.append((guide.q, guide.loc, guide.factor))
-    steps = tqdm(range(gradient_steps), desc="restarts", unit="step", disable=not progress, leave=False)
     with seeded(seed, posterior.device), unchecked(), differentiating("fit"):
+        for start in range(restarts):
+            _set_up(posterior, guide, start, seed)
+            guides.append((guide.q, guide.loc, guide.factor))
+            if start == 0 and not _can_be_stacked(guides):
+                return None
         stacked = Stacked(guides)
-        try:
-            stacked.get_posterior().rsample((2,))
-        except RuntimeError:  # q looks at numbers, or has a gradient of its own
-            return None
         draws = maximize.num_samples if isinstance(maximize, ELBO) else maximize.num_particles
         program, x = GuidedPosterior(posterior, stacked, draws * restarts), guides[0][1].new_zeros(restarts)
-        optimizer = torch.optim.Adam(stacked.parameters(), lr=lr)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
-        values = []
-        for _ in steps:
-            optimizer.zero_grad()
-            bound = maximize(program, x)
-            (-bound.surrogate.sum()).backward()
-            _clip_each(list(stacked.parameters()))
-            optimizer.step()
-            decay.step()
-            values.append(bound.value.detach())
+        steps = tqdm(range(gradient_steps), desc="restarts", unit="step", disable=not progress, leave=False)
+        values = _ascend(lambda: maximize(program, x), [*stacked.parameters()], steps, lr, _step_each)
     stacked.unstack()
     found = []
     for each, (q, loc, factor) in zip(torch.stack(values, 1).tolist(), guides, strict=True):
@@ -370,13 +358,58 @@ def _fits_at_once(
     return found
 
 
-def _clip_each(parameters: list[Tensor]) -> None:
-    """Clip the gradient of each fit to a norm of `LARGEST_NORM`; one that is not finite counts for nothing."""
+def _can_be_stacked(guides: list[tuple[Conditional, Tensor, Tensor]]) -> bool:
+    """Whether `torch.func.vmap` takes q, which may look at numbers or have a gradient of its own."""
+    try:
+        Stacked(guides).get_posterior().rsample((2,))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return False
+    return True
+
+
+def _ascend(
+    bound: Callable[[], Any],
+    parameters: list[Tensor],
+    steps: Any,
+    lr: float,
+    step: Callable[[torch.optim.Optimizer, list[Tensor]], None],
+) -> list[Tensor]:
+    """The values of a bound as Adam maximizes it, ``(B,)`` each; the learning rate falls to zero on a cosine."""
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
+    values = []
+    for _ in steps:
+        optimizer.zero_grad()
+        found = bound()
+        (-found.surrogate.sum()).backward()
+        step(optimizer, parameters)
+        decay.step()
+        values.append(found.value.detach())
+    return values
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
+    """A step on the clipped gradient; none where it is not finite."""
+    torch.nn.utils.clip_grad_norm_(parameters, LARGEST_NORM, error_if_nonfinite=False)
+    if all(p.grad is None or bool(p.grad.isfinite().all()) for p in parameters):
+        optimizer.step()
+
+
+def _step_each(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
+    """`_step` of fits that are stacked: a fit whose gradient is not finite stays where it is."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
-    share = torch.where(norms.isfinite(), (LARGEST_NORM / (norms + 1e-6)).clamp(max=1), 0)
+    still = ~norms.isfinite()
+    before = [p.detach()[still] for p in parameters]
     for gradient in gradients:
-        gradient.copy_((gradient * share.reshape(-1, *(1,) * (gradient.dim() - 1))).nan_to_num(0, 0, 0))
+        share = (LARGEST_NORM / (norms + 1e-6)).clamp(max=1).reshape(-1, *(1,) * (gradient.dim() - 1))
+        gradient.mul_(share)[still] = 0
+    optimizer.step()
+    with torch.no_grad():
+        for p, value in zip(parameters, before, strict=True):
+            p[still] = value
 
 
 def _fit_from(
@@ -410,19 +443,8 @@ def _fit_density(
     program.log_weights(x)  # some guides of Pyro make their parameters at the first draw
     maximize = chosen("elbo" if objective is None else objective)
     maximize = type(maximize)(num_particles) if objective is None else maximize
-    optimizer = torch.optim.Adam(guide.parameters(), lr=lr)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
-    values = []
-    for _ in steps:
-        optimizer.zero_grad()
-        bound = maximize(program, x)
-        (-bound.surrogate.mean()).backward()
-        torch.nn.utils.clip_grad_norm_(guide.parameters(), LARGEST_NORM, error_if_nonfinite=False)
-        if all(p.grad is None or bool(p.grad.isfinite().all()) for p in guide.parameters()):
-            optimizer.step()
-        decay.step()
-        values.append(float(bound.value.detach().mean()))
-    return values
+    values = _ascend(lambda: maximize(program, x), [*guide.parameters()], steps, lr, _step)
+    return torch.stack(values).mean(1).tolist()
 
 
 def _fit_sites(posterior: Posterior, guide: Any, steps: Any, num_particles: int, lr: float) -> list[float]:

@@ -67,18 +67,20 @@ def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """Products of float32 matrices, and convolutions, in "float32", or in "tf32" where a GPU has it.
+    """On a GPU, products of float32 matrices and convolutions are computed in "float32", or in "tf32".
 
-    By itself torch takes TF32, ten bits of fraction, for convolutions on a GPU.
+    By itself torch takes TF32, ten bits of fraction, for convolutions.
     """
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    backends: Any = torch.backends
+    flags = backends.cuda.matmul, backends.cudnn.conv
+    before = [flag.fp32_precision for flag in flags]
+    for flag in flags:
+        flag.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        for flag, kept in zip(flags, before, strict=True):
+            flag.fp32_precision = kept
 
 
 def apply_network(network: Callable[..., Any], *inputs: Any) -> Any:

@@ -18,9 +18,9 @@ from dgm_pyro.training.compilation import only_torch_draws
 # Calls before the one that is recorded: libraries choose their algorithms, and the optimizer makes its state.
 WARM_UP = 3
 # Devices that replay what they have recorded.
-DEVICES = {"cuda"}
-# What torch says where the host waits for the device.
-WAITS = "called a synchronizing CUDA operation"
+RECORDING_DEVICES = {"cuda"}
+# What torch says where the host waits for the device, and once when it is asked to.
+WAITS, LOOKS = "called a synchronizing CUDA operation", "Synchronization debug mode is a prototype feature"
 
 
 class CudaGraph:
@@ -39,14 +39,14 @@ class CudaGraph:
     """
 
     def __init__(self, function: Callable[..., Any]):
-        self.function, self.calls = function, 0
+        self.function, self.warm_ups = function, 0
         self.refused: str | None = None
         self.recorded = False
 
     def __call__(self, *arguments: Any) -> Any:
         if self.refused is None and not self.recorded:
-            if self.calls < WARM_UP:
-                self.calls += 1
+            if self.warm_ups < WARM_UP:
+                self.warm_ups += 1
                 return self.warm_up(arguments)
             self._record(arguments)
         if self.refused is not None:
@@ -58,7 +58,7 @@ class CudaGraph:
 
     def warm_up(self, arguments: tuple[Any, ...]) -> Any:
         """Call the function, and see whether it waits for the device."""
-        if self.calls == 1:
+        if self.warm_ups == 1:
             self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         before = torch.cuda.get_sync_debug_mode()
@@ -74,18 +74,16 @@ class CudaGraph:
         for each in said:
             if WAITS in str(each.message):
                 self.refused = f"the host waits for the device in {each.filename}:{each.lineno}"
-            else:
+            elif LOOKS not in str(each.message):
                 warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         return result
 
     def _record(self, arguments: tuple[Any, ...]) -> None:
-        self.held = [leaf.clone() for leaf in _tensor_leaves(arguments)]
-        leaves, structure = pytree.tree_flatten(arguments)
-        copies = iter(self.held)
-        held = [next(copies) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        held = pytree.tree_map_only(Tensor, torch.clone, arguments)
+        self.held = _tensor_leaves(held)
         try:
             with only_torch_draws():
-                self.replay, self.result = self.record(pytree.tree_unflatten(held, structure))
+                self.replay, self.result = self.record(held)
             self.recorded = True
         except Exception as error:
             self.refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
@@ -121,12 +119,12 @@ def _tensor_leaves(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def can_be_recorded(optimizer: Optimizer) -> bool:
+def is_recordable(optimizer: Optimizer) -> bool:
     """Whether all that a step of ``optimizer`` changes is on the device, and so is what it depends on."""
     return type(optimizer) in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)
 
 
-def on_device(optimizer: Optimizer, device: torch.device) -> None:
+def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
     """Move the learning rates to the device, where a replay reads them."""
     for group in optimizer.param_groups:
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)

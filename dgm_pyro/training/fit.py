@@ -11,7 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,12 +35,12 @@ from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, 
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training import adversarial as adversarial  # which adds the names of its objectives
 from dgm_pyro.training.compilation import Sums, why_eager
-from dgm_pyro.training.cuda_graph import DEVICES, CudaGraph, can_be_recorded, on_device, portable, set_lr
+from dgm_pyro.training.cuda_graph import RECORDING_DEVICES, CudaGraph, is_recordable, make_capturable, portable, set_lr
 from dgm_pyro.training.distributed import ProcessGroup, process_group
 from dgm_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, optimizer_of, scheduler_of
 from dgm_pyro.training.options import TrainingOptions, changes, documented
 from dgm_pyro.training.states import States
-from dgm_pyro.training.step import PyroObjective, Step
+from dgm_pyro.training.step import CALLER, PyroObjective, Step
 
 __all__ = ["Epoch", "History", "NonFiniteLossError", "Tracker", "Training", "fit"]
 
@@ -246,7 +246,7 @@ class Training:
         self.held_out = held_out
         self.average = None if options.ema is None else _Average(program, options.ema)
         self.step = Step(maximize, self.scored, options.precision)
-        self.watch = _FirstNonFinite(program.variable, self.device)
+        self.watch = _FirstNonFinite(program.variable, self.parameters, self.device)
         self.codebooks = [module for module in program.modules() if isinstance(module, Codebook)]
         self._forget_encodings()  # what a training noted that ended in an error
         self.shuffling = torch.Generator().manual_seed(options.seed)
@@ -381,7 +381,8 @@ class Training:
         self.program.load_state_dict(state["program"])
         self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.graph is not None:  # the optimizer has other tensors now
+        self.graph = None  # the optimizer has other tensors now
+        if self.step.prepared and self._why_not_recorded() is None:
             self._make_graph()
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -457,18 +458,16 @@ class Training:
                     set_lr(group, lr * self._lr_factor(step))
             if self.graph is not None and len(rows) == options.batch_size:
                 sums = self.graph(self._batch_arguments(rows), self.step.weights(self._elapsed(step)))
-                self._see_graph()
+                self._note_graph()
                 skipped = False
             else:
                 self.optimizer.zero_grad(set_to_none=True)
                 sums = self._gradient(step, rows)
-                norm = self._clipped(sums)
-                if self.device.type == "cpu":
-                    watch.check(epoch, processes)
+                norm = self._clip(sums)
                 skipped = options.skip_norm is not None and bool(norm > options.skip_norm)
                 if not skipped:
                     self.optimizer.step()
-            if self.device.type != "cpu" and (step % WATCH_EVERY == 0 or step == end):
+            if self.device.type == "cpu" or step % WATCH_EVERY == 0 or step == end:
                 watch.check(epoch, processes)
             if skipped:
                 self.history.skipped += 1
@@ -491,7 +490,7 @@ class Training:
         """Compile the step, join with the other processes, and record it at the next calls."""
         options = self.options
         compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
-        records = self._can_be_recorded()
+        why_not = self._why_not_recorded()
         whole = rows if len(rows) == options.batch_size else self._batches[0]
         self.step.prepare(
             functools.partial(self._batch_arguments, whole),
@@ -499,53 +498,64 @@ class Training:
             compiling,
             first=first,
             parts=options.accumulate,
-            cuda_graphs=not records and self.processes.world_size == 1,
+            # Inductor's own graphs, of the loss and its gradient, are untried beside the hooks of several processes.
+            cuda_graphs=why_not is not None and self.processes.world_size == 1,
         )
-        self.history.compiled = self.step.compiled
+        self.history.compiled, self.history.cuda_graph = self.step.compiled, False
         self._forget_encodings()  # the example was no step
-        if records:
+        if why_not is None:
             self._make_graph()
+        elif self.device.type in RECORDING_DEVICES and options.compile is True:
+            self._warn_of_no_graph(why_not)
 
     def _make_graph(self) -> None:
-        on_device(self.optimizer, self.device)
+        make_capturable(self.optimizer, self.device)
         self.graph = CudaGraph(self._whole_step)
 
-    def _can_be_recorded(self) -> bool:
-        """Whether a step is one graph of device operations, as far as can be told before one is taken."""
-        return (
-            self.device.type in DEVICES
-            and self.options.compile is not False
-            and self.processes.world_size == 1
-            and self.options.accumulate == 1
-            and self.options.skip_norm is None
-            and self.scheduler is None
-            and self.step.terms is not None
-            and not hasattr(self.objective, "update")
-            and not self.codebooks
-            and can_be_recorded(self.optimizer)
-            and why_eager(self.objective) is None
-        )
+    def _why_not_recorded(self) -> str | None:
+        """Why a step is no graph of device operations, as far as can be told before one is taken."""
+        options, objective = self.options, self.objective
+        ours = type(objective).__module__.startswith("dgm_pyro.") or is_dataclass(objective)
+        reasons = {
+            "it is not on a CUDA device": self.device.type not in RECORDING_DEVICES,
+            "compile is False": options.compile is False,
+            "several processes train": self.processes.world_size > 1,
+            "accumulate is more than 1": options.accumulate > 1,
+            "skip_norm looks at the gradient": options.skip_norm is not None,
+            "the scheduler is torch's": self.scheduler is not None,
+            "the objective is Pyro's": self.step.terms is None,
+            "a codebook follows its data outside of the gradient": bool(self.codebooks),
+            "the optimizer is no fused Adam or AdamW": not is_recordable(self.optimizer),
+            "the objective is of your own, and may count its calls: try compile=True": not ours
+            and options.compile is not True,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                return reason
+        eager = why_eager(objective)
+        return None if eager is None else f"the objective {eager}"
 
     def _whole_step(self, batch: tuple[Any, ...], weights: dict[str, Tensor]) -> Sums:
         """Loss, gradient and update of a whole batch."""
         self.optimizer.zero_grad(set_to_none=True)
         sums = self.step(batch, weights, whole=True)
-        self._clipped(sums)
+        self._clip(sums)
         self.optimizer.step()
         return sums
 
-    def _see_graph(self) -> None:
-        """Note what has become of the graph."""
+    def _note_graph(self) -> None:
         assert self.graph is not None
         self.history.cuda_graph = self.graph.recorded
         if self.graph.refused is not None:
             if self.options.compile is True:
-                # Past the methods of Training, and fit with its two decorators.
-                warnings.warn(f"the step is no CUDA graph: {self.graph.refused}", stacklevel=7)
+                self._warn_of_no_graph(self.graph.refused)
             self.graph = None
 
-    def _clipped(self, sums: Sums) -> Tensor:
-        """The norm of the gradient, which is then clipped."""
+    def _warn_of_no_graph(self, reason: str) -> None:
+        warnings.warn(f"the step is no CUDA graph: {reason}", stacklevel=CALLER)
+
+    def _clip(self, sums: Sums) -> Tensor:
+        """Clip the gradient, and watch its norms and the sums; returns the norm that it had."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         norms = _clip(gradients, self.options.clip_norm)
         self.watch.see(sums, norms)
@@ -803,10 +813,9 @@ def _run_epochs(training: Training, states: States | None, trackers: Sequence[Tr
 class _FirstNonFinite:
     """Records on the device when the loss or a gradient first was not finite, and its value."""
 
-    def __init__(self, variable: str, device: torch.device):
-        self.variable = variable
+    def __init__(self, variable: str, names: Iterable[str], device: torch.device):
+        self.variable, self.names = variable, [*names, ""]
         self.sites: list[str] = []
-        self.names: list[str] = []
         self.values: Tensor | None = None
         self.now, self.step = torch.zeros(2, dtype=torch.long, device=device)
 
@@ -818,9 +827,10 @@ class _FirstNonFinite:
     def see(self, sums: Sums, norms: dict[str, Tensor]) -> None:
         """Look at one step more. Its tensors stay where they are, as a CUDA graph writes to them."""
         terms = {**sums["reconstruction"], **sums["kl"]}
-        self.sites, self.names = [*terms], [*norms]
+        self.sites = [*terms]
         losses = torch.stack([*terms.values(), sums["value"][""], sums["loss"][""].detach().double()])
-        values = torch.cat([losses, torch.stack([*norms.values()]).double()])
+        none = losses.new_zeros(())  # the norm of a parameter without a gradient
+        values = torch.cat([losses, torch.stack([norms.get(name, none).double() for name in self.names])])
         if self.values is None:
             self.values = torch.zeros_like(values)
         self.now += 1

@@ -22,6 +22,9 @@ from dgm_pyro.program import Program
 from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.training.distributed import ProcessGroup
 
+# From a warning of a step to who calls `fit`: past a method of `Training`, three more, and fit with its two decorators.
+CALLER = 9
+
 
 class PyroObjective:
     """A Pyro ELBO, to take the place of one of our objectives: it brings its own backward pass."""
@@ -120,8 +123,7 @@ class Step:
                 except Exception as error:
                     if compile is True:
                         raise
-                    # Past the methods of Training, and fit with its two decorators.
-                    warnings.warn(f"the training continues uncompiled: {error}", stacklevel=7)
+                    warnings.warn(f"the training continues uncompiled: {error}", stacklevel=CALLER)
         if processes.world_size > 1:
             # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")

@@ -66,7 +66,9 @@ def test_the_gradient_of_all_is_that_of_each(float64, monkeypatch, objective):
     stacked = Stacked(parts(each))
     monkeypatch.setattr(
         "dgm_pyro.families.autoguide.StackedDistribution.rsample",
-        lambda q, shape=(): placed(q, stacked.call(lambda d, z: moved(d, z), noise, in_dims=(-2,), out_dims=(-2, -1))),
+        lambda q, shape=(): placed(
+            q, stacked.for_each(lambda d, z: moved(d, z), noise, in_dims=(-2,), out_dims=(-2, -1))
+        ),
     )
     program = GuidedPosterior(posterior, stacked, 12)
     (-objective(program, torch.zeros(3)).surrogate.sum()).backward()
@@ -110,14 +112,24 @@ def test_the_fit_of_the_large_mode_is_kept(jobs):
     assert (draws["z"] > 2).all()
 
 
-def test_a_guide_that_looks_at_numbers_is_fitted_again_and_again(monkeypatch):
-    taken = []
-    monkeypatch.setattr(comparison, "run_fits", lambda function, tasks, *args, **options: [
-        (taken.append(1), function(*task))[1] for task in tasks
-    ])  # fmt: skip
-    guide = dgm.guides.auto(schools, "mixture")
-    train_guide(dgm.Posterior(schools, Y), guide, gradient_steps=3, restarts=2)
-    assert len(taken) == 2
-    other = dgm.guides.auto(schools, "meanfield")
-    train_guide(dgm.Posterior(schools, Y), other, gradient_steps=3, restarts=2, objective="stl")
-    assert len(taken) == 4
+@pytest.mark.parametrize(("name", "objective"), [("mixture", None), ("meanfield", "stl")])
+def test_fits_that_vmap_does_not_take_are_one_after_another(name, objective):
+    found = []
+    for jobs in (None, 1):
+        guide = dgm.guides.auto(schools, name)
+        options = {"gradient_steps": 3, "restarts": 2, "objective": objective, "jobs": jobs}
+        found.append((train_guide(dgm.Posterior(schools, Y), guide, **options), guide.start))
+    assert found[0] == found[1]
+
+
+def test_a_fit_whose_gradient_is_not_finite_stays_where_it_is():
+    """The others take the step of clipped Adam that each takes alone."""
+    together, gradients = torch.nn.Parameter(torch.ones(3, 2)), torch.tensor([[0.3, 4.0], [math.nan, 1.0], [2e3, 1.0]])
+    together.grad = gradients.clone()
+    comparison._step_each(torch.optim.Adam([together], lr=0.1), [together])
+    for i in range(3):
+        alone = torch.nn.Parameter(torch.ones(2))
+        alone.grad = gradients[i].clone()
+        comparison._step(torch.optim.Adam([alone], lr=0.1), [alone])
+        torch.testing.assert_close(together[i], alone)
+    assert torch.equal(together[1].detach(), torch.ones(2))

@@ -129,7 +129,9 @@ def test_the_graph_of_every_objective_is_its_loss(float64, name, objective):
             loss_and_gradients(loss, program, x, given, elapsed=elapsed),
             loss_and_gradients(eager(program, objective, elapsed), program, x, given),
         )
-    assert len(loss._graphs) == 1
+    (graph,) = loss._graphs.values()
+    # One graph without others inside, which `torch.compile` refuses for a second number of data.
+    assert not any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in graph.graph.graph.nodes)
 
 
 @pytest.mark.parametrize("objective", ["enumerate", "rloo:3", "vimco:3"])

@@ -4,9 +4,12 @@ Here a traced graph of the step's operations stands in for a CUDA graph. Like it
 same memory, and no Python: what a step reads from Python is then that of the step that was recorded.
 """
 
+import contextlib
 import copy
 import math
 import random
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +19,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 import dgm_pyro as dgm
-from dgm_pyro.training import cuda_graph
+from dgm_pyro.objectives import ELBO
+from dgm_pyro.training import compilation, cuda_graph, step
 from dgm_pyro.training import fit as training
 from dgm_pyro.training.cuda_graph import CudaGraph
 
@@ -61,57 +65,39 @@ class Traced(CudaGraph):
 
 @pytest.fixture
 def replayed(monkeypatch):
-    monkeypatch.setattr(training, "DEVICES", {"cpu"})
+    monkeypatch.setattr(training, "RECORDING_DEVICES", {"cpu"})
     monkeypatch.setattr(training, "CudaGraph", Traced)
 
 
-def trained(name, data, objective=None, **options):
-    program = CASES[name].build()
-    history = dgm.fit(program, data, objective, **OPTIONS | options)
-    return history, program.state_dict()
-
-
+CHANGING = {  # what changes from step to step
+    "annealed": ("annealed", {}),
+    "iwae": ("iwae:3", {}),
+    "average": (None, {"ema": 0.9, "validation": 0.2, "clip_norm": 0.1}),
+    "bf16": (None, {"precision": "bf16"}),
+    "Adam": (None, {"optimizer": "Adam(fused=True)", "weight_decay": 0.1, "lr_schedule": "constant"}),
+}
 NAMES = ("normal-learned", "made", "vae", "vae-flow-prior", "diffusion", "continuous-diffusion-learned", "labeled")
+RECORDED = {name: (name, None, {}) for name in NAMES} | {key: ("vae", *each) for key, each in CHANGING.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_replayed_training_is_the_same(name, monkeypatch):
+@pytest.mark.parametrize("case", RECORDED)
+def test_a_replayed_training_is_the_same(case, replayed):
+    name, objective, options = RECORDED[case]
     data = data_for(CASES[name], CASES[name].build(), 43)  # the last batch of an epoch is smaller
-    expected, ours = trained(name, data, compile=False)
-    monkeypatch.setattr(training, "DEVICES", {"cpu"})
-    monkeypatch.setattr(training, "CudaGraph", Traced)
-    found, theirs = trained(name, data)
-    assert (expected.cuda_graph, found.cuda_graph) == (False, True)
-    assert found.losses == pytest.approx(expected.losses, rel=1e-6)
-    for key, value in ours.items():
-        torch.testing.assert_close(theirs[key], value, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("objective", "options"),
-    [
-        ("annealed", {}),
-        ("iwae:3", {}),
-        (None, {"ema": 0.9, "validation": 0.2, "clip_norm": 0.1}),
-        (None, {"precision": "bf16"}),
-        (None, {"optimizer": "Adam(fused=True)", "weight_decay": 0.1, "lr_schedule": "constant"}),
-    ],
-    ids=str,
-)
-def test_what_changes_from_step_to_step_reaches_the_replays(objective, options, monkeypatch):
-    data = data_for(CASES["vae"], CASES["vae"].build(), 43)
-    expected, ours = trained("vae", data, objective, compile=False, **options)
-    monkeypatch.setattr(training, "DEVICES", {"cpu"})
-    monkeypatch.setattr(training, "CudaGraph", Traced)
-    found, theirs = trained("vae", data, objective, **options)
-    assert found.cuda_graph
-    assert found.losses == pytest.approx(expected.losses, rel=1e-6)
+    found = []
+    for compile in (False, "auto"):
+        program = CASES[name].build()
+        history = dgm.fit(program, data, objective, **OPTIONS | options | {"compile": compile})
+        found.append((history, program.state_dict()))
+    (expected, ours), (replays, theirs) = found
+    assert (expected.cuda_graph, replays.cuda_graph) == (False, True)
+    assert replays.losses == pytest.approx(expected.losses, rel=1e-6)
     for key, value in ours.items():
         torch.testing.assert_close(theirs[key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_loss_that_breaks_in_a_replay_is_found_at_its_step(replayed):
-    """The learning rate is what every replay reads, and the batch: here one datum of the last batch is infinite."""
+    """Of ten batches, the ninth is infinite."""
     program, data = dgm.Normal(2, learned=True), torch.randn(80, 2)
 
     def broken(x):
@@ -125,41 +111,100 @@ def test_a_loss_that_breaks_in_a_replay_is_found_at_its_step(replayed):
 
 
 def test_a_resumed_training_is_recorded_anew(replayed):
-    data = data_for(CASES["vae"], CASES["vae"].build(), 40)
+    data = data_for(CASES["vae"], CASES["vae"].build(), 64)
     options = dgm.TrainingOptions(epochs=4, batch_size=8, validation=None)
-    whole = dgm.Training(CASES["vae"].build(), data, options=options)
-    with whole:
+    with dgm.Training(CASES["vae"].build(), data, options=options) as whole:
+        whole.advance()
+        whole.advance()
+        state = copy.deepcopy(whole.state_dict())
         while not whole.finished:
             whole.advance()
-            if len(whole.history.epochs) == 2:
-                state = copy.deepcopy(whole.state_dict())
+        assert whole.graph.recorded
+        losses = whole.history.losses
+        whole.load_state_dict(state)  # into one that has a graph already
+        assert not whole.graph.recorded
+        with dgm.Training(CASES["vae"].build(), data, options=options) as again:
+            again.load_state_dict(state)
+            for each in (again, whole):
+                while not each.finished:
+                    each.advance()
+                assert each.graph.recorded
+                assert each.history.losses == pytest.approx(losses, rel=1e-6)
     assert [type(group["lr"]) for group in state["optimizer"]["param_groups"]] == [float]
     assert not state["optimizer"]["param_groups"][0]["capturable"]
-    again = dgm.Training(CASES["vae"].build(), data, options=options)
-    for state_is_loaded_into in (again, whole):  # the other has a graph already
-        state_is_loaded_into.load_state_dict(state)
-        with state_is_loaded_into as training_:
-            while not training_.finished:
-                training_.advance()
-    assert whole.history.losses == pytest.approx(again.history.losses, rel=1e-6)
     for key, value in whole.program.state_dict().items():
         torch.testing.assert_close(again.program.state_dict()[key], value, rtol=1e-5, atol=1e-6)
 
 
+class Foreign:
+    def __call__(self, program, x, given=None, observed=None):
+        return ELBO()(program, x, given, observed)
+
+
 UNRECORDED = {
-    "compile": False,
-    "accumulate": 2,
-    "skip_norm": 1e6,
-    "optimizer": "SGD",
-    "lr_schedule": "ExponentialLR(gamma=0.9)",
-    "objective": Trace_ELBO(),
+    "accumulate is more than 1": {"accumulate": 2},
+    "skip_norm looks at the gradient": {"skip_norm": 1e6},
+    "the optimizer is no fused Adam or AdamW": {"optimizer": "SGD"},
+    "the scheduler is torch's": {"lr_schedule": "ExponentialLR(gamma=0.9)"},
 }
 
 
-@pytest.mark.parametrize("option", UNRECORDED)
-def test_what_no_graph_holds_is_not_recorded(option, replayed):
-    data = data_for(CASES["vae"], CASES["vae"].build(), 40)
-    assert not dgm.fit(CASES["vae"].build(), data, **OPTIONS | {option: UNRECORDED[option]}).cuda_graph
+@pytest.mark.parametrize("reason", UNRECORDED)
+def test_what_no_graph_holds_is_not_recorded(reason, replayed, monkeypatch):
+    monkeypatch.setattr(step, "optimized", lambda graph, **options: compilation.optimized(graph, "eager"))
+    data = data_for(CASES["vae"], CASES["vae"].build(), 24)
+    with pytest.warns(UserWarning, match=f"the step is no CUDA graph: {reason}") as said:
+        history = dgm.fit(CASES["vae"].build(), data, **OPTIONS | UNRECORDED[reason] | {"compile": True})
+    assert not history.cuda_graph
+    assert [each.filename for each in said] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "compile"),
+    [
+        ("vae", None, False),
+        ("vae", Trace_ELBO(), "auto"),
+        ("vae", Foreign(), "auto"),  # it may count its calls
+        ("vae", "dreg:4", "auto"),
+        ("vae-quantized", None, "auto"),
+    ],
+    ids=["eager", "pyro", "foreign", "hook", "codebook"],
+)
+def test_nor_are_steps_that_python_takes_part_in(name, objective, compile, replayed):
+    data = data_for(CASES[name], CASES[name].build(), 40)
+    history = dgm.fit(CASES[name].build(), data, objective, **OPTIONS | {"compile": compile})
+    assert not history.cuda_graph
+
+
+def test_a_step_that_waits_is_not_recorded(monkeypatch):
+    """Torch warns of the waits, once of its way to warn; other warnings are those of the function."""
+    said = []
+    for name, value in {
+        "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda mode: said.append(mode) or (mode and warnings.warn(cuda_graph.LOOKS)),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    still = CudaGraph(lambda x: x + 1)
+    assert still(torch.zeros(2)).sum() == 2
+    assert still.refused is None
+
+    def waits(x):
+        warnings.warn("of its own")
+        warnings.warn(cuda_graph.WAITS)
+        return 2 * x
+
+    graph = CudaGraph(waits)
+    with pytest.warns(UserWarning, match="^of its own$") as heard:
+        assert graph(torch.ones(2)).sum() == 4
+    assert len(heard) == 1
+    assert f"{__file__}:" in graph.refused
+    graph.function = lambda x: 3 * x
+    assert graph(torch.ones(2)).sum() == 6
+    assert not graph.recorded
+    assert said == ["warn", 0, "warn", 0]
 
 
 def test_random_numbers_of_python_are_not_recorded(replayed):
@@ -174,7 +219,7 @@ def test_random_numbers_of_python_are_not_recorded(replayed):
     program = dgm.VAE(dgm.Normal(2), dgm.Normal(2, Jitter()), dgm.Normal(2, Jitter()))
     assert not dgm.fit(program, torch.randn(20, 2), **OPTIONS | {"epochs": 6}).cuda_graph
     graph = CudaGraph(lambda: random.random())
-    graph.calls = cuda_graph.WARM_UP
+    graph.warm_ups = cuda_graph.WARM_UP
     graph.record = lambda arguments: (None, graph.function(*arguments))
     assert 0 < graph() < 1
     assert (
