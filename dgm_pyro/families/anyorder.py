@@ -163,10 +163,9 @@ class AnyOrder(Program):
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         keys = torch.rand(by.num_samples, *x.shape, dtype=self.blank.dtype, device=x.device)
-        chains = AnyOrderDistribution(self, keys, None, given)
-        terms = torch.where(mask, chains.terms(x, mask), 0.0).flatten(2).sum(-1)
-        # What is missing depends on what is observed and not on its order, so that no draw weighs more than another.
-        return chains.completed(x, mask), log_mean_exp(terms).expand(by.num_samples, -1)
+        drawn, log_p = AnyOrderDistribution(self, keys, None, given).completed(x, mask)
+        # The missing features do not depend on the order of the observed ones: no draw weighs more than another.
+        return drawn, log_mean_exp(log_p).expand(by.num_samples, -1)
 
 
 @register
@@ -233,6 +232,9 @@ class InOrder(Conditional):
 
     def placeholder(self) -> Tensor:
         return self.program.placeholder()
+
+    def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
+        return by.in_order(self, x, mask, given)
 
 
 class AnyOrderDistribution(TorchDistribution):
@@ -310,20 +312,28 @@ class AnyOrderDistribution(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw the features one after the other, ``(*sample_shape, *batch_shape, *event_shape)``."""
         blank = self.program.blank.expand((*sample_shape, *self.batch_shape, *self.event_shape))
-        return self._chain(blank, self._rank(torch.zeros_like(blank, dtype=torch.bool)), 0)
+        return self.completed(blank, torch.zeros_like(blank, dtype=torch.bool))[0]
 
     @torch.no_grad()
-    def completed(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x with its missing features drawn given the observed ones, in the order; of the batch shape of the keys."""
-        return self._chain(x.to(self.keys.dtype), self._rank(mask), int(self._sum(mask).min()))
+    def completed(self, x: Tensor, mask: Tensor, observed_first: bool = True) -> tuple[Tensor, Tensor]:
+        """x with its missing features drawn in the order, each given those before it.
 
-    def _chain(self, x: Tensor, rank: Tensor, first: int) -> Tensor:
-        """x with its features at the places from ``first`` on drawn in turn."""
-        p = self.program
-        for i in range(first, self.event_shape.numel()):
-            drawn = p.factors.univariate(p.raw_parameters(x, rank < i, self.given)).sample()
-            x = torch.where(rank == i, drawn.to(x.dtype), x)
-        return x if p.levels is None else x.long()
+        Args:
+            x: ``(B, *event_shape)``; a value of the support where it is missing.
+            mask: True where observed, of the shape of x.
+            observed_first: whether the observed features come before the missing ones, else at their own places.
+
+        Returns:
+            x, ``(*batch, *event_shape)``, and the log-probability of its observed features given those before them,
+            ``(*batch,)``.
+        """
+        p, x, log_p = self.program, x.to(self.keys.dtype), torch.zeros_like(self._sum(self.keys))
+        rank = self._rank(mask if observed_first else torch.ones_like(mask))
+        for i in range(self.event_shape.numel()):
+            here, features = rank == i, p.factors.univariate(p.raw_parameters(x, rank < i, self.given))
+            log_p = log_p + self._sum(torch.where(here & mask, features.log_prob(x), 0.0))
+            x = torch.where(here & ~mask, features.sample().to(x.dtype), x)
+        return x if p.levels is None else x.long(), log_p
 
     def _rank(self, observed: Tensor) -> Tensor:
         """The place of each feature in the order, 0 .. D - 1, the observed ones first; ``(*batch, *event_shape)``."""

@@ -9,6 +9,9 @@ exactly where there are no latents. With a guide that reads the missing ones at 
 becomes one on log p(x_obs): the importance-weighted one is the MIWAE bound, which tends to log p(x_obs) with the number
 of particles. This assumes that what is missing does not depend on its own value (missing at random).
 
+Features that depend on each other can be left out where each may depend on the observed ones alone, as in
+`families.anyorder`.
+
 Source: Mattei and Frellsen 2019 (MIWAE, arXiv 1812.02633); Nazabal et al. 2020 (HI-VAE, arXiv 1807.03653).
 """
 

@@ -112,6 +112,19 @@ def test_imputations_are_draws_given_what_is_observed():
     assert ((found - exact).abs() < 4.5 * error).all()
 
 
+@pytest.mark.usefixtures("float64")
+def test_imputations_in_one_order_are_weighted_by_what_comes_later():
+    """Of a network whose orders differ, against p(x | order) of every completion."""
+    program = CASES["any-order"].build().in_order((2, 0, 1))
+    x, mask = torch.tensor([[0, 1, 0]]), torch.tensor([False, True, False])
+    every = BITS[:8, 1:]
+    mass = program.log_prob(every).exp() * ((x == every) | ~mask).all(1)
+    exact, number = (mass / mass.sum()).detach(), 4000
+    drawn = dgm.infer.impute(program, x, mask, num_samples=number, num_particles=40_000)[:, 0]
+    found = (drawn.unsqueeze(1) == every).all(-1).double().mean(0)
+    assert ((found - exact).abs() < 4.5 * (exact * (1 - exact) / number).sqrt() + 1e-9).all()
+
+
 # -- any network -------------------------------------------------------------------------------------------------------
 
 
