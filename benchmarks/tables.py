@@ -1,6 +1,6 @@
 """Tables of mixed columns: models of columns beside a Gaussian, a Gaussian mixture and zuko's NSF.
 
-    python benchmarks/tables.py [--tables diabetes,wine,cancer] [--splits 3]
+    python benchmarks/tables.py [--tables diabetes,wine,cancer] [--models "columns, chain"] [--splits 3]
 
 The tables come with scikit-learn; the class of wine and breast cancer is one more column, a category. Each split has
 60 % of the rows to train on, 20 % to choose settings and epochs on, and 20 % to test. A number is log p(x) in nats per
@@ -10,6 +10,7 @@ uniform noise, and their mean log density over 20 draws of the noise bounds the 
 
 import argparse
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 import dgm_pyro as dgm
-from dgm_pyro.networks import ColumnMADE, ColumnReader
+from dgm_pyro.networks import MLP, ColumnMADE, ColumnReader, ObservedInput
 
 DRAWS = 20
 
@@ -130,6 +131,20 @@ def small_chain(data: dgm.Data, kinds: dict[str, object]) -> dgm.Program:
     return dgm.Autoregressive(dgm.Columns(kinds, network, shift=shift, scale=scale))
 
 
+def small_any_order(data: dgm.Data, kinds: dict[str, object]) -> dgm.Program:
+    """A chain in any order by one hidden layer, most of it dropped."""
+    shift, scale = data.x.mean(0), data.x.std(0)
+    reader = ColumnReader(dgm.Columns(kinds, shift=shift, scale=scale).categories, (), shift, scale)
+    size = reader.out_features + len(kinds)
+    network = lambda outputs: ObservedInput(  # noqa: E731
+        len(kinds), MLP((size,), outputs, (128,), dropout=0.5), reader=reader
+    )
+    return dgm.AnyOrder(dgm.Columns(kinds, network, shift=shift, scale=scale))
+
+
+SMALL = {"small-made": small_chain, "small-any-order": small_any_order}
+
+
 def columns(parts: Parts, kinds: dict[str, object], names: tuple[str, ...]) -> float:
     """The best on validation of the models of those names and of two weight decays."""
     train, valid, test = (dgm.Data(part) for part in parts)
@@ -137,7 +152,7 @@ def columns(parts: Parts, kinds: dict[str, object], names: tuple[str, ...]) -> f
     for name in names:
         for decay in (0.0, 0.3):
             torch.manual_seed(0)
-            program = small_chain(train, kinds) if name == "small" else dgm.build(name, train, columns=kinds)
+            program = SMALL[name](train, kinds) if name in SMALL else dgm.build(name, train, columns=kinds)
             options = {
                 "epochs": 400,
                 "early_stopping": 30,
@@ -146,19 +161,31 @@ def columns(parts: Parts, kinds: dict[str, object], names: tuple[str, ...]) -> f
                 "lr": 2e-3,
             }
             dgm.fit(program, train, validation=valid, batch_size=32, progress=False, **options)
-            particles = {} if program.tractable else {"num_particles": 300}
+            particles = {} if program.tractable else {"num_particles": 300 if name == "vae" else 30}
             found.append((dgm.evaluate(program, valid, **particles).nats, program, particles))
     _, program, particles = max(found, key=lambda each: each[0])
     return dgm.evaluate(program, test, **particles).nats
 
 
+MODELS: dict[str, Callable[[Parts, dict[str, object], Dequantizing], float]] = {
+    "Gaussian": lambda parts, kinds, seen: mixtures(parts, seen, 1),
+    "Gaussian mixture": lambda parts, kinds, seen: mixtures(parts, seen, 6),
+    "zuko NSF": lambda parts, kinds, seen: zuko_nsf(parts, seen),
+    "columns, independent": lambda parts, kinds, seen: columns(parts, kinds, ("pixels",)),
+    "columns, VAE": lambda parts, kinds, seen: columns(parts, kinds, ("vae",)),
+    "columns, chain": lambda parts, kinds, seen: columns(parts, kinds, ("made", "small-made")),
+    "columns, any order": lambda parts, kinds, seen: columns(parts, kinds, ("any-order", "small-any-order")),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", default=",".join(TABLES))
+    parser.add_argument("--models", action="append", choices=MODELS, help="default all of them")
     parser.add_argument("--splits", type=int, default=3)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    names = ("Gaussian", "Gaussian mixture", "zuko NSF", "columns, independent", "columns, VAE", "columns, chain")
+    names = options.models or list(MODELS)
     print(f"| table | rows | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}")
     for name in options.tables.split(","):
         x, kinds = TABLES[name]()
@@ -168,11 +195,7 @@ def main() -> None:
             order, cut = torch.randperm(len(x)), len(x) // 5
             parts = [x[order[2 * cut :]], x[order[cut : 2 * cut]], x[order[:cut]]]
             seen = Dequantizing(kinds, parts[0])
-            scores.append([
-                mixtures(parts, seen, 1), mixtures(parts, seen, 6), zuko_nsf(parts, seen),
-                columns(parts, kinds, ("pixels",)), columns(parts, kinds, ("vae",)),
-                columns(parts, kinds, ("made", "small")),
-            ])  # fmt: skip
+            scores.append([MODELS[model](parts, kinds, seen) for model in names])
         mean, spread = np.mean(scores, 0), np.std(scores, 0)
         cells = " | ".join(f"{a:.2f} ± {b:.2f}" for a, b in zip(mean, spread, strict=True))
         print(f"| {name} | {len(x)} | {cells} |", flush=True)

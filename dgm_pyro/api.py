@@ -11,6 +11,7 @@ from dgm_pyro.evaluation import Evidence, evaluate
 from dgm_pyro.experiments import plots
 from dgm_pyro.factors import formula
 from dgm_pyro.families import autoregressive, diffusion, flow, guides, hierarchy, implicit, multiscale, priors
+from dgm_pyro.families.anyorder import AnyOrder
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.conditionals import (
@@ -59,6 +60,7 @@ __all__ = [
     "STL",
     "VAE",
     "Adversarial",
+    "AnyOrder",
     "Autoregressive",
     "Bernoulli",
     "Beta",

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from dgm_pyro.checks import as_shape, check_choice, check_count, check_type, close_to
 from dgm_pyro.data import Data
 from dgm_pyro.families import multiscale
+from dgm_pyro.families.anyorder import AnyOrder
 from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.conditionals import (
@@ -73,6 +74,7 @@ from dgm_pyro.networks import (
     DenoisingMLP,
     DenoisingTransformer,
     DenoisingUNet,
+    ObservedInput,
     PixelCNN,
     Standardize,
 )
@@ -150,6 +152,12 @@ def made(data: Data, reads: Reads) -> Program:
     return Autoregressive(
         conditional_for(data, lambda p: MADE(data.event_shape, p, levels=data.levels, **reads, **size))
     )
+
+
+def any_order(data: Data, reads: Reads) -> Program:
+    size = data.event_shape.numel()
+    network = lambda p: MLP((2 * size,), p * size, (256, 256, 256), **reads)  # noqa: E731
+    return AnyOrder(conditional_for(data, lambda p: ObservedInput(data.event_shape, network(p), levels=data.levels)))
 
 
 def _require_image(data: Data, name: str) -> None:
@@ -710,7 +718,7 @@ LIKELIHOODS: Catalog = {
     "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions (images)"),
 }
 
-COLUMN_MODELS = ("pixels", "made", "vae")
+COLUMN_MODELS = ("pixels", "made", "any-order", "vae")
 SWAPS = {
     "vae": ("prior", "encoder", "likelihood", "latent_size", "hidden"),
     "vq-vae": ("num_codes", "grid", "decay"),
@@ -725,6 +733,7 @@ OWN_UNITS = (
 MODELS: Catalog = {
     "pixels": (pixels, "independent features: the reference to beat"),
     "made": (made, "autoregressive, by a masked MLP"),
+    "any-order": (any_order, "autoregressive in any order, by an MLP of x and a mask; missing values"),
     "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),
     "transformer": (transformer, "autoregressive, by causal attention"),
     "realnvp": (realnvp_of, "flow of affine couplings, multiscale for images; dequantized for integers"),
@@ -899,7 +908,8 @@ def build(
         standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
             where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
         columns: of a table of mixed kinds, the kind of each column as `Columns` takes it: for "made" a chain over the
-            columns, for "vae" independent columns given z, for "pixels" independent columns. By default `Data.kinds`.
+            columns, for "any-order" one in any order, for "vae" independent columns given z, for "pixels" independent
+            columns. By default `Data.kinds`.
         max_parameters: how many parameters the program may have; None for any number.
 
     Warns:
@@ -1087,6 +1097,10 @@ def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any]
 
     if model == "made":
         return Autoregressive(likelihood(lambda p: ColumnMADE(reader(), p, (256, 256, 256), residual=True, **reads)))
+    if model == "any-order":
+        inputs = reader().out_features + len(columns)
+        network = lambda p: MLP((inputs,), p * len(columns), (256, 256, 256), **reads)  # noqa: E731
+        return AnyOrder(likelihood(lambda p: ObservedInput(len(columns), network(p), reader=reader())))
     if model == "vae":
         reading = lambda make: reader(make((reader().out_features,)))  # noqa: E731
         return vae(data, reads, columns=likelihood, reading=reading, **swaps)

@@ -235,7 +235,8 @@ def evaluate(
         progress: whether to show a bar; it counts data, or particles of data.
 
     Where features are missing, the evidence is that of the observed part: exact where they are independent, and the
-    MIWAE bound of a VAE whose likelihood has independent features.
+    MIWAE bound of a VAE whose likelihood has independent features; of an `AnyOrder`, the bound over the orders of the
+    observed features.
 
     The label of a `Labeled` program is summed over, and only log p(x | y) bounded, where it is not exact.
 

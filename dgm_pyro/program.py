@@ -382,7 +382,7 @@ class Program(nn.Module):
 
     @property
     def takes_missing(self) -> bool:
-        """Whether missing features of x can be left out of p(x): where they are independent given the latents."""
+        """Whether missing features of x can be left out: the others depend on the latents, or on each other, alone."""
         return False
 
     def placeholder(self) -> Tensor:

@@ -32,6 +32,7 @@ from dgm_pyro.networks import (
     DenoisingMLP,
     DenoisingTransformer,
     DenoisingUNet,
+    ObservedInput,
     PixelCNN,
 )
 from dgm_pyro.program import batch_plates, latent_sites, log_prob_sum, seeded
@@ -330,6 +331,17 @@ def made(
     )
 
 
+def any_order(
+    family: Callable[..., dgm.IndependentConditional], shape: int | tuple[int, ...], **options: Any
+) -> dgm.AnyOrder:
+    """An autoregressive model in any order of the features of ``family`` on a small MLP."""
+    network = {name: options.pop(name) for name in ("num_classes", "given_shape") if name in options}
+    plain = family(shape, **options)
+    size, levels = plain.event_shape.numel(), 2 if family is dgm.Bernoulli else options.get("levels")
+    mlp = _mlp((2 * size,), plain.num_parameters * size, **network)
+    return dgm.AnyOrder(family(shape, network=ObservedInput(shape, mlp, levels=levels), **options))
+
+
 def pixelcnn(levels: int, **context: Any) -> dgm.Autoregressive:
     """A PixelCNN of 2x2 images."""
     network = PixelCNN((1, 2, 2), levels, width=4, layers=2, levels=levels, **context)
@@ -406,6 +418,12 @@ CASES: dict[str, Case] = {
     "columns-made": Case(
         lambda: dgm.Autoregressive(
             table(ColumnMADE(ColumnReader([None, None, None, None, 3], [1, 2]), 9, (8,), order=(4, 0, 1, 2, 3)))
+        ),
+        data=rows,
+    ),
+    "columns-any-order": Case(
+        lambda: dgm.AnyOrder(
+            table(ObservedInput(5, _mlp((12,), 45), reader=ColumnReader([None, None, None, None, 3], [1, 2])))
         ),
         data=rows,
     ),
@@ -523,6 +541,10 @@ CASES: dict[str, Case] = {
     "transformer": Case(lambda: transformer(dgm.Bernoulli, 4, order=(2, 0, 3, 1))),
     "transformer-mixture": Case(lambda: transformer(dgm.MixtureOfNormals, 2, components=2, given_shape=(3,))),
     "transformer-given-label": Case(lambda: transformer(dgm.Categorical, (1, 2, 2), levels=3, num_classes=4)),
+    "any-order": Case(lambda: any_order(dgm.Bernoulli, 3)),
+    "any-order-mixture": Case(lambda: any_order(dgm.MixtureOfNormals, 2, components=2, given_shape=(3,))),
+    "any-order-given-label": Case(lambda: any_order(dgm.Categorical, (1, 2, 1), levels=3, num_classes=3)),
+    "any-order-in-one": Case(lambda: any_order(dgm.Bernoulli, 4).in_order((2, 0, 3, 1))),
     # Flows
     "realnvp": Case(lambda: flow.realnvp(2, layers=2, hidden=(6,))),
     "realnvp-image": Case(lambda: flow.realnvp((1, 2, 2), layers=2, hidden=(6,))),
@@ -668,6 +690,7 @@ CASES: dict[str, Case] = {
         lambda: dgm.Standardized(made(dgm.Normal, (1, 2, 1)), shift=torch.tensor([[[0.5]]]), scale=2.0)
     ),
     "standardized-made": Case(lambda: standardized(made(dgm.MixtureOfNormals, 2, components=2))),
+    "standardized-any-order": Case(lambda: standardized(any_order(dgm.Normal, 2))),
     "standardized-flow": Case(lambda: standardized(flow.nsf(2, layers=2, hidden=(6,), bins=4))),
     "standardized-cube": Case(
         lambda: dgm.Standardized(
@@ -710,6 +733,7 @@ CASES: dict[str, Case] = {
     "labeled-made": Case(
         lambda: dgm.Labeled(dgm.Categorical((), 3, learned=True), made(dgm.Bernoulli, 3, num_classes=3))
     ),
+    "labeled-any-order": Case(lambda: dgm.Labeled(dgm.Categorical((), 3), any_order(dgm.Bernoulli, 3, num_classes=3))),
     "labeled-flow": Case(
         lambda: dgm.Labeled(dgm.Categorical((), 3), flow.realnvp(2, layers=1, hidden=(6,), num_classes=3))
     ),

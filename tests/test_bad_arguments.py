@@ -317,6 +317,9 @@ CALLS = {
     ),
     "DiscretizedLogistic": Call(dict(event_shape=2, levels=4, components=2), {"network": MODULE[1:]}),
     "Autoregressive": Call(dict(factors=lambda: dgm.Normal(2, MADE(2, 2, (4,)))), {"factors": PROGRAM}),
+    "AnyOrder": Call(
+        dict(factors=lambda: dgm.Normal(2, networks.ObservedInput(2, nn.Linear(4, 4)))), {"factors": PROGRAM}
+    ),
     "Flow": Call(
         dict(event_shape=2, transforms=lambda: [networks.LULinear(2)], base=lambda: dgm.Normal(2)),
         {"transforms": [None, "x", 3, [3]], "base": PROGRAM[1:]},
@@ -423,6 +426,11 @@ CALLS = {
     "Program.encode": Call(dict(x=X, site="z", num_samples=2), {"site": ["no", 3]}, of=vae),
     "Program.decode": Call(dict(z=X, site="z"), {"site": ["no", 3]}, of=vae),
     "Program.log_prob": Call(dict(x=X), of=made),
+    "AnyOrder.in_order": Call(
+        dict(order=(1, 0)),
+        {"order": ["x", None, 3, (0, 0)]},
+        of=lambda: dgm.AnyOrder(dgm.Normal(2, networks.ObservedInput(2, nn.Linear(4, 4)))),
+    ),
     "Program.log_weights": Call(dict(x=X, num_particles=2), of=vae),
     "Denoising.sample": Call(
         dict(num_samples=2, sampler="ddim", num_steps=2, spacing="uniform", guidance=0.0), of=diffusion
@@ -833,6 +841,9 @@ CALLS = {
         dict(event_shape=(1, 4, 4), patch_size=2, width=8, layers=1, heads=2, num_parameters=1, dropout=0.1,
              max_frequency=30.0),
         {"patch_size": COUNT},
+    ),
+    "networks.ObservedInput": Call(
+        dict(in_shape=2, network=lambda: nn.Linear(4, 2), levels=3, reader=None), {"reader": MODULE[1:]}
     ),
     "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, out_features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),

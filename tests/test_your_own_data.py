@@ -60,8 +60,9 @@ def test_samples_of_a_table_have_its_columns_and_units(page):
     assert abs(np.mean([float(row["pressure"]) for row in rows]) - 1.015e5) < 1e3
 
 
-def test_imputations_keep_what_was_seen_and_fill_in_the_rest(page):
-    drawn = pandas.read_csv(page / "plant" / "imputed.csv")
+@pytest.mark.parametrize("run", ["plant", "gaps"])
+def test_imputations_keep_what_was_seen_and_fill_in_the_rest(page, run):
+    drawn = pandas.read_csv(page / run / "imputed.csv")
     seen = pandas.read_csv(page / "holes.csv")
     assert len(drawn) == 5 * 20
     assert list(drawn) == ["row", "draw", "power", "pressure"]
@@ -174,7 +175,7 @@ def test_a_sweep_and_a_comparison_read_it_too(page):
         (("--data", "nothing.csv"), "no data set 'nothing.csv', and no file or folder"),
         (("--data", "plant.csv"), "line 2, column 'season' holds"),
         (("--data", "plant.csv", "--columns", "force"), "columns names 'force', but"),
-        (("--data", "plant.csv", "--kinds", "auto"), "columns are for the models pixels, made, vae, not for 'maf'"),
+        (("--data", "plant.csv", "--kinds", "auto"), "for the models pixels, made, any-order, vae, not for 'maf'"),
         (("--data", "plant.csv", "--kinds", "hour"), "--kinds must be auto or COLUMN=KIND,..., got 'hour'"),
         (("--data", "moons", "--label", "season"), "what label are for, but moons is a data set"),
         (("--data", "holes.csv", "--columns", "power,hour", "--num-data", "17"), "num_data is 17, but holes has 16"),

@@ -16,8 +16,11 @@ from torch.distributions.utils import broadcast_all
 __all__ = ["Bernoulli", "Beta", "DiscretizedLogistic", "Mixture"]
 
 
-def features_of(distribution: Any) -> Any:
+def features_of(distribution: Any, mask: Tensor | None = None) -> Any:
     """The distribution of single features, batched over them, where features are independent.
+
+    Args:
+        mask: True where a feature was observed, for a distribution that can state each given the observed ones alone.
 
     Raises:
         ValueError: they are not, as far as the distribution says.
@@ -28,7 +31,9 @@ def features_of(distribution: Any) -> Any:
     transforms = getattr(base, "transforms", [])
     if transforms and all(hasattr(transform, "of_features") for transform in transforms):
         parts = [transform.of_features() for transform in transforms]
-        return dist.TransformedDistribution(features_of(base.base_dist), parts)
+        return dist.TransformedDistribution(features_of(base.base_dist, mask), parts)
+    if mask is not None and hasattr(base, "of_observed"):
+        return base.of_observed(mask)
     if dims > 0:
         raise ValueError(f"the features of x are not independent under {type(base).__name__}")
     return base

@@ -9,6 +9,9 @@ exactly where there are no latents. With a guide that reads the missing ones at 
 becomes one on log p(x_obs): the importance-weighted one is the MIWAE bound, which tends to log p(x_obs) with the number
 of particles. This assumes that what is missing does not depend on its own value (missing at random).
 
+Features that depend on each other can be left out where each may depend on the observed ones alone, as in
+`families.anyorder`.
+
 Source: Mattei and Frellsen 2019 (MIWAE, arXiv 1812.02633); Nazabal et al. 2020 (HI-VAE, arXiv 1807.03653).
 """
 
@@ -41,8 +44,9 @@ def observed_part(program: Program, data: Data) -> Program:
     if not program.takes_missing:
         raise ValueError(
             f"{data.name} misses features, and those of this {type(program).__name__} depend on one another, so that "
-            "the missing ones cannot be left out: use a VAE with independent features (dgm train vae), or fill them in "
-            "first by dgm.infer.impute of such a VAE; or keep whole data, data[data.mask.flatten(1).all(1)]"
+            "the missing ones cannot be left out: use a VAE with independent features (dgm train vae) or a chain in "
+            "any order (dgm train any-order), or fill them in first by dgm.infer.impute of one of these; or keep "
+            "whole data, data[data.mask.flatten(1).all(1)]"
         )
     return Observed(program)
 
@@ -112,14 +116,14 @@ class _Masked(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.name:
-            msg["fn"] = ObservedDistribution(features_of(msg["fn"]), self.mask, len(msg["fn"].event_shape))
+            msg["fn"] = ObservedDistribution(features_of(msg["fn"], self.mask), self.mask, len(msg["fn"].event_shape))
 
 
 class ObservedDistribution(TorchDistribution):
-    """Independent features, of which those that are False in ``mask`` do not count.
+    """Features, of which those that are False in ``mask`` do not count.
 
     Args:
-        distribution: of all features, ``(*batch, *event_shape)`` of them.
+        distribution: of each feature, ``(*batch, *event_shape)`` of them.
         mask: ``(B, *event_shape)``.
         dims: of an event.
     """

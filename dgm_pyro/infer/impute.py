@@ -9,6 +9,7 @@ that are returned are then chosen among them in proportion to the weights. The p
 =================================  ================================================================================
 independent features               exact
 `Autoregressive`                   exact where the observed features come first in the order, else SMC over features
+`AnyOrder`                         exact: the observed features come first; in one order, importance weights
 `Diffusion`                        SMC over times, with a look-ahead at the observed features
 `VAE`, any prior                   annealing of the latents to p(z | x_obs), then p(x_mis | z); for discrete latents,
                                    importance weights of draws from the prior
@@ -32,6 +33,7 @@ from torch.distributions import biject_to
 
 from dgm_pyro.checks import as_shape, check_count, check_seed, check_tensor, check_type, generator
 from dgm_pyro.evaluation import evaluating
+from dgm_pyro.families.anyorder import AnyOrderDistribution, InOrder
 from dgm_pyro.families.autoregressive import Autoregressive, AutoregressiveDistribution
 from dgm_pyro.families.dequantized import Dequantized
 from dgm_pyro.families.diffusion import Denoising
@@ -194,6 +196,11 @@ class Imputer:
 
     def over_features(self, program: Autoregressive, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         return self.chain(Features(program, x, mask, given), len(x))
+
+    def in_order(self, program: InOrder, x: Tensor, mask: Tensor, given: Any) -> Weighted:
+        """Each missing feature given those before it, weighted by the observed features given those before them."""
+        keys = program.keys.expand(self.count(PARTICLES), *x.shape)
+        return AnyOrderDistribution(program.program, keys, None, given).completed(x, mask, observed_first=False)
 
     def over_times(self, program: Denoising, x: Tensor, mask: Tensor, given: Any) -> Weighted:
         times = Times(program, x, mask, given)

@@ -24,6 +24,7 @@ from dgm_pyro.networks.hierarchy import BottomUp, TopDownStep
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, InputEmbedding
 from dgm_pyro.networks.multiscale import LogisticMixture, Partial, PerPixel, Squeeze
+from dgm_pyro.networks.observed import ObservedInput
 from dgm_pyro.networks.pixelcnn import PixelCNN
 from dgm_pyro.networks.planar import Planar, Sylvester
 from dgm_pyro.networks.standardize import Standardize
@@ -53,6 +54,7 @@ __all__ = [
     "LogisticMixture",
     "MaskedAutoregressive",
     "NormalCDF",
+    "ObservedInput",
     "Partial",
     "PerPixel",
     "Permutation",

@@ -150,7 +150,7 @@ def test_a_kind_that_there_is_not(kinds, message):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nsf", {}, "columns are for the models pixels, made, vae, not for 'nsf'"),
+        ("nsf", {}, "for the models pixels, made, any-order, vae, not for 'nsf'"),
         ("vae", {"likelihood": "beta"}, "columns are the likelihood"),
         ("made", {"columns": {"a": "real"}}, "columns has 1 kinds, but data are"),
     ],
