@@ -63,8 +63,9 @@ def test_noise_is_normal_rounded_and_clipped(digits):
     assert extreme.dtype == torch.uint8
 
 
-def test_the_noise_of_the_anomalies_moves_a_fifth_of_the_pixels_as_the_report_says(digits):
-    x = digits[1].x
+@pytest.mark.parametrize("plan", [stops.DIGITS, stops.IMAGES], ids=["digits", "images"])
+def test_the_noise_of_the_anomalies_moves_a_fifth_of_the_pixels_as_the_report_says(plan):
+    x = dgm.data.load(plan.data, "test", num_data=plan.num_test).x
     moved = (corruptions.add_noise(x, comparison.ANOMALY_NOISE, 17) != x).double().mean().item()
     gray = ((x > 0) & (x < 16)).double().mean().item()
     # A black pixel can only become brighter, a white one only darker.
