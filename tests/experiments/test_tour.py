@@ -433,7 +433,7 @@ def test_a_tour_of_images_scores_the_images_that_it_names(quick_images):
 
 
 def test_the_page_of_a_tour_of_images_names_their_size_and_shows_reconstructions(quick_images):
-    out, metrics = quick_images
+    out, _ = quick_images
     text = (out / "report.html").read_text(encoding="utf-8")
     assert "28 x 28 digits" in text
     assert "8 x 8" not in text.replace("28 x 28", "")

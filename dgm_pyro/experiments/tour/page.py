@@ -62,9 +62,7 @@ def page_of(tour: Tour) -> report.Report:
             words("sample_command"): f"dgm sample {tour.out}/checkpoints/generative-classifier -n 64 --class 3 "
             "--out threes.png",
             words("evaluate_command"): f"dgm evaluate {tour.out}/checkpoints/vae --num-particles 500",
-            words(
-                "train_command"
-            ): f"dgm train vae --data {tour.plan.data} --prior flow --epochs 60 --out runs/vae-flow",
+            words("train_command"): f"dgm train vae --data {tour.plan.data} --prior flow --out runs/vae-flow",
             words("list_command"): "dgm list",
         },
     )

@@ -18,7 +18,7 @@ from dgm_pyro.experiments import report, runs
 from dgm_pyro.experiments.tour.comparison import compare_classifiers
 from dgm_pyro.experiments.tour.page import page_of, result_line
 from dgm_pyro.experiments.tour.results import Tour
-from dgm_pyro.experiments.tour.stops import DIGITS, IMAGES, Plan, Stop
+from dgm_pyro.experiments.tour.stops import DIGITS, IMAGES, Stop
 from dgm_pyro.files import only_writer
 from dgm_pyro.training.fit import NonFiniteLossError
 from dgm_pyro.training.options import changes
