@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 from programs import assert_same_number
+from typer.testing import CliRunner
 
 import dgm_pyro as dgm
-from dgm_pyro import anomaly, corruptions, representations
+from dgm_pyro import anomaly, cli, corruptions, representations
 from dgm_pyro.catalog import build
 from dgm_pyro.experiments import report
 from dgm_pyro.experiments.tour import comparison, page, results, run, stops
@@ -414,6 +415,14 @@ def quick_images(tmp_path_factory):
     visited = [stop for stop in stops.IMAGES.stops if stop.name in ("pixels-by-class", "vae")]
     assert run.run(out, images=True, quick=True, device="cpu", stops=visited) == []
     return out, json.loads((out / "metrics.json").read_text())
+
+
+def test_the_command_asks_for_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "run", lambda out, **options: asked.append(options["images"]) or [])
+    for options in ([], ["--images"]):
+        assert CliRunner().invoke(cli.app, ["tour", *options]).exit_code == 0
+    assert asked == [False, True]
 
 
 def test_a_tour_of_images_scores_the_images_that_it_names(quick_images):
