@@ -131,7 +131,7 @@ def score(stop: Stop, program: dgm.Program, data: dgm.Data) -> Tensor:
 
 
 def tried(plan: Plan, stop: Stop, shared: Settings, settings: Settings, seed: int) -> dict[str, Any]:
-    train, valid = dgm.data.load(plan.data, "train", num_data=plan.num_train).split(0.1, seed=seed)
+    train, valid = dgm.data.load(plan.data, "train", num_data=plan.sizes[0]).split(0.1, seed=seed)
     options = shared | settings
     hidden, dropout = options.pop("hidden", None), options.pop("dropout", None)
     with seeded(seed, torch.device("cpu")):

@@ -66,7 +66,7 @@ def test_noise_is_normal_rounded_and_clipped(digits):
 
 @pytest.mark.parametrize("plan", [stops.DIGITS, stops.IMAGES], ids=["digits", "images"])
 def test_the_noise_of_the_anomalies_moves_a_fifth_of_the_pixels_as_the_report_says(plan):
-    x = dgm.data.load(plan.data, "test", num_data=plan.num_test).x
+    x = dgm.data.load(plan.data, "test", num_data=plan.sizes[1]).x
     moved = (corruptions.add_noise(x, comparison.ANOMALY_NOISE, 17) != x).double().mean().item()
     gray = ((x > 0) & (x < 16)).double().mean().item()
     # A black pixel can only become brighter, a white one only darker.
@@ -349,7 +349,7 @@ def test_its_numbers_are_plausible(quick):
         assert 0 < program["stderr"] < 0.05
         assert program["kind"] == "exact" or re.fullmatch(r"elbo|iwae-\d+", program["kind"])
         assert program["measure"] == "mass"
-        assert program["num_data"] == stops.DIGITS.num_quick[1]
+        assert program["num_data"] == stops.DIGITS.quick_sizes[1]
         assert set(program["auroc"]) == {comparison.SHUFFLED, comparison.NOISY}
         assert program["auroc"][comparison.SHUFFLED] > 0.9
         assert 0.5 < program["auroc"][comparison.NOISY] <= 1
@@ -367,7 +367,7 @@ def test_its_numbers_are_plausible(quick):
 
 def test_its_checkpoints_are_the_programs_in_the_table(quick):
     out, _, metrics = quick
-    test = dgm.data.load("digits", "test")[: stops.DIGITS.num_quick[1]]
+    test = dgm.data.load("digits", "test")[: stops.DIGITS.quick_sizes[1]]
     for program in metrics["programs"]:
         loaded = dgm.load(out / program["checkpoint"])
         assert sum(p.numel() for p in loaded.parameters()) == program["parameters"]
@@ -427,11 +427,11 @@ def test_the_command_asks_for_images(monkeypatch):
 
 def test_a_tour_of_images_scores_the_images_that_it_names(quick_images):
     out, metrics = quick_images
-    num_train, num_test = stops.IMAGES.num_quick
     plan = stops.IMAGES
-    assert (metrics["data"], metrics["num_test"]) == (plan.data, num_test)
-    test = dgm.data.load(plan.data, "test", num_data=plan.num_test)[:num_test]
-    counted = stops.independent_pixels_by_class(dgm.data.load(plan.data, num_data=plan.num_train)[:num_train])
+    (num_train, num_test), (quick_train, quick_test) = plan.sizes, plan.quick_sizes
+    assert (metrics["data"], metrics["num_test"]) == (plan.data, quick_test)
+    test = dgm.data.load(plan.data, "test", num_data=num_test)[:quick_test]
+    counted = stops.independent_pixels_by_class(dgm.data.load(plan.data, num_data=num_train)[:quick_train])
     by_class, vae = metrics["programs"]
     assert by_class["bits_per_dim"] == pytest.approx(dgm.evaluate(counted, test).bits_per_dim, abs=1e-6)
     loaded = dgm.load(out / "checkpoints" / "vae")

@@ -107,9 +107,10 @@ class Tour:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        num_train, num_test = self.plan.num_quick if self.quick else (None, None)
-        self.train = datasets.load(self.plan.data, "train", num_data=self.plan.num_train)[:num_train]
-        self.test = datasets.load(self.plan.data, "test", num_data=self.plan.num_test)[:num_test]
+        self.train, self.test = (
+            datasets.load(self.plan.data, split, num_data=size)[: quick_size if self.quick else None]
+            for split, size, quick_size in zip(("train", "test"), self.plan.sizes, self.plan.quick_sizes, strict=True)
+        )
         self.anomalies = {
             SHUFFLED: shuffle_pixels(self.test.x, self.seed),
             NOISY: add_noise(self.test.x, ANOMALY_NOISE, self.levels, self.seed),
@@ -205,7 +206,8 @@ class Tour:
     @property
     def latent_size(self) -> int:
         """The number of features of a VAE's z."""
-        return next(result.latents[0].numel() for result in self.results if isinstance(result.program, VAE))
+        codes = (result.latents for result in self.results if isinstance(result.program, VAE))
+        return next(z[0].numel() for z in codes if z is not None)
 
     @property
     def num_classes(self) -> int:

@@ -60,8 +60,8 @@ class Plan:
         data: name of a data set of digits, for `dgm_pyro.data.load`; about: where it is from.
         flow: what the flow is made of.
         stops: the programs, in order.
-        num_train, num_test: how many images; None for all that there are.
-        num_quick: how many of those the quick tour takes to train, and to test.
+        sizes: how many images to train and to test; None for all that there are.
+        quick_sizes: how many of those the quick tour takes.
     """
 
     command: str
@@ -70,9 +70,8 @@ class Plan:
     about: str
     flow: str
     stops: Sequence[Stop]
-    num_train: int | None = None
-    num_test: int | None = None
-    num_quick: tuple[int | None, int | None] = (None, None)
+    sizes: tuple[int | None, int | None] = (None, None)
+    quick_sizes: tuple[int | None, int | None] = (None, None)
 
 
 def independent_pixels(data: Data) -> Program:
@@ -93,7 +92,7 @@ def independent_pixels_by_class(data: Data) -> Program:
     return Labeled(prior, Categorical(data.event_shape, levels_of(data), pixels))
 
 
-def pixelcnn(data: Data) -> Program:
+def small_pixelcnn(data: Data) -> Program:
     """Smaller than that of `build`, to train in minutes."""
     return Autoregressive(
         conditional_for(
@@ -102,7 +101,7 @@ def pixelcnn(data: Data) -> Program:
     )
 
 
-def unet_diffusion(data: Data) -> Program:
+def small_diffusion(data: Data) -> Program:
     """Half as wide as that of `build`, and of fewer steps, all of which are summed for the bound."""
     denoiser = DenoisingUNet(data.event_shape, (16, 32, 64), num_parameters=levels_of(data))
     return Diffusion(
@@ -210,7 +209,7 @@ IMAGE_STOPS: tuple[Stop, ...] = (
         "pixelcnn",
         "PixelCNN",
         "autoregressive",
-        pixelcnn,
+        small_pixelcnn,
         {"epochs": 4, "lr": 4e-3, "weight_decay": 0.01, "batch_size": 16},
         quick_epochs=1,
     ),
@@ -236,7 +235,7 @@ IMAGE_STOPS: tuple[Stop, ...] = (
         "diffusion",
         "diffusion, U-Net",
         "diffusion",
-        unet_diffusion,
+        small_diffusion,
         {"epochs": 4, "lr": 5e-3, "weight_decay": 0.01, "ema": 0.99, "batch_size": 16},
         quick_epochs=1,
         ask={"num_samples": 1, "batch_size": 64},
@@ -261,7 +260,7 @@ IMAGE_STOPS: tuple[Stop, ...] = (
 )
 
 DIGITS = Plan(
-    "dgm tour", 6, "digits", "scikit-learn’s digits", "made of monotone splines", STOPS, num_quick=(None, 100)
+    "dgm tour", 6, "digits", "scikit-learn’s digits", "made of monotone splines", STOPS, quick_sizes=(None, 100)
 )
 IMAGES = Plan(
     "dgm tour --images",
@@ -270,7 +269,6 @@ IMAGES = Plan(
     "digits in the fonts of matplotlib, turned and stretched at random",
     "of convolutional couplings at three resolutions",
     IMAGE_STOPS,
-    num_train=4000,
-    num_test=200,
-    num_quick=(200, 40),
+    sizes=(4000, 200),
+    quick_sizes=(200, 40),
 )
