@@ -19,7 +19,7 @@ help:  ## list the commands
 	@echo 'usage: make COMMAND [ARGS="..."] [PYTHON=python3]'
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-tour: $(VENV)/.installed  ## train and compare every family on real digits, write tour/report.html (ARGS=--quick)
+tour: $(VENV)/.installed  ## train and compare every family on real digits, write tour/report.html (ARGS=--quick, ARGS=--images)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/dgm tour $(ARGS)
 
 quick: $(VENV)/.installed-test  ## run the fast tests of every module, in under two minutes on two cores (ARGS="-k vae")

@@ -1,12 +1,13 @@
-"""Choose the tour's settings by validation data alone; the test split is never read.
+"""Choose the tours' settings by validation data alone; the test split is never read.
 
     python benchmarks/choose_settings.py --out bench/settings.jsonl [PROGRAM ...]
+    python benchmarks/choose_settings.py --images --out bench/image-settings.jsonl [PROGRAM ...]
 
-Each candidate trains on nine tenths of the training digits, and is scored on the other tenth as the tour scores test
-digits: bits per dimension of p(x), exact or the tour's own bound. The discriminative classifier has no p(x), and is
-scored by -log p(y | x) in nats. Every result is a line of JSON; a candidate whose line is there is not run again. What
-is printed is the best candidate of those within ``--seconds``, and how far the others are behind it on the same digits.
-Seconds are processor time of one thread.
+Each candidate trains on nine tenths of the tour's training digits, and is scored on the other tenth as the tour scores
+test digits: bits per dimension of p(x), exact or the tour's own bound. The discriminative classifier has no p(x), and
+is scored by -log p(y | x) in nats. Every result is a line of JSON; a candidate whose line is there is not run again.
+What is printed is the best candidate of those within ``--seconds``, and how far the others are behind it on the same
+digits. Seconds are processor time of one thread.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 import dgm_pyro as dgm
 from dgm_pyro.catalog import conditional_for
 from dgm_pyro.experiments.tour.results import at_all_times
-from dgm_pyro.experiments.tour.stops import STOPS, Stop
+from dgm_pyro.experiments.tour.stops import DIGITS, IMAGES, Plan, Stop
 from dgm_pyro.networks import MADE
 from dgm_pyro.program import seeded
 
@@ -88,6 +89,18 @@ CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
     ),
 }
 
+# Of the tour of images: what a short training says.
+IMAGE_CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
+    "flow": (
+        {"weight_decay": 0.01, "batch_size": 16, "gradient_steps": 60},
+        ({"lr": 1e-3}, {"lr": 3e-3}),
+    ),
+    "diffusion": (
+        {"weight_decay": 0.01, "batch_size": 16, "gradient_steps": 80},
+        ({"lr": 2e-3}, {"lr": 5e-3}),
+    ),
+}
+
 
 def program_of(stop: Stop, data: dgm.Data, hidden: Sequence[int] | None, dropout: float | None) -> dgm.Program:
     """The tour's program, or a MADE of the widths ``hidden``; dropout is set after it is built."""
@@ -117,9 +130,9 @@ def score(stop: Stop, program: dgm.Program, data: dgm.Data) -> Tensor:
         return -program.log_prob(data.y, data.x)
 
 
-def tried(stop: Stop, settings: Settings, seed: int) -> dict[str, Any]:
-    train, valid = dgm.data.load("digits", "train").split(0.1, seed=seed)
-    options = CANDIDATES[stop.name][0] | settings
+def tried(plan: Plan, stop: Stop, shared: Settings, settings: Settings, seed: int) -> dict[str, Any]:
+    train, valid = dgm.data.load(plan.data, "train", num_data=plan.sizes[0]).split(0.1, seed=seed)
+    options = shared | settings
     hidden, dropout = options.pop("hidden", None), options.pop("dropout", None)
     with seeded(seed, torch.device("cpu")):
         program = program_of(stop, train, hidden, dropout)
@@ -170,19 +183,22 @@ def table(records: Sequence[dict[str, Any]], limit: float) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join(CANDIDATES)}; default all")
+    parser.add_argument("--images", action="store_true", help="those of dgm tour --images")
     parser.add_argument("--out", type=Path, default=Path("bench/settings.jsonl"))
     parser.add_argument("--seconds", type=float, default=100, help="the most that a program of the tour may take")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     records = records_in(arguments.out)
-    stops = {stop.name: stop for stop in STOPS}
-    for name in arguments.programs or CANDIDATES:
-        for settings in CANDIDATES[name][1]:
+    plan, candidates = (IMAGES, IMAGE_CANDIDATES) if arguments.images else (DIGITS, CANDIDATES)
+    stops = {stop.name: stop for stop in plan.stops}
+    for name in arguments.programs or candidates:
+        shared, own = candidates[name]
+        for settings in own:
             plain = json.loads(json.dumps(settings))
             if any((r["program"], r["settings"], r["seed"]) == (name, plain, arguments.seed) for r in records):
                 continue
-            records.append(tried(stops[name], settings, arguments.seed))
+            records.append(tried(plan, stops[name], shared, settings, arguments.seed))
             append(arguments.out, records[-1])
     print("\n".join(table(records, arguments.seconds)))
 

@@ -375,17 +375,18 @@ def _use_threads(threads: int) -> None:
 
 @app.command(epilog="Example: dgm tour --quick --out tour")
 def tour(
+    images: Annotated[bool, _option("Take larger digits: 28x28 pixels, drawn in many fonts.", "--images")] = False,
     quick: Annotated[bool, _option("Train for less than a minute, with worse results.", "--quick")] = False,
     out: Annotated[Path, _option("Folder of the report; an earlier tour in it is replaced.")] = Path("tour"),
     resume: Annotated[bool, _option("Continue a tour that was interrupted.", "--resume")] = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Train every family on real digits, compare them, and write a report."""
+    """Train every family on images of digits, compare them, and write a report."""
     from dgm_pyro.experiments.tour.run import run
 
     with _interruptible():
-        failures = run(out, quick=quick, seed=seed, device=device, resume=resume)
+        failures = run(out, images=images, quick=quick, seed=seed, device=device, resume=resume)
     if failures:
         raise typer.Exit(1)
 

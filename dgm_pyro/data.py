@@ -901,12 +901,18 @@ def _pinwheel(random: np.random.Generator, num_data: int) -> Points:
 # -- generated, images -------------------------------------------------------------------------------------------------
 
 
-def _drawn_images(description: str, draw: Callable[..., image_sets.Images], **options: Any) -> _DataSet:
+def _drawn_images(
+    description: str, draw: Callable[..., image_sets.Images], levels: int = 256, **options: Any
+) -> _DataSet:
+    rounded = np.round(np.arange(256) * (levels - 1) / 255).astype(np.uint8)
+
     def make(name: str, split: str, data_dir: Any, random: np.random.Generator, num_data: int | None) -> Data:
         where = {"split": split} if draw is image_sets.patches else {}
         x, y = draw(random, num_data or 20_000, **options, **where)
         labels = None if y is None else torch.from_numpy(y)
-        return Data(torch.from_numpy(x), labels, levels=256, name=name, num_classes=options.get("num_classes"))
+        return Data(
+            torch.from_numpy(rounded[x]), labels, levels=levels, name=name, num_classes=options.get("num_classes")
+        )
 
     return _DataSet(description, ("train", "valid", "test"), make)
 
@@ -1126,6 +1132,9 @@ _SETS: dict[str, _DataSet] = {
     "pinwheel": _generated_points("five bent arms", _pinwheel, 5),
     "glyphs": _drawn_images("28x28 digits and capitals, 36 classes", image_sets.glyphs, num_classes=36, size=28),
     "glyphs-62": _drawn_images("28x28 digits, capitals and small letters", image_sets.glyphs, num_classes=62, size=28),
+    "glyphs-digits": _drawn_images(
+        "28x28 digits in 17 levels, 10 classes", image_sets.glyphs, levels=17, num_classes=10, size=28
+    ),
     "glyphs-color": _drawn_images(
         "32x32 glyphs in color, 36 classes", image_sets.glyphs, num_classes=36, size=32, color=True
     ),

@@ -18,7 +18,7 @@ import dgm_pyro as dgm
 from dgm_pyro.data import CHECKSUMS, NAMES, Data
 
 GENERATED = ("moons", "rings", "checkerboard", "pinwheel")
-IMAGES = ("glyphs", "glyphs-62", "glyphs-color", "patches-8", "patches-16", "patches-32")
+IMAGES = ("glyphs", "glyphs-62", "glyphs-digits", "glyphs-color", "patches-8", "patches-16", "patches-32")
 DIGITS = ("digits", "digits-binary")
 PUBLISHED = ("cifar-10", "svhn", "imagenet32", "imagenet64", "celeba")
 IDX = {"mnist": ("mnist", "MNIST/raw"), "fashion-mnist": ("fashion-mnist", "FashionMNIST/raw")}

@@ -70,3 +70,12 @@ def test_a_seed_gives_the_same_images_and_splits_differ(name):
     assert torch.equal(first.x, again.x)
     assert not any(torch.equal(first.x, other.x) for other in others)
     assert first.levels == 256
+
+
+def test_glyphs_of_few_levels_are_the_glyphs_rounded_to_them():
+    found = dgm.data.load("glyphs-digits", num_data=50, seed=3)
+    x, y = image_sets.glyphs(np.random.default_rng((3, 0)), 50, num_classes=10, size=28)
+    assert (found.levels, found.num_classes) == (17, 10)
+    assert torch.equal(found.x, torch.from_numpy(x.astype(float) / 255 * 16).round().to(torch.uint8))
+    assert torch.equal(found.y, torch.from_numpy(y))
+    assert set(np.unique(found.x)) == set(range(17))

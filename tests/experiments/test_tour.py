@@ -9,21 +9,23 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from programs import assert_same_number
+from typer.testing import CliRunner
 
 import dgm_pyro as dgm
-from dgm_pyro import anomaly, corruptions, representations
+from dgm_pyro import anomaly, cli, corruptions, representations
 from dgm_pyro.catalog import build
 from dgm_pyro.experiments import report
 from dgm_pyro.experiments.tour import comparison, page, results, run, stops
 from dgm_pyro.families.flow import nsf_autoregressive
 from dgm_pyro.training import fit
 
-REFERENCES = tuple(stop for stop in stops.STOPS if stop.reference)
+REFERENCES = tuple(stop for stop in stops.DIGITS.stops if stop.reference)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,9 @@ def test_noise_is_normal_rounded_and_clipped(digits):
     assert extreme.dtype == torch.uint8
 
 
-def test_the_noise_of_the_anomalies_moves_a_fifth_of_the_pixels_as_the_report_says(digits):
-    x = digits[1].x
+@pytest.mark.parametrize("plan", [stops.DIGITS, stops.IMAGES], ids=["digits", "images"])
+def test_the_noise_of_the_anomalies_moves_a_fifth_of_the_pixels_as_the_report_says(plan):
+    x = dgm.data.load(plan.data, "test", num_data=plan.sizes[1]).x
     moved = (corruptions.add_noise(x, comparison.ANOMALY_NOISE, 17) != x).double().mean().item()
     gray = ((x > 0) & (x < 16)).double().mean().item()
     # A black pixel can only become brighter, a white one only darker.
@@ -190,7 +193,7 @@ def test_an_interrupted_tour_reports_what_it_has(tmp_path, capsys):
 
 
 def test_a_failed_training_is_told_and_the_tour_goes_on(tmp_path, capsys):
-    broken = stops.Stop("vae", "VAE", "vae", stops.STOPS[5].make, {"epochs": 3, "lr": 1e30}, quick_epochs=3)
+    broken = stops.Stop("vae", "VAE", "vae", stops.DIGITS.stops[5].make, {"epochs": 3, "lr": 1e30}, quick_epochs=3)
     failures = run.run(tmp_path, quick=True, device="cpu", stops=(broken, *REFERENCES))
     (failure,) = failures
     assert failure.startswith("VAE: ")
@@ -223,7 +226,7 @@ def test_an_earlier_tour_is_replaced_and_nothing_else_is(tmp_path):
 def test_an_interrupted_tour_is_resumed(tmp_path, monkeypatch, capsys):
     """What it had trained stays; the training that was interrupted continues, to the same weights."""
     recipe = {"epochs": 4, "lr": 1e-3}
-    trained = stops.Stop("made", "MADE", "autoregressive", stops.STOPS[2].make, recipe, quick_epochs=4)
+    trained = stops.Stop("made", "MADE", "autoregressive", stops.DIGITS.stops[2].make, recipe, quick_epochs=4)
     visited = (REFERENCES[0], trained, REFERENCES[1])
     tour = tmp_path / "tour"
     run.run(tmp_path / "whole", quick=True, device="cpu", stops=visited)
@@ -242,6 +245,8 @@ def test_an_interrupted_tour_is_resumed(tmp_path, monkeypatch, capsys):
     assert json.loads((tour / "metrics.json").read_text())["complete"] is False
     with pytest.raises(ValueError, match=r"holds another tour .seed was 0 and is now 1."):
         run.run(tour, quick=True, device="cpu", stops=visited, resume=True, seed=1)
+    with pytest.raises(ValueError, match=r"holds another tour .data was 'digits' and is now 'glyphs-digits'."):
+        run.run(tour, images=True, quick=True, device="cpu", stops=visited, resume=True)
     kept = (tour / "checkpoints" / "pixels" / "run.json").stat().st_mtime_ns
     steps.clear()
     monkeypatch.setattr(fit.Training, "_gradient", lambda *a: steps.append(1) or gradient(*a))
@@ -258,8 +263,9 @@ def test_an_interrupted_tour_is_resumed(tmp_path, monkeypatch, capsys):
     assert not steps
 
 
-def test_recipes_are_complete():
-    for stop in stops.STOPS:
+@pytest.mark.parametrize("plan", [stops.DIGITS, stops.IMAGES], ids=["digits", "images"])
+def test_recipes_are_complete(plan):
+    for stop in plan.stops:
         if stop.reference:
             assert stop.options(quick=True) is None
             continue
@@ -268,7 +274,9 @@ def test_recipes_are_complete():
         assert {name: value for name, value in quick.items() if name != "epochs"} == {
             name: value for name, value in full.items() if name != "epochs"
         }
-    assert len({stop.name for stop in stops.STOPS}) == len(stops.STOPS)
+    assert len({stop.name for stop in plan.stops}) == len(plan.stops)
+    assert {stop.family for stop in plan.stops} >= set(page.FAMILIES)
+    assert set(dgm.data.load(plan.data, num_data=100).y.tolist()) == set(range(10))
 
 
 def test_every_text_of_the_report_is_used_and_needs_no_other():
@@ -283,8 +291,9 @@ def test_every_text_of_the_report_is_used_and_needs_no_other():
 
 
 def test_a_text_of_the_report_is_paragraphs_of_one_line_whose_values_are_escaped():
-    first, second = page.paragraphs("vae")
-    assert first.startswith("<strong>How p(x) is represented.</strong> As an integral")
+    tour = SimpleNamespace(latent_size=5)
+    first, second = page.paragraphs("vae", tour)
+    assert first.startswith("<strong>How p(x) is represented.</strong> As an integral over 5 latents z")
     assert "\n" not in first + second
     assert page.words("program_scores_alt", "a < b").startswith("Histograms of log p(x) under a &lt; b for")
     assert page.words("program_latents_caption", None) == ""
@@ -319,7 +328,7 @@ def test_the_quick_tour_visits_every_family(quick):
     _, _, metrics = quick
     assert metrics["complete"]
     assert metrics["failures"] == []
-    assert [program["name"] for program in metrics["programs"]] == [stop.name for stop in stops.STOPS]
+    assert [program["name"] for program in metrics["programs"]] == [stop.name for stop in stops.DIGITS.stops]
     assert {program["family"] for program in metrics["programs"]} >= set(page.FAMILIES)
     assert {"torch", "pyro-ppl", "dgm_pyro", "python"} <= set(metrics["versions"])
     assert (metrics["seed"], metrics["device"], metrics["quick"]) == (0, "cpu", True)
@@ -340,7 +349,7 @@ def test_its_numbers_are_plausible(quick):
         assert 0 < program["stderr"] < 0.05
         assert program["kind"] == "exact" or re.fullmatch(r"elbo|iwae-\d+", program["kind"])
         assert program["measure"] == "mass"
-        assert program["num_data"] == results.QUICK_TEST
+        assert program["num_data"] == stops.DIGITS.quick_sizes[1]
         assert set(program["auroc"]) == {comparison.SHUFFLED, comparison.NOISY}
         assert program["auroc"][comparison.SHUFFLED] > 0.9
         assert 0.5 < program["auroc"][comparison.NOISY] <= 1
@@ -358,7 +367,7 @@ def test_its_numbers_are_plausible(quick):
 
 def test_its_checkpoints_are_the_programs_in_the_table(quick):
     out, _, metrics = quick
-    test = dgm.data.load("digits", "test")[: results.QUICK_TEST]
+    test = dgm.data.load("digits", "test")[: stops.DIGITS.quick_sizes[1]]
     for program in metrics["programs"]:
         loaded = dgm.load(out / program["checkpoint"])
         assert sum(p.numel() for p in loaded.parameters()) == program["parameters"]
@@ -394,3 +403,65 @@ def test_it_prints_a_table_and_where_to_look(quick):
     assert lines[-1].endswith(f"look at {out / 'report.html'}")
     for program in metrics["programs"]:
         assert any(line.startswith(program["title"]) for line in lines)
+
+
+# -- of larger images --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick_images(tmp_path_factory):
+    """A reference and the VAE of the quick tour of images: the page, its numbers and what was trained."""
+    out = tmp_path_factory.mktemp("images") / "tour"
+    visited = [stop for stop in stops.IMAGES.stops if stop.name in ("pixels-by-class", "vae")]
+    assert run.run(out, images=True, quick=True, device="cpu", stops=visited) == []
+    return out, json.loads((out / "metrics.json").read_text())
+
+
+def test_the_command_asks_for_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "run", lambda out, **options: asked.append(options["images"]) or [])
+    for options in ([], ["--images"]):
+        assert CliRunner().invoke(cli.app, ["tour", *options]).exit_code == 0
+    assert asked == [False, True]
+
+
+def test_a_tour_of_images_scores_the_images_that_it_names(quick_images):
+    out, metrics = quick_images
+    plan = stops.IMAGES
+    (num_train, num_test), (quick_train, quick_test) = plan.sizes, plan.quick_sizes
+    assert (metrics["data"], metrics["num_test"]) == (plan.data, quick_test)
+    test = dgm.data.load(plan.data, "test", num_data=num_test)[:quick_test]
+    counted = stops.independent_pixels_by_class(dgm.data.load(plan.data, num_data=num_train)[:quick_train])
+    by_class, vae = metrics["programs"]
+    assert by_class["bits_per_dim"] == pytest.approx(dgm.evaluate(counted, test).bits_per_dim, abs=1e-6)
+    loaded = dgm.load(out / "checkpoints" / "vae")
+    assert loaded.event_shape == (1, 28, 28)
+    assert vae["parameters"] == sum(p.numel() for p in loaded.parameters())
+    record = json.loads((out / "checkpoints" / "vae" / "run.json").read_text())
+    assert record["data"] == plan.data
+
+
+def test_the_page_of_a_tour_of_images_names_their_size_and_shows_reconstructions(quick_images):
+    out, _ = quick_images
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert "28 x 28 digits" in text
+    assert "8 x 8" not in text.replace("28 x 28", "")
+    assert f"/ {28 * 28}" in text
+    assert f"dgm tour --images --quick --out {out}" in text
+    assert "an integral over 64 latents z" in text
+    assert (out / "pictures" / "vae-reconstructions.png").is_file()
+    assert "flow prior" not in text
+
+
+def test_reconstructions_are_the_rounded_means_of_the_likelihood(quick_images):
+    out, _ = quick_images
+    vae = dgm.load(out / "checkpoints" / "vae")
+    tour = results.Tour(out, quick=True, seed=0, device=torch.device("cpu"), plan=stops.IMAGES)
+    (stop,) = (stop for stop in stops.IMAGES.stops if stop.name == "vae")
+    shown = tour.visit(stop).reconstructions
+    x = tour.test.x[: results.NUM_SHOWN]
+    with torch.no_grad():
+        pixels = vae.likelihood(vae.encoder(x).mean).base_dist
+        mean = sum(level * pixels.log_prob(torch.full_like(x, level)).exp() for level in range(17))
+    assert shown.dtype == torch.uint8
+    assert (shown - mean).abs().max() < 0.501

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from dgm_pyro.experiments import plots, report
 from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, FALSE_ALARMS, NOISE, NOISY, SHUFFLED
-from dgm_pyro.experiments.tour.results import command, versions
+from dgm_pyro.experiments.tour.results import NUM_SHOWN, command, versions
 from dgm_pyro.families.labeled import Labeled
 from dgm_pyro.uses.corruptions import add_noise
 
@@ -40,12 +40,12 @@ def words(name: str, *values: Any) -> Markup:
 
 def page_of(tour: Tour) -> report.Report:
     """The report of a tour, complete or not."""
-    warnings = [words("quick_warning")] if tour.quick else []
+    warnings = [words("quick_warning", tour)] if tour.quick else []
     if not tour.complete:
         warnings.append(words("incomplete_warning", tour))
     return report.Report(
         title=words("title"),
-        lead=words("lead", min(tour.models, key=lambda result: result.bits_per_dim, default=None)),
+        lead=words("lead", tour, min(tour.models, key=lambda result: result.bits_per_dim, default=None)),
         table=_results_table(tour),
         sections=[*_overview(tour), *_families(tour), *_classifiers(tour)],
         warnings=warnings,
@@ -62,16 +62,16 @@ def page_of(tour: Tour) -> report.Report:
             words("sample_command"): f"dgm sample {tour.out}/checkpoints/generative-classifier -n 64 --class 3 "
             "--out threes.png",
             words("evaluate_command"): f"dgm evaluate {tour.out}/checkpoints/vae --num-particles 500",
-            words("train_command"): "dgm train vae --prior ar --encoder iaf --epochs 60 --out runs/vae-ar",
+            words("train_command"): f"dgm train vae --data {tour.plan.data} --prior flow --out runs/vae-flow",
             words("list_command"): "dgm list",
         },
     )
 
 
-def _columns() -> list[report.Column]:
+def _columns(tour: Tour) -> list[report.Column]:
     return [
         report.Column("program", words("column_program")),
-        report.Column("bits/dim", words("column_bits"), numeric=True),
+        report.Column("bits/dim", words("column_bits", tour, math.log2(tour.levels)), numeric=True),
         report.Column("kind", words("column_kind")),
         report.Column("AUROC shuffled", words("column_shuffled"), numeric=True),
         report.Column("AUROC noise", words("column_noise", ANOMALY_NOISE), numeric=True),
@@ -95,7 +95,7 @@ DIGITS: dict[str, tuple[int, Callable[..., float | None]]] = {
 def _results_table(tour: Tour) -> report.PageTable:
     rounded = [_rounded_values(result) for result in tour.results]
     best = _best_values([each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference])
-    columns, rows = _columns(), []
+    columns, rows = _columns(tour), []
     for result, values in zip(tour.results, rounded, strict=True):
         cells = {
             name: report.TableCell(
@@ -160,7 +160,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
         default=(1.0, "", ""),
     )
     rows = {result.stop.title: result.samples for result in densities if result.samples is not None}
-    test = tour.test.x[:10]
+    test = tour.test.x[:NUM_SHOWN]
     pictures = [
         _picture(
             "bits-per-dim",
@@ -181,9 +181,9 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
         _picture(
             "samples",
             lambda: plots.images(
-                torch.cat([test, *(samples[:10].to(test.dtype) for samples in rows.values())]),
+                torch.cat([test, *(samples[:NUM_SHOWN].to(test.dtype) for samples in rows.values())]),
                 levels=tour.test.levels,
-                num_columns=10,
+                num_columns=NUM_SHOWN,
                 row_labels=["test digits", *rows],
                 title=words("samples_title"),
             ),
@@ -193,9 +193,9 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
         _picture(
             "anomalies",
             lambda: plots.images(
-                torch.cat([test, *(x[:10] for x in tour.anomalies.values())]),
+                torch.cat([test, *(x[:NUM_SHOWN] for x in tour.anomalies.values())]),
                 levels=tour.test.levels,
-                num_columns=10,
+                num_columns=NUM_SHOWN,
                 row_labels=["test digits", *tour.anomalies],
                 title=words("anomalies_title"),
             ),
@@ -214,7 +214,7 @@ def _families(tour: Tour) -> Iterator[report.Section]:
                 words(f"{family}_title"),
                 family,
                 words(f"{family}_formula"),
-                [*paragraphs(family), *(_priors(tour) if family == "vae" else [])],
+                [*paragraphs(family, tour), *(_priors(tour) if family == "vae" else [])],
                 parts=[_stop_section(tour, result) for result in results],
             )
 
@@ -244,17 +244,31 @@ def _pictures(tour: Tour, result: StopResult) -> Iterator[report.Picture]:
     name, title = result.stop.name, _capital(result.stop.title)
     if result.samples is not None:
         samples = result.samples
-        labels = [str(y) for y in range(10)] if isinstance(result.program, Labeled) else []
+        labels = [str(y) for y in range(tour.num_classes)] if isinstance(result.program, Labeled) else []
         yield _picture(
             f"{name}-samples",
             lambda: plots.images(
                 samples,
                 levels=tour.test.levels,
-                num_columns=10,
+                num_columns=tour.num_classes,
                 column_labels=labels,
                 title=words("program_samples_title", title, bool(labels)),
             ),
             "program_samples",
+            title,
+        )
+    if result.reconstructions is not None:
+        reconstructions = result.reconstructions
+        yield _picture(
+            f"{name}-reconstructions",
+            lambda: plots.images(
+                torch.cat([tour.test.x[: len(reconstructions)], reconstructions]),
+                levels=tour.test.levels,
+                num_columns=len(reconstructions),
+                row_labels=["x", "from z"],
+                title=words("program_reconstructions_title", title),
+            ),
+            "program_reconstructions",
             title,
         )
     if result.scores and result.evidence is not None:

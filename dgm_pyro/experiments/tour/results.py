@@ -7,7 +7,7 @@ import functools
 import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,23 +22,20 @@ from dgm_pyro.data import Data
 from dgm_pyro.evaluation import Evidence, evaluate, evaluating
 from dgm_pyro.experiments import runs
 from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, NOISY, SHUFFLED, ClassifierComparison
-from dgm_pyro.experiments.tour.stops import (
-    STOPS,
-    Stop,
-    levels_of,
-)
+from dgm_pyro.experiments.tour.stops import DIGITS, Plan, Stop, levels_of
 from dgm_pyro.families.diffusion import Diffusion
 from dgm_pyro.families.labeled import Discriminative, Labeled
+from dgm_pyro.families.vae import VAE
 from dgm_pyro.program import Program, seeded
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.training.states import States
 from dgm_pyro.uses.anomaly import auroc
 from dgm_pyro.uses.classification import beliefs, share
 from dgm_pyro.uses.corruptions import add_noise, shuffle_pixels
-from dgm_pyro.uses.representations import latents, probe
+from dgm_pyro.uses.representations import decode, encode, latents, probe
 
-# The number of test images of a quick tour.
-QUICK_TEST = 100
+# How many images are shown in a row.
+NUM_SHOWN = 10
 
 
 @dataclass
@@ -51,6 +48,7 @@ class StopResult:
     evidence: Evidence | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
     samples: Tensor | None = None
+    reconstructions: Tensor | None = None
     latents: Tensor | None = None
     probe: float | None = None
     accuracy: float | None = None
@@ -100,7 +98,7 @@ class Tour:
     quick: bool
     seed: int
     device: torch.device
-    stops: Sequence[Stop] = STOPS
+    plan: Plan = DIGITS
     results: list[StopResult] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     comparison: ClassifierComparison | None = None
@@ -109,10 +107,10 @@ class Tour:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.train = datasets.load("digits", "train")
-        self.test = datasets.load("digits", "test")
-        if self.quick:
-            self.test = self.test[:QUICK_TEST]
+        self.train, self.test = (
+            datasets.load(self.plan.data, split, num_data=size)[: quick_size if self.quick else None]
+            for split, size, quick_size in zip(("train", "test"), self.plan.sizes, self.plan.quick_sizes, strict=True)
+        )
         self.anomalies = {
             SHUFFLED: shuffle_pixels(self.test.x, self.seed),
             NOISY: add_noise(self.test.x, ANOMALY_NOISE, self.levels, self.seed),
@@ -131,7 +129,10 @@ class Tour:
             with at_all_times(program):
                 result.evidence = ask(self.test)
                 result.scores = {name: ask(self._like_test(x)).values for name, x in self.anomalies.items()}
-            result.samples = self._sample_digits(program)
+            result.samples = self._sample_classes(program)
+        if isinstance(program, VAE):
+            shown = self.test.x[:NUM_SHOWN]
+            result.reconstructions = decode(program, encode(program, shown)).round().to(shown)
         features, test_features = latents(program, self.train.x), latents(program, self.test.x)
         if features is not None and test_features is not None:
             result.latents, result.probe = test_features, self._probe(features, test_features)
@@ -163,7 +164,7 @@ class Tour:
             except checkpoint.CheckpointError:
                 states.remove()
                 history = train(resume=states)
-        record = runs.record_of(stop.name, "digits", history, seed=self.seed, **(options or {}))
+        record = runs.record_of(stop.name, self.plan.data, history, seed=self.seed, **(options or {}))
         runs.write(place, program, record)
         states.remove()
         return program, history
@@ -174,11 +175,11 @@ class Tour:
     def _like_test(self, x: Tensor) -> Data:
         return Data(x, levels=self.test.levels, name=self.test.name)
 
-    def _sample_digits(self, program: Program) -> Tensor:
-        """40 draws; 4 rows of all classes, in order, where the program knows classes."""
-        given = torch.arange(10, device=self.device).repeat(4) if isinstance(program, Labeled) else None
+    def _sample_classes(self, program: Program) -> Tensor:
+        """Four rows, of all classes in order where the program knows classes."""
+        classes = torch.arange(self.num_classes, device=self.device).repeat(4)
         with seeded(self.seed, self.device), evaluating(program):
-            return program.sample(40, given).cpu()
+            return program.sample(len(classes), classes if isinstance(program, Labeled) else None).cpu()
 
     def _probe(self, train: Tensor, test: Tensor) -> float:
         assert self.train.y is not None
@@ -194,6 +195,26 @@ class Tour:
         return [result for result in self.results if result.evidence is not None and not result.stop.reference]
 
     @property
+    def size(self) -> str:
+        """Height and width of the images, as texts name them."""
+        return " x ".join(str(side) for side in self.test.event_shape[1:])
+
+    @property
+    def num_dims(self) -> int:
+        return self.test.event_shape.numel()
+
+    @property
+    def latent_size(self) -> int:
+        """The number of features of a VAE's z."""
+        codes = (result.latents for result in self.results if isinstance(result.program, VAE))
+        return next(z[0].numel() for z in codes if z is not None)
+
+    @property
+    def num_classes(self) -> int:
+        assert self.test.num_classes is not None
+        return self.test.num_classes
+
+    @property
     def levels(self) -> int:
         return levels_of(self.test)
 
@@ -203,7 +224,7 @@ class Tour:
             "quick": self.quick,
             "seed": self.seed,
             "device": str(self.device),
-            "data": "digits",
+            "data": self.plan.data,
             "num_test": len(self.test),
             "anomaly_noise": ANOMALY_NOISE,
             "probe_of_pixels": self.pixel_probe,
@@ -217,7 +238,7 @@ class Tour:
 
 def command(tour: Tour) -> str:
     """The command that takes the tour."""
-    parts = ["dgm tour"] + ["--quick"] * tour.quick + [f"--seed {tour.seed}"] * (tour.seed > 0)
+    parts = [tour.plan.command] + ["--quick"] * tour.quick + [f"--seed {tour.seed}"] * (tour.seed > 0)
     return " ".join(parts + [f"--out {tour.out}"] * (str(tour.out) != "tour"))
 
 

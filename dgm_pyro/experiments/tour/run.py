@@ -1,4 +1,4 @@
-"""The tour: train every family on real digits, measure each on the uses of generative models, and write a report.
+"""The tour: train every family on images of digits, measure each on the uses of generative models, and write a report.
 
 The measurements of each program: samples; the density of unseen digits, in bits per dimension; anomalies, found by a
 low p(x); a representation, probed by a linear classifier; and for p(x, y) how reliable its predictions are as noise
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dgm_pyro.checks import find_device
 from dgm_pyro.experiments import report, runs
 from dgm_pyro.experiments.tour.comparison import compare_classifiers
 from dgm_pyro.experiments.tour.page import page_of, result_line
 from dgm_pyro.experiments.tour.results import Tour
-from dgm_pyro.experiments.tour.stops import (
-    STOPS,
-    Stop,
-)
+from dgm_pyro.experiments.tour.stops import DIGITS, IMAGES, Stop
 from dgm_pyro.files import only_writer
 from dgm_pyro.training.fit import NonFiniteLossError
 from dgm_pyro.training.options import changes
@@ -30,20 +29,22 @@ __all__ = ["run"]
 def run(
     out: str | Path = "tour",
     *,
+    images: bool = False,
     quick: bool = False,
     seed: int = 0,
     device: str = "auto",
-    stops: Sequence[Stop] = STOPS,
+    stops: Sequence[Stop] | None = None,
     resume: bool = False,
 ) -> list[str]:
     """Take the tour. Finished results are on disk at any time; interrupted, it still writes a report of that.
 
     Args:
         out: the folder to write: ``report.html``, ``metrics.json``, ``pictures/``, ``checkpoints/``.
+        images: take images of 28x28 pixels, `glyphs-digits`, rather than the 8x8 ones of scikit-learn.
         quick: train for seconds rather than minutes.
         seed: of everything.
         device: "auto", or a torch device.
-        stops: the programs to visit.
+        stops: the programs to visit; by default, those that suit the images.
         resume: keep the programs that an interrupted tour in ``out`` has trained, and continue the one it was training.
 
     Returns:
@@ -51,24 +52,31 @@ def run(
 
     Raises:
         FileExistsError: ``out`` holds something that is no tour.
-        ValueError: there is no such device, or the tour to resume had another seed or another length.
+        ValueError: there is no such device, or the tour to resume had another seed, another length or other images.
     """
     where, folder = find_device(device), Path(out)
+    plan = IMAGES if images else DIGITS
+    if stops is not None:
+        plan = replace(plan, stops=stops)
+    asked = {"data": plan.data, "quick": quick, "seed": seed}
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, but a tour is a folder: choose another --out")
     with only_writer(folder):
         _check_is_tour(folder)
         if resume:
-            _check_is_same(folder, quick, seed)
+            _check_is_same(folder, asked)
         # The mark of a tour, complete or not: first, so that it is there whenever this is interrupted.
-        runs.write_json(folder / "metrics.json", {"complete": False, "quick": quick, "seed": seed, "programs": []})
+        runs.write_json(folder / "metrics.json", {"complete": False, **asked, "programs": []})
         _clear(folder, () if resume else ("checkpoints",))
-        return _visit_all(Tour(folder, quick, seed, where, stops))
+        return _visit_all(Tour(folder, quick, seed, where, plan))
 
 
 def _visit_all(tour: Tour) -> list[str]:
-    stops, where = tour.stops, tour.device
-    print(f"{len(stops)} programs on {len(tour.train)} digits of 8 x 8 pixels, tested on {len(tour.test)}; {where}")
+    stops = tour.plan.stops
+    print(
+        f"{len(stops)} programs on {len(tour.train)} digits of {tour.size} pixels, tested on {len(tour.test)}; "
+        f"{tour.device}"
+    )
     tour.pixel_probe = tour._probe(tour.train.x.flatten(1).float(), tour.test.x.flatten(1).float())
     try:
         for number, stop in enumerate(stops, start=1):
@@ -99,12 +107,12 @@ def _check_is_tour(out: Path) -> None:
         raise FileExistsError(f"{out} is not empty and holds no tour: choose another --out")
 
 
-def _check_is_same(out: Path, quick: bool, seed: int) -> None:
+def _check_is_same(out: Path, asked: dict[str, Any]) -> None:
     path = out / "metrics.json"
     if not path.is_file():
         return
-    before = runs.read_json(path, {"quick": bool, "seed": int}, "take the tour without --resume")
-    changed = changes(before, {"quick": quick, "seed": seed})
+    before = runs.read_json(path, {"data": str, "quick": bool, "seed": int}, "take the tour without --resume")
+    changed = changes(before, asked)
     if changed:
         raise ValueError(f"{out} holds another tour ({'; '.join(changed)}): take it alike, or choose another --out")
 

@@ -1,19 +1,22 @@
-"""The programs of the tour, with the settings that validation data chose."""
+"""The programs of the tours, with the settings that validation data chose."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dgm_pyro.catalog import build
+from dgm_pyro.catalog import build, conditional_for
 from dgm_pyro.data import Data
+from dgm_pyro.families.autoregressive import Autoregressive
 from dgm_pyro.families.conditionals import Categorical
+from dgm_pyro.families.diffusion import Diffusion
 from dgm_pyro.families.labeled import Labeled
+from dgm_pyro.networks import DenoisingUNet, PixelCNN
 from dgm_pyro.program import Program
 
 
@@ -48,6 +51,29 @@ class Stop:
         return self.recipe | {"epochs": self.quick_epochs}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The images of a tour, and the programs that suit them.
+
+    Args:
+        command: of the shell; minutes: of processor time that it takes.
+        data: name of a data set of digits, for `dgm_pyro.data.load`; about: where it is from.
+        flow: what the flow is made of.
+        stops: the programs, in order.
+        sizes: how many images to train and to test; None for all that there are.
+        quick_sizes: how many of those the quick tour takes.
+    """
+
+    command: str
+    minutes: int
+    data: str
+    about: str
+    flow: str
+    stops: Sequence[Stop]
+    sizes: tuple[int | None, int | None] = (None, None)
+    quick_sizes: tuple[int | None, int | None] = (None, None)
+
+
 def independent_pixels(data: Data) -> Program:
     """p(x) = prod_i p(x_i), each p(x_i) counted, every level half a time more than seen (Krichevsky, Trofimov 1981)."""
     frequencies = _log_frequencies(data.x, levels_of(data))
@@ -64,6 +90,23 @@ def independent_pixels_by_class(data: Data) -> Program:
     labels = _log_frequencies(data.y, data.num_classes)
     prior = Categorical((), data.num_classes, learned=True, parameters=labels)
     return Labeled(prior, Categorical(data.event_shape, levels_of(data), pixels))
+
+
+def small_pixelcnn(data: Data) -> Program:
+    """Smaller than that of `build`, to train in minutes."""
+    return Autoregressive(
+        conditional_for(
+            data, lambda p: PixelCNN(data.event_shape, p, width=24, layers=6, kernel_size=5, levels=data.levels)
+        )
+    )
+
+
+def small_diffusion(data: Data) -> Program:
+    """Half as wide as that of `build`, and of fewer steps, all of which are summed for the bound."""
+    denoiser = DenoisingUNet(data.event_shape, (16, 32, 64), num_parameters=levels_of(data))
+    return Diffusion(
+        data.event_shape, denoiser, "log-snr", num_steps=30, subsample=2, predict="levels", levels=data.levels
+    )
 
 
 def _log_frequencies(x: Tensor, levels: int) -> Tensor:
@@ -156,4 +199,76 @@ STOPS: tuple[Stop, ...] = (
         {"epochs": 80, "lr": 1e-3, "weight_decay": 1.0},
         quick_epochs=10,
     ),
+)
+
+# For images of 28x28 pixels. The learning rates of the flow and the diffusion were chosen by validation data alone:
+# benchmarks/choose_settings.py --images. The numbers of epochs keep the whole within a quarter of an hour.
+IMAGE_STOPS: tuple[Stop, ...] = (
+    *STOPS[:2],
+    Stop(
+        "pixelcnn",
+        "PixelCNN",
+        "autoregressive",
+        small_pixelcnn,
+        {"epochs": 4, "lr": 4e-3, "weight_decay": 0.01, "batch_size": 16},
+        quick_epochs=1,
+    ),
+    Stop(
+        "flow",
+        "multiscale flow",
+        "flow",
+        functools.partial(build, "realnvp"),
+        {"epochs": 2, "lr": 3e-3, "weight_decay": 0.01, "ema": 0.98, "batch_size": 16},
+        quick_epochs=1,
+        ask={"num_particles": 4},
+    ),
+    Stop(
+        "vae",
+        "convolutional VAE",
+        "vae",
+        functools.partial(build, "vae"),
+        {"epochs": 8, "lr": 2e-3, "weight_decay": 0.01, "ema": 0.99, "batch_size": 32},
+        quick_epochs=1,
+        ask={"num_particles": 20},
+    ),
+    Stop(
+        "diffusion",
+        "diffusion, U-Net",
+        "diffusion",
+        small_diffusion,
+        {"epochs": 4, "lr": 5e-3, "weight_decay": 0.01, "ema": 0.99, "batch_size": 16},
+        quick_epochs=1,
+        ask={"num_samples": 1, "batch_size": 64},
+    ),
+    Stop(
+        "generative-classifier",
+        "generative classifier",
+        "labeled",
+        # A PixelCNN would take ten passes, one for each class, of a network that is slow.
+        functools.partial(build, "made", labeled=True),
+        {"epochs": 4, "lr": 2e-3, "weight_decay": 0.01},
+        quick_epochs=1,
+    ),
+    Stop(
+        "discriminative-classifier",
+        "discriminative classifier",
+        "discriminative",
+        functools.partial(build, "classifier"),
+        {"epochs": 4, "lr": 1e-3, "weight_decay": 0.01},
+        quick_epochs=1,
+    ),
+)
+
+DIGITS = Plan(
+    "dgm tour", 6, "digits", "scikit-learn’s digits", "made of monotone splines", STOPS, quick_sizes=(None, 100)
+)
+IMAGES = Plan(
+    "dgm tour --images",
+    12,
+    "glyphs-digits",
+    "digits in the fonts of matplotlib, turned and stretched at random",
+    "of convolutional couplings at three resolutions",
+    IMAGE_STOPS,
+    sizes=(4000, 200),
+    quick_sizes=(200, 40),
 )
