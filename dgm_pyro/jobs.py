@@ -114,9 +114,9 @@ def processes(jobs: int | None = None) -> int:
     return found if found > 1 and isinstance(get_active_backend()[0], LokyBackend) else 0
 
 
-def in_this_process(jobs: int | None = None) -> bool:
-    """Whether `in_parallel` runs the tasks here, one after another."""
-    return isinstance(get_active_backend()[0], LokyBackend | SequentialBackend) and processes(jobs) == 0
+def in_this_process() -> bool:
+    """Whether `in_parallel` by default runs the tasks here, one after another."""
+    return isinstance(get_active_backend()[0], LokyBackend | SequentialBackend) and processes() == 0
 
 
 def in_parallel(

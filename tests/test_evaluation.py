@@ -278,15 +278,47 @@ def test_memory_is_flat_in_the_number_of_particles(monkeypatch, name):
     assert max(seen) == 9  # never less than one particle of the batch
 
 
+@pytest.mark.parametrize("flags", ["legacy", "new"])
+def test_a_training_in_tf32_is_evaluated_in_float32(flags):
+    """Whichever way torch's own flags are set, they are what they were."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before, seen = (matmul.fp32_precision, conv.fp32_precision), []
+
+    class Spy(nn.Linear):
+        def forward(self, x):
+            seen.append((self.training, matmul.fp32_precision, conv.fp32_precision))
+            return super().forward(x)
+
+    program = dgm.VAE(dgm.Normal(2), dgm.Normal(3, Spy(2, 6)), dgm.Normal(2, Spy(3, 4)))
+    try:
+        if flags == "legacy":
+            torch.set_float32_matmul_precision("medium")
+        else:
+            matmul.fp32_precision = "tf32"
+        chosen = matmul.fp32_precision
+        dgm.fit(program, torch.randn(20, 3), epochs=1, batch_size=10, precision="tf32", progress=False)
+        assert {(True, "tf32", "tf32"), (False, "ieee", "ieee")} <= set(seen)  # steps, validation
+        seen.clear()
+        dgm.evaluate(program, torch.randn(20, 3))
+        assert matmul.fp32_precision == chosen
+        if flags == "legacy":
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        if flags == "legacy":
+            torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision, conv.fp32_precision = before
+    assert set(seen) == {(False, "ieee", "ieee")}
+
+
 def test_a_gpu_takes_more_at_once_by_its_memory(monkeypatch):
     """24 GiB are 1.5 million values of 16 KiB; a small card takes what a processor takes."""
     for gibibytes, times in ((24, 1), (140, 8), (2, 1)):
         monkeypatch.setattr(
             torch.cuda, "get_device_properties", lambda device, g=gibibytes: SimpleNamespace(total_memory=g * 2**30)
         )
-        rows, values = evaluation.budget(torch.device("cuda"))
+        rows, values = evaluation.most_at_once(torch.device("cuda"))
         assert (rows, values) == (times * evaluation.ROWS_AT_ONCE, times * evaluation.VALUES_AT_ONCE)
-    assert evaluation.budget(torch.device("cpu")) == (evaluation.ROWS_AT_ONCE, evaluation.VALUES_AT_ONCE)
+    assert evaluation.most_at_once(torch.device("cpu")) == (evaluation.ROWS_AT_ONCE, evaluation.VALUES_AT_ONCE)
 
 
 def test_the_bar_counts_particles_of_data(monkeypatch):

@@ -169,3 +169,13 @@ def test_a_cluster_that_loses_a_worker_finishes_the_sweep_with_the_same_numbers(
     alone, there = ast.literal_eval(numbers)
     assert alone == there
     assert failed == "0"
+
+
+def test_where_tasks_run_by_default():
+    assert jobs.in_this_process()
+    with joblib.parallel_config("loky", n_jobs=2):
+        assert not jobs.in_this_process()
+    with joblib.parallel_config("threading", n_jobs=1):
+        assert not jobs.in_this_process()
+    with joblib.parallel_config("loky", n_jobs=1):
+        assert jobs.in_this_process()

@@ -478,8 +478,8 @@ class Denoising(Program):
         x = run_sampler(step, torch.randn_like(self.zeros(*batch)), times, denoise)
         denoised = denoise(x, times[-1])
         if getattr(step, "draws_last", False):
-            if denoised.logits is None:  # a chain of one step ends where there is noise
-                denoised = Denoised(denoised.x0, self.posterior_variance(self._of_all(times[-1], x)))
+            if denoised.logits is None:  # after a single step the last time is not t = 0, so its variance is not v
+                denoised = Denoised(denoised.x0, self.posterior_variance(self._time_for_all(times[-1], x)))
             return self.likelihood(denoised).sample()
         if self.levels is None:
             return denoised.x0
@@ -489,11 +489,11 @@ class Denoising(Program):
         """`denoise` in the form that samplers call."""
 
         def denoise(x: Tensor, time: Time) -> Denoised:
-            return self.denoise(x, self._of_all(time, x), given, guidance)
+            return self.denoise(x, self._time_for_all(time, x), given, guidance)
 
         return denoise
 
-    def _of_all(self, time: Time, x: Tensor) -> Tensor:
+    def _time_for_all(self, time: Time, x: Tensor) -> Tensor:
         """One time for all of x: what depends on it alone is computed once, not for every draw."""
         one, t = (1,) * (x.dim() - len(self.event_shape)), time.t
         return t.expand(one) if isinstance(t, Tensor) else torch.full(one, t, device=x.device)

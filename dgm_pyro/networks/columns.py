@@ -37,7 +37,7 @@ class ColumnReader(nn.Module):
 
     shift: Tensor
     scale: Tensor
-    logarithm: Tensor
+    is_logarithm: Tensor
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class ColumnReader(nn.Module):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, but there are {len(self.widths)} columns")
             self.register_buffer(name, value.detach().to(torch.get_default_dtype()).expand(self.in_shape).clone())
 
-        logarithm = torch.tensor([i in self.logarithms for i in range(len(self.widths))])
-        self.register_buffer("logarithm", logarithm, persistent=False)
+        is_logarithm = torch.tensor([i in self.logarithms for i in range(len(self.widths))])
+        self.register_buffer("is_logarithm", is_logarithm, persistent=False)
 
     def forward(self, x: Tensor, *given: Tensor) -> Tensor:
-        numbers = standard(torch.where(self.logarithm, x.clamp_min(0).log1p(), x), self.shift, self.scale)
+        numbers = standard(torch.where(self.is_logarithm, x.clamp_min(0).log1p(), x), self.shift, self.scale)
         parts = [
             numbers[..., i : i + 1]
             if count is None

@@ -685,7 +685,8 @@ def fit(
     A last batch of one datum is left out, as BatchNorm cannot take its scale; the shuffling leaves out another in the
     next epoch. Where ``validation`` is None, the last weights are kept. Compiling takes tens of seconds, then makes
     each step faster, and leaves the random numbers as they are; see `dgm.compile`. "auto" compiles trainings of 5,000
-    steps or more, and continues uncompiled, with a warning, where it cannot be done.
+    steps or more, and continues uncompiled, with a warning, where it cannot be done. On a GPU a step is also recorded,
+    and then replayed as one CUDA graph, which runs no Python; ``compile=False`` records none.
 
     Of data that miss features (`Data.mask`), the observed part is fitted: "iwae" of a VAE is then the MIWAE bound.
 

@@ -58,11 +58,12 @@ class TrainingOptions:
     ema: Annotated[float | None, "Decay of the average of the weights, such as 0.99. The average is kept."] = None
     compile: Annotated[
         bool | str,
-        "Compile the steps. Default: in trainings of 5,000 steps or more. Unless False, a GPU takes each as one graph.",
+        "Compile the steps. Default: in trainings of 5,000 steps or more. On a GPU, False also records no CUDA graph.",
     ] = "auto"
     checkpoint_minutes: Annotated[float, "Minutes between two states that are stored, to be resumed from."] = 5.0
     precision: Annotated[
-        str, "float32 (the program as it is), tf32 (matrix products too, on a GPU), or bf16 (networks under autocast)."
+        str,
+        "float32 (the program as it is), tf32 (on a GPU, its matrix products), or bf16 (its networks in autocast).",
     ] = "float32"
 
     def __post_init__(self) -> None:
