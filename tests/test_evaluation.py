@@ -286,7 +286,8 @@ def test_a_training_in_tf32_is_evaluated_in_float32(flags):
 
     class Spy(nn.Linear):
         def forward(self, x):
-            seen.append((self.training, matmul.fp32_precision, conv.fp32_precision))
+            if len(x) > 1:  # or it is only asked for its shapes
+                seen.append((self.training, matmul.fp32_precision, conv.fp32_precision))
             return super().forward(x)
 
     program = dgm.VAE(dgm.Normal(2), dgm.Normal(3, Spy(2, 6)), dgm.Normal(2, Spy(3, 4)))
