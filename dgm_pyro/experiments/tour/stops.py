@@ -201,8 +201,8 @@ STOPS: tuple[Stop, ...] = (
     ),
 )
 
-# For images of 28x28 pixels. The learning rates of the flow and the diffusion were chosen by validation data alone:
-# benchmarks/choose_settings.py --images. The numbers of epochs keep the whole within a quarter of an hour.
+# For images of 28x28 pixels. The numbers of epochs keep the whole within a quarter of an hour; docs/images.md says what
+# benchmarks/choose_settings.py --images found for the learning rates.
 IMAGE_STOPS: tuple[Stop, ...] = (
     *STOPS[:2],
     Stop(
