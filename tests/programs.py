@@ -779,7 +779,7 @@ EVERY_PART = {
     *("nsf-given-image", "flow-linear", "flow++", "dequantized", "onehot", "vae-quantized", "pixelvae"),
     *("diffusion-noise", "diffusion-x0", "diffusion-levels", "diffusion-unet", "diffusion-dit"),
     *("continuous-diffusion-integers", "continuous-diffusion-levels", "standardized-continuous-diffusion"),
-    *("standardized-given-alone", "labeled-made", "discriminative"),
+    *("standardized-given-alone", "labeled-made", "discriminative", "any-order", "any-order-in-one"),
 }
 
 

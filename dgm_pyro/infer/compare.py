@@ -23,6 +23,7 @@ Sources: Bonneel et al. 2015 (sliced Wasserstein); Gretton et al. 2012 (MMD); Gr
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -274,6 +275,7 @@ def train_guide(
         restarts: how many fits, of which the best is kept: the one with the highest mean objective over its last tenth.
             The first starts at the best of several places, the others each at a place of its own. The guide must be
             one of `dgm.guides.auto` that was never called; its attribute ``start`` then counts from 0 which was kept.
+            A q that was given as an object is copied for each fit.
         jobs: how many processes run the restarts, one after another if 1. By default all fits take their steps at once
             in this process, under `torch.func.vmap`, where the objective is an ELBO or an IWAE bound and q allows it;
             or as `joblib.parallel_config` says: under its backend "dask" they run on that cluster.
@@ -425,6 +427,7 @@ def _set_up(posterior: Posterior, guide: AutoConditional, start: int, seed: int)
     guide.start = start
     with seeded((seed + start) % 2**64, posterior.device):
         guide._setup_prototype(*posterior.args, **posterior.kwargs)
+    guide.q = copy.deepcopy(guide.q)  # a q that was given as an object is where every fit starts
 
 
 def _last_tenth(values: list[float]) -> float:

@@ -81,9 +81,13 @@ class CudaGraph:
     def _record(self, arguments: tuple[Any, ...]) -> None:
         held = pytree.tree_map_only(Tensor, torch.clone, arguments)
         self.held = _tensor_leaves(held)
+        drawn = torch.default_generator.get_state()
         try:
             with only_torch_draws():
                 self.replay, self.result = self.record(held)
+            if not torch.equal(torch.default_generator.get_state(), drawn):
+                torch.default_generator.set_state(drawn)
+                raise RuntimeError("a number is drawn on the CPU, which a graph would repeat: draw it on the device")
             self.recorded = True
         except Exception as error:
             self.refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"

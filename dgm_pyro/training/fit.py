@@ -232,6 +232,8 @@ class Training:
         self.steps_per_epoch = self.processes.batches(len(train), options.batch_size, options.drop_last)
         self.steps = options.gradient_steps or options.epochs * self.steps_per_epoch
         self.optimizer = optimizer_of(options, self.parameters.values(), optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(group["lr"])  # it may be a tensor of the caller's
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scheduler = scheduler_of(options, self.optimizer, lr_schedule)
         # The step of a whole batch as one CUDA graph, once there is one.

@@ -133,3 +133,18 @@ def test_a_fit_whose_gradient_is_not_finite_stays_where_it_is():
         comparison._step(torch.optim.Adam([alone], lr=0.1), [alone])
         torch.testing.assert_close(together[i], alone)
     assert torch.equal(together[1].detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize("jobs", [None, 1])
+def test_a_q_that_is_an_object_is_where_every_fit_starts(jobs):
+    torch.manual_seed(0)
+    q = dgm.flow.realnvp(6, layers=2, hidden=(8,))
+    before = copy.deepcopy(q.state_dict())
+    posterior, guide = dgm.Posterior(schools, Y), dgm.guides.auto(schools, q)
+    values = train_guide(posterior, guide, gradient_steps=30, num_particles=64, restarts=3, jobs=jobs)
+    for name, value in q.state_dict().items():
+        assert torch.equal(value, before[name])
+    # The guide that comes back is the fit whose values do: on the last step the learning rate is next to nothing.
+    torch.manual_seed(1)
+    _, log_weights = autoguide.weigh(posterior, guide, 4000)
+    assert values[-1] == pytest.approx(log_weights.mean().item(), abs=4 * log_weights.std().item() / 8)

@@ -226,3 +226,15 @@ def test_random_numbers_of_python_are_not_recorded(replayed):
         graph.refused == "CompilationError: a number is drawn from Python's random, which a graph would repeat: "
         "draw it with torch"
     )
+
+
+def test_nor_are_numbers_that_the_cpu_draws():
+    """They make nothing wait for the device."""
+    graph = CudaGraph(lambda: torch.rand(()).item())
+    graph.warm_ups = cuda_graph.WARM_UP
+    graph.record = lambda arguments: (None, graph.function(*arguments))
+    torch.manual_seed(0)
+    numbers = [graph(), graph()]
+    assert "a number is drawn on the CPU" in graph.refused
+    torch.manual_seed(0)
+    assert numbers == [torch.rand(()).item(), torch.rand(()).item()]

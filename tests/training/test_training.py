@@ -596,6 +596,21 @@ def test_each_group_of_a_made_optimizer_keeps_its_share_of_the_rate():
     assert low == pytest.approx(high / 100)
 
 
+def test_a_rate_that_is_a_tensor_is_the_callers():
+    """The schedule begins at its value, which stays."""
+    found = []
+    for lr in (torch.tensor(0.1), 0.1):
+        torch.manual_seed(0)
+        program = dgm.Normal(2, learned=True)
+        dgm.fit(
+            program, torch.randn(100, 2) + 3, epochs=20, batch_size=20, validation=None, device="cpu", progress=False,
+            optimizer=lambda parameters, lr=lr: torch.optim.Adam(parameters, lr=lr),
+        )  # fmt: skip
+        found.append(program().mean.detach())
+        assert float(lr) == pytest.approx(0.1)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"optimizer": "Adm"}, "optimizer must be one of .*Adam.*, got 'Adm'"),
     ({"optimizer": "LBFGS"}, "'LBFGS' evaluates the loss several times"),
@@ -667,3 +682,18 @@ def test_a_tracker_is_told_of_start_epochs_and_end_whatever_ends_it():
 
 if __name__ == "__main__":
     continue_all(Path(sys.argv[1]))
+
+
+def test_parameters_may_be_frozen_between_epochs():
+    program = vae(dgm.Normal(2))
+    options = dgm.TrainingOptions(epochs=3, batch_size=8, validation=None, device="cpu")
+    with Training(program, torch.randn(24, 2), options=options) as training:
+        training.advance()
+        program.encoder.requires_grad_(False)
+        before = copy.deepcopy(program.encoder.state_dict())
+        training.advance()
+        for name, value in program.encoder.state_dict().items():
+            assert torch.equal(value, before[name])
+        program.likelihood.network.rest[0].weight.data.fill_(torch.nan)
+        with pytest.raises(dgm.NonFiniteLossError, match="step 7"):
+            training.advance()
