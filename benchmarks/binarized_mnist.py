@@ -98,7 +98,7 @@ def vdvae() -> dgm.Program:
     return dgm.build("vdvae", dgm.Data(torch.zeros(50_000, *SHAPE, dtype=torch.uint8), levels=2))
 
 
-ON_GPU = {"batch_size": 128, "compile": True, "precision": "bf16", "ema": 0.9995}
+ON_GPU = {"batch_size": 128, "compile": True, "precision": "bf16", "ema": 0.9995, "validate_every": 2000}
 RECIPES = {
     "elbo": Recipe(narrow, "elbo", 300, {"ema": 0.9995, "weight_decay": 0.03}, all_data=True),
     "iwae": Recipe(narrow, "iwae:50", 10, {"lr": 5e-4}, start="elbo", all_data=True),
