@@ -154,7 +154,7 @@ def test_steps_are_compiled_and_networks_reduced_on_demand(tmp_path, monkeypatch
         assert cli.main(wrong) == 1
     first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dgm: ")]
     assert "DReG cannot be compiled" in first
-    assert "precision must be one of float32, bf16" in second
+    assert "precision must be one of float32, tf32, bf16" in second
     assert not (tmp_path / "no").exists()
 
 

@@ -213,6 +213,9 @@ def test_training_and_evaluation_stay_there(name, objective, pretence, monkeypat
     monkeypatch.setattr(nn.Module, "to", lambda module, device: module)  # it is there
     for module in (training, evaluation):
         monkeypatch.setattr(module, "find_device", lambda device: DEVICE)
+    # There is nothing that records, nor a memory whose size could be asked for.
+    monkeypatch.setattr(training, "RECORDING_DEVICES", set())
+    monkeypatch.setattr(evaluation, "most_at_once", lambda device: (evaluation.ROWS_AT_ONCE, evaluation.VALUES_AT_ONCE))
     forked = watched(monkeypatch)
     options = {"epochs": 2, "batch_size": 4, "validation": data, "ema": 0.9, "progress": False}
     with torch.enable_grad():
