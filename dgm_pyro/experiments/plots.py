@@ -770,7 +770,7 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
     low, high = np.quantile(every, 0.01), every.max()
     edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
     figure = _figure(2.6, title)
-    folded = f"; the first bin holds all below {low:.4g}, too" if every.min() < low else ""
+    folded = f"; the first bin holds all below {_rounded(low)}, too" if every.min() < low else ""
     axes = figure.add_subplot(xlabel=f"log p(x) (nats){folded}", ylabel="share of the data")
     for i, (name, values) in enumerate(arrays.items()):
         weights = np.full(len(values), 1 / len(values))
@@ -781,7 +781,13 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
         )  # fmt: skip
     figure.legend(loc="outside lower left", ncols=3, columnspacing=1.2)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(6))  # five digits and a sign are wide
     return figure
+
+
+def _rounded(number: float) -> str:
+    """Four digits or more, without an exponent."""
+    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
 # -- guides of a posterior ---------------------------------------------------------------------------------------------
