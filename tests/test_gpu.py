@@ -50,7 +50,7 @@ def test_every_program_trains_and_is_evaluated_there(name):
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_steps_as_one_graph_are_the_steps(name):
-    """To the rounding of their learning rate, a float32 on the device."""
+    """A replay reads a learning rate that is rounded to float32."""
     data, found = data_for(CASES[name], CASES[name].build(dtype=torch.float32), 43), []
     for compile in (False, "auto"):
         torch.manual_seed(0)

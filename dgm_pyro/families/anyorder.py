@@ -36,17 +36,17 @@ from typing import Any, ClassVar
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import constraints
 
 from dgm_pyro.checks import check_type
-from dgm_pyro.families.conditionals import IndependentConditional, Uniform
+from dgm_pyro.families.conditionals import IndependentConditional, Uniform, check_factors
 from dgm_pyro.families.diffusion import Even, noising
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.program import (
     Conditional,
     Program,
-    check_no_distribution,
     inside,
     is_pair,
     log_mean_exp,
@@ -87,11 +87,7 @@ class AnyOrder(Program):
 
     def __init__(self, factors: IndependentConditional):
         super().__init__()
-        check_no_distribution(factors, "factors")
-        if not isinstance(factors, IndependentConditional):
-            raise TypeError(
-                f"factors must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(factors).__name__}"
-            )
+        check_factors(factors)
         self.factors = factors
         self.event_shape, self.levels, self.num_classes = factors.event_shape, factors.levels, factors.num_classes
         remedy = "give it one that is called network(x, seen), such as dgm.networks.ObservedInput"
@@ -341,7 +337,7 @@ class AnyOrderDistribution(TorchDistribution):
         return keys.argsort(-1).argsort(-1).unflatten(-1, self.event_shape)
 
     def _sum(self, terms: Tensor) -> Tensor:
-        return terms.flatten(-len(self.event_shape)).sum(-1)
+        return sum_rightmost(terms, len(self.event_shape))
 
     def _wide(self, value: Tensor) -> Tensor:
         return value.reshape(*value.shape, *(1,) * len(self.event_shape))

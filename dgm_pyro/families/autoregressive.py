@@ -27,7 +27,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from dgm_pyro.families.conditionals import IndependentConditional
+from dgm_pyro.families.conditionals import IndependentConditional, check_factors
 from dgm_pyro.networks.caches import Cache, cache_maker
 from dgm_pyro.networks.masked import check_order
 from dgm_pyro.networks.mlp import eval_mode
@@ -35,7 +35,6 @@ from dgm_pyro.program import (
     Conditional,
     Program,
     call_network,
-    check_no_distribution,
     example_given,
     is_pair,
     parameter_of,
@@ -70,11 +69,7 @@ class Autoregressive(Conditional):
 
     def __init__(self, factors: IndependentConditional):
         super().__init__()
-        check_no_distribution(factors, "factors")
-        if not isinstance(factors, IndependentConditional):
-            raise TypeError(
-                f"factors must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(factors).__name__}"
-            )
+        check_factors(factors)
         self.factors = factors
         self.event_shape, self.levels, self.num_classes = factors.event_shape, factors.levels, factors.num_classes
         if factors.given_shape is None:

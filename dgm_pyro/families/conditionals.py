@@ -35,7 +35,7 @@ from dgm_pyro.checks import (
     check_type,
 )
 from dgm_pyro.families import distributions
-from dgm_pyro.program import Conditional, call_network, inside, parameter_of
+from dgm_pyro.program import Conditional, call_network, check_no_distribution, inside, parameter_of
 from dgm_pyro.registry import register, replace_argument
 
 __all__ = [
@@ -603,6 +603,15 @@ def bounded_log(raw: Tensor) -> Tensor:
 
 def inverse_softplus(value: float) -> float:
     return math.log(math.expm1(value))
+
+
+def check_factors(factors: Any) -> None:
+    """Raise a TypeError if ``factors`` is no conditional of features that a chain rule could take one by one."""
+    check_no_distribution(factors, "factors")
+    if not isinstance(factors, IndependentConditional):
+        raise TypeError(
+            f"factors must be a conditional such as dgm.Bernoulli or dgm.Normal, got {type(factors).__name__}"
+        )
 
 
 def check_levels(levels: int) -> int:

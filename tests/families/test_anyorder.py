@@ -114,7 +114,7 @@ def test_imputations_are_draws_given_what_is_observed():
 
 @pytest.mark.usefixtures("float64")
 def test_imputations_in_one_order_are_weighted_by_what_comes_later():
-    """Of a network whose orders differ, against p(x | order) of every completion."""
+    """The exact posterior of a completion is proportional to its p(x | order), which differs between orders here."""
     program = CASES["any-order"].build().in_order((2, 0, 1))
     x, mask = torch.tensor([[0, 1, 0]]), torch.tensor([False, True, False])
     every = BITS[:8, 1:]

@@ -97,7 +97,7 @@ def test_a_replayed_training_is_the_same(case, replayed):
 
 
 def test_a_loss_that_breaks_in_a_replay_is_found_at_its_step(replayed):
-    """Of ten batches, the ninth is infinite."""
+    """The ninth of ten batches is infinite."""
     program, data = dgm.Normal(2, learned=True), torch.randn(80, 2)
 
     def broken(x):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -201,62 +201,40 @@ STOPS: tuple[Stop, ...] = (
     ),
 )
 
-# For images of 28x28 pixels. The numbers of epochs keep the whole within a quarter of an hour; docs/images.md says what
+
+def _on_images(name: str, recipe: dict[str, Any], **others: Any) -> Stop:
+    """The stop of that name for images of 28x28 pixels."""
+    (stop,) = (each for each in STOPS if each.name == name)
+    return replace(stop, recipe={"weight_decay": 0.01} | recipe, quick_epochs=1, **others)
+
+
+# The numbers of epochs keep the whole within a quarter of an hour. docs/images.md says what
 # benchmarks/choose_settings.py --images found for the learning rates.
 IMAGE_STOPS: tuple[Stop, ...] = (
     *STOPS[:2],
-    Stop(
-        "pixelcnn",
-        "PixelCNN",
-        "autoregressive",
-        small_pixelcnn,
-        {"epochs": 4, "lr": 4e-3, "weight_decay": 0.01, "batch_size": 16},
-        quick_epochs=1,
-    ),
-    Stop(
+    _on_images("pixelcnn", {"epochs": 4, "lr": 4e-3, "batch_size": 16}, make=small_pixelcnn),
+    _on_images(
         "flow",
-        "multiscale flow",
-        "flow",
-        functools.partial(build, "realnvp"),
-        {"epochs": 2, "lr": 3e-3, "weight_decay": 0.01, "ema": 0.98, "batch_size": 16},
-        quick_epochs=1,
+        {"epochs": 2, "lr": 3e-3, "ema": 0.98, "batch_size": 16},
+        title="multiscale flow",
+        make=functools.partial(build, "realnvp"),
         ask={"num_particles": 4},
     ),
-    Stop(
+    _on_images(
         "vae",
-        "convolutional VAE",
-        "vae",
-        functools.partial(build, "vae"),
-        {"epochs": 8, "lr": 2e-3, "weight_decay": 0.01, "ema": 0.99, "batch_size": 32},
-        quick_epochs=1,
+        {"epochs": 8, "lr": 2e-3, "ema": 0.99, "batch_size": 32},
+        title="convolutional VAE",
         ask={"num_particles": 20},
     ),
-    Stop(
+    _on_images(
         "diffusion",
-        "diffusion, U-Net",
-        "diffusion",
-        small_diffusion,
-        {"epochs": 4, "lr": 5e-3, "weight_decay": 0.01, "ema": 0.99, "batch_size": 16},
-        quick_epochs=1,
-        ask={"num_samples": 1, "batch_size": 64},
+        {"epochs": 4, "lr": 5e-3, "ema": 0.99, "batch_size": 16},
+        title="diffusion, U-Net",
+        make=small_diffusion,
     ),
-    Stop(
-        "generative-classifier",
-        "generative classifier",
-        "labeled",
-        # A PixelCNN would take ten passes, one for each class, of a network that is slow.
-        functools.partial(build, "made", labeled=True),
-        {"epochs": 4, "lr": 2e-3, "weight_decay": 0.01},
-        quick_epochs=1,
-    ),
-    Stop(
-        "discriminative-classifier",
-        "discriminative classifier",
-        "discriminative",
-        functools.partial(build, "classifier"),
-        {"epochs": 4, "lr": 1e-3, "weight_decay": 0.01},
-        quick_epochs=1,
-    ),
+    # A PixelCNN would take ten passes, one for each class, of a network that is slow.
+    _on_images("generative-classifier", {"epochs": 4, "lr": 2e-3}),
+    _on_images("discriminative-classifier", {"epochs": 4, "lr": 1e-3}),
 )
 
 DIGITS = Plan(
