@@ -362,7 +362,7 @@ def _sum_over_labels(
     sum_y q(y) ELBO_y - KL(q(y) || p(y)) takes other draws than q(y) did: the same ones would favor the class that
     they flatter, and the result would be no bound.
     """
-    labels = torch.arange(program.classes, device=x.device)
+    labels = torch.arange(program.num_labels, device=x.device)
     log_prior = program.prior().log_prob(labels)
 
     passes = len(labels) * (1 if num_particles > 1 else 2)
@@ -507,9 +507,9 @@ def as_data(program: Program, data: Any, argument: str = "data", *, missing: boo
                 "or the binarized data for a Bernoulli"
             )
     part.check(value, given, support=True)
-    classes = getattr(program, "classes", None)
-    if observed and classes is not None and data.num_classes is not None and data.num_classes > classes:
-        raise ValueError(f"{data.name} has {data.num_classes} classes, but this {type(program).__name__} has {classes}")
+    known = getattr(program, "num_labels", None)
+    if observed and known is not None and data.num_classes is not None and data.num_classes > known:
+        raise ValueError(f"{data.name} has {data.num_classes} classes, but this {type(program).__name__} has {known}")
     return replace(data, x=_as_reals(program, data.x), levels=None) if counts else data
 
 

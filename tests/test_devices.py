@@ -240,7 +240,7 @@ def test_the_random_state_that_is_left_as_it_was_is_that_of_the_device(pretence,
     compilation.PairTerms(program.model, program.guide, Trace_ELBO()).stated((x,), {})
     assert forked == [DEVICE] * 2
     labeled.log_joint(x_of_labeled)
-    assert forked == [DEVICE] * (2 + labeled.classes)
+    assert forked == [DEVICE] * (2 + labeled.num_labels)
 
 
 @pytest.mark.parametrize("objective", ["annealed", FreeBits()], ids=str)

@@ -142,7 +142,7 @@ def test_labels_are_summed_over_where_only_p_of_x_given_y_is_bounded():
     with torch.no_grad():
         weights = torch.cat([program.log_weights(x, num_particles=20_000) for _ in range(6)])
         best = weights.logsumexp(0) - math.log(120_000)
-    program.classifier = dgm.Categorical((), program.classes, MLP(program.event_shape, program.classes))
+    program.classifier = dgm.Categorical((), program.num_labels, MLP(program.event_shape, program.num_labels))
     assert abs(found[500].nats - best.mean().item()) < 0.02
     assert found[1].nats < best.mean()
     assert sum(found[1].reconstruction.values()) - sum(found[1].kl.values()) == pytest.approx(found[1].nats, abs=1e-5)

@@ -83,7 +83,7 @@ class Labeled(Program):
             require_distinct((self.variable, label_name, *sites), "this Labeled")
 
     @property
-    def classes(self) -> int:
+    def num_labels(self) -> int:
         """Number of values that y takes."""
         assert self.prior.levels is not None
         return self.prior.levels
@@ -126,7 +126,7 @@ class Labeled(Program):
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         """p(y, x_mis | x_obs): every y with the weights of its own p(x_obs | y)."""
-        labels = torch.arange(self.classes, device=x.device)
+        labels = torch.arange(self.num_labels, device=x.device)
         each = [self.program.completions(by, x, mask, y.expand(len(x))) for y in labels]
         log_prior = self.prior().log_prob(labels)
         weights = [log_weights + log_p for (_, log_weights), log_p in zip(each, log_prior, strict=True)]
@@ -152,10 +152,10 @@ class Labeled(Program):
         check_dense(x, "x")
         check_seed(seed)
         batch = x.shape[: x.dim() - len(self.event_shape)]
-        labels = torch.arange(self.classes, device=x.device)
+        labels = torch.arange(self.num_labels, device=x.device)
         if self.tractable:
             y = labels.reshape(-1, *(1,) * len(batch)).expand(-1, *batch)
-            log_likelihood = self.program.exact_log_prob(x.expand(self.classes, *x.shape), y)
+            log_likelihood = self.program.exact_log_prob(x.expand(self.num_labels, *x.shape), y)
         else:
             bounds = []
             for y in labels:

@@ -90,16 +90,11 @@ class OneHot(OverIntegers):
 
     def __init__(self, program: Categorical | Autoregressive):
         super().__init__(program)
-        self.event_shape = torch.Size((*program.event_shape, self.classes))
-
-    @property
-    def classes(self) -> int:
-        """K, how many values a code has."""
-        assert self.program.levels is not None
-        return self.program.levels
+        assert program.levels is not None
+        self.event_shape = torch.Size((*program.event_shape, program.levels))
 
     def forward(self, given: Any = None) -> OneHotDistribution:
-        return OneHotDistribution(self._integers(given), self.classes)
+        return OneHotDistribution(self._integers(given), self.event_shape[-1])
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         raise ValueError(

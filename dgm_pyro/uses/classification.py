@@ -383,7 +383,7 @@ class Answers(Result):
     false_alarm_rate: float
 
     @property
-    def classes(self) -> Tensor:
+    def labels(self) -> Tensor:
         """The most probable class of each x, ``(N,)``."""
         return self.probabilities.argmax(-1)
 
@@ -411,7 +411,7 @@ class Answers(Result):
             "rejected": int(self.rejected.sum()),
             "by": "p(y | x)" if self.log_p is None else "log p(x)",
             "false_alarm_rate": self.false_alarm_rate,
-            "classes": self.classes.tolist(),
+            "labels": self.labels.tolist(),
         }
 
 

@@ -79,7 +79,7 @@ def test_sum_rule_and_bayes_rule_over_exact_families(name):
     x, _ = case.draw(program, 5)
     log_prior = program.prior().probs.log()
     log_joint = torch.stack(
-        [program.program.log_prob(x, torch.full((5,), y)) + log_prior[y] for y in range(program.classes)]
+        [program.program.log_prob(x, torch.full((5,), y)) + log_prior[y] for y in range(program.num_labels)]
     )
     torch.testing.assert_close(program.log_joint(x), log_joint)
     torch.testing.assert_close(program.log_prob(x), log_joint.logsumexp(0))
@@ -93,7 +93,7 @@ def test_bayes_rule_over_bounded_families_weighs_the_bounds(name):
     program = case.build().eval()
     x, _ = case.draw(program, 5)
     log_joint = program.log_joint(x, num_particles=4, seed=3)
-    for y in range(program.classes):
+    for y in range(program.num_labels):
         with noise.per_datum(x, seed=3):
             weights = program.program.log_weights(x, torch.full((5,), y), 4)
         expected = weights.exp().mean(0).log() + program.prior().probs[y].log()
@@ -181,7 +181,7 @@ def test_the_guide_draws_labels_from_the_posterior_it_names(name):
         probabilities = program.classifier(x).probs[0]
     else:
         probabilities = program.class_probabilities(x)[0] if program.tractable else program.prior().probs
-    counts = torch.bincount(drawn, minlength=program.classes)
+    counts = torch.bincount(drawn, minlength=program.num_labels)
     expected = n * probabilities.detach()
     assert stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-4
 

@@ -169,7 +169,7 @@ def test_one_hot_codes(name):
     program = seeded(CASES[name].make(), 0.5)
     x, mask = torch.tensor([[0.7, -0.4, 0.0]]), torch.tensor([True, True, False])
     draws = impute(program, x, mask, 4000, num_particles=40_000)[:, 0, 2]
-    codes = torch.cartesian_prod(*[torch.arange(program.prior.classes)] * 2)
+    codes = torch.cartesian_prod(*[torch.arange(program.prior.event_shape[-1])] * 2)
     every = torch.nn.functional.one_hot(codes).double()
     features = program.likelihood(every).base_dist
     log_seen = features.log_prob(x)[:, :2].sum(-1)
