@@ -762,15 +762,6 @@ CASES: dict[str, Case] = {
 }
 
 
-# Programs of the same modules as another one: they differ in sizes, or in numbers that no graph and no precision sees.
-TWINS = {
-    *("normal-scalar", "normal-image", "normal-given-vector-narrow", "bernoulli-learned", "categorical-image"),
-    *("mixture-one-component", "vae-learned-prior", "vae-image-latent", "vae-three-levels", "mixture-prior-image"),
-    *("vae-ladder-three-levels", "realnvp-image", "maf-one-feature", "diffusion-one-step", "diffusion-linear"),
-    *("continuous-diffusion-learned", "standardized-twice"),
-}
-
-
 # Between them they have every class of module, and every kind of what is given: for tests of what each statement does.
 EVERY_PART = {
     *("normal-given-pair", "logistic", "zero-inflated", "student-t", "columns-made", "vae-foreign-network"),
@@ -783,9 +774,10 @@ EVERY_PART = {
 }
 
 
-def once_per_part(names):
-    """The names as parameters of a test; those outside of `EVERY_PART` only every night."""
-    return [pytest.param(name, marks=() if name in EVERY_PART else pytest.mark.nightly) for name in names]
+def once_per_part(names, *also):
+    """The names as parameters of a test; those outside of `EVERY_PART`, and those in ``also``, only every night."""
+    daily = EVERY_PART.difference(also)
+    return [pytest.param(name, marks=() if name in daily else pytest.mark.nightly) for name in names]
 
 
 def parts_of(name):
@@ -796,12 +788,6 @@ def parts_of(name):
     leaf = given[0] if isinstance(given, tuple) else given
     kind = None if leaf is None else (isinstance(given, tuple), leaf.is_floating_point(), min(leaf.dim(), 3))
     return {kind, *(type(module).__name__ for module in program.modules())}
-
-
-def once_per_kind(names, *also):
-    """The names as parameters of a test; `TWINS`, and those in ``also``, only every night."""
-    later = TWINS.union(also)
-    return [pytest.param(name, marks=pytest.mark.nightly if name in later else ()) for name in names]
 
 
 def data_for(case, program, size=24):

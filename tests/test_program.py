@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
-from programs import CASES, TWINS
+from programs import CASES
 from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import Trace_ELBO
@@ -801,10 +801,3 @@ def test_a_part_that_does_not_fit_is_refused(part):
         vae.replaced(**{part: dgm.Normal(5)})
     with pytest.raises(TypeError, match=f"{part} must be a dgm.Program, got int"):
         vae.replaced(**{part: 3})
-
-
-def test_a_twin_has_the_modules_of_a_program_that_every_run_tests():
-    def modules(name):
-        return frozenset(type(module) for module in CASES[name].build().modules())
-
-    assert {modules(name) for name in TWINS} <= {modules(name) for name in CASES if name not in TWINS}

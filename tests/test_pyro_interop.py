@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES, guide_latents, model_latents
+from programs import CASES, guide_latents, model_latents, once_per_part
 from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import (
@@ -33,7 +33,7 @@ from dgm_pyro.program import latent_sites, store_name
 BATCH = 12
 
 
-@pytest.fixture(params=CASES, name="case")
+@pytest.fixture(params=once_per_part(CASES), name="case")
 def _case(request):
     return CASES[request.param]
 

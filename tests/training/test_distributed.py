@@ -19,7 +19,7 @@ import programs
 import pyro
 import pytest
 import torch
-from programs import CASES, data_for, vae
+from programs import CASES, EVERY_PART, data_for, vae
 from pyro.infer import Trace_ELBO
 from torch import nn
 
@@ -234,22 +234,26 @@ def resumed():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-APART = {each.__name__: each for each in (resumed, noisy, remembering, not_finite, draws, refused, agreed)}
-
-
 def inductor():
     return autoregressive(compile=True, epochs=2)
 
 
-def registry():
-    """Every program, from weights that differ, each with noise of its own."""
+def registry(names=EVERY_PART):
+    """Programs from weights that differ, each with noise of its own."""
     states = {}
     for name, case in CASES.items():
-        if case.trainable:
+        if case.trainable and name in names:
             program = case.build(seed=distributed.process_group().rank)
             data = data_for(case, program, 24)
             states[name] = trained(program, data, epochs=1, batch_size=9, validation=0.25, ema=0.9)
     return states
+
+
+def rest():
+    return registry(CASES.keys() - EVERY_PART)
+
+
+APART = {each.__name__: each for each in (resumed, noisy, remembering, not_finite, draws, refused, agreed, registry)}
 
 
 def failing(out):
@@ -290,7 +294,7 @@ def run_here(folder, names):
     distributed.leave()
 
 
-RECIPES = ALIKE | APART | {"inductor": inductor, "registry": registry}
+RECIPES = ALIKE | APART | {"inductor": inductor, "rest": rest}
 
 
 # -- starting them -----------------------------------------------------------------------------------------------------
@@ -325,12 +329,6 @@ def two(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory):
-    """The recipe that takes long."""
-    return outcomes(["registry"], tmp_path_factory.mktemp("slow"))
-
-
-@pytest.fixture(scope="module")
 def machine_code(tmp_path_factory):
     return outcomes(["inductor"], tmp_path_factory.mktemp("machine_code"))
 
@@ -352,6 +350,13 @@ def assert_close(a, b):
 
 def assert_same_bits(one, other):
     assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])
+
+
+def assert_alike_in_both(first, second):
+    assert len(first) > 20
+    for name in first:
+        assert_same_bits(first[name], second[name])
+        assert first[name]["epochs"] == second[name]["epochs"]
 
 
 # -- the division of labour --------------------------------------------------------------------------------------------
@@ -475,12 +480,13 @@ def test_with_noise_the_weights_are_equal_and_the_curve_is_that_of_one_in_the_me
     assert apart.mean().abs() < 4 * apart.std() / len(apart) ** 0.5
 
 
-def test_every_program_ends_with_the_same_weights_in_both(slow):
-    first, second = (outcome["registry"] for outcome in slow)
-    assert len(first) > 100
-    for name in first:
-        assert_same_bits(first[name], second[name])
-        assert first[name]["epochs"] == second[name]["epochs"]
+def test_every_part_ends_with_the_same_weights_in_both(two):
+    assert_alike_in_both(*(outcome["registry"] for outcome in two))
+
+
+@pytest.mark.nightly
+def test_so_does_every_program(tmp_path):
+    assert_alike_in_both(*(outcome["rest"] for outcome in outcomes(["rest"], tmp_path)))
 
 
 def test_each_process_has_noise_of_its_own(two):

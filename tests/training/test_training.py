@@ -17,7 +17,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES, data_for, vae
+from programs import CASES, data_for, once_per_part, vae
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import nn
 
@@ -134,9 +134,7 @@ RECIPES = {
     "steps": of("vae", gradient_steps=11, validate_every=4, accumulate=2, drop_last=True),
     "graph of a flow": of("flow-linear", compile=True, augment=moved_noise),
 }  # fmt: skip
-ALL = RECIPES | {
-    f"registry: {name}": of(name, size=24, epochs=2, ema=0.9) for name, case in CASES.items() if case.trainable
-}
+REGISTRY = {name: of(name, size=24, epochs=2, ema=0.9) for name, case in CASES.items() if case.trainable}
 
 
 # -- continued ---------------------------------------------------------------------------------------------------------
@@ -192,10 +190,18 @@ def assert_alike(one, whole, other, continued):
     assert not other.program.training
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_training_that_is_stored_and_continued_is_the_one_that_is_not(name, tmp_path, graphs_only):
+    assert_continued(RECIPES[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", once_per_part(REGISTRY))
+def test_so_is_that_of_every_program(name, tmp_path):
+    assert_continued(REGISTRY[name], tmp_path)
+
+
+def assert_continued(make, tmp_path):
     """Within an epoch; the program that continues comes with other weights, the process with another random state."""
-    make = ALL[name]
     whole = finished(one := make(seed=0))
     until = len(one.history.epochs) // 2
     state = stored(finished(make(seed=0), until, more=2), tmp_path)
@@ -218,9 +224,9 @@ def test_early_stopping_continues_to_wait(until, tmp_path):
 
 @pytest.mark.slow
 def test_machine_code_continues_to_the_last_bit(tmp_path):
-    whole = finished(one := ALL["graph"](0))
+    whole = finished(one := RECIPES["graph"](0))
     assert one.history.compiled
-    (other := ALL["graph"](1)).load_state_dict(stored(finished(ALL["graph"](0), 3), tmp_path))
+    (other := RECIPES["graph"](1)).load_state_dict(stored(finished(RECIPES["graph"](0), 3), tmp_path))
     assert_alike(one, whole, other, finished(other))
 
 
