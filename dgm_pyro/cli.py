@@ -223,6 +223,10 @@ def _reading_options(
     test_data: Annotated[
         str | None, _option("File or folder of the test data. Default: a random fifth of the data.", metavar="PATH")
     ] = None,
+    num_workers: Annotated[
+        int | None,
+        _option("Processes that decode the images of a folder larger than 1 GiB. Default: a thread does."),
+    ] = None,
 ) -> dict[str, Any]:
     """How `experiments.runs.points` reads a file."""
     lists = {
@@ -231,8 +235,9 @@ def _reading_options(
     }
     mixed = _parsed_kinds(kinds) if kinds not in (None, "auto") else kinds
     return _without_none(
-        label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, crop=crop, test=test_data
-    )
+        label=label, **lists, kinds=mixed, levels=levels, size=size, gray=gray, crop=crop, test=test_data,
+        num_workers=num_workers,
+    )  # fmt: skip
 
 
 def _parsed_kinds(text: str) -> dict[str, list[str]]:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import dgm_pyro as dgm
+from dgm_pyro import cli, sources
 from dgm_pyro import data as data_room
-from dgm_pyro import sources
 from dgm_pyro.experiments import commands, runs
 from dgm_pyro.networks import MADE
 
@@ -374,6 +374,23 @@ def test_a_labeled_run_on_a_stored_folder_is_evaluated_as_one_in_memory(pictures
         assert unlabeled.num_classes is None
     assert "accuracy" in found[0]
     assert found[0] == found[1]
+
+
+def test_workers_of_the_command_line_decode_a_large_folder(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "IN_MEMORY", 0)
+    seen, loader = [], sources._loader
+
+    def noted(dataset, num_workers, *rest, **options):
+        seen.append(num_workers)
+        return loader(dataset, num_workers, *rest, **options)
+
+    monkeypatch.setattr(sources, "_loader", noted)
+    command = ["train", "pixels", "--data", str(pictures), "--epochs", "1", "--device", "cpu", "--out"]
+    assert cli.main([*command, str(tmp_path / "without")]) == 0
+    assert seen == []
+    assert cli.main([*command, str(tmp_path / "with"), "--num-workers", "1"]) == 0
+    assert set(seen) == {1}
+    assert same(*(dgm.load(tmp_path / name).state_dict() for name in ("without", "with")))
 
 
 def test_bad_values_are_found_as_they_are_read(path, monkeypatch):
