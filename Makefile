@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 # Fast, and between them they use every dependency. Old versions warn about what they depend on, but work.
 WITH_LOWEST := -W ignore::DeprecationWarning --deselect tests/test_tutorials.py::test_chapter_runs_without_a_warning \
-  $(foreach name,bad_input checkpoint classification cli data dependencies distributions plots pyro_interop report \
+  $(foreach name,bad_input checkpoint classification cli data dependencies distributions jobs plots pyro_interop report \
   representations fit tutorials sources,$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
 .DEFAULT_GOAL := help
