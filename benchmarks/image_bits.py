@@ -1,14 +1,17 @@
-"""Bits per dimension of color images: families of one training budget beside independent features, PNG and WebP.
+"""Bits per dimension of images: families of one training budget beside independent features, PNG and WebP.
 
-    python benchmarks/color_images.py --train train.npz --test test.npz --models glow vdvae pixelcnn
+    python benchmarks/image_bits.py --train train.npz --test test.npz --models glow vdvae pixelcnn
+    DGM_DATA=folder python benchmarks/image_bits.py --data mnist --num-test 1000 --minutes 2
 
-The files hold ``x``, ``(N, 3, H, W)`` of 8 bits, as integers. Every family takes so many steps of 32 images at the
-learning rate 0.001. Times are processor time of one thread. A line per model goes to ``bench/color_images.jsonl``.
+The files hold ``x``, ``(N, C, H, W)`` of 8 bits, as integers. Every family takes so many steps of 32 images, or trains
+for so many minutes, at the learning rate 0.001. With ``--validation`` a share of the training images chooses the best
+weights. Times are processor time of one thread. A line per model goes to ``bench/image_bits.jsonl``.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import time
@@ -20,6 +23,7 @@ import torch
 import dgm_pyro as dgm
 
 SAMPLES = 4  # draws of a bound for each image
+TRIED = 8  # steps that a training is timed by, to end after the asked minutes
 
 
 def images(path: str) -> dgm.Data:
@@ -34,7 +38,7 @@ def file_bits(data: dgm.Data, format: str, **options: object) -> torch.Tensor:
         Image.fromarray(x).save(file := io.BytesIO(), format, **options)
         return len(file.getvalue())
 
-    pixels = data.x.permute(0, 2, 3, 1).numpy()
+    pixels = data.x.permute(0, 2, 3, 1).squeeze(-1).numpy()
     return torch.tensor([8 * size(x) / x.size for x in pixels], dtype=torch.float64)
 
 
@@ -47,17 +51,27 @@ def histograms(train: dgm.Data, test: dgm.Data) -> torch.Tensor:
     return -masses.gather(0, test.x.flatten(1).long()).double().log2().mean(1)
 
 
-def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, seed: int) -> dict[str, object]:
+def trained(
+    name: str, train: dgm.Data, test: dgm.Data, steps: int, minutes: float | None, validation: float | None, seed: int
+) -> dict[str, object]:
     torch.manual_seed(seed)
     program = dgm.build(name, train)
-    start = time.process_time()
-    dgm.fit(
-        program, train, gradient_steps=steps, batch_size=32, lr=1e-3, ema=0.98, seed=seed, compile=False,
-        validation=None, progress=False,
-    )  # fmt: skip
-    seconds = time.process_time() - start
+
+    def fit(program: dgm.Program, steps: int, validation: float | None) -> float:
+        start = time.process_time()
+        dgm.fit(
+            program, train, gradient_steps=steps, batch_size=32, lr=1e-3, ema=0.98, seed=seed, compile=False,
+            validation=validation, validate_every=max(1, steps // 5), progress=False,
+        )  # fmt: skip
+        return time.process_time() - start
+
+    if minutes is not None:
+        trial = copy.deepcopy(program)
+        fit(trial, 1, None)
+        steps = max(1, round(60 * minutes * TRIED / fit(trial, TRIED, None)))
+    seconds = fit(program, steps, validation)
     found = dgm.evaluate(program, test, num_particles=1, num_samples=SAMPLES, batch_size=32)
-    dgm.save(program, Path("bench") / f"color_images_{name}_{seed}")
+    dgm.save(program, Path("bench") / f"image_bits_{train.name}_{name}_{seed}")
     return {
         "model": name,
         "bits": found.bits_per_dim,
@@ -72,20 +86,28 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, seed: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--test", required=True)
+    parser.add_argument("--train", help="an .npz file")
+    parser.add_argument("--test", help="an .npz file")
+    parser.add_argument("--data", help="a data set by name, in place of files")
+    parser.add_argument("--num-test", type=int, help="how many of its test images, at random")
     parser.add_argument("--models", nargs="+", default=["glow", "vdvae", "pixelcnn"])
     parser.add_argument("--steps", type=int, nargs="+", default=[700], help="one number, or one for each model")
+    parser.add_argument("--minutes", type=float, help="processor time of each training, in place of steps")
+    parser.add_argument("--validation", type=float, help="share of the training images that chooses the best weights")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train, test = images(options.train), images(options.test)
+    if options.data is None:
+        train, test = images(options.train), images(options.test)
+    else:
+        train = dgm.data.load(options.data)
+        test = dgm.data.load(options.data, "test", num_data=options.num_test)
     Path("bench").mkdir(exist_ok=True)
 
     def told(row: dict[str, object]) -> None:
         print(row, flush=True)
-        with Path("bench/color_images.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with Path("bench/image_bits.jsonl").open("a") as file:
+            file.write(json.dumps({"data": train.name} | row) + "\n")
 
     for model, bits in {
         "independent features": histograms(train, test),
@@ -95,7 +117,7 @@ def main() -> None:
         told({"model": model, "bits": bits.mean().item(), "stderr": (bits.std() / len(bits) ** 0.5).item()})
     steps = options.steps * len(options.models) if len(options.steps) == 1 else options.steps
     for name, count in zip(options.models, steps, strict=True):
-        told(trained(name, train, test, count, options.seed))
+        told(trained(name, train, test, count, options.minutes, options.validation, options.seed))
 
 
 if __name__ == "__main__":
