@@ -127,6 +127,7 @@ def svhn(path: Path) -> Images:
     from scipy.io.matlab import MatReadError
 
     try:
+        _check_compressed(path)
         shapes = {name: (shape, kind) for name, shape, kind in whosmat(path)}
         shape, kind = shapes["X"]
         if shape[:3] != (32, 32, 3) or kind != "uint8" or shapes["y"][0] != (shape[3], 1):
@@ -137,6 +138,16 @@ def svhn(path: Path) -> Images:
     except (*UNREADABLE, MatReadError, NotImplementedError) as error:
         raise ValueError(f"{path} is not a file of SVHN ({error}): copy it again") from error
     return np.ascontiguousarray(x), y.astype(np.int64) % 10
+
+
+def _check_compressed(path: Path) -> None:
+    """Raise unless all variables are compressed, as published: scipy's reader crashes on others that are damaged."""
+    with path.open("rb") as file:
+        file.seek(128)  # a text and the version; then the kind of each element, its size in bytes, itself
+        while kind := file.read(4):
+            if int.from_bytes(kind, "little") != 15:
+                raise ValueError("it has variables that are not compressed, and would not show damage")
+            file.seek(int.from_bytes(file.read(4), "little"), os.SEEK_CUR)
 
 
 def _check_labels(y: np.ndarray, known: range) -> None:

@@ -102,12 +102,25 @@ def test_svhn(tmp_path):
         with pytest.raises(ValueError, match=r"train_32x32\.mat is not a file of SVHN"):
             dgm.data.load("svhn", data_dir=tmp_path)
     for label in (11, 0, 1.5, np.nan):
-        savemat(path, {"X": PIXELS.transpose(2, 3, 1, 0), "y": np.array([[1], [2], [label]])})
+        savemat(path, {"X": PIXELS.transpose(2, 3, 1, 0), "y": np.array([[1], [2], [label]])}, do_compression=True)
         with pytest.raises(ValueError, match=r"is not a file of SVHN .*it has the label"):
             dgm.data.load("svhn", data_dir=tmp_path)
-    savemat(path, {"X": PIXELS, "y": np.zeros((3, 1))})
+    savemat(path, {"X": PIXELS, "y": np.zeros((3, 1))}, do_compression=True)
     with pytest.raises(ValueError, match=r"is not a file of SVHN .*it holds"):
         dgm.data.load("svhn", data_dir=tmp_path)
+
+
+def test_a_damaged_svhn_does_not_end_the_process(tmp_path):
+    """Scipy's reader does where variables are not compressed and one of these three bytes is changed."""
+    (tmp_path / "svhn").mkdir()
+    path = tmp_path / "svhn" / "train_32x32.mat"
+    for compressed, flips in ((True, range(128, 1000, 5)), (False, (184, 185, 9456))):
+        savemat(path, {"X": PIXELS.transpose(2, 3, 1, 0), "y": np.ones((3, 1), np.uint8)}, do_compression=compressed)
+        whole = path.read_bytes()
+        for place in flips:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+            with pytest.raises(ValueError, match=r"is not a file of SVHN .*copy it again"):
+                dgm.data.load("svhn", data_dir=tmp_path)
 
 
 def test_imagenet(tmp_path):
