@@ -1120,6 +1120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             renamed = FLAGS.get(getattr(error, "option_name", ""), "").split(" or ")
             now = " or ".join(name for name in renamed if name in options)
             remedy = f"it is {now} now, see" if now else "see"
+            if now:
+                error.possibilities = []  # type: ignore[attr-defined]  # which click guesses by their letters
             return _print_error(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
         if _is_of_memory(error):
             return _print_error(

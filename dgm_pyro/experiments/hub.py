@@ -15,6 +15,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def push(
 ) -> str:
     """Store a run in a repository of the hub, which is made if need be, in one commit.
 
-    Its model card has the evidence of the test data, where they are at hand.
+    Its model card has the evidence of the test data. A warning says if they are missing or have changed.
 
     Args:
         folder: of the run.
@@ -161,7 +162,8 @@ def _test_evidence(
         return None
     try:
         points = record.points("test", data_dir)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError) as error:
+        warnings.warn(f"the model card has no evidence: {error}", stacklevel=3)
         return None
     return evaluate(program, points, num_particles=num_particles, progress=progress)
 
