@@ -69,7 +69,7 @@ pyro.set_rng_seed(0)
 style()
 
 # %% [markdown]
-# ## 1. The most probable is not typical
+# ## 1. The most probable point is not typical
 #
 # A density seems to answer directly whether $x$ is strange: $x$ is strange if $p(x)$ is low. The number to look at is
 # the **surprise**, $-\log p(x)$. We begin without a network, with a known distribution: $N(0, I)$ in $D$ dimensions.
@@ -166,12 +166,12 @@ print(
 # A **score** is any number per image that is meant to be higher for anomalies. The scores of `dgm_pyro.uses.anomaly`
 # try to remove from $p(x)$ what does not indicate an anomaly:
 #
-# - `Typicality`: section 1, the distance of the surprise from its mean over other normal data;
+# - `Typicality`: the distance of the surprise from its mean over other normal data (section 1);
 # - `Ratio`: $\log p_0(x) - \log p(x)$. The *background* $p_0$ is the same program, trained on digits with about a third
 #   of their pixels replaced at random. It learns the gray levels, but little of the shapes;
 # - `Complexity`: $-\log p(x) - L(x)$, where $L(x)$ is the length of $x$ in a compressed file. A program trained on
 #   digits should need fewer nats for a digit than zlib, which is not trained on anything;
-# - `PosteriorKL`: how unusual a $z$ a VAE (chapter 04) needs for $x$.
+# - `PosteriorKL`: $D_{KL}(q(z \mid x) \,\|\, p(z))$ of a VAE (chapter 04). It is large if $x$ needs an unusual $z$.
 #
 # For comparison we include the length alone, with a minus sign. The AUROC is the probability that an anomaly has a
 # higher score than a normal image: 1 is perfect, 0.5 is chance, 0 is always wrong.
@@ -238,7 +238,7 @@ print(f"typicality of the blank image: AUROC {blank:.3f} +- {blank_error:.3f}")
 # The right score depends on the anomalies, which are not known beforehand. So an alarm should come with a guarantee
 # that does not depend on them.
 #
-# ## 3. An alarm with a promise
+# ## 3. An alarm with a guarantee
 #
 # The guarantee can be about *normal* data: how often do they raise a false alarm? Take $n$ reference data that were not
 # used in training, and their scores $s_1, \dots, s_n$. Let the threshold be the $k$-th smallest of these, where
@@ -248,14 +248,14 @@ print(f"typicality of the blank image: AUROC {blank:.3f} +- {blank_error:.3f}")
 # $$P(\text{false alarm}) = \frac{n + 1 - k}{n + 1} \le \alpha.$$
 #
 # This makes no assumption about the program or the score: a bad score gives an alarm that is useless, but keeps its
-# rate. `Detector` applies this rule. We try it on many random splits of the test digits, with 99 digits to set the
-# threshold and the rest to measure the rate.
+# rate of false alarms. `Detector` applies this rule. We try it on many random splits of the test digits, with 99 digits
+# to set the threshold and the rest to measure the rate.
 
 # %%
 alpha, n, rates = 0.05, 99, []
 for _ in range(scaled(1000, 20)):
     order = torch.randperm(len(test))
-    detector = Detector(lambda scores: scores).calibrate(of_digits[order[:n]], alpha)  # the scores are there already
+    detector = Detector(lambda scores: scores).calibrate(of_digits[order[:n]], alpha)  # the scores are computed already
     rates.append(detector.flag(of_digits[order[n:]]).double().mean())
 mean, error = mean_and_error(torch.stack(rates))
 promised = math.floor((n + 1) * alpha) / (n + 1)
@@ -284,10 +284,10 @@ claim(alarms["surprise"].flag(strange["blank"]).double().mean() == 0)
 # %% [markdown]
 # The guarantee holds *on average over alarms*. A single alarm with 99 reference data may have 2 % or 10 % false alarms,
 # as the left panel shows. The other panels show every $\alpha$: test digits are near the dashed line for both scores,
-# within the error of one alarm with 287 reference data. How
-# many anomalies an alarm detects is a separate question, and there the scores differ.
+# within the error of one alarm with 287 reference data. How many anomalies an alarm detects is a separate question, and
+# there the scores differ.
 #
-# ## 4. Weights in doubt
+# ## 4. Uncertainty about the weights
 #
 # A discriminative network, $p_\theta(y \mid x)$ alone, assigns a class to every $x$. Add noise, rotate the digit, or
 # invert it, and the network may be completely wrong without any sign of uncertainty: it has no way to tell whether such
@@ -373,9 +373,9 @@ claim(confidence["NUTS"] < confidence["autoguide"] - 0.02)
 # Many curves separate these points. NUTS draws many of them, so the uncertain region widens with the distance from the
 # data. The autoguide represents one of the many modes of the posterior, and is hardly less certain than the single
 # network. So how much of the posterior's uncertainty remains depends on the guide. Even with NUTS, the prediction is
-# certain at most places far from all data: uncertainty about $w$ is not the same as "I have not seen this".
+# confident at most places far from all data: uncertainty about $w$ is not the same as "I have not seen this".
 #
-# ## 5. Sure, and wrong
+# ## 5. Confident, and wrong
 #
 # We train three classifiers on the same 1150 digits.
 
@@ -392,7 +392,7 @@ print(generative)
 
 def network_says(x):
     probabilities, _ = beliefs(discriminative, x)
-    return probabilities, -probabilities.max(-1).values  # its only doubt: that the highest p(y | x) is low
+    return probabilities, -probabilities.max(-1).values  # its only sign of uncertainty: the highest p(y | x) is low
 
 
 def bayesian_says(x):
@@ -460,16 +460,18 @@ claim(by_network["inverted"][2] > 0.9 > by_bayesian["inverted"][1] > by_network[
 claim(0.3 < by_network["turned by 30°"][2] < 0.7)
 
 # %% [markdown]
-# The line from dot to diamond shows the overconfidence of a classifier: its confidence minus its accuracy.
+# The line from dot to diamond shows how far the confidence of a classifier is from its accuracy. It is overconfident
+# where the diamond is to the right of the dot.
 #
 # - The **network** is nearly as confident on digits on their side as on upright ones, and nearly always wrong. It keeps
 #   most of these answers, and about half of its answers on digits rotated by 30°. On inverted digits its confidence is
 #   low, and nearly all of them are rejected.
 # - The **Bayesian** network is less confident on digits on their side, but also on upright ones. It is more confident
 #   than the network on inverted digits. As an alarm its confidence is no better.
-# - The **generative** classifier rejects nearly all of the strange images, and about 5 % of the test digits, as its
-#   alarm was set to do. But look at its dots and diamonds: its answers under noise are *worse* than the network's, and
-#   it is more confident. Its advantage is $p(x)$ alone, which Bayes' rule divides out of $p(y \mid x)$.
+# - The **generative** classifier rejects nearly all of the strange images, and less than 5 % of the test digits, the
+#   rate that its alarm is set to. But look at its dots and diamonds: its answers under noise are *worse* than the
+#   network's, at about the same confidence. Its advantage is $p(x)$ alone, which Bayes' rule divides out of $p(y \mid
+#   x)$.
 #
 # Are answers with a confidence of 80 % right in 80 % of the cases? A **reliability** diagram puts answers into bins by
 # confidence, and shows the share of right answers in each. The mean distance from the diagonal, weighted by the number
@@ -547,15 +549,15 @@ claim(under_attack["network"][1]["network"] < 0.6)
 
 # %% [markdown]
 # **Bayes' rule is no defense.** The generative classifier loses even more accuracy. But $p(x)$ detects both attacks,
-# while the network's own confidence lets most attacks on it pass. This attack did not *try* to keep $p(x)$ high; the
-# one in exercise 2 does.
+# while the network's own confidence lets most attacks on the network pass. This attack did not *try* to keep $p(x)$
+# high; the one in exercise 2 does.
 #
-# ## 7. Which doubt for which question
+# ## 7. Which uncertainty for which question
 #
 # Suppose that we reject the most uncertain answers first. The **coverage** is the share of answers that are kept, the
 # **risk** is the share of wrong ones among them. We take one classifier, the network, and two measures of uncertainty:
 # its own confidence, and $\log p(x)$ of the generative model. The left panel is for digits with some noise, the right
-# panel for upright digits mixed with as many on their side.
+# panel for upright digits mixed with as many on their side. Dashed lines show the risk of keeping all answers.
 
 # %%
 mild = corruptions.add_noise(test.x, 3.0, levels)
@@ -623,10 +625,10 @@ plots.images(
 # ## 9. What is a code good for?
 #
 # That depends on the question, so we need one. The usual question is the label, which training never saw. Is it linear
-# in $z$? A logistic regression, called a **probe**, tells. Do neighbors have the same label? We predict the majority
+# in $z$? We fit a logistic regression, called a **probe**. Do neighbors have the same label? We predict the majority
 # label among the five nearest. Are there clusters, and are they the classes? We run k-means, and match clusters to
-# classes as well as possible. The references are the pixels and the oldest code of all, the principal components, as
-# many as $z$ has features. The maps below place test digits in the plane by t-SNE, which keeps neighbors near; large
+# classes as well as possible. The references are the pixels and the oldest code of all: principal components, as many
+# as $z$ has features. The maps below place test digits in the plane by t-SNE, which keeps neighbors near; large
 # distances in the map have no meaning.
 
 # %%
@@ -663,8 +665,8 @@ plt.show()
 # Eight numbers of a VAE keep most of the information about the digit's class. Still, the pixels are the better input
 # here, and eight principal components are about as good as $z$. There is no reason to expect otherwise: the bound
 # rewards a $z$ that helps to reconstruct $x$, and no term of it rewards classes that are far apart. With large images,
-# where single pixels say little, the comparison can look different. That a code is *learned* does not make it good:
-# measure it, for your question.
+# where single pixels say little, the comparison can look different. A code is not good because it is *learned*: measure
+# it for your question.
 #
 # ## 10. Few labels
 #
@@ -775,7 +777,7 @@ claim(min(caught.values()) > max(one_by_one))
 
 # %%
 def unnoticed(x, y, threshold, epsilon=2, steps=40, candidates=8):
-    """x moved pixel by pixel, within epsilon of it, to where p(y | x) is low and the surprise below the threshold."""
+    """x changed pixel by pixel, each by at most epsilon, to lower p(y | x) with the surprise below the threshold."""
     start, rows = x.long().flatten(1), torch.arange(len(x))
     moved = start.clone()
 
@@ -820,8 +822,8 @@ if len(picked):
 
 # %% [markdown]
 # No. After this attack the classifier is wrong on 44 ± 5 % of the digits, and the alarm rejects only 3 % of them. The
-# attack costs five nats of $\log p(x)$. The alarm does make the attack harder: in section 6, without that constraint, nearly every digit was
-# misclassified. An alarm on $p(x)$ detects only attacks that do not take it into account.
+# attack costs five nats of $\log p(x)$. The alarm does make the attack harder: in section 6, without this constraint,
+# nearly every digit was misclassified. An alarm on $p(x)$ detects only attacks that do not take it into account.
 #
 # **3.** In 8 dimensions draws from the prior are about $\sqrt 8 \approx 2.8$ from the origin, and hardly ever near it.
 # The midpoint of the line between two such points is usually much nearer to the origin; the arc stays in the shell.
