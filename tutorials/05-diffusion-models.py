@@ -533,7 +533,7 @@ plt.show()
 # - **The data.** Replace the moons by `"rings"` or `"checkerboard"`. Does a diffusion have the same trouble as a flow?
 # - **The schedule.** Try `"cosine"` and `"linear"` in section 4. Which terms become large?
 # - **The network.** Replace the U-Net of section 6 by a `DenoisingMLP(shape, num_classes=10, num_parameters=levels)`.
-# - **Guidance.** Plot accuracy and variety against $w$, also for $w = 10$ and for $w = -1$. What is the latter?
+# - **Guidance.** Plot accuracy and variety against $w$, also for $w = 10$ and $w = -1$. What does $w = -1$ draw from?
 # - **Continuous time.** `dgm.ContinuousDiffusion(2, network, "learned")` has no $T$ and learns its schedule.
 #
 # ## Solutions

@@ -182,8 +182,8 @@ claim(share > 0.25)
 # $$\frac1N \sum_n D_{KL}(q(z \mid x_n) \,\|\, p(z)) = \underbrace{I_q(x; z)}_{\text{information about x}} +
 # \underbrace{D_{KL}(q(z) \,\|\, p(z))}_{\text{mismatch}}.$$
 #
-# The first part is the cost of encoding which datum it was, and buys a better reconstruction. The second is wasted: it
-# would be zero if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any
+# The first part is the cost of encoding which datum it was, and allows a better reconstruction. The second is wasted:
+# it would be zero if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any
 # other prior can gain**.
 
 
@@ -550,7 +550,7 @@ iwae_of_ladder = row("ladder", ladder, iwaes["vae"])
 #
 # ## 4. Swapping the objective
 #
-# ### Which side a poor guide errs on
+# ### The two directions of the divergence
 #
 # The importance-weighted bound with $K$ draws, $E[\log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)]$, is an objective too.
 # It does not need every draw to be good; some good ones among $K$ are enough. Reweighted wake-sleep (`rws`) trains the

@@ -266,8 +266,8 @@ plt.show()
 # new $z$ and accepts or rejects it. In the long run the chain visits every region in proportion to $p(z \mid x)$.
 # Pyro's `MCMC(kernel, num_samples, warmup_steps)` runs such a chain on any model. The **kernel** makes the steps;
 # `NUTS`, the No-U-Turn sampler, is Hamiltonian Monte Carlo that chooses the length of each trajectory by itself. During
-# the **warm-up** it adapts its step size, and those draws are discarded. `dgm.infer.nuts` has a NUTS of its own. It
-# runs four chains from different starts, and evaluates the density for all of them in one call.
+# the **warm-up** it adapts its step size; the draws of the warm-up are discarded. `dgm.infer.nuts` has a NUTS of its
+# own. It runs four chains from different starts, and evaluates the density for all of them in one call.
 
 # %%
 observed = x[:2]
@@ -721,7 +721,7 @@ def bits():
 
 
 def chain():
-    """p(x | z) with pixels that see z and all pixels before them."""
+    """p(x | z) with pixels that depend on z and on all pixels before them."""
     return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), given_shape=(8,), levels=2)))
 
 
@@ -864,8 +864,8 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 # Each model has three rows of completions of the lower half. They differ where the upper half leaves a choice. For the
 # errors, each model forecasts a missing pixel by its mean over 16 draws. The reference forecasts it by its frequency in
 # the training data. Both models are better than the frequencies, and the autoregressive model is the better forecaster
-# here. Its missing pixels depend on each other directly; those of the VAE are independent given $z$, so only 8 features
-# describe how they vary together.
+# here. Its missing pixels depend on each other directly. The missing pixels of the VAE are independent given $z$, so
+# only 8 features describe how they vary together.
 #
 # ## 6. When to trust which number
 #
@@ -874,7 +874,7 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 # | ELBO | lower bound; gap $D_{KL}(q \| p(z \mid x))$ | one draw, averaged | as a training objective; to compare guides of one $p$ | whether model or guide is to blame |
 # | IWAE-K | lower bound, rises with $K$ | $K$ draws | if it hardly changes from $K$ to $10 K$, and $q$ is wide | modes that no draw found |
 # | AIS-T | lower bound, rises with $T$ | $T$ short trajectories for each chain | if the sandwich at this $T$ is narrow | modes that no chain found |
-# | bidirectional | lower *and* upper bound | twice AIS | on data that the model made | real data that are unlike those |
+# | bidirectional | lower *and* upper bound | twice that of AIS | on data that the model made | real data that differ from them |
 # | grid | the truth, if the grid is fine and wide enough | exponential in the size of $z$ | for two or three features | |
 # | NUTS | draws of $p(z \mid x)$ | about ten gradients per draw in section 1, 256 at most | several chains, R-hat near 1 | modes that no chain found; $\log p(x)$ |
 # | gaps | the costs of family and encoder | a search for each datum | if the estimate of $\log p(x)$ is good | whether $p$ is any good |

@@ -726,8 +726,8 @@ plt.show()
 # 1. Surprise and complexity miss different anomalies. Build one alarm from both that still guarantees at most 5 % false
 #    alarms, and explain why it does. What does it detect?
 # 2. The attack of section 6 lowers $p(y \mid x)$ and ignores $p(x)$. Write an attack that takes $p(x)$ into account: it
-#    changes single pixels, those that lower $p(y \mid x)$ most, and only as long as the alarm on $p(x)$ is silent. Is
-#    $p(x)$ a defense?
+#    changes only the pixels that lower $p(y \mid x)$ most, one at a time, and only as long as the alarm on $p(x)$ is
+#    silent. Is $p(x)$ a defense?
 # 3. We can interpolate between the codes of two digits along the straight line, or along the arc that keeps the length
 #    (`representations.arc`). Which path do draws from the prior $N(0, I)$ suggest, by section 1? How long are the codes
 #    that the encoder gives, and does the choice matter here?

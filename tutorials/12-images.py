@@ -17,7 +17,7 @@
 # [Chapter 00](00-four-ways-to-represent-p-of-x.ipynb) used models of points and of small digits. This chapter asks four
 # questions about a model of color images, which have 3 x 32 x 32 pixels, or 3072 dimensions instead of 64:
 #
-# | question | what answers it |
+# | question | answered by |
 # |---|---|
 # | How probable is an unseen image? | $\log p(x)$, in bits per dimension |
 # | What does the model draw? | samples of $p(x)$ |
