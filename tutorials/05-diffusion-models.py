@@ -92,7 +92,7 @@ for column, t in zip(panels.T, times, strict=True):
         x = unseen.x[unseen.y == y][:600]
         x = schedule.alpha[t] * x + schedule.sigma[t] * torch.randn_like(x)
         column[0].scatter(*x.T.numpy(), s=2, linewidths=0, color=theme.series[y])
-    column[0].set(title=f"$x_{{{t}}}$: signal {schedule.alpha[t]:.2f}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
+    column[0].set(title=f"$x_{{{t}}}$: $\\alpha$ = {schedule.alpha[t]:.2f}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
     noisy = schedule.alpha[t] * digit + schedule.sigma[t] * torch.randn(8, 8)
     column[1].imshow(noisy.numpy(), cmap=theme.gray, vmin=-1.5, vmax=1.5)
     column[1].set(xticks=[], yticks=[])
@@ -197,14 +197,14 @@ for axes, t in zip(panels[:3], (45, 30, 12), strict=True):
         color=theme.series[0],
     )
     axes.scatter(*guess.T.numpy(), s=6, linewidths=0, color=theme.series[1], zorder=3)
-    axes.set(title=f"$x_{{{t}}}$ → guess of $x_0$", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$x_1$")
+    axes.set(title=f"$x_{{{t}}}$ → guess of $x_0$", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="feature 1")
 with torch.no_grad():
     trace = poutine.trace(diffusion.unroll().model).get_trace(scaled(1000, 50))
 path = torch.stack([trace.nodes[f"x_{t}" if t else "x"]["value"] for t in range(50, -1, -1)])
 panels[3].plot(path[:, :12, 0].numpy(), path[:, :12, 1].numpy(), lw=0.6)
 panels[3].scatter(*path[-1].T.numpy(), s=2, linewidths=0, color=theme.muted)
-panels[3].set(title="twelve runs of the chain", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$x_1$")
-panels[0].set_ylabel("$x_2$")
+panels[3].set(title="twelve runs of the chain", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="feature 1")
+panels[0].set_ylabel("feature 2")
 plt.show()
 
 # %% [markdown]
@@ -336,7 +336,7 @@ panels[1].plot(range(1, 51), (without - terms)[:-1], color=theme.series[1])
 panels[1].set(title="extra cost without t", xlabel="t", ylabel="nats")
 for axes, (name, points) in zip(panels[2:], drawn.items(), strict=True):
     axes.scatter(*points.T.numpy(), s=2, linewidths=0)
-    axes.set(title=f"draws: {name}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+    axes.set(title=f"draws: {name}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="feature 1", ylabel="feature 2")
 plt.show()
 
 # %% [markdown]
@@ -508,7 +508,7 @@ panels[0].minorticks_off()
 panels[0].legend()
 for axes, name in zip(panels[1:], ("ancestral, 50 steps", "dpm++, 5 steps", "dpm++, 10 steps"), strict=True):
     axes.scatter(*shown[name][:2000].T.numpy(), s=2, linewidths=0)
-    axes.set(title=name, xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+    axes.set(title=name, xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="feature 1", ylabel="feature 2")
 plt.show()
 
 # %% [markdown]

@@ -158,8 +158,8 @@ figure, panels = subplots(1, 4, width=12, height=2.8)
 heat(panels[0, 0], log_p_z.exp(), 4, "prior p(z)")
 heat(panels[0, 1], log_q_z.exp(), 4, "aggregate posterior q(z)")
 shown = heat(panels[0, 2], (log_q_z - log_p_z).clamp(-3, 3), 4, cmap="coolwarm", vmin=-3, vmax=3)
-points(panels[0, 2], means, reach=4, title="log q(z) / p(z), means of q(z | x)", s=1)
-figure.colorbar(shown, ax=panels[0, 2])
+points(panels[0, 2], means, reach=4, title="log [q(z) / p(z)], means of q(z | x)", s=1)
+figure.colorbar(shown, ax=panels[0, 2], label="nats")
 points(panels[0, 3], test.x, reach=4, s=3, c=theme.muted, alpha=0.3)
 points(panels[0, 3], made[~in_hole][:1000], reach=4, s=2, c=theme.series[0])
 points(panels[0, 3], made[in_hole][:1000], reach=4, title="draws of p(z), decoded", s=2, c=theme.series[1])
@@ -452,8 +452,9 @@ def draws_of(guides, given=told, num=1000):
         for axes, of_x, density in zip(column, z, posteriors, strict=True):
             points(axes, of_x, reach=3, title=name if axes is column[0] else "", s=2, c=theme.series[0])
             contours(axes, density)
+        column[-1].set_xlabel("$z_1$")
     for axes, name in zip(panels[:, 0], ships, strict=True):
-        axes.set_ylabel(name)
+        axes.set_ylabel(f"{name}: $z_2$")
     plt.show()
 
 

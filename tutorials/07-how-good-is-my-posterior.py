@@ -484,6 +484,10 @@ for column, (name, z) in enumerate(drawn.items(), start=2):
         panels[row, column].scatter(*z[:, row].T, s=4, linewidths=0, color=theme.series[0])
 panels[0, 0].set_title("x")
 panels[0, 1].set_title("p(z | x) on the grid")
+for axes in panels[2, 1:]:
+    axes.set_xlabel("$z_1$")
+for axes in panels[:, 1]:
+    axes.set_ylabel("$z_2$")
 plt.show()
 
 # %% [markdown]

@@ -89,7 +89,7 @@ entropy = normal.entropy().item()
 origin = -normal.log_prob(torch.zeros(64)).item()
 panels[1].hist(surprise.numpy(), bins=60, density=True, color=theme.muted, alpha=0.4, label="draws, D = 64")
 panels[1].axvline(origin, color=theme.series[1], label="the origin")
-panels[1].set(title="surprise", xlabel="$-\\log p(x)$, nats")
+panels[1].set(title="surprise", xlabel="$-\\log p(x)$, nats", ylabel="density")
 panels[2].hist((surprise - entropy).abs().numpy(), bins=60, density=True, color=theme.muted, alpha=0.4, label="draws")
 panels[2].axvline(abs(origin - entropy), color=theme.series[1], label="the origin")
 panels[2].set(title="distance from the mean surprise", xlabel="$|-\\log p(x) - H|$, nats", xlim=(-1, 36))
@@ -203,7 +203,7 @@ for i, j in itertools.product(range(len(scores)), range(len(strange))):
     axes.text(j, i, f"{aurocs[i, j]:.2f}", ha="center", va="center", color=theme.paper if extreme else theme.ink)
 axes.set_xticks(range(len(strange)), list(strange), rotation=20, ha="right")
 axes.set_yticks(range(len(scores)), list(scores))
-axes.set_title("AUROC: blue finds the anomalies, red takes them for more normal than digits")
+axes.set_title("AUROC: blue scores find the anomalies, red scores rank them below the digits")
 axes.grid(False)
 plt.show()
 
@@ -264,9 +264,10 @@ claim(abs(mean - promised) < 4 * error)
 
 alarms = {name: Detector(scores[name]).calibrate(reference, alpha) for name in ("surprise", "complexity")}
 figure, panels = subplots(1, 3)
-panels[0].hist(100 * torch.stack(rates).numpy(), bins=30, color=theme.muted, alpha=0.5)
+edges = 100 * (torch.arange(0, 60, 2) - 0.5) / (len(test) - n)  # two possible rates in each bin
+panels[0].hist(100 * torch.stack(rates).numpy(), bins=edges.numpy(), color=theme.muted, alpha=0.5)
 panels[0].axvline(100 * promised, color=theme.ink, ls="--", lw=1)
-panels[0].set(title=f"false alarms of {len(rates)} alarms", xlabel="% of normal digits", ylabel="alarms")
+panels[0].set(title=f"rates of {len(rates)} alarms", xlabel="false alarms, % of normal digits", ylabel="alarms")
 shares = torch.linspace(0, 1, 101)
 for axes, (name, alarm) in zip(panels[1:], alarms.items(), strict=True):
     axes.plot(shares, shares, color=theme.muted, ls="--", lw=1)
@@ -359,7 +360,7 @@ for axes, (name, probabilities) in zip(panels, believed.items(), strict=True):
     options = {"extent": (-8, 8, -8, 8), "interpolation": "bilinear", "cmap": "coolwarm", "vmin": 0, "vmax": 1}
     shown = axes.imshow(picture, origin="lower", **options)
     axes.scatter(*few.x.T.numpy(), s=4, color="black")
-    axes.set(title=f"{name}: p(y = 1 | x)", xticks=(-5, 0, 5), yticks=(-5, 0, 5))
+    axes.set(title=f"{name}: p(y = 1 | x)", xlabel="$x_1$", ylabel="$x_2$", xticks=(-5, 0, 5), yticks=(-5, 0, 5))
     axes.grid(False)
 figure.colorbar(shown, ax=panels[2], shrink=0.9)
 plt.show()
@@ -439,7 +440,7 @@ rows = torch.arange(len(seen)).flip(0).numpy()
 for i, (axes, (name, numbers)) in enumerate(zip(panels[:3], table.items(), strict=True)):
     right, confidence, rejected = (100 * torch.tensor(numbers)).T.numpy()
     axes.hlines(rows, right, confidence, color=theme.muted, lw=1)
-    axes.plot(right, rows, "o", ms=5, color=theme.series[0], label="right")
+    axes.plot(right, rows, "o", ms=5, color=theme.series[0], label="accuracy")
     axes.plot(confidence, rows, "D", ms=5, mfc=theme.paper, color=theme.series[1], label="confidence")
     axes.set(title=name, xlabel="%", xlim=(-4, 104))
     panels[3].barh(rows + 0.27 * (1 - i), rejected, height=0.24, color=theme.series[i + 2], label=name)
@@ -491,7 +492,7 @@ for axes, what in zip(panels, ("test digits", "turned by 30°", "turned by 90°"
         )
     axes.set(title=what, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03))
     print(f"{what:14s} ECE: " + ", ".join(f"{name} {errors[name, what]:.2f}" for name in answers))
-panels[0].set_ylabel("share right")
+panels[0].set_ylabel("accuracy")
 panels[0].legend(loc="upper left", fontsize=7)
 plt.show()
 claim(errors["network", "test digits"] < 0.05 < errors["Bayesian", "test digits"])
@@ -655,8 +656,7 @@ figure, panels = subplots(1, 2, width=8.5, height=3.6)
 for axes, name in zip(panels, ("principal components", "z of the VAE"), strict=True):
     flat = TSNE(random_state=0).fit_transform(inputs[name][1].numpy()) if not QUICK else inputs[name][1][:, :2].numpy()
     for c in range(10):
-        axes.scatter(*flat[test.y == c].T, s=6, linewidths=0, color=theme.classes[c])
-        axes.text(*flat[test.y == c].mean(0), str(c), ha="center", va="center", weight="bold")
+        axes.scatter(*flat[test.y == c].T, s=20, linewidths=0, marker=f"${c}$", color=theme.classes[c])
     axes.set(title=f"{name}, neighbors kept near", xticks=[], yticks=[])
     axes.grid(False)
 plt.show()
@@ -714,7 +714,7 @@ figure, axes = subplots(width=4.6, height=2.6)
 for pair in 100 * torch.stack([torch.stack(shares) for shares in right.values()]).T:
     axes.plot((0, 1), pair, marker="o", ms=4, color=theme.series[0])
 axes.set_xticks((0, 1), ["50 labels", "and 1387 digits without"])
-axes.set(xlim=(-0.3, 1.3), ylabel="right, %", title="three draws of the labels")
+axes.set(xlim=(-0.3, 1.3), ylabel="accuracy, %", title="three draws of the labels")
 plt.show()
 
 # %% [markdown]
