@@ -294,7 +294,7 @@ truth = dist.Normal(exact.denoiser.points, 0.2).to_event(1).log_prob(some.unsque
 print(f"log p by the formula {truth.mean():.3f}, the bound with the exact mean {best.nats:.3f} nats per datum")
 steps_cost, network_cost = mean_and_error(truth - best.values), best.minus(whole)
 print(f"the 50 steps cost {steps_cost[0]:.3f} +- {steps_cost[1]:.3f} nats,", end=" ")
-print(f"what the network has not learned {network_cost.nats:.3f} +- {network_cost.stderr:.3f}")
+print(f"the errors of the network {network_cost.nats:.3f} +- {network_cost.stderr:.3f}")
 claim(steps_cost[0] > 0 and 0 < network_cost.nats < 0.15)
 
 # %% [markdown]
@@ -326,9 +326,9 @@ dgm.fit(blind, moons, **recipe)
 without = terms_of(blind, some)
 print(f"bound with t {-terms.sum():.3f}, without t {-without.sum():.3f} nats per datum")
 claim(-terms.sum() > -without.sum() + 0.1)
-print(f"steps at which not knowing t costs something: {int((without > terms)[:-1].sum())} of 50")
+print(f"steps with an extra cost without t: {int((without > terms)[:-1].sum())} of 50")
 with torch.no_grad():
-    drawn = {"told t": diffusion.sample(scaled(2000, 50)), "not told t": blind.sample(scaled(2000, 50))}
+    drawn = {"with t": diffusion.sample(scaled(2000, 50)), "without t": blind.sample(scaled(2000, 50))}
 figure, panels = subplots(1, 4, height=2.7)
 panels[0].plot(range(2, 51), terms[1:-1])
 panels[0].set(title="$L_{t-1}$ of section 4", xlabel="t", ylabel="nats", ylim=(0, None))
@@ -371,7 +371,7 @@ print(labeled)
 dgm.fit(labeled, digits, epochs=scaled(30), lr=3e-3, ema=0.99, progress=False)
 judge = dgm.Discriminative(dgm.Categorical((), 10, MLP(shape, 10, hidden=(256, 256), levels=levels)))
 dgm.fit(judge, digits, epochs=scaled(40), progress=False)
-print(f"a classifier to judge with: {(judge.classify(test.x) == test.y).double().mean():.3f} right on test digits")
+print(f"accuracy of the judging classifier on test digits: {(judge.classify(test.x) == test.y).double().mean():.3f}")
 
 
 # %%
@@ -413,7 +413,7 @@ for w in (0.0, 1.0, 3.0):
     mean, error = measured[w]
     ink[w] = drawn[..., ::7, ::7].float().mean().item()
     print(
-        f"w = {w:g}: the classifier sees the class asked for in {100 * mean:.1f} +- {100 * error:.1f} %; "
+        f"w = {w:g}: the classifier recognizes the class in {100 * mean:.1f} +- {100 * error:.1f} %; "
         f"distance within a class {spreads[w].mean():.1f}; ink in the corners {ink[w]:.2f}"
     )
 spreads["test"] = spread_of([test.x[test.y == c][:num].flatten(1).float() for c in range(10)])
@@ -421,7 +421,7 @@ ink["test"] = test.x[..., ::7, ::7].float().mean().item()
 print(f"test digits: distance within a class {spreads['test'].mean():.1f}; ink in the corners {ink['test']:.2f}")
 for a, b in ((0.0, "test"), (1.0, 0.0), (3.0, 1.0)):
     mean, error = mean_and_error(spreads[a] - spreads[b])
-    print(f"distance within a class, {a} less {b}: {mean:.1f} +- {error:.1f} over the classes")
+    print(f"distance within a class, {a} minus {b}: {mean:.1f} +- {error:.1f} over the classes")
 claim(measured[1.0][0] > measured[0.0][0])
 claim(ink[3.0] > 2 * ink["test"])
 claim(spreads[0.0].mean() > spreads[1.0].mean())
@@ -563,7 +563,7 @@ torch.testing.assert_close(alpha * x_t - sigma * v, x0, atol=1e-5, rtol=1e-5)
 torch.testing.assert_close(sigma * x_t + alpha * v, noise, atol=1e-5, rtol=1e-5)
 factor = schedule.sigma[50] / schedule.alpha[50]
 print(
-    f"an error of the noise is multiplied by sigma / alpha = {factor:.1f} at t = T, one of v by sigma = {schedule.sigma[50]:.2f}"
+    f"an error of the noise is multiplied by sigma / alpha = {factor:.1f} at t = T, an error of v by sigma = {schedule.sigma[50]:.2f}"
 )
 assert factor > 10
 
@@ -575,5 +575,5 @@ assert factor > 10
 x, y = test.x[: scaled(100, 5)], test.y[: scaled(100, 5)]
 torch.manual_seed(0)
 accuracy = (labeled.classify(x) == y).double().mean()
-print(f"right: {accuracy:.2f}; the classifier of section 6: {(judge.classify(x) == y).double().mean():.2f}")
+print(f"accuracy: {accuracy:.2f}; the classifier of section 6: {(judge.classify(x) == y).double().mean():.2f}")
 claim(accuracy > 0.6)

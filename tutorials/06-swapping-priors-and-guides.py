@@ -434,7 +434,7 @@ def gap_row(name, vae):
     return [gap for gap, _ in gaps]
 
 
-print("below log p(x) by, in nats:")
+print("log p(x) minus the bound, in nats:")
 gap_of = {name: gap_row(name, vae) for name, vae in by_guide.items()}
 claim(all(0 < tight < loose for loose, tight in gap_of.values()))
 claim(all(gap_of[name][0] < 0.9 * gap_of["meanfield"][0] for name in GUIDES if name != "meanfield"))
@@ -749,7 +749,7 @@ better_guide = trained(encoder="fullrank")
 iwae = row("normal, fullrank", better_guide, iwaes["normal"], mismatch(better_guide))
 won, error = iwae.minus(iwaes["normal"])
 print(
-    f"won by the guide {won:.3f}, by the best prior {max(gain for gain, _ in gains.values()):.3f}; seeds: {spread:.3f}"
+    f"gained by the guide {won:.3f}, by the best prior {max(gain for gain, _ in gains.values()):.3f}; seeds: {spread:.3f}"
 )
 claim(won < 0.1 and won < 0.4 * min(gain for gain, _ in gains.values()))
 
@@ -803,8 +803,8 @@ elbos = {name: dgm.evaluate(vae, some, num_samples=32) for name, vae in (("befor
 won, error = elbos["after"].minus(elbos["before"])
 bound = mismatches["normal"]
 together, _ = dgm.evaluate(by_prior["nsf"], some, num_samples=32).minus(elbos["before"])
-print(f"ELBO won by the prior alone {won:.3f} +- {error:.3f}, mismatch {bound[0]:.3f} +- {bound[1]:.3f}")
-print(f"ELBO won when all parts were trained with it {together:.3f}")
+print(f"ELBO gained by the prior alone {won:.3f} +- {error:.3f}, mismatch {bound[0]:.3f} +- {bound[1]:.3f}")
+print(f"ELBO gained when all parts were trained with it {together:.3f}")
 claim(0.7 * bound[0] < won < bound[0] + 4 * math.hypot(error, bound[1]))
 
 # %% [markdown]
@@ -822,7 +822,7 @@ semi = dgm.VAE(p_z, p_x, refined)
 before, after = (dgm.evaluate(vae, few, num_samples=256) for vae in (by_guide["meanfield"], semi))
 won, error = after.minus(before)
 amortization, its_error = split["meanfield"]["amortization gap"]
-print(f"won {won:.3f} +- {error:.3f} of an amortization gap of {amortization:.3f} +- {its_error:.3f}")
+print(f"gained {won:.3f} +- {error:.3f} of an amortization gap of {amortization:.3f} +- {its_error:.3f}")
 claim(0.3 * amortization < won < amortization + 4 * error)
 
 # %% [markdown]

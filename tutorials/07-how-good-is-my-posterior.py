@@ -378,8 +378,8 @@ some = test[: scaled(100, 20)]
 joint = log_joint_on_grid(some.x)
 posterior, log_evidence = joint.softmax(1), joint.logsumexp(1).double()
 gap = log_evidence - dgm.evaluate(vae, some, num_samples=scaled(256, 8)).values
-print(f"log p(x) by the grid: {log_evidence.mean():.3f} nats per datum; above the ELBO by {gap.mean():.3f} on average,")
-print(f"by {gap.median():.3f} for half of the data at most, by {gap.max():.3f} for the worst datum")
+print(f"log p(x) by the grid: {log_evidence.mean():.3f} nats per datum")
+print(f"log p(x) minus the ELBO: mean {gap.mean():.3f}, median {gap.median():.3f}, largest {gap.max():.3f} nats")
 claim(gap.max() > 5 * gap.median())
 
 # %% [markdown]
@@ -503,10 +503,10 @@ distance = {
 print(f"{'':20s}" + "".join(f"{name:>18s}" for name in chosen))
 for name, values in distance.items():
     print(f"{name:20s}" + "".join(f"{value:18.2f}" for value in values))
-print("missed by K draws of the guide at least, by the grid:")
+print("mass that K draws of the guide miss, a lower bound by the grid:")
 for k, values in missed.items():
     print(f"{f'K = {k}':20s}" + "".join(f"{value:18.2f}" for value in values[rows]))
-print("log p(x) by AIS, from the grid's:")
+print("log p(x) by AIS minus log p(x) by the grid, in nats:")
 errors = {start: found.log_evidence.double() - log_evidence[rows] for start, found in annealed.items()}
 for start, values in errors.items():
     print(f"{'from ' + start:20s}" + "".join(f"{value:18.2f}" for value in values))
@@ -824,7 +824,7 @@ draws = dgm.infer.impute(vae, x, upper, scaled(32, 4), num_temperatures=scaled(1
 by_draws = draws.float().mean(0)[:, ~upper]
 difference, expected = (by_draws - by_grid).square().mean().sqrt(), (by_grid * (1 - by_grid) / len(draws)).mean().sqrt()
 print(
-    f"pixels by impute and by the grid differ by {difference:.3f} (root mean square); exact draws would by {expected:.3f}"
+    f"pixels by impute and by the grid differ by {difference:.3f} (root mean square); exact draws would differ by {expected:.3f}"
 )
 claim(difference < 1.5 * expected)
 

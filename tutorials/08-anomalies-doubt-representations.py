@@ -259,7 +259,7 @@ for _ in range(scaled(1000, 20)):
     rates.append(detector.flag(of_digits[order[n:]]).double().mean())
 mean, error = mean_and_error(torch.stack(rates))
 promised = math.floor((n + 1) * alpha) / (n + 1)
-print(f"false alarms {100 * mean:.2f} +- {100 * error:.2f} %, promised {100 * promised:.2f} %")
+print(f"false alarms {100 * mean:.2f} +- {100 * error:.2f} %, guaranteed {100 * promised:.2f} %")
 claim(abs(mean - promised) < 4 * error)
 
 alarms = {name: Detector(scores[name]).calibrate(reference, alpha) for name in ("surprise", "complexity")}
@@ -430,8 +430,9 @@ for name, says in answers.items():
         )
         table[name].append(numbers)
         print(
-            f"{name:11s} {what:14s} right {100 * numbers[0]:5.1f} %, confidence {100 * numbers[1]:5.1f} %; "
-            f"rejects {100 * numbers[2]:5.1f} %, right of the rest " + (f"{kept:5.1f} %" if (~rejected).any() else "-")
+            f"{name:11s} {what:14s} accuracy {100 * numbers[0]:5.1f} %, confidence {100 * numbers[1]:5.1f} %; "
+            f"rejects {100 * numbers[2]:5.1f} %, accuracy on the rest "
+            + (f"{kept:5.1f} %" if (~rejected).any() else "-")
         )
 
 # %%
@@ -522,7 +523,7 @@ for name, x in attacked.items():
     noticed = {judge: doubts[judge].flag(x).double().mean().item() for judge in doubts}
     under_attack[name] = accuracy(probabilities, test.y), noticed
     print(
-        f"{name:11s} right {100 * under_attack[name][0]:4.1f} %; "
+        f"{name:11s} accuracy {100 * under_attack[name][0]:4.1f} %; "
         + "rejected: "
         + ", ".join(f"by the {judge} {100 * share:.0f} %" for judge, share in noticed.items())
     )
@@ -576,7 +577,7 @@ for axes, (case, (x, y)) in zip(panels, cases.items(), strict=True):
         areas[case, doubt] = curve.area
         axes.plot(curve.coverage, curve.risk, label=doubt)
         print(
-            f"{case}: by {doubt:10s} mean risk {curve.area:.3f}; of the most trusted half {100 * curve.accuracy_at(0.5):.1f} % right"
+            f"{case}: by {doubt:10s} mean risk {curve.area:.3f}; accuracy on the most trusted half {100 * curve.accuracy_at(0.5):.1f} %"
         )
     axes.axhline((~right).double().mean(), color=theme.muted, ls="--", lw=1)
     axes.set(title=case, xlabel="coverage", xlim=(0, 1))
@@ -705,7 +706,7 @@ for seed in range(scaled(3)):
     guessed = both.classifier(unseen.x).logits.argmax(-1)
     right["50 labels, 1387 without"].append((guessed == unseen.y).double().mean())
 for name, shares in right.items():
-    print(f"{name:24s} right: " + ", ".join(f"{100 * each:.1f} %" for each in shares))
+    print(f"{name:24s} accuracy: " + ", ".join(f"{100 * each:.1f} %" for each in shares))
 gains = torch.stack(right["50 labels, 1387 without"]) - torch.stack(right["50 labels"])
 print(f"gained by data without labels: {100 * gains.mean():.1f} points")
 claim((gains > 0).all())
@@ -761,7 +762,7 @@ caught = {what: either(x).double().mean().item() for what, x in strange.items()}
 print(f"false alarms {100 * false_alarms:.1f} %; " + ", ".join(f"{what} {100 * v:.0f} %" for what, v in caught.items()))
 one_by_one = [min(alarm.flag(x).double().mean().item() for x in strange.values()) for alarm in alarms.values()]
 print(
-    f"the worst caught {100 * min(caught.values()):.0f} %; by surprise alone {100 * one_by_one[0]:.0f} %, complexity {100 * one_by_one[1]:.0f} %"
+    f"least caught {100 * min(caught.values()):.0f} %; by surprise alone {100 * one_by_one[0]:.0f} %, by complexity {100 * one_by_one[1]:.0f} %"
 )
 spread = math.sqrt(alpha * (1 - alpha) * (1 / len(reference) + 1 / len(test)))
 claim(false_alarms < alpha + 3 * spread)
@@ -810,7 +811,7 @@ before = accuracy(generative_says(some.x)[0], some.y)
 after = accuracy(probabilities, some.y)
 changed = (x != some.x).flatten(1).sum(1).double().mean()
 print(
-    f"right {100 * before:.0f} % before, {100 * after:.0f} % after; rejected {100 * rejected:.0f} %; {changed:.1f} of 64 pixels changed"
+    f"accuracy {100 * before:.0f} % before, {100 * after:.0f} % after; rejected {100 * rejected:.0f} %; {changed:.1f} of 64 pixels changed"
 )
 print(f"mean surprise before {generative_says(some.x)[1].mean():.1f}, after {unlikely.mean():.1f} nats")
 claim(after < before - 0.2 and rejected < 0.2)
@@ -834,12 +835,12 @@ drawn = torch.randn(20_000, 8).norm(dim=1)
 middle = {path: way(a, b, 3)[1] for path, way in representations.CURVES.items()}
 print(f"length of draws from the prior {drawn.mean():.2f} +- {drawn.std():.2f} (standard deviation)")
 print(
-    f"length of codes {of_test.norm(dim=1).mean():.2f}; half way: "
+    f"length of codes {of_test.norm(dim=1).mean():.2f}; at the midpoint: "
     + ", ".join(f"{path} {z.norm(dim=1).mean():.2f}" for path, z in middle.items())
 )
 surprises = {path: surprise(representations.decode(vae, z).round().to(torch.uint8)) for path, z in middle.items()}
 difference, error = mean_and_error(surprises["linear"] - surprises["spherical"])
-print(f"surprise of what is half way: linear minus spherical {difference:.2f} +- {error:.2f} nats")
+print(f"surprise at the midpoint: linear minus spherical {difference:.2f} +- {error:.2f} nats")
 claim(middle["linear"].norm(dim=1).mean() < 0.85 * middle["spherical"].norm(dim=1).mean())
 claim(difference > 2 * error)
 

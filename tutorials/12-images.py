@@ -165,7 +165,7 @@ swapped = dgm.VAE(prior, vae.likelihood, vae.encoder)
 better = score(swapped, test)
 difference, error = (value / (num_dims * nats_per_bit) for value in better.minus(evidence))
 print(f"with the flow as prior: {better.bits_per_dim:.3f} bits per dimension ({better.kind})")
-print(f"less than with the Normal prior by {difference:.3f} +- {error:.3f}")
+print(f"lower than with the Normal prior by {difference:.3f} +- {error:.3f}")
 claim(3 * error < difference < 0.1)
 
 with torch.no_grad():
