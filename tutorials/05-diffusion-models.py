@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Diffusion models
 #
-# The fourth answer to "how to represent $p(x)$": destroy the structure of data in many small steps, and learn to undo
-# each step. The noisy versions of $x$ are latent variables, so $p(x)$ is again an integral, this time over a whole
-# chain:
+# A diffusion model is the fourth answer to "how to represent $p(x)$": it destroys the structure of data in many small
+# steps, and learns to undo each step. The noisy versions of $x$ are latent variables, so $p(x)$ is again an integral,
+# this time over a whole chain:
 #
 # $$p_\theta(x_0) = \int p(x_T) \prod_{t=1}^{T} p_\theta(x_{t-1} \mid x_t)\; dx_{1:T}.$$
 #
@@ -58,13 +58,13 @@ style()
 #
 # $$q(x_t \mid x_{t-1}) = N\big(\sqrt{1 - \beta_t}\, x_{t-1},\; \beta_t I\big).$$
 #
-# Many such steps are one step with more noise, because sums of Normals are Normal:
+# Many such steps equal one step with more noise, because sums of Normals are Normal:
 #
 # $$q(x_t \mid x_0) = N(\alpha_t x_0,\, \sigma_t^2 I), \qquad \alpha_t^2 = \prod_{s \le t} (1 - \beta_s), \qquad
 # \alpha_t^2 + \sigma_t^2 = 1.$$
 #
 # So we can jump to any time directly. A `Schedule` holds $\alpha_t$ and $\sigma_t$. In this one, the logarithm of the
-# signal-to-noise ratio $\alpha_t^2 / \sigma_t^2$ falls evenly from 4 to -5 in $T = 50$ steps.
+# signal-to-noise ratio $\alpha_t^2 / \sigma_t^2$ falls linearly from 4 to -5 in $T = 50$ steps.
 
 # %%
 moons, unseen = dgm.data.load("moons"), dgm.data.load("moons", "test")
@@ -92,7 +92,7 @@ for column, t in zip(panels.T, times, strict=True):
         x = unseen.x[unseen.y == y][:600]
         x = schedule.alpha[t] * x + schedule.sigma[t] * torch.randn_like(x)
         column[0].scatter(*x.T.numpy(), s=2, linewidths=0, color=theme.series[y])
-    column[0].set(title=f"$x_{{{t}}}$: signal {schedule.alpha[t]:.2f}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
+    column[0].set(title=f"$x_{{{t}}}$: $\\alpha$ = {schedule.alpha[t]:.2f}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
     noisy = schedule.alpha[t] * digit + schedule.sigma[t] * torch.randn(8, 8)
     column[1].imshow(noisy.numpy(), cmap=theme.gray, vmin=-1.5, vmax=1.5)
     column[1].set(xticks=[], yticks=[])
@@ -108,11 +108,11 @@ plt.show()
 #
 # To undo a step we need $q(x_{t-1} \mid x_t)$. It depends on the distribution of the data and can have any shape. The
 # key to diffusion models is that for a *small* step it is close to a Normal, so a network only has to find its mean and
-# variance. Take data with two values, $x_0 = \pm 1$. Bayes' rule then gives everything,
+# variance. For data with two values, $x_0 = \pm 1$, Bayes' rule gives it exactly:
 #
 # $$q(x_{t-1} \mid x_t) \propto q(x_t \mid x_{t-1})\, q(x_{t-1}).$$
 #
-# We look at $x_t = 0.1$ at one noise level, which the last step reaches from nearby or from far away.
+# We fix $x_t = 0.1$ and its noise level, and vary the size of the step that leads there.
 
 # %%
 grid = torch.linspace(-5, 5, 4001, dtype=torch.float64)
@@ -172,7 +172,7 @@ assert distances[-1] < 1e-3 * distances[0]
 # $x_0$ is unknown, a network estimates it. The network takes $x_t$ and $t$ and returns $\hat x_\theta(x_t, t)$, which
 # is trained to be the mean of $q(x_0 \mid x_t)$. Its input and its output have the size of the data. There is no second
 # network, because the guide has no parameters. `print` shows the program as a formula. The guide it shows is the one
-# used in training, which draws a few times $t$ (section 4).
+# used in training, which draws a few values of $t$ (section 4).
 
 # %%
 size = {"hidden": (128, 128, 128), "max_frequency": 30.0}  # the answer changes smoothly with t
@@ -197,22 +197,22 @@ for axes, t in zip(panels[:3], (45, 30, 12), strict=True):
         color=theme.series[0],
     )
     axes.scatter(*guess.T.numpy(), s=6, linewidths=0, color=theme.series[1], zorder=3)
-    axes.set(title=f"$x_{{{t}}}$ → guess of $x_0$", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$x_1$")
+    axes.set(title=f"$x_{{{t}}}$ → guess of $x_0$", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="feature 1")
 with torch.no_grad():
     trace = poutine.trace(diffusion.unroll().model).get_trace(scaled(1000, 50))
 path = torch.stack([trace.nodes[f"x_{t}" if t else "x"]["value"] for t in range(50, -1, -1)])
 panels[3].plot(path[:, :12, 0].numpy(), path[:, :12, 1].numpy(), lw=0.6)
 panels[3].scatter(*path[-1].T.numpy(), s=2, linewidths=0, color=theme.muted)
-panels[3].set(title="twelve runs of the chain", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$x_1$")
-panels[0].set_ylabel("$x_2$")
+panels[3].set(title="twelve runs of the chain", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="feature 1")
+panels[0].set_ylabel("feature 2")
 plt.show()
 
 # %% [markdown]
-# Arrows go from $x_t$ to the guess (orange). With much noise the guess is close to the mean of all data, because $x_t$
-# says little about $x_0$. With little noise it is mostly on or near the nearest half circle. The chain calls the
-# network again and again, each time with less noise, so it does not have to decide at once. The runs on the right are
-# traces of the *unrolled* model, which has a sample site for each step, `x_50`, ..., `x_1`, `x`. Each site is
-# $p_\theta(x_{t-1} \mid x_t)$, a Normal:
+# Lines go from $x_t$ to the guess (orange). With much noise the guess is close to the mean of all data, because $x_t$
+# says little about $x_0$. With little noise the guess is mostly on or near the nearest half circle. The chain calls the
+# network at every step, with less noise each time, so no single call has to decide. The runs on the right are traces of
+# the *unrolled* model, which has a sample site for each step, `x_50`, ..., `x_1`, `x`. Each site is $p_\theta(x_{t-1}
+# \mid x_t)$, a Normal:
 
 # %%
 names = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name.startswith("x")]
@@ -294,7 +294,7 @@ truth = dist.Normal(exact.denoiser.points, 0.2).to_event(1).log_prob(some.unsque
 print(f"log p by the formula {truth.mean():.3f}, the bound with the exact mean {best.nats:.3f} nats per datum")
 steps_cost, network_cost = mean_and_error(truth - best.values), best.minus(whole)
 print(f"the 50 steps cost {steps_cost[0]:.3f} +- {steps_cost[1]:.3f} nats,", end=" ")
-print(f"what the network has not learned {network_cost.nats:.3f} +- {network_cost.stderr:.3f}")
+print(f"the errors of the network {network_cost.nats:.3f} +- {network_cost.stderr:.3f}")
 claim(steps_cost[0] > 0 and 0 < network_cost.nats < 0.15)
 
 # %% [markdown]
@@ -326,9 +326,9 @@ dgm.fit(blind, moons, **recipe)
 without = terms_of(blind, some)
 print(f"bound with t {-terms.sum():.3f}, without t {-without.sum():.3f} nats per datum")
 claim(-terms.sum() > -without.sum() + 0.1)
-print(f"steps at which not knowing t costs something: {int((without > terms)[:-1].sum())} of 50")
+print(f"steps with an extra cost without t: {int((without > terms)[:-1].sum())} of 50")
 with torch.no_grad():
-    drawn = {"told t": diffusion.sample(scaled(2000, 50)), "not told t": blind.sample(scaled(2000, 50))}
+    drawn = {"with t": diffusion.sample(scaled(2000, 50)), "without t": blind.sample(scaled(2000, 50))}
 figure, panels = subplots(1, 4, height=2.7)
 panels[0].plot(range(2, 51), terms[1:-1])
 panels[0].set(title="$L_{t-1}$ of section 4", xlabel="t", ylabel="nats", ylim=(0, None))
@@ -336,12 +336,12 @@ panels[1].plot(range(1, 51), (without - terms)[:-1], color=theme.series[1])
 panels[1].set(title="extra cost without t", xlabel="t", ylabel="nats")
 for axes, (name, points) in zip(panels[2:], drawn.items(), strict=True):
     axes.scatter(*points.T.numpy(), s=2, linewidths=0)
-    axes.set(title=f"draws: {name}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+    axes.set(title=f"draws: {name}", xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="feature 1", ylabel="feature 2")
 plt.show()
 
 # %% [markdown]
-# The first panel shows which steps cost most: those at high noise cost almost nothing, because both sides of the KL are
-# nearly the same Normal; those at low noise, where the details of the data appear, cost most. The second panel shows
+# The first panel shows the cost of each step. Steps at high noise cost almost nothing, because both sides of the KL are
+# nearly the same Normal. Steps at low noise, where the details of the data appear, cost most. The second panel shows
 # the cost of not knowing $t$, step by step. These costs add up to the difference of the two bounds.
 #
 # ## 6. Conditional on a class, and guidance
@@ -351,7 +351,7 @@ plt.show()
 # `given`.
 #
 # Pixels are integers here, 0 to 16. The network predicts the probability of each of the 17 levels, for each pixel.
-# Training hides 15 % of the labels, so the same network also learns to work without one.
+# Training hides 15 % of the labels, so the same network also learns to work without a label.
 
 # %%
 digits, test = dgm.data.load("digits"), dgm.data.load("digits", "test")
@@ -366,12 +366,12 @@ given_label = dgm.Diffusion(
     levels=levels,
     label_dropout=0.15,
 )
-labeled = dgm.Labeled(dgm.Categorical((), 10), given_label)  # it hands the labels on
+labeled = dgm.Labeled(dgm.Categorical((), 10), given_label)  # it passes the labels to given_label
 print(labeled)
 dgm.fit(labeled, digits, epochs=scaled(30), lr=3e-3, ema=0.99, progress=False)
 judge = dgm.Discriminative(dgm.Categorical((), 10, MLP(shape, 10, hidden=(256, 256), levels=levels)))
 dgm.fit(judge, digits, epochs=scaled(40), progress=False)
-print(f"a classifier to judge with: {(judge.classify(test.x) == test.y).double().mean():.3f} right on test digits")
+print(f"accuracy of the judging classifier on test digits: {(judge.classify(test.x) == test.y).double().mean():.3f}")
 
 
 # %%
@@ -413,7 +413,7 @@ for w in (0.0, 1.0, 3.0):
     mean, error = measured[w]
     ink[w] = drawn[..., ::7, ::7].float().mean().item()
     print(
-        f"w = {w:g}: the classifier sees the class asked for in {100 * mean:.1f} +- {100 * error:.1f} %; "
+        f"w = {w:g}: the classifier recognizes the class in {100 * mean:.1f} +- {100 * error:.1f} %; "
         f"distance within a class {spreads[w].mean():.1f}; ink in the corners {ink[w]:.2f}"
     )
 spreads["test"] = spread_of([test.x[test.y == c][:num].flatten(1).float() for c in range(10)])
@@ -421,7 +421,7 @@ ink["test"] = test.x[..., ::7, ::7].float().mean().item()
 print(f"test digits: distance within a class {spreads['test'].mean():.1f}; ink in the corners {ink['test']:.2f}")
 for a, b in ((0.0, "test"), (1.0, 0.0), (3.0, 1.0)):
     mean, error = mean_and_error(spreads[a] - spreads[b])
-    print(f"distance within a class, {a} less {b}: {mean:.1f} +- {error:.1f} over the classes")
+    print(f"distance within a class, {a} minus {b}: {mean:.1f} +- {error:.1f} over the classes")
 claim(measured[1.0][0] > measured[0.0][0])
 claim(ink[3.0] > 2 * ink["test"])
 claim(spreads[0.0].mean() > spreads[1.0].mean())
@@ -429,23 +429,23 @@ picture = torch.cat([part for pair in rows.values() for part in pair])
 plots.images(picture, levels=levels, num_columns=10, row_labels=[label for name in rows for label in (name, "")])
 
 # %% [markdown]
-# Each column starts from the same noise. With $w = 1$ the draws are more clearly of their class, and more alike:
-# guidance no longer samples from $p_\theta(x \mid y)$. With $w = 3$ the classifier recognizes the class as often as
-# with $w = 1$, but the images are no better: strokes extend into corners where digits have hardly any ink. Guidance has
-# pushed the predictions outside the range of the training data. Without guidance the draws vary slightly less than test
-# digits do.
+# Each $w$ has two draws per class. The first draw of a class starts from the same noise for every $w$, and so does the
+# second. With $w = 1$ the draws are more clearly of their class, and more alike: guidance no longer samples from
+# $p_\theta(x \mid y)$. With $w = 3$ the classifier recognizes the class as often as with $w = 1$, but the images are no
+# better: strokes extend into corners where digits have hardly any ink. Guidance has pushed the predictions outside the
+# range of the training data. Without guidance the draws vary slightly less than test digits do.
 #
 # ## 7. Few steps
 #
-# A draw costs one network call per step. Once the network is trained, a draw does not need all $T$ times. A *sampler*
-# is a rule for going from $x_t$ to an earlier $x_s$: `ancestral` is the model itself, `ddim` adds no noise, and `dpm++`
-# also uses the previous guess to step more accurately. We measure how far the draws are from test data by the energy
-# distance (chapter 01), which is zero for equal distributions. Its estimate is unbiased, so it can fall below zero. For
+# A draw costs one network call per step, but a trained network can draw in fewer than $T$ steps. A *sampler* is a rule
+# for going from $x_t$ to an earlier $x_s$: `ancestral` is the model itself, `ddim` adds no noise, and `dpm++` also uses
+# the previous guess to step more accurately. We measure how far the draws are from test data by the energy distance
+# (chapter 01), which is zero for equal distributions. Its estimate is unbiased, so it can fall below zero. For
 # reference we also measure fresh data from the same process. All are compared with the same test data, in five parts.
 #
-# One number does not capture everything. So we also measure what the pictures show: how many draws are farther from
-# both half circles than 0.6, which is three standard deviations of the data's noise, and how far the others are from
-# them.
+# One number does not capture everything. So we also measure what the pictures show: the share of draws farther than 0.6
+# from both half circles (three standard deviations of the noise in the data), and the mean distance of the other draws
+# from the nearest half circle.
 
 
 # %%
@@ -462,7 +462,7 @@ def distance_of(points):
 
 
 def off_the_curve(points):
-    """The share of points farther than 0.6 from both half circles, and how far the others are from them on average."""
+    """The share of points farther than 0.6 from both half circles, and the mean distance of the others from the nearest."""
     nearest = torch.cdist(points, exact.denoiser.points).min(1).values
     far = nearest > 0.6
     return far.double().mean().item(), nearest[~far].mean().item()
@@ -508,21 +508,22 @@ panels[0].minorticks_off()
 panels[0].legend()
 for axes, name in zip(panels[1:], ("ancestral, 50 steps", "dpm++, 5 steps", "dpm++, 10 steps"), strict=True):
     axes.scatter(*shown[name][:2000].T.numpy(), s=2, linewidths=0)
-    axes.set(title=name, xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+    axes.set(title=name, xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="feature 1", ylabel="feature 2")
 plt.show()
 
 # %% [markdown]
-# By the energy distance, ten steps of `dpm++` are indistinguishable from fresh data. (The estimates are skewed, mostly
-# a little below zero and occasionally far above, so the error over five parts is rough.) The pictures show more. Some
-# draws lie between the half circles, where there are almost no fresh data. Even all fifty steps of the model itself do
-# not remove them: they come from the network, the second cost of section 4. The half circles of `dpm++` are thinner
-# than those of the data, because it ends with a guess of $x_0$, a mean, and adds no noise to it; those of `ancestral`
-# are wider. With three steps every sampler fails, and `ancestral` fails least: it uses the variance of the guess and
-# adds noise of that size.
+# By the energy distance, ten steps of `dpm++` are indistinguishable from fresh data. (The estimates are skewed: mostly
+# a little below zero, occasionally far above. So their standard error over five parts is rough.) The pictures show
+# more. Some draws lie between the half circles, where there are almost no fresh data. Even all fifty steps of the model
+# itself do not remove these draws: they come from the errors of the network, the second cost of section 4. The half
+# circles of `dpm++` are thinner than in the data, because `dpm++` ends with a guess of $x_0$, which is a mean, and adds
+# no noise to it. The half circles of `ancestral` are wider than in the data. With three steps every sampler fails.
+# `ancestral` fails least, because it adds noise with the variance of the guess.
 #
 # ## 8. Exercises
 #
-# 1. Train a diffusion of 5 steps on the moons, with the same ends of the schedule. What happens to the bound, and why?
+# 1. Train a diffusion of 5 steps on the moons, with the same first and last noise level. What happens to the bound, and
+#    why?
 # 2. The network may predict the clean $x_0$, the noise $\epsilon$ in $x_t = \alpha_t x_0 + \sigma_t \epsilon$, or $v =
 #    \alpha_t \epsilon - \sigma_t x_0$. Show that each determines the others. Which one is useless at $t = T$?
 # 3. Use the class-conditional diffusion as a classifier, by Bayes' rule: `labeled.classify(x)`. How accurate is it?
@@ -532,7 +533,7 @@ plt.show()
 # - **The data.** Replace the moons by `"rings"` or `"checkerboard"`. Does a diffusion have the same trouble as a flow?
 # - **The schedule.** Try `"cosine"` and `"linear"` in section 4. Which terms become large?
 # - **The network.** Replace the U-Net of section 6 by a `DenoisingMLP(shape, num_classes=10, num_parameters=levels)`.
-# - **Guidance.** Plot accuracy and variety against $w$, also for $w = 10$ and for $w = -1$. What is the latter?
+# - **Guidance.** Plot accuracy and variety against $w$, also for $w = 10$ and $w = -1$. What does $w = -1$ draw from?
 # - **Continuous time.** `dgm.ContinuousDiffusion(2, network, "learned")` has no $T$ and learns its schedule.
 #
 # ## Solutions
@@ -562,7 +563,7 @@ torch.testing.assert_close(alpha * x_t - sigma * v, x0, atol=1e-5, rtol=1e-5)
 torch.testing.assert_close(sigma * x_t + alpha * v, noise, atol=1e-5, rtol=1e-5)
 factor = schedule.sigma[50] / schedule.alpha[50]
 print(
-    f"an error of the noise is multiplied by sigma / alpha = {factor:.1f} at t = T, one of v by sigma = {schedule.sigma[50]:.2f}"
+    f"an error of the noise is multiplied by sigma / alpha = {factor:.1f} at t = T, an error of v by sigma = {schedule.sigma[50]:.2f}"
 )
 assert factor > 10
 
@@ -574,5 +575,5 @@ assert factor > 10
 x, y = test.x[: scaled(100, 5)], test.y[: scaled(100, 5)]
 torch.manual_seed(0)
 accuracy = (labeled.classify(x) == y).double().mean()
-print(f"right: {accuracy:.2f}; the classifier of section 6: {(judge.classify(x) == y).double().mean():.2f}")
+print(f"accuracy: {accuracy:.2f}; the classifier of section 6: {(judge.classify(x) == y).double().mean():.2f}")
 claim(accuracy > 0.6)

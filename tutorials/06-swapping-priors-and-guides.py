@@ -55,7 +55,7 @@ subplots = partial(subplots, squeeze=False)
 # ## 1. Data, and a VAE to start from
 #
 # The data are a pinwheel of five arms. `dgm.build("vae", ...)` makes a VAE from names or objects. The likelihood here
-# is an object: a Normal whose mean is a network of $z$, with one learned scale, the noise, which starts at 0.2.
+# is an object: a Normal whose mean is a network of $z$, with one learned scale (the noise) that starts at 0.2.
 
 # %%
 train, test = dgm.data.load("pinwheel"), dgm.data.load("pinwheel", "test")
@@ -81,7 +81,7 @@ def statements(program, x=test.x[:5]):
 def trained(
     objective="elbo", seed=0, likelihood=noisy_mean, epochs=25, data=train, lr=5e-3, quiet=False, start=None, **swaps
 ):
-    """A VAE with ``swaps``, trained; the same seed for each, so that the order of the cells does not matter."""
+    """A trained VAE with ``swaps``. The seed is the same for each, so the order of the cells does not matter."""
     pyro.set_rng_seed(seed)
     likelihood = likelihood() if callable(likelihood) and not isinstance(likelihood, dgm.Program) else likelihood
     program = dgm.build("vae", data, likelihood=likelihood, hidden=(64, 64), standardize=False, **swaps)
@@ -158,8 +158,8 @@ figure, panels = subplots(1, 4, width=12, height=2.8)
 heat(panels[0, 0], log_p_z.exp(), 4, "prior p(z)")
 heat(panels[0, 1], log_q_z.exp(), 4, "aggregate posterior q(z)")
 shown = heat(panels[0, 2], (log_q_z - log_p_z).clamp(-3, 3), 4, cmap="coolwarm", vmin=-3, vmax=3)
-points(panels[0, 2], means, reach=4, title="log q(z) / p(z), means of q(z | x)", s=1)
-figure.colorbar(shown, ax=panels[0, 2])
+points(panels[0, 2], means, reach=4, title="log [q(z) / p(z)], means of q(z | x)", s=1)
+figure.colorbar(shown, ax=panels[0, 2], label="nats")
 points(panels[0, 3], test.x, reach=4, s=3, c=theme.muted, alpha=0.3)
 points(panels[0, 3], made[~in_hole][:1000], reach=4, s=2, c=theme.series[0])
 points(panels[0, 3], made[in_hole][:1000], reach=4, title="draws of p(z), decoded", s=2, c=theme.series[1])
@@ -179,18 +179,18 @@ claim(share > 0.25)
 # The bound shows this too. Its KL, averaged over the data, splits into two parts that are never negative (Hoffman and
 # Johnson 2016):
 #
-# $$\frac1N \sum_n D_{KL}(q(z \mid x_n) \,\|\, p(z)) = \underbrace{I_q(x; z)}_{\text{what z says of x}} +
+# $$\frac1N \sum_n D_{KL}(q(z \mid x_n) \,\|\, p(z)) = \underbrace{I_q(x; z)}_{\text{information about x}} +
 # \underbrace{D_{KL}(q(z) \,\|\, p(z))}_{\text{mismatch}}.$$
 #
-# The first part is the cost of encoding which datum it was, and buys a better reconstruction. The second is wasted: it
-# would be zero if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any
+# The first part is the cost of encoding which datum it was, and allows a better reconstruction. The second is wasted:
+# it would be zero if the prior were $q(z)$. So for a given encoder and likelihood, **the mismatch is the most that any
 # other prior can gain**.
 
 
 # %%
 @torch.no_grad()
 def mismatch(vae):
-    """D_KL(q(z) || p(z)) and its standard error, by draws from q(z); an upper bound where log p(z) is one."""
+    """D_KL(q(z) || p(z)) and its standard error, by draws from q(z); an upper bound where log p(z) is a lower one."""
     pyro.set_rng_seed(0)
     z = vae.encoder(test.x[: scaled(2000, 50)]).sample()
     ratio = log_aggregate(vae, z).double() - dgm.evaluate(vae.prior, z, num_particles=scaled(32, 2)).values
@@ -222,8 +222,8 @@ by_prior = {"normal": base} | {name: trained(prior=name) for name in PRIORS if n
 
 # %% [markdown]
 # Nothing else changed: the likelihood, the diagonal Normal as encoder and the 25 epochs are the same. The factors of
-# the model show what did change. A prior with an exact density is one factor, whose own formula follows after the
-# comma. A prior with latents of its own adds factors: `z2` above `z`.
+# the model show what did change. Most priors are one factor, $p(z)$; the formula of a flow, an autoregressive model or
+# a diffusion follows after the comma. The hierarchy adds a factor: `z2` above `z`.
 
 # %%
 for name in PRIORS:
@@ -266,7 +266,7 @@ near = torch.cdist(train.x, test.x).min(1).values.quantile(0.99)
 
 
 def strays(x):
-    """The share of x further from the data than data are, in percent: 1 for data."""
+    """The percentage of x farther from all test data than 99 % of the training data are."""
     return 100 * (torch.cdist(x, test.x).min(1).values > near).double().mean().item()
 
 
@@ -306,7 +306,8 @@ for name in ("mog", "vamp", "nsf", "ar"):
 # mismatch of the first VAE. The others gain *more*, because the encoder and likelihood of the first VAE were
 # compromises too: with a prior that can have gaps, the encoder moves the arms apart, and the likelihood needs less
 # noise. The diffusion and the hierarchy gain least with these settings. The hierarchy's top latent is a single number,
-# so its $p(z)$ is a thick line; the diffusion has not learned the gaps in 25 epochs.
+# so its $p(z)$ is one line, which is so thick here that it has no gaps. The diffusion has not fully learned the gaps in
+# 25 epochs.
 #
 # The standard errors account only for the choice of test data. The training seed changes the result too, and a
 # difference between priors matters only if it is large compared with that change. Here are three seeds with the prior
@@ -398,8 +399,8 @@ plt.show()
 
 # %% [markdown]
 # The two circles around the beacons meet in two points, which are mirror images in the line through the beacons. For a
-# ship on that line between the beacons the two points coincide. Beyond a beacon the circles nearly coincide, so a whole
-# arc is possible. The prior only says that the point nearer the origin is somewhat likelier.
+# ship on that line between the beacons the two points coincide. For a ship beyond a beacon the circles nearly coincide,
+# so a whole arc is possible. The prior only says that the point nearer the origin is somewhat likelier.
 #
 # We train five guides by name, and one of them again with its initial means on the far side of the line. Only the
 # guides have parameters to train; the prior and the likelihood have none.
@@ -433,7 +434,7 @@ def gap_row(name, vae):
     return [gap for gap, _ in gaps]
 
 
-print("below log p(x) by, in nats:")
+print("log p(x) minus the bound, in nats:")
 gap_of = {name: gap_row(name, vae) for name, vae in by_guide.items()}
 claim(all(0 < tight < loose for loose, tight in gap_of.values()))
 claim(all(gap_of[name][0] < 0.9 * gap_of["meanfield"][0] for name in GUIDES if name != "meanfield"))
@@ -451,21 +452,22 @@ def draws_of(guides, given=told, num=1000):
         for axes, of_x, density in zip(column, z, posteriors, strict=True):
             points(axes, of_x, reach=3, title=name if axes is column[0] else "", s=2, c=theme.series[0])
             contours(axes, density)
+        column[-1].set_xlabel("$z_1$")
     for axes, name in zip(panels[:, 0], ships, strict=True):
-        axes.set_ylabel(name)
+        axes.set_ylabel(f"{name}: $z_2$")
     plt.show()
 
 
 draws_of(by_guide)
 # %% [markdown]
 # First row: a diagonal Normal cannot tilt, and is too narrow instead; all the others can tilt. Second row: a Normal
-# cannot bend; the flows can, and follow part of the corner. Third row: each guide has one mode, and only the spline
-# flow puts a few draws near the other.
+# cannot bend. The flows can, but only the spline flow follows the arc around its bend. Third row: each guide has one
+# mode, and only the spline flow puts a few draws near the other.
 #
 # The gap of the ELBO *is* a divergence, the mean of $D_{KL}(q(z \mid x) \,\|\, p(z \mid x))$. This direction penalizes
-# $q$ heavily for draws where the posterior has no mass, and only lightly for mass that it misses: a guide that covers
-# one of two modes of equal weight pays $\log 2 = 0.69$ nats, and one that spreads over the empty region between them
-# pays more. So most guides trained by the ELBO choose one mode. A guide that could cover both may never find the
+# $q$ heavily for draws where the posterior has no mass, and only lightly for mass that it misses. A guide that covers
+# one of two modes of equal weight pays $\log 2 = 0.69$ nats, and a guide that spreads over the empty region between
+# them pays more. So most guides trained by the ELBO choose one mode. A guide that could cover both may never find the
 # second, because its draws give no gradient towards it. Which of the two modes a guide chooses depends on where it
 # starts. How often does the guide put most of its mass on the less likely side of the line through the beacons?
 
@@ -487,10 +489,10 @@ for name, share in wrong.items():
 claim(wrong["fullrank"] < 10 and wrong["meanfield"] < 10 and wrong["fullrank, far"] > 90)
 
 # %% [markdown]
-# The same family, trained for the same time by the same objective, has either the best bound of the Normals or the
-# worst of the table. Started at the middle of the prior, it finds the mode nearer the origin, which is the likelier
-# one. Started on the far side, it stays there, because there is no mass between the modes. The best member of a larger
-# family is at least as good; but training need not find it.
+# The same family, after the same training, has either the best bound of the Normals or the worst bound of the table.
+# Started at the middle of the prior, the guide finds the mode nearer the origin, which is the likelier one. Started on
+# the far side, it stays there, because there is no mass between the modes. The best member of a larger family is at
+# least as good, but training need not find it.
 #
 # ### Two gaps
 #
@@ -549,12 +551,12 @@ iwae_of_ladder = row("ladder", ladder, iwaes["vae"])
 #
 # ## 4. Swapping the objective
 #
-# ### Which side a poor guide errs on
+# ### The two directions of the divergence
 #
 # The importance-weighted bound with $K$ draws, $E[\log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)]$, is an objective too.
 # It does not need every draw to be good; some good ones among $K$ are enough. Reweighted wake-sleep (`rws`) trains the
-# guide on draws with the same weights. It thereby descends the opposite divergence, $D_{KL}(p(z \mid x) \,\|\, q(z \mid
-# x))$, which penalizes $q$ for mass that it misses.
+# guide on draws with the same weights. It thereby minimizes the opposite divergence, $D_{KL}(p(z \mid x) \,\|\, q(z
+# \mid x))$, which penalizes $q$ for mass that it misses.
 
 # %%
 by_objective = {
@@ -577,15 +579,15 @@ claim(gap_by["nsf, rws"][0] < gap_by["nsf, elbo"][0] / 2)
 # of the mean-field guides here. Judge a guide by the bound it was trained for, with the same number of particles.
 #
 # Under `rws` the mean-field guide stays in one mode, although the divergence now favors covering both. Weights can only
-# reward draws that the guide has made, and from one mode it never draws the other. The spline flow does reach both.
-# Trained by `rws`, its ELBO gap is less than half of the gap it has when trained by the ELBO itself: we had to swap the
+# reward draws that the guide has made, and from one mode it never draws the other. The spline flow does reach both. Its
+# ELBO gap after training by `rws` is less than half of its gap after training by the ELBO itself: we had to swap the
 # guide *and* the objective.
 #
 # ### Noise of the gradient
 #
 # The gradients of `STL` and `DReG` have the same expectation as those of the ELBO and of IWAE, but different noise. We
 # measure the signal-to-noise ratio of the gradient for the mean-field guide at the end of its training. The ratio is
-# the norm of the mean gradient divided by the square root of its total variance, for batches of 32 data.
+# the norm of the mean gradient divided by the square root of the gradient's total variance, for batches of 32 data.
 
 
 # %%
@@ -618,19 +620,19 @@ claim(stuck > 1.5 * plain and all(b > 1.1 * a for a, b in zip(*ratios.values(), 
 claim(ratios["IWAE"] == sorted(ratios["IWAE"]) and ratios["DReG"][1:] == sorted(ratios["DReG"][1:], reverse=True))
 
 # %% [markdown]
-# Both are less noisy with the same number of draws, `DReG` at every $K$. In return, the guide runs twice and must be
-# able to score its own draws.
+# `STL` and `DReG` are less noisy with the same number of draws, `DReG` at every $K$. In return, the guide runs twice
+# and must be able to score its own draws.
 #
-# One result differs from the theory. Where the weights $p/q$ have a small variance, the ratio of IWAE falls like
-# $1/\sqrt K$, and that of `DReG` rises (Rainforth et al. 2018, Tucker et al. 2019). Here IWAE's rises, and `DReG`'s
-# falls from $K = 4$ on. The theory does not apply here: this guide stays in one of two modes, so its weights are very
-# uneven, and the bound is far from tight even at a large $K$.
+# One result differs from the theory. In theory, where the weights $p/q$ have a small variance, the ratio of IWAE falls
+# like $1/\sqrt K$ and the ratio of `DReG` rises (Rainforth et al. 2018, Tucker et al. 2019). Here the ratio of IWAE
+# rises, and the ratio of `DReG` falls from $K = 4$ on. The theory does not apply because this guide stays in one of two
+# modes, so its weights are very uneven, and the bound is far from tight even at a large $K$.
 #
 # ### The weight of the KL
 #
-# Back to the pinwheel. `beta:4` multiplies the KL by four, `beta:0.2` by a fifth. With $\beta < 1$ the objective is not
-# a bound on $\log p(x)$, and with $\beta > 1$ it is a looser one; we print the ELBO of each trained model. Ellipses
-# show one standard deviation of $q(z \mid x)$ for a few data.
+# We return to the pinwheel. `beta:4` multiplies the KL by four, `beta:0.2` by a fifth. With $\beta < 1$ the objective
+# is not a bound on $\log p(x)$, and with $\beta > 1$ it is a looser one; we print the ELBO of each trained model.
+# Ellipses show one standard deviation of $q(z \mid x)$ for a few data, dashed circles one and two of the prior.
 
 # %%
 by_beta = {0.2: trained("beta:0.2"), 1.0: base, 4.0: trained("beta:4")}
@@ -662,9 +664,9 @@ claim(info[0.2][1] > info[1.0][1] > info[4.0][1])
 # %% [markdown]
 # A small weight gives sharp reconstructions with a narrow $q(z \mid x)$: the KL doubles, the noise falls, and $q(z)$
 # moves even farther from the prior. The reconstructions are better but the draws are not, because the mismatch has
-# grown too. A large weight removes the mismatch, but also everything else: all data have the same $q(z \mid x)$, the
-# prior. This is *posterior collapse*: $z$ carries no information about $x$. Neither weight gives a better bound than
-# the weight 1.
+# grown too. A large weight removes the mismatch, but also the information: $q(z \mid x)$ is nearly the prior for all
+# data. This is *posterior collapse*: $z$ says almost nothing about $x$. Neither weight gives a better bound than the
+# weight 1.
 #
 # ## 5. Swapping the likelihood
 #
@@ -735,7 +737,7 @@ plt.show()
 # %% [markdown]
 # Each class is one Normal, and the classes divide the plane among themselves. The gap between the classifier and Bayes'
 # rule is all that a better guide can gain here. The rest of the distance to the VAEs of section 2 with good priors
-# comes from the model: ten straight Normals (some of which may overlap) for five bent arms.
+# comes from the model: ten Normals, which cannot bend and may overlap, for five bent arms.
 #
 # ## 7. What does not help
 #
@@ -747,15 +749,15 @@ better_guide = trained(encoder="fullrank")
 iwae = row("normal, fullrank", better_guide, iwaes["normal"], mismatch(better_guide))
 won, error = iwae.minus(iwaes["normal"])
 print(
-    f"won by the guide {won:.3f}, by the best prior {max(gain for gain, _ in gains.values()):.3f}; seeds: {spread:.3f}"
+    f"gained by the guide {won:.3f}, by the best prior {max(gain for gain, _ in gains.values()):.3f}; seeds: {spread:.3f}"
 )
 claim(won < 0.1 and won < 0.4 * min(gain for gain, _ in gains.values()))
 
 # %% [markdown]
-# Hardly. The difference is significant on these data, but no larger than the difference between seeds. No guide can
-# repair a prior, because the guide is not part of $p_\theta(x)$: a better guide makes the bound tighter, and gives
-# training a gradient closer to that of $\log p_\theta(x)$. The converse holds too: for the ships, whose prior is right
-# and whose posterior has two modes, no prior would help.
+# Hardly: the gain is significant on these data, but no larger than the difference between seeds. No guide can repair a
+# prior, because the guide is not part of $p_\theta(x)$: a better guide makes the bound tighter, and gives training a
+# gradient closer to that of $\log p_\theta(x)$. The converse holds too: for the ships, whose prior is right and whose
+# posterior has two modes, no prior would help.
 #
 # So before you swap anything, look at which number is large:
 #
@@ -801,16 +803,16 @@ elbos = {name: dgm.evaluate(vae, some, num_samples=32) for name, vae in (("befor
 won, error = elbos["after"].minus(elbos["before"])
 bound = mismatches["normal"]
 together, _ = dgm.evaluate(by_prior["nsf"], some, num_samples=32).minus(elbos["before"])
-print(f"ELBO won by the prior alone {won:.3f} +- {error:.3f}, mismatch {bound[0]:.3f} +- {bound[1]:.3f}")
-print(f"ELBO won when all parts were trained with it {together:.3f}")
+print(f"ELBO gained by the prior alone {won:.3f} +- {error:.3f}, mismatch {bound[0]:.3f} +- {bound[1]:.3f}")
+print(f"ELBO gained when all parts were trained with it {together:.3f}")
 claim(0.7 * bound[0] < won < bound[0] + 4 * math.hypot(error, bound[1]))
 
 # %% [markdown]
 # The flow gains most of the mismatch and no more: the bound holds. Training all three parts together gained more than
 # the mismatch, because then encoder and likelihood change as well.
 #
-# **2.** Only the amortization gap: its steps stay within the family of mean-field Normals, so the best it can reach is
-# the best member.
+# **2.** It can close only the amortization gap. Its steps stay within the family of mean-field Normals, so it can reach
+# at most the best member of this family.
 
 # %%
 refined = guides.SemiAmortized(
@@ -820,12 +822,12 @@ semi = dgm.VAE(p_z, p_x, refined)
 before, after = (dgm.evaluate(vae, few, num_samples=256) for vae in (by_guide["meanfield"], semi))
 won, error = after.minus(before)
 amortization, its_error = split["meanfield"]["amortization gap"]
-print(f"won {won:.3f} +- {error:.3f} of an amortization gap of {amortization:.3f} +- {its_error:.3f}")
+print(f"gained {won:.3f} +- {error:.3f} of an amortization gap of {amortization:.3f} +- {its_error:.3f}")
 claim(0.3 * amortization < won < amortization + 4 * error)
 
 # %% [markdown]
 # It closes about three quarters of the amortization gap. It leaves the approximation gap, which is about three times as
-# large; closing that takes another family.
+# large. Another family would be needed to close that gap.
 #
 # **3.** Eight draws need not all be good, so the guide can spread out.
 

@@ -186,10 +186,11 @@ plt.show()
 # %% [markdown]
 # Bars are two standard errors over the data. At $K = 1$ the bound is the ELBO, and its distance to $\log p(x)$ is
 # $D_{KL}(q \| p)$, as the formula says. From there all three rise towards the same number, at very different speeds.
-# The guide with the best ELBO is the *worst* at the end: even the prior overtakes it. It is narrower than the
-# posterior, so now and then a draw falls where $q$ is tiny and $p$ is not, and has a huge weight. Until such a draw
-# occurs, the estimate is too low. The variance of the weights is finite only if $2 \Lambda - \Lambda_q$ is positive
-# definite, where $\Lambda_q$ is the precision of $q$:
+# (The first two points of the prior are below the picture.) The guide with the best ELBO is the *worst* at the end:
+# even the prior overtakes it. The best mean-field guide is narrower than the posterior, so now and then a draw falls
+# where $q$ is tiny and $p$ is not, and has a huge weight. Until such a draw occurs, the estimate is too low. The
+# variance of the weights is finite only if $2 \Lambda - \Lambda_q$ is positive definite, where $\Lambda_q$ is the
+# precision of $q$:
 
 # %%
 for name, scale in (("best mean-field", narrow), ("true marginals", wide), ("the prior", torch.ones(2).double())):
@@ -213,8 +214,8 @@ for name, scale in (("best mean-field", narrow), ("true marginals", wide), ("the
 #
 # Run backwards from an exact posterior draw, the same chain gives an *upper* bound. Exact posterior draws are available
 # for data that the model itself has generated: draw $z$, then $x$ given $z$; that $z$ is one draw from $p(z \mid x)$.
-# The two bounds together are *bidirectional Monte Carlo*. It shows how far off AIS is without knowing the truth; here
-# we know the truth, and plot it for comparison.
+# The two bounds together are *bidirectional Monte Carlo*. They bound the error of AIS without the truth. Here we know
+# the truth, and plot it for comparison.
 
 # %%
 temperatures = (2, 6, 20, 60, 200)[: scaled(5, 2)]
@@ -264,9 +265,9 @@ plt.show()
 # *Markov chain Monte Carlo* (MCMC) gives draws from $p(z \mid x)$ and needs no guide. Each step of the chain proposes a
 # new $z$ and accepts or rejects it. In the long run the chain visits every region in proportion to $p(z \mid x)$.
 # Pyro's `MCMC(kernel, num_samples, warmup_steps)` runs such a chain on any model. The **kernel** makes the steps;
-# `NUTS`, the No-U-Turn sampler, is Hamiltonian Monte Carlo that chooses by itself how far to roll. During the
-# **warm-up** it adapts its step size, and those draws are discarded. `dgm.infer.nuts` has a NUTS of its own. It runs
-# four chains from different starts, and evaluates the density for all of them in one call.
+# `NUTS`, the No-U-Turn sampler, is Hamiltonian Monte Carlo that chooses the length of each trajectory by itself. During
+# the **warm-up** it adapts its step size; the draws of the warm-up are discarded. `dgm.infer.nuts` has a NUTS of its
+# own. It runs four chains from different starts, and evaluates the density for all of them in one call.
 
 # %%
 observed = x[:2]
@@ -320,10 +321,10 @@ claim(0.85 < inside["exact posterior"] < 0.95 and inside["best mean-field"] < 0.
 #
 # ## 2. A posterior that is not Normal
 #
-# Now we take a VAE with a network, on digits of 8x8 bits. Its $z$ has two features, so $p(x)$ is an integral over the
-# plane, and a fine grid gives the truth: on a grid, $p(z \mid x)$ is $p(x, z)$ divided by its sum. We train by the IWAE
-# bound with 20 draws. It depends less on the guide than the ELBO does, so the model is freer to have posteriors that
-# are not Normal.
+# Now we take a VAE with a network, on digits of 8x8 binary pixels. Its $z$ has two features, so $p(x)$ is an integral
+# over the plane, and a fine grid gives the truth: on a grid, $p(z \mid x)$ is $p(x, z)$ divided by its sum. We train by
+# the IWAE bound with 20 draws. It depends less on the guide than the ELBO does, so the model is freer to have
+# posteriors that are not Normal.
 
 # %%
 pyro.set_rng_seed(1)
@@ -377,8 +378,8 @@ some = test[: scaled(100, 20)]
 joint = log_joint_on_grid(some.x)
 posterior, log_evidence = joint.softmax(1), joint.logsumexp(1).double()
 gap = log_evidence - dgm.evaluate(vae, some, num_samples=scaled(256, 8)).values
-print(f"log p(x) by the grid: {log_evidence.mean():.3f} nats per datum; above the ELBO by {gap.mean():.3f} on average,")
-print(f"by {gap.median():.3f} for half of the data at most, by {gap.max():.3f} for the worst datum")
+print(f"log p(x) by the grid: {log_evidence.mean():.3f} nats per datum")
+print(f"log p(x) minus the ELBO: mean {gap.mean():.3f}, median {gap.median():.3f}, largest {gap.max():.3f} nats")
 claim(gap.max() > 5 * gap.median())
 
 # %% [markdown]
@@ -392,17 +393,18 @@ claim(gap.max() > 5 * gap.median())
 # - the **end points of AIS** chains, kept in proportion to their weights. The chains start from the prior, or from the
 #   guide.
 #
-# We measure the error of the draws by their *total variation* from the truth: count them in squares of side 0.5, and
-# take half the sum of the absolute differences from the true shares. It is 0 for equal distributions, and 1 for two
-# without overlap.
+# We measure the error of the draws by their *total variation* distance from the truth: count them in squares of side
+# 0.5, and take half the sum of the absolute differences from the true shares. It is 0 for equal distributions, and 1
+# for two without overlap.
 #
 # Resampling has a limit that the grid shows. The draw that is kept is one of $K$ draws of the guide, so its density is
 # at most $K q(z \mid x)$, whatever the weights are. The mass of the posterior above this density is **missed**:
 #
 # $$\text{total variation} \;\ge\; \int \max\big(p(z \mid x) - K q(z \mid x),\, 0\big)\, dz.$$
 #
-# We compute it with the shares of the squares. We look at three data: an ordinary one (with the median gap), the one
-# with the largest missed mass at $K = 100$, and, among the others, the one whose posterior has the largest variance.
+# We compute this bound from the shares of the squares. We look at three data: an ordinary one (with the median gap),
+# the one with the largest missed mass at $K = 100$, and, among the others, the one whose posterior has the largest
+# variance.
 
 
 # %%
@@ -413,7 +415,7 @@ def cell(z):
 
 
 def shares(mass):
-    """The mass in each square, of masses on the grid: (N, 400)."""
+    """The mass in each square, summed over the grid: (N, 400)."""
     return torch.zeros(len(mass), 400).index_add(1, cell(grid), mass)
 
 
@@ -452,7 +454,7 @@ annealed = {
 
 
 def ends(found):
-    """The chains' last z, each as often as its weight says: (num, 3, 2)."""
+    """The last z of the chains, resampled by their weights: (num, 3, 2)."""
     kept = dist.Categorical(logits=found.log_weights.T).sample((num,))
     return found.latents["z"].gather(0, kept[..., None].expand(-1, -1, 2))
 
@@ -482,11 +484,15 @@ for column, (name, z) in enumerate(drawn.items(), start=2):
         panels[row, column].scatter(*z[:, row].T, s=4, linewidths=0, color=theme.series[0])
 panels[0, 0].set_title("x")
 panels[0, 1].set_title("p(z | x) on the grid")
+for axes in panels[2, 1:]:
+    axes.set_xlabel("$z_1$")
+for axes in panels[:, 1]:
+    axes.set_ylabel("$z_2$")
 plt.show()
 
 # %% [markdown]
-# Now the total variations. A finite number of draws does not reach 0; the first row shows what the same number of exact
-# draws from the grid reaches.
+# Row labels show the gap of each datum in nats. The table lists the total variations. A finite number of draws does not
+# reach 0. The first row of the table is for the same number of exact draws from the grid.
 
 # %%
 independent = grid[dist.Categorical(probs=posterior[rows]).sample((num,))]
@@ -497,10 +503,10 @@ distance = {
 print(f"{'':20s}" + "".join(f"{name:>18s}" for name in chosen))
 for name, values in distance.items():
     print(f"{name:20s}" + "".join(f"{value:18.2f}" for value in values))
-print("missed by K draws of the guide at least, by the grid:")
+print("mass that K draws of the guide miss, a lower bound by the grid:")
 for k, values in missed.items():
     print(f"{f'K = {k}':20s}" + "".join(f"{value:18.2f}" for value in values[rows]))
-print("log p(x) by AIS, from the grid's:")
+print("log p(x) by AIS minus log p(x) by the grid, in nats:")
 errors = {start: found.log_evidence.double() - log_evidence[rows] for start, found in annealed.items()}
 for start, values in errors.items():
     print(f"{'from ' + start:20s}" + "".join(f"{value:18.2f}" for value in values))
@@ -516,24 +522,24 @@ claim(distance["AIS from guide"].max() > 0.25 and errors["guide"].min() < -0.2)
 # %% [markdown]
 # For the ordinary datum the guide is about right. The posteriors of the other two have two modes each. The guide is one
 # round blob beside one of them, and has hardly any mass at the other. **Resampling corrects a guide only where it has
-# mass.** At $K = 100$ the grid says that 0.86 and 0.62 of the posterior are missed at least, and the total variation of
-# the draws is no more than that, up to its own error.
+# mass.** By the grid, at least 0.86 and 0.62 of the posterior are missed at $K = 100$. The total variation of the draws
+# equals these bounds up to its own error.
 #
-# AIS started from the guide inherits the fault. Its chains move, but few of them cross the empty region between the
+# AIS started from the guide inherits this weakness. Its chains move, but few of them cross the empty region between the
 # modes in 200 steps. For the third datum no chain reaches the left mode. $\log p(x)$ is too low by 0.41 nats, and
-# nothing in the run shows it: by their weights, 423 of the 500 chains count. For the second datum a few chains do
-# cross. They have nearly all of the weight, so that only 11 of the 500 chains count, and $\log p(x)$ is off by 0.29
-# nats. AIS started from the prior, which covers the plane, has chains in each mode, and their weights put the modes in
-# proportion. Its $\log p(x)$ is within 0.02 nats of the grid for all three data.
+# nothing in the run shows this: the effective number of chains is 423 of 500. For the second datum a few chains do
+# cross. They have nearly all of the weight, so the effective number of chains is only 11 of 500, and $\log p(x)$ is off
+# by 0.29 nats. AIS started from the prior, which covers the plane, has chains in each mode, and their weights give each
+# mode its share. Its $\log p(x)$ is within 0.02 nats of the grid for all three data.
 #
 # NUTS is often called the gold standard. On the ordinary datum it is as good as AIS. But it moves in small steps, so a
 # chain hardly ever leaves the mode that it found first. The share of draws in a mode is then the share of chains that
-# *started* near it, which does not depend on the mode's mass. For the third datum the two shares happen to be close.
-# For the second datum they are not: most draws are in the smaller mode.
+# *started* near it, which does not depend on the mode's mass. For the third datum this share happens to be close to the
+# mass. For the second datum it is not: most draws are in the smaller mode.
 #
 # The remedy is to compare chains from different starts. **R-hat** (`pyro.ops.stats.gelman_rubin`) compares the spread
-# of all chains together with the spread within one. It is near 1 if they agree. Here are the ten chains for the second
-# datum:
+# of all chains together with the spread within each chain. It is near 1 if the chains agree. Here are the ten chains
+# for the second datum:
 
 # %%
 second = chains[:, :, 1]
@@ -605,16 +611,16 @@ claim(all(each.amortization.mean() > 2 * each.approximation.mean() for each in f
 plots.gaps(found)
 
 # %% [markdown]
-# The first two guides have the same family, so their approximation gaps agree up to the error of the search; the linear
-# encoder just finds the good members less often. Full covariances make the family measurably better, but the family was
-# never the problem: for all three guides, most of the gap comes from the encoder. So change the encoder (larger,
-# trained longer or on more data), or improve its answer for each datum (`dgm.guides.SemiAmortized`), rather than the
-# family. The ELBO alone could not have shown this.
+# Black lines are two standard errors. The first two guides have the same family, so their approximation gaps agree up
+# to the error of the search; the linear encoder just finds the good members less often. Full covariances make the
+# family measurably better, but the family was never the problem: for all three guides, most of the gap comes from the
+# encoder. So change the encoder (larger, trained longer or on more data), or improve its answer for each datum
+# (`dgm.guides.SemiAmortized`), rather than the family. The ELBO alone could not have shown this.
 #
 # The first lines of output show a trap. $p$ is the same in all three, but IWAE with 1000 draws of the linear guide is
-# lower than with the others. An estimate of $\log p(x)$ is only as good as its guide, so *do not compare two models by
-# bounds from guides of different quality*. (`dgm.infer.gaps` gets the $\log p(x)$ of the grid. Without it, it takes the
-# highest of several bounds.)
+# lower than with 1000 draws of the others. An estimate of $\log p(x)$ is only as good as its guide, so *do not compare
+# two models by bounds from guides of different quality*. (Here `dgm.infer.gaps` is given the $\log p(x)$ of the grid.
+# Otherwise it takes the highest of several bounds.)
 #
 # Which data does the model explain worst, and for which is the guide worst?
 
@@ -719,7 +725,7 @@ def bits():
 
 
 def chain():
-    """p(x | z) with pixels that see z and all pixels before them."""
+    """p(x | z) with pixels that depend on z and on all pixels before them."""
     return dgm.Autoregressive(dgm.Bernoulli(shape, MADE(shape, 1, (128, 128), given_shape=(8,), levels=2)))
 
 
@@ -730,7 +736,7 @@ for name, each in trained.items():
 
 
 def summary(name, each):
-    """Print bounds on the test data, and what the latents do; returns IWAE-64, the ELBO and the units."""
+    """Print bounds on the test data and the use of the latents; return IWAE-64, the ELBO and the units."""
     elbo, iwae = dgm.evaluate(each, test, num_samples=16), dgm.evaluate(each, test, num_particles=64)
     units = dgm.infer.units(each, test)["z"]
     calibrated = dgm.infer.sbc(each, num_samples=1000).p_value
@@ -787,7 +793,7 @@ pyro.set_rng_seed(5)
 tiny = dgm.Autoregressive(dgm.Bernoulli(6, MADE(6, 1, hidden=(32,))))
 with torch.no_grad():
     for parameter in tiny.parameters():
-        parameter.mul_(4)  # untrained networks say 1/2 to everything: exaggerate
+        parameter.mul_(4)  # an untrained network has all probabilities near 1/2
 last = torch.tensor([1.0, 0.0, 1.0])
 mask = torch.tensor([False, False, False, True, True, True])
 firsts = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
@@ -818,7 +824,7 @@ draws = dgm.infer.impute(vae, x, upper, scaled(32, 4), num_temperatures=scaled(1
 by_draws = draws.float().mean(0)[:, ~upper]
 difference, expected = (by_draws - by_grid).square().mean().sqrt(), (by_grid * (1 - by_grid) / len(draws)).mean().sqrt()
 print(
-    f"pixels by impute and by the grid differ by {difference:.3f} (root mean square); exact draws would by {expected:.3f}"
+    f"pixels by impute and by the grid differ by {difference:.3f} (root mean square); exact draws would differ by {expected:.3f}"
 )
 claim(difference < 1.5 * expected)
 
@@ -859,11 +865,11 @@ difference, error = mean_and_error(errors["VAE"] - errors["autoregressive"])
 print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 
 # %% [markdown]
-# Each row of draws is another completion of the lower half; where the upper half leaves a choice, they differ. For the
+# Each model has three rows of completions of the lower half. They differ where the upper half leaves a choice. For the
 # errors, each model forecasts a missing pixel by its mean over 16 draws. The reference forecasts it by its frequency in
 # the training data. Both models are better than the frequencies, and the autoregressive model is the better forecaster
-# here. Its missing pixels depend on each other directly; those of the VAE are independent given $z$, so only 8 features
-# describe how they vary together.
+# here. Its missing pixels depend on each other directly. The missing pixels of the VAE are independent given $z$, so
+# only 8 features describe how they vary together.
 #
 # ## 6. When to trust which number
 #
@@ -872,7 +878,7 @@ print(f"VAE minus autoregressive: {difference:.3f} +- {error:.3f}")
 # | ELBO | lower bound; gap $D_{KL}(q \| p(z \mid x))$ | one draw, averaged | as a training objective; to compare guides of one $p$ | whether model or guide is to blame |
 # | IWAE-K | lower bound, rises with $K$ | $K$ draws | if it hardly changes from $K$ to $10 K$, and $q$ is wide | modes that no draw found |
 # | AIS-T | lower bound, rises with $T$ | $T$ short trajectories for each chain | if the sandwich at this $T$ is narrow | modes that no chain found |
-# | bidirectional | lower *and* upper bound | twice AIS | on data that the model made | real data that are unlike those |
+# | bidirectional | lower *and* upper bound | twice that of AIS | on data that the model made | real data that differ from them |
 # | grid | the truth, if the grid is fine and wide enough | exponential in the size of $z$ | for two or three features | |
 # | NUTS | draws of $p(z \mid x)$ | about ten gradients per draw in section 1, 256 at most | several chains, R-hat near 1 | modes that no chain found; $\log p(x)$ |
 # | gaps | the costs of family and encoder | a search for each datum | if the estimate of $\log p(x)$ is good | whether $p$ is any good |
@@ -951,8 +957,8 @@ for name in ("exact posterior", "true marginals"):
     assert (statistic < 19 + 4 * 6.2) == (name == "exact posterior")
 
 # %% [markdown]
-# **3.** The KL is back at about 6 nats, and seven of the eight features carry more than 0.1 nats. In ELBO the cost is
-# high, in IWAE-64 it is much lower: the model of $x$ lost little, but the guide fits the posterior less well. SBC shows
+# **3.** The KL is back at about 6 nats, and seven of the eight features carry more than 0.1 nats. The cost is high in
+# ELBO and much lower in IWAE-64: the model of $x$ lost little, but the guide fits the posterior less well. SBC shows
 # this too.
 
 # %%

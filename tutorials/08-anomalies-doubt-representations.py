@@ -69,7 +69,7 @@ pyro.set_rng_seed(0)
 style()
 
 # %% [markdown]
-# ## 1. The most probable is not typical
+# ## 1. The most probable point is not typical
 #
 # A density seems to answer directly whether $x$ is strange: $x$ is strange if $p(x)$ is low. The number to look at is
 # the **surprise**, $-\log p(x)$. We begin without a network, with a known distribution: $N(0, I)$ in $D$ dimensions.
@@ -89,7 +89,7 @@ entropy = normal.entropy().item()
 origin = -normal.log_prob(torch.zeros(64)).item()
 panels[1].hist(surprise.numpy(), bins=60, density=True, color=theme.muted, alpha=0.4, label="draws, D = 64")
 panels[1].axvline(origin, color=theme.series[1], label="the origin")
-panels[1].set(title="surprise", xlabel="$-\\log p(x)$, nats")
+panels[1].set(title="surprise", xlabel="$-\\log p(x)$, nats", ylabel="density")
 panels[2].hist((surprise - entropy).abs().numpy(), bins=60, density=True, color=theme.muted, alpha=0.4, label="draws")
 panels[2].axvline(abs(origin - entropy), color=theme.series[1], label="the origin")
 panels[2].set(title="distance from the mean surprise", xlabel="$|-\\log p(x) - H|$, nats", xlim=(-1, 36))
@@ -166,12 +166,12 @@ print(
 # A **score** is any number per image that is meant to be higher for anomalies. The scores of `dgm_pyro.uses.anomaly`
 # try to remove from $p(x)$ what does not indicate an anomaly:
 #
-# - `Typicality`: section 1, the distance of the surprise from its mean over other normal data;
+# - `Typicality`: the distance of the surprise from its mean over other normal data (section 1);
 # - `Ratio`: $\log p_0(x) - \log p(x)$. The *background* $p_0$ is the same program, trained on digits with about a third
 #   of their pixels replaced at random. It learns the gray levels, but little of the shapes;
 # - `Complexity`: $-\log p(x) - L(x)$, where $L(x)$ is the length of $x$ in a compressed file. A program trained on
 #   digits should need fewer nats for a digit than zlib, which is not trained on anything;
-# - `PosteriorKL`: how unusual a $z$ a VAE (chapter 04) needs for $x$.
+# - `PosteriorKL`: $D_{KL}(q(z \mid x) \,\|\, p(z))$ of a VAE (chapter 04). It is large if $x$ needs an unusual $z$.
 #
 # For comparison we include the length alone, with a minus sign. The AUROC is the probability that an anomaly has a
 # higher score than a normal image: 1 is perfect, 0.5 is chance, 0 is always wrong.
@@ -203,7 +203,7 @@ for i, j in itertools.product(range(len(scores)), range(len(strange))):
     axes.text(j, i, f"{aurocs[i, j]:.2f}", ha="center", va="center", color=theme.paper if extreme else theme.ink)
 axes.set_xticks(range(len(strange)), list(strange), rotation=20, ha="right")
 axes.set_yticks(range(len(scores)), list(scores))
-axes.set_title("AUROC: blue finds the anomalies, red takes them for more normal than digits")
+axes.set_title("AUROC: blue scores find the anomalies, red scores rank them below the digits")
 axes.grid(False)
 plt.show()
 
@@ -238,7 +238,7 @@ print(f"typicality of the blank image: AUROC {blank:.3f} +- {blank_error:.3f}")
 # The right score depends on the anomalies, which are not known beforehand. So an alarm should come with a guarantee
 # that does not depend on them.
 #
-# ## 3. An alarm with a promise
+# ## 3. An alarm with a guarantee
 #
 # The guarantee can be about *normal* data: how often do they raise a false alarm? Take $n$ reference data that were not
 # used in training, and their scores $s_1, \dots, s_n$. Let the threshold be the $k$-th smallest of these, where
@@ -248,25 +248,26 @@ print(f"typicality of the blank image: AUROC {blank:.3f} +- {blank_error:.3f}")
 # $$P(\text{false alarm}) = \frac{n + 1 - k}{n + 1} \le \alpha.$$
 #
 # This makes no assumption about the program or the score: a bad score gives an alarm that is useless, but keeps its
-# rate. `Detector` applies this rule. We try it on many random splits of the test digits, with 99 digits to set the
-# threshold and the rest to measure the rate.
+# rate of false alarms. `Detector` applies this rule. We try it on many random splits of the test digits, with 99 digits
+# to set the threshold and the rest to measure the rate.
 
 # %%
 alpha, n, rates = 0.05, 99, []
 for _ in range(scaled(1000, 20)):
     order = torch.randperm(len(test))
-    detector = Detector(lambda scores: scores).calibrate(of_digits[order[:n]], alpha)  # the scores are there already
+    detector = Detector(lambda scores: scores).calibrate(of_digits[order[:n]], alpha)  # the scores are computed already
     rates.append(detector.flag(of_digits[order[n:]]).double().mean())
 mean, error = mean_and_error(torch.stack(rates))
 promised = math.floor((n + 1) * alpha) / (n + 1)
-print(f"false alarms {100 * mean:.2f} +- {100 * error:.2f} %, promised {100 * promised:.2f} %")
+print(f"false alarms {100 * mean:.2f} +- {100 * error:.2f} %, guaranteed {100 * promised:.2f} %")
 claim(abs(mean - promised) < 4 * error)
 
 alarms = {name: Detector(scores[name]).calibrate(reference, alpha) for name in ("surprise", "complexity")}
 figure, panels = subplots(1, 3)
-panels[0].hist(100 * torch.stack(rates).numpy(), bins=30, color=theme.muted, alpha=0.5)
+edges = 100 * (torch.arange(0, 60, 2) - 0.5) / (len(test) - n)  # two possible rates in each bin
+panels[0].hist(100 * torch.stack(rates).numpy(), bins=edges.numpy(), color=theme.muted, alpha=0.5)
 panels[0].axvline(100 * promised, color=theme.ink, ls="--", lw=1)
-panels[0].set(title=f"false alarms of {len(rates)} alarms", xlabel="% of normal digits", ylabel="alarms")
+panels[0].set(title=f"rates of {len(rates)} alarms", xlabel="false alarms, % of normal digits", ylabel="alarms")
 shares = torch.linspace(0, 1, 101)
 for axes, (name, alarm) in zip(panels[1:], alarms.items(), strict=True):
     axes.plot(shares, shares, color=theme.muted, ls="--", lw=1)
@@ -284,10 +285,10 @@ claim(alarms["surprise"].flag(strange["blank"]).double().mean() == 0)
 # %% [markdown]
 # The guarantee holds *on average over alarms*. A single alarm with 99 reference data may have 2 % or 10 % false alarms,
 # as the left panel shows. The other panels show every $\alpha$: test digits are near the dashed line for both scores,
-# within the error of one alarm with 287 reference data. How
-# many anomalies an alarm detects is a separate question, and there the scores differ.
+# within the error of one alarm with 287 reference data. How many anomalies an alarm detects is a separate question, and
+# there the scores differ.
 #
-# ## 4. Weights in doubt
+# ## 4. Uncertainty about the weights
 #
 # A discriminative network, $p_\theta(y \mid x)$ alone, assigns a class to every $x$. Add noise, rotate the digit, or
 # invert it, and the network may be completely wrong without any sign of uncertainty: it has no way to tell whether such
@@ -359,7 +360,7 @@ for axes, (name, probabilities) in zip(panels, believed.items(), strict=True):
     options = {"extent": (-8, 8, -8, 8), "interpolation": "bilinear", "cmap": "coolwarm", "vmin": 0, "vmax": 1}
     shown = axes.imshow(picture, origin="lower", **options)
     axes.scatter(*few.x.T.numpy(), s=4, color="black")
-    axes.set(title=f"{name}: p(y = 1 | x)", xticks=(-5, 0, 5), yticks=(-5, 0, 5))
+    axes.set(title=f"{name}: p(y = 1 | x)", xlabel="$x_1$", ylabel="$x_2$", xticks=(-5, 0, 5), yticks=(-5, 0, 5))
     axes.grid(False)
 figure.colorbar(shown, ax=panels[2], shrink=0.9)
 plt.show()
@@ -373,9 +374,9 @@ claim(confidence["NUTS"] < confidence["autoguide"] - 0.02)
 # Many curves separate these points. NUTS draws many of them, so the uncertain region widens with the distance from the
 # data. The autoguide represents one of the many modes of the posterior, and is hardly less certain than the single
 # network. So how much of the posterior's uncertainty remains depends on the guide. Even with NUTS, the prediction is
-# certain at most places far from all data: uncertainty about $w$ is not the same as "I have not seen this".
+# confident at most places far from all data: uncertainty about $w$ is not the same as "I have not seen this".
 #
-# ## 5. Sure, and wrong
+# ## 5. Confident, and wrong
 #
 # We train three classifiers on the same 1150 digits.
 
@@ -392,7 +393,7 @@ print(generative)
 
 def network_says(x):
     probabilities, _ = beliefs(discriminative, x)
-    return probabilities, -probabilities.max(-1).values  # its only doubt: that the highest p(y | x) is low
+    return probabilities, -probabilities.max(-1).values  # its only sign of uncertainty: the highest p(y | x) is low
 
 
 def bayesian_says(x):
@@ -429,8 +430,9 @@ for name, says in answers.items():
         )
         table[name].append(numbers)
         print(
-            f"{name:11s} {what:14s} right {100 * numbers[0]:5.1f} %, confidence {100 * numbers[1]:5.1f} %; "
-            f"rejects {100 * numbers[2]:5.1f} %, right of the rest " + (f"{kept:5.1f} %" if (~rejected).any() else "-")
+            f"{name:11s} {what:14s} accuracy {100 * numbers[0]:5.1f} %, confidence {100 * numbers[1]:5.1f} %; "
+            f"rejects {100 * numbers[2]:5.1f} %, accuracy on the rest "
+            + (f"{kept:5.1f} %" if (~rejected).any() else "-")
         )
 
 # %%
@@ -439,7 +441,7 @@ rows = torch.arange(len(seen)).flip(0).numpy()
 for i, (axes, (name, numbers)) in enumerate(zip(panels[:3], table.items(), strict=True)):
     right, confidence, rejected = (100 * torch.tensor(numbers)).T.numpy()
     axes.hlines(rows, right, confidence, color=theme.muted, lw=1)
-    axes.plot(right, rows, "o", ms=5, color=theme.series[0], label="right")
+    axes.plot(right, rows, "o", ms=5, color=theme.series[0], label="accuracy")
     axes.plot(confidence, rows, "D", ms=5, mfc=theme.paper, color=theme.series[1], label="confidence")
     axes.set(title=name, xlabel="%", xlim=(-4, 104))
     panels[3].barh(rows + 0.27 * (1 - i), rejected, height=0.24, color=theme.series[i + 2], label=name)
@@ -460,16 +462,18 @@ claim(by_network["inverted"][2] > 0.9 > by_bayesian["inverted"][1] > by_network[
 claim(0.3 < by_network["turned by 30°"][2] < 0.7)
 
 # %% [markdown]
-# The line from dot to diamond shows the overconfidence of a classifier: its confidence minus its accuracy.
+# The line from dot to diamond shows how far the confidence of a classifier is from its accuracy. It is overconfident
+# where the diamond is to the right of the dot.
 #
 # - The **network** is nearly as confident on digits on their side as on upright ones, and nearly always wrong. It keeps
 #   most of these answers, and about half of its answers on digits rotated by 30°. On inverted digits its confidence is
 #   low, and nearly all of them are rejected.
 # - The **Bayesian** network is less confident on digits on their side, but also on upright ones. It is more confident
 #   than the network on inverted digits. As an alarm its confidence is no better.
-# - The **generative** classifier rejects nearly all of the strange images, and about 5 % of the test digits, as its
-#   alarm was set to do. But look at its dots and diamonds: its answers under noise are *worse* than the network's, and
-#   it is more confident. Its advantage is $p(x)$ alone, which Bayes' rule divides out of $p(y \mid x)$.
+# - The **generative** classifier rejects nearly all of the strange images, and less than 5 % of the test digits, the
+#   rate that its alarm is set to. But look at its dots and diamonds: its answers under noise are *worse* than the
+#   network's, at about the same confidence. Its advantage is $p(x)$ alone, which Bayes' rule divides out of $p(y \mid
+#   x)$.
 #
 # Are answers with a confidence of 80 % right in 80 % of the cases? A **reliability** diagram puts answers into bins by
 # confidence, and shows the share of right answers in each. The mean distance from the diagonal, weighted by the number
@@ -489,7 +493,7 @@ for axes, what in zip(panels, ("test digits", "turned by 30°", "turned by 90°"
         )
     axes.set(title=what, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03))
     print(f"{what:14s} ECE: " + ", ".join(f"{name} {errors[name, what]:.2f}" for name in answers))
-panels[0].set_ylabel("share right")
+panels[0].set_ylabel("accuracy")
 panels[0].legend(loc="upper left", fontsize=7)
 plt.show()
 claim(errors["network", "test digits"] < 0.05 < errors["Bayesian", "test digits"])
@@ -519,7 +523,7 @@ for name, x in attacked.items():
     noticed = {judge: doubts[judge].flag(x).double().mean().item() for judge in doubts}
     under_attack[name] = accuracy(probabilities, test.y), noticed
     print(
-        f"{name:11s} right {100 * under_attack[name][0]:4.1f} %; "
+        f"{name:11s} accuracy {100 * under_attack[name][0]:4.1f} %; "
         + "rejected: "
         + ", ".join(f"by the {judge} {100 * share:.0f} %" for judge, share in noticed.items())
     )
@@ -547,15 +551,15 @@ claim(under_attack["network"][1]["network"] < 0.6)
 
 # %% [markdown]
 # **Bayes' rule is no defense.** The generative classifier loses even more accuracy. But $p(x)$ detects both attacks,
-# while the network's own confidence lets most attacks on it pass. This attack did not *try* to keep $p(x)$ high; the
-# one in exercise 2 does.
+# while the network's own confidence lets most attacks on the network pass. This attack did not *try* to keep $p(x)$
+# high; the one in exercise 2 does.
 #
-# ## 7. Which doubt for which question
+# ## 7. Which uncertainty for which question
 #
 # Suppose that we reject the most uncertain answers first. The **coverage** is the share of answers that are kept, the
 # **risk** is the share of wrong ones among them. We take one classifier, the network, and two measures of uncertainty:
 # its own confidence, and $\log p(x)$ of the generative model. The left panel is for digits with some noise, the right
-# panel for upright digits mixed with as many on their side.
+# panel for upright digits mixed with as many on their side. Dashed lines show the risk of keeping all answers.
 
 # %%
 mild = corruptions.add_noise(test.x, 3.0, levels)
@@ -573,7 +577,7 @@ for axes, (case, (x, y)) in zip(panels, cases.items(), strict=True):
         areas[case, doubt] = curve.area
         axes.plot(curve.coverage, curve.risk, label=doubt)
         print(
-            f"{case}: by {doubt:10s} mean risk {curve.area:.3f}; of the most trusted half {100 * curve.accuracy_at(0.5):.1f} % right"
+            f"{case}: by {doubt:10s} mean risk {curve.area:.3f}; accuracy on the most trusted half {100 * curve.accuracy_at(0.5):.1f} %"
         )
     axes.axhline((~right).double().mean(), color=theme.muted, ls="--", lw=1)
     axes.set(title=case, xlabel="coverage", xlim=(0, 1))
@@ -623,10 +627,10 @@ plots.images(
 # ## 9. What is a code good for?
 #
 # That depends on the question, so we need one. The usual question is the label, which training never saw. Is it linear
-# in $z$? A logistic regression, called a **probe**, tells. Do neighbors have the same label? We predict the majority
+# in $z$? We fit a logistic regression, called a **probe**. Do neighbors have the same label? We predict the majority
 # label among the five nearest. Are there clusters, and are they the classes? We run k-means, and match clusters to
-# classes as well as possible. The references are the pixels and the oldest code of all, the principal components, as
-# many as $z$ has features. The maps below place test digits in the plane by t-SNE, which keeps neighbors near; large
+# classes as well as possible. The references are the pixels and the oldest code of all: principal components, as many
+# as $z$ has features. The maps below place test digits in the plane by t-SNE, which keeps neighbors near; large
 # distances in the map have no meaning.
 
 # %%
@@ -653,8 +657,7 @@ figure, panels = subplots(1, 2, width=8.5, height=3.6)
 for axes, name in zip(panels, ("principal components", "z of the VAE"), strict=True):
     flat = TSNE(random_state=0).fit_transform(inputs[name][1].numpy()) if not QUICK else inputs[name][1][:, :2].numpy()
     for c in range(10):
-        axes.scatter(*flat[test.y == c].T, s=6, linewidths=0, color=theme.classes[c])
-        axes.text(*flat[test.y == c].mean(0), str(c), ha="center", va="center", weight="bold")
+        axes.scatter(*flat[test.y == c].T, s=20, linewidths=0, marker=f"${c}$", color=theme.classes[c])
     axes.set(title=f"{name}, neighbors kept near", xticks=[], yticks=[])
     axes.grid(False)
 plt.show()
@@ -663,8 +666,8 @@ plt.show()
 # Eight numbers of a VAE keep most of the information about the digit's class. Still, the pixels are the better input
 # here, and eight principal components are about as good as $z$. There is no reason to expect otherwise: the bound
 # rewards a $z$ that helps to reconstruct $x$, and no term of it rewards classes that are far apart. With large images,
-# where single pixels say little, the comparison can look different. That a code is *learned* does not make it good:
-# measure it, for your question.
+# where single pixels say little, the comparison can look different. A code is not good because it is *learned*: measure
+# it for your question.
 #
 # ## 10. Few labels
 #
@@ -703,7 +706,7 @@ for seed in range(scaled(3)):
     guessed = both.classifier(unseen.x).logits.argmax(-1)
     right["50 labels, 1387 without"].append((guessed == unseen.y).double().mean())
 for name, shares in right.items():
-    print(f"{name:24s} right: " + ", ".join(f"{100 * each:.1f} %" for each in shares))
+    print(f"{name:24s} accuracy: " + ", ".join(f"{100 * each:.1f} %" for each in shares))
 gains = torch.stack(right["50 labels, 1387 without"]) - torch.stack(right["50 labels"])
 print(f"gained by data without labels: {100 * gains.mean():.1f} points")
 claim((gains > 0).all())
@@ -712,7 +715,7 @@ figure, axes = subplots(width=4.6, height=2.6)
 for pair in 100 * torch.stack([torch.stack(shares) for shares in right.values()]).T:
     axes.plot((0, 1), pair, marker="o", ms=4, color=theme.series[0])
 axes.set_xticks((0, 1), ["50 labels", "and 1387 digits without"])
-axes.set(xlim=(-0.3, 1.3), ylabel="right, %", title="three draws of the labels")
+axes.set(xlim=(-0.3, 1.3), ylabel="accuracy, %", title="three draws of the labels")
 plt.show()
 
 # %% [markdown]
@@ -724,8 +727,8 @@ plt.show()
 # 1. Surprise and complexity miss different anomalies. Build one alarm from both that still guarantees at most 5 % false
 #    alarms, and explain why it does. What does it detect?
 # 2. The attack of section 6 lowers $p(y \mid x)$ and ignores $p(x)$. Write an attack that takes $p(x)$ into account: it
-#    changes single pixels, those that lower $p(y \mid x)$ most, and only as long as the alarm on $p(x)$ is silent. Is
-#    $p(x)$ a defense?
+#    changes only the pixels that lower $p(y \mid x)$ most, one at a time, and only as long as the alarm on $p(x)$ is
+#    silent. Is $p(x)$ a defense?
 # 3. We can interpolate between the codes of two digits along the straight line, or along the arc that keeps the length
 #    (`representations.arc`). Which path do draws from the prior $N(0, I)$ suggest, by section 1? How long are the codes
 #    that the encoder gives, and does the choice matter here?
@@ -759,7 +762,7 @@ caught = {what: either(x).double().mean().item() for what, x in strange.items()}
 print(f"false alarms {100 * false_alarms:.1f} %; " + ", ".join(f"{what} {100 * v:.0f} %" for what, v in caught.items()))
 one_by_one = [min(alarm.flag(x).double().mean().item() for x in strange.values()) for alarm in alarms.values()]
 print(
-    f"the worst caught {100 * min(caught.values()):.0f} %; by surprise alone {100 * one_by_one[0]:.0f} %, complexity {100 * one_by_one[1]:.0f} %"
+    f"least caught {100 * min(caught.values()):.0f} %; by surprise alone {100 * one_by_one[0]:.0f} %, by complexity {100 * one_by_one[1]:.0f} %"
 )
 spread = math.sqrt(alpha * (1 - alpha) * (1 / len(reference) + 1 / len(test)))
 claim(false_alarms < alpha + 3 * spread)
@@ -775,7 +778,7 @@ claim(min(caught.values()) > max(one_by_one))
 
 # %%
 def unnoticed(x, y, threshold, epsilon=2, steps=40, candidates=8):
-    """x moved pixel by pixel, within epsilon of it, to where p(y | x) is low and the surprise below the threshold."""
+    """x changed pixel by pixel, each by at most epsilon, to lower p(y | x) with the surprise below the threshold."""
     start, rows = x.long().flatten(1), torch.arange(len(x))
     moved = start.clone()
 
@@ -808,7 +811,7 @@ before = accuracy(generative_says(some.x)[0], some.y)
 after = accuracy(probabilities, some.y)
 changed = (x != some.x).flatten(1).sum(1).double().mean()
 print(
-    f"right {100 * before:.0f} % before, {100 * after:.0f} % after; rejected {100 * rejected:.0f} %; {changed:.1f} of 64 pixels changed"
+    f"accuracy {100 * before:.0f} % before, {100 * after:.0f} % after; rejected {100 * rejected:.0f} %; {changed:.1f} of 64 pixels changed"
 )
 print(f"mean surprise before {generative_says(some.x)[1].mean():.1f}, after {unlikely.mean():.1f} nats")
 claim(after < before - 0.2 and rejected < 0.2)
@@ -820,8 +823,8 @@ if len(picked):
 
 # %% [markdown]
 # No. After this attack the classifier is wrong on 44 ± 5 % of the digits, and the alarm rejects only 3 % of them. The
-# attack costs five nats of $\log p(x)$. The alarm does make the attack harder: in section 6, without that constraint, nearly every digit was
-# misclassified. An alarm on $p(x)$ detects only attacks that do not take it into account.
+# attack costs five nats of $\log p(x)$. The alarm does make the attack harder: in section 6, without this constraint,
+# nearly every digit was misclassified. An alarm on $p(x)$ detects only attacks that do not take it into account.
 #
 # **3.** In 8 dimensions draws from the prior are about $\sqrt 8 \approx 2.8$ from the origin, and hardly ever near it.
 # The midpoint of the line between two such points is usually much nearer to the origin; the arc stays in the shell.
@@ -832,12 +835,12 @@ drawn = torch.randn(20_000, 8).norm(dim=1)
 middle = {path: way(a, b, 3)[1] for path, way in representations.CURVES.items()}
 print(f"length of draws from the prior {drawn.mean():.2f} +- {drawn.std():.2f} (standard deviation)")
 print(
-    f"length of codes {of_test.norm(dim=1).mean():.2f}; half way: "
+    f"length of codes {of_test.norm(dim=1).mean():.2f}; at the midpoint: "
     + ", ".join(f"{path} {z.norm(dim=1).mean():.2f}" for path, z in middle.items())
 )
 surprises = {path: surprise(representations.decode(vae, z).round().to(torch.uint8)) for path, z in middle.items()}
 difference, error = mean_and_error(surprises["linear"] - surprises["spherical"])
-print(f"surprise of what is half way: linear minus spherical {difference:.2f} +- {error:.2f} nats")
+print(f"surprise at the midpoint: linear minus spherical {difference:.2f} +- {error:.2f} nats")
 claim(middle["linear"].norm(dim=1).mean() < 0.85 * middle["spherical"].norm(dim=1).mean())
 claim(difference > 2 * error)
 

@@ -15,9 +15,9 @@
 # # Images in color
 #
 # [Chapter 00](00-four-ways-to-represent-p-of-x.ipynb) used models of points and of small digits. This chapter asks four
-# questions to a model of color images of 3 x 32 x 32 pixels, with 3072 dimensions instead of 64:
+# questions about a model of color images, which have 3 x 32 x 32 pixels, or 3072 dimensions instead of 64:
 #
-# | question | what answers it |
+# | question | answered by |
 # |---|---|
 # | How probable is an unseen image? | $\log p(x)$, in bits per dimension |
 # | What does the model draw? | samples of $p(x)$ |
@@ -25,7 +25,7 @@
 # | What can it not explain? | images with a low $p(x)$ |
 #
 # You need PyTorch and chapter 00. The model is a VAE. It trains here, in about a minute of one CPU core, so its answers
-# are not the best ones. Section 6 has commands for longer trainings.
+# are not the best possible. Section 6 has commands for longer trainings.
 
 # %%
 import math
@@ -46,15 +46,15 @@ torch.set_num_threads(1)
 #
 # `glyphs-color` needs no download. It draws the ten digits and 26 capitals in the fonts of matplotlib, turned and
 # stretched at random, in a random color on a background that fades from one random color to another. We train on the
-# digits and keep the capitals for section 5. Each number has 256 levels, of which we keep 8: fine shades take a network
-# long to learn.
+# digits and keep the capitals for section 5. Each color value has 256 levels. We keep 8 of them, because a network
+# takes long to learn fine shades.
 
 # %%
 LEVELS = 8
 
 
 def glyphs(split, num):
-    """Digits, and the images of capitals."""
+    """Digits as a data set, and the images of capitals."""
     data = dgm.data.load("glyphs-color", split, num_data=scaled(num, 100))
     x, is_digit = data.x // (256 // LEVELS), data.y < 10
     return dgm.Data(x[is_digit], data.y[is_digit], levels=LEVELS, num_classes=10, name="color digits"), x[~is_digit]
@@ -68,8 +68,9 @@ print(f"{len(train)} images of shape {tuple(train.event_shape)}: {num_dims} dime
 plots.images(train.x[:20], levels=LEVELS, num_columns=10)
 
 # %% [markdown]
-# A fully connected network has a weight for every pair of a pixel and a unit. A MADE of this size has one for every pair
-# of two pixels as well. `dgm.build` counts before it takes memory, and refuses what is absurd:
+# A fully connected network has a weight for every pair of a pixel and a unit. A MADE of this size also has one for
+# every pair of pixels. `dgm.build` counts the parameters before it allocates memory, and refuses a model that is too
+# large:
 
 # %%
 try:
@@ -78,8 +79,8 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# For images of at least 16 pixels a side, `dgm.build("vae", data)` takes convolutions. They need more operations for
-# each image. With `hidden=` it takes fully connected layers, which train in the minute that we have:
+# For images of at least 16 pixels a side, `dgm.build("vae", data)` uses convolutions, which need more operations per
+# image. With `hidden=` it uses fully connected layers, which train within the minute that we have:
 
 # %%
 vae = dgm.build("vae", train, hidden=(256, 256), latent_size=32)
@@ -93,17 +94,17 @@ plots.learning_curves(history)
 # %% [markdown]
 # ## 2. How probable is an unseen image?
 #
-# A model with a density is a compressor: $-\log_2 p(x)$ is the length of a code for $x$ in bits. Per dimension it can be
-# compared between sizes of images. Three references need no network:
+# A model of $p(x)$ is a compressor: $-\log_2 p(x)$ is the length of a code for $x$ in bits. The length per dimension
+# can be compared between sizes of images. Three references need no network:
 #
-# - guessing among 8 levels costs 3 bits;
-# - counting the levels at each place, as if all 3072 numbers were independent;
+# - a uniform guess among the 8 levels, which costs 3 bits per dimension;
+# - the frequencies of the levels at each place, as if all 3072 numbers were independent;
 # - PNG, which predicts each pixel from its neighbors. Its length includes a header.
 
 
 # %%
 def counted(data):
-    """Log-frequencies of the levels at each place, each level half a time more than seen: (8, 3072)."""
+    """Log-frequencies of the levels at each place, with half a count added to each level: (8, 3072)."""
     x = data.x.flatten(1).long()
     counts = torch.full((LEVELS, num_dims), 0.5).scatter_add_(0, x, torch.ones(x.shape))
     return (counts / counts.sum(0)).log()
@@ -129,14 +130,14 @@ claim(gain > 1.5)
 claim(lengths["PNG"].mean() < -evidence.values.mean() / nats_per_bit)
 
 # %% [markdown]
-# The VAE takes more than 1.5 bits from those of independent pixels, because $z$ tells the pixels of an image what they
-# have in common, such as its colors. Its number is a bound, so the true cost may be lower. PNG still needs fewer bits:
-# it looks at the neighbors of a pixel, which the pixels of this VAE cannot do, independent as they are given $z$.
+# The VAE saves more than 1.5 bits per dimension against independent pixels, because $z$ holds what the pixels of an
+# image have in common, such as its colors. The number of the VAE is a bound, so its true cost may be lower. PNG still
+# needs fewer bits, because it predicts a pixel from its neighbors. In this VAE the pixels are independent given $z$.
 #
 # ## 3. What does the model draw?
 #
-# The first row is real. The second has reconstructions: the mean of $p(x \mid z)$ at the code of the image. The third
-# has the same mean at $z$ drawn from the prior $p(z)$.
+# The first row has test images. The second row has their reconstructions: the mean of $p(x \mid z)$ at the code of the
+# image. The third row has this mean at draws of $z$ from the prior $p(z)$.
 
 # %%
 shown = test.x[:10]
@@ -151,10 +152,10 @@ plots.images(
 )
 
 # %% [markdown]
-# Reconstructions have the right colors. Draws from the prior are gray noise: after so short a training the codes of
-# images are not where the prior puts its mass, and the decoder has not learned what to do elsewhere. The prior is a
-# part like any other, so we can replace it alone. A flow, trained on codes drawn from $q(z \mid x)$, becomes the prior
-# of a new VAE with the same encoder and likelihood:
+# Reconstructions have the right backgrounds, with a gray patch in place of the digit. Draws from the prior are mostly
+# gray noise. After such a short training the codes of images are not where the prior puts its mass, and the decoder has
+# not learned what to do elsewhere. The prior is a part like any other, so we can replace only the prior. A flow,
+# trained on codes drawn from $q(z \mid x)$, becomes the prior of a new VAE with the same encoder and likelihood:
 
 # %%
 codes = dgm.Data(representations.encode(vae, train.x, draw=True), name="codes")
@@ -164,7 +165,7 @@ swapped = dgm.VAE(prior, vae.likelihood, vae.encoder)
 better = score(swapped, test)
 difference, error = (value / (num_dims * nats_per_bit) for value in better.minus(evidence))
 print(f"with the flow as prior: {better.bits_per_dim:.3f} bits per dimension ({better.kind})")
-print(f"less than with the Normal prior by {difference:.3f} +- {error:.3f}")
+print(f"lower than with the Normal prior by {difference:.3f} +- {error:.3f}")
 claim(3 * error < difference < 0.1)
 
 with torch.no_grad():
@@ -172,9 +173,9 @@ with torch.no_grad():
 plots.images(drawn.round().to(torch.uint8), levels=LEVELS, num_columns=10)
 
 # %% [markdown]
-# Now the draws have the colors of the data, on backgrounds that fade, with a gray place where a digit would be. Its shape
-# needs a longer training. The bits have fallen by less than 0.1 per dimension: they hardly show what the eye sees at
-# once.
+# Now the draws have backgrounds that fade, in the colors of the data, with a gray patch in place of the digit. The
+# shape of the digit needs a longer training. The bits have fallen by less than 0.1 per dimension: this number hardly
+# shows a difference that the eye sees at once.
 #
 # ## 4. What does it know about an image?
 #
@@ -204,16 +205,17 @@ path = representations.interpolate(vae, test.x[:3], test.x[3:6], num_points=8, c
 plots.images(path.transpose(0, 1).flatten(0, 1).round().to(torch.uint8), levels=LEVELS, num_columns=8)
 
 # %% [markdown]
-# The code knows the colors, and hardly which digit it is. The ELBO pays for what costs most bits, and most pixels are
-# background. Between two codes on a line, the background changes evenly from one to the other. A representation for
-# classes needs a training that rewards them: [chapter 08](08-anomalies-doubt-representations.ipynb) compares several.
+# The code contains the colors of the background, and hardly which digit it is. The ELBO rewards what saves most bits,
+# and most pixels are background. Along the line between two codes, the background changes evenly from one to the other.
+# A representation for classes needs an objective that rewards them: [chapter
+# 08](08-anomalies-doubt-representations.ipynb) compares several.
 #
 # ## 5. What can it not explain?
 #
-# Four kinds of images that are no digits: digits with shuffled pixels, patches of photographs, capitals, and backgrounds
-# without a character. The first score is $\log p(x)$. The second adds the length of a PNG, so that an image is no
-# longer likely because it is simple (Serrà et al. 2020). The AUROC is the probability that the score is higher for a
-# digit than for an anomaly: 0.5 is chance.
+# We score four kinds of images that are not digits: digits with shuffled pixels, patches of photographs, capitals, and
+# backgrounds without a character. The first score is $\log p(x)$. The second adds the length of a PNG, which corrects
+# for the high probability of simple images (Serrà et al. 2020). The AUROC is the probability that the score is higher
+# for a digit than for an anomaly: 0.5 is chance.
 
 # %%
 random = torch.Generator().manual_seed(0)
@@ -246,19 +248,19 @@ claim(min(corrected.values()) > 0.7)
 plots.score_histograms({"digits": better.values, **scores})
 
 # %% [markdown]
-# By $\log p(x)$, shuffled pixels are found without an error, and patches of photographs hardly better than by chance.
-# Empty backgrounds are *more* likely than nearly all digits: they are simple, and a simple image is likely wherever
-# colors fade. A density is no measure of how typical an image is. With the length of a PNG, all four kinds have an AUROC
-# above 0.7, but shuffled pixels are found less well than before: PNG cannot compress them, so the correction excuses
-# them. No score is the best for all anomalies. [Chapter 08](08-anomalies-doubt-representations.ipynb) has alarms with
-# a guaranteed rate of false alarms.
+# The score $\log p(x)$ finds shuffled pixels without an error, and patches of photographs hardly better than chance.
+# Empty backgrounds are *more* likely than nearly all digits, because they consist of what is easiest to predict in the
+# training images. A high $p(x)$ does not mean that an image is typical. With the length of a PNG, all four kinds have
+# an AUROC above 0.7, but shuffled pixels are found less well than before: PNG cannot compress them, so the correction
+# makes them look more normal. No score is the best for all anomalies. [Chapter
+# 08](08-anomalies-doubt-representations.ipynb) has alarms with a guaranteed rate of false alarms.
 #
 # ## 6. What to change next
 #
 # - **Time and network.** `dgm train vae --data glyphs-color --epochs 30` trains the VAE with convolutions, on all 256
 #   levels, and `dgm evaluate runs/vae-glyphs-color` scores it.
-# - **Family.** `dgm list --data glyphs-color` shows what else suits these images. A `pixelcnn` has an exact density and
-#   sees the neighbors that are independent here given $z$; `glow` and `flow++` are multiscale flows; `diffusion` has a
-#   U-Net.
+# - **Family.** `dgm list --data glyphs-color` shows what else suits these images. A `pixelcnn` has an exact $p(x)$ and
+#   predicts a pixel from its neighbors, which are independent given $z$ here; `glow` and `flow++` are multiscale flows;
+#   `diffusion` has a U-Net.
 # - **Comparison.** `dgm tour --images` trains all families on gray digits of 28 x 28 pixels and compares them.
 # - **Data.** `dgm train vae --data FOLDER` takes a folder of your own images.
