@@ -1370,7 +1370,8 @@ def calibration(found: Checks, *, title: str = "", most: int = 6) -> Figure:
         for bar, active in zip(bars, each.active[order].tolist(), strict=True):
             bar.set_hatch("" if active else "///")
         live = int(each.active.sum())
-        axes.set(ylabel=kind, xlabel=f"dimensions of {site}: {live} of {len(values)} active (hatched: not)")
+        inactive = ", hatched: inactive" * (live < len(values))
+        axes.set(ylabel=kind, xlabel=f"dimensions of {site}: {live} of {len(values)} active{inactive}")
         axes.set_xticks([])
     return figure
 

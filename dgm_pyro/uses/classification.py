@@ -198,7 +198,7 @@ def _check_predictions(probabilities: Tensor, y: Tensor) -> None:
         )
 
 
-# -- weights in doubt --------------------------------------------------------------------------------------------------
+# -- uncertain weights -------------------------------------------------------------------------------------------------
 
 GUIDES: dict[str, Callable[[Any], AutoGuide]] = {
     "map": functools.partial(AutoDelta, init_loc_fn=init_to_sample),
