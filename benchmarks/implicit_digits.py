@@ -48,7 +48,7 @@ def main() -> None:
     digits, test = dgm.data.load("digits"), dgm.data.load("digits", "test")
     assert digits.levels is not None
     unit = to_unit(test.x, digits.levels)
-    few = unit[: chosen.num]
+    few = unit[: chosen.num_data]
     print("| | precision | recall | energy distance x 1000 | core seconds |")
     print("|---|--:|--:|--:|--:|")
     programs: dict[str, dgm.Program] = {}

@@ -83,6 +83,31 @@ def test_the_commands_of_a_page_read_what_earlier_ones_wrote(page):
         assert {word.removesuffix("/run.json") for word in read} <= made, command
 
 
+BENCHMARKS = {path.name: path.read_text() for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+
+
+def declared(script):
+    """The options that a benchmark declares, in its own file or by timing.py."""
+    source = BENCHMARKS[script] + (BENCHMARKS["timing.py"] if "from timing import" in BENCHMARKS[script] else "")
+    return set(re.findall(r'add_argument\(\s*"-{0,2}([a-z][\w-]*)"', source))
+
+
+@pytest.mark.parametrize("script", BENCHMARKS)
+def test_a_benchmark_reads_options_that_it_declares(script):
+    known = {name.replace("-", "_") for name in declared(script)}
+    parsed = re.findall(r"(\w+)(?:: argparse\.Namespace| = \w+\.parse_args\()", BENCHMARKS[script])
+    read = {option for name in parsed for option in re.findall(rf"\b{name}\.([a-z]\w*)", BENCHMARKS[script])}
+    assert read <= known, read - known
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_benchmarks_of_a_page_have_its_options(page):
+    text = re.sub(r"\\\n *|\n(?![ \n])", " ", PAGES[page].read_text())
+    for script, options in re.findall(r"benchmarks/(\w+\.py)((?: [^`\n#|]*)?)", text):
+        used = set(re.findall(r"(?<!\S)--([a-z][\w-]*)", options))
+        assert used <= declared(script), f"{script}: {used - declared(script)}"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page].read_text()):
