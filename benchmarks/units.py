@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("--rings", action="store_true", help="compare two scales on points of rings")
     options = parser.parse_args()
     if options.rings:
-        return rings()
+        rings()
+        return
     torch.manual_seed(0)
     truth = normal()
     train, test = truth.sample((5000,)), truth.sample((2000,))
