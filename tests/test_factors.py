@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import CASES, continuous, diffusion, pixelcnn
+from programs import CASES, EVERY_PART, continuous, diffusion, pixelcnn
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.inspect import get_dependencies
@@ -18,11 +18,16 @@ from dgm_pyro.program import batch_plates, log_prob_sum
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-BOTH_FORMS = [
-    (name, unrolled) for name, case in CASES.items() for unrolled in (False, True) if not unrolled or "diff" in name
-    or any(part in name for part in ("made", "pixel", "transformer", "autoregressive"))
-]  # fmt: skip
-both_forms = pytest.mark.parametrize(("name", "unrolled"), BOTH_FORMS)
+CHAINS = ("diff", "made", "pixel", "transformer", "autoregressive")
+both_forms = pytest.mark.parametrize(
+    ("name", "unrolled"),
+    [
+        pytest.param(name, unrolled, marks=() if name in EVERY_PART else pytest.mark.nightly)
+        for name in CASES
+        for unrolled in (False, True)
+        if not unrolled or any(part in name for part in CHAINS)
+    ],
+)
 
 
 def built(name, unrolled=False):

@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.mathtext import MathTextParser
-from programs import CASES, assert_same_number, made
+from programs import CASES, assert_same_number, made, once_per_part
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
@@ -612,7 +612,7 @@ EVERYWHERE = ["beta", "free-bits:0.1", "stl:2", "iwae:3", "dreg:3", "rws:3", "rl
 
 
 @pytest.mark.parametrize("text", EVERYWHERE)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", once_per_part(CASES))
 def test_every_objective_takes_every_program(name, text):
     """Or says why not, by an error of ours that names another objective."""
     case = CASES[name]
