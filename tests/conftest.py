@@ -76,7 +76,8 @@ def pytest_collection_modifyitems(items):
     seconds = json.loads(DURATIONS.read_text())
     tests = {}
     for item in items:
-        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        if not item.get_closest_marker("nightly"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for name, cases in tests.items():
         kept = crc32(name.encode()) % KEPT
         for i, item in enumerate(cases):
