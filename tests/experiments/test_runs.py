@@ -313,6 +313,25 @@ def test_what_a_run_wrote_a_run_reads(tmp_path):
     assert {name for name in record if changed[name] != record[name]} == {"hidden", "epochs"}
 
 
+def test_a_run_is_made_again_with_the_columns_and_settings_that_it_had(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["a,b,y,c", *(f"{i % 7 - 3.5},{i},{i % 2},{'uvw'[i % 3]}" for i in range(60))]))
+    one, two, three, four = (tmp_path / name for name in ("one", "two", "three", "four"))
+    told = ["--data", str(table), "--columns", "a,c", "--label", "y", "--kinds", "auto", "--labeled", "--epochs", "1"]
+    assert cli.main(["train", "vae", *told, "--set", "hidden=6,", "--device", "cpu", "--out", str(one)]) == 0
+    config = ["train", "--config", str(one / "run.json"), "--device", "cpu", "--out"]
+    assert cli.main([*config, str(two)]) == 0
+    assert contents(one) == contents(two)
+    table.write_text(table.read_text().replace("3.5", "4.5"))  # which is another training
+    assert cli.main([*config, str(three), "--columns", "c,a", "--set", "max_parameters=99999"]) == 0
+    before, after = (json.loads((run / "run.json").read_text())["options"] for run in (one, three))
+    assert (after["hidden"], after["max_parameters"], after["reading"]["columns"]) == ([6], 99999, ["c", "a"])
+    assert [after["reading"][name] for name in ("label", "kinds")] == [
+        before["reading"][name] for name in ("label", "kinds")
+    ]
+    assert cli.main([*config, str(four), "--data", "moons", "--num-data", "64"]) == 0
+
+
 @pytest.mark.parametrize("text", ["hidden", "hidden=", "name=x", "lr=1", "=3"])
 def test_settings_that_do_not_fit_are_one_line(tmp_path, capsys, text):
     assert cli.main([*COMMAND, str(tmp_path / "run"), "--set", text]) == 1
