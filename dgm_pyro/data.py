@@ -37,6 +37,7 @@ import dgm_pyro.published as published
 import dgm_pyro.sources as sources
 from dgm_pyro.checks import (
     INTEGERS,
+    as_shape,
     check_count,
     check_dense,
     check_finite,
@@ -48,6 +49,7 @@ from dgm_pyro.checks import (
     check_type,
     close_to,
     find_device,
+    is_integer,
     generator,
     is_finite,
     near_name,
@@ -651,6 +653,10 @@ def open(
     check_count(num_workers, "num_workers", at_least=0)
     if crop is not None:
         check_count(crop, "crop")
+    if levels is not None:
+        check_count(levels, "levels", at_least=2)
+    if size is not None and len(as_shape(size, "size")) != (1 if is_integer(size) else 2):
+        raise ValueError(f"size must be a number for height and width, or a pair of them, got {size!r}")
     choice = sources.Choice(label, given, columns, levels, size, gray, crop, kinds)
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
@@ -662,7 +668,7 @@ def open(
     if stored is not None:
         return StoredData(stored, levels, name, None if classes is None else tuple(classes))
     found = sources.arrays_of(source, choice)
-    levels = levels or _levels_of(found)
+    levels = _levels_of(found) if levels is None else levels
     if found.label is None:
         return _data_of(found, None, levels, name, None, None)
     codes = _Codes.of(found.label, found.classes if classes is None else tuple(classes))
