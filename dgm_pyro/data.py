@@ -49,9 +49,9 @@ from dgm_pyro.checks import (
     check_type,
     close_to,
     find_device,
-    is_integer,
     generator,
     is_finite,
+    is_integer,
     near_name,
 )
 

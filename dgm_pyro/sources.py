@@ -596,7 +596,7 @@ def _quantized_images(x: np.ndarray, label: np.ndarray | None, choice: Choice) -
     """Images of bytes, rounded down to the levels that were chosen."""
     levels = 256 if choice.levels is None else choice.levels
     if levels > 256:
-        raise ValueError(f"levels (--levels) is {levels}, but images of bytes have 256: choose no more, or leave it out")
+        raise ValueError(f"levels (--levels) is {levels}, but images of bytes have 256: choose no more")
     return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), label, levels=levels)
 
 
