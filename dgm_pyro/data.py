@@ -633,8 +633,9 @@ def open(
             default the largest of its shape.
         kinds: of a table of mixed kinds, what `dgm.Columns` takes of each column by name: "real", "positive", "count",
             ("bounded", low, high), "integer" or ("integer", low, high), and "category" or "ordinal", whose words may
-            follow in their order. "auto", and columns without one: text is a category, whole numbers are counts, or
-            integers if some are negative, others are reals.
+            follow in their order; by default that of an ordered pandas categorical, else sorted. "auto", and columns
+            without one: text is a category, whole numbers are counts, or integers if some are negative, others are
+            reals.
         classes: names of the labels in the order of their numbers; by default sorted.
         name: what reports call the data; by default the name of the file.
         in_memory: whether all is read into memory; by default, what is no larger than 1 GiB.
