@@ -163,6 +163,27 @@ def test_what_a_terminal_would_obey_is_shown_escaped(run, tmp_path, capsys):
     assert "dgm: \\x1b[2J holds no run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("reading", "words"),
+    [
+        (3, "reading is a int"),
+        ({"columns": 3}, "columns is a int"),
+        ({"digests": []}, "digests is a list"),
+        ({"kinds": {"a": []}}, r"the kind of 'a' is \[\]"),
+        ({"kinds": {"\x1b[2J": 3}}, r"the kind of '\\x1b\[2J' is 3"),
+    ],
+)
+def test_a_record_of_another_form_is_damaged(run, tmp_path, reading, words):
+    folder = shutil.copytree(run, tmp_path / "run")
+    program, record = runs.read(run)
+    runs.write(folder, program, replace(record, options=record.options | {"reading": reading}))
+    content = json.loads((folder / "run.json").read_text())
+    for changed in ({}, {"options": {}, "weights": "0"}):  # with another digest the copy beside the weights is read
+        (folder / "run.json").write_text(json.dumps(content | changed))
+        with pytest.raises(ValueError, match=rf"the record in .* is damaged \({words}\): train the run again"):
+            runs.read(folder)
+
+
 def test_a_cell_with_damaged_weights_is_trained_anew(tmp_path):
     options = sweep.Options("made", "moons", num_data=16, num_particles=1, training=OPTIONS)
     before = sweep.sweep(tmp_path / "s", options, progress=False).rows[0].cells
