@@ -281,16 +281,19 @@ def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:
     """The values in "NAME=VALUE": numbers and sequences of them, or names."""
-    from dgm_pyro.catalog import build
-
-    known = [name for name in inspect.signature(build).parameters if name not in ("model", "data", "labeled")]
-    found = {}
+    known, found = _names_to_set(), {}
     for text in texts:
         name, _, value = text.partition("=")
         if name not in known or not value:
             raise ValueError(f"--set must be NAME=VALUE with a NAME of {', '.join(known)}, got {text!r}")
         found[name] = value_of(value)
     return found
+
+
+def _names_to_set() -> list[str]:
+    from dgm_pyro.catalog import build
+
+    return [name for name in inspect.signature(build).parameters if name not in ("model", "data", "labeled")]
 
 
 def _name_and_values(text: str) -> tuple[str, Sequence[Any]]:
@@ -302,6 +305,11 @@ def _name_and_values(text: str) -> tuple[str, Sequence[Any]]:
     return name.replace("-", "_"), found if isinstance(found, list) else _comma_separated(values)
 
 
+SETTINGS, READING = "settings of --config", "reading of --config"
+"""What `_apply_configuration` leaves in the context: of a run, the options of `dgm.build` without an option here, and
+how its file is read."""
+
+
 def _apply_configuration(context: typer.Context, path: Path | None) -> None:
     """Take what a run was made with, for options that do not stand in the command."""
     if path is None:
@@ -311,12 +319,15 @@ def _apply_configuration(context: typer.Context, path: Path | None) -> None:
     stored = runs.read_json(path, runs.KINDS, "choose the run.json of a run")
     options = stored["options"] | {name: stored[name] for name in ("model", "data", "data_dir")}
     names = {parameter.name for parameter in context.command.params}
-    own = _settings([f"{name}={value!r}" for name, value in options.items() if name == "hidden"])
-    settings = [f"{name}={value!r}" for name, value in own.items()]
+    own = {*_names_to_set()} - names
+    context.meta[SETTINGS] = {name: value for name, value in options.items() if name in own}
+    # The file may have changed since: this is another training.
+    reading = options.get("reading", {})
+    context.meta[READING] = {name: value for name, value in reading.items() if name != "digests"}
     none = {"validation": 0, "clip_norm": 0}  # what stands for None where that is not the default
     given = {name: none.get(name) if value is None else value for name, value in options.items() if name in names}
     given = {name: value for name, value in given.items() if value is not None and value != "auto"}
-    context.default_map = {**(context.default_map or {}), **given, "settings": settings}
+    context.default_map = {**(context.default_map or {}), **given}
 
 
 # -- how a command runs, and what it prints ---------------------------------------------------------------------------
@@ -468,15 +479,17 @@ def train(
         found = resume_run(Path(model), device, progress=_on_a_terminal())
     else:
         parts = _without_none(prior=prior, encoder=encoder, likelihood=likelihood, latent_size=latent_size)
+        parts |= ({} if standardize else {"standardize": False}) | context.meta.get(SETTINGS, {})
+        recorded = {} if _is_given(context, "data") else context.meta.get(READING, {})
         found = train_run(
             out or Path("runs") / f"{model}-{Path(data).stem}",
             model,
             data,
-            parts | ({} if standardize else {"standardize": False}) | _settings(settings or ()),
+            parts | _settings(settings or ()),
             options,
             labeled=labeled,
             data_dir=data_dir,
-            reading=reading,
+            reading=recorded | reading,
             num_data=num_data,
             objective=objective,
             num_labels=num_labels,

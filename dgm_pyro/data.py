@@ -37,6 +37,7 @@ import dgm_pyro.published as published
 import dgm_pyro.sources as sources
 from dgm_pyro.checks import (
     INTEGERS,
+    as_shape,
     check_count,
     check_dense,
     check_finite,
@@ -50,6 +51,7 @@ from dgm_pyro.checks import (
     find_device,
     generator,
     is_finite,
+    is_integer,
     near_name,
 )
 
@@ -631,8 +633,9 @@ def open(
             default the largest of its shape.
         kinds: of a table of mixed kinds, what `dgm.Columns` takes of each column by name: "real", "positive", "count",
             ("bounded", low, high), "integer" or ("integer", low, high), and "category" or "ordinal", whose words may
-            follow in their order. "auto", and columns without one: text is a category, whole numbers are counts, or
-            integers if some are negative, others are reals.
+            follow in their order; by default that of an ordered pandas categorical, else sorted. "auto", and columns
+            without one: text is a category, whole numbers are counts, or integers if some are negative, others are
+            reals.
         classes: names of the labels in the order of their numbers; by default sorted.
         name: what reports call the data; by default the name of the file.
         in_memory: whether all is read into memory; by default, what is no larger than 1 GiB.
@@ -651,6 +654,10 @@ def open(
     check_count(num_workers, "num_workers", at_least=0)
     if crop is not None:
         check_count(crop, "crop")
+    if levels is not None:
+        check_count(levels, "levels", at_least=2)
+    if size is not None and len(as_shape(size, "size")) != (1 if is_integer(size) else 2):
+        raise ValueError(f"size must be a number for height and width, or a pair of them, got {size!r}")
     choice = sources.Choice(label, given, columns, levels, size, gray, crop, kinds)
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
@@ -662,7 +669,7 @@ def open(
     if stored is not None:
         return StoredData(stored, levels, name, None if classes is None else tuple(classes))
     found = sources.arrays_of(source, choice)
-    levels = levels or _levels_of(found)
+    levels = _levels_of(found) if levels is None else levels
     if found.label is None:
         return _data_of(found, None, levels, name, None, None)
     codes = _Codes.of(found.label, found.classes if classes is None else tuple(classes))

@@ -292,7 +292,9 @@ def evaluate(
                 bounds.append(Bound(density, density))
                 bar.update(len(value))
             else:
-                with noise.per_datum(value, seed):
+                # A datum without missing values has the noise that it has among whole data, whose integers are hashed.
+                keyed = value if program.levels is None else value.nan_to_num(nan=-1).long()
+                with noise.per_datum(keyed, seed):
                     bounds.append(_exact_or_bound(part, value, given, num_particles, num_samples, bar.update))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),

@@ -53,7 +53,7 @@ def _shift_right(z: Tensor, places: int) -> Tensor:
 
 
 def row_keys(x: Tensor) -> Tensor:
-    """A hash of each datum's values, ``(B,)`` 64-bit integers, the same for every dtype."""
+    """A hash of each datum's values, ``(B,)`` 64-bit integers: one for reals of any dtype, another for integers."""
     values = x.detach().reshape(len(x), -1)
     bits = (values.double() + 0.0).view(torch.int64) if x.is_floating_point() else values.long()  # -0 + 0 is 0
     places = torch.arange(1, bits.shape[1] + 1, device=x.device)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Result", "Table", "as_csv", "with_error"]
+__all__ = ["Result", "Table", "as_csv", "element_name", "with_error"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,11 @@ def with_error(mean: float, error: float, digits: int) -> str:
     if mean != mean:
         return "-"
     return f"{mean:.{digits}f}" + ("" if error != error else f" +- {error:.{digits}f}")
+
+
+def element_name(site: str, place: Sequence[int]) -> str:
+    """The name of an element of a latent, such as ``theta[2]``."""
+    return site + (f"[{', '.join(map(str, place))}]" if place else "")
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:

@@ -486,6 +486,8 @@ def _category_word(value: Any) -> str:
 
 
 def _category_words(series: Any) -> list[str]:
+    if getattr(series.dtype, "ordered", False):
+        return [_category_word(value) for value in series.cat.categories]
     known = series.dropna()
     return [
         _category_word(value)
@@ -534,6 +536,11 @@ def _line_of(origin: str, row: Any, first: int | None) -> str:
 def _column(series: Any, name: str, origin: str, first: int | None) -> np.ndarray:
     """One column as doubles; NaN where it is empty."""
     pandas = _optional_import("pandas")
+    if series.dtype.kind in "cmM":  # of complex numbers, durations and dates
+        raise ValueError(
+            f"column {name!r} of {origin} holds {series.dtype}: turn it into real numbers, or leave it out by columns "
+            "(--columns)"
+        )
     numbers = series if pandas.api.types.is_numeric_dtype(series) else pandas.to_numeric(series, errors="coerce")
     array: np.ndarray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.isnan(array) & series.notna().to_numpy() | np.isinf(array)
@@ -587,7 +594,9 @@ def _of_folder(folder: _Folder, choice: Choice) -> Arrays:
 
 def _quantized_images(x: np.ndarray, label: np.ndarray | None, choice: Choice) -> Arrays:
     """Images of bytes, rounded down to the levels that were chosen."""
-    levels = choice.levels or 256
+    levels = 256 if choice.levels is None else choice.levels
+    if levels > 256:
+        raise ValueError(f"levels (--levels) is {levels}, but images of bytes have 256: choose no more")
     return Arrays((x.astype(np.int64) * levels // 256).astype(np.uint8), label, levels=levels)
 
 

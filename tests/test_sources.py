@@ -186,6 +186,9 @@ def test_columns_have_kinds_by_their_values_or_by_name(tmp_path):
     assert plain.kinds["share"] == ("real",)
     codes = dgm.data.open(pandas.DataFrame({"code": [7, 3, 7]}), kinds={"code": "category"})
     assert (codes.kinds["code"], codes.x.flatten().tolist()) == (("category", "3", "7"), [1, 0, 1])
+    sizes = pandas.Categorical(["s", "m", "s"], categories=["s", "m", "l"], ordered=True)
+    ordered = dgm.data.open(pandas.DataFrame({"size": sizes}), kinds={"size": "ordinal"})
+    assert (ordered.kinds["size"], ordered.x.flatten().tolist()) == (("ordinal", "s", "m", "l"), [0, 1, 0])
 
 
 BAD_KINDS = {
@@ -285,6 +288,15 @@ BAD_CHOICES = {
     "no rows": (np.zeros((0, 2)), {}, r"source is empty: it has shape \(0, 2\)"),
     "columns of an array": (np.zeros((2, 2)), {"columns": ["a"]}, "columns is not for an array"),
     "size of an array": (np.zeros((2, 2)), {"size": 3}, "size is not for a ndarray"),
+    "no size": (np.zeros((2, 2)), {"size": 0}, "size must be a positive int or a tuple of them, got 0"),
+    "half a size": (np.zeros((2, 2)), {"size": (3,)}, r"size must be a number for .*, or a pair of them, got \(3,\)"),
+    "no levels": (np.zeros((2, 2)), {"levels": 0}, "levels must be an int of at least 2, got 0"),
+    "dates": (
+        pandas.DataFrame({"day": pandas.to_datetime(["2026-01-01", None])}),
+        {},
+        r"column 'day' of the frame holds datetime64.*: turn it into real numbers",
+    ),
+    "complex": (pandas.DataFrame({"z": [1j, 2.0]}), {"kinds": "auto"}, "column 'z' of the frame holds complex128"),
 }
 
 
@@ -320,6 +332,8 @@ def test_bad_images_are_named(tmp_path):
     Image.fromarray(np.zeros((5, 6, 3), dtype=np.uint8)).save(tmp_path / "dog/2.png")
     with pytest.raises(ValueError, match=r"cat/1\.png is of 6 x 4 pixels, but .*dog/2\.png of 6 x 5: pass size"):
         dgm.data.open(tmp_path)
+    with pytest.raises(ValueError, match=r"levels \(--levels\) is 257, but images of bytes have 256"):
+        dgm.data.open(tmp_path, size=4, levels=257)
     whole = (tmp_path / "cat/1.png").read_bytes()
     written(tmp_path / "cat/1.png", whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cat/1\.png cannot be read as an image"):

@@ -89,6 +89,8 @@ def infer_into(
         options: of `dgm.infer.compare`.
     """
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():  # better now than after the fits
+        raise FileExistsError(f"{folder} is a file, but the results are a folder: choose another --out")
     found = compare(posterior, guides=guides, reference=reference, **options)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "table.json", found.as_dict())

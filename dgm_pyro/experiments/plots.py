@@ -58,6 +58,7 @@ from dgm_pyro.infer.draws import PredictiveCheck
 from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.infer.mcmc import Chains
 from dgm_pyro.program import Program, check_program
+from dgm_pyro.results import element_name
 from dgm_pyro.training.fit import History
 from dgm_pyro.uses.classification import reliability as bins_of_answers
 from dgm_pyro.uses.representations import CURVES, Representation, codes, grid, interpolate, is_discrete, traverse
@@ -945,7 +946,7 @@ def predictions(found: PredictiveCheck, *, title: str = "", bins: int = 20) -> F
 def _scalars(values: Mapping[str, Tensor]) -> dict[str, Any]:
     """Draws of each scalar by its name, such as ``theta[2]``, ``(N,)``."""
     return {
-        name + (f"[{', '.join(map(str, place))}]" if place else ""): value[(slice(None), *place)].cpu().numpy()
+        element_name(name, place): value[(slice(None), *place)].cpu().numpy()
         for name, value in values.items()
         for place in np.ndindex(*value.shape[1:])
     }
@@ -960,9 +961,8 @@ def _scalar_draws(found: GuideComparison) -> list[dict[str, Any]]:
 
 
 def _largest_error(found: GuideComparison, name: str) -> float:
-    site, _, place = name.partition("[")
-    index = tuple(int(i) for i in place.rstrip("]").split(",")) if place else ()
-    return max((float(row.mean_errors[site][index]) if row.mean_errors else 0.0 for row in found.rows), default=0.0)
+    errors = [_scalars({site: error.unsqueeze(0) for site, error in row.mean_errors.items()}) for row in found.rows]
+    return max((float(each[name][0]) for each in errors if each), default=0.0)
 
 
 # -- classifiers -------------------------------------------------------------------------------------------------------

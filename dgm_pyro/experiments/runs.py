@@ -51,6 +51,12 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 """Fields of a record."""
 
+READING: dict[str, Kind] = {
+    "columns": list, "kinds": dict, "classes": list, "label": str, "given": list | tuple | str, "test": str,
+    "digests": dict,
+}  # fmt: skip
+"""What `Record.reading` may hold, of these kinds."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -395,12 +401,17 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         empty = not path.parent.exists() or (path.parent.is_dir() and not any(path.parent.iterdir()))
         remedy = f"train one with dgm train --out {folder}" if empty else "choose the folder of a run"
         raise FileNotFoundError(f"{folder} holds no run, it has no {RECORD}: {remedy}")
-    found = read_json(path, KINDS, "train the run again")
+    remedy = "train the run again"
+    found = read_json(path, KINDS, remedy)
     program, stored = checkpoint.load_with_extra(folder, device)
     copy = stored["extra"].get(RECORD) if isinstance(stored["extra"], dict) else None
     if copy is not None and found.get("weights") != stored["weights"]:  # it is of the run before or after
         found = copy
-        _check_kinds(found, KINDS, RECORD)
+    try:
+        _check_kinds(found, KINDS, "it")
+        _check_reading(found["options"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the record in {folder} is damaged ({error}): {remedy}") from error
     found["options"] = old_names.renamed(found["options"], old_names.OPTIONS)
     return program, Record(**{name: found[name] for name in KINDS})
 
@@ -533,6 +544,16 @@ def read_json(path: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, A
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
     return content
+
+
+def _check_reading(options: dict[str, Any]) -> None:
+    """Raise unless a record says how its file is read as `opened` does."""
+    _check_kinds({"reading": {}} | options, {"reading": dict}, "options")
+    reading = options.get("reading", {})
+    _check_kinds(reading, {name: kind for name, kind in READING.items() if name in reading}, "reading")
+    for name, kind in reading.get("kinds", {}).items():
+        if not (isinstance(kind, list) and kind):
+            raise TypeError(f"the kind of {name!a} is {kind!a}")
 
 
 def _check_kinds(content: Any, kinds: Mapping[str, Kind], where: str) -> None:

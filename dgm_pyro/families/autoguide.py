@@ -271,7 +271,7 @@ class Stacked(nn.Module):
         self.guides = tuple(_Placed(q) for q, _, _ in guides)  # in a tuple, so as to be no submodules
         stacked, buffers = stack_module_state([*self.guides])
         self.names = [*stacked]
-        self.stacked = nn.ParameterList(stacked.values())
+        self.stacked = nn.ParameterList(nn.Parameter(each, each.requires_grad) for each in stacked.values())
         self.fixed, self.loc = buffers, torch.stack([loc for _, loc, _ in guides])
         self.factor = torch.stack([factor for _, _, factor in guides])
 

@@ -52,7 +52,7 @@ from dgm_pyro.jobs import in_this_process
 from dgm_pyro.objectives import ELBO, IWAE, chosen
 from dgm_pyro.posterior import Posterior, check_posterior
 from dgm_pyro.program import Conditional, differentiating, seeded, unchecked
-from dgm_pyro.results import Result, Table, with_error
+from dgm_pyro.results import Result, Table, element_name, with_error
 
 __all__ = ["GuideComparison", "GuideRow", "compare", "train_guide"]
 
@@ -98,16 +98,14 @@ class GuideRow:
     @property
     def mean_error(self) -> tuple[float, str]:
         """The largest of `mean_errors`, and its latent."""
-        return _largest_element(self.mean_errors)
+        site, place = _largest_place(self.mean_errors)
+        return float(self.mean_errors[site][place]), element_name(site, place)
 
     @property
     def sd_ratio(self) -> tuple[float, str]:
         """The one of `sd_ratios` that is farthest from 1, as a factor, and its latent."""
-        _, name = _largest_element({name: ratio.log().abs() for name, ratio in self.sd_ratios.items()})
-        site, _, place = name.partition("[")
-        ratio = self.sd_ratios[site]
-        index = tuple(int(i) for i in place.rstrip("]").split(",")) if place else ()
-        return float(ratio[index]), name
+        site, place = _largest_place({name: ratio.log().abs() for name, ratio in self.sd_ratios.items()})
+        return float(self.sd_ratios[site][place]), element_name(site, place)
 
     @property
     def close(self) -> bool:
@@ -243,11 +241,11 @@ class GuideComparison(Result):
         return lines
 
 
-def _largest_element(values: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The largest element, and the name of its place, such as ``theta[2]``."""
+def _largest_place(values: Mapping[str, Tensor]) -> tuple[str, tuple[int, ...]]:
+    """The name and the index of the largest element."""
     name = max(values, key=lambda name: float(values[name].max()))
     place = torch.unravel_index(values[name].argmax(), values[name].shape)
-    return float(values[name].max()), name + (f"[{', '.join(str(int(i)) for i in place)}]" if place else "")
+    return name, tuple(int(i) for i in place)
 
 
 def train_guide(
@@ -402,7 +400,7 @@ def _step(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
 def _step_each(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
     """`_step` of fits that are stacked: a fit whose gradient is not finite stays where it is."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    norms = torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     still = ~norms.isfinite()
     before = [p.detach()[still] for p in parameters]
     for gradient in gradients:

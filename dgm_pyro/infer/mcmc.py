@@ -39,7 +39,7 @@ from dgm_pyro.infer.draws import Draws, find_arviz
 from dgm_pyro.infer.posterior import Coordinates, check_target, joint_trace, with_latent_chains
 from dgm_pyro.posterior import Posterior
 from dgm_pyro.program import Program, batch_plates, differentiating, seeded
-from dgm_pyro.results import Result, Table
+from dgm_pyro.results import Result, Table, element_name
 
 __all__ = ["Chains", "nuts"]
 
@@ -154,7 +154,7 @@ class Chains(Result, Draws):
         found, rows = self.diagnostics(), []
         for site, mean in found["mean"].items():
             for index in np.ndindex(*mean.shape):
-                name = site + (f"[{', '.join(map(str, index))}]" if index else "")
+                name = element_name(site, index)
                 numbers = [float(found[measure][site][index]) for measure in ("mean", "sd", "ess_bulk", "ess_tail")]
                 row = [f"{numbers[0]:.3f}", f"{numbers[1]:.3f}", f"{numbers[2]:.0f}", f"{numbers[3]:.0f}"]
                 rows.append([name, *row, f"{float(found['r_hat'][site][index]):.3f}"])

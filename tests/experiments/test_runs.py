@@ -163,6 +163,27 @@ def test_what_a_terminal_would_obey_is_shown_escaped(run, tmp_path, capsys):
     assert "dgm: \\x1b[2J holds no run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("reading", "words"),
+    [
+        (3, "reading is a int"),
+        ({"columns": 3}, "columns is a int"),
+        ({"digests": []}, "digests is a list"),
+        ({"kinds": {"a": []}}, r"the kind of 'a' is \[\]"),
+        ({"kinds": {"\x1b[2J": 3}}, r"the kind of '\\x1b\[2J' is 3"),
+    ],
+)
+def test_a_record_of_another_form_is_damaged(run, tmp_path, reading, words):
+    folder = shutil.copytree(run, tmp_path / "run")
+    program, record = runs.read(run)
+    runs.write(folder, program, replace(record, options=record.options | {"reading": reading}))
+    content = json.loads((folder / "run.json").read_text())
+    for changed in ({}, {"options": {}, "weights": "0"}):  # with another digest the copy beside the weights is read
+        (folder / "run.json").write_text(json.dumps(content | changed))
+        with pytest.raises(ValueError, match=rf"the record in .* is damaged \({words}\): train the run again"):
+            runs.read(folder)
+
+
 def test_a_cell_with_damaged_weights_is_trained_anew(tmp_path):
     options = sweep.Options("made", "moons", num_data=16, num_particles=1, training=OPTIONS)
     before = sweep.sweep(tmp_path / "s", options, progress=False).rows[0].cells
@@ -311,6 +332,25 @@ def test_what_a_run_wrote_a_run_reads(tmp_path):
     assert cli.main(["train", *other, "--out", str(three)]) == 0
     changed = json.loads((three / "run.json").read_text())["options"]
     assert {name for name in record if changed[name] != record[name]} == {"hidden", "epochs"}
+
+
+def test_a_run_is_made_again_with_the_columns_and_settings_that_it_had(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["a,b,y,c", *(f"{i % 7 - 3.5},{i},{i % 2},{'uvw'[i % 3]}" for i in range(60))]))
+    one, two, three, four = (tmp_path / name for name in ("one", "two", "three", "four"))
+    told = ["--data", str(table), "--columns", "a,c", "--label", "y", "--kinds", "auto", "--labeled", "--epochs", "1"]
+    assert cli.main(["train", "vae", *told, "--set", "hidden=6,", "--device", "cpu", "--out", str(one)]) == 0
+    config = ["train", "--config", str(one / "run.json"), "--device", "cpu", "--out"]
+    assert cli.main([*config, str(two)]) == 0
+    assert contents(one) == contents(two)
+    table.write_text(table.read_text().replace("3.5", "4.5"))  # which is another training
+    assert cli.main([*config, str(three), "--columns", "c,a", "--set", "max_parameters=99999"]) == 0
+    before, after = (json.loads((run / "run.json").read_text())["options"] for run in (one, three))
+    assert (after["hidden"], after["max_parameters"], after["reading"]["columns"]) == ([6], 99999, ["c", "a"])
+    assert [after["reading"][name] for name in ("label", "kinds")] == [
+        before["reading"][name] for name in ("label", "kinds")
+    ]
+    assert cli.main([*config, str(four), "--data", "moons", "--num-data", "64"]) == 0
 
 
 @pytest.mark.parametrize("text", ["hidden", "hidden=", "name=x", "lr=1", "=3"])

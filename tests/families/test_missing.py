@@ -79,6 +79,17 @@ def test_a_mask_that_hides_nothing_changes_nothing():
     assert torch.equal(dgm.evaluate(program, dgm.Data(x, mask=torch.ones(6, 2).bool())).values, whole)
 
 
+@pytest.mark.parametrize("name", ["vae", "vae-logistic", "vae-counts", "any-order"])
+def test_a_whole_datum_has_the_same_noise_among_data_that_miss_features(name):
+    program = CASES[name].build()
+    x, _ = CASES[name].draw(program, 4)
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[2:].flatten(1)[:, 0] = False
+    found = dgm.evaluate(program, dgm.Data(x, levels=program.levels, mask=mask)).values
+    alone = dgm.evaluate(program, dgm.Data(x[:2], levels=program.levels)).values
+    torch.testing.assert_close(found[:2], alone, rtol=1e-5, atol=1e-5)
+
+
 def test_maximum_likelihood_of_the_observed_part():
     """The mean and variance of the observed values of each feature, as of independent Normals."""
     torch.manual_seed(0)

@@ -207,6 +207,22 @@ def test_guides_of_one_kind_do_not_share_parameters():
     assert not dict(pyro.get_param_store())
 
 
+def test_names_of_sites_may_hold_brackets():
+    """Sites that are stated in a loop have names such as w[0]."""
+
+    def model():
+        for i in range(2):
+            pyro.sample(f"w[{i}]", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    found = compare(dgm.Posterior(model), guides=["meanfield"], reference=None, gradient_steps=1, num_samples=100,
+                    num_temperatures=0)  # fmt: skip
+    drawn = {axis.get_title("left") for axis in plots.marginals(found).axes}
+    assert {f"w[{i}][{j}]" for i in range(2) for j in range(2)} <= drawn
+    errors, ratios = {"w[0]": torch.tensor([0.1, 0.5])}, {"w[0]": torch.tensor([0.5, 1.5]), "w": torch.tensor(1.1)}
+    row = dataclasses.replace(found.rows[0], mean_errors=errors, sd_ratios=ratios)
+    assert (row.mean_error, row.sd_ratio) == ((0.5, "w[0][1]"), (0.5, "w[0][0]"))
+
+
 def test_distances_of_known_samples():
     """Shifted by s along one axis: W1 is s E|cos|, which is 2 s / pi in the plane."""
     torch.manual_seed(0)
@@ -314,6 +330,12 @@ def test_a_model_that_makes_no_data_is_told_before_the_fits(schools, capsys):
     assert cli.main(["infer", "schools.py:model", "--data", "data.json", "--calibrate", "2", "--out", "found"]) == 1
     assert "the factor 'penalty' is no distribution, so the model makes no data" in capsys.readouterr().err
     assert not (schools / "found").exists()
+
+
+def test_an_out_that_is_a_file_is_told_before_the_fits(schools, capsys, monkeypatch):
+    monkeypatch.setattr(inference, "compare", lambda *args, **options: pytest.fail("the guides were fitted"))
+    assert cli.main(["infer", "schools.py:model", "--data", "data.json", "--out", "data.json"]) == 1
+    assert "data.json is a file, but the results are a folder: choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

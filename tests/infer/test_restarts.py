@@ -148,3 +148,31 @@ def test_a_q_that_is_an_object_is_where_every_fit_starts(jobs):
     torch.manual_seed(1)
     _, log_weights = autoguide.weigh(posterior, guide, 4000)
     assert values[-1] == pytest.approx(log_weights.mean().item(), abs=4 * log_weights.std().item() / 8)
+
+
+class OneScale(dgm.Conditional):
+    """N(shift, scale^2) of one real; the scale is a number, and the shift is not learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.event_shape = torch.Size((1,))
+        self.log_scale = torch.nn.Parameter(torch.tensor(0.7))
+        self.shift = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, given=None):
+        return dist.Normal(self.shift, self.log_scale.exp()).to_event(1)
+
+
+@pytest.mark.parametrize("jobs", [None, 1])
+def test_numbers_are_learned_and_frozen_parameters_are_not(jobs):
+    """q can be the posterior, N(0, 1/2): the ELBO is then the evidence, and frozen parameters are at their start."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
+
+    guide = dgm.guides.auto(model, OneScale())
+    values = train_guide(dgm.Posterior(model), guide, gradient_steps=150, restarts=2, lr=0.05, jobs=jobs)
+    assert torch.equal(guide.q.shift, torch.zeros(1))
+    assert (guide.factor * guide.q.log_scale.exp()).item() == pytest.approx(math.sqrt(0.5), rel=0.03)
+    assert values[-1] == pytest.approx(float(dist.Normal(0.0, math.sqrt(2.0)).log_prob(torch.tensor(0.0))), abs=0.02)
