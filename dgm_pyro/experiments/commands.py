@@ -278,7 +278,8 @@ def sample_into(
         x = run.program.sample(num_samples, condition, **options).cpu()
     about = f"{run}" + ("" if class_name is None else f", class {class_name}")
     what = f"{num_samples} samples of {about}" + ("" if given is None else f", given {', '.join(given)}")
-    plots.write_picture(picture, plots.samples(x, levels=run.program.levels, title=what, columns=run.columns))
+    shown = plots.samples(x, levels=run.program.levels, title=what, columns=run.columns, words=run.record.words)
+    plots.write_picture(picture, shown)
     written = runs.write_alike(picture.with_suffix(""), x, run.record, run.program.levels)
     return Drawn(x, what, (picture, written))
 
@@ -343,7 +344,13 @@ def impute_into(
     ).cpu()
     about = f"{run}, {f'{region} hidden' if region else 'missing values drawn'}"
     shown = plots.imputations(
-        x[:8], seen[:8], drawn[:, :8], levels=run.program.levels, title=about, columns=run.columns
+        x[:8],
+        seen[:8],
+        drawn[:, :8],
+        levels=run.program.levels,
+        title=about,
+        columns=run.columns,
+        words=run.record.words,
     )
     plots.write_picture(picture, shown)
     places = {
@@ -523,7 +530,7 @@ def detect_into(
     else:
         flagged = found.flags
         title = f"{data}, and what {run} flags by {found.alarms[0].score}: {int(flagged.sum())} of {len(flagged)} rows"
-        shown = plots.by_column(points.x, run.columns, marked=flagged, title=title)
+        shown = plots.by_column(points.x, run.columns, words=run.record.words, marked=flagged, title=title)
     plots.write_picture(picture, shown)
     table = picture.with_suffix(".csv")
     write_text(table, as_csv(found.records()))
