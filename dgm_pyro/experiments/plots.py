@@ -440,7 +440,8 @@ def by_column(
         most: how many columns are drawn at most, from the first.
     """
     check_finite(x, "x")
-    _check_columns(columns, x, words)
+    _check_columns(columns, x)
+    _check_words(words)
     check_count(most, "most")
     if marked is not None:
         check_tensor(marked, (), "marked", "one truth value per row")
@@ -463,13 +464,16 @@ def _edges_between_integers(low: float, high: float, most: int) -> np.ndarray:
     return edges
 
 
-def _check_columns(columns: Any, x: Tensor, words: Any = None) -> None:
+def _check_columns(columns: Any, x: Tensor) -> None:
     if isinstance(columns, str) or not isinstance(columns, Sequence):
         raise TypeError(f"columns must be names, got {columns!r}")
     if x.dim() != 2 or len(columns) != x.shape[1]:
         raise ValueError(
             f"columns has {len(columns)} names, but x has shape {tuple(x.shape)}: pass a name for each column"
         )
+
+
+def _check_words(words: Any) -> None:
     check_type(words, (Mapping, type(None)), "words", "a dict from columns to their words")
 
 
@@ -512,6 +516,7 @@ def samples(
         columns: names of the columns of a table, which `by_column` draws; words: as it takes them.
     """
     check_finite(x, "x")
+    _check_words(words)
     if columns is not None:
         return by_column(x, columns, words=words, title=title)
     if is_picture(x):
@@ -548,8 +553,9 @@ def imputations(
     check_dense(mask, "mask")
     check_tensor(samples, x.shape, "samples", "the shape of x")
     check_count(most, "most")
+    _check_words(words)
     if columns is not None:
-        _check_columns(columns, x, words)
+        _check_columns(columns, x)
         seen = mask.cpu().expand_as(x)
         shown = (~seen).sum(0).argsort(descending=True, stable=True)[:most].sort().values
         names = [columns[i] for i in shown]
