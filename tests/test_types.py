@@ -55,7 +55,7 @@ def test_mistakes_are_seen_before_the_script_runs() -> None:
         dgm.bild  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(AttributeError, match=r"dgm_pyro has no 'RealNVP': did you mean dgm\.flow\.realnvp\?"):
         dgm.RealNVP  # type: ignore[attr-defined]  # noqa: B018
-    with pytest.raises(AttributeError, match="dgm_pyro has no 'xyzzy'$"):
+    with pytest.raises(AttributeError, match=r"dgm_pyro has no 'xyzzy'$"):
         dgm.xyzzy  # type: ignore[attr-defined]  # noqa: B018
 
 

@@ -524,12 +524,13 @@ def detect_into(
         ensemble=[runs.read(folder, run.device)[0] for folder in ensemble],
         **options,
     )
+    flagged, score = found.flags, found.alarms[0].score
+    share = f"{int(flagged.sum())} of {len(flagged)}"
     if run.columns is None:
-        title = f"Most anomalous for {run}, by {found.alarms[0].score}"
+        title = f"Most anomalous for {run} first, by {score}: {share} are flagged"
         shown = plots.samples(points.x[found.ranked[:36]], levels=run.program.levels, title=title)
     else:
-        flagged = found.flags
-        title = f"{data}, and what {run} flags by {found.alarms[0].score}: {int(flagged.sum())} of {len(flagged)} rows"
+        title = f"{data}, and what {run} flags by {score}: {share} rows"
         shown = plots.by_column(points.x, run.columns, words=run.record.words, marked=flagged, title=title)
     plots.write_picture(picture, shown)
     table = picture.with_suffix(".csv")

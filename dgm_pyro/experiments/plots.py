@@ -655,7 +655,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
     if validation:
         beside = top if together else rest.pop()
         beside.plot(*zip(*validation, strict=True), label="validation", color=_theme.get().series[1], marker=marker)
-        beside.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":")
+        beside.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":", label="best epoch")
         if together:
             top.legend()
         else:
@@ -1347,7 +1347,7 @@ def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
         )
     axes.margins(x=0.14)
     axes.axvline(0, color=colors.muted, linewidth=0.8)
-    axes.set_xlabel("log p(x) - ELBO (nats per datum)")
+    axes.set_xlabel("log p(x) - ELBO (nats per datum; lines: two standard errors)")
     figure.legend(loc="outside lower left", ncols=1)
     figure.set_figheight(figure.get_figheight() + 0.3)
     return figure

@@ -163,7 +163,8 @@ def test_learning_curves_hold_the_losses_and_mark_the_best_epoch():
     lines = lines_of(axes)
     assert lines["training"] == (list(range(1, 13)), [10.0 / i for i in range(1, 13)])
     assert lines["validation"] == (list(range(1, 13)), [12.0 / i for i in range(1, 13)])
-    assert [11, 11] in [list(line.get_xdata()) for line in axes.get_lines()]
+    assert lines["best epoch"][0] == [11, 11]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training", "validation", "best epoch"]
     assert axes.get_xlabel() == "epoch"
     assert "nats" in axes.get_ylabel()
 
