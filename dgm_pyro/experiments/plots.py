@@ -448,10 +448,11 @@ def by_column(
     values = x.detach().cpu().double().numpy()
     figure, grid = _panels(columns[:most], title, words)
     for i, axes in enumerate(grid):
-        whole = bool((values[:, i] == np.round(values[:, i])).all())
-        most_bins = max(40, len((words or {}).get(columns[i], ())))
-        edges = _edges_between_integers(values[:, i].min(), values[:, i].max(), most_bins)
-        axes.hist(values[:, i], edges if whole else min(40, 2 * math.isqrt(len(values))), color=_theme.get().series[0])
+        bins: int | list[float] = min(40, 2 * math.isqrt(len(values)))
+        if (values[:, i] == np.round(values[:, i])).all():
+            most_bins = max(40, len((words or {}).get(columns[i], ())))
+            bins = _edges_between_integers(values[:, i].min(), values[:, i].max(), most_bins).tolist()
+        axes.hist(values[:, i], bins, color=_theme.get().series[0])
         for value in () if marked is None else values[marked.cpu().numpy(), i].tolist():
             axes.axvline(value, ymax=0.15, color=_theme.get().series[1], linewidth=1)
     return figure
