@@ -277,7 +277,8 @@ def sample_into(
     with seeded(seed, run.device), evaluating(run.program):
         x = run.program.sample(num_samples, condition, **options).cpu()
     about = f"{run}" + ("" if class_name is None else f", class {class_name}")
-    what = f"{num_samples} samples of {about}" + ("" if given is None else f", given {', '.join(given)}")
+    values = [" = ".join(each) for each in zip(needed, given, strict=True)] if needed and given else given
+    what = f"{num_samples} samples of {about}" + ("" if values is None else f", given {', '.join(values)}")
     shown = plots.samples(x, levels=run.program.levels, title=what, columns=run.columns, words=run.record.words)
     plots.write_picture(picture, shown)
     written = runs.write_alike(picture.with_suffix(""), x, run.record, run.program.levels)
