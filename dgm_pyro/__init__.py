@@ -18,7 +18,7 @@ if not TYPE_CHECKING:  # a checker of types would take any name for one of ours
             return getattr(api, name)
         if name in globals():  # a module that the api has imported just now
             return globals()[name]
-        raise AttributeError(f"dgm_pyro has no {name!r}")
+        raise AttributeError(f"dgm_pyro has no {name!r}{api.place_of(name)}")
 
 
 def __dir__() -> list[str]:

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from dgm_pyro import checkpoint, data, infer, networks, objectives, registry
 from dgm_pyro.catalog import build
 from dgm_pyro.checkpoint import CheckpointError, load, save
+from dgm_pyro.checks import nearest_name
 from dgm_pyro.data import Data
 from dgm_pyro.diagnosis import Diagnosis, Finding, doctor
 from dgm_pyro.evaluation import Evidence, evaluate
@@ -143,3 +144,13 @@ __all__ = [
     "representations",
     "save",
 ]
+
+
+def place_of(name: str) -> str:
+    """The end of a message about an unknown name: where the public one is that is spelled most alike."""
+    places = {each: f"dgm.{each}" for each in __all__}
+    for module in __all__:
+        for each in getattr(globals()[module], "__all__", ()):
+            places.setdefault(each, f"dgm.{module}.{each}")
+    close = nearest_name(name, places, 0.75)
+    return "" if close is None else f": did you mean {places[close]}?"

@@ -102,8 +102,9 @@ def close_to(name: Any, choices: Iterable[str]) -> str:
 
 
 def nearest_name(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice that is spelled most alike; None where none is at least ``cutoff`` alike, from 0 to 1."""
-    return next(iter(difflib.get_close_matches(name, [*choices], 1, cutoff)), None)
+    """The choice that is spelled most alike, in any case; None where none is ``cutoff`` alike, from 0 to 1."""
+    known = {choice.lower(): choice for choice in choices}
+    return next((known[close] for close in difflib.get_close_matches(name.lower(), known, 1, cutoff)), None)
 
 
 def near_name(path: Path) -> str:

@@ -1032,7 +1032,10 @@ def classify(
 @_made_by("run", _open_run)
 def represent(
     *,
-    data: Annotated[str | None, _argument("DATA", "A .npy file, or a data set. Default: the run's test split.")] = None,
+    data: Annotated[
+        str | None,
+        _argument("DATA", "Data to encode: a file, a folder of images, or a data set. Default: the run's test split."),
+    ] = None,
     site: Annotated[str | None, _option("Level of a hierarchy, such as z2. Default: the nearest to x.")] = None,
     num_data: Annotated[int, _option("Largest number of data, and of training data for the probe.")] = 5000,
     curve: Annotated[str, _option("Curve of the interpolation: spherical or linear.")] = "spherical",

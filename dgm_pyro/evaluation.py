@@ -525,7 +525,8 @@ def check_whole(data: Data, owner: str) -> None:
         rows = int((~data.mask).flatten(1).any(1).sum())
         raise ValueError(
             f"{rows} of {len(data)} data of {data.name} miss features, and {owner} takes whole data: keep "
-            "those with data[data.mask.flatten(1).all(1)], or fill the others in by dgm.infer.impute"
+            "those with data[data.mask.flatten(1).all(1)], fill the others in by dgm.infer.impute, or name data "
+            "without gaps (--normal of dgm anomaly, DATA of dgm represent)"
         )
 
 

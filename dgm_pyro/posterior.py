@@ -661,7 +661,7 @@ def _check_arguments(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(
-            f"args do not fit the model, which takes {signature}: {error}; pass them after the model, as it is called"
+            f"args do not fit the model, which takes {signature}: {error}; pass them after the model (--data)"
         ) from error
 
 

@@ -870,12 +870,12 @@ CALLS = {
     "plots.images": Call(dict(x=IMAGES, levels=4, num_columns=2), {"covered": ["x", 3]}),
     "plots.plane": Call(dict(samples=X, resolution=4), {"log_density": ["x", 3], "limits": ["x", 3, (1.0, 0.0)]}),
     "plots.table_of_features": Call(dict(x=X)),
-    "plots.by_column": Call(dict(x=X, columns=["a", "b"], marked=None, most=2),
-                            {"columns": [3, None, ["a"], "ab"], "marked": [3, "x"]}),
-    "plots.samples": Call(dict(x=X), {"columns": [3, ["a"], "ab"]}),
+    "plots.by_column": Call(dict(x=X, columns=["a", "b"], words=None, marked=None, most=2),
+                            {"columns": [3, None, ["a"], "ab"], "words": THING[1:], "marked": [3, "x"]}),
+    "plots.samples": Call(dict(x=X), {"columns": [3, ["a"], "ab"], "words": THING[1:]}),
     "plots.imputations": Call(
         dict(x=IMAGES, mask=IMAGES > 0, samples=IMAGES.unsqueeze(0), levels=4, most=2),
-        {"mask": ["x", 3], "samples": REALS[:4], "columns": [3, ["a"], "ab"]},
+        {"mask": ["x", 3], "samples": REALS[:4], "columns": [3, ["a"], "ab"], "words": THING[1:]},
     ),
     "plots.learning_curves": Call(dict(history=history), {"history": THING}),
     "plots.bits_per_dim": Call(

@@ -430,6 +430,7 @@ BAD = [
     (["train"], 2, "MODEL"),
     (["train", "gan"], 1, "model must be one of"),
     (["train", "vea"], 1, "got 'vea' (did you mean 'vae'?)"),
+    (["train", "RealNVP"], 1, "got 'RealNVP' (did you mean 'realnvp'?)"),
     (["train", "vae", "--data", "cats"], 1, "no data set 'cats'"),
     (["train", "vae", "--data", "digit"], 1, "no file or folder (did you mean 'digits'?)"),
     (["train", "vae", "--objective", "iwea:5"], 1, "(did you mean 'iwae'?)"),

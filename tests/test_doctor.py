@@ -710,6 +710,12 @@ def test_a_file_may_have_data_classes_that_name_their_types_in_text(script, caps
     assert cli.main(["doctor", f"{script}:model,guide"]) == 0, capsys.readouterr().err
 
 
+def test_a_pair_without_its_arguments_is_asked_for_them(script, capsys):
+    script.write_text("def model(x):\n    pass\n")
+    assert cli.main(["doctor", f"{script}:model"]) == 1
+    assert "return them from data() in its file (--args)" in capsys.readouterr().out
+
+
 def test_a_file_that_exits_ends_in_one_line(script, capsys):
     script.write_text("import sys\nsys.exit(2)")
     assert cli.main(["doctor", f"{script}:model"]) == 1
@@ -722,7 +728,7 @@ def test_a_file_that_exits_ends_in_one_line(script, capsys):
         ("nowhere.py:model", "no file"),
         ("no.such.module:model", "cannot import"),
         ("{}:modle,guide", "did you mean 'model'"),
-        ("{}:", "FILE.py:MODEL,GUIDE"),
+        ("{}:", "must be FILE.py:MODEL or MODULE:MODEL, and ,GUIDE where there is one"),
         ("{}", "name what is in the file: "),
         ("nothing-here", "holds no run"),
     ],

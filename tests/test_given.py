@@ -134,7 +134,7 @@ def test_data_that_a_program_cannot_read_are_refused_by_name(case, take):
 
 def test_scores_and_classifiers_refuse_missing_features():
     data = MISFITS["missing features"][1]
-    with pytest.raises(ValueError, match="a score takes whole data"):
+    with pytest.raises(ValueError, match=r"a score takes whole data.*--normal"):
         anomaly.Detector(PLAIN).calibrate(data)
     with pytest.raises(ValueError, match="a Bayesian takes whole data"):
         dgm.classification.Bayesian(nn.Linear(1, 3), dgm.Data(X, Y, mask=data.mask))

@@ -53,6 +53,10 @@ def test_mistakes_are_seen_before_the_script_runs() -> None:
         dgm.build("vae", data, priour="flow")  # type: ignore[call-overload]
     with pytest.raises(AttributeError, match="dgm_pyro has no 'bild'"):
         dgm.bild  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match=r"dgm_pyro has no 'RealNVP': did you mean dgm\.flow\.realnvp\?"):
+        dgm.RealNVP  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match=r"dgm_pyro has no 'xyzzy'$"):
+        dgm.xyzzy  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_the_class_of_a_program_by_name_is_typed() -> None:

@@ -98,6 +98,12 @@ def test_classes_keep_their_names(page):
     assert len(rows_of(page / "seasons" / "samples.csv")) == 50
 
 
+def test_samples_say_what_they_are_given_by_name(page, tmp_path, capfd):
+    capfd.readouterr()
+    ok("sample", page / "by-hour", "-n", "2", "--given", "18", "--out", tmp_path / "x.png")
+    assert "2 samples of maf on plant, given hour = 18" in capfd.readouterr().out
+
+
 def test_images_are_written_as_images(page):
     files = sorted((page / "pixels" / "samples").glob("*.png"))
     assert len(files) == 9

@@ -24,6 +24,7 @@ _FIXES = {
     "fully reparameterized": "use Trace_ELBO, which draws what has no closed form",
     "auxiliary vars in the model": "take is_auxiliary away: the model has the site",
     "max_plate_nesting": "make the loss with max_plate_nesting= the number of nested plates",
+    "required positional argument": "pass the arguments of the pair, or return them from data() in its file (--args)",
     "requires_grad=False": "call module.eval(), which tells Pyro that it is frozen on purpose",
 }
 PYRO = os.path.dirname(pyro.__file__) + os.sep

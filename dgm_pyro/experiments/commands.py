@@ -277,8 +277,10 @@ def sample_into(
     with seeded(seed, run.device), evaluating(run.program):
         x = run.program.sample(num_samples, condition, **options).cpu()
     about = f"{run}" + ("" if class_name is None else f", class {class_name}")
-    what = f"{num_samples} samples of {about}" + ("" if given is None else f", given {', '.join(given)}")
-    plots.write_picture(picture, plots.samples(x, levels=run.program.levels, title=what, columns=run.columns))
+    values = [" = ".join(each) for each in zip(needed, given, strict=True)] if needed and given else given
+    what = f"{num_samples} samples of {about}" + ("" if values is None else f", given {', '.join(values)}")
+    shown = plots.samples(x, levels=run.program.levels, title=what, columns=run.columns, words=run.record.words)
+    plots.write_picture(picture, shown)
     written = runs.write_alike(picture.with_suffix(""), x, run.record, run.program.levels)
     return Drawn(x, what, (picture, written))
 
@@ -343,7 +345,13 @@ def impute_into(
     ).cpu()
     about = f"{run}, {f'{region} hidden' if region else 'missing values drawn'}"
     shown = plots.imputations(
-        x[:8], seen[:8], drawn[:, :8], levels=run.program.levels, title=about, columns=run.columns
+        x[:8],
+        seen[:8],
+        drawn[:, :8],
+        levels=run.program.levels,
+        title=about,
+        columns=run.columns,
+        words=run.record.words,
     )
     plots.write_picture(picture, shown)
     places = {
@@ -517,13 +525,14 @@ def detect_into(
         ensemble=[runs.read(folder, run.device)[0] for folder in ensemble],
         **options,
     )
+    flagged, score = found.flags, found.alarms[0].score
+    share = f"{int(flagged.sum())} of {len(flagged)}"
     if run.columns is None:
-        title = f"Most anomalous for {run}, by {found.alarms[0].score}"
+        title = f"Most anomalous for {run} first, by {score}: {share} are flagged"
         shown = plots.samples(points.x[found.ranked[:36]], levels=run.program.levels, title=title)
     else:
-        flagged = found.flags
-        title = f"{data}, and what {run} flags by {found.alarms[0].score}: {int(flagged.sum())} of {len(flagged)} rows"
-        shown = plots.by_column(points.x, run.columns, marked=flagged, title=title)
+        title = f"{data}, and what {run} flags by {score}: {share} rows"
+        shown = plots.by_column(points.x, run.columns, words=run.record.words, marked=flagged, title=title)
     plots.write_picture(picture, shown)
     table = picture.with_suffix(".csv")
     write_text(table, as_csv(found.records()))

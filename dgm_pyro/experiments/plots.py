@@ -423,31 +423,47 @@ MOST_COLUMNS = 12
 
 @_styled
 def by_column(
-    x: Tensor, columns: Sequence[str], *, marked: Tensor | None = None, title: str = "", most: int = MOST_COLUMNS
+    x: Tensor,
+    columns: Sequence[str],
+    *,
+    words: Mapping[str, Sequence[str]] | None = None,
+    marked: Tensor | None = None,
+    title: str = "",
+    most: int = MOST_COLUMNS,
 ) -> Figure:
     """A histogram of each column of a table, in its own units.
 
     Args:
         x: ``(N, D)``.
         columns: names of the D columns.
+        words: of a column whose values are their numbers, by its name.
         marked: bool, ``(N,)``: rows to mark by lines.
         most: how many columns are drawn at most, from the first.
     """
     check_finite(x, "x")
     _check_columns(columns, x)
+    _check_words(words)
     check_count(most, "most")
     if marked is not None:
         check_tensor(marked, (), "marked", "one truth value per row")
     values = x.detach().cpu().double().numpy()
-    figure, grid = _panels(columns[:most], title)
+    figure, grid = _panels(columns[:most], title, words)
     for i, axes in enumerate(grid):
-        whole = bool((values[:, i] == np.round(values[:, i])).all()) and np.ptp(values[:, i]) < 40
-        low, high = int(values[:, i].min()), int(values[:, i].max())
-        bins = [value - 0.5 for value in range(low, high + 2)] if whole else min(40, 2 * math.isqrt(len(values)))
+        bins: int | list[float] = min(40, 2 * math.isqrt(len(values)))
+        if (values[:, i] == np.round(values[:, i])).all():
+            most_bins = max(40, len((words or {}).get(columns[i], ())))
+            bins = _edges_between_integers(values[:, i].min(), values[:, i].max(), most_bins).tolist()
         axes.hist(values[:, i], bins, color=_theme.get().series[0])
         for value in () if marked is None else values[marked.cpu().numpy(), i].tolist():
             axes.axvline(value, ymax=0.15, color=_theme.get().series[1], linewidth=1)
     return figure
+
+
+def _edges_between_integers(low: float, high: float, most: int) -> np.ndarray:
+    """Edges of at most that many bins for the whole numbers from low to high: each bin holds as many of them."""
+    width = math.ceil((high - low + 1) / most)
+    edges: np.ndarray = low - 0.5 + width * np.arange(math.ceil((high - low + 1) / width) + 1)
+    return edges
 
 
 def _check_columns(columns: Any, x: Tensor) -> None:
@@ -459,29 +475,52 @@ def _check_columns(columns: Any, x: Tensor) -> None:
         )
 
 
-def _panels(columns: Sequence[str], title: str) -> tuple[Figure, list[Axes]]:
-    """A panel for each column, named below it."""
+def _check_words(words: Any) -> None:
+    check_type(words, (Mapping, type(None)), "words", "a dict from columns to their words")
+
+
+MOST_LETTERS = 16
+"""Letters of words that fit side by side below a panel."""
+MOST_TICKS = 8
+"""Words that fit below a panel, turned on their side."""
+
+
+def _panels(columns: Sequence[str], title: str, words: Mapping[str, Sequence[str]] | None) -> tuple[Figure, list[Axes]]:
+    """A panel for each column, named below it, with its words in the place of their numbers."""
     across = min(3, len(columns))
     down = math.ceil(len(columns) / across)
     figure = _figure(1.7 * down, title)
     grid = [*figure.subplots(down, across, squeeze=False).flat]
     for axes, name in zip(grid, columns, strict=False):
-        axes.set_xlabel(name)
+        axes.set_xlabel(name, parse_math=False)  # two dollar signs in a name are no formula
         axes.locator_params(nbins=3)
+        if words and name in words:
+            shown = [word if len(word) <= 12 else f"{word[:9]}..." for word in words[name]]
+            turned = len("".join(shown)) > MOST_LETTERS
+            each = math.ceil(len(shown) / MOST_TICKS)
+            axes.set_xticks(range(0, len(shown), each), shown[::each], rotation=90 * turned, parse_math=False)
     for axes in grid[len(columns) :]:
         axes.set_visible(False)
     return figure, grid[: len(columns)]
 
 
-def samples(x: Tensor, *, levels: int | None = None, title: str = "", columns: Sequence[str] | None = None) -> Figure:
+def samples(
+    x: Tensor,
+    *,
+    levels: int | None = None,
+    title: str = "",
+    columns: Sequence[str] | None = None,
+    words: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
     """Samples in the form that suits their shape: images, points of the plane, or a table of features.
 
     Args:
-        columns: names of the columns of a table, which `by_column` draws.
+        columns: names of the columns of a table, which `by_column` draws; words: as it takes them.
     """
     check_finite(x, "x")
+    _check_words(words)
     if columns is not None:
-        return by_column(x, columns, title=title)
+        return by_column(x, columns, words=words, title=title)
     if is_picture(x):
         return images(x, levels=levels, title=title)
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
@@ -497,6 +536,7 @@ def imputations(
     levels: int | None = None,
     title: str = "",
     columns: Sequence[str] | None = None,
+    words: Mapping[str, Sequence[str]] | None = None,
     most: int = MOST_COLUMNS,
 ) -> Figure:
     """One row per datum: x itself, x with the hidden part covered, and draws of that part given the rest.
@@ -508,19 +548,20 @@ def imputations(
         x: ``(N, *event_shape)``; what has no rows is drawn as one row of features.
         mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
         samples: ``(S, N, *event_shape)``.
-        columns: names of the columns of a table.
+        columns: names of the columns of a table; words: as `by_column` takes them.
         most: how many columns are drawn at most: those that miss the most values, in their order.
     """
     check_dense(x, "x")
     check_dense(mask, "mask")
     check_tensor(samples, x.shape, "samples", "the shape of x")
     check_count(most, "most")
+    _check_words(words)
     if columns is not None:
         _check_columns(columns, x)
         seen = mask.cpu().expand_as(x)
         shown = (~seen).sum(0).argsort(descending=True, stable=True)[:most].sort().values
         names = [columns[i] for i in shown]
-        return _imputed_columns(x.cpu()[:, shown], seen[:, shown], samples.cpu()[..., shown], names, title)
+        return _imputed_columns(x.cpu()[:, shown], seen[:, shown], samples.cpu()[..., shown], names, title, words)
     if x.dim() == 2 and x.shape[1] == 2 and levels is None:
         return _imputed_points(x.cpu(), mask.cpu().expand_as(x), samples.cpu(), title)
     shape = tuple(x.shape[1:]) if is_picture(x) else (1, 1, x[0].numel())
@@ -538,8 +579,15 @@ def imputations(
 
 
 @_styled
-def _imputed_columns(x: Tensor, seen: Tensor, samples: Tensor, columns: Sequence[str], title: str) -> Figure:
-    figure, grid = _panels(columns, title)
+def _imputed_columns(
+    x: Tensor,
+    seen: Tensor,
+    samples: Tensor,
+    columns: Sequence[str],
+    title: str,
+    words: Mapping[str, Sequence[str]] | None,
+) -> Figure:
+    figure, grid = _panels(columns, title, words)
     rows = torch.arange(len(x))
     for i, axes in enumerate(grid):
         known = seen[:, i]
@@ -609,7 +657,7 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
     if validation:
         beside = top if together else rest.pop()
         beside.plot(*zip(*validation, strict=True), label="validation", color=_theme.get().series[1], marker=marker)
-        beside.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":")
+        beside.axvline(history.best_epoch, color=_theme.get().muted, linewidth=0.8, linestyle=":", label="best epoch")
         if together:
             top.legend()
         else:
@@ -847,20 +895,21 @@ def pairs(found: GuideComparison, guide: str, *, title: str = "", most: int = 3,
     draws = _scalar_draws(alone)
     names = sorted(draws[0], key=lambda name: -_largest_error(alone, name))[:most]
     figure, colors = _figure(WIDTH * 0.9, title), _theme.get()
-    shades = [colors.muted, colors.series[0]] if len(draws) == 2 else [colors.series[0]]
+    shades = {"reference": colors.muted, guide: colors.series[0]} if len(draws) == 2 else {guide: colors.series[0]}
     for row, below in enumerate(names):
         for column, left in enumerate(names[: row + 1]):
             axes = figure.add_subplot(len(names), len(names), row * len(names) + column + 1)
             axes.tick_params(labelsize=6)
-            for each, shade in zip(draws, shades, strict=True):
+            for each, (name, shade) in zip(draws, shades.items(), strict=True):
                 if row == column:
-                    axes.hist(each[below], bins=30, density=True, histtype="step", color=shade)
+                    axes.hist(each[below], bins=30, density=True, histtype="step", color=shade, label=name)
                 else:
                     axes.scatter(each[left][:num_points], each[below][:num_points], s=3, alpha=0.5, color=shade)
             if row == len(names) - 1:
                 axes.set_xlabel(left, size=8)
             if column == 0:
                 axes.set_ylabel(below, size=8)
+    figure.legend(handles=figure.axes[0].get_legend_handles_labels()[0], loc="outside lower left", ncols=2)
     return figure
 
 
@@ -918,6 +967,7 @@ def predictions(found: PredictiveCheck, *, title: str = "", bins: int = 20) -> F
 
     Args:
         found: of `dgm.infer.predictive_check`.
+        bins: how many; of whole numbers at most so many, and each bin holds as many of them.
     """
     check_type(found, PredictiveCheck, "found", "the result of dgm.infer.predictive_check")
     check_count(bins, "bins")
@@ -928,7 +978,11 @@ def predictions(found: PredictiveCheck, *, title: str = "", bins: int = 20) -> F
         axes = figure.add_subplot(len(found.observed), 1, place + 1, xlabel=site, ylabel="share of the data")
         low, high = np.quantile(drawn, [0.005, 0.995])
         low, high = min(low, y.min()), max(high, y.max())
-        edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
+        if all((each == np.round(each)).all() for each in (y, drawn)):
+            low, high = np.floor(low), np.ceil(high)
+            edges = _edges_between_integers(low, high, bins)
+        else:
+            edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
         counts = np.stack([np.histogram(row.clip(low, high), edges)[0] for row in drawn]) / drawn.shape[1]
         bottom, middle, top = np.quantile(counts, [0.05, 0.5, 0.95], axis=0)
         first = place == 0
@@ -1294,7 +1348,7 @@ def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
         )
     axes.margins(x=0.14)
     axes.axvline(0, color=colors.muted, linewidth=0.8)
-    axes.set_xlabel("log p(x) - ELBO (nats per datum)")
+    axes.set_xlabel("log p(x) - ELBO (nats per datum; lines: two standard errors)")
     figure.legend(loc="outside lower left", ncols=1)
     figure.set_figheight(figure.get_figheight() + 0.3)
     return figure

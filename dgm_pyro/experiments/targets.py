@@ -37,7 +37,7 @@ def pair_from(target: str, arguments: str = "data") -> tuple[Any, Any, tuple[Any
     source, _, names = target.rpartition(":")
     model_name, _, guide_name = names.partition(",")
     if not source or not model_name:
-        raise ValueError(f"{target!r} must be FILE.py:MODEL,GUIDE or MODULE:MODEL,GUIDE")
+        raise ValueError(f"{target!r} must be FILE.py:MODEL or MODULE:MODEL, and ,GUIDE where there is one")
     module = _import_source(source)
 
     def get(name: str) -> Any:

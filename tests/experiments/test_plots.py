@@ -1,17 +1,20 @@
 """What is in the pictures: every array, point and line that was handed in is there, finite, and in the right place."""
 
 import io
+import itertools
 import math
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import dgm_pyro as dgm
 from dgm_pyro import Normal, plots
 from dgm_pyro.evaluation import Evidence
+from dgm_pyro.infer.draws import PredictiveCheck
 from dgm_pyro.training.fit import Epoch, History
 
 
@@ -160,7 +163,8 @@ def test_learning_curves_hold_the_losses_and_mark_the_best_epoch():
     lines = lines_of(axes)
     assert lines["training"] == (list(range(1, 13)), [10.0 / i for i in range(1, 13)])
     assert lines["validation"] == (list(range(1, 13)), [12.0 / i for i in range(1, 13)])
-    assert [11, 11] in [list(line.get_xdata()) for line in axes.get_lines()]
+    assert lines["best epoch"][0] == [11, 11]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training", "validation", "best epoch"]
     assert axes.get_xlabel() == "epoch"
     assert "nats" in axes.get_ylabel()
 
@@ -303,6 +307,50 @@ def test_columns_have_histograms_in_their_own_units():
         assert [line.get_xdata()[0] for line in axes.get_lines()] == pytest.approx(values[:2].tolist())
     with pytest.raises(ValueError, match=r"columns has 1 names, but x has shape \(90, 2\)"):
         plots.samples(x, columns=["pressure"])
+
+
+def ticks(axes):
+    return {
+        int(place): label.get_text() for place, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    }
+
+
+def test_categories_are_drawn_with_their_words():
+    """At the number that x has for each word, also for a word that no row has, and for no other column."""
+    x, words = torch.tensor([[0.0, 2.0], [2.0, 5.0], [2.0, 7.0]]), {"tree": ["oak", "birch", "pine"]}
+    columns, seen = ["tree", "age in $ or $"], torch.zeros(2, dtype=torch.bool)
+    for figure in (
+        plots.samples(x, columns=columns, words=words),
+        plots.imputations(x, seen, x[None], columns=columns, words=words),
+    ):
+        tree, age = figure.axes[:2]
+        assert ticks(tree) == {0: "oak", 1: "birch", 2: "pine"}
+        assert not set(ticks(age).values()) & {"oak", "birch", "pine"}
+        assert not age.xaxis.label.get_parse_math()
+
+
+@pytest.mark.parametrize("width", [4, 40])
+def test_words_of_a_category_do_not_overlap(width):
+    words = [f"{i:03d}".ljust(width, "x") for i in range(100)]
+    figure = plots.by_column(torch.arange(100.0)[:, None].expand(-1, 3), ["a", "b", "c"], words={"b": words})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [label.get_window_extent(canvas.get_renderer()) for label in figure.axes[1].get_xticklabels()]
+    assert len(boxes) >= 5
+    assert all(words[place].startswith(shown.rstrip(".") or "-") for place, shown in ticks(figure.axes[1]).items())
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_predicted_counts_have_bins_of_equally_many_whole_numbers():
+    y, drawn = torch.tensor([1.0, 1.0, 2.0, 6.0]), torch.tensor([[0.0, 2.0, 4.0, 9.0]] * 3)
+    found = PredictiveCheck("prior", {"y": y}, {"y": drawn})
+    for bins, edges, shares in (
+        (20, [i - 0.5 for i in range(11)], [0, 2, 1, 0, 0, 0, 1, 0, 0, 0]),
+        (5, [-0.5, 1.5, 3.5, 5.5, 7.5, 9.5], [2, 1, 0, 1, 0]),
+    ):
+        data = plots.predictions(found, bins=bins).axes[0].patches[-1].get_data()
+        assert data.edges.tolist() == edges
+        assert (4 * data.values).tolist() == shares
 
 
 def test_imputed_columns_show_what_was_observed_and_the_draws():

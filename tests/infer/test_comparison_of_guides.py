@@ -265,7 +265,9 @@ def test_what_does_not_fit():
 def test_pictures_hold_the_draws(table):
     figure = plots.marginals(table)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["z[1]", "z[0]"]
-    assert len(plots.pairs(table, "meanfield").axes) == 3
+    figure = plots.pairs(table, "meanfield")
+    assert len(figure.axes) == 3
+    assert [label.get_text() for label in figure.legends[0].get_texts()] == ["reference", "meanfield"]
     bars = plots.k_hats(table).axes[0].patches
     assert [bar.get_width() for bar in bars] == pytest.approx([float(row.weighted.k_hat) for row in table.rows])
     with pytest.raises(ValueError, match="guide must be one of"):
