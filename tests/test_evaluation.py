@@ -495,7 +495,7 @@ def test_a_conditional_program_needs_the_labels():
         dgm.evaluate(program, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"conditional: pass Data\(x, y\), one integer label"):
         dgm.evaluate(program, dgm.Data(torch.zeros(3, 2)))
-    with pytest.raises(ValueError, match="labels from 0 to 7, but the program knows 3 classes"):
+    with pytest.raises(ValueError, match="labels from 0 to 7, but the program has 3 classes"):
         dgm.evaluate(program, dgm.Data(torch.zeros(2, 2), torch.tensor([0, 7])))
 
 

@@ -119,7 +119,7 @@ MISFITS = {
     ),
     "given of another shape": (CONDITIONAL, dgm.Data(X, given=torch.zeros(6, 2)), "the program's given_shape is"),
     "missing features": (
-        dgm.flow.maf(1, layers=1), dgm.Data(X, mask=Y[:, None] > 0), "misses features, and those of this Flow depend",
+        dgm.flow.maf(1, layers=1), dgm.Data(X, mask=Y[:, None] > 0), "this Flow cannot leave missing features out",
     ),
 }  # fmt: skip
 

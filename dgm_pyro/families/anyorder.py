@@ -6,20 +6,20 @@ An order of the features is a latent, uniform over the D! permutations :math:`\s
     p(x) = \frac{1}{D!} \sum_\sigma p(x \mid \sigma), \qquad
     p(x \mid \sigma) = \prod_{i=1}^{D} p(x_{\sigma_i} \mid x_{\sigma_{<i}}),
 
-and where the network's conditionals are those of one joint, every order gives the same p(x). With the prior as the
-guide the bound is the mean over orders, a sum over the places of the order,
+If the network's conditionals are those of one joint, every order gives the same p(x). With the prior as the guide, the
+bound is the mean over orders, a sum over the places of the order,
 
 .. math::
     \log p(x) \ge E_\sigma \log p(x \mid \sigma) = D\, E_{\sigma, t} \Big[\frac{1}{D - t}
     \sum_{i \ge t + 1} \log p(x_{\sigma_i} \mid x_{\sigma_1} .. x_{\sigma_t})\Big],
 
-with t uniform on 0 .. D - 1: a single pass of the network, which is given t features, estimates it without bias.
+with t uniform on 0 .. D - 1. A single pass of the network, which is given t features, is an unbiased estimate.
 
-*Missing features.* The same holds for the observed part of x, with its own features alone: the missing ones come last
-in the order, and their conditionals are left out. So p(x_obs | order) is exact, and a training needs no whole row.
-p(x_obs) is the marginal of p(x) where the conditionals are those of one joint. A learned network is consistent only
-nearly, and p(x_obs) is then a normalized distribution of its own for each set of observed features. The missing
-features are drawn from their conditionals given the observed ones, without weights.
+*Missing features.* The same holds for the observed features alone: the missing ones come last in the order, and their
+conditionals are left out. So p(x_obs | order) is exact, and training needs no complete rows. p(x_obs) is the marginal
+of p(x) if the conditionals are those of one joint. A learned network is only approximately consistent, and p(x_obs) is
+then a normalized distribution of its own for each set of observed features. The missing features are drawn from their
+conditionals given the observed ones, without weights.
 
 Two forms on the same parameters: *plated*, `AnyOrder`, whose bound is estimated at one place for each datum;
 *unrolled*, `AnyOrder.unroll`, whose x is scored at all places. `AnyOrder.in_order` is p(x | sigma), which is exact.
@@ -65,10 +65,10 @@ class AnyOrder(Program):
     Args:
         factors: p(x_i | x_S): a `Bernoulli`, `Categorical`, `Columns`, ... whose network is called ``network(x, seen)``
             or ``network(x, seen, given)`` with the mask of S, ``(B, *event_shape)`` ones and zeros, such as
-            `networks.ObservedInput`. A feature outside of S is replaced before it is called.
+            `networks.ObservedInput`. Features outside of S are replaced before the call.
 
-    Sites of ``joint("x")``: ``x``; ``x_order``, uniform keys by which the features are sorted, the least first; and
-    ``x_place``, which names the place of the order at which the bound is estimated.
+    Sites of ``joint("x")``: ``x``; ``x_order``, uniform keys by which the features are sorted, the smallest first; and
+    ``x_place``, the place of the order at which the bound is estimated.
 
     Raises:
         TypeError: ``factors`` is no conditional with parameters.
@@ -95,7 +95,7 @@ class AnyOrder(Program):
             raise ValueError(f"factors has no network: {remedy}")
         shapes: Any = factors.given_shape or (self.event_shape, self.event_shape)
         if not is_pair(shapes):
-            raise ValueError(f"the network of factors reads no mask, but one input of shape {tuple(shapes)}: {remedy}")
+            raise ValueError(f"the network of factors reads no mask, only one input of shape {tuple(shapes)}: {remedy}")
         read: Any = shapes[1]
         if is_pair(read):  # of the mask and of what is given
             shapes = (shapes[0], *read)
@@ -234,13 +234,13 @@ class InOrder(Conditional):
 
 
 class AnyOrderDistribution(TorchDistribution):
-    """The distribution that `AnyOrder` states x by.
+    """The distribution by which `AnyOrder` states x.
 
     Args:
-        program: whose conditionals these are.
+        program: the `AnyOrder` with the conditionals.
         keys: ``(*batch, *event_shape)``; features come in the order of their keys.
-        place: in [0, 1), ``(*batch,)``: the log-probability is estimated at this place of the order, as a share of all;
-            None for that of all places.
+        place: in [0, 1), ``(*batch,)``: the place of the order, as a share of D, at which the log-probability is
+            estimated; None to sum over all places.
         given: ``(*batch, *given_shape)``.
     """
 
@@ -278,15 +278,16 @@ class AnyOrderDistribution(TorchDistribution):
         return terms.expand(torch.broadcast_shapes(terms.shape, self.batch_shape))
 
     def of_observed(self, mask: Tensor) -> _Features:
-        """The distribution of single features where only those that are True in ``mask`` were observed."""
+        """The distribution of single features, where only those with a True ``mask`` were observed."""
         return _Features(self, mask)
 
     def terms(self, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What each feature adds to the log-probability of the observed ones, ``(*batch, *event_shape)``.
+        """The term of each feature in the log-probability of the observed ones, in nats, ``(*batch, *event_shape)``.
 
         Args:
             value: ``(*batch, *event_shape)``; a value of the support where it is missing.
-            mask: True where observed, of the shape of ``value``; None for all. The terms of the others mean nothing.
+            mask: True where observed, of the shape of ``value``; None for all. The terms of missing features are
+                meaningless.
         """
         p = self.program
         observed = torch.ones_like(value, dtype=torch.bool) if mask is None else mask

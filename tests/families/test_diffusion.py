@@ -1061,7 +1061,7 @@ def test_a_network_of_another_shape_is_refused_with_both_shapes():
             {"guidance": math.nan, "given": torch.zeros(1).long()},
             "guidance must be a finite number",
         ),
-        ({"num_classes": 3}, {"given": torch.tensor([3])}, "labels from 3 to 3, but the program knows 3 classes"),
+        ({"num_classes": 3}, {"given": torch.tensor([3])}, "labels from 3 to 3, but the program has 3 classes"),
         ({"num_classes": 3}, {}, "conditional: pass given, one integer label"),
         ({}, {"given": torch.zeros(1).long()}, "not conditional"),
         ({}, {"num_samples": 0}, "num_samples must be a positive integer"),

@@ -597,7 +597,7 @@ def test_discriminative_refuses_what_is_none():
     with pytest.raises(TypeError, match="classifier must be a Categorical of event_shape"):
         dgm.Discriminative(dgm.Categorical(2, 3, nn.Linear(2, 6)))
     program = dgm.Discriminative(classifier())
-    with pytest.raises(ValueError, match="models labels, but the data have no y"):
+    with pytest.raises(ValueError, match="models labels, but the data have none"):
         dgm.evaluate(program, dgm.Data(torch.zeros(3, 2)))
     with pytest.raises(TypeError, match=r"Data\(x, y\) with labels"):
         dgm.evaluate(program, torch.zeros(3, 2))

@@ -344,7 +344,7 @@ def test_programs_that_cannot():
         impute(cells, torch.zeros(3, 2).byte(), torch.tensor([True, False]))
     labels = CASES["discriminative"].build()
     rows = dgm.OneHot(dgm.Categorical(2, 3))
-    with pytest.raises(ValueError, match=r"impute the codes, integers, with program\.program"):
+    with pytest.raises(ValueError, match=r"impute the integer codes with program\.program"):
         impute(rows, rows.sample(4), torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="no x to impute"):
         impute(labels, torch.zeros(3), torch.ones(3).bool())
