@@ -170,7 +170,7 @@ def test_a_sum_over_labels_is_a_bound_however_few_the_draws(draws):
 def test_particles_are_refused_where_they_would_weigh_another_looser_model(name):
     program = next(case for case in CASES if case.startswith(name))
     program = CASES[program].build()
-    with pytest.raises(ValueError, match=r"a chain of \d+ steps.*program.unroll"):
+    with pytest.raises(ValueError, match=r"a chain, here of \d+ steps.*program.unroll"):
         dgm.evaluate(program, torch.zeros(3, *program.event_shape), num_particles=4)
     assert dgm.evaluate(program.unroll(), torch.zeros(3, *program.event_shape), num_particles=4).kind == "iwae-4"
 

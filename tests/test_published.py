@@ -165,5 +165,5 @@ def test_a_folder_of_ones_own_is_cropped_around_the_center(tmp_path):
         assert x[:, 0].unique().tolist() == [200]
     assert dgm.data.open(tmp_path / "mine", crop=150).event_shape == (3, 150, 150)
     assert 90 in dgm.data.open(tmp_path / "mine", crop=150).x[:, 0].unique()
-    with pytest.raises(ValueError, match="crop is 200, but there is an image of 178 x 218 pixels"):
+    with pytest.raises(ValueError, match="crop is 200, but an image has 178 x 218 pixels"):
         dgm.data.open(tmp_path / "mine", crop=200, size=32)

@@ -44,10 +44,10 @@ def observed_part(program: Program, data: Data) -> Program:
         return program
     if not program.takes_missing:
         raise ValueError(
-            f"{data.name} misses features, but this {type(program).__name__} cannot leave missing features out, "
-            "because its features depend on one another: use a VAE with independent features (dgm train vae) or a chain in any "
-            "order (dgm train any-order); or first fill them in with one of these, by dgm.infer.impute; or keep the "
-            "complete rows alone, data[data.mask.flatten(1).all(1)]"
+            f"{data.name} misses features, but this {type(program).__name__} cannot leave the missing ones out, "
+            "because its features depend on one another: use a VAE with independent features (dgm train vae) or a "
+            "chain in any order (dgm train any-order); or first fill them in with one of these, by dgm.infer.impute; "
+            "or keep the complete rows alone, data[data.mask.flatten(1).all(1)]"
         )
     return Observed(program)
 

@@ -426,7 +426,7 @@ def test_training_by_a_weighted_error_is_judged_by_the_bound():
         (lambda: small().unroll(), "error of a denoiser of x, which UnrolledDiffusion does not state.*'elbo'"),
         (
             lambda: dgm.VAE(small(), dgm.Normal(2, MLP((2,), 4)), dgm.Normal(2, MLP((2,), 4))),
-            "which VAE does not state: use it for a Diffusion",
+            "but VAE has none: use it for a Diffusion",
         ),
     ],
 )
