@@ -251,8 +251,11 @@ def test_what_resume_cannot_do_is_one_line(tmp_path, capsys, signaled, run):
     capsys.readouterr()
     for command, message in (
         (["train", "--resume", str(tmp_path / "nowhere")], "holds no training to resume"),
-        (["train", "--resume", str(tmp_path / "run"), "--lr", "0.1"], "takes the options of that run: leave out lr"),
-        ([*COMMAND, str(tmp_path / "run"), "--resume", "--lr", "0.1"], "of another training (lr was 0.001 and is now"),
+        (["train", "--resume", str(tmp_path / "run"), "--lr", "0.1"], "uses the options of that run: leave out lr"),
+        (
+            [*COMMAND, str(tmp_path / "run"), "--resume", "--lr", "0.1"],
+            "belongs to another training (lr was 0.001 and is now",
+        ),
         ([*COMMAND, str(run), "--resume"], "holds a run with other options"),
     ):
         assert cli.main(command) == 1

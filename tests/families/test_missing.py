@@ -141,5 +141,5 @@ def test_data_of_which_nothing_was_observed_teach_nothing():
 
 def test_a_comparison_of_samples_needs_whole_data():
     x = torch.randn(40, 3)
-    with pytest.raises(ValueError, match=r"misses features, but .* compares whole data"):
+    with pytest.raises(ValueError, match=r"misses features, but .* needs complete rows"):
         dgm.fit(dgm.Normal(3, learned=True), dgm.Data(x, mask=x > 0), "energy", progress=False)
