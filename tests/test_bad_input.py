@@ -263,7 +263,7 @@ CASES = {
     "a given for no hidden layer": (
         lambda: MLP((2,), 4, (), num_classes=3),
         ValueError,
-        ["hidden must name at least one width"],
+        ["pass at least one width"],
     ),
     "an order with a gap": (lambda: MADE((3,), 1, (4,), order=(0, 1, 3)), ValueError, ["order", r"0 \.\. 2"]),
     "an order by another name": (

@@ -1,4 +1,4 @@
-r"""Denoisers: networks that see a noisy x_t and the time t, and predict noise, x_0 or v in the shape of x.
+r"""Denoisers: networks of a noisy x_t and the time t that predict noise, x_0 or v in the shape of x.
 
 `DenoisingTransformer` (DiT) cuts the image into patches and reads them as a sequence. With c the embedding of time and
 label, a layer is
@@ -8,7 +8,7 @@ label, a layer is
     h \leftarrow h + g_2\, \mathrm{mlp}((1 + \gamma_2)\, \mathrm{norm}(h) + \beta_2),
 
 where the gates g, scales :math:`\gamma` and shifts :math:`\beta` are a linear map of silu(c) that starts at zero
-(adaLN-Zero): at first, every layer is the identity.
+(adaLN-Zero), so every layer is initially the identity.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ class DenoisingMLP(Denoiser):
         event_shape: shape of one x.
         hidden: widths of the hidden layers.
         given_shape: shape of one ``given``, for a conditional denoiser.
-        num_classes: number of labels, for ``given`` labels.
+        num_classes: number of classes, where ``given`` is a label.
         num_parameters: P per feature: 1 for a diffusion that predicts a value, L for one that predicts L levels.
         activation: one of relu, silu, gelu, tanh, elu.
-        max_frequency: of the sines of time. Lower ones, such as 30, are smoother in time: better for continuous time,
-            and for its flow above all, whose solver has to follow.
+        max_frequency: highest frequency of the sines of time. Lower ones, such as 30, make the network smoother in
+            time, which is better in continuous time, above all for the solver of the probability flow.
     """
 
     def __init__(
@@ -148,7 +148,8 @@ class DenoisingMLP(Denoiser):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with group normalization; the time embedding scales and shifts between them.
 
-    After the normalization, which would take a shift of whole channels away (Dhariwal and Nichol 2021, section 3).
+    It does so after the normalization, which would remove a shift of whole channels (Dhariwal and Nichol 2021, section
+    3).
     """
 
     def __init__(self, in_channels: int, out_channels: int, time_features: int, dropout: float):
@@ -169,7 +170,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """h + attention(norm(h)) over the pixels of an image, the identity at the start."""
+    """h + attention(norm(h)) over the pixels of an image, initially the identity."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -190,9 +191,9 @@ class DenoisingUNet(Denoiser):
         channels: width at each resolution, multiples of 8.
         given_shape, num_classes, num_parameters, max_frequency: as in `DenoisingMLP`.
         dropout: probability, inside the residual blocks.
-        heads: how many attentions the pixels of the lowest resolution have on each other; 0 for none.
-        fourier: n of the features sin(2^n pi x) and cos(2^n pi x) that the network reads beside x, such as (7, 8) for
-            256 levels. They tell levels apart that are next to each other.
+        heads: number of attention heads over the pixels of the lowest resolution; 0 for no attention.
+        fourier: n of the features sin(2^n pi x) and cos(2^n pi x) that the network reads in addition to x, such as
+            (7, 8) for 256 levels. They distinguish neighboring levels.
 
     Source: Ho et al. 2020 (DDPM), appendix B, with attention at the lowest resolution alone; Kingma et al. 2021 (VDM,
     arXiv 2107.00630), appendix C, for the Fourier features.
@@ -263,7 +264,7 @@ class DenoisingUNet(Denoiser):
 
 
 class TransformerBlock(nn.Module):
-    """A layer of `DenoisingTransformer`, ``(N, T, width)`` to the same; the identity at the start."""
+    """A layer of `DenoisingTransformer`, ``(N, T, width)`` to the same; initially the identity."""
 
     def __init__(self, width: int, heads: int, time_features: int, dropout: float):
         super().__init__()
@@ -308,18 +309,18 @@ def places(rows: int, columns: int, width: int) -> Tensor:
 
 @register
 class DenoisingTransformer(Denoiser):
-    """A diffusion transformer (DiT): attention over the patches of an image, led by time and label (adaLN-Zero).
+    """A diffusion transformer (DiT): attention over the patches of an image, modulated by time and label (adaLN-Zero).
 
-    Time and memory grow with the square of the number of patches. At first, the network returns zero.
+    Time and memory grow with the square of the number of patches. Initially, the network returns zero.
 
     Args:
         event_shape: ``(C, H, W)``.
         patch_size: height and width of a patch, which must divide H and W.
-        width: of the embedding of a patch; a multiple of 4 and of ``heads``.
-        layers: how many.
-        heads: how many attentions per layer, each on a part of the width.
+        width: width of the embedding of a patch; a multiple of 4 and of ``heads``.
+        layers: number of layers.
+        heads: number of attention heads per layer, each on a part of the width.
         given_shape, num_classes, num_parameters, max_frequency: as in `DenoisingMLP`.
-        dropout: share of what each layer adds that is dropped in training.
+        dropout: share of each layer's contribution that is dropped in training.
 
     Source: Peebles and Xie 2023 (arXiv 2212.09748), section 3.2.
     """

@@ -745,7 +745,11 @@ BAD = {
     "layers": (lambda: realnvp(2, layers=0), ValueError, "layers must be a positive integer, got 0"),
     "one-feature": (lambda: realnvp(1), ValueError, "at least two features: use maf"),
     "bins": (lambda: nsf(2, bins=1), ValueError, "bins must be an int from 2"),
-    "initialize-one": (lambda: dgm.Flow(2, [ActNorm(2)]).initialize(torch.zeros(1, 2)), ValueError, "x is one datum"),
+    "initialize-one": (
+        lambda: dgm.Flow(2, [ActNorm(2)]).initialize(torch.zeros(1, 2)),
+        ValueError,
+        "x has a single datum",
+    ),
     "initialize-shape": (lambda: GOOD().initialize(torch.zeros(2, 3)), ValueError, r"x has shape \(2, 3\)"),
 }
 

@@ -128,7 +128,7 @@ def test_a_wrong_object_is_answered_with_what_to_pass(name):
 
 
 def test_arguments_that_do_not_fit_the_model_are_told():
-    message = r"args do not fit the model, which takes \(y\): missing a required argument: 'y'; pass the model.s arguments after the model"
+    message = r"args do not fit the model, which takes \(y\): missing a required argument: 'y'; pass the model.s"
     for call in (dgm.Posterior, infer.compare):
         for each in (model, Regression(), Callable().model):
             refuse(call, each, message)
