@@ -144,7 +144,7 @@ def test_where_no_run_is_the_remedy_can_be_followed(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name, remedy in (("nowhere", "train one with"), ("empty", "train one with"), ("thesis", "choose the folder")):
         assert cli.main(["evaluate", str(tmp_path / name)]) == 1
-        assert f"holds no run, it has no run.json: {remedy}" in capsys.readouterr().err
+        assert f"holds no run, because it has no run.json: {remedy}" in capsys.readouterr().err
     train(tmp_path / "empty")
     with pytest.raises(FileExistsError, match="is not empty"):
         train(tmp_path / "thesis")

@@ -176,7 +176,7 @@ def test_a_damaged_evaluation_is_named_with_what_to_do(tmp_path, capsys, spoilt)
     path = tmp_path / "s" / "cells" / "normal-elbo-seed0" / "evaluation.json"
     whole = path.read_bytes()
     path.write_bytes(spoilt.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"evaluation.json is damaged \(.*\): remove it, and give the same command"):
+    with pytest.raises(ValueError, match=r"evaluation.json is damaged \(.*\): remove it, and run the same command"):
         sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
     path.unlink()
     sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
@@ -192,7 +192,10 @@ def test_cells_of_two_axes_in_one_folder_are_not_taken_for_each_other(tmp_path):
             for axis in ("lr", "weight_decay")]  # fmt: skip
     assert all(row.cells[0]["choices"] == row.choices for row in rows)
     sweep.sweep(tmp_path / "s", few, prior=["normal"], progress=False)
-    with pytest.raises(ValueError, match=r"normal-seed0 is of prior normal, and this sweep has encoder normal by"):
+    with pytest.raises(
+        ValueError,
+        match=r"normal-seed0 holds a cell with prior normal, but in this sweep that name means encoder normal",
+    ):
         sweep._is_finished(tmp_path / "s", sweep.Cell((("encoder", "normal"),), 0))
 
 
