@@ -107,7 +107,7 @@ def is_image(data: Data) -> bool:
 
 
 def _sizes_of(data: Data) -> ImageSizes:
-    return image_sizes(data.event_shape, _number_of(data))
+    return image_sizes(data.event_shape, _num_all_data(data))
 
 
 def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
@@ -127,7 +127,7 @@ def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **op
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
-def _of_given(reads: Reads, out_features: int) -> nn.Module:
+def _network_of_given(reads: Reads, out_features: int) -> nn.Module:
     """A network of ``given`` alone."""
     if "num_classes" in reads:
         return nn.Embedding(reads["num_classes"], out_features)
@@ -136,7 +136,7 @@ def _of_given(reads: Reads, out_features: int) -> nn.Module:
 
 def pixels(data: Data, reads: Reads) -> Program:
     def network(per_feature: int) -> nn.Module:
-        return _of_given(reads, per_feature * data.event_shape.numel())
+        return _network_of_given(reads, per_feature * data.event_shape.numel())
 
     if data.levels is not None:
         values = data.levels
@@ -190,7 +190,7 @@ def _flow(stack: Callable[..., Flow], of_one: Callable[..., Flow]) -> Callable[[
 
     def build_flow(data: Data, reads: Reads) -> Program:
         make = of_one if data.event_shape.numel() == 1 else stack
-        return _of_flow(data, reads, make, dequantizer)
+        return _flow_for_data(data, reads, make, dequantizer)
 
     return build_flow
 
@@ -200,12 +200,12 @@ def _image_flow(name: str, stack: Callable[..., Flow]) -> Callable[[Data, Reads]
 
     def build_flow(data: Data, reads: Reads) -> Program:
         _require_image(data, name)
-        return _of_flow(data, reads, stack, multiscale.convolutional_dequantizer)
+        return _flow_for_data(data, reads, stack, multiscale.convolutional_dequantizer)
 
     return build_flow
 
 
-def _of_flow(data: Data, reads: Reads, make: Callable[..., Flow], guide: Callable[..., Flow]) -> Program:
+def _flow_for_data(data: Data, reads: Reads, make: Callable[..., Flow], guide: Callable[..., Flow]) -> Program:
     """The flow for reals; for integers, the flow dequantized by the guide."""
     if data.levels is None:
         return make(data.event_shape, **reads)
@@ -535,7 +535,7 @@ def _without_encoders(p_z: Program) -> Program:
     return VAE(_without_encoders(p_z.prior), p_z.likelihood, latent_name=p_z.latent_name)
 
 
-def _vamp(parts: Parts, q: Program) -> Program:
+def _vamp_prior(parts: Parts, q: Program) -> Program:
     rows = torch.randperm(len(parts.data))[:100]
     return VampPrior(q, parts.data.x[rows], parts.data.levels)  # type: ignore[arg-type]
 
@@ -616,7 +616,7 @@ PRIORS: Catalog = {
     "normal": (lambda parts, q: Normal(parts.shape), "N(0, I)"),
     "learned": (lambda parts, q: Normal(parts.shape, learned=True), "a Normal with learned mean and scale"),
     "mog": (lambda parts, q: MixturePrior(parts.shape, 10), "a mixture of 10 Normals"),
-    "vamp": (_vamp, "VampPrior: the encoder at 100 learned pseudo-inputs"),
+    "vamp": (_vamp_prior, "VampPrior: the encoder at 100 learned pseudo-inputs"),
     "flow": (lambda parts, q: realnvp(parts.shape, layers=6, hidden=(64, 64)), "a RealNVP flow"),
     "maf": (lambda parts, q: maf(parts.shape, layers=3, hidden=(64, 64)), "a masked autoregressive flow"),
     "nsf": (lambda parts, q: nsf(parts.shape, layers=3, hidden=(64, 64)), "a neural spline flow"),
@@ -1061,7 +1061,7 @@ def _make_program(
         return classifier(data, units), None, None
     labels = "num_classes" in reads
     if columns is not None:
-        program, left = _of_columns(name, data, reads, columns, swaps), None
+        program, left = _columns_model(name, data, reads, columns, swaps), None
     elif units is not None and _in_own_units(swaps.get("likelihood")):
         reading = lambda make: Standardize(*units, make(data.event_shape))  # noqa: E731
         program, left = MODELS[name][0](data, reads, reading=reading, **swaps), None
@@ -1080,7 +1080,7 @@ def _generates_from_given(vae: VAE) -> bool:
     return vae.prior.conditional or is_pair(vae.likelihood.given_shape)
 
 
-def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
+def _columns_model(model: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
     """The model of the name ``model``, for columns of mixed kinds."""
     if model not in COLUMN_MODELS:
         raise ValueError(
@@ -1111,7 +1111,7 @@ def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any]
         reading = lambda make: reader(make((reader().out_features,)))  # noqa: E731
         return vae(data, reads, columns=likelihood, reading=reading, **swaps)
     if reads:
-        return likelihood(lambda p: _of_given(reads, p * len(columns)))
+        return likelihood(lambda p: _network_of_given(reads, p * len(columns)))
     return Columns(columns, shift=shift, scale=scale, learned=True)
 
 
@@ -1203,11 +1203,11 @@ def _sample_rows(rows: Data, whole: int) -> Data:
     return _SampledData(**{each.name: getattr(rows, each.name) for each in fields(Data)}, whole=whole)
 
 
-def _number_of(data: Data) -> int:
+def _num_all_data(data: Data) -> int:
     return data.whole if isinstance(data, _SampledData) else len(data)
 
 
 def _standardized(data: Data, units: Units) -> Data:
     """A sample of the data in the units of the program within."""
     rows = data[:: max(1, data.x.numel() // NUMBERS_FOR_UNITS)]
-    return _sample_rows(rows.replaced(x=Standardize(*units)(rows.x)), _number_of(data))
+    return _sample_rows(rows.replaced(x=Standardize(*units)(rows.x)), _num_all_data(data))

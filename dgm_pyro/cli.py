@@ -139,7 +139,7 @@ def _without_none(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _in_place_of(
+def _replace_argument(
     argument: str, parameters: Sequence[inspect.Parameter], make: Callable[..., Any]
 ) -> Callable[[Command], Command]:
     """Replace the ``argument`` of a command by ``parameters``, from which ``make`` makes it.
@@ -164,9 +164,9 @@ def _in_place_of(
     return decorate
 
 
-def _made_by(argument: str, make: Callable[..., Any]) -> Callable[[Command], Command]:
+def _take_arguments_of(argument: str, make: Callable[..., Any]) -> Callable[[Command], Command]:
     """Replace the ``argument`` of a command by the parameters of ``make``."""
-    return _in_place_of(argument, [*inspect.signature(make, eval_str=True).parameters.values()], make)
+    return _replace_argument(argument, [*inspect.signature(make, eval_str=True).parameters.values()], make)
 
 
 def _open_run(run: RunFolder, device: Device = "auto", data_dir: DataDir = None) -> OpenRun:
@@ -253,7 +253,7 @@ def _training_options(*without: str) -> Callable[[Command], Command]:
     parameters = [_parameter_of(field) for field in dataclasses.fields(TrainingOptions) if field.name not in without]
 
     def decorate(command: Command) -> Command:
-        return _in_place_of("options", parameters, TrainingOptions)(_interruptible()(command))
+        return _replace_argument("options", parameters, TrainingOptions)(_interruptible()(command))
 
     return decorate
 
@@ -391,7 +391,7 @@ def tour(
 
 @app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
 @_training_options()
-@_made_by("reading", _reading_options)
+@_take_arguments_of("reading", _reading_options)
 def train(
     model: Annotated[
         str,
@@ -483,7 +483,7 @@ def train(
 
 
 @app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --class 3 --sampler dpm++ --num-steps 20")
-@_made_by("run", _open_own_run)
+@_take_arguments_of("run", _open_own_run)
 def sample(
     *,
     num_samples: Annotated[int, _option("Number of samples.", "--num-samples", "-n")] = 64,
@@ -529,7 +529,7 @@ def sample(
 
 
 @app.command(epilog="Example: dgm impute runs/pixelcnn-digits --region top -n 6")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def impute(
     *,
     region: Annotated[
@@ -583,7 +583,7 @@ def impute(
     "dgm evaluate runs/continuous-moons --ode; "
     "dgm evaluate runs/vae-digits --quality --classifier runs/classifier-digits"
 )
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def evaluate(
     *,
     data: OtherData = None,
@@ -682,7 +682,7 @@ def _choices_option(what: str) -> Any:
 
 @app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
-@_made_by("reading", _reading_options)
+@_take_arguments_of("reading", _reading_options)
 def sweep(
     model: Model = "vae",
     data: DataSet = "digits-binary",
@@ -779,7 +779,7 @@ def compare(
 
 
 @app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num-data 16")
-@_made_by("runs", _open_runs)
+@_take_arguments_of("runs", _open_runs)
 def gaps(
     *,
     num_data: Annotated[int, _option("Number of data, from the start of the split.")] = 32,
@@ -825,7 +825,7 @@ def gaps(
 
 
 @app.command(epilog="Example: dgm checks runs/vae-digits --num-samples 1000")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def checks(
     *,
     num_samples: Annotated[int, _option("Number of simulated pairs (z, x) for calibration.")] = 500,
@@ -922,7 +922,7 @@ def infer(
 
 
 @app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --scores likelihood,complexity,kl")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def anomaly(
     *,
     data: Inputs,
@@ -977,7 +977,7 @@ def anomaly(
 
 
 @app.command(epilog="Example: dgm classify runs/made-digits photos.npy --false-alarm-rate 0.05")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def classify(
     *,
     data: Inputs,
@@ -1007,7 +1007,7 @@ def classify(
 
 
 @app.command(epilog="Example: dgm represent runs/vae-digits")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def represent(
     *,
     data: Annotated[str | None, _argument("DATA", "A .npy file, or a data set. Default: the run's test split.")] = None,
@@ -1110,7 +1110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             now = " or ".join(name for name in renamed if name in options)
             remedy = f"it is {now} now, see" if now else "see"
             return _print_error(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
-        if _is_of_memory(error):
+        if _is_out_of_memory(error):
             return _print_error(
                 f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1
             )
@@ -1136,7 +1136,7 @@ def _errors_of_bad_input() -> tuple[type[Exception], ...]:
     return ValueError, TypeError, OSError, ImportError, CompilationError, IntractableError, NonFiniteLossError
 
 
-def _is_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     import torch
 
     # On the CPU, torch has no exception class for it.

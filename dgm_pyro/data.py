@@ -337,7 +337,7 @@ class StoredData(Data):
             levels=levels, name=name, classes=names, num_classes=number if names is None else len(names), _codes=codes,
             columns=source.columns, given_columns=source.given_columns,
             _source=source, _device=torch.device("cpu"), _misses=None, _near=None,
-            _bytes=_as_x(first.x, levels, [0])[0].nbytes, _count=len(source), _grains=None,
+            _bytes=_x_and_mask(first.x, levels, [0])[0].nbytes, _count=len(source), _grains=None,
             _grain=-(-len(source) // GRAINS),
         )  # fmt: skip
         vars(self).update(num_classes=self.excerpt.num_classes, _misses=self.excerpt.mask is not None)
@@ -395,9 +395,9 @@ class StoredData(Data):
                              "own, or None")  # fmt: skip
         grains = torch.arange(-(-self._count // self._grain)) if self._grains is None else self._grains
         first, second = _split_rows(len(grains), fraction, seed)
-        return self._of_grains(grains[first]), self._of_grains(grains[second])
+        return self._data_of_grains(grains[first]), self._data_of_grains(grains[second])
 
-    def _of_grains(self, grains: Tensor) -> StoredData:
+    def _data_of_grains(self, grains: Tensor) -> StoredData:
         """The data of these groups, in the order of the source; few data keep any order, which is as fast."""
         count, end = len(grains) * self._grain, self._grain * (int(grains.max()) + 1)
         count -= max(0, end - len(self._source))  # the last group may have fewer
@@ -698,7 +698,7 @@ def _data_of(
     Args:
         rows: row numbers in the source, for messages; default from 0.
     """
-    x, mask = _as_x(found.x, levels, range(len(found.x)) if rows is None else rows)
+    x, mask = _x_and_mask(found.x, levels, range(len(found.x)) if rows is None else rows)
     if found.given is not None:
         check_range(torch.from_numpy(found.given), "given", rows)
     return Data(
@@ -716,7 +716,9 @@ def _data_of(
     )
 
 
-def _as_x(values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor | None]:
+def _x_and_mask(
+    values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarray
+) -> tuple[Tensor, Tensor | None]:
     """x, and a mask of its observed features; None if nothing is missing."""
     mask = None
     if values.dtype.kind == "f" and not (levels is None and is_finite(torch.from_numpy(values))):
@@ -1050,7 +1052,7 @@ def _packed_bits(name: str, split: str, data_dir: Any, folder: str, event_shape:
     return Data(torch.from_numpy(bits).reshape(-1, *event_shape), levels=2, name=name)
 
 
-def _of_images(images: published.Images, name: str, classes: tuple[str, ...] | int) -> Data:
+def _data_of_images(images: published.Images, name: str, classes: tuple[str, ...] | int) -> Data:
     number, names = (classes, None) if isinstance(classes, int) else (len(classes), classes)
     x, y = map(torch.from_numpy, images)
     return Data(x, y, levels=256, name=name, num_classes=number, classes=names)
@@ -1060,11 +1062,13 @@ def _cifar_10(name: str, split: str, data_dir: Any) -> Data:
     batches = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     folders = ("cifar-10-batches-py", "cifar-10-batches-bin")
     paths = [_find_files(name, data_dir, folders, (batch, f"{batch}.bin")) for batch in batches]
-    return _of_images(published.cifar_10(paths), name, published.CIFAR_10)
+    return _data_of_images(published.cifar_10(paths), name, published.CIFAR_10)
 
 
 def _svhn(name: str, split: str, data_dir: Any) -> Data:
-    return _of_images(published.svhn(_find_files(name, data_dir, ("svhn", "SVHN"), (f"{split}_32x32.mat",))), name, 10)
+    return _data_of_images(
+        published.svhn(_find_files(name, data_dir, ("svhn", "SVHN"), (f"{split}_32x32.mat",))), name, 10
+    )
 
 
 def _imagenet(size: int) -> _DataSet:
@@ -1074,7 +1078,7 @@ def _imagenet(size: int) -> _DataSet:
         if split == "test":
             parts, files = [f"Imagenet{size}_val_npz"], ["val_data.npz"]
         paths = [_find_files(name, data_dir, tuple(parts), (file,)) for file in files]
-        return _of_images(published.imagenet(paths, size, num_data, random), name, 1000)
+        return _data_of_images(published.imagenet(paths, size, num_data, random), name, 1000)
 
     described = (
         f"{size}x{size} photographs in color, 1000 classes; its validation images are the test split; from files"
@@ -1126,7 +1130,7 @@ def _binary_images_set(description: str, folder: str, *event_shape: int) -> _Dat
     return _files_set(f"{description}; from files", ("train", "valid", "test"), read)
 
 
-def _idx(description: str, *folders: str) -> _DataSet:
+def _idx_set(description: str, *folders: str) -> _DataSet:
     read = functools.partial(_idx_images, folders=folders)
     return _files_set(f"{description}; from files", ("train", "test"), read)
 
@@ -1151,8 +1155,8 @@ _SETS: dict[str, _DataSet] = {
     "patches-8": _drawn_images("8x8 patches of two photographs in color", image_sets.patches, size=8),
     "patches-16": _drawn_images("16x16 patches of the same", image_sets.patches, size=16),
     "patches-32": _drawn_images("32x32 patches of the same", image_sets.patches, size=32),
-    "mnist": _idx("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
-    "fashion-mnist": _idx("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
+    "mnist": _idx_set("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
+    "fashion-mnist": _idx_set("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
     "cifar-10": _files_set("32x32 photographs in color, 10 classes; from files", ("train", "test"), _cifar_10),
     "svhn": _files_set("32x32 house numbers in color, 10 classes; from files", ("train", "test"), _svhn),
     "imagenet32": _imagenet(32),

@@ -250,7 +250,7 @@ def evaluate(
     """
     check_counts(num_particles=num_particles, num_samples=num_samples, batch_size=batch_size)
     if isinstance(program, Posterior):
-        return _of_posterior(program, guide, num_particles, num_samples, seed, data=data, ode=ode, device=device)
+        return _posterior_evidence(program, guide, num_particles, num_samples, seed, data=data, ode=ode, device=device)
     check_program(program)
     if guide is not None:
         raise TypeError(f"guide was passed, but this {type(program).__name__} has a guide of its own: leave guide out")
@@ -308,7 +308,7 @@ def evaluate(
     )
 
 
-def _of_posterior(
+def _posterior_evidence(
     posterior: Posterior, guide: Any, num_particles: int, num_samples: int, seed: int, **others: Any
 ) -> Evidence:
     """A bound on the log p(y) of all data together, from draws of a guide."""

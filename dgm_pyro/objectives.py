@@ -394,7 +394,7 @@ class DReG(VariationalBound):
         shares: list[Tensor] = []
         for name in latent_sites(guide):
             # The guide itself continued with the unweighted draw, so no path is weighted twice.
-            guide.nodes[name] = guide.nodes[name] | {"value": _weighted_on_the_way_back(guide.nodes[name], shares)}
+            guide.nodes[name] = guide.nodes[name] | {"value": _weight_gradient(guide.nodes[name], shares)}
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
         weights = elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=log_q)
@@ -447,7 +447,7 @@ class RWS(VariationalBound):
         value = log_mean_exp(weights.value).detach()
         surrogate = value + _zero_with_gradient((shares * (log_p + (1 - self.sleep) * log_q)).sum(0))
         if self.sleep > 0:
-            surrogate = surrogate + self.sleep * _zero_with_gradient(_log_q_of_a_dream(program, x, given, observed))
+            surrogate = surrogate + self.sleep * _zero_with_gradient(_log_q_of_model_draw(program, x, given, observed))
         terms = _mean_over_draws(weights)
         return Bound(value, surrogate, terms.reconstruction, terms.kl)
 
@@ -1005,7 +1005,7 @@ def _distribution_name(site: Any) -> str:
     return type(getattr(site["fn"], "base_dist", site["fn"])).__name__
 
 
-def _weighted_on_the_way_back(site: Any, shares: list[Tensor]) -> Tensor:
+def _weight_gradient(site: Any, shares: list[Tensor]) -> Tensor:
     """A draw whose gradient is weighted by ``shares[0]``, ``(K, B)``, which is known before the backward pass."""
     z: Tensor = site["value"]
     if not z.requires_grad:
@@ -1023,7 +1023,7 @@ class _Detached(Messenger):
             msg["value"] = msg["value"].detach()
 
 
-def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Tensor:
+def _log_q_of_model_draw(program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Tensor:
     """log q(z | x) of z and x that the model itself draws, ``(B,)``."""
     batch = (x.shape[0],)
     with (

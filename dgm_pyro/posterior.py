@@ -717,7 +717,7 @@ class _LatentsAt(Indices):
         parts = u.split([shape.numel() for shape in shapes.values()])
         self.reals = {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
         self.enumerated, self.log_det = posterior.enumerated, u.new_zeros(())
-        self.in_density = _kept_of(kept, shapes)
+        self.in_density = _masks_by_latent(kept, shapes)
 
     def _visit_latent(self, msg: Any) -> None:
         name = msg["name"]
@@ -787,7 +787,7 @@ def _without_nan(value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return value.nan_to_num(-math.inf, math.inf, -math.inf), gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _kept_of(kept: Tensor | None, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def _masks_by_latent(kept: Tensor | None, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """By latent that is partly in u, a mask that is True for the elements in u."""
     if kept is None:
         return {}

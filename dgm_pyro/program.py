@@ -242,9 +242,9 @@ class Program(nn.Module):
         Raises:
             ValueError: the program is conditional on labels or reals that the data do not have.
         """
-        return data.x, (self._given_in(data) if self.conditional else None), {}
+        return data.x, (self._given_from(data) if self.conditional else None), {}
 
-    def _given_in(self, data: Data) -> Any:
+    def _given_from(self, data: Data) -> Any:
         """``given`` from the data: their y for each part that is a label, their own ``given`` for any other."""
         pair = is_pair(self.given_shape)
         shapes: Any = self.given_shape if pair else (self.given_shape,)

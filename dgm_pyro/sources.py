@@ -162,12 +162,12 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
     if path is not None and path.is_dir():
         choice.refuse(*OF_FOLDERS)
         folder = _Folder.of(path)
-        if in_memory is False or len(folder.files) * _first_of(folder, choice).nbytes > IN_MEMORY:
+        if in_memory is False or len(folder.files) * _first_image(folder, choice).nbytes > IN_MEMORY:
             found = StoredImages(folder, choice, num_workers)
     elif path is not None and path.suffix in BY_ROWS and (in_memory is False or _size_of_file(path) > IN_MEMORY):
         choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
         choice.refuse(f"a {path.suffix} file that is read by rows (in_memory=True reads it as a whole)", "kinds")
-        found = _of_rows(path, choice, in_memory is None)
+        found = _stored_file(path, choice, in_memory is None)
     elif isinstance(source, IterableDataset):
         found = StoredStream(source, num_workers)
     elif _is_dataset(source) and (in_memory is False or _size_of(source) > IN_MEMORY):
@@ -188,12 +188,12 @@ def _size_of_file(path: Path) -> int:
 def arrays_of(source: Any, choice: Choice) -> Arrays:
     """The arrays of a path, an array, a frame or a dataset."""
     if isinstance(source, str | os.PathLike):
-        return _of_path(Path(source).expanduser(), choice)
+        return _arrays_of_path(Path(source).expanduser(), choice)
     choice.refuse(f"a {type(source).__name__}", "size", "gray", "crop")
     if type(source).__module__.startswith("pandas"):
-        return _of_frame(source.to_frame() if source.ndim == 1 else source, "the frame", choice, first=None)
+        return _arrays_of_frame(source.to_frame() if source.ndim == 1 else source, "the frame", choice, first=None)
     if hasattr(source, "column_names") and hasattr(source, "to_pandas"):
-        return _of_hugging_face(source, choice)
+        return _arrays_of_hugging_face(source, choice)
     if isinstance(source, (dict, IterableDataset)):
         what = f"the parts {', '.join(map(str, source))}" if isinstance(source, dict) else "no length and no index"
         raise TypeError(
@@ -201,7 +201,7 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
             "length"
         )
     if _is_dataset(source):
-        return _of_dataset(source, choice)
+        return _arrays_of_dataset(source, choice)
     choice.refuse("an array", "columns", "kinds")
     return Arrays(_images_first(_checked_numbers(np.array(source), "source")), *_label_and_given(choice))
 
@@ -212,13 +212,13 @@ def _label_and_given(choice: Choice) -> tuple[np.ndarray | None, np.ndarray | No
     return label, None if choice.given is None else _checked_numbers(np.asarray(choice.given), "given")
 
 
-def _of_path(path: Path, choice: Choice) -> Arrays:
+def _arrays_of_path(path: Path, choice: Choice) -> Arrays:
     if path.is_dir():
         choice.refuse(*OF_FOLDERS)
-        return _of_folder(_Folder.of(path), choice)
+        return _arrays_of_folder(_Folder.of(path), choice)
     choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
     if path.suffix in TABLES:
-        return _of_frame(_read_table(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
+        return _arrays_of_frame(_read_table(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
     choice.refuse(f"a {path.suffix} file", "columns", "kinds")
     if path.suffix == ".npy":
         _refuse_names(choice)
@@ -226,7 +226,7 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
             _images_first(_checked_numbers(np.array(_mapped_array(path)), str(path))), *_label_and_given(choice)
         )
     if path.suffix == ".npz":
-        return _of_archive(path, choice)
+        return _arrays_of_archive(path, choice)
     kinds = ", ".join((".npy", ".npz", *TABLES))
     raise ValueError(f"{path} has an unknown kind: pass a file that ends in {kinds}, or a folder of images")
 
@@ -251,9 +251,9 @@ def _refuse_names(choice: Choice) -> None:
             )
 
 
-def _of_archive(path: Path, choice: Choice) -> Arrays:
+def _arrays_of_archive(path: Path, choice: Choice) -> Arrays:
     with _one_error_for_npz(path), np.load(path, allow_pickle=False) as archive:
-        names = _names_in(archive.files, choice)
+        names = _array_names(archive.files, choice)
         parts = {role: archive[name] for role, name in names.items()}
     given = _checked_numbers(parts["given"], f"'given' in {path}") if "given" in parts else None
     x = _checked_numbers(parts["x"], f"{names['x']!r} in {path}")
@@ -270,7 +270,7 @@ def _one_error_for_npz(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as an .npz file of arrays: {reason}") from error
 
 
-def _names_in(names: Sequence[str], choice: Choice) -> dict[str, str]:
+def _array_names(names: Sequence[str], choice: Choice) -> dict[str, str]:
     """Names of the arrays in an .npz file that serve as "x", and as "label" and "given" if there are such."""
     name = names[0] if len(names) == 1 else next((name for name in DATA_NAMES if name in names), None)
     if name is None:
@@ -368,7 +368,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: bool = False) -> Arrays:
+def _arrays_of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: bool = False) -> Arrays:
     """The columns of a frame.
 
     Args:
@@ -412,7 +412,7 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: 
     x = (
         values(columns)
         if kinds is None
-        else np.stack([_of_kind(frame[name], name, kind, origin, first) for name, kind in kinds.items()], axis=1)
+        else np.stack([_column_of_kind(frame[name], name, kind, origin, first) for name, kind in kinds.items()], axis=1)
     )
     return Arrays(
         x=x,
@@ -500,7 +500,7 @@ def _category_words(series: Any) -> list[str]:
     ]
 
 
-def _of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None) -> np.ndarray:
+def _column_of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None) -> np.ndarray:
     """One column as doubles: the indices of words; NaN where it is empty."""
     label, *values = kind
     if label in WITH_WORDS:
@@ -588,7 +588,7 @@ class _Folder:
         return cls([*itertools.chain.from_iterable(of_class.values())], tuple(of_class), label)
 
 
-def _of_folder(folder: _Folder, choice: Choice) -> Arrays:
+def _arrays_of_folder(folder: _Folder, choice: Choice) -> Arrays:
     return _quantized_images(pictures(folder.files, choice), folder.label, choice)
 
 
@@ -686,13 +686,13 @@ def png(image: np.ndarray, levels: int) -> bytes:
 # -- datasets ----------------------------------------------------------------------------------------------------------
 
 
-def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
+def _arrays_of_hugging_face(source: Any, choice: Choice) -> Arrays:
     features = getattr(source, "features", None) or {}
     names = list(source.column_names)
     image = next((name for name in names if hasattr(source[0][name], "convert")), None)
     names_of = {name: getattr(features.get(name), "names", None) for name in names}
     if image is None:
-        found = _of_frame(source.to_pandas(), "the dataset", choice, first=None)
+        found = _arrays_of_frame(source.to_pandas(), "the dataset", choice, first=None)
         classes = names_of.get(choice.label)
     else:
         choice.refuse("a dataset of images", "given", "columns", "kinds")
@@ -704,12 +704,12 @@ def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
     return replace(found, classes=None if classes is None else tuple(classes))
 
 
-def _of_dataset(source: Any, choice: Choice) -> Arrays:
+def _arrays_of_dataset(source: Any, choice: Choice) -> Arrays:
     """A map-style `torch.utils.data.Dataset` of x or of pairs of x and a label, such as torchvision's."""
     choice.refuse(*OF_DATASETS)
     if not len(source):
         raise ValueError("source is empty: its length is 0")
-    return _of_items([source[i] for i in range(len(source))], _classes_of(source))
+    return _arrays_of_items([source[i] for i in range(len(source))], _classes_of(source))
 
 
 OF_DATASETS = ("a torch Dataset, whose items have their labels", "label", "given", "columns", "kinds")
@@ -742,7 +742,7 @@ def _x_and_label(item: Any) -> tuple[Any, Any]:
     return item[0], item[1] if len(item) > 1 else None
 
 
-def _of_items(items: Sequence[Any], classes: tuple[str, ...] | None) -> Arrays:
+def _arrays_of_items(items: Sequence[Any], classes: tuple[str, ...] | None) -> Arrays:
     x, labels = zip(*map(_x_and_label, items), strict=True)
     label = None if labels[0] is None else np.array([int(each) for each in labels])
     return Arrays(_images_first(_stack_rows(x)), label=label, classes=classes)
@@ -828,7 +828,7 @@ def _array_of_npz(path: Path, name: str) -> _Rows | None:
         return _Rows(path, *header, file.tell())
 
 
-def _of_rows(path: Path, choice: Choice, may_be_whole: bool) -> Stored | None:
+def _stored_file(path: Path, choice: Choice, may_be_whole: bool) -> Stored | None:
     """A file that is read by rows; None for a compressed one, if it may be read as a whole."""
     if path.suffix == ".parquet":
         return StoredTable(path, choice)
@@ -843,7 +843,7 @@ def _of_rows(path: Path, choice: Choice, may_be_whole: bool) -> Stored | None:
     with _one_error_for_npz(path):
         with zipfile.ZipFile(path) as archive:
             names = [each.removesuffix(".npy") for each in archive.namelist()]
-        parts = {role: _array_of_npz(path, name) for role, name in _names_in(names, choice).items()}
+        parts = {role: _array_of_npz(path, name) for role, name in _array_names(names, choice).items()}
     found: dict[str, _Rows] = {role: rows for role, rows in parts.items() if rows is not None}
     if len(found) == len(parts):
         return StoredArray(**found)
@@ -915,7 +915,7 @@ class StoredTable(Stored):
             for i in np.unique(groups)
         ]
         frame = _optional_import("pandas").concat(frames).set_axis(rows)
-        return _of_frame(frame, str(self.path), self.choice, first=None, part=True)
+        return _arrays_of_frame(frame, str(self.path), self.choice, first=None, part=True)
 
 
 class StoredDataset(Stored):
@@ -930,7 +930,7 @@ class StoredDataset(Stored):
         return len(self.dataset)
 
     def read(self, rows: np.ndarray) -> Arrays:
-        return _of_items([self.dataset[int(row)] for row in rows], self.classes)
+        return _arrays_of_items([self.dataset[int(row)] for row in rows], self.classes)
 
     def ahead(
         self,
@@ -964,7 +964,7 @@ class StoredImages(Stored):
         if choice.size is None and choice.crop is None:
             _check_sizes(self.files, sizes)
         self.choice = replace(choice, gray=gray)
-        self.shape = _first_of(folder, self.choice).shape
+        self.shape = _first_image(folder, self.choice).shape
 
     def __len__(self) -> int:
         return len(self.files)
@@ -977,7 +977,7 @@ class StoredImages(Stored):
         return _quantized_images(x, None if self.label is None else self.label[rows], self.choice)
 
 
-def _first_of(folder: _Folder, choice: Choice) -> np.ndarray:
+def _first_image(folder: _Folder, choice: Choice) -> np.ndarray:
     return pictures(folder.files[:1], choice)[0]  # type: ignore[no-any-return]
 
 
@@ -1026,7 +1026,7 @@ class StoredStream(Stored):
                 raise ValueError(
                     f"source ended before its datum {rows[-1]}, but its length is {len(self)}: correct its __len__"
                 )
-            yield make(rows, _of_items(taken, self.classes))
+            yield make(rows, _arrays_of_items(taken, self.classes))
 
 
 def _loader(dataset: Any, num_workers: int, random: torch.Generator | None, **options: Any) -> Any:

@@ -236,7 +236,7 @@ def sweep(
 
 def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | None, progress: bool) -> None:
     """Run the cells that are not finished, and print the progress."""
-    missing = _telling_first([cell for cell in cells if not _is_finished(folder, cell)])
+    missing = _new_choices_first([cell for cell in cells if not _is_finished(folder, cell)])
     if progress:
         kept = len(cells) - len(missing)
         _print_progress(f"{len(missing)} cells to train" + (f", {kept} are finished" if kept else ""))
@@ -256,11 +256,11 @@ def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: in
                 left, told = predicted(taken, rest) / min(joblib.effective_n_jobs(jobs), len(rest)), passed
                 _print_progress(
                     f"{cell.name} took {seconds:.0f} s: about {left:.0f} s for the other {len(rest)}"
-                    + _if_alike(taken, rest)
+                    + _assumption(taken, rest)
                 )
 
 
-def _telling_first(cells: Sequence[Cell]) -> list[Cell]:
+def _new_choices_first(cells: Sequence[Cell]) -> list[Cell]:
     """The cells, those with new choices first, because these tell how long each choice takes."""
     seen: set[tuple[str, str]] = set()
     news = []
@@ -284,7 +284,7 @@ def predicted(taken: Mapping[Cell, float], rest: Sequence[Cell]) -> float:
     return float((design(rest) @ factors).exp().sum())
 
 
-def _if_alike(taken: Iterable[Cell], rest: Iterable[Cell]) -> str:
+def _assumption(taken: Iterable[Cell], rest: Iterable[Cell]) -> str:
     """The assumption of the prediction, if no finished cell has some of the choices."""
     known = {choice for cell in taken for choice in cell.choices}
     unknown = dict.fromkeys(name for cell in rest for axis, name in cell.choices if (axis, name) not in known)

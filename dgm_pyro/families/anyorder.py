@@ -274,7 +274,7 @@ class AnyOrderDistribution(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x | order, given) in nats, or its estimate, ``(*batch,)``."""
-        terms = self._sum(self.terms(value))
+        terms = self._sum_event_dims(self.terms(value))
         return terms.expand(torch.broadcast_shapes(terms.shape, self.batch_shape))
 
     def of_observed(self, mask: Tensor) -> _Features:
@@ -291,7 +291,7 @@ class AnyOrderDistribution(TorchDistribution):
         """
         p = self.program
         observed = torch.ones_like(value, dtype=torch.bool) if mask is None else mask
-        rank, number = self._rank(observed), self._sum(observed)
+        rank, number = self._rank_in_order(observed), self._sum_event_dims(observed)
         if self.place is None:
             raw = p.raw_parameters(value, rank < 0, self.given)
             for i in range(1, self.event_shape.numel()):
@@ -299,9 +299,9 @@ class AnyOrderDistribution(TorchDistribution):
                 raw = torch.where((rank == i).unsqueeze(-1), here, raw)
             return p.factors.univariate(raw).log_prob(value)
         t = torch.minimum((self.place * number).long(), number - 1).clamp_min(0)
-        after = rank >= self._wide(t)
+        after = rank >= self._append_event_dims(t)
         raw = p.raw_parameters(value, observed & ~after, self.given)
-        weight = self._wide(number / (number - t).clamp_min(1)).to(raw.dtype)
+        weight = self._append_event_dims(number / (number - t).clamp_min(1)).to(raw.dtype)
         terms = weight * p.factors.univariate(raw).log_prob(value)
         return torch.where(observed & after, terms, torch.zeros_like(terms))
 
@@ -324,23 +324,23 @@ class AnyOrderDistribution(TorchDistribution):
             x, ``(*batch, *event_shape)``, and the log-probability of its observed features given those before them,
             ``(*batch,)``.
         """
-        p, x, log_p = self.program, x.to(self.keys.dtype), torch.zeros_like(self._sum(self.keys))
-        rank = self._rank(mask if observed_first else torch.ones_like(mask))
+        p, x, log_p = self.program, x.to(self.keys.dtype), torch.zeros_like(self._sum_event_dims(self.keys))
+        rank = self._rank_in_order(mask if observed_first else torch.ones_like(mask))
         for i in range(self.event_shape.numel()):
             here, features = rank == i, p.factors.univariate(p.raw_parameters(x, rank < i, self.given))
-            log_p = log_p + self._sum(torch.where(here & mask, features.log_prob(x), 0.0))
+            log_p = log_p + self._sum_event_dims(torch.where(here & mask, features.log_prob(x), 0.0))
             x = torch.where(here & ~mask, features.sample().to(x.dtype), x)
         return x if p.levels is None else x.long(), log_p
 
-    def _rank(self, observed: Tensor) -> Tensor:
+    def _rank_in_order(self, observed: Tensor) -> Tensor:
         """The place of each feature in the order, 0 .. D - 1, the observed ones first; ``(*batch, *event_shape)``."""
         keys = torch.where(observed, self.keys, self.keys + 1).flatten(-len(self.event_shape))
         return keys.argsort(-1).argsort(-1).unflatten(-1, self.event_shape)
 
-    def _sum(self, terms: Tensor) -> Tensor:
+    def _sum_event_dims(self, terms: Tensor) -> Tensor:
         return sum_rightmost(terms, len(self.event_shape))
 
-    def _wide(self, value: Tensor) -> Tensor:
+    def _append_event_dims(self, value: Tensor) -> Tensor:
         return value.reshape(*value.shape, *(1,) * len(self.event_shape))
 
 

@@ -102,12 +102,14 @@ class LogSNR(nn.Module):
         if self.num_units == 0:
             return u, torch.ones_like(u)
         heights, steepness = nn.functional.softplus(self.raw_heights), nn.functional.softplus(self.raw_steepness)
-        start, end = (self._rise(x, heights, steepness) for x in (torch.zeros_like(u), torch.ones_like(u)))
+        start, end = (
+            self._line_plus_sigmoids(x, heights, steepness) for x in (torch.zeros_like(u), torch.ones_like(u))
+        )
         here = torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))
         slope = 0.5 + (heights * steepness * here * (1 - here)).sum(-1)
-        return (self._rise(u, heights, steepness) - start) / (end - start), slope / (end - start)
+        return (self._line_plus_sigmoids(u, heights, steepness) - start) / (end - start), slope / (end - start)
 
-    def _rise(self, u: Tensor, heights: Tensor, steepness: Tensor) -> Tensor:
+    def _line_plus_sigmoids(self, u: Tensor, heights: Tensor, steepness: Tensor) -> Tensor:
         return 0.5 * u + (heights * torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))).sum(-1)
 
     def log_density(self, u: Tensor) -> Tensor:

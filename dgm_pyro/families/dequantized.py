@@ -103,7 +103,7 @@ class Dequantized(Program):
         return pyro.sample(name, Floor(v, self.levels).to_event(len(self.event_shape)), obs=value)
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        within = self.dequantizer(self._seen_by_guide(value, given))
+        within = self.dequantizer(self._guide_input(value, given))
         batch = value.shape[: value.dim() - len(self.event_shape)]
         within = within.expand(torch.broadcast_shapes(within.batch_shape, batch))
         into = _IntoCell(value.to(parameter_of(self).dtype), self.levels, self.event_shape)
@@ -111,7 +111,7 @@ class Dequantized(Program):
         v = pyro.sample(_continuous(name), dist.TransformedDistribution(within, [into]), infer=marked)
         self.flow.posterior(_continuous(name), v, given)
 
-    def _seen_by_guide(self, value: Tensor, given: Any) -> Any:
+    def _guide_input(self, value: Tensor, given: Any) -> Any:
         if not self.dequantizer.conditional:
             return None
         return (value, given) if is_pair(self.dequantizer.given_shape) else value

@@ -129,7 +129,7 @@ class DeepVAE(Program):
                     f"{tuple(below.path.in_shape)}"
                 )
         declare_given(likelihood, levels[-1].path.out_shape, "likelihood", "the last h, of shape")
-        unread = [shape for shape in map(_seen_by, levels) if shape not in reader.out_shapes]
+        unread = [shape for shape in map(_features_shape_of, levels) if shape not in reader.out_shapes]
         if unread:
             raise ValueError(
                 f"a posterior is given features of shape {tuple(unread[0])}, but reader has out_shapes "
@@ -155,7 +155,7 @@ class DeepVAE(Program):
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         h, seen = self.start, self._read_features(value)
         for site, level in self._named_levels:
-            h = level.onward(h, level.posterior.joint(site, given=(h, seen[_seen_by(level)])))
+            h = level.onward(h, level.posterior.joint(site, given=(h, seen[_features_shape_of(level)])))
 
     def _read_features(self, x: Tensor) -> dict[torch.Size, Tensor]:
         """The features of x by their shapes."""
@@ -190,7 +190,7 @@ class DeepVAE(Program):
 
     def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
         """The mean of q(z_L | x), or a draw."""
-        q = self.levels_down[0].posterior((self.start, self._read_features(x)[_seen_by(self.levels_down[0])]))
+        q = self.levels_down[0].posterior((self.start, self._read_features(x)[_features_shape_of(self.levels_down[0])]))
         return q.rsample() if draw else q.mean
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
@@ -214,7 +214,7 @@ def _check_shapes(network: Any, role: str, *names: str) -> None:
         )
 
 
-def _seen_by(level: Any) -> torch.Size:
+def _features_shape_of(level: Any) -> torch.Size:
     """The shape of the features of x that a level's posterior is given."""
     shape: torch.Size = level.posterior.given_shape[1]
     return shape

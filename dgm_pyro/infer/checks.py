@@ -196,7 +196,7 @@ def sbc(
     if isinstance(program, Posterior):
         if given is not None:
             raise TypeError("given was passed, but a Posterior has its own arguments: leave it out")
-        return _of_fits(
+        return _ranks_of_fits(
             program, method, num_samples, num_posterior_samples, bins, gradient_steps, jobs, seed, progress
         )[0]
     check_program(program)
@@ -212,7 +212,7 @@ def sbc(
             total=len(cut) * num_posterior_samples, desc="rank", unit="draw", disable=not progress, leave=False
         ) as bar:
             parts = [
-                _guesses_below(program, rows_of(given, rows), size, num_posterior_samples, bar.update)
+                _draws_below(program, rows_of(given, rows), size, num_posterior_samples, bar.update)
                 for rows, size in cut
             ]
         below = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
@@ -222,7 +222,7 @@ def sbc(
     return Calibration(ranks, num_posterior_samples, bins)
 
 
-def _of_fits(
+def _ranks_of_fits(
     posterior: Posterior,
     method: Any,
     num_samples: int,
@@ -312,7 +312,7 @@ def _parts_at_once(program: Program, total: int) -> list[tuple[slice, int]]:
     return [(slice(start, start + most), min(most, total - start)) for start in range(0, total, most)]
 
 
-def _guesses_below(
+def _draws_below(
     program: Program, given: Any, size: int, num_posterior_samples: int, advance: Callable[[], Any]
 ) -> dict[str, Tensor]:
     """Number of draws of the guide below each simulated z, and number equal to it, ``(2, B, D)``."""
@@ -517,7 +517,7 @@ def check(
     if isinstance(program, Posterior):
         check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, bins=bins,
                      gradient_steps=gradient_steps)  # fmt: skip
-        calibration, found = _of_fits(
+        calibration, found = _ranks_of_fits(
             program, method, num_samples, num_posterior_samples, bins, gradient_steps, jobs, seed, progress
         )
         return Checks(calibration, found, (*undetermined(found), *miscalibration(calibration)))

@@ -233,7 +233,7 @@ def gaps(  # type: ignore[misc]
     if log_evidence is not None:
         check_dense(log_evidence, "log_evidence")
     if isinstance(program, Posterior):
-        return _of_guide(program, guide, num_particles, num_temperatures, num_chains, gradient_steps, num_samples,
+        return _guide_gaps(program, guide, num_particles, num_temperatures, num_chains, gradient_steps, num_samples,
                          log_evidence, seed, progress)  # fmt: skip
     if guide is not None:
         raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
@@ -264,7 +264,9 @@ def gaps(  # type: ignore[misc]
     with evaluating(program), seeded(seed, x.device):
         with own_noise():
             amortized = _mean_elbo(program, x, given, num_samples, progress)
-        best, weighted = _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress, num_particles)
+        best, weighted = _bounds_of_best_q(
+            program, x, given, gradient_steps, num_samples, seed, progress, num_particles
+        )
         if log_evidence is None:
             with own_noise():
                 bounds[f"iwae-{num_particles}"] = _importance_bound(program, x, given, num_particles, progress)
@@ -278,7 +280,7 @@ def gaps(  # type: ignore[misc]
     return Gaps(evidence.cpu().double(), best.cpu().double(), amortized.cpu().double(), kind, x.cpu())
 
 
-def _of_guide(
+def _guide_gaps(
     posterior: Posterior,
     guide: Any,
     num_particles: int,
@@ -381,10 +383,10 @@ def best_elbo(
     Raises:
         ValueError, TypeError: as for `gaps`.
     """
-    return _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress)[0]
+    return _bounds_of_best_q(program, x, given, gradient_steps, num_samples, seed, progress)[0]
 
 
-def _of_best_q(
+def _bounds_of_best_q(
     program: VAE,
     x: Tensor,
     given: Any,

@@ -271,7 +271,7 @@ class TransformerBlock(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.attention, self.dropout = SelfAttention(width, heads), nn.Dropout(dropout)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.modulation = _zero(nn.Linear(time_features, 6 * width))
+        self.modulation = _zero_initialized(nn.Linear(time_features, 6 * width))
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedded).unsqueeze(1).chunk(6, -1)
@@ -279,7 +279,7 @@ class TransformerBlock(nn.Module):
         return h + gate2 * self.dropout(self.mlp(self.norm(h) * (1 + scale2) + shift2))
 
 
-def _zero(layer: nn.Linear) -> nn.Linear:
+def _zero_initialized(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -356,8 +356,8 @@ class DenoisingTransformer(Denoiser):
         self.first = nn.Linear(depth * patch_size**2, width)
         self.layers = nn.ModuleList(TransformerBlock(width, heads, width, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = _zero(nn.Linear(width, 2 * width))
-        self.last = _zero(nn.Linear(width, num_parameters * depth * patch_size**2))
+        self.modulation = _zero_initialized(nn.Linear(width, 2 * width))
+        self.last = _zero_initialized(nn.Linear(width, num_parameters * depth * patch_size**2))
 
     def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``, P first if > 1."""

@@ -98,10 +98,10 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
         return Loss(program, maximize)
     if not (isinstance(program, tuple) and len(program) == 2 and all(callable(part) for part in program)):
         raise TypeError(f"program must be a dgm.Program or a pair (model, guide), got {type(program).__name__}")
-    return PairLoss(*program, _of_pyro(maximize))
+    return PairLoss(*program, _pyro_elbo(maximize))
 
 
-def _of_pyro(objective: Any) -> Any:
+def _pyro_elbo(objective: Any) -> Any:
     """The ELBO of Pyro that a pair maximizes."""
     if isinstance(objective, ELBO) and objective.beta == 1.0 and not objective.leave_one_out:
         return (TraceMeanField_ELBO if objective.analytic_kl else Trace_ELBO)(objective.num_samples)
@@ -323,7 +323,7 @@ class PairTerms(nn.Module):
         instead = _SubstitutedTensors({id(stored[name]): leaf for name, leaf in leaves.items()})
         weighs = isinstance(self.elbo, RenyiELBO)
         elbo, times = (Trace_ELBO(), self.elbo.num_particles) if weighs else (self.elbo, 1)
-        with poutine.block(), _StatedNames() as statements, instead, _without_numbers():
+        with poutine.block(), _StatedNames() as statements, instead, _without_reading_values():
             each = [elbo.differentiable_loss(self.model, self.densities, *args, **kwargs) for _ in range(times)]
         for name in {*statements.params, *statements.samples} - self._names:
             raise CompilationError(
@@ -349,7 +349,7 @@ class _StatedNames(Messenger):
 
 
 @contextlib.contextmanager
-def _without_numbers() -> Iterator[None]:
+def _without_reading_values() -> Iterator[None]:
     """Keep Pyro's losses from reading values of tensors, which they do to warn of NaN and to detach surrogates."""
 
     def detached(value: Any) -> Any:
@@ -490,14 +490,14 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         device = next((leaf.device for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)), None)
-        return _with_autocast_modules(_numbers_on(_drawn_at_once(exported.module(check_guards=False)), device))
+        return _with_autocast_modules(_constants_on(_fuse_normal_draws(exported.module(check_guards=False)), device))
     except CompilationError as error:
         raise CompilationError(without_table(error)) from error
     except Exception as error:
-        raise CompilationError(_what_prevents(error)) from error
+        raise CompilationError(_failure_message(error)) from error
 
 
-def _drawn_at_once(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def _fuse_normal_draws(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """``graph`` with ``torch.randn`` for ``torch.empty(...).normal_()``, with the same numbers: the compiler would
     make a kernel to fill the memory first, each of which takes a second to compile."""
     aten = torch.ops.aten
@@ -514,7 +514,7 @@ def _drawn_at_once(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph
 
 
-def _numbers_on(graph: torch.fx.GraphModule, device: torch.device | None) -> torch.fx.GraphModule:
+def _constants_on(graph: torch.fx.GraphModule, device: torch.device | None) -> torch.fx.GraphModule:
     """``graph`` with its scalar constants, such as ``torch.tensor(0.5)``, on the device of its arguments.
 
     A scalar on the CPU can be used on every device, but the compiler may expand it on the CPU.
@@ -645,7 +645,7 @@ def _graph_key(arguments: tuple[Any, ...], first: int) -> Any:
     return structure, tuple(map(kind, leaves))
 
 
-def _what_prevents(error: Exception) -> str:
+def _failure_message(error: Exception) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARIES)]
     reason = str(error).strip().split("\n")[0]
     if not frames:

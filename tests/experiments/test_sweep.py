@@ -154,13 +154,13 @@ def test_the_time_that_is_left_is_the_product_of_what_each_choice_multiplies_it_
     """One that takes 15 times as long as the first is no longer counted as taking as long."""
     prior, encoder = {"normal": 1.0, "flow": 2.0, "vamp": 7.0}, {"meanfield": 3.0, "iaf": 45.0}
     times = cells_of({(p, e): prior[p] * encoder[e] for p in prior for e in encoder})
-    order = sweep._telling_first([*times])
+    order = sweep._new_choices_first([*times])
     assert sorted(order, key=str) == sorted(times, key=str)
     assert {choice for cell in order[:4] for choice in cell.choices} == {c for cell in times for c in cell.choices}
     taken = {cell: times[cell] for cell in order[:4]}
     assert sweep.predicted(taken, order[4:]) == pytest.approx(sum(times[cell] for cell in order[4:]))
-    assert sweep._if_alike(taken, order[4:]) == ""
-    assert sweep._if_alike(order[:2], order[2:]) == ", if flow, vamp take as long"
+    assert sweep._assumption(taken, order[4:]) == ""
+    assert sweep._assumption(order[:2], order[2:]) == ", if flow, vamp take as long"
 
 
 def test_a_sweep_without_standardization(tmp_path):
