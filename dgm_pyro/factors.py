@@ -344,7 +344,7 @@ class _Arguments(Messenger):
         self.untracked, self.read_before = untracked, dict[str, frozenset[str]]()
 
     def _pyro_sample(self, msg: Any) -> None:
-        computed = type(msg["fn"]) is Unit or (msg["infer"] or {}).get("_deterministic")  # no data, whatever it reads
+        computed = type(msg["fn"]) is Unit or (msg["infer"] or {}).get("_deterministic")  # not data
         if msg["is_observed"] and isinstance(msg["value"], Tensor) and not computed:
             for name in get_provenance(msg["value"]) - self.sites:
                 self.observes.setdefault(name, msg["name"])

@@ -497,7 +497,7 @@ class Program(nn.Module):
         return site
 
     def formula(self, given: Any = None) -> factors.Formula:
-        """The joint and the guide as products of factors, read off the statements: what `print` shows.
+        """The joint and the guide as products of factors, read off the statements, as `print` shows them.
 
         Args:
             given: ``(B, *given_shape)``, for a program that leaves its given_shape open; the first row is read.
@@ -721,7 +721,7 @@ def store_name(program: Program) -> str:
 
     Two modules under one name would silently share the first one's parameters. So the name has the class and a digest
     of names and shapes of the parameters, and a number where another live program of that name is in the store. It
-    does not depend on what was used before: the same program, built anew, finds the states of its optimizer again.
+    does not depend on earlier use, so a rebuilt program finds the states of its optimizer again.
     """
     store = dict(pyro.get_param_store().named_parameters())
     own = dict(program.named_parameters())

@@ -112,7 +112,7 @@ class _Unpickler(pickle.Unpickler):
                 "to 4 are read"
             )
         if (module, name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no such batch has")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, but a published batch does not")
         return self.KNOWN[module, name]
 
 

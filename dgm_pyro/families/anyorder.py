@@ -111,7 +111,7 @@ class AnyOrder(Program):
         factors.of_feature(factors.initial().flatten(1)[:, 0], 0)  # raises where features depend on each other
         self.support: Any = factors.distribution(factors.initial()).support
         self.keys = Uniform(self.event_shape)
-        # What a network reads, whatever it does with it, is a value of the support.
+        # The network must read values of the support, even where the mask hides them.
         self.register_buffer("blank", inside(self.support, torch.zeros(self.event_shape)), persistent=False)
 
     def raw_parameters(self, x: Tensor, seen: Tensor, given: Any = None) -> Tensor:

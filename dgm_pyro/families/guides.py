@@ -696,7 +696,7 @@ FAMILIES: dict[str, tuple[Callable[[int], Conditional], str]] = {
 }
 """q of `auto` by name: a function from the number of latents to q, and a line that describes it."""
 
-# What shall be free of covariances, or find them by itself.
+# Families without covariances, and families that find them without whitening.
 _DIAGONAL = ("meanfield", "lowrank")
 
 

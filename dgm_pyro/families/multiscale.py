@@ -1,7 +1,7 @@
 r"""Multiscale flows: p(x) of images by a change of variables, from the finest scale to the coarsest.
 
 From x to z, each scale squeezes the image (2x2 pixels become channels), applies couplings, and splits the channels: one
-half, v, is factored out, and the other half, h, goes on to the next scale. The factored-out half is Normal given h,
+half, v, is factored out, and the other half, h, continues to the next scale. The factored-out half is Normal given h,
 
 .. math::
     p(v \mid h) = N(\mu(h), \sigma(h)^2), \qquad z = (v - \mu(h)) / \sigma(h) \sim N(0, I),

@@ -1,4 +1,4 @@
-"""Networks of a part of x: of the observed features, and of the mask that marks them."""
+"""Networks of the observed features of x, and of the mask that marks them."""
 
 from __future__ import annotations
 

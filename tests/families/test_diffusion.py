@@ -423,7 +423,7 @@ def test_training_by_a_weighted_error_is_judged_by_the_bound():
     ("make", "message"),
     [
         (lambda: small(levels=5, predict="levels"), "predicts levels: build it with predict='v' or 'edm'"),
-        (lambda: small().unroll(), "error of a denoiser of x, which UnrolledDiffusion does not state.*'elbo'"),
+        (lambda: small().unroll(), "error of a denoiser of x, but UnrolledDiffusion has none.*'elbo'"),
         (
             lambda: dgm.VAE(small(), dgm.Normal(2, MLP((2,), 4)), dgm.Normal(2, MLP((2,), 4))),
             "but VAE has none: use it for a Diffusion",

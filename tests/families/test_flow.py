@@ -732,7 +732,7 @@ BAD = {
     "given-differs": (
         lambda: dgm.Flow(2, [coupling(given_shape=(5,))], dgm.Normal(2, MLP((3,), 4, (8,)))),
         ValueError,
-        r"several shapes, \[\(3,\), \(5,\)\]",
+        r"different shapes, \[\(3,\), \(5,\)\]",
     ),
     "given-missing": (lambda: GIVEN().sample(2), ValueError, r"is conditional: pass given, of shape \(B, \*\(3,\)\)"),
     "given-too-much": (lambda: GOOD().sample(2, torch.zeros(2, 3)), ValueError, "not conditional: leave it out"),

@@ -446,7 +446,7 @@ def test_plain_svi_trains_both_factors():
         (
             lambda: Labeled(dgm.Categorical((), 4), dgm.Normal(1, nn.Embedding(3, 2))),
             ValueError,
-            "program knows 3 classes, but the prior has 4",
+            "program has 3 classes, but the prior has 4",
         ),
         (
             lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(1, nn.Linear(2, 2), given_shape=(2,))),
